@@ -1,0 +1,113 @@
+//! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
+
+use crate::spec::WireSpec;
+
+/// One wire as it stood when it was asked for.
+#[derive(Clone, Debug)]
+pub struct WireStatus {
+    /// What was asked for.
+    pub spec: WireSpec,
+    /// The state of each end, in the order of `spec.ends`.
+    pub ends: [EndState; 2],
+    /// Frames from end 0 to end 1, and from end 1 to end 0.
+    pub directions: [Traffic; 2],
+    /// The queues that are joined now: 0 while an end is away. A kernel to kernel wire counts as one.
+    pub queues: usize,
+}
+
+impl WireStatus {
+    /// Whether frames can cross.
+    pub fn is_up(&self) -> bool {
+        self.queues > 0
+    }
+}
+
+/// What one end is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndState {
+    /// A server without a peer.
+    Listening {
+        /// Why the last peer left, or was refused.
+        last_error: Option<String>,
+    },
+    /// A client that has not reached its server.
+    Connecting {
+        /// Why the last try failed, or why the connection ended.
+        last_error: Option<String>,
+    },
+    /// A peer is there.
+    Connected {
+        /// The name the peer gave.
+        peer: String,
+    },
+    /// A kernel interface that exists.
+    Up,
+    /// An end that cannot come back by itself.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl EndState {
+    /// One word for a table: `listening`, `connecting`, `connected`, `up` or `failed`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Listening { .. } => "listening",
+            Self::Connecting { .. } => "connecting",
+            Self::Connected { .. } => "connected",
+            Self::Up => "up",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// What crossed in one direction since the wire was made, over all queues and reconnects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames delivered.
+    pub frames: u64,
+    /// Bytes delivered, without FCS.
+    pub bytes: u64,
+    /// Frames not delivered, by reason, in the order of [`DropReason::ALL`].
+    pub drops: [u64; DropReason::ALL.len()],
+}
+
+impl Traffic {
+    /// Frames dropped for any reason.
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+}
+
+/// Why a frame was not delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// The target had no room, and the wire says `drop`.
+    Full,
+    /// Longer than the target can ever take.
+    TooLong,
+    /// Too short to be a frame of the target, or empty.
+    TooShort,
+    /// Its offload header contradicts its contents.
+    BadOffload,
+    /// The kernel refused it.
+    Refused,
+}
+
+impl DropReason {
+    /// Every reason, in the order of [`Traffic::drops`].
+    pub const ALL: [Self; 5] = [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused];
+
+    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::TooLong => "too_long",
+            Self::TooShort => "too_short",
+            Self::BadOffload => "bad_offload",
+            Self::Refused => "refused",
+        }
+    }
+}
