@@ -1,1 +1,4 @@
 //! ffi
+
+pub mod netns;
+pub mod tap;
