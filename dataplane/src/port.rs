@@ -17,9 +17,9 @@ pub trait Source {
     /// Reads how far the peer is. `false`: there is certainly no frame.
     fn look(&mut self) -> Result<bool, Fault>;
 
-    /// The next frame, without taking it: asked again, it answers the same. `scratch` is for frames
-    /// that lie in pieces.
-    fn peek<'a>(&'a mut self, scratch: &'a mut Scratch) -> Result<Option<Frame<'a>>, Fault>;
+    /// The next frame, without taking it: asked again, it answers the same. A frame that lies in
+    /// pieces is put together in `gather`, which has [`FRAME_MAX`] bytes.
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault>;
 
     /// Takes the frame that was peeked, of which `slots` is a part.
     fn advance(&mut self, slots: u16);
@@ -73,28 +73,6 @@ pub enum Put {
     Full,
     /// It can never be stored.
     Refused(DropReason),
-}
-
-/// Room for one frame, shared by all links of a worker.
-pub struct Scratch {
-    /// The frame being put together.
-    pub frame: Box<[u8]>,
-    /// One segment of it.
-    pub segment: Box<[u8]>,
-}
-
-impl Scratch {
-    /// Room for the largest frame there is.
-    pub fn new() -> Self {
-        let room = || vec![0; FRAME_MAX].into_boxed_slice();
-        Self { frame: room(), segment: room() }
-    }
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// A peer broke its protocol. Small and without text: it is made on the data path and written out

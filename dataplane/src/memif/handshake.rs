@@ -334,7 +334,7 @@ mod tests {
     use super::*;
     use crate::memif::message::{AddRegion, AddRing, Direction};
     use crate::offload::VnetHeader;
-    use crate::port::{Frame, Put, Scratch, Source, Target};
+    use crate::port::{FRAME_MAX, Frame, Put, Source, Target};
 
     fn spec() -> MemifSpec {
         let mut spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);
@@ -380,7 +380,7 @@ mod tests {
     /// Frames of one piece and of many, on the second queue.
     fn carry(from: &mut Queues, to: &mut Queues) {
         let (sender, receiver) = (&mut from.senders[1], &mut to.receivers[1]);
-        let mut scratch = Scratch::new();
+        let mut gather = vec![0; FRAME_MAX];
         for size in [1usize, 60, 2048, 2049, 9000] {
             let data: Vec<u8> = (0..size).map(|i| i as u8).collect();
             let frame = Frame { bytes: data[..].into(), offload: VnetHeader::default(), slots: 0 };
@@ -388,7 +388,7 @@ mod tests {
             assert_eq!(sender.put(&frame).unwrap(), Put::Stored);
             sender.publish();
             assert!(receiver.look().unwrap());
-            let frame = receiver.peek(&mut scratch).unwrap().unwrap();
+            let frame = receiver.peek(&mut gather).unwrap().unwrap();
             let mut out = vec![0; frame.bytes.len()];
             assert!(frame.bytes.copy_out(&mut out));
             let slots = frame.slots;

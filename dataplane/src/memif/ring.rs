@@ -17,7 +17,7 @@ use ferrule_ffi::span::SpanMut;
 
 use crate::memif::message::Direction;
 use crate::offload::VnetHeader;
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Scratch, Source, Target};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
 
@@ -168,9 +168,9 @@ impl Receiver {
         }
     }
 
-    /// Puts a chain together in the scratch: the pieces lie in consecutive slots.
+    /// Puts a chain together: the pieces lie in consecutive slots.
     #[cold]
-    fn gather<'a>(&self, scratch: &'a mut Scratch) -> Result<Frame<'a>, Fault> {
+    fn gather<'a>(&self, gather: &'a mut [u8]) -> Result<Frame<'a>, Fault> {
         let mut length = 0;
         let mut slots = 0;
         loop {
@@ -182,13 +182,13 @@ impl Receiver {
             let bytes = self.ring.regions.get(usize::from(piece.region));
             let bytes = bytes.and_then(|region| region.span(piece.offset, piece.length));
             let bytes = bytes.ok_or_else(|| piece.fault(slot))?;
-            if slots == PIECES_MAX || !bytes.copy_out(&mut scratch.frame[length..]) {
+            if slots == PIECES_MAX || !bytes.copy_out(&mut gather[length..]) {
                 return Err(Fault::Oversize { slot: self.next });
             }
             length += bytes.len();
             slots += 1;
             if piece.flags & NEXT == 0 {
-                let bytes = scratch.frame[..length].into();
+                let bytes = gather[..length].into();
                 return Ok(Frame { bytes, offload: VnetHeader::default(), slots });
             }
         }
@@ -210,13 +210,13 @@ impl Source for Receiver {
     }
 
     #[inline(always)]
-    fn peek<'a>(&'a mut self, scratch: &'a mut Scratch) -> Result<Option<Frame<'a>>, Fault> {
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
         if self.next == self.filled {
             return Ok(None);
         }
         let descriptor = Descriptor::parse(self.ring.table.read(self.next));
         if descriptor.flags & NEXT != 0 {
-            return self.gather(scratch).map(Some);
+            return self.gather(gather).map(Some);
         }
         let region = self.ring.regions.get(usize::from(descriptor.region));
         match region.and_then(|region| region.span(descriptor.offset, descriptor.length)) {
