@@ -118,8 +118,7 @@ proptest! {
 
 #[test]
 fn a_frame_that_is_not_what_its_header_says_is_refused() {
-    let tcp = Flow { exts: Exts::default(), ..Flow::plain(true) };
-    let (frame, header) = tcp.gso();
+    let (frame, header) = Flow::plain(true).gso();
     let refused = |frame: &[u8], header| Segments::new(frame, &header).err();
     assert_eq!(refused(&frame, header), None);
     for gso_type in [VnetHeader::GSO_NONE, VnetHeader::GSO_TCPV6, VnetHeader::GSO_UDP_L4] {
@@ -141,6 +140,22 @@ fn a_frame_that_is_not_what_its_header_says_is_refused() {
     assert_eq!(changed(21, 0x01), Some(BadOffload::Fragment));
     assert_eq!(changed(23, ip_number::ICMP.0), Some(BadOffload::OtherProtocol));
     assert_eq!(changed(46, 0x40), Some(BadOffload::Truncated), "a TCP header of 16 bytes");
+}
+
+#[test]
+fn headers_that_overlap_or_leave_the_packet_are_refused() {
+    for (tcp, headers_len) in [(true, 40), (false, 28)] {
+        let (mut frame, header) = Flow::plain(tcp).gso();
+        frame[16..18].copy_from_slice(&(headers_len - 1u16).to_be_bytes());
+        assert_eq!(Segments::new(&frame, &header).err(), Some(BadOffload::Truncated));
+        frame[16..18].copy_from_slice(&headers_len.to_be_bytes());
+        assert_eq!(Segments::new(&frame, &header).map(|segments| segments.count()), Ok(1));
+    }
+
+    // An IPv4 header of 8 bytes, and after them what could be a TCP header, where csum_start has it.
+    let (mut frame, header) = Flow::plain(true).gso();
+    (frame[14], frame[34]) = (0x42, 0x50);
+    assert_eq!(Segments::new(&frame, &VnetHeader { csum_start: 22, ..header }).err(), Some(BadOffload::Truncated));
 }
 
 #[test]
@@ -183,6 +198,7 @@ fn write_all(frame: &[u8], header: &VnetHeader) {
 
 /// A GSO frame to be: what is in its headers, and what it carries.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are bits of headers")]
 struct Flow {
     vlans: usize,
     v6: bool,
