@@ -48,15 +48,15 @@ impl Tools {
     }
 }
 
-/// What one visit to a link did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What one visit to a link did; of several, the last in this order counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Visit {
     /// There was nothing.
     Quiet,
-    /// Frames were moved or dropped.
-    Moved,
     /// Frames wait, and the target has no room.
     Stalled,
+    /// Frames were moved or dropped.
+    Moved,
 }
 
 /// Which end of a link broke its protocol.

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::memif::layout::{Layout, LayoutError, Queues, REGIONS_MAX};
 use crate::memif::message::{Hello, Init, Message, MessageError, VERSION, mode_number};
-use crate::spec::{MemifSpec, Mode, QUEUES_MAX, RING_MAX, Role, Secret};
+use crate::spec::{MemifSpec, Mode, QUEUES_MAX, RING_MAX, Secret};
 
 /// A connection that carries data.
 pub struct Connection {
@@ -334,6 +334,7 @@ mod tests {
     use super::*;
     use crate::memif::message::{AddRegion, AddRing, Direction};
     use crate::offload::VnetHeader;
+    use crate::spec::Role;
     use crate::port::{FRAME_MAX, Frame, Put, Source, Target};
 
     fn spec() -> MemifSpec {
