@@ -189,9 +189,10 @@ mod tests {
             link.attributes.push(LinkAttribute::IfName(name.to_owned()));
             Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 }
         };
-        let names = (0..3 * BATCH_MAX + 1).map(|n| if n % 3 == 0 { "lo" } else { "no-such-link" });
-        let answers = Netlink::open().unwrap().exchange(names.map(named).collect()).unwrap();
-        assert_eq!(answers.len(), 3 * BATCH_MAX + 1);
+        let count = 3 * BATCH_MAX + 1;
+        let requests = (0..count).map(|n| named(if n % 3 == 0 { "lo" } else { "no-such-link" }));
+        let answers = Netlink::open().unwrap().exchange(requests.collect()).unwrap();
+        assert_eq!(answers.len(), count);
         for (n, answer) in answers.iter().enumerate() {
             match answer {
                 Ok(Some(RouteNetlinkMessage::NewLink(_))) => assert_eq!(n % 3, 0),
