@@ -100,10 +100,7 @@ impl Server {
                 Ok(Self::ExpectLayout(ExpectLayout { id: init.id, peer: init.name, layout }))
             }
             Self::ExpectLayout(state) => state.handle(message, files, offer, out),
-            Self::Connected(_) => {
-                no_file(&message, &files)?;
-                Err(Refusal::unexpected("DISCONNECT", message))
-            }
+            Self::Connected(_) => Err(Refusal::after_connect(message)),
         }
     }
 }
@@ -176,7 +173,7 @@ impl Client {
             }
             (Self::ExpectHello, other) => Err(Refusal::unexpected("HELLO", other)),
             (Self::ExpectAck(_), other) => Err(Refusal::unexpected("ACK", other)),
-            (Self::Connected(_), other) => Err(Refusal::unexpected("DISCONNECT", other)),
+            (Self::Connected(_), other) => Err(Refusal::after_connect(other)),
         }
     }
 }
@@ -270,6 +267,9 @@ pub enum Refusal {
     /// More clients in mid-handshake than a socket serves: the oldest goes.
     #[error("too many unfinished handshakes on this socket")]
     Crowded,
+    /// It broke the rules of the rings.
+    #[error("{0}")]
+    Fault(crate::port::Fault),
     /// Memory of our own could not be made.
     #[error("make the shared memory: {0}")]
     Memory(io::Error),
@@ -284,6 +284,11 @@ impl Refusal {
             Message::Disconnect { reason, .. } => Self::Left(reason),
             other => Self::Unexpected { expected, got: other.word() },
         }
+    }
+
+    /// What it means when a peer says something although data flows: only goodbye makes sense.
+    pub fn after_connect(message: Message) -> Self {
+        Self::unexpected("DISCONNECT", message)
     }
 
     /// Whether there is somebody left to tell.

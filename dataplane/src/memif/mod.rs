@@ -3,9 +3,11 @@
 //! - [`message`]: the 128 bytes of each message;
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
-//! - [`ring`]: the hot path.
+//! - [`ring`]: the hot path;
+//! - [`socket`]: listening, connecting, one message at a time.
 
 pub mod handshake;
 pub mod layout;
 pub mod message;
 pub mod ring;
+pub mod socket;
