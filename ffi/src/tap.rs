@@ -9,6 +9,8 @@ use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use nix::errno::Errno;
 use nix::unistd;
 
+use crate::span::Span;
+
 /// A TAP device. It is not persistent: dropping this value removes the interface.
 ///
 /// A virtio-net header of [`HEADER_LEN`] bytes, little-endian, precedes every frame in both
@@ -49,6 +51,18 @@ impl Tap {
     /// interface is gone, with its namespace for example, the answer is `EBADFD`.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(unistd::read(&self.fd, buffer)?)
+    }
+
+    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a piece of
+    /// a shared region that was truncated is `EFAULT`, not a signal.
+    pub fn write(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
+        let parts = [
+            libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN },
+            libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() },
+        ];
+        // SAFETY: both parts are readable for their lengths during the call; writev does not write to them.
+        let written = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 2) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn attach(&self, name: &str) -> io::Result<()> {
