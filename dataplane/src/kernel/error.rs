@@ -30,18 +30,18 @@ pub enum KernelError {
         place: Place,
     },
     /// A capability is missing.
-    #[error("{tried} {place}: not permitted; this needs CAP_NET_ADMIN there, and CAP_SYS_ADMIN to enter the namespace")]
+    #[error("{tried} {place}: not permitted; the forwarder needs CAP_NET_ADMIN there{}", to_enter(.place))]
     NotPermitted {
         /// What was tried.
         tried: String,
         /// On what.
         place: Place,
     },
-    /// The kernel has no TAP devices, or the container does not see them.
-    #[error(
-        "create {place}: open /dev/net/tun: {reason}; load the driver with `modprobe tun` and give the container the device"
-    )]
-    TunMissing {
+    /// The kernel lacks the kind of interface, or the container does not see its device.
+    #[error("create {place}: no `{driver}` driver: {reason}; load it with `modprobe {driver}`{}", and_device(.driver))]
+    DriverMissing {
+        /// The kernel module: `tun` or `veth`.
+        driver: &'static str,
         /// The interface that was to be made.
         place: Place,
         /// Why not.
@@ -91,7 +91,7 @@ pub enum KernelError {
         place: Place,
     },
     /// The kernel said no to something else.
-    #[error("{tried} {place}: {reason}; see `dmesg` for what the kernel says about it")]
+    #[error("{tried} {place}: {reason}; the kernel's log (`dmesg`) may say more")]
     Refused {
         /// What was tried.
         tried: String,
@@ -153,6 +153,55 @@ impl fmt::Display for Place {
     }
 }
 
+fn to_enter(place: &Place) -> &'static str {
+    if place.netns.is_some() { ", and CAP_SYS_ADMIN to enter the namespace" } else { "" }
+}
+
+fn and_device(driver: &str) -> &'static str {
+    if driver == "tun" { " and give the container /dev/net/tun" } else { "" }
+}
+
 fn next_hop(route: &Route) -> String {
     route.via.map(|via| format!(" via {via}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_becomes_what_was_tried_where_why_not_and_the_cure() {
+        let home = Place { interface: "eth9".parse().unwrap(), netns: None };
+        let pod = Place { netns: Some(NetNs::Pid(7)), ..home.clone() };
+        let address = Task::Address("10.0.0.1/24".parse().unwrap());
+        let cases = [
+            (
+                KernelError::refused(&Task::Up, &home, refusal(Errno::EPERM)),
+                "bring up interface `eth9` in the forwarder's own namespace: not permitted; \
+                 the forwarder needs CAP_NET_ADMIN there",
+            ),
+            (
+                KernelError::refused(&address, &pod, refusal(Errno::EPERM)),
+                "give address 10.0.0.1/24 to interface `eth9` in the namespace of pid 7: not permitted; \
+                 the forwarder needs CAP_NET_ADMIN there, and CAP_SYS_ADMIN to enter the namespace",
+            ),
+            (
+                KernelError::refused(&address, &pod, refusal(Errno::ENODEV)),
+                "give address 10.0.0.1/24 to interface `eth9` in the namespace of pid 7: it is gone; \
+                 someone removed it or its namespace: make the wire again",
+            ),
+            (
+                KernelError::DriverMissing { driver: "tun", place: home, reason: "ENOENT".to_owned() },
+                "create interface `eth9` in the forwarder's own namespace: no `tun` driver: ENOENT; \
+                 load it with `modprobe tun` and give the container /dev/net/tun",
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
+    fn refusal(errno: Errno) -> Refusal {
+        Refusal { errno, hint: None }
+    }
 }

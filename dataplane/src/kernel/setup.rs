@@ -157,3 +157,23 @@ fn family(address: IpAddr) -> AddressFamily {
 }
 
 const MTU_DEFAULT: u32 = 1500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_before_up_and_routes_behind_it() {
+        let address: IpNet = "10.0.0.1/24".parse().unwrap();
+        let [implied, far] = ["10.0.0.0/24", "10.1.0.0/16"].map(|to| Route { to: to.parse().unwrap(), via: None });
+        let spec = KernelSpec {
+            netns: None,
+            name: "eth9".parse().unwrap(),
+            mac: None,
+            mtu: None,
+            addresses: vec![address],
+            routes: vec![implied, far.clone()],
+        };
+        assert_eq!(tasks(&spec), [Task::Mtu(1500), Task::Address(address), Task::Up, Task::Route(far)]);
+    }
+}

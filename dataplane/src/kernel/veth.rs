@@ -36,6 +36,7 @@ impl VethPair {
     pub fn create(a: &KernelSpec, b: &KernelSpec) -> Result<Self, KernelError> {
         let mut sites = [Site::open(a)?, Site::open(b)?];
         make(&mut sites)?;
+        // A new RandomState has keys that no other one has: its hash of anything is a fresh number.
         let alias = format!("ferrule {:016x}", RandomState::new().hash_one(0));
         let [site_a, site_b] = &mut sites;
         let ends = match site_a.mark(&alias).and_then(|end_a| Ok([end_a, site_b.mark(&alias)?])) {
@@ -157,13 +158,16 @@ fn make([a, b]: &mut [Site<'_>; 2]) -> Result<(), KernelError> {
     link.attributes = vec![LinkAttribute::IfName(a.name().to_owned()), LinkAttribute::LinkInfo(info)];
     let request = Request { message: RouteNetlinkMessage::NewLink(link), flags: NLM_F_CREATE | NLM_F_EXCL };
     let Err(refusal) = a.netlink.request(request) else { return Ok(()) };
-    if refusal.errno != Errno::EEXIST {
-        return Err(KernelError::failed("create", &a.place, refusal));
-    }
-    // The kernel does not say which of the two names it means.
-    let name = a.name();
-    let taken = if find(&mut a.netlink, name).is_ok() { a } else { b };
-    Err(KernelError::NameTaken { place: taken.place.clone() })
+    let place = a.place.clone();
+    Err(match refusal.errno {
+        Errno::EOPNOTSUPP => KernelError::DriverMissing { driver: "veth", place, reason: refusal.to_string() },
+        // The kernel does not say which of the two names it means.
+        Errno::EEXIST if find(&mut a.netlink, a.spec.name.as_str()).is_err() => {
+            KernelError::NameTaken { place: b.place.clone() }
+        }
+        Errno::EEXIST => KernelError::NameTaken { place },
+        _ => KernelError::failed("create", &place, refusal),
+    })
 }
 
 /// What an interface sent, which is what the other one received: the kernel counts a frame of a
