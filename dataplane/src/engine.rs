@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::control::Control;
 use crate::control::state::{DoorError, State};
 use crate::control::wire::{Body, End, Wire};
-use crate::kernel::{TapInterface, VethPair};
+use crate::kernel::{Place, TapInterface, VethPair};
 use crate::spec::{EndSpec, FieldError, MemifSpec, Role, WireSpec};
 use crate::status::WireStatus;
 
@@ -124,7 +124,8 @@ impl Engine {
     fn make(&self, spec: WireSpec) -> Result<Wire, EngineError> {
         let failed = |end: usize, problem: String| EngineError::End { wire: spec.name.clone(), end, problem };
         if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
-            let pair = VethPair::create(a, b).map_err(|error| failed(usize::from(error.is_about(b)), error.to_string()))?;
+            let which = |place: &Place| usize::from(*place == Place::from(b));
+            let pair = VethPair::create(a, b).map_err(|error| failed(which(error.place()), error.to_string()))?;
             return Ok(Wire { spec, counters: Arc::default(), body: Body::Veth(pair) });
         }
         let mut doors = Doors { control: &self.control, open: Vec::new() };
@@ -135,7 +136,9 @@ impl Engine {
                     let interface = TapInterface::create(kernel).map_err(|error| failed(number, error.to_string()))?;
                     // The other end is in userspace, where we finish what the kernel leaves undone.
                     let offloads = interface.tap.set_offloads(true);
-                    offloads.map_err(|error| failed(number, format!("let {} leave offloads to us: {error}", kernel.name)))?;
+                    offloads.map_err(|error| {
+                        failed(number, format!("let {} leave offloads to us: {error}", kernel.name))
+                    })?;
                     End::tap(interface.tap)
                 }
                 EndSpec::Memif(memif) if memif.role == Role::Server => {

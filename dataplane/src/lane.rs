@@ -53,8 +53,11 @@ impl Lane {
         for from in 0..2 {
             let to = 1 - from;
             let [first, second] = &mut self.ends;
-            let (sources, targets) =
-                if from == 0 { (&mut first.sources, &mut second.targets) } else { (&mut second.sources, &mut first.targets) };
+            let (sources, targets) = if from == 0 {
+                (&mut first.sources, &mut second.targets)
+            } else {
+                (&mut second.sources, &mut first.targets)
+            };
             if targets.is_empty() {
                 continue;
             }

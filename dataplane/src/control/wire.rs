@@ -125,7 +125,11 @@ impl Wire {
             },
             Body::Lanes(joint) => {
                 let queues = joint.lanes.iter().filter(|lane| matches!(lane, LanePlace::Served(..))).count();
-                (joint.ends.each_ref().map(|end| end.state(joint.problem.as_ref())), queues, self.counters.each_ref().map(LinkCounters::read))
+                (
+                    joint.ends.each_ref().map(|end| end.state(joint.problem.as_ref())),
+                    queues,
+                    self.counters.each_ref().map(LinkCounters::read),
+                )
             }
         };
         WireStatus { spec: self.spec.clone(), ends, directions, queues }

@@ -103,6 +103,21 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// The interface it is about.
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::Namespace { place, .. }
+            | Self::NameTaken { place, .. }
+            | Self::NotPermitted { place, .. }
+            | Self::DriverMissing { place, .. }
+            | Self::Address { place, .. }
+            | Self::Route { place, .. }
+            | Self::Mtu { place, .. }
+            | Self::Gone { place, .. }
+            | Self::Refused { place, .. } => place,
+        }
+    }
+
     /// The kernel's refusal of one task.
     pub(super) fn refused(task: &Task, place: &Place, refusal: Refusal) -> Self {
         if matches!(refusal.errno, Errno::EPERM | Errno::ENODEV) {

@@ -339,8 +339,8 @@ mod tests {
     use super::*;
     use crate::memif::message::{AddRegion, AddRing, Direction};
     use crate::offload::VnetHeader;
-    use crate::spec::Role;
     use crate::port::{FRAME_MAX, Frame, Put, Source, Target};
+    use crate::spec::Role;
 
     fn spec() -> MemifSpec {
         let mut spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);

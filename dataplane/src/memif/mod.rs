@@ -4,8 +4,10 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
-//! - [`socket`]: listening, connecting, one message at a time.
+//! - [`socket`]: listening, connecting, one message at a time;
+//! - [`endpoint`]: all of it together for a program that is the far end of a wire.
 
+pub mod endpoint;
 pub mod handshake;
 pub mod layout;
 pub mod message;

@@ -152,6 +152,12 @@ impl Receiver {
         if self.buffers.is_some() { Direction::M2S } else { Direction::S2M }
     }
 
+    /// Takes the rings of the bell that were heard, so that it is not readable any more.
+    pub fn quiet_bell(&self) {
+        // An eventfd holds 8 bytes; a peer's may be in any state, and only whether it rings matters.
+        let _ = nix::unistd::read(&*self.ring.interrupt, &mut [0; 8]);
+    }
+
     /// As client: offers the buffers of `count` slots from `first` on. As server: says that the
     /// slots before `first` were consumed.
     fn offer(&mut self, first: u16, count: u16) {
