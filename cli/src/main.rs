@@ -1,0 +1,2 @@
+//! ferrule
+fn main() {}
