@@ -23,7 +23,7 @@ pub struct WiresArgs {
 /// Prints the wires.
 pub async fn run(args: &WiresArgs, socket: &Path) -> Result<(), CliError> {
     let wires = Admin::connect(socket).await?.list().await?.wires;
-    let text = if args.json { json::render(&wires) } else { table::render(&wires, &table::Look::of_stdout()) };
+    let text = if args.json { json::render(&wires) } else { table::render(&wires, table::Look::of_stdout()) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::rates::{Rate, WireRates};
 use crate::CliError;
 use crate::admin::Watch;
 use crate::text;
-use crate::wires::table::{Look, right};
+use crate::wires::table::{Look, right, state_cell};
 
 /// Prints `count` tables, or until interrupted.
 pub(super) async fn run(mut watch: Watch, count: Option<u64>) -> Result<(), CliError> {
@@ -26,27 +26,27 @@ pub(super) async fn run(mut watch: Watch, count: Option<u64>) -> Result<(), CliE
         }
         let separator = if printed > 0 { "\n" } else { "" };
         let mut stdout = std::io::stdout().lock();
-        write!(stdout, "{separator}{}", render(&readings.rates(), &Look::of_stdout()))?;
+        write!(stdout, "{separator}{}", render(&readings.rates(), Look::of_stdout()))?;
         stdout.flush()?;
         printed += 1;
     }
     Ok(())
 }
 
-fn render(wires: &[WireRates], look: &Look) -> String {
+fn render(wires: &[WireRates], look: Look) -> String {
     if wires.is_empty() {
         return "no wires\n".to_owned();
     }
     let mut table =
-        look.table(["WIRE", "STATE", "FRAMES/S A>B", "FRAMES/S B>A", "BITS/S A>B", "BITS/S B>A", "DROPS/S"]);
+        look.table(&["WIRE", "STATE"], &["FRAMES/S A>B", "FRAMES/S B>A", "BITS/S A>B", "BITS/S B>A", "DROPS/S"]);
     for WireRates { wire, state, rates } in wires {
         let each = |what: fn(&Rate) -> f64| {
             [0, 1].map(|way| rates.map_or("-".to_owned(), |rates| text::quantity(what(&rates.directions[way]), "")))
         };
-        let [frames_ab, frames_ba] = each(|rate| rate.frames_per_s);
-        let [bits_ab, bits_ba] = each(|rate| rate.bits_per_s);
-        let drops = rates.map_or("-".to_owned(), |rates| text::quantity(rates.drops_per_s(), ""));
-        let mut row = vec![text::foreign(&wire.name).into_owned().into(), crate::wires::table::state_cell(*state)];
+        let [frames_ab, frames_ba] = each(|rate| rate.frames);
+        let [bits_ab, bits_ba] = each(|rate| rate.bits);
+        let drops = rates.map_or("-".to_owned(), |rates| text::quantity(rates.drops(), ""));
+        let mut row = vec![text::foreign(&wire.name).into_owned().into(), state_cell(*state)];
         row.extend([frames_ab, frames_ba, bits_ab, bits_ba, drops].map(right));
         table.add_row(row);
     }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_per_wire_and_a_dash_where_nothing_is_known() {
-        let fast = Rate { frames_per_s: 14_880_952.0, bits_per_s: 7.142_857e9, drops_per_s: 3.0 };
+        let fast = Rate { frames: 14_880_952.0, bits: 7.142_857e9, drops: 3.0 };
         let rates = [Some(Rates { directions: [fast, Rate::default()] }), None];
         let wires: Vec<_> = fixtures::wires()
             .into_iter()
@@ -69,7 +69,7 @@ mod tests {
             .map(|(wire, rates)| WireRates { state: State::of(&wire), wire, rates })
             .collect();
         let expected = include_str!("../../tests/fixtures/top.txt");
-        assert_eq!(render(&wires, &Look { width: None, colour: false }), expected);
-        assert_eq!(render(&[], &Look { width: None, colour: false }), "no wires\n");
+        assert_eq!(render(&wires, Look { width: None, colour: false }), expected);
+        assert_eq!(render(&[], Look { width: None, colour: false }), "no wires\n");
     }
 }

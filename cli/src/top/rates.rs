@@ -21,26 +21,26 @@ pub(super) struct Rates {
     pub(super) directions: [Rate; 2],
 }
 
-/// How fast the counters of one direction move.
+/// How fast the counters of one direction move, per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Rate {
-    pub(super) frames_per_s: f64,
+    pub(super) frames: f64,
     /// Without FCS, preamble and gap.
-    pub(super) bits_per_s: f64,
-    pub(super) drops_per_s: f64,
+    pub(super) bits: f64,
+    pub(super) drops: f64,
 }
 
 impl Rates {
-    pub(super) fn frames_per_s(&self) -> f64 {
-        self.directions.iter().map(|rate| rate.frames_per_s).sum()
+    pub(super) fn frames(&self) -> f64 {
+        self.directions.iter().map(|rate| rate.frames).sum()
     }
 
-    pub(super) fn bits_per_s(&self) -> f64 {
-        self.directions.iter().map(|rate| rate.bits_per_s).sum()
+    pub(super) fn bits(&self) -> f64 {
+        self.directions.iter().map(|rate| rate.bits).sum()
     }
 
-    pub(super) fn drops_per_s(&self) -> f64 {
-        self.directions.iter().map(|rate| rate.drops_per_s).sum()
+    pub(super) fn drops(&self) -> f64 {
+        self.directions.iter().map(|rate| rate.drops).sum()
     }
 }
 
@@ -66,9 +66,9 @@ fn wire_rates(before: &Wire, now: &Wire, seconds: f64) -> Option<Rates> {
 fn direction_rate(before: &Traffic, now: &Traffic, seconds: f64) -> Option<Rate> {
     let per_s = |before: u64, now: u64| Some(now.checked_sub(before)? as f64 / seconds);
     Some(Rate {
-        frames_per_s: per_s(before.frames, now.frames)?,
-        bits_per_s: per_s(before.bytes, now.bytes)? * 8.0,
-        drops_per_s: per_s(dropped(before), dropped(now))?,
+        frames: per_s(before.frames, now.frames)?,
+        bits: per_s(before.bytes, now.bytes)? * 8.0,
+        drops: per_s(dropped(before), dropped(now))?,
     })
 }
 
@@ -91,12 +91,9 @@ mod tests {
         let rates = rates(Some(&before), &now)[0].rates.unwrap();
         assert_eq!(
             rates.directions,
-            [
-                Rate { frames_per_s: 2000.0, bits_per_s: 1_024_000.0, drops_per_s: 4.0 },
-                Rate { frames_per_s: 2.0, bits_per_s: 960.0, drops_per_s: 0.0 },
-            ]
+            [Rate { frames: 2000.0, bits: 1_024_000.0, drops: 4.0 }, Rate { frames: 2.0, bits: 960.0, drops: 0.0 },]
         );
-        assert_eq!((rates.frames_per_s(), rates.drops_per_s()), (2002.0, 4.0));
+        assert_eq!((rates.frames(), rates.drops()), (2002.0, 4.0));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) struct View {
     /// A name, because orders change between two readings.
     selected: Option<String>,
     /// Bits per second of each wire, the latest first.
-    history: HashMap<String, Vec<u64>>,
+    history: HashMap<String, Vec<f64>>,
 }
 
 impl View {
@@ -37,7 +37,7 @@ impl View {
         let mut old = std::mem::take(&mut self.history);
         for wire in &wires {
             let mut history = old.remove(&wire.wire.name).unwrap_or_default();
-            history.insert(0, wire.rates.map_or(0.0, |rates| rates.bits_per_s()).round() as u64);
+            history.insert(0, wire.rates.map_or(0.0, |rates| rates.bits()));
             history.truncate(HISTORY_MAX);
             self.history.insert(wire.wire.name.clone(), history);
         }
@@ -90,11 +90,8 @@ impl View {
     fn title(&self) -> Line<'static> {
         let of = |state: State| self.wires.iter().filter(|wire| wire.state == state).count();
         let sum = |what: fn(&Rates) -> f64| self.wires.iter().filter_map(|wire| wire.rates.as_ref()).map(what).sum();
-        let rates = format!(
-            "{}  {}",
-            text::quantity(sum(Rates::frames_per_s), "frame/s"),
-            text::quantity(sum(Rates::bits_per_s), "b/s")
-        );
+        let rates =
+            format!("{}  {}", text::quantity(sum(Rates::frames), "frame/s"), text::quantity(sum(Rates::bits), "b/s"));
         let mut spans = vec![" ferrule top ".bold(), Span::raw(format!(" {}   ", self.source))];
         for state in [State::Up, State::Waiting, State::Failed] {
             let count = of(state);
@@ -116,13 +113,13 @@ impl View {
         let rows = self.wires.iter().map(|WireRates { wire, state, rates }| {
             let show = |number: Option<f64>| number.map_or("-".to_owned(), |number| text::quantity(number, ""));
             let each = |what: fn(&Rate) -> f64| [0, 1].map(|way| show(rates.map(|rates| what(&rates.directions[way]))));
-            let drops = rates.map(|rates| rates.drops_per_s());
+            let drops = rates.map(|rates| rates.drops());
             let losing = self.colour && drops.is_some_and(|drops| drops > 0.0);
             let drops = number(show(drops)).style(if losing { Style::new().fg(Color::Red) } else { Style::new() });
             [Cell::from(text::foreign(&wire.name)), Cell::from(state.word()).style(self.state_style(*state))]
                 .into_iter()
-                .chain(each(|rate| rate.frames_per_s).map(number))
-                .chain(each(|rate| rate.bits_per_s).map(number))
+                .chain(each(|rate| rate.frames).map(number))
+                .chain(each(|rate| rate.bits).map(number))
                 .chain([drops])
                 .collect::<Row<'_>>()
         });
@@ -162,7 +159,10 @@ impl View {
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), words);
         let history = self.selected.as_ref().and_then(|name| self.history.get(name));
         let style = if self.colour { Style::new().fg(Color::Cyan) } else { Style::new() };
-        frame.render_widget(Sparkline::default().data(history.into_iter().flatten()).style(style), graph);
+        frame.render_widget(
+            Sparkline::default().data(history.into_iter().flatten().map(|&bits| whole(bits))).style(style),
+            graph,
+        );
     }
 
     fn state_style(&self, state: State) -> Style {
@@ -175,6 +175,12 @@ impl View {
             State::Failed => Color::Red,
         })
     }
+}
+
+/// The graph takes whole numbers only; rates are never negative.
+#[expect(clippy::cast_sign_loss, reason = "a float becomes the nearest number that there is, 0 at least")]
+fn whole(rate: f64) -> u64 {
+    rate as u64
 }
 
 /// The order of the wires.
@@ -217,9 +223,9 @@ impl Sort {
         };
         match self {
             Self::Name => Ordering::Equal,
-            Self::Frames => largest(Rates::frames_per_s),
-            Self::Bits => largest(Rates::bits_per_s),
-            Self::Drops => largest(Rates::drops_per_s),
+            Self::Frames => largest(Rates::frames),
+            Self::Bits => largest(Rates::bits),
+            Self::Drops => largest(Rates::drops),
             Self::State => a.state.cmp(&b.state),
         }
     }
@@ -236,14 +242,14 @@ mod tests {
     use super::*;
     use crate::wires::fixtures;
 
-    fn rates(frames_per_s: f64) -> Option<Rates> {
-        let rate = Rate { frames_per_s, bits_per_s: frames_per_s * 512.0, drops_per_s: 0.0 };
-        Some(Rates { directions: [rate, Rate::default()] })
+    fn rates(frames: f64) -> Rates {
+        let rate = Rate { frames, bits: frames * 512.0, drops: 0.0 };
+        Rates { directions: [rate, Rate::default()] }
     }
 
     fn view() -> View {
         let mut view = View::new("/run/ferrule/admin.sock".to_owned(), false);
-        let rates = [rates(10.0), None, rates(14_880_952.0)];
+        let rates = [Some(rates(10.0)), None, Some(rates(14_880_952.0))];
         let wires = fixtures::wires().into_iter().zip(rates);
         view.update(wires.map(|(wire, rates)| WireRates { state: State::of(&wire), wire, rates }).collect());
         view

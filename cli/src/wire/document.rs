@@ -175,9 +175,8 @@ idle: poll
         let labels: Vec<_> = items.iter().map(|item| item.label.as_str()).collect();
         assert_eq!(labels, ["a-b", "b-c"]);
         for item in &items {
-            let lines = item.yaml.lines().zip(FILE.lines()).filter(|(line, _)| !line.is_empty() && !line.contains('#'));
-            for (line, original) in lines {
-                assert_eq!(line.trim(), original.trim_start_matches([' ', '-']));
+            for (line, original) in item.yaml.lines().zip(FILE.lines()) {
+                assert!(line.trim().is_empty() || original.ends_with(line.trim_start()), "{line} of {original}");
             }
         }
         assert!(items[0].yaml.contains("secret: 0123"));
@@ -214,6 +213,6 @@ idle: poll
         }
         assert!(message("wires: { a: b }").contains("not a list"));
         assert!(message("wires:\n  - name: [\n").contains("line"));
-        assert!(message(&"[".repeat(100_000)).contains("deep") || message(&"[".repeat(100_000)).contains("read"));
+        assert!(message(&"[".repeat(40)).contains("deeper"));
     }
 }

@@ -26,8 +26,8 @@ impl Look {
         Self { width, colour: text::colour_wanted() }
     }
 
-    /// An empty table with this header.
-    pub(crate) fn table<const N: usize>(&self, header: [&str; N]) -> Table {
+    /// An empty table with columns of words and, right of them, columns of numbers.
+    pub(crate) fn table(self, words: &[&str], numbers: &[&str]) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
         if let Some(width) = self.width {
@@ -40,30 +40,29 @@ impl Look {
         } else {
             table.force_no_tty();
         }
-        table.set_header(header.map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+        let header = words.iter().map(Cell::new).chain(numbers.iter().map(right));
+        table.set_header(header.map(|cell| cell.add_attribute(Attribute::Bold)));
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         table
     }
 }
 
 /// The table and what there is to say about it.
-pub(super) fn render(wires: &[Wire], look: &Look) -> String {
+pub(super) fn render(wires: &[Wire], look: Look) -> String {
     if wires.is_empty() {
         return "no wires; add one with `ferrule wire add`\n".to_owned();
     }
-    let mut table =
-        look.table(["WIRE", "STATE", "END A", "END B", "FRAMES A>B", "FRAMES B>A", "BYTES A>B", "BYTES B>A", "DROPS"]);
+    let mut table = look.table(&["WIRE", "STATE", "END A", "END B"], &["FRAMES A>B", "FRAMES B>A", "BYTES", "DROPS"]);
     for wire in wires {
-        let sums = wire.directions.iter();
-        let numbers = (0..2).map(|way| wire.directions.get(way).map_or(0, |traffic| traffic.frames));
-        let numbers = numbers.map(text::count);
-        let bytes = (0..2).map(|way| wire.directions.get(way).map_or(0, |traffic| traffic.bytes));
-        let bytes = bytes.map(|bytes| text::quantity(bytes as f64, "B"));
-        let drops = text::count(sums.map(dropped).sum());
+        let ends = [0, 1].map(|side| wire.ends.get(side).map_or("".into(), |end| text::foreign(&end.description)));
+        let frames = [0, 1].map(|way| text::count(wire.directions.get(way).map_or(0, |traffic| traffic.frames)));
+        let bytes: u64 = wire.directions.iter().map(|traffic| traffic.bytes).sum();
+        let drops: u64 = wire.directions.iter().map(dropped).sum();
         let mut row = vec![Cell::new(text::foreign(&wire.name)), state_cell(State::of(wire))];
-        row.extend(
-            (0..2).map(|side| Cell::new(wire.ends.get(side).map_or("".into(), |end| text::foreign(&end.description)))),
-        );
-        row.extend(numbers.chain(bytes).chain([drops]).map(right));
+        row.extend(ends.map(Cell::new));
+        row.extend(frames.into_iter().chain([text::quantity(bytes as f64, "B"), text::count(drops)]).map(right));
         table.add_row(row);
     }
     let mut out = table.trim_fmt() + "\n";
@@ -143,26 +142,26 @@ mod tests {
     #[test]
     fn the_table_shows_each_wire_and_below_it_what_is_wrong() {
         let expected = include_str!("../../tests/fixtures/wires.txt");
-        assert_eq!(render(&fixtures::wires(), &PLAIN), expected);
+        assert_eq!(render(&fixtures::wires(), PLAIN), expected);
     }
 
     #[test]
     fn colours_come_only_when_wanted() {
-        let coloured = render(&fixtures::wires(), &Look { width: None, colour: true });
+        let coloured = render(&fixtures::wires(), Look { width: None, colour: true });
         assert!(coloured.contains("\x1b["), "{coloured}");
-        assert!(!render(&fixtures::wires(), &PLAIN).contains('\x1b'));
+        assert!(!render(&fixtures::wires(), PLAIN).contains('\x1b'));
     }
 
     #[test]
     fn the_table_fits_a_narrow_terminal() {
-        let narrow = render(&fixtures::wires(), &Look { width: Some(100), colour: false });
+        let narrow = render(&fixtures::wires(), Look { width: Some(100), colour: false });
         let table = narrow.split("\n\n").next().unwrap();
         assert!(table.lines().all(|line| line.chars().count() <= 100), "{narrow}");
     }
 
     #[test]
     fn no_wires_are_said_in_words() {
-        assert_eq!(render(&[], &PLAIN), "no wires; add one with `ferrule wire add`\n");
+        assert_eq!(render(&[], PLAIN), "no wires; add one with `ferrule wire add`\n");
     }
 
     #[test]
@@ -170,7 +169,7 @@ mod tests {
         let mut wires = fixtures::wires();
         wires[2].ends[1].detail = "gone\x1b[2J".to_owned();
         wires[2].ends[0].description = "memif \x07".to_owned();
-        let text = render(&wires, &PLAIN);
+        let text = render(&wires, PLAIN);
         assert!(!text.contains(['\x1b', '\x07']), "{text}");
     }
 }
