@@ -12,7 +12,7 @@ use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table, TableState
 use super::rates::{Rate, Rates, WireRates};
 use crate::text;
 use crate::wires::State;
-use crate::wires::table::remarks;
+use crate::wires::table::{losses, trouble};
 
 /// The wires in the wanted order, and which of them is looked at closely.
 pub(super) struct View {
@@ -61,8 +61,9 @@ impl View {
     /// Paints everything.
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
         let details = self.details();
+        let words_height = height(&details, frame.area().width.saturating_sub(2));
         // Two lines of border, five of graph; a short screen keeps the table.
-        let details_height = (details.len() as u16 + 7).min(frame.area().height / 2);
+        let details_height = (words_height + 7).min(frame.area().height / 2);
         let rows =
             [Constraint::Length(1), Constraint::Min(3), Constraint::Length(details_height), Constraint::Length(1)];
         let [title, table, below, keys] = Layout::vertical(rows).areas(frame.area());
@@ -132,21 +133,16 @@ impl View {
         let Some(wire) = self.selected_index().map(|index| &self.wires[index].wire) else {
             return vec![Line::from("no wires; add one with `ferrule wire add`")];
         };
-        let mut lines: Vec<_> = ["A", "B"]
-            .iter()
-            .zip(&wire.ends)
-            .map(|(side, end)| {
-                let peer = if end.state == "connected" { end.detail.as_str() } else { "" };
-                let peer = if peer.is_empty() { String::new() } else { format!(" with {}", text::foreign(peer)) };
-                Line::from(format!(
-                    "end {side}: {}, {}{peer}",
-                    text::foreign(&end.description),
-                    text::foreign(&end.state)
-                ))
-            })
-            .collect();
-        lines.extend(remarks(wire).into_iter().map(Line::from));
-        lines
+        let ends = ["A", "B"].iter().zip(&wire.ends).map(|(side, end)| {
+            let peer = text::foreign(&end.detail);
+            let state = match trouble(end) {
+                Some(trouble) => trouble,
+                None if end.state == "connected" && !peer.is_empty() => format!("connected with {peer}"),
+                None => text::foreign(&end.state).into_owned(),
+            };
+            format!("end {side}, {}, {state}", text::foreign(&end.description))
+        });
+        ends.chain(losses(wire)).map(Line::from).collect()
     }
 
     fn draw_details(&self, frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'_>>) {
@@ -154,7 +150,7 @@ impl View {
         let block = Block::bordered().title(format!(" {name} ")).title_bottom(" bits per second, newest left ");
         let inside = block.inner(area);
         frame.render_widget(block, area);
-        let rows = [Constraint::Length(lines.len() as u16), Constraint::Fill(1)];
+        let rows = [Constraint::Length(height(&lines, inside.width)), Constraint::Fill(1)];
         let [words, graph] = Layout::vertical(rows).areas(inside);
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), words);
         let history = self.selected.as_ref().and_then(|name| self.history.get(name));
@@ -175,6 +171,15 @@ impl View {
             State::Failed => Color::Red,
         })
     }
+}
+
+/// Rows that the lines fill when wrapped. Wrapping at words can need a row more than wrapping at letters.
+fn height(lines: &[Line<'_>], width: u16) -> u16 {
+    let rows = |line: &Line<'_>| match line.width().div_ceil(usize::from(width).max(1)) {
+        0 | 1 => 1,
+        rows => rows + 1,
+    };
+    lines.iter().map(rows).sum::<usize>().min(usize::from(u16::MAX / 2)) as u16
 }
 
 /// The graph takes whole numbers only; rates are never negative.
@@ -269,7 +274,7 @@ mod tests {
     fn the_screen_shows_wires_totals_and_the_selected_wire_in_words() {
         let screen = painted(&view(), 100, 24);
         for part in
-            ["1 up", "1 waiting", "1 failed", "14.9 Mframe/s", "7.62 G", "a-b: 12 frames were dropped", "q quit"]
+            ["1 up", "1 waiting", "1 failed", "14.9 Mframe/s", "7.62 G", "12 frames dropped from A to B", "q quit"]
         {
             assert!(screen.contains(part), "{part} is missing:\n{screen}");
         }

@@ -1,5 +1,6 @@
 //! Wires for people: a table, and below it in full words what is not as it should be.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
@@ -92,25 +93,18 @@ pub(crate) fn state_cell(state: State) -> Cell {
 }
 
 /// What a person should know of a wire and a table has no room for.
-pub(crate) fn remarks(wire: &Wire) -> Vec<String> {
+fn remarks(wire: &Wire) -> Vec<String> {
+    let ends = ["A", "B"].iter().zip(&wire.ends);
+    let ends = ends.filter_map(|(side, end)| {
+        let trouble = trouble(end)?;
+        Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
+    });
     let name = text::foreign(&wire.name);
-    let mut remarks = Vec::new();
-    for (side, end) in ["A", "B"].iter().zip(&wire.ends) {
-        if let Some(trouble) = trouble(end) {
-            remarks.push(format!("{name}: end {side}, {}, {trouble}", text::foreign(&end.description)));
-        }
-    }
-    for (way, traffic) in ["A to B", "B to A"].iter().zip(&wire.directions) {
-        for drop in traffic.drops.iter().filter(|drop| drop.frames > 0) {
-            let frames = text::count(drop.frames);
-            let plural = if drop.frames == 1 { "frame was" } else { "frames were" };
-            remarks.push(format!("{name}: {frames} {plural} dropped from {way}, {}", because(&drop.reason)));
-        }
-    }
-    remarks
+    ends.chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
 }
 
-fn trouble(end: &End) -> Option<String> {
+/// What is wrong with an end, if anything, as the rest of a sentence about it.
+pub(crate) fn trouble(end: &End) -> Option<String> {
     let detail = text::foreign(&end.detail);
     let (what, cause) = match end.state.as_str() {
         "listening" => ("waits for a peer", "the last one was turned away or left"),
@@ -121,14 +115,25 @@ fn trouble(end: &End) -> Option<String> {
     Some(if detail.is_empty() { what.to_owned() } else { format!("{what}; {cause}: {detail}") })
 }
 
-fn because(reason: &str) -> String {
+/// Which frames were dropped, and why: a sentence for each direction and reason.
+pub(crate) fn losses(wire: &Wire) -> impl Iterator<Item = String> {
+    let directions = ["A to B", "B to A"].into_iter().zip(&wire.directions);
+    directions.flat_map(|(way, traffic)| {
+        traffic.drops.iter().filter(|drop| drop.frames > 0).map(move |drop| {
+            let plural = if drop.frames == 1 { "" } else { "s" };
+            format!("{} frame{plural} dropped from {way}: {}", text::count(drop.frames), cause(&drop.reason))
+        })
+    })
+}
+
+fn cause(reason: &str) -> Cow<'_, str> {
     match reason {
-        "full" => "because the target had no room".to_owned(),
-        "too_long" => "because they were longer than the target can take".to_owned(),
-        "too_short" => "because they were too short to be frames".to_owned(),
-        "bad_offload" => "because their offload header contradicts their contents".to_owned(),
-        "refused" => "because the kernel refused them".to_owned(),
-        other => format!("because of `{}`", text::foreign(other)),
+        "full" => "no room in the target".into(),
+        "too_long" => "too long for the target".into(),
+        "too_short" => "too short to be a frame".into(),
+        "bad_offload" => "an offload header that contradicts the contents".into(),
+        "refused" => "refused by the kernel".into(),
+        other => text::foreign(other),
     }
 }
 
