@@ -74,16 +74,6 @@ impl<'a> Span<'a> {
         (len <= self.len).then_some(Self { len, ..self })
     }
 
-    /// Asks the CPU to fetch the first cache line: a hint, without effect on what is read.
-    #[inline(always)]
-    pub fn prefetch(self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing architecturally and cannot fault.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast());
-        }
-    }
-
     /// For system calls that read the bytes themselves (writev).
     pub(crate) fn as_ptr(self) -> *const u8 {
         self.base
@@ -115,16 +105,6 @@ impl<'a> SpanMut<'a> {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// Asks the CPU to fetch the first cache line for writing: a hint.
-    #[inline(always)]
-    pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch writes nothing architecturally and cannot fault.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast_const().cast());
-        }
     }
 }
 
