@@ -1,1 +1,3 @@
 //! dpdk-forwarder
+pub mod config;
+pub mod plan;

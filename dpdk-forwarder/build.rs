@@ -1,0 +1,15 @@
+//! Compiles the admin API in Rust alone: no `protoc` is needed.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    const PROTO: &str = "proto/ferrule/admin/v1/admin.proto";
+    println!("cargo:rerun-if-changed={PROTO}");
+    let descriptors = protox::compile([PROTO], ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    tonic_prost_build::configure()
+        .file_descriptor_set_path(out.join("admin_descriptor.bin"))
+        .compile_fds(descriptors)?;
+    Ok(())
+}
