@@ -3,13 +3,14 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use prost::Message;
+
 fn main() -> Result<(), Box<dyn Error>> {
     const PROTO: &str = "proto/ferrule/admin/v1/admin.proto";
     println!("cargo:rerun-if-changed={PROTO}");
     let descriptors = protox::compile([PROTO], ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    tonic_prost_build::configure()
-        .file_descriptor_set_path(out.join("admin_descriptor.bin"))
-        .compile_fds(descriptors)?;
+    std::fs::write(out.join("admin_descriptor.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferrule_dataplane::spec::WireSpec;
+use ferrule_dataplane::spec::{EndSpec, WireSpec};
 use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
@@ -104,7 +104,8 @@ impl Wires {
     pub fn retry(&self) {
         let Ok(_turn) = self.turn() else { return };
         let broken: Vec<_> = self.engine.wires().into_iter().filter(is_broken).map(|status| status.spec.name).collect();
-        for spec in self.ledger().to_retry(&broken) {
+        let due = self.ledger().to_retry(&broken);
+        for spec in due {
             if broken.contains(&spec.name)
                 && let Err(problem) = self.engine.remove(&spec.name)
             {
@@ -230,12 +231,11 @@ impl Ledger {
     fn list(&self, statuses: Vec<WireStatus>) -> Vec<Listed> {
         let mut statuses: HashMap<_, _> =
             statuses.into_iter().map(|status| (status.spec.name.clone(), status)).collect();
-        let status = |entry: &Entry| match &entry.failure {
+        let mut status = |entry: &Entry| match &entry.failure {
             Some(reason) => Some(failed(&entry.spec, reason)),
             // Missing for the moment between its removal from the engine and from here.
             None => statuses.remove(&entry.spec.name),
         };
-        let mut status = status;
         self.entries
             .values()
             .filter_map(|entry| Some(Listed { origin: entry.origin, status: status(entry)? }))
@@ -255,6 +255,14 @@ fn is_broken(status: &WireStatus) -> bool {
 fn ends(spec: &WireSpec) -> String {
     let [first, second] = &spec.ends;
     format!("{first} - {second}")
+}
+
+/// One word for the kind of an end: `memif` or `kernel`.
+pub(crate) fn kind(end: &EndSpec) -> &'static str {
+    match end {
+        EndSpec::Memif(_) => "memif",
+        EndSpec::Kernel(_) => "kernel",
+    }
 }
 
 fn names(names: &[String]) -> String {
@@ -318,7 +326,9 @@ mod tests {
     }
 
     fn wire(name: &str) -> WireSpec {
-        let ends = format!("[{{memif: {{socket: '@{name}0', role: server}}}}, {{memif: {{socket: '@{name}1', role: server}}}}]");
+        let ends = format!(
+            "[{{memif: {{socket: '@{name}0', role: server}}}}, {{memif: {{socket: '@{name}1', role: server}}}}]"
+        );
         parse_wire(&format!("{{name: {name}, ends: {ends}}}")).unwrap()
     }
 

@@ -72,8 +72,7 @@ impl<'a> Seen<'a> {
                 SocketAddress::Abstract(_) => memif.netns.as_ref().map(NetNs::path),
             };
             let later = Place { wire, field: format!("ends[{end}].memif.id") };
-            let earlier =
-                self.servers.entry((&memif.socket, netns, memif.id)).or_insert_with(|| later.clone()).clone();
+            let earlier = self.servers.entry((&memif.socket, netns, memif.id)).or_insert_with(|| later.clone()).clone();
             if earlier.wire != wire {
                 let problem = format!("{} id {} is served already", memif.socket, memif.id);
                 self.conflicts.push(Conflict { later, earlier, problem, cure: "give one of them another id" });
@@ -100,8 +99,7 @@ impl<'a> Seen<'a> {
     fn kernel(&mut self, wire: usize, end: usize, kernel: &'a KernelSpec) {
         let netns = kernel.netns.as_ref().map(NetNs::path);
         let later = Place { wire, field: format!("ends[{end}].kernel.name") };
-        let earlier =
-            self.interfaces.entry((netns, kernel.name.as_str())).or_insert_with(|| later.clone()).clone();
+        let earlier = self.interfaces.entry((netns, kernel.name.as_str())).or_insert_with(|| later.clone()).clone();
         if earlier.wire != wire {
             let problem = format!("interface {} of the same namespace is made already", kernel.name);
             self.conflicts.push(Conflict { later, earlier, problem, cure: "rename one of them" });

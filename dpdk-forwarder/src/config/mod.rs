@@ -37,18 +37,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(path, &bytes)
-    }
-
     /// Checks the contents of a file that was read already.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        let text = std::str::from_utf8(bytes).map_err(|error| LoadError::Encoding {
-            path: path.to_owned(),
-            offset: error.valid_up_to(),
-        })?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|error| LoadError::Encoding { path: path.to_owned(), offset: error.valid_up_to() })?;
         Ok(Self::parse(&path.display().to_string(), text)?)
     }
 
@@ -73,7 +65,8 @@ impl Config {
         compare("workers", format!("{:?}", self.workers), format!("{:?}", newer.workers));
         compare("idle", idle_word(self.idle).to_owned(), idle_word(newer.idle).to_owned());
         compare("admin", self.admin.display().to_string(), newer.admin.display().to_string());
-        let metrics = |config: &Self| config.metrics.map_or_else(|| "nothing".to_owned(), |address| address.to_string());
+        let metrics =
+            |config: &Self| config.metrics.map_or_else(|| "nothing".to_owned(), |address| address.to_string());
         compare("metrics", metrics(self), metrics(newer));
         changes
     }
@@ -88,6 +81,26 @@ impl Default for Config {
             metrics: None,
             wires: Vec::new(),
         }
+    }
+}
+
+/// A good wires file as it was read, to tell later whether it changed.
+#[derive(Clone, Debug)]
+pub struct WiresFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub contents: Vec<u8>,
+    /// What that means.
+    pub config: Config,
+}
+
+impl WiresFile {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let contents = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        let config = Config::from_bytes(path, &contents)?;
+        Ok(Self { path: path.to_owned(), contents, config })
     }
 }
 
@@ -209,8 +222,7 @@ fn read_config(root: &Field<'_>, findings: &Findings) -> Config {
             field.wrong(format!("`{path}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
         }
     }
-    config.metrics =
-        table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
+    config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, findings)).collect();
     report_conflicts(&config.wires, &entries);
@@ -226,7 +238,9 @@ fn read_workers(field: &Field<'_>) -> Vec<usize> {
     let mut workers = Vec::new();
     for item in &items {
         match item.number::<usize>(0..=CPU_MAX) {
-            Some(cpu) if !seen.insert(cpu) => item.wrong(format!("CPU {cpu} is in the list already; one worker has it")),
+            Some(cpu) if !seen.insert(cpu) => {
+                item.wrong(format!("CPU {cpu} is in the list already; one worker has it"))
+            }
             cpu => workers.extend(cpu),
         }
     }
@@ -238,7 +252,8 @@ fn report_conflicts(wires: &[WireSpec], entries: &[Field<'_>]) {
         let Conflict { later, earlier, problem, cure } = &conflict;
         let line = entries[earlier.wire].line_of(&earlier.field);
         let name = &wires[earlier.wire].name;
-        entries[later.wire].wrong_below(&later.field, format!("{problem}, by the wire `{name}` on line {line}; {cure}"));
+        entries[later.wire]
+            .wrong_below(&later.field, format!("{problem}, by the wire `{name}` on line {line}; {cure}"));
     }
 }
 

@@ -131,7 +131,8 @@ impl<'a> Field<'a> {
 
     pub fn number<T: TryFrom<u64>>(&self, range: RangeInclusive<u64>) -> Option<T> {
         let text = self.text()?;
-        let number = text.parse().ok().filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
+        let number =
+            text.parse().ok().filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok());
         if number.is_none() {
             self.wrong(format!("`{text}`; a number from {} to {} is wanted", range.start(), range.end()));
         }

@@ -211,8 +211,10 @@ fn what_only_a_restart_can_change_is_listed() {
 
 #[test]
 fn a_kernel_interface_is_complete_with_its_name_alone() {
-    let wire = parse_wire("name: w\nends: [{ kernel: { name: a } }, { kernel: { name: b, netns: /run/netns/b } }]").unwrap();
-    let plain = KernelSpec { netns: None, name: "a".parse().unwrap(), mac: None, mtu: None, addresses: vec![], routes: vec![] };
+    let wire =
+        parse_wire("name: w\nends: [{ kernel: { name: a } }, { kernel: { name: b, netns: /run/netns/b } }]").unwrap();
+    let plain =
+        KernelSpec { netns: None, name: "a".parse().unwrap(), mac: None, mtu: None, addresses: vec![], routes: vec![] };
     assert_eq!(wire.ends[0], EndSpec::Kernel(plain));
 }
 

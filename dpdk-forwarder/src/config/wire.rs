@@ -3,7 +3,9 @@
 //! What cannot be read is replaced by a stand-in that collides with nothing, so that the rest of
 //! the wire is still judged, alone ([`WireSpec::check`]) and beside the others.
 
-use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, WireSpec};
+use ferrule_dataplane::spec::{
+    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, WireSpec,
+};
 
 use super::reader::{Field, Findings, Table};
 
@@ -96,9 +98,8 @@ fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
         _ => MemifSpec::new(SocketAddress::Abstract(stand_in(findings)), Role::Client),
     };
     let mode = table.optional("mode");
-    let mode = mode.map_or(Some(Mode::Ethernet), |field| {
-        field.choice(&[("ethernet", Mode::Ethernet), ("ip", Mode::Ip)])
-    });
+    let mode =
+        mode.map_or(Some(Mode::Ethernet), |field| field.choice(&[("ethernet", Mode::Ethernet), ("ip", Mode::Ip)]));
     memif.mode = mode.unwrap_or_default();
     memif.secret = table.optional("secret").and_then(|field| field.parse());
     let number = |key, default: u32| {
@@ -140,9 +141,9 @@ fn read_kernel(field: &Field<'_>, findings: &Findings) -> End {
 fn read_route(field: &Field<'_>) -> Option<Route> {
     let table = field.table(&["to", "via"])?;
     let to = table.required("to", ADDRESS).and_then(|field| field.parse_as(ADDRESS));
-    let via = table.optional("via").map_or(Some(None), |field| {
-        field.parse_as("an address as in `10.0.0.1` or `fd00::1`").map(Some)
-    });
+    let via = table
+        .optional("via")
+        .map_or(Some(None), |field| field.parse_as("an address as in `10.0.0.1` or `fd00::1`").map(Some));
     Some(Route { to: to?, via: via? })
 }
 
