@@ -24,7 +24,7 @@ impl Snapshot {
         Self { wires, process: Process::read() }
     }
 
-    /// In the OpenMetrics text format, version 1.0.0: [`CONTENT_TYPE`].
+    /// In the `OpenMetrics` text format, version 1.0.0: [`CONTENT_TYPE`].
     pub fn render(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));

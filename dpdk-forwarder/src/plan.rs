@@ -6,6 +6,7 @@ use ferrule_dataplane::spec::WireSpec;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a plan lives for a moment and is mostly additions")]
 pub enum Step {
     /// Remove the wire of this name.
     Remove(String),
@@ -22,10 +23,10 @@ pub fn plan(current: &[WireSpec], wanted: &[WireSpec]) -> Vec<Step> {
     removals.chain(additions).collect()
 }
 
-/// The wires of `these` that `those` do not have in exactly the same form.
-fn missing<'a>(these: &'a [WireSpec], those: &'a [WireSpec]) -> impl Iterator<Item = &'a WireSpec> {
-    let those: HashMap<_, _> = those.iter().map(|spec| (spec.name.as_str(), spec)).collect();
-    these.iter().filter(move |spec| those.get(spec.name.as_str()) != Some(spec))
+/// The wires of `list` that `other` does not have in exactly the same form.
+fn missing<'a>(list: &'a [WireSpec], other: &'a [WireSpec]) -> impl Iterator<Item = &'a WireSpec> {
+    let other: HashMap<_, _> = other.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+    list.iter().filter(move |spec| other.get(spec.name.as_str()) != Some(spec))
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! The program as a person meets it: exit codes, and what it prints. Needs no privilege.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -79,24 +82,27 @@ fn forwarder(config: &Path) -> Command {
 /// A forwarder whose log is read. It is killed when the test ends before it.
 struct Running {
     child: Child,
-    log: BufReader<ChildStderr>,
+    log: Receiver<String>,
 }
 
 impl Running {
     fn new(mut child: Child) -> Self {
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
         Self { child, log }
     }
 
-    /// Reads the log up to a line that contains `text`. The end of the log ends the wait as well.
+    /// Reads the log up to a line that contains `text`.
     fn until(&mut self, text: &str) {
-        let mut seen = String::new();
-        while self.log.read_line(&mut seen).unwrap() > 0 {
-            if seen.lines().next_back().is_some_and(|line| line.contains(text)) {
+        let mut seen = Vec::new();
+        while let Ok(line) = self.log.recv_timeout(Duration::from_secs(20)) {
+            if line.contains(text) {
                 return;
             }
+            seen.push(line);
         }
-        panic!("the log ended without `{text}`:\n{seen}");
+        panic!("no `{text}` in the log:\n{}", seen.join("\n"));
     }
 
     fn signal(&self, signal: Signal) {

@@ -1,6 +1,8 @@
 //! A whole forwarder in this process: file, admin API, reload, metrics and drain, with real memif listeners in a
 //! temporary directory. Needs no privilege.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;

@@ -83,7 +83,7 @@ async fn follow(reporter: HealthReporter, phase: watch::Receiver<Phase>) {
     while let Some(phase) = phases.next().await {
         set_health(&reporter, phase).await;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn set_health(reporter: &HealthReporter, phase: Phase) {

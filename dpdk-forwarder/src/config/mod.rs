@@ -239,7 +239,7 @@ fn read_workers(field: &Field<'_>) -> Vec<usize> {
     for item in &items {
         match item.number::<usize>(0..=CPU_MAX) {
             Some(cpu) if !seen.insert(cpu) => {
-                item.wrong(format!("CPU {cpu} is in the list already; one worker has it"))
+                item.wrong(format!("CPU {cpu} is in the list already; one worker has it"));
             }
             cpu => workers.extend(cpu),
         }
