@@ -179,8 +179,8 @@ impl Lab {
     }
 
     fn file(&self, wires: &[&str]) -> String {
-        let entries: String = wires.iter().map(|name| format!("  - {}\n", self.wire(name))).collect();
-        format!("admin: {}\nmetrics: 127.0.0.1:0\nwires:\n{entries}", self.admin().display())
+        let entries = wires.iter().map(|name| format!("  - {}", self.wire(name))).collect::<Vec<_>>().join("\n");
+        format!("admin: {}\nmetrics: 127.0.0.1:0\nwires:\n{entries}\n", self.admin().display())
     }
 
     fn path(&self) -> PathBuf {
