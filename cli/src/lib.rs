@@ -1,1 +1,97 @@
-//! cli
+//! The command that a person types: shows, makes and removes the wires of a running forwarder.
+//!
+//! It holds no state and knows nothing of wires but their names: what a wire may be is judged by the forwarder.
+//! One module per command, in reading order:
+//!
+//! - [`wires`]: every wire in a table, or as JSON.
+//! - [`wire`]: adds and removes wires.
+//! - [`top`]: what is moving now.
+//! - [`completions`]: completions for a shell.
+//!
+//! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use thiserror::Error;
+
+pub mod admin;
+pub mod completions;
+pub mod text;
+pub mod top;
+pub mod wire;
+pub mod wires;
+
+/// Virtual wires: show them, make them, watch them
+#[derive(Debug, Parser)]
+#[command(name = "ferrule", version)]
+pub struct Cli {
+    /// The forwarder's admin socket
+    #[arg(long, global = true, env = "FERRULE_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What a person can ask for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show every wire
+    Wires(wires::WiresArgs),
+    /// Add or remove wires
+    #[command(subcommand)]
+    Wire(wire::WireCommand),
+    /// Watch what is moving: live rates of every wire
+    Top(top::TopArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub async fn run(self) -> Result<(), CliError> {
+        let socket = &self.socket;
+        match self.command {
+            Command::Wires(args) => wires::run(&args, socket).await,
+            Command::Wire(command) => wire::run(command, socket).await,
+            Command::Top(args) => top::run(&args, socket).await,
+            Command::Completions(args) => completions::run(&args),
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// The forwarder cannot be asked, or said no.
+    #[error(transparent)]
+    Admin(#[from] admin::AdminError),
+    /// The wires to be added cannot be read.
+    #[error(transparent)]
+    Document(#[from] wire::DocumentError),
+    /// The arguments make no sense together.
+    #[error(transparent)]
+    Usage(clap::Error),
+    /// Some of several wires could not be added or removed; each was named already.
+    #[error("{failed} of {asked} wires failed")]
+    Some {
+        /// Wires that failed.
+        failed: usize,
+        /// Wires that were asked for.
+        asked: usize,
+    },
+    /// Our own output went wrong.
+    #[error("write the output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    /// Whether the reader of our output left, as `head` does: no fault of anybody.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Where the forwarder serves its admin API unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/ferrule/admin.sock";

@@ -1,10 +1,15 @@
 //! The engine: the one object a daemon needs to make wires.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::spec::{FieldError, WireSpec};
+use crate::control::Control;
+use crate::control::state::{DoorError, State};
+use crate::control::wire::{Body, End, Wire};
+use crate::kernel::{Place, TapInterface, VethPair};
+use crate::spec::{EndSpec, FieldError, MemifSpec, Role, WireSpec};
 use crate::status::WireStatus;
 
 /// How to run the workers.
@@ -27,39 +32,153 @@ pub enum Idle {
 }
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
-pub struct Engine {}
+pub struct Engine {
+    control: Control,
+}
 
 impl Engine {
     /// Starts the workers and the control thread.
-    pub fn start(_settings: &Settings) -> Result<Self, EngineError> {
-        unimplemented!()
+    pub fn start(settings: &Settings) -> Result<Self, EngineError> {
+        let mut cpus = settings.workers.clone();
+        cpus.sort_unstable();
+        cpus.dedup();
+        if cpus.is_empty() || cpus.len() != settings.workers.len() {
+            let text = "each worker needs a CPU of its own, and at least one is needed";
+            return Err(EngineError::Start(text.to_owned()));
+        }
+        let control = Control::start(settings).map_err(|error| EngineError::Start(error.to_string()))?;
+        Ok(Self { control })
     }
 
     /// Makes a wire. Returns when its listeners listen and its interfaces exist; a client end may
     /// still be connecting. Blocks for some milliseconds: call it from a thread that may wait.
-    pub fn add(&self, _spec: WireSpec) -> Result<(), EngineError> {
-        unimplemented!()
+    pub fn add(&self, spec: WireSpec) -> Result<(), EngineError> {
+        let errors = spec.check();
+        if !errors.is_empty() {
+            return Err(EngineError::Spec { wire: spec.name, errors });
+        }
+        let name = spec.name.clone();
+        self.reserve(&name)?;
+        // Interfaces take the kernel milliseconds: they are made while the name is only reserved.
+        let made = self.make(spec);
+        let mut state = self.control.state();
+        state.making.remove(&name);
+        state.wires.insert(name.clone(), made?);
+        state.join(&name);
+        drop(state);
+        self.control.wake();
+        tracing::info!(wire = name, "made");
+        Ok(())
     }
 
     /// Removes a wire and everything it made. Returns when no worker touches it any more. Blocks.
-    pub fn remove(&self, _name: &str) -> Result<(), EngineError> {
-        unimplemented!()
+    pub fn remove(&self, name: &str) -> Result<(), EngineError> {
+        if !self.control.state().begin_removal(name) {
+            return Err(EngineError::NoSuchWire(name.to_owned()));
+        }
+        self.control.wake();
+        self.wait_for_removal(&[name.to_owned()], REMOVAL);
+        tracing::info!(wire = name, "removed");
+        Ok(())
     }
 
     /// Every wire, in the order of their names.
     pub fn wires(&self) -> Vec<WireStatus> {
-        unimplemented!()
+        self.control.state().wires.values().map(Wire::status).collect()
     }
 
     /// One wire.
-    pub fn wire(&self, _name: &str) -> Option<WireStatus> {
-        unimplemented!()
+    pub fn wire(&self, name: &str) -> Option<WireStatus> {
+        self.control.state().wires.get(name).map(Wire::status)
     }
 
-    /// Removes every wire, politely: peers are told that the forwarder leaves, and frames already in
-    /// flight from a source are moved on as long as they flow and `grace` lasts. Blocks.
-    pub fn drain(&self, _grace: Duration) {
-        unimplemented!()
+    /// Removes every wire, politely: frames that peers have already published are moved on as long as
+    /// they flow, and peers are told that the forwarder leaves. Blocks, at most for `grace`.
+    pub fn drain(&self, grace: Duration) {
+        let mut state = self.control.state();
+        let names: Vec<_> = state.wires.keys().cloned().collect();
+        for name in &names {
+            state.begin_removal(name);
+        }
+        drop(state);
+        self.control.wake();
+        self.wait_for_removal(&names, grace);
+    }
+
+    fn wait_for_removal(&self, names: &[String], grace: Duration) {
+        let gone = |state: &State| names.iter().all(|name| !state.wires.contains_key(name));
+        if !self.control.wait(Instant::now() + grace, gone) {
+            tracing::warn!(?names, "wires are still being removed after {grace:?}");
+        }
+    }
+
+    fn reserve(&self, name: &str) -> Result<(), EngineError> {
+        let mut state = self.control.state();
+        if state.wires.contains_key(name) || !state.making.insert(name.to_owned()) {
+            return Err(EngineError::NameTaken(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Makes everything that a wire needs, or nothing.
+    fn make(&self, spec: WireSpec) -> Result<Wire, EngineError> {
+        let failed = |end: usize, problem: String| EngineError::End { wire: spec.name.clone(), end, problem };
+        if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
+            let which = |place: &Place| usize::from(*place == Place::from(b));
+            let pair = VethPair::create(a, b).map_err(|error| failed(which(error.place()), error.to_string()))?;
+            return Ok(Wire { spec, counters: Arc::default(), body: Body::Veth(pair) });
+        }
+        let mut doors = Doors { control: &self.control, open: Vec::new() };
+        let mut ends = Vec::with_capacity(2);
+        for (number, end) in spec.ends.iter().enumerate() {
+            ends.push(match end {
+                EndSpec::Kernel(kernel) => {
+                    let interface = TapInterface::create(kernel).map_err(|error| failed(number, error.to_string()))?;
+                    // The other end is in userspace, where we finish what the kernel leaves undone.
+                    let offloads = interface.tap.set_offloads(true);
+                    offloads.map_err(|error| {
+                        failed(number, format!("let {} leave offloads to us: {error}", kernel.name))
+                    })?;
+                    End::tap(interface.tap)
+                }
+                EndSpec::Memif(memif) if memif.role == Role::Server => {
+                    doors.open(&spec.name, number, memif).map_err(|error| failed(number, error.to_string()))?;
+                    End::server()
+                }
+                EndSpec::Memif(_) => End::client(),
+            });
+        }
+        let [a, b]: [End; 2] = ends.try_into().ok().expect("one end was made for each of the two");
+        doors.open.clear();
+        Ok(Wire::joint(spec, [a, b]))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.drain(REMOVAL);
+    }
+}
+
+/// Doors opened for a wire that is not made yet; closed again if it never is.
+struct Doors<'a> {
+    control: &'a Control,
+    open: Vec<MemifSpec>,
+}
+
+impl Doors<'_> {
+    fn open(&mut self, name: &str, end: usize, spec: &MemifSpec) -> Result<(), DoorError> {
+        self.control.state().open_door(name, end, spec)?;
+        self.open.push(spec.clone());
+        Ok(())
+    }
+}
+
+impl Drop for Doors<'_> {
+    fn drop(&mut self) {
+        for spec in &self.open {
+            self.control.state().close_door(spec);
+        }
     }
 }
 
@@ -98,3 +217,6 @@ pub enum EngineError {
 fn list(errors: &[FieldError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
+
+/// How long a removal may take: workers confirm within milliseconds.
+const REMOVAL: Duration = Duration::from_secs(5);

@@ -1,5 +1,29 @@
-//! Virtual wires between memif and kernel ends.
+//! Virtual wires: frames cross from one end to the other in one copy.
+//!
+//! This crate knows ports, wires and workers. It is *not* a daemon, and has no async, no gRPC and no
+//! Kubernetes: `dpdk-forwarder` puts those around an [`Engine`].
+//!
+//! In reading order:
+//! - [`spec`]: what a wire should be; [`status`]: what it is doing;
+//! - [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
+//! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`port`]: what a link needs
+//!   of its ends;
+//! - [`memif`] and [`kernel`]: the kinds of ends; [`offload`]: checksums and segments in software;
+//! - [`mailbox`] and [`sleep`]: how control meets a worker, and how a thread sleeps safely.
+
+pub mod control;
 pub mod engine;
+pub mod kernel;
+pub mod lane;
+pub mod link;
+pub mod mailbox;
+pub mod memif;
+pub mod offload;
+pub mod port;
+pub mod sleep;
 pub mod spec;
 pub mod status;
+mod sync;
+pub mod worker;
+
 pub use engine::{Engine, EngineError, Idle, Settings};

@@ -1,1 +1,21 @@
-//! ffi
+//! The kernel's C side behind safe, small types: the only crate of Ferrule that holds `unsafe`.
+//!
+//! It is *not* a wrapper of everything: what `nix` already offers safely (epoll, affinity, memfd) is
+//! used from there. It knows nothing of memif, wires or Kubernetes.
+//!
+//! In reading order:
+//! - [`region`]: memory shared with a peer that may lie: mapped, bounds-checked, never a Rust reference.
+//! - [`span`]: a checked piece of memory that frames are copied from and to.
+//! - [`guard`]: what happens when a peer truncates the file behind a mapping (SIGBUS).
+//! - [`bell`]: rings a peer's eventfd without ever blocking, whatever the peer did to it.
+//! - [`seqpacket`]: packets and file descriptors over Unix sockets.
+//! - [`netns`]: network namespaces, entered by a short-lived thread.
+//! - [`tap`]: TAP devices with a virtio-net header.
+
+pub mod bell;
+pub mod guard;
+pub mod netns;
+pub mod region;
+pub mod seqpacket;
+pub mod span;
+pub mod tap;

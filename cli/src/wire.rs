@@ -1,0 +1,137 @@
+//! `ferrule wire`: adds and removes wires of a running forwarder.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Subcommand, ValueEnum};
+
+use crate::admin::{Admin, AdminError};
+use crate::{Cli, CliError};
+
+mod document;
+mod short;
+
+pub use document::DocumentError;
+use document::Item;
+pub use short::EndArg;
+
+/// The commands below `ferrule wire`.
+#[derive(Debug, Subcommand)]
+pub enum WireCommand {
+    /// Add one wire or several; they last until removed or until the forwarder ends
+    Add(AddArgs),
+    /// Remove wires that were added
+    Remove(RemoveArgs),
+}
+
+/// Options of `ferrule wire add`: a file, or a name and two ends.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// YAML of one wire, a list of wires, or a whole wires file; `-` reads standard input
+    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full"])]
+    file: Option<PathBuf>,
+    /// Name of the wire
+    #[arg(long, requires = "end")]
+    name: Option<String>,
+    /// An end, as `memif:socket=@x,id=0,role=server` or `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
+    #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
+    end: Vec<EndArg>,
+    /// What happens to frames that find no room
+    #[arg(long, value_enum, requires = "name")]
+    full: Option<Full>,
+}
+
+/// What happens to frames that find no room.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Full {
+    /// They wait where they came from
+    Hold,
+    /// They are dropped and counted
+    Drop,
+}
+
+/// Options of `ferrule wire remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The wires
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Adds or removes.
+pub async fn run(command: WireCommand, socket: &Path) -> Result<(), CliError> {
+    match command {
+        WireCommand::Add(args) => add(args, socket).await,
+        WireCommand::Remove(args) => remove(args.names, socket).await,
+    }
+}
+
+async fn add(args: AddArgs, socket: &Path) -> Result<(), CliError> {
+    let items = match args.file {
+        Some(file) => document::split(&read(&file)?)?,
+        None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
+        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full)],
+    };
+    let mut admin = Admin::connect(socket).await?;
+    let mut report = Report::new(items.len());
+    for Item { label, yaml } in items {
+        report.note("added", &label, admin.add(yaml).await)?;
+    }
+    report.finish()
+}
+
+async fn remove(names: Vec<String>, socket: &Path) -> Result<(), CliError> {
+    let mut admin = Admin::connect(socket).await?;
+    let mut report = Report::new(names.len());
+    for name in names {
+        report.note("removed", &name.clone(), admin.remove(name).await)?;
+    }
+    report.finish()
+}
+
+fn wrong_ends(given: usize) -> CliError {
+    let message = format!("a wire has exactly two ends; --end was given {given} time(s)");
+    CliError::Usage(Cli::command().error(ErrorKind::WrongNumberOfValues, message))
+}
+
+fn read(file: &Path) -> Result<String, DocumentError> {
+    let unreadable = |source| DocumentError::Unreadable { file: file.to_owned(), source };
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(unreadable)?;
+        Ok(text)
+    } else {
+        std::fs::read_to_string(file).map_err(unreadable)
+    }
+}
+
+/// What became of several requests: one that fails does not keep the others from being made.
+struct Report {
+    asked: usize,
+    failed: usize,
+}
+
+impl Report {
+    fn new(asked: usize) -> Self {
+        Self { asked, failed: 0 }
+    }
+
+    /// Says what was done. An error is passed on if it is the only thing to tell, or if nothing more can be asked.
+    fn note(&mut self, done: &str, wire: &str, result: Result<(), AdminError>) -> Result<(), CliError> {
+        match result {
+            Ok(()) => writeln!(std::io::stdout(), "{done} {wire}")?,
+            Err(AdminError::Refused { message }) if self.asked > 1 => {
+                self.failed += 1;
+                eprintln!("{wire}: {message}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), CliError> {
+        let Self { asked, failed } = self;
+        if failed > 0 { Err(CliError::Some { failed, asked }) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,180 @@
+//! Wires for people: a table, and below it in full words what is not as it should be.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+
+use super::{State, dropped};
+use crate::admin::proto::{End, Wire};
+use crate::text;
+
+/// How the table may look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// Columns of the terminal; none: as wide as the contents.
+    pub(crate) width: Option<u16>,
+    /// Whether colours are wanted.
+    pub(crate) colour: bool,
+}
+
+impl Look {
+    /// What suits standard output.
+    pub(crate) fn of_stdout() -> Self {
+        let size = ratatui::crossterm::terminal::size().ok();
+        let width = size.filter(|_| std::io::stdout().is_terminal()).map(|(width, _)| width);
+        Self { width, colour: text::colour_wanted() }
+    }
+
+    /// An empty table with columns of words and, right of them, columns of numbers.
+    pub(crate) fn table(self, words: &[&str], numbers: &[&str]) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        if let Some(width) = self.width {
+            table.set_width(width);
+        } else {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        if self.colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        let header = words.iter().map(Cell::new).chain(numbers.iter().map(right));
+        table.set_header(header.map(|cell| cell.add_attribute(Attribute::Bold)));
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        table
+    }
+}
+
+/// The table and what there is to say about it.
+pub(super) fn render(wires: &[Wire], look: Look) -> String {
+    if wires.is_empty() {
+        return "no wires; add one with `ferrule wire add`\n".to_owned();
+    }
+    let mut table = look.table(&["WIRE", "STATE", "END A", "END B"], &["FRAMES A>B", "FRAMES B>A", "BYTES", "DROPS"]);
+    for wire in wires {
+        let ends = [0, 1].map(|side| wire.ends.get(side).map_or("".into(), |end| text::foreign(&end.description)));
+        let frames = [0, 1].map(|way| text::count(wire.directions.get(way).map_or(0, |traffic| traffic.frames)));
+        let bytes: u64 = wire.directions.iter().map(|traffic| traffic.bytes).sum();
+        let drops: u64 = wire.directions.iter().map(dropped).sum();
+        let mut row = vec![Cell::new(text::foreign(&wire.name)), state_cell(State::of(wire))];
+        row.extend(ends.map(Cell::new));
+        row.extend(frames.into_iter().chain([text::quantity(bytes as f64, "B"), text::count(drops)]).map(right));
+        table.add_row(row);
+    }
+    let mut out = table.trim_fmt() + "\n";
+    let remarks: Vec<_> = wires.iter().flat_map(remarks).collect();
+    if !remarks.is_empty() {
+        out.push('\n');
+    }
+    for remark in remarks {
+        let _ = writeln!(out, "{remark}");
+    }
+    out
+}
+
+/// A number, set to the right.
+pub(crate) fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+/// A state in its colour.
+pub(crate) fn state_cell(state: State) -> Cell {
+    let colour = match state {
+        State::Up => Color::Green,
+        State::Waiting => Color::Yellow,
+        State::Failed => Color::Red,
+    };
+    Cell::new(state.word()).fg(colour)
+}
+
+/// What a person should know of a wire and a table has no room for.
+fn remarks(wire: &Wire) -> Vec<String> {
+    let ends = ["A", "B"].iter().zip(&wire.ends);
+    let ends = ends.filter_map(|(side, end)| {
+        let trouble = trouble(end)?;
+        Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
+    });
+    let name = text::foreign(&wire.name);
+    ends.chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
+}
+
+/// What is wrong with an end, if anything, as the rest of a sentence about it.
+pub(crate) fn trouble(end: &End) -> Option<String> {
+    let detail = text::foreign(&end.detail);
+    let (what, cause) = match end.state.as_str() {
+        "listening" => ("waits for a peer", "the last one was turned away or left"),
+        "connecting" => ("has not reached its server and tries again", "the last try failed"),
+        "failed" => ("has failed and cannot come back by itself", "the cause"),
+        _ => return None,
+    };
+    Some(if detail.is_empty() { what.to_owned() } else { format!("{what}; {cause}: {detail}") })
+}
+
+/// Which frames were dropped, and why: a sentence for each direction and reason.
+pub(crate) fn losses(wire: &Wire) -> impl Iterator<Item = String> {
+    let directions = ["A to B", "B to A"].into_iter().zip(&wire.directions);
+    directions.flat_map(|(way, traffic)| {
+        traffic.drops.iter().filter(|drop| drop.frames > 0).map(move |drop| {
+            let plural = if drop.frames == 1 { "" } else { "s" };
+            format!("{} frame{plural} dropped from {way}: {}", text::count(drop.frames), cause(&drop.reason))
+        })
+    })
+}
+
+fn cause(reason: &str) -> Cow<'_, str> {
+    match reason {
+        "full" => "no room in the target".into(),
+        "too_long" => "too long for the target".into(),
+        "too_short" => "too short to be a frame".into(),
+        "bad_offload" => "an offload header that contradicts the contents".into(),
+        "refused" => "refused by the kernel".into(),
+        other => text::foreign(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wires::fixtures;
+
+    const PLAIN: Look = Look { width: None, colour: false };
+
+    #[test]
+    fn the_table_shows_each_wire_and_below_it_what_is_wrong() {
+        let expected = include_str!("../../tests/fixtures/wires.txt");
+        assert_eq!(render(&fixtures::wires(), PLAIN), expected);
+    }
+
+    #[test]
+    fn colours_come_only_when_wanted() {
+        let coloured = render(&fixtures::wires(), Look { width: None, colour: true });
+        assert!(coloured.contains("\x1b["), "{coloured}");
+        assert!(!render(&fixtures::wires(), PLAIN).contains('\x1b'));
+    }
+
+    #[test]
+    fn the_table_fits_a_narrow_terminal() {
+        let narrow = render(&fixtures::wires(), Look { width: Some(100), colour: false });
+        let table = narrow.split("\n\n").next().unwrap();
+        assert!(table.lines().all(|line| line.chars().count() <= 100), "{narrow}");
+    }
+
+    #[test]
+    fn no_wires_are_said_in_words() {
+        assert_eq!(render(&[], PLAIN), "no wires; add one with `ferrule wire add`\n");
+    }
+
+    #[test]
+    fn a_name_from_outside_cannot_give_orders_to_the_terminal() {
+        let mut wires = fixtures::wires();
+        wires[2].ends[1].detail = "gone\x1b[2J".to_owned();
+        wires[2].ends[0].description = "memif \x07".to_owned();
+        let text = render(&wires, PLAIN);
+        assert!(!text.contains(['\x1b', '\x07']), "{text}");
+    }
+}

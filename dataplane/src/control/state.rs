@@ -1,0 +1,546 @@
+//! What happens to wires: peers come and go, lanes are served and come back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+use crate::control::wire::{Body, Dialling, EndKind, Joint, LanePlace, Wire};
+use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
+use crate::lane::deal;
+use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
+use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress, WireSpec};
+use crate::worker::{Returned, Slot, WorkerHandle};
+
+/// Everything that control knows.
+pub struct State {
+    /// The wires by name.
+    pub wires: BTreeMap<String, Wire>,
+    /// Names of wires that are being made outside the lock.
+    pub making: BTreeSet<String>,
+    /// The control thread shall end.
+    pub stopping: bool,
+    /// The workers.
+    pub workers: Vec<WorkerHandle>,
+    /// What the control thread waits on.
+    pub epoll: Arc<Epoll>,
+    doors: HashMap<DoorKey, Door>,
+    /// Whose each socket in epoll is.
+    sockets: HashMap<u64, Socket>,
+    /// Clients in mid-handshake; a lower token is an older one.
+    handshakes: BTreeMap<u64, Handshake>,
+    /// Which lane of which wire is in a worker's slot.
+    served: HashMap<(usize, Slot), (String, usize)>,
+    last_token: u64,
+}
+
+/// A listening socket and the interfaces behind it.
+struct Door {
+    listener: Listener,
+    token: u64,
+    /// By interface id: the wire and which end of it.
+    ids: HashMap<u32, (String, usize)>,
+    /// Clients turned away since it was last said in the log.
+    refused: Refused,
+}
+
+/// A listening socket is known by its address and, if abstract, its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DoorKey {
+    address: SocketAddress,
+    netns: Option<NetNs>,
+}
+
+impl From<&MemifSpec> for DoorKey {
+    fn from(spec: &MemifSpec) -> Self {
+        let netns = matches!(spec.socket, SocketAddress::Abstract(_)).then(|| spec.netns.clone()).flatten();
+        Self { address: spec.socket.clone(), netns }
+    }
+}
+
+/// Whose a socket is.
+#[derive(Clone)]
+enum Socket {
+    Door(DoorKey),
+    Handshake,
+    End(String, usize),
+}
+
+/// A client that has not finished its handshake.
+struct Handshake {
+    door: DoorKey,
+    channel: Channel,
+    server: Server,
+    since: Instant,
+}
+
+/// Keeps hostile peers from filling the log.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl State {
+    /// Nothing but workers.
+    pub fn new(workers: Vec<WorkerHandle>) -> io::Result<Self> {
+        Ok(Self {
+            wires: BTreeMap::new(),
+            making: BTreeSet::new(),
+            stopping: false,
+            workers,
+            epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?),
+            doors: HashMap::new(),
+            sockets: HashMap::new(),
+            handshakes: BTreeMap::new(),
+            served: HashMap::new(),
+            last_token: 0,
+        })
+    }
+
+    /// Listens for the memif server that is end `end` of wire `name`.
+    pub fn open_door(&mut self, name: &str, end: usize, spec: &MemifSpec) -> Result<(), DoorError> {
+        let key = DoorKey::from(spec);
+        if let Some(door) = self.doors.get_mut(&key) {
+            if let Some((other, _)) = door.ids.get(&spec.id) {
+                return Err(DoorError::IdTaken { id: spec.id, address: key.address, wire: other.clone() });
+            }
+            door.ids.insert(spec.id, (name.to_owned(), end));
+            return Ok(());
+        }
+        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
+        let token = self.watch(&listener, Socket::Door(key.clone()))?;
+        let ids = HashMap::from([(spec.id, (name.to_owned(), end))]);
+        self.doors.insert(key, Door { listener, token, ids, refused: Refused::default() });
+        Ok(())
+    }
+
+    /// Does not listen for that end any more.
+    pub fn close_door(&mut self, spec: &MemifSpec) {
+        let key = DoorKey::from(spec);
+        let Some(door) = self.doors.get_mut(&key) else { return };
+        door.ids.remove(&spec.id);
+        if door.ids.is_empty()
+            && let Some(door) = self.doors.remove(&key)
+        {
+            self.forget(door.token, &door.listener);
+        }
+    }
+
+    /// Begins to remove a wire: its doors close, its lanes are asked back. `false`: there is none.
+    pub fn begin_removal(&mut self, name: &str) -> bool {
+        let Some(wire) = self.wires.get_mut(name) else { return false };
+        let Body::Lanes(joint) = &mut wire.body else {
+            self.wires.remove(name);
+            return true;
+        };
+        joint.leaving = true;
+        for (worker, slot) in joint.served() {
+            self.workers[worker].ask_back(slot);
+        }
+        let servers: Vec<_> = wire.spec.ends.iter().filter_map(server_spec).cloned().collect();
+        servers.iter().for_each(|spec| self.close_door(spec));
+        self.finish_removal(name);
+        true
+    }
+
+    /// Ends a removal once no lane is out.
+    fn finish_removal(&mut self, name: &str) {
+        let ready = |wire: &Wire| matches!(&wire.body, Body::Lanes(joint) if joint.leaving && joint.lanes.is_empty());
+        if !self.wires.get(name).is_some_and(ready) {
+            return;
+        }
+        for end in 0..2 {
+            self.disconnect(name, end, &Refusal::Left("the wire was removed".to_owned()), true);
+        }
+        self.wires.remove(name);
+    }
+
+    /// The next moment at which something has to be done without an event.
+    pub fn deadline(&self) -> Option<Instant> {
+        let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
+        let joints = self.wires.values().filter_map(Wire::as_joint);
+        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(|end| end.deadline()));
+        handshakes.chain(ends).min()
+    }
+
+    /// Does what is due.
+    pub fn on_time(&mut self, now: Instant) {
+        let slow = self.handshakes.iter().filter(|(_, handshake)| now >= handshake.since + HANDSHAKE);
+        for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
+            self.refuse(token, &Refusal::TooSlow(HANDSHAKE.as_secs()));
+        }
+        let mut due = Vec::new();
+        for (name, joint) in self.wires.iter().filter_map(|(name, wire)| Some((name, wire.as_joint()?))) {
+            for (number, end) in joint.ends.iter().enumerate() {
+                if end.deadline().is_some_and(|deadline| now >= deadline) {
+                    due.push((name.clone(), number, matches!(end.kind, EndKind::Client(Dialling::Waiting(_)))));
+                }
+            }
+        }
+        for (name, end, waiting) in due {
+            if waiting {
+                self.dial(&name, end);
+            } else {
+                self.disconnect(&name, end, &Refusal::TooSlow(HANDSHAKE.as_secs()), true);
+            }
+        }
+    }
+
+    /// A socket has something to say.
+    pub fn readable(&mut self, token: u64) {
+        // Not there: closed earlier in this batch of events.
+        match self.sockets.get(&token).cloned() {
+            Some(Socket::Door(key)) => self.accept(&key),
+            Some(Socket::Handshake) => self.converse(token),
+            Some(Socket::End(wire, end)) => self.hear(&wire, end, token),
+            None => {}
+        }
+    }
+
+    /// A worker handed a lane back.
+    pub fn returned(&mut self, returned: Returned) {
+        let Returned { worker, slot, lane, fault } = returned;
+        self.workers[worker].forget(slot, &lane);
+        let Some((name, number)) = self.served.remove(&(worker, slot)) else { return };
+        let Some(joint) = self.wires.get_mut(&name).and_then(Wire::as_joint_mut) else { return };
+        // A peer that has come since then brought rings of its own, and is not to blame.
+        let blamed = fault.filter(|&(end, _)| joint.ends[end].present && joint.ends[end].rings.is_none());
+        let done = joint.lane_back(number, lane);
+        if let Some((end, fault)) = blamed {
+            self.disconnect(&name, end, &Refusal::Fault(fault), true);
+        }
+        if done {
+            self.finish_removal(&name);
+            self.join(&name);
+        }
+    }
+
+    /// Joins the ends of a wire if both are there.
+    pub fn join(&mut self, name: &str) {
+        let Some(wire) = self.wires.get_mut(name) else { return };
+        let Body::Lanes(joint) = &mut wire.body else { return };
+        let Some(rings) = joint.take_rings() else { return };
+        joint.problem = None;
+        for (number, lane) in deal(rings, wire.spec.full, &wire.counters).into_iter().enumerate() {
+            let roomiest = (0..self.workers.len()).max_by_key(|&worker| self.workers[worker].room());
+            let worker = roomiest.expect("an engine has at least one worker");
+            match self.workers[worker].serve(Box::new(lane)) {
+                Ok(slot) => {
+                    joint.lanes.push(LanePlace::Served(worker, slot));
+                    self.served.insert((worker, slot), (name.to_owned(), number));
+                }
+                Err((error, lane)) => {
+                    tracing::error!(wire = name, %error, "a queue cannot be served");
+                    joint.problem = Some(error.to_string());
+                    joint.lanes.push(LanePlace::Back(lane));
+                }
+            }
+        }
+        joint.set_carrier(true);
+        tracing::info!(wire = name, queues = joint.served().count(), "up");
+    }
+
+    /// Ends what end `end` of a wire has with its peer. With `tell`, the peer hears why.
+    fn disconnect(&mut self, name: &str, end: usize, reason: &Refusal, tell: bool) {
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+        let was_live = joint.ends[end].present;
+        if was_live {
+            tracing::info!(wire = name, end, %reason, "peer gone");
+            joint.set_carrier(false);
+        }
+        let text = reason.to_string();
+        if let Some((channel, token)) = joint.ends[end].disconnected(text) {
+            let served: Vec<_> = joint.served().collect();
+            if tell {
+                channel.say_goodbye(reason);
+            }
+            self.forget(token, &channel);
+            for (worker, slot) in served {
+                self.workers[worker].ask_back(slot);
+            }
+        }
+    }
+
+    fn accept(&mut self, key: &DoorKey) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(door) = self.doors.get(key) else { return };
+            let channel = match door.listener.accept() {
+                Ok(channel) => channel,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors: the unfinished handshakes are what can be spared.
+                    tracing::warn!(socket = %key.address, %error, "a client cannot be accepted");
+                    let spare: Vec<_> = self.handshakes.keys().copied().collect();
+                    spare.into_iter().for_each(|token| self.refuse(token, &Refusal::Crowded));
+                    return;
+                }
+            };
+            let mut out = Outbox::default();
+            let server = Server::greet(&mut out);
+            if channel.send(&mut out).is_err() {
+                continue;
+            }
+            let Ok(token) = self.watch(&channel, Socket::Handshake) else { continue };
+            let handshake = Handshake { door: key.clone(), channel, server, since: Instant::now() };
+            self.handshakes.insert(token, handshake);
+            self.make_room(key);
+        }
+    }
+
+    /// Turns the oldest client of a door away when too many are in mid-handshake: first one that has
+    /// not even said whom it wants, so that a flood of silent ones does not push out an honest one.
+    fn make_room(&mut self, key: &DoorKey) {
+        let mut of_door = self.handshakes.iter().filter(|(_, handshake)| handshake.door == *key);
+        if of_door.clone().count() <= HANDSHAKES_MAX {
+            return;
+        }
+        let silent = of_door.clone().find(|(_, handshake)| matches!(handshake.server, Server::ExpectInit));
+        if let Some(token) = silent.or_else(|| of_door.next()).map(|(&token, _)| token) {
+            self.refuse(token, &Refusal::Crowded);
+        }
+    }
+
+    /// Leads the conversation with a client in mid-handshake.
+    fn converse(&mut self, token: u64) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(handshake) = self.handshakes.get(&token) else { return };
+            let (message, files) = match handshake.channel.receive() {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(refusal) => return self.refuse(token, &refusal),
+            };
+            if let crate::memif::message::Message::Init(init) = &message {
+                let holder = self.doors.get(&handshake.door).and_then(|door| door.ids.get(&init.id)).cloned();
+                if let Some((wire, end)) = holder {
+                    self.notice_loss(&wire, end);
+                }
+            }
+            let Some(Handshake { door, channel, server, since }) = self.handshakes.remove(&token) else { return };
+            let mut out = Outbox::default();
+            let result = server.handle(message, files, |id| self.offer(&door, id), &mut out);
+            match result.and_then(|server| channel.send(&mut out).map(|()| server)) {
+                Ok(Server::Connected(connection)) => return self.admit(&door, channel, *connection, token),
+                Ok(server) => {
+                    self.handshakes.insert(token, Handshake { door, channel, server, since });
+                }
+                Err(refusal) => {
+                    let server = Server::ExpectInit;
+                    self.handshakes.insert(token, Handshake { door, channel, server, since });
+                    return self.refuse(token, &refusal);
+                }
+            }
+        }
+    }
+
+    /// The interface of an id, if it is free.
+    fn offer(&self, door: &DoorKey, id: u32) -> Result<Offer<'_>, Refusal> {
+        let (wire, end) = self.doors.get(door).and_then(|door| door.ids.get(&id)).ok_or(Refusal::UnknownId(id))?;
+        let wire = self.wires.get(wire).ok_or(Refusal::UnknownId(id))?;
+        let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(Refusal::UnknownId(id)) };
+        if wire.as_joint().is_some_and(|joint| joint.ends[*end].live().is_some()) {
+            return Err(Refusal::AlreadyConnected(id));
+        }
+        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref() })
+    }
+
+    /// A peer that has just died may not have been noticed yet; it must not keep its successor out.
+    fn notice_loss(&mut self, name: &str, end: usize) {
+        let live = self.wires.get(name).and_then(Wire::as_joint).and_then(|joint| joint.ends[end].live());
+        let gone = live.is_some_and(|live| {
+            let mut socket = [PollFd::new(live.channel.as_fd(), PollFlags::empty())];
+            let _ = poll(&mut socket, PollTimeout::ZERO);
+            socket[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        });
+        if gone {
+            self.disconnect(name, end, &Refusal::Closed, false);
+        }
+    }
+
+    /// A client has finished its handshake.
+    fn admit(&mut self, door: &DoorKey, channel: Channel, connection: Connection, token: u64) {
+        let place = self.doors.get(door).and_then(|door| door.ids.get(&connection.id)).cloned();
+        let Some((name, end)) = place else { return self.forget(token, &channel) };
+        self.sockets.insert(token, Socket::End(name.clone(), end));
+        self.attach(&name, end, channel, connection, token);
+    }
+
+    fn attach(&mut self, name: &str, end: usize, channel: Channel, connection: Connection, token: u64) {
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+        tracing::info!(wire = name, end, peer = connection.peer, "peer connected");
+        joint.ends[end].connected(channel, connection, token);
+        self.join(name);
+    }
+
+    /// Turns a client in mid-handshake away.
+    fn refuse(&mut self, token: u64, reason: &Refusal) {
+        let Some(Handshake { door, channel, .. }) = self.handshakes.remove(&token) else { return };
+        channel.say_goodbye(reason);
+        self.forget(token, &channel);
+        if let Some(door_state) = self.doors.get_mut(&door)
+            && let Some(count) = door_state.refused.count(Instant::now())
+        {
+            tracing::warn!(socket = %door.address, %reason, count, "refused a memif client");
+        }
+    }
+
+    /// Starts to connect a client end.
+    fn dial(&mut self, name: &str, end: usize) {
+        let Some(EndSpec::Memif(spec)) = self.wires.get(name).map(|wire| wire.spec.ends[end].clone()) else { return };
+        let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
+            Ok(channel) => channel,
+            Err(error) => return self.note(name, end, error.to_string()),
+        };
+        match self.watch(&channel, Socket::End(name.to_owned(), end)) {
+            Ok(token) => {
+                let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+                let deadline = Instant::now() + HANDSHAKE;
+                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello), deadline, token };
+                joint.ends[end].kind = EndKind::Client(attempt);
+            }
+            Err(error) => self.note(name, end, error.to_string()),
+        }
+    }
+
+    /// Notes why a client end is not connected, and when it is tried again.
+    fn note(&mut self, name: &str, end: usize, problem: String) {
+        if let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) {
+            if joint.ends[end].last_error.as_ref() != Some(&problem) {
+                tracing::info!(wire = name, end, problem, "not connected; trying again");
+            }
+            joint.ends[end].disconnected(problem);
+        }
+    }
+
+    /// The socket of an end has something to say: an answer in the handshake, or a goodbye.
+    fn hear(&mut self, name: &str, end: usize, token: u64) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(wire) = self.wires.get_mut(name) else { return };
+            let EndSpec::Memif(spec) = &wire.spec.ends[end] else { return };
+            let Body::Lanes(joint) = &mut wire.body else { return };
+            let outcome = match &mut joint.ends[end].kind {
+                EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)) => {
+                    live.channel.receive().and_then(|received| match received {
+                        None => Ok(Heard::Nothing),
+                        Some((message, _)) => Err(Refusal::after_connect(message)),
+                    })
+                }
+                EndKind::Client(Dialling::Attempt { channel, client, .. }) => continue_attempt(channel, client, spec),
+                _ => return,
+            };
+            match outcome {
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::More) => {}
+                Ok(Heard::Connected(connection)) => {
+                    let kind = &mut joint.ends[end].kind;
+                    let waiting = EndKind::Client(Dialling::Waiting(Instant::now()));
+                    let EndKind::Client(Dialling::Attempt { channel, .. }) = std::mem::replace(kind, waiting) else {
+                        return;
+                    };
+                    return self.attach(name, end, channel, *connection, token);
+                }
+                Err(refusal) => return self.disconnect(name, end, &refusal, true),
+            }
+        }
+    }
+
+    fn watch(&mut self, socket: &impl AsFd, whose: Socket) -> io::Result<u64> {
+        let token = self.last_token + 1;
+        self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        self.last_token = token;
+        self.sockets.insert(token, whose);
+        Ok(token)
+    }
+
+    fn forget(&mut self, token: u64, socket: &impl AsFd) {
+        self.sockets.remove(&token);
+        // The caller closes it; but a peer could hold a copy of it, and keep it in epoll.
+        let _ = self.epoll.delete(socket);
+    }
+}
+
+/// What a client end heard from its server.
+enum Heard {
+    Nothing,
+    More,
+    Connected(Box<Connection>),
+}
+
+fn continue_attempt(channel: &Channel, client: &mut Option<Client>, spec: &MemifSpec) -> Result<Heard, Refusal> {
+    let Some((message, files)) = channel.receive()? else { return Ok(Heard::Nothing) };
+    let mut out = Outbox::default();
+    let state = client.take().ok_or(Refusal::Closed)?;
+    let next = state.handle(message, &files, spec, &mut out)?;
+    channel.send(&mut out)?;
+    if let Client::Connected(connection) = next {
+        return Ok(Heard::Connected(connection));
+    }
+    *client = Some(next);
+    Ok(Heard::More)
+}
+
+fn server_spec(end: &EndSpec) -> Option<&MemifSpec> {
+    match end {
+        EndSpec::Memif(spec) if spec.role == crate::spec::Role::Server => Some(spec),
+        _ => None,
+    }
+}
+
+impl Refused {
+    /// Counts one. When it is time to say it again: how many since the last time.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.said.is_some_and(|said| now.duration_since(said).as_secs() < 1) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+impl Wire {
+    fn as_joint(&self) -> Option<&Joint> {
+        match &self.body {
+            Body::Lanes(joint) => Some(joint),
+            Body::Veth(_) => None,
+        }
+    }
+
+    fn as_joint_mut(&mut self) -> Option<&mut Joint> {
+        match &mut self.body {
+            Body::Lanes(joint) => Some(joint),
+            Body::Veth(_) => None,
+        }
+    }
+
+    /// The ends that listen, to close their doors when the wire is not made after all.
+    pub fn servers(spec: &WireSpec) -> impl Iterator<Item = (usize, &MemifSpec)> {
+        spec.ends.iter().enumerate().filter_map(|(number, end)| Some((number, server_spec(end)?)))
+    }
+}
+
+/// Why an end cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// Another wire has it.
+    #[error("listen on {address} for interface id {id}: wire `{wire}` has that id; choose another")]
+    IdTaken {
+        /// The id.
+        id: u32,
+        /// The socket.
+        address: SocketAddress,
+        /// The other wire.
+        wire: String,
+    },
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It cannot be waited for.
+    #[error("wait for the socket: {0}")]
+    Epoll(#[from] io::Error),
+}

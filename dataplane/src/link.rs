@@ -1,0 +1,260 @@
+//! Links: one direction of one queue, from a source to a target, in one copy.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use ferrule_ffi::bell::Bell;
+
+use crate::kernel::port::{TapSource, TapTarget};
+use crate::memif::ring::{Receiver, Sender};
+use crate::offload::{Segments, finish_checksum};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::spec::Full;
+use crate::status::{DropReason, Traffic};
+
+/// A source of any kind.
+pub enum AnySource {
+    /// A memif ring.
+    Memif(Receiver),
+    /// A kernel interface.
+    Tap(TapSource),
+}
+
+/// A target of any kind.
+pub enum AnyTarget {
+    /// A memif ring.
+    Memif(Sender),
+    /// A kernel interface.
+    Tap(TapTarget),
+}
+
+/// What a link needs of its worker.
+pub struct Tools {
+    /// Where frames that lie in pieces are put together.
+    gather: Box<[u8]>,
+    /// Where a frame is finished that the target does not take as it is.
+    finish: Box<[u8]>,
+    /// Where one segment of it is made.
+    segment: Box<[u8]>,
+    /// What rings the peers.
+    pub bell: Bell,
+}
+
+impl Tools {
+    /// All memory that a worker's links will ever need.
+    pub fn new(bell: Bell) -> Self {
+        let room = || vec![0; FRAME_MAX].into_boxed_slice();
+        Self { gather: room(), finish: room(), segment: room(), bell }
+    }
+}
+
+/// What one visit to a link did; of several, the last in this order counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Visit {
+    /// There was nothing.
+    Quiet,
+    /// Frames wait, and the target has no room.
+    Stalled,
+    /// Frames were moved or dropped.
+    Moved,
+}
+
+/// Which end of a link broke its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The one that frames come from.
+    Source(Fault),
+    /// The one that frames go to.
+    Target(Fault),
+}
+
+/// Moves at most a burst from `source` to `target`. `resume` is this source's own: how many segments
+/// of its next frame are already with the target.
+pub fn forward(
+    source: &mut AnySource,
+    target: &mut AnyTarget,
+    full: Full,
+    resume: &mut usize,
+    counters: &LinkCounters,
+    tools: &mut Tools,
+) -> Result<Visit, Broken> {
+    match source {
+        AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
+    }
+}
+
+fn to_any(
+    source: &mut impl Source,
+    target: &mut AnyTarget,
+    full: Full,
+    resume: &mut usize,
+    counters: &LinkCounters,
+    tools: &mut Tools,
+) -> Result<Visit, Broken> {
+    match target {
+        AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
+    }
+}
+
+/// The loop that everything else is there for: compiled once for each pair of kinds.
+fn pump<S: Source, T: Target>(
+    source: &mut S,
+    target: &mut T,
+    full: Full,
+    resume: &mut usize,
+    counters: &LinkCounters,
+    tools: &mut Tools,
+) -> Result<Visit, Broken> {
+    if !source.look().map_err(Broken::Source)? {
+        return Ok(Visit::Quiet);
+    }
+    target.look().map_err(Broken::Target)?;
+    let mut tally = Tally::default();
+    let mut visit = Visit::Quiet;
+    let outcome = loop {
+        if tally.taken == BURST {
+            break Ok(());
+        }
+        let frame = match source.peek(&mut tools.gather) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break Ok(()),
+            Err(fault) => break Err(Broken::Source(fault)),
+        };
+        let slots = frame.slots;
+        let put = if frame.offload.is_plain() || target.accepts().takes(&frame.offload) {
+            target.put(&frame).inspect(|&put| tally.count(put, frame.bytes.len()))
+        } else {
+            finish(&frame, target, resume, &mut tally, &mut tools.finish, &mut tools.segment)
+        };
+        match put {
+            Ok(Put::Stored | Put::Refused(_)) => {}
+            Ok(Put::Full) if full == Full::Drop => tally.drop(DropReason::Full),
+            Ok(Put::Full) => {
+                visit = Visit::Stalled;
+                break Ok(());
+            }
+            Err(fault) => break Err(Broken::Target(fault)),
+        }
+        *resume = 0;
+        tally.taken += 1;
+        source.advance(slots);
+    };
+    if target.publish()
+        && let Some(bell) = target.bell()
+    {
+        // It was an eventfd when the peer passed it, and it cannot become something else.
+        let _ = tools.bell.ring(bell);
+    }
+    source.release();
+    counters.add(&tally);
+    outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
+}
+
+/// Stores a frame whose checksum or segmentation the target cannot take over: both are done here, on
+/// our own copy. When the target is full in the middle, `resume` says where to go on.
+#[cold]
+fn finish(
+    frame: &Frame<'_>,
+    target: &mut impl Target,
+    resume: &mut usize,
+    tally: &mut Tally,
+    whole: &mut [u8],
+    segment: &mut [u8],
+) -> Result<Put, Fault> {
+    let bad = |tally: &mut Tally| {
+        tally.drop(DropReason::BadOffload);
+        Ok(Put::Refused(DropReason::BadOffload))
+    };
+    let Some(whole) = whole.get_mut(..frame.bytes.len()).filter(|_| frame.offload.check(frame.bytes.len()).is_ok())
+    else {
+        return bad(tally);
+    };
+    // The length is the span's own, so it fits.
+    let _ = frame.bytes.copy_out(whole);
+    if frame.offload.gso_type == crate::offload::VnetHeader::GSO_NONE {
+        if finish_checksum(whole, &frame.offload).is_err() {
+            return bad(tally);
+        }
+        return store(whole, target, tally);
+    }
+    let Ok(segments) = Segments::new(whole, &frame.offload) else { return bad(tally) };
+    for index in *resume..segments.count() {
+        let Some(len) = segments.write(index, segment) else { return bad(tally) };
+        if store(&segment[..len], target, tally)? == Put::Full {
+            *resume = index;
+            return Ok(Put::Full);
+        }
+    }
+    Ok(Put::Stored)
+}
+
+fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Put, Fault> {
+    let frame = Frame { bytes: bytes.into(), offload: crate::offload::VnetHeader::default(), slots: 0 };
+    target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
+}
+
+/// What one visit counted.
+#[derive(Default)]
+struct Tally {
+    /// Frames taken from the source, whatever became of them.
+    taken: usize,
+    frames: u64,
+    bytes: u64,
+    /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
+    /// frame's segments are refused for one reason at a time).
+    drops: ArrayVec<(DropReason, u64), 5>,
+}
+
+impl Tally {
+    #[inline(always)]
+    fn count(&mut self, put: Put, bytes: usize) {
+        match put {
+            Put::Stored => {
+                self.frames += 1;
+                self.bytes += bytes as u64;
+            }
+            Put::Full => {}
+            Put::Refused(reason) => self.drop(reason),
+        }
+    }
+
+    #[cold]
+    fn drop(&mut self, reason: DropReason) {
+        match self.drops.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => self.drops.push((reason, 1)),
+        }
+    }
+}
+
+/// The counters of one direction of a wire. Workers add once a visit; anybody reads.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct LinkCounters {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    drops: [AtomicU64; DropReason::ALL.len()],
+}
+
+impl LinkCounters {
+    fn add(&self, tally: &Tally) {
+        if tally.frames > 0 {
+            self.frames.fetch_add(tally.frames, Ordering::Relaxed);
+            self.bytes.fetch_add(tally.bytes, Ordering::Relaxed);
+        }
+        for &(reason, count) in &tally.drops {
+            self.drops[reason as usize].fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// What was counted so far.
+    pub fn read(&self) -> Traffic {
+        Traffic {
+            frames: self.frames.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            drops: self.drops.each_ref().map(|count| count.load(Ordering::Relaxed)),
+        }
+    }
+}

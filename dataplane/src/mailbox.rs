@@ -1,0 +1,105 @@
+//! How control meets a worker: one bounded mailbox in each direction.
+//!
+//! Control posts commands; the worker takes them between two rounds, and hands lanes back through the
+//! other box, which is the confirmation that it does not touch them any more. Neither side ever waits
+//! for a lock.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+
+use crossbeam_queue::ArrayQueue;
+use ferrule_ffi::bell::eventfd;
+use nix::sys::eventfd::EventFd;
+
+use crate::sleep::Doorbell;
+
+/// A bounded queue whose receiver may sleep.
+#[derive(Debug)]
+pub struct Mailbox<T> {
+    queue: ArrayQueue<T>,
+    doorbell: Doorbell,
+    eventfd: EventFd,
+}
+
+impl<T> Mailbox<T> {
+    /// Room for `capacity` items.
+    pub fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self { queue: ArrayQueue::new(capacity), doorbell: Doorbell::default(), eventfd: eventfd()? })
+    }
+
+    /// Puts an item in; while the box is full, yields. Not for workers.
+    pub fn post(&self, mut item: T) {
+        while let Err(back) = self.try_post(item) {
+            item = back;
+            thread::yield_now();
+        }
+    }
+
+    /// Puts an item in, or gives it back if the box is full.
+    pub fn try_post(&self, item: T) -> Result<(), T> {
+        let result = self.queue.push(item);
+        if self.doorbell.must_ring() {
+            // Ours alone, so it never blocks; it could only fail when it has been rung 2^64 times.
+            let _ = self.eventfd.write(1);
+        }
+        result
+    }
+
+    /// Takes the oldest item.
+    pub fn take(&self) -> Option<T> {
+        self.queue.pop()
+    }
+
+    /// Whether the receiver may sleep until [`Self::bell`] is readable; it says when it is awake again.
+    pub fn may_sleep(&self) -> bool {
+        self.doorbell.may_sleep(|| !self.queue.is_empty())
+    }
+
+    /// The receiver is awake: nobody needs to ring.
+    pub fn awake(&self) {
+        self.doorbell.awake();
+    }
+
+    /// What becomes readable, edge by edge, when somebody rings.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn everything_posted_arrives_in_order_also_through_a_full_box() {
+        let mailbox = Arc::new(Mailbox::new(4).unwrap());
+        let poster = {
+            let mailbox = Arc::clone(&mailbox);
+            thread::spawn(move || (0..1000).for_each(|number| mailbox.post(number)))
+        };
+        let mut expected = 0;
+        while expected < 1000 {
+            if let Some(number) = mailbox.take() {
+                assert_eq!(number, expected);
+                expected += 1;
+            }
+        }
+        poster.join().unwrap();
+    }
+
+    #[test]
+    fn a_receiver_with_mail_may_not_sleep_and_one_asleep_is_rung() {
+        let mailbox = Mailbox::new(4).unwrap();
+        mailbox.post(1);
+        assert!(!mailbox.may_sleep());
+        assert_eq!(mailbox.take(), Some(1));
+        assert!(mailbox.may_sleep());
+        mailbox.post(2);
+        assert_eq!(mailbox.eventfd.read(), Ok(1));
+        mailbox.awake();
+        mailbox.post(3);
+        assert!(mailbox.eventfd.read().is_err(), "nobody rings for a receiver that is awake");
+    }
+}

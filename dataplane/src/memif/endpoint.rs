@@ -1,0 +1,164 @@
+//! A memif interface for a program of ours that is the far end of a wire: responder, generator, test.
+//!
+//! It blocks: the handshake is led on the calling thread, with a deadline. The data path is the same
+//! as a wire's: [`Receiver`](crate::memif::ring::Receiver) and [`Sender`](crate::memif::ring::Sender).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+
+use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
+use crate::memif::layout::{Layout, Queues};
+use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::port::Source;
+use crate::spec::{MemifSpec, Role};
+
+/// A connected interface.
+pub struct Endpoint {
+    /// What the peer calls itself.
+    pub peer: String,
+    /// Our ends of the rings.
+    pub queues: Queues,
+    channel: Channel,
+    _layout: Layout,
+    _listener: Option<Listener>,
+}
+
+impl Endpoint {
+    /// Connects to a server that is or comes there, or listens until a client comes.
+    pub fn open(spec: &MemifSpec, patience: Duration) -> Result<Self, EndpointError> {
+        let deadline = Instant::now() + patience;
+        match spec.role {
+            Role::Client => Self::connect(spec, deadline),
+            Role::Server => Self::listen(spec, deadline),
+        }
+    }
+
+    /// What becomes readable when the peer says something or goes; then ask [`Self::hear`].
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Listens on the control socket without waiting.
+    ///
+    /// # Errors
+    /// The peer has gone, and why.
+    pub fn hear(&self) -> Result<(), Refusal> {
+        match self.channel.receive()? {
+            None => Ok(()),
+            Some((message, _)) => Err(Refusal::after_connect(message)),
+        }
+    }
+
+    /// Sleeps until the peer rings for a frame, says something, or `patience` is over.
+    pub fn sleep(&mut self, patience: Duration) {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        for receiver in &mut self.queues.receivers {
+            receiver.want_bell(true);
+        }
+        // Looked at once more after asking for bells, as the protocol wants.
+        if !self.queues.receivers.iter_mut().any(|receiver| receiver.look().unwrap_or(true)) {
+            let bells = self.queues.receivers.iter().filter_map(Source::bell);
+            let sockets = std::iter::once(self.channel.as_fd()).chain(bells);
+            let mut waiting: Vec<_> = sockets.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let _ = poll(&mut waiting, timeout);
+        }
+        for receiver in &mut self.queues.receivers {
+            receiver.want_bell(false);
+            receiver.quiet_bell();
+        }
+    }
+
+    fn connect(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
+        loop {
+            let outcome = Channel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
+            let outcome = outcome.and_then(|channel| lead_client(channel, spec, deadline));
+            match outcome {
+                Err(_) if Instant::now() < deadline => thread::sleep(RETRY),
+                other => return other,
+            }
+        }
+    }
+
+    fn listen(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
+        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
+        loop {
+            wait(&listener, deadline)?;
+            // A client that fails its handshake does not end the wait for a better one.
+            if let Ok(channel) = listener.accept()
+                && let Ok(endpoint) = lead_server(channel, spec, deadline)
+            {
+                return Ok(Self { _listener: Some(listener), ..endpoint });
+            }
+        }
+    }
+
+    fn new(channel: Channel, connection: Connection) -> Self {
+        let Connection { peer, layout, queues, .. } = connection;
+        Self { peer, queues, channel, _layout: layout, _listener: None }
+    }
+}
+
+fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+    let mut client = Client::ExpectHello;
+    let mut out = Outbox::default();
+    loop {
+        wait(&channel, deadline)?;
+        let Some((message, files)) = channel.receive()? else { continue };
+        client = client.handle(message, &files, spec, &mut out)?;
+        channel.send(&mut out)?;
+        if let Client::Connected(connection) = client {
+            return Ok(Endpoint::new(channel, *connection));
+        }
+    }
+}
+
+fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+    let offer = |id| {
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref() };
+        if id == spec.id { Ok(offer) } else { Err(Refusal::UnknownId(id)) }
+    };
+    let mut out = Outbox::default();
+    let mut server = Server::greet(&mut out);
+    loop {
+        channel.send(&mut out)?;
+        if let Server::Connected(connection) = server {
+            return Ok(Endpoint::new(channel, *connection));
+        }
+        wait(&channel, deadline)?;
+        let Some((message, files)) = channel.receive()? else { continue };
+        server = server.handle(message, files, offer, &mut out).inspect_err(|refusal| channel.say_goodbye(refusal))?;
+    }
+}
+
+/// Waits until something can be read.
+fn wait(socket: &impl AsFd, deadline: Instant) -> Result<(), EndpointError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
+        Ok(0) => Err(EndpointError::Patience),
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(Refusal::Socket(errno.into()).into()),
+    }
+}
+
+/// Why an endpoint has no peer.
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The handshake.
+    #[error("memif handshake: {0}")]
+    Refusal(#[from] Refusal),
+    /// Nobody came in time.
+    #[error("no peer came in time")]
+    Patience,
+}
+
+/// Between two tries to connect.
+const RETRY: Duration = Duration::from_millis(20);

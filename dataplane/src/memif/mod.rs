@@ -1,0 +1,15 @@
+//! memif 2.0: shared-memory packet interfaces, the protocol of VPP, DPDK and libmemif, in pure Rust.
+//!
+//! - [`message`]: the 128 bytes of each message;
+//! - [`handshake`]: the conversation, without I/O;
+//! - [`layout`]: regions and rings, checked;
+//! - [`ring`]: the hot path;
+//! - [`socket`]: listening, connecting, one message at a time;
+//! - [`endpoint`]: all of it together for a program that is the far end of a wire.
+
+pub mod endpoint;
+pub mod handshake;
+pub mod layout;
+pub mod message;
+pub mod ring;
+pub mod socket;

@@ -1,0 +1,413 @@
+//! The hot path of memif: taking frames from a ring and putting frames into one.
+//!
+//! ```text
+//!            S2M ring (client sends)             M2S ring (server sends)
+//!   head     client: filled up to here           client: empty buffers offered up to here
+//!   tail     server: consumed up to here         server: filled up to here
+//! ```
+//! Indexes run freely over 16 bits; a slot is an index masked. Each side keeps its own index in a
+//! private variable and never reads it back from shared memory.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use ferrule_ffi::region::{Health, Index, Region, Table};
+use ferrule_ffi::span::SpanMut;
+
+use crate::memif::message::Direction;
+use crate::offload::VnetHeader;
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::spec::Role;
+use crate::status::DropReason;
+
+#[cfg(target_endian = "big")]
+compile_error!("memif descriptors are read as little-endian words");
+
+/// One ring in shared memory, as both of its users see it.
+pub(crate) struct Ring {
+    pub(crate) table: Table,
+    pub(crate) head: Index,
+    pub(crate) tail: Index,
+    pub(crate) flags: Index,
+    pub(crate) interrupt: Arc<OwnedFd>,
+    pub(crate) regions: Box<[Region]>,
+    pub(crate) health: Arc<Health>,
+}
+
+impl Ring {
+    fn size(&self) -> u16 {
+        // At most 2^14 (RING_MAX).
+        self.table.len() as u16
+    }
+
+    /// How far `theirs` is ahead of `ours`, which can never be more than `size`.
+    fn distance(&self, ours: u16, theirs: u16, seen: u16) -> Result<u16, Fault> {
+        let distance = theirs.wrapping_sub(ours);
+        if distance > self.size() {
+            return Err(Fault::Index { from: seen, to: theirs, size: u32::from(self.size()) });
+        }
+        Ok(distance)
+    }
+
+    fn check_health(&self) -> Result<(), Fault> {
+        if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+    }
+}
+
+/// The receiving end of a ring: S2M for a server, M2S for a client.
+pub struct Receiver {
+    ring: Ring,
+    /// The first slot not taken yet.
+    next: u16,
+    /// The peer's index when it was last read: slots before it are filled.
+    filled: u16,
+    /// The first slot not given back yet.
+    held: u16,
+    /// As client: the descriptors to offer again.
+    buffers: Option<Buffers>,
+}
+
+/// The sending end of a ring: M2S for a server, S2M for a client.
+pub struct Sender {
+    ring: Ring,
+    /// The first slot not filled yet.
+    next: u16,
+    /// The first slot that is not free, when the peer's index was last read.
+    limit: u16,
+    /// What the peer last saw of `next`.
+    published: u16,
+    /// As client: where the slots' buffers are; as server the descriptors say so.
+    buffers: Option<Buffers>,
+}
+
+/// The buffers of a ring that this process made: one for each slot, in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers {
+    pub(crate) region: u16,
+    pub(crate) offset: u32,
+    pub(crate) size: u32,
+}
+
+impl Buffers {
+    /// The descriptor of `slot`, offering its whole buffer.
+    pub(crate) fn descriptor(self, slot: u16) -> Descriptor {
+        // The layout was made so that all buffers lie below 4 GiB.
+        let offset = self.offset + u32::from(slot) * self.size;
+        Descriptor { flags: 0, region: self.region, length: self.size, offset }
+    }
+}
+
+/// One descriptor, read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) flags: u16,
+    pub(crate) region: u16,
+    pub(crate) length: u32,
+    pub(crate) offset: u32,
+}
+
+impl Descriptor {
+    #[inline(always)]
+    fn parse(words: [u64; 2]) -> Self {
+        Self {
+            flags: words[0] as u16,
+            region: (words[0] >> 16) as u16,
+            length: (words[0] >> 32) as u32,
+            offset: words[1] as u32,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn emit(self) -> [u64; 2] {
+        [self.first(), u64::from(self.offset)]
+    }
+
+    /// Flags, region and length: the half that changes when a server fills a slot.
+    #[inline(always)]
+    fn first(self) -> u64 {
+        u64::from(self.flags) | u64::from(self.region) << 16 | u64::from(self.length) << 32
+    }
+
+    fn fault(self, slot: u16) -> Fault {
+        Fault::Descriptor { slot, region: self.region, offset: self.offset, length: self.length }
+    }
+}
+
+impl Receiver {
+    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
+        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, buffers };
+        receiver.want_bell(false);
+        receiver.offer(0, receiver.ring.size());
+        receiver
+    }
+
+    /// The first slot not taken yet: with the layout, all that a successor needs.
+    pub fn position(&self) -> u16 {
+        self.next
+    }
+
+    /// Which way the ring's frames go.
+    pub fn direction(&self) -> Direction {
+        if self.buffers.is_some() { Direction::M2S } else { Direction::S2M }
+    }
+
+    /// Takes the rings of the bell that were heard, so that it is not readable any more.
+    pub fn quiet_bell(&self) {
+        // An eventfd holds 8 bytes; a peer's may be in any state, and only whether it rings matters.
+        let _ = nix::unistd::read(&*self.ring.interrupt, &mut [0; 8]);
+    }
+
+    /// As client: offers the buffers of `count` slots from `first` on. As server: says that the
+    /// slots before `first` were consumed.
+    fn offer(&mut self, first: u16, count: u16) {
+        match self.buffers {
+            Some(buffers) => {
+                let mask = self.ring.size() - 1;
+                for position in 0..count {
+                    let slot = first.wrapping_add(position) & mask;
+                    self.ring.table.write(slot, buffers.descriptor(slot).emit());
+                }
+                self.ring.head.store(self.next.wrapping_add(self.ring.size()));
+            }
+            None => self.ring.tail.store(self.next),
+        }
+    }
+
+    /// Puts a chain together: the pieces lie in consecutive slots.
+    #[cold]
+    fn gather<'a>(&self, gather: &'a mut [u8]) -> Result<Frame<'a>, Fault> {
+        let mut length = 0;
+        let mut slots = 0;
+        loop {
+            let slot = self.next.wrapping_add(slots);
+            if slot == self.filled {
+                return Err(Fault::OpenChain { slot: self.next });
+            }
+            let piece = Descriptor::parse(self.ring.table.read(slot));
+            let bytes = self.ring.regions.get(usize::from(piece.region));
+            let bytes = bytes.and_then(|region| region.span(piece.offset, piece.length));
+            let bytes = bytes.ok_or_else(|| piece.fault(slot))?;
+            if slots == PIECES_MAX || !bytes.copy_out(&mut gather[length..]) {
+                return Err(Fault::Oversize { slot: self.next });
+            }
+            length += bytes.len();
+            slots += 1;
+            if piece.flags & NEXT == 0 {
+                let bytes = gather[..length].into();
+                return Ok(Frame { bytes, offload: VnetHeader::default(), slots });
+            }
+        }
+    }
+}
+
+impl Source for Receiver {
+    #[inline]
+    fn look(&mut self) -> Result<bool, Fault> {
+        let waiting = self.filled.wrapping_sub(self.next);
+        if usize::from(waiting) < BURST {
+            let index = if self.buffers.is_some() { &self.ring.tail } else { &self.ring.head };
+            let filled = index.load();
+            self.ring.distance(self.next, filled, self.filled)?;
+            self.filled = filled;
+            self.ring.check_health()?;
+        }
+        Ok(self.filled != self.next)
+    }
+
+    #[inline(always)]
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        if self.next == self.filled {
+            return Ok(None);
+        }
+        let descriptor = Descriptor::parse(self.ring.table.read(self.next));
+        if descriptor.flags & NEXT != 0 {
+            return self.gather(gather).map(Some);
+        }
+        let region = self.ring.regions.get(usize::from(descriptor.region));
+        match region.and_then(|region| region.span(descriptor.offset, descriptor.length)) {
+            Some(bytes) if bytes.len() <= FRAME_MAX => {
+                Ok(Some(Frame { bytes, offload: VnetHeader::default(), slots: 1 }))
+            }
+            Some(_) => Err(Fault::Oversize { slot: self.next }),
+            None => Err(descriptor.fault(self.next)),
+        }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, slots: u16) {
+        self.next = self.next.wrapping_add(slots);
+    }
+
+    #[inline]
+    fn release(&mut self) {
+        let count = self.next.wrapping_sub(self.held);
+        if count > 0 {
+            self.offer(self.held, count);
+            self.held = self.next;
+        }
+    }
+
+    fn want_bell(&mut self, wanted: bool) {
+        self.ring.flags.store(if wanted { 0 } else { MASK_INTERRUPT });
+        if wanted {
+            // The peer stores its index, fences, loads the flags; we the other way round: one of the
+            // two sees the other's store. (Model-checked in `crate::sleep`.)
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.interrupt.as_fd())
+    }
+}
+
+impl Sender {
+    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
+        Self { ring, next: 0, limit: 0, published: 0, buffers }
+    }
+
+    /// The first slot not filled yet: with the layout, all that a successor needs.
+    pub fn position(&self) -> u16 {
+        self.next
+    }
+
+    /// Which way the ring's frames go.
+    pub fn direction(&self) -> Direction {
+        if self.buffers.is_some() { Direction::S2M } else { Direction::M2S }
+    }
+
+    /// The slots that can be filled before the next look.
+    pub fn room(&self) -> u16 {
+        self.limit.wrapping_sub(self.next)
+    }
+
+    /// The buffer of a free slot: as client our own, as server what the peer offered.
+    #[inline(always)]
+    fn slot(&self, position: u16) -> Descriptor {
+        match self.buffers {
+            Some(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
+            None => Descriptor::parse(self.ring.table.read(position)),
+        }
+    }
+
+    #[inline(always)]
+    fn room_at(&self, slot: Descriptor, length: u32, position: u16) -> Result<SpanMut<'_>, Fault> {
+        let region = self.ring.regions.get(usize::from(slot.region));
+        region.and_then(|region| region.span_mut(slot.offset, length)).ok_or_else(|| slot.fault(position))
+    }
+
+    /// Says in the slot's descriptor what was put into it.
+    #[inline(always)]
+    fn fill(&self, position: u16, slot: Descriptor, length: u32, flags: u16) {
+        let filled = Descriptor { flags, length, ..slot };
+        if self.buffers.is_some() {
+            self.ring.table.write(position, filled.emit());
+        } else {
+            // A server never writes the offset; the region goes back as it was read.
+            self.ring.table.write_first(position, filled.first());
+        }
+    }
+
+    /// Spreads a frame over as many consecutive slots as it needs, or stores nothing of it.
+    #[cold]
+    fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let mut rest = frame.bytes;
+        let mut pieces = 0;
+        while !rest.is_empty() {
+            if pieces > self.ring.size() / 2 {
+                return Ok(Put::Refused(DropReason::TooLong));
+            }
+            let position = self.next.wrapping_add(pieces);
+            if position == self.limit {
+                return Ok(Put::Full);
+            }
+            let slot = self.slot(position);
+            let length = slot.length.min(rest.len() as u32);
+            let (Some(piece), Some(behind), 1..) = (rest.head(length as usize), rest.tail(length as usize), length)
+            else {
+                return Err(slot.fault(position));
+            };
+            let mut room = self.room_at(slot, length, position)?;
+            if !piece.copy_to(&mut room) {
+                return Err(slot.fault(position));
+            }
+            self.fill(position, slot, length, if behind.is_empty() { 0 } else { NEXT });
+            rest = behind;
+            pieces += 1;
+        }
+        self.next = self.next.wrapping_add(pieces);
+        Ok(Put::Stored)
+    }
+}
+
+impl Target for Sender {
+    #[inline]
+    fn look(&mut self) -> Result<(), Fault> {
+        if usize::from(self.room()) >= BURST {
+            return Ok(());
+        }
+        self.limit = if self.buffers.is_some() {
+            let consumed = self.ring.tail.load();
+            let used = self.ring.distance(consumed, self.next, self.limit)?;
+            self.next.wrapping_add(self.ring.size() - used)
+        } else {
+            let offered = self.ring.head.load();
+            self.ring.distance(self.next, offered, self.limit)?;
+            offered
+        };
+        self.ring.check_health()
+    }
+
+    #[inline(always)]
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        if self.next == self.limit {
+            return Ok(Put::Full);
+        }
+        let slot = self.slot(self.next);
+        let length = frame.bytes.len() as u32;
+        if length > slot.length {
+            return self.scatter(frame);
+        }
+        if length == 0 {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        let mut room = self.room_at(slot, length, self.next)?;
+        if !frame.bytes.copy_to(&mut room) {
+            return Err(slot.fault(self.next));
+        }
+        self.fill(self.next, slot, length, 0);
+        self.next = self.next.wrapping_add(1);
+        Ok(Put::Stored)
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        if self.next == self.published {
+            return false;
+        }
+        self.published = self.next;
+        let index = if self.buffers.is_some() { &self.ring.head } else { &self.ring.tail };
+        index.store(self.next);
+        // Without it the load below could come before the store above, and a receiver that goes to
+        // sleep in between would never be rung. (Model-checked in `crate::sleep`.)
+        fence(Ordering::SeqCst);
+        self.ring.flags.load() & MASK_INTERRUPT == 0
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.interrupt.as_fd())
+    }
+}
+
+/// Which of the two ends of a ring a role has.
+pub(crate) fn receives(role: Role, direction: Direction) -> bool {
+    matches!((role, direction), (Role::Server, Direction::S2M) | (Role::Client, Direction::M2S))
+}
+
+/// Descriptor flag: the frame goes on in the next slot.
+const NEXT: u16 = 1;
+/// Ring flag, written by its receiver: do not ring.
+const MASK_INTERRUPT: u16 = 1;
+/// Pieces of one frame: the longest frame in the smallest buffers of ours.
+const PIECES_MAX: u16 = 512;

@@ -1,0 +1,154 @@
+//! Segmentation in software of a frame that stands for many.
+
+use super::checksum::{add, complete};
+use super::layout::{IPV6_HEADER, Layout, Protocol, Version};
+use super::{BadOffload, VnetHeader};
+
+/// The frames that a GSO frame stands for, each made when it is asked for, in any order: whoever runs out of room in
+/// the middle goes on later with the same index.
+///
+/// A segment has the headers of the whole, with lengths, IPv4 ID, TCP sequence number and checksums its own; FIN and
+/// PSH are in the last only, CWR in the first. It goes out with a plain [`VnetHeader`].
+#[derive(Clone, Copy, Debug)]
+pub struct Segments<'a> {
+    frame: &'a [u8],
+    layout: Layout,
+    gso_size: usize,
+    count: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// Plans the segments of `frame`, an Ethernet frame in private memory: it is read again for each of them.
+    pub fn new(frame: &'a [u8], header: &VnetHeader) -> Result<Self, BadOffload> {
+        header.check(frame.len())?;
+        let layout = Layout::of(frame)?;
+        let fits = match header.gso_type & !VnetHeader::GSO_ECN {
+            VnetHeader::GSO_TCPV4 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V4),
+            VnetHeader::GSO_TCPV6 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V6),
+            VnetHeader::GSO_UDP_L4 => layout.protocol == Protocol::Udp,
+            _ => false,
+        };
+        let checksum = (usize::from(header.csum_start), usize::from(header.csum_offset));
+        if !fits || checksum != (layout.transport, layout.protocol.checksum_offset()) {
+            return Err(BadOffload::OtherProtocol);
+        }
+        if layout.payload > HEADERS_MAX {
+            return Err(BadOffload::LongHeaders);
+        }
+        let gso_size = usize::from(header.gso_size);
+        let count = (layout.end - layout.payload).div_ceil(gso_size).max(1);
+        Ok(Self { frame, layout, gso_size, count })
+    }
+
+    /// How many there are, at least one.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The length of all headers of each segment, at most [`HEADERS_MAX`].
+    pub fn headers_len(&self) -> usize {
+        self.layout.payload
+    }
+
+    /// The length of segment `index` with its headers. None is longer than the first; past the last there is none.
+    pub fn frame_len(&self, index: usize) -> Option<usize> {
+        Some(self.headers_len() + self.payload(index)?.len())
+    }
+
+    /// The payload of segment `index`, in place.
+    pub fn payload(&self, index: usize) -> Option<&'a [u8]> {
+        if index >= self.count {
+            return None;
+        }
+        let payload = &self.frame[self.layout.payload..self.layout.end];
+        let start = index * self.gso_size;
+        Some(&payload[start..payload.len().min(start + self.gso_size)])
+    }
+
+    /// Writes the headers of segment `index`, so that the payload can be copied to its place without a stop. Returns
+    /// their length, or `None` if there is no such segment or no room in `out`.
+    pub fn write_headers(&self, index: usize, out: &mut [u8]) -> Option<usize> {
+        let payload = self.payload(index)?;
+        let headers = out.get_mut(..self.headers_len())?;
+        self.fill(index, headers, payload);
+        Some(headers.len())
+    }
+
+    /// Writes the whole segment `index`. Returns its length, or `None` if there is no such segment or no room in `out`.
+    pub fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
+        let payload = self.payload(index)?;
+        let (headers, rest) = out.split_at_mut_checked(self.headers_len())?;
+        rest.get_mut(..payload.len())?.copy_from_slice(payload);
+        self.fill(index, headers, payload);
+        Some(headers.len() + payload.len())
+    }
+
+    fn fill(&self, index: usize, headers: &mut [u8], payload: &[u8]) {
+        headers.copy_from_slice(&self.frame[..headers.len()]);
+        let (network, transport) = headers.split_at_mut(self.layout.transport);
+        let network = &mut network[self.layout.network..];
+        let transport_len = (transport.len() + payload.len()) as u16;
+        match self.layout.version {
+            Version::V4 => fill_ipv4(network, transport_len, index),
+            Version::V6 => fill_ipv6(network, transport_len),
+        }
+        match self.layout.protocol {
+            Protocol::Tcp => fill_tcp(transport, index * self.gso_size, index == 0, index + 1 == self.count),
+            Protocol::Udp => put(transport, 4, transport_len),
+        }
+        self.fill_checksum(transport, transport_len, payload);
+    }
+
+    /// The field holds the sum of the pseudo-header of the whole. That of the segment differs in the length alone, so
+    /// the addresses need not be looked at: with an IPv6 routing header they are not those of the IP header. A GSO
+    /// frame gets the same checksums here as from a kernel that it is passed to.
+    fn fill_checksum(&self, transport: &mut [u8], transport_len: u16, payload: &[u8]) {
+        let field = self.layout.protocol.checksum_offset();
+        let whole_len = (self.layout.end - self.layout.transport) as u16;
+        let pseudo = add(word(transport, field), add(!whole_len, transport_len));
+        put(transport, field, pseudo);
+        complete(transport, field, payload);
+    }
+}
+
+// No length below leaves its 16 bits: each is at most that of the whole, which was read from such a field.
+
+fn fill_ipv4(header: &mut [u8], transport_len: u16, index: usize) {
+    put(header, 2, header.len() as u16 + transport_len);
+    put(header, 4, word(header, 4).wrapping_add(index as u16));
+    put(header, IPV4_CHECKSUM, 0);
+    complete(header, IPV4_CHECKSUM, &[]);
+}
+
+fn fill_ipv6(headers: &mut [u8], transport_len: u16) {
+    put(headers, 4, (headers.len() - IPV6_HEADER) as u16 + transport_len);
+}
+
+fn fill_tcp(header: &mut [u8], offset: usize, first: bool, last: bool) {
+    let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    header[4..8].copy_from_slice(&sequence.wrapping_add(offset as u32).to_be_bytes());
+    if !first {
+        header[TCP_FLAGS] &= !TCP_CWR;
+    }
+    if !last {
+        header[TCP_FLAGS] &= !(TCP_FIN | TCP_PSH);
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// A frame with more bytes of headers is refused. Two VLAN tags, IPv4 and TCP with all their options take 142; the
+/// rest is for IPv6 extension headers.
+pub const HEADERS_MAX: usize = 512;
+
+const IPV4_CHECKSUM: usize = 10;
+const TCP_FLAGS: usize = 13;
+const TCP_FIN: u8 = 0x01;
+const TCP_PSH: u8 = 0x08;
+const TCP_CWR: u8 = 0x80;

@@ -1,0 +1,127 @@
+//! What a link needs of its two ends: a [`Source`] to take frames from, a [`Target`] to put them to.
+//!
+//! Both work in bursts: `look` reads the peer's index once, frames are moved against private
+//! positions, and one call publishes the lot. Having no room or no frame is a count, never an error;
+//! a [`Fault`] means that the peer broke its protocol, and costs the peer its connection.
+
+use std::os::fd::BorrowedFd;
+
+use ferrule_ffi::span::Span;
+use thiserror::Error;
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::status::DropReason;
+
+/// Where frames come from.
+pub trait Source {
+    /// Reads how far the peer is. `false`: there is certainly no frame.
+    fn look(&mut self) -> Result<bool, Fault>;
+
+    /// The next frame, without taking it: asked again, it answers the same. A frame that lies in
+    /// pieces is put together in `gather`, which has [`FRAME_MAX`] bytes.
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault>;
+
+    /// Takes the frame that was peeked, of which `slots` is a part.
+    fn advance(&mut self, slots: u16);
+
+    /// Gives everything taken back to the peer.
+    fn release(&mut self);
+
+    /// Asks the peer to ring from now on, or not to. After asking, look once more before sleeping.
+    fn want_bell(&mut self, wanted: bool);
+
+    /// What becomes readable when the peer rings.
+    fn bell(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Where frames go.
+pub trait Target {
+    /// Reads how far the peer is.
+    fn look(&mut self) -> Result<(), Fault>;
+
+    /// Stores one frame.
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault>;
+
+    /// Lets the peer see everything stored. `true`: it wants to be rung.
+    fn publish(&mut self) -> bool;
+
+    /// What to ring.
+    fn bell(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Which unfinished checksums and large frames it takes as they are.
+    fn accepts(&self) -> Accepts {
+        Accepts::NOTHING
+    }
+}
+
+/// A frame in somebody's memory: contiguous, since pieces were gathered into the scratch.
+pub struct Frame<'a> {
+    /// All of it, from its Ethernet (or, in IP mode, IP) header on.
+    pub bytes: Span<'a>,
+    /// What is left to do on it.
+    pub offload: VnetHeader,
+    /// For [`Source::advance`].
+    pub slots: u16,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It was stored.
+    Stored,
+    /// There is no room now.
+    Full,
+    /// It can never be stored.
+    Refused(DropReason),
+}
+
+/// A peer broke its protocol. Small and without text: it is made on the data path and written out
+/// on the control side.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Fault {
+    /// An index moved by more than its ring is long.
+    #[error("its ring index moved from {from} to {to}, further than the ring's {size} slots")]
+    Index {
+        /// Where it was.
+        from: u16,
+        /// Where the peer says that it is.
+        to: u16,
+        /// The ring's length.
+        size: u32,
+    },
+    /// A descriptor names memory that is not there.
+    #[error("descriptor {slot} names bytes {offset}+{length} of region {region}, which are not all there")]
+    Descriptor {
+        /// Its slot.
+        slot: u16,
+        /// Its fields.
+        region: u16,
+        /// Its fields.
+        offset: u32,
+        /// Its fields.
+        length: u32,
+    },
+    /// A chain goes on where nothing was published.
+    #[error("the chain of descriptors from slot {slot} on goes beyond what was published")]
+    OpenChain {
+        /// Where it begins.
+        slot: u16,
+    },
+    /// A frame longer than any.
+    #[error("the frame in slot {slot} is longer than {FRAME_MAX} bytes or lies in too many pieces")]
+    Oversize {
+        /// Where it begins.
+        slot: u16,
+    },
+    /// Pages of its memory went away.
+    #[error("its shared memory was truncated while in use")]
+    Truncated,
+    /// A kernel interface is not there any more.
+    #[error("the kernel interface is gone (errno {0}); was its namespace deleted?")]
+    InterfaceGone(i32),
+}
+
+/// The longest frame: 64 KiB of IP packet and its link headers, rounded up.
+pub const FRAME_MAX: usize = 65_536 + 64;
+/// Frames moved between two looks at an index.
+pub const BURST: usize = 64;

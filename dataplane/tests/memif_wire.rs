@@ -1,0 +1,152 @@
+//! Wires between two real memif ends, through the engine: rings, restarts, chains, queues.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{client, engine, eventually, memif_wire, receive, send, unique};
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{Full, Role};
+
+#[test]
+fn frames_of_every_size_cross_in_order_both_ways() {
+    let engine = engine();
+    let (name, wire) = memif_wire("sizes", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let (mut a, mut b) = (client(&name, 0), client(&name, 1));
+    eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
+    let sizes = [1, 14, 60, 64, 65, 128, 129, 1514, 2047, 2048, 2049, 4096, 9000, 16_000];
+    for (number, size) in sizes.into_iter().cycle().take(2000).enumerate() {
+        let frame: Vec<u8> = (0..size).map(|at| (at + number) as u8).collect();
+        send(&mut a, 0, &frame);
+        assert_eq!(receive(&mut b, 0), frame);
+        send(&mut b, 0, &frame);
+        assert_eq!(receive(&mut a, 0), frame);
+    }
+    let [there, back] = engine.wire(&name).unwrap().directions;
+    assert_eq!((there.frames, there.dropped()), (2000, 0));
+    assert_eq!((back.frames, back.bytes), (2000, there.bytes));
+}
+
+#[test]
+fn a_full_target_holds_the_frames_back_until_it_is_read() {
+    let engine = engine();
+    let (name, wire) = memif_wire("hold", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let (mut a, mut b) = (client(&name, 0), client(&name, 1));
+    // Two rings of 1024 hold 2048 frames; the sender waits for the rest.
+    let sender = std::thread::spawn(move || {
+        for number in 0..10_000u32 {
+            send(&mut a, 0, &number.to_be_bytes().repeat(16));
+        }
+        a
+    });
+    eventually("the target's ring is full", || engine.wire(&name).unwrap().directions[0].frames >= 1024);
+    for number in 0..10_000u32 {
+        assert_eq!(receive(&mut b, 0)[..4], number.to_be_bytes());
+    }
+    drop(sender.join().unwrap());
+    assert_eq!(engine.wire(&name).unwrap().directions[0].dropped(), 0);
+}
+
+#[test]
+fn a_full_target_drops_and_counts_if_the_wire_says_so() {
+    let engine = engine();
+    let (name, wire) = memif_wire("drop", Role::Server, Role::Server, Full::Drop);
+    engine.add(wire).unwrap();
+    let (mut a, _b) = (client(&name, 0), client(&name, 1));
+    eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
+    for _ in 0..5000 {
+        send(&mut a, 0, &[7; 64]);
+    }
+    eventually("all are accounted for", || {
+        let traffic = engine.wire(&name).unwrap().directions[0];
+        traffic.frames == 1024 && traffic.drops[0] == 5000 - 1024
+    });
+}
+
+#[test]
+fn either_peer_can_leave_and_come_back_and_frames_at_rest_are_kept() {
+    let engine = engine();
+    let (name, wire) = memif_wire("restart", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let mut a = client(&name, 0);
+    for round in 0..5u8 {
+        // The far end is away: what is sent now waits in the near end's ring.
+        for number in 0..100u8 {
+            send(&mut a, 0, &[round, number, 0, 0]);
+        }
+        let mut b = client(&name, 1);
+        for number in 0..100u8 {
+            assert_eq!(receive(&mut b, 0), [round, number, 0, 0]);
+        }
+        drop(b);
+        eventually("the loss is noticed", || !engine.wire(&name).unwrap().is_up());
+    }
+}
+
+#[test]
+fn a_client_end_reconnects_to_a_server_that_was_restarted() {
+    let engine = engine();
+    let (name, wire) = memif_wire("redial", Role::Client, Role::Server, Full::Hold);
+    let far = match &wire.ends[0] {
+        ferrule_dataplane::spec::EndSpec::Memif(memif) => {
+            let mut far = memif.clone();
+            far.role = Role::Server;
+            far
+        }
+        ferrule_dataplane::spec::EndSpec::Kernel(_) => unreachable!(),
+    };
+    engine.add(wire).unwrap();
+    let mut b = client(&name, 1);
+    for round in 0..3u8 {
+        let mut a = Endpoint::open(&far, Duration::from_secs(5)).unwrap();
+        send(&mut a, 0, &[round; 60]);
+        assert_eq!(receive(&mut b, 0), [round; 60]);
+        send(&mut b, 0, &[round; 61]);
+        assert_eq!(receive(&mut a, 0), [round; 61]);
+    }
+}
+
+#[test]
+fn several_queues_are_joined_one_to_one_and_a_surplus_is_served_too() {
+    let engine = engine();
+    let (name, wire) = memif_wire("queues", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let mut spec = common::client_spec(&name, 0);
+    spec.queues = 4;
+    let mut a = Endpoint::open(&spec, Duration::from_secs(5)).unwrap();
+    let mut spec = common::client_spec(&name, 1);
+    spec.queues = 2;
+    let mut b = Endpoint::open(&spec, Duration::from_secs(5)).unwrap();
+    for queue in 0..4 {
+        send(&mut a, queue, &[queue as u8; 64]);
+        assert_eq!(receive(&mut b, queue % 2), [queue as u8; 64]);
+    }
+    assert_eq!(engine.wire(&name).unwrap().queues, 2);
+}
+
+#[test]
+fn one_socket_serves_many_ids_and_a_taken_one_is_refused() {
+    let engine = engine();
+    let socket = unique("many");
+    for id in 0..20u32 {
+        let mut wire = memif_wire("", Role::Server, Role::Server, Full::Hold).1;
+        wire.name = format!("{socket}-{id}");
+        for (number, end) in wire.ends.iter_mut().enumerate() {
+            if let ferrule_dataplane::spec::EndSpec::Memif(memif) = end {
+                memif.socket = format!("@{socket}").parse().unwrap();
+                memif.id = 2 * id + number as u32;
+            }
+        }
+        engine.add(wire.clone()).unwrap();
+        wire.name.push('x');
+        let error = engine.add(wire).unwrap_err().to_string();
+        assert!(error.contains(&format!("wire `{socket}-{id}` has that id")), "{error}");
+    }
+    let mut spec = common::client_spec(&socket, 0);
+    spec.id = 39;
+    let _held = Endpoint::open(&spec, Duration::from_secs(5)).unwrap();
+    let error = Endpoint::open(&spec, Duration::from_millis(100)).err().unwrap().to_string();
+    assert!(error.contains("already connected"), "{error}");
+}

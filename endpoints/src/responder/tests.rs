@@ -1,0 +1,282 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn responder(addresses: &[&str]) -> Responder {
+    Responder::new(MacAddress([2, 0, 0, 0, 0, 2]), addresses.iter().map(|text| text.parse().unwrap()).collect())
+}
+
+fn ours() -> Responder {
+    responder(&["10.0.0.2", "fd00::2"])
+}
+
+fn reply_of(responder: &Responder, frame: &[u8]) -> Option<Vec<u8>> {
+    let mut out = vec![0xa5; 70_000];
+    let length = responder.answer(frame, &mut out)?;
+    assert!(out[length..].iter().all(|&byte| byte == 0xa5), "something was written behind the reply");
+    out.truncate(length);
+    Some(out)
+}
+
+/// A changed copy.
+fn with<const N: usize>(mut frame: [u8; N], at: usize, bytes: &[u8]) -> [u8; N] {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+#[test]
+fn each_kind_of_request_is_answered_and_counted() {
+    let responder = ours();
+    assert_eq!(reply_of(&responder, &ARP_REQUEST).unwrap(), ARP_REPLY);
+    assert_eq!(reply_of(&responder, &SOLICITATION).unwrap(), ADVERTISEMENT);
+    assert_eq!(reply_of(&responder, &ECHO_V4_REQUEST).unwrap(), ECHO_V4_REPLY);
+    assert_eq!(reply_of(&responder, &ECHO_V6_REQUEST).unwrap(), ECHO_V6_REPLY);
+    assert_eq!(reply_of(&responder, &ECHO_V6_REQUEST).unwrap(), ECHO_V6_REPLY);
+    assert_eq!(responder.answered(), Answered { arp: 1, neighbour: 1, echo_v4: 1, echo_v6: 2 });
+}
+
+#[test]
+fn an_empty_list_answers_for_every_address() {
+    for (request, reply) in [
+        (&ARP_REQUEST[..], &ARP_REPLY[..]),
+        (&SOLICITATION, &ADVERTISEMENT),
+        (&ECHO_V4_REQUEST, &ECHO_V4_REPLY),
+        (&ECHO_V6_REQUEST, &ECHO_V6_REPLY),
+    ] {
+        assert_eq!(reply_of(&responder(&[]), request).unwrap(), reply);
+        assert_eq!(reply_of(&responder(&["10.0.0.9", "fd00::9"]), request), None);
+    }
+}
+
+#[test]
+fn a_new_address_of_the_peer_is_defended_only_if_it_is_really_ours() {
+    let probe = with(ARP_REQUEST, 28, &[0; 4]);
+    assert_eq!(reply_of(&ours(), &probe).unwrap(), with(ARP_REPLY, 38, &[0; 4]));
+    assert_eq!(reply_of(&responder(&[]), &probe), None);
+    assert_eq!(reply_of(&ours(), &DETECTION).unwrap(), DEFENCE);
+    assert_eq!(reply_of(&responder(&[]), &DETECTION), None);
+    let announcement = with(ARP_REQUEST, 28, &[10, 0, 0, 2]);
+    assert_eq!(reply_of(&ours(), &announcement), None);
+}
+
+#[test]
+fn ip_mode_answers_pings_without_an_ethernet_header() {
+    let responder = ours().in_mode(Mode::Ip);
+    assert_eq!(reply_of(&responder, &ECHO_V4_REQUEST[14..]).unwrap(), ECHO_V4_REPLY[14..]);
+    assert_eq!(reply_of(&responder, &ECHO_V6_REQUEST[14..]).unwrap(), ECHO_V6_REPLY[14..]);
+    assert_eq!(reply_of(&responder, &SOLICITATION[14..]), None);
+    assert_eq!(reply_of(&responder, &[]), None);
+    assert_eq!(responder.answered(), Answered { echo_v4: 1, echo_v6: 1, ..Answered::default() });
+}
+
+#[test]
+fn padding_behind_the_packet_is_not_echoed() {
+    for (request, reply) in [
+        (&ARP_REQUEST[..], &ARP_REPLY[..]),
+        (&ECHO_V4_REQUEST, &ECHO_V4_REPLY),
+        (&ECHO_V6_REQUEST, &ECHO_V6_REPLY),
+        (&SOLICITATION, &ADVERTISEMENT),
+    ] {
+        assert_eq!(reply_of(&ours(), &[request, &[0xee; 40]].concat()).unwrap(), reply);
+    }
+}
+
+#[test]
+fn a_damaged_or_shortened_request_is_not_answered() {
+    for request in [&ECHO_V4_REQUEST[..], &ECHO_V6_REQUEST, &SOLICITATION] {
+        // The Ethernet header and, of IPv6, traffic class, flow label and hop limit are under no checksum.
+        let protected = |byte: &usize| request[12] == 0x08 || !matches!(byte, 14..18 | 21);
+        for byte in (14..request.len()).filter(protected) {
+            let mut damaged = request.to_vec();
+            damaged[byte] ^= 0x04;
+            assert_eq!(reply_of(&responder(&[]), &damaged), None, "byte {byte} of {request:02x?}");
+        }
+    }
+    for request in [&ARP_REQUEST[..], &ECHO_V4_REQUEST, &ECHO_V6_REQUEST, &SOLICITATION] {
+        for length in 0..request.len() {
+            assert_eq!(reply_of(&ours(), &request[..length]), None, "{length} bytes of {request:02x?}");
+        }
+    }
+}
+
+#[test]
+fn frames_for_others_or_for_all_are_left_alone() {
+    let other = [2, 0, 0, 0, 0, 9];
+    assert_eq!(reply_of(&ours(), &with(ARP_REQUEST, 0, &other)), None);
+    assert_eq!(reply_of(&ours(), &with(ECHO_V4_REQUEST, 0, &other)), None);
+    assert_eq!(reply_of(&ours(), &with(ECHO_V4_REQUEST, 0, &[0xff; 6])), None);
+    assert_eq!(reply_of(&ours(), &with(ECHO_V6_REQUEST, 0, &[0x33, 0x33, 0, 0, 0, 1])), None);
+    assert_eq!(reply_of(&ours(), &with(ARP_REQUEST, 6, &[0xff; 6])), None);
+}
+
+#[test]
+fn a_multicast_ping_is_not_answered_even_in_a_frame_for_us() {
+    for (from, to) in [("10.0.0.1", "224.0.0.1"), ("10.0.0.1", "255.255.255.255"), ("0.0.0.0", "10.0.0.2")] {
+        assert_eq!(reply_of(&responder(&[]), &ping_v4(from.parse().unwrap(), to.parse().unwrap(), 8)), None);
+    }
+    for (from, to) in [("fd00::1", "ff02::1"), ("::", "fd00::2"), ("ff02::1", "fd00::2")] {
+        assert_eq!(reply_of(&responder(&[]), &ping_v6(from.parse().unwrap(), to.parse().unwrap(), 8)), None);
+    }
+}
+
+#[test]
+fn a_vlan_tag_is_not_looked_through() {
+    let tagged = [&ARP_REQUEST[..12], &[0x81, 0, 0, 5], &ARP_REQUEST[12..]].concat();
+    assert_eq!(reply_of(&ours(), &tagged), None);
+}
+
+#[test]
+fn a_solicitation_that_a_router_forwarded_is_not_answered() {
+    assert_eq!(reply_of(&ours(), &with(SOLICITATION, 21, &[254])), None);
+}
+
+#[test]
+fn pings_of_any_size_are_echoed_whole() {
+    for size in [0, 1, 56, 1472, 8972, 9000, 65_000] {
+        for request in [
+            ping_v4([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), size),
+            ping_v6("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), size),
+        ] {
+            let reply = reply_of(&ours(), &request).unwrap();
+            assert_eq!(reply.len(), request.len());
+            let payload = request.len() - size;
+            assert_eq!(reply[payload..], request[payload..]);
+        }
+    }
+}
+
+#[test]
+fn without_room_there_is_no_reply_and_no_count() {
+    let responder = ours();
+    for (request, reply) in [
+        (&ARP_REQUEST[..], &ARP_REPLY[..]),
+        (&SOLICITATION, &ADVERTISEMENT),
+        (&ECHO_V4_REQUEST, &ECHO_V4_REPLY),
+        (&ECHO_V6_REQUEST, &ECHO_V6_REPLY),
+    ] {
+        for room in 0..reply.len() {
+            assert_eq!(responder.answer(request, &mut vec![0; room]), None);
+        }
+    }
+    assert_eq!(responder.answered(), Answered::default());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(
+        kind in 0..5_usize,
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        ip in any::<bool>(),
+    ) {
+        let base: [&[u8]; 5] = [&bytes, &ARP_REQUEST, &ECHO_V4_REQUEST, &ECHO_V6_REQUEST, &SOLICITATION];
+        let mut frame = base[kind].to_vec();
+        if kind > 0 {
+            frame.extend_from_slice(&bytes[..bytes.len() / 2]);
+        }
+        for (index, byte) in edits.iter().filter(|_| !base[kind].is_empty()) {
+            let at = index.index(frame.len());
+            frame[at] = *byte;
+        }
+        let mode = if ip { Mode::Ip } else { Mode::Ethernet };
+        reply_of(&responder(&[]).in_mode(mode), &frame);
+    }
+
+    /// With right checksums, so that the generator gets past them to the options of the solicitation.
+    #[test]
+    fn no_options_of_a_solicitation_make_it_panic(options in prop::collection::vec(any::<u8>(), 0..80)) {
+        let (from, to) = ("fd00::1".parse().unwrap(), "fd00::2".parse::<Ipv6Addr>().unwrap());
+        let body = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &to.octets(), &options].concat();
+        reply_of(&ours(), &frame_v6(from, to, NDP_HOP_LIMIT, body));
+    }
+}
+
+fn ping_v4(from: Ipv4Addr, to: Ipv4Addr, size: usize) -> Vec<u8> {
+    let mut frame = [&ECHO_V4_REQUEST[..42], &vec![0x5a; size]].concat();
+    let mut ip = Ipv4Packet::new_unchecked(&mut frame[14..]);
+    ip.set_total_len((28 + size) as u16);
+    ip.set_src_addr(from);
+    ip.set_dst_addr(to);
+    ip.fill_checksum();
+    Icmpv4Packet::new_unchecked(&mut frame[34..]).fill_checksum();
+    frame
+}
+
+fn ping_v6(from: Ipv6Addr, to: Ipv6Addr, size: usize) -> Vec<u8> {
+    frame_v6(from, to, 64, [&[128, 0, 0, 0, 0, 1, 0, 2][..], &vec![0x5a; size]].concat())
+}
+
+fn frame_v6(from: Ipv6Addr, to: Ipv6Addr, hop_limit: u8, mut message: Vec<u8>) -> Vec<u8> {
+    Icmpv6Packet::new_unchecked(&mut message[..]).fill_checksum(&from, &to);
+    let mut frame = [&ECHO_V6_REQUEST[..54], &message].concat();
+    let mut ip = Ipv6Packet::new_unchecked(&mut frame[14..]);
+    ip.set_payload_len(message.len() as u16);
+    ip.set_hop_limit(hop_limit);
+    ip.set_src_addr(from);
+    ip.set_dst_addr(to);
+    frame
+}
+
+// The frames of 02:..:01 (10.0.0.1, fd00::1) and our answers as 02:..:02 (10.0.0.2, fd00::2).
+const ARP_REQUEST: [u8; 42] = [
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x08, 0x06, 0x00, 0x01, 0x08, 0x00, 0x06,
+    0x04, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x0a, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x0a, 0x00, 0x00, 0x02,
+];
+const ARP_REPLY: [u8; 42] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x08, 0x06, 0x00, 0x01, 0x08, 0x00, 0x06,
+    0x04, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x0a, 0x00, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01,
+    0x0a, 0x00, 0x00, 0x01,
+];
+const ECHO_V4_REQUEST: [u8; 49] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x08, 0x00, 0x45, 0x00, 0x00, 0x23, 0xab,
+    0xcd, 0x00, 0x00, 0x3f, 0x01, 0xbc, 0x0a, 0x0a, 0x00, 0x00, 0x01, 0x0a, 0x00, 0x00, 0x02, 0x08, 0x00, 0x32, 0x86,
+    0x12, 0x34, 0x00, 0x01, 0x66, 0x65, 0x72, 0x72, 0x75, 0x6c, 0x65,
+];
+const ECHO_V4_REPLY: [u8; 49] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x08, 0x00, 0x45, 0x00, 0x00, 0x23, 0x00,
+    0x00, 0x40, 0x00, 0x40, 0x01, 0x26, 0xd8, 0x0a, 0x00, 0x00, 0x02, 0x0a, 0x00, 0x00, 0x01, 0x00, 0x00, 0x3a, 0x86,
+    0x12, 0x34, 0x00, 0x01, 0x66, 0x65, 0x72, 0x72, 0x75, 0x6c, 0x65,
+];
+const ECHO_V6_REQUEST: [u8; 69] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x0f, 0x3a, 0x3f, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01,
+    0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x80, 0x00, 0xc0,
+    0x37, 0x12, 0x34, 0x00, 0x01, 0x66, 0x65, 0x72, 0x72, 0x75, 0x6c, 0x65,
+];
+const ECHO_V6_REPLY: [u8; 69] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x0f, 0x3a, 0x40, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02,
+    0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x81, 0x00, 0xbf,
+    0x37, 0x12, 0x34, 0x00, 0x01, 0x66, 0x65, 0x72, 0x72, 0x75, 0x6c, 0x65,
+];
+const SOLICITATION: [u8; 86] = [
+    0x33, 0x33, 0xff, 0x00, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x20, 0x3a, 0xff, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01,
+    0xff, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0xff, 0x00, 0x00, 0x02, 0x87, 0x00, 0x7d,
+    0x97, 0x00, 0x00, 0x00, 0x00, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x00, 0x02, 0x01, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01,
+];
+const ADVERTISEMENT: [u8; 86] = [
+    0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x20, 0x3a, 0xff, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02,
+    0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x88, 0x00, 0x1c,
+    0x9a, 0x60, 0x00, 0x00, 0x00, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x00, 0x02, 0x02, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02,
+];
+const DETECTION: [u8; 78] = [
+    0x33, 0x33, 0xff, 0x00, 0x00, 0x02, 0x02, 0x00, 0x00, 0x00, 0x00, 0x01, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x18, 0x3a, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0xff, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0xff, 0x00, 0x00, 0x02, 0x87, 0x00, 0x7d,
+    0xa3, 0x00, 0x00, 0x00, 0x00, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x00, 0x02,
+];
+const DEFENCE: [u8; 86] = [
+    0x33, 0x33, 0x00, 0x00, 0x00, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02, 0x86, 0xdd, 0x60, 0x00, 0x00, 0x00, 0x00,
+    0x20, 0x3a, 0xff, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02,
+    0xff, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x88, 0x00, 0x5a,
+    0x98, 0x20, 0x00, 0x00, 0x00, 0xfd, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x00, 0x02, 0x02, 0x01, 0x02, 0x00, 0x00, 0x00, 0x00, 0x02,
+];

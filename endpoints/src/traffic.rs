@@ -1,0 +1,386 @@
+//! The pure part of a generator and of a sink: stamped frames, and the count of what became of them.
+//!
+//! A stamp says which flow a frame belongs to and which frame of that flow it is. It follows the UDP header:
+//!
+//! ```text
+//! 0           14       34      42          46         50             58
+//! | Ethernet  | IPv4   | UDP   | magic u32 | flow u32 | sequence u64 | payload ...   (little endian)
+//! ```
+
+use std::net::Ipv4Addr;
+
+use ferrule_dataplane::spec::MacAddress;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket,
+};
+use thiserror::Error;
+
+/// One flow's frame, stamped again for each sending. Nothing is allocated after `new`.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    frame: Box<[u8]>,
+    /// The sum of what the UDP checksum covers, with sequence 0, in little-endian words (RFC 1071, section 2.B).
+    sum: u32,
+    addresses: Addresses,
+}
+
+impl Pattern {
+    /// A frame of `size` bytes (without FCS) of flow number `flow`, which also selects the UDP source port.
+    pub fn new(size: usize, flow: u32, addresses: Addresses) -> Result<Self, SizeError> {
+        if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
+            return Err(SizeError { size });
+        }
+        let mut frame = vec![0; size].into_boxed_slice();
+        addresses.write_headers(&mut frame, FLOW_PORT_MIN + (flow % FLOW_PORTS) as u16);
+        frame[STAMP..STAMP + 4].copy_from_slice(&MAGIC.to_le_bytes());
+        frame[STAMP + 4..STAMP + 8].copy_from_slice(&flow.to_le_bytes());
+        let mut pattern = Self { frame, sum: 0, addresses };
+        pattern.sum_up();
+        Ok(pattern)
+    }
+
+    /// The frame with this sequence number and the payload it last had: a few instructions whatever its size.
+    #[inline]
+    pub fn stamp(&mut self, sequence: u64) -> &[u8] {
+        self.frame[SEQUENCE..STAMP_END].copy_from_slice(&sequence.to_le_bytes());
+        let words = (sequence & 0xffff) + (sequence >> 16 & 0xffff) + (sequence >> 32 & 0xffff) + (sequence >> 48);
+        let mut sum = self.sum + words as u32;
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        // A checksum of 0 would mean that there is none.
+        let checksum = if sum == 0xffff { 0xffff } else { !sum as u16 };
+        self.frame[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&checksum.to_le_bytes());
+        &self.frame
+    }
+
+    /// The frame with this sequence number and the payload that a verifying [`Sink`] expects of it.
+    pub fn fill(&mut self, sequence: u64) -> &[u8] {
+        for (index, chunk) in self.frame[STAMP_END..].chunks_mut(8).enumerate() {
+            chunk.copy_from_slice(&payload_word(sequence, index)[..chunk.len()]);
+        }
+        self.sum_up();
+        self.stamp(sequence)
+    }
+
+    fn sum_up(&mut self) {
+        self.frame[SEQUENCE..STAMP_END].fill(0);
+        let (from, to) = (self.addresses.source.into(), self.addresses.destination.into());
+        let mut udp = UdpPacket::new_unchecked(&mut self.frame[UDP..]);
+        udp.fill_checksum(&from, &to);
+        self.sum = u32::from(!udp.checksum().swap_bytes());
+    }
+}
+
+/// Where the frames of a [`Pattern`] come from and go to. The default is of the range for benchmarks (RFC 2544, C.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Sender's MAC address.
+    pub source_mac: MacAddress,
+    /// Receiver's MAC address.
+    pub destination_mac: MacAddress,
+    /// Sender's IP address.
+    pub source: Ipv4Addr,
+    /// Receiver's IP address.
+    pub destination: Ipv4Addr,
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self {
+            source_mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            destination_mac: MacAddress([2, 0, 0, 0, 0, 2]),
+            source: Ipv4Addr::new(198, 18, 0, 1),
+            destination: Ipv4Addr::new(198, 18, 0, 2),
+        }
+    }
+}
+
+impl Addresses {
+    fn write_headers(&self, frame: &mut [u8], source_port: u16) {
+        let (udp_size, ip_payload) = ((frame.len() - UDP) as u16, frame.len() - UDP);
+        EthernetRepr {
+            src_addr: EthernetAddress(self.source_mac.0),
+            dst_addr: EthernetAddress(self.destination_mac.0),
+            ethertype: EthernetProtocol::Ipv4,
+        }
+        .emit(&mut EthernetFrame::new_unchecked(&mut *frame));
+        Ipv4Repr {
+            src_addr: self.source,
+            dst_addr: self.destination,
+            next_header: IpProtocol::Udp,
+            payload_len: ip_payload,
+            hop_limit: 64,
+        }
+        .emit(&mut Ipv4Packet::new_unchecked(&mut frame[IP..]), &ChecksumCapabilities::default());
+        let mut udp = UdpPacket::new_unchecked(&mut frame[UDP..]);
+        udp.set_src_port(source_port);
+        udp.set_dst_port(DISCARD_PORT);
+        udp.set_len(udp_size);
+    }
+}
+
+/// Checks the frames that arrive. Each flow is expected to count from 0.
+///
+/// Frames missing behind the last one that came are not in `lost`: compare `frames` with what was sent.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    flows: Box<[Flow]>,
+    verify: bool,
+    tally: Tally,
+}
+
+impl Sink {
+    /// A sink for the flows 0 to `flows - 1`. With `verify`, checksums and payload are checked too, and the sender
+    /// must use [`Pattern::fill`].
+    pub fn new(flows: u32, verify: bool) -> Self {
+        let flows = vec![Flow::default(); flows as usize].into_boxed_slice();
+        Self { flows, verify, tally: Tally::default() }
+    }
+
+    /// Takes note of one frame.
+    #[inline]
+    pub fn see(&mut self, frame: &[u8]) {
+        let Some(stamp) = Stamp::read(frame) else {
+            self.tally.foreign += 1;
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(stamp.flow as usize) else {
+            self.tally.corrupt += 1;
+            return;
+        };
+        if stamp.length != frame.len() || (self.verify && !is_intact(frame, stamp.sequence)) {
+            self.tally.corrupt += 1;
+            return;
+        }
+        self.tally.frames += 1;
+        self.tally.bytes += frame.len() as u64;
+        if stamp.sequence == flow.next {
+            flow.next = flow.next.saturating_add(1);
+            flow.seen = flow.seen << 1 | 1;
+        } else {
+            flow.out_of_order(stamp.sequence, &mut self.tally);
+        }
+    }
+
+    /// What was seen so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+}
+
+/// What a [`Sink`] saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Stamped frames in good order or not, duplicates included.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Sequence numbers that were jumped over and did not come later.
+    pub lost: u64,
+    /// Frames that came after a later one of their flow.
+    pub reordered: u64,
+    /// Frames that came again, or too late to tell (64 or more behind the latest).
+    pub duplicated: u64,
+    /// Stamped frames of a wrong length or an unknown flow, or, if verified, with a wrong checksum or payload.
+    pub corrupt: u64,
+    /// Frames without a stamp, such as a kernel's own.
+    pub foreign: u64,
+}
+
+/// The state of one flow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    next: u64,
+    /// Bit n: whether number `next - 1 - n` came.
+    seen: u64,
+}
+
+impl Flow {
+    #[cold]
+    fn out_of_order(&mut self, sequence: u64, tally: &mut Tally) {
+        if sequence > self.next {
+            let missing = sequence - self.next;
+            tally.lost = tally.lost.saturating_add(missing);
+            // Shifting by 64 or more is all zeros here, which Rust's `<<` does not promise.
+            self.seen = u32::try_from(missing + 1).ok().and_then(|by| self.seen.checked_shl(by)).unwrap_or(0) | 1;
+            self.next = sequence.saturating_add(1);
+            return;
+        }
+        let age = self.next - 1 - sequence;
+        if age < 64 && self.seen >> age & 1 == 0 {
+            self.seen |= 1 << age;
+            tally.lost = tally.lost.saturating_sub(1);
+            tally.reordered += 1;
+        } else {
+            tally.duplicated += 1;
+        }
+    }
+}
+
+struct Stamp {
+    flow: u32,
+    sequence: u64,
+    /// The frame's length by its own IP header.
+    length: usize,
+}
+
+impl Stamp {
+    #[inline]
+    fn read(frame: &[u8]) -> Option<Self> {
+        let (head, _) = frame.split_first_chunk::<SIZE_MIN>()?;
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        if word(STAMP) != MAGIC {
+            return None;
+        }
+        Some(Self {
+            flow: word(STAMP + 4),
+            sequence: u64::from(word(SEQUENCE)) | u64::from(word(SEQUENCE + 4)) << 32,
+            length: IP + usize::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]])),
+        })
+    }
+}
+
+fn is_intact(frame: &[u8], sequence: u64) -> bool {
+    let Ok(ip) = Ipv4Packet::new_checked(&frame[IP..]) else { return false };
+    let Ok(udp) = UdpPacket::new_checked(ip.payload()) else { return false };
+    let mut payload = frame[STAMP_END..].chunks(8).enumerate();
+    ip.verify_checksum()
+        && udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into())
+        && payload.all(|(index, chunk)| *chunk == payload_word(sequence, index)[..chunk.len()])
+}
+
+/// Differs in every byte from frame to frame and from word to word.
+fn payload_word(sequence: u64, index: usize) -> [u8; 8] {
+    // 2^64 divided by the golden ratio, as in Fibonacci hashing.
+    (sequence ^ (index as u64) << 48).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()
+}
+
+/// A frame cannot have this size.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a frame of {size} bytes: {SIZE_MIN} to {SIZE_MAX} are possible (without FCS)")]
+pub struct SizeError {
+    size: usize,
+}
+
+/// The smallest Ethernet frame without its FCS.
+pub const SIZE_MIN: usize = 60;
+/// The largest IPv4 packet and its Ethernet header.
+pub const SIZE_MAX: usize = IP + 65_535;
+/// `FERR` in memory.
+const MAGIC: u32 = u32::from_le_bytes(*b"FERR");
+const IP: usize = 14;
+const UDP: usize = IP + 20;
+const UDP_CHECKSUM: usize = UDP + 6;
+const STAMP: usize = UDP + 8;
+const SEQUENCE: usize = STAMP + 8;
+const STAMP_END: usize = SEQUENCE + 8;
+const FLOW_PORT_MIN: u16 = 1024;
+/// 1024 to 65535.
+const FLOW_PORTS: u32 = 64_512;
+/// RFC 863: who receives it throws it away.
+const DISCARD_PORT: u16 = 9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(size: usize, flow: u32) -> Pattern {
+        Pattern::new(size, flow, Addresses::default()).unwrap()
+    }
+
+    fn checksums_are_right(frame: &[u8]) -> bool {
+        let ip = Ipv4Packet::new_checked(&frame[IP..]).unwrap();
+        let udp = UdpPacket::new_checked(ip.payload()).unwrap();
+        ip.verify_checksum() && udp.checksum() != 0 && udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into())
+    }
+
+    #[test]
+    fn the_smallest_frame_is_what_the_drawing_says() {
+        let mut pattern = pattern(60, 7);
+        let expected = [
+            2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, // Ethernet
+            0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0xae, 0x97, 198, 18, 0, 1, 198, 18, 0, 2, // IPv4
+            0x04, 0x07, 0, 9, 0, 26, 0xbb, 0xda, // UDP
+            b'F', b'E', b'R', b'R', 7, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, // stamp
+            0, 0,
+        ];
+        assert_eq!(pattern.stamp(0x0102_0304_0506_0708), expected);
+    }
+
+    #[test]
+    fn checksums_are_right_for_any_size_and_sequence() {
+        for size in [60, 61, 64, 1514, 9014, SIZE_MAX] {
+            let mut pattern = pattern(size, 3);
+            for sequence in [0, 1, 0xffff, 0x1_0000, u64::MAX, 0x8000_0000_0000_0001, 0x0123_4567_89ab_cdef] {
+                assert!(checksums_are_right(pattern.stamp(sequence)), "stamp {size} {sequence}");
+                assert!(checksums_are_right(pattern.fill(sequence)), "fill {size} {sequence}");
+                assert!(checksums_are_right(pattern.stamp(!sequence)), "stamp again {size} {sequence}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_is_never_zero() {
+        let mut pattern = pattern(60, 0);
+        assert!((0..=0xffff).all(|sequence| checksums_are_right(pattern.stamp(sequence))));
+    }
+
+    #[test]
+    fn a_size_that_no_frame_has_is_an_error() {
+        for size in [0, 59, SIZE_MAX + 1] {
+            assert_eq!(Pattern::new(size, 0, Addresses::default()).unwrap_err(), SizeError { size });
+        }
+    }
+
+    #[test]
+    fn a_sink_counts_what_came_in_order() {
+        let (mut sink, mut flows) = (Sink::new(2, true), [pattern(64, 0), pattern(1514, 1)]);
+        for sequence in 0..100 {
+            for flow in &mut flows {
+                sink.see(flow.fill(sequence));
+            }
+        }
+        assert_eq!(sink.tally(), Tally { frames: 200, bytes: 100 * (64 + 1514), ..Tally::default() });
+    }
+
+    #[test]
+    fn a_sink_tells_lost_from_late_from_repeated() {
+        let (mut sink, mut flow) = (Sink::new(1, false), pattern(64, 0));
+        for sequence in [0, 1, 4, 3, 3, 5, 1] {
+            sink.see(flow.stamp(sequence));
+        }
+        let tally = sink.tally();
+        assert_eq!((tally.frames, tally.lost, tally.reordered, tally.duplicated), (7, 1, 1, 2));
+        for sequence in [1000, 6, 999, u64::MAX, 0] {
+            sink.see(flow.stamp(sequence));
+        }
+        let tally = sink.tally();
+        assert_eq!((tally.reordered, tally.duplicated), (2, 4), "too late to tell counts as repeated");
+    }
+
+    #[test]
+    fn a_sink_tells_corrupt_frames_from_foreign_ones() {
+        let (mut sink, mut flow) = (Sink::new(1, true), pattern(128, 0));
+        sink.see(&[]);
+        sink.see(&[0; 1500]);
+        assert_eq!(sink.tally(), Tally { foreign: 2, ..Tally::default() });
+        sink.see(pattern(64, 9).fill(0));
+        sink.see(&flow.fill(0)[..127]);
+        for byte in (IP..STAMP).chain(SEQUENCE..128) {
+            let mut frame = flow.fill(0).to_vec();
+            frame[byte] ^= 0x10;
+            sink.see(&frame);
+        }
+        assert_eq!(sink.tally(), Tally { foreign: 2, corrupt: 2 + 28 + 78, ..Tally::default() });
+    }
+
+    #[test]
+    fn without_verification_only_stamp_and_length_count() {
+        let (mut sink, mut flow) = (Sink::new(1, false), pattern(128, 0));
+        let mut frame = flow.stamp(0).to_vec();
+        frame[100] ^= 1;
+        sink.see(&frame);
+        assert_eq!(sink.tally(), Tally { frames: 1, bytes: 128, ..Tally::default() });
+    }
+}

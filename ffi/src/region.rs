@@ -1,0 +1,393 @@
+//! Memory shared with a peer.
+//!
+//! The peer may rewrite any byte at any instant, so nothing here hands out a reference to it. There
+//! are three ways in, all checked once against the region's length: an [`Index`] (acquire loads,
+//! release stores), a [`Table`] of 16-byte descriptors (each read once into a local), and a
+//! [`Span`] to copy payload from or to.
+
+use std::ffi::CString;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::unistd::ftruncate;
+
+use crate::guard::Guarded;
+use crate::span::{Span, SpanMut};
+
+/// A file mapped for reading and writing. Clones share the mapping; the last one unmaps it.
+#[derive(Clone)]
+pub struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    mapping: Arc<Mapping>,
+}
+
+// SAFETY: the memory is shared with other processes anyway; every access is a volatile or atomic
+// one, or a plain byte copy whose result nobody trusts. The mapping itself is never changed.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps the first `len` bytes of `file`. If a page of it is missing one day, `health` is marked
+    /// dead and the region reads as zeros from then on.
+    ///
+    /// A memfd is sealed against shrinking when it allows that.
+    ///
+    /// # Errors
+    /// The file is not in memory, is shorter than `len`, or cannot be mapped.
+    pub fn map(file: OwnedFd, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        let wanted = usize::try_from(len).ok().and_then(NonZeroUsize::new);
+        let len = wanted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a region of no bytes"))?;
+        // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
+        let kind = fstatfs(&file)?.filesystem_type();
+        if kind != TMPFS_MAGIC && kind != HUGETLBFS_MAGIC {
+            let problem = "the file is not in memory (a memfd, tmpfs or hugetlbfs file is wanted)";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
+        let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
+        let stat = fstat(&file)?;
+        let held = u64::try_from(stat.st_size).unwrap_or(0);
+        if held < len.get() as u64 {
+            let problem = format!("the file holds {held} bytes, fewer than the {len} announced");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        // hugetlbfs maps and unmaps whole pages of its own size only.
+        let block = usize::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
+        let mapped_len = len.checked_next_multiple_of(block)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            mmap(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0)?
+        };
+        let mut mapping = Mapping { base: base.cast(), len: mapped_len.get(), file, guarded: None };
+        mapping.guarded = Some(Guarded::new(base.as_ptr() as usize, mapped_len.get(), Arc::clone(health))?);
+        Ok(Self { base: base.cast(), len: len.get(), mapping: Arc::new(mapping) })
+    }
+
+    /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it.
+    pub fn create(name: &str, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        let name = CString::new(name)?;
+        let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        ftruncate(&file, i64::try_from(len).map_err(io::Error::other)?)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
+        Self::map(file, len, health)
+    }
+
+    /// Its length in bytes, as it was announced.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A region is never empty.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The file behind it, to pass on.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.mapping.file.as_fd()
+    }
+
+    /// `len` bytes from `offset` on, to copy from; `None` if they are not all inside.
+    #[inline(always)]
+    pub fn span(&self, offset: u32, len: u32) -> Option<Span<'_>> {
+        // 64 bits: two u32 cannot wrap in them.
+        if u64::from(offset) + u64::from(len) > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; it lives as long as `self`.
+        Some(unsafe { Span::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// `len` bytes from `offset` on, to copy to; `None` if they are not all inside.
+    #[inline(always)]
+    pub fn span_mut(&self, offset: u32, len: u32) -> Option<SpanMut<'_>> {
+        if u64::from(offset) + u64::from(len) > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; no reference to its bytes exists anywhere.
+        Some(unsafe { SpanMut::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// The 16-bit index at `offset`; `None` if it is outside or not aligned.
+    pub fn index(&self, offset: u64) -> Option<Index> {
+        Some(Index { place: self.place(offset, 2, 2)?.cast(), _region: self.clone() })
+    }
+
+    /// The table of `len` descriptors (a power of two) at `offset`; `None` if it is not all inside or
+    /// not aligned to 8 bytes.
+    pub fn table(&self, offset: u64, len: u32) -> Option<Table> {
+        if !len.is_power_of_two() {
+            return None;
+        }
+        let place = self.place(offset, u64::from(len) * 16, 8)?.cast();
+        Some(Table { place, mask: len as usize - 1, _region: self.clone() })
+    }
+
+    /// The u32 at `offset`, once; `None` if it is outside or not aligned.
+    pub fn read_u32(&self, offset: u64) -> Option<u32> {
+        let place = self.place(offset, 4, 4)?;
+        // SAFETY: inside the mapping and aligned, by `place`.
+        Some(unsafe { place.cast::<u32>().read_volatile() })
+    }
+
+    /// Stores the u32 at `offset`; `None`, and nothing stored, if it is outside or not aligned.
+    #[must_use]
+    pub fn write_u32(&self, offset: u64, value: u32) -> Option<()> {
+        let place = self.place(offset, 4, 4)?;
+        // SAFETY: inside the mapping and aligned, by `place`.
+        unsafe { place.cast::<u32>().write_volatile(value) };
+        Some(())
+    }
+
+    fn place(&self, offset: u64, len: u64, align: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(len)?;
+        if end > self.len as u64 {
+            return None;
+        }
+        // SAFETY: offset <= end <= len, inside the mapping.
+        let place = unsafe { self.base.add(offset as usize) };
+        (place.as_ptr() as usize).is_multiple_of(align).then_some(place)
+    }
+}
+
+/// Whether the memory of one peer is still there. One for all regions of a port.
+#[derive(Debug, Default)]
+pub struct Health {
+    dead: AtomicBool,
+}
+
+impl Health {
+    /// Whether a page of one of the regions was missing when it was used.
+    #[inline]
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn mark_dead(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A 16-bit number that one side publishes and the other watches.
+pub struct Index {
+    place: NonNull<u16>,
+    _region: Region,
+}
+
+// SAFETY: every access is atomic; the region it points into is kept.
+unsafe impl Send for Index {}
+// SAFETY: as above.
+unsafe impl Sync for Index {}
+
+impl Index {
+    /// What the peer published, and with it everything it wrote before.
+    #[inline]
+    pub fn load(&self) -> u16 {
+        // SAFETY: valid and aligned while the region is kept; only atomic accesses are made here,
+        // and what other processes do is outside of Rust's view.
+        unsafe { AtomicU16::from_ptr(self.place.as_ptr()) }.load(Ordering::Acquire)
+    }
+
+    /// Publishes `value`, and with it everything written before.
+    #[inline]
+    pub fn store(&self, value: u16) {
+        // SAFETY: as for `load`.
+        unsafe { AtomicU16::from_ptr(self.place.as_ptr()) }.store(value, Ordering::Release);
+    }
+}
+
+/// A ring of 16-byte descriptors. Positions are masked, so every position is inside.
+pub struct Table {
+    place: NonNull<[u64; 2]>,
+    mask: usize,
+    _region: Region,
+}
+
+// SAFETY: every access is volatile on plain integers; the region it points into is kept.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// How many descriptors.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// A table is never empty.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The descriptor at `position`, read once: decide on what this returns, never read again.
+    #[inline(always)]
+    pub fn read(&self, position: u16) -> [u64; 2] {
+        // SAFETY: masked, so inside the table, which lies inside the kept region, aligned to 8.
+        unsafe {
+            let first = self.at(position).cast::<u64>();
+            [first.read_volatile(), first.add(1).read_volatile()]
+        }
+    }
+
+    /// Stores a whole descriptor.
+    #[inline(always)]
+    pub fn write(&self, position: u16, value: [u64; 2]) {
+        // SAFETY: as for `read`.
+        unsafe {
+            let first = self.at(position).cast::<u64>();
+            first.write_volatile(value[0]);
+            first.add(1).write_volatile(value[1]);
+        }
+    }
+
+    /// Stores the first half of a descriptor and leaves the second as it is.
+    #[inline(always)]
+    pub fn write_first(&self, position: u16, value: u64) {
+        // SAFETY: as for `read`.
+        unsafe { self.at(position).cast::<u64>().write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn at(&self, position: u16) -> *mut [u64; 2] {
+        // SAFETY: the mask keeps the offset inside the table.
+        unsafe { self.place.as_ptr().add(position as usize & self.mask) }
+    }
+}
+
+/// The mapping that all clones of a region share.
+struct Mapping {
+    base: NonNull<libc::c_void>,
+    len: usize,
+    file: OwnedFd,
+    guarded: Option<Guarded>,
+}
+
+// SAFETY: base and len never change, and only `drop` uses them.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // The guard goes first: it must never name memory that somebody else maps.
+        self.guarded = None;
+        // SAFETY: our own mapping; every Region, Index, Table and Span of it is gone.
+        let _ = unsafe { munmap(self.base, self.len) };
+    }
+}
+
+/// Adds what `NonZeroUsize` lacks, with an error instead of a wrap.
+trait NextMultiple {
+    fn checked_next_multiple_of(self, block: usize) -> io::Result<NonZeroUsize>;
+}
+
+impl NextMultiple for NonZeroUsize {
+    fn checked_next_multiple_of(self, block: usize) -> io::Result<NonZeroUsize> {
+        let multiple = self.get().checked_next_multiple_of(block).and_then(NonZeroUsize::new);
+        multiple
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the region is larger than the address space"))
+    }
+}
+
+const PAGE: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(len: u64) -> (Region, Arc<Health>) {
+        let health = Arc::new(Health::default());
+        (Region::create("test", len, &health).unwrap(), health)
+    }
+
+    #[test]
+    fn nothing_outside_a_region_can_be_named() {
+        let (region, _) = region(4096);
+        assert!(region.span(4095, 1).is_some());
+        assert!(region.span(4095, 2).is_none());
+        assert!(region.span(u32::MAX, u32::MAX).is_none());
+        assert!(region.span_mut(4096, 0).is_some());
+        assert!(region.index(4094).is_some());
+        assert!(region.index(4095).is_none());
+        assert!(region.index(1).is_none());
+        assert!(region.index(u64::MAX).is_none());
+        assert!(region.table(0, 256).is_some());
+        assert!(region.table(16, 256).is_none());
+        assert!(region.table(0, 255).is_none());
+        assert!(region.table(4, 1).is_none());
+    }
+
+    #[test]
+    fn bytes_cross_a_region() {
+        let (region, health) = region(4096);
+        assert!(Span::from(&b"ferrule"[..]).copy_to(&mut region.span_mut(100, 7).unwrap()));
+        let mut out = [0; 7];
+        assert!(region.span(100, 7).unwrap().copy_out(&mut out));
+        assert_eq!(&out, b"ferrule");
+        assert!(!health.is_dead());
+    }
+
+    #[test]
+    fn a_table_wraps_at_its_length() {
+        let (region, _) = region(4096);
+        let table = region.table(0, 4).unwrap();
+        table.write(1, [7, 8]);
+        assert_eq!(table.read(5), [7, 8]);
+        table.write_first(1, 9);
+        assert_eq!(table.read(65_533), [9, 8]);
+    }
+
+    #[test]
+    fn a_file_shorter_than_announced_is_refused() {
+        let file = memfd_create(c"short", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&file, 100).unwrap();
+        let error = Region::map(file, 4096, &Arc::default()).err().unwrap();
+        assert!(error.to_string().contains("100 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_in_memory_is_refused() {
+        for path in ["/proc/self/status", "/dev/zero", "/"] {
+            let file = std::fs::File::open(path).unwrap();
+            assert!(Region::map(file.into(), 4096, &Arc::default()).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_makes_its_region_dead_and_nothing_else() {
+        let (other, other_health) = region(8192);
+        let file = memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&file, 8192).unwrap();
+        let health = Arc::new(Health::default());
+        let region = Region::map(file.try_clone().unwrap(), 8192, &health).unwrap();
+        assert!(Span::from(&[1; 64][..]).copy_to(&mut region.span_mut(0, 64).unwrap()));
+        ftruncate(&file, 0).unwrap();
+        let mut out = [9; 64];
+        assert!(region.span(0, 64).unwrap().copy_out(&mut out));
+        assert!(health.is_dead());
+        assert_eq!(out, [0; 64]);
+        assert!(other.span(0, 64).unwrap().copy_out(&mut out));
+        assert!(!other_health.is_dead());
+    }
+
+    #[test]
+    fn a_memfd_that_allows_it_is_sealed_against_shrinking() {
+        let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        let _region = Region::map(file.try_clone().unwrap(), 4096, &Arc::default()).unwrap();
+        assert!(ftruncate(&file, 0).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Checked pieces of memory that frames are copied from and to.
+//!
+//! The bytes may belong to a peer that rewrites them at any time, so a span never becomes a Rust
+//! reference: it can only be copied, and what was copied may already be old.
+
+use std::marker::PhantomData;
+
+/// Bytes that may be read as long as `'a` lasts.
+#[derive(Clone, Copy)]
+pub struct Span<'a> {
+    base: *const u8,
+    len: usize,
+    memory: PhantomData<&'a ()>,
+}
+
+/// Bytes that may be written as long as `'a` lasts.
+pub struct SpanMut<'a> {
+    base: *mut u8,
+    len: usize,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> Span<'a> {
+    /// # Safety
+    /// `base..base + len` must stay mapped and readable for `'a`.
+    pub(crate) unsafe fn new(base: *const u8, len: usize) -> Self {
+        Self { base, len, memory: PhantomData }
+    }
+
+    /// How many bytes.
+    #[inline]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies the whole span to the front of `target`; `false`, and nothing copied, if it does not fit.
+    #[inline(always)]
+    #[must_use]
+    pub fn copy_to(self, target: &mut SpanMut<'_>) -> bool {
+        if self.len > target.len {
+            return false;
+        }
+        // SAFETY: both spans are valid for their lengths, and the target is the longer one. They may
+        // overlap only if a peer names one place twice, in its own memory: `copy` then stores some
+        // mix of its own bytes, reads and writes stay inside the two spans.
+        unsafe { copy(self.base, target.base, self.len) };
+        true
+    }
+
+    /// Copies the whole span to the front of `target`; `false`, and nothing copied, if it does not fit.
+    #[inline]
+    #[must_use]
+    pub fn copy_out(self, target: &mut [u8]) -> bool {
+        self.copy_to(&mut SpanMut::from(target))
+    }
+
+    /// The part from `start` on; `None` if it begins behind the end.
+    #[inline]
+    pub fn tail(self, start: usize) -> Option<Self> {
+        let len = self.len.checked_sub(start)?;
+        // SAFETY: start <= self.len, so the part lies inside this span.
+        Some(Self { base: unsafe { self.base.add(start) }, len, memory: PhantomData })
+    }
+
+    /// The first `len` bytes; `None` if there are fewer.
+    #[inline]
+    pub fn head(self, len: usize) -> Option<Self> {
+        (len <= self.len).then_some(Self { len, ..self })
+    }
+
+    /// Asks the CPU to fetch the first cache line: a hint, without effect on what is read.
+    #[inline(always)]
+    pub fn prefetch(self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch reads nothing architecturally and cannot fault.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast());
+        }
+    }
+
+    /// For system calls that read the bytes themselves (writev).
+    pub(crate) fn as_ptr(self) -> *const u8 {
+        self.base
+    }
+}
+
+impl<'a> From<&'a [u8]> for Span<'a> {
+    #[inline]
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { base: bytes.as_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+}
+
+impl<'a> SpanMut<'a> {
+    /// # Safety
+    /// `base..base + len` must stay mapped and writable for `'a`, and no Rust reference to any of it
+    /// may be used meanwhile.
+    pub(crate) unsafe fn new(base: *mut u8, len: usize) -> Self {
+        Self { base, len, memory: PhantomData }
+    }
+
+    /// How many bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Asks the CPU to fetch the first cache line for writing: a hint.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch writes nothing architecturally and cannot fault.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast_const().cast());
+        }
+    }
+}
+
+impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
+    #[inline]
+    fn from(bytes: &'a mut [u8]) -> Self {
+        Self { base: bytes.as_mut_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+}
+
+/// Copies `len` bytes. Short frames, the ones that come by the ten million, are moved by a few
+/// overlapping 16-byte loads and stores instead of a call of `memcpy`. Every load comes before the
+/// first store of its size class, so overlap is harmless.
+///
+/// # Safety
+/// `source` must be readable and `target` writable for `len` bytes.
+#[inline(always)]
+unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: in each class every access begins at 0, or ends at `len`, and the class's bounds keep
+    // both inside `0..len`; the caller vouches for those. SSE2 is part of every x86-64.
+    unsafe {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+        let load = |at: usize| _mm_loadu_si128(source.add(at).cast::<__m128i>());
+        let store = |at: usize, value| _mm_storeu_si128(target.add(at).cast::<__m128i>(), value);
+        if len > 128 || len < 16 {
+            return std::ptr::copy(source, target, len);
+        }
+        if len > 64 {
+            let head = [load(0), load(16), load(32), load(48)];
+            let tail = [load(len - 64), load(len - 48), load(len - 32), load(len - 16)];
+            store(0, head[0]);
+            store(16, head[1]);
+            store(32, head[2]);
+            store(48, head[3]);
+            store(len - 64, tail[0]);
+            store(len - 48, tail[1]);
+            store(len - 32, tail[2]);
+            store(len - 16, tail[3]);
+        } else if len >= 32 {
+            let (a, b, c, d) = (load(0), load(16), load(len - 32), load(len - 16));
+            store(0, a);
+            store(16, b);
+            store(len - 32, c);
+            store(len - 16, d);
+        } else {
+            let (a, b) = (load(0), load(len - 16));
+            store(0, a);
+            store(len - 16, b);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller vouches for both ranges.
+    unsafe {
+        std::ptr::copy(source, target, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_is_copied_exactly() {
+        let source: Vec<u8> = (0..300).map(|i| (i % 251) as u8 + 1).collect();
+        for len in 0..=300 {
+            let mut target = vec![0; 302];
+            assert!(Span::from(&source[..len]).copy_out(&mut target[1..]));
+            assert_eq!(target[0], 0);
+            assert_eq!(target[1..=len], source[..len]);
+            assert!(target[len + 1..].iter().all(|&byte| byte == 0), "length {len} wrote too far");
+        }
+    }
+
+    #[test]
+    fn a_span_that_does_not_fit_is_not_copied() {
+        let mut target = [0; 4];
+        assert!(!Span::from(&[1; 5][..]).copy_out(&mut target));
+        assert_eq!(target, [0; 4]);
+    }
+
+    #[test]
+    fn a_span_is_cut_only_inside_itself() {
+        let span = Span::from(&[1, 2, 3][..]);
+        assert_eq!(span.tail(3).map(Span::len), Some(0));
+        assert!(span.tail(4).is_none());
+        assert_eq!(span.head(2).map(Span::len), Some(2));
+        assert!(span.head(4).is_none());
+    }
+}

@@ -1,0 +1,167 @@
+//! TAP devices: a network interface of the kernel whose other end is a file descriptor.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use libc::{c_char, c_int, c_short, c_uint, c_ulong};
+use nix::errno::Errno;
+use nix::unistd;
+
+use crate::span::Span;
+
+/// A TAP device. It is not persistent: dropping this value removes the interface.
+///
+/// A virtio-net header of [`HEADER_LEN`] bytes, little-endian, precedes every frame in both
+/// directions. The descriptor does not block.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+}
+
+impl Tap {
+    /// Makes a TAP device in the network namespace of the calling thread, without offloads. A name
+    /// that exists is refused with `EBUSY`, whatever kind of interface has it.
+    pub fn create(name: &str) -> io::Result<Self> {
+        let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+        let tap = Self { fd: device.into() };
+        tap.attach(name)?;
+        tap.set(libc::TUNSETVNETHDRSZ, c_int::from(VNET_HEADER))?;
+        tap.set(libc::TUNSETVNETLE, 1)?;
+        Ok(tap)
+    }
+
+    /// Whether the kernel may hand over frames without checksums and segments longer than the MTU.
+    /// What the far end cannot take must then be finished in software.
+    pub fn set_offloads(&self, on: bool) -> io::Result<()> {
+        if !on {
+            return self.offload(0);
+        }
+        // UDP segmentation came with Linux 6.2; an older kernel refuses flags it does not know.
+        self.offload(OFFLOADS | libc::TUN_F_USO4 | libc::TUN_F_USO6).or_else(|_| self.offload(OFFLOADS))
+    }
+
+    /// Raises or lowers the carrier. While it is down the kernel sends nothing into the interface.
+    pub fn set_carrier(&self, up: bool) -> io::Result<()> {
+        self.set(libc::TUNSETCARRIER, c_int::from(up))
+    }
+
+    /// Reads one frame behind its virtio-net header; `WouldBlock` when there is none. When the
+    /// interface is gone, with its namespace for example, the answer is `EBADFD`.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(unistd::read(&self.fd, buffer)?)
+    }
+
+    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a piece of
+    /// a shared region that was truncated is `EFAULT`, not a signal.
+    pub fn write(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
+        let parts = [
+            libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN },
+            libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() },
+        ];
+        // SAFETY: both parts are readable for their lengths during the call; writev does not write to them.
+        let written = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 2) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn attach(&self, name: &str) -> io::Result<()> {
+        let mut request = interface_request(name)?;
+        // SAFETY: the kernel reads and writes one ifreq, which `request` is, during the call only.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        check(result)
+    }
+
+    fn offload(&self, flags: c_uint) -> io::Result<()> {
+        // SAFETY: this request takes its flags by value; no memory is touched.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(flags)) };
+        check(result)
+    }
+
+    /// One of the requests that take a pointer to an int.
+    fn set(&self, request: libc::Ioctl, value: c_int) -> io::Result<()> {
+        // SAFETY: the requests given to this function read one int during the call only.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw const value) };
+        check(result)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an ifreq is integers, byte arrays and a union of such, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // An empty name or one with a `%d` would make the kernel choose; the last byte stays NUL.
+    if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains(['\0', '%']) {
+        return Err(Errno::EINVAL.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = FLAGS as c_short;
+    Ok(request)
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Bytes of the virtio-net header before each frame: the layout with `num_buffers`.
+pub const HEADER_LEN: usize = VNET_HEADER as usize;
+const VNET_HEADER: u8 = 12;
+const DEVICE: &str = "/dev/net/tun";
+/// Exclusive: an interface that exists is an error, not something to attach to.
+const FLAGS: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+const OFFLOADS: c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::NetNs;
+
+    #[test]
+    fn a_tap_is_made_once_and_goes_with_its_value() {
+        in_private_namespace(|| {
+            let tap = Tap::create("t0").unwrap();
+            let taken = Tap::create("t0").unwrap_err();
+            assert_eq!(taken.raw_os_error(), Some(libc::EBUSY));
+            assert_eq!(Tap::create("lo").unwrap_err().raw_os_error(), Some(libc::EBUSY));
+            drop(tap);
+            Tap::create("t0").unwrap();
+        });
+    }
+
+    #[test]
+    fn offloads_and_carrier_can_be_switched() {
+        in_private_namespace(|| {
+            let tap = Tap::create("t0").unwrap();
+            for on in [true, false, true] {
+                tap.set_offloads(on).unwrap();
+                tap.set_carrier(on).unwrap();
+            }
+            assert_eq!(tap.read(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        });
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_would_change_is_refused() {
+        for name in ["", "tap%d", "sixteen-bytes-xx", "a\0b"] {
+            assert!(interface_request(name).is_err(), "{name}");
+        }
+    }
+
+    fn in_private_namespace(test: impl FnOnce() + Send) {
+        if let Err(error) = std::fs::metadata(DEVICE) {
+            return println!("skipped: {DEVICE} ({error})");
+        }
+        match NetNs::private() {
+            Ok(netns) => netns.run(test).unwrap(),
+            Err(error) => println!("skipped: a namespace of its own ({error})"),
+        }
+    }
+}
