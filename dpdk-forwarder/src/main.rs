@@ -1,5 +1,6 @@
 //! `dpdk-forwarder`: configuration, start, run, drain.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     }
     let log = tracing_subscriber::fmt().with_max_level(flags.log_level).with_writer(std::io::stderr);
     match flags.log {
-        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Text => log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().init(),
     }
     let mut config = file.as_ref().map_or_else(Config::default, |file| file.config.clone());
