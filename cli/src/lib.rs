@@ -6,6 +6,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
+//! - [`bench`]: how fast, beside a peer's program.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 use thiserror::Error;
 
 pub mod admin;
+pub mod bench;
 pub mod completions;
 pub mod text;
 pub mod top;
@@ -44,6 +46,8 @@ pub enum Command {
     Wire(wire::WireCommand),
     /// Watch what is moving: live rates of every wire
     Top(top::TopArgs),
+    /// Measure frames per second through a wire, beside a peer's program
+    Bench(bench::BenchArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -56,6 +60,7 @@ impl Cli {
             Command::Wires(args) => wires::run(&args, socket).await,
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
+            Command::Bench(args) => Ok(bench::run(&args)?),
             Command::Completions(args) => completions::run(&args),
         }
     }
@@ -81,6 +86,9 @@ pub enum CliError {
         /// Wires that were asked for.
         asked: usize,
     },
+    /// Nothing was measured.
+    #[error(transparent)]
+    Bench(#[from] bench::BenchError),
     /// Our own output went wrong.
     #[error("write the output: {0}")]
     Output(#[from] std::io::Error),
