@@ -326,6 +326,21 @@ impl Sender {
         }
     }
 
+    /// Reads how far the peer is.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), Fault> {
+        self.limit = if self.buffers.is_some() {
+            let consumed = self.ring.tail.load();
+            let used = self.ring.distance(consumed, self.next, self.limit)?;
+            self.next.wrapping_add(self.ring.size() - used)
+        } else {
+            let offered = self.ring.head.load();
+            self.ring.distance(self.next, offered, self.limit)?;
+            offered
+        };
+        self.ring.check_health()
+    }
+
     /// Spreads a frame over as many consecutive slots as it needs, or stores nothing of it.
     #[cold]
     fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
@@ -336,6 +351,10 @@ impl Sender {
                 return Ok(Put::Refused(DropReason::TooLong));
             }
             let position = self.next.wrapping_add(pieces);
+            if position == self.limit {
+                // A frame of more pieces than a burst has slots would otherwise never see new room.
+                self.refresh()?;
+            }
             if position == self.limit {
                 return Ok(Put::Full);
             }
@@ -364,16 +383,7 @@ impl Target for Sender {
         if usize::from(self.room()) >= BURST {
             return Ok(());
         }
-        self.limit = if self.buffers.is_some() {
-            let consumed = self.ring.tail.load();
-            let used = self.ring.distance(consumed, self.next, self.limit)?;
-            self.next.wrapping_add(self.ring.size() - used)
-        } else {
-            let offered = self.ring.head.load();
-            self.ring.distance(self.next, offered, self.limit)?;
-            offered
-        };
-        self.ring.check_health()
+        self.refresh()
     }
 
     #[inline(always)]
@@ -436,9 +446,9 @@ mod tests {
     use crate::spec::MemifSpec;
 
     /// Client and server of the same memory.
-    fn pair() -> (Queues, Queues) {
-        let spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);
-        let ours = Layout::create(&spec, 1, 64).unwrap();
+    fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
+        let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
+        let ours = Layout::create(&spec, 1, ring).unwrap();
         let mut theirs = Layout::announced_by_peer();
         for (region, file) in ours.regions() {
             theirs.add_region(region, file.try_clone_to_owned().unwrap()).unwrap();
@@ -451,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_whole_each_time_it_is_peeked_and_leaves_no_mark_behind() {
-        let (mut client, mut server) = pair();
+        let (mut client, mut server) = pair(2048, 64);
         let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
         let data = vec![7; 5000];
         sender.look().unwrap();
@@ -468,5 +478,28 @@ mod tests {
         receiver.release();
         let slots = [0, 1, 2].map(|slot| Descriptor::parse(sender.ring.table.read(slot)));
         assert_eq!(slots.map(|slot| (slot.flags, slot.length)), [(0, 2048), (0, 2048), (0, 904)]);
+    }
+
+    #[test]
+    fn a_frame_of_more_pieces_than_a_burst_waits_for_room_and_then_goes() {
+        let (mut client, mut server) = pair(128, 256);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        let put = |sender: &mut Sender, data: &[u8]| {
+            sender.look().unwrap();
+            sender.put(&Frame { bytes: data.into(), offload: VnetHeader::default(), slots: 0 }).unwrap()
+        };
+        for _ in 0..187 {
+            assert_eq!(put(sender, &[1; 64]), Put::Stored);
+        }
+        let long = [2; 70 * 128];
+        assert_eq!((sender.room(), put(sender, &long)), (69, Put::Full));
+        sender.publish();
+        let mut gather = vec![0; FRAME_MAX];
+        while receiver.look().unwrap() {
+            receiver.peek(&mut gather).unwrap().unwrap();
+            receiver.advance(1);
+        }
+        receiver.release();
+        assert_eq!((sender.room(), put(sender, &long)), (69, Put::Stored));
     }
 }
