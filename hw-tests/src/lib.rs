@@ -33,4 +33,4 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(10);
