@@ -156,9 +156,9 @@ fn testpmd_as_server_takes_our_client_again_after_we_were_killed() {
     }
 }
 
-/// Frames flow until 5000 more came on each route, and some are under way.
+/// Frames flow until 2000 more came on each route, and some are under way.
 fn flow(ends: &mut [Endpoint; 2], routes: &mut [Route], witness: &mut Witness) {
-    let goal = routes[0].stream.sent() + 5000;
+    let goal = routes[0].stream.sent() + 2000;
     let began = Instant::now();
     while routes.iter().any(|route| route.stream.tally().frames < goal) {
         routes.iter_mut().for_each(|route| _ = route.step(ends, u64::MAX));
