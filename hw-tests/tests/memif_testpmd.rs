@@ -4,6 +4,8 @@
 //! our end 0 -- wire 0 -- testpmd port 0 <-> port 1 -- wire 1 -- our end 1
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bed;
 
 use bed::{Bed, Link, alone};

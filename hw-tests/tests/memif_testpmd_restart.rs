@@ -6,6 +6,8 @@
 //! ```
 //! The witness is looked at after each round: it must not have lost, repeated or swapped a frame.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bed;
 
 use std::process::Command;
@@ -150,7 +152,9 @@ fn testpmd_as_server_takes_our_client_again_after_we_were_killed() {
         let mut routes = both_ways(1, &SIZES, WINDOW);
         carry(&mut ends, &mut routes, 2000);
         testpmd.pause();
-        routes.iter_mut().for_each(|route| _ = route.step(&mut ends, u64::MAX));
+        for route in &mut routes {
+            route.step(&mut ends, u64::MAX);
+        }
         host.kill();
         testpmd.resume();
     }
@@ -161,11 +165,15 @@ fn flow(ends: &mut [Endpoint; 2], routes: &mut [Route], witness: &mut Witness) {
     let goal = routes[0].stream.sent() + 2000;
     let began = Instant::now();
     while routes.iter().any(|route| route.stream.tally().frames < goal) {
-        routes.iter_mut().for_each(|route| _ = route.step(ends, u64::MAX));
+        for route in routes.iter_mut() {
+            route.step(ends, u64::MAX);
+        }
         witness.step();
         assert!(began.elapsed() < PATIENCE, "frames do not flow");
     }
-    routes.iter_mut().for_each(|route| _ = route.stream.send(&mut ends[route.from], u64::MAX));
+    for route in routes {
+        route.stream.send(&mut ends[route.from], u64::MAX);
+    }
 }
 
 /// After a kill: what still comes is good, and no more is missing than was under way.
