@@ -74,11 +74,17 @@ impl Endpoint {
     }
 
     fn connect(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
+        let mut last = None;
         loop {
             let outcome = Channel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
             let outcome = outcome.and_then(|channel| lead_client(channel, spec, deadline));
             match outcome {
-                Err(_) if Instant::now() < deadline => thread::sleep(RETRY),
+                // Why an earlier try failed says more than that time ran out in the middle of this one.
+                Err(EndpointError::Patience) => return Err(last.unwrap_or(EndpointError::Patience)),
+                Err(error) if Instant::now() < deadline => {
+                    last = Some(error);
+                    thread::sleep(RETRY);
+                }
                 other => return other,
             }
         }
