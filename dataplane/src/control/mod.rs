@@ -6,9 +6,11 @@
 //! of one peer, and at most [`HANDSHAKES_MAX`] unfinished handshakes for each listening socket.
 //!
 //! - [`wire`]: one wire, its ends and lanes;
-//! - [`state`]: what happens to all of them.
+//! - [`state`]: what happens to all of them;
+//! - [`voice`]: what of it is said in the log.
 
 pub mod state;
+pub mod voice;
 pub mod wire;
 
 use std::io;

@@ -267,6 +267,9 @@ pub enum Refusal {
     /// More clients in mid-handshake than a socket serves: the oldest goes.
     #[error("too many unfinished handshakes on this socket")]
     Crowded,
+    /// What we send is not read.
+    #[error("the peer does not read its control socket")]
+    Deaf,
     /// It broke the rules of the rings.
     #[error("{0}")]
     Fault(crate::port::Fault),
@@ -293,7 +296,7 @@ impl Refusal {
 
     /// Whether there is somebody left to tell.
     pub fn is_worth_telling(&self) -> bool {
-        !matches!(self, Self::Left(_) | Self::Closed | Self::Socket(_))
+        !matches!(self, Self::Left(_) | Self::Closed | Self::Deaf | Self::Socket(_))
     }
 }
 

@@ -162,6 +162,9 @@ impl Layout {
         let outside = LayoutError::RingPlace { ring, region, offset, log2_size };
         let memory = self.regions.get(usize::from(region)).ok_or(outside)?;
         let cookie = memory.read_u32(at).unwrap_or(0);
+        if self.health.is_dead() {
+            return Err(LayoutError::Truncated { ring: RingName { direction, index } });
+        }
         if cookie != COOKIE {
             return Err(LayoutError::Cookie { ring: RingName { direction, index }, cookie });
         }
@@ -272,6 +275,12 @@ pub enum LayoutError {
         offset: u32,
         /// How large.
         log2_size: u8,
+    },
+    /// The memory is not there any more.
+    #[error("{ring}: its shared memory was truncated before CONNECT")]
+    Truncated {
+        /// Which.
+        ring: RingName,
     },
     /// No ring there.
     #[error("{ring}: wrong cookie {cookie:#010x} (a peer built for 128-byte cache lines has another layout)")]

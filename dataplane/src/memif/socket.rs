@@ -48,7 +48,11 @@ impl Channel {
     /// Also when the peer does not read: nobody waits for it.
     pub fn send(&self, out: &mut Outbox) -> Result<(), Refusal> {
         while let Some((message, file)) = out.0.pop_front() {
-            self.0.send(&message.emit(), file.as_ref().map(AsFd::as_fd))?;
+            self.0.send(&message.emit(), file.as_ref().map(AsFd::as_fd)).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => Refusal::Deaf,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Refusal::Closed,
+                _ => error.into(),
+            })?;
         }
         Ok(())
     }

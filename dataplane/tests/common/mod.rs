@@ -11,7 +11,7 @@ use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
 
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn engine() -> Engine {
     Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()

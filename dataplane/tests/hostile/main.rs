@@ -42,7 +42,7 @@ fn no_peer_harms_more_than_its_own_wire() {
         watchdog.dismiss();
         result.is_ok()
     };
-    let (withstood, failed): (Vec<_>, Vec<_>) = cases.iter().partition(withstands);
+    let (withstood, failed): (Vec<&&Case>, Vec<&&Case>) = cases.iter().partition(withstands);
     let failed: Vec<_> = failed.iter().map(|case| case.name).collect();
     assert!(failed.is_empty(), "not withstood: {failed:#?}");
     println!("hostile: {} cases withstood", withstood.len());
