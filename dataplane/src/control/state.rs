@@ -16,6 +16,7 @@ use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
 use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::port::Fault;
 use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress, WireSpec};
 use crate::worker::{Returned, Slot, WorkerHandle};
 
@@ -211,6 +212,9 @@ impl State {
         let Some(joint) = self.wires.get_mut(&name).and_then(Wire::as_joint_mut) else { return };
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| joint.ends[end].present && joint.ends[end].rings.is_none());
+        // What is read where pages are missing looks like many a fault.
+        let truncated = |end: usize| joint.ends[end].live().is_some_and(|live| live.layout.is_truncated());
+        let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
         let done = joint.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
             self.disconnect(&name, end, &Refusal::Fault(fault), true);

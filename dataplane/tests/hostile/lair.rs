@@ -133,7 +133,7 @@ impl Lair {
     }
 
     fn ring_at(&self, number: u16) -> u64 {
-        u64::from(number) * (HEADER + (16 << self.log2))
+        u64::from(number) * ring_len(self.log2)
     }
 }
 
@@ -162,7 +162,11 @@ pub fn descriptor(flags: u16, region: u16, length: u32, offset: u32) -> [u64; 2]
 }
 
 fn buffers_at(pairs: u16, log2: u8) -> u64 {
-    (2 * u64::from(pairs) * (HEADER + (16 << log2))).next_multiple_of(4096)
+    (2 * u64::from(pairs) * ring_len(log2)).next_multiple_of(4096)
+}
+
+fn ring_len(log2: u8) -> u64 {
+    HEADER + (16u64 << log2).next_multiple_of(64)
 }
 
 /// The frame goes on in the next slot.

@@ -93,6 +93,7 @@ pub const CASES: &[Case] = &[
     }),
     stays("a peer that offers one buffer and never another", |arena| {
         let lair = Lair::new();
+        lair.m2s().table.write(0, descriptor(0, 0, 4096, 12_288));
         lair.m2s().head.store(1);
         let peer = lair.join(arena);
         eventually("its buffer is full", || lair.m2s().tail.load() == 1);
