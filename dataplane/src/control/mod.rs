@@ -145,7 +145,8 @@ fn until(deadline: Option<Instant>) -> EpollTimeout {
 
 /// Messages of one peer handled at a time, before others have their turn.
 pub const MESSAGES_PER_EVENT: usize = 16;
-/// Unfinished handshakes of one listening socket; beyond, the oldest goes.
+/// Unfinished handshakes of one listening socket; beyond, one goes. Each can hold as many regions as
+/// a connection, of which a process has some thousands.
 pub const HANDSHAKES_MAX: usize = 64;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);

@@ -82,6 +82,8 @@ struct Handshake {
     channel: Channel,
     server: Server,
     since: Instant,
+    /// When it last said something.
+    heard: Instant,
     /// The interface id that it wants, once it has said so.
     asked: Option<u32>,
 }
@@ -295,7 +297,8 @@ impl State {
                 continue;
             }
             let Ok(token) = self.watch(&channel, Socket::Handshake) else { continue };
-            let handshake = Handshake { door: key.clone(), channel, server, since: Instant::now(), asked: None };
+            let now = Instant::now();
+            let handshake = Handshake { door: key.clone(), channel, server, since: now, heard: now, asked: None };
             self.handshakes.insert(token, handshake);
             self.make_room(key);
         }
@@ -317,17 +320,18 @@ impl State {
         spare.into_iter().for_each(|token| self.refuse(token, &Refusal::Crowded));
     }
 
-    /// Turns the oldest client of a door away when too many are in mid-handshake: first one that has
-    /// not even said whom it wants, so that a flood of silent ones does not push out an honest one. But
-    /// not the newest, who had no time to say anything.
+    /// Turns a client of a door away when too many are in mid-handshake, so that a flood does not push
+    /// out an honest one: first the oldest that had its time and never said whom it wants, or else the
+    /// one that has been quiet for the longest.
     fn make_room(&mut self, key: &DoorKey) {
         let of_door = || self.handshakes.iter().filter(|(_, handshake)| handshake.door == *key);
         let count = of_door().count();
         if count <= HANDSHAKES_MAX {
             return;
         }
-        let silent = of_door().take(count - 1).find(|(_, handshake)| handshake.asked.is_none());
-        if let Some(token) = silent.or_else(|| of_door().next()).map(|(&token, _)| token) {
+        let silent = of_door().take(count / 2).find(|(_, handshake)| handshake.asked.is_none());
+        let turned_away = silent.or_else(|| of_door().min_by_key(|(_, handshake)| handshake.heard));
+        if let Some(token) = turned_away.map(|(&token, _)| token) {
             self.refuse(token, &Refusal::Crowded);
         }
     }
@@ -348,17 +352,18 @@ impl State {
                     self.notice_loss(&wire, end);
                 }
             }
-            let Some(Handshake { door, channel, server, since, asked }) = self.handshakes.remove(&token) else { return };
+            let Some(Handshake { door, channel, server, since, asked, .. }) = self.handshakes.remove(&token) else { return };
+            let heard = Instant::now();
             let mut out = Outbox::default();
             let result = server.handle(message, files, |id| self.offer(&door, id), &mut out);
             match result.and_then(|server| channel.send(&mut out).map(|()| server)) {
                 Ok(Server::Connected(connection)) => return self.admit(&door, channel, *connection, token),
                 Ok(server) => {
-                    self.handshakes.insert(token, Handshake { door, channel, server, since, asked });
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
                 }
                 Err(refusal) => {
                     let server = Server::ExpectInit;
-                    self.handshakes.insert(token, Handshake { door, channel, server, since, asked });
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
                     return self.refuse(token, &refusal);
                 }
             }

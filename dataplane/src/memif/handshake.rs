@@ -265,7 +265,7 @@ pub enum Refusal {
     /// The handshake did not end in time.
     #[error("the handshake took longer than {0} s")]
     TooSlow(u64),
-    /// More clients in mid-handshake than a socket serves: the oldest goes.
+    /// More clients in mid-handshake than a socket serves: one has to go.
     #[error("too many unfinished handshakes on this socket")]
     Crowded,
     /// What we send is not read.
