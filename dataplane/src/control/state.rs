@@ -352,7 +352,9 @@ impl State {
                     self.notice_loss(&wire, end);
                 }
             }
-            let Some(Handshake { door, channel, server, since, asked, .. }) = self.handshakes.remove(&token) else { return };
+            let Some(Handshake { door, channel, server, since, asked, .. }) = self.handshakes.remove(&token) else {
+                return;
+            };
             let heard = Instant::now();
             let mut out = Outbox::default();
             let result = server.handle(message, files, |id| self.offer(&door, id), &mut out);

@@ -64,10 +64,8 @@ impl Arena {
             let spec = MemifSpec { role: Role::Client, ring: 256, ..memif(socket, id) };
             Endpoint::open(&spec, PATIENCE).unwrap()
         };
-        let pairs = [
-            [open(&beside, 1), open(&beside, 2)],
-            [open(&format!("{wire}-2"), 0), open(&format!("{wire}-3"), 0)],
-        ];
+        let pairs =
+            [[open(&beside, 1), open(&beside, 2)], [open(&format!("{wire}-2"), 0), open(&format!("{wire}-3"), 0)]];
         let traffic = Traffic::start(pairs, open(&format!("{wire}-far"), 0));
         traffic.must_move();
         let role = if case.victim == Role::Server { Role::Client } else { Role::Server };

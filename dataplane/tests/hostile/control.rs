@@ -8,7 +8,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case, Expect};
-use crate::held::{Dice, Held, hold};
+use crate::common::Dice;
+use crate::held::{Held, hold};
 use crate::lair::{COOKIE, Lair};
 use crate::peer::{Peer, init};
 
@@ -16,9 +17,7 @@ pub const CASES: &[Case] = &[
     free("a packet of three bytes", |arena| is_refused(arena, &[1, 0, 0], "a message of 3 bytes")),
     free("a packet one byte too long", |arena| is_refused(arena, &[1; MESSAGE_LEN + 1], "a message of 129 bytes")),
     free("a packet of 64 KiB", |arena| is_refused(arena, &[1; 65_536], "memif messages have 128")),
-    free("an empty packet", |arena| {
-        is_refused(arena, &[], "a message of 0 bytes")
-    }),
+    free("an empty packet", |arena| is_refused(arena, &[], "a message of 0 bytes")),
     free("types that do not exist", unknown_types),
     free("random packets", random_packets),
     loses("every message in every wrong state", "unexpected", wrong_states),

@@ -9,8 +9,8 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Linger;
 use nix::unistd::{ftruncate, pipe, write};
 
 use crate::arena::{Arena, Case, open_files};

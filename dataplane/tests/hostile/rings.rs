@@ -1,10 +1,10 @@
 //! Lies in the rings themselves.
 
 use crate::arena::{Arena, Case};
-use crate::common::eventually;
+use crate::common::{Dice, eventually};
 use crate::control::{loses, stays};
 use crate::descriptors::reader_of;
-use crate::held::{Dice, Hammer, Held, hold};
+use crate::held::{Hammer, Held, hold};
 use crate::lair::{COOKIE, Lair, NEXT, Ring, descriptor};
 use crate::memory::sender_of;
 use crate::peer::Peer;

@@ -7,8 +7,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case, Expect};
-use crate::common::eventually;
-use crate::held::{Dice, Hammer, Held, hold};
+use crate::common::{Dice, eventually};
+use crate::held::{Hammer, Held, hold};
 use crate::host::{Guest, Host, hello};
 use crate::lair::descriptor;
 
