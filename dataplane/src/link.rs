@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use ferrule_ffi::bell::Bell;
+use ferrule_ffi::span::Span;
 
 use crate::kernel::port::{TapSource, TapTarget};
 use crate::memif::ring::{Receiver, Sender};
-use crate::offload::{Segments, finish_checksum};
+use crate::offload::{Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
@@ -123,10 +124,11 @@ fn pump<S: Source, T: Target>(
             Err(fault) => break Err(Broken::Source(fault)),
         };
         let slots = frame.slots;
-        let put = if frame.offload.is_plain() || target.accepts().takes(&frame.offload) {
-            target.put(&frame).inspect(|&put| tally.count(put, frame.bytes.len()))
-        } else {
-            finish(&frame, target, resume, &mut tally, &mut tools.finish, &mut tools.segment)
+        let put = match frame.offload {
+            Some(header) if !target.accepts().takes(header) => {
+                finish(frame.bytes, header, target, resume, &mut tally, &mut tools.finish, &mut tools.segment)
+            }
+            _ => target.put(&frame).inspect(|&put| tally.count(put, frame.bytes.len())),
         };
         match put {
             Ok(Put::Stored | Put::Refused(_)) => {}
@@ -156,7 +158,8 @@ fn pump<S: Source, T: Target>(
 /// our own copy. When the target is full in the middle, `resume` says where to go on.
 #[cold]
 fn finish(
-    frame: &Frame<'_>,
+    bytes: Span<'_>,
+    header: &VnetHeader,
     target: &mut impl Target,
     resume: &mut usize,
     tally: &mut Tally,
@@ -167,19 +170,21 @@ fn finish(
         tally.drop(DropReason::BadOffload);
         Ok(Put::Refused(DropReason::BadOffload))
     };
-    let Some(whole) = whole.get_mut(..frame.bytes.len()).filter(|_| frame.offload.check(frame.bytes.len()).is_ok())
-    else {
+    let Some(whole) = whole.get_mut(..bytes.len()).filter(|_| header.check(bytes.len()).is_ok()) else {
         return bad(tally);
     };
     // The length is the span's own, so it fits.
-    let _ = frame.bytes.copy_out(whole);
-    if frame.offload.gso_type == crate::offload::VnetHeader::GSO_NONE {
-        if finish_checksum(whole, &frame.offload).is_err() {
+    let _ = bytes.copy_out(whole);
+    if header.gso_type == VnetHeader::GSO_NONE {
+        if finish_checksum(whole, header).is_err() {
             return bad(tally);
         }
         return store(whole, target, tally);
     }
-    let Ok(segments) = Segments::new(whole, &frame.offload) else { return bad(tally) };
+    let Ok(segments) = Segments::new(whole, header) else { return bad(tally) };
+    if segments.count() > SEGMENTS_MAX {
+        return bad(tally);
+    }
     for index in *resume..segments.count() {
         let Some(len) = segments.write(index, segment) else { return bad(tally) };
         if store(&segment[..len], target, tally)? == Put::Full {
@@ -191,7 +196,7 @@ fn finish(
 }
 
 fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Put, Fault> {
-    let frame = Frame { bytes: bytes.into(), offload: crate::offload::VnetHeader::default(), slots: 0 };
+    let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
     target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
 }
 
@@ -258,3 +263,7 @@ impl LinkCounters {
         }
     }
 }
+
+/// Segments of one frame: 64 KiB at the smallest segment that TCP must take (RFC 9293, 3.7.1) and its
+/// options leave. A peer that asks for more would make us spend a burst's time on one frame.
+const SEGMENTS_MAX: usize = 2048;

@@ -22,7 +22,7 @@ pub trait Source {
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault>;
 
     /// Takes the frame that was peeked, of which `slots` is a part.
-    fn advance(&mut self, slots: u16);
+    fn advance(&mut self, slots: u32);
 
     /// Gives everything taken back to the peer.
     fn release(&mut self);
@@ -58,10 +58,10 @@ pub trait Target {
 pub struct Frame<'a> {
     /// All of it, from its Ethernet (or, in IP mode, IP) header on.
     pub bytes: Span<'a>,
-    /// What is left to do on it.
-    pub offload: VnetHeader,
+    /// What is left to do on it; none: it is finished.
+    pub offload: Option<&'a VnetHeader>,
     /// For [`Source::advance`].
-    pub slots: u16,
+    pub slots: u32,
 }
 
 /// What became of a frame.
@@ -76,16 +76,17 @@ pub enum Put {
 }
 
 /// A peer broke its protocol. Small and without text: it is made on the data path and written out
-/// on the control side.
+/// on the control side. All fields have 32 bits, like [`Frame::slots`]: a result that holds either is
+/// then moved by loads as wide as the stores before them, which the CPU can forward.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Fault {
     /// An index moved by more than its ring is long.
     #[error("its ring index moved from {from} to {to}, further than the ring's {size} slots")]
     Index {
         /// Where it was.
-        from: u16,
+        from: u32,
         /// Where the peer says that it is.
-        to: u16,
+        to: u32,
         /// The ring's length.
         size: u32,
     },
@@ -93,9 +94,9 @@ pub enum Fault {
     #[error("descriptor {slot} names bytes {offset}+{length} of region {region}, which are not all there")]
     Descriptor {
         /// Its slot.
-        slot: u16,
+        slot: u32,
         /// Its fields.
-        region: u16,
+        region: u32,
         /// Its fields.
         offset: u32,
         /// Its fields.
@@ -105,13 +106,13 @@ pub enum Fault {
     #[error("the chain of descriptors from slot {slot} on goes beyond what was published")]
     OpenChain {
         /// Where it begins.
-        slot: u16,
+        slot: u32,
     },
     /// A frame longer than any.
     #[error("the frame in slot {slot} is longer than {FRAME_MAX} bytes or lies in too many pieces")]
     Oversize {
         /// Where it begins.
-        slot: u16,
+        slot: u32,
     },
     /// Pages of its memory went away.
     #[error("its shared memory was truncated while in use")]

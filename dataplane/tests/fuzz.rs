@@ -25,7 +25,9 @@ fn no_change_to_a_ring_does_harm() {
 /// Runs the good inputs, and then spoilt ones for some seconds. A failure names the number that makes it
 /// happen again.
 fn spoil(target: &str, seeds: &[Vec<u8>], run: fn(&[u8])) {
-    seeds.iter().for_each(|seed| run(seed));
+    for seed in seeds {
+        run(seed);
+    }
     let deadline = Instant::now() + ENOUGH;
     let mut number = 1;
     while Instant::now() < deadline {

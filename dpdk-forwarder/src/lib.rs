@@ -1,1 +1,27 @@
-//! dpdk-forwarder
+//! The stand-alone forwarder: wires from a YAML file and from a small gRPC admin API.
+//!
+//! It decides which wires there should be and tells what they do. It moves no frame: that is the work of
+//! `ferrule-dataplane`. Kubernetes and NSM are not known here.
+//!
+//! Modules in reading order:
+//! - [`forwarder`]: start, serve, stop: the spine
+//! - [`config`]: the wires file, checked as a whole
+//! - [`plan`]: from the wires that are to those that should be
+//! - [`wires`]: the engine with a ledger of who wanted what
+//! - `reload`, [`watch`]: the file followed
+//! - [`admin`]: the gRPC service and its client
+//! - [`metrics`], `http`: what Prometheus and probes read
+
+pub mod admin;
+pub mod config;
+pub mod forwarder;
+mod http;
+pub mod metrics;
+pub mod plan;
+mod reload;
+pub mod watch;
+pub mod wires;
+
+pub use forwarder::{Forwarder, Options, run};
+
+pub(crate) use forwarder::Phase;

@@ -1,10 +1,12 @@
 //! What stands at the far ends of wires in tests, demonstrations and benchmarks.
 //!
-//! Pure brains only: frames in, frames and counts out. Nothing here opens a socket or owns a ring.
+//! The brains are pure: frames in, frames and counts out. The [`generator`] puts them on memif ends.
 //!
+//! - [`generator`]: sends stamped frames through a wire and checks what arrives.
 //! - [`responder`]: answers ARP, neighbour solicitations and pings.
 //! - [`traffic`]: builds stamped frames, and counts what became of them.
 
+pub mod generator;
 pub mod responder;
 pub mod traffic;
 

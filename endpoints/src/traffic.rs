@@ -40,6 +40,12 @@ impl Pattern {
         Ok(pattern)
     }
 
+    /// The frame as it was last stamped.
+    #[inline]
+    pub fn frame(&self) -> &[u8] {
+        &self.frame
+    }
+
     /// The frame with this sequence number and the payload it last had: a few instructions whatever its size.
     #[inline]
     pub fn stamp(&mut self, sequence: u64) -> &[u8] {

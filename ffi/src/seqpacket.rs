@@ -89,9 +89,9 @@ unsafe fn taken(header: &libc::msghdr) -> (bool, Vec<PeerFile>) {
                 // SAFETY: CMSG_LEN and CMSG_DATA only calculate; the kernel wrote `cmsg_len` bytes, which
                 // are this header and whole descriptors that it has just made for us.
                 unsafe {
-                    let list = libc::CMSG_DATA(part).cast::<RawFd>();
+                    let list = libc::CMSG_DATA(part).cast::<[u8; size_of::<RawFd>()]>();
                     let count = (message.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
-                    let raw = |at| OwnedFd::from_raw_fd(list.add(at).read_unaligned());
+                    let raw = |at| OwnedFd::from_raw_fd(RawFd::from_ne_bytes(list.add(at).read()));
                     files.extend((0..count).map(|at| PeerFile::from(raw(at))));
                 }
             }

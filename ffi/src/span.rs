@@ -20,7 +20,7 @@ pub struct SpanMut<'a> {
     memory: PhantomData<&'a ()>,
 }
 
-impl<'a> Span<'a> {
+impl Span<'_> {
     /// # Safety
     /// `base..base + len` must stay mapped and readable for `'a`.
     pub(crate) unsafe fn new(base: *const u8, len: usize) -> Self {
@@ -74,16 +74,6 @@ impl<'a> Span<'a> {
         (len <= self.len).then_some(Self { len, ..self })
     }
 
-    /// Asks the CPU to fetch the first cache line: a hint, without effect on what is read.
-    #[inline(always)]
-    pub fn prefetch(self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing architecturally and cannot fault.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast());
-        }
-    }
-
     /// For system calls that read the bytes themselves (writev).
     pub(crate) fn as_ptr(self) -> *const u8 {
         self.base
@@ -97,7 +87,7 @@ impl<'a> From<&'a [u8]> for Span<'a> {
     }
 }
 
-impl<'a> SpanMut<'a> {
+impl SpanMut<'_> {
     /// # Safety
     /// `base..base + len` must stay mapped and writable for `'a`, and no Rust reference to any of it
     /// may be used meanwhile.
@@ -115,16 +105,6 @@ impl<'a> SpanMut<'a> {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// Asks the CPU to fetch the first cache line for writing: a hint.
-    #[inline(always)]
-    pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch writes nothing architecturally and cannot fault.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast_const().cast());
-        }
     }
 }
 
@@ -148,9 +128,12 @@ unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
     // both inside `0..len`; the caller vouches for those. SSE2 is part of every x86-64.
     unsafe {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+        // Unaligned by their names.
+        #[expect(clippy::cast_ptr_alignment)]
         let load = |at: usize| _mm_loadu_si128(source.add(at).cast::<__m128i>());
+        #[expect(clippy::cast_ptr_alignment)]
         let store = |at: usize, value| _mm_storeu_si128(target.add(at).cast::<__m128i>(), value);
-        if len > 128 || len < 16 {
+        if !(16..=128).contains(&len) {
             return std::ptr::copy(source, target, len);
         }
         if len > 64 {
@@ -189,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_length_is_copied_exactly() {
-        let source: Vec<u8> = (0..300).map(|i| (i % 251) as u8 + 1).collect();
+        let source: Vec<u8> = (0..300u16).map(|i| (i % 251) as u8 + 1).collect();
         for len in 0..=300 {
             let mut target = vec![0; 302];
             assert!(Span::from(&source[..len]).copy_out(&mut target[1..]));

@@ -99,7 +99,7 @@ fn taken(step: &[u8]) -> Option<(Vec<PeerFile>, Message)> {
 /// A file with a ring's cookie at the start of each page.
 fn memory() -> PeerFile {
     let file = memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("a memfd can be made");
-    ftruncate(&file, MEMORY_LEN as i64).expect("it can be made longer");
+    ftruncate(&file, MEMORY_LEN.cast_signed()).expect("it can be made longer");
     let copy = file.try_clone().expect("a descriptor is left");
     let region = Region::map(copy, MEMORY_LEN, &<_>::default()).expect("it can be mapped");
     for page in 0..MEMORY_LEN / 4096 {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use ferrule_dataplane::memif::layout::{Layout, Queues};
 use ferrule_dataplane::memif::message::{AddRegion, AddRing, Direction};
-use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_ffi::bell::eventfd;
@@ -83,7 +82,7 @@ fn take(queues: &mut Queues, gather: &mut [u8]) -> Result<(), Fault> {
     }
     for _ in 0..SLOTS {
         let Some(frame) = receiver.peek(gather)? else { break };
-        assert!(frame.bytes.len() <= FRAME_MAX && usize::from(frame.slots) <= SLOTS);
+        assert!(frame.bytes.len() <= FRAME_MAX && frame.slots as usize <= SLOTS);
         let mut copy = vec![0; frame.bytes.len()];
         assert!(frame.bytes.copy_out(&mut copy));
         let slots = frame.slots;
@@ -99,7 +98,7 @@ fn put(queues: &mut Queues, bytes: &[u8]) -> Result<(), Fault> {
     sender.look()?;
     let room = sender.room();
     assert!(usize::from(room) <= SLOTS);
-    let put = sender.put(&Frame { bytes: bytes.into(), offload: VnetHeader::default(), slots: 0 })?;
+    let put = sender.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
     assert_eq!(put == Put::Stored, sender.room() < room);
     sender.publish();
     Ok(())

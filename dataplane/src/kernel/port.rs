@@ -15,6 +15,8 @@ pub struct TapSource {
     tap: Arc<Tap>,
     /// One frame read ahead, behind its virtio-net header.
     buffer: Box<[u8]>,
+    /// That header, if it says that something is left to do.
+    unfinished: Option<VnetHeader>,
     /// How much of the buffer is filled; 0: nothing was read ahead.
     filled: usize,
 }
@@ -22,7 +24,7 @@ pub struct TapSource {
 impl TapSource {
     /// The source of an interface.
     pub fn new(tap: Arc<Tap>) -> Self {
-        Self { tap, buffer: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice(), filled: 0 }
+        Self { tap, buffer: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice(), unfinished: None, filled: 0 }
     }
 
     /// Reads one frame ahead, if there is none. Whether there is one now.
@@ -48,10 +50,12 @@ impl Source for TapSource {
             return Ok(None);
         }
         let (header, bytes) = self.buffer[..self.filled].split_first_chunk().expect("read() leaves more than a header");
-        Ok(Some(Frame { bytes: bytes.into(), offload: VnetHeader::parse(header), slots: 1 }))
+        let header = VnetHeader::parse(header);
+        self.unfinished = (!header.is_plain()).then_some(header);
+        Ok(Some(Frame { bytes: bytes.into(), offload: self.unfinished.as_ref(), slots: 1 }))
     }
 
-    fn advance(&mut self, _slots: u16) {
+    fn advance(&mut self, _slots: u32) {
         self.filled = 0;
     }
 
@@ -86,7 +90,8 @@ impl Target for TapTarget {
         if frame.bytes.len() < ETHERNET_HEADER {
             return Ok(Put::Refused(DropReason::TooShort));
         }
-        let Err(error) = self.tap.write(&frame.offload.emit(), frame.bytes) else { return Ok(Put::Stored) };
+        let header = frame.offload.copied().unwrap_or_default();
+        let Err(error) = self.tap.write(&header.emit(), frame.bytes) else { return Ok(Put::Stored) };
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Ok(Put::Full),
             Some(errno @ libc::EBADFD) => Err(Fault::InterfaceGone(errno)),

@@ -342,7 +342,6 @@ pub const PROGRAM: &str = concat!("ferrule ", env!("CARGO_PKG_VERSION"));
 mod tests {
     use super::*;
     use crate::memif::message::{AddRegion, AddRing, Direction};
-    use crate::offload::VnetHeader;
     use crate::port::{FRAME_MAX, Frame, Put, Source, Target};
     use crate::spec::Role;
 
@@ -393,7 +392,7 @@ mod tests {
         let mut gather = vec![0; FRAME_MAX];
         for size in [1usize, 60, 2048, 2049, 9000] {
             let data: Vec<u8> = (0..size).map(|i| i as u8).collect();
-            let frame = Frame { bytes: data[..].into(), offload: VnetHeader::default(), slots: 0 };
+            let frame = Frame { bytes: data[..].into(), offload: None, slots: 0 };
             sender.look().unwrap();
             assert_eq!(sender.put(&frame).unwrap(), Put::Stored);
             sender.publish();

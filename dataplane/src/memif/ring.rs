@@ -16,7 +16,6 @@ use ferrule_ffi::region::{Health, Index, Region, Table};
 use ferrule_ffi::span::SpanMut;
 
 use crate::memif::message::Direction;
-use crate::offload::VnetHeader;
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
@@ -45,7 +44,7 @@ impl Ring {
     fn distance(&self, ours: u16, theirs: u16, seen: u16) -> Result<u16, Fault> {
         let distance = theirs.wrapping_sub(ours);
         if distance > self.size() {
-            return Err(Fault::Index { from: seen, to: theirs, size: u32::from(self.size()) });
+            return Err(Fault::Index { from: seen.into(), to: theirs.into(), size: u32::from(self.size()) });
         }
         Ok(distance)
     }
@@ -130,7 +129,7 @@ impl Descriptor {
     }
 
     fn fault(self, slot: u16) -> Fault {
-        Fault::Descriptor { slot, region: self.region, offset: self.offset, length: self.length }
+        Fault::Descriptor { slot: slot.into(), region: self.region.into(), offset: self.offset, length: self.length }
     }
 }
 
@@ -182,20 +181,20 @@ impl Receiver {
         loop {
             let slot = self.next.wrapping_add(slots);
             if slot == self.filled {
-                return Err(Fault::OpenChain { slot: self.next });
+                return Err(Fault::OpenChain { slot: self.next.into() });
             }
             let piece = Descriptor::parse(self.ring.table.read(slot));
             let bytes = self.ring.regions.get(usize::from(piece.region));
             let bytes = bytes.and_then(|region| region.span(piece.offset, piece.length));
             let bytes = bytes.ok_or_else(|| piece.fault(slot))?;
             if slots == PIECES_MAX || !bytes.copy_out(&mut gather[length..]) {
-                return Err(Fault::Oversize { slot: self.next });
+                return Err(Fault::Oversize { slot: self.next.into() });
             }
             length += bytes.len();
             slots += 1;
             if piece.flags & NEXT == 0 {
                 let bytes = gather[..length].into();
-                return Ok(Frame { bytes, offload: VnetHeader::default(), slots });
+                return Ok(Frame { bytes, offload: None, slots: slots.into() });
             }
         }
     }
@@ -226,17 +225,16 @@ impl Source for Receiver {
         }
         let region = self.ring.regions.get(usize::from(descriptor.region));
         match region.and_then(|region| region.span(descriptor.offset, descriptor.length)) {
-            Some(bytes) if bytes.len() <= FRAME_MAX => {
-                Ok(Some(Frame { bytes, offload: VnetHeader::default(), slots: 1 }))
-            }
-            Some(_) => Err(Fault::Oversize { slot: self.next }),
+            Some(bytes) if bytes.len() <= FRAME_MAX => Ok(Some(Frame { bytes, offload: None, slots: 1 })),
+            Some(_) => Err(Fault::Oversize { slot: self.next.into() }),
             None => Err(descriptor.fault(self.next)),
         }
     }
 
     #[inline(always)]
-    fn advance(&mut self, slots: u16) {
-        self.next = self.next.wrapping_add(slots);
+    fn advance(&mut self, slots: u32) {
+        // Indexes have 16 bits.
+        self.next = self.next.wrapping_add(slots as u16);
     }
 
     #[inline]

@@ -1,12 +1,13 @@
 //! What the tests of wires share: an engine, memif ends, waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(missing_docs, reason = "test helpers say it by their names")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
@@ -47,7 +48,7 @@ pub fn send(end: &mut Endpoint, queue: usize, bytes: &[u8]) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         sender.look().unwrap();
-        let frame = Frame { bytes: bytes.into(), offload: VnetHeader::default(), slots: 0 };
+        let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
         if sender.put(&frame).unwrap() == Put::Stored {
             break;
         }

@@ -193,7 +193,9 @@ fn crowded_eventfd(arena: &Arena) -> Held {
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
     let crowd: Vec<_> = (0..2000).map(|_| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()).collect();
     let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-    crowd.iter().for_each(|epoll| epoll.add(&bell, EpollEvent::new(edge, 0)).unwrap());
+    for epoll in &crowd {
+        epoll.add(&bell, EpollEvent::new(edge, 0)).unwrap();
+    }
     let mut lair = Lair::new();
     lair.bells = (0..2).map(|_| bell.as_fd().try_clone_to_owned().unwrap()).collect();
     let peer = lair.join(arena);
@@ -247,7 +249,7 @@ fn lingering_socket() -> (TcpStream, TcpStream) {
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let far = listener.accept().unwrap().0;
     near.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut &near, &[0; 65_536]).is_ok() {}
+    while std::io::Write::write(&mut &near, &[0; 8192]).is_ok() {}
     setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 600 }).unwrap();
     (near, far)
 }

@@ -46,7 +46,7 @@ impl Lair {
     pub fn in_file(file: OwnedFd, pairs: u16, log2: u8) -> Self {
         let rings = 2 * u64::from(pairs);
         let len = (buffers_at(pairs, log2) + ((rings * BUFFER) << log2)).next_multiple_of(2 << 20);
-        ftruncate(&file, len as i64).unwrap();
+        ftruncate(&file, len.cast_signed()).unwrap();
         let memory = Region::map(file.try_clone().unwrap(), len, &Arc::default()).unwrap();
         let bells = (0..rings).map(|_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap().into()).collect();
         let lair = Self { file, len, memory, log2, pairs, bells };
@@ -60,7 +60,7 @@ impl Lair {
     /// Connects with it.
     pub fn join(&self, arena: &Arena) -> Peer {
         let peer = self.announce(arena);
-        self.finish(&peer);
+        peer.finish();
         peer
     }
 
@@ -74,12 +74,6 @@ impl Lair {
             assert_eq!(peer.hear(), Some(Message::Ack));
         }
         peer
-    }
-
-    /// Says CONNECT and is let in.
-    pub fn finish(&self, peer: &Peer) {
-        peer.say(&Message::Connect { name: "lair".to_owned() }, &[]);
-        assert!(matches!(peer.hear(), Some(Message::Connected { .. })));
     }
 
     /// How ring `number` is announced: S2M first.

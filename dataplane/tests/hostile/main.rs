@@ -5,6 +5,8 @@
 //! attack, without a gap; the wire says what was wrong; no descriptor was kept; and an honest peer takes
 //! the place at once.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
+
 mod arena;
 #[path = "../common/mod.rs"]
 mod common;

@@ -82,7 +82,7 @@ pub const CASES: &[Case] = &[
         let peer = lair.join(arena);
         let busy = (sender_of(&lair), reader_of(&lair));
         // The buffers only: rings of zeros would be a lie of another kind.
-        let (file, from, len) = (lair.file.try_clone().unwrap(), 12_288, lair.len as i64 - 12_288);
+        let (file, from, len) = (lair.file.try_clone().unwrap(), 12_288, lair.len.cast_signed() - 12_288);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let punch = Hammer::swing(move || fallocate(&file, flags, from, len).unwrap());
         crate::common::eventually("frames cross", || arena.traffic.far_frames() > 100);
@@ -96,7 +96,7 @@ pub const CASES: &[Case] = &[
         let file = memfd_create(c"sparse", MFdFlags::MFD_CLOEXEC).unwrap();
         let mut lair = Lair::in_file(file, 1, 8);
         lair.len = 64 << 30;
-        ftruncate(&lair.file, lair.len as i64).unwrap();
+        ftruncate(&lair.file, lair.len.cast_signed()).unwrap();
         let peer = lair.join(arena);
         (0..10).for_each(|number| lair.s2m().send(u32::MAX - 4096 * number, 60));
         crate::common::eventually("its frames are taken", || lair.s2m().tail.load() == 10);
@@ -144,7 +144,7 @@ fn shrinks_and_grows(arena: &Arena) -> Held {
     let lair = Lair::new();
     let peer = lair.join(arena);
     let busy = (sender_of(&lair), reader_of(&lair));
-    let (file, len) = (lair.file.try_clone().unwrap(), lair.len as i64);
+    let (file, len) = (lair.file.try_clone().unwrap(), lair.len.cast_signed());
     let breathing = Hammer::swing(move || {
         ftruncate(&file, 0).unwrap();
         std::thread::yield_now();

@@ -60,6 +60,12 @@ impl Peer {
         self.say(&Message::AddRegion(AddRegion { index, size }), &[file.as_fd()]);
     }
 
+    /// Says CONNECT and is let in.
+    pub fn finish(&self) {
+        self.say(&Message::Connect { name: "lair".to_owned() }, &[]);
+        assert!(matches!(self.hear(), Some(Message::Connected { .. })));
+    }
+
     /// The next message; `None`: the other side has closed.
     pub fn hear(&self) -> Option<Message> {
         let mut bytes = [0; MESSAGE_LEN];

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 
 use crate::held::Hammer;
@@ -114,7 +113,7 @@ pub fn is_from_far(frame: &[u8]) -> bool {
 pub fn put_one(end: &mut Endpoint, bytes: &[u8]) -> bool {
     let sender = &mut end.queues.senders[0];
     sender.look().unwrap();
-    let stored = sender.put(&Frame { bytes: bytes.into(), offload: VnetHeader::default(), slots: 0 }).unwrap();
+    let stored = sender.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 }).unwrap();
     if sender.publish() {
         let _ = nix::unistd::write(sender.bell().unwrap(), &1u64.to_ne_bytes());
     }

@@ -1,0 +1,101 @@
+//! Wires as messages of the admin API.
+
+use std::time::Duration;
+
+use ferrule_dataplane::spec::{EndSpec, Full};
+use ferrule_dataplane::status::{DropReason, EndState, Traffic};
+use nix::time::{ClockId, clock_gettime};
+
+use super::v1;
+use crate::wires::{Listed, Origin};
+
+/// The answer to a list or watch, with the time of now.
+pub(super) fn response(wires: &[Listed]) -> v1::ListWiresResponse {
+    v1::ListWiresResponse { wires: wires.iter().map(wire).collect(), monotonic_ns: monotonic_ns() }
+}
+
+fn wire(listed: &Listed) -> v1::Wire {
+    let status = &listed.status;
+    let origin = match listed.origin {
+        Origin::File => v1::Origin::File,
+        Origin::Admin => v1::Origin::Admin,
+    };
+    let full = match status.spec.full {
+        Full::Hold => "hold",
+        Full::Drop => "drop",
+    };
+    v1::Wire {
+        name: status.spec.name.clone(),
+        origin: origin.into(),
+        ends: status.spec.ends.iter().zip(&status.ends).map(|(spec, state)| end(spec, state)).collect(),
+        directions: status.directions.iter().map(traffic).collect(),
+        queues: u32::try_from(status.queues).unwrap_or(u32::MAX),
+        full: full.to_owned(),
+    }
+}
+
+fn end(spec: &EndSpec, state: &EndState) -> v1::End {
+    let detail = match state {
+        EndState::Listening { last_error } | EndState::Connecting { last_error } => {
+            last_error.clone().unwrap_or_default()
+        }
+        EndState::Connected { peer } => peer.clone(),
+        EndState::Up => String::new(),
+        EndState::Failed { reason } => reason.clone(),
+    };
+    v1::End {
+        kind: crate::wires::kind(spec).to_owned(),
+        description: spec.to_string(),
+        state: state.word().to_owned(),
+        detail,
+    }
+}
+
+fn traffic(traffic: &Traffic) -> v1::Traffic {
+    let drops = DropReason::ALL.iter().zip(traffic.drops);
+    v1::Traffic {
+        frames: traffic.frames,
+        bytes: traffic.bytes,
+        drops: drops.map(|(reason, frames)| v1::Drop { reason: reason.word().to_owned(), frames }).collect(),
+    }
+}
+
+fn monotonic_ns() -> u64 {
+    // The clock has been there since Linux 2.6; 0 would only spoil a rate.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use ferrule_dataplane::status::WireStatus;
+
+    use super::*;
+    use crate::config::parse_wire;
+
+    #[test]
+    fn a_wire_tells_its_ends_states_and_counters() {
+        let spec = parse_wire(
+            "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
+        )
+        .unwrap();
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2] };
+        let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
+        let status = WireStatus { spec, ends, directions: [sent, Traffic::default()], queues: 1 };
+        let before = monotonic_ns();
+        let answer = response(&[Listed { origin: Origin::Admin, status }]);
+        assert!(answer.monotonic_ns >= before && before > 0);
+        let [wire] = &answer.wires[..] else { panic!("one wire") };
+        assert_eq!((wire.name.as_str(), wire.full.as_str(), wire.queues), ("w", "drop", 1));
+        assert_eq!(wire.origin(), v1::Origin::Admin);
+        let told: Vec<_> =
+            wire.ends.iter().map(|end| [&end.kind[..], &end.description, &end.state, &end.detail]).collect();
+        assert_eq!(
+            told,
+            [["memif", "memif /m id 3 server", "connected", "vpp"], ["kernel", "kernel eth9", "failed", "gone"]]
+        );
+        assert_eq!((wire.directions[0].frames, wire.directions[0].bytes), (5, 300));
+        let drops: Vec<_> = wire.directions[0].drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
+        assert_eq!(drops, [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2)]);
+    }
+}

@@ -1,0 +1,108 @@
+//! What wires must not share, judged without touching the machine.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, WireSpec};
+
+/// Two wires that cannot both be made.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Conflict {
+    /// The later one and its field: where the error is reported.
+    pub later: Place,
+    /// The earlier one.
+    pub earlier: Place,
+    /// What both want.
+    pub problem: String,
+    /// What to do about it.
+    pub cure: &'static str,
+}
+
+/// A field of a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The wire's index in the list.
+    pub wire: usize,
+    /// The field's path below the wire.
+    pub field: String,
+}
+
+/// Every conflict between the wires of a list. What is wrong inside one wire is found by
+/// [`WireSpec::check`].
+pub(super) fn conflicts(wires: &[WireSpec]) -> Vec<Conflict> {
+    let mut seen = Seen::default();
+    for (wire, spec) in wires.iter().enumerate() {
+        seen.name(wire, &spec.name);
+        for (end, spec) in spec.ends.iter().enumerate() {
+            match spec {
+                EndSpec::Memif(memif) => seen.memif(wire, end, memif),
+                EndSpec::Kernel(kernel) => seen.kernel(wire, end, kernel),
+            }
+        }
+    }
+    seen.conflicts
+}
+
+/// Who was the first to want what.
+#[derive(Default)]
+struct Seen<'a> {
+    names: HashMap<&'a str, Place>,
+    servers: HashMap<(&'a SocketAddress, Option<PathBuf>, u32), Place>,
+    interfaces: HashMap<(Option<PathBuf>, &'a str), Place>,
+    roles: HashMap<&'a Path, (Role, u32, Place)>,
+    conflicts: Vec<Conflict>,
+}
+
+impl<'a> Seen<'a> {
+    fn name(&mut self, wire: usize, name: &'a str) {
+        let later = Place { wire, field: "name".to_owned() };
+        let earlier = self.names.entry(name).or_insert_with(|| later.clone());
+        if *earlier != later {
+            let problem = format!("the name `{name}` is in use");
+            let earlier = earlier.clone();
+            self.conflicts.push(Conflict { later, earlier, problem, cure: "rename one of them" });
+        }
+    }
+
+    fn memif(&mut self, wire: usize, end: usize, memif: &'a MemifSpec) {
+        if memif.role == Role::Server {
+            // A path means the same socket in every network namespace.
+            let netns = match memif.socket {
+                SocketAddress::Path(_) => None,
+                SocketAddress::Abstract(_) => memif.netns.as_ref().map(NetNs::path),
+            };
+            let later = Place { wire, field: format!("ends[{end}].memif.id") };
+            let earlier = self.servers.entry((&memif.socket, netns, memif.id)).or_insert_with(|| later.clone()).clone();
+            if earlier.wire != wire {
+                let problem = format!("{} id {} is served already", memif.socket, memif.id);
+                self.conflicts.push(Conflict { later, earlier, problem, cure: "give one of them another id" });
+            }
+        }
+        if let SocketAddress::Path(path) = &memif.socket {
+            self.role(wire, end, memif, path);
+        }
+    }
+
+    fn role(&mut self, wire: usize, end: usize, memif: &MemifSpec, path: &'a Path) {
+        let later = Place { wire, field: format!("ends[{end}].memif.role") };
+        let (role, id, earlier) = self.roles.entry(path).or_insert_with(|| (memif.role, memif.id, later.clone()));
+        // The same interface at both ends of one wire is that wire's own fault, and reported there.
+        let reported = earlier.wire == wire && *id == memif.id;
+        if *role != memif.role && !reported {
+            let problem = format!("{} is used with role {role} already", path.display());
+            let earlier = earlier.clone();
+            let cure = "a socket has one role in a forwarder";
+            self.conflicts.push(Conflict { later, earlier, problem, cure });
+        }
+    }
+
+    fn kernel(&mut self, wire: usize, end: usize, kernel: &'a KernelSpec) {
+        let netns = kernel.netns.as_ref().map(NetNs::path);
+        let later = Place { wire, field: format!("ends[{end}].kernel.name") };
+        let earlier = self.interfaces.entry((netns, kernel.name.as_str())).or_insert_with(|| later.clone()).clone();
+        if earlier.wire != wire {
+            let problem = format!("interface {} of the same namespace is made already", kernel.name);
+            self.conflicts.push(Conflict { later, earlier, problem, cure: "rename one of them" });
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What a wires file may say, and what is said about a wrong one.
+
+use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, SocketAddress};
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn the_file_of_the_issue_is_read_exactly_like_it_is_written() {
+    let config = Config::parse(
+        "wires.yaml",
+        r#"
+workers: [0]                    # CPUs of the polling threads
+idle: adaptive                  # or: poll (never sleep)
+wires:
+  - name: a-b
+    ends:
+      - memif: { socket: /run/ferrule/m.sock, id: 0, role: server }
+      - memif: { socket: "@abstract", id: 1, role: client, secret: s3cret, queues: 2, ring: 2048 }
+  - name: pod-vm
+    full: drop
+    ends:
+      - kernel: { netns: /run/netns/pod, name: nsm-1, addresses: [10.0.0.1/30], routes: [{ to: 10.1.0.0/16 }], mtu: 1500 }
+      - kernel: { netns: { pid: 42 }, name: nsm-1, mac: "02:00:00:00:00:01", routes: [{ to: ::/0, via: fd00::1 }] }
+"#,
+    )
+    .unwrap();
+
+    let client = MemifSpec {
+        id: 1,
+        secret: Some("s3cret".parse().unwrap()),
+        queues: 2,
+        ring: 2048,
+        ..MemifSpec::new(SocketAddress::Abstract("abstract".into()), Role::Client)
+    };
+    let server = MemifSpec::new("/run/ferrule/m.sock".parse().unwrap(), Role::Server);
+    assert_eq!(config.wires[0].ends, [EndSpec::Memif(server), EndSpec::Memif(client)]);
+    assert_eq!(config.wires[0].full, Full::Hold);
+    assert_eq!(config.wires[1].full, Full::Drop);
+    let [EndSpec::Kernel(pod), EndSpec::Kernel(vm)] = &config.wires[1].ends else { panic!("two kernel ends") };
+    assert_eq!(pod.netns, Some(NetNs::Path("/run/netns/pod".into())));
+    assert_eq!(pod.addresses, ["10.0.0.1/30".parse().unwrap()]);
+    assert_eq!(pod.mtu, Some(1500));
+    assert_eq!(vm.netns, Some(NetNs::Pid(42)));
+    assert_eq!(vm.routes[0].via, Some("fd00::1".parse().unwrap()));
+    assert_eq!((config.workers, config.idle, config.metrics), (vec![0], Idle::Adaptive, None));
+}
+
+#[test]
+fn the_sample_of_the_docs_is_a_good_file() {
+    let config = Config::parse("docs/wires.yaml", include_str!("../../../docs/wires.yaml")).unwrap();
+    assert!(config.wires.len() >= 3);
+    assert_eq!(config.metrics, Some("127.0.0.1:9090".parse().unwrap()));
+}
+
+#[test]
+fn an_empty_file_means_the_defaults_and_no_wires() {
+    for text in ["", "# nothing yet\n", "wires:\n", "wires: []\n", "---\n"] {
+        assert_eq!(Config::parse("f", text), Ok(Config::default()), "{text:?}");
+    }
+}
+
+#[test]
+fn every_error_is_reported_at_once_each_with_line_column_and_field() {
+    let text = "\
+workers: [0, 0, x]
+idle: lazy
+admin: admin.sock
+metrics: localhost
+wiers: []
+wires:
+  - name: a
+    full: block
+    ends:
+      - memif: { socket: m.sock, role: master, rnig: 4, queues: 17 }
+      - vhost_user: { socket: /run/vm.sock, role: server }
+  - ends:
+      - kernel: { name: a/b, mac: 1, mtu: 10, addresses: [10.0.0.1], routes: [{ via: x }] }
+      - memif: { socket: /run/m.sock, role: client, ring: 1000, mode: ip, buffer: 100 }
+  - name: c
+    ends: [{ memif: {} }]
+  - name: d
+    ends: [{ tap: {} }, 5]
+    colour: red
+";
+    let expected = "\
+wires.yaml:1:14: workers[1]: CPU 0 is in the list already; one worker has it
+wires.yaml:1:17: workers[2]: `x`; a number from 0 to 1023 is wanted
+wires.yaml:2:7: idle: `lazy`; `adaptive` or `poll` is wanted
+wires.yaml:3:8: admin: `admin.sock`; an absolute path of at most 107 bytes is wanted
+wires.yaml:4:10: metrics: `localhost`; an address as in `127.0.0.1:9090` is wanted
+wires.yaml:5:1: wiers: unknown key; did you mean `wires`?
+wires.yaml:8:11: wires[0].full: `block`; `hold` or `drop` is wanted
+wires.yaml:10:26: wires[0].ends[0].memif.socket: `m.sock`: a path must be absolute (or begin with `@` for an abstract name)
+wires.yaml:10:40: wires[0].ends[0].memif.role: `master`; `server` or `client` is wanted
+wires.yaml:10:48: wires[0].ends[0].memif.rnig: unknown key; did you mean `ring`?
+wires.yaml:10:65: wires[0].ends[0].memif.queues: 17 queues; 1 to 16 are possible
+wires.yaml:11:21: wires[0].ends[1].vhost_user: vhost_user ends are not served by this release
+wires.yaml:12:5: wires[1].name: missing; a name that no other wire has is wanted
+wires.yaml:13:7: wires[1].ends: one end carries ethernet frames and the other ip; both must be the same
+wires.yaml:13:25: wires[1].ends[0].kernel.name: `a/b`: the kernel takes no `/`, `:`, space, `.` or `..`
+wires.yaml:13:35: wires[1].ends[0].kernel.mac: `1`: six hexadecimal bytes with colons are wanted, as in 02:00:00:00:00:01
+wires.yaml:13:43: wires[1].ends[0].kernel.mtu: 10 bytes; 68 to 65521 are possible
+wires.yaml:13:59: wires[1].ends[0].kernel.addresses[0]: `10.0.0.1`; an address with its prefix as in `10.0.0.1/30` or `fd00::1/64` is wanted
+wires.yaml:13:79: wires[1].ends[0].kernel.routes[0].to: missing; an address with its prefix as in `10.0.0.1/30` or `fd00::1/64` is wanted
+wires.yaml:13:86: wires[1].ends[0].kernel.routes[0].via: `x`; an address as in `10.0.0.1` or `fd00::1` is wanted
+wires.yaml:14:59: wires[1].ends[1].memif.ring: 1000 descriptors; a power of two from 32 to 16384 is wanted
+wires.yaml:14:83: wires[1].ends[1].memif.buffer: 100 bytes; a multiple of 64 from 128 to 65536 is wanted
+wires.yaml:16:11: wires[2].ends: a wire has exactly two ends, not 1
+wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract name as in `\"@name\"` is wanted
+wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
+wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, kernel, vhost_user
+wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, kernel, vhost_user
+wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, ends";
+    assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn a_wrong_ring_reads_like_this_at_three_in_the_morning() {
+    let text = "wires:\n  - name: a\n    ends:\n      - memif:\n          socket: /run/m.sock\n          role: client\n          ring: 1000\n      - memif: { socket: \"@b\", role: server }\n";
+    assert_eq!(
+        Config::parse("wires.yaml", text).unwrap_err().to_string(),
+        "wires.yaml:7:17: wires[0].ends[0].memif.ring: 1000 descriptors; a power of two from 32 to 16384 is wanted"
+    );
+}
+
+#[test]
+fn wires_that_want_the_same_thing_are_told_about_each_other() {
+    let text = "\
+wires:
+  - name: a
+    ends:
+      - memif: { socket: /run/m.sock, id: 7, role: server }
+      - kernel: { netns: pid:9, name: eth0 }
+  - name: b
+    ends:
+      - memif: { socket: /run/m.sock, netns: /run/netns/x, id: 7, role: server }
+      - kernel: { netns: /proc/9/ns/net, name: eth0 }
+  - name: a
+    ends:
+      - memif: { socket: /run/m.sock, id: 8, role: client }
+      - memif: { socket: \"@x\", netns: /run/netns/x, role: server }
+  - name: d
+    ends:
+      - memif: { socket: \"@x\", role: server }
+      - memif: { socket: \"@y\", role: server }
+";
+    assert_eq!(
+        Config::parse("f", text).unwrap_err().to_string(),
+        "\
+f:8:64: wires[1].ends[0].memif.id: /run/m.sock id 7 is served already, by the wire `a` on line 4; give one of them another id
+f:9:48: wires[1].ends[1].kernel.name: interface eth0 of the same namespace is made already, by the wire `a` on line 5; rename one of them
+f:10:11: wires[2].name: the name `a` is in use, by the wire `a` on line 2; rename one of them
+f:12:52: wires[2].ends[0].memif.role: /run/m.sock is used with role server already, by the wire `a` on line 4; a socket has one role in a forwarder"
+    );
+}
+
+#[test]
+fn a_wire_that_would_connect_to_itself_is_refused() {
+    let text = "{ name: a, ends: [{ memif: { socket: /m, id: 0, role: server } }, { memif: { socket: /m, id: 1, role: client } }] }";
+    assert!(parse_wire(text).unwrap_err().to_string().contains("one role"));
+}
+
+#[test]
+fn one_wire_alone_is_read_from_yaml_and_from_json() {
+    let yaml = "name: w\nends:\n  - memif: { socket: \"@a\", role: server, mode: ip }\n  - memif: { socket: \"@b\", role: client, mode: ip }\n";
+    let json = r#"{"name": "w", "ends": [{"memif": {"socket": "@a", "role": "server", "mode": "ip"}}, {"memif": {"socket": "@b", "role": "client", "mode": "ip"}}]}"#;
+    let wire = parse_wire(yaml).unwrap();
+    assert_eq!(wire, parse_wire(json).unwrap());
+    assert_eq!(wire.ends[0].mode(), Mode::Ip);
+    assert_eq!(
+        parse_wire("name: w\nend: []\n").unwrap_err().to_string(),
+        "wire:2:1: end: unknown key; did you mean `ends`?"
+    );
+    assert_eq!(
+        parse_wire("").unwrap_err().to_string(),
+        "wire:1:1: name: missing; a name that no other wire has is wanted\nwire:1:1: ends: missing; a list of two ends is wanted"
+    );
+}
+
+#[test]
+fn a_secret_is_shown_by_no_error() {
+    let text = format!("ends: [{{ memif: {{ socket: /m, role: server, secret: hunter2{} }} }}]", "x".repeat(24));
+    let errors = parse_wire(&text).unwrap_err().to_string();
+    assert!(errors.contains("memif.secret: `(hidden)`: 31 bytes") && !errors.contains("hunter2"), "{errors}");
+}
+
+#[test]
+fn a_key_given_twice_names_both_lines() {
+    assert_eq!(
+        Config::parse("f", "idle: poll\nidle: adaptive\n").unwrap_err().to_string(),
+        "f:2:1: idle: given twice; it is on line 1 already"
+    );
+}
+
+#[test]
+fn what_only_a_restart_can_change_is_listed() {
+    let old = Config::default();
+    let new = Config::parse("f", "workers: [1]\nidle: poll\nmetrics: 127.0.0.1:1\nadmin: /a\n").unwrap();
+    assert_eq!(old.needs_restart(&old), Vec::<String>::new());
+    assert_eq!(
+        old.needs_restart(&new),
+        [
+            "workers: [0] is in use, [1] in the file; a restart changes it",
+            "idle: adaptive is in use, poll in the file; a restart changes it",
+            "admin: /run/ferrule/admin.sock is in use, /a in the file; a restart changes it",
+            "metrics: nothing is in use, 127.0.0.1:1 in the file; a restart changes it",
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_interface_is_complete_with_its_name_alone() {
+    let wire =
+        parse_wire("name: w\nends: [{ kernel: { name: a } }, { kernel: { name: b, netns: /run/netns/b } }]").unwrap();
+    let plain =
+        KernelSpec { netns: None, name: "a".parse().unwrap(), mac: None, mtu: None, addresses: vec![], routes: vec![] };
+    assert_eq!(wire.ends[0], EndSpec::Kernel(plain));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "[ -~\n]{0,200}") {
+        let _ = Config::parse("f", &text);
+    }
+
+    #[test]
+    fn no_mangled_file_makes_the_reader_panic(at in 0..2000_usize, cut in 0..40_usize, filler in "[a-z0-9:{}\\[\\],\n -]{0,8}") {
+        let sample = include_str!("../../../docs/wires.yaml");
+        let at = sample.floor_char_boundary(at);
+        let end = sample.floor_char_boundary(at + cut);
+        let _ = Config::parse("f", &format!("{}{filler}{}", &sample[..at], &sample[end..]));
+    }
+}

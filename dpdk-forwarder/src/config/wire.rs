@@ -1,0 +1,177 @@
+//! Reads one entry of `wires:`.
+//!
+//! What cannot be read is replaced by a stand-in that collides with nothing, so that the rest of
+//! the wire is still judged, alone ([`WireSpec::check`]) and beside the others.
+
+use ferrule_dataplane::spec::{
+    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, WireSpec,
+};
+
+use super::reader::{Field, Findings, Table};
+
+/// Reads and judges one wire.
+pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
+    let table = field.table(&["name", "full", "ends"]);
+    let name = table.as_ref().and_then(|table| table.required("name", "a name that no other wire has"));
+    let full = table.as_ref().and_then(|table| table.optional("full"));
+    let ends = table.as_ref().and_then(|table| table.required("ends", "a list of two ends"));
+    let wire = WireSpec {
+        name: name.and_then(|field| field.text()).map_or_else(|| stand_in(findings), ToOwned::to_owned),
+        full: full.and_then(|field| field.choice(&[("hold", Full::Hold), ("drop", Full::Drop)])).unwrap_or_default(),
+        ends: read_ends(ends.as_ref(), findings),
+    };
+    for error in wire.check() {
+        field.wrong_below(&error.field, error.problem);
+    }
+    wire
+}
+
+fn read_ends(field: Option<&Field<'_>>, findings: &Findings) -> [EndSpec; 2] {
+    let items = field.and_then(Field::items);
+    if let (Some(field), Some(items)) = (field, &items)
+        && items.len() != 2
+    {
+        field.wrong(format!("a wire has exactly two ends, not {}", items.len()));
+    }
+    let mut ends = items.into_iter().flatten().map(|item| read_end(&item, findings));
+    let mut next = || ends.next().unwrap_or_else(|| End::unknown(findings));
+    let (mut first, mut second) = (next(), next());
+    // An end whose mode cannot be read must not be called different from the other.
+    first.assume(second.spec.mode());
+    second.assume(first.spec.mode());
+    [first.spec, second.spec]
+}
+
+/// An end, and whether what its frames begin with could be read.
+struct End {
+    spec: EndSpec,
+    mode_known: bool,
+}
+
+impl End {
+    fn unknown(findings: &Findings) -> Self {
+        let memif = MemifSpec::new(SocketAddress::Abstract(stand_in(findings)), Role::Client);
+        Self { spec: EndSpec::Memif(memif), mode_known: false }
+    }
+
+    fn assume(&mut self, mode: Mode) {
+        if let (false, EndSpec::Memif(memif)) = (self.mode_known, &mut self.spec) {
+            memif.mode = mode;
+        }
+    }
+}
+
+fn read_end(field: &Field<'_>, findings: &Findings) -> End {
+    let table = field.table(&["memif", "kernel", "vhost_user"]);
+    match table.as_ref().and_then(Table::only) {
+        Some(("memif", memif)) => read_memif(&memif, findings),
+        Some(("kernel", kernel)) => read_kernel(&kernel, findings),
+        Some(("vhost_user", vhost_user)) => {
+            vhost_user.wrong("vhost_user ends are not served by this release");
+            End::unknown(findings)
+        }
+        // An unknown kind is reported already.
+        Some(_) => End::unknown(findings),
+        None => {
+            if table.is_some() {
+                field.wrong("an end is one of `memif: {..}` or `kernel: {..}`");
+            }
+            End::unknown(findings)
+        }
+    }
+}
+
+fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
+    let Some(table) = field.table(&["socket", "netns", "id", "role", "mode", "secret", "queues", "ring", "buffer"])
+    else {
+        return End::unknown(findings);
+    };
+    let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
+    let role = table.required("role", "`server` or `client`");
+    // What decides whom the end meets: with one of them unknown, it is taken to meet nobody.
+    let socket = socket.and_then(|field| field.parse());
+    let role = role.and_then(|field| field.choice(&[("server", Role::Server), ("client", Role::Client)]));
+    let id = table.optional("id").map_or(Some(0), |field| field.number(0..=u64::from(u32::MAX)));
+    let netns = table.optional("netns").map_or(Some(None), |field| read_netns(&field).map(Some));
+    let mut memif = match (socket, role, id, netns) {
+        (Some(socket), Some(role), Some(id), Some(netns)) => MemifSpec { id, netns, ..MemifSpec::new(socket, role) },
+        _ => MemifSpec::new(SocketAddress::Abstract(stand_in(findings)), Role::Client),
+    };
+    let mode = table.optional("mode");
+    let mode =
+        mode.map_or(Some(Mode::Ethernet), |field| field.choice(&[("ethernet", Mode::Ethernet), ("ip", Mode::Ip)]));
+    memif.mode = mode.unwrap_or_default();
+    memif.secret = table.optional("secret").and_then(|field| field.parse());
+    let number = |key, default: u32| {
+        table.optional(key).and_then(|field| field.number(0..=u64::from(u32::MAX))).unwrap_or(default)
+    };
+    memif.ring = number("ring", memif.ring);
+    memif.buffer = number("buffer", memif.buffer);
+    // Out of range for the type is out of range for the wire: the check says it best.
+    memif.queues = u16::try_from(number("queues", u32::from(memif.queues))).unwrap_or(u16::MAX);
+    End { spec: EndSpec::Memif(memif), mode_known: mode.is_some() }
+}
+
+fn read_kernel(field: &Field<'_>, findings: &Findings) -> End {
+    let Some(table) = field.table(&["netns", "name", "mac", "mtu", "addresses", "routes"]) else {
+        return End { mode_known: true, ..End::unknown(findings) };
+    };
+    let name = table.required("name", "the name of the interface").and_then(|field| field.parse());
+    let netns = table.optional("netns").map_or(Some(None), |field| read_netns(&field).map(Some));
+    // A name that collides with nothing, where either half of the interface's identity is unknown.
+    let (name, netns) = match (name, netns) {
+        (Some(name), Some(netns)) => (name, netns),
+        _ => match stand_in(findings).parse() {
+            Ok(name) => (name, None),
+            Err(_) => return End { mode_known: true, ..End::unknown(findings) },
+        },
+    };
+    let list = |key| table.optional(key).and_then(|field| field.items()).unwrap_or_default();
+    let kernel = KernelSpec {
+        netns,
+        name,
+        mac: table.optional("mac").and_then(|field| field.parse()),
+        mtu: table.optional("mtu").and_then(|field| field.number(0..=u64::from(u32::MAX))),
+        addresses: list("addresses").iter().filter_map(|field| field.parse_as(ADDRESS)).collect(),
+        routes: list("routes").iter().filter_map(read_route).collect(),
+    };
+    End { spec: EndSpec::Kernel(kernel), mode_known: true }
+}
+
+fn read_route(field: &Field<'_>) -> Option<Route> {
+    let table = field.table(&["to", "via"])?;
+    let to = table.required("to", ADDRESS).and_then(|field| field.parse_as(ADDRESS));
+    let via = table
+        .optional("via")
+        .map_or(Some(None), |field| field.parse_as("an address as in `10.0.0.1` or `fd00::1`").map(Some));
+    Some(Route { to: to?, via: via? })
+}
+
+/// `/run/netns/pod`, `pid:42` or `{ pid: 42 }`.
+fn read_netns(field: &Field<'_>) -> Option<NetNs> {
+    let pids = 1..=u64::from(i32::MAX.unsigned_abs());
+    if field.is_table() {
+        let pid = field.table(&["pid"])?.required("pid", "the number of a process")?;
+        return pid.number(pids).map(NetNs::Pid);
+    }
+    let text = field.text()?;
+    if let Some(pid) = text.strip_prefix("pid:") {
+        let pid = pid.trim().parse().ok().filter(|&pid| pids.contains(&u64::from(pid)));
+        if pid.is_none() {
+            field.wrong(format!("`{text}`; the number of a process is wanted, as in `pid:42`"));
+        }
+        return pid.map(NetNs::Pid);
+    }
+    if !text.starts_with('/') || text.contains('\0') {
+        field.wrong(format!("`{text}`; an absolute path as in `/run/netns/pod`, or `pid:42`, is wanted"));
+        return None;
+    }
+    Some(NetNs::Path(text.into()))
+}
+
+/// A name that no text can contain twice: it is numbered, and begins with a character nobody uses.
+fn stand_in(findings: &Findings) -> String {
+    format!("\u{fffd}{}", findings.unique())
+}
+
+const ADDRESS: &str = "an address with its prefix as in `10.0.0.1/30` or `fd00::1/64`";

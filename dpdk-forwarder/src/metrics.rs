@@ -1,0 +1,215 @@
+//! The state of the forwarder as Prometheus reads it, made anew for every scrape.
+
+use std::fmt;
+
+use ferrule_dataplane::status::DropReason;
+use nix::sys::resource::{UsageWho, getrusage};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::wires::{Listed, kind};
+
+/// Everything that one scrape tells.
+#[derive(Debug)]
+pub struct Snapshot {
+    wires: Vec<Listed>,
+    process: Option<Process>,
+}
+
+impl Snapshot {
+    /// The wires, and this process as it is now.
+    pub fn take(wires: Vec<Listed>) -> Self {
+        Self { wires, process: Process::read() }
+    }
+
+    /// In the `OpenMetrics` text format, version 1.0.0: [`CONTENT_TYPE`].
+    pub fn render(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut out = String::new();
+        text::encode(&mut out, &registry)?;
+        Ok(out)
+    }
+
+    fn wires(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let name = |wire: &Listed| wire.status.spec.name.clone();
+        gauges(
+            encoder,
+            ("ferrule_wire_up", "Whether frames can cross the wire"),
+            self.wires.iter().map(|wire| (vec![("wire", name(wire))], u64::from(wire.status.is_up()))),
+        )?;
+        gauges(
+            encoder,
+            ("ferrule_wire_queues", "Queues of the wire that are joined now"),
+            self.wires.iter().map(|wire| (vec![("wire", name(wire))], wire.status.queues as u64)),
+        )?;
+        let ends = self.wires.iter().flat_map(|wire| {
+            let ends = wire.status.spec.ends.iter().zip(&wire.status.ends).enumerate();
+            ends.map(move |(index, (spec, state))| {
+                let labels = vec![
+                    ("wire", name(wire)),
+                    ("end", index.to_string()),
+                    ("kind", kind(spec).to_owned()),
+                    ("state", state.word().to_owned()),
+                ];
+                (labels, 1_u64)
+            })
+        });
+        gauges(encoder, ("ferrule_end_state", "The state of each end of each wire"), ends)
+    }
+
+    fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let directions = || {
+            self.wires.iter().flat_map(|wire| {
+                let named = DIRECTIONS.iter().zip(&wire.status.directions);
+                named.map(|(direction, traffic)| {
+                    let labels = vec![("wire", wire.status.spec.name.clone()), ("direction", (*direction).to_owned())];
+                    (labels, traffic)
+                })
+            })
+        };
+        counters(
+            encoder,
+            ("ferrule_wire_frames", "Frames delivered"),
+            directions().map(|(labels, traffic)| (labels, traffic.frames)),
+        )?;
+        counters(
+            encoder,
+            ("ferrule_wire_bytes", "Bytes delivered, without FCS"),
+            directions().map(|(labels, traffic)| (labels, traffic.bytes)),
+        )?;
+        let drops = directions().flat_map(|(labels, traffic)| {
+            DropReason::ALL.iter().zip(traffic.drops).map(move |(reason, frames)| {
+                let mut labels = labels.clone();
+                labels.push(("reason", reason.word().to_owned()));
+                (labels, frames)
+            })
+        });
+        counters(encoder, ("ferrule_wire_drops", "Frames not delivered, by reason"), drops)
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+        gauges(encoder, ("ferrule_build_info", "The forwarder that runs"), [(build, 1_u64)])?;
+        self.wires(encoder)?;
+        self.traffic(encoder)?;
+        self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))
+    }
+}
+
+/// What the kernel says of this process.
+#[derive(Debug)]
+struct Process {
+    resident_bytes: u64,
+    open_fds: u64,
+    cpu_seconds: f64,
+}
+
+impl Process {
+    /// None where `/proc` is not to be read.
+    fn read() -> Option<Self> {
+        let process = procfs::process::Process::myself().ok()?;
+        let pages = process.statm().ok()?.resident;
+        let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+        let seconds = [usage.user_time(), usage.system_time()]
+            .map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6)
+            .iter()
+            .sum();
+        Some(Self {
+            resident_bytes: pages * procfs::page_size(),
+            open_fds: process.fd_count().ok()? as u64,
+            cpu_seconds: seconds,
+        })
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let none = Labels::new;
+        let resident = ("process_resident_memory_bytes", "Memory in use, in bytes");
+        gauges(encoder, resident, [(none(), self.resident_bytes)])?;
+        gauges(encoder, ("process_open_fds", "Open file descriptors"), [(none(), self.open_fds)])?;
+        counters(encoder, ("process_cpu_seconds", "CPU time used, in seconds"), [(none(), self.cpu_seconds)])
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+fn gauges<V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    samples: impl IntoIterator<Item = (Labels, V)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        if labels.is_empty() {
+            metric.encode_gauge(&value)?;
+        } else {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The format itself adds `_total` to the name.
+fn counters<V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    samples: impl IntoIterator<Item = (Labels, V)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in samples {
+        if labels.is_empty() {
+            metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        } else {
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a scrape is served as.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The labels of [`WireStatus::directions`](ferrule_dataplane::status::WireStatus::directions).
+const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
+
+#[cfg(test)]
+mod tests {
+    use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
+
+    use super::*;
+    use crate::config::parse_wire;
+    use crate::wires::Origin;
+
+    #[test]
+    fn a_scrape_tells_each_wire_with_its_counters_and_states() {
+        let spec =
+            parse_wire("{name: 'a\"b', ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}").unwrap();
+        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1] }, Traffic::default()];
+        let ends = [EndState::Listening { last_error: None }, EndState::Up];
+        let status = WireStatus { spec, ends, directions, queues: 2 };
+        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }]).render().unwrap();
+        for line in [
+            concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            r#"ferrule_wire_up{wire="a\"b"} 1"#,
+            r#"ferrule_wire_queues{wire="a\"b"} 2"#,
+            r#"ferrule_wire_frames_total{wire="a\"b",direction="0-1"} 7"#,
+            r#"ferrule_wire_bytes_total{wire="a\"b",direction="0-1"} 420"#,
+            r#"ferrule_wire_frames_total{wire="a\"b",direction="1-0"} 0"#,
+            r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="full"} 3"#,
+            r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="refused"} 1"#,
+            r#"ferrule_end_state{wire="a\"b",end="0",kind="memif",state="listening"} 1"#,
+            r#"ferrule_end_state{wire="a\"b",end="1",kind="kernel",state="up"} 1"#,
+            "# TYPE ferrule_wire_drops counter",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|there| there == line), "missing: {line}\nin:\n{text}");
+        }
+        for name in ["process_resident_memory_bytes ", "process_open_fds ", "process_cpu_seconds_total "] {
+            assert!(text.lines().any(|line| line.starts_with(name)), "missing: {name}\nin:\n{text}");
+        }
+    }
+}

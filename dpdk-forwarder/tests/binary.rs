@@ -1,0 +1,118 @@
+//! The program as a person meets it: exit codes, and what it prints. Needs no privilege.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+#[test]
+fn a_bad_file_is_refused_with_every_error_and_exit_code_64() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wires.yaml");
+    fs::write(&path, "idle: lazy\nwires:\n  - name: a\n    ends: [{ memif: { socket: x } }]\n").unwrap();
+    for check in [&["--check"][..], &[]] {
+        let Output { status, stderr, stdout } = forwarder(&path).args(check).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(64), "{stderr}");
+        assert_eq!((stderr.lines().count(), stdout.len()), (4, 0), "{stderr}");
+        assert!(stderr.lines().all(|line| line.contains("wires.yaml:")), "{stderr}");
+    }
+    assert_eq!(forwarder(Path::new("/nowhere/wires.yaml")).output().unwrap().status.code(), Some(64));
+}
+
+#[test]
+fn a_good_file_passes_the_check_with_exit_code_0() {
+    let Output { status, stdout, .. } =
+        forwarder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wires.yaml")))
+            .arg("--check")
+            .output()
+            .unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(String::from_utf8(stdout).unwrap().ends_with("wires.yaml: 4 wires, nothing wrong\n"));
+}
+
+#[test]
+fn it_announces_itself_refuses_a_bad_reload_and_drains_at_sigterm() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wires.yaml");
+    let admin = directory.path().join("admin.sock");
+    let good = format!("admin: {}\n", admin.display());
+    fs::write(&path, &good).unwrap();
+    let notify = UnixDatagram::bind(directory.path().join("notify.sock")).unwrap();
+    notify.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+
+    let mut running = forwarder(&path);
+    running.env("NOTIFY_SOCKET", directory.path().join("notify.sock")).stderr(Stdio::piped());
+    let mut running = Running::new(running.spawn().unwrap());
+    running.until(&format!("ready: 0 wires, admin {}, no metrics", admin.display()));
+    let mut message = [0; 64];
+    let length = notify.recv(&mut message).unwrap();
+    assert_eq!(message[..length].trim_ascii_end(), b"READY=1");
+
+    fs::write(&path, format!("{good}idle: [\n")).unwrap();
+    running.until("wires.yaml:");
+    running.until("wires file refused; the wires stay as they are");
+    fs::write(&path, format!("{good}idle: poll\n")).unwrap();
+    running.until("idle: adaptive is in use, poll in the file; a restart changes it");
+    running.until("wires file applied");
+    running.signal(Signal::SIGHUP);
+    running.until("wires file applied");
+
+    running.signal(Signal::SIGTERM);
+    running.until("draining");
+    running.until("stopped");
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    assert!(!admin.exists());
+}
+
+fn forwarder(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpdk-forwarder"));
+    command.arg("--config").arg(config).env_remove("NOTIFY_SOCKET");
+    command
+}
+
+/// A forwarder whose log is read. It is killed when the test ends before it.
+struct Running {
+    child: Child,
+    log: Receiver<String>,
+}
+
+impl Running {
+    fn new(mut child: Child) -> Self {
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        Self { child, log }
+    }
+
+    /// Reads the log up to a line that contains `text`.
+    fn until(&mut self, text: &str) {
+        let mut seen = Vec::new();
+        while let Ok(line) = self.log.recv_timeout(Duration::from_secs(20)) {
+            if line.contains(text) {
+                return;
+            }
+            seen.push(line);
+        }
+        panic!("no `{text}` in the log:\n{}", seen.join("\n"));
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already, in a test that passed.
+        let _ = self.child.kill();
+    }
+}

@@ -1,0 +1,241 @@
+//! A whole forwarder in this process: file, admin API, reload, metrics and drain, with real memif listeners in a
+//! temporary directory. Needs no privilege.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dpdk_forwarder::admin::{AdminClient, connect, v1};
+use dpdk_forwarder::config::WiresFile;
+use dpdk_forwarder::{Forwarder, Options};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wires_of_the_file_are_served_and_listed() {
+    let lab = Lab::new(&["a", "b"]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+
+    let wires = list(&mut client).await;
+    assert_eq!(names(&wires), ["a", "b"]);
+    assert!(wires.iter().all(|wire| wire.origin() == v1::Origin::File && wire.ends.len() == 2));
+    assert_eq!(wires[0].ends[0].state, "listening");
+    assert!(lab.socket("a", 0).exists());
+    forwarder.stop().await;
+    assert!(!lab.admin().exists(), "the admin socket goes with the forwarder");
+    assert!(!lab.socket("a", 0).exists(), "and so do the wires' sockets");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wire_comes_and_goes_by_the_admin_api() {
+    let lab = Lab::new(&["of-file"]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+    let add = |yaml: String| v1::AddWireRequest { yaml };
+    let remove = |name: &str| v1::RemoveWireRequest { name: name.to_owned() };
+
+    client.add_wire(add(lab.wire("mine"))).await.unwrap();
+    let wires = list(&mut client).await;
+    assert_eq!(names(&wires), ["mine", "of-file"]);
+    assert_eq!(wires[0].origin(), v1::Origin::Admin);
+
+    let code = |result: Result<_, tonic::Status>| result.map(|_: tonic::Response<v1::AddWireResponse>| ()).unwrap_err();
+    assert_eq!(code(client.add_wire(add(lab.wire("mine"))).await).code(), Code::AlreadyExists);
+    assert_eq!(code(client.add_wire(add(lab.wire("of-file"))).await).code(), Code::AlreadyExists);
+    let wrong = code(client.add_wire(add("name: x\nends: [{memif: {}}, 5]\n".into())).await);
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+    assert!(wrong.message().lines().count() >= 3, "every error is named: {}", wrong.message());
+
+    assert_eq!(client.remove_wire(remove("of-file")).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(client.remove_wire(remove("nobody")).await.unwrap_err().code(), Code::NotFound);
+    client.remove_wire(remove("mine")).await.unwrap();
+    assert_eq!(names(&list(&mut client).await), ["of-file"]);
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_followed_and_a_bad_one_changes_nothing() {
+    let lab = Lab::new(&["stays", "goes"]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+    client.add_wire(v1::AddWireRequest { yaml: lab.wire("mine") }).await.unwrap();
+    let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(lab.socket(name, 0)).unwrap());
+    let before = inode("stays");
+
+    lab.write("wires: [{ name: broken }]\n");
+    lab.write(&lab.file(&["stays", "comes"]));
+    until_names(&mut client, &["comes", "mine", "stays"]).await;
+    assert_eq!(inode("stays"), before, "what did not change was not touched");
+
+    lab.write("wires: [{ name: broken }]\n");
+    lab.write(&lab.file(&["stays"]));
+    until_names(&mut client, &["mine", "stays"]).await;
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wire_that_cannot_be_made_is_told_and_made_when_its_cause_is_gone() {
+    let lab = Lab::new(&["good", "bad"]);
+    // A directory where the socket should be: nobody can listen there.
+    fs::create_dir(lab.socket("bad", 0)).unwrap();
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+
+    let wires = list(&mut client).await;
+    assert_eq!(names(&wires), ["bad", "good"]);
+    assert!(wires[0].ends.iter().all(|end| end.state == "failed" && !end.detail.is_empty()), "{:?}", wires[0]);
+    assert_eq!(wires[1].ends[0].state, "listening");
+
+    fs::remove_dir(lab.socket("bad", 0)).unwrap();
+    until(&mut client, |wires| wires[0].ends[0].state == "listening").await;
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_page_tells_wires_and_health() {
+    let lab = Lab::new(&["a"]);
+    let forwarder = lab.start().await;
+    let address = forwarder.metrics().unwrap();
+
+    let metrics = get(address, "/metrics").await;
+    assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
+    assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");
+    assert!(metrics.contains("ferrule_wire_up{wire=\"a\"} 0"), "{metrics}");
+    assert!(metrics.contains("state=\"listening\"} 1"), "{metrics}");
+    assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+    forwarder.stop().await;
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_gets_a_list_at_once_and_again_and_an_end_when_the_forwarder_stops() {
+    let lab = Lab::new(&["a"]);
+    let forwarder = lab.start().await;
+    let request = v1::WatchWiresRequest { interval_ms: 100 };
+    let mut watch = lab.client().await.watch_wires(request).await.unwrap().into_inner();
+    let first = soon(watch.message()).await.unwrap().unwrap();
+    let second = soon(watch.message()).await.unwrap().unwrap();
+    assert!(second.monotonic_ns > first.monotonic_ns);
+    soon(forwarder.stop()).await;
+    soon(async { while let Ok(Some(_)) = watch.message().await {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_are_served_beside_the_admin_api() {
+    let lab = Lab::new(&[]);
+    let forwarder = lab.start().await;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", lab.admin().display())).unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(endpoint.connect().await.unwrap());
+    for service in ["", "ferrule.admin.v1.Admin"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving, "{service}");
+    }
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_forwarder_at_the_same_socket_is_refused() {
+    let lab = Lab::new(&["a"]);
+    let forwarder = lab.start().await;
+    let error = Forwarder::start(lab.options()).await.err().expect("refused").to_string();
+    assert!(error.contains("another forwarder answers there"), "{error}");
+    assert_eq!(names(&list(&mut lab.client().await).await), ["a"], "the first one goes on");
+    forwarder.stop().await;
+}
+
+/// A directory with a wires file and everything the forwarder makes.
+struct Lab {
+    directory: TempDir,
+}
+
+impl Lab {
+    fn new(wires: &[&str]) -> Self {
+        let lab = Self { directory: tempfile::tempdir().unwrap() };
+        lab.write(&lab.file(wires));
+        lab
+    }
+
+    fn admin(&self) -> PathBuf {
+        self.directory.path().join("run/admin.sock")
+    }
+
+    fn socket(&self, wire: &str, end: usize) -> PathBuf {
+        self.directory.path().join(format!("{wire}-{end}.sock"))
+    }
+
+    /// A wire between two listeners, on one line.
+    fn wire(&self, name: &str) -> String {
+        let end = |index| format!("{{ memif: {{ socket: {}, role: server }} }}", self.socket(name, index).display());
+        format!("{{ name: {name}, ends: [{}, {}] }}", end(0), end(1))
+    }
+
+    fn file(&self, wires: &[&str]) -> String {
+        let entries = wires.iter().map(|name| format!("  - {}", self.wire(name))).collect::<Vec<_>>().join("\n");
+        format!("admin: {}\nmetrics: 127.0.0.1:0\nwires:\n{entries}\n", self.admin().display())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("wires.yaml")
+    }
+
+    /// Replaces the file as editors do.
+    fn write(&self, text: &str) {
+        let fresh = self.directory.path().join(".wires.yaml.new");
+        fs::write(&fresh, text).unwrap();
+        fs::rename(fresh, self.path()).unwrap();
+    }
+
+    fn options(&self) -> Options {
+        let file = WiresFile::load(&self.path()).unwrap();
+        Options { config: file.config.clone(), file: Some(file), drain_grace: Duration::from_millis(100) }
+    }
+
+    async fn start(&self) -> Forwarder {
+        soon(Forwarder::start(self.options())).await.unwrap()
+    }
+
+    async fn client(&self) -> AdminClient {
+        connect(Path::new(&self.admin())).await.unwrap()
+    }
+}
+
+async fn list(client: &mut AdminClient) -> Vec<v1::Wire> {
+    client.list_wires(v1::ListWiresRequest {}).await.unwrap().into_inner().wires
+}
+
+fn names(wires: &[v1::Wire]) -> Vec<&str> {
+    wires.iter().map(|wire| wire.name.as_str()).collect()
+}
+
+async fn until_names(client: &mut AdminClient, wanted: &[&str]) {
+    until(client, |wires| names(wires) == wanted).await;
+}
+
+/// Watches until the wires are as wanted.
+async fn until(client: &mut AdminClient, wanted: impl Fn(&[v1::Wire]) -> bool) {
+    let request = v1::WatchWiresRequest { interval_ms: 100 };
+    let mut watch = client.watch_wires(request).await.unwrap().into_inner();
+    soon(async { while !wanted(&watch.message().await.unwrap().expect("the forwarder serves").wires) {} }).await;
+}
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), future).await.expect("it happens within 20 seconds")
+}
