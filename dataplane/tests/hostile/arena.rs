@@ -10,7 +10,7 @@ use ferrule_dataplane::status::EndState;
 
 use crate::common::{engine, eventually, unique};
 use crate::held::Held;
-use crate::traffic::{HONEST, Traffic, is_from_far, put_one, take_one};
+use crate::traffic::{HONEST, STEP, Traffic, is_from_far, put_one, take_one};
 
 /// One attack, and how it must end.
 pub struct Case {
@@ -76,7 +76,7 @@ impl Arena {
     pub fn judge(self, case: &Case) {
         let begun = Instant::now();
         let held = (case.attack)(&self);
-        self.traffic.must_move();
+        let others = self.traffic.must_move().as_millis();
         match case.expect {
             Expect::Loses(text) => {
                 eventually(&format!("`{}` shows `{text}`, not {:?}", case.name, self.victim()), || self.shows(text));
@@ -94,7 +94,8 @@ impl Arena {
         drop(held);
         eventually(&format!("`{}`: no descriptor is kept", case.name), || open_files() == self.files);
         let (whole, took) = (begun.elapsed().as_millis(), took.as_millis());
-        println!("{:<60} {whole:>5} ms, {took:>4} ms to the next peer", case.name);
+        let name = case.name;
+        println!("{name:<60} {whole:>5} ms, others' {STEP} frames {others:>4} ms, next peer {took:>4} ms");
     }
 
     /// The state of the attacked end.

@@ -34,15 +34,16 @@ impl Traffic {
         Self { tallies, _driver: Hammer::swing(move || driver.round()) }
     }
 
-    /// Waits until every bystander has moved on, both ways.
-    pub fn must_move(&self) {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until every bystander has moved on by [`STEP`] frames, both ways. How long that took.
+    pub fn must_move(&self) -> Duration {
+        let begun = Instant::now();
         let moved = || self.tallies.moved.each_ref().map(|count| count.load(Ordering::Relaxed));
         let before = moved();
         while moved().iter().zip(before).any(|(now, before)| *now < before + STEP) {
-            assert!(Instant::now() < deadline, "a bystander stands still: {before:?}, then {:?}", moved());
+            assert!(begun.elapsed() < PATIENCE, "a bystander stands still: {before:?}, then {:?}", moved());
             thread::yield_now();
         }
+        begun.elapsed()
     }
 
     /// Frames of an honest peer that reached the far end.
@@ -145,5 +146,5 @@ const FAR: usize = 4;
 /// Frames on the way in one direction.
 const WINDOW: u64 = 64;
 /// Frames by which everybody must have moved on.
-const STEP: u64 = 100;
+pub const STEP: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(5);
