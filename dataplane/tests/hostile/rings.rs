@@ -145,7 +145,7 @@ pub const CASES: &[Case] = &[
                 s2m.table.write(dice.roll() as u16, words);
             })
         };
-        eventually("frames cross", || arena.traffic.far_frames() > 1000);
+        eventually("frames cross", || arena.traffic.far_frames() > 100);
         hold((hammer, busy, lair, peer))
     }),
 ];
