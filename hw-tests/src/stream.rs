@@ -4,7 +4,6 @@ use std::thread;
 use std::time::Instant;
 
 use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_endpoints::traffic::{Addresses, Pattern, Sink, Tally};
 
@@ -70,7 +69,7 @@ impl Stream {
         while self.sent < limit {
             let sizes = self.patterns.len() as u64;
             let frame = self.patterns[(self.sent % sizes) as usize].fill(self.sent / sizes);
-            let frame = Frame { bytes: frame.into(), offload: VnetHeader::default(), slots: 0 };
+            let frame = Frame { bytes: frame.into(), offload: None, slots: 0 };
             match sender.put(&frame).expect("the peer of a sender keeps to the protocol") {
                 Put::Stored => self.sent += 1,
                 Put::Full => break,

@@ -346,7 +346,9 @@ impl Sender {
         let mut rest = frame.bytes;
         let mut pieces = 0;
         while !rest.is_empty() {
-            if pieces > self.ring.size() / 2 {
+            // A receiver takes no more; and a peer that offers slots of a byte must not have us look
+            // through thousands of them for each frame.
+            if pieces == PIECES_MAX || pieces > self.ring.size() / 2 {
                 return Ok(Put::Refused(DropReason::TooLong));
             }
             let position = self.next.wrapping_add(pieces);
