@@ -55,7 +55,9 @@ fn of_two_posters_at_least_one_rings() {
             })
         });
         let sleeps = shared.doorbell.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
-        posters.map(|poster| poster.join().unwrap());
+        for poster in posters {
+            poster.join().unwrap();
+        }
         assert!(!sleeps || shared.rung.load(Ordering::Acquire));
     });
 }

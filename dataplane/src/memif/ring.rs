@@ -452,10 +452,10 @@ mod tests {
         let ours = Layout::create(&spec, 1, ring).unwrap();
         let mut theirs = Layout::announced_by_peer();
         for (region, file) in ours.regions() {
-            theirs.add_region(region, file.try_clone_to_owned().unwrap()).unwrap();
+            theirs.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }
         for (ring, interrupt) in ours.rings() {
-            theirs.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap()).unwrap();
+            theirs.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap().into()).unwrap();
         }
         (ours.queues().unwrap(), theirs.queues().unwrap())
     }
@@ -466,7 +466,7 @@ mod tests {
         let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
         let data = vec![7; 5000];
         sender.look().unwrap();
-        let frame = Frame { bytes: data[..].into(), offload: VnetHeader::default(), slots: 0 };
+        let frame = Frame { bytes: data[..].into(), offload: None, slots: 0 };
         assert_eq!(sender.put(&frame).unwrap(), Put::Stored);
         sender.publish();
         assert!(receiver.look().unwrap());
@@ -487,7 +487,7 @@ mod tests {
         let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
         let put = |sender: &mut Sender, data: &[u8]| {
             sender.look().unwrap();
-            sender.put(&Frame { bytes: data.into(), offload: VnetHeader::default(), slots: 0 }).unwrap()
+            sender.put(&Frame { bytes: data.into(), offload: None, slots: 0 }).unwrap()
         };
         for _ in 0..187 {
             assert_eq!(put(sender, &[1; 64]), Put::Stored);
