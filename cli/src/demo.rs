@@ -34,7 +34,6 @@ mod report;
 mod site;
 mod tcp;
 
-
 /// Options of `ferrule demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {

@@ -103,13 +103,15 @@ pub(super) fn admin_socket(site: &Site) -> PathBuf {
 pub(super) fn wires_file(site: &Site, cpu: usize) -> String {
     let memif =
         |socket: &str, role| format!("memif: {{ socket: {}, role: {role} }}", socket_path(site, socket).display());
+    // Abstract: a forwarder keeps to one role on each socket that is a path.
+    let through = |role| format!("memif: {{ socket: \"@{}\", role: {role} }}", site.name());
     let [kk, km, _, kmk] = Subject::ALL;
     let wires = [
         ("kernel-kernel", [kk.kernel_end(site, 0), kk.kernel_end(site, 1)]),
         ("kernel-memif", [km.kernel_end(site, 0), memif("responder", "server")]),
         ("memif-memif", [memif("generator", "server"), memif("sink", "server")]),
-        ("through-1", [kmk.kernel_end(site, 0), memif("through", "server")]),
-        ("through-2", [memif("through", "client"), kmk.kernel_end(site, 1)]),
+        ("through-1", [kmk.kernel_end(site, 0), through("server")]),
+        ("through-2", [through("client"), kmk.kernel_end(site, 1)]),
     ];
     let mut text = format!("workers: [{cpu}]\nadmin: {}\nwires:\n", admin_socket(site).display());
     for (name, [a, b]) in wires {
