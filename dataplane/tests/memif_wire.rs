@@ -86,6 +86,19 @@ fn either_peer_can_leave_and_come_back_and_frames_at_rest_are_kept() {
 }
 
 #[test]
+fn peers_are_told_when_their_wire_is_removed() {
+    let engine = engine();
+    let (name, wire) = memif_wire("goodbye", Role::Server, Role::Server, Full::Hold);
+    engine.add(wire).unwrap();
+    let ends = [client(&name, 0), client(&name, 1)];
+    engine.remove(&name).unwrap();
+    for end in &ends {
+        let goodbye = end.hear().unwrap_err().to_string();
+        assert_eq!(goodbye, "the peer disconnected: the wire was removed");
+    }
+}
+
+#[test]
 fn a_client_end_reconnects_to_a_server_that_was_restarted() {
     let engine = engine();
     let (name, wire) = memif_wire("redial", Role::Client, Role::Server, Full::Hold);

@@ -1,1 +1,36 @@
-//! hw-tests
+//! What tests share that need a privilege, a device or a peer's program. *Not* part of the product.
+//!
+//! The tests themselves are in `tests/`, one file for each peer. A test that lacks something says so and passes:
+//! see [`need`].
+//!
+//! - [`need`]: what a test lacks on this machine;
+//! - [`process`]: programs that never outlive a test and whose output is shown when it fails;
+//! - [`testpmd`]: DPDK's test program as a peer;
+//! - [`stream`]: numbered frames between two memif ends, checked on arrival.
+
+pub mod need;
+pub mod process;
+pub mod stream;
+pub mod testpmd;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A name that no other test, and no other run, uses.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("ferrule-{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until `condition` holds, at most [`PATIENCE`].
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How long anything may take on a busy machine of two cores.
+pub const PATIENCE: Duration = Duration::from_secs(20);

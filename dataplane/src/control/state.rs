@@ -156,7 +156,7 @@ impl State {
             return;
         }
         for end in 0..2 {
-            self.disconnect(name, end, &Refusal::Left("the wire was removed".to_owned()), true);
+            self.disconnect(name, end, &Refusal::Removed, true);
         }
         self.wires.remove(name);
     }

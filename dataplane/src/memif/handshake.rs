@@ -227,6 +227,9 @@ pub enum Refusal {
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,
+    /// Not the peer's fault.
+    #[error("the wire was removed")]
+    Removed,
     /// Another version.
     #[error("memif version {0:#06x} is not spoken here, only {VERSION:#06x}")]
     Version(u16),

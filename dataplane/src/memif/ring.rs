@@ -173,6 +173,20 @@ impl Receiver {
         }
     }
 
+    /// Clears NEXT in a chain's slots, which as server are ours until they are released.
+    ///
+    /// A client sets the flags of a slot when it fills it, so nothing is lost. But DPDK before 26.03 only ever
+    /// sets NEXT in a frame's first slot: left there, it would join a later short frame with its successor.
+    #[cold]
+    fn unchain(&self, slots: u16) {
+        for position in 0..slots {
+            let slot = self.next.wrapping_add(position);
+            let piece = Descriptor::parse(self.ring.table.read(slot));
+            let piece = Descriptor { flags: piece.flags & !NEXT, ..piece };
+            self.ring.table.write_first(slot, piece.first());
+        }
+    }
+
     /// Puts a chain together: the pieces lie in consecutive slots.
     #[cold]
     fn gather<'a>(&self, gather: &'a mut [u8]) -> Result<Frame<'a>, Fault> {
@@ -234,7 +248,11 @@ impl Source for Receiver {
     #[inline(always)]
     fn advance(&mut self, slots: u32) {
         // Indexes have 16 bits.
-        self.next = self.next.wrapping_add(slots as u16);
+        let slots = slots as u16;
+        if slots > 1 && self.buffers.is_none() {
+            self.unchain(slots);
+        }
+        self.next = self.next.wrapping_add(slots);
     }
 
     #[inline]
@@ -307,6 +325,21 @@ impl Sender {
         }
     }
 
+    /// Reads how far the peer is.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), Fault> {
+        self.limit = if self.buffers.is_some() {
+            let consumed = self.ring.tail.load();
+            let used = self.ring.distance(consumed, self.next, self.limit)?;
+            self.next.wrapping_add(self.ring.size() - used)
+        } else {
+            let offered = self.ring.head.load();
+            self.ring.distance(self.next, offered, self.limit)?;
+            offered
+        };
+        self.ring.check_health()
+    }
+
     /// Spreads a frame over as many consecutive slots as it needs, or stores nothing of it.
     #[cold]
     fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
@@ -317,6 +350,10 @@ impl Sender {
                 return Ok(Put::Refused(DropReason::TooLong));
             }
             let position = self.next.wrapping_add(pieces);
+            if position == self.limit {
+                // A frame of more pieces than a burst has slots would otherwise never see new room.
+                self.refresh()?;
+            }
             if position == self.limit {
                 return Ok(Put::Full);
             }
@@ -345,16 +382,7 @@ impl Target for Sender {
         if usize::from(self.room()) >= BURST {
             return Ok(());
         }
-        self.limit = if self.buffers.is_some() {
-            let consumed = self.ring.tail.load();
-            let used = self.ring.distance(consumed, self.next, self.limit)?;
-            self.next.wrapping_add(self.ring.size() - used)
-        } else {
-            let offered = self.ring.head.load();
-            self.ring.distance(self.next, offered, self.limit)?;
-            offered
-        };
-        self.ring.check_health()
+        self.refresh()
     }
 
     #[inline(always)]
@@ -409,3 +437,68 @@ const NEXT: u16 = 1;
 const MASK_INTERRUPT: u16 = 1;
 /// Pieces of one frame: the longest frame in the smallest buffers of ours.
 const PIECES_MAX: u16 = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memif::layout::{Layout, Queues};
+    use crate::spec::MemifSpec;
+
+    /// Client and server of the same memory.
+    fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
+        let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
+        let ours = Layout::create(&spec, 1, ring).unwrap();
+        let mut theirs = Layout::announced_by_peer();
+        for (region, file) in ours.regions() {
+            theirs.add_region(region, file.try_clone_to_owned().unwrap()).unwrap();
+        }
+        for (ring, interrupt) in ours.rings() {
+            theirs.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        }
+        (ours.queues().unwrap(), theirs.queues().unwrap())
+    }
+
+    #[test]
+    fn a_chain_is_whole_each_time_it_is_peeked_and_leaves_no_mark_behind() {
+        let (mut client, mut server) = pair(2048, 64);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        let data = vec![7; 5000];
+        sender.look().unwrap();
+        let frame = Frame { bytes: data[..].into(), offload: None, slots: 0 };
+        assert_eq!(sender.put(&frame).unwrap(), Put::Stored);
+        sender.publish();
+        assert!(receiver.look().unwrap());
+        let mut gather = vec![0; FRAME_MAX];
+        for _ in 0..2 {
+            let frame = receiver.peek(&mut gather).unwrap().unwrap();
+            assert_eq!((frame.bytes.len(), frame.slots), (5000, 3));
+        }
+        receiver.advance(3);
+        receiver.release();
+        let slots = [0, 1, 2].map(|slot| Descriptor::parse(sender.ring.table.read(slot)));
+        assert_eq!(slots.map(|slot| (slot.flags, slot.length)), [(0, 2048), (0, 2048), (0, 904)]);
+    }
+
+    #[test]
+    fn a_frame_of_more_pieces_than_a_burst_waits_for_room_and_then_goes() {
+        let (mut client, mut server) = pair(128, 256);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        let put = |sender: &mut Sender, data: &[u8]| {
+            sender.look().unwrap();
+            sender.put(&Frame { bytes: data.into(), offload: None, slots: 0 }).unwrap()
+        };
+        for _ in 0..187 {
+            assert_eq!(put(sender, &[1; 64]), Put::Stored);
+        }
+        let long = [2; 70 * 128];
+        assert_eq!((sender.room(), put(sender, &long)), (69, Put::Full));
+        sender.publish();
+        let mut gather = vec![0; FRAME_MAX];
+        while receiver.look().unwrap() {
+            receiver.peek(&mut gather).unwrap().unwrap();
+            receiver.advance(1);
+        }
+        receiver.release();
+        assert_eq!((sender.room(), put(sender, &long)), (69, Put::Stored));
+    }
+}

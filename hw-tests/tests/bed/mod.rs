@@ -1,0 +1,140 @@
+//! Two wires of ours with testpmd between them.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
+use ferrule_dataplane::status::WireStatus;
+use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_hw_tests::testpmd::Options;
+use ferrule_hw_tests::{PATIENCE, eventually, unique};
+
+/// How testpmd and our wires are joined.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Our side of the protocol towards testpmd; it plays the other.
+    pub ours: Role,
+    /// Where the sockets are; none: abstract.
+    pub folder: Option<std::path::PathBuf>,
+    /// What both sides know.
+    pub secret: Option<&'static str>,
+    /// Slots of a ring, as a power of two, made by whoever is the client.
+    pub log2_ring: u32,
+    /// Bytes of a buffer, made by whoever is the client.
+    pub buffer: u32,
+    /// Queue pairs.
+    pub queues: u16,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { ours: Role::Server, folder: None, secret: None, log2_ring: 10, buffer: 9216, queues: 1 }
+    }
+}
+
+/// An engine with a wire for each of testpmd's two ports.
+pub struct Bed {
+    /// What serves the wires.
+    pub engine: Engine,
+    name: String,
+    link: Link,
+}
+
+impl Bed {
+    /// The engine and its wires; nobody is at their ends yet.
+    pub fn new(link: &Link) -> Self {
+        Self::called(unique("pmd"), link)
+    }
+
+    /// The same with sockets known by `name`, to take the place of another.
+    pub fn called(name: String, link: &Link) -> Self {
+        let bed = Self { engine: engine(), name, link: link.clone() };
+        for port in 0..2 {
+            let towards_testpmd = bed.towards_testpmd(port);
+            let towards_us = MemifSpec { role: Role::Server, ..bed.end(port) };
+            let ends = [EndSpec::Memif(towards_us), EndSpec::Memif(towards_testpmd)];
+            bed.engine.add(WireSpec { name: bed.wire(port), ends, full: Full::Hold }).unwrap();
+        }
+        bed
+    }
+
+    /// By what name its sockets are known.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A testpmd that fits.
+    pub fn options(&self) -> Options {
+        let devices = (0..2).map(|port| self.device(port)).collect();
+        Options { devices, queues: self.link.queues, ..Options::default() }
+    }
+
+    /// testpmd's side of wire `port`.
+    pub fn device(&self, port: u32) -> String {
+        let Link { ours, folder, secret, log2_ring, buffer, .. } = &self.link;
+        let role = if *ours == Role::Server { "client" } else { "server" };
+        let socket = match folder {
+            Some(folder) => format!("socket={}/{}.sock,socket-abstract=no", folder.display(), self.name),
+            None => format!("socket={}", self.name),
+        };
+        let secret = secret.map_or(String::new(), |secret| format!(",secret={secret}"));
+        format!("net_memif{port},role={role},id={port},{socket},bsize={buffer},rsize={log2_ring}{secret}")
+    }
+
+    /// Our ends of both wires.
+    pub fn ends(&self) -> [Endpoint; 2] {
+        [0, 1].map(|port| Endpoint::open(&self.end(port), PATIENCE).unwrap())
+    }
+
+    /// What wire `port` is doing.
+    pub fn status(&self, port: u32) -> WireStatus {
+        self.engine.wire(&self.wire(port)).unwrap()
+    }
+
+    /// Waits until testpmd is at both wires.
+    pub fn wait_for_testpmd(&self) {
+        eventually("testpmd is at both wires", || (0..2).all(|port| self.status(port).ends[1].word() == "connected"));
+    }
+
+    /// Waits until testpmd is gone from both wires.
+    pub fn wait_for_loss(&self) {
+        eventually("testpmd is gone", || (0..2).all(|port| self.status(port).ends[1].word() != "connected"));
+    }
+
+    /// Our end of wire `port`.
+    pub fn end(&self, port: u32) -> MemifSpec {
+        let socket = format!("@{}-end", self.name).parse().unwrap();
+        MemifSpec { id: port, queues: self.link.queues, ..MemifSpec::new(socket, Role::Client) }
+    }
+
+    fn wire(&self, port: u32) -> String {
+        format!("{}-{port}", self.name)
+    }
+
+    fn towards_testpmd(&self, port: u32) -> MemifSpec {
+        let socket = match &self.link.folder {
+            Some(folder) => SocketAddress::Path(folder.join(format!("{}.sock", self.name))),
+            None => SocketAddress::Abstract(self.name.clone()),
+        };
+        MemifSpec {
+            id: port,
+            queues: self.link.queues,
+            ring: 1 << self.link.log2_ring,
+            buffer: self.link.buffer,
+            secret: self.link.secret.map(|secret| secret.parse().unwrap()),
+            ..MemifSpec::new(socket, self.link.ours)
+        }
+    }
+}
+
+/// An engine with one worker.
+pub fn engine() -> Engine {
+    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+}
+
+/// One testpmd at a time: it polls, and a machine may have two CPUs.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
