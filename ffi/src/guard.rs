@@ -48,12 +48,14 @@ struct Entry {
 }
 
 impl Entry {
-    const EMPTY: Self = Self {
-        version: AtomicU32::new(0),
-        base: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        health: AtomicPtr::new(std::ptr::null_mut()),
-    };
+    const fn empty() -> Self {
+        Self {
+            version: AtomicU32::new(0),
+            base: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            health: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
 
     fn set(&self, base: usize, len: usize, health: *mut Health) {
         self.version.fetch_add(1, Ordering::AcqRel);
@@ -151,7 +153,7 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 
 /// How many regions can be mapped at a time: 64 of one peer's, or 16 queue pairs of some thousand peers.
 pub const REGIONS_MAX: usize = 16_384;
-static TABLE: [Entry; REGIONS_MAX] = [const { Entry::EMPTY }; REGIONS_MAX];
+static TABLE: [Entry; REGIONS_MAX] = [const { Entry::empty() }; REGIONS_MAX];
 static USED: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new(), fresh: 0 });
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());

@@ -20,7 +20,7 @@ pub struct SpanMut<'a> {
     memory: PhantomData<&'a ()>,
 }
 
-impl<'a> Span<'a> {
+impl Span<'_> {
     /// # Safety
     /// `base..base + len` must stay mapped and readable for `'a`.
     pub(crate) unsafe fn new(base: *const u8, len: usize) -> Self {
@@ -87,7 +87,7 @@ impl<'a> From<&'a [u8]> for Span<'a> {
     }
 }
 
-impl<'a> SpanMut<'a> {
+impl SpanMut<'_> {
     /// # Safety
     /// `base..base + len` must stay mapped and writable for `'a`, and no Rust reference to any of it
     /// may be used meanwhile.
@@ -128,9 +128,12 @@ unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
     // both inside `0..len`; the caller vouches for those. SSE2 is part of every x86-64.
     unsafe {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+        // Unaligned by their names.
+        #[expect(clippy::cast_ptr_alignment)]
         let load = |at: usize| _mm_loadu_si128(source.add(at).cast::<__m128i>());
+        #[expect(clippy::cast_ptr_alignment)]
         let store = |at: usize, value| _mm_storeu_si128(target.add(at).cast::<__m128i>(), value);
-        if len > 128 || len < 16 {
+        if !(16..=128).contains(&len) {
             return std::ptr::copy(source, target, len);
         }
         if len > 64 {
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_length_is_copied_exactly() {
-        let source: Vec<u8> = (0..300).map(|i| (i % 251) as u8 + 1).collect();
+        let source: Vec<u8> = (0..300u16).map(|i| (i % 251) as u8 + 1).collect();
         for len in 0..=300 {
             let mut target = vec![0; 302];
             assert!(Span::from(&source[..len]).copy_out(&mut target[1..]));

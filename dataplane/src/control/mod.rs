@@ -148,6 +148,6 @@ pub const HANDSHAKES_MAX: usize = 64;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 64;
-const SLEEP_MAX: Duration = Duration::from_secs(60);
+const SLEEP_MAX: Duration = Duration::from_mins(1);
 /// The event of both bells of the control thread itself; sockets have tokens from 1 on.
 const WAKE: u64 = 0;

@@ -144,7 +144,9 @@ impl State {
             self.workers[worker].ask_back(slot);
         }
         let servers: Vec<_> = wire.spec.ends.iter().filter_map(server_spec).cloned().collect();
-        servers.iter().for_each(|spec| self.close_door(spec));
+        for spec in &servers {
+            self.close_door(spec);
+        }
         self.finish_removal(name);
         true
     }
@@ -165,7 +167,7 @@ impl State {
     pub fn deadline(&self) -> Option<Instant> {
         let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
         let joints = self.wires.values().filter_map(Wire::as_joint);
-        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(|end| end.deadline()));
+        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(super::wire::End::deadline));
         handshakes.chain(ends).min()
     }
 
@@ -277,7 +279,9 @@ impl State {
                     // Out of descriptors: the unfinished handshakes are what can be spared.
                     tracing::warn!(socket = %key.address, %error, "a client cannot be accepted");
                     let spare: Vec<_> = self.handshakes.keys().copied().collect();
-                    spare.into_iter().for_each(|token| self.refuse(token, &Refusal::Crowded));
+                    for token in spare {
+                        self.refuse(token, &Refusal::Crowded);
+                    }
                     return;
                 }
             };

@@ -1,5 +1,7 @@
 //! What the tests of wires share: an engine, memif ends, waiting with a deadline.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(missing_docs, reason = "test helpers say it by their names")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
