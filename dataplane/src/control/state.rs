@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::control::wire::{Body, Dialling, EndKind, Joint, LanePlace, Wire};
+use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire};
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
@@ -37,6 +37,8 @@ pub struct State {
     /// Which lane of which wire is in a worker's slot.
     served: HashMap<(usize, Slot), (String, usize)>,
     last_token: u64,
+    /// No deadline is earlier; none: there is none.
+    reminder: Option<Instant>,
 }
 
 /// A listening socket and the interfaces behind it.
@@ -100,6 +102,7 @@ impl State {
             handshakes: BTreeMap::new(),
             served: HashMap::new(),
             last_token: 0,
+            reminder: None,
         })
     }
 
@@ -163,16 +166,26 @@ impl State {
         self.wires.remove(name);
     }
 
-    /// The next moment at which something has to be done without an event.
+    /// Has a wire from now on, and joins its ends if they are there already.
+    pub fn insert(&mut self, name: String, wire: Wire) {
+        let ends = wire.as_joint().into_iter().flat_map(|joint| &joint.ends);
+        let deadline = ends.filter_map(End::deadline).min();
+        self.remind(deadline);
+        self.wires.insert(name.clone(), wire);
+        self.join(&name);
+    }
+
+    /// The next moment at which something may have to be done without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
-        let joints = self.wires.values().filter_map(Wire::as_joint);
-        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(super::wire::End::deadline));
-        handshakes.chain(ends).min()
+        self.reminder
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
+        // Events are many and deadlines few: all wires are looked through only when one may have passed.
+        if self.reminder.is_none_or(|reminder| now < reminder) {
+            return;
+        }
         let slow = self.handshakes.iter().filter(|(_, handshake)| now >= handshake.since + HANDSHAKE);
         for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
             self.refuse(token, &Refusal::TooSlow(HANDSHAKE.as_secs()));
@@ -192,6 +205,20 @@ impl State {
                 self.disconnect(&name, end, &Refusal::TooSlow(HANDSHAKE.as_secs()), true);
             }
         }
+        self.reminder = self.earliest();
+    }
+
+    /// The earliest of all deadlines.
+    fn earliest(&self) -> Option<Instant> {
+        let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
+        let joints = self.wires.values().filter_map(Wire::as_joint);
+        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(End::deadline));
+        handshakes.chain(ends).min()
+    }
+
+    /// Notes a new deadline. One that is not needed any more costs no more than a look in vain.
+    fn remind(&mut self, deadline: Option<Instant>) {
+        self.reminder = self.reminder.into_iter().chain(deadline).min();
     }
 
     /// A socket has something to say.
@@ -256,9 +283,10 @@ impl State {
             tracing::info!(wire = name, end, %reason, "peer gone");
             joint.set_carrier(false);
         }
-        let text = reason.to_string();
-        if let Some((channel, token)) = joint.ends[end].disconnected(text) {
-            let served: Vec<_> = joint.served().collect();
+        let closed = joint.ends[end].disconnected(reason.to_string());
+        let (deadline, served) = (joint.ends[end].deadline(), joint.served().collect::<Vec<_>>());
+        self.remind(deadline);
+        if let Some((channel, token)) = closed {
             if tell {
                 channel.say_goodbye(reason);
             }
@@ -291,8 +319,9 @@ impl State {
                 continue;
             }
             let Ok(token) = self.watch(&channel, Socket::Handshake) else { continue };
-            let handshake = Handshake { door: key.clone(), channel, server, since: Instant::now() };
-            self.handshakes.insert(token, handshake);
+            let since = Instant::now();
+            self.handshakes.insert(token, Handshake { door: key.clone(), channel, server, since });
+            self.remind(Some(since + HANDSHAKE));
             self.make_room(key);
         }
     }
@@ -406,6 +435,7 @@ impl State {
                 let deadline = Instant::now() + HANDSHAKE;
                 let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello), deadline, token };
                 joint.ends[end].kind = EndKind::Client(attempt);
+                self.remind(Some(deadline));
             }
             Err(error) => self.note(name, end, error.to_string()),
         }
@@ -418,6 +448,8 @@ impl State {
                 tracing::info!(wire = name, end, problem, "not connected; trying again");
             }
             joint.ends[end].disconnected(problem);
+            let deadline = joint.ends[end].deadline();
+            self.remind(deadline);
         }
     }
 
