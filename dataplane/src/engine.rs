@@ -63,8 +63,7 @@ impl Engine {
         let made = self.make(spec);
         let mut state = self.control.state();
         state.making.remove(&name);
-        state.wires.insert(name.clone(), made?);
-        state.join(&name);
+        state.insert(name.clone(), made?);
         drop(state);
         self.control.wake();
         tracing::info!(wire = name, "made");

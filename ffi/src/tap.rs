@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use libc::{c_char, c_int, c_short, c_uint, c_ulong};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd;
 
 use crate::span::Span;
@@ -45,6 +46,13 @@ impl Tap {
     /// Raises or lowers the carrier. While it is down the kernel sends nothing into the interface.
     pub fn set_carrier(&self, up: bool) -> io::Result<()> {
         self.set(libc::TUNSETCARRIER, c_int::from(up))
+    }
+
+    /// Whether the interface went away, with its namespace for example.
+    pub fn is_gone(&self) -> bool {
+        let mut events = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut events, PollTimeout::ZERO);
+        events[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
     }
 
     /// Reads one frame behind its virtio-net header; `WouldBlock` when there is none. When the

@@ -4,15 +4,20 @@
 //! see [`need`].
 //!
 //! - [`need`]: what a test lacks on this machine;
+//! - [`netns`]: network namespaces that never outlive a test;
 //! - [`process`]: programs that never outlive a test and whose output is shown when it fails;
 //! - [`testpmd`]: DPDK's test program as a peer;
+//! - [`frames`]: single frames in and out of a memif end;
 //! - [`stream`]: numbered frames between two memif ends, checked on arrival.
 
+pub mod frames;
 pub mod need;
+pub mod netns;
 pub mod process;
 pub mod stream;
 pub mod testpmd;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +35,19 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// The forwarder's program, built beside the program that asks: `target/<profile>/dpdk-forwarder`. None: it was
+/// said that `test` lacks it.
+pub fn forwarder(test: &str) -> Option<PathBuf> {
+    let here = std::env::current_exe().expect("a running program has a file");
+    // A test or a bench is in `deps`.
+    let program = here.parent()?.parent()?.join("dpdk-forwarder");
+    if program.exists() {
+        return Some(program);
+    }
+    need::skip(test, &format!("{} (cargo build -p dpdk-forwarder)", program.display()));
+    None
 }
 
 /// How long anything may take on a busy machine of two cores.

@@ -9,6 +9,7 @@
 use std::env;
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,13 @@ pub enum Need {
         name: &'static str,
         /// Where it comes from.
         package: &'static str,
+    },
+    /// A device file, and how to get it.
+    Device {
+        /// Where it is.
+        path: &'static str,
+        /// What to do when it is not there.
+        cure: &'static str,
     },
     /// To be root.
     Root,
@@ -32,6 +40,7 @@ impl Need {
                 let path = env::var_os("PATH").unwrap_or_default();
                 env::split_paths(&path).any(|folder| folder.join(name).is_file())
             }
+            Self::Device { path, .. } => Path::new(path).exists(),
             Self::Root => nix::unistd::geteuid().is_root(),
         }
     }
@@ -41,6 +50,7 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Program { name, package } => write!(f, "{name} (apt-get install {package})"),
+            Self::Device { path, cure } => write!(f, "{path} ({cure})"),
             Self::Root => f.write_str("root (sudo -E cargo test -p ferrule-hw-tests)"),
         }
     }
@@ -52,11 +62,16 @@ pub fn lacks(test: &str, needs: &[Need]) -> bool {
     if missing.is_empty() {
         return false;
     }
-    let line = format!("skipped: {test}: lacks {}", missing.join(", "));
+    skip(test, &missing.join(", "));
+    true
+}
+
+/// Says that `test` is skipped because it lacks something.
+pub(crate) fn skip(test: &str, missing: &str) {
+    let line = format!("skipped: {test}: lacks {missing}");
     assert!(env::var_os("FERRULE_SKIP").is_none_or(|value| value != "never"), "FERRULE_SKIP=never: {line}");
     // Not `eprintln!`, which the test harness hides for tests that pass.
     let _ = writeln!(io::stderr(), "{line}");
-    true
 }
 
 /// DPDK's test program.

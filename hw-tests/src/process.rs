@@ -61,6 +61,32 @@ impl Process {
         assert!(seen >= times, "{} printed `{text}` {seen} times, not {times}", self.name);
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) {
+        killpg(self.group(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+    }
+
+    /// Waits until it has ended; returns its exit code (none: a signal ended it) and all that it printed.
+    ///
+    /// # Panics
+    /// It does not end within [`PATIENCE`].
+    pub fn wait(mut self) -> (Option<i32>, String) {
+        let state = self.output.wait(PATIENCE, |state| state.pipes == 0);
+        assert!(state.pipes == 0, "{} does not end; it printed:\n{}", self.name, state.text);
+        let text = state.text.clone();
+        drop(state);
+        let status = self.child.wait().unwrap_or_else(|error| panic!("wait for {}: {error}", self.name));
+        (status.code(), text)
+    }
+
     /// Everything printed so far.
     pub fn output(&self) -> String {
         self.output.state().text.clone()
@@ -83,14 +109,9 @@ impl Process {
     ///
     /// # Panics
     /// It does not end within [`PATIENCE`].
-    pub fn stop(mut self) -> String {
+    pub fn stop(self) -> String {
         let _ = killpg(self.group(), Signal::SIGTERM);
-        let state = self.output.wait(PATIENCE, |state| state.pipes == 0);
-        assert!(state.pipes == 0, "{} does not end on SIGTERM; it printed:\n{}", self.name, state.text);
-        let text = state.text.clone();
-        drop(state);
-        let _ = self.child.wait();
-        text
+        self.wait().1
     }
 
     /// How it ended, if it did.

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::control::voice::Voice;
-use crate::control::wire::{Body, Dialling, EndKind, Joint, LanePlace, Wire};
+use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire};
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
@@ -42,6 +42,8 @@ pub struct State {
     last_token: u64,
     /// A descriptor to give up when there is no other.
     reserve: Option<File>,
+    /// No deadline is earlier; none: there is none.
+    reminder: Option<Instant>,
 }
 
 /// A listening socket and the interfaces behind it.
@@ -103,6 +105,7 @@ impl State {
             served: HashMap::new(),
             last_token: 0,
             reserve: reserve(),
+            reminder: None,
         })
     }
 
@@ -166,16 +169,26 @@ impl State {
         self.wires.remove(name);
     }
 
-    /// The next moment at which something has to be done without an event.
+    /// Has a wire from now on, and joins its ends if they are there already.
+    pub fn insert(&mut self, name: String, wire: Wire) {
+        let ends = wire.as_joint().into_iter().flat_map(|joint| &joint.ends);
+        let deadline = ends.filter_map(End::deadline).min();
+        self.remind(deadline);
+        self.wires.insert(name.clone(), wire);
+        self.join(&name);
+    }
+
+    /// The next moment at which something may have to be done without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
-        let joints = self.wires.values().filter_map(Wire::as_joint);
-        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(super::wire::End::deadline));
-        handshakes.chain(ends).min()
+        self.reminder
     }
 
     /// Does what is due.
     pub fn on_time(&mut self, now: Instant) {
+        // Events are many and deadlines few: all wires are looked through only when one may have passed.
+        if self.reminder.is_none_or(|reminder| now < reminder) {
+            return;
+        }
         let slow = self.handshakes.iter().filter(|(_, handshake)| now >= handshake.since + HANDSHAKE);
         for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
             self.refuse(token, &Refusal::TooSlow(HANDSHAKE.as_secs()));
@@ -195,6 +208,20 @@ impl State {
                 self.disconnect(&name, end, &Refusal::TooSlow(HANDSHAKE.as_secs()), true);
             }
         }
+        self.reminder = self.earliest();
+    }
+
+    /// The earliest of all deadlines.
+    fn earliest(&self) -> Option<Instant> {
+        let handshakes = self.handshakes.values().map(|handshake| handshake.since + HANDSHAKE);
+        let joints = self.wires.values().filter_map(Wire::as_joint);
+        let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(End::deadline));
+        handshakes.chain(ends).min()
+    }
+
+    /// Notes a new deadline. One that is not needed any more costs no more than a look in vain.
+    fn remind(&mut self, deadline: Option<Instant>) {
+        self.reminder = self.reminder.into_iter().chain(deadline).min();
     }
 
     /// A socket has something to say.
@@ -268,13 +295,14 @@ impl State {
             }
             joint.set_carrier(false);
         }
-        let text = reason.to_string();
-        if let Some((channel, token)) = joint.ends[end].disconnected(text) {
-            let served: Vec<_> = joint.served().collect();
-            if served.is_empty() {
-                // Lanes that no worker could take are not with one, and none will bring them back.
-                joint.reunite();
-            }
+        let closed = joint.ends[end].disconnected(reason.to_string());
+        let (deadline, served) = (joint.ends[end].deadline(), joint.served().collect::<Vec<_>>());
+        if closed.is_some() && served.is_empty() {
+            // Lanes that no worker could take are not with one, and none will bring them back.
+            joint.reunite();
+        }
+        self.remind(deadline);
+        if let Some((channel, token)) = closed {
             if tell {
                 channel.say_goodbye(reason);
             }
@@ -302,6 +330,7 @@ impl State {
             let now = Instant::now();
             let handshake = Handshake { door: key.clone(), channel, server, since: now, heard: now, asked: None };
             self.handshakes.insert(token, handshake);
+            self.remind(Some(now + HANDSHAKE));
             self.make_room(key);
         }
     }
@@ -447,6 +476,7 @@ impl State {
                 let deadline = Instant::now() + HANDSHAKE;
                 let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello), deadline, token };
                 joint.ends[end].kind = EndKind::Client(attempt);
+                self.remind(Some(deadline));
             }
             Err(error) => self.note(name, end, error.to_string()),
         }
@@ -461,6 +491,8 @@ impl State {
                 tracing::info!(wire = name, end, problem, unsaid, "not connected; trying again");
             }
             joint.ends[end].disconnected(problem);
+            let deadline = joint.ends[end].deadline();
+            self.remind(deadline);
         }
     }
 

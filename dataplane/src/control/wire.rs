@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::tap::Tap;
+use nix::errno::Errno;
 
 use crate::control::voice::Voice;
 use crate::kernel::VethPair;
@@ -13,6 +14,7 @@ use crate::link::{AnySource, AnyTarget, LinkCounters};
 use crate::memif::handshake::{Client, Connection};
 use crate::memif::layout::Layout;
 use crate::memif::socket::Channel;
+use crate::port::Fault;
 use crate::spec::{EndSpec, WireSpec};
 use crate::status::{EndState, WireStatus};
 
@@ -286,6 +288,10 @@ impl End {
                 EndState::Connected { peer: live.peer.clone() }
             }
             (EndKind::Client(_), None) => EndState::Connecting { last_error },
+            // No lane has it, which would find out.
+            (EndKind::Tap(tap, false), None) if self.rings.is_some() && tap.is_gone() => {
+                EndState::Failed { reason: Fault::InterfaceGone(Errno::EBADFD as i32).to_string() }
+            }
             (EndKind::Tap(_, false), None) => EndState::Up,
         }
     }

@@ -1,0 +1,192 @@
+//! The real `dpdk-forwarder` as a process: reloaded, killed, drained, started twice.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
+use ferrule_hw_tests::process::Process;
+use ferrule_hw_tests::stream::{Stream, both_ways, carry};
+use ferrule_hw_tests::{PATIENCE, eventually, forwarder};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+#[test]
+fn a_reload_touches_only_what_changed() {
+    let Some(bed) = Bed::new("a_reload_touches_only_what_changed") else { return };
+    bed.write(&[bed.wire("kept", ""), bed.wire("changed", "")]);
+    let daemon = bed.start("admin.sock");
+    let mut kept = bed.ends("kept");
+    let changed = bed.ends("changed");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flow = scope.spawn(|| {
+            let mut routes = both_ways(1, &[64, 1518], 512);
+            let mut total = 0;
+            while !over.load(Relaxed) {
+                total += 1000;
+                carry(&mut kept, &mut routes, total);
+            }
+            total
+        });
+        // On a change of the file, and on a signal; another wire comes, changes, goes.
+        bed.write(&[bed.wire("kept", ""), bed.wire("changed", "full: drop, ")]);
+        eventually("the peers of a changed wire are told", || changed.iter().all(|end| end.hear().is_err()));
+        drop(bed.ends("changed"));
+        bed.write(&[bed.wire("kept", ""), bed.wire("new", "")]);
+        daemon.signal(Signal::SIGHUP);
+        drop(bed.ends("new"));
+        assert!(!bed.socket("changed", 0).exists());
+        fs::write(bed.file(), "wires: [").unwrap();
+        daemon.wait_for("the wires stay as they are");
+        over.store(true, Relaxed);
+        assert!(flow.join().unwrap() > 0);
+    });
+    assert!(kept.iter().all(|end| end.hear().is_ok()));
+}
+
+#[test]
+fn a_killed_forwarder_is_replaced_by_the_next() {
+    let test = "a_killed_forwarder_is_replaced_by_the_next";
+    let Some(bed) = Bed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
+    let pod = TestNetNs::new();
+    let kernel = format!(
+        "{{name: pod, ends: [{{kernel: {{netns: {}, name: nsm-1}}}}, {{memif: {{socket: {}, role: server}}}}]}}",
+        pod.path().display(),
+        bed.socket("pod", 0).display(),
+    );
+    bed.write(&[bed.wire("wire", ""), kernel]);
+    let mut daemon = bed.start("admin.sock");
+    for _ in 0..2 {
+        let ends = bed.ends("wire");
+        assert_eq!(pod.interfaces(), ["nsm-1"]);
+        daemon.kill();
+        eventually("the peers see it", || ends.iter().all(|end| end.hear().is_err()));
+        eventually("the kernel took the interface back", || pod.interfaces().is_empty());
+        assert!(bed.socket("wire", 0).exists(), "nobody cleaned up");
+        daemon = bed.start("admin.sock");
+        let mut ends = bed.ends("wire");
+        carry(&mut ends, &mut both_ways(1, &[64, 1518], 512), 1000);
+    }
+    let (code, log) = end(daemon);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(pod.interfaces().is_empty());
+}
+
+#[test]
+fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
+    let Some(bed) = Bed::new("sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing") else { return };
+    bed.write(&[bed.wire("wire", "")]);
+    let daemon = bed.start("admin.sock");
+    let mut ends = bed.ends("wire");
+    let mut stream = Stream::new(0, &[64, 1518], 1000);
+    assert_eq!(stream.send(&mut ends[0], 1000), 1000);
+    let (code, log) = end(daemon);
+    assert_eq!(code, Some(0), "{log}");
+    while stream.receive(&mut ends[1]) > 0 {}
+    stream.check_all();
+    for end in &ends {
+        let goodbye = end.hear().unwrap_err().to_string();
+        assert!(goodbye.contains("the peer disconnected: "), "{goodbye}");
+    }
+    let left: Vec<_> = fs::read_dir(bed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["wires.yaml"]);
+}
+
+#[test]
+fn a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket() {
+    let Some(bed) = Bed::new("a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket") else { return };
+    bed.write(&[bed.wire("wire", "")]);
+    let _first = bed.start("admin.sock");
+    let mut ends = bed.ends("wire");
+    let (code, log) = bed.spawn("admin.sock").wait();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("admin.sock: another forwarder answers there"), "{log}");
+    let second = bed.start("other.sock");
+    second.wait_for("wire not added");
+    let (code, log) = end(second);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains(&bed.socket("wire", 0).display().to_string()) && log.contains("in use"), "{log}");
+    // The first one's sockets and wires are as they were.
+    carry(&mut ends, &mut both_ways(1, &[64], 512), 1000);
+    drop(ends);
+    drop(bed.ends("wire"));
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_every_error() {
+    let Some(bed) = Bed::new("a_wrong_file_is_refused_with_every_error") else { return };
+    bed.write(&[bed.wire("a", "ful: hold, "), bed.wire("a", "full: keep, "), "{name: b}".to_owned()]);
+    let (code, log) = bed.spawn("admin.sock").wait();
+    assert_eq!(code, Some(64), "{log}");
+    for part in ["did you mean `full`?", "wires[1].full", "the name `a` is in use", "wires[2].ends"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert!(!bed.folder.path().join("admin.sock").exists());
+}
+
+/// A folder with a wires file and everything that a daemon makes.
+struct Bed {
+    folder: TempDir,
+    program: PathBuf,
+}
+
+impl Bed {
+    fn new(test: &str) -> Option<Self> {
+        let program = forwarder(test)?;
+        Some(Self { folder: tempfile::tempdir().unwrap(), program })
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("wires.yaml")
+    }
+
+    /// The socket of end `end` of a wire.
+    fn socket(&self, wire: &str, end: usize) -> PathBuf {
+        self.folder.path().join(format!("{wire}-{end}.sock"))
+    }
+
+    /// A wire between two servers, with more settings.
+    fn wire(&self, name: &str, more: &str) -> String {
+        let end = |end| format!("{{memif: {{socket: {}, role: server}}}}", self.socket(name, end).display());
+        format!("{{name: {name}, {more}ends: [{}, {}]}}", end(0), end(1))
+    }
+
+    /// Writes the file as an editor does: another one, put in its place.
+    fn write(&self, wires: &[String]) {
+        let lines: Vec<_> = wires.iter().map(|wire| format!("  - {wire}\n")).collect();
+        let next = self.folder.path().join("next.yaml");
+        fs::write(&next, format!("wires:\n{}", lines.concat())).unwrap();
+        fs::rename(next, self.file()).unwrap();
+    }
+
+    fn spawn(&self, admin: &str) -> Process {
+        let mut command = Command::new(&self.program);
+        Process::start(command.arg("--config").arg(self.file()).arg("--admin").arg(self.folder.path().join(admin)))
+    }
+
+    /// A daemon that is ready.
+    fn start(&self, admin: &str) -> Process {
+        let daemon = self.spawn(admin);
+        daemon.wait_for("ready: ");
+        daemon
+    }
+
+    /// Both ends of a wire, as soon as they can be had.
+    fn ends(&self, wire: &str) -> [Endpoint; 2] {
+        [0, 1].map(|end| {
+            let socket = self.socket(wire, end).to_str().unwrap().parse().unwrap();
+            Endpoint::open(&MemifSpec::new(socket, Role::Client), PATIENCE).unwrap()
+        })
+    }
+}
+
+/// Asks a daemon to end, and waits for that.
+fn end(daemon: Process) -> (Option<i32>, String) {
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait()
+}

@@ -1,0 +1,74 @@
+//! Wires come and go, and leave nothing in the process. Alone in its binary: it counts all that the process has.
+
+use std::fs;
+
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
+use ferrule_hw_tests::{PATIENCE, eventually, unique};
+
+#[test]
+fn wires_that_came_and_went_leave_nothing() {
+    if lacks_namespaces("wires_that_came_and_went_leave_nothing") {
+        return;
+    }
+    let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
+    let pod = TestNetNs::new();
+    // What is made once and kept: the workshop, the allocator's pools.
+    (0..2).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));
+    let before = Belongings::count();
+    // As many at a time as before, or the allocator would keep more.
+    (0..100 / AT_ONCE).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));
+    eventually("all is given back", || {
+        let now = Belongings::count();
+        (now.descriptors, now.threads, now.mappings) == (before.descriptors, before.threads, before.mappings)
+    });
+    let grown = Belongings::count().resident_kib.saturating_sub(before.resident_kib);
+    assert!(grown < 1024, "{grown} KiB more than before");
+    assert!(pod.interfaces().is_empty());
+}
+
+const AT_ONCE: u32 = 20;
+
+/// Makes so many wires at once, with a peer at each, and removes them.
+fn come_and_go(engine: &Engine, pod: &TestNetNs, count: u32) {
+    let socket = format!("@{}", unique("leaks"));
+    let memif = |id, role| MemifSpec { id, ..MemifSpec::new(socket.parse().unwrap(), role) };
+    for id in 0..count {
+        let kernel = EndSpec::Kernel(pod.interface(&format!("nsm-{id}"), &[]));
+        let ends = [kernel, EndSpec::Memif(memif(id, Role::Server))];
+        engine.add(WireSpec { name: format!("leaks-{id}"), ends, full: Full::Hold }).unwrap();
+    }
+    assert_eq!(pod.interfaces().len(), count as usize);
+    let peers: Vec<_> = (0..count).map(|id| Endpoint::open(&memif(id, Role::Client), PATIENCE).unwrap()).collect();
+    eventually("all are up", || engine.wires().iter().all(ferrule_dataplane::status::WireStatus::is_up));
+    for id in 0..count {
+        engine.remove(&format!("leaks-{id}")).unwrap();
+    }
+    drop(peers);
+}
+
+/// What this process has.
+#[derive(Debug)]
+struct Belongings {
+    descriptors: usize,
+    threads: usize,
+    mappings: usize,
+    resident_kib: u64,
+}
+
+impl Belongings {
+    fn count() -> Self {
+        let entries = |folder| fs::read_dir(folder).unwrap().count();
+        let status = procfs::process::Process::myself().unwrap().status().unwrap();
+        let shared = fs::read_to_string("/proc/self/maps").unwrap();
+        Self {
+            descriptors: entries("/proc/self/fd"),
+            threads: entries("/proc/self/task"),
+            // Private ones are the allocator's business.
+            mappings: shared.lines().filter(|line| line.contains("/memfd:")).count(),
+            resident_kib: status.vmrss.unwrap(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Namespaces are deleted, interfaces set down, peers go away.
+
+use ferrule_dataplane::Engine;
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{KernelSpec, WireSpec};
+use ferrule_dataplane::status::{DropReason, EndState};
+use ferrule_endpoints::Pattern;
+use ferrule_endpoints::traffic::Addresses;
+use ferrule_hw_tests::frames::{Server, send};
+use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
+use ferrule_hw_tests::{PATIENCE, eventually};
+
+use crate::bed::{client, engine, server, wire, wire_to_us};
+
+#[test]
+fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
+    if lacks_namespaces("a_namespace_deleted_under_traffic_costs_its_own_wire_only") {
+        return;
+    }
+    let engine = engine();
+    let [doomed, bystander] = [TestNetNs::new(), TestNetNs::new()];
+    let (_kept, end) = wire_to_us(&engine, &pod_interface(&bystander));
+    let _responder = Server::responder(end);
+    let memif = server();
+    let lost = wire(&pod_interface(&doomed), &memif);
+    engine.add(lost.clone()).unwrap();
+    let flood = flood(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+    doomed.wait_for_carrier("nsm-1");
+    bystander.wait_for_carrier("nsm-1");
+    let pings = std::thread::scope(|scope| {
+        let pings = scope.spawn(|| bystander.ping_all("10.0.0.2", 300, 56));
+        eventually("traffic flows", || engine.wire(&lost.name).unwrap().directions[1].frames > 1000);
+        let name = doomed.delete();
+        eventually("the loss is noticed", || failure(&engine, &lost).is_some());
+        pings.join().map(|()| name)
+    });
+    let name = pings.unwrap();
+    let reason = failure(&engine, &lost).unwrap();
+    assert!(reason.contains("the kernel interface is gone") && reason.contains("namespace"), "{reason}");
+    assert!(!engine.wire(&lost.name).unwrap().is_up());
+
+    // The same wire again, in a new namespace of the same name.
+    drop(flood);
+    engine.remove(&lost.name).unwrap();
+    let successor = TestNetNs::called(name);
+    engine.add(lost.clone()).unwrap();
+    let _responder = Server::responder(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+    successor.wait_for_carrier("nsm-1");
+    successor.ping_all("10.0.0.2", 5, 56);
+}
+
+#[test]
+fn a_namespace_deleted_while_nobody_is_at_the_far_end_is_noticed_too() {
+    if lacks_namespaces("a_namespace_deleted_while_nobody_is_at_the_far_end_is_noticed_too") {
+        return;
+    }
+    let engine = engine();
+    let pod = TestNetNs::new();
+    let wire = wire(&pod_interface(&pod), &server());
+    engine.add(wire.clone()).unwrap();
+    pod.delete();
+    eventually("the loss is noticed", || failure(&engine, &wire).is_some());
+}
+
+#[test]
+fn an_interface_set_down_and_up_by_its_pod_works_again() {
+    if lacks_namespaces("an_interface_set_down_and_up_by_its_pod_works_again") {
+        return;
+    }
+    let engine = engine();
+    let pod = TestNetNs::new();
+    let memif = server();
+    let wire = wire(&pod_interface(&pod), &memif);
+    engine.add(wire.clone()).unwrap();
+    let mut end = Endpoint::open(&client(&memif), PATIENCE).unwrap();
+    pod.wait_for_carrier("nsm-1");
+    pod.ip("link set nsm-1 down");
+    // The kernel refuses what comes in; the wire stays.
+    for sequence in 0..100 {
+        assert!(send(&mut end, pattern().stamp(sequence)));
+    }
+    let refused = || engine.wire(&wire.name).unwrap().directions[1].drops[DropReason::Refused as usize];
+    eventually("all are refused", || refused() == 100);
+    assert!(engine.wire(&wire.name).unwrap().is_up());
+    let _responder = Server::responder(end);
+    pod.ip("link set nsm-1 up");
+    pod.wait_for_carrier("nsm-1");
+    pod.ping_all("10.0.0.2", 10, 56);
+}
+
+#[test]
+fn the_carrier_says_whether_somebody_is_at_the_far_end() {
+    if lacks_namespaces("the_carrier_says_whether_somebody_is_at_the_far_end") {
+        return;
+    }
+    let engine = engine();
+    let pod = TestNetNs::new();
+    let memif = server();
+    engine.add(wire(&pod_interface(&pod), &memif)).unwrap();
+    let has = |flag: &str| pod.flags("nsm-1").iter().any(|found| found == flag);
+    for _ in 0..3 {
+        assert!(has("NO-CARRIER") && has("UP") && !has("LOWER_UP"));
+        let responder = Server::responder(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+        pod.wait_for_carrier("nsm-1");
+        assert!(!has("NO-CARRIER"));
+        pod.ping_all("10.0.0.2", 2, 56);
+        drop(responder);
+        eventually("the carrier is gone", || has("NO-CARRIER"));
+    }
+}
+
+fn pod_interface(pod: &TestNetNs) -> KernelSpec {
+    pod.interface("nsm-1", &["10.0.0.1/30"])
+}
+
+/// Why the kernel end of a wire failed, if it did.
+fn failure(engine: &Engine, wire: &WireSpec) -> Option<String> {
+    match &engine.wire(&wire.name).unwrap().ends[0] {
+        EndState::Failed { reason } => Some(reason.clone()),
+        _ => None,
+    }
+}
+
+/// Sends as fast as the wire takes it.
+fn flood(mut end: Endpoint) -> Server {
+    let mut pattern = pattern();
+    let mut sequence = 0;
+    Server::start(move || {
+        sequence += 1;
+        send(&mut end, pattern.stamp(sequence))
+    })
+}
+
+fn pattern() -> Pattern {
+    Pattern::new(200, 0, Addresses::default()).unwrap()
+}

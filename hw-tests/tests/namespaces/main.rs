@@ -1,0 +1,14 @@
+//! Kernel ends in real network namespaces, joined with memif ends by a real engine.
+//!
+//! - [`ping`]: a namespace and a responder of ours;
+//! - [`transfer`]: two namespaces, TCP and UDP between them;
+//! - [`inspect`]: what leaves a kernel end towards a memif end;
+//! - [`life`]: namespaces deleted, interfaces set down, peers away;
+//! - [`refusals`]: what cannot be made, and that it leaves nothing behind.
+
+mod bed;
+mod inspect;
+mod life;
+mod ping;
+mod refusals;
+mod transfer;
