@@ -115,7 +115,7 @@ fn pump<S: Source, T: Target>(
     let mut tally = Tally::default();
     let mut visit = Visit::Quiet;
     let outcome = loop {
-        if tally.taken == BURST {
+        if tally.taken == BURST || tally.bytes >= VISIT_BYTES {
             break Ok(());
         }
         let frame = match source.peek(&mut tools.gather) {
@@ -264,6 +264,9 @@ impl LinkCounters {
     }
 }
 
+/// Bytes moved in one visit, unless the last frame brings more: a burst of frames in buffers of the usual
+/// size. A peer that sends longer ones gets no larger share of the worker.
+const VISIT_BYTES: u64 = BURST as u64 * 2048;
 /// Segments of one frame: 64 KiB at the smallest segment that TCP must take (RFC 9293, 3.7.1) and its
 /// options leave. A peer that asks for more would make us spend a burst's time on one frame.
 const SEGMENTS_MAX: usize = 2048;

@@ -57,7 +57,8 @@ pub struct MemifSpec {
     pub mode: Mode,
     /// Both sides must name the same one, if the server names one.
     pub secret: Option<Secret>,
-    /// Queue pairs: as client what we make, as server the most we accept of each direction.
+    /// Queue pairs that we make as client, as far as the server takes them. As server the peer chooses, up to
+    /// [`QUEUES_MAX`].
     pub queues: u16,
     /// Descriptors of each ring as client: a power of two. As server the peer chooses.
     pub ring: u32,

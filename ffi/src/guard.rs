@@ -151,8 +151,9 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
     }
 }
 
-/// How many regions can be mapped at a time: 64 of one peer's, or 16 queue pairs of some thousand peers.
-pub const REGIONS_MAX: usize = 16_384;
+/// How many regions can be mapped at a time: thousands of peers with two each, beside the unfinished
+/// handshakes of hostile ones (64 of a socket, with 64 regions each).
+pub const REGIONS_MAX: usize = 65_536;
 static TABLE: [Entry; REGIONS_MAX] = [const { Entry::empty() }; REGIONS_MAX];
 static USED: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new(), fresh: 0 });
