@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -135,8 +135,9 @@ impl State {
         }
     }
 
-    /// Begins to remove a wire: its doors close, its lanes are asked back. `false`: there is none.
-    pub fn begin_removal(&mut self, name: &str) -> bool {
+    /// Begins to remove a wire: its doors close, its lanes are asked back, with so much patience for frames that
+    /// their targets have no room for yet. `false`: there is none.
+    pub fn begin_removal(&mut self, name: &str, patience: Duration) -> bool {
         let Some(wire) = self.wires.get_mut(name) else { return false };
         let Body::Lanes(joint) = &mut wire.body else {
             self.wires.remove(name);
@@ -144,7 +145,7 @@ impl State {
         };
         joint.leaving = true;
         for (worker, slot) in joint.served() {
-            self.workers[worker].ask_back(slot);
+            self.workers[worker].ask_back(slot, patience);
         }
         let servers: Vec<_> = wire.spec.ends.iter().filter_map(server_spec).cloned().collect();
         for spec in &servers {
@@ -292,7 +293,8 @@ impl State {
             }
             self.forget(token, &channel);
             for (worker, slot) in served {
-                self.workers[worker].ask_back(slot);
+                // What waits for the peer that is gone would wait in vain.
+                self.workers[worker].ask_back(slot, Duration::ZERO);
             }
         }
     }
