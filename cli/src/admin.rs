@@ -1,45 +1,26 @@
 //! The connection to a forwarder: its admin API on a Unix socket, with errors that a person can use.
 
-use std::error::Error as StdError;
-use std::io;
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
-use hyper_util::rt::TokioIo;
+use dpdk_forwarder::admin::{AdminClient, ConnectError, connect};
 use thiserror::Error;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-use proto::admin_client::AdminClient;
+pub use dpdk_forwarder::admin::v1 as proto;
 use proto::{AddWireRequest, ListWiresRequest, ListWiresResponse, RemoveWireRequest, WatchWiresRequest};
 
-/// The generated messages, client and server of `ferrule.admin.v1`.
-#[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated; the .proto file says it all")]
-pub mod proto {
-    tonic::include_proto!("ferrule.admin.v1");
-}
-
-/// One connection to one forwarder. It is not made again when it breaks.
+/// A forwarder that can be asked.
 #[derive(Debug)]
 pub struct Admin {
-    client: AdminClient<Channel>,
+    client: AdminClient,
     socket: PathBuf,
 }
 
 impl Admin {
     /// Connects to the forwarder that serves `socket`.
     pub async fn connect(socket: &Path) -> Result<Self, AdminError> {
-        let none = |reason| AdminError::NoForwarder { socket: socket.to_owned(), reason };
-        let stream = UnixStream::connect(socket).await.map_err(|error| none(reason(&error)))?;
-        let mut stream = Some(stream);
-        let connector = tower::service_fn(move |_| {
-            let stream = stream.take().map(TokioIo::new);
-            async { stream.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)) }
-        });
-        // The URI only fills the `:authority` header.
-        let endpoint = Endpoint::from_static("http://forwarder");
-        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| none(reason(&error)))?;
-        Ok(Self { client: AdminClient::new(channel), socket: socket.to_owned() })
+        Ok(Self { client: connect(socket).await?, socket: socket.to_owned() })
     }
 
     /// Every wire as it stands now.
@@ -100,16 +81,8 @@ impl Watch {
 #[derive(Debug, Error)]
 pub enum AdminError {
     /// Nobody serves the socket.
-    #[error(
-        "no forwarder answers on {socket} ({reason}): start one with `dpdk-forwarder --config wires.yaml` \
-         or name its socket with --socket"
-    )]
-    NoForwarder {
-        /// The socket.
-        socket: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
+    #[error("{0} or name its socket with --socket")]
+    NoForwarder(#[from] ConnectError),
     /// The connection ended.
     #[error("the forwarder on {socket} went away; `ferrule wires` shows whether it is back")]
     Gone {
@@ -122,17 +95,4 @@ pub enum AdminError {
         /// What it said.
         message: String,
     },
-}
-
-/// The innermost cause in a few words, without `(os error 111)`.
-fn reason(error: &(dyn StdError + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::NotFound) => "no such file".to_owned(),
-        Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)) => kind.to_string(),
-        _ => root.to_string(),
-    }
 }

@@ -1,11 +1,13 @@
-//! The command that a person types: shows, makes and removes the wires of a running forwarder.
+//! The command that a person types: shows, makes and removes the wires of a running forwarder, and demonstrates them.
 //!
 //! It holds no state and knows nothing of wires but their names: what a wire may be is judged by the forwarder.
 //! One module per command, in reading order:
 //!
+//! - [`demo`]: the main job on this machine, with real packets.
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
+//! - [`bench`]: how fast, beside a peer's program.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
@@ -16,7 +18,9 @@ use clap::{Parser, Subcommand};
 use thiserror::Error;
 
 pub mod admin;
+pub mod bench;
 pub mod completions;
+pub mod demo;
 pub mod text;
 pub mod top;
 pub mod wire;
@@ -37,6 +41,8 @@ pub struct Cli {
 /// What a person can ask for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// See it work: real packets through wires on this machine, needing neither a NIC nor a cluster
+    Demo(demo::DemoArgs),
     /// Show every wire
     Wires(wires::WiresArgs),
     /// Add or remove wires
@@ -44,6 +50,8 @@ pub enum Command {
     Wire(wire::WireCommand),
     /// Watch what is moving: live rates of every wire
     Top(top::TopArgs),
+    /// Measure frames per second through a wire, beside a peer's program
+    Bench(bench::BenchArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -53,9 +61,11 @@ impl Cli {
     pub async fn run(self) -> Result<(), CliError> {
         let socket = &self.socket;
         match self.command {
+            Command::Demo(args) => demo::run(args).await,
             Command::Wires(args) => wires::run(&args, socket).await,
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
+            Command::Bench(args) => Ok(bench::run(&args)?),
             Command::Completions(args) => completions::run(&args),
         }
     }
@@ -67,6 +77,9 @@ pub enum CliError {
     /// The forwarder cannot be asked, or said no.
     #[error(transparent)]
     Admin(#[from] admin::AdminError),
+    /// The demo did not run, or found something wrong.
+    #[error(transparent)]
+    Demo(#[from] demo::DemoError),
     /// The wires to be added cannot be read.
     #[error(transparent)]
     Document(#[from] wire::DocumentError),
@@ -81,6 +94,9 @@ pub enum CliError {
         /// Wires that were asked for.
         asked: usize,
     },
+    /// Nothing was measured.
+    #[error(transparent)]
+    Bench(#[from] bench::BenchError),
     /// Our own output went wrong.
     #[error("write the output: {0}")]
     Output(#[from] std::io::Error),

@@ -5,6 +5,7 @@
 //! sleep stores the flag, fences, and looks at the work once more. The two fences are in one order, so
 //! one of the two sees what the other stored: either the sleeper finds the work, or it is rung.
 //! A ring of memif follows the same order with its MASK_INT flag (`memif::ring`).
+//! `tests/model.rs` checks it over all interleavings.
 
 use crate::sync::{AtomicBool, Ordering, fence};
 
@@ -37,60 +38,5 @@ impl Doorbell {
     pub fn must_ring(&self) -> bool {
         fence(Ordering::SeqCst);
         self.asleep.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(all(test, loom))]
-mod model {
-    use super::*;
-    use crate::sync::AtomicUsize;
-    use loom::sync::Arc;
-    use loom::thread;
-
-    /// Everything that the two sides share; `rung` stands for the eventfd.
-    #[derive(Default)]
-    struct Shared {
-        doorbell: Doorbell,
-        work: AtomicUsize,
-        rung: AtomicBool,
-    }
-
-    #[test]
-    fn work_is_either_seen_before_sleep_or_rung_for() {
-        loom::model(|| {
-            let shared = Arc::new(Shared::default());
-            let poster = {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    shared.work.store(1, Ordering::Release);
-                    if shared.doorbell.must_ring() {
-                        shared.rung.store(true, Ordering::Release);
-                    }
-                })
-            };
-            let sleeps = shared.doorbell.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
-            poster.join().unwrap();
-            let rung = shared.rung.load(Ordering::Acquire);
-            assert!(!sleeps || rung, "asleep with work and nobody to wake it");
-        });
-    }
-
-    #[test]
-    fn of_two_posters_at_least_one_rings() {
-        loom::model(|| {
-            let shared = Arc::new(Shared::default());
-            let posters = [(); 2].map(|()| {
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    shared.work.fetch_add(1, Ordering::Release);
-                    if shared.doorbell.must_ring() {
-                        shared.rung.store(true, Ordering::Release);
-                    }
-                })
-            });
-            let sleeps = shared.doorbell.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
-            posters.map(|poster| poster.join().unwrap());
-            assert!(!sleeps || shared.rung.load(Ordering::Acquire));
-        });
     }
 }

@@ -1,7 +1,4 @@
-//! The one place where the atomics of the standard library are swapped for those of a model checker:
-//! `RUSTFLAGS="--cfg loom" cargo test -p ferrule-dataplane --lib model`.
+//! The atomics of [`crate::sleep`]. `tests/model.rs` compiles that file once more with a module of this
+//! name that holds a model checker's atomics instead.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-#[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};

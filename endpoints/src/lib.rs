@@ -1,13 +1,16 @@
 //! What stands at the far ends of wires in tests, demonstrations and benchmarks.
 //!
-//! The brains are pure: frames in, frames and counts out. The [`generator`] puts them on memif ends.
+//! The brains are pure: frames in, frames and counts out. The [`generator`] and the
+//! [`station`] put them on memif ends.
 //!
 //! - [`generator`]: sends stamped frames through a wire and checks what arrives.
 //! - [`responder`]: answers ARP, neighbour solicitations and pings.
+//! - [`station`]: a responder on a memif interface; the binary `responder` is one.
 //! - [`traffic`]: builds stamped frames, and counts what became of them.
 
 pub mod generator;
 pub mod responder;
+pub mod station;
 pub mod traffic;
 
 pub use responder::Responder;

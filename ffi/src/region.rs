@@ -13,14 +13,15 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
-use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
 use crate::guard::Guarded;
+use crate::peer_file::PeerFile;
 use crate::span::{Span, SpanMut};
 
 /// A file mapped for reading and writing. Clones share the mapping; the last one unmaps it.
@@ -45,15 +46,11 @@ impl Region {
     ///
     /// # Errors
     /// The file is not in memory, is shorter than `len`, or cannot be mapped.
-    pub fn map(file: OwnedFd, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+    pub fn map(file: impl Into<PeerFile>, len: u64, health: &Arc<Health>) -> io::Result<Self> {
         let wanted = usize::try_from(len).ok().and_then(NonZeroUsize::new);
         let len = wanted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a region of no bytes"))?;
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
-        let kind = fstatfs(&file)?.filesystem_type();
-        if kind != TMPFS_MAGIC && kind != HUGETLBFS_MAGIC {
-            let problem = "the file is not in memory (a memfd, tmpfs or hugetlbfs file is wanted)";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
+        let file = file.into().into_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
         let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
         let stat = fstat(&file)?;
@@ -67,8 +64,16 @@ impl Region {
         let mapped_len = len.checked_next_multiple_of(block)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let base = unsafe {
-            mmap(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0)?
+            mmap(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0)
         };
+        let base = base.map_err(|errno| {
+            let why = match errno {
+                Errno::EACCES => " (was it opened read-only?)",
+                Errno::EPERM => " (is it sealed against writing?)",
+                _ => "",
+            };
+            io::Error::new(io::Error::from(errno).kind(), format!("map it for reading and writing: {errno}{why}"))
+        })?;
         let mut mapping = Mapping { base: base.cast(), len: mapped_len.get(), file, guarded: None };
         mapping.guarded = Some(Guarded::new(base.as_ptr() as usize, mapped_len.get(), Arc::clone(health))?);
         Ok(Self { base: base.cast(), len: len.get(), mapping: Arc::new(mapping) })
@@ -359,11 +364,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_in_memory_is_refused() {
-        for path in ["/proc/self/status", "/dev/zero", "/"] {
-            let file = std::fs::File::open(path).unwrap();
-            assert!(Region::map(file.into(), 4096, &Arc::default()).is_err(), "{path}");
-        }
+    fn a_file_that_cannot_be_written_is_refused_and_the_message_says_why() {
+        let file = memfd_create(c"sealed", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let reading = OwnedFd::from(std::fs::File::open(path).unwrap());
+        let error = Region::map(reading, 4096, &Arc::default()).err().unwrap();
+        assert!(error.to_string().contains("read-only"), "{error}");
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).unwrap();
+        let error = Region::map(file, 4096, &Arc::default()).err().unwrap();
+        assert!(error.to_string().contains("sealed against writing"), "{error}");
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Packets and file descriptors over Unix sockets (AF_UNIX, SOCK_SEQPACKET).
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::PassCred;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    UnixCredentials, accept4, bind, connect, listen, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
+    listen, sendmsg, setsockopt, shutdown, socket,
 };
+
+use crate::peer_file::PeerFile;
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct SeqPacket(OwnedFd);
@@ -20,7 +22,7 @@ pub struct Packet {
     /// Whether it was longer than the buffer, or its descriptors did not all arrive.
     pub truncated: bool,
     /// The descriptors that came with it; whoever does not want them drops them.
-    pub files: Vec<OwnedFd>,
+    pub files: Vec<PeerFile>,
 }
 
 impl SeqPacket {
@@ -28,6 +30,12 @@ impl SeqPacket {
     pub fn connect(address: &UnixAddr) -> io::Result<Self> {
         let socket = new_socket()?;
         connect(socket.as_raw_fd(), address)?;
+        Self::signed(socket)
+    }
+
+    /// Has the kernel sign every packet, so that an empty one is not taken for the end.
+    fn signed(socket: OwnedFd) -> io::Result<Self> {
+        setsockopt(&socket, PassCred, &true)?;
         Ok(Self(socket))
     }
 
@@ -41,23 +49,66 @@ impl SeqPacket {
         Ok(())
     }
 
-    /// Receives one packet. A length of 0 means that the peer has gone.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Packet> {
-        // Room for all that the kernel passes at once, so that it never cuts a list and we never
-        // lose track of a descriptor it has already put into our table.
-        let mut control = cmsg_space!([RawFd; SCM_MAX_FD], UnixCredentials);
-        let mut parts = [IoSliceMut::new(buffer)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-        let mut files = Vec::new();
-        for part in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(list) = part {
-                // SAFETY: the kernel has just made these descriptors for us and nobody else owns them.
-                files.extend(list.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+    /// Receives one packet; `None`: the peer has gone.
+    ///
+    /// Not by nix: of a list of descriptors that was cut (because the table of this process is full) it
+    /// shows none, and those that the kernel had already put into the table would stay there for ever.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Packet>> {
+        let mut control = [0u64; CONTROL_WORDS];
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: a msghdr is integers and pointers, for which zeros are valid.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control);
+        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+        // SAFETY: the header names `buffer` and `control` by their lengths, and both outlive the call.
+        let len = Errno::result(unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) })?;
+        // SAFETY: the kernel has just filled the header and what it names.
+        let (signed, files) = unsafe { taken(&header) };
+        let truncated = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+        Ok(signed.then_some(Packet { len: len.cast_unsigned(), truncated, files }))
+    }
+}
+
+/// What came beside the bytes of a packet: whether it says who sent it, as every packet does and the end
+/// of the connection does not, and its descriptors.
+///
+/// # Safety
+/// `header` must be what `recvmsg` has just filled, and nobody else may take its descriptors.
+unsafe fn taken(header: &libc::msghdr) -> (bool, Vec<PeerFile>) {
+    let (mut signed, mut files) = (false, Vec::new());
+    // SAFETY: the header's control buffer is valid, by the caller.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header inside the buffer.
+    while let Some(message) = unsafe { part.as_ref() } {
+        match (message.cmsg_level, message.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => signed = true,
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                // SAFETY: CMSG_LEN and CMSG_DATA only calculate; the kernel wrote `cmsg_len` bytes, which
+                // are this header and whole descriptors that it has just made for us.
+                unsafe {
+                    let list = libc::CMSG_DATA(part).cast::<[u8; size_of::<RawFd>()]>();
+                    let count = (message.cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                    let raw = |at| OwnedFd::from_raw_fd(RawFd::from_ne_bytes(list.add(at).read()));
+                    files.extend((0..count).map(|at| PeerFile::from(raw(at))));
+                }
             }
+            _ => {}
         }
-        Ok(Packet { len: message.bytes, truncated: cut, files })
+        // SAFETY: as for CMSG_FIRSTHDR.
+        part = unsafe { libc::CMSG_NXTHDR(header, part) };
+    }
+    (signed, files)
+}
+
+impl Drop for SeqPacket {
+    /// Takes what was not read, so that descriptors in it are closed as [`PeerFile`]s are, and not by the
+    /// kernel here. After the shutdown nothing can come any more.
+    fn drop(&mut self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+        while let Ok(Some(_)) = self.receive(&mut [0]) {}
     }
 }
 
@@ -83,7 +134,7 @@ impl SeqPacketListener {
     pub fn accept(&self) -> io::Result<SeqPacket> {
         let raw = accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
         // SAFETY: accept4 has just made this descriptor for us.
-        Ok(SeqPacket(unsafe { OwnedFd::from_raw_fd(raw) }))
+        SeqPacket::signed(unsafe { OwnedFd::from_raw_fd(raw) })
     }
 }
 
@@ -100,6 +151,9 @@ fn new_socket() -> Result<OwnedFd, Errno> {
 
 /// The kernel passes no more descriptors than this with one packet (include/net/scm.h).
 const SCM_MAX_FD: usize = 253;
+/// Room for as many and the sender's credentials, in words, which align it for the kernel's headers:
+/// a list that is cut for want of room is one that we would have to ask for again.
+const CONTROL_WORDS: usize = (16 + 4 * SCM_MAX_FD).div_ceil(8) + (16 + size_of::<libc::ucred>()).div_ceil(8);
 
 #[cfg(test)]
 mod tests {
@@ -120,7 +174,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         client.send(b"hello", Some(file.as_fd())).unwrap();
         let mut buffer = [0; 16];
-        let packet = server.receive(&mut buffer).unwrap();
+        let packet = server.receive(&mut buffer).unwrap().unwrap();
         assert_eq!((&buffer[..packet.len], packet.truncated, packet.files.len()), (&b"hello"[..], false, 1));
     }
 
@@ -128,15 +182,17 @@ mod tests {
     fn a_packet_longer_than_the_buffer_says_so() {
         let (client, server) = pair("long");
         client.send(&[0; 17], None).unwrap();
-        assert!(server.receive(&mut [0; 16]).unwrap().truncated);
+        assert!(server.receive(&mut [0; 16]).unwrap().unwrap().truncated);
     }
 
     #[test]
-    fn nothing_to_receive_is_would_block_and_a_gone_peer_is_zero_bytes() {
+    fn nothing_an_empty_packet_and_a_gone_peer_are_told_apart() {
         let (client, server) = pair("gone");
         let error = server.receive(&mut [0; 16]).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        client.send(&[], None).unwrap();
+        assert_eq!(server.receive(&mut [0; 16]).unwrap().unwrap().len, 0);
         drop(client);
-        assert_eq!(server.receive(&mut [0; 16]).unwrap().len, 0);
+        assert!(server.receive(&mut [0; 16]).unwrap().is_none());
     }
 }

@@ -51,4 +51,4 @@ pub fn forwarder(test: &str) -> Option<PathBuf> {
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(10);

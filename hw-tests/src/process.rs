@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,8 +48,17 @@ impl Process {
     /// # Panics
     /// It ends, or [`PATIENCE`] does, before that.
     pub fn wait_for(&self, text: &str) {
-        let seen = self.output.wait(PATIENCE, |state| state.text.contains(text) || state.pipes == 0);
-        assert!(seen.text.contains(text), "{} did not print `{text}`; it printed:\n{}", self.name, seen.text);
+        self.wait_for_times(text, 1);
+    }
+
+    /// Waits until the program has printed `text` so many times.
+    ///
+    /// # Panics
+    /// It ends, or [`PATIENCE`] does, before that.
+    pub fn wait_for_times(&self, text: &str, times: usize) {
+        let count = |state: &State| state.text.matches(text).count();
+        let seen = count(&self.output.wait(PATIENCE, |state| count(state) >= times || state.pipes == 0));
+        assert!(seen >= times, "{} printed `{text}` {seen} times, not {times}", self.name);
     }
 
     /// The number of the process.
@@ -105,6 +114,11 @@ impl Process {
         self.wait().1
     }
 
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     fn group(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
@@ -113,11 +127,13 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // A group whose leader was waited for may be somebody else's by now.
-        if let Ok(None) = self.child.try_wait() {
+        let ended = self.ended();
+        if ended.is_none() {
             self.kill();
         }
         if thread::panicking() {
-            eprintln!("--- {} printed:\n{}\n---", self.name, self.output());
+            let end = ended.map_or("still ran".to_owned(), |status| format!("had ended ({status})"));
+            eprintln!("--- {} {end} and had printed:\n{}\n---", self.name, self.output());
         }
     }
 }
@@ -191,7 +207,7 @@ mod tests {
         let began = Instant::now();
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| process.wait_for("ready")));
         let text = *panic.unwrap_err().downcast::<String>().unwrap();
-        assert!(text.contains("sorry") && began.elapsed() < PATIENCE, "{text}");
+        assert!(text.contains("printed `ready` 0 times") && began.elapsed() < PATIENCE, "{text}");
     }
 
     #[test]

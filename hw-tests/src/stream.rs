@@ -159,7 +159,9 @@ pub fn carry(ends: &mut [Endpoint], routes: &mut [Route], total: u64) {
     let mut moved = Instant::now();
     while routes.iter().any(|route| route.stream.sent() < total || route.stream.missing() > 0) {
         let count: u64 = routes.iter_mut().map(|route| route.step(ends, total)).sum();
-        routes.iter().for_each(|route| route.stream.check());
+        for route in routes.iter() {
+            route.stream.check();
+        }
         if count > 0 {
             moved = Instant::now();
         } else if moved.elapsed() > PATIENCE {
@@ -169,5 +171,7 @@ pub fn carry(ends: &mut [Endpoint], routes: &mut [Route], total: u64) {
             thread::yield_now();
         }
     }
-    routes.iter().for_each(|route| route.stream.check_all());
+    for route in routes {
+        route.stream.check_all();
+    }
 }

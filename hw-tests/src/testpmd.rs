@@ -8,6 +8,7 @@ use crate::unique;
 /// A testpmd that forwards between its ports.
 pub struct Testpmd {
     process: Process,
+    pauses: usize,
 }
 
 /// How to start one.
@@ -23,12 +24,14 @@ pub struct Options {
     pub mbuf: u32,
     /// Forwarding threads.
     pub cores: u16,
+    /// Whether [`Testpmd::pause`] will be wanted.
+    pub pausable: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // One buffer takes the longest frame: see the known defects of peers in docs/memif.md.
-        Self { devices: Vec::new(), forward: "io", queues: 1, mbuf: 9728, cores: 1 }
+        Self { devices: Vec::new(), forward: "io", queues: 1, mbuf: 9728, cores: 1, pausable: false }
     }
 }
 
@@ -38,10 +41,37 @@ impl Testpmd {
     /// # Panics
     /// It does not come so far.
     pub fn start(options: &Options) -> Self {
-        // It prints "Press enter" last, and waits for that on its standard input.
         let process = Process::start(&mut options.command());
-        process.wait_for("Press enter to exit");
-        Self { process }
+        let mut testpmd = Self { process, pauses: 0 };
+        if options.pausable {
+            testpmd.wait_for("testpmd> ");
+            testpmd.resume();
+        } else {
+            // Printed last; it waits for that on its standard input.
+            testpmd.wait_for("Press enter to exit");
+        }
+        testpmd
+    }
+
+    /// Ends the polling of its ports, and returns when it has ended.
+    ///
+    /// A peer that goes while DPDK 22.11 polls may kill it: its control thread unmaps the rings under the polling one.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn pause(&mut self) {
+        self.pauses += 1;
+        self.process.type_in("stop\n");
+        self.process.wait_for_times("\nDone.\n", self.pauses);
+    }
+
+    /// Polls again.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn resume(&mut self) {
+        self.process.type_in("start\n");
+        self.process.wait_for_times("packets/burst=", self.pauses + 1);
     }
 
     /// Kills it without a chance to say goodbye.
@@ -59,6 +89,16 @@ impl Testpmd {
         self.process.output()
     }
 
+    /// Waits until its memif ports have been connected so many times, counted over all ports.
+    ///
+    /// It is later than the peer that a client sees its connection, and what is forwarded to a port before is dropped.
+    ///
+    /// # Panics
+    /// They never are.
+    pub fn wait_for_connections(&self, times: usize) {
+        self.process.wait_for_times("memif_connect(): Connected.", times);
+    }
+
     /// Waits until it has printed `text`.
     ///
     /// # Panics
@@ -72,12 +112,23 @@ impl Options {
     fn command(&self) -> Command {
         // Its standard output is a pipe, which libc would fill a block at a time.
         let mut command = Command::new("stdbuf");
-        command.args(["-oL", "dpdk-testpmd", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry"]);
+        command.args([
+            "-oL",
+            "dpdk-testpmd",
+            "--no-huge",
+            "-m",
+            "256",
+            "--no-pci",
+            "--no-shconf",
+            "--no-telemetry",
+            "--log-level=pmd.net.memif:info",
+        ]);
         command.args(["--file-prefix", &unique("testpmd"), "--lcores", &self.lcores()]);
         for device in &self.devices {
             command.args(["--vdev", device]);
         }
         command.args(["--", "--total-num-mbufs=8192", "--disable-link-check"]);
+        command.args(self.pausable.then_some("-i"));
         command.arg(format!("--forward-mode={}", self.forward));
         command.arg(format!("--mbuf-size={}", self.mbuf));
         command.arg(format!("--nb-cores={}", self.cores));

@@ -6,9 +6,11 @@
 //! of one peer, and at most [`HANDSHAKES_MAX`] unfinished handshakes for each listening socket.
 //!
 //! - [`wire`]: one wire, its ends and lanes;
-//! - [`state`]: what happens to all of them.
+//! - [`state`]: what happens to all of them;
+//! - [`voice`]: what of it is said in the log.
 
 pub mod state;
+pub mod voice;
 pub mod wire;
 
 use std::io;
@@ -143,7 +145,8 @@ fn until(deadline: Option<Instant>) -> EpollTimeout {
 
 /// Messages of one peer handled at a time, before others have their turn.
 pub const MESSAGES_PER_EVENT: usize = 16;
-/// Unfinished handshakes of one listening socket; beyond, the oldest goes.
+/// Unfinished handshakes of one listening socket; beyond, one goes. Each can hold as many regions as
+/// a connection, of which a process has some thousands.
 pub const HANDSHAKES_MAX: usize = 64;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);

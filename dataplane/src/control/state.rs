@@ -1,6 +1,7 @@
 //! What happens to wires: peers come and go, lanes are served and come back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,11 +10,13 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use crate::control::voice::Voice;
 use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire};
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
 use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::port::Fault;
 use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress, WireSpec};
 use crate::worker::{Returned, Slot, WorkerHandle};
 
@@ -37,6 +40,8 @@ pub struct State {
     /// Which lane of which wire is in a worker's slot.
     served: HashMap<(usize, Slot), (String, usize)>,
     last_token: u64,
+    /// A descriptor to give up when there is no other.
+    reserve: Option<File>,
     /// No deadline is earlier; none: there is none.
     reminder: Option<Instant>,
 }
@@ -47,8 +52,8 @@ struct Door {
     token: u64,
     /// By interface id: the wire and which end of it.
     ids: HashMap<u32, (String, usize)>,
-    /// Clients turned away since it was last said in the log.
-    refused: Refused,
+    /// What is said of the clients that were turned away.
+    voice: Voice,
 }
 
 /// A listening socket is known by its address and, if abstract, its namespace.
@@ -79,13 +84,10 @@ struct Handshake {
     channel: Channel,
     server: Server,
     since: Instant,
-}
-
-/// Keeps hostile peers from filling the log.
-#[derive(Default)]
-struct Refused {
-    count: u64,
-    said: Option<Instant>,
+    /// When it last said something.
+    heard: Instant,
+    /// The interface id that it wants, once it has said so.
+    asked: Option<u32>,
 }
 
 impl State {
@@ -102,6 +104,7 @@ impl State {
             handshakes: BTreeMap::new(),
             served: HashMap::new(),
             last_token: 0,
+            reserve: reserve(),
             reminder: None,
         })
     }
@@ -119,7 +122,7 @@ impl State {
         let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
         let token = self.watch(&listener, Socket::Door(key.clone()))?;
         let ids = HashMap::from([(spec.id, (name.to_owned(), end))]);
-        self.doors.insert(key, Door { listener, token, ids, refused: Refused::default() });
+        self.doors.insert(key, Door { listener, token, ids, voice: Voice::default() });
         Ok(())
     }
 
@@ -241,6 +244,9 @@ impl State {
         let Some(joint) = self.wires.get_mut(&name).and_then(Wire::as_joint_mut) else { return };
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| joint.ends[end].present && joint.ends[end].rings.is_none());
+        // What is read where pages are missing looks like many a fault.
+        let truncated = |end: usize| joint.ends[end].live().is_some_and(|live| live.layout.is_truncated());
+        let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
         let done = joint.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
             self.disconnect(&name, end, &Refusal::Fault(fault), true);
@@ -266,14 +272,18 @@ impl State {
                     self.served.insert((worker, slot), (name.to_owned(), number));
                 }
                 Err((error, lane)) => {
-                    tracing::error!(wire = name, %error, "a queue cannot be served");
+                    if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
+                        tracing::error!(wire = name, %error, unsaid, "a queue cannot be served");
+                    }
                     joint.problem = Some(error.to_string());
                     joint.lanes.push(LanePlace::Back(lane));
                 }
             }
         }
         joint.set_carrier(true);
-        tracing::info!(wire = name, queues = joint.served().count(), "up");
+        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
+            tracing::info!(wire = name, queues = joint.served().count(), unsaid, "up");
+        }
     }
 
     /// Ends what end `end` of a wire has with its peer. With `tell`, the peer hears why.
@@ -281,11 +291,17 @@ impl State {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
         let was_live = joint.ends[end].present;
         if was_live {
-            tracing::info!(wire = name, end, %reason, "peer gone");
+            if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
+                tracing::info!(wire = name, end, %reason, unsaid, "peer gone");
+            }
             joint.set_carrier(false);
         }
         let closed = joint.ends[end].disconnected(reason.to_string());
         let (deadline, served) = (joint.ends[end].deadline(), joint.served().collect::<Vec<_>>());
+        if closed.is_some() && served.is_empty() {
+            // Lanes that no worker could take are not with one, and none will bring them back.
+            joint.reunite();
+        }
         self.remind(deadline);
         if let Some((channel, token)) = closed {
             if tell {
@@ -305,15 +321,7 @@ impl State {
             let channel = match door.listener.accept() {
                 Ok(channel) => channel,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors: the unfinished handshakes are what can be spared.
-                    tracing::warn!(socket = %key.address, %error, "a client cannot be accepted");
-                    let spare: Vec<_> = self.handshakes.keys().copied().collect();
-                    for token in spare {
-                        self.refuse(token, &Refusal::Crowded);
-                    }
-                    return;
-                }
+                Err(error) => return self.cannot_accept(key, &error),
             };
             let mut out = Outbox::default();
             let server = Server::greet(&mut out);
@@ -321,22 +329,44 @@ impl State {
                 continue;
             }
             let Ok(token) = self.watch(&channel, Socket::Handshake) else { continue };
-            let since = Instant::now();
-            self.handshakes.insert(token, Handshake { door: key.clone(), channel, server, since });
-            self.remind(Some(since + HANDSHAKE));
+            let now = Instant::now();
+            let handshake = Handshake { door: key.clone(), channel, server, since: now, heard: now, asked: None };
+            self.handshakes.insert(token, handshake);
+            self.remind(Some(now + HANDSHAKE));
             self.make_room(key);
         }
     }
 
-    /// Turns the oldest client of a door away when too many are in mid-handshake: first one that has
-    /// not even said whom it wants, so that a flood of silent ones does not push out an honest one.
+    /// Out of descriptors. The unfinished handshakes are what can be spared; without any, the client
+    /// is let in by the reserve and shown out, or it would wake this thread for ever.
+    fn cannot_accept(&mut self, key: &DoorKey, error: &io::Error) {
+        let spare: Vec<_> = self.handshakes.keys().copied().collect();
+        let Some(door) = self.doors.get_mut(key) else { return };
+        if let Some(unsaid) = door.voice.may_say(Instant::now()) {
+            tracing::warn!(socket = %key.address, %error, unsaid, "a client cannot be accepted");
+        }
+        if spare.is_empty() {
+            drop(self.reserve.take());
+            drop(door.listener.accept());
+            self.reserve = reserve();
+        }
+        for token in spare {
+            self.refuse(token, &Refusal::Crowded);
+        }
+    }
+
+    /// Turns a client of a door away when too many are in mid-handshake, so that a flood does not push
+    /// out an honest one: first the oldest that had its time and never said whom it wants, or else the
+    /// one that has been quiet for the longest.
     fn make_room(&mut self, key: &DoorKey) {
-        let mut of_door = self.handshakes.iter().filter(|(_, handshake)| handshake.door == *key);
-        if of_door.clone().count() <= HANDSHAKES_MAX {
+        let of_door = || self.handshakes.iter().filter(|(_, handshake)| handshake.door == *key);
+        let count = of_door().count();
+        if count <= HANDSHAKES_MAX {
             return;
         }
-        let silent = of_door.clone().find(|(_, handshake)| matches!(handshake.server, Server::ExpectInit));
-        if let Some(token) = silent.or_else(|| of_door.next()).map(|(&token, _)| token) {
+        let silent = of_door().take(count / 2).find(|(_, handshake)| handshake.asked.is_none());
+        let turned_away = silent.or_else(|| of_door().min_by_key(|(_, handshake)| handshake.heard));
+        if let Some(token) = turned_away.map(|(&token, _)| token) {
             self.refuse(token, &Refusal::Crowded);
         }
     }
@@ -344,29 +374,33 @@ impl State {
     /// Leads the conversation with a client in mid-handshake.
     fn converse(&mut self, token: u64) {
         for _ in 0..MESSAGES_PER_EVENT {
-            let Some(handshake) = self.handshakes.get(&token) else { return };
+            let Some(handshake) = self.handshakes.get_mut(&token) else { return };
             let (message, files) = match handshake.channel.receive() {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
                 Err(refusal) => return self.refuse(token, &refusal),
             };
             if let crate::memif::message::Message::Init(init) = &message {
+                handshake.asked.get_or_insert(init.id);
                 let holder = self.doors.get(&handshake.door).and_then(|door| door.ids.get(&init.id)).cloned();
                 if let Some((wire, end)) = holder {
                     self.notice_loss(&wire, end);
                 }
             }
-            let Some(Handshake { door, channel, server, since }) = self.handshakes.remove(&token) else { return };
+            let Some(Handshake { door, channel, server, since, asked, .. }) = self.handshakes.remove(&token) else {
+                return;
+            };
+            let heard = Instant::now();
             let mut out = Outbox::default();
             let result = server.handle(message, files, |id| self.offer(&door, id), &mut out);
             match result.and_then(|server| channel.send(&mut out).map(|()| server)) {
                 Ok(Server::Connected(connection)) => return self.admit(&door, channel, *connection, token),
                 Ok(server) => {
-                    self.handshakes.insert(token, Handshake { door, channel, server, since });
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
                 }
                 Err(refusal) => {
                     let server = Server::ExpectInit;
-                    self.handshakes.insert(token, Handshake { door, channel, server, since });
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
                     return self.refuse(token, &refusal);
                 }
             }
@@ -407,20 +441,27 @@ impl State {
 
     fn attach(&mut self, name: &str, end: usize, channel: Channel, connection: Connection, token: u64) {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
-        tracing::info!(wire = name, end, peer = connection.peer, "peer connected");
+        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
+            tracing::info!(wire = name, end, peer = connection.peer, unsaid, "peer connected");
+        }
         joint.ends[end].connected(channel, connection, token);
         self.join(name);
     }
 
-    /// Turns a client in mid-handshake away.
+    /// Turns a client in mid-handshake away. The end that it wanted says why, if it has nobody else.
     fn refuse(&mut self, token: u64, reason: &Refusal) {
-        let Some(Handshake { door, channel, .. }) = self.handshakes.remove(&token) else { return };
+        let Some(Handshake { door, channel, asked, .. }) = self.handshakes.remove(&token) else { return };
         channel.say_goodbye(reason);
         self.forget(token, &channel);
-        if let Some(door_state) = self.doors.get_mut(&door)
-            && let Some(count) = door_state.refused.count(Instant::now())
+        let Some(state) = self.doors.get_mut(&door) else { return };
+        if let Some(unsaid) = state.voice.may_say(Instant::now()) {
+            tracing::warn!(socket = %door.address, %reason, unsaid, "refused a memif client");
+        }
+        let Some((wire, end)) = asked.and_then(|id| state.ids.get(&id)) else { return };
+        if let Some(joint) = self.wires.get_mut(wire).and_then(Wire::as_joint_mut)
+            && joint.ends[*end].live().is_none()
         {
-            tracing::warn!(socket = %door.address, %reason, count, "refused a memif client");
+            joint.ends[*end].last_error = Some(reason.to_string());
         }
     }
 
@@ -446,8 +487,10 @@ impl State {
     /// Notes why a client end is not connected, and when it is tried again.
     fn note(&mut self, name: &str, end: usize, problem: String) {
         if let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) {
-            if joint.ends[end].last_error.as_ref() != Some(&problem) {
-                tracing::info!(wire = name, end, problem, "not connected; trying again");
+            if joint.ends[end].last_error.as_ref() != Some(&problem)
+                && let Some(unsaid) = joint.voice.may_say(Instant::now())
+            {
+                tracing::info!(wire = name, end, problem, unsaid, "not connected; trying again");
             }
             joint.ends[end].disconnected(problem);
             let deadline = joint.ends[end].deadline();
@@ -522,22 +565,15 @@ fn continue_attempt(channel: &Channel, client: &mut Option<Client>, spec: &Memif
     Ok(Heard::More)
 }
 
+/// What is given up for a moment when there are no descriptors left.
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
 fn server_spec(end: &EndSpec) -> Option<&MemifSpec> {
     match end {
         EndSpec::Memif(spec) if spec.role == crate::spec::Role::Server => Some(spec),
         _ => None,
-    }
-}
-
-impl Refused {
-    /// Counts one. When it is time to say it again: how many since the last time.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.count += 1;
-        if self.said.is_some_and(|said| now.duration_since(said).as_secs() < 1) {
-            return None;
-        }
-        self.said = Some(now);
-        Some(std::mem::take(&mut self.count))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ferrule_ffi::tap::Tap;
 use nix::errno::Errno;
 
+use crate::control::voice::Voice;
 use crate::kernel::VethPair;
 use crate::kernel::port::{TapSource, TapTarget};
 use crate::lane::{Lane, LaneEnd, collect};
@@ -45,6 +46,8 @@ pub struct Joint {
     pub leaving: bool,
     /// Why the lanes could not be served, if they could not.
     pub problem: Option<String>,
+    /// What is said of its peers in the log.
+    pub voice: Voice,
 }
 
 /// Where a lane is.
@@ -111,7 +114,7 @@ pub enum Dialling {
 impl Wire {
     /// A wire whose ends workers will join.
     pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
-        let joint = Joint { ends, lanes: Vec::new(), leaving: false, problem: None };
+        let joint = Joint { ends, lanes: Vec::new(), leaving: false, problem: None, voice: Voice::default() };
         Self { spec, counters: Arc::default(), body: Body::Lanes(Box::new(joint)) }
     }
 
@@ -148,10 +151,15 @@ impl Joint {
         a.rings.take().zip(b.rings.take()).map(|(a, b)| [a, b])
     }
 
-    /// Notes that lane `number` came back. When all have, the rings of the peers that are still there
-    /// are put together again. `true`: no lane is out any more.
+    /// Notes that lane `number` came back. `true`: no lane is out any more.
     pub fn lane_back(&mut self, number: usize, lane: Box<Lane>) -> bool {
         self.lanes[number] = LanePlace::Back(lane);
+        self.reunite()
+    }
+
+    /// Once all lanes are back, puts the rings of the peers that are still there together again.
+    /// `true`: no lane is out any more.
+    pub fn reunite(&mut self) -> bool {
         if self.lanes.iter().any(|place| matches!(place, LanePlace::Served(..))) {
             return false;
         }
@@ -169,6 +177,7 @@ impl Joint {
                 end.rings = Some(collect(halves));
             }
         }
+        self.problem = None;
         true
     }
 

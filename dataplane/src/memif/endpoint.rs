@@ -74,13 +74,17 @@ impl Endpoint {
     }
 
     fn connect(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
+        // Why the try before the last failed tells more than that the last had no time left.
+        let mut problem = EndpointError::Patience;
         loop {
             let outcome = Channel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
-            let outcome = outcome.and_then(|channel| lead_client(channel, spec, deadline));
-            match outcome {
-                Err(_) if Instant::now() < deadline => thread::sleep(RETRY),
-                other => return other,
+            match outcome.and_then(|channel| lead_client(channel, spec, deadline)) {
+                Ok(endpoint) => return Ok(endpoint),
+                Err(EndpointError::Patience) => return Err(problem),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(error) => problem = error,
             }
+            thread::sleep(RETRY);
         }
     }
 

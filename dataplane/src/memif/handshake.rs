@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
 use crate::memif::layout::{Layout, LayoutError, Queues, REGIONS_MAX};
@@ -86,7 +87,7 @@ impl Server {
     pub fn handle<'a>(
         self,
         message: Message,
-        files: Vec<OwnedFd>,
+        files: Vec<PeerFile>,
         offer: impl Fn(u32) -> Result<Offer<'a>, Refusal>,
         out: &mut Outbox,
     ) -> Result<Self, Refusal> {
@@ -109,7 +110,7 @@ impl ExpectLayout {
     fn handle<'a>(
         mut self,
         message: Message,
-        files: Vec<OwnedFd>,
+        files: Vec<PeerFile>,
         offer: impl Fn(u32) -> Result<Offer<'a>, Refusal>,
         out: &mut Outbox,
     ) -> Result<Server, Refusal> {
@@ -154,7 +155,7 @@ impl Client {
     pub fn handle(
         self,
         message: Message,
-        files: &[OwnedFd],
+        files: &[PeerFile],
         spec: &MemifSpec,
         out: &mut Outbox,
     ) -> Result<Self, Refusal> {
@@ -267,9 +268,12 @@ pub enum Refusal {
     /// The handshake did not end in time.
     #[error("the handshake took longer than {0} s")]
     TooSlow(u64),
-    /// More clients in mid-handshake than a socket serves: the oldest goes.
+    /// More clients in mid-handshake than a socket serves: one has to go.
     #[error("too many unfinished handshakes on this socket")]
     Crowded,
+    /// What we send is not read.
+    #[error("the peer does not read its control socket")]
+    Deaf,
     /// It broke the rules of the rings.
     #[error("{0}")]
     Fault(crate::port::Fault),
@@ -296,7 +300,7 @@ impl Refusal {
 
     /// Whether there is somebody left to tell.
     pub fn is_worth_telling(&self) -> bool {
-        !matches!(self, Self::Left(_) | Self::Closed | Self::Socket(_))
+        !matches!(self, Self::Left(_) | Self::Closed | Self::Deaf | Self::Socket(_))
     }
 }
 
@@ -319,14 +323,14 @@ fn same(a: &[u8; 24], b: &[u8; 24]) -> bool {
     a.iter().zip(b).fold(0, |difference, (a, b)| std::hint::black_box(difference | (a ^ b))) == 0
 }
 
-fn no_file(message: &Message, files: &[OwnedFd]) -> Result<(), Refusal> {
+fn no_file(message: &Message, files: &[PeerFile]) -> Result<(), Refusal> {
     match files.len() {
         0 => Ok(()),
         count => Err(Refusal::ForeignFiles { message: message.word(), count }),
     }
 }
 
-fn one_file(of: &'static str, mut files: Vec<OwnedFd>) -> Result<OwnedFd, Refusal> {
+fn one_file(of: &'static str, mut files: Vec<PeerFile>) -> Result<PeerFile, Refusal> {
     match (files.pop(), files.len()) {
         (Some(file), 0) => Ok(file),
         (None, _) => Err(Refusal::NoFile(of)),
@@ -363,10 +367,10 @@ mod tests {
         loop {
             if let Some((message, files)) = to_client.0.pop_front() {
                 let message = Message::parse(&message.emit())?;
-                client = client.handle(message, &Vec::from_iter(files), spec, &mut to_server)?;
+                client = client.handle(message, &Vec::from_iter(files.map(PeerFile::from)), spec, &mut to_server)?;
             } else if let Some((message, files)) = to_server.0.pop_front() {
                 let message = Message::parse(&message.emit())?;
-                server = server.handle(message, Vec::from_iter(files), offer, &mut to_client)?;
+                server = server.handle(message, Vec::from_iter(files.map(PeerFile::from)), offer, &mut to_client)?;
             } else {
                 break;
             }
@@ -433,12 +437,12 @@ mod tests {
         Server::ExpectInit.handle(Message::Init(init), vec![], offer, &mut Outbox::default()).unwrap()
     }
 
-    fn region_file() -> OwnedFd {
+    fn region_file() -> PeerFile {
         let region = ferrule_ffi::region::Region::create("test", 4096, &std::sync::Arc::default()).unwrap();
-        region.file().try_clone_to_owned().unwrap()
+        region.file().try_clone_to_owned().unwrap().into()
     }
 
-    fn add(message: Message, files: Vec<OwnedFd>) -> Result<Server, Refusal> {
+    fn add(message: Message, files: Vec<PeerFile>) -> Result<Server, Refusal> {
         server().handle(message, files, offer, &mut Outbox::default())
     }
 
@@ -458,8 +462,8 @@ mod tests {
     fn every_lie_about_a_ring_is_named() {
         let good =
             AddRing { direction: Direction::S2M, index: 0, region: 0, offset: 0, log2_size: 4, private_header: 0 };
-        let eventfd = || OwnedFd::from(ferrule_ffi::bell::eventfd().unwrap());
-        let answer = |ring: AddRing, file: OwnedFd| {
+        let eventfd = || PeerFile::from(OwnedFd::from(ferrule_ffi::bell::eventfd().unwrap()));
+        let answer = |ring: AddRing, file: PeerFile| {
             let region = Message::AddRegion(AddRegion { index: 0, size: 4096 });
             let server = add(region, vec![region_file()]).unwrap();
             server.handle(Message::AddRing(ring), vec![file], offer, &mut Outbox::default())

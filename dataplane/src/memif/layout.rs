@@ -8,7 +8,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_ffi::bell::{eventfd, is_eventfd};
+use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::{Health, Region};
 use thiserror::Error;
 
@@ -76,7 +77,7 @@ impl Layout {
     }
 
     /// Takes a region that the client announced.
-    pub fn add_region(&mut self, region: AddRegion, file: OwnedFd) -> Result<(), LayoutError> {
+    pub fn add_region(&mut self, region: AddRegion, file: PeerFile) -> Result<(), LayoutError> {
         let AddRegion { index, size } = region;
         if usize::from(index) != self.regions.len() {
             return Err(LayoutError::RegionOrder { index, expected: self.regions.len() });
@@ -94,7 +95,7 @@ impl Layout {
     }
 
     /// Takes a ring that the client announced.
-    pub fn add_ring(&mut self, ring: AddRing, interrupt: OwnedFd) -> Result<(), LayoutError> {
+    pub fn add_ring(&mut self, ring: AddRing, interrupt: PeerFile) -> Result<(), LayoutError> {
         let AddRing { direction, index, region, offset, log2_size, private_header } = ring;
         let place = || RingName { direction, index };
         let expected = self.rings.iter().filter(|other| other.announced.direction == direction).count();
@@ -110,9 +111,7 @@ impl Layout {
         if u32::from(log2_size) > RING_MAX.ilog2() {
             return Err(LayoutError::RingSize { ring: place(), log2_size });
         }
-        if !is_eventfd(&interrupt) {
-            return Err(LayoutError::Interrupt { ring: place() });
-        }
+        let interrupt = interrupt.into_eventfd().ok_or_else(|| LayoutError::Interrupt { ring: place() })?;
         let memory = self.regions.get(usize::from(region));
         let inside = memory.is_some_and(|memory| {
             offset.is_multiple_of(64) && u64::from(offset) + RING_HEADER + (16 << log2_size) <= memory.len() as u64
@@ -143,6 +142,11 @@ impl Layout {
         Ok(queues)
     }
 
+    /// Whether memory of the peer went away.
+    pub fn is_truncated(&self) -> bool {
+        self.health.is_dead()
+    }
+
     /// What to announce, with its file.
     pub fn regions(&self) -> impl Iterator<Item = (AddRegion, BorrowedFd<'_>)> {
         let announce =
@@ -162,6 +166,9 @@ impl Layout {
         let outside = LayoutError::RingPlace { ring, region, offset, log2_size };
         let memory = self.regions.get(usize::from(region)).ok_or(outside)?;
         let cookie = memory.read_u32(at).unwrap_or(0);
+        if self.health.is_dead() {
+            return Err(LayoutError::Truncated { ring: RingName { direction, index } });
+        }
         if cookie != COOKIE {
             return Err(LayoutError::Cookie { ring: RingName { direction, index }, cookie });
         }
@@ -272,6 +279,12 @@ pub enum LayoutError {
         offset: u32,
         /// How large.
         log2_size: u8,
+    },
+    /// The memory is not there any more.
+    #[error("{ring}: its shared memory was truncated before CONNECT")]
+    Truncated {
+        /// Which.
+        ring: RingName,
     },
     /// No ring there.
     #[error("{ring}: wrong cookie {cookie:#010x} (a peer built for 128-byte cache lines has another layout)")]

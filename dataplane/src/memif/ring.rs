@@ -346,7 +346,9 @@ impl Sender {
         let mut rest = frame.bytes;
         let mut pieces = 0;
         while !rest.is_empty() {
-            if pieces > self.ring.size() / 2 {
+            // A receiver takes no more; and a peer that offers slots of a byte must not have us look
+            // through thousands of them for each frame.
+            if pieces == PIECES_MAX || pieces > self.ring.size() / 2 {
                 return Ok(Put::Refused(DropReason::TooLong));
             }
             let position = self.next.wrapping_add(pieces);
@@ -450,10 +452,10 @@ mod tests {
         let ours = Layout::create(&spec, 1, ring).unwrap();
         let mut theirs = Layout::announced_by_peer();
         for (region, file) in ours.regions() {
-            theirs.add_region(region, file.try_clone_to_owned().unwrap()).unwrap();
+            theirs.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }
         for (ring, interrupt) in ours.rings() {
-            theirs.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap()).unwrap();
+            theirs.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap().into()).unwrap();
         }
         (ours.queues().unwrap(), theirs.queues().unwrap())
     }

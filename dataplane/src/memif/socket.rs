@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ferrule_ffi::netns;
+use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::seqpacket::{SeqPacket, SeqPacketListener};
 use nix::sys::socket::UnixAddr;
 use thiserror::Error;
@@ -27,18 +28,16 @@ impl Channel {
     }
 
     /// The next message and the files that came with it; `None`: nothing now.
-    pub fn receive(&self) -> Result<Option<(Message, Vec<OwnedFd>)>, Refusal> {
+    pub fn receive(&self) -> Result<Option<(Message, Vec<PeerFile>)>, Refusal> {
         // One byte more than a message, so that a longer packet is seen to be longer.
         let mut buffer = [0; MESSAGE_LEN + 1];
         let packet = match self.0.receive(&mut buffer) {
-            Ok(packet) => packet,
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Err(Refusal::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Refusal::Closed),
             Err(error) => return Err(error.into()),
         };
-        if packet.len == 0 {
-            return Err(Refusal::Closed);
-        }
         Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))
     }
 
@@ -48,7 +47,11 @@ impl Channel {
     /// Also when the peer does not read: nobody waits for it.
     pub fn send(&self, out: &mut Outbox) -> Result<(), Refusal> {
         while let Some((message, file)) = out.0.pop_front() {
-            self.0.send(&message.emit(), file.as_ref().map(AsFd::as_fd))?;
+            self.0.send(&message.emit(), file.as_ref().map(AsFd::as_fd)).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => Refusal::Deaf,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Refusal::Closed,
+                _ => error.into(),
+            })?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
 
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn engine() -> Engine {
     Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
@@ -95,5 +95,17 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Numbers that look random and are the same in every run (xorshift64*).
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 }

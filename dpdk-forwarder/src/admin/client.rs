@@ -1,6 +1,7 @@
 //! For programs that ask a forwarder.
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -22,19 +23,23 @@ pub async fn connect(path: &Path) -> Result<AdminClient, ConnectError> {
 
 /// No forwarder could be reached.
 #[derive(Debug, Error)]
-#[error("connect to the forwarder at {}: {problem}; is dpdk-forwarder running with this admin socket?", path.display())]
+#[error("no forwarder answers on {} ({problem}): start one with `dpdk-forwarder --config wires.yaml`", path.display())]
 pub struct ConnectError {
     path: PathBuf,
     problem: String,
 }
 
-/// What the operating system said: the layers above it only say "transport error".
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
+/// What the operating system said, without `(os error 111)`: the layers above it only say "transport error".
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
     }
-    cause.to_string()
+    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound) => "no such file".to_owned(),
+        Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)) => kind.to_string(),
+        _ => root.to_string(),
+    }
 }
 
 /// Bytes of one answer: some hundred thousand wires.
@@ -49,7 +54,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         let error = connect(&path).await.unwrap_err().to_string();
-        assert!(error.contains("admin.sock: No such file"), "{error}");
-        assert!(error.ends_with("is dpdk-forwarder running with this admin socket?"), "{error}");
+        assert!(error.contains("admin.sock (no such file): start one with `dpdk-forwarder"), "{error}");
     }
 }

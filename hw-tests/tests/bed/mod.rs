@@ -7,7 +7,7 @@ use ferrule_dataplane::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Idle, Settings};
-use ferrule_hw_tests::testpmd::Options;
+use ferrule_hw_tests::testpmd::{Options, Testpmd};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 /// How testpmd and our wires are joined.
@@ -92,14 +92,11 @@ impl Bed {
         self.engine.wire(&self.wire(port)).unwrap()
     }
 
-    /// Waits until testpmd is at both wires.
-    pub fn wait_for_testpmd(&self) {
+    /// Waits until testpmd is at both wires, in its eyes (for the `times`-th time) and in ours: a port takes no
+    /// frame before its client has seen the connection and, if that is us, has offered buffers.
+    pub fn wait_for(&self, testpmd: &Testpmd, times: usize) {
+        testpmd.wait_for_connections(2 * times);
         eventually("testpmd is at both wires", || (0..2).all(|port| self.status(port).ends[1].word() == "connected"));
-    }
-
-    /// Waits until testpmd is gone from both wires.
-    pub fn wait_for_loss(&self) {
-        eventually("testpmd is gone", || (0..2).all(|port| self.status(port).ends[1].word() != "connected"));
     }
 
     /// Our end of wire `port`.

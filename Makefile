@@ -1,0 +1,56 @@
+# Everything a person does with Ferrule from a checkout. Each target installs what it lacks and says so.
+#
+#   make demo     the main job with real traffic, on this machine, now
+#   make test     every test that can run here
+#   make bench    beside dpdk-testpmd: rates and ratios; then what an idle forwarder costs
+#   make lint     format, clippy, docs, licences
+
+SHELL := /bin/bash
+CARGO := cargo
+RELEASE := target/release
+# What the targets need besides cargo: Debian packages.
+DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+
+.PHONY: demo test lint bench help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: need-demo
+	@echo "==> building (release)"
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
+	@echo "==> ferrule demo"
+	@$(RELEASE)/ferrule demo
+
+test: need-test
+	@echo "==> building"
+	@$(CARGO) build --workspace --all-targets --locked
+	@.ci/count $(CARGO) test --workspace --locked --no-fail-fast
+
+lint:
+	@echo "==> format"
+	@$(CARGO) fmt --all --check
+	@echo "==> clippy"
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@echo "==> docs"
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	@.ci/licences
+
+bench: need-test
+	@echo "==> building (release)"
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
+	@$(RELEASE)/ferrule bench --against testpmd
+	@$(CARGO) bench --locked -p ferrule-hw-tests
+
+# Installs the Debian packages of a list that are not there.
+need-%: PACKAGES = $($(shell echo $* | tr a-z A-Z)_PACKAGES)
+need-%:
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo "==> installing Debian packages:" $$missing; \
+		sudo=$$([ $$(id -u) = 0 ] || echo sudo); \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi

@@ -1,0 +1,144 @@
+//! `ferrule demo`: the main job on this machine with real packets, and whether they all arrived.
+//!
+//! It starts a forwarder of its own, gives it wires between two namespaces that it makes, and removes everything again,
+//! whatever happens. No frame leaves the machine.
+//!
+//! In reading order: `needs` (what a machine must have), `site` (what is made and removed), `plan` (the wires),
+//! `forwarder` (the child process), `far_end` (who answers on a memif end), `course` (what is done, in order), `ping`,
+//! `tcp` and `rate` (the traffic), `counters` (what the forwarder says, against what was seen), `report`.
+
+use std::fmt;
+use std::io::Write as _;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use clap::Args;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::CliError;
+
+mod counters;
+mod course;
+mod far_end;
+mod forwarder;
+mod needs;
+mod ping;
+mod plan;
+mod rate;
+mod report;
+mod site;
+mod tcp;
+
+/// Options of `ferrule demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Print the result as JSON; what is going on is told on standard error
+    #[arg(long)]
+    json: bool,
+    /// The forwarder to start; without it, the `dpdk-forwarder` beside this program
+    #[arg(long, value_name = "PATH")]
+    forwarder: Option<PathBuf>,
+}
+
+/// Shows it, and fails unless every check passed.
+pub async fn run(args: DemoArgs) -> Result<(), CliError> {
+    let (json, voice) = (args.json, Voice::new(args.json));
+    let stop = Stop::default();
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
+    let mut next = || signals.next().expect("three signals were asked for");
+    let (mut interrupt, mut terminate, mut hangup) = (next()?, next()?, next()?);
+    let (handle, at_work) = (Handle::current(), stop.clone());
+    let mut work = tokio::task::spawn_blocking(move || course::run(args.forwarder, &handle, &at_work, voice));
+    let report = loop {
+        tokio::select! {
+            report = &mut work => break report.unwrap_or_else(|error| resume_unwind(error.into_panic())),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        voice.say("told to stop: removing everything");
+        stop.0.store(true, Relaxed);
+    };
+    let text = if json { report.json() } else { report.text() };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(report.verdict()?)
+}
+
+/// Tells what is going on, as it goes on.
+#[derive(Clone, Copy, Debug)]
+struct Voice {
+    started: Instant,
+    to_stderr: bool,
+}
+
+impl Voice {
+    fn new(to_stderr: bool) -> Self {
+        Self { started: Instant::now(), to_stderr }
+    }
+
+    fn say(self, what: impl fmt::Display) {
+        let line = format!("{:5.1} s  {what}\n", self.started.elapsed().as_secs_f64());
+        // A reader that left misses nothing that it wanted.
+        let _ = if self.to_stderr {
+            std::io::stderr().write_all(line.as_bytes())
+        } else {
+            std::io::stdout().write_all(line.as_bytes())
+        };
+    }
+}
+
+/// Whether a person or the system wants the end of it.
+#[derive(Clone, Debug, Default)]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    fn check(&self) -> Result<(), DemoError> {
+        if self.0.load(Relaxed) { Err(DemoError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// Why the demo did not come to its end, or came to a bad one.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// The machine lacks something.
+    #[error("the demo cannot run here: {}", .0.join("; "))]
+    Needs(Vec<String>),
+    /// A piece of the site could not be made.
+    #[error("{tried}: {problem}")]
+    Site {
+        /// What was tried, on what.
+        tried: String,
+        /// Why it failed.
+        problem: String,
+    },
+    /// The forwarder did not start, or did not do what it was told.
+    #[error("forwarder {}: {problem}", program.display())]
+    Forwarder {
+        /// Its program.
+        program: PathBuf,
+        /// What it did instead.
+        problem: String,
+    },
+    /// A signal came.
+    #[error("stopped by a signal; everything was removed")]
+    Interrupted,
+    /// Checks failed; each was told already.
+    #[error("{} of {checked} wires failed: {}", failed.len(), failed.join(", "))]
+    Failed {
+        /// Names of the wires that failed.
+        failed: Vec<&'static str>,
+        /// How many wires there are.
+        checked: usize,
+    },
+}
+
+impl DemoError {
+    fn site(tried: impl Into<String>, problem: impl fmt::Display) -> Self {
+        Self::Site { tried: tried.into(), problem: problem.to_string() }
+    }
+}

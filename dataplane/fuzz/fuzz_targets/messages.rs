@@ -1,0 +1,7 @@
+//! Run with `cargo +nightly fuzz run messages` in `dataplane`.
+#![no_main]
+
+#[path = "../bodies/messages.rs"]
+mod messages;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| messages::run(data));
