@@ -63,7 +63,7 @@ impl Engine {
         let made = self.make(spec);
         let mut state = self.control.state();
         state.making.remove(&name);
-        state.insert(name.clone(), made?);
+        state.insert(&name, made?);
         drop(state);
         self.control.wake();
         tracing::info!(wire = name, "made");

@@ -1,4 +1,5 @@
 //! The real `dpdk-forwarder` as a process: reloaded, killed, drained, started twice.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::PathBuf;

@@ -171,12 +171,12 @@ impl State {
     }
 
     /// Has a wire from now on, and joins its ends if they are there already.
-    pub fn insert(&mut self, name: String, wire: Wire) {
+    pub fn insert(&mut self, name: &str, wire: Wire) {
         let ends = wire.as_joint().into_iter().flat_map(|joint| &joint.ends);
         let deadline = ends.filter_map(End::deadline).min();
         self.remind(deadline);
-        self.wires.insert(name.clone(), wire);
-        self.join(&name);
+        self.wires.insert(name.to_owned(), wire);
+        self.join(name);
     }
 
     /// The next moment at which something may have to be done without an event.
