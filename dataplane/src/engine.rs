@@ -63,7 +63,7 @@ impl Engine {
         let made = self.make(spec);
         let mut state = self.control.state();
         state.making.remove(&name);
-        state.insert(name.clone(), made?);
+        state.insert(&name, made?);
         drop(state);
         self.control.wake();
         tracing::info!(wire = name, "made");
@@ -72,7 +72,7 @@ impl Engine {
 
     /// Removes a wire and everything it made. Returns when no worker touches it any more. Blocks.
     pub fn remove(&self, name: &str) -> Result<(), EngineError> {
-        if !self.control.state().begin_removal(name) {
+        if !self.control.state().begin_removal(name, PATIENCE) {
             return Err(EngineError::NoSuchWire(name.to_owned()));
         }
         self.control.wake();
@@ -91,13 +91,18 @@ impl Engine {
         self.control.state().wires.get(name).map(Wire::status)
     }
 
-    /// Removes every wire, politely: frames that peers have already published are moved on as long as
-    /// they flow, and peers are told that the forwarder leaves. Blocks, at most for `grace`.
+    /// Removes every wire, politely: frames that peers have already published are moved on, for as long as half
+    /// of `grace` if their targets are full, and peers are told that the forwarder leaves. Blocks, at most for
+    /// `grace`.
     pub fn drain(&self, grace: Duration) {
+        self.remove_all(grace / 2, grace);
+    }
+
+    fn remove_all(&self, patience: Duration, grace: Duration) {
         let mut state = self.control.state();
         let names: Vec<_> = state.wires.keys().cloned().collect();
         for name in &names {
-            state.begin_removal(name);
+            state.begin_removal(name, patience);
         }
         drop(state);
         self.control.wake();
@@ -155,7 +160,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.drain(REMOVAL);
+        self.remove_all(PATIENCE, REMOVAL);
     }
 }
 
@@ -217,5 +222,7 @@ fn list(errors: &[FieldError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// How long frames under way may take to leave a wire that is removed while others stay.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// How long a removal may take: workers confirm within milliseconds.
 const REMOVAL: Duration = Duration::from_secs(5);

@@ -38,8 +38,9 @@ pub type Slot = u16;
 pub enum Command {
     /// Serve a lane.
     Serve(Slot, Box<Lane>),
-    /// Hand a lane back, after the frames that its peers have already published.
-    Return(Slot),
+    /// Hand a lane back, after the frames that its peers have already published; a full target is waited for
+    /// so long.
+    Return(Slot, Duration),
     /// Hand all lanes back and end.
     Stop,
 }
@@ -130,9 +131,10 @@ impl WorkerHandle {
         Ok(slot)
     }
 
-    /// Asks for a lane back. It comes through the box given to [`Self::start`].
-    pub fn ask_back(&self, slot: Slot) {
-        self.commands.post(Command::Return(slot));
+    /// Asks for a lane back, with so much patience for targets that are full. It comes through the box given to
+    /// [`Self::start`].
+    pub fn ask_back(&self, slot: Slot, patience: Duration) {
+        self.commands.post(Command::Return(slot, patience));
     }
 
     /// Says that a lane came back: its slot is free, its bells ring for nobody.
@@ -175,8 +177,29 @@ struct Served {
     visit: Visit,
     /// When a frame was last moved, as far as the clock was looked at.
     last_moved: Instant,
-    /// Visits left before it is handed back, once it was asked for.
-    leaving: Option<u16>,
+    /// How it leaves, once it was asked for.
+    leaving: Option<Leaving>,
+}
+
+/// How a lane leaves: with the frames that were published before, but not for ever.
+struct Leaving {
+    visits: u16,
+    until: Instant,
+}
+
+impl Leaving {
+    /// Whether the lane goes, now that it was visited.
+    fn is_over(&mut self, visit: Visit, now: Instant) -> bool {
+        let late = now >= self.until;
+        match visit {
+            Visit::Quiet => true,
+            Visit::Stalled => late,
+            Visit::Moved => {
+                self.visits = self.visits.saturating_add(1);
+                self.visits >= if late { VISITS_LATE } else { VISITS_LEAVING }
+            }
+        }
+    }
 }
 
 /// When things were last done, by a clock that is not looked at in every round.
@@ -228,11 +251,12 @@ impl Worker {
                     self.lanes[usize::from(slot)] = Some(served);
                     self.polled.push(slot);
                 }
-                Command::Return(slot) => {
-                    self.wake(slot, Instant::now());
+                Command::Return(slot, patience) => {
+                    let now = Instant::now();
+                    self.wake(slot, now);
                     // Not there any more, if it broke in the meantime.
                     if let Some(served) = &mut self.lanes[usize::from(slot)] {
-                        served.leaving = Some(VISITS_LEAVING);
+                        served.leaving = Some(Leaving { visits: 0, until: now + patience });
                     }
                 }
                 Command::Stop => {
@@ -265,10 +289,7 @@ impl Worker {
                 }
                 Err(fault) => Some(fault),
             };
-            let leaves = served.leaving.as_mut().is_some_and(|visits| {
-                *visits -= 1;
-                *visits == 0 || visit != Ok(Visit::Moved)
-            });
+            let leaves = served.leaving.as_mut().is_some_and(|leaving| leaving.is_over(served.visit, clock.now));
             if leaves || fault.is_some() {
                 self.polled.swap_remove(at);
                 self.hand_back(slot, fault);
@@ -401,5 +422,7 @@ const LISTEN: Duration = Duration::from_micros(20);
 /// How often sleeping lanes are looked at without a bell: DPDK and VPP load the flag without a fence
 /// after storing their index, so a bell can be lost.
 const LOOK: Duration = Duration::from_millis(200);
-/// Visits to a lane that is asked back: enough for everything in its longest ring.
-const VISITS_LEAVING: u16 = RING_MAX as u16 / BURST as u16 + 1;
+/// Visits with frames to a lane that is asked back: enough for everything in its longest ring, one at a time.
+const VISITS_LEAVING: u16 = RING_MAX as u16;
+/// The same once patience is over: enough for everything in its longest ring, a burst at a time.
+const VISITS_LATE: u16 = RING_MAX as u16 / BURST as u16 + 1;

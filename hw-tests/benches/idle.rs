@@ -74,7 +74,7 @@ fn measure(program: &Path, wires: usize) -> Result<Value, Box<dyn Error>> {
         "threads": after.threads,
         "ready_ms": ready.as_secs_f64() * 1e3,
         "connect_all_ms": connected.as_secs_f64() * 1e3,
-        "wake_us": { "samples": wake.len(), "p50": at(&wake, 0.5), "p99": at(&wake, 0.99), "max": at(&wake, 1.0) },
+        "wake_us": { "samples": wake.len(), "p50": at(&wake, 500), "p99": at(&wake, 990), "max": at(&wake, 1000) },
     }))
 }
 
@@ -140,10 +140,9 @@ fn wake_ups(ends: &mut [Endpoint]) -> Vec<f64> {
     samples
 }
 
-/// The value below which this part of the sorted samples lies.
-fn at(sorted: &[f64], part: f64) -> f64 {
-    let index = (part * (sorted.len() - 1) as f64).ceil() as usize;
-    sorted[index]
+/// The value that so many of a thousand sorted samples do not exceed.
+fn at(sorted: &[f64], per_mille: usize) -> f64 {
+    sorted[((sorted.len() - 1) * per_mille).div_ceil(1000)]
 }
 
 fn show(figures: &[Value]) {

@@ -1,4 +1,5 @@
 //! The real `dpdk-forwarder` as a process: reloaded, killed, drained, started twice.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -82,13 +83,21 @@ fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
     let Some(bed) = Bed::new("sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing") else { return };
     bed.write(&[bed.wire("wire", "")]);
     let daemon = bed.start("admin.sock");
-    let mut ends = bed.ends("wire");
+    // The far ring takes 32 frames at a time; the others wait in the near one.
+    let mut ends = [(0, 1024), (1, 32)]
+        .map(|(end, ring)| Endpoint::open(&MemifSpec { ring, ..bed.client("wire", end) }, PATIENCE).unwrap());
     let mut stream = Stream::new(0, &[64, 1518], 1000);
     assert_eq!(stream.send(&mut ends[0], 1000), 1000);
-    let (code, log) = end(daemon);
-    assert_eq!(code, Some(0), "{log}");
-    while stream.receive(&mut ends[1]) > 0 {}
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("draining");
+    assert_eq!(stream.tally().frames, 0);
+    eventually("all has come", || {
+        stream.receive(&mut ends[1]);
+        stream.missing() == 0
+    });
     stream.check_all();
+    let (code, log) = daemon.wait();
+    assert_eq!(code, Some(0), "{log}");
     for end in &ends {
         let goodbye = end.hear().unwrap_err().to_string();
         assert!(goodbye.contains("the peer disconnected: "), "{goodbye}");
@@ -110,7 +119,8 @@ fn a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket() {
     second.wait_for("wire not added");
     let (code, log) = end(second);
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains(&bed.socket("wire", 0).display().to_string()) && log.contains("in use"), "{log}");
+    let refusal = format!("listen on {}: another process does; stop it", bed.socket("wire", 0).display());
+    assert!(log.contains(&refusal), "{log}");
     // The first one's sockets and wires are as they were.
     carry(&mut ends, &mut both_ways(1, &[64], 512), 1000);
     drop(ends);
@@ -178,10 +188,11 @@ impl Bed {
 
     /// Both ends of a wire, as soon as they can be had.
     fn ends(&self, wire: &str) -> [Endpoint; 2] {
-        [0, 1].map(|end| {
-            let socket = self.socket(wire, end).to_str().unwrap().parse().unwrap();
-            Endpoint::open(&MemifSpec::new(socket, Role::Client), PATIENCE).unwrap()
-        })
+        [0, 1].map(|end| Endpoint::open(&self.client(wire, end), PATIENCE).unwrap())
+    }
+
+    fn client(&self, wire: &str, end: usize) -> MemifSpec {
+        MemifSpec::new(self.socket(wire, end).to_str().unwrap().parse().unwrap(), Role::Client)
     }
 }
 

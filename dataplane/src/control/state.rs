@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -138,8 +138,9 @@ impl State {
         }
     }
 
-    /// Begins to remove a wire: its doors close, its lanes are asked back. `false`: there is none.
-    pub fn begin_removal(&mut self, name: &str) -> bool {
+    /// Begins to remove a wire: its doors close, its lanes are asked back, with so much patience for frames that
+    /// their targets have no room for yet. `false`: there is none.
+    pub fn begin_removal(&mut self, name: &str, patience: Duration) -> bool {
         let Some(wire) = self.wires.get_mut(name) else { return false };
         let Body::Lanes(joint) = &mut wire.body else {
             self.wires.remove(name);
@@ -147,7 +148,7 @@ impl State {
         };
         joint.leaving = true;
         for (worker, slot) in joint.served() {
-            self.workers[worker].ask_back(slot);
+            self.workers[worker].ask_back(slot, patience);
         }
         let servers: Vec<_> = wire.spec.ends.iter().filter_map(server_spec).cloned().collect();
         for spec in &servers {
@@ -170,12 +171,12 @@ impl State {
     }
 
     /// Has a wire from now on, and joins its ends if they are there already.
-    pub fn insert(&mut self, name: String, wire: Wire) {
+    pub fn insert(&mut self, name: &str, wire: Wire) {
         let ends = wire.as_joint().into_iter().flat_map(|joint| &joint.ends);
         let deadline = ends.filter_map(End::deadline).min();
         self.remind(deadline);
-        self.wires.insert(name.clone(), wire);
-        self.join(&name);
+        self.wires.insert(name.to_owned(), wire);
+        self.join(name);
     }
 
     /// The next moment at which something may have to be done without an event.
@@ -308,7 +309,8 @@ impl State {
             }
             self.forget(token, &channel);
             for (worker, slot) in served {
-                self.workers[worker].ask_back(slot);
+                // What waits for the peer that is gone would wait in vain.
+                self.workers[worker].ask_back(slot, Duration::ZERO);
             }
         }
     }
