@@ -63,8 +63,8 @@ struct Course<'a> {
     view: ForwarderView<'a>,
     voice: Voice,
     reports: Vec<WireReport>,
-    /// Bytes that TCP carried from A to B.
-    tcp_bytes: BTreeMap<&'static str, u64>,
+    /// Bytes that certainly went from A to B, by subject.
+    carried: BTreeMap<&'static str, u64>,
     /// Frames that the generator sent, those that the sink received.
     generated: [u64; 2],
 }
@@ -77,7 +77,7 @@ impl<'a> Course<'a> {
             directory: format!("{}/", site.directory().display()),
         };
         let reports = Subject::ALL.map(|subject| WireReport::new(subject, names.clone())).into();
-        Self { site, far_end, view, voice, reports, tcp_bytes: BTreeMap::new(), generated: [0; 2] }
+        Self { site, far_end, view, voice, reports, carried: BTreeMap::new(), generated: [0; 2] }
     }
 
     fn report(&mut self, subject: Subject) -> &mut WireReport {
@@ -159,7 +159,7 @@ impl<'a> Course<'a> {
             match tcp::transfer(from, to, subject.v4(1), TCP_TIME) {
                 Ok(transfer) => {
                     self.report(subject).tcp_gbit_s = Some(transfer.gbit_s());
-                    self.tcp_bytes.insert(subject.name(), transfer.bytes);
+                    self.carried.insert(subject.name(), transfer.bytes);
                 }
                 Err(error) => self.report(subject).fail(&format!("TCP from A to {}: {error}", subject.v4(1))),
             }
@@ -180,6 +180,7 @@ impl<'a> Course<'a> {
                 Ok(outcome) => {
                     self.generated[0] += outcome.sent;
                     self.generated[1] += outcome.received.frames;
+                    *self.carried.entry(subject.name()).or_default() += outcome.received.bytes;
                     let report = self.report(subject);
                     let rate = outcome.frames_per_second() / 1e6;
                     report.rate_mpps.get_or_insert_default().insert(size, rate);
@@ -201,7 +202,7 @@ impl<'a> Course<'a> {
             stop.check()?;
             let wires = self.view.wires()?;
             let judged = Subject::ALL.map(|subject| {
-                let bytes_min = self.tcp_bytes.get(subject.name()).copied().unwrap_or(0);
+                let bytes_min = self.carried.get(subject.name()).copied().unwrap_or(0);
                 match self.witnesses(subject) {
                     Ok(witnesses) => counters::judge(&parts(&wires, subject), &witnesses, bytes_min),
                     Err(problem) => (counters::Counters::default(), vec![problem]),
