@@ -1,11 +1,14 @@
 //! The course of the demo: what is done, in order.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 use tokio::runtime::Handle;
 
 use super::counters::{self, Witness};
@@ -95,7 +98,7 @@ impl<'a> Course<'a> {
         let wires = loop {
             stop.check()?;
             let wires = self.view.wires()?;
-            let done = wires.iter().all(|wire| State::of(wire) == State::Up);
+            let done = wires.iter().all(|wire| State::of(wire) == State::Up) && self.interfaces_run();
             if done || Instant::now() > deadline {
                 break wires;
             }
@@ -119,6 +122,16 @@ impl<'a> Course<'a> {
         let up = wires.iter().filter(|wire| State::of(wire) == State::Up).count();
         self.voice.say(format_args!("{up} of {} wires are up", wires.len()));
         Ok(())
+    }
+
+    /// Whether the kernel sends through every interface. It takes notice of a carrier some time after it was switched
+    /// on, and loses what is sent until then: a lost ARP request would cost a second.
+    fn interfaces_run(&self) -> bool {
+        [0, 1].into_iter().all(|side| {
+            let running = self.site.namespace(side).run(running_interfaces).unwrap_or_default();
+            let here = Subject::ALL.into_iter().filter(|subject| side == 0 || subject.ends_in_kernel());
+            here.filter_map(Subject::interface).all(|name| running.iter().any(|running| running == name))
+        })
     }
 
     /// All of them at once.
@@ -267,6 +280,13 @@ fn parts(wires: &[Wire], subject: Subject) -> Vec<&Wire> {
     parts.collect::<Option<_>>().unwrap_or_default()
 }
 
+/// Names of the interfaces of this namespace through which the kernel sends.
+fn running_interfaces() -> Vec<String> {
+    let interfaces = getifaddrs().into_iter().flatten();
+    let running = interfaces.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING));
+    running.map(|interface| interface.interface_name).collect()
+}
+
 /// Why a wire is not up.
 fn reason(wire: &Wire) -> Option<String> {
     let ends = wire.ends.iter().filter_map(|end| Some(format!("{} {}", end.description, trouble(end)?)));
@@ -278,7 +298,7 @@ fn reason(wire: &Wire) -> Option<String> {
     }
 }
 
-fn ping_problem(address: std::net::IpAddr, pinged: &Pinged) -> Option<String> {
+fn ping_problem(address: IpAddr, pinged: &Pinged) -> Option<String> {
     let Pinged { sent, received, .. } = pinged;
     (received < sent || *sent == 0).then(|| format!("ping {address}: {sent} sent, {received} answered"))
 }
