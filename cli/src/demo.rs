@@ -65,8 +65,10 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
         stop.0.store(true, Relaxed);
     };
     let text = if json { report.json() } else { report.text() };
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(report.verdict()?)
+    let written = std::io::stdout().write_all(text.as_bytes());
+    // A reader that left does not make it a success.
+    report.verdict()?;
+    Ok(written?)
 }
 
 /// Tells what is going on, as it goes on.

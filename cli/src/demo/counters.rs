@@ -73,7 +73,7 @@ pub(super) fn judge(wires: &[&Wire], witnesses: &[Witness], bytes_min: u64) -> (
         }
     }
     if counters.bytes[0] < bytes_min {
-        problems.push(format!("{} bytes counted from A to B, but {bytes_min} arrived by TCP", counters.bytes[0]));
+        problems.push(format!("{} bytes counted from A to B, but {bytes_min} arrived", counters.bytes[0]));
     }
     (counters, problems)
 }
@@ -110,7 +110,7 @@ mod tests {
             problems,
             [
                 "frames from A to B do not agree: 10 at the wire b-c, 9 at the sink",
-                "640 bytes counted from A to B, but 641 arrived by TCP",
+                "640 bytes counted from A to B, but 641 arrived",
             ]
         );
     }

@@ -31,7 +31,7 @@ impl Subject {
             Self::KernelKernel => "kernel-kernel",
             Self::KernelMemif => "kernel-memif",
             Self::MemifMemif => "memif-memif",
-            Self::KernelMemifKernel => "kernel-memif-kernel",
+            Self::KernelMemifKernel => "tap-memif-tap",
         }
     }
 

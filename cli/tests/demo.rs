@@ -1,0 +1,142 @@
+//! The demo for real: the programs as they were built, real namespaces, real packets.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+#[test]
+fn every_wire_of_the_demo_passes_its_checks() {
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let demo = demo(&["--json"]).spawn().unwrap();
+    let pid = demo.id();
+    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
+    let (said, progress) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success(), "{said}\n{progress}");
+    let document: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&document["passed"], &document["problem"]), (&true.into(), &Value::Null));
+    let names: Vec<_> = wires(&document).iter().map(|wire| wire["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["kernel-kernel", "kernel-memif", "memif-memif", "tap-memif-tap"]);
+    for wire in wires(&document) {
+        let name = wire["name"].as_str().unwrap();
+        assert_eq!((&wire["passed"], &wire["problem"]), (&true.into(), &Value::Null), "{wire:#}");
+        assert!(wire["counters"]["frames"][0].as_u64().unwrap() > 0, "{wire:#}");
+        assert_eq!(wire["counters"]["drops"], 0, "{wire:#}");
+        if name == "memif-memif" {
+            assert!(wire["rate_mpps"]["64"].as_f64().unwrap() > 0.0, "{wire:#}");
+            assert!(wire["rate_mpps"]["1518"].as_f64().unwrap() > 0.0, "{wire:#}");
+        } else {
+            for family in ["v4", "v6"] {
+                let ping = &wire["ping"][family];
+                assert_eq!((&ping["sent"], &ping["received"]), (&5.into(), &5.into()), "{wire:#}");
+                assert!(ping["rtt_ms"].as_f64().unwrap() > 0.0, "{wire:#}");
+            }
+        }
+        let speaks_tcp = ["kernel-kernel", "tap-memif-tap"].contains(&name);
+        assert_eq!(wire["tcp_gbit_s"].as_f64().is_some_and(|rate| rate > 0.0), speaks_tcp, "{wire:#}");
+    }
+    assert_nothing_is_left_of(pid);
+}
+
+#[test]
+fn a_forwarder_that_does_not_start_is_told_and_nothing_is_left() {
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let demo = demo(&["--json", "--forwarder", "/bin/false"]).spawn().unwrap();
+    let pid = demo.id();
+    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&stdout).unwrap();
+    let reason = "forwarder /bin/false: ended before it was ready (exit status: 1); it logged nothing";
+    assert_eq!((status.code(), &document["passed"], &document["problem"]), (Some(1), &false.into(), &reason.into()));
+    assert!(String::from_utf8(stderr).unwrap().ends_with(&format!("{reason}\n")));
+    assert_nothing_is_left_of(pid);
+}
+
+#[test]
+fn a_signal_ends_the_demo_and_nothing_is_left() {
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let mut demo = until_wires_are_up();
+    kill(pid_of(&demo), Signal::SIGINT).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    assert_nothing_is_left_of(demo.id());
+}
+
+#[test]
+fn the_next_demo_removes_what_a_killed_one_left() {
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let mut killed = until_wires_are_up();
+    let directory = format!("/run/ferrule-demo-{}", killed.id());
+    let forwarder: i32 = fs::read_to_string(format!("{directory}/forwarder.pid")).unwrap().parse().unwrap();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(Path::new(&directory).exists());
+    demo(&["--forwarder", "/bin/false"]).output().unwrap();
+    assert_nothing_is_left_of(killed.id());
+    // Killed, though its new parent may not have noticed yet.
+    let state = fs::read_to_string(format!("/proc/{forwarder}/stat")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z ") || state.contains(") X "), "{state}");
+}
+
+/// A demo in the middle of its work.
+fn until_wires_are_up() -> Child {
+    let mut demo = demo(&[]).spawn().unwrap();
+    let mut stdout = BufReader::new(demo.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("wires are up") {
+        line.clear();
+        if stdout.read_line(&mut line).unwrap() == 0 {
+            let mut said = String::new();
+            demo.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("the demo ended early: {said}");
+        }
+    }
+    demo
+}
+
+fn demo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(FERRULE);
+    command.arg("demo").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn wires(document: &Value) -> &[Value] {
+    document["wires"].as_array().unwrap()
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+fn assert_nothing_is_left_of(pid: u32) {
+    let name = format!("ferrule-demo-{pid}");
+    for path in [format!("/run/{name}"), format!("/run/netns/{name}-a"), format!("/run/netns/{name}-b")] {
+        assert!(!Path::new(&path).exists(), "{path} is left");
+    }
+}
+
+/// What this machine lacks for a demo.
+fn lacking() -> Option<String> {
+    let forwarder = Path::new(FERRULE).with_file_name("dpdk-forwarder");
+    if !forwarder.exists() {
+        return Some(format!("{} is not built", forwarder.display()));
+    }
+    // It looks for what it needs before anything else.
+    let output = demo(&["--forwarder", "/bin/false"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    said.strip_prefix("the demo cannot run here: ").map(|needs| needs.trim().to_owned())
+}
+
+const FERRULE: &str = env!("CARGO_BIN_EXE_ferrule");
