@@ -74,6 +74,14 @@ impl TestNetNs {
         links.lines().filter_map(name).filter(|name| name != "lo").collect()
     }
 
+    /// Waits until these interfaces are inside, without the loopback, and no others.
+    ///
+    /// A TAP goes when its last descriptor does, and a program that another thread of the test is just starting
+    /// has copies of all descriptors for a moment.
+    pub fn wait_for_interfaces(&self, names: &[&str]) {
+        eventually(&format!("the interfaces are {names:?}"), || self.interfaces() == names);
+    }
+
     /// The flags of an interface, as `ip` writes them: `BROADCAST,MULTICAST,UP,LOWER_UP`.
     pub fn flags(&self, interface: &str) -> Vec<String> {
         let link = self.ip(&format!("link show {interface}"));
