@@ -82,7 +82,8 @@ fn a_plain_tap_has_1500_bytes_and_goes_with_its_value() {
     let interface = TapInterface::create(&pod.spec("nsm-1")).unwrap();
     assert!(pod.ip("link show nsm-1").contains("mtu 1500"));
     drop(interface);
-    assert_eq!(pod.links(), ["lo"]);
+    // A program that another test is just starting has a copy of its descriptor for a moment.
+    until("the interface is gone", || pod.links() == ["lo"]);
 }
 
 #[test]
@@ -140,7 +141,7 @@ fn what_the_kernel_refuses_is_named_and_leaves_nothing_behind() {
         ] {
             assert!(error.to_string().starts_with(message), "{error}");
         }
-        assert_eq!((pod.links(), peer.links()), (vec!["lo".to_owned()], vec!["lo".to_owned()]));
+        until("nothing is left behind", || pod.links() == ["lo"] && peer.links() == ["lo"]);
     }
 }
 

@@ -67,7 +67,7 @@ fn a_killed_forwarder_is_replaced_by_the_next() {
         assert_eq!(pod.interfaces(), ["nsm-1"]);
         daemon.kill();
         eventually("the peers see it", || ends.iter().all(|end| end.hear().is_err()));
-        eventually("the kernel took the interface back", || pod.interfaces().is_empty());
+        pod.wait_for_interfaces(&[]);
         assert!(bed.socket("wire", 0).exists(), "nobody cleaned up");
         daemon = bed.start("admin.sock");
         let mut ends = bed.ends("wire");

@@ -38,7 +38,7 @@ fn frames_towards_memif_have_their_checksums_and_keep_to_the_mtu() {
             });
             let ((from, _), (to, address)) = (a.udp(family[0].parse().unwrap()), b.udp(far));
             setsockopt(&from, UdpGsoSegment, &1200).unwrap();
-            from.send_to(&[9; 40 * 1200], address).unwrap();
+            from.send_to(&vec![9; 40 * 1200], address).unwrap();
             (0..40).for_each(|_| assert_eq!(to.recv(&mut [0; 1500]).unwrap(), 1200));
         }
         drop(inspector);

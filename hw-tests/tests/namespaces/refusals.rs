@@ -45,14 +45,14 @@ fn what_is_refused_leaves_nothing_and_can_be_made_once_it_is_put_right() {
     for (kernel, parts) in cases {
         let error = engine.add(wire(&kernel, &socket)).unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{parts:?}: {error}");
-        assert_eq!(pod.interfaces(), ["taken"], "{error}");
+        pod.wait_for_interfaces(&["taken"]);
         assert!(!socket.exists(), "{error}");
         assert!(engine.wires().is_empty(), "{error}");
         // The same wire with the fault put right.
         engine.add(wire(&good, &socket)).unwrap();
-        assert_eq!(pod.interfaces(), ["taken", "nsm-1"]);
+        pod.wait_for_interfaces(&["taken", "nsm-1"]);
         engine.remove("refused").unwrap();
-        assert_eq!(pod.interfaces(), ["taken"]);
+        pod.wait_for_interfaces(&["taken"]);
     }
 }
 
@@ -73,7 +73,7 @@ fn a_second_wire_cannot_take_the_interface_or_the_id_of_the_first() {
     let other = KernelSpec { name: "nsm-2".parse().unwrap(), ..kernel.clone() };
     let error = engine.add(renamed(wire(&other, &first))).unwrap_err().to_string();
     assert!(error.contains("wire `refused` has that id") && first.exists(), "{error}");
-    assert_eq!(pod.interfaces(), ["nsm-1"]);
+    pod.wait_for_interfaces(&["nsm-1"]);
 }
 
 /// The memif end comes first, so that its listener is there when the kernel end fails.

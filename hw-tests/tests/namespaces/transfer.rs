@@ -103,13 +103,13 @@ fn send_and_compare(from: &UdpSocket, to: &UdpSocket, address: std::net::SocketA
 
 /// One call sends many datagrams, which the kernel leaves in one frame (UDP segmentation offload).
 fn segmented(from: &UdpSocket, to: &UdpSocket, address: std::net::SocketAddr) {
-    const SEGMENT: usize = 1000;
-    setsockopt(from, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
-    let sent = Content(9).next(20 * SEGMENT + 1);
+    const SEGMENT: u16 = 1000;
+    setsockopt(from, UdpGsoSegment, &i32::from(SEGMENT)).unwrap();
+    let sent = Content(9).next(20 * usize::from(SEGMENT) + 1);
     from.send_to(&sent, address).unwrap();
     setsockopt(from, UdpGsoSegment, &0).unwrap();
     let mut received = vec![0; 65_536];
-    for part in sent.chunks(SEGMENT) {
+    for part in sent.chunks(SEGMENT.into()) {
         let length = to.recv(&mut received).unwrap();
         assert!(received[..length] == *part, "a datagram of many sent at once is not what was sent");
     }
