@@ -67,18 +67,25 @@ pub fn run(load: &Load, a: &mut Endpoint, b: &mut Endpoint) -> Result<[Outcome; 
     let mut back = load.both_ways.then(|| Flow::new(load, 1)).transpose()?;
     let started = Instant::now();
     let mut last_arrival = started;
+    let mut last_sent = started;
     let mut sending = true;
+    // Since the last look at the clock.
+    let mut arrivals = false;
     for round in 0u64.. {
         let mut moved = there.round(sending, &mut a.queues, &mut b.queues, &mut bell)?;
         if let Some(back) = &mut back {
             moved |= back.round(sending, &mut b.queues, &mut a.queues, &mut bell)?;
         }
+        arrivals |= moved;
         if !round.is_multiple_of(ROUNDS_PER_CLOCK) && (sending || moved) {
             continue;
         }
         let now = Instant::now();
-        if moved {
+        if std::mem::take(&mut arrivals) {
             last_arrival = now;
+        }
+        if sending {
+            last_sent = now;
         }
         let flows = || [Some(&there), back.as_ref()].into_iter().flatten();
         sending = sending
@@ -87,7 +94,7 @@ pub fn run(load: &Load, a: &mut Endpoint, b: &mut Endpoint) -> Result<[Outcome; 
                 Stop::Frames(count) => flows().any(|flow| flow.sent < count),
             };
         let arrived = flows().all(|flow| flow.sink.tally().frames >= flow.sent);
-        if !sending && (arrived || now - last_arrival > GRACE) {
+        if !sending && (arrived || now - last_arrival.max(last_sent) > GRACE) {
             break;
         }
     }
@@ -205,7 +212,7 @@ pub enum RunError {
 }
 
 /// How long to wait for frames under way when nothing arrives any more.
-const GRACE: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_secs(1);
 const ROUNDS_PER_CLOCK: u64 = 64;
 /// Frames stamped, copied or looked at together; a divisor of the burst.
 const GROUP: usize = 8;

@@ -17,7 +17,7 @@ pub(super) struct Counters {
     pub(super) frames: [u64; 2],
     /// Their bytes without FCS.
     pub(super) bytes: [u64; 2],
-    /// Frames that were dropped anywhere, for any reason.
+    /// Frames that were dropped anywhere, for any reason, since the wires were up.
     pub(super) drops: u64,
 }
 
@@ -46,6 +46,18 @@ impl Witness {
         let frames = received(&table, name);
         let frames = frames.ok_or_else(|| format!("there is no interface {name} in namespace {}", SIDES[side]))?;
         Ok(Self::new(format!("{name} in {}", SIDES[side]), 1 - side, frames))
+    }
+}
+
+/// Takes out the drops from before the wires were up: what an interface says to a peer that is not there yet.
+pub(super) fn forget_drops(wires: &mut [Wire], before: &[Wire]) {
+    for wire in wires {
+        let Some(before) = before.iter().find(|before| before.name == wire.name) else { continue };
+        for (now, before) in wire.directions.iter_mut().zip(&before.directions) {
+            for (now, before) in now.drops.iter_mut().zip(&before.drops) {
+                now.frames = now.frames.saturating_sub(before.frames);
+            }
+        }
     }
 }
 
@@ -122,6 +134,16 @@ mod tests {
         assert_eq!((counters.frames, counters.drops), ([0, 42], 12));
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert_eq!(judge(&[], &[], 0).1, ["the forwarder does not know it"]);
+    }
+
+    #[test]
+    fn drops_from_before_the_wire_was_up_are_forgotten() {
+        let (before, mut wires) = (fixtures::wires(), fixtures::wires());
+        wires[0].directions[0].drops[0].frames += 1;
+        forget_drops(&mut wires, &before);
+        assert_eq!(judge(&[&wires[0]], &[], 0).0.drops, 1);
+        forget_drops(&mut wires, &[]);
+        assert_eq!(judge(&[&wires[0]], &[], 0).0.drops, 1);
     }
 
     #[test]

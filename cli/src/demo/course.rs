@@ -68,6 +68,8 @@ struct Course<'a> {
     reports: Vec<WireReport>,
     /// Bytes that certainly went from A to B, by subject.
     carried: BTreeMap<&'static str, u64>,
+    /// The wires when they had just come up.
+    before: Vec<Wire>,
     /// Frames that the generator sent, those that the sink received.
     generated: [u64; 2],
 }
@@ -80,7 +82,7 @@ impl<'a> Course<'a> {
             directory: format!("{}/", site.directory().display()),
         };
         let reports = Subject::ALL.map(|subject| WireReport::new(subject, names.clone())).into();
-        Self { site, far_end, view, voice, reports, carried: BTreeMap::new(), generated: [0; 2] }
+        Self { site, far_end, view, voice, reports, carried: BTreeMap::new(), before: Vec::new(), generated: [0; 2] }
     }
 
     fn report(&mut self, subject: Subject) -> &mut WireReport {
@@ -121,6 +123,7 @@ impl<'a> Course<'a> {
         }
         let up = wires.iter().filter(|wire| State::of(wire) == State::Up).count();
         self.voice.say(format_args!("{up} of {} wires are up", wires.len()));
+        self.before = wires;
         Ok(())
     }
 
@@ -213,7 +216,8 @@ impl<'a> Course<'a> {
         let deadline = Instant::now() + SETTLE;
         loop {
             stop.check()?;
-            let wires = self.view.wires()?;
+            let mut wires = self.view.wires()?;
+            counters::forget_drops(&mut wires, &self.before);
             let judged = Subject::ALL.map(|subject| {
                 let bytes_min = self.carried.get(subject.name()).copied().unwrap_or(0);
                 match self.witnesses(subject) {
@@ -227,7 +231,9 @@ impl<'a> Course<'a> {
             }
             for (subject, (counters, problems)) in Subject::ALL.into_iter().zip(judged) {
                 self.report(subject).counters = Some(counters);
-                problems.iter().for_each(|problem| self.report(subject).fail(problem));
+                for problem in &problems {
+                    self.report(subject).fail(problem);
+                }
             }
             return Ok(());
         }

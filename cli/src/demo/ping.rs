@@ -30,7 +30,7 @@ impl Pinged {
 pub(super) fn ping(from: &NetNs, address: IpAddr) -> Result<Pinged, PingError> {
     let (count, family) = (COUNT.to_string(), if address.is_ipv4() { "-4" } else { "-6" });
     let mut command = Command::new("ping");
-    command.args([family, "-n", "-q", "-c", &count, "-i", INTERVAL_S, "-W", "2", "-w", DEADLINE_S]);
+    command.args([family, "-n", "-c", &count, "-i", INTERVAL_S, "-W", "2", "-w", DEADLINE_S]);
     command.arg(address.to_string()).env("LC_ALL", "C");
     let output = from.run(move || command.output()).and_then(|output| output).map_err(PingError::Start)?;
     let said = String::from_utf8_lossy(&output.stdout);
@@ -56,18 +56,23 @@ pub(super) enum PingError {
     },
 }
 
-/// Reads the last lines of `ping`:
+/// Reads what `ping` says of each reply, and at the end:
 /// ```text
+/// 64 bytes from 10.99.2.2: icmp_seq=1 ttl=64 time=0.041 ms
 /// 5 packets transmitted, 5 received, 0% packet loss, time 802ms
 /// rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms
 /// ```
+/// With a deadline it sends until it has `COUNT` replies. When a reply is late, one request more is under way at the
+/// end: that one is not lost, so only the first `COUNT` are looked at.
 fn parse(text: &str) -> Option<Pinged> {
-    let summary = text.lines().find(|line| line.contains("packets transmitted"))?;
-    let mut numbers = summary.split(", ").map(|part| part.split(' ').next().and_then(|word| word.parse().ok()));
-    let (sent, received) = (numbers.next()??, numbers.next()??);
+    let summary = text.lines().find(|line| line.contains(" packets transmitted"))?;
+    let sent: u32 = summary.split(' ').next()?.parse().ok()?;
+    let replies = text.lines().filter(|line| line.contains("bytes from") && !line.contains("DUP!"));
+    let numbers = replies.filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse::<u32>().ok());
+    let received = numbers.filter(|number| *number <= COUNT).count() as u32;
     let times = text.lines().find_map(|line| line.split_once("min/avg/max")?.1.split_once("= "));
     let rtt_ms = times.and_then(|(_, times)| times.split('/').nth(1)?.parse().ok());
-    Some(Pinged { sent, received, rtt_ms })
+    Some(Pinged { sent: sent.min(COUNT), received, rtt_ms })
 }
 
 /// Requests of one ping.
@@ -82,10 +87,23 @@ mod tests {
 
     #[test]
     fn replies_are_counted_and_timed() {
-        let text = "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.\n\n--- 10.0.0.2 ping statistics ---\n\
-            5 packets transmitted, 5 received, 0% packet loss, time 802ms\n\
-            rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms\n";
-        assert_eq!(parse(text), Some(Pinged { sent: 5, received: 5, rtt_ms: Some(0.041) }));
+        let text = said(&[1, 2, 3, 4, 5], 5);
+        assert_eq!(parse(&text), Some(Pinged { sent: 5, received: 5, rtt_ms: Some(0.041) }));
+    }
+
+    #[test]
+    fn a_request_under_way_at_the_end_is_not_lost_but_one_before_is() {
+        assert_eq!(parse(&said(&[1, 2, 3, 4, 5], 6)).unwrap().received, 5);
+        assert_eq!(parse(&said(&[1, 2, 4, 5, 6], 6)).unwrap().received, 4);
+    }
+
+    fn said(replies: &[u32], sent: u32) -> String {
+        let mut text = "PING 10.99.2.2 (10.99.2.2) 56(84) bytes of data.\n".to_owned();
+        for number in replies {
+            text += &format!("64 bytes from 10.99.2.2: icmp_seq={number} ttl=64 time=0.041 ms\n");
+        }
+        text += &format!("\n{sent} packets transmitted, {} received, 0% packet loss, time 802ms\n", replies.len());
+        text + "rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms\n"
     }
 
     #[test]

@@ -73,8 +73,8 @@ impl Subject {
     }
 
     /// This interface of side `side` in the wires file.
-    fn kernel_end(self, site: &Site, side: usize) -> String {
-        let netns = site.namespace_path(side);
+    fn kernel_end(self, place: &Site, side: usize) -> String {
+        let netns = place.namespace_path(side);
         let name = self.interface().unwrap_or_default();
         let (v4, v6) = (self.v4(side), self.v6(side));
         format!("kernel: {{ netns: {}, name: {name}, addresses: [{v4}/24, \"{v6}/64\"] }}", netns.display())

@@ -89,7 +89,7 @@ impl Report {
                 Cell::new(wire.name),
                 Cell::new(word).fg(colour),
                 Cell::new(ends.join("\n")),
-                Cell::new(wire.ping.map(Pings::text).unwrap_or_else(absent)),
+                Cell::new(wire.ping.map_or_else(absent, Pings::text)),
                 Cell::new(wire.throughput()),
                 right(wire.counters.map_or_else(absent, |counters| {
                     format!("A>B {:>10}\nB>A {:>10}", text::count(counters.frames[0]), text::count(counters.frames[1]))

@@ -30,13 +30,13 @@ pub(super) fn transfer(from: &NetNs, to: &NetNs, address: IpAddr, time: Duration
     let connect = || from.run(|| TcpStream::connect_timeout(&target, PATIENCE)).and_then(|stream| stream);
     let sender = connect().map_err(|source| TcpError::Connect { target, source })?;
     // The connection waits in the backlog: this does not block.
-    let (receiver, _) = listener.accept().map_err(TcpError::Listen)?;
-    for stream in [&sender, &receiver] {
+    let (taker, _) = listener.accept().map_err(TcpError::Listen)?;
+    for stream in [&sender, &taker] {
         let limits = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         limits.map_err(TcpError::Send)?;
     }
     thread::scope(|scope| {
-        let received = scope.spawn(move || receive(receiver));
+        let received = scope.spawn(move || receive(taker));
         let sent = send(sender, time);
         let received = received.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         let (sent, elapsed) = sent?;
