@@ -6,6 +6,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -85,9 +87,13 @@ fn the_next_demo_removes_what_a_killed_one_left() {
     assert!(Path::new(&directory).exists());
     demo(&["--forwarder", "/bin/false"]).output().unwrap();
     assert_nothing_is_left_of(killed.id());
-    // Killed, though its new parent may not have noticed yet.
-    let state = fs::read_to_string(format!("/proc/{forwarder}/stat")).unwrap_or_default();
-    assert!(state.is_empty() || state.contains(") Z ") || state.contains(") X "), "{state}");
+    // Killed; the kernel may still be taking it down, or its new parent may not have noticed yet.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let state = || fs::read_to_string(format!("/proc/{forwarder}/stat")).unwrap_or_default();
+    while !(state().is_empty() || state().contains(") Z ") || state().contains(") X ")) {
+        assert!(Instant::now() < deadline, "{}", state());
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A demo in the middle of its work.
