@@ -7,7 +7,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
-//! - [`bench`]: how fast, beside a peer's program.
+//! - [`mod@bench`]: how fast, beside a peer's program.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.

@@ -100,9 +100,11 @@ mod tests {
     fn said(replies: &[u32], sent: u32) -> String {
         let mut text = "PING 10.99.2.2 (10.99.2.2) 56(84) bytes of data.\n".to_owned();
         for number in replies {
-            text += &format!("64 bytes from 10.99.2.2: icmp_seq={number} ttl=64 time=0.041 ms\n");
+            let reply = format!("64 bytes from 10.99.2.2: icmp_seq={number} ttl=64 time=0.041 ms\n");
+            text.push_str(&reply);
         }
-        text += &format!("\n{sent} packets transmitted, {} received, 0% packet loss, time 802ms\n", replies.len());
+        let summary = format!("\n{sent} packets transmitted, {} received, 0% packet loss, time 802ms\n", replies.len());
+        text.push_str(&summary);
         text + "rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms\n"
     }
 
