@@ -98,14 +98,10 @@ mod tests {
     }
 
     fn said(replies: &[u32], sent: u32) -> String {
-        let mut text = "PING 10.99.2.2 (10.99.2.2) 56(84) bytes of data.\n".to_owned();
-        for number in replies {
-            let reply = format!("64 bytes from 10.99.2.2: icmp_seq={number} ttl=64 time=0.041 ms\n");
-            text.push_str(&reply);
-        }
-        let summary = format!("\n{sent} packets transmitted, {} received, 0% packet loss, time 802ms\n", replies.len());
-        text.push_str(&summary);
-        text + "rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms\n"
+        let reply = |number| format!("64 bytes from 10.99.2.2: icmp_seq={number} ttl=64 time=0.041 ms");
+        let summary = format!("{sent} packets transmitted, {} received, 0% packet loss, time 802ms", replies.len());
+        let times = "rtt min/avg/max/mdev = 0.026/0.041/0.090/0.024 ms".to_owned();
+        replies.iter().map(reply).chain([summary, times]).collect::<Vec<_>>().join("\n")
     }
 
     #[test]
