@@ -41,7 +41,7 @@ bench: need-test
 	@echo "==> building (release)"
 	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
 	@$(RELEASE)/ferrule bench --against testpmd
-	@$(CARGO) bench --locked -p ferrule-hw-tests
+	@$(CARGO) bench --locked -p ferrule-hw-tests --bench idle
 
 # Installs the Debian packages of a list that are not there.
 need-%: PACKAGES = $($(shell echo $* | tr a-z A-Z)_PACKAGES)
