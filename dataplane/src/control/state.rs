@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::control::voice::Voice;
+use crate::control::voice::{Voice, shown};
 use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire};
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::lane::deal;
@@ -273,7 +273,7 @@ impl State {
                 }
                 Err((error, lane)) => {
                     if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-                        tracing::error!(wire = name, %error, unsaid, "a queue cannot be served");
+                        tracing::error!(wire = name, %error, unsaid = shown(unsaid), "a queue cannot be served");
                     }
                     joint.problem = Some(error.to_string());
                     joint.lanes.push(LanePlace::Back(lane));
@@ -282,7 +282,7 @@ impl State {
         }
         joint.set_carrier(true);
         if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-            tracing::info!(wire = name, queues = joint.served().count(), unsaid, "up");
+            tracing::info!(wire = name, queues = joint.served().count(), unsaid = shown(unsaid), "up");
         }
     }
 
@@ -292,7 +292,7 @@ impl State {
         let was_live = joint.ends[end].present;
         if was_live {
             if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-                tracing::info!(wire = name, end, %reason, unsaid, "peer gone");
+                tracing::info!(wire = name, end, %reason, unsaid = shown(unsaid), "peer gone");
             }
             joint.set_carrier(false);
         }
@@ -343,7 +343,7 @@ impl State {
         let spare: Vec<_> = self.handshakes.keys().copied().collect();
         let Some(door) = self.doors.get_mut(key) else { return };
         if let Some(unsaid) = door.voice.may_say(Instant::now()) {
-            tracing::warn!(socket = %key.address, %error, unsaid, "a client cannot be accepted");
+            tracing::warn!(socket = %key.address, %error, unsaid = shown(unsaid), "a client cannot be accepted");
         }
         if spare.is_empty() {
             drop(self.reserve.take());
@@ -442,7 +442,7 @@ impl State {
     fn attach(&mut self, name: &str, end: usize, channel: Channel, connection: Connection, token: u64) {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
         if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-            tracing::info!(wire = name, end, peer = connection.peer, unsaid, "peer connected");
+            tracing::info!(wire = name, end, peer = connection.peer, unsaid = shown(unsaid), "peer connected");
         }
         joint.ends[end].connected(channel, connection, token);
         self.join(name);
@@ -455,7 +455,7 @@ impl State {
         self.forget(token, &channel);
         let Some(state) = self.doors.get_mut(&door) else { return };
         if let Some(unsaid) = state.voice.may_say(Instant::now()) {
-            tracing::warn!(socket = %door.address, %reason, unsaid, "refused a memif client");
+            tracing::warn!(socket = %door.address, %reason, unsaid = shown(unsaid), "refused a memif client");
         }
         let Some((wire, end)) = asked.and_then(|id| state.ids.get(&id)) else { return };
         if let Some(joint) = self.wires.get_mut(wire).and_then(Wire::as_joint_mut)
@@ -490,7 +490,7 @@ impl State {
             if joint.ends[end].last_error.as_ref() != Some(&problem)
                 && let Some(unsaid) = joint.voice.may_say(Instant::now())
             {
-                tracing::info!(wire = name, end, problem, unsaid, "not connected; trying again");
+                tracing::info!(wire = name, end, problem, unsaid = shown(unsaid), "not connected; trying again");
             }
             joint.ends[end].disconnected(problem);
             let deadline = joint.ends[end].deadline();

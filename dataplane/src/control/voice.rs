@@ -27,6 +27,11 @@ impl Voice {
     }
 }
 
+/// The count as a field of a log line, which does without it if there is nothing to tell.
+pub fn shown(unsaid: u64) -> Option<u64> {
+    (unsaid > 0).then_some(unsaid)
+}
+
 /// Lines said in each window: a peer that restarts is three of them.
 const LINES: u32 = 12;
 const WINDOW: Duration = Duration::from_secs(10);

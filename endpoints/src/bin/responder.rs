@@ -23,7 +23,7 @@ struct Flags {
     #[arg(long, default_value_t = 0)]
     id: u32,
     /// Listen, or connect and make the shared memory
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, default_value = "client")]
     role: RoleFlag,
     /// What the server demands; both sides must name the same
     #[arg(long, value_name = "TEXT", env = "FERRULE_MEMIF_SECRET", hide_env_values = true)]
@@ -31,7 +31,7 @@ struct Flags {
     /// What frames begin with
     #[arg(long, value_enum, default_value = "ethernet")]
     mode: ModeFlag,
-    /// Queue pairs: as client what we make, as server the most we accept
+    /// Queue pairs that we make as client
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUES_MAX)))]
     queues: u16,
     /// Our MAC address
