@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::control::Control;
-use crate::control::state::{DoorError, State};
+use crate::control::state::State;
+use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::kernel::{Place, TapInterface, VethPair};
 use crate::spec::{EndSpec, FieldError, MemifSpec, Role, WireSpec};

@@ -1,0 +1,258 @@
+//! Doors: listening sockets, and the handshakes of the clients that come in by them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Socket, State};
+use crate::control::voice::{Voice, shown};
+use crate::control::wire::Wire;
+use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
+use crate::memif::handshake::{Connection, Offer, Outbox, Refusal, Server};
+use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress};
+
+/// A listening socket and the interfaces behind it.
+pub(super) struct Door {
+    listener: Listener,
+    token: u64,
+    /// By interface id: the wire and which end of it.
+    ids: HashMap<u32, (String, usize)>,
+    /// What is said of the clients that were turned away.
+    voice: Voice,
+}
+
+/// A listening socket is known by its address and, if abstract, its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DoorKey {
+    address: SocketAddress,
+    netns: Option<NetNs>,
+}
+
+impl From<&MemifSpec> for DoorKey {
+    fn from(spec: &MemifSpec) -> Self {
+        let netns = matches!(spec.socket, SocketAddress::Abstract(_)).then(|| spec.netns.clone()).flatten();
+        Self { address: spec.socket.clone(), netns }
+    }
+}
+
+/// A client that has not finished its handshake.
+pub(super) struct Handshake {
+    door: DoorKey,
+    channel: Channel,
+    server: Server,
+    since: Instant,
+    /// When it last said something.
+    heard: Instant,
+    /// The interface id that it wants, once it has said so.
+    asked: Option<u32>,
+}
+
+impl Handshake {
+    /// When it is given up.
+    pub(super) fn deadline(&self) -> Instant {
+        self.since + HANDSHAKE
+    }
+}
+
+impl State {
+    /// Listens for the memif server that is end `end` of wire `name`.
+    pub fn open_door(&mut self, name: &str, end: usize, spec: &MemifSpec) -> Result<(), DoorError> {
+        let key = DoorKey::from(spec);
+        if let Some(door) = self.doors.get_mut(&key) {
+            if let Some((other, _)) = door.ids.get(&spec.id) {
+                return Err(DoorError::IdTaken { id: spec.id, address: key.address, wire: other.clone() });
+            }
+            door.ids.insert(spec.id, (name.to_owned(), end));
+            return Ok(());
+        }
+        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
+        let token = self.watch(&listener, Socket::Door(key.clone()))?;
+        let ids = HashMap::from([(spec.id, (name.to_owned(), end))]);
+        self.doors.insert(key, Door { listener, token, ids, voice: Voice::default() });
+        Ok(())
+    }
+
+    /// Does not listen for that end any more.
+    pub fn close_door(&mut self, spec: &MemifSpec) {
+        let key = DoorKey::from(spec);
+        let Some(door) = self.doors.get_mut(&key) else { return };
+        door.ids.remove(&spec.id);
+        if door.ids.is_empty()
+            && let Some(door) = self.doors.remove(&key)
+        {
+            self.forget(door.token, &door.listener);
+        }
+    }
+
+    pub(super) fn accept(&mut self, key: &DoorKey) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(door) = self.doors.get(key) else { return };
+            let channel = match door.listener.accept() {
+                Ok(channel) => channel,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.cannot_accept(key, &error),
+            };
+            let mut out = Outbox::default();
+            let server = Server::greet(&mut out);
+            if channel.send(&mut out).is_err() {
+                continue;
+            }
+            let Ok(token) = self.watch(&channel, Socket::Handshake) else { continue };
+            let now = Instant::now();
+            let handshake = Handshake { door: key.clone(), channel, server, since: now, heard: now, asked: None };
+            self.handshakes.insert(token, handshake);
+            self.remind(Some(now + HANDSHAKE));
+            self.make_room(key);
+        }
+    }
+
+    /// Out of descriptors. The unfinished handshakes are what can be spared; without any, the client
+    /// is let in by the reserve and shown out, or it would wake this thread for ever.
+    fn cannot_accept(&mut self, key: &DoorKey, error: &io::Error) {
+        let spare: Vec<_> = self.handshakes.keys().copied().collect();
+        let Some(door) = self.doors.get_mut(key) else { return };
+        if let Some(unsaid) = door.voice.may_say(Instant::now()) {
+            tracing::warn!(socket = %key.address, %error, unsaid = shown(unsaid), "a client cannot be accepted");
+        }
+        if spare.is_empty() {
+            drop(self.reserve.take());
+            drop(door.listener.accept());
+            self.reserve = reserve();
+        }
+        for token in spare {
+            self.refuse(token, &Refusal::Crowded);
+        }
+    }
+
+    /// Turns a client of a door away when too many are in mid-handshake, so that a flood does not push
+    /// out an honest one: first the oldest that had its time and never said whom it wants, or else the
+    /// one that has been quiet for the longest.
+    fn make_room(&mut self, key: &DoorKey) {
+        let of_door = || self.handshakes.iter().filter(|(_, handshake)| handshake.door == *key);
+        let count = of_door().count();
+        if count <= HANDSHAKES_MAX {
+            return;
+        }
+        let silent = of_door().take(count / 2).find(|(_, handshake)| handshake.asked.is_none());
+        let turned_away = silent.or_else(|| of_door().min_by_key(|(_, handshake)| handshake.heard));
+        if let Some(token) = turned_away.map(|(&token, _)| token) {
+            self.refuse(token, &Refusal::Crowded);
+        }
+    }
+
+    /// Leads the conversation with a client in mid-handshake.
+    pub(super) fn converse(&mut self, token: u64) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(handshake) = self.handshakes.get_mut(&token) else { return };
+            let (message, files) = match handshake.channel.receive() {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(refusal) => return self.refuse(token, &refusal),
+            };
+            if let crate::memif::message::Message::Init(init) = &message {
+                handshake.asked.get_or_insert(init.id);
+                let holder = self.doors.get(&handshake.door).and_then(|door| door.ids.get(&init.id)).cloned();
+                if let Some((wire, end)) = holder {
+                    self.notice_loss(&wire, end);
+                }
+            }
+            let Some(Handshake { door, channel, server, since, asked, .. }) = self.handshakes.remove(&token) else {
+                return;
+            };
+            let heard = Instant::now();
+            let mut out = Outbox::default();
+            let result = server.handle(message, files, |id| self.offer(&door, id), &mut out);
+            match result.and_then(|server| channel.send(&mut out).map(|()| server)) {
+                Ok(Server::Connected(connection)) => return self.admit(&door, channel, *connection, token),
+                Ok(server) => {
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
+                }
+                Err(refusal) => {
+                    let server = Server::ExpectInit;
+                    self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
+                    return self.refuse(token, &refusal);
+                }
+            }
+        }
+    }
+
+    /// The interface of an id, if it is free.
+    fn offer(&self, door: &DoorKey, id: u32) -> Result<Offer<'_>, Refusal> {
+        let (wire, end) = self.doors.get(door).and_then(|door| door.ids.get(&id)).ok_or(Refusal::UnknownId(id))?;
+        let wire = self.wires.get(wire).ok_or(Refusal::UnknownId(id))?;
+        let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(Refusal::UnknownId(id)) };
+        if wire.as_joint().is_some_and(|joint| joint.ends[*end].live().is_some()) {
+            return Err(Refusal::AlreadyConnected(id));
+        }
+        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref() })
+    }
+
+    /// A peer that has just died may not have been noticed yet; it must not keep its successor out.
+    fn notice_loss(&mut self, name: &str, end: usize) {
+        let live = self.wires.get(name).and_then(Wire::as_joint).and_then(|joint| joint.ends[end].live());
+        let gone = live.is_some_and(|live| {
+            let mut socket = [PollFd::new(live.channel.as_fd(), PollFlags::empty())];
+            let _ = poll(&mut socket, PollTimeout::ZERO);
+            socket[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+        });
+        if gone {
+            self.disconnect(name, end, &Refusal::Closed, false);
+        }
+    }
+
+    /// A client has finished its handshake.
+    fn admit(&mut self, door: &DoorKey, channel: Channel, connection: Connection, token: u64) {
+        let place = self.doors.get(door).and_then(|door| door.ids.get(&connection.id)).cloned();
+        let Some((name, end)) = place else { return self.forget(token, &channel) };
+        self.sockets.insert(token, Socket::End(name.clone(), end));
+        self.attach(&name, end, channel, connection, token);
+    }
+
+    /// Turns a client in mid-handshake away. The end that it wanted says why, if it has nobody else.
+    pub(super) fn refuse(&mut self, token: u64, reason: &Refusal) {
+        let Some(Handshake { door, channel, asked, .. }) = self.handshakes.remove(&token) else { return };
+        channel.say_goodbye(reason);
+        self.forget(token, &channel);
+        let Some(state) = self.doors.get_mut(&door) else { return };
+        if let Some(unsaid) = state.voice.may_say(Instant::now()) {
+            tracing::warn!(socket = %door.address, %reason, unsaid = shown(unsaid), "refused a memif client");
+        }
+        let Some((wire, end)) = asked.and_then(|id| state.ids.get(&id)) else { return };
+        if let Some(joint) = self.wires.get_mut(wire).and_then(Wire::as_joint_mut)
+            && joint.ends[*end].live().is_none()
+        {
+            joint.ends[*end].last_error = Some(reason.to_string());
+        }
+    }
+}
+
+/// What is given up for a moment when there are no descriptors left.
+pub(super) fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Why an end cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// Another wire has it.
+    #[error("listen on {address} for interface id {id}: wire `{wire}` has that id; choose another")]
+    IdTaken {
+        /// The id.
+        id: u32,
+        /// The socket.
+        address: SocketAddress,
+        /// The other wire.
+        wire: String,
+    },
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It cannot be waited for.
+    #[error("wait for the socket: {0}")]
+    Epoll(#[from] io::Error),
+}
