@@ -21,7 +21,7 @@ demo: need-demo
 	@echo "==> building (release)"
 	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
 	@echo "==> ferrule demo"
-	@$(RELEASE)/ferrule demo
+	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
 
 test: need-test
 	@echo "==> building"
