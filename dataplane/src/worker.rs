@@ -112,10 +112,10 @@ impl WorkerHandle {
         self.free.len()
     }
 
-    /// Gives the worker a lane; the slot says which it is from now on. `None`: it has no room.
+    /// Gives the worker a lane; the slot says which it is from now on.
     ///
     /// # Errors
-    /// The lane comes back if one of its bells cannot be waited for.
+    /// The lane comes back if the worker has no room, or one of its bells cannot be waited for.
     pub fn serve(&mut self, lane: Box<Lane>) -> Result<Slot, (io::Error, Box<Lane>)> {
         let Some(slot) = self.free.pop() else {
             let text = format!("a worker serves at most {LANES_MAX} queues; give the forwarder more workers");
