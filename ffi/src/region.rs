@@ -125,6 +125,33 @@ impl Region {
         Some(unsafe { SpanMut::new(self.base.as_ptr().add(offset as usize), len as usize) })
     }
 
+    /// The same for memory that can be longer than 4 GiB.
+    #[inline(always)]
+    pub fn span_at(&self, offset: u64, len: u32) -> Option<Span<'_>> {
+        if offset.checked_add(u64::from(len))? > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; it lives as long as `self`.
+        Some(unsafe { Span::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// The same for memory that can be longer than 4 GiB.
+    #[inline(always)]
+    pub fn span_mut_at(&self, offset: u64, len: u32) -> Option<SpanMut<'_>> {
+        if offset.checked_add(u64::from(len))? > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; no reference to its bytes exists anywhere.
+        Some(unsafe { SpanMut::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// `len` bytes (not none) from `offset` on as a region of their own, in the same mapping; `None` if they are not
+    /// all inside.
+    pub fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let base = self.place(offset, len, 1)?;
+        (len > 0).then(|| Self { base, len: len as usize, mapping: Arc::clone(&self.mapping) })
+    }
+
     /// The 16-bit index at `offset`; `None` if it is outside or not aligned.
     pub fn index(&self, offset: u64) -> Option<Index> {
         Some(Index { place: self.place(offset, 2, 2)?.cast(), _region: self.clone() })
