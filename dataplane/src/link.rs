@@ -12,11 +12,14 @@ use crate::offload::{Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
+use crate::vhost::vring::{GuestRx, GuestTx};
 
 /// A source of any kind.
 pub enum AnySource {
     /// A memif ring.
     Memif(Receiver),
+    /// A virtqueue of which a guest transmits.
+    Vhost(GuestTx),
     /// A kernel interface.
     Tap(TapSource),
 }
@@ -25,6 +28,8 @@ pub enum AnySource {
 pub enum AnyTarget {
     /// A memif ring.
     Memif(Sender),
+    /// A virtqueue of which a guest receives.
+    Vhost(GuestRx),
     /// A kernel interface.
     Tap(TapTarget),
 }
@@ -81,6 +86,7 @@ pub fn forward(
 ) -> Result<Visit, Broken> {
     match source {
         AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Vhost(source) => to_any(source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
     }
 }
@@ -95,6 +101,7 @@ fn to_any(
 ) -> Result<Visit, Broken> {
     match target {
         AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Vhost(target) => pump(source, target, full, resume, counters, tools),
         AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
     }
 }
@@ -150,6 +157,9 @@ fn pump<S: Source, T: Target>(
         let _ = tools.bell.ring(bell);
     }
     source.release();
+    if let Some(bell) = source.release_bell() {
+        let _ = tools.bell.ring(bell);
+    }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
 }

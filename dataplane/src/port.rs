@@ -27,6 +27,12 @@ pub trait Source {
     /// Gives everything taken back to the peer.
     fn release(&mut self);
 
+    /// What to ring after a release: a guest may wait for its buffers, where other peers look for them.
+    #[inline(always)]
+    fn release_bell(&mut self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Asks the peer to ring from now on, or not to. After asking, look once more before sleeping.
     fn want_bell(&mut self, wanted: bool);
 

@@ -1,0 +1,11 @@
+//! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
+//!
+//! - [`features`]: the bits that both sides negotiate;
+//! - [`memory`]: the guest's memory, by guest and by user address;
+//! - [`vring`]: what a ring is made from, and our ends of one;
+//! - [`log`]: the dirty log of a migration.
+
+pub mod features;
+pub mod log;
+pub mod memory;
+pub mod vring;
