@@ -1,11 +1,14 @@
 //! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
 //!
+//! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate;
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
 //! - [`log`]: the dirty log of a migration.
 
+pub mod channel;
 pub mod features;
 pub mod log;
 pub mod memory;
+pub mod message;
 pub mod vring;
