@@ -86,7 +86,8 @@ pub fn forward(
 ) -> Result<Visit, Broken> {
     match source {
         AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
-        AnySource::Vhost(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
     }
 }
@@ -101,7 +102,8 @@ fn to_any(
 ) -> Result<Visit, Broken> {
     match target {
         AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
-        AnyTarget::Vhost(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, tools),
         AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
     }
 }

@@ -125,6 +125,13 @@ impl SpanMut<'_> {
         Some(Self { base: unsafe { self.base.add(start) }, len, memory: PhantomData })
     }
 
+    /// The first `len` bytes and the rest; `None` if there are fewer.
+    #[inline(always)]
+    pub fn split(self, len: usize) -> Option<(Self, Self)> {
+        let head = Self { base: self.base, len: len.min(self.len), memory: PhantomData };
+        Some((head, self.tail(len)?))
+    }
+
     /// Asks for the cache line of the first byte, to write to it soon.
     #[inline(always)]
     pub fn prefetch(&self) {

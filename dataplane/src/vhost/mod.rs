@@ -4,11 +4,16 @@
 //! - [`features`]: the bits that both sides negotiate;
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
+//! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
 //! - [`log`]: the dirty log of a migration.
 
+mod chain;
 pub mod channel;
 pub mod features;
+mod guest;
 pub mod log;
 pub mod memory;
 pub mod message;
+pub mod packed;
+pub mod split;
 pub mod vring;

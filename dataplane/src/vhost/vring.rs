@@ -3,7 +3,8 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_ffi::region::{Health, Region};
+use ferrule_ffi::array::{Array, Plain};
+use ferrule_ffi::region::{Health, Index, Region};
 use thiserror::Error;
 
 use crate::offload::Accepts;
@@ -11,6 +12,8 @@ use crate::port::{Fault, Frame, Put, Source, Target};
 use crate::vhost::features::Features;
 use crate::vhost::log::DirtyLog;
 use crate::vhost::memory::GuestMemory;
+use crate::vhost::packed::{PackedRx, PackedTx};
+use crate::vhost::split::{SplitRx, SplitTx};
 
 /// Everything that the frontend said of one ring, once it is all there.
 #[derive(Clone)]
@@ -56,67 +59,175 @@ pub struct VringLog {
 }
 
 /// Our end of a ring of which the guest transmits.
-pub struct GuestTx {}
+pub enum GuestTx {
+    /// Of the split layout.
+    Split(Box<SplitTx>),
+    /// Of the packed layout.
+    Packed(Box<PackedTx>),
+}
 
 /// Our end of a ring of which the guest receives.
-pub struct GuestRx {}
+pub enum GuestRx {
+    /// Of the split layout.
+    Split(Box<SplitRx>),
+    /// Of the packed layout.
+    Packed(Box<PackedRx>),
+}
 
 impl GuestTx {
     /// Takes hold of a ring.
     pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
-        let _ = setup;
-        Ok(Self {})
+        Ok(if setup.check()? {
+            Self::Packed(Box::new(PackedTx::new(setup)?))
+        } else {
+            Self::Split(Box::new(SplitTx::new(setup)?))
+        })
     }
 
     /// Where a successor begins: the answer to GET_VRING_BASE.
     pub fn base(&self) -> u32 {
-        0
+        match self {
+            Self::Split(ring) => ring.base(),
+            Self::Packed(ring) => ring.base(),
+        }
+    }
+
+    fn any(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Split(ring) => &mut **ring,
+            Self::Packed(ring) => &mut **ring,
+        }
     }
 }
 
 impl GuestRx {
     /// Takes hold of a ring.
     pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
-        let _ = setup;
-        Ok(Self {})
+        Ok(if setup.check()? {
+            Self::Packed(Box::new(PackedRx::new(setup)?))
+        } else {
+            Self::Split(Box::new(SplitRx::new(setup)?))
+        })
     }
 
     /// Where a successor begins: the answer to GET_VRING_BASE.
     pub fn base(&self) -> u32 {
-        0
+        match self {
+            Self::Split(ring) => ring.base(),
+            Self::Packed(ring) => ring.base(),
+        }
+    }
+
+    fn any(&mut self) -> &mut dyn Target {
+        match self {
+            Self::Split(ring) => &mut **ring,
+            Self::Packed(ring) => &mut **ring,
+        }
     }
 }
 
+/// For whoever has no need of speed: links look inside.
 impl Source for GuestTx {
     fn look(&mut self) -> Result<bool, Fault> {
-        Ok(false)
+        self.any().look()
     }
-    fn peek<'a>(&'a mut self, _gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        Ok(None)
+
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        self.any().peek(gather)
     }
-    fn advance(&mut self, _slots: u32) {}
-    fn release(&mut self) {}
-    fn want_bell(&mut self, _wanted: bool) {}
+
+    fn advance(&mut self, slots: u32) {
+        self.any().advance(slots);
+    }
+
+    fn release(&mut self) {
+        self.any().release();
+    }
+
+    fn release_bell(&mut self) -> Option<BorrowedFd<'_>> {
+        self.any().release_bell()
+    }
+
+    fn want_bell(&mut self, wanted: bool) {
+        self.any().want_bell(wanted);
+    }
+
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        None
+        match self {
+            Self::Split(ring) => ring.bell(),
+            Self::Packed(ring) => ring.bell(),
+        }
     }
 }
 
+/// For whoever has no need of speed: links look inside.
 impl Target for GuestRx {
     fn look(&mut self) -> Result<(), Fault> {
-        Ok(())
+        self.any().look()
     }
-    fn put(&mut self, _frame: &Frame<'_>) -> Result<Put, Fault> {
-        Ok(Put::Full)
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        self.any().put(frame)
     }
+
     fn publish(&mut self) -> bool {
-        false
+        self.any().publish()
     }
+
     fn bell(&self) -> Option<BorrowedFd<'_>> {
-        None
+        match self {
+            Self::Split(ring) => ring.bell(),
+            Self::Packed(ring) => ring.bell(),
+        }
     }
+
     fn accepts(&self) -> Accepts {
-        Accepts::NOTHING
+        match self {
+            Self::Split(ring) => ring.accepts(),
+            Self::Packed(ring) => ring.accepts(),
+        }
+    }
+}
+
+impl VringSetup {
+    /// Whether it is a packed ring.
+    fn check(&self) -> Result<bool, VringError> {
+        let packed = self.features.has(Features::RING_PACKED);
+        let fits = (1..=SIZE_MAX).contains(&self.size) && (packed || self.size.is_power_of_two());
+        if fits { Ok(packed) } else { Err(VringError::Size { index: self.index, size: self.size }) }
+    }
+}
+
+/// A part of a ring, found in the guest's memory.
+pub(crate) struct Part<'a> {
+    region: &'a Region,
+    offset: u64,
+    /// Its guest address.
+    pub(crate) guest: u64,
+    outside: VringError,
+}
+
+impl<'a> Part<'a> {
+    /// `len` bytes at a user address, all in one region.
+    pub(crate) fn new(
+        setup: &'a VringSetup,
+        part: &'static str,
+        address: u64,
+        len: u64,
+        align: u64,
+    ) -> Result<Self, VringError> {
+        let outside = VringError::Place { index: setup.index, part, address };
+        let found = setup.memory.user(address, len).filter(|_| address.is_multiple_of(align));
+        let (region, offset, guest) = found.ok_or_else(|| outside.clone())?;
+        Ok(Self { region, offset, guest, outside })
+    }
+
+    pub(crate) fn index(&self, at: u64) -> Result<Index, VringError> {
+        self.region.index(self.offset + at).ok_or_else(|| self.outside.clone())
+    }
+
+    pub(crate) fn array<T: Plain>(&self, at: u64, len: u32) -> Result<Array<T>, VringError> {
+        Array::new(self.region, self.offset + at, len).ok_or_else(|| self.outside.clone())
     }
 }
 
@@ -128,6 +239,16 @@ pub enum VringError {
     Size {
         /// The ring.
         index: u32,
+        /// Its size.
+        size: u32,
+    },
+    /// A base that is no position in the ring.
+    #[error("vring {index}: base {base:#x} is outside of its {size} descriptors")]
+    Base {
+        /// The ring.
+        index: u32,
+        /// Where it should begin.
+        base: u32,
         /// Its size.
         size: u32,
     },
