@@ -212,6 +212,27 @@ fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Pu
     target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
 }
 
+/// Stores one finished frame that no source sent, counted as if one had.
+pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bell: &mut Bell) -> Result<Put, Fault> {
+    let target: &mut dyn Target = match target {
+        AnyTarget::Memif(target) => target,
+        AnyTarget::Vhost(target) => target,
+        AnyTarget::Tap(target) => target,
+    };
+    target.look()?;
+    let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
+    if target.publish()
+        && let Some(eventfd) = target.bell()
+    {
+        // As in `pump`.
+        let _ = bell.ring(eventfd);
+    }
+    let mut tally = Tally::default();
+    tally.count(put, bytes.len());
+    counters.add(&tally);
+    Ok(put)
+}
+
 /// What one visit counted.
 #[derive(Default)]
 struct Tally {
