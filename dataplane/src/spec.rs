@@ -174,7 +174,7 @@ pub struct VhostFeatures {
     /// Buffers are used in their order.
     pub in_order: bool,
     /// A received frame may lie in several buffers.
-    pub mergeable: bool,
+    pub mrg_rxbuf: bool,
     /// Tables of descriptors.
     pub indirect: bool,
     /// Kicks and interrupts at an index.
@@ -185,7 +185,7 @@ pub struct VhostFeatures {
 
 impl Default for VhostFeatures {
     fn default() -> Self {
-        Self { packed: true, in_order: true, mergeable: true, indirect: true, event_idx: true, offloads: true }
+        Self { packed: true, in_order: true, mrg_rxbuf: true, indirect: true, event_idx: true, offloads: true }
     }
 }
 
