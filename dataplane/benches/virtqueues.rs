@@ -43,7 +43,10 @@ fn main() {
             rates.push(measure(*size, *features, worker, driver));
         }
     }
-    println!("worker on CPU {worker}, driver on CPU {driver}, median of {ROUNDS} rounds of {SPAN:?}; TSC {:.2} GHz", hertz / 1e9);
+    println!(
+        "worker on CPU {worker}, driver on CPU {driver}, median of {ROUNDS} rounds of {SPAN:?}; TSC {:.2} GHz",
+        hertz / 1e9
+    );
     for ((size, (kind, _)), rates) in cases.iter().zip(&mut rates) {
         rates.sort_by(f64::total_cmp);
         let (median, best) = (rates[ROUNDS / 2], rates[ROUNDS - 1]);
@@ -137,7 +140,9 @@ fn drive<T: Target, S: Source>(
                 let Some(frame) = rx.peek(&mut gather).unwrap() else { break };
                 let mut stamp = [0; 8];
                 assert_eq!(frame.bytes.len(), size);
-                assert!(frame.bytes.tail(STAMP).and_then(|tail| tail.head(8)).is_some_and(|at| at.copy_out(&mut stamp)));
+                assert!(
+                    frame.bytes.tail(STAMP).and_then(|tail| tail.head(8)).is_some_and(|at| at.copy_out(&mut stamp))
+                );
                 assert_eq!(u64::from_le_bytes(stamp), seen);
                 let slots = frame.slots;
                 rx.advance(slots);
@@ -201,7 +206,9 @@ fn pin(cpu: usize) {
 fn ticks_per_second() -> f64 {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|line| line.starts_with("cpu MHz"));
-    line.and_then(|line| line.split(':').nth(1)).and_then(|mhz| mhz.trim().parse::<f64>().ok()).map_or(f64::NAN, |mhz| mhz * 1e6)
+    line.and_then(|line| line.split(':').nth(1))
+        .and_then(|mhz| mhz.trim().parse::<f64>().ok())
+        .map_or(f64::NAN, |mhz| mhz * 1e6)
 }
 
 const RING: u32 = 1024;

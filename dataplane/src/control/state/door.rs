@@ -6,14 +6,16 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use ferrule_ffi::unix::Kind;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Socket, State};
 use crate::control::voice::{Voice, shown};
 use crate::control::wire::Wire;
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
+use crate::memif::channel::Channel;
 use crate::memif::handshake::{Connection, Offer, Outbox, Refusal, Server};
-use crate::memif::socket::{Channel, Listener, SocketError};
+use crate::socket::{Listener, SocketError};
 use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress};
 
 /// A listening socket and the interfaces behind it.
@@ -70,7 +72,7 @@ impl State {
             door.ids.insert(spec.id, (name.to_owned(), end));
             return Ok(());
         }
-        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
+        let listener = Listener::bind(Kind::SeqPacket, &spec.socket, spec.netns.as_ref())?;
         let token = self.watch(&listener, Socket::Door(key.clone()))?;
         let ids = HashMap::from([(spec.id, (name.to_owned(), end))]);
         self.doors.insert(key, Door { listener, token, ids, voice: Voice::default() });
@@ -93,7 +95,7 @@ impl State {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(door) = self.doors.get(key) else { return };
             let channel = match door.listener.accept() {
-                Ok(channel) => channel,
+                Ok(socket) => Channel::from(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.cannot_accept(key, &error),
             };
