@@ -58,9 +58,9 @@ struct PackedRing {
 
 /// A place in the ring and which round it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    index: u16,
-    wrap: bool,
+pub(crate) struct Position {
+    pub(crate) index: u16,
+    pub(crate) wrap: bool,
 }
 
 /// A buffer that was taken: its id, how many descriptors it had, how many bytes we wrote.
@@ -83,7 +83,7 @@ impl Position {
 
     /// `slots` further on; at most a whole round.
     #[inline(always)]
-    fn after(self, slots: u16, size: u16) -> Self {
+    pub(crate) fn after(self, slots: u16, size: u16) -> Self {
         // Both at most 2^15, so the sum may not fit a u16.
         let index = u32::from(self.index) + u32::from(slots);
         if index >= u32::from(size) {
@@ -95,13 +95,13 @@ impl Position {
 
     /// The flags of a descriptor here that we have used.
     #[inline(always)]
-    fn used(self) -> u16 {
+    pub(crate) fn used(self) -> u16 {
         if self.wrap { AVAIL | USED } else { 0 }
     }
 
     /// The flags of a descriptor here that the guest has made available.
     #[inline(always)]
-    fn available(self) -> u16 {
+    pub(crate) fn available(self) -> u16 {
         if self.wrap { AVAIL } else { USED }
     }
 }
@@ -253,21 +253,7 @@ impl PackedRing {
         // Without it the load below could come before the stores above, and a guest that asks for an interrupt in between
         // and finds nothing would sleep for ever.
         fence(Ordering::SeqCst);
-        let event = self.driver_event.read(0);
-        match (event >> 16) as u16 & EVENT_FLAGS {
-            EVENT_DISABLE => false,
-            EVENT_DESC => {
-                // Distances from the start of the round that `done` is in, which can be negative.
-                let event = Position::parse(event as u16);
-                let size = self.size;
-                let back = |position: Position| if position.wrap == self.done.wrap { 0 } else { size };
-                let event = event.index.wrapping_sub(back(event));
-                let old = old.index.wrapping_sub(back(old));
-                let new = self.done.index;
-                new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-            }
-            _ => true,
-        }
+        needs_event(self.driver_event.read(0), old, self.done, self.size)
     }
 
     /// Sets the bits of the elements that were written.
@@ -298,17 +284,34 @@ impl PackedRing {
     }
 }
 
+/// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).
+#[inline]
+pub(crate) fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool {
+    match (event >> 16) as u16 & EVENT_FLAGS {
+        EVENT_DISABLE => false,
+        EVENT_DESC => {
+            let event = Position::parse(event as u16);
+            // Counted from where the round of `new` begins, which can be negative for the others.
+            let count =
+                |position: Position| position.index.wrapping_sub(if position.wrap == new.wrap { 0 } else { size });
+            let ahead = new.index.wrapping_sub(count(event)).wrapping_sub(1);
+            ahead < new.index.wrapping_sub(count(old))
+        }
+        _ => true,
+    }
+}
+
 /// Buffers given back at once: a burst of them, and a frame over several.
 const TAKEN_MAX: usize = BURST + MERGED_MAX;
 /// Descriptor flags: whose it is (2.8.1).
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+pub(crate) const AVAIL: u16 = 1 << 7;
+pub(crate) const USED: u16 = 1 << 15;
 /// In a position of 16 bits: the wrap counter.
 const WRAP: u16 = 1 << 15;
 /// Flags of an event structure (2.8.10).
-const EVENT_FLAGS: u16 = 3;
-const EVENT_ENABLE: u16 = 0;
-const EVENT_DISABLE: u16 = 1;
+pub(crate) const EVENT_FLAGS: u16 = 3;
+pub(crate) const EVENT_ENABLE: u16 = 0;
+pub(crate) const EVENT_DISABLE: u16 = 1;
 const EVENT_DESC: u16 = 2;
 
 #[cfg(test)]
