@@ -13,13 +13,17 @@
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
 //! - [`tap`]: TAP devices with a virtio-net header.
+//! - [`ticks`]: the CPU's own clock.
+//! - [`child`]: processes that do not outlive us.
 
 pub mod array;
 pub mod bell;
+pub mod child;
 pub mod guard;
 pub mod netns;
 pub mod peer_file;
 pub mod region;
 pub mod span;
 pub mod tap;
+pub mod ticks;
 pub mod unix;
