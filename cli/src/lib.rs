@@ -7,7 +7,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
-//! - [`mod@bench`]: how fast, beside a peer's program.
+//! - [`mod@bench`]: what goes through a wire, beside a peer's program.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
@@ -50,8 +50,8 @@ pub enum Command {
     Wire(wire::WireCommand),
     /// Watch what is moving: live rates of every wire
     Top(top::TopArgs),
-    /// Measure frames per second through a wire, beside a peer's program
-    Bench(bench::BenchArgs),
+    /// Measure what goes through a wire, beside a peer's program: rates, losses, latency
+    Bench(Box<bench::BenchArgs>),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -65,7 +65,7 @@ impl Cli {
             Command::Wires(args) => wires::run(&args, socket).await,
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
-            Command::Bench(args) => Ok(bench::run(&args)?),
+            Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Completions(args) => completions::run(&args),
         }
     }

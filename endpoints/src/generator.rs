@@ -153,10 +153,11 @@ impl Generator {
         far: &mut End,
         cancel: &AtomicBool,
     ) -> Result<Times, RunError> {
-        let (end, grace) = match stop {
-            Stop::After(time) => (ticks::of(time), ticks::of(GRACE)),
-            Stop::Frames(_) => (u64::MAX, ticks::of(GRACE)),
+        let end = match stop {
+            Stop::After(time) => ticks::of(time),
+            Stop::Frames(_) => u64::MAX,
         };
+        let grace = ticks::of(GRACE);
         let started = ticks::now();
         self.directions().for_each(|direction| direction.begin(pace, stop, started));
         let (mut arrived, mut sent, mut sending) = (started, started, true);
@@ -164,8 +165,11 @@ impl Generator {
         loop {
             let now = ticks::now();
             if sending {
-                sent = now;
+                sent = now.min(started.saturating_add(end));
                 sending = now - started < end && self.directions().any(|direction| direction.pacer.is_open());
+                if !sending {
+                    self.directions().for_each(|direction| direction.pacer.close(sent));
+                }
             }
             let mut moved = self.there.round(now, sending, near, far, &mut self.bell)?;
             if let Some(back) = &mut self.back {

@@ -85,6 +85,6 @@ mod tests {
         assert!(near(latency.quantile(0.5), 51.0), "{:?}", latency.quantile(0.5));
         assert!(near(latency.quantile(0.99), 5000.0), "{:?}", latency.quantile(0.99));
         assert!(near(latency.min(), 1.0));
-        assert!(latency.max() > Duration::from_secs(60), "a time beyond the bounds counts as the longest");
+        assert!(latency.max() > Duration::from_mins(1), "a time beyond the bounds counts as the longest");
     }
 }

@@ -75,7 +75,7 @@ fn a_pace_is_kept() {
     let outcome = &run.there;
     // A busy machine may make the generator skip some.
     let due = outcome.offered() + outcome.skipped;
-    assert!((3990..=4001).contains(&due), "{due} frames were due in {TIME:?}");
+    assert!((3999..=4000).contains(&due), "{due} frames were due in {TIME:?}");
     assert!(outcome.is_perfect(), "{outcome:?}");
     assert!(run.idle > 0.1, "{}", run.idle);
 }
@@ -112,7 +112,7 @@ fn a_wire_that_loses_and_repeats_frames_is_found_out() {
 #[test]
 fn a_run_ends_when_it_is_cancelled_and_when_its_peer_goes() {
     let mut pair = pair("cancel", 1, 256);
-    let load = Load { ..Load::new(Mix::new([64]).unwrap(), Duration::from_secs(600)) };
+    let load = Load::new(Mix::new([64]).unwrap(), Duration::from_mins(10));
     let error = generator::run(&load, &mut pair.near, &mut pair.far, &AtomicBool::new(true)).unwrap_err();
     assert!(matches!(error, RunError::Cancelled));
     let (near, behind) = connected("gone", 1, 256);

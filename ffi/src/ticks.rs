@@ -1,5 +1,7 @@
 //! The CPU's own clock: read in a few nanoseconds, without a system call.
 
+#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "times are far below 2^53 ticks, and positive")]
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 

@@ -43,8 +43,7 @@ impl Pacer {
         let due = match self.pace {
             Pace::Saturate | Pace::BackToBack => left,
             Pace::PerSecond(_) => {
-                let until_now = ((now - self.started) as f64 * self.per_tick) as u64;
-                let mut owed = until_now.saturating_sub(self.sent + self.refused + self.skipped);
+                let mut owed = self.owed(now);
                 if owed > LATE_MAX {
                     // All at once they would find no room, and be held against the wire.
                     self.skipped += owed - LATE_MAX;
@@ -54,6 +53,19 @@ impl Pacer {
             }
         };
         due.min(BURST as u64) as u32
+    }
+
+    /// Nothing is sent any more: what was due until `end` and was not offered is skipped.
+    pub(super) fn close(&mut self, end: u64) {
+        self.skipped += self.owed(end);
+    }
+
+    /// Frames due until `now`, if there is a pace, and not accounted for.
+    #[inline]
+    #[expect(clippy::cast_sign_loss, reason = "both factors are positive")]
+    fn owed(&self, now: u64) -> u64 {
+        let until_now = ((now - self.started) as f64 * self.per_tick) as u64;
+        until_now.saturating_sub(self.sent + self.refused + self.skipped)
     }
 
     /// Of `due` frames, `sent` found room.
@@ -120,6 +132,8 @@ mod tests {
             rest += u64::from(due);
         }
         assert_eq!(rest, LATE_MAX);
+        pacer.close(clock(10_100));
+        assert_eq!(pacer.skipped, 10_100 - LATE_MAX);
     }
 
     #[test]

@@ -135,13 +135,12 @@ fn put(
     target: &mut impl InPlace,
     time: u64,
 ) -> Result<bool, RunError> {
-    let bytes = match flow.patterns.get_mut(size) {
-        Some(pattern) => pattern.fill_at(flow.sequence, time),
-        None => {
-            let head = &flow.heads[size];
-            scratch[..HEAD].copy_from_slice(head.stamp(flow.sequence, time).map(u64::to_le_bytes).as_flattened());
-            &scratch[..head.size as usize]
-        }
+    let bytes = if let Some(pattern) = flow.patterns.get_mut(size) {
+        pattern.fill_at(flow.sequence, time)
+    } else {
+        let head = &flow.heads[size];
+        scratch[..HEAD].copy_from_slice(head.stamp(flow.sequence, time).map(u64::to_le_bytes).as_flattened());
+        &scratch[..head.size as usize]
     };
     match target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })? {
         Put::Stored => Ok(true),
