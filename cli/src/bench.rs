@@ -38,6 +38,7 @@ use crate::bench::contender::ContenderError;
 use crate::bench::plan::{Against, MethodName, Percent, Plan, Rate};
 
 /// What to measure.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that a person types")]
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArgs {

@@ -10,7 +10,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
 use ferrule_dataplane::vhost::driver::DriverSpec;
@@ -176,14 +178,24 @@ fn end_specs(program: &Program, site: &Site, sockets: &[SocketAddress; 2]) -> [E
 }
 
 /// Tries until it works, a process of the program ends, or somebody loses patience.
+///
+/// On a thread of its own: a handshake that has begun is not broken off to look at something else, since testpmd does not
+/// survive that (it adds the socket that was closed to its epoll, and panics).
 fn connect(spec: &EndSpec, processes: &[Process], cancel: &AtomicBool) -> Result<End, ConnectError> {
-    let deadline = Instant::now() + PATIENCE;
+    let (done, outcome) = mpsc::channel();
+    let spec = spec.clone();
+    thread::spawn(move || {
+        // Without a receiver nobody waits any more.
+        let _ = done.send(End::open(&spec, PATIENCE));
+    });
     loop {
-        match End::open(spec, SLICE) {
-            Ok(end) => return Ok(end),
-            Err(_) if cancel.load(Relaxed) => return Err(ConnectError::Cancelled),
-            Err(error) if Instant::now() >= deadline => return Err(error.into()),
-            Err(_) => {}
+        match outcome.recv_timeout(LOOK) {
+            Ok(end) => return Ok(end?),
+            Err(RecvTimeoutError::Disconnected) => return Err(ConnectError::Cancelled),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if cancel.load(Relaxed) {
+            return Err(ConnectError::Cancelled);
         }
         if let Some(process) = processes.iter().find(|process| process.has_ended()) {
             return Err(ConnectError::Ended(process.command.clone()));
@@ -289,5 +301,5 @@ const RING: u32 = 1024;
 /// DPDK takes seconds to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at whether the wait still makes sense.
-const SLICE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(100);
 const LOG_LINES: usize = 20;

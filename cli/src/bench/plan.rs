@@ -257,10 +257,10 @@ fn suite(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
     let mixed = [Kind::Memif, Kind::Vhost];
     let four = [(&small, Way::There), (&small, Way::Both), (&large, Way::There), (&large, Way::Both)];
     let three = [(&small, Way::There), (&small, Way::Back), (&small, Way::Both)];
-    let wanted: [([Kind; 2], bool, &[(&Mix, Way)]); 4] =
-        [(memif, false, &four), (vhost, false, &four), (mixed, false, &three), (memif, true, &four)];
     let mut groups = Vec::new();
-    for (ends, trusted, work) in wanted {
+    for (ends, trusted, work) in
+        [(memif, false, &four[..]), (vhost, false, &four), (mixed, false, &three), (memif, true, &four)]
+    {
         let cases = work.iter().map(|&(mix, way)| Case::new(ends, trusted, mix.clone(), way)).collect();
         groups.extend(by_buffer(ends, &programs(args, ends, trusted)?, cases));
     }

@@ -214,11 +214,13 @@ impl Measuring<'_> {
         let entry = |program: &Program| Entry { program: program.to_string(), rounds: Vec::new() };
         let mut entries: Vec<_> = programs.iter().map(entry).collect();
         // The first round warms caches and page tables, and is not counted. A search warms up in its first trials.
-        let first = if self.plan.method.is_search() { 1 } else { 0 };
+        let first = u32::from(self.plan.method.is_search());
         for round in first..=self.plan.rounds {
             let before = self.round(round, contenders, &mut entries)?;
             if round == 0 {
-                entries.iter_mut().for_each(|entry| entry.rounds.clear());
+                for entry in &mut entries {
+                    entry.rounds.clear();
+                }
             }
             // What was expected and not needed is done too.
             self.progress.step(before);
@@ -312,9 +314,9 @@ fn turn(
         return Err(BenchError::Silent { program: contender.program.to_string(), case: case.name.clone() });
     }
     let busy = contender.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));
-    let sum = |of: &dyn Fn(&Outcome) -> u64| run.outcomes().map(of).sum::<u64>() as f64;
-    let offered = sum(&Outcome::offered);
-    let skipped = sum(&|outcome| outcome.skipped);
+    let sum = |of: &dyn Fn(&Outcome) -> u64| run.outcomes().map(of).sum::<u64>();
+    let offered = sum(&Outcome::offered) as f64;
+    let skipped = sum(&|outcome| outcome.skipped) as f64;
     let disorder = |outcome: &Outcome| {
         let tally = &outcome.received;
         tally.reordered + tally.duplicated + tally.corrupt
@@ -327,12 +329,12 @@ fn turn(
         seen: Seen {
             offered: run.outcomes().map(Outcome::offered_per_second).sum(),
             arrived: run.outcomes().map(Outcome::frames_per_second).sum(),
-            loss: if offered > 0.0 { sum(&Outcome::lost) / offered } else { 0.0 },
+            loss: if offered > 0.0 { sum(&Outcome::lost) as f64 / offered } else { 0.0 },
         },
         skipped: if skipped > 0.0 { skipped / (skipped + offered) } else { 0.0 },
         idle: run.idle,
         cycles: busy.map(|busy| busy.as_secs_f64() * ticks::per_second() / run.moved as f64),
-        disorder: sum(&disorder) as u64,
+        disorder: sum(&disorder),
         latency: run.outcomes().filter_map(|outcome| outcome.latency.as_ref()).fold(None, |sum, latency| {
             let mut sum: Latency = sum.unwrap_or_default();
             sum.add(latency);

@@ -75,11 +75,11 @@ mod tests {
             assert!(found <= room as f64 && found >= (room as f64 * 0.99 - 1.0).floor(), "{found} of {room}");
             assert!(trials <= 30);
         }
-        assert_eq!(longest_of(0).0 as u64, 0);
+        assert!(longest_of(0).0 < 1.0);
     }
 
     #[test]
     fn a_wire_that_never_loses_is_not_tried_for_ever() {
-        assert_eq!(longest_of(u64::MAX).0 as u64, LONGEST);
+        assert!((longest_of(u64::MAX).0 - LONGEST as f64).abs() < 1.0);
     }
 }

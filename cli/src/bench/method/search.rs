@@ -130,7 +130,7 @@ impl Search {
             Bounds { good: None, bad: Some(bad) } => {
                 // Farther down each time, and in half at last.
                 let steps = self.tried[phase].iter().filter(|tried| tried.loss > goal).count();
-                let step = (width * 2f64.powi(steps.min(20) as i32)).min(0.5);
+                let step = (width * f64::from(1u32 << steps.min(20))).min(0.5);
                 let from_before = before.and_then(|before| before.good).filter(|&good| good < bad);
                 let below = if before.is_some() { bad * (1.0 - step) } else { bad / 2.0 };
                 Some(from_before.unwrap_or(below).max(min))

@@ -27,7 +27,7 @@ pub fn details(results: &Results) -> io::Result<String> {
         agreements: &program.agreements,
     });
     let cases = results.cases.iter().map(|case| Case {
-        case: &case.case.name,
+        name: &case.case.name,
         sizes: case.case.mix.sizes(),
         programs: case.entries.iter().map(entry).collect(),
     });
@@ -143,7 +143,7 @@ struct Program<'a> {
 
 #[derive(Serialize)]
 struct Case<'a> {
-    case: &'a str,
+    name: &'a str,
     sizes: &'a [usize],
     programs: Vec<Measurements<'a>>,
 }

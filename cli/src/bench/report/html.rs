@@ -163,12 +163,11 @@ fn size_plot(results: &Results, name: &str) -> Markup {
             let named = if one.name == "rate" { one.entry.program.clone() } else { format!("{} {}", one.entry.program, one.name) };
             let spread = one.spread.by(MILLION);
             let point = Point { x: size(case), y: spread.median, spread: Some((spread.min, spread.max)) };
-            match series.iter_mut().find(|series| series.name == named) {
-                Some(series) => series.points.push(point),
-                None => {
-                    let colour = colour(results, &one.entry.program);
-                    series.push(Series { name: named, colour, points: vec![point] });
-                }
+            if let Some(series) = series.iter_mut().find(|series| series.name == named) {
+                series.points.push(point);
+            } else {
+                let colour = colour(results, &one.entry.program);
+                series.push(Series { name: named, colour, points: vec![point] });
             }
         }
     }
