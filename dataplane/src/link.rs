@@ -7,7 +7,7 @@ use ferrule_ffi::bell::Bell;
 use ferrule_ffi::span::Span;
 
 use crate::kernel::port::{TapSource, TapTarget};
-use crate::memif::ring::{Receiver, Sender};
+use crate::memif::ring::{Receiver, Sender, switch};
 use crate::offload::{Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
@@ -80,7 +80,16 @@ pub fn forward(
     tools: &mut Tools,
 ) -> Result<Visit, Broken> {
     match source {
-        AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Memif(source) => match target {
+            AnyTarget::Memif(target) if switch::is_switched(source, target) => {
+                let mut tally = Tally::default();
+                let outcome = switch::forward(source, target, full, &mut tally);
+                hand_over(target, tools);
+                counters.add(&tally);
+                outcome
+            }
+            target => to_any(source, target, full, resume, counters, tools),
+        },
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
     }
 }
@@ -146,15 +155,20 @@ fn pump<S: Source, T: Target>(
         tally.taken += 1;
         source.advance(slots);
     };
+    hand_over(target, tools);
+    source.release();
+    counters.add(&tally);
+    outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
+}
+
+/// Lets the target's peer see what was stored, and rings it if it wants that.
+fn hand_over(target: &mut impl Target, tools: &mut Tools) {
     if target.publish()
         && let Some(bell) = target.bell()
     {
         // It was an eventfd when the peer passed it, and it cannot become something else.
         let _ = tools.bell.ring(bell);
     }
-    source.release();
-    counters.add(&tally);
-    outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
 }
 
 /// Moves the plain frames that come next, as far as this visit may and the target takes them as they are. `false`:
@@ -243,11 +257,11 @@ fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Pu
 
 /// What one visit counted.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     /// Frames taken from the source, whatever became of them.
-    taken: usize,
-    frames: u64,
-    bytes: u64,
+    pub(crate) taken: usize,
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
     drops: ArrayVec<(DropReason, u64), 5>,
@@ -267,7 +281,7 @@ impl Tally {
     }
 
     #[cold]
-    fn drop(&mut self, reason: DropReason) {
+    pub(crate) fn drop(&mut self, reason: DropReason) {
         match self.drops.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, count)) => *count += 1,
             None => self.drops.push((reason, 1)),

@@ -274,7 +274,7 @@ impl State {
             Ok(token) => {
                 let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
                 let deadline = Instant::now() + HANDSHAKE;
-                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello), deadline, token };
+                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello(None)), deadline, token };
                 joint.ends[end].kind = EndKind::Client(attempt);
                 self.remind(Some(deadline));
             }
