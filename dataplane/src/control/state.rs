@@ -19,6 +19,7 @@ use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire}
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::handshake::{Client, Connection, Outbox, Refusal};
+use crate::memif::layout::Loan;
 use crate::memif::socket::Channel;
 use crate::port::Fault;
 use crate::spec::{EndSpec, MemifSpec, WireSpec};
@@ -259,13 +260,55 @@ impl State {
         if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
             tracing::info!(wire = name, end, peer = connection.peer, unsaid = shown(unsaid), "peer connected");
         }
+        if connection.layout.is_lent() || connection.no_loan.is_some() {
+            joint.no_loan.clone_from(&connection.no_loan);
+            if let Some(reason) = &joint.no_loan
+                && let Some(unsaid) = joint.voice.may_say(Instant::now())
+            {
+                tracing::warn!(wire = name, %reason, unsaid = shown(unsaid), "trusted, but frames are copied");
+            }
+        }
         joint.ends[end].connected(channel, connection, token);
+        self.lend_anew(name, end);
         self.join(name);
+    }
+
+    /// The peer at end `lender` is new: of a trusted wire, the other end gets its memory in place of what it has.
+    fn lend_anew(&mut self, name: &str, lender: usize) {
+        let borrower = self.wires.get(name).and_then(|wire| wire.spec.borrower());
+        let Some(borrower) = borrower.filter(|&borrower| borrower != lender) else { return };
+        self.disconnect(name, borrower, &Refusal::NewLender, true);
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+        joint.ends[borrower].hurry();
+        let deadline = joint.ends[borrower].deadline();
+        self.remind(deadline);
+    }
+
+    /// What client end `end` of a wire lends to its server, if it does.
+    fn loan(&mut self, name: &str, end: usize) -> Result<Option<Loan>, &'static str> {
+        let Some(wire) = self.wires.get_mut(name) else { return Ok(None) };
+        let lends = wire.spec.borrower() == Some(end);
+        let Some(joint) = wire.as_joint_mut().filter(|_| lends) else { return Ok(None) };
+        let Some(lender) = joint.ends[1 - end].live() else {
+            return Err("the other end has no peer yet, whose memory is to be lent");
+        };
+        match lender.layout.loan() {
+            Ok(loan) => Ok(Some(loan)),
+            Err(reason) => {
+                joint.no_loan = Some(reason);
+                Ok(None)
+            }
+        }
     }
 
     /// Starts to connect a client end.
     fn dial(&mut self, name: &str, end: usize) {
         let Some(EndSpec::Memif(spec)) = self.wires.get(name).map(|wire| wire.spec.ends[end].clone()) else { return };
+        // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
+        let loan = match self.loan(name, end) {
+            Ok(loan) => loan,
+            Err(problem) => return self.note(name, end, problem.to_owned()),
+        };
         let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
             Ok(channel) => channel,
             Err(error) => return self.note(name, end, error.to_string()),
@@ -274,7 +317,7 @@ impl State {
             Ok(token) => {
                 let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
                 let deadline = Instant::now() + HANDSHAKE;
-                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello(None)), deadline, token };
+                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello(loan)), deadline, token };
                 joint.ends[end].kind = EndKind::Client(attempt);
                 self.remind(Some(deadline));
             }

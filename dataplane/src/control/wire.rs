@@ -12,11 +12,11 @@ use crate::kernel::port::{TapSource, TapTarget};
 use crate::lane::{Lane, LaneEnd, collect};
 use crate::link::{AnySource, AnyTarget, LinkCounters};
 use crate::memif::handshake::{Client, Connection};
-use crate::memif::layout::Layout;
+use crate::memif::layout::{Layout, NoLoan};
 use crate::memif::socket::Channel;
 use crate::port::Fault;
 use crate::spec::{EndSpec, WireSpec};
-use crate::status::{EndState, WireStatus};
+use crate::status::{Crossing, EndState, WireStatus};
 
 /// A wire and how it is served.
 pub struct Wire {
@@ -44,6 +44,8 @@ pub struct Joint {
     pub lanes: Vec<LanePlace>,
     /// The wire is being removed.
     pub leaving: bool,
+    /// Why the memory of one end is not lent to the other, if it should be.
+    pub no_loan: Option<NoLoan>,
     /// Why the lanes could not be served, if they could not.
     pub problem: Option<String>,
     /// What is said of its peers in the log.
@@ -114,7 +116,8 @@ pub enum Dialling {
 impl Wire {
     /// A wire whose ends workers will join.
     pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
-        let joint = Joint { ends, lanes: Vec::new(), leaving: false, problem: None, voice: Voice::default() };
+        let joint =
+            Joint { ends, lanes: Vec::new(), leaving: false, no_loan: None, problem: None, voice: Voice::default() };
         Self { spec, counters: Arc::default(), body: Body::Lanes(Box::new(joint)) }
     }
 
@@ -137,7 +140,18 @@ impl Wire {
                 )
             }
         };
-        WireStatus { spec: self.spec.clone(), ends, directions, queues }
+        WireStatus { spec: self.spec.clone(), ends, directions, crossing: self.crossing(), queues }
+    }
+}
+
+impl Wire {
+    fn crossing(&self) -> Crossing {
+        let (Some(borrower), Body::Lanes(joint)) = (self.spec.borrower(), &self.body) else { return Crossing::Copied };
+        match &joint.no_loan {
+            Some(reason) => Crossing::CopiedThough { reason: reason.to_string() },
+            None if joint.ends[borrower].live().is_some_and(|live| live.layout.is_lent()) => Crossing::Switched,
+            None => Crossing::Copied,
+        }
     }
 }
 
@@ -266,6 +280,13 @@ impl End {
                 *gone = true;
                 None
             }
+        }
+    }
+
+    /// A client that is not connected tries at once.
+    pub fn hurry(&mut self) {
+        if let EndKind::Client(Dialling::Waiting(until)) = &mut self.kind {
+            *until = Instant::now();
         }
     }
 

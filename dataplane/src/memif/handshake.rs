@@ -244,6 +244,9 @@ pub enum Refusal {
     /// Not the peer's fault.
     #[error("the wire was removed")]
     Removed,
+    /// A trusted wire's memory is that of the peer at its other end.
+    #[error("the other end of the trusted wire has a new peer, whose memory is lent instead")]
+    NewLender,
     /// Another version.
     #[error("memif version {0:#06x} is not spoken here, only {VERSION:#06x}")]
     Version(u16),
@@ -420,6 +423,27 @@ mod tests {
             assert_eq!(out, data);
             receiver.advance(slots);
             receiver.release();
+        }
+    }
+
+    #[test]
+    fn memory_that_a_server_has_no_room_for_is_not_lent_to_it_but_copied() {
+        let (lender, _client) = converse(&spec(), None).unwrap();
+        for (max_region, lent) in [(1, false), (2, true)] {
+            let hello = Hello {
+                name: "small".to_owned(),
+                min_version: VERSION,
+                max_version: VERSION,
+                max_region,
+                max_m2s_ring: 15,
+                max_s2m_ring: 15,
+                max_log2_ring_size: 10,
+            };
+            let client = Client::ExpectHello(Some(lender.layout.loan().unwrap()));
+            let client = client.handle(Message::Hello(hello), &[], &spec(), &mut Outbox::default()).unwrap();
+            let Client::ExpectAck(state) = client else { panic!("it announces") };
+            assert_eq!((state.layout.is_lent(), state.no_loan.is_none()), (lent, lent));
+            assert_eq!(state.layout.regions().count(), if lent { 3 } else { 2 });
         }
     }
 
