@@ -1,5 +1,7 @@
 //! Trusted pairs through the engine: who lends to whom, restarts of either, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{client, engine, eventually, memif_wire, receive, send, server_spec};
