@@ -1,5 +1,6 @@
 //! Links: one direction of one queue, from a source to a target, in one copy.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -8,7 +9,7 @@ use ferrule_ffi::span::Span;
 
 use crate::kernel::port::{TapSource, TapTarget};
 use crate::memif::ring::{Receiver, Sender};
-use crate::offload::{Segments, VnetHeader, finish_checksum};
+use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
@@ -22,6 +23,17 @@ pub enum AnySource {
     Vhost(GuestTx),
     /// A kernel interface.
     Tap(TapSource),
+}
+
+impl AnySource {
+    /// Whether frames of it go to the target that it is joined with.
+    #[inline]
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Vhost(source) => source.is_enabled(),
+            Self::Memif(_) | Self::Tap(_) => true,
+        }
+    }
 }
 
 /// A target of any kind.
@@ -89,6 +101,40 @@ pub fn forward(
         AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
+    }
+}
+
+/// Takes at most a burst from a source that is not enabled; nobody gets it.
+#[cold]
+pub fn drain(source: &mut AnySource, counters: &LinkCounters, tools: &mut Tools) -> Result<Visit, Broken> {
+    match source {
+        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, tools),
+        AnySource::Memif(_) | AnySource::Tap(_) => Ok(Visit::Quiet),
+    }
+}
+
+/// Where frames go that go nowhere.
+struct Nowhere;
+
+impl Target for Nowhere {
+    fn look(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn put(&mut self, _frame: &Frame<'_>) -> Result<Put, Fault> {
+        Ok(Put::Refused(DropReason::Disabled))
+    }
+
+    fn publish(&mut self) -> bool {
+        false
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts::ALL
     }
 }
 
@@ -242,7 +288,7 @@ struct Tally {
     bytes: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
-    drops: ArrayVec<(DropReason, u64), 5>,
+    drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
 }
 
 impl Tally {
