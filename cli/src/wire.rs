@@ -34,7 +34,8 @@ pub struct AddArgs {
     /// Name of the wire
     #[arg(long, requires = "end")]
     name: Option<String>,
-    /// An end, as `memif:socket=@x,id=0,role=server` or `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
+    /// An end, as `memif:socket=@x,id=0,role=server` `vhost-user:socket=PATH,mode=server` or
+    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
     #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
     end: Vec<EndArg>,
     /// What happens to frames that find no room

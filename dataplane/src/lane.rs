@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, forward};
+use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, drain, forward};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
 
@@ -58,13 +58,15 @@ impl Lane {
             } else {
                 (&mut second.sources, &mut first.targets)
             };
-            if targets.is_empty() {
-                continue;
-            }
-            let count = targets.len();
+            let (count, counters) = (targets.len(), &self.counters[from]);
             for (number, LaneSource { source, resume }) in sources.iter_mut().enumerate() {
-                let target = &mut targets[number % count];
-                let visit = forward(source, target, self.full, resume, &self.counters[from], tools);
+                let visit = if !source.is_enabled() {
+                    drain(source, counters, tools)
+                } else if count > 0 {
+                    forward(source, &mut targets[number % count], self.full, resume, counters, tools)
+                } else {
+                    continue;
+                };
                 let visit = visit.map_err(|broken| match broken {
                     Broken::Source(fault) => (from, fault),
                     Broken::Target(fault) => (to, fault),
@@ -93,6 +95,7 @@ impl Lane {
         let sources = self.ends.iter().flat_map(|end| &end.sources);
         sources.filter_map(|LaneSource { source, .. }| match source {
             AnySource::Memif(receiver) => receiver.bell(),
+            AnySource::Vhost(vring) => vring.bell(),
             AnySource::Tap(tap) => tap.bell(),
         })
     }
@@ -101,6 +104,7 @@ impl Lane {
         let sources = self.ends.iter_mut().flat_map(|end| &mut end.sources);
         sources.map(|LaneSource { source, .. }| match source {
             AnySource::Memif(receiver) => receiver as &mut dyn Source,
+            AnySource::Vhost(vring) => vring as &mut dyn Source,
             AnySource::Tap(tap) => tap as &mut dyn Source,
         })
     }

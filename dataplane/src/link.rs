@@ -1,5 +1,6 @@
 //! Links: one direction of one queue, from a source to a target, in one copy.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -8,23 +9,39 @@ use ferrule_ffi::span::Span;
 
 use crate::kernel::port::{TapSource, TapTarget};
 use crate::memif::ring::{Receiver, Sender, switch};
-use crate::offload::{Segments, VnetHeader, finish_checksum};
+use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
+use crate::vhost::vring::{GuestRx, GuestTx};
 
 /// A source of any kind.
 pub enum AnySource {
     /// A memif ring.
     Memif(Receiver),
+    /// A virtqueue of which a guest transmits.
+    Vhost(GuestTx),
     /// A kernel interface.
     Tap(TapSource),
+}
+
+impl AnySource {
+    /// Whether frames of it go to the target that it is joined with.
+    #[inline]
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Vhost(source) => source.is_enabled(),
+            Self::Memif(_) | Self::Tap(_) => true,
+        }
+    }
 }
 
 /// A target of any kind.
 pub enum AnyTarget {
     /// A memif ring.
     Memif(Sender),
+    /// A virtqueue of which a guest receives.
+    Vhost(GuestRx),
     /// A kernel interface.
     Tap(TapTarget),
 }
@@ -84,13 +101,49 @@ pub fn forward(
             AnyTarget::Memif(target) if switch::is_switched(source, target) => {
                 let mut tally = Tally::default();
                 let outcome = switch::forward(source, target, full, &mut tally);
-                hand_over(target, tools);
+                hand_over(target, &mut tools.bell);
                 counters.add(&tally);
                 outcome
             }
             target => to_any(source, target, full, resume, counters, tools),
         },
+        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
+    }
+}
+
+/// Takes at most a burst from a source that is not enabled; nobody gets it.
+#[cold]
+pub fn drain(source: &mut AnySource, counters: &LinkCounters, tools: &mut Tools) -> Result<Visit, Broken> {
+    match source {
+        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, tools),
+        AnySource::Memif(_) | AnySource::Tap(_) => Ok(Visit::Quiet),
+    }
+}
+
+/// Where frames go that go nowhere.
+struct Nowhere;
+
+impl Target for Nowhere {
+    fn look(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn put(&mut self, _frame: &Frame<'_>) -> Result<Put, Fault> {
+        Ok(Put::Refused(DropReason::Disabled))
+    }
+
+    fn publish(&mut self) -> bool {
+        false
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts::ALL
     }
 }
 
@@ -104,6 +157,8 @@ fn to_any(
 ) -> Result<Visit, Broken> {
     match target {
         AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, tools),
         AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
     }
 }
@@ -155,19 +210,22 @@ fn pump<S: Source, T: Target>(
         tally.taken += 1;
         source.advance(slots);
     };
-    hand_over(target, tools);
+    hand_over(target, &mut tools.bell);
     source.release();
+    if let Some(bell) = source.release_bell() {
+        let _ = tools.bell.ring(bell);
+    }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
 }
 
 /// Lets the target's peer see what was stored, and rings it if it wants that.
-fn hand_over(target: &mut impl Target, tools: &mut Tools) {
+fn hand_over(target: &mut (impl Target + ?Sized), bell: &mut Bell) {
     if target.publish()
-        && let Some(bell) = target.bell()
+        && let Some(eventfd) = target.bell()
     {
         // It was an eventfd when the peer passed it, and it cannot become something else.
-        let _ = tools.bell.ring(bell);
+        let _ = bell.ring(eventfd);
     }
 }
 
@@ -255,6 +313,22 @@ fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Pu
     target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
 }
 
+/// Stores one finished frame that no source sent, counted as if one had.
+pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bell: &mut Bell) -> Result<Put, Fault> {
+    let target: &mut dyn Target = match target {
+        AnyTarget::Memif(target) => target,
+        AnyTarget::Vhost(target) => target,
+        AnyTarget::Tap(target) => target,
+    };
+    target.look()?;
+    let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
+    hand_over(target, bell);
+    let mut tally = Tally::default();
+    tally.count(put, bytes.len());
+    counters.add(&tally);
+    Ok(put)
+}
+
 /// What one visit counted.
 #[derive(Default)]
 pub(crate) struct Tally {
@@ -264,7 +338,7 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
-    drops: ArrayVec<(DropReason, u64), 5>,
+    drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
 }
 
 impl Tally {

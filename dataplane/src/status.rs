@@ -110,13 +110,16 @@ pub enum DropReason {
     BadOffload,
     /// The kernel refused it.
     Refused,
+    /// Its guest sent it by a ring that is not enabled.
+    Disabled,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`Traffic::drops`].
-    pub const ALL: [Self; 5] = [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused];
+    pub const ALL: [Self; 6] =
+        [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused, Self::Disabled];
 
-    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`.
+    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`, `disabled`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -124,6 +127,7 @@ impl DropReason {
             Self::TooShort => "too_short",
             Self::BadOffload => "bad_offload",
             Self::Refused => "refused",
+            Self::Disabled => "disabled",
         }
     }
 }

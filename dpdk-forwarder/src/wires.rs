@@ -263,10 +263,11 @@ fn ends(spec: &WireSpec) -> String {
     format!("{first} - {second}")
 }
 
-/// One word for the kind of an end: `memif` or `kernel`.
+/// One word for the kind of an end: `memif`, `vhost-user` or `kernel`.
 pub(crate) fn kind(end: &EndSpec) -> &'static str {
     match end {
         EndSpec::Memif(_) => "memif",
+        EndSpec::VhostUser(_) => "vhost-user",
         EndSpec::Kernel(_) => "kernel",
     }
 }

@@ -21,8 +21,8 @@ impl FromStr for EndArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
-        if kind.is_empty() || !kind.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err("an end begins with its kind, as in `memif:` or `kernel:`".to_owned());
+        if kind.is_empty() || !kind.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err("an end begins with its kind, as in `memif:`, `vhost-user:` or `kernel:`".to_owned());
         }
         let mut end = Self { kind: kind.to_owned(), fields: Map::new() };
         for field in fields.split(',').filter(|field| !field.is_empty()) {

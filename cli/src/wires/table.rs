@@ -135,6 +135,7 @@ fn cause(reason: &str) -> Cow<'_, str> {
         "too_short" => "too short to be a frame".into(),
         "bad_offload" => "an offload header that contradicts the contents".into(),
         "refused" => "refused by the kernel".into(),
+        "disabled" => "sent by a ring that its guest has not enabled".into(),
         other => text::foreign(other),
     }
 }

@@ -86,7 +86,7 @@ mod tests {
             "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2] };
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0] };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
         let status =
             WireStatus { spec, ends, directions: [sent, Traffic::default()], crossing: Crossing::Switched, queues: 1 };
@@ -105,6 +105,9 @@ mod tests {
         );
         assert_eq!((wire.directions[0].frames, wire.directions[0].bytes), (5, 300));
         let drops: Vec<_> = wire.directions[0].drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
-        assert_eq!(drops, [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2)]);
+        assert_eq!(
+            drops,
+            [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2), ("disabled", 0)]
+        );
     }
 }
