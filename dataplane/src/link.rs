@@ -9,7 +9,7 @@ use ferrule_ffi::span::Span;
 use crate::kernel::port::{TapSource, TapTarget};
 use crate::memif::ring::{Receiver, Sender};
 use crate::offload::{Segments, VnetHeader, finish_checksum};
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
 use crate::vhost::vring::{GuestRx, GuestTx};
@@ -124,8 +124,11 @@ fn pump<S: Source, T: Target>(
     let mut tally = Tally::default();
     let mut visit = Visit::Quiet;
     let outcome = loop {
-        if tally.taken == BURST || tally.bytes >= VISIT_BYTES {
+        if tally.taken >= BURST || tally.bytes >= VISIT_BYTES {
             break Ok(());
+        }
+        if *resume == 0 && move_run(source, target, &mut tally) {
+            continue;
         }
         let frame = match source.peek(&mut tools.gather) {
             Ok(Some(frame)) => frame,
@@ -174,6 +177,44 @@ fn pump<S: Source, T: Target>(
     }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
+}
+
+/// Moves the plain frames that come next, as far as this visit may and the target takes them as they are. `false`:
+/// what comes next, if anything, goes the long way.
+#[inline(always)]
+fn move_run(source: &mut impl Source, target: &mut impl Target, tally: &mut Tally) -> bool {
+    let (shown, stored) = {
+        let mut run = Run::new();
+        source.run(&mut run);
+        run.truncate(BURST - tally.taken);
+        let run = affordable(&run, VISIT_BYTES - tally.bytes);
+        let stored = target.put_run(run);
+        tally.frames += stored as u64;
+        tally.bytes += bytes(&run[..stored]);
+        (run.len(), stored)
+    };
+    source.advance_run(stored);
+    tally.taken += stored;
+    shown > 0 && stored == shown
+}
+
+/// As many frames as `budget` bytes pay for, the last of them perhaps in part.
+#[inline(always)]
+fn affordable<'a, 'b>(run: &'b [Span<'a>], budget: u64) -> &'b [Span<'a>] {
+    if bytes(run) <= budget {
+        return run;
+    }
+    let mut spent = 0;
+    let paid = run.iter().take_while(|frame| {
+        let before = spent;
+        spent += frame.len() as u64;
+        before < budget
+    });
+    &run[..paid.count()]
+}
+
+fn bytes(run: &[Span<'_>]) -> u64 {
+    run.iter().map(|frame| frame.len() as u64).sum()
 }
 
 /// Stores a frame whose checksum or segmentation the target cannot take over: both are done here, on
@@ -292,3 +333,16 @@ const VISIT_BYTES: u64 = BURST as u64 * 2048;
 /// Segments of one frame: 64 KiB at the smallest segment that TCP must take (RFC 9293, 3.7.1) and its
 /// options leave. A peer that asks for more would make us spend a burst's time on one frame.
 const SEGMENTS_MAX: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visit_pays_for_frames_until_its_bytes_are_spent() {
+        let frame = [0; 1000];
+        let run = [Span::from(&frame[..]); 4];
+        let paid = [0, 1, 1000, 1001, 3000, 3999, 4000].map(|budget| affordable(&run, budget).len());
+        assert_eq!(paid, [0, 1, 1, 2, 3, 4, 4]);
+    }
+}

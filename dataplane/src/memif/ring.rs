@@ -12,11 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use arrayvec::ArrayVec;
 use ferrule_ffi::region::{Health, Index, Region, Table};
-use ferrule_ffi::span::SpanMut;
+use ferrule_ffi::span::{Span, SpanMut, copy_run};
 
 use crate::memif::message::Direction;
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
 
@@ -228,6 +229,25 @@ impl Source for Receiver {
         Ok(self.filled != self.next)
     }
 
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let (table, regions) = (&self.ring.table, &*self.ring.regions);
+        let plain = |position| {
+            let descriptor = Descriptor::parse(table.read(position));
+            let region = regions.get(usize::from(descriptor.region))?;
+            let frame = region.span(descriptor.offset, descriptor.length)?;
+            (descriptor.flags & NEXT == 0 && frame.len() <= FRAME_MAX).then_some(frame)
+        };
+        let (first, waiting) = (self.next, self.filled.wrapping_sub(self.next).min(BURST as u16));
+        run.extend((0..waiting).map(|ahead| first.wrapping_add(ahead)).map_while(plain));
+    }
+
+    #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        self.next = self.next.wrapping_add(count as u16);
+    }
+
     #[inline(always)]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
         if self.next == self.filled {
@@ -313,6 +333,35 @@ impl Sender {
         region.and_then(|region| region.span_mut(slot.offset, length)).ok_or_else(|| slot.fault(position))
     }
 
+    /// Stores frames as far as each fits into the slot that is its turn. How many.
+    // A function of its own, as `run` is.
+    #[inline(never)]
+    fn store(
+        &mut self,
+        run: &[Span<'_>],
+        slot: impl Fn(&Table, u16) -> Descriptor,
+        fill: impl Fn(&Table, u16, Descriptor),
+    ) -> usize {
+        let (table, regions) = (&self.ring.table, &*self.ring.regions);
+        let place = |(position, frame): (u16, &Span<'_>)| {
+            let slot = slot(table, position);
+            let length = frame.len() as u32;
+            let room = regions.get(usize::from(slot.region))?.span_mut(slot.offset, length)?;
+            if length == 0 || length > slot.length {
+                return None;
+            }
+            fill(table, position, Descriptor { flags: 0, length, ..slot });
+            Some(room)
+        };
+        let (first, free) = (self.next, self.room().min(BURST as u16));
+        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
+        rooms.extend((0..free).map(|ahead| first.wrapping_add(ahead)).zip(run).map_while(place));
+        copy_run(run, &mut rooms);
+        let count = rooms.len();
+        self.next = self.next.wrapping_add(count as u16);
+        count
+    }
+
     /// Says in the slot's descriptor what was put into it.
     #[inline(always)]
     fn fill(&self, position: u16, slot: Descriptor, length: u32, flags: u16) {
@@ -385,6 +434,21 @@ impl Target for Sender {
             return Ok(());
         }
         self.refresh()
+    }
+
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        match self.buffers {
+            None => self.store(
+                run,
+                |table, position| Descriptor::parse(table.read(position)),
+                |table, position, slot| table.write_first(position, slot.first()),
+            ),
+            Some(buffers) => {
+                let mask = self.ring.size() - 1;
+                let slot = |_: &Table, position| buffers.descriptor(position & mask);
+                self.store(run, slot, |table, position, slot| table.write(position, slot.emit()))
+            }
+        }
     }
 
     #[inline(always)]
@@ -479,6 +543,33 @@ mod tests {
         receiver.release();
         let slots = [0, 1, 2].map(|slot| Descriptor::parse(sender.ring.table.read(slot)));
         assert_eq!(slots.map(|slot| (slot.flags, slot.length)), [(0, 2048), (0, 2048), (0, 904)]);
+    }
+
+    #[test]
+    fn a_run_is_shown_up_to_a_chain_and_stored_up_to_a_slot_that_is_too_small() {
+        let (mut client, mut server) = pair(2048, 64);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        let frames = [60, 1518, 2048].map(|length| vec![length as u8; length]);
+        let frames = frames.each_ref().map(|frame| Span::from(&frame[..]));
+        sender.look().unwrap();
+        assert_eq!(sender.put_run(&frames), 3);
+        let long = Frame { bytes: [7; 5000][..].into(), offload: None, slots: 0 };
+        assert_eq!(sender.put(&long).unwrap(), Put::Stored);
+        sender.publish();
+        assert!(receiver.look().unwrap());
+        let (mut small, _server) = pair(1024, 64);
+        let target = &mut small.senders[0];
+        target.look().unwrap();
+        let stored = {
+            let mut run = Run::new();
+            receiver.run(&mut run);
+            assert_eq!(run.iter().map(|frame| frame.len()).collect::<Vec<_>>(), [60, 1518, 2048]);
+            target.put_run(&run)
+        };
+        assert_eq!((stored, target.room()), (1, 63));
+        receiver.advance_run(stored);
+        let mut gather = vec![0; FRAME_MAX];
+        assert_eq!(receiver.peek(&mut gather).unwrap().unwrap().bytes.len(), 1518);
     }
 
     #[test]
