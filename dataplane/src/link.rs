@@ -191,20 +191,30 @@ fn pump<S: Source, T: Target>(
             Err(fault) => break Err(Broken::Source(fault)),
         };
         let slots = frame.slots;
+        // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
         let put = match frame.offload {
             Some(header) if !target.accepts().takes(header) => {
-                finish(frame.bytes, header, target, resume, &mut tally, &mut tools.finish, &mut tools.segment)
+                let (whole, segment) = (&mut tools.finish, &mut tools.segment);
+                match finish(frame.bytes, header, target, resume, &mut tally, whole, segment) {
+                    Ok(put) => put,
+                    Err(fault) => break Err(Broken::Target(fault)),
+                }
             }
-            _ => target.put(&frame).inspect(|&put| tally.count(put, frame.bytes.len())),
+            _ => match target.put(&frame) {
+                Ok(put) => {
+                    tally.count(put, frame.bytes.len());
+                    put
+                }
+                Err(fault) => break Err(Broken::Target(fault)),
+            },
         };
         match put {
-            Ok(Put::Stored | Put::Refused(_)) => {}
-            Ok(Put::Full) if full == Full::Drop => tally.drop(DropReason::Full),
-            Ok(Put::Full) => {
+            Put::Stored | Put::Refused(_) => {}
+            Put::Full if full == Full::Drop => tally.drop(DropReason::Full),
+            Put::Full => {
                 visit = Visit::Stalled;
                 break Ok(());
             }
-            Err(fault) => break Err(Broken::Target(fault)),
         }
         *resume = 0;
         tally.taken += 1;

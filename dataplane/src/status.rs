@@ -98,7 +98,7 @@ impl Traffic {
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u32)]
 pub enum DropReason {
     /// The target had no room, and the wire says `drop`.
     Full,

@@ -146,14 +146,6 @@ impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
     }
 }
 
-/// Copies each span to the front of the room at its place, as far as there are both; one that does not fit is not
-/// copied.
-pub fn copy_run(spans: &[Span<'_>], rooms: &mut [SpanMut<'_>]) {
-    for (span, room) in spans.iter().zip(rooms) {
-        let _ = span.copy_to(room);
-    }
-}
-
 /// Asks for a cache line that another core has, to write to it: a plain store would wait for it later.
 #[inline(always)]
 pub(crate) fn prefetch_write(place: *const u8) {
@@ -165,6 +157,14 @@ pub(crate) fn prefetch_write(place: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Copies each span to the front of the room at its place, as far as there are both; one that does not fit is not
+/// copied.
+pub fn copy_run(spans: &[Span<'_>], rooms: &mut [SpanMut<'_>]) {
+    for (span, room) in spans.iter().zip(rooms) {
+        let _ = span.copy_to(room);
+    }
 }
 
 /// Copies `len` bytes. Short frames, the ones that come by the ten million, are moved by a few
