@@ -153,7 +153,7 @@ pub(crate) fn prefetch_write(place: *const u8) {
     // SAFETY: a prefetch changes nothing and never faults. The intrinsic would become a prefetch for reading, unless
     // the whole program was built for CPUs that have this one; the others decode it as doing nothing.
     unsafe {
-        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(readonly, nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;

@@ -1,5 +1,6 @@
 //! A control socket, one message at a time.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -51,12 +52,10 @@ impl Channel {
         Ok(())
     }
 
-    /// Tells the peer why the connection ends, if there is somebody left to tell.
-    pub fn say_goodbye(&self, reason: &Refusal) {
-        if reason.is_worth_telling() {
-            let message = Message::Disconnect { code: 0, reason: reason.to_string() };
-            let _ = self.0.send(&message.emit(), &[]);
-        }
+    /// Tells the peer why the connection ends.
+    pub fn say_goodbye(&self, reason: &impl fmt::Display) {
+        let message = Message::Disconnect { code: 0, reason: reason.to_string() };
+        let _ = self.0.send(&message.emit(), &[]);
     }
 }
 

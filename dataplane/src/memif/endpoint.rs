@@ -110,7 +110,7 @@ impl Endpoint {
 }
 
 fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
-    let mut client = Client::ExpectHello;
+    let mut client = Client::ExpectHello(None);
     let mut out = Outbox::default();
     loop {
         wait(&channel, deadline)?;
@@ -137,7 +137,12 @@ fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
         }
         wait(&channel, deadline)?;
         let Some((message, files)) = channel.receive()? else { continue };
-        server = server.handle(message, files, offer, &mut out).inspect_err(|refusal| channel.say_goodbye(refusal))?;
+        let say_why = |refusal: &Refusal| {
+            if refusal.is_worth_telling() {
+                channel.say_goodbye(refusal);
+            }
+        };
+        server = server.handle(message, files, offer, &mut out).inspect_err(say_why)?;
     }
 }
 

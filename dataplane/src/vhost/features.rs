@@ -93,3 +93,45 @@ impl BitAnd for Features {
         Self(self.0 & other.0)
     }
 }
+
+/// A set of protocol feature bits, as GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES carry it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProtocolFeatures(pub u64);
+
+impl ProtocolFeatures {
+    /// There can be several queue pairs.
+    pub const MQ: Self = Self(1);
+    /// The dirty log comes as a file.
+    pub const LOG_SHMFD: Self = Self(1 << 1);
+    /// SEND_RARP.
+    pub const RARP: Self = Self(1 << 2);
+    /// Every request can be answered.
+    pub const REPLY_ACK: Self = Self(1 << 3);
+    /// NET_SET_MTU.
+    pub const NET_MTU: Self = Self(1 << 4);
+    /// GET_CONFIG and SET_CONFIG.
+    pub const CONFIG: Self = Self(1 << 9);
+    /// GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+    pub const INFLIGHT_SHMFD: Self = Self(1 << 12);
+    /// RESET_DEVICE.
+    pub const RESET_DEVICE: Self = Self(1 << 13);
+    /// Memory regions come and go one by one.
+    pub const CONFIGURE_MEM_SLOTS: Self = Self(1 << 15);
+    /// SET_STATUS and GET_STATUS.
+    pub const STATUS: Self = Self(1 << 16);
+
+    /// Whether all bits of `other` are in.
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets together.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// This set without the bits of `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}

@@ -32,7 +32,8 @@ pub struct VringSetup {
     /// Where to begin, as SET_VRING_BASE and GET_VRING_BASE carry it. Split: an index. Packed: index and wrap counter of
     /// the available descriptor in the low half, of the used one in the high half; without a high half they are equal.
     pub base: u32,
-    /// SET_VRING_ENABLE. A disabled ring of the guest's frames is drained, of ours it gets none.
+    /// SET_VRING_ENABLE. A disabled ring that the guest transmits by is drained, and one
+    /// that it receives by is given nothing.
     pub enabled: bool,
     /// What was negotiated.
     pub features: Features,
@@ -90,6 +91,14 @@ impl GuestTx {
         match self {
             Self::Split(ring) => ring.base(),
             Self::Packed(ring) => ring.base(),
+        }
+    }
+
+    /// Whether its frames go anywhere; if not, whoever has it drops them.
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_enabled(),
+            Self::Packed(ring) => ring.is_enabled(),
         }
     }
 

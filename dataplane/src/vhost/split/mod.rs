@@ -133,12 +133,6 @@ impl SplitRing {
         Err(Fault::Oversize { slot: head.into() })
     }
 
-    #[cold]
-    fn bad_head(&self, position: u16) -> Fault {
-        let head = self.avail.read((position & self.mask).into());
-        Fault::Head { entry: (position & self.mask).into(), head: head.into(), size: u32::from(self.mask) + 1 }
-    }
-
     /// Gives the guest all entries before `next` back. Whether it wants to be interrupted.
     #[inline]
     fn complete(&mut self) -> bool {
