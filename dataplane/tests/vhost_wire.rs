@@ -110,14 +110,14 @@ fn mixed_wire(name: &str, mode: SocketMode, queues: u16) -> (String, WireSpec) {
     let name = unique(name);
     let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
     let ends = [EndSpec::VhostUser(vhost_end(&name, 0, mode, queues)), EndSpec::Memif(memif)];
-    (name.clone(), WireSpec { name, ends, full: Full::Hold })
+    (name.clone(), WireSpec { name, ends, full: Full::Hold, trusted: false })
 }
 
 /// A wire between two vhost-user ends that listen.
 fn vhost_wire(name: &str) -> (String, WireSpec) {
     let name = unique(name);
     let end = |number| EndSpec::VhostUser(vhost_end(&name, number, SocketMode::Server, 1));
-    (name.clone(), WireSpec { name: name.clone(), ends: [end(0), end(1)], full: Full::Hold })
+    (name.clone(), WireSpec { name: name.clone(), ends: [end(0), end(1)], full: Full::Hold, trusted: false })
 }
 
 fn open(spec: &FrontendSpec) -> Frontend {

@@ -241,7 +241,7 @@ impl Bed {
             };
             let ours = MemifSpec { role: Role::Server, ..bed.end(port) };
             let ends = [EndSpec::Memif(ours), EndSpec::VhostUser(vhost)];
-            bed.engine.add(WireSpec { name: bed.wire(port), ends, full: Full::Hold }).unwrap();
+            bed.engine.add(WireSpec { name: bed.wire(port), ends, full: Full::Hold, trusted: false }).unwrap();
         }
         bed
     }

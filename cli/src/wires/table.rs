@@ -100,7 +100,9 @@ fn remarks(wire: &Wire) -> Vec<String> {
         Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
     });
     let name = text::foreign(&wire.name);
-    ends.chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
+    let copied = Some(text::foreign(&wire.copied_because)).filter(|reason| !reason.is_empty());
+    let copied = copied.map(|reason| format!("trusted, but its frames are copied: {reason}"));
+    ends.chain(copied).chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
 }
 
 /// What is wrong with an end, if anything, as the rest of a sentence about it.

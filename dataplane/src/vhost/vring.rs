@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use ferrule_ffi::array::{Array, Plain};
 use ferrule_ffi::region::{Health, Index, Region};
+use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::Accepts;
-use crate::port::{Fault, Frame, Put, Source, Target};
+use crate::port::{Fault, Frame, Put, Run, Source, Target};
 use crate::vhost::features::Features;
 use crate::vhost::log::DirtyLog;
 use crate::vhost::memory::GuestMemory;
@@ -141,6 +142,14 @@ impl Source for GuestTx {
         self.any().look()
     }
 
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        self.any().run(run);
+    }
+
+    fn advance_run(&mut self, count: usize) {
+        self.any().advance_run(count);
+    }
+
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
         self.any().peek(gather)
     }
@@ -173,6 +182,10 @@ impl Source for GuestTx {
 impl Target for GuestRx {
     fn look(&mut self) -> Result<(), Fault> {
         self.any().look()
+    }
+
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        self.any().put_run(run)
     }
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {

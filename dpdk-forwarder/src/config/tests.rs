@@ -115,7 +115,7 @@ wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract 
 wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
 wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel
 wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel
-wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, ends";
+wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, ends";
     assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
 }
 
