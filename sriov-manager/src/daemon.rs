@@ -1,10 +1,11 @@
 //! The daemon without its command line: start, serve, stop.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -64,6 +65,7 @@ pub struct Daemon {
     phase: watch::Sender<Phase>,
     metrics: Option<SocketAddr>,
     servers: JoinSet<Result<(), String>>,
+    look: JoinHandle<()>,
 }
 
 impl Daemon {
@@ -92,8 +94,8 @@ impl Daemon {
             let page = http::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }
-        follow(vfs.clone(), uevents, rescan, phase.subscribe()).map_err(RunError::Thread)?;
-        let daemon = Self { vfs, phase, metrics, servers };
+        let look = follow(vfs.clone(), uevents, rescan, phase.subscribe()).map_err(RunError::Thread)?;
+        let daemon = Self { vfs, phase, metrics, servers, look };
         daemon.announce(&path);
         Ok(daemon)
     }
@@ -128,6 +130,11 @@ impl Daemon {
         if timeout(SERVERS_GRACE, ended).await.is_err() {
             self.servers.shutdown().await;
         }
+        // Its last look ends soon; until then the state directory is ours.
+        let look = self.look;
+        if let Err(error) = spawn_blocking(move || look.join()).await {
+            warn!(%error, "the thread that looks at devices cannot be waited for");
+        }
         info!("stopped");
     }
 
@@ -154,7 +161,7 @@ fn follow(
     mut uevents: Option<Uevents>,
     rescan: Duration,
     phase: watch::Receiver<Phase>,
-) -> Result<(), std::io::Error> {
+) -> io::Result<JoinHandle<()>> {
     let work = move || {
         let mut left = rescan;
         while *phase.borrow() == Phase::Serving {
@@ -178,7 +185,7 @@ fn follow(
             }
         }
     };
-    thread::Builder::new().name("look".to_owned()).spawn(work).map(drop)
+    thread::Builder::new().name("look".to_owned()).spawn(work)
 }
 
 /// Tells systemd, if it listens.
@@ -202,7 +209,7 @@ pub enum RunError {
     Open(#[from] OpenError),
     /// A thread could not be started.
     #[error("start a thread: {0}")]
-    Thread(std::io::Error),
+    Thread(io::Error),
     /// The start itself failed.
     #[error("start: {0}")]
     Start(#[from] JoinError),
@@ -212,6 +219,6 @@ pub enum RunError {
 }
 
 /// How often it is looked whether to stop.
-const LOOK_UP: Duration = Duration::from_millis(500);
+const LOOK_UP: Duration = Duration::from_millis(100);
 /// How long operations under way and clients may take at the end.
 const SERVERS_GRACE: Duration = Duration::from_secs(5);

@@ -28,10 +28,10 @@ use crate::vfs::{Options, Vfs};
 /// How the kernel or a device behaves beside the rules that always hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scenario {
-    /// The driver of the PF refuses every number of VFs but 0 with this error.
-    CountRefused(i32),
-    /// The driver of the PF makes one VF fewer than asked, and calls it a success.
-    CountFalls,
+    /// The driver of the PF refuses numbers of VFs above the first value, with the second as the error.
+    CountRefused(u32, i32),
+    /// The driver of the PF makes no more VFs than this, and calls it a success.
+    CountAtMost(u32),
     /// No driver takes a VF, and the kernel calls it a success.
     NobodyProbes,
     /// The VF's function cannot be reset alone.
@@ -403,14 +403,18 @@ impl FakeKernel {
         if now != 0 {
             return Err(refusal(Errno::EBUSY));
         }
-        let refused = self.state().scenarios.iter().find_map(|scenario| match scenario {
-            Scenario::CountRefused(errno) => Some(*errno),
+        let scenarios = self.state().scenarios.clone();
+        let refused = scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::CountRefused(above, errno) if count > *above => Some(*errno),
             _ => None,
         });
         if let Some(errno) = refused {
             return Err(refusal(Errno::from_raw(errno)));
         }
-        let made = if self.has(Scenario::CountFalls) { count - 1 } else { count };
+        let made = scenarios.iter().fold(count, |made, scenario| match scenario {
+            Scenario::CountAtMost(most) => made.min(*most),
+            _ => made,
+        });
         for index in 0..made {
             self.make_vf(pf, index);
         }

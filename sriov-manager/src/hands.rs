@@ -107,7 +107,8 @@ impl Hands {
             }
             None => None,
         };
-        let members: BTreeMap<_, _> = vf.group_with.iter().map(|&member| (member, self.sysfs.driver(member))).collect();
+        let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
+        let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
         let netdev = self.sysfs.netdevs(address).into_iter().next();
         Ok(Current {
             vf: address,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{Driver, PciAddress};
 use crate::attributes::{Attributes, Settings};
+use crate::plan::Binding;
 
 /// A VF that is lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,8 +80,15 @@ pub struct Before {
     pub settings: Option<Settings>,
     /// The MTU of its interface.
     pub mtu: Option<u32>,
-    /// Drivers of the VFs that share its IOMMU group.
+    /// Drivers of the VFs that share its IOMMU group, if they go with it.
     pub members: BTreeMap<PciAddress, Option<String>>,
+}
+
+impl Before {
+    /// What the others of the IOMMU group were bound to.
+    pub fn bindings(&self) -> BTreeMap<PciAddress, Binding> {
+        self.members.iter().map(|(&member, driver)| (member, Binding::to(driver.as_deref()))).collect()
+    }
 }
 
 /// A change of the number of VFs.

@@ -115,7 +115,7 @@ fn a_kill_during_an_acquire_leaves_the_vf_lent_or_as_it_was() {
                 all_usable(node, vfs);
             },
         );
-        assert!(points >= 8, "{driver}: {points} points");
+        assert!(points >= 6, "{driver}: {points} points");
     }
 }
 
@@ -276,7 +276,7 @@ proptest! {
         vfs.create(node.pf(0), 4).unwrap();
         let before = node.fingerprint();
         for action in actions {
-            let mut work = |node: &FakeNode, vfs: &Vfs| match &action {
+            let work = |node: &FakeNode, vfs: &Vfs| match &action {
                 // Refusals are fine; what they leave behind is looked at in the end.
                 Action::Acquire(vf, driver, vlan) => drop(vfs.acquire(&request(node.vf(0, *vf), *driver, *vlan))),
                 Action::Release(vf) => drop(vfs.release(&node.vf(0, *vf).to_string(), Duration::ZERO, ROOT)),

@@ -90,6 +90,14 @@ impl Vfs {
                 let tried = format!("change the lease {}", lease.id);
                 return Err(VfError::NotAllowed { uid: request.asker.uid, tried });
             }
+            if lease.wanted != request.wanted {
+                let own = |reason: &Reason| matches!(reason, Reason::Lent { .. });
+                let reasons = self.reasons(state, state.vf(lease.vf)?, request.wanted.driver);
+                let reasons: Vec<_> = reasons.into_iter().filter(|reason| !own(reason)).collect();
+                if !reasons.is_empty() {
+                    return Err(VfError::Unavailable { vf: lease.vf, reasons });
+                }
+            }
             return Self::chosen(state, lease.vf, Some(lease.clone()));
         }
         match &request.choice {
@@ -177,7 +185,12 @@ impl Vfs {
             Some(lease) => {
                 let same = lease.wanted == request.wanted && lease.trouble.is_none();
                 let previous = if same { None } else { Some(lease.wanted.clone()) };
+                let mut before = lease.before.clone();
+                if before.members.is_empty() {
+                    before.members = members(&current, request);
+                }
                 let changed = Lease {
+                    before,
                     wanted: request.wanted.clone(),
                     holder: request.holder.clone(),
                     previous,
@@ -214,7 +227,7 @@ impl Vfs {
                 driver: current.driver.clone(),
                 settings: current.settings.clone(),
                 mtu: current.mtu,
-                members: current.members.clone(),
+                members: members(current, request),
             },
             stage: Stage::Acquiring,
             trouble: None,
@@ -245,9 +258,10 @@ impl Vfs {
             wanted.mac = self.own_mac(vf, pf);
         }
         let vfio = || Binding::To(VFIO_PCI.to_owned());
-        let members: BTreeMap<_, _> = match driver {
-            Driver::VfioPci => vf.group_with.iter().map(|&member| (member, vfio())).collect(),
-            Driver::Kernel | Driver::None => BTreeMap::new(),
+        let members = match driver {
+            Driver::VfioPci => current.members.keys().map(|&member| (member, vfio())).collect(),
+            // Those that went with it to vfio-pci come back.
+            Driver::Kernel | Driver::None => lease.before.bindings(),
         };
         let binding = match driver {
             Driver::VfioPci => vfio(),
@@ -258,8 +272,6 @@ impl Vfs {
                 named.map_or(Binding::Found, Binding::To)
             }
         };
-        let members =
-            members.into_iter().filter(|(member, _)| self.lock().inventory.vfs.contains_key(member)).collect();
         Target { binding, attributes: wanted, members, fresh: false }
     }
 
@@ -283,6 +295,9 @@ impl Vfs {
                 lease.stage = Stage::Held;
                 lease.previous = None;
                 lease.trouble = None;
+                if lease.wanted.driver != Driver::VfioPci {
+                    lease.before.members.clear();
+                }
                 self.record_lease(lease.vf, Some(lease))
             }
             Err(error) => Err(self.back_out(chosen, lease, error)),
@@ -377,6 +392,11 @@ struct Ready {
     steps: Vec<Step>,
     target: Target,
     nothing_new: bool,
+}
+
+/// The others of the IOMMU group, if they go with the VF.
+fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
+    if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }
 
 fn holds(wanted: Driver, driver: Option<&str>) -> bool {

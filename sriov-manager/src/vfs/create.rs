@@ -159,8 +159,10 @@ impl Vfs {
 
     /// Finishes a change that a kill interrupted: it was allowed when it began.
     pub(super) fn finish_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
-        let held = self.nobody_holds(pf);
-        let done = held.and_then(|()| self.rebuild(pf, resize.to, &BTreeMap::new()));
+        let done = self.nobody_holds(pf).and_then(|()| {
+            self.hands().apply(&[Step::Autoprobe { pf, on: false }]).map_err(VfError::Step)?;
+            self.rebuild(pf, resize.to, &BTreeMap::new())
+        });
         let autoprobe = self.autoprobe(pf, resize);
         if let Err(error) = done.and(autoprobe) {
             warn!(%pf, %error, "a change of its number of VFs was interrupted and could not be finished");

@@ -1,14 +1,13 @@
 //! Taking a VF back: wait for its holder, journal, clean, read back, free.
 
-use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::{State, VfError, Vfs, Wants};
-use crate::attributes::Attributes;
-use crate::inventory::VirtualFunction;
+use crate::attributes::{Attributes, Settings};
+use crate::inventory::{PhysicalFunction, VirtualFunction};
 use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Binding, Step, Target, plan};
 use crate::policy::Asker;
@@ -41,7 +40,7 @@ impl Vfs {
         let asked = |error| VfError::Ask { tried: format!("look at {}", lease.vf), error };
         let current = self.hands().current(&vf, &pf).map_err(asked)?;
         drop(claim);
-        Ok(plan(&current, &target_before(&lease.before, &vf)))
+        Ok(plan(&current, &target_before(&lease.before)))
     }
 
     fn find(state: &State, name: &str, asker: Asker) -> Result<(Lease, Wants), VfError> {
@@ -79,7 +78,7 @@ impl Vfs {
         let cleaned = match self.functions(&lease) {
             Some((vf, pf)) => {
                 let asked = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
-                let target = target_before(&lease.before, &vf);
+                let target = target_before(&lease.before);
                 self.hands()
                     .current(&vf, &pf)
                     .map_err(asked)
@@ -102,7 +101,7 @@ impl Vfs {
     }
 
     /// The VF of a lease and its PF, if it is there and is the same one.
-    pub(super) fn functions(&self, lease: &Lease) -> Option<(VirtualFunction, crate::inventory::PhysicalFunction)> {
+    pub(super) fn functions(&self, lease: &Lease) -> Option<(VirtualFunction, PhysicalFunction)> {
         let state = self.lock();
         let vf = state.inventory.vfs.get(&lease.vf)?.clone();
         let pf = state.inventory.pfs.get(&vf.pf)?.clone();
@@ -110,18 +109,12 @@ impl Vfs {
     }
 }
 
-fn target_before(before: &Before, vf: &VirtualFunction) -> Target {
-    let Before { driver, settings, mtu, members } = before;
-    let attributes = settings.as_ref().map(crate::attributes::Settings::as_wanted).unwrap_or_default();
-    let members: BTreeMap<_, _> = members
-        .iter()
-        .filter(|(member, _)| vf.group_with.contains(member))
-        .map(|(&member, driver)| (member, Binding::to(driver.as_deref())))
-        .collect();
+fn target_before(before: &Before) -> Target {
+    let settings = before.settings.as_ref().map(Settings::as_wanted).unwrap_or_default();
     Target {
-        binding: Binding::to(driver.as_deref()),
-        attributes: Attributes { mtu: *mtu, ..attributes },
-        members,
+        binding: Binding::to(before.driver.as_deref()),
+        attributes: Attributes { mtu: before.mtu, ..settings },
+        members: before.bindings(),
         fresh: true,
     }
 }
