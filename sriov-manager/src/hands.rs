@@ -51,7 +51,7 @@ impl Default for Patience {
         Self {
             call: Duration::from_secs(15),
             // A PF with 64 VFs was seen to take 22 s, and a VF of a NIC in trouble takes 120 s alone.
-            count: Duration::from_secs(120),
+            count: Duration::from_mins(2),
             appear: Duration::from_secs(10),
             settle: Duration::from_secs(5),
             busy: Duration::from_secs(30),
