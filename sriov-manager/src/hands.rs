@@ -249,7 +249,9 @@ impl Hands {
                 continue;
             }
             let cure = match error.errno() {
-                Some(Errno::EOPNOTSUPP) => "the driver of the PF cannot do that: ask for the VF without it",
+                Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+                    "the driver of the PF cannot do that: ask for the VF without it"
+                }
                 Some(Errno::EINVAL) => "the driver of the PF refuses this value (a rate needs a link that is up)",
                 Some(Errno::EPERM) => "CAP_NET_ADMIN is needed",
                 Some(Errno::EAGAIN) => "the VF is still in reset: ask again, or see the kernel's log",

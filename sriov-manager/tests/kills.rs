@@ -83,6 +83,9 @@ fn at_every_point(
 }
 
 fn all_usable(node: &FakeNode, vfs: &Vfs) {
+    for shown in vfs.view().vfs {
+        assert_eq!(shown.vf.function.driver, node.sysfs().driver(shown.vf.address), "the list shows what is there");
+    }
     for index in [0, 2] {
         let vf = node.vf(0, index);
         if vfs.facts().leases.contains_key(&vf) {

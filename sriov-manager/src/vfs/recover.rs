@@ -47,6 +47,8 @@ impl Vfs {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         })?;
+        // What was brought back is not what was seen before.
+        self.look();
         self.record(&mut self.lock(), &Record::Boot { id: boot })
     }
 
