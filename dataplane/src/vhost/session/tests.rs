@@ -131,10 +131,20 @@ fn a_request_needs_the_protocol_feature_that_it_belongs_to() {
         (Request::GetMaxMemSlots, "CONFIGURE_MEM_SLOTS"),
         (Request::SetStatus(1), "STATUS"),
     ] {
-        let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())));
+        let mut session = session();
+        done(&mut session, Request::SetProtocolFeatures(0), vec![]);
         let problem = refused(&mut session, &request, Vec::new);
         assert_eq!(problem, format!("refused: {} without the protocol feature {feature}", request.word()));
     }
+}
+
+#[test]
+fn a_frontend_that_remembers_another_connection_may_speak_before_it_chooses() {
+    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())));
+    done(&mut session, Request::SetStatus(0), vec![]);
+    assert_eq!(ask(&mut session, Request::GetStatus), Body::Value(0));
+    let state = VringState { index: 3, num: 0 };
+    assert_eq!(ask(&mut session, Request::GetVringBase(state)), Body::Vring(state));
 }
 
 #[test]
