@@ -1,7 +1,7 @@
 //! Descriptors that are not what they should be, or should not be there at all.
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ferrule_dataplane::memif::message::{AddRegion, Message};
@@ -9,12 +9,10 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::Linger;
 use nix::unistd::{pipe, write};
 
 use crate::arena::{Arena, Case, open_files};
-use crate::files::{full_pipe, null, sealable};
+use crate::files::{full_pipe, lingering_socket, null, sealable};
 use crate::held::{Hammer, Held, hold};
 use crate::limit::FileLimit;
 use crate::memif::control::{free, loses, stays};
@@ -224,17 +222,6 @@ fn nearly_full_table(arena: &Arena) -> Held {
 fn readable(socket: &OwnedFd) -> bool {
     let mut list = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
     nix::poll::poll(&mut list, nix::poll::PollTimeout::ZERO) == Ok(1)
-}
-
-/// A socket whose last close waits for a far end that never reads, and that far end.
-fn lingering_socket() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let far = listener.accept().unwrap().0;
-    near.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut &near, &[0; 8192]).is_ok() {}
-    setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 600 }).unwrap();
-    (near, far)
 }
 
 fn lingering_sockets(arena: &Arena) -> Held {

@@ -149,7 +149,7 @@ impl Lair {
         peer.say(&Request::SetOwner, &[]);
         let offered = Features(peer.ask(&Request::GetFeatures, &[]).value());
         assert!(offered.has(self.shape.features), "{offered:x?} are offered, {:x?} wanted", self.shape.features);
-        let protocol = peer.ask(&Request::GetProtocolFeatures, &[]).value() & !PROTOCOL_STATUS;
+        let protocol = peer.ask(&Request::GetProtocolFeatures, &[]).value();
         peer.say(&Request::SetProtocolFeatures(protocol), &[]);
         peer.say(&Request::SetFeatures(self.shape.features.0), &[]);
     }
@@ -192,6 +192,7 @@ impl Lair {
         (0..self.rings()).for_each(|index| {
             peer.say(&Request::SetVringEnable(VringState { index, num: 1 }), &[]);
         });
+        peer.say(&Request::SetStatus(DRIVER_OK), &[]);
     }
 
     /// Connects with it, and waits until frames can cross.
@@ -319,6 +320,6 @@ pub const HEADER: u32 = 12;
 /// Where its memory is for a guest, and for its process.
 pub const GUEST: u64 = 1 << 32;
 pub const USER: u64 = 0x7000_0000_0000;
+/// ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK.
+const DRIVER_OK: u64 = 0x0f;
 const PAGE: u64 = 4096;
-/// Rings start without it as soon as they are described.
-const PROTOCOL_STATUS: u64 = 1 << 16;

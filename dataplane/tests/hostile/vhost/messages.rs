@@ -196,7 +196,7 @@ fn blind_frontend(arena: &Arena) -> Held {
     let (lair, peer) = (Lair::new(), Peer::connect(arena));
     let offer = lair.shape.features.0;
     peer.send(
-        &[Request::SetOwner, Request::GetFeatures, Request::SetFeatures(offer)]
+        &[Request::SetOwner, Request::GetFeatures, Request::SetProtocolFeatures(STATUS), Request::SetFeatures(offer)]
             .map(|request| request.emit(false))
             .concat(),
         &[],
@@ -231,3 +231,6 @@ fn random_payloads(arena: &Arena) -> Held {
 fn header(number: u32, flags: u32, size: u32) -> Vec<u8> {
     [number, flags, size].map(u32::to_ne_bytes).concat()
 }
+
+/// The protocol feature of SET_STATUS.
+const STATUS: u64 = 1 << 16;
