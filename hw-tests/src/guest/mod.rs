@@ -1,0 +1,7 @@
+//! What runs inside a virtual machine of [`crate::vm`], in the program `vm-guest`.
+//!
+//! - [`boot`]: file systems and kernel modules, once;
+//! - [`agent`]: starts programs for the host.
+
+pub mod agent;
+pub mod boot;

@@ -1,0 +1,117 @@
+//! Boots the lab and runs scenarios in it. One machine serves them all until one of them needs another.
+
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tempfile::NamedTempFile;
+
+use super::report::{Line, Report, Verdict};
+use super::scenario::{Figure, SKIPPED, Scenario};
+use super::topology;
+use crate::vm::machine::{Machine, Options, make_disk};
+use crate::vm::pieces::Pieces;
+use crate::vm::protocol::End;
+
+/// The lab on this host.
+pub struct Lab {
+    pieces: Pieces,
+    options: Options,
+    machine: Option<Machine>,
+    /// What QEMU boots from and writes to: gone with the lab.
+    _files: [NamedTempFile; 2],
+}
+
+impl Lab {
+    /// Makes everything ready, and boots nothing yet. With a greeting there is a shell on the serial line.
+    pub fn new(pieces: Pieces, shell: Option<String>) -> Result<Self> {
+        let initramfs = topology::image(shell).build(&pieces)?;
+        let disk = NamedTempFile::new_in(&pieces.folder).context("make a file for a disk")?;
+        make_disk(disk.path(), DISK_MIB)?;
+        let options = Options {
+            initramfs: initramfs.path().to_owned(),
+            kernel: topology::kernel(),
+            qemu: topology::qemu(disk.path()),
+        };
+        Ok(Self { pieces, options, machine: None, _files: [initramfs, disk] })
+    }
+
+    /// Runs scenarios one after the other.
+    pub fn run(&mut self, scenarios: &[&'static Scenario]) -> Report {
+        let mut report = Report::default();
+        for scenario in scenarios {
+            report.add(self.run_one(scenario));
+        }
+        report
+    }
+
+    /// Gives the terminal to a person inside, until the machine is switched off.
+    pub fn shell(&self) -> Result<ExitStatus> {
+        let mut command = self.options.command(&self.pieces);
+        command.args(["-chardev", "null,id=channel", "-serial", "mon:stdio"]);
+        command.status().context("run QEMU")
+    }
+
+    fn run_one(&mut self, scenario: &'static Scenario) -> Line {
+        let mut line = Line { scenario: scenario.name, verdict: Verdict::Passed, seconds: 0.0, figures: Vec::new() };
+        for part in 0..scenario.parts.len() {
+            if part > 0 {
+                self.machine.take().map(Machine::cut);
+            }
+            line.verdict = self.run_part(scenario, part, &mut line).unwrap_or_else(|error| {
+                // The next one finds a machine that can be trusted.
+                self.machine = None;
+                Verdict::Failed(format!("{error:#}"))
+            });
+            if line.verdict != Verdict::Passed {
+                break;
+            }
+        }
+        line
+    }
+
+    fn run_part(&mut self, scenario: &Scenario, part: usize, line: &mut Line) -> Result<Verdict> {
+        let machine = self.machine()?;
+        let said_before = machine.console().len();
+        let began = Instant::now();
+        let program = ["/bin/vm-guest", "scenario", scenario.name, &part.to_string()];
+        let (end, text) = machine.start(&program, scenario.patience)?.wait();
+        line.seconds += began.elapsed().as_secs_f64();
+        line.figures.extend(text.lines().filter_map(Figure::of_line));
+        let printed: Vec<_> = text.lines().filter(|line| Figure::of_line(line).is_none()).collect();
+        let printed = printed.join("\n");
+        let console = &machine.console()[said_before..];
+        let complaint = console.lines().find(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)));
+        match (end, complaint) {
+            (End::Exited(0), None) => Ok(Verdict::Passed),
+            (End::Exited(code), None) if code == i32::from(SKIPPED) => Ok(Verdict::Skipped(printed)),
+            (End::Exited(_) | End::Signalled(_), None) => Ok(Verdict::Failed(format!("{end:?}\n{printed}"))),
+            (_, None) => bail!("{end:?} after {:?}\n{printed}\nits console:\n{}", began.elapsed(), tail(console)),
+            (_, Some(complaint)) => bail!("{end:?}; the kernel says: {complaint}\n{printed}\n{}", tail(console)),
+        }
+    }
+
+    /// The machine, booted if there is none.
+    fn machine(&mut self) -> Result<&mut Machine> {
+        if self.machine.as_mut().is_none_or(Machine::has_ended) {
+            // The old one first: both would write to the disk.
+            self.machine = None;
+            let machine = Machine::boot(&self.pieces, &self.options)?;
+            println!("{:>8}  the lab  ({:.1} s)", "booted", machine.boot_time().as_secs_f64());
+            self.machine = Some(machine);
+        }
+        self.machine.as_mut().context("a machine was just booted")
+    }
+}
+
+/// The end of what a kernel said: a panic with its trace is not longer.
+fn tail(console: &str) -> String {
+    let lines: Vec<_> = console.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+/// What a kernel says when something in it is wrong.
+const COMPLAINTS: [&str; 4] = ["BUG:", "WARNING:", "Oops", "blocked for more than"];
+
+const TAIL_LINES: usize = 80;
+const DISK_MIB: u32 = 64;
