@@ -67,7 +67,7 @@ pub fn lacks(test: &str, needs: &[Need]) -> bool {
 }
 
 /// Says that `test` is skipped because it lacks something.
-pub(crate) fn skip(test: &str, missing: &str) {
+pub fn skip(test: &str, missing: &str) {
     let line = format!("skipped: {test}: lacks {missing}");
     assert!(may_skip(), "FERRULE_SKIP=never: {line}");
     // Not `eprintln!`, which the test harness hides for tests that pass.

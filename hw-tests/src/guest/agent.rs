@@ -23,7 +23,7 @@ pub fn serve() -> Result<()> {
     let channel = File::options().read(true).write(true).open(&port);
     let channel = channel.with_context(|| format!("open {}", port.display()))?;
     let host = Host(Arc::new(Mutex::new(channel.try_clone().context("open the channel twice")?)));
-    host.tell(&FromGuest::Ready(uptime()?))?;
+    host.tell(&FromGuest::Ready)?;
     let mut kills: HashMap<u32, Sender<()>> = HashMap::new();
     for line in BufReader::new(channel).lines() {
         let line = line.context("read from the host")?;
@@ -35,8 +35,10 @@ pub fn serve() -> Result<()> {
                 thread::spawn(move || run(&host, job, &program, patience, &killed));
             }
             ToGuest::Kill { job } => {
-                // One that has ended has nobody listening.
-                kills.get(&job).map(|kill| kill.send(()));
+                if let Some(kill) = kills.get(&job) {
+                    // One that has ended does not listen.
+                    let _ = kill.send(());
+                }
             }
         }
     }
@@ -82,7 +84,10 @@ fn watch(host: &Host, job: u32, mut child: Child, patience: Duration, killed: &R
         let status = child.wait();
         // What it started and left behind may hold its pipes; the end of the job is the end of its group.
         let _ = killpg(group, Signal::SIGKILL);
-        pipes.into_iter().for_each(|pipe| drop(pipe.join()));
+        for pipe in pipes {
+            // It panics only if the host is gone.
+            let _ = pipe.join();
+        }
         let _ = end.send(status);
     });
     let end = match wait(&ended, patience, killed) {
@@ -143,12 +148,6 @@ fn port() -> Result<PathBuf> {
         }
     }
     anyhow::bail!("this machine has no virtio port {PORT}")
-}
-
-fn uptime() -> Result<Duration> {
-    let text = fs::read_to_string("/proc/uptime").context("read /proc/uptime")?;
-    let seconds = text.split(' ').next().and_then(|word| word.parse().ok()).context("understand /proc/uptime")?;
-    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// How often it is looked whether a program is to be killed.

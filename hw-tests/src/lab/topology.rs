@@ -49,10 +49,13 @@ pub fn image(shell: Option<String>) -> Image {
     Image { modules: modules.split(' ').collect(), programs, shell, ..Image::default() }
 }
 
-/// DPDK's test program, and the drivers it loads by name. What lacks it skips its scenario.
+/// DPDK's test program, the drivers it loads by name, and what makes it print line by line.
 fn testpmd() -> Result<Vec<(PathBuf, String)>> {
     let testpmd = program("dpdk-testpmd")?;
-    let mut parts = vec![(testpmd, "/bin/dpdk-testpmd".to_owned())];
+    let stdbuf = PathBuf::from("/usr/libexec/coreutils/libstdbuf.so");
+    ensure!(stdbuf.exists(), "no {}", stdbuf.display());
+    let mut parts = vec![(testpmd, "/bin/dpdk-testpmd".to_owned()), (program("stdbuf")?, "/bin/stdbuf".to_owned())];
+    parts.push((stdbuf.clone(), stdbuf.to_string_lossy().into_owned()));
     let folder = pmds().context("find DPDK's drivers")?;
     for driver in ["mempool_ring", "net_e1000"] {
         let library = folder.join(format!("librte_{driver}.so"));

@@ -46,7 +46,7 @@ impl Image {
         let mut inittab = INITTAB.to_owned();
         if let Some(greeting) = &self.shell {
             inittab.push_str("ttyS0::respawn:-/bin/sh\n");
-            own.text("/etc/profile", &format!("export PS1='lab:\\w# '\ncat /etc/motd\n"));
+            own.text("/etc/profile", "export PS1='lab:\\w# '\ncat /etc/motd\n");
             own.text("/etc/motd", greeting);
         }
         own.text("/etc/inittab", &inittab);

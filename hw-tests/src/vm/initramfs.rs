@@ -62,15 +62,15 @@ impl Initramfs {
         let release = folder.file_name().context("a folder of modules is named after the kernel's release")?;
         let inside = Path::new("/lib/modules").join(release);
         let table = ModuleTable::read(folder)?;
-        let mut dependencies = String::new();
+        let mut dependencies = Vec::new();
         for module in table.closure(names)? {
             let output = Command::new("xz").arg("-dc").arg(folder.join(&module)).output().context("run xz")?;
             ensure!(output.status.success(), "unpack {module}: {}", String::from_utf8_lossy(&output.stderr));
             self.put(&inside.join(unpacked(&module)), Entry::File { content: output.stdout, mode: 0o644 });
-            let needed = table.needs(&module).iter().map(|needed| format!(" {}", unpacked(needed)));
-            dependencies.push_str(&format!("{}:{}\n", unpacked(&module), needed.collect::<String>()));
+            let needed: Vec<_> = table.needs(&module).iter().map(|needed| unpacked(needed)).collect();
+            dependencies.push(format!("{}: {}\n", unpacked(&module), needed.join(" ")));
         }
-        self.text(&inside.join("modules.dep").to_string_lossy(), &dependencies);
+        self.text(&inside.join("modules.dep").to_string_lossy(), &dependencies.concat());
         self.text("/etc/modules", &names.join("\n"));
         Ok(())
     }

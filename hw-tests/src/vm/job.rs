@@ -55,8 +55,8 @@ pub(super) struct News {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// How long the guest took to boot, once it has.
-    pub(super) booted: Option<Duration>,
+    /// The guest has booted.
+    pub(super) booted: bool,
     /// Its channel is closed.
     pub(super) gone: bool,
     jobs: HashMap<u32, Printed>,
@@ -72,7 +72,7 @@ impl News {
     pub(super) fn take(&self, message: FromGuest) {
         let mut state = self.state();
         match message {
-            FromGuest::Ready(after) => state.booted = Some(after),
+            FromGuest::Ready => state.booted = true,
             FromGuest::Line { job, text } => {
                 let printed = &mut state.jobs.entry(job).or_default().text;
                 printed.push_str(&text);

@@ -29,8 +29,8 @@ pub enum ToGuest {
 /// What the guest tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromGuest {
-    /// It has booted, so long after its kernel began.
-    Ready(Duration),
+    /// It has booted.
+    Ready,
     /// A program printed a line, to its standard output or error.
     Line {
         /// Which program.
