@@ -10,7 +10,7 @@ use crate::control::state::State;
 use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::kernel::{Place, TapInterface, VethPair};
-use crate::spec::{EndSpec, FieldError, MemifSpec, Role, WireSpec};
+use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
 use crate::status::WireStatus;
 
 /// How to run the workers.
@@ -146,11 +146,12 @@ impl Engine {
                     })?;
                     End::tap(interface.tap)
                 }
-                EndSpec::Memif(memif) if memif.role == Role::Server => {
-                    doors.open(&spec.name, number, memif).map_err(|error| failed(number, error.to_string()))?;
+                EndSpec::Memif(memif) if memif.role == Role::Client => End::client(),
+                EndSpec::VhostUser(vhost) if vhost.mode == SocketMode::Client => End::client(),
+                EndSpec::Memif(_) | EndSpec::VhostUser(_) => {
+                    doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
                     End::server()
                 }
-                EndSpec::Memif(_) => End::client(),
             });
         }
         let [a, b]: [End; 2] = ends.try_into().ok().expect("one end was made for each of the two");
@@ -168,21 +169,21 @@ impl Drop for Engine {
 /// Doors opened for a wire that is not made yet; closed again if it never is.
 struct Doors<'a> {
     control: &'a Control,
-    open: Vec<MemifSpec>,
+    open: Vec<EndSpec>,
 }
 
 impl Doors<'_> {
-    fn open(&mut self, name: &str, end: usize, spec: &MemifSpec) -> Result<(), DoorError> {
-        self.control.state().open_door(name, end, spec)?;
-        self.open.push(spec.clone());
+    fn open(&mut self, name: &str, number: usize, end: &EndSpec) -> Result<(), DoorError> {
+        self.control.state().open_door(name, number, end)?;
+        self.open.push(end.clone());
         Ok(())
     }
 }
 
 impl Drop for Doors<'_> {
     fn drop(&mut self) {
-        for spec in &self.open {
-            self.control.state().close_door(spec);
+        for end in &self.open {
+            self.control.state().close_door(end);
         }
     }
 }

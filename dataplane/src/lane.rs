@@ -93,6 +93,7 @@ impl Lane {
         let sources = self.ends.iter().flat_map(|end| &end.sources);
         sources.filter_map(|LaneSource { source, .. }| match source {
             AnySource::Memif(receiver) => receiver.bell(),
+            AnySource::Vhost(vring) => vring.bell(),
             AnySource::Tap(tap) => tap.bell(),
         })
     }
@@ -101,6 +102,7 @@ impl Lane {
         let sources = self.ends.iter_mut().flat_map(|end| &mut end.sources);
         sources.map(|LaneSource { source, .. }| match source {
             AnySource::Memif(receiver) => receiver as &mut dyn Source,
+            AnySource::Vhost(vring) => vring as &mut dyn Source,
             AnySource::Tap(tap) => tap as &mut dyn Source,
         })
     }

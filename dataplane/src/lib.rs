@@ -8,7 +8,8 @@
 //! - [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
 //! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`port`]: what a link needs
 //!   of its ends;
-//! - [`memif`] and [`kernel`]: the kinds of ends; [`offload`]: checksums and segments in software;
+//! - [`memif`], [`vhost`] and [`kernel`]: the kinds of ends; [`socket`]: where peers meet us; [`offload`]: checksums
+//!   and segments in software;
 //! - [`mailbox`] and [`sleep`]: how control meets a worker, and how a thread sleeps safely.
 
 pub mod control;
@@ -21,9 +22,11 @@ pub mod memif;
 pub mod offload;
 pub mod port;
 pub mod sleep;
+pub mod socket;
 pub mod spec;
 pub mod status;
 mod sync;
+pub mod vhost;
 pub mod worker;
 
 pub use engine::{Engine, EngineError, Idle, Settings};

@@ -12,11 +12,14 @@ use crate::offload::{Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
+use crate::vhost::vring::{GuestRx, GuestTx};
 
 /// A source of any kind.
 pub enum AnySource {
     /// A memif ring.
     Memif(Receiver),
+    /// A virtqueue of which a guest transmits.
+    Vhost(GuestTx),
     /// A kernel interface.
     Tap(TapSource),
 }
@@ -25,6 +28,8 @@ pub enum AnySource {
 pub enum AnyTarget {
     /// A memif ring.
     Memif(Sender),
+    /// A virtqueue of which a guest receives.
+    Vhost(GuestRx),
     /// A kernel interface.
     Tap(TapTarget),
 }
@@ -81,6 +86,8 @@ pub fn forward(
 ) -> Result<Visit, Broken> {
     match source {
         AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
     }
 }
@@ -95,6 +102,8 @@ fn to_any(
 ) -> Result<Visit, Broken> {
     match target {
         AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, tools),
+        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, tools),
         AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
     }
 }
@@ -150,6 +159,9 @@ fn pump<S: Source, T: Target>(
         let _ = tools.bell.ring(bell);
     }
     source.release();
+    if let Some(bell) = source.release_bell() {
+        let _ = tools.bell.ring(bell);
+    }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
 }
@@ -198,6 +210,27 @@ fn finish(
 fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Put, Fault> {
     let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
     target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
+}
+
+/// Stores one finished frame that no source sent, counted as if one had.
+pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bell: &mut Bell) -> Result<Put, Fault> {
+    let target: &mut dyn Target = match target {
+        AnyTarget::Memif(target) => target,
+        AnyTarget::Vhost(target) => target,
+        AnyTarget::Tap(target) => target,
+    };
+    target.look()?;
+    let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
+    if target.publish()
+        && let Some(eventfd) = target.bell()
+    {
+        // As in `pump`.
+        let _ = bell.ring(eventfd);
+    }
+    let mut tally = Tally::default();
+    tally.count(put, bytes.len());
+    counters.add(&tally);
+    Ok(put)
 }
 
 /// What one visit counted.

@@ -27,6 +27,12 @@ pub trait Source {
     /// Gives everything taken back to the peer.
     fn release(&mut self);
 
+    /// What to ring after a release: a guest may wait for its buffers, where other peers look for them.
+    #[inline(always)]
+    fn release_bell(&mut self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Asks the peer to ring from now on, or not to. After asking, look once more before sleeping.
     fn want_bell(&mut self, wanted: bool);
 
@@ -113,6 +119,54 @@ pub enum Fault {
     Oversize {
         /// Where it begins.
         slot: u32,
+    },
+    /// An available ring names a descriptor that is not there (virtio 1.2, 2.7.6).
+    #[error("available entry {entry} names descriptor {head} of a ring of {size}")]
+    Head {
+        /// The entry.
+        entry: u32,
+        /// What it says.
+        head: u32,
+        /// The ring's length.
+        size: u32,
+    },
+    /// A descriptor of a guest names memory that is not there.
+    #[error(
+        "descriptor {slot} names {length} bytes at guest address {high:#x}{low:08x}, which are not all in its memory"
+    )]
+    GuestMemory {
+        /// Its slot.
+        slot: u32,
+        /// The upper half of the address.
+        high: u32,
+        /// The lower half of the address.
+        low: u32,
+        /// Its length.
+        length: u32,
+    },
+    /// A descriptor of a receive ring that we must not write to.
+    #[error("descriptor {slot} is in a receive ring, but not for the device to write")]
+    Direction {
+        /// Its slot.
+        slot: u32,
+    },
+    /// An indirect descriptor that stands for no table (virtio 1.2, 2.7.5.3 and 2.8.7).
+    #[error(
+        "descriptor {slot} stands for {length} bytes of descriptors: no table, one too long, or one inside another"
+    )]
+    Table {
+        /// Its slot.
+        slot: u32,
+        /// Its length.
+        length: u32,
+    },
+    /// A buffer for received frames that not even the header fits in.
+    #[error("descriptor {slot} offers {length} bytes to receive in, fewer than a header has")]
+    NoRoom {
+        /// Its slot.
+        slot: u32,
+        /// Its length.
+        length: u32,
     },
     /// Pages of its memory went away.
     #[error("its shared memory was truncated while in use")]

@@ -38,6 +38,8 @@ pub enum Full {
 pub enum EndSpec {
     /// A memif 2.0 shared-memory interface.
     Memif(MemifSpec),
+    /// The device of a virtual machine or of a virtio-user process.
+    VhostUser(VhostUserSpec),
     /// A network interface of the kernel.
     Kernel(KernelSpec),
 }
@@ -118,6 +120,72 @@ impl fmt::Display for Mode {
             Self::Ethernet => "ethernet",
             Self::Ip => "ip",
         })
+    }
+}
+
+/// A vhost-user end: we are the backend, whoever listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostUserSpec {
+    /// Where the control socket is. An abstract name is one of the forwarder's own namespace.
+    pub socket: SocketAddress,
+    /// Whether we listen there or connect.
+    pub mode: SocketMode,
+    /// Queue pairs that the frontend may use.
+    pub queues: u16,
+    /// What is offered to the frontend.
+    pub features: VhostFeatures,
+    /// The MTU that the guest is told; none: it is told nothing.
+    pub mtu: Option<u16>,
+    /// The MAC address that the guest is told; none: the frontend knows.
+    pub mac: Option<MacAddress>,
+}
+
+impl VhostUserSpec {
+    /// An end with one queue pair that offers everything.
+    pub fn new(socket: SocketAddress, mode: SocketMode) -> Self {
+        Self { socket, mode, queues: 1, features: VhostFeatures::default(), mtu: None, mac: None }
+    }
+}
+
+/// Who listens on a vhost-user socket; the roles of the protocol do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketMode {
+    /// We listen (DPDK: `server=0` of its virtio-user, QEMU: `server=off`).
+    Server,
+    /// The frontend listens and we connect, again and again: guests survive a restart of ours.
+    Client,
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        })
+    }
+}
+
+/// What a vhost-user end offers; all of it, unless something is switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a feature that is switched by itself")]
+pub struct VhostFeatures {
+    /// Rings of the packed layout.
+    pub packed: bool,
+    /// Buffers are used in their order.
+    pub in_order: bool,
+    /// A received frame may lie in several buffers.
+    pub mergeable: bool,
+    /// Tables of descriptors.
+    pub indirect: bool,
+    /// Kicks and interrupts at an index.
+    pub event_idx: bool,
+    /// Unfinished checksums and large TCP frames, if the other end is one that takes and gives them.
+    pub offloads: bool,
+}
+
+impl Default for VhostFeatures {
+    fn default() -> Self {
+        Self { packed: true, in_order: true, mergeable: true, indirect: true, event_idx: true, offloads: true }
     }
 }
 
@@ -355,6 +423,9 @@ impl WireSpec {
             (EndSpec::Memif(a), EndSpec::Memif(b)) if a.socket == b.socket && a.netns == b.netns && a.id == b.id => {
                 errors.push(FieldError::new("ends", format!("both ends are memif {} id {}", a.socket, a.id)));
             }
+            (EndSpec::VhostUser(a), EndSpec::VhostUser(b)) if a.socket == b.socket => {
+                errors.push(FieldError::new("ends", format!("both ends are vhost-user {}", a.socket)));
+            }
             (EndSpec::Kernel(a), EndSpec::Kernel(b)) if a.netns == b.netns && a.name == b.name => {
                 errors
                     .push(FieldError::new("ends", format!("both ends are interface {} of the same namespace", a.name)));
@@ -370,13 +441,14 @@ impl EndSpec {
     pub fn mode(&self) -> Mode {
         match self {
             Self::Memif(memif) => memif.mode,
-            Self::Kernel(_) => Mode::Ethernet,
+            Self::VhostUser(_) | Self::Kernel(_) => Mode::Ethernet,
         }
     }
 
     fn check(&self) -> Vec<FieldError> {
         match self {
             Self::Memif(memif) => memif.check(),
+            Self::VhostUser(vhost) => vhost.check(),
             Self::Kernel(kernel) => kernel.check(),
         }
     }
@@ -386,6 +458,7 @@ impl fmt::Display for EndSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memif(memif) => write!(f, "memif {} id {} {}", memif.socket, memif.id, memif.role),
+            Self::VhostUser(vhost) => write!(f, "vhost-user {} {}", vhost.socket, vhost.mode),
             Self::Kernel(kernel) => match &kernel.netns {
                 Some(netns) => write!(f, "kernel {} in {netns}", kernel.name),
                 None => write!(f, "kernel {}", kernel.name),
@@ -414,6 +487,23 @@ impl MemifSpec {
                 "memif.buffer",
                 format!("{} bytes; a multiple of 64 from {BUFFER_MIN} to {BUFFER_MAX} is wanted", self.buffer),
             ));
+        }
+        errors
+    }
+}
+
+impl VhostUserSpec {
+    fn check(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        if self.queues == 0 || self.queues > QUEUES_MAX {
+            let problem = format!("{} queue pairs; 1 to {QUEUES_MAX} are possible", self.queues);
+            errors.push(FieldError::new("vhost-user.queues", problem));
+        }
+        if let Some(mtu) = self.mtu
+            && !(MTU_MIN..=MTU_MAX).contains(&u32::from(mtu))
+        {
+            let problem = format!("{mtu} bytes; {MTU_MIN} to {MTU_MAX} are possible");
+            errors.push(FieldError::new("vhost-user.mtu", problem));
         }
         errors
     }
@@ -476,7 +566,7 @@ impl FieldError {
 
 /// Bytes of a memif secret.
 pub const SECRET_MAX: usize = 24;
-/// Queue pairs of one memif end.
+/// Queue pairs of one end.
 pub const QUEUES_MAX: u16 = 16;
 /// Smallest ring a memif client of ours makes, in descriptors.
 pub const RING_MIN: u32 = 32;

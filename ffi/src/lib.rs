@@ -5,19 +5,21 @@
 //!
 //! In reading order:
 //! - [`region`]: memory shared with a peer that may lie: mapped, bounds-checked, never a Rust reference.
+//! - [`array`]: small values side by side in it;
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
 //! - [`guard`]: what happens when a peer truncates the file behind a mapping (SIGBUS).
 //! - [`bell`]: rings a peer's eventfd without ever blocking, whatever the peer did to it.
-//! - [`seqpacket`]: packets and file descriptors over Unix sockets.
+//! - [`unix`]: bytes and file descriptors over Unix sockets.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
 //! - [`tap`]: TAP devices with a virtio-net header.
 
+pub mod array;
 pub mod bell;
 pub mod guard;
 pub mod netns;
 pub mod peer_file;
 pub mod region;
-pub mod seqpacket;
 pub mod span;
 pub mod tap;
+pub mod unix;

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -125,6 +125,33 @@ impl Region {
         Some(unsafe { SpanMut::new(self.base.as_ptr().add(offset as usize), len as usize) })
     }
 
+    /// The same for memory that can be longer than 4 GiB.
+    #[inline(always)]
+    pub fn span_at(&self, offset: u64, len: u32) -> Option<Span<'_>> {
+        if offset.checked_add(u64::from(len))? > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; it lives as long as `self`.
+        Some(unsafe { Span::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// The same for memory that can be longer than 4 GiB.
+    #[inline(always)]
+    pub fn span_mut_at(&self, offset: u64, len: u32) -> Option<SpanMut<'_>> {
+        if offset.checked_add(u64::from(len))? > self.len as u64 {
+            return None;
+        }
+        // SAFETY: inside the mapping, by the check above; no reference to its bytes exists anywhere.
+        Some(unsafe { SpanMut::new(self.base.as_ptr().add(offset as usize), len as usize) })
+    }
+
+    /// `len` bytes (not none) from `offset` on as a region of their own, in the same mapping; `None` if they are not
+    /// all inside.
+    pub fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let base = self.place(offset, len, 1)?;
+        (len > 0).then(|| Self { base, len: len as usize, mapping: Arc::clone(&self.mapping) })
+    }
+
     /// The 16-bit index at `offset`; `None` if it is outside or not aligned.
     pub fn index(&self, offset: u64) -> Option<Index> {
         Some(Index { place: self.place(offset, 2, 2)?.cast(), _region: self.clone() })
@@ -156,7 +183,16 @@ impl Region {
         Some(())
     }
 
-    fn place(&self, offset: u64, len: u64, align: usize) -> Option<NonNull<u8>> {
+    /// Sets bits of the byte at `offset` that others set and clear too; `None` if it is outside.
+    pub fn set_bits(&self, offset: u64, bits: u8) -> Option<()> {
+        let place = self.place(offset, 1, 1)?;
+        // SAFETY: inside the mapping, by `place`; only atomic accesses are made to bytes used this way, and what other
+        // processes do is outside of Rust's view.
+        unsafe { AtomicU8::from_ptr(place.as_ptr()) }.fetch_or(bits, Ordering::SeqCst);
+        Some(())
+    }
+
+    pub(crate) fn place(&self, offset: u64, len: u64, align: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(len)?;
         if end > self.len as u64 {
             return None;
@@ -333,6 +369,28 @@ mod tests {
         assert!(region.table(16, 256).is_none());
         assert!(region.table(0, 255).is_none());
         assert!(region.table(4, 1).is_none());
+    }
+
+    #[test]
+    fn a_part_of_a_region_ends_where_it_was_cut() {
+        let (region, _) = region(8192);
+        let part = region.part(4096, 4096).unwrap();
+        assert!(region.write_u32(4100, 7).is_some());
+        assert_eq!((part.len(), part.read_u32(4)), (4096, Some(7)));
+        assert!(part.span_at(4095, 1).is_some() && part.span_mut_at(4095, 1).is_some());
+        assert!(part.span_at(4095, 2).is_none() && part.span_mut_at(4095, 2).is_none());
+        assert!(part.span_at(u64::MAX, 1).is_none() && part.span_at(u64::MAX - 4095, u32::MAX).is_none());
+        assert!(region.part(4096, 4097).is_none());
+        assert!(region.part(4096, 0).is_none());
+        assert!(region.part(u64::MAX, 1).is_none());
+    }
+
+    #[test]
+    fn bits_are_added_to_those_that_are_set() {
+        let (region, _) = region(4096);
+        assert!(region.set_bits(3, 0x80).is_some() && region.set_bits(3, 1).is_some());
+        assert_eq!(region.read_u32(0), Some(0x8100_0000));
+        assert!(region.set_bits(4096, 1).is_none());
     }
 
     #[test]

@@ -74,6 +74,16 @@ impl Span<'_> {
         (len <= self.len).then_some(Self { len, ..self })
     }
 
+    /// Asks for the cache line of the first byte, to read it soon.
+    #[inline(always)]
+    pub fn prefetch(self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch changes nothing and never faults.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.base.cast());
+        }
+    }
+
     /// For system calls that read the bytes themselves (writev).
     pub(crate) fn as_ptr(self) -> *const u8 {
         self.base
@@ -106,6 +116,27 @@ impl SpanMut<'_> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// The part from `start` on; `None` if it begins behind the end.
+    #[inline]
+    pub fn tail(self, start: usize) -> Option<Self> {
+        let len = self.len.checked_sub(start)?;
+        // SAFETY: start <= self.len, so the part lies inside this span.
+        Some(Self { base: unsafe { self.base.add(start) }, len, memory: PhantomData })
+    }
+
+    /// The first `len` bytes and the rest; `None` if there are fewer.
+    #[inline(always)]
+    pub fn split(self, len: usize) -> Option<(Self, Self)> {
+        let head = Self { base: self.base, len: len.min(self.len), memory: PhantomData };
+        Some((head, self.tail(len)?))
+    }
+
+    /// Asks for the cache line of the first byte, to write to it soon.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        prefetch_write(self.base);
+    }
 }
 
 impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
@@ -113,6 +144,19 @@ impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
     fn from(bytes: &'a mut [u8]) -> Self {
         Self { base: bytes.as_mut_ptr(), len: bytes.len(), memory: PhantomData }
     }
+}
+
+/// Asks for a cache line that another core has, to write to it: a plain store would wait for it later.
+#[inline(always)]
+pub(crate) fn prefetch_write(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch changes nothing and never faults. The intrinsic would become a prefetch for reading, unless
+    // the whole program was built for CPUs that have this one; the others decode it as doing nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// Copies `len` bytes. Short frames, the ones that come by the ten million, are moved by a few

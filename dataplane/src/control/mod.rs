@@ -7,8 +7,9 @@
 //!
 //! - [`wire`]: one wire, its ends and lanes;
 //! - [`state`]: what happens to all of them;
-//! - [`voice`]: what of it is said in the log.
+//! - [`parting`]: why an end and its peer part; [`voice`]: what of it is said in the log.
 
+pub mod parting;
 pub mod state;
 pub mod voice;
 pub mod wire;

@@ -1,8 +1,10 @@
 //! What happens to wires: peers come and go, lanes are served and come back.
 //!
-//! - [`door`]: listening sockets and handshakes.
+//! - [`door`]: listening sockets, and the handshakes of memif clients;
+//! - [`frontend`]: vhost-user frontends, which say what they want at any time.
 
 pub mod door;
+pub mod frontend;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -11,17 +13,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::bell::Bell;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use crate::control::parting::Parting;
 use crate::control::state::door::{Door, DoorKey, Handshake, reserve};
 use crate::control::voice::shown;
-use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Wire};
+use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Peer, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::lane::deal;
+use crate::memif::channel::Channel;
 use crate::memif::handshake::{Client, Connection, Outbox, Refusal};
-use crate::memif::socket::Channel;
 use crate::port::Fault;
-use crate::spec::{EndSpec, MemifSpec, WireSpec};
+use crate::spec::{EndSpec, MemifSpec};
 use crate::worker::{Returned, Slot, WorkerHandle};
 
 /// Everything that control knows.
@@ -44,6 +48,8 @@ pub struct State {
     /// Which lane of which wire is in a worker's slot.
     served: HashMap<(usize, Slot), (String, usize)>,
     last_token: u64,
+    /// What rings peers of frames that control itself sends.
+    bell: Bell,
     /// A descriptor to give up when there is no other.
     reserve: Option<File>,
     /// No deadline is earlier; none: there is none.
@@ -72,6 +78,7 @@ impl State {
             handshakes: BTreeMap::new(),
             served: HashMap::new(),
             last_token: 0,
+            bell: Bell::new()?,
             reserve: reserve(),
             reminder: None,
         })
@@ -89,9 +96,8 @@ impl State {
         for (worker, slot) in joint.served() {
             self.workers[worker].ask_back(slot, patience);
         }
-        let servers: Vec<_> = wire.spec.ends.iter().filter_map(server_spec).cloned().collect();
-        for spec in &servers {
-            self.close_door(spec);
+        for end in &wire.spec.ends.clone() {
+            self.close_door(end);
         }
         self.finish_removal(name);
         true
@@ -104,7 +110,7 @@ impl State {
             return;
         }
         for end in 0..2 {
-            self.disconnect(name, end, &Refusal::Removed, true);
+            self.disconnect(name, end, &Parting::Removed, true);
         }
         self.wires.remove(name);
     }
@@ -114,6 +120,9 @@ impl State {
         let ends = wire.as_joint().into_iter().flat_map(|joint| &joint.ends);
         let deadline = ends.filter_map(End::deadline).min();
         self.remind(deadline);
+        for end in &wire.spec.ends {
+            self.let_in(end);
+        }
         self.wires.insert(name.to_owned(), wire);
         self.join(name);
     }
@@ -131,7 +140,7 @@ impl State {
         }
         let slow = self.handshakes.iter().filter(|(_, handshake)| now >= handshake.deadline());
         for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
-            self.refuse(token, &Refusal::TooSlow(HANDSHAKE.as_secs()));
+            self.refuse(token, &Parting::TooSlow(HANDSHAKE.as_secs()));
         }
         let mut due = Vec::new();
         for (name, joint) in self.wires.iter().filter_map(|(name, wire)| Some((name, wire.as_joint()?))) {
@@ -145,7 +154,7 @@ impl State {
             if waiting {
                 self.dial(&name, end);
             } else {
-                self.disconnect(&name, end, &Refusal::TooSlow(HANDSHAKE.as_secs()), true);
+                self.disconnect(&name, end, &Parting::TooSlow(HANDSHAKE.as_secs()), true);
             }
         }
         self.reminder = self.earliest();
@@ -184,14 +193,15 @@ impl State {
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| joint.ends[end].present && joint.ends[end].rings.is_none());
         // What is read where pages are missing looks like many a fault.
-        let truncated = |end: usize| joint.ends[end].live().is_some_and(|live| live.layout.is_truncated());
+        let truncated = |end: usize| joint.ends[end].live().is_some_and(|live| live.peer.is_truncated());
         let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
         let done = joint.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
-            self.disconnect(&name, end, &Refusal::Fault(fault), true);
+            self.disconnect(&name, end, &Parting::Fault(fault), true);
         }
         if done {
             self.finish_removal(&name);
+            self.resume(&name);
             self.join(&name);
         }
     }
@@ -226,9 +236,9 @@ impl State {
     }
 
     /// Ends what end `end` of a wire has with its peer. With `tell`, the peer hears why.
-    fn disconnect(&mut self, name: &str, end: usize, reason: &Refusal, tell: bool) {
+    fn disconnect(&mut self, name: &str, end: usize, reason: &Parting, tell: bool) {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
-        let was_live = joint.ends[end].present;
+        let was_live = joint.ends[end].has_peer();
         if was_live {
             if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
                 tracing::info!(wire = name, end, %reason, unsaid = shown(unsaid), "peer gone");
@@ -265,7 +275,11 @@ impl State {
 
     /// Starts to connect a client end.
     fn dial(&mut self, name: &str, end: usize) {
-        let Some(EndSpec::Memif(spec)) = self.wires.get(name).map(|wire| wire.spec.ends[end].clone()) else { return };
+        let spec = match self.wires.get(name).map(|wire| wire.spec.ends[end].clone()) {
+            Some(EndSpec::Memif(spec)) => spec,
+            Some(EndSpec::VhostUser(spec)) => return self.call_on(name, end, &spec),
+            _ => return,
+        };
         let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
             Ok(channel) => channel,
             Err(error) => return self.note(name, end, error.to_string()),
@@ -296,15 +310,20 @@ impl State {
         }
     }
 
-    /// The socket of an end has something to say: an answer in the handshake, or a goodbye.
+    /// The socket of an end has something to say: an answer in the handshake, a goodbye, or whatever a frontend wants.
     fn hear(&mut self, name: &str, end: usize, token: u64) {
+        let joint = self.wires.get(name).and_then(Wire::as_joint);
+        if joint.is_some_and(|joint| joint.ends[end].frontend().is_some()) {
+            return self.serve_frontend(name, end);
+        }
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(wire) = self.wires.get_mut(name) else { return };
             let EndSpec::Memif(spec) = &wire.spec.ends[end] else { return };
             let Body::Lanes(joint) = &mut wire.body else { return };
             let outcome = match &mut joint.ends[end].kind {
                 EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)) => {
-                    live.channel.receive().and_then(|received| match received {
+                    let Peer::Memif(channel, _) = &live.peer else { return };
+                    channel.receive().and_then(|received| match received {
                         None => Ok(Heard::Nothing),
                         Some((message, _)) => Err(Refusal::after_connect(message)),
                     })
@@ -323,14 +342,18 @@ impl State {
                     };
                     return self.attach(name, end, channel, *connection, token);
                 }
-                Err(refusal) => return self.disconnect(name, end, &refusal, true),
+                Err(refusal) => return self.disconnect(name, end, &refusal.into(), true),
             }
         }
     }
 
     fn watch(&mut self, socket: &impl AsFd, whose: Socket) -> io::Result<u64> {
+        self.watch_for(EpollFlags::EPOLLIN, socket, whose)
+    }
+
+    fn watch_for(&mut self, events: EpollFlags, socket: &impl AsFd, whose: Socket) -> io::Result<u64> {
         let token = self.last_token + 1;
-        self.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        self.epoll.add(socket, EpollEvent::new(events, token))?;
         self.last_token = token;
         self.sockets.insert(token, whose);
         Ok(token)
@@ -363,13 +386,6 @@ fn continue_attempt(channel: &Channel, client: &mut Option<Client>, spec: &Memif
     Ok(Heard::More)
 }
 
-fn server_spec(end: &EndSpec) -> Option<&MemifSpec> {
-    match end {
-        EndSpec::Memif(spec) if spec.role == crate::spec::Role::Server => Some(spec),
-        _ => None,
-    }
-}
-
 impl Wire {
     fn as_joint(&self) -> Option<&Joint> {
         match &self.body {
@@ -383,10 +399,5 @@ impl Wire {
             Body::Lanes(joint) => Some(joint),
             Body::Veth(_) => None,
         }
-    }
-
-    /// The ends that listen, to close their doors when the wire is not made after all.
-    pub fn servers(spec: &WireSpec) -> impl Iterator<Item = (usize, &MemifSpec)> {
-        spec.ends.iter().enumerate().filter_map(|(number, end)| Some((number, server_spec(end)?)))
     }
 }

@@ -1,11 +1,13 @@
 //! A wire as control sees it: two ends that come and go, and the lanes that join them meanwhile.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::tap::Tap;
 use nix::errno::Errno;
 
+use crate::control::parting::Parting;
 use crate::control::voice::Voice;
 use crate::kernel::VethPair;
 use crate::kernel::port::{TapSource, TapTarget};
@@ -13,10 +15,11 @@ use crate::lane::{Lane, LaneEnd, collect};
 use crate::link::{AnySource, AnyTarget, LinkCounters};
 use crate::memif::handshake::{Client, Connection};
 use crate::memif::layout::Layout;
-use crate::memif::socket::Channel;
 use crate::port::Fault;
 use crate::spec::{EndSpec, WireSpec};
 use crate::status::{EndState, WireStatus};
+use crate::vhost::session::{Message, Refusal, Session};
+use crate::{memif, vhost};
 
 /// A wire and how it is served.
 pub struct Wire {
@@ -64,7 +67,7 @@ pub struct End {
     pub kind: EndKind,
     /// Its rings, while no lane has them.
     pub rings: Option<LaneEnd>,
-    /// Whether the rings that lanes have are still those of the present peer.
+    /// Whether the rings that are there, or that lanes have, are those of the present peer.
     pub present: bool,
     /// Why it was last away.
     pub last_error: Option<String>,
@@ -72,9 +75,9 @@ pub struct End {
 
 /// The kinds of ends, with what control keeps of them.
 pub enum EndKind {
-    /// A memif server; its listener is shared with other wires.
+    /// One whose peers come to us; the listener of memif servers is shared with other wires.
     Server(Option<Live>),
-    /// A memif client.
+    /// One that goes to its peer.
     Client(Dialling),
     /// A TAP interface; `true`: it is gone.
     Tap(Arc<Tap>, bool),
@@ -82,24 +85,110 @@ pub enum EndKind {
 
 /// A peer that is there: with the positions of the queues, all that a successor would need.
 pub struct Live {
-    /// The socket whose end is the connection's end.
-    pub channel: Channel,
-    /// What the peer calls itself.
-    pub peer: String,
-    /// The shared memory.
-    pub layout: Layout,
-    /// The socket's token in epoll.
+    /// The peer itself.
+    pub peer: Peer,
+    /// What it calls itself, or what the kernel calls it.
+    pub name: String,
+    /// The token of its socket in epoll.
     pub token: u64,
+}
+
+/// The kinds of peers, each with the socket whose end is the connection's end.
+pub enum Peer {
+    /// One that speaks memif and has finished its handshake.
+    Memif(memif::channel::Channel, Layout),
+    /// One that speaks vhost-user, whatever it has said so far.
+    Vhost(Box<Frontend>),
+}
+
+/// A vhost-user frontend.
+pub struct Frontend {
+    /// Its socket.
+    pub channel: vhost::channel::Channel,
+    /// What it has said.
+    pub session: Session,
+    /// What it said last, if that waits for lanes to come back.
+    pub held: Option<Message>,
+    /// When it is given up, as long as it has said nothing.
+    pub silent_until: Option<Instant>,
+}
+
+impl Frontend {
+    /// What it says next; `None`: nothing now.
+    pub fn next(&mut self) -> Result<Option<Message>, Refusal> {
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
+        let Some(envelope) = self.channel.receive()? else { return Ok(None) };
+        self.silent_until = None;
+        Message::new(envelope).map(Some)
+    }
+}
+
+impl Peer {
+    /// Whether memory of it went away.
+    pub fn is_truncated(&self) -> bool {
+        match self {
+            Self::Memif(_, layout) => layout.is_truncated(),
+            Self::Vhost(frontend) => frontend.session.is_truncated(),
+        }
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Memif(channel, _) => channel.as_fd(),
+            Self::Vhost(frontend) => frontend.channel.as_fd(),
+        }
+    }
+}
+
+/// The control socket of a peer that is parted from, to be closed.
+pub enum ControlSocket {
+    /// It hears why.
+    Memif(memif::channel::Channel),
+    /// It has no words for it.
+    Vhost(vhost::channel::Channel),
+}
+
+impl ControlSocket {
+    /// Tells the peer why, if there is somebody left to tell.
+    pub fn say_goodbye(&self, reason: &Parting) {
+        if let Self::Memif(channel) = self
+            && reason.is_worth_telling()
+        {
+            channel.say_goodbye(reason);
+        }
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Memif(channel) => channel.as_fd(),
+            Self::Vhost(channel) => channel.as_fd(),
+        }
+    }
+}
+
+impl From<Peer> for ControlSocket {
+    fn from(peer: Peer) -> Self {
+        match peer {
+            Peer::Memif(channel, _) => Self::Memif(channel),
+            Peer::Vhost(frontend) => Self::Vhost(frontend.channel),
+        }
+    }
 }
 
 /// A client's way to its server.
 pub enum Dialling {
     /// Nothing until then.
     Waiting(Instant),
-    /// In the handshake.
+    /// In memif's handshake.
     Attempt {
         /// The socket.
-        channel: Channel,
+        channel: memif::channel::Channel,
         /// The conversation; taken while it is being led.
         client: Option<Client>,
         /// When it is given up.
@@ -142,9 +231,10 @@ impl Wire {
 }
 
 impl Joint {
-    /// Takes the rings of both ends, if they are there and no lane is out.
+    /// Takes the rings of both ends, if they are there, nobody wants to change them, and no lane is out.
     pub fn take_rings(&mut self) -> Option<[LaneEnd; 2]> {
-        if !self.lanes.is_empty() || self.leaving || self.ends.iter().any(|end| end.rings.is_none()) {
+        let wanting = |end: &End| end.rings.is_none() || end.frontend().is_some_and(|frontend| frontend.held.is_some());
+        if !self.lanes.is_empty() || self.leaving || self.ends.iter().any(wanting) {
             return None;
         }
         let [a, b] = &mut self.ends;
@@ -201,12 +291,12 @@ impl Joint {
 }
 
 impl End {
-    /// A memif server's end, without a peer.
+    /// The end of one that listens, without a peer.
     pub fn server() -> Self {
         Self { kind: EndKind::Server(None), rings: None, present: false, last_error: None }
     }
 
-    /// A memif client's end, to be connected at once.
+    /// The end of one that connects, to be connected at once.
     pub fn client() -> Self {
         let kind = EndKind::Client(Dialling::Waiting(Instant::now()));
         Self { kind, rings: None, present: false, last_error: None }
@@ -230,35 +320,84 @@ impl End {
         }
     }
 
-    /// A peer has come.
-    pub fn connected(&mut self, channel: Channel, connection: Connection, token: u64) {
-        let Connection { peer, layout, queues, .. } = connection;
-        let live = Live { channel, peer, layout, token };
-        self.kind = match self.kind {
-            EndKind::Server(_) => EndKind::Server(Some(live)),
-            EndKind::Client(_) => EndKind::Client(Dialling::Connected(live)),
-            EndKind::Tap(..) => unreachable!("only memif ends have peers that connect"),
-        };
+    /// The same, to bring it on.
+    pub fn live_mut(&mut self) -> Option<&mut Live> {
+        match &mut self.kind {
+            EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)) => Some(live),
+            _ => None,
+        }
+    }
+
+    /// The peer that is there, if it speaks vhost-user.
+    pub fn frontend(&self) -> Option<&Frontend> {
+        match &self.live()?.peer {
+            Peer::Vhost(frontend) => Some(frontend),
+            Peer::Memif(..) => None,
+        }
+    }
+
+    /// The same, to bring it on.
+    pub fn frontend_mut(&mut self) -> Option<&mut Frontend> {
+        match &mut self.live_mut()?.peer {
+            Peer::Vhost(frontend) => Some(frontend),
+            Peer::Memif(..) => None,
+        }
+    }
+
+    /// Whether anybody is there.
+    pub fn has_peer(&self) -> bool {
+        matches!(self.kind, EndKind::Tap(_, false)) || self.live().is_some()
+    }
+
+    /// A memif peer has come, with its rings.
+    pub fn connected(&mut self, channel: memif::channel::Channel, connection: Connection, token: u64) {
+        let Connection { peer: name, layout, queues, .. } = connection;
+        self.set_live(Live { peer: Peer::Memif(channel, layout), name, token });
         self.rings = Some(LaneEnd {
             sources: queues.receivers.into_iter().map(|receiver| AnySource::Memif(receiver).into()).collect(),
             targets: queues.senders.into_iter().map(AnyTarget::Memif).collect(),
         });
         self.present = true;
+    }
+
+    /// A frontend has come; its rings are there once it has described them.
+    pub fn approached(&mut self, frontend: Frontend, name: String, token: u64) {
+        self.set_live(Live { peer: Peer::Vhost(Box::new(frontend)), name, token });
+    }
+
+    /// The frontend has described its rings.
+    pub fn described(&mut self, rings: LaneEnd) {
+        self.rings = Some(rings);
+        self.present = true;
+    }
+
+    /// The rings, which are to be described anew; `None`: they are not here.
+    pub fn park(&mut self) -> Option<LaneEnd> {
+        let rings = self.rings.take()?;
+        self.present = false;
+        Some(rings)
+    }
+
+    fn set_live(&mut self, live: Live) {
+        self.kind = match self.kind {
+            EndKind::Server(_) => EndKind::Server(Some(live)),
+            EndKind::Client(_) => EndKind::Client(Dialling::Connected(live)),
+            EndKind::Tap(..) => unreachable!("no peer connects to a kernel interface"),
+        };
         self.last_error = None;
     }
 
     /// The peer, or the try to reach one, is gone. Its control socket comes back, to be closed.
-    pub fn disconnected(&mut self, reason: String) -> Option<(Channel, u64)> {
+    pub fn disconnected(&mut self, reason: String) -> Option<(ControlSocket, u64)> {
         self.rings = None;
         self.present = false;
         self.last_error = Some(reason);
         match &mut self.kind {
-            EndKind::Server(live) => live.take().map(|live| (live.channel, live.token)),
+            EndKind::Server(live) => live.take().map(|live| (live.peer.into(), live.token)),
             EndKind::Client(dialling) => {
                 match std::mem::replace(dialling, Dialling::Waiting(Instant::now() + REDIAL)) {
-                    Dialling::Connected(Live { channel, token, .. }) | Dialling::Attempt { channel, token, .. } => {
-                        Some((channel, token))
-                    }
+                    Dialling::Connected(live) => Some((live.peer.into(), live.token)),
+                    Dialling::Attempt { channel, token, .. } => Some((ControlSocket::Memif(channel), token)),
                     Dialling::Waiting(_) => None,
                 }
             }
@@ -274,7 +413,7 @@ impl End {
         match &self.kind {
             EndKind::Client(Dialling::Waiting(until)) => Some(*until),
             EndKind::Client(Dialling::Attempt { deadline, .. }) => Some(*deadline),
-            _ => None,
+            _ => self.frontend()?.silent_until,
         }
     }
 
@@ -285,7 +424,7 @@ impl End {
             (_, Some(problem)) => EndState::Failed { reason: problem.clone() },
             (EndKind::Server(None), None) => EndState::Listening { last_error },
             (EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)), None) => {
-                EndState::Connected { peer: live.peer.clone() }
+                EndState::Connected { peer: live.name.clone() }
             }
             (EndKind::Client(_), None) => EndState::Connecting { last_error },
             // No lane has it, which would find out.

@@ -7,14 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
+use crate::memif::channel::Channel;
 use crate::memif::handshake::{Client, Connection, Offer, Outbox, Refusal, Server};
 use crate::memif::layout::{Layout, Queues};
-use crate::memif::socket::{Channel, Listener, SocketError};
 use crate::port::Source;
+use crate::socket::{Listener, SocketError};
 use crate::spec::{MemifSpec, Role};
 
 /// A connected interface.
@@ -89,12 +91,12 @@ impl Endpoint {
     }
 
     fn listen(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
-        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
+        let listener = Listener::bind(Kind::SeqPacket, &spec.socket, spec.netns.as_ref())?;
         loop {
             wait(&listener, deadline)?;
             // A client that fails its handshake does not end the wait for a better one.
-            if let Ok(channel) = listener.accept()
-                && let Ok(endpoint) = lead_server(channel, spec, deadline)
+            if let Ok(socket) = listener.accept()
+                && let Ok(endpoint) = lead_server(socket.into(), spec, deadline)
             {
                 return Ok(Self { _listener: Some(listener), ..endpoint });
             }
@@ -135,7 +137,12 @@ fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
         }
         wait(&channel, deadline)?;
         let Some((message, files)) = channel.receive()? else { continue };
-        server = server.handle(message, files, offer, &mut out).inspect_err(|refusal| channel.say_goodbye(refusal))?;
+        let say_why = |refusal: &Refusal| {
+            if refusal.is_worth_telling() {
+                channel.say_goodbye(refusal);
+            }
+        };
+        server = server.handle(message, files, offer, &mut out).inspect_err(say_why)?;
     }
 }
 

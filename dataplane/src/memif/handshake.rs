@@ -228,9 +228,6 @@ pub enum Refusal {
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,
-    /// Not the peer's fault.
-    #[error("the wire was removed")]
-    Removed,
     /// Another version.
     #[error("memif version {0:#06x} is not spoken here, only {VERSION:#06x}")]
     Version(u16),
@@ -265,18 +262,9 @@ pub enum Refusal {
         /// How many.
         count: usize,
     },
-    /// The handshake did not end in time.
-    #[error("the handshake took longer than {0} s")]
-    TooSlow(u64),
-    /// More clients in mid-handshake than a socket serves: one has to go.
-    #[error("too many unfinished handshakes on this socket")]
-    Crowded,
     /// What we send is not read.
     #[error("the peer does not read its control socket")]
     Deaf,
-    /// It broke the rules of the rings.
-    #[error("{0}")]
-    Fault(crate::port::Fault),
     /// Memory of our own could not be made.
     #[error("make the shared memory: {0}")]
     Memory(io::Error),

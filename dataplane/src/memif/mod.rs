@@ -4,12 +4,12 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
-//! - [`socket`]: listening, connecting, one message at a time;
+//! - [`channel`]: a control socket, one message at a time;
 //! - [`endpoint`]: all of it together for a program that is the far end of a wire.
 
+pub mod channel;
 pub mod endpoint;
 pub mod handshake;
 pub mod layout;
 pub mod message;
 pub mod ring;
-pub mod socket;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ferrule_dataplane::memif::message::{AddRing, Direction, Hello, MESSAGE_LEN, Message, VERSION};
 use ferrule_ffi::region::{Index, Region, Table};
-use ferrule_ffi::seqpacket::{SeqPacket, SeqPacketListener};
+use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::arena::Arena;
@@ -13,12 +13,12 @@ use crate::peer::unix_address;
 
 /// A listening socket in the place where the attacked client expects an honest server.
 pub struct Host {
-    listener: SeqPacketListener,
+    listener: UnixListener,
 }
 
 /// A client that came.
 pub struct Guest {
-    pub socket: SeqPacket,
+    pub socket: UnixSocket,
     pub regions: Vec<Region>,
     pub rings: Vec<AddRing>,
     pub files: Vec<OwnedFd>,
@@ -26,7 +26,7 @@ pub struct Guest {
 
 impl Host {
     pub fn open(arena: &Arena) -> Self {
-        Self { listener: SeqPacketListener::bind(&unix_address(&arena.place.socket), 16).unwrap() }
+        Self { listener: UnixListener::bind(Kind::SeqPacket, &unix_address(&arena.place.socket), 16).unwrap() }
     }
 
     /// The next client that comes, or comes back.
@@ -40,7 +40,7 @@ impl Host {
 impl Guest {
     pub fn say(&self, message: &Message) {
         // A client that has already had enough hears nothing more.
-        let _ = self.socket.send(&message.emit(), None);
+        let _ = self.socket.send(&message.emit(), &[]);
     }
 
     /// The next message; `None`: the client has gone.

@@ -58,14 +58,14 @@ pub const CASES: &[Case] = &[
         says(arena, |guest| guest.say(&Message::Disconnect { code: 1, reason: "go away".to_owned() }))
     }),
     loses("server: a short packet", "a message of 3 bytes", |arena| {
-        says(arena, |guest| drop(guest.socket.send(&[2, 0, 0], None)))
+        says(arena, |guest| drop(guest.socket.send(&[2, 0, 0], &[])))
     }),
     loses("server: a descriptor with HELLO", "1 descriptors came with HELLO", |arena| {
         let null = std::fs::File::open("/dev/null").unwrap();
         let host = Host::open(arena);
         let mut guest = host.welcome();
         let file = std::os::fd::AsFd::as_fd(&null);
-        guest.socket.send(&Message::Hello(hello()).emit(), Some(file)).unwrap();
+        guest.socket.send(&Message::Hello(hello()).emit(), &[file]).unwrap();
         guest.goodbye();
         hold((host, guest))
     }),

@@ -1,29 +1,83 @@
-//! Doors: listening sockets, and the handshakes of the clients that come in by them.
+//! Doors: listening sockets, and the handshakes of the memif clients that come in by them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use ferrule_ffi::unix::Kind;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{Socket, State};
+use crate::control::parting::Parting;
 use crate::control::voice::{Voice, shown};
 use crate::control::wire::Wire;
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
+use crate::memif::channel::Channel;
 use crate::memif::handshake::{Connection, Offer, Outbox, Refusal, Server};
-use crate::memif::socket::{Channel, Listener, SocketError};
-use crate::spec::{EndSpec, MemifSpec, NetNs, SocketAddress};
+use crate::socket::{Listener, SocketError};
+use crate::spec::{EndSpec, NetNs, Role, SocketAddress, SocketMode};
 
-/// A listening socket and the interfaces behind it.
+/// A listening socket and who is behind it.
 pub(super) struct Door {
     listener: Listener,
     token: u64,
-    /// By interface id: the wire and which end of it.
-    ids: HashMap<u32, (String, usize)>,
+    behind: Behind,
     /// What is said of the clients that were turned away.
     voice: Voice,
+}
+
+/// Who is behind a door: the wire and which end of it.
+enum Behind {
+    /// Memif interfaces, by their ids.
+    Memif(HashMap<u32, (String, usize)>),
+    /// A vhost-user end.
+    Vhost(String, usize),
+}
+
+impl Behind {
+    fn new(name: &str, number: usize, end: &EndSpec) -> Self {
+        let place = (name.to_owned(), number);
+        match end {
+            EndSpec::Memif(spec) => Self::Memif(HashMap::from([(spec.id, place)])),
+            _ => Self::Vhost(place.0, place.1),
+        }
+    }
+}
+
+impl Door {
+    /// One more end behind a door that is there.
+    fn add(&mut self, name: &str, number: usize, end: &EndSpec) -> Result<(), DoorError> {
+        match (&mut self.behind, end) {
+            (Behind::Memif(ids), EndSpec::Memif(spec)) => match ids.entry(spec.id) {
+                Entry::Vacant(free) => {
+                    free.insert((name.to_owned(), number));
+                    Ok(())
+                }
+                Entry::Occupied(taken) => {
+                    let wire = taken.get().0.clone();
+                    Err(DoorError::IdTaken { id: spec.id, address: spec.socket.clone(), wire })
+                }
+            },
+            (Behind::Memif(ids), _) => {
+                let wire = ids.values().next().map(|(wire, _)| wire.clone()).unwrap_or_default();
+                Err(DoorError::SocketTaken { wire })
+            }
+            (Behind::Vhost(wire, _), _) => Err(DoorError::SocketTaken { wire: wire.clone() }),
+        }
+    }
+
+    /// The end of a memif interface.
+    fn of_id(&self, id: u32) -> Option<&(String, usize)> {
+        match &self.behind {
+            Behind::Memif(ids) => ids.get(&id),
+            Behind::Vhost(..) => None,
+        }
+    }
 }
 
 /// A listening socket is known by its address and, if abstract, its namespace.
@@ -33,10 +87,16 @@ pub struct DoorKey {
     netns: Option<NetNs>,
 }
 
-impl From<&MemifSpec> for DoorKey {
-    fn from(spec: &MemifSpec) -> Self {
-        let netns = matches!(spec.socket, SocketAddress::Abstract(_)).then(|| spec.netns.clone()).flatten();
-        Self { address: spec.socket.clone(), netns }
+impl DoorKey {
+    /// Where an end listens; `None`: it does not.
+    pub fn of(end: &EndSpec) -> Option<Self> {
+        let (address, netns) = match end {
+            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
+            EndSpec::VhostUser(spec) if spec.mode == SocketMode::Server => (&spec.socket, None),
+            _ => return None,
+        };
+        let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
+        Some(Self { address: address.clone(), netns })
     }
 }
 
@@ -60,31 +120,42 @@ impl Handshake {
 }
 
 impl State {
-    /// Listens for the memif server that is end `end` of wire `name`.
-    pub fn open_door(&mut self, name: &str, end: usize, spec: &MemifSpec) -> Result<(), DoorError> {
-        let key = DoorKey::from(spec);
+    /// Listens for end `number` of wire `name`, if it is one that listens. Nobody is let in before [`Self::let_in`].
+    pub fn open_door(&mut self, name: &str, number: usize, end: &EndSpec) -> Result<(), DoorError> {
+        let Some(key) = DoorKey::of(end) else { return Ok(()) };
         if let Some(door) = self.doors.get_mut(&key) {
-            if let Some((other, _)) = door.ids.get(&spec.id) {
-                return Err(DoorError::IdTaken { id: spec.id, address: key.address, wire: other.clone() });
-            }
-            door.ids.insert(spec.id, (name.to_owned(), end));
-            return Ok(());
+            return door.add(name, number, end);
         }
-        let listener = Listener::bind(&spec.socket, spec.netns.as_ref())?;
-        let token = self.watch(&listener, Socket::Door(key.clone()))?;
-        let ids = HashMap::from([(spec.id, (name.to_owned(), end))]);
-        self.doors.insert(key, Door { listener, token, ids, voice: Voice::default() });
+        let (kind, netns) = match end {
+            EndSpec::Memif(_) => (Kind::SeqPacket, key.netns.as_ref()),
+            _ => (Kind::Stream, None),
+        };
+        let listener = Listener::bind(kind, &key.address, netns)?;
+        let token = self.watch_for(EpollFlags::empty(), &listener, Socket::Door(key.clone()))?;
+        let behind = Behind::new(name, number, end);
+        self.doors.insert(key, Door { listener, token, behind, voice: Voice::default() });
         Ok(())
     }
 
+    /// Lets the peers of an end in, now that there is a wire for them. Those that came before have waited.
+    pub(super) fn let_in(&mut self, end: &EndSpec) {
+        let Some(door) = DoorKey::of(end).and_then(|key| self.doors.get(&key)) else { return };
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN, door.token);
+        // It is in epoll, since `open_door`.
+        let _ = self.epoll.modify(&door.listener, &mut event);
+    }
+
     /// Does not listen for that end any more.
-    pub fn close_door(&mut self, spec: &MemifSpec) {
-        let key = DoorKey::from(spec);
+    pub fn close_door(&mut self, end: &EndSpec) {
+        let Some(key) = DoorKey::of(end) else { return };
         let Some(door) = self.doors.get_mut(&key) else { return };
-        door.ids.remove(&spec.id);
-        if door.ids.is_empty()
-            && let Some(door) = self.doors.remove(&key)
-        {
+        if let (Behind::Memif(ids), EndSpec::Memif(spec)) = (&mut door.behind, end) {
+            ids.remove(&spec.id);
+            if !ids.is_empty() {
+                return;
+            }
+        }
+        if let Some(door) = self.doors.remove(&key) {
             self.forget(door.token, &door.listener);
         }
     }
@@ -92,11 +163,19 @@ impl State {
     pub(super) fn accept(&mut self, key: &DoorKey) {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(door) = self.doors.get(key) else { return };
-            let channel = match door.listener.accept() {
-                Ok(channel) => channel,
+            let socket = match door.listener.accept() {
+                Ok(socket) => socket,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.cannot_accept(key, &error),
             };
+            if let Behind::Vhost(name, end) = &door.behind {
+                let (name, end) = (name.clone(), *end);
+                if let Err(reason) = self.approach(&name, end, socket.into()) {
+                    self.turned_away(key, &reason);
+                }
+                continue;
+            }
+            let channel = Channel::from(socket);
             let mut out = Outbox::default();
             let server = Server::greet(&mut out);
             if channel.send(&mut out).is_err() {
@@ -125,7 +204,7 @@ impl State {
             self.reserve = reserve();
         }
         for token in spare {
-            self.refuse(token, &Refusal::Crowded);
+            self.refuse(token, &Parting::Crowded);
         }
     }
 
@@ -141,7 +220,7 @@ impl State {
         let silent = of_door().take(count / 2).find(|(_, handshake)| handshake.asked.is_none());
         let turned_away = silent.or_else(|| of_door().min_by_key(|(_, handshake)| handshake.heard));
         if let Some(token) = turned_away.map(|(&token, _)| token) {
-            self.refuse(token, &Refusal::Crowded);
+            self.refuse(token, &Parting::Crowded);
         }
     }
 
@@ -152,11 +231,11 @@ impl State {
             let (message, files) = match handshake.channel.receive() {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
-                Err(refusal) => return self.refuse(token, &refusal),
+                Err(refusal) => return self.refuse(token, &refusal.into()),
             };
             if let crate::memif::message::Message::Init(init) = &message {
                 handshake.asked.get_or_insert(init.id);
-                let holder = self.doors.get(&handshake.door).and_then(|door| door.ids.get(&init.id)).cloned();
+                let holder = self.doors.get(&handshake.door).and_then(|door| door.of_id(init.id)).cloned();
                 if let Some((wire, end)) = holder {
                     self.notice_loss(&wire, end);
                 }
@@ -175,7 +254,7 @@ impl State {
                 Err(refusal) => {
                     let server = Server::ExpectInit;
                     self.handshakes.insert(token, Handshake { door, channel, server, since, heard, asked });
-                    return self.refuse(token, &refusal);
+                    return self.refuse(token, &refusal.into());
                 }
             }
         }
@@ -183,7 +262,7 @@ impl State {
 
     /// The interface of an id, if it is free.
     fn offer(&self, door: &DoorKey, id: u32) -> Result<Offer<'_>, Refusal> {
-        let (wire, end) = self.doors.get(door).and_then(|door| door.ids.get(&id)).ok_or(Refusal::UnknownId(id))?;
+        let (wire, end) = self.doors.get(door).and_then(|door| door.of_id(id)).ok_or(Refusal::UnknownId(id))?;
         let wire = self.wires.get(wire).ok_or(Refusal::UnknownId(id))?;
         let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(Refusal::UnknownId(id)) };
         if wire.as_joint().is_some_and(|joint| joint.ends[*end].live().is_some()) {
@@ -193,40 +272,48 @@ impl State {
     }
 
     /// A peer that has just died may not have been noticed yet; it must not keep its successor out.
-    fn notice_loss(&mut self, name: &str, end: usize) {
+    pub(super) fn notice_loss(&mut self, name: &str, end: usize) {
         let live = self.wires.get(name).and_then(Wire::as_joint).and_then(|joint| joint.ends[end].live());
         let gone = live.is_some_and(|live| {
-            let mut socket = [PollFd::new(live.channel.as_fd(), PollFlags::empty())];
+            let mut socket = [PollFd::new(live.peer.as_fd(), PollFlags::empty())];
             let _ = poll(&mut socket, PollTimeout::ZERO);
             socket[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
         });
         if gone {
-            self.disconnect(name, end, &Refusal::Closed, false);
+            self.disconnect(name, end, &Parting::Closed, false);
         }
     }
 
     /// A client has finished its handshake.
     fn admit(&mut self, door: &DoorKey, channel: Channel, connection: Connection, token: u64) {
-        let place = self.doors.get(door).and_then(|door| door.ids.get(&connection.id)).cloned();
+        let place = self.doors.get(door).and_then(|door| door.of_id(connection.id)).cloned();
         let Some((name, end)) = place else { return self.forget(token, &channel) };
         self.sockets.insert(token, Socket::End(name.clone(), end));
         self.attach(&name, end, channel, connection, token);
     }
 
     /// Turns a client in mid-handshake away. The end that it wanted says why, if it has nobody else.
-    pub(super) fn refuse(&mut self, token: u64, reason: &Refusal) {
+    pub(super) fn refuse(&mut self, token: u64, reason: &Parting) {
         let Some(Handshake { door, channel, asked, .. }) = self.handshakes.remove(&token) else { return };
-        channel.say_goodbye(reason);
-        self.forget(token, &channel);
-        let Some(state) = self.doors.get_mut(&door) else { return };
-        if let Some(unsaid) = state.voice.may_say(Instant::now()) {
-            tracing::warn!(socket = %door.address, %reason, unsaid = shown(unsaid), "refused a memif client");
+        if reason.is_worth_telling() {
+            channel.say_goodbye(reason);
         }
-        let Some((wire, end)) = asked.and_then(|id| state.ids.get(&id)) else { return };
+        self.forget(token, &channel);
+        self.turned_away(&door, reason);
+        let Some(state) = self.doors.get(&door) else { return };
+        let Some((wire, end)) = asked.and_then(|id| state.of_id(id)) else { return };
         if let Some(joint) = self.wires.get_mut(wire).and_then(Wire::as_joint_mut)
             && joint.ends[*end].live().is_none()
         {
             joint.ends[*end].last_error = Some(reason.to_string());
+        }
+    }
+
+    /// Says that a peer was not let in.
+    fn turned_away(&mut self, key: &DoorKey, reason: &dyn Display) {
+        let Some(door) = self.doors.get_mut(key) else { return };
+        if let Some(unsaid) = door.voice.may_say(Instant::now()) {
+            tracing::warn!(socket = %key.address, %reason, unsaid = shown(unsaid), "refused a peer");
         }
     }
 }
@@ -246,6 +333,12 @@ pub enum DoorError {
         id: u32,
         /// The socket.
         address: SocketAddress,
+        /// The other wire.
+        wire: String,
+    },
+    /// Another wire listens there, for peers that it cannot be told apart from.
+    #[error("its socket is the one of wire `{wire}`; choose another")]
+    SocketTaken {
         /// The other wire.
         wire: String,
     },

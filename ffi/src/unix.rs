@@ -1,4 +1,4 @@
-//! Packets and file descriptors over Unix sockets (AF_UNIX, SOCK_SEQPACKET).
+//! Bytes and file descriptors over Unix sockets: AF_UNIX, SOCK_SEQPACKET or SOCK_STREAM.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -13,9 +13,21 @@ use nix::sys::socket::{
 use crate::peer_file::PeerFile;
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
-pub struct SeqPacket(OwnedFd);
+pub struct UnixSocket {
+    fd: OwnedFd,
+    kind: Kind,
+}
 
-/// One packet received.
+/// What a socket keeps apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Each packet (SOCK_SEQPACKET).
+    SeqPacket,
+    /// Nothing: bytes follow bytes (SOCK_STREAM). Descriptors come no later than the byte that they were sent with.
+    Stream,
+}
+
+/// What was received at once: one packet, or some bytes of a stream.
 pub struct Packet {
     /// How many bytes of the buffer it filled.
     pub len: usize,
@@ -25,31 +37,32 @@ pub struct Packet {
     pub files: Vec<PeerFile>,
 }
 
-impl SeqPacket {
+impl UnixSocket {
     /// Connects to `address`, in the network namespace of the calling thread.
-    pub fn connect(address: &UnixAddr) -> io::Result<Self> {
-        let socket = new_socket()?;
+    pub fn connect(kind: Kind, address: &UnixAddr) -> io::Result<Self> {
+        let socket = new_socket(kind)?;
         connect(socket.as_raw_fd(), address)?;
-        Self::signed(socket)
+        Self::connected(socket, kind)
     }
 
-    /// Has the kernel sign every packet, so that an empty one is not taken for the end.
-    fn signed(socket: OwnedFd) -> io::Result<Self> {
-        setsockopt(&socket, PassCred, &true)?;
-        Ok(Self(socket))
+    fn connected(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        if kind == Kind::SeqPacket {
+            // The kernel signs every packet, so that an empty one is not taken for the end.
+            setsockopt(&fd, PassCred, &true)?;
+        }
+        Ok(Self { fd, kind })
     }
 
-    /// Sends one packet, with at most one descriptor.
-    pub fn send(&self, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let raw: Vec<RawFd> = file.iter().map(AsRawFd::as_raw_fd).collect();
+    /// Sends bytes with descriptors, and says how many bytes: of a packet, all; of a stream, perhaps not.
+    pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[][..] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)?;
-        Ok(())
+        Ok(sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)?)
     }
 
-    /// Receives one packet; `None`: the peer has gone.
+    /// Receives one packet, or what there is of a stream and fits; `None`: the peer has gone.
     ///
     /// Not by nix: of a list of descriptors that was cut (because the table of this process is full) it
     /// shows none, and those that the kernel had already put into the table would stay there for ever.
@@ -64,11 +77,15 @@ impl SeqPacket {
         header.msg_controllen = size_of_val(&control);
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
         // SAFETY: the header names `buffer` and `control` by their lengths, and both outlive the call.
-        let len = Errno::result(unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, flags) })?;
+        let len = Errno::result(unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut header, flags) })?;
         // SAFETY: the kernel has just filled the header and what it names.
         let (signed, files) = unsafe { taken(&header) };
         let truncated = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
-        Ok(signed.then_some(Packet { len: len.cast_unsigned(), truncated, files }))
+        let is_end = match self.kind {
+            Kind::SeqPacket => !signed,
+            Kind::Stream => len == 0,
+        };
+        Ok((!is_end).then_some(Packet { len: len.cast_unsigned(), truncated, files }))
     }
 }
 
@@ -103,50 +120,57 @@ unsafe fn taken(header: &libc::msghdr) -> (bool, Vec<PeerFile>) {
     (signed, files)
 }
 
-impl Drop for SeqPacket {
+impl Drop for UnixSocket {
     /// Takes what was not read, so that descriptors in it are closed as [`PeerFile`]s are, and not by the
     /// kernel here. After the shutdown nothing can come any more.
     fn drop(&mut self) {
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
-        while let Ok(Some(_)) = self.receive(&mut [0]) {}
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+        while let Ok(Some(_)) = self.receive(&mut [0; 4096]) {}
     }
 }
 
-impl AsFd for SeqPacket {
+impl AsFd for UnixSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 /// A listening socket. It never blocks.
-pub struct SeqPacketListener(OwnedFd);
+pub struct UnixListener {
+    fd: OwnedFd,
+    kind: Kind,
+}
 
-impl SeqPacketListener {
+impl UnixListener {
     /// Binds to `address`, in the network namespace of the calling thread, and listens.
-    pub fn bind(address: &UnixAddr, backlog: u8) -> io::Result<Self> {
-        let socket = new_socket()?;
-        bind(socket.as_raw_fd(), address)?;
-        listen(&socket, Backlog::new(i32::from(backlog))?)?;
-        Ok(Self(socket))
+    pub fn bind(kind: Kind, address: &UnixAddr, backlog: u8) -> io::Result<Self> {
+        let fd = new_socket(kind)?;
+        bind(fd.as_raw_fd(), address)?;
+        listen(&fd, Backlog::new(i32::from(backlog))?)?;
+        Ok(Self { fd, kind })
     }
 
     /// The next connection.
-    pub fn accept(&self) -> io::Result<SeqPacket> {
-        let raw = accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    pub fn accept(&self) -> io::Result<UnixSocket> {
+        let raw = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
         // SAFETY: accept4 has just made this descriptor for us.
-        SeqPacket::signed(unsafe { OwnedFd::from_raw_fd(raw) })
+        UnixSocket::connected(unsafe { OwnedFd::from_raw_fd(raw) }, self.kind)
     }
 }
 
-impl AsFd for SeqPacketListener {
+impl AsFd for UnixListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
-fn new_socket() -> Result<OwnedFd, Errno> {
+fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+    let sort = match kind {
+        Kind::SeqPacket => SockType::SeqPacket,
+        Kind::Stream => SockType::Stream,
+    };
+    socket(AddressFamily::Unix, sort, flags, None)
 }
 
 /// The kernel passes no more descriptors than this with one packet (include/net/scm.h).
@@ -160,39 +184,61 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    fn pair(name: &str) -> (SeqPacket, SeqPacket) {
-        let name = format!("ferrule-ffi-{name}-{}", std::process::id());
+    fn pair(kind: Kind, name: &str) -> (UnixSocket, UnixSocket) {
+        let name = format!("ferrule-ffi-{name}-{kind:?}-{}", std::process::id());
         let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
-        let listener = SeqPacketListener::bind(&address, 5).unwrap();
-        let client = SeqPacket::connect(&address).unwrap();
+        let listener = UnixListener::bind(kind, &address, 5).unwrap();
+        let client = UnixSocket::connect(kind, &address).unwrap();
         (client, listener.accept().unwrap())
     }
 
     #[test]
-    fn a_packet_arrives_with_its_descriptor() {
-        let (client, server) = pair("descriptor");
-        let file = File::open("/dev/null").unwrap();
-        client.send(b"hello", Some(file.as_fd())).unwrap();
-        let mut buffer = [0; 16];
-        let packet = server.receive(&mut buffer).unwrap().unwrap();
-        assert_eq!((&buffer[..packet.len], packet.truncated, packet.files.len()), (&b"hello"[..], false, 1));
+    fn bytes_arrive_with_their_descriptors() {
+        for kind in [Kind::SeqPacket, Kind::Stream] {
+            let (client, server) = pair(kind, "descriptors");
+            let file = File::open("/dev/null").unwrap();
+            assert_eq!(client.send(b"hello", &[file.as_fd(), file.as_fd()]).unwrap(), 5);
+            let mut buffer = [0; 16];
+            let packet = server.receive(&mut buffer).unwrap().unwrap();
+            assert_eq!((&buffer[..packet.len], packet.truncated, packet.files.len()), (&b"hello"[..], false, 2));
+        }
     }
 
     #[test]
     fn a_packet_longer_than_the_buffer_says_so() {
-        let (client, server) = pair("long");
-        client.send(&[0; 17], None).unwrap();
+        let (client, server) = pair(Kind::SeqPacket, "long");
+        client.send(&[0; 17], &[]).unwrap();
         assert!(server.receive(&mut [0; 16]).unwrap().unwrap().truncated);
     }
 
     #[test]
+    fn a_stream_is_read_in_pieces_and_each_descriptor_comes_with_its_byte() {
+        let (client, server) = pair(Kind::Stream, "pieces");
+        let file = File::open("/dev/null").unwrap();
+        client.send(b"first", &[]).unwrap();
+        client.send(b"second", &[file.as_fd()]).unwrap();
+        let mut receive = |len: usize| {
+            let packet = server.receive(&mut vec![0; len]).unwrap().unwrap();
+            (packet.len, packet.truncated, packet.files.len())
+        };
+        assert_eq!(receive(3), (3, false, 0));
+        assert_eq!(receive(2), (2, false, 0));
+        assert_eq!(receive(4), (4, false, 1));
+        assert_eq!(receive(9), (2, false, 0));
+    }
+
+    #[test]
     fn nothing_an_empty_packet_and_a_gone_peer_are_told_apart() {
-        let (client, server) = pair("gone");
-        let error = server.receive(&mut [0; 16]).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        client.send(&[], None).unwrap();
-        assert_eq!(server.receive(&mut [0; 16]).unwrap().unwrap().len, 0);
-        drop(client);
-        assert!(server.receive(&mut [0; 16]).unwrap().is_none());
+        for kind in [Kind::SeqPacket, Kind::Stream] {
+            let (client, server) = pair(kind, "gone");
+            let error = server.receive(&mut [0; 16]).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            if kind == Kind::SeqPacket {
+                client.send(&[], &[]).unwrap();
+                assert_eq!(server.receive(&mut [0; 16]).unwrap().unwrap().len, 0);
+            }
+            drop(client);
+            assert!(server.receive(&mut [0; 16]).unwrap().is_none());
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Control sockets: where they are, who listens, one message at a time.
+//! Control sockets of every kind of end: where they are, who listens.
 
 use std::fs;
 use std::io;
@@ -7,93 +7,42 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ferrule_ffi::netns;
-use ferrule_ffi::peer_file::PeerFile;
-use ferrule_ffi::seqpacket::{SeqPacket, SeqPacketListener};
+use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
 use thiserror::Error;
 
-use crate::memif::handshake::{Outbox, Refusal};
-use crate::memif::message::{MESSAGE_LEN, Message};
 use crate::spec::{NetNs, SocketAddress};
 
-/// A connected control socket.
-pub struct Channel(SeqPacket);
-
-impl Channel {
-    /// Connects to a server.
-    pub fn connect(address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
-        let failed = |source: io::Error| SocketError::Connect { address: address.clone(), source };
-        let unix = unix_address(address).map_err(failed)?;
-        inside(address, netns, || SeqPacket::connect(&unix))?.map(Self).map_err(failed)
-    }
-
-    /// The next message and the files that came with it; `None`: nothing now.
-    pub fn receive(&self) -> Result<Option<(Message, Vec<PeerFile>)>, Refusal> {
-        // One byte more than a message, so that a longer packet is seen to be longer.
-        let mut buffer = [0; MESSAGE_LEN + 1];
-        let packet = match self.0.receive(&mut buffer) {
-            Ok(Some(packet)) => packet,
-            Ok(None) => return Err(Refusal::Closed),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Refusal::Closed),
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))
-    }
-
-    /// Sends everything in the box.
-    ///
-    /// # Errors
-    /// Also when the peer does not read: nobody waits for it.
-    pub fn send(&self, out: &mut Outbox) -> Result<(), Refusal> {
-        while let Some((message, file)) = out.0.pop_front() {
-            self.0.send(&message.emit(), file.as_ref().map(AsFd::as_fd)).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => Refusal::Deaf,
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Refusal::Closed,
-                _ => error.into(),
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Tells the peer why the connection ends, if there is somebody left to tell.
-    pub fn say_goodbye(&self, reason: &Refusal) {
-        if reason.is_worth_telling() {
-            let message = Message::Disconnect { code: 0, reason: reason.to_string() };
-            let _ = self.0.send(&message.emit(), None);
-        }
-    }
-}
-
-impl AsFd for Channel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+/// Connects to whoever listens on `address`.
+pub fn connect(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<UnixSocket, SocketError> {
+    let failed = |source: io::Error| SocketError::Connect { address: address.clone(), source };
+    let unix = unix_address(address).map_err(failed)?;
+    inside(address, netns, || UnixSocket::connect(kind, &unix))?.map_err(failed)
 }
 
 /// A listening control socket. A path is removed again when this is dropped, if it is still ours.
 pub struct Listener {
-    socket: SeqPacketListener,
+    socket: UnixListener,
     file: Option<SocketFile>,
 }
 
 impl Listener {
     /// Listens on `address`. A socket file that nobody listens on any more is replaced.
-    pub fn bind(address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
+    pub fn bind(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => SocketError::InUse { address: address.clone() },
             _ => SocketError::Listen { address: address.clone(), source },
         };
         let unix = unix_address(address).map_err(failed)?;
         let SocketAddress::Path(path) = address else {
-            let socket = inside(address, netns, || SeqPacketListener::bind(&unix, BACKLOG))?.map_err(failed)?;
+            let socket = inside(address, netns, || UnixListener::bind(kind, &unix, BACKLOG))?.map_err(failed)?;
             return Ok(Self { socket, file: None });
         };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
-        remove_stale(path, &unix).map_err(failed)?;
-        let socket = SeqPacketListener::bind(&unix, BACKLOG).map_err(failed)?;
+        remove_stale(kind, path, &unix).map_err(failed)?;
+        let socket = UnixListener::bind(kind, &unix, BACKLOG).map_err(failed)?;
         let file = SocketFile::at(path).map_err(failed)?;
         // As VPP does: the group may connect.
         fs::set_permissions(path, fs::Permissions::from_mode(0o770)).map_err(failed)?;
@@ -101,8 +50,8 @@ impl Listener {
     }
 
     /// The next client.
-    pub fn accept(&self) -> io::Result<Channel> {
-        self.socket.accept().map(Channel)
+    pub fn accept(&self) -> io::Result<UnixSocket> {
+        self.socket.accept()
     }
 }
 
@@ -141,13 +90,13 @@ impl SocketFile {
 }
 
 /// Removes the socket file of a server that died.
-fn remove_stale(path: &Path, address: &UnixAddr) -> io::Result<()> {
+fn remove_stale(kind: Kind, path: &Path, address: &UnixAddr) -> io::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
         let text = "a file that is not a socket is there; remove it or choose another path";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
     }
-    match SeqPacket::connect(address) {
+    match UnixSocket::connect(kind, address) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
         _ => Err(io::ErrorKind::AddrInUse.into()),
     }
@@ -226,13 +175,13 @@ mod tests {
     fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
         let path = place("stale");
         let address = SocketAddress::Path(path.clone());
-        let listener = Listener::bind(&address, None).unwrap();
-        assert!(matches!(Listener::bind(&address, None), Err(SocketError::InUse { .. })));
+        let listener = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
+        assert!(matches!(Listener::bind(Kind::SeqPacket, &address, None), Err(SocketError::InUse { .. })));
         let mut dead = listener;
         dead.file = None;
         drop(dead);
         assert!(path.exists());
-        drop(Listener::bind(&address, None).unwrap());
+        drop(Listener::bind(Kind::SeqPacket, &address, None).unwrap());
         assert!(!path.exists());
     }
 
@@ -240,7 +189,7 @@ mod tests {
     fn a_file_that_is_no_socket_is_left_alone() {
         let path = place("file");
         fs::write(&path, "precious").unwrap();
-        assert!(Listener::bind(&SocketAddress::Path(path.clone()), None).is_err());
+        assert!(Listener::bind(Kind::SeqPacket, &SocketAddress::Path(path.clone()), None).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         fs::remove_file(path).unwrap();
     }
@@ -249,9 +198,9 @@ mod tests {
     fn a_socket_file_that_somebody_replaced_is_not_removed() {
         let path = place("replaced");
         let address = SocketAddress::Path(path.clone());
-        let ours = Listener::bind(&address, None).unwrap();
+        let ours = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
         fs::remove_file(&path).unwrap();
-        let theirs = Listener::bind(&address, None).unwrap();
+        let theirs = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
         drop(ours);
         assert!(path.exists());
         drop(theirs);

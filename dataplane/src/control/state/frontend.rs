@@ -1,0 +1,232 @@
+//! vhost-user frontends: they come, say things while frames flow, and go.
+//!
+//! What may change rings is not done under a worker's hands:
+//!
+//! ```text
+//!   request --- disturbs, lanes are out ---> held; lanes recalled, socket not listened to
+//!      |                                         |
+//!      |  <------- all lanes are back -----------'
+//!      v
+//!   rings parked, request handled, reply sent ---> next request ... none left ---> new rings, lanes joined
+//! ```
+//! So a reply to GET_VRING_BASE means that nobody touches the ring any more.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use thiserror::Error;
+
+use super::{Socket, State};
+use crate::control::parting::Parting;
+use crate::control::voice::shown;
+use crate::control::wire::{Body, Frontend, Wire};
+use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
+use crate::link::inject;
+use crate::port::Put;
+use crate::spec::{EndSpec, VhostUserSpec};
+use crate::vhost::channel::Channel;
+use crate::vhost::rarp;
+use crate::vhost::session::offer::Offer;
+use crate::vhost::session::{Answer, Message, Refusal, Session};
+
+impl State {
+    /// A frontend wants to be the peer of an end. It is, unless there is one that is alive and has said something.
+    pub(super) fn approach(&mut self, name: &str, end: usize, channel: Channel) -> Result<(), TurnedAway> {
+        self.notice_loss(name, end);
+        if self.is_silent(name, end) {
+            // What it says may be waiting to be read; then it was the first.
+            self.serve_frontend(name, end);
+        }
+        if self.is_silent(name, end) {
+            self.disconnect(name, end, &Parting::Displaced, false);
+        }
+        self.attach_frontend(name, end, channel)
+    }
+
+    /// Connects to a frontend that listens.
+    pub(super) fn call_on(&mut self, name: &str, end: usize, spec: &VhostUserSpec) {
+        let connected = Channel::connect(&spec.socket).map_err(|error| error.to_string());
+        let attached = connected.and_then(|channel| {
+            self.attach_frontend(name, end, channel).map_err(|turned_away| turned_away.to_string())
+        });
+        if let Err(problem) = attached {
+            self.note(name, end, problem);
+        }
+    }
+
+    fn attach_frontend(&mut self, name: &str, end: usize, channel: Channel) -> Result<(), TurnedAway> {
+        let free =
+            |wire: &&Wire| wire.as_joint().is_some_and(|joint| !joint.leaving && joint.ends[end].live().is_none());
+        let wire = self.wires.get(name).filter(free).ok_or(TurnedAway::Occupied)?;
+        let EndSpec::VhostUser(spec) = &wire.spec.ends[end] else { return Err(TurnedAway::Occupied) };
+        let session = Session::new(Offer::new(spec, &wire.spec.ends[1 - end]));
+        let token = self.watch(&channel, Socket::End(name.to_owned(), end)).map_err(TurnedAway::Epoll)?;
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(()) };
+        let peer = process_name(&channel);
+        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
+            tracing::info!(wire = name, end, peer, unsaid = shown(unsaid), "peer connected");
+        }
+        let deadline = Instant::now() + HANDSHAKE;
+        let frontend = Frontend { channel, session, held: None, silent_until: Some(deadline) };
+        joint.ends[end].approached(frontend, peer, token);
+        self.remind(Some(deadline));
+        Ok(())
+    }
+
+    /// Whether the peer of an end is a frontend that has said nothing yet.
+    fn is_silent(&self, name: &str, end: usize) -> bool {
+        let joint = self.wires.get(name).and_then(Wire::as_joint);
+        let frontend = joint.and_then(|joint| joint.ends[end].frontend());
+        frontend.is_some_and(|frontend| frontend.silent_until.is_some())
+    }
+
+    /// Does what a frontend asks for, as far as it has asked, and joins the wire again when that was all.
+    pub(super) fn serve_frontend(&mut self, name: &str, end: usize) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            match self.serve_request(name, end) {
+                Ok(Served::Done) => {}
+                Ok(Served::Nothing) => return self.settle(name, end),
+                Ok(Served::Held) => return,
+                Err(refusal) => return self.disconnect(name, end, &refusal.into(), true),
+            }
+        }
+        // Others have their turn. If it has more to say, there will be another event, and if not, there will be none.
+        if !self.has_more_to_say(name, end) {
+            self.settle(name, end);
+        }
+    }
+
+    /// Goes on with the requests that waited for lanes which are back now.
+    pub(super) fn resume(&mut self, name: &str) {
+        for end in 0..2 {
+            let Some(joint) = self.wires.get(name).and_then(Wire::as_joint) else { return };
+            let Some(live) = joint.ends[end].live() else { continue };
+            if !joint.lanes.is_empty() || joint.ends[end].frontend().is_none_or(|frontend| frontend.held.is_none()) {
+                continue;
+            }
+            // It was there before, and there is room for it again.
+            let _ = self.epoll.add(&live.peer, EpollEvent::new(EpollFlags::EPOLLIN, live.token));
+            self.serve_frontend(name, end);
+        }
+    }
+
+    fn serve_request(&mut self, name: &str, end: usize) -> Result<Served, Refusal> {
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(Served::Held) };
+        let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
+        let Some(message) = frontend.next()? else { return Ok(Served::Nothing) };
+        if message.request.disturbs() {
+            if !joint.lanes.is_empty() {
+                return Ok(self.hold(name, end, message));
+            }
+            if let Some(rings) = joint.ends[end].park()
+                && let Some(frontend) = joint.ends[end].frontend_mut()
+            {
+                frontend.session.park(rings);
+            }
+        }
+        let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
+        let Answer { reply, announce } = frontend.session.handle(message)?;
+        if let Some((reply, file)) = reply {
+            let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+            frontend.channel.send(&reply.emit(), &files)?;
+        }
+        if let Some(mac) = announce {
+            self.announce(name, end, mac);
+        }
+        Ok(Served::Done)
+    }
+
+    /// Keeps a request until all lanes of its wire are back, and recalls them.
+    fn hold(&mut self, name: &str, end: usize, message: Message) -> Served {
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Served::Held };
+        let served: Vec<_> = joint.served().collect();
+        let Some(frontend) = joint.ends[end].frontend_mut() else { return Served::Held };
+        frontend.held = Some(message);
+        if served.is_empty() {
+            // Lanes that no worker could take are not with one.
+            joint.reunite();
+            return Served::Done;
+        }
+        // More that it says would wake this thread again and again, and wait all the same.
+        let _ = self.epoll.delete(&frontend.channel);
+        for (worker, slot) in served {
+            self.workers[worker].ask_back(slot, Duration::ZERO);
+        }
+        Served::Held
+    }
+
+    /// Makes the rings that a frontend has described, and joins the wire.
+    fn settle(&mut self, name: &str, end: usize) {
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+        if !joint.ends[end].present && joint.lanes.is_empty() {
+            let Some(frontend) = joint.ends[end].frontend_mut() else { return };
+            match frontend.session.rings() {
+                Ok(Some(rings)) => {
+                    let pairs = frontend.session.pairs();
+                    joint.ends[end].described(rings);
+                    tracing::debug!(wire = name, end, pairs, "rings are there");
+                }
+                Ok(None) => joint.set_carrier(false),
+                Err(error) => return self.disconnect(name, end, &Refusal::from(error).into(), true),
+            }
+        }
+        self.join(name);
+    }
+
+    fn has_more_to_say(&self, name: &str, end: usize) -> bool {
+        let joint = self.wires.get(name).and_then(Wire::as_joint);
+        let Some(frontend) = joint.and_then(|joint| joint.ends[end].frontend()) else { return false };
+        let mut socket = [PollFd::new(frontend.channel.as_fd(), PollFlags::POLLIN)];
+        poll(&mut socket, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Lets the network at the other end of the wire know where a guest is now, if somebody is there.
+    fn announce(&mut self, name: &str, end: usize, mac: [u8; 6]) {
+        let Some(wire) = self.wires.get_mut(name) else { return };
+        let Body::Lanes(joint) = &mut wire.body else { return };
+        let far = 1 - end;
+        let target = joint.ends[far].rings.as_mut().and_then(|rings| rings.targets.first_mut());
+        let Some(target) = target else {
+            return tracing::debug!(wire = name, end, "SEND_RARP: nobody is at the other end");
+        };
+        match inject(&rarp::announcement(mac), target, &wire.counters[end], &mut self.bell) {
+            Ok(Put::Stored) => {}
+            Ok(put) => tracing::debug!(wire = name, end, ?put, "SEND_RARP: the other end did not take it"),
+            Err(fault) => self.disconnect(name, far, &Parting::Fault(fault), true),
+        }
+    }
+}
+
+/// What came of a look at what a frontend says.
+enum Served {
+    /// A request was handled; there may be more.
+    Done,
+    /// There was none.
+    Nothing,
+    /// It waits for lanes, or its frontend has gone.
+    Held,
+}
+
+/// The process at the other end of a socket, as the kernel knows it.
+fn process_name(channel: &Channel) -> String {
+    let Ok(credentials) = getsockopt(channel, PeerCredentials) else { return "unknown".to_owned() };
+    let pid = credentials.pid();
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // What a process calls itself ends in logs.
+    let name: String = name.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if name.is_empty() { format!("pid {pid}") } else { format!("{name} (pid {pid})") }
+}
+
+/// Why a frontend did not become the peer of an end.
+#[derive(Debug, Error)]
+pub(super) enum TurnedAway {
+    /// There is one, or the wire is going.
+    #[error("another frontend is connected")]
+    Occupied,
+    /// Its socket cannot be waited for.
+    #[error("wait for the socket: {0}")]
+    Epoll(std::io::Error),
+}

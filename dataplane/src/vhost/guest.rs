@@ -1,0 +1,143 @@
+//! What our end of a ring knows of its guest, whatever the layout of the ring.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use ferrule_ffi::region::Health;
+use ferrule_ffi::span::{Span, SpanMut};
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::port::Fault;
+use crate::vhost::chain::Descriptor;
+use crate::vhost::features::Features;
+use crate::vhost::log::Marks;
+use crate::vhost::memory::GuestMemory;
+use crate::vhost::vring::VringSetup;
+
+pub(crate) struct Guest {
+    pub(crate) memory: GuestMemory,
+    /// The row of the last hit in it.
+    pub(crate) near: usize,
+    /// Bytes of the virtio-net header.
+    pub(crate) header_len: u32,
+    pub(crate) features: Features,
+    pub(crate) enabled: bool,
+    pub(crate) marks: Option<Marks>,
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<OwnedFd>>,
+    health: Arc<Health>,
+}
+
+impl Guest {
+    pub(crate) fn new(setup: &VringSetup) -> Self {
+        let marks = setup.log.as_ref().map(|log| Marks::new(log.dirty.clone(), log.used));
+        Self {
+            memory: setup.memory.clone(),
+            near: 0,
+            header_len: setup.features.header_len(),
+            features: setup.features,
+            enabled: setup.enabled,
+            marks,
+            kick: setup.kick.clone(),
+            call: setup.call.clone(),
+            health: Arc::clone(&setup.health),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn check_health(&self) -> Result<(), Fault> {
+        if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+    }
+
+    /// What the guest rings.
+    pub(crate) fn kick(&self) -> Option<BorrowedFd<'_>> {
+        self.kick.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// What we ring.
+    pub(crate) fn call(&self) -> Option<BorrowedFd<'_>> {
+        self.call.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// Whether the guest's frames can be unfinished, so that their headers must be read.
+    pub(crate) fn sends_unfinished(&self) -> bool {
+        // Segments need checksums (5.1.3.1), so there is nothing without.
+        self.features.has(Features::CSUM)
+    }
+
+    /// What the guest takes unfinished.
+    pub(crate) fn accepts(&self) -> Accepts {
+        Accepts {
+            csum: self.features.has(Features::GUEST_CSUM),
+            tso4: self.features.has(Features::GUEST_TSO4),
+            tso6: self.features.has(Features::GUEST_TSO6),
+            ecn: self.features.has(Features::GUEST_ECN),
+            udp_l4: false,
+        }
+    }
+}
+
+/// The header of a finished frame in one buffer.
+pub(crate) const FINISHED: VnetHeader = VnetHeader {
+    flags: 0,
+    gso_type: VnetHeader::GSO_NONE,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 1,
+};
+
+/// The header in front of a frame that lies in one piece.
+#[inline(always)]
+pub(crate) fn read_header(piece: Span<'_>, header_len: u32) -> VnetHeader {
+    let mut bytes = [0; VnetHeader::LEN];
+    let room = &mut bytes[..header_len as usize];
+    // The piece is longer than the header, or the caller would not have a frame.
+    let _ = piece.head(room.len()).is_some_and(|header| header.copy_out(room));
+    VnetHeader::parse(&bytes)
+}
+
+/// Brings the frame of a buffer that the guest sent nearer.
+#[inline(always)]
+pub(crate) fn prefetch_frame(descriptor: Descriptor, guest: &Guest, near: &mut usize) {
+    if let Some(piece) = guest.memory.span(descriptor.address, descriptor.len, near)
+        && let Some(frame) = piece.tail(guest.header_len as usize)
+    {
+        frame.prefetch();
+    }
+}
+
+/// Brings a buffer that a frame will be stored in nearer.
+#[inline(always)]
+pub(crate) fn prefetch_room(descriptor: Descriptor, guest: &Guest, near: &mut usize) {
+    // Header and frame take two lines even if the frame is short.
+    if let Some(room) = guest.memory.span_mut(descriptor.address, descriptor.len.min(LINE as u32 + 1), near) {
+        room.prefetch();
+        if let Some(second) = room.tail(LINE) {
+            second.prefetch();
+        }
+    }
+}
+
+/// Stores a finished frame and its header in a buffer that is long enough for both.
+#[inline(always)]
+pub(crate) fn write_finished(room: SpanMut<'_>, header_len: u32, frame: Span<'_>) {
+    let header: [u8; VnetHeader::LEN] = FINISHED_BYTES;
+    // Sizes that the compiler knows become plain stores.
+    let body = if header_len == LONG_HEADER {
+        room.split(header.len()).map(|(mut room, body)| (Span::from(&header[..]).copy_to(&mut room), body))
+    } else {
+        room.split(SHORT_HEADER).map(|(mut room, body)| (Span::from(&header[..SHORT_HEADER]).copy_to(&mut room), body))
+    };
+    let stored = body.is_some_and(|(_, mut body)| frame.copy_to(&mut body));
+    debug_assert!(stored, "the caller has made the room as long as header and frame");
+}
+
+const FINISHED_BYTES: [u8; VnetHeader::LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// Buffers that one received frame can be spread over: the longest frame in buffers of a third of a KiB.
+pub(crate) const MERGED_MAX: usize = 192;
+const LINE: usize = 64;
+const LONG_HEADER: u32 = VnetHeader::LEN as u32;
+/// Without `num_buffers`.
+const SHORT_HEADER: usize = 10;

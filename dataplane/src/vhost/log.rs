@@ -1,0 +1,132 @@
+//! The dirty log of a live migration: one bit for each page of guest memory that we write.
+//!
+//! Bits are collected for a burst and set before its buffers are given back: a page that the guest may look at is
+//! logged by then. Setting them one by one would be an atomic write for each frame.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use ferrule_ffi::region::Region;
+
+/// The bitmap that SET_LOG_BASE gave us. Clones share it.
+#[derive(Clone)]
+pub struct DirtyLog(Arc<Region>);
+
+impl DirtyLog {
+    /// The log in `size` bytes from `offset` on of a file mapped from its beginning; `None` if they are not all there
+    /// (CVE-2020-10722).
+    pub fn new(file: &Region, offset: u64, size: u64) -> Option<Self> {
+        Some(Self(Arc::new(file.part(offset, size)?)))
+    }
+}
+
+/// The bits of one ring that are not set yet.
+pub(crate) struct Marks {
+    log: DirtyLog,
+    /// The guest address of the used ring, if it is to be logged.
+    used: Option<u64>,
+    pending: ArrayVec<Mark, PENDING_MAX>,
+}
+
+/// Bits of one byte of the log.
+struct Mark {
+    byte: u64,
+    bits: u8,
+}
+
+impl Marks {
+    pub(crate) fn new(log: DirtyLog, used: Option<u64>) -> Self {
+        Self { log, used, pending: ArrayVec::new() }
+    }
+
+    /// Notes that `len` bytes from a guest address on were written.
+    pub(crate) fn note(&mut self, address: u64, len: u32) {
+        if len == 0 {
+            return;
+        }
+        let last = address.saturating_add(u64::from(len) - 1) / PAGE;
+        for page in address / PAGE..=last {
+            self.set(page / 8, 1 << (page % 8));
+        }
+    }
+
+    /// Notes that bytes of the used ring were written.
+    pub(crate) fn note_used(&mut self, offset: u32, len: u32) {
+        if let Some(used) = self.used {
+            self.note(used.saturating_add(offset.into()), len);
+        }
+    }
+
+    /// Sets everything noted so far.
+    pub(crate) fn flush(&mut self) {
+        for Mark { byte, bits } in self.pending.drain(..) {
+            // A page behind the end of the log is one that the frontend does not want to know of.
+            let _ = self.log.0.set_bits(byte, bits);
+        }
+    }
+
+    fn set(&mut self, byte: u64, bits: u8) {
+        if let Some(mark) = self.pending.iter_mut().rev().find(|mark| mark.byte == byte) {
+            mark.bits |= bits;
+            return;
+        }
+        if self.pending.is_full() {
+            self.flush();
+        }
+        self.pending.push(Mark { byte, bits });
+    }
+}
+
+/// Bytes that one bit stands for (vhost-user: VHOST_LOG_PAGE).
+const PAGE: u64 = 4096;
+const PENDING_MAX: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(used: Option<u64>) -> (Marks, Region) {
+        let file = Region::create("log", 4096, &Arc::default()).unwrap();
+        let log = DirtyLog::new(&file, 64, 32).unwrap();
+        (Marks::new(log, used), file)
+    }
+
+    #[test]
+    fn a_log_lies_inside_its_file() {
+        let file = Region::create("log", 4096, &Arc::default()).unwrap();
+        assert!(DirtyLog::new(&file, 0, 4096).is_some());
+        for (offset, size) in [(1, 4096), (0, 0), (u64::MAX, 2), (4096, u64::MAX), (4096, 1)] {
+            assert!(DirtyLog::new(&file, offset, size).is_none(), "{offset} {size}");
+        }
+    }
+
+    #[test]
+    fn every_page_of_a_range_is_marked_when_flushed_and_no_other() {
+        let (mut marks, file) = marks(None);
+        marks.note(4096 * 3 + 4095, 1);
+        marks.note(4096 * 7 + 4095, 4098);
+        marks.note(4096 * 20, 0);
+        marks.note_used(0, 64);
+        assert_eq!(file.read_u32(64), Some(0));
+        marks.flush();
+        assert_eq!(file.read_u32(64), Some(1 << 3 | 1 << 7 | 1 << 8 | 1 << 9));
+    }
+
+    #[test]
+    fn pages_behind_the_end_of_the_log_are_nobody_s() {
+        let (mut marks, file) = marks(Some(u64::MAX - 3));
+        marks.note(4096 * 255, 8192);
+        marks.note(u64::MAX - 10, u32::MAX);
+        marks.note_used(0, u32::MAX);
+        marks.flush();
+        assert_eq!((file.read_u32(92), file.read_u32(96)), (Some(1 << 31), Some(0)));
+    }
+
+    #[test]
+    fn more_pages_than_are_collected_are_marked_all_the_same() {
+        let (mut marks, file) = marks(Some(0));
+        marks.note_used(0, 4096 * 256);
+        marks.flush();
+        assert!((64..96).step_by(4).all(|at| file.read_u32(at) == Some(u32::MAX)));
+    }
+}

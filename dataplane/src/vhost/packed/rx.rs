@@ -1,0 +1,146 @@
+//! A packed ring of which the guest receives.
+
+use std::os::fd::BorrowedFd;
+
+use arrayvec::ArrayVec;
+use ferrule_ffi::span::Span;
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::port::{Fault, Frame, Put, Target};
+use crate::status::DropReason;
+use crate::vhost::chain::{Descriptor, Pieces};
+use crate::vhost::features::Features;
+use crate::vhost::guest::{FINISHED, MERGED_MAX, prefetch_room, write_finished};
+use crate::vhost::packed::{AVAIL, PackedRing, Taken, USED};
+use crate::vhost::vring::{VringError, VringSetup};
+
+/// Puts frames into the buffers that a guest offers in a packed ring.
+pub struct PackedRx {
+    ring: PackedRing,
+    /// Those of the chains that a frame is spread over.
+    pieces: Pieces,
+    /// A frame may be spread over several buffers.
+    mergeable: bool,
+    accepts: Accepts,
+    /// Whether the guest is to be interrupted for what had to be given back early.
+    owes_call: bool,
+}
+
+impl PackedRx {
+    pub(crate) fn new(setup: &VringSetup) -> Result<Self, VringError> {
+        let ring = PackedRing::new(setup, true)?;
+        let accepts = ring.guest.accepts();
+        let pieces = Pieces::new(true, setup.size);
+        Ok(Self { ring, pieces, mergeable: setup.features.has(Features::MRG_RXBUF), accepts, owes_call: false })
+    }
+
+    /// Where a successor begins.
+    pub(crate) fn base(&self) -> u32 {
+        self.ring.base()
+    }
+
+    /// Stores a frame in whatever buffers there are, or nothing of it.
+    #[cold]
+    fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        if !self.ring.guest.enabled {
+            return Ok(Put::Full);
+        }
+        if self.ring.ahead == 0 {
+            self.look()?;
+            return if self.ring.ahead == 0 { Ok(Put::Full) } else { self.put(frame) };
+        }
+        if self.ring.taken.remaining_capacity() < MERGED_MAX {
+            self.owes_call |= self.ring.complete();
+        }
+        let len = frame.bytes.len();
+        if len == 0 {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        let mut header = frame.offload.copied().unwrap_or(FINISHED);
+        if header.check(len).is_err() {
+            return Ok(Put::Refused(DropReason::BadOffload));
+        }
+        header.flags &= VnetHeader::NEEDS_CSUM;
+        let ring = &mut self.ring;
+        let header_len = ring.guest.header_len;
+        self.pieces.clear();
+        let mut buffers = ArrayVec::<Taken, MERGED_MAX>::new();
+        let mut missing = header_len + len as u32;
+        let mut position = ring.next;
+        while missing > 0 {
+            // A guest that offers buffers of a few bytes must not have us look through thousands for each frame.
+            if buffers.is_full() || buffers.len() > usize::from(ring.size / 2) {
+                return Ok(Put::Refused(DropReason::TooLong));
+            }
+            let first = self.pieces.len();
+            let Some((id, slots)) = ring.collect(position, &mut self.pieces)? else { return Ok(Put::Full) };
+            let room = self.pieces.bytes(first).min(u64::from(u32::MAX)) as u32;
+            if room < header_len {
+                return Err(Fault::NoRoom { slot: position.index.into(), length: room });
+            }
+            if room < missing && !self.mergeable {
+                return Ok(Put::Refused(DropReason::TooLong));
+            }
+            let len = room.min(missing);
+            missing -= len;
+            buffers.push(Taken { id, slots, len });
+            position = position.after(slots, ring.size);
+        }
+        header.num_buffers = buffers.len() as u16;
+        let (pieces, memory, marks) = (&self.pieces, &ring.guest.memory, &mut ring.guest.marks);
+        let mut written = |address, len| {
+            if let Some(marks) = marks {
+                marks.note(address, len);
+            }
+        };
+        let header = header.emit();
+        let slot = ring.next.index;
+        pieces.fill(0, Span::from(&header[..header_len as usize]), slot, memory, &mut written)?;
+        pieces.fill(header_len, frame.bytes, slot, memory, written)?;
+        buffers.into_iter().for_each(|taken| ring.take(taken));
+        Ok(Put::Stored)
+    }
+}
+
+impl Target for PackedRx {
+    #[inline]
+    fn look(&mut self) -> Result<(), Fault> {
+        self.ring.read_ahead(prefetch_room)
+    }
+
+    #[inline(always)]
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let ring = &mut self.ring;
+        let header_len = ring.guest.header_len;
+        let total = frame.bytes.len() as u32 + header_len;
+        if let Some(descriptor) = ring.front()
+            && descriptor.flags & !(AVAIL | USED) == Descriptor::WRITE
+            && total <= descriptor.len
+            && total > header_len
+            && frame.offload.is_none()
+            && ring.guest.marks.is_none()
+            && ring.guest.enabled
+            && !ring.taken.is_full()
+            && let Some(room) = ring.guest.memory.span_mut(descriptor.address, total, &mut ring.guest.near)
+        {
+            write_finished(room, header_len, frame.bytes);
+            ring.take(Taken { id: descriptor.next, slots: 1, len: total });
+            return Ok(Put::Stored);
+        }
+        self.scatter(frame)
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let wanted = self.ring.complete();
+        std::mem::take(&mut self.owes_call) | wanted
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.ring.guest.call()
+    }
+
+    fn accepts(&self) -> Accepts {
+        self.accepts
+    }
+}

@@ -1,0 +1,545 @@
+//! A backend's conversation with its frontend, without I/O: requests and files in, replies and rings out.
+//!
+//! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
+//! record of what was said: features, memory, and a [`draft`] of each ring. Whoever has the rings is asked to bring
+//! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
+//! ([`Session::rings`]) when the frontend has nothing more to say.
+//!
+//! - [`offer`]: what a frontend can choose from;
+//! - [`table`]: the memory it announces; [`inflight`]: memory that it keeps for us.
+
+mod draft;
+pub mod inflight;
+pub mod offer;
+pub mod table;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::region::Region;
+use thiserror::Error;
+
+use crate::lane::LaneEnd;
+use crate::link::{AnySource, AnyTarget};
+use crate::vhost::channel::{ChannelError, Envelope};
+use crate::vhost::features::{Features, ProtocolFeatures};
+use crate::vhost::log::DirtyLog;
+use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
+use crate::vhost::session::draft::Draft;
+use crate::vhost::session::inflight::InflightMemory;
+use crate::vhost::session::offer::Offer;
+use crate::vhost::session::table::{MemoryTable, SLOTS_MAX, TableError};
+use crate::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringLog, VringSetup};
+
+/// Everything that one frontend has said.
+pub struct Session {
+    offer: Offer,
+    features: Features,
+    protocol: ProtocolFeatures,
+    memory: MemoryTable,
+    drafts: Vec<Draft>,
+    log: Option<DirtyLog>,
+    inflight: Option<InflightMemory>,
+    status: u8,
+    /// Which drafts the rings are made from that are out now: sources, targets.
+    out: [Vec<u32>; 2],
+}
+
+/// A request that was understood, with what came with it.
+pub struct Message {
+    /// The request.
+    pub request: Request,
+    need_reply: bool,
+    files: Vec<PeerFile>,
+}
+
+/// What came of a request.
+#[derive(Default)]
+pub struct Answer {
+    /// What to say to the frontend, with a file.
+    pub reply: Option<(Reply, Option<OwnedFd>)>,
+    /// A guest has moved here: the network is to learn this address.
+    pub announce: Option<[u8; 6]>,
+}
+
+impl Session {
+    /// A conversation with a frontend that has said nothing yet.
+    pub fn new(offer: Offer) -> Self {
+        let rings = 2 * usize::from(offer.queues);
+        Self {
+            offer,
+            features: Features::default(),
+            protocol: ProtocolFeatures::default(),
+            memory: MemoryTable::default(),
+            drafts: std::iter::repeat_with(Draft::default).take(rings).collect(),
+            log: None,
+            inflight: None,
+            status: 0,
+            out: Default::default(),
+        }
+    }
+
+    /// Handles one request. One that is refused changes nothing; without a wish for a reply, which would say so, it ends
+    /// the conversation.
+    pub fn handle(&mut self, message: Message) -> Result<Answer, Refusal> {
+        let Message { request, need_reply, files } = message;
+        let number = request.number();
+        let reply = |body, file| Some((Reply { request: number, body }, file));
+        match self.apply(request, files) {
+            Ok(Outcome::Done { announce }) => {
+                Ok(Answer { reply: need_reply.then(|| reply(Body::Value(0), None)).flatten(), announce })
+            }
+            Ok(Outcome::Reply(body, file)) => Ok(Answer { reply: reply(body, file), announce: None }),
+            Err(error) if need_reply => {
+                tracing::debug!(%error, "a vhost-user request is refused");
+                Ok(Answer { reply: reply(Body::Value(1), None), announce: None })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// New ends of all rings that are complete, in pairs; none: there is no such pair.
+    pub fn rings(&mut self) -> Result<Option<LaneEnd>, VringError> {
+        let ready = !self.protocol.has(ProtocolFeatures::STATUS) || self.status & STATUS_DRIVER_OK != 0;
+        let setups: Vec<_> = (0..self.drafts.len() as u32).map(|index| self.setup(index)).collect();
+        let mut pairs: Vec<_> =
+            setups.chunks_exact(2).filter_map(|pair| pair[0].as_ref().zip(pair[1].as_ref())).collect();
+        if !ready || pairs.is_empty() {
+            return Ok(None);
+        }
+        // Lanes are made of the rings that carry frames; the others join them to be drained.
+        pairs.sort_by_key(|(_, tx)| !tx.enabled);
+        let mut end = LaneEnd::default();
+        self.out = Default::default();
+        for (rx, tx) in pairs {
+            end.sources.push(AnySource::Vhost(GuestTx::new(tx)?).into());
+            self.out[0].push(tx.index);
+            // Whoever sent frames to a ring that is not enabled would wait for it.
+            if rx.enabled {
+                end.targets.push(AnyTarget::Vhost(GuestRx::new(rx)?));
+                self.out[1].push(rx.index);
+            }
+        }
+        Ok(Some(end))
+    }
+
+    /// Takes the rings back that it gave out, and notes where each was left.
+    pub fn park(&mut self, rings: LaneEnd) {
+        let [sources, targets] = std::mem::take(&mut self.out);
+        for (index, source) in sources.into_iter().zip(rings.sources) {
+            if let AnySource::Vhost(ring) = source.source {
+                self.drafts[index as usize].set_base(ring.base());
+            }
+        }
+        for (index, target) in targets.into_iter().zip(rings.targets) {
+            if let AnyTarget::Vhost(ring) = target {
+                self.drafts[index as usize].set_base(ring.base());
+            }
+        }
+    }
+
+    /// Whether memory of the guest went away.
+    pub fn is_truncated(&self) -> bool {
+        self.memory.health().is_dead()
+    }
+
+    /// How many queue pairs carry frames while rings are out.
+    pub fn pairs(&self) -> usize {
+        self.out[1].len()
+    }
+
+    fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
+        if let Some((feature, name)) = needs(&request)
+            && !self.protocol.has(feature)
+        {
+            return Err(RequestError::NotNegotiated { request: request.word(), feature: name });
+        }
+        check_files(&request, files.len())?;
+        let mut files = files.into_iter();
+        match request {
+            Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
+            Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
+            // There is one frontend for each connection: nothing to be owned.
+            Request::SetOwner => {}
+            Request::ResetOwner => self.drafts.iter_mut().for_each(|draft| draft.enabled = false),
+            Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
+            Request::SetLogBase(area) => {
+                self.set_log(area, files.next())?;
+                // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
+                return Ok(Outcome::Reply(Body::Empty, None));
+            }
+            // Nobody would ring it: the frontend looks at the log when it wants to.
+            Request::SetLogFd => {}
+            Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
+            Request::SetVringAddr(address) => self.set_address(address)?,
+            Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
+            Request::GetVringBase(VringState { index, .. }) => {
+                let features = self.features;
+                let draft = self.draft(index)?;
+                draft.stop();
+                return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
+            }
+            Request::SetVringKick(ring) => {
+                let kick = eventfd(ring, files.next())?;
+                self.draft(ring.index.into())?.start(kick);
+            }
+            Request::SetVringCall(ring) => {
+                let call = eventfd(ring, files.next())?;
+                self.draft(ring.index.into())?.call = call.map(Arc::new);
+            }
+            // A ring that breaks ends the connection, which says it better.
+            Request::SetVringErr(ring) => {
+                eventfd(ring, files.next())?;
+                self.draft(ring.index.into())?;
+            }
+            Request::GetProtocolFeatures => return Ok(Outcome::value(self.offer.protocol.0)),
+            Request::SetProtocolFeatures(chosen) => {
+                let chosen = ProtocolFeatures(chosen);
+                if !self.offer.protocol.has(chosen) {
+                    return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
+                }
+                self.protocol = chosen;
+            }
+            Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
+            Request::SetVringEnable(VringState { index, num }) => self.draft(index)?.enabled = num != 0,
+            Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
+            Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
+            // Frames of any length are carried.
+            Request::NetSetMtu(_) => {}
+            Request::GetConfig(Config { offset, flags, data }) => {
+                let data = self.offer.config(offset, data.len()).unwrap_or_default();
+                return Ok(Outcome::Reply(Body::Config(Config { offset, flags, data }), None));
+            }
+            Request::SetConfig(_) => return Err(RequestError::ReadOnly),
+            Request::GetInflightFd(asked) => {
+                let (rings, health) = (self.drafts.len(), self.memory.health());
+                let made = InflightMemory::create(asked, rings, self.features, health);
+                let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
+                let file = Region::file(&region).try_clone_to_owned();
+                let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
+                self.inflight = Some(memory);
+                return Ok(Outcome::Reply(Body::Inflight(answer), Some(file)));
+            }
+            Request::SetInflightFd(told) => {
+                let file = files.next().ok_or(RequestError::Files { request: "SET_INFLIGHT_FD", count: 0 })?;
+                let (rings, health) = (self.drafts.len(), self.memory.health());
+                let adopted = InflightMemory::adopt(told, file, rings, self.features, health);
+                self.inflight = Some(adopted.map_err(RequestError::Inflight)?);
+            }
+            Request::ResetDevice => self.reset(),
+            Request::GetMaxMemSlots => return Ok(Outcome::value(SLOTS_MAX as u64)),
+            Request::AddMemReg(row) => {
+                let file = files.next().ok_or(RequestError::Files { request: "ADD_MEM_REG", count: 0 })?;
+                self.memory.add(row, file)?;
+            }
+            Request::RemMemReg(row) => self.memory.remove(row)?,
+            Request::SetStatus(status) => {
+                self.status = u8::try_from(status).map_err(|_| RequestError::Status(status))?;
+                if self.status == 0 {
+                    self.drafts.iter_mut().for_each(Draft::stop);
+                }
+            }
+            Request::GetStatus => return Ok(Outcome::value(self.status.into())),
+            Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
+        }
+        Ok(Outcome::Done { announce: None })
+    }
+
+    fn set_features(&mut self, chosen: Features) -> Result<(), RequestError> {
+        if !self.offer.features.has(chosen) {
+            return Err(RequestError::Unoffered { bits: chosen.without(self.offer.features).0 });
+        }
+        let changed = Features(self.features.0 ^ chosen.0).without(Features::LOG_ALL);
+        if changed != Features::default() && self.drafts.iter().any(Draft::is_started) {
+            return Err(RequestError::FeaturesInUse { bits: changed.0 });
+        }
+        self.features = chosen;
+        Ok(())
+    }
+
+    fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
+        let failed = |problem| RequestError::Log { area, problem };
+        let file = file.ok_or(RequestError::Files { request: "SET_LOG_BASE", count: 0 })?;
+        // CVE-2020-10722.
+        let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
+        let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
+        let log = DirtyLog::new(&region, area.offset, area.size);
+        self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
+        Ok(())
+    }
+
+    fn set_size(&mut self, index: u32, size: u32) -> Result<(), RequestError> {
+        if !(1..=SIZE_MAX).contains(&size) {
+            return Err(VringError::Size { index, size }.into());
+        }
+        self.stopped_draft(index)?.size = Some(size);
+        Ok(())
+    }
+
+    /// Also while the ring runs: that is how logging is switched on and off.
+    fn set_address(&mut self, address: VringAddress) -> Result<(), RequestError> {
+        self.draft(address.index)?.address = Some(address);
+        Ok(())
+    }
+
+    /// A ring, whose index is bounded before anything is done with it (CVE-2020-10723).
+    fn draft(&mut self, index: u32) -> Result<&mut Draft, RequestError> {
+        let rings = self.drafts.len();
+        self.drafts.get_mut(index as usize).ok_or(RequestError::Index { index, rings })
+    }
+
+    fn stopped_draft(&mut self, index: u32) -> Result<&mut Draft, RequestError> {
+        let draft = self.draft(index)?;
+        if draft.is_started() { Err(RequestError::Running { index }) } else { Ok(draft) }
+    }
+
+    /// Back to the beginning, but for the memory and the protocol features, which are the frontend's.
+    fn reset(&mut self) {
+        self.drafts.iter_mut().for_each(|draft| *draft = Draft::default());
+        self.features = Features::default();
+        self.log = None;
+        self.inflight = None;
+        self.status = 0;
+    }
+
+    /// All that is known of a ring, if it is complete.
+    fn setup(&self, index: u32) -> Option<VringSetup> {
+        let draft = &self.drafts[index as usize];
+        let (address, size, kick) = draft.complete()?;
+        let log = self.log.as_ref().filter(|_| self.features.has(Features::LOG_ALL));
+        Some(VringSetup {
+            index,
+            size,
+            desc: address.desc,
+            avail: address.avail,
+            used: address.used,
+            base: draft.base(self.features),
+            // Without protocol features there is nothing to enable a ring by.
+            enabled: draft.enabled || !self.features.has(Features::PROTOCOL_FEATURES),
+            features: self.features,
+            kick,
+            call: draft.call.clone(),
+            memory: self.memory.memory()?.clone(),
+            log: log.map(|log| VringLog { dirty: log.clone(), used: address.log.then_some(address.log_guest) }),
+            inflight: self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)).cloned(),
+            health: Arc::clone(self.memory.health()),
+        })
+    }
+}
+
+impl Message {
+    /// Understands what was received.
+    pub fn new(envelope: Envelope) -> Result<Self, Refusal> {
+        let Envelope { header, payload, files } = envelope;
+        if header.is_reply() {
+            return Err(Refusal::NotAsked);
+        }
+        let request = Request::parse(header.request, &payload)?;
+        Ok(Self { request, need_reply: header.needs_reply(), files })
+    }
+}
+
+impl Request {
+    /// Whether it may change what a worker uses, so that no worker may have the rings while it is handled.
+    pub fn disturbs(&self) -> bool {
+        match self {
+            Self::SetFeatures(_)
+            | Self::ResetOwner
+            | Self::SetMemTable(_)
+            | Self::SetLogBase(_)
+            | Self::SetVringNum(_)
+            | Self::SetVringAddr(_)
+            | Self::SetVringBase(_)
+            | Self::GetVringBase(_)
+            | Self::SetVringKick(_)
+            | Self::SetVringCall(_)
+            | Self::SetVringEnable(_)
+            | Self::SendRarp(_)
+            | Self::GetInflightFd(_)
+            | Self::SetInflightFd(_)
+            | Self::ResetDevice
+            | Self::AddMemReg(_)
+            | Self::RemMemReg(_)
+            | Self::SetStatus(_) => true,
+            Self::GetFeatures
+            | Self::SetOwner
+            | Self::SetLogFd
+            | Self::SetVringErr(_)
+            | Self::GetProtocolFeatures
+            | Self::SetProtocolFeatures(_)
+            | Self::GetQueueNum
+            | Self::NetSetMtu(_)
+            | Self::GetConfig(_)
+            | Self::SetConfig(_)
+            | Self::GetMaxMemSlots
+            | Self::GetStatus
+            | Self::Other(_) => false,
+        }
+    }
+}
+
+/// What a request that was accepted leads to.
+enum Outcome {
+    Done { announce: Option<[u8; 6]> },
+    Reply(Body, Option<OwnedFd>),
+}
+
+impl Outcome {
+    fn value(value: u64) -> Self {
+        Self::Reply(Body::Value(value), None)
+    }
+}
+
+/// Which protocol feature a request belongs to.
+fn needs(request: &Request) -> Option<(ProtocolFeatures, &'static str)> {
+    Some(match request {
+        Request::SetLogBase(_) => (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
+        Request::GetQueueNum => (ProtocolFeatures::MQ, "MQ"),
+        Request::SendRarp(_) => (ProtocolFeatures::RARP, "RARP"),
+        Request::NetSetMtu(_) => (ProtocolFeatures::NET_MTU, "NET_MTU"),
+        Request::GetConfig(_) | Request::SetConfig(_) => (ProtocolFeatures::CONFIG, "CONFIG"),
+        Request::GetInflightFd(_) | Request::SetInflightFd(_) => (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
+        Request::ResetDevice => (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
+        Request::GetMaxMemSlots | Request::AddMemReg(_) | Request::RemMemReg(_) => {
+            (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")
+        }
+        Request::SetStatus(_) | Request::GetStatus => (ProtocolFeatures::STATUS, "STATUS"),
+        _ => return None,
+    })
+}
+
+/// As many files as the request has, no more and no fewer (CVE-2019-14818, CVE-2022-0669). What came beside is closed.
+fn check_files(request: &Request, count: usize) -> Result<(), RequestError> {
+    let right = match request {
+        Request::SetMemTable(rows) => count == rows.len(),
+        Request::SetLogBase(_) | Request::SetLogFd | Request::SetInflightFd(_) | Request::AddMemReg(_) => count == 1,
+        Request::SetVringKick(ring) | Request::SetVringCall(ring) | Request::SetVringErr(ring) => {
+            count == usize::from(ring.has_file)
+        }
+        // Some frontends pass it once more.
+        Request::RemMemReg(_) => count <= 1,
+        _ => count == 0,
+    };
+    if right { Ok(()) } else { Err(RequestError::Files { request: request.word(), count }) }
+}
+
+/// The eventfd of a ring, if it says that there is one.
+fn eventfd(ring: VringFile, file: Option<PeerFile>) -> Result<Option<OwnedFd>, RequestError> {
+    let Some(file) = file else { return Ok(None) };
+    file.into_eventfd().map(Some).ok_or(RequestError::NotAnEventfd { index: ring.index.into() })
+}
+
+/// Why a request is refused.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// It belongs to a feature that was not chosen.
+    #[error("{request} without the protocol feature {feature}")]
+    NotNegotiated {
+        /// The request.
+        request: &'static str,
+        /// The feature.
+        feature: &'static str,
+    },
+    /// Nothing that a net device has, or that we offer.
+    #[error("{request}, which this backend has no use for")]
+    Unsupported {
+        /// The request.
+        request: &'static str,
+    },
+    /// Too many descriptors, or too few.
+    #[error("{count} descriptors came with {request}, which is not what belongs to it")]
+    Files {
+        /// The request.
+        request: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// Features that were not offered.
+    #[error("feature bits {bits:#x} were chosen and not offered")]
+    Unoffered {
+        /// Those.
+        bits: u64,
+    },
+    /// Features change only while all rings are stopped, but for logging.
+    #[error("feature bits {bits:#x} change while rings are started")]
+    FeaturesInUse {
+        /// Those.
+        bits: u64,
+    },
+    /// No such ring.
+    #[error("vring {index}: there are {rings}")]
+    Index {
+        /// What was asked for.
+        index: u32,
+        /// How many there are.
+        rings: usize,
+    },
+    /// Its size and base stand while it is started.
+    #[error("vring {index}: it is started; GET_VRING_BASE stops it")]
+    Running {
+        /// The ring.
+        index: u32,
+    },
+    /// A pipe or whatever else.
+    #[error("vring {index}: the descriptor is not an eventfd")]
+    NotAnEventfd {
+        /// The ring.
+        index: u32,
+    },
+    /// A ring that cannot be.
+    #[error(transparent)]
+    Vring(#[from] VringError),
+    /// Memory that does not do.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A log that does not do.
+    #[error("log {} bytes from {:#x} on: {problem}", .area.size, .area.offset)]
+    Log {
+        /// Where it should be.
+        area: LogArea,
+        /// Why not.
+        problem: String,
+    },
+    /// Memory for what is in flight that does not do.
+    #[error("memory for what is in flight: {0}")]
+    Inflight(String),
+    /// An MTU that no link has.
+    #[error("an MTU of {0} bytes; {MTU_MIN} to {MTU_MAX} are possible")]
+    Mtu(u64),
+    /// A status of more than 8 bits.
+    #[error("device status {0:#x}")]
+    Status(u64),
+    /// Nothing in the configuration is the driver's to write.
+    #[error("SET_CONFIG: the configuration of a net device is read-only")]
+    ReadOnly,
+}
+
+/// Why a conversation ends.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The channel.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// Not a message.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// A request that was refused, and no reply was wanted that would say so.
+    #[error("refused: {0}")]
+    Request(#[from] RequestError),
+    /// A ring that lies where it cannot.
+    #[error(transparent)]
+    Vring(#[from] VringError),
+    /// A reply to nothing.
+    #[error("a reply came where a request was expected")]
+    NotAsked,
+}
+
+/// The driver is ready (virtio 1.2, 2.1).
+const STATUS_DRIVER_OK: u8 = 4;
+/// The smallest MTU (virtio 1.2, 5.1.4.1).
+const MTU_MIN: u64 = 68;
+const MTU_MAX: u64 = 65_535;
+
+#[cfg(test)]
+mod tests;

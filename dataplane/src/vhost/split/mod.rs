@@ -1,0 +1,246 @@
+//! Split virtqueues (virtio 1.2, section 2.7), the device's side.
+//!
+//! ```text
+//!   avail   guest: ring of heads, index     "these chains are there"
+//!   desc    guest: address, length, flags, next
+//!   used    device: ring of (head, bytes written), index     "these chains are yours again"
+//! ```
+//! Indexes run freely over 16 bits. Chains are completed in the order in which they were made available, so entry *i* of
+//! the used ring is always for entry *i* of the available ring, and one position serves both.
+
+mod rx;
+mod tx;
+
+pub use rx::SplitRx;
+pub use tx::SplitTx;
+
+use std::sync::atomic::{Ordering, fence};
+
+use ferrule_ffi::array::Array;
+use ferrule_ffi::region::Index;
+
+use crate::port::{BURST, Fault};
+use crate::vhost::chain::{Descriptor, Links, Pieces};
+use crate::vhost::features::Features;
+use crate::vhost::guest::Guest;
+use crate::vhost::vring::{Part, VringError, VringSetup};
+
+/// What both directions have in common.
+struct SplitRing {
+    desc: Array<[u64; 2]>,
+    avail: Array<u16>,
+    avail_index: Index,
+    avail_flags: Index,
+    used: Array<[u32; 2]>,
+    used_index: Index,
+    used_flags: Index,
+    /// The guest: when to interrupt it.
+    used_event: Index,
+    /// We: when to be kicked.
+    avail_event: Index,
+    event_idx: bool,
+    /// One used entry stands for a whole batch (2.7.9), which says nothing of lengths: for a transmit ring only.
+    batches: bool,
+    mask: u16,
+    guest: Guest,
+    /// The first entry not taken yet.
+    next: u16,
+    /// The guest's index when it was last read.
+    seen: u16,
+    /// Entries before this one have been read ahead.
+    ready: u16,
+    /// What the guest last saw of our index.
+    done: u16,
+    /// Entries read ahead, each at its position masked: their loads overlap, and their buffers are under way from the
+    /// guest's cache by the time they are needed.
+    ahead: [Entry; BURST],
+}
+
+/// An available entry and the first descriptor of its chain, each read once.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    words: [u64; 2],
+    head: u16,
+}
+
+impl SplitRing {
+    fn new(setup: &VringSetup, writable: bool) -> Result<Self, VringError> {
+        let size = setup.size;
+        let desc = Part::new(setup, "descriptors", setup.desc, 16 * u64::from(size), 16)?;
+        let avail = Part::new(setup, "available ring", setup.avail, 6 + 2 * u64::from(size), 2)?;
+        let used = Part::new(setup, "used ring", setup.used, 6 + 8 * u64::from(size), 4)?;
+        let used_index = used.index(2)?;
+        // In memory and not from SET_VRING_BASE: what was under way when a predecessor was killed is taken once more.
+        let next = used_index.load();
+        let mut ring = Self {
+            desc: desc.array(0, size)?,
+            avail: avail.array(4, size)?,
+            avail_index: avail.index(2)?,
+            avail_flags: avail.index(0)?,
+            used: used.array(4, size)?,
+            used_index,
+            used_flags: used.index(0)?,
+            used_event: avail.index(4 + 2 * u64::from(size))?,
+            avail_event: used.index(4 + 8 * u64::from(size))?,
+            event_idx: setup.features.has(Features::EVENT_IDX),
+            batches: !writable && setup.features.has(Features::IN_ORDER),
+            // At most 2^15 - 1.
+            mask: (size - 1) as u16,
+            guest: Guest::new(setup),
+            next,
+            seen: next,
+            ready: next,
+            done: next,
+            ahead: [Entry::default(); BURST],
+        };
+        ring.want_kick(false);
+        Ok(ring)
+    }
+
+    /// Reads the guest's index, if there is room to read ahead, and the next entries. `arrived` gets each.
+    #[inline(always)]
+    fn read_ahead(&mut self, arrived: impl Fn(Descriptor, &Guest, &mut usize)) -> Result<(), Fault> {
+        if usize::from(self.ready.wrapping_sub(self.next)) == BURST {
+            return Ok(());
+        }
+        if usize::from(self.seen.wrapping_sub(self.next)) < BURST {
+            self.refresh()?;
+        }
+        let count = self.seen.wrapping_sub(self.next).min(BURST as u16);
+        let end = self.next.wrapping_add(count);
+        let first = self.ready;
+        while self.ready != end {
+            let head = self.avail.read((self.ready & self.mask).into());
+            if head > self.mask {
+                // What comes before it is still good.
+                if self.ready == self.next {
+                    return Err(self.bad_head(self.ready, head));
+                }
+                break;
+            }
+            self.ahead[usize::from(self.ready) % BURST] = Entry { words: self.desc.read(head.into()), head };
+            self.ready = self.ready.wrapping_add(1);
+        }
+        let mut near = self.guest.near;
+        let mut at = first;
+        while at != self.ready {
+            arrived(Descriptor::split(self.ahead[usize::from(at) % BURST].words), &self.guest, &mut near);
+            at = at.wrapping_add(1);
+        }
+        self.guest.near = near;
+        Ok(())
+    }
+
+    /// Reads the guest's index.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), Fault> {
+        let seen = self.avail_index.load();
+        if seen.wrapping_sub(self.next) > self.mask.wrapping_add(1) {
+            let size = u32::from(self.mask) + 1;
+            return Err(Fault::Index { from: self.seen.into(), to: seen.into(), size });
+        }
+        self.seen = seen;
+        self.guest.check_health()
+    }
+
+    /// Lists the pieces of the chain that begins at `position`. Its head.
+    fn collect(&self, position: u16, pieces: &mut Pieces) -> Result<u16, Fault> {
+        let head = self.avail.read((position & self.mask).into());
+        let mut slot = head;
+        // As many steps as descriptors: links in a circle end here.
+        for _ in 0..=self.mask {
+            if slot > self.mask {
+                return Err(self.bad_head(position, slot));
+            }
+            let descriptor = Descriptor::split(self.desc.read(slot.into()));
+            if !pieces.add(descriptor, head, Links::Split, &self.guest.memory)? {
+                return Ok(head);
+            }
+            slot = descriptor.next;
+        }
+        Err(Fault::Oversize { slot: head.into() })
+    }
+
+    #[cold]
+    fn bad_head(&self, position: u16, head: u16) -> Fault {
+        Fault::Head { entry: (position & self.mask).into(), head: head.into(), size: u32::from(self.mask) + 1 }
+    }
+
+    /// Moves on by `count` entries.
+    #[inline(always)]
+    fn take(&mut self, count: u16) {
+        self.next = self.next.wrapping_add(count);
+        if self.ready.wrapping_sub(self.next) > BURST as u16 {
+            // Taken further than was read ahead.
+            self.ready = self.next;
+        }
+    }
+
+    /// Gives the guest all entries before `next` back. Whether it wants to be interrupted.
+    #[inline]
+    fn complete(&mut self) -> bool {
+        let (old, new) = (self.done, self.next);
+        if old == new {
+            return false;
+        }
+        if self.guest.marks.is_some() {
+            self.log_entries(old, new);
+        }
+        self.done = new;
+        self.used_index.store(new);
+        self.log_now(2);
+        if self.guest.call().is_none() {
+            return false;
+        }
+        // Without it the load below could come before the store above, and a guest that asks for an interrupt in between
+        // and finds nothing would sleep for ever.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self.used_event.load();
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.avail_flags.load() & NO_INTERRUPT == 0
+        }
+    }
+
+    /// Sets the bits of everything written since the last time.
+    #[cold]
+    fn log_entries(&mut self, old: u16, new: u16) {
+        let Some(marks) = &mut self.guest.marks else { return };
+        let count = if self.batches { 1 } else { new.wrapping_sub(old) };
+        for entry in 0..count {
+            marks.note_used(4 + 8 * u32::from(old.wrapping_add(entry) & self.mask), 8);
+        }
+        marks.flush();
+    }
+
+    fn want_kick(&mut self, wanted: bool) {
+        if !self.event_idx {
+            self.used_flags.store(if wanted { 0 } else { NO_NOTIFY });
+            self.log_now(0);
+        } else if wanted {
+            self.avail_event.store(self.next);
+            self.log_now(4 + 8 * (u32::from(self.mask) + 1));
+        }
+        if wanted {
+            // The guest stores its index, fences, loads the flags; we the other way round: one of the two sees the
+            // other's store. (Model-checked in `crate::sleep`.)
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Sets the bit of a word of the used ring that was just written. After it: a bit set before could be harvested
+    /// before the word is there.
+    #[inline]
+    fn log_now(&mut self, offset: u32) {
+        if let Some(marks) = &mut self.guest.marks {
+            marks.note_used(offset, 2);
+            marks.flush();
+        }
+    }
+}
+
+/// In `avail.flags`: the guest does not want to be interrupted (2.7.6).
+const NO_INTERRUPT: u16 = 1;
+/// In `used.flags`: we do not want to be kicked (2.7.8).
+const NO_NOTIFY: u16 = 1;
