@@ -6,8 +6,7 @@
 use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, WireSpec,
 };
-
-use super::reader::{Field, Findings, Table};
+use sriov_manager::document::{Field, Findings, Table};
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
