@@ -29,17 +29,21 @@ pub enum WireCommand {
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// YAML of one wire, a list of wires, or a whole wires file; `-` reads standard input
-    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full"])]
+    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full", "trusted"])]
     file: Option<PathBuf>,
     /// Name of the wire
     #[arg(long, requires = "end")]
     name: Option<String>,
-    /// An end, as `memif:socket=@x,id=0,role=server` or `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
+    /// An end, as `memif:socket=@x,id=0,role=server` `vhost-user:socket=PATH,mode=server` or
+    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
     #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
     end: Vec<EndArg>,
     /// What happens to frames that find no room
     #[arg(long, value_enum, requires = "name")]
     full: Option<Full>,
+    /// The peer at the memif client end gets the memory of the one at the memif server end: no frame is copied
+    #[arg(long, requires = "name")]
+    trusted: bool,
 }
 
 /// What happens to frames that find no room.
@@ -71,7 +75,7 @@ async fn add(args: AddArgs, socket: &Path) -> Result<(), CliError> {
     let items = match args.file {
         Some(file) => document::split(&read(&file)?)?,
         None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
-        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full)],
+        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full, args.trusted)],
     };
     let mut admin = Admin::connect(socket).await?;
     let mut report = Report::new(items.len());

@@ -6,6 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use arrayvec::ArrayVec;
 use ferrule_ffi::span::Span;
 use thiserror::Error;
 
@@ -20,6 +21,14 @@ pub trait Source {
     /// The next frame, without taking it: asked again, it answers the same. A frame that lies in
     /// pieces is put together in `gather`, which has [`FRAME_MAX`] bytes.
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault>;
+
+    /// The next frames, as far as they are plain: each in one piece, with nothing left to do on it. None of them is
+    /// taken, and what comes behind the run is for [`Self::peek`]. A kind of source that has no such frames shows
+    /// none.
+    fn run<'a>(&'a mut self, _run: &mut Run<'a>) {}
+
+    /// Takes the first `count` frames of the run that was last shown.
+    fn advance_run(&mut self, _count: usize) {}
 
     /// Takes the frame that was peeked, of which `slots` is a part.
     fn advance(&mut self, slots: u32);
@@ -45,6 +54,12 @@ pub trait Target {
     /// Reads how far the peer is.
     fn look(&mut self) -> Result<(), Fault>;
 
+    /// Stores frames of a run, as far as each fits into the next slot as it is. How many: the first that did
+    /// not is for [`Self::put`], which says why.
+    fn put_run(&mut self, _run: &[Span<'_>]) -> usize {
+        0
+    }
+
     /// Stores one frame.
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault>;
 
@@ -59,6 +74,9 @@ pub trait Target {
         Accepts::NOTHING
     }
 }
+
+/// Plain frames, in their order.
+pub type Run<'a> = ArrayVec<Span<'a>, BURST>;
 
 /// A frame in somebody's memory: contiguous, since pieces were gathered into the scratch.
 pub struct Frame<'a> {

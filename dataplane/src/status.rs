@@ -11,6 +11,8 @@ pub struct WireStatus {
     pub ends: [EndState; 2],
     /// Frames from end 0 to end 1, and from end 1 to end 0.
     pub directions: [Traffic; 2],
+    /// How frames cross.
+    pub crossing: Crossing,
     /// The queues that are joined now: 0 while an end is away. A kernel to kernel wire counts as one.
     pub queues: usize,
 }
@@ -20,6 +22,20 @@ impl WireStatus {
     pub fn is_up(&self) -> bool {
         self.queues > 0
     }
+}
+
+/// How frames cross a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Crossing {
+    /// In one copy, or, between two kernel ends, by the kernel.
+    Copied,
+    /// Not at all: the peers of a trusted wire share the memory of one of them, and descriptors cross.
+    Switched,
+    /// In one copy, although the wire is trusted.
+    CopiedThough {
+        /// Why memory cannot be shared.
+        reason: String,
+    },
 }
 
 /// What one end is doing.
@@ -82,7 +98,7 @@ impl Traffic {
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u32)]
 pub enum DropReason {
     /// The target had no room, and the wire says `drop`.
     Full,
@@ -94,13 +110,16 @@ pub enum DropReason {
     BadOffload,
     /// The kernel refused it.
     Refused,
+    /// Its guest sent it by a ring that is not enabled.
+    Disabled,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`Traffic::drops`].
-    pub const ALL: [Self; 5] = [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused];
+    pub const ALL: [Self; 6] =
+        [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused, Self::Disabled];
 
-    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`.
+    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`, `disabled`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -108,6 +127,7 @@ impl DropReason {
             Self::TooShort => "too_short",
             Self::BadOffload => "bad_offload",
             Self::Refused => "refused",
+            Self::Disabled => "disabled",
         }
     }
 }

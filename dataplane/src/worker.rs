@@ -313,6 +313,10 @@ impl Worker {
             if served.visit == Visit::Stalled {
                 // Nobody rings when there is room again.
                 self.stalled.push(slot);
+            } else if served.leaving.is_some() {
+                // The next visit sends it home; asleep, nobody would visit it.
+                at += 1;
+                continue;
             } else {
                 served.lane.want_bells(true);
                 if served.lane.has_work() {

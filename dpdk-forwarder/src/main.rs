@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, level_filters::LevelFilter, warn};
 
-/// Joins memif and kernel interfaces by virtual wires.
+/// Joins memif, vhost-user and kernel interfaces by virtual wires.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {

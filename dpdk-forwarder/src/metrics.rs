@@ -101,7 +101,7 @@ const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 
 #[cfg(test)]
 mod tests {
-    use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
+    use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
 
     use super::*;
     use crate::config::parse_wire;
@@ -111,9 +111,9 @@ mod tests {
     fn a_scrape_tells_each_wire_with_its_counters_and_states() {
         let spec =
             parse_wire("{name: 'a\"b', ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}").unwrap();
-        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1] }, Traffic::default()];
+        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0] }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
-        let status = WireStatus { spec, ends, directions, queues: 2 };
+        let status = WireStatus { spec, ends, directions, crossing: Crossing::Copied, queues: 2 };
         let text = Snapshot::take(vec![Listed { origin: Origin::File, status }]).render().unwrap();
         for line in [
             concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),

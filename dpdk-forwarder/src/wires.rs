@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, WireSpec};
-use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
+use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -245,7 +245,13 @@ impl Ledger {
 
 fn failed(spec: &WireSpec, reason: &str) -> WireStatus {
     let end = EndState::Failed { reason: reason.to_owned() };
-    WireStatus { spec: spec.clone(), ends: [end.clone(), end], directions: [Traffic::default(); 2], queues: 0 }
+    WireStatus {
+        spec: spec.clone(),
+        ends: [end.clone(), end],
+        directions: [Traffic::default(); 2],
+        crossing: Crossing::Copied,
+        queues: 0,
+    }
 }
 
 fn is_broken(status: &WireStatus) -> bool {
@@ -257,10 +263,11 @@ fn ends(spec: &WireSpec) -> String {
     format!("{first} - {second}")
 }
 
-/// One word for the kind of an end: `memif` or `kernel`.
+/// One word for the kind of an end: `memif`, `vhost-user` or `kernel`.
 pub(crate) fn kind(end: &EndSpec) -> &'static str {
     match end {
         EndSpec::Memif(_) => "memif",
+        EndSpec::VhostUser(_) => "vhost-user",
         EndSpec::Kernel(_) => "kernel",
     }
 }
@@ -334,6 +341,6 @@ mod tests {
 
     fn up(spec: WireSpec) -> WireStatus {
         let ends = [EndState::Up, EndState::Up];
-        WireStatus { spec, ends, directions: [Traffic::default(); 2], queues: 1 }
+        WireStatus { spec, ends, directions: [Traffic::default(); 2], crossing: Crossing::Copied, queues: 1 }
     }
 }

@@ -80,6 +80,13 @@ impl Array<[u64; 2]> {
         unsafe { self.at(position).cast::<u64>().read_volatile() }
     }
 
+    /// Stores the first word at `position` and leaves the second as it is.
+    #[inline(always)]
+    pub fn write_first(&self, position: u32, value: u64) {
+        // SAFETY: as for `read_first`.
+        unsafe { self.at(position).cast::<u64>().write_volatile(value) }
+    }
+
     /// The second word at `position`, and with it everything the peer wrote before it.
     #[inline(always)]
     pub fn load_second(&self, position: u32) -> u64 {
@@ -138,7 +145,8 @@ mod tests {
         let array = Array::<[u64; 2]>::new(&region, 16, 2).unwrap();
         array.write(1, [1, 2]);
         array.store_second(1, 3);
-        assert_eq!((array.read_first(1), array.load_second(1)), (1, 3));
+        array.write_first(1, 4);
+        assert_eq!((array.read_first(1), array.load_second(1)), (4, 3));
         assert_eq!(array.read(0), [0, 0]);
     }
 }

@@ -153,10 +153,18 @@ pub(crate) fn prefetch_write(place: *const u8) {
     // SAFETY: a prefetch changes nothing and never faults. The intrinsic would become a prefetch for reading, unless
     // the whole program was built for CPUs that have this one; the others decode it as doing nothing.
     unsafe {
-        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(readonly, nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Copies each span to the front of the room at its place, as far as there are both; one that does not fit is not
+/// copied.
+pub fn copy_run(spans: &[Span<'_>], rooms: &mut [SpanMut<'_>]) {
+    for (span, room) in spans.iter().zip(rooms) {
+        let _ = span.copy_to(room);
+    }
 }
 
 /// Copies `len` bytes. Short frames, the ones that come by the ten million, are moved by a few
@@ -224,6 +232,14 @@ mod tests {
             assert_eq!(target[1..=len], source[..len]);
             assert!(target[len + 1..].iter().all(|&byte| byte == 0), "length {len} wrote too far");
         }
+    }
+
+    #[test]
+    fn a_run_is_copied_place_by_place() {
+        let mut targets = [[0; 4]; 3];
+        let mut rooms: Vec<_> = targets.iter_mut().map(|target| SpanMut::from(&mut target[..])).collect();
+        copy_run(&[b"ab"[..].into(), b"longer"[..].into()], &mut rooms);
+        assert_eq!(targets, [*b"ab\0\0", [0; 4], [0; 4]]);
     }
 
     #[test]

@@ -100,7 +100,9 @@ fn remarks(wire: &Wire) -> Vec<String> {
         Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
     });
     let name = text::foreign(&wire.name);
-    ends.chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
+    let copied = Some(text::foreign(&wire.copied_because)).filter(|reason| !reason.is_empty());
+    let copied = copied.map(|reason| format!("trusted, but its frames are copied: {reason}"));
+    ends.chain(copied).chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
 }
 
 /// What is wrong with an end, if anything, as the rest of a sentence about it.
@@ -133,6 +135,7 @@ fn cause(reason: &str) -> Cow<'_, str> {
         "too_short" => "too short to be a frame".into(),
         "bad_offload" => "an offload header that contradicts the contents".into(),
         "refused" => "refused by the kernel".into(),
+        "disabled" => "sent by a ring that its guest has not enabled".into(),
         other => text::foreign(other),
     }
 }

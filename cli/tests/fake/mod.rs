@@ -99,6 +99,8 @@ fn wire(name: &str, a: End, b: End, queues: u32, frames: [u64; 2]) -> Wire {
         directions: vec![ab, ba],
         queues,
         full: "hold".to_owned(),
+        crossing: "copied".to_owned(),
+        copied_because: String::new(),
     }
 }
 

@@ -7,16 +7,22 @@
 //! ```
 //! Indexes run freely over 16 bits; a slot is an index masked. Each side keeps its own index in a
 //! private variable and never reads it back from shared memory.
+//!
+//! - [`switch`]: frames of trusted pairs, which stay where they are.
+
+pub mod switch;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use arrayvec::ArrayVec;
 use ferrule_ffi::region::{Health, Index, Region, Table};
-use ferrule_ffi::span::SpanMut;
+use ferrule_ffi::span::{Span, SpanMut, copy_run};
 
 use crate::memif::message::Direction;
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::memif::ring::switch::{Loans, Offers};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
 
@@ -63,8 +69,8 @@ pub struct Receiver {
     filled: u16,
     /// The first slot not given back yet.
     held: u16,
-    /// As client: the descriptors to offer again.
-    buffers: Option<Buffers>,
+    /// Where the slots' buffers are.
+    slots: Slots<Offers>,
 }
 
 /// The sending end of a ring: M2S for a server, S2M for a client.
@@ -76,8 +82,24 @@ pub struct Sender {
     limit: u16,
     /// What the peer last saw of `next`.
     published: u16,
-    /// As client: where the slots' buffers are; as server the descriptors say so.
-    buffers: Option<Buffers>,
+    /// Where the slots' buffers are.
+    slots: Slots<Loans>,
+}
+
+/// Where the buffers of a ring's slots are. `L` is what is noted of memory that is lent.
+pub(crate) enum Slots<L> {
+    /// As server: where the descriptors say.
+    Announced,
+    /// As client: in memory of ours.
+    Own(Buffers),
+    /// As client of one peer and server of another: in memory of the other, which this one sees too.
+    Lent(L),
+}
+
+impl<L> Slots<L> {
+    fn is_client(&self) -> bool {
+        !matches!(self, Self::Announced)
+    }
 }
 
 /// The buffers of a ring that this process made: one for each slot, in order.
@@ -98,7 +120,7 @@ impl Buffers {
 }
 
 /// One descriptor, read once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub(crate) flags: u16,
     pub(crate) region: u16,
@@ -134,8 +156,8 @@ impl Descriptor {
 }
 
 impl Receiver {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
-        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, buffers };
+    pub(crate) fn new(ring: Ring, slots: Slots<Offers>) -> Self {
+        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, slots };
         receiver.want_bell(false);
         receiver.offer(0, receiver.ring.size());
         receiver
@@ -148,7 +170,7 @@ impl Receiver {
 
     /// Which way the ring's frames go.
     pub fn direction(&self) -> Direction {
-        if self.buffers.is_some() { Direction::M2S } else { Direction::S2M }
+        if self.slots.is_client() { Direction::M2S } else { Direction::S2M }
     }
 
     /// Takes the rings of the bell that were heard, so that it is not readable any more.
@@ -160,8 +182,8 @@ impl Receiver {
     /// As client: offers the buffers of `count` slots from `first` on. As server: says that the
     /// slots before `first` were consumed.
     fn offer(&mut self, first: u16, count: u16) {
-        match self.buffers {
-            Some(buffers) => {
+        match self.slots {
+            Slots::Own(buffers) => {
                 let mask = self.ring.size() - 1;
                 for position in 0..count {
                     let slot = first.wrapping_add(position) & mask;
@@ -169,7 +191,9 @@ impl Receiver {
                 }
                 self.ring.head.store(self.next.wrapping_add(self.ring.size()));
             }
-            None => self.ring.tail.store(self.next),
+            Slots::Announced => self.ring.tail.store(self.next),
+            // What is lent is offered by `switch`, as far as there is something.
+            Slots::Lent(_) => {}
         }
     }
 
@@ -219,13 +243,32 @@ impl Source for Receiver {
     fn look(&mut self) -> Result<bool, Fault> {
         let waiting = self.filled.wrapping_sub(self.next);
         if usize::from(waiting) < BURST {
-            let index = if self.buffers.is_some() { &self.ring.tail } else { &self.ring.head };
+            let index = if self.slots.is_client() { &self.ring.tail } else { &self.ring.head };
             let filled = index.load();
             self.ring.distance(self.next, filled, self.filled)?;
             self.filled = filled;
             self.ring.check_health()?;
         }
         Ok(self.filled != self.next)
+    }
+
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let (table, regions) = (&self.ring.table, &*self.ring.regions);
+        let plain = |position| {
+            let descriptor = Descriptor::parse(table.read(position));
+            let region = regions.get(usize::from(descriptor.region))?;
+            let frame = region.span(descriptor.offset, descriptor.length)?;
+            (descriptor.flags & NEXT == 0 && frame.len() <= FRAME_MAX).then_some(frame)
+        };
+        let (first, waiting) = (self.next, self.filled.wrapping_sub(self.next).min(BURST as u16));
+        run.extend((0..waiting).map(|ahead| first.wrapping_add(ahead)).map_while(plain));
+    }
+
+    #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        self.next = self.next.wrapping_add(count as u16);
     }
 
     #[inline(always)]
@@ -249,7 +292,7 @@ impl Source for Receiver {
     fn advance(&mut self, slots: u32) {
         // Indexes have 16 bits.
         let slots = slots as u16;
-        if slots > 1 && self.buffers.is_none() {
+        if slots > 1 && !self.slots.is_client() {
             self.unchain(slots);
         }
         self.next = self.next.wrapping_add(slots);
@@ -279,8 +322,8 @@ impl Source for Receiver {
 }
 
 impl Sender {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
-        Self { ring, next: 0, limit: 0, published: 0, buffers }
+    pub(crate) fn new(ring: Ring, slots: Slots<Loans>) -> Self {
+        Self { ring, next: 0, limit: 0, published: 0, slots }
     }
 
     /// The first slot not filled yet: with the layout, all that a successor needs.
@@ -290,7 +333,7 @@ impl Sender {
 
     /// Which way the ring's frames go.
     pub fn direction(&self) -> Direction {
-        if self.buffers.is_some() { Direction::S2M } else { Direction::M2S }
+        if self.slots.is_client() { Direction::S2M } else { Direction::M2S }
     }
 
     /// The slots that can be filled before the next look.
@@ -301,9 +344,9 @@ impl Sender {
     /// The buffer of a free slot: as client our own, as server what the peer offered.
     #[inline(always)]
     fn slot(&self, position: u16) -> Descriptor {
-        match self.buffers {
-            Some(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
-            None => Descriptor::parse(self.ring.table.read(position)),
+        match self.slots {
+            Slots::Own(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
+            Slots::Announced | Slots::Lent(_) => Descriptor::parse(self.ring.table.read(position)),
         }
     }
 
@@ -313,11 +356,40 @@ impl Sender {
         region.and_then(|region| region.span_mut(slot.offset, length)).ok_or_else(|| slot.fault(position))
     }
 
+    /// Stores frames as far as each fits into the slot that is its turn. How many.
+    // A function of its own, as `run` is.
+    #[inline(never)]
+    fn store(
+        &mut self,
+        run: &[Span<'_>],
+        slot: impl Fn(&Table, u16) -> Descriptor,
+        fill: impl Fn(&Table, u16, Descriptor),
+    ) -> usize {
+        let (table, regions) = (&self.ring.table, &*self.ring.regions);
+        let place = |(position, frame): (u16, &Span<'_>)| {
+            let slot = slot(table, position);
+            let length = frame.len() as u32;
+            let room = regions.get(usize::from(slot.region))?.span_mut(slot.offset, length)?;
+            if length == 0 || length > slot.length {
+                return None;
+            }
+            fill(table, position, Descriptor { flags: 0, length, ..slot });
+            Some(room)
+        };
+        let (first, free) = (self.next, self.room().min(BURST as u16));
+        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
+        rooms.extend((0..free).map(|ahead| first.wrapping_add(ahead)).zip(run).map_while(place));
+        copy_run(run, &mut rooms);
+        let count = rooms.len();
+        self.next = self.next.wrapping_add(count as u16);
+        count
+    }
+
     /// Says in the slot's descriptor what was put into it.
     #[inline(always)]
     fn fill(&self, position: u16, slot: Descriptor, length: u32, flags: u16) {
         let filled = Descriptor { flags, length, ..slot };
-        if self.buffers.is_some() {
+        if self.slots.is_client() {
             self.ring.table.write(position, filled.emit());
         } else {
             // A server never writes the offset; the region goes back as it was read.
@@ -328,7 +400,7 @@ impl Sender {
     /// Reads how far the peer is.
     #[inline]
     fn refresh(&mut self) -> Result<(), Fault> {
-        self.limit = if self.buffers.is_some() {
+        self.limit = if self.slots.is_client() {
             let consumed = self.ring.tail.load();
             let used = self.ring.distance(consumed, self.next, self.limit)?;
             self.next.wrapping_add(self.ring.size() - used)
@@ -387,6 +459,21 @@ impl Target for Sender {
         self.refresh()
     }
 
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        match self.slots {
+            Slots::Announced | Slots::Lent(_) => self.store(
+                run,
+                |table, position| Descriptor::parse(table.read(position)),
+                |table, position, slot| table.write_first(position, slot.first()),
+            ),
+            Slots::Own(buffers) => {
+                let mask = self.ring.size() - 1;
+                let slot = |_: &Table, position| buffers.descriptor(position & mask);
+                self.store(run, slot, |table, position, slot| table.write(position, slot.emit()))
+            }
+        }
+    }
+
     #[inline(always)]
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         if self.next == self.limit {
@@ -415,7 +502,7 @@ impl Target for Sender {
             return false;
         }
         self.published = self.next;
-        let index = if self.buffers.is_some() { &self.ring.head } else { &self.ring.tail };
+        let index = if self.slots.is_client() { &self.ring.head } else { &self.ring.tail };
         index.store(self.next);
         // Without it the load below could come before the store above, and a receiver that goes to
         // sleep in between would never be rung. (Model-checked in `crate::sleep`.)
@@ -479,6 +566,33 @@ mod tests {
         receiver.release();
         let slots = [0, 1, 2].map(|slot| Descriptor::parse(sender.ring.table.read(slot)));
         assert_eq!(slots.map(|slot| (slot.flags, slot.length)), [(0, 2048), (0, 2048), (0, 904)]);
+    }
+
+    #[test]
+    fn a_run_is_shown_up_to_a_chain_and_stored_up_to_a_slot_that_is_too_small() {
+        let (mut client, mut server) = pair(2048, 64);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        let frames = [60, 1518, 2048].map(|length| vec![length as u8; length]);
+        let frames = frames.each_ref().map(|frame| Span::from(&frame[..]));
+        sender.look().unwrap();
+        assert_eq!(sender.put_run(&frames), 3);
+        let long = Frame { bytes: [7; 5000][..].into(), offload: None, slots: 0 };
+        assert_eq!(sender.put(&long).unwrap(), Put::Stored);
+        sender.publish();
+        assert!(receiver.look().unwrap());
+        let (mut small, _server) = pair(1024, 64);
+        let target = &mut small.senders[0];
+        target.look().unwrap();
+        let stored = {
+            let mut run = Run::new();
+            receiver.run(&mut run);
+            assert_eq!(run.iter().map(|frame| frame.len()).collect::<Vec<_>>(), [60, 1518, 2048]);
+            target.put_run(&run)
+        };
+        assert_eq!((stored, target.room()), (1, 63));
+        receiver.advance_run(stored);
+        let mut gather = vec![0; FRAME_MAX];
+        assert_eq!(receiver.peek(&mut gather).unwrap().unwrap().bytes.len(), 1518);
     }
 
     #[test]

@@ -5,11 +5,14 @@
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
 //! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
-//! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration.
+//! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration;
+//! - [`driver`] and [`frontend`]: the other side of the rings and of the socket, for programs of ours that are guests.
 
 mod chain;
 pub mod channel;
+pub mod driver;
 pub mod features;
+pub mod frontend;
 mod guest;
 pub mod log;
 pub mod memory;

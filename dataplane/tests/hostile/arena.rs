@@ -53,7 +53,7 @@ impl Arena {
         let place = memif(&wire, 0);
         let victim = MemifSpec { role: case.victim, secret: Some(SECRET.parse().unwrap()), ..place };
         let add = |name: String, ends: [MemifSpec; 2]| {
-            engine.add(WireSpec { name, ends: ends.map(EndSpec::Memif), full: Full::Hold }).unwrap();
+            engine.add(WireSpec { name, ends: ends.map(EndSpec::Memif), full: Full::Hold, trusted: false }).unwrap();
         };
         add(wire.clone(), [victim.clone(), memif(&format!("{wire}-far"), 0)]);
         // The first bystander lives on the attacked socket, if that is one of ours.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, Full};
-use ferrule_dataplane::status::{DropReason, EndState, Traffic};
+use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic};
 use nix::time::{ClockId, clock_gettime};
 
 use super::v1;
@@ -24,6 +24,11 @@ fn wire(listed: &Listed) -> v1::Wire {
         Full::Hold => "hold",
         Full::Drop => "drop",
     };
+    let (crossing, copied_because) = match &status.crossing {
+        Crossing::Copied => ("copied", String::new()),
+        Crossing::Switched => ("switched", String::new()),
+        Crossing::CopiedThough { reason } => ("copied", reason.clone()),
+    };
     v1::Wire {
         name: status.spec.name.clone(),
         origin: origin.into(),
@@ -31,6 +36,8 @@ fn wire(listed: &Listed) -> v1::Wire {
         directions: status.directions.iter().map(traffic).collect(),
         queues: u32::try_from(status.queues).unwrap_or(u32::MAX),
         full: full.to_owned(),
+        crossing: crossing.to_owned(),
+        copied_because,
     }
 }
 
@@ -79,15 +86,17 @@ mod tests {
             "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2] };
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0] };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
-        let status = WireStatus { spec, ends, directions: [sent, Traffic::default()], queues: 1 };
+        let status =
+            WireStatus { spec, ends, directions: [sent, Traffic::default()], crossing: Crossing::Switched, queues: 1 };
         let before = monotonic_ns();
         let answer = response(&[Listed { origin: Origin::Admin, status }]);
         assert!(answer.monotonic_ns >= before && before > 0);
         let [wire] = &answer.wires[..] else { panic!("one wire") };
         assert_eq!((wire.name.as_str(), wire.full.as_str(), wire.queues), ("w", "drop", 1));
         assert_eq!(wire.origin(), v1::Origin::Admin);
+        assert_eq!((wire.crossing.as_str(), wire.copied_because.as_str()), ("switched", ""));
         let told: Vec<_> =
             wire.ends.iter().map(|end| [&end.kind[..], &end.description, &end.state, &end.detail]).collect();
         assert_eq!(
@@ -96,6 +105,9 @@ mod tests {
         );
         assert_eq!((wire.directions[0].frames, wire.directions[0].bytes), (5, 300));
         let drops: Vec<_> = wire.directions[0].drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
-        assert_eq!(drops, [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2)]);
+        assert_eq!(
+            drops,
+            [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2), ("disabled", 0)]
+        );
     }
 }

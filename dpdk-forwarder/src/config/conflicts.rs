@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, WireSpec};
+use ferrule_dataplane::spec::{
+    EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec,
+};
 
 /// Two wires that cannot both be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +38,7 @@ pub(super) fn conflicts(wires: &[WireSpec]) -> Vec<Conflict> {
         for (end, spec) in spec.ends.iter().enumerate() {
             match spec {
                 EndSpec::Memif(memif) => seen.memif(wire, end, memif),
+                EndSpec::VhostUser(vhost) => seen.vhost_user(wire, end, vhost),
                 EndSpec::Kernel(kernel) => seen.kernel(wire, end, kernel),
             }
         }
@@ -43,11 +46,20 @@ pub(super) fn conflicts(wires: &[WireSpec]) -> Vec<Conflict> {
     seen.conflicts
 }
 
+/// What is spoken on a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Memif,
+    VhostUser,
+}
+
 /// Who was the first to want what.
 #[derive(Default)]
 struct Seen<'a> {
     names: HashMap<&'a str, Place>,
     servers: HashMap<(&'a SocketAddress, Option<PathBuf>, u32), Place>,
+    /// Sockets with one peer, or with peers of one kind.
+    sockets: HashMap<&'a SocketAddress, (Kind, Place)>,
     interfaces: HashMap<(Option<PathBuf>, &'a str), Place>,
     roles: HashMap<&'a Path, (Role, u32, Place)>,
     conflicts: Vec<Conflict>,
@@ -71,6 +83,10 @@ impl<'a> Seen<'a> {
                 SocketAddress::Path(_) => None,
                 SocketAddress::Abstract(_) => memif.netns.as_ref().map(NetNs::path),
             };
+            // An abstract name of another namespace is another socket.
+            if netns.is_none() {
+                self.socket(wire, format!("ends[{end}].memif.socket"), &memif.socket, Kind::Memif);
+            }
             let later = Place { wire, field: format!("ends[{end}].memif.id") };
             let earlier = self.servers.entry((&memif.socket, netns, memif.id)).or_insert_with(|| later.clone()).clone();
             if earlier.wire != wire {
@@ -80,6 +96,25 @@ impl<'a> Seen<'a> {
         }
         if let SocketAddress::Path(path) = &memif.socket {
             self.role(wire, end, memif, path);
+        }
+    }
+
+    /// A vhost-user socket is for one end, whoever listens: there is nothing to tell two of them apart by.
+    fn vhost_user(&mut self, wire: usize, end: usize, vhost: &'a VhostUserSpec) {
+        let field = format!("ends[{end}].vhost-user.socket");
+        // Two clients of one path each get a connection of their own, if the frontend wants two.
+        if vhost.mode == SocketMode::Server {
+            self.socket(wire, field, &vhost.socket, Kind::VhostUser);
+        }
+    }
+
+    fn socket(&mut self, wire: usize, field: String, socket: &'a SocketAddress, kind: Kind) {
+        let later = Place { wire, field };
+        let (first, earlier) = self.sockets.entry(socket).or_insert_with(|| (kind, later.clone())).clone();
+        let shared = first == Kind::Memif && kind == Kind::Memif;
+        if earlier.wire != wire && !shared {
+            let problem = format!("{socket} is listened on already");
+            self.conflicts.push(Conflict { later, earlier, problem, cure: "give one of them another socket" });
         }
     }
 

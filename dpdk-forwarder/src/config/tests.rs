@@ -73,7 +73,7 @@ wires:
     full: block
     ends:
       - memif: { socket: m.sock, role: master, rnig: 4, queues: 17 }
-      - vhost_user: { socket: /run/vm.sock, role: server }
+      - vhost-user: { socket: vm.sock, mode: master, queues: 99, packed: no, mtu: 20 }
   - ends:
       - kernel: { name: a/b, mac: 1, mtu: 10, addresses: [10.0.0.1], routes: [{ via: x }] }
       - memif: { socket: /run/m.sock, role: client, ring: 1000, mode: ip, buffer: 100 }
@@ -95,7 +95,11 @@ wires.yaml:10:26: wires[0].ends[0].memif.socket: `m.sock`: a path must be absolu
 wires.yaml:10:40: wires[0].ends[0].memif.role: `master`; `server` or `client` is wanted
 wires.yaml:10:48: wires[0].ends[0].memif.rnig: unknown key; did you mean `ring`?
 wires.yaml:10:65: wires[0].ends[0].memif.queues: 17 queues; 1 to 16 are possible
-wires.yaml:11:21: wires[0].ends[1].vhost_user: vhost_user ends are not served by this release
+wires.yaml:11:31: wires[0].ends[1].vhost-user.socket: `vm.sock`: a path must be absolute (or begin with `@` for an abstract name)
+wires.yaml:11:46: wires[0].ends[1].vhost-user.mode: `master`; `server` or `client` is wanted
+wires.yaml:11:62: wires[0].ends[1].vhost-user.queues: 99 queue pairs; 1 to 16 are possible
+wires.yaml:11:74: wires[0].ends[1].vhost-user.packed: `no`; `true` or `false` is wanted
+wires.yaml:11:83: wires[0].ends[1].vhost-user.mtu: 20 bytes; 68 to 65521 are possible
 wires.yaml:12:5: wires[1].name: missing; a name that no other wire has is wanted
 wires.yaml:13:7: wires[1].ends: one end carries ethernet frames and the other ip; both must be the same
 wires.yaml:13:25: wires[1].ends[0].kernel.name: `a/b`: the kernel takes no `/`, `:`, space, `.` or `..`
@@ -109,9 +113,9 @@ wires.yaml:14:83: wires[1].ends[1].memif.buffer: 100 bytes; a multiple of 64 fro
 wires.yaml:16:11: wires[2].ends: a wire has exactly two ends, not 1
 wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract name as in `\"@name\"` is wanted
 wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
-wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, kernel, vhost_user
-wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, kernel, vhost_user
-wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, ends";
+wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel
+wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel
+wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, ends";
     assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
 }
 

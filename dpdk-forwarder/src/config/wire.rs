@@ -4,19 +4,22 @@
 //! the wire is still judged, alone ([`WireSpec::check`]) and beside the others.
 
 use ferrule_dataplane::spec::{
-    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, WireSpec,
+    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, SocketMode, VhostFeatures,
+    VhostUserSpec, WireSpec,
 };
 use sriov_manager::document::{Field, Findings, Table};
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
-    let table = field.table(&["name", "full", "ends"]);
+    let table = field.table(&["name", "full", "trusted", "ends"]);
     let name = table.as_ref().and_then(|table| table.required("name", "a name that no other wire has"));
     let full = table.as_ref().and_then(|table| table.optional("full"));
+    let trusted = table.as_ref().and_then(|table| table.optional("trusted"));
     let ends = table.as_ref().and_then(|table| table.required("ends", "a list of two ends"));
     let wire = WireSpec {
         name: name.and_then(|field| field.text()).map_or_else(|| stand_in(findings), ToOwned::to_owned),
         full: full.and_then(|field| field.choice(&[("hold", Full::Hold), ("drop", Full::Drop)])).unwrap_or_default(),
+        trusted: trusted.and_then(|field| field.choice(&[("true", true), ("false", false)])).unwrap_or_default(),
         ends: read_ends(ends.as_ref(), findings),
     };
     for error in wire.check() {
@@ -61,19 +64,16 @@ impl End {
 }
 
 fn read_end(field: &Field<'_>, findings: &Findings) -> End {
-    let table = field.table(&["memif", "kernel", "vhost_user"]);
+    let table = field.table(&["memif", "vhost-user", "kernel"]);
     match table.as_ref().and_then(Table::only) {
         Some(("memif", memif)) => read_memif(&memif, findings),
         Some(("kernel", kernel)) => read_kernel(&kernel, findings),
-        Some(("vhost_user", vhost_user)) => {
-            vhost_user.wrong("vhost_user ends are not served by this release");
-            End::unknown(findings)
-        }
+        Some(("vhost-user", vhost)) => read_vhost_user(&vhost, findings),
         // An unknown kind is reported already.
         Some(_) => End::unknown(findings),
         None => {
             if table.is_some() {
-                field.wrong("an end is one of `memif: {..}` or `kernel: {..}`");
+                field.wrong("an end is one of `memif: {..}`, `vhost-user: {..}` or `kernel: {..}`");
             }
             End::unknown(findings)
         }
@@ -109,6 +109,48 @@ fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
     // Out of range for the type is out of range for the wire: the check says it best.
     memif.queues = u16::try_from(number("queues", u32::from(memif.queues))).unwrap_or(u16::MAX);
     End { spec: EndSpec::Memif(memif), mode_known: mode.is_some() }
+}
+
+fn read_vhost_user(field: &Field<'_>, findings: &Findings) -> End {
+    let unknown = || SocketAddress::Abstract(stand_in(findings));
+    let Some(table) = field.table(&[
+        "socket",
+        "mode",
+        "queues",
+        "mtu",
+        "mac",
+        "packed",
+        "in_order",
+        "mrg_rxbuf",
+        "indirect",
+        "event_idx",
+        "offloads",
+    ]) else {
+        return End { mode_known: true, ..End::unknown(findings) };
+    };
+    let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
+    let mode = table.required("mode", "`server` or `client`");
+    let mode = mode.and_then(|field| field.choice(&[("server", SocketMode::Server), ("client", SocketMode::Client)]));
+    let socket = socket.and_then(|field| field.parse());
+    let mut vhost = VhostUserSpec::new(socket.unwrap_or_else(unknown), mode.unwrap_or(SocketMode::Client));
+    let number = |key| table.optional(key).and_then(|field| field.number(0..=u64::from(u16::MAX)));
+    vhost.queues = number("queues").unwrap_or(vhost.queues);
+    vhost.mtu = number("mtu");
+    vhost.mac = table.optional("mac").and_then(|field| field.parse());
+    let switch = |key, default| {
+        let choice = table.optional(key).and_then(|field| field.choice(&[("true", true), ("false", false)]));
+        choice.unwrap_or(default)
+    };
+    let all = vhost.features;
+    vhost.features = VhostFeatures {
+        packed: switch("packed", all.packed),
+        in_order: switch("in_order", all.in_order),
+        mrg_rxbuf: switch("mrg_rxbuf", all.mrg_rxbuf),
+        indirect: switch("indirect", all.indirect),
+        event_idx: switch("event_idx", all.event_idx),
+        offloads: switch("offloads", all.offloads),
+    };
+    End { spec: EndSpec::VhostUser(vhost), mode_known: true }
 }
 
 fn read_kernel(field: &Field<'_>, findings: &Findings) -> End {

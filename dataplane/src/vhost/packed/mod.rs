@@ -44,23 +44,15 @@ struct PackedRing {
     next: Position,
     /// The first one not given back yet.
     done: Position,
-    /// The first one not read ahead.
-    ready: Position,
-    /// How many have been read ahead.
-    ahead: u16,
-    /// Where the first of them is in `window`.
-    first: u16,
-    /// Descriptors read ahead.
-    window: [[u64; 2]; BURST],
     /// Buffers taken and not given back.
     taken: ArrayVec<Taken, TAKEN_MAX>,
 }
 
 /// A place in the ring and which round it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    index: u16,
-    wrap: bool,
+pub(crate) struct Position {
+    pub(crate) index: u16,
+    pub(crate) wrap: bool,
 }
 
 /// A buffer that was taken: its id, how many descriptors it had, how many bytes we wrote.
@@ -83,7 +75,7 @@ impl Position {
 
     /// `slots` further on; at most a whole round.
     #[inline(always)]
-    fn after(self, slots: u16, size: u16) -> Self {
+    pub(crate) fn after(self, slots: u16, size: u16) -> Self {
         // Both at most 2^15, so the sum may not fit a u16.
         let index = u32::from(self.index) + u32::from(slots);
         if index >= u32::from(size) {
@@ -95,13 +87,13 @@ impl Position {
 
     /// The flags of a descriptor here that we have used.
     #[inline(always)]
-    fn used(self) -> u16 {
+    pub(crate) fn used(self) -> u16 {
         if self.wrap { AVAIL | USED } else { 0 }
     }
 
     /// The flags of a descriptor here that the guest has made available.
     #[inline(always)]
-    fn available(self) -> u16 {
+    pub(crate) fn available(self) -> u16 {
         if self.wrap { AVAIL } else { USED }
     }
 }
@@ -129,10 +121,6 @@ impl PackedRing {
             guest: Guest::new(setup),
             next,
             done: next,
-            ready: next,
-            ahead: 0,
-            first: 0,
-            window: [[0; 2]; BURST],
             taken: ArrayVec::new(),
         };
         ring.want_kick(false);
@@ -145,37 +133,10 @@ impl PackedRing {
         done | done << 16
     }
 
-    /// Reads the next descriptors that the guest has made available. `arrived` gets each.
-    #[inline(always)]
-    fn read_ahead(&mut self, arrived: impl Fn(Descriptor, &Guest, &mut usize)) -> Result<(), Fault> {
-        let before = self.ahead;
-        while usize::from(self.ahead) < BURST {
-            let Some(words) = self.available(self.ready) else { break };
-            self.window[usize::from(self.first.wrapping_add(self.ahead)) % BURST] = words;
-            self.ready = self.ready.after(1, self.size);
-            self.ahead += 1;
-        }
-        let mut near = self.guest.near;
-        for at in before..self.ahead {
-            let words = self.window[usize::from(self.first.wrapping_add(at)) % BURST];
-            arrived(Descriptor::packed(words), &self.guest, &mut near);
-        }
-        self.guest.near = near;
-        self.guest.check_health()
-    }
-
     /// The descriptor at `position`, if the guest has made it available.
     #[inline(always)]
-    fn available(&self, position: Position) -> Option<[u64; 2]> {
-        let second = self.desc.load_second(position.index.into());
-        let flags = (second >> 48) as u16;
-        (flags & (AVAIL | USED) == position.available()).then(|| [self.desc.read_first(position.index.into()), second])
-    }
-
-    /// The next descriptor, if one was read ahead.
-    #[inline(always)]
-    fn front(&self) -> Option<Descriptor> {
-        (self.ahead > 0).then(|| Descriptor::packed(self.window[usize::from(self.first) % BURST]))
+    fn available(&self, position: Position) -> Option<Descriptor> {
+        available(&self.desc, position)
     }
 
     /// Lists the pieces of the chain that begins at `position`. Its id and how many
@@ -183,11 +144,10 @@ impl PackedRing {
     fn collect(&self, position: Position, pieces: &mut Pieces) -> Result<Option<(u16, u16)>, Fault> {
         let mut at = position;
         for slots in 1..=self.size {
-            let Some(words) = self.available(at) else {
+            let Some(descriptor) = self.available(at) else {
                 // The guest makes a chain's first descriptor available after all others (2.8.8).
                 return if slots == 1 { Ok(None) } else { Err(Fault::OpenChain { slot: position.index.into() }) };
             };
-            let descriptor = Descriptor::packed(words);
             if !pieces.add(descriptor, at.index, Links::Packed, &self.guest.memory)? {
                 // The id is in the last one (2.8.6).
                 return Ok(Some((descriptor.next, slots)));
@@ -202,14 +162,6 @@ impl PackedRing {
     fn take(&mut self, taken: Taken) {
         self.taken.push(taken);
         self.next = self.next.after(taken.slots, self.size);
-        if taken.slots <= self.ahead {
-            self.ahead -= taken.slots;
-            self.first = self.first.wrapping_add(taken.slots);
-        } else {
-            // Taken further than was read ahead.
-            self.ahead = 0;
-            self.ready = self.next;
-        }
     }
 
     /// Gives the guest everything taken back. Whether it wants to be interrupted.
@@ -253,21 +205,7 @@ impl PackedRing {
         // Without it the load below could come before the stores above, and a guest that asks for an interrupt in between
         // and finds nothing would sleep for ever.
         fence(Ordering::SeqCst);
-        let event = self.driver_event.read(0);
-        match (event >> 16) as u16 & EVENT_FLAGS {
-            EVENT_DISABLE => false,
-            EVENT_DESC => {
-                // Distances from the start of the round that `done` is in, which can be negative.
-                let event = Position::parse(event as u16);
-                let size = self.size;
-                let back = |position: Position| if position.wrap == self.done.wrap { 0 } else { size };
-                let event = event.index.wrapping_sub(back(event));
-                let old = old.index.wrapping_sub(back(old));
-                let new = self.done.index;
-                new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-            }
-            _ => true,
-        }
+        needs_event(self.driver_event.read(0), old, self.done, self.size)
     }
 
     /// Sets the bits of the elements that were written.
@@ -298,17 +236,43 @@ impl PackedRing {
     }
 }
 
+/// The descriptor at `position`, if the guest has made it available.
+#[inline(always)]
+fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<Descriptor> {
+    let second = desc.load_second(position.index.into());
+    let flags = (second >> 48) as u16;
+    let available = flags & (AVAIL | USED) == position.available();
+    available.then(|| Descriptor::packed([desc.read_first(position.index.into()), second]))
+}
+
+/// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).
+#[inline]
+pub(crate) fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool {
+    match (event >> 16) as u16 & EVENT_FLAGS {
+        EVENT_DISABLE => false,
+        EVENT_DESC => {
+            let event = Position::parse(event as u16);
+            // Counted from where the round of `new` begins, which can be negative for the others.
+            let count =
+                |position: Position| position.index.wrapping_sub(if position.wrap == new.wrap { 0 } else { size });
+            let ahead = new.index.wrapping_sub(count(event)).wrapping_sub(1);
+            ahead < new.index.wrapping_sub(count(old))
+        }
+        _ => true,
+    }
+}
+
 /// Buffers given back at once: a burst of them, and a frame over several.
 const TAKEN_MAX: usize = BURST + MERGED_MAX;
 /// Descriptor flags: whose it is (2.8.1).
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+pub(crate) const AVAIL: u16 = 1 << 7;
+pub(crate) const USED: u16 = 1 << 15;
 /// In a position of 16 bits: the wrap counter.
 const WRAP: u16 = 1 << 15;
 /// Flags of an event structure (2.8.10).
-const EVENT_FLAGS: u16 = 3;
-const EVENT_ENABLE: u16 = 0;
-const EVENT_DISABLE: u16 = 1;
+pub(crate) const EVENT_FLAGS: u16 = 3;
+pub(crate) const EVENT_ENABLE: u16 = 0;
+pub(crate) const EVENT_DISABLE: u16 = 1;
 const EVENT_DESC: u16 = 2;
 
 #[cfg(test)]

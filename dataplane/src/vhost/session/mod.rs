@@ -36,7 +36,8 @@ use crate::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringLog, Vrin
 pub struct Session {
     offer: Offer,
     features: Features,
-    protocol: ProtocolFeatures,
+    /// None: nothing was chosen yet.
+    protocol: Option<ProtocolFeatures>,
     memory: MemoryTable,
     drafts: Vec<Draft>,
     log: Option<DirtyLog>,
@@ -70,7 +71,7 @@ impl Session {
         Self {
             offer,
             features: Features::default(),
-            protocol: ProtocolFeatures::default(),
+            protocol: None,
             memory: MemoryTable::default(),
             drafts: std::iter::repeat_with(Draft::default).take(rings).collect(),
             log: None,
@@ -101,7 +102,8 @@ impl Session {
 
     /// New ends of all rings that are complete, in pairs; none: there is no such pair.
     pub fn rings(&mut self) -> Result<Option<LaneEnd>, VringError> {
-        let ready = !self.protocol.has(ProtocolFeatures::STATUS) || self.status & STATUS_DRIVER_OK != 0;
+        let told = self.protocol.is_some_and(|protocol| protocol.has(ProtocolFeatures::STATUS));
+        let ready = !told || self.status & STATUS_DRIVER_OK != 0;
         let setups: Vec<_> = (0..self.drafts.len() as u32).map(|index| self.setup(index)).collect();
         let mut pairs: Vec<_> =
             setups.chunks_exact(2).filter_map(|pair| pair[0].as_ref().zip(pair[1].as_ref())).collect();
@@ -150,8 +152,10 @@ impl Session {
     }
 
     fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
+        // DPDK's virtio-user speaks of its status before it has chosen anything, when it is the one that listens and we
+        // come back: it remembers what it chose the last time.
         if let Some((feature, name)) = needs(&request)
-            && !self.protocol.has(feature)
+            && !self.protocol.unwrap_or(self.offer.protocol).has(feature)
         {
             return Err(RequestError::NotNegotiated { request: request.word(), feature: name });
         }
@@ -199,7 +203,7 @@ impl Session {
                 if !self.offer.protocol.has(chosen) {
                     return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
                 }
-                self.protocol = chosen;
+                self.protocol = Some(chosen);
             }
             Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
             Request::SetVringEnable(VringState { index, num }) => self.draft(index)?.enabled = num != 0,

@@ -32,7 +32,7 @@ impl Offer {
         let optional = [
             (switches.packed, Features::RING_PACKED),
             (switches.in_order, Features::IN_ORDER),
-            (switches.mergeable, Features::MRG_RXBUF),
+            (switches.mrg_rxbuf, Features::MRG_RXBUF),
             (switches.indirect, Features::INDIRECT_DESC),
             (switches.event_idx, Features::EVENT_IDX),
             (switches.offloads && takes_unfinished, OFFLOADS),

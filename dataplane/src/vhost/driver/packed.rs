@@ -1,0 +1,467 @@
+//! Packed rings (virtio 1.2, section 2.8), the driver's side.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{Ordering, fence};
+
+use ferrule_ffi::array::Array;
+use ferrule_ffi::span::{Span, SpanMut};
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::port::{BURST, Fault, Frame, Put, Source, Target};
+use crate::status::DropReason;
+use crate::vhost::chain::Descriptor;
+use crate::vhost::driver::ids::Ids;
+use crate::vhost::driver::memory::{Buffers, DriverMemory};
+use crate::vhost::driver::split::write_header;
+use crate::vhost::driver::{Bells, accepted};
+use crate::vhost::features::Features;
+use crate::vhost::packed::{AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event};
+
+/// What both directions have in common.
+struct PackedDriver {
+    desc: Array<[u64; 2]>,
+    driver_event: Array<u32>,
+    device_event: Array<u32>,
+    size: u16,
+    buffers: Buffers,
+    bells: Bells,
+    /// The first descriptor not made available yet.
+    next: Position,
+    /// What the device could last see of that.
+    published: Position,
+    /// The first used element not looked at yet.
+    done: Position,
+    /// The addresses in the descriptors: a device leaves them as they are.
+    addresses: Box<[u64]>,
+    /// The second word of the first descriptor made available since the last publish: stored then, as the device reads
+    /// none behind it before.
+    held_back: u64,
+}
+
+impl PackedDriver {
+    fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        let size = memory.spec().size;
+        let at = memory.addresses(index);
+        let start = Position { index: 0, wrap: true };
+        let driver = Self {
+            desc: memory.array(at.desc, size),
+            driver_event: memory.array(at.avail, 1),
+            device_event: memory.array(at.used, 1),
+            // At most 2^15.
+            size: size as u16,
+            buffers: memory.buffers(index, features.header_len()),
+            bells,
+            next: start,
+            published: start,
+            done: start,
+            addresses: vec![0; size as usize].into(),
+            held_back: 0,
+        };
+        driver.want_call(false);
+        driver
+    }
+
+    /// Makes the next descriptor available, with `descriptor.next` as its id.
+    #[inline(always)]
+    fn offer(&mut self, descriptor: Descriptor) {
+        let place = self.next.index;
+        let flags = descriptor.flags | self.next.available();
+        let [first, second] = Descriptor { flags, ..descriptor }.emit_packed();
+        let written = &mut self.addresses[usize::from(place)];
+        if *written != first {
+            *written = first;
+            self.desc.write_first(place.into(), first);
+        }
+        if self.next == self.published {
+            self.held_back = second;
+        } else {
+            self.desc.store_second(place.into(), second);
+        }
+        self.next = self.next.after(1, self.size);
+    }
+
+    /// Lets the device see what was offered. Whether it wants to be rung.
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let old = self.published;
+        if old == self.next {
+            return false;
+        }
+        self.desc.store_second(old.index.into(), self.held_back);
+        self.published = self.next;
+        // Without it the load below could come before the stores above, and a device that goes to sleep in between would
+        // never be rung.
+        fence(Ordering::SeqCst);
+        needs_event(self.device_event.read(0), old, self.next, self.size)
+    }
+
+    /// The id and the length in the next used element, if there is one.
+    #[inline(always)]
+    fn used(&self, position: Position) -> Option<(u16, u32)> {
+        let second = self.desc.load_second(position.index.into());
+        let used = (second >> 48) as u16 & (AVAIL | USED) == position.used();
+        used.then_some(((second >> 32) as u16, second as u32))
+    }
+
+    fn want_call(&self, wanted: bool) {
+        let flags = if wanted { EVENT_ENABLE } else { EVENT_DISABLE };
+        self.driver_event.write(0, u32::from(flags & EVENT_FLAGS) << 16);
+        if wanted {
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
+/// Transmits through a packed ring.
+pub struct PackedDriverTx {
+    ring: PackedDriver,
+    ids: Ids,
+    /// Descriptors of the buffer that an id stands for.
+    slots: Box<[u16]>,
+    /// Descriptors not in use.
+    free: u16,
+    /// The ids made available and not seen back, oldest first, if one used element stands for a batch of them (2.8.14).
+    under_way: Option<Fifo>,
+    indirect: bool,
+    header_apart: bool,
+    /// Whether the device reads headers at all.
+    unfinished: bool,
+    accepts: Accepts,
+}
+
+/// Ids in their order.
+struct Fifo {
+    ids: Box<[u16]>,
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    fn new(size: u32) -> Self {
+        Self { ids: vec![0; size.next_power_of_two() as usize].into(), head: 0, tail: 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, id: u16) {
+        let place = self.tail as usize & (self.ids.len() - 1);
+        self.ids[place] = id;
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn pop(&mut self) -> Option<u16> {
+        let id = (self.head != self.tail).then(|| self.ids[self.head as usize & (self.ids.len() - 1)])?;
+        self.head = self.head.wrapping_add(1);
+        Some(id)
+    }
+}
+
+impl PackedDriverTx {
+    pub(super) fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        let size = memory.spec().size;
+        Self {
+            ring: PackedDriver::new(memory, index, features, bells),
+            ids: Ids::new(size),
+            slots: vec![0; size as usize].into(),
+            free: size as u16,
+            under_way: features.has(Features::IN_ORDER).then(|| Fifo::new(size)),
+            indirect: features.has(Features::INDIRECT_DESC),
+            header_apart: memory.spec().header_apart,
+            unfinished: features.has(Features::CSUM),
+            accepts: accepted(features),
+        }
+    }
+
+    /// Visits the buffer of every descriptor id.
+    pub fn each_buffer(&mut self, mut visit: impl FnMut(SpanMut<'_>)) {
+        let buffers = &self.ring.buffers;
+        (0..self.ring.size).filter_map(|id| buffers.frame_room(id, buffers.room)).for_each(&mut visit);
+    }
+
+    /// The buffer that the next frame goes to.
+    #[inline(always)]
+    pub fn next_buffer(&mut self) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.ids.front()?, self.ring.buffers.room)
+    }
+
+    /// Sends the first `len` bytes of the next buffer.
+    #[inline(always)]
+    pub fn commit(&mut self, len: u32) {
+        let ring = &mut self.ring;
+        let Some(id) = self.ids.front() else { return };
+        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + len.min(ring.buffers.room));
+        ring.offer(Descriptor { address, len, flags: 0, next: id });
+        self.take(1, 1);
+    }
+
+    /// Notes that the next `ids` ids went out in `slots` descriptors.
+    #[inline(always)]
+    fn take(&mut self, ids: u16, slots: u16) {
+        let id = self.ids.take(ids);
+        self.slots[usize::from(id)] = slots;
+        self.free -= slots;
+        if let Some(under_way) = &mut self.under_way {
+            under_way.push(id);
+        }
+    }
+
+    /// Takes back what the device has sent.
+    #[inline]
+    fn reclaim(&mut self) -> Result<(), Fault> {
+        while self.free < self.ring.size
+            && let Some((id, _)) = self.ring.used(self.ring.done)
+        {
+            loop {
+                let back = match &mut self.under_way {
+                    Some(under_way) => under_way.pop().unwrap_or(u16::MAX),
+                    None => id,
+                };
+                self.ids.give(back)?;
+                let slots = self.slots[usize::from(back)];
+                self.free += slots;
+                self.ring.done = self.ring.done.after(slots, self.ring.size);
+                if back == id {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a frame that needs more than one descriptor.
+    #[cold]
+    fn chain(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let ring = &mut self.ring;
+        let (room, header_len) = (ring.buffers.room, ring.buffers.header_len);
+        let len = frame.bytes.len() as u32;
+        let header_apart = self.header_apart;
+        let segments = len.div_ceil(room) + u32::from(header_apart);
+        let indirect = self.indirect && segments > 1;
+        // A table lies in the buffer of the descriptor that stands for it.
+        let needed = segments + u32::from(indirect);
+        let slots = if indirect { 1 } else { segments };
+        let tables = if indirect { room / 16 } else { u32::MAX };
+        if needed > u32::from(ring.size) || segments > tables {
+            return Ok(Put::Refused(DropReason::TooLong));
+        }
+        if needed > self.ids.free() || slots > u32::from(self.free) {
+            return Ok(Put::Full);
+        }
+        let head = self.ids.ahead(0);
+        let mut table = Vec::new();
+        let mut rest = frame.bytes;
+        for segment in 0..segments {
+            let id = self.ids.ahead(segment + u32::from(indirect));
+            let first = segment == 0;
+            let part = if first && header_apart { 0 } else { room.min(rest.len() as u32) };
+            let (Some(bytes), Some(mut to)) = (rest.head(part as usize), ring.buffers.frame_room(id, part)) else {
+                return Ok(Put::Refused(DropReason::TooLong));
+            };
+            let _ = bytes.copy_to(&mut to);
+            rest = rest.tail(part as usize).unwrap_or(rest);
+            let (address, len) = if first {
+                write_header(&ring.buffers, id, frame.offload);
+                (ring.buffers.address(id), header_len + part)
+            } else {
+                (ring.buffers.frame_address(id), part)
+            };
+            let flags = if segment + 1 < segments { Descriptor::NEXT } else { 0 };
+            if indirect {
+                table.extend(
+                    Descriptor { address, len, flags: 0, next: 0 }.emit_packed().map(u64::to_le_bytes).concat(),
+                );
+            } else {
+                ring.offer(Descriptor { address, len, flags, next: head });
+            }
+        }
+        if indirect {
+            let len = table.len() as u32;
+            let _ = ring.buffers.frame_room(head, len).is_some_and(|mut to| Span::from(&table[..]).copy_to(&mut to));
+            let address = ring.buffers.frame_address(head);
+            ring.offer(Descriptor { address, len, flags: Descriptor::INDIRECT, next: head });
+        }
+        // No more than the ring has.
+        self.take(needed as u16, slots as u16);
+        Ok(Put::Stored)
+    }
+}
+
+impl Target for PackedDriverTx {
+    #[inline]
+    fn look(&mut self) -> Result<(), Fault> {
+        if self.ids.free().min(self.free.into()) as usize >= BURST { Ok(()) } else { self.reclaim() }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let Some(id) = self.ids.front() else { return Ok(Put::Full) };
+        let len = frame.bytes.len() as u32;
+        if len == 0 {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        if self.header_apart {
+            return self.chain(frame);
+        }
+        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return self.chain(frame) };
+        let _ = frame.bytes.copy_to(&mut room);
+        if self.unfinished {
+            write_header(&self.ring.buffers, id, frame.offload);
+        }
+        self.commit(len);
+        Ok(Put::Stored)
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.bells.kick.as_fd())
+    }
+
+    fn accepts(&self) -> Accepts {
+        self.accepts
+    }
+}
+
+/// Receives through a packed ring.
+pub struct PackedDriverRx {
+    ring: PackedDriver,
+    unfinished: bool,
+    header: VnetHeader,
+    mergeable: bool,
+    /// The ids of buffers taken and not offered again, each at its place in the ring.
+    taken: Box<[u16]>,
+    /// How many.
+    count: u16,
+    owes_kick: bool,
+}
+
+impl PackedDriverRx {
+    pub(super) fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        let mut ring = PackedDriver::new(memory, index, features, bells);
+        let taken = vec![0; memory.spec().size as usize].into();
+        for id in 0..ring.size {
+            Self::offer(&mut ring, id);
+        }
+        ring.publish();
+        let unfinished = features.has(Features::GUEST_CSUM);
+        let mergeable = features.has(Features::MRG_RXBUF);
+        Self { ring, unfinished, header: VnetHeader::default(), mergeable, taken, count: 0, owes_kick: true }
+    }
+
+    #[inline(always)]
+    fn offer(ring: &mut PackedDriver, id: u16) {
+        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
+        ring.offer(Descriptor { address, len, flags: Descriptor::WRITE, next: id });
+    }
+
+    /// The id and the length in the used element at `position`.
+    #[inline(always)]
+    fn entry(ring: &PackedDriver, position: Position) -> Result<Option<(u16, u32)>, Fault> {
+        match ring.used(position) {
+            Some((id, _)) if id >= ring.size => {
+                Err(Fault::Head { entry: position.index.into(), head: id.into(), size: ring.size.into() })
+            }
+            entry => Ok(entry),
+        }
+    }
+
+    /// A frame over several buffers, or one that the device lies about.
+    #[cold]
+    fn gather<'a>(
+        ring: &'a PackedDriver,
+        taken: &mut [u16],
+        header: &'a mut VnetHeader,
+        mergeable: bool,
+        gather: &'a mut [u8],
+    ) -> Result<Option<Frame<'a>>, Fault> {
+        let header_len = ring.buffers.header_len;
+        let mut at = 0;
+        let mut buffers = 1;
+        let mut position = ring.done;
+        for number in 0..ring.size {
+            if number == buffers {
+                break;
+            }
+            let Some((id, len)) = Self::entry(ring, position)? else {
+                return Err(Fault::OpenChain { slot: ring.done.index.into() });
+            };
+            taken[usize::from(position.index)] = id;
+            let mut skip = 0;
+            if number == 0 {
+                let mut bytes = [0; VnetHeader::LEN];
+                let piece = ring.buffers.read(id, 0, header_len);
+                let _ = piece.is_some_and(|piece| piece.copy_out(&mut bytes[..header_len as usize]));
+                *header = VnetHeader::parse(&bytes);
+                buffers = if mergeable { header.num_buffers.max(1) } else { 1 };
+                skip = header_len;
+            }
+            let slot = u32::from(id);
+            let len = len.checked_sub(skip).ok_or(Fault::NoRoom { slot, length: len })?;
+            let bytes = ring.buffers.read(id, skip, len);
+            let bytes = bytes.ok_or(Fault::Descriptor { slot, region: 0, offset: skip, length: len })?;
+            let end = at + len as usize;
+            if !gather.get_mut(at..end).is_some_and(|room| bytes.copy_out(room)) {
+                return Err(Fault::Oversize { slot });
+            }
+            at = end;
+            position = position.after(1, ring.size);
+        }
+        let offload = (!header.is_plain()).then_some(&*header);
+        Ok(Some(Frame { bytes: gather[..at].into(), offload, slots: buffers.into() }))
+    }
+}
+
+impl Source for PackedDriverRx {
+    #[inline]
+    fn look(&mut self) -> Result<bool, Fault> {
+        Ok(Self::entry(&self.ring, self.ring.done)?.is_some())
+    }
+
+    #[inline(always)]
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        let Self { ring, unfinished, header, mergeable, taken, .. } = self;
+        let Some((id, len)) = Self::entry(ring, ring.done)? else { return Ok(None) };
+        let header_len = ring.buffers.header_len;
+        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
+        let one = !*unfinished && len > header_len && (len < header_len + ring.buffers.room || !*mergeable);
+        if one && let Some(bytes) = ring.buffers.read(id, header_len, len - header_len) {
+            taken[usize::from(ring.done.index)] = id;
+            return Ok(Some(Frame { bytes, offload: None, slots: 1 }));
+        }
+        Self::gather(ring, taken, header, *mergeable, gather)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, slots: u32) {
+        // Fewer than the ring has.
+        self.ring.done = self.ring.done.after(slots as u16, self.ring.size);
+        self.count += slots as u16;
+    }
+
+    #[inline]
+    fn release(&mut self) {
+        // Every buffer has one descriptor, so what was taken first lies where the next one is to be made available.
+        for _ in 0..self.count {
+            let id = self.taken[usize::from(self.ring.next.index)];
+            Self::offer(&mut self.ring, id);
+        }
+        self.count = 0;
+        self.owes_kick |= self.ring.publish();
+    }
+
+    #[inline]
+    fn release_bell(&mut self) -> Option<BorrowedFd<'_>> {
+        if std::mem::take(&mut self.owes_kick) { Some(self.ring.bells.kick.as_fd()) } else { None }
+    }
+
+    fn want_bell(&mut self, wanted: bool) {
+        self.ring.want_call(wanted);
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.bells.call.as_fd())
+    }
+}

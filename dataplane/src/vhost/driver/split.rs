@@ -1,0 +1,471 @@
+//! Split rings (virtio 1.2, section 2.7), the driver's side.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{Ordering, fence};
+
+use ferrule_ffi::array::Array;
+use ferrule_ffi::region::Index;
+use ferrule_ffi::span::{Span, SpanMut};
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::port::{BURST, Fault, Frame, Put, Source, Target};
+use crate::status::DropReason;
+use crate::vhost::chain::Descriptor;
+use crate::vhost::driver::ids::Ids;
+use crate::vhost::driver::memory::{Buffers, DriverMemory};
+use crate::vhost::driver::{Bells, accepted};
+use crate::vhost::features::Features;
+
+/// What both directions have in common.
+struct SplitDriver {
+    desc: Array<[u64; 2]>,
+    avail: Array<u16>,
+    avail_index: Index,
+    avail_flags: Index,
+    used: Array<[u32; 2]>,
+    used_index: Index,
+    used_flags: Index,
+    used_event: Index,
+    avail_event: Index,
+    event_idx: bool,
+    mask: u16,
+    buffers: Buffers,
+    bells: Bells,
+    /// The first available entry not filled yet.
+    next: u16,
+    /// What the device last saw of our index.
+    published: u16,
+    /// The first used entry not looked at yet.
+    done: u16,
+    /// The device's index when it was last read.
+    seen: u16,
+    /// What the descriptors and the available entries hold.
+    written: Box<[[u64; 2]]>,
+    heads: Box<[u16]>,
+}
+
+impl SplitDriver {
+    fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        let size = memory.spec().size;
+        let at = memory.addresses(index);
+        let wide = u64::from(size);
+        let driver = Self {
+            desc: memory.array(at.desc, size),
+            avail: memory.array(at.avail + 4, size),
+            avail_index: memory.word(at.avail + 2),
+            avail_flags: memory.word(at.avail),
+            used: memory.array(at.used + 4, size),
+            used_index: memory.word(at.used + 2),
+            used_flags: memory.word(at.used),
+            used_event: memory.word(at.avail + 4 + 2 * wide),
+            avail_event: memory.word(at.used + 4 + 8 * wide),
+            event_idx: features.has(Features::EVENT_IDX),
+            // At most 2^15 - 1.
+            mask: (size - 1) as u16,
+            buffers: memory.buffers(index, features.header_len()),
+            bells,
+            next: 0,
+            published: 0,
+            done: 0,
+            seen: 0,
+            written: vec![[0; 2]; size as usize].into(),
+            heads: vec![0; size as usize].into(),
+        };
+        driver.want_call(false);
+        driver
+    }
+
+    /// Makes a descriptor say this.
+    #[inline(always)]
+    fn describe(&mut self, id: u16, descriptor: Descriptor) {
+        let words = descriptor.emit_split();
+        let written = &mut self.written[usize::from(id)];
+        if *written != words {
+            *written = words;
+            self.desc.write(id.into(), words);
+        }
+    }
+
+    /// Puts the chain that begins with `head` into the next available entry.
+    #[inline(always)]
+    fn offer(&mut self, head: u16) {
+        let place = self.next & self.mask;
+        let written = &mut self.heads[usize::from(place)];
+        if *written != head {
+            *written = head;
+            self.avail.write(place.into(), head);
+        }
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Reads how far the device is.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), Fault> {
+        let seen = self.used_index.load();
+        let under_way = self.published.wrapping_sub(self.done);
+        if seen.wrapping_sub(self.done) > under_way {
+            return Err(Fault::Index { from: self.seen.into(), to: seen.into(), size: under_way.into() });
+        }
+        self.seen = seen;
+        Ok(())
+    }
+
+    /// Lets the device see what was offered. Whether it wants to be rung.
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.next);
+        if old == new {
+            return false;
+        }
+        self.published = new;
+        self.avail_index.store(new);
+        // Without it the load below could come before the store above, and a device that goes to sleep in between would
+        // never be rung.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self.avail_event.load();
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.used_flags.load() & NO_NOTIFY == 0
+        }
+    }
+
+    fn want_call(&self, wanted: bool) {
+        if !self.event_idx {
+            self.avail_flags.store(if wanted { 0 } else { NO_INTERRUPT });
+        } else if wanted {
+            self.used_event.store(self.done);
+        } else {
+            // Passed for the next 2^16 entries.
+            self.used_event.store(self.done.wrapping_sub(1));
+        }
+        if wanted {
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
+/// Transmits through a split ring.
+pub struct SplitDriverTx {
+    ring: SplitDriver,
+    ids: Ids,
+    /// The used entries need not be read: buffers come back in order (2.7.9).
+    in_order: bool,
+    indirect: bool,
+    header_apart: bool,
+    /// Whether the device reads headers at all.
+    unfinished: bool,
+    accepts: Accepts,
+}
+
+impl SplitDriverTx {
+    pub(super) fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        Self {
+            ring: SplitDriver::new(memory, index, features, bells),
+            ids: Ids::new(memory.spec().size),
+            in_order: features.has(Features::IN_ORDER),
+            indirect: features.has(Features::INDIRECT_DESC),
+            header_apart: memory.spec().header_apart,
+            unfinished: features.has(Features::CSUM),
+            accepts: accepted(features),
+        }
+    }
+
+    /// Visits the buffer of every descriptor id.
+    pub fn each_buffer(&mut self, mut visit: impl FnMut(SpanMut<'_>)) {
+        let buffers = &self.ring.buffers;
+        (0..=self.ring.mask).filter_map(|id| buffers.frame_room(id, buffers.room)).for_each(&mut visit);
+    }
+
+    /// The buffer that the next frame goes to.
+    #[inline(always)]
+    pub fn next_buffer(&mut self) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.ids.front()?, self.ring.buffers.room)
+    }
+
+    /// Sends the first `len` bytes of the next buffer.
+    #[inline(always)]
+    pub fn commit(&mut self, len: u32) {
+        let ring = &mut self.ring;
+        let Some(id) = self.ids.front() else { return };
+        let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
+        ring.describe(id, Descriptor { address, len: header_len + len.min(ring.buffers.room), flags: 0, next: 0 });
+        self.ids.take(1);
+        ring.offer(id);
+    }
+
+    /// Takes back what the device has sent.
+    #[inline]
+    fn reclaim(&mut self) -> Result<(), Fault> {
+        let ring = &mut self.ring;
+        ring.refresh()?;
+        while ring.done != ring.seen {
+            let place = ring.done & ring.mask;
+            let head = if self.in_order {
+                ring.heads[usize::from(place)]
+            } else {
+                let id = ring.used.read(place.into())[0];
+                u16::try_from(id).unwrap_or(u16::MAX)
+            };
+            self.ids.give(head)?;
+            ring.done = ring.done.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    /// Sends a frame that needs more than one descriptor.
+    #[cold]
+    fn chain(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let ring = &mut self.ring;
+        let (room, header_len) = (ring.buffers.room, ring.buffers.header_len);
+        let len = frame.bytes.len() as u32;
+        let data = len.div_ceil(room);
+        let header_apart = self.header_apart;
+        let segments = data + u32::from(header_apart);
+        let indirect = self.indirect && segments > 1;
+        // A table lies in the buffer of the descriptor that stands for it.
+        let needed = segments + u32::from(indirect);
+        let tables = if indirect { room / 16 } else { u32::MAX };
+        if needed > u32::from(ring.mask) + 1 || segments > tables {
+            return Ok(Put::Refused(DropReason::TooLong));
+        }
+        if needed > self.ids.free() {
+            return Ok(Put::Full);
+        }
+        let mut table = Vec::new();
+        let mut rest = frame.bytes;
+        for segment in 0..segments {
+            let id = self.ids.ahead(segment + u32::from(indirect));
+            let first = segment == 0;
+            let part = if first && header_apart { 0 } else { room.min(rest.len() as u32) };
+            let (Some(bytes), Some(mut to)) = (rest.head(part as usize), ring.buffers.frame_room(id, part)) else {
+                return Ok(Put::Refused(DropReason::TooLong));
+            };
+            let _ = bytes.copy_to(&mut to);
+            rest = rest.tail(part as usize).unwrap_or(rest);
+            let (address, len) = if first {
+                write_header(&ring.buffers, id, frame.offload);
+                (ring.buffers.address(id), header_len + part)
+            } else {
+                (ring.buffers.frame_address(id), part)
+            };
+            let more = segment + 1 < segments;
+            let following = if indirect { segment as u16 + 1 } else { self.ids.ahead(segment + 1) };
+            let (flags, next) = if more { (Descriptor::NEXT, following) } else { (0, 0) };
+            let descriptor = Descriptor { address, len, flags, next };
+            if indirect {
+                table.extend(descriptor.emit_split().map(u64::to_le_bytes).concat());
+            } else {
+                ring.describe(id, descriptor);
+            }
+        }
+        let head = self.ids.take(needed as u16);
+        if indirect {
+            let len = table.len() as u32;
+            let _ = ring.buffers.frame_room(head, len).is_some_and(|mut to| Span::from(&table[..]).copy_to(&mut to));
+            let address = ring.buffers.frame_address(head);
+            ring.describe(head, Descriptor { address, len, flags: Descriptor::INDIRECT, next: 0 });
+        }
+        ring.offer(head);
+        Ok(Put::Stored)
+    }
+}
+
+impl Target for SplitDriverTx {
+    #[inline]
+    fn look(&mut self) -> Result<(), Fault> {
+        if self.ids.free() as usize >= BURST { Ok(()) } else { self.reclaim() }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let Some(id) = self.ids.front() else { return Ok(Put::Full) };
+        let len = frame.bytes.len() as u32;
+        if len == 0 {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        if self.header_apart {
+            return self.chain(frame);
+        }
+        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return self.chain(frame) };
+        let _ = frame.bytes.copy_to(&mut room);
+        if self.unfinished {
+            write_header(&self.ring.buffers, id, frame.offload);
+        }
+        self.commit(len);
+        Ok(Put::Stored)
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.bells.kick.as_fd())
+    }
+
+    fn accepts(&self) -> Accepts {
+        self.accepts
+    }
+}
+
+/// Receives through a split ring.
+pub struct SplitDriverRx {
+    ring: SplitDriver,
+    unfinished: bool,
+    header: VnetHeader,
+    mergeable: bool,
+    /// Buffers taken and not offered again, each at its position masked.
+    taken: Box<[u16]>,
+    /// The first of them.
+    first_taken: u16,
+    owes_kick: bool,
+}
+
+impl SplitDriverRx {
+    pub(super) fn new(memory: &DriverMemory, index: usize, features: Features, bells: Bells) -> Self {
+        let mut ring = SplitDriver::new(memory, index, features, bells);
+        let taken = vec![0; memory.spec().size as usize].into();
+        for id in 0..=ring.mask {
+            let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
+            ring.describe(id, Descriptor { address, len, flags: Descriptor::WRITE, next: 0 });
+            ring.offer(id);
+        }
+        ring.publish();
+        let unfinished = features.has(Features::GUEST_CSUM);
+        let mergeable = features.has(Features::MRG_RXBUF);
+        Self { ring, unfinished, header: VnetHeader::default(), mergeable, taken, first_taken: 0, owes_kick: true }
+    }
+
+    /// The id and the length in the used entry at `position`.
+    #[inline(always)]
+    fn entry(ring: &SplitDriver, position: u16) -> Result<(u16, u32), Fault> {
+        let place = position & ring.mask;
+        let [id, len] = ring.used.read(place.into());
+        let size = u32::from(ring.mask) + 1;
+        // The id is a u16 if it is below the size.
+        if id < size { Ok((id as u16, len)) } else { Err(Fault::Head { entry: place.into(), head: id, size }) }
+    }
+
+    /// A frame over several buffers, or one that the device lies about.
+    #[cold]
+    fn gather<'a>(
+        ring: &'a SplitDriver,
+        taken: &mut [u16],
+        header: &'a mut VnetHeader,
+        mergeable: bool,
+        gather: &'a mut [u8],
+    ) -> Result<Option<Frame<'a>>, Fault> {
+        let header_len = ring.buffers.header_len;
+        let mut at = 0;
+        let mut buffers = 1;
+        let mut number = 0;
+        while number < buffers {
+            let position = ring.done.wrapping_add(number);
+            if position == ring.seen {
+                return Err(Fault::OpenChain { slot: (ring.done & ring.mask).into() });
+            }
+            let (id, len) = Self::entry(ring, position)?;
+            taken[usize::from(position & ring.mask)] = id;
+            let mut skip = 0;
+            if number == 0 {
+                let mut bytes = [0; VnetHeader::LEN];
+                let piece = ring.buffers.read(id, 0, header_len);
+                let _ = piece.is_some_and(|piece| piece.copy_out(&mut bytes[..header_len as usize]));
+                *header = VnetHeader::parse(&bytes);
+                buffers = if mergeable { header.num_buffers.max(1) } else { 1 };
+                skip = header_len;
+            }
+            let slot = u32::from(id);
+            let len = len.checked_sub(skip).ok_or(Fault::NoRoom { slot, length: len })?;
+            let bytes = ring.buffers.read(id, skip, len);
+            let bytes = bytes.ok_or(Fault::Descriptor { slot, region: 0, offset: skip, length: len })?;
+            let end = at + len as usize;
+            if !gather.get_mut(at..end).is_some_and(|room| bytes.copy_out(room)) {
+                return Err(Fault::Oversize { slot });
+            }
+            at = end;
+            number += 1;
+        }
+        let offload = (!header.is_plain()).then_some(&*header);
+        Ok(Some(Frame { bytes: gather[..at].into(), offload, slots: buffers.into() }))
+    }
+}
+
+impl Source for SplitDriverRx {
+    #[inline]
+    fn look(&mut self) -> Result<bool, Fault> {
+        let ring = &mut self.ring;
+        if usize::from(ring.seen.wrapping_sub(ring.done)) < BURST {
+            let first = ring.seen;
+            ring.refresh()?;
+            let count = ring.seen.wrapping_sub(first).min(BURST as u16);
+            for position in 0..count {
+                let (id, _) = Self::entry(ring, first.wrapping_add(position))?;
+                if let Some(frame) = ring.buffers.read(id, ring.buffers.header_len, 1) {
+                    frame.prefetch();
+                }
+            }
+        }
+        Ok(ring.seen != ring.done)
+    }
+
+    #[inline(always)]
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        let Self { ring, unfinished, header, mergeable, taken, .. } = self;
+        if ring.done == ring.seen {
+            return Ok(None);
+        }
+        let (id, len) = Self::entry(ring, ring.done)?;
+        let header_len = ring.buffers.header_len;
+        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
+        let one = !*unfinished && len > header_len && (len < header_len + ring.buffers.room || !*mergeable);
+        if one && let Some(bytes) = ring.buffers.read(id, header_len, len - header_len) {
+            taken[usize::from(ring.done & ring.mask)] = id;
+            return Ok(Some(Frame { bytes, offload: None, slots: 1 }));
+        }
+        Self::gather(ring, taken, header, *mergeable, gather)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, slots: u32) {
+        // Fewer than the ring has.
+        self.ring.done = self.ring.done.wrapping_add(slots as u16);
+    }
+
+    #[inline]
+    fn release(&mut self) {
+        let ring = &mut self.ring;
+        while self.first_taken != ring.done {
+            let id = self.taken[usize::from(self.first_taken & ring.mask)];
+            // Offered again before it was taken back: the device may name one twice, which is its own affair then.
+            ring.offer(id);
+            self.first_taken = self.first_taken.wrapping_add(1);
+        }
+        self.owes_kick |= ring.publish();
+    }
+
+    #[inline]
+    fn release_bell(&mut self) -> Option<BorrowedFd<'_>> {
+        if std::mem::take(&mut self.owes_kick) { Some(self.ring.bells.kick.as_fd()) } else { None }
+    }
+
+    fn want_bell(&mut self, wanted: bool) {
+        self.ring.want_call(wanted);
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ring.bells.call.as_fd())
+    }
+}
+
+/// Writes what is left to do on a frame in front of it.
+pub(super) fn write_header(buffers: &Buffers, id: u16, offload: Option<&VnetHeader>) {
+    let header = offload.copied().unwrap_or_default().emit();
+    let header = Span::from(&header[..buffers.header_len as usize]);
+    let _ = buffers.header_room(id).is_some_and(|mut room| header.copy_to(&mut room));
+}
+
+const NO_INTERRUPT: u16 = 1;
+const NO_NOTIFY: u16 = 1;

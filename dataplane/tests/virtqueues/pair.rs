@@ -1,0 +1,165 @@
+//! A driver and a device on the same memory.
+
+use std::sync::Arc;
+
+use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools, Visit, forward};
+use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
+use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::vhost::memory::GuestMemory;
+use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringLog, VringSetup};
+use ferrule_ffi::bell::Bell;
+use ferrule_ffi::region::Region;
+
+/// Both rings of a queue pair, both sides of each.
+pub struct Pair {
+    pub memory: DriverMemory,
+    pub driver_tx: DriverTx,
+    pub driver_rx: DriverRx,
+    pub guest_tx: AnySource,
+    pub guest_rx: AnyTarget,
+    pub counters: LinkCounters,
+    resume: usize,
+    tools: Tools,
+    pub bells: [Bells; 2],
+    pub features: Features,
+}
+
+pub const RX: usize = 0;
+pub const TX: usize = 1;
+
+impl Pair {
+    pub fn new(spec: DriverSpec, features: Features) -> Self {
+        let memory = DriverMemory::create(spec, 2).unwrap();
+        let bells = [Bells::new().unwrap(), Bells::new().unwrap()];
+        let [rx, tx] = [RX, TX].map(|index| setup(&memory, index, features, &bells[index], None));
+        let driver_rx = DriverRx::new(&memory, RX, features, bells[RX].clone());
+        let driver_tx = DriverTx::new(&memory, TX, features, bells[TX].clone());
+        Self {
+            memory,
+            driver_tx,
+            driver_rx,
+            guest_tx: AnySource::Vhost(GuestTx::new(&tx).unwrap()),
+            guest_rx: AnyTarget::Vhost(GuestRx::new(&rx).unwrap()),
+            counters: LinkCounters::default(),
+            resume: 0,
+            tools: Tools::new(Bell::new().unwrap()),
+            bells,
+            features,
+        }
+    }
+
+    /// Moves what the driver sent into the driver's other ring, as a worker does, until nothing moves.
+    pub fn turn(&mut self) -> Turn {
+        let before = self.counters.read();
+        loop {
+            let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
+            let visit = forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools).unwrap();
+            if visit != Visit::Moved {
+                break;
+            }
+        }
+        let after = self.counters.read();
+        let refused = (after.dropped() - before.dropped()) as usize;
+        let rung = |bells: &Bells| usize::from(nix::unistd::read(&*bells.call, &mut [0; 8]).is_ok());
+        Turn {
+            frames: (after.frames - before.frames) as usize + refused,
+            refused,
+            interrupts: rung(&self.bells[RX]),
+            completions: rung(&self.bells[TX]),
+        }
+    }
+
+    /// Sends as many of these frames as there is room for. How many that were.
+    pub fn send(&mut self, frames: &[Vec<u8>]) -> usize {
+        self.driver_tx.look().unwrap();
+        let sent = frames.iter().take_while(|frame| {
+            let frame = Frame { bytes: frame[..].into(), offload: None, slots: 0 };
+            self.driver_tx.put(&frame).unwrap() == Put::Stored
+        });
+        let sent = sent.count();
+        self.driver_tx.publish();
+        sent
+    }
+
+    /// Receives everything that is there.
+    pub fn receive(&mut self) -> Vec<Vec<u8>> {
+        let mut gather = vec![0; FRAME_MAX];
+        let mut frames = Vec::new();
+        while self.driver_rx.look().unwrap() {
+            while let Some(frame) = self.driver_rx.peek(&mut gather).unwrap() {
+                let mut bytes = vec![0; frame.bytes.len()];
+                assert!(frame.bytes.copy_out(&mut bytes));
+                let slots = frame.slots;
+                frames.push(bytes);
+                self.driver_rx.advance(slots);
+            }
+            self.driver_rx.release();
+        }
+        frames
+    }
+
+    /// Our ends, for tests of one of them.
+    pub fn guest(&mut self) -> (&mut GuestTx, &mut GuestRx) {
+        match (&mut self.guest_tx, &mut self.guest_rx) {
+            (AnySource::Vhost(tx), AnyTarget::Vhost(rx)) => (tx, rx),
+            _ => unreachable!("a pair is made of these"),
+        }
+    }
+
+    /// Puts new device ends in the place of these, which begin where these stopped.
+    pub fn take_over(&mut self, log: Option<&VringLog>) {
+        let (tx_base, rx_base) = {
+            let (tx, rx) = self.guest();
+            (tx.base(), rx.base())
+        };
+        let rx = setup(&self.memory, RX, self.features, &self.bells[RX], log);
+        let tx = setup(&self.memory, TX, self.features, &self.bells[TX], log);
+        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&VringSetup { base: rx_base, ..rx }).unwrap());
+        self.guest_tx = AnySource::Vhost(GuestTx::new(&VringSetup { base: tx_base, ..tx }).unwrap());
+    }
+}
+
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub frames: usize,
+    pub refused: usize,
+    pub interrupts: usize,
+    pub completions: usize,
+}
+
+/// What a frontend would say of a ring of this memory.
+pub fn setup(
+    memory: &DriverMemory,
+    index: usize,
+    features: Features,
+    bells: &Bells,
+    log: Option<&VringLog>,
+) -> VringSetup {
+    let at = memory.addresses(index);
+    let file = memory.file().try_clone_to_owned().unwrap();
+    let row = memory.row();
+    let region = Region::map(file, row.offset + row.size, memory.health()).unwrap();
+    VringSetup {
+        index: index as u32,
+        size: memory.spec().size,
+        desc: at.desc,
+        avail: at.avail,
+        used: at.used,
+        base: if features.has(Features::RING_PACKED) { 0x8000 } else { 0 },
+        enabled: true,
+        features,
+        kick: Some(Arc::clone(&bells.kick)),
+        call: Some(Arc::clone(&bells.call)),
+        memory: GuestMemory::new(vec![(row, region)]).unwrap(),
+        log: log.map(|log| VringLog { dirty: log.dirty.clone(), used: Some(at.used_guest) }),
+        inflight: None,
+        health: Arc::clone(memory.health()),
+    }
+}
+
+/// A frame that differs in every byte from its neighbours.
+pub fn frame(number: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + number * 13 + (at >> 8)) as u8).collect()
+}
