@@ -54,7 +54,7 @@ fn run(only: &[String]) -> Result<bool> {
 /// Nothing can run here. Where nothing may be skipped (see `need`), that is a failure.
 fn skip(wanted: &[&'static Scenario], why: &str) -> Report {
     let verdict = if need::may_skip() { Verdict::Skipped } else { Verdict::Failed };
-    let mut report = Report::default();
+    let mut report = Report::new(wanted);
     for scenario in wanted {
         report.add(Line {
             scenario: scenario.name,

@@ -7,11 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::scenario::Figure;
+use super::scenario::{Figure, Scenario};
 
 /// What became of all scenarios.
-#[derive(Default)]
-pub struct Report(Vec<Line>);
+pub struct Report {
+    /// Their order.
+    names: Vec<&'static str>,
+    lines: Vec<Line>,
+}
 
 /// What became of one.
 #[derive(Debug, Serialize)]
@@ -39,6 +42,11 @@ pub enum Verdict {
 }
 
 impl Report {
+    /// An empty one, for these.
+    pub fn new(scenarios: &[&'static Scenario]) -> Self {
+        Self { names: scenarios.iter().map(|scenario| scenario.name).collect(), lines: Vec::new() }
+    }
+
     /// Adds one, and says so.
     pub fn add(&mut self, line: Line) {
         let (word, more) = match &line.verdict {
@@ -53,12 +61,13 @@ impl Report {
         for text in more.lines() {
             println!("{:>10}{text}", "");
         }
-        self.0.push(line);
+        self.lines.push(line);
+        self.lines.sort_by_key(|line| self.names.iter().position(|name| *name == line.scenario));
     }
 
     /// How many passed, failed and were skipped.
     pub fn counts(&self) -> [usize; 3] {
-        let count = |is: fn(&Verdict) -> bool| self.0.iter().filter(|line| is(&line.verdict)).count();
+        let count = |is: fn(&Verdict) -> bool| self.lines.iter().filter(|line| is(&line.verdict)).count();
         [
             count(|verdict| matches!(verdict, Verdict::Passed)),
             count(|verdict| matches!(verdict, Verdict::Failed(_))),
@@ -70,7 +79,7 @@ impl Report {
     ///
     /// Where CI counts (`FERRULE_SUMMARY` names its file), the counts go there too.
     pub fn finish(&self, to: &Path) -> Result<bool> {
-        let text = serde_json::to_string_pretty(&self.0).context("write the report")?;
+        let text = serde_json::to_string_pretty(&self.lines).context("write the report")?;
         fs::write(to, text + "\n").with_context(|| format!("write {}", to.display()))?;
         let [passed, failed, skipped] = self.counts();
         if let Some(summary) = std::env::var_os("FERRULE_SUMMARY") {

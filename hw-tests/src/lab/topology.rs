@@ -45,8 +45,9 @@ pub fn pieces() -> Result<Pieces> {
 pub fn image(shell: Option<String>) -> Image {
     let modules = "igb igbvf vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q";
     // Without testpmd its scenario is skipped.
-    let programs = testpmd().unwrap_or_default();
-    Image { modules: modules.split(' ').collect(), programs, shell, ..Image::default() }
+    let mut programs = testpmd().unwrap_or_default();
+    programs.extend(program("unshare").map(|unshare| (unshare, "/bin/unshare".to_owned())));
+    Image { modules: modules.split(' ').collect(), programs, own: vec!["sriov-manager", "ferrule"], shell }
 }
 
 /// DPDK's test program, the drivers it loads by name, and what makes it print line by line.

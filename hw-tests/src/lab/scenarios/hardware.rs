@@ -4,17 +4,16 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::lab::pci::{Function, KERNEL_WAITS, VFS_MAX};
-use crate::lab::scenario::{Lab, Lacks};
-use crate::lab::topology::PMDS;
-use crate::process::Process;
-use crate::vm::pieces::program;
+use crate::lab::scenario::Lab;
+use crate::lab::testpmd;
+
+use super::ip;
 
 pub fn two_pfs(lab: &Lab) -> Result<()> {
     for (node, pf) in lab.pfs.iter().enumerate() {
@@ -68,28 +67,21 @@ pub fn driver_override(lab: &Lab) -> Result<()> {
 }
 
 pub fn dpdk(lab: &Lab) -> Result<()> {
-    let testpmd = program("dpdk-testpmd").map_err(|_| Lacks("dpdk-testpmd (apt-get install dpdk-dev)".to_owned()))?;
     let pf = &lab.pfs[0];
     let interface = pf.interface().context("a PF has an interface")?;
-    run(Command::new("ip").args(["link", "set", &interface, "up"]))?;
+    ip(&["link", "set", &interface, "up"])?;
     pf.write("sriov_drivers_autoprobe", "0")?;
     pf.set_vfs(2)?;
-    let mut command = Command::new("stdbuf");
-    command.arg("-oL").arg(testpmd).args(["--in-memory", "--no-telemetry", "--lcores", "0@1,1@0"]);
-    for driver in fs::read_dir(PMDS).context("read DPDK's drivers")?.flatten() {
-        command.arg("-d").arg(driver.path());
-    }
     let mac = |index| format!("52:54:00:00:01:0{index}");
-    for (index, vf) in pf.vfs().iter().enumerate() {
-        run(Command::new("ip").args(["link", "set", &interface, "vf", &index.to_string(), "mac", &mac(index)]))?;
+    let vfs = pf.vfs();
+    for (index, vf) in vfs.iter().enumerate() {
+        ip(&["link", "set", &interface, "vf", &index.to_string(), "mac", &mac(index)])?;
         vf.bind("vfio-pci")?;
-        command.args(["-a", &vf.address]);
     }
     // A frame that comes in on one port goes out of the other, addressed to where it came in: it goes round for ever.
-    command.args(["--", "-i", "--forward-mode=mac", "--total-num-mbufs=8192", "--disable-link-check"]);
-    command.args([format!("--eth-peer=0,{}", mac(1)), format!("--eth-peer=1,{}", mac(0))]);
-    let mut process = Process::start(&mut command);
-    process.wait_for("testpmd> ");
+    let peers = [format!("--eth-peer=0,{}", mac(1)), format!("--eth-peer=1,{}", mac(0))];
+    let [first, second] = peers;
+    let mut process = testpmd::start(&[&vfs[0], &vfs[1]], &["--forward-mode=mac".to_owned(), first, second])?;
     process.type_in("start tx_first\n");
     let began = Instant::now();
     let mut asked = 0;
@@ -105,9 +97,8 @@ pub fn dpdk(lab: &Lab) -> Result<()> {
         }
     };
     lab.figure("frames between two VFs", received.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64(), "1/s");
-    process.type_in("quit\n");
     assert!(received.iter().all(|count| *count >= FRAMES), "only so many frames crossed: {received:?}");
-    assert_eq!(process.wait().0, Some(0));
+    testpmd::quit(process);
     Ok(())
 }
 
@@ -134,12 +125,6 @@ pub fn read_from_disk(lab: &Lab) -> Result<()> {
 
 fn boot_id() -> Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot's id")
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 /// Frames that have to cross in each direction: many times what testpmd sends first.
