@@ -29,7 +29,7 @@ pub enum WireCommand {
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// YAML of one wire, a list of wires, or a whole wires file; `-` reads standard input
-    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full"])]
+    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full", "trusted"])]
     file: Option<PathBuf>,
     /// Name of the wire
     #[arg(long, requires = "end")]
@@ -41,6 +41,9 @@ pub struct AddArgs {
     /// What happens to frames that find no room
     #[arg(long, value_enum, requires = "name")]
     full: Option<Full>,
+    /// The peer at the memif client end gets the memory of the one at the memif server end: no frame is copied
+    #[arg(long, requires = "name")]
+    trusted: bool,
 }
 
 /// What happens to frames that find no room.
@@ -72,7 +75,7 @@ async fn add(args: AddArgs, socket: &Path) -> Result<(), CliError> {
     let items = match args.file {
         Some(file) => document::split(&read(&file)?)?,
         None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
-        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full)],
+        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full, args.trusted)],
     };
     let mut admin = Admin::connect(socket).await?;
     let mut report = Report::new(items.len());

@@ -82,7 +82,9 @@ pub(crate) mod fixtures {
     pub(crate) fn wire(name: &str, ends: [End; 2], queues: u32) -> Wire {
         let directions = vec![traffic(0, 0, 0), traffic(0, 0, 0)];
         let (name, full) = (name.to_owned(), "hold".to_owned());
-        Wire { name, origin: Origin::File.into(), ends: ends.into(), directions, queues, full }
+        let (crossing, copied_because) = ("copied".to_owned(), String::new());
+        let origin = Origin::File.into();
+        Wire { name, origin, ends: ends.into(), directions, queues, full, crossing, copied_because }
     }
 
     fn end(kind: &str, state: &str, detail: &str) -> End {

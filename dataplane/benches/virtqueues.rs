@@ -2,6 +2,11 @@
 //!
 //! A driver of ours on one CPU stamps every frame in the one guest's memory and reads the stamp in the other's; a worker's
 //! loop on the other CPU moves them. `cargo bench -p ferrule-dataplane --bench virtqueues [-- WORKER-CPU DRIVER-CPU]`
+//! Before that, one thread does both in turn, and the median of the visits tells what moving a frame costs when
+//! everything is in the caches: a figure that hardly depends on what else the machine does. `-- alone` stops there.
+//!
+//! With `SOCKET SOCKET PID` behind the two numbers, another program that joins the two sockets, on the worker's CPU, takes
+//! turns with ours; while it is not its turn, it is stopped.
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot begin ends")]
 
@@ -13,22 +18,29 @@ use std::time::{Duration, Instant};
 use ferrule_dataplane::lane::{Lane, LaneEnd};
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Source, Target};
-use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::spec::{Full, SocketAddress};
 use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
 use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::vhost::memory::GuestMemory;
 use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_ffi::bell::Bell;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::span::Span;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|word| word.parse().ok()).collect();
-    let (worker, driver) = (numbers.first().copied().unwrap_or(1), numbers.get(1).copied().unwrap_or(0));
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let number = |at: usize, usual| words.get(at).and_then(|word| word.parse().ok()).unwrap_or(usual);
+    let (worker, driver) = (number(0, 1), number(1, 0));
+    let peer = words.get(2..5).map(|words| Peer {
+        sockets: [0, 1].map(|at| words[at].parse().unwrap()),
+        process: Pid::from_raw(words[2].parse().unwrap()),
+    });
     let hertz = ticks_per_second();
-    let split = Features::VERSION_1.with(Features::MRG_RXBUF);
+    let split = Features::VERSION_1;
     let kinds = [
         ("split", split),
         ("split in order", split | Features::IN_ORDER),
@@ -36,44 +48,60 @@ fn main() {
         ("packed in order", split | Features::RING_PACKED | Features::IN_ORDER),
     ];
     let cases: Vec<_> = [64, 1518].into_iter().flat_map(|size| kinds.map(|kind| (size, kind))).collect();
-    let mut rates = vec![Vec::new(); cases.len()];
+    for (size, (kind, features)) in &cases {
+        let time = measure_alone(*size, *features);
+        println!("{size:5} B  {kind:16} {:5.1} ns = {:4.0} cycles a frame on one thread", time * 1e9, time * hertz);
+    }
+    if words.first().is_some_and(|word| word == "alone") {
+        return;
+    }
+    if let Some(peer) = &peer {
+        kill(peer.process, Signal::SIGSTOP).unwrap();
+    }
+    let mut ours = vec![Vec::new(); cases.len()];
+    let mut theirs = vec![Vec::new(); cases.len()];
     // Rounds, so that a slow moment of the machine does not meet one case only.
     for _ in 0..ROUNDS {
-        for ((size, (_, features)), rates) in cases.iter().zip(&mut rates) {
-            rates.push(measure(*size, *features, worker, driver));
+        for (at, (size, (_, features))) in cases.iter().enumerate() {
+            ours[at].push(measure(*size, *features, worker, driver));
+            if let Some(peer) = &peer {
+                theirs[at].push(measure_peer(*size, *features, peer, driver));
+            }
         }
     }
-    println!(
-        "worker on CPU {worker}, driver on CPU {driver}, median of {ROUNDS} rounds of {SPAN:?}; TSC {:.2} GHz",
-        hertz / 1e9
-    );
-    for ((size, (kind, _)), rates) in cases.iter().zip(&mut rates) {
-        rates.sort_by(f64::total_cmp);
-        let (median, best) = (rates[ROUNDS / 2], rates[ROUNDS - 1]);
-        println!(
-            "{size:5} B  {kind:16} {:6.2} Mpps  {:5.0} cycles a frame   best {:6.2}",
-            median / 1e6,
-            hertz / median,
-            best / 1e6
-        );
+    println!("worker on CPU {worker}, driver on CPU {driver}; {ROUNDS} rounds of {SPAN:?}; TSC {:.2} GHz", hertz / 1e9);
+    for (at, (size, (kind, _))) in cases.iter().enumerate() {
+        let (median, best) = summary(&ours[at]);
+        let cycles = hertz / median;
+        print!("{size:5} B  {kind:16} {:6.2} Mpps, {cycles:4.0} cycles a frame, best {:6.2}", median / 1e6, best / 1e6);
+        if peer.is_some() {
+            let ratios: Vec<_> = ours[at].iter().zip(&theirs[at]).map(|(ours, theirs)| ours / theirs).collect();
+            let (theirs, best) = summary(&theirs[at]);
+            print!(" | peer {:6.2} Mpps, best {:6.2} | {:5.2}x", theirs / 1e6, best / 1e6, summary(&ratios).0);
+        }
+        println!();
     }
 }
 
+/// Median and best.
+fn summary(values: &[f64]) -> (f64, f64) {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[values.len() - 1])
+}
+
 fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64 {
-    let ends = [Guest::new(features), Guest::new(features)];
-    let [a, b] = ends;
+    let [a, b] = [Guest::new(features, RING), Guest::new(features, RING)];
     let end = |source, target| LaneEnd {
         sources: vec![AnySource::Vhost(source).into()],
         targets: vec![AnyTarget::Vhost(target)],
     };
-    let counters = Arc::new([LinkCounters::default(), LinkCounters::default()]);
     let mut lane = Lane {
         ends: [end(a.guest_tx, a.guest_rx), end(b.guest_tx, b.guest_rx)],
         full: Full::Hold,
-        counters: Arc::clone(&counters),
+        counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
     };
     let stop = AtomicBool::new(false);
-    let moved = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
             pin(worker);
@@ -82,16 +110,81 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
                 lane.visit(&mut tools).unwrap();
             }
         });
+        let rate = drive_for(size, a.driver_tx, b.driver_rx, driver);
+        stop.store(true, Relaxed);
+        rate
+    })
+}
+
+/// Seconds a frame that a worker's visit takes, with the driver on the same thread.
+fn measure_alone(size: usize, features: Features) -> f64 {
+    let [mut a, mut b] = [Guest::new(features, NEAR), Guest::new(features, NEAR)];
+    let end = |source, target| LaneEnd {
+        sources: vec![AnySource::Vhost(source).into()],
+        targets: vec![AnyTarget::Vhost(target)],
+    };
+    let mut lane = Lane {
+        ends: [end(a.guest_tx, a.guest_rx), end(b.guest_tx, b.guest_rx)],
+        full: Full::Hold,
+        counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
+    };
+    let mut tools = Tools::new(Bell::new().unwrap());
+    let mut gather = vec![0; FRAME_MAX];
+    let mut times = Vec::with_capacity(VISITS);
+    for _ in 0..VISITS {
+        a.driver_tx.look().unwrap();
+        for _ in 0..BURST {
+            assert!(a.driver_tx.next_buffer().is_some());
+            a.driver_tx.commit(size as u32);
+        }
+        a.driver_tx.publish();
+        let started = Instant::now();
+        lane.visit(&mut tools).unwrap();
+        times.push(started.elapsed());
+        assert!(b.driver_rx.look().unwrap());
+        for _ in 0..BURST {
+            let slots = b.driver_rx.peek(&mut gather).unwrap().unwrap().slots;
+            b.driver_rx.advance(slots);
+        }
+        b.driver_rx.release();
+    }
+    times.sort();
+    times[VISITS / 2].as_secs_f64() / BURST as f64
+}
+
+/// Another program that joins two sockets.
+struct Peer {
+    sockets: [SocketAddress; 2],
+    process: Pid,
+}
+
+fn measure_peer(size: usize, features: Features, peer: &Peer, driver: usize) -> f64 {
+    kill(peer.process, Signal::SIGCONT).unwrap();
+    let [mut a, mut b] = peer.sockets.clone().map(|socket| {
+        let rings = DriverSpec { size: RING, ..DriverSpec::default() };
+        let spec = FrontendSpec { features, rings, ..FrontendSpec::new(socket) };
+        Frontend::open(&spec, Duration::from_secs(10)).unwrap()
+    });
+    let rate = drive_for(size, a.queues.senders.remove(0), b.queues.receivers.remove(0), driver);
+    // It notices that its frontends have gone.
+    drop((a, b));
+    thread::sleep(WARM_UP);
+    kill(peer.process, Signal::SIGSTOP).unwrap();
+    rate
+}
+
+fn drive_for(size: usize, mut tx: DriverTx, mut rx: DriverRx, driver: usize) -> f64 {
+    let stop = AtomicBool::new(false);
+    let moved = AtomicU64::new(0);
+    tx.each_buffer(fill);
+    thread::scope(|scope| {
         scope.spawn(|| {
             pin(driver);
-            let (mut tx, mut rx) = (a.driver_tx, b.driver_rx);
             match (&mut tx, &mut rx) {
                 (DriverTx::Split(tx), DriverRx::Split(rx)) => {
-                    tx.each_buffer(fill);
                     drive(size, &mut **tx, |tx| tx.next_buffer(), |tx, len| tx.commit(len), &mut **rx, &stop, &moved);
                 }
                 (DriverTx::Packed(tx), DriverRx::Packed(rx)) => {
-                    tx.each_buffer(fill);
                     drive(size, &mut **tx, |tx| tx.next_buffer(), |tx, len| tx.commit(len), &mut **rx, &stop, &moved);
                 }
                 _ => unreachable!("both are of one layout"),
@@ -123,11 +216,11 @@ fn drive<T: Target, S: Source>(
     moved: &AtomicU64,
 ) {
     let mut gather = vec![0; FRAME_MAX];
-    let (mut sent, mut seen) = (0u64, 0u64);
+    let (mut sent, mut seen, mut count) = (0u64, 0u64, 0);
     while !stop.load(Relaxed) {
         tx.look().unwrap();
         for _ in 0..BURST {
-            let Some(buffer) = next_buffer(tx) else { break };
+            let Some(mut buffer) = next_buffer(tx) else { break };
             let stamp = sent.to_le_bytes();
             let (_, mut place) = buffer.split(STAMP).unwrap();
             assert!(Span::from(&stamp[..]).copy_to(&mut place));
@@ -143,14 +236,16 @@ fn drive<T: Target, S: Source>(
                 assert!(
                     frame.bytes.tail(STAMP).and_then(|tail| tail.head(8)).is_some_and(|at| at.copy_out(&mut stamp))
                 );
-                assert_eq!(u64::from_le_bytes(stamp), seen);
+                // A peer may drop.
+                assert!(u64::from_le_bytes(stamp) >= seen);
+                seen = u64::from_le_bytes(stamp);
                 let slots = frame.slots;
                 rx.advance(slots);
-                seen += 1;
+                count += 1;
             }
             rx.release();
         }
-        moved.store(seen, Relaxed);
+        moved.store(count, Relaxed);
     }
 }
 
@@ -163,8 +258,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(features: Features) -> Self {
-        let memory = DriverMemory::create(DriverSpec { size: RING, ..DriverSpec::default() }, 2).unwrap();
+    fn new(features: Features, size: u32) -> Self {
+        let memory = DriverMemory::create(DriverSpec { size, ..DriverSpec::default() }, 2).unwrap();
         let bells = [Bells::new().unwrap(), Bells::new().unwrap()];
         let row = memory.row();
         let setup = |index: usize| {
@@ -172,7 +267,7 @@ impl Guest {
             let file = memory.file().try_clone_to_owned().unwrap();
             VringSetup {
                 index: index as u32,
-                size: RING,
+                size,
                 desc: at.desc,
                 avail: at.avail,
                 used: at.used,
@@ -212,8 +307,11 @@ fn ticks_per_second() -> f64 {
 }
 
 const RING: u32 = 1024;
+/// A ring that stays in the second level of the cache with its buffers.
+const NEAR: u32 = 64;
 /// Where in a frame its stamp is.
 const STAMP: usize = 42;
 const WARM_UP: Duration = Duration::from_millis(50);
 const SPAN: Duration = Duration::from_millis(200);
 const ROUNDS: usize = 7;
+const VISITS: usize = 20_000;

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, forward};
+use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, drain, forward};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
 
@@ -58,13 +58,15 @@ impl Lane {
             } else {
                 (&mut second.sources, &mut first.targets)
             };
-            if targets.is_empty() {
-                continue;
-            }
-            let count = targets.len();
+            let (count, counters) = (targets.len(), &self.counters[from]);
             for (number, LaneSource { source, resume }) in sources.iter_mut().enumerate() {
-                let target = &mut targets[number % count];
-                let visit = forward(source, target, self.full, resume, &self.counters[from], tools);
+                let visit = if !source.is_enabled() {
+                    drain(source, counters, tools)
+                } else if count > 0 {
+                    forward(source, &mut targets[number % count], self.full, resume, counters, tools)
+                } else {
+                    continue;
+                };
                 let visit = visit.map_err(|broken| match broken {
                     Broken::Source(fault) => (from, fault),
                     Broken::Target(fault) => (to, fault),

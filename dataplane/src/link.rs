@@ -1,5 +1,6 @@
 //! Links: one direction of one queue, from a source to a target, in one copy.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -7,8 +8,8 @@ use ferrule_ffi::bell::Bell;
 use ferrule_ffi::span::Span;
 
 use crate::kernel::port::{TapSource, TapTarget};
-use crate::memif::ring::{Receiver, Sender};
-use crate::offload::{Segments, VnetHeader, finish_checksum};
+use crate::memif::ring::{Receiver, Sender, switch};
+use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
@@ -22,6 +23,17 @@ pub enum AnySource {
     Vhost(GuestTx),
     /// A kernel interface.
     Tap(TapSource),
+}
+
+impl AnySource {
+    /// Whether frames of it go to the target that it is joined with.
+    #[inline]
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Vhost(source) => source.is_enabled(),
+            Self::Memif(_) | Self::Tap(_) => true,
+        }
+    }
 }
 
 /// A target of any kind.
@@ -85,10 +97,53 @@ pub fn forward(
     tools: &mut Tools,
 ) -> Result<Visit, Broken> {
     match source {
-        AnySource::Memif(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Memif(source) => match target {
+            AnyTarget::Memif(target) if switch::is_switched(source, target) => {
+                let mut tally = Tally::default();
+                let outcome = switch::forward(source, target, full, &mut tally);
+                hand_over(target, &mut tools.bell);
+                counters.add(&tally);
+                outcome
+            }
+            target => to_any(source, target, full, resume, counters, tools),
+        },
         AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
+    }
+}
+
+/// Takes at most a burst from a source that is not enabled; nobody gets it.
+#[cold]
+pub fn drain(source: &mut AnySource, counters: &LinkCounters, tools: &mut Tools) -> Result<Visit, Broken> {
+    match source {
+        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, tools),
+        AnySource::Memif(_) | AnySource::Tap(_) => Ok(Visit::Quiet),
+    }
+}
+
+/// Where frames go that go nowhere.
+struct Nowhere;
+
+impl Target for Nowhere {
+    fn look(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn put(&mut self, _frame: &Frame<'_>) -> Result<Put, Fault> {
+        Ok(Put::Refused(DropReason::Disabled))
+    }
+
+    fn publish(&mut self) -> bool {
+        false
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts::ALL
     }
 }
 
@@ -136,37 +191,52 @@ fn pump<S: Source, T: Target>(
             Err(fault) => break Err(Broken::Source(fault)),
         };
         let slots = frame.slots;
+        // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
         let put = match frame.offload {
             Some(header) if !target.accepts().takes(header) => {
-                finish(frame.bytes, header, target, resume, &mut tally, &mut tools.finish, &mut tools.segment)
+                let (whole, segment) = (&mut tools.finish, &mut tools.segment);
+                match finish(frame.bytes, header, target, resume, &mut tally, whole, segment) {
+                    Ok(put) => put,
+                    Err(fault) => break Err(Broken::Target(fault)),
+                }
             }
-            _ => target.put(&frame).inspect(|&put| tally.count(put, frame.bytes.len())),
+            _ => match target.put(&frame) {
+                Ok(put) => {
+                    tally.count(put, frame.bytes.len());
+                    put
+                }
+                Err(fault) => break Err(Broken::Target(fault)),
+            },
         };
         match put {
-            Ok(Put::Stored | Put::Refused(_)) => {}
-            Ok(Put::Full) if full == Full::Drop => tally.drop(DropReason::Full),
-            Ok(Put::Full) => {
+            Put::Stored | Put::Refused(_) => {}
+            Put::Full if full == Full::Drop => tally.drop(DropReason::Full),
+            Put::Full => {
                 visit = Visit::Stalled;
                 break Ok(());
             }
-            Err(fault) => break Err(Broken::Target(fault)),
         }
         *resume = 0;
         tally.taken += 1;
         source.advance(slots);
     };
-    if target.publish()
-        && let Some(bell) = target.bell()
-    {
-        // It was an eventfd when the peer passed it, and it cannot become something else.
-        let _ = tools.bell.ring(bell);
-    }
+    hand_over(target, &mut tools.bell);
     source.release();
     if let Some(bell) = source.release_bell() {
         let _ = tools.bell.ring(bell);
     }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
+}
+
+/// Lets the target's peer see what was stored, and rings it if it wants that.
+fn hand_over(target: &mut (impl Target + ?Sized), bell: &mut Bell) {
+    if target.publish()
+        && let Some(eventfd) = target.bell()
+    {
+        // It was an eventfd when the peer passed it, and it cannot become something else.
+        let _ = bell.ring(eventfd);
+    }
 }
 
 /// Moves the plain frames that come next, as far as this visit may and the target takes them as they are. `false`:
@@ -262,12 +332,7 @@ pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bel
     };
     target.look()?;
     let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
-    if target.publish()
-        && let Some(eventfd) = target.bell()
-    {
-        // As in `pump`.
-        let _ = bell.ring(eventfd);
-    }
+    hand_over(target, bell);
     let mut tally = Tally::default();
     tally.count(put, bytes.len());
     counters.add(&tally);
@@ -276,14 +341,14 @@ pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bel
 
 /// What one visit counted.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     /// Frames taken from the source, whatever became of them.
-    taken: usize,
-    frames: u64,
-    bytes: u64,
+    pub(crate) taken: usize,
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
-    drops: ArrayVec<(DropReason, u64), 5>,
+    drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
 }
 
 impl Tally {
@@ -300,7 +365,7 @@ impl Tally {
     }
 
     #[cold]
-    fn drop(&mut self, reason: DropReason) {
+    pub(crate) fn drop(&mut self, reason: DropReason) {
         match self.drops.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, count)) => *count += 1,
             None => self.drops.push((reason, 1)),

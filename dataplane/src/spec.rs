@@ -21,6 +21,9 @@ pub struct WireSpec {
     pub ends: [EndSpec; 2],
     /// What happens to a frame whose target has no room.
     pub full: Full,
+    /// The peers trust each other: the one at the memif client end gets the memory of the one at the memif server
+    /// end, and only descriptors cross.
+    pub trusted: bool,
 }
 
 /// What a link does with a frame when its target is full.
@@ -432,7 +435,25 @@ impl WireSpec {
             }
             _ => {}
         }
+        if self.trusted && self.borrower().is_none() {
+            let problem = "a trusted wire has a memif server end, whose peer lends its memory, and a memif client end";
+            errors.push(FieldError::new("trusted", problem.to_owned()));
+        }
         errors
+    }
+
+    /// Of a trusted wire, the end whose peer gets the other's memory.
+    pub fn borrower(&self) -> Option<usize> {
+        let role = |end: &EndSpec| match end {
+            EndSpec::Memif(memif) => Some(memif.role),
+            EndSpec::VhostUser(_) | EndSpec::Kernel(_) => None,
+        };
+        match self.ends.each_ref().map(role) {
+            _ if !self.trusted => None,
+            [Some(Role::Server), Some(Role::Client)] => Some(1),
+            [Some(Role::Client), Some(Role::Server)] => Some(0),
+            _ => None,
+        }
     }
 }
 
@@ -636,9 +657,16 @@ mod tests {
             addresses: vec![],
             routes: vec![],
         };
-        let wire =
-            WireSpec { name: String::new(), ends: [EndSpec::Memif(memif), EndSpec::Kernel(kernel)], full: Full::Hold };
+        let wire = WireSpec {
+            name: String::new(),
+            ends: [EndSpec::Memif(memif), EndSpec::Kernel(kernel)],
+            full: Full::Hold,
+            trusted: true,
+        };
         let fields: Vec<_> = wire.check().into_iter().map(|error| error.field).collect();
-        assert_eq!(fields, ["name", "ends[0].memif.queues", "ends[0].memif.ring", "ends[1].kernel.mtu", "ends"]);
+        assert_eq!(
+            fields,
+            ["name", "ends[0].memif.queues", "ends[0].memif.ring", "ends[1].kernel.mtu", "ends", "trusted"]
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
 
+use std::time::Duration;
+
 use crate::spec::WireSpec;
 
 /// One wire as it stood when it was asked for.
@@ -11,6 +13,8 @@ pub struct WireStatus {
     pub ends: [EndState; 2],
     /// Frames from end 0 to end 1, and from end 1 to end 0.
     pub directions: [Traffic; 2],
+    /// How frames cross.
+    pub crossing: Crossing,
     /// The queues that are joined now: 0 while an end is away. A kernel to kernel wire counts as one.
     pub queues: usize,
 }
@@ -22,22 +26,52 @@ impl WireStatus {
     }
 }
 
+/// One worker as it stood when it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// Queues that it serves.
+    pub queues: usize,
+    /// Time spent on moving frames, and not on looking for some, since it was started.
+    pub busy: Duration,
+}
+
+/// How frames cross a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Crossing {
+    /// In one copy, or, between two kernel ends, by the kernel.
+    Copied,
+    /// Not at all: the peers of a trusted wire share the memory of one of them, and descriptors cross.
+    Switched,
+    /// In one copy, although the wire is trusted.
+    CopiedThough {
+        /// Why memory cannot be shared.
+        reason: String,
+    },
+}
+
 /// What one end is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndState {
-    /// A server without a peer.
+    /// One that listens, without a peer.
     Listening {
         /// Why the last peer left, or was refused.
         last_error: Option<String>,
     },
-    /// A client that has not reached its server.
+    /// One that connects and has not reached its peer.
     Connecting {
         /// Why the last try failed, or why the connection ended.
         last_error: Option<String>,
     },
-    /// A peer is there.
+    /// A vhost-user frontend is there, whose driver does not run its rings yet.
+    Starting {
+        /// The frontend's process.
+        peer: String,
+    },
+    /// A peer is there, with its rings.
     Connected {
-        /// The name the peer gave.
+        /// The name that the peer gave, or that of its process.
         peer: String,
     },
     /// A kernel interface that exists.
@@ -50,11 +84,12 @@ pub enum EndState {
 }
 
 impl EndState {
-    /// One word for a table: `listening`, `connecting`, `connected`, `up` or `failed`.
+    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up` or `failed`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Listening { .. } => "listening",
             Self::Connecting { .. } => "connecting",
+            Self::Starting { .. } => "starting",
             Self::Connected { .. } => "connected",
             Self::Up => "up",
             Self::Failed { .. } => "failed",
@@ -82,7 +117,7 @@ impl Traffic {
 
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[repr(u32)]
 pub enum DropReason {
     /// The target had no room, and the wire says `drop`.
     Full,
@@ -94,13 +129,16 @@ pub enum DropReason {
     BadOffload,
     /// The kernel refused it.
     Refused,
+    /// Its guest sent it by a ring that is not enabled.
+    Disabled,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`Traffic::drops`].
-    pub const ALL: [Self; 5] = [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused];
+    pub const ALL: [Self; 6] =
+        [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused, Self::Disabled];
 
-    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`.
+    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`, `disabled`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -108,6 +146,7 @@ impl DropReason {
             Self::TooShort => "too_short",
             Self::BadOffload => "bad_offload",
             Self::Refused => "refused",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -108,7 +108,7 @@ fn a_client_end_reconnects_to_a_server_that_was_restarted() {
             far.role = Role::Server;
             far
         }
-        ferrule_dataplane::spec::EndSpec::Kernel(_) => unreachable!(),
+        _ => unreachable!(),
     };
     engine.add(wire).unwrap();
     let mut b = client(&name, 1);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, WireSpec};
-use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
+use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -119,6 +119,11 @@ impl Wires {
     /// Every wire, in the order of their names.
     pub fn list(&self) -> Vec<Listed> {
         self.ledger().list(self.engine.wires())
+    }
+
+    /// Every worker.
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.engine.workers()
     }
 
     /// Refuses changes from now on and removes every wire, politely, within `grace`.
@@ -245,7 +250,13 @@ impl Ledger {
 
 fn failed(spec: &WireSpec, reason: &str) -> WireStatus {
     let end = EndState::Failed { reason: reason.to_owned() };
-    WireStatus { spec: spec.clone(), ends: [end.clone(), end], directions: [Traffic::default(); 2], queues: 0 }
+    WireStatus {
+        spec: spec.clone(),
+        ends: [end.clone(), end],
+        directions: [Traffic::default(); 2],
+        crossing: Crossing::Copied,
+        queues: 0,
+    }
 }
 
 fn is_broken(status: &WireStatus) -> bool {
@@ -335,6 +346,6 @@ mod tests {
 
     fn up(spec: WireSpec) -> WireStatus {
         let ends = [EndState::Up, EndState::Up];
-        WireStatus { spec, ends, directions: [Traffic::default(); 2], queues: 1 }
+        WireStatus { spec, ends, directions: [Traffic::default(); 2], crossing: Crossing::Copied, queues: 1 }
     }
 }

@@ -137,9 +137,11 @@ impl SpanMut<'_> {
 
     /// The first `len` bytes and the rest; `None` if there are fewer.
     #[inline(always)]
-    pub fn split(self, len: usize) -> Option<(Self, Self)> {
-        let head = Self { base: self.base, len: len.min(self.len), memory: PhantomData };
-        Some((head, self.tail(len)?))
+    pub fn split(&mut self, len: usize) -> Option<(SpanMut<'_>, SpanMut<'_>)> {
+        let rest = self.len.checked_sub(len)?;
+        // SAFETY: len <= self.len, so both parts lie inside this span, which is borrowed for as long as they are.
+        let tail = unsafe { SpanMut::new(self.base.add(len), rest) };
+        Some((SpanMut { base: self.base, len, memory: PhantomData }, tail))
     }
 
     /// Stores words at the front, in the machine's byte order and each by a store of its own, as what was just computed
@@ -162,20 +164,18 @@ impl SpanMut<'_> {
     pub fn prefetch(&self) {
         prefetch_write(self.base);
     }
+
+    /// Asks for the cache line of the byte at `offset`, to write to it soon.
+    #[inline(always)]
+    pub fn prefetch_at(&self, offset: usize) {
+        prefetch_write(self.base.wrapping_add(offset));
+    }
 }
 
 impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
     #[inline]
     fn from(bytes: &'a mut [u8]) -> Self {
         Self { base: bytes.as_mut_ptr(), len: bytes.len(), memory: PhantomData }
-    }
-}
-
-/// Copies each span to the front of the room at its place, as far as there are both; one that does not fit is not
-/// copied.
-pub fn copy_run(spans: &[Span<'_>], rooms: &mut [SpanMut<'_>]) {
-    for (span, room) in spans.iter().zip(rooms) {
-        let _ = span.copy_to(room);
     }
 }
 
@@ -186,10 +186,18 @@ pub(crate) fn prefetch_write(place: *const u8) {
     // SAFETY: a prefetch changes nothing and never faults. The intrinsic would become a prefetch for reading, unless
     // the whole program was built for CPUs that have this one; the others decode it as doing nothing.
     unsafe {
-        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prefetchw [{place}]", place = in(reg) place, options(readonly, nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Copies each span to the front of the room at its place, as far as there are both; one that does not fit is not
+/// copied.
+pub fn copy_run(spans: &[Span<'_>], rooms: &mut [SpanMut<'_>]) {
+    for (span, room) in spans.iter().zip(rooms) {
+        let _ = span.copy_to(room);
+    }
 }
 
 /// Copies `len` bytes. Short frames, the ones that come by the ten million, are moved by a few

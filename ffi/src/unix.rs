@@ -217,7 +217,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         client.send(b"first", &[]).unwrap();
         client.send(b"second", &[file.as_fd()]).unwrap();
-        let mut receive = |len: usize| {
+        let receive = |len: usize| {
             let packet = server.receive(&mut vec![0; len]).unwrap().unwrap();
             (packet.len, packet.truncated, packet.files.len())
         };

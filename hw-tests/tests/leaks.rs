@@ -39,7 +39,7 @@ fn come_and_go(engine: &Engine, pod: &TestNetNs, count: u32) {
     for id in 0..count {
         let kernel = EndSpec::Kernel(pod.interface(&format!("nsm-{id}"), &[]));
         let ends = [kernel, EndSpec::Memif(memif(id, Role::Server))];
-        engine.add(WireSpec { name: format!("leaks-{id}"), ends, full: Full::Hold }).unwrap();
+        engine.add(WireSpec { name: format!("leaks-{id}"), ends, full: Full::Hold, trusted: false }).unwrap();
     }
     assert_eq!(pod.interfaces().len(), count as usize);
     let peers: Vec<_> = (0..count).map(|id| Endpoint::open(&memif(id, Role::Client), PATIENCE).unwrap()).collect();

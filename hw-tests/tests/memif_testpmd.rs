@@ -10,7 +10,7 @@ mod bed;
 
 use bed::{Bed, Link, alone};
 use ferrule_dataplane::spec::Role;
-use ferrule_dataplane::status::EndState;
+use ferrule_dataplane::status::{Crossing, EndState};
 use ferrule_hw_tests::eventually;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
@@ -117,6 +117,26 @@ fn long_frames_in_small_buffers_leave_short_ones_alone_with_testpmd_as_client() 
 fn long_frames_in_small_buffers_leave_short_ones_alone_with_testpmd_as_server() {
     let test = "long_frames_in_small_buffers_leave_short_ones_alone_with_testpmd_as_server";
     crossing(test, &Link { buffer: 2048, ..as_server() }, &[64, 9000, 2049], 3000);
+}
+
+#[test]
+fn testpmd_as_server_borrows_the_memory_of_a_trusted_pair() {
+    if lacks("testpmd_as_server_borrows_the_memory_of_a_trusted_pair", &[TESTPMD]) {
+        return;
+    }
+    let _alone = alone();
+    for queues in [1, 4] {
+        let link = Link { queues, trusted: true, ..as_server() };
+        let bed = Bed::new(&link);
+        let testpmd = Testpmd::start(&bed.options());
+        // It is connected to once it can be given our memory.
+        let mut ends = bed.ends();
+        testpmd.wait_for_connections(2);
+        bed.wait_for(&testpmd, 1);
+        assert!((0..2).all(|port| bed.status(port).crossing == Crossing::Switched));
+        carry(&mut ends, &mut both_ways(usize::from(queues), &[60, 64, 1518, 2048], WINDOW), 70_000);
+        testpmd.stop();
+    }
 }
 
 /// Carries `total` frames each way and on each queue.

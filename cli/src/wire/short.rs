@@ -60,7 +60,7 @@ impl EndArg {
 }
 
 /// The wire of these ends. JSON is YAML too.
-pub(super) fn item(name: &str, ends: &[EndArg], full: Option<Full>) -> Item {
+pub(super) fn item(name: &str, ends: &[EndArg], full: Option<Full>, trusted: bool) -> Item {
     let ends: Vec<_> = ends.iter().map(|EndArg { kind, fields }| json!({ kind: fields })).collect();
     let mut wire = json!({ "name": name, "ends": ends });
     if let Some(full) = full {
@@ -68,6 +68,9 @@ pub(super) fn item(name: &str, ends: &[EndArg], full: Option<Full>) -> Item {
             Full::Hold => "hold".into(),
             Full::Drop => "drop".into(),
         };
+    }
+    if trusted {
+        wire["trusted"] = true.into();
     }
     Item { label: name.to_owned(), yaml: wire.to_string() }
 }
@@ -95,11 +98,12 @@ mod tests {
             "kernel:netns=/run/netns/pod,name=nsm-1,address=10.0.0.1/30,address=fd00::1/64,route=10.1.0.0/16 via 10.0.0.2,mtu=1500",
         ];
         let ends: Vec<EndArg> = ends.iter().map(|end| end.parse().unwrap()).collect();
-        let item = item("a-b", &ends, Some(Full::Drop));
+        let item = item("a-b", &ends, Some(Full::Drop), true);
         assert_eq!(item.label, "a-b");
         let expected = json!({
             "name": "a-b",
             "full": "drop",
+            "trusted": true,
             "ends": [
                 { "memif": { "socket": "@x", "id": 0, "role": "server", "secret": "0123" } },
                 { "kernel": {

@@ -19,11 +19,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use crate::control::parting::Parting;
 use crate::control::state::door::{Door, DoorKey, Handshake, reserve};
 use crate::control::voice::shown;
-use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Peer, Wire};
+use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Live, Peer, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::channel::Channel;
 use crate::memif::handshake::{Client, Connection, Outbox, Refusal};
+use crate::memif::layout::Loan;
 use crate::port::Fault;
 use crate::spec::{EndSpec, MemifSpec};
 use crate::worker::{Returned, Slot, WorkerHandle};
@@ -269,8 +270,45 @@ impl State {
         if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
             tracing::info!(wire = name, end, peer = connection.peer, unsaid = shown(unsaid), "peer connected");
         }
+        if connection.layout.is_lent() || connection.no_loan.is_some() {
+            joint.no_loan.clone_from(&connection.no_loan);
+        }
+        if let Some(reason) = &joint.no_loan
+            && let Some(unsaid) = joint.voice.may_say(Instant::now())
+        {
+            tracing::warn!(wire = name, %reason, unsaid = shown(unsaid), "trusted, but frames are copied");
+        }
         joint.ends[end].connected(channel, connection, token);
+        self.lend_anew(name, end);
         self.join(name);
+    }
+
+    /// The peer at end `lender` is new: of a trusted wire, the other end gets its memory in place of what it has.
+    fn lend_anew(&mut self, name: &str, lender: usize) {
+        let borrower = self.wires.get(name).and_then(|wire| wire.spec.borrower());
+        let Some(borrower) = borrower.filter(|&borrower| borrower != lender) else { return };
+        self.disconnect(name, borrower, &Refusal::NewLender.into(), true);
+        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
+        joint.ends[borrower].hurry();
+        let deadline = joint.ends[borrower].deadline();
+        self.remind(deadline);
+    }
+
+    /// What client end `end` of a wire lends to its server, if it does.
+    fn loan(&mut self, name: &str, end: usize) -> Result<Option<Loan>, &'static str> {
+        let Some(wire) = self.wires.get_mut(name) else { return Ok(None) };
+        let lends = wire.spec.borrower() == Some(end);
+        let Some(joint) = wire.as_joint_mut().filter(|_| lends) else { return Ok(None) };
+        let Some(lender) = joint.ends[1 - end].live().and_then(Live::layout) else {
+            return Err("the other end has no peer yet, whose memory is to be lent");
+        };
+        match lender.loan() {
+            Ok(loan) => Ok(Some(loan)),
+            Err(reason) => {
+                joint.no_loan = Some(reason);
+                Ok(None)
+            }
+        }
     }
 
     /// Starts to connect a client end.
@@ -280,6 +318,11 @@ impl State {
             Some(EndSpec::VhostUser(spec)) => return self.call_on(name, end, &spec),
             _ => return,
         };
+        // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
+        let loan = match self.loan(name, end) {
+            Ok(loan) => loan,
+            Err(problem) => return self.note(name, end, problem.to_owned()),
+        };
         let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
             Ok(channel) => channel,
             Err(error) => return self.note(name, end, error.to_string()),
@@ -288,7 +331,7 @@ impl State {
             Ok(token) => {
                 let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
                 let deadline = Instant::now() + HANDSHAKE;
-                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello), deadline, token };
+                let attempt = Dialling::Attempt { channel, client: Some(Client::ExpectHello(loan)), deadline, token };
                 joint.ends[end].kind = EndKind::Client(attempt);
                 self.remind(Some(deadline));
             }

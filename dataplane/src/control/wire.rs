@@ -14,10 +14,10 @@ use crate::kernel::port::{TapSource, TapTarget};
 use crate::lane::{Lane, LaneEnd, collect};
 use crate::link::{AnySource, AnyTarget, LinkCounters};
 use crate::memif::handshake::{Client, Connection};
-use crate::memif::layout::Layout;
+use crate::memif::layout::{Layout, NoLoan};
 use crate::port::Fault;
 use crate::spec::{EndSpec, WireSpec};
-use crate::status::{EndState, WireStatus};
+use crate::status::{Crossing, EndState, WireStatus};
 use crate::vhost::session::{Message, Refusal, Session};
 use crate::{memif, vhost};
 
@@ -47,6 +47,8 @@ pub struct Joint {
     pub lanes: Vec<LanePlace>,
     /// The wire is being removed.
     pub leaving: bool,
+    /// Why the memory of one end is not lent to the other, if it should be.
+    pub no_loan: Option<NoLoan>,
     /// Why the lanes could not be served, if they could not.
     pub problem: Option<String>,
     /// What is said of its peers in the log.
@@ -93,6 +95,16 @@ pub struct Live {
     pub token: u64,
 }
 
+impl Live {
+    /// The shared memory of a memif peer.
+    pub fn layout(&self) -> Option<&Layout> {
+        match &self.peer {
+            Peer::Memif(_, layout) => Some(layout),
+            Peer::Vhost(_) => None,
+        }
+    }
+}
+
 /// The kinds of peers, each with the socket whose end is the connection's end.
 pub enum Peer {
     /// One that speaks memif and has finished its handshake.
@@ -115,7 +127,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// What it says next; `None`: nothing now.
-    pub fn next(&mut self) -> Result<Option<Message>, Refusal> {
+    pub fn hear(&mut self) -> Result<Option<Message>, Refusal> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
@@ -203,7 +215,8 @@ pub enum Dialling {
 impl Wire {
     /// A wire whose ends workers will join.
     pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
-        let joint = Joint { ends, lanes: Vec::new(), leaving: false, problem: None, voice: Voice::default() };
+        let joint =
+            Joint { ends, lanes: Vec::new(), leaving: false, no_loan: None, problem: None, voice: Voice::default() };
         Self { spec, counters: Arc::default(), body: Body::Lanes(Box::new(joint)) }
     }
 
@@ -226,7 +239,20 @@ impl Wire {
                 )
             }
         };
-        WireStatus { spec: self.spec.clone(), ends, directions, queues }
+        WireStatus { spec: self.spec.clone(), ends, directions, crossing: self.crossing(), queues }
+    }
+}
+
+impl Wire {
+    fn crossing(&self) -> Crossing {
+        let (Some(borrower), Body::Lanes(joint)) = (self.spec.borrower(), &self.body) else { return Crossing::Copied };
+        match &joint.no_loan {
+            Some(reason) => Crossing::CopiedThough { reason: reason.to_string() },
+            None if joint.ends[borrower].live().and_then(Live::layout).is_some_and(Layout::is_lent) => {
+                Crossing::Switched
+            }
+            None => Crossing::Copied,
+        }
     }
 }
 
@@ -408,6 +434,13 @@ impl End {
         }
     }
 
+    /// A client that is not connected tries at once.
+    pub fn hurry(&mut self) {
+        if let EndKind::Client(Dialling::Waiting(until)) = &mut self.kind {
+            *until = Instant::now();
+        }
+    }
+
     /// When control has to do something about it.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.kind {
@@ -424,7 +457,8 @@ impl End {
             (_, Some(problem)) => EndState::Failed { reason: problem.clone() },
             (EndKind::Server(None), None) => EndState::Listening { last_error },
             (EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)), None) => {
-                EndState::Connected { peer: live.name.clone() }
+                let peer = live.name.clone();
+                if self.present { EndState::Connected { peer } } else { EndState::Starting { peer } }
             }
             (EndKind::Client(_), None) => EndState::Connecting { last_error },
             // No lane has it, which would find out.

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
-use crate::memif::layout::{Layout, LayoutError, Queues, REGIONS_MAX};
+use crate::memif::layout::{Layout, LayoutError, Loan, NoLoan, Queues, REGIONS_MAX};
 use crate::memif::message::{Hello, Init, Message, MessageError, VERSION, mode_number};
 use crate::spec::{MemifSpec, Mode, QUEUES_MAX, RING_MAX, Secret};
 
@@ -30,6 +30,8 @@ pub struct Connection {
     pub layout: Layout,
     /// Our ends of its rings.
     pub queues: Queues,
+    /// As client that was to lend another peer's memory: why it does not.
+    pub no_loan: Option<NoLoan>,
 }
 
 /// Messages to send, in order, some with a file.
@@ -124,7 +126,7 @@ impl ExpectLayout {
                 let queues = self.layout.queues()?;
                 out.push(Message::Connected { name: PROGRAM.to_owned() });
                 let Self { id, peer, layout } = self;
-                return Ok(Server::Connected(Box::new(Connection { id, peer, layout, queues })));
+                return Ok(Server::Connected(Box::new(Connection { id, peer, layout, queues, no_loan: None })));
             }
             other => return Err(Refusal::unexpected("ADD_REGION, ADD_RING or CONNECT", other)),
         }
@@ -135,8 +137,9 @@ impl ExpectLayout {
 
 /// The client's side of a conversation.
 pub enum Client {
-    /// Connected to the socket, nothing heard yet.
-    ExpectHello,
+    /// Connected to the socket, nothing heard yet. The memory of another peer is to be lent to the server, if any
+    /// is named.
+    ExpectHello(Option<Loan>),
     /// Announcing; `rest` waits for an ACK each.
     ExpectAck(Announcing),
     /// CONNECTED was received.
@@ -147,6 +150,7 @@ pub enum Client {
 pub struct Announcing {
     peer: String,
     layout: Layout,
+    no_loan: Option<NoLoan>,
     rest: Outbox,
 }
 
@@ -161,18 +165,18 @@ impl Client {
     ) -> Result<Self, Refusal> {
         no_file(&message, files)?;
         match (self, message) {
-            (Self::ExpectHello, Message::Hello(hello)) => Announcing::begin(hello, spec, out),
+            (Self::ExpectHello(loan), Message::Hello(hello)) => Announcing::begin(hello, spec, loan.as_ref(), out),
             (Self::ExpectAck(mut state), Message::Ack) => {
                 let next = state.rest.0.pop_front();
                 out.0.push_back(next.ok_or_else(|| Refusal::unexpected("CONNECTED", Message::Ack))?);
                 Ok(Self::ExpectAck(state))
             }
             (Self::ExpectAck(state), Message::Connected { .. }) if state.rest.0.is_empty() => {
-                let Announcing { peer, layout, .. } = state;
+                let Announcing { peer, layout, no_loan, .. } = state;
                 let queues = layout.queues()?;
-                Ok(Self::Connected(Box::new(Connection { id: spec.id, peer, layout, queues })))
+                Ok(Self::Connected(Box::new(Connection { id: spec.id, peer, layout, queues, no_loan })))
             }
-            (Self::ExpectHello, other) => Err(Refusal::unexpected("HELLO", other)),
+            (Self::ExpectHello(_), other) => Err(Refusal::unexpected("HELLO", other)),
             (Self::ExpectAck(_), other) => Err(Refusal::unexpected("ACK", other)),
             (Self::Connected(_), other) => Err(Refusal::after_connect(other)),
         }
@@ -180,14 +184,23 @@ impl Client {
 }
 
 impl Announcing {
-    fn begin(hello: Hello, spec: &MemifSpec, out: &mut Outbox) -> Result<Client, Refusal> {
+    fn begin(hello: Hello, spec: &MemifSpec, loan: Option<&Loan>, out: &mut Outbox) -> Result<Client, Refusal> {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             return Err(Refusal::Version(hello.max_version));
         }
         // The limits are the highest index, not a count.
         let most = hello.max_m2s_ring.min(hello.max_s2m_ring).saturating_add(1);
-        let ring = spec.ring.min(1 << hello.max_log2_ring_size.min(14));
-        let layout = Layout::create(spec, spec.queues.min(most), ring).map_err(Refusal::Memory)?;
+        let ring_max = 1 << hello.max_log2_ring_size.min(14);
+        let regions_max = usize::from(hello.max_region) + 1;
+        let fit = loan.map(|loan| loan.fit(regions_max, most, ring_max).map(|ring| (loan, ring)));
+        let (layout, no_loan) = match fit {
+            Some(Ok((loan, ring))) => (Layout::lend(spec, loan, ring), None),
+            other => {
+                let layout = Layout::create(spec, spec.queues.min(most), spec.ring.min(ring_max));
+                (layout, other.and_then(Result::err))
+            }
+        };
+        let layout = layout.map_err(Refusal::Memory)?;
         let secret = spec.secret.as_ref().map_or([0; 24], |secret| *secret.bytes());
         let mode = mode_number(spec.mode);
         out.push(Message::Init(Init { version: VERSION, id: spec.id, mode, secret, name: PROGRAM.to_owned() }));
@@ -201,7 +214,7 @@ impl Announcing {
             rest.0.push_back((Message::AddRing(ring), Some(file)));
         }
         rest.push(Message::Connect { name: PROGRAM.to_owned() });
-        Ok(Client::ExpectAck(Self { peer: hello.name, layout, rest }))
+        Ok(Client::ExpectAck(Self { peer: hello.name, layout, no_loan, rest }))
     }
 }
 
@@ -228,6 +241,9 @@ pub enum Refusal {
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,
+    /// A trusted wire's memory is that of the peer at its other end.
+    #[error("the other end of the trusted wire has a new peer, whose memory is lent instead")]
+    NewLender,
     /// Another version.
     #[error("memif version {0:#06x} is not spoken here, only {VERSION:#06x}")]
     Version(u16),
@@ -350,7 +366,7 @@ mod tests {
     fn converse(spec: &MemifSpec, secret: Option<&Secret>) -> Result<(Connection, Connection), Refusal> {
         let (mut to_client, mut to_server) = (Outbox::default(), Outbox::default());
         let mut server = Server::greet(&mut to_client);
-        let mut client = Client::ExpectHello;
+        let mut client = Client::ExpectHello(None);
         let offer = |id| offer(id).map(|offer| Offer { secret, ..offer });
         loop {
             if let Some((message, files)) = to_client.0.pop_front() {
@@ -395,6 +411,27 @@ mod tests {
             assert_eq!(out, data);
             receiver.advance(slots);
             receiver.release();
+        }
+    }
+
+    #[test]
+    fn memory_that_a_server_has_no_room_for_is_not_lent_to_it_but_copied() {
+        let (lender, _client) = converse(&spec(), None).unwrap();
+        for (max_region, lent) in [(1, false), (2, true)] {
+            let hello = Hello {
+                name: "small".to_owned(),
+                min_version: VERSION,
+                max_version: VERSION,
+                max_region,
+                max_m2s_ring: 15,
+                max_s2m_ring: 15,
+                max_log2_ring_size: 10,
+            };
+            let client = Client::ExpectHello(Some(lender.layout.loan().unwrap()));
+            let client = client.handle(Message::Hello(hello), &[], &spec(), &mut Outbox::default()).unwrap();
+            let Client::ExpectAck(state) = client else { panic!("it announces") };
+            assert_eq!((state.layout.is_lent(), state.no_loan.is_none()), (lent, lent));
+            assert_eq!(state.layout.regions().count(), if lent { 3 } else { 2 });
         }
     }
 

@@ -14,7 +14,8 @@ use ferrule_ffi::region::{Health, Region};
 use thiserror::Error;
 
 use crate::memif::message::{AddRegion, AddRing, Direction};
-use crate::memif::ring::{Buffers, Receiver, Ring, Sender, receives};
+use crate::memif::ring::switch::{LENT_FROM, Loans, Offers};
+use crate::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
 use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 
 /// Regions and rings of one connection.
@@ -22,9 +23,19 @@ pub struct Layout {
     role: Role,
     regions: Vec<Region>,
     rings: Vec<RingPlace>,
-    /// As client: the size of our buffers.
-    buffer: Option<u32>,
+    buffers: BufferPlace,
     health: Arc<Health>,
+}
+
+/// Where the buffers of the rings' slots are.
+#[derive(Clone, Copy)]
+enum BufferPlace {
+    /// As server: where the descriptors say.
+    Announced,
+    /// As client: in region 1, of this size, one behind the other.
+    Own(u32),
+    /// As client: in the regions of another peer, and the longest piece that this one takes.
+    Lent(u32),
 }
 
 /// One ring as it was announced, and what wakes its receiver.
@@ -44,36 +55,71 @@ pub struct Queues {
 impl Layout {
     /// A server's, before anything was announced.
     pub fn announced_by_peer() -> Self {
-        Self { role: Role::Server, regions: Vec::new(), rings: Vec::new(), buffer: None, health: Arc::default() }
+        Self {
+            role: Role::Server,
+            regions: Vec::new(),
+            rings: Vec::new(),
+            buffers: BufferPlace::Announced,
+            health: Arc::default(),
+        }
     }
 
     /// Makes a client's: region 0 holds the rings, S2M first, and region 1 a buffer for each slot.
     /// `queues` and `ring` are what the server's HELLO left of the wish in `spec`.
     pub fn create(spec: &MemifSpec, queues: u16, ring: u32) -> io::Result<Self> {
-        let ring_len = RING_HEADER + 16 * u64::from(ring);
-        let rings_len = 2 * u64::from(queues) * ring_len;
         let buffers_len = 2 * u64::from(queues) * u64::from(ring) * u64::from(spec.buffer);
         if u32::try_from(buffers_len).is_err() {
             let text = format!("{queues} queue pairs of {ring} buffers of {} bytes exceed 4 GiB", spec.buffer);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
+        let mut layout = Self::with_rings(queues, ring, BufferPlace::Own(spec.buffer))?;
+        layout.regions.push(Region::create("memif-buffers", buffers_len, &layout.health)?);
+        Ok(layout)
+    }
+
+    /// Makes a client's around the memory of another peer, the lender: region 0 holds the rings, behind it come the
+    /// lender's regions. Buffers longer than `spec.buffer` are not given to the server.
+    pub fn lend(spec: &MemifSpec, lender: &Loan, ring: u32) -> io::Result<Self> {
+        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::Lent(spec.buffer))?;
+        layout.regions.extend_from_slice(&lender.regions);
+        Ok(layout)
+    }
+
+    /// A client's with region 0 only: the rings, S2M first.
+    fn with_rings(queues: u16, ring: u32, buffers: BufferPlace) -> io::Result<Self> {
+        let ring_len = RING_HEADER + 16 * u64::from(ring);
+        let rings_len = 2 * u64::from(queues) * ring_len;
         let health = Arc::default();
-        let regions = vec![
-            Region::create("memif-rings", rings_len, &health)?,
-            Region::create("memif-buffers", buffers_len, &health)?,
-        ];
+        let region = Region::create("memif-rings", rings_len, &health)?;
         let directions = [Direction::S2M, Direction::M2S];
         let places = directions.into_iter().flat_map(|direction| (0..queues).map(move |index| (direction, index)));
         let rings = places.enumerate().map(|(number, (direction, index))| {
-            // Below 4 GiB, since the buffers of this many rings are.
+            // At most QUEUES_MAX pairs of RING_MAX descriptors: far below 4 GiB.
             let offset = (number as u64 * ring_len) as u32;
-            regions[0].write_u32(u64::from(offset), COOKIE).expect("the ring lies inside the region made for it");
+            region.write_u32(u64::from(offset), COOKIE).expect("the ring lies inside the region made for it");
             let log2_size = ring.ilog2() as u8;
             let announced = AddRing { direction, index, region: 0, offset, log2_size, private_header: 0 };
             Ok(RingPlace { announced, interrupt: Arc::new(eventfd()?.into()) })
         });
         let rings = rings.collect::<io::Result<_>>()?;
-        Ok(Self { role: Role::Client, regions, rings, buffer: Some(spec.buffer), health })
+        Ok(Self { role: Role::Client, regions: vec![region], rings, buffers, health })
+    }
+
+    /// What of this connection, as server, can be lent to another peer.
+    pub fn loan(&self) -> Result<Loan, NoLoan> {
+        let count = |direction| self.rings.iter().filter(|place| place.announced.direction == direction).count();
+        let (s2m, m2s) = (count(Direction::S2M), count(Direction::M2S));
+        if s2m != m2s {
+            return Err(NoLoan::Asymmetric { s2m, m2s });
+        }
+        let ring = self.rings.iter().map(|place| 1 << place.announced.log2_size).max().unwrap_or(1);
+        // At most QUEUES_MAX.
+        Ok(Loan { regions: self.regions.clone(), queues: s2m as u16, ring })
+    }
+
+    /// Whether the buffers are another peer's.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.buffers, BufferPlace::Lent(_))
     }
 
     /// Takes a region that the client announced.
@@ -128,15 +174,22 @@ impl Layout {
         let mut queues = Queues { receivers: Vec::new(), senders: Vec::new() };
         for (number, place) in self.rings.iter().enumerate() {
             let ring = self.ring(place)?;
-            let buffers = self.buffer.map(|size| Buffers {
-                region: 1,
-                offset: (number as u32) * ring.table.len() as u32 * size,
-                size,
-            });
+            let size = ring.table.len();
+            let own = |bytes: u32| Buffers { region: 1, offset: number as u32 * size as u32 * bytes, size: bytes };
             if receives(self.role, place.announced.direction) {
-                queues.receivers.push(Receiver::new(ring, buffers));
+                let slots = match self.buffers {
+                    BufferPlace::Announced => Slots::Announced,
+                    BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
+                    BufferPlace::Lent(_) => Slots::Lent(Offers::new(size)),
+                };
+                queues.receivers.push(Receiver::new(ring, slots));
             } else {
-                queues.senders.push(Sender::new(ring, buffers));
+                let slots = match self.buffers {
+                    BufferPlace::Announced => Slots::Announced,
+                    BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
+                    BufferPlace::Lent(piece_max) => Slots::Lent(Loans::new(size, piece_max)),
+                };
+                queues.senders.push(Sender::new(ring, slots));
             }
         }
         Ok(queues)
@@ -185,6 +238,59 @@ impl Layout {
         };
         parts().ok_or(LayoutError::RingPlace { ring: RingName { direction, index }, region, offset, log2_size })
     }
+}
+
+/// The memory of one peer, to be lent to another.
+pub struct Loan {
+    regions: Vec<Region>,
+    queues: u16,
+    ring: u32,
+}
+
+impl Loan {
+    /// Rings of a borrower that takes so many regions, queue pairs and descriptors.
+    ///
+    /// # Errors
+    /// Not all of the loan fits.
+    pub fn fit(&self, regions_max: usize, queues_max: u16, ring_max: u32) -> Result<u32, NoLoan> {
+        let regions = self.regions.len() + usize::from(LENT_FROM);
+        if regions > regions_max {
+            return Err(NoLoan::Regions { regions, most: regions_max });
+        }
+        if self.queues > queues_max {
+            return Err(NoLoan::Queues { queues: self.queues, most: queues_max });
+        }
+        Ok(self.ring.min(ring_max))
+    }
+}
+
+/// Why one peer's memory cannot be lent to the other.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NoLoan {
+    /// Each ring of one needs its like at the other.
+    #[error("the lending peer has {s2m} rings one way and {m2s} the other")]
+    Asymmetric {
+        /// From client to server.
+        s2m: usize,
+        /// From server to client.
+        m2s: usize,
+    },
+    /// The server takes fewer.
+    #[error("the borrowing peer takes {most} memory regions, and {regions} are needed")]
+    Regions {
+        /// Ours and the lender's.
+        regions: usize,
+        /// What it takes.
+        most: usize,
+    },
+    /// The server takes fewer.
+    #[error("the borrowing peer takes {most} queue pairs, and the lending one has {queues}")]
+    Queues {
+        /// The lender's.
+        queues: u16,
+        /// What it takes.
+        most: u16,
+    },
 }
 
 /// A ring by its direction and index, for messages.

@@ -9,8 +9,10 @@
 //! private variable and never reads it back from shared memory.
 //!
 //! - [`in_place`]: what a generator needs to leave frames in their buffers.
+//! - [`switch`]: frames of trusted pairs, which stay where they are.
 
 mod in_place;
+pub mod switch;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use ferrule_ffi::region::{Health, Index, Region, Table};
 use ferrule_ffi::span::{Span, SpanMut, copy_run};
 
 use crate::memif::message::Direction;
+use crate::memif::ring::switch::{Loans, Offers};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
@@ -68,8 +71,8 @@ pub struct Receiver {
     filled: u16,
     /// The first slot not given back yet.
     held: u16,
-    /// As client: the descriptors to offer again.
-    buffers: Option<Buffers>,
+    /// Where the slots' buffers are.
+    slots: Slots<Offers>,
 }
 
 /// The sending end of a ring: M2S for a server, S2M for a client.
@@ -81,8 +84,24 @@ pub struct Sender {
     limit: u16,
     /// What the peer last saw of `next`.
     published: u16,
-    /// As client: where the slots' buffers are; as server the descriptors say so.
-    buffers: Option<Buffers>,
+    /// Where the slots' buffers are.
+    slots: Slots<Loans>,
+}
+
+/// Where the buffers of a ring's slots are. `L` is what is noted of memory that is lent.
+pub(crate) enum Slots<L> {
+    /// As server: where the descriptors say.
+    Announced,
+    /// As client: in memory of ours.
+    Own(Buffers),
+    /// As client of one peer and server of another: in memory of the other, which this one sees too.
+    Lent(L),
+}
+
+impl<L> Slots<L> {
+    fn is_client(&self) -> bool {
+        !matches!(self, Self::Announced)
+    }
 }
 
 /// The buffers of a ring that this process made: one for each slot, in order.
@@ -103,7 +122,7 @@ impl Buffers {
 }
 
 /// One descriptor, read once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub(crate) flags: u16,
     pub(crate) region: u16,
@@ -139,8 +158,8 @@ impl Descriptor {
 }
 
 impl Receiver {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
-        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, buffers };
+    pub(crate) fn new(ring: Ring, slots: Slots<Offers>) -> Self {
+        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, slots };
         receiver.want_bell(false);
         receiver.offer(0, receiver.ring.size());
         receiver
@@ -153,7 +172,7 @@ impl Receiver {
 
     /// Which way the ring's frames go.
     pub fn direction(&self) -> Direction {
-        if self.buffers.is_some() { Direction::M2S } else { Direction::S2M }
+        if self.slots.is_client() { Direction::M2S } else { Direction::S2M }
     }
 
     /// Takes the rings of the bell that were heard, so that it is not readable any more.
@@ -165,8 +184,8 @@ impl Receiver {
     /// As client: offers the buffers of `count` slots from `first` on. As server: says that the
     /// slots before `first` were consumed.
     fn offer(&mut self, first: u16, count: u16) {
-        match self.buffers {
-            Some(buffers) => {
+        match self.slots {
+            Slots::Own(buffers) => {
                 let mask = self.ring.size() - 1;
                 for position in 0..count {
                     let slot = first.wrapping_add(position) & mask;
@@ -174,7 +193,9 @@ impl Receiver {
                 }
                 self.ring.head.store(self.next.wrapping_add(self.ring.size()));
             }
-            None => self.ring.tail.store(self.next),
+            Slots::Announced => self.ring.tail.store(self.next),
+            // What is lent is offered by `switch`, as far as there is something.
+            Slots::Lent(_) => {}
         }
     }
 
@@ -224,7 +245,7 @@ impl Source for Receiver {
     fn look(&mut self) -> Result<bool, Fault> {
         let waiting = self.filled.wrapping_sub(self.next);
         if usize::from(waiting) < BURST {
-            let index = if self.buffers.is_some() { &self.ring.tail } else { &self.ring.head };
+            let index = if self.slots.is_client() { &self.ring.tail } else { &self.ring.head };
             let filled = index.load();
             self.ring.distance(self.next, filled, self.filled)?;
             self.filled = filled;
@@ -273,7 +294,7 @@ impl Source for Receiver {
     fn advance(&mut self, slots: u32) {
         // Indexes have 16 bits.
         let slots = slots as u16;
-        if slots > 1 && self.buffers.is_none() {
+        if slots > 1 && !self.slots.is_client() {
             self.unchain(slots);
         }
         self.next = self.next.wrapping_add(slots);
@@ -303,8 +324,8 @@ impl Source for Receiver {
 }
 
 impl Sender {
-    pub(crate) fn new(ring: Ring, buffers: Option<Buffers>) -> Self {
-        Self { ring, next: 0, limit: 0, published: 0, buffers }
+    pub(crate) fn new(ring: Ring, slots: Slots<Loans>) -> Self {
+        Self { ring, next: 0, limit: 0, published: 0, slots }
     }
 
     /// The first slot not filled yet: with the layout, all that a successor needs.
@@ -314,7 +335,7 @@ impl Sender {
 
     /// Which way the ring's frames go.
     pub fn direction(&self) -> Direction {
-        if self.buffers.is_some() { Direction::S2M } else { Direction::M2S }
+        if self.slots.is_client() { Direction::S2M } else { Direction::M2S }
     }
 
     /// The slots that can be filled before the next look.
@@ -325,9 +346,9 @@ impl Sender {
     /// The buffer of a free slot: as client our own, as server what the peer offered.
     #[inline(always)]
     fn slot(&self, position: u16) -> Descriptor {
-        match self.buffers {
-            Some(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
-            None => Descriptor::parse(self.ring.table.read(position)),
+        match self.slots {
+            Slots::Own(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
+            Slots::Announced | Slots::Lent(_) => Descriptor::parse(self.ring.table.read(position)),
         }
     }
 
@@ -370,7 +391,7 @@ impl Sender {
     #[inline(always)]
     fn fill(&self, position: u16, slot: Descriptor, length: u32, flags: u16) {
         let filled = Descriptor { flags, length, ..slot };
-        if self.buffers.is_some() {
+        if self.slots.is_client() {
             self.ring.table.write(position, filled.emit());
         } else {
             // A server never writes the offset; the region goes back as it was read.
@@ -381,7 +402,7 @@ impl Sender {
     /// Reads how far the peer is.
     #[inline]
     fn refresh(&mut self) -> Result<(), Fault> {
-        self.limit = if self.buffers.is_some() {
+        self.limit = if self.slots.is_client() {
             let consumed = self.ring.tail.load();
             let used = self.ring.distance(consumed, self.next, self.limit)?;
             self.next.wrapping_add(self.ring.size() - used)
@@ -441,13 +462,13 @@ impl Target for Sender {
     }
 
     fn put_run(&mut self, run: &[Span<'_>]) -> usize {
-        match self.buffers {
-            None => self.store(
+        match self.slots {
+            Slots::Announced | Slots::Lent(_) => self.store(
                 run,
                 |table, position| Descriptor::parse(table.read(position)),
                 |table, position, slot| table.write_first(position, slot.first()),
             ),
-            Some(buffers) => {
+            Slots::Own(buffers) => {
                 let mask = self.ring.size() - 1;
                 let slot = |_: &Table, position| buffers.descriptor(position & mask);
                 self.store(run, slot, |table, position, slot| table.write(position, slot.emit()))
@@ -483,7 +504,7 @@ impl Target for Sender {
             return false;
         }
         self.published = self.next;
-        let index = if self.buffers.is_some() { &self.ring.head } else { &self.ring.tail };
+        let index = if self.slots.is_client() { &self.ring.head } else { &self.ring.tail };
         index.store(self.next);
         // Without it the load below could come before the store above, and a receiver that goes to
         // sleep in between would never be rung. (Model-checked in `crate::sleep`.)

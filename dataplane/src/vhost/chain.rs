@@ -7,7 +7,7 @@ use ferrule_ffi::span::Span;
 
 use crate::offload::VnetHeader;
 use crate::port::{FRAME_MAX, Fault};
-use crate::vhost::memory::GuestMemory;
+use crate::vhost::memory::{GuestMemory, Near};
 
 /// One descriptor, read once. Split rings have `next` where packed ones have their buffer's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Pieces {
         for _ in 0..entries {
             let mut words = [0; DESCRIPTOR as usize];
             let entry = table.address.checked_add(u64::from(at) * u64::from(DESCRIPTOR));
-            let bytes = entry.and_then(|entry| memory.span(entry, DESCRIPTOR, &mut 0));
+            let bytes = entry.and_then(|entry| memory.near(0).span(entry, DESCRIPTOR));
             if !bytes.ok_or_else(|| table.fault(slot))?.copy_out(&mut words) {
                 return Err(fault);
             }
@@ -187,7 +187,7 @@ impl Pieces {
         let mut bytes = [0; VnetHeader::LEN];
         let mut at = 0;
         self.each(0, len.into(), slot, memory, |address, len, near| {
-            let part = memory.span(address, len, near)?;
+            let part = near.span(address, len)?;
             let end = at + len as usize;
             part.copy_out(bytes.get_mut(at..end)?).then(|| at = end)
         })?;
@@ -204,18 +204,20 @@ impl Pieces {
         memory: &'a GuestMemory,
         gather: &'a mut [u8],
     ) -> Result<Span<'a>, Fault> {
+        // The header may never be read, but it has to be there as well.
+        self.each(0, skip.into(), slot, memory, |_, _, _| Some(()))?;
         let total = self.bytes(0).saturating_sub(skip.into());
         if total > FRAME_MAX as u64 {
             return Err(Fault::Oversize { slot: slot.into() });
         }
         if let Some(piece) = self.last_of_all(skip)
-            && let Some(bytes) = memory.span(piece.address, piece.len, &mut 0)
+            && let Some(bytes) = memory.near(0).span(piece.address, piece.len)
         {
             return Ok(bytes);
         }
         let mut at = 0;
         self.each(skip, total, slot, memory, |address, len, near| {
-            let bytes = memory.span(address, len, near)?;
+            let bytes = near.span(address, len)?;
             let end = at + len as usize;
             bytes.copy_out(gather.get_mut(at..end)?).then(|| at = end)
         })?;
@@ -249,7 +251,7 @@ impl Pieces {
             let part = bytes.tail(at)?.head(len as usize)?;
             at += len as usize;
             written(address, len);
-            part.copy_to(&mut memory.span_mut(address, len, near)?).then_some(())
+            part.copy_to(&mut near.span_mut(address, len)?).then_some(())
         })
     }
 
@@ -260,9 +262,9 @@ impl Pieces {
         mut len: u64,
         slot: u16,
         memory: &GuestMemory,
-        mut visit: impl FnMut(u64, u32, &mut usize) -> Option<()>,
+        mut visit: impl FnMut(u64, u32, &mut Near<'_>) -> Option<()>,
     ) -> Result<(), Fault> {
-        let mut near = 0;
+        let mut near = memory.near(0);
         for piece in &self.list {
             let passed = skip.min(piece.len);
             skip -= passed;

@@ -7,11 +7,11 @@ use ferrule_ffi::region::Health;
 use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
-use crate::port::Fault;
+use crate::port::{FRAME_MAX, Fault};
 use crate::vhost::chain::Descriptor;
 use crate::vhost::features::Features;
 use crate::vhost::log::Marks;
-use crate::vhost::memory::GuestMemory;
+use crate::vhost::memory::{GuestMemory, Near};
 use crate::vhost::vring::VringSetup;
 
 pub(crate) struct Guest {
@@ -98,31 +98,43 @@ pub(crate) fn read_header(piece: Span<'_>, header_len: u32) -> VnetHeader {
     VnetHeader::parse(&bytes)
 }
 
-/// Brings the frame of a buffer that the guest sent nearer.
+/// The frame and the header of a buffer that the guest sent in one piece.
 #[inline(always)]
-pub(crate) fn prefetch_frame(descriptor: Descriptor, guest: &Guest, near: &mut usize) {
-    if let Some(piece) = guest.memory.span(descriptor.address, descriptor.len, near)
-        && let Some(frame) = piece.tail(guest.header_len as usize)
-    {
-        frame.prefetch();
+pub(crate) fn sent<'a>(descriptor: Descriptor, near: &mut Near<'a>, header_len: u32) -> Option<(Span<'a>, Span<'a>)> {
+    if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT) != 0 {
+        return None;
     }
+    let piece = near.span(descriptor.address, descriptor.len)?;
+    let frame = piece.tail(header_len as usize)?;
+    frame.prefetch();
+    // One that is empty is for whoever counts such.
+    (frame.len() <= FRAME_MAX && !frame.is_empty()).then_some((frame, piece))
 }
 
-/// Brings a buffer that a frame will be stored in nearer.
+/// Room for a frame of `total` bytes with its header in a buffer of one piece.
 #[inline(always)]
-pub(crate) fn prefetch_room(descriptor: Descriptor, guest: &Guest, near: &mut usize) {
-    // Header and frame take two lines even if the frame is short.
-    if let Some(room) = guest.memory.span_mut(descriptor.address, descriptor.len.min(LINE as u32 + 1), near) {
-        room.prefetch();
-        if let Some(second) = room.tail(LINE) {
-            second.prefetch();
-        }
+pub(crate) fn offered<'a>(
+    descriptor: Descriptor,
+    near: &mut Near<'a>,
+    total: u32,
+    header_len: u32,
+) -> Option<SpanMut<'a>> {
+    if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT | Descriptor::WRITE) != Descriptor::WRITE {
+        return None;
     }
+    // A frame of no bytes is for whoever counts such.
+    if total > descriptor.len || total == header_len {
+        return None;
+    }
+    let room = near.span_mut(descriptor.address, total)?;
+    room.prefetch();
+    room.prefetch_at(header_len as usize);
+    Some(room)
 }
 
 /// Stores a finished frame and its header in a buffer that is long enough for both.
 #[inline(always)]
-pub(crate) fn write_finished(room: SpanMut<'_>, header_len: u32, frame: Span<'_>) {
+pub(crate) fn write_finished(room: &mut SpanMut<'_>, header_len: u32, frame: Span<'_>) {
     let header: [u8; VnetHeader::LEN] = FINISHED_BYTES;
     // Sizes that the compiler knows become plain stores.
     let body = if header_len == LONG_HEADER {
@@ -137,7 +149,6 @@ pub(crate) fn write_finished(room: SpanMut<'_>, header_len: u32, frame: Span<'_>
 const FINISHED_BYTES: [u8; VnetHeader::LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 /// Buffers that one received frame can be spread over: the longest frame in buffers of a third of a KiB.
 pub(crate) const MERGED_MAX: usize = 192;
-const LINE: usize = 64;
 const LONG_HEADER: u32 = VnetHeader::LEN as u32;
 /// Without `num_buffers`.
 const SHORT_HEADER: usize = 10;

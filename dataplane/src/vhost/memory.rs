@@ -61,31 +61,12 @@ impl GuestMemory {
         self.0.iter().map(|row| &row.announced)
     }
 
-    /// `len` bytes from a guest address on, to copy from. `near` is the row of the last hit, and of this one
-    /// afterwards.
+    /// A look at it that begins with the row of the last hit.
     #[inline(always)]
-    pub(crate) fn span(&self, address: u64, len: u32, near: &mut usize) -> Option<Span<'_>> {
-        if let Some(row) = self.0.get(*near)
-            && let Some(span) = row.region.span_at(address.wrapping_sub(row.guest), len)
-        {
-            return Some(span);
-        }
-        *near = self.find(address)?;
-        let row = &self.0[*near];
-        row.region.span_at(address - row.guest, len)
-    }
-
-    /// `len` bytes from a guest address on, to copy to.
-    #[inline(always)]
-    pub(crate) fn span_mut(&self, address: u64, len: u32, near: &mut usize) -> Option<SpanMut<'_>> {
-        if let Some(row) = self.0.get(*near)
-            && let Some(span) = row.region.span_mut_at(address.wrapping_sub(row.guest), len)
-        {
-            return Some(span);
-        }
-        *near = self.find(address)?;
-        let row = &self.0[*near];
-        row.region.span_mut_at(address - row.guest, len)
+    pub(crate) fn near(&self, number: usize) -> Near<'_> {
+        // No table is empty, and `number` is of this one.
+        let number = if number < self.0.len() { number } else { 0 };
+        Near { rows: &self.0, row: &self.0[number], number }
     }
 
     /// How many of the `len` bytes from a guest address on lie in one row; none: not even the first.
@@ -108,6 +89,43 @@ impl GuestMemory {
     #[cold]
     fn find(&self, address: u64) -> Option<usize> {
         self.0.iter().position(|row| address.wrapping_sub(row.guest) < row.announced.size)
+    }
+}
+
+/// A look at guest memory. Descriptors that follow each other mostly lead into the same row, which is tried first.
+pub(crate) struct Near<'a> {
+    rows: &'a [Row],
+    row: &'a Row,
+    /// Which row that is.
+    pub(crate) number: usize,
+}
+
+impl<'a> Near<'a> {
+    /// `len` bytes from a guest address on, to copy from; none if they do not all lie in one row.
+    #[inline(always)]
+    pub(crate) fn span(&mut self, address: u64, len: u32) -> Option<Span<'a>> {
+        if let Some(span) = self.row.region.span_at(address.wrapping_sub(self.row.guest), len) {
+            return Some(span);
+        }
+        self.find(address)?;
+        self.row.region.span_at(address - self.row.guest, len)
+    }
+
+    /// `len` bytes from a guest address on, to copy to; none if they do not all lie in one row.
+    #[inline(always)]
+    pub(crate) fn span_mut(&mut self, address: u64, len: u32) -> Option<SpanMut<'a>> {
+        if let Some(span) = self.row.region.span_mut_at(address.wrapping_sub(self.row.guest), len) {
+            return Some(span);
+        }
+        self.find(address)?;
+        self.row.region.span_mut_at(address - self.row.guest, len)
+    }
+
+    #[cold]
+    fn find(&mut self, address: u64) -> Option<()> {
+        self.number = self.rows.iter().position(|row| address.wrapping_sub(row.guest) < row.announced.size)?;
+        self.row = &self.rows[self.number];
+        Some(())
     }
 }
 

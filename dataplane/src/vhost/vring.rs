@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use ferrule_ffi::array::{Array, Plain};
 use ferrule_ffi::region::{Health, Index, Region};
+use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::Accepts;
-use crate::port::{Fault, Frame, Put, Source, Target};
+use crate::port::{Fault, Frame, Put, Run, Source, Target};
 use crate::vhost::features::Features;
 use crate::vhost::log::DirtyLog;
 use crate::vhost::memory::GuestMemory;
@@ -31,7 +32,8 @@ pub struct VringSetup {
     /// Where to begin, as SET_VRING_BASE and GET_VRING_BASE carry it. Split: an index. Packed: index and wrap counter of
     /// the available descriptor in the low half, of the used one in the high half; without a high half they are equal.
     pub base: u32,
-    /// SET_VRING_ENABLE. A disabled ring of the guest's frames is drained, of ours it gets none.
+    /// SET_VRING_ENABLE. A disabled ring that the guest transmits by is drained, and one
+    /// that it receives by is given nothing.
     pub enabled: bool,
     /// What was negotiated.
     pub features: Features,
@@ -92,6 +94,14 @@ impl GuestTx {
         }
     }
 
+    /// Whether its frames go anywhere; if not, whoever has it drops them.
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_enabled(),
+            Self::Packed(ring) => ring.is_enabled(),
+        }
+    }
+
     fn any(&mut self) -> &mut dyn Source {
         match self {
             Self::Split(ring) => &mut **ring,
@@ -132,6 +142,14 @@ impl Source for GuestTx {
         self.any().look()
     }
 
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        self.any().run(run);
+    }
+
+    fn advance_run(&mut self, count: usize) {
+        self.any().advance_run(count);
+    }
+
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
         self.any().peek(gather)
     }
@@ -164,6 +182,10 @@ impl Source for GuestTx {
 impl Target for GuestRx {
     fn look(&mut self) -> Result<(), Fault> {
         self.any().look()
+    }
+
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        self.any().put_run(run)
     }
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {

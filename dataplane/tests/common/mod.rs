@@ -29,13 +29,18 @@ pub fn memif_wire(name: &str, first: Role, second: Role, full: Full) -> (String,
     let name = unique(name);
     let end = |number: u32, role| EndSpec::Memif(MemifSpec { role, ..client_spec(&name, number) });
     let ends = [end(0, first), end(1, second)];
-    (name.clone(), WireSpec { name, ends, full })
+    (name.clone(), WireSpec { name, ends, full, trusted: false })
 }
 
 /// The client of end `number` of a wire made by [`memif_wire`].
 pub fn client_spec(wire: &str, number: u32) -> MemifSpec {
     let socket = if number == 0 { format!("@{wire}") } else { format!("@{wire}-{number}") };
     MemifSpec::new(socket.parse().unwrap(), Role::Client)
+}
+
+/// The same as server: for ends that are clients.
+pub fn server_spec(wire: &str, number: u32) -> MemifSpec {
+    MemifSpec { role: Role::Server, ..client_spec(wire, number) }
 }
 
 pub fn client(wire: &str, number: u32) -> Endpoint {

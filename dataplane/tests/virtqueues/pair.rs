@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, forward};
+use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::spec::Full;
 use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
 use ferrule_dataplane::vhost::features::Features;
 use ferrule_dataplane::vhost::memory::GuestMemory;
 use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringLog, VringSetup};
+use ferrule_ffi::bell::Bell;
 use ferrule_ffi::region::Region;
 
 /// Both rings of a queue pair, both sides of each.
@@ -14,8 +17,11 @@ pub struct Pair {
     pub memory: DriverMemory,
     pub driver_tx: DriverTx,
     pub driver_rx: DriverRx,
-    pub guest_tx: GuestTx,
-    pub guest_rx: GuestRx,
+    pub guest_tx: AnySource,
+    pub guest_rx: AnyTarget,
+    pub counters: LinkCounters,
+    resume: usize,
+    tools: Tools,
     pub bells: [Bells; 2],
     pub features: Features,
 }
@@ -30,38 +36,39 @@ impl Pair {
         let [rx, tx] = [RX, TX].map(|index| setup(&memory, index, features, &bells[index], None));
         let driver_rx = DriverRx::new(&memory, RX, features, bells[RX].clone());
         let driver_tx = DriverTx::new(&memory, TX, features, bells[TX].clone());
-        let (guest_rx, guest_tx) = (GuestRx::new(&rx).unwrap(), GuestTx::new(&tx).unwrap());
-        Self { memory, driver_tx, driver_rx, guest_tx, guest_rx, bells, features }
+        Self {
+            memory,
+            driver_tx,
+            driver_rx,
+            guest_tx: AnySource::Vhost(GuestTx::new(&tx).unwrap()),
+            guest_rx: AnyTarget::Vhost(GuestRx::new(&rx).unwrap()),
+            counters: LinkCounters::default(),
+            resume: 0,
+            tools: Tools::new(Bell::new().unwrap()),
+            bells,
+            features,
+        }
     }
 
-    /// Takes everything that the driver sent and puts it back into the driver's other ring, as far as that goes. What
-    /// was not taken because of that stays. Whether each side is to be rung.
+    /// Moves what the driver sent into the driver's other ring, as a worker does, until nothing moves.
     pub fn turn(&mut self) -> Turn {
-        let mut gather = vec![0; FRAME_MAX];
-        let mut turn = Turn::default();
-        while self.guest_tx.look().unwrap() {
-            self.guest_rx.look().unwrap();
-            let mut full = false;
-            for _ in 0..BURST {
-                let Some(frame) = self.guest_tx.peek(&mut gather).unwrap() else { break };
-                let slots = frame.slots;
-                let put = self.guest_rx.put(&frame).unwrap();
-                full = put == Put::Full;
-                if full {
-                    break;
-                }
-                turn.frames += 1;
-                turn.refused += usize::from(matches!(put, Put::Refused(_)));
-                self.guest_tx.advance(slots);
-            }
-            turn.interrupts += usize::from(self.guest_rx.publish());
-            self.guest_tx.release();
-            turn.completions += usize::from(self.guest_tx.release_bell().is_some());
-            if full {
-                break;
-            }
-        }
-        turn
+        self.try_turn().unwrap()
+    }
+
+    /// The same with a driver that may lie.
+    pub fn try_turn(&mut self) -> Result<Turn, Broken> {
+        let before = self.counters.read();
+        let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
+        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools)? == Visit::Moved {}
+        let after = self.counters.read();
+        let refused = (after.dropped() - before.dropped()) as usize;
+        let rung = |bells: &Bells| usize::from(nix::unistd::read(&*bells.call, &mut [0; 8]).is_ok());
+        Ok(Turn {
+            frames: (after.frames - before.frames) as usize + refused,
+            refused,
+            interrupts: rung(&self.bells[RX]),
+            completions: rung(&self.bells[TX]),
+        })
     }
 
     /// Sends as many of these frames as there is room for. How many that were.
@@ -93,14 +100,36 @@ impl Pair {
         frames
     }
 
+    /// Our ends, for tests of one of them.
+    pub fn guest(&mut self) -> (&mut GuestTx, &mut GuestRx) {
+        match (&mut self.guest_tx, &mut self.guest_rx) {
+            (AnySource::Vhost(tx), AnyTarget::Vhost(rx)) => (tx, rx),
+            _ => unreachable!("a pair is made of these"),
+        }
+    }
+
     /// Puts new device ends in the place of these, which begin where these stopped.
     pub fn take_over(&mut self, log: Option<&VringLog>) {
-        let mut rx = setup(&self.memory, RX, self.features, &self.bells[RX], log);
-        rx.base = self.guest_rx.base();
-        self.guest_rx = GuestRx::new(&rx).unwrap();
-        let mut tx = setup(&self.memory, TX, self.features, &self.bells[TX], log);
-        tx.base = self.guest_tx.base();
-        self.guest_tx = GuestTx::new(&tx).unwrap();
+        self.replace(log, |setup| setup);
+    }
+
+    /// The same without the flag of SET_VRING_ADDR that has the used ring logged.
+    pub fn leave_used_rings_unlogged(&mut self, log: &VringLog) {
+        self.replace(Some(log), |setup| {
+            let log = setup.log.map(|log| VringLog { used: None, ..log });
+            VringSetup { log, ..setup }
+        });
+    }
+
+    fn replace(&mut self, log: Option<&VringLog>, change: impl Fn(VringSetup) -> VringSetup) {
+        let (tx_base, rx_base) = {
+            let (tx, rx) = self.guest();
+            (tx.base(), rx.base())
+        };
+        let rx = change(setup(&self.memory, RX, self.features, &self.bells[RX], log));
+        let tx = change(setup(&self.memory, TX, self.features, &self.bells[TX], log));
+        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&VringSetup { base: rx_base, ..rx }).unwrap());
+        self.guest_tx = AnySource::Vhost(GuestTx::new(&VringSetup { base: tx_base, ..tx }).unwrap());
     }
 }
 

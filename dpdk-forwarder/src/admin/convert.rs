@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, Full};
-use ferrule_dataplane::status::{DropReason, EndState, Traffic};
+use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic, WorkerStatus};
 use nix::time::{ClockId, clock_gettime};
 
 use super::v1;
 use crate::wires::{Listed, Origin};
 
 /// The answer to a list or watch, with the time of now.
-pub(super) fn response(wires: &[Listed]) -> v1::ListWiresResponse {
-    v1::ListWiresResponse { wires: wires.iter().map(wire).collect(), monotonic_ns: monotonic_ns() }
+pub(super) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> v1::ListWiresResponse {
+    v1::ListWiresResponse {
+        wires: wires.iter().map(wire).collect(),
+        monotonic_ns: monotonic_ns(),
+        workers: workers.iter().map(worker).collect(),
+    }
+}
+
+fn worker(status: &WorkerStatus) -> v1::Worker {
+    let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let busy_ns = u64::try_from(status.busy.as_nanos()).unwrap_or(u64::MAX);
+    v1::Worker { cpu: number(status.cpu), queues: number(status.queues), busy_ns }
 }
 
 fn wire(listed: &Listed) -> v1::Wire {
@@ -24,6 +34,11 @@ fn wire(listed: &Listed) -> v1::Wire {
         Full::Hold => "hold",
         Full::Drop => "drop",
     };
+    let (crossing, copied_because) = match &status.crossing {
+        Crossing::Copied => ("copied", String::new()),
+        Crossing::Switched => ("switched", String::new()),
+        Crossing::CopiedThough { reason } => ("copied", reason.clone()),
+    };
     v1::Wire {
         name: status.spec.name.clone(),
         origin: origin.into(),
@@ -31,6 +46,8 @@ fn wire(listed: &Listed) -> v1::Wire {
         directions: status.directions.iter().map(traffic).collect(),
         queues: u32::try_from(status.queues).unwrap_or(u32::MAX),
         full: full.to_owned(),
+        crossing: crossing.to_owned(),
+        copied_because,
     }
 }
 
@@ -39,7 +56,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
         EndState::Listening { last_error } | EndState::Connecting { last_error } => {
             last_error.clone().unwrap_or_default()
         }
-        EndState::Connected { peer } => peer.clone(),
+        EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
         EndState::Up => String::new(),
         EndState::Failed { reason } => reason.clone(),
     };
@@ -79,15 +96,19 @@ mod tests {
             "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2] };
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0] };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
-        let status = WireStatus { spec, ends, directions: [sent, Traffic::default()], queues: 1 };
+        let status =
+            WireStatus { spec, ends, directions: [sent, Traffic::default()], crossing: Crossing::Switched, queues: 1 };
         let before = monotonic_ns();
-        let answer = response(&[Listed { origin: Origin::Admin, status }]);
+        let worker = WorkerStatus { cpu: 1, queues: 2, busy: Duration::from_micros(3) };
+        let answer = response(&[Listed { origin: Origin::Admin, status }], &[worker]);
+        assert_eq!(answer.workers, [v1::Worker { cpu: 1, queues: 2, busy_ns: 3000 }]);
         assert!(answer.monotonic_ns >= before && before > 0);
         let [wire] = &answer.wires[..] else { panic!("one wire") };
         assert_eq!((wire.name.as_str(), wire.full.as_str(), wire.queues), ("w", "drop", 1));
         assert_eq!(wire.origin(), v1::Origin::Admin);
+        assert_eq!((wire.crossing.as_str(), wire.copied_because.as_str()), ("switched", ""));
         let told: Vec<_> =
             wire.ends.iter().map(|end| [&end.kind[..], &end.description, &end.state, &end.detail]).collect();
         assert_eq!(
@@ -96,6 +117,9 @@ mod tests {
         );
         assert_eq!((wire.directions[0].frames, wire.directions[0].bytes), (5, 300));
         let drops: Vec<_> = wire.directions[0].drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
-        assert_eq!(drops, [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2)]);
+        assert_eq!(
+            drops,
+            [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2), ("disabled", 0)]
+        );
     }
 }

@@ -7,18 +7,19 @@ use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, SocketMode, VhostFeatures,
     VhostUserSpec, WireSpec,
 };
-
-use super::reader::{Field, Findings, Table};
+use sriov_manager::document::{Field, Findings, Table};
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
-    let table = field.table(&["name", "full", "ends"]);
+    let table = field.table(&["name", "full", "trusted", "ends"]);
     let name = table.as_ref().and_then(|table| table.required("name", "a name that no other wire has"));
     let full = table.as_ref().and_then(|table| table.optional("full"));
+    let trusted = table.as_ref().and_then(|table| table.optional("trusted"));
     let ends = table.as_ref().and_then(|table| table.required("ends", "a list of two ends"));
     let wire = WireSpec {
         name: name.and_then(|field| field.text()).map_or_else(|| stand_in(findings), ToOwned::to_owned),
         full: full.and_then(|field| field.choice(&[("hold", Full::Hold), ("drop", Full::Drop)])).unwrap_or_default(),
+        trusted: trusted.and_then(|field| field.choice(&[("true", true), ("false", false)])).unwrap_or_default(),
         ends: read_ends(ends.as_ref(), findings),
     };
     for error in wire.check() {

@@ -106,7 +106,7 @@ impl Stream {
                 }
                 if !filled || self.touch == Touch::Whole {
                     let end = if filled { size } else { self.payload.len().min(buffer.len()) };
-                    if let Some(mut rest) = buffer.tail(HEAD) {
+                    if let Some((_, mut rest)) = buffer.split(HEAD) {
                         let _ = Span::from(&self.payload[HEAD..end]).copy_to(&mut rest);
                     }
                     self.unfilled = self.unfilled.saturating_sub(1);

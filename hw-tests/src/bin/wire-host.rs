@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let near = MemifSpec { id, ..MemifSpec::new(format!("@{name}-end").parse()?, Role::Server) };
         let far = MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse()?, Role::Client) };
         let ends = [EndSpec::Memif(near), EndSpec::Memif(far)];
-        engine.add(WireSpec { name: format!("{name}-{id}"), ends, full: Full::Hold })?;
+        engine.add(WireSpec { name: format!("{name}-{id}"), ends, full: Full::Hold, trusted: false })?;
     }
     while engine.wires().iter().any(|wire| wire.ends[1].word() != "connected") {
         thread::sleep(Duration::from_millis(1));

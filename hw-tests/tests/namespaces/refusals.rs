@@ -80,5 +80,5 @@ fn a_second_wire_cannot_take_the_interface_or_the_id_of_the_first() {
 fn wire(kernel: &KernelSpec, socket: &Path) -> WireSpec {
     let memif = MemifSpec::new(socket.to_str().unwrap().parse().unwrap(), Role::Server);
     let ends = [EndSpec::Memif(memif), EndSpec::Kernel(kernel.clone())];
-    WireSpec { name: "refused".to_owned(), ends, full: Full::Hold }
+    WireSpec { name: "refused".to_owned(), ends, full: Full::Hold, trusted: false }
 }

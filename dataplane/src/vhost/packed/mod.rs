@@ -44,14 +44,6 @@ struct PackedRing {
     next: Position,
     /// The first one not given back yet.
     done: Position,
-    /// The first one not read ahead.
-    ready: Position,
-    /// How many have been read ahead.
-    ahead: u16,
-    /// Where the first of them is in `window`.
-    first: u16,
-    /// Descriptors read ahead.
-    window: [[u64; 2]; BURST],
     /// Buffers taken and not given back.
     taken: ArrayVec<Taken, TAKEN_MAX>,
 }
@@ -129,10 +121,6 @@ impl PackedRing {
             guest: Guest::new(setup),
             next,
             done: next,
-            ready: next,
-            ahead: 0,
-            first: 0,
-            window: [[0; 2]; BURST],
             taken: ArrayVec::new(),
         };
         ring.want_kick(false);
@@ -145,37 +133,10 @@ impl PackedRing {
         done | done << 16
     }
 
-    /// Reads the next descriptors that the guest has made available. `arrived` gets each.
-    #[inline(always)]
-    fn read_ahead(&mut self, arrived: impl Fn(Descriptor, &Guest, &mut usize)) -> Result<(), Fault> {
-        let before = self.ahead;
-        while usize::from(self.ahead) < BURST {
-            let Some(words) = self.available(self.ready) else { break };
-            self.window[usize::from(self.first.wrapping_add(self.ahead)) % BURST] = words;
-            self.ready = self.ready.after(1, self.size);
-            self.ahead += 1;
-        }
-        let mut near = self.guest.near;
-        for at in before..self.ahead {
-            let words = self.window[usize::from(self.first.wrapping_add(at)) % BURST];
-            arrived(Descriptor::packed(words), &self.guest, &mut near);
-        }
-        self.guest.near = near;
-        self.guest.check_health()
-    }
-
     /// The descriptor at `position`, if the guest has made it available.
     #[inline(always)]
-    fn available(&self, position: Position) -> Option<[u64; 2]> {
-        let second = self.desc.load_second(position.index.into());
-        let flags = (second >> 48) as u16;
-        (flags & (AVAIL | USED) == position.available()).then(|| [self.desc.read_first(position.index.into()), second])
-    }
-
-    /// The next descriptor, if one was read ahead.
-    #[inline(always)]
-    fn front(&self) -> Option<Descriptor> {
-        (self.ahead > 0).then(|| Descriptor::packed(self.window[usize::from(self.first) % BURST]))
+    fn available(&self, position: Position) -> Option<Descriptor> {
+        available(&self.desc, position)
     }
 
     /// Lists the pieces of the chain that begins at `position`. Its id and how many
@@ -183,11 +144,10 @@ impl PackedRing {
     fn collect(&self, position: Position, pieces: &mut Pieces) -> Result<Option<(u16, u16)>, Fault> {
         let mut at = position;
         for slots in 1..=self.size {
-            let Some(words) = self.available(at) else {
+            let Some(descriptor) = self.available(at) else {
                 // The guest makes a chain's first descriptor available after all others (2.8.8).
                 return if slots == 1 { Ok(None) } else { Err(Fault::OpenChain { slot: position.index.into() }) };
             };
-            let descriptor = Descriptor::packed(words);
             if !pieces.add(descriptor, at.index, Links::Packed, &self.guest.memory)? {
                 // The id is in the last one (2.8.6).
                 return Ok(Some((descriptor.next, slots)));
@@ -202,14 +162,6 @@ impl PackedRing {
     fn take(&mut self, taken: Taken) {
         self.taken.push(taken);
         self.next = self.next.after(taken.slots, self.size);
-        if taken.slots <= self.ahead {
-            self.ahead -= taken.slots;
-            self.first = self.first.wrapping_add(taken.slots);
-        } else {
-            // Taken further than was read ahead.
-            self.ahead = 0;
-            self.ready = self.next;
-        }
     }
 
     /// Gives the guest everything taken back. Whether it wants to be interrupted.
@@ -282,6 +234,15 @@ impl PackedRing {
             fence(Ordering::SeqCst);
         }
     }
+}
+
+/// The descriptor at `position`, if the guest has made it available.
+#[inline(always)]
+fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<Descriptor> {
+    let second = desc.load_second(position.index.into());
+    let flags = (second >> 48) as u16;
+    let available = flags & (AVAIL | USED) == position.available();
+    available.then(|| Descriptor::packed([desc.read_first(position.index.into()), second]))
 }
 
 /// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).

@@ -3,15 +3,15 @@
 use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
-use ferrule_ffi::span::Span;
+use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
-use crate::port::{Fault, Frame, Put, Target};
+use crate::port::{BURST, Fault, Frame, Put, Target};
 use crate::status::DropReason;
-use crate::vhost::chain::{Descriptor, Pieces};
+use crate::vhost::chain::Pieces;
 use crate::vhost::features::Features;
-use crate::vhost::guest::{FINISHED, MERGED_MAX, prefetch_room, write_finished};
-use crate::vhost::packed::{AVAIL, PackedRing, Taken, USED};
+use crate::vhost::guest::{FINISHED, MERGED_MAX, offered, write_finished};
+use crate::vhost::packed::{PackedRing, Taken, available};
 use crate::vhost::vring::{VringError, VringSetup};
 
 /// Puts frames into the buffers that a guest offers in a packed ring.
@@ -40,14 +40,9 @@ impl PackedRx {
     }
 
     /// Stores a frame in whatever buffers there are, or nothing of it.
-    #[cold]
     fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         if !self.ring.guest.enabled {
             return Ok(Put::Full);
-        }
-        if self.ring.ahead == 0 {
-            self.look()?;
-            return if self.ring.ahead == 0 { Ok(Put::Full) } else { self.put(frame) };
         }
         if self.ring.taken.remaining_capacity() < MERGED_MAX {
             self.owes_call |= self.ring.complete();
@@ -105,29 +100,46 @@ impl PackedRx {
 impl Target for PackedRx {
     #[inline]
     fn look(&mut self) -> Result<(), Fault> {
-        self.ring.read_ahead(prefetch_room)
+        self.ring.guest.check_health()
     }
 
-    #[inline(always)]
-    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let ring = &mut self.ring;
-        let header_len = ring.guest.header_len;
-        let total = frame.bytes.len() as u32 + header_len;
-        if let Some(descriptor) = ring.front()
-            && descriptor.flags & !(AVAIL | USED) == Descriptor::WRITE
-            && total <= descriptor.len
-            && total > header_len
-            && frame.offload.is_none()
-            && ring.guest.marks.is_none()
-            && ring.guest.enabled
-            && !ring.taken.is_full()
-            && let Some(room) = ring.guest.memory.span_mut(descriptor.address, total, &mut ring.guest.near)
-        {
-            write_finished(room, header_len, frame.bytes);
-            ring.take(Taken { id: descriptor.next, slots: 1, len: total });
-            return Ok(Put::Stored);
+    // A function of its own, as `run` is.
+    #[inline(never)]
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        if self.ring.taken.remaining_capacity() < BURST {
+            self.owes_call |= self.ring.complete();
         }
-        self.scatter(frame)
+        let ring = &mut self.ring;
+        if ring.guest.marks.is_some() || !ring.guest.enabled {
+            return 0;
+        }
+        let PackedRing { desc, guest, taken, next, size, .. } = ring;
+        let header_len = guest.header_len;
+        let mut near = guest.memory.near(guest.near);
+        let mut position = *next;
+        let place = |frame: &Span<'_>| {
+            let descriptor = available(desc, position)?;
+            // No frame is as long as 4 GiB.
+            let len = frame.len() as u32 + header_len;
+            let room = offered(descriptor, &mut near, len, header_len)?;
+            taken.push(Taken { id: descriptor.next, slots: 1, len });
+            position = position.after(1, *size);
+            Some(room)
+        };
+        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
+        rooms.extend(run.iter().take(usize::from(*size).min(BURST)).map_while(place));
+        let count = rooms.len();
+        for (frame, room) in run.iter().zip(&mut rooms) {
+            write_finished(room, header_len, *frame);
+        }
+        guest.near = near.number;
+        *next = position;
+        count
+    }
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let stored = frame.offload.is_none() && self.put_run(&[frame.bytes]) == 1;
+        if stored { Ok(Put::Stored) } else { self.scatter(frame) }
     }
 
     #[inline]

@@ -3,9 +3,9 @@
 use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
-use crate::port::{FRAME_MAX, Fault, Frame, Source};
-use crate::vhost::chain::{Descriptor, Pieces};
-use crate::vhost::guest::{Guest, prefetch_frame, read_header};
+use crate::port::{BURST, Fault, Frame, Run, Source};
+use crate::vhost::chain::Pieces;
+use crate::vhost::guest::{Guest, read_header, sent};
 use crate::vhost::packed::{PackedRing, Taken};
 use crate::vhost::vring::{VringError, VringSetup};
 
@@ -14,6 +14,8 @@ pub struct PackedTx {
     ring: PackedRing,
     /// Those of a chain.
     pieces: Pieces,
+    /// The ids of the buffers that were shown, the next one's first.
+    ids: [u16; BURST],
     /// The id of the buffer that was peeked: for a chain it is in the last descriptor.
     id: u16,
     /// Whether frames can be unfinished.
@@ -29,7 +31,7 @@ impl PackedTx {
         let ring = PackedRing::new(setup, false)?;
         let unfinished = ring.guest.sends_unfinished();
         let pieces = Pieces::new(false, setup.size);
-        Ok(Self { ring, pieces, id: 0, unfinished, header: VnetHeader::default(), owes_call: false })
+        Ok(Self { ring, pieces, ids: [0; BURST], id: 0, unfinished, header: VnetHeader::default(), owes_call: false })
     }
 
     /// Where a successor begins.
@@ -60,51 +62,57 @@ impl PackedTx {
         Ok(Some(Frame { bytes, offload, slots: slots.into() }))
     }
 
-    /// Takes a burst of what a disabled ring holds, and nobody gets it.
-    #[cold]
-    fn drain(&mut self) -> Result<(), Fault> {
-        for _ in 0..self.ring.ahead {
-            self.pieces.clear();
-            let Some((id, slots)) = self.ring.collect(self.ring.next, &mut self.pieces)? else { break };
-            self.ring.take(Taken { id, slots, len: 0 });
-        }
-        Ok(())
+    /// Whether its frames go anywhere.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.ring.guest.enabled
     }
 }
 
 impl Source for PackedTx {
     #[inline]
     fn look(&mut self) -> Result<bool, Fault> {
-        self.ring.read_ahead(prefetch_frame)?;
-        let waiting = self.ring.ahead > 0;
-        if !self.ring.guest.enabled {
-            self.drain()?;
-        }
-        Ok(waiting)
+        self.ring.guest.check_health()?;
+        Ok(self.ring.available(self.ring.next).is_some())
+    }
+
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let Self { ring, ids, unfinished, .. } = self;
+        let header_len = ring.guest.header_len;
+        let mut near = ring.guest.memory.near(ring.guest.near);
+        let mut position = ring.next;
+        let plain = |shown: &mut u16| {
+            let descriptor = ring.available(position)?;
+            let (frame, piece) = sent(descriptor, &mut near, header_len)?;
+            *shown = descriptor.next;
+            position = position.after(1, ring.size);
+            (!*unfinished || read_header(piece, header_len).is_plain()).then_some(frame)
+        };
+        run.extend(ids.iter_mut().take(ring.size.into()).map_while(plain));
+        ring.guest.near = near.number;
     }
 
     #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        if self.ring.taken.remaining_capacity() < BURST {
+            self.release();
+        }
+        let taken = &self.ids[..count.min(BURST)];
+        self.ring.taken.extend(taken.iter().map(|&id| Taken { id, slots: 1, len: 0 }));
+        // A run is no longer than a ring.
+        self.ring.next = self.ring.next.after(taken.len() as u16, self.ring.size);
+    }
+
+    #[inline]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
         let Self { ring, pieces, id, header, unfinished, .. } = self;
-        let Some(descriptor) = ring.front() else { return Ok(None) };
-        let header_len = ring.guest.header_len as usize;
-        if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT) == 0
-            && let Some(piece) = ring.guest.memory.span(descriptor.address, descriptor.len, &mut ring.guest.near)
-            && let Some(bytes) = piece.tail(header_len)
-            && bytes.len() <= FRAME_MAX
-        {
-            *id = descriptor.next;
-            let mut offload = None;
-            if *unfinished && !bytes.is_empty() {
-                *header = read_header(piece, header_len as u32);
-                offload = (!header.is_plain()).then_some(&*header);
-            }
-            return Ok(Some(Frame { bytes, offload, slots: 1 }));
+        if ring.available(ring.next).is_none() {
+            return Ok(None);
         }
         Self::chain(ring, pieces, id, unfinished.then_some(header), gather)
     }
 
-    #[inline(always)]
     fn advance(&mut self, slots: u32) {
         if self.ring.taken.is_full() {
             self.release();

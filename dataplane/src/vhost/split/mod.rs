@@ -47,20 +47,8 @@ struct SplitRing {
     next: u16,
     /// The guest's index when it was last read.
     seen: u16,
-    /// Entries before this one have been read ahead.
-    ready: u16,
     /// What the guest last saw of our index.
     done: u16,
-    /// Entries read ahead, each at its position masked: their loads overlap, and their buffers are under way from the
-    /// guest's cache by the time they are needed.
-    ahead: [Entry; BURST],
-}
-
-/// An available entry and the first descriptor of its chain, each read once.
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    words: [u64; 2],
-    head: u16,
 }
 
 impl SplitRing {
@@ -89,46 +77,37 @@ impl SplitRing {
             guest: Guest::new(setup),
             next,
             seen: next,
-            ready: next,
             done: next,
-            ahead: [Entry::default(); BURST],
         };
         ring.want_kick(false);
         Ok(ring)
     }
 
-    /// Reads the guest's index, if there is room to read ahead, and the next entries. `arrived` gets each.
+    /// Makes sure that a burst of entries is known, if there is one.
     #[inline(always)]
-    fn read_ahead(&mut self, arrived: impl Fn(Descriptor, &Guest, &mut usize)) -> Result<(), Fault> {
-        if usize::from(self.ready.wrapping_sub(self.next)) == BURST {
-            return Ok(());
+    fn look(&mut self) -> Result<(), Fault> {
+        if usize::from(self.waiting()) < BURST { self.refresh() } else { Ok(()) }
+    }
+
+    /// Entries that are known and not taken.
+    #[inline(always)]
+    fn waiting(&self) -> u16 {
+        self.seen.wrapping_sub(self.next)
+    }
+
+    /// Fetches the used entries of the next `count` chains, as far as they are there: the guest has read them.
+    #[inline(always)]
+    fn prefetch_used(&self, count: usize) {
+        for ahead in (0..self.waiting().min(count as u16)).step_by(USED_PER_LINE) {
+            self.used.prefetch_write((self.next.wrapping_add(ahead) & self.mask).into());
         }
-        if usize::from(self.seen.wrapping_sub(self.next)) < BURST {
-            self.refresh()?;
-        }
-        let count = self.seen.wrapping_sub(self.next).min(BURST as u16);
-        let end = self.next.wrapping_add(count);
-        let first = self.ready;
-        while self.ready != end {
-            let head = self.avail.read((self.ready & self.mask).into());
-            if head > self.mask {
-                // What comes before it is still good.
-                if self.ready == self.next {
-                    return Err(self.bad_head(self.ready, head));
-                }
-                break;
-            }
-            self.ahead[usize::from(self.ready) % BURST] = Entry { words: self.desc.read(head.into()), head };
-            self.ready = self.ready.wrapping_add(1);
-        }
-        let mut near = self.guest.near;
-        let mut at = first;
-        while at != self.ready {
-            arrived(Descriptor::split(self.ahead[usize::from(at) % BURST].words), &self.guest, &mut near);
-            at = at.wrapping_add(1);
-        }
-        self.guest.near = near;
-        Ok(())
+    }
+
+    /// The head of the entry at `position` and the first descriptor of its chain; none if there is no such descriptor.
+    #[inline(always)]
+    fn entry(&self, position: u16) -> Option<(u16, Descriptor)> {
+        let head = self.avail.read((position & self.mask).into());
+        (head <= self.mask).then(|| (head, Descriptor::split(self.desc.read(head.into()))))
     }
 
     /// Reads the guest's index.
@@ -150,7 +129,8 @@ impl SplitRing {
         // As many steps as descriptors: links in a circle end here.
         for _ in 0..=self.mask {
             if slot > self.mask {
-                return Err(self.bad_head(position, slot));
+                let (entry, size) = ((position & self.mask).into(), u32::from(self.mask) + 1);
+                return Err(Fault::Head { entry, head: slot.into(), size });
             }
             let descriptor = Descriptor::split(self.desc.read(slot.into()));
             if !pieces.add(descriptor, head, Links::Split, &self.guest.memory)? {
@@ -159,21 +139,6 @@ impl SplitRing {
             slot = descriptor.next;
         }
         Err(Fault::Oversize { slot: head.into() })
-    }
-
-    #[cold]
-    fn bad_head(&self, position: u16, head: u16) -> Fault {
-        Fault::Head { entry: (position & self.mask).into(), head: head.into(), size: u32::from(self.mask) + 1 }
-    }
-
-    /// Moves on by `count` entries.
-    #[inline(always)]
-    fn take(&mut self, count: u16) {
-        self.next = self.next.wrapping_add(count);
-        if self.ready.wrapping_sub(self.next) > BURST as u16 {
-            // Taken further than was read ahead.
-            self.ready = self.next;
-        }
     }
 
     /// Gives the guest all entries before `next` back. Whether it wants to be interrupted.
@@ -240,6 +205,8 @@ impl SplitRing {
     }
 }
 
+/// Used entries in a cache line.
+const USED_PER_LINE: usize = 8;
 /// In `avail.flags`: the guest does not want to be interrupted (2.7.6).
 const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: we do not want to be kicked (2.7.8).

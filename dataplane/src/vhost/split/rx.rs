@@ -2,15 +2,16 @@
 
 use std::os::fd::BorrowedFd;
 
-use ferrule_ffi::span::Span;
+use arrayvec::ArrayVec;
+use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::{BURST, Fault, Frame, Put, Target};
 use crate::status::DropReason;
-use crate::vhost::chain::{Descriptor, Pieces};
+use crate::vhost::chain::Pieces;
 use crate::vhost::features::Features;
-use crate::vhost::guest::{FINISHED, MERGED_MAX, prefetch_room, write_finished};
-use crate::vhost::split::{Entry, SplitRing};
+use crate::vhost::guest::{FINISHED, MERGED_MAX, offered, write_finished};
+use crate::vhost::split::SplitRing;
 use crate::vhost::vring::{VringError, VringSetup};
 
 /// Puts frames into the buffers that a guest offers in a split ring.
@@ -37,14 +38,9 @@ impl SplitRx {
     }
 
     /// Stores a frame in whatever chains there are, or nothing of it.
-    #[cold]
     fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         if !self.ring.guest.enabled {
             return Ok(Put::Full);
-        }
-        if self.ring.next == self.ring.ready {
-            self.look()?;
-            return if self.ring.next == self.ring.ready { Ok(Put::Full) } else { self.put(frame) };
         }
         let ring = &mut self.ring;
         let len = frame.bytes.len();
@@ -101,7 +97,7 @@ impl SplitRx {
         let header = header.emit();
         pieces.fill(0, Span::from(&header[..header_len as usize]), slot, memory, &mut written)?;
         pieces.fill(header_len, frame.bytes, slot, memory, written)?;
-        ring.take(chains);
+        ring.next = ring.next.wrapping_add(chains);
         Ok(Put::Stored)
     }
 }
@@ -109,30 +105,43 @@ impl SplitRx {
 impl Target for SplitRx {
     #[inline]
     fn look(&mut self) -> Result<(), Fault> {
-        self.ring.read_ahead(prefetch_room)
+        self.ring.look()
     }
 
-    #[inline(always)]
-    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+    // A function of its own, as `run` is.
+    #[inline(never)]
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
         let ring = &mut self.ring;
-        let Entry { words, head } = ring.ahead[usize::from(ring.next) % BURST];
-        let descriptor = Descriptor::split(words);
-        let header_len = ring.guest.header_len;
-        let total = frame.bytes.len() as u32 + header_len;
-        let usual = ring.next != ring.ready
-            && descriptor.flags == Descriptor::WRITE
-            && total <= descriptor.len
-            && total > header_len
-            && frame.offload.is_none()
-            && ring.guest.marks.is_none()
-            && ring.guest.enabled;
-        if usual && let Some(room) = ring.guest.memory.span_mut(descriptor.address, total, &mut ring.guest.near) {
-            write_finished(room, header_len, frame.bytes);
-            ring.used.write((ring.next & ring.mask).into(), [head.into(), total]);
-            ring.next = ring.next.wrapping_add(1);
-            return Ok(Put::Stored);
+        if ring.guest.marks.is_some() || !ring.guest.enabled {
+            return 0;
         }
-        self.scatter(frame)
+        let header_len = ring.guest.header_len;
+        let mut near = ring.guest.memory.near(ring.guest.near);
+        let place = |(position, frame): (u16, &Span<'_>)| {
+            let (head, descriptor) = ring.entry(position)?;
+            // No frame is as long as 4 GiB.
+            let total = frame.len() as u32 + header_len;
+            let room = offered(descriptor, &mut near, total, header_len)?;
+            // Not seen before the index is.
+            ring.used.write((position & ring.mask).into(), [head.into(), total]);
+            Some(room)
+        };
+        ring.prefetch_used(run.len());
+        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
+        let positions = (0..ring.waiting()).map(|ahead| ring.next.wrapping_add(ahead));
+        rooms.extend(positions.zip(run).take(BURST).map_while(place));
+        let count = rooms.len();
+        for (frame, room) in run.iter().zip(&mut rooms) {
+            write_finished(room, header_len, *frame);
+        }
+        ring.guest.near = near.number;
+        ring.next = ring.next.wrapping_add(count as u16);
+        count
+    }
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        let stored = frame.offload.is_none() && self.put_run(&[frame.bytes]) == 1;
+        if stored { Ok(Put::Stored) } else { self.scatter(frame) }
     }
 
     #[inline]

@@ -3,9 +3,9 @@
 use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Source};
-use crate::vhost::chain::{Descriptor, Pieces};
-use crate::vhost::guest::{Guest, prefetch_frame, read_header};
+use crate::port::{BURST, Fault, Frame, Run, Source};
+use crate::vhost::chain::Pieces;
+use crate::vhost::guest::{Guest, read_header, sent};
 use crate::vhost::split::SplitRing;
 use crate::vhost::vring::{VringError, VringSetup};
 
@@ -14,6 +14,8 @@ pub struct SplitTx {
     ring: SplitRing,
     /// Those of a chain.
     pieces: Pieces,
+    /// The heads of the chains that were shown, the next one's first.
+    heads: [u16; BURST],
     /// The head of the last chain taken.
     last_head: u16,
     /// Whether frames can be unfinished.
@@ -29,7 +31,15 @@ impl SplitTx {
         let ring = SplitRing::new(setup, false)?;
         let unfinished = ring.guest.sends_unfinished();
         let pieces = Pieces::new(false, setup.size);
-        Ok(Self { ring, pieces, last_head: 0, unfinished, header: VnetHeader::default(), owes_call: false })
+        Ok(Self {
+            ring,
+            pieces,
+            heads: [0; BURST],
+            last_head: 0,
+            unfinished,
+            header: VnetHeader::default(),
+            owes_call: false,
+        })
     }
 
     /// Where a successor begins.
@@ -42,11 +52,13 @@ impl SplitTx {
     fn chain<'a>(
         ring: &'a SplitRing,
         pieces: &mut Pieces,
+        last_head: &mut u16,
         header: Option<&'a mut VnetHeader>,
         gather: &'a mut [u8],
     ) -> Result<Option<Frame<'a>>, Fault> {
         pieces.clear();
         let head = ring.collect(ring.next, pieces)?;
+        *last_head = head;
         let Guest { memory, header_len, .. } = &ring.guest;
         let offload = pieces.header(*header_len, head, memory, header)?;
         // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
@@ -54,58 +66,77 @@ impl SplitTx {
         Ok(Some(Frame { bytes, offload, slots: 1 }))
     }
 
-    /// Takes a burst of what a disabled ring holds, and nobody gets it.
-    #[cold]
-    fn drain(&mut self) {
-        for _ in 0..self.ring.ready.wrapping_sub(self.ring.next) {
-            self.advance(1);
+    /// Whether its frames go anywhere.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.ring.guest.enabled
+    }
+
+    #[inline(always)]
+    fn take(&mut self, head: u16) {
+        let ring = &mut self.ring;
+        if !ring.batches {
+            ring.used.write((ring.next & ring.mask).into(), [head.into(), 0]);
         }
+        self.last_head = head;
+        ring.next = ring.next.wrapping_add(1);
     }
 }
 
 impl Source for SplitTx {
     #[inline]
     fn look(&mut self) -> Result<bool, Fault> {
-        self.ring.read_ahead(prefetch_frame)?;
-        let waiting = self.ring.ready != self.ring.next;
-        if !self.ring.guest.enabled {
-            self.drain();
+        self.ring.look()?;
+        Ok(self.ring.waiting() > 0)
+    }
+
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let Self { ring, heads, unfinished, .. } = self;
+        if !ring.batches {
+            ring.prefetch_used(BURST);
         }
-        Ok(waiting)
+        let header_len = ring.guest.header_len;
+        let mut near = ring.guest.memory.near(ring.guest.near);
+        let plain = |(position, shown): (u16, &mut u16)| {
+            let (head, descriptor) = ring.entry(position)?;
+            let (frame, piece) = sent(descriptor, &mut near, header_len)?;
+            *shown = head;
+            (!*unfinished || read_header(piece, header_len).is_plain()).then_some(frame)
+        };
+        let positions = (0..ring.waiting()).map(|ahead| ring.next.wrapping_add(ahead));
+        run.extend(positions.zip(heads).map_while(plain));
+        ring.guest.near = near.number;
     }
 
     #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        let Self { ring, heads, last_head, .. } = self;
+        let taken = &heads[..count.min(BURST)];
+        let Some(&last) = taken.last() else { return };
+        *last_head = last;
+        if !ring.batches {
+            for (ahead, &head) in taken.iter().enumerate() {
+                // At most a burst.
+                let position = ring.next.wrapping_add(ahead as u16);
+                ring.used.write((position & ring.mask).into(), [head.into(), 0]);
+            }
+        }
+        ring.next = ring.next.wrapping_add(taken.len() as u16);
+    }
+
+    #[inline]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Self { ring, pieces, header, unfinished, .. } = self;
-        if ring.next == ring.ready {
+        let Self { ring, pieces, last_head, header, unfinished, .. } = self;
+        if ring.waiting() == 0 {
             return Ok(None);
         }
-        let descriptor = Descriptor::split(ring.ahead[usize::from(ring.next) % BURST].words);
-        let header_len = ring.guest.header_len as usize;
-        if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT) == 0
-            && let Some(piece) = ring.guest.memory.span(descriptor.address, descriptor.len, &mut ring.guest.near)
-            && let Some(bytes) = piece.tail(header_len)
-            && bytes.len() <= FRAME_MAX
-        {
-            let mut offload = None;
-            if *unfinished && !bytes.is_empty() {
-                *header = read_header(piece, header_len as u32);
-                offload = (!header.is_plain()).then_some(&*header);
-            }
-            return Ok(Some(Frame { bytes, offload, slots: 1 }));
-        }
-        Self::chain(ring, pieces, unfinished.then_some(header), gather)
+        Self::chain(ring, pieces, last_head, unfinished.then_some(header), gather)
     }
 
-    #[inline(always)]
-    fn advance(&mut self, slots: u32) {
-        let ring = &mut self.ring;
-        self.last_head = ring.ahead[usize::from(ring.next) % BURST].head;
-        if !ring.batches {
-            ring.used.write((ring.next & ring.mask).into(), [self.last_head.into(), 0]);
-        }
-        // Every frame has one entry.
-        ring.take(slots as u16);
+    /// Every frame has one entry.
+    fn advance(&mut self, _slots: u32) {
+        self.take(self.last_head);
     }
 
     #[inline]

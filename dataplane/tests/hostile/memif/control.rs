@@ -1,0 +1,238 @@
+//! Lies on the control socket of a server.
+
+use std::os::fd::AsFd;
+
+use ferrule_dataplane::memif::message::{AddRegion, AddRing, Hello, Init, MESSAGE_LEN, Message};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
+
+use crate::arena::{Arena, Case, Expect, Victim};
+use crate::common::Dice;
+use crate::held::{Held, hold};
+use crate::memif::lair::Lair;
+use crate::memif::peer::{Peer, init};
+
+pub const CASES: &[Case] = &[
+    free("a packet of three bytes", |arena| is_refused(arena, &[1, 0, 0], "a message of 3 bytes")),
+    free("a packet one byte too long", |arena| is_refused(arena, &[1; MESSAGE_LEN + 1], "a message of 129 bytes")),
+    free("a packet of 64 KiB", |arena| is_refused(arena, &[1; 65_536], "memif messages have 128")),
+    free("an empty packet", |arena| is_refused(arena, &[], "a message of 0 bytes")),
+    free("types that do not exist", unknown_types),
+    free("random packets", random_packets),
+    loses("every message in every wrong state", "unexpected", wrong_states),
+    loses("a wrong secret", "incorrect secret", |arena| asks(arena, &Init { secret: [7; 24], ..init() })),
+    loses("no secret", "secret required", |arena| asks(arena, &Init { secret: [0; 24], ..init() })),
+    loses("an old version", "memif version 0x0100 is not spoken", |arena| {
+        asks(arena, &Init { version: 0x0100, ..init() })
+    }),
+    loses("another mode", "mode mismatch", |arena| asks(arena, &Init { mode: 255, ..init() })),
+    free("an interface that does not exist", |arena| {
+        let peer = Peer::connect(arena);
+        peer.say(&Message::Init(Init { id: u32::MAX, ..init() }), &[]);
+        peer.is_refused("unmatched interface id 4294967295");
+        hold(peer)
+    }),
+    loses("a ring of 2^15 slots", "2^15 descriptors", |arena| ring(arena, |ring| AddRing { log2_size: 15, ..ring })),
+    loses("a ring of 2^255 slots", "2^255 descriptors", |arena| ring(arena, |ring| AddRing { log2_size: 255, ..ring })),
+    loses("a ring behind its region", "not inside region 0", |arena| {
+        ring(arena, |ring| AddRing { offset: u32::MAX - 63, ..ring })
+    }),
+    loses("a ring in a region that was not announced", "not inside region 65535", |arena| {
+        ring(arena, |ring| AddRing { region: 65535, ..ring })
+    }),
+    loses("a ring off its border", "64-byte border", |arena| ring(arena, |ring| AddRing { offset: 2, ..ring })),
+    loses("private headers", "private headers of 65535 bytes", |arena| {
+        ring(arena, |ring| AddRing { private_header: u16::MAX, ..ring })
+    }),
+    loses("a ring out of turn", "unexpected index", |arena| ring(arena, |ring| AddRing { index: 65535, ..ring })),
+    loses("a seventeenth ring", "no more than 16", seventeenth_ring),
+    loses("a wrong cookie", "wrong cookie 0x00000000", wrong_cookie),
+    stays("no rings at all", |arena| {
+        let peer = Peer::init(arena);
+        peer.finish();
+        hold(peer)
+    }),
+    stays("rings of one direction only", one_direction),
+    stays("a client that says everything at once and reads nothing", blind_client),
+    stays("a second client for the same interface", second_client),
+    loses("a second CONNECT", "unexpected CONNECT", |arena| {
+        let lair = Lair::new();
+        let peer = lair.join(arena);
+        peer.say(&Message::Connect { name: String::new() }, &[]);
+        hold((lair, peer))
+    }),
+    loses("a goodbye that would paint the terminal", "the peer disconnected: \u{fffd}[2J", |arena| {
+        let lair = Lair::new();
+        let peer = lair.join(arena);
+        peer.say(&Message::Disconnect { code: u32::MAX, reason: "\u{1b}[2J".repeat(40) }, &[]);
+        hold((lair, peer))
+    }),
+    loses("garbage after the handshake", "message type 43690", |arena| {
+        let lair = Lair::new();
+        let peer = lair.join(arena);
+        peer.send(&[0xaa; MESSAGE_LEN], &[]);
+        hold((lair, peer))
+    }),
+];
+
+/// The attacked server stays free for others.
+pub const fn free(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::MemifServer, expect: Expect::Free, attack }
+}
+
+/// The peer loses its connection to the attacked server.
+pub const fn loses(name: &'static str, text: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::MemifServer, expect: Expect::Loses(text), attack }
+}
+
+/// The peer keeps its connection to the attacked server.
+pub const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::MemifServer, expect: Expect::Stays, attack }
+}
+
+fn is_refused(arena: &Arena, packet: &[u8], text: &str) -> Held {
+    let peer = Peer::connect(arena);
+    peer.send(packet, &[]);
+    peer.is_refused(text);
+    hold(peer)
+}
+
+fn asks(arena: &Arena, init: &Init) -> Held {
+    let peer = Peer::connect(arena);
+    peer.say(&Message::Init(init.clone()), &[]);
+    assert!(peer.goodbye().is_some());
+    hold(peer)
+}
+
+fn unknown_types(arena: &Arena) -> Held {
+    let peers = [0u16, 9, 255, 256, 0x8001, u16::MAX].map(|kind| {
+        let mut packet = [0x55; MESSAGE_LEN];
+        packet[..2].copy_from_slice(&kind.to_ne_bytes());
+        is_refused(arena, &packet, &format!("message type {kind}"))
+    });
+    hold(peers)
+}
+
+fn random_packets(arena: &Arena) -> Held {
+    let mut dice = Dice(0x5eed);
+    for _ in 0..300 {
+        let peer = Peer::connect(arena);
+        for _ in 0..4 {
+            let mut packet: Vec<u8> = (0..MESSAGE_LEN).map(|_| dice.roll() as u8).collect();
+            // Half of them with a type that exists.
+            if dice.roll().is_multiple_of(2) {
+                packet[..2].copy_from_slice(&((dice.roll() % 9) as u16).to_ne_bytes());
+            }
+            peer.send(&packet, &[]);
+        }
+        peer.goodbye();
+    }
+    hold(())
+}
+
+/// How a state of the conversation is reached.
+type Reach = fn(&Arena, &Lair) -> Peer;
+
+fn wrong_states(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let hello = Hello {
+        name: "x".repeat(31),
+        min_version: 0,
+        max_version: u16::MAX,
+        max_region: 0,
+        max_m2s_ring: 0,
+        max_s2m_ring: 0,
+        max_log2_ring_size: 0,
+    };
+    let messages = [
+        Message::Ack,
+        Message::Hello(hello),
+        Message::Init(init()),
+        Message::Connect { name: String::new() },
+        Message::Connected { name: String::new() },
+        Message::AddRegion(AddRegion { index: 0, size: lair.len }),
+        Message::AddRing(lair.ring(0)),
+    ];
+    // Fresh, after INIT, with memory and rings announced, connected: the last is the one that is shown.
+    let states: [(Reach, &[usize]); 4] = [
+        (|arena, _| Peer::connect(arena), &[0, 1, 3, 4, 5, 6]),
+        (|arena, _| Peer::init(arena), &[0, 1, 2, 4]),
+        (|arena, lair| lair.announce(arena), &[0, 1, 2, 4]),
+        (|arena, lair| lair.join(arena), &[0, 1, 2, 3, 4, 5, 6]),
+    ];
+    for (reach, wrong) in states {
+        for &message in wrong {
+            let peer = reach(arena, &lair);
+            peer.say(&messages[message], &[]);
+            peer.is_refused("unexpected");
+        }
+    }
+    hold(lair)
+}
+
+fn ring(arena: &Arena, lie: fn(AddRing) -> AddRing) -> Held {
+    let lair = Lair::new();
+    let peer = Peer::init(arena);
+    peer.region(0, lair.len, &lair.file);
+    peer.say(&Message::AddRing(lie(lair.ring(0))), &[lair.bells[0].as_fd()]);
+    assert!(peer.goodbye().is_some());
+    hold((lair, peer))
+}
+
+fn seventeenth_ring(arena: &Arena) -> Held {
+    let lair = Lair::sized(16, 4);
+    let peer = lair.announce(arena);
+    peer.say(&Message::AddRing(AddRing { index: 16, ..lair.ring(0) }), &[lair.bells[0].as_fd()]);
+    assert!(peer.goodbye().is_some());
+    hold((lair, peer))
+}
+
+fn wrong_cookie(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let peer = lair.announce(arena);
+    lair.memory.write_u32(0, 0).unwrap();
+    peer.say(&Message::Connect { name: String::new() }, &[]);
+    assert!(peer.goodbye().is_some());
+    hold((lair, peer))
+}
+
+fn one_direction(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let peer = Peer::init(arena);
+    peer.region(0, lair.len, &lair.file);
+    assert_eq!(peer.hear(), Some(Message::Ack));
+    peer.say(&Message::AddRing(lair.ring(0)), &[lair.bells[0].as_fd()]);
+    assert_eq!(peer.hear(), Some(Message::Ack));
+    peer.finish();
+    (0..10).for_each(|_| lair.s2m().send(lair.buffer(0, 0), 60));
+    hold((lair, peer))
+}
+
+fn blind_client(arena: &Arena) -> Held {
+    let peer = Peer::connect(arena);
+    peer.say(&Message::Init(init()), &[]);
+    let small = memfd_create(c"small", MFdFlags::MFD_CLOEXEC).unwrap();
+    ftruncate(&small, 4096).unwrap();
+    let lair = Lair::sized(16, 4);
+    peer.region(0, lair.len, &lair.file);
+    (1..64).for_each(|index| peer.region(index, 4096, &small));
+    for number in 0..32 {
+        peer.say(&Message::AddRing(lair.ring(number)), &[lair.bells[usize::from(number)].as_fd()]);
+    }
+    peer.say(&Message::Connect { name: String::new() }, &[]);
+    crate::common::eventually("it is let in", || arena.engine.wire(&arena.wire).unwrap().is_up());
+    hold((lair, peer))
+}
+
+fn second_client(arena: &Arena) -> Held {
+    let (first, second) = (Lair::new(), Lair::new());
+    // The second was half-way before the first arrived.
+    let late = second.announce(arena);
+    let peer = first.join(arena);
+    late.say(&Message::Connect { name: String::new() }, &[]);
+    late.is_refused("already connected");
+    let later = Peer::connect(arena);
+    later.say(&Message::Init(init()), &[]);
+    later.is_refused("already connected");
+    hold((first, peer))
+}

@@ -1,0 +1,88 @@
+//! Too much of everything.
+
+use std::collections::VecDeque;
+
+use ferrule_dataplane::memif::message::Message;
+
+use crate::arena::{Arena, Case, open_files};
+use crate::common::eventually;
+use crate::held::{Hammer, Held, hold};
+use crate::limit::FileLimit;
+use crate::log;
+use crate::memif::control::{free, loses};
+use crate::memif::lair::Lair;
+use crate::memif::peer::{Peer, init};
+
+pub const CASES: &[Case] = &[
+    free("thousands of silent connections", |arena| flood(arena, |_, _| {})),
+    free("thousands of connections after INIT", |arena| flood(arena, |peer, _| asks(peer))),
+    free("thousands of connections after ADD_REGION", |arena| {
+        flood(arena, |peer, lair| {
+            asks(peer);
+            peer.region(0, lair.len, &lair.file);
+        })
+    }),
+    free("thousands of connections, half of them silent", |arena| {
+        let mut number = 0u32;
+        flood(arena, move |peer, _| {
+            number += 1;
+            if number.is_multiple_of(2) {
+                asks(peer);
+            }
+        })
+    }),
+    free("sixty-four clients that stop after INIT", |arena| {
+        let peers: Vec<_> = (0..64).map(|_| Peer::init(arena)).collect();
+        hold(peers)
+    }),
+    loses("a thousand visits, and few lines in the log", "the peer closed its socket", many_visits),
+    free("no descriptor left to accept with", no_descriptors_left),
+];
+
+fn asks(peer: &Peer) {
+    peer.say(&Message::Init(init()), &[]);
+}
+
+/// Connects without end; the last thousand connections are kept open on this side. At least 5000 have
+/// been made when this returns, and more are being made meanwhile.
+fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &Lair) + Send + 'static) -> Held {
+    let said = log::lines();
+    let lair = Lair::new();
+    let mut open = VecDeque::new();
+    let (count, counted) = std::sync::mpsc::channel();
+    let place = arena.socket.clone();
+    let hammer = Hammer::swing(move || {
+        let peer = Peer::connect_to(&place);
+        start(&peer, &lair);
+        open.push_back(peer);
+        if open.len() > 1000 {
+            open.pop_front();
+        }
+        let _ = count.send(());
+    });
+    assert_eq!(counted.iter().take(5000).count(), 5000);
+    assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
+    hold(hammer)
+}
+
+fn many_visits(arena: &Arena) -> Held {
+    let said = log::lines();
+    let lair = Lair::new();
+    for _ in 0..1000 {
+        drop(lair.join(arena));
+        eventually("the interface is free again", || arena.shows("the peer closed its socket"));
+    }
+    assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
+    hold(lair)
+}
+
+fn no_descriptors_left(arena: &Arena) -> Held {
+    let said = log::lines();
+    let limit = FileLimit::lower_to(open_files() as u64 + 8);
+    let sockets: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.socket)).take(8).collect();
+    arena.traffic.must_move();
+    arena.traffic.must_move();
+    drop((sockets, limit));
+    assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
+    hold(())
+}

@@ -1,0 +1,95 @@
+//! A client that says what it likes on the control socket.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use ferrule_dataplane::memif::message::{AddRegion, Init, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::spec::SocketAddress;
+use nix::sys::socket::{MsgFlags, SockType, recvmsg};
+
+use crate::arena::{Arena, SECRET};
+use crate::raw;
+
+/// A control socket without manners.
+pub struct Peer(pub OwnedFd);
+
+impl Peer {
+    /// Connects and says nothing.
+    pub fn connect(arena: &Arena) -> Self {
+        Self::connect_to(&arena.socket)
+    }
+
+    pub fn connect_to(address: &SocketAddress) -> Self {
+        Self::try_connect(address).expect("the server listens")
+    }
+
+    /// `None`: there is no descriptor left.
+    pub fn try_connect(address: &SocketAddress) -> Option<Self> {
+        raw::connect(SockType::SeqPacket, address).map(Self)
+    }
+
+    /// Connects and asks for the attacked interface.
+    pub fn init(arena: &Arena) -> Self {
+        let peer = Self::connect(arena);
+        peer.say(&Message::Init(init()), &[]);
+        assert!(matches!(peer.hear(), Some(Message::Hello(_))));
+        assert_eq!(peer.hear(), Some(Message::Ack));
+        peer
+    }
+
+    /// Sends any bytes with any descriptors. Whether the socket took them.
+    pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> bool {
+        raw::send(&self.0, bytes, files).is_ok()
+    }
+
+    pub fn say(&self, message: &Message, files: &[BorrowedFd<'_>]) {
+        self.send(&message.emit(), files);
+    }
+
+    /// Announces a file as the next region.
+    pub fn region(&self, index: u16, size: u64, file: impl AsFd) {
+        self.say(&Message::AddRegion(AddRegion { index, size }), &[file.as_fd()]);
+    }
+
+    /// Says CONNECT and is let in.
+    pub fn finish(&self) {
+        self.say(&Message::Connect { name: "lair".to_owned() }, &[]);
+        assert!(matches!(self.hear(), Some(Message::Connected { .. })));
+    }
+
+    /// The next message; `None`: the other side has closed.
+    pub fn hear(&self) -> Option<Message> {
+        let mut bytes = [0; MESSAGE_LEN];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty());
+        match received.map(|received| received.bytes) {
+            Ok(0) | Err(nix::Error::ECONNRESET | nix::Error::EPIPE) => None,
+            Ok(_) => Some(Message::parse(&bytes).unwrap()),
+            Err(errno) => panic!("nothing heard on the control socket: {errno}"),
+        }
+    }
+
+    /// Hears everything until the other side closes. The reason it gave, if any.
+    pub fn goodbye(&self) -> Option<String> {
+        let mut reason = None;
+        while let Some(message) = self.hear() {
+            if let Message::Disconnect { reason: given, .. } = message {
+                reason = Some(given);
+            }
+        }
+        reason
+    }
+
+    /// Waits for a goodbye that says `text`.
+    pub fn is_refused(&self, text: &str) {
+        let reason = self.goodbye();
+        assert!(reason.as_ref().is_some_and(|reason| reason.contains(text)), "`{text}` expected, {reason:?} heard");
+    }
+}
+
+/// A correct INIT for the attacked interface.
+pub fn init() -> Init {
+    let mut secret = [0; 24];
+    secret[..SECRET.len()].copy_from_slice(SECRET.as_bytes());
+    Init { version: VERSION, id: 0, mode: 0, secret, name: "\u{1b}[2Jhostile\n".to_owned() }
+}
