@@ -34,7 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::bench::case::Kind;
-use crate::bench::contender::ContenderError;
+use crate::bench::contender::{ContenderError, Idle};
 use crate::bench::plan::{Against, MethodName, Percent, Plan, Rate};
 
 /// What to measure.
@@ -111,6 +111,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SOCKET,SOCKET", value_delimiter = ',', help_heading = "Who")]
     #[arg(conflicts_with_all = ["against", "forwarder"], num_args = 1..=2)]
     at: Vec<SocketAddress>,
+    /// What our forwarder's worker does without work: matters below saturation, for latency
+    #[arg(long, value_enum, value_name = "HOW", default_value = "adaptive", help_heading = "Who")]
+    idle: Idle,
     /// CPUs of the workers [default: the first that may be used]
     #[arg(long, value_name = "CPU", value_delimiter = ',', help_heading = "Who")]
     worker: Vec<usize>,

@@ -183,7 +183,8 @@ impl Generator {
             if moved.received + moved.sent == 0 {
                 idle += now - before;
             }
-            if !sending && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
+            if !sending
+                && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
             {
                 break;
             }

@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
 use ferrule_dataplane::vhost::driver::DriverSpec;
 use ferrule_dataplane::vhost::frontend::FrontendSpec;
@@ -92,6 +93,17 @@ pub struct Site {
     pub workers: Vec<usize>,
     /// The CPU for everything else: the generator's.
     pub other: usize,
+    /// What our forwarder's workers do without work.
+    pub idle: Idle,
+}
+
+/// What a worker does without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    /// It sleeps, as it does unless its configuration says otherwise
+    Adaptive,
+    /// It looks for work for ever, as testpmd and OVS do
+    Poll,
 }
 
 /// A running program with an end of ours at either side. It is stopped unless it has its turn.

@@ -10,7 +10,7 @@ use ferrule_dataplane::spec::SocketAddress;
 use ferrule_endpoints::load::{Mix, MixError, Touch};
 
 use crate::bench::case::{Case, Group, Kind, Way, line_rate};
-use crate::bench::contender::{self, Program};
+use crate::bench::contender::{self, Idle, Program};
 use crate::bench::machine::Cpus;
 use crate::bench::method::{Method, Settings};
 use crate::bench::{BenchArgs, BenchError};
@@ -33,6 +33,8 @@ pub struct Plan {
     pub queues: u16,
     /// What is done with the bytes.
     pub touch: Touch,
+    /// What our workers do without work.
+    pub idle: Idle,
     /// Where.
     pub cpus: Cpus,
     /// Where the reports go, without their extension.
@@ -64,6 +66,7 @@ impl Plan {
             flows: args.flows.max(u32::from(args.queues)),
             queues: args.queues,
             touch: args.touch.into(),
+            idle: args.idle,
             cpus,
             report: stem(&args.report),
             rate: args.rate,
@@ -123,8 +126,13 @@ impl Plan {
             Touch::Stamped => "the first 64 bytes of each frame are written and read",
             Touch::Whole | Touch::Verified => "every byte of each frame is written and read",
         };
-        let (rounds, flows, queues) = (self.rounds, self.flows, self.queues);
-        let _ = write!(text, "; {rounds} rounds, {flows} flow(s), {queues} queue(s); {touch}");
+        let number = |count: u32, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
+        let (rounds, flows) = (number(self.rounds, "round"), number(self.flows, "flow"));
+        let queues = number(self.queues.into(), "queue");
+        let _ = write!(text, "; {rounds}, {flows}, {queues}; {touch}");
+        if self.idle == Idle::Poll {
+            text += "; our workers never sleep";
+        }
         text
     }
 }

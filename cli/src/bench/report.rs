@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::bench::BenchError;
 use crate::bench::method::Unit;
 use crate::bench::plan::Plan;
-use crate::bench::session::{Entry, Measured, Results};
+use crate::bench::session::{Entry, Measured, Results, Tried};
 use crate::bench::spread::Spread;
 
 /// Prints the table and writes the files.
@@ -63,7 +63,7 @@ fn compare(case: &Measured) -> Vec<Compared<'_>> {
                 entry,
                 spread,
                 cycles: Spread::of(of_trials(entry, |trial| trial.cycles)),
-                idle: Spread::of(of_trials(entry, |trial| trial.wanted.is_none().then_some(trial.idle))),
+                idle: if figure.name == SATURATED { Spread::of(of_trials(entry, Tried::unpaced_idle)) } else { None },
                 ratio,
             });
         }
@@ -76,7 +76,7 @@ fn values(entry: &Entry, figure: usize) -> Vec<f64> {
 }
 
 /// Something of every trial that was not paced, as it means the most there; of every trial, if all were.
-fn of_trials(entry: &Entry, of: impl Fn(&crate::bench::session::Tried) -> Option<f64>) -> Vec<f64> {
+fn of_trials(entry: &Entry, of: impl Fn(&Tried) -> Option<f64>) -> Vec<f64> {
     let trials = || entry.rounds.iter().flat_map(|round| &round.trials);
     let free: Vec<_> = trials().filter(|trial| trial.wanted.is_none()).filter_map(&of).collect();
     if free.is_empty() { trials().filter_map(of).collect() } else { free }
@@ -88,6 +88,8 @@ fn bits(frames_per_second: f64, case: &Measured) -> f64 {
 }
 
 const MILLION: f64 = 1e6;
+/// The figure of trials that may have no pace: only these can be the generator's own limit.
+const SATURATED: &str = "rate";
 /// A generator that has less to do than this is the limit itself.
 const IDLE_MIN: f64 = 0.05;
 
@@ -97,7 +99,7 @@ pub(crate) mod tests {
     use crate::bench::case::{Case, Kind, Way};
     use crate::bench::machine::Machine;
     use crate::bench::method::{Figure, Seen};
-    use crate::bench::session::{Described, Round, Tried};
+    use crate::bench::session::{Described, Round};
     use ferrule_endpoints::latency::Latency;
     use ferrule_endpoints::load::Mix;
 

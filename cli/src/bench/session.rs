@@ -5,11 +5,12 @@
 //! ratio of a round stays true.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ferrule_endpoints::generator::{self, Outcome};
 use ferrule_endpoints::latency::Latency;
-use ferrule_endpoints::load::{Load, Pace};
+use ferrule_endpoints::load::{Load, Pace, Stop};
 use ferrule_ffi::ticks;
 
 use crate::bench::BenchError;
@@ -115,6 +116,13 @@ pub struct Tried {
     pub latency: Option<Latency>,
 }
 
+impl Tried {
+    /// Of a trial without a pace, the share of its time in which the generator had nothing to do.
+    pub fn unpaced_idle(&self) -> Option<f64> {
+        self.wanted.is_none().then_some(self.idle)
+    }
+}
+
 /// Measures all that is planned.
 pub fn run(plan: &Plan, cancel: &AtomicBool) -> Result<Results, BenchError> {
     folder::sweep(&std::env::temp_dir());
@@ -159,20 +167,22 @@ fn measure_group(
         buffer: group.buffer,
         workers: plan.cpus.workers.clone(),
         other: plan.cpus.generator,
+        idle: plan.idle,
     };
     plan.cpus.unpin()?;
     let mut contenders = Vec::new();
     for (number, program) in group.programs.iter().enumerate() {
         progress.say(&format!("starting {program}"));
-        match Contender::start(program, &site, cancel) {
+        let started = Contender::start(program, &site, cancel).map_err(BenchError::from);
+        match started.and_then(|contender| settle(plan, group, contender, cancel)) {
             Ok(contender) => {
                 results.programs.push(describe(&contender, group));
                 contenders.push(Some(contender));
             }
             // Without ours there is nothing to compare.
-            Err(error) if number == 0 || cancel.load(Relaxed) => return Err(error.into()),
+            Err(error) if number == 0 || cancel.load(Relaxed) => return Err(error),
             Err(error) => {
-                note(progress, &mut results.notes, &error.into());
+                note(progress, &mut results.notes, &error);
                 contenders.push(None);
             }
         }
@@ -185,6 +195,22 @@ fn measure_group(
         results.cases.push(Measured { case: case.clone(), entries });
     }
     Ok(())
+}
+
+/// Waits until frames come through: a program may still be setting up its ports when it has shaken hands.
+fn settle(plan: &Plan, group: &Group, mut contender: Contender, cancel: &AtomicBool) -> Result<Contender, BenchError> {
+    let Some(case) = group.cases.first() else { return Ok(contender) };
+    let trial = Trial { pace: Pace::Saturate, stop: Stop::After(SETTLE_TRIAL), latency: false };
+    let deadline = Instant::now() + SETTLE_PATIENCE;
+    loop {
+        match turn(plan, case, &trial, &mut contender, cancel) {
+            Err(BenchError::Silent { .. }) if Instant::now() < deadline => {
+                contender.resume()?;
+                thread::sleep(SETTLE_TRIAL);
+            }
+            outcome => return outcome.map(|_| contender),
+        }
+    }
 }
 
 fn describe(contender: &Contender, group: &Group) -> Described {
@@ -346,3 +372,8 @@ fn turn(
         }),
     })
 }
+
+/// One look at whether frames come through.
+const SETTLE_TRIAL: Duration = Duration::from_millis(20);
+/// Open vSwitch looks at its ports once a second or so.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);

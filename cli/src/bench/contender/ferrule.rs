@@ -7,7 +7,7 @@ use std::process::Command;
 use ferrule_dataplane::spec::SocketAddress;
 
 use super::process::Process;
-use super::{ContenderError, Site, StartError};
+use super::{ContenderError, Idle, Site, StartError};
 use crate::bench::case::Kind;
 use crate::bench::folder::Folder;
 
@@ -48,9 +48,13 @@ fn document(trusted: bool, site: &Site, admin: &Path, sockets: &[SocketAddress; 
             Kind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", mode: server, queues: {queues} }} }}"),
         }
     };
+    let idle = match site.idle {
+        Idle::Adaptive => "adaptive",
+        Idle::Poll => "poll",
+    };
     let trust = if trusted { "    trusted: true\n" } else { "" };
     format!(
-        "workers: {:?}\nadmin: {}\nwires:\n  - name: bench\n{trust}    ends:\n      - {}\n      - {}\n",
+        "workers: {:?}\nidle: {idle}\nadmin: {}\nwires:\n  - name: bench\n{trust}    ends:\n      - {}\n      - {}\n",
         site.workers,
         admin.display(),
         end(0),
@@ -64,7 +68,7 @@ mod tests {
     use dpdk_forwarder::config::Config;
 
     fn site(ends: [Kind; 2]) -> Site {
-        Site { ends, queues: 2, buffer: 2048, workers: vec![0], other: 1 }
+        Site { ends, queues: 2, buffer: 2048, workers: vec![0], other: 1, idle: Idle::Poll }
     }
 
     #[test]

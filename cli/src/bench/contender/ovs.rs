@@ -64,12 +64,14 @@ pub(super) fn start(
 }
 
 /// How DPDK is to start, and where threads are to run.
-fn settings(site: &Site) -> [String; 4] {
+fn settings(site: &Site) -> [String; 5] {
     let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
     [
         "other_config:dpdk-init=true".to_owned(),
         // Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
         "other_config:dpdk-extra=--no-huge --legacy-mem -m 1024 --no-pci --no-shconf --no-telemetry".to_owned(),
+        // Without it, the switch wants 262144 buffers at once.
+        "other_config:per-port-memory=true".to_owned(),
         format!("other_config:dpdk-lcore-mask={}", mask(&[site.other])),
         format!("other_config:pmd-cpu-mask={}", mask(&site.workers)),
     ]
@@ -136,11 +138,19 @@ const STEP: Duration = Duration::from_millis(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::contender::Idle;
 
     #[test]
     fn threads_run_where_they_are_told_to() {
-        let site = Site { ends: [Kind::Vhost; 2], queues: 1, buffer: BUFFER, workers: vec![0, 2], other: 3 };
+        let site = Site {
+            ends: [Kind::Vhost; 2],
+            queues: 1,
+            buffer: BUFFER,
+            workers: vec![0, 2],
+            other: 3,
+            idle: Idle::Adaptive,
+        };
         let settings = settings(&site);
-        assert!(settings[2].ends_with("=0x8") && settings[3].ends_with("=0x5"), "{settings:?}");
+        assert!(settings[3].ends_with("=0x8") && settings[4].ends_with("=0x5"), "{settings:?}");
     }
 }

@@ -46,15 +46,16 @@ fn summary(results: &Results) -> Markup {
     html! {
         div.wide { table {
             tr {
-                th { "Case" } th { "Program" } th { "Figure" } th.n { "Median" } th.n { "Gbit/s" } th.n { "Cycles a frame" }
-                @if compares { th.n { "Ours by it" } }
+                th { "Case" } th { "Program" } th { "Figure" } th.n { "Median" } th { "Range" } th.n { "Gbit/s" }
+                th.n { "Cycles a frame" }
+                @if compares { th.n { "Ours by it" } th { "Range" } }
             }
             @for case in &results.cases {
                 @for (number, compared) in compare(case).iter().enumerate() { (summary_row(case, number, compared, compares)) }
             }
         } }
         p.soft {
-            "Medians of the rounds, with the smallest and the largest behind them. Gbit/s are bits of frames without FCS, \
+            "Medians of the rounds, and the range from the smallest to the largest. Gbit/s are bits of frames without FCS, \
             preamble and gap. Cycles are the program's CPU time at the rate of the TSC, by the frames that arrived. "
             @if compares { "A ratio is that of a round, in which every program has its turn; the median of those is shown. " }
         }
@@ -65,27 +66,29 @@ fn summary_row(case: &Measured, number: usize, compared: &Compared<'_>, compares
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit, decimals) = if is_rate { (MILLION, "Mpps", 2) } else { (1.0, "frames", 0) };
     let spread = compared.spread.by(scale);
-    let range = |spread: Spread, decimals: usize| format!("{:.decimals$} \u{2013} {:.decimals$}", spread.min, spread.max);
+    let range =
+        |spread: Spread, decimals: usize| format!("{:.decimals$} \u{2013} {:.decimals$}", spread.min, spread.max);
     html! {
         tr.first[number == 0] {
             td.case { @if number == 0 { (case.case.name) } }
-            td { (compared.entry.program) }
+            td.program { (compared.entry.program) }
             td { (compared.name) }
             td.n {
-                (format!("{:.decimals$} {unit}", spread.median)) br; span.soft { (range(spread, decimals)) }
+                (format!("{:.decimals$} {unit}", spread.median))
                 @if compared.idle.is_some_and(|idle| idle.median < IDLE_MIN) {
                     br; span.bad title="It had nothing to wait for in more than 95 % of the time." { "generator's limit" }
                 }
             }
+            td.range { (range(spread, decimals)) }
             td.n { @if is_rate { (format!("{:.1}", bits(compared.spread.median, case) / 1e9)) } }
             td.n { @if let Some(cycles) = compared.cycles { (format!("{:.0}", cycles.median)) } }
             @if compares {
                 td.n.ratio {
                     @if let Some(ratio) = compared.ratio {
                         span class=(if ratio.median >= 1.0 { "good" } else { "bad" }) { (format!("{:.2}\u{d7}", ratio.median)) }
-                        br; span.soft { (range(ratio, 2)) }
                     }
                 }
+                td.range { @if let Some(ratio) = compared.ratio { (range(ratio, 2)) } }
             }
         }
     }
@@ -160,7 +163,11 @@ fn size_plot(results: &Results, name: &str) -> Markup {
     let mut series: Vec<Series> = Vec::new();
     for case in &cases {
         for one in compare(case).iter().filter(|one| one.unit == Unit::FramesPerSecond) {
-            let named = if one.name == "rate" { one.entry.program.clone() } else { format!("{} {}", one.entry.program, one.name) };
+            let named = if one.name == "rate" {
+                one.entry.program.clone()
+            } else {
+                format!("{} {}", one.entry.program, one.name)
+            };
             let spread = one.spread.by(MILLION);
             let point = Point { x: size(case), y: spread.median, spread: Some((spread.min, spread.max)) };
             if let Some(series) = series.iter_mut().find(|series| series.name == named) {
@@ -178,7 +185,8 @@ fn size_plot(results: &Results, name: &str) -> Markup {
     let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
     let sizes = || cases.iter().map(|case| size(case));
     let (smallest, largest) = (sizes().fold(f64::MAX, f64::min), sizes().fold(0.0, f64::max));
-    let lines_wanted: Vec<_> = LINES.iter().filter(|(bits, _)| line_rate(*bits, largest) / MILLION < high * 2.0).collect();
+    let lines_wanted: Vec<_> =
+        LINES.iter().filter(|(bits, _)| line_rate(*bits, largest) / MILLION < high * 2.0).collect();
     for (bits, name) in lines_wanted {
         let steps = (0..=24).map(|step| smallest * (largest / smallest).powf(f64::from(step) / 24.0));
         let points = steps.map(|x| Point { x, y: line_rate(*bits, x) / MILLION, spread: None }).collect();
@@ -204,15 +212,26 @@ fn latency(results: &Results) -> Markup {
     html! {
         @if !cases.is_empty() {
             h2 { "Latency" }
-            @for case in cases { h3 { (case.case.name) } (latency_plot(results, case)) (latency_table(case)) }
+            @for case in cases {
+                h3 { (case.case.name) }
+                @for place in 0..case.entries.iter().map(|entry| entry.latencies().len()).max().unwrap_or_default() {
+                    (latency_plot(results, case, place))
+                }
+                p.soft {
+                    "From just before a burst is written into the near ring until the far ring is seen to have it, so it includes \
+                    waiting for a burst of up to 64. Percentiles that less than ten frames lie beyond are not drawn."
+                }
+                (latency_table(case))
+            }
         }
     }
 }
 
-fn latency_plot(results: &Results, case: &Measured) -> Markup {
+/// All programs at one of their loads.
+fn latency_plot(results: &Results, case: &Measured, place: usize) -> Markup {
     let mut series = Vec::new();
     for entry in &case.entries {
-        for (load, latency) in entry.latencies() {
+        if let Some((load, latency)) = entry.latencies().into_iter().nth(place) {
             // Beyond this share there are less than ten frames.
             let sure = 1.0 - 10.0 / latency.count().max(10) as f64;
             let points = PERCENTILES.iter().filter(|(share, _)| *share <= sure).map(|&(share, _)| Point {
@@ -233,10 +252,6 @@ fn latency_plot(results: &Results, case: &Measured) -> Markup {
     html! {
         figure {
             (lines(&format!("Latency, {}", case.case.name), &x, &y, &series))
-            figcaption {
-                "From just before a burst is written into the near ring until the far ring is seen to have it, so it includes \
-                waiting for a burst of up to 64. Percentiles that less than ten frames lie beyond are left out."
-            }
         }
     }
 }
@@ -272,7 +287,8 @@ fn loss(results: &Results) -> Markup {
 fn loss_plot(results: &Results, case: &Measured) -> Markup {
     let mut series = Vec::new();
     for entry in &case.entries {
-        let point = |trial: &&Tried| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
+        let point =
+            |trial: &&Tried| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
         let mut points: Vec<_> = paced(entry).iter().map(point).collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         series.push(Series { name: entry.program.clone(), colour: colour(results, &entry.program), points });
