@@ -54,19 +54,24 @@ pub enum Crossing {
 /// What one end is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndState {
-    /// A server without a peer.
+    /// One that listens, without a peer.
     Listening {
         /// Why the last peer left, or was refused.
         last_error: Option<String>,
     },
-    /// A client that has not reached its server.
+    /// One that connects and has not reached its peer.
     Connecting {
         /// Why the last try failed, or why the connection ended.
         last_error: Option<String>,
     },
-    /// A peer is there.
+    /// A vhost-user frontend is there, whose driver does not run its rings yet.
+    Starting {
+        /// The frontend's process.
+        peer: String,
+    },
+    /// A peer is there, with its rings.
     Connected {
-        /// The name the peer gave.
+        /// The name that the peer gave, or that of its process.
         peer: String,
     },
     /// A kernel interface that exists.
@@ -79,11 +84,12 @@ pub enum EndState {
 }
 
 impl EndState {
-    /// One word for a table: `listening`, `connecting`, `connected`, `up` or `failed`.
+    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up` or `failed`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Listening { .. } => "listening",
             Self::Connecting { .. } => "connecting",
+            Self::Starting { .. } => "starting",
             Self::Connected { .. } => "connected",
             Self::Up => "up",
             Self::Failed { .. } => "failed",

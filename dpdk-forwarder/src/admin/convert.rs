@@ -56,7 +56,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
         EndState::Listening { last_error } | EndState::Connecting { last_error } => {
             last_error.clone().unwrap_or_default()
         }
-        EndState::Connected { peer } => peer.clone(),
+        EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
         EndState::Up => String::new(),
         EndState::Failed { reason } => reason.clone(),
     };

@@ -165,8 +165,6 @@ impl Session {
         match request {
             Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
             Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
-            // There is one frontend for each connection: nothing to be owned.
-            Request::SetOwner => {}
             Request::ResetOwner => self.drafts.iter_mut().for_each(|draft| draft.enabled = false),
             Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
             Request::SetLogBase(area) => {
@@ -174,8 +172,6 @@ impl Session {
                 // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
                 return Ok(Outcome::Reply(Body::Empty, None));
             }
-            // Nobody would ring it: the frontend looks at the log when it wants to.
-            Request::SetLogFd => {}
             Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
             Request::SetVringAddr(address) => self.set_address(address)?,
             Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
@@ -213,8 +209,9 @@ impl Session {
             Request::SetVringEnable(VringState { index, num }) => self.draft(index)?.enabled = num != 0,
             Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
             Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
-            // Frames of any length are carried.
-            Request::NetSetMtu(_) => {}
+            // Nothing is to be done: each connection has its one owner, the log is looked at by whoever wants to, and
+            // frames of any length are carried.
+            Request::SetOwner | Request::SetLogFd | Request::NetSetMtu(_) => {}
             Request::GetConfig(Config { offset, flags, data }) => {
                 let data = self.offer.config(offset, data.len()).unwrap_or_default();
                 return Ok(Outcome::Reply(Body::Config(Config { offset, flags, data }), None));

@@ -1,0 +1,13 @@
+//! What a bad vhost-user frontend can do.
+
+mod files;
+mod hands;
+mod lair;
+mod messages;
+mod peer;
+mod requests;
+mod verdict;
+
+use crate::arena::Case;
+
+pub const TABLES: &[&[Case]] = &[messages::CASES, requests::CASES, files::CASES];
