@@ -1,5 +1,7 @@
 //! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
 
+use std::time::Duration;
+
 use crate::spec::WireSpec;
 
 /// One wire as it stood when it was asked for.
@@ -22,6 +24,17 @@ impl WireStatus {
     pub fn is_up(&self) -> bool {
         self.queues > 0
     }
+}
+
+/// One worker as it stood when it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// Queues that it serves.
+    pub queues: usize,
+    /// Time spent on moving frames, and not on looking for some, since it was started.
+    pub busy: Duration,
 }
 
 /// How frames cross a wire.

@@ -51,7 +51,7 @@ struct Page {
 }
 
 async fn metrics(State(page): State<Page>) -> Response {
-    match spawn_blocking(move || Snapshot::take(page.wires.list()).render()).await {
+    match spawn_blocking(move || Snapshot::take(page.wires.list(), page.wires.workers()).render()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read\n").into_response(),
     }

@@ -146,7 +146,7 @@ impl Admin for Service {
 }
 
 async fn list(wires: Arc<Wires>) -> Result<v1::ListWiresResponse, Status> {
-    blocking(move || convert::response(&wires.list())).await
+    blocking(move || convert::response(&wires.list(), &wires.workers())).await
 }
 
 /// Runs what may wait where waiting holds up nobody.

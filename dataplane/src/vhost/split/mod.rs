@@ -95,6 +95,14 @@ impl SplitRing {
         self.seen.wrapping_sub(self.next)
     }
 
+    /// Fetches the used entries of the next `count` chains, as far as they are there: the guest has read them.
+    #[inline(always)]
+    fn prefetch_used(&self, count: usize) {
+        for ahead in (0..self.waiting().min(count as u16)).step_by(USED_PER_LINE) {
+            self.used.prefetch_write((self.next.wrapping_add(ahead) & self.mask).into());
+        }
+    }
+
     /// The head of the entry at `position` and the first descriptor of its chain; none if there is no such descriptor.
     #[inline(always)]
     fn entry(&self, position: u16) -> Option<(u16, Descriptor)> {
@@ -197,6 +205,8 @@ impl SplitRing {
     }
 }
 
+/// Used entries in a cache line.
+const USED_PER_LINE: usize = 8;
 /// In `avail.flags`: the guest does not want to be interrupted (2.7.6).
 const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: we do not want to be kicked (2.7.8).
