@@ -23,7 +23,8 @@ impl Look {
     /// What suits standard output.
     pub(crate) fn of_stdout() -> Self {
         let size = ratatui::crossterm::terminal::size().ok();
-        let width = size.filter(|_| std::io::stdout().is_terminal()).map(|(width, _)| width);
+        // A serial line is a terminal that does not know its size, and says 0.
+        let width = size.filter(|(width, _)| *width > 0 && std::io::stdout().is_terminal()).map(|(width, _)| width);
         Self { width, colour: text::colour_wanted() }
     }
 
