@@ -9,7 +9,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, client, client_spec, engine, eventually, poll, receive, send, unique};
@@ -34,10 +34,14 @@ struct Arena {
     engine: Engine,
     name: String,
     witness: [Endpoint; 2],
+    /// Descriptors are counted, so one test runs at a time.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Arena {
     fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine();
         let (witness, wire) = common::memif_wire("witness", Role::Server, Role::Server, Full::Hold);
         engine.add(wire).unwrap();
@@ -47,7 +51,7 @@ impl Arena {
         let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];
         engine.add(WireSpec { name: name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
         let witness = [client(&witness, 0), client(&witness, 1)];
-        let mut arena = Self { engine, name, witness };
+        let mut arena = Self { engine, name, witness, _alone: alone };
         arena.witness_moves();
         arena
     }
