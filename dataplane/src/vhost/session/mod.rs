@@ -26,6 +26,7 @@ use crate::vhost::channel::{ChannelError, Envelope};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::log::DirtyLog;
 use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
+use crate::vhost::progress;
 use crate::vhost::session::draft::Draft;
 use crate::vhost::session::inflight::InflightMemory;
 use crate::vhost::session::offer::Offer;
@@ -176,6 +177,9 @@ impl Session {
             Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
             Request::GetVringBase(VringState { index, .. }) => {
                 let features = self.features;
+                if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
+                    progress::settle(block);
+                }
                 let draft = self.draft(index)?;
                 draft.stop();
                 return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
