@@ -1,7 +1,7 @@
 //! A backend's conversation with its frontend, without I/O: requests and files in, replies and rings out.
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
-//! record of what was said: features, memory, and a [`draft`] of each ring. Whoever has the rings is asked to bring
+//! record of what was said: features, memory, and a draft of each ring. Whoever has the rings is asked to bring
 //! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
