@@ -1,7 +1,7 @@
 //! A backend's conversation with its frontend, without I/O: requests and files in, replies and rings out.
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
-//! record of what was said: features, memory, and a [`draft`] of each ring. Whoever has the rings is asked to bring
+//! record of what was said: features, memory, and a draft of each ring. Whoever has the rings is asked to bring
 //! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
@@ -26,6 +26,7 @@ use crate::vhost::channel::{ChannelError, Envelope};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::log::DirtyLog;
 use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
+use crate::vhost::progress;
 use crate::vhost::session::draft::Draft;
 use crate::vhost::session::inflight::InflightMemory;
 use crate::vhost::session::offer::Offer;
@@ -176,6 +177,9 @@ impl Session {
             Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
             Request::GetVringBase(VringState { index, .. }) => {
                 let features = self.features;
+                if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
+                    progress::settle(block);
+                }
                 let draft = self.draft(index)?;
                 draft.stop();
                 return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
