@@ -102,7 +102,7 @@ fn a_guest_and_a_namespace_move_large_segments() {
 }
 
 fn wire(ends: [EndSpec; 2]) -> WireSpec {
-    WireSpec { name: ferrule_hw_tests::unique("wire"), ends, full: Full::Hold }
+    WireSpec { name: ferrule_hw_tests::unique("wire"), ends, full: Full::Hold, trusted: false }
 }
 
 /// Of a transfer: about a second in software emulation.

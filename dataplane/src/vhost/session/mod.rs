@@ -268,6 +268,9 @@ impl Session {
         let file = file.ok_or(RequestError::Files { request: "SET_LOG_BASE", count: 0 })?;
         // CVE-2020-10722.
         let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
+        if len > LOG_MAX {
+            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
+        }
         let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
         let log = DirtyLog::new(&region, area.offset, area.size);
         self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
@@ -545,6 +548,8 @@ const STATUS_DRIVER_OK: u8 = 4;
 /// The smallest MTU (virtio 1.2, 5.1.4.1).
 const MTU_MIN: u64 = 68;
 const MTU_MAX: u64 = 65_535;
+/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
+const LOG_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests;
