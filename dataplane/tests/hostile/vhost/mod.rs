@@ -5,11 +5,14 @@ mod hands;
 mod lair;
 mod memory;
 mod messages;
+mod packed;
 mod peer;
 mod requests;
 mod split;
+mod tables;
 mod verdict;
 
 use crate::arena::Case;
 
-pub const TABLES: &[&[Case]] = &[messages::CASES, requests::CASES, files::CASES, memory::CASES, split::CASES];
+pub const TABLES: &[&[Case]] =
+    &[messages::CASES, requests::CASES, files::CASES, memory::CASES, split::CASES, packed::CASES, tables::CASES];
