@@ -2,6 +2,8 @@
 #
 #   make demo     the main job with real traffic, on this machine, now
 #   make test     every test that can run here
+#   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
+#   make lab-shell  a shell inside
 #   make bench    beside dpdk-testpmd: rates and ratios; then what an idle forwarder costs
 #   make lint     format, clippy, docs, licences
 
@@ -11,8 +13,9 @@ RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
-.PHONY: demo test lint bench help
+.PHONY: demo test lab lab-shell vm-pieces lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -23,10 +26,24 @@ demo: need-demo
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
 
-test: need-test
+test: need-test vm-pieces
 	@echo "==> building"
 	@$(CARGO) build --workspace --all-targets --locked
 	@.ci/count $(CARGO) test --workspace --locked --no-fail-fast
+
+lab: need-test vm-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p ferrule
+	@target/debug/lab run $(ONLY)
+
+lab-shell: need-test vm-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p ferrule
+	@target/debug/lab shell
+
+# Without them what needs them is skipped, aloud.
+vm-pieces: need-vm
+	@hw-tests/vm-pieces target/lab || echo "==> no virtual machines here"
 
 lint:
 	@echo "==> format"

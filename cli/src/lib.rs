@@ -8,6 +8,7 @@
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
 //! - [`mod@bench`]: how fast, beside a peer's program.
+//! - [`vf`]: SR-IOV VFs of the node.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
@@ -23,6 +24,7 @@ pub mod completions;
 pub mod demo;
 pub mod text;
 pub mod top;
+pub mod vf;
 pub mod wire;
 pub mod wires;
 
@@ -52,6 +54,8 @@ pub enum Command {
     Top(top::TopArgs),
     /// Measure frames per second through a wire, beside a peer's program
     Bench(bench::BenchArgs),
+    /// SR-IOV VFs: show, make, borrow, give back
+    Vf(Box<vf::VfArgs>),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -66,6 +70,7 @@ impl Cli {
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
             Command::Bench(args) => Ok(bench::run(&args)?),
+            Command::Vf(args) => vf::run(*args).await,
             Command::Completions(args) => completions::run(&args),
         }
     }
@@ -97,6 +102,9 @@ pub enum CliError {
     /// Nothing was measured.
     #[error(transparent)]
     Bench(#[from] bench::BenchError),
+    /// The VFs' manager cannot be asked, or said no.
+    #[error(transparent)]
+    Vf(#[from] vf::VfCliError),
     /// Our own output went wrong.
     #[error("write the output: {0}")]
     Output(#[from] std::io::Error),

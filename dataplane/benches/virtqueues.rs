@@ -5,8 +5,8 @@
 //! Before that, one thread does both in turn, and the median of the visits tells what moving a frame costs when
 //! everything is in the caches: a figure that hardly depends on what else the machine does. `-- alone` stops there.
 //!
-//! With `SOCKET SOCKET` behind the two numbers, another program that joins the two sockets takes the turns of ours in
-//! between: it is to run on the worker's CPU.
+//! With `SOCKET SOCKET PID` behind the two numbers, another program that joins the two sockets, on the worker's CPU, takes
+//! turns with ours; while it is not its turn, it is stopped.
 #![allow(missing_docs, reason = "a program")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot begin ends")]
 
@@ -28,13 +28,17 @@ use ferrule_ffi::bell::Bell;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::span::Span;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let number = |at: usize, usual| words.get(at).and_then(|word| word.parse().ok()).unwrap_or(usual);
     let (worker, driver) = (number(0, 1), number(1, 0));
-    let peer = words.get(2..4).map(|sockets| [0, 1].map(|at| sockets[at].parse::<SocketAddress>().unwrap()));
+    let peer = words.get(2..5).map(|words| Peer {
+        sockets: [0, 1].map(|at| words[at].parse().unwrap()),
+        process: Pid::from_raw(words[2].parse().unwrap()),
+    });
     let hertz = ticks_per_second();
     let split = Features::VERSION_1;
     let kinds = [
@@ -50,6 +54,9 @@ fn main() {
     }
     if words.first().is_some_and(|word| word == "alone") {
         return;
+    }
+    if let Some(peer) = &peer {
+        kill(peer.process, Signal::SIGSTOP).unwrap();
     }
     let mut ours = vec![Vec::new(); cases.len()];
     let mut theirs = vec![Vec::new(); cases.len()];
@@ -145,13 +152,25 @@ fn measure_alone(size: usize, features: Features) -> f64 {
     times[VISITS / 2].as_secs_f64() / BURST as f64
 }
 
-fn measure_peer(size: usize, features: Features, peer: &[SocketAddress; 2], driver: usize) -> f64 {
-    let [mut a, mut b] = peer.clone().map(|socket| {
+/// Another program that joins two sockets.
+struct Peer {
+    sockets: [SocketAddress; 2],
+    process: Pid,
+}
+
+fn measure_peer(size: usize, features: Features, peer: &Peer, driver: usize) -> f64 {
+    kill(peer.process, Signal::SIGCONT).unwrap();
+    let [mut a, mut b] = peer.sockets.clone().map(|socket| {
         let rings = DriverSpec { size: RING, ..DriverSpec::default() };
         let spec = FrontendSpec { features, rings, ..FrontendSpec::new(socket) };
         Frontend::open(&spec, Duration::from_secs(10)).unwrap()
     });
-    drive_for(size, a.queues.senders.remove(0), b.queues.receivers.remove(0), driver)
+    let rate = drive_for(size, a.queues.senders.remove(0), b.queues.receivers.remove(0), driver);
+    // It notices that its frontends have gone.
+    drop((a, b));
+    thread::sleep(WARM_UP);
+    kill(peer.process, Signal::SIGSTOP).unwrap();
+    rate
 }
 
 fn drive_for(size: usize, mut tx: DriverTx, mut rx: DriverRx, driver: usize) -> f64 {
@@ -201,7 +220,7 @@ fn drive<T: Target, S: Source>(
     while !stop.load(Relaxed) {
         tx.look().unwrap();
         for _ in 0..BURST {
-            let Some(buffer) = next_buffer(tx) else { break };
+            let Some(mut buffer) = next_buffer(tx) else { break };
             let stamp = sent.to_le_bytes();
             let (_, mut place) = buffer.split(STAMP).unwrap();
             assert!(Span::from(&stamp[..]).copy_to(&mut place));

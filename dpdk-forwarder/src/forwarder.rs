@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ferrule_dataplane::{Engine, EngineError};
 use sd_notify::NotifyState;
+use sriov_manager::service::http::{self, ListenError};
+use sriov_manager::service::{Phase, ServiceSocket, SocketError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,9 +17,9 @@ use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use crate::admin::{self, AdminSocket, SocketError};
+use crate::admin;
 use crate::config::{Config, WiresFile};
-use crate::http::{self, ListenError};
+use crate::metrics::Snapshot;
 use crate::reload::Reloader;
 use crate::wires::Wires;
 
@@ -43,17 +45,6 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     result
 }
 
-/// What the forwarder is doing, for everybody who answers questions about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Everything listens, every wire was tried.
-    Serving,
-    /// It takes no changes and lets frames in flight leave.
-    Draining,
-    /// No wire is left: answer what was asked, then end.
-    Stopped,
-}
-
 /// A forwarder that serves.
 pub struct Forwarder {
     wires: Arc<Wires>,
@@ -74,7 +65,7 @@ impl Forwarder {
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         // Before any wire is touched: another forwarder at this socket means that we are the wrong one.
-        let socket = AdminSocket::bind(&config.admin)?;
+        let socket = ServiceSocket::bind("forwarder", &config.admin)?;
         let listener = match config.metrics {
             Some(address) => Some(http::listen(address).await?),
             None => None,
@@ -94,7 +85,9 @@ impl Forwarder {
         let api = admin::serve(socket, Arc::clone(&wires), phase.subscribe());
         servers.spawn(async { api.await.map_err(|error| error.to_string()) });
         if let Some(listener) = listener {
-            let page = http::serve(listener, Arc::clone(&wires), phase.subscribe());
+            let shown = Arc::clone(&wires);
+            let render: http::Render = Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render());
+            let page = http::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }
         let reloader = Reloader::new(file, hangup, Arc::clone(&wires));

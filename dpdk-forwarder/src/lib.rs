@@ -10,12 +10,13 @@
 //! - [`wires`]: the engine with a ledger of who wanted what
 //! - `reload`, [`watch`]: the file followed
 //! - [`admin`]: the gRPC service and its client
-//! - [`metrics`], `http`: what Prometheus and probes read
+//! - [`metrics`]: what Prometheus reads
+//!
+//! The socket, health and the metrics page are those of every daemon here: `sriov_manager::service`.
 
 pub mod admin;
 pub mod config;
 pub mod forwarder;
-mod http;
 pub mod metrics;
 pub mod plan;
 mod reload;
@@ -23,5 +24,3 @@ pub mod watch;
 pub mod wires;
 
 pub use forwarder::{Forwarder, Options, run};
-
-pub(crate) use forwarder::Phase;

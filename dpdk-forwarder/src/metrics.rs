@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-use ferrule_dataplane::status::DropReason;
-use nix::sys::resource::{UsageWho, getrusage};
+use ferrule_dataplane::status::{DropReason, WorkerStatus};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
+use prometheus_client::encoding::DescriptorEncoder;
+use sriov_manager::service::scrape::{self, Process, counters, gauges};
 
 use crate::wires::{Listed, kind};
 
@@ -15,22 +13,19 @@ use crate::wires::{Listed, kind};
 #[derive(Debug)]
 pub struct Snapshot {
     wires: Vec<Listed>,
+    workers: Vec<WorkerStatus>,
     process: Option<Process>,
 }
 
 impl Snapshot {
     /// The wires, and this process as it is now.
-    pub fn take(wires: Vec<Listed>) -> Self {
-        Self { wires, process: Process::read() }
+    pub fn take(wires: Vec<Listed>, workers: Vec<WorkerStatus>) -> Self {
+        Self { wires, workers, process: Process::read() }
     }
 
-    /// In the `OpenMetrics` text format, version 1.0.0: [`CONTENT_TYPE`].
+    /// In the `OpenMetrics` text format, version 1.0.0.
     pub fn render(self) -> Result<String, fmt::Error> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self));
-        let mut out = String::new();
-        text::encode(&mut out, &registry)?;
-        Ok(out)
+        scrape::render(self)
     }
 
     fn wires(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -58,6 +53,20 @@ impl Snapshot {
             })
         });
         gauges(encoder, ("ferrule_end_state", "The state of each end of each wire"), ends)
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let cpu = |worker: &WorkerStatus| vec![("cpu", worker.cpu.to_string())];
+        gauges(
+            encoder,
+            ("ferrule_worker_queues", "Queues that the worker serves"),
+            self.workers.iter().map(|worker| (cpu(worker), worker.queues as u64)),
+        )?;
+        counters(
+            encoder,
+            ("ferrule_worker_busy_seconds", "Time that the worker spent on moving frames, in seconds"),
+            self.workers.iter().map(|worker| (cpu(worker), worker.busy.as_secs_f64())),
+        )
     }
 
     fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -98,86 +107,18 @@ impl Collector for Snapshot {
         gauges(encoder, ("ferrule_build_info", "The forwarder that runs"), [(build, 1_u64)])?;
         self.wires(encoder)?;
         self.traffic(encoder)?;
+        self.workers(encoder)?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))
     }
 }
 
-/// What the kernel says of this process.
-#[derive(Debug)]
-struct Process {
-    resident_bytes: u64,
-    open_fds: u64,
-    cpu_seconds: f64,
-}
-
-impl Process {
-    /// None where `/proc` is not to be read.
-    fn read() -> Option<Self> {
-        let process = procfs::process::Process::myself().ok()?;
-        let pages = process.statm().ok()?.resident;
-        let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
-        let seconds = [usage.user_time(), usage.system_time()]
-            .map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6)
-            .iter()
-            .sum();
-        Some(Self {
-            resident_bytes: pages * procfs::page_size(),
-            open_fds: process.fd_count().ok()? as u64,
-            cpu_seconds: seconds,
-        })
-    }
-
-    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let none = Labels::new;
-        let resident = ("process_resident_memory_bytes", "Memory in use, in bytes");
-        gauges(encoder, resident, [(none(), self.resident_bytes)])?;
-        gauges(encoder, ("process_open_fds", "Open file descriptors"), [(none(), self.open_fds)])?;
-        counters(encoder, ("process_cpu_seconds", "CPU time used, in seconds"), [(none(), self.cpu_seconds)])
-    }
-}
-
-type Labels = Vec<(&'static str, String)>;
-
-fn gauges<V: EncodeGaugeValue>(
-    encoder: &mut DescriptorEncoder<'_>,
-    (name, help): (&str, &str),
-    samples: impl IntoIterator<Item = (Labels, V)>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        if labels.is_empty() {
-            metric.encode_gauge(&value)?;
-        } else {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-    }
-    Ok(())
-}
-
-/// The format itself adds `_total` to the name.
-fn counters<V: EncodeCounterValue>(
-    encoder: &mut DescriptorEncoder<'_>,
-    (name, help): (&str, &str),
-    samples: impl IntoIterator<Item = (Labels, V)>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in samples {
-        if labels.is_empty() {
-            metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-        } else {
-            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-        }
-    }
-    Ok(())
-}
-
-/// What a scrape is served as.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The labels of [`WireStatus::directions`](ferrule_dataplane::status::WireStatus::directions).
 const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
 
     use super::*;
@@ -191,7 +132,8 @@ mod tests {
         let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0] }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
         let status = WireStatus { spec, ends, directions, crossing: Crossing::Copied, queues: 2 };
-        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }]).render().unwrap();
+        let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
+        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
         for line in [
             concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             r#"ferrule_wire_up{wire="a\"b"} 1"#,
@@ -203,6 +145,8 @@ mod tests {
             r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="refused"} 1"#,
             r#"ferrule_end_state{wire="a\"b",end="0",kind="memif",state="listening"} 1"#,
             r#"ferrule_end_state{wire="a\"b",end="1",kind="kernel",state="up"} 1"#,
+            r#"ferrule_worker_queues{cpu="3"} 2"#,
+            r#"ferrule_worker_busy_seconds_total{cpu="3"} 1.5"#,
             "# TYPE ferrule_wire_drops counter",
             "# EOF",
         ] {

@@ -12,14 +12,18 @@
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
+//! - [`netlink`]: requests to rtnetlink, many in one system call.
+//! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header.
 
 pub mod array;
 pub mod bell;
 pub mod guard;
+pub mod netlink;
 pub mod netns;
 pub mod peer_file;
 pub mod region;
 pub mod span;
+pub mod sysfs;
 pub mod tap;
 pub mod unix;

@@ -7,15 +7,22 @@
 //! - [`netns`]: network namespaces that never outlive a test;
 //! - [`process`]: programs that never outlive a test and whose output is shown when it fails;
 //! - [`testpmd`]: DPDK's test program as a peer;
+//! - [`content`]: bytes that are compared where they arrive;
 //! - [`frames`]: single frames in and out of a memif end;
-//! - [`stream`]: numbered frames between two memif ends, checked on arrival.
+//! - [`stream`]: numbered frames between two memif ends, checked on arrival;
+//! - [`vm`]: virtual machines, and [`guest`]: what runs inside them;
+//! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`).
 
+pub mod content;
 pub mod frames;
+pub mod guest;
+pub mod lab;
 pub mod need;
 pub mod netns;
 pub mod process;
 pub mod stream;
 pub mod testpmd;
+pub mod vm;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use thiserror::Error;
 
-use super::netlink::Refusal;
 use super::setup::Task;
 use crate::spec::{InterfaceName, KernelSpec, NetNs, Route};
+use ferrule_ffi::netlink::Refusal;
 
 /// Why an interface could not be made or read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -15,12 +15,10 @@
 //! - [`port`]: the data path of a TAP interface.
 //! - `setup`: what a specification asks of an interface, as netlink requests.
 //! - `namespace`: where an interface is to live.
-//! - `netlink`: requests and answers.
 //! - `error`: what can go wrong, and the cure.
 
 mod error;
 mod namespace;
-mod netlink;
 pub mod port;
 mod setup;
 mod tap;

@@ -11,8 +11,8 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 
 use super::error::{KernelError, Place};
-use super::netlink::{Netlink, Refusal, Request};
 use crate::spec::KernelSpec;
+use ferrule_ffi::netlink::{Netlink, Refusal, Request};
 
 /// An open namespace. While it lives the namespace cannot go away.
 pub(super) struct Namespace {

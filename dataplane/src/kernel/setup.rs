@@ -15,8 +15,8 @@ use nix::errno::Errno;
 
 use super::error::{KernelError, Place};
 use super::namespace::NamespaceId;
-use super::netlink::{Netlink, Refusal, Request};
 use crate::spec::{KernelSpec, MacAddress, Route};
+use ferrule_ffi::netlink::{Netlink, Refusal, Request};
 
 /// One thing to do to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

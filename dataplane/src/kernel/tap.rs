@@ -9,9 +9,9 @@ use nix::errno::Errno;
 
 use super::error::{KernelError, Place};
 use super::namespace::{Namespace, workshop};
-use super::netlink::{Netlink, Refusal};
 use super::setup::{find, link_request, set_up};
 use crate::spec::KernelSpec;
+use ferrule_ffi::netlink::{Netlink, Refusal};
 
 /// A TAP interface, set up and up, with its carrier down until someone serves the other end.
 /// Dropping the [`Tap`] removes the interface.

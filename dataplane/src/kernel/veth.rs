@@ -9,10 +9,10 @@ use nix::errno::Errno;
 
 use super::error::{KernelError, Place};
 use super::namespace::{Namespace, NamespaceId};
-use super::netlink::{Answer, Netlink, Refusal, Request};
 use super::setup::{far_link_request, find, link_request, set_up};
 use crate::spec::KernelSpec;
 use crate::status::{DropReason, Traffic};
+use ferrule_ffi::netlink::{Answer, Netlink, Refusal, Request};
 
 /// A veth pair, each end in its own namespace, both set up and up. Dropping it removes the pair.
 #[derive(Debug)]

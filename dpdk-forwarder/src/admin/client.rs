@@ -1,11 +1,10 @@
 //! For programs that ask a forwarder.
 
-use std::error::Error;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use sriov_manager::service;
 use thiserror::Error;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::v1;
 
@@ -14,33 +13,13 @@ pub type AdminClient = v1::admin_client::AdminClient<Channel>;
 
 /// Connects to the forwarder whose admin socket is at `path`.
 pub async fn connect(path: &Path) -> Result<AdminClient, ConnectError> {
-    let failed = |problem: String| ConnectError { path: path.to_owned(), problem };
-    let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
-    let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error)))?;
-    let channel = endpoint.connect().await.map_err(|error| failed(root_cause(&error)))?;
-    Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_MAX))
+    Ok(AdminClient::new(service::connect(path).await?).max_decoding_message_size(ANSWER_MAX))
 }
 
 /// No forwarder could be reached.
 #[derive(Debug, Error)]
-#[error("no forwarder answers on {} ({problem}): start one with `dpdk-forwarder --config wires.yaml`", path.display())]
-pub struct ConnectError {
-    path: PathBuf,
-    problem: String,
-}
-
-/// What the operating system said, without `(os error 111)`: the layers above it only say "transport error".
-fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::NotFound) => "no such file".to_owned(),
-        Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)) => kind.to_string(),
-        _ => root.to_string(),
-    }
-}
+#[error("no forwarder answers on {0}: start one with `dpdk-forwarder --config wires.yaml`")]
+pub struct ConnectError(#[from] service::ConnectError);
 
 /// Bytes of one answer: some hundred thousand wires.
 const ANSWER_MAX: usize = 64 << 20;

@@ -1,25 +1,21 @@
 //! The wires file: text in, a checked [`Config`] out, or everything that is wrong with it in one go.
 //!
-//! Modules in reading order: `yaml` (text to a tree with positions), `reader` (tree to values,
-//! collecting errors), `wire` (one entry of `wires:`), `conflicts` (wires beside each other).
+//! Modules in reading order: `wire` (one entry of `wires:`), `conflicts` (wires beside each other). How a text
+//! becomes values, with every error at its line, is the same for every file here: `sriov_manager::document`.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ferrule_dataplane::spec::WireSpec;
 use ferrule_dataplane::{Idle, Settings};
-use thiserror::Error;
+use sriov_manager::document::{Field, Findings, judge};
 
 use conflicts::{Conflict, conflicts};
-use reader::{Field, Findings};
-use yaml::Node;
+pub use sriov_manager::document::{ConfigError, ConfigErrors, LoadError, Position};
 
 mod conflicts;
-mod reader;
 mod wire;
-mod yaml;
 
 /// A checked wires file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +35,7 @@ pub struct Config {
 impl Config {
     /// Checks the contents of a file that was read already.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        let text = std::str::from_utf8(bytes)
-            .map_err(|error| LoadError::Encoding { path: path.to_owned(), offset: error.valid_up_to() })?;
-        Ok(Self::parse(&path.display().to_string(), text)?)
+        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, bytes)?)?)
     }
 
     /// Checks a text; `file` is what its errors call it.
@@ -98,7 +92,7 @@ pub struct WiresFile {
 impl WiresFile {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        let contents = LoadError::read("wires file", path)?;
         let config = Config::from_bytes(path, &contents)?;
         Ok(Self { path: path.to_owned(), contents, config })
     }
@@ -111,95 +105,6 @@ pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
         report_conflicts(std::slice::from_ref(&wire), std::slice::from_ref(root));
         wire
     })
-}
-
-/// Why a wires file could not be used.
-#[derive(Debug, Error)]
-pub enum LoadError {
-    /// The file could not be read.
-    #[error("read the wires file {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not text.
-    #[error("{}: the byte at offset {offset} is not UTF-8", path.display())]
-    Encoding {
-        /// The file.
-        path: PathBuf,
-        /// Bytes before the first bad one.
-        offset: usize,
-    },
-    /// The contents are wrong.
-    #[error(transparent)]
-    Wrong(#[from] ConfigErrors),
-}
-
-impl LoadError {
-    /// One line for each thing that is wrong.
-    pub fn lines(&self) -> Vec<String> {
-        match self {
-            Self::Wrong(errors) => errors.lines().collect(),
-            other => vec![other.to_string()],
-        }
-    }
-}
-
-/// Everything that is wrong with a text, in the order of the text. Displayed as one line each.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{}", self.lines().collect::<Vec<_>>().join("\n"))]
-pub struct ConfigErrors {
-    /// What the text is called.
-    pub file: String,
-    /// At least one.
-    pub errors: Vec<ConfigError>,
-}
-
-impl ConfigErrors {
-    fn lines(&self) -> impl Iterator<Item = String> {
-        self.errors.iter().map(|error| format!("{}:{error}", self.file))
-    }
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    /// Where in the text.
-    pub at: Position,
-    /// Which field, as in `wires[1].ends[0].memif.ring`; empty for an error of syntax.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub problem: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Position { line, column } = self.at;
-        match self.field.as_str() {
-            "" => write!(f, "{line}:{column}: {}", self.problem),
-            field => write!(f, "{line}:{column}: {field}: {}", self.problem),
-        }
-    }
-}
-
-/// A place in a text; both count from 1, columns in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// The line.
-    pub line: usize,
-    /// The character within it.
-    pub column: usize,
-}
-
-fn judge<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Findings) -> T) -> Result<T, ConfigErrors> {
-    let errors = |errors| ConfigErrors { file: file.to_owned(), errors };
-    let node = Node::parse(text).map_err(|error| errors(vec![error]))?;
-    let findings = Findings::default();
-    let value = read(&Field::root(&node, &findings), &findings);
-    let found = findings.into_errors();
-    if found.is_empty() { Ok(value) } else { Err(errors(found)) }
 }
 
 fn read_config(root: &Field<'_>, findings: &Findings) -> Config {
@@ -218,9 +123,7 @@ fn read_config(root: &Field<'_>, findings: &Findings) -> Config {
         && let Some(path) = field.text()
     {
         config.admin = PathBuf::from(path);
-        if !config.admin.is_absolute() || path.len() > SOCKET_PATH_MAX {
-            field.wrong(format!("`{path}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
-        }
+        field.judge_socket(path);
     }
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
@@ -266,8 +169,6 @@ fn idle_word(idle: Idle) -> &'static str {
 
 /// Where the admin API listens unless told otherwise.
 pub const ADMIN_DEFAULT: &str = "/run/ferrule/admin.sock";
-/// `sun_path` has 108 bytes, one of them the closing NUL.
-const SOCKET_PATH_MAX: usize = 107;
 /// The last CPU of a `cpu_set_t`.
 const CPU_MAX: u64 = 1023;
 

@@ -7,8 +7,7 @@ use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, SocketMode, VhostFeatures,
     VhostUserSpec, WireSpec,
 };
-
-use super::reader::{Field, Findings, Table};
+use sriov_manager::document::{Field, Findings, Table};
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {

@@ -1,7 +1,7 @@
 //! A backend's conversation with its frontend, without I/O: requests and files in, replies and rings out.
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
-//! record of what was said: features, memory, and a [`draft`] of each ring. Whoever has the rings is asked to bring
+//! record of what was said: features, memory, and a draft of each ring. Whoever has the rings is asked to bring
 //! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
@@ -26,6 +26,7 @@ use crate::vhost::channel::{ChannelError, Envelope};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::log::DirtyLog;
 use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
+use crate::vhost::progress;
 use crate::vhost::session::draft::Draft;
 use crate::vhost::session::inflight::InflightMemory;
 use crate::vhost::session::offer::Offer;
@@ -36,7 +37,8 @@ use crate::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringLog, Vrin
 pub struct Session {
     offer: Offer,
     features: Features,
-    protocol: ProtocolFeatures,
+    /// None: nothing was chosen yet.
+    protocol: Option<ProtocolFeatures>,
     memory: MemoryTable,
     drafts: Vec<Draft>,
     log: Option<DirtyLog>,
@@ -70,7 +72,7 @@ impl Session {
         Self {
             offer,
             features: Features::default(),
-            protocol: ProtocolFeatures::default(),
+            protocol: None,
             memory: MemoryTable::default(),
             drafts: std::iter::repeat_with(Draft::default).take(rings).collect(),
             log: None,
@@ -101,7 +103,8 @@ impl Session {
 
     /// New ends of all rings that are complete, in pairs; none: there is no such pair.
     pub fn rings(&mut self) -> Result<Option<LaneEnd>, VringError> {
-        let ready = !self.protocol.has(ProtocolFeatures::STATUS) || self.status & STATUS_DRIVER_OK != 0;
+        let told = self.protocol.is_some_and(|protocol| protocol.has(ProtocolFeatures::STATUS));
+        let ready = !told || self.status & STATUS_DRIVER_OK != 0;
         let setups: Vec<_> = (0..self.drafts.len() as u32).map(|index| self.setup(index)).collect();
         let mut pairs: Vec<_> =
             setups.chunks_exact(2).filter_map(|pair| pair[0].as_ref().zip(pair[1].as_ref())).collect();
@@ -150,8 +153,10 @@ impl Session {
     }
 
     fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
+        // DPDK's virtio-user speaks of its status before it has chosen anything, when it is the one that listens and we
+        // come back: it remembers what it chose the last time.
         if let Some((feature, name)) = needs(&request)
-            && !self.protocol.has(feature)
+            && !self.protocol.unwrap_or(self.offer.protocol).has(feature)
         {
             return Err(RequestError::NotNegotiated { request: request.word(), feature: name });
         }
@@ -160,8 +165,6 @@ impl Session {
         match request {
             Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
             Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
-            // There is one frontend for each connection: nothing to be owned.
-            Request::SetOwner => {}
             Request::ResetOwner => self.drafts.iter_mut().for_each(|draft| draft.enabled = false),
             Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
             Request::SetLogBase(area) => {
@@ -169,13 +172,14 @@ impl Session {
                 // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
                 return Ok(Outcome::Reply(Body::Empty, None));
             }
-            // Nobody would ring it: the frontend looks at the log when it wants to.
-            Request::SetLogFd => {}
             Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
             Request::SetVringAddr(address) => self.set_address(address)?,
             Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
             Request::GetVringBase(VringState { index, .. }) => {
                 let features = self.features;
+                if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
+                    progress::settle(block);
+                }
                 let draft = self.draft(index)?;
                 draft.stop();
                 return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
@@ -199,14 +203,15 @@ impl Session {
                 if !self.offer.protocol.has(chosen) {
                     return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
                 }
-                self.protocol = chosen;
+                self.protocol = Some(chosen);
             }
             Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
             Request::SetVringEnable(VringState { index, num }) => self.draft(index)?.enabled = num != 0,
             Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
             Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
-            // Frames of any length are carried.
-            Request::NetSetMtu(_) => {}
+            // Nothing is to be done: each connection has its one owner, the log is looked at by whoever wants to, and
+            // frames of any length are carried.
+            Request::SetOwner | Request::SetLogFd | Request::NetSetMtu(_) => {}
             Request::GetConfig(Config { offset, flags, data }) => {
                 let data = self.offer.config(offset, data.len()).unwrap_or_default();
                 return Ok(Outcome::Reply(Body::Config(Config { offset, flags, data }), None));

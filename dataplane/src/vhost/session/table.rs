@@ -23,6 +23,9 @@ pub struct MemoryTable {
 impl MemoryTable {
     /// SET_MEM_TABLE: these regions and no others. A refusal changes nothing.
     pub fn set(&mut self, rows: Vec<MemoryRegion>, files: Vec<PeerFile>) -> Result<(), TableError> {
+        if rows.is_empty() {
+            return Err(MemoryError::Empty.into());
+        }
         check_total(&rows)?;
         let rows = rows.into_iter().zip(files);
         let rows = rows.map(|(row, file)| self.map(row, file)).collect::<Result<Vec<_>, _>>()?;
@@ -180,6 +183,7 @@ mod tests {
         table.set(vec![row(0, 1)], vec![file(1).into()]).unwrap();
         assert!(table.set(vec![row(0, 2), row(1, 1)], vec![file(2).into(), file(1).into()]).is_err());
         assert!(table.set(vec![row(0, 2)], vec![file(1).into()]).is_err());
+        assert!(table.set(vec![], vec![]).is_err());
         assert!(table.add(row(0, 1), file(1).into()).is_err());
         assert!(table.add(MemoryRegion { size: 0, ..row(9, 1) }, file(1).into()).is_err());
         assert!(table.add(MemoryRegion { offset: u64::MAX, ..row(9, 1) }, file(1).into()).is_err());

@@ -1,5 +1,6 @@
 //! The page for Prometheus and for probes: `/metrics` and `/healthz`.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,12 +15,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::Phase;
-use crate::metrics::{CONTENT_TYPE, Snapshot};
-use crate::wires::Wires;
+use super::Phase;
+use super::scrape::CONTENT_TYPE;
 
 /// Listens for scrapes.
-pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
 }
 
@@ -31,11 +31,16 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Serves the page until the forwarder has stopped.
-pub(crate) async fn serve(listener: TcpListener, wires: Arc<Wires>, phase: watch::Receiver<Phase>) -> io::Result<()> {
+/// Makes the text of a scrape; it may wait.
+pub type Render = Arc<dyn Fn() -> Result<String, fmt::Error> + Send + Sync>;
+
+/// Serves the page until the daemon has stopped.
+pub async fn serve(listener: TcpListener, render: Render, phase: watch::Receiver<Phase>) -> io::Result<()> {
     let mut stopped = phase.clone();
-    let page =
-        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(Page { wires, phase });
+    let page = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(Page { render, phase });
     axum::serve(listener, page)
         .with_graceful_shutdown(async move {
             // An error means that the spine is gone, which is a stop as well.
@@ -46,12 +51,12 @@ pub(crate) async fn serve(listener: TcpListener, wires: Arc<Wires>, phase: watch
 
 #[derive(Clone)]
 struct Page {
-    wires: Arc<Wires>,
+    render: Render,
     phase: watch::Receiver<Phase>,
 }
 
 async fn metrics(State(page): State<Page>) -> Response {
-    match spawn_blocking(move || Snapshot::take(page.wires.list()).render()).await {
+    match spawn_blocking(move || (page.render)()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read\n").into_response(),
     }

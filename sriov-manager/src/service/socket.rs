@@ -1,5 +1,5 @@
-//! The socket file of the admin API: made with care for a forwarder that is alive, and unmade with
-//! care for one that came after us.
+//! The socket file of a daemon: made with care for one that is alive, and unmade with care for one that
+//! came after us.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -11,20 +11,20 @@ use tokio::net::UnixListener;
 
 /// A listening socket whose file goes away with it.
 #[derive(Debug)]
-pub struct AdminSocket {
+pub struct ServiceSocket {
     listener: UnixListener,
     file: SocketFile,
 }
 
-impl AdminSocket {
+impl ServiceSocket {
     /// Listens at `path`, for owner and group only. Missing directories are made; a socket that nobody
     /// listens on any more is replaced. Needs a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(program: &'static str, path: &Path) -> Result<Self, SocketError> {
         let failed = |tried, source| SocketError::Failed { tried, path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(|error| failed("make the directory of", error))?;
         }
-        make_way(path)?;
+        make_way(program, path)?;
         let listener = UnixListener::bind(path).map_err(|error| failed("listen on", error))?;
         let file = SocketFile::of(path).map_err(|error| failed("look at", error))?;
         std::fs::set_permissions(path, PermissionsExt::from_mode(MODE))
@@ -33,25 +33,30 @@ impl AdminSocket {
     }
 
     /// The guard of the file, and the listener.
-    pub(super) fn into_parts(self) -> (SocketFile, UnixListener) {
+    pub fn into_parts(self) -> (SocketFile, UnixListener) {
         (self.file, self.listener)
     }
 }
 
-/// Why the admin API cannot listen.
+/// Why the API cannot listen.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Another forwarder is alive.
-    #[error(
-        "listen on {}: another forwarder answers there; stop it, or give this one another socket with `--admin`",
-        .0.display()
-    )]
-    Taken(PathBuf),
+    /// Another one is alive.
+    #[error("listen on {}: another {program} answers there; stop it, or give this one another socket", path.display())]
+    Taken {
+        /// What answers.
+        program: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
     /// The path is some other file.
-    #[error("listen on {}: it exists and is not a socket; remove it, or choose another with `--admin`", .0.display())]
-    NotASocket(PathBuf),
+    #[error("listen on {}: it exists and is not a socket; remove it, or choose another path", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
     /// The kernel said no.
-    #[error("{tried} the admin socket {}: {source}", path.display())]
+    #[error("{tried} the socket {}: {source}", path.display())]
     Failed {
         /// What was tried.
         tried: &'static str,
@@ -63,12 +68,14 @@ pub enum SocketError {
 }
 
 /// Removes a dead socket; leaves everything else as it is.
-fn make_way(path: &Path) -> Result<(), SocketError> {
+fn make_way(program: &'static str, path: &Path) -> Result<(), SocketError> {
     let failed = |tried, source| SocketError::Failed { tried, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("look at", error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(SocketError::NotASocket { path: path.to_owned() });
+        }
         Ok(_) => {}
     }
     match BlockingStream::connect(path) {
@@ -77,15 +84,17 @@ fn make_way(path: &Path) -> Result<(), SocketError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // A full backlog says `would block`: somebody is alive, only busy.
-        Ok(_) => Err(SocketError::Taken(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SocketError::Taken(path.to_owned())),
+        Ok(_) => Err(SocketError::Taken { program, path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(SocketError::Taken { program, path: path.to_owned() })
+        }
         Err(error) => Err(failed("find out who owns", error)),
     }
 }
 
 /// Removes the file when dropped, if it is still the one that we made.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -110,7 +119,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Whoever may write may make wires: the owner and the group.
+/// Whoever may write may give orders: the owner and the group.
 const MODE: u32 = 0o660;
 
 #[cfg(test)]
@@ -121,7 +130,7 @@ mod tests {
     async fn the_socket_is_made_with_its_directory_for_owner_and_group_and_goes_away() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/admin.sock");
-        let socket = AdminSocket::bind(&path).unwrap();
+        let socket = ServiceSocket::bind("forwarder", &path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
@@ -133,9 +142,9 @@ mod tests {
         let path = directory.path().join("admin.sock");
         // A listener of the standard library leaves its file behind, like a process that was killed.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let socket = AdminSocket::bind(&path).unwrap();
-        let error = AdminSocket::bind(&path).unwrap_err();
-        assert!(matches!(error, SocketError::Taken(_)), "{error}");
+        let socket = ServiceSocket::bind("forwarder", &path).unwrap();
+        let error = ServiceSocket::bind("forwarder", &path).unwrap_err();
+        assert!(matches!(error, SocketError::Taken { .. }), "{error}");
         assert!(path.exists(), "the live one keeps its file");
         drop(socket);
     }
@@ -145,7 +154,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(AdminSocket::bind(&path).unwrap_err(), SocketError::NotASocket(_)));
+        assert!(matches!(ServiceSocket::bind("forwarder", &path).unwrap_err(), SocketError::NotASocket { .. }));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
@@ -153,9 +162,9 @@ mod tests {
     async fn a_successor_keeps_its_socket_when_we_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let ours = AdminSocket::bind(&path).unwrap();
+        let ours = ServiceSocket::bind("forwarder", &path).unwrap();
         std::fs::rename(&path, directory.path().join("old")).unwrap();
-        let theirs = AdminSocket::bind(&path).unwrap();
+        let theirs = ServiceSocket::bind("forwarder", &path).unwrap();
         drop(ours);
         assert!(path.exists());
         drop(theirs);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
@@ -13,24 +13,27 @@ use nix::errno::Errno;
 
 /// A netlink socket. It belongs to the namespace it was opened in, whoever uses it, and keeps that
 /// namespace alive.
-pub(super) struct Netlink {
+pub struct Netlink {
     socket: Socket,
     sequence: u32,
     received: Vec<u8>,
 }
 
 /// What to ask, and with which flags beside REQUEST and ACK.
-pub(super) struct Request {
+pub struct Request {
+    /// The question.
     pub message: RouteNetlinkMessage,
+    /// Such as `NLM_F_CREATE`.
     pub flags: u16,
 }
 
 /// The object asked for, if there is one, or why the kernel said no.
-pub(super) type Answer = Result<Option<RouteNetlinkMessage>, Refusal>;
+pub type Answer = Result<Option<RouteNetlinkMessage>, Refusal>;
 
 /// Why the kernel said no.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub struct Refusal {
+    /// Its code.
     pub errno: Errno,
     /// The kernel's own words, if it has any for this case.
     pub hint: Option<String>,
@@ -64,6 +67,24 @@ impl Netlink {
             answers.extend(self.collect(first)?);
         }
         Ok(answers)
+    }
+
+    /// Asks for every object of a kind.
+    pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let sequence = self.sequence;
+        let datagram = self.encode(Request { message, flags: NLM_F_DUMP });
+        self.socket.send(&datagram, 0)?;
+        let mut objects = Vec::new();
+        loop {
+            for message in self.receive()?.into_iter().filter(|message| message.header.sequence_number == sequence) {
+                match message.payload {
+                    NetlinkPayload::InnerMessage(object) => objects.push(object),
+                    NetlinkPayload::Done(_) => return Ok(objects),
+                    NetlinkPayload::Error(end) => return Refusal::parse(&end).map_or(Ok(objects), Err),
+                    _ => {}
+                }
+            }
+        }
     }
 
     fn encode(&mut self, request: Request) -> Vec<u8> {
@@ -153,8 +174,8 @@ impl From<io::Error> for Refusal {
 /// So few that their answers fit into the default receive buffer of a socket (208 KiB; an
 /// acknowledgement takes about 1 KiB of it).
 const BATCH_MAX: usize = 64;
-/// The kernel's answer about one link is 2 to 4 KiB.
-const DATAGRAM_MAX: usize = 32 << 10;
+/// The kernel's answer about one link is 2 to 4 KiB, and about 140 bytes more for each of up to 256 VFs.
+const DATAGRAM_MAX: usize = 256 << 10;
 /// `NLMSG_ALIGNTO` of linux/netlink.h.
 const ALIGNMENT: usize = 4;
 /// Bytes of a netlink header.
@@ -180,6 +201,14 @@ mod tests {
         assert_eq!(refusal.to_string(), "no (EINVAL)");
         message.header.truncate(3);
         assert_eq!(Refusal::parse(&message).unwrap().to_string(), "Invalid argument (EINVAL)");
+    }
+
+    #[test]
+    fn a_dump_holds_every_link() {
+        let links = Netlink::open().unwrap().dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).unwrap();
+        let lo = LinkAttribute::IfName("lo".to_owned());
+        let is_lo = |link: &RouteNetlinkMessage| matches!(link, RouteNetlinkMessage::NewLink(link) if link.attributes.contains(&lo));
+        assert!(links.iter().any(is_lo), "{links:?}");
     }
 
     #[test]

@@ -5,17 +5,18 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::yaml::{Key, Node, Value};
+use super::tree::{Key, Node, Value};
 use super::{ConfigError, Position};
 
 /// What was found wrong so far.
 #[derive(Default)]
-pub(super) struct Findings {
+pub struct Findings {
     errors: RefCell<Vec<ConfigError>>,
     unique: Cell<usize>,
 }
 
 impl Findings {
+    /// Notes an error.
     pub fn add(&self, at: Position, field: impl Into<String>, problem: impl Into<String>) {
         self.errors.borrow_mut().push(ConfigError { at, field: field.into(), problem: problem.into() });
     }
@@ -35,17 +36,19 @@ impl Findings {
 
 /// One value, by its path from the root.
 #[derive(Clone)]
-pub(super) struct Field<'a> {
+pub struct Field<'a> {
     node: &'a Node,
     path: String,
     findings: &'a Findings,
 }
 
 impl<'a> Field<'a> {
-    pub fn root(node: &'a Node, findings: &'a Findings) -> Self {
+    /// The whole text.
+    pub(super) fn root(node: &'a Node, findings: &'a Findings) -> Self {
         Self { node, path: String::new(), findings }
     }
 
+    /// Notes an error of this field.
     pub fn wrong(&self, problem: impl Into<String>) {
         self.findings.add(self.node.at, self.path.clone(), problem);
     }
@@ -60,6 +63,7 @@ impl<'a> Field<'a> {
         self.node.locate(relative).line
     }
 
+    /// Whether it is a mapping.
     pub fn is_table(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
     }
@@ -77,6 +81,37 @@ impl<'a> Field<'a> {
         let mut table = Table { field: self.clone(), entries, excused: Vec::new() };
         table.check_keys(keys);
         Some(table)
+    }
+
+    /// The entries of a mapping whose keys are free.
+    pub fn entries(&self) -> Option<Vec<(&'a str, Field<'a>)>> {
+        match &self.node.value {
+            Value::Map(entries) => {
+                let field = |(key, node): &'a (Key, Node)| {
+                    (key.text.as_str(), Field { node, path: join(&self.path, &key.text), ..*self })
+                };
+                Some(entries.iter().map(field).collect())
+            }
+            Value::Null => Some(Vec::new()),
+            _ => {
+                self.wrong("a mapping is wanted");
+                None
+            }
+        }
+    }
+
+    /// The value of one key, whatever else the mapping holds and without judging it.
+    pub fn peek(&self, key: &str) -> Option<Field<'a>> {
+        let Value::Map(entries) = &self.node.value else { return None };
+        let (_, node) = entries.iter().find(|(entry, _)| entry.text == key)?;
+        Some(Field { node, path: join(&self.path, key), ..*self })
+    }
+
+    /// Notes an error unless `path` can be that of a Unix socket.
+    pub fn judge_socket(&self, path: &str) {
+        if !path.starts_with('/') || path.len() > SOCKET_PATH_MAX {
+            self.wrong(format!("`{path}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
+        }
     }
 
     /// The items of a list; nothing written is an empty list.
@@ -97,6 +132,7 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// One value, as it is written.
     pub fn text(&self) -> Option<&'a str> {
         match &self.node.value {
             Value::Scalar(text) => return Some(text),
@@ -129,6 +165,7 @@ impl<'a> Field<'a> {
         value
     }
 
+    /// A number within limits.
     pub fn number<T: TryFrom<u64>>(&self, range: RangeInclusive<u64>) -> Option<T> {
         let text = self.text()?;
         let number =
@@ -139,6 +176,7 @@ impl<'a> Field<'a> {
         number
     }
 
+    /// One of some words.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
         let choice = choices.iter().find(|(word, _)| *word == text).map(|&(_, value)| value);
@@ -151,7 +189,7 @@ impl<'a> Field<'a> {
 }
 
 /// A mapping whose keys were checked.
-pub(super) struct Table<'a> {
+pub struct Table<'a> {
     field: Field<'a>,
     entries: &'a [(Key, Node)],
     /// Keys that were probably meant by an unknown one: not reported a second time as missing.
@@ -159,11 +197,13 @@ pub(super) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
+    /// The value of a key, if it is there.
     pub fn optional(&self, key: &str) -> Option<Field<'a>> {
         let (_, node) = self.entries.iter().find(|(entry, _)| entry.text == key)?;
         Some(Field { node, path: join(&self.field.path, key), ..self.field })
     }
 
+    /// The value of a key that must be there; `what` says what it would be.
     pub fn required(&self, key: &str, what: &str) -> Option<Field<'a>> {
         let found = self.optional(key);
         if found.is_none() && !self.excused.contains(&key) {
@@ -210,3 +250,6 @@ fn closest(text: &str, known: &'static [&'static str]) -> Option<&'static str> {
 fn join(parent: &str, child: &str) -> String {
     if parent.is_empty() { child.to_owned() } else { format!("{parent}.{child}") }
 }
+
+/// `sun_path` has 108 bytes, one of them the closing NUL.
+const SOCKET_PATH_MAX: usize = 107;

@@ -1,0 +1,295 @@
+//! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one is not to be had.
+//!
+//! It asks the running `sriov-manager`. With `--root`, list and explain read a tree themselves; nothing is changed then.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use sriov_manager::api::v1::acquire_request::Choice;
+use sriov_manager::api::{Client, ConnectError, connect, v1};
+use thiserror::Error;
+use tonic::Status;
+
+use crate::CliError;
+use crate::text;
+use crate::wires::table::Look;
+
+mod attributes;
+mod direct;
+mod json;
+mod table;
+
+use attributes::AttributeArgs;
+
+/// Options of `ferrule vf`.
+#[derive(Debug, Args)]
+pub struct VfArgs {
+    /// The manager's socket
+    #[arg(long, global = true, env = "FERRULE_VF_SOCKET", value_name = "PATH", default_value = SOCKET_DEFAULT)]
+    manager: PathBuf,
+    /// Read this tree instead of asking the manager (list and explain only)
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    command: VfCommand,
+}
+
+/// What can be done with VFs.
+#[derive(Debug, Subcommand)]
+enum VfCommand {
+    /// Show every PF and VF, and who has it
+    List,
+    /// Set the number of VFs of PFs, all at the same time
+    Create {
+        /// PFs by address or interface, each with a number: `ens1f0=7`
+        #[arg(required = true, value_name = "PF=N", value_parser = count)]
+        counts: Vec<(String, u32)>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Borrow a VF
+    Acquire(AcquireArgs),
+    /// Give a VF back
+    Release {
+        /// The lease, or the address of its VF
+        lease: String,
+        /// How long to wait for a holder to let go
+        #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say why a VF is not to be had
+    Explain {
+        /// Its address
+        vf: String,
+        /// For which driver: kernel, vfio-pci or none
+        #[arg(long, value_name = "DRIVER", default_value = "kernel")]
+        driver: String,
+    },
+}
+
+/// Options of `ferrule vf acquire`.
+#[derive(Debug, Args)]
+struct AcquireArgs {
+    /// Your own name for the lease: asking twice is asking once
+    id: String,
+    /// The VF, by its address
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "pool", conflicts_with = "pool")]
+    vf: Option<String>,
+    /// Any VF of a pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// For whom, in words [default: your name and terminal]
+    #[arg(long, value_name = "TEXT")]
+    holder: Option<String>,
+    /// What shall drive it: kernel, vfio-pci or none
+    #[arg(long, value_name = "DRIVER", default_value = "kernel")]
+    driver: String,
+    #[command(flatten)]
+    attributes: AttributeArgs,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Does what was asked for.
+pub async fn run(args: VfArgs) -> Result<(), CliError> {
+    let out = match (&args.root, &args.command) {
+        (Some(root), VfCommand::List) => list(&direct::list(root)?, args.json),
+        (Some(root), VfCommand::Explain { vf, driver }) => {
+            explained(vf, &direct::explain(root, vf, driver)?, args.json)
+        }
+        (Some(_), _) => return Err(VfCliError::ReadOnly.into()),
+        (None, _) => ask(&args).await?,
+    };
+    std::io::stdout().write_all(out.as_bytes())?;
+    Ok(())
+}
+
+async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
+    let mut client = reach(&args.manager).await?;
+    let json = args.json;
+    Ok(match &args.command {
+        VfCommand::List => list(&client.list(v1::ListRequest {}).await?.into_inner(), json),
+        VfCommand::Create { counts, dry_run } => {
+            let counts = counts.iter().map(|(pf, count)| v1::Count { pf: pf.clone(), count: *count }).collect();
+            let created = client.create(v1::CreateRequest { counts, dry_run: *dry_run }).await?.into_inner().created;
+            let failed: Vec<_> = created.iter().filter(|created| !created.error.is_empty()).collect();
+            if !failed.is_empty() {
+                print!("{}", if json { json::created(&created) } else { told_created(&created, *dry_run) });
+                let errors = failed.iter().map(|created| created.error.clone()).collect::<Vec<_>>();
+                return Err(VfCliError::Refused(errors.join("\n")));
+            }
+            if json { json::created(&created) } else { told_created(&created, *dry_run) }
+        }
+        VfCommand::Acquire(acquire) => {
+            let choice = match (&acquire.vf, &acquire.pool) {
+                (Some(vf), _) => Choice::Vf(vf.clone()),
+                (None, pool) => Choice::Pool(pool.clone().unwrap_or_default()),
+            };
+            let request = v1::AcquireRequest {
+                id: acquire.id.clone(),
+                holder: acquire.holder.clone().unwrap_or_else(myself),
+                choice: Some(choice),
+                driver: acquire.driver.clone(),
+                attributes: Some(acquire.attributes.message()),
+                dry_run: acquire.dry_run,
+            };
+            let v1::AcquireResponse { vf, steps } = client.acquire(request).await?.into_inner();
+            if json { json::acquired(vf.as_ref(), &steps) } else { told_acquired(vf.as_ref(), &steps, acquire.dry_run) }
+        }
+        VfCommand::Release { lease, wait, dry_run } => {
+            let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+            let request = v1::ReleaseRequest { lease: lease.clone(), wait_ms, dry_run: *dry_run };
+            let v1::ReleaseResponse { vf, steps } = client.release(request).await?.into_inner();
+            match (json, dry_run) {
+                (true, _) => json::released(&vf, &steps),
+                (false, true) => told_steps(&steps),
+                (false, false) => format!("{vf}: given back\n"),
+            }
+        }
+        VfCommand::Explain { vf, driver } => {
+            let request = v1::ExplainRequest { vf: vf.clone(), driver: driver.clone() };
+            explained(vf, &client.explain(request).await?.into_inner().reasons, json)
+        }
+    })
+}
+
+async fn reach(socket: &Path) -> Result<Client, VfCliError> {
+    Ok(connect(socket).await?)
+}
+
+fn list(response: &v1::ListResponse, json: bool) -> String {
+    if json { json::list(response) } else { table::render(response, Look::of_stdout()) }
+}
+
+fn explained(vf: &str, reasons: &[String], json: bool) -> String {
+    if json {
+        return json::explained(vf, reasons);
+    }
+    if reasons.is_empty() {
+        return format!("{vf} is to be had\n");
+    }
+    reasons.iter().fold(format!("{vf} is not to be had:\n"), |mut out, reason| {
+        let _ = writeln!(out, "- {}", text::foreign(reason));
+        out
+    })
+}
+
+fn told_created(created: &[v1::Created], dry_run: bool) -> String {
+    let mut out = String::new();
+    for v1::Created { pf, from, to, steps, error } in created {
+        let _ = match (error.is_empty(), dry_run, from == to) {
+            (false, ..) => writeln!(out, "{pf}: failed"),
+            (true, _, true) => writeln!(out, "{pf}: {to} VFs, as before"),
+            (true, true, false) => write!(out, "{pf}: {from} VFs, to be {to}\n{}", told_steps(steps)),
+            (true, false, false) => writeln!(out, "{pf}: {to} VFs, {from} before"),
+        };
+    }
+    out
+}
+
+fn told_acquired(vf: Option<&v1::Vf>, steps: &[String], dry_run: bool) -> String {
+    let Some(vf) = vf else { return told_steps(steps) };
+    if dry_run {
+        return format!("{}\n{}", vf.address, told_steps(steps));
+    }
+    let group = vf.iommu_group.map_or_else(String::new, |group| format!(", IOMMU group {group}"));
+    let netdev = vf.netdevs.first().map_or_else(String::new, |netdev| format!(", interface {}", text::foreign(netdev)));
+    let driver = if vf.driver.is_empty() { "no driver" } else { &vf.driver };
+    let changed = if steps.is_empty() { ", nothing had to be done" } else { "" };
+    format!("{}: yours, {driver}{group}{netdev}{changed}\n", vf.address)
+}
+
+fn told_steps(steps: &[String]) -> String {
+    if steps.is_empty() {
+        return "  nothing has to be done\n".to_owned();
+    }
+    steps.iter().fold(String::new(), |mut out, step| {
+        let _ = writeln!(out, "  {}", text::foreign(step));
+        out
+    })
+}
+
+fn count(text: &str) -> Result<(String, u32), String> {
+    let (pf, number) = text.split_once('=').ok_or("a PF and a number are wanted, as in `ens1f0=7`")?;
+    let number = number.parse().map_err(|_| format!("`{number}`; a number of VFs is wanted"))?;
+    Ok((pf.to_owned(), number))
+}
+
+fn myself() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let name = user.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
+    format!("{name}, by hand")
+}
+
+/// Why `ferrule vf` failed.
+#[derive(Debug, Error)]
+pub enum VfCliError {
+    /// Nobody serves the socket.
+    #[error("{0}, name its socket with --manager, or read the tree itself with `--root /`")]
+    NoManager(#[from] ConnectError),
+    /// The connection ended.
+    #[error("the manager went away while it was asked; its next start finishes or undoes it: see `ferrule vf list`")]
+    Gone,
+    /// The manager's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// A tree is only read.
+    #[error("with --root only list and explain work: start `sriov-manager --root` on the tree to change it")]
+    ReadOnly,
+    /// The tree cannot be read.
+    #[error("read the PCI devices below {}: {source}; --root names the directory that holds `sys`", root.display())]
+    Tree {
+        /// The root.
+        root: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No such VF, or no such word.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+impl From<Status> for VfCliError {
+    fn from(status: Status) -> Self {
+        // Only a status that was made here, of a broken connection, has a source.
+        if std::error::Error::source(&status).is_some() {
+            return Self::Gone;
+        }
+        Self::Refused(match status.message() {
+            "" => format!("the manager failed: {:?}", status.code()),
+            message => message.to_owned(),
+        })
+    }
+}
+
+const SOCKET_DEFAULT: &str = sriov_manager::config::SOCKET_DEFAULT;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_names_its_pf() {
+        assert_eq!(count("ens1f0=7"), Ok(("ens1f0".to_owned(), 7)));
+        assert_eq!(count("0000:3b:00.0=0"), Ok(("0000:3b:00.0".to_owned(), 0)));
+        assert!(count("7").is_err() && count("x=y").is_err());
+    }
+
+    #[test]
+    fn reasons_are_told_one_a_line() {
+        assert_eq!(explained("a", &[], false), "a is to be had\n");
+        assert_eq!(explained("a", &["x\x1b".into()], false), "a is not to be had:\n- x\u{fffd}\n");
+    }
+}

@@ -1,0 +1,67 @@
+//! What a lease may ask of its VF, as options.
+
+use clap::Args;
+use sriov_manager::api::v1;
+
+/// Attributes; what is not given stays as it is.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct AttributeArgs {
+    /// The VF's address, as in 02:00:00:00:00:01
+    #[arg(long, value_name = "MAC")]
+    mac: Option<String>,
+    /// The VLAN that the NIC adds and takes away; 0: none
+    #[arg(long, value_name = "ID")]
+    vlan: Option<u32>,
+    /// Priority in the VLAN, 0 to 7
+    #[arg(long, value_name = "N", requires = "vlan")]
+    qos: Option<u32>,
+    /// Tag of the VLAN: 802.1q or 802.1ad
+    #[arg(long, value_name = "PROTOCOL", requires = "vlan")]
+    vlan_protocol: Option<String>,
+    /// What it is sure of, in Mbit/s
+    #[arg(long, value_name = "MBITS")]
+    min_rate: Option<u32>,
+    /// What it may not exceed, in Mbit/s; 0: no limit
+    #[arg(long, value_name = "MBITS")]
+    max_rate: Option<u32>,
+    /// Drop its frames from other addresses
+    #[arg(long, value_name = "ON", value_parser = on_off)]
+    spoof_check: Option<bool>,
+    /// Let it change its address and be promiscuous
+    #[arg(long, value_name = "ON", value_parser = on_off)]
+    trust: Option<bool>,
+    /// What its link says: auto, enable or disable
+    #[arg(long, value_name = "STATE")]
+    link_state: Option<String>,
+    /// MTU of its interface (driver kernel only)
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<u32>,
+}
+
+impl AttributeArgs {
+    pub(super) fn message(&self) -> v1::Attributes {
+        let vlan = |id| v1::Vlan {
+            id,
+            qos: self.qos.unwrap_or_default(),
+            protocol: self.vlan_protocol.clone().unwrap_or_default(),
+        };
+        let rate = || v1::Rate { min: self.min_rate.unwrap_or_default(), max: self.max_rate.unwrap_or_default() };
+        v1::Attributes {
+            mac: self.mac.clone(),
+            vlan: self.vlan.map(vlan),
+            rate: self.min_rate.or(self.max_rate).map(|_| rate()),
+            spoof_check: self.spoof_check,
+            trust: self.trust,
+            link_state: self.link_state.clone(),
+            mtu: self.mtu,
+        }
+    }
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("`{other}`; `on` or `off` is wanted")),
+    }
+}

@@ -1,0 +1,37 @@
+//! List and explain without a manager: what the tree itself shows. Who borrowed what is not in it.
+
+use std::path::Path;
+
+use sriov_manager::api::v1;
+use sriov_manager::holders;
+use sriov_manager::inventory::Inventory;
+use sriov_manager::sysfs::Sysfs;
+use sriov_manager::vfs::View;
+use sriov_manager::{Driver, PciAddress};
+
+use super::VfCliError;
+
+pub(super) fn list(root: &Path) -> Result<v1::ListResponse, VfCliError> {
+    let sysfs = Sysfs::new(root);
+    let inventory = read(&sysfs, root)?;
+    Ok(sriov_manager::api::response(&View::without_ledger(&sysfs, &inventory)))
+}
+
+pub(super) fn explain(root: &Path, vf: &str, driver: &str) -> Result<Vec<String>, VfCliError> {
+    let sysfs = Sysfs::new(root);
+    let inventory = read(&sysfs, root)?;
+    let address: PciAddress = vf.parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
+    let driver: Driver = driver.parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
+    let Some(vf) = inventory.vfs.get(&address) else {
+        return Err(VfCliError::Wrong(format!(
+            "there is no VF {address}; `ferrule vf list` shows those that are there"
+        )));
+    };
+    let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
+    let held = holders::processes(&sysfs, vf);
+    Ok(blocked.iter().map(ToString::to_string).chain(held.iter().map(ToString::to_string)).collect())
+}
+
+fn read(sysfs: &Sysfs, root: &Path) -> Result<Inventory, VfCliError> {
+    Inventory::read(sysfs).map_err(|source| VfCliError::Tree { root: root.to_owned(), source })
+}

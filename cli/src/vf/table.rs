@@ -1,0 +1,133 @@
+//! VFs for people: a table, and below it in full words what is not as it should be.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Cell, Color};
+use sriov_manager::api::v1;
+
+use crate::text;
+use crate::wires::table::{Look, right};
+
+pub(super) fn render(response: &v1::ListResponse, look: Look) -> String {
+    if response.pfs.is_empty() {
+        return "no PF: nothing here can have VFs (SR-IOV may be off in the BIOS)\n".to_owned();
+    }
+    let words = ["PF", "VF", "ADDRESS"];
+    let mut table =
+        look.table(&[&words[..], &["GROUP", "NUMA", "DRIVER", "NETDEV", "STATE", "LEASE", "HOLDER"]].concat(), &[]);
+    let cell = |text: &str| Cell::new(if text.is_empty() { "-".into() } else { text::foreign(text) });
+    let number = |number: Option<u32>| number.map_or_else(|| right("-"), right);
+    for pf in &response.pfs {
+        let name = if pf.netdev.is_empty() { &pf.address } else { &pf.netdev };
+        let state = format!("{} of {} VFs", pf.num_vfs, pf.total_vfs);
+        let mut row = vec![cell(name), Cell::new("PF"), cell(&pf.address), right("-"), number(pf.numa)];
+        row.extend([cell(&pf.driver), cell(&pf.netdev), Cell::new(state), cell(""), cell("")]);
+        table.add_row(row);
+        for vf in response.vfs.iter().filter(|vf| vf.pf == pf.address) {
+            let lease = vf.lease.clone().unwrap_or_default();
+            let mut row = vec![cell(name), right(vf.index), cell(&vf.address), number(vf.iommu_group), number(vf.numa)];
+            row.extend([cell(&vf.driver), cell(&vf.netdevs.join(",")), state_cell(vf)]);
+            row.extend([cell(&lease.id), cell(&lease.holder)]);
+            table.add_row(row);
+        }
+    }
+    let mut out = table.trim_fmt() + "\n";
+    let remarks = remarks(response);
+    if !remarks.is_empty() {
+        out.push('\n');
+    }
+    for remark in remarks {
+        let _ = writeln!(out, "{}", text::foreign(&remark));
+    }
+    out
+}
+
+fn state_cell(vf: &v1::Vf) -> Cell {
+    let stage = vf.lease.as_ref().map(|lease| lease.stage.as_str());
+    let troubled = vf.lease.as_ref().is_some_and(|lease| !lease.trouble.is_empty());
+    let word = match stage {
+        Some("held") | None => vf.state.clone(),
+        Some(stage) => stage.to_owned(),
+    };
+    let colour = match vf.state.as_str() {
+        _ if troubled => Color::Red,
+        "free" => Color::Green,
+        "blocked" => Color::Red,
+        _ => Color::Yellow,
+    };
+    Cell::new(text::foreign(&word)).fg(colour)
+}
+
+/// What a person should know and a table has no room for.
+fn remarks(response: &v1::ListResponse) -> Vec<String> {
+    let stuck = response.pfs.iter().filter(|pf| !pf.stuck.is_empty());
+    let stuck = stuck.map(|pf| format!("{}: stuck: {} has not come back", pf.address, pf.stuck));
+    let troubles = response.vfs.iter().filter_map(|vf| Some((vf, vf.lease.as_ref()?)));
+    let troubles = troubles.filter(|(_, lease)| !lease.trouble.is_empty());
+    let troubles = troubles.map(|(vf, lease)| format!("{}: lease {}: {}", vf.address, lease.id, lease.trouble));
+    let blocked = response.vfs.iter().flat_map(|vf| vf.reasons.iter().map(|why| format!("{}: {why}", vf.address)));
+    let lost = response
+        .lost
+        .iter()
+        .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.trouble));
+    stuck.chain(troubles).chain(blocked).chain(lost).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Look = Look { width: None, colour: false };
+
+    fn response() -> v1::ListResponse {
+        let pf = v1::Pf {
+            address: "0000:02:00.0".into(),
+            netdev: "ens1f0".into(),
+            driver: "igb".into(),
+            total_vfs: 7,
+            num_vfs: 2,
+            numa: Some(0),
+            ..Default::default()
+        };
+        let free = v1::Vf {
+            address: "0000:02:10.0".into(),
+            pf: pf.address.clone(),
+            pf_name: "ens1f0".into(),
+            iommu_group: Some(12),
+            numa: Some(0),
+            state: "free".into(),
+            ..Default::default()
+        };
+        let lease = v1::Lease {
+            id: "pod/net1".into(),
+            holder: "cnf\x1b[2J".into(),
+            stage: "releasing".into(),
+            trouble: "unbind has not come back".into(),
+            ..Default::default()
+        };
+        let lent = v1::Vf {
+            address: "0000:02:10.2".into(),
+            index: 1,
+            driver: "vfio-pci".into(),
+            state: "lent".into(),
+            lease: Some(lease),
+            ..free.clone()
+        };
+        v1::ListResponse { pfs: vec![pf], vfs: vec![free, lent], ..Default::default() }
+    }
+
+    #[test]
+    fn the_table_shows_each_vf_and_below_it_what_is_wrong() {
+        let table = render(&response(), PLAIN);
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[2], ["ens1f0", "0", "0000:02:10.0", "12", "0", "-", "-", "free", "-", "-"]);
+        assert_eq!(lines[3][..8], ["ens1f0", "1", "0000:02:10.2", "12", "0", "vfio-pci", "-", "releasing"]);
+        assert!(table.contains("0000:02:10.2: lease pod/net1: unbind has not come back"), "{table}");
+        assert!(!table.contains('\x1b'), "a holder cannot give orders to the terminal");
+    }
+
+    #[test]
+    fn a_node_without_pfs_says_so() {
+        assert!(render(&v1::ListResponse::default(), PLAIN).starts_with("no PF"));
+    }
+}

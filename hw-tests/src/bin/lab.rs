@@ -1,0 +1,79 @@
+//! `make lab` and `make lab-shell`: see docs/lab.md.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use ferrule_hw_tests::lab::report::{Line, Report, Verdict};
+use ferrule_hw_tests::lab::runner::Lab;
+use ferrule_hw_tests::lab::scenario::Scenario;
+use ferrule_hw_tests::lab::{scenarios, topology};
+use ferrule_hw_tests::need;
+use ferrule_hw_tests::vm::pieces::folder;
+
+/// The virtual SR-IOV lab
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the scenarios
+    Run {
+        /// Only those whose name contains one of these
+        only: Vec<String>,
+    },
+    /// Open a shell inside
+    Shell,
+}
+
+fn main() -> Result<ExitCode> {
+    let passed = match Arguments::parse().command {
+        Command::Run { only } => run(&only)?,
+        Command::Shell => shell()?,
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(only: &[String]) -> Result<bool> {
+    let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|part| scenario.name.contains(part));
+    let wanted: Vec<_> = scenarios::ALL.iter().filter(wanted).collect();
+    ensure!(!wanted.is_empty(), "no scenario has one of {only:?} in its name");
+    let began = Instant::now();
+    let report = match topology::pieces() {
+        Ok(pieces) => Lab::new(pieces, None)?.run(&wanted),
+        Err(missing) => skip(&wanted, &format!("lacks {missing:#}")),
+    };
+    println!("{:>8}  all of it  ({:.0} s)", "took", began.elapsed().as_secs_f64());
+    report.finish(&folder().join("report.json"))
+}
+
+/// Nothing can run here. Where nothing may be skipped (see `need`), that is a failure.
+fn skip(wanted: &[&'static Scenario], why: &str) -> Report {
+    let verdict = if need::may_skip() { Verdict::Skipped } else { Verdict::Failed };
+    let mut report = Report::new(wanted);
+    for scenario in wanted {
+        report.add(Line {
+            scenario: scenario.name,
+            verdict: verdict(why.to_owned()),
+            seconds: 0.0,
+            figures: Vec::new(),
+        });
+    }
+    report
+}
+
+fn shell() -> Result<bool> {
+    let names: Vec<_> = scenarios::ALL.iter().map(|scenario| format!("    {}\n", scenario.name)).collect();
+    let greeting = GREETING.to_owned() + &names.concat();
+    Ok(Lab::new(topology::pieces()?, Some(greeting))?.shell()?.success())
+}
+
+const GREETING: &str = "
+Two igb PFs (ip link; ls -l /sys/bus/pci/drivers/igb), 7 VFs each. busybox, ip and our programs are in /bin.
+To leave: poweroff, or Ctrl-A X at once.
+    vm-guest scenario NAME    runs one of:
+";

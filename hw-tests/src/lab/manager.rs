@@ -1,0 +1,204 @@
+//! A running `sriov-manager` and a client of it, for scenarios.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use sriov_manager::api::v1::acquire_request::Choice;
+use sriov_manager::api::v1::{
+    AcquireRequest, Attributes, Count, CreateRequest, Created, ExplainRequest, ListRequest, ListResponse,
+    ReleaseRequest, Vf, WatchRequest,
+};
+use sriov_manager::api::{Client, connect};
+use tokio::runtime::{self, Runtime};
+use tonic::{Response, Status, Streaming};
+
+use super::pci::Function;
+use super::scenario::Lab;
+use crate::process::Process;
+
+/// The daemon as a process, killed with this value, and a connection to it.
+pub struct Manager {
+    process: Process,
+    runtime: Runtime,
+    client: Client,
+}
+
+/// How to start one.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The policies file's text; none: no file.
+    pub policies: Option<String>,
+    /// How long one call into the kernel may take.
+    pub patience: Option<Duration>,
+    /// It dies at the point of this number.
+    pub die_at: Option<u64>,
+    /// It sees no process but its own, as in a container with a process namespace of its own.
+    pub alone: bool,
+}
+
+impl Manager {
+    /// Starts one that knows what the ones before it in this scenario have journalled.
+    pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
+        Self::start_mortal(lab, options)?.context("the manager ended before it was ready")
+    }
+
+    /// Starts one that may end before it is ready. None: it did.
+    pub fn start_mortal(lab: &Lab, options: &Options) -> Result<Option<Self>> {
+        let socket = lab.state().join("vf.sock");
+        let mut process = Process::start(&mut options.command(lab, &socket)?);
+        let deadline = Instant::now() + START_MAX;
+        while !process.output().contains("ready: ") && process.ended().is_none() {
+            ensure!(Instant::now() < deadline, "the manager is not ready after {START_MAX:?}:\n{}", process.output());
+            thread::sleep(Duration::from_millis(1));
+        }
+        if process.ended().is_some() {
+            return Ok(None);
+        }
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("make a runtime")?;
+        let client = runtime.block_on(connect(&socket));
+        // It may have ended between the two.
+        Ok(client.ok().map(|client| Self { process, runtime, client }))
+    }
+
+    /// Every PF and VF.
+    pub fn list(&self) -> Result<ListResponse, Status> {
+        self.call(async |mut client: Client| client.list(ListRequest {}).await)
+    }
+
+    /// One VF of the list.
+    pub fn vf(&self, vf: &Function) -> Result<Vf, Status> {
+        let found = self.list()?.vfs.into_iter().find(|listed| listed.address == vf.address);
+        found.ok_or_else(|| Status::not_found(format!("{} is not listed", vf.address)))
+    }
+
+    /// Sets the number of VFs of PFs.
+    pub fn create(&self, pfs: &[Function], count: usize) -> Result<Vec<Created>, Status> {
+        let counts = pfs.iter().map(|pf| Count { pf: pf.address.clone(), count: count as u32 }).collect();
+        let request = CreateRequest { counts, dry_run: false };
+        Ok(self.call(async |mut client: Client| client.create(request).await)?.created)
+    }
+
+    /// Borrows a VF on a driver; returns the steps that were needed.
+    pub fn acquire(
+        &self,
+        id: &str,
+        vf: &Function,
+        driver: &str,
+        attributes: Option<Attributes>,
+    ) -> Result<Vec<String>, Status> {
+        let request = AcquireRequest {
+            id: id.to_owned(),
+            holder: "the lab".to_owned(),
+            choice: Some(Choice::Vf(vf.address.clone())),
+            driver: driver.to_owned(),
+            attributes,
+            dry_run: false,
+        };
+        Ok(self.call(async |mut client: Client| client.acquire(request).await)?.steps)
+    }
+
+    /// Gives a VF back, and waits so long for who holds it.
+    pub fn release(&self, id: &str, wait: Duration) -> Result<(), Status> {
+        let request = ReleaseRequest { lease: id.to_owned(), wait_ms: wait.as_millis() as u32, dry_run: false };
+        self.call(async |mut client: Client| client.release(request).await).map(drop)
+    }
+
+    /// Why a VF is not to be had.
+    pub fn explain(&self, vf: &Function) -> Result<Vec<String>, Status> {
+        let request = ExplainRequest { vf: vf.address.clone(), driver: String::new() };
+        Ok(self.call(async |mut client: Client| client.explain(request).await)?.reasons)
+    }
+
+    /// The list now, and again whenever something has changed.
+    pub fn watch(&self) -> Result<Watch<'_>, Status> {
+        let lists = self.call(async |mut client: Client| client.watch(WatchRequest {}).await)?;
+        Ok(Watch { manager: self, lists })
+    }
+
+    /// Kills it without a chance to tidy up.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    fn call<T, F>(&self, call: impl FnOnce(Client) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.within(call(self.client.clone())).map(Response::into_inner)
+    }
+
+    fn within<T>(&self, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        self.runtime.block_on(async {
+            let late = |_| Status::deadline_exceeded(format!("no answer within {ANSWER_MAX:?}"));
+            tokio::time::timeout(ANSWER_MAX, answer).await.map_err(late)?
+        })
+    }
+}
+
+/// Lists as they come.
+pub struct Watch<'a> {
+    manager: &'a Manager,
+    lists: Streaming<ListResponse>,
+}
+
+impl Watch<'_> {
+    /// Waits for a list of which something holds.
+    pub fn until(&mut self, holds: impl Fn(&ListResponse) -> bool) -> Result<(), Status> {
+        let deadline = Instant::now() + ANSWER_MAX;
+        while Instant::now() < deadline {
+            let next = async { self.lists.message().await };
+            let list = self.manager.within(next)?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
+            if holds(&list) {
+                return Ok(());
+            }
+        }
+        Err(Status::deadline_exceeded("no list shows it"))
+    }
+}
+
+impl Options {
+    fn command(&self, lab: &Lab, socket: &Path) -> Result<Command> {
+        let mut command = if self.alone {
+            let mut command = Command::new("unshare");
+            command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sriov-manager"]);
+            command
+        } else {
+            Command::new("sriov-manager")
+        };
+        command.args(["--log-level", "debug"]);
+        command.arg("--socket").arg(socket).arg("--state").arg(lab.state().join("manager"));
+        if let Some(policies) = &self.policies {
+            let file = lab.state().join("policies.yaml");
+            fs::write(&file, policies).context("write the policies")?;
+            command.arg("--config").arg(file);
+        }
+        if let Some(patience) = self.patience {
+            command.args(["--patience", &format!("{}ms", patience.as_millis())]);
+        }
+        if let Some(point) = self.die_at {
+            command.args(["--die-at", &point.to_string()]);
+        }
+        Ok(command)
+    }
+}
+
+/// How long a start may take: it makes the VFs that the policies want, and brings leases back.
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// How long an answer may take: changing the number of VFs of a PF is 2 s of the kernel's own.
+const ANSWER_MAX: Duration = Duration::from_secs(20);

@@ -1,0 +1,179 @@
+//! What a scenario is, and what it has to work with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::pci::{Function, pfs};
+use crate::guest::boot::STATE;
+
+/// Something that has to hold on a real kernel, as one function that runs inside the machine.
+pub struct Scenario {
+    /// A sentence, as a test has it.
+    pub name: &'static str,
+    /// What runs. Between two parts the machine is switched off and booted again; only [`Lab::state`] is kept.
+    pub parts: &'static [Part],
+    /// How long a part may take.
+    pub patience: Duration,
+}
+
+/// It fails by an error or a panic, and is skipped by the error [`Lacks`].
+pub type Part = fn(&Lab) -> Result<()>;
+
+impl Scenario {
+    /// One that runs in one go.
+    pub const fn new(name: &'static str, parts: &'static [Part]) -> Self {
+        Self { name, parts, patience: Duration::from_secs(30) }
+    }
+
+    /// One that may take longer.
+    #[must_use]
+    pub const fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+}
+
+/// What a scenario has inside the machine: two PFs without a VF, and nobody else who touches them.
+pub struct Lab {
+    /// Both, in the order of their addresses; each on a NUMA node of its own.
+    pub pfs: [Function; 2],
+    name: &'static str,
+}
+
+impl Lab {
+    /// For the first part of a scenario: whatever the one before has left is removed.
+    pub fn fresh(scenario: &Scenario) -> Result<Self> {
+        kill_strays()?;
+        let lab = Self::new(scenario)?;
+        for pf in &lab.pfs {
+            pf.set_vfs(0)?;
+            pf.write("sriov_drivers_autoprobe", "1")?;
+        }
+        let _ = fs::remove_dir_all(lab.state());
+        fs::create_dir_all(lab.state()).context("make the scenario's folder")?;
+        // What is written into it from here on outlives a power cut only if its writer sees to that.
+        nix::unistd::sync();
+        Ok(lab)
+    }
+
+    /// For the parts after a reboot.
+    pub fn rebooted(scenario: &Scenario) -> Result<Self> {
+        let lab = Self::new(scenario)?;
+        ensure!(lab.state().is_dir(), "the part before the reboot left nothing");
+        Ok(lab)
+    }
+
+    fn new(scenario: &Scenario) -> Result<Self> {
+        let pfs = pfs()?.try_into();
+        let pfs = pfs.map_err(|pfs| anyhow::anyhow!("the lab has two PFs, and here are: {pfs:?}"))?;
+        Ok(Self { pfs, name: scenario.name })
+    }
+
+    /// A folder of the scenario's own, on a disk: it outlives a reboot.
+    pub fn state(&self) -> PathBuf {
+        Path::new(STATE).join(self.name)
+    }
+
+    /// Puts a figure into the report.
+    pub fn figure(&self, name: &str, value: f64, unit: &str) {
+        let figure = Figure { name: name.to_owned(), value, unit: unit.to_owned() };
+        println!("{}", figure.line());
+    }
+
+    /// Puts a time into the report, in milliseconds.
+    pub fn time(&self, name: &str, time: Duration) {
+        self.figure(name, time.as_secs_f64() * 1e3, "ms");
+    }
+
+    /// Puts the median and the 99th percentile of some times into the report, in milliseconds.
+    pub fn times(&self, name: &str, times: &mut [Duration]) {
+        times.sort_unstable();
+        for (percentile, word) in [(50, "p50"), (99, "p99")] {
+            // The nearest rank: the smallest that so many are not above.
+            let rank = (times.len() * percentile).div_ceil(100).saturating_sub(1);
+            if let Some(time) = times.get(rank) {
+                self.time(&format!("{name} {word} of {}", times.len()), *time);
+            }
+        }
+    }
+}
+
+/// Something measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// Of what.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of which unit.
+    pub unit: String,
+}
+
+impl Figure {
+    fn line(&self) -> String {
+        format!("{FIGURE}{}", serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// The figure of a line that a scenario printed, if it is one.
+    pub fn of_line(line: &str) -> Option<Self> {
+        serde_json::from_str(line.strip_prefix(FIGURE)?).ok()
+    }
+}
+
+/// A scenario's error that it cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("lacks {0}")]
+pub struct Lacks(pub String);
+
+/// Runs a part inside the machine. Returns the program's exit code.
+pub fn run(scenario: &Scenario, part: usize) -> Result<u8> {
+    let Some(function) = scenario.parts.get(part) else { bail!("{} has no part {part}", scenario.name) };
+    let lab = if part == 0 { Lab::fresh(scenario) } else { Lab::rebooted(scenario) }?;
+    match function(&lab) {
+        Err(error) if error.is::<Lacks>() => {
+            println!("{error}");
+            Ok(SKIPPED)
+        }
+        done => done.map(|()| 0),
+    }
+}
+
+/// The exit code of a scenario that cannot run here.
+pub const SKIPPED: u8 = 77;
+
+/// Ends the programs of ours that a scenario has left behind.
+fn kill_strays() -> Result<()> {
+    for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let program = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        let is_stray = STRAYS.iter().any(|stray| program.ends_with(stray));
+        if let Some(pid) = pid.filter(|_| is_stray) {
+            println!("{} of an earlier scenario still ran", program.display());
+            // It may have gone meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+/// The programs that scenarios start.
+const STRAYS: [&str; 2] = ["sriov-manager", "dpdk-testpmd"];
+
+const FIGURE: &str = "figure ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_a_line_and_a_line_a_figure() {
+        let figure = Figure { name: "create".to_owned(), value: 1.5, unit: "ms".to_owned() };
+        assert_eq!(Figure::of_line(&figure.line()), Some(figure));
+        assert_eq!(Figure::of_line("figures are fine"), None);
+    }
+}

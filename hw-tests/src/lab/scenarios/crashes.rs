@@ -1,0 +1,110 @@
+//! The manager killed at every point of its work, one after the other: the points count themselves (`--die-at`).
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use sriov_manager::api::v1::Attributes;
+use tonic::Status;
+
+use crate::eventually;
+use crate::lab::manager::{Manager, Options};
+use crate::lab::pci::Function;
+use crate::lab::scenario::Lab;
+
+use super::vf_settings;
+
+/// A lease's whole life: made, changed, given back.
+pub fn leases(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    pf.set_vfs(1)?;
+    let vf = &pf.vfs()[0];
+    vf.wait_for_interface();
+    let interface = pf.interface().context("a PF has an interface")?;
+    let before = vf_settings(&interface)?;
+    let life = |manager: &Manager| {
+        manager.acquire("pod", vf, "vfio-pci", Some(mac(1)))?;
+        manager.acquire("pod", vf, "kernel", Some(mac(2)))?;
+        manager.release("pod", Duration::ZERO)
+    };
+    let points = at_every_point(lab, life, |manager| {
+        let state = manager.vf(vf)?;
+        if let Some(lease) = state.lease {
+            ensure!((lease.stage.as_str(), lease.trouble.as_str()) == ("held", ""), "{lease:?}");
+            let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
+            assert_eq!(vf.driver().as_deref(), Some(driver));
+            let address = lease.attributes.and_then(|attributes| attributes.mac);
+            assert_eq!(vf_settings(&interface)?[0]["address"], Value::from(address));
+            manager.release("pod", Duration::ZERO)?;
+        } else {
+            assert_eq!(state.state, "free");
+        }
+        is_as_before(vf, &interface, &before)?;
+        manager.acquire("next", vf, "vfio-pci", Some(mac(3)))?;
+        manager.release("next", Duration::ZERO)?;
+        is_as_before(vf, &interface, &before)
+    })?;
+    lab.figure("points of a lease at which the manager was killed", points as f64, "");
+    Ok(())
+}
+
+/// VFs made, and VFs removed.
+pub fn counts(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[1..];
+    let points = at_every_point(
+        lab,
+        |manager| {
+            // What the last one left decides the way: from none to one, or from one to none.
+            let wanted = 1 - pf[0].vfs().len();
+            manager.create(pf, wanted).map(drop)
+        },
+        |manager| {
+            assert_eq!(pf[0].read("sriov_drivers_autoprobe")?, "1", "it is as it was before");
+            let list = manager.list()?;
+            assert_eq!(list.vfs.len(), pf[0].vfs().len());
+            assert!(list.vfs.iter().all(|vf| vf.state == "free"), "{list:?}");
+            Ok(())
+        },
+    )?;
+    lab.figure("points of a count at which the manager was killed", points as f64, "");
+    Ok(())
+}
+
+/// Starts managers that die at point 1, 2 and so on while they do `work`, until one survives it. After each death
+/// another one starts, and `check` looks at what it found. Returns the number of deaths.
+fn at_every_point(
+    lab: &Lab,
+    work: impl Fn(&Manager) -> Result<(), Status>,
+    check: impl Fn(&Manager) -> Result<()>,
+) -> Result<u64> {
+    for point in 1..POINTS_MAX {
+        let mortal = Manager::start_mortal(lab, &Options { die_at: Some(point), ..Options::default() })?;
+        if let Some(mut mortal) = mortal {
+            let done = work(&mortal);
+            if done.is_ok() {
+                return Ok(point - 1);
+            }
+            eventually(&format!("the manager dies at point {point}, where its work ended with {done:?}"), || {
+                mortal.has_ended()
+            });
+        }
+        let next = Manager::start(lab, &Options::default())?;
+        check(&next).with_context(|| format!("killed at point {point}; the next one says:\n{}", next.log()))?;
+        next.kill();
+    }
+    anyhow::bail!("the points do not end")
+}
+
+fn is_as_before(vf: &Function, interface: &str, before: &[Value]) -> Result<()> {
+    assert_eq!(vf.driver().as_deref(), Some("igbvf"));
+    assert_eq!(vf.read("driver_override")?, "(null)");
+    assert_eq!(vf_settings(interface)?, before);
+    Ok(())
+}
+
+fn mac(last: u8) -> Attributes {
+    Attributes { mac: Some(format!("02:00:00:00:02:{last:02x}")), ..Attributes::default() }
+}
+
+/// More than any work has.
+const POINTS_MAX: u64 = 200;

@@ -1,0 +1,123 @@
+//! VFs that somebody does not let go.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tonic::Code;
+
+use crate::eventually;
+use crate::lab::manager::{Manager, Options};
+use crate::lab::scenario::Lab;
+use crate::lab::testpmd;
+
+use super::ip;
+
+pub fn process(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[..1];
+    let manager = Manager::start(lab, &Options::default())?;
+    manager.create(pf, 2)?;
+    let vfs = pf[0].vfs();
+    let [lent, free] = [&vfs[0], &vfs[1]];
+    manager.acquire("dpdk", lent, "vfio-pci", None)?;
+    // Somebody bound the other one by hand, and did not ask.
+    free.bind("vfio-pci")?;
+    let holder = testpmd::start(&[lent, free], &[])?;
+    let name = "(dpdk-testpmd)";
+
+    let refused = manager.release("dpdk", Duration::ZERO).expect_err("it is held");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains(name), "{refused}");
+    assert_eq!(manager.vf(lent)?.lease.map(|lease| lease.stage), Some("held".to_owned()), "the lease stays");
+    let reasons = manager.explain(free)?;
+    assert!(reasons.iter().any(|reason| reason.contains(name)), "{reasons:?}");
+    let refused = manager.acquire("other", free, "vfio-pci", None).expect_err("it is held");
+    assert!(refused.message().contains(name), "{refused}");
+    assert_eq!(pf[0].vfs().len(), 2);
+
+    // A release that waits succeeds when the holder goes.
+    let after = Duration::from_millis(300);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(after);
+            testpmd::quit(holder);
+        });
+        manager.release("dpdk", crate::PATIENCE)
+    })?;
+    assert!(began.elapsed() >= after);
+
+    // No lease is in the way of a removal now, but a holder is.
+    let holder = testpmd::start(&[free], &[])?;
+    let created = manager.create(pf, 0)?;
+    assert!(created[0].error.contains(name) && created[0].error.contains(&free.address), "{created:?}");
+    assert_eq!(pf[0].vfs().len(), 2);
+    testpmd::quit(holder);
+    let created = manager.create(pf, 0)?;
+    assert!(created[0].error.is_empty() && pf[0].vfs().is_empty(), "{created:?}");
+    Ok(())
+}
+
+pub fn namespace(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[..1];
+    let manager = Manager::start(lab, &Options::default())?;
+    manager.create(pf, 1)?;
+    let vf = &pf[0].vfs()[0];
+    manager.acquire("pod", vf, "kernel", None)?;
+    ip(&["netns", "add", "pod"])?;
+    ip(&["link", "set", &vf.wait_for_interface(), "netns", "pod", "name", "net1"])?;
+
+    let refused = manager.release("pod", Duration::ZERO).expect_err("its interface is in the namespace");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("its interface net1 is in the network namespace"), "{refused}");
+    assert!(refused.message().contains("/run/netns/pod"), "{refused}");
+    assert!(ip(&["-n", "pod", "link", "show", "net1"]).is_ok(), "it was left alone");
+
+    ip(&["netns", "del", "pod"])?;
+    // The kernel brings it back in its own time.
+    manager.release("pod", crate::PATIENCE)?;
+    assert_eq!(manager.vf(vf)?.state, "free");
+    Ok(())
+}
+
+/// A manager that cannot see the holder (in a container, say) asks the kernel, and the kernel does not answer before the
+/// holder has gone.
+pub fn stuck(lab: &Lab) -> Result<()> {
+    let patience = Duration::from_secs(1);
+    let options = Options {
+        policies: Some("rescan: 1s\n".to_owned()),
+        patience: Some(patience),
+        alone: true,
+        ..Options::default()
+    };
+    let manager = Manager::start(lab, &options)?;
+    manager.create(&lab.pfs[..1], 3)?;
+    let vfs = lab.pfs[0].vfs();
+    manager.acquire("stuck", &vfs[0], "vfio-pci", None)?;
+    let holder = testpmd::start(&[&vfs[0]], &[])?;
+
+    let began = Instant::now();
+    let refused = manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
+    lab.time("a stuck unbind is reported", began.elapsed());
+    assert!(refused.message().contains("has not come back"), "{refused}");
+    assert!(began.elapsed() < patience + Duration::from_secs(2));
+    // Its neighbours, the other PF, and every question about it are served meanwhile.
+    let mut served = Vec::new();
+    for _ in 0..5 {
+        let began = Instant::now();
+        manager.acquire("neighbour", &vfs[1], "vfio-pci", None)?;
+        manager.release("neighbour", Duration::ZERO)?;
+        served.push(began.elapsed());
+    }
+    lab.times("a neighbour's lease beside a stuck one", &mut served);
+    let created = manager.create(&lab.pfs[1..], 1)?;
+    assert!(created[0].error.is_empty(), "{created:?}");
+    let reasons = manager.explain(&vfs[0])?;
+    assert!(reasons.iter().any(|reason| reason.contains("stuck")), "{reasons:?}");
+
+    testpmd::quit(holder);
+    eventually("the VF comes back by itself", || manager.vf(&vfs[0]).is_ok_and(|vf| vf.state == "free"));
+    manager.acquire("again", &vfs[0], "vfio-pci", None)?;
+    manager.release("again", Duration::ZERO)?;
+    Ok(())
+}

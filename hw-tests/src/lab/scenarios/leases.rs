@@ -1,0 +1,155 @@
+//! VFs made, lent, set and given back by the manager.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sriov_manager::api::v1::{Attributes, Rate, Vlan};
+use tonic::Code;
+
+use crate::eventually;
+use crate::lab::manager::{Manager, Options};
+use crate::lab::pci::VFS_MAX;
+use crate::lab::scenario::Lab;
+
+use super::{ip, vf_settings};
+
+pub fn fourteen_vfs(lab: &Lab) -> Result<()> {
+    // The floor: one PF after the other, by the kernel alone.
+    for pf in &lab.pfs {
+        pf.write("sriov_drivers_autoprobe", "0")?;
+    }
+    let began = Instant::now();
+    for pf in &lab.pfs {
+        pf.set_vfs(VFS_MAX)?;
+    }
+    lab.time("kernel: 7 VFs on one PF and then on the other", began.elapsed());
+    for pf in &lab.pfs {
+        pf.set_vfs(0)?;
+        pf.write("sriov_drivers_autoprobe", "1")?;
+    }
+    let manager = Manager::start(lab, &Options::default())?;
+    let began = Instant::now();
+    let created = manager.create(&lab.pfs, VFS_MAX)?;
+    lab.time("manager: 7 VFs on two PFs at once", began.elapsed());
+    assert!(created.iter().all(|created| created.error.is_empty()), "{created:?}");
+    let list = manager.list()?;
+    assert_eq!(list.vfs.len(), 2 * VFS_MAX);
+    for (pf, listed) in lab.pfs.iter().zip(&list.pfs) {
+        assert_eq!((&listed.address, listed.num_vfs as usize), (&pf.address, VFS_MAX));
+        assert_eq!(listed.numa.map(|node| node.to_string()), Some(pf.read("numa_node")?));
+        assert_eq!(pf.read("sriov_drivers_autoprobe")?, "1", "it is as it was before");
+        for (index, vf) in pf.vfs().iter().enumerate() {
+            assert_eq!(vf.driver(), None, "no driver was bound that nobody asked for");
+            let listed = manager.vf(vf)?;
+            assert_eq!((&listed.pf, listed.index as usize), (&pf.address, index));
+            assert_eq!((listed.iommu_group, listed.state.as_str()), (vf.iommu_group(), "free"));
+        }
+    }
+    // The same again is nothing to do; another number is made through none.
+    let again = manager.create(&lab.pfs, VFS_MAX)?;
+    assert!(again.iter().all(|created| created.steps.is_empty() && created.error.is_empty()), "{again:?}");
+    let fewer = manager.create(&lab.pfs, 2)?;
+    assert!(fewer.iter().all(|created| created.error.is_empty()), "{fewer:?}");
+    assert!(lab.pfs.iter().all(|pf| pf.vfs().len() == 2));
+    Ok(())
+}
+
+pub fn vfio_and_back(lab: &Lab) -> Result<()> {
+    // Bound to igbvf by the kernel, before there was a manager.
+    lab.pfs[0].set_vfs(2)?;
+    let vfs = lab.pfs[0].vfs();
+    vfs.iter().for_each(|vf| drop(vf.wait_for_interface()));
+    let manager = Manager::start(lab, &Options::default())?;
+    manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?;
+    assert_eq!(vfs[0].driver().as_deref(), Some("vfio-pci"));
+    assert!(vfs[0].interface().is_none());
+    assert_eq!(vfs[1].driver().as_deref(), Some("igbvf"), "its neighbour is left alone");
+    assert!(manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?.is_empty(), "the same again is nothing to do");
+    let refused = manager.acquire("other", &vfs[0], "kernel", None).expect_err("it is lent");
+    assert!(refused.message().contains("it is lent as dpdk to the lab"), "{refused}");
+    manager.release("dpdk", Duration::ZERO)?;
+    assert_eq!(vfs[0].driver().as_deref(), Some("igbvf"), "it is what it was");
+    vfs[0].wait_for_interface();
+    // Nothing is left that would surprise the next driver.
+    assert_eq!(vfs[0].read("driver_override")?, "(null)");
+    manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?;
+    manager.acquire("dpdk", &vfs[0], "kernel", None)?;
+    assert_eq!(vfs[0].driver().as_deref(), Some("igbvf"), "a lease can change its driver");
+    manager.release("dpdk", Duration::ZERO)?;
+    assert_eq!(manager.vf(&vfs[0])?.state, "free");
+    Ok(())
+}
+
+pub fn attributes(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[1];
+    let interface = pf.interface().context("a PF has an interface")?;
+    ip(&["link", "set", &interface, "up"])?;
+    let manager = Manager::start(lab, &Options::default())?;
+    manager.create(&lab.pfs[1..], 2)?;
+    // A rate wants a link that is up, and igb resets itself for its VFs.
+    eventually("the link is up", || ip(&["link", "show", &interface]).is_ok_and(|text| text.contains("LOWER_UP")));
+    let vfs = pf.vfs();
+    let before = vf_settings(&interface)?;
+    let attributes = Attributes {
+        mac: Some("02:00:00:00:00:07".to_owned()),
+        vlan: Some(Vlan { id: 100, qos: 3, protocol: String::new() }),
+        rate: Some(Rate { min: 0, max: 100 }),
+        spoof_check: Some(false),
+        trust: Some(true),
+        ..Attributes::default()
+    };
+    manager.acquire("pod", &vfs[1], "kernel", Some(attributes.clone()))?;
+    let during = vf_settings(&interface)?;
+    assert_eq!(during[0], before[0], "its neighbour is left alone");
+    let [vlan, rate] = [&during[1]["vlan_list"][0], &during[1]["rate"]];
+    assert_eq!(during[1]["address"], "02:00:00:00:00:07");
+    assert_eq!((&vlan["vlan"], &vlan["qos"]), (&Value::from(100), &Value::from(3)));
+    assert_eq!(rate["max_tx"], 100);
+    assert_eq!((&during[1]["spoofchk"], &during[1]["trust"]), (&Value::from(false), &Value::from(true)));
+    let inside = vfs[1].wait_for_interface();
+    assert!(ip(&["link", "show", &inside])?.contains("02:00:00:00:00:07"), "the VF itself has the address too");
+    // What the NIC cannot do is refused, and the lease stays as it was.
+    let wrong = Attributes { link_state: Some("enable".to_owned()), ..attributes };
+    let refused = manager.acquire("pod", &vfs[1], "kernel", Some(wrong)).expect_err("igb has no link state");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert_eq!(vf_settings(&interface)?, during);
+    manager.release("pod", Duration::ZERO)?;
+    assert_eq!(vf_settings(&interface)?, before, "released, it is what it was");
+    Ok(())
+}
+
+pub fn times(lab: &Lab) -> Result<()> {
+    const ROUNDS: usize = 20;
+    let manager = Manager::start(lab, &Options::default())?;
+    manager.create(&lab.pfs[..1], 2)?;
+    let vf = &lab.pfs[0].vfs()[0];
+    let [mut rebinds, mut changes, mut releases] = [(); 3].map(|()| Vec::new());
+    for round in 0..ROUNDS {
+        rebinds.push(timed(|| manager.acquire("pod", vf, "vfio-pci", None))?);
+        let mac = Attributes { mac: Some(format!("02:00:00:00:01:{round:02x}")), ..Attributes::default() };
+        changes.push(timed(|| manager.acquire("pod", vf, "vfio-pci", Some(mac)))?);
+        releases.push(timed(|| manager.release("pod", Duration::ZERO))?);
+    }
+    lab.times("acquire, without rebind", &mut changes);
+    lab.times("acquire, with rebind to vfio-pci", &mut rebinds);
+    lab.times("release", &mut releases);
+    // Somebody else binds a driver: what the manager shows follows.
+    let mut watch = manager.watch()?;
+    let mut news = Vec::new();
+    for round in 0..ROUNDS {
+        let driver = if round % 2 == 0 { "vfio-pci" } else { "igbvf" };
+        vf.bind(driver)?;
+        let began = Instant::now();
+        watch.until(|list| list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == driver))?;
+        news.push(began.elapsed());
+    }
+    lab.times("list change after a uevent", &mut news);
+    assert!(news.iter().all(|time| *time < Duration::from_millis(500)), "{news:?}");
+    Ok(())
+}
+
+fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, E> {
+    let began = Instant::now();
+    work().map(|_| began.elapsed())
+}

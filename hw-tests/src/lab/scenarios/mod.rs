@@ -1,0 +1,63 @@
+//! All scenarios, in the order they run. A new one is a function and a line here.
+//!
+//! - [`hardware`]: the lab itself: what the others build upon;
+//! - [`leases`]: VFs made, lent, set and given back by `sriov-manager`;
+//! - [`holders`]: VFs that somebody does not let go;
+//! - [`crashes`]: the manager killed at every point of its work;
+//! - [`reboots`]: leases after a power cut.
+
+mod crashes;
+mod hardware;
+mod holders;
+mod leases;
+mod reboots;
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::scenario::Scenario;
+
+/// All of them.
+pub const ALL: &[Scenario] = &[
+    Scenario::new("two_pfs_on_two_numa_nodes_wait_for_work", &[hardware::two_pfs]),
+    Scenario::new("vfs_come_in_groups_of_their_own_and_go", &[hardware::vfs_come_and_go]),
+    Scenario::new("a_vf_goes_to_vfio_pci_by_override_and_back", &[hardware::driver_override]),
+    Scenario::new("dpdk_carries_frames_between_two_vfs", &[hardware::dpdk]),
+    Scenario::new("the_disk_outlives_a_power_cut", &[hardware::write_to_disk, hardware::read_from_disk]),
+    Scenario::new("seven_vfs_on_each_of_two_pfs_are_made_at_once", &[leases::fourteen_vfs]),
+    Scenario::new("a_lease_goes_to_vfio_pci_and_back_to_igbvf", &[leases::vfio_and_back]),
+    Scenario::new("attributes_are_set_read_back_through_the_pf_and_restored", &[leases::attributes]),
+    Scenario::new("leases_and_news_are_quick", &[leases::times]),
+    Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
+    Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
+    Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
+    Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
+        .within(Duration::from_mins(3)),
+    Scenario::new("a_manager_killed_at_any_point_of_a_count_finishes_it", &[crashes::counts])
+        .within(Duration::from_mins(3)),
+    Scenario::new(
+        "leases_outlive_power_cuts_with_other_counts",
+        &[reboots::four_vfs, reboots::only_two, reboots::four_again],
+    ),
+];
+
+/// The one of this name.
+pub fn called(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+/// What `ip` prints.
+fn ip(arguments: &[&str]) -> Result<String> {
+    let output = Command::new("ip").args(arguments).output().context("run ip")?;
+    ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What the kernel says of the VFs of a PF, as `ip` reads it.
+fn vf_settings(interface: &str) -> Result<Vec<Value>> {
+    let links: Value = serde_json::from_str(&ip(&["-j", "link", "show", interface])?).context("understand ip")?;
+    links[0]["vfinfo_list"].as_array().cloned().context("ip shows no VFs")
+}

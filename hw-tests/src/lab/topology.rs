@@ -1,0 +1,81 @@
+//! The lab's machine: two NUMA nodes, a CPU and an SR-IOV NIC on each, an IOMMU that remaps interrupts, a disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::vm::image::Image;
+use crate::vm::pieces::{Pieces, program};
+
+/// QEMU's arguments. The NICs are not joined: a VF reaches the other VFs of its PF.
+pub fn qemu(disk: &Path) -> Vec<String> {
+    let mut arguments =
+        words("-M q35,kernel-irqchip=split -smp 2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
+    for node in 0..2 {
+        arguments.extend(words(&format!(
+            "-object memory-backend-ram,id=ram{node},size=1024M \
+             -numa node,nodeid={node},cpus={node},memdev=ram{node} \
+             -device pxb-pcie,id=host{node},bus=pcie.0,bus_nr={bus},numa_node={node} \
+             -device pcie-root-port,id=port{node},bus=host{node},chassis={slot},slot={slot} \
+             -netdev hubport,id=net{node},hubid={node} \
+             -device igb,bus=port{node},netdev=net{node},mac=52:54:00:00:00:0{slot}",
+            bus = 0x20 * (node + 1),
+            slot = node + 1,
+        )));
+    }
+    arguments.extend(words("-device virtio-blk-pci,bus=pcie.0,drive=disk -drive"));
+    arguments.push(format!("id=disk,if=none,format=raw,cache=writeback,file={}", disk.display()));
+    arguments
+}
+
+/// Added to the kernel's command line. The pages are for DPDK: half a GiB of 2 MiB each.
+pub fn kernel() -> Vec<String> {
+    words("intel_iommu=on hugepages=256")
+}
+
+/// What this machine has for it. An error says what is missing.
+pub fn pieces() -> Result<Pieces> {
+    let pieces = Pieces::find()?;
+    ensure!(Pieces::has_device("igb")?, "a QEMU with igb, the emulated SR-IOV NIC (8.0 or newer)");
+    Ok(pieces)
+}
+
+/// What is inside.
+pub fn image(shell: Option<String>) -> Image {
+    let modules = "igb igbvf vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q";
+    // Without testpmd its scenario is skipped.
+    let mut programs = testpmd().unwrap_or_default();
+    programs.extend(program("unshare").map(|unshare| (unshare, "/bin/unshare".to_owned())));
+    Image { modules: modules.split(' ').collect(), programs, own: vec!["sriov-manager", "ferrule"], shell }
+}
+
+/// DPDK's test program, the drivers it loads by name, and what makes it print line by line.
+fn testpmd() -> Result<Vec<(PathBuf, String)>> {
+    let testpmd = program("dpdk-testpmd")?;
+    let stdbuf = PathBuf::from("/usr/libexec/coreutils/libstdbuf.so");
+    ensure!(stdbuf.exists(), "no {}", stdbuf.display());
+    let mut parts = vec![(testpmd, "/bin/dpdk-testpmd".to_owned()), (program("stdbuf")?, "/bin/stdbuf".to_owned())];
+    parts.push((stdbuf.clone(), stdbuf.to_string_lossy().into_owned()));
+    let folder = pmds().context("find DPDK's drivers")?;
+    for driver in ["mempool_ring", "net_e1000"] {
+        let library = folder.join(format!("librte_{driver}.so"));
+        ensure!(library.exists(), "no {}", library.display());
+        parts.push((library, format!("{PMDS}/librte_{driver}.so")));
+    }
+    Ok(parts)
+}
+
+/// Where the drivers are inside.
+pub const PMDS: &str = "/lib/dpdk";
+
+/// Where Debian has them: `/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0`.
+fn pmds() -> Option<PathBuf> {
+    let libraries = fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path().join("dpdk"));
+    let mut folders = libraries.filter_map(|dpdk| fs::read_dir(dpdk).ok()).flat_map(Iterator::flatten);
+    folders.find(|entry| entry.file_name().to_string_lossy().starts_with("pmds-")).map(|entry| entry.path())
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}

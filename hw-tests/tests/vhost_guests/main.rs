@@ -1,0 +1,109 @@
+//! Virtual machines on wires: QEMU as the vhost-user frontend, a Debian kernel's virtio-net as the driver.
+//!
+//! [`bed`] has the guests; what runs inside is `vm-guest`. `docs/lab.md` says how the machines are made.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bed;
+
+use std::fs;
+use std::thread;
+
+use bed::{Bed, PORT, Transfer, crossed, end, engine, ping_all, settle};
+use ferrule_dataplane::spec::{EndSpec, Full, WireSpec};
+use ferrule_hw_tests::content;
+use ferrule_hw_tests::eventually;
+use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
+
+#[test]
+fn two_guests_on_a_wire_move_large_segments_and_outlive_the_forwarder() {
+    let test = "two_guests_on_a_wire_move_large_segments_and_outlive_the_forwarder";
+    let Some(bed) = Bed::new(test) else { return };
+    let nics = [bed.nic(1), bed.nic(2)];
+    let wire = wire(nics.each_ref().map(end));
+    let first = engine();
+    first.add(wire.clone()).unwrap();
+    let guests = nics.each_ref().map(|nic| bed.start(nic));
+    settle(&[(&guests[0], &nics[0]), (&guests[1], &nics[1])]);
+    ping_all(&guests[0], &nics[1].address(), 5, 56);
+    ping_all(&guests[1], &nics[0].address(), 5, 1472);
+    let before = crossed(&first, &wire.name);
+    Transfer::start(&guests[0], &guests[1], &nics[1].address(), BYTES).finish();
+    let after = crossed(&first, &wire.name);
+    for (before, after) in before.iter().zip(after) {
+        let mean = (after.1 - before.1) / (after.0 - before.0);
+        assert!(mean > 3000, "segments larger than the MTU cross whole, but the mean frame has {mean} bytes");
+    }
+
+    // The sockets go, and come back with the next forwarder; the guests connect again, and TCP sends again.
+    let transfer = Transfer::start(&guests[0], &guests[1], &nics[1].address(), 4 * BYTES);
+    eventually("it is under way", || crossed(&first, &wire.name)[0].1 > after[0].1 + BYTES as u64 / 4);
+    drop(first);
+    assert!(nics.iter().all(|nic| !nic.socket.exists()));
+    let next = engine();
+    next.add(wire.clone()).unwrap();
+    transfer.finish();
+    assert!(next.wire(&wire.name).unwrap().is_up());
+}
+
+#[test]
+fn guests_with_packed_rings_and_two_queues_may_restart() {
+    let Some(bed) = Bed::new("guests_with_packed_rings_and_two_queues_may_restart") else { return };
+    let nics = [1, 2].map(|number| bed::Nic { listens: true, queues: 2, packed: true, ..bed.nic(number) });
+    let wire = wire(nics.each_ref().map(end));
+    let engine = engine();
+    engine.add(wire.clone()).unwrap();
+    let [kept, restarted] = nics.each_ref().map(|nic| bed.start(nic));
+    settle(&[(&kept, &nics[0]), (&restarted, &nics[1])]);
+    ping_all(&kept, &nics[1].address(), 5, 1472);
+    Transfer::start(&kept, &restarted, &nics[1].address(), BYTES).finish();
+    assert_eq!(engine.wire(&wire.name).unwrap().queues, 2);
+
+    restarted.cut();
+    eventually("the loss is noticed", || !engine.wire(&wire.name).unwrap().is_up());
+    // QEMU was killed and left its socket behind; whoever cleans up takes it away.
+    fs::remove_file(&nics[1].socket).unwrap();
+    let restarted = bed.start(&nics[1]);
+    settle(&[(&restarted, &nics[1])]);
+    ping_all(&kept, &nics[1].address(), 5, 1472);
+    Transfer::start(&restarted, &kept, &nics[0].address(), BYTES).finish();
+}
+
+#[test]
+fn a_guest_and_a_namespace_move_large_segments() {
+    let test = "a_guest_and_a_namespace_move_large_segments";
+    if lacks_namespaces(test) {
+        return;
+    }
+    let Some(bed) = Bed::new(test) else { return };
+    let pod = TestNetNs::new();
+    let nic = bed.nic(1);
+    let wire = wire([end(&nic), EndSpec::Kernel(pod.interface("nsm-1", &["10.0.0.2/24"]))]);
+    let engine = engine();
+    engine.add(wire.clone()).unwrap();
+    let guest = bed.start(&nic);
+    settle(&[(&guest, &nic)]);
+    pod.wait_for_carrier("nsm-1");
+    ping_all(&guest, "10.0.0.2", 5, 56);
+    pod.ping_all(&nic.address(), 5, 1472);
+    let before = crossed(&engine, &wire.name);
+    let address = format!("{}:{PORT}", nic.address());
+    let far =
+        guest.spawn(&["/bin/vm-guest", "accept", &address, &BYTES.to_string()], ferrule_hw_tests::PATIENCE).unwrap();
+    far.wait_for("listening").unwrap();
+    let near = pod.run(|| std::net::TcpStream::connect(&address).unwrap());
+    thread::scope(|scope| {
+        scope.spawn(|| content::exchange(&near, BYTES, 1, 2).unwrap());
+    });
+    println!("{}", far.succeed().unwrap());
+    for (before, after) in before.iter().zip(crossed(&engine, &wire.name)) {
+        let mean = (after.1 - before.1) / (after.0 - before.0);
+        assert!(mean > 1000, "the mean frame has {mean} bytes");
+    }
+}
+
+fn wire(ends: [EndSpec; 2]) -> WireSpec {
+    WireSpec { name: ferrule_hw_tests::unique("wire"), ends, full: Full::Hold, trusted: false }
+}
+
+/// Of a transfer: about a second in software emulation.
+const BYTES: usize = 16 << 20;

@@ -1,0 +1,362 @@
+//! What a PF decides about a VF, and what a lease may ask of it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A MAC address; all zeros means that the PF has set none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Whether the PF has set none.
+    pub fn is_zero(self) -> bool {
+        self == Self::default()
+    }
+
+    /// A locally administered address for VF `index` of the PF that has `self`: the same after every start, and
+    /// different for neighbouring PFs of one NIC, whose addresses differ by one.
+    #[must_use]
+    pub fn derived(self, index: u32) -> Self {
+        // FNV-1a, 64 bits: short, and the same in every release.
+        let bytes = self.0.into_iter().chain(index.to_be_bytes());
+        let hash = bytes
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        let [.., a, b, c, d, e] = hash.to_be_bytes();
+        Self([0x02, a, b, c, d, e])
+    }
+}
+
+impl FromStr for Mac {
+    type Err = AttributeError;
+
+    fn from_str(text: &str) -> Result<Self, AttributeError> {
+        let wrong = || AttributeError(format!("`{text}`; six bytes as in `02:00:00:00:00:01` are wanted"));
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()));
+            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or_else(wrong)?;
+        }
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = AttributeError;
+
+    fn try_from(text: String) -> Result<Self, AttributeError> {
+        text.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+/// A VLAN that the NIC adds and takes away; id 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vlan {
+    /// 0 to 4094.
+    pub id: u16,
+    /// Priority, 0 to 7.
+    pub qos: u8,
+    /// Its tag.
+    pub protocol: VlanProtocol,
+}
+
+impl fmt::Display for Vlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} qos {} {}", self.id, self.qos, self.protocol.word())
+    }
+}
+
+/// The tag of a VLAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum VlanProtocol {
+    /// The usual one, 0x8100.
+    #[default]
+    #[serde(rename = "802.1q")]
+    Dot1Q,
+    /// Service tag, 0x88a8.
+    #[serde(rename = "802.1ad")]
+    Dot1Ad,
+}
+
+impl VlanProtocol {
+    /// As people and files write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dot1Q => "802.1q",
+            Self::Dot1Ad => "802.1ad",
+        }
+    }
+}
+
+/// Limits of what a VF may send, in Mbit/s; 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rate {
+    /// What it is sure of.
+    pub min: u32,
+    /// What it may not exceed.
+    pub max: u32,
+}
+
+/// What a VF's link says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// What the PF's link says.
+    #[default]
+    Auto,
+    /// Always up.
+    Enable,
+    /// Always down.
+    Disable,
+}
+
+impl LinkState {
+    /// As people and files write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+        }
+    }
+}
+
+/// What a lease asks of its VF. What is not asked for stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attributes {
+    /// The address that the VF shall have.
+    pub mac: Option<Mac>,
+    /// The VLAN that it shall be in; id 0: none.
+    pub vlan: Option<Vlan>,
+    /// What it may send.
+    pub rate: Option<Rate>,
+    /// Whether frames from another address are dropped.
+    pub spoof_check: Option<bool>,
+    /// Whether it may change its address and be promiscuous.
+    pub trust: Option<bool>,
+    /// What its link says.
+    pub link_state: Option<LinkState>,
+    /// Bytes of a packet.
+    pub mtu: Option<u32>,
+}
+
+impl Attributes {
+    /// Everything that cannot be meant, in one go.
+    pub fn check(&self) -> Result<(), AttributeError> {
+        let mut wrong = Vec::new();
+        if let Some(mac) = self.mac
+            && (mac.0[0] & 1 == 1 || mac.is_zero())
+        {
+            wrong.push(format!("mac {mac}: a unicast address that is not all zeros is wanted"));
+        }
+        if let Some(vlan) = self.vlan {
+            if vlan.id > VLAN_ID_MAX {
+                wrong.push(format!("vlan {}: 0 to {VLAN_ID_MAX} is wanted", vlan.id));
+            }
+            if vlan.qos > VLAN_QOS_MAX {
+                wrong.push(format!("vlan qos {}: 0 to {VLAN_QOS_MAX} is wanted", vlan.qos));
+            }
+            if vlan.id == 0 && (vlan.qos != 0 || vlan.protocol != VlanProtocol::Dot1Q) {
+                wrong.push("vlan 0 means none: it has neither qos nor protocol 802.1ad".to_owned());
+            }
+        }
+        if let Some(Rate { min, max }) = self.rate
+            && max != 0
+            && min > max
+        {
+            wrong.push(format!("rate: min {min} is above max {max}"));
+        }
+        if let Some(mtu) = self.mtu
+            && !(MTU_MIN..=MTU_MAX).contains(&mtu)
+        {
+            wrong.push(format!("mtu {mtu}: {MTU_MIN} to {MTU_MAX} is wanted"));
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(AttributeError(wrong.join("; "))) }
+    }
+
+    /// Where `self` says nothing, what `other` says.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        Self {
+            mac: self.mac.or(other.mac),
+            vlan: self.vlan.or(other.vlan),
+            rate: self.rate.or(other.rate),
+            spoof_check: self.spoof_check.or(other.spoof_check),
+            trust: self.trust.or(other.trust),
+            link_state: self.link_state.or(other.link_state),
+            mtu: self.mtu.or(other.mtu),
+        }
+    }
+
+    /// Of `self`, what `other` speaks of too.
+    #[must_use]
+    pub fn within(&self, other: &Self) -> Self {
+        Self {
+            mac: self.mac.filter(|_| other.mac.is_some()),
+            vlan: self.vlan.filter(|_| other.vlan.is_some()),
+            rate: self.rate.filter(|_| other.rate.is_some()),
+            spoof_check: self.spoof_check.filter(|_| other.spoof_check.is_some()),
+            trust: self.trust.filter(|_| other.trust.is_some()),
+            link_state: self.link_state.filter(|_| other.link_state.is_some()),
+            mtu: self.mtu.filter(|_| other.mtu.is_some()),
+        }
+    }
+
+    /// Whether the PF has to be told any of them.
+    pub fn needs_pf(&self) -> bool {
+        *self != Self { mtu: self.mtu, ..Self::default() }
+    }
+}
+
+/// Something that cannot be meant.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct AttributeError(String);
+
+/// What the PF says of a VF. None: the driver does not tell, and cannot set it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The address that the PF gave it, or that it gave itself.
+    pub mac: Mac,
+    /// The VLAN it is in.
+    pub vlan: Vlan,
+    /// What it may send.
+    pub rate: Option<Rate>,
+    /// Whether frames from another address are dropped.
+    pub spoof_check: Option<bool>,
+    /// Whether it may change its address and be promiscuous.
+    pub trust: Option<bool>,
+    /// What its link says.
+    pub link_state: Option<LinkState>,
+}
+
+/// One thing that a PF is told about a VF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// Its address; all zeros: none.
+    Mac(Mac),
+    /// Its VLAN.
+    Vlan(Vlan),
+    /// What it may send.
+    Rate(Rate),
+    /// Whether frames from another address are dropped.
+    SpoofCheck(bool),
+    /// Whether it may change its address and be promiscuous.
+    Trust(bool),
+    /// What its link says.
+    LinkState(LinkState),
+}
+
+impl Settings {
+    /// What has to be told to get from `self` to what is wanted, in the order in which sriov-cni tells it. What is
+    /// not wanted stays.
+    pub fn towards(&self, wanted: &Attributes) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        settings.extend(change(Some(self.vlan), wanted.vlan).map(Setting::Vlan));
+        settings.extend(change(Some(self.mac), wanted.mac).map(Setting::Mac));
+        settings.extend(change(self.rate, wanted.rate).map(Setting::Rate));
+        settings.extend(change(self.spoof_check, wanted.spoof_check).map(Setting::SpoofCheck));
+        settings.extend(change(self.trust, wanted.trust).map(Setting::Trust));
+        settings.extend(change(self.link_state, wanted.link_state).map(Setting::LinkState));
+        settings
+    }
+
+    /// To go back to all of it.
+    pub fn as_wanted(&self) -> Attributes {
+        let Self { mac, vlan, rate, spoof_check, trust, link_state } = *self;
+        Attributes { mac: Some(mac), vlan: Some(vlan), rate, spoof_check, trust, link_state, mtu: None }
+    }
+}
+
+fn change<T: Copy + PartialEq>(current: Option<T>, wanted: Option<T>) -> Option<T> {
+    // A driver that does not tell may still be able to: it is asked, and its refusal is told.
+    if current == wanted { None } else { wanted }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = |on: bool| if on { "on" } else { "off" };
+        match self {
+            Self::Mac(mac) => write!(f, "mac {mac}"),
+            Self::Vlan(vlan) => write!(f, "vlan {vlan}"),
+            Self::Rate(Rate { min, max }) => write!(f, "rate min {min} max {max}"),
+            Self::SpoofCheck(on) => write!(f, "spoof check {}", word(*on)),
+            Self::Trust(on) => write!(f, "trust {}", word(*on)),
+            Self::LinkState(state) => write!(f, "link state {}", state.word()),
+        }
+    }
+}
+
+/// 4095 is reserved (IEEE 802.1Q, 9.6).
+const VLAN_ID_MAX: u16 = 4094;
+/// Three bits (IEEE 802.1Q, 9.6).
+const VLAN_QOS_MAX: u8 = 7;
+/// `ETH_MIN_MTU` of linux/if_ether.h.
+const MTU_MIN: u32 = 68;
+/// `ETH_MAX_MTU` of linux/if_ether.h.
+const MTU_MAX: u32 = 65535;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_told() {
+        let now = Settings { spoof_check: Some(true), trust: None, ..Settings::default() };
+        assert_eq!(now.towards(&now.as_wanted()), []);
+        let vlan = Vlan { id: 7, ..Vlan::default() };
+        let asked = Attributes { vlan: Some(vlan), trust: Some(true), spoof_check: Some(true), ..Default::default() };
+        assert_eq!(now.towards(&asked), [Setting::Vlan(vlan), Setting::Trust(true)]);
+        let later = Settings { vlan, trust: Some(true), ..now.clone() };
+        assert_eq!(later.towards(&now.as_wanted()), [Setting::Vlan(Vlan::default())], "trust was never told");
+    }
+
+    #[test]
+    fn everything_that_cannot_be_meant_is_named_at_once() {
+        let asked = Attributes {
+            mac: Some(Mac([1, 0, 0, 0, 0, 0])),
+            vlan: Some(Vlan { id: 4095, qos: 8, ..Vlan::default() }),
+            rate: Some(Rate { min: 2, max: 1 }),
+            mtu: Some(60),
+            ..Attributes::default()
+        };
+        let error = asked.check().unwrap_err().to_string();
+        for part in ["mac 01:", "vlan 4095", "qos 8", "min 2 is above max 1", "mtu 60"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        assert_eq!(Attributes::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn derived_addresses_are_local_unicast_and_differ_between_neighbours() {
+        let (first, second) = (Mac([0, 1, 2, 3, 4, 5]), Mac([0, 1, 2, 3, 4, 6]));
+        let mut all: Vec<_> = (0..64).flat_map(|index| [first.derived(index).0, second.derived(index).0]).collect();
+        assert!(all.iter().all(|mac| mac[0] == 2));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 128);
+    }
+}

@@ -1,0 +1,103 @@
+//! The policies file: text in, a checked [`Config`] out, or everything that is wrong with it in one go.
+//!
+//! Three kinds of text are understood, told apart by their first key: our own (`pools:`), the SR-IOV configuration of
+//! NSM's forwarder (`physicalFunctions:`) and objects of the SR-IOV network operator (`kind:`). Modules: `pools`,
+//! `nsm`, `operator`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::document::{ConfigErrors, Field, LoadError, judge};
+use crate::policy::Policies;
+
+mod nsm;
+mod operator;
+mod pools;
+
+/// A checked policies file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The directory of the journal.
+    pub state: PathBuf,
+    /// Where the API listens.
+    pub socket: PathBuf,
+    /// Where Prometheus may ask; none: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// How often the tree is looked at without being told.
+    pub rescan: Duration,
+    /// What there shall be, and who may have it.
+    pub policies: Policies,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let bytes = LoadError::read("policies file", path)?;
+        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, &bytes)?)?)
+    }
+
+    /// Checks a text; `file` is what its errors call it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
+        judge(file, text, |root, _| read(root))
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: PathBuf::from(STATE_DEFAULT),
+            socket: PathBuf::from(SOCKET_DEFAULT),
+            metrics: None,
+            rescan: Duration::from_secs(30),
+            policies: Policies::default(),
+        }
+    }
+}
+
+fn read(root: &Field<'_>) -> Config {
+    let of_others = |policies| Config { policies, ..Config::default() };
+    if root.peek("physicalFunctions").is_some() {
+        return of_others(nsm::read(root));
+    }
+    if root.peek("kind").is_some() {
+        return of_others(operator::read(root));
+    }
+    let mut config = Config::default();
+    let Some(table) = root.table(&["state", "socket", "metrics", "rescan", "pools"]) else { return config };
+    if let Some(field) = table.optional("state")
+        && let Some(path) = field.text()
+    {
+        config.state = PathBuf::from(path);
+        if !config.state.is_absolute() {
+            field.wrong(format!("`{path}`; an absolute path is wanted"));
+        }
+    }
+    if let Some(field) = table.optional("socket")
+        && let Some(path) = field.text()
+    {
+        config.socket = PathBuf::from(path);
+        field.judge_socket(path);
+    }
+    config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9091`"));
+    if let Some(field) = table.optional("rescan")
+        && let Some(text) = field.text()
+    {
+        match humantime::parse_duration(text) {
+            Ok(time) if time >= RESCAN_MIN => config.rescan = time,
+            _ => field.wrong(format!("`{text}`; a time of at least 100ms is wanted, as in `30s`")),
+        }
+    }
+    let entries = table.optional("pools").and_then(|field| field.items()).unwrap_or_default();
+    config.policies = pools::read(&entries);
+    config
+}
+
+/// Where the journal is unless told otherwise.
+pub const STATE_DEFAULT: &str = "/var/lib/ferrule/vf";
+/// Where the API listens unless told otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/ferrule/vf.sock";
+const RESCAN_MIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,383 @@
+//! Does the steps of a plan, reads back after each, and says what went wrong and the cure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::address::{PciAddress, VFIO_PCI};
+use crate::attributes::Setting;
+use crate::inventory::{PhysicalFunction, VirtualFunction};
+use crate::journal::Record;
+use crate::plan::{Current, Step};
+use crate::sysfs::Sysfs;
+use crate::watchdog::{CallError, Watchdog};
+
+/// What touches the node.
+#[derive(Clone)]
+pub struct Hands {
+    /// The tree.
+    pub sysfs: Sysfs,
+    /// How the kernel is called.
+    pub watchdog: Watchdog,
+    /// How long anything may take.
+    pub patience: Patience,
+    /// Who is told of every step: tests, which stop there.
+    pub observer: Option<Observer>,
+}
+
+/// How long anything may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// One call into the kernel.
+    pub call: Duration,
+    /// A change of the number of VFs.
+    pub count: Duration,
+    /// A link or an interface that appears after the call that makes it.
+    pub appear: Duration,
+    /// A VF in reset, of which its PF says so.
+    pub settle: Duration,
+    /// Another operation on the same VF.
+    pub busy: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            call: Duration::from_secs(15),
+            // A PF with 64 VFs was seen to take 22 s, and a VF of a NIC in trouble takes 120 s alone.
+            count: Duration::from_mins(2),
+            appear: Duration::from_secs(10),
+            settle: Duration::from_secs(5),
+            busy: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Is told of every point at which a kill would leave something half done.
+pub type Observer = Arc<dyn Fn(&Point<'_>) + Send + Sync>;
+
+/// A point between two things that last.
+#[derive(Clone, Copy, Debug)]
+pub enum Point<'a> {
+    /// The journal has the record.
+    Recorded(&'a Record),
+    /// The step comes next.
+    Before(&'a Step),
+    /// The step was done or refused.
+    After(&'a Step),
+}
+
+impl Hands {
+    /// Does the steps in order, up to the first that fails.
+    pub fn apply(&self, steps: &[Step]) -> Result<(), StepError> {
+        for step in steps {
+            self.observe(Point::Before(step));
+            let began = Instant::now();
+            let result = self.perform(step);
+            self.observe(Point::After(step));
+            debug!(%step, milliseconds = began.elapsed().as_millis(), done = result.is_ok());
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Tells the observer.
+    pub fn observe(&self, point: Point<'_>) {
+        if let Some(observer) = &self.observer {
+            observer(&point);
+        }
+    }
+
+    /// A VF as it is now. The PF is asked if it has an interface.
+    pub fn current(&self, vf: &VirtualFunction, pf: &PhysicalFunction) -> Result<Current, CallError> {
+        let VirtualFunction { address, index, .. } = *vf;
+        let settings = match pf.netdev().map(ToOwned::to_owned) {
+            Some(netdev) => {
+                let what = format!("ask {netdev} about its VFs");
+                let mut all = self
+                    .watchdog
+                    .call(&what, &[address], self.patience.call, move |kernel| kernel.vf_settings(&netdev))?;
+                all.remove(&index)
+            }
+            None => None,
+        };
+        let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
+        let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
+        let netdev = self.sysfs.netdevs(address).into_iter().next();
+        Ok(Current {
+            vf: address,
+            pf: vf.pf,
+            index,
+            driver: self.sysfs.driver(address),
+            settings,
+            mtu: netdev.and_then(|netdev| self.sysfs.mtu(address, &netdev)),
+            members,
+        })
+    }
+
+    fn perform(&self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::Unbind { function, driver } => self.unbind(step, *function, driver),
+            Step::Reset { function } => self.reset(step, *function),
+            Step::Override { function, driver } => self.reserve(step, *function, driver.as_deref()),
+            Step::Probe { function, driver } => self.probe(step, *function, driver.as_deref()),
+            Step::Set { function, pf, index, setting } => self.set(step, *function, *pf, *index, *setting),
+            Step::Mtu { function, mtu } => self.mtu(step, *function, *mtu),
+            Step::Autoprobe { pf, on } => {
+                let value = if *on { "1" } else { "0" };
+                let file = self.sysfs.file(*pf, "sriov_drivers_autoprobe");
+                self.write(step, &[*pf], file, value).map_err(|error| StepError::new(step, error, SEE_LOG))
+            }
+            Step::Count { pf, count } => self.count(step, *pf, *count),
+        }
+    }
+
+    fn write(&self, step: &Step, about: &[PciAddress], file: std::path::PathBuf, value: &str) -> Result<(), CallError> {
+        let patience = if matches!(step, Step::Count { .. }) { self.patience.count } else { self.patience.call };
+        let value = value.to_owned();
+        self.watchdog.call(step, about, patience, move |kernel| kernel.write(&file, &value))
+    }
+
+    fn unbind(&self, step: &Step, function: PciAddress, driver: &str) -> Result<(), StepError> {
+        match self.write(step, &[function], self.sysfs.unbind_file(driver), &function.to_string()) {
+            Ok(()) => {}
+            // It is what we wanted, if it is not bound to another one by now.
+            Err(error) if error.errno() == Some(Errno::ENODEV) && self.sysfs.driver(function).is_none() => {}
+            Err(error @ CallError::Late { .. }) => return Err(StepError::new(step, error, CURE_UNBIND)),
+            Err(error) => return Err(StepError::new(step, error, SEE_LOG)),
+        }
+        match self.sysfs.driver(function) {
+            None => Ok(()),
+            Some(driver) => Err(StepError::new(step, format!("it is bound to {driver} all the same"), SEE_LOG)),
+        }
+    }
+
+    fn reset(&self, step: &Step, function: PciAddress) -> Result<(), StepError> {
+        let file = self.sysfs.file(function, "reset");
+        let unable = [Errno::ENOTTY, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENOENT];
+        match self.write(step, &[function], file, "1") {
+            Err(error) if error.errno().is_some_and(|errno| unable.contains(&errno)) => {
+                warn!(vf = %function, "it cannot be reset alone, and goes on with what its last user left in it");
+                Ok(())
+            }
+            other => other.map_err(|error| StepError::new(step, error, SEE_LOG)),
+        }
+    }
+
+    fn reserve(&self, step: &Step, function: PciAddress, driver: Option<&str>) -> Result<(), StepError> {
+        // An empty line clears it.
+        let value = format!("{}\n", driver.unwrap_or_default());
+        self.write(step, &[function], self.sysfs.file(function, "driver_override"), &value)
+            .map_err(|error| StepError::new(step, error, SEE_LOG))
+    }
+
+    fn probe(&self, step: &Step, function: PciAddress, wanted: Option<&str>) -> Result<(), StepError> {
+        let result = self.write(step, &[function], self.sysfs.probe_file(), &function.to_string());
+        if let Err(error) = result {
+            let cure = self.probe_cure(function, wanted, error.errno());
+            return Err(StepError::new(step, error, cure));
+        }
+        // The kernel calls it a success when no driver took it.
+        let bound = self.appears(|| self.sysfs.driver(function), self.probe_patience());
+        let right = match (&bound, wanted) {
+            (Some(bound), Some(wanted)) => bound == wanted,
+            (Some(bound), None) => bound != VFIO_PCI,
+            (None, _) => false,
+        };
+        if !right {
+            let problem =
+                bound.map_or_else(|| "no driver took it".to_owned(), |bound| format!("it is bound to {bound} instead"));
+            return Err(StepError::new(step, problem, self.probe_cure(function, wanted, None)));
+        }
+        let is_interface = wanted != Some(VFIO_PCI);
+        let interface = || self.sysfs.netdevs(function).into_iter().next();
+        if is_interface && self.appears(interface, self.patience.appear).is_none() {
+            let problem = format!("no network interface appeared within {:?}", self.patience.appear);
+            return Err(StepError::new(step, problem, SEE_LOG));
+        }
+        Ok(())
+    }
+
+    /// The kernel binds before it answers; only drivers that ask for it start later.
+    fn probe_patience(&self) -> Duration {
+        self.patience.appear.min(Duration::from_secs(1))
+    }
+
+    fn probe_cure(&self, function: PciAddress, wanted: Option<&str>, errno: Option<Errno>) -> String {
+        match wanted {
+            Some(driver) if !self.sysfs.has_driver(driver) => {
+                format!("the driver {driver} is not loaded: `modprobe {driver}`")
+            }
+            Some(VFIO_PCI) if self.sysfs.iommu_group(function).is_none() => "there is no IOMMU: turn it on (kernel \
+                arguments `intel_iommu=on iommu=pt`), or for trials `enable_unsafe_noiommu_mode=1` of the module vfio"
+                .to_owned(),
+            None if errno == Some(Errno::ENODEV) => "with `sriov_drivers_autoprobe` off only a named driver binds: \
+                name it in the policies as `kernel_driver`"
+                .to_owned(),
+            _ => SEE_LOG.to_owned(),
+        }
+    }
+
+    fn set(
+        &self,
+        step: &Step,
+        function: PciAddress,
+        pf: PciAddress,
+        index: u32,
+        setting: Setting,
+    ) -> Result<(), StepError> {
+        let Some(netdev) = self.sysfs.netdevs(pf).into_iter().next() else {
+            let cure = "bring its interface back into this network namespace: VFs are set through it";
+            return Err(StepError::new(step, "the PF has no interface here", cure));
+        };
+        let deadline = Instant::now() + self.patience.settle;
+        loop {
+            let netdev = netdev.clone();
+            let result = self
+                .watchdog
+                .call(step, &[function], self.patience.call, move |kernel| kernel.set_vf(&netdev, index, setting));
+            let Err(error) = result else { return Ok(()) };
+            // Some drivers refuse while the VF is in reset, and say so this way.
+            if error.errno() == Some(Errno::EAGAIN) && Instant::now() < deadline {
+                sleep(POLL);
+                continue;
+            }
+            let cure = match error.errno() {
+                Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+                    "the driver of the PF cannot do that: ask for the VF without it"
+                }
+                Some(Errno::EINVAL) => "the driver of the PF refuses this value (a rate needs a link that is up)",
+                Some(Errno::EPERM) => "CAP_NET_ADMIN is needed",
+                Some(Errno::EAGAIN) => "the VF is still in reset: ask again, or see the kernel's log",
+                _ => SEE_LOG,
+            };
+            return Err(StepError::new(step, error, cure));
+        }
+    }
+
+    fn mtu(&self, step: &Step, function: PciAddress, mtu: u32) -> Result<(), StepError> {
+        let Some(netdev) = self.sysfs.netdevs(function).into_iter().next() else {
+            return Err(StepError::new(step, "it has no interface here", "an MTU needs the driver `kernel`"));
+        };
+        let what = step.clone();
+        self.watchdog
+            .call(&what, &[function], self.patience.call, move |kernel| kernel.set_mtu(&netdev, mtu))
+            .map_err(|error| StepError::new(step, error, "the MTU of a VF is limited by its driver and its PF"))
+    }
+
+    fn count(&self, step: &Step, pf: PciAddress, count: u32) -> Result<(), StepError> {
+        let before = self.sysfs.virtfns(pf);
+        let about: Vec<_> = before.values().copied().chain([pf]).collect();
+        let file = self.sysfs.file(pf, "sriov_numvfs");
+        if let Err(error) = self.write(step, &about, file, &count.to_string()) {
+            let cure = match error.errno() {
+                Some(Errno::ENOENT) => "the PF has no driver, or one that cannot do SR-IOV: bind it to its driver",
+                Some(Errno::ERANGE) => "`sriov_totalvfs` is the most that the PF offers",
+                Some(Errno::ENOMEM) => {
+                    "no address space or bus numbers for them: kernel argument `pci=realloc`, or a setting of the firmware"
+                }
+                Some(Errno::EBUSY) => {
+                    "somebody else changed the number meanwhile: look with `ferrule vf list`, ask again"
+                }
+                _ => SEE_LOG,
+            };
+            return Err(StepError::new(step, error, cure));
+        }
+        // A driver may enable fewer and call it a success.
+        let complete = || {
+            let vfs = self.sysfs.virtfns(pf);
+            let linked = vfs.values().all(|&vf| self.sysfs.physfn(vf) == Some(pf));
+            (linked && vfs.len() == count as usize).then_some(())
+        };
+        if self.appears(complete, self.patience.appear).is_none() {
+            let there = self.sysfs.virtfns(pf).len();
+            return Err(StepError::new(step, format!("there are {there}"), SEE_LOG));
+        }
+        Ok(())
+    }
+
+    /// Looks again and again until something is there.
+    pub fn appears<T>(&self, look: impl Fn() -> Option<T>, patience: Duration) -> Option<T> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let found = look();
+            if found.is_some() || Instant::now() >= deadline {
+                return found;
+            }
+            sleep(POLL);
+        }
+    }
+}
+
+impl fmt::Debug for Hands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hands").field("sysfs", &self.sysfs).finish_non_exhaustive()
+    }
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{step}: {problem}; {cure}")]
+pub struct StepError {
+    /// What was tried, on what.
+    pub step: Step,
+    /// Why not.
+    pub problem: String,
+    /// What to do.
+    pub cure: String,
+    /// What the kernel said.
+    pub errno: Option<Errno>,
+    /// Whether it, or one before it, has not come back.
+    pub stuck: bool,
+}
+
+impl StepError {
+    fn new(step: &Step, problem: impl Into<Problem>, cure: impl Into<String>) -> Self {
+        let Problem { text, errno, stuck } = problem.into();
+        let cure = if stuck { CURE_UNBIND.to_owned() } else { cure.into() };
+        Self { step: step.clone(), problem: text, cure, errno, stuck }
+    }
+}
+
+struct Problem {
+    text: String,
+    errno: Option<Errno>,
+    stuck: bool,
+}
+
+impl From<CallError> for Problem {
+    fn from(error: CallError) -> Self {
+        let stuck = !matches!(error, CallError::Refused(_));
+        let text = match &error {
+            // The step is named already.
+            CallError::Late { seconds, .. } => format!("it has not come back after {seconds} s"),
+            other => other.to_string(),
+        };
+        Self { text, errno: error.errno(), stuck }
+    }
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self { text, errno: None, stuck: false }
+    }
+}
+
+impl From<&str> for Problem {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), errno: None, stuck: false }
+    }
+}
+
+/// How often something is looked for that has no event.
+const POLL: Duration = Duration::from_millis(5);
+const SEE_LOG: &str = "the kernel's log (`dmesg`) says more";
+/// What ends a call that hangs in the kernel.
+pub(crate) const CURE_UNBIND: &str =
+    "a process may hold the device (`ls -l /proc/*/fd | grep vfio`): end it, and the VF comes back by itself";

@@ -1,0 +1,101 @@
+//! Who holds a VF: a process with its VFIO node open, or a network namespace with its interface.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::address::VFIO_PCI;
+use crate::inventory::VirtualFunction;
+use crate::kernel::ForeignNetdev;
+use crate::sysfs::Sysfs;
+
+/// Somebody who uses a VF now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A process that has a file of the VF open.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// The file.
+        file: String,
+    },
+    /// A network namespace that has the VF's interface.
+    Namespace {
+        /// The interface's name there.
+        netdev: String,
+        /// A file of the namespace.
+        namespace: PathBuf,
+        /// A process inside and its name.
+        process: Option<(u32, String)>,
+    },
+}
+
+impl Holder {
+    /// The process, if there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Process { pid, .. } => Some(*pid),
+            Self::Namespace { process, .. } => process.as_ref().map(|(pid, _)| *pid),
+        }
+    }
+
+    pub(crate) fn of_namespace(sysfs: &Sysfs, foreign: ForeignNetdev) -> Self {
+        let ForeignNetdev { netdev, namespace, pid } = foreign;
+        Self::Namespace { netdev, namespace, process: pid.map(|pid| (pid, comm(sysfs, pid))) }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { pid, comm, file } => write!(f, "process {pid} ({comm}) has {file} open"),
+            Self::Namespace { netdev, namespace, process: Some((pid, comm)) } => {
+                write!(
+                    f,
+                    "its interface {netdev} is in the network namespace of process {pid} ({comm}), {}",
+                    namespace.display()
+                )
+            }
+            Self::Namespace { netdev, namespace, process: None } => {
+                write!(f, "its interface {netdev} is in the network namespace {}", namespace.display())
+            }
+        }
+    }
+}
+
+/// Processes that have the VFIO group or the VFIO device of a VF open, as `/proc/*/fd` shows them.
+///
+/// A process that keeps only the device and has closed its group is not seen: such a file has no name. The
+/// watchdog bounds what that costs.
+pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
+    if vf.function.driver.as_deref() != Some(VFIO_PCI) {
+        return Vec::new();
+    }
+    let group = vf.function.iommu_group;
+    let nodes: Vec<PathBuf> = group
+        .iter()
+        .flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")])
+        .chain(vf.vfio_device.iter().map(|device| format!("/dev/vfio/devices/{device}")))
+        .map(PathBuf::from)
+        .collect();
+    let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: u32| {
+        let file = open_file(&sysfs.path(&format!("proc/{pid}/fd")), &nodes);
+        file.map(|file| Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() })
+    })
+    .collect()
+}
+
+fn open_file(directory: &Path, nodes: &[PathBuf]) -> Option<PathBuf> {
+    // A process that ends meanwhile holds nothing.
+    let files = fs::read_dir(directory).ok()?;
+    files.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).find(|file| nodes.contains(file))
+}
+
+fn comm(sysfs: &Sysfs, pid: u32) -> String {
+    let text = fs::read_to_string(sysfs.path(&format!("proc/{pid}/comm"))).unwrap_or_default();
+    text.trim().to_owned()
+}

@@ -1,0 +1,144 @@
+//! Every PF and VF of the node, as sysfs shows them at one moment.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::address::PciAddress;
+use crate::sysfs::Sysfs;
+
+/// A look at the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Functions that can have VFs.
+    pub pfs: BTreeMap<PciAddress, PhysicalFunction>,
+    /// VFs, by address.
+    pub vfs: BTreeMap<PciAddress, VirtualFunction>,
+}
+
+/// A function that can have VFs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PhysicalFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Its ids and place.
+    pub function: Function,
+    /// The most VFs that its driver allows now.
+    pub total_vfs: u32,
+    /// The device id that its VFs have.
+    pub vf_device: Option<u32>,
+    /// Its VFs by their numbers.
+    pub vfs: BTreeMap<u32, PciAddress>,
+    /// The MTU of its interface.
+    pub mtu: Option<u32>,
+}
+
+/// One VF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Its PF.
+    pub pf: PciAddress,
+    /// Its number there: `virtfnN`.
+    pub index: u32,
+    /// Its ids and place.
+    pub function: Function,
+    /// What is in its IOMMU group beside it.
+    pub group_with: Vec<PciAddress>,
+    /// `vfioN` of `/dev/vfio/devices`.
+    pub vfio_device: Option<String>,
+}
+
+/// What sysfs says of any function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Function {
+    /// PCI vendor id.
+    pub vendor: u32,
+    /// PCI device id.
+    pub device: u32,
+    /// The driver that it is bound to.
+    pub driver: Option<String>,
+    /// Its IOMMU group.
+    pub iommu_group: Option<u32>,
+    /// Its NUMA node; none: the machine does not say.
+    pub numa: Option<u32>,
+    /// Its network interfaces in our namespace.
+    pub netdevs: Vec<String>,
+}
+
+impl Inventory {
+    /// Looks at the whole tree. A function that goes away meanwhile is left out.
+    pub fn read(sysfs: &Sysfs) -> io::Result<Self> {
+        let mut inventory = Self::default();
+        for address in sysfs.devices()? {
+            let Some(total_vfs) = sysfs.number::<u32>(address, "sriov_totalvfs") else { continue };
+            let pf = PhysicalFunction::read(sysfs, address, total_vfs);
+            for (&index, &vf) in &pf.vfs {
+                if sysfs.exists(vf) {
+                    inventory.vfs.insert(vf, VirtualFunction::read(sysfs, address, index, vf));
+                }
+            }
+            inventory.pfs.insert(address, pf);
+        }
+        Ok(inventory)
+    }
+
+    /// A PF by its address or the name of its interface.
+    pub fn find_pf(&self, name: &str) -> Option<&PhysicalFunction> {
+        match name.parse() {
+            Ok(address) => self.pfs.get(&address),
+            Err(_) => self.pfs.values().find(|pf| pf.function.netdevs.iter().any(|netdev| netdev == name)),
+        }
+    }
+}
+
+impl PhysicalFunction {
+    fn read(sysfs: &Sysfs, address: PciAddress, total_vfs: u32) -> Self {
+        let function = Function::read(sysfs, address);
+        Self {
+            address,
+            total_vfs,
+            vf_device: sysfs.hex(address, "sriov_vf_device"),
+            vfs: sysfs.virtfns(address),
+            mtu: function.netdevs.first().and_then(|netdev| sysfs.mtu(address, netdev)),
+            function,
+        }
+    }
+
+    /// Its interface, through which its VFs are set.
+    pub fn netdev(&self) -> Option<&str> {
+        self.function.netdevs.first().map(String::as_str)
+    }
+
+    /// What people call it: the interface, or the address of one that has none.
+    pub fn name(&self) -> String {
+        self.netdev().map_or_else(|| self.address.to_string(), ToOwned::to_owned)
+    }
+}
+
+impl VirtualFunction {
+    fn read(sysfs: &Sysfs, pf: PciAddress, index: u32, address: PciAddress) -> Self {
+        Self {
+            address,
+            pf,
+            index,
+            function: Function::read(sysfs, address),
+            group_with: sysfs.group_members(address).into_iter().filter(|member| *member != address).collect(),
+            vfio_device: sysfs.vfio_device(address),
+        }
+    }
+}
+
+impl Function {
+    fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
+        Self {
+            vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
+            device: sysfs.hex(address, "device").unwrap_or_default(),
+            driver: sysfs.driver(address),
+            iommu_group: sysfs.iommu_group(address),
+            // -1 on machines that do not say.
+            numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
+            netdevs: sysfs.netdevs(address),
+        }
+    }
+}

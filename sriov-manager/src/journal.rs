@@ -1,0 +1,276 @@
+//! What is under way and what is lent, in one file that is written before anything is done.
+//!
+//! The file is a list of facts, one JSON text a line, each about one VF or one PF; a later fact about the same
+//! one replaces the earlier. A line counts when it ends: what a kill cut short was not acted on. At the start,
+//! and when the file has grown, it is written anew with what is still true, beside the old one, and renamed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::address::PciAddress;
+use crate::lease::{Lease, Resize};
+
+/// The journal of a state directory, locked against a second writer.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Lines in the file.
+    lines: usize,
+    facts: Facts,
+    _lock: Flock<File>,
+}
+
+/// What is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Leases by their VF.
+    pub leases: BTreeMap<PciAddress, Lease>,
+    /// Changes of the number of VFs that are under way, by PF.
+    pub resizes: BTreeMap<PciAddress, Resize>,
+    /// The boot during which the last start was; empty: there was none.
+    pub boot: String,
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// A VF is lent, or being lent or taken back; none: it is free.
+    Lease {
+        /// The VF.
+        vf: PciAddress,
+        /// To whom.
+        lease: Option<Box<Lease>>,
+    },
+    /// The number of VFs is being changed; none: it was.
+    Resize {
+        /// The PF.
+        pf: PciAddress,
+        /// How.
+        resize: Option<Resize>,
+    },
+    /// The manager was started.
+    Boot {
+        /// `/proc/sys/kernel/random/boot_id`.
+        id: String,
+    },
+}
+
+impl Facts {
+    fn learn(&mut self, record: Record) {
+        match record {
+            Record::Lease { vf, lease: Some(lease) } => drop(self.leases.insert(vf, *lease)),
+            Record::Lease { vf, lease: None } => drop(self.leases.remove(&vf)),
+            Record::Resize { pf, resize: Some(resize) } => drop(self.resizes.insert(pf, resize)),
+            Record::Resize { pf, resize: None } => drop(self.resizes.remove(&pf)),
+            Record::Boot { id } => self.boot = id,
+        }
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record> {
+        let boot = Record::Boot { id: self.boot.clone() };
+        let leases = self.leases.iter().map(|(&vf, lease)| Record::Lease { vf, lease: Some(Box::new(lease.clone())) });
+        let resizes = self.resizes.iter().map(|(&pf, resize)| Record::Resize { pf, resize: Some(resize.clone()) });
+        [boot].into_iter().chain(leases).chain(resizes)
+    }
+
+    fn len(&self) -> usize {
+        1 + self.leases.len() + self.resizes.len()
+    }
+}
+
+impl Journal {
+    /// Locks a state directory, which is made if it is not there, and reads what it remembers.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
+        fs::create_dir_all(directory).map_err(|error| failed("make", error))?;
+        let lock = File::create(directory.join("lock")).map_err(|error| failed("lock", error))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: directory.to_owned() },
+            errno => failed("lock", errno.into()),
+        })?;
+        let path = directory.join("journal");
+        let facts = read(&path)?;
+        let file = rewrite(&path, &facts).map_err(|source| JournalError::Failed {
+            tried: "write",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self { path, file, lines: facts.len(), facts, _lock: lock })
+    }
+
+    /// What is true.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Makes a fact last, then true: it is on the disk when this returns.
+    pub fn record(&mut self, record: &Record) -> Result<(), JournalError> {
+        let failed = |source| JournalError::Failed { tried: "write", path: self.path.clone(), source };
+        let mut facts = self.facts.clone();
+        facts.learn(record.clone());
+        if self.lines >= REWRITE_AT && self.lines > 2 * facts.len() {
+            self.file = rewrite(&self.path, &facts).map_err(failed)?;
+            self.lines = facts.len();
+        } else {
+            let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
+            line.push(b'\n');
+            if let Err(error) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
+                // Half a line may be there: the next record writes the file anew.
+                self.lines = usize::MAX;
+                return Err(failed(error));
+            }
+            self.lines += 1;
+        }
+        self.facts = facts;
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Facts, JournalError> {
+    let failed = |source| JournalError::Failed { tried: "read", path: path.to_owned(), source };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut facts = Facts::default();
+    // What is behind the last line end was cut short.
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
+    for (index, line) in whole.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        let record = serde_json::from_slice(line).map_err(|error| JournalError::Damaged {
+            path: path.to_owned(),
+            line: index + 1,
+            problem: error.to_string(),
+        })?;
+        facts.learn(record);
+    }
+    Ok(facts)
+}
+
+fn rewrite(path: &Path, facts: &Facts) -> io::Result<File> {
+    let beside = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
+    let mut text = Vec::new();
+    for record in facts.records() {
+        serde_json::to_writer(&mut text, &record)?;
+        text.push(b'\n');
+    }
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    // The rename itself lasts only when the directory does.
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+    Ok(file)
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// Somebody else writes.
+    #[error("use the state directory {}: another sriov-manager has it; stop that one first", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A line cannot be understood.
+    #[error(
+        "{}:{line}: {problem}; this is no line of a journal of this release: move the file away to begin without leases, \
+         and look at every VF with `ferrule vf list`",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The line, counting from 1.
+        line: usize,
+        /// Why not.
+        problem: String,
+    },
+    /// The disk said no.
+    #[error("{tried} {}: {source}", path.display())]
+    Failed {
+        /// What was tried.
+        tried: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Lines from which on the file is written anew when most of them are no longer true.
+const REWRITE_AT: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resize(to: u32) -> Resize {
+        Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }
+    }
+
+    const PF: PciAddress = PciAddress::new(0, 1, 0, 0);
+
+    #[test]
+    fn what_was_recorded_is_there_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        journal.record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
+        journal.record(&Record::Resize { pf: PF, resize: Some(resize(7)) }).unwrap();
+        let facts = journal.facts().clone();
+        drop(journal);
+        let journal = Journal::open(directory.path()).unwrap();
+        assert_eq!(journal.facts(), &facts);
+        assert_eq!(journal.facts().resizes[&PF].to, 7);
+    }
+
+    #[test]
+    fn a_line_that_a_kill_cut_short_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        Journal::open(directory.path()).unwrap().record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
+        let path = directory.path().join("journal");
+        let whole = fs::read(&path).unwrap();
+        let line = serde_json::to_vec(&Record::Resize { pf: PF, resize: None }).unwrap();
+        for cut in 0..=line.len() {
+            fs::write(&path, [&whole[..], &line[..cut]].concat()).unwrap();
+            assert_eq!(Journal::open(directory.path()).unwrap().facts().resizes.len(), 1, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_is_named_and_nothing_is_guessed() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("journal"), "{\"boot\":{\"id\":\"x\"}}\nnonsense\n").unwrap();
+        let error = Journal::open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("journal:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_second_writer_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Journal::open(directory.path()).unwrap();
+        let error = Journal::open(directory.path()).unwrap_err();
+        assert!(matches!(error, JournalError::Locked { .. }), "{error}");
+        drop(first);
+        Journal::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn the_file_does_not_grow_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        for to in 0..REWRITE_AT as u32 + 10 {
+            journal.record(&Record::Resize { pf: PF, resize: Some(resize(to)) }).unwrap();
+        }
+        let lines = fs::read_to_string(directory.path().join("journal")).unwrap().lines().count();
+        assert!(lines < 20, "{lines}");
+    }
+}

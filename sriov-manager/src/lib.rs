@@ -1,0 +1,43 @@
+//! Owns every SR-IOV VF of a node: finds, makes, binds, lends, cleans and restores them.
+//!
+//! It moves no packet and knows no pod: a borrower has a name of its own choosing. It is the only writer of VF
+//! state on its node, and refuses to run beside a second one.
+//!
+//! Modules in reading order:
+//! - [`vfs`]: every VF with a ledger of who has which: what everything else is for
+//! - [`lease`], [`attributes`], [`address`]: the nouns
+//! - [`inventory`], [`sysfs`], [`holders`]: what the node shows
+//! - [`plan`]: from a VF that is to a VF that is wanted, as steps
+//! - [`hands`], [`watchdog`], [`kernel`]: the steps done, and nobody hanging with them
+//! - [`journal`]: what must outlive a kill
+//! - [`policy`]: what there shall be, and who may have it
+//! - [`config`]: the policies file
+//! - [`daemon`], [`api`], [`metrics`], [`uevent`]: the daemon around it
+//! - `fake` (a feature): a node made of files, for tests
+//! - [`document`], [`service`]: what the daemons of a node have in common: files of settings, sockets, metrics
+
+pub mod address;
+pub mod api;
+pub mod attributes;
+pub mod config;
+pub mod daemon;
+pub mod document;
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod hands;
+pub mod holders;
+pub mod inventory;
+pub mod journal;
+pub mod kernel;
+pub mod lease;
+pub mod metrics;
+pub mod plan;
+pub mod policy;
+pub mod service;
+pub mod sysfs;
+pub mod uevent;
+pub mod vfs;
+pub mod watchdog;
+
+pub use address::{Driver, PciAddress};
+pub use vfs::{Options, VfError, Vfs};

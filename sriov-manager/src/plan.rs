@@ -1,0 +1,330 @@
+//! From the VF that is to the VF that is wanted: a list of steps. Nothing is touched here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::{PciAddress, VFIO_PCI};
+use crate::attributes::{Attributes, Setting, Settings};
+
+/// One thing that is done to a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Take a function from its driver.
+    Unbind {
+        /// The function.
+        function: PciAddress,
+        /// The driver that it is bound to.
+        driver: String,
+    },
+    /// Reset the function alone (FLR).
+    Reset {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Say which driver alone may have a function; none: any that knows its ids.
+    Override {
+        /// The function.
+        function: PciAddress,
+        /// The driver.
+        driver: Option<String>,
+    },
+    /// Have the kernel look for a driver.
+    Probe {
+        /// The function.
+        function: PciAddress,
+        /// The driver that it must find; none: any but vfio-pci.
+        driver: Option<String>,
+    },
+    /// Tell a PF something about a VF.
+    Set {
+        /// The VF.
+        function: PciAddress,
+        /// The PF.
+        pf: PciAddress,
+        /// The VF's number there.
+        index: u32,
+        /// What.
+        setting: Setting,
+    },
+    /// Set the MTU of a VF's interface.
+    Mtu {
+        /// The VF.
+        function: PciAddress,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// Whether drivers are looked for when VFs appear.
+    Autoprobe {
+        /// The PF.
+        pf: PciAddress,
+        /// Whether.
+        on: bool,
+    },
+    /// Set the number of VFs.
+    Count {
+        /// The PF.
+        pf: PciAddress,
+        /// How many.
+        count: u32,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unbind { function, driver } => write!(f, "unbind {function} from {driver}"),
+            Self::Reset { function } => write!(f, "reset {function}"),
+            Self::Override { function, driver: Some(driver) } => write!(f, "reserve {function} for {driver}"),
+            Self::Override { function, driver: None } => write!(f, "let any driver have {function}"),
+            Self::Probe { function, driver: Some(driver) } => write!(f, "bind {function} to {driver}"),
+            Self::Probe { function, driver: None } => write!(f, "bind {function} to the driver that knows it"),
+            Self::Set { function, pf, index, setting } => {
+                write!(f, "set {setting} of {function} (VF {index} of {pf})")
+            }
+            Self::Mtu { function, mtu } => write!(f, "set mtu {mtu} of {function}"),
+            Self::Autoprobe { pf, on: true } => write!(f, "let new VFs of {pf} have drivers"),
+            Self::Autoprobe { pf, on: false } => write!(f, "keep drivers away from new VFs of {pf}"),
+            Self::Count { pf, count } => write!(f, "set the number of VFs of {pf} to {count}"),
+        }
+    }
+}
+
+/// What a function is to be bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// No driver.
+    None,
+    /// The driver of that name.
+    To(String),
+    /// Whichever driver of the kernel knows its ids.
+    Found,
+}
+
+impl Binding {
+    /// To go back to a driver that was seen.
+    pub fn to(driver: Option<&str>) -> Self {
+        driver.map_or(Self::None, |driver| Self::To(driver.to_owned()))
+    }
+
+    fn holds(&self, driver: Option<&str>) -> bool {
+        match self {
+            Self::None => driver.is_none(),
+            Self::To(wanted) => driver == Some(wanted),
+            Self::Found => driver.is_some_and(|driver| driver != VFIO_PCI),
+        }
+    }
+}
+
+/// A VF as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// The VF.
+    pub vf: PciAddress,
+    /// Its PF.
+    pub pf: PciAddress,
+    /// Its number there.
+    pub index: u32,
+    /// Its driver.
+    pub driver: Option<String>,
+    /// What the PF says of it; none: the PF was not asked, or has no interface.
+    pub settings: Option<Settings>,
+    /// The MTU of its interface.
+    pub mtu: Option<u32>,
+    /// Drivers of the VFs that share its IOMMU group.
+    pub members: BTreeMap<PciAddress, Option<String>>,
+}
+
+/// A VF as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What it is bound to.
+    pub binding: Binding,
+    /// What the PF shall say of it, and the MTU of its interface.
+    pub attributes: Attributes,
+    /// What the others of its IOMMU group are bound to.
+    pub members: BTreeMap<PciAddress, Binding>,
+    /// Whether it is cleaned on the way, whatever it is bound to: taken from its driver, reset, and free of a
+    /// reservation for a driver.
+    pub fresh: bool,
+}
+
+/// The steps from `current` to `target`; none when there is nothing to do.
+///
+/// The PF is told before a driver is bound: a driver reads the address when it starts. For the same reason a new
+/// address needs the driver to start again.
+pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
+    let Current { vf, pf, index, .. } = *current;
+    let wanted = &target.attributes;
+    let mut settings = current.settings.as_ref().map_or_else(Vec::new, |now| now.towards(wanted));
+    // A VF that is reset may forget an address that the PF did not give it.
+    if let (true, Some(mac)) = (target.fresh && current.settings.is_some(), wanted.mac.filter(|mac| !mac.is_zero()))
+        && !settings.contains(&Setting::Mac(mac))
+    {
+        settings.push(Setting::Mac(mac));
+    }
+    let new_address = settings.iter().any(|setting| matches!(setting, Setting::Mac(_))) && current.driver.is_some();
+    let rebind = target.fresh || new_address || !target.binding.holds(current.driver.as_deref());
+    let members: Vec<_> = target
+        .members
+        .iter()
+        .filter_map(|(&member, binding)| Some((member, current.members.get(&member)?.as_deref(), binding)))
+        .filter(|(_, driver, binding)| target.fresh || !binding.holds(*driver))
+        .collect();
+
+    let mut steps = Vec::new();
+    let changed = rebind.then_some((vf, current.driver.as_deref()));
+    let wrongly_bound = members.iter().filter(|(_, driver, binding)| !binding.holds(*driver));
+    for (function, driver) in changed.into_iter().chain(wrongly_bound.map(|&(member, driver, _)| (member, driver))) {
+        steps.extend(driver.map(|driver| Step::Unbind { function, driver: driver.to_owned() }));
+    }
+    if target.fresh {
+        steps.push(Step::Reset { function: vf });
+    }
+    steps.extend(settings.into_iter().map(|setting| Step::Set { function: vf, pf, index, setting }));
+    for (member, driver, binding) in members {
+        bind(&mut steps, member, driver, binding);
+    }
+    if rebind {
+        bind(&mut steps, vf, None, &target.binding);
+    }
+    // A driver that starts again begins with its own MTU.
+    let mtu = if rebind { None } else { current.mtu };
+    let has_interface = matches!(&target.binding, Binding::Found)
+        || matches!(&target.binding, Binding::To(driver) if driver != VFIO_PCI);
+    if let Some(wanted) = wanted.mtu.filter(|wanted| has_interface && mtu != Some(*wanted)) {
+        steps.push(Step::Mtu { function: vf, mtu: wanted });
+    }
+    steps
+}
+
+/// The steps to a binding, from a function that has the right driver or none.
+fn bind(steps: &mut Vec<Step>, function: PciAddress, driver: Option<&str>, binding: &Binding) {
+    let bound = driver.is_some() && binding.holds(driver);
+    let reserve = |driver: Option<&str>| Step::Override { function, driver: driver.map(ToOwned::to_owned) };
+    match binding {
+        Binding::None => steps.push(reserve(None)),
+        // The reservation stays while it is lent: without it a rescan may bind another driver.
+        Binding::To(wanted) if wanted == VFIO_PCI => {
+            steps.push(reserve(Some(wanted)));
+            if !bound {
+                steps.push(Step::Probe { function, driver: Some(wanted.clone()) });
+            }
+        }
+        // With autoprobe off nothing binds to a VF but the driver that it is reserved for, so the
+        // kernel's driver needs a reservation too, for a moment.
+        Binding::To(wanted) => {
+            if !bound {
+                steps.push(reserve(Some(wanted)));
+                steps.push(Step::Probe { function, driver: Some(wanted.clone()) });
+            }
+            steps.push(reserve(None));
+        }
+        Binding::Found => {
+            steps.push(reserve(None));
+            if !bound {
+                steps.push(Step::Probe { function, driver: None });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attributes::Mac;
+
+    fn current(driver: Option<&str>) -> Current {
+        Current {
+            vf: PciAddress::new(0, 2, 16, 0),
+            pf: PciAddress::new(0, 2, 0, 0),
+            index: 0,
+            driver: driver.map(ToOwned::to_owned),
+            settings: Some(Settings::default()),
+            mtu: Some(1500),
+            members: BTreeMap::new(),
+        }
+    }
+
+    fn target(binding: Binding) -> Target {
+        Target { binding, attributes: Attributes::default(), members: BTreeMap::new(), fresh: false }
+    }
+
+    fn told(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_as_wanted_needs_no_step() {
+        for (driver, binding) in [
+            (None, Binding::None),
+            (Some("igbvf"), Binding::To("igbvf".into())),
+            (Some("igbvf"), Binding::Found),
+            (Some(VFIO_PCI), Binding::To(VFIO_PCI.into())),
+        ] {
+            let wanted = Target { attributes: Settings::default().as_wanted(), ..target(binding) };
+            assert_eq!(plan(&current(driver), &wanted), []);
+        }
+    }
+
+    #[test]
+    fn a_vf_goes_from_the_kernel_to_vfio_and_keeps_its_reservation() {
+        let steps = plan(&current(Some("igbvf")), &target(Binding::To(VFIO_PCI.into())));
+        assert_eq!(
+            told(&steps),
+            ["unbind 0000:02:10.0 from igbvf", "reserve 0000:02:10.0 for vfio-pci", "bind 0000:02:10.0 to vfio-pci"]
+        );
+    }
+
+    #[test]
+    fn a_vf_comes_back_to_the_kernel_clean_and_without_a_reservation() {
+        let mtu = Attributes { mtu: Some(1500), ..Attributes::default() };
+        let wanted = Target { fresh: true, attributes: mtu, ..target(Binding::To("igbvf".into())) };
+        let steps = plan(&current(Some(VFIO_PCI)), &wanted);
+        assert_eq!(
+            told(&steps),
+            [
+                "unbind 0000:02:10.0 from vfio-pci",
+                "reset 0000:02:10.0",
+                "reserve 0000:02:10.0 for igbvf",
+                "bind 0000:02:10.0 to igbvf",
+                "let any driver have 0000:02:10.0",
+                "set mtu 1500 of 0000:02:10.0"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_address_starts_the_driver_again() {
+        let wanted = Target {
+            attributes: Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..Attributes::default() },
+            ..target(Binding::To("igbvf".into()))
+        };
+        let steps = told(&plan(&current(Some("igbvf")), &wanted));
+        assert_eq!(steps[0], "unbind 0000:02:10.0 from igbvf");
+        assert_eq!(steps[1], "set mac 02:00:00:00:00:01 of 0000:02:10.0 (VF 0 of 0000:02:00.0)");
+        assert!(steps.contains(&"bind 0000:02:10.0 to igbvf".to_owned()), "{steps:?}");
+    }
+
+    #[test]
+    fn the_whole_group_goes_to_vfio_and_comes_back() {
+        let other = PciAddress::new(0, 2, 16, 2);
+        let mut now = current(Some("igbvf"));
+        now.members.insert(other, Some("igbvf".into()));
+        let mut wanted = target(Binding::To(VFIO_PCI.into()));
+        wanted.members.insert(other, Binding::To(VFIO_PCI.into()));
+        let steps = told(&plan(&now, &wanted));
+        assert_eq!(steps[..2], ["unbind 0000:02:10.0 from igbvf", "unbind 0000:02:10.2 from igbvf"]);
+        assert!(steps.contains(&"bind 0000:02:10.2 to vfio-pci".to_owned()), "{steps:?}");
+
+        now.members.insert(other, Some(VFIO_PCI.into()));
+        wanted = Target { fresh: true, ..target(Binding::None) };
+        wanted.members.insert(other, Binding::To("igbvf".into()));
+        let steps = told(&plan(&now, &wanted));
+        assert!(steps.contains(&"bind 0000:02:10.2 to igbvf".to_owned()), "{steps:?}");
+        assert!(steps.contains(&"let any driver have 0000:02:10.2".to_owned()), "{steps:?}");
+    }
+}

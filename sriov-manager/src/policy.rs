@@ -1,0 +1,206 @@
+//! Which VFs there shall be, in which pools, and who may have them. Checked: `config` reads it from text.
+
+use std::collections::BTreeSet;
+
+use nix::unistd::{Group, User};
+use thiserror::Error;
+
+use crate::address::PciAddress;
+use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
+
+/// Everything that is decided about the node's VFs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// Pools in the order of the file; a VF may be in several.
+    pub pools: Vec<Pool>,
+}
+
+/// VFs that are as good as each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// Unique.
+    pub name: String,
+    /// The VFs of PFs that any of these fits.
+    pub pfs: Vec<PfSelector>,
+    /// How many VFs such a PF shall have; none: as it is.
+    pub num_vfs: Option<NumVfs>,
+    /// What drives a VF that is lent with the driver `kernel`; none: known from the PF's driver.
+    pub kernel_driver: Option<String>,
+    /// Who may have them; none: whoever may open the socket.
+    pub who: Option<Vec<Borrower>>,
+}
+
+/// How many VFs a PF shall have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NumVfs {
+    /// So many.
+    Exactly(u32),
+    /// As many as it offers, if it has none yet: what NSM's forwarder does.
+    AllIfNone,
+}
+
+/// Fits PFs of which everything that is named is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PfSelector {
+    /// The name of the interface.
+    pub name: Option<String>,
+    /// Where it is.
+    pub address: Option<PciAddress>,
+    /// PCI vendor id.
+    pub vendor: Option<u32>,
+    /// PCI device id of the PF.
+    pub device: Option<u32>,
+    /// Its driver.
+    pub driver: Option<String>,
+    /// Numbers of the VFs that are meant; none: all.
+    pub vfs: Option<BTreeSet<u32>>,
+}
+
+/// Who may borrow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Borrower {
+    /// A user.
+    User(u32),
+    /// A group, as the group of the asking process.
+    Group(u32),
+}
+
+/// Who asks, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Asker {
+    /// This process itself.
+    pub fn myself() -> Self {
+        Self { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
+    }
+}
+
+impl Policies {
+    /// The pool of a name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
+    }
+
+    /// Pools that a VF is in.
+    pub fn pools_of<'a>(&'a self, inventory: &Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
+        let pf = inventory.pfs.get(&vf.pf).cloned();
+        let index = vf.index;
+        self.pools.iter().filter(move |pool| pf.as_ref().is_some_and(|pf| pool.holds(pf, index)))
+    }
+
+    /// The driver of the kernel for a VF; none: the kernel has to find it.
+    pub fn kernel_driver(&self, inventory: &Inventory, vf: &VirtualFunction) -> Option<String> {
+        let named = self.pools_of(inventory, vf).find_map(|pool| pool.kernel_driver.clone());
+        named.or_else(|| {
+            let pf = inventory.pfs.get(&vf.pf)?;
+            crate::address::kernel_vf_driver(pf.function.driver.as_deref()?).map(ToOwned::to_owned)
+        })
+    }
+
+    /// How many VFs PFs shall have that do not have as many. Pools that disagree are refused by [`Policies::check`].
+    pub fn counts(&self, inventory: &Inventory) -> Vec<(PciAddress, u32)> {
+        let wanted = |pf: &PhysicalFunction| {
+            let counts = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
+            counts.filter_map(|pool| pool.num_vfs).find_map(|count| match count {
+                NumVfs::Exactly(count) => Some(count),
+                NumVfs::AllIfNone => pf.vfs.is_empty().then_some(pf.total_vfs),
+            })
+        };
+        let different =
+            |pf: &PhysicalFunction| Some((pf.address, wanted(pf)?)).filter(|(_, n)| *n as usize != pf.vfs.len());
+        inventory.pfs.values().filter_map(different).collect()
+    }
+
+    /// PFs of this node about which two pools disagree.
+    pub fn check(&self, inventory: &Inventory) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for pf in inventory.pfs.values() {
+            let pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
+            let counts: Vec<_> = pools.filter_map(|pool| Some((&pool.name, pool.num_vfs?))).collect();
+            if let [(first, count), rest @ ..] = &counts[..]
+                && let Some((other, _)) = rest.iter().find(|(_, other)| other != count)
+            {
+                wrong.push(format!("the pools {first} and {other} want different numbers of VFs of {}", pf.name()));
+            }
+        }
+        wrong
+    }
+}
+
+impl Pool {
+    /// Whether a VF of a PF is in it.
+    pub fn holds(&self, pf: &PhysicalFunction, index: u32) -> bool {
+        self.pfs
+            .iter()
+            .any(|selector| selector.fits(pf) && selector.vfs.as_ref().is_none_or(|vfs| vfs.contains(&index)))
+    }
+
+    /// Whether somebody may have a VF of it. Root may.
+    pub fn allows(&self, asker: Asker) -> bool {
+        let named = |who: &Vec<Borrower>| {
+            who.iter().any(|borrower| match borrower {
+                Borrower::User(uid) => *uid == asker.uid,
+                Borrower::Group(gid) => *gid == asker.gid,
+            })
+        };
+        asker.uid == 0 || self.who.as_ref().is_none_or(named)
+    }
+}
+
+impl PfSelector {
+    /// Whether everything that is named is true of a PF.
+    pub fn fits(&self, pf: &PhysicalFunction) -> bool {
+        let function = &pf.function;
+        self.name.as_ref().is_none_or(|name| function.netdevs.contains(name))
+            && self.address.is_none_or(|address| address == pf.address)
+            && self.vendor.is_none_or(|vendor| vendor == function.vendor)
+            && self.device.is_none_or(|device| device == function.device)
+            && self.driver.as_ref().is_none_or(|driver| function.driver.as_ref() == Some(driver))
+    }
+
+    /// Whether it says nothing, and so would fit every PF.
+    pub fn is_empty(&self) -> bool {
+        *self == Self { vfs: self.vfs.clone(), ..Self::default() }
+    }
+}
+
+impl std::str::FromStr for Borrower {
+    type Err = BorrowerError;
+
+    /// A user by name or number, a group behind an `@`.
+    fn from_str(text: &str) -> Result<Self, BorrowerError> {
+        let unknown = |kind| BorrowerError { text: text.to_owned(), kind };
+        match text.strip_prefix('@') {
+            Some(name) => match name.parse() {
+                Ok(gid) => Ok(Self::Group(gid)),
+                Err(_) => Group::from_name(name)
+                    .ok()
+                    .flatten()
+                    .map(|group| Self::Group(group.gid.as_raw()))
+                    .ok_or_else(|| unknown("group")),
+            },
+            None => match text.parse() {
+                Ok(uid) => Ok(Self::User(uid)),
+                Err(_) => User::from_name(text)
+                    .ok()
+                    .flatten()
+                    .map(|user| Self::User(user.uid.as_raw()))
+                    .ok_or_else(|| unknown("user")),
+            },
+        }
+    }
+}
+
+/// Nobody of that name is known here.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("`{text}`: this machine knows no {kind} of that name; a number is good as well")]
+pub struct BorrowerError {
+    text: String,
+    kind: &'static str,
+}

@@ -1,0 +1,165 @@
+//! What the kernel shows of PCI functions, below any root.
+//!
+//! Reading is by the crate `sysfs-class` where it serves (`docs/decisions/sysfs.md` says where it does not). Two
+//! files are never read here, since reading them waits for the lock of the device, which a stuck unbind or a
+//! change of the VF count holds: `sriov_numvfs` (the `virtfnN` links are counted instead) and `driver_override`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ferrule_ffi::sysfs::{net, pci_device};
+use sysfs_class::{PciDevice, SysClass};
+
+use crate::address::PciAddress;
+
+/// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Sysfs {
+    /// The tree below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Whether this is the machine's own.
+    pub fn is_live(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    /// A path below the root.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// A file of a device.
+    pub fn file(&self, address: PciAddress, name: &str) -> PathBuf {
+        self.device_directory(address).join(name)
+    }
+
+    fn device_directory(&self, address: PciAddress) -> PathBuf {
+        self.path(DEVICES).join(address.to_string())
+    }
+
+    fn device(&self, address: PciAddress) -> PciDevice {
+        pci_device(self.device_directory(address))
+    }
+
+    /// Every PCI function.
+    pub fn devices(&self) -> io::Result<BTreeSet<PciAddress>> {
+        Ok(names(&self.path(DEVICES))?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Whether the function is there.
+    pub fn exists(&self, address: PciAddress) -> bool {
+        self.device_directory(address).exists()
+    }
+
+    /// A file of a device without the white space around it; none if it is not there or not to be read.
+    pub fn text(&self, address: PciAddress, name: &str) -> Option<String> {
+        self.device(address).trim_file(name).ok()
+    }
+
+    /// A file that holds a decimal number.
+    pub fn number<T: FromStr<Err: std::fmt::Display>>(&self, address: PciAddress, name: &str) -> Option<T> {
+        self.device(address).parse_file(name).ok()
+    }
+
+    /// An id in hexadecimal, such as `vendor`.
+    pub fn hex(&self, address: PciAddress, name: &str) -> Option<u32> {
+        let text = self.text(address, name)?;
+        u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+    }
+
+    /// The driver that the function is bound to.
+    pub fn driver(&self, address: PciAddress) -> Option<String> {
+        link_name(&self.file(address, "driver"))
+    }
+
+    /// The number of the IOMMU group; none: no IOMMU.
+    pub fn iommu_group(&self, address: PciAddress) -> Option<u32> {
+        link_name(&self.file(address, "iommu_group"))?.parse().ok()
+    }
+
+    /// Every function in the IOMMU group of a function, itself included.
+    pub fn group_members(&self, address: PciAddress) -> BTreeSet<PciAddress> {
+        let devices = names(&self.file(address, "iommu_group/devices")).unwrap_or_default();
+        devices.iter().filter_map(|name| name.parse().ok()).chain([address]).collect()
+    }
+
+    /// The VFs of a PF by their numbers, in the order of the numbers: `virtfn10` comes after `virtfn9`.
+    pub fn virtfns(&self, pf: PciAddress) -> BTreeMap<u32, PciAddress> {
+        let entries = names(&self.device_directory(pf)).unwrap_or_default();
+        let vf = |name: &String| {
+            let index = name.strip_prefix("virtfn")?.parse().ok()?;
+            Some((index, link_name(&self.file(pf, name))?.parse().ok()?))
+        };
+        entries.iter().filter_map(vf).collect()
+    }
+
+    /// The PF of a VF; none: it is no VF.
+    pub fn physfn(&self, vf: PciAddress) -> Option<PciAddress> {
+        link_name(&self.file(vf, "physfn"))?.parse().ok()
+    }
+
+    /// Network interfaces of a function that are in our network namespace, in alphabetical order.
+    pub fn netdevs(&self, address: PciAddress) -> Vec<String> {
+        let mut all = names(&self.file(address, "net")).unwrap_or_default();
+        all.sort_unstable();
+        all
+    }
+
+    /// The name of `vfio-dev/vfioN` of a function: its node is `/dev/vfio/devices/vfioN`.
+    pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
+        names(&self.file(address, "vfio-dev")).ok()?.pop()
+    }
+
+    /// The MTU of a network interface of a function.
+    pub fn mtu(&self, address: PciAddress, netdev: &str) -> Option<u32> {
+        net(self.file(address, "net").join(netdev)).mtu().ok()
+    }
+
+    /// The MAC address of a network interface of a function.
+    pub fn mac(&self, address: PciAddress, netdev: &str) -> Option<crate::attributes::Mac> {
+        net(self.file(address, "net").join(netdev)).address().ok()?.parse().ok()
+    }
+
+    /// Whether a driver of that name is loaded.
+    pub fn has_driver(&self, driver: &str) -> bool {
+        self.path(DRIVERS).join(driver).is_dir()
+    }
+
+    /// The file to write an address into to unbind it from a driver.
+    pub fn unbind_file(&self, driver: &str) -> PathBuf {
+        self.path(DRIVERS).join(driver).join("unbind")
+    }
+
+    /// The file to write an address into to have a driver looked for.
+    pub fn probe_file(&self) -> PathBuf {
+        self.path("sys/bus/pci/drivers_probe")
+    }
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::new("/")
+    }
+}
+
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// The last part of what a link leads to. The target need not be there: it may be gone this very moment.
+pub(crate) fn link_name(link: &Path) -> Option<String> {
+    fs::read_link(link).ok()?.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)
+}
+
+const DEVICES: &str = "sys/bus/pci/devices";
+const DRIVERS: &str = "sys/bus/pci/drivers";

@@ -1,0 +1,161 @@
+//! The daemon on a made-up node, asked over its socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sriov_manager::api::v1::acquire_request::Choice;
+use sriov_manager::api::{Client, connect, v1};
+use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
+use sriov_manager::fake::FakeNode;
+use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
+    let pfs = vec![PfSelector { driver: Some("igb".into()), ..PfSelector::default() }];
+    let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(3)), kernel_driver: None, who: None };
+    let parts = node.options();
+    DaemonOptions {
+        sysfs: parts.sysfs,
+        kernel: parts.kernel,
+        state: parts.state,
+        socket,
+        metrics: Some(([127, 0, 0, 1], 0).into()),
+        rescan: Duration::from_millis(50),
+        policies: Policies { pools: vec![pool] },
+        patience: parts.patience,
+        observer: None,
+    }
+}
+
+fn acquire(id: &str, driver: &str) -> v1::AcquireRequest {
+    v1::AcquireRequest {
+        id: id.into(),
+        holder: "a test".into(),
+        choice: Some(Choice::Pool("all".into())),
+        driver: driver.into(),
+        ..Default::default()
+    }
+}
+
+async fn client(socket: &Path) -> Client {
+    connect(socket).await.expect("the daemon serves its socket")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
+    let node = FakeNode::new(2, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let list = asking.list(v1::ListRequest {}).await.unwrap().into_inner();
+    assert_eq!((list.pfs.len(), list.vfs.len()), (2, 6), "the policies' VFs were made");
+    assert!(list.vfs.iter().all(|vf| vf.state == "free" && vf.pools == ["all"]));
+
+    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().vfs.len(), 6, "the first list comes at once");
+    let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    let vf = vf.unwrap();
+    assert_eq!((vf.driver.as_str(), vf.state.as_str()), ("vfio-pci", "lent"));
+    assert!(!steps.is_empty());
+    let seen = async {
+        loop {
+            let list = watch.message().await.unwrap().unwrap();
+            if list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == "vfio-pci") {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), seen).await.expect("the watch tells of the lease");
+
+    let metrics = scrape(daemon.metrics().unwrap()).await;
+    let line = format!("ferrule_vf_lent{{pf=\"ens1f0\",vf=\"{}\"}} 1", vf.address);
+    assert!(metrics.contains(&line), "{line} in\n{metrics}");
+
+    // A graceful stop ends the watch, and the next daemon knows the lease.
+    daemon.stop().await;
+    assert!(!socket.exists());
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let again = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    assert_eq!((again.vf.unwrap().address, again.steps.len()), (vf.address.clone(), 0));
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false };
+    assert_eq!(asking.release(release).await.unwrap().into_inner().vf, vf.address);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_have_the_codes_that_the_proto_promises() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
+    let by_address = |vf: &str| v1::AcquireRequest { choice: Some(Choice::Vf(vf.into())), ..acquire("x", "kernel") };
+    assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
+    assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
+    assert_eq!(code(asking.acquire(acquire("x", "dpdk")).await), Code::InvalidArgument);
+    for id in ["a", "b", "c"] {
+        asking.acquire(acquire(id, "none")).await.unwrap();
+    }
+    assert_eq!(code(asking.acquire(acquire("d", "none")).await), Code::ResourceExhausted);
+    let taken = asking.list(v1::ListRequest {}).await.unwrap().into_inner().vfs[0].address.clone();
+    assert_eq!(code(asking.acquire(by_address(&taken)).await), Code::FailedPrecondition);
+    assert_eq!(
+        code(asking.acquire(v1::AcquireRequest { id: "b".into(), ..by_address(&taken) }).await),
+        Code::AlreadyExists
+    );
+
+    let counts = vec![v1::Count { pf: "ens1f0".into(), count: 5 }, v1::Count { pf: "nothing".into(), count: 1 }];
+    let created = asking.create(v1::CreateRequest { counts, dry_run: false }).await.unwrap().into_inner().created;
+    assert!(created[0].error.contains("is lent as"), "{created:?}");
+    assert!(created[1].error.contains("there is no PF nothing"), "{created:?}");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_manager_is_refused_at_the_socket_and_at_the_state() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let error = Daemon::start(options(&node, socket.clone())).await.err().unwrap();
+    assert!(matches!(error, RunError::Socket(_)), "{error}");
+    let error = Daemon::start(options(&node, directory.path().join("other.sock"))).await.err().unwrap();
+    assert!(error.to_string().contains("another sriov-manager has it"), "{error}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o660);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut watch = client(&socket).await.watch(v1::WatchRequest {}).await.unwrap().into_inner();
+    watch.message().await.unwrap();
+    let kernel = Arc::clone(&node.kernel());
+    let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
+    sriov_manager::kernel::Kernel::write(&*kernel, &file, "0").unwrap();
+    let gone = async { while !watch.message().await.unwrap().unwrap().vfs.is_empty() {} };
+    timeout(Duration::from_secs(10), gone).await.expect("the next look sees it");
+    daemon.stop().await;
+}
+
+async fn scrape(address: std::net::SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("the page is served");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("the page is served");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("the page is served");
+    text
+}

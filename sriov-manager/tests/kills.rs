@@ -1,0 +1,320 @@
+//! Killed at every point of every operation, and started again: everything known, nothing leaked.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sriov_manager::attributes::{Attributes, Mac, Vlan};
+use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::hands::{Observer, Point};
+use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::policy::Asker;
+use sriov_manager::vfs::{Choice, Options, Request};
+use sriov_manager::{Driver, PciAddress, VfError, Vfs};
+
+const ROOT: Asker = Asker { uid: 0, gid: 0 };
+
+/// What a kill looks like from inside: nothing after it runs, not even what was to be undone.
+struct Killed;
+
+fn dying_at(point: u64, passed: &Arc<AtomicU64>) -> Observer {
+    let passed = Arc::clone(passed);
+    Arc::new(move |_: &Point<'_>| {
+        if passed.fetch_add(1, Ordering::Relaxed) + 1 == point {
+            // Without the message of a panic: this one is meant.
+            resume_unwind(Box::new(Killed));
+        }
+    })
+}
+
+fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
+    let attributes = Attributes {
+        vlan: vlan.map(|id| Vlan { id, ..Vlan::default() }),
+        mac: vlan.map(|id| Mac([2, 0, 0, 0, 0, id as u8])),
+        ..Attributes::default()
+    };
+    let wanted = Wanted { driver, attributes };
+    Request { id: format!("lease-{vf}"), holder: "a test".into(), choice: Choice::Vf(vf), wanted, asker: ROOT }
+}
+
+/// Does `prepare` in peace, then kills `work` at every point in turn and lets `judge` look at what the next start
+/// made of it. Returns the number of points.
+fn at_every_point(
+    prepare: impl Fn(&FakeNode, &Vfs),
+    work: impl Fn(&FakeNode, &Vfs) -> Result<(), VfError>,
+    judge: impl Fn(&FakeNode, &Vfs, u64),
+) -> u64 {
+    for point in 1.. {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        let vfs = node.open();
+        vfs.create(node.pf(0), 4).expect("a node in a good mood does it");
+        prepare(&node, &vfs);
+        drop(vfs);
+        let passed = Arc::default();
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let vfs = Vfs::open(Options { observer: Some(dying_at(u64::MAX, &passed)), ..node.options() })
+                .expect("a node in a good mood does it");
+            drop(vfs);
+        }));
+        assert!(opened.is_ok());
+        let start = passed.swap(0, Ordering::Relaxed);
+        let survived = catch_unwind(AssertUnwindSafe(|| {
+            // The start itself passes points too; those are not the ones that are counted here.
+            let observer = dying_at(start + point, &passed);
+            let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() })
+                .expect("a node in a good mood does it");
+            work(&node, &vfs).expect("a node in a good mood does it");
+        }));
+        let killed = survived.is_err();
+        let vfs = node.open();
+        judge(&node, &vfs, point);
+        drop(vfs);
+        // The start after a kill may be killed as well.
+        let vfs = node.open();
+        judge(&node, &vfs, point);
+        if !killed {
+            return point;
+        }
+    }
+    unreachable!("an operation has an end")
+}
+
+fn all_usable(node: &FakeNode, vfs: &Vfs) {
+    for shown in vfs.view().vfs {
+        assert_eq!(shown.vf.function.driver, node.sysfs().driver(shown.vf.address), "the list shows what is there");
+    }
+    for index in [0, 2] {
+        let vf = node.vf(0, index);
+        if vfs.facts().leases.contains_key(&vf) {
+            continue;
+        }
+        let asked = Request { id: "probe".to_owned(), ..request(vf, Driver::VfioPci, None) };
+        vfs.acquire(&asked).expect("a node in a good mood does it");
+        vfs.release("probe", Duration::ZERO, ROOT).expect("a node in a good mood does it");
+    }
+}
+
+#[test]
+fn a_kill_during_an_acquire_leaves_the_vf_lent_or_as_it_was() {
+    let untouched = {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        node.open().create(node.pf(0), 4).unwrap();
+        node.fingerprint()
+    };
+    for driver in [Driver::VfioPci, Driver::Kernel, Driver::None] {
+        let points = at_every_point(
+            |_, _| {},
+            |node, vfs| vfs.acquire(&request(node.vf(0, 0), driver, Some(7))).map(drop),
+            |node, vfs, point| {
+                match vfs.facts().leases.get(&node.vf(0, 0)) {
+                    None => assert_eq!(node.fingerprint(), untouched, "{driver} killed at {point}"),
+                    Some(lease) => {
+                        assert_eq!((lease.stage, &lease.trouble), (Stage::Held, &None), "{driver} killed at {point}");
+                    }
+                }
+                all_usable(node, vfs);
+            },
+        );
+        assert!(points >= 6, "{driver}: {points} points");
+    }
+}
+
+#[test]
+fn a_kill_during_a_release_ends_with_the_vf_free_and_as_it_was_or_still_lent() {
+    let before = std::cell::RefCell::new(String::new());
+    for driver in [Driver::VfioPci, Driver::Kernel] {
+        let points = at_every_point(
+            |node, vfs| {
+                before.replace(node.fingerprint());
+                vfs.acquire(&request(node.vf(0, 0), driver, Some(7))).unwrap();
+            },
+            |node, vfs| vfs.release(&node.vf(0, 0).to_string(), Duration::ZERO, ROOT).map(drop),
+            |node, vfs, point| {
+                if vfs.facts().leases.is_empty() {
+                    assert_eq!(node.fingerprint(), *before.borrow(), "{driver} killed at {point}");
+                } else {
+                    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].stage, Stage::Held, "{driver} killed at {point}");
+                }
+                all_usable(node, vfs);
+            },
+        );
+        assert!(points >= 10, "{driver}: {points} points");
+    }
+}
+
+#[test]
+fn a_kill_during_a_change_leaves_the_lease_as_it_was_or_as_it_was_to_be() {
+    at_every_point(
+        |node, vfs| drop(vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, Some(7))).unwrap()),
+        |node, vfs| vfs.acquire(&request(node.vf(0, 0), Driver::Kernel, Some(9))).map(drop),
+        |node, vfs, point| {
+            let lease = &vfs.facts().leases[&node.vf(0, 0)];
+            assert_eq!((lease.stage, &lease.trouble, &lease.previous), (Stage::Held, &None, &None), "{point}");
+            let driver = node.sysfs().driver(node.vf(0, 0));
+            match lease.wanted.attributes.vlan.map(|vlan| vlan.id) {
+                Some(7) => assert_eq!(driver.as_deref(), Some("vfio-pci"), "{point}"),
+                Some(9) => assert_eq!(driver.as_deref(), Some("igbvf"), "{point}"),
+                other => panic!("{point}: {other:?}"),
+            }
+            assert_eq!(
+                vfs.acquire(&Request { wanted: lease.wanted.clone(), ..request(node.vf(0, 0), Driver::None, None) })
+                    .unwrap()
+                    .steps,
+                [],
+                "{point}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_kill_during_a_change_of_the_number_ends_with_one_of_both_numbers() {
+    let points = at_every_point(
+        |_, _| {},
+        |node, vfs| vfs.create(node.pf(0), 6).map(drop),
+        |node, vfs, point| {
+            let count = vfs.view().vfs.len();
+            assert!(count == 4 || count == 6, "{count} after a kill at {point}");
+            assert!(vfs.facts().resizes.is_empty());
+            assert_eq!(node.sysfs().text(node.pf(0), "sriov_drivers_autoprobe").as_deref(), Some("1"), "{point}");
+            assert!(vfs.view().vfs.iter().all(|vf| vf.vf.function.driver.is_none()), "{point}");
+            all_usable(node, vfs);
+        },
+    );
+    assert!(points >= 8, "{points} points");
+}
+
+#[test]
+fn after_a_reboot_leases_come_back_and_those_of_vfs_that_are_gone_are_told() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 6).unwrap();
+    let (kept, lost) = (node.vf(0, 1), node.vf(0, 5));
+    vfs.acquire(&request(kept, Driver::VfioPci, Some(7))).unwrap();
+    vfs.acquire(&request(lost, Driver::Kernel, None)).unwrap();
+    drop(vfs);
+    node.reboot("second");
+    // Something else at boot makes fewer VFs than there were.
+    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().file(node.pf(0), "sriov_numvfs"), "3").unwrap();
+
+    let vfs = node.open();
+    assert_eq!(node.sysfs().driver(kept).as_deref(), Some("vfio-pci"), "brought back");
+    assert_eq!(vfs.facts().leases[&kept].trouble, None);
+    let view = vfs.view();
+    assert_eq!(view.lost.len(), 1);
+    assert!(view.lost[0].trouble.as_ref().unwrap().contains("its VF is gone"), "{view:?}");
+
+    vfs.release(&kept.to_string(), Duration::ZERO, ROOT).unwrap();
+    vfs.create(node.pf(0), 6).unwrap();
+    vfs.rescan();
+    assert_eq!(vfs.facts().leases[&lost].trouble, None, "it came back with its VF");
+    assert_eq!(node.sysfs().driver(lost).as_deref(), Some("igbvf"));
+    vfs.release(&lost.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert!(vfs.facts().leases.is_empty());
+}
+
+#[test]
+fn a_start_does_not_touch_a_vf_that_is_held() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci, Some(7))).unwrap();
+    drop(vfs);
+    let file = node.open_vfio(vf, 11, "qemu");
+    // Somebody changes it behind the manager's back while it is down.
+    let kernel = node.kernel();
+    let elsewhere = sriov_manager::attributes::Setting::Vlan(Vlan { id: 9, ..Vlan::default() });
+    sriov_manager::kernel::Kernel::set_vf(&*kernel, "ens1f0", 0, elsewhere).unwrap();
+    let log = node.log().len();
+    let vfs = node.open();
+    assert_eq!(node.log().len(), log, "nothing was written");
+    let trouble = vfs.facts().leases[&vf].trouble.clone().unwrap();
+    assert!(trouble.contains("process 11 (qemu)"), "{trouble}");
+    drop(file);
+    vfs.rescan();
+    assert_eq!(vfs.facts().leases[&vf].trouble, None);
+    assert!(node.fingerprint().contains("id: 7"));
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Acquire(u8, Driver, Option<u16>),
+    Release(u8),
+    Restart,
+    /// The next operation is killed at this point.
+    Kill(u64),
+    /// The next operation meets a node in this mood.
+    Mood(Scenario),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let driver = prop_oneof![Just(Driver::VfioPci), Just(Driver::Kernel), Just(Driver::None)];
+    let vlan = proptest::option::of(1..100_u16);
+    let mood =
+        prop_oneof![Just(Scenario::NobodyProbes), Just(Scenario::SettingIgnored), Just(Scenario::SettingAgain(2))];
+    prop_oneof![
+        4 => (0..4_u8, driver, vlan).prop_map(|(vf, driver, vlan)| Action::Acquire(vf, driver, vlan)),
+        3 => (0..4_u8).prop_map(Action::Release),
+        1 => Just(Action::Restart),
+        2 => (1..25_u64).prop_map(Action::Kill),
+        1 => mood.prop_map(Action::Mood),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_acquires_releases_and_kills_ends_with_what_it_began(
+        actions in proptest::collection::vec(action(), 1..16),
+        group in 1..3_u32,
+    ) {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(group);
+        let mut vfs = node.open();
+        vfs.create(node.pf(0), 4).unwrap();
+        let before = node.fingerprint();
+        for action in actions {
+            let work = |node: &FakeNode, vfs: &Vfs| match &action {
+                // Refusals are fine; what they leave behind is looked at in the end.
+                Action::Acquire(vf, driver, vlan) => drop(vfs.acquire(&request(node.vf(0, *vf), *driver, *vlan))),
+                Action::Release(vf) => drop(vfs.release(&node.vf(0, *vf).to_string(), Duration::ZERO, ROOT)),
+                _ => {}
+            };
+            match &action {
+                Action::Restart => {
+                    drop(vfs);
+                    vfs = node.open();
+                }
+                Action::Kill(point) => {
+                    drop(vfs);
+                    let passed = Arc::default();
+                    let _ = catch_unwind(AssertUnwindSafe(|| {
+                        let observer = Some(dying_at(*point, &passed));
+                        let vfs = Vfs::open(Options { observer, ..node.options() }).unwrap();
+                        let _ = vfs.acquire(&request(node.vf(0, 1), Driver::VfioPci, Some(3)));
+                        let _ = vfs.release(&node.vf(0, 2).to_string(), Duration::ZERO, ROOT);
+                    }));
+                    vfs = node.open();
+                }
+                Action::Mood(scenario) => {
+                    node.set(*scenario);
+                    let _ = vfs.acquire(&request(node.vf(0, 3), Driver::Kernel, Some(5)));
+                    node.calm();
+                }
+                _ => work(&node, &vfs),
+            }
+        }
+        vfs.rescan();
+        for lease in vfs.facts().leases.into_values() {
+            vfs.release(&lease.id, Duration::ZERO, ROOT).unwrap();
+        }
+        prop_assert_eq!(node.fingerprint(), before);
+        prop_assert!(vfs.facts().leases.is_empty() && vfs.facts().resizes.is_empty());
+    }
+}

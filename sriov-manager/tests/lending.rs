@@ -1,0 +1,363 @@
+//! VFs made, lent and taken back on a made-up node.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
+use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::hands::Patience;
+use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::policy::{Asker, Borrower, PfSelector, Policies, Pool};
+use sriov_manager::vfs::{Choice, Options, Reason, Request};
+use sriov_manager::{Driver, PciAddress, VfError, Vfs};
+
+const ROOT: Asker = Asker { uid: 0, gid: 0 };
+const NOBODY: Asker = Asker { uid: 65534, gid: 65534 };
+
+fn request(vf: PciAddress, driver: Driver) -> Request {
+    Request {
+        id: format!("lease-{vf}"),
+        holder: "a test".to_owned(),
+        choice: Choice::Vf(vf),
+        wanted: Wanted { driver, attributes: Attributes::default() },
+        asker: ROOT,
+    }
+}
+
+fn all_attributes() -> Attributes {
+    Attributes {
+        mac: Some(Mac([2, 0, 0, 0, 0, 0x42])),
+        vlan: Some(Vlan { id: 100, qos: 3, protocol: VlanProtocol::Dot1Ad }),
+        rate: Some(Rate { min: 10, max: 500 }),
+        spoof_check: Some(false),
+        trust: Some(true),
+        link_state: Some(LinkState::Enable),
+        mtu: None,
+    }
+}
+
+fn node(vfs: u32) -> (FakeNode, Vfs) {
+    let node = FakeNode::new(1, 63);
+    let owner = node.open();
+    owner.create(node.pf(0), vfs).expect("a node in a good mood does it");
+    (node, owner)
+}
+
+#[test]
+fn vfs_of_two_pfs_are_made_at_the_same_time_and_drivers_stay_away() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    for (_, created) in vfs.create_all(&[(node.pf(0), 7), (node.pf(1), 7)]) {
+        assert_eq!(created.unwrap().from, 0);
+    }
+    let view = vfs.view();
+    assert_eq!(view.vfs.len(), 14);
+    assert!(view.vfs.iter().all(|vf| vf.vf.function.driver.is_none()), "{view:?}");
+    let autoprobe = node.sysfs().text(node.pf(0), "sriov_drivers_autoprobe");
+    assert_eq!(autoprobe.as_deref(), Some("1"), "as it was before");
+}
+
+#[test]
+fn an_equal_number_is_left_alone_and_another_goes_through_zero() {
+    let (node, vfs) = node(4);
+    let before = node.log().len();
+    assert_eq!(vfs.create(node.pf(0), 4).unwrap().steps, []);
+    assert_eq!(node.log().len(), before, "nothing was written");
+    let steps = vfs.create(node.pf(0), 6).unwrap().steps;
+    let told: Vec<_> = steps.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "keep drivers away from new VFs of 0000:02:00.0",
+            "set the number of VFs of 0000:02:00.0 to 0",
+            "set the number of VFs of 0000:02:00.0 to 6"
+        ]
+    );
+    assert_eq!(vfs.view().vfs.len(), 6);
+}
+
+#[test]
+fn more_than_ten_vfs_are_in_the_order_of_their_numbers() {
+    let (_node, vfs) = node(24);
+    let numbers: Vec<_> = vfs.view().vfs.iter().map(|vf| vf.vf.index).collect();
+    assert_eq!(numbers, (0..24).collect::<Vec<_>>());
+    // The attributes of VF 10 must go to VF 10, not to the third in the order of text.
+    let vf = vfs.view().vfs[10].vf.address;
+    let mut asked = request(vf, Driver::None);
+    asked.wanted.attributes = all_attributes();
+    let steps = vfs.acquire(&asked).unwrap().steps;
+    assert!(steps[0].to_string().contains("(VF 10 of 0000:02:00.0)"), "{steps:?}");
+}
+
+#[test]
+fn a_vf_goes_to_vfio_and_comes_back_as_it_was() {
+    let (node, vfs) = node(2);
+    let before = node.fingerprint();
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci)).unwrap();
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
+    assert_ne!(node.fingerprint(), before);
+    vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before);
+    assert!(node.log().iter().any(|line| line.ends_with("/reset 1") && line.contains(&vf.to_string())), "FLR");
+}
+
+#[test]
+fn every_attribute_is_set_read_back_and_restored() {
+    let (node, vfs) = node(2);
+    let before = node.fingerprint();
+    let vf = node.vf(0, 1);
+    let mut asked = request(vf, Driver::Kernel);
+    asked.wanted.attributes = Attributes { mtu: Some(9000), ..all_attributes() };
+    vfs.acquire(&asked).unwrap();
+    let set = node.fingerprint();
+    for part in ["Mac([2, 0, 0, 0, 0, 66])", "id: 100", "Dot1Ad", "max: 500", "trust: Some(true)", "Enable"] {
+        assert!(set.contains(part), "{part} in {set}");
+    }
+    let netdev = node.sysfs().netdevs(vf).pop().unwrap();
+    assert_eq!(node.sysfs().mtu(vf, &netdev), Some(9000));
+    vfs.release(&asked.id, Duration::ZERO, ROOT).unwrap();
+    // What the driver never told cannot be restored to nothing: rate and link state stay in the PF, as set back as
+    // they can be. This node tells neither before they are set.
+    let vlan_and_trust = |text: &str| text.contains("Vlan { id: 0") && text.contains("trust: Some(false)");
+    assert!(vlan_and_trust(&node.fingerprint()) && vlan_and_trust(&before));
+}
+
+#[test]
+fn the_same_request_twice_changes_nothing_and_another_changes_only_what_differs() {
+    let (node, vfs) = node(1);
+    let before = node.fingerprint();
+    let mut asked = request(node.vf(0, 0), Driver::VfioPci);
+    vfs.acquire(&asked).unwrap();
+    let (log, facts) = (node.log().len(), vfs.facts());
+    assert_eq!(vfs.acquire(&asked).unwrap().steps, []);
+    assert_eq!((node.log().len(), vfs.facts()), (log, facts));
+
+    asked.wanted.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    let steps = vfs.acquire(&asked).unwrap().steps;
+    assert_eq!(steps.len(), 1, "only the VLAN: {steps:?}");
+    asked.wanted.attributes.vlan = None;
+    let steps = vfs.acquire(&asked).unwrap().steps;
+    assert_eq!(steps.len(), 1, "and back to what it was: {steps:?}");
+    vfs.release(&asked.id, Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before);
+}
+
+#[test]
+fn a_dry_run_tells_the_steps_and_does_none() {
+    let (node, vfs) = node(1);
+    let (before, log) = (node.fingerprint(), node.log().len());
+    let asked = request(node.vf(0, 0), Driver::VfioPci);
+    assert!(vfs.plan_acquire(&asked).unwrap().steps.len() >= 2);
+    assert_eq!(vfs.plan_create(node.pf(0), 3).unwrap().steps.len(), 3);
+    assert_eq!((node.fingerprint(), node.log().len()), (before, log));
+    assert!(vfs.facts().leases.is_empty());
+    vfs.acquire(&asked).unwrap();
+    assert!(vfs.plan_release(&asked.id, ROOT).unwrap().iter().any(|step| step.to_string().starts_with("reset")));
+    assert_eq!(vfs.facts().leases.len(), 1);
+}
+
+#[test]
+fn a_vf_that_is_lent_forbids_another_number_and_names_who_has_it() {
+    let (node, vfs) = node(3);
+    vfs.acquire(&request(node.vf(0, 1), Driver::None)).unwrap();
+    let error = vfs.create(node.pf(0), 5).unwrap_err();
+    assert!(matches!(error, VfError::Lent { .. }), "{error}");
+    assert!(error.to_string().contains("lent as lease-0000:02:10.2 to a test"), "{error}");
+    assert_eq!(vfs.view().vfs.len(), 3);
+    assert_eq!(vfs.create(node.pf(0), 3).unwrap().steps, [], "the number that it has is no change");
+}
+
+#[test]
+fn a_process_with_the_vfio_group_open_forbids_removal_and_is_named() {
+    let (node, vfs) = node(2);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci)).unwrap();
+    let file = node.open_vfio(vf, 4242, "testpmd");
+    let error = vfs.release(&vf.to_string(), Duration::from_millis(60), ROOT).unwrap_err();
+    assert!(error.to_string().contains("process 4242 (testpmd) has /dev/vfio/200 open"), "{error}");
+    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Held, "the lease stays");
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
+    drop(file);
+    vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert!(vfs.facts().leases.is_empty());
+}
+
+#[test]
+fn a_release_waits_for_its_holder() {
+    let (node, vfs) = node(1);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci)).unwrap();
+    let file = node.open_vfio(vf, 4242, "qemu");
+    thread::scope(|scope| {
+        let release = scope.spawn(|| vfs.release(&vf.to_string(), Duration::from_secs(10), ROOT));
+        thread::sleep(Duration::from_millis(80));
+        assert!(!release.is_finished());
+        drop(file);
+        release.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn an_interface_in_another_namespace_forbids_removal_and_its_process_is_named() {
+    let (node, vfs) = node(1);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::Kernel)).unwrap();
+    node.move_netdev(vf, 77, "nginx");
+    let error = vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap_err();
+    assert!(error.to_string().contains("in the network namespace of process 77 (nginx)"), "{error}");
+    node.return_netdev(vf);
+    vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
+}
+
+#[test]
+fn a_vf_that_somebody_took_without_asking_is_not_lent_and_not_removed() {
+    let (node, vfs) = node(2);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci)).unwrap();
+    vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
+    // By hand, behind the manager's back.
+    let kernel = node.kernel();
+    let write = |file: std::path::PathBuf, value: &str| {
+        sriov_manager::kernel::Kernel::write(&*kernel, &file, value).unwrap();
+    };
+    write(node.sysfs().file(vf, "driver_override"), "vfio-pci");
+    write(node.sysfs().probe_file(), &vf.to_string());
+    vfs.rescan();
+    let _file = node.open_vfio(vf, 9, "testpmd");
+    let error = vfs.acquire(&request(vf, Driver::VfioPci)).unwrap_err();
+    assert!(error.to_string().contains("has not borrowed it: process 9 (testpmd)"), "{error}");
+    let error = vfs.create(node.pf(0), 0).unwrap_err();
+    assert!(matches!(error, VfError::Held { .. }), "{error}");
+    let reasons = vfs.explain(vf, Driver::VfioPci).unwrap();
+    assert!(matches!(&reasons[..], [Reason::Held(_)]), "{reasons:?}");
+}
+
+#[test]
+fn a_group_of_two_goes_to_vfio_as_a_whole_and_comes_back_as_a_whole() {
+    let node = FakeNode::new(1, 7);
+    node.share_groups(2);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 4).unwrap();
+    let before = node.fingerprint();
+    let (first, second) = (node.vf(0, 0), node.vf(0, 1));
+    vfs.acquire(&request(first, Driver::VfioPci)).unwrap();
+    assert_eq!(node.sysfs().driver(second).as_deref(), Some("vfio-pci"));
+    let error = vfs.acquire(&request(second, Driver::VfioPci)).unwrap_err();
+    assert!(error.to_string().contains("its IOMMU group 200 goes as a whole"), "{error}");
+    vfs.release(&first.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before);
+}
+
+#[test]
+fn two_vfs_of_a_group_may_both_be_interfaces_of_the_kernel() {
+    let node = FakeNode::new(1, 7);
+    node.share_groups(2);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    vfs.acquire(&request(node.vf(0, 0), Driver::Kernel)).unwrap();
+    vfs.acquire(&request(node.vf(0, 1), Driver::Kernel)).unwrap();
+}
+
+#[test]
+fn the_pf_is_never_taken_from_the_kernel() {
+    let node = FakeNode::new(1, 7);
+    node.put_pf_in_group();
+    let vfs = node.open();
+    vfs.create(node.pf(0), 1).unwrap();
+    let before = node.fingerprint();
+    let error = vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci)).unwrap_err();
+    assert!(error.to_string().contains("also holds the PF 0000:02:00.0, which is never taken"), "{error}");
+    assert_eq!(node.fingerprint(), before);
+    vfs.acquire(&request(node.vf(0, 0), Driver::Kernel)).unwrap();
+}
+
+#[test]
+fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
+    let node = FakeNode::new(1, 7);
+    let short = Patience { call: Duration::from_millis(150), ..node.options().patience };
+    let vfs = Vfs::open(Options { patience: short, ..node.options() }).unwrap();
+    vfs.create(node.pf(0), 3).unwrap();
+    let before = node.fingerprint();
+    let (stuck, other) = (node.vf(0, 0), node.vf(0, 1));
+    vfs.acquire(&request(stuck, Driver::VfioPci)).unwrap();
+    node.set(Scenario::UnbindHangs);
+    let error = vfs.release(&stuck.to_string(), Duration::ZERO, ROOT).unwrap_err();
+    assert!(error.to_string().contains("has not come back after 0 s; a process may hold the device"), "{error}");
+
+    let began = Instant::now();
+    let reasons = vfs.explain(stuck, Driver::VfioPci).unwrap();
+    assert!(reasons.iter().any(|reason| matches!(reason, Reason::Stuck { .. })), "{reasons:?}");
+    vfs.acquire(&request(other, Driver::VfioPci)).unwrap();
+    vfs.rescan();
+    assert_eq!(vfs.view().vfs.len(), 3);
+    assert!(began.elapsed() < Duration::from_secs(3), "nothing else waits");
+    let error = vfs.release(&stuck.to_string(), Duration::ZERO, ROOT).unwrap_err();
+    assert!(error.to_string().contains("is stuck"), "{error}");
+
+    node.calm();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while vfs.facts().leases.contains_key(&stuck) {
+        assert!(Instant::now() < deadline, "{:?}", vfs.facts());
+        vfs.rescan();
+        thread::sleep(Duration::from_millis(5));
+    }
+    vfs.release(&other.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before);
+}
+
+#[test]
+fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
+    let node = FakeNode::new(2, 7);
+    let pool = |name: &str, pf: &str, who| Pool {
+        name: name.to_owned(),
+        pfs: vec![PfSelector { name: Some(pf.to_owned()), vfs: Some([0, 1].into()), ..PfSelector::default() }],
+        num_vfs: None,
+        kernel_driver: Some("igbvf".to_owned()),
+        who,
+    };
+    let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Borrower::User(1000)]))];
+    let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
+    vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)]);
+    let ask = |id: &str, pool: &str, driver, asker| {
+        let wanted = Wanted { driver, attributes: Attributes::default() };
+        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, asker })
+    };
+    let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();
+    assert_eq!(ask("a", "fast", Driver::Kernel, NOBODY).unwrap().vf, first.vf, "the same lease");
+    let second = ask("b", "fast", Driver::VfioPci, ROOT).unwrap();
+    assert_ne!(first.vf, second.vf);
+    let error = ask("c", "fast", Driver::Kernel, ROOT).unwrap_err();
+    assert!(error.to_string().contains("it has 2 VFs, the first is 0000:02:10.0: it is lent as a"), "{error}");
+    let error = ask("d", "ours", Driver::Kernel, NOBODY).unwrap_err();
+    assert!(matches!(error, VfError::NotAllowed { uid: 65534, .. }), "{error}");
+    ask("d", "ours", Driver::Kernel, Asker { uid: 1000, gid: 1 }).unwrap();
+    let error = ask("e", "slow", Driver::Kernel, ROOT).unwrap_err();
+    assert!(error.to_string().contains("there are: fast, ours"), "{error}");
+    let error = vfs.release("d", Duration::ZERO, NOBODY).unwrap_err();
+    assert!(matches!(error, VfError::NotAllowed { .. }), "{error}");
+}
+
+#[test]
+fn an_address_that_the_vf_invented_is_not_mistaken_for_a_setting() {
+    let (node, vfs) = node(1);
+    node.set(Scenario::OwnAddress);
+    let before = node.fingerprint();
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::Kernel)).unwrap();
+    vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before);
+    assert!(vfs.facts().leases.is_empty());
+}
+
+#[test]
+fn whoever_watches_is_told_of_every_change() {
+    let (node, vfs) = node(1);
+    let mut changes = vfs.watch();
+    changes.mark_unchanged();
+    vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci)).unwrap();
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    vfs.rescan();
+    assert!(!changes.has_changed().unwrap(), "a look that finds nothing new is no news");
+}
