@@ -55,7 +55,7 @@ pub enum Command {
     /// Measure frames per second through a wire, beside a peer's program
     Bench(bench::BenchArgs),
     /// SR-IOV VFs: show, make, borrow, give back
-    Vf(vf::VfArgs),
+    Vf(Box<vf::VfArgs>),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -70,7 +70,7 @@ impl Cli {
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
             Command::Bench(args) => Ok(bench::run(&args)?),
-            Command::Vf(args) => vf::run(args).await,
+            Command::Vf(args) => vf::run(*args).await,
             Command::Completions(args) => completions::run(&args),
         }
     }

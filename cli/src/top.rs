@@ -49,6 +49,14 @@ impl Readings {
         self.before = self.now.replace(reading);
     }
 
+    /// How much of its time each worker spent on frames: CPU and share.
+    fn loads(&self) -> Vec<(u32, f64)> {
+        match (&self.before, &self.now) {
+            (Some(before), Some(now)) => rates::loads(before, now),
+            _ => Vec::new(),
+        }
+    }
+
     fn rates(&self) -> Vec<rates::WireRates> {
         match (&self.before, &self.now) {
             (before, Some(now)) => rates::rates(before.as_ref(), now),

@@ -239,6 +239,9 @@ pub enum VfCliError {
     /// Nobody serves the socket.
     #[error("{0}, name its socket with --manager, or read the tree itself with `--root /`")]
     NoManager(#[from] ConnectError),
+    /// The connection ended.
+    #[error("the manager went away while it was asked; its next start finishes or undoes it: see `ferrule vf list`")]
+    Gone,
     /// The manager's own words.
     #[error("{0}")]
     Refused(String),
@@ -260,6 +263,10 @@ pub enum VfCliError {
 
 impl From<Status> for VfCliError {
     fn from(status: Status) -> Self {
+        // Only a status that was made here, of a broken connection, has a source.
+        if std::error::Error::source(&status).is_some() {
+            return Self::Gone;
+        }
         Self::Refused(match status.message() {
             "" => format!("the manager failed: {:?}", status.code()),
             message => message.to_owned(),

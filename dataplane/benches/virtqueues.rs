@@ -220,7 +220,7 @@ fn drive<T: Target, S: Source>(
     while !stop.load(Relaxed) {
         tx.look().unwrap();
         for _ in 0..BURST {
-            let Some(buffer) = next_buffer(tx) else { break };
+            let Some(mut buffer) = next_buffer(tx) else { break };
             let stamp = sent.to_le_bytes();
             let (_, mut place) = buffer.split(STAMP).unwrap();
             assert!(Span::from(&stamp[..]).copy_to(&mut place));

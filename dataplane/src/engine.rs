@@ -11,7 +11,8 @@ use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::kernel::{Place, TapInterface, VethPair};
 use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
-use crate::status::WireStatus;
+use crate::status::{WireStatus, WorkerStatus};
+use crate::worker::WorkerHandle;
 
 /// How to run the workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,11 @@ impl Engine {
     /// Every wire, in the order of their names.
     pub fn wires(&self) -> Vec<WireStatus> {
         self.control.state().wires.values().map(Wire::status).collect()
+    }
+
+    /// Every worker, in the order of [`Settings::workers`].
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.control.state().workers.iter().map(WorkerHandle::status).collect()
     }
 
     /// One wire.

@@ -1,5 +1,7 @@
 //! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
 
+use std::time::Duration;
+
 use crate::spec::WireSpec;
 
 /// One wire as it stood when it was asked for.
@@ -24,6 +26,17 @@ impl WireStatus {
     }
 }
 
+/// One worker as it stood when it was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// Queues that it serves.
+    pub queues: usize,
+    /// Time spent on moving frames, and not on looking for some, since it was started.
+    pub busy: Duration,
+}
+
 /// How frames cross a wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Crossing {
@@ -41,19 +54,24 @@ pub enum Crossing {
 /// What one end is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndState {
-    /// A server without a peer.
+    /// One that listens, without a peer.
     Listening {
         /// Why the last peer left, or was refused.
         last_error: Option<String>,
     },
-    /// A client that has not reached its server.
+    /// One that connects and has not reached its peer.
     Connecting {
         /// Why the last try failed, or why the connection ended.
         last_error: Option<String>,
     },
-    /// A peer is there.
+    /// A vhost-user frontend is there, whose driver does not run its rings yet.
+    Starting {
+        /// The frontend's process.
+        peer: String,
+    },
+    /// A peer is there, with its rings.
     Connected {
-        /// The name the peer gave.
+        /// The name that the peer gave, or that of its process.
         peer: String,
     },
     /// A kernel interface that exists.
@@ -66,11 +84,12 @@ pub enum EndState {
 }
 
 impl EndState {
-    /// One word for a table: `listening`, `connecting`, `connected`, `up` or `failed`.
+    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up` or `failed`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Listening { .. } => "listening",
             Self::Connecting { .. } => "connecting",
+            Self::Starting { .. } => "starting",
             Self::Connected { .. } => "connected",
             Self::Up => "up",
             Self::Failed { .. } => "failed",

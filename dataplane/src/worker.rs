@@ -16,6 +16,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ use crate::link::{Tools, Visit};
 use crate::mailbox::Mailbox;
 use crate::port::{BURST, Fault};
 use crate::spec::RING_MAX;
+use crate::status::WorkerStatus;
 
 /// Where a lane is in its worker; control picks it, and it is free again once the lane came back.
 pub type Slot = u16;
@@ -59,6 +61,8 @@ pub struct Returned {
 
 /// Control's side of a worker.
 pub struct WorkerHandle {
+    cpu: usize,
+    busy_ns: Arc<AtomicU64>,
     commands: Arc<Mailbox<Command>>,
     epoll: Arc<Epoll>,
     thread: Option<JoinHandle<()>>,
@@ -73,8 +77,10 @@ impl WorkerHandle {
         epoll.add(commands.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
         let mut cpus = CpuSet::new();
         cpus.set(cpu)?;
+        let busy_ns = Arc::<AtomicU64>::default();
         let worker = Worker {
             number,
+            busy_ns: Arc::clone(&busy_ns),
             idle,
             commands: Arc::clone(&commands),
             returned,
@@ -104,7 +110,13 @@ impl WorkerHandle {
             Err(_) => return Err(io::Error::other("a worker ended before it began")),
         }
         let free = (0..LANES_MAX as Slot).rev().collect();
-        Ok(Self { commands, epoll, thread: Some(thread), free })
+        Ok(Self { cpu, busy_ns, commands, epoll, thread: Some(thread), free })
+    }
+
+    /// What it has done so far.
+    pub fn status(&self) -> WorkerStatus {
+        let busy = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
+        WorkerStatus { cpu: self.cpu, queues: LANES_MAX - self.free.len(), busy }
     }
 
     /// How many lanes it can still take.
@@ -159,6 +171,8 @@ impl Drop for WorkerHandle {
 /// The thread's own side.
 struct Worker {
     number: usize,
+    /// Time spent in rounds that moved frames.
+    busy_ns: Arc<AtomicU64>,
     idle: Idle,
     commands: Arc<Mailbox<Command>>,
     returned: Arc<Mailbox<Returned>>,
@@ -205,6 +219,8 @@ impl Leaving {
 /// When things were last done, by a clock that is not looked at in every round.
 struct Clock {
     now: Instant,
+    /// Whether a round has moved frames since then.
+    busy: bool,
     moved: Instant,
     retried: Instant,
     looked: Instant,
@@ -217,15 +233,16 @@ impl Worker {
         // Naps are meant in microseconds; the default slack of 50 us would double them.
         let _ = nix::sys::prctl::set_timerslack(1);
         let now = Instant::now();
-        let mut clock = Clock { now, moved: now, retried: now, looked: now, listened: now, nap: NAP_MIN };
+        let mut clock = Clock { now, busy: false, moved: now, retried: now, looked: now, listened: now, nap: NAP_MIN };
         let mut rounds = 0u32;
         while self.take_commands() {
             let moved = self.round(&clock);
             rounds = rounds.wrapping_add(1);
+            clock.busy |= moved;
             if moved && !rounds.is_multiple_of(ROUNDS_PER_CLOCK) {
                 continue;
             }
-            clock.now = Instant::now();
+            self.look_at(&mut clock);
             if moved {
                 clock.moved = clock.now;
                 clock.nap = NAP_MIN;
@@ -237,7 +254,20 @@ impl Worker {
             let woken = self.wake_lanes(&mut clock);
             if !moved && !woken {
                 self.rest(&mut clock);
+                // What comes next did not take the time that was slept.
+                clock.now = Instant::now();
             }
+        }
+    }
+
+    /// Reads the clock, and counts what was spent on frames since it was last read.
+    fn look_at(&self, clock: &mut Clock) {
+        let before = std::mem::replace(&mut clock.now, Instant::now());
+        if std::mem::take(&mut clock.busy) {
+            let spent = clock.now.saturating_duration_since(before);
+            // Nobody else writes it. 2^64 ns are 584 years.
+            let busy_ns = self.busy_ns.load(Ordering::Relaxed) + spent.as_nanos() as u64;
+            self.busy_ns.store(busy_ns, Ordering::Relaxed);
         }
     }
 

@@ -256,7 +256,7 @@ fn a_second_frontend_is_turned_away_and_a_silent_one_makes_room() {
     engine.add(wire).unwrap();
     let spec = frontend_spec(&name, 0);
     let mut silent = Channel::connect(&spec.socket).unwrap();
-    eventually("it is let in", || matches!(status(&engine, &name).ends[0], EndState::Connected { .. }));
+    eventually("it is let in", || matches!(status(&engine, &name).ends[0], EndState::Starting { .. }));
     let _guest = open(&spec);
     let closed = |channel: &mut Channel| matches!(channel.receive(), Err(ChannelError::Closed));
     eventually("the silent one is closed", || closed(&mut silent));

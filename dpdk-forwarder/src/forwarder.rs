@@ -86,7 +86,7 @@ impl Forwarder {
         servers.spawn(async { api.await.map_err(|error| error.to_string()) });
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
-            let render: http::Render = Arc::new(move || Snapshot::take(shown.list()).render());
+            let render: http::Render = Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render());
             let page = http::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }

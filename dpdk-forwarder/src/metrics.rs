@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ferrule_dataplane::status::DropReason;
+use ferrule_dataplane::status::{DropReason, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use sriov_manager::service::scrape::{self, Process, counters, gauges};
@@ -13,13 +13,14 @@ use crate::wires::{Listed, kind};
 #[derive(Debug)]
 pub struct Snapshot {
     wires: Vec<Listed>,
+    workers: Vec<WorkerStatus>,
     process: Option<Process>,
 }
 
 impl Snapshot {
     /// The wires, and this process as it is now.
-    pub fn take(wires: Vec<Listed>) -> Self {
-        Self { wires, process: Process::read() }
+    pub fn take(wires: Vec<Listed>, workers: Vec<WorkerStatus>) -> Self {
+        Self { wires, workers, process: Process::read() }
     }
 
     /// In the `OpenMetrics` text format, version 1.0.0.
@@ -52,6 +53,20 @@ impl Snapshot {
             })
         });
         gauges(encoder, ("ferrule_end_state", "The state of each end of each wire"), ends)
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let cpu = |worker: &WorkerStatus| vec![("cpu", worker.cpu.to_string())];
+        gauges(
+            encoder,
+            ("ferrule_worker_queues", "Queues that the worker serves"),
+            self.workers.iter().map(|worker| (cpu(worker), worker.queues as u64)),
+        )?;
+        counters(
+            encoder,
+            ("ferrule_worker_busy_seconds", "Time that the worker spent on moving frames, in seconds"),
+            self.workers.iter().map(|worker| (cpu(worker), worker.busy.as_secs_f64())),
+        )
     }
 
     fn traffic(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -92,6 +107,7 @@ impl Collector for Snapshot {
         gauges(encoder, ("ferrule_build_info", "The forwarder that runs"), [(build, 1_u64)])?;
         self.wires(encoder)?;
         self.traffic(encoder)?;
+        self.workers(encoder)?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))
     }
 }
@@ -101,6 +117,8 @@ const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
 
     use super::*;
@@ -114,7 +132,8 @@ mod tests {
         let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0] }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
         let status = WireStatus { spec, ends, directions, crossing: Crossing::Copied, queues: 2 };
-        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }]).render().unwrap();
+        let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
+        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
         for line in [
             concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             r#"ferrule_wire_up{wire="a\"b"} 1"#,
@@ -126,6 +145,8 @@ mod tests {
             r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="refused"} 1"#,
             r#"ferrule_end_state{wire="a\"b",end="0",kind="memif",state="listening"} 1"#,
             r#"ferrule_end_state{wire="a\"b",end="1",kind="kernel",state="up"} 1"#,
+            r#"ferrule_worker_queues{cpu="3"} 2"#,
+            r#"ferrule_worker_busy_seconds_total{cpu="3"} 1.5"#,
             "# TYPE ferrule_wire_drops counter",
             "# EOF",
         ] {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, WireSpec};
-use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
+use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -119,6 +119,11 @@ impl Wires {
     /// Every wire, in the order of their names.
     pub fn list(&self) -> Vec<Listed> {
         self.ledger().list(self.engine.wires())
+    }
+
+    /// Every worker.
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.engine.workers()
     }
 
     /// Refuses changes from now on and removes every wire, politely, within `grace`.

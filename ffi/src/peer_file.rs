@@ -55,10 +55,8 @@ impl AsFd for PeerFile {
 
 impl Drop for PeerFile {
     fn drop(&mut self) {
-        let Some(file) = self.0.take() else { return };
-        if is_memory(file.as_fd()) || is_eventfd(&file) {
-            return;
-        }
+        // Whatever else closes at once is not worth asking for: a peer can send thousands that are nothing of the kind.
+        let Some(file) = self.0.take().filter(|file| !is_memory(file.as_fd())) else { return };
         // Fails on everything that is no socket.
         let _ = setsockopt(&file, Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
         CLOSERS.close(file);
@@ -92,8 +90,12 @@ impl Closers {
             let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run());
             queue.threads += usize::from(started.is_ok());
         }
+        // One that is closing looks for more by itself.
+        let is_waited_for = queue.idle > 0;
         drop(queue);
-        self.more.notify_one();
+        if is_waited_for {
+            self.more.notify_one();
+        }
     }
 
     fn run(&self) {

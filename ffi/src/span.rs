@@ -127,15 +127,23 @@ impl SpanMut<'_> {
 
     /// The first `len` bytes and the rest; `None` if there are fewer.
     #[inline(always)]
-    pub fn split(self, len: usize) -> Option<(Self, Self)> {
-        let head = Self { base: self.base, len: len.min(self.len), memory: PhantomData };
-        Some((head, self.tail(len)?))
+    pub fn split(&mut self, len: usize) -> Option<(SpanMut<'_>, SpanMut<'_>)> {
+        let rest = self.len.checked_sub(len)?;
+        // SAFETY: len <= self.len, so both parts lie inside this span, which is borrowed for as long as they are.
+        let tail = unsafe { SpanMut::new(self.base.add(len), rest) };
+        Some((SpanMut { base: self.base, len, memory: PhantomData }, tail))
     }
 
     /// Asks for the cache line of the first byte, to write to it soon.
     #[inline(always)]
     pub fn prefetch(&self) {
         prefetch_write(self.base);
+    }
+
+    /// Asks for the cache line of the byte at `offset`, to write to it soon.
+    #[inline(always)]
+    pub fn prefetch_at(&self, offset: usize) {
+        prefetch_write(self.base.wrapping_add(offset));
     }
 }
 

@@ -291,7 +291,7 @@ impl Settings {
     }
 }
 
-fn change<T: PartialEq>(current: Option<T>, wanted: Option<T>) -> Option<T> {
+fn change<T: Copy + PartialEq>(current: Option<T>, wanted: Option<T>) -> Option<T> {
     // A driver that does not tell may still be able to: it is asked, and its refusal is told.
     if current == wanted { None } else { wanted }
 }

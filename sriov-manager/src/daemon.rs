@@ -167,16 +167,15 @@ fn follow(
         while *phase.borrow() == Phase::Serving {
             // Short, so that a stop is seen.
             let patience = left.min(LOOK_UP);
-            let heard = match &mut uevents {
-                Some(socket) => socket.wait(patience).unwrap_or_else(|error| {
+            let heard = if let Some(socket) = &mut uevents {
+                socket.wait(patience).unwrap_or_else(|error| {
                     warn!(%error, "uevents cannot be heard any more: changes are seen at the next look only");
                     uevents = None;
                     false
-                }),
-                None => {
-                    thread::sleep(patience);
-                    false
-                }
+                })
+            } else {
+                thread::sleep(patience);
+                false
             };
             left = left.saturating_sub(patience);
             if heard || left.is_zero() {

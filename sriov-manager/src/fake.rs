@@ -281,8 +281,7 @@ impl Kernel for FakeKernel {
         let address = || value.parse().map_err(|_| refusal(Errno::ENODEV));
         let result = match name.as_str() {
             "sriov_numvfs" => self.set_count(device()?, value),
-            "sriov_drivers_autoprobe" => self.put_text(device()?, &name, value),
-            "driver_override" => self.put_text(device()?, &name, value),
+            "sriov_drivers_autoprobe" | "driver_override" => self.put_text(device()?, &name, value),
             "reset" => self.reset(device()?),
             "drivers_probe" => self.probe(address()?),
             "unbind" => {

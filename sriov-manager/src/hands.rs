@@ -51,7 +51,7 @@ impl Default for Patience {
         Self {
             call: Duration::from_secs(15),
             // A PF with 64 VFs was seen to take 22 s, and a VF of a NIC in trouble takes 120 s alone.
-            count: Duration::from_secs(120),
+            count: Duration::from_mins(2),
             appear: Duration::from_secs(10),
             settle: Duration::from_secs(5),
             busy: Duration::from_secs(30),
@@ -249,7 +249,9 @@ impl Hands {
                 continue;
             }
             let cure = match error.errno() {
-                Some(Errno::EOPNOTSUPP) => "the driver of the PF cannot do that: ask for the VF without it",
+                Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
+                    "the driver of the PF cannot do that: ask for the VF without it"
+                }
                 Some(Errno::EINVAL) => "the driver of the PF refuses this value (a rate needs a link that is up)",
                 Some(Errno::EPERM) => "CAP_NET_ADMIN is needed",
                 Some(Errno::EAGAIN) => "the VF is still in reset: ask again, or see the kernel's log",

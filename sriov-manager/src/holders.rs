@@ -82,7 +82,7 @@ pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
         .collect();
     let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.flat_map(|pid: u32| {
+    pids.filter_map(|pid: u32| {
         let file = open_file(&sysfs.path(&format!("proc/{pid}/fd")), &nodes);
         file.map(|file| Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() })
     })

@@ -112,7 +112,7 @@ impl Journal {
     }
 
     /// Makes a fact last, then true: it is on the disk when this returns.
-    pub fn record(&mut self, record: Record) -> Result<(), JournalError> {
+    pub fn record(&mut self, record: &Record) -> Result<(), JournalError> {
         let failed = |source| JournalError::Failed { tried: "write", path: self.path.clone(), source };
         let mut facts = self.facts.clone();
         facts.learn(record.clone());
@@ -120,7 +120,7 @@ impl Journal {
             self.file = rewrite(&self.path, &facts).map_err(failed)?;
             self.lines = facts.len();
         } else {
-            let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
+            let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
             line.push(b'\n');
             if let Err(error) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
                 // Half a line may be there: the next record writes the file anew.
@@ -223,8 +223,8 @@ mod tests {
     fn what_was_recorded_is_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
-        journal.record(Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
-        journal.record(Record::Resize { pf: PF, resize: Some(resize(7)) }).unwrap();
+        journal.record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
+        journal.record(&Record::Resize { pf: PF, resize: Some(resize(7)) }).unwrap();
         let facts = journal.facts().clone();
         drop(journal);
         let journal = Journal::open(directory.path()).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_line_that_a_kill_cut_short_does_not_count() {
         let directory = tempfile::tempdir().unwrap();
-        Journal::open(directory.path()).unwrap().record(Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
+        Journal::open(directory.path()).unwrap().record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
         let path = directory.path().join("journal");
         let whole = fs::read(&path).unwrap();
         let line = serde_json::to_vec(&Record::Resize { pf: PF, resize: None }).unwrap();
@@ -268,7 +268,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(directory.path()).unwrap();
         for to in 0..REWRITE_AT as u32 + 10 {
-            journal.record(Record::Resize { pf: PF, resize: Some(resize(to)) }).unwrap();
+            journal.record(&Record::Resize { pf: PF, resize: Some(resize(to)) }).unwrap();
         }
         let lines = fs::read_to_string(directory.path().join("journal")).unwrap().lines().count();
         assert!(lines < 20, "{lines}");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -82,7 +82,8 @@ impl Watchdog {
                 // It may have come back between the deadline and the lock; once it has, it ends only under the lock.
                 match receiver.try_recv() {
                     Ok(result) => result.map_err(CallError::Refused),
-                    Err(_) => {
+                    Err(TryRecvError::Disconnected) => Err(broken()),
+                    Err(TryRecvError::Empty) => {
                         let what = what.to_string();
                         table.calls.insert(id, (about.to_vec(), Stuck { what: what.clone(), since }));
                         Err(CallError::Late { what, seconds: patience.as_secs() })

@@ -42,7 +42,7 @@ fn acquire(id: &str, driver: &str) -> v1::AcquireRequest {
 }
 
 async fn client(socket: &Path) -> Client {
-    connect(socket).await.unwrap()
+    connect(socket).await.expect("the daemon serves its socket")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,9 +150,12 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
 }
 
 async fn scrape(address: std::net::SocketAddr) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut stream = TcpStream::connect(address).await.expect("the page is served");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await
+        .expect("the page is served");
     let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    stream.read_to_string(&mut text).await.expect("the page is served");
     text
 }

@@ -50,12 +50,13 @@ fn at_every_point(
         let node = FakeNode::new(1, 7);
         node.share_groups(2);
         let vfs = node.open();
-        vfs.create(node.pf(0), 4).unwrap();
+        vfs.create(node.pf(0), 4).expect("a node in a good mood does it");
         prepare(&node, &vfs);
         drop(vfs);
         let passed = Arc::default();
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let vfs = Vfs::open(Options { observer: Some(dying_at(u64::MAX, &passed)), ..node.options() }).unwrap();
+            let vfs = Vfs::open(Options { observer: Some(dying_at(u64::MAX, &passed)), ..node.options() })
+                .expect("a node in a good mood does it");
             drop(vfs);
         }));
         assert!(opened.is_ok());
@@ -63,8 +64,9 @@ fn at_every_point(
         let survived = catch_unwind(AssertUnwindSafe(|| {
             // The start itself passes points too; those are not the ones that are counted here.
             let observer = dying_at(start + point, &passed);
-            let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
-            work(&node, &vfs).unwrap();
+            let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() })
+                .expect("a node in a good mood does it");
+            work(&node, &vfs).expect("a node in a good mood does it");
         }));
         let killed = survived.is_err();
         let vfs = node.open();
@@ -81,15 +83,17 @@ fn at_every_point(
 }
 
 fn all_usable(node: &FakeNode, vfs: &Vfs) {
+    for shown in vfs.view().vfs {
+        assert_eq!(shown.vf.function.driver, node.sysfs().driver(shown.vf.address), "the list shows what is there");
+    }
     for index in [0, 2] {
         let vf = node.vf(0, index);
         if vfs.facts().leases.contains_key(&vf) {
             continue;
         }
-        let mut asked = request(vf, Driver::VfioPci, None);
-        asked.id = "probe".to_owned();
-        vfs.acquire(&asked).unwrap();
-        vfs.release("probe", Duration::ZERO, ROOT).unwrap();
+        let asked = Request { id: "probe".to_owned(), ..request(vf, Driver::VfioPci, None) };
+        vfs.acquire(&asked).expect("a node in a good mood does it");
+        vfs.release("probe", Duration::ZERO, ROOT).expect("a node in a good mood does it");
     }
 }
 

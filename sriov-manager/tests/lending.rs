@@ -39,7 +39,7 @@ fn all_attributes() -> Attributes {
 fn node(vfs: u32) -> (FakeNode, Vfs) {
     let node = FakeNode::new(1, 63);
     let owner = node.open();
-    owner.create(node.pf(0), vfs).unwrap();
+    owner.create(node.pf(0), vfs).expect("a node in a good mood does it");
     (node, owner)
 }
 

@@ -21,12 +21,12 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
 fn node() -> (FakeNode, Vfs, PciAddress) {
     let node = FakeNode::new(1, 7);
     let vfs = node.open();
-    vfs.create(node.pf(0), 3).unwrap();
+    vfs.create(node.pf(0), 3).expect("a node in a good mood does it");
     let vf = node.vf(0, 0);
     let kernel = node.kernel();
-    kernel.write(&node.sysfs().file(vf, "driver_override"), "igbvf").unwrap();
-    kernel.write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
-    kernel.write(&node.sysfs().file(vf, "driver_override"), "\n").unwrap();
+    kernel.write(&node.sysfs().file(vf, "driver_override"), "igbvf").expect("a node in a good mood does it");
+    kernel.write(&node.sysfs().probe_file(), &vf.to_string()).expect("a node in a good mood does it");
+    kernel.write(&node.sysfs().file(vf, "driver_override"), "\n").expect("a node in a good mood does it");
     vfs.rescan();
     (node, vfs, vf)
 }
@@ -40,8 +40,8 @@ fn refused(node: &FakeNode, vfs: &Vfs, what: &str, work: impl FnOnce() -> String
     assert!(vfs.facts().leases.is_empty() && vfs.facts().resizes.is_empty(), "{:?}", vfs.facts());
     node.calm();
     let vf = node.vf(0, 1);
-    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap();
-    vfs.release("lease", Duration::ZERO, Asker { uid: 0, gid: 0 }).unwrap();
+    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).expect("a node in a good mood does it");
+    vfs.release("lease", Duration::ZERO, Asker { uid: 0, gid: 0 }).expect("a node in a good mood does it");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::admin::proto::{ListWiresResponse, Traffic, Wire};
+use crate::admin::proto::{ListWiresResponse, Traffic, Wire, Worker};
 use crate::wires::{State, dropped};
 
 /// One wire as it stands, and how fast its counters move.
@@ -57,6 +57,18 @@ pub(super) fn rates(before: Option<&ListWiresResponse>, now: &ListWiresResponse)
         .collect()
 }
 
+/// The workers of the later reading: their CPUs, and which part of the time since the earlier one they spent on frames.
+pub(super) fn loads(before: &ListWiresResponse, now: &ListWiresResponse) -> Vec<(u32, f64)> {
+    let elapsed = now.monotonic_ns.checked_sub(before.monotonic_ns).filter(|&ns| ns > 0);
+    let load = |worker: &Worker| {
+        let old = before.workers.iter().find(|old| old.cpu == worker.cpu)?;
+        // Counted at another moment than the clock was read.
+        let load = worker.busy_ns.checked_sub(old.busy_ns)? as f64 / elapsed? as f64;
+        Some((worker.cpu, load.min(1.0)))
+    };
+    now.workers.iter().filter_map(load).collect()
+}
+
 fn wire_rates(before: &Wire, now: &Wire, seconds: f64) -> Option<Rates> {
     let direction = |way: usize| direction_rate(before.directions.get(way)?, now.directions.get(way)?, seconds);
     Some(Rates { directions: [direction(0)?, direction(1)?] })
@@ -81,7 +93,7 @@ mod tests {
         let mut wires = fixtures::wires();
         wires.truncate(1);
         wires[0].directions = directions.into();
-        ListWiresResponse { wires, monotonic_ns: at_ms * 1_000_000 }
+        ListWiresResponse { wires, monotonic_ns: at_ms * 1_000_000, workers: Vec::new() }
     }
 
     #[test]
@@ -94,6 +106,17 @@ mod tests {
             [Rate { frames: 2000.0, bits: 1_024_000.0, drops: 4.0 }, Rate { frames: 2.0, bits: 960.0, drops: 0.0 },]
         );
         assert_eq!((rates.frames(), rates.drops()), (2002.0, 4.0));
+    }
+
+    #[test]
+    fn a_load_is_the_part_of_the_time_that_was_spent_on_frames() {
+        let at = |ms, busy: [u64; 2]| {
+            let busy = [0, 1].map(|cpu| Worker { cpu, queues: 1, busy_ns: busy[cpu as usize] * 1_000_000 });
+            ListWiresResponse { workers: busy.into(), ..reading(ms, Default::default()) }
+        };
+        assert_eq!(loads(&at(1000, [0, 7]), &at(2000, [250, 1008])), [(0, 0.25), (1, 1.0)]);
+        assert_eq!(loads(&at(1000, [9, 7]), &at(2000, [8, 7])), [(1, 0.0)], "the first began anew");
+        assert_eq!(loads(&at(1000, [0, 0]), &at(1000, [0, 0])), []);
     }
 
     #[test]

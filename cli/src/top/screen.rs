@@ -29,7 +29,7 @@ pub(super) async fn run(mut watch: Watch, socket: &Path, count: Option<u64>) -> 
         tokio::select! {
             reading = watch.next() => {
                 readings.push(reading?);
-                view.update(readings.rates());
+                view.update(readings.rates(), readings.loads());
                 left = left.map(|left| left - 1);
             }
             // No more events: the terminal is gone.

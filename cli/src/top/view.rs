@@ -20,6 +20,8 @@ pub(super) struct View {
     source: String,
     colour: bool,
     wires: Vec<WireRates>,
+    /// CPU and load of each worker.
+    loads: Vec<(u32, f64)>,
     sort: Sort,
     /// A name, because orders change between two readings.
     selected: Option<String>,
@@ -29,11 +31,20 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(source: String, colour: bool) -> Self {
-        Self { source, colour, wires: Vec::new(), sort: Sort::Name, selected: None, history: HashMap::new() }
+        Self {
+            source,
+            colour,
+            wires: Vec::new(),
+            loads: Vec::new(),
+            sort: Sort::Name,
+            selected: None,
+            history: HashMap::new(),
+        }
     }
 
     /// Takes the next rates.
-    pub(super) fn update(&mut self, wires: Vec<WireRates>) {
+    pub(super) fn update(&mut self, wires: Vec<WireRates>, loads: Vec<(u32, f64)>) {
+        self.loads = loads;
         let mut old = std::mem::take(&mut self.history);
         for wire in &wires {
             let mut history = old.remove(&wire.wire.name).unwrap_or_default();
@@ -99,7 +110,8 @@ impl View {
             let style = if count > 0 { self.state_style(state) } else { Style::new() };
             spans.push(Span::styled(format!("{count} {}  ", state.word()), style));
         }
-        spans.push(Span::raw(format!(" {rates}")));
+        spans.push(Span::raw(format!(" {rates} ")));
+        spans.extend(self.loads.iter().map(|(cpu, load)| Span::raw(format!("  CPU {cpu} {:.0} %", load * 100.0))));
         Line::from(spans)
     }
 
@@ -256,7 +268,10 @@ mod tests {
         let mut view = View::new("/run/ferrule/admin.sock".to_owned(), false);
         let rates = [Some(rates(10.0)), None, Some(rates(14_880_952.0))];
         let wires = fixtures::wires().into_iter().zip(rates);
-        view.update(wires.map(|(wire, rates)| WireRates { state: State::of(&wire), wire, rates }).collect());
+        view.update(
+            wires.map(|(wire, rates)| WireRates { state: State::of(&wire), wire, rates }).collect(),
+            vec![(3, 0.421)],
+        );
         view
     }
 
@@ -272,10 +287,17 @@ mod tests {
 
     #[test]
     fn the_screen_shows_wires_totals_and_the_selected_wire_in_words() {
-        let screen = painted(&view(), 100, 24);
-        for part in
-            ["1 up", "1 waiting", "1 failed", "14.9 Mframe/s", "7.62 G", "12 frames dropped from A to B", "q quit"]
-        {
+        let screen = painted(&view(), 120, 24);
+        for part in [
+            "1 up",
+            "1 waiting",
+            "1 failed",
+            "14.9 Mframe/s",
+            "CPU 3 42 %",
+            "7.62 G",
+            "12 frames dropped from A to B",
+            "q quit",
+        ] {
             assert!(screen.contains(part), "{part} is missing:\n{screen}");
         }
     }
@@ -301,9 +323,9 @@ mod tests {
         view.select(9);
         assert_eq!(view.selected.as_deref(), Some("c-d"));
         let left = view.wires[..1].to_vec();
-        view.update(left);
+        view.update(left, Vec::new());
         assert_eq!((view.selected.as_deref(), view.history.len()), (Some("a-b"), 1));
-        view.update(Vec::new());
+        view.update(Vec::new(), Vec::new());
         view.select(1);
         assert_eq!(view.selected, None);
         assert!(painted(&view, 80, 24).contains("no wires"));

@@ -23,7 +23,8 @@ impl Look {
     /// What suits standard output.
     pub(crate) fn of_stdout() -> Self {
         let size = ratatui::crossterm::terminal::size().ok();
-        let width = size.filter(|_| std::io::stdout().is_terminal()).map(|(width, _)| width);
+        // A serial line is a terminal that does not know its size, and says 0.
+        let width = size.filter(|(width, _)| *width > 0 && std::io::stdout().is_terminal()).map(|(width, _)| width);
         Self { width, colour: text::colour_wanted() }
     }
 
@@ -110,7 +111,8 @@ pub(crate) fn trouble(end: &End) -> Option<String> {
     let detail = text::foreign(&end.detail);
     let (what, cause) = match end.state.as_str() {
         "listening" => ("waits for a peer", "the last one was turned away or left"),
-        "connecting" => ("has not reached its server and tries again", "the last try failed"),
+        "connecting" => ("has not reached its peer and tries again", "the last try failed"),
+        "starting" => ("waits for the driver of its guest", "the peer"),
         "failed" => ("has failed and cannot come back by itself", "the cause"),
         _ => return None,
     };

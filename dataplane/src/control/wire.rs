@@ -127,7 +127,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// What it says next; `None`: nothing now.
-    pub fn next(&mut self) -> Result<Option<Message>, Refusal> {
+    pub fn hear(&mut self) -> Result<Option<Message>, Refusal> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
@@ -457,7 +457,8 @@ impl End {
             (_, Some(problem)) => EndState::Failed { reason: problem.clone() },
             (EndKind::Server(None), None) => EndState::Listening { last_error },
             (EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)), None) => {
-                EndState::Connected { peer: live.name.clone() }
+                let peer = live.name.clone();
+                if self.present { EndState::Connected { peer } } else { EndState::Starting { peer } }
             }
             (EndKind::Client(_), None) => EndState::Connecting { last_error },
             // No lane has it, which would find out.

@@ -204,6 +204,8 @@ impl Pieces {
         memory: &'a GuestMemory,
         gather: &'a mut [u8],
     ) -> Result<Span<'a>, Fault> {
+        // The header may never be read, but it has to be there as well.
+        self.each(0, skip.into(), slot, memory, |_, _, _| Some(()))?;
         let total = self.bytes(0).saturating_sub(skip.into());
         if total > FRAME_MAX as u64 {
             return Err(Fault::Oversize { slot: slot.into() });

@@ -106,6 +106,7 @@ pub(crate) fn sent<'a>(descriptor: Descriptor, near: &mut Near<'a>, header_len: 
     }
     let piece = near.span(descriptor.address, descriptor.len)?;
     let frame = piece.tail(header_len as usize)?;
+    frame.prefetch();
     // One that is empty is for whoever counts such.
     (frame.len() <= FRAME_MAX && !frame.is_empty()).then_some((frame, piece))
 }
@@ -127,12 +128,13 @@ pub(crate) fn offered<'a>(
     }
     let room = near.span_mut(descriptor.address, total)?;
     room.prefetch();
+    room.prefetch_at(header_len as usize);
     Some(room)
 }
 
 /// Stores a finished frame and its header in a buffer that is long enough for both.
 #[inline(always)]
-pub(crate) fn write_finished(room: SpanMut<'_>, header_len: u32, frame: Span<'_>) {
+pub(crate) fn write_finished(room: &mut SpanMut<'_>, header_len: u32, frame: Span<'_>) {
     let header: [u8; VnetHeader::LEN] = FINISHED_BYTES;
     // Sizes that the compiler knows become plain stores.
     let body = if header_len == LONG_HEADER {

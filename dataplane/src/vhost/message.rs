@@ -3,7 +3,6 @@
 //! A [`Request`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
 //! channel for it (BACKEND_REQ) is not offered.
 
-use arrayvec::ArrayVec;
 use thiserror::Error;
 
 use crate::vhost::memory::MemoryRegion;
@@ -172,7 +171,7 @@ pub struct Config {
     /// Who may write: 1, a migration may.
     pub flags: u32,
     /// Its bytes; in a reply none of them means that there is no such part.
-    pub data: ArrayVec<u8, CONFIG_MAX>,
+    pub data: Vec<u8>,
 }
 
 /// Memory for what is in flight.
@@ -339,7 +338,9 @@ impl Request {
                 // At most what one message holds, by whoever made it.
                 out.u32(regions.len() as u32);
                 out.u32(0);
-                regions.iter().for_each(|region| out.region(region));
+                for region in regions {
+                    out.region(region);
+                }
             }
             Self::SetLogBase(log) => {
                 out.u64(log.size);
@@ -602,7 +603,7 @@ impl Reader<'_> {
         }
         let (data, rest) = self.rest.split_at(size);
         self.rest = rest;
-        Some(Config { offset, flags, data: ArrayVec::try_from(data).ok()? })
+        Some(Config { offset, flags, data: data.to_vec() })
     }
 
     fn inflight(&mut self) -> Option<Inflight> {
@@ -660,7 +661,7 @@ mod tests {
     fn the_fields_of_every_request_lie_where_the_protocol_says() {
         let vring = VringState { index: 3, num: 0x8001_8000 };
         let inflight = Inflight { mmap_size: 0x1_0000_0002, mmap_offset: 3, queues: 4, queue_size: 5 };
-        let config = Config { offset: 1, flags: 7, data: [0x11, 0x22, 0x33, 0x44].as_slice().try_into().unwrap() };
+        let config = Config { offset: 1, flags: 7, data: vec![0x11, 0x22, 0x33, 0x44] };
         let address = VringAddress { index: 1, log: true, desc: 2, used: 3, avail: 4, log_guest: 5 };
         let table = [&[1, 0], &REGION_WORDS[..]].concat();
         let one = [&[0, 0], &REGION_WORDS[..]].concat();
@@ -710,7 +711,7 @@ mod tests {
     fn a_reply_has_the_number_of_its_request_and_flags_5() {
         let vring = VringState { index: 1, num: 2 };
         let inflight = Inflight { mmap_size: 1, mmap_offset: 0, queues: 2, queue_size: 256 };
-        let config = Config { offset: 0, flags: 0, data: [1, 2, 3, 4].as_slice().try_into().unwrap() };
+        let config = Config { offset: 0, flags: 0, data: vec![1, 2, 3, 4] };
         let cases = [
             (6, Body::Empty, vec![]),
             (5, Body::Value(1), vec![1, 0]),

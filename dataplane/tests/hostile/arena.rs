@@ -1,27 +1,53 @@
 //! Where a case takes place, and what is judged after it.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
+use ferrule_dataplane::vhost::features::Features;
 
 use crate::common::{engine, eventually, unique};
 use crate::held::Held;
-use crate::traffic::{HONEST, STEP, Traffic, is_from_far, put_one, take_one};
+use crate::honest::{Honest, PATIENCE};
+use crate::traffic::{HONEST, STEP, Traffic, is_from_far};
 
 /// One attack, and how it must end.
 pub struct Case {
     /// What the peer does.
     pub name: &'static str,
-    /// The role of the end that is attacked.
-    pub victim: Role,
+    /// What is attacked.
+    pub victim: Victim,
     /// How it must end.
     pub expect: Expect,
     /// Does it. What it returns goes on with the attack until it is dropped.
     pub attack: fn(&Arena) -> Held,
+}
+
+/// The end that is attacked, and who is at the other end of its wire.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// A memif end that listens.
+    MemifServer,
+    /// A memif end that connects.
+    MemifClient,
+    /// A vhost-user end that listens.
+    VhostServer(Far),
+    /// A vhost-user end that connects.
+    VhostClient,
+}
+
+/// Who is at the other end of an attacked vhost-user end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Far {
+    /// A memif peer: no unfinished frames are offered.
+    Memif,
+    /// A frontend that takes finished frames only: what is missing is done on the way.
+    Finished,
+    /// A frontend that takes unfinished checksums and large frames: they are passed on.
+    Unfinished,
 }
 
 /// How an attack must end.
@@ -29,7 +55,7 @@ pub struct Case {
 pub enum Expect {
     /// The peer loses its connection, or is not let in, and the wire shows this text.
     Loses(&'static str),
-    /// The interface stays free for an honest client while the attack goes on.
+    /// The interface stays free for an honest peer while the attack goes on.
     Free,
     /// The peer keeps its connection: it harms nobody else.
     Stays,
@@ -40,37 +66,79 @@ pub struct Arena {
     pub engine: Engine,
     /// The attacked wire: its end 0 is attacked.
     pub wire: String,
-    /// The attacked end as its peer sees it.
-    pub place: MemifSpec,
+    /// The socket of the attacked end.
+    pub socket: SocketAddress,
     pub traffic: Traffic,
+    victim: Victim,
     files: usize,
+}
+
+impl Victim {
+    fn spec(self, socket: &str) -> EndSpec {
+        let memif = |role| MemifSpec { role, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        match self {
+            Self::MemifServer => EndSpec::Memif(memif(Role::Server)),
+            Self::MemifClient => EndSpec::Memif(memif(Role::Client)),
+            // With several queues and a configuration, so that there is more to attack.
+            Self::VhostServer(_) => {
+                EndSpec::VhostUser(VhostUserSpec { queues: PAIRS, mtu: Some(9000), ..vhost(socket) })
+            }
+            Self::VhostClient => EndSpec::VhostUser(VhostUserSpec { mode: SocketMode::Client, ..vhost(socket) }),
+        }
+    }
+
+    fn far_spec(self, socket: &str) -> EndSpec {
+        match self {
+            Self::VhostServer(Far::Finished | Far::Unfinished) => EndSpec::VhostUser(vhost(socket)),
+            _ => EndSpec::Memif(memif(socket, 0)),
+        }
+    }
+
+    fn open_far(self, socket: &str) -> Honest {
+        match self {
+            Self::VhostServer(Far::Finished) => Honest::vhost(&address(socket), false, Features::default()),
+            Self::VhostServer(Far::Unfinished) => Honest::vhost(&address(socket), false, UNFINISHED),
+            _ => Honest::memif(&client(socket, 0)),
+        }
+    }
+
+    /// An honest peer of the attacked end.
+    fn open_peer(self, socket: &str) -> Honest {
+        let memif = |role| MemifSpec { role, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        match self {
+            Self::MemifServer => Honest::memif(&memif(Role::Client)),
+            Self::MemifClient => Honest::memif(&memif(Role::Server)),
+            Self::VhostServer(_) => Honest::vhost(&address(socket), false, Features::default()),
+            Self::VhostClient => Honest::vhost(&address(socket), true, Features::default()),
+        }
+    }
+
+    /// Whether peers of the attacked end come to it.
+    fn listens(self) -> bool {
+        matches!(self, Self::MemifServer | Self::VhostServer(_))
+    }
 }
 
 impl Arena {
     pub fn prepare(case: &Case) -> Self {
         let engine = engine();
-        let wire = unique("hostile");
-        let place = memif(&wire, 0);
-        let victim = MemifSpec { role: case.victim, secret: Some(SECRET.parse().unwrap()), ..place };
-        let add = |name: String, ends: [MemifSpec; 2]| {
-            engine.add(WireSpec { name, ends: ends.map(EndSpec::Memif), full: Full::Hold, trusted: false }).unwrap();
-        };
-        add(wire.clone(), [victim.clone(), memif(&format!("{wire}-far"), 0)]);
-        // The first bystander lives on the attacked socket, if that is one of ours.
-        let beside = if case.victim == Role::Server { wire.clone() } else { format!("{wire}-beside") };
-        add(format!("{wire}-1"), [memif(&beside, 1), memif(&beside, 2)]);
-        add(format!("{wire}-2"), [memif(&format!("{wire}-2"), 0), memif(&format!("{wire}-3"), 0)]);
-        let open = |socket: &str, id| {
-            let spec = MemifSpec { role: Role::Client, ring: 256, ..memif(socket, id) };
-            Endpoint::open(&spec, PATIENCE).unwrap()
-        };
-        let pairs =
-            [[open(&beside, 1), open(&beside, 2)], [open(&format!("{wire}-2"), 0), open(&format!("{wire}-3"), 0)]];
-        let traffic = Traffic::start(pairs, open(&format!("{wire}-far"), 0));
+        let (victim, wire) = (case.victim, unique("hostile"));
+        let far = format!("{wire}-far");
+        let add = |name: String, ends| engine.add(WireSpec { name, ends, full: Full::Hold, trusted: false }).unwrap();
+        add(wire.clone(), [victim.spec(&wire), victim.far_spec(&far)]);
+        // The first bystander lives on the attacked socket, if others can.
+        let beside = if victim == Victim::MemifServer { wire.clone() } else { format!("{wire}-beside") };
+        let guests = [0, 1].map(|number| format!("{wire}-guest-{number}"));
+        add(format!("{wire}-1"), [1, 2].map(|id| EndSpec::Memif(memif(&beside, id))));
+        add(format!("{wire}-2"), guests.each_ref().map(|socket| EndSpec::VhostUser(vhost(socket))));
+        let pairs = [
+            [1, 2].map(|id| Honest::memif(&client(&beside, id))),
+            guests.each_ref().map(|socket| Honest::vhost(&address(socket), false, Features::default())),
+        ];
+        let traffic = Traffic::start(pairs, victim.open_far(&far));
         traffic.must_move();
-        let role = if case.victim == Role::Server { Role::Client } else { Role::Server };
-        let files = open_files();
-        Self { engine, wire, place: MemifSpec { role, ..victim }, traffic, files }
+        let (socket, files) = (address(&wire), open_files());
+        Self { engine, wire, socket, traffic, victim, files }
     }
 
     pub fn judge(self, case: &Case) {
@@ -88,7 +156,7 @@ impl Arena {
             }
         }
         // A peer that lost its place, or never had it, cannot keep it by going on. A listening one can.
-        let goes_on = !matches!(case.expect, Expect::Stays) && case.victim == Role::Server;
+        let goes_on = !matches!(case.expect, Expect::Stays) && self.victim.listens();
         let held = goes_on.then_some(held);
         let took = self.an_honest_peer_takes_the_place(case.name);
         drop(held);
@@ -115,14 +183,14 @@ impl Arena {
 
     fn an_honest_peer_takes_the_place(&self, case: &str) -> Duration {
         let begun = Instant::now();
-        let mut honest = Endpoint::open(&self.place, PATIENCE).unwrap_or_else(|error| panic!("`{case}`: {error}"));
+        let mut honest = self.victim.open_peer(&self.wire);
         let heard = self.traffic.honest_frames();
         let mut hears = false;
         while !(hears && self.traffic.honest_frames() > heard) {
-            put_one(&mut honest, HONEST);
-            hears |= take_one(&mut honest).is_some_and(|frame| is_from_far(&frame));
+            honest.put(HONEST);
+            hears |= honest.take().is_some_and(|frame| is_from_far(&frame));
             assert!(begun.elapsed() < PATIENCE, "`{case}`: no frames cross to an honest peer, {:?}", self.victim());
-            std::thread::yield_now();
+            thread::yield_now();
         }
         let took = begun.elapsed();
         assert!(took < AT_ONCE, "`{case}`: an honest peer waited {took:?}");
@@ -136,11 +204,26 @@ pub fn open_files() -> usize {
 }
 
 fn memif(socket: &str, id: u32) -> MemifSpec {
-    MemifSpec { id, ..MemifSpec::new(format!("@{socket}").parse().unwrap(), Role::Server) }
+    MemifSpec { id, ..MemifSpec::new(address(socket), Role::Server) }
 }
 
-/// The secret of the attacked end.
+/// An honest client of an end with [`memif`].
+fn client(socket: &str, id: u32) -> MemifSpec {
+    MemifSpec { role: Role::Client, ring: 256, ..memif(socket, id) }
+}
+
+fn vhost(socket: &str) -> VhostUserSpec {
+    VhostUserSpec::new(address(socket), SocketMode::Server)
+}
+
+fn address(socket: &str) -> SocketAddress {
+    format!("@{socket}").parse().unwrap()
+}
+
+/// The secret of an attacked memif end.
 pub const SECRET: &str = "open sesame";
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Queue pairs that an attacked vhost-user end offers.
+pub const PAIRS: u16 = 4;
+const UNFINISHED: Features = Features::GUEST_CSUM.with(Features::GUEST_TSO4).with(Features::GUEST_TSO6);
 /// How soon an honest peer must be served, on a machine with other work to do.
 const AT_ONCE: Duration = Duration::from_secs(1);

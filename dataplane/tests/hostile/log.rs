@@ -14,7 +14,8 @@ pub fn lines() -> u64 {
 
 /// Counts from now on.
 pub fn count_lines() {
-    tracing::subscriber::set_global_default(Counter).unwrap();
+    // Whoever comes second finds it counting.
+    let _ = tracing::subscriber::set_global_default(Counter);
 }
 
 struct Counter;

@@ -1,43 +1,51 @@
-//! Bad peers: whatever one memif peer does, it loses at most its own wire.
+//! Bad peers: whatever one peer does, it loses at most its own wire.
 //!
-//! Each [`Case`] is an attack on one end of one wire, while two other wires on the same worker carry
-//! numbered frames both ways. Judged is always the same ([`Arena::judge`]): the others moved on during the
-//! attack, without a gap; the wire says what was wrong; no descriptor was kept; and an honest peer takes
-//! the place at once.
+//! Each [`Case`] is an attack on one end of one wire, while two other wires on the same worker, one between memif and
+//! one between vhost-user peers, carry numbered frames both ways. Judged is always the same ([`Arena::judge`]): the
+//! others moved on during the attack, without a gap; the wire says what was wrong; no descriptor was kept; and an
+//! honest peer takes the place at once.
 
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
 mod arena;
 #[path = "../common/mod.rs"]
 mod common;
-mod control;
-mod descriptors;
-mod floods;
+mod files;
 mod held;
-mod host;
-mod lair;
+mod honest;
+mod limit;
 mod log;
-mod memory;
-mod peer;
-mod rings;
-mod servers;
+mod memif;
+mod raw;
 mod traffic;
+mod vhost;
 
 use std::panic;
 use std::process;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use arena::{Arena, Case};
 
 #[test]
-fn no_peer_harms_more_than_its_own_wire() {
+fn no_memif_peer_harms_more_than_its_own_wire() {
+    withstand("memif", memif::TABLES);
+}
+
+#[test]
+fn no_vhost_user_frontend_harms_more_than_its_own_wire() {
+    withstand("vhost-user", vhost::TABLES);
+}
+
+fn withstand(suite: &str, tables: &[&'static [Case]]) {
+    // One after the other: descriptors are counted, and they are the process's.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     log::count_lines();
-    floods::FileLimit::raise();
+    limit::FileLimit::raise();
     let only = std::env::var("HOSTILE").unwrap_or_default();
-    let tables = [control::CASES, descriptors::CASES, memory::CASES, rings::CASES, floods::CASES, servers::CASES];
-    let cases: Vec<&Case> = tables.into_iter().flatten().filter(|case| case.name.contains(&only)).collect();
+    let cases: Vec<&Case> = tables.iter().copied().flatten().filter(|case| case.name.contains(&only)).collect();
     let withstands = |case: &&&Case| {
         let watchdog = Watchdog::over(case.name);
         let result = panic::catch_unwind(|| Arena::prepare(case).judge(case));
@@ -47,7 +55,7 @@ fn no_peer_harms_more_than_its_own_wire() {
     let (withstood, failed): (Vec<&&Case>, Vec<&&Case>) = cases.iter().partition(withstands);
     let failed: Vec<_> = failed.iter().map(|case| case.name).collect();
     assert!(failed.is_empty(), "not withstood: {failed:#?}");
-    println!("hostile: {} cases withstood", withstood.len());
+    println!("hostile: {} cases withstood ({suite})", withstood.len());
 }
 
 /// Ends the process when a case hangs: nothing milder gets a thread out of a system call.

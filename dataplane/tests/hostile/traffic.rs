@@ -6,10 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-
 use crate::held::Hammer;
+use crate::honest::{Honest, PATIENCE};
 
 /// A thread that drives all honest ends.
 pub struct Traffic {
@@ -28,7 +26,7 @@ struct Tallies {
 }
 
 impl Traffic {
-    pub fn start(pairs: [[Endpoint; 2]; 2], far: Endpoint) -> Self {
+    pub fn start(pairs: [[Honest; 2]; 2], far: Honest) -> Self {
         let tallies = Arc::new(Tallies::default());
         let mut driver = Driver { pairs, far, sent: [0; 5], tallies: Arc::clone(&tallies) };
         Self { tallies, _driver: Hammer::swing(move || driver.round()) }
@@ -58,8 +56,8 @@ impl Traffic {
 }
 
 struct Driver {
-    pairs: [[Endpoint; 2]; 2],
-    far: Endpoint,
+    pairs: [[Honest; 2]; 2],
+    far: Honest,
     sent: [u64; 5],
     tallies: Arc<Tallies>,
 }
@@ -71,20 +69,20 @@ impl Driver {
             let tally = &self.tallies.moved[direction];
             let mut arrived = tally.load(Ordering::Relaxed);
             while self.sent[direction] - arrived < WINDOW
-                && put_one(&mut self.pairs[pair][side], &numbered(direction, self.sent[direction]))
+                && self.pairs[pair][side].put(&numbered(direction, self.sent[direction]))
             {
                 self.sent[direction] += 1;
             }
-            while let Some(frame) = take_one(&mut self.pairs[pair][1 - side]) {
+            while let Some(frame) = self.pairs[pair][1 - side].take() {
                 assert_eq!(frame, numbered(direction, arrived), "a bystander's frame {arrived}");
                 arrived += 1;
             }
             tally.store(arrived, Ordering::Relaxed);
         }
-        if put_one(&mut self.far, &numbered(FAR, self.sent[FAR])) {
+        if self.far.put(&numbered(FAR, self.sent[FAR])) {
             self.sent[FAR] += 1;
         }
-        while let Some(frame) = take_one(&mut self.far) {
+        while let Some(frame) = self.far.take() {
             self.tallies.far.fetch_add(1, Ordering::Relaxed);
             if frame == HONEST {
                 self.tallies.honest.fetch_add(1, Ordering::Relaxed);
@@ -110,35 +108,6 @@ pub fn is_from_far(frame: &[u8]) -> bool {
         && frame == numbered(FAR, u64::from_be_bytes(frame[8..16].try_into().unwrap()))
 }
 
-/// Sends one frame on the first queue; `false`: there is no room.
-pub fn put_one(end: &mut Endpoint, bytes: &[u8]) -> bool {
-    let sender = &mut end.queues.senders[0];
-    sender.look().unwrap();
-    let stored = sender.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 }).unwrap();
-    if sender.publish() {
-        let _ = nix::unistd::write(sender.bell().unwrap(), &1u64.to_ne_bytes());
-    }
-    stored == Put::Stored
-}
-
-/// Receives one frame on the first queue.
-pub fn take_one(end: &mut Endpoint) -> Option<Vec<u8>> {
-    thread_local!(static GATHER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; FRAME_MAX]));
-    let receiver = &mut end.queues.receivers[0];
-    if !receiver.look().unwrap() {
-        return None;
-    }
-    GATHER.with_borrow_mut(|gather| {
-        let frame = receiver.peek(gather).unwrap()?;
-        let mut bytes = vec![0; frame.bytes.len()];
-        assert!(frame.bytes.copy_out(&mut bytes));
-        let slots = frame.slots;
-        receiver.advance(slots);
-        receiver.release();
-        Some(bytes)
-    })
-}
-
 /// What an honest peer of the attacked end sends.
 pub const HONEST: &[u8] = b"an honest frame of an honest peer, sixty bytes or thereabouts";
 /// The direction number of the far end's frames.
@@ -147,4 +116,3 @@ const FAR: usize = 4;
 const WINDOW: u64 = 64;
 /// Frames by which everybody must have moved on.
 pub const STEP: u64 = 100;
-const PATIENCE: Duration = Duration::from_secs(5);

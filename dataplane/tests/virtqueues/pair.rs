@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools, Visit, forward};
+use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, forward};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
 use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
@@ -52,23 +52,23 @@ impl Pair {
 
     /// Moves what the driver sent into the driver's other ring, as a worker does, until nothing moves.
     pub fn turn(&mut self) -> Turn {
+        self.try_turn().unwrap()
+    }
+
+    /// The same with a driver that may lie.
+    pub fn try_turn(&mut self) -> Result<Turn, Broken> {
         let before = self.counters.read();
-        loop {
-            let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
-            let visit = forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools).unwrap();
-            if visit != Visit::Moved {
-                break;
-            }
-        }
+        let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
+        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools)? == Visit::Moved {}
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |bells: &Bells| usize::from(nix::unistd::read(&*bells.call, &mut [0; 8]).is_ok());
-        Turn {
+        Ok(Turn {
             frames: (after.frames - before.frames) as usize + refused,
             refused,
             interrupts: rung(&self.bells[RX]),
             completions: rung(&self.bells[TX]),
-        }
+        })
     }
 
     /// Sends as many of these frames as there is room for. How many that were.
@@ -110,14 +110,35 @@ impl Pair {
 
     /// Puts new device ends in the place of these, which begin where these stopped.
     pub fn take_over(&mut self, log: Option<&VringLog>) {
+        self.replace(log, |setup| setup);
+    }
+
+    /// The same without the flag of SET_VRING_ADDR that has the used ring logged.
+    pub fn leave_used_rings_unlogged(&mut self, log: &VringLog) {
+        self.replace(Some(log), |setup| {
+            let log = setup.log.map(|log| VringLog { used: None, ..log });
+            VringSetup { log, ..setup }
+        });
+    }
+
+    /// Puts new device ends in the place of these, which find their places in these blocks: the frontend does not know.
+    pub fn take_over_from_killed(&mut self, blocks: &[Region; 2]) {
+        self.replace(None, |setup| {
+            let inflight = Some(blocks[setup.index as usize].clone());
+            let base = if setup.features.has(Features::RING_PACKED) { 0x8000 } else { 0 };
+            VringSetup { inflight, base, ..setup }
+        });
+    }
+
+    fn replace(&mut self, log: Option<&VringLog>, change: impl Fn(VringSetup) -> VringSetup) {
         let (tx_base, rx_base) = {
             let (tx, rx) = self.guest();
             (tx.base(), rx.base())
         };
-        let rx = setup(&self.memory, RX, self.features, &self.bells[RX], log);
-        let tx = setup(&self.memory, TX, self.features, &self.bells[TX], log);
-        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&VringSetup { base: rx_base, ..rx }).unwrap());
-        self.guest_tx = AnySource::Vhost(GuestTx::new(&VringSetup { base: tx_base, ..tx }).unwrap());
+        let rx = VringSetup { base: rx_base, ..setup(&self.memory, RX, self.features, &self.bells[RX], log) };
+        let tx = VringSetup { base: tx_base, ..setup(&self.memory, TX, self.features, &self.bells[TX], log) };
+        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&change(rx)).unwrap());
+        self.guest_tx = AnySource::Vhost(GuestTx::new(&change(tx)).unwrap());
     }
 }
 

@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, Full};
-use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic};
+use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic, WorkerStatus};
 use nix::time::{ClockId, clock_gettime};
 
 use super::v1;
 use crate::wires::{Listed, Origin};
 
 /// The answer to a list or watch, with the time of now.
-pub(super) fn response(wires: &[Listed]) -> v1::ListWiresResponse {
-    v1::ListWiresResponse { wires: wires.iter().map(wire).collect(), monotonic_ns: monotonic_ns() }
+pub(super) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> v1::ListWiresResponse {
+    v1::ListWiresResponse {
+        wires: wires.iter().map(wire).collect(),
+        monotonic_ns: monotonic_ns(),
+        workers: workers.iter().map(worker).collect(),
+    }
+}
+
+fn worker(status: &WorkerStatus) -> v1::Worker {
+    let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
+    let busy_ns = u64::try_from(status.busy.as_nanos()).unwrap_or(u64::MAX);
+    v1::Worker { cpu: number(status.cpu), queues: number(status.queues), busy_ns }
 }
 
 fn wire(listed: &Listed) -> v1::Wire {
@@ -46,7 +56,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
         EndState::Listening { last_error } | EndState::Connecting { last_error } => {
             last_error.clone().unwrap_or_default()
         }
-        EndState::Connected { peer } => peer.clone(),
+        EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
         EndState::Up => String::new(),
         EndState::Failed { reason } => reason.clone(),
     };
@@ -91,7 +101,9 @@ mod tests {
         let status =
             WireStatus { spec, ends, directions: [sent, Traffic::default()], crossing: Crossing::Switched, queues: 1 };
         let before = monotonic_ns();
-        let answer = response(&[Listed { origin: Origin::Admin, status }]);
+        let worker = WorkerStatus { cpu: 1, queues: 2, busy: Duration::from_micros(3) };
+        let answer = response(&[Listed { origin: Origin::Admin, status }], &[worker]);
+        assert_eq!(answer.workers, [v1::Worker { cpu: 1, queues: 2, busy_ns: 3000 }]);
         assert!(answer.monotonic_ns >= before && before > 0);
         let [wire] = &answer.wires[..] else { panic!("one wire") };
         assert_eq!((wire.name.as_str(), wire.full.as_str(), wire.queues), ("w", "drop", 1));

@@ -97,7 +97,7 @@ impl Admin for Service {
 }
 
 async fn list(wires: Arc<Wires>) -> Result<v1::ListWiresResponse, Status> {
-    blocking(move || convert::response(&wires.list())).await
+    blocking(move || convert::response(&wires.list(), &wires.workers())).await
 }
 
 fn watch_interval(milliseconds: u32) -> Result<Duration, Status> {

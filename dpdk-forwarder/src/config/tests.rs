@@ -1,6 +1,8 @@
 //! What a wires file may say, and what is said about a wrong one.
 
-use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, SocketAddress};
+use ferrule_dataplane::spec::{
+    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, SocketAddress, SocketMode, VhostUserSpec,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -211,6 +213,36 @@ fn what_only_a_restart_can_change_is_listed() {
             "metrics: nothing is in use, 127.0.0.1:1 in the file; a restart changes it",
         ]
     );
+}
+
+#[test]
+fn a_vhost_user_end_says_who_listens_and_what_the_guest_may_use() {
+    let vhost = "{ socket: /run/vm.sock, mode: client, queues: 4, mtu: 9000, mac: 02:00:00:00:00:07, packed: false }";
+    let wire = parse_wire(&format!(
+        "name: w\nends: [{{ vhost-user: {vhost} }}, {{ vhost-user: {{ socket: '@b', mode: server }} }}]"
+    ));
+    let [EndSpec::VhostUser(first), EndSpec::VhostUser(second)] = &wire.unwrap().ends else { panic!("two guests") };
+    let mut wanted = VhostUserSpec::new("/run/vm.sock".parse().unwrap(), SocketMode::Client);
+    (wanted.queues, wanted.mtu) = (4, Some(9000));
+    wanted.mac = Some("02:00:00:00:00:07".parse().unwrap());
+    wanted.features.packed = false;
+    assert_eq!(*first, wanted);
+    assert_eq!(*second, VhostUserSpec::new("@b".parse().unwrap(), SocketMode::Server));
+}
+
+#[test]
+fn a_socket_that_a_guest_comes_to_is_nobody_else_s() {
+    let text = "\
+wires:
+  - name: a
+    ends: [{ vhost-user: { socket: /run/x, mode: server } }, { kernel: { name: a } }]
+  - name: b
+    ends: [{ vhost-user: { socket: /run/x, mode: server } }, { memif: { socket: /run/x, role: server } }]
+";
+    let expected = "\
+f:5:36: wires[1].ends[0].vhost-user.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket
+f:5:81: wires[1].ends[1].memif.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket";
+    assert_eq!(Config::parse("f", text).unwrap_err().to_string(), expected);
 }
 
 #[test]

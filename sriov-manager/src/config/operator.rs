@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::pools::{VFS_MAX, hex_id, ranges};
+use crate::PciAddress;
 use crate::document::{Field, Table};
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
@@ -75,7 +76,7 @@ fn read_selector(field: &Field<'_>) -> Vec<PfSelector> {
     let items = |key| table.optional(key).and_then(|field| field.items()).unwrap_or_default();
     let mut selectors = Vec::new();
     // All keys must fit, so each name goes with each address.
-    let addresses: Vec<_> = items("rootDevices").iter().map(|item| item.parse::<crate::PciAddress>()).collect();
+    let addresses: Vec<_> = items("rootDevices").iter().map(Field::parse::<PciAddress>).collect();
     let addresses = if addresses.is_empty() { vec![None] } else { addresses };
     let names: Vec<_> = items("pfNames").iter().filter_map(read_name).collect();
     let names = if names.is_empty() { vec![(None, None)] } else { names };

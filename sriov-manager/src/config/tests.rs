@@ -114,8 +114,8 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
     };
     let first = policy(
         "a",
-        r##"{resourceName: fast, nodeSelector: {x: "y"}, priority: 10, numVfs: 4, deviceType: vfio-pci, isRdma: false,
-             nicSelector: {vendor: "8086", deviceID: "10c9", pfNames: ["ens1f0#0-1", ens1f1], rootDevices: ["0000:01:00.0"]}}"##,
+        r#"{resourceName: fast, nodeSelector: {x: "y"}, priority: 10, numVfs: 4, deviceType: vfio-pci, isRdma: false,
+             nicSelector: {vendor: "8086", deviceID: "10c9", pfNames: ["ens1f0#0-1", ens1f1], rootDevices: ["0000:01:00.0"]}}"#,
     );
     let config = Config::parse("f", &first).unwrap();
     let [pool] = &config.policies.pools[..] else { panic!("{config:?}") };

@@ -199,14 +199,14 @@ impl Vfs {
                 };
                 (changed, same)
             }
-            None => (self.new_lease(vf, &current, request), false),
+            None => (Self::new_lease(vf, &current, request), false),
         };
         let target = self.target(&lease, vf, pf, &current);
         let steps = plan(&current, &target);
         Ok(Ready { nothing_new: nothing_new && steps.is_empty(), lease, steps, target })
     }
 
-    fn new_lease(&self, vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
+    fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let pool = match &request.choice {
             Choice::Pool(pool) => Some(pool.clone()),
@@ -306,25 +306,20 @@ impl Vfs {
 
     /// Undoes a failed acquire: a new lease is gone, a changed one is what it was.
     fn back_out(&self, chosen: &Chosen, mut lease: Lease, error: VfError) -> VfError {
-        let undone = match lease.previous.take() {
-            Some(previous) => {
-                let failed = std::mem::replace(&mut lease.wanted, previous);
-                lease.previous = Some(failed);
-                let undone = self.make_so(&chosen.vf, &chosen.pf, &lease);
-                lease.previous = None;
-                lease.stage = Stage::Held;
-                lease.trouble = undone.as_ref().err().map(ToString::to_string);
-                self.record_lease(lease.vf, Some(lease)).and(undone)
-            }
-            None => {
-                lease.stage = Stage::Releasing;
-                self.clean(lease)
-            }
+        let undone = if let Some(previous) = lease.previous.take() {
+            lease.previous = Some(std::mem::replace(&mut lease.wanted, previous));
+            let undone = self.make_so(&chosen.vf, &chosen.pf, &lease);
+            lease.previous = None;
+            lease.stage = Stage::Held;
+            lease.trouble = undone.as_ref().err().map(ToString::to_string);
+            self.record_lease(lease.vf, Some(lease)).and(undone)
+        } else {
+            lease.stage = Stage::Releasing;
+            self.clean(lease)
         };
         match (error, undone) {
-            (error, Ok(())) => error,
             (VfError::Step(error), Err(undo)) => VfError::NotUndone { error, undo: undo.to_string() },
-            (error, Err(_)) => error,
+            (error, _) => error,
         }
     }
 
@@ -357,7 +352,7 @@ impl Vfs {
     }
 
     pub(super) fn record_lease(&self, vf: PciAddress, lease: Option<Lease>) -> Result<(), VfError> {
-        self.record(&mut self.lock(), Record::Lease { vf, lease: lease.map(Box::new) })
+        self.record(&mut self.lock(), &Record::Lease { vf, lease: lease.map(Box::new) })
     }
 }
 

@@ -35,14 +35,14 @@ impl Vfs {
             return Ok(created);
         }
         self.nobody_holds(pf)?;
-        self.record(&mut self.lock(), Record::Resize { pf, resize: Some(resize.clone()) })?;
+        self.record(&mut self.lock(), &Record::Resize { pf, resize: Some(resize.clone()) })?;
         let done = self.hands().apply(&created.steps);
         let outcome = match done {
             Ok(()) => self.autoprobe(pf, &resize),
             Err(error) => Err(self.back_to(pf, &resize, error)),
         };
         // Also after a failure that could not be undone: nothing better is known to be tried again.
-        self.record(&mut self.lock(), Record::Resize { pf, resize: None })?;
+        self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
         outcome?;
         info!(%pf, from = created.from, to = count, "VFs made");
         drop(claim);
@@ -168,7 +168,7 @@ impl Vfs {
             warn!(%pf, %error, "a change of its number of VFs was interrupted and could not be finished");
         }
         self.look();
-        self.record(&mut self.lock(), Record::Resize { pf, resize: None })
+        self.record(&mut self.lock(), &Record::Resize { pf, resize: None })
     }
 }
 

@@ -163,9 +163,9 @@ impl Vfs {
     }
 
     /// Makes a fact last, then tells who watches.
-    fn record(&self, state: &mut State, record: Record) -> Result<(), VfError> {
-        state.journal.record(record.clone())?;
-        self.hands().observe(Point::Recorded(&record));
+    fn record(&self, state: &mut State, record: &Record) -> Result<(), VfError> {
+        state.journal.record(record)?;
+        self.hands().observe(Point::Recorded(record));
         self.changed();
         Ok(())
     }

@@ -47,7 +47,9 @@ impl Vfs {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         })?;
-        self.record(&mut self.lock(), Record::Boot { id: boot })
+        // What was brought back is not what was seen before.
+        self.look();
+        self.record(&mut self.lock(), &Record::Boot { id: boot })
     }
 
     /// Goes on with leases that something is wrong with.
@@ -154,7 +156,7 @@ impl Vfs {
         if let Some(trouble) = &now.trouble {
             warn!(vf = %lease.vf, lease = lease.id, trouble, "a lease is not as it should be");
         }
-        self.record(&mut state, Record::Lease { vf: lease.vf, lease: Some(Box::new(now)) })
+        self.record(&mut state, &Record::Lease { vf: lease.vf, lease: Some(Box::new(now)) })
     }
 }
 

@@ -116,7 +116,7 @@ impl State {
     fn serve_request(&mut self, name: &str, end: usize) -> Result<Served, Refusal> {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(Served::Held) };
         let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
-        let Some(message) = frontend.next()? else { return Ok(Served::Nothing) };
+        let Some(message) = frontend.hear()? else { return Ok(Served::Nothing) };
         if message.request.disturbs() {
             if !joint.lanes.is_empty() {
                 return Ok(self.hold(name, end, message));

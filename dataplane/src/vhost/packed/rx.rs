@@ -129,7 +129,7 @@ impl Target for PackedRx {
         let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
         rooms.extend(run.iter().take(usize::from(*size).min(BURST)).map_while(place));
         let count = rooms.len();
-        for (frame, room) in run.iter().zip(rooms) {
+        for (frame, room) in run.iter().zip(&mut rooms) {
             write_finished(room, header_len, *frame);
         }
         guest.near = near.number;

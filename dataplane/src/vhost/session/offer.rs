@@ -1,7 +1,5 @@
 //! What we offer to a frontend: features, queues, and what the device's configuration says.
 
-use arrayvec::ArrayVec;
-
 use crate::spec::{EndSpec, MacAddress, VhostUserSpec};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::message::CONFIG_MAX;
@@ -49,7 +47,7 @@ impl Offer {
     }
 
     /// Bytes of `struct virtio_net_config` (virtio 1.2, 5.1.4); `None`: there is no such part.
-    pub fn config(&self, offset: u32, size: usize) -> Option<ArrayVec<u8, CONFIG_MAX>> {
+    pub fn config(&self, offset: u32, size: usize) -> Option<Vec<u8>> {
         let mut bytes = [0; CONFIG_MAX];
         bytes[..6].copy_from_slice(&self.mac.map_or([0; 6], |MacAddress(mac)| mac));
         bytes[6..8].copy_from_slice(&STATUS_LINK_UP.to_le_bytes());
@@ -57,8 +55,7 @@ impl Offer {
         bytes[10..12].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
         bytes[12..17].copy_from_slice(&UNKNOWN_SPEED_AND_DUPLEX);
         let start = usize::try_from(offset).ok()?;
-        let part = bytes.get(start..start.checked_add(size)?)?;
-        ArrayVec::try_from(part).ok()
+        bytes.get(start..start.checked_add(size)?).map(<[u8]>::to_vec)
     }
 }
 

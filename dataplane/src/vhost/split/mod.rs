@@ -23,6 +23,7 @@ use crate::port::{BURST, Fault};
 use crate::vhost::chain::{Descriptor, Links, Pieces};
 use crate::vhost::features::Features;
 use crate::vhost::guest::Guest;
+use crate::vhost::progress::SplitProgress;
 use crate::vhost::vring::{Part, VringError, VringSetup};
 
 /// What both directions have in common.
@@ -49,6 +50,8 @@ struct SplitRing {
     seen: u16,
     /// What the guest last saw of our index.
     done: u16,
+    /// For a successor, if the frontend keeps memory for that.
+    progress: Option<SplitProgress>,
 }
 
 impl SplitRing {
@@ -78,6 +81,7 @@ impl SplitRing {
             next,
             seen: next,
             done: next,
+            progress: setup.inflight.as_ref().and_then(|block| SplitProgress::new(block, size as u16, next)),
         };
         ring.want_kick(false);
         Ok(ring)
@@ -93,6 +97,14 @@ impl SplitRing {
     #[inline(always)]
     fn waiting(&self) -> u16 {
         self.seen.wrapping_sub(self.next)
+    }
+
+    /// Fetches the used entries of the next `count` chains, as far as they are there: the guest has read them.
+    #[inline(always)]
+    fn prefetch_used(&self, count: usize) {
+        for ahead in (0..self.waiting().min(count as u16)).step_by(USED_PER_LINE) {
+            self.used.prefetch_write((self.next.wrapping_add(ahead) & self.mask).into());
+        }
     }
 
     /// The head of the entry at `position` and the first descriptor of its chain; none if there is no such descriptor.
@@ -146,6 +158,10 @@ impl SplitRing {
         self.done = new;
         self.used_index.store(new);
         self.log_now(2);
+        if let Some(progress) = &self.progress {
+            let last = self.used.read((new.wrapping_sub(1) & self.mask).into())[0];
+            progress.note(last as u16, new);
+        }
         if self.guest.call().is_none() {
             return false;
         }
@@ -197,6 +213,8 @@ impl SplitRing {
     }
 }
 
+/// Used entries in a cache line.
+const USED_PER_LINE: usize = 8;
 /// In `avail.flags`: the guest does not want to be interrupted (2.7.6).
 const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: we do not want to be kicked (2.7.8).

@@ -126,11 +126,12 @@ impl Target for SplitRx {
             ring.used.write((position & ring.mask).into(), [head.into(), total]);
             Some(room)
         };
+        ring.prefetch_used(run.len());
         let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
         let positions = (0..ring.waiting()).map(|ahead| ring.next.wrapping_add(ahead));
         rooms.extend(positions.zip(run).take(BURST).map_while(place));
         let count = rooms.len();
-        for (frame, room) in run.iter().zip(rooms) {
+        for (frame, room) in run.iter().zip(&mut rooms) {
             write_finished(room, header_len, *frame);
         }
         ring.guest.near = near.number;

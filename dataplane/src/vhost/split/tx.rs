@@ -93,6 +93,9 @@ impl Source for SplitTx {
     #[inline(never)]
     fn run<'a>(&'a mut self, run: &mut Run<'a>) {
         let Self { ring, heads, unfinished, .. } = self;
+        if !ring.batches {
+            ring.prefetch_used(BURST);
+        }
         let header_len = ring.guest.header_len;
         let mut near = ring.guest.memory.near(ring.guest.near);
         let plain = |(position, shown): (u16, &mut u16)| {

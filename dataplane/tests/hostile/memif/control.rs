@@ -3,15 +3,14 @@
 use std::os::fd::AsFd;
 
 use ferrule_dataplane::memif::message::{AddRegion, AddRing, Hello, Init, MESSAGE_LEN, Message};
-use ferrule_dataplane::spec::Role;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use crate::arena::{Arena, Case, Expect};
+use crate::arena::{Arena, Case, Expect, Victim};
 use crate::common::Dice;
 use crate::held::{Held, hold};
-use crate::lair::Lair;
-use crate::peer::{Peer, init};
+use crate::memif::lair::Lair;
+use crate::memif::peer::{Peer, init};
 
 pub const CASES: &[Case] = &[
     free("a packet of three bytes", |arena| is_refused(arena, &[1, 0, 0], "a message of 3 bytes")),
@@ -78,17 +77,17 @@ pub const CASES: &[Case] = &[
 
 /// The attacked server stays free for others.
 pub const fn free(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Server, expect: Expect::Free, attack }
+    Case { name, victim: Victim::MemifServer, expect: Expect::Free, attack }
 }
 
 /// The peer loses its connection to the attacked server.
 pub const fn loses(name: &'static str, text: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Server, expect: Expect::Loses(text), attack }
+    Case { name, victim: Victim::MemifServer, expect: Expect::Loses(text), attack }
 }
 
 /// The peer keeps its connection to the attacked server.
 pub const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Server, expect: Expect::Stays, attack }
+    Case { name, victim: Victim::MemifServer, expect: Expect::Stays, attack }
 }
 
 fn is_refused(arena: &Arena, packet: &[u8], text: &str) -> Held {

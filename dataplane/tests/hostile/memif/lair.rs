@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use crate::arena::Arena;
-use crate::peer::Peer;
+use crate::memif::peer::Peer;
 
 /// One file with all rings in front and a buffer for each slot behind.
 pub struct Lair {

@@ -2,12 +2,12 @@
 
 use crate::arena::{Arena, Case};
 use crate::common::{Dice, eventually};
-use crate::control::{loses, stays};
-use crate::descriptors::reader_of;
 use crate::held::{Hammer, Held, hold};
-use crate::lair::{COOKIE, Lair, NEXT, Ring, descriptor};
-use crate::memory::sender_of;
-use crate::peer::Peer;
+use crate::memif::control::{loses, stays};
+use crate::memif::descriptors::reader_of;
+use crate::memif::lair::{COOKIE, Lair, NEXT, Ring, descriptor};
+use crate::memif::memory::sender_of;
+use crate::memif::peer::Peer;
 
 pub const CASES: &[Case] = &[
     loses("a descriptor in region 65535", "descriptor 0 names bytes 0+60 of region 65535", |arena| {

@@ -9,7 +9,7 @@ use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::arena::Arena;
-use crate::peer::unix_address;
+use crate::raw::unix_address;
 
 /// A listening socket in the place where the attacked client expects an honest server.
 pub struct Host {
@@ -26,7 +26,7 @@ pub struct Guest {
 
 impl Host {
     pub fn open(arena: &Arena) -> Self {
-        Self { listener: UnixListener::bind(Kind::SeqPacket, &unix_address(&arena.place.socket), 16).unwrap() }
+        Self { listener: UnixListener::bind(Kind::SeqPacket, &unix_address(&arena.socket), 16).unwrap() }
     }
 
     /// The next client that comes, or comes back.

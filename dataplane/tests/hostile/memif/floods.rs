@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 
 use ferrule_dataplane::memif::message::Message;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
-use crate::control::{free, loses};
 use crate::held::{Hammer, Held, hold};
-use crate::lair::Lair;
+use crate::limit::FileLimit;
 use crate::log;
-use crate::peer::{Peer, init};
+use crate::memif::control::{free, loses};
+use crate::memif::lair::Lair;
+use crate::memif::peer::{Peer, init};
 
 pub const CASES: &[Case] = &[
     free("thousands of silent connections", |arena| flood(arena, |_, _| {})),
@@ -50,9 +50,9 @@ fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &Lair) + Send + 'static) ->
     let lair = Lair::new();
     let mut open = VecDeque::new();
     let (count, counted) = std::sync::mpsc::channel();
-    let place = arena.place.clone();
+    let place = arena.socket.clone();
     let hammer = Hammer::swing(move || {
-        let peer = Peer::connect_to(&place.socket);
+        let peer = Peer::connect_to(&place);
         start(&peer, &lair);
         open.push_back(peer);
         if open.len() > 1000 {
@@ -79,34 +79,10 @@ fn many_visits(arena: &Arena) -> Held {
 fn no_descriptors_left(arena: &Arena) -> Held {
     let said = log::lines();
     let limit = FileLimit::lower_to(open_files() as u64 + 8);
-    let sockets: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.place.socket)).take(8).collect();
+    let sockets: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.socket)).take(8).collect();
     arena.traffic.must_move();
     arena.traffic.must_move();
     drop((sockets, limit));
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
     hold(())
-}
-
-/// A lower limit of open descriptors, until it is dropped.
-pub struct FileLimit(u64);
-
-impl FileLimit {
-    pub fn lower_to(count: u64) -> Self {
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, count.min(soft), hard).unwrap();
-        Self(soft)
-    }
-
-    /// As many descriptors as this process may have: the attackers live in it.
-    pub fn raise() {
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    }
-}
-
-impl Drop for FileLimit {
-    fn drop(&mut self) {
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, self.0, hard).unwrap();
-    }
 }

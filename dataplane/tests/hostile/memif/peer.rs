@@ -1,18 +1,14 @@
 //! A client that says what it likes on the control socket.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ferrule_dataplane::memif::message::{AddRegion, Init, MESSAGE_LEN, Message, VERSION};
 use ferrule_dataplane::spec::SocketAddress;
-use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, sendmsg, setsockopt,
-    socket,
-};
-use nix::sys::time::TimeVal;
+use nix::sys::socket::{MsgFlags, SockType, recvmsg};
 
 use crate::arena::{Arena, SECRET};
+use crate::raw;
 
 /// A control socket without manners.
 pub struct Peer(pub OwnedFd);
@@ -20,7 +16,7 @@ pub struct Peer(pub OwnedFd);
 impl Peer {
     /// Connects and says nothing.
     pub fn connect(arena: &Arena) -> Self {
-        Self::connect_to(&arena.place.socket)
+        Self::connect_to(&arena.socket)
     }
 
     pub fn connect_to(address: &SocketAddress) -> Self {
@@ -29,9 +25,7 @@ impl Peer {
 
     /// `None`: there is no descriptor left.
     pub fn try_connect(address: &SocketAddress) -> Option<Self> {
-        let socket = new_socket()?;
-        connect(socket.as_raw_fd(), &unix_address(address)).ok()?;
-        Some(Self(socket))
+        raw::connect(SockType::SeqPacket, address).map(Self)
     }
 
     /// Connects and asks for the attacked interface.
@@ -45,10 +39,7 @@ impl Peer {
 
     /// Sends any bytes with any descriptors. Whether the socket took them.
     pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> bool {
-        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control = if raw.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None).is_ok()
+        raw::send(&self.0, bytes, files).is_ok()
     }
 
     pub fn say(&self, message: &Message, files: &[BorrowedFd<'_>]) {
@@ -101,16 +92,4 @@ pub fn init() -> Init {
     let mut secret = [0; 24];
     secret[..SECRET.len()].copy_from_slice(SECRET.as_bytes());
     Init { version: VERSION, id: 0, mode: 0, secret, name: "\u{1b}[2Jhostile\n".to_owned() }
-}
-
-pub fn unix_address(address: &SocketAddress) -> UnixAddr {
-    let SocketAddress::Abstract(name) = address else { panic!("tests use abstract names") };
-    UnixAddr::new_abstract(name.as_bytes()).unwrap()
-}
-
-/// A socket that does not wait for an answer for ever.
-pub fn new_socket() -> Option<OwnedFd> {
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).ok()?;
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::new(5, 0)).unwrap();
-    Some(socket)
 }

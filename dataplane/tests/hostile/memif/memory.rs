@@ -9,11 +9,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case};
-use crate::control::{loses, stays};
-use crate::descriptors::reader_of;
 use crate::held::{Hammer, Held, hold};
-use crate::lair::{BUFFER, Lair, Ring, descriptor};
-use crate::peer::Peer;
+use crate::memif::control::{loses, stays};
+use crate::memif::descriptors::reader_of;
+use crate::memif::lair::{BUFFER, Lair, Ring, descriptor};
+use crate::memif::peer::Peer;
 
 pub const CASES: &[Case] = &[
     loses("memory shorter than announced", "the file holds 4096 bytes, fewer than", |arena| {

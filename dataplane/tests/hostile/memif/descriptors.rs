@@ -1,7 +1,7 @@
 //! Descriptors that are not what they should be, or should not be there at all.
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ferrule_dataplane::memif::message::{AddRegion, Message};
@@ -9,15 +9,15 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::Linger;
-use nix::unistd::{ftruncate, pipe, write};
+use nix::unistd::{pipe, write};
 
 use crate::arena::{Arena, Case, open_files};
-use crate::control::{free, loses, stays};
+use crate::files::{full_pipe, lingering_socket, null, sealable};
 use crate::held::{Hammer, Held, hold};
-use crate::lair::Lair;
-use crate::peer::{Peer, init};
+use crate::limit::FileLimit;
+use crate::memif::control::{free, loses, stays};
+use crate::memif::lair::Lair;
+use crate::memif::peer::{Peer, init};
 
 pub const CASES: &[Case] = &[
     loses("a descriptor with INIT", "1 descriptors came with INIT", |arena| with_init(arena, 1)),
@@ -111,10 +111,6 @@ pub const CASES: &[Case] = &[
     free("sockets that linger, never read", unread_lingering_sockets),
 ];
 
-fn null() -> File {
-    File::open("/dev/null").unwrap()
-}
-
 fn with_init(arena: &Arena, count: usize) -> Held {
     let (null, peer) = (null(), Peer::connect(arena));
     peer.say(&Message::Init(init()), &vec![null.as_fd(); count]);
@@ -145,20 +141,6 @@ fn region_of(arena: &Arena, file: impl Into<OwnedFd>) -> Held {
     peer.region(0, 4096, file.into());
     assert!(peer.goodbye().is_some());
     hold(peer)
-}
-
-fn sealable() -> OwnedFd {
-    let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    ftruncate(&file, 4096).unwrap();
-    file
-}
-
-fn full_pipe() -> (OwnedFd, OwnedFd) {
-    let (reader, writer) = pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    while write(&writer, &[0; 4096]).is_ok() {}
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
-    (reader, writer)
 }
 
 /// Connects with eventfds of the caller's making, wants to be rung, and reads nothing.
@@ -228,7 +210,7 @@ fn nearly_full_table(arena: &Arena) -> Held {
     let peers: Vec<_> = (0..4).map(|_| Peer::connect(arena)).collect();
     crate::common::eventually("all were greeted", || peers.iter().all(|peer| readable(&peer.0)));
     let open = open_files();
-    let limit = crate::floods::FileLimit::lower_to(open as u64 + 100);
+    let limit = FileLimit::lower_to(open as u64 + 100);
     for peer in &peers {
         peer.send(b"garbage", &[null.as_fd(); 253]);
         peer.goodbye();
@@ -240,17 +222,6 @@ fn nearly_full_table(arena: &Arena) -> Held {
 fn readable(socket: &OwnedFd) -> bool {
     let mut list = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
     nix::poll::poll(&mut list, nix::poll::PollTimeout::ZERO) == Ok(1)
-}
-
-/// A socket whose last close waits for a far end that never reads, and that far end.
-fn lingering_socket() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let far = listener.accept().unwrap().0;
-    near.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut &near, &[0; 8192]).is_ok() {}
-    setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 600 }).unwrap();
-    (near, far)
 }
 
 fn lingering_sockets(arena: &Arena) -> Held {

@@ -1,16 +1,15 @@
 //! Lies of a server towards a client end of ours.
 
 use ferrule_dataplane::memif::message::{Direction, Hello, Message};
-use ferrule_dataplane::spec::Role;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::ftruncate;
 
-use crate::arena::{Arena, Case, Expect};
+use crate::arena::{Arena, Case, Expect, Victim};
 use crate::common::{Dice, eventually};
 use crate::held::{Hammer, Held, hold};
-use crate::host::{Guest, Host, hello};
-use crate::lair::descriptor;
+use crate::memif::host::{Guest, Host, hello};
+use crate::memif::lair::descriptor;
 
 pub const CASES: &[Case] = &[
     loses("server: version 0", "memif version 0x0000 is not spoken", |arena| {
@@ -153,17 +152,17 @@ pub const CASES: &[Case] = &[
 
 /// The attacked client is not held up.
 const fn free(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Client, expect: Expect::Free, attack }
+    Case { name, victim: Victim::MemifClient, expect: Expect::Free, attack }
 }
 
 /// The attacked client turns away from the server.
 const fn loses(name: &'static str, text: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Client, expect: Expect::Loses(text), attack }
+    Case { name, victim: Victim::MemifClient, expect: Expect::Loses(text), attack }
 }
 
 /// The attacked client stays connected.
 const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
-    Case { name, victim: Role::Client, expect: Expect::Stays, attack }
+    Case { name, victim: Victim::MemifClient, expect: Expect::Stays, attack }
 }
 
 /// Says something instead of an honest handshake, and waits until the client has gone.

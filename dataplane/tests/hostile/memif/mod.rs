@@ -1,0 +1,16 @@
+//! What a bad memif peer can do.
+
+mod control;
+mod descriptors;
+mod floods;
+mod host;
+mod lair;
+mod memory;
+mod peer;
+mod rings;
+mod servers;
+
+use crate::arena::Case;
+
+pub const TABLES: &[&[Case]] =
+    &[control::CASES, descriptors::CASES, memory::CASES, rings::CASES, floods::CASES, servers::CASES];

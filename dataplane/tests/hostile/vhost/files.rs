@@ -1,0 +1,294 @@
+//! Descriptors that are not what they should be, or should not be there at all.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use ferrule_dataplane::vhost::message::{Request, VringFile};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{pipe, write};
+
+use crate::arena::{Arena, Case, open_files};
+use crate::common::eventually;
+use crate::files::{full_pipe, lingering_socket, null, sealable};
+use crate::held::{Hammer, Held, hold};
+use crate::limit::FileLimit;
+use crate::vhost::hands::{reader_of, sender_of};
+use crate::vhost::lair::{Lair, Shape};
+use crate::vhost::peer::{PLAIN, Peer, message};
+use crate::vhost::verdict::{free, loses, stays};
+
+pub const CASES: &[Case] = &[
+    // CVE-2019-14818: descriptors beside a request that has none were kept.
+    loses("a descriptor with every request that has none", "1 descriptors came with", unwanted_files),
+    loses("32 descriptors with GET_FEATURES", "32 descriptors came with GET_FEATURES", |arena| {
+        with_files(arena, &message(1, PLAIN, &[]), &[null().as_fd(); 32])
+    }),
+    loses("33 descriptors with GET_FEATURES", "33 descriptors came with GET_FEATURES; at most 32", |arena| {
+        with_files(arena, &message(1, PLAIN, &[]), &[null().as_fd(); 33])
+    }),
+    loses("253 descriptors with half a header", "253 descriptors came with", |arena| {
+        with_files(arena, &message(1, PLAIN, &[])[..6], &[null().as_fd(); 253])
+    }),
+    // CVE-2022-0669: descriptors of messages that never end.
+    loses("descriptors with each byte of a message", "descriptors came with", |arena| {
+        let (null, peer) = (null(), Peer::connect(arena));
+        for byte in message(5, PLAIN, &[0; 40]) {
+            peer.send(&[byte], &[null.as_fd(); 30]);
+        }
+        peer.is_parted();
+        hold(peer)
+    }),
+    free("descriptors with a message that never ends", |arena| {
+        let (null, peer) = (null(), Peer::connect(arena));
+        peer.send(&message(5, PLAIN, &[0; 40])[..51], &[null.as_fd(); 32]);
+        hold(peer)
+    }),
+    free("descriptors in a socket that is closed unread", |arena| {
+        let null = null();
+        for _ in 0..20 {
+            let peer = Peer::connect(arena);
+            (0..4).for_each(|_| drop(peer.send(&message(1, 0, &[]), &[null.as_fd(); 253])));
+        }
+        hold(())
+    }),
+    loses("253 descriptors when hardly any are left", "were lost: this process has as many", nearly_full_table),
+    loses("SET_MEM_TABLE without its descriptor", "0 descriptors came with SET_MEM_TABLE", |arena| {
+        memory_with(arena, &[])
+    }),
+    loses("SET_MEM_TABLE with one too many", "2 descriptors came with SET_MEM_TABLE", |arena| {
+        memory_with(arena, &[sealable().as_fd(), sealable().as_fd()])
+    }),
+    loses("SET_VRING_KICK without its descriptor", "0 descriptors came with SET_VRING_KICK", |arena| {
+        kick_with(arena, &[])
+    }),
+    loses("SET_VRING_KICK with two", "2 descriptors came with SET_VRING_KICK", |arena| {
+        kick_with(arena, &[bell().as_fd(), bell().as_fd()])
+    }),
+    loses("a descriptor that is said not to be there", "1 descriptors came with SET_VRING_CALL", |arena| {
+        let peer = Peer::connect(arena);
+        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: false }), &[bell().as_fd()]);
+        peer.is_parted();
+        hold(peer)
+    }),
+    loses("a pipe as kick", "not an eventfd", |arena| kick_with(arena, &[full_pipe().0.as_fd()])),
+    loses("a pipe as call, full", "not an eventfd", |arena| call_with(arena, full_pipe().1.as_fd())),
+    loses("a broken pipe as call", "not an eventfd", |arena| call_with(arena, pipe().unwrap().1.as_fd())),
+    loses("a socket as call", "not an eventfd", |arena| {
+        call_with(arena, TcpListener::bind("127.0.0.1:0").unwrap().as_fd())
+    }),
+    loses("an epoll as call", "not an eventfd", |arena| {
+        call_with(arena, Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0.as_fd())
+    }),
+    loses("a memory file as call", "not an eventfd", |arena| {
+        call_with(arena, memfd_create(c"anon_inode:[eventfd]", MFdFlags::MFD_CLOEXEC).unwrap().as_fd())
+    }),
+    loses("its own control socket as call", "not an eventfd", |arena| {
+        let peer = Peer::connect(arena);
+        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: true }), &[peer.socket().as_fd()]);
+        peer.is_parted();
+        hold(peer)
+    }),
+    loses("a pipe to tell of errors", "not an eventfd", |arena| {
+        let peer = Peer::connect(arena);
+        peer.say(&Request::SetVringErr(VringFile { index: 0, has_file: true }), &[full_pipe().1.as_fd()]);
+        peer.is_parted();
+        hold(peer)
+    }),
+    stays("full eventfds that block their writers", |arena| {
+        bells(arena, || {
+            let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+            bell.write(u64::MAX - 1).unwrap();
+            bell.into()
+        })
+    }),
+    stays("eventfds as semaphores", |arena| {
+        bells(arena, || {
+            EventFd::from_value_and_flags(7, EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC).unwrap().into()
+        })
+    }),
+    stays("one eventfd for all that rings", one_eventfd),
+    stays("no eventfds at all", |arena| {
+        let lair = Lair::new();
+        let peer = lair.greet(arena);
+        lair.say_memory(&peer);
+        for index in 0..2 {
+            lair.say_place(&peer, index);
+            peer.say(&Request::SetVringKick(VringFile { index: index as u8, has_file: false }), &[]);
+        }
+        lair.enable(&peer);
+        let busy = (sender_of(&lair), reader_of(&lair));
+        eventually("frames cross", || arena.traffic.far_frames() > 100);
+        hold((busy, lair, peer))
+    }),
+    stays("an eventfd that wakes two thousand epolls", crowded_eventfd),
+    stays("a flood of kicks", |arena| {
+        let lair = Lair::new();
+        let peer = lair.join(arena);
+        let bell = lair.bells[1][0].try_clone().unwrap();
+        fcntl(&bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let hammer = Hammer::swing(move || drop(write(&bell, &1u64.to_ne_bytes())));
+        hold((hammer, lair, peer))
+    }),
+    stays("kicks and calls replaced without end", |arena| {
+        let (lair, open) = (Lair::new(), open_files());
+        let peer = lair.join(arena);
+        let joined = open_files() - open;
+        for round in 0..2000u32 {
+            let file = VringFile { index: (round % 2) as u8, has_file: true };
+            let bell = bell();
+            match round % 3 {
+                0 => peer.say(&Request::SetVringKick(file), &[bell.as_fd()]),
+                1 => peer.say(&Request::SetVringCall(file), &[bell.as_fd()]),
+                _ => peer.say(&Request::SetVringErr(file), &[bell.as_fd()]),
+            }
+        }
+        assert!(peer.is_heard());
+        assert!(open_files() - open <= joined + 4, "{} descriptors more", open_files() - open);
+        hold((lair, peer))
+    }),
+    loses("a plain file as memory", "not in memory", |arena| memory_of(arena, File::open("/etc/passwd").unwrap())),
+    loses("/dev/zero as memory", "not in memory", |arena| {
+        memory_of(arena, File::options().read(true).write(true).open("/dev/zero").unwrap())
+    }),
+    loses("a directory as memory", "not in memory", |arena| memory_of(arena, File::open("/").unwrap())),
+    loses("a pipe as memory", "not in memory", |arena| memory_of(arena, full_pipe().0)),
+    loses("an eventfd as memory", "not in memory", |arena| memory_of(arena, bell())),
+    loses("its own control socket as memory", "not in memory", |arena| {
+        let (lair, peer) = (Lair::new(), Peer::connect(arena));
+        peer.say(&Request::SetMemTable(vec![lair.row()]), &[peer.socket().as_fd()]);
+        peer.is_parted();
+        hold(peer)
+    }),
+    loses("a memory file opened read-only", "read-only", |arena| {
+        let lair = Lair::new();
+        memory_of(arena, File::open(format!("/proc/self/fd/{}", lair.file.as_raw_fd())).unwrap())
+    }),
+    loses("a memory file sealed against writing", "sealed against writing", |arena| {
+        sealed(arena, SealFlag::F_SEAL_WRITE)
+    }),
+    loses("a memory file sealed against future writing", "sealed against writing", |arena| {
+        sealed(arena, SealFlag::F_SEAL_FUTURE_WRITE)
+    }),
+    // As files of FUSE do, they keep whoever closes them waiting.
+    loses("sockets that linger when they are closed", "descriptors came with", |arena| {
+        let (near, _far) = lingering_socket();
+        let held: Vec<_> = (0..8).map(|_| with_files(arena, &message(3, PLAIN, &[]), &[near.as_fd(); 8])).collect();
+        drop(near);
+        hold(held)
+    }),
+    free("sockets that linger, never read", |arena| {
+        let ((near, _far), peer) = (lingering_socket(), Peer::connect(arena));
+        peer.send(&message(5, PLAIN, &[0; 40])[..20], &[near.as_fd(); 8]);
+        drop(near);
+        hold(peer)
+    }),
+];
+
+fn bell() -> OwnedFd {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap().into()
+}
+
+fn with_files(arena: &Arena, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Held {
+    let peer = Peer::connect(arena);
+    peer.send(bytes, files);
+    peer.is_parted();
+    hold(peer)
+}
+
+fn unwanted_files(arena: &Arena) -> Held {
+    let null = null();
+    for (number, size) in [
+        (1, 0),
+        (2, 8),
+        (3, 0),
+        (4, 0),
+        (8, 8),
+        (9, 40),
+        (10, 8),
+        (11, 8),
+        (15, 0),
+        (16, 8),
+        (18, 8),
+        (22, 32),
+        (99, 0),
+    ] {
+        with_files(arena, &message(number, PLAIN, &vec![0; size]), &[null.as_fd()]);
+    }
+    let peer = Lair::new().greet(arena);
+    for number in [17, 36, 40] {
+        assert!(peer.request(number, PLAIN, &[], &[]));
+        assert!(peer.hear().is_some());
+    }
+    peer.request(36, PLAIN, &[], &[null.as_fd()]);
+    peer.is_parted();
+    hold(peer)
+}
+
+fn memory_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
+    with_files(arena, &Request::SetMemTable(vec![Lair::new().row()]).emit(false), files)
+}
+
+/// Announces a file as memory.
+fn memory_of(arena: &Arena, file: impl Into<OwnedFd>) -> Held {
+    memory_with(arena, &[file.into().as_fd()])
+}
+
+fn sealed(arena: &Arena, seal: SealFlag) -> Held {
+    let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    nix::unistd::ftruncate(&file, Lair::new().row().size.cast_signed()).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seal)).unwrap();
+    memory_of(arena, file)
+}
+
+fn kick_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
+    with_files(arena, &Request::SetVringKick(VringFile { index: 1, has_file: true }).emit(false), files)
+}
+
+fn call_with(arena: &Arena, file: BorrowedFd<'_>) -> Held {
+    with_files(arena, &Request::SetVringCall(VringFile { index: 1, has_file: true }).emit(false), &[file])
+}
+
+/// Connects with eventfds of the caller's making, wants to be rung, and has frames cross.
+fn bells(arena: &Arena, make: impl Fn() -> OwnedFd) -> Held {
+    let mut lair = Lair::new();
+    lair.bells = (0..2).map(|_| [make(), make()]).collect();
+    let peer = lair.join(arena);
+    let busy = (sender_of(&lair), reader_of(&lair));
+    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    hold((busy, lair, peer))
+}
+
+fn one_eventfd(arena: &Arena) -> Held {
+    let bell = bell();
+    let mut lair = Lair::of(Shape { pairs: 4, ..Shape::split() });
+    lair.bells = (0..8).map(|_| [bell.try_clone().unwrap(), bell.try_clone().unwrap()]).collect();
+    let peer = lair.join(arena);
+    let busy = (sender_of(&lair), reader_of(&lair));
+    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    hold((busy, lair, peer))
+}
+
+fn crowded_eventfd(arena: &Arena) -> Held {
+    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+    let crowd: Vec<_> = (0..2000).map(|_| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()).collect();
+    let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    for epoll in &crowd {
+        epoll.add(&bell, EpollEvent::new(edge, 0)).unwrap();
+    }
+    hold((bells(arena, || bell.as_fd().try_clone_to_owned().unwrap()), crowd))
+}
+
+fn nearly_full_table(arena: &Arena) -> Held {
+    let null = null();
+    let peer = Peer::connect(arena);
+    assert!(peer.is_heard());
+    let limit = FileLimit::lower_to(open_files() as u64 + 60);
+    peer.send(&message(1, PLAIN, &[]), &[null.as_fd(); 253]);
+    peer.is_parted();
+    drop(limit);
+    hold(peer)
+}

@@ -1,0 +1,309 @@
+//! Good messages at the wrong time, about things that are not there, or without end.
+
+use std::os::fd::AsFd;
+
+use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::vhost::message::{Request, VringAddress, VringFile, VringState};
+
+use crate::arena::{Arena, Case, PAIRS};
+use crate::common::eventually;
+use crate::held::{Hammer, Held, hold};
+use crate::vhost::lair::{Lair, Shape, USER};
+use crate::vhost::peer::{PLAIN, Peer};
+use crate::vhost::verdict::{free, loses, stays};
+
+pub const CASES: &[Case] = &[
+    loses("features that were not offered", "were chosen and not offered", |arena| {
+        says(arena, &Request::SetFeatures(u64::MAX))
+    }),
+    loses("protocol features that were not offered", "were chosen and not offered", |arena| {
+        says(arena, &Request::SetProtocolFeatures(1 << 63))
+    }),
+    loses("other features while frames cross", "change while rings are started", |arena| {
+        running(arena, |lair| Request::SetFeatures((lair.shape.features | Features::RING_PACKED).0))
+    }),
+    loses("another header while frames cross", "change while rings are started", |arena| {
+        running(arena, |_| Request::SetFeatures(Features::PROTOCOL_FEATURES.0))
+    }),
+    loses("another length while frames cross", "it is started", |arena| {
+        running(arena, |_| Request::SetVringNum(VringState { index: 1, num: 32_768 }))
+    }),
+    loses("another position while frames cross", "it is started", |arena| {
+        running(arena, |_| Request::SetVringBase(VringState { index: 1, num: 77 }))
+    }),
+    stays("every request before any other", requests_too_early),
+    stays("requests of features that were not chosen", requests_not_chosen),
+    // CVE-2020-10723: an index was cut to 16 bits before it was checked.
+    stays("ring indexes out of range in every request", indexes_out_of_range),
+    loses("a ring of no descriptors", "a ring of 0 descriptors", |arena| sized(arena, 0)),
+    loses("a ring of 32769 descriptors", "a ring of 32769 descriptors", |arena| sized(arena, 32_769)),
+    loses("a ring of 2^32 - 1 descriptors", "a ring of 4294967295 descriptors", |arena| sized(arena, u32::MAX)),
+    loses("a ring of 2^16 descriptors", "a ring of 65536 descriptors", |arena| sized(arena, 65_536)),
+    loses("a split ring of 255 descriptors", "a ring of 255 descriptors", |arena| sized(arena, 255)),
+    loses("a ring longer than its memory", "available ring at user address", |arena| {
+        placed(arena, |lair, at| VringAddress { avail: at.desc + lair.row().size - 256, ..at })
+    }),
+    loses("a ring at address 0", "descriptors at user address 0x0 is", |arena| {
+        placed(arena, |_, at| VringAddress { desc: 0, ..at })
+    }),
+    loses("a ring at address 2^64 - 16", "descriptors at user address 0xfffffffffffffff0", |arena| {
+        placed(arena, |_, at| VringAddress { desc: u64::MAX - 15, ..at })
+    }),
+    loses("a ring at its guest address", "used ring at user address", |arena| {
+        placed(arena, |_, at| VringAddress { used: at.log_guest, ..at })
+    }),
+    loses("a ring a byte off", "is misaligned", |arena| {
+        placed(arena, |_, at| VringAddress { used: at.used + 1, ..at })
+    }),
+    loses("a ring that begins in its memory and ends behind", "used ring at user address", |arena| {
+        placed(arena, |lair, at| VringAddress { used: USER + lair.row().size - 2048, ..at })
+    }),
+    stays("both rings at the same place", |arena| {
+        let lair = Lair::new();
+        overlapping(arena, &lair, |lair, index| VringAddress { index, ..lair.address(0) })
+    }),
+    stays("all parts of a ring at the same place", |arena| {
+        let lair = Lair::new();
+        overlapping(arena, &lair, |lair, index| {
+            let at = lair.address(index);
+            VringAddress { used: at.desc, avail: at.desc, ..at }
+        })
+    }),
+    loses("a packed ring that begins behind its end", "is outside of its 256 descriptors", |arena| {
+        based(arena, Shape::packed(), 0x8100_8100)
+    }),
+    loses("a packed ring that begins at 32767", "is outside of its 256 descriptors", |arena| {
+        based(arena, Shape::packed(), 0x7fff)
+    }),
+    stays("a split ring that begins at 2^32 - 1", |arena| based(arena, Shape::split(), u32::MAX)),
+    loses("an MTU of 2^64 - 1", "an MTU of 18446744073709551615", |arena| chosen(arena, &Request::NetSetMtu(u64::MAX))),
+    loses("an MTU of 0", "an MTU of 0 bytes", |arena| chosen(arena, &Request::NetSetMtu(0))),
+    loses("a status of 64 bits", "device status 0xffffffffffffffff", |arena| {
+        chosen(arena, &Request::SetStatus(u64::MAX))
+    }),
+    loses("a configuration to be written", "read-only", |arena| {
+        let peer = Lair::new().greet(arena);
+        peer.request(25, PLAIN, &[[0; 4], [4, 0, 0, 0], [0; 4], [0xff; 4]].concat(), &[]);
+        peer.is_parted();
+        hold(peer)
+    }),
+    stays("GET_VRING_BASE of rings that never were", |arena| {
+        let peer = Peer::connect(arena);
+        for index in 0..2 * u32::from(PAIRS) {
+            let answer = peer.ask(&Request::GetVringBase(VringState { index, num: u32::MAX }), &[]);
+            assert_eq!(answer.payload, [index.to_ne_bytes(), [0; 4]].concat());
+        }
+        hold(peer)
+    }),
+    stays("GET_VRING_BASE without end while frames cross", |arena| {
+        storm(arena, |peer, lair, round| {
+            let index = round % 2;
+            peer.ask(&Request::GetVringBase(VringState { index, num: 0 }), &[]);
+            lair.start(peer, index);
+        })
+    }),
+    stays("rings switched on and off without end", |arena| {
+        storm(arena, |peer, _, round| {
+            let num = u32::from(round % 4 > 1);
+            peer.say(&Request::SetVringEnable(VringState { index: round % 2, num }), &[]);
+        })
+    }),
+    stays("rings placed anew without end", |arena| {
+        storm(arena, |peer, lair, round| peer.say(&Request::SetVringAddr(lair.address(round % 2)), &[]))
+    }),
+    stays("memory announced anew without end", |arena| storm(arena, |peer, lair, _| lair.say_memory(peer))),
+    stays("RESET_OWNER without end", |arena| storm(arena, |peer, _, _| peer.say(&Request::ResetOwner, &[]))),
+    stays("resets and starts without end", |arena| {
+        storm(arena, |peer, lair, _| {
+            peer.say(&Request::ResetDevice, &[]);
+            peer.say(&Request::SetFeatures(lair.shape.features.0), &[]);
+            (0..2).for_each(|index| lair.say_ring(peer, index));
+            lair.enable(peer);
+        })
+    }),
+    stays("announcements without end", |arena| {
+        storm(arena, |peer, _, round| peer.say(&Request::SendRarp([2, 0, 0, 0, 0, round as u8]), &[]))
+    }),
+    stays("announcements of addresses that are none", |arena| {
+        let (lair, peer) = (Lair::new(), Peer::connect(arena));
+        lair.negotiate(&peer);
+        for mac in [[0; 6], [0xff; 6], [1, 0, 0, 0, 0, 0]] {
+            assert!(peer.demand(&Request::SendRarp(mac), &[]));
+        }
+        hold(peer)
+    }),
+    free("every request five thousand times", floods),
+];
+
+/// Says one thing, and has lost its place by it.
+fn says(arena: &Arena, request: &Request) -> Held {
+    let peer = Peer::connect(arena);
+    peer.say(request, &[]);
+    peer.is_parted();
+    hold(peer)
+}
+
+/// The same once all features were chosen.
+fn chosen(arena: &Arena, request: &Request) -> Held {
+    let peer = Lair::new().greet(arena);
+    peer.say(request, &[]);
+    peer.is_parted();
+    hold(peer)
+}
+
+/// The same while frames cross.
+fn running(arena: &Arena, request: fn(&Lair) -> Request) -> Held {
+    let lair = Lair::new();
+    let peer = lair.join(arena);
+    peer.say(&request(&lair), &[]);
+    peer.is_parted();
+    hold((lair, peer))
+}
+
+fn sized(arena: &Arena, num: u32) -> Held {
+    let lair = Lair::new();
+    let peer = lair.greet(arena);
+    lair.say_memory(&peer);
+    for index in 0..2 {
+        lair.say_place(&peer, index);
+        peer.say(&Request::SetVringNum(VringState { index, num }), &[]);
+        lair.start(&peer, index);
+    }
+    lair.enable(&peer);
+    peer.is_parted();
+    hold((lair, peer))
+}
+
+/// A ring at another place than is its.
+fn placed(arena: &Arena, lie: fn(&Lair, VringAddress) -> VringAddress) -> Held {
+    let lair = Lair::new();
+    let peer = lair.join(arena);
+    peer.say(&Request::SetVringAddr(lie(&lair, lair.address(1))), &[]);
+    peer.is_parted();
+    hold((lair, peer))
+}
+
+fn overlapping(arena: &Arena, lair: &Lair, place: fn(&Lair, u32) -> VringAddress) -> Held {
+    let peer = lair.announce(arena);
+    (0..2).for_each(|index| peer.say(&Request::SetVringAddr(place(lair, index)), &[]));
+    lair.enable(&peer);
+    // What comes of it, if anything, is a fault of its rings.
+    peer.send(&Request::GetFeatures.emit(false), &[]);
+    hold(peer)
+}
+
+fn based(arena: &Arena, shape: Shape, num: u32) -> Held {
+    let lair = Lair::of(shape);
+    let peer = lair.greet(arena);
+    lair.say_memory(&peer);
+    for index in 0..2 {
+        lair.say_place(&peer, index);
+        peer.say(&Request::SetVringBase(VringState { index, num }), &[]);
+        lair.start(&peer, index);
+    }
+    lair.enable(&peer);
+    peer.is_heard();
+    hold((lair, peer))
+}
+
+/// Requests that make no sense yet; each is done or refused, and the conversation goes on.
+fn requests_too_early(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let peer = Peer::connect(arena);
+    let state = VringState { index: 1, num: 1 };
+    let file = VringFile { index: 1, has_file: true };
+    for request in [
+        Request::SetVringEnable(state),
+        Request::SetVringNum(VringState { index: 1, num: 256 }),
+        Request::SetVringAddr(lair.address(1)),
+        Request::SetVringBase(state),
+        Request::ResetOwner,
+        Request::SetVringErr(VringFile { index: 1, has_file: false }),
+    ] {
+        assert!(peer.demand(&request, &[]), "{}", request.word());
+    }
+    assert!(peer.demand(&Request::SetVringKick(file), &[lair.bells[1][0].as_fd()]));
+    assert!(peer.demand(&Request::SetVringCall(file), &[lair.bells[1][1].as_fd()]));
+    assert!(!peer.demand(&Request::SetMemTable(vec![]), &[]) || peer.is_heard());
+    assert!(peer.is_heard());
+    hold((lair, peer))
+}
+
+fn requests_not_chosen(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let peer = Peer::connect(arena);
+    peer.say(&Request::SetProtocolFeatures(0), &[]);
+    assert!(!peer.demand(&Request::NetSetMtu(1500), &[]));
+    assert!(!peer.demand(&Request::SendRarp([2; 6]), &[]));
+    assert!(!peer.demand(&Request::ResetDevice, &[]));
+    assert!(!peer.demand(&Request::SetStatus(15), &[]));
+    assert!(!peer.demand(&Request::AddMemReg(lair.row()), &[lair.file.as_fd()]));
+    assert!(!peer.demand(&Request::RemMemReg(lair.row()), &[]));
+    hold((lair, peer))
+}
+
+fn indexes_out_of_range(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let peer = lair.join(arena);
+    let rings = 2 * u32::from(PAIRS);
+    for index in [rings, 255, 256, 1 << 16, (1 << 16) + 1, 1 << 31, u32::MAX] {
+        let state = VringState { index, num: 256 };
+        for request in [
+            Request::SetVringNum(state),
+            Request::SetVringAddr(VringAddress { index, ..lair.address(0) }),
+            Request::SetVringBase(state),
+            Request::GetVringBase(state),
+            Request::SetVringEnable(state),
+        ] {
+            assert!(!peer.demand(&request, &[]), "{} of {index}", request.word());
+        }
+    }
+    for index in [rings as u8, 255] {
+        let file = VringFile { index, has_file: true };
+        for request in [Request::SetVringKick(file), Request::SetVringCall(file), Request::SetVringErr(file)] {
+            assert!(!peer.demand(&request, &[lair.bells[0][0].as_fd()]), "{} of {index}", request.word());
+        }
+    }
+    hold((lair, peer))
+}
+
+/// Does something again and again while frames cross, and while it is judged.
+fn storm(arena: &Arena, blow: fn(&Peer, &Lair, u32)) -> Held {
+    let lair = Lair::new();
+    let peer = lair.join(arena);
+    let mut round = 0;
+    // Asked now and then whether it was heard, so that it stays with what it has said.
+    let mut strike = move || {
+        blow(&peer, &lair, round);
+        round += 1;
+        assert!(!round.is_multiple_of(16) || peer.is_heard());
+    };
+    (0..200).for_each(|_| strike());
+    hold(Hammer::swing(strike))
+}
+
+/// Thousands of each request, one connection for each, answered or not.
+fn floods(arena: &Arena) -> Held {
+    let lair = Lair::new();
+    let (state, address) = (VringState { index: 1, num: 1 }, lair.address(1));
+    for request in [
+        Request::SetOwner,
+        Request::SetFeatures(lair.shape.features.0),
+        Request::SetVringNum(VringState { index: 1, num: 256 }),
+        Request::SetVringAddr(address),
+        Request::SetVringBase(state),
+        Request::SetVringEnable(state),
+        Request::ResetOwner,
+        Request::SetStatus(0),
+        Request::NetSetMtu(1500),
+        Request::SendRarp([2; 6]),
+    ] {
+        let peer = lair.greet(arena);
+        let bytes = request.emit(false).repeat(100);
+        for _ in 0..50 {
+            assert!(peer.send(&bytes, &[]), "{}", request.word());
+        }
+        eventually("it was all heard", || peer.is_heard());
+    }
+    hold(lair)
+}

@@ -1,0 +1,379 @@
+//! Drivers that lie: what happens is named, and costs nobody else anything (section numbers: virtio 1.2).
+
+use std::sync::Arc;
+
+use ferrule_dataplane::link::Broken;
+use ferrule_dataplane::port::{FRAME_MAX, Fault};
+use ferrule_dataplane::status::DropReason;
+use ferrule_dataplane::vhost::driver::DriverSpec;
+use ferrule_dataplane::vhost::features::Features;
+
+use crate::pair::{Pair, RX, TX, frame};
+
+const SIZE: u32 = 16;
+const SPEC: DriverSpec = DriverSpec { size: SIZE, buffer: 2048, header_apart: false };
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// A place in guest memory, and one outside of it.
+const OUTSIDE: u64 = 0x1000;
+
+/// A driver whose rings are written by hand.
+struct Liar {
+    pair: Pair,
+    packed: bool,
+}
+
+/// One descriptor: address, length, flags, and the next one's index (packed: the id).
+type Desc = (u64, u32, u16, u16);
+
+impl Liar {
+    fn new(features: Features) -> Self {
+        Self { pair: Pair::new(SPEC, features), packed: features.has(Features::RING_PACKED) }
+    }
+
+    fn both() -> [Self; 2] {
+        let features = Features::VERSION_1 | Features::INDIRECT_DESC;
+        [features, features | Features::RING_PACKED].map(Self::new)
+    }
+
+    /// Memory that the guest may use as it likes: buffers of the transmit ring.
+    fn inside(&self) -> u64 {
+        let row = self.pair.memory.row();
+        row.guest + row.size - 0x1_0000
+    }
+
+    fn offset(&self, user: u64) -> u64 {
+        user - self.pair.memory.row().user
+    }
+
+    fn write(&self, guest: u64, words: &[u32]) {
+        let row = self.pair.memory.row();
+        for (at, &word) in words.iter().enumerate() {
+            self.pair.memory.region().write_u32(guest - row.guest + 4 * at as u64, word).unwrap();
+        }
+    }
+
+    /// Descriptors as they lie in memory. `available`: with the flags that make a packed ring's available.
+    fn words(&self, list: &[Desc], available: bool) -> Vec<u32> {
+        let word = |&(address, len, flags, next): &Desc| {
+            let flags = if self.packed && available { flags | 1 << 7 } else { flags };
+            let last = if self.packed {
+                u32::from(next) | u32::from(flags) << 16
+            } else {
+                u32::from(flags) | u32::from(next) << 16
+            };
+            [address as u32, (address >> 32) as u32, len, last]
+        };
+        list.iter().flat_map(word).collect()
+    }
+
+    /// Writes descriptors from slot 0 on of a ring and offers those at `heads`. In a packed ring all are offered.
+    fn offer(&self, ring: usize, list: &[Desc], heads: &[u16]) {
+        let at = self.pair.memory.addresses(ring);
+        let row = self.pair.memory.row();
+        self.write(row.guest + self.offset(at.desc), &self.words(list, true));
+        if self.packed {
+            return;
+        }
+        let avail = self.offset(at.avail);
+        for (place, &head) in heads.iter().enumerate() {
+            self.pair.memory.region().index(avail + 4 + 2 * place as u64).unwrap().store(head);
+        }
+        self.pair.memory.region().index(avail + 2).unwrap().store(heads.len() as u16);
+    }
+
+    /// What becomes of one chain, made of these descriptors from slot 0 on.
+    fn send(mut self, list: &[Desc]) -> Result<(usize, usize), Broken> {
+        self.offer(TX, list, &[0]);
+        self.turn()
+    }
+
+    fn turn(&mut self) -> Result<(usize, usize), Broken> {
+        self.pair.try_turn().map(|turn| (turn.frames - turn.refused, turn.refused))
+    }
+}
+
+fn source(fault: Fault) -> Result<(usize, usize), Broken> {
+    Err(Broken::Source(fault))
+}
+
+fn missing(slot: u32, address: u64, length: u32) -> Fault {
+    Fault::GuestMemory { slot, high: (address >> 32) as u32, low: address as u32, length }
+}
+
+#[test]
+fn an_index_that_jumps_ends_the_connection() {
+    for (ring, broken) in [(TX, true), (RX, false)] {
+        let mut liar = Liar::new(Features::VERSION_1);
+        liar.pair.send(&[frame(1, 64)]);
+        let avail = liar.offset(liar.pair.memory.addresses(ring).avail);
+        liar.pair.memory.region().index(avail + 2).unwrap().store(SIZE as u16 + 1);
+        let fault = Fault::Index { from: 0, to: SIZE + 1, size: SIZE };
+        let expected = if broken { Broken::Source(fault) } else { Broken::Target(fault) };
+        assert_eq!(liar.turn(), Err(expected));
+    }
+}
+
+#[test]
+fn a_head_beyond_the_ring_ends_the_connection_after_the_frames_before_it() {
+    let liar = Liar::new(Features::VERSION_1);
+    let inside = liar.inside();
+    let mut liar = liar;
+    liar.offer(TX, &[(inside, 72, 0, 0)], &[0, SIZE as u16]);
+    assert_eq!(liar.turn(), source(Fault::Head { entry: 1, head: SIZE, size: SIZE }));
+    assert_eq!(liar.pair.receive(), [vec![0; 60]]);
+    let mut liar = Liar::new(Features::VERSION_1);
+    liar.offer(RX, &[], &[u16::MAX]);
+    liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
+    assert_eq!(liar.turn(), Err(Broken::Target(Fault::Head { entry: 0, head: u32::from(u16::MAX), size: SIZE })));
+}
+
+#[test]
+fn no_byte_outside_the_guest_s_memory_is_read() {
+    for liar in [0, 1, 2, 3, 4].into_iter().flat_map(|case| Liar::both().map(|liar| (case, liar))) {
+        let (case, liar) = liar;
+        let row = liar.pair.memory.row();
+        let end = row.guest + row.size;
+        let (address, len) = [(OUTSIDE, 72), (end - 71, 72), (end, 72), (u64::MAX - 10, 72), (row.guest - 1, 72)][case];
+        assert_eq!(liar.send(&[(address, len, 0, 0)]), source(missing(0, address, len)), "case {case}");
+    }
+    for liar in Liar::both() {
+        let inside = liar.inside();
+        let chain = [(inside, 12, NEXT, 1), (inside, 60, NEXT, 2), (OUTSIDE, 60, 0, 0)];
+        assert_eq!(liar.send(&chain), source(missing(0, OUTSIDE, 60)));
+    }
+}
+
+#[test]
+fn no_byte_outside_the_guest_s_memory_is_written() {
+    for liar in Liar::both() {
+        let inside = liar.inside();
+        let mut liar = liar;
+        liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
+        liar.offer(RX, &[(OUTSIDE, 2048, WRITE, 0)], &[0]);
+        assert_eq!(liar.turn(), Err(Broken::Target(missing(0, OUTSIDE, 2048))));
+    }
+}
+
+#[test]
+fn memory_that_is_not_for_us_to_write_is_not_written() {
+    for mut liar in Liar::both() {
+        let inside = liar.inside();
+        liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
+        liar.offer(RX, &[(inside, 2048, 0, 0)], &[0]);
+        assert_eq!(liar.turn(), Err(Broken::Target(Fault::Direction { slot: 0 })));
+    }
+}
+
+#[test]
+fn a_receive_buffer_without_room_for_a_header_ends_the_connection() {
+    for len in [0, 1, 11] {
+        for mut liar in Liar::both() {
+            let inside = liar.inside();
+            liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
+            liar.offer(RX, &[(inside, len, WRITE, 0)], &[0]);
+            assert_eq!(liar.turn(), Err(Broken::Target(Fault::NoRoom { slot: 0, length: len })));
+        }
+    }
+}
+
+#[test]
+fn chains_no_longer_than_a_header_are_counted_and_given_back() {
+    for len in [0, 1, 11, 12] {
+        for liar in Liar::both() {
+            let inside = liar.inside();
+            assert_eq!(liar.send(&[(inside, len, 0, 0)]), Ok((0, 1)), "{len}");
+        }
+    }
+    for mut liar in Liar::both() {
+        let inside = liar.inside();
+        let chain = [(inside, 6, NEXT, 1), (inside, 0, NEXT, 2), (inside, 6, 0, 0)];
+        liar.offer(TX, &chain, &[0]);
+        assert_eq!(liar.turn(), Ok((0, 1)));
+        let dropped = liar.pair.counters.read().drops[DropReason::TooShort as usize];
+        assert_eq!(dropped, 1);
+    }
+}
+
+#[test]
+fn a_header_may_be_spread_over_as_many_descriptors_as_it_has_bytes() {
+    for mut liar in Liar::both() {
+        let inside = liar.inside();
+        let mut chain: Vec<Desc> = (0..12).map(|at| (inside + 5 * u64::from(at), 1, NEXT, at + 1)).collect();
+        chain.extend([(inside, 0, NEXT, 13), (inside + 128, 30, NEXT, 14), (inside + 256, 34, 0, 0)]);
+        liar.write(inside + 128, &[0x0101_0101; 8]);
+        liar.write(inside + 256, &[0x0202_0202; 9]);
+        liar.offer(TX, &chain, &[0]);
+        assert_eq!(liar.turn(), Ok((1, 0)));
+        assert_eq!(liar.pair.receive(), [[vec![1; 30], vec![2; 34]].concat()]);
+    }
+}
+
+#[test]
+fn a_chain_that_leads_back_into_itself_ends() {
+    let liar = Liar::new(Features::VERSION_1);
+    let inside = liar.inside();
+    assert_eq!(liar.send(&[(inside, 20, NEXT, 1), (inside, 20, NEXT, 0)]), source(Fault::Oversize { slot: 0 }));
+    let liar = Liar::new(Features::VERSION_1);
+    let next = Fault::Head { entry: 0, head: SIZE, size: SIZE };
+    assert_eq!(liar.send(&[(inside, 20, NEXT, SIZE as u16)]), source(next));
+    // All of a packed ring is one chain without an end.
+    let liar = Liar::new(Features::VERSION_1 | Features::RING_PACKED);
+    let chain = [(inside, 20, NEXT, 0); SIZE as usize];
+    assert_eq!(liar.send(&chain), source(Fault::Oversize { slot: 0 }));
+}
+
+#[test]
+fn a_packed_chain_that_goes_on_where_nothing_is_available_ends_the_connection() {
+    let liar = Liar::new(Features::VERSION_1 | Features::RING_PACKED);
+    let inside = liar.inside();
+    assert_eq!(liar.send(&[(inside, 20, NEXT, 0)]), source(Fault::OpenChain { slot: 0 }));
+}
+
+#[test]
+fn a_frame_longer_than_any_ends_the_connection() {
+    for liar in Liar::both() {
+        let row = liar.pair.memory.row();
+        let half = (FRAME_MAX / 2 + 16) as u32;
+        assert!(row.size > u64::from(half));
+        let chain = [(row.guest, half, NEXT, 1), (row.guest, half, 0, 0)];
+        assert_eq!(liar.send(&chain), source(Fault::Oversize { slot: 0 }));
+    }
+    // 16 times 4 GiB, which 32 bits cannot count.
+    for liar in Liar::both() {
+        let row = liar.pair.memory.row();
+        let mut chain: Vec<Desc> = (1..SIZE as u16).map(|next| (row.guest, u32::MAX, NEXT, next)).collect();
+        chain.push((row.guest, 40, 0, 0));
+        assert_eq!(liar.send(&chain), source(Fault::Oversize { slot: 0 }));
+    }
+}
+
+#[test]
+fn tables_of_descriptors_are_bounded_and_not_nested() {
+    for case in 0..8 {
+        for liar in Liar::both() {
+            let inside = liar.inside();
+            let entry = |flags, next| liar.words(&[(inside, 72, flags, next)], false);
+            let table = inside + 1024;
+            let (len, flags) = match case {
+                0 => (0, INDIRECT),
+                1 => (15, INDIRECT),
+                2 => (17, INDIRECT),
+                3 => (16 * 513, INDIRECT),
+                4 => (u32::MAX & !15, INDIRECT),
+                5 => (16, INDIRECT | NEXT),
+                _ => (16, INDIRECT),
+            };
+            match case {
+                6 => liar.write(table, &entry(INDIRECT, 0)),
+                // In a packed ring's table the links mean nothing, and all of it is used.
+                7 if !liar.packed => liar.write(table, &entry(NEXT, 1)),
+                7 => liar.write(table, &entry(INDIRECT | NEXT, 1)),
+                _ => liar.write(table, &entry(0, 0)),
+            }
+            let fault = Fault::Table { slot: 0, length: len };
+            assert_eq!(liar.send(&[(table, len, flags, 0)]), source(fault), "case {case}");
+        }
+    }
+}
+
+#[test]
+fn a_table_outside_of_memory_or_in_a_circle_ends_the_connection() {
+    for liar in Liar::both() {
+        assert_eq!(liar.send(&[(OUTSIDE, 32, INDIRECT, 0)]), source(missing(0, OUTSIDE, 32)));
+    }
+    for liar in Liar::both() {
+        let at = u64::MAX - 15;
+        assert_eq!(liar.send(&[(at, 32, INDIRECT, 0)]), source(missing(0, at, 32)));
+    }
+    let liar = Liar::new(Features::VERSION_1 | Features::INDIRECT_DESC);
+    let inside = liar.inside();
+    liar.write(inside, &liar.words(&[(inside, 72, NEXT, 1), (inside, 72, NEXT, 0)], false));
+    assert_eq!(liar.send(&[(inside, 32, INDIRECT, 0)]), source(Fault::Table { slot: 0, length: 32 }));
+}
+
+#[test]
+fn offload_headers_that_do_not_fit_their_frame_are_counted_and_given_back() {
+    // NEEDS_CSUM with csum_start beyond the frame; the sum of start and offset in 16 bits; TCPv4 with gso_size 0; unknown.
+    let headers: [[u32; 3]; 4] = [
+        [0x0000_0001, 0x1000_0000, 0x0001_0010],
+        [0x0000_0001, 0xffff_0000, 0x0001_0003],
+        [0x0000_0101, 0x0022_0000, 0x0001_0010],
+        [0x0000_7701, 0x0022_05a8, 0x0001_0010],
+    ];
+    let offloads = [Features::CSUM, Features::HOST_TSO4, Features::GUEST_CSUM, Features::GUEST_TSO4];
+    for takes in [2, 4] {
+        let features = offloads[..takes].iter().fold(Features::VERSION_1, |all, &bit| all | bit);
+        for (number, header) in headers.iter().enumerate() {
+            for features in [features, features | Features::RING_PACKED] {
+                let mut liar = Liar::new(features);
+                let inside = liar.inside();
+                liar.write(inside, header);
+                liar.offer(TX, &[(inside, 100, 0, 0)], &[0]);
+                assert_eq!(liar.turn(), Ok((0, 1)), "header {number}, {features:x?}");
+                let dropped = liar.pair.counters.read().drops[DropReason::BadOffload as usize];
+                assert_eq!(dropped, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
+    use ferrule_dataplane::link::AnySource;
+    use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryRegion};
+    use ferrule_dataplane::vhost::vring::GuestTx;
+    for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
+        let mut liar = Liar::new(features);
+        let row = liar.pair.memory.row();
+        let inside = liar.inside();
+        // The same memory in two rows; a row ends in the middle of the buffer.
+        let first = inside + 50 - row.guest;
+        let rows = [(0, first), (first, row.size - first)].map(|(offset, size)| {
+            let part = MemoryRegion { guest: row.guest + offset, size, user: row.user + offset, offset };
+            (part, liar.pair.memory.region().clone())
+        });
+        let mut setup = crate::pair::setup(&liar.pair.memory, TX, features, &liar.pair.bells[TX], None);
+        setup.memory = GuestMemory::new(rows.into()).unwrap();
+        liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&setup).unwrap());
+        liar.write(inside + 12, &[0x0303_0303; 16]);
+        liar.offer(TX, &[(inside, 76, 0, 0)], &[0]);
+        assert_eq!(liar.turn(), Ok((1, 0)));
+        assert_eq!(liar.pair.receive(), [vec![3; 64]]);
+    }
+}
+
+#[test]
+fn memory_that_is_truncated_ends_the_connection() {
+    use ferrule_dataplane::link::{AnySource, AnyTarget};
+    use ferrule_dataplane::vhost::memory::GuestMemory;
+    use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx};
+    use ferrule_ffi::region::Region;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
+    for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
+        let mut liar = Liar::new(features);
+        let row = liar.pair.memory.row();
+        // Memory of the same layout that nothing holds to its length.
+        let file = memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&file, row.size.cast_signed()).unwrap();
+        let health = Arc::default();
+        let region = Region::map(file.try_clone().unwrap(), row.size, &health).unwrap();
+        let [rx, tx] = [RX, TX].map(|ring| {
+            let mut setup = crate::pair::setup(&liar.pair.memory, ring, features, &liar.pair.bells[ring], None);
+            setup.memory = GuestMemory::new(vec![(row, region.clone())]).unwrap();
+            setup.health = Arc::clone(&health);
+            setup
+        });
+        liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&tx).unwrap());
+        liar.pair.guest_rx = AnyTarget::Vhost(GuestRx::new(&rx).unwrap());
+        assert_eq!(liar.turn(), Ok((0, 0)));
+        ftruncate(&file, 0).unwrap();
+        let found = (0..3).find_map(|_| liar.turn().err());
+        assert!(
+            matches!(found, Some(Broken::Source(Fault::Truncated) | Broken::Target(Fault::Truncated))),
+            "{found:?}"
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! Rings that cannot be, and memory tables that cannot be.
+
+use std::sync::Arc;
+
+use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverSpec};
+use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryError, MemoryRegion, ROWS_MAX};
+use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringSetup};
+use ferrule_ffi::region::Region;
+
+use crate::pair::setup;
+
+fn good(features: Features) -> VringSetup {
+    let memory = DriverMemory::create(DriverSpec { size: 64, buffer: 128, header_apart: false }, 2).unwrap();
+    setup(&memory, 1, features, &Bells::new().unwrap(), None)
+}
+
+/// Why both kinds of ends refuse this ring, or that they take it.
+fn judge(setup: &VringSetup) -> Option<VringError> {
+    let (tx, rx) = (GuestTx::new(setup).err(), GuestRx::new(setup).err());
+    assert_eq!(tx, rx);
+    tx
+}
+
+#[test]
+fn a_ring_has_a_size_that_its_layout_allows() {
+    let size = |features, size| judge(&VringSetup { size, ..good(features) });
+    for bad in [0, 3, 63, SIZE_MAX + 1, u32::MAX] {
+        assert_eq!(size(Features::default(), bad), Some(VringError::Size { index: 1, size: bad }));
+    }
+    for bad in [0, SIZE_MAX + 1, u32::MAX] {
+        assert_eq!(size(Features::RING_PACKED, bad), Some(VringError::Size { index: 1, size: bad }));
+    }
+    for right in [1, 2, 64] {
+        assert_eq!(size(Features::default(), right), None);
+    }
+    for right in [1, 3, 63, 64] {
+        assert_eq!(size(Features::RING_PACKED, right), None);
+    }
+}
+
+#[test]
+fn all_of_a_ring_lies_aligned_in_one_region() {
+    for features in [Features::default(), Features::RING_PACKED] {
+        let good = good(features);
+        assert_eq!(judge(&good), None);
+        let row = *good.memory.rows().next().unwrap();
+        let end = row.user + row.size;
+        type Change = fn(&mut VringSetup, u64);
+        let parts: [(Change, u64); 3] = [
+            (|setup, at| setup.desc = at, 16),
+            (|setup, at| setup.avail = at, if features.has(Features::RING_PACKED) { 4 } else { 2 }),
+            (|setup, at| setup.used = at, 4),
+        ];
+        for (change, align) in parts {
+            let outside = [0, row.user - align, end, end - align, u64::MAX & !15, u64::MAX];
+            // The last event structure of a packed ring fits where it just fits.
+            let inside_after_all = |at: u64| features.has(Features::RING_PACKED) && align == 4 && at == end - 4;
+            for at in outside.into_iter().chain([row.user + 1, row.user + align / 2 + align]) {
+                let mut setup = good.clone();
+                change(&mut setup, at);
+                if inside_after_all(at) {
+                    continue;
+                }
+                let error = judge(&setup);
+                let named = matches!(error, Some(VringError::Place { index: 1, address, .. }) if address == at);
+                assert!(named, "{features:x?}: {at:#x} with alignment {align}: {error:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_ring_begins_inside_itself() {
+    let base = |base| judge(&VringSetup { base, ..good(Features::RING_PACKED) });
+    for right in [0, 63, 0x8000, 0x803f, 0x8000_8000, 0x803f_0005, 0x0001_ffff] {
+        assert_eq!(base(right), None, "{right:#x}");
+    }
+    for bad in [64, 0x8040, 0xffff, 0x8040_8000, 0xffff_8000] {
+        assert_eq!(base(bad), Some(VringError::Base { index: 1, base: bad, size: 64 }));
+    }
+}
+
+#[test]
+fn a_memory_table_is_checked_as_a_whole() {
+    let file = Region::create("memory", 0x3000, &Arc::default()).unwrap();
+    let row = |guest, size, user, offset| MemoryRegion { guest, size, user, offset };
+    let table = |rows: &[MemoryRegion]| GuestMemory::new(rows.iter().map(|row| (*row, file.clone())).collect()).err();
+    let good = row(0x1000, 0x1000, 0x9000, 0x1000);
+    assert_eq!(table(&[good, row(0x2000, 0x2000, 0xa000, 0x1000), row(0, 0x1000, 0x5000, 0)]), None);
+    assert_eq!(table(&[]), Some(MemoryError::Empty));
+    assert_eq!(table(&[good; ROWS_MAX + 1]), Some(MemoryError::TooMany { rows: ROWS_MAX + 1 }));
+    assert_eq!(table(&[row(5, 0, 0, 0)]), Some(MemoryError::NoBytes { guest: 5 }));
+    for announced in [row(u64::MAX, 2, 0, 0), row(0, 2, u64::MAX, 0), row(0, 0x1000, 0, u64::MAX - 0xfff)] {
+        assert_eq!(table(&[announced]), Some(MemoryError::Wraps { announced }));
+    }
+    for announced in [row(0, 0x3001, 0, 0), row(0, 0x1000, 0, 0x2001), row(0, 1, 0, 0x3000)] {
+        assert_eq!(table(&[announced]), Some(MemoryError::Short { announced, held: 0x3000 }));
+    }
+    assert_eq!(table(&[good, row(0x1fff, 1, 0, 0)]), Some(MemoryError::Overlap { first: 0x1000, second: 0x1fff }));
+    assert_eq!(table(&[good, good]), Some(MemoryError::Overlap { first: 0x1000, second: 0x1000 }));
+}
