@@ -180,7 +180,8 @@ impl Generator {
             }
             rounds += 1;
             idle += u64::from(moved.received + moved.sent == 0);
-            if !sending && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
+            if !sending
+                && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
             {
                 break;
             }

@@ -46,7 +46,8 @@ fn measure() -> f64 {
             let instant = Instant::now();
             (now() - before, before, instant)
         };
-        let (width, before, instant) = (0..READINGS).map(reading).min_by_key(|&(width, ..)| width).unwrap_or(reading(0));
+        let (width, before, instant) =
+            (0..READINGS).map(reading).min_by_key(|&(width, ..)| width).unwrap_or(reading(0));
         (before + width / 2, instant)
     };
     let (first_ticks, first) = together();

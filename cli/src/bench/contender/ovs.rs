@@ -34,7 +34,10 @@ pub(super) fn start(
     let mut settings: Vec<String> = vec!["--no-wait".into(), "set".into(), "Open_vSwitch".into(), ".".into()];
     let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
     settings.push("other_config:dpdk-init=true".into());
-    settings.push(format!("other_config:dpdk-extra=--no-huge -m 1024 --no-pci --no-shconf --no-telemetry --file-prefix={}", switch.prefix()));
+    settings.push(format!(
+        "other_config:dpdk-extra=--no-huge -m 1024 --no-pci --no-shconf --no-telemetry --file-prefix={}",
+        switch.prefix()
+    ));
     settings.push(format!("other_config:dpdk-lcore-mask={}", mask(&[site.other])));
     settings.push(format!("other_config:pmd-cpu-mask={}", mask(&site.workers)));
     settings.push(format!("other_config:vhost-sock-dir={}", "."));

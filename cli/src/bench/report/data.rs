@@ -84,23 +84,17 @@ fn entries(case: &Measured) -> Vec<Line<'_>> {
     lines
 }
 
-fn line<'a>(
-    case: &'a Measured,
-    ours: &Compared<'a>,
-    peer: Option<&Compared<'a>>,
-    all: &[Compared<'a>],
-) -> Line<'a> {
-    let rate = |compared: &Compared<'_>| {
-        (compared.unit == Unit::FramesPerSecond).then_some(compared.spread.median / MILLION)
-    };
+fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>, all: &[Compared<'a>]) -> Line<'a> {
+    let rate =
+        |compared: &Compared<'_>| (compared.unit == Unit::FramesPerSecond).then_some(compared.spread.median / MILLION);
     let frames = |compared: &Compared<'_>| (compared.unit == Unit::Frames).then_some(compared.spread.median);
     let scale = if ours.unit == Unit::FramesPerSecond { MILLION } else { 1.0 };
     let family = |compared: &Compared<'_>| compared.entry.program.split(' ').next().unwrap_or_default().to_owned();
     let best = peer.is_some_and(|peer| {
         let rivals = all.iter().filter(|other| other.name == peer.name && family(other) == family(peer));
-        rivals.filter(|other| other.entry.program != ours.entry.program).all(|other| {
-            other.spread.median <= peer.spread.median
-        })
+        rivals
+            .filter(|other| other.entry.program != ours.entry.program)
+            .all(|other| other.spread.median <= peer.spread.median)
     });
     Line {
         case: &case.case.name,

@@ -65,7 +65,8 @@ fn summary_row(case: &Measured, number: usize, compared: &Compared<'_>, compares
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit, decimals) = if is_rate { (MILLION, "Mpps", 2) } else { (1.0, "frames", 0) };
     let spread = compared.spread.by(scale);
-    let range = |spread: Spread, decimals: usize| format!("{:.decimals$} \u{2013} {:.decimals$}", spread.min, spread.max);
+    let range =
+        |spread: Spread, decimals: usize| format!("{:.decimals$} \u{2013} {:.decimals$}", spread.min, spread.max);
     html! {
         tr.first[number == 0] {
             td.case { @if number == 0 { (case.case.name) } }
@@ -160,7 +161,11 @@ fn size_plot(results: &Results, name: &str) -> Markup {
     let mut series: Vec<Series> = Vec::new();
     for case in &cases {
         for one in compare(case).iter().filter(|one| one.unit == Unit::FramesPerSecond) {
-            let named = if one.name == "rate" { one.entry.program.clone() } else { format!("{} {}", one.entry.program, one.name) };
+            let named = if one.name == "rate" {
+                one.entry.program.clone()
+            } else {
+                format!("{} {}", one.entry.program, one.name)
+            };
             let spread = one.spread.by(MILLION);
             let point = Point { x: size(case), y: spread.median, spread: Some((spread.min, spread.max)) };
             if let Some(series) = series.iter_mut().find(|series| series.name == named) {
@@ -178,7 +183,8 @@ fn size_plot(results: &Results, name: &str) -> Markup {
     let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
     let sizes = || cases.iter().map(|case| size(case));
     let (smallest, largest) = (sizes().fold(f64::MAX, f64::min), sizes().fold(0.0, f64::max));
-    let lines_wanted: Vec<_> = LINES.iter().filter(|(bits, _)| line_rate(*bits, largest) / MILLION < high * 2.0).collect();
+    let lines_wanted: Vec<_> =
+        LINES.iter().filter(|(bits, _)| line_rate(*bits, largest) / MILLION < high * 2.0).collect();
     for (bits, name) in lines_wanted {
         let steps = (0..=24).map(|step| smallest * (largest / smallest).powf(f64::from(step) / 24.0));
         let points = steps.map(|x| Point { x, y: line_rate(*bits, x) / MILLION, spread: None }).collect();
@@ -272,7 +278,8 @@ fn loss(results: &Results) -> Markup {
 fn loss_plot(results: &Results, case: &Measured) -> Markup {
     let mut series = Vec::new();
     for entry in &case.entries {
-        let point = |trial: &&Tried| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
+        let point =
+            |trial: &&Tried| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
         let mut points: Vec<_> = paced(entry).iter().map(point).collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         series.push(Series { name: entry.program.clone(), colour: colour(results, &entry.program), points });

@@ -107,9 +107,7 @@ pub struct Point {
 /// Lines through points.
 pub fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Markup {
     let (left, right, top, bottom) = (64.0, WIDTH - 150.0, 14.0, HEIGHT - 46.0);
-    let at = |point: (f64, f64)| {
-        (left + x.place(point.0) * (right - left), bottom - y.place(point.1) * (bottom - top))
-    };
+    let at = |point: (f64, f64)| (left + x.place(point.0) * (right - left), bottom - y.place(point.1) * (bottom - top));
     let labels = spaced_labels(series.iter().map(|series| series.points.last().map(|end| at((end.x, end.y)).1)));
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(title) {
@@ -318,8 +316,9 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!([0.0, 0.0012, 0.5, 12.34, 1518.0, 9000.0, 14_880_952.0].map(short), [
-            "0", "0.0012", "0.5", "12.3", "1.518k", "9k", "14.881M"
-        ]);
+        assert_eq!(
+            [0.0, 0.0012, 0.5, 12.34, 1518.0, 9000.0, 14_880_952.0].map(short),
+            ["0", "0.0012", "0.5", "12.3", "1.518k", "9k", "14.881M"]
+        );
     }
 }

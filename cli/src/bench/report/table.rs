@@ -11,7 +11,17 @@ use crate::bench::spread::Spread;
 pub fn table(results: &Results) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["CASE", "PROGRAM", "FIGURE", "MEDIAN", "MIN - MAX", "Gbit/s", "CYCLES", "OURS BY IT", "MIN - MAX"]);
+    table.set_header([
+        "CASE",
+        "PROGRAM",
+        "FIGURE",
+        "MEDIAN",
+        "MIN - MAX",
+        "Gbit/s",
+        "CYCLES",
+        "OURS BY IT",
+        "MIN - MAX",
+    ]);
     for case in &results.cases {
         let mut first = &*case.case.name;
         for compared in compare(case) {
@@ -82,7 +92,8 @@ mod tests {
     #[test]
     fn a_generator_that_never_waits_is_called_the_limit() {
         let mut results = results(&[64]);
-        for trial in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds).flat_map(|r| &mut r.trials) {
+        for trial in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds).flat_map(|r| &mut r.trials)
+        {
             trial.idle = 0.01;
         }
         assert!(table(&results).to_string().contains("31.25 (generator)"));

@@ -209,7 +209,7 @@ fn logged(arena: &Arena, shape: Shape, size: u64, lie: fn(VringAddress) -> Vring
     let before = arena.traffic.far_frames();
     eventually("frames cross", || arena.traffic.far_frames() > before + 100);
     let memory = Region::map(log, 1 << 20, &<_>::default()).unwrap();
-    let words = (size.next_multiple_of(4) / 4..1 << 18).all(|word| memory.read_u32(word * 4) == Some(0));
+    let words = (size.div_ceil(4)..1 << 18).all(|word| memory.read_u32(word * 4) == Some(0));
     assert!(words, "pages behind the end of the log were marked");
     hold((busy, lair, peer))
 }
