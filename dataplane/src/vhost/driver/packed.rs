@@ -179,6 +179,16 @@ impl PackedDriverTx {
         self.ring.buffers.frame_room(self.ids.front()?, self.ring.buffers.room)
     }
 
+    /// Asks for the first line of the buffer that the frame after `ahead` others goes to, to write to it soon.
+    #[inline(always)]
+    pub fn prefetch_buffer(&self, ahead: u32) {
+        if ahead < self.ids.free()
+            && let Some(buffer) = self.ring.buffers.frame_room(self.ids.ahead(ahead), 1)
+        {
+            buffer.prefetch();
+        }
+    }
+
     /// Sends the first `len` bytes of the next buffer.
     #[inline(always)]
     pub fn commit(&mut self, len: u32) {
