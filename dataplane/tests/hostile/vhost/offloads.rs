@@ -181,7 +181,7 @@ fn rewritten(arena: &Arena) -> Held {
 }
 
 fn random(arena: &Arena) -> Held {
-    let mut dice = Dice(0xbad5eed);
+    let mut dice = Dice(0x0bad_5eed);
     let lair = offloading(Shape::split());
     let peer = lair.join(arena);
     send(&lair, &CHECKSUM, 200);
