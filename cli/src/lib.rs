@@ -7,7 +7,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
-//! - [`mod@bench`]: how fast, beside a peer's program.
+//! - [`mod@bench`]: what goes through a wire, beside a peer's program.
 //! - [`vf`]: SR-IOV VFs of the node.
 //! - [`completions`]: completions for a shell.
 //!
@@ -52,8 +52,8 @@ pub enum Command {
     Wire(wire::WireCommand),
     /// Watch what is moving: live rates of every wire
     Top(top::TopArgs),
-    /// Measure frames per second through a wire, beside a peer's program
-    Bench(bench::BenchArgs),
+    /// Measure what goes through a wire, beside a peer's program: rates, losses, latency
+    Bench(Box<bench::BenchArgs>),
     /// SR-IOV VFs: show, make, borrow, give back
     Vf(Box<vf::VfArgs>),
     /// Print completions for a shell
@@ -69,7 +69,7 @@ impl Cli {
             Command::Wires(args) => wires::run(&args, socket).await,
             Command::Wire(command) => wire::run(command, socket).await,
             Command::Top(args) => top::run(&args, socket).await,
-            Command::Bench(args) => Ok(bench::run(&args)?),
+            Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Vf(args) => vf::run(*args).await,
             Command::Completions(args) => completions::run(&args),
         }

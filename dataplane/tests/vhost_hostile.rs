@@ -95,8 +95,7 @@ impl Villain {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             match self.0.receive() {
-                Err(ChannelError::Closed) => return true,
-                Err(ChannelError::Socket(_)) => return true,
+                Err(ChannelError::Closed | ChannelError::Socket(_)) => return true,
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -136,7 +135,7 @@ const CASES: [Case; 34] = [
     ("a request that is not for a net device", |v| v.say(&Request::Other(26), &[])),
     ("a request that nobody knows", |v| v.say(&Request::Other(u32::MAX), &[])),
     ("a payload that is too short", |v| {
-        raw(v, &[&Header { request: 2, flags: 1, size: 4 }.emit()[..], &[0; 4]].concat())
+        raw(v, &[&Header { request: 2, flags: 1, size: 4 }.emit()[..], &[0; 4]].concat());
     }),
     ("files where none belong", |v| v.say(&Request::GetFeatures, &[eventfd().unwrap().as_fd()])),
     ("more files than any message has", |v| v.say(&Request::SetOwner, &[eventfd().unwrap().as_fd(); 60])),
@@ -251,7 +250,7 @@ fn inflight_memory_asked_for_again_and_again_is_not_kept() {
 fn memory_that_is_cut_while_in_use_costs_its_owner_the_wire() {
     let mut arena = Arena::new();
     let file = memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap();
-    ftruncate(&file, 16 * PAGE as i64).unwrap();
+    ftruncate(&file, 16 * 4096).unwrap();
     let mut villain = Villain(Channel::connect(&arena.spec().socket).unwrap());
     villain.say(&Request::SetMemTable(vec![row(16)]), &[file.as_fd()]);
     villain.start_rings(256, 0, 0x2000, 0x3000);

@@ -1,200 +1,322 @@
 //! A generator and a sink on the two ends of a wire, driven by one thread.
 //!
-//! Every byte of every frame is written at one end and read at the other: a rate measured here is that
-//! of frames that somebody made and somebody looked at.
+//! It has to be faster than what it measures, so it leaves frames in their buffers and rewrites what differs
+//! ([`Touch`](crate::load::Touch) says how much of a frame that is), reads the clock once a burst, and notes how often it
+//! had nothing to do: a generator that never waits measures itself.
+//!
+//! - `pacer`: how many frames are due.
+//! - `stream`: the frames of one queue, sent.
+//! - `intake`: frames received and looked at.
 
-use std::time::{Duration, Instant};
+mod intake;
+mod pacer;
+mod stream;
 
-use arrayvec::ArrayVec;
-use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::memif::layout::Queues;
-use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use ferrule_dataplane::port::Fault;
+use ferrule_dataplane::status::DropReason;
+use ferrule_dataplane::vhost::driver::{DriverRx, DriverTx};
 use ferrule_ffi::bell::Bell;
+use ferrule_ffi::ticks;
 use thiserror::Error;
 
-use crate::traffic::{Addresses, Pattern, Sink, SizeError, Tally};
+use crate::end::{End, EndError};
+use crate::generator::intake::Intake;
+use crate::generator::pacer::Pacer;
+use crate::generator::stream::Stream;
+use crate::latency::Latency;
+use crate::load::{Load, Pace, Stop};
+use crate::traffic::{SizeError, Tally};
 
-/// What to send.
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    /// Bytes of each frame, without FCS.
-    pub size: usize,
-    /// Send in both directions at once.
-    pub both_ways: bool,
-    /// Whether checksums and payload are verified, which costs far more than receiving.
-    pub verify: bool,
-    /// When to stop sending.
-    pub stop: Stop,
+/// What came of a load.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// From the near end to the far one.
+    pub there: Outcome,
+    /// The other way, if the load goes both ways.
+    pub back: Option<Outcome>,
+    /// Of the rounds of the loop that sends and receives, the share in which nothing moved. Near 0 with a load that is
+    /// not paced, the generator is the limit, and not what was measured.
+    pub idle: f64,
+    /// Frames that arrived, both ways and while warming up too.
+    pub moved: u64,
 }
 
-/// When to stop sending.
-#[derive(Clone, Copy, Debug)]
-pub enum Stop {
-    /// After this time.
-    After(Duration),
-    /// After this many frames in each direction.
-    Frames(u64),
+impl Run {
+    /// Each direction that was sent in.
+    pub fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        std::iter::once(&self.there).chain(&self.back)
+    }
 }
 
-/// What came of it, for each direction.
-#[derive(Clone, Copy, Debug, Default)]
+/// What came of a load in one direction.
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Frames sent.
     pub sent: u64,
+    /// Frames that found no room when they were due.
+    pub refused: u64,
+    /// Frames that the generator was too late for: they were not offered to anybody.
+    pub skipped: u64,
     /// What arrived.
     pub received: Tally,
     /// From the first frame sent until the last one arrived.
     pub elapsed: Duration,
+    /// From the first frame sent until the last one was due.
+    pub sending: Duration,
+    /// How long frames were under way, if that was asked for.
+    pub latency: Option<Latency>,
 }
 
 impl Outcome {
     /// Frames that arrived, per second.
     pub fn frames_per_second(&self) -> f64 {
-        self.received.frames as f64 / self.elapsed.as_secs_f64()
+        per_second(self.received.frames, self.elapsed)
+    }
+
+    /// Frames offered, per second.
+    pub fn offered_per_second(&self) -> f64 {
+        per_second(self.offered(), self.sending)
+    }
+
+    /// Frames that were due and that the generator was in time for.
+    pub fn offered(&self) -> u64 {
+        self.sent + self.refused
+    }
+
+    /// Frames offered that did not arrive.
+    pub fn lost(&self) -> u64 {
+        self.offered().saturating_sub(self.received.frames - self.received.duplicated)
     }
 
     /// Whether every frame arrived once, in order and intact.
     pub fn is_perfect(&self) -> bool {
-        self.received == Tally { frames: self.sent, bytes: self.received.bytes, ..Tally::default() }
+        self.received == Tally { frames: self.offered(), bytes: self.received.bytes, ..Tally::default() }
     }
 }
 
-/// Sends from `a` to `b`, and back if the load says so, until the load is over and what was under way
-/// has arrived or `GRACE` has passed. The first outcome is that of `a` to `b`.
-pub fn run(load: &Load, a: &mut Endpoint, b: &mut Endpoint) -> Result<[Outcome; 2], RunError> {
-    let mut bell = Bell::new().map_err(RunError::Bell)?;
-    let mut there = Flow::new(load, 0)?;
-    let mut back = load.both_ways.then(|| Flow::new(load, 1)).transpose()?;
-    let started = Instant::now();
-    let mut last_arrival = started;
-    let mut last_sent = started;
-    let mut sending = true;
-    // Since the last look at the clock.
-    let mut arrivals = false;
-    for round in 0u64.. {
-        let mut moved = there.round(sending, &mut a.queues, &mut b.queues, &mut bell)?;
-        if let Some(back) = &mut back {
-            moved |= back.round(sending, &mut b.queues, &mut a.queues, &mut bell)?;
-        }
-        arrivals |= moved;
-        if !round.is_multiple_of(ROUNDS_PER_CLOCK) && (sending || moved) {
-            continue;
-        }
-        let now = Instant::now();
-        if std::mem::take(&mut arrivals) {
-            last_arrival = now;
-        }
-        if sending {
-            last_sent = now;
-        }
-        let flows = || [Some(&there), back.as_ref()].into_iter().flatten();
-        sending = sending
-            && match load.stop {
-                Stop::After(time) => now - started < time,
-                Stop::Frames(count) => flows().any(|flow| flow.sent < count),
-            };
-        let arrived = flows().all(|flow| flow.sink.tally().frames >= flow.sent);
-        if !sending && (arrived || now - last_arrival.max(last_sent) > GRACE) {
-            break;
-        }
+/// Sends from `near` to `far`, and back if the load says so, until the load is over and what was under way has arrived or
+/// nothing has for [`GRACE`]; or until somebody sets `cancel`.
+pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> Result<Run, RunError> {
+    let mut generator = Generator {
+        bell: Bell::new().map_err(RunError::Bell)?,
+        there: Direction::new(load, 0, near)?,
+        back: load.both_ways.then(|| Direction::new(load, load.flows, far)).transpose()?,
+    };
+    near.hear().map_err(RunError::Gone)?;
+    far.hear().map_err(RunError::Gone)?;
+    let mut moved = 0;
+    if !load.warm_up.is_zero() {
+        let pace = if load.pace == Pace::BackToBack { Pace::Saturate } else { load.pace };
+        generator.phase(pace, Stop::After(load.warm_up), near, far, cancel)?;
+        moved = generator.moved();
     }
-    let elapsed = last_arrival - started;
-    let outcome = |flow: &Flow| Outcome { sent: flow.sent, received: flow.sink.tally(), elapsed };
-    Ok([outcome(&there), back.as_ref().map(outcome).unwrap_or_default()])
+    let times = generator.phase(load.pace, load.stop, near, far, cancel)?;
+    near.hear().map_err(RunError::Gone)?;
+    far.hear().map_err(RunError::Gone)?;
+    moved += generator.moved();
+    let there = generator.there.outcome(&times);
+    let back = generator.back.map(|back| back.outcome(&times));
+    Ok(Run { there, back, idle: times.idle, moved })
+}
+
+struct Generator {
+    bell: Bell,
+    there: Direction,
+    back: Option<Direction>,
+}
+
+/// When the parts of a phase ended, from its beginning on.
+struct Times {
+    arrived: Duration,
+    sent: Duration,
+    idle: f64,
+}
+
+impl Generator {
+    fn directions(&mut self) -> impl Iterator<Item = &mut Direction> {
+        std::iter::once(&mut self.there).chain(&mut self.back)
+    }
+
+    fn moved(&mut self) -> u64 {
+        self.directions().map(|direction| direction.intake.sink.tally().frames).sum()
+    }
+
+    /// Sends until `stop`, and counts from 0.
+    fn phase(
+        &mut self,
+        pace: Pace,
+        stop: Stop,
+        near: &mut End,
+        far: &mut End,
+        cancel: &AtomicBool,
+    ) -> Result<Times, RunError> {
+        let end = match stop {
+            Stop::After(time) => ticks::of(time),
+            Stop::Frames(_) => u64::MAX,
+        };
+        let grace = ticks::of(GRACE);
+        let started = ticks::now();
+        self.directions().for_each(|direction| direction.begin(pace, stop, started));
+        let (mut arrived, mut sent, mut sending) = (started, started, true);
+        let (mut rounds, mut idle) = (0u64, 0u64);
+        loop {
+            let now = ticks::now();
+            if sending {
+                sent = now.min(started.saturating_add(end));
+                sending = now - started < end && self.directions().any(|direction| direction.pacer.is_open());
+                if !sending {
+                    self.directions().for_each(|direction| direction.pacer.close(sent));
+                }
+            }
+            let mut moved = self.there.round(now, sending, near, far, &mut self.bell)?;
+            if let Some(back) = &mut self.back {
+                moved = moved.and(back.round(now, sending, far, near, &mut self.bell)?);
+            }
+            if moved.received > 0 {
+                arrived = now;
+            }
+            rounds += 1;
+            idle += u64::from(moved.received + moved.sent == 0);
+            if !sending
+                && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
+            {
+                break;
+            }
+            if rounds.is_multiple_of(ROUNDS_PER_LOOK) && cancel.load(Relaxed) {
+                return Err(RunError::Cancelled);
+            }
+        }
+        // The clock was read before the round in which the last frame came.
+        let (arrived, sent) = (ticks::time(arrived - started), ticks::time(sent - started));
+        Ok(Times { arrived, sent, idle: idle as f64 / rounds as f64 })
+    }
+}
+
+/// Frames moved in a round.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    sent: u32,
+    received: u32,
+}
+
+impl Moved {
+    fn and(self, other: Self) -> Self {
+        Self { sent: self.sent + other.sent, received: self.received + other.received }
+    }
 }
 
 /// One direction.
-struct Flow {
-    /// Frames of one group: all are stamped before the first is copied, and all copied before the first
-    /// is looked at, since a load that overlaps a store still under way stalls the CPU.
-    patterns: [Pattern; GROUP],
-    sink: Sink,
-    verify: bool,
-    sent: u64,
-    limit: u64,
-    /// Where a group of frames is read to.
-    frames: [Box<[u8]>; GROUP],
-    gather: Box<[u8]>,
+struct Direction {
+    /// One for each queue that there are flows for.
+    streams: Vec<Stream>,
+    /// The stream whose turn is first.
+    turn: usize,
+    pacer: Pacer,
+    intake: Intake,
 }
 
-impl Flow {
-    fn new(load: &Load, number: u32) -> Result<Self, SizeError> {
-        let room = || vec![0; FRAME_MAX].into_boxed_slice();
-        let limit = match load.stop {
-            Stop::After(_) => u64::MAX,
-            Stop::Frames(count) => count,
+impl Direction {
+    /// Its flows count from `first` on.
+    fn new(load: &Load, first: u32, from: &End) -> Result<Self, SizeError> {
+        let queues = (from.queues() as u32).clamp(1, load.flows.max(1));
+        let stream = |queue| {
+            let flows = (first..first + load.flows.max(1)).skip(queue as usize).step_by(queues as usize);
+            Stream::new(load, flows, from.buffers())
         };
-        let pattern = Pattern::new(load.size, number, Addresses::default())?;
-        let patterns = std::array::from_fn(|_| pattern.clone());
-        let sink = Sink::new(number + 1, load.verify);
-        let frames = std::array::from_fn(|_| room());
-        Ok(Self { patterns, sink, verify: load.verify, sent: 0, limit, frames, gather: room() })
+        let streams = (0..queues).map(stream).collect::<Result<_, _>>()?;
+        let intake = Intake::new(load, first..first + load.flows.max(1));
+        Ok(Self { streams, turn: 0, pacer: Pacer::default(), intake })
     }
 
-    /// Sends a burst on each queue, as far as there is room, and takes what has arrived. Whether
-    /// anything has.
-    fn round(&mut self, sending: bool, from: &mut Queues, to: &mut Queues, bell: &mut Bell) -> Result<bool, RunError> {
+    fn begin(&mut self, pace: Pace, stop: Stop, now: u64) {
+        self.pacer = Pacer::new(pace, stop, now);
+        // Flow number n is the stream's n-th, by queues.
+        let (streams, flows) = (&self.streams, self.streams.iter().map(Stream::flows).sum());
+        let next = |flow: usize| streams[flow % streams.len()].sequence(flow / streams.len());
+        self.intake.restart((0..flows).map(next));
+    }
+
+    fn is_drained(&self) -> bool {
+        self.intake.sink.tally().frames >= self.pacer.sent
+    }
+
+    /// Sends what is due, at most a burst on each queue, and takes what has arrived.
+    fn round(
+        &mut self,
+        now: u64,
+        sending: bool,
+        from: &mut End,
+        to: &mut End,
+        bell: &mut Bell,
+    ) -> Result<Moved, RunError> {
+        let mut moved = Moved::default();
         if sending {
-            // One flow takes one queue, so that its frames stay in order.
-            if let Some(sender) = from.senders.first_mut() {
-                self.send(sender, bell)?;
-            }
+            let before = self.pacer.sent;
+            self.send(now, from, bell)?;
+            moved.sent = (self.pacer.sent - before) as u32;
         }
-        let mut moved = false;
-        for receiver in &mut to.receivers {
-            moved |= self.receive(receiver)?;
+        match to {
+            End::Memif(endpoint) => {
+                for receiver in &mut endpoint.queues.receivers {
+                    moved.received += self.intake.receive(receiver, bell)?;
+                }
+            }
+            End::Vhost(frontend) => {
+                for receiver in &mut frontend.queues.receivers {
+                    moved.received += match receiver {
+                        DriverRx::Split(ring) => self.intake.receive(&mut **ring, bell)?,
+                        DriverRx::Packed(ring) => self.intake.receive(&mut **ring, bell)?,
+                    };
+                }
+            }
         }
         Ok(moved)
     }
 
-    fn send(&mut self, sender: &mut impl Target, bell: &mut Bell) -> Result<(), RunError> {
-        sender.look()?;
-        for _ in 0..BURST / GROUP {
-            for (ahead, pattern) in self.patterns.iter_mut().enumerate() {
-                let sequence = self.sent + ahead as u64;
-                if self.verify {
-                    pattern.fill(sequence)
-                } else {
-                    pattern.stamp(sequence)
-                };
+    fn send(&mut self, now: u64, from: &mut End, bell: &mut Bell) -> Result<(), RunError> {
+        let count = self.streams.len();
+        for _ in 0..count {
+            let queue = self.turn;
+            self.turn = if queue + 1 == count { 0 } else { queue + 1 };
+            let due = self.pacer.due(now);
+            if due == 0 {
+                break;
             }
-            for pattern in &self.patterns {
-                let frame = Frame { bytes: pattern.frame().into(), offload: None, slots: 0 };
-                if self.sent == self.limit || sender.put(&frame)? != Put::Stored {
-                    break;
-                }
-                self.sent += 1;
-            }
-        }
-        if sender.publish()
-            && let Some(eventfd) = sender.bell()
-        {
-            bell.ring(eventfd).map_err(RunError::Bell)?;
+            let stream = &mut self.streams[queue];
+            let sent = match from {
+                End::Memif(endpoint) => match endpoint.queues.senders.get_mut(queue) {
+                    Some(sender) => stream.send(sender, due, now, bell)?,
+                    None => 0,
+                },
+                End::Vhost(frontend) => match frontend.queues.senders.get_mut(queue) {
+                    Some(DriverTx::Split(ring)) => stream.send(&mut **ring, due, now, bell)?,
+                    Some(DriverTx::Packed(ring)) => stream.send(&mut **ring, due, now, bell)?,
+                    None => 0,
+                },
+            };
+            self.pacer.account(due, sent);
         }
         Ok(())
     }
 
-    fn receive(&mut self, receiver: &mut impl Source) -> Result<bool, RunError> {
-        if !receiver.look()? {
-            return Ok(false);
+    fn outcome(self, times: &Times) -> Outcome {
+        Outcome {
+            sent: self.pacer.sent,
+            refused: self.pacer.refused,
+            skipped: self.pacer.skipped,
+            received: self.intake.sink.tally(),
+            elapsed: times.arrived,
+            sending: times.sent,
+            latency: self.intake.latency,
         }
-        for _ in 0..BURST / GROUP {
-            let mut lengths = ArrayVec::<usize, GROUP>::new();
-            for room in &mut self.frames {
-                let Some(frame) = receiver.peek(&mut self.gather)? else { break };
-                let (len, slots) = (frame.bytes.len(), frame.slots);
-                // A frame is never longer than FRAME_MAX.
-                let _ = frame.bytes.copy_out(room);
-                receiver.advance(slots);
-                lengths.push(len);
-            }
-            for (frame, &len) in self.frames.iter().zip(&lengths) {
-                self.sink.see(&frame[..len]);
-            }
-        }
-        receiver.release();
-        Ok(true)
     }
+}
+
+fn per_second(frames: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { frames as f64 / time.as_secs_f64() }
 }
 
 /// Why a run could not be made.
@@ -206,13 +328,25 @@ pub enum RunError {
     /// The peer broke the protocol.
     #[error("the peer broke the rules: {0}")]
     Fault(#[from] Fault),
+    /// The peer is not there any more.
+    #[error("the peer has gone: {0}")]
+    Gone(#[source] EndError),
+    /// The frame can never be stored.
+    #[error("a frame of {size} bytes is refused: {reason:?}")]
+    Refused {
+        /// Its size.
+        size: usize,
+        /// Why.
+        reason: DropReason,
+    },
     /// No bell could be rung.
     #[error("ring the peer: {0}")]
     Bell(std::io::Error),
+    /// Somebody wanted that.
+    #[error("interrupted")]
+    Cancelled,
 }
 
 /// How long to wait for frames under way when nothing arrives any more.
-const GRACE: Duration = Duration::from_secs(1);
-const ROUNDS_PER_CLOCK: u64 = 64;
-/// Frames stamped, copied or looked at together; a divisor of the burst.
-const GROUP: usize = 8;
+pub const GRACE: Duration = Duration::from_millis(200);
+const ROUNDS_PER_LOOK: u64 = 1024;

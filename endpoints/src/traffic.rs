@@ -1,15 +1,19 @@
 //! The pure part of a generator and of a sink: stamped frames, and the count of what became of them.
 //!
-//! A stamp says which flow a frame belongs to and which frame of that flow it is. It follows the UDP header:
+//! A stamp says which flow a frame belongs to, which frame of that flow it is, and when it was sent. It follows the UDP
+//! header, and all of it lies in the first 64 bytes:
 //!
 //! ```text
-//! 0           14       34      42          46         50             58
-//! | Ethernet  | IPv4   | UDP   | magic u32 | flow u32 | sequence u64 | payload ...   (little endian)
+//! 0           14       34      42          46         50             58         64
+//! | Ethernet  | IPv4   | UDP   | magic u32 | flow u32 | sequence u64 | time u48 | payload ...   (little endian)
 //! ```
+//! Frames of less than 64 bytes carry no time.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use ferrule_dataplane::spec::MacAddress;
+use ferrule_ffi::span::Span;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket,
@@ -26,7 +30,8 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// A frame of `size` bytes (without FCS) of flow number `flow`, which also selects the UDP source port.
+    /// A frame of `size` bytes (without FCS) of flow number `flow`, which also selects the UDP source port. Its payload is
+    /// a part of the same bytes for all flows and sizes.
     pub fn new(size: usize, flow: u32, addresses: Addresses) -> Result<Self, SizeError> {
         if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
             return Err(SizeError { size });
@@ -36,7 +41,7 @@ impl Pattern {
         frame[STAMP..STAMP + 4].copy_from_slice(&MAGIC.to_le_bytes());
         frame[STAMP + 4..STAMP + 8].copy_from_slice(&flow.to_le_bytes());
         let mut pattern = Self { frame, sum: 0, addresses };
-        pattern.sum_up();
+        pattern.fill(0);
         Ok(pattern)
     }
 
@@ -49,33 +54,92 @@ impl Pattern {
     /// The frame with this sequence number and the payload it last had: a few instructions whatever its size.
     #[inline]
     pub fn stamp(&mut self, sequence: u64) -> &[u8] {
-        self.frame[SEQUENCE..STAMP_END].copy_from_slice(&sequence.to_le_bytes());
-        let words = (sequence & 0xffff) + (sequence >> 16 & 0xffff) + (sequence >> 32 & 0xffff) + (sequence >> 48);
-        let mut sum = self.sum + words as u32;
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        // A checksum of 0 would mean that there is none.
-        let checksum = if sum == 0xffff { 0xffff } else { !sum as u16 };
+        self.stamp_at(sequence, 0)
+    }
+
+    /// The same, with a time of any unit, of which 48 bits are kept.
+    #[inline]
+    pub fn stamp_at(&mut self, sequence: u64, time: u64) -> &[u8] {
+        let time = if self.frame.len() < HEAD { 0 } else { time & TIME_MASK };
+        self.frame[SEQUENCE..TIME].copy_from_slice(&sequence.to_le_bytes());
+        if let Some(place) = self.frame.get_mut(TIME..HEAD) {
+            place.copy_from_slice(&time.to_le_bytes()[..HEAD - TIME]);
+        }
+        let checksum = checksum(self.sum, sequence, time);
         self.frame[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&checksum.to_le_bytes());
         &self.frame
     }
 
     /// The frame with this sequence number and the payload that a verifying [`Sink`] expects of it.
     pub fn fill(&mut self, sequence: u64) -> &[u8] {
-        for (index, chunk) in self.frame[STAMP_END..].chunks_mut(8).enumerate() {
+        self.fill_at(sequence, 0)
+    }
+
+    /// The same, with a time as for [`Self::stamp_at`].
+    pub fn fill_at(&mut self, sequence: u64, time: u64) -> &[u8] {
+        for (index, chunk) in self.frame.get_mut(HEAD..).unwrap_or_default().chunks_mut(8).enumerate() {
             chunk.copy_from_slice(&payload_word(sequence, index)[..chunk.len()]);
         }
         self.sum_up();
-        self.stamp(sequence)
+        self.stamp_at(sequence, time)
+    }
+
+    /// The first bytes, to be stamped without the others; none: the frame has fewer.
+    pub fn head(&self) -> Option<Head> {
+        let mut bytes = *self.frame.first_chunk::<HEAD>()?;
+        bytes[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
+        bytes[SEQUENCE..].fill(0);
+        let mut words = [0; HEAD / 8];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Some(Head { words, sum: self.sum, size: self.frame.len() as u32 })
     }
 
     fn sum_up(&mut self) {
-        self.frame[SEQUENCE..STAMP_END].fill(0);
+        let end = self.frame.len().min(HEAD);
+        self.frame[SEQUENCE..end].fill(0);
         let (from, to) = (self.addresses.source.into(), self.addresses.destination.into());
         let mut udp = UdpPacket::new_unchecked(&mut self.frame[UDP..]);
         udp.fill_checksum(&from, &to);
         self.sum = u32::from(!udp.checksum().swap_bytes());
     }
+}
+
+/// The first 64 bytes of a [`Pattern`]: all that differs from frame to frame.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Head {
+    /// In little-endian words, without checksum, sequence number and time.
+    words: [u64; HEAD / 8],
+    sum: u32,
+    /// Bytes of the whole frame.
+    pub size: u32,
+}
+
+impl Head {
+    /// The bytes with a sequence number and a time, in little-endian words, for a frame whose other bytes are those of its
+    /// pattern as it was when this was made.
+    #[inline(always)]
+    pub fn stamp(&self, sequence: u64, time: u64) -> [u64; HEAD / 8] {
+        let time = time & TIME_MASK;
+        let mut words = self.words;
+        words[5] |= u64::from(checksum(self.sum, sequence, time));
+        words[6] |= sequence << 16;
+        words[7] = sequence >> 48 | time << 16;
+        words
+    }
+}
+
+/// The UDP checksum of a frame in which the sum of all other words is `sum`.
+#[inline(always)]
+fn checksum(sum: u32, sequence: u64, time: u64) -> u16 {
+    let words = |number: u64| (number & 0xffff) + (number >> 16 & 0xffff) + (number >> 32 & 0xffff) + (number >> 48);
+    let mut sum = sum + (words(sequence) + words(time)) as u32;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    // A checksum of 0 would mean that there is none.
+    if sum == 0xffff { 0xffff } else { !sum as u16 }
 }
 
 /// Where the frames of a [`Pattern`] come from and go to. The default is of the range for benchmarks (RFC 2544, C.2.2).
@@ -131,36 +195,80 @@ impl Addresses {
 /// Frames missing behind the last one that came are not in `lost`: compare `frames` with what was sent.
 #[derive(Clone, Debug)]
 pub struct Sink {
+    first: u32,
     flows: Box<[Flow]>,
     verify: bool,
     tally: Tally,
 }
 
 impl Sink {
-    /// A sink for the flows 0 to `flows - 1`. With `verify`, checksums and payload are checked too, and the sender
-    /// must use [`Pattern::fill`].
-    pub fn new(flows: u32, verify: bool) -> Self {
-        let flows = vec![Flow::default(); flows as usize].into_boxed_slice();
-        Self { flows, verify, tally: Tally::default() }
+    /// A sink for these flows. With `verify`, checksums and payload are checked too, and the sender must use
+    /// [`Pattern::fill`].
+    pub fn new(flows: Range<u32>, verify: bool) -> Self {
+        let states = vec![Flow::default(); flows.len()].into_boxed_slice();
+        Self { first: flows.start, flows: states, verify, tally: Tally::default() }
     }
 
-    /// Takes note of one frame.
+    /// Takes note of one frame. When it was sent, if it is a good one of ours; compare with [`since`].
     #[inline]
-    pub fn see(&mut self, frame: &[u8]) {
-        let Some(stamp) = Stamp::read(frame) else {
-            self.tally.foreign += 1;
-            return;
-        };
-        let Some(flow) = self.flows.get_mut(stamp.flow as usize) else {
+    pub fn see(&mut self, frame: &[u8]) -> Option<u64> {
+        let head = Span::from(frame).first();
+        let stamp = self.judge(&head, frame.len())?;
+        if self.verify && !is_intact(frame, stamp.sequence) {
             self.tally.corrupt += 1;
-            return;
-        };
-        if stamp.length != frame.len() || (self.verify && !is_intact(frame, stamp.sequence)) {
-            self.tally.corrupt += 1;
-            return;
+            return None;
         }
+        self.count(&stamp, frame.len());
+        Some(stamp.time)
+    }
+
+    /// Takes note of a frame of `length` bytes by the first ones of them alone, of which a shorter frame has zeros. As
+    /// [`Self::see`], but nothing is verified.
+    #[inline(always)]
+    pub fn see_head(&mut self, head: &[u8; HEAD], length: usize) -> Option<u64> {
+        let stamp = self.judge(head, length)?;
+        self.count(&stamp, length);
+        Some(stamp.time)
+    }
+
+    /// Takes note of a frame of `length` bytes that nobody looked at.
+    #[inline(always)]
+    pub fn count_unseen(&mut self, length: usize) {
         self.tally.frames += 1;
-        self.tally.bytes += frame.len() as u64;
+        self.tally.bytes += length as u64;
+    }
+
+    /// What was seen so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Forgets what was seen, and expects of each flow what `next` says.
+    pub fn restart(&mut self, next: impl IntoIterator<Item = u64>) {
+        self.tally = Tally::default();
+        for (flow, next) in self.flows.iter_mut().zip(next) {
+            *flow = Flow { next, seen: u64::MAX };
+        }
+    }
+
+    #[inline(always)]
+    fn judge(&mut self, head: &[u8; HEAD], length: usize) -> Option<Stamp> {
+        let stamp = Stamp::read(head, length);
+        match &stamp {
+            None => self.tally.foreign += 1,
+            Some(stamp) if stamp.length != length || self.place(stamp.flow).is_none() => self.tally.corrupt += 1,
+            Some(_) => return stamp,
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn count(&mut self, stamp: &Stamp, length: usize) {
+        self.tally.frames += 1;
+        self.tally.bytes += length as u64;
+        // Judged before.
+        let Some(place) = self.place(stamp.flow) else { return };
+        let flow = &mut self.flows[place];
         if stamp.sequence == flow.next {
             flow.next = flow.next.saturating_add(1);
             flow.seen = flow.seen << 1 | 1;
@@ -169,10 +277,17 @@ impl Sink {
         }
     }
 
-    /// What was seen so far.
-    pub fn tally(&self) -> Tally {
-        self.tally
+    #[inline(always)]
+    fn place(&self, flow: u32) -> Option<usize> {
+        let place = flow.wrapping_sub(self.first) as usize;
+        (place < self.flows.len()).then_some(place)
     }
+}
+
+/// How long ago a time was stamped, in its unit, if the clock has not gone round since.
+#[inline(always)]
+pub fn since(time: u64, now: u64) -> u64 {
+    now.wrapping_sub(time) & TIME_MASK
 }
 
 /// What a [`Sink`] saw.
@@ -224,24 +339,26 @@ impl Flow {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Stamp {
     flow: u32,
     sequence: u64,
+    time: u64,
     /// The frame's length by its own IP header.
     length: usize,
 }
 
 impl Stamp {
-    #[inline]
-    fn read(frame: &[u8]) -> Option<Self> {
-        let (head, _) = frame.split_first_chunk::<SIZE_MIN>()?;
+    #[inline(always)]
+    fn read(head: &[u8; HEAD], length: usize) -> Option<Self> {
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        if word(STAMP) != MAGIC {
+        if word(STAMP) != MAGIC || length < SIZE_MIN {
             return None;
         }
         Some(Self {
             flow: word(STAMP + 4),
             sequence: u64::from(word(SEQUENCE)) | u64::from(word(SEQUENCE + 4)) << 32,
+            time: u64::from(word(TIME)) | u64::from(word(TIME + 2) >> 16) << 32,
             length: IP + usize::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]])),
         })
     }
@@ -250,7 +367,7 @@ impl Stamp {
 fn is_intact(frame: &[u8], sequence: u64) -> bool {
     let Ok(ip) = Ipv4Packet::new_checked(&frame[IP..]) else { return false };
     let Ok(udp) = UdpPacket::new_checked(ip.payload()) else { return false };
-    let mut payload = frame[STAMP_END..].chunks(8).enumerate();
+    let mut payload = frame.get(HEAD..).unwrap_or_default().chunks(8).enumerate();
     ip.verify_checksum()
         && udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into())
         && payload.all(|(index, chunk)| *chunk == payload_word(sequence, index)[..chunk.len()])
@@ -280,7 +397,10 @@ const UDP: usize = IP + 20;
 const UDP_CHECKSUM: usize = UDP + 6;
 const STAMP: usize = UDP + 8;
 const SEQUENCE: usize = STAMP + 8;
-const STAMP_END: usize = SEQUENCE + 8;
+const TIME: usize = SEQUENCE + 8;
+/// Where the stamp ends.
+pub const HEAD: usize = TIME + 6;
+const TIME_MASK: u64 = (1 << 48) - 1;
 const FLOW_PORT_MIN: u16 = 1024;
 /// 1024 to 65535.
 const FLOW_PORTS: u32 = 64_512;
@@ -327,6 +447,50 @@ mod tests {
     }
 
     #[test]
+    fn a_head_stamped_alone_is_the_head_of_the_frame() {
+        for size in [64, 65, 1518, 9000] {
+            let mut pattern = pattern(size, 5);
+            let head = pattern.head().unwrap();
+            assert_eq!(head.size as usize, size);
+            for (sequence, time) in [(0, 0), (1, 0x1234_5678_9abc), (u64::MAX, u64::MAX), (0x0102_0304_0506_0708, 7)] {
+                let words = head.stamp(sequence, time).map(u64::to_le_bytes);
+                let frame = pattern.stamp_at(sequence, time);
+                assert_eq!(words.as_flattened(), &frame[..64]);
+                assert!(checksums_are_right(frame));
+            }
+        }
+        assert!(pattern(63, 0).head().is_none());
+    }
+
+    #[test]
+    fn the_payload_is_a_part_of_the_same_bytes_for_all_flows_and_sizes() {
+        assert_eq!(pattern(200, 7).frame()[HEAD..], pattern(1518, 2).frame()[HEAD..200]);
+    }
+
+    #[test]
+    fn a_sink_tells_when_a_frame_was_sent() {
+        let (mut sink, mut flow) = (Sink::new(4..5, false), pattern(64, 4));
+        let sent = 0xffff_ffff_fff0;
+        let head = *flow.stamp_at(0, sent).first_chunk().unwrap();
+        let time = sink.see_head(&head, 64).unwrap();
+        assert_eq!((since(time, sent + 5), since(time, sent + 0x20)), (5, 0x20), "also when the clock goes round");
+        assert_eq!(sink.see_head(&head, 65), None, "another length");
+        assert_eq!(sink.see_head(&[0; HEAD], 64), None);
+        assert_eq!(Sink::new(0..4, false).see_head(&head, 64), None, "another's flow");
+        assert_eq!(sink.tally(), Tally { frames: 1, bytes: 64, corrupt: 1, foreign: 1, ..Tally::default() });
+    }
+
+    #[test]
+    fn a_restarted_sink_goes_on_where_it_is_told_to() {
+        let (mut sink, mut flow) = (Sink::new(0..1, false), pattern(64, 0));
+        sink.see(flow.stamp(3));
+        sink.restart([10]);
+        sink.see(flow.stamp(10));
+        sink.see(flow.stamp(9));
+        assert_eq!(sink.tally(), Tally { frames: 2, bytes: 128, duplicated: 1, ..Tally::default() });
+    }
+
+    #[test]
     fn a_udp_checksum_is_never_zero() {
         let mut pattern = pattern(60, 0);
         assert!((0..=0xffff).all(|sequence| checksums_are_right(pattern.stamp(sequence))));
@@ -341,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_sink_counts_what_came_in_order() {
-        let (mut sink, mut flows) = (Sink::new(2, true), [pattern(64, 0), pattern(1514, 1)]);
+        let (mut sink, mut flows) = (Sink::new(0..2, true), [pattern(64, 0), pattern(1514, 1)]);
         for sequence in 0..100 {
             for flow in &mut flows {
                 sink.see(flow.fill(sequence));
@@ -352,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_sink_tells_lost_from_late_from_repeated() {
-        let (mut sink, mut flow) = (Sink::new(1, false), pattern(64, 0));
+        let (mut sink, mut flow) = (Sink::new(0..1, false), pattern(64, 0));
         for sequence in [0, 1, 4, 3, 3, 5, 1] {
             sink.see(flow.stamp(sequence));
         }
@@ -367,7 +531,7 @@ mod tests {
 
     #[test]
     fn a_sink_tells_corrupt_frames_from_foreign_ones() {
-        let (mut sink, mut flow) = (Sink::new(1, true), pattern(128, 0));
+        let (mut sink, mut flow) = (Sink::new(0..1, true), pattern(128, 0));
         sink.see(&[]);
         sink.see(&[0; 1500]);
         assert_eq!(sink.tally(), Tally { foreign: 2, ..Tally::default() });
@@ -383,7 +547,7 @@ mod tests {
 
     #[test]
     fn without_verification_only_stamp_and_length_count() {
-        let (mut sink, mut flow) = (Sink::new(1, false), pattern(128, 0));
+        let (mut sink, mut flow) = (Sink::new(0..1, false), pattern(128, 0));
         let mut frame = flow.stamp(0).to_vec();
         frame[100] ^= 1;
         sink.see(&frame);

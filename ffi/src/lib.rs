@@ -15,9 +15,12 @@
 //! - [`netlink`]: requests to rtnetlink, many in one system call.
 //! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header.
+//! - [`ticks`]: the CPU's own clock.
+//! - [`child`]: processes that do not outlive us.
 
 pub mod array;
 pub mod bell;
+pub mod child;
 pub mod guard;
 pub mod netlink;
 pub mod netns;
@@ -26,4 +29,5 @@ pub mod region;
 pub mod span;
 pub mod sysfs;
 pub mod tap;
+pub mod ticks;
 pub mod unix;

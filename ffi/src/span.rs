@@ -74,6 +74,16 @@ impl Span<'_> {
         (len <= self.len).then_some(Self { len, ..self })
     }
 
+    /// The first bytes, or, of a shorter span, all of it and zeros: read once into a local.
+    #[inline(always)]
+    pub fn first<const N: usize>(self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let len = self.len.min(N);
+        // SAFETY: `len` bytes are inside the span, by the minimum, and inside `bytes`, which nobody else sees.
+        unsafe { copy(self.base, bytes.as_mut_ptr(), len) };
+        bytes
+    }
+
     /// Asks for the cache line of the first byte, to read it soon.
     #[inline(always)]
     pub fn prefetch(self) {
@@ -132,6 +142,21 @@ impl SpanMut<'_> {
         // SAFETY: len <= self.len, so both parts lie inside this span, which is borrowed for as long as they are.
         let tail = unsafe { SpanMut::new(self.base.add(len), rest) };
         Some((SpanMut { base: self.base, len, memory: PhantomData }, tail))
+    }
+
+    /// Stores words at the front, in the machine's byte order and each by a store of its own, as what was just computed
+    /// lies in registers; `false`, and nothing stored, if they do not fit.
+    #[inline(always)]
+    #[must_use]
+    pub fn write_words<const N: usize>(&mut self, words: [u64; N]) -> bool {
+        if self.len < 8 * N {
+            return false;
+        }
+        for (place, word) in words.into_iter().enumerate() {
+            // SAFETY: 8 * place + 8 <= 8 * N <= len, inside this span.
+            unsafe { self.base.add(8 * place).cast::<u64>().write_unaligned(word) };
+        }
+        true
     }
 
     /// Asks for the cache line of the first byte, to write to it soon.
@@ -255,6 +280,22 @@ mod tests {
         let mut target = [0; 4];
         assert!(!Span::from(&[1; 5][..]).copy_out(&mut target));
         assert_eq!(target, [0; 4]);
+    }
+
+    #[test]
+    fn words_are_stored_if_all_of_them_fit() {
+        let mut target = [9; 20];
+        let mut room = SpanMut::from(&mut target[1..]);
+        assert!(room.write_words([u64::from_ne_bytes(*b"ferrules"), 0]));
+        assert!(!room.write_words([1, 2, 3]));
+        assert_eq!(&target[..9], b"\x09ferrules");
+        assert_eq!(target[9..], [0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9]);
+    }
+
+    #[test]
+    fn the_first_bytes_of_a_short_span_end_in_zeros() {
+        assert_eq!(Span::from(&b"ferrule"[..]).first(), *b"ferr");
+        assert_eq!(Span::from(&b"fe"[..]).first(), *b"fe\0\0");
     }
 
     #[test]

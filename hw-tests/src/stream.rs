@@ -32,7 +32,7 @@ impl Stream {
     pub fn new(queue: usize, sizes: &[usize], window: u64) -> Self {
         let pattern = |(flow, &size): (usize, &usize)| Pattern::new(size, flow as u32, Addresses::default());
         let patterns: Result<Vec<_>, _> = sizes.iter().enumerate().map(pattern).collect();
-        let sink = Sink::new(sizes.len() as u32, true);
+        let sink = Sink::new(0..sizes.len() as u32, true);
         let patterns = patterns.expect("the sizes of a test are sizes of frames");
         Self { queue, patterns, window, sent: 0, written_off: 0, sink, gather: vec![0; FRAME_MAX].into() }
     }

@@ -1,183 +1,237 @@
 //! The programs that are measured: started, connected to, stopped and continued.
 
+mod ferrule;
+mod ovs;
+mod process;
+mod testpmd;
+
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::{Endpoint, EndpointError};
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
+use ferrule_dataplane::vhost::driver::DriverSpec;
+use ferrule_dataplane::vhost::frontend::FrontendSpec;
+use ferrule_endpoints::end::{End, EndError, EndSpec};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use thiserror::Error;
 
+pub use self::ferrule::forwarder;
+use self::process::Process;
+use crate::bench::case::Kind;
+use crate::bench::folder::Folder;
+
 /// What is measured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
     /// Our forwarder.
     Ferrule {
         /// The binary.
         forwarder: PathBuf,
+        /// Whether its wire is a trusted one.
+        trusted: bool,
     },
     /// DPDK's test program, forwarding as it is (`io`).
     Testpmd {
         /// Frames it takes at a time.
         burst: u16,
     },
+    /// Open vSwitch with DPDK, and one flow for each direction.
+    Ovs,
+    /// A forwarder that runs already, and is not ours to stop.
+    Running {
+        /// Where its two ends are.
+        sockets: [SocketAddress; 2],
+        /// Whether its second end is a memif client, and we are to listen there.
+        trusted: bool,
+    },
+}
+
+impl Program {
+    /// The command that tells its version.
+    fn binary(&self) -> Option<&Path> {
+        match self {
+            Self::Ferrule { forwarder, .. } => Some(forwarder),
+            Self::Testpmd { .. } => Some(Path::new("dpdk-testpmd")),
+            Self::Ovs => Some(Path::new("ovs-vswitchd")),
+            Self::Running { .. } => None,
+        }
+    }
+
+    fn is_trusted(&self) -> bool {
+        matches!(self, Self::Ferrule { trusted: true, .. } | Self::Running { trusted: true, .. })
+    }
 }
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ferrule { .. } => f.write_str("ferrule"),
+            Self::Ferrule { trusted, .. } => f.write_str(if *trusted { "ferrule trusted" } else { "ferrule" }),
             Self::Testpmd { burst } => write!(f, "testpmd burst {burst}"),
+            Self::Ovs => f.write_str("ovs-dpdk"),
+            Self::Running { .. } => f.write_str("running forwarder"),
         }
     }
 }
 
-/// A running program with a memif client of ours at either end. It is stopped unless it has its turn.
+/// What a program is to join, and where it is to run.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The ends.
+    pub ends: [Kind; 2],
+    /// Queues of each end.
+    pub queues: u16,
+    /// Bytes of each buffer of ours.
+    pub buffer: u32,
+    /// The CPUs for workers.
+    pub workers: Vec<usize>,
+    /// The CPU for everything else: the generator's.
+    pub other: usize,
+}
+
+/// A running program with an end of ours at either side. It is stopped unless it has its turn.
 pub struct Contender {
     /// What it is.
     pub program: Program,
-    /// Where frames go in.
-    pub near: Endpoint,
-    /// Where they come out.
-    pub far: Endpoint,
-    child: Running,
+    /// What it says its version is.
+    pub version: String,
+    /// How it was started: one line for each command.
+    pub commands: Vec<String>,
+    /// The ends, in the order of the site's.
+    pub ends: [End; 2],
+    // In this order: the processes go before their folder.
+    processes: Vec<Process>,
     _folder: Folder,
 }
 
 impl Contender {
-    /// Starts a program with its worker on one CPU and, if it has one, its idle main thread on the other.
-    pub fn start(program: Program, worker: usize, other: usize) -> Result<Self, ContenderError> {
-        let folder = Folder::new(&program)?;
-        let sockets = [0, 1].map(|number| folder.0.join(format!("{number}.sock")));
-        let mut command = match &program {
-            Program::Ferrule { forwarder } => ferrule(forwarder, &folder, &sockets, worker)?,
-            Program::Testpmd { burst } => testpmd(&folder, &sockets, *burst, worker, other),
+    /// Starts a program and connects to it.
+    pub fn start(program: &Program, site: &Site, cancel: &AtomicBool) -> Result<Self, ContenderError> {
+        let folder = Folder::new(&std::env::temp_dir())?;
+        let sockets = match program {
+            Program::Running { sockets, .. } => sockets.clone(),
+            _ => [0, 1].map(|number| SocketAddress::Path(folder.join(&format!("{number}.sock")))),
         };
-        let log = fs::File::create(folder.0.join("log"))?;
-        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
-        let missing = |source| ContenderError::Start { program: program.clone(), source };
-        let child = Running(command.spawn().map_err(missing)?);
-        let connect = |socket: &Path| {
-            let spec = MemifSpec::new(SocketAddress::Path(socket.to_owned()), Role::Client);
-            Endpoint::open(&spec, PATIENCE).map_err(|source| {
-                let log = fs::read_to_string(folder.0.join("log")).unwrap_or_default();
-                ContenderError::Connect { program: program.clone(), source, log }
+        let log = folder.join("log");
+        let processes = match program {
+            Program::Ferrule { forwarder, trusted } => ferrule::start(forwarder, *trusted, site, &folder, &sockets),
+            Program::Testpmd { burst } => testpmd::start(*burst, site, &folder, &sockets),
+            Program::Ovs => ovs::start(site, &folder, &sockets, cancel),
+            Program::Running { .. } => Ok(Vec::new()),
+        };
+        let processes = processes.map_err(|source| ContenderError::Start {
+            program: program.to_string(),
+            source,
+            log: fs::read_to_string(&log).unwrap_or_default(),
+        })?;
+        let commands = processes.iter().map(|process| process.command.clone()).collect();
+        let specs = end_specs(program, site, &sockets);
+        let [near, far] = specs.each_ref().map(|spec| {
+            connect(spec, &processes, cancel).map_err(|source| ContenderError::Connect {
+                program: program.to_string(),
+                source,
+                log: fs::read_to_string(&log).unwrap_or_default(),
             })
-        };
-        let (near, far) = (connect(&sockets[0])?, connect(&sockets[1])?);
-        let contender = Self { near, far, program, child, _folder: folder };
+        });
+        let version = program.binary().map_or_else(|| "unknown".to_owned(), version);
+        let contender =
+            Self { ends: [near?, far?], program: program.clone(), version, commands, processes, _folder: folder };
         contender.pause()?;
         Ok(contender)
     }
 
     /// Lets it run.
     pub fn resume(&self) -> Result<(), Errno> {
-        self.signal(Signal::SIGCONT)
+        self.processes.iter().try_for_each(Process::resume)
     }
 
     /// Stops it where it is.
     pub fn pause(&self) -> Result<(), Errno> {
-        self.signal(Signal::SIGSTOP)
+        self.processes.iter().try_for_each(Process::pause)
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), Errno> {
-        kill(Pid::from_raw(self.child.0.id().cast_signed()), signal)
-    }
-}
-
-/// The forwarder that is asked for, or the one beside this program.
-pub fn forwarder(asked: Option<&Path>) -> Result<PathBuf, ContenderError> {
-    if let Some(path) = asked {
-        return Ok(path.to_owned());
-    }
-    let beside = std::env::current_exe()?.with_file_name("dpdk-forwarder");
-    if beside.exists() { Ok(beside) } else { Err(ContenderError::NoForwarder(beside)) }
-}
-
-fn ferrule(forwarder: &Path, folder: &Folder, sockets: &[PathBuf; 2], worker: usize) -> io::Result<Command> {
-    let end = |socket: &Path| format!("{{ memif: {{ socket: {}, id: 0, role: server }} }}", socket.display());
-    let admin = folder.0.join("admin.sock");
-    let wires = format!(
-        "workers: [{worker}]\nadmin: {}\nwires:\n  - name: bench\n    ends:\n      - {}\n      - {}\n",
-        admin.display(),
-        end(&sockets[0]),
-        end(&sockets[1]),
-    );
-    let file = folder.0.join("wires.yaml");
-    fs::write(&file, wires)?;
-    let mut command = Command::new(forwarder);
-    command.arg("--config").arg(file);
-    Ok(command)
-}
-
-fn testpmd(folder: &Folder, sockets: &[PathBuf; 2], burst: u16, worker: usize, other: usize) -> Command {
-    let mut command = Command::new("dpdk-testpmd");
-    // Main on the generator's CPU, where it waits on its standard input for ever.
-    command.args(["--lcores", &format!("0@{other},1@{worker}"), "--no-huge", "-m", "256", "--no-pci"]);
-    let prefix = folder.0.file_name().unwrap_or_default();
-    command.args(["--no-shconf", "--no-telemetry", "--file-prefix"]).arg(prefix);
-    for (number, socket) in sockets.iter().enumerate() {
-        let device = format!("net_memif{number},role=server,id=0,socket={},socket-abstract=no", socket.display());
-        command.args(["--vdev", &device]);
-    }
-    command.args(["--", "--forward-mode=io", "--nb-cores=1", "--auto-start", "--total-num-mbufs=16384"]);
-    command.args(["--rxd=1024", "--txd=1024", &format!("--burst={burst}")]);
-    command
-}
-
-/// A folder of a contender's own.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(program: &Program) -> io::Result<Self> {
-        let name = format!("ferrule-bench-{}-{}", std::process::id(), program.to_string().replace(' ', "-"));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
+    /// CPU time that all its threads have had, if it is ours to know.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        if self.processes.is_empty() { None } else { self.processes.iter().map(Process::cpu_time).sum() }
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+fn end_specs(program: &Program, site: &Site, sockets: &[SocketAddress; 2]) -> [EndSpec; 2] {
+    let spec = |number: usize| match site.ends[number] {
+        Kind::Memif => {
+            // The client's memory is the one that a trusted wire passes on.
+            let role = if number == 1 && program.is_trusted() { Role::Server } else { Role::Client };
+            let spec = MemifSpec::new(sockets[number].clone(), role);
+            EndSpec::Memif(MemifSpec { queues: site.queues, ring: RING, buffer: site.buffer, ..spec })
+        }
+        Kind::Vhost => {
+            let rings = DriverSpec { size: RING, buffer: site.buffer, ..DriverSpec::default() };
+            EndSpec::Vhost(FrontendSpec { queues: site.queues, rings, ..FrontendSpec::new(sockets[number].clone()) })
+        }
+    };
+    [spec(0), spec(1)]
+}
+
+/// Tries until it works, a process of the program ends, or somebody loses patience.
+///
+/// On a thread of its own: a handshake that has begun is not broken off to look at something else, since testpmd does not
+/// survive that (it adds the socket that was closed to its epoll, and panics).
+fn connect(spec: &EndSpec, processes: &[Process], cancel: &AtomicBool) -> Result<End, ConnectError> {
+    let (done, outcome) = mpsc::channel();
+    let spec = spec.clone();
+    thread::spawn(move || {
+        // Without a receiver nobody waits any more.
+        let _ = done.send(End::open(&spec, PATIENCE));
+    });
+    loop {
+        match outcome.recv_timeout(LOOK) {
+            Ok(end) => return Ok(end?),
+            Err(RecvTimeoutError::Disconnected) => return Err(ConnectError::Cancelled),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if cancel.load(Relaxed) {
+            return Err(ConnectError::Cancelled);
+        }
+        if let Some(process) = processes.iter().find(|process| process.has_ended()) {
+            return Err(ConnectError::Ended(process.command.clone()));
+        }
     }
 }
 
-/// A child process that does not outlive this.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Killed, since it may be stopped; its sockets go with the folder.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The line of its `--version` that says most.
+fn version(binary: &Path) -> String {
+    let output = std::process::Command::new(binary).arg("--version").output();
+    let Ok(output) = output else { return "unknown".to_owned() };
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    let line = text.lines().find(|line| line.contains("RTE Version")).or_else(|| text.lines().next());
+    line.unwrap_or("unknown").trim().trim_start_matches("EAL: RTE Version: ").replace('\'', "")
 }
 
 /// Why a program cannot be measured.
 #[derive(Debug, Error)]
 pub enum ContenderError {
     /// It is not there.
-    #[error("start {program}: {source}; is it installed? (dpdk-testpmd is in Debian's package dpdk-dev)")]
+    #[error("start {program}: {source}{}", said(.log))]
     Start {
         /// Which.
-        program: Program,
+        program: String,
         /// Why not.
-        source: io::Error,
+        source: StartError,
+        /// What it printed.
+        log: String,
     },
-    /// It does not take our memif clients.
-    #[error("connect to {program}: {source}; it said:\n{log}")]
+    /// It does not take our ends.
+    #[error("connect to {program}: {source}{}", said(.log))]
     Connect {
         /// Which.
-        program: Program,
+        program: String,
         /// Why not.
-        source: EndpointError,
+        source: ConnectError,
         /// What it printed.
         log: String,
     },
@@ -186,13 +240,66 @@ pub enum ContenderError {
         "there is no forwarder at {0}; build it (`cargo build --release -p dpdk-forwarder`) or name it with --forwarder"
     )]
     NoForwarder(PathBuf),
-    /// Files or signals.
-    #[error("prepare a contender: {0}")]
+    /// Files.
+    #[error("prepare a folder for a program: {0}")]
     System(#[from] io::Error),
     /// Signals.
-    #[error("stop a contender: {0}")]
+    #[error("stop a program: {0}")]
     Signal(#[from] Errno),
 }
 
+/// Why a program did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No such program.
+    #[error("{program} is not installed; it is in Debian's package {package} (`make need-bench` installs it)")]
+    Missing {
+        /// Its name.
+        program: String,
+        /// Where it comes from.
+        package: &'static str,
+    },
+    /// It does not do what it is told to.
+    #[error("`{command}` failed: {problem}")]
+    Command {
+        /// What was run.
+        command: String,
+        /// Why not.
+        problem: String,
+    },
+    /// It cannot do this at all.
+    #[error("{0}")]
+    Unable(&'static str),
+    /// Files.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// It did not come about in time.
+    #[error(transparent)]
+    End(#[from] EndError),
+    /// There is nobody to connect to.
+    #[error("`{0}` has ended")]
+    Ended(String),
+    /// Somebody wanted that.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+/// The end of what a program printed.
+fn said(log: &str) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+    if last.is_empty() { String::new() } else { format!("; it said last:\n  {}", last.join("\n  ")) }
+}
+
+/// Slots of every ring of ours.
+const RING: u32 = 1024;
 /// DPDK takes seconds to start.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at whether the wait still makes sense.
+const LOOK: Duration = Duration::from_millis(100);
+const LOG_LINES: usize = 20;

@@ -1,164 +1,177 @@
-//! What was measured, as a table and as data.
+//! What was measured, for a terminal, for programs and for a browser.
 
-use std::fmt;
+mod data;
+mod html;
+mod plot;
+mod table;
+
 use std::fs;
-use std::io;
 use std::path::Path;
 
-use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use crate::bench::BenchError;
+use crate::bench::method::Unit;
+use crate::bench::plan::Plan;
+use crate::bench::session::{Entry, Measured, Results};
+use crate::bench::spread::Spread;
 
-/// The frames per second of one case: for each contender, those of each round.
-pub struct Measured {
-    /// The work.
-    pub case: &'static str,
-    /// By contender, then by round. The first contender is ours.
-    pub rates: Vec<Vec<f64>>,
-}
-
-impl Measured {
-    /// Our rate by a contender's, round by round, so that what slows a round down slows both.
-    fn ratios(&self, contender: usize) -> Spread {
-        let pairs = self.rates[0].iter().zip(&self.rates[contender]);
-        Spread::of(pairs.map(|(ours, theirs)| ours / theirs).collect())
+/// Prints the table and writes the files.
+pub fn publish(plan: &Plan, results: &Results) -> Result<(), BenchError> {
+    println!("{}", table::table(results));
+    if let Some(folder) = plan.report.parent() {
+        fs::create_dir_all(folder)?;
     }
+    let write = |extension: &str, text: String| {
+        let file = plan.report.with_extension(extension);
+        fs::write(&file, text)?;
+        Ok::<_, std::io::Error>(file)
+    };
+    let figures = write("json", data::figures(results)?)?;
+    let details = write("details.json", data::details(results)?)?;
+    let page = write("html", html::page(results))?;
+    let shown = [figures, details, page].map(|file| Path::display(&file).to_string());
+    eprintln!("written: {}", shown.join(", "));
+    if results.notes.is_empty() { Ok(()) } else { Err(BenchError::Incomplete(results.notes.join("\n"))) }
 }
 
-/// The middle and the extremes of some figures.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
+/// One figure of one program in one case, by rounds, beside the same of ours.
+struct Compared<'a> {
+    /// What the figure is called.
+    name: &'static str,
+    unit: Unit,
+    entry: &'a Entry,
+    spread: Spread,
+    /// CPU cycles for each frame.
+    cycles: Option<Spread>,
+    /// The share of time in which the generator had nothing to do.
+    idle: Option<Spread>,
+    /// Ours by theirs; none: it is ours, or theirs is 0.
+    ratio: Option<Spread>,
 }
 
-impl Spread {
-    /// Of at least one figure.
-    fn of(mut figures: Vec<f64>) -> Self {
-        figures.sort_by(f64::total_cmp);
-        let (first, last) = (figures[0], figures[figures.len() - 1]);
-        Self { min: first, median: figures[figures.len() / 2], max: last }
-    }
-}
-
-/// The machine that a figure belongs to.
-#[derive(Debug, Serialize)]
-pub struct Environment {
-    cpu: String,
-    mhz: f64,
-    kernel: String,
-    worker_cpu: usize,
-    generator_cpu: usize,
-    command: String,
-}
-
-impl Environment {
-    /// As the kernel tells it.
-    pub fn read(worker_cpu: usize, generator_cpu: usize) -> Self {
-        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let field = |name: &str| {
-            let line = info.lines().find(|line| line.starts_with(name));
-            line.and_then(|line| line.split_once(':')).map_or("unknown", |(_, value)| value.trim()).to_owned()
-        };
-        Self {
-            cpu: field("model name"),
-            mhz: field("cpu MHz").parse().unwrap_or(0.0),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-            worker_cpu,
-            generator_cpu,
-            command: std::env::args().collect::<Vec<_>>().join(" "),
-        }
-    }
-}
-
-impl fmt::Display for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, mhz, kernel, worker_cpu, generator_cpu, .. } = self;
-        write!(f, "{cpu}, {mhz:.0} MHz, Linux {kernel}; worker on CPU {worker_cpu}, generator on CPU {generator_cpu}")
-    }
-}
-
-/// One line for each case and contender.
-pub fn table(names: &[String], cases: &[Measured]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["CASE", "PROGRAM", "Mpps", "MIN - MAX", "FERRULE BY IT", "MIN - MAX"]);
-    for case in cases {
-        for (number, name) in names.iter().enumerate() {
-            let rate = Spread::of(case.rates[number].clone());
-            let range = |spread: Spread, by: f64| format!("{:.2} - {:.2}", spread.min / by, spread.max / by);
-            let ratio = case.ratios(number);
-            let (times, spread) =
-                if number == 0 { Default::default() } else { (format!("{:.2}x", ratio.median), range(ratio, 1.0)) };
-            let first = if number == 0 { case.case } else { "" };
-            let rate_text = format!("{:.2}", rate.median / MILLION);
-            table.add_row([first, name, &rate_text, &range(rate, MILLION), &times, &spread]);
-        }
-    }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// Writes the figures as data: the environment, and a list of `{case, ours_mpps, peer, peer_mpps, ratio, ours_cycles}`.
-pub fn write(file: &Path, environment: &Environment, names: &[String], cases: &[Measured]) -> io::Result<()> {
-    let mut figures = Vec::new();
-    for case in cases {
-        let ours = Spread::of(case.rates[0].clone());
-        // Without a peer there is one entry, about ours alone.
-        for (number, name) in names.iter().enumerate().skip(usize::from(names.len() > 1)) {
-            let peer = (number > 0).then(|| (name, Spread::of(case.rates[number].clone()), case.ratios(number)));
-            figures.push(Figure {
-                case: case.case,
-                ours_mpps: ours.median / MILLION,
-                ours_cycles: environment.mhz * MILLION / ours.median,
-                peer: peer.map(|(name, ..)| name),
-                peer_mpps: peer.map(|(_, rate, _)| rate.median / MILLION),
-                ratio: peer.map(|(.., ratio)| ratio.median),
-                ratio_spread: peer.map(|(.., ratio)| ratio),
+/// Every figure of a case that programs are compared by: for each figure our entry, and then the others.
+fn compare(case: &Measured) -> Vec<Compared<'_>> {
+    let Some(ours) = case.entries.first() else { return Vec::new() };
+    let Some(round) = ours.rounds.first() else { return Vec::new() };
+    let mut compared = Vec::new();
+    for (at, figure) in round.figures.iter().enumerate().filter(|(_, figure)| figure.unit != Unit::Share) {
+        for (number, entry) in case.entries.iter().enumerate() {
+            let Some(spread) = Spread::of(values(entry, at)) else { continue };
+            let ratio = (number > 0).then(|| Spread::of_ratios(&values(ours, at), &values(entry, at))).flatten();
+            compared.push(Compared {
+                name: figure.name,
+                unit: figure.unit,
+                entry,
+                spread,
+                cycles: Spread::of(of_trials(entry, |trial| trial.cycles)),
+                idle: Spread::of(of_trials(entry, |trial| trial.wanted.is_none().then_some(trial.idle))),
+                ratio,
             });
         }
     }
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let report = Report { environment, figures };
-    fs::write(file, serde_json::to_string_pretty(&report).map_err(io::Error::other)?)
+    compared
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    environment: &'a Environment,
-    figures: Vec<Figure<'a>>,
+fn values(entry: &Entry, figure: usize) -> Vec<f64> {
+    entry.rounds.iter().filter_map(|round| round.figures.get(figure)).map(|figure| figure.value).collect()
 }
 
-#[derive(Serialize)]
-struct Figure<'a> {
-    case: &'a str,
-    ours_mpps: f64,
-    /// Cycles of the worker's CPU for each frame, if the CPU ran at the rate the kernel names.
-    ours_cycles: f64,
-    peer: Option<&'a String>,
-    peer_mpps: Option<f64>,
-    ratio: Option<f64>,
-    ratio_spread: Option<Spread>,
+/// Something of every trial that was not paced, as it means the most there; of every trial, if all were.
+fn of_trials(entry: &Entry, of: impl Fn(&crate::bench::session::Tried) -> Option<f64>) -> Vec<f64> {
+    let trials = || entry.rounds.iter().flat_map(|round| &round.trials);
+    let free: Vec<_> = trials().filter(|trial| trial.wanted.is_none()).filter_map(&of).collect();
+    if free.is_empty() { trials().filter_map(of).collect() } else { free }
+}
+
+/// Bits of frames in a second, without FCS, preamble and gap.
+fn bits(frames_per_second: f64, case: &Measured) -> f64 {
+    frames_per_second * case.case.mix.average() * 8.0
 }
 
 const MILLION: f64 = 1e6;
+/// A generator that has less to do than this is the limit itself.
+const IDLE_MIN: f64 = 0.05;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::bench::case::{Case, Kind, Way};
+    use crate::bench::machine::Machine;
+    use crate::bench::method::{Figure, Seen};
+    use crate::bench::session::{Described, Round, Tried};
+    use ferrule_endpoints::latency::Latency;
+    use ferrule_endpoints::load::Mix;
+
+    /// Results of two programs in one case for each size: ours at twice the rate of theirs.
+    pub(crate) fn results(sizes: &[usize]) -> Results {
+        let trial = |rate: f64, wanted| {
+            let mut latency = Latency::new();
+            (1..2000).for_each(|ticks| latency.note(ticks * 100));
+            Tried {
+                wanted,
+                seen: Seen { offered: rate, arrived: rate * 0.99, loss: 0.01 },
+                skipped: 0.0,
+                idle: 0.3,
+                cycles: Some(2.4e9 / rate),
+                disorder: 0,
+                latency: Some(latency),
+            }
+        };
+        let round = |rate: f64| Round {
+            figures: vec![
+                Figure { name: "rate", unit: Unit::FramesPerSecond, value: rate },
+                Figure { name: "loss", unit: Unit::Share, value: 0.01 },
+            ],
+            trials: vec![trial(rate, None), trial(rate / 2.0, Some(rate / 2.0))],
+        };
+        let entry = |program: &str, rate: f64| Entry {
+            program: program.to_owned(),
+            rounds: [0.9, 1.0, 1.1].map(|drift| round(rate * drift)).into(),
+        };
+        let case = |&size: &usize| Measured {
+            case: Case::new([Kind::Memif; 2], false, Mix::new([size]).unwrap(), Way::There),
+            entries: vec![entry("ferrule", 2e9 / size as f64), entry("peer <3>", 1e9 / size as f64)],
+        };
+        Results {
+            machine: Machine {
+                cpu: "Some <CPU>".to_owned(),
+                cpus: 2,
+                tsc_mhz: 2400.0,
+                virtualised: Some("QEMU".to_owned()),
+                governor: "performance".to_owned(),
+                isolated: "none".to_owned(),
+                memory_mib: 1024,
+                kernel: "6.1".to_owned(),
+                system: "Debian".to_owned(),
+                worker_cpus: vec![0],
+                generator_cpu: 1,
+                command: "ferrule bench".to_owned(),
+                revision: Some("abc".to_owned()),
+                date: "2026-01-01T00:00:00Z".to_owned(),
+            },
+            method: "as fast as the wire takes it".to_owned(),
+            programs: ["ferrule", "peer <3>"]
+                .map(|name| Described {
+                    name: name.to_owned(),
+                    ends: "memif-memif".to_owned(),
+                    version: "1".to_owned(),
+                    commands: vec![format!("{name} --run")],
+                    agreements: vec!["memif".to_owned()],
+                })
+                .into(),
+            cases: sizes.iter().map(case).collect(),
+            notes: Vec::new(),
+        }
+    }
 
     #[test]
-    fn a_ratio_is_the_median_of_the_rounds_and_not_of_the_rates() {
-        // A machine that was twice as slow in the second round.
-        let measured = Measured { case: "x", rates: vec![vec![10e6, 5e6, 12e6], vec![5e6, 2.5e6, 4e6]] };
-        let ratios = measured.ratios(1);
-        assert!((ratios.median - 2.0).abs() < 1e-9);
-        assert!((ratios.max - 3.0).abs() < 1e-9);
-        let text = table(&["ferrule".to_owned(), "peer".to_owned()], &[measured]).to_string();
-        assert!(text.contains("2.00x") && text.contains("10.00"), "{text}");
+    fn each_program_is_compared_with_ours_round_by_round() {
+        let results = results(&[64]);
+        let compared = compare(&results.cases[0]);
+        assert_eq!(compared.len(), 2, "a share is no figure to compare by");
+        assert!(compared[0].ratio.is_none());
+        let ratio = compared[1].ratio.unwrap();
+        assert!((ratio.min - 2.0).abs() < 1e-9 && (ratio.max - 2.0).abs() < 1e-9);
+        assert!((compared[0].spread.median - 2e9 / 64.0).abs() < 1.0);
+        assert!((bits(1e6, &results.cases[0]) - 512e6).abs() < 1.0);
     }
 }

@@ -1,12 +1,14 @@
 //! A generator and a sink at the two memif ends of a wire.
 
 use std::panic::resume_unwind;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::MemifSpec;
-use ferrule_endpoints::generator::{self, Load, Outcome, Stop};
+use ferrule_endpoints::end::{End, EndSpec};
+use ferrule_endpoints::generator::{self, Outcome};
+use ferrule_endpoints::load::{Load, Mix, Touch};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -14,14 +16,14 @@ use super::DemoError;
 
 /// Both ends, connected.
 pub(super) struct Ends {
-    generator: Endpoint,
-    sink: Endpoint,
+    generator: End,
+    sink: End,
 }
 
 impl Ends {
     pub(super) fn open([generator, sink]: &[MemifSpec; 2]) -> Result<Self, DemoError> {
         let open = |spec: &MemifSpec| {
-            Endpoint::open(spec, PATIENCE)
+            End::open(&EndSpec::Memif(spec.clone()), PATIENCE)
                 .map_err(|error| DemoError::site(format!("connect to memif {}", spec.socket), error))
         };
         Ok(Self { generator: open(generator)?, sink: open(sink)? })
@@ -29,13 +31,15 @@ impl Ends {
 
     /// Sends frames of `size` bytes as fast as the wire takes them, on a thread that stays on `cpu`.
     pub(super) fn run(&mut self, size: usize, cpu: usize) -> Result<Outcome, String> {
-        let load = Load { size, both_ways: false, verify: false, stop: Stop::After(TIME) };
+        let mix = Mix::new([size]).map_err(|error| error.to_string())?;
+        let load = Load { touch: Touch::Whole, ..Load::new(mix, TIME) };
         let work = || {
             let mut cpus = CpuSet::new();
             let pinned = cpus.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus));
             pinned.map_err(|errno| format!("pin the generator to CPU {cpu}: {errno}"))?;
-            let outcomes = generator::run(&load, &mut self.generator, &mut self.sink);
-            outcomes.map(|[outcome, _]| outcome).map_err(|error| error.to_string())
+            let never = AtomicBool::new(false);
+            let run = generator::run(&load, &mut self.generator, &mut self.sink, &never);
+            run.map(|run| run.there).map_err(|error| error.to_string())
         };
         thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
@@ -43,7 +47,7 @@ impl Ends {
 
 /// What is wrong with a run, if anything.
 pub(super) fn problem(size: usize, outcome: &Outcome) -> Option<String> {
-    let (sent, tally) = (outcome.sent, outcome.received);
+    let (sent, tally) = (outcome.sent, &outcome.received);
     if sent == 0 {
         return Some(format!("no frame of {size} B could be sent"));
     }

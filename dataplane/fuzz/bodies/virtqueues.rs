@@ -165,21 +165,18 @@ impl World {
             _ => place % region.len() as u64,
         };
         // The sizes that drivers write: 16 bits of a ring, 64 of an address, 32 of the rest.
-        match kind % 4 {
-            AVAIL_RING => {
-                if let Some(index) = region.index(at & !1) {
-                    index.store(value as u16);
-                }
+        if kind % 4 == AVAIL_RING {
+            if let Some(index) = region.index(at & !1) {
+                index.store(value as u16);
             }
-            _ => {
-                let _ = region.write_u32(at & !3, value as u32);
-                if at.is_multiple_of(8) {
-                    let _ = region.write_u32((at & !7) + 4, (value >> 32) as u32);
-                }
+        } else {
+            let _ = region.write_u32(at & !3, value as u32);
+            if at.is_multiple_of(8) {
+                let _ = region.write_u32(at + 4, (value >> 32) as u32);
             }
         }
         if let Some(log) = &self.log {
-            let _ = log.write_u32(place % log.len() as u64 & !3, value as u32);
+            let _ = log.write_u32((place % log.len() as u64) & !3, value as u32);
         }
     }
 }

@@ -8,8 +8,10 @@
 //! Indexes run freely over 16 bits; a slot is an index masked. Each side keeps its own index in a
 //! private variable and never reads it back from shared memory.
 //!
+//! - [`in_place`]: what a generator needs to leave frames in their buffers.
 //! - [`switch`]: frames of trusted pairs, which stay where they are.
 
+mod in_place;
 pub mod switch;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -528,13 +530,13 @@ const MASK_INTERRUPT: u16 = 1;
 const PIECES_MAX: u16 = 512;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::memif::layout::{Layout, Queues};
     use crate::spec::MemifSpec;
 
     /// Client and server of the same memory.
-    fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
+    pub(crate) fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
         let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
         let ours = Layout::create(&spec, 1, ring).unwrap();
         let mut theirs = Layout::announced_by_peer();

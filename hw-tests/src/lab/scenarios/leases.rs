@@ -59,7 +59,9 @@ pub fn vfio_and_back(lab: &Lab) -> Result<()> {
     // Bound to igbvf by the kernel, before there was a manager.
     lab.pfs[0].set_vfs(2)?;
     let vfs = lab.pfs[0].vfs();
-    vfs.iter().for_each(|vf| drop(vf.wait_for_interface()));
+    for vf in &vfs {
+        vf.wait_for_interface();
+    }
     let manager = Manager::start(lab, &Options::default())?;
     manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?;
     assert_eq!(vfs[0].driver().as_deref(), Some("vfio-pci"));

@@ -1,0 +1,85 @@
+//! Frames that are written where they are sent from, by programs whose frames differ in a few bytes only.
+
+use ferrule_ffi::span::SpanMut;
+
+use super::Sender;
+
+impl Sender {
+    /// The buffer that the frame after `ahead` others goes to, with what an earlier frame left in it; none, if the slots
+    /// that are known to be free end before it, or the peer offers none there: [`put`](crate::port::Target::put) tells
+    /// which.
+    #[inline(always)]
+    pub fn buffer(&self, ahead: u16) -> Option<SpanMut<'_>> {
+        if ahead >= self.room() {
+            return None;
+        }
+        let position = self.next.wrapping_add(ahead);
+        let slot = self.slot(position);
+        self.room_at(slot, slot.length, position).ok()
+    }
+
+    /// Stores the first `length` bytes of the next buffer as a frame.
+    #[inline(always)]
+    pub fn commit(&mut self, length: u32) {
+        if self.room() == 0 {
+            return;
+        }
+        let slot = self.slot(self.next);
+        self.fill(self.next, slot, length.min(slot.length), 0);
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Slots of the ring: after so many frames each buffer has had one.
+    pub fn slots(&self) -> u16 {
+        self.ring.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::memif::ring::tests::pair;
+    use crate::port::{FRAME_MAX, Source, Target};
+    use ferrule_ffi::span::Span;
+
+    #[test]
+    fn a_frame_written_in_place_arrives_and_its_buffer_keeps_it() {
+        let (mut client, mut server) = pair(2048, 64);
+        for (sender, receiver) in
+            [(&mut client.senders[0], &mut server.receivers[0]), (&mut server.senders[0], &mut client.receivers[0])]
+        {
+            assert!(sender.buffer(0).is_none(), "before the first look");
+            for round in 0..2u8 {
+                let mut gather = vec![0; FRAME_MAX];
+                for number in 0..64 {
+                    sender.look().unwrap();
+                    let mut buffer = sender.buffer(0).unwrap();
+                    assert_eq!(buffer.len(), 2048);
+                    let text = if round == 0 { &b"ferrule at its place"[..] } else { &b"FERR"[..] };
+                    assert!(Span::from(text).copy_to(&mut buffer));
+                    sender.commit(if number == 0 { 9000 } else { 20 });
+                    sender.publish();
+                    assert!(receiver.look().unwrap());
+                    let frame = receiver.peek(&mut gather).unwrap().unwrap();
+                    assert_eq!(frame.bytes.len(), if number == 0 { 2048 } else { 20 });
+                    let expected = if round == 0 { b"ferrule at its place" } else { b"FERRule at its place" };
+                    assert_eq!(&frame.bytes.first::<20>(), expected);
+                    receiver.advance(1);
+                    receiver.release();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_buffers_are_shown_than_are_free() {
+        let (mut client, _server) = pair(2048, 64);
+        let sender = &mut client.senders[0];
+        sender.look().unwrap();
+        assert!(sender.buffer(63).is_some() && sender.buffer(64).is_none());
+        for _ in 0..65 {
+            sender.commit(60);
+        }
+        assert_eq!((sender.room(), sender.slots()), (0, 64));
+        assert!(sender.buffer(0).is_none());
+    }
+}

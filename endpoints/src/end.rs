@@ -1,0 +1,162 @@
+//! The ends that a generator sends from and a sink receives at, of any kind.
+
+use std::time::Duration;
+
+use ferrule_dataplane::memif::endpoint::{Endpoint, EndpointError};
+use ferrule_dataplane::memif::handshake::Refusal;
+use ferrule_dataplane::memif::ring::Sender;
+use ferrule_dataplane::port::Target;
+use ferrule_dataplane::spec::MemifSpec;
+use ferrule_dataplane::vhost::driver::{PackedDriverTx, SplitDriverTx};
+use ferrule_dataplane::vhost::frontend::{Frontend, FrontendError, FrontendSpec};
+use ferrule_ffi::span::SpanMut;
+use thiserror::Error;
+
+/// One end of a wire, connected.
+pub enum End {
+    /// A memif interface.
+    Memif(Endpoint),
+    /// A vhost-user frontend.
+    Vhost(Frontend),
+}
+
+/// What an end is to be.
+#[derive(Clone, Debug)]
+pub enum EndSpec {
+    /// A memif interface.
+    Memif(MemifSpec),
+    /// A vhost-user frontend.
+    Vhost(FrontendSpec),
+}
+
+impl End {
+    /// Connects to a peer, or waits for one.
+    pub fn open(spec: &EndSpec, patience: Duration) -> Result<Self, EndError> {
+        match spec {
+            EndSpec::Memif(spec) => Ok(Self::Memif(Endpoint::open(spec, patience)?)),
+            EndSpec::Vhost(spec) => Ok(Self::Vhost(Frontend::open(spec, patience)?)),
+        }
+    }
+
+    /// Listens to the peer without waiting.
+    ///
+    /// # Errors
+    /// It has gone, and why.
+    pub fn hear(&mut self) -> Result<(), EndError> {
+        match self {
+            Self::Memif(endpoint) => Ok(endpoint.hear()?),
+            Self::Vhost(frontend) => Ok(frontend.hear()?),
+        }
+    }
+
+    /// Queues to send on.
+    pub fn queues(&self) -> usize {
+        match self {
+            Self::Memif(endpoint) => endpoint.queues.senders.len(),
+            Self::Vhost(frontend) => frontend.queues.senders.len(),
+        }
+    }
+
+    /// Buffers of a queue to send on: after so many frames, each has had one.
+    pub(crate) fn buffers(&self) -> u32 {
+        match self {
+            Self::Memif(endpoint) => endpoint.queues.senders.first().map_or(0, |sender| sender.slots().into()),
+            Self::Vhost(frontend) => frontend.memory().spec().size,
+        }
+    }
+
+    /// What the two sides agreed on, in a few words.
+    pub fn agreement(&self) -> String {
+        let queues = self.queues();
+        match self {
+            Self::Memif(endpoint) => {
+                let size = endpoint.queues.senders.first().map_or(0, Sender::slots);
+                format!("memif with {}, {queues} queue(s) of {size}", endpoint.peer)
+            }
+            Self::Vhost(frontend) => {
+                let (size, features) = (frontend.memory().spec().size, frontend.features.0);
+                format!("vhost-user, features {features:#x}, {queues} queue pair(s) of {size}")
+            }
+        }
+    }
+}
+
+/// A ring whose buffers are written where they are sent from.
+pub(crate) trait InPlace: Target {
+    /// The buffer that the next frame goes to, with what an earlier frame left in it.
+    fn buffer(&mut self) -> Option<SpanMut<'_>>;
+
+    /// Sends the first `length` bytes of it with the next [`Target::publish`].
+    fn commit(&mut self, length: u32);
+
+    /// Asks for the first line of the buffer that the frame after `ahead` others goes to, to write to it soon.
+    fn prefetch(&mut self, ahead: u32);
+}
+
+impl InPlace for Sender {
+    #[inline(always)]
+    fn buffer(&mut self) -> Option<SpanMut<'_>> {
+        Self::buffer(self, 0)
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, length: u32) {
+        Self::commit(self, length);
+    }
+
+    #[inline(always)]
+    fn prefetch(&mut self, ahead: u32) {
+        // A burst is far below 2^16.
+        if let Some(buffer) = Self::buffer(self, ahead as u16) {
+            buffer.prefetch();
+        }
+    }
+}
+
+impl InPlace for SplitDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self) -> Option<SpanMut<'_>> {
+        self.next_buffer()
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, length: u32) {
+        Self::commit(self, length);
+    }
+
+    #[inline(always)]
+    fn prefetch(&mut self, ahead: u32) {
+        self.prefetch_buffer(ahead);
+    }
+}
+
+impl InPlace for PackedDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self) -> Option<SpanMut<'_>> {
+        self.next_buffer()
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, length: u32) {
+        Self::commit(self, length);
+    }
+
+    #[inline(always)]
+    fn prefetch(&mut self, ahead: u32) {
+        self.prefetch_buffer(ahead);
+    }
+}
+
+/// Why an end has no peer.
+#[derive(Debug, Error)]
+pub enum EndError {
+    /// No memif peer.
+    #[error(transparent)]
+    Memif(#[from] EndpointError),
+    /// The memif peer has gone.
+    #[error("the memif peer: {0}")]
+    MemifGone(#[from] Refusal),
+    /// No vhost-user backend, or it has gone.
+    #[error(transparent)]
+    Vhost(#[from] FrontendError),
+}

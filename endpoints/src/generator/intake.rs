@@ -1,0 +1,108 @@
+//! Frames that arrive.
+
+use std::ops::Range;
+
+use ferrule_dataplane::port::{BURST, FRAME_MAX, Run, Source};
+use ferrule_ffi::bell::Bell;
+use ferrule_ffi::span::Span;
+use ferrule_ffi::ticks;
+
+use crate::generator::RunError;
+use crate::latency::Latency;
+use crate::load::{Load, Touch};
+use crate::traffic::{HEAD, Sink, since};
+
+/// Looks at what arrives in one direction.
+pub(super) struct Intake {
+    touch: Touch,
+    pub(super) sink: Sink,
+    pub(super) latency: Option<Latency>,
+    /// Where whole frames are read to.
+    room: Box<[u8]>,
+    gather: Box<[u8]>,
+}
+
+impl Intake {
+    pub(super) fn new(load: &Load, flows: Range<u32>) -> Self {
+        let room = || vec![0; FRAME_MAX].into_boxed_slice();
+        Self {
+            touch: load.touch,
+            sink: Sink::new(flows, load.touch == Touch::Verified),
+            latency: load.latency.then(Latency::new),
+            room: room(),
+            gather: room(),
+        }
+    }
+
+    /// Counts from 0 from now on, and expects of each flow what `next` says.
+    pub(super) fn restart(&mut self, next: impl Iterator<Item = u64>) {
+        self.sink.restart(next);
+        if let Some(latency) = &mut self.latency {
+            *latency = Latency::new();
+        }
+    }
+
+    /// Takes a burst, if there is one. How many frames.
+    pub(super) fn receive<S: Source>(&mut self, source: &mut S, bell: &mut Bell) -> Result<u32, RunError> {
+        if !source.look()? {
+            return Ok(0);
+        }
+        let now = if self.latency.is_some() { ticks::now() } else { 0 };
+        let mut taken = 0;
+        while taken < BURST {
+            let shown = self.see_run(source, now);
+            source.advance_run(shown);
+            taken += shown;
+            if shown > 0 {
+                continue;
+            }
+            let Some(frame) = source.peek(&mut self.gather)? else { break };
+            let slots = frame.slots;
+            see(frame.bytes, self.touch, &mut self.sink, &mut self.latency, &mut self.room, now);
+            source.advance(slots);
+            taken += 1;
+        }
+        source.release();
+        if let Some(eventfd) = source.release_bell() {
+            bell.ring(eventfd).map_err(RunError::Bell)?;
+        }
+        Ok(taken as u32)
+    }
+
+    #[inline(always)]
+    fn see_run(&mut self, source: &mut impl Source, now: u64) -> usize {
+        let mut run = Run::new();
+        source.run(&mut run);
+        if self.touch != Touch::Untouched {
+            run.iter().for_each(|frame| frame.prefetch());
+        }
+        for &frame in &run {
+            see(frame, self.touch, &mut self.sink, &mut self.latency, &mut self.room, now);
+        }
+        run.len()
+    }
+}
+
+#[inline(always)]
+fn see(frame: Span<'_>, touch: Touch, sink: &mut Sink, latency: &mut Option<Latency>, room: &mut [u8], now: u64) {
+    let length = frame.len();
+    let sent = match touch {
+        Touch::Untouched => {
+            sink.count_unseen(length);
+            None
+        }
+        Touch::Stamped => sink.see_head(&frame.first(), length),
+        Touch::Whole => {
+            // A frame is never longer than FRAME_MAX.
+            let _ = frame.copy_out(room);
+            sink.see_head(&Span::from(&room[..length.min(HEAD)]).first(), length)
+        }
+        Touch::Verified => {
+            let _ = frame.copy_out(room);
+            sink.see(&room[..length])
+        }
+    };
+    if let (Some(latency), Some(sent)) = (latency, sent) {
+        latency.note(since(sent, now));
+    }
+}
