@@ -300,7 +300,7 @@ mod tests {
     fn the_first_words_of_a_short_span_end_in_zeros() {
         let words = |bytes: &[u8]| Span::from(bytes).first_words::<2>().map(u64::to_ne_bytes);
         assert_eq!(words(b"twenty bytes or more"), [*b"twenty b", *b"ytes or "]);
-        assert_eq!(words(b"ferrules fe"), [*b"ferrules", *b"fe\0\0\0\0\0\0"]);
+        assert_eq!(words(b"ferrules fe"), [*b"ferrules", *b" fe\0\0\0\0\0"]);
     }
 
     #[test]
