@@ -33,7 +33,7 @@ pub struct Manager {
 /// What became of a start.
 pub enum Start {
     /// It serves.
-    Ready(Manager),
+    Ready(Box<Manager>),
     /// It ended, and this is what it had logged.
     Ended(String),
 }
@@ -55,7 +55,7 @@ impl Manager {
     /// Starts one that knows what the ones before it in this scenario have journalled.
     pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
         match Self::start_mortal(lab, options)? {
-            Start::Ready(manager) => Ok(manager),
+            Start::Ready(manager) => Ok(*manager),
             Start::Ended(log) => bail!("the manager ended before it was ready:\n{log}"),
         }
     }
@@ -71,7 +71,7 @@ impl Manager {
         }
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("make a runtime")?;
         match runtime.block_on(connect(&socket)) {
-            Ok(client) => Ok(Start::Ready(Self { process, runtime, client, socket })),
+            Ok(client) => Ok(Start::Ready(Box::new(Self { process, runtime, client, socket }))),
             // It may have ended after it was ready.
             Err(error) => {
                 eventually(&format!("whoever does not answer has ended: {error}"), || process.ended().is_some());
