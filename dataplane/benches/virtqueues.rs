@@ -19,7 +19,9 @@ use ferrule_dataplane::lane::{Lane, LaneEnd};
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Source, Target};
 use ferrule_dataplane::spec::{Full, SocketAddress};
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
+use ferrule_dataplane::vhost::driver::{
+    Bells, DriverMemory, DriverRx, DriverSpec, DriverTx, PackedDriverTx, SplitDriverTx,
+};
 use ferrule_dataplane::vhost::features::Features;
 use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::vhost::memory::GuestMemory;
@@ -97,7 +99,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
         targets: vec![AnyTarget::Vhost(target)],
     };
     let mut lane = Lane {
-        ends: [end(a.guest_tx, a.guest_rx), end(b.guest_tx, b.guest_rx)],
+        ends: [end(a.source, a.target), end(b.source, b.target)],
         full: Full::Hold,
         counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
     };
@@ -110,7 +112,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
                 lane.visit(&mut tools).unwrap();
             }
         });
-        let rate = drive_for(size, a.driver_tx, b.driver_rx, driver);
+        let rate = drive_for(size, a.sends, b.receives, driver);
         stop.store(true, Relaxed);
         rate
     })
@@ -124,7 +126,7 @@ fn measure_alone(size: usize, features: Features) -> f64 {
         targets: vec![AnyTarget::Vhost(target)],
     };
     let mut lane = Lane {
-        ends: [end(a.guest_tx, a.guest_rx), end(b.guest_tx, b.guest_rx)],
+        ends: [end(a.source, a.target), end(b.source, b.target)],
         full: Full::Hold,
         counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
     };
@@ -132,21 +134,21 @@ fn measure_alone(size: usize, features: Features) -> f64 {
     let mut gather = vec![0; FRAME_MAX];
     let mut times = Vec::with_capacity(VISITS);
     for _ in 0..VISITS {
-        a.driver_tx.look().unwrap();
+        a.sends.look().unwrap();
         for _ in 0..BURST {
-            assert!(a.driver_tx.next_buffer().is_some());
-            a.driver_tx.commit(size as u32);
+            assert!(a.sends.next_buffer().is_some());
+            a.sends.commit(size as u32);
         }
-        a.driver_tx.publish();
+        a.sends.publish();
         let started = Instant::now();
         lane.visit(&mut tools).unwrap();
         times.push(started.elapsed());
-        assert!(b.driver_rx.look().unwrap());
+        assert!(b.receives.look().unwrap());
         for _ in 0..BURST {
-            let slots = b.driver_rx.peek(&mut gather).unwrap().unwrap().slots;
-            b.driver_rx.advance(slots);
+            let slots = b.receives.peek(&mut gather).unwrap().unwrap().slots;
+            b.receives.advance(slots);
         }
-        b.driver_rx.release();
+        b.receives.release();
     }
     times.sort();
     times[VISITS / 2].as_secs_f64() / BURST as f64
@@ -182,10 +184,12 @@ fn drive_for(size: usize, mut tx: DriverTx, mut rx: DriverRx, driver: usize) -> 
             pin(driver);
             match (&mut tx, &mut rx) {
                 (DriverTx::Split(tx), DriverRx::Split(rx)) => {
-                    drive(size, &mut **tx, |tx| tx.next_buffer(), |tx, len| tx.commit(len), &mut **rx, &stop, &moved);
+                    let place = (SplitDriverTx::next_buffer, SplitDriverTx::commit);
+                    drive(size, &mut **tx, place.0, place.1, &mut **rx, &stop, &moved);
                 }
                 (DriverTx::Packed(tx), DriverRx::Packed(rx)) => {
-                    drive(size, &mut **tx, |tx| tx.next_buffer(), |tx, len| tx.commit(len), &mut **rx, &stop, &moved);
+                    let place = (PackedDriverTx::next_buffer, PackedDriverTx::commit);
+                    drive(size, &mut **tx, place.0, place.1, &mut **rx, &stop, &moved);
                 }
                 _ => unreachable!("both are of one layout"),
             }
@@ -251,10 +255,10 @@ fn drive<T: Target, S: Source>(
 
 /// One guest: both ends of its queue pair.
 struct Guest {
-    driver_tx: DriverTx,
-    driver_rx: DriverRx,
-    guest_tx: GuestTx,
-    guest_rx: GuestRx,
+    sends: DriverTx,
+    receives: DriverRx,
+    source: GuestTx,
+    target: GuestRx,
 }
 
 impl Guest {
@@ -283,10 +287,10 @@ impl Guest {
             }
         };
         Self {
-            guest_rx: GuestRx::new(&setup(0)).unwrap(),
-            guest_tx: GuestTx::new(&setup(1)).unwrap(),
-            driver_rx: DriverRx::new(&memory, 0, features, bells[0].clone()),
-            driver_tx: DriverTx::new(&memory, 1, features, bells[1].clone()),
+            target: GuestRx::new(&setup(0)).unwrap(),
+            source: GuestTx::new(&setup(1)).unwrap(),
+            receives: DriverRx::new(&memory, 0, features, bells[0].clone()),
+            sends: DriverTx::new(&memory, 1, features, bells[1].clone()),
         }
     }
 }

@@ -2,10 +2,14 @@
 //! runs the same functions (docs/testing.md).
 
 mod common;
+#[path = "../fuzz/bodies/frontends.rs"]
+mod frontends;
 #[path = "../fuzz/bodies/messages.rs"]
 mod messages;
 #[path = "../fuzz/bodies/rings.rs"]
 mod rings;
+#[path = "../fuzz/bodies/virtqueues.rs"]
+mod virtqueues;
 
 use std::panic;
 use std::time::{Duration, Instant};
@@ -20,6 +24,16 @@ fn no_conversation_does_harm() {
 #[test]
 fn no_change_to_a_ring_does_harm() {
     spoil("rings", &rings::seeds(), rings::run);
+}
+
+#[test]
+fn no_frontend_does_harm() {
+    spoil("frontends", &frontends::seeds(), frontends::run);
+}
+
+#[test]
+fn no_change_to_a_virtqueue_does_harm() {
+    spoil("virtqueues", &virtqueues::seeds(), virtqueues::run);
 }
 
 /// Runs the good inputs, and then spoilt ones for some seconds. A failure names the number that makes it

@@ -91,8 +91,7 @@ fn all_usable(node: &FakeNode, vfs: &Vfs) {
         if vfs.facts().leases.contains_key(&vf) {
             continue;
         }
-        let mut asked = request(vf, Driver::VfioPci, None);
-        asked.id = "probe".to_owned();
+        let asked = Request { id: "probe".to_owned(), ..request(vf, Driver::VfioPci, None) };
         vfs.acquire(&asked).expect("a node in a good mood does it");
         vfs.release("probe", Duration::ZERO, ROOT).expect("a node in a good mood does it");
     }

@@ -19,7 +19,7 @@ use crate::socket::{Listener, SocketError};
 use crate::spec::SocketAddress;
 use crate::vhost::channel::{Channel, ChannelError};
 use crate::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
-use crate::vhost::features::Features;
+use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::memory::MemoryRegion;
 use crate::vhost::message::{
     Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
@@ -125,7 +125,7 @@ impl Frontend {
         let bytes = (guest + size).div_ceil(8 * LOG_PAGE);
         let log = Region::create("vhost-log", bytes, self.memory.health()).map_err(FrontendError::Memory)?;
         let area = Request::SetLogBase(LogArea { size: bytes, offset: 0 });
-        if self.conversation.protocol & LOG_SHMFD != 0 {
+        if self.conversation.protocol.has(ProtocolFeatures::LOG_SHMFD) {
             self.conversation.ask(&area, &[log.file()])?;
         } else {
             self.conversation.tell(&area, &[log.file()])?;
@@ -185,7 +185,7 @@ impl Frontend {
 
     /// The whole handshake, in the order of DPDK's virtio-user.
     fn lead(channel: Channel, spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
-        let mut conversation = Conversation { channel, deadline, protocol: 0 };
+        let mut conversation = Conversation { channel, deadline, protocol: ProtocolFeatures::default() };
         let (features, queues) = conversation.negotiate(spec)?;
         let rings = 2 * usize::from(queues);
         let memory = DriverMemory::create(spec.rings, rings).map_err(FrontendError::Memory)?;
@@ -229,7 +229,7 @@ impl Frontend {
                 talk.tell(&Request::SetVringEnable(VringState { index, num: 1 }), &[])?;
             }
         }
-        if talk.protocol & STATUS != 0 {
+        if talk.protocol.has(ProtocolFeatures::STATUS) {
             talk.tell(&Request::SetStatus(DRIVER_OK), &[])?;
         }
         talk.wait_until_heard()
@@ -253,7 +253,7 @@ struct Conversation {
     channel: Channel,
     deadline: Instant,
     /// Protocol features.
-    protocol: u64,
+    protocol: ProtocolFeatures,
 }
 
 impl Conversation {
@@ -264,12 +264,12 @@ impl Conversation {
         let mut wanted = spec.features | Features::PROTOCOL_FEATURES;
         let mut queues = spec.queues.max(1);
         if offered.has(Features::PROTOCOL_FEATURES) {
-            let known = MQ | LOG_SHMFD | REPLY_ACK | STATUS;
-            let protocol = self.value(&Request::GetProtocolFeatures)? & known;
-            self.tell(&Request::SetProtocolFeatures(protocol), &[])?;
+            let offered = self.value(&Request::GetProtocolFeatures)?;
+            let protocol = ProtocolFeatures(offered & KNOWN.0);
+            self.tell(&Request::SetProtocolFeatures(protocol.0), &[])?;
             self.protocol = protocol;
         }
-        if queues > 1 && self.protocol & MQ != 0 && offered.has(Features::MQ) {
+        if queues > 1 && self.protocol.has(ProtocolFeatures::MQ) && offered.has(Features::MQ) {
             wanted = wanted | Features::MQ;
             let pairs = self.value(&Request::GetQueueNum)?;
             queues = u16::try_from(pairs).unwrap_or(u16::MAX).clamp(1, queues).min(PAIRS_MAX);
@@ -283,7 +283,7 @@ impl Conversation {
 
     /// Says something that has no answer of its own; that it was done is waited for, if the backend says so.
     fn tell(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
-        let acknowledged = self.protocol & REPLY_ACK != 0;
+        let acknowledged = self.protocol.has(ProtocolFeatures::REPLY_ACK);
         self.channel.send(&request.emit(acknowledged), files)?;
         if acknowledged && self.answer(request)? != Body::Value(0) {
             return Err(FrontendError::Refused { request: request.word() });
@@ -373,14 +373,11 @@ pub enum FrontendError {
     Patience,
 }
 
-/// Protocol features: several queue pairs.
-const MQ: u64 = 1;
-/// The dirty log is a file that is shared, and SET_LOG_BASE is answered.
-const LOG_SHMFD: u64 = 1 << 1;
-/// Requests without an answer of their own get one.
-const REPLY_ACK: u64 = 1 << 3;
-/// The driver's status is told.
-const STATUS: u64 = 1 << 16;
+/// What we speak of the protocol.
+const KNOWN: ProtocolFeatures = ProtocolFeatures::MQ
+    .with(ProtocolFeatures::LOG_SHMFD)
+    .with(ProtocolFeatures::REPLY_ACK)
+    .with(ProtocolFeatures::STATUS);
 /// ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK (virtio 1.2, 2.1).
 const DRIVER_OK: u64 = 0x0f;
 /// Where a packed ring begins: at 0, with both wrap counters set.

@@ -18,6 +18,7 @@ pub mod log;
 pub mod memory;
 pub mod message;
 pub mod packed;
+mod progress;
 pub mod rarp;
 pub mod session;
 pub mod split;

@@ -1,11 +1,13 @@
 //! Frames of every length through rings of every kind.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Target};
 use ferrule_dataplane::status::DropReason;
 use ferrule_dataplane::vhost::driver::DriverSpec;
 use ferrule_dataplane::vhost::features::Features;
+use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 
 use crate::pair::{Pair, Turn, frame};
@@ -106,11 +108,28 @@ fn a_successor_goes_on_where_the_last_one_stopped() {
     for features in [Features::default(), Features::RING_PACKED, Features::RING_PACKED | Features::IN_ORDER] {
         let mut pair = Pair::new(DriverSpec { size: 8, buffer: 128, header_apart: false }, features);
         for round in 0..30 {
-            let frames: Vec<_> = (0..1 + round % 7).map(|number| frame(round + number, 64)).collect();
+            let frames: Vec<_> = (0..=round % 7).map(|number| frame(round + number, 64)).collect();
             pair.send(&frames);
             pair.take_over(None);
             pair.turn();
             pair.take_over(None);
+            assert_eq!(pair.receive(), frames, "{features:x?}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_successor_of_a_killed_backend_finds_its_place() {
+    for features in [Features::default(), Features::RING_PACKED, Features::RING_PACKED | Features::IN_ORDER] {
+        let mut pair = Pair::new(DriverSpec { size: 8, buffer: 128, header_apart: false }, features);
+        let blocks = [0, 1].map(|_| Region::create("inflight", 4096, &Arc::default()).unwrap());
+        pair.take_over_from_killed(&blocks);
+        for round in 0..30 {
+            let frames: Vec<_> = (0..=round % 7).map(|number| frame(round + number, 64)).collect();
+            pair.send(&frames);
+            pair.take_over_from_killed(&blocks);
+            pair.turn();
+            pair.take_over_from_killed(&blocks);
             assert_eq!(pair.receive(), frames, "{features:x?}, round {round}");
         }
     }

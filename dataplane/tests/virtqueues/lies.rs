@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::link::Broken;
+use ferrule_dataplane::link::{AnySource, AnyTarget, Broken};
 use ferrule_dataplane::port::{FRAME_MAX, Fault};
 use ferrule_dataplane::status::DropReason;
 use ferrule_dataplane::vhost::driver::DriverSpec;
 use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryRegion};
+use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx};
+use ferrule_ffi::region::Region;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
 
-use crate::pair::{Pair, RX, TX, frame};
+use crate::pair::{Pair, RX, TX, frame, setup};
 
 const SIZE: u32 = 16;
 const SPEC: DriverSpec = DriverSpec { size: SIZE, buffer: 2048, header_apart: false };
@@ -261,7 +266,7 @@ fn tables_of_descriptors_are_bounded_and_not_nested() {
                 1 => (15, INDIRECT),
                 2 => (17, INDIRECT),
                 3 => (16 * 513, INDIRECT),
-                4 => (u32::MAX & !15, INDIRECT),
+                4 => (!15, INDIRECT),
                 5 => (16, INDIRECT | NEXT),
                 _ => (16, INDIRECT),
             };
@@ -321,9 +326,6 @@ fn offload_headers_that_do_not_fit_their_frame_are_counted_and_given_back() {
 
 #[test]
 fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
-    use ferrule_dataplane::link::AnySource;
-    use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryRegion};
-    use ferrule_dataplane::vhost::vring::GuestTx;
     for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
         let mut liar = Liar::new(features);
         let row = liar.pair.memory.row();
@@ -334,9 +336,9 @@ fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
             let part = MemoryRegion { guest: row.guest + offset, size, user: row.user + offset, offset };
             (part, liar.pair.memory.region().clone())
         });
-        let mut setup = crate::pair::setup(&liar.pair.memory, TX, features, &liar.pair.bells[TX], None);
-        setup.memory = GuestMemory::new(rows.into()).unwrap();
-        liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&setup).unwrap());
+        let mut halved = setup(&liar.pair.memory, TX, features, &liar.pair.bells[TX], None);
+        halved.memory = GuestMemory::new(rows.into()).unwrap();
+        liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&halved).unwrap());
         liar.write(inside + 12, &[0x0303_0303; 16]);
         liar.offer(TX, &[(inside, 76, 0, 0)], &[0]);
         assert_eq!(liar.turn(), Ok((1, 0)));
@@ -346,12 +348,6 @@ fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
 
 #[test]
 fn memory_that_is_truncated_ends_the_connection() {
-    use ferrule_dataplane::link::{AnySource, AnyTarget};
-    use ferrule_dataplane::vhost::memory::GuestMemory;
-    use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx};
-    use ferrule_ffi::region::Region;
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    use nix::unistd::ftruncate;
     for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
         let mut liar = Liar::new(features);
         let row = liar.pair.memory.row();
@@ -361,10 +357,10 @@ fn memory_that_is_truncated_ends_the_connection() {
         let health = Arc::default();
         let region = Region::map(file.try_clone().unwrap(), row.size, &health).unwrap();
         let [rx, tx] = [RX, TX].map(|ring| {
-            let mut setup = crate::pair::setup(&liar.pair.memory, ring, features, &liar.pair.bells[ring], None);
-            setup.memory = GuestMemory::new(vec![(row, region.clone())]).unwrap();
-            setup.health = Arc::clone(&health);
-            setup
+            let mut ring_setup = setup(&liar.pair.memory, ring, features, &liar.pair.bells[ring], None);
+            ring_setup.memory = GuestMemory::new(vec![(row, region.clone())]).unwrap();
+            ring_setup.health = Arc::clone(&health);
+            ring_setup
         });
         liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&tx).unwrap());
         liar.pair.guest_rx = AnyTarget::Vhost(GuestRx::new(&rx).unwrap());

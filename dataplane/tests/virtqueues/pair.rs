@@ -121,15 +121,24 @@ impl Pair {
         });
     }
 
+    /// Puts new device ends in the place of these, which find their places in these blocks: the frontend does not know.
+    pub fn take_over_from_killed(&mut self, blocks: &[Region; 2]) {
+        self.replace(None, |setup| {
+            let inflight = Some(blocks[setup.index as usize].clone());
+            let base = if setup.features.has(Features::RING_PACKED) { 0x8000 } else { 0 };
+            VringSetup { inflight, base, ..setup }
+        });
+    }
+
     fn replace(&mut self, log: Option<&VringLog>, change: impl Fn(VringSetup) -> VringSetup) {
         let (tx_base, rx_base) = {
             let (tx, rx) = self.guest();
             (tx.base(), rx.base())
         };
-        let rx = change(setup(&self.memory, RX, self.features, &self.bells[RX], log));
-        let tx = change(setup(&self.memory, TX, self.features, &self.bells[TX], log));
-        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&VringSetup { base: rx_base, ..rx }).unwrap());
-        self.guest_tx = AnySource::Vhost(GuestTx::new(&VringSetup { base: tx_base, ..tx }).unwrap());
+        let rx = VringSetup { base: rx_base, ..setup(&self.memory, RX, self.features, &self.bells[RX], log) };
+        let tx = VringSetup { base: tx_base, ..setup(&self.memory, TX, self.features, &self.bells[TX], log) };
+        self.guest_rx = AnyTarget::Vhost(GuestRx::new(&change(rx)).unwrap());
+        self.guest_tx = AnySource::Vhost(GuestTx::new(&change(tx)).unwrap());
     }
 }
 

@@ -39,6 +39,9 @@ fn a_ring_has_a_size_that_its_layout_allows() {
     }
 }
 
+/// Moves a part of a ring elsewhere.
+type Change = fn(&mut VringSetup, u64);
+
 #[test]
 fn all_of_a_ring_lies_aligned_in_one_region() {
     for features in [Features::default(), Features::RING_PACKED] {
@@ -46,14 +49,13 @@ fn all_of_a_ring_lies_aligned_in_one_region() {
         assert_eq!(judge(&good), None);
         let row = *good.memory.rows().next().unwrap();
         let end = row.user + row.size;
-        type Change = fn(&mut VringSetup, u64);
         let parts: [(Change, u64); 3] = [
             (|setup, at| setup.desc = at, 16),
             (|setup, at| setup.avail = at, if features.has(Features::RING_PACKED) { 4 } else { 2 }),
             (|setup, at| setup.used = at, 4),
         ];
         for (change, align) in parts {
-            let outside = [0, row.user - align, end, end - align, u64::MAX & !15, u64::MAX];
+            let outside = [0, row.user - align, end, end - align, !15, u64::MAX];
             // The last event structure of a packed ring fits where it just fits.
             let inside_after_all = |at: u64| features.has(Features::RING_PACKED) && align == 4 && at == end - 4;
             for at in outside.into_iter().chain([row.user + 1, row.user + align / 2 + align]) {

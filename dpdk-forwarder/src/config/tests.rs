@@ -240,8 +240,8 @@ wires:
     ends: [{ vhost-user: { socket: /run/x, mode: server } }, { memif: { socket: /run/x, role: server } }]
 ";
     let expected = "\
-f:5:36: wires[1].ends[0].vhost-user.socket: /run/x is listened on already by wire `a` on line 3; give one of them another socket
-f:5:83: wires[1].ends[1].memif.socket: /run/x is listened on already by wire `a` on line 3; give one of them another socket";
+f:5:36: wires[1].ends[0].vhost-user.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket
+f:5:81: wires[1].ends[1].memif.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket";
     assert_eq!(Config::parse("f", text).unwrap_err().to_string(), expected);
 }
 

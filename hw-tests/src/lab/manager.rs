@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sriov_manager::api::v1::acquire_request::Choice;
 use sriov_manager::api::v1::{
     AcquireRequest, Attributes, Count, CreateRequest, Created, ExplainRequest, ListRequest, ListResponse,
@@ -19,6 +19,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::pci::Function;
 use super::scenario::Lab;
+use crate::eventually;
 use crate::process::Process;
 
 /// The daemon as a process, killed with this value, and a connection to it.
@@ -26,6 +27,15 @@ pub struct Manager {
     process: Process,
     runtime: Runtime,
     client: Client,
+    socket: PathBuf,
+}
+
+/// What became of a start.
+pub enum Start {
+    /// It serves.
+    Ready(Box<Manager>),
+    /// It ended, and this is what it had logged.
+    Ended(String),
 }
 
 /// How to start one.
@@ -44,11 +54,14 @@ pub struct Options {
 impl Manager {
     /// Starts one that knows what the ones before it in this scenario have journalled.
     pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
-        Self::start_mortal(lab, options)?.context("the manager ended before it was ready")
+        match Self::start_mortal(lab, options)? {
+            Start::Ready(manager) => Ok(*manager),
+            Start::Ended(log) => bail!("the manager ended before it was ready:\n{log}"),
+        }
     }
 
-    /// Starts one that may end before it is ready. None: it did.
-    pub fn start_mortal(lab: &Lab, options: &Options) -> Result<Option<Self>> {
+    /// Starts one that may end before it is ready.
+    pub fn start_mortal(lab: &Lab, options: &Options) -> Result<Start> {
         let socket = lab.state().join("vf.sock");
         let mut process = Process::start(&mut options.command(lab, &socket)?);
         let deadline = Instant::now() + START_MAX;
@@ -56,13 +69,15 @@ impl Manager {
             ensure!(Instant::now() < deadline, "the manager is not ready after {START_MAX:?}:\n{}", process.output());
             thread::sleep(Duration::from_millis(1));
         }
-        if process.ended().is_some() {
-            return Ok(None);
-        }
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("make a runtime")?;
-        let client = runtime.block_on(connect(&socket));
-        // It may have ended between the two.
-        Ok(client.ok().map(|client| Self { process, runtime, client }))
+        match runtime.block_on(connect(&socket)) {
+            Ok(client) => Ok(Start::Ready(Box::new(Self { process, runtime, client, socket }))),
+            // It may have ended after it was ready.
+            Err(error) => {
+                eventually(&format!("whoever does not answer has ended: {error}"), || process.ended().is_some());
+                Ok(Start::Ended(process.wait().1))
+            }
+        }
     }
 
     /// Every PF and VF.
@@ -120,14 +135,23 @@ impl Manager {
         Ok(Watch { manager: self, lists })
     }
 
+    /// Runs `ferrule vf` with these arguments; returns what it printed.
+    pub fn ferrule(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new("ferrule").arg("vf").args(arguments).arg("--manager").arg(&self.socket).output();
+        let output = output.context("run ferrule")?;
+        let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+        ensure!(output.status.success(), "ferrule vf {}: {text}", arguments.join(" "));
+        Ok(text)
+    }
+
     /// Kills it without a chance to tidy up.
     pub fn kill(mut self) {
         self.process.kill();
     }
 
-    /// Whether it has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        self.process.ended().is_some()
+    /// Waits until it has ended; returns what it had logged.
+    pub fn wait(self) -> String {
+        self.process.wait().1
     }
 
     /// What it logged.

@@ -11,7 +11,7 @@ use crate::vm::pieces::{Pieces, program};
 /// QEMU's arguments. The NICs are not joined: a VF reaches the other VFs of its PF.
 pub fn qemu(disk: &Path) -> Vec<String> {
     let mut arguments =
-        words("-M q35,kernel-irqchip=split -smp 2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
+        words("-M q35,kernel-irqchip=split -smp 2,sockets=2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
     for node in 0..2 {
         arguments.extend(words(&format!(
             "-object memory-backend-ram,id=ram{node},size=1024M \

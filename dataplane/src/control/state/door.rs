@@ -120,7 +120,7 @@ impl Handshake {
 }
 
 impl State {
-    /// Listens for end `number` of wire `name`, if it is one that listens. Nobody is let in before [`Self::let_in`].
+    /// Listens for end `number` of wire `name`, if it is one that listens. Nobody is let in before the wire is there.
     pub fn open_door(&mut self, name: &str, number: usize, end: &EndSpec) -> Result<(), DoorError> {
         let Some(key) = DoorKey::of(end) else { return Ok(()) };
         if let Some(door) = self.doors.get_mut(&key) {

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn ids_go_round_for_ever() {
         let mut ids = Ids::new(3);
-        ids.head = u32::MAX - 6;
+        ids.head = u32::MAX - 7;
         ids.tail = ids.head + 3;
         let order: Vec<_> = (0..3).map(|at| ids.ahead(at)).collect();
         for round in 0..20 {

@@ -9,6 +9,7 @@ mod ids;
 mod memory;
 mod packed;
 mod split;
+mod spread;
 
 pub use memory::{DriverMemory, RingAddresses};
 pub use packed::{PackedDriverRx, PackedDriverTx};
@@ -18,10 +19,11 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_ffi::span::SpanMut;
+use ferrule_ffi::span::{Span, SpanMut};
 
-use crate::offload::Accepts;
+use crate::offload::{Accepts, VnetHeader};
 use crate::port::{Fault, Frame, Put, Source, Target};
+use crate::vhost::driver::memory::Buffers;
 use crate::vhost::features::Features;
 
 /// What the rings of a driver look like.
@@ -206,4 +208,11 @@ fn accepted(features: Features) -> Accepts {
         ecn: features.has(Features::HOST_ECN),
         udp_l4: false,
     }
+}
+
+/// Writes what is left to do on a frame in front of it.
+fn write_header(buffers: &Buffers, id: u16, offload: Option<&VnetHeader>) {
+    let header = offload.copied().unwrap_or_default().emit();
+    let header = Span::from(&header[..buffers.header_len as usize]);
+    let _ = buffers.header_room(id).is_some_and(|mut room| header.copy_to(&mut room));
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use ferrule_ffi::array::Array;
-use ferrule_ffi::span::{Span, SpanMut};
+use ferrule_ffi::span::SpanMut;
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::{BURST, Fault, Frame, Put, Source, Target};
@@ -12,8 +12,8 @@ use crate::status::DropReason;
 use crate::vhost::chain::Descriptor;
 use crate::vhost::driver::ids::Ids;
 use crate::vhost::driver::memory::{Buffers, DriverMemory};
-use crate::vhost::driver::split::write_header;
-use crate::vhost::driver::{Bells, accepted};
+use crate::vhost::driver::spread::{Segment, Spread, store_table};
+use crate::vhost::driver::{Bells, accepted, write_header};
 use crate::vhost::features::Features;
 use crate::vhost::packed::{AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event};
 
@@ -122,11 +122,8 @@ pub struct PackedDriverTx {
     free: u16,
     /// The ids made available and not seen back, oldest first, if one used element stands for a batch of them (2.8.14).
     under_way: Option<Fifo>,
-    indirect: bool,
+    features: Features,
     header_apart: bool,
-    /// Whether the device reads headers at all.
-    unfinished: bool,
-    accepts: Accepts,
 }
 
 /// Ids in their order.
@@ -165,10 +162,8 @@ impl PackedDriverTx {
             slots: vec![0; size as usize].into(),
             free: size as u16,
             under_way: features.has(Features::IN_ORDER).then(|| Fifo::new(size)),
-            indirect: features.has(Features::INDIRECT_DESC),
+            features,
             header_apart: memory.spec().header_apart,
-            unfinished: features.has(Features::CSUM),
-            accepts: accepted(features),
         }
     }
 
@@ -240,59 +235,39 @@ impl PackedDriverTx {
 
     /// Sends a frame that needs more than one descriptor.
     #[cold]
-    fn chain(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let ring = &mut self.ring;
-        let (room, header_len) = (ring.buffers.room, ring.buffers.header_len);
-        let len = frame.bytes.len() as u32;
-        let header_apart = self.header_apart;
-        let segments = len.div_ceil(room) + u32::from(header_apart);
-        let indirect = self.indirect && segments > 1;
-        // A table lies in the buffer of the descriptor that stands for it.
-        let needed = segments + u32::from(indirect);
-        let slots = if indirect { 1 } else { segments };
-        let tables = if indirect { room / 16 } else { u32::MAX };
-        if needed > u32::from(ring.size) || segments > tables {
-            return Ok(Put::Refused(DropReason::TooLong));
-        }
-        if needed > self.ids.free() || slots > u32::from(self.free) {
-            return Ok(Put::Full);
+    fn chain(&mut self, frame: &Frame<'_>) -> Put {
+        let (ring, indirect) = (&mut self.ring, self.features.has(Features::INDIRECT_DESC));
+        let spread = Spread::new(frame.bytes.len() as u32, &ring.buffers, self.header_apart, indirect);
+        let Some(spread) = spread.filter(|spread| spread.ids() <= u32::from(ring.size)) else {
+            return Put::Refused(DropReason::TooLong);
+        };
+        if spread.ids() > self.ids.free() || spread.slots() > u32::from(self.free) {
+            return Put::Full;
         }
         let head = self.ids.ahead(0);
         let mut table = Vec::new();
-        let mut rest = frame.bytes;
-        for segment in 0..segments {
-            let id = self.ids.ahead(segment + u32::from(indirect));
-            let first = segment == 0;
-            let part = if first && header_apart { 0 } else { room.min(rest.len() as u32) };
-            let (Some(bytes), Some(mut to)) = (rest.head(part as usize), ring.buffers.frame_room(id, part)) else {
-                return Ok(Put::Refused(DropReason::TooLong));
-            };
-            let _ = bytes.copy_to(&mut to);
-            rest = rest.tail(part as usize).unwrap_or(rest);
-            let (address, len) = if first {
-                write_header(&ring.buffers, id, frame.offload);
-                (ring.buffers.address(id), header_len + part)
-            } else {
-                (ring.buffers.frame_address(id), part)
-            };
-            let flags = if segment + 1 < segments { Descriptor::NEXT } else { 0 };
-            if indirect {
+        let mut chain = Vec::new();
+        spread.fill(frame, &ring.buffers, &self.ids, |Segment { address, len, next, .. }| {
+            if spread.indirect {
                 table.extend(
                     Descriptor { address, len, flags: 0, next: 0 }.emit_packed().map(u64::to_le_bytes).concat(),
                 );
             } else {
-                ring.offer(Descriptor { address, len, flags, next: head });
+                let flags = if next.is_some() { Descriptor::NEXT } else { 0 };
+                chain.push(Descriptor { address, len, flags, next: head });
             }
-        }
-        if indirect {
+        });
+        if spread.indirect {
+            let address = store_table(&table, &ring.buffers, head);
             let len = table.len() as u32;
-            let _ = ring.buffers.frame_room(head, len).is_some_and(|mut to| Span::from(&table[..]).copy_to(&mut to));
-            let address = ring.buffers.frame_address(head);
-            ring.offer(Descriptor { address, len, flags: Descriptor::INDIRECT, next: head });
+            chain.push(Descriptor { address, len, flags: Descriptor::INDIRECT, next: head });
+        }
+        for descriptor in chain {
+            ring.offer(descriptor);
         }
         // No more than the ring has.
-        self.take(needed as u16, slots as u16);
-        Ok(Put::Stored)
+        self.take(spread.ids() as u16, spread.slots() as u16);
+        Put::Stored
     }
 }
 
@@ -310,11 +285,12 @@ impl Target for PackedDriverTx {
             return Ok(Put::Refused(DropReason::TooShort));
         }
         if self.header_apart {
-            return self.chain(frame);
+            return Ok(self.chain(frame));
         }
-        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return self.chain(frame) };
+        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return Ok(self.chain(frame)) };
         let _ = frame.bytes.copy_to(&mut room);
-        if self.unfinished {
+        if self.features.has(Features::CSUM) {
+            // Otherwise nobody reads it.
             write_header(&self.ring.buffers, id, frame.offload);
         }
         self.commit(len);
@@ -331,7 +307,7 @@ impl Target for PackedDriverTx {
     }
 
     fn accepts(&self) -> Accepts {
-        self.accepts
+        accepted(self.features)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::Index;
-use ferrule_ffi::span::{Span, SpanMut};
+use ferrule_ffi::span::SpanMut;
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::{BURST, Fault, Frame, Put, Source, Target};
@@ -13,7 +13,8 @@ use crate::status::DropReason;
 use crate::vhost::chain::Descriptor;
 use crate::vhost::driver::ids::Ids;
 use crate::vhost::driver::memory::{Buffers, DriverMemory};
-use crate::vhost::driver::{Bells, accepted};
+use crate::vhost::driver::spread::{Segment, Spread, store_table};
+use crate::vhost::driver::{Bells, accepted, write_header};
 use crate::vhost::features::Features;
 
 /// What both directions have in common.
@@ -149,13 +150,8 @@ impl SplitDriver {
 pub struct SplitDriverTx {
     ring: SplitDriver,
     ids: Ids,
-    /// The used entries need not be read: buffers come back in order (2.7.9).
-    in_order: bool,
-    indirect: bool,
+    features: Features,
     header_apart: bool,
-    /// Whether the device reads headers at all.
-    unfinished: bool,
-    accepts: Accepts,
 }
 
 impl SplitDriverTx {
@@ -163,11 +159,8 @@ impl SplitDriverTx {
         Self {
             ring: SplitDriver::new(memory, index, features, bells),
             ids: Ids::new(memory.spec().size),
-            in_order: features.has(Features::IN_ORDER),
-            indirect: features.has(Features::INDIRECT_DESC),
+            features,
             header_apart: memory.spec().header_apart,
-            unfinished: features.has(Features::CSUM),
-            accepts: accepted(features),
         }
     }
 
@@ -211,7 +204,8 @@ impl SplitDriverTx {
         ring.refresh()?;
         while ring.done != ring.seen {
             let place = ring.done & ring.mask;
-            let head = if self.in_order {
+            let head = if self.features.has(Features::IN_ORDER) {
+                // They come back in order, and the used entries need not be read (2.7.9).
                 ring.heads[usize::from(place)]
             } else {
                 let id = ring.used.read(place.into())[0];
@@ -225,59 +219,38 @@ impl SplitDriverTx {
 
     /// Sends a frame that needs more than one descriptor.
     #[cold]
-    fn chain(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let ring = &mut self.ring;
-        let (room, header_len) = (ring.buffers.room, ring.buffers.header_len);
-        let len = frame.bytes.len() as u32;
-        let data = len.div_ceil(room);
-        let header_apart = self.header_apart;
-        let segments = data + u32::from(header_apart);
-        let indirect = self.indirect && segments > 1;
-        // A table lies in the buffer of the descriptor that stands for it.
-        let needed = segments + u32::from(indirect);
-        let tables = if indirect { room / 16 } else { u32::MAX };
-        if needed > u32::from(ring.mask) + 1 || segments > tables {
-            return Ok(Put::Refused(DropReason::TooLong));
-        }
-        if needed > self.ids.free() {
-            return Ok(Put::Full);
+    fn chain(&mut self, frame: &Frame<'_>) -> Put {
+        let (ring, indirect) = (&mut self.ring, self.features.has(Features::INDIRECT_DESC));
+        let spread = Spread::new(frame.bytes.len() as u32, &ring.buffers, self.header_apart, indirect);
+        let Some(spread) = spread.filter(|spread| spread.ids() <= u32::from(ring.mask) + 1) else {
+            return Put::Refused(DropReason::TooLong);
+        };
+        if spread.ids() > self.ids.free() {
+            return Put::Full;
         }
         let mut table = Vec::new();
-        let mut rest = frame.bytes;
-        for segment in 0..segments {
-            let id = self.ids.ahead(segment + u32::from(indirect));
-            let first = segment == 0;
-            let part = if first && header_apart { 0 } else { room.min(rest.len() as u32) };
-            let (Some(bytes), Some(mut to)) = (rest.head(part as usize), ring.buffers.frame_room(id, part)) else {
-                return Ok(Put::Refused(DropReason::TooLong));
-            };
-            let _ = bytes.copy_to(&mut to);
-            rest = rest.tail(part as usize).unwrap_or(rest);
-            let (address, len) = if first {
-                write_header(&ring.buffers, id, frame.offload);
-                (ring.buffers.address(id), header_len + part)
-            } else {
-                (ring.buffers.frame_address(id), part)
-            };
-            let more = segment + 1 < segments;
-            let following = if indirect { segment as u16 + 1 } else { self.ids.ahead(segment + 1) };
-            let (flags, next) = if more { (Descriptor::NEXT, following) } else { (0, 0) };
-            let descriptor = Descriptor { address, len, flags, next };
-            if indirect {
+        let mut chain = Vec::new();
+        spread.fill(frame, &ring.buffers, &self.ids, |Segment { address, len, id, next }| {
+            let flags = if next.is_some() { Descriptor::NEXT } else { 0 };
+            let descriptor = Descriptor { address, len, flags, next: next.unwrap_or(0) };
+            if spread.indirect {
                 table.extend(descriptor.emit_split().map(u64::to_le_bytes).concat());
             } else {
-                ring.describe(id, descriptor);
+                chain.push((id, descriptor));
             }
-        }
-        let head = self.ids.take(needed as u16);
-        if indirect {
+        });
+        // No more than the ring has.
+        let head = self.ids.take(spread.ids() as u16);
+        if spread.indirect {
+            let address = store_table(&table, &ring.buffers, head);
             let len = table.len() as u32;
-            let _ = ring.buffers.frame_room(head, len).is_some_and(|mut to| Span::from(&table[..]).copy_to(&mut to));
-            let address = ring.buffers.frame_address(head);
-            ring.describe(head, Descriptor { address, len, flags: Descriptor::INDIRECT, next: 0 });
+            chain.push((head, Descriptor { address, len, flags: Descriptor::INDIRECT, next: 0 }));
+        }
+        for (id, descriptor) in chain {
+            ring.describe(id, descriptor);
         }
         ring.offer(head);
-        Ok(Put::Stored)
+        Put::Stored
     }
 }
 
@@ -295,11 +268,12 @@ impl Target for SplitDriverTx {
             return Ok(Put::Refused(DropReason::TooShort));
         }
         if self.header_apart {
-            return self.chain(frame);
+            return Ok(self.chain(frame));
         }
-        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return self.chain(frame) };
+        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return Ok(self.chain(frame)) };
         let _ = frame.bytes.copy_to(&mut room);
-        if self.unfinished {
+        if self.features.has(Features::CSUM) {
+            // Otherwise nobody reads it.
             write_header(&self.ring.buffers, id, frame.offload);
         }
         self.commit(len);
@@ -316,7 +290,7 @@ impl Target for SplitDriverTx {
     }
 
     fn accepts(&self) -> Accepts {
-        self.accepts
+        accepted(self.features)
     }
 }
 
@@ -468,13 +442,6 @@ impl Source for SplitDriverRx {
     fn bell(&self) -> Option<BorrowedFd<'_>> {
         Some(self.ring.bells.call.as_fd())
     }
-}
-
-/// Writes what is left to do on a frame in front of it.
-pub(super) fn write_header(buffers: &Buffers, id: u16, offload: Option<&VnetHeader>) {
-    let header = offload.copied().unwrap_or_default().emit();
-    let header = Span::from(&header[..buffers.header_len as usize]);
-    let _ = buffers.header_room(id).is_some_and(|mut room| header.copy_to(&mut room));
 }
 
 const NO_INTERRUPT: u16 = 1;

@@ -25,6 +25,7 @@ use crate::port::{BURST, Fault};
 use crate::vhost::chain::{Descriptor, Links, Pieces};
 use crate::vhost::features::Features;
 use crate::vhost::guest::{Guest, MERGED_MAX};
+use crate::vhost::progress::PackedProgress;
 use crate::vhost::vring::{Part, VringError, VringSetup};
 
 /// What both directions have in common.
@@ -44,6 +45,8 @@ struct PackedRing {
     next: Position,
     /// The first one not given back yet.
     done: Position,
+    /// For a successor, if the frontend keeps memory for that.
+    progress: Option<PackedProgress>,
     /// Buffers taken and not given back.
     taken: ArrayVec<Taken, TAKEN_MAX>,
 }
@@ -110,17 +113,23 @@ impl PackedRing {
         if u32::from(next.index) >= size {
             return Err(VringError::Base { index, base, size });
         }
+        let (desc_guest, desc) = (desc.guest, desc.array(0, size)?);
+        // At most 2^15.
+        let size = size as u16;
+        let is_used = |at: Position| (desc.load_second(at.index.into()) >> 48) as u16 & (AVAIL | USED) == at.used();
+        let found = setup.inflight.as_ref().and_then(|block| PackedProgress::new(block, size, next, is_used));
+        let (progress, next) = found.map_or((None, next), |(progress, next)| (Some(progress), next));
         let mut ring = Self {
-            desc_guest: desc.guest,
-            desc: desc.array(0, size)?,
+            desc_guest,
+            desc,
             driver_event: driver_event.array(0, 1)?,
             device_event: device_event.array(0, 1)?,
-            // At most 2^15.
-            size: size as u16,
+            size,
             batches: !writable && setup.features.has(Features::IN_ORDER),
             guest: Guest::new(setup),
             next,
             done: next,
+            progress,
             taken: ArrayVec::new(),
         };
         ring.want_kick(false);
@@ -169,6 +178,9 @@ impl PackedRing {
     fn complete(&mut self) -> bool {
         let Some(&Taken { id, len, slots }) = self.taken.first() else { return false };
         let old = self.done;
+        if let Some(progress) = &self.progress {
+            progress.begin(self.next);
+        }
         if self.batches {
             let last = self.taken.last().map_or(id, |last| last.id);
             self.use_one(old, last, 0);
@@ -185,6 +197,9 @@ impl PackedRing {
             self.use_one(old, id, len);
         }
         self.done = self.next;
+        if let Some(progress) = &self.progress {
+            progress.finish(self.next);
+        }
         if self.guest.marks.is_some() {
             self.log_elements(old);
         }

@@ -44,6 +44,9 @@ impl InflightMemory {
         }
         let len = told.mmap_offset.checked_add(wanted);
         let len = len.ok_or_else(|| format!("it begins at {:#x} and wraps around", told.mmap_offset))?;
+        if len > MAPPED_MAX {
+            return Err(format!("it ends behind byte {MAPPED_MAX} of its file, and no more are mapped"));
+        }
         let region = Region::map(file, len, health).map_err(|error| error.to_string())?;
         Self::cut(&region, told, block)
     }
@@ -77,6 +80,8 @@ const SPLIT: (u64, u64) = (16, 16);
 /// The same of `QueueRegionPacked`.
 const PACKED: (u64, u64) = (32, 40);
 const ALIGN: u64 = 64;
+/// Bytes of it and what lies before it in its file: sixteen pairs of the longest rings need 42 MB.
+const MAPPED_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! A backend's conversation with its frontend, without I/O: requests and files in, replies and rings out.
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
-//! record of what was said: features, memory, and a [`draft`] of each ring. Whoever has the rings is asked to bring
+//! record of what was said: features, memory, and a draft of each ring. Whoever has the rings is asked to bring
 //! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
@@ -26,6 +26,7 @@ use crate::vhost::channel::{ChannelError, Envelope};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::log::DirtyLog;
 use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
+use crate::vhost::progress;
 use crate::vhost::session::draft::Draft;
 use crate::vhost::session::inflight::InflightMemory;
 use crate::vhost::session::offer::Offer;
@@ -176,6 +177,9 @@ impl Session {
             Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
             Request::GetVringBase(VringState { index, .. }) => {
                 let features = self.features;
+                if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
+                    progress::settle(block);
+                }
                 let draft = self.draft(index)?;
                 draft.stop();
                 return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
@@ -264,6 +268,9 @@ impl Session {
         let file = file.ok_or(RequestError::Files { request: "SET_LOG_BASE", count: 0 })?;
         // CVE-2020-10722.
         let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
+        if len > LOG_MAX {
+            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
+        }
         let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
         let log = DirtyLog::new(&region, area.offset, area.size);
         self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
@@ -541,6 +548,8 @@ const STATUS_DRIVER_OK: u8 = 4;
 /// The smallest MTU (virtio 1.2, 5.1.4.1).
 const MTU_MIN: u64 = 68;
 const MTU_MAX: u64 = 65_535;
+/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
+const LOG_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,10 @@ pub struct MemoryTable {
 impl MemoryTable {
     /// SET_MEM_TABLE: these regions and no others. A refusal changes nothing.
     pub fn set(&mut self, rows: Vec<MemoryRegion>, files: Vec<PeerFile>) -> Result<(), TableError> {
+        if rows.is_empty() {
+            return Err(MemoryError::Empty.into());
+        }
+        check_total(&rows)?;
         let rows = rows.into_iter().zip(files);
         let rows = rows.map(|(row, file)| self.map(row, file)).collect::<Result<Vec<_>, _>>()?;
         self.replace(rows)
@@ -33,6 +37,8 @@ impl MemoryTable {
         if self.rows.len() >= SLOTS_MAX {
             return Err(TableError::Full);
         }
+        let announced: Vec<_> = self.rows.iter().map(|&(row, _)| row).chain([row]).collect();
+        check_total(&announced)?;
         let mut rows = self.rows.clone();
         rows.push(self.map(row, file)?);
         self.replace(rows)
@@ -83,6 +89,16 @@ impl MemoryTable {
     }
 }
 
+/// Before anything is mapped: sparse files cost their owner nothing, and all frontends share our address space.
+fn check_total(rows: &[MemoryRegion]) -> Result<(), TableError> {
+    // A row is mapped from the beginning of its file; one that wraps around is refused later, for that.
+    let bytes = rows.iter().fold(0u64, |sum, row| sum.saturating_add(row.offset.saturating_add(row.size)));
+    if bytes > MEMORY_MAX && rows.iter().all(|row| row.offset.checked_add(row.size).is_some()) {
+        return Err(TableError::TooLarge { bytes });
+    }
+    Ok(())
+}
+
 fn is_same_file(a: &impl AsFd, b: &impl AsFd) -> bool {
     let identity = |file: &dyn AsFd| fstat(file.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
     matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
@@ -105,6 +121,14 @@ pub enum TableError {
     /// No room for one more.
     #[error("memory table: it has {SLOTS_MAX} regions, and no more are taken")]
     Full,
+    /// More than one frontend may have mapped.
+    #[error(
+        "memory table: its regions, from the beginning of their files on, take {bytes} bytes; at most {MEMORY_MAX} are mapped"
+    )]
+    TooLarge {
+        /// How much it would be.
+        bytes: u64,
+    },
     /// Not in the table.
     #[error("memory table: there is no region of {} bytes at guest address {:#x}", .row.size, .row.guest)]
     Unknown {
@@ -115,6 +139,8 @@ pub enum TableError {
 
 /// The answer to GET_MAX_MEM_SLOTS: each costs us a descriptor and a mapping.
 pub const SLOTS_MAX: usize = 64;
+/// Bytes that one frontend can have us map. Of 128 TiB of address space, no more than 32 hostile ones take it all.
+pub const MEMORY_MAX: u64 = 4 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -157,10 +183,22 @@ mod tests {
         table.set(vec![row(0, 1)], vec![file(1).into()]).unwrap();
         assert!(table.set(vec![row(0, 2), row(1, 1)], vec![file(2).into(), file(1).into()]).is_err());
         assert!(table.set(vec![row(0, 2)], vec![file(1).into()]).is_err());
+        assert!(table.set(vec![], vec![]).is_err());
         assert!(table.add(row(0, 1), file(1).into()).is_err());
         assert!(table.add(MemoryRegion { size: 0, ..row(9, 1) }, file(1).into()).is_err());
         assert!(table.add(MemoryRegion { offset: u64::MAX, ..row(9, 1) }, file(1).into()).is_err());
         assert_eq!(announced(&table), [row(0, 1)]);
+    }
+
+    #[test]
+    fn more_memory_than_one_frontend_may_have_is_refused_before_it_is_mapped() {
+        let mut table = MemoryTable::default();
+        let huge = MemoryRegion { size: MEMORY_MAX, ..row(0, 1) };
+        let too_large = |result| matches!(result, Err(TableError::TooLarge { .. }));
+        assert!(!too_large(table.set(vec![huge], vec![file(1).into()])));
+        assert!(too_large(table.set(vec![MemoryRegion { offset: PAGE, ..huge }], vec![file(1).into()])));
+        table.set(vec![row(0, 1)], vec![file(1).into()]).unwrap();
+        assert!(too_large(table.add(MemoryRegion { guest: PAGE, ..huge }, file(1).into())));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a backend answers, and what a frontend's lies lead to.
 
+#![allow(clippy::needless_pass_by_value, reason = "requests are written where they are said")]
+
 use super::*;
 use crate::spec::{EndSpec, SocketMode, VhostUserSpec};
 use crate::vhost::memory::MemoryRegion;

@@ -23,6 +23,7 @@ use crate::port::{BURST, Fault};
 use crate::vhost::chain::{Descriptor, Links, Pieces};
 use crate::vhost::features::Features;
 use crate::vhost::guest::Guest;
+use crate::vhost::progress::SplitProgress;
 use crate::vhost::vring::{Part, VringError, VringSetup};
 
 /// What both directions have in common.
@@ -49,6 +50,8 @@ struct SplitRing {
     seen: u16,
     /// What the guest last saw of our index.
     done: u16,
+    /// For a successor, if the frontend keeps memory for that.
+    progress: Option<SplitProgress>,
 }
 
 impl SplitRing {
@@ -78,6 +81,7 @@ impl SplitRing {
             next,
             seen: next,
             done: next,
+            progress: setup.inflight.as_ref().and_then(|block| SplitProgress::new(block, size as u16, next)),
         };
         ring.want_kick(false);
         Ok(ring)
@@ -154,6 +158,10 @@ impl SplitRing {
         self.done = new;
         self.used_index.store(new);
         self.log_now(2);
+        if let Some(progress) = &self.progress {
+            let last = self.used.read((new.wrapping_sub(1) & self.mask).into())[0];
+            progress.note(last as u16, new);
+        }
         if self.guest.call().is_none() {
             return false;
         }

@@ -182,10 +182,15 @@ impl Lair {
 
     /// Says everything but that rings carry frames.
     pub fn announce(&self, arena: &Arena) -> Peer {
-        let peer = self.greet(arena);
-        self.say_memory(&peer);
-        (0..self.rings()).for_each(|index| self.say_ring(&peer, index));
+        let peer = Peer::connect(arena);
+        self.announce_to(&peer);
         peer
+    }
+
+    pub fn announce_to(&self, peer: &Peer) {
+        self.negotiate(peer);
+        self.say_memory(peer);
+        (0..self.rings()).for_each(|index| self.say_ring(peer, index));
     }
 
     pub fn enable(&self, peer: &Peer) {

@@ -110,7 +110,7 @@ pub const CASES: &[Case] = &[
         let mut dice = Dice(0x5eed);
         for _ in 0..200 {
             let peer = Peer::connect(arena);
-            let bytes: Vec<u8> = (0..1 + dice.roll() % 300).map(|_| dice.roll() as u8).collect();
+            let bytes: Vec<u8> = (0..=dice.roll() % 300).map(|_| dice.roll() as u8).collect();
             peer.send(&bytes, &[]);
             // Too few to be refused are no more than silence.
             drop(peer);

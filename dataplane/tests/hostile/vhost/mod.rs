@@ -1,13 +1,33 @@
 //! What a bad vhost-user frontend can do.
 
 mod files;
+mod floods;
 mod hands;
 mod lair;
+mod listeners;
+mod memory;
 mod messages;
+mod migration;
+mod offloads;
+mod packed;
 mod peer;
 mod requests;
+mod split;
+mod tables;
 mod verdict;
 
 use crate::arena::Case;
 
-pub const TABLES: &[&[Case]] = &[messages::CASES, requests::CASES, files::CASES];
+pub const TABLES: &[&[Case]] = &[
+    messages::CASES,
+    requests::CASES,
+    files::CASES,
+    memory::CASES,
+    split::CASES,
+    packed::CASES,
+    tables::CASES,
+    offloads::CASES,
+    migration::CASES,
+    floods::CASES,
+    listeners::CASES,
+];

@@ -7,8 +7,7 @@ use serde_json::Value;
 use sriov_manager::api::v1::Attributes;
 use tonic::Status;
 
-use crate::eventually;
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, Options, Start};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
@@ -44,6 +43,8 @@ pub fn leases(lab: &Lab) -> Result<()> {
         manager.release("next", Duration::ZERO)?;
         is_as_before(vf, &interface, &before)
     })?;
+    // Three operations, each with a record before, steps, and a record after.
+    assert!(points > 3 * 5, "only {points} points");
     lab.figure("points of a lease at which the manager was killed", points as f64, "");
     Ok(())
 }
@@ -56,7 +57,9 @@ pub fn counts(lab: &Lab) -> Result<()> {
         |manager| {
             // What the last one left decides the way: from none to one, or from one to none.
             let wanted = 1 - pf[0].vfs().len();
-            manager.create(pf, wanted).map(drop)
+            let created = manager.create(pf, wanted)?;
+            let error = created.into_iter().map(|created| created.error).find(|error| !error.is_empty());
+            error.map_or(Ok(()), |error| Err(Status::internal(error)))
         },
         |manager| {
             assert_eq!(pf[0].read("sriov_drivers_autoprobe")?, "1", "it is as it was before");
@@ -66,6 +69,7 @@ pub fn counts(lab: &Lab) -> Result<()> {
             Ok(())
         },
     )?;
+    assert!(points > 5, "only {points} points");
     lab.figure("points of a count at which the manager was killed", points as f64, "");
     Ok(())
 }
@@ -78,16 +82,12 @@ fn at_every_point(
     check: impl Fn(&Manager) -> Result<()>,
 ) -> Result<u64> {
     for point in 1..POINTS_MAX {
-        let mortal = Manager::start_mortal(lab, &Options { die_at: Some(point), ..Options::default() })?;
-        if let Some(mut mortal) = mortal {
-            let done = work(&mortal);
-            if done.is_ok() {
-                return Ok(point - 1);
-            }
-            eventually(&format!("the manager dies at point {point}, where its work ended with {done:?}"), || {
-                mortal.has_ended()
-            });
-        }
+        let log = match Manager::start_mortal(lab, &Options { die_at: Some(point), ..Options::default() })? {
+            Start::Ended(log) => log,
+            Start::Ready(mortal) if work(&mortal).is_ok() => return Ok(point - 1),
+            Start::Ready(mortal) => mortal.wait(),
+        };
+        ensure!(log.contains(&format!("dying at point {point}: ")), "it ended by itself before point {point}:\n{log}");
         let next = Manager::start(lab, &Options::default())?;
         check(&next).with_context(|| format!("killed at point {point}; the next one says:\n{}", next.log()))?;
         next.kill();

@@ -59,7 +59,9 @@ pub fn vfio_and_back(lab: &Lab) -> Result<()> {
     // Bound to igbvf by the kernel, before there was a manager.
     lab.pfs[0].set_vfs(2)?;
     let vfs = lab.pfs[0].vfs();
-    vfs.iter().for_each(|vf| drop(vf.wait_for_interface()));
+    for vf in &vfs {
+        vf.wait_for_interface();
+    }
     let manager = Manager::start(lab, &Options::default())?;
     manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?;
     assert_eq!(vfs[0].driver().as_deref(), Some("vfio-pci"));
@@ -97,6 +99,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
         rate: Some(Rate { min: 0, max: 100 }),
         spoof_check: Some(false),
         trust: Some(true),
+        mtu: Some(1400),
         ..Attributes::default()
     };
     manager.acquire("pod", &vfs[1], "kernel", Some(attributes.clone()))?;
@@ -108,7 +111,8 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     assert_eq!(rate["max_tx"], 100);
     assert_eq!((&during[1]["spoofchk"], &during[1]["trust"]), (&Value::from(false), &Value::from(true)));
     let inside = vfs[1].wait_for_interface();
-    assert!(ip(&["link", "show", &inside])?.contains("02:00:00:00:00:07"), "the VF itself has the address too");
+    let link = ip(&["link", "show", &inside])?;
+    assert!(link.contains("02:00:00:00:00:07") && link.contains("mtu 1400"), "the VF itself knows: {link}");
     // What the NIC cannot do is refused, and the lease stays as it was.
     let wrong = Attributes { link_state: Some("enable".to_owned()), ..attributes };
     let refused = manager.acquire("pod", &vfs[1], "kernel", Some(wrong)).expect_err("igb has no link state");
@@ -116,6 +120,26 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     assert_eq!(vf_settings(&interface)?, during);
     manager.release("pod", Duration::ZERO)?;
     assert_eq!(vf_settings(&interface)?, before, "released, it is what it was");
+    Ok(())
+}
+
+pub fn command_line(lab: &Lab) -> Result<()> {
+    let manager = Manager::start(lab, &Options::default())?;
+    let pf = &lab.pfs[0];
+    manager.ferrule(&["create", &format!("{}=2", pf.address)])?;
+    let vf = &pf.vfs()[1];
+    let plan = manager.ferrule(&["acquire", "dpdk", "--vf", &vf.address, "--driver", "vfio-pci", "--dry-run"])?;
+    assert!(plan.contains("vfio-pci"), "{plan}");
+    assert_eq!(vf.driver(), None, "it was only asked what would be done");
+    manager.ferrule(&["acquire", "dpdk", "--vf", &vf.address, "--driver", "vfio-pci"])?;
+    assert_eq!(vf.driver().as_deref(), Some("vfio-pci"));
+    let table = manager.ferrule(&["list"])?;
+    let row = table.lines().find(|line| line.contains(&vf.address)).context("the table has the VF")?;
+    assert!(row.contains("vfio-pci") && row.contains("dpdk"), "{table}");
+    let why = manager.ferrule(&["explain", &vf.address])?;
+    assert!(why.contains("it is lent as dpdk"), "{why}");
+    manager.ferrule(&["release", "dpdk"])?;
+    assert_eq!(vf.driver(), None);
     Ok(())
 }
 

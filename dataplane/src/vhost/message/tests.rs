@@ -1,0 +1,153 @@
+//! Messages byte by byte, and bytes that are none.
+
+use super::*;
+use proptest::prelude::*;
+
+/// What arrives when `bytes` are sent.
+fn received(bytes: &[u8]) -> (Header, Result<Request, MessageError>) {
+    let (header, payload) = bytes.split_first_chunk().unwrap();
+    let header = Header::parse(header).unwrap();
+    assert_eq!(header.size as usize, payload.len());
+    (header, Request::parse(header.request, payload))
+}
+
+/// A message of little-endian words after its header.
+fn message(request: u32, flags: u32, words: &[u32]) -> Vec<u8> {
+    let header = [request, flags, 4 * words.len() as u32];
+    header.iter().chain(words).flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+const REGION: MemoryRegion =
+    MemoryRegion { guest: 0x1_0000_0002, size: 0x3_0000_0004, user: 0x5_0000_0006, offset: 0x7_0000_0008 };
+const REGION_WORDS: [u32; 8] = [2, 1, 4, 3, 6, 5, 8, 7];
+
+#[test]
+fn the_fields_of_every_request_lie_where_the_protocol_says() {
+    let vring = VringState { index: 3, num: 0x8001_8000 };
+    let inflight = Inflight { mmap_size: 0x1_0000_0002, mmap_offset: 3, queues: 4, queue_size: 5 };
+    let config = Config { offset: 1, flags: 7, data: vec![0x11, 0x22, 0x33, 0x44] };
+    let address = VringAddress { index: 1, log: true, desc: 2, used: 3, avail: 4, log_guest: 5 };
+    let table = [&[1, 0], &REGION_WORDS[..]].concat();
+    let one = [&[0, 0], &REGION_WORDS[..]].concat();
+    let cases: Vec<(Request, Vec<u32>)> = vec![
+        (Request::GetFeatures, vec![]),
+        (Request::SetFeatures(0x1_0000_8000), vec![0x8000, 1]),
+        (Request::SetOwner, vec![]),
+        (Request::ResetOwner, vec![]),
+        (Request::SetMemTable(vec![REGION]), table),
+        (Request::SetLogBase(LogArea { size: 1, offset: 2 }), vec![1, 0, 2, 0]),
+        (Request::SetLogFd, vec![]),
+        (Request::SetVringNum(vring), vec![3, 0x8001_8000]),
+        (Request::SetVringAddr(address), vec![1, 1, 2, 0, 3, 0, 4, 0, 5, 0]),
+        (Request::SetVringBase(vring), vec![3, 0x8001_8000]),
+        (Request::GetVringBase(vring), vec![3, 0x8001_8000]),
+        (Request::SetVringKick(VringFile { index: 9, has_file: true }), vec![9, 0]),
+        (Request::SetVringCall(VringFile { index: 9, has_file: false }), vec![0x109, 0]),
+        (Request::SetVringErr(VringFile { index: 255, has_file: false }), vec![0x1ff, 0]),
+        (Request::GetProtocolFeatures, vec![]),
+        (Request::SetProtocolFeatures(9), vec![9, 0]),
+        (Request::GetQueueNum, vec![]),
+        (Request::SetVringEnable(vring), vec![3, 0x8001_8000]),
+        (Request::SendRarp([2, 3, 4, 5, 6, 7]), vec![0x0504_0302, 0x0706]),
+        (Request::NetSetMtu(1500), vec![1500, 0]),
+        (Request::GetConfig(config.clone()), vec![1, 4, 7, 0x4433_2211]),
+        (Request::SetConfig(config), vec![1, 4, 7, 0x4433_2211]),
+        (Request::GetInflightFd(inflight), vec![2, 1, 3, 0, 0x5_0004, 0]),
+        (Request::SetInflightFd(inflight), vec![2, 1, 3, 0, 0x5_0004, 0]),
+        (Request::ResetDevice, vec![]),
+        (Request::GetMaxMemSlots, vec![]),
+        (Request::AddMemReg(REGION), one.clone()),
+        (Request::RemMemReg(REGION), one),
+        (Request::SetStatus(15), vec![15, 0]),
+        (Request::GetStatus, vec![]),
+        (Request::Other(22), vec![]),
+    ];
+    for (request, words) in cases {
+        let bytes = message(request.number(), 9, &words);
+        assert_eq!(request.emit(true), bytes, "{}", request.word());
+        let (header, parsed) = received(&bytes);
+        assert!(header.needs_reply() && !header.is_reply());
+        assert_eq!(parsed, Ok(request));
+    }
+}
+
+#[test]
+fn a_reply_has_the_number_of_its_request_and_flags_5() {
+    let vring = VringState { index: 1, num: 2 };
+    let inflight = Inflight { mmap_size: 1, mmap_offset: 0, queues: 2, queue_size: 256 };
+    let config = Config { offset: 0, flags: 0, data: vec![1, 2, 3, 4] };
+    let cases = [
+        (6, Body::Empty, vec![]),
+        (5, Body::Value(1), vec![1, 0]),
+        (11, Body::Vring(vring), vec![1, 2]),
+        (24, Body::Config(config), vec![0, 4, 0, 0x0403_0201]),
+        (31, Body::Inflight(inflight), vec![1, 0, 0, 0, 0x100_0002, 0]),
+    ];
+    for (request, body, words) in cases {
+        let reply = Reply { request, body };
+        let bytes = reply.emit();
+        assert_eq!(bytes, message(request, 5, &words));
+        assert_eq!(Reply::parse(request, &bytes[HEADER_LEN..]), Ok(reply));
+    }
+}
+
+#[test]
+fn inflight_memory_is_understood_with_and_without_the_padding_of_its_structure() {
+    let inflight = Inflight { mmap_size: 0, mmap_offset: 0, queues: 2, queue_size: 256 };
+    let bytes = Request::GetInflightFd(inflight).emit(false);
+    let payload = &bytes[HEADER_LEN..];
+    assert_eq!(payload.len(), 24);
+    for len in [20, 24] {
+        assert_eq!(Request::parse(31, &payload[..len]), Ok(Request::GetInflightFd(inflight)));
+    }
+    for len in [19, 21, 23] {
+        assert!(Request::parse(31, &payload[..len]).is_err(), "{len}");
+    }
+}
+
+#[test]
+fn a_header_of_another_version_or_with_an_endless_payload_is_refused() {
+    let header = |flags, size| Header::parse(&Header { request: 1, flags, size }.emit());
+    assert!(header(1, 4096).is_ok());
+    assert!(matches!(header(1, 4097), Err(MessageError::TooLong { size: 4097, .. })));
+    assert!(matches!(header(1, u32::MAX), Err(MessageError::TooLong { .. })));
+    for flags in [0, 2, 3, 8] {
+        assert!(matches!(header(flags, 0), Err(MessageError::Version { .. })), "{flags}");
+    }
+}
+
+#[test]
+fn counts_that_lie_about_the_payload_are_refused() {
+    assert!(Request::parse(5, &message(5, 1, &[u32::MAX, 0])[HEADER_LEN..]).is_err());
+    assert!(Request::parse(5, &message(5, 1, &[2, 0, 1, 2, 3, 4, 5, 6, 7, 8])[HEADER_LEN..]).is_err());
+    assert!(Request::parse(24, &message(24, 1, &[0, 257, 0, 0])[HEADER_LEN..]).is_err());
+    assert!(Request::parse(24, &message(24, 1, &[0, 5, 0, 0])[HEADER_LEN..]).is_err());
+}
+
+proptest! {
+    #[test]
+    fn what_was_understood_is_written_back_as_it_was(number in 0u32..50, payload: Vec<u8>) {
+        if let Ok(request) = Request::parse(number, &payload) {
+            let again = request.emit(false);
+            let (_, parsed) = received(&again);
+            prop_assert_eq!(parsed, Ok(request));
+        }
+    }
+
+    #[test]
+    fn every_memory_table_survives_the_way_there_and_back(
+        rows in proptest::collection::vec(any::<(u64, u64, u64, u64)>(), 0..33)
+    ) {
+        let regions = rows.iter().map(|&(guest, size, user, offset)| MemoryRegion { guest, size, user, offset });
+        let request = Request::SetMemTable(regions.collect());
+        prop_assert_eq!(received(&request.emit(true)).1, Ok(request));
+    }
+
+    #[test]
+    fn bytes_are_no_message_or_one_but_never_a_panic(header: [u8; HEADER_LEN], payload: Vec<u8>) {
+        if let Ok(header) = Header::parse(&header) {
+            let _ = Request::parse(header.request, &payload);
+            let _ = Reply::parse(header.request, &payload);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Lies of a frontend that listens, towards an end of ours that connects.
+
+use std::os::fd::AsFd;
+
+use ferrule_dataplane::vhost::channel::Channel;
+use ferrule_dataplane::vhost::message::{Request, VringState};
+use ferrule_ffi::unix::{Kind, UnixListener};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::unistd::ftruncate;
+
+use crate::arena::{Arena, Case, Expect, Victim};
+use crate::common::eventually;
+use crate::files::null;
+use crate::held::{Held, hold};
+use crate::raw;
+use crate::vhost::hands::{reader_of, sender_of};
+use crate::vhost::lair::{HEADER, Lair, Shape, packed, split};
+use crate::vhost::peer::{PLAIN, Peer, message};
+
+pub const CASES: &[Case] = &[
+    free("listener: accepts nobody, and its queue is full", |arena| {
+        let listener = UnixListener::bind(Kind::Stream, &raw::unix_address(&arena.socket), 1).unwrap();
+        let crowd: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.socket)).take(8).collect();
+        arena.traffic.must_move();
+        hold((listener, crowd))
+    }),
+    free("listener: says nothing", |arena| {
+        let host = Host::open(arena);
+        let peer = host.welcome();
+        hold((host, peer))
+    }),
+    loses("listener: closes every connection at once", "the peer closed its socket", |arena| {
+        let host = Host::open(arena);
+        (0..3).for_each(|_| drop(host.welcome()));
+        hold(host)
+    }),
+    loses("listener: says nonsense every time", "with flags 0x0: only version 1", |arena| {
+        let host = Host::open(arena);
+        for _ in 0..3 {
+            let peer = host.welcome();
+            peer.send(&message(1, 0, &[]), &[null().as_fd(); 253][..20]);
+            peer.is_parted();
+        }
+        hold(host)
+    }),
+    loses("listener: a payload of 2^32 - 1 bytes", "none has more than 4096", |arena| {
+        says(arena, &[2u32, 1, u32::MAX].map(u32::to_ne_bytes).concat())
+    }),
+    loses("listener: answers what nobody has asked", "a reply came where a request was expected", |arena| {
+        says(arena, &message(1, 5, &[0; 8]))
+    }),
+    loses("listener: an unknown request", "which this backend has no use for", |arena| {
+        says(arena, &message(77, PLAIN, &[]))
+    }),
+    loses("listener: never reads", "does not read its control socket", |arena| {
+        let host = Host::open(arena);
+        let peer = host.welcome();
+        while peer.send(&message(1, PLAIN, &[]), &[]) {}
+        hold((host, peer))
+    }),
+    loses("listener: more queues than were offered", "there are 2", |arena| {
+        let host = Host::open(arena);
+        let peer = host.welcome();
+        peer.say(&Request::SetVringNum(VringState { index: 2, num: 256 }), &[]);
+        peer.is_parted();
+        hold((host, peer))
+    }),
+    loses("listener: a frame outside of memory, split", "not all in its memory", |arena| {
+        joined(arena, Shape::split(), |lair| lair.split(1).publish(&[split(1 << 60, HEADER + 60, 0, 0)]))
+    }),
+    loses("listener: a frame outside of memory, packed", "not all in its memory", |arena| {
+        joined(arena, Shape::packed(), |lair| lair.packed(1).publish(&[packed(1 << 60, HEADER + 60, 0, 0)]))
+    }),
+    loses("listener: an index that jumps", "its ring index moved", |arena| {
+        joined(arena, Shape::split(), |lair| lair.split(1).avail_index.store(999))
+    }),
+    loses("listener: memory truncated while frames cross", "truncated", |arena| {
+        let (host, lair) = (Host::open(arena), Lair::new());
+        let peer = host.welcome();
+        lair.announce_to(&peer);
+        lair.enable(&peer);
+        let busy = (sender_of(&lair), reader_of(&lair));
+        eventually("frames cross", || arena.traffic.far_frames() > 100);
+        ftruncate(&lair.file, 0).unwrap();
+        peer.is_parted();
+        hold((busy, host, lair, peer))
+    }),
+    stays("listener: an honest conversation, and nobody reads", |arena| {
+        let (host, lair) = (Host::open(arena), Lair::new());
+        let peer = host.welcome();
+        lair.announce_to(&peer);
+        lair.enable(&peer);
+        eventually("its ring is full", || lair.split(0).used_index.load() == 256);
+        hold((host, lair, peer))
+    }),
+];
+
+const fn free(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::VhostClient, expect: Expect::Free, attack }
+}
+
+const fn loses(name: &'static str, text: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::VhostClient, expect: Expect::Loses(text), attack }
+}
+
+const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+    Case { name, victim: Victim::VhostClient, expect: Expect::Stays, attack }
+}
+
+/// A listening socket in the place where the attacked end expects an honest frontend.
+struct Host(UnixListener);
+
+impl Host {
+    fn open(arena: &Arena) -> Self {
+        Self(UnixListener::bind(Kind::Stream, &raw::unix_address(&arena.socket), 16).unwrap())
+    }
+
+    /// The backend that comes next, or comes back.
+    fn welcome(&self) -> Peer {
+        let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], 5000u16);
+        assert_eq!(ready, Ok(1), "nobody came");
+        Channel::from(self.0.accept().unwrap()).into()
+    }
+}
+
+/// Says something, and waits until the backend has gone.
+fn says(arena: &Arena, bytes: &[u8]) -> Held {
+    let host = Host::open(arena);
+    let peer = host.welcome();
+    peer.send(bytes, &[]);
+    peer.is_parted();
+    hold((host, peer))
+}
+
+/// Leads the conversation to its end, does something, and waits until the backend has gone.
+fn joined(arena: &Arena, shape: Shape, lie: fn(&Lair)) -> Held {
+    let (host, lair) = (Host::open(arena), Lair::of(shape));
+    let peer = host.welcome();
+    lair.announce_to(&peer);
+    lair.enable(&peer);
+    lie(&lair);
+    peer.is_parted();
+    hold((host, lair, peer))
+}

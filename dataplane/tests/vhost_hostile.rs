@@ -1,0 +1,321 @@
+//! Bad vhost-user frontends: each is parted from or refused, keeps nothing of ours, and costs nobody else anything.
+//!
+//! The classes are those of the incidents of other backends (CVE numbers at the cases). What a hostile guest does inside
+//! of its rings is in `virtqueues`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::{PATIENCE, client, client_spec, engine, eventually, poll, receive, send, unique};
+use ferrule_dataplane::Engine;
+use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::vhost::channel::{Channel, ChannelError};
+use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
+use ferrule_dataplane::vhost::memory::MemoryRegion;
+use ferrule_dataplane::vhost::message::{
+    Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
+};
+use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::region::Region;
+use ferrule_ffi::unix::{Kind, UnixSocket};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::UnixAddr;
+use nix::unistd::{ftruncate, pipe};
+
+/// An attacked wire, and another one whose frames must not notice.
+struct Arena {
+    engine: Engine,
+    name: String,
+    witness: [Endpoint; 2],
+    /// Descriptors are counted, so one test runs at a time.
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Arena {
+    fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = engine();
+        let (witness, wire) = common::memif_wire("witness", Role::Server, Role::Server, Full::Hold);
+        engine.add(wire).unwrap();
+        let name = unique("hostile");
+        let vhost = VhostUserSpec { queues: 2, ..VhostUserSpec::new(socket(&name), SocketMode::Server) };
+        let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
+        let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];
+        engine.add(WireSpec { name: name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
+        let witness = [client(&witness, 0), client(&witness, 1)];
+        let mut arena = Self { engine, name, witness, _alone: alone };
+        arena.witness_moves();
+        arena
+    }
+
+    fn spec(&self) -> FrontendSpec {
+        FrontendSpec::new(socket(&self.name))
+    }
+
+    /// Another frontend is let in at once, and its wire carries frames.
+    fn honest_frontend_is_served(&self) {
+        let _guest = Frontend::open(&self.spec(), PATIENCE).unwrap();
+        let _memif = client(&self.name, 1);
+        eventually("the wire is up", || self.engine.wire(&self.name).unwrap().queues == 1);
+    }
+
+    fn witness_moves(&mut self) {
+        let [a, b] = &mut self.witness;
+        for number in 0..10u8 {
+            send(a, 0, &[number; 60]);
+            assert_eq!(receive(b, 0), [number; 60]);
+        }
+        assert_eq!(poll(b, 0), None);
+    }
+}
+
+fn socket(name: &str) -> ferrule_dataplane::spec::SocketAddress {
+    format!("@{name}").parse().unwrap()
+}
+
+/// A frontend that says what it likes.
+struct Villain(Channel);
+
+impl Villain {
+    fn say(&self, request: &Request, files: &[BorrowedFd<'_>]) {
+        // One that was already shown out says nothing more.
+        let _ = self.0.send(&request.emit(false), files);
+    }
+
+    /// Waits until it is shown out.
+    fn is_parted_from(&mut self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.0.receive() {
+                Err(ChannelError::Closed | ChannelError::Socket(_)) => return true,
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        false
+    }
+
+    /// Chooses every protocol feature, and describes memory of so many pages.
+    fn settle_in(&self, pages: u64) -> Region {
+        self.say(&Request::SetProtocolFeatures(PROTOCOL), &[]);
+        let memory = Region::create("villain", pages * PAGE, &Arc::default()).unwrap();
+        let row = MemoryRegion { guest: 0, size: pages * PAGE, user: 0, offset: 0 };
+        self.say(&Request::SetMemTable(vec![row]), &[memory.file()]);
+        memory
+    }
+
+    /// Starts a pair of rings at these addresses.
+    fn start_rings(&self, size: u32, desc: u64, avail: u64, used: u64) {
+        let bell = eventfd().unwrap();
+        for index in 0..2 {
+            self.say(&Request::SetVringNum(VringState { index, num: size }), &[]);
+            let address = VringAddress { index, log: false, desc, used, avail, log_guest: 0 };
+            self.say(&Request::SetVringAddr(address), &[]);
+            let ring = VringFile { index: index as u8, has_file: true };
+            self.say(&Request::SetVringKick(ring), &[bell.as_fd()]);
+        }
+    }
+}
+
+type Case = (&'static str, fn(&Villain));
+
+/// What ends a conversation.
+const CASES: [Case; 34] = [
+    ("a header of another version", |v| raw(v, &Header { request: 1, flags: 2, size: 0 }.emit())),
+    ("a payload without end", |v| raw(v, &Header { request: 5, flags: 1, size: PAYLOAD_MAX as u32 + 1 }.emit())),
+    ("a payload of 4 GiB", |v| raw(v, &Header { request: 5, flags: 1, size: u32::MAX }.emit())),
+    ("a reply", |v| raw(v, &Header { request: 1, flags: 5, size: 0 }.emit())),
+    ("a request that is not for a net device", |v| v.say(&Request::Other(26), &[])),
+    ("a request that nobody knows", |v| v.say(&Request::Other(u32::MAX), &[])),
+    ("a payload that is too short", |v| {
+        raw(v, &[&Header { request: 2, flags: 1, size: 4 }.emit()[..], &[0; 4]].concat());
+    }),
+    ("files where none belong", |v| v.say(&Request::GetFeatures, &[eventfd().unwrap().as_fd()])),
+    ("more files than any message has", |v| v.say(&Request::SetOwner, &[eventfd().unwrap().as_fd(); 60])),
+    ("a memory table without files (CVE-2019-14818)", |v| v.say(&Request::SetMemTable(vec![row(1)]), &[])),
+    ("a memory table with too many files", |v| {
+        let memory = memory(1);
+        v.say(&Request::SetMemTable(vec![row(1)]), &[memory.as_fd(); 3]);
+    }),
+    ("a memory table of no regions", |v| v.say(&Request::SetMemTable(vec![]), &[])),
+    ("memory that is larger than its file", |v| v.say(&Request::SetMemTable(vec![row(2)]), &[memory(1).as_fd()])),
+    ("memory of no bytes", |v| v.say(&Request::SetMemTable(vec![row(0)]), &[memory(1).as_fd()])),
+    ("memory that wraps around", |v| {
+        v.say(&Request::SetMemTable(vec![MemoryRegion { guest: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
+    }),
+    ("an offset that wraps around", |v| {
+        v.say(&Request::SetMemTable(vec![MemoryRegion { offset: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
+    }),
+    ("regions that overlap", |v| {
+        let memory = memory(2);
+        v.say(&Request::SetMemTable(vec![row(2), MemoryRegion { guest: PAGE, ..row(1) }]), &[memory.as_fd(); 2]);
+    }),
+    ("memory that is a pipe", |v| v.say(&Request::SetMemTable(vec![row(1)]), &[pipe().unwrap().0.as_fd()])),
+    ("a kick that is a pipe", |v| kick(v, pipe().unwrap().1.as_fd())),
+    ("a kick that is a file", |v| kick(v, memory(1).as_fd())),
+    ("a ring index beyond all rings (CVE-2020-10723)", |v| {
+        v.say(&Request::SetVringNum(VringState { index: 4, num: 64 }), &[]);
+    }),
+    ("a ring index that is truncated (CVE-2020-10723)", |v| {
+        v.say(&Request::GetVringBase(VringState { index: 0x1_0000, num: 0 }), &[]);
+    }),
+    ("a ring of no descriptors", |v| v.say(&Request::SetVringNum(VringState { index: 0, num: 0 }), &[])),
+    ("a ring of 65536 descriptors", |v| v.say(&Request::SetVringNum(VringState { index: 0, num: 65_536 }), &[])),
+    ("a split ring of 100 descriptors", |v| {
+        v.settle_in(16);
+        v.start_rings(100, 0, 0x2000, 0x3000);
+    }),
+    ("a ring that reaches out of the memory (CVE-2018-1059)", |v| {
+        v.settle_in(16);
+        v.start_rings(256, 15 * PAGE + 16, 0x2000, 0x3000);
+    }),
+    ("a ring in memory that nobody announced", |v| {
+        v.settle_in(16);
+        v.start_rings(256, 0, u64::MAX - 1, 0x3000);
+    }),
+    ("a ring that is not aligned", |v| {
+        v.settle_in(16);
+        v.start_rings(256, 8, 0x2000, 0x3000);
+    }),
+    ("a ring that is resized while it runs (CVE-2019-14818)", |v| {
+        v.settle_in(16);
+        v.start_rings(256, 0, 0x2000, 0x3000);
+        v.say(&Request::SetVringNum(VringState { index: 0, num: 32_768 }), &[]);
+    }),
+    ("a log that wraps around (CVE-2020-10722)", |v| {
+        v.settle_in(1);
+        v.say(&Request::SetLogBase(LogArea { size: u64::MAX, offset: 2 }), &[memory(1).as_fd()]);
+    }),
+    ("a log larger than its file (CVE-2020-10722)", |v| {
+        v.settle_in(1);
+        v.say(&Request::SetLogBase(LogArea { size: PAGE + 1, offset: 0 }), &[memory(1).as_fd()]);
+    }),
+    ("inflight memory for too many queues (CVE-2021-3839)", |v| {
+        v.settle_in(1);
+        let told = Inflight { mmap_size: PAGE, mmap_offset: 0, queues: u16::MAX, queue_size: u16::MAX };
+        v.say(&Request::SetInflightFd(told), &[memory(1).as_fd()]);
+    }),
+    ("inflight memory without its file (CVE-2022-0669)", |v| {
+        v.settle_in(1);
+        let told = Inflight { mmap_size: PAGE, mmap_offset: 0, queues: 1, queue_size: 64 };
+        v.say(&Request::SetInflightFd(told), &[]);
+    }),
+    ("features that were not offered", |v| v.say(&Request::SetFeatures(u64::MAX), &[])),
+];
+
+#[test]
+fn every_lie_ends_its_own_connection_and_nothing_else() {
+    let mut arena = Arena::new();
+    // What the engine keeps for good is there after the first.
+    arena.honest_frontend_is_served();
+    eventually("it is gone", || arena.engine.wire(&arena.name).unwrap().ends[0].word() == "listening");
+    let before = open_files();
+    for (name, attack) in CASES {
+        let mut villain = Villain(Channel::connect(&arena.spec().socket).unwrap());
+        attack(&villain);
+        assert!(villain.is_parted_from(), "{name}: the connection stays");
+        drop(villain);
+        arena.honest_frontend_is_served();
+        arena.witness_moves();
+    }
+    eventually("every descriptor is closed", || open_files() <= before);
+}
+
+#[test]
+fn inflight_memory_asked_for_again_and_again_is_not_kept() {
+    let arena = Arena::new();
+    let villain = &mut Villain(Channel::connect(&arena.spec().socket).unwrap());
+    villain.settle_in(1);
+    let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 1024 };
+    let mut before = None;
+    for round in 0..200 {
+        villain.say(&Request::GetInflightFd(asked), &[]);
+        eventually("it is answered", || villain.0.receive().unwrap().is_some());
+        if round == 10 {
+            before = Some(open_files());
+        }
+    }
+    // CVE-2020-10726.
+    assert!(open_files() <= before.unwrap() + 2);
+}
+
+#[test]
+fn memory_that_is_cut_while_in_use_costs_its_owner_the_wire() {
+    let mut arena = Arena::new();
+    let file = memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap();
+    ftruncate(&file, 16 * 4096).unwrap();
+    let mut villain = Villain(Channel::connect(&arena.spec().socket).unwrap());
+    villain.say(&Request::SetMemTable(vec![row(16)]), &[file.as_fd()]);
+    villain.start_rings(256, 0, 0x2000, 0x3000);
+    let _memif = client(&arena.name, 1);
+    eventually("the wire is up", || arena.engine.wire(&arena.name).unwrap().queues == 1);
+    ftruncate(&file, 0).unwrap();
+    assert!(villain.is_parted_from());
+    arena.witness_moves();
+}
+
+#[test]
+fn half_a_message_and_a_crowd_of_silent_ones_keep_nobody_out() {
+    let mut arena = Arena::new();
+    let half = Villain(Channel::connect(&arena.spec().socket).unwrap());
+    raw(&half, &Request::SetFeatures(0).emit(false)[..15]);
+    let crowd: Vec<_> = (0..100).map(|_| Channel::connect(&arena.spec().socket).unwrap()).collect();
+    arena.honest_frontend_is_served();
+    arena.witness_moves();
+    drop((half, crowd));
+}
+
+#[test]
+fn bytes_without_sense_end_the_connection_or_wait_for_more() {
+    let mut arena = Arena::new();
+    let mut dice = common::Dice(7);
+    for _ in 0..300 {
+        let address = UnixAddr::new_abstract(arena.name.as_bytes()).unwrap();
+        let mut socket = None;
+        eventually("there is room to wait at the door", || {
+            socket = UnixSocket::connect(Kind::Stream, &address).ok();
+            socket.is_some()
+        });
+        let mut bytes: Vec<u8> = (0..dice.roll() % 200).map(|_| dice.roll() as u8).collect();
+        if let Some(head) = bytes.get_mut(..12) {
+            // A header that could be one, mostly.
+            head.copy_from_slice(&Header { request: (dice.roll() % 46) as u32, flags: 1, size: 8 }.emit());
+        }
+        let _ = socket.unwrap().send(&bytes, &[]);
+    }
+    arena.honest_frontend_is_served();
+    arena.witness_moves();
+}
+
+/// Bytes that need not be a message.
+fn raw(villain: &Villain, bytes: &[u8]) {
+    let _ = villain.0.send(bytes, &[]);
+}
+
+fn kick(villain: &Villain, file: BorrowedFd<'_>) {
+    villain.say(&Request::SetVringKick(VringFile { index: 0, has_file: true }), &[file]);
+}
+
+fn row(pages: u64) -> MemoryRegion {
+    MemoryRegion { guest: 0, size: pages * PAGE, user: 0, offset: 0 }
+}
+
+fn memory(pages: u64) -> OwnedFd {
+    let region = Region::create("villain", pages * PAGE, &Arc::default()).unwrap();
+    region.file().try_clone_to_owned().unwrap()
+}
+
+fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+const PAGE: u64 = 4096;
+/// LOG_SHMFD, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS.
+const PROTOCOL: u64 = 1 << 1 | 1 << 12 | 1 << 15;
