@@ -58,7 +58,8 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     sender.look().unwrap();
     let pattern = ferrule_endpoints::Pattern::new(1518, 0, ferrule_endpoints::traffic::Addresses::default()).unwrap();
     assert!(sender.buffer(0).unwrap().write_words(pattern.head().unwrap().stamp(0, 0)));
-    sender.commit(1518);
+    sender.describe(0, 1518);
+    sender.commit(1);
     sender.publish();
     let receiver = &mut far.queues.receivers[0];
     assert!(receiver.look().unwrap());

@@ -77,16 +77,28 @@ impl Stream {
     ) -> Result<u32, RunError> {
         target.look()?;
         let time = if self.stamp_time { now } else { 0 };
-        let mut sent = 0;
+        let (mut sent, mut begun) = (self.send_alike(target, count, time), 0);
         while sent < count {
             if self.touch != Touch::Untouched {
-                target.prefetch(PREFETCH as u32);
+                target.prefetch(begun, PREFETCH as u32);
             }
-            if !self.send_one(target, time)? {
-                break;
+            if self.write(target, begun, time) {
+                begun += 1;
+            } else {
+                // No room, or more than one buffer has.
+                target.commit(begun);
+                begun = 0;
+                if !put(&mut self.flows[self.flow], self.size, &mut self.scratch, target, time)? {
+                    break;
+                }
             }
             sent += 1;
+            let flow = &mut self.flows[self.flow];
+            flow.sequence += 1;
+            self.size = if self.size + 1 == flow.heads.len() { 0 } else { self.size + 1 };
+            self.flow = if self.flow + 1 == self.flows.len() { 0 } else { self.flow + 1 };
         }
+        target.commit(begun);
         if target.publish()
             && let Some(eventfd) = target.bell()
         {
@@ -95,37 +107,52 @@ impl Stream {
         Ok(sent)
     }
 
-    /// Whether there was room.
+    /// The usual load, one flow of one size in buffers that are filled, in a loop that has nothing else to decide. How
+    /// many: what is left, if there is room for it, is no such frame.
     #[inline(always)]
-    fn send_one<T: InPlace>(&mut self, target: &mut T, time: u64) -> Result<bool, RunError> {
-        let flow = &mut self.flows[self.flow];
+    fn send_alike<T: InPlace>(&mut self, target: &mut T, count: u32, time: u64) -> u32 {
+        let [Flow { sequence, heads, .. }] = &mut self.flows[..] else { return 0 };
+        let [head] = &heads[..] else { return 0 };
+        if self.touch != Touch::Stamped || self.unfilled > 0 {
+            return 0;
+        }
+        let (head, first) = (*head, *sequence);
+        let mut sent = 0;
+        while sent < count {
+            target.prefetch(sent, PREFETCH as u32);
+            let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= head.size as usize) else {
+                break;
+            };
+            let _ = buffer.write_words(head.stamp(first + u64::from(sent), time));
+            target.describe(sent, head.size);
+            sent += 1;
+        }
+        target.commit(sent);
+        *sequence += u64::from(sent);
+        sent
+    }
+
+    /// Writes the next frame into the next buffer. `false`: it does not fit, or there is none.
+    #[inline(always)]
+    fn write<T: InPlace>(&mut self, target: &mut T, begun: u32, time: u64) -> bool {
+        let flow = &self.flows[self.flow];
         let head = &flow.heads[self.size];
         let size = head.size as usize;
-        match target.buffer() {
-            Some(mut buffer) if buffer.len() >= size && self.touch != Touch::Verified => {
-                let filled = self.unfilled == 0;
-                if self.touch != Touch::Untouched || !filled {
-                    let _ = buffer.write_words(head.stamp(flow.sequence, time));
-                }
-                if !filled || self.touch == Touch::Whole {
-                    let end = if filled { size } else { self.payload.len().min(buffer.len()) };
-                    if let Some((_, mut rest)) = buffer.split(HEAD) {
-                        let _ = Span::from(&self.payload[HEAD..end]).copy_to(&mut rest);
-                    }
-                    self.unfilled = self.unfilled.saturating_sub(1);
-                }
-                target.commit(head.size);
-            }
-            _ => {
-                if !put(flow, self.size, &mut self.scratch, target, time)? {
-                    return Ok(false);
-                }
-            }
+        let buffer = target.buffer(begun).filter(|buffer| buffer.len() >= size && self.touch != Touch::Verified);
+        let Some(mut buffer) = buffer else { return false };
+        let filled = self.unfilled == 0;
+        if self.touch != Touch::Untouched || !filled {
+            let _ = buffer.write_words(head.stamp(flow.sequence, time));
         }
-        flow.sequence += 1;
-        self.size = if self.size + 1 == flow.heads.len() { 0 } else { self.size + 1 };
-        self.flow = if self.flow + 1 == self.flows.len() { 0 } else { self.flow + 1 };
-        Ok(true)
+        if !filled || self.touch == Touch::Whole {
+            let end = if filled { size } else { self.payload.len().min(buffer.len()) };
+            if let Some((_, mut rest)) = buffer.split(HEAD) {
+                let _ = Span::from(&self.payload[HEAD..end]).copy_to(&mut rest);
+            }
+            self.unfilled = self.unfilled.saturating_sub(1);
+        }
+        target.describe(begun, head.size);
+        true
     }
 }
 
