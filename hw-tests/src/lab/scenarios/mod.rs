@@ -1,10 +1,10 @@
 //! All scenarios, in the order they run. A new one is a function and a line here.
 //!
-//! - [`hardware`]: the lab itself: what the others build upon;
-//! - [`leases`]: VFs made, lent, set and given back by `sriov-manager`;
-//! - [`holders`]: VFs that somebody does not let go;
-//! - [`crashes`]: the manager killed at every point of its work;
-//! - [`reboots`]: leases after a power cut.
+//! - `hardware`: the lab itself: what the others build upon;
+//! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
+//! - `holders`: VFs that somebody does not let go;
+//! - `crashes`: the manager killed at every point of its work;
+//! - `reboots`: leases after a power cut.
 
 mod crashes;
 mod hardware;
