@@ -4,7 +4,7 @@
 #   make test     every test that can run here
 #   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
 #   make lab-shell  a shell inside
-#   make bench    beside dpdk-testpmd: rates and ratios; then what an idle forwarder costs
+#   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what an idle forwarder costs
 #   make lint     format, clippy, docs, licences
 
 SHELL := /bin/bash
@@ -13,6 +13,8 @@ RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+# Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
+BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
 .PHONY: demo test lab lab-shell vm-pieces lint bench help
@@ -54,13 +56,13 @@ lint:
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 	@.ci/licences
 
-bench: need-test
+bench: need-bench
 	@echo "==> building (release)"
 	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
-	@$(RELEASE)/ferrule bench --against testpmd
+	@$(RELEASE)/ferrule bench --suite --against testpmd,ovs
 	@$(CARGO) bench --locked -p ferrule-hw-tests --bench idle
 
-# Installs the Debian packages of a list that are not there.
+# Installs the Debian packages of a list that are not there. Services that come with them are not started.
 need-%: PACKAGES = $($(shell echo $* | tr a-z A-Z)_PACKAGES)
 need-%:
 	@missing=$$(for package in $(PACKAGES); do \
@@ -68,6 +70,8 @@ need-%:
 	if [ -n "$$missing" ]; then \
 		echo "==> installing Debian packages:" $$missing; \
 		sudo=$$([ $$(id -u) = 0 ] || echo sudo); \
-		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive sh -c ' \
+			policy=/usr/sbin/policy-rc.d; \
+			[ -e $$policy ] || { trap "rm -f $$policy" EXIT; printf "%s\n" "#!/bin/sh" "exit 101" >$$policy; chmod 755 $$policy; }; \
+			apt-get install -y -qq --no-install-recommends "$$@" >/dev/null' sh $$missing; \
 	fi

@@ -1,7 +1,7 @@
 //! A generator and a sink on the two ends of a wire, driven by one thread.
 //!
 //! It has to be faster than what it measures, so it leaves frames in their buffers and rewrites what differs
-//! ([`Touch`](crate::load::Touch) says how much of a frame that is), reads the clock once a burst, and notes how often it
+//! ([`Touch`](crate::load::Touch) says how much of a frame that is), reads the clock once a burst, and notes how long it
 //! had nothing to do: a generator that never waits measures itself.
 //!
 //! - `pacer`: how many frames are due.
@@ -37,8 +37,8 @@ pub struct Run {
     pub there: Outcome,
     /// The other way, if the load goes both ways.
     pub back: Option<Outcome>,
-    /// Of the rounds of the loop that sends and receives, the share in which nothing moved. Near 0 with a load that is
-    /// not paced, the generator is the limit, and not what was measured.
+    /// The share of the time in which nothing could be sent or received. Near 0 with a load that is not paced, the
+    /// generator is the limit, and not what was measured.
     pub idle: f64,
     /// Frames that arrived, both ways and while warming up too.
     pub moved: u64,
@@ -162,8 +162,8 @@ impl Generator {
         self.directions().for_each(|direction| direction.begin(pace, stop, started));
         let (mut arrived, mut sent, mut sending) = (started, started, true);
         let (mut rounds, mut idle) = (0u64, 0u64);
+        let mut now = started;
         loop {
-            let now = ticks::now();
             if sending {
                 sent = now.min(started.saturating_add(end));
                 sending = now - started < end && self.directions().any(|direction| direction.pacer.is_open());
@@ -179,7 +179,10 @@ impl Generator {
                 arrived = now;
             }
             rounds += 1;
-            idle += u64::from(moved.received + moved.sent == 0);
+            let before = std::mem::replace(&mut now, ticks::now());
+            if moved.received + moved.sent == 0 {
+                idle += now - before;
+            }
             if !sending
                 && (self.directions().all(|direction| direction.is_drained()) || now - arrived.max(sent) > grace)
             {
@@ -191,7 +194,7 @@ impl Generator {
         }
         // The clock was read before the round in which the last frame came.
         let (arrived, sent) = (ticks::time(arrived - started), ticks::time(sent - started));
-        Ok(Times { arrived, sent, idle: idle as f64 / rounds as f64 })
+        Ok(Times { arrived, sent, idle: idle as f64 / (now - started).max(1) as f64 })
     }
 }
 
@@ -350,3 +353,6 @@ pub enum RunError {
 /// How long to wait for frames under way when nothing arrives any more.
 pub const GRACE: Duration = Duration::from_millis(200);
 const ROUNDS_PER_LOOK: u64 = 1024;
+/// Frames between one whose line is asked for and the one that is being worked on. Buffers of 2048 bytes share a few sets
+/// of the first cache, which has room for 16 or 24 of their lines in all.
+const PREFETCH: usize = 8;

@@ -111,7 +111,7 @@ impl Pattern {
 #[repr(align(64))]
 pub struct Head {
     /// In little-endian words, without checksum, sequence number and time.
-    words: [u64; HEAD / 8],
+    words: HeadWords,
     sum: u32,
     /// Bytes of the whole frame.
     pub size: u32,
@@ -121,7 +121,7 @@ impl Head {
     /// The bytes with a sequence number and a time, in little-endian words, for a frame whose other bytes are those of its
     /// pattern as it was when this was made.
     #[inline(always)]
-    pub fn stamp(&self, sequence: u64, time: u64) -> [u64; HEAD / 8] {
+    pub fn stamp(&self, sequence: u64, time: u64) -> HeadWords {
         let time = time & TIME_MASK;
         let mut words = self.words;
         words[5] |= u64::from(checksum(self.sum, sequence, time));
@@ -130,6 +130,9 @@ impl Head {
         words
     }
 }
+
+/// The first 64 bytes of a frame, in little-endian words.
+pub type HeadWords = [u64; HEAD / 8];
 
 /// The UDP checksum of a frame in which the sum of all other words is `sum`.
 #[inline(always)]
@@ -212,8 +215,7 @@ impl Sink {
     /// Takes note of one frame. When it was sent, if it is a good one of ours; compare with [`since`].
     #[inline]
     pub fn see(&mut self, frame: &[u8]) -> Option<u64> {
-        let head = Span::from(frame).first();
-        let stamp = self.judge(&head, frame.len())?;
+        let stamp = self.judge(&Span::from(frame).first_words(), frame.len())?;
         if self.verify && !is_intact(frame, stamp.sequence) {
             self.tally.corrupt += 1;
             return None;
@@ -222,10 +224,10 @@ impl Sink {
         Some(stamp.time)
     }
 
-    /// Takes note of a frame of `length` bytes by the first ones of them alone, of which a shorter frame has zeros. As
-    /// [`Self::see`], but nothing is verified.
+    /// Takes note of a frame of `length` bytes by the first ones of them alone, in words, of which a shorter frame has
+    /// zeros. As [`Self::see`], but nothing is verified.
     #[inline(always)]
-    pub fn see_head(&mut self, head: &[u8; HEAD], length: usize) -> Option<u64> {
+    pub fn see_head(&mut self, head: &HeadWords, length: usize) -> Option<u64> {
         let stamp = self.judge(head, length)?;
         self.count(&stamp, length);
         Some(stamp.time)
@@ -252,7 +254,7 @@ impl Sink {
     }
 
     #[inline(always)]
-    fn judge(&mut self, head: &[u8; HEAD], length: usize) -> Option<Stamp> {
+    fn judge(&mut self, head: &HeadWords, length: usize) -> Option<Stamp> {
         let stamp = Stamp::read(head, length);
         match &stamp {
             None => self.tally.foreign += 1,
@@ -350,16 +352,17 @@ struct Stamp {
 
 impl Stamp {
     #[inline(always)]
-    fn read(head: &[u8; HEAD], length: usize) -> Option<Self> {
-        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        if word(STAMP) != MAGIC || length < SIZE_MIN {
+    fn read(head: &HeadWords, length: usize) -> Option<Self> {
+        // Words of their own, as they were loaded: see the drawing at the top.
+        let [_, _, ip, _, _, magic_flow, flow_sequence, sequence_time] = head.map(u64::to_le);
+        if (magic_flow >> 16) as u32 != MAGIC || length < SIZE_MIN {
             return None;
         }
         Some(Self {
-            flow: word(STAMP + 4),
-            sequence: u64::from(word(SEQUENCE)) | u64::from(word(SEQUENCE + 4)) << 32,
-            time: u64::from(word(TIME)) | u64::from(word(TIME + 2) >> 16) << 32,
-            length: IP + usize::from(u16::from_be_bytes([head[IP + 2], head[IP + 3]])),
+            flow: (magic_flow >> 48) as u32 | u32::from(flow_sequence as u16) << 16,
+            sequence: flow_sequence >> 16 | sequence_time << 48,
+            time: sequence_time >> 16,
+            length: IP + usize::from((ip as u16).swap_bytes()),
         })
     }
 }
@@ -471,11 +474,11 @@ mod tests {
     fn a_sink_tells_when_a_frame_was_sent() {
         let (mut sink, mut flow) = (Sink::new(4..5, false), pattern(64, 4));
         let sent = 0xffff_ffff_fff0;
-        let head = *flow.stamp_at(0, sent).first_chunk().unwrap();
+        let head = Span::from(flow.stamp_at(0, sent)).first_words();
         let time = sink.see_head(&head, 64).unwrap();
         assert_eq!((since(time, sent + 5), since(time, sent + 0x20)), (5, 0x20), "also when the clock goes round");
         assert_eq!(sink.see_head(&head, 65), None, "another length");
-        assert_eq!(sink.see_head(&[0; HEAD], 64), None);
+        assert_eq!(sink.see_head(&[0; 8], 64), None);
         assert_eq!(Sink::new(0..4, false).see_head(&head, 64), None, "another's flow");
         assert_eq!(sink.tally(), Tally { frames: 1, bytes: 64, corrupt: 1, foreign: 1, ..Tally::default() });
     }

@@ -63,7 +63,8 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     let receiver = &mut far.queues.receivers[0];
     assert!(receiver.look().unwrap());
     let mut gather = vec![0; FRAME_MAX];
-    let frame: [u8; 1518] = receiver.peek(&mut gather).unwrap().unwrap().bytes.first();
+    let mut frame = [0; 1518];
+    assert!(receiver.peek(&mut gather).unwrap().unwrap().bytes.copy_out(&mut frame));
     let mut sink = ferrule_endpoints::Sink::new(0..1, true);
     assert_eq!((sink.see(&frame), sink.tally().corrupt), (Some(0), 0));
 }

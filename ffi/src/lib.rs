@@ -5,7 +5,7 @@
 //!
 //! In reading order:
 //! - [`region`]: memory shared with a peer that may lie: mapped, bounds-checked, never a Rust reference.
-//! - [`array`]: small values side by side in it;
+//! - [`mod@array`]: small values side by side in it;
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
 //! - [`guard`]: what happens when a peer truncates the file behind a mapping (SIGBUS).
 //! - [`bell`]: rings a peer's eventfd without ever blocking, whatever the peer did to it.

@@ -66,10 +66,14 @@ mod tests {
 
     #[test]
     fn ticks_are_as_long_as_the_kernel_says() {
-        let (ticks, instant) = (now(), Instant::now());
-        std::thread::sleep(Duration::from_millis(20));
-        let (ticks, elapsed) = (time(now() - ticks), instant.elapsed());
-        assert!(ticks.abs_diff(elapsed) < elapsed / 20, "{ticks:?} by ticks, {elapsed:?} by the kernel's clock");
+        // On a busy machine something may come in between the two clocks, but not each time.
+        let agree = |_| {
+            let (ticks, instant) = (now(), Instant::now());
+            std::thread::sleep(Duration::from_millis(20));
+            let (ticks, elapsed) = (time(now() - ticks), instant.elapsed());
+            ticks.abs_diff(elapsed) < elapsed / 100
+        };
+        assert!((0..50).any(agree), "{} ticks in a second", per_second());
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Program {
         match self {
             Self::Ferrule { forwarder, .. } => Some(forwarder),
             Self::Testpmd { .. } => Some(Path::new("dpdk-testpmd")),
-            Self::Ovs => Some(Path::new("ovs-vswitchd")),
+            Self::Ovs => Some(Path::new(ovs::DAEMON)),
             Self::Running { .. } => None,
         }
     }

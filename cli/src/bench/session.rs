@@ -5,6 +5,7 @@
 //! ratio of a round stays true.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use ferrule_endpoints::generator::{self, Outcome};
 use ferrule_endpoints::latency::Latency;
@@ -303,17 +304,19 @@ fn turn(
         warm_up: plan.warm_up,
         latency: trial.latency,
     };
-    let before = contender.cpu_time();
+    let (before, started) = (contender.cpu_time(), Instant::now());
     contender.resume()?;
     let [near, far] = &mut contender.ends;
     let (from, to) = if case.reverse { (far, near) } else { (near, far) };
     let outcome = generator::run(&load, from, to, cancel);
     contender.pause()?;
+    let took = started.elapsed();
     let run = outcome.map_err(|source| BenchError::Run { program: contender.program.to_string(), source })?;
     if run.moved == 0 {
         return Err(BenchError::Silent { program: contender.program.to_string(), case: case.name.clone() });
     }
     let busy = contender.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let arrived = run.outcomes().map(Outcome::frames_per_second).sum::<f64>();
     let sum = |of: &dyn Fn(&Outcome) -> u64| run.outcomes().map(of).sum::<u64>();
     let offered = sum(&Outcome::offered) as f64;
     let skipped = sum(&|outcome| outcome.skipped) as f64;
@@ -328,12 +331,13 @@ fn turn(
         },
         seen: Seen {
             offered: run.outcomes().map(Outcome::offered_per_second).sum(),
-            arrived: run.outcomes().map(Outcome::frames_per_second).sum(),
+            arrived,
             loss: if offered > 0.0 { sum(&Outcome::lost) as f64 / offered } else { 0.0 },
         },
         skipped: if skipped > 0.0 { skipped / (skipped + offered) } else { 0.0 },
         idle: run.idle,
-        cycles: busy.map(|busy| busy.as_secs_f64() * ticks::per_second() / run.moved as f64),
+        // Of all the time of the turn, so that a wait for lost frames, in which a program polls on, counts for nothing.
+        cycles: busy.map(|busy| busy.div_duration_f64(took) * ticks::per_second() / arrived),
         disorder: sum(&disorder),
         latency: run.outcomes().filter_map(|outcome| outcome.latency.as_ref()).fold(None, |sum, latency| {
             let mut sum: Latency = sum.unwrap_or_default();

@@ -8,7 +8,7 @@
 //! Indexes run freely over 16 bits; a slot is an index masked. Each side keeps its own index in a
 //! private variable and never reads it back from shared memory.
 //!
-//! - [`in_place`]: what a generator needs to leave frames in their buffers.
+//! - `in_place`: what a generator needs to leave frames in their buffers.
 //! - [`switch`]: frames of trusted pairs, which stay where they are.
 
 mod in_place;

@@ -1,6 +1,7 @@
 //! Where a case takes place, and what is judged after it.
 
 use std::fs;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, Soc
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::vhost::features::Features;
 
-use crate::common::{engine, eventually, unique};
+use crate::common::{eventually, unique};
 use crate::held::Held;
 use crate::honest::{Honest, PATIENCE};
 use crate::traffic::{HONEST, STEP, Traffic, is_from_far};
@@ -61,9 +62,9 @@ pub enum Expect {
     Stays,
 }
 
-/// An engine with the attacked wire, its honest far end, and two bystanders.
+/// An engine with the attacked wire, its honest far end, and two bystanders, which are removed again in the end.
 pub struct Arena {
-    pub engine: Engine,
+    pub engine: Arc<Engine>,
     /// The attacked wire: its end 0 is attacked.
     pub wire: String,
     /// The socket of the attacked end.
@@ -120,8 +121,7 @@ impl Victim {
 }
 
 impl Arena {
-    pub fn prepare(case: &Case) -> Self {
-        let engine = engine();
+    pub fn prepare(case: &Case, engine: &Arc<Engine>) -> Self {
         let (victim, wire) = (case.victim, unique("hostile"));
         let far = format!("{wire}-far");
         let add = |name: String, ends| engine.add(WireSpec { name, ends, full: Full::Hold, trusted: false }).unwrap();
@@ -140,7 +140,7 @@ impl Arena {
         // The least of a few: an end that connects has a descriptor more while it tries.
         let files = (0..3).map(|_| (open_files(), thread::sleep(Duration::from_millis(1))).0).min().unwrap();
         let socket = address(&wire);
-        Self { engine, wire, socket, traffic, victim, files }
+        Self { engine: Arc::clone(engine), wire, socket, traffic, victim, files }
     }
 
     pub fn judge(self, case: &Case) {
@@ -198,6 +198,16 @@ impl Arena {
         let took = begun.elapsed();
         assert!(took < AT_ONCE, "`{case}`: an honest peer waited {took:?}");
         took
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.traffic.stop();
+        for name in ["", "-1", "-2"].map(|end| format!("{}{end}", self.wire)) {
+            // Not there, if preparing it was what failed.
+            let _ = self.engine.remove(&name);
+        }
     }
 }
 

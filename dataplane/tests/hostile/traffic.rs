@@ -12,7 +12,7 @@ use crate::honest::{Honest, PATIENCE};
 /// A thread that drives all honest ends.
 pub struct Traffic {
     tallies: Arc<Tallies>,
-    _driver: Hammer,
+    driver: Option<Hammer>,
 }
 
 #[derive(Default)]
@@ -29,7 +29,12 @@ impl Traffic {
     pub fn start(pairs: [[Honest; 2]; 2], far: Honest) -> Self {
         let tallies = Arc::new(Tallies::default());
         let mut driver = Driver { pairs, far, sent: [0; 5], tallies: Arc::clone(&tallies) };
-        Self { tallies, _driver: Hammer::swing(move || driver.round()) }
+        Self { tallies, driver: Some(Hammer::swing(move || driver.round())) }
+    }
+
+    /// Nothing moves any more, and all honest ends are gone.
+    pub fn stop(&mut self) {
+        self.driver = None;
     }
 
     /// Waits until every bystander has moved on by [`STEP`] frames, both ways. How long that took.

@@ -7,7 +7,7 @@ use ferrule_ffi::bell::Bell;
 use ferrule_ffi::span::Span;
 use ferrule_ffi::ticks;
 
-use crate::generator::RunError;
+use crate::generator::{PREFETCH, RunError};
 use crate::latency::Latency;
 use crate::load::{Load, Touch};
 use crate::traffic::{HEAD, Sink, since};
@@ -73,10 +73,12 @@ impl Intake {
     fn see_run(&mut self, source: &mut impl Source, now: u64) -> usize {
         let mut run = Run::new();
         source.run(&mut run);
-        if self.touch != Touch::Untouched {
-            run.iter().for_each(|frame| frame.prefetch());
-        }
-        for &frame in &run {
+        for (place, &frame) in run.iter().enumerate() {
+            if self.touch != Touch::Untouched
+                && let Some(later) = run.get(place + PREFETCH)
+            {
+                later.prefetch();
+            }
             see(frame, self.touch, &mut self.sink, &mut self.latency, &mut self.room, now);
         }
         run.len()
@@ -91,11 +93,11 @@ fn see(frame: Span<'_>, touch: Touch, sink: &mut Sink, latency: &mut Option<Late
             sink.count_unseen(length);
             None
         }
-        Touch::Stamped => sink.see_head(&frame.first(), length),
+        Touch::Stamped => sink.see_head(&frame.first_words(), length),
         Touch::Whole => {
             // A frame is never longer than FRAME_MAX.
             let _ = frame.copy_out(room);
-            sink.see_head(&Span::from(&room[..length.min(HEAD)]).first(), length)
+            sink.see_head(&Span::from(&room[..length.min(HEAD)]).first_words(), length)
         }
         Touch::Verified => {
             let _ = frame.copy_out(room);

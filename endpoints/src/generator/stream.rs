@@ -5,7 +5,7 @@ use ferrule_ffi::bell::Bell;
 use ferrule_ffi::span::Span;
 
 use crate::end::InPlace;
-use crate::generator::RunError;
+use crate::generator::{PREFETCH, RunError};
 use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};
 
@@ -76,12 +76,15 @@ impl Stream {
         bell: &mut Bell,
     ) -> Result<u32, RunError> {
         target.look()?;
-        if self.touch != Touch::Untouched {
-            (0..count).for_each(|ahead| target.prefetch(ahead));
-        }
         let time = if self.stamp_time { now } else { 0 };
         let mut sent = 0;
-        while sent < count && self.send_one(target, time)? {
+        while sent < count {
+            if self.touch != Touch::Untouched {
+                target.prefetch(PREFETCH as u32);
+            }
+            if !self.send_one(target, time)? {
+                break;
+            }
             sent += 1;
         }
         if target.publish()

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::spec::SocketAddress;
+use nix::unistd::geteuid;
 
 use super::process::{Process, run};
 use super::{Site, StartError};
@@ -24,41 +25,54 @@ pub(super) fn start(
         return Err(StartError::Unable("Open vSwitch has vhost-user ports only; no memif"));
     }
     let switch = Switch { folder };
-    run(&mut switch.tool("ovsdb-tool", ["create", &switch.path("conf.db"), SCHEMA]), PACKAGE)?;
     let log = folder.join("log");
+    run(&mut switch.tool("ovsdb-tool", ["create", &switch.path("conf.db"), SCHEMA]), PACKAGE)?;
     let mut server = switch.tool("ovsdb-server", [&*switch.path("conf.db")]);
-    server.arg(format!("--remote=punix:{}", switch.path("db.sock"))).arg(switch.unixctl("db.ctl"));
+    server.args([format!("--remote=punix:{}", switch.path("db.sock")), switch.unixctl("db.ctl")]);
     let mut processes = vec![Process::start(&mut server, &log, PACKAGE)?];
     switch.wait_for("db.sock", &processes, cancel)?;
     switch.vsctl(["--no-wait", "init"])?;
-    let mut settings: Vec<String> = vec!["--no-wait".into(), "set".into(), "Open_vSwitch".into(), ".".into()];
-    let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
-    settings.push("other_config:dpdk-init=true".into());
-    settings.push(format!(
-        "other_config:dpdk-extra=--no-huge -m 1024 --no-pci --no-shconf --no-telemetry --file-prefix={}",
-        switch.prefix()
-    ));
-    settings.push(format!("other_config:dpdk-lcore-mask={}", mask(&[site.other])));
-    settings.push(format!("other_config:pmd-cpu-mask={}", mask(&site.workers)));
-    settings.push(format!("other_config:vhost-sock-dir={}", "."));
-    switch.vsctl(settings.iter().map(String::as_str))?;
-    let mut daemon = switch.tool("ovs-vswitchd", [&*format!("unix:{}", switch.path("db.sock"))]);
-    daemon.arg(switch.unixctl("switch.ctl"));
+    let settings = settings(site);
+    let set = ["--no-wait", "set", "Open_vSwitch", "."];
+    switch.vsctl(set.into_iter().chain(settings.iter().map(String::as_str)))?;
+    // The bridge makes an interface of the kernel, which nobody else is to see: in a network namespace of its own.
+    let database = format!("unix:{}", switch.path("db.sock"));
+    let mut daemon = switch.tool("unshare", ["--net"]);
+    if !geteuid().is_root() {
+        daemon.args(["--user", "--map-root-user"]);
+    }
+    daemon.args([DAEMON, &database, &switch.unixctl("switch.ctl")]);
+    if !Path::new(DAEMON).exists() {
+        return Err(StartError::Missing { program: DAEMON.to_owned(), package: PACKAGE });
+    }
     processes.push(Process::start(&mut daemon, &log, PACKAGE)?);
     switch.wait_for("switch.ctl", &processes, cancel)?;
     switch.vsctl(["add-br", BRIDGE, "--", "set", "bridge", BRIDGE, "datapath_type=netdev", "fail-mode=secure"])?;
-    for socket in [0, 1] {
-        let name = format!("{socket}.sock");
-        let (request, queues) = (format!("ofport_request={}", socket + 1), format!("options:n_rxq={}", site.queues));
-        let kind = "type=dpdkvhostuser";
-        switch.vsctl(["add-port", BRIDGE, &name, "--", "set", "Interface", &name, kind, &request, &queues])?;
+    for (number, socket) in sockets.iter().enumerate() {
+        // The socket is named like the port, and lies in the folder.
+        let name = Path::new(&socket.to_string()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let port = format!("ofport_request={}", number + 1);
+        let mtu = format!("mtu_request={}", if site.buffer > BUFFER { site.buffer } else { MTU });
+        let interface = ["--", "set", "Interface", &name, "type=dpdkvhostuser", &port, &mtu];
+        switch.vsctl(["add-port", BRIDGE, &name].into_iter().chain(interface))?;
     }
     for flow in ["in_port=1,actions=output:2", "in_port=2,actions=output:1"] {
         let management = format!("unix:{}", switch.path(&format!("{BRIDGE}.mgmt")));
         run(&mut switch.tool("ovs-ofctl", ["add-flow", &management, flow]), PACKAGE)?;
     }
-    debug_assert!(sockets.iter().all(|socket| socket.to_string().starts_with(&switch.path(""))));
     Ok(processes)
+}
+
+/// How DPDK is to start, and where threads are to run.
+fn settings(site: &Site) -> [String; 4] {
+    let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
+    [
+        "other_config:dpdk-init=true".to_owned(),
+        // Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
+        "other_config:dpdk-extra=--no-huge --legacy-mem -m 1024 --no-pci --no-shconf --no-telemetry".to_owned(),
+        format!("other_config:dpdk-lcore-mask={}", mask(&[site.other])),
+        format!("other_config:pmd-cpu-mask={}", mask(&site.workers)),
+    ]
 }
 
 /// A switch that has everything in one folder.
@@ -69,10 +83,6 @@ struct Switch<'a> {
 impl Switch<'_> {
     fn path(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
-    }
-
-    fn prefix(&self) -> String {
-        self.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn unixctl(&self, name: &str) -> String {
@@ -112,8 +122,25 @@ impl Switch<'_> {
 }
 
 const PACKAGE: &str = "openvswitch-switch-dpdk";
+/// Debian's `ovs-vswitchd` is this one only if the system's administrator chose it.
+pub(super) const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const BRIDGE: &str = "br0";
 /// Where Debian has it.
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// Bytes of our usual buffers, and the MTU that goes with them: frames of 1518 bytes without FCS.
+const BUFFER: u32 = 2048;
+const MTU: u32 = 1504;
 const PATIENCE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_run_where_they_are_told_to() {
+        let site = Site { ends: [Kind::Vhost; 2], queues: 1, buffer: BUFFER, workers: vec![0, 2], other: 3 };
+        let settings = settings(&site);
+        assert!(settings[2].ends_with("=0x8") && settings[3].ends_with("=0x5"), "{settings:?}");
+    }
+}

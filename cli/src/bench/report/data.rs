@@ -52,7 +52,7 @@ struct Line<'a> {
     /// CPU cycles of the program for each frame: its CPU time by the scheduler, at the rate of the TSC.
     ours_cycles: Option<f64>,
     ours_cycles_spread: Option<Spread>,
-    /// The generator had nothing to do in less than a twentieth of its rounds, so that it was the limit.
+    /// The generator waited in less than a twentieth of the time: it was the limit.
     ours_limited_by_generator: bool,
     peer: Option<&'a str>,
     peer_mpps: Option<f64>,

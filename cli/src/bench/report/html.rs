@@ -75,7 +75,7 @@ fn summary_row(case: &Measured, number: usize, compared: &Compared<'_>, compares
             td.n {
                 (format!("{:.decimals$} {unit}", spread.median)) br; span.soft { (range(spread, decimals)) }
                 @if compared.idle.is_some_and(|idle| idle.median < IDLE_MIN) {
-                    br; span.bad title="It had nothing to do in less than 5 % of its rounds." { "generator's limit" }
+                    br; span.bad title="It had nothing to wait for in more than 95 % of the time." { "generator's limit" }
                 }
             }
             td.n { @if is_rate { (format!("{:.1}", bits(compared.spread.median, case) / 1e9)) } }

@@ -62,7 +62,9 @@ mod tests {
                     let frame = receiver.peek(&mut gather).unwrap().unwrap();
                     assert_eq!(frame.bytes.len(), if number == 0 { 2048 } else { 20 });
                     let expected = if round == 0 { b"ferrule at its place" } else { b"FERRule at its place" };
-                    assert_eq!(&frame.bytes.first::<20>(), expected);
+                    let mut arrived = [0; 20];
+                    assert!(frame.bytes.head(20).unwrap().copy_out(&mut arrived));
+                    assert_eq!(&arrived, expected);
                     receiver.advance(1);
                     receiver.release();
                 }
