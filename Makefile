@@ -4,7 +4,7 @@
 #   make test     every test that can run here
 #   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
 #   make lab-shell  a shell inside
-#   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what an idle forwarder costs
+#   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make lint     format, clippy, docs, licences
 
 SHELL := /bin/bash

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use crate::PATIENCE;
@@ -72,6 +73,25 @@ impl Process {
     /// It has ended.
     pub fn signal(&self, signal: Signal) {
         killpg(self.group(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+    }
+
+    /// Stops it where it is (SIGSTOP), and waits until it stands.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        // An end is something else to wait for, and is left for others to find.
+        let stopped = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(self.group()), stopped).unwrap_or_else(|error| panic!("stop {}: {error}", self.name));
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
     }
 
     /// Waits until it has ended; returns its exit code (none: a signal ended it) and all that it printed.
@@ -208,6 +228,22 @@ mod tests {
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| process.wait_for("ready")));
         let text = *panic.unwrap_err().downcast::<String>().unwrap();
         assert!(text.contains("printed `ready` 0 times") && began.elapsed() < PATIENCE, "{text}");
+    }
+
+    #[test]
+    fn a_paused_program_stands_still_until_it_goes_on() {
+        let process = shell("while sleep 0.01; do echo tick; done");
+        let stands = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+            stat.contains("(sh) T ")
+        };
+        process.wait_for("tick");
+        process.pause();
+        assert!(stands());
+        process.resume();
+        assert!(!stands());
+        let so_far = process.output().matches("tick").count();
+        process.wait_for_times("tick", so_far + 2);
     }
 
     #[test]
