@@ -256,13 +256,34 @@ fn a_second_frontend_is_turned_away_and_a_silent_one_makes_room() {
     engine.add(wire).unwrap();
     let spec = frontend_spec(&name, 0);
     let mut silent = Channel::connect(&spec.socket).unwrap();
-    eventually("it is let in", || matches!(status(&engine, &name).ends[0], EndState::Starting { .. }));
     let _guest = open(&spec);
     let closed = |channel: &mut Channel| matches!(channel.receive(), Err(ChannelError::Closed));
     eventually("the silent one is closed", || closed(&mut silent));
     let mut late = Channel::connect(&spec.socket).unwrap();
     eventually("the late one is closed", || closed(&mut late));
     assert!(matches!(status(&engine, &name).ends[0], EndState::Connected { .. }));
+}
+
+#[test]
+fn a_frontend_that_has_spoken_is_next_when_one_without_rings_goes() {
+    let engine = engine();
+    let (name, wire) = mixed_wire("next", SocketMode::Server, 1);
+    engine.add(wire).unwrap();
+    let socket = frontend_spec(&name, 0).socket;
+    let say = |channel: &Channel| channel.send(&Request::GetFeatures.emit(false), &[]).unwrap();
+    let hears = |channel: &mut Channel| channel.receive().unwrap().is_some();
+    let mut first = Channel::connect(&socket).unwrap();
+    say(&first);
+    eventually("the first is answered", || hears(&mut first));
+    let mut next = Channel::connect(&socket).unwrap();
+    say(&next);
+    // Events are handled in their order: once this is answered, the other has been heard.
+    say(&first);
+    eventually("the first is answered again", || hears(&mut first));
+    assert!(!hears(&mut next));
+    drop(first);
+    eventually("the next one is answered", || hears(&mut next));
+    assert!(matches!(status(&engine, &name).ends[0], EndState::Starting { .. }));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! [`Shared`] is what the thread and the callers of the engine share: a state under a lock that no
 //! worker ever takes. Every event is handled in bounded time: at most [`MESSAGES_PER_EVENT`] messages
-//! of one peer, and at most [`HANDSHAKES_MAX`] unfinished handshakes for each listening socket.
+//! of one peer, and at most [`HANDSHAKES_MAX`] unfinished handshakes or [`CALLERS_MAX`] frontends to be for each listening socket.
 //!
 //! - [`wire`]: one wire, its ends and lanes;
 //! - [`state`]: what happens to all of them;
@@ -122,6 +122,7 @@ impl Shared {
                 }
             }
             state.on_time(Instant::now());
+            state.let_callers_in();
             drop(state);
             self.changed.notify_all();
         }
@@ -141,6 +142,9 @@ impl Shared {
 fn until(deadline: Option<Instant>) -> EpollTimeout {
     let Some(deadline) = deadline else { return EpollTimeout::NONE };
     let left = deadline.saturating_duration_since(Instant::now()).min(SLEEP_MAX);
+    if left.is_zero() {
+        return EpollTimeout::ZERO;
+    }
     EpollTimeout::from(u16::try_from(left.as_millis()).map_or(u16::MAX, |ms| ms.saturating_add(1)))
 }
 
@@ -149,6 +153,8 @@ pub const MESSAGES_PER_EVENT: usize = 16;
 /// Unfinished handshakes of one listening socket; beyond, one goes. Each can hold as many regions as
 /// a connection, of which a process has some thousands.
 pub const HANDSHAKES_MAX: usize = 64;
+/// Frontends that wait at one door to be let in; beyond, one goes. Each is a descriptor and a part of one message.
+pub const CALLERS_MAX: usize = 256;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 64;

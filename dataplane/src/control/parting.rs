@@ -18,9 +18,9 @@ pub enum Parting {
     /// More clients in mid-handshake than a socket serves: one has to go.
     #[error("too many unfinished handshakes on this socket")]
     Crowded,
-    /// A peer that says nothing makes room for one that may.
-    #[error("another frontend came before this one had said anything")]
-    Displaced,
+    /// Somebody else is the peer of its end.
+    #[error("another frontend is connected")]
+    Occupied,
     /// It broke the rules of the rings.
     #[error("{0}")]
     Fault(Fault),

@@ -1,8 +1,10 @@
 //! What happens to wires: peers come and go, lanes are served and come back.
 //!
 //! - [`door`]: listening sockets, and the handshakes of memif clients;
+//! - [`caller`]: vhost-user frontends that wait to be let in;
 //! - [`frontend`]: vhost-user frontends, which say what they want at any time.
 
+mod caller;
 pub mod door;
 pub mod frontend;
 
@@ -17,9 +19,10 @@ use ferrule_ffi::bell::Bell;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::control::parting::Parting;
+use crate::control::state::caller::Caller;
 use crate::control::state::door::{Door, DoorKey, Handshake, reserve};
 use crate::control::voice::shown;
-use crate::control::wire::{Body, Dialling, End, EndKind, Joint, LanePlace, Live, Peer, Wire};
+use crate::control::wire::{Body, ControlSocket, Dialling, End, EndKind, Joint, LanePlace, Live, Peer, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::lane::deal;
 use crate::memif::channel::Channel;
@@ -46,6 +49,8 @@ pub struct State {
     sockets: HashMap<u64, Socket>,
     /// Clients in mid-handshake; a lower token is an older one.
     handshakes: BTreeMap<u64, Handshake>,
+    /// Ends whose frontend has gone, for those that wait at their doors.
+    vacated: Vec<(String, usize)>,
     /// Which lane of which wire is in a worker's slot.
     served: HashMap<(usize, Slot), (String, usize)>,
     last_token: u64,
@@ -62,6 +67,7 @@ pub struct State {
 enum Socket {
     Door(DoorKey),
     Handshake,
+    Caller(DoorKey),
     End(String, usize),
 }
 
@@ -77,6 +83,7 @@ impl State {
             doors: HashMap::new(),
             sockets: HashMap::new(),
             handshakes: BTreeMap::new(),
+            vacated: Vec::new(),
             served: HashMap::new(),
             last_token: 0,
             bell: Bell::new()?,
@@ -130,7 +137,7 @@ impl State {
 
     /// The next moment at which something may have to be done without an event.
     pub fn deadline(&self) -> Option<Instant> {
-        self.reminder
+        if self.vacated.is_empty() { self.reminder } else { Some(Instant::now()) }
     }
 
     /// Does what is due.
@@ -143,6 +150,7 @@ impl State {
         for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
             self.refuse(token, &Parting::TooSlow(HANDSHAKE.as_secs()));
         }
+        self.turn_slow_callers_away(now);
         let mut due = Vec::new();
         for (name, joint) in self.wires.iter().filter_map(|(name, wire)| Some((name, wire.as_joint()?))) {
             for (number, end) in joint.ends.iter().enumerate() {
@@ -166,7 +174,8 @@ impl State {
         let handshakes = self.handshakes.values().map(Handshake::deadline);
         let joints = self.wires.values().filter_map(Wire::as_joint);
         let ends = joints.flat_map(|joint| joint.ends.iter().filter_map(End::deadline));
-        handshakes.chain(ends).min()
+        let callers = self.doors.values().flat_map(|door| door.callers.values().map(Caller::deadline));
+        handshakes.chain(ends).chain(callers).min()
     }
 
     /// Notes a new deadline. One that is not needed any more costs no more than a look in vain.
@@ -180,6 +189,7 @@ impl State {
         match self.sockets.get(&token).cloned() {
             Some(Socket::Door(key)) => self.accept(&key),
             Some(Socket::Handshake) => self.converse(token),
+            Some(Socket::Caller(key)) => self.hear_caller(&key, token),
             Some(Socket::End(wire, end)) => self.hear(&wire, end, token),
             None => {}
         }
@@ -254,6 +264,9 @@ impl State {
         }
         self.remind(deadline);
         if let Some((channel, token)) = closed {
+            if matches!(channel, ControlSocket::Vhost(_)) {
+                self.vacated.push((name.to_owned(), end));
+            }
             if tell {
                 channel.say_goodbye(reason);
             }

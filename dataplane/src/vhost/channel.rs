@@ -60,6 +60,11 @@ impl Channel {
         }
     }
 
+    /// Whether files came with a message that is not whole yet.
+    pub fn holds_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     /// Sends a whole message with its files.
     ///
     /// # Errors

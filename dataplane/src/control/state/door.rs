@@ -1,7 +1,8 @@
-//! Doors: listening sockets, and the handshakes of the memif clients that come in by them.
+//! Doors: listening sockets, and the handshakes of the memif clients that come in by them. Frontends wait at theirs as
+//! [`caller`](super::caller)s.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
@@ -12,6 +13,7 @@ use ferrule_ffi::unix::Kind;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
+use super::caller::{Caller, Vacancy};
 use super::{Socket, State};
 use crate::control::parting::Parting;
 use crate::control::voice::{Voice, shown};
@@ -27,6 +29,8 @@ pub(super) struct Door {
     listener: Listener,
     token: u64,
     behind: Behind,
+    /// Frontends that were not let in yet, the oldest first; memif clients are in mid-handshake instead.
+    pub(super) callers: BTreeMap<u64, Caller>,
     /// What is said of the clients that were turned away.
     voice: Voice,
 }
@@ -68,6 +72,14 @@ impl Door {
                 Err(DoorError::SocketTaken { wire })
             }
             (Behind::Vhost(wire, _), _) => Err(DoorError::SocketTaken { wire: wire.clone() }),
+        }
+    }
+
+    /// The end that frontends come to, if they do.
+    pub(super) fn of_frontends(&self) -> Option<(String, usize)> {
+        match &self.behind {
+            Behind::Memif(_) => None,
+            Behind::Vhost(name, end) => Some((name.clone(), *end)),
         }
     }
 
@@ -133,7 +145,8 @@ impl State {
         let listener = Listener::bind(kind, &key.address, netns)?;
         let token = self.watch_for(EpollFlags::empty(), &listener, Socket::Door(key.clone()))?;
         let behind = Behind::new(name, number, end);
-        self.doors.insert(key, Door { listener, token, behind, voice: Voice::default() });
+        let (callers, voice) = (BTreeMap::new(), Voice::default());
+        self.doors.insert(key, Door { listener, token, behind, callers, voice });
         Ok(())
     }
 
@@ -157,6 +170,9 @@ impl State {
         }
         if let Some(door) = self.doors.remove(&key) {
             self.forget(door.token, &door.listener);
+            for (token, caller) in door.callers {
+                self.forget(token, &caller);
+            }
         }
     }
 
@@ -168,10 +184,12 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.cannot_accept(key, &error),
             };
-            if let Behind::Vhost(name, end) = &door.behind {
-                let (name, end) = (name.clone(), *end);
-                if let Err(reason) = self.approach(&name, end, socket.into()) {
-                    self.turned_away(key, &reason);
+            if let Some((name, end)) = door.of_frontends() {
+                self.notice_loss(&name, end);
+                if self.vacancy(&name, end) == Vacancy::Taken {
+                    self.turned_away(key, &Parting::Occupied);
+                } else if let Err(error) = self.welcome(key, socket) {
+                    self.turned_away(key, &error);
                 }
                 continue;
             }
@@ -194,17 +212,24 @@ impl State {
     /// is let in by the reserve and shown out, or it would wake this thread for ever.
     fn cannot_accept(&mut self, key: &DoorKey, error: &io::Error) {
         let spare: Vec<_> = self.handshakes.keys().copied().collect();
+        let of_door = |(key, door): (&DoorKey, &Door)| (key.clone(), door.callers.keys().copied().collect::<Vec<_>>());
+        let callers: Vec<_> = self.doors.iter().map(of_door).filter(|(_, callers)| !callers.is_empty()).collect();
         let Some(door) = self.doors.get_mut(key) else { return };
         if let Some(unsaid) = door.voice.may_say(Instant::now()) {
             tracing::warn!(socket = %key.address, %error, unsaid = shown(unsaid), "a client cannot be accepted");
         }
-        if spare.is_empty() {
+        if spare.is_empty() && callers.is_empty() {
             drop(self.reserve.take());
             drop(door.listener.accept());
             self.reserve = reserve();
         }
         for token in spare {
             self.refuse(token, &Parting::Crowded);
+        }
+        for (key, callers) in callers {
+            for token in callers {
+                self.turn_away(&key, token, &Parting::Crowded);
+            }
         }
     }
 
@@ -310,7 +335,7 @@ impl State {
     }
 
     /// Says that a peer was not let in.
-    fn turned_away(&mut self, key: &DoorKey, reason: &dyn Display) {
+    pub(super) fn turned_away(&mut self, key: &DoorKey, reason: &dyn Display) {
         let Some(door) = self.doors.get_mut(key) else { return };
         if let Some(unsaid) = door.voice.may_say(Instant::now()) {
             tracing::warn!(socket = %key.address, %reason, unsaid = shown(unsaid), "refused a peer");

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use thiserror::Error;
 
 use super::{Socket, State};
 use crate::control::parting::Parting;
@@ -33,54 +32,38 @@ use crate::vhost::session::offer::Offer;
 use crate::vhost::session::{Answer, Message, Refusal, Session};
 
 impl State {
-    /// A frontend wants to be the peer of an end. It is, unless there is one that is alive and has said something.
-    pub(super) fn approach(&mut self, name: &str, end: usize, channel: Channel) -> Result<(), TurnedAway> {
-        self.notice_loss(name, end);
-        if self.is_silent(name, end) {
-            // What it says may be waiting to be read; then it was the first.
-            self.serve_frontend(name, end);
-        }
-        if self.is_silent(name, end) {
-            self.disconnect(name, end, &Parting::Displaced, false);
-        }
-        self.attach_frontend(name, end, channel)
-    }
-
     /// Connects to a frontend that listens.
     pub(super) fn call_on(&mut self, name: &str, end: usize, spec: &VhostUserSpec) {
-        let connected = Channel::connect(&spec.socket).map_err(|error| error.to_string());
-        let attached = connected.and_then(|channel| {
-            self.attach_frontend(name, end, channel).map_err(|turned_away| turned_away.to_string())
-        });
-        if let Err(problem) = attached {
-            self.note(name, end, problem);
+        let channel = match Channel::connect(&spec.socket) {
+            Ok(channel) => channel,
+            Err(error) => return self.note(name, end, error.to_string()),
+        };
+        match self.watch(&channel, Socket::End(name.to_owned(), end)) {
+            Ok(token) => self.attach_frontend(name, end, channel, token, None),
+            Err(error) => self.note(name, end, format!("wait for the socket: {error}")),
         }
     }
 
-    fn attach_frontend(&mut self, name: &str, end: usize, channel: Channel) -> Result<(), TurnedAway> {
-        let free =
-            |wire: &&Wire| wire.as_joint().is_some_and(|joint| !joint.leaving && joint.ends[end].live().is_none());
-        let wire = self.wires.get(name).filter(free).ok_or(TurnedAway::Occupied)?;
-        let EndSpec::VhostUser(spec) = &wire.spec.ends[end] else { return Err(TurnedAway::Occupied) };
-        let session = Session::new(Offer::new(spec, &wire.spec.ends[1 - end]));
-        let token = self.watch(&channel, Socket::End(name.to_owned(), end)).map_err(TurnedAway::Epoll)?;
-        let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(()) };
+    /// A frontend is the peer of an end from now on: one that has `said` something, or one that we have called on.
+    pub(super) fn attach_frontend(
+        &mut self,
+        name: &str,
+        end: usize,
+        channel: Channel,
+        token: u64,
+        said: Option<Message>,
+    ) {
+        let Some(wire) = self.wires.get_mut(name) else { return };
+        let (near, far) = (&wire.spec.ends[end], &wire.spec.ends[1 - end]);
+        let (EndSpec::VhostUser(spec), Body::Lanes(joint)) = (near, &mut wire.body) else { return };
+        let session = Session::new(Offer::new(spec, far));
         let peer = process_name(&channel);
         if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
             tracing::info!(wire = name, end, peer, unsaid = shown(unsaid), "peer connected");
         }
-        let deadline = Instant::now() + HANDSHAKE;
-        let frontend = Frontend { channel, session, held: None, silent_until: Some(deadline) };
-        joint.ends[end].approached(frontend, peer, token);
-        self.remind(Some(deadline));
-        Ok(())
-    }
-
-    /// Whether the peer of an end is a frontend that has said nothing yet.
-    fn is_silent(&self, name: &str, end: usize) -> bool {
-        let joint = self.wires.get(name).and_then(Wire::as_joint);
-        let frontend = joint.and_then(|joint| joint.ends[end].frontend());
-        frontend.is_some_and(|frontend| frontend.silent_until.is_some())
+        let silent_until = said.is_none().then(|| Instant::now() + HANDSHAKE);
+        joint.ends[end].approached(Frontend { channel, session, held: said, silent_until }, peer, token);
+        self.remind(silent_until);
     }
 
     /// Does what a frontend asks for, as far as it has asked, and joins the wire again when that was all.
@@ -168,6 +151,7 @@ impl State {
                     let pairs = frontend.session.pairs();
                     joint.ends[end].described(rings);
                     tracing::debug!(wire = name, end, pairs, "rings are there");
+                    self.turn_callers_away(name, end);
                 }
                 Ok(None) => joint.set_carrier(false),
                 Err(error) => return self.disconnect(name, end, &Refusal::from(error).into(), true),
@@ -218,15 +202,4 @@ fn process_name(channel: &Channel) -> String {
     // What a process calls itself ends in logs.
     let name: String = name.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if name.is_empty() { format!("pid {pid}") } else { format!("{name} (pid {pid})") }
-}
-
-/// Why a frontend did not become the peer of an end.
-#[derive(Debug, Error)]
-pub(super) enum TurnedAway {
-    /// There is one, or the wire is going.
-    #[error("another frontend is connected")]
-    Occupied,
-    /// Its socket cannot be waited for.
-    #[error("wait for the socket: {0}")]
-    Epoll(std::io::Error),
 }

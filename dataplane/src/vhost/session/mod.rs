@@ -538,6 +538,9 @@ pub enum Refusal {
     /// A ring that lies where it cannot.
     #[error(transparent)]
     Vring(#[from] VringError),
+    /// Descriptors before anything else.
+    #[error("descriptors came before the first message was whole")]
+    FilesFirst,
     /// A reply to nothing.
     #[error("a reply came where a request was expected")]
     NotAsked,

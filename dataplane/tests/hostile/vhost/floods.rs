@@ -20,6 +20,12 @@ pub const CASES: &[Case] = &[
         flood(arena, |peer| peer.send(&message(5, PLAIN, &[0; 40])[..20], &[]))
     }),
     free("thousands of frontends that talk nonsense", |arena| flood(arena, |peer| peer.send(&message(1, 0, &[]), &[]))),
+    free("thousands of frontends that say one thing and then nonsense", |arena| {
+        flood(arena, |peer| {
+            peer.say(&Request::GetFeatures, &[]);
+            peer.send(&message(1, 0, &[]), &[])
+        })
+    }),
     stays("a thousand more while one is connected, and few lines in the log", |arena| {
         let said = log::lines();
         let lair = Lair::new();
@@ -54,9 +60,8 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-/// Connects without end, three thousand times at least, and longer than the others need for their next frames. The last
-/// hundred connections stay open. A socket has one frontend, and as long as somebody is at its door again and again, an
-/// honest one may come and go too; so the flood has ebbed when the honest one comes.
+/// Connects without end, three thousand times at least, and goes on while an honest frontend wants to get in. The last
+/// hundred connections stay open.
 fn flood(arena: &Arena, start: fn(&Peer) -> bool) -> Held {
     let said = log::lines();
     // The attacker's own, and the case's when it is over.
@@ -77,6 +82,5 @@ fn flood(arena: &Arena, start: fn(&Peer) -> bool) -> Held {
     assert_eq!(counted.iter().take(3000).count(), 3000);
     arena.traffic.must_move();
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-    drop(hammer);
-    hold(lately)
+    hold((hammer, lately))
 }
