@@ -21,7 +21,7 @@ use super::door::{Door, DoorKey};
 use super::{Socket, State};
 use crate::control::parting::Parting;
 use crate::control::wire::Wire;
-use crate::control::{CALLERS_MAX, HANDSHAKE};
+use crate::control::{CALLERS_MAX, HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::vhost::channel::Channel;
 use crate::vhost::session::{Message, Refusal};
 
@@ -86,8 +86,18 @@ impl State {
         }
     }
 
-    /// Lets those that wait for an end in whose frontend has gone, one after the other until one stays.
+    /// Lets those that wait for an end in whose frontend has gone, one after the other until one stays. More than come
+    /// in a round of events, so that those who do not stay do not pile up.
     pub fn let_callers_in(&mut self) {
+        for _ in 0..4 * MESSAGES_PER_EVENT {
+            if self.vacated.is_empty() {
+                return;
+            }
+            self.let_next_callers_in();
+        }
+    }
+
+    fn let_next_callers_in(&mut self) {
         for (name, end) in std::mem::take(&mut self.vacated) {
             let Some(key) = self.wires.get(&name).and_then(|wire| DoorKey::of(&wire.spec.ends[end])) else { continue };
             if self.vacancy(&name, end) != Vacancy::Free {
@@ -165,12 +175,12 @@ impl State {
         }
     }
 
-    /// Turns one away when too many wait: the one that has been silent for the longest. A flood of them has to be fast
+    /// Turns one away when too many wait: the one that has been silent for the longest, or else the oldest. A flood of them has to be fast
     /// to push out an honest one between its `connect` and its first words.
     fn make_room_for_callers(&mut self, key: &DoorKey) {
         let Some(door) = self.doors.get(key).filter(|door| door.callers.len() > CALLERS_MAX) else { return };
         let silent = door.callers.iter().find(|(_, caller)| caller.said.is_none());
-        if let Some((&token, _)) = silent {
+        if let Some((&token, _)) = silent.or(door.callers.first_key_value()) {
             self.turn_away(key, token, &Parting::Crowded);
         }
     }

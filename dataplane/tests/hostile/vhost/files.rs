@@ -36,9 +36,16 @@ pub const CASES: &[Case] = &[
     // CVE-2022-0669: descriptors of messages that never end.
     loses("descriptors with each byte of a message", "descriptors came with", |arena| {
         let (null, peer) = (null(), Peer::connect(arena));
+        assert!(peer.is_heard());
         for byte in message(5, PLAIN, &[0; 40]) {
             peer.send(&[byte], &[null.as_fd(); 30]);
         }
+        peer.is_parted();
+        hold(peer)
+    }),
+    loses("descriptors before the first message is whole", "descriptors came before the first message", |arena| {
+        let (null, peer) = (null(), Peer::connect(arena));
+        peer.send(&message(5, PLAIN, &[0; 40])[..1], &[null.as_fd(); 30]);
         peer.is_parted();
         hold(peer)
     }),
