@@ -179,7 +179,7 @@ fn pump<S: Source, T: Target>(
     let mut tally = Tally::default();
     let mut visit = Visit::Quiet;
     let outcome = loop {
-        if tally.taken >= BURST || tally.bytes >= VISIT_BYTES {
+        if tally.taken >= BURST || tally.spent() >= VISIT_BYTES {
             break Ok(());
         }
         if *resume == 0 && move_run(source, target, &mut tally) {
@@ -190,7 +190,7 @@ fn pump<S: Source, T: Target>(
             Ok(None) => break Ok(()),
             Err(fault) => break Err(Broken::Source(fault)),
         };
-        let slots = frame.slots;
+        let (slots, length) = (frame.slots, frame.bytes.len());
         // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
         let put = match frame.offload {
             Some(header) if !target.accepts().takes(header) => {
@@ -202,12 +202,13 @@ fn pump<S: Source, T: Target>(
             }
             _ => match target.put(&frame) {
                 Ok(put) => {
-                    tally.count(put, frame.bytes.len());
+                    tally.count(put, length);
                     put
                 }
                 Err(fault) => break Err(Broken::Target(fault)),
             },
         };
+        tally.toll += source.toll(length, slots) + target.toll();
         match put {
             Put::Stored | Put::Refused(_) => {}
             Put::Full if full == Full::Drop => tally.drop(DropReason::Full),
@@ -247,7 +248,7 @@ fn move_run(source: &mut impl Source, target: &mut impl Target, tally: &mut Tall
         let mut run = Run::new();
         source.run(&mut run);
         run.truncate(BURST - tally.taken);
-        let run = affordable(&run, VISIT_BYTES - tally.bytes);
+        let run = affordable(&run, VISIT_BYTES - tally.spent());
         let stored = target.put_run(run);
         tally.frames += stored as u64;
         tally.bytes += bytes(&run[..stored]);
@@ -298,6 +299,7 @@ fn finish(
     };
     // The length is the span's own, so it fits.
     let _ = bytes.copy_out(whole);
+    tally.toll += bytes.len() as u64;
     if header.gso_type == VnetHeader::GSO_NONE {
         if finish_checksum(whole, header).is_err() {
             return bad(tally);
@@ -310,9 +312,14 @@ fn finish(
     }
     for index in *resume..segments.count() {
         let Some(len) = segments.write(index, segment) else { return bad(tally) };
-        if store(&segment[..len], target, tally)? == Put::Full {
-            *resume = index;
-            return Ok(Put::Full);
+        match store(&segment[..len], target, tally)? {
+            Put::Stored => {}
+            Put::Full => {
+                *resume = index;
+                return Ok(Put::Full);
+            }
+            // All are as long as this one, but for the last.
+            refused @ Put::Refused(_) => return Ok(refused),
         }
     }
     Ok(Put::Stored)
@@ -320,7 +327,9 @@ fn finish(
 
 fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Put, Fault> {
     let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
-    target.put(&frame).inspect(|&put| tally.count(put, bytes.len()))
+    let put = target.put(&frame)?;
+    tally.count(put, bytes.len());
+    Ok(put)
 }
 
 /// Stores one finished frame that no source sent, counted as if one had.
@@ -346,6 +355,8 @@ pub(crate) struct Tally {
     pub(crate) taken: usize,
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
+    /// What it took beside storing those bytes, as if it were more of them.
+    toll: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
     drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
@@ -362,6 +373,12 @@ impl Tally {
             Put::Full => {}
             Put::Refused(reason) => self.drop(reason),
         }
+    }
+
+    /// What the visit has cost, in bytes copied.
+    #[inline(always)]
+    fn spent(&self) -> u64 {
+        self.bytes + self.toll
     }
 
     #[cold]
@@ -403,8 +420,9 @@ impl LinkCounters {
     }
 }
 
-/// Bytes moved in one visit, unless the last frame brings more: a burst of frames in buffers of the usual
-/// size. A peer that sends longer ones gets no larger share of the worker.
+/// Bytes copied in one visit, unless the last frame brings more: a burst of frames in buffers of the usual
+/// size. Frames that are put together, cut, or refused after that pay for it, and each piece that is looked at counts
+/// as some bytes ([`PIECE_TOLL`](crate::port::PIECE_TOLL)): a peer that sends long ones, or tiny pieces, gets no larger share of the worker.
 const VISIT_BYTES: u64 = BURST as u64 * 2048;
 /// Segments of one frame: 64 KiB at the smallest segment that TCP must take (RFC 9293, 3.7.1) and its
 /// options leave. A peer that asks for more would make us spend a burst's time on one frame.
@@ -413,6 +431,7 @@ const SEGMENTS_MAX: usize = 2048;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memif::ring::tests::pair;
 
     #[test]
     fn a_visit_pays_for_frames_until_its_bytes_are_spent() {
@@ -421,4 +440,42 @@ mod tests {
         let paid = [0, 1, 1000, 1001, 3000, 3999, 4000].map(|budget| affordable(&run, budget).len());
         assert_eq!(paid, [0, 1, 1, 2, 3, 4, 4]);
     }
+
+    /// What each visit took of long frames that a target has no place for.
+    fn visits(target_ring: u32, full: Full, filled: u16) -> Vec<u64> {
+        let ((mut client, mut server), (mut far, _peer)) = (pair(2048, 1024), pair(2048, target_ring));
+        let (long, counters) = (vec![7; 60_000], LinkCounters::default());
+        let sender = &mut client.senders[0];
+        sender.look().unwrap();
+        for _ in 0..FRAMES {
+            assert_eq!(sender.put(&Frame { bytes: long[..].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
+        }
+        sender.publish();
+        let target = &mut far.senders[0];
+        target.look().unwrap();
+        for _ in 0..filled {
+            assert_eq!(target.put(&Frame { bytes: long[..60].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
+        }
+        let mut source = AnySource::Memif(server.receivers.remove(0));
+        let mut target = AnyTarget::Memif(far.senders.remove(0));
+        let mut tools = Tools::new(Bell::new().unwrap());
+        let visit = || {
+            let before = counters.read().dropped();
+            forward(&mut source, &mut target, full, &mut 0, &counters, &mut tools).unwrap();
+            counters.read().dropped() - before
+        };
+        std::iter::repeat_with(visit).take_while(|&taken| taken > 0).collect()
+    }
+
+    #[test]
+    fn a_visit_pays_for_frames_that_are_put_together_in_vain() {
+        // 60,000 bytes and 30 pieces each; the target of 32 slots looks at 17 of its own for each of them.
+        assert_eq!(visits(32, Full::Hold, 0), [2; FRAMES / 2]);
+        // Stored in part before it turns out that there is no room for the rest.
+        assert_eq!(visits(64, Full::Drop, 40), [2; FRAMES / 2]);
+        // One that is full at once costs no more than what it takes to put the frame together.
+        assert_eq!(visits(64, Full::Drop, 64), [2; FRAMES / 2]);
+    }
+
+    const FRAMES: usize = 30;
 }

@@ -30,6 +30,12 @@ pub trait Source {
     /// Takes the first `count` frames of the run that was last shown.
     fn advance_run(&mut self, _count: usize) {}
 
+    /// What it took to show the frame that was peeked, of `length` bytes in `slots`, beside moving it once: bytes
+    /// copied to put it together, and [`PIECE_TOLL`] for each piece looked at.
+    fn toll(&self, _length: usize, _slots: u32) -> u64 {
+        0
+    }
+
     /// Takes the frame that was peeked, of which `slots` is a part.
     fn advance(&mut self, slots: u32);
 
@@ -62,6 +68,12 @@ pub trait Target {
 
     /// Stores one frame.
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault>;
+
+    /// What it took to find places for frames, stored or not, since this was last asked: in the same measure as
+    /// [`Source::toll`].
+    fn toll(&mut self) -> u64 {
+        0
+    }
 
     /// Lets the peer see everything stored. `true`: it wants to be rung.
     fn publish(&mut self) -> bool;
@@ -196,5 +208,7 @@ pub enum Fault {
 
 /// The longest frame: 64 KiB of IP packet and its link headers, rounded up.
 pub const FRAME_MAX: usize = 65_536 + 64;
+/// Bytes that are copied in about the time that a piece of a frame, or of room for one, is looked at.
+pub const PIECE_TOLL: u64 = 256;
 /// Frames moved between two looks at an index.
 pub const BURST: usize = 64;

@@ -55,6 +55,11 @@ impl Source for TapSource {
         Ok(Some(Frame { bytes: bytes.into(), offload: self.unfinished.as_ref(), slots: 1 }))
     }
 
+    /// The kernel copies it to us.
+    fn toll(&self, length: usize, _slots: u32) -> u64 {
+        length as u64
+    }
+
     fn advance(&mut self, _slots: u32) {
         self.filled = 0;
     }

@@ -24,7 +24,7 @@ use ferrule_ffi::span::{Span, SpanMut, copy_run};
 
 use crate::memif::message::Direction;
 use crate::memif::ring::switch::{Loans, Offers};
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, PIECE_TOLL, Put, Run, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
 
@@ -84,6 +84,8 @@ pub struct Sender {
     limit: u16,
     /// What the peer last saw of `next`.
     published: u16,
+    /// What frames cost that did not fit into one slot.
+    toll: u64,
     /// Where the slots' buffers are.
     slots: Slots<Loans>,
 }
@@ -290,6 +292,10 @@ impl Source for Receiver {
         }
     }
 
+    fn toll(&self, length: usize, slots: u32) -> u64 {
+        if slots > 1 { length as u64 + u64::from(slots) * PIECE_TOLL } else { 0 }
+    }
+
     #[inline(always)]
     fn advance(&mut self, slots: u32) {
         // Indexes have 16 bits.
@@ -325,7 +331,7 @@ impl Source for Receiver {
 
 impl Sender {
     pub(crate) fn new(ring: Ring, slots: Slots<Loans>) -> Self {
-        Self { ring, next: 0, limit: 0, published: 0, slots }
+        Self { ring, next: 0, limit: 0, published: 0, toll: 0, slots }
     }
 
     /// The first slot not filled yet: with the layout, all that a successor needs.
@@ -444,6 +450,8 @@ impl Sender {
                 return Err(slot.fault(position));
             }
             self.fill(position, slot, length, if behind.is_empty() { 0 } else { NEXT });
+            // Also if it has to be stored once more, since there was not room for all of it.
+            self.toll += u64::from(length) + PIECE_TOLL;
             rest = behind;
             pieces += 1;
         }
@@ -496,6 +504,10 @@ impl Target for Sender {
         self.fill(self.next, slot, length, 0);
         self.next = self.next.wrapping_add(1);
         Ok(Put::Stored)
+    }
+
+    fn toll(&mut self) -> u64 {
+        std::mem::take(&mut self.toll)
     }
 
     #[inline]

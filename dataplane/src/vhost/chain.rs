@@ -6,7 +6,7 @@
 use ferrule_ffi::span::Span;
 
 use crate::offload::VnetHeader;
-use crate::port::{FRAME_MAX, Fault};
+use crate::port::{FRAME_MAX, Fault, PIECE_TOLL};
 use crate::vhost::memory::{GuestMemory, Near};
 
 /// One descriptor, read once. Split rings have `next` where packed ones have their buffer's id.
@@ -66,6 +66,8 @@ pub(crate) struct Piece {
 /// The pieces of one chain or, for a received frame over several, of these in their order.
 pub(crate) struct Pieces {
     list: Vec<Piece>,
+    /// Bytes that were put together.
+    gathered: u64,
     /// Whether they are for the device to write.
     writable: bool,
     /// The ring's length, which no chain and no table exceeds.
@@ -84,11 +86,17 @@ pub(crate) enum Links {
 impl Pieces {
     /// An empty list with all the room it will ever need.
     pub(crate) fn new(writable: bool, size: u32) -> Self {
-        Self { list: Vec::with_capacity(PIECES_MAX), writable, size }
+        Self { list: Vec::with_capacity(PIECES_MAX), gathered: 0, writable, size }
     }
 
     pub(crate) fn clear(&mut self) {
         self.list.clear();
+        self.gathered = 0;
+    }
+
+    /// What it took to list them and to put together what lies in them. One piece is nothing out of the ordinary.
+    pub(crate) fn toll(&self) -> u64 {
+        self.gathered + self.list.len().saturating_sub(1) as u64 * PIECE_TOLL
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -198,7 +206,7 @@ impl Pieces {
     /// The bytes behind the first `skip` ones: where they lie, if that is one place, or put together in `gather`. Empty
     /// if there are none.
     pub(crate) fn assemble<'a>(
-        &self,
+        &mut self,
         skip: u32,
         slot: u16,
         memory: &'a GuestMemory,
@@ -221,6 +229,7 @@ impl Pieces {
             let end = at + len as usize;
             bytes.copy_out(gather.get_mut(at..end)?).then(|| at = end)
         })?;
+        self.gathered = at as u64;
         Ok(Span::from(&gather[..at]))
     }
 

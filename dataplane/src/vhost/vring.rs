@@ -154,6 +154,13 @@ impl Source for GuestTx {
         self.any().peek(gather)
     }
 
+    fn toll(&self, length: usize, slots: u32) -> u64 {
+        match self {
+            Self::Split(ring) => ring.toll(length, slots),
+            Self::Packed(ring) => ring.toll(length, slots),
+        }
+    }
+
     fn advance(&mut self, slots: u32) {
         self.any().advance(slots);
     }
@@ -190,6 +197,10 @@ impl Target for GuestRx {
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         self.any().put(frame)
+    }
+
+    fn toll(&mut self) -> u64 {
+        self.any().toll()
     }
 
     fn publish(&mut self) -> bool {

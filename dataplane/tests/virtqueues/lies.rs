@@ -172,6 +172,28 @@ fn memory_that_is_not_for_us_to_write_is_not_written() {
 }
 
 #[test]
+fn a_visit_ends_with_the_frame_whose_pieces_spend_the_time_of_a_burst() {
+    for (pieces, taken) in [(512u16, [2; SIZE as usize / 2].to_vec()), (128, vec![5, 5, 5, 1]), (2, vec![16])] {
+        for liar in Liar::both() {
+            let inside = liar.inside();
+            let piece = |at, len| (inside, len, if at + 1 < pieces { NEXT } else { 0 }, at + 1);
+            let empty = (1..pieces - 1).map(|at| piece(at, 0));
+            let table: Vec<_> = std::iter::once(piece(0, 12)).chain(empty).chain([piece(pieces - 1, 60)]).collect();
+            // Where no received frame goes.
+            let place = inside + 0x8000;
+            liar.write(place, &liar.words(&table, false));
+            let head = |slot| (place, 16 * u32::from(pieces), INDIRECT, slot);
+            let heads: Vec<_> = (0..SIZE as u16).collect();
+            liar.offer(TX, &heads.iter().map(|&slot| head(slot)).collect::<Vec<_>>(), &heads);
+            let mut liar = liar;
+            let visits = std::iter::repeat_with(|| liar.pair.visit()).take_while(|&taken| taken > 0);
+            assert_eq!(visits.collect::<Vec<_>>(), taken, "{pieces} pieces, packed: {}", liar.packed);
+            assert_eq!(liar.pair.counters.read().frames, u64::from(SIZE));
+        }
+    }
+}
+
+#[test]
 fn a_receive_buffer_without_room_for_a_header_ends_the_connection() {
     for len in [0, 1, 11] {
         for mut liar in Liar::both() {

@@ -71,6 +71,15 @@ impl Pair {
         })
     }
 
+    /// One visit to the link. Frames that were taken.
+    pub fn visit(&mut self) -> u64 {
+        let before = self.counters.read();
+        let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
+        forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools).unwrap();
+        let after = self.counters.read();
+        after.frames + after.dropped() - before.frames - before.dropped()
+    }
+
     /// Sends as many of these frames as there is room for. How many that were.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> usize {
         self.driver_tx.look().unwrap();

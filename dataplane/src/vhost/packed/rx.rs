@@ -19,6 +19,8 @@ pub struct PackedRx {
     ring: PackedRing,
     /// Those of the chains that a frame is spread over.
     pieces: Pieces,
+    /// What frames cost that did not fit into one buffer as they are.
+    toll: u64,
     /// A frame may be spread over several buffers.
     mergeable: bool,
     accepts: Accepts,
@@ -31,7 +33,14 @@ impl PackedRx {
         let ring = PackedRing::new(setup, true)?;
         let accepts = ring.guest.accepts();
         let pieces = Pieces::new(true, setup.size);
-        Ok(Self { ring, pieces, mergeable: setup.features.has(Features::MRG_RXBUF), accepts, owes_call: false })
+        Ok(Self {
+            ring,
+            pieces,
+            toll: 0,
+            mergeable: setup.features.has(Features::MRG_RXBUF),
+            accepts,
+            owes_call: false,
+        })
     }
 
     /// Where a successor begins.
@@ -58,7 +67,6 @@ impl PackedRx {
         header.flags &= VnetHeader::NEEDS_CSUM;
         let ring = &mut self.ring;
         let header_len = ring.guest.header_len;
-        self.pieces.clear();
         let mut buffers = ArrayVec::<Taken, MERGED_MAX>::new();
         let mut missing = header_len + len as u32;
         let mut position = ring.next;
@@ -139,7 +147,17 @@ impl Target for PackedRx {
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         let stored = frame.offload.is_none() && self.put_run(&[frame.bytes]) == 1;
-        if stored { Ok(Put::Stored) } else { self.scatter(frame) }
+        if stored {
+            return Ok(Put::Stored);
+        }
+        self.pieces.clear();
+        let put = self.scatter(frame);
+        self.toll += self.pieces.toll();
+        put
+    }
+
+    fn toll(&mut self) -> u64 {
+        std::mem::take(&mut self.toll)
     }
 
     #[inline]

@@ -113,6 +113,10 @@ impl Source for PackedTx {
         Self::chain(ring, pieces, id, unfinished.then_some(header), gather)
     }
 
+    fn toll(&self, _length: usize, _slots: u32) -> u64 {
+        self.pieces.toll()
+    }
+
     fn advance(&mut self, slots: u32) {
         if self.ring.taken.is_full() {
             self.release();

@@ -19,6 +19,8 @@ pub struct SplitRx {
     ring: SplitRing,
     /// Those of the chains that a frame is spread over.
     pieces: Pieces,
+    /// What frames cost that did not fit into one buffer as they are.
+    toll: u64,
     /// A frame may be spread over several chains.
     mergeable: bool,
     accepts: Accepts,
@@ -29,7 +31,7 @@ impl SplitRx {
         let ring = SplitRing::new(setup, true)?;
         let accepts = ring.guest.accepts();
         let pieces = Pieces::new(true, setup.size);
-        Ok(Self { ring, pieces, mergeable: setup.features.has(Features::MRG_RXBUF), accepts })
+        Ok(Self { ring, pieces, toll: 0, mergeable: setup.features.has(Features::MRG_RXBUF), accepts })
     }
 
     /// Where a successor begins.
@@ -53,7 +55,6 @@ impl SplitRx {
         }
         header.flags &= VnetHeader::NEEDS_CSUM;
         let header_len = ring.guest.header_len;
-        self.pieces.clear();
         let mut missing = header_len + len as u32;
         let mut chains = 0u16;
         let mut slot = 0;
@@ -141,7 +142,17 @@ impl Target for SplitRx {
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
         let stored = frame.offload.is_none() && self.put_run(&[frame.bytes]) == 1;
-        if stored { Ok(Put::Stored) } else { self.scatter(frame) }
+        if stored {
+            return Ok(Put::Stored);
+        }
+        self.pieces.clear();
+        let put = self.scatter(frame);
+        self.toll += self.pieces.toll();
+        put
+    }
+
+    fn toll(&mut self) -> u64 {
+        std::mem::take(&mut self.toll)
     }
 
     #[inline]

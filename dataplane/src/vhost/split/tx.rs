@@ -134,6 +134,10 @@ impl Source for SplitTx {
         Self::chain(ring, pieces, last_head, unfinished.then_some(header), gather)
     }
 
+    fn toll(&self, _length: usize, _slots: u32) -> u64 {
+        self.pieces.toll()
+    }
+
     /// Every frame has one entry.
     fn advance(&mut self, _slots: u32) {
         self.take(self.last_head);
