@@ -5,19 +5,20 @@
 //! them back ([`Session::park`]) before a request that [disturbs](Request::disturbs) them is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
+//! - `requests`: what each request does;
 //! - [`offer`]: what a frontend can choose from;
 //! - [`table`]: the memory it announces; [`inflight`]: memory that it keeps for us.
 
 mod draft;
 pub mod inflight;
 pub mod offer;
+mod requests;
 pub mod table;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
-use ferrule_ffi::region::Region;
 use thiserror::Error;
 
 use crate::lane::LaneEnd;
@@ -25,13 +26,13 @@ use crate::link::{AnySource, AnyTarget};
 use crate::vhost::channel::{ChannelError, Envelope};
 use crate::vhost::features::{Features, ProtocolFeatures};
 use crate::vhost::log::DirtyLog;
-use crate::vhost::message::{Body, Config, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState};
-use crate::vhost::progress;
+use crate::vhost::message::{Body, LogArea, MessageError, Reply, Request};
 use crate::vhost::session::draft::Draft;
 use crate::vhost::session::inflight::InflightMemory;
 use crate::vhost::session::offer::Offer;
-use crate::vhost::session::table::{MemoryTable, SLOTS_MAX, TableError};
-use crate::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringLog, VringSetup};
+use crate::vhost::session::requests::Outcome;
+use crate::vhost::session::table::{MemoryTable, TableError};
+use crate::vhost::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
 
 /// Everything that one frontend has said.
 pub struct Session {
@@ -152,165 +153,6 @@ impl Session {
         self.out[1].len()
     }
 
-    fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
-        // DPDK's virtio-user speaks of its status before it has chosen anything, when it is the one that listens and we
-        // come back: it remembers what it chose the last time.
-        if let Some((feature, name)) = needs(&request)
-            && !self.protocol.unwrap_or(self.offer.protocol).has(feature)
-        {
-            return Err(RequestError::NotNegotiated { request: request.word(), feature: name });
-        }
-        check_files(&request, files.len())?;
-        let mut files = files.into_iter();
-        match request {
-            Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
-            Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
-            Request::ResetOwner => self.drafts.iter_mut().for_each(|draft| draft.enabled = false),
-            Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
-            Request::SetLogBase(area) => {
-                self.set_log(area, files.next())?;
-                // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
-                return Ok(Outcome::Reply(Body::Empty, None));
-            }
-            Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
-            Request::SetVringAddr(address) => self.set_address(address)?,
-            Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
-            Request::GetVringBase(VringState { index, .. }) => {
-                let features = self.features;
-                if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
-                    progress::settle(block);
-                }
-                let draft = self.draft(index)?;
-                draft.stop();
-                return Ok(Outcome::Reply(Body::Vring(VringState { index, num: draft.base(features) }), None));
-            }
-            Request::SetVringKick(ring) => {
-                let kick = eventfd(ring, files.next())?;
-                self.draft(ring.index.into())?.start(kick);
-            }
-            Request::SetVringCall(ring) => {
-                let call = eventfd(ring, files.next())?;
-                self.draft(ring.index.into())?.call = call.map(Arc::new);
-            }
-            // A ring that breaks ends the connection, which says it better.
-            Request::SetVringErr(ring) => {
-                eventfd(ring, files.next())?;
-                self.draft(ring.index.into())?;
-            }
-            Request::GetProtocolFeatures => return Ok(Outcome::value(self.offer.protocol.0)),
-            Request::SetProtocolFeatures(chosen) => {
-                let chosen = ProtocolFeatures(chosen);
-                if !self.offer.protocol.has(chosen) {
-                    return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
-                }
-                self.protocol = Some(chosen);
-            }
-            Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
-            Request::SetVringEnable(VringState { index, num }) => self.draft(index)?.enabled = num != 0,
-            Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
-            Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
-            // Nothing is to be done: each connection has its one owner, the log is looked at by whoever wants to, and
-            // frames of any length are carried.
-            Request::SetOwner | Request::SetLogFd | Request::NetSetMtu(_) => {}
-            Request::GetConfig(Config { offset, flags, data }) => {
-                let data = self.offer.config(offset, data.len()).unwrap_or_default();
-                return Ok(Outcome::Reply(Body::Config(Config { offset, flags, data }), None));
-            }
-            Request::SetConfig(_) => return Err(RequestError::ReadOnly),
-            Request::GetInflightFd(asked) => {
-                let (rings, health) = (self.drafts.len(), self.memory.health());
-                let made = InflightMemory::create(asked, rings, self.features, health);
-                let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
-                let file = Region::file(&region).try_clone_to_owned();
-                let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
-                self.inflight = Some(memory);
-                return Ok(Outcome::Reply(Body::Inflight(answer), Some(file)));
-            }
-            Request::SetInflightFd(told) => {
-                let file = files.next().ok_or(RequestError::Files { request: "SET_INFLIGHT_FD", count: 0 })?;
-                let (rings, health) = (self.drafts.len(), self.memory.health());
-                let adopted = InflightMemory::adopt(told, file, rings, self.features, health);
-                self.inflight = Some(adopted.map_err(RequestError::Inflight)?);
-            }
-            Request::ResetDevice => self.reset(),
-            Request::GetMaxMemSlots => return Ok(Outcome::value(SLOTS_MAX as u64)),
-            Request::AddMemReg(row) => {
-                let file = files.next().ok_or(RequestError::Files { request: "ADD_MEM_REG", count: 0 })?;
-                self.memory.add(row, file)?;
-            }
-            Request::RemMemReg(row) => self.memory.remove(row)?,
-            Request::SetStatus(status) => {
-                self.status = u8::try_from(status).map_err(|_| RequestError::Status(status))?;
-                if self.status == 0 {
-                    self.drafts.iter_mut().for_each(Draft::stop);
-                }
-            }
-            Request::GetStatus => return Ok(Outcome::value(self.status.into())),
-            Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
-        }
-        Ok(Outcome::Done { announce: None })
-    }
-
-    fn set_features(&mut self, chosen: Features) -> Result<(), RequestError> {
-        if !self.offer.features.has(chosen) {
-            return Err(RequestError::Unoffered { bits: chosen.without(self.offer.features).0 });
-        }
-        let changed = Features(self.features.0 ^ chosen.0).without(Features::LOG_ALL);
-        if changed != Features::default() && self.drafts.iter().any(Draft::is_started) {
-            return Err(RequestError::FeaturesInUse { bits: changed.0 });
-        }
-        self.features = chosen;
-        Ok(())
-    }
-
-    fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
-        let failed = |problem| RequestError::Log { area, problem };
-        let file = file.ok_or(RequestError::Files { request: "SET_LOG_BASE", count: 0 })?;
-        // CVE-2020-10722.
-        let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
-        if len > LOG_MAX {
-            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
-        }
-        let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
-        let log = DirtyLog::new(&region, area.offset, area.size);
-        self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
-        Ok(())
-    }
-
-    fn set_size(&mut self, index: u32, size: u32) -> Result<(), RequestError> {
-        if !(1..=SIZE_MAX).contains(&size) {
-            return Err(VringError::Size { index, size }.into());
-        }
-        self.stopped_draft(index)?.size = Some(size);
-        Ok(())
-    }
-
-    /// Also while the ring runs: that is how logging is switched on and off.
-    fn set_address(&mut self, address: VringAddress) -> Result<(), RequestError> {
-        self.draft(address.index)?.address = Some(address);
-        Ok(())
-    }
-
-    /// A ring, whose index is bounded before anything is done with it (CVE-2020-10723).
-    fn draft(&mut self, index: u32) -> Result<&mut Draft, RequestError> {
-        let rings = self.drafts.len();
-        self.drafts.get_mut(index as usize).ok_or(RequestError::Index { index, rings })
-    }
-
-    fn stopped_draft(&mut self, index: u32) -> Result<&mut Draft, RequestError> {
-        let draft = self.draft(index)?;
-        if draft.is_started() { Err(RequestError::Running { index }) } else { Ok(draft) }
-    }
-
-    /// Back to the beginning, but for the memory and the protocol features, which are the frontend's.
-    fn reset(&mut self) {
-        self.drafts.iter_mut().for_each(|draft| *draft = Draft::default());
-        self.features = Features::default();
-        self.log = None;
-        self.inflight = None;
-        self.status = 0;
-    }
-
     /// All that is known of a ring, if it is complete.
     fn setup(&self, index: u32) -> Option<VringSetup> {
         let draft = &self.drafts[index as usize];
@@ -385,57 +227,6 @@ impl Request {
             | Self::Other(_) => false,
         }
     }
-}
-
-/// What a request that was accepted leads to.
-enum Outcome {
-    Done { announce: Option<[u8; 6]> },
-    Reply(Body, Option<OwnedFd>),
-}
-
-impl Outcome {
-    fn value(value: u64) -> Self {
-        Self::Reply(Body::Value(value), None)
-    }
-}
-
-/// Which protocol feature a request belongs to.
-fn needs(request: &Request) -> Option<(ProtocolFeatures, &'static str)> {
-    Some(match request {
-        Request::SetLogBase(_) => (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
-        Request::GetQueueNum => (ProtocolFeatures::MQ, "MQ"),
-        Request::SendRarp(_) => (ProtocolFeatures::RARP, "RARP"),
-        Request::NetSetMtu(_) => (ProtocolFeatures::NET_MTU, "NET_MTU"),
-        Request::GetConfig(_) | Request::SetConfig(_) => (ProtocolFeatures::CONFIG, "CONFIG"),
-        Request::GetInflightFd(_) | Request::SetInflightFd(_) => (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
-        Request::ResetDevice => (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
-        Request::GetMaxMemSlots | Request::AddMemReg(_) | Request::RemMemReg(_) => {
-            (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")
-        }
-        Request::SetStatus(_) | Request::GetStatus => (ProtocolFeatures::STATUS, "STATUS"),
-        _ => return None,
-    })
-}
-
-/// As many files as the request has, no more and no fewer (CVE-2019-14818, CVE-2022-0669). What came beside is closed.
-fn check_files(request: &Request, count: usize) -> Result<(), RequestError> {
-    let right = match request {
-        Request::SetMemTable(rows) => count == rows.len(),
-        Request::SetLogBase(_) | Request::SetLogFd | Request::SetInflightFd(_) | Request::AddMemReg(_) => count == 1,
-        Request::SetVringKick(ring) | Request::SetVringCall(ring) | Request::SetVringErr(ring) => {
-            count == usize::from(ring.has_file)
-        }
-        // Some frontends pass it once more.
-        Request::RemMemReg(_) => count <= 1,
-        _ => count == 0,
-    };
-    if right { Ok(()) } else { Err(RequestError::Files { request: request.word(), count }) }
-}
-
-/// The eventfd of a ring, if it says that there is one.
-fn eventfd(ring: VringFile, file: Option<PeerFile>) -> Result<Option<OwnedFd>, RequestError> {
-    let Some(file) = file else { return Ok(None) };
-    file.into_eventfd().map(Some).ok_or(RequestError::NotAnEventfd { index: ring.index.into() })
 }
 
 /// Why a request is refused.
@@ -551,8 +342,6 @@ const STATUS_DRIVER_OK: u8 = 4;
 /// The smallest MTU (virtio 1.2, 5.1.4.1).
 const MTU_MIN: u64 = 68;
 const MTU_MAX: u64 = 65_535;
-/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
-const LOG_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,9 @@
 use super::*;
 use crate::spec::{EndSpec, SocketMode, VhostUserSpec};
 use crate::vhost::memory::MemoryRegion;
-use crate::vhost::message::{HEADER_LEN, Header, Inflight};
+use crate::vhost::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
 use ferrule_ffi::bell;
-use ferrule_ffi::region::Health;
+use ferrule_ffi::region::{Health, Region};
 
 const RINGS: u32 = 4;
 const MEMORY: u64 = 1 << 20;
