@@ -100,6 +100,12 @@ impl Lane {
         })
     }
 
+    /// Whether each peer that sends here can ring. One that cannot asks to be polled.
+    pub fn is_rung_for(&self) -> bool {
+        let sources = self.ends.iter().map(|end| end.sources.len()).sum::<usize>();
+        self.bells().count() == sources
+    }
+
     fn sources_mut(&mut self) -> impl Iterator<Item = &mut dyn Source> {
         let sources = self.ends.iter_mut().flat_map(|end| &mut end.sources);
         sources.map(|LaneSource { source, .. }| match source {

@@ -12,7 +12,8 @@
 //!      `<-------- a bell, or the look after 200 ms ----------------------'
 //! ```
 //! Only polled lanes cost anything per round, so a thousand quiet wires do not slow one busy wire.
-//! When no lane is polled, the thread sleeps in epoll.
+//! When no lane is polled, the thread sleeps in epoll. A lane with a peer that cannot ring is looked at every
+//! millisecond while it sleeps.
 
 use std::io;
 use std::sync::Arc;
@@ -88,6 +89,7 @@ impl WorkerHandle {
             lanes: std::iter::repeat_with(|| None).take(LANES_MAX).collect(),
             polled: Vec::with_capacity(LANES_MAX),
             stalled: Vec::with_capacity(LANES_MAX),
+            unrung: Vec::with_capacity(LANES_MAX),
             tools: Tools::new(Bell::new()?),
         };
         // The thread pins itself, and says whether it could before anything depends on it.
@@ -180,6 +182,8 @@ struct Worker {
     lanes: Box<[Option<Served>]>,
     polled: Vec<Slot>,
     stalled: Vec<Slot>,
+    /// Lanes that not every peer can ring for, wherever they are.
+    unrung: Vec<Slot>,
     tools: Tools,
 }
 
@@ -277,6 +281,9 @@ impl Worker {
             match command {
                 Command::Serve(slot, lane) => {
                     let last_moved = Instant::now();
+                    if !lane.is_rung_for() {
+                        self.unrung.push(slot);
+                    }
                     let served = Served { lane, asleep: false, visit: Visit::Quiet, last_moved, leaving: None };
                     self.lanes[usize::from(slot)] = Some(served);
                     self.polled.push(slot);
@@ -368,14 +375,14 @@ impl Worker {
         if clock.now - clock.retried >= RETRY {
             clock.retried = clock.now;
             self.polled.append(&mut self.stalled);
+            for at in 0..self.unrung.len() {
+                self.look_into(self.unrung[at], clock.now);
+            }
         }
         if clock.now - clock.looked >= LOOK {
             clock.looked = clock.now;
             for slot in 0..LANES_MAX as Slot {
-                let served = self.lanes[usize::from(slot)].as_mut();
-                if served.is_some_and(|served| served.asleep && served.lane.has_work()) {
-                    self.wake(slot, clock.now);
-                }
+                self.look_into(slot, clock.now);
             }
         }
         if clock.now - clock.listened >= LISTEN {
@@ -393,7 +400,7 @@ impl Worker {
             thread::sleep(clock.nap);
             clock.nap = (clock.nap * 2).min(NAP_MAX);
         } else if self.commands.may_sleep() {
-            let timeout = if self.stalled.is_empty() { LOOK } else { RETRY };
+            let timeout = if self.stalled.is_empty() && self.unrung.is_empty() { LOOK } else { RETRY };
             // At most 200 ms.
             let woken = self.listen(EpollTimeout::from(timeout.as_millis() as u16), Instant::now());
             self.commands.awake();
@@ -418,6 +425,14 @@ impl Worker {
         count > 0
     }
 
+    /// Wakes a sleeping lane that has work, though nobody rang.
+    fn look_into(&mut self, slot: Slot, now: Instant) {
+        let served = self.lanes[usize::from(slot)].as_mut();
+        if served.is_some_and(|served| served.asleep && served.lane.has_work()) {
+            self.wake(slot, now);
+        }
+    }
+
     /// Puts a sleeping lane back into the rounds.
     fn wake(&mut self, slot: Slot, now: Instant) {
         if let Some(served) = self.lanes[usize::from(slot)].as_mut().filter(|served| served.asleep) {
@@ -430,6 +445,7 @@ impl Worker {
 
     fn hand_back(&mut self, slot: Slot, fault: Option<(usize, Fault)>) {
         if let Some(Served { lane, .. }) = self.lanes[usize::from(slot)].take() {
+            self.unrung.retain(|&unrung| unrung != slot);
             let returned = Returned { worker: self.number, slot, lane, fault };
             self.returned.try_post(returned).ok().expect("the box has room for every lane of every worker");
         }
@@ -449,7 +465,8 @@ const NAP_MIN: Duration = Duration::from_micros(5);
 const NAP_MAX: Duration = Duration::from_micros(50);
 /// How long a lane stays in the rounds without work.
 const QUIET: Duration = Duration::from_millis(1);
-/// How often a full target is tried again once its lane has left the rounds.
+/// How often a full target is tried again once its lane has left the rounds, and a sleeping lane is looked at whose
+/// peer cannot ring.
 const RETRY: Duration = Duration::from_millis(1);
 /// How often bells are collected while other lanes keep the thread busy.
 const LISTEN: Duration = Duration::from_micros(20);

@@ -7,7 +7,7 @@ mod common;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{PATIENCE, client, client_spec, engine, eventually, unique};
 use ferrule_dataplane::Engine;
@@ -25,6 +25,7 @@ use ferrule_dataplane::vhost::message::{Body, Header, Reply, Request, VringFile,
 use ferrule_ffi::bell::eventfd;
 use ferrule_ffi::region::Region;
 
+const WAITS: usize = 20;
 const SIZES: [usize; 8] = [60, 64, 65, 1514, 1518, 2048, 2049, 9000];
 
 fn bell(bell: Option<BorrowedFd<'_>>) {
@@ -284,6 +285,34 @@ fn a_frontend_that_has_spoken_is_next_when_one_without_rings_goes() {
     drop(first);
     eventually("the next one is answered", || hears(&mut next));
     assert!(matches!(status(&engine, &name).ends[0], EndState::Starting { .. }));
+}
+
+#[test]
+fn a_guest_that_cannot_ring_is_polled() {
+    let engine = engine();
+    let (name, wire) = mixed_wire("polled", SocketMode::Server, 1);
+    engine.add(wire).unwrap();
+    let mut guest = open(&frontend_spec(&name, 0));
+    let mut memif = client(&name, 1);
+    for index in 0..2 {
+        guest.tell(&Request::SetVringKick(VringFile { index, has_file: false }), &[]).unwrap();
+    }
+    until_up(&engine, &name, 1);
+    let mut waits: Vec<_> = (0..WAITS)
+        .map(|number| {
+            // The lane goes to sleep after a millisecond.
+            thread::sleep(Duration::from_millis(20));
+            let sent = Instant::now();
+            put(&mut guest.queues.senders[0], &[number as u8; 60], None);
+            take(&mut memif.queues.receivers[0]);
+            sent.elapsed()
+        })
+        .collect();
+    waits.sort();
+    // Bells that get lost are made up for every 200 ms: half of these frames would wait for 100 ms or more.
+    assert!(waits[WAITS / 2] < Duration::from_millis(20), "{waits:?}");
+    // The other direction has its bell.
+    cross(&mut memif.queues.senders[0], &mut guest.queues.receivers[0], &SIZES[..5]);
 }
 
 #[test]

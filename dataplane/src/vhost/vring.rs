@@ -37,7 +37,7 @@ pub struct VringSetup {
     pub enabled: bool,
     /// What was negotiated.
     pub features: Features,
-    /// What the guest rings; none: it asks us to poll.
+    /// What the guest rings; none: it asks us to poll ("Ring initialization" of the protocol).
     pub kick: Option<Arc<OwnedFd>>,
     /// What we ring; none: it does not want to be rung.
     pub call: Option<Arc<OwnedFd>>,
