@@ -49,7 +49,8 @@ fn write_all(mut to: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
     Ok(())
 }
 
-fn compare_all(mut from: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
+/// Reads so many bytes and compares them with what that seed gives.
+pub fn compare_all(mut from: &TcpStream, seed: u64, bytes: usize) -> Result<()> {
     let mut content = Content::new(seed);
     let mut chunk = vec![0; CHUNK];
     for number in 0..bytes / CHUNK {

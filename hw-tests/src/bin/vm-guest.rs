@@ -1,6 +1,7 @@
 //! What runs inside the virtual machines of hw-tests.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -37,6 +38,15 @@ enum Command {
         /// How many to send, and how many to expect
         bytes: usize,
     },
+    /// Wait for a connection, leave what comes where it is until a file is there, and compare it
+    Hold {
+        /// Where to listen
+        address: SocketAddr,
+        /// How many to expect
+        bytes: usize,
+        /// The file
+        until: PathBuf,
+    },
     /// Connect to one who accepts
     Connect {
         /// Where it listens
@@ -51,6 +61,7 @@ fn main() -> Result<ExitCode> {
         Command::Boot => boot::boot_or_power_off(),
         Command::Agent => agent::serve()?,
         Command::Accept { address, bytes } => tcp::accept(address, bytes)?,
+        Command::Hold { address, bytes, until } => tcp::hold(address, bytes, &until)?,
         Command::Connect { address, bytes } => tcp::connect(address, bytes)?,
         Command::List => scenarios::ALL.iter().for_each(|scenario| println!("{}", scenario.name)),
         Command::Scenario { name, part } => {

@@ -60,7 +60,7 @@ impl Lab {
 
     fn options(&self, disk: &NamedTempFile) -> Options {
         let initramfs = self.initramfs.path().to_owned();
-        Options { initramfs, kernel: topology::kernel(), qemu: topology::qemu(disk.path()) }
+        Options { initramfs, kernel: topology::kernel(), qemu: topology::qemu(disk.path()), incoming: false }
     }
 
     fn disk(&self) -> Result<NamedTempFile> {

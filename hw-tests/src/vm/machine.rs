@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
 
 use super::job::{Job, News};
 use super::pieces::{Pieces, QEMU};
@@ -23,6 +24,8 @@ pub struct Machine {
     news: Arc<News>,
     next_job: AtomicU32,
     began: Instant,
+    /// Where its sockets are.
+    folder: TempDir,
 }
 
 /// How to make one.
@@ -34,6 +37,8 @@ pub struct Options {
     pub kernel: Vec<String>,
     /// Added to QEMU's: the machine's type, its memory and its devices.
     pub qemu: Vec<String>,
+    /// It does not boot, and waits for a guest to move in ([`Moving`](super::migration::Moving)).
+    pub incoming: bool,
 }
 
 impl Machine {
@@ -53,11 +58,15 @@ impl Machine {
         listener.set_nonblocking(true).context("listen for a guest")?;
         let mut command = options.command(pieces);
         command.args(["-chardev", &format!("socket,id=channel,path={}", socket.display())]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", folder.path().join(MONITOR).display())]);
+        if options.incoming {
+            command.args(["-incoming", &format!("unix:{}", folder.path().join(INCOMING).display())]);
+        }
         let mut process = Process::start(command.args(["-serial", "stdio", "-monitor", "none"]));
         let channel = accept(&listener, &mut process)?;
         let news = Arc::new(News::default());
         listen(channel.try_clone().context("listen to a guest")?, &news);
-        Ok(Self { process, channel, news, next_job: AtomicU32::new(0), began })
+        Ok(Self { process, channel, news, next_job: AtomicU32::new(0), began, folder })
     }
 
     /// Waits until its `vm-guest` answers; returns how long it took from the start.
@@ -81,6 +90,11 @@ impl Machine {
         self.spawn(program, RUN_MAX)?.succeed().with_context(|| program.join(" "))
     }
 
+    /// A program that was started in another machine, and has moved into this one with its guest.
+    pub fn follow(&self, job: &Job) -> Job {
+        Job { number: job.number, news: Arc::clone(&self.news), patience: job.patience }
+    }
+
     /// Kills a program inside.
     pub fn kill(&self, job: &Job) -> Result<()> {
         self.tell(&ToGuest::Kill { job: job.number })
@@ -94,6 +108,21 @@ impl Machine {
     /// Whether it has ended by itself, as it does when its kernel panics.
     pub fn has_ended(&mut self) -> bool {
         self.process.ended().is_some()
+    }
+
+    /// A guest moves in: its jobs keep their numbers, and new ones get others.
+    pub(super) fn take_in(&self, from: &Self) {
+        self.next_job.store(from.next_job.load(Relaxed), Relaxed);
+    }
+
+    /// The socket of its monitor.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.folder.path().join(MONITOR)
+    }
+
+    /// Where it waits for a guest.
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.folder.path().join(INCOMING)
     }
 
     /// Switches it off, as a power cut does.
@@ -167,6 +196,10 @@ pub fn make_disk(path: &Path, mebibytes: u32) -> Result<()> {
     ensure!(output.status.success(), "make a disk: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
+
+/// Sockets in a machine's folder.
+const MONITOR: &str = "monitor";
+const INCOMING: &str = "incoming";
 
 /// How long QEMU may take to open its channel.
 const START_MAX: Duration = Duration::from_secs(20);

@@ -8,11 +8,14 @@
 //! - [`image`]: what every guest has inside;
 //! - [`protocol`]: what host and guest say to each other;
 //! - [`machine`]: a running machine;
-//! - [`job`]: a program that runs inside one.
+//! - [`job`]: a program that runs inside one;
+//! - [`migration`]: a guest that moves to another machine; [`qmp`]: QEMU's monitor.
 
 pub mod image;
 pub mod initramfs;
 pub mod job;
 pub mod machine;
+pub mod migration;
 pub mod pieces;
 pub mod protocol;
+pub mod qmp;

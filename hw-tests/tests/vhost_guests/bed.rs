@@ -56,10 +56,20 @@ impl Bed {
 
     /// Starts a guest. QEMU waits for the other end of its NIC before it boots.
     pub fn start(&self, nic: &Nic) -> Machine {
+        self.start_as(nic, false)
+    }
+
+    /// Starts a machine that a guest can move into.
+    pub fn start_empty(&self, nic: &Nic) -> Machine {
+        self.start_as(nic, true)
+    }
+
+    fn start_as(&self, nic: &Nic, incoming: bool) -> Machine {
         let options = Options {
             initramfs: self.initramfs.path().to_owned(),
             kernel: Vec::new(),
             qemu: nic.qemu().split_whitespace().map(str::to_owned).collect(),
+            incoming,
         };
         Machine::start(&self.pieces, &options).unwrap()
     }
@@ -148,4 +158,5 @@ pub fn crossed(engine: &Engine, wire: &str) -> [(u64, u64); 2] {
 /// Where a guest listens.
 pub const PORT: u16 = 5001;
 
-const TRANSFER_MAX: Duration = Duration::from_secs(90);
+/// How long a transfer may take.
+pub const TRANSFER_MAX: Duration = Duration::from_secs(90);

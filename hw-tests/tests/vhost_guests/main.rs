@@ -1,9 +1,10 @@
 //! Virtual machines on wires: QEMU as the vhost-user frontend, a Debian kernel's virtio-net as the driver.
 //!
-//! [`bed`] has the guests; what runs inside is `vm-guest`. `docs/lab.md` says how the machines are made.
+//! [`bed`] has the guests, [`migration`] those that move; what runs inside is `vm-guest`. `docs/lab.md` says how the machines are made.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
+mod migration;
 
 use std::fs;
 use std::process::Command;
