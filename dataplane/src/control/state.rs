@@ -1,7 +1,7 @@
 //! What happens to wires: peers come and go, lanes are served and come back.
 //!
 //! - [`door`]: listening sockets, and the handshakes of memif clients;
-//! - [`caller`]: vhost-user frontends that wait to be let in;
+//! - `caller`: vhost-user frontends that wait to be let in;
 //! - [`frontend`]: vhost-user frontends, which say what they want at any time.
 
 mod caller;

@@ -1,5 +1,5 @@
 //! Doors: listening sockets, and the handshakes of the memif clients that come in by them. Frontends wait at theirs as
-//! [`caller`](super::caller)s.
+//! `caller`s.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
