@@ -59,7 +59,7 @@ lint:
 bench: need-bench
 	@echo "==> building (release)"
 	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
-	@$(RELEASE)/ferrule bench --suite --against testpmd,ovs
+	@$(RELEASE)/ferrule bench --suite --touch untouched --against testpmd,ovs
 	@$(CARGO) bench --locked -p ferrule-hw-tests --bench idle
 
 # Installs the Debian packages of a list that are not there. Services that come with them are not started.

@@ -207,6 +207,16 @@ pub enum BenchError {
         /// The work.
         case: String,
     },
+    /// What came is not what was sent.
+    #[error("{program} changed, reordered or repeated {frames} frames in the case {case}")]
+    Disorder {
+        /// Who.
+        program: String,
+        /// How many.
+        frames: u64,
+        /// The work.
+        case: String,
+    },
     /// Worker and generator would share it.
     #[error("the workers and the generator need a CPU each (see `taskset -p`, --worker and --generator)")]
     OneCpu,

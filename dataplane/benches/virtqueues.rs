@@ -2,8 +2,6 @@
 //!
 //! A driver of ours on one CPU stamps every frame in the one guest's memory and reads the stamp in the other's; a worker's
 //! loop on the other CPU moves them. `cargo bench -p ferrule-dataplane --bench virtqueues [-- WORKER-CPU DRIVER-CPU]`
-//! Before that, one thread does both in turn, and the median of the visits tells what moving a frame costs when
-//! everything is in the caches: a figure that hardly depends on what else the machine does. `-- alone` stops there.
 //!
 //! With `SOCKET SOCKET PID` behind the two numbers, another program that joins the two sockets, on the worker's CPU, takes
 //! turns with ours; while it is not its turn, it is stopped.
@@ -17,11 +15,9 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::lane::{Lane, LaneEnd};
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools};
-use ferrule_dataplane::port::{BURST, FRAME_MAX, Source, Target};
+use ferrule_dataplane::port::{BURST, FRAME_MAX, InPlace, Source};
 use ferrule_dataplane::spec::{Full, SocketAddress};
-use ferrule_dataplane::vhost::driver::{
-    Bells, DriverMemory, DriverRx, DriverSpec, DriverTx, PackedDriverTx, SplitDriverTx,
-};
+use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
 use ferrule_dataplane::vhost::features::Features;
 use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::vhost::memory::GuestMemory;
@@ -50,13 +46,6 @@ fn main() {
         ("packed in order", split | Features::RING_PACKED | Features::IN_ORDER),
     ];
     let cases: Vec<_> = [64, 1518].into_iter().flat_map(|size| kinds.map(|kind| (size, kind))).collect();
-    for (size, (kind, features)) in &cases {
-        let time = measure_alone(*size, *features);
-        println!("{size:5} B  {kind:16} {:5.1} ns = {:4.0} cycles a frame on one thread", time * 1e9, time * hertz);
-    }
-    if words.first().is_some_and(|word| word == "alone") {
-        return;
-    }
     if let Some(peer) = &peer {
         kill(peer.process, Signal::SIGSTOP).unwrap();
     }
@@ -118,42 +107,6 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
     })
 }
 
-/// Seconds a frame that a worker's visit takes, with the driver on the same thread.
-fn measure_alone(size: usize, features: Features) -> f64 {
-    let [mut a, mut b] = [Guest::new(features, NEAR), Guest::new(features, NEAR)];
-    let end = |source, target| LaneEnd {
-        sources: vec![AnySource::Vhost(source).into()],
-        targets: vec![AnyTarget::Vhost(target)],
-    };
-    let mut lane = Lane {
-        ends: [end(a.source, a.target), end(b.source, b.target)],
-        full: Full::Hold,
-        counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
-    };
-    let mut tools = Tools::new(Bell::new().unwrap());
-    let mut gather = vec![0; FRAME_MAX];
-    let mut times = Vec::with_capacity(VISITS);
-    for _ in 0..VISITS {
-        a.sends.look().unwrap();
-        for _ in 0..BURST {
-            assert!(a.sends.next_buffer().is_some());
-            a.sends.commit(size as u32);
-        }
-        a.sends.publish();
-        let started = Instant::now();
-        lane.visit(&mut tools).unwrap();
-        times.push(started.elapsed());
-        assert!(b.receives.look().unwrap());
-        for _ in 0..BURST {
-            let slots = b.receives.peek(&mut gather).unwrap().unwrap().slots;
-            b.receives.advance(slots);
-        }
-        b.receives.release();
-    }
-    times.sort();
-    times[VISITS / 2].as_secs_f64() / BURST as f64
-}
-
 /// Another program that joins two sockets.
 struct Peer {
     sockets: [SocketAddress; 2],
@@ -184,12 +137,10 @@ fn drive_for(size: usize, mut tx: DriverTx, mut rx: DriverRx, driver: usize) -> 
             pin(driver);
             match (&mut tx, &mut rx) {
                 (DriverTx::Split(tx), DriverRx::Split(rx)) => {
-                    let place = (SplitDriverTx::next_buffer, SplitDriverTx::commit);
-                    drive(size, &mut **tx, place.0, place.1, &mut **rx, &stop, &moved);
+                    drive(size, &mut **tx, &mut **rx, &stop, &moved);
                 }
                 (DriverTx::Packed(tx), DriverRx::Packed(rx)) => {
-                    let place = (PackedDriverTx::next_buffer, PackedDriverTx::commit);
-                    drive(size, &mut **tx, place.0, place.1, &mut **rx, &stop, &moved);
+                    drive(size, &mut **tx, &mut **rx, &stop, &moved);
                 }
                 _ => unreachable!("both are of one layout"),
             }
@@ -210,25 +161,18 @@ fn fill(buffer: ferrule_ffi::span::SpanMut<'_>) {
 }
 
 /// Sends stamped frames and reads the stamps of those that arrive, until it is stopped.
-fn drive<T: Target, S: Source>(
-    size: usize,
-    tx: &mut T,
-    next_buffer: impl for<'a> Fn(&'a mut T) -> Option<ferrule_ffi::span::SpanMut<'a>>,
-    commit: impl Fn(&mut T, u32),
-    rx: &mut S,
-    stop: &AtomicBool,
-    moved: &AtomicU64,
-) {
+fn drive(size: usize, tx: &mut impl InPlace, rx: &mut impl Source, stop: &AtomicBool, moved: &AtomicU64) {
     let mut gather = vec![0; FRAME_MAX];
     let (mut sent, mut seen, mut count) = (0u64, 0u64, 0);
     while !stop.load(Relaxed) {
         tx.look().unwrap();
         for _ in 0..BURST {
-            let Some(mut buffer) = next_buffer(tx) else { break };
+            let Some(mut buffer) = tx.buffer(0) else { break };
             let stamp = sent.to_le_bytes();
             let (_, mut place) = buffer.split(STAMP).unwrap();
             assert!(Span::from(&stamp[..]).copy_to(&mut place));
-            commit(tx, size as u32);
+            tx.describe(0, size as u32);
+            tx.commit(1);
             sent += 1;
         }
         tx.publish();
@@ -311,11 +255,8 @@ fn ticks_per_second() -> f64 {
 }
 
 const RING: u32 = 1024;
-/// A ring that stays in the second level of the cache with its buffers.
-const NEAR: u32 = 64;
 /// Where in a frame its stamp is.
 const STAMP: usize = 42;
 const WARM_UP: Duration = Duration::from_millis(50);
 const SPAN: Duration = Duration::from_millis(200);
 const ROUNDS: usize = 7;
-const VISITS: usize = 20_000;

@@ -381,6 +381,14 @@ impl Tally {
         self.bytes + self.toll
     }
 
+    /// Frames that were taken and stored.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, frames: usize, bytes: u64) {
+        self.taken += frames;
+        self.frames += frames as u64;
+        self.bytes += bytes;
+    }
+
     #[cold]
     pub(crate) fn drop(&mut self, reason: DropReason) {
         match self.drops.iter_mut().find(|(known, _)| *known == reason) {

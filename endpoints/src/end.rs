@@ -5,11 +5,8 @@ use std::time::Duration;
 use ferrule_dataplane::memif::endpoint::{Endpoint, EndpointError};
 use ferrule_dataplane::memif::handshake::Refusal;
 use ferrule_dataplane::memif::ring::Sender;
-use ferrule_dataplane::port::Target;
 use ferrule_dataplane::spec::MemifSpec;
-use ferrule_dataplane::vhost::driver::{PackedDriverTx, SplitDriverTx};
 use ferrule_dataplane::vhost::frontend::{Frontend, FrontendError, FrontendSpec};
-use ferrule_ffi::span::SpanMut;
 use thiserror::Error;
 
 /// One end of a wire, connected.
@@ -80,76 +77,6 @@ impl End {
         }
     }
 }
-
-/// A ring whose buffers are written where they are sent from.
-///
-/// Frames are described one after the other, and committed together: `begun` is how many have been since the last time.
-pub(crate) trait InPlace: Target {
-    /// The buffer that the next frame goes to, with what an earlier frame left in it.
-    fn buffer(&mut self, begun: u32) -> Option<SpanMut<'_>>;
-
-    /// Makes the first `length` bytes of it a frame.
-    fn describe(&mut self, begun: u32, length: u32);
-
-    /// Sends `begun` frames with the next [`Target::publish`].
-    fn commit(&mut self, begun: u32);
-
-    /// Asks for the first line of the buffer that the frame after `ahead` others goes to, to write to it soon.
-    fn prefetch(&mut self, begun: u32, ahead: u32);
-}
-
-// A burst is far below 2^16.
-impl InPlace for Sender {
-    #[inline(always)]
-    fn buffer(&mut self, begun: u32) -> Option<SpanMut<'_>> {
-        Self::buffer(self, begun as u16)
-    }
-
-    #[inline(always)]
-    fn describe(&mut self, begun: u32, length: u32) {
-        Self::describe(self, begun as u16, length);
-    }
-
-    #[inline(always)]
-    fn commit(&mut self, begun: u32) {
-        Self::commit(self, begun as u16);
-    }
-
-    #[inline(always)]
-    fn prefetch(&mut self, begun: u32, ahead: u32) {
-        if let Some(buffer) = Self::buffer(self, (begun + ahead) as u16) {
-            buffer.prefetch();
-        }
-    }
-}
-
-/// A driver's rings go on with each frame.
-macro_rules! driver {
-    ($ring:ty) => {
-        impl InPlace for $ring {
-            #[inline(always)]
-            fn buffer(&mut self, _begun: u32) -> Option<SpanMut<'_>> {
-                self.next_buffer()
-            }
-
-            #[inline(always)]
-            fn describe(&mut self, _begun: u32, length: u32) {
-                Self::commit(self, length);
-            }
-
-            #[inline(always)]
-            fn commit(&mut self, _begun: u32) {}
-
-            #[inline(always)]
-            fn prefetch(&mut self, _begun: u32, ahead: u32) {
-                self.prefetch_buffer(ahead);
-            }
-        }
-    };
-}
-
-driver!(SplitDriverTx);
-driver!(PackedDriverTx);
 
 /// Why an end has no peer.
 #[derive(Debug, Error)]

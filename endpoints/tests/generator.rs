@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::port::{FRAME_MAX, Put, Source, Target};
+use ferrule_dataplane::port::{FRAME_MAX, InPlace, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::generator::{self, Run, RunError};

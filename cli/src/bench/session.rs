@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_endpoints::generator::{self, Outcome};
 use ferrule_endpoints::latency::Latency;
-use ferrule_endpoints::load::{Load, Pace, Stop};
+use ferrule_endpoints::load::{Load, Pace, Stop, Touch};
 use ferrule_ffi::ticks;
 
 use crate::bench::BenchError;
@@ -203,7 +203,7 @@ fn settle(plan: &Plan, group: &Group, mut contender: Contender, cancel: &AtomicB
     let trial = Trial { pace: Pace::Saturate, stop: Stop::After(SETTLE_TRIAL), latency: false };
     let deadline = Instant::now() + SETTLE_PATIENCE;
     loop {
-        match turn(plan, case, &trial, &mut contender, cancel) {
+        match turn(plan, case, &trial, plan.touch, &mut contender, cancel) {
             Err(BenchError::Silent { .. }) if Instant::now() < deadline => {
                 contender.resume()?;
                 thread::sleep(SETTLE_TRIAL);
@@ -240,6 +240,7 @@ impl Measuring<'_> {
     ) -> Result<Vec<Entry>, BenchError> {
         let entry = |program: &Program| Entry { program: program.to_string(), rounds: Vec::new() };
         let mut entries: Vec<_> = programs.iter().map(entry).collect();
+        self.verify(contenders)?;
         // The first round warms caches and page tables, and is not counted. A search warms up in its first trials.
         let first = u32::from(self.plan.method.is_search());
         for round in first..=self.plan.rounds {
@@ -254,6 +255,31 @@ impl Measuring<'_> {
         }
         entries.retain(|entry| !entry.rounds.is_empty());
         Ok(entries)
+    }
+
+    /// Has each program show first that frames arrive as they were sent, every byte of them and in their order: later they
+    /// are only counted, or looked at in part. One that fails is not measured.
+    fn verify(&mut self, contenders: &mut [Option<Contender>]) -> Result<(), BenchError> {
+        let trial = Trial { pace: Pace::Saturate, stop: Stop::After(VERIFY_TRIAL), latency: false };
+        for (number, place) in contenders.iter_mut().enumerate() {
+            let Some(contender) = place else { continue };
+            let outcome = turn(self.plan, self.case, &trial, Touch::Verified, contender, self.cancel);
+            let error = match outcome {
+                Ok(Tried { disorder: 0, .. }) => continue,
+                Ok(Tried { disorder: frames, .. }) => {
+                    let (program, case) = (contender.program.to_string(), self.case.name.clone());
+                    BenchError::Disorder { program, frames, case }
+                }
+                Err(error) => error,
+            };
+            // Without ours there is nothing to compare.
+            if number == 0 || self.cancel.load(Relaxed) {
+                return Err(error);
+            }
+            note(self.progress, self.notes, &error);
+            *place = None;
+        }
+        Ok(())
     }
 
     /// Leads a method to its end with each program: trial by trial in turn. How many trials were expected and not made.
@@ -278,7 +304,7 @@ impl Measuring<'_> {
                     self.plan.rounds,
                     rounds[number].trials.len() + 1
                 ));
-                match turn(self.plan, self.case, &trial, contender, self.cancel) {
+                match turn(self.plan, self.case, &trial, self.plan.touch, contender, self.cancel) {
                     Ok(tried) => {
                         method.feed(tried.seen);
                         rounds[number].trials.push(tried);
@@ -313,6 +339,7 @@ fn turn(
     plan: &Plan,
     case: &Case,
     trial: &Trial,
+    touch: Touch,
     contender: &mut Contender,
     cancel: &AtomicBool,
 ) -> Result<Tried, BenchError> {
@@ -321,7 +348,7 @@ fn turn(
         mix: case.mix.clone(),
         flows: plan.flows,
         both_ways: case.both_ways,
-        touch: plan.touch,
+        touch,
         pace: match trial.pace {
             Pace::PerSecond(rate) => Pace::PerSecond(rate / directions),
             other => other,
@@ -373,6 +400,8 @@ fn turn(
     })
 }
 
+/// How long every byte is looked at before a case.
+const VERIFY_TRIAL: Duration = Duration::from_millis(20);
 /// One look at whether frames come through.
 const SETTLE_TRIAL: Duration = Duration::from_millis(20);
 /// Open vSwitch looks at its ports once a second or so.

@@ -374,19 +374,19 @@ impl Sender {
         fill: impl Fn(&Table, u16, Descriptor),
     ) -> usize {
         let (table, regions) = (&self.ring.table, &*self.ring.regions);
-        let place = |(position, frame): (u16, &Span<'_>)| {
-            let slot = slot(table, position);
-            let length = frame.len() as u32;
-            let room = regions.get(usize::from(slot.region))?.span_mut(slot.offset, length)?;
-            if length == 0 || length > slot.length {
-                return None;
-            }
-            fill(table, position, Descriptor { flags: 0, length, ..slot });
-            Some(room)
-        };
         let (first, free) = (self.next, self.room().min(BURST as u16));
         let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
-        rooms.extend((0..free).map(|ahead| first.wrapping_add(ahead)).zip(run).map_while(place));
+        for (position, frame) in (0..free).map(|ahead| first.wrapping_add(ahead)).zip(run) {
+            let slot = slot(table, position);
+            let length = frame.len() as u32;
+            let Some(region) = regions.get(usize::from(slot.region)) else { break };
+            let Some(room) = region.span_mut(slot.offset, length) else { break };
+            if length == 0 || length > slot.length {
+                break;
+            }
+            fill(table, position, Descriptor { flags: 0, length, ..slot });
+            rooms.push(room);
+        }
         copy_run(run, &mut rooms);
         let count = rooms.len();
         self.next = self.next.wrapping_add(count as u16);

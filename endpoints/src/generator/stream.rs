@@ -1,10 +1,9 @@
 //! The frames of one queue.
 
-use ferrule_dataplane::port::{Frame, Put};
+use ferrule_dataplane::port::{Frame, InPlace, Put};
 use ferrule_ffi::bell::Bell;
 use ferrule_ffi::span::Span;
 
-use crate::end::InPlace;
 use crate::generator::{PREFETCH, RunError};
 use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};
@@ -80,7 +79,7 @@ impl Stream {
         let (mut sent, mut begun) = (self.send_alike(target, count, time), 0);
         while sent < count {
             if self.touch != Touch::Untouched {
-                target.prefetch(begun, PREFETCH as u32);
+                prefetch(target, begun);
             }
             if self.write(target, begun, time) {
                 begun += 1;
@@ -119,7 +118,7 @@ impl Stream {
         let (head, first) = (*head, *sequence);
         let mut sent = 0;
         while sent < count {
-            target.prefetch(sent, PREFETCH as u32);
+            prefetch(target, sent);
             let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= head.size as usize) else {
                 break;
             };
@@ -153,6 +152,14 @@ impl Stream {
         }
         target.describe(begun, head.size);
         true
+    }
+}
+
+/// Asks for the first line of a buffer that will be written to soon.
+#[inline(always)]
+fn prefetch(target: &mut impl InPlace, begun: u32) {
+    if let Some(buffer) = target.buffer(begun + PREFETCH as u32) {
+        buffer.prefetch();
     }
 }
 

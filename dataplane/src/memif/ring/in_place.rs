@@ -1,40 +1,38 @@
-//! Frames that are written where they are sent from, by programs whose frames differ in a few bytes only.
+//! Frames that are written where they are sent from.
 
 use ferrule_ffi::span::SpanMut;
 
 use super::Sender;
+use crate::port::InPlace;
 
-impl Sender {
-    /// The buffer that the frame after `ahead` others goes to, with what an earlier frame left in it; none, if the slots
-    /// that are known to be free end before it, or the peer offers none there: [`put`](crate::port::Target::put) tells
-    /// which.
+impl InPlace for Sender {
     #[inline(always)]
-    pub fn buffer(&self, ahead: u16) -> Option<SpanMut<'_>> {
-        if ahead >= self.room() {
-            return None;
-        }
-        let position = self.next.wrapping_add(ahead);
+    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+        let position = self.ahead(ahead)?;
         let slot = self.slot(position);
         self.room_at(slot, slot.length, position).ok()
     }
 
-    /// Makes the first `length` bytes of the buffer `ahead` a frame, once it is committed.
-    ///
-    /// Positions stay as they are until then: a 16-bit number that is stored for each frame and loaded as a part of a word
-    /// for the next one stalls the CPU each time.
     #[inline(always)]
-    pub fn describe(&mut self, ahead: u16, length: u32) {
-        if ahead < self.room() {
-            let position = self.next.wrapping_add(ahead);
+    fn describe(&mut self, ahead: u32, length: u32) {
+        if let Some(position) = self.ahead(ahead) {
             let slot = self.slot(position);
             self.fill(position, slot, length.min(slot.length), 0);
         }
     }
 
-    /// Stores the next `count` frames, all of which were described.
     #[inline(always)]
-    pub fn commit(&mut self, count: u16) {
-        self.next = self.next.wrapping_add(count.min(self.room()));
+    fn commit(&mut self, count: u32) {
+        // No more than there is room for.
+        self.next = self.next.wrapping_add(count.min(self.room().into()) as u16);
+    }
+}
+
+impl Sender {
+    /// The position `ahead` of the next one, if it is free.
+    #[inline(always)]
+    fn ahead(&self, ahead: u32) -> Option<u16> {
+        (ahead < self.room().into()).then(|| self.next.wrapping_add(ahead as u16))
     }
 
     /// Slots of the ring: after so many frames each buffer has had one.
@@ -46,7 +44,7 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use crate::memif::ring::tests::pair;
-    use crate::port::{FRAME_MAX, Source, Target};
+    use crate::port::{FRAME_MAX, InPlace, Source, Target};
     use ferrule_ffi::span::Span;
 
     #[test]

@@ -47,6 +47,9 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
     lender.give_back(borrower.consumed(lender));
     let mut stalled = false;
     let outcome = loop {
+        let (count, bytes) = borrower.lend_run(lender, BURST - tally.taken);
+        lender.next = lender.next.wrapping_add(count);
+        tally.note(count.into(), bytes);
         if tally.taken == BURST || lender.next == lender.filled {
             break Ok(());
         }
@@ -57,16 +60,17 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
         match frame.refused {
             None => {
                 borrower.next = borrower.next.wrapping_add(frame.pieces);
-                tally.frames += 1;
-                tally.bytes += u64::from(frame.length);
+                tally.note(1, frame.length.into());
             }
             Some(DropReason::Full) if full == Full::Hold => {
                 stalled = true;
                 break Ok(());
             }
-            Some(reason) => tally.drop(reason),
+            Some(reason) => {
+                tally.drop(reason);
+                tally.taken += 1;
+            }
         }
-        tally.taken += 1;
         lender.advance(frame.pieces.into());
     };
     // Nobody rings when the borrower has consumed something.
@@ -80,15 +84,13 @@ fn homeward(borrower: &mut Receiver, lender: &mut Sender, tally: &mut Tally) -> 
     lender.refresh().map_err(Broken::Target)?;
     borrower.look().map_err(Broken::Source)?;
     let outcome = loop {
+        let (count, bytes) = borrower.hand_on_run(lender, BURST - tally.taken);
+        tally.note(count.into(), bytes);
         if tally.taken == BURST || borrower.next == borrower.filled {
             break Ok(());
         }
         match borrower.hand_on(lender) {
-            Ok(length) => {
-                tally.taken += 1;
-                tally.frames += 1;
-                tally.bytes += u64::from(length);
-            }
+            Ok(length) => tally.note(1, length.into()),
             Err(fault) => break Err(Broken::Source(fault)),
         }
     };
@@ -150,6 +152,37 @@ struct Lent {
 }
 
 impl Sender {
+    /// To a borrower: does with the plain frames that come next, at most `most`, what [`lend`](Self::lend) does with
+    /// each, in a tight loop: all of one piece, and none refused. How many, and their bytes.
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn lend_run(&mut self, lender: &Receiver, most: usize) -> (u16, u64) {
+        let room = self.room();
+        let Slots::Lent(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
+        let (theirs, ours, regions) = (&lender.ring.table, &self.ring.table, &*lender.ring.regions);
+        let (from, to) = (lender.next, self.next);
+        let length_max = loans.piece_max.min(FRAME_MAX as u32);
+        // A burst is far below 2^16.
+        let most = room.min(lender.filled.wrapping_sub(from)).min(most as u16);
+        let (mut count, mut bytes) = (0, 0);
+        while count < most {
+            let piece = Descriptor::parse(theirs.read(from.wrapping_add(count)));
+            let region = regions.get(usize::from(piece.region));
+            let inside = region.is_some_and(|region| region.span(piece.offset, piece.length).is_some());
+            if !inside || piece.flags & NEXT != 0 || piece.length.wrapping_sub(1) >= length_max {
+                break;
+            }
+            let at = loans.at(to.wrapping_add(count));
+            loans.behind[at] = from.wrapping_add(count + 1);
+            let lent = Descriptor { flags: 0, region: piece.region + LENT_FROM, ..piece };
+            ours.write(to.wrapping_add(count), lent.emit());
+            bytes += u64::from(piece.length);
+            count += 1;
+        }
+        self.next = to.wrapping_add(count);
+        (count, bytes)
+    }
+
     /// To a borrower: writes the lender's next frame into the slots behind `next`, as far as they are free. Each of
     /// its descriptors is read once, and what was checked is what is written.
     #[inline]
@@ -216,6 +249,34 @@ impl Receiver {
         }
     }
 
+    /// From a borrower: does with the plain frames that come next, at most `most`, what [`hand_on`](Self::hand_on) does
+    /// with each, in a tight loop: all of one piece, and none wrong. How many, and their bytes.
+    // A function of its own, as `lend_run` is.
+    #[inline(never)]
+    fn hand_on_run(&mut self, lender: &mut Sender, most: usize) -> (u16, u64) {
+        let Slots::Lent(offers) = &self.slots else { unreachable!("asked of a borrower's ring only") };
+        let (theirs, ours) = (&self.ring.table, &lender.ring.table);
+        let (from, to) = (self.next, lender.next);
+        let offered = self.held.wrapping_sub(from);
+        // A burst is far below 2^16.
+        let most = offered.min(self.filled.wrapping_sub(from)).min(most as u16);
+        let (mut count, mut bytes) = (0, 0);
+        while count < most {
+            let filled = Descriptor::parse(theirs.read(from.wrapping_add(count)));
+            let slot = offers.0[offers.at(from.wrapping_add(count))];
+            let length_max = slot.length.min(FRAME_MAX as u32);
+            if filled.flags & NEXT != 0 || filled.length.wrapping_sub(1) >= length_max {
+                break;
+            }
+            ours.write_first(to.wrapping_add(count), Descriptor { flags: 0, length: filled.length, ..slot }.first());
+            bytes += u64::from(filled.length);
+            count += 1;
+        }
+        self.next = from.wrapping_add(count);
+        lender.next = to.wrapping_add(count);
+        (count, bytes)
+    }
+
     /// From a borrower: hands its next frame on to the lender, into the slots whose buffers it was offered. Only
     /// flags and lengths are the borrower's to say. The length of the frame.
     #[inline]
@@ -256,24 +317,29 @@ impl Receiver {
     fn offer_lent(&mut self, lender: &Sender) -> Result<(), Fault> {
         let Slots::Lent(offers) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
         let before = self.held;
+        // Both rings are as far ahead of what was handed on.
+        let ahead = before.wrapping_sub(self.next);
+        let first = lender.next.wrapping_add(ahead);
+        // Rings have at most 2^14 slots.
+        let free = (offers.0.len() as u16).wrapping_sub(ahead).min(lender.limit.wrapping_sub(first));
         let mut outcome = Ok(());
-        while usize::from(self.held.wrapping_sub(self.next)) < offers.0.len() {
-            let position = lender.next.wrapping_add(self.held.wrapping_sub(self.next));
-            if position == lender.limit {
-                break;
-            }
+        let mut count = 0;
+        while count < free {
+            let position = first.wrapping_add(count);
             let slot = Descriptor::parse(lender.ring.table.read(position));
             if slot.length == 0 || lender.room_at(slot, slot.length, position).is_err() {
                 outcome = Err(slot.fault(position));
                 break;
             }
-            let at = offers.at(self.held);
+            let own = before.wrapping_add(count);
+            let at = offers.at(own);
             offers.0[at] = slot;
             let region = slot.region + LENT_FROM;
-            self.ring.table.write(self.held, Descriptor { flags: 0, region, ..slot }.emit());
-            self.held = self.held.wrapping_add(1);
+            self.ring.table.write(own, Descriptor { flags: 0, region, ..slot }.emit());
+            count += 1;
         }
-        if self.held != before {
+        if count > 0 {
+            self.held = before.wrapping_add(count);
             self.ring.head.store(self.held);
         }
         outcome

@@ -28,13 +28,13 @@ impl Ids {
         self.tail.wrapping_sub(self.head)
     }
 
-    /// The id that is given out next.
+    /// The id that is given out `distance` after the next one, if so many are free.
     #[inline(always)]
-    pub(super) fn front(&self) -> Option<u16> {
-        (self.free() > 0).then(|| self.ahead(0))
+    pub(super) fn nth(&self, distance: u32) -> Option<u16> {
+        (distance < self.free()).then(|| self.ahead(distance))
     }
 
-    /// The id that is given out `distance` after the next one.
+    /// The same where it is known to be free.
     #[inline(always)]
     pub(super) fn ahead(&self, distance: u32) -> u16 {
         self.free[self.place(self.head.wrapping_add(distance))]
@@ -51,6 +51,19 @@ impl Ids {
         self.counts[usize::from(first)] = count;
         self.head = self.head.wrapping_add(count.into());
         first
+    }
+
+    /// Gives out the next `count` ids, as far as they are free, each for itself. How many.
+    #[inline(always)]
+    pub(super) fn take_each(&mut self, count: u32) -> u16 {
+        let count = count.min(self.free());
+        for distance in 0..count {
+            let id = self.ahead(distance);
+            self.counts[usize::from(id)] = 1;
+        }
+        self.head = self.head.wrapping_add(count);
+        // There are at most 2^15 ids.
+        count as u16
     }
 
     /// Takes back the ids that `first` stands for.

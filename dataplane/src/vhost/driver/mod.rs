@@ -1,7 +1,7 @@
 //! The driver's side of virtqueues: what a guest does, for a program of ours that is one.
 //!
 //! Every descriptor id has a buffer of its own for good, so that a sender can leave in it what does not change from frame
-//! to frame ([`DriverTx::each_buffer`], [`DriverTx::next_buffer`], [`DriverTx::commit`]). What is in shared memory is
+//! to frame ([`DriverTx::each_buffer`], [`InPlace`](crate::port::InPlace)). What is in shared memory is
 //! written only where it changes: as long as a device completes in order, a split ring's descriptors and available
 //! entries stay as they are, and a frame costs its own bytes and a share of an index.
 
@@ -91,24 +91,6 @@ impl DriverTx {
         match self {
             Self::Split(ring) => ring.each_buffer(visit),
             Self::Packed(ring) => ring.each_buffer(visit),
-        }
-    }
-
-    /// The buffer that the next frame goes to; what an earlier frame left in it is still there.
-    #[inline(always)]
-    pub fn next_buffer(&mut self) -> Option<SpanMut<'_>> {
-        match self {
-            Self::Split(ring) => ring.next_buffer(),
-            Self::Packed(ring) => ring.next_buffer(),
-        }
-    }
-
-    /// Sends the first `len` bytes of the next buffer with the next [`Target::publish`].
-    #[inline(always)]
-    pub fn commit(&mut self, len: u32) {
-        match self {
-            Self::Split(ring) => ring.commit(len),
-            Self::Packed(ring) => ring.commit(len),
         }
     }
 
@@ -207,6 +189,27 @@ fn accepted(features: Features) -> Accepts {
         tso6: features.has(Features::HOST_TSO6),
         ecn: features.has(Features::HOST_ECN),
         udp_l4: false,
+    }
+}
+
+/// Which received buffers hold a plain frame: all of it, and with nothing left to do.
+struct Plain {
+    unfinished: bool,
+    mergeable: bool,
+}
+
+impl Plain {
+    fn new(features: Features) -> Self {
+        Self { unfinished: features.has(Features::GUEST_CSUM), mergeable: features.has(Features::MRG_RXBUF) }
+    }
+
+    /// The frame in a buffer that the device wrote `len` bytes to, if it is one.
+    #[inline(always)]
+    fn frame<'a>(&self, buffers: &'a Buffers, id: u16, len: u32) -> Option<Span<'a>> {
+        let header_len = buffers.header_len;
+        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
+        let one = !self.unfinished && len > header_len && (len < header_len + buffers.room || !self.mergeable);
+        if one { buffers.read(id, header_len, len - header_len) } else { None }
     }
 }
 

@@ -7,13 +7,13 @@ use ferrule_ffi::array::Array;
 use ferrule_ffi::span::SpanMut;
 
 use crate::offload::{Accepts, VnetHeader};
-use crate::port::{BURST, Fault, Frame, Put, Source, Target};
+use crate::port::{BURST, Fault, Frame, InPlace, Put, Run, Source, Target};
 use crate::status::DropReason;
 use crate::vhost::chain::Descriptor;
 use crate::vhost::driver::ids::Ids;
 use crate::vhost::driver::memory::{Buffers, DriverMemory};
 use crate::vhost::driver::spread::{Segment, Spread, store_table};
-use crate::vhost::driver::{Bells, accepted, write_header};
+use crate::vhost::driver::{Bells, Plain, accepted, write_header};
 use crate::vhost::features::Features;
 use crate::vhost::packed::{AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event};
 
@@ -61,23 +61,22 @@ impl PackedDriver {
         driver
     }
 
-    /// Makes the next descriptor available, with `descriptor.next` as its id.
+    /// Makes the descriptor at `position` available, which `next` has to pass, with `descriptor.next` as its id.
     #[inline(always)]
-    fn offer(&mut self, descriptor: Descriptor) {
-        let place = self.next.index;
-        let flags = descriptor.flags | self.next.available();
+    fn offer(&mut self, position: Position, descriptor: Descriptor) {
+        let place = position.index;
+        let flags = descriptor.flags | position.available();
         let [first, second] = Descriptor { flags, ..descriptor }.emit_packed();
         let written = &mut self.addresses[usize::from(place)];
         if *written != first {
             *written = first;
             self.desc.write_first(place.into(), first);
         }
-        if self.next == self.published {
+        if position == self.published {
             self.held_back = second;
         } else {
             self.desc.store_second(place.into(), second);
         }
-        self.next = self.next.after(1, self.size);
     }
 
     /// Lets the device see what was offered. Whether it wants to be rung.
@@ -173,41 +172,10 @@ impl PackedDriverTx {
         (0..self.ring.size).filter_map(|id| buffers.frame_room(id, buffers.room)).for_each(&mut visit);
     }
 
-    /// The buffer that the next frame goes to.
+    /// The id of the frame after `ahead` others of one descriptor each, if there is room for it.
     #[inline(always)]
-    pub fn next_buffer(&mut self) -> Option<SpanMut<'_>> {
-        self.ring.buffers.frame_room(self.ids.front()?, self.ring.buffers.room)
-    }
-
-    /// Asks for the first line of the buffer that the frame after `ahead` others goes to, to write to it soon.
-    #[inline(always)]
-    pub fn prefetch_buffer(&self, ahead: u32) {
-        if ahead < self.ids.free()
-            && let Some(buffer) = self.ring.buffers.frame_room(self.ids.ahead(ahead), 1)
-        {
-            buffer.prefetch();
-        }
-    }
-
-    /// Sends the first `len` bytes of the next buffer.
-    #[inline(always)]
-    pub fn commit(&mut self, len: u32) {
-        let ring = &mut self.ring;
-        let Some(id) = self.ids.front() else { return };
-        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + len.min(ring.buffers.room));
-        ring.offer(Descriptor { address, len, flags: 0, next: id });
-        self.take(1, 1);
-    }
-
-    /// Notes that the next `ids` ids went out in `slots` descriptors.
-    #[inline(always)]
-    fn take(&mut self, ids: u16, slots: u16) {
-        let id = self.ids.take(ids);
-        self.slots[usize::from(id)] = slots;
-        self.free -= slots;
-        if let Some(under_way) = &mut self.under_way {
-            under_way.push(id);
-        }
+    fn nth(&self, ahead: u32) -> Option<u16> {
+        self.ids.nth(ahead).filter(|_| ahead < self.free.into())
     }
 
     /// Takes back what the device has sent.
@@ -262,12 +230,51 @@ impl PackedDriverTx {
             let len = table.len() as u32;
             chain.push(Descriptor { address, len, flags: Descriptor::INDIRECT, next: head });
         }
+        let mut position = ring.next;
         for descriptor in chain {
-            ring.offer(descriptor);
+            ring.offer(position, descriptor);
+            position = position.after(1, ring.size);
         }
+        ring.next = position;
         // No more than the ring has.
-        self.take(spread.ids() as u16, spread.slots() as u16);
+        let (ids, slots) = (spread.ids() as u16, spread.slots() as u16);
+        self.slots[usize::from(self.ids.take(ids))] = slots;
+        self.free -= slots;
+        if let Some(under_way) = &mut self.under_way {
+            under_way.push(head);
+        }
         Put::Stored
+    }
+}
+
+impl InPlace for PackedDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.nth(ahead)?, self.ring.buffers.room)
+    }
+
+    #[inline(always)]
+    fn describe(&mut self, ahead: u32, length: u32) {
+        let Some(id) = self.nth(ahead) else { return };
+        let ring = &mut self.ring;
+        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + length.min(ring.buffers.room));
+        // Rings are no longer than 2^15.
+        let position = ring.next.after(ahead as u16, ring.size);
+        ring.offer(position, Descriptor { address, len, flags: 0, next: id });
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, count: u32) {
+        let count = count.min(self.free.into());
+        for id in (0..count).map_while(|ahead| self.ids.nth(ahead)) {
+            self.slots[usize::from(id)] = 1;
+            if let Some(under_way) = &mut self.under_way {
+                under_way.push(id);
+            }
+        }
+        let count = self.ids.take_each(count);
+        self.free -= count;
+        self.ring.next = self.ring.next.after(count, self.ring.size);
     }
 }
 
@@ -279,7 +286,7 @@ impl Target for PackedDriverTx {
 
     #[inline(always)]
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let Some(id) = self.ids.front() else { return Ok(Put::Full) };
+        let Some(id) = self.nth(0) else { return Ok(Put::Full) };
         let len = frame.bytes.len() as u32;
         if len == 0 {
             return Ok(Put::Refused(DropReason::TooShort));
@@ -293,7 +300,8 @@ impl Target for PackedDriverTx {
             // Otherwise nobody reads it.
             write_header(&self.ring.buffers, id, frame.offload);
         }
-        self.commit(len);
+        self.describe(0, len);
+        self.commit(1);
         Ok(Put::Stored)
     }
 
@@ -314,9 +322,8 @@ impl Target for PackedDriverTx {
 /// Receives through a packed ring.
 pub struct PackedDriverRx {
     ring: PackedDriver,
-    unfinished: bool,
+    plain: Plain,
     header: VnetHeader,
-    mergeable: bool,
     /// The ids of buffers taken and not offered again, each at its place in the ring.
     taken: Box<[u16]>,
     /// How many.
@@ -329,18 +336,18 @@ impl PackedDriverRx {
         let mut ring = PackedDriver::new(memory, index, features, bells);
         let taken = vec![0; memory.spec().size as usize].into();
         for id in 0..ring.size {
-            Self::offer(&mut ring, id);
+            let position = ring.next.after(id, ring.size);
+            Self::offer(&mut ring, position, id);
         }
+        ring.next = ring.next.after(ring.size, ring.size);
         ring.publish();
-        let unfinished = features.has(Features::GUEST_CSUM);
-        let mergeable = features.has(Features::MRG_RXBUF);
-        Self { ring, unfinished, header: VnetHeader::default(), mergeable, taken, count: 0, owes_kick: true }
+        Self { ring, plain: Plain::new(features), header: VnetHeader::default(), taken, count: 0, owes_kick: true }
     }
 
     #[inline(always)]
-    fn offer(ring: &mut PackedDriver, id: u16) {
+    fn offer(ring: &mut PackedDriver, position: Position, id: u16) {
         let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
-        ring.offer(Descriptor { address, len, flags: Descriptor::WRITE, next: id });
+        ring.offer(position, Descriptor { address, len, flags: Descriptor::WRITE, next: id });
     }
 
     /// The id and the length in the used element at `position`.
@@ -406,18 +413,35 @@ impl Source for PackedDriverRx {
         Ok(Self::entry(&self.ring, self.ring.done)?.is_some())
     }
 
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let Self { ring, plain, taken, .. } = self;
+        let mut position = ring.done;
+        for _ in 0..ring.size.min(BURST as u16) {
+            let Ok(Some((id, len))) = Self::entry(ring, position) else { break };
+            let Some(frame) = plain.frame(&ring.buffers, id, len) else { break };
+            taken[usize::from(position.index)] = id;
+            position = position.after(1, ring.size);
+            run.push(frame);
+        }
+    }
+
+    #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        // At most a burst.
+        self.advance(count as u32);
+    }
+
     #[inline(always)]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Self { ring, unfinished, header, mergeable, taken, .. } = self;
+        let Self { ring, plain, header, taken, .. } = self;
         let Some((id, len)) = Self::entry(ring, ring.done)? else { return Ok(None) };
-        let header_len = ring.buffers.header_len;
-        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
-        let one = !*unfinished && len > header_len && (len < header_len + ring.buffers.room || !*mergeable);
-        if one && let Some(bytes) = ring.buffers.read(id, header_len, len - header_len) {
+        if let Some(bytes) = plain.frame(&ring.buffers, id, len) {
             taken[usize::from(ring.done.index)] = id;
             return Ok(Some(Frame { bytes, offload: None, slots: 1 }));
         }
-        Self::gather(ring, taken, header, *mergeable, gather)
+        Self::gather(ring, taken, header, plain.mergeable, gather)
     }
 
     #[inline(always)]
@@ -430,10 +454,13 @@ impl Source for PackedDriverRx {
     #[inline]
     fn release(&mut self) {
         // Every buffer has one descriptor, so what was taken first lies where the next one is to be made available.
+        let mut position = self.ring.next;
         for _ in 0..self.count {
-            let id = self.taken[usize::from(self.ring.next.index)];
-            Self::offer(&mut self.ring, id);
+            let id = self.taken[usize::from(position.index)];
+            Self::offer(&mut self.ring, position, id);
+            position = position.after(1, self.ring.size);
         }
+        self.ring.next = position;
         self.count = 0;
         self.owes_kick |= self.ring.publish();
     }

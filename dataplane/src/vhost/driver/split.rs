@@ -8,13 +8,13 @@ use ferrule_ffi::region::Index;
 use ferrule_ffi::span::SpanMut;
 
 use crate::offload::{Accepts, VnetHeader};
-use crate::port::{BURST, Fault, Frame, Put, Source, Target};
+use crate::port::{BURST, Fault, Frame, InPlace, Put, Run, Source, Target};
 use crate::status::DropReason;
 use crate::vhost::chain::Descriptor;
 use crate::vhost::driver::ids::Ids;
 use crate::vhost::driver::memory::{Buffers, DriverMemory};
 use crate::vhost::driver::spread::{Segment, Spread, store_table};
-use crate::vhost::driver::{Bells, accepted, write_header};
+use crate::vhost::driver::{Bells, Plain, accepted, write_header};
 use crate::vhost::features::Features;
 
 /// What both directions have in common.
@@ -87,16 +87,15 @@ impl SplitDriver {
         }
     }
 
-    /// Puts the chain that begins with `head` into the next available entry.
+    /// Puts the chain that begins with `head` into the available entry at `position`, which `next` has to pass.
     #[inline(always)]
-    fn offer(&mut self, head: u16) {
-        let place = self.next & self.mask;
+    fn offer(&mut self, position: u16, head: u16) {
+        let place = position & self.mask;
         let written = &mut self.heads[usize::from(place)];
         if *written != head {
             *written = head;
             self.avail.write(place.into(), head);
         }
-        self.next = self.next.wrapping_add(1);
     }
 
     /// Reads how far the device is.
@@ -170,40 +169,14 @@ impl SplitDriverTx {
         (0..=self.ring.mask).filter_map(|id| buffers.frame_room(id, buffers.room)).for_each(&mut visit);
     }
 
-    /// The buffer that the next frame goes to.
-    #[inline(always)]
-    pub fn next_buffer(&mut self) -> Option<SpanMut<'_>> {
-        self.ring.buffers.frame_room(self.ids.front()?, self.ring.buffers.room)
-    }
-
-    /// Asks for the first line of the buffer that the frame after `ahead` others goes to, to write to it soon.
-    #[inline(always)]
-    pub fn prefetch_buffer(&self, ahead: u32) {
-        if ahead < self.ids.free()
-            && let Some(buffer) = self.ring.buffers.frame_room(self.ids.ahead(ahead), 1)
-        {
-            buffer.prefetch();
-        }
-    }
-
-    /// Sends the first `len` bytes of the next buffer.
-    #[inline(always)]
-    pub fn commit(&mut self, len: u32) {
-        let ring = &mut self.ring;
-        let Some(id) = self.ids.front() else { return };
-        let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
-        ring.describe(id, Descriptor { address, len: header_len + len.min(ring.buffers.room), flags: 0, next: 0 });
-        self.ids.take(1);
-        ring.offer(id);
-    }
-
     /// Takes back what the device has sent.
     #[inline]
     fn reclaim(&mut self) -> Result<(), Fault> {
         let ring = &mut self.ring;
         ring.refresh()?;
-        while ring.done != ring.seen {
-            let place = ring.done & ring.mask;
+        let (first, count) = (ring.done, ring.seen.wrapping_sub(ring.done));
+        for position in (0..count).map(|ahead| first.wrapping_add(ahead)) {
+            let place = position & ring.mask;
             let head = if self.features.has(Features::IN_ORDER) {
                 // They come back in order, and the used entries need not be read (2.7.9).
                 ring.heads[usize::from(place)]
@@ -212,8 +185,8 @@ impl SplitDriverTx {
                 u16::try_from(id).unwrap_or(u16::MAX)
             };
             self.ids.give(head)?;
-            ring.done = ring.done.wrapping_add(1);
         }
+        ring.done = ring.seen;
         Ok(())
     }
 
@@ -249,8 +222,31 @@ impl SplitDriverTx {
         for (id, descriptor) in chain {
             ring.describe(id, descriptor);
         }
-        ring.offer(head);
+        ring.offer(ring.next, head);
+        ring.next = ring.next.wrapping_add(1);
         Put::Stored
+    }
+}
+
+impl InPlace for SplitDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.ids.nth(ahead)?, self.ring.buffers.room)
+    }
+
+    #[inline(always)]
+    fn describe(&mut self, ahead: u32, length: u32) {
+        let ring = &mut self.ring;
+        let Some(id) = self.ids.nth(ahead) else { return };
+        let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
+        ring.describe(id, Descriptor { address, len: header_len + length.min(ring.buffers.room), flags: 0, next: 0 });
+        // Rings are no longer than 2^15.
+        ring.offer(ring.next.wrapping_add(ahead as u16), id);
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, count: u32) {
+        self.ring.next = self.ring.next.wrapping_add(self.ids.take_each(count));
     }
 }
 
@@ -262,7 +258,7 @@ impl Target for SplitDriverTx {
 
     #[inline(always)]
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let Some(id) = self.ids.front() else { return Ok(Put::Full) };
+        let Some(id) = self.ids.nth(0) else { return Ok(Put::Full) };
         let len = frame.bytes.len() as u32;
         if len == 0 {
             return Ok(Put::Refused(DropReason::TooShort));
@@ -276,7 +272,8 @@ impl Target for SplitDriverTx {
             // Otherwise nobody reads it.
             write_header(&self.ring.buffers, id, frame.offload);
         }
-        self.commit(len);
+        self.describe(0, len);
+        self.commit(1);
         Ok(Put::Stored)
     }
 
@@ -297,9 +294,8 @@ impl Target for SplitDriverTx {
 /// Receives through a split ring.
 pub struct SplitDriverRx {
     ring: SplitDriver,
-    unfinished: bool,
+    plain: Plain,
     header: VnetHeader,
-    mergeable: bool,
     /// Buffers taken and not offered again, each at its position masked.
     taken: Box<[u16]>,
     /// The first of them.
@@ -314,12 +310,18 @@ impl SplitDriverRx {
         for id in 0..=ring.mask {
             let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
             ring.describe(id, Descriptor { address, len, flags: Descriptor::WRITE, next: 0 });
-            ring.offer(id);
+            ring.offer(id, id);
         }
+        ring.next = ring.mask + 1;
         ring.publish();
-        let unfinished = features.has(Features::GUEST_CSUM);
-        let mergeable = features.has(Features::MRG_RXBUF);
-        Self { ring, unfinished, header: VnetHeader::default(), mergeable, taken, first_taken: 0, owes_kick: true }
+        Self {
+            ring,
+            plain: Plain::new(features),
+            header: VnetHeader::default(),
+            taken,
+            first_taken: 0,
+            owes_kick: true,
+        }
     }
 
     /// The id and the length in the used entry at `position`.
@@ -395,21 +397,37 @@ impl Source for SplitDriverRx {
         Ok(ring.seen != ring.done)
     }
 
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        let Self { ring, plain, taken, .. } = self;
+        let waiting = ring.seen.wrapping_sub(ring.done).min(BURST as u16);
+        for position in (0..waiting).map(|ahead| ring.done.wrapping_add(ahead)) {
+            let Ok((id, len)) = Self::entry(ring, position) else { break };
+            let Some(frame) = plain.frame(&ring.buffers, id, len) else { break };
+            taken[usize::from(position & ring.mask)] = id;
+            run.push(frame);
+        }
+    }
+
     #[inline(always)]
+    fn advance_run(&mut self, count: usize) {
+        // At most a burst.
+        self.ring.done = self.ring.done.wrapping_add(count as u16);
+    }
+
+    #[inline]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Self { ring, unfinished, header, mergeable, taken, .. } = self;
+        let Self { ring, plain, header, taken, .. } = self;
         if ring.done == ring.seen {
             return Ok(None);
         }
         let (id, len) = Self::entry(ring, ring.done)?;
-        let header_len = ring.buffers.header_len;
-        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
-        let one = !*unfinished && len > header_len && (len < header_len + ring.buffers.room || !*mergeable);
-        if one && let Some(bytes) = ring.buffers.read(id, header_len, len - header_len) {
+        if let Some(bytes) = plain.frame(&ring.buffers, id, len) {
             taken[usize::from(ring.done & ring.mask)] = id;
             return Ok(Some(Frame { bytes, offload: None, slots: 1 }));
         }
-        Self::gather(ring, taken, header, *mergeable, gather)
+        Self::gather(ring, taken, header, plain.mergeable, gather)
     }
 
     #[inline(always)]
@@ -421,12 +439,14 @@ impl Source for SplitDriverRx {
     #[inline]
     fn release(&mut self) {
         let ring = &mut self.ring;
-        while self.first_taken != ring.done {
-            let id = self.taken[usize::from(self.first_taken & ring.mask)];
+        let (first, next, count) = (self.first_taken, ring.next, ring.done.wrapping_sub(self.first_taken));
+        for ahead in 0..count {
+            let id = self.taken[usize::from(first.wrapping_add(ahead) & ring.mask)];
             // Offered again before it was taken back: the device may name one twice, which is its own affair then.
-            ring.offer(id);
-            self.first_taken = self.first_taken.wrapping_add(1);
+            ring.offer(next.wrapping_add(ahead), id);
         }
+        ring.next = next.wrapping_add(count);
+        self.first_taken = ring.done;
         self.owes_kick |= ring.publish();
     }
 

@@ -125,17 +125,16 @@ impl Target for PackedRx {
         let header_len = guest.header_len;
         let mut near = guest.memory.near(guest.near);
         let mut position = *next;
-        let place = |frame: &Span<'_>| {
-            let descriptor = available(desc, position)?;
+        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
+        for frame in run.iter().take(usize::from(*size).min(BURST)) {
+            let Some(descriptor) = available(desc, position) else { break };
             // No frame is as long as 4 GiB.
             let len = frame.len() as u32 + header_len;
-            let room = offered(descriptor, &mut near, len, header_len)?;
+            let Some(room) = offered(descriptor, &mut near, len, header_len) else { break };
             taken.push(Taken { id: descriptor.next, slots: 1, len });
             position = position.after(1, *size);
-            Some(room)
-        };
-        let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
-        rooms.extend(run.iter().take(usize::from(*size).min(BURST)).map_while(place));
+            rooms.push(room);
+        }
         let count = rooms.len();
         for (frame, room) in run.iter().zip(&mut rooms) {
             write_finished(room, header_len, *frame);

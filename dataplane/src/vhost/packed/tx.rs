@@ -82,14 +82,16 @@ impl Source for PackedTx {
         let header_len = ring.guest.header_len;
         let mut near = ring.guest.memory.near(ring.guest.near);
         let mut position = ring.next;
-        let plain = |shown: &mut u16| {
-            let descriptor = ring.available(position)?;
-            let (frame, piece) = sent(descriptor, &mut near, header_len)?;
+        for shown in ids.iter_mut().take(ring.size.into()) {
+            let Some(descriptor) = ring.available(position) else { break };
+            let Some((frame, piece)) = sent(descriptor, &mut near, header_len) else { break };
+            if *unfinished && !read_header(piece, header_len).is_plain() {
+                break;
+            }
             *shown = descriptor.next;
             position = position.after(1, ring.size);
-            (!*unfinished || read_header(piece, header_len).is_plain()).then_some(frame)
-        };
-        run.extend(ids.iter_mut().take(ring.size.into()).map_while(plain));
+            run.push(frame);
+        }
         ring.guest.near = near.number;
     }
 

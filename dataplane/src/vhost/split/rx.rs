@@ -118,19 +118,18 @@ impl Target for SplitRx {
         }
         let header_len = ring.guest.header_len;
         let mut near = ring.guest.memory.near(ring.guest.near);
-        let place = |(position, frame): (u16, &Span<'_>)| {
-            let (head, descriptor) = ring.entry(position)?;
-            // No frame is as long as 4 GiB.
-            let total = frame.len() as u32 + header_len;
-            let room = offered(descriptor, &mut near, total, header_len)?;
-            // Not seen before the index is.
-            ring.used.write((position & ring.mask).into(), [head.into(), total]);
-            Some(room)
-        };
         ring.prefetch_used(run.len());
         let mut rooms = ArrayVec::<SpanMut<'_>, BURST>::new();
-        let positions = (0..ring.waiting()).map(|ahead| ring.next.wrapping_add(ahead));
-        rooms.extend(positions.zip(run).take(BURST).map_while(place));
+        for (ahead, frame) in (0..ring.waiting().min(BURST as u16)).zip(run) {
+            let position = ring.next.wrapping_add(ahead);
+            let Some((head, descriptor)) = ring.entry(position) else { break };
+            // No frame is as long as 4 GiB.
+            let total = frame.len() as u32 + header_len;
+            let Some(room) = offered(descriptor, &mut near, total, header_len) else { break };
+            // Not seen before the index is.
+            ring.used.write((position & ring.mask).into(), [head.into(), total]);
+            rooms.push(room);
+        }
         let count = rooms.len();
         for (frame, room) in run.iter().zip(&mut rooms) {
             write_finished(room, header_len, *frame);

@@ -98,14 +98,15 @@ impl Source for SplitTx {
         }
         let header_len = ring.guest.header_len;
         let mut near = ring.guest.memory.near(ring.guest.near);
-        let plain = |(position, shown): (u16, &mut u16)| {
-            let (head, descriptor) = ring.entry(position)?;
-            let (frame, piece) = sent(descriptor, &mut near, header_len)?;
+        for (ahead, shown) in (0..ring.waiting()).zip(heads) {
+            let Some((head, descriptor)) = ring.entry(ring.next.wrapping_add(ahead)) else { break };
+            let Some((frame, piece)) = sent(descriptor, &mut near, header_len) else { break };
+            if *unfinished && !read_header(piece, header_len).is_plain() {
+                break;
+            }
             *shown = head;
-            (!*unfinished || read_header(piece, header_len).is_plain()).then_some(frame)
-        };
-        let positions = (0..ring.waiting()).map(|ahead| ring.next.wrapping_add(ahead));
-        run.extend(positions.zip(heads).map_while(plain));
+            run.push(frame);
+        }
         ring.guest.near = near.number;
     }
 
