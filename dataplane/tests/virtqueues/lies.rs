@@ -194,6 +194,21 @@ fn a_visit_ends_with_the_frame_whose_pieces_spend_the_time_of_a_burst() {
 }
 
 #[test]
+fn a_visit_pays_for_each_of_the_small_buffers_that_a_frame_is_spread_over() {
+    for layout in [Features::default(), Features::RING_PACKED] {
+        let features = Features::VERSION_1 | Features::MRG_RXBUF | layout;
+        let spec = DriverSpec { size: 1024, buffer: 52, header_apart: false };
+        let mut pair = Pair::new(spec, features);
+        let frames: Vec<_> = (0..20).map(|number| frame(number, 2000)).collect();
+        assert_eq!(pair.send(&frames), 20);
+        let visits: Vec<_> = std::iter::repeat_with(|| pair.visit()).take_while(|&taken| taken > 0).collect();
+        assert_eq!(pair.receive(), frames);
+        // Put together from 32 pieces or more and spread over as many: at least 20,000 bytes each.
+        assert!(visits.iter().all(|&taken| taken <= 7), "{features:x?}: {visits:?}");
+    }
+}
+
+#[test]
 fn a_receive_buffer_without_room_for_a_header_ends_the_connection() {
     for len in [0, 1, 11] {
         for mut liar in Liar::both() {
