@@ -5,12 +5,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sriov_manager::document::FileWatch;
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, WiresFile};
-use crate::watch::FileWatch;
 use crate::wires::{Applied, ChangeError, Wires};
 
 /// Follows the file for as long as the forwarder serves.
