@@ -74,10 +74,13 @@ pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
         return Vec::new();
     }
     let group = vf.function.iommu_group;
+    // The group is one thing to whoever holds it, also by the device of another VF.
+    let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
+    let devices = vf.vfio_device.iter().cloned().chain(members);
     let nodes: Vec<PathBuf> = group
         .iter()
         .flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")])
-        .chain(vf.vfio_device.iter().map(|device| format!("/dev/vfio/devices/{device}")))
+        .chain(devices.map(|device| format!("/dev/vfio/devices/{device}")))
         .map(PathBuf::from)
         .collect();
     let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };

@@ -162,7 +162,7 @@ fn a_pf_that_ignores_a_setting_is_caught_by_reading_back() {
     let (node, vfs, _) = node();
     node.set(Scenario::SettingIgnored);
     let attributes = Attributes { vlan: Some(Vlan { id: 5, ..Vlan::default() }), ..Attributes::default() };
-    refused(&node, &vfs, "is not as it was set: set vlan 5", || {
+    refused(&node, &vfs, "there would still be to do: set vlan 5", || {
         vfs.acquire(&request(node.vf(0, 1), Driver::None, attributes)).unwrap_err().to_string()
     });
 }

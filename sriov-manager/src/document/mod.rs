@@ -1,7 +1,7 @@
 //! Files of settings: text in, checked values out, or everything that is wrong in one go, each at its line.
 //!
 //! Modules in reading order: `tree` (text to a tree with positions), `reader` (tree to values, collecting errors),
-//! `watch` (a file that gets new contents).
+//! `watch` (a file that gets new contents), `follow` (one that a daemon was started with).
 
 use std::fmt;
 use std::io;
@@ -11,10 +11,12 @@ use thiserror::Error;
 
 use tree::Node;
 
+mod follow;
 mod reader;
 mod tree;
 mod watch;
 
+pub use follow::{Cause, Followed};
 pub use reader::{Field, Findings, Table};
 pub use watch::FileWatch;
 

@@ -1,4 +1,4 @@
-//! The manager killed at every point of its work, one after the other: the points count themselves (`--die-at`).
+//! The manager killed at every point of its work, one after the other: the points count themselves (`mortal-manager`).
 
 use std::time::Duration;
 
