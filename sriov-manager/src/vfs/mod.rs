@@ -242,7 +242,9 @@ impl Vfs {
         let mut vf = vf.clone();
         vf.function.driver = hands.sysfs.driver(vf.address);
         vf.vfio_device = hands.sysfs.vfio_device(vf.address);
+        let began = Instant::now();
         let mut holders = holders::processes(&hands.sysfs, &vf);
+        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
         let hidden = vf.function.driver.is_some() && hands.sysfs.netdevs(vf.address).is_empty();
         if holders.is_empty() && hidden && vf.function.driver.as_deref() != Some(crate::address::VFIO_PCI) {
             let address = vf.address;
