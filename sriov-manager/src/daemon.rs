@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::api;
 use crate::config::PoliciesFile;
 use crate::hands::{Observer, Patience};
+use crate::holders;
 use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
 use crate::policy::Policies;
@@ -87,6 +88,12 @@ impl Daemon {
             None => None,
         };
         let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        if sysfs.is_live() && !holders::sees_every_process(&sysfs) {
+            warn!(
+                "this is not the machine's first process namespace: who holds a VF outside of it is neither seen nor named, \
+                 and only the watchdog helps then; in Kubernetes the pod needs `hostPID: true`"
+            );
+        }
         // Before the first look, so that nothing happens unheard between the two.
         let uevents = if sysfs.is_live() { hear() } else { None };
         let options = Options { sysfs, kernel, state, policies, patience, observer };

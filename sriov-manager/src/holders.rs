@@ -92,6 +92,11 @@ pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
     .collect()
 }
 
+/// Whether every process of the machine is in `/proc`: whether this is the first process namespace.
+pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
+    fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
+}
+
 fn open_file(directory: &Path, nodes: &[PathBuf]) -> Option<PathBuf> {
     // A process that ends meanwhile holds nothing.
     let files = fs::read_dir(directory).ok()?;
@@ -102,3 +107,6 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
     let text = fs::read_to_string(sysfs.path(&format!("proc/{pid}/comm"))).unwrap_or_default();
     text.trim().to_owned()
 }
+
+/// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";

@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::task::{block_in_place, spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, PoliciesFile};
@@ -34,7 +34,7 @@ impl Reloader {
         Self { file, hangup, vfs }
     }
 
-    /// Follows the file until the daemon stops.
+    /// Follows the file until the daemon stops. Needs a runtime of several threads.
     pub async fn run(mut self, mut phase: watch::Receiver<Phase>) {
         // It may have changed between its reading and its watching.
         self.reload(Cause::Changed).await;
@@ -56,7 +56,8 @@ impl Reloader {
             }
             return;
         };
-        match file.wanted(cause) {
+        // A policies file may name users, and whoever knows them may be at the far end of a network.
+        match block_in_place(|| file.wanted(cause)) {
             Ok(None) => {}
             Ok(Some(policies)) => self.adopt(policies, cause).await,
             Err(problems) => refuse(&self.vfs, file, &problems),

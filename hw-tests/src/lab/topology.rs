@@ -27,19 +27,22 @@ pub fn qemu(disk: &Path) -> Vec<String> {
     }
     // Without ACS on their port nothing keeps functions below it apart: one IOMMU group. A NIC with ARI says which of its
     // functions is the next (PCIe 6.0, 7.8.8.2); igb says that there is none, unless told.
-    arguments.extend(words(
+    arguments.extend(words(&format!(
         "-device pcie-root-port,id=crowded,bus=pcie.0,chassis=3,slot=3,disable-acs=on \
          -netdev hubport,id=net2,hubid=2 \
-         -device igb,bus=crowded,addr=0.0,multifunction=on,x-pcie-ari-nextfn-1=on,netdev=net2,mac=52:54:00:00:00:03 \
+         -device igb,bus=crowded,addr=0.0,multifunction=on,{ARI}=on,netdev=net2,mac=52:54:00:00:00:03 \
          -device e1000e,bus=crowded,addr=0.1,netdev=net3,mac=52:54:00:00:00:04 \
          -netdev hubport,id=net3,hubid=3",
-    ));
+    )));
     arguments.extend(words("-device virtio-blk-pci,bus=pcie.0,drive=disk -drive"));
     // A power cut ends QEMU and not this host: what a guest has flushed is in a file's cache, and survives. A flush down to
     // this host's disk would put that disk's moods into every figure.
     arguments.push(format!("id=disk,if=none,format=raw,cache=unsafe,file={}", disk.display()));
     arguments
 }
+
+/// Has igb say that there is a function behind it.
+const ARI: &str = "x-pcie-ari-nextfn-1";
 
 /// Added to the kernel's command line. The pages are for DPDK: half a GiB of 2 MiB each.
 pub fn kernel() -> Vec<String> {
@@ -49,7 +52,8 @@ pub fn kernel() -> Vec<String> {
 /// What this machine has for it. An error says what is missing.
 pub fn pieces() -> Result<Pieces> {
     let pieces = Pieces::find()?;
-    ensure!(Pieces::has_device("igb")?, "a QEMU with igb, the emulated SR-IOV NIC (8.0 or newer)");
+    let has_igb = Pieces::has_device("igb", ARI)?;
+    ensure!(has_igb, "a QEMU with igb, the emulated SR-IOV NIC, and its option {ARI} (8.1 or newer)");
     Ok(pieces)
 }
 

@@ -40,6 +40,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
+    Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
+        .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_count_finishes_it", &[crashes::counts])
         .within(Duration::from_mins(3)),
     Scenario::new(
