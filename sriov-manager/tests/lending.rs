@@ -399,6 +399,11 @@ fn new_policies_change_the_numbers_that_they_speak_of_anew_and_show_those_that_t
     assert_eq!(vfs.adopt_policies(policies(6, 2), Counts::All).unwrap().short, []);
     assert_eq!((counts(&vfs), &vfs.view().pfs[0].short), (vec![6, 2], &None));
 
+    vfs.adopt_policies(policies(9, 2), Counts::Changed).unwrap();
+    assert!(vfs.view().pfs[0].short.as_ref().unwrap().contains("it offers at most 7"));
+    vfs.adopt_policies(policies(6, 2), Counts::Changed).unwrap();
+    assert_eq!(vfs.view().pfs[0].short, None, "it has what is wanted now");
+
     let contradiction = Policies { pools: vec![pool("ens1f0", 1), Pool { name: "x".into(), ..pool("ens1f0", 2) }] };
     let error = vfs.adopt_policies(contradiction, Counts::All).unwrap_err().to_string();
     assert!(error.contains("the pools ens1f0 and x want different numbers of VFs of ens1f0"), "{error}");

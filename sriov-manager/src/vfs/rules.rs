@@ -1,6 +1,6 @@
 //! The policies, and other ones while the manager runs.
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{VfError, Vfs};
 use crate::address::PciAddress;
@@ -41,8 +41,11 @@ impl Vfs {
                 let pf = inventory.pfs.get(pf);
                 pf.is_some_and(|pf| before.wanted_count(pf) != state.policies.wanted_count(pf))
             };
-            let counts = state.policies.counts(inventory).into_iter();
-            counts.filter(|(pf, _)| which == Counts::All || says_new(pf)).collect()
+            let different = state.policies.counts(inventory);
+            let counts = different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
+            // What is not wanted any more is not lacked.
+            state.short.retain(|short, _| different.iter().any(|(pf, _)| pf == short));
+            counts
         };
         self.changed();
         let short = self.make_counts(&counts).map_err(AdoptError::Journal)?;
@@ -67,7 +70,7 @@ impl Vfs {
         let mut short = Vec::new();
         for (pf, created) in self.create_all(counts) {
             match created {
-                Ok(created) => info!(%pf, from = created.from, to = created.to, "the policies want these VFs"),
+                Ok(_) => {}
                 Err(VfError::Journal(error)) => return Err(error.into()),
                 Err(error) => {
                     warn!(%pf, %error, "the VFs that the policies want could not be made");
