@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
-use super::claim::Claim;
 use super::{Reason, State, VfError, Vfs, Wants};
 use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Mac, Settings};
@@ -69,7 +68,7 @@ impl Vfs {
         self.record_lease(lease.vf, Some(lease.clone()))?;
         let lease = self.carry_out(&chosen, ready)?;
         if chosen.lease.is_none() && !asked() {
-            self.undo_unasked(lease, &claim)?;
+            self.undo_unasked(lease)?;
             return Err(unasked());
         }
         info!(vf = %acquired.vf, lease = request.id, holder = request.holder, driver = %request.wanted.driver, "lent");
@@ -77,7 +76,8 @@ impl Vfs {
         Ok(acquired)
     }
 
-    fn undo_unasked(&self, lease: Lease, _: &Claim) -> Result<(), VfError> {
+    /// Takes a VF back that nobody was told of. It is claimed.
+    fn undo_unasked(&self, lease: Lease) -> Result<(), VfError> {
         info!(vf = %lease.vf, lease = lease.id, "whoever asked has gone: the lease is undone");
         let lease = Lease { stage: Stage::Releasing, ..lease };
         self.record_lease(lease.vf, Some(lease.clone()))?;
