@@ -179,10 +179,22 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
     let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
-    timeout(Duration::from_millis(300), leaving.acquire(new)).await.unwrap_err();
+    timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.calm();
     eventually("it is undone", || daemon.vfs().facts().leases.len() == 1).await;
+    assert_eq!(node.fingerprint(), before);
+
+    // Whoever asks again while it is undone waits for that, and has it.
+    node.set(Scenario::UnbindHangs);
+    timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
+    let mut again = client(&socket).await;
+    let again = tokio::spawn(async move { again.acquire(new).await });
+    node.calm();
+    let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
+    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
+    let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false };
+    leaving.release(release).await.unwrap();
     assert_eq!(node.fingerprint(), before);
     daemon.stop().await;
 }

@@ -101,6 +101,10 @@ impl Vfs {
                 Choice::Vf(vf) => *vf == lease.vf,
                 Choice::Pool(pool) => lease.pool.as_ref() == Some(pool),
             };
+            if lease.stage == Stage::Releasing && state.claimed.contains(&lease.vf) {
+                // It is being taken back this moment. Whoever asks again so soon waits for that, and decides anew.
+                return Self::chosen(state, lease.vf, None);
+            }
             if !same || lease.stage == Stage::Releasing {
                 return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf });
             }
