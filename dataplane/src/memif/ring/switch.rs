@@ -42,9 +42,13 @@ pub(crate) fn forward(
 
 /// From the lender's S2M ring to the borrower's.
 fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut Tally) -> Result<Visit, Broken> {
-    lender.look().map_err(Broken::Source)?;
-    borrower.refresh().map_err(Broken::Target)?;
-    lender.give_back(borrower.consumed(lender));
+    let quiet = !lender.look().map_err(Broken::Source)?;
+    // The borrower's index lies in a line that it writes all the time: read only when its slots or the lender's become few.
+    let held = usize::from(lender.next.wrapping_sub(lender.held));
+    if quiet || usize::from(borrower.room()) < BURST || 2 * held >= lender.ring.table.len() {
+        borrower.refresh().map_err(Broken::Target)?;
+        lender.give_back(borrower.consumed(lender));
+    }
     let mut stalled = false;
     let outcome = loop {
         let (count, bytes) = borrower.lend_run(lender, BURST - tally.taken);
@@ -81,23 +85,24 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
 /// From the borrower's M2S ring to the lender's. The two run in step: the buffer in a slot of the lender's is what
 /// the borrower gets offered in the same place.
 fn homeward(borrower: &mut Receiver, lender: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
-    lender.refresh().map_err(Broken::Target)?;
     borrower.look().map_err(Broken::Source)?;
-    let outcome = loop {
+    loop {
         let (count, bytes) = borrower.hand_on_run(lender, BURST - tally.taken);
         tally.note(count.into(), bytes);
         if tally.taken == BURST || borrower.next == borrower.filled {
-            break Ok(());
+            break;
         }
-        match borrower.hand_on(lender) {
-            Ok(length) => tally.note(1, length.into()),
-            Err(fault) => break Err(Broken::Source(fault)),
-        }
-    };
-    let offered = borrower.offer_lent(lender).map_err(Broken::Target);
+        tally.note(1, borrower.hand_on(lender).map_err(Broken::Source)?.into());
+    }
+    let size = borrower.ring.table.len();
+    let offered = |borrower: &Receiver| usize::from(borrower.held.wrapping_sub(borrower.next));
+    // As above: the lender's index is read only when what the borrower has becomes little.
+    if tally.taken == 0 || 2 * offered(borrower) <= size {
+        lender.refresh().map_err(Broken::Target)?;
+        borrower.offer_lent(lender).map_err(Broken::Target)?;
+    }
     // Nobody rings when the lender offers more.
-    let waits = usize::from(borrower.held.wrapping_sub(borrower.next)) < borrower.ring.table.len();
-    outcome.and(offered).map(|()| visit(tally, waits))
+    Ok(visit(tally, offered(borrower) < size))
 }
 
 fn visit(tally: &Tally, waits: bool) -> Visit {
