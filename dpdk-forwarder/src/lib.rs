@@ -8,11 +8,12 @@
 //! - [`config`]: the wires file, checked as a whole
 //! - [`plan`]: from the wires that are to those that should be
 //! - [`wires`]: the engine with a ledger of who wanted what
-//! - `reload`, [`watch`]: the file followed
+//! - `reload`: the file followed
 //! - [`admin`]: the gRPC service and its client
 //! - [`metrics`]: what Prometheus reads
 //!
-//! The socket, health and the metrics page are those of every daemon here: `sriov_manager::service`.
+//! Files of settings, the socket, health and the metrics page are those of every daemon here: `sriov_manager::document`
+//! and `sriov_manager::service`.
 
 pub mod admin;
 pub mod config;
@@ -20,7 +21,6 @@ pub mod forwarder;
 pub mod metrics;
 pub mod plan;
 mod reload;
-pub mod watch;
 pub mod wires;
 
 pub use forwarder::{Forwarder, Options, run};

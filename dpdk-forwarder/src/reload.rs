@@ -1,46 +1,34 @@
 //! Keeps the wires equal to the wires file: on SIGHUP, and whenever the file has new contents.
 
-use std::future::pending;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use sriov_manager::document::{Cause, Followed};
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, WiresFile};
-use crate::watch::FileWatch;
 use crate::wires::{Applied, ChangeError, Wires};
 
 /// Follows the file for as long as the forwarder serves.
 pub(crate) struct Reloader {
-    file: Option<Followed>,
+    file: Option<Wiring>,
     hangup: Signal,
     wires: Arc<Wires>,
 }
 
-/// The file, and what is known of it.
-struct Followed {
-    path: PathBuf,
-    /// What it held when it was last looked at: an event without new contents means nothing.
-    contents: Option<Vec<u8>>,
+struct Wiring {
+    followed: Followed,
     /// What it said when the forwarder started, for the settings that need a restart.
     started: Config,
-    /// None when the kernel has no watch left; SIGHUP works still.
-    watch: Option<FileWatch>,
 }
 
 impl Reloader {
     /// Watches the file, if there is one, from now on.
     pub fn new(file: Option<WiresFile>, hangup: Signal, wires: Arc<Wires>) -> Self {
-        let file = file.map(|WiresFile { path, contents, config }| {
-            let watch = FileWatch::new(&path)
-                .inspect_err(
-                    |error| warn!(file = %path.display(), %error, "cannot watch the wires file; reload it with SIGHUP"),
-                )
-                .ok();
-            Followed { path, contents: Some(contents), started: config, watch }
+        let file = file.map(|WiresFile { path, contents, config }| Wiring {
+            followed: Followed::new("wires file", path, contents),
+            started: config,
         });
         Self { file, hangup, wires }
     }
@@ -48,29 +36,26 @@ impl Reloader {
     /// Follows the file until it is cancelled.
     pub async fn run(mut self) {
         // It may have changed between its reading and its watching.
-        self.reload(Reason::Change).await;
+        self.reload(Cause::Changed).await;
         loop {
-            let watch = self.file.as_mut().and_then(|file| file.watch.as_mut());
-            tokio::select! {
-                Some(()) = self.hangup.recv() => self.reload(Reason::Signal).await,
-                result = changed(watch) => match result {
-                    Ok(()) => self.reload(Reason::Change).await,
-                    Err(error) => self.unwatch(&error),
-                },
-            }
+            let cause = tokio::select! {
+                Some(()) = self.hangup.recv() => Cause::Asked,
+                () = changed(self.file.as_mut()) => Cause::Changed,
+            };
+            self.reload(cause).await;
         }
     }
 
-    async fn reload(&mut self, reason: Reason) {
+    async fn reload(&mut self, cause: Cause) {
         let Some(file) = &mut self.file else {
-            if reason == Reason::Signal {
+            if cause == Cause::Asked {
                 info!("SIGHUP, but there is no wires file to read again");
             }
             return;
         };
-        let Some(wanted) = file.wanted(reason) else { return };
+        let Some(wanted) = file.wanted(cause) else { return };
         let wires = Arc::clone(&self.wires);
-        let path = file.path.display();
+        let path = file.followed.path().display();
         match spawn_blocking(move || wires.apply(&wanted.wires)).await {
             Ok(Ok(Applied { removed, added })) => info!(file = %path, removed, added, "wires file applied"),
             Ok(Err(ChangeError::Draining)) => {}
@@ -78,40 +63,22 @@ impl Reloader {
             Err(error) => error!(file = %path, %error, "applying the wires file failed"),
         }
     }
-
-    fn unwatch(&mut self, error: &io::Error) {
-        if let Some(file) = &mut self.file {
-            warn!(file = %file.path.display(), %error, "cannot watch the wires file any more; reload it with SIGHUP");
-            file.watch = None;
-        }
-    }
 }
 
-/// Why the file is read again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    /// Somebody asked: the answer is logged whatever the file holds.
-    Signal,
-    /// Something happened to it: only new contents count.
-    Change,
-}
-
-impl Followed {
+impl Wiring {
     /// What the file wants now. None: nothing new, or nothing that can be used, which is logged.
-    fn wanted(&mut self, reason: Reason) -> Option<Config> {
-        let path = self.path.display();
-        let contents = std::fs::read(&self.path)
-            .inspect_err(|error| warn!(file = %path, %error, "cannot read the wires file; the wires stay as they are"))
-            .ok()?;
-        if reason == Reason::Change && self.contents.as_ref() == Some(&contents) {
-            return None;
-        }
-        let config = Config::from_bytes(&self.path, &contents);
-        self.contents = Some(contents);
-        match config {
+    fn wanted(&mut self, cause: Cause) -> Option<Config> {
+        let contents = self.followed.read(cause);
+        let path = self.followed.path();
+        let contents = contents
+            .inspect_err(|error| {
+                warn!(file = %path.display(), %error, "cannot read the wires file; the wires stay as they are");
+            })
+            .ok()??;
+        match Config::from_bytes(path, &contents) {
             Ok(config) => {
                 for setting in self.started.needs_restart(&config) {
-                    warn!(file = %path, "{setting}");
+                    warn!(file = %path.display(), "{setting}");
                 }
                 Some(config)
             }
@@ -119,17 +86,17 @@ impl Followed {
                 for line in error.lines() {
                     error!("{line}");
                 }
-                error!(file = %path, "wires file refused; the wires stay as they are");
+                error!(file = %path.display(), "wires file refused; the wires stay as they are");
                 None
             }
         }
     }
 }
 
-async fn changed(watch: Option<&mut FileWatch>) -> io::Result<()> {
-    match watch {
-        Some(watch) => watch.changed().await,
-        None => pending().await,
+async fn changed(file: Option<&mut Wiring>) {
+    match file {
+        Some(file) => file.followed.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -137,21 +104,21 @@ async fn changed(watch: Option<&mut FileWatch>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_new_and_good_contents_are_wanted_unless_somebody_asks() {
+    #[tokio::test]
+    async fn only_new_and_good_contents_are_wanted_unless_somebody_asks() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("wires.yaml");
         std::fs::write(&path, "workers: [0]\n").unwrap();
         let WiresFile { path, contents, config } = WiresFile::load(&path).unwrap();
-        let mut file = Followed { path: path.clone(), contents: Some(contents), started: config, watch: None };
+        let mut file = Wiring { followed: Followed::new("wires file", path.clone(), contents), started: config };
 
-        assert_eq!(file.wanted(Reason::Change), None, "nothing new");
-        assert!(file.wanted(Reason::Signal).is_some(), "somebody asked");
+        assert_eq!(file.wanted(Cause::Changed), None, "nothing new");
+        assert!(file.wanted(Cause::Asked).is_some(), "somebody asked");
         std::fs::write(&path, "workers: [").unwrap();
-        assert_eq!(file.wanted(Reason::Change), None, "refused");
+        assert_eq!(file.wanted(Cause::Changed), None, "refused");
         std::fs::write(&path, "workers: [1]\n").unwrap();
-        assert_eq!(file.wanted(Reason::Change).unwrap().workers, [1]);
+        assert_eq!(file.wanted(Cause::Changed).unwrap().workers, [1]);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(file.wanted(Reason::Signal), None, "gone");
+        assert_eq!(file.wanted(Cause::Asked), None, "gone");
     }
 }

@@ -5,21 +5,26 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::api;
+use crate::config::PoliciesFile;
 use crate::hands::{Observer, Patience};
+use crate::holders;
 use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
 use crate::policy::Policies;
+use crate::reload::Reloader;
 use crate::service::http::{self, ListenError};
 use crate::service::{Phase, ServiceSocket, SocketError};
 use crate::sysfs::Sysfs;
@@ -42,6 +47,8 @@ pub struct DaemonOptions {
     pub rescan: Duration,
     /// What there shall be.
     pub policies: Policies,
+    /// The file that says so, which is followed; none: it is said once and for all.
+    pub file: Option<PoliciesFile>,
     /// How long anything may take.
     pub patience: Patience,
     /// Is told of every step.
@@ -71,14 +78,22 @@ pub struct Daemon {
 impl Daemon {
     /// Returns when every VF is in a known state and everything listens.
     pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
-        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, patience, observer } =
+        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, patience, observer } =
             options;
+        // First of all, so that a hangup during the start is kept for later instead of ending us.
+        let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         let socket = ServiceSocket::bind("sriov-manager", &path)?;
         let listener = match metrics {
             Some(address) => Some(http::listen(address).await?),
             None => None,
         };
         let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        if sysfs.is_live() && !holders::sees_every_process(&sysfs) {
+            warn!(
+                "this is not the machine's first process namespace: who holds a VF outside of it is neither seen nor named, \
+                 and only the watchdog helps then; in Kubernetes the pod needs `hostPID: true`"
+            );
+        }
         // Before the first look, so that nothing happens unheard between the two.
         let uevents = if sysfs.is_live() { hear() } else { None };
         let options = Options { sysfs, kernel, state, policies, patience, observer };
@@ -94,6 +109,11 @@ impl Daemon {
             let page = http::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }
+        let reloader = Reloader::new(file, hangup, vfs.clone()).run(phase.subscribe());
+        servers.spawn(async {
+            reloader.await;
+            Ok(())
+        });
         let look = follow(vfs.clone(), uevents, rescan, phase.subscribe()).map_err(RunError::Thread)?;
         let daemon = Self { vfs, phase, metrics, servers, look };
         daemon.announce(&path);
@@ -126,14 +146,15 @@ impl Daemon {
         notify(&[NotifyState::Stopping]);
         self.phase.send_replace(Phase::Draining);
         self.phase.send_replace(Phase::Stopped);
+        self.vfs.close();
         let ended = async { while self.servers.join_next().await.is_some() {} };
         if timeout(SERVERS_GRACE, ended).await.is_err() {
             self.servers.shutdown().await;
         }
-        // Its last look ends soon; until then the state directory is ours.
+        // Until they have ended the state directory is ours.
         let look = self.look;
-        if let Err(error) = spawn_blocking(move || look.join()).await {
-            warn!(%error, "the thread that looks at devices cannot be waited for");
+        if timeout(SERVERS_GRACE, spawn_blocking(move || look.join())).await.is_err() {
+            warn!("a call into the kernel has not come back; the next start finishes what it was for");
         }
         info!("stopped");
     }
@@ -155,13 +176,18 @@ fn hear() -> Option<Uevents> {
         .ok()
 }
 
-/// Looks at the tree when something happened, and now and then.
+/// Looks at the tree when something happened, and now and then. What could not be finished before is gone on with in
+/// a thread of its own: it may have to wait for the kernel, and news shall not.
 fn follow(
     vfs: Vfs,
     mut uevents: Option<Uevents>,
     rescan: Duration,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<JoinHandle<()>> {
+    let (tend, tended) = sync_channel::<()>(1);
+    let tender = vfs.clone();
+    let tender = move || tended.iter().for_each(|()| tender.tend());
+    let tender = thread::Builder::new().name("tend".to_owned()).spawn(tender)?;
     let work = move || {
         let mut left = rescan;
         while *phase.borrow() == Phase::Serving {
@@ -179,10 +205,15 @@ fn follow(
             };
             left = left.saturating_sub(patience);
             if heard || left.is_zero() {
-                vfs.rescan();
+                vfs.look();
+                // A look that is asked for already is soon enough.
+                let _ = tend.try_send(());
                 left = rescan;
             }
         }
+        drop(tend);
+        // A panic there was told; here is only to be waited.
+        let _ = tender.join();
     };
     thread::Builder::new().name("look".to_owned()).spawn(work)
 }
@@ -206,6 +237,9 @@ pub enum RunError {
     /// The VFs cannot be owned.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Signals cannot be heard.
+    #[error("listen for SIGHUP: {0}")]
+    Signals(io::Error),
     /// A thread could not be started.
     #[error("start a thread: {0}")]
     Thread(io::Error),

@@ -165,6 +165,18 @@ impl FakeNode {
         state.group_size = u32::MAX;
     }
 
+    /// A NIC that is no VF, bound to `e1000e`, is in the IOMMU group of a VF.
+    pub fn put_nic_in_group(&self, vf: PciAddress, nic: PciAddress) {
+        let kernel = &self.kernel;
+        kernel.make_device(nic, NIC_DEVICE, kernel.sysfs.iommu_group(vf).unwrap_or_default());
+        link("../../drivers/e1000e", &kernel.sysfs.file(nic, "driver"));
+    }
+
+    /// A PF is driven by a driver of which nobody knows what drives its VFs.
+    pub fn give_pf_an_odd_driver(&self, pf: PciAddress) {
+        link("../../drivers/odd", &self.kernel.sysfs.file(pf, "driver"));
+    }
+
     /// A process has the VFIO group of a VF open; it ends when the value is dropped.
     pub fn open_vfio(&self, vf: PciAddress, pid: u32, comm: &str) -> OpenFile {
         let group = self.kernel.sysfs.iommu_group(vf).unwrap_or_default();
@@ -582,3 +594,4 @@ fn link(target: &str, link: &Path) {
 const PF_BUS: u8 = 2;
 const PF_DEVICE: &str = "0x10c9";
 const VF_DEVICE: &str = "0x10ca";
+const NIC_DEVICE: &str = "0x10d3";

@@ -97,6 +97,7 @@ impl Hands {
     /// A VF as it is now. The PF is asked if it has an interface.
     pub fn current(&self, vf: &VirtualFunction, pf: &PhysicalFunction) -> Result<Current, CallError> {
         let VirtualFunction { address, index, .. } = *vf;
+        let began = Instant::now();
         let settings = match pf.netdev().map(ToOwned::to_owned) {
             Some(netdev) => {
                 let what = format!("ask {netdev} about its VFs");
@@ -107,6 +108,7 @@ impl Hands {
             }
             None => None,
         };
+        debug!(microseconds = began.elapsed().as_micros(), "asked the PF");
         let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
         let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
         let netdev = self.sysfs.netdevs(address).into_iter().next();

@@ -74,10 +74,13 @@ pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
         return Vec::new();
     }
     let group = vf.function.iommu_group;
+    // The group is one thing to whoever holds it, also by the device of another VF.
+    let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
+    let devices = vf.vfio_device.iter().cloned().chain(members);
     let nodes: Vec<PathBuf> = group
         .iter()
         .flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")])
-        .chain(vf.vfio_device.iter().map(|device| format!("/dev/vfio/devices/{device}")))
+        .chain(devices.map(|device| format!("/dev/vfio/devices/{device}")))
         .map(PathBuf::from)
         .collect();
     let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };
@@ -87,6 +90,11 @@ pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
         file.map(|file| Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() })
     })
     .collect()
+}
+
+/// Whether every process of the machine is in `/proc`: whether this is the first process namespace.
+pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
+    fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }
 
 fn open_file(directory: &Path, nodes: &[PathBuf]) -> Option<PathBuf> {
@@ -99,3 +107,6 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
     let text = fs::read_to_string(sysfs.path(&format!("proc/{pid}/comm"))).unwrap_or_default();
     text.trim().to_owned()
 }
+
+/// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";

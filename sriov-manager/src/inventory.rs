@@ -1,6 +1,6 @@
 //! Every PF and VF of the node, as sysfs shows them at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::address::PciAddress;
@@ -81,6 +81,33 @@ impl Inventory {
             inventory.pfs.insert(address, pf);
         }
         Ok(inventory)
+    }
+
+    /// Looks at some VFs again. What is no VF of a PF that is known is left as it is.
+    pub fn reread(&mut self, sysfs: &Sysfs, vfs: &BTreeSet<PciAddress>) {
+        for &vf in vfs {
+            let owner = self.pfs.values().find_map(|pf| {
+                let index = pf.vfs.iter().find_map(|(&index, &there)| (there == vf).then_some(index))?;
+                Some((pf.address, index))
+            });
+            let Some((pf, index)) = owner else { continue };
+            if sysfs.exists(vf) {
+                self.vfs.insert(vf, VirtualFunction::read(sysfs, pf, index, vf));
+            } else {
+                self.vfs.remove(&vf);
+            }
+        }
+    }
+
+    /// Takes over what `newer` knows of some VFs.
+    pub fn adopt(&mut self, newer: &Self, vfs: &BTreeSet<PciAddress>) {
+        for vf in vfs {
+            match newer.vfs.get(vf) {
+                // Only if this look has it as well: its PF may have lost it since.
+                Some(newer) if self.vfs.contains_key(vf) => drop(self.vfs.insert(*vf, newer.clone())),
+                _ => {}
+            }
+        }
     }
 
     /// A PF by its address or the name of its interface.

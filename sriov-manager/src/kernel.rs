@@ -66,38 +66,12 @@ impl Kernel for LiveKernel {
         let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
             return Err(Refusal { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {pf}")) });
         };
-        let lists = link.attributes.iter().filter_map(|attribute| match attribute {
-            LinkAttribute::VfInfoList(list) => Some(list),
-            _ => None,
-        });
-        Ok(lists.flatten().filter_map(parse_vf).collect())
+        Ok(settings_of(&link))
     }
 
     fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), Refusal> {
-        let info = match setting {
-            Setting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
-            Setting::Vlan(vlan) => {
-                let protocol = match vlan.protocol {
-                    VlanProtocol::Dot1Q => WireProtocol::Ieee8021Q,
-                    VlanProtocol::Dot1Ad => WireProtocol::Ieee8021Ad,
-                };
-                let info = VfVlanInfo::new(index, u32::from(vlan.id), u32::from(vlan.qos), protocol);
-                VfInfo::VlanList(vec![VfVlan::Info(info)])
-            }
-            Setting::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
-            Setting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
-            Setting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
-            Setting::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
-                index,
-                match state {
-                    LinkState::Auto => VfLinkState::Auto,
-                    LinkState::Enable => VfLinkState::Enable,
-                    LinkState::Disable => VfLinkState::Disable,
-                },
-            )),
-        };
         let mut link = named(pf);
-        link.attributes.push(LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]));
+        link.attributes.push(vf_info(index, setting));
         set_link(link)
     }
 
@@ -128,6 +102,42 @@ fn named(netdev: &str) -> LinkMessage {
 
 fn set_link(link: LinkMessage) -> Result<(), Refusal> {
     Netlink::open()?.request(Request { message: RouteNetlinkMessage::SetLink(link), flags: 0 }).map(drop)
+}
+
+/// One thing about a VF.
+fn vf_info(index: u32, setting: Setting) -> LinkAttribute {
+    let info = match setting {
+        Setting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
+        Setting::Vlan(vlan) => {
+            let protocol = match vlan.protocol {
+                VlanProtocol::Dot1Q => WireProtocol::Ieee8021Q,
+                VlanProtocol::Dot1Ad => WireProtocol::Ieee8021Ad,
+            };
+            let info = VfVlanInfo::new(index, u32::from(vlan.id), u32::from(vlan.qos), protocol);
+            VfInfo::VlanList(vec![VfVlan::Info(info)])
+        }
+        Setting::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
+        Setting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+        Setting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        Setting::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
+            index,
+            match state {
+                LinkState::Auto => VfLinkState::Auto,
+                LinkState::Enable => VfLinkState::Enable,
+                LinkState::Disable => VfLinkState::Disable,
+            },
+        )),
+    };
+    LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
+}
+
+/// What a PF says of its VFs, by their numbers.
+fn settings_of(link: &LinkMessage) -> BTreeMap<u32, Settings> {
+    let lists = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::VfInfoList(list) => Some(list),
+        _ => None,
+    });
+    lists.flatten().filter_map(parse_vf).collect()
 }
 
 /// The number of a VF and what is said of it. Values of -1 mean that the driver does not tell.
@@ -214,30 +224,4 @@ fn foreign_namespaces() -> io::Result<Vec<Namespace>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_vf_is_read_with_its_vlan_list_before_its_plain_vlan() {
-        let vlan = VfVlanInfo::new(3, 100, 5, WireProtocol::Ieee8021Ad);
-        let list = LinkVfInfo(vec![
-            VfInfo::Mac(VfInfoMac::new(3, &[2, 0, 0, 0, 0, 9])),
-            VfInfo::VlanList(vec![VfVlan::Info(vlan)]),
-            VfInfo::Rate(VfInfoRate::new(3, 0, 500)),
-            VfInfo::LinkState(VfInfoLinkState::new(3, VfLinkState::Other(u32::MAX))),
-        ]);
-        let (index, settings) = parse_vf(&list).unwrap();
-        assert_eq!(index, 3);
-        assert_eq!(settings.vlan, Vlan { id: 100, qos: 5, protocol: VlanProtocol::Dot1Ad });
-        assert_eq!((settings.rate, settings.link_state), (Some(Rate { min: 0, max: 500 }), None));
-        assert_eq!(settings.mac.to_string(), "02:00:00:00:00:09");
-    }
-
-    #[test]
-    fn a_link_that_is_not_there_is_refused_by_the_kernel() {
-        let refusal = LiveKernel.vf_settings("no-such-link").unwrap_err();
-        assert_eq!(refusal.errno, Errno::ENODEV);
-        let refusal = LiveKernel.set_vf("no-such-link", 0, Setting::Trust(true)).unwrap_err();
-        assert_eq!(refusal.errno, Errno::ENODEV);
-    }
-}
+mod tests;

@@ -17,6 +17,9 @@ pub struct Lease {
     pub holder: String,
     /// The user whose process asked.
     pub uid: u32,
+    /// The group of that process; none: the lease is from before leases knew.
+    #[serde(default)]
+    pub gid: Option<u32>,
     /// When, in seconds since 1970.
     pub since: u64,
     /// The pool that it was asked from; none: by its address.

@@ -12,7 +12,7 @@
 //! - [`journal`]: what must outlive a kill
 //! - [`policy`]: what there shall be, and who may have it
 //! - [`config`]: the policies file
-//! - [`daemon`], [`api`], [`metrics`], [`uevent`]: the daemon around it
+//! - [`daemon`], `reload`, [`api`], [`metrics`], [`uevent`]: the daemon around it
 //! - `fake` (a feature): a node made of files, for tests
 //! - [`document`], [`service`]: what the daemons of a node have in common: files of settings, sockets, metrics
 
@@ -33,6 +33,7 @@ pub mod lease;
 pub mod metrics;
 pub mod plan;
 pub mod policy;
+mod reload;
 pub mod service;
 pub mod sysfs;
 pub mod uevent;

@@ -8,15 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use sriov_manager::config::Config;
+use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
 use sriov_manager::document::LoadError;
-use sriov_manager::hands::{Observer, Patience};
+use sriov_manager::hands::Patience;
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::sysfs::Sysfs;
+use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Owns every SR-IOV VF of a node: makes, binds, lends, cleans and restores them.
 #[derive(Parser)]
@@ -52,10 +56,6 @@ struct Flags {
     /// Check the policies file and exit: 0 if it is good, 64 if not
     #[arg(long, requires = "config")]
     check: bool,
-    /// Die like under SIGKILL at the point of that number, counting from 1 (a build for the lab only)
-    #[cfg(feature = "crash-points")]
-    #[arg(long, value_name = "N")]
-    die_at: Option<u64>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -66,19 +66,16 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let config = match flags.config.as_deref().map(Config::load).transpose() {
-        Ok(config) => config.unwrap_or_default(),
+    let file = match flags.config.as_deref().map(PoliciesFile::load).transpose() {
+        Ok(file) => file,
         Err(error) => return refuse(&error),
     };
+    let config = file.as_ref().map(|file| file.config.clone()).unwrap_or_default();
     if flags.check {
         println!("{} pools, nothing wrong", config.policies.pools.len());
         return ExitCode::SUCCESS;
     }
-    let log = tracing_subscriber::fmt().with_max_level(flags.log_level).with_writer(std::io::stderr);
-    match flags.log {
-        LogFormat::Text => log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    log(flags.log, flags.log_level);
     let options = DaemonOptions {
         sysfs: Sysfs::new(&flags.root),
         kernel: Arc::new(LiveKernel),
@@ -87,8 +84,9 @@ fn main() -> ExitCode {
         metrics: flags.metrics.or(config.metrics),
         rescan: flags.rescan.unwrap_or(config.rescan),
         policies: config.policies,
+        file,
         patience: Patience { call: flags.patience, ..Patience::default() },
-        observer: observer(&flags),
+        observer: None,
     };
     match serve(options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,33 +104,30 @@ fn refuse(error: &LoadError) -> ExitCode {
     ExitCode::from(EX_USAGE)
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn serve(options: DaemonOptions) -> anyhow::Result<()> {
-    // Heard from here on, so that a stop during the start is kept for later.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = async {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    };
-    Ok(run(options, shutdown).await?)
+fn serve(options: DaemonOptions) -> anyhow::Result<()> {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(async {
+        // Heard from here on, so that a stop during the start is kept for later.
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        Ok(run(options, shutdown).await?)
+    });
+    // Whoever is still in the kernel is not waited for: the next start knows from the journal what it was about.
+    runtime.shutdown_background();
+    served
 }
 
-#[cfg(not(feature = "crash-points"))]
-fn observer(_: &Flags) -> Option<Observer> {
-    None
-}
-
-/// Counts points, and ends the process at the wanted one without a chance to tidy up.
-#[cfg(feature = "crash-points")]
-fn observer(flags: &Flags) -> Option<Observer> {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    let die_at = flags.die_at?;
-    let passed = AtomicU64::new(0);
-    Some(Arc::new(move |point: &sriov_manager::hands::Point<'_>| {
-        if passed.fetch_add(1, Ordering::Relaxed) + 1 == die_at {
-            eprintln!("dying at point {die_at}: {point:?}");
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        }
-    }))
+/// What we say at every level asked for, what libraries say from `info` on.
+fn log(format: LogFormat, level: LevelFilter) {
+    let filter = Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("sriov_manager", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry.with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(lines.json()).init(),
+    }
 }
 
 /// The exit code for a configuration that cannot be used, from `sysexits.h`.

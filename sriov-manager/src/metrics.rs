@@ -74,9 +74,20 @@ impl Collector for Snapshot {
             ("ferrule_pf_stuck", "Whether a call into the kernel about the PF has not come back"),
             pfs().map(|v| (pf(v), u64::from(v.stuck.is_some()))),
         )?;
+        gauges(
+            encoder,
+            ("ferrule_pf_short", "Whether the PF has not got the number of VFs that the policies want"),
+            pfs().map(|v| (pf(v), u64::from(v.short.is_some()))),
+        )?;
         self.vfs(encoder)?;
         let lost = [(Vec::new(), self.view.lost.len() as u64)];
         gauges(encoder, ("ferrule_leases_lost", "Leases whose VF is not there"), lost)?;
+        let forbidden = self.view.vfs.iter().filter(|view| view.forbidden.is_some()).count() as u64;
+        let help = "Leases that the policies would not allow now";
+        gauges(encoder, ("ferrule_leases_forbidden", help), [(Vec::new(), forbidden)])?;
+        let refused = u64::from(self.view.policies_refused.is_some());
+        let help = "Whether the policies file as it is now is not used";
+        gauges(encoder, ("ferrule_policies_refused", help), [(Vec::new(), refused)])?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))
     }
 }

@@ -155,7 +155,7 @@ pub struct Target {
 /// The steps from `current` to `target`; none when there is nothing to do.
 ///
 /// The PF is told before a driver is bound: a driver reads the address when it starts. For the same reason a new
-/// address needs the driver to start again.
+/// address needs a driver of the kernel to start again. `vfio-pci` reads none: who opens the device does.
 pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     let Current { vf, pf, index, .. } = *current;
     let wanted = &target.attributes;
@@ -166,7 +166,8 @@ pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     {
         settings.push(Setting::Mac(mac));
     }
-    let new_address = settings.iter().any(|setting| matches!(setting, Setting::Mac(_))) && current.driver.is_some();
+    let has_kernel_driver = current.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI);
+    let new_address = has_kernel_driver && settings.iter().any(|setting| matches!(setting, Setting::Mac(_)));
     let rebind = target.fresh || new_address || !target.binding.holds(current.driver.as_deref());
     let members: Vec<_> = target
         .members
@@ -307,6 +308,16 @@ mod tests {
         assert_eq!(steps[0], "unbind 0000:02:10.0 from igbvf");
         assert_eq!(steps[1], "set mac 02:00:00:00:00:01 of 0000:02:10.0 (VF 0 of 0000:02:00.0)");
         assert!(steps.contains(&"bind 0000:02:10.0 to igbvf".to_owned()), "{steps:?}");
+    }
+
+    #[test]
+    fn a_new_address_of_a_vf_in_user_space_is_told_to_the_pf_alone() {
+        let wanted = Target {
+            attributes: Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..Attributes::default() },
+            ..target(Binding::To(VFIO_PCI.into()))
+        };
+        let steps = told(&plan(&current(Some(VFIO_PCI)), &wanted));
+        assert_eq!(steps, ["set mac 02:00:00:00:00:01 of 0000:02:10.0 (VF 0 of 0000:02:00.0)"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::address::PciAddress;
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
+use crate::lease::Lease;
 
 /// Everything that is decided about the node's VFs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,16 +106,45 @@ impl Policies {
 
     /// How many VFs PFs shall have that do not have as many. Pools that disagree are refused by [`Policies::check`].
     pub fn counts(&self, inventory: &Inventory) -> Vec<(PciAddress, u32)> {
-        let wanted = |pf: &PhysicalFunction| {
-            let counts = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-            counts.filter_map(|pool| pool.num_vfs).find_map(|count| match count {
-                NumVfs::Exactly(count) => Some(count),
-                NumVfs::AllIfNone => pf.vfs.is_empty().then_some(pf.total_vfs),
-            })
+        let wanted = |pf: &PhysicalFunction| match self.wanted_count(pf)? {
+            NumVfs::Exactly(count) => Some(count),
+            NumVfs::AllIfNone => pf.vfs.is_empty().then_some(pf.total_vfs),
         };
         let different =
             |pf: &PhysicalFunction| Some((pf.address, wanted(pf)?)).filter(|(_, n)| *n as usize != pf.vfs.len());
         inventory.pfs.values().filter_map(different).collect()
+    }
+
+    /// How many VFs a PF shall have; none: nothing is said about it.
+    pub fn wanted_count(&self, pf: &PhysicalFunction) -> Option<NumVfs> {
+        let mut pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
+        pools.find_map(|pool| pool.num_vfs)
+    }
+
+    /// Why a lease would not be made now; none: it would. A lease whose VF is not there is not judged.
+    pub fn forbids(&self, inventory: &Inventory, lease: &Lease) -> Option<String> {
+        let vf = inventory.vfs.get(&lease.vf)?;
+        let allows = |pool: &Pool| match lease.gid {
+            Some(gid) => pool.allows(Asker { uid: lease.uid, gid }),
+            // Nobody knows whether a group of the pool is meant.
+            None => pool.names_group() || pool.allows(Asker { uid: lease.uid, gid: u32::MAX }),
+        };
+        let Some(name) = &lease.pool else {
+            let pools: Vec<_> = self.pools_of(inventory, vf).collect();
+            let allowed = pools.is_empty() || pools.iter().any(|pool| allows(pool));
+            return (!allowed).then(|| format!("no pool that has {} allows the user {}", lease.vf, lease.uid));
+        };
+        let pool = self.pool(name);
+        match pool {
+            None => Some(format!("there is no pool {name} any more")),
+            Some(_) if !self.pools_of(inventory, vf).any(|pool| pool.name == *name) => {
+                Some(format!("{} is not in the pool {name} any more", lease.vf))
+            }
+            Some(pool) if !allows(pool) => {
+                Some(format!("the pool {name} does not allow the user {} any more", lease.uid))
+            }
+            Some(_) => None,
+        }
     }
 
     /// PFs of this node about which two pools disagree.
@@ -139,6 +169,10 @@ impl Pool {
         self.pfs
             .iter()
             .any(|selector| selector.fits(pf) && selector.vfs.as_ref().is_none_or(|vfs| vfs.contains(&index)))
+    }
+
+    fn names_group(&self) -> bool {
+        self.who.iter().flatten().any(|borrower| matches!(borrower, Borrower::Group(_)))
     }
 
     /// Whether somebody may have a VF of it. Root may.

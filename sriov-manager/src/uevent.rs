@@ -47,7 +47,6 @@ impl Uevents {
     }
 
     fn readable(&self, patience: Duration) -> io::Result<bool> {
-        // SAFETY is not ours to claim: the borrow lives as long as the socket.
         let mut files = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         match poll(&mut files, timeout) {

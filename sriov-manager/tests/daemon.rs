@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, raise};
 use sriov_manager::api::v1::acquire_request::Choice;
 use sriov_manager::api::{Client, connect, v1};
+use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::lease::Stage;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,6 +29,7 @@ fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
         metrics: Some(([127, 0, 0, 1], 0).into()),
         rescan: Duration::from_millis(50),
         policies: Policies { pools: vec![pool] },
+        file: None,
         patience: parts.patience,
         observer: None,
     }
@@ -147,6 +151,151 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let gone = async { while !watch.message().await.unwrap().unwrap().vfs.is_empty() {} };
     timeout(Duration::from_secs(10), gone).await.expect("the next look sees it");
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    client(&socket).await.acquire(acquire("driver", "kernel")).await.unwrap();
+    node.set(Scenario::UnbindHangs);
+    let mut leaving = client(&socket).await;
+    // It needs an unbind, which takes longer than this client has patience.
+    let asked = leaving.acquire(acquire("driver", "vfio-pci"));
+    timeout(Duration::from_millis(300), asked).await.unwrap_err();
+    assert_eq!(daemon.vfs().facts().leases.len(), 1, "a change of a lease goes on: asked again, it is there");
+    node.calm();
+    eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Held))
+        .await;
+    let again = client(&socket).await.acquire(acquire("driver", "vfio-pci")).await.unwrap().into_inner();
+    assert!(again.steps.is_empty(), "whoever asks again has it: {again:?}");
+
+    // The others have no driver: one more acquire makes one of them the kernel's, and its lease is new.
+    let by_hand = node.vf(0, 2);
+    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &by_hand.to_string()).unwrap();
+    daemon.vfs().rescan();
+    let before = node.fingerprint();
+    node.set(Scenario::UnbindHangs);
+    let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
+    timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
+    assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
+    node.calm();
+    eventually("it is undone", || daemon.vfs().facts().leases.len() == 1).await;
+    assert_eq!(node.fingerprint(), before);
+
+    // Whoever asks again while it is undone waits for that, and has it.
+    node.set(Scenario::UnbindHangs);
+    timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
+    let mut again = client(&socket).await;
+    let again = tokio::spawn(async move { again.acquire(new).await });
+    node.calm();
+    let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
+    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
+    let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false };
+    leaving.release(release).await.unwrap();
+    assert_eq!(node.fingerprint(), before);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_waits_for_a_holder_only_as_long_as_somebody_waits_for_the_release() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let vf = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner().vf.unwrap();
+    let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false };
+    timeout(Duration::from_millis(200), asking.release(release.clone())).await.unwrap_err();
+    let idle = || daemon.vfs().view().vfs.iter().all(|vf| !vf.busy);
+    eventually("nobody waits any more", idle).await;
+    assert_eq!(daemon.vfs().facts().leases.len(), 1, "the lease stays");
+
+    // And no longer than the daemon lives.
+    let waiting = tokio::spawn(async move { asking.release(release).await });
+    eventually("it waits", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
+    timeout(Duration::from_secs(4), daemon.stop()).await.expect("a stop is not held up by who waits");
+    let refused = waiting.await.unwrap().unwrap_err();
+    assert!(refused.message().contains("sriov-manager is stopping"), "{refused}");
+    drop(file);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let policies = |pool: &str, count: u32| {
+        format!("pools:\n  - name: {pool}\n    pfs: [{{ name: ens1f0 }}]\n    num_vfs: {count}\n")
+    };
+    std::fs::write(at("policies.yaml"), policies("fast", 3)).unwrap();
+    let file = PoliciesFile::load(&at("policies.yaml")).unwrap();
+    let policies_now = file.config.policies.clone();
+    let options = DaemonOptions { policies: policies_now, file: Some(file), ..options(&node, at("vf.sock")) };
+    let daemon = Daemon::start(options).await.unwrap();
+    let mut asking = client(&at("vf.sock")).await;
+    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
+    let first = watch.message().await.unwrap().unwrap();
+    assert!(first.vfs.len() == 3 && first.vfs.iter().all(|vf| vf.pools == ["fast"]));
+
+    // As an editor does it.
+    let replace = |text: &str| {
+        std::fs::write(at(".policies.yaml.swp"), text).unwrap();
+        std::fs::rename(at(".policies.yaml.swp"), at("policies.yaml")).unwrap();
+    };
+    replace(&policies("quick", 4));
+    let list = until(&mut watch, |list| list.vfs.len() == 4 && list.vfs[0].state == "free").await;
+    assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
+    let request = v1::AcquireRequest { choice: Some(Choice::Pool("quick".into())), ..acquire("one", "none") };
+    asking.acquire(request).await.unwrap();
+
+    replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");
+    let list = until(&mut watch, |list| !list.policies_refused.is_empty()).await;
+    assert!(list.policies_refused.contains("policies.yaml:3:"), "{}", list.policies_refused);
+    assert!(list.policies_refused.contains("nam"), "{}", list.policies_refused);
+    assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "those before hold on");
+    std::fs::remove_file(at("policies.yaml")).unwrap();
+    raise(Signal::SIGHUP).unwrap();
+    until(&mut watch, |list| list.policies_refused.contains("put it back")).await;
+
+    // A lease forbids another number, and the new pool does not know the lease: both are told, and both stay.
+    std::fs::write(at("policies.yaml"), policies("other", 5)).unwrap();
+    let list = until(&mut watch, |list| list.policies_refused.is_empty() && !list.pfs[0].short.is_empty()).await;
+    assert!(list.pfs[0].short.contains("is lent as one"), "{list:?}");
+    let lease = list.vfs[0].lease.clone().unwrap();
+    assert_eq!((lease.id.as_str(), lease.forbidden.as_str()), ("one", "there is no pool quick any more"));
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false };
+    asking.release(release).await.unwrap();
+    raise(Signal::SIGHUP).unwrap();
+    until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
+    daemon.stop().await;
+}
+
+async fn until(
+    watch: &mut tonic::Streaming<v1::ListResponse>,
+    holds: impl Fn(&v1::ListResponse) -> bool,
+) -> v1::ListResponse {
+    let seen = async {
+        loop {
+            let list = watch.message().await.expect("the daemon lives").expect("the daemon lives");
+            if holds(&list) {
+                return list;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), seen).await.expect("a list shows it")
+}
+
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let looking = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), looking).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
 }
 
 async fn scrape(address: std::net::SocketAddr) -> String {

@@ -1,14 +1,17 @@
 //! VFs made, lent and taken back on a made-up node.
 
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::hands::Patience;
+use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
-use sriov_manager::policy::{Asker, Borrower, PfSelector, Policies, Pool};
-use sriov_manager::vfs::{Choice, Options, Reason, Request};
+use sriov_manager::plan::Step;
+use sriov_manager::policy::{Asker, Borrower, NumVfs, PfSelector, Policies, Pool};
+use sriov_manager::vfs::{Choice, Counts, Options, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: Asker = Asker { uid: 0, gid: 0 };
@@ -219,7 +222,7 @@ fn a_vf_that_somebody_took_without_asking_is_not_lent_and_not_removed() {
     // By hand, behind the manager's back.
     let kernel = node.kernel();
     let write = |file: std::path::PathBuf, value: &str| {
-        sriov_manager::kernel::Kernel::write(&*kernel, &file, value).unwrap();
+        kernel.write(&file, value).unwrap();
     };
     write(node.sysfs().file(vf, "driver_override"), "vfio-pci");
     write(node.sysfs().probe_file(), &vf.to_string());
@@ -247,6 +250,164 @@ fn a_group_of_two_goes_to_vfio_as_a_whole_and_comes_back_as_a_whole() {
     assert!(error.to_string().contains("its IOMMU group 200 goes as a whole"), "{error}");
     vfs.release(&first.to_string(), Duration::ZERO, ROOT).unwrap();
     assert_eq!(node.fingerprint(), before);
+}
+
+#[test]
+fn a_group_of_which_a_vf_is_in_use_is_not_taken_and_its_user_is_named() {
+    let node = FakeNode::new(1, 7);
+    node.share_groups(2);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    let (asked, neighbour) = (node.vf(0, 0), node.vf(0, 1));
+    // Bound by hand, and given to a pod.
+    let kernel = node.kernel();
+    kernel.write(&node.sysfs().probe_file(), &neighbour.to_string()).unwrap();
+    vfs.rescan();
+    node.move_netdev(neighbour, 77, "nginx");
+    let before = node.fingerprint();
+    let error = vfs.acquire(&request(asked, Driver::VfioPci)).unwrap_err().to_string();
+    assert!(error.contains("0000:02:10.2 of it is in use"), "{error}");
+    assert!(error.contains("process 77 (nginx)"), "{error}");
+    assert_eq!(node.fingerprint(), before);
+    let reasons = vfs.explain(asked, Driver::VfioPci).unwrap();
+    assert!(matches!(&reasons[..], [Reason::GroupHeld { .. }]), "{reasons:?}");
+    assert_eq!(vfs.explain(asked, Driver::None).unwrap(), []);
+    vfs.acquire(&request(asked, Driver::None)).unwrap();
+}
+
+#[test]
+fn a_lease_in_use_is_not_taken_from_its_driver_by_another_wish_and_its_user_is_named() {
+    let (node, vfs) = node(1);
+    let vf = node.vf(0, 0);
+    let mut asked = request(vf, Driver::VfioPci);
+    vfs.acquire(&asked).unwrap();
+    let file = node.open_vfio(vf, 4242, "testpmd");
+    let error = vfs.acquire(&request(vf, Driver::Kernel)).unwrap_err().to_string();
+    assert!(error.starts_with("change the lease lease-0000:02:10.0: "), "{error}");
+    assert!(error.contains("process 4242 (testpmd)"), "{error}");
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
+    assert_eq!(vfs.facts().leases[&vf].wanted, asked.wanted, "the lease is what it was");
+    // What the PF alone is told disturbs nobody.
+    asked.wanted.attributes = all_attributes();
+    let steps = vfs.acquire(&asked).unwrap().steps;
+    assert!(steps.iter().all(|step| matches!(step, Step::Set { .. })), "{steps:?}");
+    drop(file);
+    vfs.acquire(&request(vf, Driver::Kernel)).unwrap();
+}
+
+#[test]
+fn one_name_asked_for_by_many_at_once_is_one_lease() {
+    let node = FakeNode::new(1, 7);
+    let pfs = vec![PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() }];
+    let pools = vec![Pool { name: "fast".into(), pfs, ..Pool::default() }];
+    let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
+    vfs.create(node.pf(0), 7).unwrap();
+    let asked = Request { choice: Choice::Pool("fast".into()), ..request(node.vf(0, 0), Driver::VfioPci) };
+    for _ in 0..10 {
+        let start = Barrier::new(4);
+        let ask = || {
+            start.wait();
+            vfs.acquire(&asked).unwrap().vf
+        };
+        let got: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(got.iter().all(|vf| *vf == got[0]), "{got:?}");
+        assert_eq!(vfs.facts().leases.len(), 1);
+        vfs.release(&asked.id, Duration::ZERO, ROOT).unwrap();
+    }
+}
+
+#[test]
+fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
+    let node = FakeNode::new(2, 7);
+    let pool = |name: &str, vfs: &[u32], who| Pool {
+        name: name.to_owned(),
+        pfs: vec![PfSelector {
+            name: Some("ens1f0".into()),
+            vfs: Some(vfs.iter().copied().collect()),
+            ..PfSelector::default()
+        }],
+        num_vfs: Some(NumVfs::Exactly(4)),
+        kernel_driver: None,
+        who,
+    };
+    let policies = |pools: Vec<Pool>| Policies { pools };
+    let first = policies(vec![pool("fast", &[0, 1], None), pool("slow", &[2, 3], None)]);
+    let vfs = Vfs::open(Options { policies: first.clone(), ..node.options() }).unwrap();
+    let ask = |id: &str, pool: &str, asker| Request {
+        id: id.into(),
+        choice: Choice::Pool(pool.into()),
+        asker,
+        ..request(node.vf(0, 0), Driver::VfioPci)
+    };
+    let kept = vfs.acquire(&ask("a", "fast", NOBODY)).unwrap().vf;
+    vfs.acquire(&ask("b", "slow", NOBODY)).unwrap();
+    vfs.acquire(&ask("c", "slow", ROOT)).unwrap();
+    let log = node.log().len();
+
+    // `fast` is gone, and `slow` is for others.
+    let other = policies(vec![pool("slow", &[2, 3], Some(vec![Borrower::User(1000), Borrower::Group(1000)]))]);
+    let adopted = vfs.adopt_policies(other, Counts::Changed).unwrap();
+    let told: Vec<_> = adopted.forbidden.iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    assert_eq!(
+        told,
+        ["a: there is no pool fast any more", "b: the pool slow does not allow the user 65534 any more"],
+        "root always may"
+    );
+    assert_eq!(node.log().len(), log, "nothing was touched");
+    assert_eq!(node.sysfs().driver(kept).as_deref(), Some("vfio-pci"));
+    let view = vfs.view();
+    let shown: Vec<_> = view.vfs.iter().filter(|vf| vf.forbidden.is_some()).map(|vf| vf.vf.index).collect();
+    assert_eq!(shown, [0, 2]);
+    assert_eq!(vfs.acquire(&ask("a", "fast", NOBODY)).unwrap().steps, [], "the same request is no news");
+    let changed = Request {
+        wanted: Wanted { driver: Driver::None, attributes: Attributes::default() },
+        ..ask("a", "fast", NOBODY)
+    };
+    let error = vfs.acquire(&changed).unwrap_err().to_string();
+    assert!(error.contains("there is no pool fast any more"), "{error}");
+    vfs.release("a", Duration::ZERO, NOBODY).unwrap();
+    vfs.adopt_policies(first, Counts::Changed).unwrap();
+    assert!(vfs.view().vfs.iter().all(|vf| vf.forbidden.is_none()));
+}
+
+#[test]
+fn new_policies_change_the_numbers_that_they_speak_of_anew_and_show_those_that_they_cannot() {
+    let node = FakeNode::new(2, 7);
+    let pool = |pf: &str, count| Pool {
+        name: pf.to_owned(),
+        pfs: vec![PfSelector { name: Some(pf.to_owned()), ..PfSelector::default() }],
+        num_vfs: Some(NumVfs::Exactly(count)),
+        ..Pool::default()
+    };
+    let policies = |first, second| Policies { pools: vec![pool("ens1f0", first), pool("ens1f1", second)] };
+    let vfs = Vfs::open(Options { policies: policies(2, 2), ..node.options() }).unwrap();
+    vfs.create(node.pf(1), 5).unwrap();
+    let counts = |vfs: &Vfs| vfs.view().pfs.iter().map(|pf| pf.pf.vfs.len()).collect::<Vec<_>>();
+    assert_eq!(vfs.adopt_policies(policies(3, 2), Counts::Changed).unwrap().short, []);
+    assert_eq!(counts(&vfs), [3, 5], "what was made by hand stays while nothing new is said of it");
+    vfs.adopt_policies(policies(3, 2), Counts::All).unwrap();
+    assert_eq!(counts(&vfs), [3, 2], "unless somebody asks");
+
+    vfs.acquire(&request(node.vf(0, 0), Driver::None)).unwrap();
+    let short = vfs.adopt_policies(policies(6, 2), Counts::Changed).unwrap().short;
+    assert!(short[0].1.contains("is lent as lease-0000:02:10.0"), "{short:?}");
+    assert_eq!(vfs.view().pfs[0].short.as_ref(), Some(&short[0].1), "and so does the list");
+    vfs.release("lease-0000:02:10.0", Duration::ZERO, ROOT).unwrap();
+    assert_eq!(vfs.adopt_policies(policies(6, 2), Counts::All).unwrap().short, []);
+    assert_eq!((counts(&vfs), &vfs.view().pfs[0].short), (vec![6, 2], &None));
+
+    vfs.adopt_policies(policies(9, 2), Counts::Changed).unwrap();
+    assert!(vfs.view().pfs[0].short.as_ref().unwrap().contains("it offers at most 7"));
+    vfs.adopt_policies(policies(6, 2), Counts::Changed).unwrap();
+    assert_eq!(vfs.view().pfs[0].short, None, "it has what is wanted now");
+
+    let contradiction = Policies { pools: vec![pool("ens1f0", 1), Pool { name: "x".into(), ..pool("ens1f0", 2) }] };
+    let error = vfs.adopt_policies(contradiction, Counts::All).unwrap_err().to_string();
+    assert!(error.contains("the pools ens1f0 and x want different numbers of VFs of ens1f0"), "{error}");
+    assert_eq!(vfs.view().vfs[0].pools, ["ens1f0"], "those before hold on");
 }
 
 #[test]

@@ -123,6 +123,32 @@ fn a_vf_that_no_driver_takes_goes_back_to_the_driver_that_it_had() {
 }
 
 #[test]
+fn a_driver_that_nobody_names_is_not_found_while_autoprobe_is_off() {
+    let (node, vfs, _) = node();
+    node.give_pf_an_odd_driver(node.pf(0));
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_drivers_autoprobe"), "0").unwrap();
+    vfs.rescan();
+    let vf = node.vf(0, 1);
+    refused(&node, &vfs, "(ENODEV); with `sriov_drivers_autoprobe` off only a named driver binds", || {
+        vfs.acquire(&request(vf, Driver::Kernel, Attributes::default())).unwrap_err().to_string()
+    });
+}
+
+#[test]
+fn a_group_with_a_nic_of_the_kernel_in_it_is_refused_and_the_nic_is_named() {
+    let (node, vfs, _) = node();
+    let (vf, nic) = (node.vf(0, 1), PciAddress::new(0, 9, 0, 1));
+    node.put_nic_in_group(vf, nic);
+    vfs.rescan();
+    let before = node.fingerprint();
+    let error = vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap_err().to_string();
+    assert!(error.contains("also holds 0000:09:00.1, which is no VF and is bound to e1000e"), "{error}");
+    assert_eq!(node.fingerprint(), before);
+    assert!(vfs.facts().leases.is_empty());
+    vfs.acquire(&request(vf, Driver::Kernel, Attributes::default())).unwrap();
+}
+
+#[test]
 fn a_driver_that_is_not_loaded_is_named_with_the_command_that_loads_it() {
     let (node, vfs, vf) = node();
     std::fs::remove_dir_all(node.sysfs().path("sys/bus/pci/drivers/vfio-pci")).unwrap();
@@ -162,7 +188,7 @@ fn a_pf_that_ignores_a_setting_is_caught_by_reading_back() {
     let (node, vfs, _) = node();
     node.set(Scenario::SettingIgnored);
     let attributes = Attributes { vlan: Some(Vlan { id: 5, ..Vlan::default() }), ..Attributes::default() };
-    refused(&node, &vfs, "is not as it was set: set vlan 5", || {
+    refused(&node, &vfs, "there would still be to do: set vlan 5", || {
         vfs.acquire(&request(node.vf(0, 1), Driver::None, attributes)).unwrap_err().to_string()
     });
 }

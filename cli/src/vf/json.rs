@@ -8,6 +8,7 @@ pub(super) fn list(response: &v1::ListResponse) -> String {
         "pfs": response.pfs.iter().map(pf).collect::<Vec<_>>(),
         "vfs": response.vfs.iter().map(vf).collect::<Vec<_>>(),
         "lost": response.lost.iter().map(lease).collect::<Vec<_>>(),
+        "policies_refused": some(&response.policies_refused),
     }))
 }
 
@@ -47,6 +48,7 @@ fn pf(pf: &v1::Pf) -> Value {
         "num_vfs": pf.num_vfs,
         "numa": pf.numa,
         "stuck": some(&pf.stuck),
+        "short": some(&pf.short),
     })
 }
 
@@ -81,6 +83,7 @@ fn lease(lease: &v1::Lease) -> Value {
         "driver": lease.driver,
         "stage": lease.stage,
         "trouble": some(&lease.trouble),
+        "forbidden": some(&lease.forbidden),
         "attributes": {
             "mac": attributes.mac,
             "vlan": attributes.vlan.map(|v| json!({ "id": v.id, "qos": v.qos, "protocol": v.protocol })),

@@ -60,17 +60,29 @@ fn state_cell(vf: &v1::Vf) -> Cell {
 
 /// What a person should know and a table has no room for.
 fn remarks(response: &v1::ListResponse) -> Vec<String> {
+    let refused = (!response.policies_refused.is_empty()).then_some(&response.policies_refused);
+    let refused = refused.into_iter().flat_map(|why| {
+        let told = "the policies file is refused, and the policies before it hold on:".to_owned();
+        [told].into_iter().chain(why.lines().map(|line| format!("  {line}")))
+    });
+    let short = response.pfs.iter().filter(|pf| !pf.short.is_empty());
+    let short = short.map(|pf| format!("{}: not the number of VFs that the policies want: {}", pf.address, pf.short));
     let stuck = response.pfs.iter().filter(|pf| !pf.stuck.is_empty());
     let stuck = stuck.map(|pf| format!("{}: stuck: {} has not come back", pf.address, pf.stuck));
     let troubles = response.vfs.iter().filter_map(|vf| Some((vf, vf.lease.as_ref()?)));
     let troubles = troubles.filter(|(_, lease)| !lease.trouble.is_empty());
     let troubles = troubles.map(|(vf, lease)| format!("{}: lease {}: {}", vf.address, lease.id, lease.trouble));
+    let lent = response.vfs.iter().filter_map(|vf| vf.lease.as_ref()).filter(|lease| !lease.forbidden.is_empty());
+    let forbidden = lent.map(|lease| {
+        let v1::Lease { id, vf, forbidden, .. } = lease;
+        format!("{vf}: lease {id}: the policies would not allow it now ({forbidden}); it stays until it is released")
+    });
     let blocked = response.vfs.iter().flat_map(|vf| vf.reasons.iter().map(|why| format!("{}: {why}", vf.address)));
     let lost = response
         .lost
         .iter()
         .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.trouble));
-    stuck.chain(troubles).chain(blocked).chain(lost).collect()
+    refused.chain(short).chain(stuck).chain(troubles).chain(forbidden).chain(blocked).chain(lost).collect()
 }
 
 #[cfg(test)]
@@ -124,6 +136,23 @@ mod tests {
         assert_eq!(lines[3][..8], ["ens1f0", "1", "0000:02:10.2", "12", "0", "vfio-pci", "-", "releasing"]);
         assert!(table.contains("0000:02:10.2: lease pod/net1: unbind has not come back"), "{table}");
         assert!(!table.contains('\x1b'), "a holder cannot give orders to the terminal");
+    }
+
+    #[test]
+    fn what_the_policies_want_and_cannot_have_is_told_in_full() {
+        let mut response = response();
+        response.policies_refused = "p.yaml:3:5: pools[0].nam: no such setting\np.yaml:9:1: another".into();
+        response.pfs[0].short = "a VF is lent".into();
+        response.vfs[1].lease.as_mut().unwrap().forbidden = "there is no pool fast any more".into();
+        let table = render(&response, PLAIN);
+        for line in [
+            "the policies file is refused, and the policies before it hold on:\n  p.yaml:3:5: pools[0].nam",
+            "\n  p.yaml:9:1: another\n",
+            "0000:02:00.0: not the number of VFs that the policies want: a VF is lent",
+            "lease pod/net1: the policies would not allow it now (there is no pool fast any more)",
+        ] {
+            assert!(table.contains(line), "{line} in\n{table}");
+        }
     }
 
     #[test]

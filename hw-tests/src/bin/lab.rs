@@ -73,7 +73,8 @@ fn shell() -> Result<bool> {
 }
 
 const GREETING: &str = "
-Two igb PFs (ip link; ls -l /sys/bus/pci/drivers/igb), 7 VFs each. busybox, ip and our programs are in /bin.
+Three igb PFs (ip link; ls -l /sys/bus/pci/drivers/igb), 7 VFs each; the first shares its IOMMU group with another NIC.
+busybox, ip and our programs are in /bin. To begin: sriov-manager &, then ferrule vf list.
 To leave: poweroff, or Ctrl-A X at once.
     vm-guest scenario NAME    runs one of:
 ";

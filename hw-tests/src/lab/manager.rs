@@ -45,7 +45,7 @@ pub struct Options {
     pub policies: Option<String>,
     /// How long one call into the kernel may take.
     pub patience: Option<Duration>,
-    /// It dies at the point of this number.
+    /// It dies at the point of this number. Such a one is `mortal-manager`, without policies.
     pub die_at: Option<u64>,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
@@ -197,6 +197,12 @@ impl Watch<'_> {
 
 impl Options {
     fn command(&self, lab: &Lab, socket: &Path) -> Result<Command> {
+        let state = lab.state().join("manager");
+        if let Some(point) = self.die_at {
+            let mut command = Command::new("mortal-manager");
+            command.arg("--socket").arg(socket).arg("--state").arg(state).args(["--die-at", &point.to_string()]);
+            return Ok(command);
+        }
         let mut command = if self.alone {
             let mut command = Command::new("unshare");
             command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sriov-manager"]);
@@ -204,8 +210,7 @@ impl Options {
         } else {
             Command::new("sriov-manager")
         };
-        command.args(["--log-level", "debug"]);
-        command.arg("--socket").arg(socket).arg("--state").arg(lab.state().join("manager"));
+        command.args(["--log-level", "debug"]).arg("--socket").arg(socket).arg("--state").arg(state);
         if let Some(policies) = &self.policies {
             let file = lab.state().join("policies.yaml");
             fs::write(&file, policies).context("write the policies")?;
@@ -213,9 +218,6 @@ impl Options {
         }
         if let Some(patience) = self.patience {
             command.args(["--patience", &format!("{}ms", patience.as_millis())]);
-        }
-        if let Some(point) = self.die_at {
-            command.args(["--die-at", &point.to_string()]);
         }
         Ok(command)
     }

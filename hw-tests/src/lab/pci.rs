@@ -55,6 +55,20 @@ impl Function {
         self.link("iommu_group")?.parse().ok()
     }
 
+    /// What is in its IOMMU group beside it, bridges left out.
+    pub fn group_with(&self) -> Result<Vec<Function>> {
+        let group = fs::read_dir(self.folder().join("iommu_group/devices")).context("read an IOMMU group")?;
+        let members = group.flatten().map(|device| Function { address: device.file_name().to_string_lossy().into() });
+        let mut others: Vec<_> = members.filter(|member| member != self && !member.is_bridge()).collect();
+        others.sort();
+        Ok(others)
+    }
+
+    /// Base class 6 (PCI code and id assignment specification, 1.7).
+    fn is_bridge(&self) -> bool {
+        self.read("class").is_ok_and(|class| class.starts_with("0x06"))
+    }
+
     /// Its network interface, in whatever namespace.
     pub fn interface(&self) -> Option<String> {
         let mut interfaces = fs::read_dir(self.folder().join("net")).ok()?.flatten();

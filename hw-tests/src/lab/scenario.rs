@@ -38,10 +38,12 @@ impl Scenario {
     }
 }
 
-/// What a scenario has inside the machine: two PFs without a VF, and nobody else who touches them.
+/// What a scenario has inside the machine: PFs without a VF, and nobody else who touches them.
 pub struct Lab {
     /// Both, in the order of their addresses; each on a NUMA node of its own.
     pub pfs: [Function; 2],
+    /// A third one, which shares its IOMMU group with another NIC and with its own VFs.
+    pub crowded: Function,
     name: &'static str,
 }
 
@@ -50,7 +52,7 @@ impl Lab {
     pub fn fresh(scenario: &Scenario) -> Result<Self> {
         kill_strays()?;
         let lab = Self::new(scenario)?;
-        for pf in &lab.pfs {
+        for pf in lab.pfs.iter().chain([&lab.crowded]) {
             pf.set_vfs(0)?;
             pf.write("sriov_drivers_autoprobe", "1")?;
         }
@@ -69,9 +71,18 @@ impl Lab {
     }
 
     fn new(scenario: &Scenario) -> Result<Self> {
-        let pfs = pfs()?.try_into();
-        let pfs = pfs.map_err(|pfs| anyhow::anyhow!("the lab has two PFs, and here are: {pfs:?}"))?;
-        Ok(Self { pfs, name: scenario.name })
+        let (mut alone, mut crowded) = (Vec::new(), Vec::new());
+        for pf in pfs()? {
+            let vfs = pf.vfs();
+            let has_others = pf.group_with()?.iter().any(|member| !vfs.contains(member));
+            if has_others { &mut crowded } else { &mut alone }.push(pf);
+        }
+        let ([first, second], [crowded]) = (&alone[..], &crowded[..]) else {
+            bail!(
+                "the lab has two PFs in groups of their own and one that is not, and here are: {alone:?}, {crowded:?}"
+            );
+        };
+        Ok(Self { pfs: [first.clone(), second.clone()], crowded: crowded.clone(), name: scenario.name })
     }
 
     /// A folder of the scenario's own, on a disk: it outlives a reboot.
@@ -162,7 +173,7 @@ fn kill_strays() -> Result<()> {
 }
 
 /// The programs that scenarios start.
-const STRAYS: [&str; 2] = ["sriov-manager", "dpdk-testpmd"];
+const STRAYS: [&str; 3] = ["sriov-manager", "mortal-manager", "dpdk-testpmd"];
 
 const FIGURE: &str = "figure ";
 

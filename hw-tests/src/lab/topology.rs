@@ -1,4 +1,5 @@
-//! The lab's machine: two NUMA nodes, a CPU and an SR-IOV NIC on each, an IOMMU that remaps interrupts, a disk.
+//! The lab's machine: two NUMA nodes, a CPU and an SR-IOV NIC on each, an IOMMU that remaps interrupts, a disk, and a third
+//! NIC that the IOMMU cannot tell from its neighbour.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,10 +25,24 @@ pub fn qemu(disk: &Path) -> Vec<String> {
             slot = node + 1,
         )));
     }
+    // Without ACS on their port nothing keeps functions below it apart: one IOMMU group. A NIC with ARI says which of its
+    // functions is the next (PCIe 6.0, 7.8.8.2); igb says that there is none, unless told.
+    arguments.extend(words(&format!(
+        "-device pcie-root-port,id=crowded,bus=pcie.0,chassis=3,slot=3,disable-acs=on \
+         -netdev hubport,id=net2,hubid=2 \
+         -device igb,bus=crowded,addr=0.0,multifunction=on,{ARI}=on,netdev=net2,mac=52:54:00:00:00:03 \
+         -device e1000e,bus=crowded,addr=0.1,netdev=net3,mac=52:54:00:00:00:04 \
+         -netdev hubport,id=net3,hubid=3",
+    )));
     arguments.extend(words("-device virtio-blk-pci,bus=pcie.0,drive=disk -drive"));
-    arguments.push(format!("id=disk,if=none,format=raw,cache=writeback,file={}", disk.display()));
+    // A power cut ends QEMU and not this host: what a guest has flushed is in a file's cache, and survives. A flush down to
+    // this host's disk would put that disk's moods into every figure.
+    arguments.push(format!("id=disk,if=none,format=raw,cache=unsafe,file={}", disk.display()));
     arguments
 }
+
+/// Has igb say that there is a function behind it.
+const ARI: &str = "x-pcie-ari-nextfn-1";
 
 /// Added to the kernel's command line. The pages are for DPDK: half a GiB of 2 MiB each.
 pub fn kernel() -> Vec<String> {
@@ -37,17 +52,23 @@ pub fn kernel() -> Vec<String> {
 /// What this machine has for it. An error says what is missing.
 pub fn pieces() -> Result<Pieces> {
     let pieces = Pieces::find()?;
-    ensure!(Pieces::has_device("igb")?, "a QEMU with igb, the emulated SR-IOV NIC (8.0 or newer)");
+    let has_igb = Pieces::has_device("igb", ARI)?;
+    ensure!(has_igb, "a QEMU with igb, the emulated SR-IOV NIC, and its option {ARI} (8.1 or newer)");
     Ok(pieces)
 }
 
 /// What is inside.
 pub fn image(shell: Option<String>) -> Image {
-    let modules = "igb igbvf vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q";
+    let modules = "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q";
     // Without testpmd its scenario is skipped.
     let mut programs = testpmd().unwrap_or_default();
     programs.extend(program("unshare").map(|unshare| (unshare, "/bin/unshare".to_owned())));
-    Image { modules: modules.split(' ').collect(), programs, own: vec!["sriov-manager", "ferrule"], shell }
+    Image {
+        modules: modules.split(' ').collect(),
+        programs,
+        own: vec!["sriov-manager", "mortal-manager", "ferrule"],
+        shell,
+    }
 }
 
 /// DPDK's test program, the drivers it loads by name, and what makes it print line by line.

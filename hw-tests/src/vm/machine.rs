@@ -149,9 +149,10 @@ impl Options {
         command.arg(format!("virtserialport,chardev=channel,name={PORT}"));
         command.arg("-kernel").arg(pieces.kernel()).arg("-initrd").arg(&self.initramfs);
         // A panic ends the machine at once. What hangs is said after 30 s; nothing here takes so long. Clocks are not
-        // judged: on a busy host an emulated one is late.
+        // judged: on a busy host an emulated one is late. Pages are not cleared before they are needed, and ciphers not
+        // tried out: that is a third of a boot.
         let always = "console=ttyS0 panic=-1 oops=panic mitigations=off sysctl.kernel.hung_task_timeout_secs=30 \
-                      no_timer_check tsc=reliable";
+                      no_timer_check tsc=reliable init_on_alloc=0 cryptomgr.notests";
         command.args(["-append", &format!("{always} {}", self.kernel.join(" "))]);
         command
     }

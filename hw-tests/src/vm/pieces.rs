@@ -37,10 +37,10 @@ impl Pieces {
         self.folder.join("kernel/lib/modules").join(&self.release)
     }
 
-    /// Whether QEMU can emulate a device.
-    pub fn has_device(device: &str) -> Result<bool> {
-        let output = Command::new(QEMU).args(["-device", "help"]).output().context("run QEMU")?;
-        Ok(String::from_utf8_lossy(&output.stdout).contains(&format!("name \"{device}\"")))
+    /// Whether QEMU can emulate a device with an option.
+    pub fn has_device(device: &str, option: &str) -> Result<bool> {
+        let output = Command::new(QEMU).args(["-device", &format!("{device},help")]).output().context("run QEMU")?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains(&format!(" {option}=")))
     }
 }
 

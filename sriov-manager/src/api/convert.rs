@@ -12,8 +12,9 @@ pub fn response(view: &View) -> v1::ListResponse {
     v1::ListResponse {
         pfs: view.pfs.iter().map(pf).collect(),
         vfs: view.vfs.iter().map(vf).collect(),
-        lost: view.lost.iter().map(lease).collect(),
+        lost: view.lost.iter().map(|lost| lease(lost, None)).collect(),
         generation: view.generation,
+        policies_refused: view.policies_refused.clone().unwrap_or_default(),
     }
 }
 
@@ -29,6 +30,7 @@ fn pf(view: &PfView) -> v1::Pf {
         num_vfs: view.pf.vfs.len() as u32,
         numa: function.numa,
         stuck: view.stuck.as_ref().map(|stuck| stuck.what.clone()).unwrap_or_default(),
+        short: view.short.clone().unwrap_or_default(),
     }
 }
 
@@ -56,13 +58,13 @@ pub(super) fn vf(view: &VfView) -> v1::Vf {
         vendor: function.vendor,
         device: function.device,
         state: state.to_owned(),
-        lease: view.lease.as_ref().map(lease),
+        lease: view.lease.as_ref().map(|lent| lease(lent, view.forbidden.as_ref())),
         pools: view.pools.clone(),
         reasons: view.reasons.iter().filter(|reason| !lent(reason)).map(ToString::to_string).collect(),
     }
 }
 
-fn lease(lease: &Lease) -> v1::Lease {
+fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
     v1::Lease {
         id: lease.id.clone(),
         holder: lease.holder.clone(),
@@ -74,6 +76,7 @@ fn lease(lease: &Lease) -> v1::Lease {
         attributes: Some(attributes(&lease.wanted.attributes)),
         stage: lease.stage.word().to_owned(),
         trouble: lease.trouble.clone().unwrap_or_default(),
+        forbidden: forbidden.cloned().unwrap_or_default(),
     }
 }
 

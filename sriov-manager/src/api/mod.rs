@@ -3,9 +3,11 @@
 //! Modules: `convert` (what others see as messages), `client` (for programs that ask).
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
@@ -36,7 +38,8 @@ pub mod v1 {
 
 /// Serves the API, health and reflection until the daemon has stopped.
 pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase>) -> Result<(), ServeError> {
-    let api = VfsServer::new(Service { vfs, phase: phase.clone() });
+    let changes = Arc::new(Semaphore::new(CHANGES_MAX));
+    let api = VfsServer::new(Service { vfs, phase: phase.clone(), changes });
     let names = ["", v1::vfs_server::SERVICE_NAME];
     service::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
@@ -44,9 +47,30 @@ pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase
 struct Service {
     vfs: Vfs,
     phase: watch::Receiver<Phase>,
+    /// One for each change under way.
+    changes: Arc<Semaphore>,
 }
 
 impl Service {
+    /// Does what changes something, which may wait for long: on a thread of its own, of which there are fewer than
+    /// there are in all, so that questions are answered always.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Vfs, &Asked) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let gone = || Status::internal("the daemon takes no changes any more");
+        let permit = Arc::clone(&self.changes).acquire_owned().await.map_err(|_| gone())?;
+        let vfs = self.vfs.clone();
+        let (asking, asked) = asking();
+        let done = blocking(move || {
+            let _permit = permit;
+            work(&vfs, &asked)
+        })
+        .await;
+        drop(asking);
+        done
+    }
+
     fn takes_changes(&self) -> Result<(), Status> {
         match *self.phase.borrow() {
             Phase::Serving => Ok(()),
@@ -89,8 +113,7 @@ impl v1::vfs_server::Vfs for Service {
         if counts.is_empty() {
             return Err(Status::invalid_argument("counts: at least one PF is wanted"));
         }
-        let vfs = self.vfs.clone();
-        let created = blocking(move || create(&vfs, &counts, dry_run)).await?;
+        let created = self.change(move |vfs, _| create(vfs, &counts, dry_run)).await?;
         Ok(Response::new(v1::CreateResponse { created }))
     }
 
@@ -100,10 +123,10 @@ impl v1::vfs_server::Vfs for Service {
         let message = request.into_inner();
         let dry_run = message.dry_run;
         let wanted = convert::request(message, asker).map_err(|problem| status(Code::InvalidArgument, &problem))?;
-        let vfs = self.vfs.clone();
-        blocking(move || {
-            let acquired = if dry_run { vfs.plan_acquire(&wanted) } else { vfs.acquire(&wanted) }
-                .map_err(|error| refusal(&error))?;
+        self.change(move |vfs, asked| {
+            let acquired =
+                if dry_run { vfs.plan_acquire(&wanted) } else { vfs.acquire_while(&wanted, &|| asked.holds()) }
+                    .map_err(|error| refusal(&error))?;
             let vf = vfs.view().vfs.into_iter().find(|view| view.vf.address == acquired.vf);
             let steps = acquired.steps.iter().map(ToString::to_string).collect();
             Ok(Response::new(v1::AcquireResponse { vf: vf.as_ref().map(convert::vf), steps }))
@@ -118,15 +141,15 @@ impl v1::vfs_server::Vfs for Service {
         if wait_ms > WAIT_MS_MAX {
             return Err(Status::invalid_argument(format!("wait_ms {wait_ms}; at most {WAIT_MS_MAX} is wanted")));
         }
-        let vfs = self.vfs.clone();
-        blocking(move || {
+        self.change(move |vfs, asked| {
             if dry_run {
                 let steps = vfs.plan_release(&lease, asker).map_err(|error| refusal(&error))?;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 return Ok(Response::new(v1::ReleaseResponse { vf: String::new(), steps }));
             }
             let wait = Duration::from_millis(wait_ms.into());
-            let released = vfs.release(&lease, wait, asker).map_err(|error| refusal(&error))?;
+            let released = vfs.release_while(&lease, wait, asker, &|| asked.holds());
+            let released = released.map_err(|error| refusal(&error))?;
             Ok(Response::new(v1::ReleaseResponse { vf: released.vf.to_string(), steps: Vec::new() }))
         })
         .await?
@@ -140,6 +163,29 @@ impl v1::vfs_server::Vfs for Service {
         let vfs = self.vfs.clone();
         let reasons = blocking(move || vfs.explain(vf, driver)).await?.map_err(|error| refusal(&error))?;
         Ok(Response::new(v1::ExplainResponse { reasons: reasons.iter().map(ToString::to_string).collect() }))
+    }
+}
+
+/// Held by the answer that somebody waits for: it is dropped when he goes.
+struct Asking(Arc<AtomicBool>);
+
+/// Whether somebody still waits for an answer.
+struct Asked(Arc<AtomicBool>);
+
+fn asking() -> (Asking, Asked) {
+    let asked = Arc::new(AtomicBool::new(true));
+    (Asking(Arc::clone(&asked)), Asked(asked))
+}
+
+impl Asked {
+    fn holds(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -187,6 +233,8 @@ fn refusal(error: &VfError) -> Status {
         VfError::NoneFree { .. } => Code::ResourceExhausted,
         VfError::NotAllowed { .. } => Code::PermissionDenied,
         VfError::Busy { .. } => Code::Aborted,
+        VfError::Unasked { .. } => Code::Cancelled,
+        VfError::Stopping { .. } => Code::Unavailable,
         VfError::Unavailable { .. }
         | VfError::Lent { .. }
         | VfError::Held { .. }
@@ -199,5 +247,7 @@ fn refusal(error: &VfError) -> Status {
     status(code, &error.to_string())
 }
 
+/// Of the 512 threads that tokio has for what may wait, half are for changes.
+const CHANGES_MAX: usize = 256;
 /// Ten minutes: whoever waits longer had better ask again.
 const WAIT_MS_MAX: u32 = 600_000;

@@ -31,15 +31,49 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let bytes = LoadError::read("policies file", path)?;
-        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, &bytes)?)?)
+    /// Checks the bytes of a file.
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, bytes)?)?)
     }
 
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         judge(file, text, |root, _| read(root))
+    }
+
+    /// What another file says about settings that only a restart changes, in words.
+    pub fn needs_restart(&self, newer: &Self) -> Vec<String> {
+        let metrics = |config: &Self| config.metrics.map_or_else(|| "nowhere".to_owned(), |there| there.to_string());
+        let path = |path: &Path| path.display().to_string();
+        let rescan = |config: &Self| humantime::format_duration(config.rescan).to_string();
+        let settings = [
+            ("state", path(&self.state), path(&newer.state)),
+            ("socket", path(&self.socket), path(&newer.socket)),
+            ("metrics", metrics(self), metrics(newer)),
+            ("rescan", rescan(self), rescan(newer)),
+        ];
+        let different = settings.into_iter().filter(|(_, old, new)| old != new);
+        different.map(|(name, old, new)| format!("{name}: {old} before, {new} now; a restart changes it")).collect()
+    }
+}
+
+/// A policies file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoliciesFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub contents: Vec<u8>,
+    /// What that means.
+    pub config: Config,
+}
+
+impl PoliciesFile {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let contents = LoadError::read("policies file", path)?;
+        let config = Config::from_bytes(path, &contents)?;
+        Ok(Self { path: path.to_owned(), contents, config })
     }
 }
 

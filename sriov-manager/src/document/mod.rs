@@ -1,6 +1,7 @@
 //! Files of settings: text in, checked values out, or everything that is wrong in one go, each at its line.
 //!
-//! Modules in reading order: `tree` (text to a tree with positions), `reader` (tree to values, collecting errors).
+//! Modules in reading order: `tree` (text to a tree with positions), `reader` (tree to values, collecting errors),
+//! `watch` (a file that gets new contents), `follow` (one that a daemon was started with).
 
 use std::fmt;
 use std::io;
@@ -10,10 +11,14 @@ use thiserror::Error;
 
 use tree::Node;
 
+mod follow;
 mod reader;
 mod tree;
+mod watch;
 
+pub use follow::{Cause, Followed};
 pub use reader::{Field, Findings, Table};
+pub use watch::FileWatch;
 
 /// Parses a text and reads it; every error that `read` noted comes back in one go. `file` is what they call the text.
 pub fn judge<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Findings) -> T) -> Result<T, ConfigErrors> {

@@ -51,8 +51,14 @@ pub struct Acquired {
 impl Vfs {
     /// Lends a VF. The same request twice changes nothing.
     pub fn acquire(&self, request: &Request) -> Result<Acquired, VfError> {
+        self.acquire_while(request, &|| true)
+    }
+
+    /// [`Vfs::acquire`] for somebody who may go away: a new lease that nobody was told of is undone.
+    pub fn acquire_while(&self, request: &Request, asked: &dyn Fn() -> bool) -> Result<Acquired, VfError> {
+        let unasked = || VfError::Unasked { tried: format!("lend a VF as {}", request.id) };
         request.check()?;
-        let (chosen, claim) = self.claim(|state| self.choose(state, request))?;
+        let (chosen, claim) = self.claim(|state| if asked() { self.choose(state, request) } else { Err(unasked()) })?;
         let ready = self.ready(&chosen, request)?;
         let Ready { lease, steps, .. } = &ready;
         let acquired = Acquired { vf: lease.vf, steps: steps.clone() };
@@ -60,10 +66,22 @@ impl Vfs {
             return Ok(acquired);
         }
         self.record_lease(lease.vf, Some(lease.clone()))?;
-        self.carry_out(&chosen, ready)?;
+        let lease = self.carry_out(&chosen, ready)?;
+        if chosen.lease.is_none() && !asked() {
+            self.undo_unasked(lease)?;
+            return Err(unasked());
+        }
         info!(vf = %acquired.vf, lease = request.id, holder = request.holder, driver = %request.wanted.driver, "lent");
         drop(claim);
         Ok(acquired)
+    }
+
+    /// Takes a VF back that nobody was told of. It is claimed.
+    fn undo_unasked(&self, lease: Lease) -> Result<(), VfError> {
+        info!(vf = %lease.vf, lease = lease.id, "whoever asked has gone: the lease is undone");
+        let lease = Lease { stage: Stage::Releasing, ..lease };
+        self.record_lease(lease.vf, Some(lease.clone()))?;
+        self.clean(lease)
     }
 
     /// What [`Vfs::acquire`] would do.
@@ -83,6 +101,10 @@ impl Vfs {
                 Choice::Vf(vf) => *vf == lease.vf,
                 Choice::Pool(pool) => lease.pool.as_ref() == Some(pool),
             };
+            if lease.stage == Stage::Releasing && state.claimed.contains(&lease.vf) {
+                // It is being taken back this moment. Whoever asks again so soon waits for that, and decides anew.
+                return Self::chosen(state, lease.vf, None);
+            }
             if !same || lease.stage == Stage::Releasing {
                 return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf });
             }
@@ -93,37 +115,41 @@ impl Vfs {
             if lease.wanted != request.wanted {
                 let own = |reason: &Reason| matches!(reason, Reason::Lent { .. });
                 let reasons = self.reasons(state, state.vf(lease.vf)?, request.wanted.driver);
-                let reasons: Vec<_> = reasons.into_iter().filter(|reason| !own(reason)).collect();
+                let forbidden = state.policies.forbids(&state.inventory, lease).map(|why| Reason::Forbidden { why });
+                let reasons: Vec<_> = reasons.into_iter().filter(|reason| !own(reason)).chain(forbidden).collect();
                 if !reasons.is_empty() {
                     return Err(VfError::Unavailable { vf: lease.vf, reasons });
                 }
             }
             return Self::chosen(state, lease.vf, Some(lease.clone()));
         }
-        match &request.choice {
+        let vf = match &request.choice {
             Choice::Vf(vf) => {
                 let function = state.vf(*vf)?;
-                self.may_have(state, function, request.asker)?;
+                Self::may_have(state, function, request.asker)?;
                 let reasons = self.reasons(state, function, request.wanted.driver);
-                if reasons.is_empty() {
-                    Self::chosen(state, *vf, None)
-                } else {
-                    Err(VfError::Unavailable { vf: *vf, reasons })
+                if !reasons.is_empty() {
+                    return Err(VfError::Unavailable { vf: *vf, reasons });
                 }
+                *vf
             }
-            Choice::Pool(pool) => Self::chosen(state, self.choose_of_pool(state, pool, request)?, None),
-        }
+            Choice::Pool(pool) => self.choose_of_pool(state, pool, request)?,
+        };
+        let (chosen, mut wants) = Self::chosen(state, vf, None)?;
+        // Asked twice at the same moment is asked once.
+        wants.name = Some(request.id.clone());
+        Ok((chosen, wants))
     }
 
     fn chosen(state: &State, vf: PciAddress, lease: Option<Lease>) -> Result<(Chosen, Wants), VfError> {
         let vf = state.vf(vf)?.clone();
         let pf = state.pf(vf.pf)?.clone();
-        let wants = State::wants(&vf);
+        let wants = Wants::of(&vf);
         Ok((Chosen { vf, pf, lease }, wants))
     }
 
-    fn may_have(&self, state: &State, vf: &VirtualFunction, asker: Asker) -> Result<(), VfError> {
-        let mut pools = self.0.policies.pools_of(&state.inventory, vf).peekable();
+    fn may_have(state: &State, vf: &VirtualFunction, asker: Asker) -> Result<(), VfError> {
+        let mut pools = state.policies.pools_of(&state.inventory, vf).peekable();
         // A VF that is in no pool is lent by its address, to whoever may open the socket.
         if pools.peek().is_none() || pools.any(|pool| pool.allows(asker)) {
             return Ok(());
@@ -133,7 +159,7 @@ impl Vfs {
 
     /// First a VF that needs no other driver, then one of the PF with the most free ones, then the lowest address.
     fn choose_of_pool(&self, state: &State, name: &str, request: &Request) -> Result<PciAddress, VfError> {
-        let policies = &self.0.policies;
+        let policies = &state.policies;
         let Some(pool) = policies.pool(name) else {
             let there: Vec<_> = policies.pools.iter().map(|pool| pool.name.as_str()).collect();
             let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
@@ -155,7 +181,8 @@ impl Vfs {
         let free = judged.iter().filter(|(_, reasons)| reasons.is_empty()).map(|(vf, _)| *vf);
         let best = free.min_by_key(|vf| {
             let most_free = std::cmp::Reverse(free_of_pf.get(&vf.pf).copied());
-            (state.claimed.contains(&vf.address), !fits(vf), most_free, vf.address)
+            let worked_on = [vf.address, vf.pf].iter().any(|function| state.claimed.contains(function));
+            (worked_on, !fits(vf), most_free, vf.address)
         });
         best.map(|vf| vf.address).ok_or_else(|| {
             let first = judged.iter().find_map(|(vf, reasons)| Some(format!("{}: {}", vf.address, reasons.first()?)));
@@ -175,12 +202,7 @@ impl Vfs {
                 vf.address, pf.address
             )));
         }
-        if lease.is_none() {
-            // Nobody borrowed it, and yet somebody may have taken it.
-            if let Some(holder) = self.holders(vf).map_err(asked)?.into_iter().next() {
-                return Err(VfError::Unavailable { vf: vf.address, reasons: vec![Reason::Held(holder)] });
-            }
-        }
+        let is_new = lease.is_none();
         let (lease, nothing_new) = match lease {
             Some(lease) => {
                 let same = lease.wanted == request.wanted && lease.trouble.is_none();
@@ -203,7 +225,33 @@ impl Vfs {
         };
         let target = self.target(&lease, vf, pf, &current);
         let steps = plan(&current, &target);
+        self.nobody_is_disturbed(vf, &steps, is_new, &lease.id)?;
         Ok(Ready { nothing_new: nothing_new && steps.is_empty(), lease, steps, target })
+    }
+
+    /// Nobody's VF is taken from its driver: not by a new lease, for somebody may have taken it who did not ask, nor by
+    /// another wish of who has it.
+    fn nobody_is_disturbed(&self, vf: &VirtualFunction, steps: &[Step], is_new: bool, id: &str) -> Result<(), VfError> {
+        let unbound = |vf: &VirtualFunction| {
+            steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == vf.address))
+        };
+        let members: Vec<_> = {
+            let state = self.lock();
+            vf.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
+        };
+        let to_ask = [vf].into_iter().filter(|vf| is_new || unbound(vf)).chain(members.iter().filter(|vf| unbound(vf)));
+        for asked in to_ask {
+            let tried = || format!("lend {} as {id}", vf.address);
+            let holders = self.holders(asked).map_err(|error| VfError::Ask { tried: tried(), error })?;
+            let Some(holder) = holders.into_iter().next() else { continue };
+            let reason = match vf.function.iommu_group {
+                Some(group) if asked.address != vf.address => Reason::GroupHeld { group, vf: asked.address, holder },
+                _ if is_new => Reason::Held(holder),
+                _ => return Err(VfError::Held { tried: format!("change the lease {id}"), vf: vf.address, holder }),
+            };
+            return Err(VfError::Unavailable { vf: vf.address, reasons: vec![reason] });
+        }
+        Ok(())
     }
 
     fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
@@ -216,6 +264,7 @@ impl Vfs {
             id: request.id.clone(),
             holder: request.holder.clone(),
             uid: request.asker.uid,
+            gid: Some(request.asker.gid),
             since: since.as_secs(),
             pool,
             vf: vf.address,
@@ -268,7 +317,7 @@ impl Vfs {
             Driver::None => Binding::None,
             Driver::Kernel => {
                 let state = self.lock();
-                let named = self.0.policies.kernel_driver(&state.inventory, vf);
+                let named = state.policies.kernel_driver(&state.inventory, vf);
                 named.map_or(Binding::Found, Binding::To)
             }
         };
@@ -283,7 +332,7 @@ impl Vfs {
     }
 
     /// Does the steps and records the outcome. The lease is in the journal.
-    fn carry_out(&self, chosen: &Chosen, ready: Ready) -> Result<(), VfError> {
+    fn carry_out(&self, chosen: &Chosen, ready: Ready) -> Result<Lease, VfError> {
         let Ready { mut lease, steps, target, .. } = ready;
         let done = self.hands().apply(&steps);
         let outcome = match done {
@@ -298,7 +347,8 @@ impl Vfs {
                 if lease.wanted.driver != Driver::VfioPci {
                     lease.before.members.clear();
                 }
-                self.record_lease(lease.vf, Some(lease))
+                self.record_lease(lease.vf, Some(lease.clone()))?;
+                Ok(lease)
             }
             Err(error) => Err(self.back_out(chosen, lease, error)),
         }
@@ -317,9 +367,13 @@ impl Vfs {
             lease.stage = Stage::Releasing;
             self.clean(lease)
         };
-        match (error, undone) {
-            (VfError::Step(error), Err(undo)) => VfError::NotUndone { error, undo: undo.to_string() },
-            (error, _) => error,
+        match undone {
+            Ok(()) => error,
+            Err(undo) => VfError::NotUndone {
+                error: Box::new(error),
+                next: "which is tried again and again",
+                undo: undo.to_string(),
+            },
         }
     }
 

@@ -5,7 +5,8 @@ use std::thread;
 
 use tracing::{info, warn};
 
-use super::{State, VfError, Vfs, Wants};
+use super::claim::Wants;
+use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::hands::StepError;
 use crate::journal::Record;
@@ -28,6 +29,12 @@ pub struct Created {
 impl Vfs {
     /// Gives a PF so many VFs. An equal number is left alone; a VF that is lent or held forbids it.
     pub fn create(&self, pf: PciAddress, count: u32) -> Result<Created, VfError> {
+        let created = self.resize(pf, count)?;
+        self.lock().short.remove(&pf);
+        Ok(created)
+    }
+
+    fn resize(&self, pf: PciAddress, count: u32) -> Result<Created, VfError> {
         let (resize, claim) = self.claim(|state| self.wants_resize(state, pf, count))?;
         let steps = steps(pf, &resize);
         let created = Created { pf, from: resize.from, to: count, steps };
@@ -101,7 +108,7 @@ impl Vfs {
         let autoprobe = self.hands().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
         let functions = function.vfs.values().copied().chain([pf]).collect();
         let resize = Resize { from, to: count, autoprobe, drivers };
-        Ok((resize, Wants { functions, quiet: [].into() }))
+        Ok((resize, Wants { functions, quiet: [].into(), name: None }))
     }
 
     fn nobody_holds(&self, pf: PciAddress) -> Result<(), VfError> {
@@ -131,7 +138,11 @@ impl Vfs {
         let autoprobe = self.autoprobe(pf, resize);
         match undone.and(autoprobe) {
             Ok(()) => VfError::Step(error),
-            Err(undo) => VfError::NotUndone { error, undo: undo.to_string() },
+            Err(undo) => VfError::NotUndone {
+                error: Box::new(VfError::Step(error)),
+                next: "so the PF is left as it is: see `ferrule vf list`, then ask for a number that it takes",
+                undo: undo.to_string(),
+            },
         }
     }
 

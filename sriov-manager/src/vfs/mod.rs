@@ -9,40 +9,46 @@
 //! - **One way back.** A failed acquire, a release and a start after a kill all bring a VF back to what it was by
 //!   the same plan.
 //!
-//! In reading order: `acquire`, `release`, `create`, `recover`; `reasons` (why a VF is not to be had), `view` (what
-//! others see).
+//! In reading order: `claim`, `acquire`, `release`, `create`, `recover`; `rules` (the policies, and other ones),
+//! `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::address::PciAddress;
-use crate::hands::{Hands, Observer, Patience, Point, StepError};
+use crate::hands::{Hands, Observer, Patience, Point};
 use crate::holders::{self, Holder};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
-use crate::journal::{Facts, Journal, JournalError, Record};
+use crate::journal::{Facts, Journal, Record};
 use crate::kernel::Kernel;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
 use crate::watchdog::{CallError, Watchdog};
 
 mod acquire;
+mod claim;
 mod create;
+mod error;
 mod reasons;
 mod recover;
 mod release;
+mod rules;
 mod view;
 
 pub use acquire::{Acquired, Choice, Request};
 pub use create::Created;
+pub use error::{OpenError, VfError};
 pub use reasons::{Reason, obstacles};
+pub use rules::{AdoptError, Adopted, Counts};
+
+use claim::Wants;
 pub use view::{PfView, VfView, View};
 
 /// Every VF of the node. Clones are the same node.
@@ -67,10 +73,11 @@ pub struct Options {
 
 struct Inner {
     hands: Hands,
-    policies: Policies,
     state: Mutex<State>,
-    /// A claim ended.
+    /// A claim ended, or nobody shall wait any more.
     freed: Condvar,
+    /// Nobody shall wait any more.
+    closing: AtomicBool,
     /// Counts changes of what others can see.
     generation: watch::Sender<u64>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
@@ -79,9 +86,20 @@ struct Inner {
 
 struct State {
     inventory: Inventory,
+    /// VFs that were looked at since the last look at the whole tree began.
+    fresh: BTreeSet<PciAddress>,
+    /// Looks at the whole tree.
+    looks: u64,
+    policies: Policies,
+    /// Why the policies are not those that were wanted last.
+    policies_refused: Option<String>,
+    /// PFs that have not got the number of VFs that the policies want, and why.
+    short: BTreeMap<PciAddress, String>,
     journal: Journal,
     /// Functions that somebody works on.
     claimed: BTreeSet<PciAddress>,
+    /// Names of leases that are being made.
+    naming: BTreeSet<String>,
 }
 
 impl Vfs {
@@ -105,9 +123,19 @@ impl Vfs {
             });
             Inner {
                 hands: Hands { sysfs, watchdog, patience, observer },
-                policies,
-                state: Mutex::new(State { inventory, journal, claimed: BTreeSet::new() }),
+                state: Mutex::new(State {
+                    inventory,
+                    fresh: BTreeSet::new(),
+                    looks: 0,
+                    policies,
+                    policies_refused: None,
+                    short: BTreeMap::new(),
+                    journal,
+                    claimed: BTreeSet::new(),
+                    naming: BTreeSet::new(),
+                }),
                 freed: Condvar::new(),
+                closing: AtomicBool::new(false),
                 generation: watch::Sender::new(0),
                 looking: Mutex::default(),
             }
@@ -128,12 +156,30 @@ impl Vfs {
         self.tend();
     }
 
-    /// Looks at the tree again.
-    fn look(&self) {
+    /// Whoever waits for a VF waits no longer: the daemon stops.
+    pub(crate) fn close(&self) {
+        self.0.closing.store(true, Ordering::Relaxed);
+        // Under the lock, so that nobody is between the question and the wait.
+        let _state = self.lock();
+        self.0.freed.notify_all();
+    }
+
+    fn is_closing(&self) -> bool {
+        self.0.closing.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the whole tree again.
+    pub(crate) fn look(&self) {
         let _looking = self.0.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        match Inventory::read(&self.0.hands.sysfs) {
-            Ok(inventory) => {
+        self.lock().fresh.clear();
+        let began = Instant::now();
+        let inventory = Inventory::read(&self.0.hands.sysfs);
+        debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
+        match inventory {
+            Ok(mut inventory) => {
                 let mut state = self.lock();
+                inventory.adopt(&state.inventory, &state.fresh);
+                state.looks += 1;
                 if state.inventory != inventory {
                     state.inventory = inventory;
                     drop(state);
@@ -141,6 +187,24 @@ impl Vfs {
                 }
             }
             Err(error) => warn!(%error, "cannot look at the PCI devices; what is known stays as it was"),
+        }
+    }
+
+    /// Looks at some VFs again.
+    fn look_at(&self, vfs: &BTreeSet<PciAddress>) {
+        loop {
+            let (mut inventory, looks) = {
+                let state = self.lock();
+                (state.inventory.clone(), state.looks)
+            };
+            inventory.reread(&self.0.hands.sysfs, vfs);
+            let mut state = self.lock();
+            // A look at the whole tree that came in between may have seen newer things.
+            if state.looks == looks {
+                state.inventory.adopt(&inventory, vfs);
+                state.fresh.extend(vfs);
+                return;
+            }
         }
     }
 
@@ -164,30 +228,12 @@ impl Vfs {
 
     /// Makes a fact last, then tells who watches.
     fn record(&self, state: &mut State, record: &Record) -> Result<(), VfError> {
+        let began = Instant::now();
         state.journal.record(record)?;
+        debug!(microseconds = began.elapsed().as_micros(), "recorded");
         self.hands().observe(Point::Recorded(record));
         self.changed();
         Ok(())
-    }
-
-    /// Waits until what `decide` wants is free, and claims it. `decide` is asked again after every wait.
-    fn claim<T>(&self, mut decide: impl FnMut(&State) -> Result<(T, Wants), VfError>) -> Result<(T, Claim), VfError> {
-        let deadline = Instant::now() + self.hands().patience.busy;
-        let mut state = self.lock();
-        loop {
-            let (value, Wants { functions, quiet }) = decide(&state)?;
-            let taken = functions.iter().chain(&quiet).find(|function| state.claimed.contains(function)).copied();
-            let Some(function) = taken else {
-                state.claimed.extend(&functions);
-                return Ok((value, Claim { vfs: self.clone(), functions }));
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(VfError::Busy { function });
-            }
-            let waited = self.0.freed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
     }
 
     /// Who uses a VF now: processes by their open files, then namespaces.
@@ -196,7 +242,9 @@ impl Vfs {
         let mut vf = vf.clone();
         vf.function.driver = hands.sysfs.driver(vf.address);
         vf.vfio_device = hands.sysfs.vfio_device(vf.address);
+        let began = Instant::now();
         let mut holders = holders::processes(&hands.sysfs, &vf);
+        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
         let hidden = vf.function.driver.is_some() && hands.sysfs.netdevs(vf.address).is_empty();
         if holders.is_empty() && hidden && vf.function.driver.as_deref() != Some(crate::address::VFIO_PCI) {
             let address = vf.address;
@@ -218,181 +266,6 @@ impl State {
     fn pf(&self, pf: PciAddress) -> Result<&PhysicalFunction, VfError> {
         self.inventory.pfs.get(&pf).ok_or_else(|| VfError::NoSuchPf { pf: pf.to_string() })
     }
-
-    /// What an operation on a VF has to have for itself.
-    fn wants(vf: &VirtualFunction) -> Wants {
-        Wants { functions: vf.group_with.iter().copied().chain([vf.address]).collect(), quiet: BTreeSet::from([vf.pf]) }
-    }
-}
-
-/// What an operation works on.
-struct Wants {
-    /// Nobody else may work on these meanwhile.
-    functions: BTreeSet<PciAddress>,
-    /// Nobody may be working on these at the beginning.
-    quiet: BTreeSet<PciAddress>,
-}
-
-/// Functions that nobody else works on while it lives.
-struct Claim {
-    vfs: Vfs,
-    functions: BTreeSet<PciAddress>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // In this order: whoever waits decides by what is true now.
-        self.vfs.look();
-        self.vfs.lock().claimed.retain(|function| !self.functions.contains(function));
-        self.vfs.0.freed.notify_all();
-        self.vfs.changed();
-    }
-}
-
-/// Why the node's VFs cannot be owned.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The tree cannot be read.
-    #[error("look for PCI devices below {}: {source}; `--root` names the directory that holds `sys`", root.display())]
-    Sysfs {
-        /// The root.
-        root: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The policies contradict each other on this node.
-    #[error("{0}")]
-    Policies(String),
-    /// What was under way cannot be recorded.
-    #[error(transparent)]
-    Recover(#[from] VfError),
-}
-
-/// Why something was not done.
-#[derive(Debug, Error)]
-pub enum VfError {
-    /// There is none.
-    #[error("there is no VF {vf}; `ferrule vf list` shows those that are there")]
-    NoSuchVf {
-        /// The address.
-        vf: PciAddress,
-    },
-    /// There is none.
-    #[error("there is no PF {pf}; name it by its address or its interface, as `ferrule vf list` shows them")]
-    NoSuchPf {
-        /// Its name or address.
-        pf: String,
-    },
-    /// There is none.
-    #[error("there is no pool {pool}; there are: {there}")]
-    NoSuchPool {
-        /// The name.
-        pool: String,
-        /// Those that are there.
-        there: String,
-    },
-    /// There is none.
-    #[error("there is no lease {lease}; `ferrule vf list` shows those that are there")]
-    NoSuchLease {
-        /// Its name, or the address of its VF.
-        lease: String,
-    },
-    /// The request cannot be meant.
-    #[error("{0}")]
-    Wrong(String),
-    /// The name of the lease is in use for another VF.
-    #[error("the lease {id} is there already, of {vf}; release it first, or choose another name")]
-    IdTaken {
-        /// The name.
-        id: String,
-        /// Its VF.
-        vf: PciAddress,
-    },
-    /// The VF is not to be had.
-    #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Unavailable {
-        /// The VF.
-        vf: PciAddress,
-        /// Why.
-        reasons: Vec<Reason>,
-    },
-    /// No VF of a pool is to be had.
-    #[error("no VF of the pool {pool} is to be had: {summary}; `ferrule vf explain` tells of each")]
-    NoneFree {
-        /// The pool.
-        pool: String,
-        /// How many there are, and why the first is not.
-        summary: String,
-    },
-    /// Somebody may not have it.
-    #[error("the user {uid} may not {tried}; `who` of the pool in the policies says who may")]
-    NotAllowed {
-        /// Who asked.
-        uid: u32,
-        /// For what.
-        tried: String,
-    },
-    /// VFs of a PF are lent.
-    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {holder}; release it first")]
-    Lent {
-        /// The PF.
-        pf: String,
-        /// The VF.
-        vf: PciAddress,
-        /// The lease.
-        id: String,
-        /// To whom.
-        holder: String,
-    },
-    /// Somebody uses it.
-    #[error("{tried}: {vf} is held: {holder}; end the holder, then ask again")]
-    Held {
-        /// What was tried.
-        tried: String,
-        /// The VF.
-        vf: PciAddress,
-        /// By whom.
-        holder: Holder,
-    },
-    /// Somebody else works on it for too long.
-    #[error("{function}: another operation works on it and has not ended; ask again")]
-    Busy {
-        /// The function.
-        function: PciAddress,
-    },
-    /// A step failed, and everything is as it was before.
-    #[error("{0}")]
-    Step(StepError),
-    /// A step failed, and so did the way back.
-    #[error("{error}; and it could not be undone, which is tried again and again: {undo}")]
-    NotUndone {
-        /// What failed.
-        error: StepError,
-        /// What failed on the way back.
-        undo: String,
-    },
-    /// The kernel could not be asked.
-    #[error("{tried}: {error}")]
-    Ask {
-        /// What was tried.
-        tried: String,
-        /// Why not.
-        error: CallError,
-    },
-    /// It was done, and is not what was wanted.
-    #[error("{vf} is not as it was set: {left}; something else changes it")]
-    NotAsWanted {
-        /// The VF.
-        vf: PciAddress,
-        /// The steps that would still be needed.
-        left: String,
-    },
-    /// The journal cannot be written, so nothing was done.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
 }
 
 impl Inner {

@@ -59,6 +59,15 @@ pub enum Reason {
         /// Its lease.
         id: String,
     },
+    /// A VF of its IOMMU group is in use.
+    GroupHeld {
+        /// The group.
+        group: u32,
+        /// That VF.
+        vf: PciAddress,
+        /// By whom.
+        holder: Holder,
+    },
     /// The driver is not there.
     DriverMissing {
         /// Which.
@@ -66,6 +75,11 @@ pub enum Reason {
     },
     /// There is no IOMMU.
     NoIommu,
+    /// The policies do not allow the lease that is there.
+    Forbidden {
+        /// Why.
+        why: String,
+    },
     /// The kernel could not be asked.
     Unknown(String),
 }
@@ -99,11 +113,17 @@ impl fmt::Display for Reason {
             Self::GroupLent { group, vf, id } => {
                 write!(f, "its IOMMU group {group} goes as a whole, and {vf} of it is lent as {id}")
             }
+            Self::GroupHeld { group, vf, holder } => {
+                write!(f, "its IOMMU group {group} goes as a whole, and {vf} of it is in use: {holder}")
+            }
             Self::DriverMissing { driver } => write!(f, "the driver {driver} is not loaded: `modprobe {driver}`"),
             Self::NoIommu => f.write_str(
                 "it has no IOMMU group: turn the IOMMU on (kernel arguments `intel_iommu=on iommu=pt`), or for \
                  trials `enable_unsafe_noiommu_mode=1` of the module vfio",
             ),
+            Self::Forbidden { why } => {
+                write!(f, "the policies do not allow this lease any more ({why}): it can stay as it is or be released")
+            }
             Self::Unknown(problem) => f.write_str(problem),
         }
     }
@@ -112,11 +132,13 @@ impl fmt::Display for Reason {
 impl Vfs {
     /// Why a VF is not to be had on a driver; nothing: it is. Holders are looked for as well.
     pub fn explain(&self, vf: PciAddress, driver: Driver) -> Result<Vec<Reason>, VfError> {
-        let (function, mut reasons) = {
+        let (function, members, mut reasons) = {
             let state = self.lock();
             let function = state.vf(vf)?.clone();
+            let members = function.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned());
+            let members: Vec<_> = if driver == Driver::VfioPci { members.collect() } else { Vec::new() };
             let reasons = self.reasons(&state, &function, driver);
-            (function, reasons)
+            (function, members, reasons)
         };
         let lent = reasons.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
         let stuck = reasons.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
@@ -125,6 +147,11 @@ impl Vfs {
                 Ok(holders) => reasons.extend(holders.into_iter().map(Reason::Held)),
                 Err(error) => reasons.push(Reason::Unknown(error.to_string())),
             }
+        }
+        if let (Some(group), true) = (function.function.iommu_group, reasons.is_empty()) {
+            let held = |vf: VirtualFunction| Some((vf.address, self.holders(&vf).ok()?.into_iter().next()?));
+            let held = members.into_iter().filter_map(held);
+            reasons.extend(held.map(|(vf, holder)| Reason::GroupHeld { group, vf, holder }));
         }
         Ok(reasons)
     }
@@ -148,7 +175,7 @@ impl Vfs {
             })
         });
         reasons.extend(lent);
-        let named = self.0.policies.kernel_driver(&state.inventory, vf);
+        let named = state.policies.kernel_driver(&state.inventory, vf);
         reasons.extend(obstacles_for(&self.hands().sysfs, &state.inventory, vf, driver, named));
         reasons
     }

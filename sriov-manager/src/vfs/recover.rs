@@ -5,7 +5,7 @@ use std::thread;
 
 use tracing::{info, warn};
 
-use super::{State, VfError, Vfs, Wants};
+use super::{VfError, Vfs, Wants};
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
 use crate::lease::{Lease, Stage};
@@ -27,14 +27,11 @@ impl Vfs {
             self.finish_resize(pf, resize)?;
         }
         self.look();
-        let counts = self.0.policies.counts(&self.lock().inventory);
-        for (pf, created) in self.create_all(&counts) {
-            match created {
-                Ok(_) => {}
-                Err(VfError::Journal(error)) => return Err(error.into()),
-                Err(error) => warn!(%pf, %error, "the VFs that the policies want could not be made"),
-            }
-        }
+        let counts = {
+            let state = self.lock();
+            state.policies.counts(&state.inventory)
+        };
+        self.make_counts(&counts)?;
         self.look();
         // PFs beside each other: a reboot may have many leases to bring back.
         let pfs: BTreeSet<_> = facts.leases.values().map(|lease| lease.pf).collect();
@@ -53,7 +50,7 @@ impl Vfs {
     }
 
     /// Goes on with leases that something is wrong with.
-    pub(super) fn tend(&self) {
+    pub(crate) fn tend(&self) {
         let facts = self.facts();
         for lease in facts.leases.values() {
             let gone = self.functions(lease).is_none();
@@ -80,8 +77,9 @@ impl Vfs {
         }
         let (now, claim) = self.claim(|state| {
             let now = state.journal.facts().leases.get(&lease.vf).cloned();
-            let wants = state.inventory.vfs.get(&lease.vf).map(State::wants);
-            Ok((now, wants.unwrap_or(Wants { functions: [lease.vf].into(), quiet: [lease.pf].into() })))
+            let wants = state.inventory.vfs.get(&lease.vf).map(Wants::of);
+            let gone = || Wants { functions: [lease.vf].into(), quiet: [lease.pf].into(), name: None };
+            Ok((now, wants.unwrap_or_else(gone)))
         })?;
         // Whoever came in between saw to it.
         let result = if now.as_ref() == Some(lease) { self.bring_back(lease) } else { Ok(()) };

@@ -16,10 +16,21 @@ impl Vfs {
     /// Takes a VF back. `lease` is its name or the address of its VF. While somebody holds the VF it waits up to
     /// `wait`, and then leaves the lease as it is.
     pub fn release(&self, lease: &str, wait: Duration, asker: Asker) -> Result<Lease, VfError> {
+        self.release_while(lease, wait, asker, &|| true)
+    }
+
+    /// [`Vfs::release`] for somebody who may go away: then nobody waits for the holder any more.
+    pub fn release_while(
+        &self,
+        lease: &str,
+        wait: Duration,
+        asker: Asker,
+        asked: &dyn Fn() -> bool,
+    ) -> Result<Lease, VfError> {
         let (mut lease, claim) = self.claim(|state| Self::find(state, lease, asker))?;
         let vf = self.lock().inventory.vfs.get(&lease.vf).cloned();
         if let Some(vf) = vf.filter(|vf| (vf.pf, vf.index) == (lease.pf, lease.index)) {
-            self.wait_for_holder(&vf, wait)?;
+            self.wait_for_holder(&vf, wait, asked)?;
             lease.stage = Stage::Releasing;
             lease.trouble = None;
             self.record_lease(lease.vf, Some(lease.clone()))?;
@@ -52,23 +63,31 @@ impl Vfs {
             return Err(VfError::NotAllowed { uid: asker.uid, tried: format!("release the lease {}", lease.id) });
         }
         let wants = match state.inventory.vfs.get(&lease.vf) {
-            Some(vf) => State::wants(vf),
-            None => Wants { functions: [lease.vf].into(), quiet: [lease.pf].into() },
+            Some(vf) => Wants::of(vf),
+            None => Wants { functions: [lease.vf].into(), quiet: [lease.pf].into(), name: None },
         };
         Ok((lease.clone(), wants))
     }
 
-    fn wait_for_holder(&self, vf: &VirtualFunction, wait: Duration) -> Result<(), VfError> {
+    fn wait_for_holder(&self, vf: &VirtualFunction, wait: Duration, asked: &dyn Fn() -> bool) -> Result<(), VfError> {
         let tried = format!("release {}", vf.address);
         let deadline = Instant::now() + wait;
         loop {
+            let began = Instant::now();
             let holders = self.holders(vf).map_err(|error| VfError::Ask { tried: tried.clone(), error })?;
             let Some(holder) = holders.into_iter().next() else { return Ok(()) };
-            if Instant::now() >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(VfError::Held { tried, vf: vf.address, holder });
             }
-            // Nobody tells when a process closes a file.
-            sleep(HOLDER_POLL.min(wait));
+            if !asked() {
+                return Err(VfError::Unasked { tried });
+            }
+            if self.is_closing() {
+                return Err(VfError::Stopping { tried });
+            }
+            // Nobody tells when a process closes a file. To look through every process takes long where there are many.
+            sleep(HOLDER_POLL.max(began.elapsed() * HOLDER_REST).min(left));
         }
     }
 
@@ -121,3 +140,5 @@ fn target_before(before: &Before) -> Target {
 
 /// How often it is looked whether a holder has let go.
 const HOLDER_POLL: Duration = Duration::from_millis(50);
+/// So many times as long as the look took is waited before the next one.
+const HOLDER_REST: u32 = 4;

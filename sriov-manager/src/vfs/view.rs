@@ -16,6 +16,8 @@ pub struct View {
     pub vfs: Vec<VfView>,
     /// Leases whose VF is not there.
     pub lost: Vec<Lease>,
+    /// Why the policies are not those that were wanted last.
+    pub policies_refused: Option<String>,
     /// Counts changes.
     pub generation: u64,
 }
@@ -27,6 +29,8 @@ pub struct PfView {
     pub pf: PhysicalFunction,
     /// A call about it that has not come back.
     pub stuck: Option<Stuck>,
+    /// Why it has not got the number of VFs that the policies want.
+    pub short: Option<String>,
 }
 
 /// A VF.
@@ -38,6 +42,8 @@ pub struct VfView {
     pub pf_name: String,
     /// Who has it.
     pub lease: Option<Lease>,
+    /// Why the policies would not allow that lease now.
+    pub forbidden: Option<String>,
     /// Pools that it is in.
     pub pools: Vec<String>,
     /// Whether something is being done to it.
@@ -49,18 +55,19 @@ pub struct VfView {
 impl View {
     /// What the tree alone shows, without a manager: nobody knows who borrowed what.
     pub fn without_ledger(sysfs: &Sysfs, inventory: &Inventory) -> Self {
-        let pfs = inventory.pfs.values().map(|pf| PfView { pf: pf.clone(), stuck: None }).collect();
+        let pfs = inventory.pfs.values().map(|pf| PfView { pf: pf.clone(), stuck: None, short: None }).collect();
         let view = |vf: &VirtualFunction| VfView {
             vf: vf.clone(),
             pf_name: inventory.pfs.get(&vf.pf).map(PhysicalFunction::name).unwrap_or_default(),
             lease: None,
+            forbidden: None,
             pools: Vec::new(),
             busy: false,
             reasons: obstacles(sysfs, inventory, vf, Driver::None),
         };
         let of_pf = |pf: &PhysicalFunction| pf.vfs.values().filter_map(|vf| inventory.vfs.get(vf)).map(view).collect();
         let vfs = inventory.pfs.values().flat_map(|pf| -> Vec<_> { of_pf(pf) }).collect();
-        Self { pfs, vfs, lost: Vec::new(), generation: 0 }
+        Self { pfs, vfs, lost: Vec::new(), policies_refused: None, generation: 0 }
     }
 }
 
@@ -71,16 +78,24 @@ impl Vfs {
         let state = self.lock();
         let inventory = &state.inventory;
         let leases = &state.journal.facts().leases;
-        let stuck = |function| self.hands().watchdog.stuck(function);
-        let pfs = inventory.pfs.values().map(|pf| PfView { pf: pf.clone(), stuck: stuck(pf.address) }).collect();
+        let pf_view = |pf: &PhysicalFunction| PfView {
+            pf: pf.clone(),
+            stuck: self.hands().watchdog.stuck(pf.address),
+            short: state.short.get(&pf.address).cloned(),
+        };
+        let pfs = inventory.pfs.values().map(pf_view).collect();
         let of_pf = |pf: &PhysicalFunction| pf.vfs.values().filter_map(|vf| inventory.vfs.get(vf)).cloned().collect();
-        let view = |vf: VirtualFunction, pf: &PhysicalFunction| VfView {
-            pf_name: pf.name(),
-            lease: leases.get(&vf.address).filter(|lease| (lease.pf, lease.index) == (vf.pf, vf.index)).cloned(),
-            pools: self.0.policies.pools_of(inventory, &vf).map(|pool| pool.name.clone()).collect(),
-            busy: state.claimed.contains(&vf.address),
-            reasons: self.reasons(&state, &vf, Driver::None),
-            vf,
+        let view = |vf: VirtualFunction, pf: &PhysicalFunction| {
+            let lease = leases.get(&vf.address).filter(|lease| (lease.pf, lease.index) == (vf.pf, vf.index));
+            VfView {
+                pf_name: pf.name(),
+                lease: lease.cloned(),
+                forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
+                pools: state.policies.pools_of(inventory, &vf).map(|pool| pool.name.clone()).collect(),
+                busy: state.claimed.contains(&vf.address),
+                reasons: self.reasons(&state, &vf, Driver::None),
+                vf,
+            }
         };
         let vfs: Vec<VfView> = inventory
             .pfs
@@ -93,6 +108,6 @@ impl Vfs {
         let there =
             |lease: &&Lease| vfs.iter().any(|view| view.lease.as_ref().is_some_and(|there| there.id == lease.id));
         let lost = leases.values().filter(|lease| !there(lease)).cloned().collect();
-        View { pfs, vfs, lost, generation }
+        View { pfs, vfs, lost, policies_refused: state.policies_refused.clone(), generation }
     }
 }

@@ -1,4 +1,4 @@
-//! The manager killed at every point of its work, one after the other: the points count themselves (`--die-at`).
+//! The manager killed at every point of its work, one after the other: the points count themselves (`mortal-manager`).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::lab::scenario::Lab;
 
 use super::vf_settings;
 
-/// A lease's whole life: made, changed, given back.
+/// A lease made and given back.
 pub fn leases(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[0];
     pf.set_vfs(1)?;
@@ -23,30 +23,63 @@ pub fn leases(lab: &Lab) -> Result<()> {
     let before = vf_settings(&interface)?;
     let life = |manager: &Manager| {
         manager.acquire("pod", vf, "vfio-pci", Some(mac(1)))?;
-        manager.acquire("pod", vf, "kernel", Some(mac(2)))?;
         manager.release("pod", Duration::ZERO)
     };
     let points = at_every_point(lab, life, |manager| {
-        let state = manager.vf(vf)?;
-        if let Some(lease) = state.lease {
-            ensure!((lease.stage.as_str(), lease.trouble.as_str()) == ("held", ""), "{lease:?}");
-            let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
-            assert_eq!(vf.driver().as_deref(), Some(driver));
-            let address = lease.attributes.and_then(|attributes| attributes.mac);
-            assert_eq!(vf_settings(&interface)?[0]["address"], Value::from(address));
+        if is_held_whole(manager, vf, &interface)? {
             manager.release("pod", Duration::ZERO)?;
-        } else {
-            assert_eq!(state.state, "free");
         }
         is_as_before(vf, &interface, &before)?;
         manager.acquire("next", vf, "vfio-pci", Some(mac(3)))?;
         manager.release("next", Duration::ZERO)?;
         is_as_before(vf, &interface, &before)
     })?;
-    // Three operations, each with a record before, steps, and a record after.
-    assert!(points > 3 * 5, "only {points} points");
+    // Two operations, each with a record before, steps, and a record after.
+    assert!(points > 2 * 5, "only {points} points");
     lab.figure("points of a lease at which the manager was killed", points as f64, "");
     Ok(())
+}
+
+/// A lease that gets another driver and another address.
+pub fn changes(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    pf.set_vfs(1)?;
+    let vf = &pf.vfs()[0];
+    vf.wait_for_interface();
+    let interface = pf.interface().context("a PF has an interface")?;
+    let before = vf_settings(&interface)?;
+    let make = |manager: &Manager| manager.acquire("pod", vf, "vfio-pci", Some(mac(1)));
+    let first = Manager::start(lab, &Options::default())?;
+    make(&first)?;
+    first.kill();
+    let change = |manager: &Manager| manager.acquire("pod", vf, "kernel", Some(mac(2))).map(drop);
+    let points = at_every_point(lab, change, |manager| {
+        ensure!(is_held_whole(manager, vf, &interface)?, "the lease is gone");
+        // For the next one it is what it was at first.
+        make(manager)?;
+        Ok(())
+    })?;
+    assert!(points > 5, "only {points} points");
+    lab.figure("points of a change of a lease at which the manager was killed", points as f64, "");
+    let last = Manager::start(lab, &Options::default())?;
+    assert!(is_held_whole(&last, vf, &interface)?);
+    last.release("pod", Duration::ZERO)?;
+    is_as_before(vf, &interface, &before)
+}
+
+/// Whether there is a lease. Nothing is wrong with it then, and the VF is what it says; without one the VF is free.
+fn is_held_whole(manager: &Manager, vf: &Function, interface: &str) -> Result<bool> {
+    let state = manager.vf(vf)?;
+    let Some(lease) = state.lease else {
+        assert_eq!(state.state, "free");
+        return Ok(false);
+    };
+    ensure!((lease.stage.as_str(), lease.trouble.as_str()) == ("held", ""), "{lease:?}");
+    let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
+    assert_eq!(vf.driver().as_deref(), Some(driver));
+    let address = lease.attributes.and_then(|attributes| attributes.mac);
+    assert_eq!(vf_settings(interface)?[0]["address"], Value::from(address));
+    Ok(true)
 }
 
 /// VFs made, and VFs removed.

@@ -61,11 +61,15 @@ pub fn process(lab: &Lab) -> Result<()> {
 pub fn namespace(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[..1];
     let manager = Manager::start(lab, &Options::default())?;
-    manager.create(pf, 1)?;
-    let vf = &pf[0].vfs()[0];
+    manager.create(pf, 2)?;
+    let vfs = pf[0].vfs();
+    let [vf, free] = [&vfs[0], &vfs[1]];
     manager.acquire("pod", vf, "kernel", None)?;
     ip(&["netns", "add", "pod"])?;
     ip(&["link", "set", &vf.wait_for_interface(), "netns", "pod", "name", "net1"])?;
+    // Another wish for the lease would take the interface away from the pod.
+    let refused = manager.acquire("pod", vf, "vfio-pci", None).expect_err("its interface is in the namespace");
+    assert!(refused.message().contains("change the lease pod: "), "{refused}");
 
     let refused = manager.release("pod", Duration::ZERO).expect_err("its interface is in the namespace");
     assert_eq!(refused.code(), Code::FailedPrecondition);
@@ -77,6 +81,18 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     // The kernel brings it back in its own time.
     manager.release("pod", crate::PATIENCE)?;
     assert_eq!(manager.vf(vf)?.state, "free");
+
+    // Somebody gave a VF to a pod without asking: no lease is in the way of a removal, but a holder is.
+    free.bind("igbvf")?;
+    ip(&["netns", "add", "pod"])?;
+    ip(&["link", "set", &free.wait_for_interface(), "netns", "pod", "name", "net1"])?;
+    let created = manager.create(pf, 0)?;
+    assert!(created[0].error.contains("/run/netns/pod") && created[0].error.contains(&free.address), "{created:?}");
+    assert_eq!(pf[0].vfs().len(), 2);
+    ip(&["netns", "del", "pod"])?;
+    free.wait_for_interface();
+    let created = manager.create(pf, 0)?;
+    assert!(created[0].error.is_empty() && pf[0].vfs().is_empty(), "{created:?}");
     Ok(())
 }
 
@@ -91,6 +107,7 @@ pub fn stuck(lab: &Lab) -> Result<()> {
         ..Options::default()
     };
     let manager = Manager::start(lab, &options)?;
+    assert!(manager.log().contains("the pod needs `hostPID: true`"), "it knows that it does not see everybody");
     manager.create(&lab.pfs[..1], 3)?;
     let vfs = lab.pfs[0].vfs();
     manager.acquire("stuck", &vfs[0], "vfio-pci", None)?;

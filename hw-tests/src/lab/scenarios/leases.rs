@@ -1,11 +1,12 @@
 //! VFs made, lent, set and given back by the manager.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use sriov_manager::api::v1::{Attributes, Rate, Vlan};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::eventually;
 use crate::lab::manager::{Manager, Options};
@@ -35,8 +36,9 @@ pub fn fourteen_vfs(lab: &Lab) -> Result<()> {
     assert!(created.iter().all(|created| created.error.is_empty()), "{created:?}");
     let list = manager.list()?;
     assert_eq!(list.vfs.len(), 2 * VFS_MAX);
-    for (pf, listed) in lab.pfs.iter().zip(&list.pfs) {
-        assert_eq!((&listed.address, listed.num_vfs as usize), (&pf.address, VFS_MAX));
+    for pf in &lab.pfs {
+        let listed = list.pfs.iter().find(|listed| listed.address == pf.address).context("each PF is listed")?;
+        assert_eq!(listed.num_vfs as usize, VFS_MAX);
         assert_eq!(listed.numa.map(|node| node.to_string()), Some(pf.read("numa_node")?));
         assert_eq!(pf.read("sriov_drivers_autoprobe")?, "1", "it is as it was before");
         for (index, vf) in pf.vfs().iter().enumerate() {
@@ -113,11 +115,19 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     let inside = vfs[1].wait_for_interface();
     let link = ip(&["link", "show", &inside])?;
     assert!(link.contains("02:00:00:00:00:07") && link.contains("mtu 1400"), "the VF itself knows: {link}");
-    // What the NIC cannot do is refused, and the lease stays as it was.
-    let wrong = Attributes { link_state: Some("enable".to_owned()), ..attributes };
-    let refused = manager.acquire("pod", &vfs[1], "kernel", Some(wrong)).expect_err("igb has no link state");
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    assert_eq!(vf_settings(&interface)?, during);
+    // What the NIC cannot do is refused by its driver, and the lease stays as it was.
+    let service_tag = Vlan { id: 100, qos: 3, protocol: "802.1ad".to_owned() };
+    for (wrong, told) in [
+        (Attributes { link_state: Some("enable".to_owned()), ..attributes.clone() }, "set link state enable of"),
+        (Attributes { vlan: Some(service_tag), ..attributes.clone() }, "cannot do that: ask for the VF without it"),
+        (Attributes { rate: Some(Rate { min: 10, max: 100 }), ..attributes.clone() }, "set rate min 10 max 100 of"),
+    ] {
+        let refused = manager.acquire("pod", &vfs[1], "kernel", Some(wrong)).expect_err("an 82576 cannot do it");
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains(told), "{told} in {refused}");
+        assert_eq!(vf_settings(&interface)?, during);
+        assert_eq!(manager.vf(&vfs[1])?.lease.and_then(|lease| lease.attributes), Some(told_of(&attributes)));
+    }
     manager.release("pod", Duration::ZERO)?;
     assert_eq!(vf_settings(&interface)?, before, "released, it is what it was");
     Ok(())
@@ -143,20 +153,51 @@ pub fn command_line(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// As the API tells them.
+fn told_of(attributes: &Attributes) -> Attributes {
+    let vlan = attributes.vlan.clone().map(|vlan| Vlan { protocol: "802.1q".to_owned(), ..vlan });
+    Attributes { vlan, ..attributes.clone() }
+}
+
 pub fn times(lab: &Lab) -> Result<()> {
     const ROUNDS: usize = 20;
     let manager = Manager::start(lab, &Options::default())?;
     manager.create(&lab.pfs[..1], 2)?;
-    let vf = &lab.pfs[0].vfs()[0];
-    let [mut rebinds, mut changes, mut releases] = [(); 3].map(|()| Vec::new());
-    for round in 0..ROUNDS {
-        rebinds.push(timed(|| manager.acquire("pod", vf, "vfio-pci", None))?);
-        let mac = Attributes { mac: Some(format!("02:00:00:00:01:{round:02x}")), ..Attributes::default() };
-        changes.push(timed(|| manager.acquire("pod", vf, "vfio-pci", Some(mac)))?);
-        releases.push(timed(|| manager.release("pod", Duration::ZERO))?);
+    let vfs = lab.pfs[0].vfs();
+    let [vf, ready] = [&vfs[0], &vfs[1]];
+    // The floor: what the kernel takes for the same by hand.
+    let [mut binds, mut resets] = [(); 2].map(|()| Vec::new());
+    for _ in 0..ROUNDS {
+        binds.push(timed(|| vf.bind("vfio-pci"))?);
+        resets.push(timed(|| {
+            vf.write("driver/unbind", &vf.address)?;
+            vf.write("reset", "1")
+        })?);
     }
-    lab.times("acquire, without rebind", &mut changes);
+    vf.write("driver_override", "\n")?;
+    lab.times("kernel: bind to vfio-pci", &mut binds);
+    lab.times("kernel: unbind from vfio-pci and reset", &mut resets);
+    // A VF that has the driver already, and one that has none.
+    ready.bind("vfio-pci")?;
+    let [mut asked, mut kept, mut rebinds, mut changes, mut releases] = [(); 5].map(|()| Vec::new());
+    for round in 0..ROUNDS {
+        asked.push(rested(|| manager.explain(vf))?);
+        kept.push(rested(|| {
+            let steps = manager.acquire("ready", ready, "vfio-pci", None)?;
+            assert!(steps.iter().all(|step| !step.contains("bind")), "it has its driver: {steps:?}");
+            Ok::<_, Status>(())
+        })?);
+        manager.release("ready", Duration::ZERO)?;
+        rebinds.push(rested(|| manager.acquire("pod", vf, "vfio-pci", None))?);
+        let vlan = Vlan { id: 1 + round as u32, ..Vlan::default() };
+        let other = Attributes { vlan: Some(vlan), ..Attributes::default() };
+        changes.push(rested(|| manager.acquire("pod", vf, "vfio-pci", Some(other)))?);
+        releases.push(rested(|| manager.release("pod", Duration::ZERO))?);
+    }
+    lab.times("a question and its answer (explain)", &mut asked);
+    lab.times("acquire, without rebind", &mut kept);
     lab.times("acquire, with rebind to vfio-pci", &mut rebinds);
+    lab.times("another VLAN for a lease", &mut changes);
     lab.times("release", &mut releases);
     // Somebody else binds a driver: what the manager shows follows.
     let mut watch = manager.watch()?;
@@ -171,6 +212,13 @@ pub fn times(lab: &Lab) -> Result<()> {
     lab.times("list change after a uevent", &mut news);
     assert!(news.iter().all(|time| *time < Duration::from_millis(500)), "{news:?}");
     Ok(())
+}
+
+/// How long it takes on a machine that is at rest: all of this one is a single thread, and the manager looks at every device
+/// when the last operation's uevents have come.
+fn rested<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, E> {
+    thread::sleep(Duration::from_millis(60));
+    timed(work)
 }
 
 fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, E> {

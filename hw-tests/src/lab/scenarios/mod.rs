@@ -1,12 +1,14 @@
 //! All scenarios, in the order they run. A new one is a function and a line here.
 //!
 //! - `hardware`: the lab itself: what the others build upon;
+//! - `groups`: a VF in a crowded IOMMU group;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
 //! - `crashes`: the manager killed at every point of its work;
 //! - `reboots`: leases after a power cut.
 
 mod crashes;
+mod groups;
 mod hardware;
 mod holders;
 mod leases;
@@ -30,12 +32,15 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("seven_vfs_on_each_of_two_pfs_are_made_at_once", &[leases::fourteen_vfs]),
     Scenario::new("a_lease_goes_to_vfio_pci_and_back_to_igbvf", &[leases::vfio_and_back]),
     Scenario::new("attributes_are_set_read_back_through_the_pf_and_restored", &[leases::attributes]),
+    Scenario::new("a_vf_whose_group_holds_a_nic_of_the_kernel_is_not_for_vfio", &[groups::crowded]),
     Scenario::new("ferrule_vf_does_the_same_for_a_person", &[leases::command_line]),
     Scenario::new("leases_and_news_are_quick", &[leases::times]),
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
     Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
     Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
+        .within(Duration::from_mins(3)),
+    Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_count_finishes_it", &[crashes::counts])
         .within(Duration::from_mins(3)),

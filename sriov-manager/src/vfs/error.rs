@@ -1,0 +1,176 @@
+//! Why something was not done.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::Reason;
+use crate::address::PciAddress;
+use crate::hands::StepError;
+use crate::holders::Holder;
+use crate::journal::JournalError;
+use crate::watchdog::CallError;
+
+/// Why the node's VFs cannot be owned.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The tree cannot be read.
+    #[error("look for PCI devices below {}: {source}; `--root` names the directory that holds `sys`", root.display())]
+    Sysfs {
+        /// The root.
+        root: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The policies contradict each other on this node.
+    #[error("{0}")]
+    Policies(String),
+    /// What was under way cannot be recorded.
+    #[error(transparent)]
+    Recover(#[from] VfError),
+}
+
+/// Why something was not done.
+#[derive(Debug, Error)]
+pub enum VfError {
+    /// There is none.
+    #[error("there is no VF {vf}; `ferrule vf list` shows those that are there")]
+    NoSuchVf {
+        /// The address.
+        vf: PciAddress,
+    },
+    /// There is none.
+    #[error("there is no PF {pf}; name it by its address or its interface, as `ferrule vf list` shows them")]
+    NoSuchPf {
+        /// Its name or address.
+        pf: String,
+    },
+    /// There is none.
+    #[error("there is no pool {pool}; there are: {there}")]
+    NoSuchPool {
+        /// The name.
+        pool: String,
+        /// Those that are there.
+        there: String,
+    },
+    /// There is none.
+    #[error("there is no lease {lease}; `ferrule vf list` shows those that are there")]
+    NoSuchLease {
+        /// Its name, or the address of its VF.
+        lease: String,
+    },
+    /// The request cannot be meant.
+    #[error("{0}")]
+    Wrong(String),
+    /// The name of the lease is in use for another VF.
+    #[error("the lease {id} is there already, of {vf}; release it first, or choose another name")]
+    IdTaken {
+        /// The name.
+        id: String,
+        /// Its VF.
+        vf: PciAddress,
+    },
+    /// The VF is not to be had.
+    #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Unavailable {
+        /// The VF.
+        vf: PciAddress,
+        /// Why.
+        reasons: Vec<Reason>,
+    },
+    /// No VF of a pool is to be had.
+    #[error("no VF of the pool {pool} is to be had: {summary}; `ferrule vf explain` tells of each")]
+    NoneFree {
+        /// The pool.
+        pool: String,
+        /// How many there are, and why the first is not.
+        summary: String,
+    },
+    /// Somebody may not have it.
+    #[error("the user {uid} may not {tried}; `who` of the pool in the policies says who may")]
+    NotAllowed {
+        /// Who asked.
+        uid: u32,
+        /// For what.
+        tried: String,
+    },
+    /// VFs of a PF are lent.
+    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {holder}; release it first")]
+    Lent {
+        /// The PF.
+        pf: String,
+        /// The VF.
+        vf: PciAddress,
+        /// The lease.
+        id: String,
+        /// To whom.
+        holder: String,
+    },
+    /// Somebody uses it.
+    #[error("{tried}: {vf} is held: {holder}; end the holder, then ask again")]
+    Held {
+        /// What was tried.
+        tried: String,
+        /// The VF.
+        vf: PciAddress,
+        /// By whom.
+        holder: Holder,
+    },
+    /// Somebody else works on it for too long.
+    #[error("{what}: another operation works on it and has not ended; ask again")]
+    Busy {
+        /// The function, or the name of the lease.
+        what: String,
+    },
+    /// Whoever asked has gone.
+    #[error("{tried}: whoever asked has gone, so it was not done")]
+    Unasked {
+        /// What was tried.
+        tried: String,
+    },
+    /// The daemon stops.
+    #[error("{tried}: sriov-manager is stopping; ask the next one")]
+    Stopping {
+        /// What was tried.
+        tried: String,
+    },
+    /// A step failed, and everything is as it was before.
+    #[error("{0}")]
+    Step(StepError),
+    /// A step failed, and so did the way back.
+    #[error("{error}; and it could not be undone, {next}: {undo}")]
+    NotUndone {
+        /// What failed.
+        error: Box<VfError>,
+        /// What is done about it, or is to be.
+        next: &'static str,
+        /// What failed on the way back.
+        undo: String,
+    },
+    /// The kernel could not be asked.
+    #[error("{tried}: {error}")]
+    Ask {
+        /// What was tried.
+        tried: String,
+        /// Why not.
+        error: CallError,
+    },
+    /// It was done, and is not what was wanted.
+    #[error(
+        "{vf} is not as it was set, there would still be to do: {left}; the driver of its PF ignores it, or something \
+         else changes the VF (another manager, a CNI plugin, a script)"
+    )]
+    NotAsWanted {
+        /// The VF.
+        vf: PciAddress,
+        /// The steps that would still be needed.
+        left: String,
+    },
+    /// The journal cannot be written, so nothing was done.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}

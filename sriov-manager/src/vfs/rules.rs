@@ -1,0 +1,96 @@
+//! The policies, and other ones while the manager runs.
+
+use tracing::warn;
+
+use super::{VfError, Vfs};
+use crate::address::PciAddress;
+use crate::policy::Policies;
+
+/// What became of new policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Leases that they would not allow, and why. These stay.
+    pub forbidden: Vec<(String, String)>,
+    /// PFs that have not got their number of VFs, and why.
+    pub short: Vec<(PciAddress, String)>,
+}
+
+/// Of which PFs the number of VFs is changed by new policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// Of those about which they say something else than before: a number that was made by hand stays.
+    Changed,
+    /// Of all that they speak of.
+    All,
+}
+
+impl Vfs {
+    /// From now on these policies hold. Leases stay, also those that they would not allow. Policies that
+    /// contradict each other on this node are refused with everything that is wrong, and those before hold on.
+    pub fn adopt_policies(&self, policies: Policies, which: Counts) -> Result<Adopted, AdoptError> {
+        let counts: Vec<_> = {
+            let mut state = self.lock();
+            let wrong = policies.check(&state.inventory);
+            if !wrong.is_empty() {
+                return Err(AdoptError::Contradiction(wrong));
+            }
+            let before = std::mem::replace(&mut state.policies, policies);
+            state.policies_refused = None;
+            let inventory = &state.inventory;
+            let says_new = |pf: &PciAddress| {
+                let pf = inventory.pfs.get(pf);
+                pf.is_some_and(|pf| before.wanted_count(pf) != state.policies.wanted_count(pf))
+            };
+            let different = state.policies.counts(inventory);
+            let counts = different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
+            // What is not wanted any more is not lacked.
+            state.short.retain(|short, _| different.iter().any(|(pf, _)| pf == short));
+            counts
+        };
+        self.changed();
+        let short = self.make_counts(&counts).map_err(AdoptError::Journal)?;
+        let state = self.lock();
+        let leases = state.journal.facts().leases.values();
+        let forbidden = leases.filter_map(|lease| {
+            let why = state.policies.forbids(&state.inventory, lease)?;
+            warn!(vf = %lease.vf, lease = lease.id, why, "the new policies would not allow this lease; it stays");
+            Some((lease.id.clone(), why))
+        });
+        Ok(Adopted { forbidden: forbidden.collect(), short })
+    }
+
+    /// Shows with everything else that new policies were not taken, and why.
+    pub fn refuse_policies(&self, why: String) {
+        self.lock().policies_refused = Some(why);
+        self.changed();
+    }
+
+    /// Makes the numbers of VFs that policies want, or says why not, here and with each PF. Only the journal fails it.
+    pub(super) fn make_counts(&self, counts: &[(PciAddress, u32)]) -> Result<Vec<(PciAddress, String)>, VfError> {
+        let mut short = Vec::new();
+        for (pf, created) in self.create_all(counts) {
+            match created {
+                Ok(_) => {}
+                Err(VfError::Journal(error)) => return Err(error.into()),
+                Err(error) => {
+                    warn!(%pf, %error, "the VFs that the policies want could not be made");
+                    short.push((pf, error.to_string()));
+                }
+            }
+        }
+        self.lock().short.extend(short.iter().cloned());
+        self.changed();
+        Ok(short)
+    }
+}
+
+/// Why new policies do not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// They contradict each other on this node.
+    #[error("{}", .0.join("; "))]
+    Contradiction(Vec<String>),
+    /// They hold, and a change of a number of VFs could not be recorded.
+    #[error("the new policies hold, but: {0}")]
+    Journal(VfError),
+}
