@@ -126,7 +126,7 @@ pub fn show(rows: &[Value]) {
 /// Bytes of a frame, and whether they go both ways.
 const LOADS: [(usize, bool); 2] = [(64, false), (1518, true)];
 /// Odd, so that there is a middle one.
-const ROUNDS: usize = 21;
-const WARM_UP: Duration = Duration::from_millis(50);
-const TURN: Duration = Duration::from_millis(200);
+const ROUNDS: usize = 41;
+const WARM_UP: Duration = Duration::from_millis(20);
+const TURN: Duration = Duration::from_millis(100);
 const SETTLED: Duration = Duration::from_secs(1);
