@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -55,13 +56,19 @@ pub enum Program {
 
 impl Program {
     /// The command that tells its version.
-    fn binary(&self) -> Option<&Path> {
-        match self {
-            Self::Ferrule { forwarder, .. } => Some(forwarder),
-            Self::Testpmd { .. } => Some(Path::new("dpdk-testpmd")),
-            Self::Ovs => Some(Path::new(ovs::DAEMON)),
-            Self::Running { .. } => None,
-        }
+    fn version_command(&self) -> Option<Command> {
+        let (binary, args): (_, &[&str]) = match self {
+            Self::Ferrule { forwarder, .. } => (forwarder.as_path(), &["--version"]),
+            // It knows no --version, and tells it on its way to the help.
+            Self::Testpmd { .. } => {
+                (Path::new("dpdk-testpmd"), &["-v", "--no-huge", "--no-pci", "--no-shconf", "--no-telemetry", "--help"])
+            }
+            Self::Ovs => (Path::new(ovs::DAEMON), &["--version"]),
+            Self::Running { .. } => return None,
+        };
+        let mut command = Command::new(binary);
+        command.args(args);
+        Some(command)
     }
 
     fn is_trusted(&self) -> bool {
@@ -150,7 +157,7 @@ impl Contender {
                 log: fs::read_to_string(&log).unwrap_or_default(),
             })
         });
-        let version = program.binary().map_or_else(|| "unknown".to_owned(), version);
+        let version = program.version_command().map_or_else(|| "unknown".to_owned(), version);
         let contender =
             Self { ends: [near?, far?], program: program.clone(), version, commands, processes, _folder: folder };
         contender.pause()?;
@@ -215,10 +222,9 @@ fn connect(spec: &EndSpec, processes: &[Process], cancel: &AtomicBool) -> Result
     }
 }
 
-/// The line of its `--version` that says most.
-fn version(binary: &Path) -> String {
-    let output = std::process::Command::new(binary).arg("--version").output();
-    let Ok(output) = output else { return "unknown".to_owned() };
+/// The line that says most.
+fn version(mut command: Command) -> String {
+    let Ok(output) = command.output() else { return "unknown".to_owned() };
     let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     let line = text.lines().find(|line| line.contains("RTE Version")).or_else(|| text.lines().next());
     line.unwrap_or("unknown").trim().trim_start_matches("EAL: RTE Version: ").replace('\'', "")
