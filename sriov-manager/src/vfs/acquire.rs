@@ -224,7 +224,16 @@ impl Vfs {
             None => (Self::new_lease(vf, &current, request), false),
         };
         let target = self.target(&lease, vf, pf, &current);
-        let steps = plan(&current, &target);
+        let mut steps = plan(&current, &target);
+        if request.wanted.driver != Driver::VfioPci {
+            // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
+            // the kernel could take as long as a driver that hangs.
+            let home = |(&member, driver): (&_, &Option<_>)| {
+                let unbound = driver.is_none() && current.members.get(&member) == Some(&None);
+                unbound.then_some(Step::Override { function: member, driver: None })
+            };
+            steps.extend(lease.before.members.iter().filter_map(home));
+        }
         self.nobody_is_disturbed(vf, &steps, is_new, &lease.id)?;
         Ok(Ready { nothing_new: nothing_new && steps.is_empty(), lease, steps, target })
     }
