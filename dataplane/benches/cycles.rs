@@ -10,17 +10,17 @@
 use std::sync::Arc;
 
 use ferrule_dataplane::lane::{Lane, LaneEnd};
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools};
-use ferrule_dataplane::memif::layout::{Layout, Queues};
-use ferrule_dataplane::memif::message::{AddRegion, AddRing};
-use ferrule_dataplane::memif::ring::{Receiver, Sender};
+use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch};
+use ferrule_dataplane::port::memif::layout::{Layout, Queues};
+use ferrule_dataplane::port::memif::message::{AddRegion, AddRing};
+use ferrule_dataplane::port::memif::ring::{Receiver, Sender};
+use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{Full, MemifSpec, Role};
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::memory::GuestMemory;
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringSetup};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::ticks;
 
@@ -73,23 +73,23 @@ enum End {
 /// TSC cycles of each visit, in which a burst of frames is moved.
 fn visits(ends: [End; 2], size: usize) -> Vec<u64> {
     let ([mut near, mut far], mut lane) = bed(ends);
-    let mut tools = Tools::new(Bell::new().unwrap());
+    let mut scratch = Scratch::new(Notifier::new().unwrap());
     let frame = vec![0x5a; size];
     let mut gather = vec![0; FRAME_MAX];
     (0..VISITS)
         .map(|_| {
             // What a borrower has consumed is given back, and what a lender offers is offered on.
-            lane.visit(&mut tools).unwrap();
-            near.sends.look().unwrap();
+            lane.visit(&mut scratch).unwrap();
+            near.sends.refresh().unwrap();
             for _ in 0..BURST {
                 let frame = Frame { bytes: frame[..].into(), offload: None, slots: 0 };
                 assert_eq!(near.sends.put(&frame).unwrap(), Put::Stored);
             }
             near.sends.publish();
             let started = ticks::now();
-            lane.visit(&mut tools).unwrap();
+            lane.visit(&mut scratch).unwrap();
             let took = ticks::now() - started;
-            assert!(far.receives.look().unwrap());
+            assert!(far.receives.refresh().unwrap());
             for _ in 0..BURST {
                 let slots = far.receives.peek(&mut gather).unwrap().unwrap().slots;
                 far.receives.advance(slots);
@@ -177,7 +177,7 @@ fn only(mut queues: Queues) -> (Sender, Receiver) {
 
 fn vhost(features: Features) -> (Peer, LaneEnd) {
     let memory = DriverMemory::create(DriverSpec { size: RING, ..DriverSpec::default() }, 2).unwrap();
-    let bells = [Bells::new().unwrap(), Bells::new().unwrap()];
+    let eventfds = [Eventfds::new().unwrap(), Eventfds::new().unwrap()];
     let row = memory.row();
     let setup = |index: usize| {
         let at = memory.addresses(index);
@@ -191,8 +191,8 @@ fn vhost(features: Features) -> (Peer, LaneEnd) {
             base: if features.has(Features::RING_PACKED) { 0x8000 } else { 0 },
             enabled: true,
             features,
-            kick: Some(Arc::clone(&bells[index].kick)),
-            call: Some(Arc::clone(&bells[index].call)),
+            kick: Some(Arc::clone(&eventfds[index].kick)),
+            call: Some(Arc::clone(&eventfds[index].call)),
             memory: GuestMemory::new(vec![(row, Region::map(file, row.size, memory.health()).unwrap())]).unwrap(),
             log: None,
             inflight: None,
@@ -203,11 +203,11 @@ fn vhost(features: Features) -> (Peer, LaneEnd) {
         sources: vec![AnySource::Vhost(GuestTx::new(&setup(1)).unwrap()).into()],
         targets: vec![AnyTarget::Vhost(GuestRx::new(&setup(0)).unwrap())],
     };
-    let receives: Box<dyn Source> = match DriverRx::new(&memory, 0, features, bells[0].clone()) {
+    let receives: Box<dyn Source> = match DriverRx::new(&memory, 0, features, eventfds[0].clone()) {
         DriverRx::Split(ring) => ring,
         DriverRx::Packed(ring) => ring,
     };
-    let sends: Box<dyn Target> = match DriverTx::new(&memory, 1, features, bells[1].clone()) {
+    let sends: Box<dyn Target> = match DriverTx::new(&memory, 1, features, eventfds[1].clone()) {
         DriverTx::Split(ring) => ring,
         DriverTx::Packed(ring) => ring,
     };

@@ -14,15 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::lane::{Lane, LaneEnd};
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools};
+use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch};
+use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
+use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, InPlace, Source};
 use ferrule_dataplane::spec::{Full, SocketAddress};
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
-use ferrule_dataplane::vhost::memory::GuestMemory;
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringSetup};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::span::Span;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -96,9 +96,9 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
     thread::scope(|scope| {
         scope.spawn(|| {
             pin(worker);
-            let mut tools = Tools::new(Bell::new().unwrap());
+            let mut scratch = Scratch::new(Notifier::new().unwrap());
             while !stop.load(Relaxed) {
-                lane.visit(&mut tools).unwrap();
+                lane.visit(&mut scratch).unwrap();
             }
         });
         let rate = drive_for(size, a.sends, b.receives, driver);
@@ -165,7 +165,7 @@ fn drive(size: usize, tx: &mut impl InPlace, rx: &mut impl Source, stop: &Atomic
     let mut gather = vec![0; FRAME_MAX];
     let (mut sent, mut seen, mut count) = (0u64, 0u64, 0);
     while !stop.load(Relaxed) {
-        tx.look().unwrap();
+        tx.refresh().unwrap();
         for _ in 0..BURST {
             let Some(mut buffer) = tx.buffer(0) else { break };
             let stamp = sent.to_le_bytes();
@@ -176,7 +176,7 @@ fn drive(size: usize, tx: &mut impl InPlace, rx: &mut impl Source, stop: &Atomic
             sent += 1;
         }
         tx.publish();
-        if rx.look().unwrap() {
+        if rx.refresh().unwrap() {
             for _ in 0..BURST {
                 let Some(frame) = rx.peek(&mut gather).unwrap() else { break };
                 let mut stamp = [0; 8];
@@ -208,7 +208,7 @@ struct Guest {
 impl Guest {
     fn new(features: Features, size: u32) -> Self {
         let memory = DriverMemory::create(DriverSpec { size, ..DriverSpec::default() }, 2).unwrap();
-        let bells = [Bells::new().unwrap(), Bells::new().unwrap()];
+        let eventfds = [Eventfds::new().unwrap(), Eventfds::new().unwrap()];
         let row = memory.row();
         let setup = |index: usize| {
             let at = memory.addresses(index);
@@ -222,8 +222,8 @@ impl Guest {
                 base: if features.has(Features::RING_PACKED) { 0x8000 } else { 0 },
                 enabled: true,
                 features,
-                kick: Some(Arc::clone(&bells[index].kick)),
-                call: Some(Arc::clone(&bells[index].call)),
+                kick: Some(Arc::clone(&eventfds[index].kick)),
+                call: Some(Arc::clone(&eventfds[index].call)),
                 memory: GuestMemory::new(vec![(row, Region::map(file, row.size, memory.health()).unwrap())]).unwrap(),
                 log: None,
                 inflight: None,
@@ -233,8 +233,8 @@ impl Guest {
         Self {
             target: GuestRx::new(&setup(0)).unwrap(),
             source: GuestTx::new(&setup(1)).unwrap(),
-            receives: DriverRx::new(&memory, 0, features, bells[0].clone()),
-            sends: DriverTx::new(&memory, 1, features, bells[1].clone()),
+            receives: DriverRx::new(&memory, 0, features, eventfds[0].clone()),
+            sends: DriverTx::new(&memory, 1, features, eventfds[1].clone()),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::control::Control;
 use crate::control::state::State;
 use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
-use crate::kernel::{Place, TapInterface, VethPair};
+use crate::port::kernel::{Place, TapInterface, VethPair};
 use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
 use crate::worker::WorkerHandle;

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, drain, forward};
+use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Scratch, Visit, drain, forward};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
 
@@ -48,7 +48,7 @@ impl Lane {
     ///
     /// # Errors
     /// Which end broke its protocol, and how.
-    pub fn visit(&mut self, tools: &mut Tools) -> Result<Visit, (usize, Fault)> {
+    pub fn visit(&mut self, scratch: &mut Scratch) -> Result<Visit, (usize, Fault)> {
         let mut together = Visit::Quiet;
         for from in 0..2 {
             let to = 1 - from;
@@ -61,9 +61,9 @@ impl Lane {
             let (count, counters) = (targets.len(), &self.counters[from]);
             for (number, LaneSource { source, resume }) in sources.iter_mut().enumerate() {
                 let visit = if !source.is_enabled() {
-                    drain(source, counters, tools)
+                    drain(source, counters, scratch)
                 } else if count > 0 {
-                    forward(source, &mut targets[number % count], self.full, resume, counters, tools)
+                    forward(source, &mut targets[number % count], self.full, resume, counters, scratch)
                 } else {
                     continue;
                 };
@@ -78,32 +78,32 @@ impl Lane {
     }
 
     /// Asks every peer to ring, or not to.
-    pub fn want_bells(&mut self, wanted: bool) {
+    pub fn enable_notify(&mut self, wanted: bool) {
         for source in self.sources_mut() {
-            source.want_bell(wanted);
+            source.enable_notify(wanted);
         }
     }
 
     /// Whether a frame waits anywhere. A peer that broke its protocol counts as one: the next visit
     /// finds out.
     pub fn has_work(&mut self) -> bool {
-        self.sources_mut().any(|source| source.look().unwrap_or(true))
+        self.sources_mut().any(|source| source.refresh().unwrap_or(true))
     }
 
     /// What becomes readable when a peer rings.
-    pub fn bells(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub fn notify_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let sources = self.ends.iter().flat_map(|end| &end.sources);
         sources.filter_map(|LaneSource { source, .. }| match source {
-            AnySource::Memif(receiver) => receiver.bell(),
-            AnySource::Vhost(vring) => vring.bell(),
-            AnySource::Tap(tap) => tap.bell(),
+            AnySource::Memif(receiver) => receiver.notify_fd(),
+            AnySource::Vhost(vring) => vring.notify_fd(),
+            AnySource::Tap(tap) => tap.notify_fd(),
         })
     }
 
     /// Whether each peer that sends here can ring. One that cannot asks to be polled.
-    pub fn is_rung_for(&self) -> bool {
+    pub fn has_notify_fds(&self) -> bool {
         let sources = self.ends.iter().map(|end| end.sources.len()).sum::<usize>();
-        self.bells().count() == sources
+        self.notify_fds().count() == sources
     }
 
     fn sources_mut(&mut self) -> impl Iterator<Item = &mut dyn Source> {

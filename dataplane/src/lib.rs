@@ -8,17 +8,15 @@
 //! - [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
 //! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`port`]: what a link needs
 //!   of its ends;
-//! - [`memif`], [`vhost`] and [`kernel`]: the kinds of ends; [`socket`]: where peers meet us; [`offload`]: checksums
+//! - [`port::memif`], [`port::vhost_user`] and [`port::kernel`]: the kinds of ends; [`socket`]: where peers meet us; [`offload`]: checksums
 //!   and segments in software;
 //! - [`mailbox`] and [`sleep`]: how control meets a worker, and how a thread sleeps safely.
 
 pub mod control;
 pub mod engine;
-pub mod kernel;
 pub mod lane;
 pub mod link;
 pub mod mailbox;
-pub mod memif;
 pub mod offload;
 pub mod port;
 pub mod sleep;
@@ -26,7 +24,6 @@ pub mod socket;
 pub mod spec;
 pub mod status;
 mod sync;
-pub mod vhost;
 pub mod worker;
 
 pub use engine::{Engine, EngineError, Idle, Settings};

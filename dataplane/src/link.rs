@@ -4,16 +4,16 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
 
-use crate::kernel::port::{TapSource, TapTarget};
-use crate::memif::ring::{Receiver, Sender, switch};
 use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
+use crate::port::kernel::ring::{TapSource, TapTarget};
+use crate::port::memif::ring::{Receiver, Sender, zero_copy};
+use crate::port::vhost_user::vring::{GuestRx, GuestTx};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
 use crate::status::{DropReason, Traffic};
-use crate::vhost::vring::{GuestRx, GuestTx};
 
 /// A source of any kind.
 pub enum AnySource {
@@ -47,7 +47,7 @@ pub enum AnyTarget {
 }
 
 /// What a link needs of its worker.
-pub struct Tools {
+pub struct Scratch {
     /// Where frames that lie in pieces are put together.
     gather: Box<[u8]>,
     /// Where a frame is finished that the target does not take as it is.
@@ -55,14 +55,14 @@ pub struct Tools {
     /// Where one segment of it is made.
     segment: Box<[u8]>,
     /// What rings the peers.
-    pub bell: Bell,
+    pub notifier: Notifier,
 }
 
-impl Tools {
+impl Scratch {
     /// All memory that a worker's links will ever need.
-    pub fn new(bell: Bell) -> Self {
+    pub fn new(notifier: Notifier) -> Self {
         let room = || vec![0; FRAME_MAX].into_boxed_slice();
-        Self { gather: room(), finish: room(), segment: room(), bell }
+        Self { gather: room(), finish: room(), segment: room(), notifier }
     }
 }
 
@@ -94,30 +94,30 @@ pub fn forward(
     full: Full,
     resume: &mut usize,
     counters: &LinkCounters,
-    tools: &mut Tools,
+    scratch: &mut Scratch,
 ) -> Result<Visit, Broken> {
     match source {
         AnySource::Memif(source) => match target {
-            AnyTarget::Memif(target) if switch::is_switched(source, target) => {
+            AnyTarget::Memif(target) if zero_copy::is_zero_copy(source, target) => {
                 let mut tally = Tally::default();
-                let outcome = switch::forward(source, target, full, &mut tally);
-                hand_over(target, &mut tools.bell);
+                let outcome = zero_copy::forward(source, target, full, &mut tally);
+                hand_over(target, &mut scratch.notifier);
                 counters.add(&tally);
                 outcome
             }
-            target => to_any(source, target, full, resume, counters, tools),
+            target => to_any(source, target, full, resume, counters, scratch),
         },
-        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, tools),
-        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, tools),
-        AnySource::Tap(source) => to_any(source, target, full, resume, counters, tools),
+        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
+        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
+        AnySource::Tap(source) => to_any(source, target, full, resume, counters, scratch),
     }
 }
 
 /// Takes at most a burst from a source that is not enabled; nobody gets it.
 #[cold]
-pub fn drain(source: &mut AnySource, counters: &LinkCounters, tools: &mut Tools) -> Result<Visit, Broken> {
+pub fn drain(source: &mut AnySource, counters: &LinkCounters, scratch: &mut Scratch) -> Result<Visit, Broken> {
     match source {
-        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, tools),
+        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, scratch),
         AnySource::Memif(_) | AnySource::Tap(_) => Ok(Visit::Quiet),
     }
 }
@@ -126,7 +126,7 @@ pub fn drain(source: &mut AnySource, counters: &LinkCounters, tools: &mut Tools)
 struct Nowhere;
 
 impl Target for Nowhere {
-    fn look(&mut self) -> Result<(), Fault> {
+    fn refresh(&mut self) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -138,7 +138,7 @@ impl Target for Nowhere {
         false
     }
 
-    fn bell(&self) -> Option<BorrowedFd<'_>> {
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -153,13 +153,13 @@ fn to_any(
     full: Full,
     resume: &mut usize,
     counters: &LinkCounters,
-    tools: &mut Tools,
+    scratch: &mut Scratch,
 ) -> Result<Visit, Broken> {
     match target {
-        AnyTarget::Memif(target) => pump(source, target, full, resume, counters, tools),
-        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, tools),
-        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, tools),
-        AnyTarget::Tap(target) => pump(source, target, full, resume, counters, tools),
+        AnyTarget::Memif(target) => pump(source, target, full, resume, counters, scratch),
+        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, scratch),
+        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, scratch),
+        AnyTarget::Tap(target) => pump(source, target, full, resume, counters, scratch),
     }
 }
 
@@ -170,12 +170,12 @@ fn pump<S: Source, T: Target>(
     full: Full,
     resume: &mut usize,
     counters: &LinkCounters,
-    tools: &mut Tools,
+    scratch: &mut Scratch,
 ) -> Result<Visit, Broken> {
-    if !source.look().map_err(Broken::Source)? {
+    if !source.refresh().map_err(Broken::Source)? {
         return Ok(Visit::Quiet);
     }
-    target.look().map_err(Broken::Target)?;
+    target.refresh().map_err(Broken::Target)?;
     let mut tally = Tally::default();
     let mut visit = Visit::Quiet;
     let outcome = loop {
@@ -185,7 +185,7 @@ fn pump<S: Source, T: Target>(
         if *resume == 0 && move_run(source, target, &mut tally) {
             continue;
         }
-        let frame = match source.peek(&mut tools.gather) {
+        let frame = match source.peek(&mut scratch.gather) {
             Ok(Some(frame)) => frame,
             Ok(None) => break Ok(()),
             Err(fault) => break Err(Broken::Source(fault)),
@@ -194,7 +194,7 @@ fn pump<S: Source, T: Target>(
         // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
         let put = match frame.offload {
             Some(header) if !target.accepts().takes(header) => {
-                let (whole, segment) = (&mut tools.finish, &mut tools.segment);
+                let (whole, segment) = (&mut scratch.finish, &mut scratch.segment);
                 match finish(frame.bytes, header, target, resume, &mut tally, whole, segment) {
                     Ok(put) => put,
                     Err(fault) => break Err(Broken::Target(fault)),
@@ -208,7 +208,7 @@ fn pump<S: Source, T: Target>(
                 Err(fault) => break Err(Broken::Target(fault)),
             },
         };
-        tally.toll += source.toll(length, slots) + target.toll();
+        tally.cost += source.cost(length, slots) + target.cost();
         match put {
             Put::Stored | Put::Refused(_) => {}
             Put::Full if full == Full::Drop => tally.drop(DropReason::Full),
@@ -221,22 +221,22 @@ fn pump<S: Source, T: Target>(
         tally.taken += 1;
         source.advance(slots);
     };
-    hand_over(target, &mut tools.bell);
+    hand_over(target, &mut scratch.notifier);
     source.release();
-    if let Some(bell) = source.release_bell() {
-        let _ = tools.bell.ring(bell);
+    if let Some(eventfd) = source.release_notify_fd() {
+        let _ = scratch.notifier.notify(eventfd);
     }
     counters.add(&tally);
     outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
 }
 
 /// Lets the target's peer see what was stored, and rings it if it wants that.
-fn hand_over(target: &mut (impl Target + ?Sized), bell: &mut Bell) {
+fn hand_over(target: &mut (impl Target + ?Sized), notifier: &mut Notifier) {
     if target.publish()
-        && let Some(eventfd) = target.bell()
+        && let Some(eventfd) = target.notify_fd()
     {
         // It was an eventfd when the peer passed it, and it cannot become something else.
-        let _ = bell.ring(eventfd);
+        let _ = notifier.notify(eventfd);
     }
 }
 
@@ -299,7 +299,7 @@ fn finish(
     };
     // The length is the span's own, so it fits.
     let _ = bytes.copy_out(whole);
-    tally.toll += bytes.len() as u64;
+    tally.cost += bytes.len() as u64;
     if header.gso_type == VnetHeader::GSO_NONE {
         if finish_checksum(whole, header).is_err() {
             return bad(tally);
@@ -333,15 +333,20 @@ fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Pu
 }
 
 /// Stores one finished frame that no source sent, counted as if one had.
-pub fn inject(bytes: &[u8], target: &mut AnyTarget, counters: &LinkCounters, bell: &mut Bell) -> Result<Put, Fault> {
+pub fn inject(
+    bytes: &[u8],
+    target: &mut AnyTarget,
+    counters: &LinkCounters,
+    notifier: &mut Notifier,
+) -> Result<Put, Fault> {
     let target: &mut dyn Target = match target {
         AnyTarget::Memif(target) => target,
         AnyTarget::Vhost(target) => target,
         AnyTarget::Tap(target) => target,
     };
-    target.look()?;
+    target.refresh()?;
     let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
-    hand_over(target, bell);
+    hand_over(target, notifier);
     let mut tally = Tally::default();
     tally.count(put, bytes.len());
     counters.add(&tally);
@@ -356,7 +361,7 @@ pub(crate) struct Tally {
     pub(crate) frames: u64,
     pub(crate) bytes: u64,
     /// What it took beside storing those bytes, as if it were more of them.
-    toll: u64,
+    cost: u64,
     /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
     /// frame's segments are refused for one reason at a time).
     drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
@@ -378,7 +383,7 @@ impl Tally {
     /// What the visit has cost, in bytes copied.
     #[inline(always)]
     fn spent(&self) -> u64 {
-        self.bytes + self.toll
+        self.bytes + self.cost
     }
 
     /// Frames that were taken and stored.
@@ -430,7 +435,7 @@ impl LinkCounters {
 
 /// Bytes copied in one visit, unless the last frame brings more: a burst of frames in buffers of the usual
 /// size. Frames that are put together, cut, or refused after that pay for it, and each piece that is looked at counts
-/// as some bytes ([`PIECE_TOLL`](crate::port::PIECE_TOLL)): a peer that sends long ones, or tiny pieces, gets no larger share of the worker.
+/// as some bytes ([`SEGMENT_COST`](crate::port::SEGMENT_COST)): a peer that sends long ones, or tiny pieces, gets no larger share of the worker.
 const VISIT_BYTES: u64 = BURST as u64 * 2048;
 /// Segments of one frame: 64 KiB at the smallest segment that TCP must take (RFC 9293, 3.7.1) and its
 /// options leave. A peer that asks for more would make us spend a burst's time on one frame.
@@ -439,7 +444,7 @@ const SEGMENTS_MAX: usize = 2048;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memif::ring::tests::pair;
+    use crate::port::memif::ring::tests::pair;
 
     #[test]
     fn a_visit_pays_for_frames_until_its_bytes_are_spent() {
@@ -454,22 +459,22 @@ mod tests {
         let ((mut client, mut server), (mut far, _peer)) = (pair(2048, 1024), pair(2048, target_ring));
         let (long, counters) = (vec![7; 60_000], LinkCounters::default());
         let sender = &mut client.senders[0];
-        sender.look().unwrap();
+        sender.refresh().unwrap();
         for _ in 0..FRAMES {
             assert_eq!(sender.put(&Frame { bytes: long[..].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
         }
         sender.publish();
         let target = &mut far.senders[0];
-        target.look().unwrap();
+        target.refresh().unwrap();
         for _ in 0..filled {
             assert_eq!(target.put(&Frame { bytes: long[..60].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
         }
         let mut source = AnySource::Memif(server.receivers.remove(0));
         let mut target = AnyTarget::Memif(far.senders.remove(0));
-        let mut tools = Tools::new(Bell::new().unwrap());
+        let mut scratch = Scratch::new(Notifier::new().unwrap());
         let visit = || {
             let before = counters.read().dropped();
-            forward(&mut source, &mut target, full, &mut 0, &counters, &mut tools).unwrap();
+            forward(&mut source, &mut target, full, &mut 0, &counters, &mut scratch).unwrap();
             counters.read().dropped() - before
         };
         std::iter::repeat_with(visit).take_while(|&taken| taken > 0).collect()

@@ -9,23 +9,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 
 use crossbeam_queue::ArrayQueue;
-use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::notifier::eventfd;
 use nix::sys::eventfd::EventFd;
 
-use crate::sleep::Doorbell;
+use crate::sleep::SleepFlag;
 
 /// A bounded queue whose receiver may sleep.
 #[derive(Debug)]
 pub struct Mailbox<T> {
     queue: ArrayQueue<T>,
-    doorbell: Doorbell,
+    sleep_flag: SleepFlag,
     eventfd: EventFd,
 }
 
 impl<T> Mailbox<T> {
     /// Room for `capacity` items.
     pub fn new(capacity: usize) -> io::Result<Self> {
-        Ok(Self { queue: ArrayQueue::new(capacity), doorbell: Doorbell::default(), eventfd: eventfd()? })
+        Ok(Self { queue: ArrayQueue::new(capacity), sleep_flag: SleepFlag::default(), eventfd: eventfd()? })
     }
 
     /// Puts an item in; while the box is full, yields. Not for workers.
@@ -39,7 +39,7 @@ impl<T> Mailbox<T> {
     /// Puts an item in, or gives it back if the box is full.
     pub fn try_post(&self, item: T) -> Result<(), T> {
         let result = self.queue.push(item);
-        if self.doorbell.must_ring() {
+        if self.sleep_flag.must_wake() {
             // Ours alone, so it never blocks; it could only fail when it has been rung 2^64 times.
             let _ = self.eventfd.write(1);
         }
@@ -51,18 +51,18 @@ impl<T> Mailbox<T> {
         self.queue.pop()
     }
 
-    /// Whether the receiver may sleep until [`Self::bell`] is readable; it says when it is awake again.
+    /// Whether the receiver may sleep until [`Self::notify_fd`] is readable; it says when it is awake again.
     pub fn may_sleep(&self) -> bool {
-        self.doorbell.may_sleep(|| !self.queue.is_empty())
+        self.sleep_flag.may_sleep(|| !self.queue.is_empty())
     }
 
     /// The receiver is awake: nobody needs to ring.
     pub fn awake(&self) {
-        self.doorbell.awake();
+        self.sleep_flag.awake();
     }
 
     /// What becomes readable, edge by edge, when somebody rings.
-    pub fn bell(&self) -> BorrowedFd<'_> {
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
         self.eventfd.as_fd()
     }
 }

@@ -11,11 +11,11 @@ use crate::sync::{AtomicBool, Ordering, fence};
 
 /// The flag of a thread that sleeps.
 #[derive(Debug, Default)]
-pub struct Doorbell {
+pub struct SleepFlag {
     asleep: AtomicBool,
 }
 
-impl Doorbell {
+impl SleepFlag {
     /// Called by the thread that wants to sleep. It may do so only if `is_there_work`, which is asked
     /// after the flag is up, says no. `true`: sleep, until somebody rings; then call [`Self::awake`].
     pub fn may_sleep(&self, is_there_work: impl FnOnce() -> bool) -> bool {
@@ -35,7 +35,7 @@ impl Doorbell {
 
     /// Called by another thread after it has stored work. `true`: ring.
     #[must_use]
-    pub fn must_ring(&self) -> bool {
+    pub fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
         self.asleep.load(Ordering::Relaxed)
     }

@@ -4,12 +4,12 @@
 //! gets lanes back through another. A lane is in one of three places:
 //!
 //! ```text
-//!   polled ---- quiet for a while, bells wanted, looked once more ----> asleep
+//!   polled ---- quiet for a while, eventfds wanted, looked once more ----> asleep
 //!      ^  \                                                              |
 //!      |   `--- its target full for a while ----> stalled                |
 //!      |                                            |                    |
 //!      |<-------- another try is due (1 ms) --------'                    |
-//!      `<-------- a bell, or the look after 200 ms ----------------------'
+//!      `<-------- a eventfd, or the look after 200 ms ----------------------'
 //! ```
 //! Only polled lanes cost anything per round, so a thousand quiet wires do not slow one busy wire.
 //! When no lane is polled, the thread sleeps in epoll. A lane with a peer that cannot ring is looked at every
@@ -21,14 +21,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::Pid;
 
 use crate::engine::Idle;
 use crate::lane::Lane;
-use crate::link::{Tools, Visit};
+use crate::link::{Scratch, Visit};
 use crate::mailbox::Mailbox;
 use crate::port::{BURST, Fault};
 use crate::spec::RING_MAX;
@@ -75,7 +75,7 @@ impl WorkerHandle {
     pub fn start(number: usize, cpu: usize, idle: Idle, returned: Arc<Mailbox<Returned>>) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new(COMMANDS_MAX)?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        epoll.add(commands.bell(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
+        epoll.add(commands.notify_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
         let mut cpus = CpuSet::new();
         cpus.set(cpu)?;
         let busy_ns = Arc::<AtomicU64>::default();
@@ -90,7 +90,7 @@ impl WorkerHandle {
             polled: Vec::with_capacity(LANES_MAX),
             stalled: Vec::with_capacity(LANES_MAX),
             unrung: Vec::with_capacity(LANES_MAX),
-            tools: Tools::new(Bell::new()?),
+            scratch: Scratch::new(Notifier::new()?),
         };
         // The thread pins itself, and says whether it could before anything depends on it.
         let (pinned, outcome) = std::sync::mpsc::sync_channel(1);
@@ -129,14 +129,14 @@ impl WorkerHandle {
     /// Gives the worker a lane; the slot says which it is from now on.
     ///
     /// # Errors
-    /// The lane comes back if the worker has no room, or one of its bells cannot be waited for.
+    /// The lane comes back if the worker has no room, or one of its eventfds cannot be waited for.
     pub fn serve(&mut self, lane: Box<Lane>) -> Result<Slot, (io::Error, Box<Lane>)> {
         let Some(slot) = self.free.pop() else {
             let text = format!("a worker serves at most {LANES_MAX} queues; give the forwarder more workers");
             return Err((io::Error::other(text), lane));
         };
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, u64::from(slot));
-        let listening = lane.bells().try_for_each(|bell| self.epoll.add(bell, event));
+        let listening = lane.notify_fds().try_for_each(|eventfd| self.epoll.add(eventfd, event));
         if let Err(errno) = listening {
             self.forget(slot, &lane);
             return Err((errno.into(), lane));
@@ -147,15 +147,15 @@ impl WorkerHandle {
 
     /// Asks for a lane back, with so much patience for targets that are full. It comes through the box given to
     /// [`Self::start`].
-    pub fn ask_back(&self, slot: Slot, patience: Duration) {
+    pub fn recall(&self, slot: Slot, patience: Duration) {
         self.commands.post(Command::Return(slot, patience));
     }
 
-    /// Says that a lane came back: its slot is free, its bells ring for nobody.
+    /// Says that a lane came back: its slot is free, its eventfds ring for nobody.
     pub fn forget(&mut self, slot: Slot, lane: &Lane) {
-        for bell in lane.bells() {
+        for eventfd in lane.notify_fds() {
             // Not there, if adding it was what failed.
-            let _ = self.epoll.delete(bell);
+            let _ = self.epoll.delete(eventfd);
         }
         self.free.push(slot);
     }
@@ -184,7 +184,7 @@ struct Worker {
     stalled: Vec<Slot>,
     /// Lanes that not every peer can ring for, wherever they are.
     unrung: Vec<Slot>,
-    tools: Tools,
+    scratch: Scratch,
 }
 
 /// A lane and what is known of it.
@@ -281,7 +281,7 @@ impl Worker {
             match command {
                 Command::Serve(slot, lane) => {
                     let last_moved = Instant::now();
-                    if !lane.is_rung_for() {
+                    if !lane.has_notify_fds() {
                         self.unrung.push(slot);
                     }
                     let served = Served { lane, asleep: false, visit: Visit::Quiet, last_moved, leaving: None };
@@ -314,7 +314,7 @@ impl Worker {
                 self.polled.swap_remove(at);
                 continue;
             };
-            let visit = served.lane.visit(&mut self.tools);
+            let visit = served.lane.visit(&mut self.scratch);
             let fault = match visit {
                 Ok(visit) => {
                     served.visit = visit;
@@ -355,9 +355,9 @@ impl Worker {
                 at += 1;
                 continue;
             } else {
-                served.lane.want_bells(true);
+                served.lane.enable_notify(true);
                 if served.lane.has_work() {
-                    served.lane.want_bells(false);
+                    served.lane.enable_notify(false);
                     served.last_moved = clock.now;
                     at += 1;
                     continue;
@@ -411,10 +411,10 @@ impl Worker {
         }
     }
 
-    /// Waits for bells and wakes the lanes that were rung for. Whether there was one.
+    /// Waits for eventfds and wakes the lanes that were rung for. Whether there was one.
     fn listen(&mut self, timeout: EpollTimeout, now: Instant) -> bool {
         let mut events = [EpollEvent::empty(); BURST];
-        // Interrupted or not: what matters is which bells rang.
+        // Interrupted or not: what matters is which eventfds rang.
         let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
         for event in &events[..count] {
             if event.data() != MAILBOX {
@@ -436,7 +436,7 @@ impl Worker {
     /// Puts a sleeping lane back into the rounds.
     fn wake(&mut self, slot: Slot, now: Instant) {
         if let Some(served) = self.lanes[usize::from(slot)].as_mut().filter(|served| served.asleep) {
-            served.lane.want_bells(false);
+            served.lane.enable_notify(false);
             served.asleep = false;
             served.last_moved = now;
             self.polled.push(slot);
@@ -468,10 +468,10 @@ const QUIET: Duration = Duration::from_millis(1);
 /// How often a full target is tried again once its lane has left the rounds, and a sleeping lane is looked at whose
 /// peer cannot ring.
 const RETRY: Duration = Duration::from_millis(1);
-/// How often bells are collected while other lanes keep the thread busy.
+/// How often eventfds are collected while other lanes keep the thread busy.
 const LISTEN: Duration = Duration::from_micros(20);
-/// How often sleeping lanes are looked at without a bell: DPDK and VPP load the flag without a fence
-/// after storing their index, so a bell can be lost.
+/// How often sleeping lanes are looked at without a eventfd: DPDK and VPP load the flag without a fence
+/// after storing their index, so a eventfd can be lost.
 const LOOK: Duration = Duration::from_millis(200);
 /// Visits with frames to a lane that is asked back: enough for everything in its longest ring, one at a time.
 const VISITS_LEAVING: u16 = RING_MAX as u16;

@@ -14,7 +14,7 @@ mod virtqueues;
 use std::panic;
 use std::time::{Duration, Instant};
 
-use common::Dice;
+use common::TestRng;
 
 #[test]
 fn no_conversation_does_harm() {
@@ -54,19 +54,19 @@ fn spoil(target: &str, seeds: &[Vec<u8>], run: fn(&[u8])) {
 }
 
 fn spoilt(seeds: &[Vec<u8>], number: u64) -> Vec<u8> {
-    let mut dice = Dice(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut input = seeds[dice.roll() as usize % seeds.len()].clone();
-    for _ in 0..=dice.roll() % 8 {
-        let at = dice.roll() as usize % input.len();
-        match dice.roll() % 6 {
-            0 => input[at] = dice.roll() as u8,
-            1 => input[at] ^= 1 << (dice.roll() % 8),
-            2 => input[at] = [0, 1, 127, 128, 255][dice.roll() as usize % 5],
+    let mut rng = TestRng(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut input = seeds[rng.roll() as usize % seeds.len()].clone();
+    for _ in 0..=rng.roll() % 8 {
+        let at = rng.roll() as usize % input.len();
+        match rng.roll() % 6 {
+            0 => input[at] = rng.roll() as u8,
+            1 => input[at] ^= 1 << (rng.roll() % 8),
+            2 => input[at] = [0, 1, 127, 128, 255][rng.roll() as usize % 5],
             3 => input.truncate(at.max(1)),
             4 => input.extend_from_within(at..),
             _ => {
-                let from = dice.roll() as usize % input.len();
-                let len = (dice.roll() as usize % 8).min(input.len() - from.max(at));
+                let from = rng.roll() as usize % input.len();
+                let len = (rng.roll() as usize % 8).min(input.len() - from.max(at));
                 input.copy_within(from..from + len, at);
             }
         }

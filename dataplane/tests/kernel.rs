@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::kernel::{KernelError, TapInterface, VethPair};
+use ferrule_dataplane::port::kernel::{KernelError, TapInterface, VethPair};
 use ferrule_dataplane::spec::{KernelSpec, NetNs, Route};
 use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::netns;

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{client, engine, eventually, memif_wire, receive, send, unique};
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{Full, Role};
 
 #[test]

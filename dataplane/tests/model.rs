@@ -10,13 +10,13 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
-use sleep::Doorbell;
+use sleep::SleepFlag;
 use sync::{AtomicBool, Ordering};
 
 /// Everything that the two sides share; `rung` stands for the eventfd.
 #[derive(Default)]
 struct Shared {
-    doorbell: Doorbell,
+    sleep_flag: SleepFlag,
     work: AtomicUsize,
     rung: AtomicBool,
 }
@@ -29,12 +29,12 @@ fn work_is_either_seen_before_sleep_or_rung_for() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 shared.work.store(1, Ordering::Release);
-                if shared.doorbell.must_ring() {
+                if shared.sleep_flag.must_wake() {
                     shared.rung.store(true, Ordering::Release);
                 }
             })
         };
-        let sleeps = shared.doorbell.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
+        let sleeps = shared.sleep_flag.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
         poster.join().unwrap();
         let rung = shared.rung.load(Ordering::Acquire);
         assert!(!sleeps || rung, "asleep with work and nobody to wake it");
@@ -49,12 +49,12 @@ fn of_two_posters_at_least_one_rings() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 shared.work.fetch_add(1, Ordering::Release);
-                if shared.doorbell.must_ring() {
+                if shared.sleep_flag.must_wake() {
                     shared.rung.store(true, Ordering::Release);
                 }
             })
         });
-        let sleeps = shared.doorbell.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
+        let sleeps = shared.sleep_flag.may_sleep(|| shared.work.load(Ordering::Acquire) != 0);
         for poster in posters {
             poster.join().unwrap();
         }

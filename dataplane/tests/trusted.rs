@@ -6,7 +6,7 @@ mod common;
 
 use common::{client, engine, eventually, memif_wire, receive, send, server_spec};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{Full, Role, WireSpec};
 use ferrule_dataplane::status::Crossing;
 

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, client, client_spec, engine, eventually, poll, receive, send, unique};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::memif::endpoint::Endpoint;
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
-use ferrule_dataplane::vhost::channel::{Channel, ChannelError};
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
-use ferrule_dataplane::vhost::memory::MemoryRegion;
-use ferrule_dataplane::vhost::message::{
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
+use ferrule_dataplane::port::vhost_user::message::{
     Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
 };
-use ferrule_ffi::bell::eventfd;
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::{Kind, UnixSocket};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -113,13 +113,13 @@ impl Villain {
 
     /// Starts a pair of rings at these addresses.
     fn start_rings(&self, size: u32, desc: u64, avail: u64, used: u64) {
-        let bell = eventfd().unwrap();
+        let eventfd = eventfd().unwrap();
         for index in 0..2 {
             self.say(&Request::SetVringNum(VringState { index, num: size }), &[]);
             let address = VringAddress { index, log: false, desc, used, avail, log_guest: 0 };
             self.say(&Request::SetVringAddr(address), &[]);
             let ring = VringFile { index: index as u8, has_file: true };
-            self.say(&Request::SetVringKick(ring), &[bell.as_fd()]);
+            self.say(&Request::SetVringKick(ring), &[eventfd.as_fd()]);
         }
     }
 }
@@ -275,7 +275,7 @@ fn half_a_message_and_a_crowd_of_silent_ones_keep_nobody_out() {
 #[test]
 fn bytes_without_sense_end_the_connection_or_wait_for_more() {
     let mut arena = Arena::new();
-    let mut dice = common::Dice(7);
+    let mut rng = common::TestRng(7);
     for _ in 0..300 {
         let address = UnixAddr::new_abstract(arena.name.as_bytes()).unwrap();
         let mut socket = None;
@@ -283,10 +283,10 @@ fn bytes_without_sense_end_the_connection_or_wait_for_more() {
             socket = UnixSocket::connect(Kind::Stream, &address).ok();
             socket.is_some()
         });
-        let mut bytes: Vec<u8> = (0..dice.roll() % 200).map(|_| dice.roll() as u8).collect();
+        let mut bytes: Vec<u8> = (0..rng.roll() % 200).map(|_| rng.roll() as u8).collect();
         if let Some(head) = bytes.get_mut(..12) {
             // A header that could be one, mostly.
-            head.copy_from_slice(&Header { request: (dice.roll() % 46) as u32, flags: 1, size: 8 }.emit());
+            head.copy_from_slice(&Header { request: (rng.roll() % 46) as u32, flags: 1, size: 8 }.emit());
         }
         let _ = socket.unwrap().send(&bytes, &[]);
     }

@@ -11,27 +11,27 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, client, client_spec, engine, eventually, unique};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::memif::endpoint::Endpoint;
 use ferrule_dataplane::offload::VnetHeader;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendError, FrontendSpec};
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
+use ferrule_dataplane::port::vhost_user::message::{Body, Header, Reply, Request, VringFile, VringState};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState, WireStatus};
-use ferrule_dataplane::vhost::channel::{Channel, ChannelError};
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::features::{Features, ProtocolFeatures};
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendError, FrontendSpec};
-use ferrule_dataplane::vhost::memory::MemoryRegion;
-use ferrule_dataplane::vhost::message::{Body, Header, Reply, Request, VringFile, VringState};
-use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
 
 const WAITS: usize = 20;
 const SIZES: [usize; 8] = [60, 64, 65, 1514, 1518, 2048, 2049, 9000];
 
-fn bell(bell: Option<BorrowedFd<'_>>) {
-    if let Some(bell) = bell {
+fn notify(eventfd: Option<BorrowedFd<'_>>) {
+    if let Some(eventfd) = eventfd {
         // Full means that it rings already.
-        let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+        let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
     }
 }
 
@@ -39,7 +39,7 @@ fn bell(bell: Option<BorrowedFd<'_>>) {
 fn put(target: &mut dyn Target, bytes: &[u8], offload: Option<&VnetHeader>) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        target.look().unwrap();
+        target.refresh().unwrap();
         match target.put(&Frame { bytes: bytes.into(), offload, slots: 0 }).unwrap() {
             Put::Stored => break,
             Put::Full => {}
@@ -49,13 +49,13 @@ fn put(target: &mut dyn Target, bytes: &[u8], offload: Option<&VnetHeader>) {
         thread::yield_now();
     }
     if target.publish() {
-        bell(target.bell());
+        notify(target.notify_fd());
     }
 }
 
 /// Takes one frame if there is one, and whether something is left to do on it.
 fn poll(source: &mut dyn Source) -> Option<(Vec<u8>, Option<VnetHeader>)> {
-    if !source.look().unwrap() {
+    if !source.refresh().unwrap() {
         return None;
     }
     let mut gather = vec![0; FRAME_MAX];
@@ -65,7 +65,7 @@ fn poll(source: &mut dyn Source) -> Option<(Vec<u8>, Option<VnetHeader>)> {
     let (offload, slots) = (frame.offload.copied(), frame.slots);
     source.advance(slots);
     source.release();
-    bell(source.release_bell());
+    notify(source.release_notify_fd());
     Some((bytes, offload))
 }
 
@@ -309,9 +309,9 @@ fn a_guest_that_cannot_ring_is_polled() {
         })
         .collect();
     waits.sort();
-    // Bells that get lost are made up for every 200 ms: half of these frames would wait for 100 ms or more.
+    // Eventfds that get lost are made up for every 200 ms: half of these frames would wait for 100 ms or more.
     assert!(waits[WAITS / 2] < Duration::from_millis(20), "{waits:?}");
-    // The other direction has its bell.
+    // The other direction has its eventfd.
     cross(&mut memif.queues.senders[0], &mut guest.queues.receivers[0], &SIZES[..5]);
 }
 

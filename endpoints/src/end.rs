@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::{Endpoint, EndpointError};
-use ferrule_dataplane::memif::handshake::Refusal;
-use ferrule_dataplane::memif::ring::Sender;
+use ferrule_dataplane::port::memif::endpoint::{Endpoint, EndpointError};
+use ferrule_dataplane::port::memif::handshake::HandshakeError;
+use ferrule_dataplane::port::memif::ring::Sender;
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendError, FrontendSpec};
 use ferrule_dataplane::spec::MemifSpec;
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendError, FrontendSpec};
 use thiserror::Error;
 
 /// One end of a wire, connected.
@@ -86,7 +86,7 @@ pub enum EndError {
     Memif(#[from] EndpointError),
     /// The memif peer has gone.
     #[error("the memif peer: {0}")]
-    MemifGone(#[from] Refusal),
+    MemifGone(#[from] HandshakeError),
     /// No vhost-user backend, or it has gone.
     #[error(transparent)]
     Vhost(#[from] FrontendError),

@@ -16,9 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ferrule_dataplane::port::Fault;
+use ferrule_dataplane::port::vhost_user::driver::{DriverRx, DriverTx};
 use ferrule_dataplane::status::DropReason;
-use ferrule_dataplane::vhost::driver::{DriverRx, DriverTx};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::ticks;
 use thiserror::Error;
 
@@ -101,7 +101,7 @@ impl Outcome {
 /// nothing has for [`GRACE`]; or until somebody sets `cancel`.
 pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> Result<Run, RunError> {
     let mut generator = Generator {
-        bell: Bell::new().map_err(RunError::Bell)?,
+        notifier: Notifier::new().map_err(RunError::Notifier)?,
         there: Direction::new(load, 0, near)?,
         back: load.both_ways.then(|| Direction::new(load, load.flows, far)).transpose()?,
     };
@@ -123,7 +123,7 @@ pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> R
 }
 
 struct Generator {
-    bell: Bell,
+    notifier: Notifier,
     there: Direction,
     back: Option<Direction>,
 }
@@ -171,9 +171,9 @@ impl Generator {
                     self.directions().for_each(|direction| direction.pacer.close(sent));
                 }
             }
-            let mut moved = self.there.round(now, sending, near, far, &mut self.bell)?;
+            let mut moved = self.there.round(now, sending, near, far, &mut self.notifier)?;
             if let Some(back) = &mut self.back {
-                moved = moved.and(back.round(now, sending, far, near, &mut self.bell)?);
+                moved = moved.and(back.round(now, sending, far, near, &mut self.notifier)?);
             }
             if moved.received > 0 {
                 arrived = now;
@@ -253,25 +253,25 @@ impl Direction {
         sending: bool,
         from: &mut End,
         to: &mut End,
-        bell: &mut Bell,
+        notifier: &mut Notifier,
     ) -> Result<Moved, RunError> {
         let mut moved = Moved::default();
         if sending {
             let before = self.pacer.sent;
-            self.send(now, from, bell)?;
+            self.send(now, from, notifier)?;
             moved.sent = (self.pacer.sent - before) as u32;
         }
         match to {
             End::Memif(endpoint) => {
                 for receiver in &mut endpoint.queues.receivers {
-                    moved.received += self.intake.receive(receiver, bell)?;
+                    moved.received += self.intake.receive(receiver, notifier)?;
                 }
             }
             End::Vhost(frontend) => {
                 for receiver in &mut frontend.queues.receivers {
                     moved.received += match receiver {
-                        DriverRx::Split(ring) => self.intake.receive(&mut **ring, bell)?,
-                        DriverRx::Packed(ring) => self.intake.receive(&mut **ring, bell)?,
+                        DriverRx::Split(ring) => self.intake.receive(&mut **ring, notifier)?,
+                        DriverRx::Packed(ring) => self.intake.receive(&mut **ring, notifier)?,
                     };
                 }
             }
@@ -279,7 +279,7 @@ impl Direction {
         Ok(moved)
     }
 
-    fn send(&mut self, now: u64, from: &mut End, bell: &mut Bell) -> Result<(), RunError> {
+    fn send(&mut self, now: u64, from: &mut End, notifier: &mut Notifier) -> Result<(), RunError> {
         let count = self.streams.len();
         for _ in 0..count {
             let queue = self.turn;
@@ -291,12 +291,12 @@ impl Direction {
             let stream = &mut self.streams[queue];
             let sent = match from {
                 End::Memif(endpoint) => match endpoint.queues.senders.get_mut(queue) {
-                    Some(sender) => stream.send(sender, due, now, bell)?,
+                    Some(sender) => stream.send(sender, due, now, notifier)?,
                     None => 0,
                 },
                 End::Vhost(frontend) => match frontend.queues.senders.get_mut(queue) {
-                    Some(DriverTx::Split(ring)) => stream.send(&mut **ring, due, now, bell)?,
-                    Some(DriverTx::Packed(ring)) => stream.send(&mut **ring, due, now, bell)?,
+                    Some(DriverTx::Split(ring)) => stream.send(&mut **ring, due, now, notifier)?,
+                    Some(DriverTx::Packed(ring)) => stream.send(&mut **ring, due, now, notifier)?,
                     None => 0,
                 },
             };
@@ -342,9 +342,9 @@ pub enum RunError {
         /// Why.
         reason: DropReason,
     },
-    /// No bell could be rung.
+    /// No notifier could be rung.
     #[error("ring the peer: {0}")]
-    Bell(std::io::Error),
+    Notifier(std::io::Error),
     /// Somebody wanted that.
     #[error("interrupted")]
     Cancelled,

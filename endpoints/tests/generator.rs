@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, InPlace, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::end::{End, EndSpec};
@@ -55,14 +55,14 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     let End::Memif(near) = &mut pair.near else { unreachable!() };
     let End::Memif(far) = &mut pair.far else { unreachable!() };
     let sender = &mut near.queues.senders[0];
-    sender.look().unwrap();
+    sender.refresh().unwrap();
     let pattern = ferrule_endpoints::Pattern::new(1518, 0, ferrule_endpoints::traffic::Addresses::default()).unwrap();
     assert!(sender.buffer(0).unwrap().write_words(pattern.head().unwrap().stamp(0, 0)));
     sender.describe(0, 1518);
     sender.commit(1);
     sender.publish();
     let receiver = &mut far.queues.receivers[0];
-    assert!(receiver.look().unwrap());
+    assert!(receiver.refresh().unwrap());
     let mut gather = vec![0; FRAME_MAX];
     let mut frame = [0; 1518];
     assert!(receiver.peek(&mut gather).unwrap().unwrap().bytes.copy_out(&mut frame));
@@ -130,8 +130,8 @@ fn lossy_wire(from: &mut Endpoint, to: &mut Endpoint, stop: &AtomicBool) {
     let mut gather = vec![0; FRAME_MAX];
     let mut number = 0;
     while !stop.load(Relaxed) {
-        let waiting = source.look().unwrap();
-        target.look().unwrap();
+        let waiting = source.refresh().unwrap();
+        target.refresh().unwrap();
         while waiting && target.room() > 1 {
             let Some(frame) = source.peek(&mut gather).unwrap() else { break };
             let times = if number % 1000 == 0 { 2 } else { usize::from(number % 10 != 9) };

@@ -8,7 +8,7 @@
 //! - [`mod@array`]: small values side by side in it;
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
 //! - [`guard`]: what happens when a peer truncates the file behind a mapping (SIGBUS).
-//! - [`bell`]: rings a peer's eventfd without ever blocking, whatever the peer did to it.
+//! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
@@ -19,11 +19,11 @@
 //! - [`child`]: processes that do not outlive us.
 
 pub mod array;
-pub mod bell;
 pub mod child;
 pub mod guard;
 pub mod netlink;
 pub mod netns;
+pub mod notifier;
 pub mod peer_file;
 pub mod region;
 pub mod span;

@@ -28,11 +28,11 @@ pub struct Request {
 }
 
 /// The object asked for, if there is one, or why the kernel said no.
-pub type Answer = Result<Option<RouteNetlinkMessage>, Refusal>;
+pub type Answer = Result<Option<RouteNetlinkMessage>, NetlinkError>;
 
 /// Why the kernel said no.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct NetlinkError {
     /// Its code.
     pub errno: Errno,
     /// The kernel's own words, if it has any for this case.
@@ -56,7 +56,7 @@ impl Netlink {
 
     /// Sends all requests, then reads all answers, which are in the order of the requests. The
     /// kernel goes on behind a request that it refused.
-    pub fn exchange(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, Refusal> {
+    pub fn exchange(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, NetlinkError> {
         let mut answers = Vec::with_capacity(requests.len());
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
@@ -70,7 +70,7 @@ impl Netlink {
     }
 
     /// Asks for every object of a kind.
-    pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+    pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let sequence = self.sequence;
         let datagram = self.encode(Request { message, flags: NLM_F_DUMP });
         self.socket.send(&datagram, 0)?;
@@ -80,7 +80,7 @@ impl Netlink {
                 match message.payload {
                     NetlinkPayload::InnerMessage(object) => objects.push(object),
                     NetlinkPayload::Done(_) => return Ok(objects),
-                    NetlinkPayload::Error(end) => return Refusal::parse(&end).map_or(Ok(objects), Err),
+                    NetlinkPayload::Error(end) => return NetlinkError::parse(&end).map_or(Ok(objects), Err),
                     _ => {}
                 }
             }
@@ -100,7 +100,7 @@ impl Netlink {
     }
 
     /// The answers to the requests from `first` on. Each ends with an acknowledgement or a refusal.
-    fn collect(&mut self, first: u32) -> Result<Vec<Answer>, Refusal> {
+    fn collect(&mut self, first: u32) -> Result<Vec<Answer>, NetlinkError> {
         let wanted = self.sequence.wrapping_sub(first) as usize;
         let mut answers: Vec<Answer> = vec![Ok(None); wanted];
         let mut ended = 0;
@@ -113,7 +113,7 @@ impl Netlink {
                     NetlinkPayload::InnerMessage(object) => *answer = Ok(Some(object)),
                     NetlinkPayload::Error(end) => {
                         ended += 1;
-                        if let Some(refusal) = Refusal::parse(&end) {
+                        if let Some(refusal) = NetlinkError::parse(&end) {
                             *answer = Err(refusal);
                         }
                     }
@@ -140,7 +140,7 @@ impl Netlink {
     }
 }
 
-impl Refusal {
+impl NetlinkError {
     fn parse(message: &ErrorMessage) -> Option<Self> {
         let code = message.code?.get();
         // Behind the header of the request (NETLINK_CAP_ACK cuts its body) are attributes.
@@ -153,7 +153,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.hint {
             Some(hint) => write!(f, "{hint} ({:?})", self.errno),
@@ -162,7 +162,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for NetlinkError {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(code) => Self { errno: Errno::from_raw(code), hint: None },
@@ -197,10 +197,10 @@ mod tests {
         message.code = NonZeroI32::new(-(Errno::EINVAL as i32));
         message.header = vec![0; HEADER_LEN];
         message.header.extend([7, 0, 1, 0, b'n', b'o', 0, 0]);
-        let refusal = Refusal::parse(&message).unwrap();
+        let refusal = NetlinkError::parse(&message).unwrap();
         assert_eq!(refusal.to_string(), "no (EINVAL)");
         message.header.truncate(3);
-        assert_eq!(Refusal::parse(&message).unwrap().to_string(), "Invalid argument (EINVAL)");
+        assert_eq!(NetlinkError::parse(&message).unwrap().to_string(), "Invalid argument (EINVAL)");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
-use crate::bell::is_eventfd;
+use crate::notifier::is_eventfd;
 
 /// A descriptor that a peer passed, and of which nothing is known.
 #[derive(Debug)]
@@ -139,11 +139,11 @@ mod tests {
     #[test]
     fn only_memory_is_taken_as_memory_and_only_an_eventfd_as_one() {
         let memory = || PeerFile::from(memfd_create(c"anon_inode:[eventfd]", MFdFlags::MFD_CLOEXEC).unwrap());
-        let bell = || PeerFile::from(OwnedFd::from(crate::bell::eventfd().unwrap()));
+        let eventfd = || PeerFile::from(OwnedFd::from(crate::notifier::eventfd().unwrap()));
         assert!(memory().into_memory().is_ok());
         assert!(memory().into_eventfd().is_none());
-        assert!(bell().into_eventfd().is_some());
-        assert!(bell().into_memory().is_err());
+        assert!(eventfd().into_eventfd().is_some());
+        assert!(eventfd().into_memory().is_err());
         for path in ["/proc/self/status", "/dev/zero", "/"] {
             assert!(PeerFile::from(OwnedFd::from(File::open(path).unwrap())).into_memory().is_err(), "{path}");
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::MacAddress;
 use ferrule_endpoints::Responder;
@@ -16,7 +16,7 @@ use ferrule_endpoints::Responder;
 /// The peer broke the protocol, or the frame is none.
 pub fn send(end: &mut Endpoint, bytes: &[u8]) -> bool {
     let sender = &mut end.queues.senders[0];
-    sender.look().expect("the peer of a sender keeps to the protocol");
+    sender.refresh().expect("the peer of a sender keeps to the protocol");
     let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
     let stored = match sender.put(&frame).expect("the peer of a sender keeps to the protocol") {
         Put::Stored => true,
@@ -24,10 +24,10 @@ pub fn send(end: &mut Endpoint, bytes: &[u8]) -> bool {
         Put::Refused(reason) => panic!("a frame of {} bytes was refused: {reason:?}", bytes.len()),
     };
     if sender.publish()
-        && let Some(bell) = sender.bell()
+        && let Some(eventfd) = sender.notify_fd()
     {
         // Full means that it rings already.
-        let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+        let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
     }
     stored
 }
@@ -38,7 +38,7 @@ pub fn send(end: &mut Endpoint, bytes: &[u8]) -> bool {
 /// The peer broke the protocol.
 pub fn receive(end: &mut Endpoint) -> Option<Vec<u8>> {
     let receiver = &mut end.queues.receivers[0];
-    if !receiver.look().expect("the peer of a receiver keeps to the protocol") {
+    if !receiver.refresh().expect("the peer of a receiver keeps to the protocol") {
         return None;
     }
     let mut gather = vec![0; FRAME_MAX];

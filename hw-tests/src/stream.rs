@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_endpoints::traffic::{Addresses, Pattern, Sink, Tally};
 
@@ -63,7 +63,7 @@ impl Stream {
     /// The peer broke the protocol.
     pub fn send(&mut self, end: &mut Endpoint, total: u64) -> u64 {
         let sender = &mut end.queues.senders[self.queue];
-        sender.look().expect("the peer of a sender keeps to the protocol");
+        sender.refresh().expect("the peer of a sender keeps to the protocol");
         let before = self.sent;
         let limit = total.min(self.tally().frames + self.written_off + self.window);
         while self.sent < limit {
@@ -77,10 +77,10 @@ impl Stream {
             }
         }
         if sender.publish()
-            && let Some(bell) = sender.bell()
+            && let Some(eventfd) = sender.notify_fd()
         {
             // Full means that it rings already.
-            let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+            let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
         }
         self.sent - before
     }
@@ -91,7 +91,7 @@ impl Stream {
     /// The peer broke the protocol.
     pub fn receive(&mut self, end: &mut Endpoint) -> u64 {
         let receiver = &mut end.queues.receivers[self.queue];
-        receiver.look().expect("the peer of a receiver keeps to the protocol");
+        receiver.refresh().expect("the peer of a receiver keeps to the protocol");
         let mut count = 0;
         while count < BURST as u64
             && let Some(frame) = receiver.peek(&mut self.gather).expect("the peer of a receiver keeps to the protocol")

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};

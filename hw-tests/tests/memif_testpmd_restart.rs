@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Instant;
 
 use bed::{Bed, Link, alone};
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::process::Process;

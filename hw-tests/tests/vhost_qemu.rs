@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
 use ferrule_hw_tests::frames::receive;

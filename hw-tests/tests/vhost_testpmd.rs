@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{
     EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostFeatures, VhostUserSpec, WireSpec,
 };

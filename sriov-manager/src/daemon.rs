@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::config::PoliciesFile;
-use crate::hands::{Observer, Patience};
+use crate::hands::{Observer, Timeouts};
 use crate::holders;
 use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
@@ -50,7 +50,7 @@ pub struct DaemonOptions {
     /// The file that says so, which is followed; none: it is said once and for all.
     pub file: Option<PoliciesFile>,
     /// How long anything may take.
-    pub patience: Patience,
+    pub patience: Timeouts,
     /// Is told of every step.
     pub observer: Option<Observer>,
 }

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferrule_ffi::netlink::Refusal;
+use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tempfile::TempDir;
 
 use crate::address::{PciAddress, VFIO_PCI};
 use crate::attributes::{Mac, Setting, Settings};
-use crate::hands::Patience;
+use crate::hands::Timeouts;
 use crate::kernel::{ForeignNetdev, Kernel};
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
@@ -120,7 +120,7 @@ impl FakeNode {
 
     /// How to own this node: with the patience of a test, which a busy machine must not exhaust.
     pub fn options(&self) -> Options {
-        let patience = Patience {
+        let patience = Timeouts {
             call: Duration::from_secs(5),
             count: Duration::from_secs(5),
             appear: Duration::from_millis(300),
@@ -282,7 +282,7 @@ impl Drop for OpenFile {
 }
 
 impl Kernel for FakeKernel {
-    fn write(&self, file: &Path, value: &str) -> Result<(), Refusal> {
+    fn write(&self, file: &Path, value: &str) -> Result<(), NetlinkError> {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let value = value.trim();
         self.hang(&name);
@@ -309,14 +309,14 @@ impl Kernel for FakeKernel {
         result
     }
 
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, Refusal> {
+    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError> {
         let pf = self.pf_of(pf)?;
         let state = self.state();
         let settings = |(index, vf)| (index, state.settings.get(&vf).cloned().unwrap_or_default());
         Ok(self.sysfs.virtfns(pf).into_iter().map(settings).collect())
     }
 
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), Refusal> {
+    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError> {
         let pf = self.pf_of(pf)?;
         let vf = *self.sysfs.virtfns(pf).get(&index).ok_or(refusal(Errno::EINVAL))?;
         let mut state = self.state();
@@ -350,7 +350,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), Refusal> {
+    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError> {
         for address in self.sysfs.devices()? {
             if self.sysfs.netdevs(address).iter().any(|there| there == netdev) {
                 put(&self.sysfs.file(address, "net").join(netdev).join("mtu"), &format!("{mtu}\n"));
@@ -360,7 +360,7 @@ impl Kernel for FakeKernel {
         Err(refusal(Errno::ENODEV))
     }
 
-    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, Refusal> {
+    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
         Ok(self.state().moved.get(&vf).cloned())
     }
 }
@@ -384,7 +384,7 @@ impl FakeKernel {
         }
     }
 
-    fn pf_of(&self, netdev: &str) -> Result<PciAddress, Refusal> {
+    fn pf_of(&self, netdev: &str) -> Result<PciAddress, NetlinkError> {
         let pf = self
             .sysfs
             .devices()?
@@ -394,7 +394,7 @@ impl FakeKernel {
     }
 
     /// `sriov_numvfs_store` of drivers/pci/iov.c.
-    fn set_count(&self, pf: PciAddress, value: &str) -> Result<(), Refusal> {
+    fn set_count(&self, pf: PciAddress, value: &str) -> Result<(), NetlinkError> {
         let count: u32 = value.parse().map_err(|_| refusal(Errno::EINVAL))?;
         let total = self.sysfs.number(pf, "sriov_totalvfs").unwrap_or(0);
         let now = self.sysfs.virtfns(pf).len() as u32;
@@ -469,7 +469,7 @@ impl FakeKernel {
     }
 
     /// `drivers_probe_store` of drivers/base/bus.c with `pci_device_can_probe` of drivers/pci/pci-driver.c.
-    fn probe(&self, function: PciAddress) -> Result<(), Refusal> {
+    fn probe(&self, function: PciAddress) -> Result<(), NetlinkError> {
         if !self.sysfs.exists(function) {
             return Err(refusal(Errno::ENODEV));
         }
@@ -509,7 +509,7 @@ impl FakeKernel {
     }
 
     /// `unbind_store` of drivers/base/bus.c.
-    fn unbind(&self, driver: &str, function: PciAddress) -> Result<(), Refusal> {
+    fn unbind(&self, driver: &str, function: PciAddress) -> Result<(), NetlinkError> {
         if self.sysfs.driver(function).as_deref() != Some(driver) {
             return Err(refusal(Errno::ENODEV));
         }
@@ -519,7 +519,7 @@ impl FakeKernel {
         Ok(())
     }
 
-    fn reset(&self, function: PciAddress) -> Result<(), Refusal> {
+    fn reset(&self, function: PciAddress) -> Result<(), NetlinkError> {
         if self.has(Scenario::ResetUnsupported) {
             Err(refusal(Errno::ENOTTY))
         } else {
@@ -527,7 +527,7 @@ impl FakeKernel {
         }
     }
 
-    fn put_text(&self, function: PciAddress, file: &str, value: &str) -> Result<(), Refusal> {
+    fn put_text(&self, function: PciAddress, file: &str, value: &str) -> Result<(), NetlinkError> {
         if !self.sysfs.exists(function) {
             return Err(refusal(Errno::ENOENT));
         }
@@ -574,8 +574,8 @@ fn netdev_name(vf: PciAddress) -> String {
     format!("enp{}", vf.to_string()[5..].replace([':', '.'], "s"))
 }
 
-fn refusal(errno: Errno) -> Refusal {
-    Refusal { errno, hint: None }
+fn refusal(errno: Errno) -> NetlinkError {
+    NetlinkError { errno, hint: None }
 }
 
 fn make(directory: &Path) {

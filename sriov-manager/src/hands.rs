@@ -26,14 +26,14 @@ pub struct Hands {
     /// How the kernel is called.
     pub watchdog: Watchdog,
     /// How long anything may take.
-    pub patience: Patience,
+    pub patience: Timeouts,
     /// Who is told of every step: tests, which stop there.
     pub observer: Option<Observer>,
 }
 
 /// How long anything may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// One call into the kernel.
     pub call: Duration,
     /// A change of the number of VFs.
@@ -46,7 +46,7 @@ pub struct Patience {
     pub busy: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             call: Duration::from_secs(15),

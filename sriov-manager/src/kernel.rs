@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use ferrule_ffi::netlink::{Netlink, Refusal, Request};
+use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use ferrule_ffi::netns::NetNs;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -21,15 +21,15 @@ use crate::attributes::{LinkState, Mac, Rate, Setting, Settings, Vlan, VlanProto
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
 pub trait Kernel: Send + Sync {
     /// Writes one value into one file of sysfs.
-    fn write(&self, file: &Path, value: &str) -> Result<(), Refusal>;
+    fn write(&self, file: &Path, value: &str) -> Result<(), NetlinkError>;
     /// What a PF, by its interface, says of its VFs.
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, Refusal>;
+    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError>;
     /// Tells a PF one thing about a VF.
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), Refusal>;
+    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError>;
     /// Sets the MTU of an interface.
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), Refusal>;
+    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError>;
     /// The interface of a VF in another network namespace than ours.
-    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, Refusal>;
+    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError>;
 }
 
 /// An interface that is in another network namespace.
@@ -48,40 +48,43 @@ pub struct ForeignNetdev {
 pub struct LiveKernel;
 
 impl Kernel for LiveKernel {
-    fn write(&self, file: &Path, value: &str) -> Result<(), Refusal> {
+    fn write(&self, file: &Path, value: &str) -> Result<(), NetlinkError> {
         let mut file = OpenOptions::new().write(true).open(file)?;
         // The kernel takes each write as a whole command, so it is one.
         let written = file.write(value.as_bytes())?;
         if written < value.len() {
-            return Err(Refusal { errno: Errno::EIO, hint: Some(format!("only {written} bytes were taken")) });
+            return Err(NetlinkError { errno: Errno::EIO, hint: Some(format!("only {written} bytes were taken")) });
         }
         Ok(())
     }
 
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, Refusal> {
+    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError> {
         let mut link = named(pf);
         let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
         link.attributes.push(LinkAttribute::ExtMask(mask));
         let answer = Netlink::open()?.request(Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 })?;
         let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
-            return Err(Refusal { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {pf}")) });
+            return Err(NetlinkError {
+                errno: Errno::EBADMSG,
+                hint: Some(format!("no link in the answer about {pf}")),
+            });
         };
         Ok(settings_of(&link))
     }
 
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), Refusal> {
+    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError> {
         let mut link = named(pf);
         link.attributes.push(vf_info(index, setting));
         set_link(link)
     }
 
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), Refusal> {
+    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError> {
         let mut link = named(netdev);
         link.attributes.push(LinkAttribute::Mtu(mtu));
         set_link(link)
     }
 
-    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, Refusal> {
+    fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
         for Namespace { file, pid } in foreign_namespaces()? {
             // One that just went away holds nothing.
             let Ok(namespace) = NetNs::open(&file) else { continue };
@@ -100,7 +103,7 @@ fn named(netdev: &str) -> LinkMessage {
     link
 }
 
-fn set_link(link: LinkMessage) -> Result<(), Refusal> {
+fn set_link(link: LinkMessage) -> Result<(), NetlinkError> {
     Netlink::open()?.request(Request { message: RouteNetlinkMessage::SetLink(link), flags: 0 }).map(drop)
 }
 

@@ -11,7 +11,7 @@ use clap::{Parser, ValueEnum};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
 use sriov_manager::document::LoadError;
-use sriov_manager::hands::Patience;
+use sriov_manager::hands::Timeouts;
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::sysfs::Sysfs;
 use tokio::runtime;
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         rescan: flags.rescan.unwrap_or(config.rescan),
         policies: config.policies,
         file,
-        patience: Patience { call: flags.patience, ..Patience::default() },
+        patience: Timeouts { call: flags.patience, ..Timeouts::default() },
         observer: None,
     };
     match serve(options) {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_ffi::netlink::Refusal;
+use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -55,7 +55,7 @@ impl Watchdog {
         what: &impl fmt::Display,
         about: &[PciAddress],
         patience: Duration,
-        work: impl FnOnce(&dyn Kernel) -> Result<T, Refusal> + Send + 'static,
+        work: impl FnOnce(&dyn Kernel) -> Result<T, NetlinkError> + Send + 'static,
     ) -> Result<T, CallError> {
         if let Some((function, stuck)) = about.iter().find_map(|&function| Some((function, self.stuck(function)?))) {
             return Err(CallError::Before { function, what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
@@ -73,7 +73,8 @@ impl Watchdog {
         if let Err(error) = spawned {
             return Err(CallError::Refused(error.into()));
         }
-        let broken = || CallError::Refused(Refusal { errno: Errno::EIO, hint: Some("the call's thread died".into()) });
+        let broken =
+            || CallError::Refused(NetlinkError { errno: Errno::EIO, hint: Some("the call's thread died".into()) });
         match receiver.recv_timeout(patience) {
             Ok(result) => result.map_err(CallError::Refused),
             Err(RecvTimeoutError::Disconnected) => Err(broken()),
@@ -137,7 +138,7 @@ impl Drop for Call {
 pub enum CallError {
     /// The kernel said no.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(NetlinkError),
     /// It has not come back.
     #[error("{what} has not come back after {seconds} s")]
     Late {

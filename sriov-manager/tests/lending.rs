@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::hands::Patience;
+use sriov_manager::hands::Timeouts;
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
@@ -436,7 +436,7 @@ fn the_pf_is_never_taken_from_the_kernel() {
 #[test]
 fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
     let node = FakeNode::new(1, 7);
-    let short = Patience { call: Duration::from_millis(150), ..node.options().patience };
+    let short = Timeouts { call: Duration::from_millis(150), ..node.options().patience };
     let vfs = Vfs::open(Options { patience: short, ..node.options() }).unwrap();
     vfs.create(node.pf(0), 3).unwrap();
     let before = node.fingerprint();

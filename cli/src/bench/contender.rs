@@ -16,9 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::frontend::FrontendSpec;
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::frontend::FrontendSpec;
 use ferrule_endpoints::end::{End, EndError, EndSpec};
 use nix::errno::Errno;
 use thiserror::Error;

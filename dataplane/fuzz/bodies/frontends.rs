@@ -6,15 +6,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ferrule_dataplane::lane::LaneEnd;
-use ferrule_dataplane::link::{LinkCounters, Tools, forward};
+use ferrule_dataplane::link::{LinkCounters, Scratch, forward};
+use ferrule_dataplane::port::vhost_user::channel::Envelope;
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
+use ferrule_dataplane::port::vhost_user::message::{
+    HEADER_LEN, Header, LogArea, Request, VringAddress, VringFile, VringState,
+};
+use ferrule_dataplane::port::vhost_user::session::offer::Offer;
+use ferrule_dataplane::port::vhost_user::session::{Message, Session};
 use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec};
-use ferrule_dataplane::vhost::channel::Envelope;
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::memory::MemoryRegion;
-use ferrule_dataplane::vhost::message::{HEADER_LEN, Header, LogArea, Request, VringAddress, VringFile, VringState};
-use ferrule_dataplane::vhost::session::offer::Offer;
-use ferrule_dataplane::vhost::session::{Message, Session};
-use ferrule_ffi::bell::{Bell, eventfd};
+use ferrule_ffi::notifier::{Notifier, eventfd};
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 
@@ -104,10 +106,10 @@ fn come_along(files: u8) -> Vec<PeerFile> {
 }
 
 /// What a worker has, made once: giving it back takes the kernel some time.
-fn with_tools<T>(work: impl FnOnce(&mut Tools) -> T) -> T {
+fn with_tools<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     thread_local! {
-        static TOOLS: RefCell<Tools> =
-            RefCell::new(Tools::new(Bell::new().expect("asynchronous I/O can be had")));
+        static TOOLS: RefCell<Scratch> =
+            RefCell::new(Scratch::new(Notifier::new().expect("asynchronous I/O can be had")));
     }
     TOOLS.with_borrow_mut(work)
 }
@@ -116,7 +118,7 @@ fn with_tools<T>(work: impl FnOnce(&mut Tools) -> T) -> T {
 fn visit(rings: &mut LaneEnd) -> bool {
     let counters = LinkCounters::default();
     rings.sources.iter_mut().zip(&mut rings.targets).all(|(source, target)| {
-        with_tools(|tools| forward(&mut source.source, target, Full::Drop, &mut 0, &counters, tools)).is_ok()
+        with_tools(|scratch| forward(&mut source.source, target, Full::Drop, &mut 0, &counters, scratch)).is_ok()
     })
 }
 

@@ -3,11 +3,13 @@
 
 use std::os::fd::OwnedFd;
 
-use ferrule_dataplane::memif::handshake::{Client, Offer, Outbox, Server};
-use ferrule_dataplane::memif::message::{AddRegion, AddRing, Direction, Hello, Init, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::port::memif::handshake::{Client, Offer, Outbox, Server};
+use ferrule_dataplane::port::memif::message::{
+    AddRegion, AddRing, Direction, Hello, Init, MESSAGE_LEN, Message, VERSION,
+};
 use ferrule_dataplane::port::{FRAME_MAX, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Mode, Role};
-use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -109,16 +111,16 @@ fn memory() -> PeerFile {
 }
 
 /// Looks at everything once.
-fn touch(queues: &mut ferrule_dataplane::memif::layout::Queues) {
+fn touch(queues: &mut ferrule_dataplane::port::memif::layout::Queues) {
     let mut gather = vec![0; FRAME_MAX];
     for receiver in &mut queues.receivers {
-        if receiver.look() == Ok(true) {
+        if receiver.refresh() == Ok(true) {
             let _ = receiver.peek(&mut gather).map(|frame| frame.map(|frame| frame.bytes.len()));
         }
         receiver.release();
     }
     for sender in &mut queues.senders {
-        let _ = sender.look();
+        let _ = sender.refresh();
         sender.publish();
     }
 }

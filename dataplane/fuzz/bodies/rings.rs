@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::memif::layout::{Layout, Queues};
-use ferrule_dataplane::memif::message::{AddRegion, AddRing, Direction};
+use ferrule_dataplane::port::memif::layout::{Layout, Queues};
+use ferrule_dataplane::port::memif::message::{AddRegion, AddRing, Direction};
 use ferrule_dataplane::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
-use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
@@ -77,7 +77,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
 /// Takes all that is there.
 fn take(queues: &mut Queues, gather: &mut [u8]) -> Result<(), Fault> {
     let receiver = &mut queues.receivers[0];
-    if !receiver.look()? {
+    if !receiver.refresh()? {
         return Ok(());
     }
     for _ in 0..SLOTS {
@@ -95,7 +95,7 @@ fn take(queues: &mut Queues, gather: &mut [u8]) -> Result<(), Fault> {
 /// Puts one frame, if it fits.
 fn put(queues: &mut Queues, bytes: &[u8]) -> Result<(), Fault> {
     let sender = &mut queues.senders[0];
-    sender.look()?;
+    sender.refresh()?;
     let room = sender.room();
     assert!(usize::from(room) <= SLOTS);
     let put = sender.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
@@ -115,8 +115,8 @@ fn as_server() -> (Queues, Region, Layout) {
     for (direction, offset) in [(Direction::S2M, 0), (Direction::M2S, M2S)] {
         peer.write_u32(u64::from(offset), 0x03E3_1F20).expect("the ring lies inside");
         let ring = AddRing { direction, index: 0, region: 0, offset, log2_size: 4, private_header: 0 };
-        let bell = OwnedFd::from(eventfd().expect("an eventfd can be made"));
-        layout.add_ring(ring, bell.into()).expect("the ring is a good one");
+        let eventfd = OwnedFd::from(eventfd().expect("an eventfd can be made"));
+        layout.add_ring(ring, eventfd.into()).expect("the ring is a good one");
     }
     (layout.queues().expect("the rings are good ones"), peer, layout)
 }

@@ -3,14 +3,16 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Tools, forward};
+use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch, forward};
+use ferrule_dataplane::port::vhost_user::driver::{
+    DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds, RingAddresses,
+};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::log::DirtyLog;
+use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
 use ferrule_dataplane::spec::Full;
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx, RingAddresses};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::log::DirtyLog;
-use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryRegion};
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringLog, VringSetup};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 
 /// The first two bytes choose features; then come steps of a byte that says what happens, and nine that say how.
@@ -26,7 +28,7 @@ pub fn run(data: &[u8]) {
         if step[0].is_multiple_of(4) {
             let World { tx, rx, .. } = &mut world;
             // A driver that broke the protocol loses its connection.
-            let outcome = with_tools(|tools| forward(tx, rx, Full::Drop, &mut resume, &counters, tools));
+            let outcome = with_tools(|scratch| forward(tx, rx, Full::Drop, &mut resume, &counters, scratch));
             if let Err(broken) = outcome {
                 return assert!(!format!("{broken:?}").is_empty());
             }
@@ -37,10 +39,10 @@ pub fn run(data: &[u8]) {
 }
 
 /// What a worker has, made once: giving it back takes the kernel some time.
-fn with_tools<T>(work: impl FnOnce(&mut Tools) -> T) -> T {
+fn with_tools<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     thread_local! {
-        static TOOLS: RefCell<Tools> =
-            RefCell::new(Tools::new(Bell::new().expect("asynchronous I/O can be had")));
+        static TOOLS: RefCell<Scratch> =
+            RefCell::new(Scratch::new(Notifier::new().expect("asynchronous I/O can be had")));
     }
     TOOLS.with_borrow_mut(work)
 }
@@ -122,7 +124,7 @@ impl World {
         let part = |(offset, size)| MemoryRegion { guest: row.guest + offset, size, user: row.user + offset, offset };
         let rows = rows.map(|at| (part(at), memory.region().clone())).collect();
         let table = GuestMemory::new(rows).expect("the table is a good one");
-        let bells = Bells::new().expect("eventfds can be made");
+        let eventfds = Eventfds::new().expect("eventfds can be made");
         let setup = |index: usize| {
             let at = memory.addresses(index);
             VringSetup {
@@ -135,7 +137,7 @@ impl World {
                 enabled: true,
                 features,
                 kick: None,
-                call: Some(Arc::clone(&bells.call)),
+                call: Some(Arc::clone(&eventfds.call)),
                 memory: table.clone(),
                 log: log.as_ref().map(|file| VringLog {
                     dirty: DirtyLog::new(file, 0, file.len() as u64).expect("it is as long"),
@@ -147,8 +149,8 @@ impl World {
         };
         let addresses = [memory.addresses(0), memory.addresses(1)];
         // A driver that has its buffers ready, before it goes mad.
-        let _ = DriverRx::new(&memory, 0, features, bells.clone());
-        let _ = DriverTx::new(&memory, 1, features, bells.clone());
+        let _ = DriverRx::new(&memory, 0, features, eventfds.clone());
+        let _ = DriverTx::new(&memory, 1, features, eventfds.clone());
         let rings = GuestRx::new(&setup(0)).and_then(|rx| Ok((rx, GuestTx::new(&setup(1))?)));
         // The border may go through a ring, which is then refused; and whole memory is next.
         let Ok((rx, tx)) = rings else { return Self::new(features, false) };

@@ -7,11 +7,11 @@
 //!
 //! - [`wire`]: one wire, its ends and lanes;
 //! - [`state`]: what happens to all of them;
-//! - [`parting`]: why an end and its peer part; [`voice`]: what of it is said in the log.
+//! - [`disconnect`]: why an end and its peer part; [`log_limit`]: what of it is said in the log.
 
-pub mod parting;
+pub mod disconnect;
+pub mod log_limit;
 pub mod state;
-pub mod voice;
 pub mod wire;
 
 use std::io;
@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ferrule_ffi::bell::eventfd;
+use ferrule_ffi::notifier::eventfd;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
@@ -53,7 +53,7 @@ impl Control {
         let wake = eventfd()?;
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         state.epoll.add(&wake, EpollEvent::new(edge, WAKE))?;
-        state.epoll.add(returned.bell(), EpollEvent::new(edge, WAKE))?;
+        state.epoll.add(returned.notify_fd(), EpollEvent::new(edge, WAKE))?;
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), returned, wake });
         let thread = {
             let shared = Arc::clone(&shared);
@@ -159,5 +159,5 @@ pub const CALLERS_MAX: usize = 256;
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 64;
 const SLEEP_MAX: Duration = Duration::from_mins(1);
-/// The event of both bells of the control thread itself; sockets have tokens from 1 on.
+/// The event of both eventfds of the control thread itself; sockets have tokens from 1 on.
 const WAKE: u64 = 0;

@@ -15,20 +15,20 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::control::parting::Parting;
+use crate::control::disconnect::DisconnectReason;
+use crate::control::log_limit::if_any;
 use crate::control::state::caller::Caller;
 use crate::control::state::door::{Door, DoorKey, Handshake, reserve};
-use crate::control::voice::shown;
 use crate::control::wire::{Body, ControlSocket, Dialling, End, EndKind, Joint, LanePlace, Live, Peer, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::lane::deal;
-use crate::memif::channel::Channel;
-use crate::memif::handshake::{Client, Connection, Outbox, Refusal};
-use crate::memif::layout::Loan;
 use crate::port::Fault;
+use crate::port::memif::channel::Channel;
+use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
+use crate::port::memif::layout::Loan;
 use crate::spec::{EndSpec, MemifSpec};
 use crate::worker::{Returned, Slot, WorkerHandle};
 
@@ -55,7 +55,7 @@ pub struct State {
     served: HashMap<(usize, Slot), (String, usize)>,
     last_token: u64,
     /// What rings peers of frames that control itself sends.
-    bell: Bell,
+    notifier: Notifier,
     /// A descriptor to give up when there is no other.
     reserve: Option<File>,
     /// No deadline is earlier; none: there is none.
@@ -86,7 +86,7 @@ impl State {
             vacated: Vec::new(),
             served: HashMap::new(),
             last_token: 0,
-            bell: Bell::new()?,
+            notifier: Notifier::new()?,
             reserve: reserve(),
             reminder: None,
         })
@@ -102,7 +102,7 @@ impl State {
         };
         joint.leaving = true;
         for (worker, slot) in joint.served() {
-            self.workers[worker].ask_back(slot, patience);
+            self.workers[worker].recall(slot, patience);
         }
         for end in &wire.spec.ends.clone() {
             self.close_door(end);
@@ -118,7 +118,7 @@ impl State {
             return;
         }
         for end in 0..2 {
-            self.disconnect(name, end, &Parting::Removed, true);
+            self.disconnect(name, end, &DisconnectReason::Removed, true);
         }
         self.wires.remove(name);
     }
@@ -148,7 +148,7 @@ impl State {
         }
         let slow = self.handshakes.iter().filter(|(_, handshake)| now >= handshake.deadline());
         for token in slow.map(|(&token, _)| token).collect::<Vec<_>>() {
-            self.refuse(token, &Parting::TooSlow(HANDSHAKE.as_secs()));
+            self.refuse(token, &DisconnectReason::TooSlow(HANDSHAKE.as_secs()));
         }
         self.turn_slow_callers_away(now);
         let mut due = Vec::new();
@@ -163,7 +163,7 @@ impl State {
             if waiting {
                 self.dial(&name, end);
             } else {
-                self.disconnect(&name, end, &Parting::TooSlow(HANDSHAKE.as_secs()), true);
+                self.disconnect(&name, end, &DisconnectReason::TooSlow(HANDSHAKE.as_secs()), true);
             }
         }
         self.reminder = self.earliest();
@@ -208,7 +208,7 @@ impl State {
         let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
         let done = joint.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
-            self.disconnect(&name, end, &Parting::Fault(fault), true);
+            self.disconnect(&name, end, &DisconnectReason::Fault(fault), true);
         }
         if done {
             self.finish_removal(&name);
@@ -232,8 +232,8 @@ impl State {
                     self.served.insert((worker, slot), (name.to_owned(), number));
                 }
                 Err((error, lane)) => {
-                    if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-                        tracing::error!(wire = name, %error, unsaid = shown(unsaid), "a queue cannot be served");
+                    if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
+                        tracing::error!(wire = name, %error, suppressed = if_any(suppressed), "a queue cannot be served");
                     }
                     joint.problem = Some(error.to_string());
                     joint.lanes.push(LanePlace::Back(lane));
@@ -241,18 +241,18 @@ impl State {
             }
         }
         joint.set_carrier(true);
-        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-            tracing::info!(wire = name, queues = joint.served().count(), unsaid = shown(unsaid), "up");
+        if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
+            tracing::info!(wire = name, queues = joint.served().count(), suppressed = if_any(suppressed), "up");
         }
     }
 
     /// Ends what end `end` of a wire has with its peer. With `tell`, the peer hears why.
-    fn disconnect(&mut self, name: &str, end: usize, reason: &Parting, tell: bool) {
+    fn disconnect(&mut self, name: &str, end: usize, reason: &DisconnectReason, tell: bool) {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
         let was_live = joint.ends[end].has_peer();
         if was_live {
-            if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-                tracing::info!(wire = name, end, %reason, unsaid = shown(unsaid), "peer gone");
+            if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
+                tracing::info!(wire = name, end, %reason, suppressed = if_any(suppressed), "peer gone");
             }
             joint.set_carrier(false);
         }
@@ -268,28 +268,28 @@ impl State {
                 self.vacated.push((name.to_owned(), end));
             }
             if tell {
-                channel.say_goodbye(reason);
+                channel.send_disconnect(reason);
             }
             self.forget(token, &channel);
             for (worker, slot) in served {
                 // What waits for the peer that is gone would wait in vain.
-                self.workers[worker].ask_back(slot, Duration::ZERO);
+                self.workers[worker].recall(slot, Duration::ZERO);
             }
         }
     }
 
     fn attach(&mut self, name: &str, end: usize, channel: Channel, connection: Connection, token: u64) {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
-        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-            tracing::info!(wire = name, end, peer = connection.peer, unsaid = shown(unsaid), "peer connected");
+        if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
+            tracing::info!(wire = name, end, peer = connection.peer, suppressed = if_any(suppressed), "peer connected");
         }
         if connection.layout.is_lent() || connection.no_loan.is_some() {
             joint.no_loan.clone_from(&connection.no_loan);
         }
         if let Some(reason) = &joint.no_loan
-            && let Some(unsaid) = joint.voice.may_say(Instant::now())
+            && let Some(suppressed) = joint.log_limit.allow(Instant::now())
         {
-            tracing::warn!(wire = name, %reason, unsaid = shown(unsaid), "trusted, but frames are copied");
+            tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
         }
         joint.ends[end].connected(channel, connection, token);
         self.lend_anew(name, end);
@@ -300,7 +300,7 @@ impl State {
     fn lend_anew(&mut self, name: &str, lender: usize) {
         let borrower = self.wires.get(name).and_then(|wire| wire.spec.borrower());
         let Some(borrower) = borrower.filter(|&borrower| borrower != lender) else { return };
-        self.disconnect(name, borrower, &Refusal::NewLender.into(), true);
+        self.disconnect(name, borrower, &HandshakeError::NewLender.into(), true);
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return };
         joint.ends[borrower].hurry();
         let deadline = joint.ends[borrower].deadline();
@@ -356,9 +356,15 @@ impl State {
     fn note(&mut self, name: &str, end: usize, problem: String) {
         if let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) {
             if joint.ends[end].last_error.as_ref() != Some(&problem)
-                && let Some(unsaid) = joint.voice.may_say(Instant::now())
+                && let Some(suppressed) = joint.log_limit.allow(Instant::now())
             {
-                tracing::info!(wire = name, end, problem, unsaid = shown(unsaid), "not connected; trying again");
+                tracing::info!(
+                    wire = name,
+                    end,
+                    problem,
+                    suppressed = if_any(suppressed),
+                    "not connected; trying again"
+                );
             }
             joint.ends[end].disconnected(problem);
             let deadline = joint.ends[end].deadline();
@@ -381,7 +387,7 @@ impl State {
                     let Peer::Memif(channel, _) = &live.peer else { return };
                     channel.receive().and_then(|received| match received {
                         None => Ok(Heard::Nothing),
-                        Some((message, _)) => Err(Refusal::after_connect(message)),
+                        Some((message, _)) => Err(HandshakeError::after_connect(message)),
                     })
                 }
                 EndKind::Client(Dialling::Attempt { channel, client, .. }) => continue_attempt(channel, client, spec),
@@ -429,10 +435,10 @@ enum Heard {
     Connected(Box<Connection>),
 }
 
-fn continue_attempt(channel: &Channel, client: &mut Option<Client>, spec: &MemifSpec) -> Result<Heard, Refusal> {
+fn continue_attempt(channel: &Channel, client: &mut Option<Client>, spec: &MemifSpec) -> Result<Heard, HandshakeError> {
     let Some((message, files)) = channel.receive()? else { return Ok(Heard::Nothing) };
     let mut out = Outbox::default();
-    let state = client.take().ok_or(Refusal::Closed)?;
+    let state = client.take().ok_or(HandshakeError::Closed)?;
     let next = state.handle(message, &files, spec, &mut out)?;
     channel.send(&mut out)?;
     if let Client::Connected(connection) = next {

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use ferrule_ffi::tap::Tap;
 use nix::errno::Errno;
 
-use crate::control::parting::Parting;
-use crate::control::voice::Voice;
-use crate::kernel::VethPair;
-use crate::kernel::port::{TapSource, TapTarget};
+use crate::control::disconnect::DisconnectReason;
+use crate::control::log_limit::LogLimit;
 use crate::lane::{Lane, LaneEnd, collect};
 use crate::link::{AnySource, AnyTarget, LinkCounters};
-use crate::memif::handshake::{Client, Connection};
-use crate::memif::layout::{Layout, NoLoan};
 use crate::port::Fault;
+use crate::port::kernel::VethPair;
+use crate::port::kernel::ring::{TapSource, TapTarget};
+use crate::port::memif::handshake::{Client, Connection};
+use crate::port::memif::layout::{Layout, NoLoan};
+use crate::port::vhost_user::session::{Message, Session, SessionError};
+use crate::port::{memif, vhost_user as vhost};
 use crate::spec::{EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, WireStatus};
-use crate::vhost::session::{Message, Refusal, Session};
-use crate::{memif, vhost};
 
 /// A wire and how it is served.
 pub struct Wire {
@@ -52,7 +52,7 @@ pub struct Joint {
     /// Why the lanes could not be served, if they could not.
     pub problem: Option<String>,
     /// What is said of its peers in the log.
-    pub voice: Voice,
+    pub log_limit: LogLimit,
 }
 
 /// Where a lane is.
@@ -127,7 +127,7 @@ pub struct Frontend {
 
 impl Frontend {
     /// What it says next; `None`: nothing now.
-    pub fn hear(&mut self) -> Result<Option<Message>, Refusal> {
+    pub fn hear(&mut self) -> Result<Option<Message>, SessionError> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
@@ -166,11 +166,11 @@ pub enum ControlSocket {
 
 impl ControlSocket {
     /// Tells the peer why, if there is somebody left to tell.
-    pub fn say_goodbye(&self, reason: &Parting) {
+    pub fn send_disconnect(&self, reason: &DisconnectReason) {
         if let Self::Memif(channel) = self
-            && reason.is_worth_telling()
+            && reason.should_tell_peer()
         {
-            channel.say_goodbye(reason);
+            channel.send_disconnect(reason);
         }
     }
 }
@@ -215,8 +215,14 @@ pub enum Dialling {
 impl Wire {
     /// A wire whose ends workers will join.
     pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
-        let joint =
-            Joint { ends, lanes: Vec::new(), leaving: false, no_loan: None, problem: None, voice: Voice::default() };
+        let joint = Joint {
+            ends,
+            lanes: Vec::new(),
+            leaving: false,
+            no_loan: None,
+            problem: None,
+            log_limit: LogLimit::default(),
+        };
         Self { spec, counters: Arc::default(), body: Body::Lanes(Box::new(joint)) }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
@@ -52,7 +52,7 @@ pub fn send(end: &mut Endpoint, queue: usize, bytes: &[u8]) {
     let sender = &mut end.queues.senders[queue];
     let deadline = Instant::now() + PATIENCE;
     loop {
-        sender.look().unwrap();
+        sender.refresh().unwrap();
         let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
         if sender.put(&frame).unwrap() == Put::Stored {
             break;
@@ -61,8 +61,8 @@ pub fn send(end: &mut Endpoint, queue: usize, bytes: &[u8]) {
         thread::yield_now();
     }
     if sender.publish() {
-        let bell = sender.bell().unwrap();
-        nix::unistd::write(bell, &1u64.to_ne_bytes()).unwrap();
+        let eventfd = sender.notify_fd().unwrap();
+        nix::unistd::write(eventfd, &1u64.to_ne_bytes()).unwrap();
     }
 }
 
@@ -81,7 +81,7 @@ pub fn receive(end: &mut Endpoint, queue: usize) -> Vec<u8> {
 /// Receives one frame if there is one.
 pub fn poll(end: &mut Endpoint, queue: usize) -> Option<Vec<u8>> {
     let receiver = &mut end.queues.receivers[queue];
-    if !receiver.look().unwrap() {
+    if !receiver.refresh().unwrap() {
         return None;
     }
     let mut gather = vec![0; FRAME_MAX];
@@ -104,9 +104,9 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Numbers that look random and are the same in every run (xorshift64*).
-pub struct Dice(pub u64);
+pub struct TestRng(pub u64);
 
-impl Dice {
+impl TestRng {
     pub fn roll(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
+use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
-use ferrule_dataplane::vhost::features::Features;
 
 use crate::common::{eventually, unique};
 use crate::held::Held;

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, SocketAddress};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
 
 /// An end that keeps to its protocol.
 pub enum Honest {
@@ -36,10 +36,10 @@ impl Honest {
             Self::Memif(end) => &mut end.queues.senders[0],
             Self::Vhost(end) => &mut end.queues.senders[0],
         };
-        target.look().unwrap();
+        target.refresh().unwrap();
         let stored = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 }).unwrap();
         if target.publish() {
-            ring(target.bell());
+            notify(target.notify_fd());
         }
         stored == Put::Stored
     }
@@ -51,7 +51,7 @@ impl Honest {
             Self::Memif(end) => &mut end.queues.receivers[0],
             Self::Vhost(end) => &mut end.queues.receivers[0],
         };
-        if !source.look().unwrap() {
+        if !source.refresh().unwrap() {
             return None;
         }
         GATHER.with_borrow_mut(|gather| {
@@ -61,16 +61,16 @@ impl Honest {
             let slots = frame.slots;
             source.advance(slots);
             source.release();
-            ring(source.release_bell());
+            notify(source.release_notify_fd());
             Some(bytes)
         })
     }
 }
 
-fn ring(bell: Option<BorrowedFd<'_>>) {
-    if let Some(bell) = bell {
+fn notify(eventfd: Option<BorrowedFd<'_>>) {
+    if let Some(eventfd) = eventfd {
         // Full means that it rings already.
-        let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+        let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Target};
 use ferrule_dataplane::status::DropReason;
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::features::Features;
 use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 
@@ -141,7 +141,7 @@ fn a_frame_longer_than_all_buffers_together_is_refused() {
         let mut pair = Pair::new(DriverSpec { size: 16, buffer: 128, header_apart: false }, features);
         let mut put = |len: usize| {
             let (_, rx) = pair.guest();
-            rx.look().unwrap();
+            rx.refresh().unwrap();
             rx.put(&Frame { bytes: frame(1, len)[..].into(), offload: None, slots: 0 }).unwrap()
         };
         assert_eq!(put(FRAME_MAX), Put::Refused(DropReason::TooLong));

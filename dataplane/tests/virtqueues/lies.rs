@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ferrule_dataplane::link::{AnySource, AnyTarget, Broken};
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx};
 use ferrule_dataplane::port::{FRAME_MAX, Fault};
 use ferrule_dataplane::status::DropReason;
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryRegion};
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx};
 use ferrule_ffi::region::Region;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
@@ -373,7 +373,7 @@ fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
             let part = MemoryRegion { guest: row.guest + offset, size, user: row.user + offset, offset };
             (part, liar.pair.memory.region().clone())
         });
-        let mut halved = setup(&liar.pair.memory, TX, features, &liar.pair.bells[TX], None);
+        let mut halved = setup(&liar.pair.memory, TX, features, &liar.pair.eventfds[TX], None);
         halved.memory = GuestMemory::new(rows.into()).unwrap();
         liar.pair.guest_tx = AnySource::Vhost(GuestTx::new(&halved).unwrap());
         liar.write(inside + 12, &[0x0303_0303; 16]);
@@ -394,7 +394,7 @@ fn memory_that_is_truncated_ends_the_connection() {
         let health = Arc::default();
         let region = Region::map(file.try_clone().unwrap(), row.size, &health).unwrap();
         let [rx, tx] = [RX, TX].map(|ring| {
-            let mut ring_setup = setup(&liar.pair.memory, ring, features, &liar.pair.bells[ring], None);
+            let mut ring_setup = setup(&liar.pair.memory, ring, features, &liar.pair.eventfds[ring], None);
             ring_setup.memory = GuestMemory::new(vec![(row, region.clone())]).unwrap();
             ring_setup.health = Arc::clone(&health);
             ring_setup

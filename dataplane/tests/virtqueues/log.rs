@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ferrule_dataplane::port::Source;
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::log::DirtyLog;
-use ferrule_dataplane::vhost::vring::VringLog;
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::log::DirtyLog;
+use ferrule_dataplane::port::vhost_user::vring::VringLog;
 use ferrule_ffi::region::Region;
 
 use crate::pair::{Pair, RX, TX, frame};
@@ -85,7 +85,7 @@ fn what_asks_for_kicks_is_marked_too() {
         let (bitmap, log) = bitmap(&pair);
         pair.take_over(Some(&log));
         harvest(&bitmap);
-        pair.guest().0.want_bell(true);
+        pair.guest().0.enable_notify(true);
         let page = pair.memory.addresses(TX).used_guest / PAGE;
         assert_eq!(harvest(&bitmap), BTreeSet::from([page]), "{features:x?}");
     }

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 #![allow(missing_docs, reason = "tests say it by their names")]
 
-mod bells;
 mod frames;
 mod lies;
 mod log;
+mod notifications;
 mod pair;
 mod setups;

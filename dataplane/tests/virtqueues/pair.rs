@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Tools, Visit, forward};
+use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Scratch, Visit, forward};
+use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverRx, DriverSpec, DriverTx};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::memory::GuestMemory;
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, VringLog, VringSetup};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 
 /// Both rings of a queue pair, both sides of each.
@@ -21,8 +21,8 @@ pub struct Pair {
     pub guest_rx: AnyTarget,
     pub counters: LinkCounters,
     resume: usize,
-    tools: Tools,
-    pub bells: [Bells; 2],
+    scratch: Scratch,
+    pub eventfds: [Eventfds; 2],
     pub features: Features,
 }
 
@@ -32,10 +32,10 @@ pub const TX: usize = 1;
 impl Pair {
     pub fn new(spec: DriverSpec, features: Features) -> Self {
         let memory = DriverMemory::create(spec, 2).unwrap();
-        let bells = [Bells::new().unwrap(), Bells::new().unwrap()];
-        let [rx, tx] = [RX, TX].map(|index| setup(&memory, index, features, &bells[index], None));
-        let driver_rx = DriverRx::new(&memory, RX, features, bells[RX].clone());
-        let driver_tx = DriverTx::new(&memory, TX, features, bells[TX].clone());
+        let eventfds = [Eventfds::new().unwrap(), Eventfds::new().unwrap()];
+        let [rx, tx] = [RX, TX].map(|index| setup(&memory, index, features, &eventfds[index], None));
+        let driver_rx = DriverRx::new(&memory, RX, features, eventfds[RX].clone());
+        let driver_tx = DriverTx::new(&memory, TX, features, eventfds[TX].clone());
         Self {
             memory,
             driver_tx,
@@ -44,8 +44,8 @@ impl Pair {
             guest_rx: AnyTarget::Vhost(GuestRx::new(&rx).unwrap()),
             counters: LinkCounters::default(),
             resume: 0,
-            tools: Tools::new(Bell::new().unwrap()),
-            bells,
+            scratch: Scratch::new(Notifier::new().unwrap()),
+            eventfds,
             features,
         }
     }
@@ -58,31 +58,31 @@ impl Pair {
     /// The same with a driver that may lie.
     pub fn try_turn(&mut self) -> Result<Turn, Broken> {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
-        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools)? == Visit::Moved {}
+        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
+        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch)? == Visit::Moved {}
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
-        let rung = |bells: &Bells| usize::from(nix::unistd::read(&*bells.call, &mut [0; 8]).is_ok());
+        let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
         Ok(Turn {
             frames: (after.frames - before.frames) as usize + refused,
             refused,
-            interrupts: rung(&self.bells[RX]),
-            completions: rung(&self.bells[TX]),
+            interrupts: rung(&self.eventfds[RX]),
+            completions: rung(&self.eventfds[TX]),
         })
     }
 
     /// One visit to the link. Frames that were taken.
     pub fn visit(&mut self) -> u64 {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, counters, tools, .. } = self;
-        forward(guest_tx, guest_rx, Full::Hold, resume, counters, tools).unwrap();
+        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
+        forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch).unwrap();
         let after = self.counters.read();
         after.frames + after.dropped() - before.frames - before.dropped()
     }
 
     /// Sends as many of these frames as there is room for. How many that were.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> usize {
-        self.driver_tx.look().unwrap();
+        self.driver_tx.refresh().unwrap();
         let sent = frames.iter().take_while(|frame| {
             let frame = Frame { bytes: frame[..].into(), offload: None, slots: 0 };
             self.driver_tx.put(&frame).unwrap() == Put::Stored
@@ -96,7 +96,7 @@ impl Pair {
     pub fn receive(&mut self) -> Vec<Vec<u8>> {
         let mut gather = vec![0; FRAME_MAX];
         let mut frames = Vec::new();
-        while self.driver_rx.look().unwrap() {
+        while self.driver_rx.refresh().unwrap() {
             while let Some(frame) = self.driver_rx.peek(&mut gather).unwrap() {
                 let mut bytes = vec![0; frame.bytes.len()];
                 assert!(frame.bytes.copy_out(&mut bytes));
@@ -144,8 +144,8 @@ impl Pair {
             let (tx, rx) = self.guest();
             (tx.base(), rx.base())
         };
-        let rx = VringSetup { base: rx_base, ..setup(&self.memory, RX, self.features, &self.bells[RX], log) };
-        let tx = VringSetup { base: tx_base, ..setup(&self.memory, TX, self.features, &self.bells[TX], log) };
+        let rx = VringSetup { base: rx_base, ..setup(&self.memory, RX, self.features, &self.eventfds[RX], log) };
+        let tx = VringSetup { base: tx_base, ..setup(&self.memory, TX, self.features, &self.eventfds[TX], log) };
         self.guest_rx = AnyTarget::Vhost(GuestRx::new(&change(rx)).unwrap());
         self.guest_tx = AnySource::Vhost(GuestTx::new(&change(tx)).unwrap());
     }
@@ -164,7 +164,7 @@ pub fn setup(
     memory: &DriverMemory,
     index: usize,
     features: Features,
-    bells: &Bells,
+    eventfds: &Eventfds,
     log: Option<&VringLog>,
 ) -> VringSetup {
     let at = memory.addresses(index);
@@ -180,8 +180,8 @@ pub fn setup(
         base: if features.has(Features::RING_PACKED) { 0x8000 } else { 0 },
         enabled: true,
         features,
-        kick: Some(Arc::clone(&bells.kick)),
-        call: Some(Arc::clone(&bells.call)),
+        kick: Some(Arc::clone(&eventfds.kick)),
+        call: Some(Arc::clone(&eventfds.call)),
         memory: GuestMemory::new(vec![(row, region)]).unwrap(),
         log: log.map(|log| VringLog { dirty: log.dirty.clone(), used: Some(at.used_guest) }),
         inflight: None,

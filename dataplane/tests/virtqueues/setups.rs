@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::vhost::driver::{Bells, DriverMemory, DriverSpec};
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::memory::{GuestMemory, MemoryError, MemoryRegion, ROWS_MAX};
-use ferrule_dataplane::vhost::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringSetup};
+use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverSpec, Eventfds};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryError, MemoryRegion, ROWS_MAX};
+use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringSetup};
 use ferrule_ffi::region::Region;
 
 use crate::pair::setup;
 
 fn good(features: Features) -> VringSetup {
     let memory = DriverMemory::create(DriverSpec { size: 64, buffer: 128, header_apart: false }, 2).unwrap();
-    setup(&memory, 1, features, &Bells::new().unwrap(), None)
+    setup(&memory, 1, features, &Eventfds::new().unwrap(), None)
 }
 
 /// Why both kinds of ends refuse this ring, or that they take it.

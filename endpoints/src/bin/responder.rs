@@ -9,7 +9,7 @@ use std::thread;
 use clap::{Parser, ValueEnum};
 use ferrule_dataplane::spec::{MacAddress, MemifSpec, Mode, QUEUES_MAX, Role, Secret, SocketAddress};
 use ferrule_endpoints::Responder;
-use ferrule_endpoints::station::Station;
+use ferrule_endpoints::memif_responder::MemifResponder;
 use nix::sys::signal::{SigSet, Signal};
 
 /// A memif far end that answers ARP, neighbour solicitations and pings until SIGTERM or SIGINT.
@@ -75,7 +75,7 @@ impl Flags {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     let responder = Responder::new(flags.mac, flags.address.clone()).in_mode(flags.mode());
-    let station = Station::new(responder);
+    let responder = MemifResponder::new(responder);
     let stop = match stop_at_signal() {
         Ok(stop) => stop,
         Err(error) => {
@@ -83,11 +83,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = station.run(&flags.spec(), &stop, |event| eprintln!("responder: {event}")) {
+    if let Err(error) = responder.run(&flags.spec(), &stop, |event| eprintln!("responder: {event}")) {
         eprintln!("responder: {error}");
         return ExitCode::FAILURE;
     }
-    eprintln!("responder: stopped: {}", station.tally());
+    eprintln!("responder: stopped: {}", responder.tally());
     ExitCode::SUCCESS
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Run, Source};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
 use ferrule_ffi::ticks;
 
@@ -43,8 +43,8 @@ impl Intake {
     }
 
     /// Takes a burst, if there is one. How many frames.
-    pub(super) fn receive<S: Source>(&mut self, source: &mut S, bell: &mut Bell) -> Result<u32, RunError> {
-        if !source.look()? {
+    pub(super) fn receive<S: Source>(&mut self, source: &mut S, notifier: &mut Notifier) -> Result<u32, RunError> {
+        if !source.refresh()? {
             return Ok(0);
         }
         let now = if self.latency.is_some() { ticks::now() } else { 0 };
@@ -63,8 +63,8 @@ impl Intake {
             taken += 1;
         }
         source.release();
-        if let Some(eventfd) = source.release_bell() {
-            bell.ring(eventfd).map_err(RunError::Bell)?;
+        if let Some(eventfd) = source.release_notify_fd() {
+            notifier.notify(eventfd).map_err(RunError::Notifier)?;
         }
         Ok(taken as u32)
     }

@@ -1,7 +1,7 @@
 //! The frames of one queue.
 
 use ferrule_dataplane::port::{Frame, InPlace, Put};
-use ferrule_ffi::bell::Bell;
+use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
 
 use crate::generator::{PREFETCH, RunError};
@@ -72,9 +72,9 @@ impl Stream {
         target: &mut T,
         count: u32,
         now: u64,
-        bell: &mut Bell,
+        notifier: &mut Notifier,
     ) -> Result<u32, RunError> {
-        target.look()?;
+        target.refresh()?;
         let time = if self.stamp_time { now } else { 0 };
         let (mut sent, mut begun) = (self.send_alike(target, count, time), 0);
         while sent < count {
@@ -99,9 +99,9 @@ impl Stream {
         }
         target.commit(begun);
         if target.publish()
-            && let Some(eventfd) = target.bell()
+            && let Some(eventfd) = target.notify_fd()
         {
-            bell.ring(eventfd).map_err(RunError::Bell)?;
+            notifier.notify(eventfd).map_err(RunError::Notifier)?;
         }
         Ok(sent)
     }

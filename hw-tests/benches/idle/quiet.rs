@@ -137,15 +137,15 @@ fn wake_ups(ends: &mut [End]) -> Vec<f64> {
 
 fn send(end: &mut End) {
     fn on(sender: &mut impl Target) {
-        sender.look().expect("the forwarder keeps to the protocol");
+        sender.refresh().expect("the forwarder keeps to the protocol");
         let frame = Frame { bytes: (&[7; 64][..]).into(), offload: None, slots: 0 };
         let put = sender.put(&frame).expect("the forwarder keeps to the protocol");
         assert_eq!(put, Put::Stored, "the ring of a quiet wire has room");
         if sender.publish()
-            && let Some(bell) = sender.bell()
+            && let Some(eventfd) = sender.notify_fd()
         {
             // Full means that it rings already.
-            let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+            let _ = nix::unistd::write(eventfd, &1u64.to_ne_bytes());
         }
     }
     match end {
@@ -157,7 +157,7 @@ fn send(end: &mut End) {
 /// Takes a frame, if there is one.
 fn receive(end: &mut End, gather: &mut [u8]) -> bool {
     fn on(receiver: &mut impl Source, gather: &mut [u8]) -> bool {
-        if !receiver.look().expect("the forwarder keeps to the protocol") {
+        if !receiver.refresh().expect("the forwarder keeps to the protocol") {
             return false;
         }
         let frame = receiver.peek(gather).expect("the forwarder keeps to the protocol");

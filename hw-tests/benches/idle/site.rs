@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
+use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
-use ferrule_dataplane::vhost::driver::DriverSpec;
-use ferrule_dataplane::vhost::frontend::{Frontend, FrontendSpec};
 use ferrule_endpoints::end::End;
 use ferrule_hw_tests::PATIENCE;
 use ferrule_hw_tests::process::Process;

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Idle, Settings};

@@ -1,6 +1,6 @@
 //! Wires between namespaces and memif ends.
 
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
 use ferrule_hw_tests::netns::TestNetNs;

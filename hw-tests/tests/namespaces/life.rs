@@ -1,7 +1,7 @@
 //! Namespaces are deleted, interfaces set down, peers go away.
 
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::memif::endpoint::Endpoint;
+use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
 use ferrule_endpoints::Pattern;

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::address::PciAddress;
-use crate::hands::{Hands, Observer, Patience, Point};
+use crate::hands::{Hands, Observer, Point, Timeouts};
 use crate::holders::{self, Holder};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::journal::{Facts, Journal, Record};
@@ -66,7 +66,7 @@ pub struct Options {
     /// What there shall be, and who may have it.
     pub policies: Policies,
     /// How long anything may take.
-    pub patience: Patience,
+    pub patience: Timeouts,
     /// Is told of every step.
     pub observer: Option<Observer>,
 }

@@ -19,11 +19,11 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::door::{Door, DoorKey};
 use super::{Socket, State};
-use crate::control::parting::Parting;
+use crate::control::disconnect::DisconnectReason;
 use crate::control::wire::Wire;
 use crate::control::{CALLERS_MAX, HANDSHAKE, MESSAGES_PER_EVENT};
-use crate::vhost::channel::Channel;
-use crate::vhost::session::{Message, Refusal};
+use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::session::{Message, SessionError};
 
 /// A frontend that has not been let in.
 pub(super) struct Caller {
@@ -82,7 +82,7 @@ impl State {
                     let _ = self.epoll.delete(&caller.channel);
                 }
             }
-            Vacancy::Taken => self.turn_away(key, token, &Parting::Occupied),
+            Vacancy::Taken => self.turn_away(key, token, &DisconnectReason::Occupied),
         }
     }
 
@@ -118,7 +118,7 @@ impl State {
         let Some(key) = self.wires.get(name).and_then(|wire| DoorKey::of(&wire.spec.ends[end])) else { return };
         let Some(door) = self.doors.get(&key) else { return };
         for token in door.callers.keys().copied().collect::<Vec<_>>() {
-            self.turn_away(&key, token, &Parting::Occupied);
+            self.turn_away(&key, token, &DisconnectReason::Occupied);
         }
     }
 
@@ -126,7 +126,11 @@ impl State {
     pub(super) fn turn_slow_callers_away(&mut self, now: Instant) {
         let late = |(token, caller): (&u64, &Caller)| {
             // One that has spoken has waited for another to go.
-            let reason = if caller.said.is_some() { Parting::Occupied } else { Parting::TooSlow(HANDSHAKE.as_secs()) };
+            let reason = if caller.said.is_some() {
+                DisconnectReason::Occupied
+            } else {
+                DisconnectReason::TooSlow(HANDSHAKE.as_secs())
+            };
             (now >= caller.deadline()).then_some((*token, reason))
         };
         let of_door = |(key, door): (&DoorKey, &Door)| {
@@ -141,7 +145,7 @@ impl State {
     }
 
     /// Closes the connection of one that waits; the end says why, if it has nobody else.
-    pub(super) fn turn_away(&mut self, key: &DoorKey, token: u64, reason: &Parting) {
+    pub(super) fn turn_away(&mut self, key: &DoorKey, token: u64, reason: &DisconnectReason) {
         let Some(door) = self.doors.get_mut(key) else { return };
         let Some(caller) = door.callers.remove(&token) else { return };
         let place = door.of_frontends();
@@ -181,18 +185,18 @@ impl State {
         let Some(door) = self.doors.get(key).filter(|door| door.callers.len() > CALLERS_MAX) else { return };
         let silent = door.callers.iter().find(|(_, caller)| caller.said.is_none());
         if let Some((&token, _)) = silent.or(door.callers.first_key_value()) {
-            self.turn_away(key, token, &Parting::Crowded);
+            self.turn_away(key, token, &DisconnectReason::Crowded);
         }
     }
 }
 
 impl Caller {
     /// Its first message, once it is whole.
-    fn listen(&mut self) -> Result<Option<Message>, Refusal> {
+    fn listen(&mut self) -> Result<Option<Message>, SessionError> {
         match self.channel.receive()? {
             Some(envelope) => Message::new(envelope).map(Some),
             // Nobody begins with files. So many as can wait would have all our descriptors.
-            None if self.channel.holds_files() => Err(Refusal::FilesFirst),
+            None if self.channel.holds_files() => Err(SessionError::FilesFirst),
             None => Ok(None),
         }
     }

@@ -15,12 +15,12 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::caller::{Caller, Vacancy};
 use super::{Socket, State};
-use crate::control::parting::Parting;
-use crate::control::voice::{Voice, shown};
+use crate::control::disconnect::DisconnectReason;
+use crate::control::log_limit::{LogLimit, if_any};
 use crate::control::wire::Wire;
 use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
-use crate::memif::channel::Channel;
-use crate::memif::handshake::{Connection, Offer, Outbox, Refusal, Server};
+use crate::port::memif::channel::Channel;
+use crate::port::memif::handshake::{Connection, HandshakeError, Offer, Outbox, Server};
 use crate::socket::{Listener, SocketError};
 use crate::spec::{EndSpec, NetNs, Role, SocketAddress, SocketMode};
 
@@ -32,7 +32,7 @@ pub(super) struct Door {
     /// Frontends that were not let in yet, the oldest first; memif clients are in mid-handshake instead.
     pub(super) callers: BTreeMap<u64, Caller>,
     /// What is said of the clients that were turned away.
-    voice: Voice,
+    log_limit: LogLimit,
 }
 
 /// Who is behind a door: the wire and which end of it.
@@ -145,8 +145,8 @@ impl State {
         let listener = Listener::bind(kind, &key.address, netns)?;
         let token = self.watch_for(EpollFlags::empty(), &listener, Socket::Door(key.clone()))?;
         let behind = Behind::new(name, number, end);
-        let (callers, voice) = (BTreeMap::new(), Voice::default());
-        self.doors.insert(key, Door { listener, token, behind, callers, voice });
+        let (callers, log_limit) = (BTreeMap::new(), LogLimit::default());
+        self.doors.insert(key, Door { listener, token, behind, callers, log_limit });
         Ok(())
     }
 
@@ -187,7 +187,7 @@ impl State {
             if let Some((name, end)) = door.of_frontends() {
                 self.notice_loss(&name, end);
                 if self.vacancy(&name, end) == Vacancy::Taken {
-                    self.turned_away(key, &Parting::Occupied);
+                    self.turned_away(key, &DisconnectReason::Occupied);
                 } else if let Err(error) = self.welcome(key, socket) {
                     self.turned_away(key, &error);
                 }
@@ -215,8 +215,8 @@ impl State {
         let of_door = |(key, door): (&DoorKey, &Door)| (key.clone(), door.callers.keys().copied().collect::<Vec<_>>());
         let callers: Vec<_> = self.doors.iter().map(of_door).filter(|(_, callers)| !callers.is_empty()).collect();
         let Some(door) = self.doors.get_mut(key) else { return };
-        if let Some(unsaid) = door.voice.may_say(Instant::now()) {
-            tracing::warn!(socket = %key.address, %error, unsaid = shown(unsaid), "a client cannot be accepted");
+        if let Some(suppressed) = door.log_limit.allow(Instant::now()) {
+            tracing::warn!(socket = %key.address, %error, suppressed = if_any(suppressed), "a client cannot be accepted");
         }
         if spare.is_empty() && callers.is_empty() {
             drop(self.reserve.take());
@@ -224,11 +224,11 @@ impl State {
             self.reserve = reserve();
         }
         for token in spare {
-            self.refuse(token, &Parting::Crowded);
+            self.refuse(token, &DisconnectReason::Crowded);
         }
         for (key, callers) in callers {
             for token in callers {
-                self.turn_away(&key, token, &Parting::Crowded);
+                self.turn_away(&key, token, &DisconnectReason::Crowded);
             }
         }
     }
@@ -245,7 +245,7 @@ impl State {
         let silent = of_door().take(count / 2).find(|(_, handshake)| handshake.asked.is_none());
         let turned_away = silent.or_else(|| of_door().min_by_key(|(_, handshake)| handshake.heard));
         if let Some(token) = turned_away.map(|(&token, _)| token) {
-            self.refuse(token, &Parting::Crowded);
+            self.refuse(token, &DisconnectReason::Crowded);
         }
     }
 
@@ -258,7 +258,7 @@ impl State {
                 Ok(None) => return,
                 Err(refusal) => return self.refuse(token, &refusal.into()),
             };
-            if let crate::memif::message::Message::Init(init) = &message {
+            if let crate::port::memif::message::Message::Init(init) = &message {
                 handshake.asked.get_or_insert(init.id);
                 let holder = self.doors.get(&handshake.door).and_then(|door| door.of_id(init.id)).cloned();
                 if let Some((wire, end)) = holder {
@@ -286,12 +286,12 @@ impl State {
     }
 
     /// The interface of an id, if it is free.
-    fn offer(&self, door: &DoorKey, id: u32) -> Result<Offer<'_>, Refusal> {
-        let (wire, end) = self.doors.get(door).and_then(|door| door.of_id(id)).ok_or(Refusal::UnknownId(id))?;
-        let wire = self.wires.get(wire).ok_or(Refusal::UnknownId(id))?;
-        let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(Refusal::UnknownId(id)) };
+    fn offer(&self, door: &DoorKey, id: u32) -> Result<Offer<'_>, HandshakeError> {
+        let (wire, end) = self.doors.get(door).and_then(|door| door.of_id(id)).ok_or(HandshakeError::UnknownId(id))?;
+        let wire = self.wires.get(wire).ok_or(HandshakeError::UnknownId(id))?;
+        let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(HandshakeError::UnknownId(id)) };
         if wire.as_joint().is_some_and(|joint| joint.ends[*end].live().is_some()) {
-            return Err(Refusal::AlreadyConnected(id));
+            return Err(HandshakeError::AlreadyConnected(id));
         }
         Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref() })
     }
@@ -305,7 +305,7 @@ impl State {
             socket[0].revents().is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
         });
         if gone {
-            self.disconnect(name, end, &Parting::Closed, false);
+            self.disconnect(name, end, &DisconnectReason::Closed, false);
         }
     }
 
@@ -318,10 +318,10 @@ impl State {
     }
 
     /// Turns a client in mid-handshake away. The end that it wanted says why, if it has nobody else.
-    pub(super) fn refuse(&mut self, token: u64, reason: &Parting) {
+    pub(super) fn refuse(&mut self, token: u64, reason: &DisconnectReason) {
         let Some(Handshake { door, channel, asked, .. }) = self.handshakes.remove(&token) else { return };
-        if reason.is_worth_telling() {
-            channel.say_goodbye(reason);
+        if reason.should_tell_peer() {
+            channel.send_disconnect(reason);
         }
         self.forget(token, &channel);
         self.turned_away(&door, reason);
@@ -337,8 +337,8 @@ impl State {
     /// Says that a peer was not let in.
     pub(super) fn turned_away(&mut self, key: &DoorKey, reason: &dyn Display) {
         let Some(door) = self.doors.get_mut(key) else { return };
-        if let Some(unsaid) = door.voice.may_say(Instant::now()) {
-            tracing::warn!(socket = %key.address, %reason, unsaid = shown(unsaid), "refused a peer");
+        if let Some(suppressed) = door.log_limit.allow(Instant::now()) {
+            tracing::warn!(socket = %key.address, %reason, suppressed = if_any(suppressed), "refused a peer");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! What may change rings is not done under a worker's hands:
 //!
 //! ```text
-//!   request --- disturbs, lanes are out ---> held; lanes recalled, socket not listened to
+//!   request --- needs_quiesce, lanes are out ---> held; lanes recalled, socket not listened to
 //!      |                                         |
 //!      |  <------- all lanes are back -----------'
 //!      v
@@ -19,17 +19,17 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::{Socket, State};
-use crate::control::parting::Parting;
-use crate::control::voice::shown;
+use crate::control::disconnect::DisconnectReason;
+use crate::control::log_limit::if_any;
 use crate::control::wire::{Body, Frontend, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::link::inject;
 use crate::port::Put;
+use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::rarp;
+use crate::port::vhost_user::session::offer::Offer;
+use crate::port::vhost_user::session::{Answer, Message, Session, SessionError};
 use crate::spec::{EndSpec, VhostUserSpec};
-use crate::vhost::channel::Channel;
-use crate::vhost::rarp;
-use crate::vhost::session::offer::Offer;
-use crate::vhost::session::{Answer, Message, Refusal, Session};
 
 impl State {
     /// Connects to a frontend that listens.
@@ -58,8 +58,8 @@ impl State {
         let (EndSpec::VhostUser(spec), Body::Lanes(joint)) = (near, &mut wire.body) else { return };
         let session = Session::new(Offer::new(spec, far));
         let peer = process_name(&channel);
-        if let Some(unsaid) = joint.voice.may_say(Instant::now()) {
-            tracing::info!(wire = name, end, peer, unsaid = shown(unsaid), "peer connected");
+        if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
+            tracing::info!(wire = name, end, peer, suppressed = if_any(suppressed), "peer connected");
         }
         let silent_until = said.is_none().then(|| Instant::now() + HANDSHAKE);
         joint.ends[end].approached(Frontend { channel, session, held: said, silent_until }, peer, token);
@@ -96,11 +96,11 @@ impl State {
         }
     }
 
-    fn serve_request(&mut self, name: &str, end: usize) -> Result<Served, Refusal> {
+    fn serve_request(&mut self, name: &str, end: usize) -> Result<Served, SessionError> {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(Served::Held) };
         let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
         let Some(message) = frontend.hear()? else { return Ok(Served::Nothing) };
-        if message.request.disturbs() {
+        if message.request.needs_quiesce() {
             if !joint.lanes.is_empty() {
                 return Ok(self.hold(name, end, message));
             }
@@ -136,7 +136,7 @@ impl State {
         // More that it says would wake this thread again and again, and wait all the same.
         let _ = self.epoll.delete(&frontend.channel);
         for (worker, slot) in served {
-            self.workers[worker].ask_back(slot, Duration::ZERO);
+            self.workers[worker].recall(slot, Duration::ZERO);
         }
         Served::Held
     }
@@ -154,7 +154,7 @@ impl State {
                     self.turn_callers_away(name, end);
                 }
                 Ok(None) => joint.set_carrier(false),
-                Err(error) => return self.disconnect(name, end, &Refusal::from(error).into(), true),
+                Err(error) => return self.disconnect(name, end, &SessionError::from(error).into(), true),
             }
         }
         self.join(name);
@@ -176,10 +176,10 @@ impl State {
         let Some(target) = target else {
             return tracing::debug!(wire = name, end, "SEND_RARP: nobody is at the other end");
         };
-        match inject(&rarp::announcement(mac), target, &wire.counters[end], &mut self.bell) {
+        match inject(&rarp::announcement(mac), target, &wire.counters[end], &mut self.notifier) {
             Ok(Put::Stored) => {}
             Ok(put) => tracing::debug!(wire = name, end, ?put, "SEND_RARP: the other end did not take it"),
-            Err(fault) => self.disconnect(name, far, &Parting::Fault(fault), true),
+            Err(fault) => self.disconnect(name, far, &DisconnectReason::Fault(fault), true),
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::os::fd::AsFd;
 
-use ferrule_dataplane::memif::message::{AddRegion, AddRing, Hello, Init, MESSAGE_LEN, Message};
+use ferrule_dataplane::port::memif::message::{AddRegion, AddRing, Hello, Init, MESSAGE_LEN, Message};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case, Expect, Victim};
-use crate::common::Dice;
+use crate::common::TestRng;
 use crate::held::{Held, hold};
-use crate::memif::lair::Lair;
 use crate::memif::peer::{Peer, init};
+use crate::memif::setup::HostileSetup;
 
 pub const CASES: &[Case] = &[
     free("a packet of three bytes", |arena| is_refused(arena, &[1, 0, 0], "a message of 3 bytes")),
@@ -56,22 +56,22 @@ pub const CASES: &[Case] = &[
     stays("a client that says everything at once and reads nothing", blind_client),
     stays("a second client for the same interface", second_client),
     loses("a second CONNECT", "unexpected CONNECT", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.say(&Message::Connect { name: String::new() }, &[]);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("a goodbye that would paint the terminal", "the peer disconnected: \u{fffd}[2J", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.say(&Message::Disconnect { code: u32::MAX, reason: "\u{1b}[2J".repeat(40) }, &[]);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("garbage after the handshake", "message type 43690", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.send(&[0xaa; MESSAGE_LEN], &[]);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
 ];
 
@@ -114,14 +114,14 @@ fn unknown_types(arena: &Arena) -> Held {
 }
 
 fn random_packets(arena: &Arena) -> Held {
-    let mut dice = Dice(0x5eed);
+    let mut rng = TestRng(0x5eed);
     for _ in 0..300 {
         let peer = Peer::connect(arena);
         for _ in 0..4 {
-            let mut packet: Vec<u8> = (0..MESSAGE_LEN).map(|_| dice.roll() as u8).collect();
+            let mut packet: Vec<u8> = (0..MESSAGE_LEN).map(|_| rng.roll() as u8).collect();
             // Half of them with a type that exists.
-            if dice.roll().is_multiple_of(2) {
-                packet[..2].copy_from_slice(&((dice.roll() % 9) as u16).to_ne_bytes());
+            if rng.roll().is_multiple_of(2) {
+                packet[..2].copy_from_slice(&((rng.roll() % 9) as u16).to_ne_bytes());
             }
             peer.send(&packet, &[]);
         }
@@ -131,10 +131,10 @@ fn random_packets(arena: &Arena) -> Held {
 }
 
 /// How a state of the conversation is reached.
-type Reach = fn(&Arena, &Lair) -> Peer;
+type Reach = fn(&Arena, &HostileSetup) -> Peer;
 
 fn wrong_states(arena: &Arena) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let hello = Hello {
         name: "x".repeat(31),
         min_version: 0,
@@ -150,62 +150,62 @@ fn wrong_states(arena: &Arena) -> Held {
         Message::Init(init()),
         Message::Connect { name: String::new() },
         Message::Connected { name: String::new() },
-        Message::AddRegion(AddRegion { index: 0, size: lair.len }),
-        Message::AddRing(lair.ring(0)),
+        Message::AddRegion(AddRegion { index: 0, size: setup.len }),
+        Message::AddRing(setup.ring(0)),
     ];
     // Fresh, after INIT, with memory and rings announced, connected: the last is the one that is shown.
     let states: [(Reach, &[usize]); 4] = [
         (|arena, _| Peer::connect(arena), &[0, 1, 3, 4, 5, 6]),
         (|arena, _| Peer::init(arena), &[0, 1, 2, 4]),
-        (|arena, lair| lair.announce(arena), &[0, 1, 2, 4]),
-        (|arena, lair| lair.join(arena), &[0, 1, 2, 3, 4, 5, 6]),
+        (|arena, setup| setup.announce(arena), &[0, 1, 2, 4]),
+        (|arena, setup| setup.join(arena), &[0, 1, 2, 3, 4, 5, 6]),
     ];
     for (reach, wrong) in states {
         for &message in wrong {
-            let peer = reach(arena, &lair);
+            let peer = reach(arena, &setup);
             peer.say(&messages[message], &[]);
             peer.is_refused("unexpected");
         }
     }
-    hold(lair)
+    hold(setup)
 }
 
 fn ring(arena: &Arena, lie: fn(AddRing) -> AddRing) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::init(arena);
-    peer.region(0, lair.len, &lair.file);
-    peer.say(&Message::AddRing(lie(lair.ring(0))), &[lair.bells[0].as_fd()]);
+    peer.region(0, setup.len, &setup.file);
+    peer.say(&Message::AddRing(lie(setup.ring(0))), &[setup.eventfds[0].as_fd()]);
     assert!(peer.goodbye().is_some());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn seventeenth_ring(arena: &Arena) -> Held {
-    let lair = Lair::sized(16, 4);
-    let peer = lair.announce(arena);
-    peer.say(&Message::AddRing(AddRing { index: 16, ..lair.ring(0) }), &[lair.bells[0].as_fd()]);
+    let setup = HostileSetup::sized(16, 4);
+    let peer = setup.announce(arena);
+    peer.say(&Message::AddRing(AddRing { index: 16, ..setup.ring(0) }), &[setup.eventfds[0].as_fd()]);
     assert!(peer.goodbye().is_some());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn wrong_cookie(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.announce(arena);
-    lair.memory.write_u32(0, 0).unwrap();
+    let setup = HostileSetup::new();
+    let peer = setup.announce(arena);
+    setup.memory.write_u32(0, 0).unwrap();
     peer.say(&Message::Connect { name: String::new() }, &[]);
     assert!(peer.goodbye().is_some());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn one_direction(arena: &Arena) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::init(arena);
-    peer.region(0, lair.len, &lair.file);
+    peer.region(0, setup.len, &setup.file);
     assert_eq!(peer.hear(), Some(Message::Ack));
-    peer.say(&Message::AddRing(lair.ring(0)), &[lair.bells[0].as_fd()]);
+    peer.say(&Message::AddRing(setup.ring(0)), &[setup.eventfds[0].as_fd()]);
     assert_eq!(peer.hear(), Some(Message::Ack));
     peer.finish();
-    (0..10).for_each(|_| lair.s2m().send(lair.buffer(0, 0), 60));
-    hold((lair, peer))
+    (0..10).for_each(|_| setup.s2m().send(setup.buffer(0, 0), 60));
+    hold((setup, peer))
 }
 
 fn blind_client(arena: &Arena) -> Held {
@@ -213,19 +213,19 @@ fn blind_client(arena: &Arena) -> Held {
     peer.say(&Message::Init(init()), &[]);
     let small = memfd_create(c"small", MFdFlags::MFD_CLOEXEC).unwrap();
     ftruncate(&small, 4096).unwrap();
-    let lair = Lair::sized(16, 4);
-    peer.region(0, lair.len, &lair.file);
+    let setup = HostileSetup::sized(16, 4);
+    peer.region(0, setup.len, &setup.file);
     (1..64).for_each(|index| peer.region(index, 4096, &small));
     for number in 0..32 {
-        peer.say(&Message::AddRing(lair.ring(number)), &[lair.bells[usize::from(number)].as_fd()]);
+        peer.say(&Message::AddRing(setup.ring(number)), &[setup.eventfds[usize::from(number)].as_fd()]);
     }
     peer.say(&Message::Connect { name: String::new() }, &[]);
     crate::common::eventually("it is let in", || arena.engine.wire(&arena.wire).unwrap().is_up());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn second_client(arena: &Arena) -> Held {
-    let (first, second) = (Lair::new(), Lair::new());
+    let (first, second) = (HostileSetup::new(), HostileSetup::new());
     // The second was half-way before the first arrived.
     let late = second.announce(arena);
     let peer = first.join(arena);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ferrule_dataplane::memif::message::{AddRegion, Message};
+use ferrule_dataplane::port::memif::message::{AddRegion, Message};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,8 +16,8 @@ use crate::files::{full_pipe, lingering_socket, null, sealable};
 use crate::held::{Hammer, Held, hold};
 use crate::limit::FileLimit;
 use crate::memif::control::{free, loses, stays};
-use crate::memif::lair::Lair;
 use crate::memif::peer::{Peer, init};
+use crate::memif::setup::HostileSetup;
 
 pub const CASES: &[Case] = &[
     loses("a descriptor with INIT", "1 descriptors came with INIT", |arena| with_init(arena, 1)),
@@ -41,27 +41,27 @@ pub const CASES: &[Case] = &[
     }),
     free("253 descriptors when hardly any are left", nearly_full_table),
     loses("253 descriptors with ADD_REGION", "253 descriptors came with memory region", |arena| {
-        let lair = Lair::new();
-        let files = [lair.file.as_fd(); 253];
-        region_message(arena, &lair, &files)
+        let setup = HostileSetup::new();
+        let files = [setup.file.as_fd(); 253];
+        region_message(arena, &setup, &files)
     }),
     loses("ADD_REGION without a descriptor", "missing memory region descriptor", |arena| {
-        region_message(arena, &Lair::new(), &[])
+        region_message(arena, &HostileSetup::new(), &[])
     }),
     loses("ADD_RING without a descriptor", "missing ring interrupt descriptor", |arena| ring_with(arena, &[])),
     loses("a descriptor with CONNECT", "1 descriptors came with CONNECT", |arena| {
-        let (null, lair) = (null(), Lair::new());
-        let peer = lair.announce(arena);
+        let (null, setup) = (null(), HostileSetup::new());
+        let peer = setup.announce(arena);
         peer.say(&Message::Connect { name: String::new() }, &[null.as_fd()]);
         assert!(peer.goodbye().is_some());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("253 descriptors with DISCONNECT", "the peer disconnected: bye", |arena| {
-        let (null, lair) = (null(), Lair::new());
-        let peer = lair.join(arena);
+        let (null, setup) = (null(), HostileSetup::new());
+        let peer = setup.join(arena);
         peer.say(&Message::Disconnect { code: 0, reason: "bye".to_owned() }, &[null.as_fd(); 253]);
         peer.goodbye();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("its own control socket as memory", "not in memory", |arena| {
         let peer = Peer::init(arena);
@@ -83,10 +83,12 @@ pub const CASES: &[Case] = &[
     stays("full eventfds that block their writers", full_eventfds),
     stays("one eventfd for all rings", one_eventfd),
     stays("eventfds as semaphores", |arena| {
-        bells(arena, |_| EventFd::from_value_and_flags(7, EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC).unwrap())
+        notify_fds(arena, |_| {
+            EventFd::from_value_and_flags(7, EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC).unwrap()
+        })
     }),
     stays("an eventfd that wakes two thousand epolls", crowded_eventfd),
-    stays("a flood of bells", bell_flood),
+    stays("a flood of eventfds", bell_flood),
     loses("a plain file as memory", "not in memory", |arena| region_of(arena, File::open("/etc/passwd").unwrap())),
     loses("/dev/zero as memory", "not in memory", |arena| {
         region_of(arena, File::options().read(true).write(true).open("/dev/zero").unwrap())
@@ -118,21 +120,21 @@ fn with_init(arena: &Arena, count: usize) -> Held {
     hold(peer)
 }
 
-fn region_message(arena: &Arena, lair: &Lair, files: &[BorrowedFd<'_>]) -> Held {
+fn region_message(arena: &Arena, setup: &HostileSetup, files: &[BorrowedFd<'_>]) -> Held {
     let peer = Peer::init(arena);
-    peer.say(&Message::AddRegion(AddRegion { index: 0, size: lair.len }), files);
+    peer.say(&Message::AddRegion(AddRegion { index: 0, size: setup.len }), files);
     assert!(peer.goodbye().is_some());
     hold(peer)
 }
 
 /// Announces a ring with these as its interrupt.
 fn ring_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::init(arena);
-    peer.region(0, lair.len, &lair.file);
-    peer.say(&Message::AddRing(lair.ring(0)), files);
+    peer.region(0, setup.len, &setup.file);
+    peer.say(&Message::AddRing(setup.ring(0)), files);
     assert!(peer.goodbye().is_some());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Announces a file as memory.
@@ -144,49 +146,49 @@ fn region_of(arena: &Arena, file: impl Into<OwnedFd>) -> Held {
 }
 
 /// Connects with eventfds of the caller's making, wants to be rung, and reads nothing.
-fn bells(arena: &Arena, make: impl Fn(usize) -> EventFd) -> Held {
-    let mut lair = Lair::new();
-    lair.bells = (0..2).map(|number| make(number).into()).collect();
-    let peer = lair.join(arena);
-    crate::common::eventually("frames come to it", || lair.m2s().tail.load() != 0);
-    hold((lair, peer))
+fn notify_fds(arena: &Arena, make: impl Fn(usize) -> EventFd) -> Held {
+    let mut setup = HostileSetup::new();
+    setup.eventfds = (0..2).map(|number| make(number).into()).collect();
+    let peer = setup.join(arena);
+    crate::common::eventually("frames come to it", || setup.m2s().tail.load() != 0);
+    hold((setup, peer))
 }
 
 fn full_eventfds(arena: &Arena) -> Held {
-    bells(arena, |_| {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
-        bell.write(u64::MAX - 1).unwrap();
-        bell
+    notify_fds(arena, |_| {
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+        eventfd.write(u64::MAX - 1).unwrap();
+        eventfd
     })
 }
 
 fn one_eventfd(arena: &Arena) -> Held {
-    let bell = OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
-    let mut lair = Lair::sized(4, 8);
-    lair.bells = (0..8).map(|_| bell.try_clone().unwrap()).collect();
-    let peer = lair.join(arena);
-    (0..10).for_each(|_| lair.s2m().send(lair.buffer(0, 0), 60));
-    crate::common::eventually("its frames are taken", || lair.s2m().tail.load() == 10);
-    hold((lair, peer))
+    let eventfd = OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
+    let mut setup = HostileSetup::sized(4, 8);
+    setup.eventfds = (0..8).map(|_| eventfd.try_clone().unwrap()).collect();
+    let peer = setup.join(arena);
+    (0..10).for_each(|_| setup.s2m().send(setup.buffer(0, 0), 60));
+    crate::common::eventually("its frames are taken", || setup.s2m().tail.load() == 10);
+    hold((setup, peer))
 }
 
 fn crowded_eventfd(arena: &Arena) -> Held {
-    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
     let crowd: Vec<_> = (0..2000).map(|_| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()).collect();
     let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
     for epoll in &crowd {
-        epoll.add(&bell, EpollEvent::new(edge, 0)).unwrap();
+        epoll.add(&eventfd, EpollEvent::new(edge, 0)).unwrap();
     }
-    let mut lair = Lair::new();
-    lair.bells = (0..2).map(|_| bell.as_fd().try_clone_to_owned().unwrap()).collect();
-    let peer = lair.join(arena);
-    let reader = reader_of(&lair);
-    hold((reader, lair, peer, crowd))
+    let mut setup = HostileSetup::new();
+    setup.eventfds = (0..2).map(|_| eventfd.as_fd().try_clone_to_owned().unwrap()).collect();
+    let peer = setup.join(arena);
+    let reader = reader_of(&setup);
+    hold((reader, setup, peer, crowd))
 }
 
-/// Gives every filled slot back, so that frames, and bells, keep coming.
-pub fn reader_of(lair: &Lair) -> Hammer {
-    let ring = lair.m2s();
+/// Gives every filled slot back, so that frames, and eventfds, keep coming.
+pub fn reader_of(setup: &HostileSetup) -> Hammer {
+    let ring = setup.m2s();
     let size = ring.size;
     Hammer::swing(move || {
         ring.head.store(ring.tail.load().wrapping_add(size));
@@ -195,14 +197,14 @@ pub fn reader_of(lair: &Lair) -> Hammer {
 }
 
 fn bell_flood(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    let bell = lair.bells[0].try_clone().unwrap();
-    fcntl(&bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    let eventfd = setup.eventfds[0].try_clone().unwrap();
+    fcntl(&eventfd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let flood = Hammer::swing(move || {
-        let _ = write(&bell, &1u64.to_ne_bytes());
+        let _ = write(&eventfd, &1u64.to_ne_bytes());
     });
-    hold((flood, lair, peer))
+    hold((flood, setup, peer))
 }
 
 fn nearly_full_table(arena: &Arena) -> Held {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ferrule_dataplane::memif::message::Message;
+use ferrule_dataplane::port::memif::message::Message;
 
 use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
@@ -10,16 +10,16 @@ use crate::held::{Hammer, Held, hold};
 use crate::limit::FileLimit;
 use crate::log;
 use crate::memif::control::{free, loses};
-use crate::memif::lair::Lair;
 use crate::memif::peer::{Peer, init};
+use crate::memif::setup::HostileSetup;
 
 pub const CASES: &[Case] = &[
     free("thousands of silent connections", |arena| flood(arena, |_, _| {})),
     free("thousands of connections after INIT", |arena| flood(arena, |peer, _| asks(peer))),
     free("thousands of connections after ADD_REGION", |arena| {
-        flood(arena, |peer, lair| {
+        flood(arena, |peer, setup| {
             asks(peer);
-            peer.region(0, lair.len, &lair.file);
+            peer.region(0, setup.len, &setup.file);
         })
     }),
     free("thousands of connections, half of them silent", |arena| {
@@ -45,15 +45,15 @@ fn asks(peer: &Peer) {
 
 /// Connects without end; the last thousand connections are kept open on this side. At least 5000 have
 /// been made when this returns, and more are being made meanwhile.
-fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &Lair) + Send + 'static) -> Held {
+fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &HostileSetup) + Send + 'static) -> Held {
     let said = log::lines();
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let mut open = VecDeque::new();
     let (count, counted) = std::sync::mpsc::channel();
     let place = arena.socket.clone();
     let hammer = Hammer::swing(move || {
         let peer = Peer::connect_to(&place);
-        start(&peer, &lair);
+        start(&peer, &setup);
         open.push_back(peer);
         if open.len() > 1000 {
             open.pop_front();
@@ -67,13 +67,13 @@ fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &Lair) + Send + 'static) ->
 
 fn many_visits(arena: &Arena) -> Held {
     let said = log::lines();
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     for _ in 0..1000 {
-        drop(lair.join(arena));
+        drop(setup.join(arena));
         eventually("the interface is free again", || arena.shows("the peer closed its socket"));
     }
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-    hold(lair)
+    hold(setup)
 }
 
 fn no_descriptors_left(arena: &Arena) -> Held {

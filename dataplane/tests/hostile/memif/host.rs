@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_dataplane::memif::message::{AddRing, Direction, Hello, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::port::memif::message::{AddRing, Direction, Hello, MESSAGE_LEN, Message, VERSION};
 use ferrule_ffi::region::{Index, Region, Table};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::poll::{PollFd, PollFlags, poll};

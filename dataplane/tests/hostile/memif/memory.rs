@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ferrule_dataplane::memif::message::{AddRing, Message};
+use ferrule_dataplane::port::memif::message::{AddRing, Message};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -12,81 +12,81 @@ use crate::arena::{Arena, Case};
 use crate::held::{Hammer, Held, hold};
 use crate::memif::control::{loses, stays};
 use crate::memif::descriptors::reader_of;
-use crate::memif::lair::{BUFFER, Lair, Ring, descriptor};
 use crate::memif::peer::Peer;
+use crate::memif::setup::{BUFFER, HostileSetup, Ring, descriptor};
 
 pub const CASES: &[Case] = &[
     loses("memory shorter than announced", "the file holds 4096 bytes, fewer than", |arena| {
-        let lair = Lair::new();
-        ftruncate(&lair.file, 4096).unwrap();
+        let setup = HostileSetup::new();
+        ftruncate(&setup.file, 4096).unwrap();
         let peer = Peer::init(arena);
-        peer.region(0, lair.len, &lair.file);
+        peer.region(0, setup.len, &setup.file);
         assert!(peer.goodbye().is_some());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("memory truncated between ADD_REGION and ADD_RING", "truncated", |arena| {
-        let lair = Lair::new();
+        let setup = HostileSetup::new();
         let peer = Peer::init(arena);
-        peer.region(0, lair.len, &lair.file);
+        peer.region(0, setup.len, &setup.file);
         assert_eq!(peer.hear(), Some(Message::Ack));
-        ftruncate(&lair.file, 0).unwrap();
+        ftruncate(&setup.file, 0).unwrap();
         for number in 0..2 {
-            peer.say(&Message::AddRing(lair.ring(number)), &[lair.bells[usize::from(number)].as_fd()]);
+            peer.say(&Message::AddRing(setup.ring(number)), &[setup.eventfds[usize::from(number)].as_fd()]);
         }
         peer.say(&Message::Connect { name: String::new() }, &[]);
         assert!(peer.goodbye().is_some());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("memory truncated before CONNECT", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.announce(arena);
-        ftruncate(&lair.file, 0).unwrap();
+        let setup = HostileSetup::new();
+        let peer = setup.announce(arena);
+        ftruncate(&setup.file, 0).unwrap();
         peer.say(&Message::Connect { name: String::new() }, &[]);
         assert!(peer.goodbye().is_some());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("memory truncated after CONNECT", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        ftruncate(&lair.file, 0).unwrap();
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        ftruncate(&setup.file, 0).unwrap();
         peer.is_refused("truncated");
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("memory truncated while frames are taken", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = sender_of(&lair);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = sender_of(&setup);
         crate::common::eventually("frames cross", || arena.traffic.far_frames() > 100);
-        ftruncate(&lair.file, 0).unwrap();
+        ftruncate(&setup.file, 0).unwrap();
         peer.is_refused("truncated");
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     loses("buffers truncated, rings kept", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        ftruncate(&lair.file, 12_288).unwrap();
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        ftruncate(&setup.file, 12_288).unwrap();
         peer.is_refused("truncated");
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     loses("memory that shrinks and grows again and again", "truncated", shrinks_and_grows),
     stays("sealed memory cannot be truncated", |arena| {
         let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
-        let lair = Lair::in_file(file, 1, 8);
-        let peer = lair.join(arena);
-        assert_eq!(ftruncate(&lair.file, 0), Err(Errno::EPERM));
-        hold((lair, peer))
+        let setup = HostileSetup::in_file(file, 1, 8);
+        let peer = setup.join(arena);
+        assert_eq!(ftruncate(&setup.file, 0), Err(Errno::EPERM));
+        hold((setup, peer))
     }),
     stays("holes punched while frames cross", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
         // The buffers only: rings of zeros would be a lie of another kind.
-        let (file, from, len) = (lair.file.try_clone().unwrap(), 12_288, lair.len.cast_signed() - 12_288);
+        let (file, from, len) = (setup.file.try_clone().unwrap(), 12_288, setup.len.cast_signed() - 12_288);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let punch = Hammer::swing(move || fallocate(&file, flags, from, len).unwrap());
         crate::common::eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((punch, busy, lair, peer))
+        hold((punch, busy, setup, peer))
     }),
     stays("memory in huge pages, if there are any", huge_pages),
     loses("a region of no bytes", "a region of no bytes", |arena| region_of(arena, 0)),
@@ -94,13 +94,13 @@ pub const CASES: &[Case] = &[
     loses("a region of a byte too many", "above 68719476736 bytes", |arena| region_of(arena, (64 << 30) + 1)),
     stays("64 GiB of nothing", |arena| {
         let file = memfd_create(c"sparse", MFdFlags::MFD_CLOEXEC).unwrap();
-        let mut lair = Lair::in_file(file, 1, 8);
-        lair.len = 64 << 30;
-        ftruncate(&lair.file, lair.len.cast_signed()).unwrap();
-        let peer = lair.join(arena);
-        (0..10).for_each(|number| lair.s2m().send(u32::MAX - 4096 * number, 60));
-        crate::common::eventually("its frames are taken", || lair.s2m().tail.load() == 10);
-        hold((lair, peer))
+        let mut setup = HostileSetup::in_file(file, 1, 8);
+        setup.len = 64 << 30;
+        ftruncate(&setup.file, setup.len.cast_signed()).unwrap();
+        let peer = setup.join(arena);
+        (0..10).for_each(|number| setup.s2m().send(u32::MAX - 4096 * number, 60));
+        crate::common::eventually("its frames are taken", || setup.s2m().tail.load() == 10);
+        hold((setup, peer))
     }),
     loses("a sixty-fifth region", "more than 64 regions", |arena| {
         let file = memfd_create(c"small", MFdFlags::MFD_CLOEXEC).unwrap();
@@ -111,27 +111,27 @@ pub const CASES: &[Case] = &[
         hold(peer)
     }),
     loses("a region out of turn", "unexpected region index 65535", |arena| {
-        let lair = Lair::new();
+        let setup = HostileSetup::new();
         let peer = Peer::init(arena);
-        peer.region(u16::MAX, lair.len, &lair.file);
+        peer.region(u16::MAX, setup.len, &setup.file);
         assert!(peer.goodbye().is_some());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
-    stays("all rings at the same place", |arena| overlapping(arena, |lair, _| lair.ring(0).offset)),
+    stays("all rings at the same place", |arena| overlapping(arena, |setup, _| setup.ring(0).offset)),
     loses("a ring on top of another's slots", "", |arena| overlapping(arena, |_, number| 64 * u32::from(number))),
     stays("buffers on top of the rings", |arena| {
-        let lair = Lair::new();
-        let m2s = lair.m2s();
+        let setup = HostileSetup::new();
+        let m2s = setup.m2s();
         // Each frame to the peer overwrites the M2S ring's own slots, behind the head.
         (0..m2s.size).for_each(|slot| m2s.table.write(slot, descriptor(0, 0, 64, 4096)));
-        let peer = lair.join(arena);
-        hold((lair, peer))
+        let peer = setup.join(arena);
+        hold((setup, peer))
     }),
 ];
 
 /// Sends frames without end.
-pub fn sender_of(lair: &Lair) -> Hammer {
-    let (ring, buffer): (Ring, u32) = (lair.s2m(), lair.buffer(0, 0));
+pub fn sender_of(setup: &HostileSetup) -> Hammer {
+    let (ring, buffer): (Ring, u32) = (setup.s2m(), setup.buffer(0, 0));
     let mut number = 0u32;
     Hammer::swing(move || {
         number = (number + 1) % u32::from(ring.size);
@@ -141,17 +141,17 @@ pub fn sender_of(lair: &Lair) -> Hammer {
 }
 
 fn shrinks_and_grows(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
-    let (file, len) = (lair.file.try_clone().unwrap(), lair.len.cast_signed());
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
+    let (file, len) = (setup.file.try_clone().unwrap(), setup.len.cast_signed());
     let breathing = Hammer::swing(move || {
         ftruncate(&file, 0).unwrap();
         std::thread::yield_now();
         ftruncate(&file, len).unwrap();
     });
     peer.goodbye();
-    hold((breathing, busy, lair, peer))
+    hold((breathing, busy, setup, peer))
 }
 
 fn huge_pages(arena: &Arena) -> Held {
@@ -162,32 +162,32 @@ fn huge_pages(arena: &Arena) -> Held {
         Ok(file) if usable => file,
         _ => memfd_create(c"small pages", MFdFlags::MFD_CLOEXEC).unwrap(),
     };
-    let lair = Lair::in_file(file, 1, 8);
-    let peer = lair.join(arena);
-    (0..10).for_each(|_| lair.s2m().send(lair.buffer(0, 0), 60));
-    crate::common::eventually("its frames are taken", || lair.s2m().tail.load() == 10);
-    hold((lair, peer))
+    let setup = HostileSetup::in_file(file, 1, 8);
+    let peer = setup.join(arena);
+    (0..10).for_each(|_| setup.s2m().send(setup.buffer(0, 0), 60));
+    crate::common::eventually("its frames are taken", || setup.s2m().tail.load() == 10);
+    hold((setup, peer))
 }
 
 fn region_of(arena: &Arena, size: u64) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::init(arena);
-    peer.region(0, size, &lair.file);
+    peer.region(0, size, &setup.file);
     assert!(peer.goodbye().is_some());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
-fn overlapping(arena: &Arena, place: fn(&Lair, u16) -> u32) -> Held {
-    let lair = Lair::new();
+fn overlapping(arena: &Arena, place: fn(&HostileSetup, u16) -> u32) -> Held {
+    let setup = HostileSetup::new();
     let peer = Peer::init(arena);
-    peer.region(0, lair.len, &lair.file);
+    peer.region(0, setup.len, &setup.file);
     assert_eq!(peer.hear(), Some(Message::Ack));
     for number in 0..2 {
-        let ring = AddRing { offset: place(&lair, number), ..lair.ring(number) };
-        peer.say(&Message::AddRing(ring), &[lair.bells[usize::from(number)].as_fd()]);
+        let ring = AddRing { offset: place(&setup, number), ..setup.ring(number) };
+        peer.say(&Message::AddRing(ring), &[setup.eventfds[usize::from(number)].as_fd()]);
         assert_eq!(peer.hear(), Some(Message::Ack));
     }
     peer.say(&Message::Connect { name: String::new() }, &[]);
     peer.hear();
-    hold((lair, peer))
+    hold((setup, peer))
 }

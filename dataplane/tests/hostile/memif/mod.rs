@@ -4,11 +4,11 @@ mod control;
 mod descriptors;
 mod floods;
 mod host;
-mod lair;
 mod memory;
 mod peer;
 mod rings;
 mod servers;
+mod setup;
 
 use crate::arena::Case;
 

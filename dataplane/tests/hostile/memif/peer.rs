@@ -3,7 +3,7 @@
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ferrule_dataplane::memif::message::{AddRegion, Init, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::port::memif::message::{AddRegion, Init, MESSAGE_LEN, Message, VERSION};
 use ferrule_dataplane::spec::SocketAddress;
 use nix::sys::socket::{MsgFlags, SockType, recvmsg};
 
@@ -53,7 +53,7 @@ impl Peer {
 
     /// Says CONNECT and is let in.
     pub fn finish(&self) {
-        self.say(&Message::Connect { name: "lair".to_owned() }, &[]);
+        self.say(&Message::Connect { name: "setup".to_owned() }, &[]);
         assert!(matches!(self.hear(), Some(Message::Connected { .. })));
     }
 

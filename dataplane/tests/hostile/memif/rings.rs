@@ -1,13 +1,13 @@
 //! Lies in the rings themselves.
 
 use crate::arena::{Arena, Case};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Hammer, Held, hold};
 use crate::memif::control::{loses, stays};
 use crate::memif::descriptors::reader_of;
-use crate::memif::lair::{COOKIE, Lair, NEXT, Ring, descriptor};
 use crate::memif::memory::sender_of;
 use crate::memif::peer::Peer;
+use crate::memif::setup::{COOKIE, HostileSetup, NEXT, Ring, descriptor};
 
 pub const CASES: &[Case] = &[
     loses("a descriptor in region 65535", "descriptor 0 names bytes 0+60 of region 65535", |arena| {
@@ -20,33 +20,33 @@ pub const CASES: &[Case] = &[
         sends(arena, 8, |ring, _| ring.publish(&[descriptor(0, 0, u32::MAX, 0)]))
     }),
     loses("a frame one byte longer than its region", "not all there", |arena| {
-        sends(arena, 8, |ring, lair| ring.publish(&[descriptor(0, 0, 60, lair.len as u32 - 59)]))
+        sends(arena, 8, |ring, setup| ring.publish(&[descriptor(0, 0, 60, setup.len as u32 - 59)]))
     }),
     loses("a frame of a megabyte", "longer than", |arena| {
         sends(arena, 8, |ring, _| ring.publish(&[descriptor(0, 0, 1 << 20, 0)]))
     }),
     stays("frames of no bytes", |arena| sends(arena, 8, |ring, _| (0..200).for_each(|_| ring.send(0, 0)))),
     stays("frames of unknown flags", |arena| {
-        sends(arena, 8, |ring, lair| ring.publish(&[descriptor(!NEXT, 0, 60, lair.buffer(0, 0))]))
+        sends(arena, 8, |ring, setup| ring.publish(&[descriptor(!NEXT, 0, 60, setup.buffer(0, 0))]))
     }),
     loses("an endless chain around the ring", "goes beyond what was published", |arena| {
-        sends(arena, 8, |ring, lair| ring.publish(&vec![descriptor(NEXT, 0, 60, lair.buffer(0, 0)); 256]))
+        sends(arena, 8, |ring, setup| ring.publish(&vec![descriptor(NEXT, 0, 60, setup.buffer(0, 0)); 256]))
     }),
     loses("an endless chain around the largest ring", "too many pieces", |arena| {
-        sends(arena, 14, |ring, lair| ring.publish(&vec![descriptor(NEXT, 0, 60, lair.buffer(0, 0)); 1 << 14]))
+        sends(arena, 14, |ring, setup| ring.publish(&vec![descriptor(NEXT, 0, 60, setup.buffer(0, 0)); 1 << 14]))
     }),
     loses("an endless chain of nothing", "too many pieces", |arena| {
         sends(arena, 14, |ring, _| ring.publish(&vec![descriptor(NEXT, 0, 0, 0); 1 << 14]))
     }),
     loses("a chain left open", "goes beyond what was published", |arena| {
-        sends(arena, 8, |ring, lair| ring.publish(&[descriptor(NEXT, 0, 60, lair.buffer(0, 0)); 2]))
+        sends(arena, 8, |ring, setup| ring.publish(&[descriptor(NEXT, 0, 60, setup.buffer(0, 0)); 2]))
     }),
     loses("a chain of more than 64 KiB", "longer than 65600 bytes", |arena| {
-        sends(arena, 8, |ring, lair| ring.publish(&vec![descriptor(NEXT, 0, 2048, lair.buffer(0, 0)); 40]))
+        sends(arena, 8, |ring, setup| ring.publish(&vec![descriptor(NEXT, 0, 2048, setup.buffer(0, 0)); 40]))
     }),
     loses("a chain that goes astray in its middle", "of region 7", |arena| {
-        sends(arena, 8, |ring, lair| {
-            let good = descriptor(NEXT, 0, 60, lair.buffer(0, 0));
+        sends(arena, 8, |ring, setup| {
+            let good = descriptor(NEXT, 0, 60, setup.buffer(0, 0));
             ring.publish(&[good, descriptor(NEXT, 7, 60, 0), good]);
         })
     }),
@@ -61,11 +61,11 @@ pub const CASES: &[Case] = &[
         })
     }),
     stays("a tail, a cookie and flags that change under us", |arena| {
-        sends(arena, 8, |ring, lair| {
+        sends(arena, 8, |ring, setup| {
             for value in [1, 255, u16::MAX] {
                 ring.tail.store(value);
                 ring.flags.store(value);
-                lair.memory.write_u32(0, COOKIE ^ u32::from(value)).unwrap();
+                setup.memory.write_u32(0, COOKIE ^ u32::from(value)).unwrap();
             }
         })
     }),
@@ -79,98 +79,100 @@ pub const CASES: &[Case] = &[
     stays("buffers of 2^32 - 1 bytes offered", |arena| offers(arena, descriptor(0, 0, u32::MAX, 12_288))),
     stays("buffers of one byte in the largest ring", one_byte_buffers),
     loses("an M2S head that jumps", "its ring index moved", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        lair.m2s().head.store(lair.m2s().tail.load().wrapping_add(600));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        setup.m2s().head.store(setup.m2s().tail.load().wrapping_add(600));
         peer.is_refused("its ring index moved");
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     stays("a peer that never reads", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        eventually("its ring is full", || lair.m2s().tail.load() == 256);
-        hold((lair, peer))
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        eventually("its ring is full", || setup.m2s().tail.load() == 256);
+        hold((setup, peer))
     }),
     stays("a peer that offers one buffer and never another", |arena| {
-        let lair = Lair::new();
-        lair.m2s().table.write(0, descriptor(0, 0, 4096, 12_288));
-        lair.m2s().head.store(1);
-        let peer = lair.join(arena);
-        eventually("its buffer is full", || lair.m2s().tail.load() == 1);
-        hold((lair, peer))
+        let setup = HostileSetup::new();
+        setup.m2s().table.write(0, descriptor(0, 0, 4096, 12_288));
+        setup.m2s().head.store(1);
+        let peer = setup.join(arena);
+        eventually("its buffer is full", || setup.m2s().tail.load() == 1);
+        hold((setup, peer))
     }),
     stays("rings of one slot", |arena| {
-        let lair = Lair::sized(1, 0);
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
+        let setup = HostileSetup::sized(1, 0);
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
         eventually("frames cross", || arena.traffic.far_frames() > 10);
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     stays("sixteen pairs of the largest rings, all full", |arena| {
-        let lair = Lair::sized(16, 12);
-        let peer = lair.join(arena);
-        let busy = sender_of(&lair);
+        let setup = HostileSetup::sized(16, 12);
+        let peer = setup.join(arena);
+        let busy = sender_of(&setup);
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     stays("the longest frames in the most pieces, without end", greedy_sender),
     loses("indexes hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            lair.s2m().head.store(dice.roll() as u16);
-            lair.m2s().head.store(dice.roll() as u16);
+        hammered(arena, |setup, rng| {
+            setup.s2m().head.store(rng.roll() as u16);
+            setup.m2s().head.store(rng.roll() as u16);
         })
     }),
     loses("descriptors hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let ring = if dice.roll().is_multiple_of(2) { lair.s2m() } else { lair.m2s() };
-            ring.table.write(dice.roll() as u16, [dice.roll(), dice.roll()]);
+        hammered(arena, |setup, rng| {
+            let ring = if rng.roll().is_multiple_of(2) { setup.s2m() } else { setup.m2s() };
+            ring.table.write(rng.roll() as u16, [rng.roll(), rng.roll()]);
             ring.head.store(ring.tail.load().wrapping_add(ring.size));
         })
     }),
     loses("every word of the rings hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let place = dice.roll() % u64::from(lair.buffer(0, 0));
-            lair.memory.write_u32(place & !3, dice.roll() as u32).unwrap();
+        hammered(arena, |setup, rng| {
+            let place = rng.roll() % u64::from(setup.buffer(0, 0));
+            setup.memory.write_u32(place & !3, rng.roll() as u32).unwrap();
         })
     }),
     stays("lengths hammered inside of the region", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        let mut dice = Dice(77);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        let mut rng = TestRng(77);
         let hammer = {
-            let (s2m, buffer) = (lair.s2m(), lair.buffer(0, 0));
+            let (s2m, buffer) = (setup.s2m(), setup.buffer(0, 0));
             Hammer::swing(move || {
-                let words = descriptor(0, 0, dice.roll() as u32 % 4096, buffer + dice.roll() as u32 % 65_536);
-                s2m.table.write(dice.roll() as u16, words);
+                let words = descriptor(0, 0, rng.roll() as u32 % 4096, buffer + rng.roll() as u32 % 65_536);
+                s2m.table.write(rng.roll() as u16, words);
             })
         };
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((hammer, busy, lair, peer))
+        hold((hammer, busy, setup, peer))
     }),
 ];
 
 /// Connects, and then does something to its S2M ring.
-fn sends(arena: &Arena, log2: u8, lie: fn(&Ring, &Lair)) -> Held {
-    let lair = Lair::sized(1, log2);
-    let peer = lair.join(arena);
-    lie(&lair.s2m(), &lair);
-    hold((lair, peer))
+fn sends(arena: &Arena, log2: u8, lie: fn(&Ring, &HostileSetup)) -> Held {
+    let setup = HostileSetup::sized(1, log2);
+    let peer = setup.join(arena);
+    lie(&setup.s2m(), &setup);
+    hold((setup, peer))
 }
 
 /// Offers the same buffer in all M2S slots.
 fn offers(arena: &Arena, buffer: [u64; 2]) -> Held {
-    let lair = Lair::new();
-    (0..256).for_each(|slot| lair.m2s().table.write(slot, buffer));
-    let peer = lair.join(arena);
-    eventually("a frame went there", || lair.m2s().tail.load() > 0 || !arena.engine.wire(&arena.wire).unwrap().is_up());
-    hold((lair, peer))
+    let setup = HostileSetup::new();
+    (0..256).for_each(|slot| setup.m2s().table.write(slot, buffer));
+    let peer = setup.join(arena);
+    eventually("a frame went there", || {
+        setup.m2s().tail.load() > 0 || !arena.engine.wire(&arena.wire).unwrap().is_up()
+    });
+    hold((setup, peer))
 }
 
 /// What makes frames cost the most: thousands of slots to look through for nothing.
 fn one_byte_buffers(arena: &Arena) -> Held {
-    let lair = Lair::sized(1, 14);
-    let ring = lair.m2s();
+    let setup = HostileSetup::sized(1, 14);
+    let ring = setup.m2s();
     let refill = move || {
         for slot in 0..ring.size {
             ring.table.write(slot, descriptor(0, 0, 1, 1 << 20));
@@ -178,36 +180,36 @@ fn one_byte_buffers(arena: &Arena) -> Held {
         ring.head.store(ring.tail.load().wrapping_add(ring.size));
     };
     refill();
-    let peer = lair.join(arena);
+    let peer = setup.join(arena);
     let hammer = Hammer::swing(refill);
     arena.traffic.must_move();
-    hold((hammer, lair, peer))
+    hold((hammer, setup, peer))
 }
 
 fn greedy_sender(arena: &Arena) -> Held {
-    let lair = Lair::sized(1, 14);
-    let ring = lair.s2m();
+    let setup = HostileSetup::sized(1, 14);
+    let ring = setup.s2m();
     for slot in 0..ring.size {
         let last = slot % 512 == 511;
-        ring.table.write(slot, descriptor(if last { 0 } else { NEXT }, 0, 128, lair.buffer(0, 0)));
+        ring.table.write(slot, descriptor(if last { 0 } else { NEXT }, 0, 128, setup.buffer(0, 0)));
     }
-    let peer = lair.join(arena);
+    let peer = setup.join(arena);
     let hammer = Hammer::swing(move || {
         let whole = ring.tail.load() & !511;
         ring.head.store(whole.wrapping_add(ring.size));
         std::thread::yield_now();
     });
     arena.traffic.must_move();
-    hold((hammer, lair, peer))
+    hold((hammer, setup, peer))
 }
 
 /// Rewrites its memory at random until it has lost its connection.
-fn hammered(arena: &Arena, blow: fn(&Lair, &mut Dice)) -> Held {
+fn hammered(arena: &Arena, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
     for seed in 1..=5 {
-        let lair = Lair::new();
-        let peer: Peer = lair.join(arena);
-        let mut dice = Dice(seed);
-        let hammer = Hammer::swing(move || blow(&lair, &mut dice));
+        let setup = HostileSetup::new();
+        let peer: Peer = setup.join(arena);
+        let mut rng = TestRng(seed);
+        let hammer = Hammer::swing(move || blow(&setup, &mut rng));
         arena.traffic.must_move();
         assert!(peer.goodbye().is_some());
         drop(hammer);

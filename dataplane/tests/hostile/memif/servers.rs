@@ -1,15 +1,15 @@
 //! Lies of a server towards a client end of ours.
 
-use ferrule_dataplane::memif::message::{Direction, Hello, Message};
+use ferrule_dataplane::port::memif::message::{Direction, Hello, Message};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case, Expect, Victim};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Hammer, Held, hold};
 use crate::memif::host::{Guest, Host, hello};
-use crate::memif::lair::descriptor;
+use crate::memif::setup::descriptor;
 
 pub const CASES: &[Case] = &[
     loses("server: version 0", "memif version 0x0000 is not spoken", |arena| {
@@ -137,10 +137,10 @@ pub const CASES: &[Case] = &[
         for seed in 1..=3 {
             let mut guest = host.welcome();
             guest.serve(hello());
-            let (memory, mut dice) = (guest.regions[0].clone(), Dice(seed));
+            let (memory, mut rng) = (guest.regions[0].clone(), TestRng(seed));
             let hammer = Hammer::swing(move || {
-                let place = dice.roll() % memory.len() as u64;
-                memory.write_u32(place & !3, dice.roll() as u32).unwrap();
+                let place = rng.roll() % memory.len() as u64;
+                memory.write_u32(place & !3, rng.roll() as u32).unwrap();
             });
             arena.traffic.must_move();
             assert!(guest.goodbye().is_some());

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ferrule_dataplane::vhost::message::{Request, VringFile};
+use ferrule_dataplane::port::vhost_user::message::{Request, VringFile};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,9 +16,9 @@ use crate::common::eventually;
 use crate::files::{full_pipe, lingering_socket, null, sealable};
 use crate::held::{Hammer, Held, hold};
 use crate::limit::FileLimit;
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{Lair, Shape};
 use crate::vhost::peer::{PLAIN, Peer, message};
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{HostileSetup, Shape};
 use crate::vhost::verdict::{free, loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -73,11 +73,11 @@ pub const CASES: &[Case] = &[
         kick_with(arena, &[])
     }),
     loses("SET_VRING_KICK with two", "2 descriptors came with SET_VRING_KICK", |arena| {
-        kick_with(arena, &[bell().as_fd(), bell().as_fd()])
+        kick_with(arena, &[new_eventfd().as_fd(), new_eventfd().as_fd()])
     }),
     loses("a descriptor that is said not to be there", "1 descriptors came with SET_VRING_CALL", |arena| {
         let peer = Peer::connect(arena);
-        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: false }), &[bell().as_fd()]);
+        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: false }), &[new_eventfd().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
@@ -106,58 +106,58 @@ pub const CASES: &[Case] = &[
         hold(peer)
     }),
     stays("full eventfds that block their writers", |arena| {
-        bells(arena, || {
-            let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
-            bell.write(u64::MAX - 1).unwrap();
-            bell.into()
+        eventfds(arena, || {
+            let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+            eventfd.write(u64::MAX - 1).unwrap();
+            eventfd.into()
         })
     }),
     stays("eventfds as semaphores", |arena| {
-        bells(arena, || {
+        eventfds(arena, || {
             EventFd::from_value_and_flags(7, EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC).unwrap().into()
         })
     }),
     stays("one eventfd for all that rings", one_eventfd),
     stays("no eventfds at all", |arena| {
-        let lair = Lair::new();
-        let peer = lair.greet(arena);
-        lair.say_memory(&peer);
+        let setup = HostileSetup::new();
+        let peer = setup.greet(arena);
+        setup.say_memory(&peer);
         for index in 0..2 {
-            lair.say_place(&peer, index);
+            setup.say_place(&peer, index);
             peer.say(&Request::SetVringKick(VringFile { index: index as u8, has_file: false }), &[]);
         }
-        lair.enable(&peer);
-        let busy = (sender_of(&lair), reader_of(&lair));
+        setup.enable(&peer);
+        let busy = (sender_of(&setup), reader_of(&setup));
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     stays("an eventfd that wakes two thousand epolls", crowded_eventfd),
     stays("a flood of kicks", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let bell = lair.bells[1][0].try_clone().unwrap();
-        fcntl(&bell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let eventfd = setup.eventfds[1][0].try_clone().unwrap();
+        fcntl(&eventfd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let hammer = Hammer::swing(move || {
-            let _ = write(&bell, &1u64.to_ne_bytes());
+            let _ = write(&eventfd, &1u64.to_ne_bytes());
         });
-        hold((hammer, lair, peer))
+        hold((hammer, setup, peer))
     }),
     stays("kicks and calls replaced without end", |arena| {
-        let (lair, open) = (Lair::new(), open_files());
-        let peer = lair.join(arena);
+        let (setup, open) = (HostileSetup::new(), open_files());
+        let peer = setup.join(arena);
         let joined = open_files() - open;
         for round in 0..2000u32 {
             let file = VringFile { index: (round % 2) as u8, has_file: true };
-            let bell = bell();
+            let eventfd = new_eventfd();
             match round % 3 {
-                0 => peer.say(&Request::SetVringKick(file), &[bell.as_fd()]),
-                1 => peer.say(&Request::SetVringCall(file), &[bell.as_fd()]),
-                _ => peer.say(&Request::SetVringErr(file), &[bell.as_fd()]),
+                0 => peer.say(&Request::SetVringKick(file), &[eventfd.as_fd()]),
+                1 => peer.say(&Request::SetVringCall(file), &[eventfd.as_fd()]),
+                _ => peer.say(&Request::SetVringErr(file), &[eventfd.as_fd()]),
             }
         }
         assert!(peer.is_heard());
         assert!(open_files() - open <= joined + 4, "{} descriptors more", open_files() - open);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("a plain file as memory", "not in memory", |arena| memory_of(arena, File::open("/etc/passwd").unwrap())),
     loses("/dev/zero as memory", "not in memory", |arena| {
@@ -165,16 +165,16 @@ pub const CASES: &[Case] = &[
     }),
     loses("a directory as memory", "not in memory", |arena| memory_of(arena, File::open("/").unwrap())),
     loses("a pipe as memory", "not in memory", |arena| memory_of(arena, full_pipe().0)),
-    loses("an eventfd as memory", "not in memory", |arena| memory_of(arena, bell())),
+    loses("an eventfd as memory", "not in memory", |arena| memory_of(arena, new_eventfd())),
     loses("its own control socket as memory", "not in memory", |arena| {
-        let (lair, peer) = (Lair::new(), Peer::connect(arena));
-        peer.say(&Request::SetMemTable(vec![lair.row()]), &[peer.socket().as_fd()]);
+        let (setup, peer) = (HostileSetup::new(), Peer::connect(arena));
+        peer.say(&Request::SetMemTable(vec![setup.row()]), &[peer.socket().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
     loses("a memory file opened read-only", "read-only", |arena| {
-        let lair = Lair::new();
-        memory_of(arena, File::open(format!("/proc/self/fd/{}", lair.file.as_raw_fd())).unwrap())
+        let setup = HostileSetup::new();
+        memory_of(arena, File::open(format!("/proc/self/fd/{}", setup.file.as_raw_fd())).unwrap())
     }),
     loses("a memory file sealed against writing", "sealed against writing", |arena| {
         sealed(arena, SealFlag::F_SEAL_WRITE)
@@ -197,7 +197,7 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-fn bell() -> OwnedFd {
+fn new_eventfd() -> OwnedFd {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap().into()
 }
 
@@ -227,7 +227,7 @@ fn unwanted_files(arena: &Arena) -> Held {
     ] {
         with_files(arena, &message(number, PLAIN, &vec![0; size]), &[null.as_fd()]);
     }
-    let peer = Lair::new().greet(arena);
+    let peer = HostileSetup::new().greet(arena);
     for number in [17, 36, 40] {
         assert!(peer.request(number, PLAIN, &[], &[]));
         assert!(peer.hear().is_some());
@@ -238,7 +238,7 @@ fn unwanted_files(arena: &Arena) -> Held {
 }
 
 fn memory_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
-    with_files(arena, &Request::SetMemTable(vec![Lair::new().row()]).emit(false), files)
+    with_files(arena, &Request::SetMemTable(vec![HostileSetup::new().row()]).emit(false), files)
 }
 
 /// Announces a file as memory.
@@ -248,7 +248,7 @@ fn memory_of(arena: &Arena, file: impl Into<OwnedFd>) -> Held {
 
 fn sealed(arena: &Arena, seal: SealFlag) -> Held {
     let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    nix::unistd::ftruncate(&file, Lair::new().row().size.cast_signed()).unwrap();
+    nix::unistd::ftruncate(&file, HostileSetup::new().row().size.cast_signed()).unwrap();
     fcntl(&file, FcntlArg::F_ADD_SEALS(seal)).unwrap();
     memory_of(arena, file)
 }
@@ -262,33 +262,33 @@ fn call_with(arena: &Arena, file: BorrowedFd<'_>) -> Held {
 }
 
 /// Connects with eventfds of the caller's making, wants to be rung, and has frames cross.
-fn bells(arena: &Arena, make: impl Fn() -> OwnedFd) -> Held {
-    let mut lair = Lair::new();
-    lair.bells = (0..2).map(|_| [make(), make()]).collect();
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+fn eventfds(arena: &Arena, make: impl Fn() -> OwnedFd) -> Held {
+    let mut setup = HostileSetup::new();
+    setup.eventfds = (0..2).map(|_| [make(), make()]).collect();
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 fn one_eventfd(arena: &Arena) -> Held {
-    let bell = bell();
-    let mut lair = Lair::of(Shape { pairs: 4, ..Shape::split() });
-    lair.bells = (0..8).map(|_| [bell.try_clone().unwrap(), bell.try_clone().unwrap()]).collect();
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+    let eventfd = new_eventfd();
+    let mut setup = HostileSetup::of(Shape { pairs: 4, ..Shape::split() });
+    setup.eventfds = (0..8).map(|_| [eventfd.try_clone().unwrap(), eventfd.try_clone().unwrap()]).collect();
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 fn crowded_eventfd(arena: &Arena) -> Held {
-    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
     let crowd: Vec<_> = (0..2000).map(|_| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()).collect();
     let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
     for epoll in &crowd {
-        epoll.add(&bell, EpollEvent::new(edge, 0)).unwrap();
+        epoll.add(&eventfd, EpollEvent::new(edge, 0)).unwrap();
     }
-    hold((bells(arena, || bell.as_fd().try_clone_to_owned().unwrap()), crowd))
+    hold((eventfds(arena, || eventfd.as_fd().try_clone_to_owned().unwrap()), crowd))
 }
 
 fn nearly_full_table(arena: &Arena) -> Held {

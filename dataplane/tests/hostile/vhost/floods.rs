@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, mpsc};
 
-use ferrule_dataplane::vhost::message::Request;
+use ferrule_dataplane::port::vhost_user::message::Request;
 
 use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
 use crate::held::{Hammer, Held, hold};
 use crate::limit::FileLimit;
 use crate::log;
-use crate::vhost::lair::Lair;
 use crate::vhost::peer::{PLAIN, Peer, message};
+use crate::vhost::setup::HostileSetup;
 use crate::vhost::verdict::{free, loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -28,25 +28,25 @@ pub const CASES: &[Case] = &[
     }),
     stays("a thousand more while one is connected, and few lines in the log", |arena| {
         let said = log::lines();
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         for _ in 0..1000 {
             let late = Peer::insist(&arena.socket);
             late.say(&Request::GetFeatures, &[]);
             late.is_parted();
         }
         assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("hundreds of visits, and few lines in the log", "the peer closed its socket", |arena| {
         let said = log::lines();
-        let lair = Lair::new();
+        let setup = HostileSetup::new();
         for _ in 0..300 {
-            drop(lair.join(arena));
+            drop(setup.join(arena));
             eventually("the end is free again", || arena.shows("the peer closed its socket"));
         }
         assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-        hold(lair)
+        hold(setup)
     }),
     free("no descriptor left to accept with", |arena| {
         let said = log::lines();

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use ferrule_dataplane::vhost::channel::Channel;
-use ferrule_dataplane::vhost::message::{Request, VringState};
+use ferrule_dataplane::port::vhost_user::channel::Channel;
+use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
 use ferrule_ffi::unix::{Kind, UnixListener};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::ftruncate;
@@ -13,9 +13,9 @@ use crate::common::eventually;
 use crate::files::null;
 use crate::held::{Held, hold};
 use crate::raw;
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{HEADER, Lair, Shape, packed, split};
 use crate::vhost::peer::{PLAIN, Peer, message};
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{HEADER, HostileSetup, Shape, packed, split};
 
 pub const CASES: &[Case] = &[
     free("listener: accepts nobody, and its queue is full", |arena| {
@@ -66,32 +66,32 @@ pub const CASES: &[Case] = &[
         hold((host, peer))
     }),
     loses("listener: a frame outside of memory, split", "not all in its memory", |arena| {
-        joined(arena, Shape::split(), |lair| lair.split(1).publish(&[split(1 << 60, HEADER + 60, 0, 0)]))
+        joined(arena, Shape::split(), |setup| setup.split(1).publish(&[split(1 << 60, HEADER + 60, 0, 0)]))
     }),
     loses("listener: a frame outside of memory, packed", "not all in its memory", |arena| {
-        joined(arena, Shape::packed(), |lair| lair.packed(1).publish(&[packed(1 << 60, HEADER + 60, 0, 0)]))
+        joined(arena, Shape::packed(), |setup| setup.packed(1).publish(&[packed(1 << 60, HEADER + 60, 0, 0)]))
     }),
     loses("listener: an index that jumps", "its ring index moved", |arena| {
-        joined(arena, Shape::split(), |lair| lair.split(1).avail_index.store(999))
+        joined(arena, Shape::split(), |setup| setup.split(1).avail_index.store(999))
     }),
     loses("listener: memory truncated while frames cross", "truncated", |arena| {
-        let (host, lair) = (Host::open(arena), Lair::new());
+        let (host, setup) = (Host::open(arena), HostileSetup::new());
         let peer = host.welcome();
-        lair.announce_to(&peer);
-        lair.enable(&peer);
-        let busy = (sender_of(&lair), reader_of(&lair));
+        setup.announce_to(&peer);
+        setup.enable(&peer);
+        let busy = (sender_of(&setup), reader_of(&setup));
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        ftruncate(&lair.file, 0).unwrap();
+        ftruncate(&setup.file, 0).unwrap();
         peer.is_parted();
-        hold((busy, host, lair, peer))
+        hold((busy, host, setup, peer))
     }),
     stays("listener: an honest conversation, and nobody reads", |arena| {
-        let (host, lair) = (Host::open(arena), Lair::new());
+        let (host, setup) = (Host::open(arena), HostileSetup::new());
         let peer = host.welcome();
-        lair.announce_to(&peer);
-        lair.enable(&peer);
-        eventually("its ring is full", || lair.split(0).used_index.load() == 256);
-        hold((host, lair, peer))
+        setup.announce_to(&peer);
+        setup.enable(&peer);
+        eventually("its ring is full", || setup.split(0).used_index.load() == 256);
+        hold((host, setup, peer))
     }),
 ];
 
@@ -133,12 +133,12 @@ fn says(arena: &Arena, bytes: &[u8]) -> Held {
 }
 
 /// Leads the conversation to its end, does something, and waits until the backend has gone.
-fn joined(arena: &Arena, shape: Shape, lie: fn(&Lair)) -> Held {
-    let (host, lair) = (Host::open(arena), Lair::of(shape));
+fn joined(arena: &Arena, shape: Shape, lie: fn(&HostileSetup)) -> Held {
+    let (host, setup) = (Host::open(arena), HostileSetup::of(shape));
     let peer = host.welcome();
-    lair.announce_to(&peer);
-    lair.enable(&peer);
-    lie(&lair);
+    setup.announce_to(&peer);
+    setup.enable(&peer);
+    lie(&setup);
     peer.is_parted();
-    hold((host, lair, peer))
+    hold((host, setup, peer))
 }

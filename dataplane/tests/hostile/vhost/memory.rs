@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ferrule_dataplane::vhost::memory::MemoryRegion;
-use ferrule_dataplane::vhost::message::{Request, VringState};
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
+use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -13,97 +13,97 @@ use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
 use crate::files::sealable;
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{GUEST, HEADER, Lair, Shape, USER, split};
 use crate::vhost::peer::Peer;
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{GUEST, HEADER, HostileSetup, Shape, USER, split};
 use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
     loses("memory shorter than announced", "the file holds 4096 bytes, fewer than", |arena| {
-        let lair = Lair::new();
-        ftruncate(&lair.file, 4096).unwrap();
-        let peer = lair.greet(arena);
-        lair.say_memory(&peer);
+        let setup = HostileSetup::new();
+        ftruncate(&setup.file, 4096).unwrap();
+        let peer = setup.greet(arena);
+        setup.say_memory(&peer);
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("memory truncated before its rings are placed", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.greet(arena);
-        lair.say_memory(&peer);
-        truncated_then(lair, peer, |lair, peer| {
-            (0..2).for_each(|index| lair.say_ring(peer, index));
-            lair.enable(peer);
+        let setup = HostileSetup::new();
+        let peer = setup.greet(arena);
+        setup.say_memory(&peer);
+        truncated_then(setup, peer, |setup, peer| {
+            (0..2).for_each(|index| setup.say_ring(peer, index));
+            setup.enable(peer);
         })
     }),
     loses("memory truncated before its rings are started", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.greet(arena);
-        lair.say_memory(&peer);
-        (0..2).for_each(|index| lair.say_place(&peer, index));
-        truncated_then(lair, peer, |lair, peer| {
-            (0..2).for_each(|index| lair.start(peer, index));
-            lair.enable(peer);
+        let setup = HostileSetup::new();
+        let peer = setup.greet(arena);
+        setup.say_memory(&peer);
+        (0..2).for_each(|index| setup.say_place(&peer, index));
+        truncated_then(setup, peer, |setup, peer| {
+            (0..2).for_each(|index| setup.start(peer, index));
+            setup.enable(peer);
         })
     }),
     loses("memory truncated before its rings are enabled", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.announce(arena);
-        truncated_then(lair, peer, Lair::enable)
+        let setup = HostileSetup::new();
+        let peer = setup.announce(arena);
+        truncated_then(setup, peer, HostileSetup::enable)
     }),
     loses("memory truncated behind a wire that rests", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        truncated_then(lair, peer, |_, _| {})
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        truncated_then(setup, peer, |_, _| {})
     }),
     loses("memory truncated between two requests of a restart", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.ask(&Request::GetVringBase(VringState { index: 1, num: 0 }), &[]);
-        truncated_then(lair, peer, |lair, peer| lair.start(peer, 1))
+        truncated_then(setup, peer, |setup, peer| setup.start(peer, 1))
     }),
     loses("memory truncated while it is announced anew", "truncated", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let (file, again) = (lair.file.try_clone().unwrap(), Request::SetMemTable(vec![lair.row()]));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let (file, again) = (setup.file.try_clone().unwrap(), Request::SetMemTable(vec![setup.row()]));
         peer.say(&again, &[file.as_fd()]);
-        truncated_then(lair, peer, |_, _| {})
+        truncated_then(setup, peer, |_, _| {})
     }),
     loses("memory truncated while frames cross, split rings", "truncated", |arena| moving(arena, Shape::split(), 0)),
     loses("memory truncated while frames cross, packed rings", "truncated", |arena| moving(arena, Shape::packed(), 0)),
     loses("buffers truncated while frames cross, rings kept", "truncated", |arena| {
         // The transmit ring's buffers, which lie behind everything else.
-        moving(arena, Shape::split(), Lair::new().buffer(1, 0) - GUEST)
+        moving(arena, Shape::split(), HostileSetup::new().buffer(1, 0) - GUEST)
     }),
     loses("memory that shrinks and grows again and again", "truncated", shrinks_and_grows),
     loses("the second of two regions truncated", "truncated", |arena| {
-        let (lair, spare) = (Lair::new(), plain(1 << 20));
-        let peer = two_regions(arena, &lair, &spare);
-        let ring = lair.split(1);
+        let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
+        let peer = two_regions(arena, &setup, &spare);
+        let ring = setup.split(1);
         ring.publish(&[split(SPARE, HEADER + 60, 0, 0)]);
         eventually("its frame is taken", || ring.used_index.load() == 1);
         ftruncate(&spare, 0).unwrap();
         ring.publish(&[split(SPARE + 4096, HEADER + 60, 0, 0)]);
         peer.is_parted();
-        hold((lair, peer, spare))
+        hold((setup, peer, spare))
     }),
     stays("sealed memory cannot be truncated", |arena| {
         let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
-        let lair = Lair::in_file(file, Shape::split());
-        let peer = lair.join(arena);
-        assert_eq!(ftruncate(&lair.file, 0), Err(Errno::EPERM));
-        hold((lair, peer))
+        let setup = HostileSetup::in_file(file, Shape::split());
+        let peer = setup.join(arena);
+        assert_eq!(ftruncate(&setup.file, 0), Err(Errno::EPERM));
+        hold((setup, peer))
     }),
     stays("holes punched while frames cross", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        let file = lair.file.try_clone().unwrap();
-        let (from, len) = (lair.buffer(1, 0) - GUEST, 256 * 2048);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        let file = setup.file.try_clone().unwrap();
+        let (from, len) = (setup.buffer(1, 0) - GUEST, 256 * 2048);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let punch = Hammer::swing(move || fallocate(&file, flags, from.cast_signed(), len).unwrap());
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((punch, busy, lair, peer))
+        hold((punch, busy, setup, peer))
     }),
     stays("memory in huge pages, if there are any", huge_pages),
     loses("a region of no bytes", "has no bytes", |arena| announced(arena, |row| MemoryRegion { size: 0, ..row })),
@@ -123,102 +123,102 @@ pub const CASES: &[Case] = &[
         announced(arena, |row| MemoryRegion { size: u64::MAX, guest: 0, user: 0, ..row })
     }),
     loses("a hundred tebibytes of nothing", "are mapped", |arena| {
-        let (lair, sparse) = (Lair::new(), plain(100 << 40));
-        let peer = lair.greet(arena);
-        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 100 << 40, ..lair.row() }]), &[sparse.as_fd()]);
+        let (setup, sparse) = (HostileSetup::new(), plain(100 << 40));
+        let peer = setup.greet(arena);
+        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 100 << 40, ..setup.row() }]), &[sparse.as_fd()]);
         peer.is_parted();
         hold((sparse, peer))
     }),
     loses("a tebibyte of nothing, many times", "are mapped", |arena| {
-        let (lair, sparse) = (Lair::new(), plain(1 << 40));
-        let peer = lair.greet(arena);
+        let (setup, sparse) = (HostileSetup::new(), plain(1 << 40));
+        let peer = setup.greet(arena);
         let row = |number: u64| MemoryRegion { guest: number << 40, user: number << 40, size: 1 << 40, offset: 0 };
         (0..5).for_each(|number| peer.say(&Request::AddMemReg(row(number)), &[sparse.as_fd()]));
         peer.is_parted();
         hold((sparse, peer))
     }),
     stays("64 GiB of nothing, and frames from its far corners", |arena| {
-        let lair = Lair::new();
-        ftruncate(&lair.file, 64 << 30).unwrap();
-        let peer = lair.greet(arena);
-        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 64 << 30, ..lair.row() }]), &[lair.file.as_fd()]);
-        (0..2).for_each(|index| lair.say_ring(&peer, index));
-        lair.enable(&peer);
-        let ring = lair.split(1);
+        let setup = HostileSetup::new();
+        ftruncate(&setup.file, 64 << 30).unwrap();
+        let peer = setup.greet(arena);
+        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 64 << 30, ..setup.row() }]), &[setup.file.as_fd()]);
+        (0..2).for_each(|index| setup.say_ring(&peer, index));
+        setup.enable(&peer);
+        let ring = setup.split(1);
         for number in 0..16u16 {
             ring.desc.write(number.into(), split(GUEST + (64 << 30) - 4096 * (1 + u64::from(number)), 4096, 0, 0));
             ring.offer(&[number]);
         }
         eventually("its frames are taken", || ring.used_index.load() == 16);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("regions that overlap", "overlap", |arena| {
-        let lair = Lair::new();
-        let peer = lair.greet(arena);
-        let rows = vec![lair.row(), MemoryRegion { guest: GUEST + 4096, user: 0x1000, ..lair.row() }];
-        peer.say(&Request::SetMemTable(rows), &[lair.file.as_fd(), lair.file.as_fd()]);
+        let setup = HostileSetup::new();
+        let peer = setup.greet(arena);
+        let rows = vec![setup.row(), MemoryRegion { guest: GUEST + 4096, user: 0x1000, ..setup.row() }];
+        peer.say(&Request::SetMemTable(rows), &[setup.file.as_fd(), setup.file.as_fd()]);
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     stays("every guest address, by the same user addresses", |arena| {
-        let (lair, file) = (Lair::new(), plain(1 << 20));
-        let peer = lair.greet(arena);
+        let (setup, file) = (HostileSetup::new(), plain(1 << 20));
+        let peer = setup.greet(arena);
         let row = |number: u64| MemoryRegion { guest: number << 20, size: 1 << 20, user: USER, offset: 0 };
         peer.say(&Request::SetMemTable((0..32).map(row).collect()), &[file.as_fd(); 32]);
         assert!(peer.is_heard());
-        hold((lair, file, peer))
+        hold((setup, file, peer))
     }),
     loses("a table without the memory of running rings", "at user address", |arena| {
-        let (lair, other) = (Lair::new(), sealable());
-        let peer = lair.join(arena);
+        let (setup, other) = (HostileSetup::new(), sealable());
+        let peer = setup.join(arena);
         let row = MemoryRegion { guest: 0, size: 4096, user: 0x1000, offset: 0 };
         peer.say(&Request::SetMemTable(vec![row]), &[other.as_fd()]);
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("an empty table under running rings", "it has no regions", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.say(&Request::SetMemTable(vec![]), &[]);
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     stays("another file under running rings, without end", |arena| {
-        let (lair, other) = (Lair::new(), Lair::new());
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), sender_of(&other), reader_of(&lair), reader_of(&other));
+        let (setup, other) = (HostileSetup::new(), HostileSetup::new());
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), sender_of(&other), reader_of(&setup), reader_of(&other));
         for round in 0..100 {
-            if round % 2 == 0 { other.say_memory(&peer) } else { lair.say_memory(&peer) }
+            if round % 2 == 0 { other.say_memory(&peer) } else { setup.say_memory(&peer) }
         }
         assert!(peer.is_heard());
-        hold((busy, lair, other, peer))
+        hold((busy, setup, other, peer))
     }),
     loses("the region of running rings removed", "at user address", |arena| {
-        let (lair, spare) = (Lair::new(), plain(1 << 20));
-        let peer = two_regions(arena, &lair, &spare);
-        peer.say(&Request::RemMemReg(lair.row()), &[]);
+        let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
+        let peer = two_regions(arena, &setup, &spare);
+        peer.say(&Request::RemMemReg(setup.row()), &[]);
         peer.is_parted();
-        hold((lair, peer, spare))
+        hold((setup, peer, spare))
     }),
     loses("the region of a frame on its way removed", "not all in its memory", |arena| {
-        let (lair, spare) = (Lair::new(), plain(1 << 20));
-        let peer = two_regions(arena, &lair, &spare);
+        let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
+        let peer = two_regions(arena, &setup, &spare);
         peer.say(&Request::RemMemReg(spare_row()), &[]);
         assert!(peer.is_heard());
-        lair.split(1).publish(&[split(SPARE, HEADER + 60, 0, 0)]);
+        setup.split(1).publish(&[split(SPARE, HEADER + 60, 0, 0)]);
         peer.is_parted();
-        hold((lair, peer, spare))
+        hold((setup, peer, spare))
     }),
     loses("a region removed that never was", "there is no region of", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         peer.say(&Request::RemMemReg(spare_row()), &[]);
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("a sixty-fifth region", "it has 64 regions", |arena| {
-        let (lair, file) = (Lair::new(), plain(4096));
-        let peer = lair.greet(arena);
+        let (setup, file) = (HostileSetup::new(), plain(4096));
+        let peer = setup.greet(arena);
         let row = |number: u64| MemoryRegion { guest: number << 20, size: 4096, user: number << 20, offset: 0 };
         (0..65).for_each(|number| peer.say(&Request::AddMemReg(row(number)), &[file.as_fd()]));
         peer.is_parted();
@@ -228,37 +228,37 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Takes all memory away, goes on, and has lost its place by it.
-fn truncated_then(lair: Lair, peer: Peer, then: fn(&Lair, &Peer)) -> Held {
+fn truncated_then(setup: HostileSetup, peer: Peer, then: fn(&HostileSetup, &Peer)) -> Held {
     assert!(peer.is_heard());
-    ftruncate(&lair.file, 0).unwrap();
-    then(&lair, &peer);
+    ftruncate(&setup.file, 0).unwrap();
+    then(&setup, &peer);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Takes all but the first bytes away while frames cross both ways.
 fn moving(arena: &Arena, shape: Shape, kept: u64) -> Held {
-    let lair = Lair::of(shape);
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+    let setup = HostileSetup::of(shape);
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    ftruncate(&lair.file, kept.cast_signed()).unwrap();
+    ftruncate(&setup.file, kept.cast_signed()).unwrap();
     peer.is_parted();
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 fn shrinks_and_grows(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
-    let (file, len) = (lair.file.try_clone().unwrap(), lair.row().size.cast_signed());
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
+    let (file, len) = (setup.file.try_clone().unwrap(), setup.row().size.cast_signed());
     let breathing = Hammer::swing(move || {
         ftruncate(&file, 0).unwrap();
         std::thread::yield_now();
         ftruncate(&file, len).unwrap();
     });
     peer.is_parted();
-    hold((breathing, busy, lair, peer))
+    hold((breathing, busy, setup, peer))
 }
 
 fn huge_pages(arena: &Arena) -> Held {
@@ -269,25 +269,25 @@ fn huge_pages(arena: &Arena) -> Held {
         Ok(file) if usable => file,
         _ => memfd_create(c"small pages", MFdFlags::MFD_CLOEXEC).unwrap(),
     };
-    let lair = Lair::in_file(file, Shape::split());
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+    let setup = HostileSetup::in_file(file, Shape::split());
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 /// Announces a row that lies.
 fn announced(arena: &Arena, lie: fn(MemoryRegion) -> MemoryRegion) -> Held {
-    let lair = Lair::new();
-    let peer = lair.greet(arena);
-    peer.say(&Request::SetMemTable(vec![lie(lair.row())]), &[lair.file.as_fd()]);
+    let setup = HostileSetup::new();
+    let peer = setup.greet(arena);
+    peer.say(&Request::SetMemTable(vec![lie(setup.row())]), &[setup.file.as_fd()]);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Connects with a second region beside its own.
-fn two_regions(arena: &Arena, lair: &Lair, spare: &OwnedFd) -> Peer {
-    let peer = lair.join(arena);
+fn two_regions(arena: &Arena, setup: &HostileSetup, spare: &OwnedFd) -> Peer {
+    let peer = setup.join(arena);
     assert!(peer.demand(&Request::AddMemReg(spare_row()), &[spare.as_fd()]));
     peer
 }
@@ -297,16 +297,16 @@ fn spare_row() -> MemoryRegion {
 }
 
 fn added_and_removed(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    let (busy, spare, open) = ((sender_of(&lair), reader_of(&lair)), plain(1 << 20), open_files());
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    let (busy, spare, open) = ((sender_of(&setup), reader_of(&setup)), plain(1 << 20), open_files());
     for _ in 0..300 {
         peer.say(&Request::AddMemReg(spare_row()), &[spare.as_fd()]);
         peer.say(&Request::RemMemReg(spare_row()), &[]);
     }
     assert!(peer.is_heard());
     assert!(open_files() <= open + 1, "{} descriptors more", open_files() - open);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 /// A file of so many bytes that cannot be sealed.

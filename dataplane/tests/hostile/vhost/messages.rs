@@ -4,13 +4,13 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use ferrule_dataplane::vhost::message::{Request, VringState};
+use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
 
 use crate::arena::{Arena, Case};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Held, hold};
-use crate::vhost::lair::Lair;
 use crate::vhost::peer::{NEED_REPLY, PLAIN, Peer, message};
+use crate::vhost::setup::HostileSetup;
 use crate::vhost::verdict::{free, loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -48,7 +48,7 @@ pub const CASES: &[Case] = &[
         is_refused(arena, &message(24, PLAIN, &[[0; 4], [0, 1, 0, 0], [0; 4], [0; 4]].concat()))
     }),
     stays("a configuration from byte 2^32 - 1 on", |arena| {
-        let peer = Lair::new().greet(arena);
+        let peer = HostileSetup::new().greet(arena);
         let payload = [[0xff; 4], [4, 0, 0, 0], [0; 4], [0; 4]].concat();
         peer.request(24, PLAIN, &payload, &[]);
         // None of it is there.
@@ -77,11 +77,11 @@ pub const CASES: &[Case] = &[
         hold(peer)
     }),
     loses("half a close while frames cross", "the peer closed its socket", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         UnixStream::from(peer.socket()).shutdown(Shutdown::Write).unwrap();
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("a frontend that cannot be answered", "the peer", |arena| {
         let peer = Peer::connect(arena);
@@ -96,21 +96,21 @@ pub const CASES: &[Case] = &[
         hold(peer)
     }),
     stays("a conversation byte by byte", |arena| {
-        let (lair, peer) = (Lair::new(), Peer::connect(arena));
+        let (setup, peer) = (HostileSetup::new(), Peer::connect(arena));
         for byte in message(1, PLAIN, &[]).into_iter().cycle().take(12 * 50) {
             peer.send(&[byte], &[]);
         }
         (0..50).for_each(|_| assert!(peer.hear().is_some()));
-        lair.negotiate(&peer);
+        setup.negotiate(&peer);
         assert!(peer.is_heard());
         hold(peer)
     }),
     stays("everything said at once, with its descriptors, and nothing read", blind_frontend),
     free("random bytes", |arena| {
-        let mut dice = Dice(0x5eed);
+        let mut rng = TestRng(0x5eed);
         for _ in 0..200 {
             let peer = Peer::connect(arena);
-            let bytes: Vec<u8> = (0..=dice.roll() % 300).map(|_| dice.roll() as u8).collect();
+            let bytes: Vec<u8> = (0..=rng.roll() % 300).map(|_| rng.roll() as u8).collect();
             peer.send(&bytes, &[]);
             // Too few to be refused are no more than silence.
             drop(peer);
@@ -193,31 +193,31 @@ fn every_number(arena: &Arena) -> Held {
 }
 
 fn blind_frontend(arena: &Arena) -> Held {
-    let (lair, peer) = (Lair::new(), Peer::connect(arena));
-    let offer = lair.shape.features.0;
+    let (setup, peer) = (HostileSetup::new(), Peer::connect(arena));
+    let offer = setup.shape.features.0;
     peer.send(
         &[Request::SetOwner, Request::GetFeatures, Request::SetProtocolFeatures(STATUS), Request::SetFeatures(offer)]
             .map(|request| request.emit(false))
             .concat(),
         &[],
     );
-    lair.say_memory(&peer);
-    (0..lair.rings()).for_each(|index| lair.say_ring(&peer, index));
-    lair.enable(&peer);
+    setup.say_memory(&peer);
+    (0..setup.rings()).for_each(|index| setup.say_ring(&peer, index));
+    setup.enable(&peer);
     eventually("its wire is up", || arena.engine.wire(&arena.wire).unwrap().is_up());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn random_payloads(arena: &Arena) -> Held {
-    let (lair, mut dice) = (Lair::new(), Dice(0xfeed));
+    let (setup, mut rng) = (HostileSetup::new(), TestRng(0xfeed));
     for round in 0..150 {
         // Half of them in the middle of a conversation.
-        let peer = if round % 2 == 0 { Peer::connect(arena) } else { lair.announce(arena) };
+        let peer = if round % 2 == 0 { Peer::connect(arena) } else { setup.announce(arena) };
         for _ in 0..6 {
-            let (number, size) = PAYLOADS[dice.roll() as usize % PAYLOADS.len()];
-            let payload: Vec<u8> = (0..size).map(|_| (dice.roll() >> 8) as u8 & dice.roll() as u8 & 7).collect();
-            let files = [lair.file.as_fd(), lair.bells[0][0].as_fd()];
-            peer.request(number, PLAIN, &payload, &files[..dice.roll() as usize % 3]);
+            let (number, size) = PAYLOADS[rng.roll() as usize % PAYLOADS.len()];
+            let payload: Vec<u8> = (0..size).map(|_| (rng.roll() >> 8) as u8 & rng.roll() as u8 & 7).collect();
+            let files = [setup.file.as_fd(), setup.eventfds[0][0].as_fd()];
+            peer.request(number, PLAIN, &payload, &files[..rng.roll() as usize % 3]);
         }
         drop(peer);
     }
@@ -225,7 +225,7 @@ fn random_payloads(arena: &Arena) -> Held {
     let peer = Peer::connect(arena);
     peer.say(&Request::SetVringEnable(VringState { index: u32::MAX, num: 1 }), &[]);
     peer.is_parted();
-    hold(lair)
+    hold(setup)
 }
 
 fn header(number: u32, flags: u32, size: u32) -> Vec<u8> {

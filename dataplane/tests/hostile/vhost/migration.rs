@@ -2,19 +2,19 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::message::{Inflight, LogArea, Request, VringAddress};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::message::{Inflight, LogArea, Request, VringAddress};
 use ferrule_ffi::region::Region;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use crate::arena::{Arena, Case, open_files};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::files::{null, sealable};
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{Lair, Shape};
 use crate::vhost::peer::Peer;
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{HostileSetup, Shape};
 use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -26,13 +26,13 @@ pub const CASES: &[Case] = &[
     loses("a log behind its file", "the file holds 4096 bytes, fewer than", |arena| log(arena, 4096, 4096)),
     loses("a log of half of all addresses", "no more are mapped", |arena| log(arena, 1 << 63, 0)),
     loses("a log in a file that is no memory", "not in memory", |arena| {
-        let peer = Lair::new().greet(arena);
+        let peer = HostileSetup::new().greet(arena);
         peer.say(&Request::SetLogBase(LogArea { size: 4096, offset: 0 }), &[null().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
     loses("a log without a file", "0 descriptors came with SET_LOG_BASE", |arena| {
-        let peer = Lair::new().greet(arena);
+        let peer = HostileSetup::new().greet(arena);
         peer.say(&Request::SetLogBase(LogArea { size: 4096, offset: 0 }), &[]);
         peer.is_parted();
         hold(peer)
@@ -49,28 +49,28 @@ pub const CASES: &[Case] = &[
     loses("split: a log truncated while frames cross", "truncated", |arena| log_truncated(arena, Shape::split())),
     loses("packed: a log truncated while frames cross", "truncated", |arena| log_truncated(arena, Shape::packed())),
     stays("logs replaced without end while frames cross", |arena| {
-        let (lair, log) = (Lair::of(Shape::split()), log_file(1 << 20));
-        let peer = lair.join(arena);
-        let (busy, open) = ((sender_of(&lair), reader_of(&lair)), open_files());
-        start_log(&lair, &peer, &log, 1 << 20, |at| at);
+        let (setup, log) = (HostileSetup::of(Shape::split()), log_file(1 << 20));
+        let peer = setup.join(arena);
+        let (busy, open) = ((sender_of(&setup), reader_of(&setup)), open_files());
+        start_log(&setup, &peer, &log, 1 << 20, |at| at);
         for size in (1..=1u64 << 20).step_by(10_001) {
             peer.ask(&Request::SetLogBase(LogArea { size, offset: 0 }), &[log.as_fd()]);
         }
         assert!(open_files() <= open + 1, "{} descriptors more", open_files() - open);
-        hold((busy, lair, peer))
+        hold((busy, setup, peer))
     }),
     stays("logging switched on and off without a log", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         for round in 0..100 {
             let log_all = if round % 2 == 0 { Features::LOG_ALL } else { Features::default() };
-            peer.say(&Request::SetFeatures((lair.shape.features | log_all).0), &[]);
+            peer.say(&Request::SetFeatures((setup.shape.features | log_all).0), &[]);
         }
         assert!(peer.is_heard());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     stays("SET_LOG_FD a thousand times", |arena| {
-        let (peer, open) = (Lair::new().greet(arena), open_files());
+        let (peer, open) = (HostileSetup::new().greet(arena), open_files());
         (0..1000).for_each(|_| peer.say(&Request::SetLogFd, &[null().as_fd()]));
         assert!(peer.is_heard());
         eventually("none of them is kept", || open_files() <= open + 1);
@@ -78,7 +78,7 @@ pub const CASES: &[Case] = &[
     }),
     // CVE-2020-10726: each answer leaked what the one before had made.
     stays("GET_INFLIGHT_FD a thousand times", |arena| {
-        let peer = Lair::new().greet(arena);
+        let peer = HostileSetup::new().greet(arena);
         peer.ask(&Request::GetInflightFd(AREA), &[]);
         let open = open_files();
         for _ in 0..1000 {
@@ -118,43 +118,43 @@ pub const CASES: &[Case] = &[
     stays("split: in-flight memory of random bytes", |arena| random_inflight(arena, Shape::split())),
     stays("packed: in-flight memory of random bytes", |arena| random_inflight(arena, Shape::packed())),
     stays("in-flight memory truncated before there are rings", |arena| {
-        let (lair, file) = (Lair::new(), log_file(1 << 20));
-        let peer = lair.greet(arena);
+        let (setup, file) = (HostileSetup::new(), log_file(1 << 20));
+        let peer = setup.greet(arena);
         assert!(peer.demand(&Request::SetInflightFd(Inflight { mmap_size: 1 << 20, ..AREA }), &[file.as_fd()]));
         ftruncate(&file, 0).unwrap();
         assert!(peer.is_heard());
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("in-flight memory truncated before rings are started", "truncated", |arena| {
-        inflight_truncated(arena, |file, lair, peer| {
+        inflight_truncated(arena, |file, setup, peer| {
             ftruncate(file, 0).unwrap();
-            (0..2).for_each(|index| lair.say_ring(peer, index));
-            lair.enable(peer);
+            (0..2).for_each(|index| setup.say_ring(peer, index));
+            setup.enable(peer);
         })
     }),
     loses("in-flight memory truncated while frames cross", "truncated", |arena| {
-        inflight_truncated(arena, |file, lair, peer| {
-            (0..2).for_each(|index| lair.say_ring(peer, index));
-            lair.enable(peer);
+        inflight_truncated(arena, |file, setup, peer| {
+            (0..2).for_each(|index| setup.say_ring(peer, index));
+            setup.enable(peer);
             assert!(peer.is_heard());
             ftruncate(file, 0).unwrap();
         })
     }),
 ];
 
-/// For the two rings of a lair.
+/// For the two rings of a setup.
 const AREA: Inflight = Inflight { mmap_size: 0, mmap_offset: 0, queues: 2, queue_size: 256 };
 
 /// Names a log in a file of one page, and has lost its place by it.
 fn log(arena: &Arena, size: u64, offset: u64) -> Held {
-    let peer = Lair::new().greet(arena);
+    let peer = HostileSetup::new().greet(arena);
     peer.say(&Request::SetLogBase(LogArea { size, offset }), &[sealable().as_fd()]);
     peer.is_parted();
     hold(peer)
 }
 
 fn inflight(arena: &Arena, lie: fn(Inflight) -> Request) -> Held {
-    let peer = Lair::new().greet(arena);
+    let peer = HostileSetup::new().greet(arena);
     let request = lie(AREA);
     let page = sealable();
     let files = if matches!(request, Request::SetInflightFd(_)) { vec![page.as_fd()] } else { vec![] };
@@ -165,73 +165,73 @@ fn inflight(arena: &Arena, lie: fn(Inflight) -> Request) -> Held {
 
 /// Runs with in-flight memory that says anything, eight times.
 fn random_inflight(arena: &Arena, shape: Shape) -> Held {
-    let mut dice = Dice(3);
+    let mut rng = TestRng(3);
     let block = if shape.is_packed() { 10_304 } else { 4160 };
     let mut run = |mask: u32| {
-        let (lair, file) = (Lair::of(shape), log_file(1 << 18));
+        let (setup, file) = (HostileSetup::of(shape), log_file(1 << 18));
         let memory = Region::map(file.try_clone().unwrap(), 1 << 18, &<_>::default()).unwrap();
-        (0..1u64 << 16).for_each(|word| memory.write_u32(word * 4, dice.roll() as u32 & mask).unwrap());
+        (0..1u64 << 16).for_each(|word| memory.write_u32(word * 4, rng.roll() as u32 & mask).unwrap());
         // Of a version that is known.
         (0..2).for_each(|ring| memory.write_u32(ring * block + 8, 1 | 256 << 16).unwrap());
-        let peer = lair.greet(arena);
+        let peer = setup.greet(arena);
         let area = Inflight { mmap_size: 1 << 18, ..AREA };
         assert!(peer.demand(&Request::SetInflightFd(area), &[file.as_fd()]));
-        lair.say_memory(&peer);
-        (0..2).for_each(|index| lair.say_ring(&peer, index));
-        lair.enable(&peer);
-        let busy = (sender_of(&lair), reader_of(&lair));
+        setup.say_memory(&peer);
+        (0..2).for_each(|index| setup.say_ring(&peer, index));
+        setup.enable(&peer);
+        let busy = (sender_of(&setup), reader_of(&setup));
         arena.traffic.must_move();
         assert!(peer.is_heard());
-        (busy, memory, lair, peer)
+        (busy, memory, setup, peer)
     };
     (0..7).for_each(|round| drop(run(if round % 2 == 0 { u32::MAX } else { 0x01ff_01ff })));
     hold(run(0x00ff_00ff))
 }
 
-fn inflight_truncated(arena: &Arena, then: fn(&OwnedFd, &Lair, &Peer)) -> Held {
-    let (lair, file) = (Lair::new(), log_file(1 << 20));
-    let peer = lair.greet(arena);
+fn inflight_truncated(arena: &Arena, then: fn(&OwnedFd, &HostileSetup, &Peer)) -> Held {
+    let (setup, file) = (HostileSetup::new(), log_file(1 << 20));
+    let peer = setup.greet(arena);
     assert!(peer.demand(&Request::SetInflightFd(Inflight { mmap_size: 1 << 20, ..AREA }), &[file.as_fd()]));
-    lair.say_memory(&peer);
-    let busy = (sender_of(&lair), reader_of(&lair));
-    then(&file, &lair, &peer);
+    setup.say_memory(&peer);
+    let busy = (sender_of(&setup), reader_of(&setup));
+    then(&file, &setup, &peer);
     peer.is_parted();
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 /// Has frames cross while they are logged.
 fn logged(arena: &Arena, shape: Shape, size: u64, lie: fn(VringAddress) -> VringAddress) -> Held {
-    let (lair, log) = (Lair::of(shape), log_file(1 << 20));
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
-    start_log(&lair, &peer, &log, size, lie);
+    let (setup, log) = (HostileSetup::of(shape), log_file(1 << 20));
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
+    start_log(&setup, &peer, &log, size, lie);
     let before = arena.traffic.far_frames();
     eventually("frames cross", || arena.traffic.far_frames() > before + 100);
     let memory = Region::map(log, 1 << 20, &<_>::default()).unwrap();
     let words = (size.div_ceil(4)..1 << 18).all(|word| memory.read_u32(word * 4) == Some(0));
     assert!(words, "pages behind the end of the log were marked");
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 fn log_truncated(arena: &Arena, shape: Shape) -> Held {
-    let (lair, log) = (Lair::of(shape), log_file(1 << 20));
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
-    start_log(&lair, &peer, &log, 1 << 20, |at| at);
+    let (setup, log) = (HostileSetup::of(shape), log_file(1 << 20));
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
+    start_log(&setup, &peer, &log, 1 << 20, |at| at);
     let shrink = Hammer::swing({
         let log = log.try_clone().unwrap();
         move || ftruncate(&log, 0).unwrap()
     });
     peer.is_parted();
-    hold((shrink, busy, lair, peer))
+    hold((shrink, busy, setup, peer))
 }
 
-fn start_log(lair: &Lair, peer: &Peer, log: &OwnedFd, size: u64, lie: fn(VringAddress) -> VringAddress) {
+fn start_log(setup: &HostileSetup, peer: &Peer, log: &OwnedFd, size: u64, lie: fn(VringAddress) -> VringAddress) {
     let answer = peer.ask(&Request::SetLogBase(LogArea { size, offset: 0 }), &[log.as_fd()]);
     assert_eq!(answer.payload.len(), 0);
-    peer.say(&Request::SetFeatures((lair.shape.features | Features::LOG_ALL).0), &[]);
-    for index in 0..lair.rings() {
-        peer.say(&Request::SetVringAddr(lie(VringAddress { log: true, ..lair.address(index) })), &[]);
+    peer.say(&Request::SetFeatures((setup.shape.features | Features::LOG_ALL).0), &[]);
+    for index in 0..setup.rings() {
+        peer.say(&Request::SetVringAddr(lie(VringAddress { log: true, ..setup.address(index) })), &[]);
     }
     assert!(peer.is_heard());
 }

@@ -2,8 +2,6 @@
 
 mod files;
 mod floods;
-mod hands;
-mod lair;
 mod listeners;
 mod memory;
 mod messages;
@@ -12,6 +10,8 @@ mod offloads;
 mod packed;
 mod peer;
 mod requests;
+mod rounds;
+mod setup;
 mod split;
 mod tables;
 mod verdict;

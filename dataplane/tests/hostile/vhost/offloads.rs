@@ -3,13 +3,13 @@
 use std::thread;
 
 use ferrule_dataplane::offload::VnetHeader;
-use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::port::vhost_user::features::Features;
 
 use crate::arena::{Arena, Case, Expect, Far};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::hands::reader_of;
-use crate::vhost::lair::{HEADER, Lair, NEXT, Shape, packed, split};
+use crate::vhost::rounds::reader_of;
+use crate::vhost::setup::{HEADER, HostileSetup, NEXT, Shape, packed, split};
 use crate::vhost::verdict::against;
 
 /// Each towards a guest that takes finished frames only, and towards one that takes them as they are.
@@ -36,12 +36,12 @@ pub const CASES: &[Case] = &[
     unfinished("passed on: a header that changes while it is read", rewritten),
     against(Far::Memif, "to memif: a header that was not agreed on", Expect::Stays, |arena| {
         // Without the feature its bytes mean nothing, and the frame is what it is.
-        let lair = Lair::new();
-        let peer = lair.join(arena);
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
         let before = arena.traffic.far_frames();
-        send(&lair, &NO_SEGMENTS, 10);
+        send(&setup, &NO_SEGMENTS, 10);
         eventually("they arrive", || arena.traffic.far_frames() >= before + 10);
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     unfinished("passed on: headers of random bytes", random),
     finished("finished here: headers of random bytes", random),
@@ -73,77 +73,77 @@ const fn unfinished(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
     against(Far::Unfinished, name, Expect::Stays, attack)
 }
 
-fn offloading(shape: Shape) -> Lair {
-    Lair::of(shape.with(Features::CSUM | Features::HOST_TSO4 | Features::HOST_TSO6))
+fn offloading(shape: Shape) -> HostileSetup {
+    HostileSetup::of(shape.with(Features::CSUM | Features::HOST_TSO4 | Features::HOST_TSO6))
 }
 
 /// Sends such frames in split and in packed rings: each is dropped and counted, and none arrives.
 fn sends(arena: &Arena, header: VnetHeader) -> Held {
     let dropped = || arena.engine.wire(&arena.wire).unwrap().directions[0].dropped();
     for shape in [Shape::split(), Shape::packed()] {
-        let lair = offloading(shape);
-        let peer = lair.join(arena);
+        let setup = offloading(shape);
+        let peer = setup.join(arena);
         let (before, arrived) = (dropped(), arena.traffic.far_frames());
-        send(&lair, &header, 100);
+        send(&setup, &header, 100);
         eventually("they are dropped", || dropped() == before + 100);
         assert_eq!(arena.traffic.far_frames(), arrived);
         drop(peer);
         eventually("the end is free", || arena.shows("closed its socket"));
     }
-    let lair = offloading(Shape::split());
-    let peer = lair.join(arena);
-    hold((lair, peer))
+    let setup = offloading(Shape::split());
+    let peer = setup.join(arena);
+    hold((setup, peer))
 }
 
 /// Sends frames of zeros behind this header, each in one descriptor.
-fn send(lair: &Lair, header: &VnetHeader, count: u16) {
+fn send(setup: &HostileSetup, header: &VnetHeader, count: u16) {
     let first = header.emit();
     for slot in 0..u32::from(count) {
-        write(lair, lair.buffer(1, slot), &first);
+        write(setup, setup.buffer(1, slot), &first);
     }
-    if lair.shape.is_packed() {
-        let words = |id: u16| packed(lair.buffer(1, id.into()), HEADER + FRAME, id, 0);
-        return lair.packed(1).publish(&(0..count).map(words).collect::<Vec<_>>());
+    if setup.shape.is_packed() {
+        let words = |id: u16| packed(setup.buffer(1, id.into()), HEADER + FRAME, id, 0);
+        return setup.packed(1).publish(&(0..count).map(words).collect::<Vec<_>>());
     }
-    let ring = lair.split(1);
+    let ring = setup.split(1);
     for slot in 0..count {
-        ring.desc.write(slot.into(), split(lair.buffer(1, slot.into()), HEADER + FRAME, 0, 0));
+        ring.desc.write(slot.into(), split(setup.buffer(1, slot.into()), HEADER + FRAME, 0, 0));
     }
     ring.offer(&(0..count).collect::<Vec<_>>());
 }
 
 /// Writes whole words of bytes at a guest address.
-fn write(lair: &Lair, address: u64, bytes: &[u8]) {
+fn write(setup: &HostileSetup, address: u64, bytes: &[u8]) {
     for (at, word) in (address..).step_by(4).zip(bytes.chunks_exact(4)) {
         let word = u32::from_le_bytes(word.try_into().unwrap());
-        lair.memory.write_u32(at - lair.row().guest, word).unwrap();
+        setup.memory.write_u32(at - setup.row().guest, word).unwrap();
     }
 }
 
 /// Sends TCP frames of 64 KiB, without end, to be cut into segments of so many bytes.
 fn greedy(arena: &Arena, gso_size: u16) -> Held {
-    let lair = offloading(Shape::split());
+    let setup = offloading(Shape::split());
     let header = VnetHeader { gso_size, ..TCP };
     let (pieces, len) = (32u16, 2031u32);
     let bytes = u32::from(pieces) * len - HEADER;
     // 64980 bytes.
-    write(&lair, lair.buffer(1, 0), &[&header.emit()[..], &tcp_headers(bytes as u16)].concat());
-    let peer = lair.join(arena);
-    let ring = lair.split(1);
+    write(&setup, setup.buffer(1, 0), &[&header.emit()[..], &tcp_headers(bytes as u16)].concat());
+    let peer = setup.join(arena);
+    let ring = setup.split(1);
     for slot in 0..pieces {
         let flags = if slot + 1 < pieces { NEXT } else { 0 };
-        ring.desc.write(slot.into(), split(lair.buffer(1, slot.into()), len, flags, slot + 1));
+        ring.desc.write(slot.into(), split(setup.buffer(1, slot.into()), len, flags, slot + 1));
     }
     // Every entry names the same chain.
     (0..u32::from(ring.size)).for_each(|entry| ring.avail.write(2 + entry, 0));
-    let taken = lair.split(1);
+    let taken = setup.split(1);
     let hammer = Hammer::swing(move || {
         ring.avail_index.store(ring.used_index.load().wrapping_add(ring.size));
         thread::yield_now();
     });
     eventually("they are taken", || taken.used_index.load() > 0);
     arena.traffic.must_move();
-    hold((hammer, lair, peer))
+    hold((hammer, setup, peer))
 }
 
 /// Ethernet, IPv4 and TCP in front of as many bytes, padded to whole words.
@@ -158,11 +158,11 @@ fn tcp_headers(bytes: u16) -> Vec<u8> {
 }
 
 fn rewritten(arena: &Arena) -> Held {
-    let lair = offloading(Shape::split());
-    let peer = lair.join(arena);
-    send(&lair, &CHECKSUM, 200);
-    let (ring, memory) = (lair.split(1), lair.memory.clone());
-    let places: Vec<_> = (0..200).map(|slot| lair.buffer(1, slot) - lair.row().guest).collect();
+    let setup = offloading(Shape::split());
+    let peer = setup.join(arena);
+    send(&setup, &CHECKSUM, 200);
+    let (ring, memory) = (setup.split(1), setup.memory.clone());
+    let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
     let mut number = 0usize;
     let hammer = Hammer::swing(move || {
         number += 1;
@@ -174,32 +174,32 @@ fn rewritten(arena: &Arena) -> Held {
         }
         ring.avail_index.store(ring.used_index.load().wrapping_add(200));
     });
-    let reader = reader_of(&lair);
+    let reader = reader_of(&setup);
     let before = arena.traffic.far_frames();
     eventually("some arrive", || arena.traffic.far_frames() > before + 100);
-    hold((hammer, reader, lair, peer))
+    hold((hammer, reader, setup, peer))
 }
 
 fn random(arena: &Arena) -> Held {
-    let mut dice = Dice(0x0bad_5eed);
-    let lair = offloading(Shape::split());
-    let peer = lair.join(arena);
-    send(&lair, &CHECKSUM, 200);
-    let (ring, memory) = (lair.split(1), lair.memory.clone());
-    let places: Vec<_> = (0..200).map(|slot| lair.buffer(1, slot) - lair.row().guest).collect();
-    let taken = lair.split(1);
+    let mut rng = TestRng(0x0bad_5eed);
+    let setup = offloading(Shape::split());
+    let peer = setup.join(arena);
+    send(&setup, &CHECKSUM, 200);
+    let (ring, memory) = (setup.split(1), setup.memory.clone());
+    let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
+    let taken = setup.split(1);
     let hammer = Hammer::swing(move || {
         // Small numbers are nearer to what is good.
         let small = 0x007f_007f;
         for word in [0, 4, 8] {
-            let value = dice.roll() as u32 & if dice.roll().is_multiple_of(4) { u32::MAX } else { small };
-            memory.write_u32(places[dice.roll() as usize % places.len()] + word, value).unwrap();
+            let value = rng.roll() as u32 & if rng.roll().is_multiple_of(4) { u32::MAX } else { small };
+            memory.write_u32(places[rng.roll() as usize % places.len()] + word, value).unwrap();
         }
         ring.avail_index.store(ring.used_index.load().wrapping_add(200));
     });
-    let reader = reader_of(&lair);
+    let reader = reader_of(&setup);
     eventually("they are taken", || taken.used_index.load() > 10_000);
-    hold((hammer, reader, lair, peer))
+    hold((hammer, reader, setup, peer))
 }
 
 /// Bytes of a short frame.

@@ -2,13 +2,13 @@
 
 use std::thread;
 
-use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::port::vhost_user::features::Features;
 
 use crate::arena::{Arena, Case};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{AVAIL, GUEST, HEADER, Lair, NEXT, Packed, Shape, USED, USER, WRITE, packed};
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{AVAIL, GUEST, HEADER, HostileSetup, NEXT, Packed, Shape, USED, USER, WRITE, packed};
 use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -22,19 +22,19 @@ pub const CASES: &[Case] = &[
         })
     }),
     loses("packed: a batch whose last address is outside of memory", "not all in its memory", |arena| {
-        sends(arena, |ring, lair| {
-            let address = |id: u16| if id == 63 { u64::MAX - 40 } else { lair.buffer(1, id.into()) };
+        sends(arena, |ring, setup| {
+            let address = |id: u16| if id == 63 { u64::MAX - 40 } else { setup.buffer(1, id.into()) };
             ring.publish(&(0..64).map(|id| packed(address(id), 72, id, 0)).collect::<Vec<_>>());
         })
     }),
     stays("packed: batches of frames of no bytes", |arena| {
-        sends(arena, |ring, lair| {
-            ring.publish(&(0..128).map(|id| packed(lair.buffer(1, 0), u32::from(id) % 13, id, 0)).collect::<Vec<_>>());
+        sends(arena, |ring, setup| {
+            ring.publish(&(0..128).map(|id| packed(setup.buffer(1, 0), u32::from(id) % 13, id, 0)).collect::<Vec<_>>());
             eventually("they are given back", || ring.is_used(127));
         })
     }),
     loses("packed: a buffer that straddles the end of memory", "not all in its memory", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[packed(GUEST + lair.row().size - 71, 72, 0, 0)]))
+        sends(arena, |ring, setup| ring.publish(&[packed(GUEST + setup.row().size - 71, 72, 0, 0)]))
     }),
     loses("packed: a frame of 2^32 - 1 bytes", "longer than", |arena| {
         sends(arena, |ring, _| ring.publish(&[packed(GUEST, u32::MAX, 0, 0)]))
@@ -54,59 +54,59 @@ pub const CASES: &[Case] = &[
         })
     }),
     loses("packed: a chain left open", "goes beyond what was published", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[packed(lair.buffer(1, 0), 72, 0, NEXT); 3]))
+        sends(arena, |ring, setup| ring.publish(&[packed(setup.buffer(1, 0), 72, 0, NEXT); 3]))
     }),
     stays("packed: ids that are not in the ring", |arena| {
-        sends(arena, |ring, lair| {
-            ring.publish(&(0..200).map(|_| packed(lair.buffer(1, 0), 72, u16::MAX, 0)).collect::<Vec<_>>());
+        sends(arena, |ring, setup| {
+            ring.publish(&(0..200).map(|_| packed(setup.buffer(1, 0), 72, u16::MAX, 0)).collect::<Vec<_>>());
             eventually("they are given back", || ring.is_used(199));
         })
     }),
     stays("packed: a header over twelve descriptors, a frame over sixty", |arena| {
-        sends(arena, |ring, lair| {
-            let words = |id: u16| packed(lair.buffer(1, id.into()), 1, id, if id < 71 { NEXT } else { 0 });
+        sends(arena, |ring, setup| {
+            let words = |id: u16| packed(setup.buffer(1, id.into()), 1, id, if id < 71 { NEXT } else { 0 });
             ring.publish(&(0..72).map(words).collect::<Vec<_>>());
             eventually("it is taken", || ring.is_used(0));
         })
     }),
     stays("packed: wrap counters of another round", |arena| {
         // Neither available nor used, or used before it was given: nothing is there.
-        let lair = Lair::of(Shape::packed());
-        let peer = lair.join(arena);
-        let ring = lair.packed(1);
+        let setup = HostileSetup::of(Shape::packed());
+        let peer = setup.join(arena);
+        let ring = setup.packed(1);
         for slot in 0..256 {
             let flags = [USED, AVAIL | USED, 0][slot as usize % 3];
-            ring.desc.write(slot, packed(lair.buffer(1, slot), 72, slot as u16, flags));
+            ring.desc.write(slot, packed(setup.buffer(1, slot), 72, slot as u16, flags));
         }
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     stays("packed: descriptors that come and go", |arena| {
-        let lair = Lair::of(Shape::packed());
-        let peer = lair.join(arena);
-        let (ring, buffer) = (lair.packed(1), lair.buffer(1, 0));
+        let setup = HostileSetup::of(Shape::packed());
+        let peer = setup.join(arena);
+        let (ring, buffer) = (setup.packed(1), setup.buffer(1, 0));
         let flicker = Hammer::swing(move || {
             ring.publish(&[packed(buffer, 72, 0, 0)]);
             ring.desc.write(0, packed(buffer, 72, 0, USED));
         });
-        hold((flicker, lair, peer))
+        hold((flicker, setup, peer))
     }),
     loses("packed: descriptors to receive in that are not to be written", "not for the device to write", |arena| {
-        receives(arena, |lair, slot| packed(lair.buffer(0, slot), 2048, slot as u16, 0))
+        receives(arena, |setup, slot| packed(setup.buffer(0, slot), 2048, slot as u16, 0))
     }),
     loses("packed: receive buffers shorter than a header", "fewer than a header has", |arena| {
-        receives(arena, |lair, slot| packed(lair.buffer(0, slot), 11, slot as u16, WRITE))
+        receives(arena, |setup, slot| packed(setup.buffer(0, slot), 11, slot as u16, WRITE))
     }),
     loses("packed: receive buffers of no bytes", "fewer than a header has", |arena| {
-        receives(arena, |lair, slot| packed(lair.buffer(0, slot), 0, slot as u16, WRITE))
+        receives(arena, |setup, slot| packed(setup.buffer(0, slot), 0, slot as u16, WRITE))
     }),
     loses("packed: receive buffers outside of memory", "not all in its memory", |arena| {
         receives(arena, |_, slot| packed(0xdead_0000_0000, 2048, slot as u16, WRITE))
     }),
     loses("packed: receive buffers that straddle the end of memory", "not all in its memory", |arena| {
-        receives(arena, |lair, slot| packed(GUEST + lair.row().size - 20, 2048, slot as u16, WRITE))
+        receives(arena, |setup, slot| packed(GUEST + setup.row().size - 20, 2048, slot as u16, WRITE))
     }),
     loses("packed: receive chains around the ring", "too many pieces", |arena| {
-        receives(arena, |lair, slot| packed(lair.buffer(0, slot), 1, slot as u16, WRITE | NEXT))
+        receives(arena, |setup, slot| packed(setup.buffer(0, slot), 1, slot as u16, WRITE | NEXT))
     }),
     stays("packed: receive buffers of thirteen bytes, in the longest ring", |arena| {
         let shape = Shape { size: 32_768, buffer: 13, ..Shape::packed() };
@@ -121,87 +121,87 @@ pub const CASES: &[Case] = &[
         busy_in(arena, Shape { size: 32_768, pairs: 4, ..Shape::packed() })
     }),
     stays("packed: event structures that are nonsense", |arena| {
-        let lair = Lair::of(Shape::packed().with(Features::EVENT_IDX));
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        let (rings, mut dice) = ([lair.packed(0), lair.packed(1)], Dice(9));
+        let setup = HostileSetup::of(Shape::packed().with(Features::EVENT_IDX));
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        let (rings, mut rng) = ([setup.packed(0), setup.packed(1)], TestRng(9));
         let nonsense = Hammer::swing(move || {
             for ring in &rings {
-                ring.driver_event.write(0, dice.roll() as u32);
-                ring.device_event.write(0, dice.roll() as u32);
+                ring.driver_event.write(0, rng.roll() as u32);
+                ring.device_event.write(0, rng.roll() as u32);
             }
             thread::yield_now();
         });
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((nonsense, busy, lair, peer))
+        hold((nonsense, busy, setup, peer))
     }),
     stays("packed: a frontend that never reads", |arena| {
-        let lair = Lair::of(Shape::packed());
-        let peer = lair.join(arena);
-        eventually("its ring is full", || lair.packed(0).is_used(255));
-        hold((lair, peer))
+        let setup = HostileSetup::of(Shape::packed());
+        let peer = setup.join(arena);
+        eventually("its ring is full", || setup.packed(0).is_used(255));
+        hold((setup, peer))
     }),
     loses("packed: descriptors hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let ring = lair.packed(dice.roll() as u32 % 2);
-            ring.desc.write(dice.roll() as u32 % 256, [GUEST + dice.roll() % (4 << 20), dice.roll()]);
+        hammered(arena, |setup, rng| {
+            let ring = setup.packed(rng.roll() as u32 % 2);
+            ring.desc.write(rng.roll() as u32 % 256, [GUEST + rng.roll() % (4 << 20), rng.roll()]);
         })
     }),
     loses("packed: every word of the rings hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let place = lair.address(dice.roll() as u32 % 2).desc - USER + dice.roll() % (3 * 4096);
-            lair.memory.write_u32(place & !3, dice.roll() as u32).unwrap();
+        hammered(arena, |setup, rng| {
+            let place = setup.address(rng.roll() as u32 % 2).desc - USER + rng.roll() % (3 * 4096);
+            setup.memory.write_u32(place & !3, rng.roll() as u32).unwrap();
         })
     }),
     loses("packed: flags hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let ring = lair.packed(dice.roll() as u32 % 2);
-            let slot = dice.roll() as u32 % 256;
-            ring.desc.write(slot, packed(lair.buffer(1, slot), HEADER + 60, slot as u16, dice.roll() as u16));
+        hammered(arena, |setup, rng| {
+            let ring = setup.packed(rng.roll() as u32 % 2);
+            let slot = rng.roll() as u32 % 256;
+            ring.desc.write(slot, packed(setup.buffer(1, slot), HEADER + 60, slot as u16, rng.roll() as u16));
         })
     }),
 ];
 
 /// Connects, and then does something to its transmit ring.
-fn sends(arena: &Arena, lie: fn(&Packed, &Lair)) -> Held {
+fn sends(arena: &Arena, lie: fn(&Packed, &HostileSetup)) -> Held {
     sends_in(arena, Shape::packed(), lie)
 }
 
-fn sends_in(arena: &Arena, shape: Shape, lie: fn(&Packed, &Lair)) -> Held {
-    let lair = Lair::of(shape);
-    let peer = lair.join(arena);
-    lie(&lair.packed(1), &lair);
-    hold((lair, peer))
+fn sends_in(arena: &Arena, shape: Shape, lie: fn(&Packed, &HostileSetup)) -> Held {
+    let setup = HostileSetup::of(shape);
+    let peer = setup.join(arena);
+    lie(&setup.packed(1), &setup);
+    hold((setup, peer))
 }
 
 /// Offers such descriptors to receive in, connects, and loses its place by the next frame that is for it.
-fn receives(arena: &Arena, lie: fn(&Lair, u32) -> [u64; 2]) -> Held {
-    let lair = Lair::of(Shape::packed());
-    let offer: Vec<_> = (0..256).map(|slot| lie(&lair, slot)).collect();
-    lair.packed(0).publish(&offer);
-    let peer = lair.announce(arena);
-    lair.enable(&peer);
+fn receives(arena: &Arena, lie: fn(&HostileSetup, u32) -> [u64; 2]) -> Held {
+    let setup = HostileSetup::of(Shape::packed());
+    let offer: Vec<_> = (0..256).map(|slot| lie(&setup, slot)).collect();
+    setup.packed(0).publish(&offer);
+    let peer = setup.announce(arena);
+    setup.enable(&peer);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Sends and receives by the rules, in rings of any shape.
 fn busy_in(arena: &Arena, shape: Shape) -> Held {
-    let lair = Lair::of(shape);
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+    let setup = HostileSetup::of(shape);
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 /// Rewrites its memory at random until it has lost its place.
-fn hammered(arena: &Arena, blow: fn(&Lair, &mut Dice)) -> Held {
+fn hammered(arena: &Arena, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
     for seed in 1..=5 {
-        let lair = Lair::of(Shape::packed());
-        let peer = lair.announce(arena);
-        lair.enable(&peer);
-        let mut dice = Dice(seed);
-        let hammer = Hammer::swing(move || blow(&lair, &mut dice));
+        let setup = HostileSetup::of(Shape::packed());
+        let peer = setup.announce(arena);
+        setup.enable(&peer);
+        let mut rng = TestRng(seed);
+        let hammer = Hammer::swing(move || blow(&setup, &mut rng));
         arena.traffic.must_move();
         peer.is_parted();
         drop(hammer);

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::message::Request;
 use ferrule_dataplane::spec::SocketAddress;
-use ferrule_dataplane::vhost::channel::{Channel, ChannelError};
-use ferrule_dataplane::vhost::message::Request;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 

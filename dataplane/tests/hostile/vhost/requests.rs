@@ -2,14 +2,14 @@
 
 use std::os::fd::AsFd;
 
-use ferrule_dataplane::vhost::features::Features;
-use ferrule_dataplane::vhost::message::{Request, VringAddress, VringFile, VringState};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::vhost_user::message::{Request, VringAddress, VringFile, VringState};
 
 use crate::arena::{Arena, Case, PAIRS};
 use crate::common::eventually;
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::lair::{Lair, Shape, USER};
 use crate::vhost::peer::{PLAIN, Peer};
+use crate::vhost::setup::{HostileSetup, Shape, USER};
 use crate::vhost::verdict::{free, loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
         says(arena, &Request::SetProtocolFeatures(1 << 63))
     }),
     loses("other features while frames cross", "change while rings are started", |arena| {
-        running(arena, |lair| Request::SetFeatures((lair.shape.features | Features::RING_PACKED).0))
+        running(arena, |setup| Request::SetFeatures((setup.shape.features | Features::RING_PACKED).0))
     }),
     loses("another header while frames cross", "change while rings are started", |arena| {
         running(arena, |_| Request::SetFeatures(Features::PROTOCOL_FEATURES.0))
@@ -41,7 +41,7 @@ pub const CASES: &[Case] = &[
     loses("a ring of 2^16 descriptors", "a ring of 65536 descriptors", |arena| sized(arena, 65_536)),
     loses("a split ring of 255 descriptors", "a ring of 255 descriptors", |arena| sized(arena, 255)),
     loses("a ring longer than its memory", "available ring at user address", |arena| {
-        placed(arena, |lair, at| VringAddress { avail: at.desc + lair.row().size - 256, ..at })
+        placed(arena, |setup, at| VringAddress { avail: at.desc + setup.row().size - 256, ..at })
     }),
     loses("a ring at address 0", "descriptors at user address 0x0 is", |arena| {
         placed(arena, |_, at| VringAddress { desc: 0, ..at })
@@ -56,16 +56,16 @@ pub const CASES: &[Case] = &[
         placed(arena, |_, at| VringAddress { used: at.used + 1, ..at })
     }),
     loses("a ring that begins in its memory and ends behind", "used ring at user address", |arena| {
-        placed(arena, |lair, at| VringAddress { used: USER + lair.row().size - 2048, ..at })
+        placed(arena, |setup, at| VringAddress { used: USER + setup.row().size - 2048, ..at })
     }),
     stays("both rings at the same place", |arena| {
-        let lair = Lair::new();
-        overlapping(arena, &lair, |lair, index| VringAddress { index, ..lair.address(0) })
+        let setup = HostileSetup::new();
+        overlapping(arena, &setup, |setup, index| VringAddress { index, ..setup.address(0) })
     }),
     stays("all parts of a ring at the same place", |arena| {
-        let lair = Lair::new();
-        overlapping(arena, &lair, |lair, index| {
-            let at = lair.address(index);
+        let setup = HostileSetup::new();
+        overlapping(arena, &setup, |setup, index| {
+            let at = setup.address(index);
             VringAddress { used: at.desc, avail: at.desc, ..at }
         })
     }),
@@ -82,7 +82,7 @@ pub const CASES: &[Case] = &[
         chosen(arena, &Request::SetStatus(u64::MAX))
     }),
     loses("a configuration to be written", "read-only", |arena| {
-        let peer = Lair::new().greet(arena);
+        let peer = HostileSetup::new().greet(arena);
         peer.request(25, PLAIN, &[[0; 4], [4, 0, 0, 0], [0; 4], [0xff; 4]].concat(), &[]);
         peer.is_parted();
         hold(peer)
@@ -96,10 +96,10 @@ pub const CASES: &[Case] = &[
         hold(peer)
     }),
     stays("GET_VRING_BASE without end while frames cross", |arena| {
-        storm(arena, |peer, lair, round| {
+        storm(arena, |peer, setup, round| {
             let index = round % 2;
             peer.ask(&Request::GetVringBase(VringState { index, num: 0 }), &[]);
-            lair.start(peer, index);
+            setup.start(peer, index);
         })
     }),
     stays("rings switched on and off without end", |arena| {
@@ -109,24 +109,24 @@ pub const CASES: &[Case] = &[
         })
     }),
     stays("rings placed anew without end", |arena| {
-        storm(arena, |peer, lair, round| peer.say(&Request::SetVringAddr(lair.address(round % 2)), &[]))
+        storm(arena, |peer, setup, round| peer.say(&Request::SetVringAddr(setup.address(round % 2)), &[]))
     }),
-    stays("memory announced anew without end", |arena| storm(arena, |peer, lair, _| lair.say_memory(peer))),
+    stays("memory announced anew without end", |arena| storm(arena, |peer, setup, _| setup.say_memory(peer))),
     stays("RESET_OWNER without end", |arena| storm(arena, |peer, _, _| peer.say(&Request::ResetOwner, &[]))),
     stays("resets and starts without end", |arena| {
-        storm(arena, |peer, lair, _| {
+        storm(arena, |peer, setup, _| {
             peer.say(&Request::ResetDevice, &[]);
-            peer.say(&Request::SetFeatures(lair.shape.features.0), &[]);
-            (0..2).for_each(|index| lair.say_ring(peer, index));
-            lair.enable(peer);
+            peer.say(&Request::SetFeatures(setup.shape.features.0), &[]);
+            (0..2).for_each(|index| setup.say_ring(peer, index));
+            setup.enable(peer);
         })
     }),
     stays("announcements without end", |arena| {
         storm(arena, |peer, _, round| peer.say(&Request::SendRarp([2, 0, 0, 0, 0, round as u8]), &[]))
     }),
     stays("announcements of addresses that are none", |arena| {
-        let (lair, peer) = (Lair::new(), Peer::connect(arena));
-        lair.negotiate(&peer);
+        let (setup, peer) = (HostileSetup::new(), Peer::connect(arena));
+        setup.negotiate(&peer);
         for mac in [[0; 6], [0xff; 6], [1, 0, 0, 0, 0, 0]] {
             assert!(peer.demand(&Request::SendRarp(mac), &[]));
         }
@@ -145,112 +145,112 @@ fn says(arena: &Arena, request: &Request) -> Held {
 
 /// The same once all features were chosen.
 fn chosen(arena: &Arena, request: &Request) -> Held {
-    let peer = Lair::new().greet(arena);
+    let peer = HostileSetup::new().greet(arena);
     peer.say(request, &[]);
     peer.is_parted();
     hold(peer)
 }
 
 /// The same while frames cross.
-fn running(arena: &Arena, request: fn(&Lair) -> Request) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    peer.say(&request(&lair), &[]);
+fn running(arena: &Arena, request: fn(&HostileSetup) -> Request) -> Held {
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    peer.say(&request(&setup), &[]);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn sized(arena: &Arena, num: u32) -> Held {
-    let lair = Lair::new();
-    let peer = lair.greet(arena);
-    lair.say_memory(&peer);
+    let setup = HostileSetup::new();
+    let peer = setup.greet(arena);
+    setup.say_memory(&peer);
     for index in 0..2 {
-        lair.say_place(&peer, index);
+        setup.say_place(&peer, index);
         peer.say(&Request::SetVringNum(VringState { index, num }), &[]);
-        lair.start(&peer, index);
+        setup.start(&peer, index);
     }
-    lair.enable(&peer);
+    setup.enable(&peer);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// A ring at another place than is its.
-fn placed(arena: &Arena, lie: fn(&Lair, VringAddress) -> VringAddress) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
-    peer.say(&Request::SetVringAddr(lie(&lair, lair.address(1))), &[]);
+fn placed(arena: &Arena, lie: fn(&HostileSetup, VringAddress) -> VringAddress) -> Held {
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
+    peer.say(&Request::SetVringAddr(lie(&setup, setup.address(1))), &[]);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
-fn overlapping(arena: &Arena, lair: &Lair, place: fn(&Lair, u32) -> VringAddress) -> Held {
-    let peer = lair.announce(arena);
-    (0..2).for_each(|index| peer.say(&Request::SetVringAddr(place(lair, index)), &[]));
-    lair.enable(&peer);
+fn overlapping(arena: &Arena, setup: &HostileSetup, place: fn(&HostileSetup, u32) -> VringAddress) -> Held {
+    let peer = setup.announce(arena);
+    (0..2).for_each(|index| peer.say(&Request::SetVringAddr(place(setup, index)), &[]));
+    setup.enable(&peer);
     // What comes of it, if anything, is a fault of its rings.
     peer.send(&Request::GetFeatures.emit(false), &[]);
     hold(peer)
 }
 
 fn based(arena: &Arena, shape: Shape, num: u32) -> Held {
-    let lair = Lair::of(shape);
-    let peer = lair.greet(arena);
-    lair.say_memory(&peer);
+    let setup = HostileSetup::of(shape);
+    let peer = setup.greet(arena);
+    setup.say_memory(&peer);
     for index in 0..2 {
-        lair.say_place(&peer, index);
+        setup.say_place(&peer, index);
         peer.say(&Request::SetVringBase(VringState { index, num }), &[]);
-        lair.start(&peer, index);
+        setup.start(&peer, index);
     }
-    lair.enable(&peer);
+    setup.enable(&peer);
     peer.is_heard();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Requests that make no sense yet; each is done or refused, and the conversation goes on.
 fn requests_too_early(arena: &Arena) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::connect(arena);
     let state = VringState { index: 1, num: 1 };
     let file = VringFile { index: 1, has_file: true };
     for request in [
         Request::SetVringEnable(state),
         Request::SetVringNum(VringState { index: 1, num: 256 }),
-        Request::SetVringAddr(lair.address(1)),
+        Request::SetVringAddr(setup.address(1)),
         Request::SetVringBase(state),
         Request::ResetOwner,
         Request::SetVringErr(VringFile { index: 1, has_file: false }),
     ] {
         assert!(peer.demand(&request, &[]), "{}", request.word());
     }
-    assert!(peer.demand(&Request::SetVringKick(file), &[lair.bells[1][0].as_fd()]));
-    assert!(peer.demand(&Request::SetVringCall(file), &[lair.bells[1][1].as_fd()]));
+    assert!(peer.demand(&Request::SetVringKick(file), &[setup.eventfds[1][0].as_fd()]));
+    assert!(peer.demand(&Request::SetVringCall(file), &[setup.eventfds[1][1].as_fd()]));
     assert!(!peer.demand(&Request::SetMemTable(vec![]), &[]));
     assert!(peer.is_heard());
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 fn requests_not_chosen(arena: &Arena) -> Held {
-    let lair = Lair::new();
+    let setup = HostileSetup::new();
     let peer = Peer::connect(arena);
     peer.say(&Request::SetProtocolFeatures(0), &[]);
     assert!(!peer.demand(&Request::NetSetMtu(1500), &[]));
     assert!(!peer.demand(&Request::SendRarp([2; 6]), &[]));
     assert!(!peer.demand(&Request::ResetDevice, &[]));
     assert!(!peer.demand(&Request::SetStatus(15), &[]));
-    assert!(!peer.demand(&Request::AddMemReg(lair.row()), &[lair.file.as_fd()]));
-    assert!(!peer.demand(&Request::RemMemReg(lair.row()), &[]));
-    hold((lair, peer))
+    assert!(!peer.demand(&Request::AddMemReg(setup.row()), &[setup.file.as_fd()]));
+    assert!(!peer.demand(&Request::RemMemReg(setup.row()), &[]));
+    hold((setup, peer))
 }
 
 fn indexes_out_of_range(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
     let rings = 2 * u32::from(PAIRS);
     for index in [rings, 255, 256, 1 << 16, (1 << 16) + 1, 1 << 31, u32::MAX] {
         let state = VringState { index, num: 256 };
         for request in [
             Request::SetVringNum(state),
-            Request::SetVringAddr(VringAddress { index, ..lair.address(0) }),
+            Request::SetVringAddr(VringAddress { index, ..setup.address(0) }),
             Request::SetVringBase(state),
             Request::GetVringBase(state),
             Request::SetVringEnable(state),
@@ -261,20 +261,20 @@ fn indexes_out_of_range(arena: &Arena) -> Held {
     for index in [rings as u8, 255] {
         let file = VringFile { index, has_file: true };
         for request in [Request::SetVringKick(file), Request::SetVringCall(file), Request::SetVringErr(file)] {
-            assert!(!peer.demand(&request, &[lair.bells[0][0].as_fd()]), "{} of {index}", request.word());
+            assert!(!peer.demand(&request, &[setup.eventfds[0][0].as_fd()]), "{} of {index}", request.word());
         }
     }
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// Does something again and again while frames cross, and while it is judged.
-fn storm(arena: &Arena, blow: fn(&Peer, &Lair, u32)) -> Held {
-    let lair = Lair::new();
-    let peer = lair.join(arena);
+fn storm(arena: &Arena, blow: fn(&Peer, &HostileSetup, u32)) -> Held {
+    let setup = HostileSetup::new();
+    let peer = setup.join(arena);
     let mut round = 0;
     // Asked now and then whether it was heard, so that it stays with what it has said.
     let mut strike = move || {
-        blow(&peer, &lair, round);
+        blow(&peer, &setup, round);
         round += 1;
         assert!(!round.is_multiple_of(16) || peer.is_heard());
     };
@@ -284,11 +284,11 @@ fn storm(arena: &Arena, blow: fn(&Peer, &Lair, u32)) -> Held {
 
 /// Thousands of each request, one connection for each, answered or not.
 fn floods(arena: &Arena) -> Held {
-    let lair = Lair::new();
-    let (state, address) = (VringState { index: 1, num: 1 }, lair.address(1));
+    let setup = HostileSetup::new();
+    let (state, address) = (VringState { index: 1, num: 1 }, setup.address(1));
     for request in [
         Request::SetOwner,
-        Request::SetFeatures(lair.shape.features.0),
+        Request::SetFeatures(setup.shape.features.0),
         Request::SetVringNum(VringState { index: 1, num: 256 }),
         Request::SetVringAddr(address),
         Request::SetVringBase(state),
@@ -298,12 +298,12 @@ fn floods(arena: &Arena) -> Held {
         Request::NetSetMtu(1500),
         Request::SendRarp([2; 6]),
     ] {
-        let peer = lair.greet(arena);
+        let peer = setup.greet(arena);
         let bytes = request.emit(false).repeat(100);
         for _ in 0..50 {
             assert!(peer.send(&bytes, &[]), "{}", request.word());
         }
         eventually("it was all heard", || peer.is_heard());
     }
-    hold(lair)
+    hold(setup)
 }

@@ -2,13 +2,13 @@
 
 use std::thread;
 
-use ferrule_dataplane::vhost::features::Features;
+use ferrule_dataplane::port::vhost_user::features::Features;
 
 use crate::arena::{Arena, Case};
-use crate::common::{Dice, eventually};
+use crate::common::{TestRng, eventually};
 use crate::held::{Hammer, Held, hold};
-use crate::vhost::hands::{reader_of, sender_of};
-use crate::vhost::lair::{GUEST, HEADER, Lair, NEXT, Shape, Split, USER, WRITE, split};
+use crate::vhost::rounds::{reader_of, sender_of};
+use crate::vhost::setup::{GUEST, HEADER, HostileSetup, NEXT, Shape, Split, USER, WRITE, split};
 use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
@@ -16,18 +16,18 @@ pub const CASES: &[Case] = &[
         sends(arena, |ring, _| ring.avail_index.store(257))
     }),
     loses("split: an index that goes backwards", "its ring index moved from", |arena| {
-        sends(arena, |ring, lair| {
-            ring.publish(&[split(lair.buffer(1, 0), HEADER + 60, 0, 0)]);
+        sends(arena, |ring, setup| {
+            ring.publish(&[split(setup.buffer(1, 0), HEADER + 60, 0, 0)]);
             eventually("it is taken", || ring.used_index.load() == 1);
             ring.avail_index.store(0);
         })
     }),
     loses("split: a receive index that jumps", "its ring index moved", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        lair.split(0).avail_index.store(lair.split(0).used_index.load().wrapping_add(700));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        setup.split(0).avail_index.store(setup.split(0).used_index.load().wrapping_add(700));
         peer.is_parted();
-        hold((lair, peer))
+        hold((setup, peer))
     }),
     loses("split: a head out of range", "names descriptor 256 of a ring of 256", |arena| {
         sends(arena, |ring, _| ring.offer(&[256]))
@@ -39,10 +39,10 @@ pub const CASES: &[Case] = &[
         })
     }),
     loses("split: a link out of range", "names descriptor 256 of", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[split(lair.buffer(1, 0), 12, NEXT, 256)]))
+        sends(arena, |ring, setup| ring.publish(&[split(setup.buffer(1, 0), 12, NEXT, 256)]))
     }),
     loses("split: a link to itself", "too many pieces", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[split(lair.buffer(1, 0), 12, NEXT, 0)]))
+        sends(arena, |ring, setup| ring.publish(&[split(setup.buffer(1, 0), 12, NEXT, 0)]))
     }),
     loses("split: links in a circle, of no bytes", "too many pieces", |arena| {
         sends(arena, |ring, _| ring.publish(&[split(GUEST, 0, NEXT, 1), split(GUEST, 0, NEXT, 0)]))
@@ -54,9 +54,9 @@ pub const CASES: &[Case] = &[
         })
     }),
     loses("split: receive links in a circle", "too many pieces", |arena| {
-        receives(arena, |ring, lair| {
+        receives(arena, |ring, setup| {
             (0..ring.size).for_each(|slot| {
-                ring.desc.write(slot.into(), split(lair.buffer(0, slot.into()), 1, NEXT | WRITE, slot ^ 1));
+                ring.desc.write(slot.into(), split(setup.buffer(0, slot.into()), 1, NEXT | WRITE, slot ^ 1));
             });
         })
     }),
@@ -68,14 +68,14 @@ pub const CASES: &[Case] = &[
         sends(arena, |ring, _| ring.publish(&[split(u64::MAX, 72, 0, 0)]))
     }),
     loses("split: a buffer that straddles the end of memory", "not all in its memory", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[split(GUEST + lair.row().size - 71, 72, 0, 0)]))
+        sends(arena, |ring, setup| ring.publish(&[split(GUEST + setup.row().size - 71, 72, 0, 0)]))
     }),
     loses("split: a user address as a guest address", "not all in its memory", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[split(lair.address(1).desc, 72, 0, 0)]))
+        sends(arena, |ring, setup| ring.publish(&[split(setup.address(1).desc, 72, 0, 0)]))
     }),
     loses("split: a receive buffer that straddles the end of memory", "not all in its memory", |arena| {
-        receives(arena, |ring, lair| {
-            let words = split(GUEST + lair.row().size - 20, 2048, WRITE, 0);
+        receives(arena, |ring, setup| {
+            let words = split(GUEST + setup.row().size - 20, 2048, WRITE, 0);
             (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), words));
         })
     }),
@@ -90,51 +90,51 @@ pub const CASES: &[Case] = &[
     }),
     // CVE-2022-2132 and the like: chains no longer than a header held buffers for ever.
     stays("split: frames of no bytes, and chains shorter than a header", |arena| {
-        sends(arena, |ring, lair| {
+        sends(arena, |ring, setup| {
             for len in (0..=HEADER).cycle().take(200) {
                 let index = ring.avail_index.load();
-                ring.desc.write(u32::from(index % 256), split(lair.buffer(1, 0), len, 0, 0));
+                ring.desc.write(u32::from(index % 256), split(setup.buffer(1, 0), len, 0, 0));
                 ring.offer(&[index % 256]);
             }
             eventually("they are given back", || ring.used_index.load() == 200);
         })
     }),
     stays("split: a header over twelve descriptors, a frame over sixty", |arena| {
-        sends(arena, |ring, lair| {
+        sends(arena, |ring, setup| {
             let words = |slot: u16| {
                 let flags = if slot < 71 { NEXT } else { 0 };
-                split(lair.buffer(1, slot.into()), 1, flags, slot + 1)
+                split(setup.buffer(1, slot.into()), 1, flags, slot + 1)
             };
             ring.publish(&(0..72).map(words).collect::<Vec<_>>());
             eventually("it is taken", || ring.used_index.load() == 1);
         })
     }),
     stays("split: descriptors of no bytes in a chain", |arena| {
-        sends(arena, |ring, lair| {
+        sends(arena, |ring, setup| {
             let words = |slot: u16| {
                 let (len, flags) = (if slot == 100 { 72 } else { 0 }, if slot < 200 { NEXT } else { 0 });
-                split(lair.buffer(1, 0), len, flags, slot + 1)
+                split(setup.buffer(1, 0), len, flags, slot + 1)
             };
             ring.publish(&(0..201).map(words).collect::<Vec<_>>());
             eventually("it is taken", || ring.used_index.load() == 1);
         })
     }),
     stays("split: descriptors to send from that are to be written", |arena| {
-        sends(arena, |ring, lair| ring.publish(&[split(lair.buffer(1, 0), 72, WRITE | 0xfff8, 7)]))
+        sends(arena, |ring, setup| ring.publish(&[split(setup.buffer(1, 0), 72, WRITE | 0xfff8, 7)]))
     }),
     loses("split: descriptors to receive in that are not to be written", "not for the device to write", |arena| {
-        receives(arena, |ring, lair| {
-            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(lair.buffer(0, 0), 2048, 0, 0)));
+        receives(arena, |ring, setup| {
+            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(setup.buffer(0, 0), 2048, 0, 0)));
         })
     }),
     loses("split: receive buffers shorter than a header", "fewer than a header has", |arena| {
-        receives(arena, |ring, lair| {
-            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(lair.buffer(0, 0), 11, WRITE, 0)));
+        receives(arena, |ring, setup| {
+            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(setup.buffer(0, 0), 11, WRITE, 0)));
         })
     }),
     loses("split: receive buffers of no bytes", "fewer than a header has", |arena| {
-        receives(arena, |ring, lair| {
-            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(lair.buffer(0, 0), 0, WRITE, 0)));
+        receives(arena, |ring, setup| {
+            (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(setup.buffer(0, 0), 0, WRITE, 0)));
         })
     }),
     stays("split: receive buffers of 2^32 - 1 bytes", |arena| {
@@ -144,9 +144,9 @@ pub const CASES: &[Case] = &[
         })
     }),
     stays("split: receive buffers of thirteen bytes, in the longest ring", |arena| {
-        receives_and_stays(arena, Shape { size: 32_768, ..Shape::split() }, |ring, lair| {
+        receives_and_stays(arena, Shape { size: 32_768, ..Shape::split() }, |ring, setup| {
             for slot in 0..ring.size {
-                ring.desc.write(slot.into(), split(lair.buffer(0, slot.into()), 13, WRITE, 0));
+                ring.desc.write(slot.into(), split(setup.buffer(0, slot.into()), 13, WRITE, 0));
             }
         })
     }),
@@ -155,120 +155,120 @@ pub const CASES: &[Case] = &[
         receives_and_stays(arena, shape, |_, _| {})
     }),
     stays("split: receive buffers on top of the ring", |arena| {
-        receives_and_stays(arena, Shape::split(), |ring, lair| {
+        receives_and_stays(arena, Shape::split(), |ring, setup| {
             // Of the used ring, behind its index: what is written there is ours to write again.
-            let used = lair.address(0).log_guest + 64;
+            let used = setup.address(0).log_guest + 64;
             (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(used, 1024, WRITE, 0)));
         })
     }),
     loses("split: receive buffers on top of the descriptors", "", |arena| {
-        receives(arena, |ring, lair| {
-            let desc = lair.address(0).log_guest - 2 * 4096;
+        receives(arena, |ring, setup| {
+            let desc = setup.address(0).log_guest - 2 * 4096;
             (0..ring.size).for_each(|slot| ring.desc.write(slot.into(), split(desc, 2048, WRITE, 0)));
         })
     }),
     stays("split: a used ring that is scribbled over", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = sender_of(&lair);
-        let (ring, mut dice) = (lair.split(0), Dice(5));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = sender_of(&setup);
+        let (ring, mut rng) = (setup.split(0), TestRng(5));
         let scribble = Hammer::swing(move || {
-            ring.used_flags.store(dice.roll() as u16);
-            ring.used_index.store(dice.roll() as u16);
+            ring.used_flags.store(rng.roll() as u16);
+            ring.used_index.store(rng.roll() as u16);
             thread::yield_now();
         });
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((scribble, busy, lair, peer))
+        hold((scribble, busy, setup, peer))
     }),
     stays("split: a frontend that never reads", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        eventually("its ring is full", || lair.split(0).used_index.load() == 256);
-        hold((lair, peer))
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        eventually("its ring is full", || setup.split(0).used_index.load() == 256);
+        hold((setup, peer))
     }),
     stays("split: an event index that is nonsense", |arena| {
-        let lair = Lair::of(Shape::split().with(Features::EVENT_IDX));
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        let (rings, mut dice) = ([lair.split(0), lair.split(1)], Dice(9));
+        let setup = HostileSetup::of(Shape::split().with(Features::EVENT_IDX));
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        let (rings, mut rng) = ([setup.split(0), setup.split(1)], TestRng(9));
         let nonsense = Hammer::swing(move || {
             for ring in &rings {
-                ring.avail.write(2 + u32::from(ring.size), dice.roll() as u16);
-                ring.avail.write(0, dice.roll() as u16);
+                ring.avail.write(2 + u32::from(ring.size), rng.roll() as u16);
+                ring.avail.write(0, rng.roll() as u16);
             }
             thread::yield_now();
         });
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((nonsense, busy, lair, peer))
+        hold((nonsense, busy, setup, peer))
     }),
     stays("split: rings of one descriptor", |arena| busy_in(arena, Shape { size: 1, ..Shape::split() })),
     stays("split: four pairs of the longest rings", |arena| {
         busy_in(arena, Shape { size: 32_768, pairs: 4, ..Shape::split() })
     }),
     loses("split: indexes hammered", "its ring index moved", |arena| {
-        hammered(arena, |lair, dice| {
-            lair.split(1).avail_index.store(dice.roll() as u16);
-            lair.split(0).avail_index.store(dice.roll() as u16);
+        hammered(arena, |setup, rng| {
+            setup.split(1).avail_index.store(rng.roll() as u16);
+            setup.split(0).avail_index.store(rng.roll() as u16);
         })
     }),
     loses("split: descriptors hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
-            let ring = lair.split(dice.roll() as u32 % 2);
-            ring.desc.write(dice.roll() as u32 % 256, [GUEST + dice.roll() % (4 << 20), dice.roll()]);
+        hammered(arena, |setup, rng| {
+            let ring = setup.split(rng.roll() as u32 % 2);
+            ring.desc.write(rng.roll() as u32 % 256, [GUEST + rng.roll() % (4 << 20), rng.roll()]);
             ring.avail_index.store(ring.used_index.load().wrapping_add(ring.size));
         })
     }),
     loses("split: every word of the rings hammered", "", |arena| {
-        hammered(arena, |lair, dice| {
+        hammered(arena, |setup, rng| {
             // Descriptors, available ring and used ring of either ring.
-            let place = lair.address(dice.roll() as u32 % 2).desc - USER + dice.roll() % (3 * 4096);
-            lair.memory.write_u32(place & !3, dice.roll() as u32).unwrap();
+            let place = setup.address(rng.roll() as u32 % 2).desc - USER + rng.roll() % (3 * 4096);
+            setup.memory.write_u32(place & !3, rng.roll() as u32).unwrap();
         })
     }),
     stays("split: lengths and addresses hammered inside of memory", |arena| {
-        let lair = Lair::new();
-        let peer = lair.join(arena);
-        let busy = (sender_of(&lair), reader_of(&lair));
-        let (ring, buffer, mut dice) = (lair.split(1), lair.buffer(1, 0), Dice(77));
+        let setup = HostileSetup::new();
+        let peer = setup.join(arena);
+        let busy = (sender_of(&setup), reader_of(&setup));
+        let (ring, buffer, mut rng) = (setup.split(1), setup.buffer(1, 0), TestRng(77));
         let hammer = Hammer::swing(move || {
-            let words = split(buffer + dice.roll() % 65_536, dice.roll() as u32 % 4096, 0, 0);
-            ring.desc.write(dice.roll() as u32 % 256, words);
+            let words = split(buffer + rng.roll() % 65_536, rng.roll() as u32 % 4096, 0, 0);
+            ring.desc.write(rng.roll() as u32 % 256, words);
         });
         eventually("frames cross", || arena.traffic.far_frames() > 100);
-        hold((hammer, busy, lair, peer))
+        hold((hammer, busy, setup, peer))
     }),
 ];
 
 /// Connects, and then does something to its transmit ring.
-fn sends(arena: &Arena, lie: fn(&Split, &Lair)) -> Held {
+fn sends(arena: &Arena, lie: fn(&Split, &HostileSetup)) -> Held {
     sends_in(arena, Shape::split(), lie)
 }
 
-fn sends_in(arena: &Arena, shape: Shape, lie: fn(&Split, &Lair)) -> Held {
-    let lair = Lair::of(shape);
-    let peer = lair.join(arena);
-    lie(&lair.split(1), &lair);
-    hold((lair, peer))
+fn sends_in(arena: &Arena, shape: Shape, lie: fn(&Split, &HostileSetup)) -> Held {
+    let setup = HostileSetup::of(shape);
+    let peer = setup.join(arena);
+    lie(&setup.split(1), &setup);
+    hold((setup, peer))
 }
 
 /// Does something to its receive ring, connects, and loses its place by the next frame that is for it.
-fn receives(arena: &Arena, lie: fn(&Split, &Lair)) -> Held {
-    let lair = Lair::new();
-    lie(&lair.split(0), &lair);
-    let peer = lair.announce(arena);
-    lair.enable(&peer);
+fn receives(arena: &Arena, lie: fn(&Split, &HostileSetup)) -> Held {
+    let setup = HostileSetup::new();
+    lie(&setup.split(0), &setup);
+    let peer = setup.announce(arena);
+    setup.enable(&peer);
     peer.is_parted();
-    hold((lair, peer))
+    hold((setup, peer))
 }
 
 /// The same, but gets frames, or none, and gives what it gets back.
-fn receives_and_stays(arena: &Arena, shape: Shape, lie: fn(&Split, &Lair)) -> Held {
-    let lair = Lair::of(shape);
-    lie(&lair.split(0), &lair);
-    let peer = lair.join(arena);
-    let busy = (sender_of(&lair), reader_of(&lair));
+fn receives_and_stays(arena: &Arena, shape: Shape, lie: fn(&Split, &HostileSetup)) -> Held {
+    let setup = HostileSetup::of(shape);
+    lie(&setup.split(0), &setup);
+    let peer = setup.join(arena);
+    let busy = (sender_of(&setup), reader_of(&setup));
     eventually("frames cross", || arena.traffic.far_frames() > 100);
-    hold((busy, lair, peer))
+    hold((busy, setup, peer))
 }
 
 fn busy_in(arena: &Arena, shape: Shape) -> Held {
@@ -276,13 +276,13 @@ fn busy_in(arena: &Arena, shape: Shape) -> Held {
 }
 
 /// Rewrites its memory at random until it has lost its place.
-fn hammered(arena: &Arena, blow: fn(&Lair, &mut Dice)) -> Held {
+fn hammered(arena: &Arena, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
     for seed in 1..=5 {
-        let lair = Lair::new();
-        let peer = lair.announce(arena);
-        lair.enable(&peer);
-        let mut dice = Dice(seed);
-        let hammer = Hammer::swing(move || blow(&lair, &mut dice));
+        let setup = HostileSetup::new();
+        let peer = setup.announce(arena);
+        setup.enable(&peer);
+        let mut rng = TestRng(seed);
+        let hammer = Hammer::swing(move || blow(&setup, &mut rng));
         arena.traffic.must_move();
         peer.is_parted();
         drop(hammer);

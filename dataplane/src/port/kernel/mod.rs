@@ -1,0 +1,28 @@
+//! Interfaces of the kernel, made inside a network namespace.
+//!
+//! A [`TapInterface`] hands its [`Tap`](ferrule_ffi::tap::Tap) to a worker's [`ring`]; the frames of
+//! a [`VethPair`] never leave the kernel. Making and removing an interface waits for the kernel
+//! (up to some 20 ms each), so neither belongs on a worker.
+//!
+//! **Invariant: nothing here keeps a namespace alive.** An open namespace file, a netlink socket
+//! and a TAP opened inside a pod's namespace would each pin it, and with it the pod's other
+//! devices, long after the pod is gone. So namespaces are entered only while an interface is made.
+//!
+//! In reading order:
+//! - `tap`: an interface whose other end is a file descriptor.
+//! - `veth`: a pair of interfaces, joined by the kernel.
+//! - [`ring`]: the data path of a TAP interface.
+//! - `setup`: what a specification asks of an interface, as netlink requests.
+//! - `namespace`: where an interface is to live.
+//! - `error`: what can go wrong, and the cure.
+
+mod error;
+mod namespace;
+pub mod ring;
+mod setup;
+mod tap;
+mod veth;
+
+pub use error::{KernelError, Place};
+pub use tap::TapInterface;
+pub use veth::VethPair;

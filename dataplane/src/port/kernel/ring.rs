@@ -1,0 +1,133 @@
+//! The data path of a kernel interface: frames are read from and written to its TAP descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use ferrule_ffi::tap::{HEADER_LEN, Tap};
+
+use crate::offload::{Accepts, VnetHeader};
+use crate::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
+use crate::status::DropReason;
+
+/// Takes the frames that the kernel sends out of the interface, unfinished ones included.
+pub struct TapSource {
+    tap: Arc<Tap>,
+    /// One frame read ahead, behind its virtio-net header.
+    buffer: Box<[u8]>,
+    /// That header, if it says that something is left to do.
+    unfinished: Option<VnetHeader>,
+    /// How much of the buffer is filled; 0: nothing was read ahead.
+    filled: usize,
+}
+
+impl TapSource {
+    /// The source of an interface.
+    pub fn new(tap: Arc<Tap>) -> Self {
+        Self { tap, buffer: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice(), unfinished: None, filled: 0 }
+    }
+
+    /// Reads one frame ahead, if there is none. Whether there is one now.
+    fn read(&mut self) -> Result<bool, Fault> {
+        while self.filled == 0 {
+            match self.tap.read(&mut self.buffer) {
+                // Shorter than its header: the kernel does not do that, and it would be no frame.
+                Ok(len) => self.filled = if len > HEADER_LEN { len } else { 0 },
+                Err(error) => return no_frame(&error).map(|()| false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Source for TapSource {
+    fn refresh(&mut self) -> Result<bool, Fault> {
+        self.read()
+    }
+
+    fn peek<'a>(&'a mut self, _gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        if !self.read()? {
+            return Ok(None);
+        }
+        let (header, bytes) = self.buffer[..self.filled].split_first_chunk().expect("read() leaves more than a header");
+        let header = VnetHeader::parse(header);
+        self.unfinished = (!header.is_plain()).then_some(header);
+        Ok(Some(Frame { bytes: bytes.into(), offload: self.unfinished.as_ref(), slots: 1 }))
+    }
+
+    /// The kernel copies it to us.
+    fn cost(&self, length: usize, _slots: u32) -> u64 {
+        length as u64
+    }
+
+    fn advance(&mut self, _slots: u32) {
+        self.filled = 0;
+    }
+
+    fn release(&mut self) {}
+
+    /// The descriptor is readable whenever there is a frame; nobody needs to be asked.
+    fn enable_notify(&mut self, _wanted: bool) {}
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tap.as_fd())
+    }
+}
+
+/// Hands frames to the kernel as if they had come in by the interface.
+pub struct TapTarget {
+    tap: Arc<Tap>,
+}
+
+impl TapTarget {
+    /// The target of an interface.
+    pub fn new(tap: Arc<Tap>) -> Self {
+        Self { tap }
+    }
+}
+
+impl Target for TapTarget {
+    fn refresh(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        if frame.bytes.len() < ETHERNET_HEADER {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        let header = frame.offload.copied().unwrap_or_default();
+        let Err(error) = self.tap.write(&header.emit(), frame.bytes) else { return Ok(Put::Stored) };
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Ok(Put::Full),
+            Some(errno @ libc::EBADFD) => Err(Fault::InterfaceGone(errno)),
+            Some(libc::EMSGSIZE) => Ok(Put::Refused(DropReason::TooLong)),
+            // EIO: the interface was set down. EFAULT: the source's memory went away, which its own
+            // next look will find.
+            _ => Ok(Put::Refused(DropReason::Refused)),
+        }
+    }
+
+    fn publish(&mut self) -> bool {
+        false
+    }
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn accepts(&self) -> Accepts {
+        // UDP segments only since Linux 6.2, and nothing tells which is running.
+        Accepts { udp_l4: false, ..Accepts::ALL }
+    }
+}
+
+/// What a failed read means: nothing there now, or nothing ever again.
+fn no_frame(error: &io::Error) -> Result<(), Fault> {
+    match error.raw_os_error() {
+        Some(errno @ (libc::EBADFD | libc::ENODEV)) => Err(Fault::InterfaceGone(errno)),
+        _ => Ok(()),
+    }
+}
+
+/// The shortest thing that the kernel takes for a frame.
+const ETHERNET_HEADER: usize = 14;

@@ -1,0 +1,72 @@
+//! An interface of the kernel whose other end is a file descriptor.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ferrule_ffi::tap::Tap;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
+use nix::errno::Errno;
+
+use super::error::{KernelError, Place};
+use super::namespace::{Namespace, workshop};
+use super::setup::{find, link_request, set_up};
+use crate::spec::KernelSpec;
+use ferrule_ffi::netlink::{Netlink, NetlinkError};
+
+/// A TAP interface, set up and up, with its carrier down until someone serves the other end.
+/// Dropping the [`Tap`] removes the interface.
+#[derive(Debug)]
+pub struct TapInterface {
+    /// The other end of the interface.
+    pub tap: Tap,
+    /// The number of the interface in its namespace.
+    pub index: u32,
+}
+
+impl TapInterface {
+    /// Makes the interface; a failure leaves nothing behind.
+    pub fn create(spec: &KernelSpec) -> Result<Self, KernelError> {
+        let place = Place::from(spec);
+        let namespace = Namespace::open(spec)?;
+        let tap = if namespace.is_home() { make(spec.name.as_str()) } else { make_inside(&namespace, spec) };
+        let tap = tap.map_err(|refusal| creation_failed(&place, refusal))?;
+        let mut netlink = namespace.netlink().map_err(|error| KernelError::failed("set up", &place, error))?;
+        let index =
+            find(&mut netlink, spec.name.as_str()).map_err(|refusal| KernelError::failed("find", &place, refusal))?;
+        set_up(&mut netlink, index, spec)?;
+        Ok(Self { tap, index })
+    }
+}
+
+/// Makes the device in the namespace of the calling thread.
+fn make(name: &str) -> Result<Tap, NetlinkError> {
+    let tap = Tap::create(name)?;
+    tap.set_carrier(false)?;
+    Ok(tap)
+}
+
+/// Makes the device in the workshop and moves it. The move makes the kernel wait for all readers of
+/// the device (about 14 ms on a machine of two CPUs); what it buys is told at [`workshop`].
+fn make_inside(namespace: &Namespace, spec: &KernelSpec) -> Result<Tap, NetlinkError> {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("tap{}", MADE.fetch_add(1, Ordering::Relaxed));
+    workshop()?.run(|| {
+        let tap = make(&name)?;
+        let mut netlink = Netlink::open()?;
+        let index = find(&mut netlink, &name)?;
+        let target = vec![LinkAttribute::NetNsFd(namespace.fd()), LinkAttribute::IfName(spec.name.to_string())];
+        netlink.request(link_request(RouteNetlinkMessage::SetLink, index, target))?;
+        Ok(tap)
+    })?
+}
+
+fn creation_failed(place: &Place, refusal: NetlinkError) -> KernelError {
+    let place = place.clone();
+    match refusal.errno {
+        Errno::EEXIST | Errno::EBUSY => KernelError::NameTaken { place },
+        Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EACCES => {
+            KernelError::DriverMissing { driver: "tun", place, reason: refusal.to_string() }
+        }
+        _ => KernelError::failed("create", &place, refusal),
+    }
+}

@@ -1,0 +1,73 @@
+//! A control socket, one message at a time.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use arrayvec::ArrayVec;
+use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::unix::{Kind, UnixSocket};
+
+use crate::port::memif::handshake::{HandshakeError, Outbox};
+use crate::port::memif::message::{MESSAGE_LEN, Message};
+use crate::socket::{self, SocketError};
+use crate::spec::{NetNs, SocketAddress};
+
+/// A connected control socket.
+pub struct Channel(UnixSocket);
+
+impl Channel {
+    /// Connects to a server.
+    pub fn connect(address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
+        socket::connect(Kind::SeqPacket, address, netns).map(Self)
+    }
+
+    /// The next message and the files that came with it; `None`: nothing now.
+    pub fn receive(&self) -> Result<Option<(Message, Vec<PeerFile>)>, HandshakeError> {
+        // One byte more than a message, so that a longer packet is seen to be longer.
+        let mut buffer = [0; MESSAGE_LEN + 1];
+        let packet = match self.0.receive(&mut buffer) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Err(HandshakeError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(HandshakeError::Closed),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))
+    }
+
+    /// Sends everything in the box.
+    ///
+    /// # Errors
+    /// Also when the peer does not read: nobody waits for it.
+    pub fn send(&self, out: &mut Outbox) -> Result<(), HandshakeError> {
+        while let Some((message, file)) = out.0.pop_front() {
+            let files: ArrayVec<_, 1> = file.iter().map(AsFd::as_fd).collect();
+            self.0.send(&message.emit(), &files).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => HandshakeError::Deaf,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => HandshakeError::Closed,
+                _ => error.into(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Tells the peer why the connection ends.
+    pub fn send_disconnect(&self, reason: &impl fmt::Display) {
+        let message = Message::Disconnect { code: 0, reason: reason.to_string() };
+        let _ = self.0.send(&message.emit(), &[]);
+    }
+}
+
+impl From<UnixSocket> for Channel {
+    /// A client that a listener of packets accepted.
+    fn from(socket: UnixSocket) -> Self {
+        Self(socket)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,411 @@
+//! The shared memory of one connection: regions and the rings in them.
+//!
+//! A client makes it, a server is told of it piece by piece; afterwards both hold the same thing.
+//! With the positions of the queues, a [`Layout`] is all that a successor process would need to
+//! take over a live connection: files, sizes, places of the rings, eventfds.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use ferrule_ffi::notifier::eventfd;
+use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::region::{Health, Region};
+use thiserror::Error;
+
+use crate::port::memif::message::{AddRegion, AddRing, Direction};
+use crate::port::memif::ring::zero_copy::{LENT_FROM, Loans, Offers};
+use crate::port::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
+use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
+
+/// Regions and rings of one connection.
+pub struct Layout {
+    role: Role,
+    regions: Vec<Region>,
+    rings: Vec<RingPlace>,
+    buffers: BufferPlace,
+    health: Arc<Health>,
+}
+
+/// Where the buffers of the rings' slots are.
+#[derive(Clone, Copy)]
+enum BufferPlace {
+    /// As server: where the descriptors say.
+    Announced,
+    /// As client: in region 1, of this size, one behind the other.
+    Own(u32),
+    /// As client: in the regions of another peer, and the longest piece that this one takes.
+    Lent(u32),
+}
+
+/// One ring as it was announced, and what wakes its receiver.
+struct RingPlace {
+    announced: AddRing,
+    interrupt: Arc<OwnedFd>,
+}
+
+/// The ends of the rings that one side has: what it takes frames from and what it puts them to.
+pub struct Queues {
+    /// By ring index.
+    pub receivers: Vec<Receiver>,
+    /// By ring index.
+    pub senders: Vec<Sender>,
+}
+
+impl Layout {
+    /// A server's, before anything was announced.
+    pub fn announced_by_peer() -> Self {
+        Self {
+            role: Role::Server,
+            regions: Vec::new(),
+            rings: Vec::new(),
+            buffers: BufferPlace::Announced,
+            health: Arc::default(),
+        }
+    }
+
+    /// Makes a client's: region 0 holds the rings, S2M first, and region 1 a buffer for each slot.
+    /// `queues` and `ring` are what the server's HELLO left of the wish in `spec`.
+    pub fn create(spec: &MemifSpec, queues: u16, ring: u32) -> io::Result<Self> {
+        let buffers_len = 2 * u64::from(queues) * u64::from(ring) * u64::from(spec.buffer);
+        if u32::try_from(buffers_len).is_err() {
+            let text = format!("{queues} queue pairs of {ring} buffers of {} bytes exceed 4 GiB", spec.buffer);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let mut layout = Self::with_rings(queues, ring, BufferPlace::Own(spec.buffer))?;
+        layout.regions.push(Region::create("memif-buffers", buffers_len, &layout.health)?);
+        Ok(layout)
+    }
+
+    /// Makes a client's around the memory of another peer, the lender: region 0 holds the rings, behind it come the
+    /// lender's regions. Buffers longer than `spec.buffer` are not given to the server.
+    pub fn lend(spec: &MemifSpec, lender: &Loan, ring: u32) -> io::Result<Self> {
+        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::Lent(spec.buffer))?;
+        layout.regions.extend_from_slice(&lender.regions);
+        Ok(layout)
+    }
+
+    /// A client's with region 0 only: the rings, S2M first.
+    fn with_rings(queues: u16, ring: u32, buffers: BufferPlace) -> io::Result<Self> {
+        let ring_len = RING_HEADER + 16 * u64::from(ring);
+        let rings_len = 2 * u64::from(queues) * ring_len;
+        let health = Arc::default();
+        let region = Region::create("memif-rings", rings_len, &health)?;
+        let directions = [Direction::S2M, Direction::M2S];
+        let places = directions.into_iter().flat_map(|direction| (0..queues).map(move |index| (direction, index)));
+        let rings = places.enumerate().map(|(number, (direction, index))| {
+            // At most QUEUES_MAX pairs of RING_MAX descriptors: far below 4 GiB.
+            let offset = (number as u64 * ring_len) as u32;
+            region.write_u32(u64::from(offset), COOKIE).expect("the ring lies inside the region made for it");
+            let log2_size = ring.ilog2() as u8;
+            let announced = AddRing { direction, index, region: 0, offset, log2_size, private_header: 0 };
+            Ok(RingPlace { announced, interrupt: Arc::new(eventfd()?.into()) })
+        });
+        let rings = rings.collect::<io::Result<_>>()?;
+        Ok(Self { role: Role::Client, regions: vec![region], rings, buffers, health })
+    }
+
+    /// What of this connection, as server, can be lent to another peer.
+    pub fn loan(&self) -> Result<Loan, NoLoan> {
+        let count = |direction| self.rings.iter().filter(|place| place.announced.direction == direction).count();
+        let (s2m, m2s) = (count(Direction::S2M), count(Direction::M2S));
+        if s2m != m2s {
+            return Err(NoLoan::Asymmetric { s2m, m2s });
+        }
+        let ring = self.rings.iter().map(|place| 1 << place.announced.log2_size).max().unwrap_or(1);
+        // At most QUEUES_MAX.
+        Ok(Loan { regions: self.regions.clone(), queues: s2m as u16, ring })
+    }
+
+    /// Whether the buffers are another peer's.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.buffers, BufferPlace::Lent(_))
+    }
+
+    /// Takes a region that the client announced.
+    pub fn add_region(&mut self, region: AddRegion, file: PeerFile) -> Result<(), LayoutError> {
+        let AddRegion { index, size } = region;
+        if usize::from(index) != self.regions.len() {
+            return Err(LayoutError::RegionOrder { index, expected: self.regions.len() });
+        }
+        if self.regions.len() >= REGIONS_MAX {
+            return Err(LayoutError::TooManyRegions);
+        }
+        let held: u64 = self.regions.iter().map(|region| region.len() as u64).sum();
+        if size > MEMORY_MAX - held {
+            return Err(LayoutError::TooMuchMemory { index, size });
+        }
+        let map = Region::map(file, size, &self.health);
+        self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
+        Ok(())
+    }
+
+    /// Takes a ring that the client announced.
+    pub fn add_ring(&mut self, ring: AddRing, interrupt: PeerFile) -> Result<(), LayoutError> {
+        let AddRing { direction, index, region, offset, log2_size, private_header } = ring;
+        let place = || RingName { direction, index };
+        let expected = self.rings.iter().filter(|other| other.announced.direction == direction).count();
+        if usize::from(index) != expected {
+            return Err(LayoutError::RingOrder { ring: place(), expected });
+        }
+        if index >= QUEUES_MAX {
+            return Err(LayoutError::TooManyRings { ring: place() });
+        }
+        if private_header != 0 {
+            return Err(LayoutError::PrivateHeader { ring: place(), bytes: private_header });
+        }
+        if u32::from(log2_size) > RING_MAX.ilog2() {
+            return Err(LayoutError::RingSize { ring: place(), log2_size });
+        }
+        let interrupt = interrupt.into_eventfd().ok_or_else(|| LayoutError::Interrupt { ring: place() })?;
+        let memory = self.regions.get(usize::from(region));
+        let inside = memory.is_some_and(|memory| {
+            offset.is_multiple_of(64) && u64::from(offset) + RING_HEADER + (16 << log2_size) <= memory.len() as u64
+        });
+        if !inside {
+            return Err(LayoutError::RingPlace { ring: place(), region, offset, log2_size });
+        }
+        self.rings.push(RingPlace { announced: ring, interrupt: Arc::new(interrupt) });
+        Ok(())
+    }
+
+    /// The queues of our side. Called once, at CONNECT or CONNECTED: it takes hold of the rings.
+    pub fn queues(&self) -> Result<Queues, LayoutError> {
+        let mut queues = Queues { receivers: Vec::new(), senders: Vec::new() };
+        for (number, place) in self.rings.iter().enumerate() {
+            let ring = self.ring(place)?;
+            let size = ring.table.len();
+            let own = |bytes: u32| Buffers { region: 1, offset: number as u32 * size as u32 * bytes, size: bytes };
+            if receives(self.role, place.announced.direction) {
+                let slots = match self.buffers {
+                    BufferPlace::Announced => Slots::Announced,
+                    BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
+                    BufferPlace::Lent(_) => Slots::Lent(Offers::new(size)),
+                };
+                queues.receivers.push(Receiver::new(ring, slots));
+            } else {
+                let slots = match self.buffers {
+                    BufferPlace::Announced => Slots::Announced,
+                    BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
+                    BufferPlace::Lent(piece_max) => Slots::Lent(Loans::new(size, piece_max)),
+                };
+                queues.senders.push(Sender::new(ring, slots));
+            }
+        }
+        Ok(queues)
+    }
+
+    /// Whether memory of the peer went away.
+    pub fn is_truncated(&self) -> bool {
+        self.health.is_dead()
+    }
+
+    /// What to announce, with its file.
+    pub fn regions(&self) -> impl Iterator<Item = (AddRegion, BorrowedFd<'_>)> {
+        let announce =
+            |(index, region)| (AddRegion { index: index as u16, size: Region::len(region) as u64 }, region.file());
+        self.regions.iter().enumerate().map(announce)
+    }
+
+    /// What to announce, with what wakes its receiver.
+    pub fn rings(&self) -> impl Iterator<Item = (AddRing, &OwnedFd)> {
+        self.rings.iter().map(|place| (place.announced, &*place.interrupt))
+    }
+
+    fn ring(&self, place: &RingPlace) -> Result<Ring, LayoutError> {
+        let AddRing { direction, index, region, offset, log2_size, .. } = place.announced;
+        let ring = RingName { direction, index };
+        let at = u64::from(offset);
+        let outside = LayoutError::RingPlace { ring, region, offset, log2_size };
+        let memory = self.regions.get(usize::from(region)).ok_or(outside)?;
+        let cookie = memory.read_u32(at).unwrap_or(0);
+        if self.health.is_dead() {
+            return Err(LayoutError::Truncated { ring: RingName { direction, index } });
+        }
+        if cookie != COOKIE {
+            return Err(LayoutError::Cookie { ring: RingName { direction, index }, cookie });
+        }
+        let parts = || {
+            Some(Ring {
+                flags: memory.index(at + 4)?,
+                head: memory.index(at + 6)?,
+                tail: memory.index(at + 64)?,
+                table: memory.table(at + RING_HEADER, 1 << log2_size)?,
+                interrupt: Arc::clone(&place.interrupt),
+                regions: self.regions.clone().into_boxed_slice(),
+                health: Arc::clone(&self.health),
+            })
+        };
+        parts().ok_or(LayoutError::RingPlace { ring: RingName { direction, index }, region, offset, log2_size })
+    }
+}
+
+/// The memory of one peer, to be lent to another.
+pub struct Loan {
+    regions: Vec<Region>,
+    queues: u16,
+    ring: u32,
+}
+
+impl Loan {
+    /// Rings of a borrower that takes so many regions, queue pairs and descriptors.
+    ///
+    /// # Errors
+    /// Not all of the loan fits.
+    pub fn fit(&self, regions_max: usize, queues_max: u16, ring_max: u32) -> Result<u32, NoLoan> {
+        let regions = self.regions.len() + usize::from(LENT_FROM);
+        if regions > regions_max {
+            return Err(NoLoan::Regions { regions, most: regions_max });
+        }
+        if self.queues > queues_max {
+            return Err(NoLoan::Queues { queues: self.queues, most: queues_max });
+        }
+        Ok(self.ring.min(ring_max))
+    }
+}
+
+/// Why one peer's memory cannot be lent to the other.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum NoLoan {
+    /// Each ring of one needs its like at the other.
+    #[error("the lending peer has {s2m} rings one way and {m2s} the other")]
+    Asymmetric {
+        /// From client to server.
+        s2m: usize,
+        /// From server to client.
+        m2s: usize,
+    },
+    /// The server takes fewer.
+    #[error("the borrowing peer takes {most} memory regions, and {regions} are needed")]
+    Regions {
+        /// Ours and the lender's.
+        regions: usize,
+        /// What it takes.
+        most: usize,
+    },
+    /// The server takes fewer.
+    #[error("the borrowing peer takes {most} queue pairs, and the lending one has {queues}")]
+    Queues {
+        /// The lender's.
+        queues: u16,
+        /// What it takes.
+        most: u16,
+    },
+}
+
+/// A ring by its direction and index, for messages.
+#[derive(Clone, Copy, Debug)]
+pub struct RingName {
+    direction: Direction,
+    index: u16,
+}
+
+impl std::fmt::Display for RingName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} ring {}", self.direction, self.index)
+    }
+}
+
+/// What is wrong with memory that a client announced.
+#[derive(Debug, Error)]
+pub enum LayoutError {
+    /// Regions come as 0, 1, 2 ..
+    #[error("unexpected region index {index}, expected {expected}")]
+    RegionOrder {
+        /// What came.
+        index: u16,
+        /// What should have.
+        expected: usize,
+    },
+    /// More than we announced.
+    #[error("more than {REGIONS_MAX} regions")]
+    TooManyRegions,
+    /// More than a peer gets.
+    #[error("region {index} of {size} bytes brings the client above {MEMORY_MAX} bytes")]
+    TooMuchMemory {
+        /// Which.
+        index: u16,
+        /// How large.
+        size: u64,
+    },
+    /// The file does not do.
+    #[error("region {index} of {size} bytes: {source}")]
+    Map {
+        /// Which.
+        index: u16,
+        /// How large.
+        size: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// Rings come as 0, 1, 2 .. in each direction.
+    #[error("unexpected index: {ring}, expected {expected}")]
+    RingOrder {
+        /// What came.
+        ring: RingName,
+        /// What should have.
+        expected: usize,
+    },
+    /// More than we announced.
+    #[error("{ring}: no more than {QUEUES_MAX} in each direction")]
+    TooManyRings {
+        /// Which.
+        ring: RingName,
+    },
+    /// Nobody uses them.
+    #[error("{ring}: private headers of {bytes} bytes are not supported")]
+    PrivateHeader {
+        /// Which.
+        ring: RingName,
+        /// How large.
+        bytes: u16,
+    },
+    /// Larger than we announced.
+    #[error("{ring}: 2^{log2_size} descriptors, at most {RING_MAX} are possible")]
+    RingSize {
+        /// Which.
+        ring: RingName,
+        /// How large.
+        log2_size: u8,
+    },
+    /// Something else was passed as one.
+    #[error("{ring}: its interrupt descriptor is not an eventfd")]
+    Interrupt {
+        /// Which.
+        ring: RingName,
+    },
+    /// Not inside its region.
+    #[error("{ring}: 2^{log2_size} descriptors at offset {offset} are not inside region {region} on a 64-byte border")]
+    RingPlace {
+        /// Which.
+        ring: RingName,
+        /// Where.
+        region: u16,
+        /// Where.
+        offset: u32,
+        /// How large.
+        log2_size: u8,
+    },
+    /// The memory is not there any more.
+    #[error("{ring}: its shared memory was truncated before CONNECT")]
+    Truncated {
+        /// Which.
+        ring: RingName,
+    },
+    /// No ring there.
+    #[error("{ring}: wrong cookie {cookie:#010x} (a peer built for 128-byte cache lines has another layout)")]
+    Cookie {
+        /// Which.
+        ring: RingName,
+        /// What was read.
+        cookie: u32,
+    },
+}
+
+/// Regions of one client. DPDK zero-copy clients send one for each memory segment list.
+pub const REGIONS_MAX: usize = 64;
+/// Bytes of address space that one client gets: VPP's zero-copy clients share whole buffer pools.
+pub const MEMORY_MAX: u64 = 64 << 30;
+const COOKIE: u32 = 0x03E3_1F20;
+/// Bytes of a ring before its descriptors: head and tail on a cache line each.
+const RING_HEADER: u64 = 128;

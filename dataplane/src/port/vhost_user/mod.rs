@@ -1,0 +1,25 @@
+//! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
+//!
+//! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
+//! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
+//! - [`memory`]: the guest's memory, by guest and by user address;
+//! - [`vring`]: what a ring is made from, and our ends of one;
+//! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
+//! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration;
+//! - [`driver`] and [`frontend`]: the other side of the rings and of the socket, for programs of ours that are guests.
+
+mod chain;
+pub mod channel;
+pub mod driver;
+pub mod features;
+pub mod frontend;
+mod guest;
+mod inflight;
+pub mod log;
+pub mod memory;
+pub mod message;
+pub mod packed;
+pub mod rarp;
+pub mod session;
+pub mod split;
+pub mod vring;

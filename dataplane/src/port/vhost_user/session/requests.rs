@@ -1,0 +1,257 @@
+//! What each request does.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::region::Region;
+
+use super::inflight::InflightMemory;
+use super::table::SLOTS_MAX;
+use super::vring_config::VringConfig;
+use super::{MTU_MAX, MTU_MIN, RequestError, Session};
+use crate::port::vhost_user::features::{Features, ProtocolFeatures};
+use crate::port::vhost_user::inflight;
+use crate::port::vhost_user::log::DirtyLog;
+use crate::port::vhost_user::message::{Body, Config, Inflight, LogArea, Request, VringAddress, VringFile, VringState};
+use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
+
+/// What a request that was accepted leads to.
+pub(super) enum Outcome {
+    Done { announce: Option<[u8; 6]> },
+    Reply(Body, Option<OwnedFd>),
+}
+
+impl Outcome {
+    const DONE: Self = Self::Done { announce: None };
+
+    fn value(value: u64) -> Self {
+        Self::Reply(Body::Value(value), None)
+    }
+}
+
+impl Session {
+    /// Does what a request asks for, or nothing of it.
+    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
+        self.check(&request, files.len())?;
+        let mut files = files.into_iter();
+        match request {
+            Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
+            Request::GetProtocolFeatures => return Ok(Outcome::value(self.offer.protocol.0)),
+            Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
+            Request::GetMaxMemSlots => return Ok(Outcome::value(SLOTS_MAX as u64)),
+            Request::GetStatus => return Ok(Outcome::value(self.status.into())),
+            Request::GetConfig(asked) => return Ok(self.config(asked)),
+            Request::GetVringBase(VringState { index, .. }) => return self.stop(index),
+            Request::GetInflightFd(asked) => return self.make_inflight(asked),
+            Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
+            Request::SetLogBase(area) => {
+                self.set_log(area, files.next())?;
+                // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
+                return Ok(Outcome::Reply(Body::Empty, None));
+            }
+            Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
+            Request::SetProtocolFeatures(chosen) => self.set_protocol(ProtocolFeatures(chosen))?,
+            Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
+            Request::AddMemReg(row) => self.memory.add(row, the_file(files.next(), "ADD_MEM_REG")?)?,
+            Request::RemMemReg(row) => self.memory.remove(row)?,
+            Request::SetInflightFd(told) => self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?,
+            Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
+            Request::SetVringAddr(address) => self.set_address(address)?,
+            Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
+            Request::SetVringEnable(VringState { index, num }) => self.vring_config(index)?.enabled = num != 0,
+            Request::SetVringKick(ring) => {
+                let kick = eventfd(ring, files.next())?;
+                self.vring_config(ring.index.into())?.start(kick);
+            }
+            Request::SetVringCall(ring) => {
+                let call = eventfd(ring, files.next())?;
+                self.vring_config(ring.index.into())?.call = call.map(Arc::new);
+            }
+            // A ring that breaks ends the connection, which says it better.
+            Request::SetVringErr(ring) => {
+                eventfd(ring, files.next())?;
+                self.vring_config(ring.index.into())?;
+            }
+            Request::SetStatus(status) => self.set_status(status)?,
+            Request::ResetOwner => self.vrings.iter_mut().for_each(|vring_config| vring_config.enabled = false),
+            Request::ResetDevice => self.reset(),
+            Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
+            // Nothing is to be done: each connection has its one owner, the log is looked at by whoever wants to, and
+            // frames of any length are carried.
+            Request::SetOwner | Request::SetLogFd | Request::NetSetMtu(_) => {}
+            Request::SetConfig(_) => return Err(RequestError::ReadOnly),
+            Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
+        }
+        Ok(Outcome::DONE)
+    }
+
+    /// Whether the request may be made, and has come with what belongs to it.
+    fn check(&self, request: &Request, files: usize) -> Result<(), RequestError> {
+        // DPDK's virtio-user speaks of its status before it has chosen anything, when it is the one that listens and we
+        // come back: it remembers what it chose the last time.
+        if let Some((feature, name)) = needs(request)
+            && !self.protocol.unwrap_or(self.offer.protocol).has(feature)
+        {
+            return Err(RequestError::NotNegotiated { request: request.word(), feature: name });
+        }
+        check_files(request, files)
+    }
+
+    fn config(&self, asked: Config) -> Outcome {
+        let Config { offset, flags, data } = asked;
+        let data = self.offer.config(offset, data.len()).unwrap_or_default();
+        Outcome::Reply(Body::Config(Config { offset, flags, data }), None)
+    }
+
+    /// Stops a ring, and says where it was left.
+    fn stop(&mut self, index: u32) -> Result<Outcome, RequestError> {
+        let features = self.features;
+        if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
+            inflight::settle(block);
+        }
+        let vring_config = self.vring_config(index)?;
+        vring_config.stop();
+        Ok(Outcome::Reply(Body::Vring(VringState { index, num: vring_config.base(features) }), None))
+    }
+
+    fn make_inflight(&mut self, asked: Inflight) -> Result<Outcome, RequestError> {
+        let (rings, health) = (self.vrings.len(), self.memory.health());
+        let made = InflightMemory::create(asked, rings, self.features, health);
+        let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
+        let file = Region::file(&region).try_clone_to_owned();
+        let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
+        self.inflight = Some(memory);
+        Ok(Outcome::Reply(Body::Inflight(answer), Some(file)))
+    }
+
+    fn adopt_inflight(&mut self, told: Inflight, file: PeerFile) -> Result<(), RequestError> {
+        let (rings, health) = (self.vrings.len(), self.memory.health());
+        let adopted = InflightMemory::adopt(told, file, rings, self.features, health);
+        self.inflight = Some(adopted.map_err(RequestError::Inflight)?);
+        Ok(())
+    }
+
+    fn set_protocol(&mut self, chosen: ProtocolFeatures) -> Result<(), RequestError> {
+        if !self.offer.protocol.has(chosen) {
+            return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
+        }
+        self.protocol = Some(chosen);
+        Ok(())
+    }
+
+    fn set_status(&mut self, status: u64) -> Result<(), RequestError> {
+        self.status = u8::try_from(status).map_err(|_| RequestError::Status(status))?;
+        if self.status == 0 {
+            self.vrings.iter_mut().for_each(VringConfig::stop);
+        }
+        Ok(())
+    }
+
+    fn set_features(&mut self, chosen: Features) -> Result<(), RequestError> {
+        if !self.offer.features.has(chosen) {
+            return Err(RequestError::Unoffered { bits: chosen.without(self.offer.features).0 });
+        }
+        let changed = Features(self.features.0 ^ chosen.0).without(Features::LOG_ALL);
+        if changed != Features::default() && self.vrings.iter().any(VringConfig::is_started) {
+            return Err(RequestError::FeaturesInUse { bits: changed.0 });
+        }
+        self.features = chosen;
+        Ok(())
+    }
+
+    fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
+        let failed = |problem| RequestError::Log { area, problem };
+        let file = the_file(file, "SET_LOG_BASE")?;
+        // CVE-2020-10722.
+        let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
+        if len > LOG_MAX {
+            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
+        }
+        let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
+        let log = DirtyLog::new(&region, area.offset, area.size);
+        self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
+        Ok(())
+    }
+
+    fn set_size(&mut self, index: u32, size: u32) -> Result<(), RequestError> {
+        if !(1..=SIZE_MAX).contains(&size) {
+            return Err(VringError::Size { index, size }.into());
+        }
+        self.stopped_draft(index)?.size = Some(size);
+        Ok(())
+    }
+
+    /// Also while the ring runs: that is how logging is switched on and off.
+    fn set_address(&mut self, address: VringAddress) -> Result<(), RequestError> {
+        self.vring_config(address.index)?.address = Some(address);
+        Ok(())
+    }
+
+    /// A ring, whose index is bounded before anything is done with it (CVE-2020-10723).
+    fn vring_config(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
+        let rings = self.vrings.len();
+        self.vrings.get_mut(index as usize).ok_or(RequestError::Index { index, rings })
+    }
+
+    fn stopped_draft(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
+        let vring_config = self.vring_config(index)?;
+        if vring_config.is_started() { Err(RequestError::Running { index }) } else { Ok(vring_config) }
+    }
+
+    /// Back to the beginning, but for the memory and the protocol features, which are the frontend's.
+    fn reset(&mut self) {
+        self.vrings.iter_mut().for_each(|vring_config| *vring_config = VringConfig::default());
+        self.features = Features::default();
+        self.log = None;
+        self.inflight = None;
+        self.status = 0;
+    }
+}
+
+/// Which protocol feature a request belongs to.
+fn needs(request: &Request) -> Option<(ProtocolFeatures, &'static str)> {
+    Some(match request {
+        Request::SetLogBase(_) => (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
+        Request::GetQueueNum => (ProtocolFeatures::MQ, "MQ"),
+        Request::SendRarp(_) => (ProtocolFeatures::RARP, "RARP"),
+        Request::NetSetMtu(_) => (ProtocolFeatures::NET_MTU, "NET_MTU"),
+        Request::GetConfig(_) | Request::SetConfig(_) => (ProtocolFeatures::CONFIG, "CONFIG"),
+        Request::GetInflightFd(_) | Request::SetInflightFd(_) => (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
+        Request::ResetDevice => (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
+        Request::GetMaxMemSlots | Request::AddMemReg(_) | Request::RemMemReg(_) => {
+            (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")
+        }
+        Request::SetStatus(_) | Request::GetStatus => (ProtocolFeatures::STATUS, "STATUS"),
+        _ => return None,
+    })
+}
+
+/// As many files as the request has, no more and no fewer (CVE-2019-14818, CVE-2022-0669). What came beside is closed.
+fn check_files(request: &Request, count: usize) -> Result<(), RequestError> {
+    let right = match request {
+        Request::SetMemTable(rows) => count == rows.len(),
+        Request::SetLogBase(_) | Request::SetLogFd | Request::SetInflightFd(_) | Request::AddMemReg(_) => count == 1,
+        Request::SetVringKick(ring) | Request::SetVringCall(ring) | Request::SetVringErr(ring) => {
+            count == usize::from(ring.has_file)
+        }
+        // Some frontends pass it once more.
+        Request::RemMemReg(_) => count <= 1,
+        _ => count == 0,
+    };
+    if right { Ok(()) } else { Err(RequestError::Files { request: request.word(), count }) }
+}
+
+/// The eventfd of a ring, if it says that there is one.
+fn eventfd(ring: VringFile, file: Option<PeerFile>) -> Result<Option<OwnedFd>, RequestError> {
+    let Some(file) = file else { return Ok(None) };
+    file.into_eventfd().map(Some).ok_or(RequestError::NotAnEventfd { index: ring.index.into() })
+}
+
+/// The file that came with a request which has one.
+fn the_file(file: Option<PeerFile>, request: &'static str) -> Result<PeerFile, RequestError> {
+    file.ok_or(RequestError::Files { request, count: 0 })
+}
+
+/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
+const LOG_MAX: u64 = 1 << 30;

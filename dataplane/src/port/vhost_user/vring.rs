@@ -1,0 +1,301 @@
+//! What a ring is made from, and our ends of one.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use ferrule_ffi::array::{Array, Plain};
+use ferrule_ffi::region::{Health, Index, Region};
+use ferrule_ffi::span::Span;
+use thiserror::Error;
+
+use crate::offload::Accepts;
+use crate::port::vhost_user::features::Features;
+use crate::port::vhost_user::log::DirtyLog;
+use crate::port::vhost_user::memory::GuestMemory;
+use crate::port::vhost_user::packed::{PackedRx, PackedTx};
+use crate::port::vhost_user::split::{SplitRx, SplitTx};
+use crate::port::{Fault, Frame, Put, Run, Source, Target};
+
+/// Everything that the frontend said of one ring, once it is all there.
+#[derive(Clone)]
+pub struct VringSetup {
+    /// Its index: even, the guest receives; odd, the guest transmits.
+    pub index: u32,
+    /// How many descriptors (SET_VRING_NUM).
+    pub size: u32,
+    /// User address of the descriptors (SET_VRING_ADDR).
+    pub desc: u64,
+    /// User address of the available ring; packed: of the driver's event structure.
+    pub avail: u64,
+    /// User address of the used ring; packed: of the device's event structure.
+    pub used: u64,
+    /// Where to begin, as SET_VRING_BASE and GET_VRING_BASE carry it. Split: an index. Packed: index and wrap counter of
+    /// the available descriptor in the low half, of the used one in the high half; without a high half they are equal.
+    pub base: u32,
+    /// SET_VRING_ENABLE. A disabled ring that the guest transmits by is drained, and one
+    /// that it receives by is given nothing.
+    pub enabled: bool,
+    /// What was negotiated.
+    pub features: Features,
+    /// What the guest rings; none: it asks us to poll ("Ring initialization" of the protocol).
+    pub kick: Option<Arc<OwnedFd>>,
+    /// What we ring; none: it does not want to be rung.
+    pub call: Option<Arc<OwnedFd>>,
+    /// Where the descriptors lead.
+    pub memory: GuestMemory,
+    /// Which pages we write, while a migration is going on.
+    pub log: Option<VringLog>,
+    /// Where the index of used buffers is kept over our own end, if INFLIGHT_SHMFD was negotiated: this ring's block.
+    pub inflight: Option<Region>,
+    /// Whether the guest's memory is still there.
+    pub health: Arc<Health>,
+}
+
+/// How one ring logs.
+#[derive(Clone)]
+pub struct VringLog {
+    /// The bitmap.
+    pub dirty: DirtyLog,
+    /// The guest address of the used ring, if SET_VRING_ADDR asked to log it too.
+    pub used: Option<u64>,
+}
+
+/// Our end of a ring of which the guest transmits.
+pub enum GuestTx {
+    /// Of the split layout.
+    Split(Box<SplitTx>),
+    /// Of the packed layout.
+    Packed(Box<PackedTx>),
+}
+
+/// Our end of a ring of which the guest receives.
+pub enum GuestRx {
+    /// Of the split layout.
+    Split(Box<SplitRx>),
+    /// Of the packed layout.
+    Packed(Box<PackedRx>),
+}
+
+impl GuestTx {
+    /// Takes hold of a ring.
+    pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
+        Ok(if setup.check()? {
+            Self::Packed(Box::new(PackedTx::new(setup)?))
+        } else {
+            Self::Split(Box::new(SplitTx::new(setup)?))
+        })
+    }
+
+    /// Where a successor begins: the answer to GET_VRING_BASE.
+    pub fn base(&self) -> u32 {
+        match self {
+            Self::Split(ring) => ring.base(),
+            Self::Packed(ring) => ring.base(),
+        }
+    }
+
+    /// Whether its frames go anywhere; if not, whoever has it drops them.
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Split(ring) => ring.is_enabled(),
+            Self::Packed(ring) => ring.is_enabled(),
+        }
+    }
+
+    fn any(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Split(ring) => &mut **ring,
+            Self::Packed(ring) => &mut **ring,
+        }
+    }
+}
+
+impl GuestRx {
+    /// Takes hold of a ring.
+    pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
+        Ok(if setup.check()? {
+            Self::Packed(Box::new(PackedRx::new(setup)?))
+        } else {
+            Self::Split(Box::new(SplitRx::new(setup)?))
+        })
+    }
+
+    /// Where a successor begins: the answer to GET_VRING_BASE.
+    pub fn base(&self) -> u32 {
+        match self {
+            Self::Split(ring) => ring.base(),
+            Self::Packed(ring) => ring.base(),
+        }
+    }
+
+    fn any(&mut self) -> &mut dyn Target {
+        match self {
+            Self::Split(ring) => &mut **ring,
+            Self::Packed(ring) => &mut **ring,
+        }
+    }
+}
+
+/// For whoever has no need of speed: links look inside.
+impl Source for GuestTx {
+    fn refresh(&mut self) -> Result<bool, Fault> {
+        self.any().refresh()
+    }
+
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        self.any().run(run);
+    }
+
+    fn advance_run(&mut self, count: usize) {
+        self.any().advance_run(count);
+    }
+
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        self.any().peek(gather)
+    }
+
+    fn cost(&self, length: usize, slots: u32) -> u64 {
+        match self {
+            Self::Split(ring) => ring.cost(length, slots),
+            Self::Packed(ring) => ring.cost(length, slots),
+        }
+    }
+
+    fn advance(&mut self, slots: u32) {
+        self.any().advance(slots);
+    }
+
+    fn release(&mut self) {
+        self.any().release();
+    }
+
+    fn release_notify_fd(&mut self) -> Option<BorrowedFd<'_>> {
+        self.any().release_notify_fd()
+    }
+
+    fn enable_notify(&mut self, wanted: bool) {
+        self.any().enable_notify(wanted);
+    }
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Split(ring) => ring.notify_fd(),
+            Self::Packed(ring) => ring.notify_fd(),
+        }
+    }
+}
+
+/// For whoever has no need of speed: links look inside.
+impl Target for GuestRx {
+    fn refresh(&mut self) -> Result<(), Fault> {
+        self.any().refresh()
+    }
+
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        self.any().put_run(run)
+    }
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        self.any().put(frame)
+    }
+
+    fn cost(&mut self) -> u64 {
+        self.any().cost()
+    }
+
+    fn publish(&mut self) -> bool {
+        self.any().publish()
+    }
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Split(ring) => ring.notify_fd(),
+            Self::Packed(ring) => ring.notify_fd(),
+        }
+    }
+
+    fn accepts(&self) -> Accepts {
+        match self {
+            Self::Split(ring) => ring.accepts(),
+            Self::Packed(ring) => ring.accepts(),
+        }
+    }
+}
+
+impl VringSetup {
+    /// Whether it is a packed ring.
+    fn check(&self) -> Result<bool, VringError> {
+        let packed = self.features.has(Features::RING_PACKED);
+        let fits = (1..=SIZE_MAX).contains(&self.size) && (packed || self.size.is_power_of_two());
+        if fits { Ok(packed) } else { Err(VringError::Size { index: self.index, size: self.size }) }
+    }
+}
+
+/// A part of a ring, found in the guest's memory.
+pub(crate) struct Part<'a> {
+    region: &'a Region,
+    offset: u64,
+    /// Its guest address.
+    pub(crate) guest: u64,
+    outside: VringError,
+}
+
+impl<'a> Part<'a> {
+    /// `len` bytes at a user address, all in one region.
+    pub(crate) fn new(
+        setup: &'a VringSetup,
+        part: &'static str,
+        address: u64,
+        len: u64,
+        align: u64,
+    ) -> Result<Self, VringError> {
+        let outside = VringError::Place { index: setup.index, part, address };
+        let found = setup.memory.user(address, len).filter(|_| address.is_multiple_of(align));
+        let (region, offset, guest) = found.ok_or_else(|| outside.clone())?;
+        Ok(Self { region, offset, guest, outside })
+    }
+
+    pub(crate) fn index(&self, at: u64) -> Result<Index, VringError> {
+        self.region.index(self.offset + at).ok_or_else(|| self.outside.clone())
+    }
+
+    pub(crate) fn array<T: Plain>(&self, at: u64, len: u32) -> Result<Array<T>, VringError> {
+        Array::new(self.region, self.offset + at, len).ok_or_else(|| self.outside.clone())
+    }
+}
+
+/// Why a ring cannot be started.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum VringError {
+    /// A size that no ring has.
+    #[error("vring {index}: a ring of {size} descriptors (1 to {SIZE_MAX}; a power of two unless it is packed)")]
+    Size {
+        /// The ring.
+        index: u32,
+        /// Its size.
+        size: u32,
+    },
+    /// A base that is no position in the ring.
+    #[error("vring {index}: base {base:#x} is outside of its {size} descriptors")]
+    Base {
+        /// The ring.
+        index: u32,
+        /// Where it should begin.
+        base: u32,
+        /// Its size.
+        size: u32,
+    },
+    /// A part of the ring that is not in guest memory.
+    #[error("vring {index}: its {part} at user address {address:#x} is misaligned or not in one region of its memory")]
+    Place {
+        /// The ring.
+        index: u32,
+        /// `descriptors`, `available ring`, ...
+        part: &'static str,
+        /// Where it was said to be.
+        address: u64,
+    },
+}
+
+/// The longest ring (virtio 1.2, 2.7).
+pub const SIZE_MAX: u32 = 32_768;
