@@ -15,8 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::Phase;
-use super::scrape::CONTENT_TYPE;
+use crate::Phase;
+use crate::metrics::CONTENT_TYPE;
 
 /// Listens for scrapes.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {

@@ -1,6 +1,4 @@
-//! What the daemons of a node have in common: a socket, health, reflection, a page for Prometheus.
-//!
-//! Modules: [`socket`] (where it listens), [`http`] (metrics and probes), [`scrape`] (how metrics are said).
+//! A gRPC API on a Unix socket: served with health and reflection, and reached by its clients.
 
 use std::error::Error;
 use std::io;
@@ -17,22 +15,7 @@ use tonic::{Code, Status};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-pub mod http;
-pub mod scrape;
-pub mod socket;
-
-pub use socket::{ServiceSocket, SocketError};
-
-/// What a daemon is doing, for everybody who answers questions about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Everything listens, everything that was to be made was made or tried.
-    Serving,
-    /// It takes no changes and ends what is under way.
-    Draining,
-    /// Nothing is left to be done: answer what was asked, then end.
-    Stopped,
-}
+use crate::{Phase, ServiceSocket};
 
 /// Serves an API with health and reflection until the daemon has stopped. `names` are those of the services
 /// whose health follows the phase.

@@ -17,17 +17,28 @@ mod tree;
 mod watch;
 
 pub use follow::{Cause, Followed};
-pub use reader::{Field, Findings, Table};
+pub use reader::{Diagnostics, Field, Table};
 pub use watch::FileWatch;
 
-/// Parses a text and reads it; every error that `read` noted comes back in one go. `file` is what they call the text.
-pub fn judge<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Findings) -> T) -> Result<T, ConfigErrors> {
+/// Parses a text and reads it. Every error that `read` noted comes back in one go; `file` is what they call the text.
+pub fn parse<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Diagnostics) -> T) -> Result<T, ConfigErrors> {
     let errors = |errors| ConfigErrors { file: file.to_owned(), errors };
     let node = Node::parse(text).map_err(|error| errors(vec![error]))?;
-    let findings = Findings::default();
-    let value = read(&Field::root(&node, &findings), &findings);
-    let found = findings.into_errors();
+    let diagnostics = Diagnostics::default();
+    let value = read(&Field::root(&node, &diagnostics), &diagnostics);
+    let found = diagnostics.into_errors();
     if found.is_empty() { Ok(value) } else { Err(errors(found)) }
+}
+
+/// Reads a file; `what` is what an error calls it.
+pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
+    std::fs::read(path).map_err(|source| LoadError::Read { what, path: path.to_owned(), source })
+}
+
+/// The text of a file that was read already.
+pub fn decode<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, LoadError> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| LoadError::Encoding { path: path.to_owned(), offset: error.valid_up_to() })
 }
 
 /// Why a file of settings could not be used.
@@ -57,17 +68,6 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Reads a file; `what` is what an error calls it.
-    pub fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Self> {
-        std::fs::read(path).map_err(|source| Self::Read { what, path: path.to_owned(), source })
-    }
-
-    /// The text of a file that was read already.
-    pub fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, Self> {
-        std::str::from_utf8(bytes)
-            .map_err(|error| Self::Encoding { path: path.to_owned(), offset: error.valid_up_to() })
-    }
-
     /// One line for each thing that is wrong.
     pub fn lines(&self) -> Vec<String> {
         match self {

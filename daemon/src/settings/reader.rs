@@ -10,12 +10,12 @@ use super::{ConfigError, Position};
 
 /// What was found wrong so far.
 #[derive(Default)]
-pub struct Findings {
+pub struct Diagnostics {
     errors: RefCell<Vec<ConfigError>>,
     unique: Cell<usize>,
 }
 
-impl Findings {
+impl Diagnostics {
     /// Notes an error.
     pub fn add(&self, at: Position, field: impl Into<String>, problem: impl Into<String>) {
         self.errors.borrow_mut().push(ConfigError { at, field: field.into(), problem: problem.into() });
@@ -39,23 +39,23 @@ impl Findings {
 pub struct Field<'a> {
     node: &'a Node,
     path: String,
-    findings: &'a Findings,
+    diagnostics: &'a Diagnostics,
 }
 
 impl<'a> Field<'a> {
     /// The whole text.
-    pub(super) fn root(node: &'a Node, findings: &'a Findings) -> Self {
-        Self { node, path: String::new(), findings }
+    pub(super) fn root(node: &'a Node, diagnostics: &'a Diagnostics) -> Self {
+        Self { node, path: String::new(), diagnostics }
     }
 
     /// Notes an error of this field.
     pub fn wrong(&self, problem: impl Into<String>) {
-        self.findings.add(self.node.at, self.path.clone(), problem);
+        self.diagnostics.add(self.node.at, self.path.clone(), problem);
     }
 
     /// Notes an error of a field below this one, at its own place if it has one.
     pub fn wrong_below(&self, relative: &str, problem: impl Into<String>) {
-        self.findings.add(self.node.locate(relative), join(&self.path, relative), problem);
+        self.diagnostics.add(self.node.locate(relative), join(&self.path, relative), problem);
     }
 
     /// The line of a field below this one.
@@ -108,7 +108,7 @@ impl<'a> Field<'a> {
     }
 
     /// Notes an error unless `path` can be that of a Unix socket.
-    pub fn judge_socket(&self, path: &str) {
+    pub fn check_socket(&self, path: &str) {
         if !path.starts_with('/') || path.len() > SOCKET_PATH_MAX {
             self.wrong(format!("`{path}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
         }
@@ -224,7 +224,11 @@ impl<'a> Table<'a> {
         for (index, (key, _)) in self.entries.iter().enumerate() {
             let path = join(&self.field.path, &key.text);
             if let Some((first, _)) = self.entries[..index].iter().find(|(other, _)| other.text == key.text) {
-                self.field.findings.add(key.at, path, format!("given twice; it is on line {} already", first.at.line));
+                self.field.diagnostics.add(
+                    key.at,
+                    path,
+                    format!("given twice; it is on line {} already", first.at.line),
+                );
             } else if !known.contains(&key.text.as_str()) {
                 let problem = if let Some(meant) = closest(&key.text, known) {
                     self.excused.push(meant);
@@ -232,7 +236,7 @@ impl<'a> Table<'a> {
                 } else {
                     format!("unknown key; the keys here are {}", known.join(", "))
                 };
-                self.field.findings.add(key.at, path, problem);
+                self.field.diagnostics.add(key.at, path, problem);
             }
         }
     }
