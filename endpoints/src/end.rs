@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::{Endpoint, EndpointError};
 use ferrule_dataplane::port::memif::handshake::HandshakeError;
 use ferrule_dataplane::port::memif::ring::Sender;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendError, FrontendSpec};
 use ferrule_dataplane::spec::MemifSpec;
 use thiserror::Error;
+
+use crate::memif::{Endpoint, EndpointError};
+use crate::vhost_user::{Frontend, FrontendError, FrontendSpec};
 
 /// One end of a wire, connected.
 pub enum End {

@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ferrule_dataplane::port::Fault;
-use ferrule_dataplane::port::vhost_user::driver::{DriverRx, DriverTx};
 use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::ticks;
@@ -29,6 +28,7 @@ use crate::generator::stream::Stream;
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop};
 use crate::traffic::{SizeError, Tally};
+use crate::virtio::{DriverRx, DriverTx};
 
 /// What came of a load.
 #[derive(Clone, Debug, Default)]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
-use ferrule_dataplane::port::{FRAME_MAX, InPlace, Put, Source, Target};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_dataplane::port::{FRAME_MAX, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::generator::{self, Run, RunError};

@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::Instant;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::traffic::{Addresses, Pattern, Sink, Tally};
 
 use crate::PATIENCE;

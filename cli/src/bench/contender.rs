@@ -16,17 +16,17 @@ use std::thread;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
-use ferrule_dataplane::port::vhost_user::frontend::FrontendSpec;
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
 use ferrule_endpoints::end::{End, EndError, EndSpec};
+use ferrule_endpoints::vhost_user::FrontendSpec;
+use ferrule_endpoints::virtio::DriverSpec;
 use nix::errno::Errno;
 use thiserror::Error;
 
 pub use self::ferrule::forwarder;
-use self::process::Process;
 use crate::bench::case::Kind;
 use crate::bench::folder::Folder;
+use self::process::Process;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,29 +1,29 @@
-//! A vhost-user frontend for a program of ours that is the far end of a wire: generator, responder, test.
+//! A vhost-user frontend for a program of ours that is the peer at one end of a wire: generator, responder, test.
 //!
 //! What DPDK calls virtio-user: the memory and the driver's side of the rings without a guest around them. It blocks: the
-//! handshake is led on the calling thread, with a deadline. The rings are those of [`crate::port::vhost_user::driver`].
+//! handshake is led on the calling thread, with a deadline. The rings are those of [`crate::virtio`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::port::Source;
+use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
+use ferrule_dataplane::port::vhost_user::message::{
+    Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
+};
+use ferrule_dataplane::socket::{Listener, SocketError};
+use ferrule_dataplane::spec::SocketAddress;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use crate::port::Source;
-use crate::port::vhost_user::channel::{Channel, ChannelError};
-use crate::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
-use crate::port::vhost_user::features::{Features, ProtocolFeatures};
-use crate::port::vhost_user::memory::MemoryRegion;
-use crate::port::vhost_user::message::{
-    Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
-};
-use crate::socket::{Listener, SocketError};
-use crate::spec::SocketAddress;
+use crate::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 
 /// What a frontend is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

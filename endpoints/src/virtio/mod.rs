@@ -1,7 +1,7 @@
 //! The driver's side of virtqueues: what a guest does, for a program of ours that is one.
 //!
 //! Every descriptor id has a buffer of its own for good, so that a sender can leave in it what does not change from frame
-//! to frame ([`DriverTx::each_buffer`], [`InPlace`](crate::port::InPlace)). What is in shared memory is
+//! to frame ([`DriverTx::each_buffer`], [`InPlace`](crate::InPlace)). What is in shared memory is
 //! written only where it changes: as long as a device completes in order, a split ring's descriptors and available
 //! entries stay as they are, and a frame costs its own bytes and a share of an index.
 
@@ -19,12 +19,12 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use ferrule_dataplane::offload::{Accepts, VnetHeader};
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::{Fault, Frame, Put, Source, Target};
 use ferrule_ffi::span::{Span, SpanMut};
 
-use crate::offload::{Accepts, VnetHeader};
-use crate::port::vhost_user::driver::memory::Buffers;
-use crate::port::vhost_user::features::Features;
-use crate::port::{Fault, Frame, Put, Source, Target};
+use crate::virtio::memory::Buffers;
 
 /// What the rings of a driver look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,23 +1,22 @@
-//! A memif interface for a program of ours that is the far end of a wire: responder, generator, test.
+//! A memif interface for a program of ours that is the peer at one end of a wire: responder, generator, test.
 //!
 //! It blocks: the handshake is led on the calling thread, with a deadline. The data path is the same
-//! as a wire's: [`Receiver`](crate::port::memif::ring::Receiver) and [`Sender`](crate::port::memif::ring::Sender).
+//! as a wire's: [`Receiver`](ferrule_dataplane::port::memif::ring::Receiver) and [`Sender`](ferrule_dataplane::port::memif::ring::Sender).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::port::Source;
+use ferrule_dataplane::port::memif::channel::Channel;
+use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeError, Offer, Outbox, Server};
+use ferrule_dataplane::port::memif::layout::{Layout, Queues};
+use ferrule_dataplane::socket::{Listener, SocketError};
+use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
-
-use crate::port::Source;
-use crate::port::memif::channel::Channel;
-use crate::port::memif::handshake::{Client, Connection, HandshakeError, Offer, Outbox, Server};
-use crate::port::memif::layout::{Layout, Queues};
-use crate::socket::{Listener, SocketError};
-use crate::spec::{MemifSpec, Role};
 
 /// A connected interface.
 pub struct Endpoint {

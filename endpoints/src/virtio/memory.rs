@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_ffi::array::{Array, Plain};
 use ferrule_ffi::region::{Health, Index, Region};
 use ferrule_ffi::span::{Span, SpanMut};
 
-use crate::port::vhost_user::driver::DriverSpec;
-use crate::port::vhost_user::memory::MemoryRegion;
+use crate::virtio::DriverSpec;
 
 /// All of a driver's memory.
 pub struct DriverMemory {

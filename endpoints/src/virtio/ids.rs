@@ -1,6 +1,6 @@
 //! Which descriptor ids are free, and which belong together.
 
-use crate::port::Fault;
+use ferrule_dataplane::port::Fault;
 
 /// The ids of a ring. They are given out in the order in which they came back.
 pub(super) struct Ids {

@@ -3,19 +3,20 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
 
+use ferrule_dataplane::offload::{Accepts, VnetHeader};
+use ferrule_dataplane::port::vhost_user::Descriptor;
+use ferrule_dataplane::port::vhost_user::features::Features;
+use ferrule_dataplane::port::{BURST, Fault, Frame, Put, Run, Source, Target};
+use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::Index;
 use ferrule_ffi::span::SpanMut;
 
-use crate::offload::{Accepts, VnetHeader};
-use crate::port::vhost_user::chain::Descriptor;
-use crate::port::vhost_user::driver::ids::Ids;
-use crate::port::vhost_user::driver::memory::{Buffers, DriverMemory};
-use crate::port::vhost_user::driver::spread::{Segment, Spread, store_table};
-use crate::port::vhost_user::driver::{Eventfds, Plain, accepted, write_header};
-use crate::port::vhost_user::features::Features;
-use crate::port::{BURST, Fault, Frame, InPlace, Put, Run, Source, Target};
-use crate::status::DropReason;
+use crate::InPlace;
+use crate::virtio::ids::Ids;
+use crate::virtio::memory::{Buffers, DriverMemory};
+use crate::virtio::spread::{Segment, Spread, store_table};
+use crate::virtio::{Eventfds, Plain, accepted, write_header};
 
 /// What both directions have in common.
 struct SplitDriver {

@@ -1,11 +1,11 @@
 //! A frame that needs more than one descriptor: which buffers it is spread over.
 
+use ferrule_dataplane::port::Frame;
 use ferrule_ffi::span::Span;
 
-use crate::port::Frame;
-use crate::port::vhost_user::driver::ids::Ids;
-use crate::port::vhost_user::driver::memory::Buffers;
-use crate::port::vhost_user::driver::write_header;
+use crate::virtio::ids::Ids;
+use crate::virtio::memory::Buffers;
+use crate::virtio::write_header;
 
 /// How many buffers a frame takes, and how they are described.
 pub(super) struct Spread {
