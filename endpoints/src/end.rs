@@ -1,4 +1,4 @@
-//! The ends that a generator sends from and a sink receives at, of any kind.
+//! An end that a program of ours sends from and receives at, of any kind.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl End {
     }
 
     /// Buffers of a queue to send on: after so many frames, each has had one.
-    pub(crate) fn buffers(&self) -> u32 {
+    pub fn buffers(&self) -> u32 {
         match self {
             Self::Memif(endpoint) => endpoint.queues.senders.first().map_or(0, |sender| sender.slots().into()),
             Self::Vhost(frontend) => frontend.memory().spec().size,

@@ -6,7 +6,9 @@ use std::sync::atomic::{Ordering, fence};
 use ferrule_dataplane::offload::{Accepts, VnetHeader};
 use ferrule_dataplane::port::vhost_user::Descriptor;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::port::vhost_user::packed::{AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event};
+use ferrule_dataplane::port::vhost_user::packed::{
+    AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event,
+};
 use ferrule_dataplane::port::{BURST, Fault, Frame, Put, Run, Source, Target};
 use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::array::Array;

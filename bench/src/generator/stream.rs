@@ -1,10 +1,10 @@
 //! The frames of one queue.
 
 use ferrule_dataplane::port::{Frame, Put};
+use ferrule_endpoints::InPlace;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
 
-use crate::InPlace;
 use crate::generator::{PREFETCH, RunError};
 use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};

@@ -11,8 +11,8 @@ use nix::unistd::geteuid;
 
 use super::process::{Process, run};
 use super::{Site, StartError};
-use crate::bench::case::Kind;
-use crate::bench::folder::Folder;
+use crate::case::Kind;
+use crate::folder::Folder;
 
 /// Starts a switch whose bridge has both sockets, and a flow from each to the other.
 pub(super) fn start(
@@ -138,7 +138,7 @@ const STEP: Duration = Duration::from_millis(10);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::contender::Idle;
+    use crate::contender::Idle;
 
     #[test]
     fn threads_run_where_they_are_told_to() {

@@ -6,8 +6,8 @@ use ferrule_dataplane::spec::SocketAddress;
 
 use super::process::Process;
 use super::{RING, Site, StartError};
-use crate::bench::case::Kind;
-use crate::bench::folder::Folder;
+use crate::case::Kind;
+use crate::folder::Folder;
 
 /// Starts it so that it forwards from one device to the other without looking at frames, on the first worker's CPU.
 pub(super) fn start(

@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_endpoints::generator::{self, Outcome};
-use ferrule_endpoints::latency::Latency;
-use ferrule_endpoints::load::{Load, Pace, Stop, Touch};
 use ferrule_ffi::ticks;
 
-use crate::bench::BenchError;
-use crate::bench::case::{Case, Group};
-use crate::bench::contender::{Contender, Program, Site};
-use crate::bench::folder;
-use crate::bench::machine::Machine;
-use crate::bench::method::{Figure, Method, Seen, Trial};
-use crate::bench::plan::Plan;
-use crate::bench::progress::Progress;
-use crate::bench::spread::Spread;
+use crate::BenchError;
+use crate::case::{Case, Group};
+use crate::contender::{Contender, Program, Site};
+use crate::folder;
+use crate::generator::{self, Outcome};
+use crate::latency::Latency;
+use crate::load::{Load, Pace, Stop, Touch};
+use crate::machine::Machine;
+use crate::method::{Figure, Method, Seen, Trial};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::spread::Spread;
 
 /// All that a bench found out.
 pub struct Results {

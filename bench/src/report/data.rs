@@ -7,10 +7,10 @@ use std::io;
 use serde::Serialize;
 
 use super::{Compared, IDLE_MIN, MILLION, compare};
-use crate::bench::machine::Machine;
-use crate::bench::method::Unit;
-use crate::bench::session::{Entry, Measured, Results, Tried};
-use crate::bench::spread::Spread;
+use crate::machine::Machine;
+use crate::method::Unit;
+use crate::session::{Entry, Measured, Results, Tried};
+use crate::spread::Spread;
 
 /// The list of `{case, ours_mpps, peer, peer_mpps, ratio, ours_cycles}`, and spreads.
 pub fn figures(results: &Results) -> io::Result<String> {
@@ -177,8 +177,8 @@ struct Latency {
 }
 
 fn entry(entry: &Entry) -> Measurements<'_> {
-    let trials = |round: &crate::bench::session::Round| round.trials.iter().map(trial).collect();
-    let latency = |(load, latency): (String, ferrule_endpoints::latency::Latency)| {
+    let trials = |round: &crate::session::Round| round.trials.iter().map(trial).collect();
+    let latency = |(load, latency): (String, crate::latency::Latency)| {
         let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6;
         let quantile = |share| micros(latency.quantile(share));
         Latency {
@@ -217,7 +217,7 @@ fn trial(tried: &Tried) -> Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::results;
+    use crate::report::tests::results;
     use serde_json::Value;
 
     #[test]

@@ -4,10 +4,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
 use super::{Compared, IDLE_MIN, MILLION, bits, compare};
-use crate::bench::case::line_rate;
-use crate::bench::method::Unit;
-use crate::bench::session::{Measured, Results, Tried};
-use crate::bench::spread::Spread;
+use crate::case::line_rate;
+use crate::method::Unit;
+use crate::session::{Measured, Results, Tried};
+use crate::spread::Spread;
 
 /// The page.
 pub fn page(results: &Results) -> String {
@@ -304,7 +304,7 @@ fn loss_plot(results: &Results, case: &Measured) -> Markup {
     }
 }
 
-fn paced(entry: &crate::bench::session::Entry) -> Vec<&Tried> {
+fn paced(entry: &crate::session::Entry) -> Vec<&Tried> {
     let trials = entry.rounds.iter().flat_map(|round| &round.trials);
     trials.filter(|trial| trial.wanted.is_some()).collect()
 }
@@ -417,7 +417,7 @@ const RATES_MIN: usize = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::results;
+    use crate::report::tests::results;
 
     #[test]
     fn the_page_needs_nothing_from_outside_and_escapes_what_programs_say() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::bench::method::{Seen, Trial};
+use crate::method::{Seen, Trial};
 
 /// Begins at the highest rate and goes down in tenths of it, until two rates one after the other lost nothing.
 #[derive(Clone, Debug)]
@@ -58,8 +58,8 @@ const ABOVE: f64 = 1.25;
 
 #[cfg(test)]
 mod tests {
-    use crate::bench::method::tests::{SETTINGS, lead, wire_of};
-    use crate::bench::method::{Method, Settings};
+    use crate::method::tests::{SETTINGS, lead, wire_of};
+    use crate::method::{Method, Settings};
 
     #[test]
     fn rates_go_down_in_tenths_until_two_lose_nothing() {
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_wire_that_always_loses_is_tried_down_to_a_tenth() {
         let mut method = Method::loss_rate(&SETTINGS);
-        let trials = lead(&mut method, |trial| crate::bench::method::Seen { loss: 0.1, ..wire_of(1e6)(trial) });
+        let trials = lead(&mut method, |trial| crate::method::Seen { loss: 0.1, ..wire_of(1e6)(trial) });
         assert_eq!(trials.len(), super::TRIALS);
         assert!(method.figures()[0].value == 0.0);
     }

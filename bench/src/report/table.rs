@@ -3,9 +3,9 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{Compared, IDLE_MIN, MILLION, bits, compare};
-use crate::bench::method::Unit;
-use crate::bench::session::{Measured, Results};
-use crate::bench::spread::Spread;
+use crate::method::Unit;
+use crate::session::{Measured, Results};
+use crate::spread::Spread;
 
 /// One line for each case, figure and program.
 pub fn table(results: &Results) -> Table {
@@ -78,7 +78,7 @@ fn latencies(case: &Measured) -> Vec<[String; 9]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::results;
+    use crate::report::tests::results;
 
     #[test]
     fn rates_spreads_cycles_ratios_and_latencies_are_shown() {

@@ -1,7 +1,9 @@
-//! `ferrule bench`: what goes through a wire on one core, beside a peer's program doing the same work.
+//! What goes through a wire on one core, beside a peer's program doing the same work: what `ferrule bench` runs.
 //!
 //! In reading order:
 //!
+//! - [`traffic`]: stamped frames, and the count of what became of them; [`load`]: what to send, and how;
+//! - [`generator`]: sends through a wire and checks what arrives; [`latency`]: how long frames were under way;
 //! - `plan`: what was asked for, spelled out; `case`: kinds of ends and of work;
 //! - `method`: what is tried and concluded, without any traffic;
 //! - `contender`: the programs, and how they are started; `folder`: where their sockets are;
@@ -11,13 +13,18 @@
 mod case;
 mod contender;
 mod folder;
+pub mod generator;
+pub mod latency;
+pub mod load;
 mod machine;
 mod method;
 mod plan;
 mod progress;
+mod quantity;
 mod report;
 mod session;
 mod spread;
+pub mod traffic;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,15 +34,18 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use ferrule_dataplane::spec::SocketAddress;
-use ferrule_endpoints::generator::RunError;
-use ferrule_endpoints::load::{MixError, Touch};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::bench::case::Kind;
-use crate::bench::contender::{ContenderError, Idle};
-use crate::bench::plan::{Against, MethodName, Percent, Plan, Rate};
+use crate::case::Kind;
+use crate::contender::{ContenderError, Idle};
+use crate::generator::RunError;
+use crate::load::{MixError, Touch};
+use crate::plan::{Against, MethodName, Percent, Plan, Rate};
+
+pub use quantity::quantity;
+pub use traffic::{Pattern, Sink};
 
 /// What to measure.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that a person types")]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::bench::method::{Seen, Trial};
+use crate::method::{Seen, Trial};
 
 /// A search. One trial without a pace finds the highest rate worth trying, unless that is given.
 #[derive(Clone, Debug)]
@@ -157,11 +157,11 @@ const TRIALS_MAX: usize = 120;
 
 #[cfg(test)]
 mod tests {
-    use ferrule_endpoints::load::Pace;
+    use crate::load::Pace;
 
     use super::*;
-    use crate::bench::method::tests::{SETTINGS, lead, wire_of};
-    use crate::bench::method::{Method, Settings};
+    use crate::method::tests::{SETTINGS, lead, wire_of};
+    use crate::method::{Method, Settings};
 
     fn near(value: f64, expected: f64, precision: f64) -> bool {
         value <= expected && value >= expected * (1.0 - precision)
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!((figures[0].name, figures[1].name), ("NDR", "PDR"));
         assert!(near(figures[0].value, 2e6, 0.01), "{figures:?}");
         assert!(near(figures[1].value, 4e6 / 0.995, 0.01), "{figures:?}");
-        let long = trials.iter().filter(|(trial, _)| trial.stop == ferrule_endpoints::load::Stop::After(SETTINGS.time));
+        let long = trials.iter().filter(|(trial, _)| trial.stop == crate::load::Stop::After(SETTINGS.time));
         assert!(long.count() * 2 < trials.len(), "most trials are short ones");
         let expected = Method::ndr_pdr(&SETTINGS).trials();
         assert!(expected.abs_diff(trials.len()) < 12, "{expected} trials were expected, {} made", trials.len());
@@ -214,7 +214,7 @@ mod tests {
         for long_capacity in [1e6, 2.9e6, 3.1e6] {
             let mut method = Method::ndr_pdr(&SETTINGS);
             lead(&mut method, |trial| {
-                let long = trial.stop == ferrule_endpoints::load::Stop::After(SETTINGS.time);
+                let long = trial.stop == crate::load::Stop::After(SETTINGS.time);
                 wire_of(if long { long_capacity } else { 3e6 })(trial)
             });
             let found = method.figures()[0].value;

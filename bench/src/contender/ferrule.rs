@@ -8,8 +8,8 @@ use ferrule_dataplane::spec::SocketAddress;
 
 use super::process::Process;
 use super::{ContenderError, Idle, Site, StartError};
-use crate::bench::case::Kind;
-use crate::bench::folder::Folder;
+use crate::case::Kind;
+use crate::folder::Folder;
 
 /// The forwarder that is asked for, or the one beside this program.
 pub fn forwarder(asked: Option<&Path>) -> Result<PathBuf, ContenderError> {

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use clap::ValueEnum;
-use ferrule_endpoints::load::Mix;
 
-use crate::bench::contender::Program;
+use crate::contender::Program;
+use crate::load::Mix;
 
 /// A kind of end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -24,9 +24,9 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 pub use self::ferrule::forwarder;
-use crate::bench::case::Kind;
-use crate::bench::folder::Folder;
 use self::process::Process;
+use crate::case::Kind;
+use crate::folder::Folder;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]

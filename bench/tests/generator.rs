@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_endpoints::memif::Endpoint;
+use ferrule_bench::generator::{self, Run, RunError};
+use ferrule_bench::load::{Load, Mix, Pace, Stop, Touch};
 use ferrule_dataplane::port::{FRAME_MAX, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::end::{End, EndSpec};
-use ferrule_endpoints::generator::{self, Run, RunError};
-use ferrule_endpoints::load::{Load, Mix, Pace, Stop, Touch};
+use ferrule_endpoints::memif::Endpoint;
 
 #[test]
 fn every_frame_arrives_once_and_in_order_whatever_is_touched() {
@@ -56,7 +56,7 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     let End::Memif(far) = &mut pair.far else { unreachable!() };
     let sender = &mut near.queues.senders[0];
     sender.refresh().unwrap();
-    let pattern = ferrule_endpoints::Pattern::new(1518, 0, ferrule_endpoints::traffic::Addresses::default()).unwrap();
+    let pattern = ferrule_bench::Pattern::new(1518, 0, ferrule_bench::traffic::Addresses::default()).unwrap();
     assert!(sender.buffer(0).unwrap().write_words(pattern.head().unwrap().stamp(0, 0)));
     sender.describe(0, 1518);
     sender.commit(1);
@@ -66,7 +66,7 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     let mut gather = vec![0; FRAME_MAX];
     let mut frame = [0; 1518];
     assert!(receiver.peek(&mut gather).unwrap().unwrap().bytes.copy_out(&mut frame));
-    let mut sink = ferrule_endpoints::Sink::new(0..1, true);
+    let mut sink = ferrule_bench::Sink::new(0..1, true);
     assert_eq!((sink.see(&frame), sink.tally().corrupt), (Some(0), 0));
 }
 

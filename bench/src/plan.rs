@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use ferrule_dataplane::spec::SocketAddress;
-use ferrule_endpoints::load::{Mix, MixError, Touch};
 
-use crate::bench::case::{Case, Group, Kind, Way, line_rate};
-use crate::bench::contender::{self, Idle, Program};
-use crate::bench::machine::Cpus;
-use crate::bench::method::{Method, Settings};
-use crate::bench::{BenchArgs, BenchError};
+use crate::case::{Case, Group, Kind, Way, line_rate};
+use crate::contender::{self, Idle, Program};
+use crate::load::{Mix, MixError, Touch};
+use crate::machine::Cpus;
+use crate::method::{Method, Settings};
+use crate::{BenchArgs, BenchError};
 
 /// All that a bench needs to know.
 pub struct Plan {
@@ -182,8 +182,8 @@ impl Rate {
 
     fn text(self) -> String {
         match self {
-            Self::Frames(rate) => crate::text::quantity(rate, "frames/s"),
-            Self::Line(bits) => format!("the line rate of {}", crate::text::quantity(bits, "bit/s")),
+            Self::Frames(rate) => crate::quantity(rate, "frames/s"),
+            Self::Line(bits) => format!("the line rate of {}", crate::quantity(bits, "bit/s")),
         }
     }
 }
@@ -399,7 +399,7 @@ mod tests {
         }
         let plan = plan("--method fixed --rate 10Gbit --size 64 --both").unwrap();
         let trial = plan.new_method(&plan.groups[0].cases[0]).next().unwrap();
-        let ferrule_endpoints::load::Pace::PerSecond(rate) = trial.pace else { panic!("it has a pace") };
+        let crate::load::Pace::PerSecond(rate) = trial.pace else { panic!("it has a pace") };
         assert!((rate - 2.0 * 1e10 / (88.0 * 8.0)).abs() < 1.0, "both directions together");
     }
 

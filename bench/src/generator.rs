@@ -17,18 +17,18 @@ use std::time::Duration;
 
 use ferrule_dataplane::port::Fault;
 use ferrule_dataplane::status::DropReason;
+use ferrule_endpoints::end::{End, EndError};
+use ferrule_endpoints::virtio::{DriverRx, DriverTx};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::ticks;
 use thiserror::Error;
 
-use crate::end::{End, EndError};
 use crate::generator::intake::Intake;
 use crate::generator::pacer::Pacer;
 use crate::generator::stream::Stream;
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop};
 use crate::traffic::{SizeError, Tally};
-use crate::virtio::{DriverRx, DriverTx};
 
 /// What came of a load.
 #[derive(Clone, Debug, Default)]

@@ -1,8 +1,7 @@
 //! The longest burst of back-to-back frames without a loss (RFC 2544, section 26.4).
 
-use ferrule_endpoints::load::{Pace, Stop};
-
-use crate::bench::method::{Seen, Trial};
+use crate::load::{Pace, Stop};
+use crate::method::{Seen, Trial};
 
 /// Doubles the length of a burst until some of it is lost, and halves the distance between the bounds after that.
 #[derive(Clone, Debug, Default)]
@@ -55,8 +54,8 @@ pub const TRIALS: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::method::Method;
-    use crate::bench::method::tests::lead;
+    use crate::method::Method;
+    use crate::method::tests::lead;
 
     fn longest_of(room: u64) -> (f64, usize) {
         let mut method = Method::bursts();

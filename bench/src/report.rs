@@ -8,11 +8,11 @@ mod table;
 use std::fs;
 use std::path::Path;
 
-use crate::bench::BenchError;
-use crate::bench::method::Unit;
-use crate::bench::plan::Plan;
-use crate::bench::session::{Entry, Measured, Results, Tried};
-use crate::bench::spread::Spread;
+use crate::BenchError;
+use crate::method::Unit;
+use crate::plan::Plan;
+use crate::session::{Entry, Measured, Results, Tried};
+use crate::spread::Spread;
 
 /// Prints the table and writes the files.
 pub fn publish(plan: &Plan, results: &Results) -> Result<(), BenchError> {
@@ -96,12 +96,12 @@ const IDLE_MIN: f64 = 0.05;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bench::case::{Case, Kind, Way};
-    use crate::bench::machine::Machine;
-    use crate::bench::method::{Figure, Seen};
-    use crate::bench::session::{Described, Round};
-    use ferrule_endpoints::latency::Latency;
-    use ferrule_endpoints::load::Mix;
+    use crate::case::{Case, Kind, Way};
+    use crate::latency::Latency;
+    use crate::load::Mix;
+    use crate::machine::Machine;
+    use crate::method::{Figure, Seen};
+    use crate::session::{Described, Round};
 
     /// Results of two programs in one case for each size: ours at twice the rate of theirs.
     pub(crate) fn results(sizes: &[usize]) -> Results {

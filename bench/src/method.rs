@@ -13,11 +13,10 @@ pub mod search;
 
 use std::time::Duration;
 
-use ferrule_endpoints::load::{Pace, Stop};
-
-use crate::bench::method::bursts::Bursts;
-use crate::bench::method::loss_rate::LossRate;
-use crate::bench::method::search::{Goal, Phase, Search};
+use crate::load::{Pace, Stop};
+use crate::method::bursts::Bursts;
+use crate::method::loss_rate::LossRate;
+use crate::method::search::{Goal, Phase, Search};
 
 /// What to send next.
 #[derive(Clone, Copy, Debug, PartialEq)]
