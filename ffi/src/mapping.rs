@@ -63,12 +63,12 @@ impl Mapping {
         let first = offset - offset % block;
         let mapped = (end - first).checked_next_multiple_of(block).and_then(|len| usize::try_from(len).ok());
         let mapped = mapped.and_then(NonZeroUsize::new).ok_or_else(too_large)?;
-        let start = off_t::try_from(first).map_err(|_| too_large())?;
+        let from = off_t::try_from(first).map_err(|_| too_large())?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // Without a reservation: mapping a sparse file of huge pages would take as many from the node at once.
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe { mmap(None, mapped, prot, flags, &file, start) }.map_err(|errno| {
+        let base = unsafe { mmap(None, mapped, prot, flags, &file, from) }.map_err(|errno| {
             let why = match errno {
                 Errno::EACCES => " (was it opened read-only?)",
                 Errno::EPERM => " (is it sealed against writing?)",
@@ -213,7 +213,7 @@ mod tests {
         }
         let file = sparse(MIB);
         // The peer's own pages: the first 16.
-        fallocate(&file, FallocateFlags::empty(), 0, 16 * PAGE as i64).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, 16 * PAGE.cast_signed()).unwrap();
         let budget = MemoryBudget::new(MIB);
         let (region, health) = mapped(&file, MIB, &budget).unwrap();
         (0..16).for_each(|page| touch(&region, page));
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!((byte, budget.used()), ([0], 2 * PAGE));
         // Taken away and used again: no page more than before.
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, punch, 100 * PAGE as i64, PAGE as i64).unwrap();
+        fallocate(&file, punch, 100 * PAGE.cast_signed(), PAGE.cast_signed()).unwrap();
         touch(&region, 100);
         assert_eq!((budget.used(), health.cause()), (2 * PAGE, None));
         // Another mapping of the same file by the same end pays for what is missing only.
@@ -278,6 +278,24 @@ mod tests {
     }
 
     #[test]
+    fn a_system_call_finds_the_missing_pages_once_they_were_touched() {
+        if !is_available("a_system_call_finds_the_missing_pages_once_they_were_touched") {
+            return;
+        }
+        let file = sparse(MIB);
+        let budget = MemoryBudget::new(MIB);
+        let (region, health) = mapped(&file, MIB, &budget).unwrap();
+        let span = region.span_at(PAGE - 10, 20).unwrap();
+        // SAFETY: the span is readable for its length; only then does the kernel read it.
+        let bytes = unsafe { std::slice::from_raw_parts(span.as_ptr(), span.len()) };
+        let (_reader, writer) = nix::unistd::pipe().unwrap();
+        assert_eq!(nix::unistd::write(&writer, bytes), Err(Errno::EFAULT));
+        span.touch();
+        assert_eq!(nix::unistd::write(&writer, bytes), Ok(20));
+        assert_eq!((budget.used(), health.cause()), (2 * PAGE, None));
+    }
+
+    #[test]
     fn a_truncated_file_is_told_from_a_missing_page() {
         let file = sparse(MIB);
         let budget = MemoryBudget::new(MIB);
@@ -291,7 +309,7 @@ mod tests {
     fn without_userfaultfd_all_that_is_missing_is_charged_at_once() {
         userfault::tests::DENIED.set(true);
         let (budget, file) = (MemoryBudget::new(MIB), sparse(MIB));
-        fallocate(&file, FallocateFlags::empty(), 0, 16 * PAGE as i64).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, 16 * PAGE.cast_signed()).unwrap();
         let first = mapped(&file, MIB, &budget).unwrap();
         assert_eq!(budget.used(), MIB - 16 * PAGE);
         let _again = mapped(&file, MIB, &budget).unwrap();
@@ -309,7 +327,8 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         for region in [&region, &own] {
             let start = format!("{:x}-", region.place(0, 1, 1).unwrap().as_ptr() as usize);
-            let flags = maps.lines().skip_while(|line| !line.starts_with(&start)).find(|line| line.starts_with("VmFlags:"));
+            let flags =
+                maps.lines().skip_while(|line| !line.starts_with(&start)).find(|line| line.starts_with("VmFlags:"));
             assert!(flags.unwrap().split(' ').any(|flag| flag == "dd"), "{flags:?}");
         }
     }
