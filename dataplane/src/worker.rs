@@ -26,24 +26,25 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::Pid;
 
-use crate::engine::Idle;
 use crate::lane::Lane;
-use crate::link::{Scratch, Visit};
+use crate::link::Scratch;
 use crate::mailbox::Mailbox;
 use crate::port::{BURST, Fault};
+use crate::settings::{Idle, Settings};
 use crate::spec::RING_MAX;
 use crate::status::WorkerStatus;
+use crate::visit::Visit;
 
 /// Where a lane is in its worker; control picks it, and it is free again once the lane came back.
-pub type Slot = u16;
+pub type LaneId = u16;
 
 /// What control asks of a worker.
 pub enum Command {
     /// Serve a lane.
-    Serve(Slot, Box<Lane>),
+    Serve(LaneId, Box<Lane>),
     /// Hand a lane back, after the frames that its peers have already published; a full target is waited for
     /// so long.
-    Return(Slot, Duration),
+    Return(LaneId, Duration),
     /// Hand all lanes back and end.
     Stop,
 }
@@ -53,7 +54,7 @@ pub struct Returned {
     /// The worker that had it.
     pub worker: usize,
     /// Its slot there, free from now on.
-    pub slot: Slot,
+    pub slot: LaneId,
     /// The lane; nobody else touches it any more.
     pub lane: Box<Lane>,
     /// Which end broke its protocol, if one did.
@@ -67,12 +68,12 @@ pub struct WorkerHandle {
     commands: Arc<Mailbox<Command>>,
     epoll: Arc<Epoll>,
     thread: Option<JoinHandle<()>>,
-    free: Vec<Slot>,
+    free: Vec<LaneId>,
 }
 
 impl WorkerHandle {
     /// Starts worker `number` on `cpu`. It hands lanes back through `returned`.
-    pub fn start(number: usize, cpu: usize, idle: Idle, returned: Arc<Mailbox<Returned>>) -> io::Result<Self> {
+    pub fn start(number: usize, cpu: usize, settings: &Settings, returned: Arc<Mailbox<Returned>>) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new(COMMANDS_MAX)?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(commands.notify_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
@@ -82,7 +83,7 @@ impl WorkerHandle {
         let worker = Worker {
             number,
             busy_ns: Arc::clone(&busy_ns),
-            idle,
+            idle: settings.idle,
             commands: Arc::clone(&commands),
             returned,
             epoll: Arc::clone(&epoll),
@@ -92,26 +93,33 @@ impl WorkerHandle {
             unrung: Vec::with_capacity(LANES_MAX),
             scratch: Scratch::new(Notifier::new()?),
         };
-        // The thread pins itself, and says whether it could before anything depends on it.
-        let (pinned, outcome) = std::sync::mpsc::sync_channel(1);
+        let hook = settings.worker_start.clone();
+        let prepare = move || {
+            sched_setaffinity(Pid::from_raw(0), &cpus).map_err(|errno| {
+                let text = format!("pin a worker to CPU {cpu}: {errno} (is it online, and in this process's cpuset?)");
+                io::Error::new(io::Error::from(errno).kind(), text)
+            })?;
+            hook.map_or(Ok(()), |hook| hook.run(number))
+        };
+        // The thread says whether it could be prepared before anything depends on it.
+        let (prepared, outcome) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("worker-{cpu}")).spawn(move || {
-            let result = sched_setaffinity(Pid::from_raw(0), &cpus);
+            let result = prepare();
             let go = result.is_ok();
-            let _ = pinned.send(result);
+            let _ = prepared.send(result);
             if go {
                 worker.run();
             }
         })?;
         match outcome.recv() {
             Ok(Ok(())) => {}
-            Ok(Err(errno)) => {
+            Ok(Err(error)) => {
                 let _ = thread.join();
-                let text = format!("pin a worker to CPU {cpu}: {errno} (is it online, and in this process's cpuset?)");
-                return Err(io::Error::new(io::Error::from(errno).kind(), text));
+                return Err(error);
             }
             Err(_) => return Err(io::Error::other("a worker ended before it began")),
         }
-        let free = (0..LANES_MAX as Slot).rev().collect();
+        let free = (0..LANES_MAX as LaneId).rev().collect();
         Ok(Self { cpu, busy_ns, commands, epoll, thread: Some(thread), free })
     }
 
@@ -130,7 +138,7 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// The lane comes back if the worker has no room, or one of its eventfds cannot be waited for.
-    pub fn serve(&mut self, lane: Box<Lane>) -> Result<Slot, (io::Error, Box<Lane>)> {
+    pub fn serve(&mut self, lane: Box<Lane>) -> Result<LaneId, (io::Error, Box<Lane>)> {
         let Some(slot) = self.free.pop() else {
             let text = format!("a worker serves at most {LANES_MAX} queues; give the forwarder more workers");
             return Err((io::Error::other(text), lane));
@@ -147,12 +155,12 @@ impl WorkerHandle {
 
     /// Asks for a lane back, with so much patience for targets that are full. It comes through the box given to
     /// [`Self::start`].
-    pub fn recall(&self, slot: Slot, patience: Duration) {
+    pub fn recall(&self, slot: LaneId, patience: Duration) {
         self.commands.post(Command::Return(slot, patience));
     }
 
     /// Says that a lane came back: its slot is free, its eventfds ring for nobody.
-    pub fn forget(&mut self, slot: Slot, lane: &Lane) {
+    pub fn forget(&mut self, slot: LaneId, lane: &Lane) {
         for eventfd in lane.notify_fds() {
             // Not there, if adding it was what failed.
             let _ = self.epoll.delete(eventfd);
@@ -180,10 +188,10 @@ struct Worker {
     returned: Arc<Mailbox<Returned>>,
     epoll: Arc<Epoll>,
     lanes: Box<[Option<Served>]>,
-    polled: Vec<Slot>,
-    stalled: Vec<Slot>,
+    polled: Vec<LaneId>,
+    stalled: Vec<LaneId>,
     /// Lanes that not every peer can ring for, wherever they are.
-    unrung: Vec<Slot>,
+    unrung: Vec<LaneId>,
     scratch: Scratch,
 }
 
@@ -297,7 +305,7 @@ impl Worker {
                     }
                 }
                 Command::Stop => {
-                    (0..LANES_MAX as Slot).for_each(|slot| self.hand_back(slot, None));
+                    (0..LANES_MAX as LaneId).for_each(|slot| self.hand_back(slot, None));
                     return false;
                 }
             }
@@ -343,7 +351,7 @@ impl Worker {
         while let Some(&slot) = self.polled.get(at) {
             let served = self.lanes[usize::from(slot)].as_mut();
             let quiet = served.filter(|served| clock.now.saturating_duration_since(served.last_moved) >= QUIET);
-            let Some(served) = quiet else {
+            let Some(served) = quiet.filter(|served| !served.lane.must_poll()) else {
                 at += 1;
                 continue;
             };
@@ -381,7 +389,7 @@ impl Worker {
         }
         if clock.now - clock.looked >= LOOK {
             clock.looked = clock.now;
-            for slot in 0..LANES_MAX as Slot {
+            for slot in 0..LANES_MAX as LaneId {
                 self.look_into(slot, clock.now);
             }
         }
@@ -419,14 +427,14 @@ impl Worker {
         for event in &events[..count] {
             if event.data() != MAILBOX {
                 // Slots are what was put into the events.
-                self.wake(event.data() as Slot, now);
+                self.wake(event.data() as LaneId, now);
             }
         }
         count > 0
     }
 
     /// Wakes a sleeping lane that has work, though nobody rang.
-    fn look_into(&mut self, slot: Slot, now: Instant) {
+    fn look_into(&mut self, slot: LaneId, now: Instant) {
         let served = self.lanes[usize::from(slot)].as_mut();
         if served.is_some_and(|served| served.asleep && served.lane.has_work()) {
             self.wake(slot, now);
@@ -434,7 +442,7 @@ impl Worker {
     }
 
     /// Puts a sleeping lane back into the rounds.
-    fn wake(&mut self, slot: Slot, now: Instant) {
+    fn wake(&mut self, slot: LaneId, now: Instant) {
         if let Some(served) = self.lanes[usize::from(slot)].as_mut().filter(|served| served.asleep) {
             served.lane.enable_notify(false);
             served.asleep = false;
@@ -443,7 +451,7 @@ impl Worker {
         }
     }
 
-    fn hand_back(&mut self, slot: Slot, fault: Option<(usize, Fault)>) {
+    fn hand_back(&mut self, slot: LaneId, fault: Option<(usize, Fault)>) {
         if let Some(Served { lane, .. }) = self.lanes[usize::from(slot)].take() {
             self.unrung.retain(|&unrung| unrung != slot);
             let returned = Returned { worker: self.number, slot, lane, fault };

@@ -30,7 +30,7 @@ use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
 use crate::port::memif::layout::Loan;
 use crate::spec::{EndSpec, MemifSpec};
-use crate::worker::{Returned, Slot, WorkerHandle};
+use crate::worker::{LaneId, Returned, WorkerHandle};
 
 /// Everything that control knows.
 pub struct State {
@@ -52,7 +52,7 @@ pub struct State {
     /// Ends whose frontend has gone, for those that wait at their doors.
     vacated: Vec<(String, usize)>,
     /// Which lane of which wire is in a worker's slot.
-    served: HashMap<(usize, Slot), (String, usize)>,
+    served: HashMap<(usize, LaneId), (String, usize)>,
     last_token: u64,
     /// What rings peers of frames that control itself sends.
     notifier: Notifier,

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Scratch, Visit, forward};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
+use ferrule_dataplane::visit::{Broken, Visit};
 use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
@@ -58,8 +61,8 @@ impl Pair {
     /// The same with a driver that may lie.
     pub fn try_turn(&mut self) -> Result<Turn, Broken> {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
-        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch)? == Visit::Moved {}
+        let Self { guest_tx, guest_rx, resume, &counters.lane(0), scratch, .. } = self;
+        while forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch)? == Visit::Moved {}
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
@@ -74,8 +77,8 @@ impl Pair {
     /// One visit to the link. Frames that were taken.
     pub fn visit(&mut self) -> u64 {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
-        forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch).unwrap();
+        let Self { guest_tx, guest_rx, resume, &counters.lane(0), scratch, .. } = self;
+        forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch).unwrap();
         let after = self.counters.read();
         after.frames + after.dropped() - before.frames - before.dropped()
     }
