@@ -101,6 +101,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
             let mut scratch = Scratch::new(Notifier::new().unwrap());
             while !stop.load(Relaxed) {
                 lane.visit(&mut scratch).unwrap();
+                scratch.notifier.flush();
             }
         });
         let rate = drive_for(size, a.sends, b.receives, driver);

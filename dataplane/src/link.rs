@@ -22,7 +22,7 @@ pub struct Scratch {
     finish: Box<[u8]>,
     /// Where one segment of it is made.
     segment: Box<[u8]>,
-    /// What notifies the peers.
+    /// What notifies the peers; whoever visits lanes flushes it.
     pub notifier: Notifier,
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
     hand_over(target, &mut scratch.notifier);
     source.release();
     if let Some(eventfd) = source.release_notify_fd() {
-        let _ = scratch.notifier.notify(eventfd);
+        scratch.notifier.queue(eventfd);
     }
     counters.add(&tally);
     outcome.map(|()| match tally.taken {
@@ -132,13 +132,12 @@ pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
     })
 }
 
-/// Lets the target's peer see what was stored, and notifies it if it wants that.
+/// Lets the target's peer see what was stored, and has it notified if it wants that.
 pub(crate) fn hand_over(target: &mut (impl Target + ?Sized), notifier: &mut Notifier) {
     if target.publish()
         && let Some(eventfd) = target.notify_fd()
     {
-        // It was an eventfd when the peer passed it, and it cannot become something else.
-        let _ = notifier.notify(eventfd);
+        notifier.queue(eventfd);
     }
 }
 

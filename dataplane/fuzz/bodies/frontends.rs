@@ -112,7 +112,11 @@ fn with_tools<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
         static TOOLS: RefCell<Scratch> =
             RefCell::new(Scratch::new(Notifier::new().expect("asynchronous I/O can be had")));
     }
-    TOOLS.with_borrow_mut(work)
+    TOOLS.with_borrow_mut(|scratch| {
+        let outcome = work(scratch);
+        scratch.notifier.flush();
+        outcome
+    })
 }
 
 /// One burst from the guest to itself. Whether it kept to the protocol.

@@ -197,7 +197,7 @@ impl State {
 
     /// A worker handed a lane back.
     pub fn returned(&mut self, returned: Returned) {
-        let Returned { worker, slot, lane, fault } = returned;
+        let Returned { worker, id: slot, lane, fault } = returned;
         self.workers[worker].forget(slot, &lane);
         let Some((name, number)) = self.served.remove(&(worker, slot)) else { return };
         let Some(joint) = self.wires.get_mut(&name).and_then(Wire::as_joint_mut) else { return };

@@ -182,6 +182,7 @@ pub fn inject(
     target.refresh()?;
     let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
     hand_over(target, notifier);
+    notifier.flush();
     let mut tally = Tally::default();
     tally.count(put, bytes.len());
     counters.add(&tally);

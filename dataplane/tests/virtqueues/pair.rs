@@ -61,8 +61,9 @@ impl Pair {
     /// The same with a driver that may lie.
     pub fn try_turn(&mut self) -> Result<Turn, Broken> {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, &counters.lane(0), scratch, .. } = self;
+        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
         while forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch)? == Visit::Moved {}
+        scratch.notifier.flush();
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
@@ -77,8 +78,9 @@ impl Pair {
     /// One visit to the link. Frames that were taken.
     pub fn visit(&mut self) -> u64 {
         let before = self.counters.read();
-        let Self { guest_tx, guest_rx, resume, &counters.lane(0), scratch, .. } = self;
+        let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
         forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch).unwrap();
+        scratch.notifier.flush();
         let after = self.counters.read();
         after.frames + after.dropped() - before.frames - before.dropped()
     }
