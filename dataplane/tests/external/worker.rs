@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Settings;
 use ferrule_dataplane::counters::LinkCounters;
@@ -43,7 +43,7 @@ impl Bench {
     /// Takes all lanes back.
     pub fn stop(mut self) -> Vec<Box<Lane>> {
         for &id in &self.lanes {
-            self.worker.recall(id, PATIENCE);
+            self.worker.recall(id, Duration::ZERO);
         }
         let deadline = Instant::now() + PATIENCE;
         let mut lanes = Vec::new();
