@@ -102,9 +102,8 @@ impl Lane {
 pub fn deal(ends: [LaneEnd; 2], full: Full, counters: &Arc<[LinkCounters; 2]>) -> Vec<Lane> {
     let counts = ends.iter().flat_map(|end| [end.sources.len(), end.targets.len()]);
     let count = counts.min().unwrap_or(1).clamp(1, LANES_MAX);
-    let empty = |number| {
-        Lane { ends: Default::default(), full, counters: counters.each_ref().map(|link| link.lane(number)) }
-    };
+    let empty =
+        |number| Lane { ends: Default::default(), full, counters: counters.each_ref().map(|link| link.lane(number)) };
     let mut lanes: Vec<Lane> = (0..count).map(empty).collect();
     for (side, end) in ends.into_iter().enumerate() {
         for (number, source) in end.sources.into_iter().enumerate() {

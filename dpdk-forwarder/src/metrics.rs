@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use ferrule_daemon::metrics::{self, Process, counters, gauges};
 use ferrule_dataplane::status::{DropReason, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use sriov_manager::service::scrape::{self, Process, counters, gauges};
 
 use crate::wires::{Listed, kind};
 
@@ -25,7 +25,7 @@ impl Snapshot {
 
     /// In the `OpenMetrics` text format, version 1.0.0.
     pub fn render(self) -> Result<String, fmt::Error> {
-        scrape::render(self)
+        metrics::render(self)
     }
 
     fn wires(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -129,7 +129,8 @@ mod tests {
     fn a_scrape_tells_each_wire_with_its_counters_and_states() {
         let spec =
             parse_wire("{name: 'a\"b', ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}").unwrap();
-        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
+        let directions =
+            [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
         let status = WireStatus { spec, ends, directions, crossing: Crossing::Copied, queues: 2 };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::link::Scratch;
 use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
-use ferrule_dataplane::visit::{Broken, Visit};
-use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::visit::{Broken, Visit};
+use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 
