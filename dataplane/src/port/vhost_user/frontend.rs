@@ -23,7 +23,7 @@ use crate::port::vhost_user::message::{
     Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
 };
 use crate::socket::{Listener, SocketError};
-use crate::spec::SocketAddress;
+use crate::spec::{SocketAccess, SocketAddress};
 
 /// What a frontend is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,7 +171,7 @@ impl Frontend {
     }
 
     fn listen(spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
-        let listener = Listener::bind(Kind::Stream, &spec.socket, None)?;
+        let listener = Listener::bind(Kind::Stream, &spec.socket, None, &SocketAccess::default())?;
         loop {
             wait(&listener, deadline)?;
             // A backend that fails its handshake does not end the wait for a better one.
