@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
