@@ -19,7 +19,7 @@ use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
     Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
 };
-use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_ffi::notifier::eventfd;
