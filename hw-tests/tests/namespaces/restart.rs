@@ -8,7 +8,9 @@ use tempfile::TempDir;
 
 #[test]
 fn a_killed_forwarder_s_pair_is_taken_over_and_its_traffic_does_not_stop() {
-    let Some(hosts) = Hosts::new("a_killed_forwarder_s_pair_is_taken_over_and_its_traffic_does_not_stop") else { return };
+    let Some(hosts) = Hosts::new("a_killed_forwarder_s_pair_is_taken_over_and_its_traffic_does_not_stop") else {
+        return;
+    };
     let mut host = hosts.start("id", "10.0.0.1/30");
     let before = hosts.indexes();
     // For longer than a restart takes.

@@ -293,7 +293,14 @@ mod tests {
     #[test]
     fn what_somebody_else_wrote_is_no_alias_of_ours() {
         let ours = Owner::process().alias(Id::random(), 0, Id::of(b"spec"), "w").to_string();
-        for bad in ["", "ferrule", "server-4b1c", &ours[1..], &ours.replace("end=0", "end=2"), &ours.replace("pair=", "pair=+")] {
+        for bad in [
+            "",
+            "ferrule",
+            "server-4b1c",
+            &ours[1..],
+            &ours.replace("end=0", "end=2"),
+            &ours.replace("pair=", "pair=+"),
+        ] {
             assert_eq!(bad.parse::<Alias>(), Err(()), "{bad}");
         }
     }

@@ -154,9 +154,7 @@ impl Step {
             Self::Mtu(mtu) => KernelError::Mtu { mtu: *mtu, interface, reason },
             Self::Address(address) => KernelError::Address { address: *address, interface, reason },
             Self::Route(route) => KernelError::Route { route: route.clone(), interface, reason },
-            Self::Mac(_) | Self::Up => {
-                KernelError::Refused { tried: self.to_string(), interface, reason }
-            }
+            Self::Mac(_) | Self::Up => KernelError::Refused { tried: self.to_string(), interface, reason },
         }
     }
 }

@@ -62,11 +62,7 @@ impl VethPair {
     /// Makes the pair; a failure leaves nothing behind, and says which end it is about. What a former process of the
     /// same owner left for the wire is taken over if it was made from the same specifications (its traffic does not
     /// stop), and removed if not.
-    pub fn create(
-        owner: &Arc<Owner>,
-        wire: &str,
-        [a, b]: [&KernelSpec; 2],
-    ) -> Result<Self, (usize, KernelError)> {
+    pub fn create(owner: &Arc<Owner>, wire: &str, [a, b]: [&KernelSpec; 2]) -> Result<Self, (usize, KernelError)> {
         let mut ends = [NewEnd::open(a).map_err(|error| (0, error))?, NewEnd::open(b).map_err(|error| (1, error))?];
         let spec = fingerprint([a, b]);
         let leftover = if owner.may_have_leftovers() { take_leftover(owner, wire, spec, &mut ends)? } else { None };
@@ -108,11 +104,7 @@ impl VethPair {
         }
     }
 
-    fn adopt(
-        owner: &Arc<Owner>,
-        leftover: Leftover,
-        ends: &mut [NewEnd<'_>; 2],
-    ) -> Result<Self, (usize, KernelError)> {
+    fn adopt(owner: &Arc<Owner>, leftover: Leftover, ends: &mut [NewEnd<'_>; 2]) -> Result<Self, (usize, KernelError)> {
         let Leftover { pair, links } = leftover;
         let [near, far] = links;
         let near = ends[0].found(near.index, near.alias).map_err(|error| (0, error))?;
@@ -130,9 +122,10 @@ impl VethPair {
     pub fn status(&self) -> PairStatus {
         // Held while asking, so that an older answer never replaces a newer one.
         let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = self.owner.with_netlink(|netlink| self.find(netlink)).unwrap_or_else(|refusal| {
-            [FindError::Unknown(refusal.clone()), FindError::Unknown(refusal)].map(Err)
-        });
+        let found = self
+            .owner
+            .with_netlink(|netlink| self.find(netlink))
+            .unwrap_or_else(|refusal| [FindError::Unknown(refusal.clone()), FindError::Unknown(refusal)].map(Err));
         let mut ends = [PairEnd::Up, PairEnd::Up];
         for (number, found) in found.into_iter().enumerate() {
             let failed = |refusal| KernelError::failed("read the counters of", &self.ends[number].interface, refusal);
