@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ferrule_dataplane::port::kernel::Owner;
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, NetNs, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,8 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }))
     };
     let ends = [end(netns_a, address_a)?, end(netns_b, address_b)?];
-    let settings = Settings { workers: vec![0], idle: Idle::Adaptive };
-    let engine = Engine::start_as(&settings, Owner::open(Path::new(id_file))?)?;
+    let engine = Engine::start_as(&Settings::new(vec![0]), Owner::open(Path::new(id_file))?)?;
     engine.add(WireSpec { name: WIRE.to_owned(), ends, full: Full::Hold, trusted: false })?;
     println!("made");
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
