@@ -8,7 +8,7 @@ use std::io::stdin;
 use std::path::Path;
 
 use ferrule_dataplane::port::kernel::Owner;
-use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, NetNs, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, NetNs, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -18,18 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: pair-host ID-FILE NAMESPACE-A NAMESPACE-B ADDRESS-A ADDRESS-B".into());
     };
     let end = |netns: &str, address: &str| -> Result<EndSpec, Box<dyn std::error::Error>> {
-        Ok(EndSpec::Kernel(KernelSpec {
-            netns: Some(NetNs::Path(netns.into())),
-            name: "nsm-1".parse()?,
-            mac: None,
-            mtu: None,
-            addresses: vec![address.parse()?],
-            routes: Vec::new(),
-        }))
+        let (netns, addresses) = (Some(NetNs::Path(netns.into())), vec![address.parse()?]);
+        Ok(EndSpec::Kernel(KernelSpec { netns, addresses, ..KernelSpec::new("nsm-1".parse()?) }))
     };
     let ends = [end(netns_a, address_a)?, end(netns_b, address_b)?];
     let engine = Engine::start_as(&Settings::new(vec![0]), Owner::open(Path::new(id_file))?)?;
-    engine.add(WireSpec { name: WIRE.to_owned(), ends, full: Full::Hold, trusted: false })?;
+    engine.add(WireSpec::new(WIRE, ends))?;
     println!("made");
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     for line in stdin().lines() {

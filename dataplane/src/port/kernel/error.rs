@@ -157,8 +157,8 @@ impl From<&KernelSpec> for InterfaceId {
 impl fmt::Display for InterfaceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.netns {
-            Some(NetNs::Path(path)) => write!(f, "interface `{}` in {}", self.name, path.display()),
-            Some(NetNs::Pid(pid)) => write!(f, "interface `{}` in the namespace of pid {pid}", self.name),
+            Some(netns @ NetNs::Process(_)) => write!(f, "interface `{}` in the namespace of {netns}", self.name),
+            Some(netns @ (NetNs::Path(_) | NetNs::Open(_))) => write!(f, "interface `{}` in {netns}", self.name),
             None => write!(f, "interface `{}` in the forwarder's own namespace", self.name),
         }
     }
@@ -179,11 +179,12 @@ fn next_hop(route: &Route) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Process;
 
     #[test]
     fn a_refusal_says_what_was_tried_where_why_not_and_the_cure() {
         let home = InterfaceId { name: "eth9".parse().unwrap(), netns: None };
-        let pod = InterfaceId { netns: Some(NetNs::Pid(7)), ..home.clone() };
+        let pod = InterfaceId { netns: Some(NetNs::Process(Process { pid: 7, start_time: None })), ..home.clone() };
         let address = "give address 10.0.0.1/24 to";
         let cases = [
             (

@@ -181,14 +181,8 @@ mod tests {
     fn a_route_that_an_address_brings_along_is_no_step() {
         let address: IpNet = "10.0.0.1/24".parse().unwrap();
         let [implied, far] = ["10.0.0.0/24", "10.1.0.0/16"].map(|to| Route { to: to.parse().unwrap(), via: None });
-        let spec = KernelSpec {
-            netns: None,
-            name: "eth9".parse().unwrap(),
-            mac: None,
-            mtu: None,
-            addresses: vec![address],
-            routes: vec![implied, far.clone()],
-        };
+        let routes = vec![implied, far.clone()];
+        let spec = KernelSpec { addresses: vec![address], routes, ..KernelSpec::new("eth9".parse().unwrap()) };
         let plan = Plan::of(&spec);
         assert_eq!(plan.link, [Step::Mtu(1500)]);
         assert_eq!(plan.addresses, [Step::Address(address), Step::Up]);
