@@ -36,12 +36,13 @@ impl Pacer {
         self.sent + self.refused < self.limit
     }
 
-    /// Frames that are due now, at most a burst.
+    /// Frames that are due now, at most a burst; without a pace, at most [`SATURATED_BURST`].
     #[inline]
     pub(super) fn due(&mut self, now: u64) -> u32 {
         let left = self.limit - (self.sent + self.refused);
         let due = match self.pace {
-            Pace::Saturate | Pace::BackToBack => left,
+            Pace::Saturate => return left.min(SATURATED_BURST) as u32,
+            Pace::BackToBack => left,
             Pace::PerSecond(_) => {
                 let mut owed = self.owed(now);
                 if owed > LATE_MAX {
@@ -84,6 +85,8 @@ impl Default for Pacer {
     }
 }
 
+/// Frames sent at once without a pace: each burst costs a fence and a line that the other side reads.
+const SATURATED_BURST: u64 = 256;
 /// Frames that the generator may be behind and still send: a quarter of a ring of the usual size.
 const LATE_MAX: u64 = 256;
 
@@ -140,7 +143,7 @@ mod tests {
     fn a_saturating_load_refuses_nothing_and_a_back_to_back_one_all_that_finds_no_room() {
         let mut pacer = Pacer::new(Pace::Saturate, Stop::Frames(100), 0);
         pacer.account(64, 10);
-        assert_eq!((pacer.due(5), pacer.refused), (64, 0));
+        assert_eq!((pacer.due(5), pacer.refused), (90, 0));
         let mut pacer = Pacer::new(Pace::BackToBack, Stop::Frames(100), 0);
         pacer.account(64, 10);
         assert_eq!((pacer.due(5), pacer.refused, pacer.is_open()), (36, 54, true));
