@@ -61,25 +61,28 @@ impl Tap {
         Ok(unistd::read(&self.fd, buffer)?)
     }
 
-    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a page of a shared region that
-    /// is missing is `EFAULT`, not a signal, and the write is repeated once after it was touched.
-    pub fn write(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
-        match self.write_once(header, frame) {
+    /// Writes one frame, of at most [`PARTS_MAX`] parts, behind its virtio-net header. The kernel copies the bytes itself:
+    /// a page of a shared region that is missing is `EFAULT`, not a signal, and the write is repeated once after it was
+    /// touched.
+    pub fn write(&self, header: &[u8; HEADER_LEN], parts: &[Span<'_>]) -> io::Result<()> {
+        match self.write_once(header, parts) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-                frame.touch();
-                self.write_once(header, frame)
+                parts.iter().for_each(|part| part.touch());
+                self.write_once(header, parts)
             }
             written => written,
         }
     }
 
-    fn write_once(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
-        let parts = [
-            libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN },
-            libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() },
-        ];
-        // SAFETY: both parts are readable for their lengths during the call; writev does not write to them.
-        let written = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 2) };
+    fn write_once(&self, header: &[u8; HEADER_LEN], parts: &[Span<'_>]) -> io::Result<()> {
+        let vector = |base: *const u8, len| libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len };
+        let mut vectors = [vector(header.as_ptr(), HEADER_LEN); PARTS_MAX + 1];
+        let filled = vectors.get_mut(1..=parts.len()).ok_or(Errno::EMSGSIZE)?;
+        for (to, part) in filled.iter_mut().zip(parts) {
+            *to = vector(part.as_ptr(), part.len());
+        }
+        // SAFETY: the header and the parts are readable for their lengths during the call; writev does not write to them.
+        let written = unsafe { libc::writev(self.fd.as_raw_fd(), vectors.as_ptr(), parts.len() as c_int + 1) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -131,6 +134,8 @@ fn check(result: c_int) -> io::Result<()> {
 
 /// Bytes of the virtio-net header before each frame: the layout with `num_buffers`.
 pub const HEADER_LEN: usize = VNET_HEADER as usize;
+/// Parts of a frame: a burst of payloads and the headers before them.
+pub const PARTS_MAX: usize = 65;
 const VNET_HEADER: u8 = 12;
 const DEVICE: &str = "/dev/net/tun";
 /// Exclusive: an interface that exists is an error, not something to attach to.

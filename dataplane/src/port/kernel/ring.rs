@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use ferrule_ffi::tap::{HEADER_LEN, Tap};
+use arrayvec::ArrayVec;
+use ferrule_ffi::span::Span;
+use ferrule_ffi::tap::{HEADER_LEN, PARTS_MAX, Tap};
 
-use crate::offload::{Accepts, VnetHeader};
+use crate::offload::{Accepts, Coalescer, TcpSegment, VnetHeader};
 use crate::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::status::DropReason;
 
@@ -86,9 +88,51 @@ impl TapTarget {
     }
 }
 
+impl TapTarget {
+    /// Writes the next frame of a run, with those that it can be joined with. How many; none: there is no more, or the
+    /// next one is for [`Target::put`], which says why.
+    fn write_next(&self, run: &[Span<'_>]) -> Option<usize> {
+        let (&frame, rest) = run.split_first()?;
+        if frame.len() < ETHERNET_HEADER {
+            return None;
+        }
+        // Most often a pure acknowledgement or another frame that is left alone.
+        let Some(first) = TcpSegment::parse(frame) else { return self.write_plain(frame) };
+        let mut joined = Coalescer::new(first);
+        let mut parts: ArrayVec<Span<'_>, PARTS_MAX> = ArrayVec::new();
+        parts.extend([Span::from(&[][..]), first.payload()]);
+        for next in rest.iter().take(PARTS_MAX - parts.len()).map_while(|&frame| TcpSegment::parse(frame)) {
+            if !joined.push(&next) {
+                break;
+            }
+            parts.push(next.payload());
+        }
+        let count = joined.count();
+        if count == 1 {
+            return self.write_plain(frame);
+        }
+        let (header, headers) = joined.finish();
+        parts[0] = headers.into();
+        self.tap.write(&header.emit(), &parts).ok().map(|()| count)
+    }
+
+    fn write_plain(&self, frame: Span<'_>) -> Option<usize> {
+        self.tap.write(&VnetHeader::default().emit(), &[frame]).ok().map(|()| 1)
+    }
+}
+
 impl Target for TapTarget {
     fn refresh(&mut self) -> Result<(), Fault> {
         Ok(())
+    }
+
+    /// Frames of one TCP flow that follow each other are written as one.
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        let mut stored = 0;
+        while let Some(count) = self.write_next(&run[stored..]) {
+            stored += count;
+        }
+        stored
     }
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
@@ -96,7 +140,7 @@ impl Target for TapTarget {
             return Ok(Put::Refused(DropReason::TooShort));
         }
         let header = frame.offload.copied().unwrap_or_default();
-        let Err(error) = self.tap.write(&header.emit(), frame.bytes) else { return Ok(Put::Stored) };
+        let Err(error) = self.tap.write(&header.emit(), &[frame.bytes]) else { return Ok(Put::Stored) };
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Ok(Put::Full),
             Some(errno @ libc::EBADFD) => Err(Fault::InterfaceGone(errno)),
