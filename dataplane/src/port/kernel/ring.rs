@@ -62,6 +62,14 @@ impl Source for TapSource {
         length as u64
     }
 
+    fn owns_frames(&self) -> bool {
+        true
+    }
+
+    fn own_frame(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(HEADER_LEN..self.filled).unwrap_or_default()
+    }
+
     fn advance(&mut self, _slots: u32) {
         self.filled = 0;
     }
