@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::health::MemoryLost;
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::tap::Tap;
 use nix::errno::Errno;
 
@@ -73,6 +75,8 @@ pub struct End {
     pub present: bool,
     /// Why it was last away.
     pub last_error: Option<String>,
+    /// What the memory of its peers, one after the other, may cost us.
+    pub memory: Arc<MemoryBudget>,
 }
 
 /// The kinds of ends, with what control keeps of them.
@@ -138,11 +142,11 @@ impl Frontend {
 }
 
 impl Peer {
-    /// Whether memory of it went away.
-    pub fn is_truncated(&self) -> bool {
+    /// Why its memory cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
         match self {
-            Self::Memif(_, layout) => layout.is_truncated(),
-            Self::Vhost(frontend) => frontend.session.is_truncated(),
+            Self::Memif(_, layout) => layout.memory_lost(),
+            Self::Vhost(frontend) => frontend.session.memory_lost(),
         }
     }
 }
@@ -211,6 +215,10 @@ pub enum Dialling {
     /// There.
     Connected(Live),
 }
+
+/// What the peers of an end may make us populate: far more than rings and buffers have that no peer touched before us,
+/// and enough for a guest that receives into memory which it never used.
+const MEMORY_DEFAULT: u64 = 256 << 20;
 
 impl Wire {
     /// A wire whose ends workers will join.
@@ -325,13 +333,19 @@ impl Joint {
 impl End {
     /// The end of one that listens, without a peer.
     pub fn server() -> Self {
-        Self { kind: EndKind::Server(None), rings: None, present: false, last_error: None }
+        Self {
+            kind: EndKind::Server(None),
+            rings: None,
+            present: false,
+            last_error: None,
+            memory: MemoryBudget::new(MEMORY_DEFAULT),
+        }
     }
 
     /// The end of one that connects, to be connected at once.
     pub fn client() -> Self {
         let kind = EndKind::Client(Dialling::Waiting(Instant::now()));
-        Self { kind, rings: None, present: false, last_error: None }
+        Self { kind, rings: None, present: false, last_error: None, memory: MemoryBudget::new(MEMORY_DEFAULT) }
     }
 
     /// A kernel interface's end.
@@ -341,7 +355,13 @@ impl End {
             sources: vec![AnySource::Tap(TapSource::new(Arc::clone(&tap))).into()],
             targets: vec![AnyTarget::Tap(TapTarget::new(Arc::clone(&tap)))],
         };
-        Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None }
+        Self {
+            kind: EndKind::Tap(tap, false),
+            rings: Some(rings),
+            present: true,
+            last_error: None,
+            memory: MemoryBudget::new(MEMORY_DEFAULT),
+        }
     }
 
     /// The peer that is there.

@@ -56,7 +56,7 @@ impl State {
         let Some(wire) = self.wires.get_mut(name) else { return };
         let (near, far) = (&wire.spec.ends[end], &wire.spec.ends[1 - end]);
         let (EndSpec::VhostUser(spec), Body::Lanes(joint)) = (near, &mut wire.body) else { return };
-        let session = Session::new(Offer::new(spec, far));
+        let session = Session::new(Offer::new(spec, far), &joint.ends[end].memory);
         let peer = process_name(&channel);
         if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
             tracing::info!(wire = name, end, peer, suppressed = if_any(suppressed), "peer connected");

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -124,8 +125,10 @@ fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
 }
 
 fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+    // Nobody else pays for what our own peer makes us populate.
+    let memory = &MemoryBudget::unlimited();
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref() };
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), memory };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();

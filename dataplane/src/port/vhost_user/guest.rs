@@ -46,7 +46,7 @@ impl Guest {
 
     #[inline]
     pub(crate) fn check_health(&self) -> Result<(), Fault> {
-        if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+        Ok(self.health.check()?)
     }
 
     /// What the guest rings.

@@ -18,6 +18,8 @@ mod vring_config;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ferrule_ffi::health::{Health, MemoryLost};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
@@ -67,14 +69,14 @@ pub struct Answer {
 }
 
 impl Session {
-    /// A conversation with a frontend that has said nothing yet.
-    pub fn new(offer: Offer) -> Self {
+    /// A conversation with a frontend that has said nothing yet. What we populate of its memory is charged to `budget`.
+    pub fn new(offer: Offer, budget: &Arc<MemoryBudget>) -> Self {
         let rings = 2 * usize::from(offer.queues);
         Self {
             offer,
             features: Features::default(),
             protocol: None,
-            memory: MemoryTable::default(),
+            memory: MemoryTable::new(Health::within(budget)),
             vrings: std::iter::repeat_with(VringConfig::default).take(rings).collect(),
             log: None,
             inflight: None,
@@ -143,9 +145,9 @@ impl Session {
         }
     }
 
-    /// Whether memory of the guest went away.
-    pub fn is_truncated(&self) -> bool {
-        self.memory.health().is_dead()
+    /// Why memory of the guest cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
+        self.memory.health().cause()
     }
 
     /// How many queue pairs carry frames while rings are out.

@@ -21,6 +21,11 @@ pub struct MemoryTable {
 }
 
 impl MemoryTable {
+    /// Without a region.
+    pub fn new(health: Arc<Health>) -> Self {
+        Self { health, ..Self::default() }
+    }
+
     /// SET_MEM_TABLE: these regions and no others. A refusal changes nothing.
     pub fn set(&mut self, rows: Vec<MemoryRegion>, files: Vec<PeerFile>) -> Result<(), TableError> {
         if rows.is_empty() {

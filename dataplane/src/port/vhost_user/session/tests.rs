@@ -6,6 +6,7 @@ use super::*;
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
 use crate::spec::{EndSpec, SocketMode, VhostUserSpec};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier;
 use ferrule_ffi::region::{Health, Region};
 
@@ -23,7 +24,7 @@ fn spec() -> VhostUserSpec {
 fn session() -> Session {
     let offer = Offer::new(&spec(), &EndSpec::VhostUser(spec()));
     let protocol = offer.protocol;
-    let mut session = Session::new(offer);
+    let mut session = Session::new(offer, &MemoryBudget::unlimited());
     done(&mut session, Request::SetProtocolFeatures(protocol.0), vec![]);
     session
 }
@@ -142,7 +143,7 @@ fn a_request_needs_the_protocol_feature_that_it_belongs_to() {
 
 #[test]
 fn a_frontend_that_remembers_another_connection_may_speak_before_it_chooses() {
-    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())));
+    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())), &MemoryBudget::unlimited());
     done(&mut session, Request::SetStatus(0), vec![]);
     assert_eq!(ask(&mut session, Request::GetStatus), Body::Value(0));
     let state = VringState { index: 3, num: 0 };
