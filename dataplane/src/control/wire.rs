@@ -218,7 +218,7 @@ pub enum Dialling {
 
 /// What the peers of an end may make us populate: far more than rings and buffers have that no peer touched before us,
 /// and enough for a guest that receives into memory which it never used.
-const MEMORY_DEFAULT: u64 = 256 << 20;
+const MEMORY_DEFAULT: u64 = 64 << 20;
 
 impl Wire {
     /// A wire whose ends workers will join.
