@@ -23,8 +23,7 @@ use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
-use crate::lane::LaneEnd;
-use crate::link::{AnySource, AnyTarget};
+use crate::port::any::{AnySource, AnyTarget, LaneEnd};
 use crate::port::vhost_user::channel::{ChannelError, Envelope};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
