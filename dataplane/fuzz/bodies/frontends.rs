@@ -16,7 +16,7 @@ use ferrule_dataplane::port::vhost_user::message::{
 };
 use ferrule_dataplane::port::vhost_user::session::offer::Offer;
 use ferrule_dataplane::port::vhost_user::session::{Message, Session};
-use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::{Notifier, eventfd};
 use ferrule_ffi::peer_file::PeerFile;
@@ -24,7 +24,7 @@ use ferrule_ffi::region::Region;
 
 /// Leads the conversation.
 pub fn run(data: &[u8]) {
-    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), SocketMode::Server);
+    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), Role::Server);
     let mut session =
         Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::new(MEMORY_LEN));
     let mut rest = data;

@@ -20,7 +20,7 @@ use crate::port::memif::handshake::{Client, Connection};
 use crate::port::memif::layout::{Layout, NoLoan};
 use crate::port::vhost_user::session::{Message, Session, SessionError};
 use crate::port::{memif, vhost_user as vhost};
-use crate::spec::{EndSpec, WireSpec};
+use crate::spec::{ByteSize, EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, WireStatus};
 
 /// A wire and how it is served.
@@ -216,10 +216,6 @@ pub enum Dialling {
     Connected(Live),
 }
 
-/// What the peers of an end may make us populate: far more than rings and buffers have that no peer touched before us,
-/// and enough for a guest that receives into memory which it never used.
-const MEMORY_DEFAULT: u64 = 64 << 20;
-
 impl Wire {
     /// A wire whose ends workers will join.
     pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
@@ -332,27 +328,27 @@ impl Joint {
 
 impl End {
     /// The end of one that listens, without a peer.
-    pub fn server() -> Self {
+    pub fn server(memory: ByteSize) -> Self {
         Self {
             kind: EndKind::Server(None),
             rings: None,
             present: false,
             last_error: None,
-            memory: MemoryBudget::new(MEMORY_DEFAULT),
+            memory: MemoryBudget::new(memory.as_bytes()),
         }
     }
 
     /// The end of one that connects, to be connected at once.
-    pub fn client() -> Self {
+    pub fn client(memory: ByteSize) -> Self {
         let kind = EndKind::Client(Dialling::Waiting(Instant::now()));
-        Self { kind, rings: None, present: false, last_error: None, memory: MemoryBudget::new(MEMORY_DEFAULT) }
+        Self { kind, rings: None, present: false, last_error: None, memory: MemoryBudget::new(memory.as_bytes()) }
     }
 
     /// A kernel interface's end.
     pub fn tap(tap: Tap) -> Self {
         let tap = Arc::new(tap);
         let rings = LaneEnd::tap(&tap);
-        let memory = MemoryBudget::new(MEMORY_DEFAULT);
+        let memory = MemoryBudget::new(0);
         Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None, memory }
     }
 
