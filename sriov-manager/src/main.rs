@@ -11,7 +11,7 @@ use clap::{Parser, ValueEnum};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
 use sriov_manager::document::LoadError;
-use sriov_manager::hands::Timeouts;
+use sriov_manager::executor::Timeouts;
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::sysfs::Sysfs;
 use tokio::runtime;
@@ -46,7 +46,7 @@ struct Flags {
     root: PathBuf,
     /// How long one call into the kernel may take before its VF is called stuck
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = humantime::parse_duration)]
-    patience: Duration,
+    call_timeout: Duration,
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]
     log: LogFormat,
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         rescan: flags.rescan.unwrap_or(config.rescan),
         policies: config.policies,
         file,
-        patience: Timeouts { call: flags.patience, ..Timeouts::default() },
+        timeouts: Timeouts { call: flags.call_timeout, ..Timeouts::default() },
         observer: None,
     };
     match serve(options) {

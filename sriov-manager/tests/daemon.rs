@@ -30,7 +30,7 @@ fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
         rescan: Duration::from_millis(50),
         policies: Policies { pools: vec![pool] },
         file: None,
-        patience: parts.patience,
+        timeouts: parts.timeouts,
         observer: None,
     }
 }
@@ -162,11 +162,11 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     client(&socket).await.acquire(acquire("driver", "kernel")).await.unwrap();
     node.set(Scenario::UnbindHangs);
     let mut leaving = client(&socket).await;
-    // It needs an unbind, which takes longer than this client has patience.
+    // It needs an unbind, which takes longer than this client waits.
     let asked = leaving.acquire(acquire("driver", "vfio-pci"));
     timeout(Duration::from_millis(300), asked).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "a change of a lease goes on: asked again, it is there");
-    node.calm();
+    node.heal();
     eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Held))
         .await;
     let again = client(&socket).await.acquire(acquire("driver", "vfio-pci")).await.unwrap().into_inner();
@@ -181,7 +181,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
-    node.calm();
+    node.heal();
     eventually("it is undone", || daemon.vfs().facts().leases.len() == 1).await;
     assert_eq!(node.fingerprint(), before);
 
@@ -190,7 +190,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     let mut again = client(&socket).await;
     let again = tokio::spawn(async move { again.acquire(new).await });
-    node.calm();
+    node.heal();
     let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
     assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
     let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false };

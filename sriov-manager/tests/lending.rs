@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::hands::Timeouts;
+use sriov_manager::executor::Timeouts;
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
-use sriov_manager::policy::{Asker, Borrower, NumVfs, PfSelector, Policies, Pool};
+use sriov_manager::policy::{PeerCredentials, Principal, NumVfs, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Choice, Counts, Options, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
-const ROOT: Asker = Asker { uid: 0, gid: 0 };
-const NOBODY: Asker = Asker { uid: 65534, gid: 65534 };
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
+const NOBODY: PeerCredentials = PeerCredentials { uid: 65534, gid: 65534 };
 
 fn request(vf: PciAddress, driver: Driver) -> Request {
     Request {
@@ -23,7 +23,7 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         holder: "a test".to_owned(),
         choice: Choice::Vf(vf),
         wanted: Wanted { driver, attributes: Attributes::default() },
-        asker: ROOT,
+        peer: ROOT,
     }
 }
 
@@ -42,7 +42,7 @@ fn all_attributes() -> Attributes {
 fn node(vfs: u32) -> (FakeNode, Vfs) {
     let node = FakeNode::new(1, 63);
     let owner = node.open();
-    owner.create(node.pf(0), vfs).expect("a node in a good mood does it");
+    owner.create(node.pf(0), vfs).expect("a node that is healthy does it");
     (node, owner)
 }
 
@@ -336,10 +336,10 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let policies = |pools: Vec<Pool>| Policies { pools };
     let first = policies(vec![pool("fast", &[0, 1], None), pool("slow", &[2, 3], None)]);
     let vfs = Vfs::open(Options { policies: first.clone(), ..node.options() }).unwrap();
-    let ask = |id: &str, pool: &str, asker| Request {
+    let ask = |id: &str, pool: &str, peer| Request {
         id: id.into(),
         choice: Choice::Pool(pool.into()),
-        asker,
+        peer,
         ..request(node.vf(0, 0), Driver::VfioPci)
     };
     let kept = vfs.acquire(&ask("a", "fast", NOBODY)).unwrap().vf;
@@ -348,7 +348,7 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let log = node.log().len();
 
     // `fast` is gone, and `slow` is for others.
-    let other = policies(vec![pool("slow", &[2, 3], Some(vec![Borrower::User(1000), Borrower::Group(1000)]))]);
+    let other = policies(vec![pool("slow", &[2, 3], Some(vec![Principal::User(1000), Principal::Group(1000)]))]);
     let adopted = vfs.adopt_policies(other, Counts::Changed).unwrap();
     let told: Vec<_> = adopted.forbidden.iter().map(|(id, why)| format!("{id}: {why}")).collect();
     assert_eq!(
@@ -436,8 +436,8 @@ fn the_pf_is_never_taken_from_the_kernel() {
 #[test]
 fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
     let node = FakeNode::new(1, 7);
-    let short = Timeouts { call: Duration::from_millis(150), ..node.options().patience };
-    let vfs = Vfs::open(Options { patience: short, ..node.options() }).unwrap();
+    let short = Timeouts { call: Duration::from_millis(150), ..node.options().timeouts };
+    let vfs = Vfs::open(Options { timeouts: short, ..node.options() }).unwrap();
     vfs.create(node.pf(0), 3).unwrap();
     let before = node.fingerprint();
     let (stuck, other) = (node.vf(0, 0), node.vf(0, 1));
@@ -456,7 +456,7 @@ fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
     let error = vfs.release(&stuck.to_string(), Duration::ZERO, ROOT).unwrap_err();
     assert!(error.to_string().contains("is stuck"), "{error}");
 
-    node.calm();
+    node.heal();
     let deadline = Instant::now() + Duration::from_secs(10);
     while vfs.facts().leases.contains_key(&stuck) {
         assert!(Instant::now() < deadline, "{:?}", vfs.facts());
@@ -477,12 +477,12 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
         kernel_driver: Some("igbvf".to_owned()),
         who,
     };
-    let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Borrower::User(1000)]))];
+    let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Principal::User(1000)]))];
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
     vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)]);
-    let ask = |id: &str, pool: &str, driver, asker| {
+    let ask = |id: &str, pool: &str, driver, peer| {
         let wanted = Wanted { driver, attributes: Attributes::default() };
-        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, asker })
+        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, peer })
     };
     let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();
     assert_eq!(ask("a", "fast", Driver::Kernel, NOBODY).unwrap().vf, first.vf, "the same lease");
@@ -492,7 +492,7 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     assert!(error.to_string().contains("it has 2 VFs, the first is 0000:02:10.0: it is lent as a"), "{error}");
     let error = ask("d", "ours", Driver::Kernel, NOBODY).unwrap_err();
     assert!(matches!(error, VfError::NotAllowed { uid: 65534, .. }), "{error}");
-    ask("d", "ours", Driver::Kernel, Asker { uid: 1000, gid: 1 }).unwrap();
+    ask("d", "ours", Driver::Kernel, PeerCredentials { uid: 1000, gid: 1 }).unwrap();
     let error = ask("e", "slow", Driver::Kernel, ROOT).unwrap_err();
     assert!(error.to_string().contains("there are: fast, ours"), "{error}");
     let error = vfs.release("d", Duration::ZERO, NOBODY).unwrap_err();

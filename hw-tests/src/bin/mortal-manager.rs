@@ -12,7 +12,7 @@ use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sriov_manager::daemon::{DaemonOptions, run};
-use sriov_manager::hands::{Observer, Point, Timeouts};
+use sriov_manager::executor::{Observer, Point, Timeouts};
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::policy::Policies;
 use sriov_manager::sysfs::Sysfs;
@@ -44,7 +44,7 @@ async fn main() -> Result<()> {
         rescan: Duration::from_secs(30),
         policies: Policies::default(),
         file: None,
-        patience: Timeouts::default(),
+        timeouts: Timeouts::default(),
         observer: Some(dying_at(flags.die_at)),
     };
     Ok(run(options, std::future::pending()).await?)

@@ -44,7 +44,7 @@ pub struct Options {
     /// The policies file's text; none: no file.
     pub policies: Option<String>,
     /// How long one call into the kernel may take.
-    pub patience: Option<Duration>,
+    pub call_timeout: Option<Duration>,
     /// It dies at the point of this number. Such a one is `mortal-manager`, without policies.
     pub die_at: Option<u64>,
     /// It sees no process but its own, as in a container with a process namespace of its own.
@@ -216,8 +216,8 @@ impl Options {
             fs::write(&file, policies).context("write the policies")?;
             command.arg("--config").arg(file);
         }
-        if let Some(patience) = self.patience {
-            command.args(["--patience", &format!("{}ms", patience.as_millis())]);
+        if let Some(timeout) = self.call_timeout {
+            command.args(["--call-timeout", &format!("{}ms", timeout.as_millis())]);
         }
         Ok(command)
     }

@@ -99,10 +99,10 @@ pub fn namespace(lab: &Lab) -> Result<()> {
 /// A manager that cannot see the holder (in a container, say) asks the kernel, and the kernel does not answer before the
 /// holder has gone.
 pub fn stuck(lab: &Lab) -> Result<()> {
-    let patience = Duration::from_secs(1);
+    let timeout = Duration::from_secs(1);
     let options = Options {
         policies: Some("rescan: 1s\n".to_owned()),
-        patience: Some(patience),
+        call_timeout: Some(timeout),
         alone: true,
         ..Options::default()
     };
@@ -117,7 +117,7 @@ pub fn stuck(lab: &Lab) -> Result<()> {
     let refused = manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
     lab.time("a stuck unbind is reported", began.elapsed());
     assert!(refused.message().contains("has not come back"), "{refused}");
-    assert!(began.elapsed() < patience + Duration::from_secs(2));
+    assert!(began.elapsed() < timeout + Duration::from_secs(2));
     // Its neighbours, the other PF, and every question about it are served meanwhile.
     let mut served = Vec::new();
     for _ in 0..5 {

@@ -63,7 +63,7 @@ fn ip(arguments: &[&str]) -> Result<String> {
 }
 
 /// What the kernel says of the VFs of a PF, as `ip` reads it.
-fn vf_settings(interface: &str) -> Result<Vec<Value>> {
+fn vf_states(interface: &str) -> Result<Vec<Value>> {
     let links: Value = serde_json::from_str(&ip(&["-j", "link", "show", interface])?).context("understand ip")?;
     links[0]["vfinfo_list"].as_array().cloned().context("ip shows no VFs")
 }
