@@ -17,7 +17,7 @@ use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tempfile::TempDir;
 
-use crate::address::{PciAddress, VFIO_PCI};
+use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfChange, VfState};
 use crate::executor::Timeouts;
 use crate::holders::processes;
@@ -159,6 +159,14 @@ impl FakeNode {
         Vfs::open(self.options()).expect("a made-up node can be owned")
     }
 
+    /// Owns this node with a disk that is full at the record of this number, counting from the first after the start, and not
+    /// before or after it.
+    pub fn open_with_journal_that_fails_at(&self, number: usize) -> Vfs {
+        let vfs = self.open();
+        vfs.fail_record(number);
+        vfs
+    }
+
     /// From now on the node behaves so.
     pub fn set(&self, scenario: Scenario) {
         self.kernel.state().scenarios.insert(scenario);
@@ -197,10 +205,15 @@ impl FakeNode {
     /// A process has the VFIO group of a VF open; it ends when the value is dropped.
     pub fn open_vfio(&self, vf: PciAddress, pid: u32, comm: &str) -> OpenFile {
         let group = self.kernel.sysfs.iommu_group(vf).unwrap_or_default();
+        self.open_file(&format!("/dev/vfio/{group}"), pid, comm)
+    }
+
+    /// A process has a file open; it ends when the value is dropped.
+    pub fn open_file(&self, file: &str, pid: u32, comm: &str) -> OpenFile {
         let directory = self.kernel.sysfs.path(&format!("proc/{pid}"));
         make(&directory.join("fd"));
         put(&directory.join("comm"), &format!("{comm}\n"));
-        link(&format!("/dev/vfio/{group}"), &directory.join("fd/7"));
+        link(file, &directory.join("fd/7"));
         OpenFile(directory)
     }
 
@@ -587,13 +600,13 @@ impl FakeKernel {
             return Err(refusal(Errno::EINVAL));
         }
         link(&format!("../../drivers/{driver}"), &self.sysfs.file(function, "driver"));
-        if driver != VFIO_PCI {
+        if !is_userspace_driver(&driver) {
             let mut state = self.state();
             state.next_address = state.next_address.wrapping_add(1);
             let invented = Mac([0x0a, 0, 0, 0, 0, state.next_address]);
             let own = state.scenarios.contains(&Scenario::OwnAddress);
-            let settings = state.settings.entry(function).or_default();
-            let mac = if settings.mac.is_zero() { invented } else { settings.mac };
+            let told = state.states.entry(function).or_default();
+            let mac = if told.mac.is_zero() { invented } else { told.mac };
             if own {
                 told.mac = mac;
             }

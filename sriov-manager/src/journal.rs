@@ -26,6 +26,9 @@ pub struct Journal {
     lines: usize,
     facts: Facts,
     _lock: Flock<File>,
+    /// Records until the disk is full for one.
+    #[cfg(feature = "fake")]
+    fails_in: usize,
 }
 
 /// What is true.
@@ -104,7 +107,13 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        Ok(Self { path, file, lines: facts.len(), facts, _lock: lock })
+        Ok(Self { path, file, lines: facts.len(), facts, _lock: lock, #[cfg(feature = "fake")] fails_in: 0 })
+    }
+
+    /// The disk is full at the record of this number, counting from one.
+    #[cfg(feature = "fake")]
+    pub(crate) fn fail_at(&mut self, number: usize) {
+        self.fails_in = number;
     }
 
     /// What is true.
@@ -115,6 +124,14 @@ impl Journal {
     /// Makes a fact last, then true: it is on the disk when this returns.
     pub fn record(&mut self, record: &Record) -> Result<(), JournalError> {
         let failed = |source| JournalError::Failed { tried: "write", path: self.path.clone(), source };
+        #[cfg(feature = "fake")]
+        {
+            let left = self.fails_in;
+            self.fails_in = left.saturating_sub(1);
+            if left == 1 {
+                return Err(failed(io::Error::from_raw_os_error(nix::libc::ENOSPC)));
+            }
+        }
         let mut facts = self.facts.clone();
         facts.learn(record.clone());
         if self.lines >= REWRITE_AT && self.lines > 2 * facts.len() {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
+use crate::address::{PciAddress, is_userspace_driver};
 use crate::attributes::{Attributes, Mac, VfChange, VfReport};
 
 /// One thing that is done to a function.
@@ -286,6 +286,7 @@ fn bind(steps: &mut Vec<Step>, function: PciAddress, driver: Option<&str>, bindi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::VFIO_PCI;
     use crate::attributes::VfState;
 
     fn current(driver: Option<&str>) -> Current {

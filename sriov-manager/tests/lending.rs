@@ -11,7 +11,7 @@ use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{PeerCredentials, Principal, NumVfs, PfSelector, Policies, Pool};
-use sriov_manager::vfs::{Choice, Counts, Options, Reason, Request};
+use sriov_manager::vfs::{Choice, Counts, HostVfs, Options, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -24,6 +24,7 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         choice: Choice::Vf(vf),
         wanted: Wanted { driver, attributes: Attributes::default() },
         peer: ROOT,
+        force: false,
     }
 }
 
@@ -50,7 +51,7 @@ fn node(vfs: u32) -> (FakeNode, Vfs) {
 fn vfs_of_two_pfs_are_made_at_the_same_time_and_drivers_stay_away() {
     let node = FakeNode::new(2, 7);
     let vfs = node.open();
-    for (_, created) in vfs.create_all(&[(node.pf(0), 7), (node.pf(1), 7)]) {
+    for (_, created) in vfs.create_all(&[(node.pf(0), 7), (node.pf(1), 7)], HostVfs::Kept) {
         assert_eq!(created.unwrap().from, 0);
     }
     let view = vfs.view();
@@ -152,7 +153,7 @@ fn a_dry_run_tells_the_steps_and_does_none() {
     let (before, log) = (node.fingerprint(), node.log().len());
     let asked = request(node.vf(0, 0), Driver::VfioPci);
     assert!(vfs.plan_acquire(&asked).unwrap().steps.len() >= 2);
-    assert_eq!(vfs.plan_create(node.pf(0), 3).unwrap().steps.len(), 3);
+    assert_eq!(vfs.plan_create(node.pf(0), 3, HostVfs::Kept).unwrap().steps.len(), 3);
     assert_eq!((node.fingerprint(), node.log().len()), (before, log));
     assert!(vfs.facts().leases.is_empty());
     vfs.acquire(&asked).unwrap();
@@ -179,7 +180,7 @@ fn a_process_with_the_vfio_group_open_forbids_removal_and_is_named() {
     let file = node.open_vfio(vf, 4242, "testpmd");
     let error = vfs.release(&vf.to_string(), Duration::from_millis(60), ROOT).unwrap_err();
     assert!(error.to_string().contains("process 4242 (testpmd) has /dev/vfio/200 open"), "{error}");
-    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Held, "the lease stays");
+    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Lent, "the lease stays");
     assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
     drop(file);
     vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
@@ -479,10 +480,10 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     };
     let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Principal::User(1000)]))];
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
-    vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)]);
+    vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)], HostVfs::Kept);
     let ask = |id: &str, pool: &str, driver, peer| {
         let wanted = Wanted { driver, attributes: Attributes::default() };
-        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, peer })
+        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, peer, force: false })
     };
     let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();
     assert_eq!(ask("a", "fast", Driver::Kernel, NOBODY).unwrap().vf, first.vf, "the same lease");

@@ -14,7 +14,7 @@ use sriov_manager::{Driver, PciAddress, Vfs};
 fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
     let peer = PeerCredentials { uid: 0, gid: 0 };
     let wanted = Wanted { driver, attributes };
-    Request { id: "lease".into(), holder: "a test".into(), choice: Choice::Vf(vf), wanted, peer }
+    Request { id: "lease".into(), holder: "a test".into(), choice: Choice::Vf(vf), wanted, peer, force: false }
 }
 
 /// A node with VFs of which the first is the kernel's: something that a failure could change.

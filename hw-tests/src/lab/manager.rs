@@ -94,7 +94,7 @@ impl Manager {
     /// Sets the number of VFs of PFs.
     pub fn create(&self, pfs: &[Function], count: usize) -> Result<Vec<Created>, Status> {
         let counts = pfs.iter().map(|pf| Count { pf: pf.address.clone(), count: count as u32 }).collect();
-        let request = CreateRequest { counts, dry_run: false };
+        let request = CreateRequest { counts, dry_run: false, ..Default::default() };
         Ok(self.call(async |mut client: Client| client.create(request).await)?.created)
     }
 
@@ -113,13 +113,14 @@ impl Manager {
             driver: driver.to_owned(),
             attributes,
             dry_run: false,
+            force: false,
         };
         Ok(self.call(async |mut client: Client| client.acquire(request).await)?.steps)
     }
 
     /// Gives a VF back, and waits so long for who holds it.
     pub fn release(&self, id: &str, wait: Duration) -> Result<(), Status> {
-        let request = ReleaseRequest { lease: id.to_owned(), wait_ms: wait.as_millis() as u32, dry_run: false };
+        let request = ReleaseRequest { lease: id.to_owned(), wait_ms: wait.as_millis() as u32, dry_run: false, ..Default::default() };
         self.call(async |mut client: Client| client.release(request).await).map(drop)
     }
 

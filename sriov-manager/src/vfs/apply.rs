@@ -76,7 +76,12 @@ impl Vfs {
         if steps.is_empty() {
             return Ok(());
         }
-        if let Some((vf, holder)) = self.disturbed(vf, &steps).map_err(look)? {
+        // Somebody who works with the VF as it is shall not be surprised by what drifted behind his back, either.
+        let holder = match lease.stage {
+            Stage::Lent => self.holders(vf).map_err(look)?.into_iter().next().map(|holder| (vf.address, holder)),
+            _ => self.disturbed(vf, &steps).map_err(look)?,
+        };
+        if let Some((vf, holder)) = holder {
             return Err(VfError::Held { tried: format!("bring back the lease {}", lease.id), vf, holder });
         }
         info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");

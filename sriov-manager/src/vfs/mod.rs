@@ -231,6 +231,12 @@ impl Vfs {
         &self.0.executor
     }
 
+    /// The disk is full at the record of this number from now on, counting from one.
+    #[cfg(feature = "fake")]
+    pub(crate) fn fail_record(&self, number: usize) {
+        self.lock().journal.fail_at(number);
+    }
+
     /// Makes a fact last, then tells who watches.
     fn record(&self, state: &mut State, record: &Record) -> Result<(), VfError> {
         let began = Instant::now();
