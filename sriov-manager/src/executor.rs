@@ -153,7 +153,8 @@ impl Executor {
             Ok(mut report) => {
                 let permanent_mac = report.permanent_mac.or_else(|| self.sysfs.mac(vf.pf, &netdev));
                 let state = report.vfs.remove(&vf.index).map(VfReport::Told);
-                let left_out = || VfReport::Untold(format!("{netdev} left it out, as it does while the VF is in reset"));
+                let left_out =
+                    || VfReport::Untold(format!("{netdev} left it out, as it does while the VF is in reset"));
                 (state.unwrap_or_else(left_out), permanent_mac)
             }
             Err(CallError::Refused(refusal)) => (VfReport::Untold(format!("{what}: {refusal}")), None),
@@ -459,8 +460,7 @@ impl From<&str> for Problem {
 const POLL: Duration = Duration::from_millis(5);
 const SEE_LOG: &str = "the kernel's log (`dmesg`) says more";
 /// What lets a PF be asked.
-pub(crate) const CURE_INTERFACE: &str =
-    "bring its interface back into this network namespace (`ip -n NAMESPACE link set NAME netns 1`): VFs are set through it";
+pub(crate) const CURE_INTERFACE: &str = "bring its interface back into this network namespace (`ip -n NAMESPACE link set NAME netns 1`): VFs are set through it";
 /// What ends a call that hangs in the kernel.
 pub(crate) const CURE_UNBIND: &str =
     "a process may hold the device (`ls -l /proc/*/fd | grep vfio`): end it, and the VF comes back by itself";

@@ -222,13 +222,18 @@ impl FakeNode {
         let group = self.kernel.sysfs.iommu_group(vf).unwrap_or_default();
         let node = self.kernel.sysfs.path(&format!("dev/vfio/{group}"));
         let mut state = self.kernel.state();
-        if is_open { state.hidden.insert(node) } else { state.hidden.remove(&node) };
+        if is_open {
+            state.hidden.insert(node)
+        } else {
+            state.hidden.remove(&node)
+        };
     }
 
     /// The interface of a PF is moved to another network namespace.
     pub fn move_pf_away(&self, pf: PciAddress) {
         let netdev = self.kernel.sysfs.netdevs(pf).pop().expect("a PF has an interface");
-        fs::remove_dir_all(self.kernel.sysfs.file(pf, "net")).expect("a file below a temporary directory can be removed");
+        fs::remove_dir_all(self.kernel.sysfs.file(pf, "net"))
+            .expect("a file below a temporary directory can be removed");
         self.kernel.state().away.insert(pf, netdev);
     }
 
@@ -247,7 +252,8 @@ impl FakeNode {
         };
         let (a, b) = (net(first), net(second));
         let rename = |from: &Path, to: &Path| fs::rename(from, to).expect("a directory can be renamed");
-        let (a_now, b_now) = (a.with_file_name(b.file_name().expect("a name")), b.with_file_name(a.file_name().expect("a name")));
+        let (a_now, b_now) =
+            (a.with_file_name(b.file_name().expect("a name")), b.with_file_name(a.file_name().expect("a name")));
         rename(&a, &a_now);
         rename(&b, &b_now);
     }
@@ -285,7 +291,8 @@ impl FakeNode {
 
     /// The interface of a VF comes back, as it does when a namespace ends.
     pub fn return_netdev(&self, vf: PciAddress) {
-        if let Some(foreign) = self.kernel.state().moved.remove(&vf) {
+        let foreign = self.kernel.state().moved.remove(&vf);
+        if let Some(foreign) = foreign {
             self.kernel.make_netdev(vf, &foreign.netdev, Mac([2, 0, 0, 0, 0, 1]));
         }
     }
@@ -556,9 +563,7 @@ impl FakeKernel {
         if with_pf {
             link(&format!("../../../../bus/pci/devices/{pf}"), &self.group(group).join("devices").join(pf.to_string()));
         }
-        self.state()
-            .states
-            .insert(vf, VfState { spoof_check: Some(true), trust: Some(false), ..Default::default() });
+        self.state().states.insert(vf, VfState { spoof_check: Some(true), trust: Some(false), ..Default::default() });
         if self.sysfs.text(pf, "sriov_drivers_autoprobe").as_deref() == Some("1") {
             let _ = self.probe(vf);
         }

@@ -107,7 +107,15 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        Ok(Self { path, file, lines: facts.len(), facts, _lock: lock, #[cfg(feature = "fake")] fails_in: 0 })
+        Ok(Self {
+            path,
+            file,
+            lines: facts.len(),
+            facts,
+            _lock: lock,
+            #[cfg(feature = "fake")]
+            fails_in: 0,
+        })
     }
 
     /// The disk is full at the record of this number, counting from one.
@@ -319,7 +327,11 @@ mod tests {
         assert_eq!(stages, [Stage::New, Stage::Changing { from }, Stage::Lent, Stage::Releasing]);
         let lease = facts.leases.values().next().unwrap();
         assert_eq!((lease.fault.as_deref(), lease.before.state.as_ref().unwrap().vlan.id), (Some("t"), 3));
-        assert_eq!(Journal::open(directory.path()).unwrap().facts(), &facts, "and is written anew as one of this release");
+        assert_eq!(
+            Journal::open(directory.path()).unwrap().facts(),
+            &facts,
+            "and is written anew as one of this release"
+        );
     }
 
     #[test]

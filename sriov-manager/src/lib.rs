@@ -22,9 +22,9 @@ pub mod api;
 pub mod attributes;
 pub mod config;
 pub mod daemon;
+pub mod executor;
 #[cfg(feature = "fake")]
 pub mod fake;
-pub mod executor;
 pub mod holders;
 pub mod inventory;
 pub mod journal;

@@ -196,9 +196,7 @@ pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
         steps.push(Step::Reset { function: vf });
     }
     steps.extend(changes.into_iter().map(|change| match change {
-        VfChange::Mac(mac) if mac.is_zero() => {
-            Step::ClearMac { function: vf, pf, index, instead: current.derived_mac }
-        }
+        VfChange::Mac(mac) if mac.is_zero() => Step::ClearMac { function: vf, pf, index, instead: current.derived_mac },
         change => Step::Set { function: vf, pf, index, change },
     }));
     for (member, driver, binding) in members {

@@ -116,7 +116,8 @@ impl Sysfs {
         if all.len() > 1 {
             all.sort_by_cached_key(|netdev| {
                 let port = self.netdev_file(address, netdev, "phys_port_name").unwrap_or_default();
-                let number = self.netdev_file(address, netdev, "dev_port").and_then(|number| number.parse::<u32>().ok());
+                let number =
+                    self.netdev_file(address, netdev, "dev_port").and_then(|number| number.parse::<u32>().ok());
                 (is_representor(&port), number.unwrap_or_default(), netdev.clone())
             });
         }
@@ -138,7 +139,8 @@ impl Sysfs {
     /// Interfaces that are made on top of one of a function: bonds, bridges, VLANs and their like.
     pub fn upper_netdevs(&self, address: PciAddress, netdev: &str) -> Vec<String> {
         let entries = names(&self.file(address, "net").join(netdev)).unwrap_or_default();
-        let mut uppers: Vec<_> = entries.iter().filter_map(|name| name.strip_prefix("upper_")).map(ToOwned::to_owned).collect();
+        let mut uppers: Vec<_> =
+            entries.iter().filter_map(|name| name.strip_prefix("upper_")).map(ToOwned::to_owned).collect();
         uppers.sort_unstable();
         uppers
     }

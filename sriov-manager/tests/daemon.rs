@@ -116,7 +116,12 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     );
 
     let counts = vec![v1::Count { pf: "ens1f0".into(), count: 5 }, v1::Count { pf: "nothing".into(), count: 1 }];
-    let created = asking.create(v1::CreateRequest { counts, dry_run: false, ..Default::default() }).await.unwrap().into_inner().created;
+    let created = asking
+        .create(v1::CreateRequest { counts, dry_run: false, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .created;
     assert!(created[0].error.contains("is lent as"), "{created:?}");
     assert!(created[1].error.contains("there is no PF nothing"), "{created:?}");
     daemon.stop().await;

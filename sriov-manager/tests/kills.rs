@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sriov_manager::attributes::{Attributes, Mac, Vlan};
-use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::executor::{Observer, Point};
+use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Options, Request};
@@ -36,7 +36,14 @@ fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
         ..Attributes::default()
     };
     let wanted = Wanted { driver, attributes };
-    Request { id: format!("lease-{vf}"), holder: "a test".into(), choice: Choice::Vf(vf), wanted, peer: ROOT, force: false }
+    Request {
+        id: format!("lease-{vf}"),
+        holder: "a test".into(),
+        choice: Choice::Vf(vf),
+        wanted,
+        peer: ROOT,
+        force: false,
+    }
 }
 
 /// Does `prepare` in peace, then kills `work` at every point in turn and lets `judge` look at what the next start

@@ -372,7 +372,11 @@ fn a_first_driver_that_is_gone_is_told_as_the_reason_and_nothing_else_stays_undo
     let error = release(&vfs, "pod").unwrap_err().to_string();
     assert!(error.contains("`modprobe igbvf`"), "{error}");
     assert_eq!(vlan_of(&node, 0, 0), 0);
-    assert_eq!(node.sysfs().text(vf, "driver_override").as_deref(), Some(""), "it is not reserved for what is not there");
+    assert_eq!(
+        node.sysfs().text(vf, "driver_override").as_deref(),
+        Some(""),
+        "it is not reserved for what is not there"
+    );
     fs::rename(directory.with_extension("gone"), &directory).unwrap();
     vfs.rescan();
     assert!(vfs.facts().leases.is_empty());
@@ -387,7 +391,8 @@ fn addresses_are_made_from_what_a_pf_was_made_with_and_differ_in_a_bond() {
         node.set_pf_mac(node.pf(pf), Mac([0, 0, 0, 0, 9, 9]));
     }
     let mac = |pf: u8| {
-        let asked = Request { id: format!("pod{pf}"), ..request(node.vf(pf, 0), Driver::VfioPci, Attributes::default()) };
+        let asked =
+            Request { id: format!("pod{pf}"), ..request(node.vf(pf, 0), Driver::VfioPci, Attributes::default()) };
         vfs.acquire(&asked).unwrap();
         let (_, interface) = node.sysfs().interface(node.pf(pf)).unwrap();
         node.kernel().pf_report(interface).unwrap().vfs[&0].mac

@@ -5,12 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
-use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::executor::Timeouts;
+use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
-use sriov_manager::policy::{PeerCredentials, Principal, NumVfs, PfSelector, Policies, Pool};
+use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool, Principal};
 use sriov_manager::vfs::{Choice, Counts, HostVfs, Options, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
@@ -483,7 +483,14 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)], HostVfs::Kept);
     let ask = |id: &str, pool: &str, driver, peer| {
         let wanted = Wanted { driver, attributes: Attributes::default() };
-        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, peer, force: false })
+        vfs.acquire(&Request {
+            id: id.into(),
+            holder: "x".into(),
+            choice: Choice::Pool(pool.into()),
+            wanted,
+            peer,
+            force: false,
+        })
     };
     let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();
     assert_eq!(ask("a", "fast", Driver::Kernel, NOBODY).unwrap().vf, first.vf, "the same lease");

@@ -46,7 +46,7 @@ fn state_cell(vf: &v1::Vf) -> Cell {
     let stage = vf.lease.as_ref().map(|lease| lease.stage.as_str());
     let faulty = vf.lease.as_ref().is_some_and(|lease| !lease.fault.is_empty());
     let word = match stage {
-        Some("held") | None => vf.state.clone(),
+        Some("lent") | None => vf.state.clone(),
         Some(stage) => stage.to_owned(),
     };
     let colour = match vf.state.as_str() {

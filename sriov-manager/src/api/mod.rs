@@ -115,7 +115,9 @@ impl v1::vfs_server::Vfs for Service {
         if counts.is_empty() {
             return Err(Status::invalid_argument("counts: at least one PF is wanted"));
         }
-        let created = self.change(move |vfs, _| create(vfs, &counts, dry_run, if force { HostVfs::Taken } else { HostVfs::Kept })).await?;
+        let created = self
+            .change(move |vfs, _| create(vfs, &counts, dry_run, if force { HostVfs::Taken } else { HostVfs::Kept }))
+            .await?;
         Ok(Response::new(v1::CreateResponse { created }))
     }
 
@@ -217,7 +219,10 @@ fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool, host: HostVfs) -> Vec<
 fn peer(extensions: &Extensions) -> PeerCredentials {
     let peer = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     // Without credentials somebody has no right but that of having reached the socket.
-    peer.map_or(PeerCredentials { uid: u32::MAX, gid: u32::MAX }, |peer| PeerCredentials { uid: peer.uid(), gid: peer.gid() })
+    peer.map_or(PeerCredentials { uid: u32::MAX, gid: u32::MAX }, |peer| PeerCredentials {
+        uid: peer.uid(),
+        gid: peer.gid(),
+    })
 }
 
 fn refusal(error: &VfError) -> Status {

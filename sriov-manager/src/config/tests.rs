@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::policy::{Principal, NumVfs, PfSelector, Pool};
+use crate::policy::{NumVfs, PfSelector, Pool, Principal};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {

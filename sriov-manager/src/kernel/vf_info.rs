@@ -39,7 +39,9 @@ pub fn ask(interface: u32) -> Result<PfReport, NetlinkError> {
             let code = read_u32(&answer, NLMSG_HEADER).map_or(0, u32::cast_signed);
             Err(io::Error::from_raw_os_error(code.saturating_neg()).into())
         }
-        _ => Err(NetlinkError { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {interface}")) }),
+        _ => {
+            Err(NetlinkError { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {interface}")) })
+        }
     }
 }
 

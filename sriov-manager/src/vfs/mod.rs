@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::address::{PciAddress, is_userspace_driver};
 use crate::executor::{Executor, Observer, Point, Timeouts};
-use crate::holders::{self, HostUse, Holder};
+use crate::holders::{self, Holder, HostUse};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::journal::{Facts, Journal, Record};
 use crate::kernel::Kernel;

@@ -74,7 +74,7 @@ fn is_held_whole(manager: &Manager, vf: &Function, interface: &str) -> Result<bo
         assert_eq!(state.state, "free");
         return Ok(false);
     };
-    ensure!((lease.stage.as_str(), lease.fault.as_str()) == ("held", ""), "{lease:?}");
+    ensure!((lease.stage.as_str(), lease.fault.as_str()) == ("lent", ""), "{lease:?}");
     let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
     assert_eq!(vf.driver().as_deref(), Some(driver));
     let address = lease.attributes.and_then(|attributes| attributes.mac);
