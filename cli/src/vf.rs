@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::CliError;
 use crate::text;
-use crate::wires::table::Look;
+use crate::wires::table::TableStyle;
 
 mod attributes;
 mod direct;
@@ -184,7 +184,7 @@ async fn reach(socket: &Path) -> Result<Client, VfCliError> {
 }
 
 fn list(response: &v1::ListResponse, json: bool) -> String {
-    if json { json::list(response) } else { table::render(response, Look::of_stdout()) }
+    if json { json::list(response) } else { table::render(response, TableStyle::of_stdout()) }
 }
 
 fn explained(vf: &str, reasons: &[String], json: bool) -> String {

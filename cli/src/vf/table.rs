@@ -6,9 +6,9 @@ use comfy_table::{Cell, Color};
 use sriov_manager::api::v1;
 
 use crate::text;
-use crate::wires::table::{Look, right};
+use crate::wires::table::{TableStyle, right};
 
-pub(super) fn render(response: &v1::ListResponse, look: Look) -> String {
+pub(super) fn render(response: &v1::ListResponse, look: TableStyle) -> String {
     if response.pfs.is_empty() {
         return "no PF: nothing here can have VFs (SR-IOV may be off in the BIOS)\n".to_owned();
     }
@@ -89,7 +89,7 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const PLAIN: Look = Look { width: None, colour: false };
+    const PLAIN: TableStyle = TableStyle { width: None, colour: false };
 
     fn response() -> v1::ListResponse {
         let pf = v1::Pf {
