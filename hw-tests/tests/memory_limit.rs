@@ -52,11 +52,7 @@ fn a_guest_that_never_used_its_memory_spends_its_limit_and_not_the_forwarders() 
 }
 
 /// Sends a frame for each buffer of a ring, until they have arrived or the hostile peer has lost its connection.
-fn spend<E>(
-    far: &mut Endpoint,
-    mut has_frames: impl FnMut() -> bool,
-    mut hear: impl FnMut() -> Option<E>,
-) -> Option<E> {
+fn spend<E>(far: &mut Endpoint, mut loss: impl FnMut() -> Option<E>) -> Option<E> {
     let mut stream = Stream::new(0, &[64], u64::MAX);
     let mut reason = None;
     let room = far.queues.senders[0].room();
@@ -112,8 +108,6 @@ impl Site {
         let daemon = self.start();
         let mut bystander = [0, 1].map(|end| Endpoint::open(&self.client("bystander", end), PATIENCE).unwrap());
         let over = AtomicBool::new(false);
-        let wire =
-            if thread::current().name().is_some_and(|name| name.contains("guest")) { "guest" } else { "hostile" };
         let mut kept = Vec::new();
         thread::scope(|scope| {
             let flow = scope.spawn(|| {
