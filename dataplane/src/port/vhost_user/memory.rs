@@ -35,8 +35,7 @@ struct Row {
 }
 
 impl GuestMemory {
-    /// Puts a table together. Each region maps its row's file from the beginning, through `offset + size` bytes at
-    /// least.
+    /// Puts a table together. Each region is the window of its row's file: `size` bytes from `offset` on.
     pub fn new(rows: Vec<(MemoryRegion, Region)>) -> Result<Self, MemoryError> {
         if rows.is_empty() {
             return Err(MemoryError::Empty);
@@ -44,7 +43,7 @@ impl GuestMemory {
         if rows.len() > ROWS_MAX {
             return Err(MemoryError::TooMany { rows: rows.len() });
         }
-        let checked = rows.into_iter().map(|(announced, file)| Row::new(announced, &file));
+        let checked = rows.into_iter().map(|(announced, window)| Row::new(announced, &window));
         let mut rows = checked.collect::<Result<Vec<_>, _>>()?;
         rows.sort_by_key(|row| row.guest);
         for pair in rows.windows(2) {
@@ -130,7 +129,7 @@ impl<'a> CachedRegion<'a> {
 }
 
 impl Row {
-    fn new(announced: MemoryRegion, file: &Region) -> Result<Self, MemoryError> {
+    fn new(announced: MemoryRegion, window: &Region) -> Result<Self, MemoryError> {
         let MemoryRegion { guest, size, user, offset } = announced;
         if size == 0 {
             return Err(MemoryError::NoBytes { guest });
@@ -139,8 +138,8 @@ impl Row {
         if wraps {
             return Err(MemoryError::Wraps { announced });
         }
-        let held = file.len() as u64;
-        let region = file.part(offset, size).ok_or(MemoryError::Short { announced, held })?;
+        let held = window.len() as u64;
+        let region = window.part(0, size).ok_or(MemoryError::Short { announced, held })?;
         Ok(Self { guest, user, region, announced })
     }
 }

@@ -116,8 +116,7 @@ impl PackedRing {
         let (desc_guest, desc) = (desc.guest, desc.array(0, size)?);
         // At most 2^15.
         let size = size as u16;
-        let is_used = |at: Position| (desc.load_second(at.index.into()) >> 48) as u16 & (AVAIL | USED) == at.used();
-        let found = setup.inflight.as_ref().and_then(|block| PackedInflight::new(block, size, next, is_used));
+        let found = setup.inflight.as_ref().and_then(|block| PackedInflight::new(block, size, next, &desc));
         let (inflight, next) = found.map_or((None, next), |(inflight, next)| (Some(inflight), next));
         let mut ring = Self {
             desc_guest,
@@ -179,12 +178,15 @@ impl PackedRing {
         let Some(&Taken { id, len, slots }) = self.taken.first() else { return false };
         let old = self.done;
         if let Some(inflight) = &self.inflight {
-            inflight.begin(self.next);
+            inflight.begin(old, self.next);
         }
         if self.batches {
             let last = self.taken.last().map_or(id, |last| last.id);
             self.use_one(old, last, 0);
         } else {
+            if self.inflight.is_some() {
+                self.keep_overwritten(old);
+            }
             // The first one last: the guest sees none before it sees them all.
             let mut at = old.after(slots, self.size);
             for taken in &self.taken[1..] {
@@ -205,6 +207,17 @@ impl PackedRing {
         }
         self.taken.clear();
         self.guest.call().is_some() && self.wants_interrupt(old)
+    }
+
+    /// Keeps the descriptors that are used before the first one, for a successor of one killed in between.
+    #[cold]
+    fn keep_overwritten(&self, old: Position) {
+        let Some(inflight) = &self.inflight else { return };
+        let mut at = old;
+        for pair in self.taken.windows(2) {
+            at = at.after(pair[0].slots, self.size);
+            inflight.keep(at, self.desc.load_second(at.index.into()));
+        }
     }
 
     /// Writes a used element; its address stays as it is.

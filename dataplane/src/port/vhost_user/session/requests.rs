@@ -108,7 +108,7 @@ impl Session {
     fn stop(&mut self, index: u32) -> Result<Outcome, RequestError> {
         let features = self.features;
         if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
-            inflight::settle(block);
+            inflight::invalidate(block);
         }
         let vring_config = self.vring_config(index)?;
         vring_config.stop();
@@ -163,14 +163,12 @@ impl Session {
     fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
         let failed = |problem| RequestError::Log { area, problem };
         let file = the_file(file, "SET_LOG_BASE")?;
-        // CVE-2020-10722.
-        let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
-        if len > LOG_MAX {
-            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
+        if area.size > LOG_MAX {
+            return Err(failed(format!("it has more than {LOG_MAX} bytes, and no more are mapped")));
         }
-        let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
-        let log = DirtyLog::new(&region, area.offset, area.size);
-        self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
+        // A window that wraps around or is not all in its file is refused there (CVE-2020-10722).
+        let bitmap = Region::map_window(file, area.offset, area.size, self.memory.health());
+        self.log = Some(DirtyLog::new(bitmap.map_err(|error| failed(error.to_string()))?));
         Ok(())
     }
 
@@ -253,5 +251,5 @@ fn the_file(file: Option<PeerFile>, request: &'static str) -> Result<PeerFile, R
     file.ok_or(RequestError::Files { request, count: 0 })
 }
 
-/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
+/// Bytes of a dirty log: enough for 32 TiB of guest addresses.
 const LOG_MAX: u64 = 1 << 30;

@@ -156,12 +156,17 @@ impl SplitRing {
             self.log_entries(old, new);
         }
         self.done = new;
-        self.used_index.store(new);
-        self.log_now(2);
         if let Some(inflight) = &self.inflight {
-            let last = self.used.read((new.wrapping_sub(1) & self.mask).into())[0];
-            inflight.note(last as u16, new);
+            // Of a batch, the only entry that was written is the first one; it names the last.
+            let entry = if self.batches { old } else { new.wrapping_sub(1) };
+            let [last, _] = self.used.read((entry & self.mask).into());
+            inflight.begin(last as u16 & self.mask);
         }
+        self.used_index.store(new);
+        if let Some(inflight) = &self.inflight {
+            inflight.finish(new);
+        }
+        self.log_now(2);
         if self.guest.call().is_none() {
             return false;
         }
