@@ -7,20 +7,17 @@
 
 use std::ffi::CString;
 use std::io;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
-use crate::guard::Guarded;
+pub use crate::health::Health;
+use crate::mapping::Mapping;
 use crate::peer_file::PeerFile;
 use crate::span::{Span, SpanMut};
 
@@ -44,59 +41,20 @@ impl Region {
         Self::map_window(file, 0, len, health)
     }
 
-    /// Maps `len` bytes of `file` from `offset` on, and no page more than they lie in. If a page of it is missing one day,
-    /// `health` is marked dead and the region reads as zeros from then on.
+    /// Maps `len` bytes of a peer's `file` from `offset` on, and no page more than they lie in. If a page of it is
+    /// missing one day, and is not populated within the budget of `health`, then `health` is marked dead and the region
+    /// reads as zeros from then on.
     ///
     /// A memfd is sealed against shrinking when it allows that.
     ///
     /// # Errors
     /// The file is not in memory, ends before the window does, or cannot be mapped.
-    pub fn map_window(
-        file: impl Into<PeerFile>,
-        offset: u64,
-        len: u64,
-        health: &Arc<Health>,
-    ) -> io::Result<Self> {
-        if len == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region of no bytes"));
-        }
-        let end = offset.checked_add(len).ok_or_else(|| {
-            let problem = format!("a window of {len} bytes from {offset:#x} on, which wraps around");
-            io::Error::new(io::ErrorKind::InvalidInput, problem)
-        })?;
+    pub fn map_window(file: impl Into<PeerFile>, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
         let file = file.into().into_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
         let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
-        let stat = fstat(&file)?;
-        let held = u64::try_from(stat.st_size).unwrap_or(0);
-        if held < end {
-            let problem = format!("the file holds {held} bytes, fewer than the {end} announced");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        // hugetlbfs maps and unmaps whole pages of its own size only, and at offsets that are multiples of it.
-        let block = u64::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
-        let first = offset - offset % block;
-        let mapped = usize::try_from(end - first).ok().and_then(|len| len.checked_next_multiple_of(block as usize));
-        let mapped = mapped.and_then(NonZeroUsize::new).ok_or_else(too_large)?;
-        let start = i64::try_from(first).map_err(|_| too_large())?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let place = unsafe {
-            mmap(None, mapped, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, start)
-        };
-        let place = place.map_err(|errno| {
-            let why = match errno {
-                Errno::EACCES => " (was it opened read-only?)",
-                Errno::EPERM => " (is it sealed against writing?)",
-                _ => "",
-            };
-            io::Error::new(io::Error::from(errno).kind(), format!("map it for reading and writing: {errno}{why}"))
-        })?;
-        let mut mapping = Mapping { base: place.cast(), len: mapped.get(), file, guarded: None };
-        mapping.guarded = Some(Guarded::new(place.as_ptr() as usize, mapped.get(), Arc::clone(health))?);
-        // SAFETY: the mapping goes on to `end` at least, and the window begins less than a block behind its first byte.
-        let base = unsafe { place.cast::<u8>().add((offset - first) as usize) };
-        Ok(Self { base, len: len as usize, mapping: Arc::new(mapping) })
+        Self::whole(Mapping::of_peer(file, offset, len, health)?, offset, len)
     }
 
     /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it.
@@ -105,7 +63,14 @@ impl Region {
         let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&file, i64::try_from(len).map_err(io::Error::other)?)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
-        Self::map(file, len, health)
+        Self::whole(Mapping::of_ours(file, len, health)?, 0, len)
+    }
+
+    /// The window that `mapping` was made for.
+    fn whole(mapping: Mapping, offset: u64, len: u64) -> io::Result<Self> {
+        let base = mapping.place(offset);
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        Ok(Self { base, len, mapping: Arc::new(mapping) })
     }
 
     /// Its length in bytes, as it was announced.
@@ -121,7 +86,7 @@ impl Region {
 
     /// The file behind it, to pass on.
     pub fn file(&self) -> BorrowedFd<'_> {
-        self.mapping.file.as_fd()
+        self.mapping.file()
     }
 
     /// `len` bytes from `offset` on, to copy from; `None` if they are not all inside.
@@ -225,24 +190,6 @@ impl Region {
         // SAFETY: offset <= end <= len, inside the mapping.
         let place = unsafe { self.base.add(offset as usize) };
         (place.as_ptr() as usize).is_multiple_of(align).then_some(place)
-    }
-}
-
-/// Whether the memory of one peer is still there. One for all regions of a port.
-#[derive(Debug, Default)]
-pub struct Health {
-    dead: AtomicBool,
-}
-
-impl Health {
-    /// Whether a page of one of the regions was missing when it was used.
-    #[inline]
-    pub fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn mark_dead(&self) {
-        self.dead.store(true, Ordering::Relaxed);
     }
 }
 
@@ -362,37 +309,10 @@ impl Table {
     }
 }
 
-/// The mapping that all clones of a region share.
-struct Mapping {
-    base: NonNull<libc::c_void>,
-    len: usize,
-    file: OwnedFd,
-    guarded: Option<Guarded>,
-}
-
-// SAFETY: base and len never change, and only `drop` uses them.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // The guard goes first: it must never name memory that somebody else maps.
-        self.guarded = None;
-        // SAFETY: our own mapping; every Region, Index, Table and Span of it is gone.
-        let _ = unsafe { munmap(self.base, self.len) };
-    }
-}
-
-fn too_large() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "the region is larger than the address space")
-}
-
-const PAGE: u64 = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
 
     fn region(len: u64) -> (Region, Arc<Health>) {
         let health = Arc::new(Health::default());
@@ -466,7 +386,7 @@ mod tests {
         }
         let file = || whole.file().try_clone_to_owned().unwrap();
         let window = Region::map_window(file(), 2 * 4096 + 8, 4096, &health).unwrap();
-        assert_eq!((window.len(), window.mapping.len), (4096, 2 * 4096));
+        assert_eq!((window.len(), window.mapping.len()), (4096, 2 * 4096));
         assert_eq!((window.read_u32(4), window.read_u32(4096 - 4)), (Some(3), Some(0)));
         assert!(window.read_u32(4096).is_none() && window.span_at(4095, 2).is_none());
         assert!(window.write_u32(4092, 9).is_some());

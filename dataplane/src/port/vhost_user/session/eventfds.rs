@@ -1,0 +1,92 @@
+//! The eventfds of rings that workers have: they are exchanged there, and no ring is brought back for it.
+//!
+//! A worker must not close what it is given up for: the session keeps every eventfd that was replaced until the worker
+//! has let go of it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::requests::Completion;
+use super::{RequestError, Session};
+use crate::port::vhost_user::message::{Request, VringFile};
+
+/// An eventfd of a ring that a worker has, which is to take the place of another.
+#[derive(Clone, Debug)]
+pub struct EventfdExchange {
+    /// The ring.
+    pub vring: u32,
+    /// Which of its eventfds.
+    pub role: EventfdRole,
+    /// The new one; none: the guest does not want to be notified.
+    pub eventfd: Option<Arc<OwnedFd>>,
+    /// Which of the sources, or of the targets, that were given out is the ring's.
+    pub position: usize,
+}
+
+/// What an eventfd is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventfdRole {
+    /// The guest notifies us.
+    Kick,
+    /// We notify the guest.
+    Call,
+}
+
+impl Session {
+    /// Whether no worker may have the rings while this request is handled.
+    pub fn needs_quiesce(&mut self, request: &Request) -> bool {
+        match request {
+            Request::SetVringCall(ring) => !self.can_exchange(*ring, EventfdRole::Call),
+            Request::SetVringKick(ring) => !self.can_exchange(*ring, EventfdRole::Kick),
+            request => request.needs_quiesce(),
+        }
+    }
+
+    /// Kicks of rings that the guest receives by, which nobody waits for, are out of it: they wait in the description.
+    fn can_exchange(&mut self, ring: VringFile, role: EventfdRole) -> bool {
+        self.retired.retain(|eventfd| Arc::strong_count(eventfd) > 1);
+        // One that is not there is refused, and nothing changes.
+        let Some(config) = self.vrings.get(usize::from(ring.index)) else { return true };
+        let stays = match role {
+            EventfdRole::Call => true,
+            // It starts a ring, or begins or ends its being polled.
+            EventfdRole::Kick => config.is_started() && config.kick().is_some() == ring.has_file,
+        };
+        stays && self.retired.len() < RETIRED_MAX
+    }
+
+    pub(super) fn set_call(&mut self, index: u32, call: Option<OwnedFd>) -> Result<Completion, RequestError> {
+        let call = call.map(Arc::new);
+        let old = std::mem::replace(&mut self.vring_config(index)?.call, call.clone());
+        Ok(self.exchange(index, EventfdRole::Call, old, call))
+    }
+
+    pub(super) fn set_kick(&mut self, index: u32, kick: Option<OwnedFd>) -> Result<Completion, RequestError> {
+        let kick = kick.map(Arc::new);
+        let old = self.vring_config(index)?.start(kick.clone());
+        Ok(self.exchange(index, EventfdRole::Kick, old, kick))
+    }
+
+    fn exchange(
+        &mut self,
+        vring: u32,
+        role: EventfdRole,
+        old: Option<Arc<OwnedFd>>,
+        eventfd: Option<Arc<OwnedFd>>,
+    ) -> Completion {
+        let [sources, targets] = &self.out;
+        let position = |rings: &[u32]| rings.iter().position(|&ring| ring == vring);
+        let place = match role {
+            EventfdRole::Kick => position(sources),
+            EventfdRole::Call => position(sources).or_else(|| position(targets)),
+        };
+        if old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) {
+            self.retired.extend(old);
+        }
+        let exchange = place.map(|position| EventfdExchange { vring, role, eventfd, position });
+        Completion::Done { announce: None, exchange }
+    }
+}
+
+/// Eventfds that workers have not let go of yet; beyond, rings are brought back, which takes as long as a flood deserves.
+const RETIRED_MAX: usize = 16;
