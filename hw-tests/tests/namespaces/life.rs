@@ -1,11 +1,11 @@
 //! Namespaces are deleted, interfaces set down, peers go away.
 
+use ferrule_bench::Pattern;
+use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
-use ferrule_endpoints::Pattern;
-use ferrule_endpoints::traffic::Addresses;
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, send};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::{PATIENCE, eventually};
