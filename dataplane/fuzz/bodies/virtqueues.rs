@@ -138,10 +138,9 @@ impl World {
                 kick: None,
                 call: Some(Arc::clone(&eventfds.call)),
                 memory: table.clone(),
-                log: log.as_ref().map(|file| VringLog {
-                    dirty: DirtyLog::new(file.clone()),
-                    used: Some(at.used_guest),
-                }),
+                log: log
+                    .as_ref()
+                    .map(|file| VringLog { dirty: DirtyLog::new(file.clone()), used: Some(at.used_guest) }),
                 inflight: None,
                 health: Arc::clone(memory.health()),
             }

@@ -57,9 +57,8 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
 
 /// The process that is killed: an engine with a wire between two frontends that listen.
 pub fn serve(arguments: &[String]) {
-    let end = |name: &String| {
-        EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), SocketMode::Client))
-    };
+    let end =
+        |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), SocketMode::Client));
     let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
     let ends = [end(&arguments[0]), end(&arguments[1])];
     engine.add(WireSpec { name: "killed".to_owned(), ends, full: Full::Hold, trusted: false }).unwrap();

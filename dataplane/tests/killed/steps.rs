@@ -61,7 +61,12 @@ pub fn a_backend_killed_after_any_store_is_succeeded() {
         assert!(images.len() > 20, "{}: the backend was seen at work", case.name);
         for (at, image) in images.iter().enumerate() {
             for driver_goes_on in [false, true] {
-                verify(case, image, driver_goes_on, &format!("{}, killed after store {at} of {}", case.name, images.len()));
+                verify(
+                    case,
+                    image,
+                    driver_goes_on,
+                    &format!("{}, killed after store {at} of {}", case.name, images.len()),
+                );
             }
         }
         println!("{}: {} kill points", case.name, images.len());
@@ -137,11 +142,13 @@ impl Guest {
 
     /// The bytes that outlive a backend.
     fn image(&self) -> Vec<Vec<u8>> {
-        self.regions().map(|region| {
-            let mut bytes = vec![0; region.len()];
-            assert!(region.span(0, region.len() as u32).unwrap().copy_out(&mut bytes));
-            bytes
-        }).collect()
+        self.regions()
+            .map(|region| {
+                let mut bytes = vec![0; region.len()];
+                assert!(region.span(0, region.len() as u32).unwrap().copy_out(&mut bytes));
+                bytes
+            })
+            .collect()
     }
 
     fn load(&self, image: &[Vec<u8>]) {

@@ -144,10 +144,7 @@ impl Positions {
 
     fn emit(&self) -> u64 {
         let Self { old, new } = self;
-        u64::from(new.index)
-            | u64::from(old.index) << 16
-            | u64::from(new.wrap) << 32
-            | u64::from(old.wrap) << 40
+        u64::from(new.index) | u64::from(old.index) << 16 | u64::from(new.wrap) << 32 | u64::from(old.wrap) << 40
     }
 }
 

@@ -110,7 +110,9 @@ pub const CASES: &[Case] = &[
         inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: u64::MAX, ..area }))
     }),
     loses("in-flight memory whose end wraps around", "wraps around", |arena| {
-        inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: u64::MAX - 63, ..area }))
+        inflight(arena, |area| {
+            Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: u64::MAX - 63, ..area })
+        })
     }),
     loses("in-flight memory behind half of all addresses", "fewer than the", |arena| {
         inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: 1 << 62, ..area }))
