@@ -37,6 +37,18 @@ pub struct LaneSource {
     resume: usize,
 }
 
+impl LaneSource {
+    /// A source that goes on in the middle of a frame.
+    pub fn resumed(source: AnySource, segments: usize) -> Self {
+        Self { source, resume: segments }
+    }
+
+    /// Segments of the next frame that the target has already.
+    pub fn segments(&self) -> usize {
+        self.resume
+    }
+}
+
 impl From<AnySource> for LaneSource {
     fn from(source: AnySource) -> Self {
         Self { source, resume: 0 }

@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
-use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::message::{
     Body, Inflight, Reply, Request, VringAddress, VringFile, VringState,
@@ -12,6 +11,7 @@ use ferrule_dataplane::port::vhost_user::message::{
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::unix::{Kind, UnixListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::UnixAddr;
@@ -130,8 +130,9 @@ impl Guest {
             let (desc, avail, used) = (at.desc, at.avail, at.used);
             talk.say(&Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), &[]);
             talk.say(&Request::SetVringCall(file), &[eventfds.call.as_fd()]);
-            talk.say(&Request::SetVringKick(file), &[eventfds.kick.as_fd()]);
+            // First: what a ring sends that is started and not enabled goes nowhere.
             talk.say(&Request::SetVringEnable(state(1)), &[]);
+            talk.say(&Request::SetVringKick(file), &[eventfds.kick.as_fd()]);
         }
         self.channel = Some(talk.0);
     }

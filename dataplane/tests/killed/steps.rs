@@ -9,12 +9,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch, Visit, forward};
-use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
+use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use nix::sys::ptrace;

@@ -29,7 +29,7 @@ use crate::port::vhost_user::channel::Channel;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::{Answer, Message, Session, SessionError};
+use crate::port::vhost_user::session::{Message, Response, Session, SessionError};
 use crate::spec::{EndSpec, VhostUserSpec};
 
 impl State {
@@ -112,7 +112,7 @@ impl State {
             }
         }
         let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
-        let Answer { reply, announce } = frontend.session.handle(message)?;
+        let Response { reply, announce, .. } = frontend.session.handle(message)?;
         if let Some((reply, file)) = reply {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             frontend.channel.send(&reply.emit(), &files)?;

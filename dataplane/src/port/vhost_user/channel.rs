@@ -1,7 +1,7 @@
 //! A control socket, one message at a time: a stream that messages arrive on in any segments.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::unix::{Kind, Packet, UnixSocket};
@@ -19,6 +19,12 @@ pub struct Channel {
     payload: Vec<u8>,
     filled: usize,
     files: Vec<PeerFile>,
+}
+
+/// What has come of a message that is not whole yet.
+pub(crate) struct HalfMessage<'a> {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) files: &'a [PeerFile],
 }
 
 /// A whole message, not yet understood.
@@ -58,6 +64,32 @@ impl Channel {
             let Some(packet) = read(&self.socket, &mut self.payload[at..])? else { return Ok(None) };
             self.take(packet)?;
         }
+    }
+
+    /// What has come of the next message, for a successor.
+    pub(crate) fn half_message(&self) -> HalfMessage<'_> {
+        let header = self.filled.min(HEADER_LEN);
+        let payload = self.payload.get(..self.filled - header).unwrap_or_default();
+        HalfMessage { bytes: [&self.header[..header], payload].concat(), files: &self.files }
+    }
+
+    /// A socket whose peer has sent these bytes of its next message already.
+    ///
+    /// # Errors
+    /// The descriptor is no such socket, or the bytes are not the beginning of one message.
+    pub(crate) fn restore(socket: OwnedFd, bytes: Vec<u8>, files: Vec<PeerFile>) -> io::Result<Self> {
+        let invalid = |problem: &str| io::Error::new(io::ErrorKind::InvalidInput, problem);
+        let mut channel = Self { files, filled: bytes.len(), ..UnixSocket::from_fd(socket, Kind::Stream)?.into() };
+        let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+            channel.header[..bytes.len()].copy_from_slice(&bytes);
+            return Ok(channel);
+        };
+        let size = Header::parse(header).map_err(|error| invalid(&error.to_string()))?.size;
+        if payload.len() > size as usize {
+            return Err(invalid("more has come than one message"));
+        }
+        (channel.header, channel.payload) = (*header, payload.to_vec());
+        Ok(channel)
     }
 
     /// Whether files came with a message that is not whole yet.

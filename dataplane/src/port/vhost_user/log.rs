@@ -3,6 +3,7 @@
 //! Bits are collected for a burst and set before its buffers are given back: a page that the guest may look at is
 //! logged by then. Setting them one by one would be an atomic write for each frame.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -16,6 +17,11 @@ impl DirtyLog {
     /// The log in these bytes.
     pub fn new(bitmap: Region) -> Self {
         Self(Arc::new(bitmap))
+    }
+
+    /// The file that it is a window of.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.0.file()
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use ferrule_ffi::region::Region;
 use ferrule_ffi::span::{Span, SpanMut};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One row of the memory table, as announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRegion {
     /// Its first guest address.
     pub guest: u64,

@@ -3,6 +3,7 @@
 //! A [`Request`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
 //! channel for it (BACKEND_REQ) is not offered.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::vhost_user::memory::MemoryRegion;
@@ -129,7 +130,7 @@ pub struct VringState {
 }
 
 /// Where a ring lies, by user addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VringAddress {
     /// The ring.
     pub index: u32,
@@ -155,7 +156,7 @@ pub struct VringFile {
 }
 
 /// Where the dirty log lies in its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogArea {
     /// Bytes of the bitmap.
     pub size: u64,
@@ -175,7 +176,7 @@ pub struct Config {
 }
 
 /// Memory for what is in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inflight {
     /// Bytes of it.
     pub mmap_size: u64,

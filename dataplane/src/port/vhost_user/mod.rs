@@ -2,7 +2,7 @@
 //!
 //! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
-//! - [`peer`]: a frontend as control sees it;
+//! - [`peer`]: a frontend as control sees it; [`restore`]: one written down for a successor process;
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
 //! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
@@ -21,6 +21,7 @@ pub mod message;
 pub mod packed;
 pub mod peer;
 pub mod rarp;
+pub mod restore;
 pub mod session;
 pub mod split;
 pub mod vring;

@@ -25,7 +25,7 @@ use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{Guest, MERGED_MAX};
 use crate::port::vhost_user::inflight::PackedInflight;
-use crate::port::vhost_user::vring::{Part, VringError, VringSetup};
+use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault};
 
 /// What both directions have in common.
@@ -106,9 +106,7 @@ impl Position {
 impl PackedRing {
     fn new(setup: &VringSetup, writable: bool) -> Result<Self, VringError> {
         let VringSetup { index, size, base, .. } = *setup;
-        let desc = Part::new(setup, "descriptors", setup.desc, 16 * u64::from(size), 16)?;
-        let driver_event = Part::new(setup, "driver event structure", setup.avail, 4, 4)?;
-        let device_event = Part::new(setup, "device event structure", setup.used, 4, 4)?;
+        let [desc, driver_event, device_event] = setup.areas()?;
         // What a predecessor took and did not use is taken once more. DPDK's frontend sends the low half only.
         let used = if base >> 16 == 0 { base } else { base >> 16 };
         let next = Position::parse(used as u16);

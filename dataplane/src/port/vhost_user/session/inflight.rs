@@ -1,5 +1,6 @@
 //! Memory that outlives a backend: what it has taken from its rings and not given back ("Inflight I/O tracking").
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
@@ -12,6 +13,8 @@ use crate::port::vhost_user::vring::SIZE_MAX;
 
 /// One block for each ring.
 pub struct InflightMemory {
+    description: Inflight,
+    memory: Region,
     blocks: Vec<Region>,
 }
 
@@ -27,7 +30,7 @@ impl InflightMemory {
         let mmap_size = block * u64::from(asked.queues);
         let region = Region::create("vhost-inflight", mmap_size, health).map_err(|error| error.to_string())?;
         let answer = Inflight { mmap_size, mmap_offset: 0, ..asked };
-        Ok((Self::cut(&region, answer.queues, block)?, answer, region))
+        Ok((Self::cut(region.clone(), answer, block)?, answer, region))
     }
 
     /// SET_INFLIGHT_FD: the memory that this backend or its predecessor made.
@@ -47,7 +50,7 @@ impl InflightMemory {
             return Err(format!("it begins at {:#x}, which is no multiple of {ALIGN}", told.mmap_offset));
         }
         let region = Region::map_window(file, told.mmap_offset, wanted, health).map_err(|error| error.to_string())?;
-        Self::cut(&region, told.queues, block)
+        Self::cut(region, told, block)
     }
 
     /// The block of a ring.
@@ -55,10 +58,20 @@ impl InflightMemory {
         self.blocks.get(index)
     }
 
-    fn cut(region: &Region, queues: u16, block: u64) -> Result<Self, String> {
-        let blocks = (0..u64::from(queues)).map(|ring| region.part(ring * block, block));
+    /// What the frontend knows of it.
+    pub(crate) fn description(&self) -> Inflight {
+        self.description
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.memory.file()
+    }
+
+    fn cut(memory: Region, description: Inflight, block: u64) -> Result<Self, String> {
+        let blocks = (0..u64::from(description.queues)).map(|ring| memory.part(ring * block, block));
         let blocks = blocks.collect::<Option<Vec<_>>>().ok_or("its blocks do not lie in its memory")?;
-        Ok(Self { blocks })
+        Ok(Self { description, memory, blocks })
     }
 }
 

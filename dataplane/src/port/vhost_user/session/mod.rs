@@ -2,18 +2,19 @@
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
 //! record of what was said: features, memory, and a vring_config of each ring. Whoever has the rings is asked to bring
-//! them back ([`Session::park`]) before a request that [needs_quiesce](Request::needs_quiesce) them is handled, and gets new ones
+//! them back ([`Session::park`]) before a request that [needs them quiesced](Session::needs_quiesce) is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
-//! - `requests`: what each request does;
+//! - `requests`: what each request does; [`eventfds`]: those that are exchanged while workers have the rings;
 //! - [`offer`]: what a frontend can choose from;
 //! - [`table`]: the memory it announces; [`inflight`]: memory that it keeps for us.
 
+pub mod eventfds;
 pub mod inflight;
 pub mod offer;
 mod requests;
 pub mod table;
-mod vring_config;
+pub(crate) mod vring_config;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,15 +22,16 @@ use std::sync::Arc;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
-use crate::lane::LaneEnd;
+use crate::lane::{LaneEnd, LaneSource};
 use crate::link::{AnySource, AnyTarget};
 use crate::port::vhost_user::channel::{ChannelError, Envelope};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, LogArea, MessageError, Reply, Request};
+use crate::port::vhost_user::message::{Body, Header, LogArea, MessageError, Reply, Request};
+use crate::port::vhost_user::session::eventfds::EventfdExchange;
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::requests::Outcome;
+use crate::port::vhost_user::session::requests::Completion;
 use crate::port::vhost_user::session::table::{MemoryTable, TableError};
 use crate::port::vhost_user::session::vring_config::VringConfig;
 use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
@@ -37,16 +39,18 @@ use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, Vri
 /// Everything that one frontend has said.
 pub struct Session {
     offer: Offer,
-    features: Features,
+    pub(crate) features: Features,
     /// None: nothing was chosen yet.
-    protocol: Option<ProtocolFeatures>,
-    memory: MemoryTable,
-    vrings: Vec<VringConfig>,
-    log: Option<DirtyLog>,
-    inflight: Option<InflightMemory>,
-    status: u8,
+    pub(crate) protocol: Option<ProtocolFeatures>,
+    pub(crate) memory: MemoryTable,
+    pub(crate) vrings: Vec<VringConfig>,
+    pub(crate) log: Option<(LogArea, DirtyLog)>,
+    pub(crate) inflight: Option<InflightMemory>,
+    pub(crate) status: u8,
     /// Which vrings the rings are made from that are out now: sources, targets.
     out: [Vec<u32>; 2],
+    /// Eventfds that were replaced in rings which are out, until no worker has them any more.
+    retired: Vec<Arc<OwnedFd>>,
 }
 
 /// A request that was understood, with what came with it.
@@ -59,9 +63,11 @@ pub struct Message {
 
 /// What came of a request.
 #[derive(Default)]
-pub struct Answer {
+pub struct Response {
     /// What to say to the frontend, with a file.
     pub reply: Option<(Reply, Option<OwnedFd>)>,
+    /// A worker is to notify, or to be notified, by another eventfd.
+    pub exchange: Option<EventfdExchange>,
     /// A guest has moved here: the network is to learn this address.
     pub announce: Option<[u8; 6]>,
 }
@@ -80,23 +86,25 @@ impl Session {
             inflight: None,
             status: 0,
             out: Default::default(),
+            retired: Vec::new(),
         }
     }
 
     /// Handles one request. One that is refused changes nothing; without a wish for a reply, which would say so, it ends
     /// the conversation.
-    pub fn handle(&mut self, message: Message) -> Result<Answer, SessionError> {
+    pub fn handle(&mut self, message: Message) -> Result<Response, SessionError> {
         let Message { request, need_reply, files } = message;
         let number = request.number();
         let reply = |body, file| Some((Reply { request: number, body }, file));
         match self.apply(request, files) {
-            Ok(Outcome::Done { announce }) => {
-                Ok(Answer { reply: need_reply.then(|| reply(Body::Value(0), None)).flatten(), announce })
+            Ok(Completion::Done { announce, exchange }) => {
+                let reply = need_reply.then(|| reply(Body::Value(0), None)).flatten();
+                Ok(Response { reply, announce, exchange })
             }
-            Ok(Outcome::Reply(body, file)) => Ok(Answer { reply: reply(body, file), announce: None }),
+            Ok(Completion::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
             Err(error) if need_reply => {
                 tracing::debug!(%error, "a vhost-user request is refused");
-                Ok(Answer { reply: reply(Body::Value(1), None), announce: None })
+                Ok(Response { reply: reply(Body::Value(1), None), ..Response::default() })
             }
             Err(error) => Err(error.into()),
         }
@@ -117,7 +125,8 @@ impl Session {
         let mut end = LaneEnd::default();
         self.out = Default::default();
         for (rx, tx) in pairs {
-            end.sources.push(AnySource::Vhost(GuestTx::new(tx)?).into());
+            let segments = self.vrings[tx.index as usize].segments();
+            end.sources.push(LaneSource::resumed(AnySource::Vhost(GuestTx::new(tx)?), segments));
             self.out[0].push(tx.index);
             // Whoever sent frames to a ring that is not enabled would wait for it.
             if rx.enabled {
@@ -132,15 +141,21 @@ impl Session {
     pub fn park(&mut self, rings: LaneEnd) {
         let [sources, targets] = std::mem::take(&mut self.out);
         for (index, source) in sources.into_iter().zip(rings.sources) {
+            let segments = source.segments();
             if let AnySource::Vhost(ring) = source.source {
-                self.vrings[index as usize].set_base(ring.base());
+                self.vrings[index as usize].left_at(ring.base(), segments);
             }
         }
         for (index, target) in targets.into_iter().zip(rings.targets) {
             if let AnyTarget::Vhost(ring) = target {
-                self.vrings[index as usize].set_base(ring.base());
+                self.vrings[index as usize].left_at(ring.base(), 0);
             }
         }
+    }
+
+    /// Whether a worker may have rings of it.
+    pub(crate) fn has_rings_out(&self) -> bool {
+        self.out.iter().any(|rings| !rings.is_empty())
     }
 
     /// Whether memory of the guest went away.
@@ -158,7 +173,7 @@ impl Session {
         let vring_config = &self.vrings[index as usize];
         let (address, size, kick) = vring_config.complete()?;
         let log = self.log.as_ref().filter(|_| self.features.has(Features::LOG_ALL));
-        Some(VringSetup {
+        let setup = VringSetup {
             index,
             size,
             desc: address.desc,
@@ -171,10 +186,15 @@ impl Session {
             kick,
             call: vring_config.call.clone(),
             memory: self.memory.memory()?.clone(),
-            log: log.map(|log| VringLog { dirty: log.clone(), used: address.log.then_some(address.log_guest) }),
+            log: log.map(|(_, log)| VringLog { dirty: log.clone(), used: address.log.then_some(address.log_guest) }),
             inflight: self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)).cloned(),
             health: Arc::clone(self.memory.health()),
-        })
+        };
+        if vring_config.is_moving() && setup.areas().is_err() {
+            tracing::debug!(vring = index, "its memory has gone, and it waits for SET_VRING_ADDR");
+            return None;
+        }
+        Some(setup)
     }
 }
 
@@ -182,16 +202,31 @@ impl Message {
     /// Understands what was received.
     pub fn new(envelope: Envelope) -> Result<Self, SessionError> {
         let Envelope { header, payload, files } = envelope;
+        Self::parse(&header, &payload, files)
+    }
+
+    /// Understands a message in its parts.
+    pub(crate) fn parse(header: &Header, payload: &[u8], files: Vec<PeerFile>) -> Result<Self, SessionError> {
         if header.is_reply() {
             return Err(SessionError::NotAsked);
         }
-        let request = Request::parse(header.request, &payload)?;
+        let request = Request::parse(header.request, payload)?;
         Ok(Self { request, need_reply: header.needs_reply(), files })
+    }
+
+    /// The message as it came over the socket.
+    pub(crate) fn emit(&self) -> Vec<u8> {
+        self.request.emit(self.need_reply)
+    }
+
+    /// What came with it.
+    pub(crate) fn files(&self) -> &[PeerFile] {
+        &self.files
     }
 }
 
 impl Request {
-    /// Whether it may change what a worker uses, so that no worker may have the rings while it is handled.
+    /// Whether it may change what a worker uses, whatever is known of the rings.
     pub fn needs_quiesce(&self) -> bool {
         match self {
             Self::SetFeatures(_)

@@ -1,7 +1,7 @@
 //! The memory table as it is announced, all at once or one region at a time, each with its file.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
@@ -58,6 +58,11 @@ impl MemoryTable {
     /// What rings use.
     pub fn memory(&self) -> Option<&GuestMemory> {
         self.memory.as_ref()
+    }
+
+    /// Each region as it was announced, with its file.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = (&MemoryRegion, BorrowedFd<'_>)> {
+        self.rows.iter().map(|(announced, region)| (announced, region.file()))
     }
 
     /// Whether a page of it is missing.

@@ -23,7 +23,7 @@ use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::Guest;
 use crate::port::vhost_user::inflight::SplitInflight;
-use crate::port::vhost_user::vring::{Part, VringError, VringSetup};
+use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault};
 
 /// What both directions have in common.
@@ -57,9 +57,7 @@ struct SplitRing {
 impl SplitRing {
     fn new(setup: &VringSetup, writable: bool) -> Result<Self, VringError> {
         let size = setup.size;
-        let desc = Part::new(setup, "descriptors", setup.desc, 16 * u64::from(size), 16)?;
-        let avail = Part::new(setup, "available ring", setup.avail, 6 + 2 * u64::from(size), 2)?;
-        let used = Part::new(setup, "used ring", setup.used, 6 + 8 * u64::from(size), 4)?;
+        let [desc, avail, used] = setup.areas()?;
         let used_index = used.index(2)?;
         // In memory and not from SET_VRING_BASE: what was under way when a predecessor was killed is taken once more.
         let next = used_index.load();
