@@ -10,28 +10,10 @@ use crate::control::state::State;
 use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::port::kernel::{Place, TapInterface, VethPair};
+use crate::settings::Settings;
 use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
 use crate::worker::WorkerHandle;
-
-/// How to run the workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// CPUs of the polling threads, one thread each.
-    pub workers: Vec<usize>,
-    /// What a worker without work does.
-    pub idle: Idle,
-}
-
-/// What a worker without work does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Idle {
-    /// Spin, then nap, then sleep until a peer rings.
-    #[default]
-    Adaptive,
-    /// Spin for ever: the lowest latency, a whole CPU.
-    Poll,
-}
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
 pub struct Engine {

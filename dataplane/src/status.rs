@@ -104,6 +104,8 @@ pub struct Traffic {
     pub frames: u64,
     /// Bytes delivered, without FCS.
     pub bytes: u64,
+    /// Visits that ended early since the target was full and the wire says `hold`.
+    pub stalls: u64,
     /// Frames not delivered, by reason, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
 }

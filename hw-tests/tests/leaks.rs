@@ -4,7 +4,7 @@
 use std::fs;
 
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
@@ -14,7 +14,7 @@ fn wires_that_came_and_went_leave_nothing() {
     if lacks_namespaces("wires_that_came_and_went_leave_nothing") {
         return;
     }
-    let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
+    let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let pod = TestNetNs::new();
     // What is made once and kept: the workshop, the allocator's pools.
     (0..2).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));

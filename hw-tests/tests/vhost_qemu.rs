@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::receive;
 use ferrule_hw_tests::need::{Need, lacks};
@@ -95,7 +95,7 @@ impl Bed {
 
     /// An engine with the wire.
     fn engine(&self) -> Engine {
-        let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
+        let engine = Engine::start(&Settings::new(vec![0])).unwrap();
         let vhost = VhostUserSpec::new(SocketAddress::Path(self.folder.path().join("vhost.sock")), self.mode);
         let memif = MemifSpec { role: Role::Server, ..self.memif() };
         let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];

@@ -15,7 +15,7 @@ use ferrule_dataplane::spec::{
     EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostFeatures, VhostUserSpec, WireSpec,
 };
 use ferrule_dataplane::status::WireStatus;
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
@@ -231,7 +231,7 @@ impl Bed {
 
     /// The same with the sockets of another, to take its place.
     fn within(folder: &Path, link: &Link) -> Self {
-        let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
+        let engine = Engine::start(&Settings::new(vec![0])).unwrap();
         let bed = Self { engine, name: unique("vhost"), link: link.clone(), folder: folder.to_owned(), _owner: None };
         for port in 0..2 {
             let vhost = VhostUserSpec {

@@ -24,8 +24,8 @@ use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
 use crate::control::state::State;
-use crate::engine::Settings;
 use crate::mailbox::Mailbox;
+use crate::settings::Settings;
 use crate::worker::{LANES_MAX, Returned, WorkerHandle};
 
 /// The control thread, and what it shares with the engine's callers.
@@ -47,7 +47,7 @@ impl Control {
     /// Starts the workers and the thread.
     pub fn start(settings: &Settings) -> io::Result<Self> {
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
-        let start = |(number, &cpu)| WorkerHandle::start(number, cpu, settings.idle, Arc::clone(&returned));
+        let start = |(number, &cpu)| WorkerHandle::start(number, cpu, settings, Arc::clone(&returned));
         let workers = settings.workers.iter().enumerate().map(start).collect::<io::Result<Vec<_>>>()?;
         let state = State::new(workers)?;
         let wake = eventfd()?;

@@ -30,7 +30,7 @@ use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
 use crate::port::memif::layout::Loan;
 use crate::spec::{EndSpec, MemifSpec};
-use crate::worker::{Returned, Slot, WorkerHandle};
+use crate::worker::{LaneId, Returned, WorkerHandle};
 
 /// Everything that control knows.
 pub struct State {
@@ -52,7 +52,7 @@ pub struct State {
     /// Ends whose frontend has gone, for those that wait at their doors.
     vacated: Vec<(String, usize)>,
     /// Which lane of which wire is in a worker's slot.
-    served: HashMap<(usize, Slot), (String, usize)>,
+    served: HashMap<(usize, LaneId), (String, usize)>,
     last_token: u64,
     /// What rings peers of frames that control itself sends.
     notifier: Notifier,
@@ -197,7 +197,7 @@ impl State {
 
     /// A worker handed a lane back.
     pub fn returned(&mut self, returned: Returned) {
-        let Returned { worker, slot, lane, fault } = returned;
+        let Returned { worker, id: slot, lane, fault } = returned;
         self.workers[worker].forget(slot, &lane);
         let Some((name, number)) = self.served.remove(&(worker, slot)) else { return };
         let Some(joint) = self.wires.get_mut(&name).and_then(Wire::as_joint_mut) else { return };

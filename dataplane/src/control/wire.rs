@@ -9,11 +9,11 @@ use nix::errno::Errno;
 
 use crate::control::disconnect::DisconnectReason;
 use crate::control::log_limit::LogLimit;
-use crate::lane::{Lane, LaneEnd, collect};
-use crate::link::{AnySource, AnyTarget, LinkCounters};
+use crate::counters::LinkCounters;
+use crate::lane::{Lane, collect};
 use crate::port::Fault;
+use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
-use crate::port::kernel::ring::{TapSource, TapTarget};
 use crate::port::memif::handshake::{Client, Connection};
 use crate::port::memif::layout::{Layout, NoLoan};
 use crate::port::vhost_user::peer::VhostUserPeer;
@@ -58,7 +58,7 @@ pub struct Joint {
 /// Where a lane is.
 pub enum LanePlace {
     /// With this worker, in this slot.
-    Served(usize, crate::worker::Slot),
+    Served(usize, crate::worker::LaneId),
     /// Back from it.
     Back(Box<Lane>),
 }
@@ -280,7 +280,7 @@ impl Joint {
     }
 
     /// Where the lanes are that workers still have.
-    pub fn served(&self) -> impl Iterator<Item = (usize, crate::worker::Slot)> {
+    pub fn served(&self) -> impl Iterator<Item = (usize, crate::worker::LaneId)> {
         self.lanes.iter().filter_map(|place| match place {
             LanePlace::Served(worker, slot) => Some((*worker, *slot)),
             LanePlace::Back(_) => None,
@@ -313,10 +313,7 @@ impl End {
     /// A kernel interface's end.
     pub fn tap(tap: Tap) -> Self {
         let tap = Arc::new(tap);
-        let rings = LaneEnd {
-            sources: vec![AnySource::Tap(TapSource::new(Arc::clone(&tap))).into()],
-            targets: vec![AnyTarget::Tap(TapTarget::new(Arc::clone(&tap)))],
-        };
+        let rings = LaneEnd::tap(&tap);
         Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None }
     }
 
@@ -361,10 +358,7 @@ impl End {
     pub fn connected(&mut self, channel: memif::channel::Channel, connection: Connection, token: u64) {
         let Connection { peer: name, layout, queues, .. } = connection;
         self.set_live(Live { peer: Peer::Memif(channel, layout), name, token });
-        self.rings = Some(LaneEnd {
-            sources: queues.receivers.into_iter().map(|receiver| AnySource::Memif(receiver).into()).collect(),
-            targets: queues.senders.into_iter().map(AnyTarget::Memif).collect(),
-        });
+        self.rings = Some(LaneEnd::memif(queues));
         self.present = true;
     }
 

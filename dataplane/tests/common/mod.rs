@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// A name that no other test, and no other run, uses.

@@ -10,7 +10,7 @@ use ferrule_dataplane::port::vhost_user::message::{
 };
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::unix::{Kind, UnixListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -59,7 +59,7 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
 pub fn serve(arguments: &[String]) {
     let end =
         |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), SocketMode::Client));
-    let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap();
+    let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let ends = [end(&arguments[0]), end(&arguments[1])];
     engine.add(WireSpec { name: "killed".to_owned(), ends, full: Full::Hold, trusted: false }).unwrap();
     loop {

@@ -8,12 +8,15 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch, Visit, forward};
+use ferrule_dataplane::counters::LaneCounters;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::visit::Visit;
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
@@ -171,7 +174,7 @@ fn memory() -> DriverMemory {
 struct Backend {
     source: AnySource,
     target: AnyTarget,
-    counters: LinkCounters,
+    counters: LaneCounters,
     scratch: Scratch,
 }
 
@@ -201,7 +204,7 @@ impl Backend {
         Self {
             source: AnySource::Vhost(GuestTx::new(&tx).unwrap()),
             target: AnyTarget::Vhost(GuestRx::new(&rx).unwrap()),
-            counters: LinkCounters::default(),
+            counters: LaneCounters::default(),
             scratch: Scratch::new(Notifier::new().unwrap()),
         }
     }

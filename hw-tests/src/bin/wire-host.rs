@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("usage: wire-host NAME")?;
-    let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive })?;
+    let engine = Engine::start(&Settings::new(vec![0]))?;
     for id in 0..2 {
         let near = MemifSpec { id, ..MemifSpec::new(format!("@{name}-end").parse()?, Role::Server) };
         let far = MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse()?, Role::Client) };

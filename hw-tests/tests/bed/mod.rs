@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::testpmd::{Options, Testpmd};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
@@ -132,7 +132,7 @@ impl Bed {
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// One testpmd at a time: it polls, and a machine may have two CPUs.

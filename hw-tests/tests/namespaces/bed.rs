@@ -1,14 +1,14 @@
 //! Wires between namespaces and memif ends.
 
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::TestNetNs;
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// A server on an abstract socket of its own.

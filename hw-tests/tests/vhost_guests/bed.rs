@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, SocketMode, VhostUserSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_hw_tests::need;
 use ferrule_hw_tests::vm::image::Image;
 use ferrule_hw_tests::vm::job::Job;
@@ -138,7 +138,7 @@ impl Transfer {
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// The end of a wire for a NIC.

@@ -23,8 +23,8 @@ use crate::control::disconnect::DisconnectReason;
 use crate::control::log_limit::if_any;
 use crate::control::wire::{Body, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
-use crate::link::inject;
 use crate::port::Put;
+use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
@@ -177,7 +177,7 @@ impl State {
         let Some(target) = target else {
             return tracing::debug!(wire = name, end, "SEND_RARP: nobody is at the other end");
         };
-        match inject(&rarp::announcement(mac), target, &wire.counters[end], &mut self.notifier) {
+        match inject(&rarp::announcement(mac), target, wire.counters[end].control(), &mut self.notifier) {
             Ok(Put::Stored) => {}
             Ok(put) => tracing::debug!(wire = name, end, ?put, "SEND_RARP: the other end did not take it"),
             Err(fault) => self.disconnect(name, far, &DisconnectReason::Fault(fault), true),

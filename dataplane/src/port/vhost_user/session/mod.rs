@@ -22,8 +22,7 @@ use std::sync::Arc;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
-use crate::lane::{LaneEnd, LaneSource};
-use crate::link::{AnySource, AnyTarget};
+use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
 use crate::port::vhost_user::channel::{ChannelError, Envelope};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
@@ -126,7 +125,7 @@ impl Session {
         self.out = Default::default();
         for (rx, tx) in pairs {
             let segments = self.vrings[tx.index as usize].segments();
-            end.sources.push(LaneSource::resumed(AnySource::Vhost(GuestTx::new(tx)?), segments));
+            end.sources.push(LaneSource { source: AnySource::Vhost(GuestTx::new(tx)?), resume: segments });
             self.out[0].push(tx.index);
             // Whoever sent frames to a ring that is not enabled would wait for it.
             if rx.enabled {
@@ -141,9 +140,8 @@ impl Session {
     pub fn park(&mut self, rings: LaneEnd) {
         let [sources, targets] = std::mem::take(&mut self.out);
         for (index, source) in sources.into_iter().zip(rings.sources) {
-            let segments = source.segments();
             if let AnySource::Vhost(ring) = source.source {
-                self.vrings[index as usize].left_at(ring.base(), segments);
+                self.vrings[index as usize].left_at(ring.base(), source.resume);
             }
         }
         for (index, target) in targets.into_iter().zip(rings.targets) {
