@@ -11,7 +11,7 @@ use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::port::kernel::{Place, TapInterface, VethPair};
 use crate::settings::Settings;
-use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
+use crate::spec::{EndSpec, FieldError, Role, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
 use crate::worker::WorkerHandle;
 
@@ -135,7 +135,7 @@ impl Engine {
                     End::tap(interface.tap)
                 }
                 EndSpec::Memif(memif) if memif.role == Role::Client => End::client(),
-                EndSpec::VhostUser(vhost) if vhost.mode == SocketMode::Client => End::client(),
+                EndSpec::VhostUser(vhost) if vhost.role == Role::Client => End::client(),
                 EndSpec::Memif(_) | EndSpec::VhostUser(_) => {
                     doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
                     End::server()
