@@ -19,7 +19,10 @@ use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
 /// What a request that was accepted leads to.
 pub(super) enum Completion {
     /// It has no answer but that it was done, if that is wanted.
-    Done { announce: Option<[u8; 6]>, exchange: Option<EventfdExchange> },
+    Done {
+        announce: Option<[u8; 6]>,
+        exchange: Option<EventfdExchange>,
+    },
     Reply(Body, Option<OwnedFd>),
 }
 
