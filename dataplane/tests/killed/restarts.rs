@@ -9,7 +9,7 @@ use ferrule_dataplane::port::vhost_user::message::{
     Body, Inflight, Reply, Request, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::unix::{Kind, UnixListener};
@@ -58,10 +58,10 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
 /// The process that is killed: an engine with a wire between two frontends that listen.
 pub fn serve(arguments: &[String]) {
     let end =
-        |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), SocketMode::Client));
+        |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), Role::Client));
     let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let ends = [end(&arguments[0]), end(&arguments[1])];
-    engine.add(WireSpec { name: "killed".to_owned(), ends, full: Full::Hold, trusted: false }).unwrap();
+    engine.add(WireSpec::new("killed", ends)).unwrap();
     loop {
         std::thread::park();
     }
