@@ -57,8 +57,7 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
 
 /// The process that is killed: an engine with a wire between two frontends that listen.
 pub fn serve(arguments: &[String]) {
-    let end =
-        |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), Role::Client));
+    let end = |name: &String| EndSpec::VhostUser(VhostUserSpec::new(format!("@{name}").parse().unwrap(), Role::Client));
     let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let ends = [end(&arguments[0]), end(&arguments[1])];
     engine.add(WireSpec::new("killed", ends)).unwrap();
