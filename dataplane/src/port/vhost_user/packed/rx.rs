@@ -10,6 +10,7 @@ use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{FINISHED, MERGED_MAX, offered, write_finished};
 use crate::port::vhost_user::packed::{PackedRing, Taken, available};
+use crate::port::vhost_user::session::eventfds::EventfdExchange;
 use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault, Frame, Put, Target};
 use crate::status::DropReason;
@@ -41,6 +42,10 @@ impl PackedRx {
             accepts,
             owes_call: false,
         })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.

@@ -6,6 +6,7 @@ use crate::offload::VnetHeader;
 use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::split::SplitRing;
+use crate::port::vhost_user::session::eventfds::EventfdExchange;
 use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault, Frame, Run, Source};
 
@@ -40,6 +41,10 @@ impl SplitTx {
             header: VnetHeader::default(),
             owes_call: false,
         })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.
