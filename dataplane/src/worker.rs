@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use crate::lane::Lane;
 use crate::mailbox::Mailbox;
 use crate::port::Fault;
-use crate::port::vhost_user::session::eventfds::{EventfdExchange, EventfdRole};
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::settings::Settings;
 use crate::status::WorkerStatus;
 use crate::worker::thread::Worker;

@@ -26,7 +26,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 use crate::lane::Lane;
 use crate::link::Scratch;
 use crate::mailbox::Mailbox;
-use crate::port::vhost_user::session::eventfds::EventfdRole;
+use crate::port::vhost_user::eventfd::EventfdRole;
 use crate::port::{BURST, Fault};
 use crate::settings::Idle;
 use crate::spec::RING_MAX;

@@ -172,9 +172,8 @@ impl Backend {
     fn turn(&mut self, visits: usize) {
         let [Some(a), Some(b)] = &mut self.rings else { return };
         for _ in 0..visits {
-            for (direction, (from, to)) in [(&mut a.sources[0], &mut b.targets[0]), (&mut b.sources[0], &mut a.targets[0])]
-                .into_iter()
-                .enumerate()
+            for (direction, (from, to)) in
+                [(&mut a.sources[0], &mut b.targets[0]), (&mut b.sources[0], &mut a.targets[0])].into_iter().enumerate()
             {
                 let counters = self.counters.lane(direction);
                 forward(&mut from.source, to, Full::Hold, &mut from.resume, &counters, &mut self.scratch).unwrap();
@@ -193,9 +192,10 @@ impl Backend {
             peer.held = peer.receive().unwrap();
         }
         let mut files = SavedFiles::default();
-        let text = self.peers.each_ref().map(|peer| {
-            serde_json::to_string(&peer.save(&mut files, Instant::now()).unwrap()).unwrap()
-        });
+        let text = self
+            .peers
+            .each_ref()
+            .map(|peer| serde_json::to_string(&peer.save(&mut files, Instant::now()).unwrap()).unwrap());
         drop(self);
         let mut files = SavedFiles::from(files.into_inner());
         Self::new(text.map(|text| {
@@ -222,10 +222,9 @@ fn connect(name: &str) -> (Channel, VhostUserPeer) {
 #[test]
 fn a_successor_goes_on_under_traffic_and_no_guest_notices() {
     let base = Features::VERSION_1.with(Features::PROTOCOL_FEATURES);
-    for (number, (packed, in_order, mergeable)) in
-        (0..8).map(|set| (set, (set & 1 != 0, set & 2 != 0, set & 4 != 0)))
-    {
-        let chosen = [(packed, Features::RING_PACKED), (in_order, Features::IN_ORDER), (mergeable, Features::MRG_RXBUF)];
+    for (number, (packed, in_order, mergeable)) in (0..8).map(|set| (set, (set & 1 != 0, set & 2 != 0, set & 4 != 0))) {
+        let chosen =
+            [(packed, Features::RING_PACKED), (in_order, Features::IN_ORDER), (mergeable, Features::MRG_RXBUF)];
         let features = chosen.into_iter().filter(|(on, _)| *on).fold(base, |all, (_, feature)| all.with(feature));
         let ends = [0, 1].map(|end| connect(&format!("restore-{number}-{end}")));
         let [(first, a), (second, b)] = ends;
@@ -304,9 +303,8 @@ fn what_was_not_passed_is_not_restored() {
         let saved: SavedVhostUserPeer = serde_json::from_str(&text).unwrap();
         saved.restore(session(), &mut SavedFiles::from(files), Instant::now()).map(drop)
     };
-    let copies = |order: &mut dyn Iterator<Item = usize>| -> Vec<_> {
-        order.map(|at| all[at].try_clone().unwrap()).collect()
-    };
+    let copies =
+        |order: &mut dyn Iterator<Item = usize>| -> Vec<_> { order.map(|at| all[at].try_clone().unwrap()).collect() };
     restore(copies(&mut (0..all.len()))).unwrap();
     assert!(matches!(restore(copies(&mut (0..all.len() - 1))), Err(RestoreError::NoFile(_))));
     assert!(matches!(restore(Vec::new()), Err(RestoreError::NoFile(0))));

@@ -8,9 +8,9 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::Descriptor;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::log::Marks;
-use crate::port::vhost_user::session::eventfds::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::memory::{CachedRegion, GuestMemory};
 use crate::port::vhost_user::vring::VringSetup;
 use crate::port::{FRAME_MAX, Fault};

@@ -9,11 +9,11 @@ use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::Accepts;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::memory::GuestMemory;
 use crate::port::vhost_user::packed::{PackedRx, PackedTx};
-use crate::port::vhost_user::session::eventfds::EventfdExchange;
 use crate::port::vhost_user::split::{SplitRx, SplitTx};
 use crate::port::{Fault, Frame, Put, Run, Source, Target};
 

@@ -6,34 +6,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::requests::Completion;
-use super::{RequestError, Session};
+use super::error::RequestError;
+use super::{Completion, Session};
 use crate::port::any::LaneEnd;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::message::{Request, VringFile};
-
-/// An eventfd of a ring that a worker has, which is to take the place of another.
-#[derive(Clone, Debug)]
-pub struct EventfdExchange {
-    /// The ring.
-    pub vring: u32,
-    /// Which of its eventfds.
-    pub role: EventfdRole,
-    /// The new one; none: the guest does not want to be notified.
-    pub eventfd: Option<Arc<OwnedFd>>,
-    /// The one that it replaces.
-    pub former: Option<Arc<OwnedFd>>,
-    /// Which of the sources, or of the targets, that were given out is the ring's.
-    pub position: usize,
-}
-
-/// What an eventfd is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventfdRole {
-    /// The guest notifies us.
-    Kick,
-    /// We notify the guest.
-    Call,
-}
 
 impl Session {
     /// Whether no worker may have the rings while this request is handled.

@@ -5,7 +5,7 @@
 use super::*;
 use std::os::fd::AsRawFd;
 
-use crate::port::vhost_user::session::eventfds::EventfdRole;
+use crate::port::vhost_user::eventfd::EventfdRole;
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
 use crate::spec::{EndSpec, SocketMode, VhostUserSpec};
@@ -395,7 +395,11 @@ fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
         assert_eq!(counts(&mut session), None);
         let place = USER + FURTHER + u64::from(index) * 0x4000;
         let (desc, avail, used) = (place, place + 0x1000, place + 0x2000);
-        done(&mut session, Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), vec![]);
+        done(
+            &mut session,
+            Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+            vec![],
+        );
     }
     assert_eq!(counts(&mut session), Some((1, 1)));
     let lie = VringAddress { index: 1, log: false, desc: USER, used: USER, avail: USER, log_guest: 0 };

@@ -4,9 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::split::SplitRing;
-use crate::port::vhost_user::session::eventfds::EventfdExchange;
 use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault, Frame, Run, Source};
 
