@@ -28,8 +28,9 @@ use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
+use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::{Message, Response, Session, SessionError};
+use crate::port::vhost_user::session::{Message, Response, Session};
 use crate::spec::{EndSpec, VhostUserSpec};
 
 impl State {

@@ -8,6 +8,7 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::Descriptor;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::log::Marks;
 use crate::port::vhost_user::memory::{CachedRegion, GuestMemory};
@@ -15,6 +16,8 @@ use crate::port::vhost_user::vring::VringSetup;
 use crate::port::{FRAME_MAX, Fault};
 
 pub(crate) struct Guest {
+    /// The ring's index, by which its frontend names it.
+    index: u32,
     pub(crate) memory: GuestMemory,
     /// The row of the last hit in it.
     pub(crate) cached: usize,
@@ -32,6 +35,7 @@ impl Guest {
     pub(crate) fn new(setup: &VringSetup) -> Self {
         let marks = setup.log.as_ref().map(|log| Marks::new(log.dirty.clone(), log.used));
         Self {
+            index: setup.index,
             memory: setup.memory.clone(),
             cached: 0,
             header_len: setup.features.header_len(),
@@ -47,6 +51,17 @@ impl Guest {
     #[inline]
     pub(crate) fn check_health(&self) -> Result<(), Fault> {
         if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+    }
+
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        if exchange.vring == self.index {
+            let place = match exchange.role {
+                EventfdRole::Kick => &mut self.kick,
+                EventfdRole::Call => &mut self.call,
+            };
+            place.clone_from(&exchange.eventfd);
+        }
     }
 
     /// What the guest rings.

@@ -28,7 +28,7 @@
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::{Index, Region, Word};
 
-use crate::port::vhost_user::packed::{AVAIL, Position, USED};
+use crate::port::vhost_user::packed::position::{AVAIL, Position, USED};
 
 /// The block of a split ring.
 pub(crate) struct SplitInflight {

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use crate::port::vhost_user::channel::Channel;
-use crate::port::vhost_user::session::{Message, Session, SessionError};
+use crate::port::vhost_user::session::error::SessionError;
+use crate::port::vhost_user::session::{Message, Session};
 
 /// A vhost-user frontend.
 pub struct VhostUserPeer {

@@ -5,8 +5,6 @@
 //! request that waited is handled by the successor.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::peer_file::PeerFile;
@@ -18,9 +16,9 @@ use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{HEADER_LEN, Header, Inflight, LogArea};
 use crate::port::vhost_user::peer::VhostUserPeer;
-use crate::port::vhost_user::session::Session;
+use crate::port::vhost_user::session::error::RequestError;
 use crate::port::vhost_user::session::vring_config::SavedVring;
-use crate::port::vhost_user::session::{Message, RequestError};
+use crate::port::vhost_user::session::{Message, Session};
 
 /// A frontend as it is written down. Descriptors are named, and passed beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -158,18 +156,6 @@ impl SavedSession {
         }
         Ok(session)
     }
-}
-
-/// An eventfd of a ring, by its name.
-pub(crate) fn save_eventfd(eventfd: Option<&Arc<OwnedFd>>, files: &mut SavedFiles) -> io::Result<Option<FileId>> {
-    eventfd.map(|eventfd| files.push_copy(eventfd.as_fd())).transpose()
-}
-
-/// The eventfd of that name.
-pub(crate) fn take_eventfd(id: Option<FileId>, files: &mut SavedFiles) -> Result<Option<Arc<OwnedFd>>, RestoreError> {
-    let Some(id) = id else { return Ok(None) };
-    let eventfd = PeerFile::from(files.take(id)?).into_eventfd();
-    eventfd.map(|eventfd| Some(Arc::new(eventfd))).ok_or_else(|| invalid("the descriptor of a vring is not an eventfd"))
 }
 
 fn invalid(problem: impl ToString) -> RestoreError {

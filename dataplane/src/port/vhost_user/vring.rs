@@ -9,6 +9,7 @@ use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::Accepts;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::memory::GuestMemory;
@@ -85,6 +86,14 @@ impl GuestTx {
         })
     }
 
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        match self {
+            Self::Split(ring) => ring.exchange(exchange),
+            Self::Packed(ring) => ring.exchange(exchange),
+        }
+    }
+
     /// Where a successor begins: the answer to GET_VRING_BASE.
     pub fn base(&self) -> u32 {
         match self {
@@ -116,6 +125,14 @@ impl GuestRx {
             VringLayout::Split => Self::Split(Box::new(SplitRx::new(setup)?)),
             VringLayout::Packed => Self::Packed(Box::new(PackedRx::new(setup)?)),
         })
+    }
+
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        match self {
+            Self::Split(ring) => ring.exchange(exchange),
+            Self::Packed(ring) => ring.exchange(exchange),
+        }
     }
 
     /// Where a successor begins: the answer to GET_VRING_BASE.

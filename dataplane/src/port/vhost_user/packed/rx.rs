@@ -7,6 +7,7 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{FINISHED, MERGED_MAX, offered, write_finished};
 use crate::port::vhost_user::packed::{PackedRing, Taken, available};
@@ -41,6 +42,10 @@ impl PackedRx {
             accepts,
             owes_call: false,
         })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.

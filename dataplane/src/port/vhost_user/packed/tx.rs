@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::packed::{PackedRing, Taken};
 use crate::port::vhost_user::vring::{VringError, VringSetup};
@@ -32,6 +33,10 @@ impl PackedTx {
         let unfinished = ring.guest.sends_unfinished();
         let segments = DescriptorChain::new(false, setup.size);
         Ok(Self { ring, segments, ids: [0; BURST], id: 0, unfinished, header: VnetHeader::default(), owes_call: false })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.

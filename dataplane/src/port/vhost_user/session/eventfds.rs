@@ -6,31 +6,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::requests::Completion;
-use super::{RequestError, Session};
+use super::error::RequestError;
+use super::{Completion, Session};
+use crate::port::any::LaneEnd;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::message::{Request, VringFile};
-
-/// An eventfd of a ring that a worker has, which is to take the place of another.
-#[derive(Clone, Debug)]
-pub struct EventfdExchange {
-    /// The ring.
-    pub vring: u32,
-    /// Which of its eventfds.
-    pub role: EventfdRole,
-    /// The new one; none: the guest does not want to be notified.
-    pub eventfd: Option<Arc<OwnedFd>>,
-    /// Which of the sources, or of the targets, that were given out is the ring's.
-    pub position: usize,
-}
-
-/// What an eventfd is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventfdRole {
-    /// The guest notifies us.
-    Kick,
-    /// We notify the guest.
-    Call,
-}
 
 impl Session {
     /// Whether no worker may have the rings while this request is handled.
@@ -39,6 +19,18 @@ impl Session {
             Request::SetVringCall(ring) => !self.can_exchange(*ring, EventfdRole::Call),
             Request::SetVringKick(ring) => !self.can_exchange(*ring, EventfdRole::Kick),
             request => request.needs_quiesce(),
+        }
+    }
+
+    /// Gives rings that were given out, and are with no worker now, the eventfds that were named meanwhile: an exchange may
+    /// have missed them on their way.
+    pub fn renew_eventfds(&self, rings: &mut LaneEnd) {
+        let [sources, targets] = &self.out;
+        for (position, &vring) in sources.iter().enumerate().chain(targets.iter().enumerate()) {
+            let config = &self.vrings[vring as usize];
+            for (role, eventfd) in [(EventfdRole::Kick, config.kick()), (EventfdRole::Call, config.call.as_ref())] {
+                rings.exchange(&EventfdExchange { vring, role, eventfd: eventfd.cloned(), former: None, position });
+            }
         }
     }
 
@@ -80,10 +72,8 @@ impl Session {
             EventfdRole::Kick => position(sources),
             EventfdRole::Call => position(sources).or_else(|| position(targets)),
         };
-        if old.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) {
-            self.retired.extend(old);
-        }
-        let exchange = place.map(|position| EventfdExchange { vring, role, eventfd, position });
+        self.retired.extend(old.clone().filter(|_| place.is_some()));
+        let exchange = place.map(|position| EventfdExchange { vring, role, eventfd, former: old, position });
         Completion::Done { announce: None, exchange }
     }
 }

@@ -5,11 +5,13 @@
 //! them back ([`Session::park`]) before a request that [needs them quiesced](Session::needs_quiesce) is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
-//! - `requests`: what each request does; [`eventfds`]: those that are exchanged while workers have the rings;
+//! - `requests`: what each request does; `eventfds`: those that are exchanged while workers have the rings;
 //! - [`offer`]: what a frontend can choose from;
+//! - [`error`]: why a request is refused, and why a conversation ends;
 //! - [`table`]: the memory it announces; [`inflight`]: memory that it keeps for us.
 
-pub mod eventfds;
+pub mod error;
+mod eventfds;
 pub mod inflight;
 pub mod offer;
 mod requests;
@@ -20,18 +22,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
-use thiserror::Error;
 
 use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
-use crate::port::vhost_user::channel::{ChannelError, Envelope};
+use crate::port::vhost_user::channel::Envelope;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, Header, LogArea, MessageError, Reply, Request};
-use crate::port::vhost_user::session::eventfds::EventfdExchange;
+use crate::port::vhost_user::message::{Body, Header, LogArea, Reply, Request};
+use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::requests::Completion;
-use crate::port::vhost_user::session::table::{MemoryTable, TableError};
+use crate::port::vhost_user::session::table::MemoryTable;
 use crate::port::vhost_user::session::vring_config::VringConfig;
 use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
 
@@ -69,6 +70,24 @@ pub struct Response {
     pub exchange: Option<EventfdExchange>,
     /// A guest has moved here: the network is to learn this address.
     pub announce: Option<[u8; 6]>,
+}
+
+/// What a request that was accepted leads to.
+enum Completion {
+    /// It has no answer but that it was done, if that is wanted.
+    Done {
+        announce: Option<[u8; 6]>,
+        exchange: Option<EventfdExchange>,
+    },
+    Reply(Body, Option<OwnedFd>),
+}
+
+impl Completion {
+    const DONE: Self = Self::Done { announce: None, exchange: None };
+
+    fn value(value: u64) -> Self {
+        Self::Reply(Body::Value(value), None)
+    }
 }
 
 impl Session {
@@ -262,119 +281,7 @@ impl Request {
     }
 }
 
-/// Why a request is refused.
-#[derive(Debug, Error)]
-pub enum RequestError {
-    /// It belongs to a feature that was not chosen.
-    #[error("{request} without the protocol feature {feature}")]
-    NotNegotiated {
-        /// The request.
-        request: &'static str,
-        /// The feature.
-        feature: &'static str,
-    },
-    /// Nothing that a net device has, or that we offer.
-    #[error("{request}, which this backend has no use for")]
-    Unsupported {
-        /// The request.
-        request: &'static str,
-    },
-    /// Too many descriptors, or too few.
-    #[error("{count} descriptors came with {request}, which is not what belongs to it")]
-    Files {
-        /// The request.
-        request: &'static str,
-        /// How many.
-        count: usize,
-    },
-    /// Features that were not offered.
-    #[error("feature bits {bits:#x} were chosen and not offered")]
-    Unoffered {
-        /// Those.
-        bits: u64,
-    },
-    /// Features change only while all rings are stopped, but for logging.
-    #[error("feature bits {bits:#x} change while rings are started")]
-    FeaturesInUse {
-        /// Those.
-        bits: u64,
-    },
-    /// No such ring.
-    #[error("vring {index}: there are {rings}")]
-    Index {
-        /// What was asked for.
-        index: u32,
-        /// How many there are.
-        rings: usize,
-    },
-    /// Its size and base stand while it is started.
-    #[error("vring {index}: it is started; GET_VRING_BASE stops it")]
-    Running {
-        /// The ring.
-        index: u32,
-    },
-    /// A pipe or whatever else.
-    #[error("vring {index}: the descriptor is not an eventfd")]
-    NotAnEventfd {
-        /// The ring.
-        index: u32,
-    },
-    /// A ring that cannot be.
-    #[error(transparent)]
-    Vring(#[from] VringError),
-    /// Memory that does not do.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// A log that does not do.
-    #[error("log {} bytes from {:#x} on: {problem}", .area.size, .area.offset)]
-    Log {
-        /// Where it should be.
-        area: LogArea,
-        /// Why not.
-        problem: String,
-    },
-    /// Memory for what is in flight that does not do.
-    #[error("memory for what is in flight: {0}")]
-    Inflight(String),
-    /// An MTU that no link has.
-    #[error("an MTU of {0} bytes; {MTU_MIN} to {MTU_MAX} are possible")]
-    Mtu(u64),
-    /// A status of more than 8 bits.
-    #[error("device status {0:#x}")]
-    Status(u64),
-    /// Nothing in the configuration is the driver's to write.
-    #[error("SET_CONFIG: the configuration of a net device is read-only")]
-    ReadOnly,
-}
-
-/// Why a conversation ends.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    /// The channel.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// Not a message.
-    #[error(transparent)]
-    Message(#[from] MessageError),
-    /// A request that was refused, and no reply was wanted that would say so.
-    #[error("refused: {0}")]
-    Request(#[from] RequestError),
-    /// A ring that lies where it cannot.
-    #[error(transparent)]
-    Vring(#[from] VringError),
-    /// Descriptors before anything else.
-    #[error("descriptors came before the first message was whole")]
-    FilesFirst,
-    /// A reply to nothing.
-    #[error("a reply came where a request was expected")]
-    NotAsked,
-}
-
 /// The driver is ready (virtio 1.2, 2.1).
 const STATUS_DRIVER_OK: u8 = 4;
-/// The smallest MTU (virtio 1.2, 5.1.4.1).
-const MTU_MIN: u64 = 68;
-const MTU_MAX: u64 = 65_535;
-
 #[cfg(test)]
 mod tests;

@@ -5,34 +5,16 @@ use std::os::fd::OwnedFd;
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 
-use super::eventfds::EventfdExchange;
+use super::error::{MTU_MAX, MTU_MIN, RequestError};
 use super::inflight::InflightMemory;
 use super::table::SLOTS_MAX;
 use super::vring_config::VringConfig;
-use super::{MTU_MAX, MTU_MIN, RequestError, Session};
+use super::{Completion, Session};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::inflight;
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::message::{Body, Config, Inflight, LogArea, Request, VringAddress, VringFile, VringState};
 use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
-
-/// What a request that was accepted leads to.
-pub(super) enum Completion {
-    /// It has no answer but that it was done, if that is wanted.
-    Done {
-        announce: Option<[u8; 6]>,
-        exchange: Option<EventfdExchange>,
-    },
-    Reply(Body, Option<OwnedFd>),
-}
-
-impl Completion {
-    const DONE: Self = Self::Done { announce: None, exchange: None };
-
-    fn value(value: u64) -> Self {
-        Self::Reply(Body::Value(value), None)
-    }
-}
 
 impl Session {
     /// Does what a request asks for, or nothing of it.

@@ -3,6 +3,9 @@
 #![allow(clippy::needless_pass_by_value, reason = "requests are written where they are said")]
 
 use super::*;
+use std::os::fd::AsRawFd;
+
+use crate::port::vhost_user::eventfd::EventfdRole;
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
 use crate::spec::{EndSpec, Role, VhostUserSpec};
@@ -33,7 +36,7 @@ fn memory_file(len: u64) -> PeerFile {
     region.file().try_clone_to_owned().unwrap().into()
 }
 
-fn bell_file() -> PeerFile {
+fn eventfd_file() -> PeerFile {
     OwnedFd::from(notifier::eventfd().unwrap()).into()
 }
 
@@ -78,8 +81,8 @@ fn describe(session: &mut Session, index: u32) {
     done(session, Request::SetVringBase(state(0)), vec![]);
     done(session, Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), vec![]);
     let ring = VringFile { index: index as u8, has_file: true };
-    done(session, Request::SetVringCall(ring), vec![bell_file()]);
-    done(session, Request::SetVringKick(ring), vec![bell_file()]);
+    done(session, Request::SetVringCall(ring), vec![eventfd_file()]);
+    done(session, Request::SetVringKick(ring), vec![eventfd_file()]);
 }
 
 fn enable(session: &mut Session, index: u32, on: bool) {
@@ -265,7 +268,7 @@ fn an_index_beyond_the_rings_is_refused_wherever_it_stands() {
     }
     let ring = VringFile { index: 4, has_file: true };
     for request in [Request::SetVringKick(ring), Request::SetVringCall(ring), Request::SetVringErr(ring)] {
-        assert!(refused(&mut session, &request, || vec![bell_file()]).contains("vring 4: there are 4"));
+        assert!(refused(&mut session, &request, || vec![eventfd_file()]).contains("vring 4: there are 4"));
     }
 }
 
@@ -379,4 +382,72 @@ fn a_reply_to_nothing_ends_the_conversation() {
     let header = Header { request: 1, flags: 5, size: 0 };
     let envelope = Envelope { header, payload: vec![], files: vec![] };
     assert!(matches!(Message::new(envelope), Err(SessionError::NotAsked)));
+}
+
+#[test]
+fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
+    const FURTHER: u64 = 1 << 32;
+    let mut session = running(1);
+    let moved = MemoryRegion { user: USER + FURTHER, ..row() };
+    done(&mut session, Request::SetMemTable(vec![moved]), vec![memory_file(MEMORY)]);
+    assert_eq!(counts(&mut session), None, "the rings wait for their addresses");
+    for index in 0..2 {
+        assert_eq!(counts(&mut session), None);
+        let place = USER + FURTHER + u64::from(index) * 0x4000;
+        let (desc, avail, used) = (place, place + 0x1000, place + 0x2000);
+        done(
+            &mut session,
+            Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+            vec![],
+        );
+    }
+    assert_eq!(counts(&mut session), Some((1, 1)));
+    let lie = VringAddress { index: 1, log: false, desc: USER, used: USER, avail: USER, log_guest: 0 };
+    done(&mut session, Request::SetVringAddr(lie), vec![]);
+    assert!(matches!(session.rings(), Err(VringError::Place { index: 1, .. })));
+}
+
+#[test]
+fn eventfds_of_rings_that_are_out_are_exchanged_and_the_former_ones_kept_until_nobody_has_them() {
+    let ring = |index, has_file| VringFile { index, has_file };
+    let mut session = running(1);
+    let call = Request::SetVringCall(ring(0, true));
+    let kick = Request::SetVringKick(ring(1, true));
+    let mut rings = session.rings().unwrap().unwrap();
+    assert!(!session.needs_quiesce(&call) && !session.needs_quiesce(&kick));
+    // Polling begins, or ends; a ring starts.
+    for request in [Request::SetVringKick(ring(1, false)), Request::SetVringKick(ring(3, true))] {
+        assert!(session.needs_quiesce(&request), "{request:?}");
+    }
+    for (request, vring, role) in [(&call, 0, EventfdRole::Call), (&kick, 1, EventfdRole::Kick)] {
+        let mut last = None;
+        for _ in 0..40 {
+            assert!(!session.needs_quiesce(request));
+            let response = session.handle(message(request, false, vec![eventfd_file()])).unwrap();
+            let exchange = response.exchange.unwrap();
+            assert_eq!((exchange.vring, exchange.role, exchange.position), (vring, role, 0));
+            rings.exchange(&exchange);
+            last = exchange.eventfd;
+        }
+        let used = match role {
+            EventfdRole::Kick => rings.sources[0].source.as_dyn().notify_fd().unwrap().as_raw_fd(),
+            EventfdRole::Call => rings.targets[0].as_dyn_mut().notify_fd().unwrap().as_raw_fd(),
+        };
+        assert_eq!(used, last.unwrap().as_raw_fd());
+    }
+    // A worker that does not come to it: after some, the rings are asked for.
+    let mut kept = Vec::new();
+    while !session.needs_quiesce(&call) {
+        kept.push(session.handle(message(&call, false, vec![eventfd_file()])).unwrap().exchange);
+        assert!(kept.len() < 100);
+    }
+    // Back, they have what was said meanwhile.
+    let newest = kept.pop().flatten().and_then(|exchange| exchange.eventfd).unwrap();
+    session.renew_eventfds(&mut rings);
+    assert_eq!(rings.targets[0].as_dyn_mut().notify_fd().unwrap().as_raw_fd(), newest.as_raw_fd());
+    drop(kept);
+    session.park(rings);
+    assert!(!session.needs_quiesce(&call), "nobody has the former ones any more");
+    let response = session.handle(message(&call, false, vec![eventfd_file()])).unwrap();
+    assert!(response.exchange.is_none(), "no ring is out");
 }

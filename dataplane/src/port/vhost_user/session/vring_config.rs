@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::port::saved::{FileId, RestoreError, SavedFiles};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::message::VringAddress;
-use crate::port::vhost_user::restore::{save_eventfd, take_eventfd};
 
 /// A ring's description. It is complete once it is started, sized and placed.
 #[derive(Default)]
@@ -93,8 +92,8 @@ impl VringConfig {
     pub(crate) fn save(&self, files: &mut SavedFiles) -> io::Result<SavedVring> {
         Ok(SavedVring {
             is_started: self.is_started(),
-            kick: save_eventfd(self.kick(), files)?,
-            call: save_eventfd(self.call.as_ref(), files)?,
+            kick: files.push_eventfd(self.kick())?,
+            call: files.push_eventfd(self.call.as_ref())?,
             size: self.size,
             address: self.address,
             base: self.base,
@@ -107,9 +106,9 @@ impl VringConfig {
     /// The ring that was written down takes the place of this one.
     pub(crate) fn restore(&mut self, saved: SavedVring, files: &mut SavedFiles) -> Result<(), RestoreError> {
         let SavedVring { is_started, kick, call, size, address, base, segments, is_moving, enabled } = saved;
-        let kick = take_eventfd(kick, files)?;
+        let kick = files.take_eventfd(kick)?;
         let stage = if is_started { Stage::Started { kick } } else { Stage::Stopped };
-        *self = Self { stage, size, address, base, segments, is_moving, call: take_eventfd(call, files)?, enabled };
+        *self = Self { stage, size, address, base, segments, is_moving, call: files.take_eventfd(call)?, enabled };
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{FINISHED, MERGED_MAX, offered, write_finished};
 use crate::port::vhost_user::split::SplitRing;
@@ -32,6 +33,10 @@ impl SplitRx {
         let accepts = ring.guest.accepts();
         let segments = DescriptorChain::new(true, setup.size);
         Ok(Self { ring, segments, cost: 0, mergeable: setup.features.has(Features::MRG_RXBUF), accepts })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.
