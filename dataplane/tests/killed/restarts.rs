@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::message::{
-    Body, Inflight, Reply, Request, VringAddress, VringFile, VringState,
+    Inflight, Reply, ReplyBody, Request, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Role, VhostUserSpec, WireSpec};
@@ -198,7 +198,8 @@ impl Talk {
             match self.0.receive() {
                 Ok(Some(answer)) => {
                     let file = answer.files.into_iter().next().unwrap().into_memory().unwrap();
-                    let Body::Inflight(area) = Reply::parse(request.number(), &answer.payload).unwrap().body else {
+                    let ReplyBody::Inflight(area) = Reply::parse(request.number(), &answer.payload).unwrap().body
+                    else {
                         panic!("not what was asked for")
                     };
                     return (area, file);

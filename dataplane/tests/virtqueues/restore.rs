@@ -17,7 +17,7 @@ use ferrule_dataplane::port::vhost_user::restore::SavedVhostUserPeer;
 use ferrule_dataplane::port::vhost_user::session::Session;
 use ferrule_dataplane::port::vhost_user::session::offer::Offer;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
@@ -206,7 +206,7 @@ impl Backend {
 }
 
 fn session() -> Session {
-    let spec = VhostUserSpec::new("@v".parse().unwrap(), SocketMode::Server);
+    let spec = VhostUserSpec::new("@v".parse().unwrap(), Role::Server);
     Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())))
 }
 

@@ -7,7 +7,7 @@ use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::unix::{Kind, Packet, UnixSocket};
 use thiserror::Error;
 
-use crate::port::vhost_user::message::{FILES_MAX, HEADER_LEN, Header, MessageError, word_of};
+use crate::port::vhost_user::message::{FILES_MAX, HEADER_LEN, Header, VhostUserMessageError, word_of};
 use crate::socket::{self, SocketError};
 use crate::spec::SocketAddress;
 
@@ -28,7 +28,7 @@ pub(crate) struct HalfMessage<'a> {
 }
 
 /// A whole message, not yet understood.
-pub struct Envelope {
+pub struct RawMessage {
     /// Its header.
     pub header: Header,
     /// Its payload, as long as the header says.
@@ -44,7 +44,7 @@ impl Channel {
     }
 
     /// The next message, once it is there as a whole; `None`: not yet.
-    pub fn receive(&mut self) -> Result<Option<Envelope>, ChannelError> {
+    pub fn receive(&mut self) -> Result<Option<RawMessage>, ChannelError> {
         loop {
             // Never more than is left of this message: the files of the next one come with its first byte.
             if self.filled < HEADER_LEN {
@@ -59,7 +59,7 @@ impl Channel {
             if at == self.payload.len() {
                 self.filled = 0;
                 let (payload, files) = (std::mem::take(&mut self.payload), std::mem::take(&mut self.files));
-                return Ok(Some(Envelope { header, payload, files }));
+                return Ok(Some(RawMessage { header, payload, files }));
             }
             let Some(packet) = read(&self.socket, &mut self.payload[at..])? else { return Ok(None) };
             self.take(packet)?;
@@ -104,9 +104,9 @@ impl Channel {
     pub fn send(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         match self.socket.send(message, files) {
             Ok(sent) if sent == message.len() => Ok(()),
-            Ok(_) => Err(ChannelError::Deaf),
+            Ok(_) => Err(ChannelError::NotRead),
             Err(error) => Err(match error.kind() {
-                io::ErrorKind::WouldBlock => ChannelError::Deaf,
+                io::ErrorKind::WouldBlock => ChannelError::NotRead,
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ChannelError::Closed,
                 _ => error.into(),
             }),
@@ -156,7 +156,7 @@ impl AsFd for Channel {
 pub enum ChannelError {
     /// What came is no message.
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] VhostUserMessageError),
     /// More descriptors than any message has.
     #[error("{count} descriptors came with {request}; at most {FILES_MAX} are taken")]
     TooManyFiles {
@@ -173,7 +173,7 @@ pub enum ChannelError {
     Closed,
     /// What we send is not read.
     #[error("the peer does not read its control socket")]
-    Deaf,
+    NotRead,
     /// The socket itself.
     #[error("control socket: {0}")]
     Socket(#[from] io::Error),
@@ -195,7 +195,7 @@ mod tests {
         (peer, listener.accept().unwrap().into())
     }
 
-    fn understood(envelope: &Envelope) -> Request {
+    fn understood(envelope: &RawMessage) -> Request {
         Request::parse(envelope.header.request, &envelope.payload).unwrap()
     }
 
@@ -239,13 +239,13 @@ mod tests {
         let (peer, mut channel) = pair("header");
         let header = Header { request: 5, flags: 1, size: PAYLOAD_MAX as u32 + 1 };
         peer.send(&header.emit(), &[]).unwrap();
-        assert!(matches!(channel.receive(), Err(ChannelError::Message(MessageError::TooLong { .. }))));
+        assert!(matches!(channel.receive(), Err(ChannelError::Message(VhostUserMessageError::TooLong { .. }))));
     }
 
     #[test]
     fn a_peer_that_does_not_read_is_not_waited_for() {
         let (_peer, channel) = pair("deaf");
         let sent = (0..100_000).find_map(|_| channel.send(&Request::GetFeatures.emit(false), &[]).err());
-        assert!(matches!(sent, Some(ChannelError::Deaf)));
+        assert!(matches!(sent, Some(ChannelError::NotRead)));
     }
 }

@@ -30,4 +30,4 @@ pub mod spec;
 pub mod split;
 pub mod vring;
 
-pub use chain::Descriptor;
+pub use chain::VirtqDescriptor;

@@ -23,7 +23,7 @@ use std::sync::atomic::{Ordering, fence};
 use arrayvec::ArrayVec;
 use ferrule_ffi::array::Array;
 
-use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
+use crate::port::vhost_user::chain::{DescriptorChain, Links, VirtqDescriptor};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{Guest, MERGED_MAX};
 use crate::port::vhost_user::inflight::PackedInflight;
@@ -50,12 +50,12 @@ struct PackedRing {
     /// For a successor, if the frontend keeps memory for that.
     inflight: Option<PackedInflight>,
     /// Buffers taken and not given back.
-    taken: ArrayVec<Taken, TAKEN_MAX>,
+    shadow_used: ArrayVec<ShadowUsed, SHADOW_USED_MAX>,
 }
 
 /// A buffer that was taken: its id, how many descriptors it had, how many bytes we wrote.
 #[derive(Clone, Copy)]
-struct Taken {
+struct ShadowUsed {
     id: u16,
     slots: u16,
     len: u32,
@@ -87,7 +87,7 @@ impl PackedRing {
             next,
             done: next,
             inflight,
-            taken: ArrayVec::new(),
+            shadow_used: ArrayVec::new(),
         };
         ring.want_kick(false);
         Ok(ring)
@@ -101,7 +101,7 @@ impl PackedRing {
 
     /// The descriptor at `position`, if the guest has made it available.
     #[inline(always)]
-    fn available(&self, position: Position) -> Option<Descriptor> {
+    fn available(&self, position: Position) -> Option<VirtqDescriptor> {
         available(&self.desc, position)
     }
 
@@ -125,21 +125,21 @@ impl PackedRing {
 
     /// Moves on behind a buffer.
     #[inline(always)]
-    fn take(&mut self, taken: Taken) {
-        self.taken.push(taken);
+    fn take(&mut self, taken: ShadowUsed) {
+        self.shadow_used.push(taken);
         self.next = self.next.after(taken.slots, self.size);
     }
 
     /// Gives the guest everything taken back. Whether it wants to be interrupted.
     #[inline]
     fn complete(&mut self) -> bool {
-        let Some(&Taken { id, len, slots }) = self.taken.first() else { return false };
+        let Some(&ShadowUsed { id, len, slots }) = self.shadow_used.first() else { return false };
         let old = self.done;
         if let Some(inflight) = &self.inflight {
             inflight.begin(old, self.next);
         }
         if self.batches {
-            let last = self.taken.last().map_or(id, |last| last.id);
+            let last = self.shadow_used.last().map_or(id, |last| last.id);
             self.use_one(old, last, 0);
         } else {
             if self.inflight.is_some() {
@@ -147,12 +147,12 @@ impl PackedRing {
             }
             // The first one last: the guest sees none before it sees them all.
             let mut at = old.after(slots, self.size);
-            for taken in &self.taken[1..] {
+            for taken in &self.shadow_used[1..] {
                 self.use_one(at, taken.id, taken.len);
                 at = at.after(taken.slots, self.size);
             }
-            if let Some(marks) = &mut self.guest.marks {
-                marks.flush();
+            if let Some(dirty) = &mut self.guest.dirty {
+                dirty.flush();
             }
             self.use_one(old, id, len);
         }
@@ -160,10 +160,10 @@ impl PackedRing {
         if let Some(inflight) = &self.inflight {
             inflight.finish(self.next);
         }
-        if self.guest.marks.is_some() {
+        if self.guest.dirty.is_some() {
             self.log_elements(old);
         }
-        self.taken.clear();
+        self.shadow_used.clear();
         self.guest.call().is_some() && self.wants_interrupt(old)
     }
 
@@ -172,7 +172,7 @@ impl PackedRing {
     fn keep_overwritten(&self, old: Position) {
         let Some(inflight) = &self.inflight else { return };
         let mut at = old;
-        for pair in self.taken.windows(2) {
+        for pair in self.shadow_used.windows(2) {
             at = at.after(pair[0].slots, self.size);
             inflight.keep(at, self.desc.load_second(at.index.into()));
         }
@@ -197,22 +197,22 @@ impl PackedRing {
     /// Sets the bits of the elements that were written.
     #[cold]
     fn log_elements(&mut self, old: Position) {
-        let Some(marks) = &mut self.guest.marks else { return };
+        let Some(dirty) = &mut self.guest.dirty else { return };
         let mut at = old;
-        let written = if self.batches { 1 } else { self.taken.len() };
-        for taken in &self.taken[..written] {
-            marks.note(self.desc_guest + 16 * u64::from(at.index), 16);
+        let written = if self.batches { 1 } else { self.shadow_used.len() };
+        for taken in &self.shadow_used[..written] {
+            dirty.note(self.desc_guest + 16 * u64::from(at.index), 16);
             at = at.after(taken.slots, self.size);
         }
-        marks.flush();
+        dirty.flush();
     }
 
     fn want_kick(&mut self, wanted: bool) {
         let flags = if wanted { EVENT_ENABLE } else { EVENT_DISABLE };
         self.device_event.write(0, u32::from(flags) << 16);
-        if let Some(marks) = &mut self.guest.marks {
-            marks.note_used(0, 4);
-            marks.flush();
+        if let Some(dirty) = &mut self.guest.dirty {
+            dirty.note_used(0, 4);
+            dirty.flush();
         }
         if wanted {
             // The guest makes descriptors available, fences, loads the flags; we the other way round: one of the two
@@ -224,11 +224,11 @@ impl PackedRing {
 
 /// The descriptor at `position`, if the guest has made it available.
 #[inline(always)]
-fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<Descriptor> {
+fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<VirtqDescriptor> {
     let second = desc.load_second(position.index.into());
     let flags = (second >> 48) as u16;
     let available = flags & (AVAIL | USED) == position.available();
-    available.then(|| Descriptor::packed([desc.read_first(position.index.into()), second]))
+    available.then(|| VirtqDescriptor::packed([desc.read_first(position.index.into()), second]))
 }
 
 /// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).
@@ -249,7 +249,7 @@ pub fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool 
 }
 
 /// Buffers given back at once: a burst of them, and a frame over several.
-const TAKEN_MAX: usize = BURST + MERGED_MAX;
+const SHADOW_USED_MAX: usize = BURST + MERGED_MAX;
 /// The bits of an event structure that hold its flags (2.8.10).
 pub const EVENT_FLAGS: u16 = 3;
 /// Flags of an event structure: notify of every buffer.

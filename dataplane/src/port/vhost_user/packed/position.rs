@@ -44,9 +44,9 @@ impl Position {
     }
 }
 
-/// Descriptor flag: made available, where it equals the wrap counter (2.8.1).
+/// VirtqDescriptor flag: made available, where it equals the wrap counter (2.8.1).
 pub const AVAIL: u16 = 1 << 7;
-/// Descriptor flag: used, where it equals the wrap counter (2.8.1).
+/// VirtqDescriptor flag: used, where it equals the wrap counter (2.8.1).
 pub const USED: u16 = 1 << 15;
 /// In a position of 16 bits: the wrap counter.
 const WRAP: u16 = 1 << 15;

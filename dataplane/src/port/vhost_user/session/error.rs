@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::table::TableError;
 use crate::port::vhost_user::channel::ChannelError;
-use crate::port::vhost_user::message::{LogArea, MessageError};
+use crate::port::vhost_user::message::{LogArea, VhostUserMessageError};
 use crate::port::vhost_user::vring::VringError;
 
 /// Why a request is refused.
@@ -100,7 +100,7 @@ pub enum SessionError {
     Channel(#[from] ChannelError),
     /// Not a message.
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] VhostUserMessageError),
     /// A request that was refused, and no reply was wanted that would say so.
     #[error("refused: {0}")]
     Request(#[from] RequestError),

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::error::RequestError;
-use super::{Completion, Session};
+use super::{Handled, Session};
 use crate::port::any::LaneEnd;
 use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::message::{Request, VringFile};
@@ -47,13 +47,13 @@ impl Session {
         stays && self.retired.len() < RETIRED_MAX
     }
 
-    pub(super) fn set_call(&mut self, index: u32, call: Option<OwnedFd>) -> Result<Completion, RequestError> {
+    pub(super) fn set_call(&mut self, index: u32, call: Option<OwnedFd>) -> Result<Handled, RequestError> {
         let call = call.map(Arc::new);
         let old = std::mem::replace(&mut self.vring_config(index)?.call, call.clone());
         Ok(self.exchange(index, EventfdRole::Call, old, call))
     }
 
-    pub(super) fn set_kick(&mut self, index: u32, kick: Option<OwnedFd>) -> Result<Completion, RequestError> {
+    pub(super) fn set_kick(&mut self, index: u32, kick: Option<OwnedFd>) -> Result<Handled, RequestError> {
         let kick = kick.map(Arc::new);
         let old = self.vring_config(index)?.start(kick.clone());
         Ok(self.exchange(index, EventfdRole::Kick, old, kick))
@@ -65,7 +65,7 @@ impl Session {
         role: EventfdRole,
         old: Option<Arc<OwnedFd>>,
         eventfd: Option<Arc<OwnedFd>>,
-    ) -> Completion {
+    ) -> Handled {
         let [sources, targets] = &self.out;
         let position = |rings: &[u32]| rings.iter().position(|&ring| ring == vring);
         let place = match role {
@@ -74,7 +74,7 @@ impl Session {
         };
         self.retired.extend(old.clone().filter(|_| place.is_some()));
         let exchange = place.map(|position| EventfdExchange { vring, role, eventfd, former: old, position });
-        Completion::Done { announce: None, exchange }
+        Handled::Done { announce: None, exchange }
     }
 }
 

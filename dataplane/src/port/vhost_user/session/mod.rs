@@ -24,11 +24,11 @@ use std::sync::Arc;
 use ferrule_ffi::peer_file::PeerFile;
 
 use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
-use crate::port::vhost_user::channel::Envelope;
+use crate::port::vhost_user::channel::RawMessage;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, Header, LogArea, Reply, Request};
+use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, Request};
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::Offer;
@@ -73,20 +73,20 @@ pub struct Response {
 }
 
 /// What a request that was accepted leads to.
-enum Completion {
+enum Handled {
     /// It has no answer but that it was done, if that is wanted.
     Done {
         announce: Option<[u8; 6]>,
         exchange: Option<EventfdExchange>,
     },
-    Reply(Body, Option<OwnedFd>),
+    Reply(ReplyBody, Option<OwnedFd>),
 }
 
-impl Completion {
+impl Handled {
     const DONE: Self = Self::Done { announce: None, exchange: None };
 
     fn value(value: u64) -> Self {
-        Self::Reply(Body::Value(value), None)
+        Self::Reply(ReplyBody::Value(value), None)
     }
 }
 
@@ -115,14 +115,14 @@ impl Session {
         let number = request.number();
         let reply = |body, file| Some((Reply { request: number, body }, file));
         match self.apply(request, files) {
-            Ok(Completion::Done { announce, exchange }) => {
-                let reply = need_reply.then(|| reply(Body::Value(0), None)).flatten();
+            Ok(Handled::Done { announce, exchange }) => {
+                let reply = need_reply.then(|| reply(ReplyBody::Value(0), None)).flatten();
                 Ok(Response { reply, announce, exchange })
             }
-            Ok(Completion::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
+            Ok(Handled::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
             Err(error) if need_reply => {
                 tracing::debug!(%error, "a vhost-user request is refused");
-                Ok(Response { reply: reply(Body::Value(1), None), ..Response::default() })
+                Ok(Response { reply: reply(ReplyBody::Value(1), None), ..Response::default() })
             }
             Err(error) => Err(error.into()),
         }
@@ -217,8 +217,8 @@ impl Session {
 
 impl Message {
     /// Understands what was received.
-    pub fn new(envelope: Envelope) -> Result<Self, SessionError> {
-        let Envelope { header, payload, files } = envelope;
+    pub fn new(envelope: RawMessage) -> Result<Self, SessionError> {
+        let RawMessage { header, payload, files } = envelope;
         Self::parse(&header, &payload, files)
     }
 

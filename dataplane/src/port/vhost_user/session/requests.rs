@@ -9,32 +9,34 @@ use super::error::{MTU_MAX, MTU_MIN, RequestError};
 use super::inflight::InflightMemory;
 use super::table::SLOTS_MAX;
 use super::vring_config::VringConfig;
-use super::{Completion, Session};
+use super::{Handled, Session};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::inflight;
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, Config, Inflight, LogArea, Request, VringAddress, VringFile, VringState};
+use crate::port::vhost_user::message::{
+    Config, Inflight, LogArea, ReplyBody, Request, VringAddress, VringFile, VringState,
+};
 use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
 
 impl Session {
     /// Does what a request asks for, or nothing of it.
-    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Completion, RequestError> {
+    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Handled, RequestError> {
         self.check(&request, files.len())?;
         let mut files = files.into_iter();
         match request {
-            Request::GetFeatures => return Ok(Completion::value(self.offer.features.0)),
-            Request::GetProtocolFeatures => return Ok(Completion::value(self.offer.protocol.0)),
-            Request::GetQueueNum => return Ok(Completion::value(self.offer.queues.into())),
-            Request::GetMaxMemSlots => return Ok(Completion::value(SLOTS_MAX as u64)),
-            Request::GetStatus => return Ok(Completion::value(self.status.into())),
+            Request::GetFeatures => return Ok(Handled::value(self.offer.features.0)),
+            Request::GetProtocolFeatures => return Ok(Handled::value(self.offer.protocol.0)),
+            Request::GetQueueNum => return Ok(Handled::value(self.offer.queues.into())),
+            Request::GetMaxMemSlots => return Ok(Handled::value(SLOTS_MAX as u64)),
+            Request::GetStatus => return Ok(Handled::value(self.status.into())),
             Request::GetConfig(asked) => return Ok(self.config(asked)),
             Request::GetVringBase(VringState { index, .. }) => return self.stop(index),
             Request::GetInflightFd(asked) => return self.make_inflight(asked),
-            Request::SendRarp(mac) => return Ok(Completion::Done { announce: Some(mac), exchange: None }),
+            Request::SendRarp(mac) => return Ok(Handled::Done { announce: Some(mac), exchange: None }),
             Request::SetLogBase(area) => {
                 self.set_log(area, files.next())?;
                 // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
-                return Ok(Completion::Reply(Body::Empty, None));
+                return Ok(Handled::Reply(ReplyBody::Empty, None));
             }
             Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
             Request::SetProtocolFeatures(chosen) => self.set_protocol(ProtocolFeatures(chosen))?,
@@ -69,7 +71,7 @@ impl Session {
             Request::SetConfig(_) => return Err(RequestError::ReadOnly),
             Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
         }
-        Ok(Completion::DONE)
+        Ok(Handled::DONE)
     }
 
     /// Whether the request may be made, and has come with what belongs to it.
@@ -84,31 +86,31 @@ impl Session {
         check_files(request, files)
     }
 
-    fn config(&self, asked: Config) -> Completion {
+    fn config(&self, asked: Config) -> Handled {
         let Config { offset, flags, data } = asked;
         let data = self.offer.config(offset, data.len()).unwrap_or_default();
-        Completion::Reply(Body::Config(Config { offset, flags, data }), None)
+        Handled::Reply(ReplyBody::Config(Config { offset, flags, data }), None)
     }
 
     /// Stops a ring, and says where it was left.
-    fn stop(&mut self, index: u32) -> Result<Completion, RequestError> {
+    fn stop(&mut self, index: u32) -> Result<Handled, RequestError> {
         let features = self.features;
         if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
             inflight::invalidate(block);
         }
         let vring_config = self.vring_config(index)?;
         vring_config.stop();
-        Ok(Completion::Reply(Body::Vring(VringState { index, num: vring_config.base(features) }), None))
+        Ok(Handled::Reply(ReplyBody::Vring(VringState { index, num: vring_config.base(features) }), None))
     }
 
-    fn make_inflight(&mut self, asked: Inflight) -> Result<Completion, RequestError> {
+    fn make_inflight(&mut self, asked: Inflight) -> Result<Handled, RequestError> {
         let (rings, health) = (self.vrings.len(), self.memory.health());
         let made = InflightMemory::create(asked, rings, self.features, health);
         let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
         let file = Region::file(&region).try_clone_to_owned();
         let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
         self.inflight = Some(memory);
-        Ok(Completion::Reply(Body::Inflight(answer), Some(file)))
+        Ok(Handled::Reply(ReplyBody::Inflight(answer), Some(file)))
     }
 
     pub(crate) fn adopt_inflight(&mut self, told: Inflight, file: PeerFile) -> Result<(), RequestError> {

@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn announced(table: &MemoryTable) -> Vec<MemoryRegion> {
-        table.memory().into_iter().flat_map(GuestMemory::rows).copied().collect()
+        table.memory().into_iter().flat_map(GuestMemory::regions).copied().collect()
     }
 
     #[test]

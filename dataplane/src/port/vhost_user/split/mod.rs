@@ -19,7 +19,7 @@ use std::sync::atomic::{Ordering, fence};
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::Index;
 
-use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
+use crate::port::vhost_user::chain::{DescriptorChain, Links, VirtqDescriptor};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::Guest;
 use crate::port::vhost_user::inflight::SplitInflight;
@@ -107,9 +107,9 @@ impl SplitRing {
 
     /// The head of the entry at `position` and the first descriptor of its chain; none if there is no such descriptor.
     #[inline(always)]
-    fn entry(&self, position: u16) -> Option<(u16, Descriptor)> {
+    fn entry(&self, position: u16) -> Option<(u16, VirtqDescriptor)> {
         let head = self.avail.read((position & self.mask).into());
-        (head <= self.mask).then(|| (head, Descriptor::split(self.desc.read(head.into()))))
+        (head <= self.mask).then(|| (head, VirtqDescriptor::split(self.desc.read(head.into()))))
     }
 
     /// Reads the guest's index.
@@ -134,7 +134,7 @@ impl SplitRing {
                 let (entry, size) = ((position & self.mask).into(), u32::from(self.mask) + 1);
                 return Err(Fault::Head { entry, head: slot.into(), size });
             }
-            let descriptor = Descriptor::split(self.desc.read(slot.into()));
+            let descriptor = VirtqDescriptor::split(self.desc.read(slot.into()));
             if !segments.add(descriptor, head, Links::Split, &self.guest.memory)? {
                 return Ok(head);
             }
@@ -150,7 +150,7 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        if self.guest.marks.is_some() {
+        if self.guest.dirty.is_some() {
             self.log_entries(old, new);
         }
         self.done = new;
@@ -182,12 +182,12 @@ impl SplitRing {
     /// Sets the bits of everything written since the last time.
     #[cold]
     fn log_entries(&mut self, old: u16, new: u16) {
-        let Some(marks) = &mut self.guest.marks else { return };
+        let Some(dirty) = &mut self.guest.dirty else { return };
         let count = if self.batches { 1 } else { new.wrapping_sub(old) };
         for entry in 0..count {
-            marks.note_used(4 + 8 * u32::from(old.wrapping_add(entry) & self.mask), 8);
+            dirty.note_used(4 + 8 * u32::from(old.wrapping_add(entry) & self.mask), 8);
         }
-        marks.flush();
+        dirty.flush();
     }
 
     fn want_kick(&mut self, wanted: bool) {
@@ -209,9 +209,9 @@ impl SplitRing {
     /// before the word is there.
     #[inline]
     fn log_now(&mut self, offset: u32) {
-        if let Some(marks) = &mut self.guest.marks {
-            marks.note_used(offset, 2);
-            marks.flush();
+        if let Some(dirty) = &mut self.guest.dirty {
+            dirty.note_used(offset, 2);
+            dirty.flush();
         }
     }
 }

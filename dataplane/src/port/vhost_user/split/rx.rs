@@ -94,10 +94,10 @@ impl SplitRx {
             chains += 1;
         }
         header.num_buffers = chains;
-        let (segments, memory, marks) = (&self.segments, &ring.guest.memory, &mut ring.guest.marks);
+        let (segments, memory, dirty) = (&self.segments, &ring.guest.memory, &mut ring.guest.dirty);
         let mut written = |address, len| {
-            if let Some(marks) = marks {
-                marks.note(address, len);
+            if let Some(dirty) = dirty {
+                dirty.note(address, len);
             }
         };
         let header = header.emit();
@@ -118,7 +118,7 @@ impl Target for SplitRx {
     #[inline(never)]
     fn put_run(&mut self, run: &[Span<'_>]) -> usize {
         let ring = &mut self.ring;
-        if ring.guest.marks.is_some() || !ring.guest.enabled {
+        if ring.guest.dirty.is_some() || !ring.guest.enabled {
             return 0;
         }
         let header_len = ring.guest.header_len;
