@@ -76,16 +76,16 @@ impl Frontend {
         if spec.listens { Self::listen(spec, deadline) } else { Self::connect(spec, deadline) }
     }
 
-    /// What becomes readable when the backend says something or goes; then ask [`Self::hear`].
+    /// What becomes readable when the backend says something or goes; then ask [`Self::check_peer`].
     pub fn control(&self) -> BorrowedFd<'_> {
         self.conversation.channel.as_fd()
     }
 
-    /// Listens on the control socket without waiting.
+    /// Reads what the peer has said on the control socket, without waiting.
     ///
     /// # Errors
     /// The backend has gone, and why.
-    pub fn hear(&mut self) -> Result<(), FrontendError> {
+    pub fn check_peer(&mut self) -> Result<(), FrontendError> {
         match self.conversation.channel.receive()? {
             None => Ok(()),
             Some(envelope) => Err(FrontendError::Unasked { message: word_of(envelope.header.request) }),
