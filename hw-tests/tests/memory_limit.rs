@@ -119,6 +119,8 @@ impl Site {
                 }
                 total
             });
+            // Also when this panics, or the scope would wait for ever.
+            let stop = StopOnDrop(&over);
             let mut refused = 0;
             while refused < 3 {
                 // Frames that wait for a peer that went would be the next one's.
@@ -128,7 +130,7 @@ impl Site {
                 refused += u32::from(is_refused);
                 assert!(kept.len() < 20, "{} connections, {refused} of them refused", kept.len());
             }
-            over.store(true, Relaxed);
+            drop(stop);
             assert!(flow.join().unwrap() > 0);
         });
         assert_eq!(self.cgroup.oom_kills(), 0);
@@ -138,6 +140,15 @@ impl Site {
         let (code, log) = daemon.wait();
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("its memory limit of"), "{log}");
+    }
+}
+
+/// Ends the flow of the other wire.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 
