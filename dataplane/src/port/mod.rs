@@ -7,11 +7,13 @@
 pub mod any;
 pub mod kernel;
 pub mod memif;
+pub mod saved;
 pub mod vhost_user;
 
 use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
+use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::span::Span;
 use thiserror::Error;
 
@@ -241,9 +243,9 @@ pub enum Fault {
         /// Its length.
         length: u32,
     },
-    /// Pages of its memory went away.
-    #[error("its shared memory was truncated while in use")]
-    Truncated,
+    /// Its memory cannot be used any more.
+    #[error(transparent)]
+    Memory(#[from] MemoryLost),
     /// A kernel interface is not there any more.
     #[error("the kernel interface is gone (errno {0}); was its namespace deleted?")]
     InterfaceGone(i32),
