@@ -209,7 +209,9 @@ const PSH: u8 = 0x08;
 
 #[cfg(test)]
 mod tests {
-    use etherparse::{IpFragOffset, IpHeaders, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader, ip_number};
+    use etherparse::{
+        IpFragOffset, IpHeaders, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader, ip_number,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -343,7 +345,8 @@ mod tests {
         let mut out = Vec::new();
         let mut rest = frames;
         while let [frame, behind @ ..] = rest {
-            let parse = |frame: &'_ Vec<u8>| TcpSegment::parse(Span::from(frame.as_slice())).map(|segment| segment.headers_len);
+            let parse =
+                |frame: &'_ Vec<u8>| TcpSegment::parse(Span::from(frame.as_slice())).map(|segment| segment.headers_len);
             let mut count = 1;
             if let Some(headers_len) = parse(frame) {
                 let mut joined = Coalescer::new(TcpSegment::parse(Span::from(frame.as_slice())).unwrap());
@@ -425,7 +428,8 @@ mod tests {
                 let flow_label = Ipv6FlowLabel::try_new(0x12345).unwrap();
                 let (source, destination) = ([0xfd; 16], [0xfc; 16]);
                 let (traffic_class, hop_limit) = (self.tos, self.ttl);
-                let header = Ipv6Header { traffic_class, flow_label, hop_limit, source, destination, ..Ipv6Header::default() };
+                let header =
+                    Ipv6Header { traffic_class, flow_label, hop_limit, source, destination, ..Ipv6Header::default() };
                 IpHeaders::Ipv6(header, etherparse::Ipv6Extensions::default())
             } else {
                 let mut header = Ipv4Header::new(0, self.ttl, ip_number::TCP, [10, 0, 0, 1], [10, 0, 0, 2]).unwrap();
