@@ -107,6 +107,29 @@ impl Tap {
     }
 }
 
+impl TryFrom<OwnedFd> for Tap {
+    type Error = io::Error;
+
+    /// A TAP device that another process made with [`Self::create`] and passed on.
+    fn try_from(fd: OwnedFd) -> io::Result<Self> {
+        let tap = Self { fd };
+        // SAFETY: an ifreq is integers, byte arrays and a union of such, for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one ifreq, which `request` is, during the call only.
+        check(unsafe { libc::ioctl(tap.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        let mut header_len: c_int = 0;
+        // SAFETY: the kernel writes one int during the call only.
+        check(unsafe { libc::ioctl(tap.fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header_len) })?;
+        // SAFETY: this request fills the flags in.
+        let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let wanted = FLAGS & !libc::IFF_TUN_EXCL;
+        if flags & wanted != wanted || header_len != c_int::from(VNET_HEADER) {
+            return Err(Errno::EINVAL.into());
+        }
+        Ok(tap)
+    }
+}
+
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -168,6 +191,21 @@ mod tests {
                 tap.set_carrier(on).unwrap();
             }
             assert_eq!(tap.read(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        });
+    }
+
+    #[test]
+    fn a_tap_that_was_passed_on_is_one_and_another_file_is_not() {
+        in_private_namespace(|| {
+            let tap = Tap::create("t0").unwrap();
+            let passed = Tap::try_from(tap.fd.try_clone().unwrap()).unwrap();
+            drop(tap);
+            assert_eq!(Tap::create("t0").unwrap_err().raw_os_error(), Some(libc::EBUSY), "it stays");
+            passed.set_carrier(true).unwrap();
+            for path in ["/dev/null", DEVICE] {
+                let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+                assert!(Tap::try_from(OwnedFd::from(file)).is_err(), "{path}");
+            }
         });
     }
 

@@ -29,6 +29,25 @@ impl TapSource {
         Self { tap, buffer: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice(), unfinished: None, filled: 0 }
     }
 
+    /// The same, with a frame that was read ahead already; `None`: it is longer than any.
+    pub(super) fn with_read_ahead(tap: Arc<Tap>, frame: &[u8]) -> Option<Self> {
+        let mut source = Self::new(tap);
+        source.buffer.get_mut(..frame.len())?.copy_from_slice(frame);
+        // Shorter than its header, it would be no frame.
+        source.filled = if frame.len() > HEADER_LEN { frame.len() } else { 0 };
+        Some(source)
+    }
+
+    /// The interface.
+    pub(super) fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// The frame that was read ahead, behind its virtio-net header; empty: there is none.
+    pub(super) fn read_ahead(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+
     /// Reads one frame ahead, if there is none. Whether there is one now.
     fn read(&mut self) -> Result<bool, Fault> {
         while self.filled == 0 {
