@@ -45,7 +45,8 @@ impl SavedTap {
         let tap = Tap::try_from(files.take(self.tap)?);
         let tap = Arc::new(tap.map_err(|source| RestoreError::File { what: "a TAP interface", source })?);
         let source = TapSource::with_read_ahead(Arc::clone(&tap), &self.read_ahead);
-        let source = source.ok_or_else(|| RestoreError::Invalid("the frame that was read ahead is too long".to_owned()))?;
+        let source =
+            source.ok_or_else(|| RestoreError::Invalid("the frame that was read ahead is too long".to_owned()))?;
         let mut rings = LaneEnd::tap(&tap);
         rings.sources = vec![LaneSource { source: AnySource::Tap(source), resume: self.resume }];
         Ok((tap, rings))
