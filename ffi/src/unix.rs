@@ -1,6 +1,7 @@
 //! Bytes and file descriptors over Unix sockets: AF_UNIX, SOCK_SEQPACKET or SOCK_STREAM.
 
 use std::io::{self, IoSlice};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -67,6 +68,13 @@ impl UnixSocket {
         let socket = new_socket(kind)?;
         connect_to(socket.as_fd(), path)?;
         Self::connected(socket, kind)
+    }
+
+    /// The descriptor, for another process: the peer does not notice that this one lets go of it.
+    pub fn into_fd(self) -> OwnedFd {
+        let socket = ManuallyDrop::new(self);
+        // SAFETY: the value is neither used nor dropped after this, so the descriptor has one owner.
+        unsafe { std::ptr::read(&raw const socket.fd) }
     }
 
     fn connected(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
