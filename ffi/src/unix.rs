@@ -1,5 +1,6 @@
 //! Bytes and file descriptors over Unix sockets: AF_UNIX, SOCK_SEQPACKET or SOCK_STREAM.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -24,6 +25,8 @@ pub struct UnixSocket {
     fd: Option<OwnedFd>,
     kind: Kind,
     account: Arc<DescriptorAccount>,
+    /// The descriptors that come next in a stream, before their byte was taken.
+    ahead: RefCell<Vec<PeerFile>>,
 }
 
 /// What a socket keeps apart.
@@ -95,7 +98,7 @@ impl UnixSocket {
             // The kernel signs every packet, so that an empty one is not taken for the end.
             setsockopt(&fd, PassCred, &true)?;
         }
-        Ok(Self { fd: Some(fd), kind, account })
+        Ok(Self { fd: Some(fd), kind, account, ahead: RefCell::default() })
     }
 
     /// Sends bytes with descriptors, and says how many bytes: of a packet, all; of a stream, perhaps not.
@@ -113,24 +116,31 @@ impl UnixSocket {
     /// The packet is looked at first, which takes its descriptors, and then taken without them: a descriptor that the
     /// kernel drops here for want of room would be closed here, for as long as its sender likes.
     pub fn receive(&self, buffer: &mut [u8], files_max: usize) -> io::Result<Option<Packet>> {
-        let room = self.account.room();
-        let Some(packet) = self.receive_once(buffer, files_max.min(room), libc::MSG_PEEK)? else { return Ok(None) };
-        if packet.lost.is_some_and(|lost| lost != Lost::Bytes) {
-            let count = packet.files.len();
-            let lost = match count {
-                _ if count >= files_max => Lost::TooManyFiles,
-                _ if count >= room => Lost::NoRoomForFiles,
-                _ => Lost::TableFull,
-            };
-            return Ok(Some(Packet { lost: Some(lost), ..packet }));
+        let mut ahead = self.ahead.borrow_mut();
+        let mut len = buffer.len();
+        let mut lost = None;
+        if ahead.is_empty() {
+            let room = self.account.room();
+            let Some(seen) = self.receive_once(buffer, files_max.min(room), libc::MSG_PEEK)? else { return Ok(None) };
+            if seen.files_cut {
+                let lost = match seen.files.len() {
+                    count if count >= files_max => Lost::TooManyFiles,
+                    count if count >= room => Lost::NoRoomForFiles,
+                    _ => Lost::TableFull,
+                };
+                return Ok(Some(Packet { len: seen.len, lost: Some(lost), files: seen.files }));
+            }
+            (len, lost, *ahead) = (seen.len, seen.bytes_cut.then_some(Lost::Bytes), seen.files);
         }
-        self.receive_once(&mut buffer[..packet.len], 0, 0)?;
-        Ok(Some(packet))
+        let Some(taken) = self.receive_once(&mut buffer[..len], 0, 0)? else { return Ok(None) };
+        // A look at the end of one piece of a stream also shows the descriptors of the next.
+        let files = if taken.files_cut { std::mem::take(&mut *ahead) } else { Vec::new() };
+        Ok(Some(Packet { len: taken.len, lost, files }))
     }
 
     /// Not by nix: of a list of descriptors that was cut (because the table of this process is full) it
     /// shows none, and those that the kernel had already put into the table would stay there for ever.
-    fn receive_once(&self, buffer: &mut [u8], files_max: usize, flags: i32) -> io::Result<Option<Packet>> {
+    fn receive_once(&self, buffer: &mut [u8], files_max: usize, flags: i32) -> io::Result<Option<Received>> {
         let mut control = [0u64; CONTROL_WORDS];
         let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         // SAFETY: a msghdr is integers and pointers, for which zeros are valid.
@@ -144,17 +154,23 @@ impl UnixSocket {
         let len = Errno::result(unsafe { libc::recvmsg(self.as_fd().as_raw_fd(), &raw mut header, flags) })?;
         // SAFETY: the kernel has just filled the header and what it names.
         let (signed, files) = unsafe { taken(&header, &self.account) };
-        let lost = match header.msg_flags {
-            flags if flags & libc::MSG_CTRUNC != 0 => Some(Lost::TooManyFiles),
-            flags if flags & libc::MSG_TRUNC != 0 => Some(Lost::Bytes),
-            _ => None,
-        };
         let is_end = match self.kind {
             Kind::SeqPacket => !signed,
             Kind::Stream => len == 0,
         };
-        Ok((!is_end).then_some(Packet { len: len.cast_unsigned(), lost, files }))
+        let [files_cut, bytes_cut] = [libc::MSG_CTRUNC, libc::MSG_TRUNC].map(|flag| header.msg_flags & flag != 0);
+        Ok((!is_end).then_some(Received { len: len.cast_unsigned(), files_cut, bytes_cut, files }))
     }
+}
+
+/// What one system call brought.
+struct Received {
+    len: usize,
+    /// There were more descriptors.
+    files_cut: bool,
+    /// There were more bytes.
+    bytes_cut: bool,
+    files: Vec<PeerFile>,
 }
 
 /// Room in the control buffer for so many descriptors, and the sender's credentials where each packet has them.
@@ -318,7 +334,7 @@ mod tests {
                 assert_eq!((packet.lost, packet.files.len()), (Some(Lost::TooManyFiles), 4));
             }
             let packet = server.receive(&mut [0; 4], 5).unwrap().unwrap();
-            assert_eq!((packet.lost, packet.files.len(), server.account.held()), (None, 5, 5));
+            assert_eq!((packet.lost, packet.files.len()), (None, 5));
             assert_eq!(server.receive(&mut [0; 4], 0).unwrap().unwrap().lost, None);
         }
     }
