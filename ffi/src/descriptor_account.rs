@@ -27,8 +27,8 @@ impl DescriptorAccount {
 
     /// How many more may come.
     pub fn room(&self) -> usize {
-        let here = ACCOUNT_MAX.saturating_sub(self.held());
-        here.min(process_max().saturating_sub(HELD.load(Ordering::Relaxed)))
+        let all = process_max();
+        account_max().saturating_sub(self.held()).min(all.saturating_sub(HELD.load(Ordering::Relaxed)))
     }
 
     /// Counts one that is there.
@@ -56,6 +56,11 @@ impl Drop for DescriptorShare {
     }
 }
 
+/// How many one account may have: at most a quarter of what all may have together.
+pub(crate) fn account_max() -> usize {
+    (process_max() / 4).min(ACCOUNT_MAX)
+}
+
 /// All accounts together leave half of the table to wires, connections and ourselves.
 fn process_max() -> usize {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
@@ -64,4 +69,4 @@ fn process_max() -> usize {
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 /// Several clients in mid-handshake with as many memory regions as a memif client may announce.
-pub const ACCOUNT_MAX: usize = 512;
+const ACCOUNT_MAX: usize = 512;

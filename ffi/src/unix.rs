@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 
 use crate::closers;
-use crate::descriptor_account::{ACCOUNT_MAX, DescriptorAccount};
+use crate::descriptor_account::{DescriptorAccount, account_max};
 use crate::peer_file::PeerFile;
 use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
 
@@ -69,7 +69,8 @@ impl fmt::Display for Lost {
             Self::NoRoomForFiles => write!(
                 f,
                 "descriptors that came with a message were lost: those that peers of this socket sent, and which are not \
-                 closed yet, are as many as may be ({ACCOUNT_MAX}, and half of ulimit -n for all sockets)"
+                 closed yet, are as many as may be ({}, and half of ulimit -n for all sockets)",
+                account_max()
             ),
             Self::TableFull => f.write_str(
                 "descriptors that came with a message were lost: this process has as many open as it may (ulimit -n)",
@@ -344,13 +345,13 @@ mod tests {
         let (client, server) = pair(Kind::SeqPacket, "account");
         let file = File::open("/dev/null").unwrap();
         let mut held = Vec::new();
-        let lost = (0..ACCOUNT_MAX).find_map(|_| {
+        let lost = (0..account_max()).find_map(|_| {
             client.send(b"x", &[file.as_fd(); 100]).unwrap();
             let packet = server.receive(&mut [0; 1], 100).unwrap().unwrap();
             held.extend(packet.files);
             packet.lost
         });
-        assert_eq!((lost, server.account.held()), (Some(Lost::NoRoomForFiles), ACCOUNT_MAX));
+        assert_eq!((lost, server.account.held()), (Some(Lost::NoRoomForFiles), account_max()));
         held.clear();
         let deadline = Instant::now() + Duration::from_secs(20);
         while server.account.held() > 0 {
