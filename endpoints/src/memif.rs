@@ -40,16 +40,16 @@ impl Endpoint {
         }
     }
 
-    /// What becomes readable when the peer says something or goes; then ask [`Self::hear`].
+    /// What becomes readable when the peer says something or goes; then ask [`Self::check_peer`].
     pub fn control(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
 
-    /// Listens on the control socket without waiting.
+    /// Reads what the peer has said on the control socket, without waiting.
     ///
     /// # Errors
     /// The peer has gone, and why.
-    pub fn hear(&self) -> Result<(), HandshakeError> {
+    pub fn check_peer(&self) -> Result<(), HandshakeError> {
         match self.channel.receive()? {
             None => Ok(()),
             Some((message, _)) => Err(HandshakeError::after_connect(message)),

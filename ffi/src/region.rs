@@ -51,7 +51,11 @@ impl Region {
     /// # Errors
     /// The file is not in memory, ends before the window does, or cannot be mapped.
     pub fn map_window(file: impl Into<PeerFile>, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
-        let end = offset.checked_add(len).ok_or_else(|| io::Error::other("the region ends behind the last address"))?;
+        let invalid = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
+        if len == 0 {
+            return Err(invalid("a region of no bytes"));
+        }
+        let end = offset.checked_add(len).ok_or_else(|| invalid("a region whose end wraps around"))?;
         let file = file.into();
         Self::check(&file, end)?;
         Self::whole(Mapping::of_peer(file.into_memory()?, offset, len, health)?, offset, len)

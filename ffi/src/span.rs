@@ -88,6 +88,27 @@ impl Span<'_> {
         words
     }
 
+    /// All bytes, each read once, as 64-bit words of which the last one is filled up with zeros: their exclusive or.
+    #[inline]
+    pub fn xor(self) -> u64 {
+        // Several at a time, so that one need not wait for the other.
+        const WORDS: usize = 8;
+        let mut sums = [0; WORDS];
+        let mut rest = self;
+        while rest.len >= 8 * WORDS {
+            let words = rest.first_words::<WORDS>();
+            sums = std::array::from_fn(|place| sums[place] ^ words[place]);
+            // SAFETY: at least as many bytes are left.
+            rest = Self { base: unsafe { rest.base.add(8 * WORDS) }, len: rest.len - 8 * WORDS, memory: PhantomData };
+        }
+        if rest.len > 0 {
+            // Of a shorter span, zeros follow.
+            let words = rest.first_words::<WORDS>();
+            sums = std::array::from_fn(|place| sums[place] ^ words[place]);
+        }
+        sums.into_iter().fold(0, |sum, word| sum ^ word)
+    }
+
     /// Asks for the cache line of the first byte, to read it soon.
     #[inline(always)]
     pub fn prefetch(self) {
@@ -325,6 +346,16 @@ mod tests {
         let words = |bytes: &[u8]| Span::from(bytes).first_words::<2>().map(u64::to_ne_bytes);
         assert_eq!(words(b"twenty bytes or more"), [*b"twenty b", *b"ytes or "]);
         assert_eq!(words(b"ferrules fe"), [*b"ferrules", *b" fe\0\0\0\0\0"]);
+    }
+
+    #[test]
+    fn the_exclusive_or_has_every_byte_once() {
+        let bytes: Vec<u8> = (0..300u16).map(|i| (i * 7 % 251) as u8).collect();
+        for len in 0..=bytes.len() {
+            let mut expected = [0; 8];
+            bytes[..len].iter().enumerate().for_each(|(place, byte)| expected[place % 8] ^= byte);
+            assert_eq!(Span::from(&bytes[..len]).xor().to_ne_bytes(), expected, "length {len}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::link::Scratch;
 use ferrule_dataplane::port::any::{LaneEnd, forward};
-use ferrule_dataplane::port::vhost_user::channel::Envelope;
+use ferrule_dataplane::port::vhost_user::channel::RawMessage;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
@@ -93,7 +93,7 @@ fn taken(data: &[u8]) -> Option<(Option<Message>, &[u8])> {
     let (header, rest) = rest.split_first_chunk::<HEADER_LEN>()?;
     let Ok(header) = Header::parse(header) else { return Some((None, rest)) };
     let (payload, rest) = rest.split_at_checked(header.size as usize)?;
-    let envelope = Envelope { header, payload: payload.to_vec(), files: come_along(files) };
+    let envelope = RawMessage { header, payload: payload.to_vec(), files: come_along(files) };
     Some((Message::new(envelope).ok(), rest))
 }
 

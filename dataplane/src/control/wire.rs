@@ -18,7 +18,7 @@ use crate::port::any::LaneEnd;
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::port::memif::handshake::{Client, Connection};
 use crate::port::memif::layout::{Layout, NoLoan};
-use crate::port::vhost_user::session::{Message, Session, SessionError};
+use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::{memif, vhost_user as vhost};
 use crate::spec::{ByteSize, EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, WireStatus};
@@ -114,31 +114,7 @@ pub enum Peer {
     /// One that speaks memif and has finished its handshake.
     Memif(memif::channel::Channel, Layout),
     /// One that speaks vhost-user, whatever it has said so far.
-    Vhost(Box<Frontend>),
-}
-
-/// A vhost-user frontend.
-pub struct Frontend {
-    /// Its socket.
-    pub channel: vhost::channel::Channel,
-    /// What it has said.
-    pub session: Session,
-    /// What it said last, if that waits for lanes to come back.
-    pub held: Option<Message>,
-    /// When it is given up, as long as it has said nothing.
-    pub silent_until: Option<Instant>,
-}
-
-impl Frontend {
-    /// What it says next; `None`: nothing now.
-    pub fn hear(&mut self) -> Result<Option<Message>, SessionError> {
-        if let Some(held) = self.held.take() {
-            return Ok(Some(held));
-        }
-        let Some(envelope) = self.channel.receive()? else { return Ok(None) };
-        self.silent_until = None;
-        Message::new(envelope).map(Some)
-    }
+    Vhost(Box<VhostUserPeer>),
 }
 
 impl Peer {
@@ -371,7 +347,7 @@ impl End {
     }
 
     /// The peer that is there, if it speaks vhost-user.
-    pub fn frontend(&self) -> Option<&Frontend> {
+    pub fn frontend(&self) -> Option<&VhostUserPeer> {
         match &self.live()?.peer {
             Peer::Vhost(frontend) => Some(frontend),
             Peer::Memif(..) => None,
@@ -379,7 +355,7 @@ impl End {
     }
 
     /// The same, to bring it on.
-    pub fn frontend_mut(&mut self) -> Option<&mut Frontend> {
+    pub fn frontend_mut(&mut self) -> Option<&mut VhostUserPeer> {
         match &mut self.live_mut()?.peer {
             Peer::Vhost(frontend) => Some(frontend),
             Peer::Memif(..) => None,
@@ -400,7 +376,7 @@ impl End {
     }
 
     /// A frontend has come; its rings are there once it has described them.
-    pub fn approached(&mut self, frontend: Frontend, name: String, token: u64) {
+    pub fn approached(&mut self, frontend: VhostUserPeer, name: String, token: u64) {
         self.set_live(Live { peer: Peer::Vhost(Box::new(frontend)), name, token });
     }
 
