@@ -99,7 +99,7 @@ impl UnixSocket {
         if getsockopt(&fd, sockopt::SockType)? != wanted {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
         }
-        Self::connected(fd, kind)
+        Self::connected(fd, kind, Arc::default())
     }
 
     /// Connects to whoever listens at `path`, of any length.
