@@ -43,6 +43,18 @@ pub trait Source {
         0
     }
 
+    /// Whether the frames that it shows lie in memory of ours that nobody else writes to.
+    #[inline(always)]
+    fn owns_frames(&self) -> bool {
+        false
+    }
+
+    /// The frame that was peeked, if the source owns it: segments are made in it, which are then asked for in their
+    /// order.
+    fn own_frame(&mut self) -> &mut [u8] {
+        &mut []
+    }
+
     /// Takes the frame that was peeked, of which `slots` is a part.
     fn advance(&mut self, slots: u32);
 
