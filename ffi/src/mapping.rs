@@ -49,15 +49,8 @@ impl Mapping {
     }
 
     fn new(file: OwnedFd, offset: u64, len: u64) -> io::Result<Self> {
-        if len == 0 {
-            return Err(invalid("a region of no bytes"));
-        }
-        let end = offset.checked_add(len).ok_or_else(|| invalid("a region that ends behind the last address"))?;
+        let end = offset.checked_add(len).ok_or_else(too_large)?;
         let stat = fstat(&file)?;
-        let held = u64::try_from(stat.st_size).unwrap_or(0);
-        if held < end {
-            return Err(invalid(format!("the file holds {held} bytes, fewer than the {end} announced")));
-        }
         // hugetlbfs maps and unmaps whole pages of its own size only, and at offsets that are multiples of it.
         let block = u64::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
         let first = offset - offset % block;
@@ -148,12 +141,8 @@ fn page_size(file: &OwnedFd) -> io::Result<usize> {
     Ok(if is_huge { usize::try_from(stat.block_size()).unwrap_or(PAGE as usize) } else { PAGE as usize })
 }
 
-fn invalid(problem: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, problem.into())
-}
-
 fn too_large() -> io::Error {
-    invalid("the region is larger than the address space")
+    io::Error::new(io::ErrorKind::InvalidInput, "the region is larger than the address space")
 }
 
 const PAGE: u64 = 4096;
@@ -293,6 +282,33 @@ mod tests {
         span.touch();
         assert_eq!(nix::unistd::write(&writer, bytes), Ok(20));
         assert_eq!((budget.used(), health.cause()), (2 * PAGE, None));
+    }
+
+    #[test]
+    fn huge_pages_are_charged_in_their_size() {
+        let test = "huge_pages_are_charged_in_their_size";
+        let free =
+            std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap_or_default();
+        if free.trim().parse().unwrap_or(0) < 2 {
+            println!("skipped: {test}: lacks two free huge pages (echo 8 > /proc/sys/vm/nr_hugepages)");
+            return;
+        }
+        if !is_available(test) {
+            return;
+        }
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        let file = memfd_create(c"huge", flags).unwrap();
+        // Nothing is reserved: far more than the machine has.
+        ftruncate(&file, 1 << 40).unwrap();
+        let budget = MemoryBudget::new(4 * MIB);
+        let (region, health) = mapped(&file, 1 << 40, &budget).unwrap();
+        touch(&region, 0);
+        touch(&region, 511);
+        assert_eq!((budget.used(), health.cause()), (2 * MIB, None));
+        touch(&region, 512);
+        assert_eq!((budget.used(), health.cause()), (4 * MIB, None));
+        touch(&region, 1024);
+        assert_eq!(health.cause(), Some(MemoryLost::OverBudget { limit: 4 * MIB }));
     }
 
     #[test]
