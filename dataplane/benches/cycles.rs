@@ -19,7 +19,7 @@ use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{Full, MemifSpec, Role};
+use ferrule_dataplane::spec::{Full, MemifSpec, QUEUES_MAX, Role};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::ticks;
@@ -148,7 +148,7 @@ fn spec() -> MemifSpec {
 
 /// What a server makes of a client's layout.
 fn server_of(client: &Layout) -> (Layout, Queues) {
-    let mut layout = Layout::announced_by_peer();
+    let mut layout = Layout::announced_by_peer(QUEUES_MAX);
     let add = |(region, file): (AddRegion, std::os::fd::BorrowedFd<'_>)| {
         layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
     };

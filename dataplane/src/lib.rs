@@ -26,4 +26,4 @@ pub mod status;
 mod sync;
 pub mod worker;
 
-pub use engine::{Engine, EngineError, Idle, Settings};
+pub use engine::{Applied, Engine, EngineError, Health, Idle, Settings};

@@ -26,13 +26,13 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::Pid;
 
+use crate::control::health::ThreadGuard;
 use crate::engine::Idle;
 use crate::lane::Lane;
 use crate::link::{Scratch, Visit};
 use crate::mailbox::Mailbox;
 use crate::port::{BURST, Fault};
 use crate::spec::RING_MAX;
-use crate::status::WorkerStatus;
 
 /// Where a lane is in its worker; control picks it, and it is free again once the lane came back.
 pub type Slot = u16;
@@ -71,8 +71,14 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`.
-    pub fn start(number: usize, cpu: usize, idle: Idle, returned: Arc<Mailbox<Returned>>) -> io::Result<Self> {
+    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`; `guard` says so if it panics.
+    pub fn start(
+        number: usize,
+        cpu: usize,
+        idle: Idle,
+        returned: Arc<Mailbox<Returned>>,
+        guard: ThreadGuard,
+    ) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new(COMMANDS_MAX)?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(commands.notify_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
@@ -95,6 +101,7 @@ impl WorkerHandle {
         // The thread pins itself, and says whether it could before anything depends on it.
         let (pinned, outcome) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("worker-{cpu}")).spawn(move || {
+            let _guard = guard;
             let result = sched_setaffinity(Pid::from_raw(0), &cpus);
             let go = result.is_ok();
             let _ = pinned.send(result);
@@ -115,10 +122,14 @@ impl WorkerHandle {
         Ok(Self { cpu, busy_ns, commands, epoll, thread: Some(thread), free })
     }
 
-    /// What it has done so far.
-    pub fn status(&self) -> WorkerStatus {
-        let busy = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
-        WorkerStatus { cpu: self.cpu, queues: LANES_MAX - self.free.len(), busy }
+    /// The CPU that it is pinned to, and where it counts the time spent on moving frames.
+    pub fn meter(&self) -> (usize, Arc<AtomicU64>) {
+        (self.cpu, Arc::clone(&self.busy_ns))
+    }
+
+    /// How many lanes it has.
+    pub fn lanes(&self) -> usize {
+        LANES_MAX - self.free.len()
     }
 
     /// How many lanes it can still take.

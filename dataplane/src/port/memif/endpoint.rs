@@ -125,11 +125,11 @@ fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
 
 fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref() };
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();
-    let mut server = Server::greet(&mut out);
+    let mut server = Server::greet(spec.queues, &mut out);
     loop {
         channel.send(&mut out)?;
         if let Server::Connected(connection) = server {

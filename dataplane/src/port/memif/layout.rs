@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::port::memif::message::{AddRegion, AddRing, Direction};
 use crate::port::memif::ring::zero_copy::{LENT_FROM, Loans, Offers};
 use crate::port::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
-use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
+use crate::spec::{MemifSpec, RING_MAX, Role};
 
 /// Regions and rings of one connection.
 pub struct Layout {
@@ -24,6 +24,8 @@ pub struct Layout {
     regions: Vec<Region>,
     rings: Vec<RingPlace>,
     buffers: BufferPlace,
+    /// As server: the most queue pairs that are taken.
+    queues_max: u16,
     health: Arc<Health>,
 }
 
@@ -53,10 +55,11 @@ pub struct Queues {
 }
 
 impl Layout {
-    /// A server's, before anything was announced.
-    pub fn announced_by_peer() -> Self {
+    /// A server's, before anything was announced; so many queue pairs are taken.
+    pub fn announced_by_peer(queues_max: u16) -> Self {
         Self {
             role: Role::Server,
+            queues_max,
             regions: Vec::new(),
             rings: Vec::new(),
             buffers: BufferPlace::Announced,
@@ -102,7 +105,7 @@ impl Layout {
             Ok(RingPlace { announced, interrupt: Arc::new(eventfd()?.into()) })
         });
         let rings = rings.collect::<io::Result<_>>()?;
-        Ok(Self { role: Role::Client, regions: vec![region], rings, buffers, health })
+        Ok(Self { role: Role::Client, regions: vec![region], rings, buffers, queues_max: queues, health })
     }
 
     /// What of this connection, as server, can be lent to another peer.
@@ -148,8 +151,8 @@ impl Layout {
         if usize::from(index) != expected {
             return Err(LayoutError::RingOrder { ring: place(), expected });
         }
-        if index >= QUEUES_MAX {
-            return Err(LayoutError::TooManyRings { ring: place() });
+        if index >= self.queues_max {
+            return Err(LayoutError::TooManyRings { ring: place(), most: self.queues_max });
         }
         if private_header != 0 {
             return Err(LayoutError::PrivateHeader { ring: place(), bytes: private_header });
@@ -346,11 +349,13 @@ pub enum LayoutError {
         /// What should have.
         expected: usize,
     },
-    /// More than we announced.
-    #[error("{ring}: no more than {QUEUES_MAX} in each direction")]
+    /// More than the interface takes.
+    #[error("{ring}: this interface takes {most} in each direction (`queues`)")]
     TooManyRings {
         /// Which.
         ring: RingName,
+        /// How many it takes.
+        most: u16,
     },
     /// Nobody uses them.
     #[error("{ring}: private headers of {bytes} bytes are not supported")]

@@ -4,6 +4,7 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
+//! - [`peer`]: what control keeps of one;
 //! - [`channel`]: a control socket, one message at a time;
 //! - [`endpoint`]: all of it together for a program that is the far end of a wire.
 
@@ -12,4 +13,5 @@ pub mod endpoint;
 pub mod handshake;
 pub mod layout;
 pub mod message;
+pub mod peer;
 pub mod ring;

@@ -545,13 +545,13 @@ const SEGMENTS_MAX: u16 = 512;
 pub(crate) mod tests {
     use super::*;
     use crate::port::memif::layout::{Layout, Queues};
-    use crate::spec::MemifSpec;
+    use crate::spec::{MemifSpec, QUEUES_MAX};
 
     /// Client and server of the same memory.
     pub(crate) fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
         let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
         let ours = Layout::create(&spec, 1, ring).unwrap();
-        let mut theirs = Layout::announced_by_peer();
+        let mut theirs = Layout::announced_by_peer(QUEUES_MAX);
         for (region, file) in ours.regions() {
             theirs.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
     use crate::port::memif::layout::{Layout, Queues};
     use crate::port::{Frame, Put, Target};
-    use crate::spec::{MemifSpec, Role};
+    use crate::spec::{MemifSpec, QUEUES_MAX, Role};
 
     /// The far ends of a trusted pair, and ours between them.
     struct Bed {
@@ -374,7 +374,7 @@ mod tests {
 
     /// What a server makes of a client's layout.
     fn server_of(client: &Layout) -> (Layout, Queues) {
-        let mut layout = Layout::announced_by_peer();
+        let mut layout = Layout::announced_by_peer(QUEUES_MAX);
         for (region, file) in client.regions() {
             layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }

@@ -26,6 +26,7 @@ use crate::link::{AnySource, AnyTarget};
 use crate::port::vhost_user::channel::{ChannelError, Envelope};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
+use crate::port::vhost_user::memory::GuestMemory;
 use crate::port::vhost_user::message::{Body, LogArea, MessageError, Reply, Request};
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::Offer;
@@ -146,6 +147,11 @@ impl Session {
     /// Whether memory of the guest went away.
     pub fn is_truncated(&self) -> bool {
         self.memory.health().is_dead()
+    }
+
+    /// The memory that its rings use.
+    pub fn memory(&self) -> Option<&GuestMemory> {
+        self.memory.memory()
     }
 
     /// How many queue pairs carry frames while rings are out.

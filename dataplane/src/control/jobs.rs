@@ -1,0 +1,272 @@
+//! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
+//!
+//! - *Makers* make interfaces and bind sockets: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Closers* close what we made: interfaces and listening sockets. A removal waits for them.
+//! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
+//!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them.
+//! - One thread looks after interfaces: carriers in the order in which they were wanted, counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::inbox::{Inbox, Message};
+use super::listener::{ListenAddress, ListenerKey};
+use super::wire::{EndId, WireKey};
+use crate::port::kernel::{KernelError, TapInterface, VethPair};
+use crate::socket::{Listener, SocketError};
+use crate::spec::KernelSpec;
+use crate::status::Traffic;
+use ferrule_ffi::tap::Tap;
+use ferrule_ffi::unix::Kind;
+
+/// What became of a job.
+pub enum Done {
+    /// A socket listens, or cannot.
+    Bound(ListenerKey, Result<Listener, SocketError>),
+    /// The TAP interface of an end is there, or cannot be made.
+    Tap(EndId, Result<Tap, MakeError>),
+    /// A veth pair is there, or cannot be made.
+    Veth(WireKey, Result<VethPair, MakeError>),
+    /// What a wire had made is closed.
+    Closed(WireKey),
+    /// A listening socket is closed, of which a wire was the last.
+    ListenerClosed(WireKey, ListenerKey),
+    /// Interfaces were looked at.
+    Looked(Look),
+}
+
+/// Why an interface was not made.
+#[derive(Debug)]
+pub enum MakeError {
+    /// Nobody wants it any more.
+    Cancelled,
+    /// The kernel said no, at which of the ends.
+    Failed(usize, String),
+}
+
+/// What the interfaces of all wires looked like.
+#[derive(Default)]
+pub struct Look {
+    /// The counters of each pair that was asked for.
+    pub pairs: Vec<(WireKey, Result<[Traffic; 2], KernelError>)>,
+    /// TAP interfaces that are gone.
+    pub gone: Vec<EndId>,
+}
+
+/// The threads.
+pub struct Jobs {
+    makers: Pool,
+    closers: Pool,
+    reapers: Pool,
+    interfaces: Pool,
+    inbox: Inbox,
+}
+
+impl Jobs {
+    /// Threads start when there is work for them.
+    pub fn new(inbox: Inbox) -> Self {
+        Self {
+            makers: Pool::new("maker", MAKERS_MAX),
+            closers: Pool::new("closer", CLOSERS_MAX),
+            reapers: Pool::new("reaper", REAPERS_MAX),
+            interfaces: Pool::new("interfaces", 1),
+            inbox,
+        }
+    }
+
+    /// Binds a listening socket.
+    pub fn bind(&self, key: ListenerKey, kind: Kind, address: ListenAddress) {
+        let inbox = self.inbox.clone();
+        self.makers.submit(move || {
+            let bound = Listener::bind(kind, &address.address, address.netns.as_ref());
+            inbox.post(Message::Done(Done::Bound(key, bound)));
+        });
+    }
+
+    /// Makes a TAP interface, unless it is cancelled before its turn comes.
+    pub fn make_tap(&self, end: EndId, spec: KernelSpec, cancelled: Arc<AtomicBool>) {
+        let inbox = self.inbox.clone();
+        self.makers.submit(move || {
+            let tap = unless_cancelled(&cancelled, || make_tap(&spec).map_err(|text| MakeError::Failed(end.end, text)));
+            inbox.post(Message::Done(Done::Tap(end, tap)));
+        });
+    }
+
+    /// Makes a veth pair, unless it is cancelled before its turn comes.
+    pub fn make_veth(&self, wire: WireKey, specs: [KernelSpec; 2], cancelled: Arc<AtomicBool>) {
+        let inbox = self.inbox.clone();
+        self.makers.submit(move || {
+            let pair = unless_cancelled(&cancelled, || {
+                VethPair::create(&specs[0], &specs[1]).map_err(|error| {
+                    let second = *error.place() == (&specs[1]).into();
+                    MakeError::Failed(usize::from(second), error.to_string())
+                })
+            });
+            inbox.post(Message::Done(Done::Veth(wire, pair)));
+        });
+    }
+
+    /// Closes what a wire had made.
+    pub fn close(&self, wire: WireKey, what: impl Send + 'static) {
+        let inbox = self.inbox.clone();
+        self.closers.submit(move || {
+            drop(what);
+            inbox.post(Message::Done(Done::Closed(wire)));
+        });
+    }
+
+    /// Closes a listening socket, of which a wire was the last.
+    pub fn close_listener(&self, wire: WireKey, key: ListenerKey, listener: Listener) {
+        let inbox = self.inbox.clone();
+        self.closers.submit(move || {
+            drop(listener);
+            inbox.post(Message::Done(Done::ListenerClosed(wire, key)));
+        });
+    }
+
+    /// Closes what nobody wants any more.
+    pub fn discard(&self, what: impl Send + 'static) {
+        self.closers.submit(move || drop(what));
+    }
+
+    /// Drops what a peer gave us.
+    pub fn reap(&self, what: impl Send + 'static) {
+        self.reapers.submit(move || drop(what));
+    }
+
+    /// Tells the kernel whether somebody is at the other end of an interface.
+    pub fn set_carrier(&self, tap: Arc<Tap>, up: bool) {
+        self.interfaces.submit(move || {
+            // It fails only when the interface is gone, which its lane finds out.
+            let _ = tap.set_carrier(up);
+        });
+    }
+
+    /// Looks at interfaces: reads the counters of pairs, and asks for taps that no lane has whether they are gone.
+    pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
+        let inbox = self.inbox.clone();
+        self.interfaces.submit(move || {
+            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.stats())).collect();
+            let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
+            inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
+        });
+    }
+}
+
+fn unless_cancelled<T>(cancelled: &AtomicBool, make: impl FnOnce() -> Result<T, MakeError>) -> Result<T, MakeError> {
+    if cancelled.load(Ordering::Relaxed) { Err(MakeError::Cancelled) } else { make() }
+}
+
+/// An interface whose frames we finish where the kernel leaves something undone: its other end is in userspace.
+fn make_tap(spec: &KernelSpec) -> Result<Tap, String> {
+    let TapInterface { tap, .. } = TapInterface::create(spec).map_err(|error| error.to_string())?;
+    tap.set_offloads(true).map_err(|error| format!("let {} leave offloads to us: {error}", spec.name))?;
+    Ok(tap)
+}
+
+/// Threads that take tasks in their order. They start when there is work, and end when there was none for a while.
+struct Pool {
+    name: &'static str,
+    tasks: Sender<Task>,
+    shared: Arc<PoolShared>,
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+struct PoolShared {
+    queue: Receiver<Task>,
+    threads_max: usize,
+    threads: AtomicUsize,
+    idle: AtomicUsize,
+}
+
+impl Pool {
+    fn new(name: &'static str, threads_max: usize) -> Self {
+        let (tasks, queue) = unbounded();
+        let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { name, tasks, shared: Arc::new(PoolShared { queue, threads_max, threads, idle }) }
+    }
+
+    fn submit(&self, task: impl FnOnce() + Send + 'static) {
+        // The receiver lives in `shared`.
+        let _ = self.tasks.send(Box::new(task));
+        if self.shared.queue.len() > self.shared.idle.load(Ordering::SeqCst) && self.shared.may_start() {
+            let shared = Arc::clone(&self.shared);
+            let started = thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.run());
+            if started.is_err() {
+                // No thread is to be had; the next task asks again.
+                self.shared.threads.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl PoolShared {
+    /// Counts one more thread, if there may be one.
+    fn may_start(&self) -> bool {
+        let more = |threads| (threads < self.threads_max).then_some(threads + 1);
+        self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    fn run(&self) {
+        loop {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            let task = self.queue.recv_timeout(IDLE_MAX);
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+            if let Ok(task) = task {
+                task();
+                continue;
+            }
+            self.threads.fetch_sub(1, Ordering::SeqCst);
+            // A task that came meanwhile may have found no thread idle and none to be started.
+            if self.queue.is_empty() || !self.may_start() {
+                return;
+            }
+        }
+    }
+}
+
+/// More would only wait for each other in the kernel, which makes interfaces under one lock.
+const MAKERS_MAX: usize = 4;
+const CLOSERS_MAX: usize = 4;
+/// As many peers can hold one up before others wait behind them.
+const REAPERS_MAX: usize = 64;
+/// How long a thread waits for more before it ends.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn tasks_of_one_thread_run_in_their_order() {
+        let pool = Pool::new("test", 1);
+        let (done, order) = channel();
+        for number in 0..1000 {
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap());
+        }
+        assert!(order.iter().take(1000).eq(0..1000));
+    }
+
+    #[test]
+    fn a_task_that_is_stuck_holds_up_nobody_while_there_are_threads() {
+        let pool = Pool::new("test", 8);
+        let (free, stuck) = channel::<()>();
+        let (done, finished) = channel();
+        pool.submit(move || {
+            let _ = stuck.recv();
+        });
+        for number in 0..100 {
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap());
+        }
+        assert_eq!(finished.iter().take(100).count(), 100);
+        drop(free);
+    }
+}
