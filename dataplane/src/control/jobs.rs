@@ -1,13 +1,14 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
-//! - *Makers* make interfaces and bind sockets: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Binders* bind listening sockets, which nobody wants to wait behind hundreds of interfaces for.
 //! - *Closers* close what we made: interfaces and listening sockets. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
 //!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them.
 //! - One thread looks after interfaces: carriers in the order in which they were wanted, counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -39,14 +40,37 @@ pub enum Done {
     Looked(Look),
 }
 
-/// Why an interface was not made.
+/// Why an interface was not made: at which of the ends the kernel said no, and why.
 #[derive(Debug)]
-pub enum MakeError {
-    /// Nobody wants it any more.
-    Cancelled,
-    /// The kernel said no, at which of the ends.
-    Failed(usize, String),
+pub struct MakeError {
+    /// 0 or 1.
+    pub end: usize,
+    /// What was tried, on what, why not, and what to do.
+    pub problem: String,
 }
+
+/// A job that waits for its turn, and can be cancelled until then.
+#[derive(Clone, Default)]
+pub struct Ticket(Arc<AtomicU8>);
+
+impl Ticket {
+    /// `true`: it will not be done, and nothing comes of it. `false`: it has begun, and what becomes of it will be told.
+    pub fn cancel(&self) -> bool {
+        self.leave_queue(CANCELLED)
+    }
+
+    fn begin(&self) -> bool {
+        self.leave_queue(BEGUN)
+    }
+
+    fn leave_queue(&self, state: u8) -> bool {
+        self.0.compare_exchange(QUEUED, state, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+const QUEUED: u8 = 0;
+const BEGUN: u8 = 1;
+const CANCELLED: u8 = 2;
 
 /// What the interfaces of all wires looked like.
 #[derive(Default)]
@@ -60,6 +84,7 @@ pub struct Look {
 /// The threads.
 pub struct Jobs {
     makers: Pool,
+    binders: Pool,
     closers: Pool,
     reapers: Pool,
     interfaces: Pool,
@@ -71,6 +96,7 @@ impl Jobs {
     pub fn new(inbox: Inbox) -> Self {
         Self {
             makers: Pool::new("maker", MAKERS_MAX),
+            binders: Pool::new("binder", BINDERS_MAX),
             closers: Pool::new("closer", CLOSERS_MAX),
             reapers: Pool::new("reaper", REAPERS_MAX),
             interfaces: Pool::new("interfaces", 1),
@@ -81,33 +107,40 @@ impl Jobs {
     /// Binds a listening socket.
     pub fn bind(&self, key: ListenerKey, kind: Kind, address: ListenAddress) {
         let inbox = self.inbox.clone();
-        self.makers.submit(move || {
+        self.binders.submit(move || {
             let bound = Listener::bind(kind, &address.address, address.netns.as_ref());
             inbox.post(Message::Done(Done::Bound(key, bound)));
         });
     }
 
-    /// Makes a TAP interface, unless it is cancelled before its turn comes.
-    pub fn make_tap(&self, end: EndId, spec: KernelSpec, cancelled: Arc<AtomicBool>) {
-        let inbox = self.inbox.clone();
-        self.makers.submit(move || {
-            let tap = unless_cancelled(&cancelled, || make_tap(&spec).map_err(|text| MakeError::Failed(end.end, text)));
-            inbox.post(Message::Done(Done::Tap(end, tap)));
-        });
+    /// Makes a TAP interface.
+    pub fn make_tap(&self, end: EndId, spec: KernelSpec) -> Ticket {
+        self.make(move || {
+            let made = make_tap(&spec).map_err(|problem| MakeError { end: end.end, problem });
+            Done::Tap(end, made)
+        })
     }
 
-    /// Makes a veth pair, unless it is cancelled before its turn comes.
-    pub fn make_veth(&self, wire: WireKey, specs: [KernelSpec; 2], cancelled: Arc<AtomicBool>) {
-        let inbox = self.inbox.clone();
-        self.makers.submit(move || {
-            let pair = unless_cancelled(&cancelled, || {
-                VethPair::create(&specs[0], &specs[1]).map_err(|error| {
-                    let second = *error.place() == (&specs[1]).into();
-                    MakeError::Failed(usize::from(second), error.to_string())
-                })
+    /// Makes a veth pair.
+    pub fn make_veth(&self, wire: WireKey, specs: [KernelSpec; 2]) -> Ticket {
+        self.make(move || {
+            let made = VethPair::create(&specs[0], &specs[1]).map_err(|error| {
+                let second = *error.place() == (&specs[1]).into();
+                MakeError { end: usize::from(second), problem: error.to_string() }
             });
-            inbox.post(Message::Done(Done::Veth(wire, pair)));
+            Done::Veth(wire, made)
+        })
+    }
+
+    fn make(&self, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
+        let (ticket, inbox) = (Ticket::default(), self.inbox.clone());
+        let queued = ticket.clone();
+        self.makers.submit(move || {
+            if queued.begin() {
+                inbox.post(Message::Done(make()));
+            }
         });
+        ticket
     }
 
     /// Closes what a wire had made.
@@ -155,10 +188,6 @@ impl Jobs {
             inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
         });
     }
-}
-
-fn unless_cancelled<T>(cancelled: &AtomicBool, make: impl FnOnce() -> Result<T, MakeError>) -> Result<T, MakeError> {
-    if cancelled.load(Ordering::Relaxed) { Err(MakeError::Cancelled) } else { make() }
 }
 
 /// An interface whose frames we finish where the kernel leaves something undone: its other end is in userspace.
@@ -232,6 +261,7 @@ impl PoolShared {
 
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
+const BINDERS_MAX: usize = 2;
 const CLOSERS_MAX: usize = 4;
 /// As many peers can hold one up before others wait behind them.
 const REAPERS_MAX: usize = 64;
@@ -252,6 +282,13 @@ mod tests {
             pool.submit(move || done.send(number).unwrap());
         }
         assert!(order.iter().take(1000).eq(0..1000));
+    }
+
+    #[test]
+    fn a_job_is_either_cancelled_or_begun() {
+        let (first, second) = (Ticket::default(), Ticket::default());
+        assert!(first.cancel() && !first.begin() && !first.cancel());
+        assert!(second.begin() && !second.cancel());
     }
 
     #[test]

@@ -10,7 +10,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::tap::Tap;
@@ -120,10 +119,8 @@ impl State {
         self.names.insert(name, key);
         self.changed.insert(key);
         let Body::Making(making) = &mut self.wires[key].body else { return };
-        let cancelled = Arc::clone(&making.cancelled);
         if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
-            making.outstanding = 1;
-            return self.jobs.make_veth(key, [a.clone(), b.clone()], cancelled);
+            return making.await_job(self.jobs.make_veth(key, [a.clone(), b.clone()]));
         }
         for (number, end) in spec.ends.iter().enumerate() {
             if self.wires[key].removal.is_some() {
@@ -132,8 +129,10 @@ impl State {
             let id = EndId { wire: key, end: number };
             match end {
                 EndSpec::Kernel(kernel) => {
-                    self.jobs.make_tap(id, kernel.clone(), Arc::clone(&cancelled));
-                    self.outstanding(key, 1);
+                    let ticket = self.jobs.make_tap(id, kernel.clone());
+                    if let Some(making) = self.making(key) {
+                        making.await_job(ticket);
+                    }
                 }
                 EndSpec::Memif(memif) if memif.role == Role::Client => self.end_is_there(id, End::client()),
                 EndSpec::VhostUser(vhost) if vhost.mode == SocketMode::Client => self.end_is_there(id, End::client()),
@@ -173,7 +172,7 @@ impl State {
         let removal = wire.removal.get_or_insert_default();
         removal.failure.get_or_insert(error);
         if let Some(making) = self.making(key) {
-            making.cancelled.store(true, Ordering::Relaxed);
+            making.cancel();
         }
     }
 
@@ -194,7 +193,7 @@ impl State {
                 Some(making) => making.ends[id.end] = Some(End::tap(tap)),
                 None => return self.jobs.discard(tap),
             },
-            Err(error) => self.not_made(id.wire, error),
+            Err(error) => self.fail(id.wire, error.end, error.problem),
         }
         self.outstanding(id.wire, -1);
         self.finish_making(id.wire);
@@ -207,16 +206,10 @@ impl State {
                 Some(making) => making.pair = Some(pair),
                 None => return self.jobs.discard(pair),
             },
-            Err(error) => self.not_made(key, error),
+            Err(error) => self.fail(key, error.end, error.problem),
         }
         self.outstanding(key, -1);
         self.finish_making(key);
-    }
-
-    fn not_made(&mut self, key: WireKey, error: MakeError) {
-        if let MakeError::Failed(end, problem) = error {
-            self.fail(key, end, problem);
-        }
     }
 
     /// Once every part has been made or has failed: a wire, or nothing.
@@ -304,8 +297,7 @@ impl State {
         let spec = Arc::clone(&wire.spec);
         match &mut wire.body {
             Body::Making(making) => {
-                making.cancelled.store(true, Ordering::Relaxed);
-                // Nobody waits for a part that is just being made; it is closed when it is there.
+                making.cancel();
                 let waiting = std::mem::take(&mut wire.waiting);
                 let error = if self.draining { EngineError::Draining } else { EngineError::Cancelled(spec.name.clone()) };
                 waiting.into_iter().for_each(|reply| self.answer(reply, Err(error.clone())));
@@ -487,7 +479,7 @@ impl State {
 
 impl Making {
     fn nothing() -> Self {
-        Self { ends: [None, None], pair: None, outstanding: 0, cancelled: Arc::default(), outcome: Applied::Made }
+        Self { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome: Applied::Made }
     }
 }
 

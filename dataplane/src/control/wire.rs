@@ -1,12 +1,12 @@
 //! A wire as control sees it: what was asked for, and how far it has come.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use slotmap::new_key_type;
 
 use super::end::End;
 use super::inbox::Reply;
+use super::jobs::Ticket;
 use super::log_limit::LogLimit;
 use super::snapshot::{KernelCounters, WireCell, WireState};
 use crate::engine::{Applied, EngineError};
@@ -78,8 +78,8 @@ pub struct Making {
     pub pair: Option<VethPair>,
     /// Parts that are not.
     pub outstanding: usize,
-    /// Nobody wants them any more.
-    pub cancelled: Arc<AtomicBool>,
+    /// Their jobs.
+    pub tickets: Vec<Ticket>,
     /// The answer when all are there.
     pub outcome: Applied,
 }
@@ -140,7 +140,7 @@ pub enum LanePlace {
 impl Wire {
     /// A wire that nothing was made of yet.
     pub fn new(spec: WireSpec, outcome: Applied) -> Self {
-        let making = Making { ends: [None, None], pair: None, outstanding: 0, cancelled: Arc::default(), outcome };
+        let making = Making { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome };
         Self {
             spec: Arc::new(spec),
             generation: 1,
@@ -233,6 +233,20 @@ fn interface_state(gone: &Option<String>) -> EndState {
     match gone {
         None => EndState::Up,
         Some(reason) => EndState::Failed { reason: reason.clone() },
+    }
+}
+
+impl Making {
+    /// Waits for one more part, which a job makes.
+    pub fn await_job(&mut self, ticket: Ticket) {
+        self.outstanding += 1;
+        self.tickets.push(ticket);
+    }
+
+    /// Cancels jobs that have not begun; the others are waited for.
+    pub fn cancel(&mut self) {
+        let cancelled = self.tickets.drain(..).filter(Ticket::cancel).count();
+        self.outstanding -= cancelled;
     }
 }
 
