@@ -7,7 +7,7 @@
 //! - [`wires`]: every wire in a table, or as JSON.
 //! - [`wire`]: adds and removes wires.
 //! - [`top`]: what is moving now.
-//! - [`mod@bench`]: what goes through a wire, beside a peer's program.
+//! - `bench`: what goes through a wire, beside a peer's program; the crate `ferrule-bench`.
 //! - [`vf`]: SR-IOV VFs of the node.
 //! - [`completions`]: completions for a shell.
 //!
@@ -16,10 +16,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use ferrule_bench as bench;
 use thiserror::Error;
 
 pub mod admin;
-pub mod bench;
 pub mod completions;
 pub mod demo;
 pub mod text;

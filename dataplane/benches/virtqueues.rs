@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::lane::{Lane, LaneEnd};
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch};
-use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
-use ferrule_dataplane::port::{BURST, FRAME_MAX, InPlace, Source};
+use ferrule_dataplane::port::{BURST, FRAME_MAX, Source};
 use ferrule_dataplane::spec::{Full, SocketAddress};
+use ferrule_endpoints::InPlace;
+use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
+use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::span::Span;

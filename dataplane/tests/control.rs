@@ -10,14 +10,14 @@ use std::time::Instant;
 use common::{PATIENCE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
 use ferrule_dataplane::port::memif::channel::Channel;
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::memif::handshake::{Client, Connection, Outbox};
 use ferrule_dataplane::port::memif::message::Message;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Applied, Engine, EngineError, Health};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_ffi::notifier::eventfd;
 
 #[test]

@@ -5,8 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::{client, engine, eventually, memif_wire, receive, send, unique};
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{Full, Role};
+use ferrule_endpoints::memif::Endpoint;
 
 #[test]
 fn frames_of_every_size_cross_in_order_both_ways() {

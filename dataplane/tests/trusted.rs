@@ -6,9 +6,9 @@ mod common;
 
 use common::{client, engine, eventually, memif_wire, receive, send, server_spec};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{Full, Role, WireSpec};
 use ferrule_dataplane::status::Crossing;
+use ferrule_endpoints::memif::Endpoint;
 
 /// A trusted wire, the peer that lends (a client) and the one that borrows (a server).
 fn bed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {

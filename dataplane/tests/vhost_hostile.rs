@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, client, client_spec, engine, eventually, poll, receive, send, unique};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
     Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::{Kind, UnixSocket};

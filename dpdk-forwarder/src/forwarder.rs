@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrule_daemon::page::{self, ListenError};
+use ferrule_daemon::{Phase, ServiceSocket, SocketError};
 use ferrule_dataplane::{Engine, EngineError};
 use sd_notify::NotifyState;
-use sriov_manager::service::http::{self, ListenError};
-use sriov_manager::service::{Phase, ServiceSocket, SocketError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -67,7 +67,7 @@ impl Forwarder {
         // Before any wire is touched: another forwarder at this socket means that we are the wrong one.
         let socket = ServiceSocket::bind("forwarder", &config.admin)?;
         let listener = match config.metrics {
-            Some(address) => Some(http::listen(address).await?),
+            Some(address) => Some(page::listen(address).await?),
             None => None,
         };
         let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -86,8 +86,8 @@ impl Forwarder {
         servers.spawn(async { api.await.map_err(|error| error.to_string()) });
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
-            let render: http::Render = Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render());
-            let page = http::serve(listener, render, phase.subscribe());
+            let render: page::Render = Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render());
+            let page = page::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }
         let reloader = Reloader::new(file, hangup, Arc::clone(&wires));

@@ -12,8 +12,7 @@
 //! - [`admin`]: the gRPC service and its client
 //! - [`metrics`]: what Prometheus reads
 //!
-//! Files of settings, the socket, health and the metrics page are those of every daemon here: `sriov_manager::document`
-//! and `sriov_manager::service`.
+//! Files of settings, the socket, health and the metrics page are those of every daemon here: `ferrule_daemon`.
 
 pub mod admin;
 pub mod config;

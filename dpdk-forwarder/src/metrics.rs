@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use ferrule_daemon::metrics::{self, Process, counters, gauges};
 use ferrule_dataplane::status::{DropReason, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
-use sriov_manager::service::scrape::{self, Process, counters, gauges};
 
 use crate::wires::{Listed, kind};
 
@@ -25,7 +25,7 @@ impl Snapshot {
 
     /// In the `OpenMetrics` text format, version 1.0.0.
     pub fn render(self) -> Result<String, fmt::Error> {
-        scrape::render(self)
+        metrics::render(self)
     }
 
     fn wires(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sriov_manager::document::{Cause, Followed};
+use ferrule_daemon::settings::{Cause, Followed};
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};

@@ -1,13 +1,14 @@
-//! The ends that a generator sends from and a sink receives at, of any kind.
+//! An end that a program of ours sends from and receives at, of any kind.
 
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::{Endpoint, EndpointError};
 use ferrule_dataplane::port::memif::handshake::HandshakeError;
 use ferrule_dataplane::port::memif::ring::Sender;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendError, FrontendSpec};
 use ferrule_dataplane::spec::MemifSpec;
 use thiserror::Error;
+
+use crate::memif::{Endpoint, EndpointError};
+use crate::vhost_user::{Frontend, FrontendError, FrontendSpec};
 
 /// One end of a wire, connected.
 pub enum End {
@@ -55,7 +56,7 @@ impl End {
     }
 
     /// Buffers of a queue to send on: after so many frames, each has had one.
-    pub(crate) fn buffers(&self) -> u32 {
+    pub fn buffers(&self) -> u32 {
         match self {
             Self::Memif(endpoint) => endpoint.queues.senders.first().map_or(0, |sender| sender.slots().into()),
             Self::Vhost(frontend) => frontend.memory().spec().size,

@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::{Endpoint, EndpointError};
 use ferrule_dataplane::port::memif::handshake::HandshakeError;
 use ferrule_dataplane::port::memif::layout::Queues;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Source, Target};
@@ -14,6 +13,7 @@ use ferrule_ffi::notifier::Notifier;
 use thiserror::Error;
 
 use crate::Responder;
+use crate::memif::{Endpoint, EndpointError};
 
 /// A responder and the counts of what it was sent and sent back. Any thread may ask it while another one serves.
 #[derive(Debug)]

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MacAddress, MemifSpec, Role};
 use ferrule_endpoints::Responder;
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::memif_responder::{MemifResponder, Tally};
 use ferrule_ffi::notifier::Notifier;
 

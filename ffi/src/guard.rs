@@ -1,41 +1,51 @@
-//! What happens when a peer truncates the file behind a mapping.
+//! What happens when a page of a peer's memory is missing.
 //!
-//! The CPU then raises SIGBUS at the next access to a page that is no longer there. The handler finds
-//! the region by its address, puts anonymous zero pages over all of it and marks it dead; the thread
-//! goes on as if nothing had happened, and whoever owns the region sees the mark after its burst. A
-//! SIGBUS that is not ours goes to the handler that was there before.
+//! The CPU then raises SIGBUS at the access. The handler finds the mapping by its address. If its pages are counted
+//! ([`Meter`]) and the budget has room, the page is populated and the access repeated. Otherwise (the budget is used up,
+//! or the peer has truncated the file) the handler puts anonymous zero pages over the whole mapping and marks it dead; the
+//! thread goes on as if nothing had happened, and whoever owns the region sees the mark after its burst. A SIGBUS that is
+//! not ours goes to the handler that was there before.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use crate::region::Health;
+use nix::errno::Errno;
 
-/// A region under guard; it leaves the table when this is dropped.
+use crate::health::{Health, MemoryLost};
+use crate::memory_budget::Meter;
+
+/// A mapping under guard; it leaves the table when this is dropped.
 pub(crate) struct Guarded {
     slot: usize,
     /// The table holds a plain pointer to it.
-    _health: Arc<Health>,
+    _owner: Box<Owner>,
 }
 
 impl Guarded {
-    /// Puts `len` bytes at `base` under guard. `health` is marked dead when a page of it is missing.
-    pub(crate) fn new(base: usize, len: usize, health: Arc<Health>) -> io::Result<Self> {
+    /// Puts `len` bytes at `base` under guard. `health` is marked dead when a page of it is missing and `meter`, if there
+    /// is one, does not populate it.
+    pub(crate) fn new(base: usize, len: usize, health: Arc<Health>, meter: Option<Meter>) -> io::Result<Self> {
         install();
-        let slot = FREE.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| {
-            io::Error::other(format!("no more than {REGIONS_MAX} shared memory regions can be mapped at a time"))
-        })?;
-        TABLE[slot].set(base, len, Arc::as_ptr(&health).cast_mut());
-        Ok(Self { slot, _health: health })
+        let slot = FREE.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let owner = Box::new(Owner { health, meter });
+        TABLE[slot].set(base, len, std::ptr::from_ref(&*owner).cast_mut());
+        Ok(Self { slot, _owner: owner })
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
         TABLE[self.slot].set(0, 0, std::ptr::null_mut());
-        FREE.lock().unwrap_or_else(PoisonError::into_inner).returned.push(self.slot);
+        FREE.lock().unwrap_or_else(PoisonError::into_inner).put_back(self.slot);
     }
+}
+
+/// Whom a missing page concerns.
+struct Owner {
+    health: Arc<Health>,
+    meter: Option<Meter>,
 }
 
 /// One guarded range. Written under the lock of `FREE`'s owner of the slot, read by the handler
@@ -44,7 +54,7 @@ struct Entry {
     version: AtomicU32,
     base: AtomicUsize,
     len: AtomicUsize,
-    health: AtomicPtr<Health>,
+    owner: AtomicPtr<Owner>,
 }
 
 impl Entry {
@@ -53,29 +63,29 @@ impl Entry {
             version: AtomicU32::new(0),
             base: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
-            health: AtomicPtr::new(std::ptr::null_mut()),
+            owner: AtomicPtr::new(std::ptr::null_mut()),
         }
     }
 
-    fn set(&self, base: usize, len: usize, health: *mut Health) {
+    fn set(&self, base: usize, len: usize, owner: *mut Owner) {
         self.version.fetch_add(1, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         self.base.store(base, Ordering::Relaxed);
         self.len.store(len, Ordering::Relaxed);
-        self.health.store(health, Ordering::Relaxed);
+        self.owner.store(owner, Ordering::Relaxed);
         self.version.fetch_add(1, Ordering::Release);
     }
 
     /// The range, if it holds `address` and is not being changed. The range of a fault is never
     /// being changed: the faulting thread holds its region.
-    fn holding(&self, address: usize) -> Option<(usize, usize, *mut Health)> {
+    fn holding(&self, address: usize) -> Option<(usize, usize, *mut Owner)> {
         let version = self.version.load(Ordering::Acquire);
         let base = self.base.load(Ordering::Relaxed);
         let len = self.len.load(Ordering::Relaxed);
-        let health = self.health.load(Ordering::Relaxed);
+        let owner = self.owner.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let steady = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
-        (steady && address.wrapping_sub(base) < len).then_some((base, len, health))
+        (steady && address.wrapping_sub(base) < len).then_some((base, len, owner))
     }
 }
 
@@ -83,19 +93,49 @@ impl Entry {
 struct Free {
     returned: Vec<usize>,
     fresh: usize,
+    held: usize,
+    /// How many may be held; 0: not asked yet.
+    most: usize,
 }
 
 impl Free {
-    fn take(&mut self) -> Option<usize> {
-        self.returned.pop().or_else(|| {
-            let slot = self.fresh;
-            (slot < REGIONS_MAX).then(|| {
-                self.fresh += 1;
-                USED.store(self.fresh, Ordering::Release);
-                slot
-            })
-        })
+    fn take(&mut self) -> io::Result<usize> {
+        if self.held >= self.most {
+            // The limit of the system may have been raised.
+            self.most = mappings_max();
+        }
+        if self.held >= self.most {
+            let text = format!(
+                "{} pieces of peers' memory are mapped, and no more may be: a process may have vm.max_map_count = {} \
+                 mappings, and this one keeps some for itself (raise it by sysctl, or have fewer peers)",
+                self.held,
+                max_map_count()
+            );
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+        }
+        self.held += 1;
+        Ok(self.returned.pop().unwrap_or_else(|| {
+            self.fresh += 1;
+            USED.store(self.fresh, Ordering::Release);
+            self.fresh - 1
+        }))
     }
+
+    fn put_back(&mut self, slot: usize) {
+        self.held -= 1;
+        self.returned.push(slot);
+    }
+}
+
+/// How many regions can be mapped at a time.
+fn mappings_max() -> usize {
+    let all = max_map_count();
+    (all - all / KEPT_SHARE).min(REGIONS_MAX)
+}
+
+fn max_map_count() -> usize {
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT_MAX_MAP_COUNT)
 }
 
 /// Installs the handler, once.
@@ -118,43 +158,68 @@ fn install() {
     });
 }
 
-/// The handler. Async-signal-safe: atomics, mmap and sigaction only.
+/// The handler. Async-signal-safe: atomics, ioctl, mmap, madvise and sigaction only.
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    let errno = Errno::last_raw();
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
     let address = unsafe { (*info).si_addr() } as usize;
     let used = USED.load(Ordering::Acquire);
-    let found = TABLE[..used].iter().find_map(|entry| entry.holding(address));
-    if let Some((base, len, health)) = found {
-        // SAFETY: the table says that base..base+len is one mapping of ours, whose owner is alive
-        // because a thread is using it at this instant; anonymous pages replace it in place.
-        let mapped = unsafe {
-            libc::mmap(
-                base as *mut libc::c_void,
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if mapped as usize == base {
-            // SAFETY: `Guarded` keeps the health alive for as long as the entry stands.
-            unsafe { (*health).mark_dead() };
-            return;
+    // Missing pages of one mapping are used one after the other.
+    let last = LAST.load(Ordering::Relaxed);
+    let mut slots = std::iter::once(last).chain(0..used);
+    let found = slots.find_map(|slot| {
+        let found = TABLE[slot].holding(address)?;
+        LAST.store(slot, Ordering::Relaxed);
+        Some(found)
+    });
+    let is_ours = found.is_some_and(|(base, len, owner)| {
+        // SAFETY: `Guarded` keeps the owner for as long as the entry stands, and a thread uses the mapping at this instant.
+        resolve(address, base, len, unsafe { &*owner })
+    });
+    if !is_ours {
+        // Not ours, or nothing can be done: the previous handler decides when the access is repeated.
+        let previous = PREVIOUS.load(Ordering::Acquire);
+        if !previous.is_null() {
+            // SAFETY: the pointer is to a leaked, never changed sigaction.
+            unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
         }
     }
-    // Not ours, or nothing can be done: the previous handler decides when the access is repeated.
-    let previous = PREVIOUS.load(Ordering::Acquire);
-    if !previous.is_null() {
-        // SAFETY: the pointer is to a leaked, never changed sigaction.
-        unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
-    }
+    Errno::set_raw(errno);
 }
 
-/// How many regions can be mapped at a time: thousands of peers with two each, beside the unfinished
-/// handshakes of hostile ones (64 of a socket, with 64 regions each).
-pub const REGIONS_MAX: usize = 65_536;
+/// Populates the page at `address`, or replaces the whole mapping; `false`: neither can be done.
+fn resolve(address: usize, base: usize, len: usize, owner: &Owner) -> bool {
+    let populated = owner.meter.as_ref().map_or(Err(MemoryLost::Truncated), |meter| meter.populate(base, address));
+    let Err(lost) = populated else { return true };
+    // SAFETY: base..base+len is one mapping of ours, whose owner is alive because a thread is using it at this instant;
+    // anonymous pages replace it in place.
+    let mapped = unsafe {
+        libc::mmap(
+            base as *mut libc::c_void,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if mapped as usize != base {
+        return false;
+    }
+    // SAFETY: only what a core file holds depends on it: the rest of a burst may still be copied to these pages.
+    unsafe { libc::madvise(mapped, len, libc::MADV_DONTDUMP) };
+    owner.health.lose(lost);
+    true
+}
+
+/// Slots of the table: thousands of peers with two regions each, beside those with many.
+const REGIONS_MAX: usize = 65_536;
+/// Of all mappings that a process may have, one in so many stays free for its threads and libraries, and its heap.
+const KEPT_SHARE: usize = 8;
+const DEFAULT_MAX_MAP_COUNT: usize = 65_530;
 static TABLE: [Entry; REGIONS_MAX] = [const { Entry::empty() }; REGIONS_MAX];
 static USED: AtomicUsize = AtomicUsize::new(0);
-static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new(), fresh: 0 });
+/// Where the last fault was found.
+static LAST: AtomicUsize = AtomicUsize::new(0);
+static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new(), fresh: 0, held: 0, most: 0 });
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());

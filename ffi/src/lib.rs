@@ -7,7 +7,10 @@
 //! - [`region`]: memory shared with a peer that may lie: mapped, bounds-checked, never a Rust reference.
 //! - [`mod@array`]: small values side by side in it;
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
-//! - [`guard`]: what happens when a peer truncates the file behind a mapping (SIGBUS).
+//! - [`health`]: whether a peer's memory can still be used, and why not.
+//! - [`memory_budget`]: how much of our memory a peer may make us pay for.
+//! - `mapping`, `guard`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
+//!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
@@ -20,7 +23,11 @@
 
 pub mod array;
 pub mod child;
-pub mod guard;
+mod file_watch;
+mod guard;
+pub mod health;
+mod mapping;
+pub mod memory_budget;
 pub mod netlink;
 pub mod netns;
 pub mod notifier;
@@ -31,3 +38,4 @@ pub mod sysfs;
 pub mod tap;
 pub mod ticks;
 pub mod unix;
+mod userfault;

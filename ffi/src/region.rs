@@ -7,20 +7,17 @@
 
 use std::ffi::CString;
 use std::io;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
-use crate::guard::Guarded;
+pub use crate::health::Health;
+use crate::mapping::Mapping;
 use crate::peer_file::PeerFile;
 use crate::span::{Span, SpanMut};
 
@@ -39,44 +36,25 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Maps the first `len` bytes of `file`. If a page of it is missing one day, `health` is marked
-    /// dead and the region reads as zeros from then on.
+    /// Maps the first `len` bytes of `file`: [`Self::map_window`] from its beginning.
+    pub fn map(file: impl Into<PeerFile>, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        Self::map_window(file, 0, len, health)
+    }
+
+    /// Maps `len` bytes of a peer's `file` from `offset` on, and no page more than they lie in. If a page of it is
+    /// missing one day, and is not populated within the budget of `health`, then `health` is marked dead and the region
+    /// reads as zeros from then on.
     ///
     /// A memfd is sealed against shrinking when it allows that.
     ///
     /// # Errors
-    /// The file is not in memory, is shorter than `len`, or cannot be mapped.
-    pub fn map(file: impl Into<PeerFile>, len: u64, health: &Arc<Health>) -> io::Result<Self> {
-        let wanted = usize::try_from(len).ok().and_then(NonZeroUsize::new);
-        let len = wanted.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a region of no bytes"))?;
+    /// The file is not in memory, ends before the window does, or cannot be mapped.
+    pub fn map_window(file: impl Into<PeerFile>, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
         let file = file.into().into_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
         let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
-        let stat = fstat(&file)?;
-        let held = u64::try_from(stat.st_size).unwrap_or(0);
-        if held < len.get() as u64 {
-            let problem = format!("the file holds {held} bytes, fewer than the {len} announced");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        // hugetlbfs maps and unmaps whole pages of its own size only.
-        let block = usize::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
-        let mapped_len = len.checked_next_multiple_of(block)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe {
-            mmap(None, mapped_len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0)
-        };
-        let base = base.map_err(|errno| {
-            let why = match errno {
-                Errno::EACCES => " (was it opened read-only?)",
-                Errno::EPERM => " (is it sealed against writing?)",
-                _ => "",
-            };
-            io::Error::new(io::Error::from(errno).kind(), format!("map it for reading and writing: {errno}{why}"))
-        })?;
-        let mut mapping = Mapping { base: base.cast(), len: mapped_len.get(), file, guarded: None };
-        mapping.guarded = Some(Guarded::new(base.as_ptr() as usize, mapped_len.get(), Arc::clone(health))?);
-        Ok(Self { base: base.cast(), len: len.get(), mapping: Arc::new(mapping) })
+        Self::whole(Mapping::of_peer(file, offset, len, health)?, offset, len)
     }
 
     /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it.
@@ -85,7 +63,14 @@ impl Region {
         let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&file, i64::try_from(len).map_err(io::Error::other)?)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
-        Self::map(file, len, health)
+        Self::whole(Mapping::of_ours(file, len, health)?, 0, len)
+    }
+
+    /// The window that `mapping` was made for.
+    fn whole(mapping: Mapping, offset: u64, len: u64) -> io::Result<Self> {
+        let base = mapping.place(offset);
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        Ok(Self { base, len, mapping: Arc::new(mapping) })
     }
 
     /// Its length in bytes, as it was announced.
@@ -101,7 +86,7 @@ impl Region {
 
     /// The file behind it, to pass on.
     pub fn file(&self) -> BorrowedFd<'_> {
-        self.mapping.file.as_fd()
+        self.mapping.file()
     }
 
     /// `len` bytes from `offset` on, to copy from; `None` if they are not all inside.
@@ -157,6 +142,11 @@ impl Region {
         Some(Index { place: self.place(offset, 2, 2)?.cast(), _region: self.clone() })
     }
 
+    /// The 64-bit word at `offset`; `None` if it is outside or not aligned.
+    pub fn word(&self, offset: u64) -> Option<Word> {
+        Some(Word { place: self.place(offset, 8, 8)?.cast(), _region: self.clone() })
+    }
+
     /// The table of `len` descriptors (a power of two) at `offset`; `None` if it is not all inside or
     /// not aligned to 8 bytes.
     pub fn table(&self, offset: u64, len: u32) -> Option<Table> {
@@ -203,24 +193,6 @@ impl Region {
     }
 }
 
-/// Whether the memory of one peer is still there. One for all regions of a port.
-#[derive(Debug, Default)]
-pub struct Health {
-    dead: AtomicBool,
-}
-
-impl Health {
-    /// Whether a page of one of the regions was missing when it was used.
-    #[inline]
-    pub fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn mark_dead(&self) {
-        self.dead.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A 16-bit number that one side publishes and the other watches.
 pub struct Index {
     place: NonNull<u16>,
@@ -246,6 +218,35 @@ impl Index {
     pub fn store(&self, value: u16) {
         // SAFETY: as for `load`.
         unsafe { AtomicU16::from_ptr(self.place.as_ptr()) }.store(value, Ordering::Release);
+    }
+}
+
+/// Eight bytes that are stored at once: who looks at them sees all of a store or nothing of it, whenever the one who stores
+/// is killed.
+pub struct Word {
+    place: NonNull<u64>,
+    _region: Region,
+}
+
+// SAFETY: every access is atomic; the region it points into is kept.
+unsafe impl Send for Word {}
+// SAFETY: as above.
+unsafe impl Sync for Word {}
+
+impl Word {
+    /// What was stored last, and with it everything written before.
+    #[inline]
+    pub fn load(&self) -> u64 {
+        // SAFETY: valid and aligned while the region is kept; only atomic accesses are made here,
+        // and what other processes do is outside of Rust's view.
+        unsafe { AtomicU64::from_ptr(self.place.as_ptr()) }.load(Ordering::Acquire)
+    }
+
+    /// Stores `value` after everything written before.
+    #[inline]
+    pub fn store(&self, value: u64) {
+        // SAFETY: as for `load`.
+        unsafe { AtomicU64::from_ptr(self.place.as_ptr()) }.store(value, Ordering::Release);
     }
 }
 
@@ -308,46 +309,10 @@ impl Table {
     }
 }
 
-/// The mapping that all clones of a region share.
-struct Mapping {
-    base: NonNull<libc::c_void>,
-    len: usize,
-    file: OwnedFd,
-    guarded: Option<Guarded>,
-}
-
-// SAFETY: base and len never change, and only `drop` uses them.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // The guard goes first: it must never name memory that somebody else maps.
-        self.guarded = None;
-        // SAFETY: our own mapping; every Region, Index, Table and Span of it is gone.
-        let _ = unsafe { munmap(self.base, self.len) };
-    }
-}
-
-/// Adds what `NonZeroUsize` lacks, with an error instead of a wrap.
-trait NextMultiple {
-    fn checked_next_multiple_of(self, block: usize) -> io::Result<NonZeroUsize>;
-}
-
-impl NextMultiple for NonZeroUsize {
-    fn checked_next_multiple_of(self, block: usize) -> io::Result<NonZeroUsize> {
-        let multiple = self.get().checked_next_multiple_of(block).and_then(NonZeroUsize::new);
-        multiple
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the region is larger than the address space"))
-    }
-}
-
-const PAGE: usize = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
 
     fn region(len: u64) -> (Region, Arc<Health>) {
         let health = Arc::new(Health::default());
@@ -411,6 +376,33 @@ mod tests {
         assert_eq!(table.read(5), [7, 8]);
         table.write_first(1, 9);
         assert_eq!(table.read(65_533), [9, 8]);
+    }
+
+    #[test]
+    fn a_window_shows_its_own_bytes_and_maps_no_more_pages_than_they_lie_in() {
+        let (whole, health) = region(4 * 4096);
+        for page in 0..4 {
+            assert!(whole.write_u32(page * 4096 + 12, page as u32 + 1).is_some());
+        }
+        let file = || whole.file().try_clone_to_owned().unwrap();
+        let window = Region::map_window(file(), 2 * 4096 + 8, 4096, &health).unwrap();
+        assert_eq!((window.len(), window.mapping.len()), (4096, 2 * 4096));
+        assert_eq!((window.read_u32(4), window.read_u32(4096 - 4)), (Some(3), Some(0)));
+        assert!(window.read_u32(4096).is_none() && window.span_at(4095, 2).is_none());
+        assert!(window.write_u32(4092, 9).is_some());
+        assert_eq!(whole.read_u32(3 * 4096 + 4), Some(9));
+        for (offset, len) in [(4096, 3 * 4096 + 1), (4 * 4096, 1), (u64::MAX, 2), (u64::MAX - 4095, 4096), (0, 0)] {
+            assert!(Region::map_window(file(), offset, len, &health).is_err(), "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_aligned_and_inside() {
+        let (region, _) = region(4096);
+        assert!(region.word(4).is_none() && region.word(4096).is_none() && region.word(u64::MAX).is_none());
+        let word = region.word(8).unwrap();
+        word.store(0x0102_0304_0506_0708);
+        assert_eq!((word.load(), region.read_u32(8)), (0x0102_0304_0506_0708, Some(0x0506_0708)));
     }
 
     #[test]

@@ -98,6 +98,12 @@ impl Span<'_> {
         }
     }
 
+    /// Reads a byte of every page. A system call that was given the span and answered EFAULT met a page that is missing:
+    /// afterwards it is there, or its region is dead.
+    pub fn touch(self) {
+        touch_pages(self.base, self.len);
+    }
+
     /// For system calls that read the bytes themselves (writev).
     pub(crate) fn as_ptr(self) -> *const u8 {
         self.base
@@ -163,6 +169,11 @@ impl SpanMut<'_> {
         true
     }
 
+    /// As [`Span::touch`].
+    pub fn touch(&self) {
+        touch_pages(self.base, self.len);
+    }
+
     /// Asks for the cache line of the first byte, to write to it soon.
     #[inline(always)]
     pub fn prefetch(&self) {
@@ -180,6 +191,17 @@ impl<'a> From<&'a mut [u8]> for SpanMut<'a> {
     #[inline]
     fn from(bytes: &'a mut [u8]) -> Self {
         Self { base: bytes.as_mut_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+}
+
+/// The bytes are those of a span.
+#[cold]
+fn touch_pages(base: *const u8, len: usize) {
+    let first = base as usize;
+    let pages = ((first | (PAGE - 1)) + 1..first + len).step_by(PAGE).map(|at| at - first);
+    for at in std::iter::once(0).filter(|_| len > 0).chain(pages) {
+        // SAFETY: at < len, inside the span; a missing page is the guard's.
+        let _ = unsafe { base.add(at).read_volatile() };
     }
 }
 
@@ -254,6 +276,8 @@ unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
         std::ptr::copy(source, target, len);
     }
 }
+
+const PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {

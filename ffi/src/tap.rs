@@ -61,9 +61,19 @@ impl Tap {
         Ok(unistd::read(&self.fd, buffer)?)
     }
 
-    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a piece of
-    /// a shared region that was truncated is `EFAULT`, not a signal.
+    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a page of a shared region that
+    /// is missing is `EFAULT`, not a signal, and the write is repeated once after it was touched.
     pub fn write(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
+        match self.write_once(header, frame) {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                frame.touch();
+                self.write_once(header, frame)
+            }
+            written => written,
+        }
+    }
+
+    fn write_once(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
         let parts = [
             libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN },
             libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() },

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::MacAddress;
 use ferrule_endpoints::Responder;
+use ferrule_endpoints::memif::Endpoint;
 
 /// Sends a frame on queue 0, if there is room.
 ///

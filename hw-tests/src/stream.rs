@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Instant;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
+use ferrule_bench::traffic::{Addresses, Pattern, Sink, Tally};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_endpoints::traffic::{Addresses, Pattern, Sink, Tally};
+use ferrule_endpoints::memif::Endpoint;
 
 use crate::PATIENCE;
 

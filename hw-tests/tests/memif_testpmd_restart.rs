@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Instant;
 
 use bed::{Bed, Link, alone};
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};

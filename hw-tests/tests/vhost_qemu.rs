@@ -11,9 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::receive;
 use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::process::Process;

@@ -11,12 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{
     EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostFeatures, VhostUserSpec, WireSpec,
 };
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
 use ferrule_hw_tests::testpmd::{Options, Testpmd};

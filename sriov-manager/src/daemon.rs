@@ -9,6 +9,8 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ferrule_daemon::page::{self, ListenError};
+use ferrule_daemon::{Phase, ServiceSocket, SocketError};
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,8 +27,6 @@ use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
 use crate::policy::Policies;
 use crate::reload::Reloader;
-use crate::service::http::{self, ListenError};
-use crate::service::{Phase, ServiceSocket, SocketError};
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevents;
 use crate::vfs::{OpenError, Options, Vfs};
@@ -84,7 +84,7 @@ impl Daemon {
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         let socket = ServiceSocket::bind("sriov-manager", &path)?;
         let listener = match metrics {
-            Some(address) => Some(http::listen(address).await?),
+            Some(address) => Some(page::listen(address).await?),
             None => None,
         };
         let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -105,8 +105,8 @@ impl Daemon {
         servers.spawn(async { api.await.map_err(|error| error.to_string()) });
         if let Some(listener) = listener {
             let shown = vfs.clone();
-            let render: http::Render = Arc::new(move || Snapshot::take(&shown).render());
-            let page = http::serve(listener, render, phase.subscribe());
+            let render: page::Render = Arc::new(move || Snapshot::take(&shown).render());
+            let page = page::serve(listener, render, phase.subscribe());
             servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
         }
         let reloader = Reloader::new(file, hangup, vfs.clone()).run(phase.subscribe());

@@ -14,14 +14,14 @@
 //! - [`config`]: the policies file
 //! - [`daemon`], `reload`, [`api`], [`metrics`], [`uevent`]: the daemon around it
 //! - `fake` (a feature): a node made of files, for tests
-//! - [`document`], [`service`]: what the daemons of a node have in common: files of settings, sockets, metrics
+//!
+//! Files of settings, the socket, health and the metrics page are those of every daemon here: `ferrule_daemon`.
 
 pub mod address;
 pub mod api;
 pub mod attributes;
 pub mod config;
 pub mod daemon;
-pub mod document;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod hands;
@@ -34,7 +34,6 @@ pub mod metrics;
 pub mod plan;
 pub mod policy;
 mod reload;
-pub mod service;
 pub mod sysfs;
 pub mod uevent;
 pub mod vfs;

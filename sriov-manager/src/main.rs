@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use ferrule_daemon::settings::LoadError;
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
-use sriov_manager::document::LoadError;
 use sriov_manager::hands::Timeouts;
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::sysfs::Sysfs;

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use ferrule_daemon::metrics::{self, Process, gauges};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use crate::service::scrape::{self, Process, gauges};
 use crate::vfs::{VfView, Vfs, View};
 
 /// Everything that one scrape tells.
@@ -23,7 +23,7 @@ impl Snapshot {
 
     /// In the `OpenMetrics` text format.
     pub fn render(self) -> Result<String, fmt::Error> {
-        scrape::render(self)
+        metrics::render(self)
     }
 
     fn vfs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -1,14 +1,14 @@
 //! Keeps the policies equal to the policies file: on SIGHUP, and whenever the file has new contents.
 
+use ferrule_daemon::Phase;
+use ferrule_daemon::settings::{Cause, Followed};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, PoliciesFile};
-use crate::document::{Cause, Followed};
 use crate::policy::Policies;
-use crate::service::Phase;
 use crate::vfs::{Adopted, Counts, Vfs};
 
 /// Follows the file for as long as the daemon serves.

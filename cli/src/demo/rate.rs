@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use ferrule_bench::generator::{self, Outcome};
+use ferrule_bench::load::{Load, Mix, Touch};
 use ferrule_dataplane::spec::MemifSpec;
 use ferrule_endpoints::end::{End, EndSpec};
-use ferrule_endpoints::generator::{self, Outcome};
-use ferrule_endpoints::load::{Load, Mix, Touch};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 

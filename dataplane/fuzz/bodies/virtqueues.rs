@@ -4,14 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch, forward};
-use ferrule_dataplane::port::vhost_user::driver::{
-    DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds, RingAddresses,
-};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::log::DirtyLog;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
 use ferrule_dataplane::spec::Full;
+use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds, RingAddresses};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, QUEUES_MAX, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::memif::Endpoint;
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, SocketAddress};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 
 /// An end that keeps to its protocol.
 pub enum Honest {

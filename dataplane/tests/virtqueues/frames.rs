@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Target};
 use ferrule_dataplane::status::DropReason;
+use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 

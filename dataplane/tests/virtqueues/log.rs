@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ferrule_dataplane::port::Source;
-use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::log::DirtyLog;
 use ferrule_dataplane::port::vhost_user::vring::VringLog;
+use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_ffi::region::Region;
 
 use crate::pair::{Pair, RX, TX, frame};

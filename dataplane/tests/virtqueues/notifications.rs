@@ -2,9 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::{Frame, Put, Source, Target};
+use ferrule_endpoints::virtio::DriverSpec;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::pair::{Pair, RX, TX, frame};

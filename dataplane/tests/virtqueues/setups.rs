@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::port::vhost_user::driver::{DriverMemory, DriverSpec, Eventfds};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryError, MemoryRegion, ROWS_MAX};
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringSetup};
+use ferrule_endpoints::virtio::{DriverMemory, DriverSpec, Eventfds};
 use ferrule_ffi::region::Region;
 
 use crate::pair::setup;

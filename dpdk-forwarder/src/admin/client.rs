@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sriov_manager::service;
+use ferrule_daemon::grpc;
 use thiserror::Error;
 use tonic::transport::Channel;
 
@@ -13,13 +13,13 @@ pub type AdminClient = v1::admin_client::AdminClient<Channel>;
 
 /// Connects to the forwarder whose admin socket is at `path`.
 pub async fn connect(path: &Path) -> Result<AdminClient, ConnectError> {
-    Ok(AdminClient::new(service::connect(path).await?).max_decoding_message_size(ANSWER_MAX))
+    Ok(AdminClient::new(grpc::connect(path).await?).max_decoding_message_size(ANSWER_MAX))
 }
 
 /// No forwarder could be reached.
 #[derive(Debug, Error)]
 #[error("no forwarder answers on {0}: start one with `dpdk-forwarder --config wires.yaml`")]
-pub struct ConnectError(#[from] service::ConnectError);
+pub struct ConnectError(#[from] grpc::ConnectError);
 
 /// Bytes of one answer: some hundred thousand wires.
 const ANSWER_MAX: usize = 64 << 20;

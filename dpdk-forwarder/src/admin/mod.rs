@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrule_daemon::grpc::{self, ServeError, blocking, status};
+use ferrule_daemon::{Phase, ServiceSocket};
 use ferrule_dataplane::EngineError;
-use sriov_manager::service::{self, Phase, ServeError, ServiceSocket, blocking, status};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::WatchStream;
@@ -41,7 +42,7 @@ pub(crate) async fn serve(
 ) -> Result<(), ServeError> {
     let api = AdminServer::new(Service { wires, phase: phase.clone() });
     let names = ["", v1::admin_server::SERVICE_NAME];
-    service::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
+    grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
 
 struct Service {

@@ -1,18 +1,18 @@
 //! The wires file: text in, a checked [`Config`] out, or everything that is wrong with it in one go.
 //!
 //! Modules in reading order: `wire` (one entry of `wires:`), `conflicts` (wires beside each other). How a text
-//! becomes values, with every error at its line, is the same for every file here: `sriov_manager::document`.
+//! becomes values, with every error at its line, is the same for every file here: `ferrule_daemon::settings`.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ferrule_daemon::settings::{Diagnostics, Field, decode, parse, read_file};
 use ferrule_dataplane::spec::WireSpec;
 use ferrule_dataplane::{Idle, Settings};
-use sriov_manager::document::{Field, Findings, judge};
 
 use conflicts::{Conflict, conflicts};
-pub use sriov_manager::document::{ConfigError, ConfigErrors, LoadError, Position};
+pub use ferrule_daemon::settings::{ConfigError, ConfigErrors, LoadError, Position};
 
 mod conflicts;
 mod wire;
@@ -35,12 +35,12 @@ pub struct Config {
 impl Config {
     /// Checks the contents of a file that was read already.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, bytes)?)?)
+        Ok(Self::parse(&path.display().to_string(), decode(path, bytes)?)?)
     }
 
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        judge(file, text, read_config)
+        parse(file, text, read_config)
     }
 
     /// What the workers are started with.
@@ -92,7 +92,7 @@ pub struct WiresFile {
 impl WiresFile {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = LoadError::read("wires file", path)?;
+        let contents = read_file("wires file", path)?;
         let config = Config::from_bytes(path, &contents)?;
         Ok(Self { path: path.to_owned(), contents, config })
     }
@@ -100,14 +100,14 @@ impl WiresFile {
 
 /// Checks one entry of `wires:`, as the admin API takes it; its errors call the text `wire`.
 pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
-    judge("wire", text, |root, findings| {
-        let wire = wire::read(root, findings);
+    parse("wire", text, |root, diagnostics| {
+        let wire = wire::read(root, diagnostics);
         report_conflicts(std::slice::from_ref(&wire), std::slice::from_ref(root));
         wire
     })
 }
 
-fn read_config(root: &Field<'_>, findings: &Findings) -> Config {
+fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     let mut config = Config::default();
     let Some(table) = root.table(&["workers", "idle", "admin", "metrics", "wires"]) else {
         return config;
@@ -123,11 +123,11 @@ fn read_config(root: &Field<'_>, findings: &Findings) -> Config {
         && let Some(path) = field.text()
     {
         config.admin = PathBuf::from(path);
-        field.judge_socket(path);
+        field.check_socket(path);
     }
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
-    config.wires = entries.iter().map(|entry| wire::read(entry, findings)).collect();
+    config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
     report_conflicts(&config.wires, &entries);
     config
 }

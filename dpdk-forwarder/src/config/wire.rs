@@ -3,24 +3,24 @@
 //! What cannot be read is replaced by a stand-in that collides with nothing, so that the rest of
 //! the wire is still judged, alone ([`WireSpec::check`]) and beside the others.
 
+use ferrule_daemon::settings::{Diagnostics, Field, Table};
 use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, SocketMode, VhostFeatures,
     VhostUserSpec, WireSpec,
 };
-use sriov_manager::document::{Field, Findings, Table};
 
 /// Reads and judges one wire.
-pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
+pub(super) fn read(field: &Field<'_>, diagnostics: &Diagnostics) -> WireSpec {
     let table = field.table(&["name", "full", "trusted", "ends"]);
     let name = table.as_ref().and_then(|table| table.required("name", "a name that no other wire has"));
     let full = table.as_ref().and_then(|table| table.optional("full"));
     let trusted = table.as_ref().and_then(|table| table.optional("trusted"));
     let ends = table.as_ref().and_then(|table| table.required("ends", "a list of two ends"));
     let wire = WireSpec {
-        name: name.and_then(|field| field.text()).map_or_else(|| stand_in(findings), ToOwned::to_owned),
+        name: name.and_then(|field| field.text()).map_or_else(|| stand_in(diagnostics), ToOwned::to_owned),
         full: full.and_then(|field| field.choice(&[("hold", Full::Hold), ("drop", Full::Drop)])).unwrap_or_default(),
         trusted: trusted.and_then(|field| field.choice(&[("true", true), ("false", false)])).unwrap_or_default(),
-        ends: read_ends(ends.as_ref(), findings),
+        ends: read_ends(ends.as_ref(), diagnostics),
     };
     for error in wire.check() {
         field.wrong_below(&error.field, error.problem);
@@ -28,15 +28,15 @@ pub(super) fn read(field: &Field<'_>, findings: &Findings) -> WireSpec {
     wire
 }
 
-fn read_ends(field: Option<&Field<'_>>, findings: &Findings) -> [EndSpec; 2] {
+fn read_ends(field: Option<&Field<'_>>, diagnostics: &Diagnostics) -> [EndSpec; 2] {
     let items = field.and_then(Field::items);
     if let (Some(field), Some(items)) = (field, &items)
         && items.len() != 2
     {
         field.wrong(format!("a wire has exactly two ends, not {}", items.len()));
     }
-    let mut ends = items.into_iter().flatten().map(|item| read_end(&item, findings));
-    let mut next = || ends.next().unwrap_or_else(|| End::unknown(findings));
+    let mut ends = items.into_iter().flatten().map(|item| read_end(&item, diagnostics));
+    let mut next = || ends.next().unwrap_or_else(|| End::unknown(diagnostics));
     let (mut first, mut second) = (next(), next());
     // An end whose mode cannot be read must not be called different from the other.
     first.assume(second.spec.mode());
@@ -51,8 +51,8 @@ struct End {
 }
 
 impl End {
-    fn unknown(findings: &Findings) -> Self {
-        let memif = MemifSpec::new(SocketAddress::Abstract(stand_in(findings)), Role::Client);
+    fn unknown(diagnostics: &Diagnostics) -> Self {
+        let memif = MemifSpec::new(SocketAddress::Abstract(stand_in(diagnostics)), Role::Client);
         Self { spec: EndSpec::Memif(memif), mode_known: false }
     }
 
@@ -63,27 +63,27 @@ impl End {
     }
 }
 
-fn read_end(field: &Field<'_>, findings: &Findings) -> End {
+fn read_end(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let table = field.table(&["memif", "vhost-user", "kernel"]);
     match table.as_ref().and_then(Table::only) {
-        Some(("memif", memif)) => read_memif(&memif, findings),
-        Some(("kernel", kernel)) => read_kernel(&kernel, findings),
-        Some(("vhost-user", vhost)) => read_vhost_user(&vhost, findings),
+        Some(("memif", memif)) => read_memif(&memif, diagnostics),
+        Some(("kernel", kernel)) => read_kernel(&kernel, diagnostics),
+        Some(("vhost-user", vhost)) => read_vhost_user(&vhost, diagnostics),
         // An unknown kind is reported already.
-        Some(_) => End::unknown(findings),
+        Some(_) => End::unknown(diagnostics),
         None => {
             if table.is_some() {
                 field.wrong("an end is one of `memif: {..}`, `vhost-user: {..}` or `kernel: {..}`");
             }
-            End::unknown(findings)
+            End::unknown(diagnostics)
         }
     }
 }
 
-fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
+fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let Some(table) = field.table(&["socket", "netns", "id", "role", "mode", "secret", "queues", "ring", "buffer"])
     else {
-        return End::unknown(findings);
+        return End::unknown(diagnostics);
     };
     let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
     let role = table.required("role", "`server` or `client`");
@@ -94,7 +94,7 @@ fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
     let netns = table.optional("netns").map_or(Some(None), |field| read_netns(&field).map(Some));
     let mut memif = match (socket, role, id, netns) {
         (Some(socket), Some(role), Some(id), Some(netns)) => MemifSpec { id, netns, ..MemifSpec::new(socket, role) },
-        _ => MemifSpec::new(SocketAddress::Abstract(stand_in(findings)), Role::Client),
+        _ => MemifSpec::new(SocketAddress::Abstract(stand_in(diagnostics)), Role::Client),
     };
     let mode = table.optional("mode");
     let mode =
@@ -111,8 +111,8 @@ fn read_memif(field: &Field<'_>, findings: &Findings) -> End {
     End { spec: EndSpec::Memif(memif), mode_known: mode.is_some() }
 }
 
-fn read_vhost_user(field: &Field<'_>, findings: &Findings) -> End {
-    let unknown = || SocketAddress::Abstract(stand_in(findings));
+fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
+    let unknown = || SocketAddress::Abstract(stand_in(diagnostics));
     let Some(table) = field.table(&[
         "socket",
         "mode",
@@ -126,7 +126,7 @@ fn read_vhost_user(field: &Field<'_>, findings: &Findings) -> End {
         "event_idx",
         "offloads",
     ]) else {
-        return End { mode_known: true, ..End::unknown(findings) };
+        return End { mode_known: true, ..End::unknown(diagnostics) };
     };
     let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
     let mode = table.required("mode", "`server` or `client`");
@@ -153,18 +153,18 @@ fn read_vhost_user(field: &Field<'_>, findings: &Findings) -> End {
     End { spec: EndSpec::VhostUser(vhost), mode_known: true }
 }
 
-fn read_kernel(field: &Field<'_>, findings: &Findings) -> End {
+fn read_kernel(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let Some(table) = field.table(&["netns", "name", "mac", "mtu", "addresses", "routes"]) else {
-        return End { mode_known: true, ..End::unknown(findings) };
+        return End { mode_known: true, ..End::unknown(diagnostics) };
     };
     let name = table.required("name", "the name of the interface").and_then(|field| field.parse());
     let netns = table.optional("netns").map_or(Some(None), |field| read_netns(&field).map(Some));
     // A name that collides with nothing, where either half of the interface's identity is unknown.
     let (name, netns) = match (name, netns) {
         (Some(name), Some(netns)) => (name, netns),
-        _ => match stand_in(findings).parse() {
+        _ => match stand_in(diagnostics).parse() {
             Ok(name) => (name, None),
-            Err(_) => return End { mode_known: true, ..End::unknown(findings) },
+            Err(_) => return End { mode_known: true, ..End::unknown(diagnostics) },
         },
     };
     let list = |key| table.optional(key).and_then(|field| field.items()).unwrap_or_default();
@@ -211,8 +211,8 @@ fn read_netns(field: &Field<'_>) -> Option<NetNs> {
 }
 
 /// A name that no text can contain twice: it is numbered, and begins with a character nobody uses.
-fn stand_in(findings: &Findings) -> String {
-    format!("\u{fffd}{}", findings.unique())
+fn stand_in(diagnostics: &Diagnostics) -> String {
+    format!("\u{fffd}{}", diagnostics.unique())
 }
 
 const ADDRESS: &str = "an address with its prefix as in `10.0.0.1/30` or `fd00::1/64`";

@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use ferrule_endpoints::generator::{self, Outcome};
-use ferrule_endpoints::load::{Load, Mix};
+use ferrule_bench::generator::{self, Outcome};
+use ferrule_bench::load::{Load, Mix};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::{Value, json};

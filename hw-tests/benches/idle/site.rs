@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
-use ferrule_dataplane::port::vhost_user::driver::DriverSpec;
-use ferrule_dataplane::port::vhost_user::frontend::{Frontend, FrontendSpec};
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
 use ferrule_endpoints::end::End;
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
+use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_hw_tests::PATIENCE;
 use ferrule_hw_tests::process::Process;
 

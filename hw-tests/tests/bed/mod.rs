@@ -3,10 +3,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::testpmd::{Options, Testpmd};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 

@@ -1,8 +1,8 @@
 //! Wires between namespaces and memif ends.
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::TestNetNs;
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 

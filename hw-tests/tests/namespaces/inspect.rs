@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::Full;
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, receive, send};
 use ferrule_hw_tests::netns::lacks_namespaces;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};

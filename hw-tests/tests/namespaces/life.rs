@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::thread;
 
+use ferrule_bench::Pattern;
+use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::engine::{Event, WireChange};
-use ferrule_dataplane::port::memif::endpoint::Endpoint;
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
 use ferrule_dataplane::{Engine, EngineError};
-use ferrule_endpoints::Pattern;
-use ferrule_endpoints::traffic::Addresses;
+use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, send};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};

@@ -2,24 +2,24 @@
 
 use std::path::Path;
 
+use ferrule_daemon::grpc;
 use thiserror::Error;
 use tonic::transport::Channel;
 
 use super::v1;
-use crate::service;
 
 /// A client of the API.
 pub type Client = v1::vfs_client::VfsClient<Channel>;
 
 /// Connects to the manager whose socket is at `path`.
 pub async fn connect(path: &Path) -> Result<Client, ConnectError> {
-    Ok(Client::new(service::connect(path).await?).max_decoding_message_size(ANSWER_MAX))
+    Ok(Client::new(grpc::connect(path).await?).max_decoding_message_size(ANSWER_MAX))
 }
 
 /// No manager could be reached.
 #[derive(Debug, Error)]
 #[error("no sriov-manager answers on {0}: start one with `sriov-manager`")]
-pub struct ConnectError(#[from] service::ConnectError);
+pub struct ConnectError(#[from] grpc::ConnectError);
 
 /// Bytes of one answer: far more than a node has VFs.
 const ANSWER_MAX: usize = 64 << 20;

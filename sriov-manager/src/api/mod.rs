@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ferrule_daemon::grpc::{self, ServeError, blocking, status};
+use ferrule_daemon::{Phase, ServiceSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
@@ -16,7 +18,6 @@ use tonic::{Code, Extensions, Request, Response, Status};
 
 use crate::address::PciAddress;
 use crate::policy::Asker;
-use crate::service::{self, Phase, ServeError, ServiceSocket, blocking, status};
 use crate::vfs::{Created, VfError, Vfs};
 use v1::vfs_server::VfsServer;
 
@@ -41,7 +42,7 @@ pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase
     let changes = Arc::new(Semaphore::new(CHANGES_MAX));
     let api = VfsServer::new(Service { vfs, phase: phase.clone(), changes });
     let names = ["", v1::vfs_server::SERVICE_NAME];
-    service::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
+    grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
 
 struct Service {

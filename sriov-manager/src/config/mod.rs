@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::document::{ConfigErrors, Field, LoadError, judge};
+use ferrule_daemon::settings::{ConfigErrors, Field, LoadError, decode, parse, read_file};
+
 use crate::policy::Policies;
 
 mod nsm;
@@ -33,12 +34,12 @@ pub struct Config {
 impl Config {
     /// Checks the bytes of a file.
     pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), LoadError::text(path, bytes)?)?)
+        Ok(Self::parse(&path.display().to_string(), decode(path, bytes)?)?)
     }
 
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        judge(file, text, |root, _| read(root))
+        parse(file, text, |root, _| read(root))
     }
 
     /// What another file says about settings that only a restart changes, in words.
@@ -71,7 +72,7 @@ pub struct PoliciesFile {
 impl PoliciesFile {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = LoadError::read("policies file", path)?;
+        let contents = read_file("policies file", path)?;
         let config = Config::from_bytes(path, &contents)?;
         Ok(Self { path: path.to_owned(), contents, config })
     }
@@ -111,7 +112,7 @@ fn read(root: &Field<'_>) -> Config {
         && let Some(path) = field.text()
     {
         config.socket = PathBuf::from(path);
-        field.judge_socket(path);
+        field.check_socket(path);
     }
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9091`"));
     if let Some(field) = table.optional("rescan")

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use ferrule_daemon::settings::Field;
+
 use super::pools::driver_name;
-use crate::document::Field;
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {

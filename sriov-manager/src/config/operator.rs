@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
+use ferrule_daemon::settings::{Field, Table};
+
 use super::pools::{VFS_MAX, hex_id, ranges};
 use crate::PciAddress;
-use crate::document::{Field, Table};
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {

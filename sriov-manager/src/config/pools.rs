@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::document::Field;
+use ferrule_daemon::settings::Field;
+
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 /// Reads the items of `pools:`.

@@ -5,11 +5,11 @@
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
 //! - [`peer`]: what control keeps of one;
-//! - [`channel`]: a control socket, one message at a time;
-//! - [`endpoint`]: all of it together for a program that is the far end of a wire.
+//! - [`channel`]: a control socket, one message at a time.
+//!
+//! All of it together, for programs of ours that are the peer at the other end of a wire, is in the crate `endpoints`.
 
 pub mod channel;
-pub mod endpoint;
 pub mod handshake;
 pub mod layout;
 pub mod message;

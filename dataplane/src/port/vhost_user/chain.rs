@@ -11,42 +11,46 @@ use crate::port::{FRAME_MAX, Fault, SEGMENT_COST};
 
 /// One descriptor, read once. Split rings have `next` where packed ones have their buffer's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Descriptor {
-    pub(crate) address: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
+pub struct Descriptor {
+    /// The guest address of the buffer, or of the table.
+    pub address: u64,
+    /// Its bytes.
+    pub len: u32,
+    /// [`Self::NEXT`], [`Self::WRITE`], [`Self::INDIRECT`]; in a packed ring also whose turn it is.
+    pub flags: u16,
+    /// The next descriptor of the chain; in a packed ring the buffer's id.
+    pub next: u16,
 }
 
 impl Descriptor {
     /// The frame goes on in another descriptor.
-    pub(crate) const NEXT: u16 = 1;
+    pub const NEXT: u16 = 1;
     /// The device writes.
-    pub(crate) const WRITE: u16 = 2;
+    pub const WRITE: u16 = 2;
     /// It stands for a table of descriptors.
-    pub(crate) const INDIRECT: u16 = 4;
+    pub const INDIRECT: u16 = 4;
 
     /// A split ring's (virtio 1.2, 2.7.5): address, length, flags, next.
     #[inline(always)]
-    pub(crate) fn split(words: [u64; 2]) -> Self {
+    pub fn split(words: [u64; 2]) -> Self {
         Self { address: words[0], len: words[1] as u32, flags: (words[1] >> 32) as u16, next: (words[1] >> 48) as u16 }
     }
 
     /// A packed ring's (virtio 1.2, 2.8.13): address, length, id, flags.
     #[inline(always)]
-    pub(crate) fn packed(words: [u64; 2]) -> Self {
+    pub fn packed(words: [u64; 2]) -> Self {
         Self { address: words[0], len: words[1] as u32, flags: (words[1] >> 48) as u16, next: (words[1] >> 32) as u16 }
     }
 
     /// As a split ring has it.
     #[inline(always)]
-    pub(crate) fn emit_split(self) -> [u64; 2] {
+    pub fn emit_split(self) -> [u64; 2] {
         [self.address, u64::from(self.len) | u64::from(self.flags) << 32 | u64::from(self.next) << 48]
     }
 
     /// As a packed ring has it.
     #[inline(always)]
-    pub(crate) fn emit_packed(self) -> [u64; 2] {
+    pub fn emit_packed(self) -> [u64; 2] {
         [self.address, u64::from(self.len) | u64::from(self.next) << 32 | u64::from(self.flags) << 48]
     }
 

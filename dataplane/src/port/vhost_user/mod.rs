@@ -6,14 +6,13 @@
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
 //! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
-//! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration;
-//! - [`driver`] and [`frontend`]: the other side of the rings and of the socket, for programs of ours that are guests.
+//! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration.
+//!
+//! The other side of the rings and of the socket, for programs of ours that are guests, is in the crate `endpoints`.
 
 mod chain;
 pub mod channel;
-pub mod driver;
 pub mod features;
-pub mod frontend;
 mod guest;
 mod inflight;
 pub mod log;
@@ -25,3 +24,5 @@ pub mod rarp;
 pub mod session;
 pub mod split;
 pub mod vring;
+
+pub use chain::Descriptor;

@@ -1,50 +1,52 @@
-//! Frames that are written where they are sent from.
+//! Frames that are written where they are sent from, by programs whose frames differ in a few bytes only.
 
 use ferrule_ffi::span::SpanMut;
 
 use super::Sender;
-use crate::port::InPlace;
 
-impl InPlace for Sender {
+impl Sender {
+    /// Slots of the ring: after so many frames each buffer has had one.
+    pub fn slots(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The buffer that the frame after `ahead` others goes to, with what an earlier frame left in it; none, if those that
+    /// are known to be free end before it, or the peer offers none there: [`put`](crate::port::Target::put) tells which.
     #[inline(always)]
-    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+    pub fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
         let position = self.ahead(ahead)?;
         let slot = self.slot(position);
         self.room_at(slot, slot.length, position).ok()
     }
 
+    /// Makes the first `length` bytes of it a frame, once that and the `ahead` others before it are committed.
     #[inline(always)]
-    fn describe(&mut self, ahead: u32, length: u32) {
+    pub fn describe(&mut self, ahead: u32, length: u32) {
         if let Some(position) = self.ahead(ahead) {
             let slot = self.slot(position);
             self.fill(position, slot, length.min(slot.length), 0);
         }
     }
 
+    /// Sends the next `count` frames, all of which were described in their order, with the next
+    /// [`publish`](crate::port::Target::publish).
     #[inline(always)]
-    fn commit(&mut self, count: u32) {
+    pub fn commit(&mut self, count: u32) {
         // No more than there is room for.
         self.next = self.next.wrapping_add(count.min(self.room().into()) as u16);
     }
-}
 
-impl Sender {
     /// The position `ahead` of the next one, if it is free.
     #[inline(always)]
     fn ahead(&self, ahead: u32) -> Option<u16> {
         (ahead < self.room().into()).then(|| self.next.wrapping_add(ahead as u16))
-    }
-
-    /// Slots of the ring: after so many frames each buffer has had one.
-    pub fn slots(&self) -> u16 {
-        self.ring.size()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::port::memif::ring::tests::pair;
-    use crate::port::{FRAME_MAX, InPlace, Source, Target};
+    use crate::port::{FRAME_MAX, Source, Target};
     use ferrule_ffi::span::Span;
 
     #[test]

@@ -53,9 +53,11 @@ struct PackedRing {
 
 /// A place in the ring and which round it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) index: u16,
-    pub(crate) wrap: bool,
+pub struct Position {
+    /// The descriptor.
+    pub index: u16,
+    /// The wrap counter: it flips at each round.
+    pub wrap: bool,
 }
 
 /// A buffer that was taken: its id, how many descriptors it had, how many bytes we wrote.
@@ -78,7 +80,7 @@ impl Position {
 
     /// `slots` further on; at most a whole round.
     #[inline(always)]
-    pub(crate) fn after(self, slots: u16, size: u16) -> Self {
+    pub fn after(self, slots: u16, size: u16) -> Self {
         // Both at most 2^15, so the sum may not fit a u16.
         let index = u32::from(self.index) + u32::from(slots);
         if index >= u32::from(size) {
@@ -90,13 +92,13 @@ impl Position {
 
     /// The flags of a descriptor here that we have used.
     #[inline(always)]
-    pub(crate) fn used(self) -> u16 {
+    pub fn used(self) -> u16 {
         if self.wrap { AVAIL | USED } else { 0 }
     }
 
     /// The flags of a descriptor here that the guest has made available.
     #[inline(always)]
-    pub(crate) fn available(self) -> u16 {
+    pub fn available(self) -> u16 {
         if self.wrap { AVAIL } else { USED }
     }
 }
@@ -262,7 +264,7 @@ fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<Descriptor> {
 
 /// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).
 #[inline]
-pub(crate) fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool {
+pub fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool {
     match (event >> 16) as u16 & EVENT_FLAGS {
         EVENT_DISABLE => false,
         EVENT_DESC => {
@@ -279,15 +281,19 @@ pub(crate) fn needs_event(event: u32, old: Position, new: Position, size: u16) -
 
 /// Buffers given back at once: a burst of them, and a frame over several.
 const TAKEN_MAX: usize = BURST + MERGED_MAX;
-/// Descriptor flags: whose it is (2.8.1).
-pub(crate) const AVAIL: u16 = 1 << 7;
-pub(crate) const USED: u16 = 1 << 15;
+/// Descriptor flag: made available, where it equals the wrap counter (2.8.1).
+pub const AVAIL: u16 = 1 << 7;
+/// Descriptor flag: used, where it equals the wrap counter (2.8.1).
+pub const USED: u16 = 1 << 15;
 /// In a position of 16 bits: the wrap counter.
 const WRAP: u16 = 1 << 15;
-/// Flags of an event structure (2.8.10).
-pub(crate) const EVENT_FLAGS: u16 = 3;
-pub(crate) const EVENT_ENABLE: u16 = 0;
-pub(crate) const EVENT_DISABLE: u16 = 1;
+/// The bits of an event structure that hold its flags (2.8.10).
+pub const EVENT_FLAGS: u16 = 3;
+/// Flags of an event structure: notify of every buffer.
+pub const EVENT_ENABLE: u16 = 0;
+/// Flags of an event structure: notify of none.
+pub const EVENT_DISABLE: u16 = 1;
+/// Flags of an event structure: notify when a given descriptor was passed.
 const EVENT_DESC: u16 = 2;
 
 #[cfg(test)]

@@ -1,0 +1,108 @@
+//! What is measured: kinds of ends, and kinds of work on them.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use crate::contender::Program;
+use crate::load::Mix;
+
+/// A kind of end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// A memif interface.
+    Memif,
+    /// A vhost-user frontend, as a guest or a virtio-user program has.
+    Vhost,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memif => "memif",
+            Self::Vhost => "vhost",
+        })
+    }
+}
+
+/// Cases that share their programs: these run from the first of them to the last.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What stands at the two sides of the programs.
+    pub ends: [Kind; 2],
+    /// Bytes of the buffers at both ends.
+    pub buffer: u32,
+    /// What is measured. The first is ours, and the others are compared with it.
+    pub programs: Vec<Program>,
+    /// The work.
+    pub cases: Vec<Case>,
+}
+
+/// One kind of work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// What it is called in all reports.
+    pub name: String,
+    /// What it has in common with cases that differ in the size of their frames only.
+    pub series: String,
+    /// The frames.
+    pub mix: Mix,
+    /// Both directions at once.
+    pub both_ways: bool,
+    /// From the second end to the first.
+    pub reverse: bool,
+}
+
+impl Case {
+    /// Work on ends of these kinds, named as frames go.
+    pub fn new(ends: [Kind; 2], trusted: bool, mix: Mix, way: Way) -> Self {
+        let [from, to] = if way == Way::Back { [ends[1], ends[0]] } else { ends };
+        let trust = if trusted { "trusted " } else { "" };
+        let ways = if way == Way::Both { "both ways" } else { "one way" };
+        Self {
+            name: format!("{trust}{from}-{to} {mix} {ways}"),
+            series: format!("{trust}{from}-{to} {ways}"),
+            mix,
+            both_ways: way == Way::Both,
+            reverse: way == Way::Back,
+        }
+    }
+}
+
+/// Which way frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From the first end to the second.
+    There,
+    /// From the second end to the first.
+    Back,
+    /// Both at once.
+    Both,
+}
+
+/// Frames in a second that a line of so many bits in a second carries, of a size without FCS: each takes 4 bytes of FCS and
+/// 20 of preamble and gap besides.
+pub fn line_rate(bits_per_second: f64, size: f64) -> f64 {
+    bits_per_second / ((size + 24.0) * 8.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_named_as_its_frames_go() {
+        let mixed = [Kind::Memif, Kind::Vhost];
+        let name = |ends, trusted, way| Case::new(ends, trusted, Mix::new([64]).unwrap(), way).name;
+        assert_eq!(name(mixed, false, Way::There), "memif-vhost 64 B one way");
+        assert_eq!(name(mixed, false, Way::Back), "vhost-memif 64 B one way");
+        assert_eq!(name(mixed, false, Way::Both), "memif-vhost 64 B both ways");
+        assert_eq!(name([Kind::Memif; 2], true, Way::There), "trusted memif-memif 64 B one way");
+    }
+
+    #[test]
+    fn ten_gigabits_are_14_88_million_of_the_smallest_frames() {
+        // 64 bytes with FCS.
+        assert!((line_rate(10e9, 60.0) / 14_880_952.0 - 1.0).abs() < 1e-6);
+    }
+}

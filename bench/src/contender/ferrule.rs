@@ -1,0 +1,90 @@
+//! Our forwarder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ferrule_dataplane::spec::SocketAddress;
+
+use super::process::Process;
+use super::{ContenderError, Idle, Site, StartError};
+use crate::case::Kind;
+use crate::folder::Folder;
+
+/// The forwarder that is asked for, or the one beside this program.
+pub fn forwarder(asked: Option<&Path>) -> Result<PathBuf, ContenderError> {
+    if let Some(path) = asked {
+        return Ok(path.to_owned());
+    }
+    let beside = std::env::current_exe()?.with_file_name("dpdk-forwarder");
+    if beside.exists() { Ok(beside) } else { Err(ContenderError::NoForwarder(beside)) }
+}
+
+/// Starts it with one wire.
+pub(super) fn start(
+    forwarder: &Path,
+    trusted: bool,
+    site: &Site,
+    folder: &Folder,
+    sockets: &[SocketAddress; 2],
+) -> Result<Vec<Process>, StartError> {
+    let file = folder.join("wires.yaml");
+    fs::write(&file, document(trusted, site, &folder.join("admin.sock"), sockets))?;
+    let mut command = Command::new(forwarder);
+    command.arg("--config").arg(file);
+    Ok(vec![Process::start(&mut command, &folder.join("log"), "none: build it with cargo")?])
+}
+
+/// The wires file.
+fn document(trusted: bool, site: &Site, admin: &Path, sockets: &[SocketAddress; 2]) -> String {
+    let queues = site.queues;
+    let end = |number: usize| {
+        let socket = &sockets[number];
+        match site.ends[number] {
+            Kind::Memif if trusted && number == 1 => {
+                format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: client, queues: {queues} }} }}")
+            }
+            Kind::Memif => format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: server, queues: {queues} }} }}"),
+            Kind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", mode: server, queues: {queues} }} }}"),
+        }
+    };
+    let idle = match site.idle {
+        Idle::Adaptive => "adaptive",
+        Idle::Poll => "poll",
+    };
+    let trust = if trusted { "    trusted: true\n" } else { "" };
+    format!(
+        "workers: {:?}\nidle: {idle}\nadmin: {}\nwires:\n  - name: bench\n{trust}    ends:\n      - {}\n      - {}\n",
+        site.workers,
+        admin.display(),
+        end(0),
+        end(1),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dpdk_forwarder::config::Config;
+
+    fn site(ends: [Kind; 2]) -> Site {
+        Site { ends, queues: 2, buffer: 2048, workers: vec![0], other: 1, idle: Idle::Poll }
+    }
+
+    #[test]
+    fn the_forwarder_takes_the_document() {
+        let sockets = ["/tmp/a b/0.sock", "/tmp/1.sock"].map(|socket| socket.parse().unwrap());
+        for ends in [[Kind::Memif, Kind::Memif], [Kind::Vhost, Kind::Vhost], [Kind::Memif, Kind::Vhost]] {
+            let text = document(false, &site(ends), Path::new("/tmp/admin.sock"), &sockets);
+            let config = Config::parse("wires.yaml", &text);
+            assert!(config.is_ok(), "{text}\n{:?}", config.err());
+        }
+    }
+
+    #[test]
+    fn a_trusted_wire_connects_to_its_second_end() {
+        let sockets = ["/tmp/0.sock", "/tmp/1.sock"].map(|socket| socket.parse().unwrap());
+        let text = document(true, &site([Kind::Memif; 2]), Path::new("/tmp/admin.sock"), &sockets);
+        assert!(text.contains("trusted: true") && text.contains("role: client"), "{text}");
+    }
+}

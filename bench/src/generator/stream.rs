@@ -1,0 +1,188 @@
+//! The frames of one queue.
+
+use ferrule_dataplane::port::{Frame, Put};
+use ferrule_endpoints::InPlace;
+use ferrule_ffi::notifier::Notifier;
+use ferrule_ffi::span::Span;
+
+use crate::generator::{PREFETCH, RunError};
+use crate::load::{Load, Touch};
+use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};
+
+/// The flows of a queue, which have their turns one after the other, and all sizes of the mix, which have theirs.
+pub(super) struct Stream {
+    touch: Touch,
+    stamp_time: bool,
+    flows: Vec<Flow>,
+    flow: usize,
+    size: usize,
+    /// Bytes of the largest frame: what lies behind a head is a part of them.
+    payload: Box<[u8]>,
+    /// A frame that does not fit into one buffer is put together here.
+    scratch: Box<[u8]>,
+    /// Buffers that do not hold the payload yet.
+    unfilled: u32,
+}
+
+/// One flow.
+struct Flow {
+    sequence: u64,
+    /// One for each size of the mix.
+    heads: Box<[Head]>,
+    /// If frames are verified: one for each size of the mix.
+    patterns: Vec<Pattern>,
+}
+
+impl Stream {
+    /// A queue of so many buffers.
+    pub(super) fn new(load: &Load, flows: impl Iterator<Item = u32>, buffers: u32) -> Result<Self, SizeError> {
+        let flow = |number| {
+            let pattern = |&size: &usize| Pattern::new(size, number, Addresses::default());
+            let mut patterns = load.mix.sizes().iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
+            let heads = patterns.iter().filter_map(Pattern::head).collect();
+            if load.touch != Touch::Verified {
+                patterns.clear();
+            }
+            Ok(Flow { sequence: 0, heads, patterns })
+        };
+        let payload: Box<[u8]> = Pattern::new(load.mix.largest(), 0, Addresses::default())?.frame().into();
+        Ok(Self {
+            touch: load.touch,
+            stamp_time: load.latency,
+            flows: flows.map(flow).collect::<Result<_, _>>()?,
+            flow: 0,
+            size: 0,
+            scratch: payload.clone(),
+            payload,
+            unfilled: buffers,
+        })
+    }
+
+    pub(super) fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The next sequence number of a flow, by its place.
+    pub(super) fn sequence(&self, place: usize) -> u64 {
+        self.flows[place].sequence
+    }
+
+    /// Sends at most `count` frames, as far as there is room. How many.
+    pub(super) fn send<T: InPlace>(
+        &mut self,
+        target: &mut T,
+        count: u32,
+        now: u64,
+        notifier: &mut Notifier,
+    ) -> Result<u32, RunError> {
+        target.refresh()?;
+        let time = if self.stamp_time { now } else { 0 };
+        let (mut sent, mut begun) = (self.send_alike(target, count, time), 0);
+        while sent < count {
+            if self.touch != Touch::Untouched {
+                prefetch(target, begun);
+            }
+            if self.write(target, begun, time) {
+                begun += 1;
+            } else {
+                // No room, or more than one buffer has.
+                target.commit(begun);
+                begun = 0;
+                if !put(&mut self.flows[self.flow], self.size, &mut self.scratch, target, time)? {
+                    break;
+                }
+            }
+            sent += 1;
+            let flow = &mut self.flows[self.flow];
+            flow.sequence += 1;
+            self.size = if self.size + 1 == flow.heads.len() { 0 } else { self.size + 1 };
+            self.flow = if self.flow + 1 == self.flows.len() { 0 } else { self.flow + 1 };
+        }
+        target.commit(begun);
+        if target.publish()
+            && let Some(eventfd) = target.notify_fd()
+        {
+            notifier.notify(eventfd).map_err(RunError::Notifier)?;
+        }
+        Ok(sent)
+    }
+
+    /// The usual load, one flow of one size in buffers that are filled, in a loop that has nothing else to decide. How
+    /// many: what is left, if there is room for it, is no such frame.
+    #[inline(always)]
+    fn send_alike<T: InPlace>(&mut self, target: &mut T, count: u32, time: u64) -> u32 {
+        let [Flow { sequence, heads, .. }] = &mut self.flows[..] else { return 0 };
+        let [head] = &heads[..] else { return 0 };
+        if self.touch != Touch::Stamped || self.unfilled > 0 {
+            return 0;
+        }
+        let (head, first) = (*head, *sequence);
+        let mut sent = 0;
+        while sent < count {
+            prefetch(target, sent);
+            let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= head.size as usize) else {
+                break;
+            };
+            let _ = buffer.write_words(head.stamp(first + u64::from(sent), time));
+            target.describe(sent, head.size);
+            sent += 1;
+        }
+        target.commit(sent);
+        *sequence += u64::from(sent);
+        sent
+    }
+
+    /// Writes the next frame into the next buffer. `false`: it does not fit, or there is none.
+    #[inline(always)]
+    fn write<T: InPlace>(&mut self, target: &mut T, begun: u32, time: u64) -> bool {
+        let flow = &self.flows[self.flow];
+        let head = &flow.heads[self.size];
+        let size = head.size as usize;
+        let buffer = target.buffer(begun).filter(|buffer| buffer.len() >= size && self.touch != Touch::Verified);
+        let Some(mut buffer) = buffer else { return false };
+        let filled = self.unfilled == 0;
+        if self.touch != Touch::Untouched || !filled {
+            let _ = buffer.write_words(head.stamp(flow.sequence, time));
+        }
+        if !filled || self.touch == Touch::Whole {
+            let end = if filled { size } else { self.payload.len().min(buffer.len()) };
+            if let Some((_, mut rest)) = buffer.split(HEAD) {
+                let _ = Span::from(&self.payload[HEAD..end]).copy_to(&mut rest);
+            }
+            self.unfilled = self.unfilled.saturating_sub(1);
+        }
+        target.describe(begun, head.size);
+        true
+    }
+}
+
+/// Asks for the first line of a buffer that will be written to soon.
+#[inline(always)]
+fn prefetch(target: &mut impl InPlace, begun: u32) {
+    if let Some(buffer) = target.buffer(begun + PREFETCH as u32) {
+        buffer.prefetch();
+    }
+}
+
+/// Sends a frame that is made elsewhere and copied. Whether there was room.
+#[inline(never)]
+fn put(
+    flow: &mut Flow,
+    size: usize,
+    scratch: &mut [u8],
+    target: &mut impl InPlace,
+    time: u64,
+) -> Result<bool, RunError> {
+    let bytes = if let Some(pattern) = flow.patterns.get_mut(size) {
+        pattern.fill_at(flow.sequence, time)
+    } else {
+        let head = &flow.heads[size];
+        scratch[..HEAD].copy_from_slice(head.stamp(flow.sequence, time).map(u64::to_le_bytes).as_flattened());
+        &scratch[..head.size as usize]
+    };
+    match target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })? {
+        Put::Stored => Ok(true),
+        Put::Full => Ok(false),
+        Put::Refused(reason) => Err(RunError::Refused { size: bytes.len(), reason }),
+    }
+}

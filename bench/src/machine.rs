@@ -1,0 +1,175 @@
+//! The machine that a figure belongs to.
+
+use std::fmt;
+use std::fs;
+use std::process::Command;
+use std::time::SystemTime;
+
+use ferrule_ffi::ticks;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use crate::BenchError;
+
+/// As the kernel tells it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The CPU's name.
+    pub cpu: String,
+    /// CPUs that may be used.
+    pub cpus: usize,
+    /// Rate of the time stamp counter, measured.
+    pub tsc_mhz: f64,
+    /// Whose virtual machine it is, if it is one.
+    pub virtualised: Option<String>,
+    /// The frequency governor of the workers' CPUs.
+    pub governor: String,
+    /// CPUs that the scheduler leaves alone.
+    pub isolated: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The distribution.
+    pub system: String,
+    /// The CPUs of the workers.
+    pub worker_cpus: Vec<usize>,
+    /// The CPU of the generator.
+    pub generator_cpu: usize,
+    /// The command line.
+    pub command: String,
+    /// The revision of the source around the program, if it is there.
+    pub revision: Option<String>,
+    /// When it was read.
+    pub date: String,
+}
+
+impl Machine {
+    /// Reads all of it.
+    pub fn read(cpus: &Cpus) -> Self {
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let worker = cpus.workers.first().copied().unwrap_or_default();
+        let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory = field(&memory, "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+        Self {
+            cpu: field(&info, "model name").unwrap_or("unknown").to_owned(),
+            cpus: cpus.usable,
+            tsc_mhz: ticks::per_second() / 1e6,
+            virtualised: virtualised(&info),
+            governor: word(&format!("/sys/devices/system/cpu/cpu{worker}/cpufreq/scaling_governor"))
+                .unwrap_or_else(|| "not to be seen".to_owned()),
+            isolated: word("/sys/devices/system/cpu/isolated").unwrap_or_else(|| "none".to_owned()),
+            memory_mib: memory.unwrap_or_default() / 1024,
+            kernel: word("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
+            system: setting(&system, "PRETTY_NAME").unwrap_or("unknown").to_owned(),
+            worker_cpus: cpus.workers.clone(),
+            generator_cpu: cpus.generator,
+            command: std::env::args().collect::<Vec<_>>().join(" "),
+            revision: revision(),
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, tsc_mhz, kernel, worker_cpus, generator_cpu, .. } = self;
+        let machine = self.virtualised.as_ref().map_or(String::new(), |whose| format!(" (virtual, {whose})"));
+        write!(f, "{cpu}{machine}, TSC {tsc_mhz:.0} MHz, Linux {kernel}; ")?;
+        write!(f, "worker on CPU {worker_cpus:?}, generator on CPU {generator_cpu}")
+    }
+}
+
+/// Which CPUs do what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpus {
+    /// Those of workers.
+    pub workers: Vec<usize>,
+    /// That of the generator, and of everything idle.
+    pub generator: usize,
+    /// How many there are.
+    usable: usize,
+    all: CpuSet,
+}
+
+impl Cpus {
+    /// Those asked for; otherwise the first that this process may use for the worker, and the last for the generator.
+    pub fn choose(workers: &[usize], generator: Option<usize>) -> Result<Self, BenchError> {
+        let all = sched_getaffinity(Pid::from_raw(0))?;
+        let usable: Vec<_> = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu).unwrap_or(false)).collect();
+        let workers = if workers.is_empty() { usable.first().copied().into_iter().collect() } else { workers.to_vec() };
+        let free = usable.iter().rev().find(|cpu| !workers.contains(cpu)).copied();
+        let generator = generator.or(free).ok_or(BenchError::OneCpu)?;
+        if let Some(&cpu) = workers.iter().chain([&generator]).find(|cpu| !usable.contains(cpu)) {
+            return Err(BenchError::NoCpu(cpu));
+        }
+        if workers.contains(&generator) {
+            return Err(BenchError::OneCpu);
+        }
+        Ok(Self { workers, generator, usable: usable.len(), all })
+    }
+
+    /// Puts this thread, which is to generate, on its CPU.
+    pub fn pin(&self) -> Result<(), BenchError> {
+        let mut cpu = CpuSet::new();
+        cpu.set(self.generator)?;
+        Ok(sched_setaffinity(Pid::from_raw(0), &cpu)?)
+    }
+
+    /// Lets this thread, and the children it starts, use all CPUs again.
+    pub fn unpin(&self) -> Result<(), BenchError> {
+        Ok(sched_setaffinity(Pid::from_raw(0), &self.all)?)
+    }
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim())
+}
+
+fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+    Some(value.trim_matches('"'))
+}
+
+fn word(file: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?.trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+fn virtualised(cpuinfo: &str) -> Option<String> {
+    let flags = field(cpuinfo, "flags")?;
+    let is_guest = flags.split(' ').any(|flag| flag == "hypervisor");
+    let vendor = || word("/sys/class/dmi/id/sys_vendor").unwrap_or_else(|| "hypervisor not named".to_owned());
+    is_guest.then(vendor)
+}
+
+/// Of a program that was built where its source is.
+fn revision() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let mut git = Command::new("git");
+    git.arg("-C").arg(program.parent()?).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    let output = git.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_is_found() {
+        let info = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu hypervisor sse\n";
+        assert_eq!(field(info, "model name"), Some("Some CPU"));
+        assert!(virtualised(info).is_some() && virtualised("flags : fpu\n").is_none());
+        assert_eq!(setting("NAME=x\nPRETTY_NAME=\"Debian 12\"\n", "PRETTY_NAME"), Some("Debian 12"));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_or_wanted_twice_is_an_error() {
+        assert!(matches!(Cpus::choose(&[1023], None), Err(BenchError::NoCpu(1023) | BenchError::OneCpu)));
+        assert!(matches!(Cpus::choose(&[0], Some(0)), Err(BenchError::OneCpu | BenchError::NoCpu(0))));
+    }
+}

@@ -1,0 +1,81 @@
+//! The loss at rates from the highest down (RFC 2544, section 26.3).
+
+use std::time::Duration;
+
+use crate::method::{Seen, Trial};
+
+/// Begins at the highest rate and goes down in tenths of it, until two rates one after the other lost nothing.
+#[derive(Clone, Debug)]
+pub struct LossRate {
+    time: Duration,
+    max: Option<f64>,
+    /// Rate and loss of each trial.
+    tried: Vec<(f64, f64)>,
+}
+
+impl LossRate {
+    /// Trials of this length. The highest rate, if it is not given, comes of one trial without a pace.
+    pub fn new(time: Duration, max: Option<f64>) -> Self {
+        Self { time, max, tried: Vec::new() }
+    }
+
+    /// The next trial.
+    pub fn next(&self) -> Option<Trial> {
+        let Some(max) = self.max else { return Some(Trial::saturating(self.time)) };
+        let made = self.tried.len();
+        let clean = |&(_, loss): &(f64, f64)| loss == 0.0;
+        if made == STEPS || max <= 0.0 || (made >= 2 && self.tried[made - 2..].iter().all(clean)) {
+            return None;
+        }
+        Some(Trial::paced(self.rate(max, made), self.time))
+    }
+
+    /// Takes note of what came of it.
+    pub fn feed(&mut self, seen: Seen) {
+        match self.max {
+            None => self.max = Some(seen.arrived * ABOVE),
+            Some(max) => self.tried.push((self.rate(max, self.tried.len()), seen.loss)),
+        }
+    }
+
+    /// The highest rate at and below which nothing was lost.
+    pub fn clean(&self) -> Option<f64> {
+        self.tried.iter().rev().take_while(|(_, loss)| *loss == 0.0).last().map(|(rate, _)| *rate)
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as a part of it")]
+    fn rate(&self, max: f64, step: usize) -> f64 {
+        max * (STEPS - step) as f64 / STEPS as f64
+    }
+}
+
+/// Tenths.
+const STEPS: usize = 10;
+/// The rates, and the one without a pace.
+pub const TRIALS: usize = STEPS + 1;
+/// How far above the rate of a saturated wire the highest rate is.
+const ABOVE: f64 = 1.25;
+
+#[cfg(test)]
+mod tests {
+    use crate::method::tests::{SETTINGS, lead, wire_of};
+    use crate::method::{Method, Settings};
+
+    #[test]
+    fn rates_go_down_in_tenths_until_two_lose_nothing() {
+        let mut method = Method::loss_rate(&Settings { max_rate: Some(10e6), ..SETTINGS });
+        let trials = lead(&mut method, wire_of(7.5e6));
+        let rates: Vec<_> = trials.iter().map(|(_, seen)| seen.offered / 1e6).collect();
+        assert_eq!(rates, [10.0, 9.0, 8.0, 7.0, 6.0]);
+        assert!((trials[0].1.loss - 0.25).abs() < 1e-9);
+        assert!((method.figures()[0].value - 7e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_wire_that_always_loses_is_tried_down_to_a_tenth() {
+        let mut method = Method::loss_rate(&SETTINGS);
+        let trials = lead(&mut method, |trial| crate::method::Seen { loss: 0.1, ..wire_of(1e6)(trial) });
+        assert_eq!(trials.len(), super::TRIALS);
+        assert!(method.figures()[0].value == 0.0);
+    }
+}

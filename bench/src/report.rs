@@ -1,0 +1,179 @@
+//! What was measured, for a terminal, for programs and for a browser.
+
+mod data;
+mod html;
+mod plot;
+mod table;
+
+use std::fs;
+use std::path::Path;
+
+use crate::BenchError;
+use crate::method::Unit;
+use crate::plan::Plan;
+use crate::session::{Entry, Measured, Results, Tried};
+use crate::spread::Spread;
+
+/// Prints the table and writes the files.
+pub fn publish(plan: &Plan, results: &Results) -> Result<(), BenchError> {
+    println!("{}", table::table(results));
+    if let Some(folder) = plan.report.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let write = |extension: &str, text: String| {
+        let file = plan.report.with_extension(extension);
+        fs::write(&file, text)?;
+        Ok::<_, std::io::Error>(file)
+    };
+    let figures = write("json", data::figures(results)?)?;
+    let details = write("details.json", data::details(results)?)?;
+    let page = write("html", html::page(results))?;
+    let shown = [figures, details, page].map(|file| Path::display(&file).to_string());
+    eprintln!("written: {}", shown.join(", "));
+    if results.notes.is_empty() { Ok(()) } else { Err(BenchError::Incomplete(results.notes.join("\n"))) }
+}
+
+/// One figure of one program in one case, by rounds, beside the same of ours.
+struct Compared<'a> {
+    /// What the figure is called.
+    name: &'static str,
+    unit: Unit,
+    entry: &'a Entry,
+    spread: Spread,
+    /// CPU cycles for each frame.
+    cycles: Option<Spread>,
+    /// The share of time in which the generator had nothing to do.
+    idle: Option<Spread>,
+    /// Ours by theirs; none: it is ours, or theirs is 0.
+    ratio: Option<Spread>,
+}
+
+/// Every figure of a case that programs are compared by: for each figure our entry, and then the others.
+fn compare(case: &Measured) -> Vec<Compared<'_>> {
+    let Some(ours) = case.entries.first() else { return Vec::new() };
+    let Some(round) = ours.rounds.first() else { return Vec::new() };
+    let mut compared = Vec::new();
+    for (at, figure) in round.figures.iter().enumerate().filter(|(_, figure)| figure.unit != Unit::Share) {
+        for (number, entry) in case.entries.iter().enumerate() {
+            let Some(spread) = Spread::of(values(entry, at)) else { continue };
+            let ratio = (number > 0).then(|| Spread::of_ratios(&values(ours, at), &values(entry, at))).flatten();
+            compared.push(Compared {
+                name: figure.name,
+                unit: figure.unit,
+                entry,
+                spread,
+                cycles: Spread::of(of_trials(entry, |trial| trial.cycles)),
+                idle: if figure.name == SATURATED { Spread::of(of_trials(entry, Tried::unpaced_idle)) } else { None },
+                ratio,
+            });
+        }
+    }
+    compared
+}
+
+fn values(entry: &Entry, figure: usize) -> Vec<f64> {
+    entry.rounds.iter().filter_map(|round| round.figures.get(figure)).map(|figure| figure.value).collect()
+}
+
+/// Something of every trial that was not paced, as it means the most there; of every trial, if all were.
+fn of_trials(entry: &Entry, of: impl Fn(&Tried) -> Option<f64>) -> Vec<f64> {
+    let trials = || entry.rounds.iter().flat_map(|round| &round.trials);
+    let free: Vec<_> = trials().filter(|trial| trial.wanted.is_none()).filter_map(&of).collect();
+    if free.is_empty() { trials().filter_map(of).collect() } else { free }
+}
+
+/// Bits of frames in a second, without FCS, preamble and gap.
+fn bits(frames_per_second: f64, case: &Measured) -> f64 {
+    frames_per_second * case.case.mix.average() * 8.0
+}
+
+const MILLION: f64 = 1e6;
+/// The figure of trials that may have no pace: only these can be the generator's own limit.
+const SATURATED: &str = "rate";
+/// A generator that has less to do than this is the limit itself.
+const IDLE_MIN: f64 = 0.05;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::case::{Case, Kind, Way};
+    use crate::latency::Latency;
+    use crate::load::Mix;
+    use crate::machine::Machine;
+    use crate::method::{Figure, Seen};
+    use crate::session::{Described, Round};
+
+    /// Results of two programs in one case for each size: ours at twice the rate of theirs.
+    pub(crate) fn results(sizes: &[usize]) -> Results {
+        let trial = |rate: f64, wanted| {
+            let mut latency = Latency::new();
+            (1..2000).for_each(|ticks| latency.note(ticks * 100));
+            Tried {
+                wanted,
+                seen: Seen { offered: rate, arrived: rate * 0.99, loss: 0.01 },
+                skipped: 0.0,
+                idle: 0.3,
+                cycles: Some(2.4e9 / rate),
+                disorder: 0,
+                latency: Some(latency),
+            }
+        };
+        let round = |rate: f64| Round {
+            figures: vec![
+                Figure { name: "rate", unit: Unit::FramesPerSecond, value: rate },
+                Figure { name: "loss", unit: Unit::Share, value: 0.01 },
+            ],
+            trials: vec![trial(rate, None), trial(rate / 2.0, Some(rate / 2.0))],
+        };
+        let entry = |program: &str, rate: f64| Entry {
+            program: program.to_owned(),
+            rounds: [0.9, 1.0, 1.1].map(|drift| round(rate * drift)).into(),
+        };
+        let case = |&size: &usize| Measured {
+            case: Case::new([Kind::Memif; 2], false, Mix::new([size]).unwrap(), Way::There),
+            entries: vec![entry("ferrule", 2e9 / size as f64), entry("peer <3>", 1e9 / size as f64)],
+        };
+        Results {
+            machine: Machine {
+                cpu: "Some <CPU>".to_owned(),
+                cpus: 2,
+                tsc_mhz: 2400.0,
+                virtualised: Some("QEMU".to_owned()),
+                governor: "performance".to_owned(),
+                isolated: "none".to_owned(),
+                memory_mib: 1024,
+                kernel: "6.1".to_owned(),
+                system: "Debian".to_owned(),
+                worker_cpus: vec![0],
+                generator_cpu: 1,
+                command: "ferrule bench".to_owned(),
+                revision: Some("abc".to_owned()),
+                date: "2026-01-01T00:00:00Z".to_owned(),
+            },
+            method: "as fast as the wire takes it".to_owned(),
+            programs: ["ferrule", "peer <3>"]
+                .map(|name| Described {
+                    name: name.to_owned(),
+                    ends: "memif-memif".to_owned(),
+                    version: "1".to_owned(),
+                    commands: vec![format!("{name} --run")],
+                    agreements: vec!["memif".to_owned()],
+                })
+                .into(),
+            cases: sizes.iter().map(case).collect(),
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_program_is_compared_with_ours_round_by_round() {
+        let results = results(&[64]);
+        let compared = compare(&results.cases[0]);
+        assert_eq!(compared.len(), 2, "a share is no figure to compare by");
+        assert!(compared[0].ratio.is_none());
+        let ratio = compared[1].ratio.unwrap();
+        assert!((ratio.min - 2.0).abs() < 1e-9 && (ratio.max - 2.0).abs() < 1e-9);
+        assert!((compared[0].spread.median - 2e9 / 64.0).abs() < 1.0);
+        assert!((bits(1e6, &results.cases[0]) - 512e6).abs() < 1.0);
+    }
+}

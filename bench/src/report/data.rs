@@ -1,0 +1,252 @@
+//! For programs.
+//!
+//! Two files: a flat list of figures, one entry for each case and peer, and everything that is known, trial by trial.
+
+use std::io;
+
+use serde::Serialize;
+
+use super::{Compared, IDLE_MIN, MILLION, compare};
+use crate::machine::Machine;
+use crate::method::Unit;
+use crate::session::{Entry, Measured, Results, Tried};
+use crate::spread::Spread;
+
+/// The list of `{case, ours_mpps, peer, peer_mpps, ratio, ours_cycles}`, and spreads.
+pub fn figures(results: &Results) -> io::Result<String> {
+    text(&results.cases.iter().flat_map(entries).collect::<Vec<_>>())
+}
+
+/// Everything.
+pub fn details(results: &Results) -> io::Result<String> {
+    let programs = results.programs.iter().map(|program| Program {
+        name: &program.name,
+        ends: &program.ends,
+        version: &program.version,
+        commands: &program.commands,
+        agreements: &program.agreements,
+    });
+    let cases = results.cases.iter().map(|case| Case {
+        name: &case.case.name,
+        sizes: case.case.mix.sizes(),
+        programs: case.entries.iter().map(entry).collect(),
+    });
+    let (machine, method, notes) = (&results.machine, &*results.method, &*results.notes);
+    text(&Details { machine, method, notes, programs: programs.collect(), cases: cases.collect() })
+}
+
+fn text(value: &impl Serialize) -> io::Result<String> {
+    Ok(serde_json::to_string_pretty(value).map_err(io::Error::other)? + "\n")
+}
+
+/// One line of the list: ours beside one peer.
+#[derive(Serialize)]
+struct Line<'a> {
+    case: &'a str,
+    /// What is compared: `rate`, `throughput`, `NDR`, `PDR`, `burst`.
+    figure: &'static str,
+    ours: &'a str,
+    ours_mpps: Option<f64>,
+    ours_frames: Option<f64>,
+    ours_spread: Spread,
+    /// CPU cycles of the program for each frame: its CPU time by the scheduler, at the rate of the TSC.
+    ours_cycles: Option<f64>,
+    ours_cycles_spread: Option<Spread>,
+    /// The generator waited in less than a twentieth of the time: it was the limit.
+    ours_limited_by_generator: bool,
+    peer: Option<&'a str>,
+    peer_mpps: Option<f64>,
+    peer_frames: Option<f64>,
+    peer_spread: Option<Spread>,
+    peer_cycles: Option<f64>,
+    /// Of the settings of this peer's program that were tried, this one was the fastest in this case.
+    peer_best: bool,
+    ratio: Option<f64>,
+    ratio_spread: Option<Spread>,
+}
+
+fn entries(case: &Measured) -> Vec<Line<'_>> {
+    let compared = compare(case);
+    let mut lines = Vec::new();
+    let mut ours = None;
+    for (at, peer) in compared.iter().enumerate() {
+        if peer.entry.program == case.entries[0].program {
+            ours = Some(at);
+            // Without a peer there is one entry, about ours alone.
+            if case.entries.len() > 1 {
+                continue;
+            }
+        }
+        let Some(ours) = ours.map(|at| &compared[at]) else { continue };
+        let peer = (peer.entry.program != ours.entry.program).then_some(peer);
+        lines.push(line(case, ours, peer, &compared));
+    }
+    lines
+}
+
+fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>, all: &[Compared<'a>]) -> Line<'a> {
+    let rate =
+        |compared: &Compared<'_>| (compared.unit == Unit::FramesPerSecond).then_some(compared.spread.median / MILLION);
+    let frames = |compared: &Compared<'_>| (compared.unit == Unit::Frames).then_some(compared.spread.median);
+    let scale = if ours.unit == Unit::FramesPerSecond { MILLION } else { 1.0 };
+    let family = |compared: &Compared<'_>| compared.entry.program.split(' ').next().unwrap_or_default().to_owned();
+    let best = peer.is_some_and(|peer| {
+        let rivals = all.iter().filter(|other| other.name == peer.name && family(other) == family(peer));
+        rivals
+            .filter(|other| other.entry.program != ours.entry.program)
+            .all(|other| other.spread.median <= peer.spread.median)
+    });
+    Line {
+        case: &case.case.name,
+        figure: ours.name,
+        ours: &ours.entry.program,
+        ours_mpps: rate(ours),
+        ours_frames: frames(ours),
+        ours_spread: ours.spread.by(scale),
+        ours_cycles: ours.cycles.map(|cycles| cycles.median),
+        ours_cycles_spread: ours.cycles,
+        ours_limited_by_generator: ours.idle.is_some_and(|idle| idle.median < IDLE_MIN),
+        peer: peer.map(|peer| &*peer.entry.program),
+        peer_mpps: peer.and_then(rate),
+        peer_frames: peer.and_then(frames),
+        peer_spread: peer.map(|peer| peer.spread.by(scale)),
+        peer_cycles: peer.and_then(|peer| peer.cycles).map(|cycles| cycles.median),
+        peer_best: best,
+        ratio: peer.and_then(|peer| peer.ratio).map(|ratio| ratio.median),
+        ratio_spread: peer.and_then(|peer| peer.ratio),
+    }
+}
+
+#[derive(Serialize)]
+struct Details<'a> {
+    machine: &'a Machine,
+    method: &'a str,
+    notes: &'a [String],
+    programs: Vec<Program<'a>>,
+    cases: Vec<Case<'a>>,
+}
+
+#[derive(Serialize)]
+struct Program<'a> {
+    name: &'a str,
+    ends: &'a str,
+    version: &'a str,
+    commands: &'a [String],
+    agreements: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Case<'a> {
+    name: &'a str,
+    sizes: &'a [usize],
+    programs: Vec<Measurements<'a>>,
+}
+
+#[derive(Serialize)]
+struct Measurements<'a> {
+    program: &'a str,
+    rounds: Vec<Vec<Trial>>,
+    latency: Vec<Latency>,
+}
+
+#[derive(Serialize)]
+struct Trial {
+    wanted_pps: Option<f64>,
+    offered_pps: f64,
+    arrived_pps: f64,
+    loss: f64,
+    skipped: f64,
+    generator_idle: f64,
+    cycles: Option<f64>,
+    disorder: u64,
+}
+
+/// Of all rounds at one load, in microseconds.
+#[derive(Serialize)]
+struct Latency {
+    load: String,
+    frames: u64,
+    min: f64,
+    mean: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    p9999: f64,
+    max: f64,
+}
+
+fn entry(entry: &Entry) -> Measurements<'_> {
+    let trials = |round: &crate::session::Round| round.trials.iter().map(trial).collect();
+    let latency = |(load, latency): (String, crate::latency::Latency)| {
+        let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6;
+        let quantile = |share| micros(latency.quantile(share));
+        Latency {
+            load,
+            frames: latency.count(),
+            min: micros(latency.min()),
+            mean: micros(latency.mean()),
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+            p9999: quantile(0.9999),
+            max: micros(latency.max()),
+        }
+    };
+    Measurements {
+        program: &entry.program,
+        rounds: entry.rounds.iter().map(trials).collect(),
+        latency: entry.latencies().into_iter().map(latency).collect(),
+    }
+}
+
+fn trial(tried: &Tried) -> Trial {
+    Trial {
+        wanted_pps: tried.wanted,
+        offered_pps: tried.seen.offered,
+        arrived_pps: tried.seen.arrived,
+        loss: tried.seen.loss,
+        skipped: tried.skipped,
+        generator_idle: tried.idle,
+        cycles: tried.cycles,
+        disorder: tried.disorder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::results;
+    use serde_json::Value;
+
+    #[test]
+    fn the_figures_are_a_list_with_an_entry_for_each_case_and_peer() {
+        let list: Value = serde_json::from_str(&figures(&results(&[64, 1518])).unwrap()).unwrap();
+        let list = list.as_array().unwrap();
+        assert_eq!(list.len(), 2);
+        let entry = &list[0];
+        assert_eq!((&entry["case"], &entry["peer"]), (&"memif-memif 64 B one way".into(), &"peer <3>".into()));
+        for (key, value) in [("ours_mpps", 31.25), ("peer_mpps", 15.625), ("ratio", 2.0), ("ours_cycles", 76.8)] {
+            assert!((entry[key].as_f64().unwrap() - value).abs() < 1e-6, "{key}: {}", entry[key]);
+        }
+        assert_eq!(entry["peer_best"], Value::Bool(true));
+    }
+
+    #[test]
+    fn without_a_peer_there_is_one_entry_about_ours() {
+        let mut results = results(&[64]);
+        results.cases[0].entries.truncate(1);
+        let list: Value = serde_json::from_str(&figures(&results).unwrap()).unwrap();
+        assert_eq!((list.as_array().unwrap().len(), &list[0]["peer"]), (1, &Value::Null));
+    }
+
+    #[test]
+    fn the_details_hold_machine_programs_and_trials() {
+        let all: Value = serde_json::from_str(&details(&results(&[64])).unwrap()).unwrap();
+        assert_eq!(all["machine"]["cpu"], "Some <CPU>");
+        assert_eq!(all["programs"][1]["commands"][0], "peer <3> --run");
+        assert_eq!(all["cases"][0]["programs"][0]["rounds"].as_array().unwrap().len(), 3);
+        assert_eq!(all["cases"][0]["programs"][0]["latency"][0]["frames"], 3 * 1999);
+    }
+}

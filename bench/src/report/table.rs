@@ -1,0 +1,101 @@
+//! For a terminal.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{Compared, IDLE_MIN, MILLION, bits, compare};
+use crate::method::Unit;
+use crate::session::{Measured, Results};
+use crate::spread::Spread;
+
+/// One line for each case, figure and program.
+pub fn table(results: &Results) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "CASE",
+        "PROGRAM",
+        "FIGURE",
+        "MEDIAN",
+        "MIN - MAX",
+        "Gbit/s",
+        "CYCLES",
+        "OURS BY IT",
+        "MIN - MAX",
+    ]);
+    for case in &results.cases {
+        let mut first = &*case.case.name;
+        for compared in compare(case) {
+            table.add_row(row(case, &compared, first));
+            first = "";
+        }
+        for line in latencies(case) {
+            table.add_row(line);
+        }
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn row(case: &Measured, compared: &Compared<'_>, name: &str) -> [String; 9] {
+    let is_rate = compared.unit == Unit::FramesPerSecond;
+    let (scale, unit) = if is_rate { (MILLION, "Mpps") } else { (1.0, "frames") };
+    let decimals = if is_rate { 2 } else { 0 };
+    let spread = compared.spread.by(scale);
+    let range = |spread: Spread, decimals: usize| format!("{:.decimals$} - {:.decimals$}", spread.min, spread.max);
+    // A generator without a pause measured itself.
+    let limited = compared.idle.is_some_and(|idle| idle.median < IDLE_MIN);
+    let text = |ratio: Option<Spread>, text: &dyn Fn(Spread) -> String| ratio.map(text).unwrap_or_default();
+    [
+        name.to_owned(),
+        compared.entry.program.clone(),
+        format!("{}, {unit}", compared.name),
+        format!("{:.decimals$}{}", spread.median, if limited { " (generator)" } else { "" }),
+        range(spread, decimals),
+        if is_rate { format!("{:.1}", bits(compared.spread.median, case) / 1e9) } else { String::new() },
+        text(compared.cycles, &|cycles| format!("{:.0}", cycles.median)),
+        text(compared.ratio, &|ratio| format!("{:.2}x", ratio.median)),
+        text(compared.ratio, &|ratio| range(ratio, 2)),
+    ]
+}
+
+/// Of each program the percentiles at its highest paced load, if latency was noted.
+fn latencies(case: &Measured) -> Vec<[String; 9]> {
+    let mut lines = Vec::new();
+    for entry in &case.entries {
+        let Some((load, latency)) = entry.latencies().pop() else { continue };
+        let micros = |share| latency.quantile(share).as_secs_f64() * 1e6;
+        let text = format!("{:.1} / {:.1} / {:.1}", micros(0.5), micros(0.99), micros(0.999));
+        let figure = format!("us at {load}");
+        let empty = String::new;
+        let what = "p50 / p99 / p99.9".to_owned();
+        lines.push([empty(), entry.program.clone(), figure, text, what, empty(), empty(), empty(), empty()]);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::results;
+
+    #[test]
+    fn rates_spreads_cycles_ratios_and_latencies_are_shown() {
+        let text = table(&results(&[64, 1518])).to_string();
+        for part in ["memif-memif 64 B one way", "31.25", "28.12 - 34.38", "16.0", "2.00x", "us at", "77"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(!text.contains("(generator)"));
+    }
+
+    #[test]
+    fn a_generator_that_never_waits_is_called_the_limit() {
+        let mut results = results(&[64]);
+        for trial in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds).flat_map(|r| &mut r.trials)
+        {
+            trial.idle = 0.01;
+        }
+        assert!(table(&results).to_string().contains("31.25 (generator)"));
+    }
+}

@@ -1,0 +1,408 @@
+//! Runs a plan: starts programs, gives each its turn, and keeps what came of it.
+//!
+//! Every program runs from the beginning of its group and is stopped (SIGSTOP) while another has its turn, so that one round
+//! holds one measurement of each, close together in time: a machine whose speed drifts slows all of them alike, and the
+//! ratio of a round stays true.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ferrule_ffi::ticks;
+
+use crate::BenchError;
+use crate::case::{Case, Group};
+use crate::contender::{Contender, Program, Site};
+use crate::folder;
+use crate::generator::{self, Outcome};
+use crate::latency::Latency;
+use crate::load::{Load, Pace, Stop, Touch};
+use crate::machine::Machine;
+use crate::method::{Figure, Method, Seen, Trial};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::spread::Spread;
+
+/// All that a bench found out.
+pub struct Results {
+    /// Where.
+    pub machine: Machine,
+    /// How, in a sentence.
+    pub method: String,
+    /// The programs, by group.
+    pub programs: Vec<Described>,
+    /// The cases that were measured.
+    pub cases: Vec<Measured>,
+    /// What went wrong.
+    pub notes: Vec<String>,
+}
+
+/// A program as it was measured.
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// What it joined.
+    pub ends: String,
+    /// What it says its version is.
+    pub version: String,
+    /// How it was started.
+    pub commands: Vec<String>,
+    /// What each of our ends agreed on with it.
+    pub agreements: Vec<String>,
+}
+
+/// What was measured of a case.
+pub struct Measured {
+    /// The work.
+    pub case: Case,
+    /// By program; the first is ours.
+    pub entries: Vec<Entry>,
+}
+
+/// What was measured of a program in a case.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// Its name.
+    pub program: String,
+    /// In their order.
+    pub rounds: Vec<Round>,
+}
+
+impl Entry {
+    /// How long frames were under way, by load from the lowest up, all rounds together. A method that looks at several
+    /// loads looks at as many, in the same order, in each round.
+    pub fn latencies(&self) -> Vec<(String, Latency)> {
+        let mut all: Vec<(Vec<f64>, Latency)> = Vec::new();
+        for round in &self.rounds {
+            let noted = round.trials.iter().filter_map(|tried| Some((tried.wanted?, tried.latency.as_ref()?)));
+            for (place, (rate, latency)) in noted.enumerate() {
+                if place == all.len() {
+                    all.push(Default::default());
+                }
+                all[place].0.push(rate);
+                all[place].1.add(latency);
+            }
+        }
+        let name = |rates: Vec<f64>| Spread::of(rates).map_or(0.0, |rates| rates.median) / 1e6;
+        all.into_iter().map(|(rates, latency)| (format!("{:.2} Mpps", name(rates)), latency)).collect()
+    }
+}
+
+/// One method, led to its end once.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    /// What it concluded.
+    pub figures: Vec<Figure>,
+    /// What it tried.
+    pub trials: Vec<Tried>,
+}
+
+/// A trial and what came of it.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// Frames in a second that were wanted; none: as many as possible.
+    pub wanted: Option<f64>,
+    /// What was seen.
+    pub seen: Seen,
+    /// Of the frames wanted, the share that the generator was too late for.
+    pub skipped: f64,
+    /// The share of its time in which the generator had nothing to do.
+    pub idle: f64,
+    /// CPU cycles of the program for each frame that arrived.
+    pub cycles: Option<f64>,
+    /// Frames that arrived out of order, again, or damaged.
+    pub disorder: u64,
+    /// How long frames were under way.
+    pub latency: Option<Latency>,
+}
+
+impl Tried {
+    /// Of a trial without a pace, the share of its time in which the generator had nothing to do.
+    pub fn unpaced_idle(&self) -> Option<f64> {
+        self.wanted.is_none().then_some(self.idle)
+    }
+}
+
+/// Measures all that is planned.
+pub fn run(plan: &Plan, cancel: &AtomicBool) -> Result<Results, BenchError> {
+    folder::sweep(&std::env::temp_dir());
+    let machine = Machine::read(&plan.cpus);
+    let mut results =
+        Results { machine, method: plan.describe(), programs: Vec::new(), cases: Vec::new(), notes: Vec::new() };
+    let mut progress = Progress::new(plan.trials());
+    progress.say(&results.machine.to_string());
+    progress.say(&results.method);
+    for group in &plan.groups {
+        let outcome = measure_group(plan, group, cancel, &mut progress, &mut results);
+        if cancel.load(Relaxed) {
+            progress.finish();
+            return Err(BenchError::Interrupted);
+        }
+        if let Err(error) = outcome {
+            note(&mut progress, &mut results.notes, &error);
+        }
+    }
+    progress.finish();
+    if results.cases.is_empty() {
+        return Err(BenchError::Nothing(results.notes.join("\n")));
+    }
+    Ok(results)
+}
+
+fn note(progress: &mut Progress, notes: &mut Vec<String>, error: &BenchError) {
+    progress.say(&format!("cannot go on with this: {error}"));
+    notes.push(error.to_string());
+}
+
+fn measure_group(
+    plan: &Plan,
+    group: &Group,
+    cancel: &AtomicBool,
+    progress: &mut Progress,
+    results: &mut Results,
+) -> Result<(), BenchError> {
+    let site = Site {
+        ends: group.ends,
+        queues: plan.queues,
+        buffer: group.buffer,
+        workers: plan.cpus.workers.clone(),
+        other: plan.cpus.generator,
+        idle: plan.idle,
+    };
+    plan.cpus.unpin()?;
+    let mut contenders = Vec::new();
+    for (number, program) in group.programs.iter().enumerate() {
+        progress.say(&format!("starting {program}"));
+        let started = Contender::start(program, &site, cancel).map_err(BenchError::from);
+        match started.and_then(|contender| settle(plan, group, contender, cancel)) {
+            Ok(contender) => {
+                results.programs.push(describe(&contender, group));
+                contenders.push(Some(contender));
+            }
+            // Without ours there is nothing to compare.
+            Err(error) if number == 0 || cancel.load(Relaxed) => return Err(error),
+            Err(error) => {
+                note(progress, &mut results.notes, &error);
+                contenders.push(None);
+            }
+        }
+    }
+    plan.cpus.pin()?;
+    for case in &group.cases {
+        progress.case(&case.name);
+        let mut measuring = Measuring { plan, case, cancel, progress: &mut *progress, notes: &mut results.notes };
+        let entries = measuring.measure(&group.programs, &mut contenders)?;
+        results.cases.push(Measured { case: case.clone(), entries });
+    }
+    Ok(())
+}
+
+/// Waits until frames come through: a program may still be setting up its ports when it has shaken hands.
+fn settle(plan: &Plan, group: &Group, mut contender: Contender, cancel: &AtomicBool) -> Result<Contender, BenchError> {
+    let Some(case) = group.cases.first() else { return Ok(contender) };
+    let trial = Trial { pace: Pace::Saturate, stop: Stop::After(SETTLE_TRIAL), latency: false };
+    let deadline = Instant::now() + SETTLE_PATIENCE;
+    loop {
+        match turn(plan, case, &trial, plan.touch, &mut contender, cancel) {
+            Err(BenchError::Silent { .. }) if Instant::now() < deadline => {
+                contender.resume()?;
+                thread::sleep(SETTLE_TRIAL);
+            }
+            outcome => return outcome.map(|_| contender),
+        }
+    }
+}
+
+fn describe(contender: &Contender, group: &Group) -> Described {
+    Described {
+        name: contender.program.to_string(),
+        ends: format!("{}-{}", group.ends[0], group.ends[1]),
+        version: contender.version.clone(),
+        commands: contender.commands.clone(),
+        agreements: contender.ends.iter().map(ferrule_endpoints::end::End::agreement).collect(),
+    }
+}
+
+/// One case.
+struct Measuring<'a> {
+    plan: &'a Plan,
+    case: &'a Case,
+    cancel: &'a AtomicBool,
+    progress: &'a mut Progress,
+    notes: &'a mut Vec<String>,
+}
+
+impl Measuring<'_> {
+    fn measure(
+        &mut self,
+        programs: &[Program],
+        contenders: &mut [Option<Contender>],
+    ) -> Result<Vec<Entry>, BenchError> {
+        let entry = |program: &Program| Entry { program: program.to_string(), rounds: Vec::new() };
+        let mut entries: Vec<_> = programs.iter().map(entry).collect();
+        self.verify(contenders)?;
+        // The first round warms caches and page tables, and is not counted. A search warms up in its first trials.
+        let first = u32::from(self.plan.method.is_search());
+        for round in first..=self.plan.rounds {
+            let before = self.round(round, contenders, &mut entries)?;
+            if round == 0 {
+                for entry in &mut entries {
+                    entry.rounds.clear();
+                }
+            }
+            // What was expected and not needed is done too.
+            self.progress.step(before);
+        }
+        entries.retain(|entry| !entry.rounds.is_empty());
+        Ok(entries)
+    }
+
+    /// Has each program show first that frames arrive as they were sent, every byte of them and in their order: later they
+    /// are only counted, or looked at in part. One that fails is not measured.
+    fn verify(&mut self, contenders: &mut [Option<Contender>]) -> Result<(), BenchError> {
+        let trial = Trial { pace: Pace::Saturate, stop: Stop::After(VERIFY_TRIAL), latency: false };
+        for (number, place) in contenders.iter_mut().enumerate() {
+            let Some(contender) = place else { continue };
+            let outcome = turn(self.plan, self.case, &trial, Touch::Verified, contender, self.cancel);
+            let error = match outcome {
+                Ok(Tried { disorder: 0, .. }) => continue,
+                Ok(Tried { disorder: frames, .. }) => {
+                    let (program, case) = (contender.program.to_string(), self.case.name.clone());
+                    BenchError::Disorder { program, frames, case }
+                }
+                Err(error) => error,
+            };
+            // Without ours there is nothing to compare.
+            if number == 0 || self.cancel.load(Relaxed) {
+                return Err(error);
+            }
+            note(self.progress, self.notes, &error);
+            *place = None;
+        }
+        Ok(())
+    }
+
+    /// Leads a method to its end with each program: trial by trial in turn. How many trials were expected and not made.
+    fn round(
+        &mut self,
+        round: u32,
+        contenders: &mut [Option<Contender>],
+        entries: &mut [Entry],
+    ) -> Result<f64, BenchError> {
+        let mut methods: Vec<_> = contenders.iter().map(|_| self.plan.new_method(self.case)).collect();
+        let mut expected = (methods.len() * methods.first().map_or(0, Method::trials)) as f64;
+        let mut rounds = vec![Round::default(); methods.len()];
+        loop {
+            let mut busy = false;
+            for (number, method) in methods.iter_mut().enumerate() {
+                let (Some(contender), Some(trial)) = (&mut contenders[number], method.next()) else { continue };
+                busy = true;
+                self.progress.trial(&format!(
+                    "{}: {}, round {round} of {}, trial {}",
+                    self.case.name,
+                    contender.program,
+                    self.plan.rounds,
+                    rounds[number].trials.len() + 1
+                ));
+                match turn(self.plan, self.case, &trial, self.plan.touch, contender, self.cancel) {
+                    Ok(tried) => {
+                        method.feed(tried.seen);
+                        rounds[number].trials.push(tried);
+                    }
+                    Err(_) if self.cancel.load(Relaxed) => return Err(BenchError::Interrupted),
+                    Err(error) if number == 0 => return Err(error),
+                    Err(error) => {
+                        note(self.progress, self.notes, &error);
+                        contenders[number] = None;
+                    }
+                }
+                let step = expected.min(1.0);
+                expected -= step;
+                self.progress.step(step);
+            }
+            if !busy {
+                break;
+            }
+        }
+        for (number, (method, mut round)) in methods.into_iter().zip(rounds).enumerate() {
+            if contenders[number].is_some() {
+                round.figures = method.figures();
+                entries[number].rounds.push(round);
+            }
+        }
+        Ok(expected)
+    }
+}
+
+/// One trial of one program.
+fn turn(
+    plan: &Plan,
+    case: &Case,
+    trial: &Trial,
+    touch: Touch,
+    contender: &mut Contender,
+    cancel: &AtomicBool,
+) -> Result<Tried, BenchError> {
+    let directions = if case.both_ways { 2.0 } else { 1.0 };
+    let load = Load {
+        mix: case.mix.clone(),
+        flows: plan.flows,
+        both_ways: case.both_ways,
+        touch,
+        pace: match trial.pace {
+            Pace::PerSecond(rate) => Pace::PerSecond(rate / directions),
+            other => other,
+        },
+        stop: trial.stop,
+        warm_up: plan.warm_up,
+        latency: trial.latency,
+    };
+    let (before, started) = (contender.cpu_time(), Instant::now());
+    contender.resume()?;
+    let [near, far] = &mut contender.ends;
+    let (from, to) = if case.reverse { (far, near) } else { (near, far) };
+    let outcome = generator::run(&load, from, to, cancel);
+    contender.pause()?;
+    let took = started.elapsed();
+    let run = outcome.map_err(|source| BenchError::Run { program: contender.program.to_string(), source })?;
+    if run.moved == 0 {
+        return Err(BenchError::Silent { program: contender.program.to_string(), case: case.name.clone() });
+    }
+    let busy = contender.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let arrived = run.outcomes().map(Outcome::frames_per_second).sum::<f64>();
+    let sum = |of: &dyn Fn(&Outcome) -> u64| run.outcomes().map(of).sum::<u64>();
+    let offered = sum(&Outcome::offered) as f64;
+    let skipped = sum(&|outcome| outcome.skipped) as f64;
+    let disorder = |outcome: &Outcome| {
+        let tally = &outcome.received;
+        tally.reordered + tally.duplicated + tally.corrupt
+    };
+    Ok(Tried {
+        wanted: match trial.pace {
+            Pace::PerSecond(rate) => Some(rate),
+            Pace::Saturate | Pace::BackToBack => None,
+        },
+        seen: Seen {
+            offered: run.outcomes().map(Outcome::offered_per_second).sum(),
+            arrived,
+            loss: if offered > 0.0 { sum(&Outcome::lost) as f64 / offered } else { 0.0 },
+        },
+        skipped: if skipped > 0.0 { skipped / (skipped + offered) } else { 0.0 },
+        idle: run.idle,
+        // Of all the time of the turn, so that a wait for lost frames, in which a program polls on, counts for nothing.
+        cycles: busy.map(|busy| busy.div_duration_f64(took) * ticks::per_second() / arrived),
+        disorder: sum(&disorder),
+        latency: run.outcomes().filter_map(|outcome| outcome.latency.as_ref()).fold(None, |sum, latency| {
+            let mut sum: Latency = sum.unwrap_or_default();
+            sum.add(latency);
+            Some(sum)
+        }),
+    })
+}
+
+/// How long every byte is looked at before a case.
+const VERIFY_TRIAL: Duration = Duration::from_millis(20);
+/// One look at whether frames come through.
+const SETTLE_TRIAL: Duration = Duration::from_millis(20);
+/// Open vSwitch looks at its ports once a second or so.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);

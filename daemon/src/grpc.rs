@@ -1,0 +1,135 @@
+//! A gRPC API on a Unix socket: served with health and reflection, and reached by its clients.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
+use tonic::service::Routes;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::{Phase, ServiceSocket};
+
+/// Serves an API with health and reflection until the daemon has stopped. `names` are those of the services
+/// whose health follows the phase.
+pub async fn serve(
+    socket: ServiceSocket,
+    api: Routes,
+    descriptors: &'static [u8],
+    names: &[&str],
+    phase: watch::Receiver<Phase>,
+) -> Result<(), ServeError> {
+    let reporter = HealthReporter::new();
+    set_health(&reporter, names, Phase::Serving).await;
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(reporter.clone()),
+    );
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(descriptors)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| ServeError(error.to_string()))?;
+    let (guard, listener) = socket.into_parts();
+    let mut stopped = phase.clone();
+    let routes = api.add_service(health).add_service(reflection);
+    let server = Server::builder().add_routes(routes).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async move {
+            // An error means that the spine is gone, which is a stop as well.
+            let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;
+        },
+    );
+    let result = tokio::select! {
+        result = server => result.map_err(|error| ServeError(error.to_string())),
+        () = follow(reporter, names, phase) => Ok(()),
+    };
+    drop(guard);
+    result
+}
+
+/// Why an API cannot be served.
+#[derive(Debug, Error)]
+#[error("serve the API: {0}")]
+pub struct ServeError(String);
+
+/// Keeps health in step with the phase. Never ends: the server does.
+async fn follow(reporter: HealthReporter, names: &[&str], phase: watch::Receiver<Phase>) {
+    let mut phases = WatchStream::new(phase);
+    while let Some(phase) = phases.next().await {
+        set_health(&reporter, names, phase).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn set_health(reporter: &HealthReporter, names: &[&str], phase: Phase) {
+    let status = if phase == Phase::Serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for name in names {
+        reporter.set_service_status(name, status).await;
+    }
+}
+
+/// Connects to the daemon whose socket is at `path`.
+pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
+    let failed = |problem: String| ConnectError { path: path.to_owned(), problem };
+    let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
+    let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error)))?;
+    endpoint.connect().await.map_err(|error| failed(root_cause(&error)))
+}
+
+/// Nobody could be reached.
+#[derive(Debug, Error)]
+#[error("{} ({problem})", path.display())]
+pub struct ConnectError {
+    path: PathBuf,
+    problem: String,
+}
+
+/// What the operating system said, without `(os error 111)`: the layers above it only say "transport error".
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound) => "no such file".to_owned(),
+        Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)) => kind.to_string(),
+        _ => root.to_string(),
+    }
+}
+
+/// Runs what may wait where waiting holds up nobody.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    spawn_blocking(work).await.map_err(|error| Status::internal(format!("the daemon failed at this request: {error}")))
+}
+
+/// A status whose message fits into the header that carries it.
+pub fn status(code: Code, message: &str) -> Status {
+    if message.len() <= MESSAGE_MAX {
+        return Status::new(code, message);
+    }
+    let kept = &message[..message.floor_char_boundary(MESSAGE_MAX)];
+    let left = message.lines().count() - kept.lines().count();
+    Status::new(code, format!("{kept}...\nand {left} more lines"))
+}
+
+/// HTTP/2 peers take 16 KiB of headers by default, and a byte may be escaped into three.
+const MESSAGE_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_too_long_for_a_header_is_cut_and_says_so() {
+        let lines = "one wrong thing\n".repeat(1000);
+        let cut = status(Code::InvalidArgument, &lines);
+        assert!(cut.message().len() < MESSAGE_MAX + 40 && cut.message().ends_with(" more lines"));
+    }
+}

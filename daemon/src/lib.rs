@@ -1,0 +1,21 @@
+//! What every daemon of Ferrule shares: how it reads its settings, listens, answers, and is looked at.
+//!
+//! It knows neither wires nor VFs: the daemons bring what they serve.
+//!
+//! Modules in reading order:
+//! - [`settings`]: a file of settings, checked as a whole, every error at its line; and the file followed
+//! - [`socket`]: the Unix socket of an API, made and removed with care
+//! - [`grpc`]: the API on it, with health and reflection; and how a client reaches it
+//! - [`page`]: the HTTP page for Prometheus and for probes
+//! - [`metrics`]: how the text of that page is written
+//! - [`phase`]: what a daemon is doing, for all of them
+
+pub mod grpc;
+pub mod metrics;
+pub mod page;
+pub mod phase;
+pub mod settings;
+pub mod socket;
+
+pub use phase::Phase;
+pub use socket::{ServiceSocket, SocketError};

@@ -1,0 +1,71 @@
+//! The page for Prometheus and for probes: `/metrics` and `/healthz`.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use crate::Phase;
+use crate::metrics::CONTENT_TYPE;
+
+/// Listens for scrapes.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+}
+
+/// The address of the page is not to be had.
+#[derive(Debug, Error)]
+#[error("listen on {address} for metrics: {source}; choose another address with `--metrics`")]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Makes the text of a scrape; it may wait.
+pub type Render = Arc<dyn Fn() -> Result<String, fmt::Error> + Send + Sync>;
+
+/// Serves the page until the daemon has stopped.
+pub async fn serve(listener: TcpListener, render: Render, phase: watch::Receiver<Phase>) -> io::Result<()> {
+    let mut stopped = phase.clone();
+    let page = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .with_state(Page { render, phase });
+    axum::serve(listener, page)
+        .with_graceful_shutdown(async move {
+            // An error means that the spine is gone, which is a stop as well.
+            let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;
+        })
+        .await
+}
+
+#[derive(Clone)]
+struct Page {
+    render: Render,
+    phase: watch::Receiver<Phase>,
+}
+
+async fn metrics(State(page): State<Page>) -> Response {
+    match spawn_blocking(move || (page.render)()).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read\n").into_response(),
+    }
+}
+
+async fn healthz(State(page): State<Page>) -> Response {
+    if *page.phase.borrow() == Phase::Serving {
+        (StatusCode::OK, "serving\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    }
+}

@@ -1,0 +1,163 @@
+//! How much memory a peer may make us pay for.
+//!
+//! A page of shared memory is charged to the memory cgroup of whoever populates it, and stays charged for as long as
+//! anybody has the file. A peer that sends sparse files and lets us write to them spends our memory, not its own, and
+//! one that keeps the files does so once more with each connection. So the pages that *we* populate are counted, per
+//! end of a wire: the count outlives connections, and goes down when a file is gone ([`crate::file_watch`]).
+//!
+//! A page that the peer populated costs nothing here: it is not even seen. With userfaultfd ([`crate::userfault`]) the
+//! kernel tells us of a missing page before it populates it. Where a container may not use that, all that a file has not
+//! populated when it is mapped is counted at once, and what its owner punches out later is not seen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use nix::sys::inotify::WatchDescriptor;
+
+use crate::health::MemoryLost;
+use crate::userfault::{self, Populated};
+
+/// What the memory of one end's peers, one after the other, may make us populate.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    limit: AtomicU64,
+    used: AtomicU64,
+    /// How many files are watched for it.
+    pub(crate) watched: AtomicUsize,
+}
+
+impl MemoryBudget {
+    /// A budget of so many bytes; huge pages count in their size.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0), watched: AtomicUsize::new(0) })
+    }
+
+    /// Whether pages are counted when they are populated, as they should be. The error says what happens instead, and the
+    /// cure.
+    pub fn counts_pages() -> Result<(), &'static str> {
+        userfault::available()
+    }
+
+    /// Bytes that there may be.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit. What was charged beyond a lower one stays.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Bytes that we populated in files which somebody still has.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let limit = self.limit();
+        let more = |used: u64| used.checked_add(bytes).filter(|&used| used <= limit);
+        self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+/// What one file was charged with. It outlives the mapping, but not the file.
+#[derive(Debug)]
+pub(crate) struct FileCharge {
+    pub(crate) budget: Arc<MemoryBudget>,
+    used: AtomicU64,
+    /// Bytes of the file: it cannot cost more than all of them.
+    len: AtomicU64,
+    /// What tells us of the file's end; `None`: nothing does.
+    pub(crate) watch: Option<WatchDescriptor>,
+}
+
+impl FileCharge {
+    pub(crate) fn new(budget: &Arc<MemoryBudget>, watch: Option<WatchDescriptor>) -> Self {
+        Self { budget: Arc::clone(budget), used: AtomicU64::new(0), len: AtomicU64::new(0), watch }
+    }
+
+    pub(crate) fn is_unused(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
+    }
+
+    /// The file is at least so long.
+    pub(crate) fn grow(&self, len: u64) {
+        self.len.fetch_max(len, Ordering::Relaxed);
+    }
+
+    /// Nobody has the file any more.
+    pub(crate) fn clear(&self) {
+        self.budget.used.fetch_sub(self.used.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Charges all that a file has not populated, unless it was charged with as much; `false`: the budget has not so much.
+    pub(crate) fn take_up_to(&self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.used.load(Ordering::Relaxed));
+        if !self.budget.take(more) {
+            return false;
+        }
+        self.used.fetch_add(more, Ordering::Relaxed);
+        true
+    }
+
+    /// Charges a page and says with how many bytes; `None`: the budget has not so much. Async-signal-safe.
+    fn take(&self, page: u64) -> Option<u64> {
+        if self.used.load(Ordering::Relaxed) + page > self.len.load(Ordering::Relaxed) {
+            return Some(0);
+        }
+        self.budget.take(page).then(|| {
+            self.used.fetch_add(page, Ordering::Relaxed);
+            page
+        })
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Populates the missing pages of one mapping and charges each of them once.
+pub(crate) struct Meter {
+    charge: Arc<FileCharge>,
+    page: usize,
+    /// A bit for each page of the mapping: it was charged, and costs nothing when its owner takes it away and it is
+    /// populated again.
+    charged: Box<[AtomicU64]>,
+}
+
+impl Meter {
+    /// For a mapping of `len` bytes in pages of `page`.
+    pub(crate) fn new(charge: Arc<FileCharge>, len: usize, page: usize) -> Self {
+        let words = (len / page).div_ceil(64);
+        Self { charge, page, charged: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
+    }
+
+    /// Populates the page that holds `address`, in the mapping at `base`. Async-signal-safe.
+    pub(crate) fn populate(&self, base: usize, address: usize) -> Result<(), MemoryLost> {
+        let number = (address - base) / self.page;
+        let (word, bit) = (&self.charged[number / 64], 1 << (number % 64));
+        let cost = if word.load(Ordering::Relaxed) & bit != 0 { Some(0) } else { self.charge.take(self.page as u64) };
+        let cost = cost.ok_or_else(|| MemoryLost::OverBudget { limit: self.charge.budget.limit() })?;
+        match userfault::populate(base + number * self.page, self.page) {
+            Populated::Now => {
+                word.fetch_or(bit, Ordering::Relaxed);
+                Ok(())
+            }
+            Populated::Before => {
+                self.charge.give_back(cost);
+                Ok(())
+            }
+            Populated::Not(errno) => {
+                self.charge.give_back(cost);
+                Err(if errno == libc::EFAULT { MemoryLost::Truncated } else { MemoryLost::NotPopulated { errno } })
+            }
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        crate::file_watch::release(&self.charge);
+    }
+}
