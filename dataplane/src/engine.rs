@@ -1,14 +1,14 @@
 //! The engine: the one object a daemon needs to make wires.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::control::Control;
 pub use crate::control::events::{Event, Subscription, WireChange};
 pub use crate::control::health::Health;
-use crate::control::Control;
 use crate::control::inbox::{Message, Reply, Request};
 use crate::spec::{FieldError, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};

@@ -76,7 +76,8 @@ fn what_happens_to_a_wire_is_told_in_its_order() {
             other => panic!("{other:?}"),
         }
     }
-    let is_peer = |change: &WireChange, wanted| matches!(change, WireChange::PeerConnected { end, .. } if *end == wanted);
+    let is_peer =
+        |change: &WireChange, wanted| matches!(change, WireChange::PeerConnected { end, .. } if *end == wanted);
     assert_eq!(told[0], WireChange::Made);
     assert!(is_peer(&told[1], 0) && is_peer(&told[2], 1), "{told:?}");
     assert_eq!(told[3], WireChange::Up { queues: 1 });
@@ -201,7 +202,8 @@ fn a_refused_client_shows_the_servers_reason() {
     let server = MemifSpec { secret: Some("right".parse().unwrap()), ..common::server_spec(&name, 0) };
     let serving = std::thread::spawn(move || Endpoint::open(&server, PATIENCE));
     engine.add(spec).unwrap();
-    let shows = |end: &EndState| matches!(end, EndState::Connecting { last_error: Some(error) } if error.contains("secret"));
+    let shows =
+        |end: &EndState| matches!(end, EndState::Connecting { last_error: Some(error) } if error.contains("secret"));
     eventually("the reason is shown", || shows(&engine.wire(&name).unwrap().ends[0]));
     assert!(matches!(engine.wire(&name).unwrap().ends[1], EndState::Listening { last_error: None }));
     assert!(serving.join().unwrap().is_err());

@@ -231,7 +231,12 @@ impl End {
     }
 
     /// A memif peer has come, with its rings.
-    pub fn connect_memif(&mut self, channel: crate::port::memif::channel::Channel, connection: Connection, token: Token) {
+    pub fn connect_memif(
+        &mut self,
+        channel: crate::port::memif::channel::Channel,
+        connection: Connection,
+        token: Token,
+    ) {
         let Connection { peer: name, layout, queues, .. } = connection;
         let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
         self.set_peer(ConnectedPeer { peer, name, token });
@@ -315,7 +320,9 @@ impl End {
         let last_error = self.last_error.clone();
         match &self.kind {
             EndKind::Server(None) => EndState::Listening { last_error },
-            EndKind::Client(ClientState::Waiting(_) | ClientState::Handshake(..)) => EndState::Connecting { last_error },
+            EndKind::Client(ClientState::Waiting(_) | ClientState::Handshake(..)) => {
+                EndState::Connecting { last_error }
+            }
             EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => {
                 let peer = peer.name.clone();
                 if self.present { EndState::Connected { peer } } else { EndState::Starting { peer } }

@@ -195,7 +195,8 @@ impl State {
     /// The interface of an id, if it is free.
     fn offer(&self, key: ListenerKey, id: u32) -> Result<Offer<'_>, HandshakeError> {
         let end = self.listeners.get(key).and_then(|listener| listener.memif_end(id));
-        let (wire, end) = end.and_then(|end| Some((self.wires.get(end.wire)?, end))).ok_or(HandshakeError::UnknownId(id))?;
+        let (wire, end) =
+            end.and_then(|end| Some((self.wires.get(end.wire)?, end))).ok_or(HandshakeError::UnknownId(id))?;
         let (Some(spec), Some(served)) = (memif_spec(&wire.spec.ends[end.end]), wire.workers()) else {
             return Err(HandshakeError::UnknownId(id));
         };

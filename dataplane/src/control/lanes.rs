@@ -60,7 +60,12 @@ impl State {
         }
         served.problem = Some(problem.to_owned());
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            tracing::error!(wire = wire.spec.name, problem, suppressed = if_any(suppressed), "a queue cannot be served yet");
+            tracing::error!(
+                wire = wire.spec.name,
+                problem,
+                suppressed = if_any(suppressed),
+                "a queue cannot be served yet"
+            );
         }
         self.events.note(&wire.spec.name, WireChange::Failed { end: None, reason: problem.to_owned() });
     }
@@ -149,7 +154,8 @@ impl State {
         let text = reason.to_string();
         let former = end.disconnect(text.clone());
         let is_news = had_peer || before.as_ref() != Some(&text);
-        if is_news && !(is_removed && !had_peer)
+        if is_news
+            && !(is_removed && !had_peer)
             && let Some(suppressed) = wire.log_limit.allow(Instant::now())
         {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));

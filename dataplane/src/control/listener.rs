@@ -349,7 +349,8 @@ impl State {
                 let handshakes = listener.handshakes.iter().map(|(token, handshake)| (handshake.held(), *token));
                 let pending = listener.pending.iter().map(|(token, frontend)| (frontend.held(), *token));
                 // Of those that hold the same, the oldest.
-                let (held, token) = handshakes.chain(pending).max_by_key(|&(held, token)| (held, std::cmp::Reverse(token)))?;
+                let (held, token) =
+                    handshakes.chain(pending).max_by_key(|&(held, token)| (held, std::cmp::Reverse(token)))?;
                 Some((held, std::cmp::Reverse(token), key))
             });
             let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };

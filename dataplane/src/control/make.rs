@@ -91,7 +91,9 @@ impl State {
                 removal.replies.push(reply);
                 if let Some(next) = removal.next.take() {
                     let name = name.to_owned();
-                    next.replies.into_iter().for_each(|reply| self.answer(reply, Err(EngineError::Cancelled(name.clone()))));
+                    next.replies
+                        .into_iter()
+                        .for_each(|reply| self.answer(reply, Err(EngineError::Cancelled(name.clone()))));
                 }
             }
             None => self.answer(reply, Ok(())),
@@ -299,7 +301,8 @@ impl State {
             Body::Making(making) => {
                 making.cancel();
                 let waiting = std::mem::take(&mut wire.waiting);
-                let error = if self.draining { EngineError::Draining } else { EngineError::Cancelled(spec.name.clone()) };
+                let error =
+                    if self.draining { EngineError::Draining } else { EngineError::Cancelled(spec.name.clone()) };
                 waiting.into_iter().for_each(|reply| self.answer(reply, Err(error.clone())));
                 for (number, end) in spec.ends.iter().enumerate() {
                     if self.stop_waiting(EndId { wire: key, end: number }, end) {
@@ -489,7 +492,11 @@ fn reason_of_end(spec: &WireSpec, end: usize, error: &KernelError) -> String {
         EndSpec::Kernel(kernel) => *error.place() == kernel.into(),
         EndSpec::Memif(_) | EndSpec::VhostUser(_) => false,
     };
-    if named { error.to_string() } else { format!("the other interface of the pair is gone, and this one with it: {}", error.place()) }
+    if named {
+        error.to_string()
+    } else {
+        format!("the other interface of the pair is gone, and this one with it: {}", error.place())
+    }
 }
 
 /// Closes what a thread may still be looking at as soon as it is not.

@@ -62,7 +62,8 @@ impl State {
                 Ok(Heard::Connected(connection)) => {
                     let kind = &mut served.ends[id.end].kind;
                     let waiting = EndKind::Client(ClientState::Waiting(Instant::now()));
-                    if let EndKind::Client(ClientState::Handshake(handshake, token)) = std::mem::replace(kind, waiting) {
+                    if let EndKind::Client(ClientState::Handshake(handshake, token)) = std::mem::replace(kind, waiting)
+                    {
                         self.connect_memif(id, handshake.channel, *connection, token);
                     }
                     return;

@@ -90,7 +90,9 @@ impl State {
     pub(super) fn hear_pending_frontend(&mut self, key: ListenerKey, token: Token) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let Some(end) = listener.frontend_end() else { return };
-        let Some(frontend) = listener.pending.get_mut(&token).filter(|frontend| frontend.first.is_none()) else { return };
+        let Some(frontend) = listener.pending.get_mut(&token).filter(|frontend| frontend.first.is_none()) else {
+            return;
+        };
         let heard = frontend.listen();
         self.unfinished.held += frontend.files;
         match heard {

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
 use slotmap::SlotMap;
 
+use super::HANDSHAKE;
 use super::disconnect::DisconnectReason;
 use super::end::Due;
 use super::events::{Events, WireChange};
@@ -22,7 +23,6 @@ use super::listener::{ListenAddress, ListenerKey, SharedListener, Unfinished, re
 use super::poller::{Owner, Poller, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::wire::{EndId, Wire, WireKey};
-use super::HANDSHAKE;
 use crate::mailbox::Mailbox;
 use crate::worker::{Returned, Slot, WorkerHandle};
 
@@ -264,7 +264,8 @@ impl State {
             }
         }
         if std::mem::take(&mut self.map_changed) {
-            let cell = |(name, &key): (&String, &WireKey)| Some((name.clone(), Arc::clone(self.wires[key].cell.as_ref()?)));
+            let cell =
+                |(name, &key): (&String, &WireKey)| Some((name.clone(), Arc::clone(self.wires[key].cell.as_ref()?)));
             self.snapshot.wires.store(Arc::new(self.names.iter().filter_map(cell).collect::<WireMap>()));
         }
         for (worker, cell) in self.workers.iter().zip(&self.snapshot.workers) {

@@ -198,7 +198,9 @@ impl State {
 
     /// Keeps a request until all lanes of its wire are back, and recalls them.
     fn hold(&mut self, id: EndId, message: Message) -> RequestOutcome {
-        let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return RequestOutcome::Waits };
+        let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else {
+            return RequestOutcome::Waits;
+        };
         let Some(frontend) = served.ends[id.end].frontend_mut() else { return RequestOutcome::Waits };
         frontend.held = Some(message);
         let channel = frontend.channel.as_fd();

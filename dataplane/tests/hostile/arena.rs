@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, QUEUES_MAX, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{
+    EndSpec, Full, MemifSpec, QUEUES_MAX, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec,
+};
 use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
@@ -105,8 +107,7 @@ impl Victim {
 
     /// An honest peer of the attacked end.
     fn open_peer(self, socket: &str) -> Honest {
-        let memif =
-            |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        let memif = |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
         match self {
             Self::MemifServer => Honest::memif(&memif(Role::Client)),
             Self::MemifClient => Honest::memif(&memif(Role::Server)),

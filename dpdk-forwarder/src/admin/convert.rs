@@ -98,14 +98,13 @@ mod tests {
         .unwrap();
         let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0] };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
-        let status =
-            WireStatus {
-                ends,
-                directions: [sent, Traffic::default()],
-                crossing: Crossing::Switched,
-                queues: 1,
-                ..WireStatus::failed(spec, "")
-            };
+        let status = WireStatus {
+            ends,
+            directions: [sent, Traffic::default()],
+            crossing: Crossing::Switched,
+            queues: 1,
+            ..WireStatus::failed(spec, "")
+        };
         let before = monotonic_ns();
         let worker = WorkerStatus { cpu: 1, queues: 2, busy: Duration::from_micros(3) };
         let answer = response(&[Listed { origin: Origin::Admin, status }], &[worker]);

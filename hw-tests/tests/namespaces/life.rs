@@ -31,7 +31,7 @@ fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
     let flood = flood(Endpoint::open(&client(&memif), PATIENCE).unwrap());
     doomed.wait_for_carrier("nsm-1");
     bystander.wait_for_carrier("nsm-1");
-    let pings = std::thread::scope(|scope| {
+    let pings = thread::scope(|scope| {
         let pings = scope.spawn(|| bystander.ping_all("10.0.0.2", 300, 56));
         eventually("traffic flows", || engine.wire(&lost.name).unwrap().directions[1].frames > 1000);
         let name = doomed.delete();
@@ -137,7 +137,10 @@ fn a_drain_ends_a_plan_that_is_being_made_and_leaves_nothing_behind() {
     engine.drain(PATIENCE);
     let outcomes = plan.join().unwrap();
     assert!(outcomes.iter().any(Result::is_ok));
-    assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(EngineError::Draining))), "the whole plan was made first");
+    assert!(
+        outcomes.iter().any(|outcome| matches!(outcome, Err(EngineError::Draining))),
+        "the whole plan was made first"
+    );
     assert!(names.iter().all(|name| engine.wire(name).is_none()));
     assert!(!pod.ip("link").contains("many-"), "{}", pod.ip("link"));
 }

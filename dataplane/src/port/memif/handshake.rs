@@ -363,7 +363,11 @@ mod tests {
     }
 
     fn offer<'a>(id: u32) -> Result<Offer<'a>, HandshakeError> {
-        if id == 7 { Ok(Offer { mode: Mode::Ethernet, secret: None, queues: 2 }) } else { Err(HandshakeError::UnknownId(id)) }
+        if id == 7 {
+            Ok(Offer { mode: Mode::Ethernet, secret: None, queues: 2 })
+        } else {
+            Err(HandshakeError::UnknownId(id))
+        }
     }
 
     /// Runs both sides until neither has anything to say.
