@@ -4,21 +4,16 @@
 
 mod common;
 
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use common::{PATIENCE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
-use ferrule_dataplane::port::memif::channel::Channel;
-use ferrule_dataplane::port::memif::handshake::{Client, Connection, Outbox};
-use ferrule_dataplane::port::memif::message::Message;
 use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Applied, Engine, EngineError, Health};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
-use ferrule_ffi::notifier::eventfd;
 
 #[test]
 fn a_wire_is_made_what_is_wanted_and_no_peer_notices_what_it_cannot_see() {
@@ -85,45 +80,6 @@ fn what_happens_to_a_wire_is_told_in_its_order() {
     assert_eq!(told[5], WireChange::Down);
     drop(engine);
     assert_eq!(std::iter::from_fn(|| events.next_event()).count(), 0, "the stream ends with the engine");
-}
-
-#[test]
-fn a_wire_that_no_worker_can_serve_says_so_and_is_removed_at_once() {
-    let engine = engine();
-    let (name, spec) = memif_wire("unserved", Role::Server, Role::Server, Full::Hold);
-    engine.add(spec).unwrap();
-    // A worker cannot wait for the same eventfd twice: the only lane finds no worker.
-    let shared: OwnedFd = eventfd().unwrap().into();
-    let peers = [0, 1].map(|number| connect_with(&client_spec(&name, number), &shared));
-    eventually("the problem is shown", || engine.wire(&name).unwrap().problem.is_some());
-    let status = engine.wire(&name).unwrap();
-    assert!(status.ends.iter().all(|end| matches!(end, EndState::Connected { .. })), "{:?}", status.ends);
-    engine.remove(&name).unwrap();
-    assert!(engine.wire(&name).is_none());
-    assert!(peers.iter().all(|(channel, _)| matches!(channel.receive(), Ok(Some((Message::Disconnect { .. }, _))))));
-}
-
-#[test]
-fn a_lane_that_no_worker_could_take_is_served_once_one_can() {
-    let engine = engine();
-    let shared: OwnedFd = eventfd().unwrap().into();
-    let wires = [0, 1].map(|_| {
-        let (name, spec) = memif_wire("waits", Role::Server, Role::Server, Full::Hold);
-        engine.add(spec).unwrap();
-        name
-    });
-    let first = [connect_with(&client_spec(&wires[0], 0), &shared)];
-    let _far = client(&wires[0], 1);
-    until_up(&engine, &wires[0]);
-    let mut second = connect_with(&client_spec(&wires[1], 0), &shared);
-    let mut far = client(&wires[1], 1);
-    eventually("the problem is shown", || engine.wire(&wires[1]).unwrap().problem.is_some());
-    drop(first);
-    eventually("the eventfd is free, and the wire is served", || engine.wire(&wires[1]).unwrap().is_up());
-    assert_eq!(engine.wire(&wires[1]).unwrap().problem, None);
-    send(&mut far, 0, &[3; 64]);
-    let receiver = &mut second.1.queues.receivers[0];
-    eventually("a frame comes", || ferrule_dataplane::port::Source::refresh(receiver).unwrap());
 }
 
 #[test]
@@ -220,26 +176,4 @@ fn changes(events: &Subscription) -> Vec<WireChange> {
         Event::Lagged(_) | Event::ThreadDied { .. } => None,
     };
     std::iter::from_fn(|| events.try_next_event()).filter_map(change).collect()
-}
-
-/// Connects as a client whose rings all have the same interrupt.
-fn connect_with(spec: &MemifSpec, interrupt: &OwnedFd) -> (Channel, Box<Connection>) {
-    let channel = Channel::connect(&spec.socket, None).unwrap();
-    let mut client = Client::ExpectHello(None);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        assert!(Instant::now() < deadline, "the handshake does not end");
-        let Some((message, files)) = channel.receive().unwrap() else { continue };
-        let mut out = Outbox::default();
-        client = client.handle(message, &files, spec, &mut out).unwrap();
-        for (message, file) in &mut out.0 {
-            if matches!(message, Message::AddRing(_)) {
-                *file = Some(interrupt.try_clone().unwrap());
-            }
-        }
-        channel.send(&mut out).unwrap();
-        if let Client::Connected(connection) = client {
-            return (channel, connection);
-        }
-    }
 }
