@@ -9,8 +9,10 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::lane::{Lane, LaneEnd};
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::lane::Lane;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, LaneEnd};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::port::memif::message::{AddRegion, AddRing};
 use ferrule_dataplane::port::memif::ring::{Receiver, Sender};
@@ -120,7 +122,7 @@ fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
         }),
     };
     let [(near, near_end), (far, far_end)] = sides;
-    let counters = Arc::new([LinkCounters::default(), LinkCounters::default()]);
+    let counters = [LinkCounters::default().lane(0), LinkCounters::default().lane(0)];
     ([near, far], Lane { ends: [near_end, far_end], full: Full::Hold, counters })
 }
 

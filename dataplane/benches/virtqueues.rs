@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::lane::{Lane, LaneEnd};
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::lane::Lane;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, LaneEnd};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
@@ -91,7 +93,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
     let mut lane = Lane {
         ends: [end(a.source, a.target), end(b.source, b.target)],
         full: Full::Hold,
-        counters: Arc::new([LinkCounters::default(), LinkCounters::default()]),
+        counters: [LinkCounters::default().lane(0), LinkCounters::default().lane(0)],
     };
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -100,6 +102,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
             let mut scratch = Scratch::new(Notifier::new().unwrap());
             while !stop.load(Relaxed) {
                 lane.visit(&mut scratch).unwrap();
+                scratch.notifier.flush();
             }
         });
         let rate = drive_for(size, a.sends, b.receives, driver);

@@ -10,27 +10,9 @@ use crate::control::Control;
 pub use crate::control::events::{Event, Subscription, WireChange};
 pub use crate::control::health::Health;
 use crate::control::inbox::{Message, Reply, Request};
+use crate::settings::Settings;
 use crate::spec::{FieldError, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
-
-/// How to run the workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// CPUs of the polling threads, one thread each.
-    pub workers: Vec<usize>,
-    /// What a worker without work does.
-    pub idle: Idle,
-}
-
-/// What a worker without work does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Idle {
-    /// Spin, then nap, then sleep until a peer rings.
-    #[default]
-    Adaptive,
-    /// Spin for ever: the lowest latency, a whole CPU.
-    Poll,
-}
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
 ///

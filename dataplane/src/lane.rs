@@ -6,9 +6,12 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::link::{AnySource, AnyTarget, Broken, LinkCounters, Scratch, Visit, drain, forward};
+use crate::counters::{LANES_MAX, LaneCounters, LinkCounters};
+use crate::link::Scratch;
+use crate::port::any::{LaneEnd, LaneSource, drain, forward};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
+use crate::visit::{Broken, Visit};
 
 /// One lane of a wire.
 pub struct Lane {
@@ -16,31 +19,8 @@ pub struct Lane {
     pub ends: [LaneEnd; 2],
     /// What happens when a target is full.
     pub full: Full,
-    /// From end 0 to end 1, and back; shared by all lanes of the wire.
-    pub counters: Arc<[LinkCounters; 2]>,
-}
-
-/// The rings that one end has in a lane.
-#[derive(Default)]
-pub struct LaneEnd {
-    /// What it sends.
-    pub sources: Vec<LaneSource>,
-    /// What it receives into.
-    pub targets: Vec<AnyTarget>,
-}
-
-/// A source, and how far its next frame has come if it is stored in parts.
-pub struct LaneSource {
-    /// Where frames come from.
-    pub source: AnySource,
-    /// Segments of the next frame that the target has already.
-    resume: usize,
-}
-
-impl From<AnySource> for LaneSource {
-    fn from(source: AnySource) -> Self {
-        Self { source, resume: 0 }
-    }
+    /// From end 0 to end 1, and back.
+    pub counters: [Arc<LaneCounters>; 2],
 }
 
 impl Lane {
@@ -77,41 +57,43 @@ impl Lane {
         Ok(together)
     }
 
-    /// Asks every peer to ring, or not to.
+    /// Asks every peer to notify us, or not to. One whose frames nobody takes is not asked.
     pub fn enable_notify(&mut self, wanted: bool) {
-        for source in self.sources_mut() {
-            source.enable_notify(wanted);
-        }
+        self.served_sources().for_each(|source| source.enable_notify(wanted));
     }
 
-    /// Whether a frame waits anywhere. A peer that broke its protocol counts as one: the next visit
+    /// Whether a frame waits that a visit would take. A peer that broke its protocol counts as one: the next visit
     /// finds out.
     pub fn has_work(&mut self) -> bool {
-        self.sources_mut().any(|source| source.refresh().unwrap_or(true))
+        self.served_sources().any(|source| source.refresh().unwrap_or(true))
     }
 
-    /// What becomes readable when a peer rings.
+    /// Whether a source has no way to notify us and loses frames if it is not looked at all the time.
+    pub fn must_poll(&self) -> bool {
+        self.sources().any(Source::must_poll)
+    }
+
+    /// What becomes readable when a peer notifies us.
     pub fn notify_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let sources = self.ends.iter().flat_map(|end| &end.sources);
-        sources.filter_map(|LaneSource { source, .. }| match source {
-            AnySource::Memif(receiver) => receiver.notify_fd(),
-            AnySource::Vhost(vring) => vring.notify_fd(),
-            AnySource::Tap(tap) => tap.notify_fd(),
-        })
+        self.sources().filter_map(Source::notify_fd)
     }
 
-    /// Whether each peer that sends here can ring. One that cannot asks to be polled.
+    /// Whether each peer that sends here can notify us. One that cannot asks to be polled.
     pub fn has_notify_fds(&self) -> bool {
-        let sources = self.ends.iter().map(|end| end.sources.len()).sum::<usize>();
-        self.notify_fds().count() == sources
+        self.sources().all(|source| source.notify_fd().is_some())
     }
 
-    fn sources_mut(&mut self) -> impl Iterator<Item = &mut dyn Source> {
-        let sources = self.ends.iter_mut().flat_map(|end| &mut end.sources);
-        sources.map(|LaneSource { source, .. }| match source {
-            AnySource::Memif(receiver) => receiver as &mut dyn Source,
-            AnySource::Vhost(vring) => vring as &mut dyn Source,
-            AnySource::Tap(tap) => tap as &mut dyn Source,
+    fn sources(&self) -> impl Iterator<Item = &dyn Source> {
+        self.ends.iter().flat_map(|end| &end.sources).map(|LaneSource { source, .. }| source.as_dyn())
+    }
+
+    /// The sources that a visit takes frames from: the other end has a target for them, or they are to be drained.
+    fn served_sources(&mut self) -> impl Iterator<Item = &mut dyn Source> {
+        let has_target = self.ends.each_ref().map(|end| !end.targets.is_empty());
+        let ends = self.ends.iter_mut().zip([has_target[1], has_target[0]]);
+        let sources = ends.flat_map(|(end, served)| end.sources.iter_mut().map(move |source| (source, served)));
+        sources.filter_map(|(LaneSource { source, .. }, served)| {
+            (served || !source.is_enabled()).then(|| source.as_dyn_mut())
         })
     }
 }
@@ -119,9 +101,10 @@ impl Lane {
 /// Deals the rings of both ends out to as many lanes as every kind of ring can fill, at least one.
 pub fn deal(ends: [LaneEnd; 2], full: Full, counters: &Arc<[LinkCounters; 2]>) -> Vec<Lane> {
     let counts = ends.iter().flat_map(|end| [end.sources.len(), end.targets.len()]);
-    let count = counts.min().unwrap_or(1).max(1);
-    let empty = || Lane { ends: Default::default(), full, counters: Arc::clone(counters) };
-    let mut lanes: Vec<Lane> = std::iter::repeat_with(empty).take(count).collect();
+    let count = counts.min().unwrap_or(1).clamp(1, LANES_MAX);
+    let empty =
+        |number| Lane { ends: Default::default(), full, counters: counters.each_ref().map(|link| link.lane(number)) };
+    let mut lanes: Vec<Lane> = (0..count).map(empty).collect();
     for (side, end) in ends.into_iter().enumerate() {
         for (number, source) in end.sources.into_iter().enumerate() {
             lanes[number % count].ends[side].sources.push(source);

@@ -5,25 +5,29 @@
 //!
 //! In reading order:
 //! - [`spec`]: what a wire should be; [`status`]: what it is doing;
-//! - [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
-//! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`port`]: what a link needs
-//!   of its ends;
-//! - [`port::memif`], [`port::vhost_user`] and [`port::kernel`]: the kinds of ends; [`socket`]: where peers meet us; [`offload`]: checksums
+//! - [`settings`], [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
+//! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`visit`] and [`counters`]: what comes of it;
+//! - [`port`]: what a link needs of its ends; [`port::memif`], [`port::vhost_user`] and [`port::kernel`]: the kinds of
+//!   them; [`port::any`]: the kinds joined; [`socket`]: where peers meet us; [`offload`]: checksums
 //!   and segments in software;
 //! - [`mailbox`] and [`sleep`]: how control meets a worker, and how a thread sleeps safely.
 
 pub mod control;
+pub mod counters;
 pub mod engine;
 pub mod lane;
 pub mod link;
 pub mod mailbox;
 pub mod offload;
 pub mod port;
+pub mod settings;
 pub mod sleep;
 pub mod socket;
 pub mod spec;
 pub mod status;
 mod sync;
+pub mod visit;
 pub mod worker;
 
-pub use engine::{Applied, Engine, EngineError, Health, Idle, Settings};
+pub use engine::{Applied, Engine, EngineError, Health};
+pub use settings::{Idle, Settings};

@@ -1,50 +1,18 @@
-//! Links: one direction of one queue, from a source to a target, in one copy.
+//! The loop: one direction of one queue, from a source to a target, in one copy.
+//!
+//! It knows no kind of port: `port::any` compiles it for each pair of them.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrayvec::ArrayVec;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
 
+use crate::counters::LaneCounters;
 use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
-use crate::port::kernel::ring::{TapSource, TapTarget};
-use crate::port::memif::ring::{Receiver, Sender, zero_copy};
-use crate::port::vhost_user::vring::{GuestRx, GuestTx};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
 use crate::spec::Full;
-use crate::status::{DropReason, Traffic};
-
-/// A source of any kind.
-pub enum AnySource {
-    /// A memif ring.
-    Memif(Receiver),
-    /// A virtqueue of which a guest transmits.
-    Vhost(GuestTx),
-    /// A kernel interface.
-    Tap(TapSource),
-}
-
-impl AnySource {
-    /// Whether frames of it go to the target that it is joined with.
-    #[inline]
-    pub fn is_enabled(&self) -> bool {
-        match self {
-            Self::Vhost(source) => source.is_enabled(),
-            Self::Memif(_) | Self::Tap(_) => true,
-        }
-    }
-}
-
-/// A target of any kind.
-pub enum AnyTarget {
-    /// A memif ring.
-    Memif(Sender),
-    /// A virtqueue of which a guest receives.
-    Vhost(GuestRx),
-    /// A kernel interface.
-    Tap(TapTarget),
-}
+use crate::status::DropReason;
+use crate::visit::{Broken, Tally, Visit};
 
 /// What a link needs of its worker.
 pub struct Scratch {
@@ -54,7 +22,7 @@ pub struct Scratch {
     finish: Box<[u8]>,
     /// Where one segment of it is made.
     segment: Box<[u8]>,
-    /// What rings the peers.
+    /// What notifies the peers; whoever visits lanes flushes it.
     pub notifier: Notifier,
 }
 
@@ -66,64 +34,8 @@ impl Scratch {
     }
 }
 
-/// What one visit to a link did; of several, the last in this order counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Visit {
-    /// There was nothing.
-    Quiet,
-    /// Frames wait, and the target has no room.
-    Stalled,
-    /// Frames were moved or dropped.
-    Moved,
-}
-
-/// Which end of a link broke its protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// The one that frames come from.
-    Source(Fault),
-    /// The one that frames go to.
-    Target(Fault),
-}
-
-/// Moves at most a burst from `source` to `target`. `resume` is this source's own: how many segments
-/// of its next frame are already with the target.
-pub fn forward(
-    source: &mut AnySource,
-    target: &mut AnyTarget,
-    full: Full,
-    resume: &mut usize,
-    counters: &LinkCounters,
-    scratch: &mut Scratch,
-) -> Result<Visit, Broken> {
-    match source {
-        AnySource::Memif(source) => match target {
-            AnyTarget::Memif(target) if zero_copy::is_zero_copy(source, target) => {
-                let mut tally = Tally::default();
-                let outcome = zero_copy::forward(source, target, full, &mut tally);
-                hand_over(target, &mut scratch.notifier);
-                counters.add(&tally);
-                outcome
-            }
-            target => to_any(source, target, full, resume, counters, scratch),
-        },
-        AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
-        AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
-        AnySource::Tap(source) => to_any(source, target, full, resume, counters, scratch),
-    }
-}
-
-/// Takes at most a burst from a source that is not enabled; nobody gets it.
-#[cold]
-pub fn drain(source: &mut AnySource, counters: &LinkCounters, scratch: &mut Scratch) -> Result<Visit, Broken> {
-    match source {
-        AnySource::Vhost(source) => pump(source, &mut Nowhere, Full::Drop, &mut 0, counters, scratch),
-        AnySource::Memif(_) | AnySource::Tap(_) => Ok(Visit::Quiet),
-    }
-}
-
 /// Where frames go that go nowhere.
-struct Nowhere;
+pub(crate) struct Nowhere;
 
 impl Target for Nowhere {
     fn refresh(&mut self) -> Result<(), Fault> {
@@ -147,37 +59,23 @@ impl Target for Nowhere {
     }
 }
 
-fn to_any(
-    source: &mut impl Source,
-    target: &mut AnyTarget,
-    full: Full,
-    resume: &mut usize,
-    counters: &LinkCounters,
-    scratch: &mut Scratch,
-) -> Result<Visit, Broken> {
-    match target {
-        AnyTarget::Memif(target) => pump(source, target, full, resume, counters, scratch),
-        AnyTarget::Vhost(GuestRx::Split(target)) => pump(source, &mut **target, full, resume, counters, scratch),
-        AnyTarget::Vhost(GuestRx::Packed(target)) => pump(source, &mut **target, full, resume, counters, scratch),
-        AnyTarget::Tap(target) => pump(source, target, full, resume, counters, scratch),
-    }
-}
-
 /// The loop that everything else is there for: compiled once for each pair of kinds.
-fn pump<S: Source, T: Target>(
+pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
     source: &mut S,
     target: &mut T,
     full: Full,
     resume: &mut usize,
-    counters: &LinkCounters,
+    counters: &LaneCounters,
     scratch: &mut Scratch,
 ) -> Result<Visit, Broken> {
+    // Sent buffers come back also while there is nothing to send.
+    let reclaims = target.reclaim();
     if !source.refresh().map_err(Broken::Source)? {
-        return Ok(Visit::Quiet);
+        return Ok(if reclaims { Visit::Stalled } else { Visit::Quiet });
     }
     target.refresh().map_err(Broken::Target)?;
+    let full = if target.can_hold() { full } else { Full::Drop };
     let mut tally = Tally::default();
-    let mut visit = Visit::Quiet;
     let outcome = loop {
         if tally.taken >= BURST || tally.spent() >= VISIT_BYTES {
             break Ok(());
@@ -213,7 +111,7 @@ fn pump<S: Source, T: Target>(
             Put::Stored | Put::Refused(_) => {}
             Put::Full if full == Full::Drop => tally.drop(DropReason::Full),
             Put::Full => {
-                visit = Visit::Stalled;
+                tally.stalled = true;
                 break Ok(());
             }
         }
@@ -224,26 +122,29 @@ fn pump<S: Source, T: Target>(
     hand_over(target, &mut scratch.notifier);
     source.release();
     if let Some(eventfd) = source.release_notify_fd() {
-        let _ = scratch.notifier.notify(eventfd);
+        scratch.notifier.queue(eventfd);
     }
     counters.add(&tally);
-    outcome.map(|()| if tally.taken > 0 { Visit::Moved } else { visit })
+    outcome.map(|()| match tally.taken {
+        1.. => Visit::Moved,
+        0 if tally.stalled || reclaims => Visit::Stalled,
+        0 => Visit::Quiet,
+    })
 }
 
-/// Lets the target's peer see what was stored, and rings it if it wants that.
-fn hand_over(target: &mut (impl Target + ?Sized), notifier: &mut Notifier) {
+/// Lets the target's peer see what was stored, and has it notified if it wants that.
+pub(crate) fn hand_over(target: &mut (impl Target + ?Sized), notifier: &mut Notifier) {
     if target.publish()
         && let Some(eventfd) = target.notify_fd()
     {
-        // It was an eventfd when the peer passed it, and it cannot become something else.
-        let _ = notifier.notify(eventfd);
+        notifier.queue(eventfd);
     }
 }
 
 /// Moves the plain frames that come next, as far as this visit may and the target takes them as they are. `false`:
 /// what comes next, if anything, goes the long way.
 #[inline(always)]
-fn move_run(source: &mut impl Source, target: &mut impl Target, tally: &mut Tally) -> bool {
+fn move_run<S: Source + ?Sized, T: Target + ?Sized>(source: &mut S, target: &mut T, tally: &mut Tally) -> bool {
     let (shown, stored) = {
         let mut run = Run::new();
         source.run(&mut run);
@@ -284,7 +185,7 @@ fn bytes(run: &[Span<'_>]) -> u64 {
 fn finish(
     bytes: Span<'_>,
     header: &VnetHeader,
-    target: &mut impl Target,
+    target: &mut (impl Target + ?Sized),
     resume: &mut usize,
     tally: &mut Tally,
     whole: &mut [u8],
@@ -325,112 +226,11 @@ fn finish(
     Ok(Put::Stored)
 }
 
-fn store(bytes: &[u8], target: &mut impl Target, tally: &mut Tally) -> Result<Put, Fault> {
+fn store(bytes: &[u8], target: &mut (impl Target + ?Sized), tally: &mut Tally) -> Result<Put, Fault> {
     let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
     let put = target.put(&frame)?;
     tally.count(put, bytes.len());
     Ok(put)
-}
-
-/// Stores one finished frame that no source sent, counted as if one had.
-pub fn inject(
-    bytes: &[u8],
-    target: &mut AnyTarget,
-    counters: &LinkCounters,
-    notifier: &mut Notifier,
-) -> Result<Put, Fault> {
-    let target: &mut dyn Target = match target {
-        AnyTarget::Memif(target) => target,
-        AnyTarget::Vhost(target) => target,
-        AnyTarget::Tap(target) => target,
-    };
-    target.refresh()?;
-    let put = target.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 })?;
-    hand_over(target, notifier);
-    let mut tally = Tally::default();
-    tally.count(put, bytes.len());
-    counters.add(&tally);
-    Ok(put)
-}
-
-/// What one visit counted.
-#[derive(Default)]
-pub(crate) struct Tally {
-    /// Frames taken from the source, whatever became of them.
-    pub(crate) taken: usize,
-    pub(crate) frames: u64,
-    pub(crate) bytes: u64,
-    /// What it took beside storing those bytes, as if it were more of them.
-    cost: u64,
-    /// Drops are rare: one list entry each, since a visit takes at most a burst of frames (and a
-    /// frame's segments are refused for one reason at a time).
-    drops: ArrayVec<(DropReason, u64), { DropReason::ALL.len() }>,
-}
-
-impl Tally {
-    #[inline(always)]
-    fn count(&mut self, put: Put, bytes: usize) {
-        match put {
-            Put::Stored => {
-                self.frames += 1;
-                self.bytes += bytes as u64;
-            }
-            Put::Full => {}
-            Put::Refused(reason) => self.drop(reason),
-        }
-    }
-
-    /// What the visit has cost, in bytes copied.
-    #[inline(always)]
-    fn spent(&self) -> u64 {
-        self.bytes + self.cost
-    }
-
-    /// Frames that were taken and stored.
-    #[inline(always)]
-    pub(crate) fn note(&mut self, frames: usize, bytes: u64) {
-        self.taken += frames;
-        self.frames += frames as u64;
-        self.bytes += bytes;
-    }
-
-    #[cold]
-    pub(crate) fn drop(&mut self, reason: DropReason) {
-        match self.drops.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, count)) => *count += 1,
-            None => self.drops.push((reason, 1)),
-        }
-    }
-}
-
-/// The counters of one direction of a wire. Workers add once a visit; anybody reads.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub struct LinkCounters {
-    frames: AtomicU64,
-    bytes: AtomicU64,
-    drops: [AtomicU64; DropReason::ALL.len()],
-}
-
-impl LinkCounters {
-    fn add(&self, tally: &Tally) {
-        if tally.frames > 0 {
-            self.frames.fetch_add(tally.frames, Ordering::Relaxed);
-            self.bytes.fetch_add(tally.bytes, Ordering::Relaxed);
-        }
-        for &(reason, count) in &tally.drops {
-            self.drops[reason as usize].fetch_add(count, Ordering::Relaxed);
-        }
-    }
-
-    /// What was counted so far.
-    pub fn read(&self) -> Traffic {
-        Traffic {
-            frames: self.frames.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            drops: self.drops.each_ref().map(|count| count.load(Ordering::Relaxed)),
-        }
-    }
 }
 
 /// Bytes copied in one visit, unless the last frame brings more: a burst of frames in buffers of the usual
@@ -444,6 +244,8 @@ const SEGMENTS_MAX: usize = 2048;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counters::LinkCounters;
+    use crate::port::any::{AnySource, AnyTarget, forward};
     use crate::port::memif::ring::tests::pair;
 
     #[test]
@@ -474,7 +276,7 @@ mod tests {
         let mut scratch = Scratch::new(Notifier::new().unwrap());
         let visit = || {
             let before = counters.read().dropped();
-            forward(&mut source, &mut target, full, &mut 0, &counters, &mut scratch).unwrap();
+            forward(&mut source, &mut target, full, &mut 0, &counters.lane(0), &mut scratch).unwrap();
             counters.read().dropped() - before
         };
         std::iter::repeat_with(visit).take_while(|&taken| taken > 0).collect()

@@ -48,7 +48,8 @@ impl<T> Mailbox<T> {
 
     /// Takes the oldest item.
     pub fn take(&self) -> Option<T> {
-        self.queue.pop()
+        // Also of an empty queue, `pop` costs a fence.
+        if self.queue.is_empty() { None } else { self.queue.pop() }
     }
 
     /// Whether the receiver may sleep until [`Self::notify_fd`] is readable; it says when it is awake again.

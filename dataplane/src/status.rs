@@ -128,6 +128,8 @@ pub struct Traffic {
     pub frames: u64,
     /// Bytes delivered, without FCS.
     pub bytes: u64,
+    /// Visits that ended early since the target was full and the wire says `hold`.
+    pub stalls: u64,
     /// Frames not delivered, by reason, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
 }
@@ -146,6 +148,7 @@ impl std::ops::Add for Traffic {
         Self {
             frames: self.frames + other.frames,
             bytes: self.bytes + other.bytes,
+            stalls: self.stalls + other.stalls,
             drops: std::array::from_fn(|reason| self.drops[reason] + other.drops[reason]),
         }
     }

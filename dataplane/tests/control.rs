@@ -9,7 +9,7 @@ use std::time::Instant;
 use common::{PATIENCE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
 use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Applied, Engine, EngineError, Health};
 use ferrule_endpoints::memif::Endpoint;
@@ -104,10 +104,10 @@ fn a_frontend_that_has_rings_quiesced_without_end_waits_and_frames_flow_meanwhil
     let name = unique("bucket");
     let socket = |number: u32| format!("@{name}-{number}").parse().unwrap();
     let ends = [
-        EndSpec::VhostUser(VhostUserSpec::new(socket(0), SocketMode::Server)),
+        EndSpec::VhostUser(VhostUserSpec::new(socket(0), Role::Server)),
         EndSpec::Memif(MemifSpec::new(socket(1), Role::Server)),
     ];
-    engine.add(WireSpec { name: name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
+    engine.add(WireSpec::new(name.clone(), ends)).unwrap();
     let mut guest = Frontend::open(&FrontendSpec::new(socket(0)), PATIENCE).unwrap();
     let mut memif = Endpoint::open(&MemifSpec::new(socket(1), Role::Client), PATIENCE).unwrap();
     until_up(&engine, &name);

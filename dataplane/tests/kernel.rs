@@ -110,7 +110,7 @@ fn a_namespace_that_is_none_is_refused() {
         (NetNs::Path("/run/netns/ferrule-no-such".into()), "No such file"),
         (NetNs::Path("/proc/self/ns/mnt".into()), "not a network namespace"),
         (NetNs::Path("/dev/null".into()), "not a network namespace"),
-        (NetNs::Pid(u32::MAX), "No such file"),
+        (NetNs::of_process(u32::MAX), "No such file"),
     ] {
         spec.netns = Some(netns);
         for error in [TapInterface::create(&spec).unwrap_err(), VethPair::create(&pod.spec("a"), &spec).unwrap_err()] {

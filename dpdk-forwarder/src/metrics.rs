@@ -129,7 +129,8 @@ mod tests {
     fn a_scrape_tells_each_wire_with_its_counters_and_states() {
         let spec =
             parse_wire("{name: 'a\"b', ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}").unwrap();
-        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0] }, Traffic::default()];
+        let directions =
+            [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
         let status = WireStatus { ends, directions, queues: 2, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };

@@ -10,14 +10,17 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
+use arrayvec::ArrayVec;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// A thread's means to notify peers through their eventfds.
 pub struct Notifier {
     context: libc::c_ulong,
     null: File,
+    /// The eventfds to be notified with the next [`Self::flush`].
+    queue: ArrayVec<RawFd, BATCH>,
     /// Requests whose completion was not collected yet; the kernel's ring holds `DEPTH`.
     pending: usize,
 }
@@ -35,7 +38,7 @@ impl Notifier {
             let text = format!("set up asynchronous I/O: {cause} (if EAGAIN: raise /proc/sys/fs/aio-max-nr)");
             return Err(io::Error::new(cause.kind(), text));
         }
-        Ok(Self { context, null, pending: 0 })
+        Ok(Self { context, null, queue: ArrayVec::new(), pending: 0 })
     }
 
     /// Adds one to `eventfd`, or leaves a full one full. Never blocks.
@@ -43,28 +46,64 @@ impl Notifier {
     /// # Errors
     /// The descriptor is no eventfd.
     pub fn notify(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
-        if self.pending == DEPTH {
+        self.submit(&[eventfd.as_raw_fd()]).map(|_| ())
+    }
+
+    /// Notes an eventfd that is to be notified with the next [`flush`](Self::flush), which is one system call for many;
+    /// a full queue is flushed at once. The caller keeps the descriptor open until then: if it does not, whichever
+    /// eventfd has its number is notified in its place.
+    #[inline]
+    pub fn queue(&mut self, eventfd: BorrowedFd<'_>) {
+        if self.queue.is_full() {
+            self.flush();
+        }
+        self.queue.push(eventfd.as_raw_fd());
+    }
+
+    /// Notifies what was queued. What turns out to be no eventfd is left out: it was one when its peer passed it.
+    #[inline]
+    pub fn flush(&mut self) {
+        if !self.queue.is_empty() {
+            self.submit_queue();
+        }
+    }
+
+    fn submit_queue(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        let mut rest = &queue[..];
+        while !rest.is_empty() {
+            // The kernel stops at the first that it refuses.
+            let submitted = self.submit(rest).unwrap_or(0);
+            rest = &rest[submitted..];
+            rest = rest.get(usize::from(submitted == 0)..).unwrap_or(&[]);
+        }
+    }
+
+    /// Notifies the first ones, at most `BATCH`; how many.
+    fn submit(&mut self, eventfds: &[RawFd]) -> io::Result<usize> {
+        if self.pending + eventfds.len() > DEPTH {
             self.collect();
         }
         let mut byte = 0u8;
-        let mut request = Request {
-            opcode: IOCB_CMD_PREAD,
-            file: self.null.as_raw_fd().cast_unsigned(),
-            buffer: &raw mut byte as u64,
-            bytes: 1,
-            flags: IOCB_FLAG_RESFD,
-            signal: eventfd.as_raw_fd().cast_unsigned(),
-            ..Request::default()
-        };
-        let mut list = [&raw mut request];
-        // SAFETY: the context is ours; one valid request is listed. A read of /dev/null completes
-        // within the call, so neither `request` nor `byte` is used after it.
-        let submitted = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_mut_ptr()) };
-        if submitted != 1 {
-            return Err(io::Error::last_os_error());
+        let mut requests: ArrayVec<Request, BATCH> = ArrayVec::new();
+        for &eventfd in eventfds.iter().take(BATCH) {
+            requests.push(Request {
+                opcode: IOCB_CMD_PREAD,
+                file: self.null.as_raw_fd().cast_unsigned(),
+                buffer: &raw mut byte as u64,
+                bytes: 1,
+                flags: IOCB_FLAG_RESFD,
+                signal: eventfd.cast_unsigned(),
+                ..Request::default()
+            });
         }
-        self.pending += 1;
-        Ok(())
+        let mut list: ArrayVec<*mut Request, BATCH> = requests.iter_mut().map(std::ptr::from_mut).collect();
+        // SAFETY: the context is ours; `list` names as many valid requests as it is long. Reads of /dev/null complete
+        // within the call, so neither `requests` nor `byte` is used after it.
+        let submitted = unsafe { libc::syscall(libc::SYS_io_submit, self.context, list.len(), list.as_mut_ptr()) };
+        let submitted = usize::try_from(submitted).map_err(|_| io::Error::last_os_error())?;
+        self.pending += submitted;
+        Ok(submitted)
     }
 
     fn collect(&mut self) {
@@ -127,6 +166,8 @@ struct Completion {
 const IOCB_CMD_PREAD: u16 = 0;
 const IOCB_FLAG_RESFD: u32 = 1;
 const DEPTH: usize = 64;
+/// Eventfds that are notified by one system call.
+const BATCH: usize = 32;
 const _: () = assert!(size_of::<Request>() == 64);
 const _: () = assert!(size_of::<Completion>() == 32);
 
@@ -136,7 +177,7 @@ mod tests {
     use nix::unistd::pipe;
 
     #[test]
-    fn every_ring_is_counted_also_beyond_the_depth_of_the_queue() {
+    fn every_notification_is_counted_also_beyond_the_depth_of_the_queue() {
         let eventfd = eventfd().unwrap();
         let mut notifier = Notifier::new().unwrap();
         for _ in 0..3 * DEPTH {
@@ -146,7 +187,36 @@ mod tests {
     }
 
     #[test]
-    fn a_full_eventfd_that_blocks_its_writers_does_not_block_the_bell() {
+    fn what_is_queued_is_notified_by_the_flush_also_around_one_that_is_refused() {
+        let eventfds = [eventfd().unwrap(), eventfd().unwrap()];
+        let (_reader, writer) = pipe().unwrap();
+        let mut notifier = Notifier::new().unwrap();
+        notifier.flush();
+        for _ in 0..3 {
+            notifier.queue(eventfds[0].as_fd());
+            notifier.queue(writer.as_fd());
+            notifier.queue(eventfds[1].as_fd());
+        }
+        assert!(eventfds[0].read().is_err(), "not before the flush");
+        notifier.flush();
+        assert_eq!(eventfds.each_ref().map(|eventfd| eventfd.read().unwrap()), [3, 3]);
+        notifier.flush();
+        assert!(eventfds[1].read().is_err(), "once");
+    }
+
+    #[test]
+    fn a_full_queue_is_flushed_and_nothing_of_it_is_lost() {
+        let eventfd = eventfd().unwrap();
+        let mut notifier = Notifier::new().unwrap();
+        for _ in 0..5 * DEPTH + 3 {
+            notifier.queue(eventfd.as_fd());
+        }
+        notifier.flush();
+        assert_eq!(eventfd.read().unwrap(), 5 * DEPTH as u64 + 3);
+    }
+
+    #[test]
+    fn a_full_eventfd_that_blocks_its_writers_does_not_block_the_notifier() {
         let blocking = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
         blocking.write(u64::MAX - 1).unwrap();
         let mut notifier = Notifier::new().unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::PassCred;
@@ -11,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use crate::peer_file::PeerFile;
+use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct UnixSocket {
@@ -42,6 +44,13 @@ impl UnixSocket {
     pub fn connect(kind: Kind, address: &UnixAddr) -> io::Result<Self> {
         let socket = new_socket(kind)?;
         connect(socket.as_raw_fd(), address)?;
+        Self::connected(socket, kind)
+    }
+
+    /// Connects to whoever listens at `path`, of any length.
+    pub fn connect_path(kind: Kind, path: &Path) -> io::Result<Self> {
+        let socket = new_socket(kind)?;
+        connect_to(socket.as_fd(), path)?;
         Self::connected(socket, kind)
     }
 
@@ -150,6 +159,12 @@ impl UnixListener {
         Ok(Self { fd, kind })
     }
 
+    /// Listens at `path`, which whoever has `access` may connect to.
+    pub fn bind_path(kind: Kind, path: &Path, access: Access, backlog: u8) -> Result<(Self, SocketFile), BindError> {
+        let (fd, file) = listen_at(kind, path, access, backlog)?;
+        Ok((Self { fd, kind }, file))
+    }
+
     /// The next connection.
     pub fn accept(&self) -> io::Result<UnixSocket> {
         let raw = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
@@ -164,7 +179,8 @@ impl AsFd for UnixListener {
     }
 }
 
-fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
+/// A socket that does not block and is bound to nothing.
+pub(crate) fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let sort = match kind {
         Kind::SeqPacket => SockType::SeqPacket,

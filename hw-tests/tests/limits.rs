@@ -1,4 +1,4 @@
-//! More than a worker, or this process, has room for. Needs some 40,000 descriptors.
+//! More than a worker, or this process, has room for. Needs root, and some 40,000 descriptors.
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use ferrule_dataplane::spec::{EndSpec, MemifSpec, QUEUES_MAX, Role, WireSpec};
@@ -7,7 +7,9 @@ use ferrule_dataplane::worker::LANES_MAX;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, setrlimit};
+
+const DESCRIPTORS: u64 = 100_000;
 
 /// A wire with as many queues as there can be, and its peers.
 fn wide_wire(engine: &Engine) -> (String, [Endpoint; 2]) {
@@ -22,8 +24,7 @@ fn wide_wire(engine: &Engine) -> (String, [Endpoint; 2]) {
 
 #[test]
 fn a_wire_that_no_worker_has_room_for_is_removed_at_once_and_served_when_room_comes() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).expect("root may raise its limits");
     let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let is_up = |name: &str| engine.wire(name).unwrap().is_up();
     let wires: Vec<_> = (0..LANES_MAX / usize::from(QUEUES_MAX)).map(|_| wide_wire(&engine)).collect();

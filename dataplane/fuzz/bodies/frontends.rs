@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ferrule_dataplane::lane::LaneEnd;
-use ferrule_dataplane::link::{LinkCounters, Scratch, forward};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{LaneEnd, forward};
 use ferrule_dataplane::port::vhost_user::channel::Envelope;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
@@ -15,14 +16,14 @@ use ferrule_dataplane::port::vhost_user::message::{
 };
 use ferrule_dataplane::port::vhost_user::session::offer::Offer;
 use ferrule_dataplane::port::vhost_user::session::{Message, Session};
-use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_ffi::notifier::{Notifier, eventfd};
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 
 /// Leads the conversation.
 pub fn run(data: &[u8]) {
-    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), SocketMode::Server);
+    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), Role::Server);
     let mut session = Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())));
     let mut rest = data;
     for _ in 0..STEPS_MAX {
@@ -111,12 +112,16 @@ fn with_tools<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
         static TOOLS: RefCell<Scratch> =
             RefCell::new(Scratch::new(Notifier::new().expect("asynchronous I/O can be had")));
     }
-    TOOLS.with_borrow_mut(work)
+    TOOLS.with_borrow_mut(|scratch| {
+        let outcome = work(scratch);
+        scratch.notifier.flush();
+        outcome
+    })
 }
 
 /// One burst from the guest to itself. Whether it kept to the protocol.
 fn visit(rings: &mut LaneEnd) -> bool {
-    let counters = LinkCounters::default();
+    let counters = LinkCounters::default().lane(0);
     rings.sources.iter_mut().zip(&mut rings.targets).all(|(source, target)| {
         with_tools(|scratch| forward(&mut source.source, target, Full::Drop, &mut 0, &counters, scratch)).is_ok()
     })

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, LinkCounters, Scratch, forward};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::log::DirtyLog;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
@@ -18,7 +20,7 @@ pub fn run(data: &[u8]) {
     let [low, high, steps @ ..] = data else { return };
     let features = features(u16::from_le_bytes([*low, *high]));
     let mut world = World::new(features, high & 0x80 != 0);
-    let counters = LinkCounters::default();
+    let counters = LinkCounters::default().lane(0);
     let mut resume = 0;
     for step in steps.chunks_exact(STEP_LEN).take(STEPS_MAX) {
         let place = u64::from(u32::from_le_bytes([step[1], step[2], step[3], 0]));
@@ -42,7 +44,11 @@ fn with_tools<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
         static TOOLS: RefCell<Scratch> =
             RefCell::new(Scratch::new(Notifier::new().expect("asynchronous I/O can be had")));
     }
-    TOOLS.with_borrow_mut(work)
+    TOOLS.with_borrow_mut(|scratch| {
+        let outcome = work(scratch);
+        scratch.notifier.flush();
+        outcome
+    })
 }
 
 /// Descriptors that are good, and rings that offer them, for a fuzzer to spoil.

@@ -9,9 +9,7 @@ use ferrule_ffi::tap::Tap;
 use super::disconnect::DisconnectReason;
 use super::poller::Token;
 use super::token_bucket::TokenBucket;
-use crate::lane::LaneEnd;
-use crate::link::{AnySource, AnyTarget};
-use crate::port::kernel::ring::{TapSource, TapTarget};
+use crate::port::any::LaneEnd;
 use crate::port::memif::handshake::Connection;
 use crate::port::memif::layout::Layout;
 use crate::port::memif::peer::{ClientHandshake, MemifPeer};
@@ -144,10 +142,7 @@ impl End {
     /// A kernel interface's end.
     pub fn tap(tap: Tap) -> Self {
         let tap = Arc::new(tap);
-        let rings = LaneEnd {
-            sources: vec![AnySource::Tap(TapSource::new(Arc::clone(&tap))).into()],
-            targets: vec![AnyTarget::Tap(TapTarget::new(Arc::clone(&tap)))],
-        };
+        let rings = LaneEnd::tap(&tap);
         Self { rings: Some(rings), present: true, ..Self::new(EndKind::Tap(tap, None)) }
     }
 
@@ -240,10 +235,7 @@ impl End {
         let Connection { peer: name, layout, queues, .. } = connection;
         let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
         self.set_peer(ConnectedPeer { peer, name, token });
-        self.rings = Some(LaneEnd {
-            sources: queues.receivers.into_iter().map(|receiver| AnySource::Memif(receiver).into()).collect(),
-            targets: queues.senders.into_iter().map(AnyTarget::Memif).collect(),
-        });
+        self.rings = Some(LaneEnd::memif(queues));
         self.present = true;
     }
 

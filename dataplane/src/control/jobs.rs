@@ -15,14 +15,13 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::inbox::{Inbox, Message};
-use super::listener::{ListenAddress, ListenerKey};
+use super::listener::{ListenAddress, ListenKind, ListenerKey};
 use super::wire::{EndId, WireKey};
 use crate::port::kernel::{KernelError, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::KernelSpec;
 use crate::status::Traffic;
 use ferrule_ffi::tap::Tap;
-use ferrule_ffi::unix::Kind;
 
 /// What became of a job.
 pub enum Done {
@@ -105,10 +104,10 @@ impl Jobs {
     }
 
     /// Binds a listening socket.
-    pub fn bind(&self, key: ListenerKey, kind: Kind, address: ListenAddress) {
+    pub fn bind(&self, key: ListenerKey, kind: ListenKind, address: ListenAddress) {
         let inbox = self.inbox.clone();
         self.binders.submit(move || {
-            let bound = Listener::bind(kind, &address.address, address.netns.as_ref());
+            let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
             inbox.post(Message::Done(Done::Bound(key, bound)));
         });
     }

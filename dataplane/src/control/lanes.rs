@@ -12,7 +12,7 @@ use super::state::State;
 use super::wire::{EndId, LanePlace, Wire, WireKey};
 use crate::lane::{Lane, deal};
 use crate::port::Fault;
-use crate::worker::{Returned, Slot};
+use crate::worker::{LaneId, Returned};
 
 impl State {
     /// Joins the ends of a wire if both are there.
@@ -39,9 +39,9 @@ impl State {
         let roomiest = (0..self.workers.len()).max_by_key(|&worker| self.workers[worker].room());
         let worker = roomiest.expect("an engine has at least one worker");
         match self.workers[worker].serve(lane) {
-            Ok(slot) => {
-                self.served.insert((worker, slot), (key, number));
-                LanePlace::Served(worker, slot)
+            Ok(id) => {
+                self.served.insert((worker, id), (key, number));
+                LanePlace::Served(worker, id)
             }
             Err((error, lane)) => {
                 self.cannot_serve(key, &error.to_string());
@@ -103,23 +103,23 @@ impl State {
     /// Recalls the lanes of a wire, with so much patience for targets that are full. `true`: no worker has one.
     pub(super) fn recall(&mut self, key: WireKey, patience: Duration) -> bool {
         let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return false };
-        let lanes: Vec<(usize, Slot)> = served.served().collect();
+        let lanes: Vec<(usize, LaneId)> = served.served().collect();
         self.changed.insert(key);
         if lanes.is_empty() {
             // Lanes that no worker could take are not with one, and none will bring them back.
             return served.reunite();
         }
-        for (worker, slot) in lanes {
-            self.workers[worker].recall(slot, patience);
+        for (worker, id) in lanes {
+            self.workers[worker].recall(id, patience);
         }
         false
     }
 
     /// A worker handed a lane back.
     pub(super) fn lane_returned(&mut self, returned: Returned) {
-        let Returned { worker, slot, lane, fault } = returned;
-        self.workers[worker].forget(slot, &lane);
-        let place = self.served.remove(&(worker, slot));
+        let Returned { worker, id, lane, fault } = returned;
+        self.workers[worker].forget(id, &lane);
+        let place = self.served.remove(&(worker, id));
         if !self.unserved.is_empty() {
             self.poller.timers.set(Timer::Lanes, Some(Instant::now()));
         }

@@ -18,7 +18,7 @@ use super::poller::{Owner, Token};
 use super::state::State;
 use super::wire::{EndId, WireKey};
 use crate::socket::{Listener, SocketError};
-use crate::spec::{EndSpec, NetNs, Role, SocketAddress, SocketMode};
+use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
 
 new_key_type! {
     /// A listening socket. The key of one that is gone finds nothing.
@@ -35,15 +35,34 @@ pub struct ListenAddress {
 }
 
 impl ListenAddress {
-    /// Where an end listens, and for what; `None`: it does not.
-    pub fn of(end: &EndSpec) -> Option<(Self, Kind)> {
-        let (address, netns, kind) = match end {
-            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref(), Kind::SeqPacket),
-            EndSpec::VhostUser(spec) if spec.mode == SocketMode::Server => (&spec.socket, None, Kind::Stream),
+    /// Where an end listens; `None`: it does not.
+    pub fn of(end: &EndSpec) -> Option<Self> {
+        let (address, netns) = match end {
+            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
+            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
             EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => return None,
         };
         let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
-        Some((Self { address: address.clone(), netns }, kind))
+        Some(Self { address: address.clone(), netns })
+    }
+}
+
+/// What a listening socket is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenKind {
+    /// Packets or a stream.
+    pub kind: Kind,
+    /// Who may connect to its file.
+    pub access: SocketAccess,
+}
+
+impl ListenKind {
+    fn of(end: &EndSpec) -> Self {
+        match end {
+            EndSpec::Memif(spec) => Self { kind: Kind::SeqPacket, access: spec.access.clone() },
+            EndSpec::VhostUser(spec) => Self { kind: Kind::Stream, access: spec.access.clone() },
+            EndSpec::Kernel(_) => Self { kind: Kind::Stream, access: SocketAccess::default() },
+        }
     }
 }
 
@@ -51,7 +70,7 @@ impl ListenAddress {
 pub struct SharedListener {
     /// Where it listens.
     pub address: ListenAddress,
-    kind: Kind,
+    kind: ListenKind,
     /// The socket itself.
     pub socket: ListenSocket,
     ends: ListenerEnds,
@@ -164,11 +183,12 @@ impl State {
     /// Takes a place at the listening socket of an end that listens. `false`: the socket is not there yet, and
     /// [`Self::listener_bound`] will say what became of it. No peer is let in before the wire is there.
     pub(super) fn claim_listener(&mut self, id: EndId, end: &EndSpec) -> Result<bool, ListenError> {
-        let Some((address, kind)) = ListenAddress::of(end) else { return Ok(true) };
+        let Some(address) = ListenAddress::of(end) else { return Ok(true) };
+        let kind = ListenKind::of(end);
         let Some(&key) = self.addresses.get(&address) else {
             let listener = SharedListener {
                 address: address.clone(),
-                kind,
+                kind: kind.clone(),
                 socket: ListenSocket::Binding,
                 ends: new_ends(id, end),
                 waiting: vec![id],
@@ -192,7 +212,7 @@ impl State {
             });
         }
         listener.add(id, end);
-        if matches!(listener.socket, ListenSocket::Open(..)) && listener.kind == kind {
+        if matches!(listener.socket, ListenSocket::Open(..)) {
             return Ok(true);
         }
         listener.kind = kind;
@@ -202,7 +222,7 @@ impl State {
 
     /// Gives the place of an end at its listening socket up. The last one closes it, for which its wire waits.
     pub(super) fn release_listener(&mut self, id: EndId, end: &EndSpec) {
-        let Some((address, _)) = ListenAddress::of(end) else { return };
+        let Some(address) = ListenAddress::of(end) else { return };
         let Some(&key) = self.addresses.get(&address) else { return };
         let listener = &mut self.listeners[key];
         listener.remove(id);
@@ -230,7 +250,7 @@ impl State {
 
     /// An end does not wait for its listening socket any more. `false`: it did not.
     pub(super) fn stop_waiting(&mut self, id: EndId, end: &EndSpec) -> bool {
-        let key = ListenAddress::of(end).and_then(|(address, _)| self.addresses.get(&address).copied());
+        let key = ListenAddress::of(end).and_then(|address| self.addresses.get(&address).copied());
         let Some(listener) = key.and_then(|key| self.listeners.get_mut(key)) else { return false };
         let before = listener.waiting.len();
         listener.waiting.retain(|waiting| *waiting != id);
@@ -272,12 +292,12 @@ impl State {
         }
         // Somebody else wants it by now.
         listener.socket = ListenSocket::Binding;
-        self.jobs.bind(key, listener.kind, listener.address.clone());
+        self.jobs.bind(key, listener.kind.clone(), listener.address.clone());
     }
 
     /// Lets the peers of an end in, now that there is a wire for them. Those that came before have waited.
     pub(super) fn open_listener(&mut self, end: &EndSpec) {
-        let key = ListenAddress::of(end).and_then(|(address, _)| self.addresses.get(&address));
+        let key = ListenAddress::of(end).and_then(|address| self.addresses.get(&address));
         let listener = key.and_then(|&key| self.listeners.get(key));
         if let Some(ListenSocket::Open(socket, token)) = listener.map(|listener| &listener.socket) {
             self.poller.listen(socket, *token, true);

@@ -25,7 +25,7 @@ use super::state::{LOOK_INTERVAL, State};
 use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire};
 use crate::engine::{Applied, EngineError, PATIENCE};
 use crate::port::kernel::{KernelError, VethPair};
-use crate::spec::{EndSpec, Role, SocketMode, WireSpec};
+use crate::spec::{EndSpec, Role, WireSpec};
 
 /// The answer to whoever wants a wire.
 type ApplyReply = Reply<Result<Applied, EngineError>>;
@@ -44,7 +44,7 @@ fn difference(old: &WireSpec, new: &WireSpec) -> Difference {
     if old == new {
         return Difference::Nothing;
     }
-    let unseen = WireSpec { full: new.full, ..old.clone() };
+    let unseen = WireSpec { full: new.full, owner: new.owner.clone(), labels: new.labels.clone(), ..old.clone() };
     if unseen == *new { Difference::Unseen } else { Difference::Seen }
 }
 
@@ -137,7 +137,7 @@ impl State {
                     }
                 }
                 EndSpec::Memif(memif) if memif.role == Role::Client => self.end_is_there(id, End::client()),
-                EndSpec::VhostUser(vhost) if vhost.mode == SocketMode::Client => self.end_is_there(id, End::client()),
+                EndSpec::VhostUser(vhost) if vhost.role == Role::Client => self.end_is_there(id, End::client()),
                 EndSpec::Memif(_) | EndSpec::VhostUser(_) => match self.claim_listener(id, end) {
                     Ok(true) => self.end_is_there(id, End::server()),
                     Ok(false) => self.outstanding(key, 1),

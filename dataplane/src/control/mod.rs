@@ -51,8 +51,8 @@ use poller::Poller;
 use snapshot::{Snapshot, WorkerCell};
 use state::State;
 
-use crate::engine::Settings;
 use crate::mailbox::Mailbox;
+use crate::settings::Settings;
 use crate::worker::{LANES_MAX, WorkerHandle};
 
 /// The control thread, and the ways to it.
@@ -74,12 +74,12 @@ impl Control {
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
         let start = |(number, &cpu)| {
             let guard = ThreadGuard::new(&health, &inbox);
-            WorkerHandle::start(number, cpu, settings.idle, Arc::clone(&returned), guard)
+            WorkerHandle::start(number, cpu, settings, Arc::clone(&returned), guard)
         };
         let workers = settings.workers.iter().enumerate().map(start).collect::<io::Result<Vec<_>>>()?;
         let cell = |worker: &WorkerHandle| {
-            let (cpu, busy_ns) = worker.meter();
-            WorkerCell { cpu, busy_ns, queues: AtomicUsize::new(0) }
+            let (cpu, busy) = worker.meter();
+            WorkerCell { cpu, busy, queues: AtomicUsize::new(0) }
         };
         let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
         let poller = Poller::new(&[inbox.notify_fd(), returned.notify_fd()])?;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use ferrule_ffi::ticks;
 
-use crate::link::LinkCounters;
+use crate::counters::LinkCounters;
 use crate::spec::WireSpec;
 use crate::status::{Crossing, EndState, Traffic, WireStatus, WorkerStatus};
 
@@ -49,8 +50,8 @@ impl Snapshot {
 pub struct WorkerCell {
     /// The CPU that it is pinned to.
     pub cpu: usize,
-    /// Time spent on moving frames: the worker adds to it.
-    pub busy_ns: Arc<AtomicU64>,
+    /// Time spent on moving frames, in ticks: the worker adds to it.
+    pub busy: Arc<AtomicU64>,
     /// Lanes that it has: control stores it.
     pub queues: AtomicUsize,
 }
@@ -58,7 +59,7 @@ pub struct WorkerCell {
 impl WorkerCell {
     /// What it is doing.
     pub fn status(&self) -> WorkerStatus {
-        let busy = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
+        let busy = ticks::time(self.busy.load(Ordering::Relaxed));
         WorkerStatus { cpu: self.cpu, queues: self.queues.load(Ordering::Relaxed), busy }
     }
 }

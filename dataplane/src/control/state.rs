@@ -24,7 +24,7 @@ use super::poller::{Owner, Poller, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::wire::{EndId, Wire, WireKey};
 use crate::mailbox::Mailbox;
-use crate::worker::{Returned, Slot, WorkerHandle};
+use crate::worker::{LaneId, Returned, WorkerHandle};
 
 /// Everything that control knows.
 pub struct State {
@@ -39,8 +39,8 @@ pub struct State {
     /// Ends whose frontend has gone, for those that wait at their sockets.
     pub(super) vacated: Vec<EndId>,
     pub(super) workers: Vec<WorkerHandle>,
-    /// Which lane of which wire is in a worker's slot.
-    pub(super) served: HashMap<(usize, Slot), (WireKey, usize)>,
+    /// Which lane of which wire each lane of a worker is.
+    pub(super) served: HashMap<(usize, LaneId), (WireKey, usize)>,
     /// Wires some of whose lanes no worker could take.
     pub(super) unserved: BTreeSet<WireKey>,
     /// What rings peers of frames that control itself sends.
@@ -210,7 +210,7 @@ impl State {
     /// The listening socket of an end, if it has one.
     pub(super) fn listener_of(&self, id: EndId) -> Option<ListenerKey> {
         let spec = &self.wires.get(id.wire)?.spec.ends[id.end];
-        self.addresses.get(&ListenAddress::of(spec)?.0).copied()
+        self.addresses.get(&ListenAddress::of(spec)?).copied()
     }
 
     /// A peer that has just died may not have been noticed yet; it must not keep its successor out.

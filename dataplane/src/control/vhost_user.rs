@@ -25,8 +25,8 @@ use super::poller::{Owner, Token};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
-use crate::link::inject;
 use crate::port::Put;
+use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
@@ -251,7 +251,7 @@ impl State {
         let Some(target) = target else {
             return tracing::debug!(wire = name, end = id.end, "SEND_RARP: nobody is at the other end");
         };
-        match inject(&rarp::announcement(mac), target, &counters[id.end], &mut self.notifier) {
+        match inject(&rarp::announcement(mac), target, counters[id.end].control(), &mut self.notifier) {
             Ok(Put::Stored) => {}
             Ok(put) => tracing::debug!(wire = name, end = id.end, ?put, "SEND_RARP: the other end did not take it"),
             Err(fault) => self.disconnect(far, &DisconnectReason::Fault(fault)),

@@ -10,13 +10,14 @@ use super::jobs::Ticket;
 use super::log_limit::LogLimit;
 use super::snapshot::{KernelCounters, WireCell, WireState};
 use crate::engine::{Applied, EngineError};
-use crate::lane::{Lane, LaneEnd, collect};
-use crate::link::LinkCounters;
+use crate::counters::LinkCounters;
+use crate::lane::{Lane, collect};
+use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
 use crate::spec::WireSpec;
 use crate::status::{Crossing, EndState, Traffic};
-use crate::worker::Slot;
+use crate::worker::LaneId;
 
 new_key_type! {
     /// A wire. The key of one that is gone finds nothing.
@@ -129,8 +130,8 @@ pub struct WorkerWire {
 
 /// Where a lane is.
 pub enum LanePlace {
-    /// With this worker, in this slot.
-    Served(usize, Slot),
+    /// With this worker, under this number.
+    Served(usize, LaneId),
     /// Nowhere: no worker could take it.
     Unserved(Box<Lane>),
     /// Back from a worker, to be taken apart with the others.
@@ -302,9 +303,9 @@ impl WorkerWire {
     }
 
     /// Where the lanes are that workers have.
-    pub fn served(&self) -> impl Iterator<Item = (usize, Slot)> {
+    pub fn served(&self) -> impl Iterator<Item = (usize, LaneId)> {
         self.lanes.iter().filter_map(|place| match place {
-            LanePlace::Served(worker, slot) => Some((*worker, *slot)),
+            LanePlace::Served(worker, id) => Some((*worker, *id)),
             LanePlace::Unserved(_) | LanePlace::Back(_) => None,
         })
     }

@@ -4,6 +4,7 @@
 //! positions, and one call publishes the lot. Having no room or no frame is a count, never an error;
 //! a [`Fault`] means that the peer broke its protocol, and costs the peer its connection.
 
+pub mod any;
 pub mod kernel;
 pub mod memif;
 pub mod vhost_user;
@@ -46,17 +47,29 @@ pub trait Source {
     /// Gives everything taken back to the peer.
     fn release(&mut self);
 
-    /// What to ring after a release: a guest may wait for its buffers, where other peers look for them.
+    /// What to notify after a release: a guest may wait for its buffers, where other peers look for them.
     #[inline(always)]
     fn release_notify_fd(&mut self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Asks the peer to ring from now on, or not to. After asking, look once more before sleeping.
+    /// Asks the peer to notify us from now on, or not to. After asking, look once more before sleeping.
     fn enable_notify(&mut self, wanted: bool);
 
-    /// What becomes readable when the peer rings.
+    /// What becomes readable when the peer notifies us; none: it never does, and is looked at every millisecond.
     fn notify_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether its frames go to the target that it is joined with. If not, they are taken and dropped.
+    #[inline(always)]
+    fn is_enabled(&self) -> bool {
+        true
+    }
+
+    /// Whether it loses frames when it is not looked at for a millisecond, and cannot notify us (a NIC without an
+    /// interrupt). Its lane is visited in every round: an idle worker naps for at most 50 us.
+    fn must_poll(&self) -> bool {
+        false
+    }
 }
 
 /// Where frames go.
@@ -79,15 +92,29 @@ pub trait Target {
         0
     }
 
-    /// Lets the peer see everything stored. `true`: it wants to be rung.
+    /// Lets the peer see everything stored. `true`: it wants to be notified.
     fn publish(&mut self) -> bool;
 
-    /// What to ring.
+    /// What to notify it by.
     fn notify_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Which unfinished checksums and large frames it takes as they are.
     fn accepts(&self) -> Accepts {
         Accepts::NOTHING
+    }
+
+    /// Whether frames may wait for room in it. If not, what finds it full is dropped and counted, also if the wire says
+    /// `hold`: a queue behind which many wires send must not be held up by one of them.
+    #[inline(always)]
+    fn can_hold(&self) -> bool {
+        true
+    }
+
+    /// Takes back the buffers of frames that were sent, as far as they are free again. `true`: some are not yet, and
+    /// the lane is to be visited for them although there may be nothing to send. Called at the begin of every visit.
+    #[inline(always)]
+    fn reclaim(&mut self) -> bool {
+        false
     }
 }
 

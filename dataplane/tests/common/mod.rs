@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, QUEUES_MAX, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// A name that no other test, and no other run, uses.
@@ -31,7 +31,7 @@ pub fn memif_wire(name: &str, first: Role, second: Role, full: Full) -> (String,
     let end =
         |number: u32, role| EndSpec::Memif(MemifSpec { role, queues: queues(role), ..client_spec(&name, number) });
     let ends = [end(0, first), end(1, second)];
-    (name.clone(), WireSpec { name, ends, full, trusted: false })
+    (name.clone(), WireSpec { full, ..WireSpec::new(name, ends) })
 }
 
 /// The client of end `number` of a wire made by [`memif_wire`].

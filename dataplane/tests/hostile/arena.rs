@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::spec::{
-    EndSpec, Full, MemifSpec, QUEUES_MAX, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec,
-};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, QUEUES_MAX, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
@@ -86,7 +84,7 @@ impl Victim {
             Self::VhostServer(_) => {
                 EndSpec::VhostUser(VhostUserSpec { queues: PAIRS, mtu: Some(9000), ..vhost(socket) })
             }
-            Self::VhostClient => EndSpec::VhostUser(VhostUserSpec { mode: SocketMode::Client, ..vhost(socket) }),
+            Self::VhostClient => EndSpec::VhostUser(VhostUserSpec { role: Role::Client, ..vhost(socket) }),
         }
     }
 
@@ -107,7 +105,8 @@ impl Victim {
 
     /// An honest peer of the attacked end.
     fn open_peer(self, socket: &str) -> Honest {
-        let memif = |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        let memif =
+            |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
         match self {
             Self::MemifServer => Honest::memif(&memif(Role::Client)),
             Self::MemifClient => Honest::memif(&memif(Role::Server)),
@@ -126,7 +125,7 @@ impl Arena {
     pub fn prepare(case: &Case, engine: &Arc<Engine>) -> Self {
         let (victim, wire) = (case.victim, unique("hostile"));
         let far = format!("{wire}-far");
-        let add = |name: String, ends| engine.add(WireSpec { name, ends, full: Full::Hold, trusted: false }).unwrap();
+        let add = |name: String, ends| engine.add(WireSpec::new(name, ends)).unwrap();
         add(wire.clone(), [victim.spec(&wire), victim.far_spec(&far)]);
         // The first bystander lives on the attacked socket, if others can.
         let beside = if victim == Victim::MemifServer { wire.clone() } else { format!("{wire}-beside") };
@@ -228,7 +227,7 @@ fn client(socket: &str, id: u32) -> MemifSpec {
 }
 
 fn vhost(socket: &str) -> VhostUserSpec {
-    VhostUserSpec::new(address(socket), SocketMode::Server)
+    VhostUserSpec::new(address(socket), Role::Server)
 }
 
 fn address(socket: &str) -> SocketAddress {

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use ferrule_dataplane::link::{AnySource, AnyTarget, Broken, LinkCounters, Scratch, Visit, forward};
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::link::Scratch;
+use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
 use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::visit::{Broken, Visit};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
@@ -59,7 +62,8 @@ impl Pair {
     pub fn try_turn(&mut self) -> Result<Turn, Broken> {
         let before = self.counters.read();
         let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
-        while forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch)? == Visit::Moved {}
+        while forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch)? == Visit::Moved {}
+        scratch.notifier.flush();
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
@@ -75,7 +79,8 @@ impl Pair {
     pub fn visit(&mut self) -> u64 {
         let before = self.counters.read();
         let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
-        forward(guest_tx, guest_rx, Full::Hold, resume, counters, scratch).unwrap();
+        forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch).unwrap();
+        scratch.notifier.flush();
         let after = self.counters.read();
         after.frames + after.dropped() - before.frames - before.dropped()
     }

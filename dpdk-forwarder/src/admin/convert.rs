@@ -96,7 +96,7 @@ mod tests {
             "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0] };
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0], ..Traffic::default() };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
         let status = WireStatus {
             ends,

@@ -45,7 +45,7 @@ impl Config {
 
     /// What the workers are started with.
     pub fn settings(&self) -> Settings {
-        Settings { workers: self.workers.clone(), idle: self.idle }
+        Settings { idle: self.idle, ..Settings::new(self.workers.clone()) }
     }
 
     /// The settings that differ from `self` in `newer` and that only a restart can change, one line each.

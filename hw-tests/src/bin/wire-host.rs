@@ -7,17 +7,17 @@ use std::io::{Read, stdin};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::{Engine, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("usage: wire-host NAME")?;
-    let engine = Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive })?;
+    let engine = Engine::start(&Settings::new(vec![0]))?;
     for id in 0..2 {
         let near = MemifSpec { id, ..MemifSpec::new(format!("@{name}-end").parse()?, Role::Server) };
         let far = MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse()?, Role::Client) };
         let ends = [EndSpec::Memif(near), EndSpec::Memif(far)];
-        engine.add(WireSpec { name: format!("{name}-{id}"), ends, full: Full::Hold, trusted: false })?;
+        engine.add(WireSpec::new(format!("{name}-{id}"), ends))?;
     }
     while engine.wires().iter().any(|wire| wire.ends[1].word() != "connected") {
         thread::sleep(Duration::from_millis(1));

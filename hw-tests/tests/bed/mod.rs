@@ -3,9 +3,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::testpmd::{Options, Testpmd};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
@@ -56,7 +56,7 @@ impl Bed {
             let towards_testpmd = bed.towards_testpmd(port);
             let towards_us = MemifSpec { role: Role::Server, ..bed.end(port) };
             let ends = [EndSpec::Memif(towards_us), EndSpec::Memif(towards_testpmd)];
-            let wire = WireSpec { name: bed.wire(port), ends, full: Full::Hold, trusted: link.trusted };
+            let wire = WireSpec { trusted: link.trusted, ..WireSpec::new(bed.wire(port), ends) };
             bed.engine.add(wire).unwrap();
         }
         bed
@@ -132,7 +132,7 @@ impl Bed {
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// One testpmd at a time: it polls, and a machine may have two CPUs.

@@ -1,14 +1,14 @@
 //! Wires between namespaces and memif ends.
 
 use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Role, WireSpec};
-use ferrule_dataplane::{Engine, Idle, Settings};
+use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::TestNetNs;
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
-    Engine::start(&Settings { workers: vec![0], idle: Idle::Adaptive }).unwrap()
+    Engine::start(&Settings::new(vec![0])).unwrap()
 }
 
 /// A server on an abstract socket of its own.
@@ -24,7 +24,7 @@ pub fn client(server: &MemifSpec) -> MemifSpec {
 /// A wire between a namespace and a memif end.
 pub fn wire(kernel: &KernelSpec, memif: &MemifSpec) -> WireSpec {
     let ends = [EndSpec::Kernel(kernel.clone()), EndSpec::Memif(memif.clone())];
-    WireSpec { name: unique("wire"), ends, full: Full::Hold, trusted: false }
+    WireSpec::new(unique("wire"), ends)
 }
 
 /// Makes such a wire; returns its name and its far end, connected.

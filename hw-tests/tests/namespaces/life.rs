@@ -6,7 +6,7 @@ use std::thread;
 use ferrule_bench::Pattern;
 use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::engine::{Event, WireChange};
-use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
 use ferrule_dataplane::{Engine, EngineError};
 use ferrule_endpoints::memif::Endpoint;
@@ -160,7 +160,7 @@ fn others_are_answered_while_interfaces_are_made() {
     };
     eventually("the plan is being made", || engine.wires().len() == names.len());
     let ends = [server(), server()].map(EndSpec::Memif);
-    let beside = WireSpec { name: unique("beside"), ends, full: Full::Hold, trusted: false };
+    let beside = WireSpec::new(unique("beside"), ends);
     engine.add(beside.clone()).unwrap();
     let is_made = |name: &String| engine.wire(name).unwrap().ends[0] == EndState::Up;
     assert!(!names.iter().all(is_made), "it was answered only once the whole plan was made");

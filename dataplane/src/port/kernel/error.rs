@@ -161,8 +161,8 @@ impl From<&KernelSpec> for Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.netns {
-            Some(NetNs::Path(path)) => write!(f, "interface `{}` in {}", self.interface, path.display()),
-            Some(NetNs::Pid(pid)) => write!(f, "interface `{}` in the namespace of pid {pid}", self.interface),
+            Some(netns @ NetNs::Process(_)) => write!(f, "interface `{}` in the namespace of {netns}", self.interface),
+            Some(netns @ (NetNs::Path(_) | NetNs::Open(_))) => write!(f, "interface `{}` in {netns}", self.interface),
             None => write!(f, "interface `{}` in the forwarder's own namespace", self.interface),
         }
     }
@@ -183,11 +183,12 @@ fn next_hop(route: &Route) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Process;
 
     #[test]
     fn a_refusal_becomes_what_was_tried_where_why_not_and_the_cure() {
         let home = Place { interface: "eth9".parse().unwrap(), netns: None };
-        let pod = Place { netns: Some(NetNs::Pid(7)), ..home.clone() };
+        let pod = Place { netns: Some(NetNs::Process(Process { pid: 7, start_time: None })), ..home.clone() };
         let address = Task::Address("10.0.0.1/24".parse().unwrap());
         let cases = [
             (

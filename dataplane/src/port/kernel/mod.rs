@@ -9,6 +9,7 @@
 //! devices, long after the pod is gone. So namespaces are entered only while an interface is made.
 //!
 //! In reading order:
+//! - [`spec`]: what an interface should be.
 //! - `tap`: an interface whose other end is a file descriptor.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
@@ -20,6 +21,7 @@ mod error;
 mod namespace;
 pub mod ring;
 mod setup;
+pub mod spec;
 mod tap;
 mod veth;
 

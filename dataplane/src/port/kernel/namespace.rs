@@ -42,7 +42,7 @@ impl Namespace {
     fn open_file(spec: &KernelSpec) -> io::Result<Self> {
         let here = NetNs::current()?;
         let Some(netns) = &spec.netns else { return Ok(Self { handle: here, home: true }) };
-        let handle = NetNs::open(&netns.path())?;
+        let handle = netns.open()?;
         let home = handle.is_same(&here)?;
         Ok(Self { handle, home })
     }

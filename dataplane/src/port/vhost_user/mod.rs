@@ -1,5 +1,6 @@
 //! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
 //!
+//! - [`spec`]: what an end should be;
 //! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
 //! - [`peer`]: what control keeps of a frontend;
@@ -22,6 +23,7 @@ pub mod packed;
 pub mod peer;
 pub mod rarp;
 pub mod session;
+pub mod spec;
 pub mod split;
 pub mod vring;
 

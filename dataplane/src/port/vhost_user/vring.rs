@@ -183,6 +183,10 @@ impl Source for GuestTx {
             Self::Packed(ring) => ring.notify_fd(),
         }
     }
+
+    fn is_enabled(&self) -> bool {
+        GuestTx::is_enabled(self)
+    }
 }
 
 /// For whoever has no need of speed: links look inside.

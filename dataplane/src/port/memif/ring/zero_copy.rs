@@ -15,10 +15,10 @@
 //! checked on its way, as for copying: a borrower may be a program that believes its client.
 
 use super::{Descriptor, NEXT, Receiver, SEGMENTS_MAX, Sender, Slots};
-use crate::link::{Broken, Tally, Visit};
 use crate::port::{BURST, FRAME_MAX, Fault, Source};
 use crate::spec::Full;
 use crate::status::DropReason;
+use crate::visit::{Broken, Tally, Visit};
 
 /// Whether descriptors cross between these two, and no copies.
 #[inline]
@@ -49,11 +49,10 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
         borrower.read_peer_index().map_err(Broken::Target)?;
         lender.give_back(borrower.consumed(lender));
     }
-    let mut stalled = false;
     let outcome = loop {
         let (count, bytes) = borrower.lend_run(lender, BURST - tally.taken);
         lender.next = lender.next.wrapping_add(count);
-        tally.note(count.into(), bytes);
+        tally.add(count.into(), bytes);
         if tally.taken == BURST || lender.next == lender.filled {
             break Ok(());
         }
@@ -64,10 +63,10 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
         match frame.refused {
             None => {
                 borrower.next = borrower.next.wrapping_add(frame.pieces);
-                tally.note(1, frame.length.into());
+                tally.add(1, frame.length.into());
             }
             Some(DropReason::Full) if full == Full::Hold => {
-                stalled = true;
+                tally.stalled = true;
                 break Ok(());
             }
             Some(reason) => {
@@ -78,7 +77,7 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
         lender.advance(frame.pieces.into());
     };
     // Nobody rings when the borrower has consumed something.
-    let waits = stalled || lender.held != lender.next;
+    let waits = tally.stalled || lender.held != lender.next;
     outcome.map(|()| visit(tally, waits))
 }
 
@@ -88,11 +87,11 @@ fn homeward(borrower: &mut Receiver, lender: &mut Sender, tally: &mut Tally) -> 
     borrower.refresh().map_err(Broken::Source)?;
     loop {
         let (count, bytes) = borrower.hand_on_run(lender, BURST - tally.taken);
-        tally.note(count.into(), bytes);
+        tally.add(count.into(), bytes);
         if tally.taken == BURST || borrower.next == borrower.filled {
             break;
         }
-        tally.note(1, borrower.hand_on(lender).map_err(Broken::Source)?.into());
+        tally.add(1, borrower.hand_on(lender).map_err(Broken::Source)?.into());
     }
     let size = borrower.ring.table.len();
     let offered = |borrower: &Receiver| usize::from(borrower.held.wrapping_sub(borrower.next));

@@ -21,8 +21,7 @@ use std::sync::Arc;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
-use crate::lane::LaneEnd;
-use crate::link::{AnySource, AnyTarget};
+use crate::port::any::{AnySource, AnyTarget, LaneEnd};
 use crate::port::vhost_user::channel::{ChannelError, Envelope};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
