@@ -17,7 +17,6 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
-use crate::control::health::ThreadGuard;
 use crate::lane::Lane;
 use crate::mailbox::Mailbox;
 use crate::port::Fault;
@@ -62,13 +61,14 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`; `guard` says so if it panics.
+    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`; `guard` is dropped at the
+    /// end of its thread, also by a panic.
     pub fn start(
         number: usize,
         cpu: usize,
         settings: &Settings,
         returned: Arc<Mailbox<Returned>>,
-        guard: ThreadGuard,
+        guard: impl Send + 'static,
     ) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new(COMMANDS_MAX)?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);

@@ -27,7 +27,7 @@ pub struct Bench {
 impl Bench {
     pub fn start() -> Self {
         let returned = Arc::new(Mailbox::new(64).unwrap());
-        let worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned)).unwrap();
+        let worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
         Self { worker, lanes: Vec::new(), returned }
     }
 
@@ -70,7 +70,7 @@ pub struct Peer {
 pub fn memif(ring: u32) -> (Peer, LaneEnd) {
     let spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);
     let client = Layout::create(&spec, 1, ring).unwrap();
-    let mut server = Layout::announced_by_peer();
+    let mut server = Layout::announced_by_peer(1);
     for (region, file) in client.regions() {
         server.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
     }

@@ -105,8 +105,7 @@ impl Victim {
 
     /// An honest peer of the attacked end.
     fn open_peer(self, socket: &str) -> Honest {
-        let memif =
-            |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        let memif = |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
         match self {
             Self::MemifServer => Honest::memif(&memif(Role::Client)),
             Self::MemifClient => Honest::memif(&memif(Role::Server)),
