@@ -10,6 +10,7 @@ use crate::control::Control;
 pub use crate::control::events::{Event, Subscription, WireChange};
 pub use crate::control::health::Health;
 use crate::control::inbox::{Message, Reply, Request};
+use crate::port::kernel::Owner;
 use crate::settings::Settings;
 use crate::spec::{FieldError, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
@@ -37,8 +38,13 @@ pub enum Applied {
 }
 
 impl Engine {
-    /// Starts the workers and the control thread.
+    /// Starts the workers and the control thread. Interfaces that it leaves when it is killed are nobody's.
     pub fn start(settings: &Settings) -> Result<Self, EngineError> {
+        Self::start_as(settings, Owner::process())
+    }
+
+    /// The same for an owner that finds again what it left when it was killed.
+    pub fn start_as(settings: &Settings, owner: Owner) -> Result<Self, EngineError> {
         let mut cpus = settings.workers.clone();
         cpus.sort_unstable();
         cpus.dedup();
@@ -46,7 +52,7 @@ impl Engine {
             let text = "each worker needs a CPU of its own, and at least one is needed";
             return Err(EngineError::Start(text.to_owned()));
         }
-        let control = Control::start(settings).map_err(|error| EngineError::Start(error.to_string()))?;
+        let control = Control::start(settings, owner).map_err(|error| EngineError::Start(error.to_string()))?;
         Ok(Self { control, drained: AtomicBool::new(false) })
     }
 

@@ -17,10 +17,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::inbox::{Inbox, Message};
 use super::listener::{ListenAddress, ListenKind, ListenerKey};
 use super::wire::{EndId, WireKey};
-use crate::port::kernel::{KernelError, TapInterface, VethPair};
+use crate::port::kernel::{Owner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::KernelSpec;
-use crate::status::Traffic;
 use ferrule_ffi::tap::Tap;
 
 /// What became of a job.
@@ -74,8 +73,8 @@ const CANCELLED: u8 = 2;
 /// What the interfaces of all wires looked like.
 #[derive(Default)]
 pub struct Look {
-    /// The counters of each pair that was asked for.
-    pub pairs: Vec<(WireKey, Result<[Traffic; 2], KernelError>)>,
+    /// Each pair that was asked for.
+    pub pairs: Vec<(WireKey, PairStatus)>,
     /// TAP interfaces that are gone.
     pub gone: Vec<EndId>,
 }
@@ -88,11 +87,13 @@ pub struct Jobs {
     reapers: Pool,
     interfaces: Pool,
     inbox: Inbox,
+    /// Who the pairs belong to.
+    owner: Arc<Owner>,
 }
 
 impl Jobs {
     /// Threads start when there is work for them.
-    pub fn new(inbox: Inbox) -> Self {
+    pub fn new(inbox: Inbox, owner: Owner) -> Self {
         Self {
             makers: Pool::new("maker", MAKERS_MAX),
             binders: Pool::new("binder", BINDERS_MAX),
@@ -100,6 +101,7 @@ impl Jobs {
             reapers: Pool::new("reaper", REAPERS_MAX),
             interfaces: Pool::new("interfaces", 1),
             inbox,
+            owner: Arc::new(owner),
         }
     }
 
@@ -120,14 +122,12 @@ impl Jobs {
         })
     }
 
-    /// Makes a veth pair.
-    pub fn make_veth(&self, wire: WireKey, specs: [KernelSpec; 2]) -> Ticket {
+    /// Makes the veth pair of a wire.
+    pub fn make_veth(&self, wire: WireKey, name: String, specs: [KernelSpec; 2]) -> Ticket {
+        let owner = Arc::clone(&self.owner);
         self.make(move || {
-            let made = VethPair::create(&specs[0], &specs[1]).map_err(|error| {
-                let second = *error.place() == (&specs[1]).into();
-                MakeError { end: usize::from(second), problem: error.to_string() }
-            });
-            Done::Veth(wire, made)
+            let made = VethPair::create(&owner, &name, [&specs[0], &specs[1]]);
+            Done::Veth(wire, made.map_err(|(end, error)| MakeError { end, problem: error.to_string() }))
         })
     }
 
@@ -182,7 +182,7 @@ impl Jobs {
     pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
         let inbox = self.inbox.clone();
         self.interfaces.submit(move || {
-            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.stats())).collect();
+            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
             let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
             inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
         });

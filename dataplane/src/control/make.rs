@@ -19,12 +19,13 @@ use super::end::{End, EndKind};
 use super::events::WireChange;
 use super::inbox::Reply;
 use super::jobs::{Look, MakeError};
+use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State};
 use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire};
 use crate::engine::{Applied, EngineError, PATIENCE};
-use crate::port::kernel::{KernelError, VethPair};
+use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};
 
 /// The answer to whoever wants a wire.
@@ -122,7 +123,7 @@ impl State {
         self.changed.insert(key);
         let Body::Making(making) = &mut self.wires[key].body else { return };
         if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
-            return making.await_job(self.jobs.make_veth(key, [a.clone(), b.clone()]));
+            return making.await_job(self.jobs.make_veth(key, spec.name.clone(), [a.clone(), b.clone()]));
         }
         for (number, end) in spec.ends.iter().enumerate() {
             if self.wires[key].removal.is_some() {
@@ -443,28 +444,28 @@ impl State {
 
     /// Kernel interfaces were looked at.
     pub(super) fn interfaces_looked_at(&mut self, look: Look) {
-        for (key, counters) in look.pairs {
+        for (key, PairStatus { traffic, ends }) in look.pairs {
             let Some(wire) = self.wires.get_mut(key) else { continue };
             let Body::Kernel(kernel) = &mut wire.body else { continue };
             self.changed.insert(key);
-            kernel.counters.read = Instant::now();
-            match counters {
-                Ok(directions) => kernel.counters.directions = directions,
-                Err(error @ KernelError::Gone { .. }) => {
-                    for end in 0..2 {
-                        let reason = reason_of_end(&wire.spec, end, &error);
-                        if kernel.gone[end].is_none() {
-                            tracing::warn!(wire = wire.spec.name, end, reason, "an interface is gone");
-                            let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
-                            self.events.note(&wire.spec.name, change);
-                        }
+            kernel.counters = KernelCounters { read: Instant::now(), directions: traffic };
+            for (end, state) in ends.into_iter().enumerate() {
+                match state {
+                    PairEnd::Up => {}
+                    PairEnd::Gone(_) if kernel.gone[end].is_some() => {}
+                    PairEnd::Gone(error) => {
+                        let reason = error.to_string();
+                        tracing::warn!(wire = wire.spec.name, end, reason, "interface gone");
+                        let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
+                        self.events.note(&wire.spec.name, change);
                         kernel.gone[end] = Some(reason);
                     }
-                }
-                // What could not be asked is not gone.
-                Err(error) => {
-                    if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-                        tracing::warn!(wire = wire.spec.name, %error, suppressed, "counters cannot be read now");
+                    // What could not be asked is not gone.
+                    PairEnd::Unknown(error) => {
+                        if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+                            let (wire, suppressed) = (&wire.spec.name, if_any(suppressed));
+                            tracing::warn!(wire, end, %error, suppressed, "an interface cannot be looked at now");
+                        }
                     }
                 }
             }
@@ -483,19 +484,6 @@ impl State {
 impl Making {
     fn nothing() -> Self {
         Self { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome: Applied::Made }
-    }
-}
-
-/// An end of a pair goes with the other one; only one of the two is what the kernel named.
-fn reason_of_end(spec: &WireSpec, end: usize, error: &KernelError) -> String {
-    let named = match &spec.ends[end] {
-        EndSpec::Kernel(kernel) => *error.place() == kernel.into(),
-        EndSpec::Memif(_) | EndSpec::VhostUser(_) => false,
-    };
-    if named {
-        error.to_string()
-    } else {
-        format!("the other interface of the pair is gone, and this one with it: {}", error.place())
     }
 }
 

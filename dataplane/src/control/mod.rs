@@ -47,11 +47,13 @@ use std::time::Duration;
 
 use health::{HealthCell, ThreadGuard};
 use inbox::{Inbox, Message};
+use jobs::Jobs;
 use poller::Poller;
 use snapshot::{Snapshot, WorkerCell};
 use state::State;
 
 use crate::mailbox::Mailbox;
+use crate::port::kernel::Owner;
 use crate::settings::Settings;
 use crate::worker::{LANES_MAX, WorkerHandle};
 
@@ -68,7 +70,7 @@ pub struct Control {
 
 impl Control {
     /// Starts the workers and the thread.
-    pub fn start(settings: &Settings) -> io::Result<Self> {
+    pub fn start(settings: &Settings, owner: Owner) -> io::Result<Self> {
         let (inbox, messages) = Inbox::new()?;
         let health = HealthCell::default();
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
@@ -83,7 +85,7 @@ impl Control {
         };
         let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
         let poller = Poller::new(&[inbox.notify_fd(), returned.notify_fd()])?;
-        let mut state = State::new(poller, inbox.clone(), workers, Arc::clone(&snapshot))?;
+        let mut state = State::new(poller, Jobs::new(inbox.clone(), owner), workers, Arc::clone(&snapshot))?;
         let guard = ThreadGuard::new(&health, &inbox);
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
             let _guard = guard;

@@ -17,7 +17,7 @@ use super::HANDSHAKE;
 use super::disconnect::DisconnectReason;
 use super::end::Due;
 use super::events::{Events, WireChange};
-use super::inbox::{Inbox, Message, Reply, Request};
+use super::inbox::{Message, Reply, Request};
 use super::jobs::{Done, Jobs};
 use super::listener::{ListenAddress, ListenerKey, SharedListener, Unfinished, reserve};
 use super::poller::{Owner, Poller, Timer, Token};
@@ -65,11 +65,11 @@ pub struct State {
 
 impl State {
     /// Nothing but workers.
-    pub fn new(poller: Poller, inbox: Inbox, workers: Vec<WorkerHandle>, snapshot: Arc<Snapshot>) -> io::Result<Self> {
+    pub fn new(poller: Poller, jobs: Jobs, workers: Vec<WorkerHandle>, snapshot: Arc<Snapshot>) -> io::Result<Self> {
         let descriptors_max = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
         Ok(Self {
             poller,
-            jobs: Jobs::new(inbox),
+            jobs,
             wires: SlotMap::with_key(),
             names: BTreeMap::new(),
             listeners: SlotMap::with_key(),

@@ -18,13 +18,16 @@
 //! - `error`: what can go wrong, and the cure.
 
 mod error;
+mod message;
 mod namespace;
+mod owner;
 pub mod ring;
 mod setup;
 pub mod spec;
 mod tap;
 mod veth;
 
-pub use error::{KernelError, Place};
+pub use error::{InterfaceId, KernelError};
+pub use owner::{Owner, OwnerError};
 pub use tap::TapInterface;
-pub use veth::VethPair;
+pub use veth::{PairEnd, PairStatus, VethPair};
