@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::PassCred;
+use nix::sys::socket::sockopt::{self, PassCred};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    listen, sendmsg, setsockopt, shutdown, socket,
+    getsockopt, listen, sendmsg, setsockopt, shutdown, socket,
 };
 
 use crate::peer_file::PeerFile;
@@ -45,6 +45,21 @@ impl UnixSocket {
         let socket = new_socket(kind)?;
         connect(socket.as_raw_fd(), address)?;
         Self::connected(socket, kind)
+    }
+
+    /// A connected socket that another process had.
+    ///
+    /// # Errors
+    /// It is no socket, or one of the other kind.
+    pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        let wanted = match kind {
+            Kind::SeqPacket => SockType::SeqPacket,
+            Kind::Stream => SockType::Stream,
+        };
+        if getsockopt(&fd, sockopt::SockType)? != wanted {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
+        }
+        Self::connected(fd, kind)
     }
 
     /// Connects to whoever listens at `path`, of any length.

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::config::PoliciesFile;
-use crate::hands::{Observer, Timeouts};
+use crate::executor::{Observer, Timeouts};
 use crate::holders;
 use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
@@ -50,7 +50,7 @@ pub struct DaemonOptions {
     /// The file that says so, which is followed; none: it is said once and for all.
     pub file: Option<PoliciesFile>,
     /// How long anything may take.
-    pub patience: Timeouts,
+    pub timeouts: Timeouts,
     /// Is told of every step.
     pub observer: Option<Observer>,
 }
@@ -76,7 +76,7 @@ pub struct Daemon {
 impl Daemon {
     /// Returns when every VF is in a known state and everything listens.
     pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
-        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, patience, observer } =
+        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, timeouts, observer } =
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
@@ -93,7 +93,7 @@ impl Daemon {
         }
         // Before the first look, so that nothing happens unheard between the two.
         let uevents = if sysfs.is_live() { hear() } else { None };
-        let options = Options { sysfs, kernel, state, policies, patience, observer };
+        let options = Options { sysfs, kernel, state, policies, timeouts, observer };
         let vfs = spawn_blocking(move || Vfs::open(options)).await??;
 
         let mut servers = Servers::new();
@@ -166,36 +166,36 @@ fn follow(
     rescan: Duration,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<JoinHandle<()>> {
-    let (tend, tended) = sync_channel::<()>(1);
-    let tender = vfs.clone();
-    let tender = move || tended.iter().for_each(|()| tender.tend());
-    let tender = thread::Builder::new().name("tend".to_owned()).spawn(tender)?;
+    let (reconcile, reconciling) = sync_channel::<()>(1);
+    let reconciler = vfs.clone();
+    let reconciler = move || reconciling.iter().for_each(|()| reconciler.reconcile());
+    let reconciler = thread::Builder::new().name("reconcile".to_owned()).spawn(reconciler)?;
     let work = move || {
         let mut left = rescan;
         while *phase.borrow() == Phase::Serving {
             // Short, so that a stop is seen.
-            let patience = left.min(LOOK_UP);
+            let timeout = left.min(LOOK_UP);
             let heard = if let Some(socket) = &mut uevents {
-                socket.wait(patience).unwrap_or_else(|error| {
+                socket.wait(timeout).unwrap_or_else(|error| {
                     warn!(%error, "uevents cannot be heard any more: changes are seen at the next look only");
                     uevents = None;
                     false
                 })
             } else {
-                thread::sleep(patience);
+                thread::sleep(timeout);
                 false
             };
-            left = left.saturating_sub(patience);
+            left = left.saturating_sub(timeout);
             if heard || left.is_zero() {
                 vfs.look();
                 // A look that is asked for already is soon enough.
-                let _ = tend.try_send(());
+                let _ = reconcile.try_send(());
                 left = rescan;
             }
         }
-        drop(tend);
+        drop(reconcile);
         // A panic there was told; here is only to be waited.
-        let _ = tender.join();
+        let _ = reconciler.join();
     };
     thread::Builder::new().name("look".to_owned()).spawn(work)
 }

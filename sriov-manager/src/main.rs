@@ -11,7 +11,7 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::run::refuse_settings;
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
-use sriov_manager::hands::Timeouts;
+use sriov_manager::executor::Timeouts;
 use sriov_manager::kernel::LiveKernel;
 use sriov_manager::sysfs::Sysfs;
 
@@ -39,7 +39,7 @@ struct Flags {
     root: PathBuf,
     /// How long one call into the kernel may take before its VF is called stuck
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = humantime::parse_duration)]
-    patience: Duration,
+    call_timeout: Duration,
     #[command(flatten)]
     log: LogFlags,
     /// Check the policies file and exit: 0 if it is good, 64 if not
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         rescan: flags.rescan.unwrap_or(config.rescan),
         policies: config.policies,
         file,
-        patience: Timeouts { call: flags.patience, ..Timeouts::default() },
+        timeouts: Timeouts { call: flags.call_timeout, ..Timeouts::default() },
         observer: None,
     };
     ferrule_daemon::run(|shutdown| run(options, shutdown))

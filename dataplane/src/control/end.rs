@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
@@ -75,11 +76,11 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Whether memory of it went away.
-    pub fn is_truncated(&self) -> bool {
+    /// Why its memory cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
         match self {
-            Self::Memif(peer) => peer.layout.is_truncated(),
-            Self::VhostUser(peer) => peer.session.is_truncated(),
+            Self::Memif(peer) => peer.layout.memory_lost(),
+            Self::VhostUser(peer) => peer.session.memory_lost(),
         }
     }
 

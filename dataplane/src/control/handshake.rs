@@ -203,7 +203,7 @@ impl State {
         if served.ends[end.end].peer().is_some() {
             return Err(HandshakeError::AlreadyConnected(id));
         }
-        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues })
+        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory: &wire.budgets[end.end] })
     }
 
     /// The most queue pairs that any interface at a listening socket takes: HELLO is said before a client says which

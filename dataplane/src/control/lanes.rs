@@ -129,8 +129,8 @@ impl State {
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| served.ends[end].present && served.ends[end].rings.is_none());
         // What is read where pages are missing looks like many a fault.
-        let truncated = |end: usize| served.ends[end].peer().is_some_and(|peer| peer.peer.is_truncated());
-        let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
+        let lost = |end: usize| served.ends[end].peer().and_then(|peer| peer.peer.memory_lost()).map(Fault::Memory);
+        let blamed = blamed.map(|(end, fault)| (end, lost(end).unwrap_or(fault)));
         let done = served.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
             self.disconnect(EndId { wire: key, end }, &DisconnectReason::Fault(fault));

@@ -23,7 +23,7 @@ use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State};
-use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire};
+use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit};
 use crate::engine::{Applied, EngineError, PATIENCE};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};
@@ -45,7 +45,14 @@ fn difference(old: &WireSpec, new: &WireSpec) -> Difference {
     if old == new {
         return Difference::Nothing;
     }
-    let unseen = WireSpec { full: new.full, owner: new.owner.clone(), labels: new.labels.clone(), ..old.clone() };
+    let mut unseen = WireSpec { full: new.full, owner: new.owner.clone(), labels: new.labels.clone(), ..old.clone() };
+    for (old, new) in unseen.ends.iter_mut().zip(&new.ends) {
+        match (old, new) {
+            (EndSpec::Memif(old), EndSpec::Memif(new)) => old.memory = new.memory,
+            (EndSpec::VhostUser(old), EndSpec::VhostUser(new)) => old.memory = new.memory,
+            (EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_), _) => {}
+        }
+    }
     if unseen == *new { Difference::Unseen } else { Difference::Seen }
 }
 
@@ -261,6 +268,9 @@ impl State {
         wire.generation += 1;
         let lanes_change = wire.spec.full != spec.full;
         wire.spec = Arc::new(spec);
+        for (budget, end) in wire.budgets.iter().zip(&wire.spec.ends) {
+            budget.set_limit(memory_limit(end));
+        }
         self.changed.insert(key);
         tracing::info!(wire = self.wires[key].spec.name, "updated");
         self.events.note(&self.wires[key].spec.name, WireChange::Updated);
@@ -394,7 +404,7 @@ impl State {
     /// Nothing of a wire is left: its name is free, or taken by what is wanted in its place.
     fn is_gone(&mut self, key: WireKey) {
         let Some(wire) = self.wires.remove(key) else { return };
-        let Wire { spec, generation, counters, carried, waiting, removal, .. } = wire;
+        let Wire { spec, generation, counters, carried, budgets, waiting, removal, .. } = wire;
         self.names.remove(&spec.name);
         self.map_changed = true;
         let Removal { replies, failure, next } = removal.unwrap_or_default();
@@ -410,6 +420,10 @@ impl State {
             wire.waiting = replies;
             if same {
                 (wire.generation, wire.counters, wire.carried) = (generation + 1, counters, carried);
+                for (budget, end) in budgets.iter().zip(&wire.spec.ends) {
+                    budget.set_limit(memory_limit(end));
+                }
+                wire.budgets = budgets;
             }
             self.begin(wire);
         }

@@ -22,7 +22,8 @@ use super::state::State;
 use super::wire::EndId;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT, PENDING_MAX};
 use crate::port::vhost_user::channel::Channel;
-use crate::port::vhost_user::session::{Message, SessionError};
+use crate::port::vhost_user::session::Message;
+use crate::port::vhost_user::session::error::SessionError;
 
 /// A frontend that is not the peer of an end yet.
 pub struct PendingFrontend {

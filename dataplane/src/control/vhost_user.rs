@@ -30,8 +30,9 @@ use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
+use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::{Answer, Message, Session, SessionError};
+use crate::port::vhost_user::session::{Message, Response, Session};
 use crate::spec::{EndSpec, VhostUserSpec};
 
 /// What came of a look at what a frontend says.
@@ -62,7 +63,7 @@ impl State {
     pub(super) fn connect_frontend(&mut self, id: EndId, channel: Channel, token: Token, first: Option<Message>) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let EndSpec::VhostUser(spec) = &wire.spec.ends[id.end] else { return };
-        let session = Session::new(Offer::new(spec, &wire.spec.ends[1 - id.end]));
+        let session = Session::new(Offer::new(spec, &wire.spec.ends[1 - id.end]), &wire.budgets[id.end]);
         let peer = process_name(&channel);
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
@@ -159,7 +160,7 @@ impl State {
         if let Some(memory) = memory {
             self.jobs.reap(memory);
         }
-        let Answer { reply, announce } = answer?;
+        let Response { reply, announce, .. } = answer?;
         if let Some((reply, file)) = reply {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             frontend.channel.send(&reply.emit(), &files)?;

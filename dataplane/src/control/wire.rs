@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ferrule_ffi::memory_budget::MemoryBudget;
 use slotmap::new_key_type;
 
 use super::end::End;
@@ -15,7 +16,7 @@ use crate::lane::{Lane, collect};
 use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
-use crate::spec::WireSpec;
+use crate::spec::{EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -43,6 +44,8 @@ pub struct Wire {
     pub counters: Arc<[LinkCounters; 2]>,
     /// What the kernel counted before the wire was made again.
     pub carried: [Traffic; 2],
+    /// What the memory of each end's peers, one after the other, may cost us.
+    pub budgets: [Arc<MemoryBudget>; 2],
     /// How far it has come.
     pub body: Body,
     /// Somebody waits for it to be made.
@@ -142,9 +145,11 @@ impl Wire {
     /// A wire that nothing was made of yet.
     pub fn new(spec: WireSpec, outcome: Applied) -> Self {
         let making = Making { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome };
+        let budgets = spec.ends.each_ref().map(|end| MemoryBudget::new(memory_limit(end)));
         Self {
             spec: Arc::new(spec),
             generation: 1,
+            budgets,
             counters: Arc::default(),
             carried: <_>::default(),
             body: Body::Making(making),
@@ -227,6 +232,15 @@ impl Wire {
             None if wire.ends[borrower].layout().is_some_and(|layout| layout.is_lent()) => Crossing::Switched,
             None => Crossing::Copied,
         }
+    }
+}
+
+/// The most memory that the peers of an end may make us populate.
+pub fn memory_limit(end: &EndSpec) -> u64 {
+    match end {
+        EndSpec::Memif(spec) => spec.memory.as_bytes(),
+        EndSpec::VhostUser(spec) => spec.memory.as_bytes(),
+        EndSpec::Kernel(_) => 0,
     }
 }
 

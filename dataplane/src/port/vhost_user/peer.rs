@@ -1,13 +1,14 @@
-//! What control keeps of a vhost-user frontend.
+//! A frontend as control sees it: its socket, what it has said, and what of that waits.
 
 use std::time::Instant;
 
 use crate::port::vhost_user::channel::Channel;
-use crate::port::vhost_user::session::{Message, Session, SessionError};
+use crate::port::vhost_user::session::error::SessionError;
+use crate::port::vhost_user::session::{Message, Session};
 
-/// A frontend that is the peer of an end.
+/// A vhost-user frontend.
 pub struct VhostUserPeer {
-    /// Its control socket.
+    /// Its socket.
     pub channel: Channel,
     /// What it has said.
     pub session: Session,
