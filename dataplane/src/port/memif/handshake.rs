@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::unix::Lost;
 use thiserror::Error;
 
 use crate::port::memif::layout::{Layout, LayoutError, Loan, NoLoan, Queues, REGIONS_MAX};
@@ -249,6 +250,9 @@ pub enum HandshakeError {
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,
+    /// Descriptors did not arrive.
+    #[error("{0}")]
+    FilesLost(Lost),
     /// A trusted wire's memory is that of the peer at its other end.
     #[error("the other end of the trusted wire has a new peer, whose memory is lent instead")]
     NewLender,

@@ -24,7 +24,7 @@ use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 pub struct Layout {
     role: Role,
     /// What the client announced. It is mapped at CONNECT: a client that never gets there takes no address space.
-    announced: Vec<(u64, OwnedFd)>,
+    announced: Vec<(u64, PeerFile)>,
     regions: Vec<Region>,
     rings: Vec<RingPlace>,
     buffers: BufferPlace,
@@ -158,7 +158,7 @@ impl Layout {
         if size > MEMORY_MAX - held {
             return Err(LayoutError::TooMuchMemory { index, size });
         }
-        let file = Region::check(file, size).map_err(|source| LayoutError::Map { index, size, source })?;
+        Region::check(&file, size).map_err(|source| LayoutError::Map { index, size, source })?;
         self.announced.push((size, file));
         Ok(())
     }
@@ -199,7 +199,7 @@ impl Layout {
             // At most REGIONS_MAX.
             let index = index as u16;
             // It was long enough when it was announced.
-            let file = Region::check(file, size).map_err(|_| LayoutError::Truncated { index })?;
+            Region::check(&file, size).map_err(|_| LayoutError::Truncated { index })?;
             let map = Region::map(file, size, &self.health);
             self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
         }
