@@ -21,7 +21,7 @@ use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct UnixSocket {
-    /// There until it is dropped.
+    /// There until it is dropped or given away.
     fd: Option<OwnedFd>,
     kind: Kind,
     account: Arc<DescriptorAccount>,
@@ -107,6 +107,11 @@ impl UnixSocket {
         let socket = new_socket(kind)?;
         connect_to(socket.as_fd(), path)?;
         Self::connected(socket, kind, Arc::default())
+    }
+
+    /// The descriptor, for another process: the peer does not notice that this one lets go of it.
+    pub fn into_fd(mut self) -> OwnedFd {
+        self.fd.take().expect("it is there until the value is dropped")
     }
 
     fn connected(fd: OwnedFd, kind: Kind, account: Arc<DescriptorAccount>) -> io::Result<Self> {
@@ -234,7 +239,8 @@ impl Drop for UnixSocket {
     /// The peer sees the end at once. What was not read may hold descriptors, which the kernel closes with the socket: so
     /// a closer does that. After the shutdown nothing can come any more.
     fn drop(&mut self) {
-        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
+        let Some(fd) = &self.fd else { return };
+        let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
         let has_more = !matches!(self.receive_once(&mut [0], 0, libc::MSG_PEEK), Ok(None));
         if has_more && let Some(fd) = self.fd.take() {
             closers::close(fd, self.account.count());

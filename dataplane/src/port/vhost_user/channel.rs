@@ -92,6 +92,11 @@ impl Channel {
         Ok(channel)
     }
 
+    /// Lets go of the socket, which a successor has: its peer does not notice.
+    pub(crate) fn release(self) {
+        drop(self.socket.into_fd());
+    }
+
     /// Whether files came with a message that is not whole yet.
     pub fn holds_files(&self) -> bool {
         !self.files.is_empty()
