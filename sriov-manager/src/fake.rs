@@ -51,6 +51,8 @@ pub enum Scenario {
     MacRefused,
     /// The PF's driver is busy with this VF and leaves it out of what it tells.
     LeftOut(u32),
+    /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
+    CountHangs,
     /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }
@@ -490,11 +492,13 @@ impl FakeKernel {
     }
 
     fn hang(&self, file: &str) {
-        if file != "unbind" {
-            return;
-        }
+        let scenario = match file {
+            "unbind" => Scenario::UnbindHangs,
+            "sriov_numvfs" => Scenario::CountHangs,
+            _ => return,
+        };
         let mut state = self.state();
-        while state.scenarios.contains(&Scenario::UnbindHangs) {
+        while state.scenarios.contains(&scenario) {
             state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -575,7 +579,11 @@ impl FakeKernel {
             if let Some(group) = self.sysfs.iommu_group(vf) {
                 let _ = fs::remove_dir_all(self.group(group));
             }
-            let _ = fs::remove_dir_all(self.sysfs.file(vf, ""));
+            // Kept elsewhere, so that what comes to its place has another number, as in sysfs.
+            let gone = self.sysfs.path("gone");
+            make(&gone);
+            let number = fs::read_dir(&gone).map_or(0, Iterator::count);
+            let _ = fs::rename(self.sysfs.file(vf, ""), gone.join(number.to_string()));
             self.state().states.remove(&vf);
         }
         put(&self.sysfs.file(pf, "sriov_numvfs"), "0\n");

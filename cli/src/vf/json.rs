@@ -8,6 +8,7 @@ pub(super) fn list(response: &v1::ListResponse) -> String {
         "pfs": response.pfs.iter().map(pf).collect::<Vec<_>>(),
         "vfs": response.vfs.iter().map(vf).collect::<Vec<_>>(),
         "lost": response.lost.iter().map(lease).collect::<Vec<_>>(),
+        "warnings": response.warnings,
         "policies_refused": some(&response.policies_refused),
     }))
 }

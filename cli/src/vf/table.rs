@@ -82,7 +82,8 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         .lost
         .iter()
         .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
-    refused.chain(short).chain(stuck).chain(faults).chain(forbidden).chain(blocked).chain(lost).collect()
+    let warnings = response.warnings.iter().cloned();
+    refused.chain(warnings).chain(short).chain(stuck).chain(faults).chain(forbidden).chain(blocked).chain(lost).collect()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub fn response(view: &View) -> v1::ListResponse {
         lost: view.lost.iter().map(|lost| lease(lost, None)).collect(),
         generation: view.generation,
         policies_refused: view.policies_refused.clone().unwrap_or_default(),
+        warnings: view.warnings.clone(),
     }
 }
 

@@ -44,7 +44,9 @@ impl Vfs {
     /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
     pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
         let created = self.resize(pf, count, host)?;
-        self.lock().short.remove(&pf);
+        let mut state = self.lock();
+        state.short.remove(&pf);
+        state.counts.changed_by_hand(pf);
         Ok(created)
     }
 
@@ -62,6 +64,11 @@ impl Vfs {
             Ok(()) => self.autoprobe(pf, &resize),
             Err(error) => Err(self.back_to(pf, &resize, error)),
         };
+        let is_stuck = self.executor().watchdog.stuck(pf).is_some();
+        if is_stuck && outcome.is_err() {
+            // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
+            return Err(outcome.err().unwrap_or(VfError::Busy { what: pf.to_string() }));
+        }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
         outcome?;

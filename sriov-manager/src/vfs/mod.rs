@@ -37,6 +37,7 @@ use crate::watchdog::{CallError, Watchdog};
 mod acquire;
 mod apply;
 mod choose;
+mod counts;
 mod create;
 mod error;
 mod locks;
@@ -53,6 +54,7 @@ pub use reasons::{Reason, obstacles};
 pub use release::{ReleaseOptions, Remains};
 pub use rules::{AdoptError, Adopted, Counts};
 
+use counts::CountsSeen;
 use locks::LockRequest;
 pub use view::{PfView, VfView, View};
 
@@ -100,6 +102,10 @@ struct State {
     policies_refused: Option<String>,
     /// PFs that have not got the number of VFs that the policies want, and why.
     short: BTreeMap<PciAddress, String>,
+    /// What was last seen to with the numbers of VFs of PFs.
+    counts: CountsSeen,
+    /// VFs that are others than those that were at their addresses before.
+    remade: BTreeSet<PciAddress>,
     journal: Journal,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
@@ -135,6 +141,8 @@ impl Vfs {
                     policies,
                     policies_refused: None,
                     short: BTreeMap::new(),
+                    counts: CountsSeen::default(),
+                    remade: BTreeSet::new(),
                     journal,
                     locked: BTreeSet::new(),
                     naming: BTreeSet::new(),
@@ -155,9 +163,10 @@ impl Vfs {
         self.0.generation.subscribe()
     }
 
-    /// Looks at the tree again, and goes on with what could not be finished before.
+    /// Looks at the tree again, and goes on with what could not be finished before, however often it was tried.
     pub fn rescan(&self) {
         self.look();
+        self.lock().counts.forget_failures();
         self.reconcile();
     }
 
@@ -185,6 +194,11 @@ impl Vfs {
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
+                let is_remade = |vf: &&VirtualFunction| {
+                    state.inventory.vfs.get(&vf.address).is_some_and(|before| before.instance != vf.instance)
+                };
+                let remade: Vec<_> = inventory.vfs.values().filter(is_remade).map(|vf| vf.address).collect();
+                state.remade.extend(remade);
                 if state.inventory != inventory {
                     state.inventory = inventory;
                     drop(state);

@@ -5,10 +5,12 @@ use std::thread;
 
 use tracing::{info, warn};
 
+use super::counts::CountsSeen;
 use super::release::Remains;
 use super::{LockRequest, VfError, Vfs};
+use crate::address::PciAddress;
 use crate::journal::Record;
-use crate::lease::{Lease, Stage};
+use crate::lease::{Lease, Resize, Stage};
 
 impl Vfs {
     /// Brings everything that the journal knows to a known state. Only the journal itself can fail it.
@@ -30,6 +32,7 @@ impl Vfs {
             let state = self.lock();
             state.policies.counts(&state.inventory)
         };
+        CountsSeen::see_to_all(&mut self.lock());
         self.make_counts(&counts)?;
         self.look();
         // PFs beside each other: a reboot may have many leases to bring back.
@@ -48,12 +51,24 @@ impl Vfs {
         self.record(&mut self.lock(), &Record::Boot { id: boot })
     }
 
-    /// Goes on with leases that something is wrong with.
+    /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, and
+    /// with the numbers of VFs of PFs that came since.
     pub(crate) fn reconcile(&self) {
         let facts = self.facts();
+        for (&pf, resize) in &facts.resizes {
+            if let Err(error) = self.reconcile_resize(pf, resize) {
+                warn!(%pf, %error, "a change of its number of VFs cannot be finished");
+            }
+        }
+        if let Err(error) = self.reconcile_counts() {
+            warn!(%error, "the numbers of VFs cannot be made what the policies want");
+        }
+        let remade = std::mem::take(&mut self.lock().remade);
         for lease in facts.leases.values() {
-            let gone = self.function(lease).is_none();
-            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent;
+            let function = self.function(lease);
+            let gone = function.is_none();
+            let drifted = remade.contains(&lease.vf) || function.is_some_and(|vf| !lease.is_driven_as_wanted(&vf));
+            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent || drifted;
             let stuck = self.executor().watchdog.stuck(lease.vf).is_some();
             if (gone || faulty)
                 && !stuck
@@ -62,6 +77,21 @@ impl Vfs {
                 warn!(vf = %lease.vf, lease = lease.id, %error, "still not as it should be");
             }
         }
+    }
+
+    /// Finishes a change of a number of VFs whose call into the kernel had not come back.
+    fn reconcile_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
+        let is_busy = self.executor().watchdog.stuck(pf).is_some() || self.lock().locked.contains(&pf);
+        if is_busy {
+            return Ok(());
+        }
+        let (now, lock) = self.lock_vfs(|state| {
+            let now = state.journal.facts().resizes.get(&pf).cloned();
+            Ok((now, LockRequest { functions: [pf].into(), quiet: BTreeSet::new(), name: None }))
+        })?;
+        let result = if now.as_ref() == Some(resize) { self.finish_resize(pf, resize) } else { Ok(()) };
+        drop(lock);
+        result
     }
 
     /// Only if nobody works on it: whoever does will see to it.
