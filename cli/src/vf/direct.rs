@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 use sriov_manager::holders;
 use sriov_manager::inventory::Inventory;
 use sriov_manager::sysfs::Sysfs;

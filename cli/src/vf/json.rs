@@ -1,7 +1,7 @@
 //! VFs for programs. Keys may be added later; none is renamed or removed.
 
 use serde_json::{Value, json};
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 
 pub(super) fn list(response: &v1::ListResponse) -> String {
     text(&json!({

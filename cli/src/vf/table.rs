@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::{Cell, Color};
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 
 use crate::text;
 use crate::wires::table::{Look, right};

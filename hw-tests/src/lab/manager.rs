@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use sriov_manager::api::v1::acquire_request::Choice;
-use sriov_manager::api::v1::{
+use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::v1::{
     AcquireRequest, Attributes, Count, CreateRequest, Created, ExplainRequest, ListRequest, ListResponse,
     ReleaseRequest, Vf, WatchRequest,
 };
-use sriov_manager::api::{Client, connect};
+use sriov_manager_client::{Client, connect};
 use tokio::runtime::{self, Runtime};
 use tonic::{Response, Status, Streaming};
 

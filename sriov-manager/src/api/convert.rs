@@ -1,6 +1,7 @@
 //! What others see as messages, and requests as what the library takes.
 
-use super::v1;
+use sriov_manager_client::v1;
+
 use crate::address::Driver;
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::lease::{Lease, Wanted};
