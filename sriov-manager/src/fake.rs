@@ -559,7 +559,8 @@ impl FakeKernel {
             let state = self.state();
             (state.group_size, state.pf_in_group)
         };
-        let group = 100 * u32::from(bus) + index / size;
+        let group = index / size;
+        let group = if group < 100 { 100 * u32::from(bus) + group } else { 1000 * (100 + u32::from(bus)) + group };
         self.make_device(vf, VF_DEVICE, group);
         put(&self.sysfs.file(vf, "reset"), "");
         link(&format!("../{pf}"), &self.sysfs.file(vf, "physfn"));
@@ -694,7 +695,10 @@ impl FakeKernel {
 
 /// An 82576: VFs begin at device 16 of the bus behind, and every second function is one of the other PF's.
 fn vf_address(bus: u8, index: u32) -> PciAddress {
-    PciAddress::new(0, bus, 16 + (index / 4) as u8, 2 * (index % 4) as u8)
+    // What has no room there is on buses further behind, as on NICs with more VFs.
+    let (further, place) = (index / 64, index % 64);
+    let bus = if further == 0 { bus } else { 0x20 + 4 * (bus - PF_BUS) + further as u8 };
+    PciAddress::new(0, bus, 16 + (place / 4) as u8, 2 * (place % 4) as u8)
 }
 
 fn netdev_name(vf: PciAddress) -> String {

@@ -100,10 +100,10 @@ impl Policies {
     }
 
     /// Pools that a VF is in.
-    pub fn pools_of<'a>(&'a self, inventory: &Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
-        let pf = inventory.pfs.get(&vf.pf).cloned();
+    pub fn pools_of<'a>(&'a self, inventory: &'a Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
+        let pf = inventory.pfs.get(&vf.pf);
         let index = vf.index;
-        self.pools.iter().filter(move |pool| pf.as_ref().is_some_and(|pf| pool.holds(pf, index)))
+        self.pools.iter().filter(move |pool| pf.is_some_and(|pf| pool.holds(pf, index)))
     }
 
     /// The driver of the kernel for a VF that is lent from a pool, or by its address; none: the kernel has to find it.

@@ -629,3 +629,48 @@ fn a_change_of_a_number_that_hung_is_finished_when_the_kernel_comes_back() {
     assert_eq!(vfs.view().vfs.len(), 3);
     assert_eq!(node.sysfs().text(node.pf(0), "sriov_drivers_autoprobe").as_deref(), Some("1"), "as it was before");
 }
+
+#[test]
+fn two_managers_of_one_node_are_refused_whatever_their_state_directories() {
+    let node = FakeNode::new(1, 7);
+    let first = node.open();
+    let other = Options { state: node.state().with_extension("other"), ..node.options() };
+    let error = Vfs::open(other).err().expect("the node has a manager").to_string();
+    assert!(error.contains("another sriov-manager does"), "{error}");
+    drop(first);
+    Vfs::open(Options { state: node.state().with_extension("other"), ..node.options() }).unwrap();
+}
+
+#[test]
+fn a_full_disk_shows_everything_and_lends_nothing() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    vfs.acquire(&request(node.vf(0, 0), Driver::None)).unwrap();
+    drop(vfs);
+    let in_the_way = node.state().join("journal.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let vfs = node.open();
+    let view = vfs.view();
+    assert_eq!((view.vfs.len(), view.vfs[0].lease.is_some()), (2, true));
+    assert_eq!(vfs.explain(node.vf(0, 1), Driver::None).unwrap(), []);
+    let before = node.fingerprint();
+    let error = vfs.acquire(&request(node.vf(0, 1), Driver::VfioPci)).unwrap_err();
+    assert!(matches!(error, VfError::Journal(_)), "{error}");
+    assert_eq!(node.fingerprint(), before);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    vfs.acquire(&request(node.vf(0, 1), Driver::VfioPci)).unwrap();
+}
+
+#[test]
+fn pfs_of_255_vfs_each_are_listed_whole() {
+    let node = FakeNode::new(2, 255);
+    let vfs = Vfs::open(Options { policies: with_count(PfSelector::default(), 255), ..node.options() }).unwrap();
+    let view = vfs.view();
+    assert_eq!(view.vfs.len(), 510);
+    assert!(view.vfs.iter().all(|vf| vf.pools == ["all"] && vf.reasons.is_empty()));
+    let last = node.vf(1, 254);
+    vfs.acquire(&request(last, Driver::VfioPci)).unwrap();
+    assert_eq!(vfs.view().vfs.iter().filter(|vf| vf.lease.is_some()).count(), 1);
+    vfs.release(&last.to_string(), Duration::ZERO, ROOT).unwrap();
+}

@@ -13,13 +13,15 @@
 //! `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -89,6 +91,8 @@ struct Inner {
     generation: watch::Sender<u64>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
+    /// No other manager owns this tree, whatever its state directory.
+    _tree: Flock<File>,
 }
 
 struct State {
@@ -119,6 +123,7 @@ impl Vfs {
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let Options { sysfs, kernel, state, policies, timeouts, observer } = options;
         let journal = Journal::open(&state)?;
+        let tree = lock_tree(&sysfs)?;
         let inventory = Inventory::read(&sysfs).map_err(|source| OpenError::Sysfs { root: sysfs.path(""), source })?;
         let wrong = policies.check(&inventory);
         if !wrong.is_empty() {
@@ -151,10 +156,11 @@ impl Vfs {
                 closing: AtomicBool::new(false),
                 generation: watch::Sender::new(0),
                 looking: Mutex::default(),
+                _tree: tree,
             }
         });
         let vfs = Self(inner);
-        vfs.recover()?;
+        vfs.recover();
         Ok(vfs)
     }
 
@@ -348,6 +354,17 @@ impl Vfs {
         }
         Ok(None)
     }
+}
+
+/// Locks the node itself: the directory of its PCI devices, which every process of the machine sees as the same one.
+fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
+    let path = sysfs.path("sys/bus/pci/devices");
+    let failed = |source: io::Error| OpenError::Sysfs { root: sysfs.path(""), source };
+    let directory = File::open(&path).map_err(failed)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => OpenError::Owned { root: sysfs.path("") },
+        errno => failed(errno.into()),
+    })
 }
 
 impl State {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::counts::CountsSeen;
 use super::release::Remains;
@@ -13,8 +13,9 @@ use crate::journal::Record;
 use crate::lease::{Lease, Resize, Stage};
 
 impl Vfs {
-    /// Brings everything that the journal knows to a known state. Only the journal itself can fail it.
-    pub(super) fn recover(&self) -> Result<(), VfError> {
+    /// Brings everything that the journal knows to a known state. What the journal refuses is told: with a full disk nothing is
+    /// lent, and everything is shown all the same.
+    pub(super) fn recover(&self) {
         let facts = self.facts();
         let boot = self.0.boot_id();
         if !facts.boot.is_empty() && facts.boot != boot {
@@ -23,9 +24,14 @@ impl Vfs {
                 "the node was rebooted: its VFs are made anew, and its leases brought back"
             );
         }
+        let told = |result: Result<(), VfError>| {
+            if let Err(error) = result {
+                error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
+            }
+        };
         for (&pf, resize) in &facts.resizes {
             info!(%pf, from = resize.from, to = resize.to, "finishing a change of its number of VFs");
-            self.finish_resize(pf, resize)?;
+            told(self.finish_resize(pf, resize));
         }
         self.look();
         let counts = {
@@ -33,22 +39,19 @@ impl Vfs {
             state.policies.counts(&state.inventory)
         };
         CountsSeen::see_to_all(&mut self.lock());
-        self.make_counts(&counts)?;
+        told(self.make_counts(&counts).map(drop));
         self.look();
         // PFs beside each other: a reboot may have many leases to bring back.
         let pfs: BTreeSet<_> = facts.leases.values().map(|lease| lease.pf).collect();
         thread::scope(|scope| {
             let leases = |pf| facts.leases.values().filter(move |lease| lease.pf == pf);
-            let work = |pf| scope.spawn(move || leases(pf).try_for_each(|lease| self.restore(lease)));
-            let threads: Vec<_> = pfs.iter().map(|&pf| work(pf)).collect();
-            threads.into_iter().try_for_each(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })?;
+            for &pf in &pfs {
+                scope.spawn(move || leases(pf).for_each(|lease| told(self.restore(lease))));
+            }
+        });
         // What was brought back is not what was seen before.
         self.look();
-        self.record(&mut self.lock(), &Record::Boot { id: boot })
+        told(self.record(&mut self.lock(), &Record::Boot { id: boot }));
     }
 
     /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, and
