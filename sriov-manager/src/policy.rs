@@ -140,7 +140,11 @@ impl Policies {
             let fitting = pool.pfs.iter().filter(|selector| selector.fits(pf));
             fitting.filter_map(|selector| Some((selector.count?, selector.vfs.clone()))).collect()
         };
-        let mut wishes: Vec<_> = self.pools.iter().flat_map(|pool| of_pool(pool).into_iter().map(|(count, vfs)| (count, &pool.name, vfs))).collect();
+        let mut wishes: Vec<_> = self
+            .pools
+            .iter()
+            .flat_map(|pool| of_pool(pool).into_iter().map(|(count, vfs)| (count, &pool.name, vfs)))
+            .collect();
         wishes.sort_by_key(|(count, ..)| std::cmp::Reverse(count.priority));
         let apart = |a: &Option<BTreeSet<u32>>, b: &Option<BTreeSet<u32>>| match (a, b) {
             (Some(a), Some(b)) => a.is_disjoint(b),
@@ -178,7 +182,11 @@ impl Policies {
                     Some(NumVfs::Exactly(count)) => count,
                     Some(NumVfs::AllIfNone) | None => pf.vfs.len().try_into().unwrap_or(u32::MAX),
                 };
-                let highest = pool.pfs.iter().filter(|selector| selector.fits(pf)).filter_map(|selector| selector.vfs.as_ref()?.last());
+                let highest = pool
+                    .pfs
+                    .iter()
+                    .filter(|selector| selector.fits(pf))
+                    .filter_map(|selector| selector.vfs.as_ref()?.last());
                 if let Some(highest) = highest.max().filter(|highest| **highest >= will_have) {
                     warnings.push(format!(
                         "the pool {} names VF {highest} of {}, which is to have {will_have}: raise `num_vfs` or lower the range",

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
-use sriov_manager_client::v1::acquire_request::Choice;
-use sriov_manager_client::cache::Latest;
-use sriov_manager_client::{Client, VfCache, connect, v1};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use sriov_manager_client::cache::Latest;
+use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::{Client, VfCache, connect, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -532,8 +532,7 @@ fn whoever_watches_is_told_of_every_change() {
 }
 
 fn with_count(pf: PfSelector, count: u32) -> Policies {
-    let pool =
-        Pool { name: "all".into(), pfs: vec![pf], num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() };
+    let pool = Pool { name: "all".into(), pfs: vec![pf], num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() };
     Policies { pools: vec![pool] }
 }
 

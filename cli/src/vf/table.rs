@@ -83,7 +83,15 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         .iter()
         .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
     let warnings = response.warnings.iter().cloned();
-    refused.chain(warnings).chain(short).chain(stuck).chain(faults).chain(forbidden).chain(blocked).chain(lost).collect()
+    refused
+        .chain(warnings)
+        .chain(short)
+        .chain(stuck)
+        .chain(faults)
+        .chain(forbidden)
+        .chain(blocked)
+        .chain(lost)
+        .collect()
 }
 
 #[cfg(test)]

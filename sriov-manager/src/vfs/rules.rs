@@ -43,7 +43,8 @@ impl Vfs {
                 pf.is_some_and(|pf| before.wanted_count(pf) != state.policies.wanted_count(pf))
             };
             let different = state.policies.counts(inventory);
-            let counts: Vec<_> = different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
+            let counts: Vec<_> =
+                different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
             // What is not wanted any more is not lacked.
             state.short.retain(|short, _| different.iter().any(|(pf, _)| pf == short));
             CountsSeen::see_to_all(&mut state);

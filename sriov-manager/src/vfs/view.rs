@@ -109,6 +109,13 @@ impl Vfs {
             .collect();
         let is_there = |lease: &&Lease| inventory.vfs.get(&lease.vf).is_some_and(|vf| lease.is_of(vf));
         let lost = leases.values().filter(|lease| !is_there(lease)).cloned().collect();
-        View { pfs, vfs, lost, policies_refused: state.policies_refused.clone(), warnings: state.policies.warnings(inventory), generation }
+        View {
+            pfs,
+            vfs,
+            lost,
+            policies_refused: state.policies_refused.clone(),
+            warnings: state.policies.warnings(inventory),
+            generation,
+        }
     }
 }
