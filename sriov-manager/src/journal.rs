@@ -107,15 +107,18 @@ impl Journal {
         })?;
         let path = directory.join("journal");
         let facts = read(&path)?;
-        let file = rewrite(&path, &facts).map_err(|source| JournalError::Failed {
-            tried: "write",
-            path: path.clone(),
-            source,
-        })?;
+        // A journal that cannot be written can still be read: VFs are shown, and each change says why not.
+        let (file, lines) = match rewrite(&path, &facts) {
+            Ok(file) => (Some(file), facts.len()),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "the journal cannot be written: nothing is lent before it can be");
+                (None, usize::MAX)
+            }
+        };
         Ok(Self {
             path,
             file,
-            lines: facts.len(),
+            lines,
             facts,
             _lock: lock,
             #[cfg(feature = "fake")]
