@@ -60,14 +60,14 @@ impl Vfs {
         self.nobody_holds(pf, host)?;
         self.record(&mut self.lock(), &Record::Resize { pf, resize: Some(resize.clone()) })?;
         let done = self.executor().apply(&created.steps);
+        let is_stuck = done.as_ref().is_err_and(|error| error.stuck);
         let outcome = match done {
             Ok(()) => self.autoprobe(pf, &resize),
             Err(error) => Err(self.back_to(pf, &resize, error)),
         };
-        let is_stuck = self.executor().watchdog.stuck(pf).is_some();
-        if is_stuck && outcome.is_err() {
+        if is_stuck {
             // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
-            return Err(outcome.err().unwrap_or(VfError::Busy { what: pf.to_string() }));
+            return outcome.map(|()| created);
         }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
