@@ -9,7 +9,7 @@
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
 //! - [`health`]: whether a peer's memory can still be used, and why not.
 //! - [`memory_budget`]: how much of our memory a peer may make us pay for.
-//! - `mapping`, `guard`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
+//! - `mapping`, `guard`, `meter`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
 //!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
@@ -33,6 +33,7 @@ mod guard;
 pub mod health;
 mod mapping;
 pub mod memory_budget;
+mod meter;
 pub mod netlink;
 pub mod netns;
 pub mod notifier;

@@ -64,7 +64,7 @@ impl Service {
 
     fn takes_changes(&self) -> Result<(), Status> {
         match *self.phase.borrow() {
-            Phase::Serving => Ok(()),
+            Phase::Starting | Phase::Serving => Ok(()),
             Phase::Draining | Phase::Stopped => Err(Status::unavailable("sriov-manager is stopping; ask the next one")),
         }
     }
