@@ -116,10 +116,10 @@ pub fn unseen(lab: &Lab) -> Result<()> {
 /// Killed while the kernel waits, the manager leaves a thread that cannot die; the next one starts all the same.
 pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
     let pause = lab.state().join("unbind");
-    let options = Options {
+    let options = ManagerOptions {
         call_timeout: Some(Duration::from_millis(300)),
         pause_before_unbind: Some(pause.clone()),
-        ..Options::default()
+        ..ManagerOptions::default()
     };
     let manager = Manager::start(lab, &options)?;
     manager.create(&lab.pfs[..1], 1)?;
@@ -141,7 +141,7 @@ pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
     eventually("all of it is dead but the thread that hangs", || stat().contains(") Z "));
 
     let began = Instant::now();
-    let next = Manager::start(lab, &Options::default())?;
+    let next = Manager::start(lab, &ManagerOptions::default())?;
     lab.time("a start beside a killed manager whose call hangs", began.elapsed());
     assert_eq!(next.vf(vf)?.lease.map(|lease| lease.id), Some("stuck".to_owned()));
     testpmd::quit(holder);
