@@ -127,11 +127,11 @@ fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
     // Nobody else pays for what our own peer makes us populate.
     let memory = &MemoryBudget::unlimited();
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), memory };
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();
-    let mut server = Server::greet(&mut out);
+    let mut server = Server::greet(spec.queues, &mut out);
     loop {
         channel.send(&mut out)?;
         if let Server::Connected(connection) = server {

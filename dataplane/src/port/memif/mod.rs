@@ -5,6 +5,7 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
+//! - [`peer`]: what control keeps of one;
 //! - [`channel`]: a control socket, one message at a time.
 //!
 //! All of it together, for programs of ours that are the peer at the other end of a wire, is in the crate `endpoints`.
@@ -13,5 +14,6 @@ pub mod channel;
 pub mod handshake;
 pub mod layout;
 pub mod message;
+pub mod peer;
 pub mod ring;
 pub mod spec;

@@ -4,10 +4,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::eventually;
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::scenario::Lab;
 use crate::lab::testpmd;
 
@@ -15,7 +16,7 @@ use super::ip;
 
 pub fn process(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[..1];
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(pf, 2)?;
     let vfs = pf[0].vfs();
     let [lent, free] = [&vfs[0], &vfs[1]];
@@ -60,7 +61,7 @@ pub fn process(lab: &Lab) -> Result<()> {
 
 pub fn namespace(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[..1];
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(pf, 2)?;
     let vfs = pf[0].vfs();
     let [vf, free] = [&vfs[0], &vfs[1]];
@@ -98,7 +99,7 @@ pub fn namespace(lab: &Lab) -> Result<()> {
 
 /// A holder that a manager in a container does not see in `/proc` is a holder all the same: the kernel says so.
 pub fn unseen(lab: &Lab) -> Result<()> {
-    let manager = Manager::start(lab, &Options { alone: true, ..Options::default() })?;
+    let manager = Manager::start(lab, &ManagerOptions { alone: true, ..ManagerOptions::default() })?;
     assert!(manager.log().contains("the pod needs `hostPID: true`"), "it knows that it does not see everybody");
     manager.create(&lab.pfs[..1], 1)?;
     let vf = &lab.pfs[0].vfs()[0];
@@ -112,12 +113,51 @@ pub fn unseen(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Killed while the kernel waits, the manager leaves a thread that cannot die; the next one starts all the same.
+pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
+    let pause = lab.state().join("unbind");
+    let options = ManagerOptions {
+        call_timeout: Some(Duration::from_millis(300)),
+        pause_before_unbind: Some(pause.clone()),
+        ..ManagerOptions::default()
+    };
+    let manager = Manager::start(lab, &options)?;
+    manager.create(&lab.pfs[..1], 1)?;
+    let vf = &lab.pfs[0].vfs()[0];
+    manager.acquire("stuck", vf, "vfio-pci", None)?;
+    let holder = thread::scope(|scope| -> Result<_> {
+        let holder = scope.spawn(|| -> Result<_> {
+            eventually("the manager is about to unbind", || pause.exists());
+            let holder = testpmd::start(&[vf], &[])?;
+            std::fs::remove_file(&pause)?;
+            Ok(holder)
+        });
+        manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
+        holder.join().expect("the holder's thread does not panic")
+    })?;
+    // It is not waited for: it cannot end before the holder does.
+    manager.signal(Signal::SIGKILL);
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", manager.id())).unwrap_or_default();
+    eventually("all of it is dead but the thread that hangs", || stat().contains(") Z "));
+
+    let began = Instant::now();
+    let next = Manager::start(lab, &ManagerOptions::default())?;
+    lab.time("a start beside a killed manager whose call hangs", began.elapsed());
+    assert_eq!(next.vf(vf)?.lease.map(|lease| lease.id), Some("stuck".to_owned()));
+    testpmd::quit(holder);
+    eventually("the VF comes back by itself", || next.vf(vf).is_ok_and(|vf| vf.state == "free"));
+    Ok(())
+}
+
 /// Whoever takes a VF between the question and the unbind makes the kernel wait for him.
 pub fn stuck(lab: &Lab) -> Result<()> {
     let timeout = Duration::from_secs(1);
     let pause = lab.state().join("unbind");
-    let options =
-        Options { call_timeout: Some(timeout), pause_before_unbind: Some(pause.clone()), ..Options::default() };
+    let options = ManagerOptions {
+        call_timeout: Some(timeout),
+        pause_before_unbind: Some(pause.clone()),
+        ..ManagerOptions::default()
+    };
     let manager = Manager::start(lab, &options)?;
     manager.create(&lab.pfs[..1], 3)?;
     let vfs = lab.pfs[0].vfs();
