@@ -21,6 +21,7 @@
 //! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header.
 //! - [`ticks`]: the CPU's own clock.
+//! - [`private_files`]: threads that share no open file with their process.
 //! - [`child`]: processes that do not outlive us.
 
 pub mod array;
@@ -37,6 +38,7 @@ pub mod netlink;
 pub mod netns;
 pub mod notifier;
 pub mod peer_file;
+pub mod private_files;
 pub mod region;
 pub mod socket_file;
 pub mod span;
