@@ -435,6 +435,11 @@ impl WireSpec {
             }
             _ => {}
         }
+        if self.trusted && self.full == Full::Drop {
+            let problem = "a trusted wire cannot drop what a full end has no room for, since slots go back to their \
+                           owner in order; use `full: hold`, or leave `trusted` out";
+            errors.push(FieldError::new("full", problem));
+        }
         if self.trusted && self.borrower().is_none() {
             let problem = "a trusted wire has a memif server end, whose peer lends its memory, and a memif client end";
             errors.push(FieldError::new("trusted", problem.to_owned()));

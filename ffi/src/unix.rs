@@ -45,6 +45,11 @@ impl UnixSocket {
         Self::connected(socket, kind)
     }
 
+    /// The socket of a connection that exists already, passed on by another process.
+    pub fn from_connected(fd: OwnedFd, kind: Kind) -> Self {
+        Self { fd, kind }
+    }
+
     fn connected(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
         if kind == Kind::SeqPacket {
             // The kernel signs every packet, so that an empty one is not taken for the end.

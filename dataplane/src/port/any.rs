@@ -151,7 +151,7 @@ pub fn forward(
         AnySource::Memif(source) => match target {
             AnyTarget::Memif(target) if zero_copy::is_zero_copy(source, target) => {
                 let mut tally = Tally::default();
-                let outcome = zero_copy::forward(source, target, full, &mut tally);
+                let outcome = zero_copy::forward(source, target, &mut tally);
                 hand_over(target, &mut scratch.notifier);
                 counters.add(&tally);
                 outcome

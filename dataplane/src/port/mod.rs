@@ -7,6 +7,7 @@
 pub mod any;
 pub mod kernel;
 pub mod memif;
+pub mod saved;
 pub mod vhost_user;
 
 use std::os::fd::BorrowedFd;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use ferrule_ffi::peer_file::PeerFile;
@@ -63,6 +63,13 @@ impl From<UnixSocket> for Channel {
     /// A client that a listener of packets accepted.
     fn from(socket: UnixSocket) -> Self {
         Self(socket)
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    /// The socket of a connection that a predecessor has led.
+    fn from(socket: OwnedFd) -> Self {
+        Self(UnixSocket::from_connected(socket, Kind::SeqPacket))
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
+//! - [`restore`]: what a successor process is given of a connection;
 //! - [`channel`]: a control socket, one message at a time.
 //!
 //! All of it together, for programs of ours that are the peer at the other end of a wire, is in the crate `endpoints`.
@@ -12,4 +13,5 @@ pub mod channel;
 pub mod handshake;
 pub mod layout;
 pub mod message;
+pub mod restore;
 pub mod ring;
