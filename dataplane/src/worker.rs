@@ -18,6 +18,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use crate::capture::Capture;
 use crate::lane::Lane;
 use crate::mailbox::Mailbox;
 use crate::port::Fault;
@@ -35,6 +36,8 @@ pub enum Command {
     /// Hand a lane back, after the frames that its peers have already published; a full target is waited for
     /// so long.
     Return(LaneId, Duration),
+    /// Capture the frames of a lane, or do not any more.
+    Trace(LaneId, Option<Arc<Capture>>),
     /// Hand all lanes back and end.
     Stop,
 }
@@ -137,6 +140,12 @@ impl WorkerHandle {
     /// [`Self::start`].
     pub fn recall(&self, id: LaneId, timeout: Duration) {
         self.commands.post(Command::Return(id, timeout));
+    }
+
+    /// Captures the frames of a lane from now on, or does not any more. Whoever reads the capture keeps it until the lane
+    /// has been told to stop: a worker frees no memory.
+    pub fn trace(&self, id: LaneId, capture: Option<Arc<Capture>>) {
+        self.commands.post(Command::Trace(id, capture));
     }
 
     /// Says that a lane came back: its number is free, its eventfds notify nobody.

@@ -157,15 +157,18 @@ fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> 
         thread::yield_now();
     };
     let [first, second] = lane.ends.map(|end| collect(vec![end]));
-    [Near { rings: first, channel: a.channel, layout: a.layout }, Near { rings: second, channel: b.channel, layout: b.layout }]
+    [
+        Near { rings: first, channel: a.channel, layout: a.layout },
+        Near { rings: second, channel: b.channel, layout: b.layout },
+    ]
 }
 
 /// Writes both ends down, drops them, and makes them again from what was written and the descriptors.
 fn hand_over(ends: [Near; 2]) -> [Near; 2] {
     let mut files = SavedFiles::default();
-    let saved = ends.each_ref().map(|near| {
-        SavedConnection::save((7, "peer"), &near.channel, &near.layout, &near.rings, &mut files).unwrap()
-    });
+    let saved = ends
+        .each_ref()
+        .map(|near| SavedConnection::save((7, "peer"), &near.channel, &near.layout, &near.rings, &mut files).unwrap());
     let text = serde_json::to_string(&saved).unwrap();
     drop((saved, ends));
     let passed: Vec<OwnedFd> = files.into_inner();

@@ -181,6 +181,11 @@ impl Worker {
                         active.recall = Some(Recall { visits: 0, until: now.saturating_add(ticks::of(timeout)) });
                     }
                 }
+                Command::Trace(id, capture) => {
+                    if let Some(active) = &mut self.lanes[usize::from(id)] {
+                        active.lane.capture = capture;
+                    }
+                }
                 Command::Stop => {
                     (0..LANES_MAX as LaneId).for_each(|id| self.hand_back(id, None));
                     return false;

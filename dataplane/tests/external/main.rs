@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod capture;
 #[path = "../common/mod.rs"]
 mod common;
 mod nic;
+mod split;
 mod worker;
 
 use std::io;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::memif::message::{AddRegion, AddRing, Direction};
-use crate::port::memif::ring::zero_copy::{LENT_FROM, BorrowedSlots, OfferedBuffers};
+use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
 use crate::port::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
 use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 

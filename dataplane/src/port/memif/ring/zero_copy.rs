@@ -31,11 +31,7 @@ pub(crate) fn is_zero_copy(source: &Receiver, target: &Sender) -> bool {
 ///
 /// A full borrower always holds frames back: slots go back to the lender in their order, so that one behind those that
 /// the borrower still has could be dropped, but not be given back.
-pub(crate) fn forward(
-    source: &mut Receiver,
-    target: &mut Sender,
-    tally: &mut Tally,
-) -> Result<Visit, Broken> {
+pub(crate) fn forward(source: &mut Receiver, target: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
     if matches!(target.slots, Slots::ZeroCopy(_)) {
         lender_to_borrower(source, target, tally)
     } else {
