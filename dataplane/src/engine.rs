@@ -9,20 +9,26 @@ use crate::control::Control;
 use crate::control::state::State;
 use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
-use crate::port::kernel::{Place, TapInterface, VethPair};
+use crate::port::kernel::{Owner, TapInterface, VethPair};
 use crate::settings::Settings;
-use crate::spec::{EndSpec, FieldError, Role, SocketMode, WireSpec};
+use crate::spec::{EndSpec, FieldError, Role, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
 use crate::worker::WorkerHandle;
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
 pub struct Engine {
     control: Control,
+    owner: Arc<Owner>,
 }
 
 impl Engine {
-    /// Starts the workers and the control thread.
+    /// Starts the workers and the control thread. Interfaces that it leaves when it is killed are nobody's.
     pub fn start(settings: &Settings) -> Result<Self, EngineError> {
+        Self::start_as(settings, Owner::process())
+    }
+
+    /// The same for an owner that finds again what it left when it was killed.
+    pub fn start_as(settings: &Settings, owner: Owner) -> Result<Self, EngineError> {
         let mut cpus = settings.workers.clone();
         cpus.sort_unstable();
         cpus.dedup();
@@ -31,7 +37,7 @@ impl Engine {
             return Err(EngineError::Start(text.to_owned()));
         }
         let control = Control::start(settings).map_err(|error| EngineError::Start(error.to_string()))?;
-        Ok(Self { control })
+        Ok(Self { control, owner: Arc::new(owner) })
     }
 
     /// Makes a wire. Returns when its listeners listen and its interfaces exist; a client end may
@@ -117,8 +123,8 @@ impl Engine {
     fn make(&self, spec: WireSpec) -> Result<Wire, EngineError> {
         let failed = |end: usize, problem: String| EngineError::End { wire: spec.name.clone(), end, problem };
         if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
-            let which = |place: &Place| usize::from(*place == Place::from(b));
-            let pair = VethPair::create(a, b).map_err(|error| failed(which(error.place()), error.to_string()))?;
+            let pair = VethPair::create(&self.owner, &spec.name, [a, b]);
+            let pair = pair.map_err(|(end, error)| failed(end, error.to_string()))?;
             return Ok(Wire { spec, counters: Arc::default(), body: Body::Veth(pair) });
         }
         let mut doors = Doors { control: &self.control, open: Vec::new() };
@@ -135,7 +141,7 @@ impl Engine {
                     End::tap(interface.tap)
                 }
                 EndSpec::Memif(memif) if memif.role == Role::Client => End::client(),
-                EndSpec::VhostUser(vhost) if vhost.mode == SocketMode::Client => End::client(),
+                EndSpec::VhostUser(vhost) if vhost.role == Role::Client => End::client(),
                 EndSpec::Memif(_) | EndSpec::VhostUser(_) => {
                     doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
                     End::server()

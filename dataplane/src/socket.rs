@@ -1,23 +1,22 @@
 //! Control sockets of every kind of end: where they are, who listens.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 
-use ferrule_ffi::netns;
+use ferrule_ffi::socket_file::{Access, BindError, SocketFile};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
 use thiserror::Error;
 
-use crate::spec::{NetNs, SocketAddress};
+use crate::spec::{Group, NetNs, SocketAccess, SocketAddress};
 
 /// Connects to whoever listens on `address`.
 pub fn connect(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<UnixSocket, SocketError> {
     let failed = |source: io::Error| SocketError::Connect { address: address.clone(), source };
-    let unix = unix_address(address).map_err(failed)?;
-    inside(address, netns, || UnixSocket::connect(kind, &unix))?.map_err(failed)
+    match address {
+        SocketAddress::Path(path) => UnixSocket::connect_path(kind, path).map_err(failed),
+        SocketAddress::Abstract(name) => inside(name, netns, |unix| UnixSocket::connect(kind, &unix))?.map_err(failed),
+    }
 }
 
 /// A listening control socket. A path is removed again when this is dropped, if it is still ours.
@@ -27,26 +26,41 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address`. A socket file that nobody listens on any more is replaced.
-    pub fn bind(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => SocketError::InUse { address: address.clone() },
-            _ => SocketError::Listen { address: address.clone(), source },
-        };
-        let unix = unix_address(address).map_err(failed)?;
-        let SocketAddress::Path(path) = address else {
-            let socket = inside(address, netns, || UnixListener::bind(kind, &unix, BACKLOG))?.map_err(failed)?;
-            return Ok(Self { socket, file: None });
-        };
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed)?;
+    /// Listens on `address`. A socket file that nobody listens on any more is replaced; a new one is for whoever has
+    /// `access`.
+    pub fn bind(
+        kind: Kind,
+        address: &SocketAddress,
+        netns: Option<&NetNs>,
+        access: &SocketAccess,
+    ) -> Result<Self, SocketError> {
+        let taken = || SocketError::InUse { address: address.clone() };
+        let listen = |reason: String| SocketError::Listen { address: address.clone(), reason };
+        match address {
+            SocketAddress::Path(path) => {
+                let group = access.group.as_ref().map(group_id).transpose().map_err(listen)?;
+                let access = Access { mode: access.mode(), group };
+                let bound = UnixListener::bind_path(kind, path, access, BACKLOG).map_err(|error| match error {
+                    BindError::Taken => taken(),
+                    error => listen(error.to_string()),
+                });
+                bound.map(|(socket, file)| Self { socket, file: Some(file) })
+            }
+            SocketAddress::Abstract(name) => {
+                let bound = inside(name, netns, |unix| UnixListener::bind(kind, &unix, BACKLOG))?;
+                let socket = bound.map_err(|error| match error.kind() {
+                    io::ErrorKind::AddrInUse => taken(),
+                    _ => listen(error.to_string()),
+                })?;
+                Ok(Self { socket, file: None })
+            }
         }
-        remove_stale(kind, path, &unix).map_err(failed)?;
-        let socket = UnixListener::bind(kind, &unix, BACKLOG).map_err(failed)?;
-        let file = SocketFile::at(path).map_err(failed)?;
-        // As VPP does: the group may connect.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o770)).map_err(failed)?;
-        Ok(Self { socket, file: Some(file) })
+    }
+
+    /// Whether peers still reach us by the address: a path may have been removed with its directory, or bound by
+    /// another program. One system call.
+    pub fn leads_here(&self) -> bool {
+        self.file.as_ref().is_none_or(SocketFile::leads_here)
     }
 
     /// The next client.
@@ -61,66 +75,33 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove_if_ours();
-        }
+fn group_id(group: &Group) -> Result<u32, String> {
+    match group {
+        Group::Id(id) => Ok(*id),
+        Group::Name(name) => match nix::unistd::Group::from_name(name) {
+            Ok(Some(found)) => Ok(found.gid.as_raw()),
+            Ok(None) => Err(format!("there is no group `{name}` here; in a container, give its number")),
+            Err(errno) => Err(format!("look up the group `{name}`: {errno}")),
+        },
     }
 }
 
-/// A socket file that we made, so that we never remove somebody else's of the same name.
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
-    }
-
-    fn remove_if_ours(&self) {
-        if Self::at(&self.path).is_ok_and(|now| (now.device, now.inode) == (self.device, self.inode)) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Removes the socket file of a server that died.
-fn remove_stale(kind: Kind, path: &Path, address: &UnixAddr) -> io::Result<()> {
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
-        let text = "a file that is not a socket is there; remove it or choose another path";
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-    }
-    match UnixSocket::connect(kind, address) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Err(io::ErrorKind::AddrInUse.into()),
-    }
-}
-
-fn unix_address(address: &SocketAddress) -> io::Result<UnixAddr> {
-    Ok(match address {
-        SocketAddress::Path(path) => UnixAddr::new(path)?,
-        SocketAddress::Abstract(name) => UnixAddr::new_abstract(name.as_bytes())?,
-    })
-}
-
-/// Does `work` where the address is meant: an abstract name belongs to a network namespace.
+/// Does `work` where the abstract name is meant: such names belong to a network namespace.
 fn inside<T: Send>(
-    address: &SocketAddress,
+    name: &str,
     netns: Option<&NetNs>,
-    work: impl FnOnce() -> T + Send,
-) -> Result<T, SocketError> {
-    match (address, netns) {
-        (SocketAddress::Abstract(_), Some(place)) => netns::NetNs::open(&place.path())
-            .and_then(|namespace| namespace.run(work))
-            .map_err(|source| SocketError::Namespace { address: address.clone(), netns: place.clone(), source }),
-        _ => Ok(work()),
-    }
+    work: impl FnOnce(UnixAddr) -> io::Result<T> + Send,
+) -> Result<io::Result<T>, SocketError> {
+    let unix = match UnixAddr::new_abstract(name.as_bytes()) {
+        Ok(unix) => unix,
+        Err(errno) => return Ok(Err(errno.into())),
+    };
+    let Some(netns) = netns else { return Ok(work(unix)) };
+    netns.open().and_then(|namespace| namespace.run(move || work(unix))).map_err(|source| SocketError::Namespace {
+        address: SocketAddress::Abstract(name.to_owned()),
+        netns: netns.clone(),
+        source,
+    })
 }
 
 /// Why a control socket could not be had.
@@ -143,12 +124,12 @@ pub enum SocketError {
         source: io::Error,
     },
     /// Anything else about listening.
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {reason}")]
     Listen {
         /// Where.
         address: SocketAddress,
         /// Why not.
-        source: io::Error,
+        reason: String,
     },
     /// The server is not there, or does not let us in.
     #[error("connect to {address}: {source}")]
@@ -167,42 +148,31 @@ const BACKLOG: u8 = 128;
 mod tests {
     use super::*;
 
-    fn place(name: &str) -> PathBuf {
-        std::env::temp_dir().join(format!("ferrule-socket-{}-{name}", std::process::id()))
+    fn bind(path: &std::path::Path, access: &SocketAccess) -> Result<Listener, SocketError> {
+        Listener::bind(Kind::SeqPacket, &SocketAddress::Path(path.to_owned()), None, access)
     }
 
     #[test]
-    fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
-        let path = place("stale");
-        let address = SocketAddress::Path(path.clone());
-        let listener = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
-        assert!(matches!(Listener::bind(Kind::SeqPacket, &address, None), Err(SocketError::InUse { .. })));
-        let mut dead = listener;
-        dead.file = None;
-        drop(dead);
-        assert!(path.exists());
-        drop(Listener::bind(Kind::SeqPacket, &address, None).unwrap());
+    fn a_listener_knows_whether_its_path_still_leads_to_it() {
+        let path = std::env::temp_dir().join(format!("ferrule-listener-{}", std::process::id()));
+        let listener = bind(&path, &SocketAccess::default()).unwrap();
+        assert!(listener.leads_here());
+        assert!(matches!(bind(&path, &SocketAccess::default()), Err(SocketError::InUse { .. })));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!listener.leads_here());
+        let theirs = bind(&path, &SocketAccess::default()).unwrap();
+        assert!(theirs.leads_here() && !listener.leads_here());
+        let name = format!("@ferrule-listener-{}", std::process::id());
+        let named = Listener::bind(Kind::Stream, &name.parse().unwrap(), None, &SocketAccess::default());
+        assert!(named.unwrap().leads_here(), "an abstract name is ours while it is bound");
+    }
+
+    #[test]
+    fn a_group_that_is_not_here_is_named() {
+        let path = std::env::temp_dir().join(format!("ferrule-no-group-{}", std::process::id()));
+        let access = SocketAccess { group: Some(Group::Name("no-such-group".into())), mode: None };
+        let error = bind(&path, &access).err().unwrap().to_string();
+        assert!(error.contains("there is no group `no-such-group`"), "{error}");
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
-        let path = place("file");
-        fs::write(&path, "precious").unwrap();
-        assert!(Listener::bind(Kind::SeqPacket, &SocketAddress::Path(path.clone()), None).is_err());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_socket_file_that_somebody_replaced_is_not_removed() {
-        let path = place("replaced");
-        let address = SocketAddress::Path(path.clone());
-        let ours = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
-        fs::remove_file(&path).unwrap();
-        let theirs = Listener::bind(Kind::SeqPacket, &address, None).unwrap();
-        drop(ours);
-        assert!(path.exists());
-        drop(theirs);
     }
 }

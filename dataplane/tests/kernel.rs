@@ -5,11 +5,12 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::kernel::{KernelError, TapInterface, VethPair};
+use ferrule_dataplane::port::kernel::{KernelError, Owner, PairEnd, TapInterface, VethPair};
 use ferrule_dataplane::spec::{KernelSpec, NetNs, Route};
 use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::netns;
@@ -93,8 +94,8 @@ fn a_taken_name_is_refused_and_its_interface_left_alone() {
     let spec = pod.spec("taken");
     for error in [
         TapInterface::create(&spec).unwrap_err(),
-        VethPair::create(&spec, &peer.spec("b")).unwrap_err(),
-        VethPair::create(&peer.spec("b"), &spec).unwrap_err(),
+        veth(&spec, &peer.spec("b")).unwrap_err(),
+        veth(&peer.spec("b"), &spec).unwrap_err(),
     ] {
         let expected = format!("create interface `taken` in {}: the name is taken", pod.path().display());
         assert!(error.to_string().starts_with(&expected), "{error}");
@@ -110,10 +111,10 @@ fn a_namespace_that_is_none_is_refused() {
         (NetNs::Path("/run/netns/ferrule-no-such".into()), "No such file"),
         (NetNs::Path("/proc/self/ns/mnt".into()), "not a network namespace"),
         (NetNs::Path("/dev/null".into()), "not a network namespace"),
-        (NetNs::Pid(u32::MAX), "No such file"),
+        (NetNs::of_process(u32::MAX), "No such file"),
     ] {
         spec.netns = Some(netns);
-        for error in [TapInterface::create(&spec).unwrap_err(), VethPair::create(&pod.spec("a"), &spec).unwrap_err()] {
+        for error in [TapInterface::create(&spec).unwrap_err(), veth(&pod.spec("a"), &spec).unwrap_err()] {
             assert!(matches!(error, KernelError::Namespace { .. }) && error.to_string().contains(reason), "{error}");
         }
     }
@@ -136,8 +137,8 @@ fn what_the_kernel_refuses_is_named_and_leaves_nothing_behind() {
     for (spec, message) in cases {
         for error in [
             TapInterface::create(&spec).unwrap_err(),
-            VethPair::create(&spec, &peer.spec("b")).unwrap_err(),
-            VethPair::create(&peer.spec("b"), &spec).unwrap_err(),
+            veth(&spec, &peer.spec("b")).unwrap_err(),
+            veth(&peer.spec("b"), &spec).unwrap_err(),
         ] {
             assert!(error.to_string().starts_with(message), "{error}");
         }
@@ -166,16 +167,16 @@ fn a_veth_pair_carries_pings_and_counts_them() {
     a.addresses = ["10.0.0.1/30", "fd00::1/64"].map(|text| text.parse().unwrap()).to_vec();
     a.routes = vec![route("10.9.0.0/24", Some("10.0.0.2"))];
     b.addresses = ["10.0.0.2/30", "fd00::2/64", "10.9.0.1/32"].map(|text| text.parse().unwrap()).to_vec();
-    let pair = VethPair::create(&a, &b).unwrap();
+    let pair = veth(&a, &b).unwrap();
     let link = left.ip("link show same");
     assert!(link.contains("mtu 4000") && link.contains("02:00:00:00:00:0a"), "{link}");
     assert!(right.ip("link show same").contains("mtu 1500"));
 
-    let before = pair.stats().unwrap();
+    let before = pair.status().traffic;
     for address in ["10.0.0.2", "fd00::2", "10.9.0.1"] {
         assert!(left.ping(address), "{address}");
     }
-    let after = pair.stats().unwrap();
+    let after = pair.status().traffic;
     for (before, after) in before.iter().zip(after) {
         assert!(after.frames >= before.frames + 3 && after.bytes >= before.bytes + 3 * 98, "{before:?} {after:?}");
         assert_eq!(after.dropped(), before.dropped());
@@ -192,9 +193,9 @@ fn frames_too_long_for_the_far_end_count_as_refused() {
     (a.mtu, b.mtu) = (Some(4000), Some(1500));
     a.addresses = vec!["10.0.0.1/30".parse().unwrap()];
     b.addresses = vec!["10.0.0.2/30".parse().unwrap()];
-    let pair = VethPair::create(&a, &b).unwrap();
+    let pair = veth(&a, &b).unwrap();
     assert!(left.ping("10.0.0.2 -s 1000") && !left.ping("10.0.0.2 -s 3000"));
-    let [to_b, to_a] = pair.stats().unwrap();
+    let [to_b, to_a] = pair.status().traffic;
     // The kernel tells ping, and some versions of ping try again.
     assert!(to_b.drops[DropReason::Refused as usize] >= 1, "{to_b:?}");
     assert_eq!(to_a.dropped(), 0);
@@ -203,26 +204,114 @@ fn frames_too_long_for_the_far_end_count_as_refused() {
 #[test]
 fn a_pair_whose_namespace_was_deleted_says_so_and_drops_quietly() {
     let Some([left, right]) = namespaces() else { return };
-    let pair = VethPair::create(&left.spec("a"), &right.spec("b")).unwrap();
+    let pair = veth(&left.spec("a"), &right.spec("b")).unwrap();
     drop(right);
     until("the namespace is gone", || left.links() == ["lo"]);
-    let error = pair.stats().unwrap_err();
-    assert!(matches!(error, KernelError::Gone { .. }) && error.to_string().contains("it is gone"), "{error}");
+    for (end, name) in pair.status().ends.iter().zip(["a", "b"]) {
+        let PairEnd::Gone(error) = end else { panic!("{end:?}") };
+        assert!(error.to_string().starts_with(&format!("read the counters of interface `{name}`")), "{error}");
+        assert!(error.to_string().contains("it is gone"), "{error}");
+    }
 }
 
 #[test]
 fn a_stale_pair_does_not_touch_its_successor() {
     let Some([left, right]) = namespaces() else { return };
     let name = right.name.clone();
-    let stale = VethPair::create(&left.spec("a"), &right.spec("b")).unwrap();
+    let stale = veth(&left.spec("a"), &right.spec("b")).unwrap();
     drop(right);
     until("the namespace is gone", || left.links() == ["lo"]);
     let right = TestNamespace::create(name);
-    let successor = VethPair::create(&left.spec("a"), &right.spec("b")).unwrap();
-    assert!(matches!(stale.stats().unwrap_err(), KernelError::Gone { .. }));
+    let successor = veth(&left.spec("a"), &right.spec("b")).unwrap();
+    assert!(matches!(stale.status().ends, [PairEnd::Gone(_), PairEnd::Gone(_)]));
     drop(stale);
-    successor.stats().unwrap();
+    assert!(is_up(&successor));
     assert_eq!(right.links(), ["lo", "b"]);
+}
+
+#[test]
+fn an_error_says_which_end_of_a_pair_it_is_about() {
+    let Some([left, right]) = namespaces() else { return };
+    let bad = KernelSpec { mtu: Some(70_000), ..right.spec("b") };
+    let create = |a: &KernelSpec, b: &KernelSpec| VethPair::create(&Arc::new(Owner::process()), "w", [a, b]);
+    let good = left.spec("a");
+    assert!(matches!(create(&good, &bad), Err((1, KernelError::Mtu { .. }))));
+    assert!(matches!(create(&bad, &good), Err((0, KernelError::Mtu { .. }))));
+    right.ip("tuntap add dev b mode tap");
+    assert!(matches!(create(&good, &right.spec("b")), Err((1, KernelError::NameTaken { .. }))));
+    assert_eq!(left.links(), ["lo"]);
+}
+
+#[test]
+fn routes_may_be_listed_in_any_order() {
+    let Some([pod]) = namespaces() else { return };
+    let mut spec = pod.spec("nsm-1");
+    spec.addresses = ["10.0.0.1/32", "fd00::1/128"].map(|text| text.parse().unwrap()).to_vec();
+    spec.routes = vec![
+        route("10.3.0.0/16", Some("10.2.0.1")),
+        route("10.2.0.0/16", None),
+        route("10.4.0.0/16", Some("10.2.0.1")),
+        route("fd03::/64", Some("fd02::1")),
+        route("fd02::/64", None),
+    ];
+    for _ in 0..2 {
+        let interface = TapInterface::create(&spec).unwrap();
+        interface.tap.set_carrier(true).unwrap();
+        let routes = || format!("{}{}", pod.ip("route"), pod.ip("-6 route"));
+        for part in ["10.3.0.0/16 via 10.2.0.1", "10.4.0.0/16 via 10.2.0.1", "fd03::/64 via fd02::1"] {
+            until(part, || routes().contains(part));
+        }
+        drop(interface);
+        until("the interface is gone", || pod.links() == ["lo"]);
+        spec.routes.reverse();
+    }
+    // One that has no way at all is still refused, by its own name.
+    spec.routes.push(route("10.9.0.0/16", Some("10.8.0.1")));
+    let error = TapInterface::create(&spec).unwrap_err();
+    assert!(error.to_string().starts_with("add the route to 10.9.0.0/16 via 10.8.0.1"), "{error}");
+}
+
+#[test]
+fn ipv6_is_switched_on_for_an_interface_that_needs_it() {
+    let Some([pod, peer]) = namespaces() else { return };
+    for namespace in [&pod, &peer] {
+        namespace.exec("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+    }
+    let with = |mut spec: KernelSpec, address: &str| {
+        spec.addresses = vec![address.parse().unwrap()];
+        spec
+    };
+    let _tap = TapInterface::create(&with(pod.spec("nsm-1"), "fd00::1/64")).unwrap();
+    let pair = veth(&with(pod.spec("a"), "fd01::1/64"), &with(peer.spec("b"), "fd01::2/64")).unwrap();
+    assert!(pod.ip("-6 addr show nsm-1").contains("fd00::1/64"));
+    // The kernel loses the first question while the link-local address is tentative.
+    until("it answers", || pod.ping("fd01::2"));
+    // Nobody else's interface, and none that needs no IPv6.
+    let _plain = TapInterface::create(&with(pod.spec("nsm-2"), "10.0.0.1/30")).unwrap();
+    for interface in ["all", "default", "nsm-2"] {
+        let off = pod.exec(&format!("sysctl -n net.ipv6.conf.{interface}.disable_ipv6"));
+        assert_eq!(off.trim(), "1", "{interface}");
+    }
+    drop(pair);
+}
+
+#[test]
+fn the_counters_of_a_pair_that_is_gone_are_what_they_were() {
+    let Some([left, right]) = namespaces() else { return };
+    let (mut a, mut b) = (left.spec("a"), right.spec("b"));
+    a.addresses = vec!["10.0.0.1/30".parse().unwrap()];
+    b.addresses = vec!["10.0.0.2/30".parse().unwrap()];
+    let pair = veth(&a, &b).unwrap();
+    assert!(left.ping("10.0.0.2"));
+    let before = pair.status();
+    assert!(is_up(&pair) && before.traffic[0].frames > 0);
+    drop(right);
+    until("the namespace is gone", || left.links() == ["lo"]);
+    let after = pair.status();
+    assert!(matches!(after.ends, [PairEnd::Gone(_), PairEnd::Gone(_)]));
+    for (before, after) in before.traffic.iter().zip(after.traffic) {
+        assert!(after.frames >= before.frames && after.bytes >= before.bytes, "{before:?} {after:?}");
+    }
 }
 
 #[test]
@@ -237,10 +326,10 @@ fn interfaces_of_our_own_namespace_need_no_moving() {
             let taken = TapInterface::create(&KernelSpec { name: "tap".parse().unwrap(), ..here.clone() });
             assert!(matches!(taken, Err(KernelError::NameTaken { .. })));
             for (a, b) in [(&here, &pod.spec("b")), (&pod.spec("b"), &here)] {
-                VethPair::create(a, b).unwrap().stats().unwrap();
+                assert!(is_up(&veth(a, b).unwrap()));
             }
-            let both = VethPair::create(&here, &KernelSpec { name: "there".parse().unwrap(), ..here.clone() });
-            both.unwrap().stats().unwrap();
+            let both = veth(&here, &KernelSpec { name: "there".parse().unwrap(), ..here.clone() });
+            assert!(is_up(&both.unwrap()));
             let itself = NetNs::Path("/proc/thread-self/ns/net".into());
             TapInterface::create(&KernelSpec { netns: Some(itself), ..here.clone() }).unwrap();
         })
@@ -281,6 +370,12 @@ impl TestNamespace {
         String::from_utf8(run("ip", &arguments).stdout).unwrap()
     }
 
+    /// What a program prints inside.
+    fn exec(&self, command: &str) -> String {
+        let arguments: Vec<_> = ["netns", "exec", &self.name].into_iter().chain(command.split(' ')).collect();
+        String::from_utf8(run("ip", &arguments).stdout).unwrap()
+    }
+
     /// The names of the interfaces inside, in the order of their numbers.
     fn links(&self) -> Vec<String> {
         let name = |line: &str| line.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
@@ -299,6 +394,15 @@ impl Drop for TestNamespace {
         // Not `run`: a panic while a failed test unwinds would hide why it failed.
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
+}
+
+/// A pair that nobody takes over.
+fn veth(a: &KernelSpec, b: &KernelSpec) -> Result<VethPair, KernelError> {
+    VethPair::create(&Arc::new(Owner::process()), "wire", [a, b]).map_err(|(_, error)| error)
+}
+
+fn is_up(pair: &VethPair) -> bool {
+    pair.status().ends == [PairEnd::Up, PairEnd::Up]
 }
 
 /// Fresh namespaces, or none when something lacks, which is printed.

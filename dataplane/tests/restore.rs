@@ -45,7 +45,7 @@ fn spec() -> MemifSpec {
 
 fn channels() -> [Channel; 2] {
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
-    [a.into(), b.into()]
+    [a, b].map(|socket| socket.try_into().unwrap())
 }
 
 /// What a server makes of a client's layout.

@@ -19,7 +19,7 @@ use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
     Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
 };
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_ffi::notifier::eventfd;
@@ -46,10 +46,10 @@ impl Arena {
         let (witness, wire) = common::memif_wire("witness", Role::Server, Role::Server, Full::Hold);
         engine.add(wire).unwrap();
         let name = unique("hostile");
-        let vhost = VhostUserSpec { queues: 2, ..VhostUserSpec::new(socket(&name), SocketMode::Server) };
+        let vhost = VhostUserSpec { queues: 2, ..VhostUserSpec::new(socket(&name), Role::Server) };
         let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
         let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];
-        engine.add(WireSpec { name: name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
+        engine.add(WireSpec::new(name.clone(), ends)).unwrap();
         let witness = [client(&witness, 0), client(&witness, 1)];
         let mut arena = Self { engine, name, witness, _alone: alone };
         arena.witness_moves();

@@ -17,7 +17,7 @@ use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{Body, Header, Reply, Request, VringFile, VringState};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState, WireStatus};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendError, FrontendSpec};
@@ -97,7 +97,7 @@ fn cross(from: &mut dyn Target, to: &mut dyn Source, sizes: &[usize]) {
 }
 
 /// An end on a socket of its own.
-fn vhost_end(name: &str, number: usize, mode: SocketMode, queues: u16) -> VhostUserSpec {
+fn vhost_end(name: &str, number: usize, mode: Role, queues: u16) -> VhostUserSpec {
     let socket = format!("@{name}-{number}").parse().unwrap();
     VhostUserSpec { queues, ..VhostUserSpec::new(socket, mode) }
 }
@@ -107,18 +107,18 @@ fn frontend_spec(name: &str, number: usize) -> FrontendSpec {
 }
 
 /// A wire from a vhost-user end (number 0) to a memif server (number 1).
-fn mixed_wire(name: &str, mode: SocketMode, queues: u16) -> (String, WireSpec) {
+fn mixed_wire(name: &str, mode: Role, queues: u16) -> (String, WireSpec) {
     let name = unique(name);
     let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
     let ends = [EndSpec::VhostUser(vhost_end(&name, 0, mode, queues)), EndSpec::Memif(memif)];
-    (name.clone(), WireSpec { name, ends, full: Full::Hold, trusted: false })
+    (name.clone(), WireSpec::new(name, ends))
 }
 
 /// A wire between two vhost-user ends that listen.
 fn vhost_wire(name: &str) -> (String, WireSpec) {
     let name = unique(name);
-    let end = |number| EndSpec::VhostUser(vhost_end(&name, number, SocketMode::Server, 1));
-    (name.clone(), WireSpec { name: name.clone(), ends: [end(0), end(1)], full: Full::Hold, trusted: false })
+    let end = |number| EndSpec::VhostUser(vhost_end(&name, number, Role::Server, 1));
+    (name.clone(), WireSpec::new(name.clone(), [end(0), end(1)]))
 }
 
 fn open(spec: &FrontendSpec) -> Frontend {
@@ -153,7 +153,7 @@ fn frames_cross_between_a_frontend_and_a_memif_end_whatever_the_rings_are() {
         (base | Features::RING_PACKED | Features::MRG_RXBUF | Features::IN_ORDER, small),
     ] {
         let engine = engine();
-        let (name, wire) = mixed_wire("layouts", SocketMode::Server, 1);
+        let (name, wire) = mixed_wire("layouts", Role::Server, 1);
         engine.add(wire).unwrap();
         let mut guest = open(&FrontendSpec { features, rings, ..frontend_spec(&name, 0) });
         assert_eq!(guest.features & features, features);
@@ -171,7 +171,7 @@ fn frames_cross_between_a_frontend_and_a_memif_end_whatever_the_rings_are() {
 #[test]
 fn queues_stay_apart() {
     let engine = engine();
-    let (name, wire) = mixed_wire("queues", SocketMode::Server, 4);
+    let (name, wire) = mixed_wire("queues", Role::Server, 4);
     engine.add(wire).unwrap();
     let features = Features::VERSION_1 | Features::MRG_RXBUF;
     let mut guest = open(&FrontendSpec { queues: 4, features, ..frontend_spec(&name, 0) });
@@ -186,7 +186,7 @@ fn queues_stay_apart() {
 #[test]
 fn a_frontend_cannot_have_more_queues_than_the_wire_gives() {
     let engine = engine();
-    let (name, wire) = mixed_wire("fewer", SocketMode::Server, 2);
+    let (name, wire) = mixed_wire("fewer", Role::Server, 2);
     engine.add(wire).unwrap();
     let guest = open(&FrontendSpec { queues: 4, ..frontend_spec(&name, 0) });
     assert_eq!(guest.queues.senders.len(), 2);
@@ -219,7 +219,7 @@ fn two_guests_meet_on_one_wire_and_either_may_come_back() {
 #[test]
 fn an_end_that_connects_finds_a_frontend_that_was_restarted() {
     let engine = engine();
-    let (name, wire) = mixed_wire("redial", SocketMode::Client, 1);
+    let (name, wire) = mixed_wire("redial", Role::Client, 1);
     engine.add(wire).unwrap();
     let mut memif = client(&name, 1);
     for _ in 0..3 {
@@ -234,7 +234,7 @@ fn an_end_that_connects_finds_a_frontend_that_was_restarted() {
 
 #[test]
 fn an_engine_that_comes_back_serves_the_frontend_that_waited() {
-    let (name, wire) = mixed_wire("comeback", SocketMode::Client, 1);
+    let (name, wire) = mixed_wire("comeback", Role::Client, 1);
     let first = engine();
     first.add(wire.clone()).unwrap();
     let spec = FrontendSpec { listens: true, ..frontend_spec(&name, 0) };
@@ -253,7 +253,7 @@ fn an_engine_that_comes_back_serves_the_frontend_that_waited() {
 #[test]
 fn a_second_frontend_is_turned_away_and_a_silent_one_makes_room() {
     let engine = engine();
-    let (name, wire) = mixed_wire("crowd", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("crowd", Role::Server, 1);
     engine.add(wire).unwrap();
     let spec = frontend_spec(&name, 0);
     let mut silent = Channel::connect(&spec.socket).unwrap();
@@ -268,7 +268,7 @@ fn a_second_frontend_is_turned_away_and_a_silent_one_makes_room() {
 #[test]
 fn a_frontend_that_has_spoken_is_next_when_one_without_rings_goes() {
     let engine = engine();
-    let (name, wire) = mixed_wire("next", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("next", Role::Server, 1);
     engine.add(wire).unwrap();
     let socket = frontend_spec(&name, 0).socket;
     let say = |channel: &Channel| channel.send(&Request::GetFeatures.emit(false), &[]).unwrap();
@@ -290,7 +290,7 @@ fn a_frontend_that_has_spoken_is_next_when_one_without_rings_goes() {
 #[test]
 fn a_guest_that_cannot_ring_is_polled() {
     let engine = engine();
-    let (name, wire) = mixed_wire("polled", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("polled", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -318,7 +318,7 @@ fn a_guest_that_cannot_ring_is_polled() {
 #[test]
 fn no_frame_is_lost_while_a_frontend_changes_its_mind() {
     let engine = engine();
-    let (name, wire) = mixed_wire("changes", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("changes", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -340,7 +340,7 @@ fn no_frame_is_lost_while_a_frontend_changes_its_mind() {
 #[test]
 fn a_stopped_ring_is_not_touched_once_the_backend_has_said_so() {
     let engine = engine();
-    let (name, wire) = mixed_wire("barrier", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("barrier", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -375,7 +375,7 @@ fn a_stopped_ring_is_not_touched_once_the_backend_has_said_so() {
 #[test]
 fn a_ring_that_is_not_enabled_is_drained_or_given_nothing() {
     let engine = engine();
-    let (name, wire) = mixed_wire("disabled", SocketMode::Server, 2);
+    let (name, wire) = mixed_wire("disabled", Role::Server, 2);
     engine.add(wire).unwrap();
     let mut guest = open(&FrontendSpec { queues: 2, ..frontend_spec(&name, 0) });
     let mut memif = Endpoint::open(&MemifSpec { queues: 2, ..client_spec(&name, 1) }, PATIENCE).unwrap();
@@ -403,7 +403,7 @@ fn a_ring_that_is_not_enabled_is_drained_or_given_nothing() {
 #[test]
 fn memory_comes_and_goes_while_frames_flow() {
     let engine = engine();
-    let (name, wire) = mixed_wire("hotplug", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("hotplug", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -428,7 +428,7 @@ fn memory_comes_and_goes_while_frames_flow() {
 #[test]
 fn a_guest_that_moved_is_announced_at_the_other_end() {
     let engine = engine();
-    let (name, wire) = mixed_wire("rarp", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("rarp", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     guest.tell(&Request::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.with(ProtocolFeatures::RARP).0), &[]).unwrap();
@@ -448,7 +448,7 @@ fn a_guest_that_moved_is_announced_at_the_other_end() {
 #[test]
 fn what_is_written_is_logged_for_a_migration() {
     let engine = engine();
-    let (name, wire) = mixed_wire("log", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("log", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -484,7 +484,7 @@ fn two_guests_share_an_unfinished_checksum_and_memif_gets_it_finished() {
     let (received, offload) = take(&mut second.queues.receivers[0]);
     assert_eq!((received.len(), offload), (sent.len(), None));
     assert!(received[40..42] != sent[40..42] && received[..40] == sent[..40] && received[42..] == sent[42..]);
-    let (name, wire) = mixed_wire("finished", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("finished", Role::Server, 1);
     engine.add(wire).unwrap();
     let guest = open(&FrontendSpec { features, ..frontend_spec(&name, 0) });
     assert_eq!(guest.features & offloads, Features::default());
@@ -493,7 +493,7 @@ fn two_guests_share_an_unfinished_checksum_and_memif_gets_it_finished() {
 #[test]
 fn a_request_that_fails_is_answered_and_the_wire_goes_on() {
     let engine = engine();
-    let (name, wire) = mixed_wire("failure", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("failure", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
@@ -511,9 +511,9 @@ fn a_request_that_fails_is_answered_and_the_wire_goes_on() {
 #[test]
 fn a_flood_of_requests_costs_nobody_but_its_own_wire() {
     let engine = engine();
-    let (name, wire) = mixed_wire("flood", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("flood", Role::Server, 1);
     engine.add(wire).unwrap();
-    let (quiet, wire) = mixed_wire("quiet", SocketMode::Server, 1);
+    let (quiet, wire) = mixed_wire("quiet", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&quiet, 0));
     let mut memif = client(&quiet, 1);
@@ -550,7 +550,7 @@ fn drain(channel: &mut Channel) -> usize {
 fn a_wire_is_removed_while_its_frontend_waits_for_an_answer() {
     let engine = engine();
     for _ in 0..20 {
-        let (name, wire) = mixed_wire("removal", SocketMode::Server, 1);
+        let (name, wire) = mixed_wire("removal", Role::Server, 1);
         engine.add(wire).unwrap();
         let _guest = open(&frontend_spec(&name, 0));
         let _memif = client(&name, 1);
@@ -563,7 +563,7 @@ fn a_wire_is_removed_while_its_frontend_waits_for_an_answer() {
 #[test]
 fn replies_have_the_flags_that_dpdk_compares_with() {
     let engine = engine();
-    let (name, wire) = mixed_wire("flags", SocketMode::Server, 1);
+    let (name, wire) = mixed_wire("flags", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut channel = Channel::connect(&frontend_spec(&name, 0).socket).unwrap();
     channel.send(&Request::GetFeatures.emit(true), &[]).unwrap();

@@ -83,7 +83,7 @@ mod tests {
                         EndSpec::Memif(MemifSpec { id, ..MemifSpec::new(socket, Role::Server) })
                     };
                     let full = if drop { Full::Drop } else { Full::Hold };
-                    WireSpec { name, ends: [end("left"), end("right")], full, trusted: false }
+                    WireSpec { full, ..WireSpec::new(name, [end("left"), end("right")]) }
                 })
                 .collect()
         })

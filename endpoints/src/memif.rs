@@ -90,7 +90,7 @@ impl Endpoint {
     }
 
     fn listen(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
-        let listener = Listener::bind(Kind::SeqPacket, &spec.socket, spec.netns.as_ref())?;
+        let listener = Listener::bind(Kind::SeqPacket, &spec.socket, spec.netns.as_ref(), &spec.access)?;
         loop {
             wait(&listener, deadline)?;
             // A client that fails its handshake does not end the wait for a better one.

@@ -16,7 +16,7 @@ use ferrule_dataplane::port::vhost_user::message::{
     Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
 };
 use ferrule_dataplane::socket::{Listener, SocketError};
-use ferrule_dataplane::spec::SocketAddress;
+use ferrule_dataplane::spec::{SocketAccess, SocketAddress};
 use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
@@ -171,7 +171,7 @@ impl Frontend {
     }
 
     fn listen(spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
-        let listener = Listener::bind(Kind::Stream, &spec.socket, None)?;
+        let listener = Listener::bind(Kind::Stream, &spec.socket, None, &SocketAccess::default())?;
         loop {
             wait(&listener, deadline)?;
             // A backend that fails its handshake does not end the wait for a better one.

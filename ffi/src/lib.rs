@@ -13,6 +13,7 @@
 //!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
+//! - [`socket_file`]: the files of listening sockets, which others must not swap for links.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting.
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
 //! - [`netlink`]: requests to rtnetlink, many in one system call.
@@ -33,6 +34,7 @@ pub mod netns;
 pub mod notifier;
 pub mod peer_file;
 pub mod region;
+pub mod socket_file;
 pub mod span;
 pub mod sysfs;
 pub mod tap;

@@ -20,10 +20,7 @@ impl NetNs {
     pub fn open(path: &Path) -> io::Result<Self> {
         // Not blocking: opening a FIFO by mistake would wait for its writer.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        if !is_network_namespace(&file) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is not a network namespace"));
-        }
-        Ok(Self(file.into()))
+        Self::try_from(OwnedFd::from(file))
     }
 
     /// The namespace of the calling thread.
@@ -59,6 +56,24 @@ impl NetNs {
     }
 }
 
+impl TryFrom<OwnedFd> for NetNs {
+    type Error = io::Error;
+
+    /// One that somebody else opened.
+    fn try_from(file: OwnedFd) -> io::Result<Self> {
+        if !is_network_namespace(file.as_fd()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is not a network namespace"));
+        }
+        Ok(Self(file))
+    }
+}
+
+impl From<NetNs> for OwnedFd {
+    fn from(netns: NetNs) -> Self {
+        netns.0
+    }
+}
+
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -73,7 +88,7 @@ fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     })
 }
 
-fn is_network_namespace(file: &File) -> bool {
+fn is_network_namespace(file: BorrowedFd<'_>) -> bool {
     // SAFETY: the request takes no argument and answers with the CLONE_NEW* flag of the namespace;
     // a file that is no namespace answers ENOTTY.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };

@@ -2,15 +2,17 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::PassCred;
+use nix::sys::socket::sockopt::{self, PassCred};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    listen, sendmsg, setsockopt, shutdown, socket,
+    getsockopt, listen, sendmsg, setsockopt, shutdown, socket,
 };
 
 use crate::peer_file::PeerFile;
+use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct UnixSocket {
@@ -45,9 +47,26 @@ impl UnixSocket {
         Self::connected(socket, kind)
     }
 
-    /// The socket of a connection that exists already, passed on by another process.
-    pub fn from_connected(fd: OwnedFd, kind: Kind) -> Self {
-        Self { fd, kind }
+    /// A connected socket that another process had.
+    ///
+    /// # Errors
+    /// It is no socket, or one of the other kind.
+    pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        let wanted = match kind {
+            Kind::SeqPacket => SockType::SeqPacket,
+            Kind::Stream => SockType::Stream,
+        };
+        if getsockopt(&fd, sockopt::SockType)? != wanted {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
+        }
+        Self::connected(fd, kind)
+    }
+
+    /// Connects to whoever listens at `path`, of any length.
+    pub fn connect_path(kind: Kind, path: &Path) -> io::Result<Self> {
+        let socket = new_socket(kind)?;
+        connect_to(socket.as_fd(), path)?;
+        Self::connected(socket, kind)
     }
 
     fn connected(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
@@ -155,6 +174,12 @@ impl UnixListener {
         Ok(Self { fd, kind })
     }
 
+    /// Listens at `path`, which whoever has `access` may connect to.
+    pub fn bind_path(kind: Kind, path: &Path, access: Access, backlog: u8) -> Result<(Self, SocketFile), BindError> {
+        let (fd, file) = listen_at(kind, path, access, backlog)?;
+        Ok((Self { fd, kind }, file))
+    }
+
     /// The next connection.
     pub fn accept(&self) -> io::Result<UnixSocket> {
         let raw = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
@@ -169,7 +194,8 @@ impl AsFd for UnixListener {
     }
 }
 
-fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
+/// A socket that does not block and is bound to nothing.
+pub(crate) fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let sort = match kind {
         Kind::SeqPacket => SockType::SeqPacket,

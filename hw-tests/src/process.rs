@@ -118,6 +118,11 @@ impl Process {
         stdin.write_all(text.as_bytes()).unwrap_or_else(|error| panic!("write to {}: {error}", self.name));
     }
 
+    /// Ends its standard input.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
     /// Kills it with SIGKILL, so that it can clean nothing up, and waits until it is gone.
     pub fn kill(&mut self) {
         // Gone already is as good.

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
@@ -39,7 +39,7 @@ fn come_and_go(engine: &Engine, pod: &TestNetNs, count: u32) {
     for id in 0..count {
         let kernel = EndSpec::Kernel(pod.interface(&format!("nsm-{id}"), &[]));
         let ends = [kernel, EndSpec::Memif(memif(id, Role::Server))];
-        engine.add(WireSpec { name: format!("leaks-{id}"), ends, full: Full::Hold, trusted: false }).unwrap();
+        engine.add(WireSpec::new(format!("leaks-{id}"), ends)).unwrap();
     }
     assert_eq!(pod.interfaces().len(), count as usize);
     let peers: Vec<_> = (0..count).map(|id| Endpoint::open(&memif(id, Role::Client), PATIENCE).unwrap()).collect();

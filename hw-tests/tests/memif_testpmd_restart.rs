@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Instant;
 
 use bed::{Bed, Link, alone};
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::process::Process;
@@ -196,7 +196,7 @@ impl Witness {
         let name = unique("witness");
         let end = |id, role| MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse().unwrap(), role) };
         let ends = [0, 1].map(|id| EndSpec::Memif(end(id, Role::Server)));
-        bed.engine.add(WireSpec { name: name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
+        bed.engine.add(WireSpec::new(name.clone(), ends)).unwrap();
         let ends = [0, 1].map(|id| Endpoint::open(&end(id, Role::Client), PATIENCE).unwrap());
         Self { ends, routes: both_ways(1, &[64, 1518], 128) }
     }

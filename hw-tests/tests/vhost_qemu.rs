@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::receive;
@@ -26,7 +26,7 @@ fn the_firmware_of_a_guest_is_heard_and_heard_again_after_each_reset() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(SocketMode::Server);
+    let bed = Bed::new(Role::Server);
     let engine = bed.engine();
     let mut far = bed.far_end();
     let mut guest = bed.guest();
@@ -46,7 +46,7 @@ fn a_guest_whose_qemu_listens_survives_our_engine() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(SocketMode::Client);
+    let bed = Bed::new(Role::Client);
     let mut engine = bed.engine();
     // It waits for its first backend; those after may come when they like.
     let mut guest = bed.guest();
@@ -83,13 +83,13 @@ fn forget(far: &mut Endpoint) {
 
 /// Where the sockets are, and by what names.
 struct Bed {
-    mode: SocketMode,
+    mode: Role,
     folder: TempDir,
     name: String,
 }
 
 impl Bed {
-    fn new(mode: SocketMode) -> Self {
+    fn new(mode: Role) -> Self {
         Self { mode, folder: tempfile::tempdir().unwrap(), name: unique("qemu") }
     }
 
@@ -99,7 +99,7 @@ impl Bed {
         let vhost = VhostUserSpec::new(SocketAddress::Path(self.folder.path().join("vhost.sock")), self.mode);
         let memif = MemifSpec { role: Role::Server, ..self.memif() };
         let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];
-        engine.add(WireSpec { name: self.name.clone(), ends, full: Full::Hold, trusted: false }).unwrap();
+        engine.add(WireSpec::new(self.name.clone(), ends)).unwrap();
         engine
     }
 
@@ -113,7 +113,7 @@ impl Bed {
 
     /// A guest without anything but memory and a network card; its monitor is its standard input.
     fn guest(&self) -> Process {
-        let server = if self.mode == SocketMode::Client { ",server=on,wait=off" } else { "" };
+        let server = if self.mode == Role::Client { ",server=on,wait=off" } else { "" };
         let chardev = format!("socket,id=c,path={}/vhost.sock{server}", self.folder.path().display());
         let [a, b, c, d, e, f] = MAC;
         let device = format!("virtio-net-pci,netdev=n,bootindex=1,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");

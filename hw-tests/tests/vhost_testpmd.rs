@@ -11,9 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::spec::{
-    EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostFeatures, VhostUserSpec, WireSpec,
-};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, VhostFeatures, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
@@ -89,14 +87,14 @@ fn four_queues_stay_apart() {
 #[test]
 fn testpmd_listens_and_we_connect() {
     for device in ["packed_vq=0", "packed_vq=1"] {
-        let link = Link { mode: SocketMode::Client, device, ..Link::default() };
+        let link = Link { mode: Role::Client, device, ..Link::default() };
         crossing("testpmd_listens_and_we_connect", &link, &SIZES, 4500);
     }
 }
 
 #[test]
 fn four_queues_of_a_testpmd_that_listens_stay_apart() {
-    let link = Link { mode: SocketMode::Client, queues: 4, ..Link::default() };
+    let link = Link { mode: Role::Client, queues: 4, ..Link::default() };
     crossing("four_queues_of_a_testpmd_that_listens_stay_apart", &link, &[64, 1518], 1500);
 }
 
@@ -109,7 +107,7 @@ fn what_is_switched_off_is_not_used_and_frames_cross_all_the_same() {
 
 #[test]
 fn a_testpmd_that_was_killed_while_frames_flowed_comes_back() {
-    for (mode, device) in [(SocketMode::Server, "packed_vq=0"), (SocketMode::Client, "packed_vq=1")] {
+    for (mode, device) in [(Role::Server, "packed_vq=0"), (Role::Client, "packed_vq=1")] {
         let test = "a_testpmd_that_was_killed_while_frames_flowed_comes_back";
         if lacks(test, &[TESTPMD]) {
             return;
@@ -118,7 +116,7 @@ fn a_testpmd_that_was_killed_while_frames_flowed_comes_back() {
         let bed = Bed::new(&Link { mode, device, ..Link::default() });
         for _ in 0..3 {
             let mut ends = bed.ends();
-            if mode == SocketMode::Client {
+            if mode == Role::Client {
                 // DPDK does not listen where its predecessor's socket file still lies.
                 (0..2).for_each(|port| drop(fs::remove_file(bed.socket(port))));
             }
@@ -146,7 +144,7 @@ fn a_testpmd_that_listens_stays_when_our_engine_goes_and_comes_back() {
         return;
     }
     let _alone = alone();
-    let link = Link { mode: SocketMode::Client, ..Link::default() };
+    let link = Link { mode: Role::Client, ..Link::default() };
     let folder = tempfile::tempdir().unwrap();
     let mut bed = Bed::within(folder.path(), &link);
     let testpmd = Testpmd::start(&bed.options());
@@ -194,7 +192,7 @@ fn crossing(test: &str, link: &Link, sizes: &[usize], total: u64) {
 #[derive(Clone, Debug)]
 struct Link {
     /// Our side of the socket; testpmd plays the other.
-    mode: SocketMode,
+    mode: Role,
     /// What its devices are told beside the socket.
     device: &'static str,
     features: VhostFeatures,
@@ -208,7 +206,7 @@ struct Link {
 impl Default for Link {
     fn default() -> Self {
         let features = VhostFeatures::default();
-        Self { mode: SocketMode::Server, device: "packed_vq=0", features, queues: 1, mbuf: 9728, window: WINDOW }
+        Self { mode: Role::Server, device: "packed_vq=0", features, queues: 1, mbuf: 9728, window: WINDOW }
     }
 }
 
@@ -241,7 +239,7 @@ impl Bed {
             };
             let ours = MemifSpec { role: Role::Server, ..bed.end(port) };
             let ends = [EndSpec::Memif(ours), EndSpec::VhostUser(vhost)];
-            bed.engine.add(WireSpec { name: bed.wire(port), ends, full: Full::Hold, trusted: false }).unwrap();
+            bed.engine.add(WireSpec::new(bed.wire(port), ends)).unwrap();
         }
         bed
     }
@@ -253,7 +251,7 @@ impl Bed {
 
     /// testpmd's side of wire `port`.
     fn device(&self, port: u32) -> String {
-        let server = if self.link.mode == SocketMode::Client { ",server=1" } else { "" };
+        let server = if self.link.mode == Role::Client { ",server=1" } else { "" };
         let Link { device, queues, .. } = &self.link;
         format!("net_virtio_user{port},path={},queues={queues},{device}{server}", self.socket(port).display())
     }

@@ -16,14 +16,14 @@ use ferrule_dataplane::port::vhost_user::message::{
 };
 use ferrule_dataplane::port::vhost_user::session::offer::Offer;
 use ferrule_dataplane::port::vhost_user::session::{Message, Session};
-use ferrule_dataplane::spec::{EndSpec, Full, SocketMode, VhostUserSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_ffi::notifier::{Notifier, eventfd};
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 
 /// Leads the conversation.
 pub fn run(data: &[u8]) {
-    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), SocketMode::Server);
+    let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), Role::Server);
     let mut session = Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())));
     let mut rest = data;
     for _ in 0..STEPS_MAX {

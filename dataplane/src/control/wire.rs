@@ -13,7 +13,7 @@ use crate::counters::LinkCounters;
 use crate::lane::{Lane, collect};
 use crate::port::Fault;
 use crate::port::any::LaneEnd;
-use crate::port::kernel::VethPair;
+use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::port::memif::handshake::{Client, Connection};
 use crate::port::memif::layout::{Layout, NoLoan};
 use crate::port::vhost_user::session::{Message, Session, SessionError};
@@ -229,13 +229,15 @@ impl Wire {
     /// What it is doing.
     pub fn status(&self) -> WireStatus {
         let (ends, queues, directions) = match &self.body {
-            Body::Veth(pair) => match pair.stats() {
-                Ok(directions) => ([EndState::Up, EndState::Up], 1, directions),
-                Err(error) => {
-                    let failed = EndState::Failed { reason: error.to_string() };
-                    ([failed.clone(), failed], 0, <_>::default())
-                }
-            },
+            Body::Veth(pair) => {
+                let PairStatus { traffic, ends } = pair.status();
+                let queues = usize::from(!ends.iter().any(|end| matches!(end, PairEnd::Gone(_))));
+                let state = |end| match end {
+                    PairEnd::Up | PairEnd::Unknown(_) => EndState::Up,
+                    PairEnd::Gone(error) => EndState::Failed { reason: error.to_string() },
+                };
+                (ends.map(state), queues, traffic)
+            }
             Body::Lanes(joint) => {
                 let queues = joint.lanes.iter().filter(|lane| matches!(lane, LanePlace::Served(..))).count();
                 (

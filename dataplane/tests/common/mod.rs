@@ -29,7 +29,7 @@ pub fn memif_wire(name: &str, first: Role, second: Role, full: Full) -> (String,
     let name = unique(name);
     let end = |number: u32, role| EndSpec::Memif(MemifSpec { role, ..client_spec(&name, number) });
     let ends = [end(0, first), end(1, second)];
-    (name.clone(), WireSpec { name, ends, full, trusted: false })
+    (name.clone(), WireSpec { full, ..WireSpec::new(name, ends) })
 }
 
 /// The client of end `number` of a wire made by [`memif_wire`].

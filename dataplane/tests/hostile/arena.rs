@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
@@ -84,7 +84,7 @@ impl Victim {
             Self::VhostServer(_) => {
                 EndSpec::VhostUser(VhostUserSpec { queues: PAIRS, mtu: Some(9000), ..vhost(socket) })
             }
-            Self::VhostClient => EndSpec::VhostUser(VhostUserSpec { mode: SocketMode::Client, ..vhost(socket) }),
+            Self::VhostClient => EndSpec::VhostUser(VhostUserSpec { role: Role::Client, ..vhost(socket) }),
         }
     }
 
@@ -124,7 +124,7 @@ impl Arena {
     pub fn prepare(case: &Case, engine: &Arc<Engine>) -> Self {
         let (victim, wire) = (case.victim, unique("hostile"));
         let far = format!("{wire}-far");
-        let add = |name: String, ends| engine.add(WireSpec { name, ends, full: Full::Hold, trusted: false }).unwrap();
+        let add = |name: String, ends| engine.add(WireSpec::new(name, ends)).unwrap();
         add(wire.clone(), [victim.spec(&wire), victim.far_spec(&far)]);
         // The first bystander lives on the attacked socket, if others can.
         let beside = if victim == Victim::MemifServer { wire.clone() } else { format!("{wire}-beside") };
@@ -226,7 +226,7 @@ fn client(socket: &str, id: u32) -> MemifSpec {
 }
 
 fn vhost(socket: &str) -> VhostUserSpec {
-    VhostUserSpec::new(address(socket), SocketMode::Server)
+    VhostUserSpec::new(address(socket), Role::Server)
 }
 
 fn address(socket: &str) -> SocketAddress {

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use ferrule_dataplane::spec::{
-    EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, SocketMode, VhostUserSpec, WireSpec,
-};
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, VhostUserSpec, WireSpec};
 
 /// Two wires that cannot both be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,7 +101,7 @@ impl<'a> Seen<'a> {
     fn vhost_user(&mut self, wire: usize, end: usize, vhost: &'a VhostUserSpec) {
         let field = format!("ends[{end}].vhost-user.socket");
         // Two clients of one path each get a connection of their own, if the frontend wants two.
-        if vhost.mode == SocketMode::Server {
+        if vhost.role == Role::Server {
             self.socket(wire, field, &vhost.socket, Kind::VhostUser);
         }
     }

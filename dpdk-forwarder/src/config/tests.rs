@@ -1,7 +1,7 @@
 //! What a wires file may say, and what is said about a wrong one.
 
 use ferrule_dataplane::spec::{
-    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, SocketAddress, SocketMode, VhostUserSpec,
+    EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Process, Role, SocketAddress, VhostUserSpec,
 };
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ wires:
     assert_eq!(pod.netns, Some(NetNs::Path("/run/netns/pod".into())));
     assert_eq!(pod.addresses, ["10.0.0.1/30".parse().unwrap()]);
     assert_eq!(pod.mtu, Some(1500));
-    assert_eq!(vm.netns, Some(NetNs::Pid(42)));
+    assert_eq!(vm.netns, Some(NetNs::Process(Process { pid: 42, start_time: None })));
     assert_eq!(vm.routes[0].via, Some("fd00::1".parse().unwrap()));
     assert_eq!((config.workers, config.idle, config.metrics), (vec![0], Idle::Adaptive, None));
 }
@@ -93,11 +93,11 @@ wires.yaml:3:8: admin: `admin.sock`; an absolute path of at most 107 bytes is wa
 wires.yaml:4:10: metrics: `localhost`; an address as in `127.0.0.1:9090` is wanted
 wires.yaml:5:1: wiers: unknown key; did you mean `wires`?
 wires.yaml:8:11: wires[0].full: `block`; `hold` or `drop` is wanted
-wires.yaml:10:26: wires[0].ends[0].memif.socket: `m.sock`: a path must be absolute (or begin with `@` for an abstract name)
+wires.yaml:10:26: wires[0].ends[0].memif.socket: `m.sock`: a path must be absolute (an abstract name begins with `@`)
 wires.yaml:10:40: wires[0].ends[0].memif.role: `master`; `server` or `client` is wanted
 wires.yaml:10:48: wires[0].ends[0].memif.rnig: unknown key; did you mean `ring`?
 wires.yaml:10:65: wires[0].ends[0].memif.queues: 17 queues; 1 to 16 are possible
-wires.yaml:11:31: wires[0].ends[1].vhost-user.socket: `vm.sock`: a path must be absolute (or begin with `@` for an abstract name)
+wires.yaml:11:31: wires[0].ends[1].vhost-user.socket: `vm.sock`: a path must be absolute (an abstract name begins with `@`)
 wires.yaml:11:46: wires[0].ends[1].vhost-user.mode: `master`; `server` or `client` is wanted
 wires.yaml:11:62: wires[0].ends[1].vhost-user.queues: 99 queue pairs; 1 to 16 are possible
 wires.yaml:11:74: wires[0].ends[1].vhost-user.packed: `no`; `true` or `false` is wanted
@@ -117,7 +117,7 @@ wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract 
 wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
 wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel
 wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel
-wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, ends";
+wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, owner, labels, ends";
     assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
 }
 
@@ -222,12 +222,49 @@ fn a_vhost_user_end_says_who_listens_and_what_the_guest_may_use() {
         "name: w\nends: [{{ vhost-user: {vhost} }}, {{ vhost-user: {{ socket: '@b', mode: server }} }}]"
     ));
     let [EndSpec::VhostUser(first), EndSpec::VhostUser(second)] = &wire.unwrap().ends else { panic!("two guests") };
-    let mut wanted = VhostUserSpec::new("/run/vm.sock".parse().unwrap(), SocketMode::Client);
+    let mut wanted = VhostUserSpec::new("/run/vm.sock".parse().unwrap(), Role::Client);
     (wanted.queues, wanted.mtu) = (4, Some(9000));
     wanted.mac = Some("02:00:00:00:00:07".parse().unwrap());
     wanted.features.packed = false;
     assert_eq!(*first, wanted);
-    assert_eq!(*second, VhostUserSpec::new("@b".parse().unwrap(), SocketMode::Server));
+    assert_eq!(*second, VhostUserSpec::new("@b".parse().unwrap(), Role::Server));
+}
+
+#[test]
+fn the_old_name_of_a_vhost_user_role_is_still_read_but_not_beside_the_new_one() {
+    let wire = |vhost| parse_wire(&format!("name: w\nends: [{{ vhost-user: {vhost} }}, {{ kernel: {{ name: a }} }}]"));
+    let new = wire("{ socket: /run/vm.sock, role: server }").unwrap();
+    assert_eq!(new, wire("{ socket: /run/vm.sock, mode: server }").unwrap());
+    let both = wire("{ socket: /run/vm.sock, role: server, mode: server }").unwrap_err().to_string();
+    assert!(both.contains("`mode` is its old name: remove it"), "{both}");
+    let none = wire("{ socket: /run/vm.sock }").unwrap_err().to_string();
+    assert!(none.contains("vhost-user.role: missing"), "{none}");
+}
+
+#[test]
+fn a_wire_has_an_owner_and_labels_and_its_sockets_a_group_a_mode_and_a_limit_of_memory() {
+    let wire = parse_wire(
+        "{name: w, owner: nsm, labels: {app: nat, tier/x: \"7\"}, ends: [\
+         {memif: {socket: /m, role: server, group: qemu, socket_mode: '0660', memory: 512MiB}}, \
+         {vhost-user: {socket: /v, role: server, group: 107, socket_mode: '600', memory: 4096}}]}",
+    )
+    .unwrap();
+    assert_eq!((wire.owner.as_str(), wire.labels["app"].as_str(), wire.labels["tier/x"].as_str()), ("nsm", "nat", "7"));
+    let [EndSpec::Memif(memif), EndSpec::VhostUser(vhost)] = &wire.ends else { panic!("memif and vhost-user") };
+    assert_eq!((&memif.access.group, memif.access.mode()), (&Some(Group::Name("qemu".into())), 0o660));
+    assert_eq!((&vhost.access.group, vhost.access.mode()), (&Some(Group::Id(107)), 0o600));
+    assert_eq!((memif.memory.as_bytes(), vhost.memory.as_bytes()), (512 << 20, 4096));
+}
+
+#[test]
+fn an_interface_name_that_the_kernel_would_change_or_refuse_is_refused_at_its_line() {
+    for (name, cause) in
+        [("nsm%d", "picks a name of its own"), ("all", "every interface"), ("default", "every interface")]
+    {
+        let text = format!("name: w\nends:\n- kernel: {{ name: '{name}' }}\n- kernel: {{ name: b }}\n");
+        let error = parse_wire(&text).unwrap_err().to_string();
+        assert!(error.starts_with("wire:3:19: ends[0].kernel.name: ") && error.contains(cause), "{error}");
+    }
 }
 
 #[test]
@@ -249,8 +286,7 @@ f:5:81: wires[1].ends[1].memif.socket: /run/x is listened on already, by the wir
 fn a_kernel_interface_is_complete_with_its_name_alone() {
     let wire =
         parse_wire("name: w\nends: [{ kernel: { name: a } }, { kernel: { name: b, netns: /run/netns/b } }]").unwrap();
-    let plain =
-        KernelSpec { netns: None, name: "a".parse().unwrap(), mac: None, mtu: None, addresses: vec![], routes: vec![] };
+    let plain = KernelSpec::new("a".parse().unwrap());
     assert_eq!(wire.ends[0], EndSpec::Kernel(plain));
 }
 

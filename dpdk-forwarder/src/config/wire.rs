@@ -3,29 +3,46 @@
 //! What cannot be read is replaced by a stand-in that collides with nothing, so that the rest of
 //! the wire is still judged, alone ([`WireSpec::check`]) and beside the others.
 
+use std::collections::BTreeMap;
+
 use ferrule_daemon::settings::{Diagnostics, Field, Table};
 use ferrule_dataplane::spec::{
-    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Role, Route, SocketAddress, SocketMode, VhostFeatures,
-    VhostUserSpec, WireSpec,
+    ByteSize, EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Process, Role, Route, SocketAccess, SocketAddress,
+    VhostFeatures, VhostUserSpec, WireSpec,
 };
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, diagnostics: &Diagnostics) -> WireSpec {
-    let table = field.table(&["name", "full", "trusted", "ends"]);
+    let table = field.table(&["name", "full", "trusted", "owner", "labels", "ends"]);
     let name = table.as_ref().and_then(|table| table.required("name", "a name that no other wire has"));
     let full = table.as_ref().and_then(|table| table.optional("full"));
     let trusted = table.as_ref().and_then(|table| table.optional("trusted"));
+    let owner = table.as_ref().and_then(|table| table.optional("owner")).and_then(|field| field.text());
+    let labels = table.as_ref().and_then(|table| table.optional("labels"));
     let ends = table.as_ref().and_then(|table| table.required("ends", "a list of two ends"));
     let wire = WireSpec {
         name: name.and_then(|field| field.text()).map_or_else(|| stand_in(diagnostics), ToOwned::to_owned),
         full: full.and_then(|field| field.choice(&[("hold", Full::Hold), ("drop", Full::Drop)])).unwrap_or_default(),
         trusted: trusted.and_then(|field| field.choice(&[("true", true), ("false", false)])).unwrap_or_default(),
+        owner: owner.unwrap_or_default().to_owned(),
+        labels: labels.map(|field| read_labels(&field)).unwrap_or_default(),
         ends: read_ends(ends.as_ref(), diagnostics),
     };
     for error in wire.check() {
         field.wrong_below(&error.field, error.problem);
     }
     wire
+}
+
+fn read_labels(field: &Field<'_>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in field.entries().into_iter().flatten() {
+        let text = value.text().unwrap_or_default().to_owned();
+        if labels.insert(key.to_owned(), text).is_some() {
+            value.wrong("the key is given twice");
+        }
+    }
+    labels
 }
 
 fn read_ends(field: Option<&Field<'_>>, diagnostics: &Diagnostics) -> [EndSpec; 2] {
@@ -81,15 +98,27 @@ fn read_end(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
 }
 
 fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
-    let Some(table) = field.table(&["socket", "netns", "id", "role", "mode", "secret", "queues", "ring", "buffer"])
-    else {
+    let Some(table) = field.table(&[
+        "socket",
+        "netns",
+        "id",
+        "role",
+        "mode",
+        "secret",
+        "queues",
+        "ring",
+        "buffer",
+        "group",
+        "socket_mode",
+        "memory",
+    ]) else {
         return End::unknown(diagnostics);
     };
     let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
     let role = table.required("role", "`server` or `client`");
     // What decides whom the end meets: with one of them unknown, it is taken to meet nobody.
     let socket = socket.and_then(|field| field.parse());
-    let role = role.and_then(|field| field.choice(&[("server", Role::Server), ("client", Role::Client)]));
+    let role = role.and_then(|field| read_role(&field));
     let id = table.optional("id").map_or(Some(0), |field| field.number(0..=u64::from(u32::MAX)));
     let netns = table.optional("netns").map_or(Some(None), |field| read_netns(&field).map(Some));
     let mut memif = match (socket, role, id, netns) {
@@ -108,6 +137,8 @@ fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     memif.buffer = number("buffer", memif.buffer);
     // Out of range for the type is out of range for the wire: the check says it best.
     memif.queues = u16::try_from(number("queues", u32::from(memif.queues))).unwrap_or(u16::MAX);
+    memif.access = read_access(&table);
+    memif.memory = read_memory(&table, memif.memory);
     End { spec: EndSpec::Memif(memif), mode_known: mode.is_some() }
 }
 
@@ -115,8 +146,12 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let unknown = || SocketAddress::Abstract(stand_in(diagnostics));
     let Some(table) = field.table(&[
         "socket",
+        "role",
         "mode",
         "queues",
+        "group",
+        "socket_mode",
+        "memory",
         "mtu",
         "mac",
         "packed",
@@ -129,10 +164,21 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         return End { mode_known: true, ..End::unknown(diagnostics) };
     };
     let socket = table.required("socket", "a path or an abstract name as in `\"@name\"`");
-    let mode = table.required("mode", "`server` or `client`");
-    let mode = mode.and_then(|field| field.choice(&[("server", SocketMode::Server), ("client", SocketMode::Client)]));
+    // `mode` is what releases before called the role.
+    let role = match (table.optional("role"), table.optional("mode")) {
+        (Some(_), Some(mode)) => {
+            mode.wrong("`role` says it already; `mode` is its old name: remove it");
+            None
+        }
+        (None, Some(mode)) => read_role(&mode),
+        _ => table.required("role", "`server` or `client`").and_then(|field| read_role(&field)),
+    };
     let socket = socket.and_then(|field| field.parse());
-    let mut vhost = VhostUserSpec::new(socket.unwrap_or_else(unknown), mode.unwrap_or(SocketMode::Client));
+    // Who listens decides what else may be said: what cannot be read is taken to fit.
+    let (listens, access) = (role.unwrap_or(Role::Client), read_access(&table));
+    let mut vhost = VhostUserSpec::new(socket.unwrap_or_else(unknown), listens);
+    vhost.access = if role.is_some() { access } else { SocketAccess::default() };
+    vhost.memory = read_memory(&table, vhost.memory);
     let number = |key| table.optional(key).and_then(|field| field.number(0..=u64::from(u16::MAX)));
     vhost.queues = number("queues").unwrap_or(vhost.queues);
     vhost.mtu = number("mtu");
@@ -151,6 +197,21 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         offloads: switch("offloads", all.offloads),
     };
     End { spec: EndSpec::VhostUser(vhost), mode_known: true }
+}
+
+fn read_role(field: &Field<'_>) -> Option<Role> {
+    field.choice(&[("server", Role::Server), ("client", Role::Client)])
+}
+
+fn read_access(table: &Table<'_>) -> SocketAccess {
+    SocketAccess {
+        group: table.optional("group").and_then(|field| field.parse()),
+        mode: table.optional("socket_mode").and_then(|field| field.parse()),
+    }
+}
+
+fn read_memory(table: &Table<'_>, default: ByteSize) -> ByteSize {
+    table.optional("memory").and_then(|field| field.parse()).unwrap_or(default)
 }
 
 fn read_kernel(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
@@ -188,12 +249,15 @@ fn read_route(field: &Field<'_>) -> Option<Route> {
     Some(Route { to: to?, via: via? })
 }
 
-/// `/run/netns/pod`, `pid:42` or `{ pid: 42 }`.
+/// `/run/netns/pod`, `pid:42` or `{ pid: 42, start_time: 1234 }`.
 fn read_netns(field: &Field<'_>) -> Option<NetNs> {
     let pids = 1..=u64::from(i32::MAX.unsigned_abs());
     if field.is_table() {
-        let pid = field.table(&["pid"])?.required("pid", "the number of a process")?;
-        return pid.number(pids).map(NetNs::Pid);
+        let table = field.table(&["pid", "start_time"])?;
+        let pid = table.required("pid", "the number of a process")?.number(pids)?;
+        let start_time =
+            table.optional("start_time").map_or(Some(None), |field| field.number(0..=u64::MAX).map(Some))?;
+        return Some(NetNs::Process(Process { pid, start_time }));
     }
     let text = field.text()?;
     if let Some(pid) = text.strip_prefix("pid:") {
@@ -201,7 +265,7 @@ fn read_netns(field: &Field<'_>) -> Option<NetNs> {
         if pid.is_none() {
             field.wrong(format!("`{text}`; the number of a process is wanted, as in `pid:42`"));
         }
-        return pid.map(NetNs::Pid);
+        return pid.map(|pid| NetNs::Process(Process { pid, start_time: None }));
     }
     if !text.starts_with('/') || text.contains('\0') {
         field.wrong(format!("`{text}`; an absolute path as in `/run/netns/pod`, or `pid:42`, is wanted"));

@@ -7,7 +7,7 @@ use std::io::{Read, stdin};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let near = MemifSpec { id, ..MemifSpec::new(format!("@{name}-end").parse()?, Role::Server) };
         let far = MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse()?, Role::Client) };
         let ends = [EndSpec::Memif(near), EndSpec::Memif(far)];
-        engine.add(WireSpec { name: format!("{name}-{id}"), ends, full: Full::Hold, trusted: false })?;
+        engine.add(WireSpec::new(format!("{name}-{id}"), ends))?;
     }
     while engine.wires().iter().any(|wire| wire.ends[1].word() != "connected") {
         thread::sleep(Duration::from_millis(1));

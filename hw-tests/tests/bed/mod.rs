@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, SocketAddress, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, WireSpec};
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
@@ -56,7 +56,7 @@ impl Bed {
             let towards_testpmd = bed.towards_testpmd(port);
             let towards_us = MemifSpec { role: Role::Server, ..bed.end(port) };
             let ends = [EndSpec::Memif(towards_us), EndSpec::Memif(towards_testpmd)];
-            let wire = WireSpec { name: bed.wire(port), ends, full: Full::Hold, trusted: link.trusted };
+            let wire = WireSpec { trusted: link.trusted, ..WireSpec::new(bed.wire(port), ends) };
             bed.engine.add(wire).unwrap();
         }
         bed

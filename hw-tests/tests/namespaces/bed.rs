@@ -24,7 +24,7 @@ pub fn client(server: &MemifSpec) -> MemifSpec {
 /// A wire between a namespace and a memif end.
 pub fn wire(kernel: &KernelSpec, memif: &MemifSpec) -> WireSpec {
     let ends = [EndSpec::Kernel(kernel.clone()), EndSpec::Memif(memif.clone())];
-    WireSpec { name: unique("wire"), ends, full: Full::Hold, trusted: false }
+    WireSpec::new(unique("wire"), ends)
 }
 
 /// Makes such a wire; returns its name and its far end, connected.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, NetNs, Role, Route, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, Route, WireSpec};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::unique;
 
@@ -80,5 +80,5 @@ fn a_second_wire_cannot_take_the_interface_or_the_id_of_the_first() {
 fn wire(kernel: &KernelSpec, socket: &Path) -> WireSpec {
     let memif = MemifSpec::new(socket.to_str().unwrap().parse().unwrap(), Role::Server);
     let ends = [EndSpec::Memif(memif), EndSpec::Kernel(kernel.clone())];
-    WireSpec { name: "refused".to_owned(), ends, full: Full::Hold, trusted: false }
+    WireSpec::new("refused".to_owned(), ends)
 }

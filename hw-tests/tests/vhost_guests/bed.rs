@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferrule_dataplane::spec::{EndSpec, SocketMode, VhostUserSpec};
+use ferrule_dataplane::spec::{EndSpec, Role, VhostUserSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_hw_tests::need;
 use ferrule_hw_tests::vm::image::Image;
@@ -143,7 +143,7 @@ pub fn engine() -> Engine {
 
 /// The end of a wire for a NIC.
 pub fn end(nic: &Nic) -> EndSpec {
-    let mode = if nic.listens { SocketMode::Client } else { SocketMode::Server };
+    let mode = if nic.listens { Role::Client } else { Role::Server };
     let spec = VhostUserSpec::new(nic.socket.to_str().unwrap().parse().unwrap(), mode);
     EndSpec::VhostUser(VhostUserSpec { queues: nic.queues, ..spec })
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 
 use bed::{Bed, PORT, Transfer, crossed, end, engine, ping_all, settle};
-use ferrule_dataplane::spec::{EndSpec, Full, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, WireSpec};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::vm::machine::Machine;
@@ -129,7 +129,7 @@ fn received(guest: &Machine) -> u64 {
 }
 
 fn wire(ends: [EndSpec; 2]) -> WireSpec {
-    WireSpec { name: ferrule_hw_tests::unique("wire"), ends, full: Full::Hold, trusted: false }
+    WireSpec::new(ferrule_hw_tests::unique("wire"), ends)
 }
 
 /// Of a transfer: about a second in software emulation.

@@ -22,7 +22,7 @@ use crate::control::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Connection, HandshakeError, Offer, Outbox, Server};
 use crate::socket::{Listener, SocketError};
-use crate::spec::{EndSpec, NetNs, Role, SocketAddress, SocketMode};
+use crate::spec::{EndSpec, NetNs, Role, SocketAddress};
 
 /// A listening socket and who is behind it.
 pub(super) struct Door {
@@ -104,7 +104,7 @@ impl DoorKey {
     pub fn of(end: &EndSpec) -> Option<Self> {
         let (address, netns) = match end {
             EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
-            EndSpec::VhostUser(spec) if spec.mode == SocketMode::Server => (&spec.socket, None),
+            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
             _ => return None,
         };
         let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
@@ -138,11 +138,12 @@ impl State {
         if let Some(door) = self.doors.get_mut(&key) {
             return door.add(name, number, end);
         }
-        let (kind, netns) = match end {
-            EndSpec::Memif(_) => (Kind::SeqPacket, key.netns.as_ref()),
-            _ => (Kind::Stream, None),
+        let (kind, netns, access) = match end {
+            EndSpec::Memif(spec) => (Kind::SeqPacket, key.netns.as_ref(), &spec.access),
+            EndSpec::VhostUser(spec) => (Kind::Stream, None, &spec.access),
+            EndSpec::Kernel(_) => return Ok(()),
         };
-        let listener = Listener::bind(kind, &key.address, netns)?;
+        let listener = Listener::bind(kind, &key.address, netns, access)?;
         let token = self.watch_for(EpollFlags::empty(), &listener, Socket::Door(key.clone()))?;
         let behind = Behind::new(name, number, end);
         let (callers, log_limit) = (BTreeMap::new(), LogLimit::default());

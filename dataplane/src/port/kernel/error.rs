@@ -6,7 +6,6 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use thiserror::Error;
 
-use super::setup::Task;
 use crate::spec::{InterfaceName, KernelSpec, NetNs, Route};
 use ferrule_ffi::netlink::NetlinkError;
 
@@ -15,88 +14,98 @@ use ferrule_ffi::netlink::NetlinkError;
 pub enum KernelError {
     /// The namespace is gone, is not one, or may not be read.
     #[error(
-        "open the namespace of {place}: {reason}; name a namespace that exists, as `ip netns list` or `lsns -t net` shows"
+        "open the namespace of {interface}: {reason}; name a namespace that exists, as `ip netns list` or `lsns -t net` shows"
     )]
     Namespace {
         /// The interface that was to live there.
-        place: Place,
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
     /// An interface of this name is there.
-    #[error("create {place}: the name is taken; choose another name, or remove the interface that has it")]
+    #[error("create {interface}: the name is taken; choose another name, or remove the interface that has it")]
     NameTaken {
         /// The interface that was to be made.
-        place: Place,
+        interface: InterfaceId,
     },
     /// A capability is missing.
-    #[error("{tried} {place}: not permitted; the forwarder needs CAP_NET_ADMIN there{}", to_enter(.place))]
+    #[error("{tried} {interface}: not permitted; the forwarder needs CAP_NET_ADMIN there{}", to_enter(.interface))]
     NotPermitted {
         /// What was tried.
         tried: String,
         /// On what.
-        place: Place,
+        interface: InterfaceId,
     },
     /// The kernel lacks the kind of interface, or the container does not see its device.
-    #[error("create {place}: no `{driver}` driver: {reason}; load it with `modprobe {driver}`{}", and_device(.driver))]
+    #[error("create {interface}: no `{driver}` driver: {reason}; load it with `modprobe {driver}`{}", and_device(.driver))]
     DriverMissing {
         /// The kernel module: `tun` or `veth`.
         driver: &'static str,
         /// The interface that was to be made.
-        place: Place,
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
     /// An address was refused.
     #[error(
-        "give address {address} to {place}: {reason}; list each address once, and for IPv6 leave `disable_ipv6` off and the MTU at 1280 or more"
+        "give address {address} to {interface}: {reason}; list each address once, and for IPv6 leave the MTU at 1280 or more"
     )]
     Address {
         /// The address.
         address: IpNet,
         /// The interface.
-        place: Place,
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
     /// A route was refused.
     #[error(
-        "add the route to {}{} through {place}: {reason}; the next hop must be in the network of one of its addresses, and the namespace must have no other route to that destination",
+        "add the route to {}{} through {interface}: {reason}; the next hop must be in the network of one of its addresses, and the namespace must have no other route to that destination",
         .route.to, next_hop(.route)
     )]
     Route {
         /// The route.
         route: Route,
         /// The interface.
-        place: Place,
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
     /// The MTU was refused.
-    #[error("set MTU {mtu} of {place}: {reason}; choose 68 to 65521 bytes, and 1280 or more for IPv6")]
+    #[error("set MTU {mtu} of {interface}: {reason}; choose 68 to 65521 bytes, and 1280 or more for IPv6")]
     Mtu {
         /// The MTU.
         mtu: u32,
         /// The interface.
-        place: Place,
+        interface: InterfaceId,
+        /// Why not.
+        reason: String,
+    },
+    /// IPv6 is switched off for the interface, and stays so.
+    #[error(
+        "switch IPv6 on for {interface}: {reason}; give the forwarder a /proc/sys that it may write to, or set `net.ipv6.conf.default.disable_ipv6` to 0 in that namespace"
+    )]
+    Ipv6Off {
+        /// The interface.
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
     /// The interface was there and is not any more.
-    #[error("{tried} {place}: it is gone; someone removed it or its namespace: make the wire again")]
+    #[error("{tried} {interface}: it is gone; someone removed it or its namespace: make the wire again")]
     Gone {
         /// What was tried.
         tried: String,
         /// On what.
-        place: Place,
+        interface: InterfaceId,
     },
     /// The kernel said no to something else.
-    #[error("{tried} {place}: {reason}; the kernel's log (`dmesg`) may say more")]
+    #[error("{tried} {interface}: {reason}; the kernel's log (`dmesg`) may say more")]
     Refused {
         /// What was tried.
         tried: String,
         /// On what.
-        place: Place,
+        interface: InterfaceId,
         /// Why not.
         reason: String,
     },
@@ -104,72 +113,59 @@ pub enum KernelError {
 
 impl KernelError {
     /// The interface it is about.
-    pub fn place(&self) -> &Place {
+    pub fn interface(&self) -> &InterfaceId {
         match self {
-            Self::Namespace { place, .. }
-            | Self::NameTaken { place, .. }
-            | Self::NotPermitted { place, .. }
-            | Self::DriverMissing { place, .. }
-            | Self::Address { place, .. }
-            | Self::Route { place, .. }
-            | Self::Mtu { place, .. }
-            | Self::Gone { place, .. }
-            | Self::Refused { place, .. } => place,
+            Self::Namespace { interface, .. }
+            | Self::NameTaken { interface, .. }
+            | Self::NotPermitted { interface, .. }
+            | Self::DriverMissing { interface, .. }
+            | Self::Address { interface, .. }
+            | Self::Route { interface, .. }
+            | Self::Mtu { interface, .. }
+            | Self::Ipv6Off { interface, .. }
+            | Self::Gone { interface, .. }
+            | Self::Refused { interface, .. } => interface,
         }
     }
 
-    /// The kernel's refusal of one task.
-    pub(super) fn refused(task: &Task, place: &Place, refusal: NetlinkError) -> Self {
-        if matches!(refusal.errno, Errno::EPERM | Errno::ENODEV) {
-            return Self::failed(&task.to_string(), place, refusal);
-        }
-        let (place, reason) = (place.clone(), refusal.to_string());
-        match task {
-            Task::Mtu(mtu) => Self::Mtu { mtu: *mtu, place, reason },
-            Task::Address(address) => Self::Address { address: *address, place, reason },
-            Task::Route(route) => Self::Route { route: route.clone(), place, reason },
-            Task::Mac(_) | Task::Up => Self::Refused { tried: task.to_string(), place, reason },
-        }
-    }
-
-    /// Any other refusal.
-    pub(super) fn failed(tried: &str, place: &Place, refusal: impl Into<NetlinkError>) -> Self {
-        let (tried, place, refusal) = (tried.to_owned(), place.clone(), refusal.into());
+    /// A refusal that has no variant of its own.
+    pub(super) fn failed(tried: &str, interface: &InterfaceId, refusal: impl Into<NetlinkError>) -> Self {
+        let (tried, interface, refusal) = (tried.to_owned(), interface.clone(), refusal.into());
         match refusal.errno {
-            Errno::EPERM => Self::NotPermitted { tried, place },
-            Errno::ENODEV => Self::Gone { tried, place },
-            _ => Self::Refused { tried, place, reason: refusal.to_string() },
+            Errno::EPERM => Self::NotPermitted { tried, interface },
+            Errno::ENODEV => Self::Gone { tried, interface },
+            _ => Self::Refused { tried, interface, reason: refusal.to_string() },
         }
     }
 }
 
 /// An interface as errors name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct InterfaceId {
     /// The name of the interface.
-    pub interface: InterfaceName,
+    pub name: InterfaceName,
     /// Its namespace; none: the forwarder's own.
     pub netns: Option<NetNs>,
 }
 
-impl From<&KernelSpec> for Place {
+impl From<&KernelSpec> for InterfaceId {
     fn from(spec: &KernelSpec) -> Self {
-        Self { interface: spec.name.clone(), netns: spec.netns.clone() }
+        Self { name: spec.name.clone(), netns: spec.netns.clone() }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for InterfaceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.netns {
-            Some(NetNs::Path(path)) => write!(f, "interface `{}` in {}", self.interface, path.display()),
-            Some(NetNs::Pid(pid)) => write!(f, "interface `{}` in the namespace of pid {pid}", self.interface),
-            None => write!(f, "interface `{}` in the forwarder's own namespace", self.interface),
+            Some(netns @ NetNs::Process(_)) => write!(f, "interface `{}` in the namespace of {netns}", self.name),
+            Some(netns @ (NetNs::Path(_) | NetNs::Open(_))) => write!(f, "interface `{}` in {netns}", self.name),
+            None => write!(f, "interface `{}` in the forwarder's own namespace", self.name),
         }
     }
 }
 
-fn to_enter(place: &Place) -> &'static str {
-    if place.netns.is_some() { ", and CAP_SYS_ADMIN to enter the namespace" } else { "" }
+fn to_enter(interface: &InterfaceId) -> &'static str {
+    if interface.netns.is_some() { ", and CAP_SYS_ADMIN to enter the namespace" } else { "" }
 }
 
 fn and_device(driver: &str) -> &'static str {
@@ -183,30 +179,31 @@ fn next_hop(route: &Route) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Process;
 
     #[test]
-    fn a_refusal_becomes_what_was_tried_where_why_not_and_the_cure() {
-        let home = Place { interface: "eth9".parse().unwrap(), netns: None };
-        let pod = Place { netns: Some(NetNs::Pid(7)), ..home.clone() };
-        let address = Task::Address("10.0.0.1/24".parse().unwrap());
+    fn a_refusal_says_what_was_tried_where_why_not_and_the_cure() {
+        let home = InterfaceId { name: "eth9".parse().unwrap(), netns: None };
+        let pod = InterfaceId { netns: Some(NetNs::Process(Process { pid: 7, start_time: None })), ..home.clone() };
+        let address = "give address 10.0.0.1/24 to";
         let cases = [
             (
-                KernelError::refused(&Task::Up, &home, refusal(Errno::EPERM)),
+                KernelError::failed("bring up", &home, refusal(Errno::EPERM)),
                 "bring up interface `eth9` in the forwarder's own namespace: not permitted; \
                  the forwarder needs CAP_NET_ADMIN there",
             ),
             (
-                KernelError::refused(&address, &pod, refusal(Errno::EPERM)),
+                KernelError::failed(address, &pod, refusal(Errno::EPERM)),
                 "give address 10.0.0.1/24 to interface `eth9` in the namespace of pid 7: not permitted; \
                  the forwarder needs CAP_NET_ADMIN there, and CAP_SYS_ADMIN to enter the namespace",
             ),
             (
-                KernelError::refused(&address, &pod, refusal(Errno::ENODEV)),
+                KernelError::failed(address, &pod, refusal(Errno::ENODEV)),
                 "give address 10.0.0.1/24 to interface `eth9` in the namespace of pid 7: it is gone; \
                  someone removed it or its namespace: make the wire again",
             ),
             (
-                KernelError::DriverMissing { driver: "tun", place: home, reason: "ENOENT".to_owned() },
+                KernelError::DriverMissing { driver: "tun", interface: home, reason: "ENOENT".to_owned() },
                 "create interface `eth9` in the forwarder's own namespace: no `tun` driver: ENOENT; \
                  load it with `modprobe tun` and give the container /dev/net/tun",
             ),

@@ -9,6 +9,7 @@
 //! devices, long after the pod is gone. So namespaces are entered only while an interface is made.
 //!
 //! In reading order:
+//! - [`spec`]: what an interface should be.
 //! - `tap`: an interface whose other end is a file descriptor.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
@@ -17,12 +18,16 @@
 //! - `error`: what can go wrong, and the cure.
 
 mod error;
+mod message;
 mod namespace;
+mod owner;
 pub mod ring;
 mod setup;
+pub mod spec;
 mod tap;
 mod veth;
 
-pub use error::{KernelError, Place};
+pub use error::{InterfaceId, KernelError};
+pub use owner::{Owner, OwnerError};
 pub use tap::TapInterface;
-pub use veth::VethPair;
+pub use veth::{PairEnd, PairStatus, VethPair};

@@ -1,5 +1,6 @@
 //! Where an interface is to live: an open namespace, for as long as the interface is being made.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::fd::{AsFd as _, RawFd};
@@ -10,7 +11,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::errno::Errno;
 
-use super::error::{KernelError, Place};
+use super::error::{InterfaceId, KernelError};
 use crate::spec::KernelSpec;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 
@@ -29,12 +30,12 @@ impl Namespace {
     /// Opens the namespace of an interface.
     pub fn open(spec: &KernelSpec) -> Result<Self, KernelError> {
         Self::open_file(spec).map_err(|error| {
-            let place = Place::from(spec);
+            let interface = InterfaceId::from(spec);
             match error.raw_os_error() {
                 Some(libc) if matches!(Errno::from_raw(libc), Errno::EPERM | Errno::EACCES) => {
-                    KernelError::NotPermitted { tried: "open the namespace of".to_owned(), place }
+                    KernelError::NotPermitted { tried: "open the namespace of".to_owned(), interface }
                 }
-                _ => KernelError::Namespace { place, reason: error.to_string() },
+                _ => KernelError::Namespace { interface, reason: error.to_string() },
             }
         })
     }
@@ -42,7 +43,7 @@ impl Namespace {
     fn open_file(spec: &KernelSpec) -> io::Result<Self> {
         let here = NetNs::current()?;
         let Some(netns) = &spec.netns else { return Ok(Self { handle: here, home: true }) };
-        let handle = NetNs::open(&netns.path())?;
+        let handle = netns.open()?;
         let home = handle.is_same(&here)?;
         Ok(Self { handle, home })
     }
@@ -55,6 +56,22 @@ impl Namespace {
     /// A netlink socket inside.
     pub fn netlink(&self) -> io::Result<Netlink> {
         if self.home { Netlink::open() } else { self.handle.run(Netlink::open)? }
+    }
+
+    /// Switches IPv6 on for an interface inside, if it is off.
+    pub fn enable_ipv6(&self, interface: &str) -> io::Result<()> {
+        // Below /proc/sys/net is the namespace of the thread that opens it.
+        let enable = || {
+            let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+            match fs::read_to_string(&path) {
+                Ok(off) if off.trim_end() == "0" => Ok(()),
+                Ok(_) => fs::write(&path, "0"),
+                // The kernel has no IPv6, or the MTU is too small for it: the address is refused with the reason.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        if self.home { enable() } else { self.handle.run(enable)? }
     }
 
     /// The number by which netlink messages name it while this value lives.
@@ -102,13 +119,13 @@ impl Namespace {
 ///
 /// A TAP keeps the namespace alive that its descriptor was opened in, so a pod's must not be that
 /// one. Nor may our own: there udev and network managers would seize the interface on its way.
-pub(super) fn workshop() -> io::Result<&'static NetNs> {
-    static WORKSHOP: OnceLock<NetNs> = OnceLock::new();
-    if let Some(workshop) = WORKSHOP.get() {
-        return Ok(workshop);
+pub(super) fn staging() -> io::Result<&'static NetNs> {
+    static STAGING: OnceLock<NetNs> = OnceLock::new();
+    if let Some(staging) = STAGING.get() {
+        return Ok(staging);
     }
     let made = NetNs::private()?;
-    Ok(WORKSHOP.get_or_init(|| made))
+    Ok(STAGING.get_or_init(|| made))
 }
 
 fn nsid_request(kind: fn(NsidMessage) -> RouteNetlinkMessage, attributes: Vec<NsidAttribute>) -> Request {

@@ -1,26 +1,21 @@
-//! What a specification asks of an interface that exists: tasks, and each as a netlink request.
+//! What a specification asks of an interface that exists: steps, planned and then applied.
 
 use std::fmt;
-use std::net::IpAddr;
 
+use ferrule_ffi::netlink::{Answer, Netlink, NetlinkError, Request};
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
-use super::error::{KernelError, Place};
-use super::namespace::NamespaceId;
+use super::error::{InterfaceId, KernelError};
+use super::message::{address_request, link_request, route_request, up_request};
+use super::namespace::Namespace;
 use crate::spec::{KernelSpec, MacAddress, Route};
-use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 
 /// One thing to do to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Task {
+enum Step {
     Mac(MacAddress),
     Mtu(u32),
     Address(IpNet),
@@ -28,61 +23,102 @@ pub(super) enum Task {
     Route(Route),
 }
 
-/// Makes the interface what `spec` says: one system call to ask, one for each answer.
-pub(super) fn set_up(netlink: &mut Netlink, index: u32, spec: &KernelSpec) -> Result<(), KernelError> {
-    let tasks = tasks(spec);
-    let place = Place::from(spec);
-    let requests = tasks.iter().map(|task| task.request(index)).collect();
-    let answers = netlink.exchange(requests).map_err(|refusal| KernelError::failed("set up", &place, refusal))?;
-    for (task, answer) in tasks.iter().zip(answers) {
-        answer.map_err(|refusal| KernelError::refused(task, &place, refusal))?;
+/// An interface that is being made what its specification says.
+pub(super) struct Setup<'a> {
+    /// A socket of its namespace.
+    pub netlink: &'a mut Netlink,
+    /// That namespace.
+    pub namespace: &'a Namespace,
+    /// The number of the interface there.
+    pub index: u32,
+    /// What it should be.
+    pub spec: &'a KernelSpec,
+    /// Whether a former process made it from the same specification: then what is there already is right.
+    pub adopted: bool,
+}
+
+impl Setup<'_> {
+    /// Does all of it: a system call to ask for all steps that do not depend on another's success, one for each answer.
+    pub fn apply(&mut self) -> Result<(), KernelError> {
+        let Plan { link, addresses, routes } = Plan::of(self.spec);
+        for (step, answer) in self.exchange(link)? {
+            self.judge(&step, answer)?;
+        }
+        if self.spec.uses_ipv6() {
+            self.switch_ipv6_on()?;
+        }
+        for (step, answer) in self.exchange(addresses)? {
+            self.judge(&step, answer)?;
+        }
+        self.add_routes(routes)
     }
-    Ok(())
-}
 
-/// The index of an interface by its name.
-pub(super) fn find(netlink: &mut Netlink, name: &str) -> Result<u32, NetlinkError> {
-    let mut link = LinkMessage::default();
-    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    match netlink.request(Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 })? {
-        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link.header.index),
-        _ => Err(NetlinkError { errno: Errno::ENODEV, hint: None }),
+    /// The next hop of a route may be the target of another one, in any order: what is refused is tried again, as long
+    /// as others were taken.
+    fn add_routes(&mut self, mut routes: Vec<Step>) -> Result<(), KernelError> {
+        while !routes.is_empty() {
+            let tried = routes.len();
+            let mut refusals = Vec::new();
+            for (step, answer) in self.exchange(routes)? {
+                if let Err(error) = self.judge(&step, answer) {
+                    refusals.push((step, error));
+                }
+            }
+            if refusals.len() == tried {
+                return refusals.into_iter().next().map_or(Ok(()), |(_, error)| Err(error));
+            }
+            routes = refusals.into_iter().map(|(step, _)| step).collect();
+        }
+        Ok(())
+    }
+
+    fn exchange(&mut self, steps: Vec<Step>) -> Result<Vec<(Step, Answer)>, KernelError> {
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let requests = steps.iter().map(|step| step.request(self.index)).collect();
+        let answers = self.netlink.exchange(requests);
+        let answers = answers.map_err(|refusal| KernelError::failed("set up", &self.spec.into(), refusal))?;
+        Ok(steps.into_iter().zip(answers).collect())
+    }
+
+    fn judge(&self, step: &Step, answer: Answer) -> Result<(), KernelError> {
+        match (answer, step) {
+            (Ok(_), _) => Ok(()),
+            (Err(refusal), Step::Address(_) | Step::Route(_)) if self.adopted && refusal.errno == Errno::EEXIST => {
+                Ok(())
+            }
+            (Err(refusal), step) => Err(step.refused(&self.spec.into(), refusal)),
+        }
+    }
+
+    /// A namespace may have IPv6 switched off for new interfaces, as container engines do; CNI plugins then switch it
+    /// on for theirs.
+    fn switch_ipv6_on(&self) -> Result<(), KernelError> {
+        let done = self.namespace.enable_ipv6(self.spec.name.as_str());
+        done.map_err(|error| KernelError::Ipv6Off { interface: self.spec.into(), reason: error.to_string() })
     }
 }
 
-/// A request about an interface that exists.
-pub(super) fn link_request(
-    kind: fn(LinkMessage) -> RouteNetlinkMessage,
-    index: u32,
-    attributes: Vec<LinkAttribute>,
-) -> Request {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.attributes = attributes;
-    Request { message: kind(link), flags: 0 }
+/// The steps of a specification. Addresses come before the interface is up, so that nothing leaves without one; routes
+/// after it, because the kernel takes them only then.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    link: Vec<Step>,
+    addresses: Vec<Step>,
+    routes: Vec<Step>,
 }
 
-/// The same about an interface of another namespace.
-pub(super) fn far_link_request(
-    kind: fn(LinkMessage) -> RouteNetlinkMessage,
-    index: u32,
-    namespace: NamespaceId,
-) -> Request {
-    link_request(kind, index, namespace.map(LinkAttribute::IfNetnsId).into_iter().collect())
-}
-
-/// The order matters: addresses before the interface is up, so that nothing leaves without one;
-/// routes after it, because the kernel takes them only then.
-fn tasks(spec: &KernelSpec) -> Vec<Task> {
-    let routes = spec.routes.iter().filter(|route| !is_implied(route, spec));
-    spec.mac
-        .map(Task::Mac)
-        .into_iter()
-        .chain([Task::Mtu(spec.mtu.unwrap_or(MTU_DEFAULT))])
-        .chain(spec.addresses.iter().copied().map(Task::Address))
-        .chain([Task::Up])
-        .chain(routes.cloned().map(Task::Route))
-        .collect()
+impl Plan {
+    fn of(spec: &KernelSpec) -> Self {
+        let mtu = Step::Mtu(spec.mtu.unwrap_or(MTU_DEFAULT));
+        let routes = spec.routes.iter().filter(|route| !is_implied(route, spec));
+        Self {
+            link: spec.mac.map(Step::Mac).into_iter().chain([mtu]).collect(),
+            addresses: spec.addresses.iter().copied().map(Step::Address).chain([Step::Up]).collect(),
+            routes: routes.cloned().map(Step::Route).collect(),
+        }
+    }
 }
 
 /// Whether an address brings this route along; asked for again, the kernel would refuse it.
@@ -90,21 +126,40 @@ fn is_implied(route: &Route, spec: &KernelSpec) -> bool {
     route.via.is_none() && spec.addresses.iter().any(|address| address.trunc() == route.to.trunc())
 }
 
-impl Task {
+impl KernelSpec {
+    fn uses_ipv6(&self) -> bool {
+        self.addresses.iter().any(|address| address.addr().is_ipv6())
+            || self.routes.iter().any(|route| route.to.addr().is_ipv6())
+    }
+}
+
+impl Step {
     fn request(&self, index: u32) -> Request {
+        let set_link = |attribute| link_request(RouteNetlinkMessage::SetLink, index, vec![attribute]);
         match self {
-            Self::Mac(mac) => {
-                link_request(RouteNetlinkMessage::SetLink, index, vec![LinkAttribute::Address(mac.0.to_vec())])
-            }
-            Self::Mtu(mtu) => link_request(RouteNetlinkMessage::SetLink, index, vec![LinkAttribute::Mtu(*mtu)]),
+            Self::Mac(mac) => set_link(LinkAttribute::Address(mac.0.to_vec())),
+            Self::Mtu(mtu) => set_link(LinkAttribute::Mtu(*mtu)),
             Self::Address(address) => address_request(index, *address),
             Self::Up => up_request(index),
             Self::Route(route) => route_request(index, route),
         }
     }
+
+    fn refused(&self, interface: &InterfaceId, refusal: NetlinkError) -> KernelError {
+        if matches!(refusal.errno, Errno::EPERM | Errno::ENODEV) {
+            return KernelError::failed(&self.to_string(), interface, refusal);
+        }
+        let (interface, reason) = (interface.clone(), refusal.to_string());
+        match self {
+            Self::Mtu(mtu) => KernelError::Mtu { mtu: *mtu, interface, reason },
+            Self::Address(address) => KernelError::Address { address: *address, interface, reason },
+            Self::Route(route) => KernelError::Route { route: route.clone(), interface, reason },
+            Self::Mac(_) | Self::Up => KernelError::Refused { tried: self.to_string(), interface, reason },
+        }
+    }
 }
 
-impl fmt::Display for Task {
+impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
@@ -116,46 +171,6 @@ impl fmt::Display for Task {
     }
 }
 
-fn up_request(index: u32) -> Request {
-    let mut link = LinkMessage::default();
-    link.header.index = index;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    Request { message: RouteNetlinkMessage::SetLink(link), flags: 0 }
-}
-
-fn address_request(index: u32, address: IpNet) -> Request {
-    let mut message = AddressMessage::default();
-    message.header.family = family(address.addr());
-    message.header.prefix_len = address.prefix_len();
-    message.header.index = index;
-    if address.addr().is_ipv6() {
-        // Looking for duplicates takes a second, and the address could not be used until then.
-        message.header.flags = AddressHeaderFlags::Nodad;
-    }
-    message.attributes = vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
-    Request { message: RouteNetlinkMessage::NewAddress(message), flags: NLM_F_CREATE | NLM_F_EXCL }
-}
-
-fn route_request(index: u32, route: &Route) -> Request {
-    let to = route.to.trunc();
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(to.addr());
-    message.header.destination_prefix_length = to.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link };
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to.addr())));
-    message.attributes.push(RouteAttribute::Oif(index));
-    message.attributes.extend(route.via.map(|via| RouteAttribute::Gateway(RouteAddress::from(via))));
-    Request { message: RouteNetlinkMessage::NewRoute(message), flags: NLM_F_CREATE | NLM_F_EXCL }
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
 const MTU_DEFAULT: u32 = 1500;
 
 #[cfg(test)]
@@ -163,17 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_come_before_up_and_routes_behind_it() {
+    fn a_route_that_an_address_brings_along_is_no_step() {
         let address: IpNet = "10.0.0.1/24".parse().unwrap();
         let [implied, far] = ["10.0.0.0/24", "10.1.0.0/16"].map(|to| Route { to: to.parse().unwrap(), via: None });
-        let spec = KernelSpec {
-            netns: None,
-            name: "eth9".parse().unwrap(),
-            mac: None,
-            mtu: None,
-            addresses: vec![address],
-            routes: vec![implied, far.clone()],
-        };
-        assert_eq!(tasks(&spec), [Task::Mtu(1500), Task::Address(address), Task::Up, Task::Route(far)]);
+        let routes = vec![implied, far.clone()];
+        let spec = KernelSpec { addresses: vec![address], routes, ..KernelSpec::new("eth9".parse().unwrap()) };
+        let plan = Plan::of(&spec);
+        assert_eq!(plan.link, [Step::Mtu(1500)]);
+        assert_eq!(plan.addresses, [Step::Address(address), Step::Up]);
+        assert_eq!(plan.routes, [Step::Route(far)]);
     }
 }

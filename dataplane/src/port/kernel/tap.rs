@@ -7,9 +7,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkAttribute;
 use nix::errno::Errno;
 
-use super::error::{KernelError, Place};
-use super::namespace::{Namespace, workshop};
-use super::setup::{find, link_request, set_up};
+use super::error::{InterfaceId, KernelError};
+use super::message::{Link, link_request};
+use super::namespace::{Namespace, staging};
+use super::setup::Setup;
 use crate::spec::KernelSpec;
 use ferrule_ffi::netlink::{Netlink, NetlinkError};
 
@@ -26,14 +27,14 @@ pub struct TapInterface {
 impl TapInterface {
     /// Makes the interface; a failure leaves nothing behind.
     pub fn create(spec: &KernelSpec) -> Result<Self, KernelError> {
-        let place = Place::from(spec);
+        let interface = InterfaceId::from(spec);
         let namespace = Namespace::open(spec)?;
         let tap = if namespace.is_home() { make(spec.name.as_str()) } else { make_inside(&namespace, spec) };
-        let tap = tap.map_err(|refusal| creation_failed(&place, refusal))?;
-        let mut netlink = namespace.netlink().map_err(|error| KernelError::failed("set up", &place, error))?;
-        let index =
-            find(&mut netlink, spec.name.as_str()).map_err(|refusal| KernelError::failed("find", &place, refusal))?;
-        set_up(&mut netlink, index, spec)?;
+        let tap = tap.map_err(|refusal| creation_failed(&interface, refusal))?;
+        let mut netlink = namespace.netlink().map_err(|error| KernelError::failed("set up", &interface, error))?;
+        let found = Link::named(&mut netlink, spec.name.as_str());
+        let index = found.map_err(|refusal| KernelError::failed("find", &interface, refusal))?.index;
+        Setup { netlink: &mut netlink, namespace: &namespace, index, spec, adopted: false }.apply()?;
         Ok(Self { tap, index })
     }
 }
@@ -45,28 +46,28 @@ fn make(name: &str) -> Result<Tap, NetlinkError> {
     Ok(tap)
 }
 
-/// Makes the device in the workshop and moves it. The move makes the kernel wait for all readers of
-/// the device (about 14 ms on a machine of two CPUs); what it buys is told at [`workshop`].
+/// Makes the device in the staging namespace and moves it. The move makes the kernel wait for all readers of
+/// the device (about 14 ms on a machine of two CPUs); what it buys is told at [`staging`].
 fn make_inside(namespace: &Namespace, spec: &KernelSpec) -> Result<Tap, NetlinkError> {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!("tap{}", MADE.fetch_add(1, Ordering::Relaxed));
-    workshop()?.run(|| {
+    staging()?.run(|| {
         let tap = make(&name)?;
         let mut netlink = Netlink::open()?;
-        let index = find(&mut netlink, &name)?;
+        let index = Link::named(&mut netlink, &name)?.index;
         let target = vec![LinkAttribute::NetNsFd(namespace.fd()), LinkAttribute::IfName(spec.name.to_string())];
         netlink.request(link_request(RouteNetlinkMessage::SetLink, index, target))?;
         Ok(tap)
     })?
 }
 
-fn creation_failed(place: &Place, refusal: NetlinkError) -> KernelError {
-    let place = place.clone();
+fn creation_failed(interface: &InterfaceId, refusal: NetlinkError) -> KernelError {
+    let interface = interface.clone();
     match refusal.errno {
-        Errno::EEXIST | Errno::EBUSY => KernelError::NameTaken { place },
+        Errno::EEXIST | Errno::EBUSY => KernelError::NameTaken { interface },
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EACCES => {
-            KernelError::DriverMissing { driver: "tun", place, reason: refusal.to_string() }
+            KernelError::DriverMissing { driver: "tun", interface, reason: refusal.to_string() }
         }
-        _ => KernelError::failed("create", &place, refusal),
+        _ => KernelError::failed("create", &interface, refusal),
     }
 }

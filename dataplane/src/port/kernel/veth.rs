@@ -1,174 +1,386 @@
 //! A pair of interfaces joined by the kernel: what goes into one comes out of the other.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use ferrule_ffi::netlink::{Answer, Netlink, NetlinkError, Request};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage, Stats64};
 use nix::errno::Errno;
 
-use super::error::{KernelError, Place};
+use super::error::{InterfaceId, KernelError};
+use super::message::{Link, far_link_request, link_request, named_link_request};
 use super::namespace::{Namespace, NamespaceId};
-use super::setup::{far_link_request, find, link_request, set_up};
+use super::owner::{Alias, Id, Owner};
+use super::setup::Setup;
 use crate::spec::KernelSpec;
 use crate::status::{DropReason, Traffic};
-use ferrule_ffi::netlink::{Answer, Netlink, NetlinkError, Request};
 
-/// A veth pair, each end in its own namespace, both set up and up. Dropping it removes the pair.
+/// A veth pair, each end in its own namespace, both set up and up. Dropping it removes the pair, from any thread.
 #[derive(Debug)]
 pub struct VethPair {
-    ends: [End; 2],
-    /// What both interfaces have as their alias. Indexes and namespace ids are used again once
-    /// they are free: an interface without this alias is somebody else's.
-    alias: String,
+    owner: Arc<Owner>,
+    pair: Id,
+    ends: [VethEnd; 2],
+    /// What the kernel counted when it was last asked with success.
+    traffic: Mutex<[Traffic; 2]>,
 }
 
 /// How to find an end again from our own namespace.
 #[derive(Debug)]
-struct End {
-    place: Place,
+struct VethEnd {
+    interface: InterfaceId,
     namespace: NamespaceId,
     index: u32,
+    /// Indexes and namespace ids are used again once they are free: an interface with another alias is somebody
+    /// else's.
+    alias: String,
+}
+
+/// What a pair is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairStatus {
+    /// What the kernel carried from the first end to the second, and back, since the pair was made. It never goes back:
+    /// what cannot be read is what it was. A large segment that was never cut counts as one frame.
+    pub traffic: [Traffic; 2],
+    /// Each end.
+    pub ends: [PairEnd; 2],
+}
+
+/// What is known of one end of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PairEnd {
+    /// It is there.
+    Up,
+    /// The kernel could not be asked now, for want of a descriptor or of memory. It is most likely there.
+    Unknown(KernelError),
+    /// It is not there, and will not come back.
+    Gone(KernelError),
 }
 
 impl VethPair {
-    /// Makes the pair; a failure leaves nothing behind.
-    pub fn create(a: &KernelSpec, b: &KernelSpec) -> Result<Self, KernelError> {
-        let mut sites = [Site::open(a)?, Site::open(b)?];
-        make(&mut sites)?;
-        // A new RandomState has keys that no other one has: its hash of anything is a fresh number.
-        let alias = format!("ferrule {:016x}", RandomState::new().hash_one(0));
-        let [site_a, site_b] = &mut sites;
-        let ends = match site_a.mark(&alias).and_then(|end_a| Ok([end_a, site_b.mark(&alias)?])) {
-            Ok(ends) => ends,
-            Err(error) => {
-                site_a.remove();
-                return Err(error);
-            }
+    /// Makes the pair; a failure leaves nothing behind, and says which end it is about. What a former process of the
+    /// same owner left for the wire is taken over if it was made from the same specifications (its traffic does not
+    /// stop), and removed if not.
+    pub fn create(owner: &Arc<Owner>, wire: &str, [a, b]: [&KernelSpec; 2]) -> Result<Self, (usize, KernelError)> {
+        let mut ends = [NewEnd::open(a).map_err(|error| (0, error))?, NewEnd::open(b).map_err(|error| (1, error))?];
+        let spec = fingerprint([a, b]);
+        let leftover = if owner.may_have_leftovers() { take_leftover(owner, wire, spec, &mut ends)? } else { None };
+        let adopted = leftover.is_some();
+        let pair = match leftover {
+            Some(pair) => Self::adopt(owner, pair, &mut ends)?,
+            None => Self::make(owner, wire, spec, &mut ends)?,
         };
         // From here on a failure drops the pair.
-        let pair = Self { ends, alias };
-        for (site, end) in sites.iter_mut().zip(&pair.ends) {
-            set_up(&mut site.netlink, end.index, site.spec)?;
+        for (number, (end, found)) in ends.iter_mut().zip(&pair.ends).enumerate() {
+            end.set_up(found.index, adopted).map_err(|error| (number, error))?;
         }
         Ok(pair)
     }
 
-    /// What the kernel carried from the first end to the second, and back, since the pair was made.
-    /// A large segment that was never cut counts as one frame.
-    pub fn stats(&self) -> Result<[Traffic; 2], KernelError> {
-        const TRIED: &str = "read the counters of";
-        let failed = |end: usize, refusal| KernelError::failed(TRIED, &self.ends[end].place, refusal);
-        let [a, b] = self.refresh().map_err(|refusal| failed(0, refusal))?;
-        Ok([sent(&a.map_err(|refusal| failed(0, refusal))?), sent(&b.map_err(|refusal| failed(1, refusal))?)])
+    /// Makes both interfaces under names that nobody has, with their aliases from the first moment on: between two
+    /// system calls this process can be killed.
+    fn make(
+        owner: &Arc<Owner>,
+        wire: &str,
+        spec: Id,
+        ends: &mut [NewEnd<'_>; 2],
+    ) -> Result<Self, (usize, KernelError)> {
+        let pair = owner.add_pair();
+        let aliases = [0, 1].map(|end| owner.alias(pair, end, spec, wire).to_string());
+        let names = [0, 1].map(|end| temporary_name(pair, end));
+        let [first, second] = &mut *ends;
+        let index = make_link(first, second, [&names[0], &names[1]], &aliases[0]).map_err(|error| {
+            owner.forget(pair, false);
+            (0, error)
+        })?;
+        match finish(ends, index, &names[1], aliases) {
+            Ok(found) => Ok(Self::new(owner, pair, found)),
+            Err(error) => {
+                let removed = ends[0].remove(index);
+                owner.forget(pair, removed);
+                Err(error)
+            }
+        }
+    }
+
+    fn adopt(owner: &Arc<Owner>, leftover: Leftover, ends: &mut [NewEnd<'_>; 2]) -> Result<Self, (usize, KernelError)> {
+        let Leftover { pair, links } = leftover;
+        let [near, far] = links;
+        let near = ends[0].found(near.index, near.alias).map_err(|error| (0, error))?;
+        let far = ends[1].found(far.index, far.alias).map_err(|error| (1, error))?;
+        owner.adopt(pair);
+        tracing::info!(a = %near.interface, b = %far.interface, "took over a veth pair that a forwarder left");
+        Ok(Self::new(owner, pair, [near, far]))
+    }
+
+    fn new(owner: &Arc<Owner>, pair: Id, ends: [VethEnd; 2]) -> Self {
+        Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default() }
+    }
+
+    /// What it is doing. Asks the kernel, which takes some 50 us.
+    pub fn status(&self) -> PairStatus {
+        // Held while asking, so that an older answer never replaces a newer one.
+        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self
+            .owner
+            .with_netlink(|netlink| self.find(netlink))
+            .unwrap_or_else(|refusal| [FindError::Unknown(refusal.clone()), FindError::Unknown(refusal)].map(Err));
+        let mut ends = [PairEnd::Up, PairEnd::Up];
+        for (number, found) in found.into_iter().enumerate() {
+            let failed = |refusal| KernelError::failed("read the counters of", &self.ends[number].interface, refusal);
+            match found {
+                Ok(stats) => traffic[number] = sent(&stats),
+                Err(FindError::Gone) => ends[number] = PairEnd::Gone(failed(GONE)),
+                Err(FindError::Unknown(refusal)) => ends[number] = PairEnd::Unknown(failed(refusal)),
+            }
+        }
+        PairStatus { traffic: *traffic, ends }
     }
 
     /// The kernel's counters of each end that is still there and still ours.
-    fn refresh(&self) -> Result<[Result<Stats64, NetlinkError>; 2], NetlinkError> {
+    fn find(&self, netlink: &mut Netlink) -> Result<[Result<Stats64, FindError>; 2], NetlinkError> {
         let requests =
             self.ends.iter().map(|end| far_link_request(RouteNetlinkMessage::GetLink, end.index, end.namespace));
-        let mut answers = Netlink::open()?.exchange(requests.collect())?.into_iter();
-        let mut next = || self.counters(answers.next().unwrap_or(Ok(None)));
-        Ok([next(), next()])
+        let mut answers = netlink.exchange(requests.collect())?.into_iter();
+        Ok(self.ends.each_ref().map(|end| end.judge(answers.next().unwrap_or(Ok(None)))))
     }
 
-    fn counters(&self, answer: Answer) -> Result<Stats64, NetlinkError> {
-        let gone = NetlinkError { errno: Errno::ENODEV, hint: None };
-        let link = match answer {
-            Ok(Some(RouteNetlinkMessage::NewLink(link))) => link,
-            // The namespace id means nothing any more.
-            Err(refusal) if refusal.errno == Errno::EINVAL => return Err(gone),
-            Err(refusal) => return Err(refusal),
-            Ok(_) => return Err(gone),
-        };
-        let mut stats = None;
-        let mut ours = false;
-        for attribute in link.attributes {
-            match attribute {
-                LinkAttribute::Stats64(counters) => stats = Some(counters),
-                LinkAttribute::IfAlias(alias) => ours = alias == self.alias,
-                _ => {}
+    fn remove(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        let mut unknown = None;
+        for (end, found) in self.ends.iter().zip(self.find(netlink)?) {
+            match found {
+                Ok(_) => {
+                    netlink.request(far_link_request(RouteNetlinkMessage::DelLink, end.index, end.namespace))?;
+                    return Ok(());
+                }
+                Err(FindError::Gone) => {}
+                Err(FindError::Unknown(refusal)) => unknown = Some(refusal),
             }
         }
-        stats.filter(|_| ours).ok_or(gone)
-    }
-
-    fn remove(&self) -> Result<(), NetlinkError> {
-        let Some(end) = self.ends.iter().zip(self.refresh()?).find_map(|(end, found)| found.is_ok().then_some(end))
-        else {
-            return Ok(());
-        };
-        Netlink::open()?.request(far_link_request(RouteNetlinkMessage::DelLink, end.index, end.namespace))?;
-        Ok(())
+        unknown.map_or(Ok(()), Err)
     }
 }
 
 impl Drop for VethPair {
     /// Removing one end removes the other. A pair that is gone already is what we want.
     fn drop(&mut self) {
-        if let Err(refusal) = self.remove() {
-            tracing::debug!(a = %self.ends[0].place, b = %self.ends[1].place, %refusal, "a veth pair could not be removed");
+        // A socket of its own, so that removals wait for the kernel side by side.
+        let removed = match Netlink::open() {
+            Ok(mut netlink) => self.remove(&mut netlink),
+            Err(_) => self.owner.with_netlink(|netlink| self.remove(netlink)),
+        };
+        if let Err(refusal) = &removed {
+            let [a, b] = &self.ends;
+            tracing::warn!(a = %a.interface, b = %b.interface, %refusal, "a veth pair could not be removed; a wire that needs its names removes it");
         }
+        self.owner.forget(self.pair, removed.is_ok());
+    }
+}
+
+/// Why an end was not found.
+enum FindError {
+    /// It is not there, or what is there is somebody else's.
+    Gone,
+    /// The kernel could not be asked.
+    Unknown(NetlinkError),
+}
+
+impl VethEnd {
+    fn judge(&self, answer: Answer) -> Result<Stats64, FindError> {
+        let link = Link::from_answer(answer).map_err(|refusal| match refusal.errno {
+            // EINVAL: the namespace id means nothing any more.
+            Errno::ENODEV | Errno::EINVAL => FindError::Gone,
+            _ => FindError::Unknown(refusal),
+        })?;
+        if link.alias.as_ref() != Some(&self.alias) {
+            return Err(FindError::Gone);
+        }
+        let unread = || NetlinkError { errno: Errno::EBADMSG, hint: Some("no counters in the answer".to_owned()) };
+        link.stats.ok_or_else(|| FindError::Unknown(unread()))
     }
 }
 
 /// One end while the pair is being made.
-struct Site<'a> {
+struct NewEnd<'a> {
     spec: &'a KernelSpec,
-    place: Place,
     namespace: Namespace,
     netlink: Netlink,
 }
 
-impl<'a> Site<'a> {
+impl<'a> NewEnd<'a> {
     fn open(spec: &'a KernelSpec) -> Result<Self, KernelError> {
-        let place = Place::from(spec);
         let namespace = Namespace::open(spec)?;
-        let netlink = namespace.netlink().map_err(|error| KernelError::failed("create", &place, error))?;
-        Ok(Self { spec, place, namespace, netlink })
+        let netlink = namespace.netlink().map_err(|error| KernelError::failed("create", &spec.into(), error))?;
+        Ok(Self { spec, namespace, netlink })
     }
 
-    fn name(&self) -> &'a str {
-        self.spec.name.as_str()
+    /// Gives the new interface its alias, and says which number it has.
+    fn mark(&mut self, name: &str, alias: &str) -> Result<u32, KernelError> {
+        let answers = self.netlink.exchange(mark_requests(name, alias).into());
+        let index = answers.and_then(|answers| marked(answers.into_iter()));
+        index.map_err(|refusal| KernelError::failed("create", &self.spec.into(), refusal))
     }
 
-    /// Gives the new interface its alias, and says how to find it again.
-    fn mark(&mut self, alias: &str) -> Result<End, KernelError> {
-        let mut mark = || {
-            let index = find(&mut self.netlink, self.spec.name.as_str())?;
-            let alias = vec![LinkAttribute::IfAlias(alias.to_owned())];
-            self.netlink.request(link_request(RouteNetlinkMessage::SetLink, index, alias))?;
-            Ok(End { place: self.place.clone(), namespace: self.namespace.id()?, index })
-        };
-        mark().map_err(|refusal: NetlinkError| KernelError::failed("find", &self.place, refusal))
+    /// Gives the interface its last name.
+    fn rename(&mut self, index: u32) -> Result<(), KernelError> {
+        let name = LinkAttribute::IfName(self.spec.name.to_string());
+        let renamed = self.netlink.request(link_request(RouteNetlinkMessage::SetLink, index, vec![name]));
+        let interface = InterfaceId::from(self.spec);
+        renamed.map(drop).map_err(|refusal| match refusal.errno {
+            Errno::EEXIST => KernelError::NameTaken { interface },
+            _ => KernelError::failed("name", &interface, refusal),
+        })
     }
 
-    /// Undoes what [`make`] did. There is nobody to tell if that fails too.
-    fn remove(&mut self) {
-        let name = vec![LinkAttribute::IfName(self.name().to_owned())];
-        let _ = self.netlink.request(link_request(RouteNetlinkMessage::DelLink, 0, name));
+    /// How to find the interface again.
+    fn found(&self, index: u32, alias: String) -> Result<VethEnd, KernelError> {
+        let interface = InterfaceId::from(self.spec);
+        match self.namespace.id() {
+            Ok(namespace) => Ok(VethEnd { interface, namespace, index, alias }),
+            Err(refusal) => Err(KernelError::failed("find", &interface, refusal)),
+        }
+    }
+
+    fn set_up(&mut self, index: u32, adopted: bool) -> Result<(), KernelError> {
+        let Self { spec, namespace, netlink } = self;
+        Setup { netlink, namespace, index, spec, adopted }.apply()
+    }
+
+    /// Removes an interface here, and with it the other end. Whether it could; if not, a later look finds its alias.
+    fn remove(&mut self, index: u32) -> bool {
+        self.netlink.request(link_request(RouteNetlinkMessage::DelLink, index, Vec::new())).is_ok()
+    }
+
+    /// What the owner left here.
+    fn leftovers(&mut self, owner: &Owner) -> Result<Vec<(Link, Alias)>, KernelError> {
+        let links = Link::all(&mut self.netlink);
+        let links = links.map_err(|refusal| KernelError::failed("look for a former", &self.spec.into(), refusal))?;
+        let ours = links.into_iter().filter_map(|link| {
+            let alias = link.alias.as_ref()?.parse().ok().filter(|alias| owner.has_left(alias))?;
+            Some((link, alias))
+        });
+        Ok(ours.collect())
     }
 }
 
-/// Makes both interfaces at once, each in its namespace and with its last name.
-fn make([a, b]: &mut [Site<'_>; 2]) -> Result<(), KernelError> {
-    let mut peer = LinkMessage::default();
-    peer.attributes = vec![LinkAttribute::IfName(b.name().to_owned()), LinkAttribute::NetNsFd(b.namespace.fd())];
-    let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
-    let mut link = LinkMessage::default();
-    link.attributes = vec![LinkAttribute::IfName(a.name().to_owned()), LinkAttribute::LinkInfo(info)];
-    let request = Request { message: RouteNetlinkMessage::NewLink(link), flags: NLM_F_CREATE | NLM_F_EXCL };
-    let Err(refusal) = a.netlink.request(request) else { return Ok(()) };
-    let place = a.place.clone();
-    Err(match refusal.errno {
-        Errno::EOPNOTSUPP => KernelError::DriverMissing { driver: "veth", place, reason: refusal.to_string() },
-        // The kernel does not say which of the two names it means.
-        Errno::EEXIST if find(&mut a.netlink, a.spec.name.as_str()).is_err() => {
-            KernelError::NameTaken { place: b.place.clone() }
+/// A pair that was left and fits.
+struct Leftover {
+    pair: Id,
+    links: [LeftLink; 2],
+}
+
+struct LeftLink {
+    index: u32,
+    alias: String,
+}
+
+/// Looks for what a former process left: what fits comes back, and what is in the way is removed.
+fn take_leftover(
+    owner: &Owner,
+    wire: &str,
+    spec: Id,
+    ends: &mut [NewEnd<'_>; 2],
+) -> Result<Option<Leftover>, (usize, KernelError)> {
+    let [first, second] = &mut *ends;
+    let near = first.leftovers(owner).map_err(|error| (0, error))?;
+    let far = second.leftovers(owner).map_err(|error| (1, error))?;
+    let fits = |end: usize, name: &str, link: &Link, alias: &Alias| {
+        link.name == name && (alias.end, alias.spec, alias.wire.as_str()) == (end, spec, wire)
+    };
+    let [near_name, far_name] = [first.spec.name.as_str(), second.spec.name.as_str()];
+    let fitting = near.iter().filter(|(link, alias)| fits(0, near_name, link, alias)).find_map(|(link, alias)| {
+        let mate = |(mate, other): &&(Link, Alias)| other.pair == alias.pair && fits(1, far_name, mate, other);
+        let left = |link: &Link, alias: &Alias| LeftLink { index: link.index, alias: alias.to_string() };
+        far.iter().find(mate).map(|(mate, other)| (alias.pair, [left(link, alias), left(mate, other)]))
+    });
+    if let Some((pair, links)) = fitting {
+        return Ok(Some(Leftover { pair, links }));
+    }
+    for (end, left) in [(first, near), (second, far)] {
+        for (link, alias) in left {
+            if alias.wire == wire || link.name == end.spec.name.as_str() {
+                tracing::info!(interface = link.name, %alias, "removing a veth pair that a forwarder left");
+                end.remove(link.index);
+            }
         }
-        Errno::EEXIST => KernelError::NameTaken { place },
-        _ => KernelError::failed("create", &place, refusal),
+    }
+    Ok(None)
+}
+
+/// Makes both interfaces, the first one with its alias, and says which number that one has.
+fn make_link(
+    near: &mut NewEnd<'_>,
+    far: &NewEnd<'_>,
+    [name, far_name]: [&str; 2],
+    alias: &str,
+) -> Result<u32, KernelError> {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![LinkAttribute::IfName(far_name.to_owned()), LinkAttribute::NetNsFd(far.namespace.fd())];
+    let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
+    let mut create = named_link_request(RouteNetlinkMessage::NewLink, name, [LinkAttribute::LinkInfo(info)]);
+    create.flags = NLM_F_CREATE | NLM_F_EXCL;
+    let [mark, find] = mark_requests(name, alias);
+    let interface = InterfaceId::from(near.spec);
+    let failed = |refusal| KernelError::failed("create", &interface, refusal);
+    let mut answers = near.netlink.exchange(vec![create, mark, find]).map_err(failed)?.into_iter();
+    match answers.next() {
+        Some(Err(refusal)) if refusal.errno == Errno::EOPNOTSUPP => {
+            let (interface, reason) = (interface.clone(), refusal.to_string());
+            return Err(KernelError::DriverMissing { driver: "veth", interface, reason });
+        }
+        Some(Err(refusal)) => return Err(failed(refusal)),
+        _ => {}
+    }
+    marked(answers).map_err(|refusal| {
+        let _ = near.netlink.request(named_link_request(RouteNetlinkMessage::DelLink, name, []));
+        failed(refusal)
     })
+}
+
+/// Marks the second interface too, and gives both their last names.
+fn finish(
+    [first, second]: &mut [NewEnd<'_>; 2],
+    index: u32,
+    far_name: &str,
+    [alias, far_alias]: [String; 2],
+) -> Result<[VethEnd; 2], (usize, KernelError)> {
+    let far_index = second.mark(far_name, &far_alias).map_err(|error| (1, error))?;
+    first.rename(index).map_err(|error| (0, error))?;
+    second.rename(far_index).map_err(|error| (1, error))?;
+    let near = first.found(index, alias).map_err(|error| (0, error))?;
+    let far = second.found(far_index, far_alias).map_err(|error| (1, error))?;
+    Ok([near, far])
+}
+
+/// Gives the interface of that name its alias, and asks for its number.
+fn mark_requests(name: &str, alias: &str) -> [Request; 2] {
+    let alias = LinkAttribute::IfAlias(alias.to_owned());
+    [
+        named_link_request(RouteNetlinkMessage::SetLink, name, [alias]),
+        named_link_request(RouteNetlinkMessage::GetLink, name, []),
+    ]
+}
+
+/// The number that the answers to [`mark_requests`] tell.
+fn marked(mut answers: impl Iterator<Item = Answer>) -> Result<u32, NetlinkError> {
+    answers.next().unwrap_or(Ok(None))?;
+    Link::from_answer(answers.next().unwrap_or(Ok(None))).map(|link| link.index)
+}
+
+/// What an interface is called until it is set up: the kernel takes 15 bytes.
+fn temporary_name(pair: Id, end: usize) -> String {
+    let pair = pair.to_string();
+    format!("fe{end}{}", &pair[..12])
+}
+
+/// The same for the same specifications. The names are those of interfaces, and the namespaces are where they are found.
+fn fingerprint(specs: [&KernelSpec; 2]) -> Id {
+    let text = specs.map(|spec| {
+        let KernelSpec { netns: _, name, mac, mtu, addresses, routes } = spec;
+        format!("{name} {mac:?} {mtu:?} {addresses:?} {routes:?}")
+    });
+    Id::of(text.join("\n").as_bytes())
 }
 
 /// What an interface sent, which is what the other one received: the kernel counts a frame of a
@@ -178,3 +390,5 @@ fn sent(stats: &Stats64) -> Traffic {
     traffic.drops[DropReason::Refused as usize] = stats.tx_dropped;
     traffic
 }
+
+const GONE: NetlinkError = NetlinkError { errno: Errno::ENODEV, hint: None };

@@ -66,10 +66,12 @@ impl From<UnixSocket> for Channel {
     }
 }
 
-impl From<OwnedFd> for Channel {
+impl TryFrom<OwnedFd> for Channel {
+    type Error = io::Error;
+
     /// The socket of a connection that a predecessor has led.
-    fn from(socket: OwnedFd) -> Self {
-        Self(UnixSocket::from_connected(socket, Kind::SeqPacket))
+    fn try_from(socket: OwnedFd) -> io::Result<Self> {
+        UnixSocket::from_fd(socket, Kind::SeqPacket).map(Self)
     }
 }
 

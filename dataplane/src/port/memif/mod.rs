@@ -1,5 +1,6 @@
 //! memif 2.0: shared-memory packet interfaces, the protocol of VPP, DPDK and libmemif, in pure Rust.
 //!
+//! - [`spec`]: what an end should be;
 //! - [`message`]: the 128 bytes of each message;
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
@@ -15,3 +16,4 @@ pub mod layout;
 pub mod message;
 pub mod restore;
 pub mod ring;
+pub mod spec;

@@ -131,7 +131,9 @@ impl SavedConnection {
         for (source, resume) in rings.sources.iter_mut().zip(resumes) {
             source.resume = resume;
         }
-        Ok(RestoredConnection { id, peer, channel: files.take(channel)?.into(), layout, rings })
+        let channel =
+            Channel::try_from(files.take(channel)?).map_err(|source| no_file("its control socket", source))?;
+        Ok(RestoredConnection { id, peer, channel, layout, rings })
     }
 
     /// Whether there are positions for each ring, and notes of as many slots as it has.

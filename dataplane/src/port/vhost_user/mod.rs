@@ -1,5 +1,6 @@
 //! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
 //!
+//! - [`spec`]: what an end should be;
 //! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
 //! - [`memory`]: the guest's memory, by guest and by user address;
@@ -20,6 +21,7 @@ pub mod message;
 pub mod packed;
 pub mod rarp;
 pub mod session;
+pub mod spec;
 pub mod split;
 pub mod vring;
 

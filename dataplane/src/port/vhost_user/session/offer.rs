@@ -93,10 +93,10 @@ const UNKNOWN_SPEED_AND_DUPLEX: [u8; 5] = [0xff; 5];
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{MemifSpec, Role, SocketMode};
+    use crate::spec::{MemifSpec, Role};
 
     fn spec() -> VhostUserSpec {
-        VhostUserSpec::new("@v".parse().unwrap(), SocketMode::Server)
+        VhostUserSpec::new("@v".parse().unwrap(), Role::Server)
     }
 
     fn memif() -> EndSpec {

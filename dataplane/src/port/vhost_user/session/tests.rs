@@ -5,7 +5,7 @@
 use super::*;
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
-use crate::spec::{EndSpec, SocketMode, VhostUserSpec};
+use crate::spec::{EndSpec, Role, VhostUserSpec};
 use ferrule_ffi::notifier;
 use ferrule_ffi::region::{Health, Region};
 
@@ -14,7 +14,7 @@ const MEMORY: u64 = 1 << 20;
 const USER: u64 = 0x7f00_0000_0000;
 
 fn spec() -> VhostUserSpec {
-    let mut spec = VhostUserSpec::new("@v".parse().unwrap(), SocketMode::Server);
+    let mut spec = VhostUserSpec::new("@v".parse().unwrap(), Role::Server);
     (spec.queues, spec.mtu) = (2, Some(9000));
     spec
 }

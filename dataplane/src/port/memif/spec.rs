@@ -1,0 +1,138 @@
+//! What a memif end should be.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::spec::{ByteSize, FieldError, Mode, NetNs, Role, SocketAccess, SocketAddress, SpecError, check_access};
+
+/// A memif end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemifSpec {
+    /// Where the control socket is.
+    pub socket: SocketAddress,
+    /// The namespace whose abstract names are meant; none: the forwarder's own. Path sockets ignore it.
+    pub netns: Option<NetNs>,
+    /// Interface id: several interfaces can share one listening socket.
+    pub id: u32,
+    /// Which side of the protocol we play: the client owns the shared memory.
+    pub role: Role,
+    /// What the frames are.
+    pub mode: Mode,
+    /// Both sides must name the same one, if the server names one.
+    pub secret: Option<Secret>,
+    /// Queue pairs: as client, those that we make, as far as the server takes them; as server, the most that we take.
+    pub queues: u16,
+    /// Descriptors of each ring as client: a power of two. As server the peer chooses.
+    pub ring: u32,
+    /// Bytes of each buffer as client. As server the peer chooses.
+    pub buffer: u32,
+    /// Who may connect to a socket that we listen on.
+    pub access: SocketAccess,
+    /// The most memory that the peers of this end may make the forwarder populate.
+    pub memory: ByteSize,
+}
+
+impl MemifSpec {
+    /// The limit of memory unless told otherwise: some times what one pair of rings with the default sizes has.
+    pub const MEMORY_DEFAULT: ByteSize = ByteSize::mebibytes(64);
+
+    /// An end with the defaults of the field: id 0, ethernet, no secret, one queue pair, rings of
+    /// 1024 descriptors, buffers of 2048 bytes.
+    pub fn new(socket: SocketAddress, role: Role) -> Self {
+        Self {
+            socket,
+            netns: None,
+            id: 0,
+            role,
+            mode: Mode::Ethernet,
+            secret: None,
+            queues: 1,
+            ring: 1024,
+            buffer: 2048,
+            access: SocketAccess::default(),
+            memory: Self::MEMORY_DEFAULT,
+        }
+    }
+
+    /// Everything that is wrong with this end on its own.
+    pub(crate) fn check(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let mut judge = |good: bool, field: &str, problem: String| {
+            if !good {
+                errors.push(FieldError::new(field, problem));
+            }
+        };
+        let queues = format!("{} queues; 1 to {QUEUES_MAX} are possible", self.queues);
+        judge((1..=QUEUES_MAX).contains(&self.queues), "memif.queues", queues);
+        let ring = format!("{} descriptors; a power of two from {RING_MIN} to {RING_MAX} is wanted", self.ring);
+        judge(self.ring.is_power_of_two() && (RING_MIN..=RING_MAX).contains(&self.ring), "memif.ring", ring);
+        let buffer = format!("{} bytes; a multiple of 64 from {BUFFER_MIN} to {BUFFER_MAX} is wanted", self.buffer);
+        let whole = self.buffer.is_multiple_of(64) && (BUFFER_MIN..=BUFFER_MAX).contains(&self.buffer);
+        judge(whole, "memif.buffer", buffer);
+        errors.extend(check_access("memif", &self.access, &self.socket, self.role));
+        errors
+    }
+}
+
+impl fmt::Display for MemifSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memif {} id {} {}", self.socket, self.id, self.role)
+    }
+}
+
+/// A secret of at most 24 bytes. Neither `Debug` nor any error shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret([u8; SECRET_MAX]);
+
+impl Secret {
+    /// The 24 bytes of the INIT message, padded with zeros.
+    pub fn bytes(&self) -> &[u8; SECRET_MAX] {
+        &self.0
+    }
+}
+
+impl FromStr for Secret {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        if text.is_empty() || text.len() > SECRET_MAX || text.contains('\0') {
+            let problem = format!("{} bytes; a memif secret has 1 to {SECRET_MAX} and no NUL", text.len());
+            return Err(SpecError::new("secret", "(hidden)", problem));
+        }
+        let mut bytes = [0; SECRET_MAX];
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Bytes of a memif secret.
+pub const SECRET_MAX: usize = 24;
+/// Queue pairs of one end.
+pub const QUEUES_MAX: u16 = 16;
+/// Smallest ring a memif client of ours makes, in descriptors.
+pub const RING_MIN: u32 = 32;
+/// Largest ring, in descriptors: 2^14 is what every memif peer announces.
+pub const RING_MAX: u32 = 1 << 14;
+/// Smallest buffer a memif client of ours makes, in bytes.
+pub const BUFFER_MIN: u32 = 128;
+/// Largest buffer a memif client of ours makes, in bytes.
+pub const BUFFER_MAX: u32 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret: Secret = "hunter2".parse().unwrap();
+        assert!(!format!("{secret:?}").contains("hunter2"));
+        let error = "x".repeat(25).parse::<Secret>().unwrap_err();
+        assert!(!error.to_string().contains("xxx"));
+    }
+}

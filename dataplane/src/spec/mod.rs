@@ -1,0 +1,306 @@
+//! What a wire should be, as data: the wanted state that [`Engine`](crate::Engine) is given.
+//!
+//! The types carry checked values only; text becomes one of them by `FromStr`, whose errors say
+//! what is wrong with the text. What can be judged without touching the machine (a wire between
+//! an IP end and an Ethernet end, say) is judged by [`WireSpec::check`].
+//!
+//! This file holds the wire and the one enum that joins the kinds of ends; what an end of a kind may be is in
+//! `port/<kind>/spec.rs`. The values that they share: `role` (server or client, frames), `socket` (addresses and who may
+//! connect), `netns`, `interface` (names and MAC addresses), `size` (bytes), `error`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+mod error;
+mod interface;
+mod netns;
+mod role;
+mod size;
+mod socket;
+
+pub use crate::port::kernel::spec::{KernelSpec, Route};
+pub use crate::port::memif::spec::{
+    BUFFER_MAX, BUFFER_MIN, MemifSpec, QUEUES_MAX, RING_MAX, RING_MIN, SECRET_MAX, Secret,
+};
+pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
+pub use error::{FieldError, SpecError};
+pub use interface::{InterfaceName, MacAddress};
+pub use netns::{NetNs, OpenNetNs, Process};
+pub use role::{Mode, Role};
+pub use size::ByteSize;
+pub use socket::{FileMode, Group, SocketAccess, SocketAddress};
+
+/// One wire: two ends and what to do when one of them does not take frames as fast as they come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireSpec {
+    /// Unique among the wires of one forwarder.
+    pub name: String,
+    /// The two ends; the order decides only how counters and tables are labelled.
+    pub ends: [EndSpec; 2],
+    /// What happens to a frame whose target has no room.
+    pub full: Full,
+    /// The peers trust each other: the one at the memif client end gets the memory of the one at the memif server
+    /// end, and only descriptors cross.
+    pub trusted: bool,
+    /// Who the wire belongs to, as a word of the owner's; empty: nobody said.
+    pub owner: String,
+    /// What the owner wants to find it by.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a link does with a frame when its target is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Full {
+    /// Leave it in the source's ring: back-pressure, nothing lost.
+    #[default]
+    Hold,
+    /// Drop it and count it.
+    Drop,
+}
+
+impl WireSpec {
+    /// A wire that holds back, is not trusted and belongs to nobody.
+    pub fn new(name: impl Into<String>, ends: [EndSpec; 2]) -> Self {
+        Self {
+            name: name.into(),
+            ends,
+            full: Full::Hold,
+            trusted: false,
+            owner: String::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Everything that is wrong with this wire on its own, each with the field it is about.
+    pub fn check(&self) -> Vec<FieldError> {
+        let mut errors = self.check_words();
+        for (index, end) in self.ends.iter().enumerate() {
+            errors.extend(end.check().into_iter().map(|error| error.below(&format!("ends[{index}]"))));
+        }
+        let [a, b] = &self.ends;
+        if a.mode() != b.mode() {
+            let problem =
+                format!("one end carries {} frames and the other {}; both must be the same", a.mode(), b.mode());
+            errors.push(FieldError::new("ends", problem));
+        }
+        if let Some(problem) = EndSpec::same(a, b) {
+            errors.push(FieldError::new("ends", format!("both ends are {problem}")));
+        }
+        if self.trusted && self.full == Full::Drop {
+            let problem = "a trusted wire cannot drop what a full end has no room for, since slots go back to their \
+                           owner in order; use `hold`, or leave `trusted` out";
+            errors.push(FieldError::new("full", problem));
+        }
+        if self.trusted && self.borrower().is_none() {
+            let problem = "a trusted wire has a memif server end, whose peer lends its memory, and a memif client end";
+            errors.push(FieldError::new("trusted", problem));
+        }
+        errors
+    }
+
+    fn check_words(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let mut judge = |good: bool, field: &str, problem: String| {
+            if !good {
+                errors.push(FieldError::new(field, problem));
+            }
+        };
+        let plain = |text: &str, lengths: std::ops::RangeInclusive<usize>| {
+            lengths.contains(&text.len()) && !text.chars().any(char::is_control)
+        };
+        let problem = format!("a wire needs a name of 1 to {WIRE_NAME_MAX} bytes without control characters");
+        judge(plain(&self.name, 1..=WIRE_NAME_MAX), "name", problem);
+        let problem = format!("an owner has at most {OWNER_MAX} bytes without control characters");
+        judge(plain(&self.owner, 0..=OWNER_MAX), "owner", problem);
+        let problem = format!("{} labels; at most {LABELS_MAX} are possible", self.labels.len());
+        judge(self.labels.len() <= LABELS_MAX, "labels", problem);
+        for (key, value) in &self.labels {
+            let of_key = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+            let problem = format!(
+                "the key `{}` is not one: 1 to {LABEL_KEY_MAX} letters, digits, `-`, `_`, `.` and `/` are possible",
+                key.escape_debug()
+            );
+            judge(plain(key, 1..=LABEL_KEY_MAX) && key.bytes().all(of_key), "labels", problem);
+            let problem = format!(
+                "the value of `{}` has at most {LABEL_VALUE_MAX} bytes without control characters",
+                key.escape_debug()
+            );
+            judge(plain(value, 0..=LABEL_VALUE_MAX), "labels", problem);
+        }
+        errors
+    }
+
+    /// Of a trusted wire, the end whose peer gets the other's memory.
+    pub fn borrower(&self) -> Option<usize> {
+        let role = |end: &EndSpec| match end {
+            EndSpec::Memif(memif) => Some(memif.role),
+            EndSpec::VhostUser(_) | EndSpec::Kernel(_) => None,
+        };
+        match self.ends.each_ref().map(role) {
+            _ if !self.trusted => None,
+            [Some(Role::Server), Some(Role::Client)] => Some(1),
+            [Some(Role::Client), Some(Role::Server)] => Some(0),
+            _ => None,
+        }
+    }
+
+    /// The same, with each process that a namespace is named by told from later ones of its number.
+    #[must_use]
+    pub fn pinned(mut self) -> Self {
+        for end in &mut self.ends {
+            if let Some(netns) = end.netns_mut() {
+                *netns = netns.take().map(NetNs::pinned);
+            }
+        }
+        self
+    }
+}
+
+/// One end of a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndSpec {
+    /// A memif 2.0 shared-memory interface.
+    Memif(MemifSpec),
+    /// The device of a virtual machine or of a virtio-user process.
+    VhostUser(VhostUserSpec),
+    /// A network interface of the kernel.
+    Kernel(KernelSpec),
+}
+
+impl EndSpec {
+    /// What its frames begin with.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Memif(memif) => memif.mode,
+            Self::VhostUser(_) | Self::Kernel(_) => Mode::Ethernet,
+        }
+    }
+
+    /// One word for its kind: `memif`, `vhost-user` or `kernel`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memif(_) => "memif",
+            Self::VhostUser(_) => "vhost-user",
+            Self::Kernel(_) => "kernel",
+        }
+    }
+
+    /// The namespace that it names, if its kind has one.
+    pub fn netns_mut(&mut self) -> Option<&mut Option<NetNs>> {
+        match self {
+            Self::Memif(memif) => Some(&mut memif.netns),
+            Self::Kernel(kernel) => Some(&mut kernel.netns),
+            Self::VhostUser(_) => None,
+        }
+    }
+
+    fn check(&self) -> Vec<FieldError> {
+        match self {
+            Self::Memif(memif) => memif.check(),
+            Self::VhostUser(vhost) => vhost.check(),
+            Self::Kernel(kernel) => kernel.check(),
+        }
+    }
+
+    /// What both ends of a wire would be, if they are one and the same thing.
+    fn same(a: &Self, b: &Self) -> Option<String> {
+        match (a, b) {
+            (Self::Memif(a), Self::Memif(b)) => (a.socket == b.socket && a.netns == b.netns && a.id == b.id)
+                .then(|| format!("memif {} id {}", a.socket, a.id)),
+            (Self::VhostUser(a), Self::VhostUser(b)) => {
+                (a.socket == b.socket).then(|| format!("vhost-user {}", a.socket))
+            }
+            (Self::Kernel(a), Self::Kernel(b)) => {
+                (a.netns == b.netns && a.name == b.name).then(|| format!("interface {} of the same namespace", a.name))
+            }
+            (Self::Memif(_) | Self::VhostUser(_) | Self::Kernel(_), _) => None,
+        }
+    }
+}
+
+impl fmt::Display for EndSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memif(memif) => memif.fmt(f),
+            Self::VhostUser(vhost) => vhost.fmt(f),
+            Self::Kernel(kernel) => kernel.fmt(f),
+        }
+    }
+}
+
+/// What is wrong with who may connect, where nobody can.
+pub(crate) fn check_access(
+    kind: &str,
+    access: &SocketAccess,
+    socket: &SocketAddress,
+    role: Role,
+) -> impl Iterator<Item = FieldError> {
+    let problem = match (role, socket) {
+        (Role::Server, SocketAddress::Path(_)) => None,
+        (Role::Client, _) => Some("means something for a server end only: as client the socket is the peer's"),
+        (Role::Server, SocketAddress::Abstract(_)) => {
+            Some("means something for a path only: an abstract name has neither group nor mode")
+        }
+    };
+    // `mode` of a memif end is what its frames begin with.
+    let fields = [("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
+    let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
+    given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
+}
+
+/// The kernel's ETH_MIN_MTU.
+pub(crate) const MTU_MIN: u32 = 68;
+/// What a TAP device takes: 65535 less its Ethernet header.
+pub(crate) const MTU_MAX: u32 = 65_521;
+const WIRE_NAME_MAX: usize = 64;
+const OWNER_MAX: usize = 64;
+const LABELS_MAX: usize = 32;
+const LABEL_KEY_MAX: usize = 128;
+const LABEL_VALUE_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wire_reports_everything_that_is_wrong_with_it_at_once() {
+        let mut memif = MemifSpec::new("@m".parse().unwrap(), Role::Client);
+        memif.mode = Mode::Ip;
+        memif.ring = 1000;
+        memif.queues = 99;
+        memif.access.group = Some(Group::Id(7));
+        let kernel = KernelSpec { mtu: Some(10), ..KernelSpec::new("eth9".parse().unwrap()) };
+        let mut wire = WireSpec::new("", [EndSpec::Memif(memif), EndSpec::Kernel(kernel)]);
+        wire.trusted = true;
+        wire.owner = "x".repeat(65);
+        wire.labels = BTreeMap::from([("a b".to_owned(), String::new()), ("good/key".to_owned(), "\n".to_owned())]);
+        let fields: Vec<_> = wire.check().into_iter().map(|error| error.field).collect();
+        assert_eq!(
+            fields,
+            [
+                "name",
+                "owner",
+                "labels",
+                "labels",
+                "ends[0].memif.queues",
+                "ends[0].memif.ring",
+                "ends[0].memif.group",
+                "ends[1].kernel.mtu",
+                "ends",
+                "trusted"
+            ]
+        );
+    }
+
+    #[test]
+    fn group_and_mode_are_those_of_a_path_that_we_listen_on() {
+        let end = |address: &str, role| {
+            let mut vhost = VhostUserSpec::new(address.parse().unwrap(), role);
+            vhost.access = SocketAccess { group: Some(Group::Id(7)), mode: "0660".parse().ok() };
+            vhost.check().into_iter().map(|error| error.field).collect::<Vec<_>>()
+        };
+        assert_eq!(end("/run/vm.sock", Role::Server), [""; 0]);
+        assert_eq!(end("/run/vm.sock", Role::Client), ["vhost-user.group", "vhost-user.socket_mode"]);
+        assert_eq!(end("@vm", Role::Server), ["vhost-user.group", "vhost-user.socket_mode"]);
+    }
+}
