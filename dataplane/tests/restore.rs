@@ -128,7 +128,7 @@ fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
 fn serve_for_a_while(ends: [Near; 2]) -> [Near; 2] {
     let counters = Arc::<[LinkCounters; 2]>::default();
     let moved = Arc::clone(&counters);
-    serve(ends, &counters, move || moved.iter().all(|link| link.read().frames > 200))
+    serve(ends, &counters, move || moved.iter().all(|link| link.read().frames > 40))
 }
 
 fn serve_until(ends: [Near; 2], done: impl Fn() -> bool) -> [Near; 2] {
@@ -201,8 +201,9 @@ fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &Atomi
             }
         } else {
             sender.refresh().unwrap();
-            let frame = frame(sent);
-            if sender.put(&Frame { bytes: frame[..].into(), offload: None, slots: 0 }).unwrap() == Put::Stored {
+            // As many as there is room for: the next worker finds some that the last one has left.
+            while sender.put(&Frame { bytes: frame(sent)[..].into(), offload: None, slots: 0 }).unwrap() == Put::Stored
+            {
                 sent += 1;
             }
             if sender.publish() {

@@ -1,6 +1,7 @@
 //! Bytes and file descriptors over Unix sockets: AF_UNIX, SOCK_SEQPACKET or SOCK_STREAM.
 
 use std::io::{self, IoSlice};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -142,6 +143,15 @@ unsafe fn taken(header: &libc::msghdr) -> (bool, Vec<PeerFile>) {
         part = unsafe { libc::CMSG_NXTHDR(header, part) };
     }
     (signed, files)
+}
+
+impl UnixSocket {
+    /// The socket for a successor: this value goes without ending the connection.
+    pub fn into_fd(self) -> OwnedFd {
+        let socket = ManuallyDrop::new(self);
+        // SAFETY: the value is never dropped, so its descriptor is taken out once; the other field needs no drop.
+        unsafe { std::ptr::read(&raw const socket.fd) }
+    }
 }
 
 impl Drop for UnixSocket {

@@ -36,13 +36,8 @@ fn a_source_is_split_over_wires_on_several_workers_and_one_that_is_stuck_holds_n
     let (demux, handle) = Demux::new(key, 16);
     // Everything that goes out by the tunnel.
     let (out, out_source) = frame_queue(256, 2048).unwrap();
-    uplink.serve(
-        [
-            LaneEnd::external([(rx as _, Box::new(demux) as _)]),
-            LaneEnd::external([(Box::new(out_source) as _, tx as _)]),
-        ],
-        Full::Hold,
-    );
+    let (nic_end, wires_end) = ((rx as _, tx as _), (Box::new(out_source) as _, Box::new(demux) as _));
+    uplink.serve([LaneEnd::external([nic_end]), LaneEnd::external([wires_end])], Full::Hold);
     let mut peers: Vec<Peer> = Vec::new();
     let mut queues = Vec::new();
     for number in 0..3u32 {

@@ -66,6 +66,13 @@ impl From<UnixSocket> for Channel {
     }
 }
 
+impl From<Channel> for OwnedFd {
+    /// The socket for a successor; the peer sees no end of the connection.
+    fn from(channel: Channel) -> Self {
+        channel.0.into_fd()
+    }
+}
+
 impl TryFrom<OwnedFd> for Channel {
     type Error = io::Error;
 

@@ -71,13 +71,14 @@ struct SavedSender {
 }
 
 impl SavedConnection {
-    /// Writes a connection down and copies its descriptors. `rings` are all of its rings, with no worker.
+    /// Writes a connection down and copies its descriptors. `rings` are all of its rings, with no worker. The channel is
+    /// the successor's from now on: dropped here, it would end the connection.
     ///
     /// # Errors
     /// There are no descriptors left, or the rings are not those of a memif peer.
     pub fn save(
         (id, peer): (u32, &str),
-        channel: &Channel,
+        channel: Channel,
         layout: &Layout,
         rings: &LaneEnd,
         files: &mut SavedFiles,
@@ -94,7 +95,7 @@ impl SavedConnection {
         Ok(Self {
             id,
             peer: peer.to_owned(),
-            channel: files.push_copy(channel).map_err(|source| no_file("its control socket", source))?,
+            channel: files.push(channel.into()),
             layout: SavedLayout::new(layout, files)?,
             receivers: receivers.collect::<Result<_, _>>()?,
             senders: senders.collect::<Result<_, _>>()?,
