@@ -4,38 +4,24 @@ use std::fmt;
 
 use clap::ValueEnum;
 
-use crate::contender::Program;
 use crate::load::Mix;
 
 /// A kind of end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub enum EndKind {
     /// A memif interface.
     Memif,
     /// A vhost-user frontend, as a guest or a virtio-user program has.
     Vhost,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for EndKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Memif => "memif",
             Self::Vhost => "vhost",
         })
     }
-}
-
-/// Cases that share their programs: these run from the first of them to the last.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// What stands at the two sides of the programs.
-    pub ends: [Kind; 2],
-    /// Bytes of the buffers at both ends.
-    pub buffer: u32,
-    /// What is measured. The first is ours, and the others are compared with it.
-    pub programs: Vec<Program>,
-    /// The work.
-    pub cases: Vec<Case>,
 }
 
 /// One kind of work.
@@ -55,27 +41,27 @@ pub struct Case {
 
 impl Case {
     /// Work on ends of these kinds, named as frames go.
-    pub fn new(ends: [Kind; 2], trusted: bool, mix: Mix, way: Way) -> Self {
-        let [from, to] = if way == Way::Back { [ends[1], ends[0]] } else { ends };
+    pub fn new(ends: [EndKind; 2], trusted: bool, mix: Mix, way: TrafficDirection) -> Self {
+        let [from, to] = if way == TrafficDirection::Reverse { [ends[1], ends[0]] } else { ends };
         let trust = if trusted { "trusted " } else { "" };
-        let ways = if way == Way::Both { "both ways" } else { "one way" };
+        let ways = if way == TrafficDirection::Both { "both ways" } else { "one way" };
         Self {
             name: format!("{trust}{from}-{to} {mix} {ways}"),
             series: format!("{trust}{from}-{to} {ways}"),
             mix,
-            both_ways: way == Way::Both,
-            reverse: way == Way::Back,
+            both_ways: way == TrafficDirection::Both,
+            reverse: way == TrafficDirection::Reverse,
         }
     }
 }
 
 /// Which way frames go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum TrafficDirection {
     /// From the first end to the second.
-    There,
+    Forward,
     /// From the second end to the first.
-    Back,
+    Reverse,
     /// Both at once.
     Both,
 }
@@ -92,12 +78,12 @@ mod tests {
 
     #[test]
     fn a_case_is_named_as_its_frames_go() {
-        let mixed = [Kind::Memif, Kind::Vhost];
+        let mixed = [EndKind::Memif, EndKind::Vhost];
         let name = |ends, trusted, way| Case::new(ends, trusted, Mix::new([64]).unwrap(), way).name;
-        assert_eq!(name(mixed, false, Way::There), "memif-vhost 64 B one way");
-        assert_eq!(name(mixed, false, Way::Back), "vhost-memif 64 B one way");
-        assert_eq!(name(mixed, false, Way::Both), "memif-vhost 64 B both ways");
-        assert_eq!(name([Kind::Memif; 2], true, Way::There), "trusted memif-memif 64 B one way");
+        assert_eq!(name(mixed, false, TrafficDirection::Forward), "memif-vhost 64 B one way");
+        assert_eq!(name(mixed, false, TrafficDirection::Reverse), "vhost-memif 64 B one way");
+        assert_eq!(name(mixed, false, TrafficDirection::Both), "memif-vhost 64 B both ways");
+        assert_eq!(name([EndKind::Memif; 2], true, TrafficDirection::Forward), "trusted memif-memif 64 B one way");
     }
 
     #[test]

@@ -5,12 +5,12 @@
 //! had nothing to do: a generator that never waits measures itself.
 //!
 //! - `pacer`: how many frames are due.
-//! - `stream`: the frames of one queue, sent.
-//! - `intake`: frames received and looked at.
+//! - `tx`: the frames of one queue, sent.
+//! - `rx`: frames received and looked at.
 
-mod intake;
 mod pacer;
-mod stream;
+mod rx;
+mod tx;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -23,16 +23,16 @@ use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::ticks;
 use thiserror::Error;
 
-use crate::generator::intake::Intake;
 use crate::generator::pacer::Pacer;
-use crate::generator::stream::Stream;
+use crate::generator::rx::RxStream;
+use crate::generator::tx::TxStream;
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop};
-use crate::traffic::{SizeError, Tally};
+use crate::traffic::{RxCounters, SizeError};
 
 /// What came of a load.
 #[derive(Clone, Debug, Default)]
-pub struct Run {
+pub struct RunResult {
     /// From the near end to the far one.
     pub there: Outcome,
     /// The other way, if the load goes both ways.
@@ -44,7 +44,7 @@ pub struct Run {
     pub moved: u64,
 }
 
-impl Run {
+impl RunResult {
     /// Each direction that was sent in.
     pub fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
         std::iter::once(&self.there).chain(&self.back)
@@ -61,7 +61,7 @@ pub struct Outcome {
     /// Frames that the generator was too late for: they were not offered to anybody.
     pub skipped: u64,
     /// What arrived.
-    pub received: Tally,
+    pub received: RxCounters,
     /// From the first frame sent until the last one arrived.
     pub elapsed: Duration,
     /// From the first frame sent until the last one was due.
@@ -93,20 +93,20 @@ impl Outcome {
 
     /// Whether every frame arrived once, in order and intact.
     pub fn is_perfect(&self) -> bool {
-        self.received == Tally { frames: self.offered(), bytes: self.received.bytes, ..Tally::default() }
+        self.received == RxCounters { frames: self.offered(), bytes: self.received.bytes, ..RxCounters::default() }
     }
 }
 
 /// Sends from `near` to `far`, and back if the load says so, until the load is over and what was under way has arrived or
 /// nothing has for [`GRACE`]; or until somebody sets `cancel`.
-pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> Result<Run, RunError> {
+pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> Result<RunResult, RunError> {
     let mut generator = Generator {
         notifier: Notifier::new().map_err(RunError::Notifier)?,
         there: Direction::new(load, 0, near)?,
         back: load.both_ways.then(|| Direction::new(load, load.flows, far)).transpose()?,
     };
-    near.hear().map_err(RunError::Gone)?;
-    far.hear().map_err(RunError::Gone)?;
+    near.check_peer().map_err(RunError::Gone)?;
+    far.check_peer().map_err(RunError::Gone)?;
     let mut moved = 0;
     if !load.warm_up.is_zero() {
         let pace = if load.pace == Pace::BackToBack { Pace::Saturate } else { load.pace };
@@ -114,12 +114,12 @@ pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> R
         moved = generator.moved();
     }
     let times = generator.phase(load.pace, load.stop, near, far, cancel)?;
-    near.hear().map_err(RunError::Gone)?;
-    far.hear().map_err(RunError::Gone)?;
+    near.check_peer().map_err(RunError::Gone)?;
+    far.check_peer().map_err(RunError::Gone)?;
     moved += generator.moved();
     let there = generator.there.outcome(&times);
     let back = generator.back.map(|back| back.outcome(&times));
-    Ok(Run { there, back, idle: times.idle, moved })
+    Ok(RunResult { there, back, idle: times.idle, moved })
 }
 
 struct Generator {
@@ -141,7 +141,7 @@ impl Generator {
     }
 
     fn moved(&mut self) -> u64 {
-        self.directions().map(|direction| direction.intake.sink.tally().frames).sum()
+        self.directions().map(|direction| direction.rx.sink.tally().frames).sum()
     }
 
     /// Sends until `stop`, and counts from 0.
@@ -214,11 +214,11 @@ impl Moved {
 /// One direction.
 struct Direction {
     /// One for each queue that there are flows for.
-    streams: Vec<Stream>,
+    streams: Vec<TxStream>,
     /// The stream whose turn is first.
     turn: usize,
     pacer: Pacer,
-    intake: Intake,
+    rx: RxStream,
 }
 
 impl Direction {
@@ -227,23 +227,23 @@ impl Direction {
         let queues = (from.queues() as u32).clamp(1, load.flows.max(1));
         let stream = |queue| {
             let flows = (first..first + load.flows.max(1)).skip(queue as usize).step_by(queues as usize);
-            Stream::new(load, flows, from.buffers())
+            TxStream::new(load, flows, from.buffers())
         };
         let streams = (0..queues).map(stream).collect::<Result<_, _>>()?;
-        let intake = Intake::new(load, first..first + load.flows.max(1));
-        Ok(Self { streams, turn: 0, pacer: Pacer::default(), intake })
+        let rx = RxStream::new(load, first..first + load.flows.max(1))?;
+        Ok(Self { streams, turn: 0, pacer: Pacer::default(), rx })
     }
 
     fn begin(&mut self, pace: Pace, stop: Stop, now: u64) {
         self.pacer = Pacer::new(pace, stop, now);
         // Flow number n is the stream's n-th, by queues.
-        let (streams, flows) = (&self.streams, self.streams.iter().map(Stream::flows).sum());
+        let (streams, flows) = (&self.streams, self.streams.iter().map(TxStream::flows).sum());
         let next = |flow: usize| streams[flow % streams.len()].sequence(flow / streams.len());
-        self.intake.restart((0..flows).map(next));
+        self.rx.restart((0..flows).map(next));
     }
 
     fn is_drained(&self) -> bool {
-        self.intake.sink.tally().frames >= self.pacer.sent
+        self.rx.sink.tally().frames >= self.pacer.sent
     }
 
     /// Sends what is due, at most a burst on each queue, and takes what has arrived.
@@ -264,14 +264,14 @@ impl Direction {
         match to {
             End::Memif(endpoint) => {
                 for receiver in &mut endpoint.queues.receivers {
-                    moved.received += self.intake.receive(receiver, notifier)?;
+                    moved.received += self.rx.receive(receiver, notifier)?;
                 }
             }
             End::Vhost(frontend) => {
                 for receiver in &mut frontend.queues.receivers {
                     moved.received += match receiver {
-                        DriverRx::Split(ring) => self.intake.receive(&mut **ring, notifier)?,
-                        DriverRx::Packed(ring) => self.intake.receive(&mut **ring, notifier)?,
+                        DriverRx::Split(ring) => self.rx.receive(&mut **ring, notifier)?,
+                        DriverRx::Packed(ring) => self.rx.receive(&mut **ring, notifier)?,
                     };
                 }
             }
@@ -310,10 +310,10 @@ impl Direction {
             sent: self.pacer.sent,
             refused: self.pacer.refused,
             skipped: self.pacer.skipped,
-            received: self.intake.sink.tally(),
+            received: self.rx.sink.tally(),
             elapsed: times.arrived,
             sending: times.sent,
-            latency: self.intake.latency,
+            latency: self.rx.latency,
         }
     }
 }
@@ -342,8 +342,8 @@ pub enum RunError {
         /// Why.
         reason: DropReason,
     },
-    /// No notifier could be rung.
-    #[error("ring the peer: {0}")]
+    /// The peer could not be notified.
+    #[error("notify the peer: {0}")]
     Notifier(std::io::Error),
     /// Somebody wanted that.
     #[error("interrupted")]

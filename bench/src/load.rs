@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::traffic::{HEAD, SIZE_MAX};
+use crate::traffic::{SIZE_MAX, SIZE_MIN};
 
 /// What to send, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,7 @@ impl Mix {
     /// Frames of these sizes, in turn.
     pub fn new(sizes: impl Into<Vec<usize>>) -> Result<Self, MixError> {
         let sizes = sizes.into();
-        if let Some(&size) = sizes.iter().find(|size| !(HEAD..=SIZE_MAX).contains(size)) {
+        if let Some(&size) = sizes.iter().find(|size| !(SIZE_MIN..=SIZE_MAX).contains(size)) {
             return Err(MixError::Size(size));
         }
         if sizes.is_empty() { Err(MixError::Empty) } else { Ok(Self(sizes)) }
@@ -71,7 +71,7 @@ impl Mix {
 
     /// The largest of them.
     pub fn largest(&self) -> usize {
-        self.0.iter().copied().max().unwrap_or(HEAD)
+        self.0.iter().copied().max().unwrap_or(SIZE_MIN)
     }
 
     /// Bytes of a frame in the middle of many.
@@ -129,7 +129,7 @@ pub enum Stop {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum MixError {
     /// A size that no stamped frame has.
-    #[error("a frame of {0} bytes: {HEAD} to {SIZE_MAX} are possible (without FCS)")]
+    #[error("a frame of {0} bytes: {SIZE_MIN} to {SIZE_MAX} are possible (without FCS)")]
     Size(usize),
     /// No sizes.
     #[error("frames of no size at all")]
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn sizes_that_no_stamped_frame_has_are_refused() {
-        assert_eq!(Mix::new([64, 63]), Err(MixError::Size(63)));
+        assert_eq!(Mix::new([64, 59]), Err(MixError::Size(59)));
         assert_eq!(Mix::new([SIZE_MAX + 1]), Err(MixError::Size(SIZE_MAX + 1)));
         assert_eq!(Mix::new([]), Err(MixError::Empty));
     }

@@ -10,7 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::BenchError;
+use crate::error::BenchError;
 
 /// As the kernel tells it.
 #[derive(Clone, Debug, Serialize)]

@@ -10,45 +10,14 @@
 pub mod bursts;
 pub mod loss_rate;
 pub mod search;
+mod trial;
 
 use std::time::Duration;
 
-use crate::load::{Pace, Stop};
 use crate::method::bursts::Bursts;
 use crate::method::loss_rate::LossRate;
 use crate::method::search::{Goal, Phase, Search};
-
-/// What to send next.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Trial {
-    /// How fast; rates are for all directions together.
-    pub pace: Pace,
-    /// For how long.
-    pub stop: Stop,
-    /// Whether to note how long frames are under way.
-    pub latency: bool,
-}
-
-impl Trial {
-    fn paced(rate: f64, time: Duration) -> Self {
-        Self { pace: Pace::PerSecond(rate), stop: Stop::After(time), latency: false }
-    }
-
-    fn saturating(time: Duration) -> Self {
-        Self { pace: Pace::Saturate, stop: Stop::After(time), latency: false }
-    }
-}
-
-/// What came of a trial, all directions together.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seen {
-    /// Frames offered in a second.
-    pub offered: f64,
-    /// Frames that arrived in a second.
-    pub arrived: f64,
-    /// Of the frames offered, the share that did not arrive.
-    pub loss: f64,
-}
+pub use crate::method::trial::{Measurement, Trial};
 
 /// A figure that a method concludes with.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,9 +41,9 @@ pub enum Unit {
     Share,
 }
 
-/// Settings that methods share.
+/// MethodSettings that methods share.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
+pub struct MethodSettings {
     /// Length of a trial.
     pub time: Duration,
     /// The highest rate to try; none: somewhat more than what goes through a saturated wire.
@@ -93,7 +62,7 @@ pub enum Method {
         /// Which.
         trial: Trial,
         /// What came of it.
-        seen: Option<Seen>,
+        seen: Option<Measurement>,
     },
     /// The highest rates that lose no more than some goals allow.
     Search(Search),
@@ -114,23 +83,23 @@ pub enum Method {
 
 impl Method {
     /// As fast as the wire takes it.
-    pub fn saturate(settings: &Settings) -> Self {
+    pub fn saturate(settings: &MethodSettings) -> Self {
         Self::Once { trial: Trial::saturating(settings.time), seen: None }
     }
 
     /// At one rate, with latency.
-    pub fn fixed(rate: f64, settings: &Settings) -> Self {
+    pub fn fixed(rate: f64, settings: &MethodSettings) -> Self {
         Self::Once { trial: Trial { latency: true, ..Trial::paced(rate, settings.time) }, seen: None }
     }
 
     /// RFC 2544, section 26.1: the highest rate without a loss.
-    pub fn throughput(settings: &Settings) -> Self {
+    pub fn throughput(settings: &MethodSettings) -> Self {
         let phases = vec![Phase { time: settings.time, width: settings.precision }];
         Self::Search(Search::new(vec![Goal { name: "throughput", loss: 0.0 }], phases, settings.max_rate))
     }
 
     /// RFC 2544, section 26.2: latency at the throughput, and at parts of it.
-    pub fn latency(settings: &Settings) -> Self {
+    pub fn latency(settings: &MethodSettings) -> Self {
         match Self::throughput(settings) {
             Self::Search(search) => Self::Latency { search, made: 0, time: settings.time },
             other => other,
@@ -138,7 +107,7 @@ impl Method {
     }
 
     /// RFC 2544, section 26.3.
-    pub fn loss_rate(settings: &Settings) -> Self {
+    pub fn loss_rate(settings: &MethodSettings) -> Self {
         Self::LossRate(LossRate::new(settings.time, settings.max_rate))
     }
 
@@ -149,7 +118,7 @@ impl Method {
 
     /// The highest rates without a loss (NDR) and with a small one (PDR): short trials narrow both down, long ones confirm
     /// them, as in MLRsearch.
-    pub fn ndr_pdr(settings: &Settings) -> Self {
+    pub fn ndr_pdr(settings: &MethodSettings) -> Self {
         let goals = vec![Goal { name: "NDR", loss: 0.0 }, Goal { name: "PDR", loss: settings.loss_goal }];
         let phase = |part, widths| Phase { time: settings.time / part, width: settings.precision * widths };
         Self::Search(Search::new(goals, vec![phase(8, 8.0), phase(3, 3.0), phase(1, 1.0)], settings.max_rate))
@@ -171,7 +140,7 @@ impl Method {
     }
 
     /// Takes note of what came of the trial that was wanted.
-    pub fn feed(&mut self, new: Seen) {
+    pub fn feed(&mut self, new: Measurement) {
         match self {
             Self::Once { seen, .. } => *seen = Some(new),
             Self::Search(search) => search.feed(new),
@@ -224,13 +193,14 @@ const LATENCY_AT: [f64; 4] = [0.1, 0.5, 0.9, 1.0];
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::load::Pace;
 
-    pub(crate) const SETTINGS: Settings =
-        Settings { time: Duration::from_millis(800), max_rate: None, precision: 0.01, loss_goal: 0.005 };
+    pub(crate) const SETTINGS: MethodSettings =
+        MethodSettings { time: Duration::from_millis(800), max_rate: None, precision: 0.01, loss_goal: 0.005 };
 
     /// Leads a method to its end on a wire that is a function of the offered rate to the rate that arrives (a burst comes
     /// as a length instead). Returns all trials.
-    pub(crate) fn lead(method: &mut Method, mut wire: impl FnMut(&Trial) -> Seen) -> Vec<(Trial, Seen)> {
+    pub(crate) fn lead(method: &mut Method, mut wire: impl FnMut(&Trial) -> Measurement) -> Vec<(Trial, Measurement)> {
         let mut trials = Vec::new();
         while let Some(trial) = method.next() {
             let seen = wire(&trial);
@@ -242,14 +212,14 @@ pub(crate) mod tests {
     }
 
     /// A wire that takes so many frames in a second.
-    pub(crate) fn wire_of(capacity: f64) -> impl Fn(&Trial) -> Seen {
+    pub(crate) fn wire_of(capacity: f64) -> impl Fn(&Trial) -> Measurement {
         move |trial| {
             let offered = match trial.pace {
                 Pace::PerSecond(rate) => rate,
                 Pace::Saturate | Pace::BackToBack => capacity,
             };
             let arrived = offered.min(capacity);
-            Seen { offered, arrived, loss: 1.0 - arrived / offered }
+            Measurement { offered, arrived, loss: 1.0 - arrived / offered }
         }
     }
 
@@ -288,10 +258,10 @@ pub(crate) mod tests {
             Method::loss_rate(&SETTINGS),
             Method::bursts(),
             Method::ndr_pdr(&SETTINGS),
-            Method::ndr_pdr(&Settings { max_rate: Some(1e6), ..SETTINGS }),
+            Method::ndr_pdr(&MethodSettings { max_rate: Some(1e6), ..SETTINGS }),
         ];
         for mut method in methods {
-            lead(&mut method, |_| Seen { offered: 1e6, arrived: 0.0, loss: 1.0 });
+            lead(&mut method, |_| Measurement { offered: 1e6, arrived: 0.0, loss: 1.0 });
             assert!(method.figures()[0].value == 0.0, "{method:?}");
         }
     }

@@ -2,18 +2,17 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use ferrule_dataplane::spec::SocketAddress;
 
-use crate::case::{Case, Group, Kind, Way, line_rate};
-use crate::contender::{self, Idle, Program};
+use crate::args::{Against, BenchArgs, MethodName, Rate};
+use crate::case::{Case, EndKind, TrafficDirection};
+use crate::dut::{self, Idle, Program};
+use crate::error::BenchError;
 use crate::load::{Mix, MixError, Touch};
 use crate::machine::Cpus;
-use crate::method::{Method, Settings};
-use crate::{BenchArgs, BenchError};
+use crate::method::{Method, MethodSettings};
 
 /// All that a bench needs to know.
 pub struct Plan {
@@ -49,19 +48,13 @@ impl Plan {
     /// Checks what was asked for.
     pub fn new(args: &BenchArgs) -> Result<Self, BenchError> {
         let cpus = Cpus::choose(&args.worker, args.generator)?;
-        if args.method == MethodName::Fixed && args.rate.is_none() {
-            return Err(BenchError::Usage("a fixed rate is given by --rate"));
-        }
+        check_options(args)?;
         let searches = args.method.is_search();
-        let precision = args.precision.0;
-        if !(0.0005..=0.5).contains(&precision) {
-            return Err(BenchError::Usage("--precision is from 0.05% to 50%"));
-        }
         Ok(Self {
             groups: groups(args)?,
             method: args.method,
             rounds: args.rounds.unwrap_or(if searches { SEARCHES } else { MEASUREMENTS }),
-            time: args.time,
+            time: args.time.unwrap_or(TRIAL),
             warm_up: args.warm_up,
             flows: args.flows.max(u32::from(args.queues)),
             queues: args.queues,
@@ -71,8 +64,8 @@ impl Plan {
             report: stem(&args.report),
             rate: args.rate,
             max_rate: args.max_rate,
-            precision,
-            loss_goal: args.loss_goal.0,
+            precision: args.precision.map_or(PRECISION, |share| share.0),
+            loss_goal: args.loss_goal.map_or(LOSS_GOAL, |share| share.0),
         })
     }
 
@@ -80,7 +73,7 @@ impl Plan {
     pub fn new_method(&self, case: &Case) -> Method {
         let directions = if case.both_ways { 2.0 } else { 1.0 };
         let frames = |rate: &Rate| rate.frames(&case.mix) * directions;
-        let settings = Settings {
+        let settings = MethodSettings {
             time: self.time,
             max_rate: self.max_rate.as_ref().map(frames),
             precision: self.precision,
@@ -137,97 +130,46 @@ impl Plan {
     }
 }
 
-/// How to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MethodName {
-    /// As fast as there is room: what goes through at most, nothing is refused
-    Saturate,
-    /// At --rate: loss and latency
-    Fixed,
-    /// RFC 2544, 26.1: the highest rate without a loss, by binary search
-    Throughput,
-    /// RFC 2544, 26.2: latency at 10, 50, 90 and 100 % of the throughput
-    Latency,
-    /// RFC 2544, 26.3: the loss at rates from 125 % of what goes through down
-    LossRate,
-    /// RFC 2544, 26.4: the longest burst without a loss
-    BackToBack,
-    /// The highest rates with no loss (NDR) and with --loss-goal (PDR), as MLRsearch does it
-    NdrPdr,
-}
-
-impl MethodName {
-    /// Whether one round of it has many trials.
-    pub fn is_search(self) -> bool {
-        !matches!(self, Self::Saturate | Self::Fixed)
-    }
-}
-
-/// A rate in each direction.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rate {
-    /// Frames in a second.
-    Frames(f64),
-    /// Bits in a second on a line, with FCS, preamble and gap.
-    Line(f64),
-}
-
-impl Rate {
-    fn frames(&self, mix: &Mix) -> f64 {
-        match self {
-            Self::Frames(rate) => *rate,
-            Self::Line(bits) => line_rate(*bits, mix.average()),
+/// Every option must mean something to the method.
+fn check_options(args: &BenchArgs) -> Result<(), BenchError> {
+    use MethodName::{Fixed, Latency, LossRate, NdrPdr, Saturate, Throughput};
+    let refuse = |problem: String| Err(BenchError::Usage(problem));
+    let options: [(_, _, &[MethodName]); 5] = [
+        ("--rate", args.rate.is_some(), &[Fixed]),
+        ("--max-rate", args.max_rate.is_some(), &[Throughput, Latency, LossRate, NdrPdr]),
+        ("--precision", args.precision.is_some(), &[Throughput, Latency, NdrPdr]),
+        ("--loss-goal", args.loss_goal.is_some(), &[NdrPdr]),
+        ("--time", args.time.is_some(), &[Saturate, Fixed, Throughput, Latency, LossRate, NdrPdr]),
+    ];
+    for (option, given, methods) in options {
+        if given && !methods.contains(&args.method) {
+            let (method, words) = (args.method.word(), methods.iter().map(|method| method.word()).collect::<Vec<_>>());
+            let words = words.join(", ");
+            return refuse(format!(
+                "{option} means nothing to --method {method}; it is for --method {words}: choose that, or leave {option} out"
+            ));
         }
     }
-
-    fn text(self) -> String {
-        match self {
-            Self::Frames(rate) => crate::quantity(rate, "frames/s"),
-            Self::Line(bits) => format!("the line rate of {}", crate::quantity(bits, "bit/s")),
-        }
+    if args.method == Fixed && args.rate.is_none() {
+        return refuse("--method fixed needs a rate; add --rate, as in --rate 1M".to_owned());
     }
+    if args.precision.is_some_and(|share| !(0.0005..=0.5).contains(&share.0)) {
+        return refuse("--precision is from 0.05% to 50%".to_owned());
+    }
+    Ok(())
 }
 
-impl FromStr for Rate {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let problem = "a rate is like 500k or 14.88M (frames a second), or 10Gbit (of a line)";
-        let (number, kind): (_, fn(f64) -> Self) = match text.strip_suffix("bit") {
-            Some(number) => (number, Self::Line),
-            None => (text, Self::Frames),
-        };
-        let (digits, factor) = match number.char_indices().last() {
-            Some((at, 'k')) => (&number[..at], 1e3),
-            Some((at, 'M')) => (&number[..at], 1e6),
-            Some((at, 'G')) => (&number[..at], 1e9),
-            _ => (number, 1.0),
-        };
-        let rate = digits.parse::<f64>().map_err(|_| problem)? * factor;
-        if rate.is_finite() && rate > 0.0 { Ok(kind(rate)) } else { Err(problem) }
-    }
-}
-
-/// A share, as in `0.5%`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Percent(pub f64);
-
-impl FromStr for Percent {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let share = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok().map(|percent| percent / 100.0);
-        share.filter(|share| (0.0..=1.0).contains(share)).map(Self).ok_or("a share is like 0.5%, from 0 to 100%")
-    }
-}
-
-/// Whose program is measured beside ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Against {
-    /// DPDK's test program (Debian's dpdk-dev), at several burst sizes
-    Testpmd,
-    /// Open vSwitch with DPDK (Debian's openvswitch-switch-dpdk); vhost ends only
-    Ovs,
+/// Cases that share their programs: these run from the first of them to the last.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What stands at the two sides of the programs.
+    pub ends: [EndKind; 2],
+    /// Bytes of the buffers at both ends.
+    pub buffer: u32,
+    /// What is measured. The first is ours, and the others are compared with it.
+    pub programs: Vec<Program>,
+    /// The work.
+    pub cases: Vec<Case>,
 }
 
 fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
@@ -235,11 +177,11 @@ fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
         return suite(args);
     }
     let [first, second] = args.ends[..] else {
-        return Err(BenchError::Usage("--ends names two kinds, as in memif,vhost"));
+        return Err(BenchError::Usage("--ends names two kinds, as in memif,vhost".to_owned()));
     };
     let ends = [first, second];
-    if args.trusted && ends != [Kind::Memif; 2] {
-        return Err(BenchError::Usage("a trusted wire has two memif ends (--ends memif,memif)"));
+    if args.trusted && ends != [EndKind::Memif; 2] {
+        return Err(BenchError::Usage("a trusted wire has two memif ends; leave out --trusted, or --ends".to_owned()));
     }
     let mut mixes = args.size.iter().map(|&size| Mix::new([size])).collect::<Result<Vec<_>, _>>()?;
     if args.imix {
@@ -249,10 +191,10 @@ fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
     if plain {
         mixes = SIZES.map(|size| Mix::new([size])).into_iter().collect::<Result<_, MixError>>()?;
     }
-    let ways: &[Way] = match (args.both, plain) {
-        (true, _) => &[Way::Both],
-        (false, true) => &[Way::There, Way::Both],
-        (false, false) => &[Way::There],
+    let ways: &[TrafficDirection] = match (args.both, plain) {
+        (true, _) => &[TrafficDirection::Both],
+        (false, true) => &[TrafficDirection::Forward, TrafficDirection::Both],
+        (false, false) => &[TrafficDirection::Forward],
     };
     let cases = mixes.iter().flat_map(|mix| ways.iter().map(|&way| Case::new(ends, args.trusted, mix.clone(), way)));
     Ok(by_buffer(ends, &programs(args, ends, args.trusted)?, cases.collect()))
@@ -261,10 +203,16 @@ fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
 /// What `make bench` measures.
 fn suite(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
     let (small, large) = (Mix::new([SIZES[0]])?, Mix::new([SIZES[1]])?);
-    let (memif, vhost) = ([Kind::Memif; 2], [Kind::Vhost; 2]);
-    let mixed = [Kind::Memif, Kind::Vhost];
-    let four = [(&small, Way::There), (&small, Way::Both), (&large, Way::There), (&large, Way::Both)];
-    let three = [(&small, Way::There), (&small, Way::Back), (&small, Way::Both)];
+    let (memif, vhost) = ([EndKind::Memif; 2], [EndKind::Vhost; 2]);
+    let mixed = [EndKind::Memif, EndKind::Vhost];
+    let four = [
+        (&small, TrafficDirection::Forward),
+        (&small, TrafficDirection::Both),
+        (&large, TrafficDirection::Forward),
+        (&large, TrafficDirection::Both),
+    ];
+    let three =
+        [(&small, TrafficDirection::Forward), (&small, TrafficDirection::Reverse), (&small, TrafficDirection::Both)];
     let mut groups = Vec::new();
     for (ends, trusted, work) in
         [(memif, false, &four[..]), (vhost, false, &four), (mixed, false, &three), (memif, true, &four)]
@@ -276,12 +224,12 @@ fn suite(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
 }
 
 /// Ours, and all that can join such ends.
-fn programs(args: &BenchArgs, ends: [Kind; 2], trusted: bool) -> Result<Vec<Program>, BenchError> {
+fn programs(args: &BenchArgs, ends: [EndKind; 2], trusted: bool) -> Result<Vec<Program>, BenchError> {
     if let [near, far] = &args.at[..] {
         let sockets: [SocketAddress; 2] = [near.clone(), far.clone()];
         return Ok(vec![Program::Running { sockets, trusted }]);
     }
-    let forwarder = contender::forwarder(args.forwarder.as_deref())?;
+    let forwarder = dut::forwarder(args.forwarder.as_deref())?;
     let mut programs = vec![Program::Ferrule { forwarder: forwarder.clone(), trusted }];
     if trusted {
         programs.push(Program::Ferrule { forwarder, trusted: false });
@@ -289,7 +237,7 @@ fn programs(args: &BenchArgs, ends: [Kind; 2], trusted: bool) -> Result<Vec<Prog
     if args.against.contains(&Against::Testpmd) {
         programs.extend(TESTPMD_BURSTS.map(|burst| Program::Testpmd { burst }));
     }
-    if args.against.contains(&Against::Ovs) && ends == [Kind::Vhost; 2] {
+    if args.against.contains(&Against::Ovs) && ends == [EndKind::Vhost; 2] {
         programs.push(Program::Ovs);
     }
     Ok(programs)
@@ -302,7 +250,7 @@ fn stem(report: &Path) -> PathBuf {
 }
 
 /// Frames that do not fit into the usual buffers have ends with larger ones, and small frames do not pay for that.
-fn by_buffer(ends: [Kind; 2], programs: &[Program], cases: Vec<Case>) -> Vec<Group> {
+fn by_buffer(ends: [EndKind; 2], programs: &[Program], cases: Vec<Case>) -> Vec<Group> {
     let (large, usual): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.mix.largest() > BUFFER as usize);
     let largest = large.iter().map(|case| case.mix.largest()).max().unwrap_or_default();
     let group = |buffer, cases: Vec<Case>| {
@@ -319,6 +267,11 @@ const SIZES: [usize; 2] = [64, 1518];
 const BUFFER: u32 = 2048;
 /// Its default, and larger ones among which is its best.
 const TESTPMD_BURSTS: [u16; 3] = [32, 64, 128];
+/// Length of a trial, unless told otherwise.
+const TRIAL: Duration = Duration::from_millis(300);
+/// How well a search knows the rate, and the loss that a PDR allows, unless told otherwise.
+const PRECISION: f64 = 0.01;
+const LOSS_GOAL: f64 = 0.005;
 /// Rounds, unless told otherwise.
 const MEASUREMENTS: u32 = 9;
 const SEARCHES: u32 = 3;
@@ -326,17 +279,22 @@ const SEARCHES: u32 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Percent;
     use clap::Parser as _;
 
     /// The plan of a command line, with a forwarder that need not be there.
     fn plan(words: &str) -> Result<Plan, BenchError> {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            args: BenchArgs,
-        }
-        let words = ["bench", "--forwarder", "/forwarder"].into_iter().chain(words.split_whitespace());
-        Plan::new(&Line::try_parse_from(words).unwrap().args)
+        Plan::new(&TestArgs::try_parse_from(line(words)).unwrap().args)
+    }
+
+    fn line(words: &str) -> impl Iterator<Item = &str> {
+        ["bench", "--forwarder", "/forwarder"].into_iter().chain(words.split_whitespace())
+    }
+
+    #[derive(clap::Parser)]
+    struct TestArgs {
+        #[command(flatten)]
+        args: BenchArgs,
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
@@ -382,9 +340,28 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
-        for words in ["--size 63", "--ends vhost,memif --trusted", "--method fixed", "--precision 0%", "--ends memif"] {
-            assert!(plan(words).is_err(), "{words}");
+    fn what_makes_no_sense_is_refused_with_the_cure() {
+        for (words, cure) in [
+            ("--size 59", "60 to"),
+            ("--ends vhost,memif --trusted", "leave out --trusted"),
+            ("--method fixed", "add --rate"),
+            ("--method throughput --precision 0%", "from 0.05%"),
+            ("--ends memif", "as in memif,vhost"),
+            ("--rate 1M", "it is for --method fixed"),
+            ("--method throughput --rate 1M", "leave --rate out"),
+            ("--method throughput --loss-goal 1%", "it is for --method ndr-pdr"),
+            ("--max-rate 1M", "throughput, latency, loss-rate, ndr-pdr"),
+            ("--method fixed --rate 1M --precision 2%", "leave --precision out"),
+            ("--method back-to-back --time 1s", "leave --time out"),
+        ] {
+            let error = plan(words).err().unwrap_or_else(|| panic!("{words}"));
+            assert!(error.is_usage() && error.to_string().contains(cure), "{words}: {error}");
+        }
+        for words in ["--time 0s", "--time 0.5ms", "--queues 0", "--queues 17", "--rounds 0"] {
+            assert!(TestArgs::try_parse_from(line(words)).is_err(), "{words}");
+        }
+        for words in ["--size 60", "--queues 16", "--method ndr-pdr --loss-goal 1%", "--time 1ms", "--warm-up 0s"] {
+            assert!(plan(words).is_ok(), "{words}");
         }
     }
 

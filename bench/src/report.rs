@@ -1,5 +1,6 @@
 //! What was measured, for a terminal, for programs and for a browser.
 
+mod compare;
 mod data;
 mod html;
 mod plot;
@@ -8,11 +9,9 @@ mod table;
 use std::fs;
 use std::path::Path;
 
-use crate::BenchError;
-use crate::method::Unit;
+use crate::error::BenchError;
 use crate::plan::Plan;
-use crate::session::{Entry, Measured, Results, Tried};
-use crate::spread::Spread;
+use crate::session::Results;
 
 /// Prints the table and writes the files.
 pub fn publish(plan: &Plan, results: &Results) -> Result<(), BenchError> {
@@ -33,84 +32,24 @@ pub fn publish(plan: &Plan, results: &Results) -> Result<(), BenchError> {
     if results.notes.is_empty() { Ok(()) } else { Err(BenchError::Incomplete(results.notes.join("\n"))) }
 }
 
-/// One figure of one program in one case, by rounds, beside the same of ours.
-struct Compared<'a> {
-    /// What the figure is called.
-    name: &'static str,
-    unit: Unit,
-    entry: &'a Entry,
-    spread: Spread,
-    /// CPU cycles for each frame.
-    cycles: Option<Spread>,
-    /// The share of time in which the generator had nothing to do.
-    idle: Option<Spread>,
-    /// Ours by theirs; none: it is ours, or theirs is 0.
-    ratio: Option<Spread>,
-}
-
-/// Every figure of a case that programs are compared by: for each figure our entry, and then the others.
-fn compare(case: &Measured) -> Vec<Compared<'_>> {
-    let Some(ours) = case.entries.first() else { return Vec::new() };
-    let Some(round) = ours.rounds.first() else { return Vec::new() };
-    let mut compared = Vec::new();
-    for (at, figure) in round.figures.iter().enumerate().filter(|(_, figure)| figure.unit != Unit::Share) {
-        for (number, entry) in case.entries.iter().enumerate() {
-            let Some(spread) = Spread::of(values(entry, at)) else { continue };
-            let ratio = (number > 0).then(|| Spread::of_ratios(&values(ours, at), &values(entry, at))).flatten();
-            compared.push(Compared {
-                name: figure.name,
-                unit: figure.unit,
-                entry,
-                spread,
-                cycles: Spread::of(of_trials(entry, |trial| trial.cycles)),
-                idle: if figure.name == SATURATED { Spread::of(of_trials(entry, Tried::unpaced_idle)) } else { None },
-                ratio,
-            });
-        }
-    }
-    compared
-}
-
-fn values(entry: &Entry, figure: usize) -> Vec<f64> {
-    entry.rounds.iter().filter_map(|round| round.figures.get(figure)).map(|figure| figure.value).collect()
-}
-
-/// Something of every trial that was not paced, as it means the most there; of every trial, if all were.
-fn of_trials(entry: &Entry, of: impl Fn(&Tried) -> Option<f64>) -> Vec<f64> {
-    let trials = || entry.rounds.iter().flat_map(|round| &round.trials);
-    let free: Vec<_> = trials().filter(|trial| trial.wanted.is_none()).filter_map(&of).collect();
-    if free.is_empty() { trials().filter_map(of).collect() } else { free }
-}
-
-/// Bits of frames in a second, without FCS, preamble and gap.
-fn bits(frames_per_second: f64, case: &Measured) -> f64 {
-    frames_per_second * case.case.mix.average() * 8.0
-}
-
-const MILLION: f64 = 1e6;
-/// The figure of trials that may have no pace: only these can be the generator's own limit.
-const SATURATED: &str = "rate";
-/// A generator that has less to do than this is the limit itself.
-const IDLE_MIN: f64 = 0.05;
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::*;
-    use crate::case::{Case, Kind, Way};
+    use super::compare::{bits, compare};
+    use crate::case::{Case, EndKind, TrafficDirection};
     use crate::latency::Latency;
     use crate::load::Mix;
     use crate::machine::Machine;
-    use crate::method::{Figure, Seen};
-    use crate::session::{Described, Round};
+    use crate::method::{Figure, Measurement, Unit};
+    use crate::session::{CaseResult, ProgramInfo, ProgramResult, Results, Round, TrialResult};
 
     /// Results of two programs in one case for each size: ours at twice the rate of theirs.
     pub(crate) fn results(sizes: &[usize]) -> Results {
         let trial = |rate: f64, wanted| {
             let mut latency = Latency::new();
             (1..2000).for_each(|ticks| latency.note(ticks * 100));
-            Tried {
+            TrialResult {
                 wanted,
-                seen: Seen { offered: rate, arrived: rate * 0.99, loss: 0.01 },
+                seen: Measurement { offered: rate, arrived: rate * 0.99, loss: 0.01 },
                 skipped: 0.0,
                 idle: 0.3,
                 cycles: Some(2.4e9 / rate),
@@ -125,12 +64,12 @@ pub(crate) mod tests {
             ],
             trials: vec![trial(rate, None), trial(rate / 2.0, Some(rate / 2.0))],
         };
-        let entry = |program: &str, rate: f64| Entry {
+        let entry = |program: &str, rate: f64| ProgramResult {
             program: program.to_owned(),
             rounds: [0.9, 1.0, 1.1].map(|drift| round(rate * drift)).into(),
         };
-        let case = |&size: &usize| Measured {
-            case: Case::new([Kind::Memif; 2], false, Mix::new([size]).unwrap(), Way::There),
+        let case = |&size: &usize| CaseResult {
+            case: Case::new([EndKind::Memif; 2], false, Mix::new([size]).unwrap(), TrafficDirection::Forward),
             entries: vec![entry("ferrule", 2e9 / size as f64), entry("peer <3>", 1e9 / size as f64)],
         };
         Results {
@@ -152,7 +91,7 @@ pub(crate) mod tests {
             },
             method: "as fast as the wire takes it".to_owned(),
             programs: ["ferrule", "peer <3>"]
-                .map(|name| Described {
+                .map(|name| ProgramInfo {
                     name: name.to_owned(),
                     ends: "memif-memif".to_owned(),
                     version: "1".to_owned(),

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use ferrule_ffi::ticks;
 
-use crate::BenchError;
-use crate::case::{Case, Group};
-use crate::contender::{Contender, Program, Site};
+use crate::case::Case;
+use crate::dut::{Dut, DutSetup, Program};
+use crate::error::BenchError;
 use crate::folder;
 use crate::generator::{self, Outcome};
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop, Touch};
 use crate::machine::Machine;
-use crate::method::{Figure, Method, Seen, Trial};
-use crate::plan::Plan;
+use crate::method::{Figure, Measurement, Method, Trial};
+use crate::plan::{Group, Plan};
 use crate::progress::Progress;
 use crate::spread::Spread;
 
@@ -30,15 +30,15 @@ pub struct Results {
     /// How, in a sentence.
     pub method: String,
     /// The programs, by group.
-    pub programs: Vec<Described>,
+    pub programs: Vec<ProgramInfo>,
     /// The cases that were measured.
-    pub cases: Vec<Measured>,
+    pub cases: Vec<CaseResult>,
     /// What went wrong.
     pub notes: Vec<String>,
 }
 
 /// A program as it was measured.
-pub struct Described {
+pub struct ProgramInfo {
     /// Its name.
     pub name: String,
     /// What it joined.
@@ -52,23 +52,23 @@ pub struct Described {
 }
 
 /// What was measured of a case.
-pub struct Measured {
+pub struct CaseResult {
     /// The work.
     pub case: Case,
     /// By program; the first is ours.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ProgramResult>,
 }
 
 /// What was measured of a program in a case.
 #[derive(Clone, Debug, Default)]
-pub struct Entry {
+pub struct ProgramResult {
     /// Its name.
     pub program: String,
     /// In their order.
     pub rounds: Vec<Round>,
 }
 
-impl Entry {
+impl ProgramResult {
     /// How long frames were under way, by load from the lowest up, all rounds together. A method that looks at several
     /// loads looks at as many, in the same order, in each round.
     pub fn latencies(&self) -> Vec<(String, Latency)> {
@@ -94,16 +94,16 @@ pub struct Round {
     /// What it concluded.
     pub figures: Vec<Figure>,
     /// What it tried.
-    pub trials: Vec<Tried>,
+    pub trials: Vec<TrialResult>,
 }
 
 /// A trial and what came of it.
 #[derive(Clone, Debug)]
-pub struct Tried {
+pub struct TrialResult {
     /// Frames in a second that were wanted; none: as many as possible.
     pub wanted: Option<f64>,
     /// What was seen.
-    pub seen: Seen,
+    pub seen: Measurement,
     /// Of the frames wanted, the share that the generator was too late for.
     pub skipped: f64,
     /// The share of its time in which the generator had nothing to do.
@@ -116,7 +116,7 @@ pub struct Tried {
     pub latency: Option<Latency>,
 }
 
-impl Tried {
+impl TrialResult {
     /// Of a trial without a pace, the share of its time in which the generator had nothing to do.
     pub fn unpaced_idle(&self) -> Option<f64> {
         self.wanted.is_none().then_some(self.idle)
@@ -161,7 +161,7 @@ fn measure_group(
     progress: &mut Progress,
     results: &mut Results,
 ) -> Result<(), BenchError> {
-    let site = Site {
+    let site = DutSetup {
         ends: group.ends,
         queues: plan.queues,
         buffer: group.buffer,
@@ -170,61 +170,61 @@ fn measure_group(
         idle: plan.idle,
     };
     plan.cpus.unpin()?;
-    let mut contenders = Vec::new();
+    let mut duts = Vec::new();
     for (number, program) in group.programs.iter().enumerate() {
         progress.say(&format!("starting {program}"));
-        let started = Contender::start(program, &site, cancel).map_err(BenchError::from);
-        match started.and_then(|contender| settle(plan, group, contender, cancel)) {
-            Ok(contender) => {
-                results.programs.push(describe(&contender, group));
-                contenders.push(Some(contender));
+        let started = Dut::start(program, &site, cancel).map_err(BenchError::from);
+        match started.and_then(|dut| settle(plan, group, dut, cancel)) {
+            Ok(dut) => {
+                results.programs.push(describe(&dut, group));
+                duts.push(Some(dut));
             }
             // Without ours there is nothing to compare.
             Err(error) if number == 0 || cancel.load(Relaxed) => return Err(error),
             Err(error) => {
                 note(progress, &mut results.notes, &error);
-                contenders.push(None);
+                duts.push(None);
             }
         }
     }
     plan.cpus.pin()?;
     for case in &group.cases {
         progress.case(&case.name);
-        let mut measuring = Measuring { plan, case, cancel, progress: &mut *progress, notes: &mut results.notes };
-        let entries = measuring.measure(&group.programs, &mut contenders)?;
-        results.cases.push(Measured { case: case.clone(), entries });
+        let mut measuring = CaseRun { plan, case, cancel, progress: &mut *progress, notes: &mut results.notes };
+        let entries = measuring.measure(&group.programs, &mut duts)?;
+        results.cases.push(CaseResult { case: case.clone(), entries });
     }
     Ok(())
 }
 
 /// Waits until frames come through: a program may still be setting up its ports when it has shaken hands.
-fn settle(plan: &Plan, group: &Group, mut contender: Contender, cancel: &AtomicBool) -> Result<Contender, BenchError> {
-    let Some(case) = group.cases.first() else { return Ok(contender) };
+fn settle(plan: &Plan, group: &Group, mut dut: Dut, cancel: &AtomicBool) -> Result<Dut, BenchError> {
+    let Some(case) = group.cases.first() else { return Ok(dut) };
     let trial = Trial { pace: Pace::Saturate, stop: Stop::After(SETTLE_TRIAL), latency: false };
-    let deadline = Instant::now() + SETTLE_PATIENCE;
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
     loop {
-        match turn(plan, case, &trial, plan.touch, &mut contender, cancel) {
-            Err(BenchError::Silent { .. }) if Instant::now() < deadline => {
-                contender.resume()?;
+        match turn(plan, case, &trial, plan.touch, &mut dut, cancel) {
+            Err(BenchError::NoFrames { .. }) if Instant::now() < deadline => {
+                dut.resume()?;
                 thread::sleep(SETTLE_TRIAL);
             }
-            outcome => return outcome.map(|_| contender),
+            outcome => return outcome.map(|_| dut),
         }
     }
 }
 
-fn describe(contender: &Contender, group: &Group) -> Described {
-    Described {
-        name: contender.program.to_string(),
+fn describe(dut: &Dut, group: &Group) -> ProgramInfo {
+    ProgramInfo {
+        name: dut.program.to_string(),
         ends: format!("{}-{}", group.ends[0], group.ends[1]),
-        version: contender.version.clone(),
-        commands: contender.commands.clone(),
-        agreements: contender.ends.iter().map(ferrule_endpoints::end::End::agreement).collect(),
+        version: dut.version.clone(),
+        commands: dut.commands.clone(),
+        agreements: dut.ends.iter().map(ferrule_endpoints::end::End::agreement).collect(),
     }
 }
 
 /// One case.
-struct Measuring<'a> {
+struct CaseRun<'a> {
     plan: &'a Plan,
     case: &'a Case,
     cancel: &'a AtomicBool,
@@ -232,19 +232,15 @@ struct Measuring<'a> {
     notes: &'a mut Vec<String>,
 }
 
-impl Measuring<'_> {
-    fn measure(
-        &mut self,
-        programs: &[Program],
-        contenders: &mut [Option<Contender>],
-    ) -> Result<Vec<Entry>, BenchError> {
-        let entry = |program: &Program| Entry { program: program.to_string(), rounds: Vec::new() };
+impl CaseRun<'_> {
+    fn measure(&mut self, programs: &[Program], duts: &mut [Option<Dut>]) -> Result<Vec<ProgramResult>, BenchError> {
+        let entry = |program: &Program| ProgramResult { program: program.to_string(), rounds: Vec::new() };
         let mut entries: Vec<_> = programs.iter().map(entry).collect();
-        self.verify(contenders)?;
+        self.verify(duts)?;
         // The first round warms caches and page tables, and is not counted. A search warms up in its first trials.
         let first = u32::from(self.plan.method.is_search());
         for round in first..=self.plan.rounds {
-            let before = self.round(round, contenders, &mut entries)?;
+            let before = self.round(round, duts, &mut entries)?;
             if round == 0 {
                 for entry in &mut entries {
                     entry.rounds.clear();
@@ -259,15 +255,15 @@ impl Measuring<'_> {
 
     /// Has each program show first that frames arrive as they were sent, every byte of them and in their order: later they
     /// are only counted, or looked at in part. One that fails is not measured.
-    fn verify(&mut self, contenders: &mut [Option<Contender>]) -> Result<(), BenchError> {
+    fn verify(&mut self, duts: &mut [Option<Dut>]) -> Result<(), BenchError> {
         let trial = Trial { pace: Pace::Saturate, stop: Stop::After(VERIFY_TRIAL), latency: false };
-        for (number, place) in contenders.iter_mut().enumerate() {
-            let Some(contender) = place else { continue };
-            let outcome = turn(self.plan, self.case, &trial, Touch::Verified, contender, self.cancel);
+        for (number, place) in duts.iter_mut().enumerate() {
+            let Some(dut) = place else { continue };
+            let outcome = turn(self.plan, self.case, &trial, Touch::Verified, dut, self.cancel);
             let error = match outcome {
-                Ok(Tried { disorder: 0, .. }) => continue,
-                Ok(Tried { disorder: frames, .. }) => {
-                    let (program, case) = (contender.program.to_string(), self.case.name.clone());
+                Ok(TrialResult { disorder: 0, .. }) => continue,
+                Ok(TrialResult { disorder: frames, .. }) => {
+                    let (program, case) = (dut.program.to_string(), self.case.name.clone());
                     BenchError::Disorder { program, frames, case }
                 }
                 Err(error) => error,
@@ -286,25 +282,25 @@ impl Measuring<'_> {
     fn round(
         &mut self,
         round: u32,
-        contenders: &mut [Option<Contender>],
-        entries: &mut [Entry],
+        duts: &mut [Option<Dut>],
+        entries: &mut [ProgramResult],
     ) -> Result<f64, BenchError> {
-        let mut methods: Vec<_> = contenders.iter().map(|_| self.plan.new_method(self.case)).collect();
+        let mut methods: Vec<_> = duts.iter().map(|_| self.plan.new_method(self.case)).collect();
         let mut expected = (methods.len() * methods.first().map_or(0, Method::trials)) as f64;
         let mut rounds = vec![Round::default(); methods.len()];
         loop {
             let mut busy = false;
             for (number, method) in methods.iter_mut().enumerate() {
-                let (Some(contender), Some(trial)) = (&mut contenders[number], method.next()) else { continue };
+                let (Some(dut), Some(trial)) = (&mut duts[number], method.next()) else { continue };
                 busy = true;
                 self.progress.trial(&format!(
                     "{}: {}, round {round} of {}, trial {}",
                     self.case.name,
-                    contender.program,
+                    dut.program,
                     self.plan.rounds,
                     rounds[number].trials.len() + 1
                 ));
-                match turn(self.plan, self.case, &trial, self.plan.touch, contender, self.cancel) {
+                match turn(self.plan, self.case, &trial, self.plan.touch, dut, self.cancel) {
                     Ok(tried) => {
                         method.feed(tried.seen);
                         rounds[number].trials.push(tried);
@@ -313,7 +309,7 @@ impl Measuring<'_> {
                     Err(error) if number == 0 => return Err(error),
                     Err(error) => {
                         note(self.progress, self.notes, &error);
-                        contenders[number] = None;
+                        duts[number] = None;
                     }
                 }
                 let step = expected.min(1.0);
@@ -325,7 +321,7 @@ impl Measuring<'_> {
             }
         }
         for (number, (method, mut round)) in methods.into_iter().zip(rounds).enumerate() {
-            if contenders[number].is_some() {
+            if duts[number].is_some() {
                 round.figures = method.figures();
                 entries[number].rounds.push(round);
             }
@@ -340,9 +336,9 @@ fn turn(
     case: &Case,
     trial: &Trial,
     touch: Touch,
-    contender: &mut Contender,
+    dut: &mut Dut,
     cancel: &AtomicBool,
-) -> Result<Tried, BenchError> {
+) -> Result<TrialResult, BenchError> {
     let directions = if case.both_ways { 2.0 } else { 1.0 };
     let load = Load {
         mix: case.mix.clone(),
@@ -357,18 +353,18 @@ fn turn(
         warm_up: plan.warm_up,
         latency: trial.latency,
     };
-    let (before, started) = (contender.cpu_time(), Instant::now());
-    contender.resume()?;
-    let [near, far] = &mut contender.ends;
+    let (before, started) = (dut.cpu_time(), Instant::now());
+    dut.resume()?;
+    let [near, far] = &mut dut.ends;
     let (from, to) = if case.reverse { (far, near) } else { (near, far) };
     let outcome = generator::run(&load, from, to, cancel);
-    contender.pause()?;
+    dut.pause()?;
     let took = started.elapsed();
-    let run = outcome.map_err(|source| BenchError::Run { program: contender.program.to_string(), source })?;
+    let run = outcome.map_err(|source| BenchError::Run { program: dut.program.to_string(), source })?;
     if run.moved == 0 {
-        return Err(BenchError::Silent { program: contender.program.to_string(), case: case.name.clone() });
+        return Err(BenchError::NoFrames { program: dut.program.to_string(), case: case.name.clone() });
     }
-    let busy = contender.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let busy = dut.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));
     let arrived = run.outcomes().map(Outcome::frames_per_second).sum::<f64>();
     let sum = |of: &dyn Fn(&Outcome) -> u64| run.outcomes().map(of).sum::<u64>();
     let offered = sum(&Outcome::offered) as f64;
@@ -377,12 +373,12 @@ fn turn(
         let tally = &outcome.received;
         tally.reordered + tally.duplicated + tally.corrupt
     };
-    Ok(Tried {
+    Ok(TrialResult {
         wanted: match trial.pace {
             Pace::PerSecond(rate) => Some(rate),
             Pace::Saturate | Pace::BackToBack => None,
         },
-        seen: Seen {
+        seen: Measurement {
             offered: run.outcomes().map(Outcome::offered_per_second).sum(),
             arrived,
             loss: if offered > 0.0 { sum(&Outcome::lost) as f64 / offered } else { 0.0 },
@@ -405,4 +401,4 @@ const VERIFY_TRIAL: Duration = Duration::from_millis(20);
 /// One look at whether frames come through.
 const SETTLE_TRIAL: Duration = Duration::from_millis(20);
 /// Open vSwitch looks at its ports once a second or so.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);

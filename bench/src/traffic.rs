@@ -1,13 +1,13 @@
 //! The pure part of a generator and of a sink: stamped frames, and the count of what became of them.
 //!
 //! A stamp says which flow a frame belongs to, which frame of that flow it is, and when it was sent. It follows the UDP
-//! header, and all of it lies in the first 64 bytes:
+//! header, and fills the smallest frame of Ethernet:
 //!
 //! ```text
-//! 0           14       34      42          46         50             58         64
-//! | Ethernet  | IPv4   | UDP   | magic u32 | flow u32 | sequence u64 | time u48 | payload ...   (little endian)
+//! 0           14       34      42          46         49             54         60
+//! | Ethernet  | IPv4   | UDP   | magic u32 | flow u24 | sequence u40 | time u48 | payload ...   (little endian)
 //! ```
-//! Frames of less than 64 bytes carry no time.
+//! 40 bits of sequence numbers last for five hours at 60 million frames in a second.
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -39,7 +39,7 @@ impl Pattern {
         let mut frame = vec![0; size].into_boxed_slice();
         addresses.write_headers(&mut frame, FLOW_PORT_MIN + (flow % FLOW_PORTS) as u16);
         frame[STAMP..STAMP + 4].copy_from_slice(&MAGIC.to_le_bytes());
-        frame[STAMP + 4..STAMP + 8].copy_from_slice(&flow.to_le_bytes());
+        frame[FLOW..SEQUENCE].copy_from_slice(&flow.to_le_bytes()[..SEQUENCE - FLOW]);
         let mut pattern = Self { frame, sum: 0, addresses };
         pattern.fill(0);
         Ok(pattern)
@@ -60,11 +60,9 @@ impl Pattern {
     /// The same, with a time of any unit, of which 48 bits are kept.
     #[inline]
     pub fn stamp_at(&mut self, sequence: u64, time: u64) -> &[u8] {
-        let time = if self.frame.len() < HEAD { 0 } else { time & TIME_MASK };
-        self.frame[SEQUENCE..TIME].copy_from_slice(&sequence.to_le_bytes());
-        if let Some(place) = self.frame.get_mut(TIME..HEAD) {
-            place.copy_from_slice(&time.to_le_bytes()[..HEAD - TIME]);
-        }
+        let (sequence, time) = (sequence & SEQUENCE_MASK, time & TIME_MASK);
+        self.frame[SEQUENCE..TIME].copy_from_slice(&sequence.to_le_bytes()[..TIME - SEQUENCE]);
+        self.frame[TIME..PAYLOAD].copy_from_slice(&time.to_le_bytes()[..PAYLOAD - TIME]);
         let checksum = checksum(self.sum, sequence, time);
         self.frame[UDP_CHECKSUM..UDP_CHECKSUM + 2].copy_from_slice(&checksum.to_le_bytes());
         &self.frame
@@ -77,28 +75,30 @@ impl Pattern {
 
     /// The same, with a time as for [`Self::stamp_at`].
     pub fn fill_at(&mut self, sequence: u64, time: u64) -> &[u8] {
-        for (index, chunk) in self.frame.get_mut(HEAD..).unwrap_or_default().chunks_mut(8).enumerate() {
+        let sequence = sequence & SEQUENCE_MASK;
+        for (index, chunk) in self.frame[PAYLOAD..].chunks_mut(8).enumerate() {
             chunk.copy_from_slice(&payload_word(sequence, index)[..chunk.len()]);
         }
         self.sum_up();
         self.stamp_at(sequence, time)
     }
 
-    /// The first bytes, to be stamped without the others; none: the frame has fewer.
-    pub fn head(&self) -> Option<Head> {
-        let mut bytes = *self.frame.first_chunk::<HEAD>()?;
+    /// The first bytes, to be stamped without the others. Of a shorter frame, what follows it is zeros.
+    pub fn head(&self) -> Head {
+        let mut bytes = [0; HEAD];
+        let len = self.frame.len().min(HEAD);
+        bytes[..len].copy_from_slice(&self.frame[..len]);
         bytes[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
-        bytes[SEQUENCE..].fill(0);
+        bytes[SEQUENCE..PAYLOAD].fill(0);
         let mut words = [0; HEAD / 8];
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
             *word = u64::from_le_bytes(*bytes);
         }
-        Some(Head { words, sum: self.sum, size: self.frame.len() as u32 })
+        Head { words, sum: self.sum, size: self.frame.len() as u32 }
     }
 
     fn sum_up(&mut self) {
-        let end = self.frame.len().min(HEAD);
-        self.frame[SEQUENCE..end].fill(0);
+        self.frame[SEQUENCE..PAYLOAD].fill(0);
         let (from, to) = (self.addresses.source.into(), self.addresses.destination.into());
         let mut udp = UdpPacket::new_unchecked(&mut self.frame[UDP..]);
         udp.fill_checksum(&from, &to);
@@ -122,11 +122,11 @@ impl Head {
     /// pattern as it was when this was made.
     #[inline(always)]
     pub fn stamp(&self, sequence: u64, time: u64) -> HeadWords {
-        let time = time & TIME_MASK;
+        let (sequence, time) = (sequence & SEQUENCE_MASK, time & TIME_MASK);
         let mut words = self.words;
         words[5] |= u64::from(checksum(self.sum, sequence, time));
-        words[6] |= sequence << 16;
-        words[7] = sequence >> 48 | time << 16;
+        words[6] |= sequence << 8 | time << 48;
+        words[7] |= time >> 16;
         words
     }
 }
@@ -134,11 +134,32 @@ impl Head {
 /// The first 64 bytes of a frame, in little-endian words.
 pub type HeadWords = [u64; HEAD / 8];
 
+/// Every byte of a frame's payload, read once, as one number. `head` are its [`head_words`].
+#[inline(always)]
+pub fn payload_digest(frame: Span<'_>, head: &HeadWords) -> u64 {
+    frame.tail(HEAD).map_or(0, Span::xor) ^ u64::from_le(head[HEAD / 8 - 1]) >> 32
+}
+
+/// The first words of a frame, each read once; of a shorter one, zeros follow.
+#[inline(always)]
+pub fn head_words(frame: Span<'_>) -> HeadWords {
+    if frame.len() < HEAD
+        && let Some(last) = frame.tail(SIZE_MIN - 8).filter(|last| last.len() >= 8)
+    {
+        // The smallest frames come by the ten million too: no call of `memcpy` for them.
+        let [a, b, c, d, e, f, g] = frame.first_words();
+        let [last] = last.first_words();
+        return [a, b, c, d, e, f, g, (u64::from_le(last) >> 32).to_le()];
+    }
+    frame.first_words()
+}
+
 /// The UDP checksum of a frame in which the sum of all other words is `sum`.
 #[inline(always)]
 fn checksum(sum: u32, sequence: u64, time: u64) -> u16 {
     let words = |number: u64| (number & 0xffff) + (number >> 16 & 0xffff) + (number >> 32 & 0xffff) + (number >> 48);
-    let mut sum = sum + (words(sequence) + words(time)) as u32;
+    // A sequence number begins at an odd byte.
+    let mut sum = sum + (words(sequence << 8) + words(time)) as u32;
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     // A checksum of 0 would mean that there is none.
@@ -199,23 +220,23 @@ impl Addresses {
 #[derive(Clone, Debug)]
 pub struct Sink {
     first: u32,
-    flows: Box<[Flow]>,
+    flows: Box<[FlowState]>,
     verify: bool,
-    tally: Tally,
+    tally: RxCounters,
 }
 
 impl Sink {
     /// A sink for these flows. With `verify`, checksums and payload are checked too, and the sender must use
     /// [`Pattern::fill`].
     pub fn new(flows: Range<u32>, verify: bool) -> Self {
-        let states = vec![Flow::default(); flows.len()].into_boxed_slice();
-        Self { first: flows.start, flows: states, verify, tally: Tally::default() }
+        let states = vec![FlowState::default(); flows.len()].into_boxed_slice();
+        Self { first: flows.start, flows: states, verify, tally: RxCounters::default() }
     }
 
     /// Takes note of one frame. When it was sent, if it is a good one of ours; compare with [`since`].
     #[inline]
     pub fn see(&mut self, frame: &[u8]) -> Option<u64> {
-        let stamp = self.judge(&Span::from(frame).first_words(), frame.len())?;
+        let stamp = self.judge(&head_words(frame.into()), frame.len())?;
         if self.verify && !is_intact(frame, stamp.sequence) {
             self.tally.corrupt += 1;
             return None;
@@ -224,11 +245,15 @@ impl Sink {
         Some(stamp.time)
     }
 
-    /// Takes note of a frame of `length` bytes by the first ones of them alone, in words, of which a shorter frame has
-    /// zeros. As [`Self::see`], but nothing is verified.
+    /// Takes note of a frame of `length` bytes by its [`head_words`] and by whether what follows them is as it should be.
+    /// As [`Self::see`], but nothing else is verified.
     #[inline(always)]
-    pub fn see_head(&mut self, head: &HeadWords, length: usize) -> Option<u64> {
+    pub fn see_head(&mut self, head: &HeadWords, length: usize, intact: bool) -> Option<u64> {
         let stamp = self.judge(head, length)?;
+        if !intact {
+            self.tally.corrupt += 1;
+            return None;
+        }
         self.count(&stamp, length);
         Some(stamp.time)
     }
@@ -241,15 +266,15 @@ impl Sink {
     }
 
     /// What was seen so far.
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> RxCounters {
         self.tally
     }
 
     /// Forgets what was seen, and expects of each flow what `next` says.
     pub fn restart(&mut self, next: impl IntoIterator<Item = u64>) {
-        self.tally = Tally::default();
+        self.tally = RxCounters::default();
         for (flow, next) in self.flows.iter_mut().zip(next) {
-            *flow = Flow { next, seen: u64::MAX };
+            *flow = FlowState { next, seen: u64::MAX };
         }
     }
 
@@ -294,7 +319,7 @@ pub fn since(time: u64, now: u64) -> u64 {
 
 /// What a [`Sink`] saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct RxCounters {
     /// Stamped frames in good order or not, duplicates included.
     pub frames: u64,
     /// Their bytes.
@@ -313,15 +338,15 @@ pub struct Tally {
 
 /// The state of one flow.
 #[derive(Clone, Copy, Debug, Default)]
-struct Flow {
+struct FlowState {
     next: u64,
     /// Bit n: whether number `next - 1 - n` came.
     seen: u64,
 }
 
-impl Flow {
+impl FlowState {
     #[cold]
-    fn out_of_order(&mut self, sequence: u64, tally: &mut Tally) {
+    fn out_of_order(&mut self, sequence: u64, tally: &mut RxCounters) {
         if sequence > self.next {
             let missing = sequence - self.next;
             tally.lost = tally.lost.saturating_add(missing);
@@ -354,14 +379,14 @@ impl Stamp {
     #[inline(always)]
     fn read(head: &HeadWords, length: usize) -> Option<Self> {
         // Words of their own, as they were loaded: see the drawing at the top.
-        let [_, _, ip, _, _, magic_flow, flow_sequence, sequence_time] = head.map(u64::to_le);
+        let [_, _, ip, _, _, magic_flow, flow_sequence_time, time_payload] = head.map(u64::to_le);
         if (magic_flow >> 16) as u32 != MAGIC || length < SIZE_MIN {
             return None;
         }
         Some(Self {
-            flow: (magic_flow >> 48) as u32 | u32::from(flow_sequence as u16) << 16,
-            sequence: flow_sequence >> 16 | sequence_time << 48,
-            time: sequence_time >> 16,
+            flow: (magic_flow >> 48) as u32 | u32::from(flow_sequence_time as u8) << 16,
+            sequence: flow_sequence_time >> 8 & SEQUENCE_MASK,
+            time: flow_sequence_time >> 48 | u64::from(time_payload as u32) << 16,
             length: IP + usize::from((ip as u16).swap_bytes()),
         })
     }
@@ -370,7 +395,7 @@ impl Stamp {
 fn is_intact(frame: &[u8], sequence: u64) -> bool {
     let Ok(ip) = Ipv4Packet::new_checked(&frame[IP..]) else { return false };
     let Ok(udp) = UdpPacket::new_checked(ip.payload()) else { return false };
-    let mut payload = frame.get(HEAD..).unwrap_or_default().chunks(8).enumerate();
+    let mut payload = frame.get(PAYLOAD..).unwrap_or_default().chunks(8).enumerate();
     ip.verify_checksum()
         && udp.verify_checksum(&ip.src_addr().into(), &ip.dst_addr().into())
         && payload.all(|(index, chunk)| *chunk == payload_word(sequence, index)[..chunk.len()])
@@ -390,7 +415,7 @@ pub struct SizeError {
 }
 
 /// The smallest Ethernet frame without its FCS.
-pub const SIZE_MIN: usize = 60;
+pub const SIZE_MIN: usize = PAYLOAD;
 /// The largest IPv4 packet and its Ethernet header.
 pub const SIZE_MAX: usize = IP + 65_535;
 /// `FERR` in memory.
@@ -399,10 +424,14 @@ const IP: usize = 14;
 const UDP: usize = IP + 20;
 const UDP_CHECKSUM: usize = UDP + 6;
 const STAMP: usize = UDP + 8;
-const SEQUENCE: usize = STAMP + 8;
-const TIME: usize = SEQUENCE + 8;
+const FLOW: usize = STAMP + 4;
+const SEQUENCE: usize = FLOW + 3;
+const TIME: usize = SEQUENCE + 5;
 /// Where the stamp ends.
-pub const HEAD: usize = TIME + 6;
+const PAYLOAD: usize = TIME + 6;
+/// Bytes that are written and read in words: the stamp, and the beginning of the payload.
+pub const HEAD: usize = 64;
+const SEQUENCE_MASK: u64 = (1 << 40) - 1;
 const TIME_MASK: u64 = (1 << 48) - 1;
 const FLOW_PORT_MIN: u16 = 1024;
 /// 1024 to 65535.
@@ -430,11 +459,10 @@ mod tests {
         let expected = [
             2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, // Ethernet
             0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0xae, 0x97, 198, 18, 0, 1, 198, 18, 0, 2, // IPv4
-            0x04, 0x07, 0, 9, 0, 26, 0xbb, 0xda, // UDP
-            b'F', b'E', b'R', b'R', 7, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1, // stamp
-            0, 0,
+            0x04, 0x07, 0, 9, 0, 26, 0xa2, 0xbd, // UDP
+            b'F', b'E', b'R', b'R', 7, 0, 0, 5, 4, 3, 2, 1, 0xf, 0xe, 0xd, 0xc, 0xb, 0xa, // stamp
         ];
-        assert_eq!(pattern.stamp(0x0102_0304_0506_0708), expected);
+        assert_eq!(pattern.stamp_at(0x01_0203_0405, 0x0a0b_0c0d_0e0f), expected);
     }
 
     #[test]
@@ -451,36 +479,43 @@ mod tests {
 
     #[test]
     fn a_head_stamped_alone_is_the_head_of_the_frame() {
-        for size in [64, 65, 1518, 9000] {
+        for size in [60, 61, 63, 64, 65, 1518, 9000] {
             let mut pattern = pattern(size, 5);
-            let head = pattern.head().unwrap();
+            let head = pattern.head();
             assert_eq!(head.size as usize, size);
             for (sequence, time) in [(0, 0), (1, 0x1234_5678_9abc), (u64::MAX, u64::MAX), (0x0102_0304_0506_0708, 7)] {
                 let words = head.stamp(sequence, time).map(u64::to_le_bytes);
                 let frame = pattern.stamp_at(sequence, time);
-                assert_eq!(words.as_flattened(), &frame[..64]);
+                let len = size.min(HEAD);
+                assert_eq!(
+                    (&words.as_flattened()[..len], head_words(frame.into())),
+                    (&frame[..len], head.stamp(sequence, time))
+                );
                 assert!(checksums_are_right(frame));
             }
         }
-        assert!(pattern(63, 0).head().is_none());
     }
 
     #[test]
     fn the_payload_is_a_part_of_the_same_bytes_for_all_flows_and_sizes() {
-        assert_eq!(pattern(200, 7).frame()[HEAD..], pattern(1518, 2).frame()[HEAD..200]);
+        assert_eq!(pattern(200, 7).frame()[PAYLOAD..], pattern(1518, 2).frame()[PAYLOAD..200]);
     }
 
     #[test]
     fn a_sink_tells_when_a_frame_was_sent() {
-        let (mut sink, mut flow) = (Sink::new(4..5, false), pattern(64, 4));
-        let sent = 0xffff_ffff_fff0;
-        let head = Span::from(flow.stamp_at(0, sent)).first_words();
-        let time = sink.see_head(&head, 64).unwrap();
-        assert_eq!((since(time, sent + 5), since(time, sent + 0x20)), (5, 0x20), "also when the clock goes round");
-        assert_eq!(sink.see_head(&head, 65), None, "another length");
-        assert_eq!(sink.see_head(&[0; 8], 64), None);
-        assert_eq!(Sink::new(0..4, false).see_head(&head, 64), None, "another's flow");
-        assert_eq!(sink.tally(), Tally { frames: 1, bytes: 64, corrupt: 1, foreign: 1, ..Tally::default() });
+        for size in [60, 64] {
+            let (mut sink, mut flow) = (Sink::new(4..5, false), pattern(size, 4));
+            let sent = 0xffff_ffff_fff0;
+            let head = head_words(flow.stamp_at(0, sent).into());
+            let time = sink.see_head(&head, size, true).unwrap();
+            assert_eq!((since(time, sent + 5), since(time, sent + 0x20)), (5, 0x20), "also when the clock goes round");
+            assert_eq!(sink.see_head(&head, size + 1, true), None, "another length");
+            assert_eq!(sink.see_head(&[0; 8], size, true), None);
+            assert_eq!(Sink::new(0..4, false).see_head(&head, size, true), None, "another's flow");
+            let expected =
+                RxCounters { frames: 1, bytes: size as u64, corrupt: 1, foreign: 1, ..RxCounters::default() };
+            assert_eq!(sink.tally(), expected);
+        }
     }
 
     #[test]
@@ -490,7 +525,7 @@ mod tests {
         sink.restart([10]);
         sink.see(flow.stamp(10));
         sink.see(flow.stamp(9));
-        assert_eq!(sink.tally(), Tally { frames: 2, bytes: 128, duplicated: 1, ..Tally::default() });
+        assert_eq!(sink.tally(), RxCounters { frames: 2, bytes: 128, duplicated: 1, ..RxCounters::default() });
     }
 
     #[test]
@@ -514,7 +549,7 @@ mod tests {
                 sink.see(flow.fill(sequence));
             }
         }
-        assert_eq!(sink.tally(), Tally { frames: 200, bytes: 100 * (64 + 1514), ..Tally::default() });
+        assert_eq!(sink.tally(), RxCounters { frames: 200, bytes: 100 * (64 + 1514), ..RxCounters::default() });
     }
 
     #[test]
@@ -537,7 +572,7 @@ mod tests {
         let (mut sink, mut flow) = (Sink::new(0..1, true), pattern(128, 0));
         sink.see(&[]);
         sink.see(&[0; 1500]);
-        assert_eq!(sink.tally(), Tally { foreign: 2, ..Tally::default() });
+        assert_eq!(sink.tally(), RxCounters { foreign: 2, ..RxCounters::default() });
         sink.see(pattern(64, 9).fill(0));
         sink.see(&flow.fill(0)[..127]);
         for byte in (IP..STAMP).chain(SEQUENCE..128) {
@@ -545,7 +580,7 @@ mod tests {
             frame[byte] ^= 0x10;
             sink.see(&frame);
         }
-        assert_eq!(sink.tally(), Tally { foreign: 2, corrupt: 2 + 28 + 78, ..Tally::default() });
+        assert_eq!(sink.tally(), RxCounters { foreign: 2, corrupt: 2 + 28 + 79, ..RxCounters::default() });
     }
 
     #[test]
@@ -554,6 +589,6 @@ mod tests {
         let mut frame = flow.stamp(0).to_vec();
         frame[100] ^= 1;
         sink.see(&frame);
-        assert_eq!(sink.tally(), Tally { frames: 1, bytes: 128, ..Tally::default() });
+        assert_eq!(sink.tally(), RxCounters { frames: 1, bytes: 128, ..RxCounters::default() });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_bench::generator::{self, Run, RunError};
+use ferrule_bench::generator::{self, RunError, RunResult};
 use ferrule_bench::load::{Load, Mix, Pace, Stop, Touch};
 use ferrule_dataplane::port::{FRAME_MAX, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
@@ -57,7 +57,7 @@ fn what_a_stamped_frame_holds_behind_its_head_is_right_too() {
     let sender = &mut near.queues.senders[0];
     sender.refresh().unwrap();
     let pattern = ferrule_bench::Pattern::new(1518, 0, ferrule_bench::traffic::Addresses::default()).unwrap();
-    assert!(sender.buffer(0).unwrap().write_words(pattern.head().unwrap().stamp(0, 0)));
+    assert!(sender.buffer(0).unwrap().write_words(pattern.head().stamp(0, 0)));
     sender.describe(0, 1518);
     sender.commit(1);
     sender.publish();
@@ -153,7 +153,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn send(&mut self, load: &Load) -> Run {
+    fn send(&mut self, load: &Load) -> RunResult {
         generator::run(load, &mut self.near, &mut self.far, &AtomicBool::new(false)).unwrap()
     }
 }

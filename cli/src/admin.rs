@@ -3,12 +3,23 @@
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use dpdk_forwarder::admin::{AdminClient, ConnectError, connect};
+use dpdk_forwarder::config::ADMIN_DEFAULT;
 use thiserror::Error;
 use tonic::{Code, Status, Streaming};
 
+use crate::text::natural_order;
 pub use dpdk_forwarder::admin::v1 as proto;
 use proto::{AddWireRequest, ListWiresRequest, ListWiresResponse, RemoveWireRequest, WatchWiresRequest};
+
+/// Which forwarder to ask.
+#[derive(Clone, Debug, Args)]
+pub struct AdminSocket {
+    /// The forwarder's admin socket
+    #[arg(long = "socket", env = "FERRULE_SOCKET", value_name = "PATH", default_value = ADMIN_DEFAULT)]
+    pub path: PathBuf,
+}
 
 /// A forwarder that can be asked.
 #[derive(Debug)]
@@ -23,10 +34,10 @@ impl Admin {
         Ok(Self { client: connect(socket).await?, socket: socket.to_owned() })
     }
 
-    /// Every wire as it stands now.
+    /// Every wire as it stands now, in natural order.
     pub async fn list(&mut self) -> Result<ListWiresResponse, AdminError> {
         let response = self.client.list_wires(ListWiresRequest {}).await;
-        response.map(tonic::Response::into_inner).map_err(|status| self.error(&status))
+        response.map(|response| in_order(response.into_inner())).map_err(|status| self.error(&status))
     }
 
     /// Every wire now, and again every interval.
@@ -70,11 +81,16 @@ impl Watch {
     /// Waits for the next answer.
     pub async fn next(&mut self) -> Result<ListWiresResponse, AdminError> {
         match self.stream.message().await {
-            Ok(Some(response)) => Ok(response),
+            Ok(Some(response)) => Ok(in_order(response)),
             Ok(None) => Err(self.admin.gone()),
             Err(status) => Err(self.admin.error(&status)),
         }
     }
+}
+
+fn in_order(mut response: ListWiresResponse) -> ListWiresResponse {
+    response.wires.sort_by(|a, b| natural_order(&a.name, &b.name));
+    response
 }
 
 /// Why a forwarder could not be asked, or what it said instead.

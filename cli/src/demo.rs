@@ -3,9 +3,9 @@
 //! It starts a forwarder of its own, gives it wires between two namespaces that it makes, and removes everything again,
 //! whatever happens. No frame leaves the machine.
 //!
-//! In reading order: `needs` (what a machine must have), `site` (what is made and removed), `plan` (the wires),
-//! `forwarder` (the child process), `far_end` (who answers on a memif end), `course` (what is done, in order), `ping`,
-//! `tcp` and `rate` (the traffic), `counters` (what the forwarder says, against what was seen), `report`.
+//! In reading order: `needs` (what a machine must have), `testbed` (what is made and removed), `plan` (the wires),
+//! `forwarder` (the child process), `responder` (who answers on a memif end), `steps` (what is done, in order), `ping`,
+//! `tcp` and `rate` (the traffic), `counters` (what the forwarder counted, against what its peers did), `report`.
 
 use std::fmt;
 use std::io::Write as _;
@@ -23,16 +23,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::CliError;
 
 mod counters;
-mod course;
-mod far_end;
 mod forwarder;
 mod needs;
 mod ping;
 mod plan;
 mod rate;
 mod report;
-mod site;
+mod responder;
+mod steps;
 mod tcp;
+mod testbed;
 
 /// Options of `ferrule demo`.
 #[derive(Debug, Args)]
@@ -47,13 +47,13 @@ pub struct DemoArgs {
 
 /// Shows it, and fails unless every check passed.
 pub async fn run(args: DemoArgs) -> Result<(), CliError> {
-    let (json, voice) = (args.json, Voice::new(args.json));
+    let (json, progress) = (args.json, Progress::new(args.json));
     let stop = Stop::default();
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
     let mut next = || signals.next().expect("three signals were asked for");
     let (mut interrupt, mut terminate, mut hangup) = (next()?, next()?, next()?);
     let (handle, at_work) = (Handle::current(), stop.clone());
-    let mut work = tokio::task::spawn_blocking(move || course::run(args.forwarder, &handle, &at_work, voice));
+    let mut work = tokio::task::spawn_blocking(move || steps::run(args.forwarder, &handle, &at_work, progress));
     let report = loop {
         tokio::select! {
             report = &mut work => break report.unwrap_or_else(|error| resume_unwind(error.into_panic())),
@@ -61,7 +61,7 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
-        voice.say("told to stop: removing everything");
+        progress.say("told to stop: removing everything");
         stop.0.store(true, Relaxed);
     };
     let text = if json { report.json() } else { report.text() };
@@ -73,12 +73,12 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
 
 /// Tells what is going on, as it goes on.
 #[derive(Clone, Copy, Debug)]
-struct Voice {
+struct Progress {
     started: Instant,
     to_stderr: bool,
 }
 
-impl Voice {
+impl Progress {
     fn new(to_stderr: bool) -> Self {
         Self { started: Instant::now(), to_stderr }
     }
@@ -110,9 +110,9 @@ pub enum DemoError {
     /// The machine lacks something.
     #[error("the demo cannot run here: {}", .0.join("; "))]
     Needs(Vec<String>),
-    /// A piece of the site could not be made.
+    /// A piece of the testbed could not be made.
     #[error("{tried}: {problem}")]
-    Site {
+    Testbed {
         /// What was tried, on what.
         tried: String,
         /// Why it failed.
@@ -140,7 +140,7 @@ pub enum DemoError {
 }
 
 impl DemoError {
-    fn site(tried: impl Into<String>, problem: impl fmt::Display) -> Self {
-        Self::Site { tried: tried.into(), problem: problem.to_string() }
+    fn testbed(tried: impl Into<String>, problem: impl fmt::Display) -> Self {
+        Self::Testbed { tried: tried.into(), problem: problem.to_string() }
     }
 }

@@ -13,8 +13,6 @@
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
 
-use std::path::PathBuf;
-
 use clap::{Parser, Subcommand};
 use ferrule_bench as bench;
 use thiserror::Error;
@@ -32,9 +30,6 @@ pub mod wires;
 #[derive(Debug, Parser)]
 #[command(name = "ferrule", version)]
 pub struct Cli {
-    /// The forwarder's admin socket
-    #[arg(long, global = true, env = "FERRULE_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -63,12 +58,11 @@ pub enum Command {
 impl Cli {
     /// Does what was asked for.
     pub async fn run(self) -> Result<(), CliError> {
-        let socket = &self.socket;
         match self.command {
             Command::Demo(args) => demo::run(args).await,
-            Command::Wires(args) => wires::run(&args, socket).await,
-            Command::Wire(command) => wire::run(command, socket).await,
-            Command::Top(args) => top::run(&args, socket).await,
+            Command::Wires(args) => wires::run(&args).await,
+            Command::Wire(command) => wire::run(command).await,
+            Command::Top(args) => top::run(&args).await,
             Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Vf(args) => vf::run(*args).await,
             Command::Completions(args) => completions::run(&args),
@@ -115,7 +109,13 @@ impl CliError {
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
-}
 
-/// Where the forwarder serves its admin API unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/ferrule/admin.sock";
+    /// What the process ends with: 2 for what makes no sense, 1 for what failed.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Bench(error) if error.is_usage() => 2,
+            _ => 1,
+        }
+    }
+}

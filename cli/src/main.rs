@@ -15,7 +15,7 @@ async fn main() -> ExitCode {
         Err(CliError::Usage(error)) => error.exit(),
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }

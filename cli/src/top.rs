@@ -1,14 +1,13 @@
 //! `ferrule top`: what is moving now, on the whole screen of a terminal or as one table per interval.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::CliError;
-use crate::admin::Admin;
 use crate::admin::proto::ListWiresResponse;
+use crate::admin::{Admin, AdminSocket};
 
 mod plain;
 mod rates;
@@ -24,10 +23,13 @@ pub struct TopArgs {
     /// End after this many readings
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    #[command(flatten)]
+    socket: AdminSocket,
 }
 
 /// Shows rates until told to stop.
-pub async fn run(args: &TopArgs, socket: &Path) -> Result<(), CliError> {
+pub async fn run(args: &TopArgs) -> Result<(), CliError> {
+    let socket = &args.socket.path;
     let interval_ms = u32::try_from(args.interval.as_millis()).unwrap_or(u32::MAX);
     let watch = Admin::connect(socket).await?.watch(interval_ms).await?;
     if std::io::stdout().is_terminal() && std::io::stdin().is_terminal() {

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::CliError;
 use crate::text;
-use crate::wires::table::Look;
+use crate::wires::table::TableStyle;
 
 mod attributes;
 mod direct;
@@ -54,6 +54,9 @@ enum VfCommand {
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
+        /// Also where the host itself uses a VF: an address, a bond, an XDP program
+        #[arg(long)]
+        force: bool,
     },
     /// Borrow a VF
     Acquire(AcquireArgs),
@@ -67,6 +70,9 @@ enum VfCommand {
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
+        /// Free the VF also if something of it cannot be restored, as it is then
+        #[arg(long)]
+        accept: bool,
     },
     /// Say why a VF is not to be had
     Explain {
@@ -100,6 +106,9 @@ struct AcquireArgs {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Also a VF that the host itself uses: one with an address, in a bond, with an XDP program
+    #[arg(long)]
+    force: bool,
 }
 
 /// Does what was asked for.
@@ -121,9 +130,13 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
     let json = args.json;
     Ok(match &args.command {
         VfCommand::List => list(&client.list(v1::ListRequest {}).await?.into_inner(), json),
-        VfCommand::Create { counts, dry_run } => {
+        VfCommand::Create { counts, dry_run, force } => {
             let counts = counts.iter().map(|(pf, count)| v1::Count { pf: pf.clone(), count: *count }).collect();
-            let created = client.create(v1::CreateRequest { counts, dry_run: *dry_run }).await?.into_inner().created;
+            let created = client
+                .create(v1::CreateRequest { counts, dry_run: *dry_run, force: *force })
+                .await?
+                .into_inner()
+                .created;
             let failed: Vec<_> = created.iter().filter(|created| !created.error.is_empty()).collect();
             if !failed.is_empty() {
                 print!("{}", if json { json::created(&created) } else { told_created(&created, *dry_run) });
@@ -144,13 +157,14 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
                 driver: acquire.driver.clone(),
                 attributes: Some(acquire.attributes.message()),
                 dry_run: acquire.dry_run,
+                force: acquire.force,
             };
             let v1::AcquireResponse { vf, steps } = client.acquire(request).await?.into_inner();
             if json { json::acquired(vf.as_ref(), &steps) } else { told_acquired(vf.as_ref(), &steps, acquire.dry_run) }
         }
-        VfCommand::Release { lease, wait, dry_run } => {
+        VfCommand::Release { lease, wait, dry_run, accept } => {
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-            let request = v1::ReleaseRequest { lease: lease.clone(), wait_ms, dry_run: *dry_run };
+            let request = v1::ReleaseRequest { lease: lease.clone(), wait_ms, dry_run: *dry_run, accept: *accept };
             let v1::ReleaseResponse { vf, steps } = client.release(request).await?.into_inner();
             match (json, dry_run) {
                 (true, _) => json::released(&vf, &steps),
@@ -170,7 +184,7 @@ async fn reach(socket: &Path) -> Result<Client, VfCliError> {
 }
 
 fn list(response: &v1::ListResponse, json: bool) -> String {
-    if json { json::list(response) } else { table::render(response, Look::of_stdout()) }
+    if json { json::list(response) } else { table::render(response, TableStyle::of_stdout()) }
 }
 
 fn explained(vf: &str, reasons: &[String], json: bool) -> String {

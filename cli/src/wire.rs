@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Subcommand, ValueEnum};
 
-use crate::admin::{Admin, AdminError};
+use crate::admin::{Admin, AdminError, AdminSocket};
 use crate::{Cli, CliError};
 
 mod document;
@@ -44,6 +44,8 @@ pub struct AddArgs {
     /// The peer at the memif client end gets the memory of the one at the memif server end: no frame is copied
     #[arg(long, requires = "name")]
     trusted: bool,
+    #[command(flatten)]
+    socket: AdminSocket,
 }
 
 /// What happens to frames that find no room.
@@ -61,33 +63,35 @@ pub struct RemoveArgs {
     /// The wires
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
+    #[command(flatten)]
+    socket: AdminSocket,
 }
 
 /// Adds or removes.
-pub async fn run(command: WireCommand, socket: &Path) -> Result<(), CliError> {
+pub async fn run(command: WireCommand) -> Result<(), CliError> {
     match command {
-        WireCommand::Add(args) => add(args, socket).await,
-        WireCommand::Remove(args) => remove(args.names, socket).await,
+        WireCommand::Add(args) => add(args).await,
+        WireCommand::Remove(args) => remove(args).await,
     }
 }
 
-async fn add(args: AddArgs, socket: &Path) -> Result<(), CliError> {
+async fn add(args: AddArgs) -> Result<(), CliError> {
     let items = match args.file {
         Some(file) => document::split(&read(&file)?)?,
         None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
         None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full, args.trusted)],
     };
-    let mut admin = Admin::connect(socket).await?;
-    let mut report = Report::new(items.len());
+    let mut admin = Admin::connect(&args.socket.path).await?;
+    let mut report = Outcomes::new(items.len());
     for Item { label, yaml } in items {
         report.note("added", &label, admin.add(yaml).await)?;
     }
     report.finish()
 }
 
-async fn remove(names: Vec<String>, socket: &Path) -> Result<(), CliError> {
-    let mut admin = Admin::connect(socket).await?;
-    let mut report = Report::new(names.len());
+async fn remove(RemoveArgs { names, socket }: RemoveArgs) -> Result<(), CliError> {
+    let mut admin = Admin::connect(&socket.path).await?;
+    let mut report = Outcomes::new(names.len());
     for name in names {
         report.note("removed", &name.clone(), admin.remove(name).await)?;
     }
@@ -111,12 +115,12 @@ fn read(file: &Path) -> Result<String, DocumentError> {
 }
 
 /// What became of several requests: one that fails does not keep the others from being made.
-struct Report {
+struct Outcomes {
     asked: usize,
     failed: usize,
 }
 
-impl Report {
+impl Outcomes {
     fn new(asked: usize) -> Self {
         Self { asked, failed: 0 }
     }

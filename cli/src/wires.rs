@@ -1,13 +1,12 @@
 //! `ferrule wires`: every wire as it stands, for people or for programs.
 
 use std::io::Write as _;
-use std::path::Path;
 
 use clap::Args;
 
 use crate::CliError;
-use crate::admin::Admin;
 use crate::admin::proto::{Traffic, Wire};
+use crate::admin::{Admin, AdminSocket};
 
 mod json;
 pub(crate) mod table;
@@ -18,12 +17,14 @@ pub struct WiresArgs {
     /// Print JSON: `{"wires": [...]}`
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    socket: AdminSocket,
 }
 
 /// Prints the wires.
-pub async fn run(args: &WiresArgs, socket: &Path) -> Result<(), CliError> {
-    let wires = Admin::connect(socket).await?.list().await?.wires;
-    let text = if args.json { json::render(&wires) } else { table::render(&wires, table::Look::of_stdout()) };
+pub async fn run(args: &WiresArgs) -> Result<(), CliError> {
+    let wires = Admin::connect(&args.socket.path).await?.list().await?.wires;
+    let text = if args.json { json::render(&wires) } else { table::render(&wires, table::TableStyle::of_stdout()) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

@@ -66,6 +66,10 @@ fn latency_is_told_at_a_fixed_rate_and_a_search_finds_a_rate() {
     let details = json(&folder, "report.details.json");
     let latency = &details["cases"][0]["programs"][0]["latency"][0];
     assert!(latency["frames"].as_u64().unwrap() > 10 && latency["p50"].as_f64().unwrap() > 0.0, "{latency:#}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("offered, Mpps") && said.contains("lost, %") && said.contains("skipped"), "{said}");
+    let entry = &json(&folder, "report.json")[0];
+    assert!(entry["ours_offered_mpps"].as_f64().unwrap() > 0.0 && entry["ours_skipped"].is_number(), "{entry:#}");
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains("Latency") && page.contains("percentile"));
 
@@ -75,6 +79,39 @@ fn latency_is_told_at_a_fixed_rate_and_a_search_finds_a_rate() {
     let list = json(&folder, "report.json");
     let figures: Vec<_> = list.as_array().unwrap().iter().map(|entry| entry["figure"].as_str().unwrap()).collect();
     assert_eq!(figures, ["NDR", "PDR"]);
+}
+
+#[test]
+fn the_smallest_frames_of_ethernet_are_sent_whole() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output =
+        bench(&folder, &["--size", "60", "--touch", "whole", "--time", "50ms", "--rounds", "1"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json(&folder, "report.json")[0]["case"], "memif-memif 60 B one way");
+}
+
+#[test]
+fn a_running_forwarder_that_is_not_there_is_told_soon() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lacking) = lacking() {
+        return println!("skipped: {lacking}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = |name: &str| folder.path().join(name).display().to_string();
+    for ends in ["memif,memif", "vhost,vhost"] {
+        let started = Instant::now();
+        let at = format!("{},{}", socket("a.sock"), socket("b.sock"));
+        let output = bench(&folder, &["--at", &at, "--ends", ends, "--size", "64"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(&socket("a.sock")) && said.contains("No such file"), "{said}");
+        assert_eq!(output.status.code(), Some(1));
+        // A program that is started may take 20 seconds to come up.
+        assert!(started.elapsed() < Duration::from_secs(10), "it waited {:?}", started.elapsed());
+    }
 }
 
 #[test]

@@ -12,16 +12,16 @@ use tempfile::TempDir;
 mod fake;
 
 /// A fake forwarder in a directory of its own, and what to run against it.
-struct Bench {
+struct Fixture {
     directory: TempDir,
     forwarder: Option<fake::Fake>,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
-        let mut bench = Self::without_forwarder();
-        bench.forwarder = Some(fake::Fake::serve(&bench.socket()));
-        bench
+        let mut fixture = Self::without_forwarder();
+        fixture.forwarder = Some(fake::Fake::serve(&fixture.socket()));
+        fixture
     }
 
     fn without_forwarder() -> Self {
@@ -38,7 +38,7 @@ impl Bench {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Said {
+    fn run(&self, arguments: &[&str]) -> CommandOutput {
         self.command(arguments).output().unwrap().into()
     }
 
@@ -48,13 +48,13 @@ impl Bench {
 }
 
 /// What the command said, and how it ended.
-struct Said {
+struct CommandOutput {
     out: String,
     err: String,
     code: Option<i32>,
 }
 
-impl From<Output> for Said {
+impl From<Output> for CommandOutput {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Self { out: text(output.stdout), err: text(output.stderr), code: output.status.code() }
@@ -63,7 +63,7 @@ impl From<Output> for Said {
 
 #[test]
 fn wires_prints_a_plain_table_on_a_pipe() {
-    let said = Bench::new().run(&["wires"]);
+    let said = Fixture::new().run(&["wires"]);
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     let first: Vec<_> = said.out.lines().nth(1).unwrap().split_whitespace().take(2).collect();
     assert_eq!(first, ["a-b", "up"]);
@@ -73,7 +73,7 @@ fn wires_prints_a_plain_table_on_a_pipe() {
 
 #[test]
 fn wires_prints_json_for_programs() {
-    let said = Bench::new().run(&["wires", "--json"]);
+    let said = Fixture::new().run(&["wires", "--json"]);
     let document: Value = serde_json::from_str(&said.out).unwrap();
     let states: Vec<_> = document["wires"].as_array().unwrap().iter().map(|wire| wire["state"].as_str()).collect();
     assert_eq!(states, [Some("up"), Some("waiting"), Some("failed")]);
@@ -82,66 +82,67 @@ fn wires_prints_json_for_programs() {
 
 #[test]
 fn a_missing_forwarder_is_told_with_the_cure() {
-    let bench = Bench::without_forwarder();
-    let path = bench.socket();
+    let fixture = Fixture::without_forwarder();
+    let path = fixture.socket();
     let cure = "start one with `dpdk-forwarder --config wires.yaml` or name its socket with --socket\n";
     let expected = |reason| format!("no forwarder answers on {} ({reason}): {cure}", path.display());
-    let said = bench.run(&["wires"]);
+    let said = fixture.run(&["wires"]);
     assert_eq!((said.code, said.err), (Some(1), expected("no such file")));
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    assert_eq!(bench.run(&["top"]).err, expected("connection refused"));
+    assert_eq!(fixture.run(&["top"]).err, expected("connection refused"));
 }
 
 #[test]
 fn the_socket_option_beats_the_environment() {
-    let (bench, elsewhere) = (Bench::new(), Bench::without_forwarder());
-    let socket = bench.socket();
+    let (fixture, elsewhere) = (Fixture::new(), Fixture::without_forwarder());
+    let socket = fixture.socket();
     let said = elsewhere.run(&["wires", "--socket", socket.to_str().unwrap()]);
     assert_eq!(said.code, Some(0), "{}", said.err);
 }
 
 #[test]
 fn a_wire_is_added_from_a_short_form() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let ends = ["--end", "memif:socket=@x,id=0,role=server", "--end", "kernel:name=nsm-1,address=10.0.0.1/30"];
-    let said = bench.run(&[&["wire", "add", "--name", "a-b"], &ends[..]].concat());
+    let said = fixture.run(&[&["wire", "add", "--name", "a-b"], &ends[..]].concat());
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "added a-b\n", ""));
-    let sent: Value = serde_json::from_str(&bench.added()[0]).unwrap();
+    let sent: Value = serde_json::from_str(&fixture.added()[0]).unwrap();
     assert_eq!(sent["ends"][1]["kernel"]["addresses"][0], "10.0.0.1/30");
 }
 
 #[test]
 fn wires_are_added_from_a_file_or_from_standard_input() {
-    let bench = Bench::new();
-    let file = bench.directory.path().join("wires.yaml");
+    let fixture = Fixture::new();
+    let file = fixture.directory.path().join("wires.yaml");
     std::fs::write(&file, "workers: [0]\nwires:\n  - { name: a, ends: [] }\n  - name: b\n    ends: []\n").unwrap();
-    assert_eq!(bench.run(&["wire", "add", file.to_str().unwrap()]).out, "added a\nadded b\n");
-    assert_eq!(bench.added()[1], "\n\n\n    name: b\n    ends: []\n");
+    assert_eq!(fixture.run(&["wire", "add", file.to_str().unwrap()]).out, "added a\nadded b\n");
+    assert_eq!(fixture.added()[1], "\n\n\n    name: b\n    ends: []\n");
 
-    let mut child = bench.command(&["wire", "add", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        fixture.command(&["wire", "add", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"name: c\nends: []\n").unwrap();
-    assert_eq!(Said::from(child.wait_with_output().unwrap()).out, "added c\n");
+    assert_eq!(CommandOutput::from(child.wait_with_output().unwrap()).out, "added c\n");
 }
 
 #[test]
 fn a_refusal_is_the_forwarders_own_words() {
-    let bench = Bench::new();
-    let said = bench.run(&["wire", "add", "--name", "taken", "--end", "kernel:name=a", "--end", "kernel:name=b"]);
+    let fixture = Fixture::new();
+    let said = fixture.run(&["wire", "add", "--name", "taken", "--end", "kernel:name=a", "--end", "kernel:name=b"]);
     let words = "wire `taken`: there is one of this name; remove it first\n";
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(1), "", words));
-    assert_eq!(bench.run(&["wire", "add", "/nonexistent.yaml"]).code, Some(1));
+    assert_eq!(fixture.run(&["wire", "add", "/nonexistent.yaml"]).code, Some(1));
 }
 
 #[test]
 fn one_wire_that_fails_does_not_keep_the_others_from_being_removed() {
-    let said = Bench::new().run(&["wire", "remove", "x", "a-b"]);
+    let said = Fixture::new().run(&["wire", "remove", "x", "a-b"]);
     assert_eq!((said.code, said.out.as_str()), (Some(1), "removed a-b\n"));
     assert_eq!(said.err, "x: wire `x`: there is none of this name\n1 of 2 wires failed\n");
 }
 
 #[test]
 fn wrong_usage_ends_with_code_2() {
-    let bench = Bench::without_forwarder();
+    let fixture = Fixture::without_forwarder();
     for arguments in [
         &["wire", "add"][..],
         &["wire", "add", "--name", "a-b"],
@@ -151,16 +152,23 @@ fn wrong_usage_ends_with_code_2() {
         &["wire", "remove"],
         &["top", "--interval", "1ms"],
         &["top", "--count", "0"],
+        // They ask no running forwarder.
+        &["demo", "--socket", "x"],
+        &["bench", "--socket", "x"],
+        &["completions", "bash", "--socket", "x"],
+        &["vf", "list", "--socket", "x"],
+        &["bench", "--time", "0s"],
+        &["bench", "--rate", "1M"],
         &["fly"],
     ] {
-        let said = bench.run(arguments);
+        let said = fixture.run(arguments);
         assert_eq!(said.code, Some(2), "{arguments:?}: {}", said.err);
     }
 }
 
 #[test]
 fn top_prints_one_table_per_interval_on_a_pipe() {
-    let said = Bench::new().run(&["top", "--interval", "100ms", "--count", "2"]);
+    let said = Fixture::new().run(&["top", "--interval", "100ms", "--count", "2"]);
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     let tables: Vec<_> = said.out.split("\n\n").collect();
     assert_eq!(tables.len(), 2, "{}", said.out);
@@ -173,33 +181,33 @@ fn top_prints_one_table_per_interval_on_a_pipe() {
 
 #[test]
 fn top_ends_quietly_when_its_reader_has_seen_enough() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let mut child =
-        bench.command(&["top", "--interval", "100ms"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        fixture.command(&["top", "--interval", "100ms"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
-    let said = Said::from(child.wait_with_output().unwrap());
+    let said = CommandOutput::from(child.wait_with_output().unwrap());
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
 }
 
 #[test]
 fn top_says_that_the_forwarder_went_away() {
-    let mut bench = Bench::new();
-    let mut command = bench.command(&["top", "--interval", "100ms"]);
+    let mut fixture = Fixture::new();
+    let mut command = fixture.command(&["top", "--interval", "100ms"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Its first table has come: it is connected.
     let mut byte = [0];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
-    bench.forwarder = None;
-    let said = Said::from(child.wait_with_output().unwrap());
+    fixture.forwarder = None;
+    let said = CommandOutput::from(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("went away"), "{}", said.err);
 }
 
 #[test]
 fn completions_are_scripts_for_each_shell() {
-    let bench = Bench::without_forwarder();
+    let fixture = Fixture::without_forwarder();
     for shell in ["bash", "zsh", "fish"] {
-        let said = bench.run(&["completions", shell]);
+        let said = fixture.run(&["completions", shell]);
         assert_eq!(said.code, Some(0));
         assert!(said.out.contains("ferrule") && said.out.contains("completions"), "{shell}");
     }

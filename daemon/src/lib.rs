@@ -9,13 +9,19 @@
 //! - [`page`]: the HTTP page for Prometheus and for probes
 //! - [`metrics`]: how the text of that page is written
 //! - [`phase`]: what a daemon is doing, for all of them
+//! - [`mod@run`]: signals, servers and the end; [`reload`]: the file read again while the daemon runs
+//! - [`logging`]: the log, which nobody waits for
 
 pub mod grpc;
+pub mod logging;
 pub mod metrics;
 pub mod page;
 pub mod phase;
+pub mod reload;
+pub mod run;
 pub mod settings;
 pub mod socket;
 
 pub use phase::Phase;
+pub use run::{ServerError, Servers, Shutdown, run};
 pub use socket::{ServiceSocket, SocketError};

@@ -18,12 +18,29 @@ use tokio::task::spawn_blocking;
 use crate::Phase;
 use crate::metrics::CONTENT_TYPE;
 
-/// Listens for scrapes.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+/// Where scrapes come in.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
 }
 
-/// The address of the page is not to be had.
+impl Listener {
+    /// Listens there.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
+        let failed = |source| ListenError { address, source };
+        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Where that is: with port 0 in the settings, the port that was given.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// The page cannot listen at its address.
 #[derive(Debug, Error)]
 #[error("listen on {address} for metrics: {source}; choose another address with `--metrics`")]
 pub struct ListenError {
@@ -35,13 +52,13 @@ pub struct ListenError {
 pub type Render = Arc<dyn Fn() -> Result<String, fmt::Error> + Send + Sync>;
 
 /// Serves the page until the daemon has stopped.
-pub async fn serve(listener: TcpListener, render: Render, phase: watch::Receiver<Phase>) -> io::Result<()> {
+pub async fn serve(listener: Listener, render: Render, phase: watch::Receiver<Phase>) -> io::Result<()> {
     let mut stopped = phase.clone();
     let page = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .with_state(Page { render, phase });
-    axum::serve(listener, page)
+    axum::serve(listener.socket, page)
         .with_graceful_shutdown(async move {
             // An error means that the spine is gone, which is a stop as well.
             let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;

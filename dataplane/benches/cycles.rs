@@ -22,6 +22,7 @@ use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{Full, MemifSpec, Role};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::ticks;
@@ -127,16 +128,16 @@ fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
 }
 
 fn memif() -> (Peer, LaneEnd) {
-    let client = Layout::create(&spec(), 1, RING).unwrap();
+    let mut client = Layout::create(&spec(), 1, RING).unwrap();
     let (_, server) = server_of(&client);
     (memif_peer(client.queues().unwrap()), memif_end(server))
 }
 
 /// The lender's side and the borrower's.
 fn trusted() -> [(Peer, LaneEnd); 2] {
-    let lender = Layout::create(&spec(), 1, RING).unwrap();
+    let mut lender = Layout::create(&spec(), 1, RING).unwrap();
     let (near, near_queues) = server_of(&lender);
-    let far = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
+    let mut far = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
     let (_, borrower) = server_of(&far);
     [
         (memif_peer(lender.queues().unwrap()), memif_end(near_queues)),
@@ -150,7 +151,7 @@ fn spec() -> MemifSpec {
 
 /// What a server makes of a client's layout.
 fn server_of(client: &Layout) -> (Layout, Queues) {
-    let mut layout = Layout::announced_by_peer();
+    let mut layout = Layout::announced_by_peer(&MemoryBudget::unlimited());
     let add = |(region, file): (AddRegion, std::os::fd::BorrowedFd<'_>)| {
         layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
     };

@@ -11,7 +11,7 @@ use crate::control::state::door::DoorError;
 use crate::control::wire::{Body, End, Wire};
 use crate::port::kernel::{Owner, TapInterface, VethPair};
 use crate::settings::Settings;
-use crate::spec::{EndSpec, FieldError, Role, WireSpec};
+use crate::spec::{EndSpec, FieldError, MemifSpec, Role, VhostUserSpec, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
 use crate::worker::WorkerHandle;
 
@@ -140,11 +140,14 @@ impl Engine {
                     })?;
                     End::tap(interface.tap)
                 }
-                EndSpec::Memif(memif) if memif.role == Role::Client => End::client(),
-                EndSpec::VhostUser(vhost) if vhost.role == Role::Client => End::client(),
-                EndSpec::Memif(_) | EndSpec::VhostUser(_) => {
-                    doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
-                    End::server()
+                EndSpec::Memif(MemifSpec { role, memory, .. })
+                | EndSpec::VhostUser(VhostUserSpec { role, memory, .. }) => {
+                    if *role == Role::Client {
+                        End::client(*memory)
+                    } else {
+                        doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
+                        End::server(*memory)
+                    }
                 }
             });
         }

@@ -98,6 +98,7 @@ pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
     }
     target.refresh().map_err(Broken::Target)?;
     let full = if target.can_hold() { full } else { Full::Drop };
+    let own = source.owns_frames();
     let mut tally = Tally::default();
     let outcome = loop {
         if tally.taken >= BURST || tally.spent() >= VISIT_BYTES {
@@ -114,9 +115,16 @@ pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
         let (slots, length) = (frame.slots, frame.bytes.len());
         // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
         let put = match frame.offload {
-            Some(header) if !target.accepts().takes(header) => {
-                let (whole, segment) = (&mut scratch.finish, &mut scratch.segment);
-                match finish(frame.bytes, header, target, resume, &mut tally, whole, segment) {
+            // What was begun in segments goes on so, whoever the target is by now.
+            Some(header) if *resume > 0 || !target.accepts().takes(header) => {
+                let header = *header;
+                let whole = if own && header.gso_type != VnetHeader::GSO_NONE {
+                    source.own_frame()
+                } else {
+                    tally.cost += length as u64;
+                    copied(frame.bytes, &mut scratch.finish)
+                };
+                match finish(whole, &header, target, resume, &mut tally, &mut scratch.segment) {
                     Ok(put) => put,
                     Err(fault) => break Err(Broken::Target(fault)),
                 }
@@ -202,41 +210,43 @@ fn bytes(run: &[Span<'_>]) -> u64 {
     run.iter().map(|frame| frame.len() as u64).sum()
 }
 
+/// A copy of a frame; empty if it is longer than any.
+#[cold]
+fn copied<'a>(bytes: Span<'_>, scratch: &'a mut [u8]) -> &'a mut [u8] {
+    let whole = scratch.get_mut(..bytes.len()).unwrap_or_default();
+    // The length is the span's own, so it fits.
+    let _ = bytes.copy_out(whole);
+    whole
+}
+
 /// Stores a frame whose checksum or segmentation the target cannot take over: both are done here, on
-/// our own copy. When the target is full in the middle, `resume` says where to go on.
+/// our own memory. When the target is full in the middle, `resume` says where to go on.
 #[cold]
 fn finish(
-    bytes: Span<'_>,
+    whole: &mut [u8],
     header: &VnetHeader,
     target: &mut (impl Target + ?Sized),
     resume: &mut usize,
     tally: &mut Tally,
-    whole: &mut [u8],
-    segment: &mut [u8],
+    scratch: &mut [u8],
 ) -> Result<Put, Fault> {
     let bad = |tally: &mut Tally| {
         tally.drop(DropReason::BadOffload);
         Ok(Put::Refused(DropReason::BadOffload))
     };
-    let Some(whole) = whole.get_mut(..bytes.len()).filter(|_| header.check(bytes.len()).is_ok()) else {
-        return bad(tally);
-    };
-    // The length is the span's own, so it fits.
-    let _ = bytes.copy_out(whole);
-    tally.cost += bytes.len() as u64;
     if header.gso_type == VnetHeader::GSO_NONE {
         if finish_checksum(whole, header).is_err() {
             return bad(tally);
         }
         return store(whole, target, tally);
     }
-    let Ok(segments) = Segments::new(whole, header) else { return bad(tally) };
+    let Ok(mut segments) = Segments::new(whole, header) else { return bad(tally) };
     if segments.count() > SEGMENTS_MAX {
         return bad(tally);
     }
     for index in *resume..segments.count() {
-        let Some(len) = segments.write(index, segment) else { return bad(tally) };
-        match store(&segment[..len], target, tally)? {
+        let Some(segment) = segments.make(index, scratch) else { return bad(tally) };
+        match store(segment, target, tally)? {
             Put::Stored => {}
             Put::Full => {
                 *resume = index;

@@ -7,7 +7,9 @@ mod clock;
 mod share;
 mod thread;
 
+use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +24,7 @@ use crate::capture::Capture;
 use crate::lane::Lane;
 use crate::mailbox::Mailbox;
 use crate::port::Fault;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::settings::Settings;
 use crate::status::WorkerStatus;
 use crate::worker::thread::Worker;
@@ -38,6 +41,8 @@ pub enum Command {
     Return(LaneId, Duration),
     /// Capture the frames of a lane, or do not any more.
     Trace(LaneId, Option<Arc<Capture>>),
+    /// Give a ring of this end of a lane another eventfd.
+    Exchange(LaneId, usize, EventfdExchange),
     /// Hand all lanes back and end.
     Stop,
 }
@@ -63,6 +68,8 @@ pub struct WorkerHandle {
     epoll: Arc<Epoll>,
     thread: Option<JoinHandle<()>>,
     free: Vec<LaneId>,
+    /// Kicks that lanes got while they were served.
+    kicks: HashMap<LaneId, Vec<Arc<OwnedFd>>>,
 }
 
 impl WorkerHandle {
@@ -103,7 +110,7 @@ impl WorkerHandle {
             Err(_) => return Err(io::Error::other("a worker ended before it began")),
         }
         let free = (0..LANES_MAX as LaneId).rev().collect();
-        Ok(Self { cpu, busy, commands, epoll, thread: Some(thread), free })
+        Ok(Self { cpu, busy, commands, epoll, thread: Some(thread), free, kicks: HashMap::new() })
     }
 
     /// What it has done so far.
@@ -148,8 +155,33 @@ impl WorkerHandle {
         self.commands.post(Command::Trace(id, capture));
     }
 
+    /// Gives a ring of end `end` of a lane another eventfd, without asking for the lane.
+    ///
+    /// # Errors
+    /// The eventfd cannot be waited for, and the ring keeps the former one.
+    pub fn exchange(&mut self, id: LaneId, end: usize, exchange: EventfdExchange) -> io::Result<()> {
+        if exchange.role == EventfdRole::Kick {
+            let kicks = self.kicks.entry(id).or_default();
+            if let Some(kick) = &exchange.eventfd {
+                let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+                self.epoll.add(kick, EpollEvent::new(edge, u64::from(id)))?;
+                kicks.push(Arc::clone(kick));
+            }
+            if let Some(former) = &exchange.former {
+                let _ = self.epoll.delete(former);
+                kicks.retain(|kick| !Arc::ptr_eq(kick, former));
+            }
+        }
+        self.commands.post(Command::Exchange(id, end, exchange));
+        Ok(())
+    }
+
     /// Says that a lane came back: its number is free, its eventfds notify nobody.
     pub fn forget(&mut self, id: LaneId, lane: &Lane) {
+        for kick in self.kicks.remove(&id).into_iter().flatten() {
+            // One that the lane did not get any more is in no list but this one.
+            let _ = self.epoll.delete(kick);
+        }
         for eventfd in lane.notify_fds() {
             // Not there, if adding it was what failed.
             let _ = self.epoll.delete(eventfd);

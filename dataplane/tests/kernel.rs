@@ -10,7 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::port::FRAME_MAX;
+use ferrule_dataplane::port::any::LaneEnd;
+use ferrule_dataplane::port::kernel::restore::SavedTap;
 use ferrule_dataplane::port::kernel::{KernelError, Owner, PairEnd, TapInterface, VethPair};
+use ferrule_dataplane::port::saved::SavedFiles;
 use ferrule_dataplane::spec::{KernelSpec, NetNs, Route};
 use ferrule_dataplane::status::DropReason;
 use ferrule_ffi::netns;
@@ -312,6 +316,54 @@ fn the_counters_of_a_pair_that_is_gone_are_what_they_were() {
     for (before, after) in before.traffic.iter().zip(after.traffic) {
         assert!(after.frames >= before.frames && after.bytes >= before.bytes, "{before:?} {after:?}");
     }
+}
+
+#[test]
+fn a_pair_that_was_let_go_of_is_the_next_one_s_of_the_same_owner() {
+    let Some([left, right]) = namespaces() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b, file) = (left.spec("a"), right.spec("b"), folder.path().join("id"));
+    let create = || {
+        let owner = Arc::new(Owner::open(&file).unwrap());
+        VethPair::create(&owner, "w", [&a, &b]).unwrap()
+    };
+    let first = create();
+    let number = left.ip("-o link show a").split(':').next().map(str::to_owned);
+    first.leave();
+    let second = create();
+    assert_eq!(left.ip("-o link show a").split(':').next().map(str::to_owned), number, "not made again");
+    assert!(is_up(&second));
+    drop(second);
+    assert_eq!((left.links(), right.links()), (vec!["lo".to_owned()], vec!["lo".to_owned()]));
+}
+
+#[test]
+fn a_tap_goes_on_with_the_frame_that_was_read_ahead() {
+    let Some([pod]) = namespaces() else { return };
+    let mut spec = pod.spec("nsm-1");
+    spec.addresses = vec!["10.0.0.1/30".parse().unwrap()];
+    let tap = Arc::new(TapInterface::create(&spec).unwrap().tap);
+    let mut rings = LaneEnd::tap(&tap);
+    tap.set_carrier(true).unwrap();
+    until("the carrier is up", || pod.ip("link show nsm-1").contains("LOWER_UP"));
+    assert!(!pod.ping("10.0.0.2"), "nobody answers");
+    let next = |rings: &mut LaneEnd| {
+        let source = rings.sources[0].source.as_dyn_mut();
+        let mut gather = vec![0; FRAME_MAX];
+        let frame = source.peek(&mut gather).unwrap()?;
+        let mut bytes = vec![0; frame.bytes.len()];
+        assert!(frame.bytes.copy_out(&mut bytes));
+        Some(bytes)
+    };
+    let ahead = next(&mut rings).unwrap();
+    let mut files = SavedFiles::default();
+    let saved = serde_json::to_string(&SavedTap::new(&rings, &mut files).unwrap()).unwrap();
+    drop((rings, tap));
+    let mut files = SavedFiles::from(files.into_inner());
+    let saved: SavedTap = serde_json::from_str(&saved).unwrap();
+    let (_tap, mut rings) = saved.restore(&mut files).unwrap();
+    assert_eq!(next(&mut rings), Some(ahead));
+    assert!(pod.ip("link show nsm-1").contains("LOWER_UP"), "the interface has noticed nothing");
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn peers_are_told_when_their_wire_is_removed() {
     let ends = [client(&name, 0), client(&name, 1)];
     engine.remove(&name).unwrap();
     for end in &ends {
-        let goodbye = end.hear().unwrap_err().to_string();
+        let goodbye = end.check_peer().unwrap_err().to_string();
         assert_eq!(goodbye, "the peer disconnected: the wire was removed");
     }
 }

@@ -23,6 +23,7 @@ use ferrule_dataplane::port::saved::SavedFiles;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{Full, MemifSpec, Role};
 use ferrule_dataplane::worker::{Returned, WorkerHandle};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Our end of a connection.
@@ -50,7 +51,7 @@ fn channels() -> [Channel; 2] {
 
 /// What a server makes of a client's layout.
 fn server_of(client: &Layout) -> Layout {
-    let mut layout = Layout::announced_by_peer();
+    let mut layout = Layout::announced_by_peer(&MemoryBudget::unlimited());
     for (region, file) in client.regions() {
         layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
     }
@@ -60,7 +61,7 @@ fn server_of(client: &Layout) -> Layout {
     layout
 }
 
-fn connection(near: Layout, far: Layout) -> (Near, Far) {
+fn connection(mut near: Layout, mut far: Layout) -> (Near, Far) {
     let [ours, theirs] = channels();
     let rings = LaneEnd::memif(near.queues().unwrap());
     let queues = far.queues().unwrap();
@@ -80,7 +81,9 @@ fn connected(role: Role) -> (Near, Far) {
 /// A lender and a borrower of its memory.
 fn trusted() -> [(Near, Far); 2] {
     let lender = Layout::create(&spec(), 1, RING).unwrap();
-    let near = server_of(&lender);
+    let mut near = server_of(&lender);
+    // Mapped now: the loan names its regions.
+    assert!(near.queues().is_ok());
     let lent = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
     let borrower = server_of(&lent);
     [connection(near, lender), connection(lent, borrower)]
@@ -166,11 +169,11 @@ fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> 
 /// Writes both ends down, drops them, and makes them again from what was written and the descriptors.
 fn hand_over(ends: [Near; 2]) -> [Near; 2] {
     let mut files = SavedFiles::default();
-    let saved = ends
-        .each_ref()
-        .map(|near| SavedConnection::save((7, "peer"), &near.channel, &near.layout, &near.rings, &mut files).unwrap());
+    let saved = ends.map(|Near { channel, layout, rings }| {
+        SavedConnection::save((7, "peer"), channel, &layout, &rings, &mut files).unwrap()
+    });
     let text = serde_json::to_string(&saved).unwrap();
-    drop((saved, ends));
+    drop(saved);
     let passed: Vec<OwnedFd> = files.into_inner();
     let mut files = SavedFiles::from(passed);
     let [first, second]: [SavedConnection; 2] = serde_json::from_str(&text).unwrap();

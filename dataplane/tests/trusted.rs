@@ -46,8 +46,8 @@ fn frames_cross_a_trusted_wire_and_are_counted() {
     let [there, back] = engine.wire(&name).unwrap().directions;
     assert_eq!((there.frames, there.dropped(), back.frames, back.bytes), (5000, 0, 5000, there.bytes));
     engine.remove(&name).unwrap();
-    eventually("the lender is told", || lender.hear().is_err());
-    eventually("the borrower is told", || borrower.hear().is_err());
+    eventually("the lender is told", || lender.check_peer().is_err());
+    eventually("the borrower is told", || borrower.check_peer().is_err());
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn either_peer_of_a_trusted_wire_may_restart() {
         eventually("the loss is noticed", || !engine.wire(&name).unwrap().is_up());
         // The borrower has the old lender's memory: it is asked to connect again.
         lender = client(&name, 0);
-        eventually("the borrower is told", || borrower.hear().is_err());
+        eventually("the borrower is told", || borrower.check_peer().is_err());
         drop(borrower);
         borrower = open(&name).join().unwrap();
         exchange(&mut lender, &mut borrower, 100);

@@ -7,20 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
-use ferrule_daemon::{Phase, ServiceSocket, SocketError};
+use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError};
 use ferrule_dataplane::{Engine, EngineError};
-use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::{Config, WiresFile};
 use crate::metrics::Snapshot;
-use crate::reload::Reloader;
+use crate::reload;
 use crate::wires::Wires;
 
 /// How to run a forwarder.
@@ -48,11 +46,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 /// A forwarder that serves.
 pub struct Forwarder {
     wires: Arc<Wires>,
-    phase: watch::Sender<Phase>,
     admin: PathBuf,
-    metrics: Option<SocketAddr>,
-    /// The admin API and the metrics page: they end by themselves when the phase is `Stopped`.
-    servers: JoinSet<Result<(), String>>,
+    /// The admin API and the metrics page.
+    servers: Servers,
     /// Reload and retry: they are cut off when draining begins.
     keepers: [JoinHandle<()>; 2],
     drain_grace: Duration,
@@ -67,10 +63,9 @@ impl Forwarder {
         // Before any wire is touched: another forwarder at this socket means that we are the wrong one.
         let socket = ServiceSocket::bind("forwarder", &config.admin)?;
         let listener = match config.metrics {
-            Some(address) => Some(page::listen(address).await?),
+            Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
-        let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let settings = config.settings();
         let wanted = config.wires;
         let wires = spawn_blocking(move || {
@@ -80,26 +75,22 @@ impl Forwarder {
         })
         .await??;
 
-        let (phase, _) = watch::channel(Phase::Serving);
-        let mut servers = JoinSet::new();
-        let api = admin::serve(socket, Arc::clone(&wires), phase.subscribe());
-        servers.spawn(async { api.await.map_err(|error| error.to_string()) });
+        let mut servers = Servers::new();
+        servers.serve(admin::serve(socket, Arc::clone(&wires), servers.phase()));
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
-            let render: page::Render = Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render());
-            let page = page::serve(listener, render, phase.subscribe());
-            servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
+            servers.serve_page(listener, Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render()));
         }
-        let reloader = Reloader::new(file, hangup, Arc::clone(&wires));
-        let keepers = [tokio::spawn(reloader.run()), tokio::spawn(retry(Arc::clone(&wires)))];
-        let forwarder = Self { wires, phase, admin: config.admin, metrics, servers, keepers, drain_grace };
+        let reload = reload::keep_equal(file, hangup, Arc::clone(&wires));
+        let keepers = [tokio::spawn(reload), tokio::spawn(retry(Arc::clone(&wires)))];
+        let forwarder = Self { wires, admin: config.admin, servers, keepers, drain_grace };
         forwarder.announce();
         Ok(forwarder)
     }
 
     /// Where the metrics page listens; with port 0 in the settings, the port that was given.
     pub fn metrics(&self) -> Option<SocketAddr> {
-        self.metrics
+        self.servers.page()
     }
 
     /// Where the admin API listens.
@@ -109,19 +100,13 @@ impl Forwarder {
 
     /// Returns when a server ended that should not have.
     pub async fn failed(&mut self) -> RunError {
-        let problem = match self.servers.join_next().await {
-            Some(Ok(Ok(()))) | None => "a server ended by itself".to_owned(),
-            Some(Ok(Err(problem))) => problem,
-            Some(Err(error)) => error.to_string(),
-        };
-        RunError::Server(problem)
+        self.servers.failed().await.into()
     }
 
     /// Drains: refuses changes, lets frames in flight leave, removes every wire, ends.
     pub async fn stop(mut self) {
         info!(grace = ?self.drain_grace, "draining");
-        notify(&[NotifyState::Stopping]);
-        self.phase.send_replace(Phase::Draining);
+        self.servers.drain();
         for keeper in &self.keepers {
             keeper.abort();
         }
@@ -129,12 +114,7 @@ impl Forwarder {
         if let Err(error) = spawn_blocking(move || wires.drain(grace)).await {
             warn!(%error, "draining failed; the kernel takes back what the process held");
         }
-        self.phase.send_replace(Phase::Stopped);
-        let ended = async { while self.servers.join_next().await.is_some() {} };
-        if timeout(SERVERS_GRACE, ended).await.is_err() {
-            // A client that neither reads nor leaves.
-            self.servers.shutdown().await;
-        }
+        self.servers.stop(SERVERS_GRACE).await;
         info!("stopped");
     }
 
@@ -144,15 +124,8 @@ impl Forwarder {
         let count = wires.len();
         let noun = if count == 1 { "wire" } else { "wires" };
         info!("admin API on {admin}");
-        let metrics = match self.metrics {
-            Some(address) => {
-                info!("metrics on http://{address}/metrics");
-                format!("metrics {address}")
-            }
-            None => "no metrics".to_owned(),
-        };
-        info!("ready: {count} {noun}, admin {admin}, {metrics}");
-        notify(&[NotifyState::Ready]);
+        let metrics = self.metrics().map_or_else(|| "no metrics".to_owned(), |address| format!("metrics {address}"));
+        self.servers.ready(format_args!("{count} {noun}, admin {admin}, {metrics}"));
     }
 }
 
@@ -178,8 +151,8 @@ pub enum RunError {
     #[error("listen for signals: {0}")]
     Signals(std::io::Error),
     /// A server ended while it was needed.
-    #[error("{0}")]
-    Server(String),
+    #[error(transparent)]
+    Server(#[from] ServerError),
 }
 
 /// Tries wires again that could not be made. Never ends by itself.
@@ -194,13 +167,6 @@ async fn retry(wires: Arc<Wires>) {
         if let Err(error) = spawn_blocking(move || wires.retry()).await {
             warn!(%error, "trying wires again failed");
         }
-    }
-}
-
-/// Tells systemd, if it listens.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot tell systemd");
     }
 }
 

@@ -36,14 +36,14 @@ impl End {
         }
     }
 
-    /// Listens to the peer without waiting.
+    /// Reads what the peer has said, without waiting.
     ///
     /// # Errors
     /// It has gone, and why.
-    pub fn hear(&mut self) -> Result<(), EndError> {
+    pub fn check_peer(&mut self) -> Result<(), EndError> {
         match self {
-            Self::Memif(endpoint) => Ok(endpoint.hear()?),
-            Self::Vhost(frontend) => Ok(frontend.hear()?),
+            Self::Memif(endpoint) => Ok(endpoint.check_peer()?),
+            Self::Vhost(frontend) => Ok(frontend.check_peer()?),
         }
     }
 

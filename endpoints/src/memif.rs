@@ -13,6 +13,7 @@ use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeErr
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::socket::{Listener, SocketError};
 use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,16 +40,16 @@ impl Endpoint {
         }
     }
 
-    /// What becomes readable when the peer says something or goes; then ask [`Self::hear`].
+    /// What becomes readable when the peer says something or goes; then ask [`Self::check_peer`].
     pub fn control(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
 
-    /// Listens on the control socket without waiting.
+    /// Reads what the peer has said on the control socket, without waiting.
     ///
     /// # Errors
     /// The peer has gone, and why.
-    pub fn hear(&self) -> Result<(), HandshakeError> {
+    pub fn check_peer(&self) -> Result<(), HandshakeError> {
         match self.channel.receive()? {
             None => Ok(()),
             Some((message, _)) => Err(HandshakeError::after_connect(message)),
@@ -123,8 +124,10 @@ fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
 }
 
 fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+    // Nobody else pays for what our own peer makes us populate.
+    let memory = &MemoryBudget::unlimited();
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref() };
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), memory };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();

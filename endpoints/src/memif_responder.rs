@@ -69,7 +69,7 @@ impl MemifResponder {
         let mut scratch = Scratch::new();
         while !stop.load(Relaxed) {
             if !self.round(&mut endpoint.queues, &mut scratch, &mut notifier)? {
-                endpoint.hear()?;
+                endpoint.check_peer()?;
                 endpoint.sleep(NAP);
             }
         }

@@ -13,7 +13,7 @@ use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    Body, LogArea, MessageError, Reply, Request, VringAddress, VringFile, VringState, word_of,
+    LogArea, Reply, ReplyBody, Request, VhostUserMessageError, VringAddress, VringFile, VringState, word_of,
 };
 use ferrule_dataplane::socket::{Listener, SocketError};
 use ferrule_dataplane::spec::{SocketAccess, SocketAddress};
@@ -76,16 +76,16 @@ impl Frontend {
         if spec.listens { Self::listen(spec, deadline) } else { Self::connect(spec, deadline) }
     }
 
-    /// What becomes readable when the backend says something or goes; then ask [`Self::hear`].
+    /// What becomes readable when the backend says something or goes; then ask [`Self::check_peer`].
     pub fn control(&self) -> BorrowedFd<'_> {
         self.conversation.channel.as_fd()
     }
 
-    /// Listens on the control socket without waiting.
+    /// Reads what the peer has said on the control socket, without waiting.
     ///
     /// # Errors
     /// The backend has gone, and why.
-    pub fn hear(&mut self) -> Result<(), FrontendError> {
+    pub fn check_peer(&mut self) -> Result<(), FrontendError> {
         match self.conversation.channel.receive()? {
             None => Ok(()),
             Some(envelope) => Err(FrontendError::Unasked { message: word_of(envelope.header.request) }),
@@ -143,7 +143,7 @@ impl Frontend {
     pub fn stop(&mut self, index: u32) -> Result<u32, FrontendError> {
         let request = Request::GetVringBase(VringState { index, num: 0 });
         match self.conversation.ask(&request, &[])? {
-            Body::Vring(state) => Ok(state.num),
+            ReplyBody::Vring(state) => Ok(state.num),
             _ => Err(FrontendError::NoAnswer { request: request.word() }),
         }
     }
@@ -285,26 +285,26 @@ impl Conversation {
     fn tell(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
         let acknowledged = self.protocol.has(ProtocolFeatures::REPLY_ACK);
         self.channel.send(&request.emit(acknowledged), files)?;
-        if acknowledged && self.answer(request)? != Body::Value(0) {
+        if acknowledged && self.answer(request)? != ReplyBody::Value(0) {
             return Err(FrontendError::Refused { request: request.word() });
         }
         Ok(())
     }
 
     /// Asks for something.
-    fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Body, FrontendError> {
+    fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<ReplyBody, FrontendError> {
         self.channel.send(&request.emit(false), files)?;
         self.answer(request)
     }
 
     fn value(&mut self, request: &Request) -> Result<u64, FrontendError> {
         match self.ask(request, &[])? {
-            Body::Value(value) => Ok(value),
+            ReplyBody::Value(value) => Ok(value),
             _ => Err(FrontendError::NoAnswer { request: request.word() }),
         }
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Body, FrontendError> {
+    fn answer(&mut self, request: &Request) -> Result<ReplyBody, FrontendError> {
         loop {
             let Some(envelope) = self.channel.receive()? else {
                 wait(&self.channel, self.deadline)?;
@@ -346,7 +346,7 @@ pub enum FrontendError {
     Channel(#[from] ChannelError),
     /// What the backend says is no message.
     #[error("vhost-user: {0}")]
-    Message(#[from] MessageError),
+    Message(#[from] VhostUserMessageError),
     /// The backend does not want it.
     #[error("vhost-user: the backend refused {request}")]
     Refused {

@@ -19,17 +19,17 @@ unsafe impl<T: Plain> Send for Array<T> {}
 unsafe impl<T: Plain> Sync for Array<T> {}
 
 /// What an array can hold: integers, of which any bytes are a value.
-pub trait Plain: sealed::Plain + Copy {}
+pub trait Plain: sealed::Sealed + Copy {}
 
 mod sealed {
-    pub trait Plain {}
-    impl Plain for u16 {}
-    impl Plain for u32 {}
-    impl Plain for [u32; 2] {}
-    impl Plain for [u64; 2] {}
+    pub trait Sealed {}
+    impl Sealed for u16 {}
+    impl Sealed for u32 {}
+    impl Sealed for [u32; 2] {}
+    impl Sealed for [u64; 2] {}
 }
 
-impl<T: sealed::Plain + Copy> Plain for T {}
+impl<T: sealed::Sealed + Copy> Plain for T {}
 
 impl<T: Plain> Array<T> {
     /// `len` values (not none) from `offset` on; `None` if they are not all inside or not aligned to their type.

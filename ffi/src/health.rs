@@ -27,6 +27,12 @@ impl Health {
         self.state.load(Ordering::Relaxed) != ALIVE
     }
 
+    /// The memory is there, or why not.
+    #[inline]
+    pub fn check(&self) -> Result<(), MemoryLost> {
+        if self.is_dead() { Err(self.cause().unwrap_or(MemoryLost::Truncated)) } else { Ok(()) }
+    }
+
     /// Why the memory was lost; `None`: it is there.
     pub fn cause(&self) -> Option<MemoryLost> {
         match self.state.load(Ordering::Acquire) {

@@ -49,15 +49,8 @@ impl Mapping {
     }
 
     fn new(file: OwnedFd, offset: u64, len: u64) -> io::Result<Self> {
-        if len == 0 {
-            return Err(invalid("a region of no bytes"));
-        }
-        let end = offset.checked_add(len).ok_or_else(|| invalid("a region that ends behind the last address"))?;
+        let end = offset.checked_add(len).ok_or_else(too_large)?;
         let stat = fstat(&file)?;
-        let held = u64::try_from(stat.st_size).unwrap_or(0);
-        if held < end {
-            return Err(invalid(format!("the file holds {held} bytes, fewer than the {end} announced")));
-        }
         // hugetlbfs maps and unmaps whole pages of its own size only, and at offsets that are multiples of it.
         let block = u64::try_from(stat.st_blksize).unwrap_or(PAGE).max(PAGE);
         let first = offset - offset % block;
@@ -148,12 +141,8 @@ fn page_size(file: &OwnedFd) -> io::Result<usize> {
     Ok(if is_huge { usize::try_from(stat.block_size()).unwrap_or(PAGE as usize) } else { PAGE as usize })
 }
 
-fn invalid(problem: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, problem.into())
-}
-
 fn too_large() -> io::Error {
-    invalid("the region is larger than the address space")
+    io::Error::new(io::ErrorKind::InvalidInput, "the region is larger than the address space")
 }
 
 const PAGE: u64 = 4096;

@@ -32,6 +32,11 @@ impl MemoryBudget {
         Arc::new(Self { limit: AtomicU64::new(limit), used: AtomicU64::new(0), watched: AtomicUsize::new(0) })
     }
 
+    /// For a peer that may cost whatever it likes.
+    pub fn unlimited() -> Arc<Self> {
+        Self::new(u64::MAX)
+    }
+
     /// Whether pages are counted when they are populated, as they should be. The error says what happens instead, and the
     /// cure.
     pub fn counts_pages() -> Result<(), &'static str> {

@@ -85,19 +85,19 @@ impl Notifier {
             self.collect();
         }
         let mut byte = 0u8;
-        let mut requests: ArrayVec<Request, BATCH> = ArrayVec::new();
+        let mut requests: ArrayVec<Iocb, BATCH> = ArrayVec::new();
         for &eventfd in eventfds.iter().take(BATCH) {
-            requests.push(Request {
+            requests.push(Iocb {
                 opcode: IOCB_CMD_PREAD,
                 file: self.null.as_raw_fd().cast_unsigned(),
                 buffer: &raw mut byte as u64,
                 bytes: 1,
                 flags: IOCB_FLAG_RESFD,
                 signal: eventfd.cast_unsigned(),
-                ..Request::default()
+                ..Iocb::default()
             });
         }
-        let mut list: ArrayVec<*mut Request, BATCH> = requests.iter_mut().map(std::ptr::from_mut).collect();
+        let mut list: ArrayVec<*mut Iocb, BATCH> = requests.iter_mut().map(std::ptr::from_mut).collect();
         // SAFETY: the context is ours; `list` names as many valid requests as it is long. Reads of /dev/null complete
         // within the call, so neither `requests` nor `byte` is used after it.
         let submitted = unsafe { libc::syscall(libc::SYS_io_submit, self.context, list.len(), list.as_mut_ptr()) };
@@ -138,7 +138,7 @@ pub fn is_eventfd(file: impl AsFd) -> bool {
 /// `struct iocb` of linux/aio_abi.h, little-endian.
 #[repr(C)]
 #[derive(Default)]
-struct Request {
+struct Iocb {
     data: u64,
     key: u32,
     rw_flags: u32,
@@ -168,7 +168,7 @@ const IOCB_FLAG_RESFD: u32 = 1;
 const DEPTH: usize = 64;
 /// Eventfds that are notified by one system call.
 const BATCH: usize = 32;
-const _: () = assert!(size_of::<Request>() == 64);
+const _: () = assert!(size_of::<Iocb>() == 64);
 const _: () = assert!(size_of::<Completion>() == 32);
 
 #[cfg(test)]

@@ -7,13 +7,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
 pub use crate::health::Health;
@@ -50,11 +51,31 @@ impl Region {
     /// # Errors
     /// The file is not in memory, ends before the window does, or cannot be mapped.
     pub fn map_window(file: impl Into<PeerFile>, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        let invalid = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
+        if len == 0 {
+            return Err(invalid("a region of no bytes"));
+        }
+        let end = offset.checked_add(len).ok_or_else(|| invalid("a region whose end wraps around"))?;
+        let file = Self::check(file, end)?;
+        Self::whole(Mapping::of_peer(file, offset, len, health)?, offset, len)
+    }
+
+    /// A peer's file whose first `len` bytes can be mapped, now or later.
+    ///
+    /// # Errors
+    /// The file is not in memory, or is shorter.
+    pub fn check(file: impl Into<PeerFile>, len: u64) -> io::Result<OwnedFd> {
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
         let file = file.into().into_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
         let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
-        Self::whole(Mapping::of_peer(file, offset, len, health)?, offset, len)
+        let held = fstat(&file)?.st_size.cast_unsigned();
+        let problem = match len {
+            0 => "a region of no bytes".to_owned(),
+            _ if held < len => format!("the file holds {held} bytes, fewer than the {len} announced"),
+            _ => return Ok(file),
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
     /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it.
@@ -312,7 +333,6 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::OwnedFd;
 
     fn region(len: u64) -> (Region, Arc<Health>) {
         let health = Arc::new(Health::default());

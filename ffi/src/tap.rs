@@ -61,25 +61,28 @@ impl Tap {
         Ok(unistd::read(&self.fd, buffer)?)
     }
 
-    /// Writes one frame behind its virtio-net header. The kernel copies the bytes itself: a page of a shared region that
-    /// is missing is `EFAULT`, not a signal, and the write is repeated once after it was touched.
-    pub fn write(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
-        match self.write_once(header, frame) {
+    /// Writes one frame, of at most [`PARTS_MAX`] parts, behind its virtio-net header. The kernel copies the bytes itself:
+    /// a page of a shared region that is missing is `EFAULT`, not a signal, and the write is repeated once after it was
+    /// touched.
+    pub fn write(&self, header: &[u8; HEADER_LEN], parts: &[Span<'_>]) -> io::Result<()> {
+        match self.write_once(header, parts) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-                frame.touch();
-                self.write_once(header, frame)
+                parts.iter().for_each(|part| part.touch());
+                self.write_once(header, parts)
             }
             written => written,
         }
     }
 
-    fn write_once(&self, header: &[u8; HEADER_LEN], frame: Span<'_>) -> io::Result<()> {
-        let parts = [
-            libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: HEADER_LEN },
-            libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() },
-        ];
-        // SAFETY: both parts are readable for their lengths during the call; writev does not write to them.
-        let written = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 2) };
+    fn write_once(&self, header: &[u8; HEADER_LEN], parts: &[Span<'_>]) -> io::Result<()> {
+        let vector = |base: *const u8, len| libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len };
+        let mut vectors = [vector(header.as_ptr(), HEADER_LEN); PARTS_MAX + 1];
+        let filled = vectors.get_mut(1..=parts.len()).ok_or(Errno::EMSGSIZE)?;
+        for (to, part) in filled.iter_mut().zip(parts) {
+            *to = vector(part.as_ptr(), part.len());
+        }
+        // SAFETY: the header and the parts are readable for their lengths during the call; writev does not write to them.
+        let written = unsafe { libc::writev(self.fd.as_raw_fd(), vectors.as_ptr(), parts.len() as c_int + 1) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -101,6 +104,29 @@ impl Tap {
         // SAFETY: the requests given to this function read one int during the call only.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw const value) };
         check(result)
+    }
+}
+
+impl TryFrom<OwnedFd> for Tap {
+    type Error = io::Error;
+
+    /// A TAP device that another process made with [`Self::create`] and passed on.
+    fn try_from(fd: OwnedFd) -> io::Result<Self> {
+        let tap = Self { fd };
+        // SAFETY: an ifreq is integers, byte arrays and a union of such, for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one ifreq, which `request` is, during the call only.
+        check(unsafe { libc::ioctl(tap.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        let mut header_len: c_int = 0;
+        // SAFETY: the kernel writes one int during the call only.
+        check(unsafe { libc::ioctl(tap.fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header_len) })?;
+        // SAFETY: this request fills the flags in.
+        let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let wanted = FLAGS & !libc::IFF_TUN_EXCL;
+        if flags & wanted != wanted || header_len != c_int::from(VNET_HEADER) {
+            return Err(Errno::EINVAL.into());
+        }
+        Ok(tap)
     }
 }
 
@@ -131,6 +157,8 @@ fn check(result: c_int) -> io::Result<()> {
 
 /// Bytes of the virtio-net header before each frame: the layout with `num_buffers`.
 pub const HEADER_LEN: usize = VNET_HEADER as usize;
+/// Parts of a frame: a burst of payloads and the headers before them.
+pub const PARTS_MAX: usize = 65;
 const VNET_HEADER: u8 = 12;
 const DEVICE: &str = "/dev/net/tun";
 /// Exclusive: an interface that exists is an error, not something to attach to.
@@ -163,6 +191,21 @@ mod tests {
                 tap.set_carrier(on).unwrap();
             }
             assert_eq!(tap.read(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        });
+    }
+
+    #[test]
+    fn a_tap_that_was_passed_on_is_one_and_another_file_is_not() {
+        in_private_namespace(|| {
+            let tap = Tap::create("t0").unwrap();
+            let passed = Tap::try_from(tap.fd.try_clone().unwrap()).unwrap();
+            drop(tap);
+            assert_eq!(Tap::create("t0").unwrap_err().raw_os_error(), Some(libc::EBUSY), "it stays");
+            passed.set_carrier(true).unwrap();
+            for path in ["/dev/null", DEVICE] {
+                let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+                assert!(Tap::try_from(OwnedFd::from(file)).is_err(), "{path}");
+            }
         });
     }
 

@@ -7,12 +7,14 @@
 //! - [`netns`]: network namespaces that never outlive a test;
 //! - [`process`]: programs that never outlive a test and whose output is shown when it fails;
 //! - [`testpmd`]: DPDK's test program as a peer;
+//! - [`cgroup`]: a limit of memory for one of them;
 //! - [`content`]: bytes that are compared where they arrive;
 //! - [`frames`]: single frames in and out of a memif end;
 //! - [`stream`]: numbered frames between two memif ends, checked on arrival;
 //! - [`vm`]: virtual machines, and [`guest`]: what runs inside them;
 //! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`).
 
+pub mod cgroup;
 pub mod content;
 pub mod frames;
 pub mod guest;

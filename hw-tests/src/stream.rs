@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use ferrule_bench::traffic::{Addresses, Pattern, Sink, Tally};
+use ferrule_bench::traffic::{Addresses, Pattern, RxCounters, Sink};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_endpoints::memif::Endpoint;
 
@@ -38,7 +38,7 @@ impl Stream {
     }
 
     /// What arrived.
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> RxCounters {
         self.sink.tally()
     }
 

@@ -36,7 +36,7 @@ fn a_reload_touches_only_what_changed() {
         });
         // On a change of the file, and on a signal; another wire comes, changes, goes.
         bed.write(&[bed.wire("kept", ""), bed.wire("changed", "full: drop, ")]);
-        eventually("the peers of a changed wire are told", || changed.iter().all(|end| end.hear().is_err()));
+        eventually("the peers of a changed wire are told", || changed.iter().all(|end| end.check_peer().is_err()));
         drop(bed.ends("changed"));
         bed.write(&[bed.wire("kept", ""), bed.wire("new", "")]);
         daemon.signal(Signal::SIGHUP);
@@ -47,7 +47,7 @@ fn a_reload_touches_only_what_changed() {
         over.store(true, Relaxed);
         assert!(flow.join().unwrap() > 0);
     });
-    assert!(kept.iter().all(|end| end.hear().is_ok()));
+    assert!(kept.iter().all(|end| end.check_peer().is_ok()));
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_killed_forwarder_is_replaced_by_the_next() {
         let ends = bed.ends("wire");
         assert_eq!(pod.interfaces(), ["nsm-1"]);
         daemon.kill();
-        eventually("the peers see it", || ends.iter().all(|end| end.hear().is_err()));
+        eventually("the peers see it", || ends.iter().all(|end| end.check_peer().is_err()));
         pod.wait_for_interfaces(&[]);
         assert!(bed.socket("wire", 0).exists(), "nobody cleaned up");
         daemon = bed.start("admin.sock");
@@ -99,7 +99,7 @@ fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
     let (code, log) = daemon.wait();
     assert_eq!(code, Some(0), "{log}");
     for end in &ends {
-        let goodbye = end.hear().unwrap_err().to_string();
+        let goodbye = end.check_peer().unwrap_err().to_string();
         assert!(goodbye.contains("the peer disconnected: "), "{goodbye}");
     }
     let left: Vec<_> = fs::read_dir(bed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

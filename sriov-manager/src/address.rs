@@ -117,8 +117,14 @@ impl FromStr for Driver {
 #[error("`{0}`; `kernel`, `vfio-pci` or `none` is wanted")]
 pub struct DriverError(String);
 
-/// The driver that hands a device to a process.
+/// The driver that executor a device to a process.
 pub const VFIO_PCI: &str = "vfio-pci";
+
+/// Whether a driver hands its device to a process: `vfio-pci`, the variants of it that vendors have
+/// (`mlx5_vfio_pci`), and UIO.
+pub fn is_userspace_driver(driver: &str) -> bool {
+    driver.contains("vfio") || driver.contains("uio")
+}
 
 /// The driver of the VFs of a PF that `pf_driver` drives, of the kernel's own drivers. None: not known, the
 /// kernel has to find out from the device's ids.

@@ -234,10 +234,31 @@ impl Attributes {
 #[error("{0}")]
 pub struct AttributeError(String);
 
-/// What the PF says of a VF. None: the driver does not tell, and cannot set it.
+/// What is known of what a PF says of a VF. The three cases are not alike: a VF of which nothing was told may be in a VLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VfReport {
+    /// The PF has no interface in this network namespace, so it cannot be asked.
+    NoInterface,
+    /// The PF did not tell of it now, and why.
+    Untold(String),
+    /// This.
+    Told(VfState),
+}
+
+impl VfReport {
+    /// What was told.
+    pub fn told(&self) -> Option<&VfState> {
+        match self {
+            Self::Told(state) => Some(state),
+            Self::NoInterface | Self::Untold(_) => None,
+        }
+    }
+}
+
+/// What a PF says of a VF. None: the driver does not tell, and cannot set it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Settings {
+pub struct VfState {
     /// The address that the PF gave it, or that it gave itself.
     pub mac: Mac,
     /// The VLAN it is in.
@@ -255,7 +276,7 @@ pub struct Settings {
 /// One thing that a PF is told about a VF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Setting {
+pub enum VfChange {
     /// Its address; all zeros: none.
     Mac(Mac),
     /// Its VLAN.
@@ -270,18 +291,18 @@ pub enum Setting {
     LinkState(LinkState),
 }
 
-impl Settings {
+impl VfState {
     /// What has to be told to get from `self` to what is wanted, in the order in which sriov-cni tells it. What is
     /// not wanted stays.
-    pub fn towards(&self, wanted: &Attributes) -> Vec<Setting> {
-        let mut settings = Vec::new();
-        settings.extend(change(Some(self.vlan), wanted.vlan).map(Setting::Vlan));
-        settings.extend(change(Some(self.mac), wanted.mac).map(Setting::Mac));
-        settings.extend(change(self.rate, wanted.rate).map(Setting::Rate));
-        settings.extend(change(self.spoof_check, wanted.spoof_check).map(Setting::SpoofCheck));
-        settings.extend(change(self.trust, wanted.trust).map(Setting::Trust));
-        settings.extend(change(self.link_state, wanted.link_state).map(Setting::LinkState));
-        settings
+    pub fn towards(&self, wanted: &Attributes) -> Vec<VfChange> {
+        let mut changes = Vec::new();
+        changes.extend(change(Some(self.vlan), wanted.vlan).map(VfChange::Vlan));
+        changes.extend(change(Some(self.mac), wanted.mac).map(VfChange::Mac));
+        changes.extend(change(self.rate, wanted.rate).map(VfChange::Rate));
+        changes.extend(change(self.spoof_check, wanted.spoof_check).map(VfChange::SpoofCheck));
+        changes.extend(change(self.trust, wanted.trust).map(VfChange::Trust));
+        changes.extend(change(self.link_state, wanted.link_state).map(VfChange::LinkState));
+        changes
     }
 
     /// To go back to all of it.
@@ -296,7 +317,7 @@ fn change<T: Copy + PartialEq>(current: Option<T>, wanted: Option<T>) -> Option<
     if current == wanted { None } else { wanted }
 }
 
-impl fmt::Display for Setting {
+impl fmt::Display for VfChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = |on: bool| if on { "on" } else { "off" };
         match self {
@@ -325,13 +346,13 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_told() {
-        let now = Settings { spoof_check: Some(true), trust: None, ..Settings::default() };
+        let now = VfState { spoof_check: Some(true), trust: None, ..VfState::default() };
         assert_eq!(now.towards(&now.as_wanted()), []);
         let vlan = Vlan { id: 7, ..Vlan::default() };
         let asked = Attributes { vlan: Some(vlan), trust: Some(true), spoof_check: Some(true), ..Default::default() };
-        assert_eq!(now.towards(&asked), [Setting::Vlan(vlan), Setting::Trust(true)]);
-        let later = Settings { vlan, trust: Some(true), ..now.clone() };
-        assert_eq!(later.towards(&now.as_wanted()), [Setting::Vlan(Vlan::default())], "trust was never told");
+        assert_eq!(now.towards(&asked), [VfChange::Vlan(vlan), VfChange::Trust(true)]);
+        let later = VfState { vlan, trust: Some(true), ..now.clone() };
+        assert_eq!(later.towards(&now.as_wanted()), [VfChange::Vlan(Vlan::default())], "trust was never told");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The daemon without its command line: start, serve, stop.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -10,23 +11,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
-use ferrule_daemon::{Phase, ServiceSocket, SocketError};
-use sd_notify::NotifyState;
+use ferrule_daemon::{Phase, ServerError, Servers, ServiceSocket, SocketError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::api;
 use crate::config::PoliciesFile;
-use crate::hands::{Observer, Timeouts};
+use crate::executor::{Observer, Timeouts};
 use crate::holders;
 use crate::kernel::Kernel;
 use crate::metrics::Snapshot;
 use crate::policy::Policies;
-use crate::reload::Reloader;
+use crate::reload;
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevents;
 use crate::vfs::{OpenError, Options, Vfs};
@@ -50,7 +50,7 @@ pub struct DaemonOptions {
     /// The file that says so, which is followed; none: it is said once and for all.
     pub file: Option<PoliciesFile>,
     /// How long anything may take.
-    pub patience: Timeouts,
+    pub timeouts: Timeouts,
     /// Is told of every step.
     pub observer: Option<Observer>,
 }
@@ -69,25 +69,22 @@ pub async fn run(options: DaemonOptions, shutdown: impl Future<Output = ()>) -> 
 /// A manager that serves.
 pub struct Daemon {
     vfs: Vfs,
-    phase: watch::Sender<Phase>,
-    metrics: Option<SocketAddr>,
-    servers: JoinSet<Result<(), String>>,
+    servers: Servers,
     look: JoinHandle<()>,
 }
 
 impl Daemon {
     /// Returns when every VF is in a known state and everything listens.
     pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
-        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, patience, observer } =
+        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, timeouts, observer } =
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         let socket = ServiceSocket::bind("sriov-manager", &path)?;
         let listener = match metrics {
-            Some(address) => Some(page::listen(address).await?),
+            Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
-        let metrics = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         if sysfs.is_live() && !holders::sees_every_process(&sysfs) {
             warn!(
                 "this is not the machine's first process namespace: who holds a VF outside of it is neither seen nor named, \
@@ -96,26 +93,23 @@ impl Daemon {
         }
         // Before the first look, so that nothing happens unheard between the two.
         let uevents = if sysfs.is_live() { hear() } else { None };
-        let options = Options { sysfs, kernel, state, policies, patience, observer };
+        let options = Options { sysfs, kernel, state, policies, timeouts, observer };
         let vfs = spawn_blocking(move || Vfs::open(options)).await??;
 
-        let (phase, _) = watch::channel(Phase::Serving);
-        let mut servers = JoinSet::new();
-        let api = api::serve(socket, vfs.clone(), phase.subscribe());
-        servers.spawn(async { api.await.map_err(|error| error.to_string()) });
+        let mut servers = Servers::new();
+        servers.serve(api::serve(socket, vfs.clone(), servers.phase()));
         if let Some(listener) = listener {
             let shown = vfs.clone();
-            let render: page::Render = Arc::new(move || Snapshot::take(&shown).render());
-            let page = page::serve(listener, render, phase.subscribe());
-            servers.spawn(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
+            servers.serve_page(listener, Arc::new(move || Snapshot::take(&shown).render()));
         }
-        let reloader = Reloader::new(file, hangup, vfs.clone()).run(phase.subscribe());
-        servers.spawn(async {
-            reloader.await;
-            Ok(())
+        let (reload, mut phase) = (reload::keep_equal(file, hangup, vfs.clone()), servers.phase());
+        servers.serve(async move {
+            // An error means that the spine is gone, which is a stop as well.
+            tokio::select! { () = reload => {}, _ = phase.wait_for(|phase| *phase != Phase::Serving) => {} }
+            Ok::<_, Infallible>(())
         });
-        let look = follow(vfs.clone(), uevents, rescan, phase.subscribe()).map_err(RunError::Thread)?;
-        let daemon = Self { vfs, phase, metrics, servers, look };
+        let look = follow(vfs.clone(), uevents, rescan, servers.phase()).map_err(RunError::Thread)?;
+        let daemon = Self { vfs, servers, look };
         daemon.announce(&path);
         Ok(daemon)
     }
@@ -127,30 +121,21 @@ impl Daemon {
 
     /// Where the metrics page listens; with port 0 in the settings, the port that was given.
     pub fn metrics(&self) -> Option<SocketAddr> {
-        self.metrics
+        self.servers.page()
     }
 
     /// Returns when a server ended that should not have.
     pub async fn failed(&mut self) -> RunError {
-        RunError::Server(match self.servers.join_next().await {
-            Some(Ok(Ok(()))) | None => "a server ended by itself".to_owned(),
-            Some(Ok(Err(problem))) => problem,
-            Some(Err(error)) => error.to_string(),
-        })
+        self.servers.failed().await.into()
     }
 
     /// Takes no more changes, lets those under way end, and stops. What does not end in time is finished by the
     /// next start, from the journal.
     pub async fn stop(mut self) {
         info!("stopping; leases stay");
-        notify(&[NotifyState::Stopping]);
-        self.phase.send_replace(Phase::Draining);
-        self.phase.send_replace(Phase::Stopped);
+        self.servers.drain();
         self.vfs.close();
-        let ended = async { while self.servers.join_next().await.is_some() {} };
-        if timeout(SERVERS_GRACE, ended).await.is_err() {
-            self.servers.shutdown().await;
-        }
+        self.servers.stop(SERVERS_GRACE).await;
         // Until they have ended the state directory is ours.
         let look = self.look;
         if timeout(SERVERS_GRACE, spawn_blocking(move || look.join())).await.is_err() {
@@ -162,11 +147,8 @@ impl Daemon {
     fn announce(&self, socket: &std::path::Path) {
         let view = self.vfs.view();
         let leases = view.vfs.iter().filter(|vf| vf.lease.is_some()).count() + view.lost.len();
-        if let Some(address) = self.metrics {
-            info!("metrics on http://{address}/metrics");
-        }
-        info!("ready: {} PFs, {} VFs, {leases} leases, {}", view.pfs.len(), view.vfs.len(), socket.display());
-        notify(&[NotifyState::Ready]);
+        let (pfs, vfs) = (view.pfs.len(), view.vfs.len());
+        self.servers.ready(format_args!("{pfs} PFs, {vfs} VFs, {leases} leases, {}", socket.display()));
     }
 }
 
@@ -184,45 +166,38 @@ fn follow(
     rescan: Duration,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<JoinHandle<()>> {
-    let (tend, tended) = sync_channel::<()>(1);
-    let tender = vfs.clone();
-    let tender = move || tended.iter().for_each(|()| tender.tend());
-    let tender = thread::Builder::new().name("tend".to_owned()).spawn(tender)?;
+    let (reconcile, reconciling) = sync_channel::<()>(1);
+    let reconciler = vfs.clone();
+    let reconciler = move || reconciling.iter().for_each(|()| reconciler.reconcile());
+    let reconciler = thread::Builder::new().name("reconcile".to_owned()).spawn(reconciler)?;
     let work = move || {
         let mut left = rescan;
         while *phase.borrow() == Phase::Serving {
             // Short, so that a stop is seen.
-            let patience = left.min(LOOK_UP);
+            let timeout = left.min(LOOK_UP);
             let heard = if let Some(socket) = &mut uevents {
-                socket.wait(patience).unwrap_or_else(|error| {
+                socket.wait(timeout).unwrap_or_else(|error| {
                     warn!(%error, "uevents cannot be heard any more: changes are seen at the next look only");
                     uevents = None;
                     false
                 })
             } else {
-                thread::sleep(patience);
+                thread::sleep(timeout);
                 false
             };
-            left = left.saturating_sub(patience);
+            left = left.saturating_sub(timeout);
             if heard || left.is_zero() {
                 vfs.look();
                 // A look that is asked for already is soon enough.
-                let _ = tend.try_send(());
+                let _ = reconcile.try_send(());
                 left = rescan;
             }
         }
-        drop(tend);
+        drop(reconcile);
         // A panic there was told; here is only to be waited.
-        let _ = tender.join();
+        let _ = reconciler.join();
     };
     thread::Builder::new().name("look".to_owned()).spawn(work)
-}
-
-/// Tells systemd, if it listens.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot tell systemd");
-    }
 }
 
 /// Why a manager did not start, or ended early.
@@ -247,8 +222,8 @@ pub enum RunError {
     #[error("start: {0}")]
     Start(#[from] JoinError),
     /// A server ended while it was needed.
-    #[error("{0}")]
-    Server(String),
+    #[error(transparent)]
+    Server(#[from] ServerError),
 }
 
 /// How often it is looked whether to stop.

@@ -17,10 +17,11 @@ use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tempfile::TempDir;
 
-use crate::address::{PciAddress, VFIO_PCI};
-use crate::attributes::{Mac, Setting, Settings};
-use crate::hands::Timeouts;
-use crate::kernel::{ForeignNetdev, Kernel};
+use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
+use crate::attributes::{Mac, VfChange, VfState};
+use crate::executor::Timeouts;
+use crate::holders::processes;
+use crate::kernel::{ForeignNetdev, Interface, Kernel, PfReport};
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
 use crate::vfs::{Options, Vfs};
@@ -44,7 +45,13 @@ pub enum Scenario {
     SettingIgnored,
     /// The VF invents an address when the kernel's driver starts, as igbvf does without one of the PF.
     OwnAddress,
-    /// Unbinding never comes back, until [`FakeNode::calm`].
+    /// The PF's driver refuses all zeros for a VF's address, as qede, cxgb4 and otx2 do.
+    ZeroMacRefused,
+    /// The PF's driver refuses every address for a VF.
+    MacRefused,
+    /// The PF's driver is busy with this VF and leaves it out of what it tells.
+    LeftOut(u32),
+    /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }
 
@@ -58,13 +65,23 @@ pub struct FakeNode {
 pub struct FakeKernel {
     sysfs: Sysfs,
     state: Mutex<FakeState>,
-    calmed: Condvar,
+    healed: Condvar,
 }
 
 #[derive(Default)]
 struct FakeState {
     scenarios: BTreeSet<Scenario>,
-    settings: BTreeMap<PciAddress, Settings>,
+    states: BTreeMap<PciAddress, VfState>,
+    /// PFs whose interface is in another namespace, and what it is called.
+    away: BTreeMap<PciAddress, String>,
+    /// The permanent addresses of PFs.
+    permanent: BTreeMap<PciAddress, Mac>,
+    /// What the host does with interfaces.
+    host_uses: BTreeMap<u32, Vec<String>>,
+    /// VFIO nodes that somebody has open who is not in `/proc`.
+    hidden: BTreeSet<PathBuf>,
+    /// The last number that an interface was given.
+    last_interface: u32,
     /// Namespaces that interfaces were moved to.
     moved: BTreeMap<PciAddress, ForeignNetdev>,
     /// VFs of one IOMMU group each unless told otherwise.
@@ -86,7 +103,7 @@ impl FakeNode {
             kernel: Arc::new(FakeKernel {
                 sysfs,
                 state: Mutex::new(FakeState { group_size: 1, ..FakeState::default() }),
-                calmed: Condvar::new(),
+                healed: Condvar::new(),
             }),
         };
         node.build(pfs, total_vfs).expect("a temporary directory can be filled");
@@ -118,9 +135,9 @@ impl FakeNode {
         vf_address(PF_BUS + pf, u32::from(index))
     }
 
-    /// How to own this node: with the patience of a test, which a busy machine must not exhaust.
+    /// How to own this node: with the timeouts of a test, which a busy machine must not exhaust.
     pub fn options(&self) -> Options {
-        let patience = Timeouts {
+        let timeouts = Timeouts {
             call: Duration::from_secs(5),
             count: Duration::from_secs(5),
             appear: Duration::from_millis(300),
@@ -132,7 +149,7 @@ impl FakeNode {
             kernel: self.kernel(),
             state: self.state(),
             policies: Policies::default(),
-            patience,
+            timeouts,
             observer: None,
         }
     }
@@ -142,15 +159,23 @@ impl FakeNode {
         Vfs::open(self.options()).expect("a made-up node can be owned")
     }
 
+    /// Owns this node with a disk that is full at the record of this number, counting from the first after the start, and not
+    /// before or after it.
+    pub fn open_with_journal_that_fails_at(&self, number: usize) -> Vfs {
+        let vfs = self.open();
+        vfs.fail_record(number);
+        vfs
+    }
+
     /// From now on the node behaves so.
     pub fn set(&self, scenario: Scenario) {
         self.kernel.state().scenarios.insert(scenario);
     }
 
     /// The node behaves again, and what hung comes back.
-    pub fn calm(&self) {
+    pub fn heal(&self) {
         self.kernel.state().scenarios.clear();
-        self.kernel.calmed.notify_all();
+        self.kernel.healed.notify_all();
     }
 
     /// VFs made from now on share IOMMU groups of this size.
@@ -180,11 +205,77 @@ impl FakeNode {
     /// A process has the VFIO group of a VF open; it ends when the value is dropped.
     pub fn open_vfio(&self, vf: PciAddress, pid: u32, comm: &str) -> OpenFile {
         let group = self.kernel.sysfs.iommu_group(vf).unwrap_or_default();
+        self.open_file(&format!("/dev/vfio/{group}"), pid, comm)
+    }
+
+    /// A process has a file open; it ends when the value is dropped.
+    pub fn open_file(&self, file: &str, pid: u32, comm: &str) -> OpenFile {
         let directory = self.kernel.sysfs.path(&format!("proc/{pid}"));
         make(&directory.join("fd"));
         put(&directory.join("comm"), &format!("{comm}\n"));
-        link(&format!("/dev/vfio/{group}"), &directory.join("fd/7"));
+        link(file, &directory.join("fd/7"));
         OpenFile(directory)
+    }
+
+    /// Somebody whom `/proc` does not show has the VFIO group of a VF open, or nobody any more.
+    pub fn open_vfio_unseen(&self, vf: PciAddress, is_open: bool) {
+        let group = self.kernel.sysfs.iommu_group(vf).unwrap_or_default();
+        let node = self.kernel.sysfs.path(&format!("dev/vfio/{group}"));
+        let mut state = self.kernel.state();
+        if is_open {
+            state.hidden.insert(node)
+        } else {
+            state.hidden.remove(&node)
+        };
+    }
+
+    /// The interface of a PF is moved to another network namespace.
+    pub fn move_pf_away(&self, pf: PciAddress) {
+        let netdev = self.kernel.sysfs.netdevs(pf).pop().expect("a PF has an interface");
+        fs::remove_dir_all(self.kernel.sysfs.file(pf, "net"))
+            .expect("a file below a temporary directory can be removed");
+        self.kernel.state().away.insert(pf, netdev);
+    }
+
+    /// The interface of a PF comes back.
+    pub fn return_pf(&self, pf: PciAddress) {
+        let netdev = self.kernel.state().away.remove(&pf);
+        let mac = self.kernel.state().permanent.get(&pf).copied().unwrap_or_default();
+        self.kernel.make_netdev(pf, &netdev.expect("it was moved away"), mac);
+    }
+
+    /// Two PFs have each other's name from now on.
+    pub fn swap_pf_names(&self, first: PciAddress, second: PciAddress) {
+        let net = |pf: PciAddress| {
+            let netdev = self.kernel.sysfs.netdevs(pf).pop().expect("a PF has an interface");
+            self.kernel.sysfs.file(pf, "net").join(netdev)
+        };
+        let (a, b) = (net(first), net(second));
+        let rename = |from: &Path, to: &Path| fs::rename(from, to).expect("a directory can be renamed");
+        let (a_now, b_now) =
+            (a.with_file_name(b.file_name().expect("a name")), b.with_file_name(a.file_name().expect("a name")));
+        rename(&a, &a_now);
+        rename(&b, &b_now);
+    }
+
+    /// A bond gives the interface of a PF another address. The permanent one stays.
+    pub fn set_pf_mac(&self, pf: PciAddress, mac: Mac) {
+        let netdev = self.kernel.sysfs.netdevs(pf).pop().expect("a PF has an interface");
+        put(&self.kernel.sysfs.file(pf, "net").join(netdev).join("address"), &format!("{mac}\n"));
+    }
+
+    /// The host uses the interface of a function for this; nothing: not any more.
+    pub fn use_by_host(&self, function: PciAddress, uses: &[&str]) {
+        let (_, interface) = self.kernel.sysfs.interface(function).expect("it has an interface");
+        let uses = uses.iter().map(ToString::to_string).collect();
+        self.kernel.state().host_uses.insert(interface.index, uses);
+    }
+
+    /// An interface is made of one of a function: a bond, a bridge, a VLAN.
+    pub fn make_upper(&self, function: PciAddress, upper: &str) {
+        let netdev = self.kernel.sysfs.netdevs(function).pop().expect("it has an interface");
+        let file = self.kernel.sysfs.file(function, "net").join(netdev).join(format!("upper_{upper}"));
+        link(&format!("../../../../../../virtual/net/{upper}"), &file);
     }
 
     /// The interface of a VF is in the network namespace of a process.
@@ -200,7 +291,8 @@ impl FakeNode {
 
     /// The interface of a VF comes back, as it does when a namespace ends.
     pub fn return_netdev(&self, vf: PciAddress) {
-        if let Some(foreign) = self.kernel.state().moved.remove(&vf) {
+        let foreign = self.kernel.state().moved.remove(&vf);
+        if let Some(foreign) = foreign {
             self.kernel.make_netdev(vf, &foreign.netdev, Mac([2, 0, 0, 0, 0, 1]));
         }
     }
@@ -211,14 +303,14 @@ impl FakeNode {
         let state = self.kernel.state();
         let mut out = Vec::new();
         for address in sysfs.devices().unwrap_or_default() {
-            let mut settings = state.settings.get(&address).cloned();
-            if let (Some(settings), true) = (&mut settings, state.scenarios.contains(&Scenario::OwnAddress)) {
-                settings.mac = Mac::default();
+            let mut vf_state = state.states.get(&address).cloned();
+            if let (Some(vf_state), true) = (&mut vf_state, state.scenarios.contains(&Scenario::OwnAddress)) {
+                vf_state.mac = Mac::default();
             }
             let reserved = sysfs.text(address, "driver_override").unwrap_or_default();
             let autoprobe = sysfs.text(address, "sriov_drivers_autoprobe");
             out.push(format!(
-                "{address} driver {:?} reserved {reserved:?} netdevs {:?} autoprobe {autoprobe:?} {settings:?}",
+                "{address} driver {:?} reserved {reserved:?} netdevs {:?} autoprobe {autoprobe:?} {vf_state:?}",
                 sysfs.driver(address),
                 sysfs.netdevs(address),
             ));
@@ -266,7 +358,9 @@ impl FakeNode {
                 fs::write(sysfs.file(pf, file), text)?;
             }
             symlink("../../drivers/igb", sysfs.file(pf, "driver"))?;
-            self.kernel.make_netdev(pf, &format!("ens{}f{number}", 1), Mac([0, 0, 0, 0, 1, number]));
+            let mac = Mac([0, 0, 0, 0, 1, number]);
+            self.kernel.state().permanent.insert(pf, mac);
+            self.kernel.make_netdev(pf, &format!("ens{}f{number}", 1), mac);
         }
         Ok(())
     }
@@ -309,15 +403,17 @@ impl Kernel for FakeKernel {
         result
     }
 
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError> {
-        let pf = self.pf_of(pf)?;
+    fn pf_report(&self, pf: Interface) -> Result<PfReport, NetlinkError> {
+        let pf = self.device_of(pf)?;
         let state = self.state();
-        let settings = |(index, vf)| (index, state.settings.get(&vf).cloned().unwrap_or_default());
-        Ok(self.sysfs.virtfns(pf).into_iter().map(settings).collect())
+        let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
+        let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
+        let vfs = vfs.map(|(index, vf)| (index, state.states.get(&vf).cloned().unwrap_or_default())).collect();
+        Ok(PfReport { permanent_mac: state.permanent.get(&pf).copied(), device: Some(pf.to_string()), vfs })
     }
 
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError> {
-        let pf = self.pf_of(pf)?;
+    fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError> {
+        let pf = self.device_of(pf)?;
         let vf = *self.sysfs.virtfns(pf).get(&index).ok_or(refusal(Errno::EINVAL))?;
         let mut state = self.state();
         let again = state.scenarios.iter().find_map(|scenario| match scenario {
@@ -331,33 +427,52 @@ impl Kernel for FakeKernel {
             }
             return Err(refusal(Errno::EAGAIN));
         }
-        if matches!(setting, Setting::LinkState(_)) && state.scenarios.contains(&Scenario::LinkStateUnsupported) {
+        let is_refused = match change {
+            VfChange::Mac(mac) => {
+                let refuses_zeros = state.scenarios.contains(&Scenario::ZeroMacRefused);
+                state.scenarios.contains(&Scenario::MacRefused) || (refuses_zeros && mac.is_zero())
+            }
+            _ => false,
+        };
+        if is_refused {
+            return Err(refusal(Errno::EINVAL));
+        }
+        if matches!(change, VfChange::LinkState(_)) && state.scenarios.contains(&Scenario::LinkStateUnsupported) {
             return Err(refusal(Errno::EOPNOTSUPP));
         }
-        state.log.push(format!("{vf} {setting}"));
+        state.log.push(format!("{vf} {change}"));
         if state.scenarios.contains(&Scenario::SettingIgnored) {
             return Ok(());
         }
-        let settings = state.settings.entry(vf).or_default();
-        match setting {
-            Setting::Mac(mac) => settings.mac = mac,
-            Setting::Vlan(vlan) => settings.vlan = vlan,
-            Setting::Rate(rate) => settings.rate = Some(rate),
-            Setting::SpoofCheck(on) => settings.spoof_check = Some(on),
-            Setting::Trust(on) => settings.trust = Some(on),
-            Setting::LinkState(state) => settings.link_state = Some(state),
+        let told = state.states.entry(vf).or_default();
+        match change {
+            VfChange::Mac(mac) => told.mac = mac,
+            VfChange::Vlan(vlan) => told.vlan = vlan,
+            VfChange::Rate(rate) => told.rate = Some(rate),
+            VfChange::SpoofCheck(on) => told.spoof_check = Some(on),
+            VfChange::Trust(on) => told.trust = Some(on),
+            VfChange::LinkState(state) => told.link_state = Some(state),
         }
         Ok(())
     }
 
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError> {
-        for address in self.sysfs.devices()? {
-            if self.sysfs.netdevs(address).iter().any(|there| there == netdev) {
-                put(&self.sysfs.file(address, "net").join(netdev).join("mtu"), &format!("{mtu}\n"));
-                return Ok(());
-            }
+    fn set_mtu(&self, interface: Interface, mtu: u32) -> Result<(), NetlinkError> {
+        let device = self.device_of(interface)?;
+        let (netdev, _) = self.sysfs.interface(device).ok_or(refusal(Errno::ENODEV))?;
+        put(&self.sysfs.file(device, "net").join(netdev).join("mtu"), &format!("{mtu}\n"));
+        Ok(())
+    }
+
+    fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError> {
+        Ok(self.state().host_uses.get(&interface.index).cloned().unwrap_or_default())
+    }
+
+    fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError> {
+        if self.state().hidden.contains(node) {
+            return Ok(Some(true));
         }
-        Err(refusal(Errno::ENODEV))
+        let shown = Path::new("/").join(node.strip_prefix(self.sysfs.path("")).unwrap_or(node));
+        Ok(Some(!processes(&self.sysfs, &[shown]).is_empty()))
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
@@ -380,17 +495,17 @@ impl FakeKernel {
         }
         let mut state = self.state();
         while state.scenarios.contains(&Scenario::UnbindHangs) {
-            state = self.calmed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn pf_of(&self, netdev: &str) -> Result<PciAddress, NetlinkError> {
-        let pf = self
-            .sysfs
-            .devices()?
-            .into_iter()
-            .find(|&address| self.sysfs.netdevs(address).iter().any(|there| there == netdev));
-        pf.ok_or(refusal(Errno::ENODEV))
+    /// The function that an interface is of, by the interface's number alone.
+    fn device_of(&self, interface: Interface) -> Result<PciAddress, NetlinkError> {
+        let is_it = |&device: &PciAddress| {
+            self.sysfs.interface(device).is_some_and(|(_, there)| there.index == interface.index)
+        };
+        let device = self.sysfs.devices()?.into_iter().find(is_it).filter(|device| *device == interface.device);
+        device.ok_or(refusal(Errno::ENODEV))
     }
 
     /// `sriov_numvfs_store` of drivers/pci/iov.c.
@@ -448,9 +563,7 @@ impl FakeKernel {
         if with_pf {
             link(&format!("../../../../bus/pci/devices/{pf}"), &self.group(group).join("devices").join(pf.to_string()));
         }
-        self.state()
-            .settings
-            .insert(vf, Settings { spoof_check: Some(true), trust: Some(false), ..Default::default() });
+        self.state().states.insert(vf, VfState { spoof_check: Some(true), trust: Some(false), ..Default::default() });
         if self.sysfs.text(pf, "sriov_drivers_autoprobe").as_deref() == Some("1") {
             let _ = self.probe(vf);
         }
@@ -463,7 +576,7 @@ impl FakeKernel {
                 let _ = fs::remove_dir_all(self.group(group));
             }
             let _ = fs::remove_dir_all(self.sysfs.file(vf, ""));
-            self.state().settings.remove(&vf);
+            self.state().states.remove(&vf);
         }
         put(&self.sysfs.file(pf, "sriov_numvfs"), "0\n");
     }
@@ -487,20 +600,20 @@ impl FakeKernel {
         if !self.sysfs.has_driver(&driver) {
             return Ok(());
         }
-        // vfio-pci wants a group of which nothing else is in the kernel's hands when it is opened; binding needs one.
+        // vfio-pci wants a group of which nothing else is in the kernel's executor when it is opened; binding needs one.
         if driver == VFIO_PCI && self.sysfs.iommu_group(function).is_none() {
             return Err(refusal(Errno::EINVAL));
         }
         link(&format!("../../drivers/{driver}"), &self.sysfs.file(function, "driver"));
-        if driver != VFIO_PCI {
+        if !is_userspace_driver(&driver) {
             let mut state = self.state();
             state.next_address = state.next_address.wrapping_add(1);
             let invented = Mac([0x0a, 0, 0, 0, 0, state.next_address]);
             let own = state.scenarios.contains(&Scenario::OwnAddress);
-            let settings = state.settings.entry(function).or_default();
-            let mac = if settings.mac.is_zero() { invented } else { settings.mac };
+            let told = state.states.entry(function).or_default();
+            let mac = if told.mac.is_zero() { invented } else { told.mac };
             if own {
-                settings.mac = mac;
+                told.mac = mac;
             }
             drop(state);
             self.make_netdev(function, &netdev_name(function), mac);
@@ -562,6 +675,12 @@ impl FakeKernel {
         make(&directory);
         put(&directory.join("mtu"), "1500\n");
         put(&directory.join("address"), &format!("{mac}\n"));
+        let index = {
+            let mut state = self.state();
+            state.last_interface += 1;
+            state.last_interface
+        };
+        put(&directory.join("ifindex"), &format!("{index}\n"));
     }
 }
 

@@ -1,10 +1,10 @@
-//! Who holds a VF: a process with its VFIO node open, or a network namespace with its interface.
+//! Who holds a VF: a process with its VFIO node open, a network namespace with its interface, or the host itself.
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::address::VFIO_PCI;
+use crate::address::is_userspace_driver;
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
 use crate::sysfs::Sysfs;
@@ -18,6 +18,12 @@ pub enum Holder {
         pid: u32,
         /// Its name.
         comm: String,
+        /// The file.
+        file: String,
+    },
+    /// Somebody has a file of the VF open whom `/proc` does not show: in another process namespace, or with its group's
+    /// file closed and the device's still open, which has no name.
+    Unseen {
         /// The file.
         file: String,
     },
@@ -37,6 +43,7 @@ impl Holder {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Self::Process { pid, .. } => Some(*pid),
+            Self::Unseen { .. } => None,
             Self::Namespace { process, .. } => process.as_ref().map(|(pid, _)| *pid),
         }
     }
@@ -51,6 +58,11 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process { pid, comm, file } => write!(f, "process {pid} ({comm}) has {file} open"),
+            Self::Unseen { file } => write!(
+                f,
+                "a process that /proc does not show has {file} open, or a device of it (in a container without \
+                 `hostPID`, or one that closed the file of the group)"
+            ),
             Self::Namespace { netdev, namespace, process: Some((pid, comm)) } => {
                 write!(
                     f,
@@ -65,28 +77,43 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Processes that have the VFIO group or the VFIO device of a VF open, as `/proc/*/fd` shows them.
-///
-/// A process that keeps only the device and has closed its group is not seen: such a file has no name. The
-/// watchdog bounds what that costs.
-pub fn processes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<Holder> {
-    if vf.function.driver.as_deref() != Some(VFIO_PCI) {
+/// What the host itself does with an interface of a VF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostUse {
+    /// The interface.
+    pub netdev: String,
+    /// Each in words.
+    pub uses: Vec<String>,
+}
+
+impl fmt::Display for HostUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the host uses its interface {}: {}", self.netdev, self.uses.join(", "))
+    }
+}
+
+/// The nodes through which a process can have a VF, below `/dev`: of its VFIO group first.
+pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<PathBuf> {
+    if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
         return Vec::new();
     }
-    let group = vf.function.iommu_group;
+    let groups = vf.function.iommu_group.iter();
+    let groups = groups.flat_map(|group| [format!("vfio/{group}"), format!("vfio/noiommu-{group}")]);
     // The group is one thing to whoever holds it, also by the device of another VF.
     let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
-    let devices = vf.vfio_device.iter().cloned().chain(members);
-    let nodes: Vec<PathBuf> = group
-        .iter()
-        .flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")])
-        .chain(devices.map(|device| format!("/dev/vfio/devices/{device}")))
-        .map(PathBuf::from)
-        .collect();
+    let devices = vf.vfio_device.iter().cloned().chain(members).map(|device| format!("vfio/devices/{device}"));
+    groups.chain(devices).chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node)).collect()
+}
+
+/// Processes that have one of these nodes open, as `/proc/*/fd` shows them.
+pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> Vec<Holder> {
+    if nodes.is_empty() {
+        return Vec::new();
+    }
     let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| {
-        let file = open_file(&sysfs.path(&format!("proc/{pid}/fd")), &nodes);
+        let file = open_file(&sysfs.path(&format!("proc/{pid}/fd")), nodes);
         file.map(|file| Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() })
     })
     .collect()

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::address::PciAddress;
@@ -25,6 +26,9 @@ pub struct Journal {
     lines: usize,
     facts: Facts,
     _lock: Flock<File>,
+    /// Records until the disk is full for one.
+    #[cfg(feature = "fake")]
+    fails_in: usize,
 }
 
 /// What is true.
@@ -103,7 +107,21 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        Ok(Self { path, file, lines: facts.len(), facts, _lock: lock })
+        Ok(Self {
+            path,
+            file,
+            lines: facts.len(),
+            facts,
+            _lock: lock,
+            #[cfg(feature = "fake")]
+            fails_in: 0,
+        })
+    }
+
+    /// The disk is full at the record of this number, counting from one.
+    #[cfg(feature = "fake")]
+    pub(crate) fn fail_at(&mut self, number: usize) {
+        self.fails_in = number;
     }
 
     /// What is true.
@@ -114,6 +132,14 @@ impl Journal {
     /// Makes a fact last, then true: it is on the disk when this returns.
     pub fn record(&mut self, record: &Record) -> Result<(), JournalError> {
         let failed = |source| JournalError::Failed { tried: "write", path: self.path.clone(), source };
+        #[cfg(feature = "fake")]
+        {
+            let left = self.fails_in;
+            self.fails_in = left.saturating_sub(1);
+            if left == 1 {
+                return Err(failed(io::Error::from_raw_os_error(nix::libc::ENOSPC)));
+            }
+        }
         let mut facts = self.facts.clone();
         facts.learn(record.clone());
         if self.lines >= REWRITE_AT && self.lines > 2 * facts.len() {
@@ -145,7 +171,7 @@ fn read(path: &Path) -> Result<Facts, JournalError> {
     // What is behind the last line end was cut short.
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
     for (index, line) in whole.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-        let record = serde_json::from_slice(line).map_err(|error| JournalError::Damaged {
+        let record = understand(line).map_err(|error| JournalError::Damaged {
             path: path.to_owned(),
             line: index + 1,
             problem: error.to_string(),
@@ -153,6 +179,25 @@ fn read(path: &Path) -> Result<Facts, JournalError> {
         facts.learn(record);
     }
     Ok(facts)
+}
+
+/// A line of this release, or of one before it, which had the stages `acquiring` (with `previous`, what was asked before)
+/// and `held`.
+fn understand(line: &[u8]) -> serde_json::Result<Record> {
+    let mut value: Value = serde_json::from_slice(line)?;
+    if let Some(lease) = value.pointer_mut("/lease/lease").and_then(Value::as_object_mut) {
+        let previous = lease.remove("previous").unwrap_or_default();
+        let stage = match lease.get("stage").and_then(Value::as_str) {
+            Some("held") => Some(json!("lent")),
+            Some("acquiring") if previous.is_null() => Some(json!("new")),
+            Some("acquiring") => Some(json!({ "changing": { "from": previous } })),
+            _ => None,
+        };
+        if let Some(stage) = stage {
+            lease.insert("stage".to_owned(), stage);
+        }
+    }
+    serde_json::from_value(value)
 }
 
 fn rewrite(path: &Path, facts: &Facts) -> io::Result<File> {
@@ -212,6 +257,9 @@ const REWRITE_AT: usize = 1000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Driver;
+    use crate::attributes::Attributes;
+    use crate::lease::{Stage, Wanted};
 
     fn resize(to: u32) -> Resize {
         Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }
@@ -251,6 +299,39 @@ mod tests {
         fs::write(directory.path().join("journal"), "{\"boot\":{\"id\":\"x\"}}\nnonsense\n").unwrap();
         let error = Journal::open(directory.path()).unwrap_err().to_string();
         assert!(error.contains("journal:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_journal_of_the_release_before_is_understood() {
+        let directory = tempfile::tempdir().unwrap();
+        let lease = |vf: &str, stage: &str, previous: &str| {
+            format!(
+                r#"{{"lease":{{"vf":"{vf}","lease":{{"id":"{vf}","holder":"x","uid":0,"gid":0,"since":1,"pool":null,"vf":"{vf}",
+                "pf":"0000:01:00.0","index":0,"wanted":{{"driver":"vfio-pci","attributes":{{}}}},"previous":{previous},
+                "before":{{"driver":null,"settings":{{"vlan":{{"id":3,"qos":0,"protocol":"802.1q"}}}},"mtu":null,"members":{{}}}},
+                "stage":"{stage}","trouble":"t"}}}}}}"#
+            )
+            .replace('\n', "")
+        };
+        let from = r#"{"driver":"kernel","attributes":{}}"#;
+        let lines = [
+            lease("0000:01:10.0", "acquiring", "null"),
+            lease("0000:01:10.1", "acquiring", from),
+            lease("0000:01:10.2", "held", "null"),
+            lease("0000:01:10.3", "releasing", "null"),
+        ];
+        fs::write(directory.path().join("journal"), format!("{}\n", lines.join("\n"))).unwrap();
+        let facts = Journal::open(directory.path()).unwrap().facts().clone();
+        let stages: Vec<_> = facts.leases.values().map(|lease| lease.stage.clone()).collect();
+        let from = Wanted { driver: Driver::Kernel, attributes: Attributes::default() };
+        assert_eq!(stages, [Stage::New, Stage::Changing { from }, Stage::Lent, Stage::Releasing]);
+        let lease = facts.leases.values().next().unwrap();
+        assert_eq!((lease.fault.as_deref(), lease.before.state.as_ref().unwrap().vlan.id), (Some("t"), 3));
+        assert_eq!(
+            Journal::open(directory.path()).unwrap().facts(),
+            &facts,
+            "and is written anew as one of this release"
+        );
     }
 
     #[test]

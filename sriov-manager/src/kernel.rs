@@ -1,35 +1,67 @@
-//! What we ask of the kernel beside reading: writes into sysfs, and the VF attributes of a PF.
+//! What we ask of the kernel beside reading: writes into sysfs, the VF attributes of a PF, who uses an interface, and
+//! whether a VFIO node is open.
+//!
+//! Modules: `vf_info` (the kernel's answer about the VFs of a PF).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use ferrule_ffi::netns::NetNs;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkExtentMask, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
+    LinkAttribute, LinkMessage, LinkVfInfo, LinkXdp, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck,
+    VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
+use nix::libc;
 
 use crate::address::PciAddress;
-use crate::attributes::{LinkState, Mac, Rate, Setting, Settings, Vlan, VlanProtocol};
+use crate::attributes::{LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
+
+mod vf_info;
 
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
 pub trait Kernel: Send + Sync {
     /// Writes one value into one file of sysfs.
     fn write(&self, file: &Path, value: &str) -> Result<(), NetlinkError>;
-    /// What a PF, by its interface, says of its VFs.
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError>;
+    /// What a PF says of itself and of its VFs. Refused when the interface is not of that function.
+    fn pf_report(&self, pf: Interface) -> Result<PfReport, NetlinkError>;
     /// Tells a PF one thing about a VF.
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError>;
+    fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError>;
     /// Sets the MTU of an interface.
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError>;
+    fn set_mtu(&self, interface: Interface, mtu: u32) -> Result<(), NetlinkError>;
     /// The interface of a VF in another network namespace than ours.
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError>;
+    /// What the host does with an interface, in words: addresses, default routes, XDP programs.
+    fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError>;
+    /// Whether somebody has a node of VFIO open, or a device that was opened through it; none: there is no such node.
+    fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError>;
+}
+
+/// A network interface in our namespace, by its number: a name may be another one's the next moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number.
+    pub index: u32,
+    /// The function that it is of.
+    pub device: PciAddress,
+}
+
+/// What a PF says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PfReport {
+    /// The address that it was made with, whatever a bond gave it since.
+    pub permanent_mac: Option<Mac>,
+    /// The function that it is of; none: a kernel before 5.14 does not say.
+    pub device: Option<String>,
+    /// Its VFs by their numbers. One whose driver is busy is not among them.
+    pub vfs: BTreeMap<u32, VfState>,
 }
 
 /// An interface that is in another network namespace.
@@ -41,6 +73,19 @@ pub struct ForeignNetdev {
     pub namespace: PathBuf,
     /// A process inside; none: the namespace has only a name.
     pub pid: Option<u32>,
+}
+
+impl PfReport {
+    /// This, if it is of the function that was meant.
+    fn of(self, pf: Interface) -> Result<Self, NetlinkError> {
+        match &self.device {
+            Some(device) if *device != pf.device.to_string() => Err(NetlinkError {
+                errno: Errno::ENODEV,
+                hint: Some(format!("the interface {} is of {device} and not of {}", pf.index, pf.device)),
+            }),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// The kernel of this machine.
@@ -58,28 +103,18 @@ impl Kernel for LiveKernel {
         Ok(())
     }
 
-    fn vf_settings(&self, pf: &str) -> Result<BTreeMap<u32, Settings>, NetlinkError> {
-        let mut link = named(pf);
-        let mask = vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats];
-        link.attributes.push(LinkAttribute::ExtMask(mask));
-        let answer = Netlink::open()?.request(Request { message: RouteNetlinkMessage::GetLink(link), flags: 0 })?;
-        let Some(RouteNetlinkMessage::NewLink(link)) = answer else {
-            return Err(NetlinkError {
-                errno: Errno::EBADMSG,
-                hint: Some(format!("no link in the answer about {pf}")),
-            });
-        };
-        Ok(settings_of(&link))
+    fn pf_report(&self, pf: Interface) -> Result<PfReport, NetlinkError> {
+        vf_info::ask(pf.index)?.of(pf)
     }
 
-    fn set_vf(&self, pf: &str, index: u32, setting: Setting) -> Result<(), NetlinkError> {
-        let mut link = named(pf);
-        link.attributes.push(vf_info(index, setting));
+    fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError> {
+        let mut link = numbered(pf);
+        link.attributes.push(vf_info(index, change));
         set_link(link)
     }
 
-    fn set_mtu(&self, netdev: &str, mtu: u32) -> Result<(), NetlinkError> {
-        let mut link = named(netdev);
+    fn set_mtu(&self, interface: Interface, mtu: u32) -> Result<(), NetlinkError> {
+        let mut link = numbered(interface);
         link.attributes.push(LinkAttribute::Mtu(mtu));
         set_link(link)
     }
@@ -95,12 +130,72 @@ impl Kernel for LiveKernel {
         }
         Ok(None)
     }
+
+    fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError> {
+        let mut netlink = Netlink::open()?;
+        let mut uses = Vec::new();
+        let addresses = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        uses.extend(addresses.iter().filter_map(|message| address_of(message, interface.index)));
+        let routes = netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        if routes.iter().any(|message| is_default_route(message, interface.index)) {
+            uses.push("the default route goes over it".to_owned());
+        }
+        let link = RouteNetlinkMessage::GetLink(numbered(interface));
+        if let Some(RouteNetlinkMessage::NewLink(link)) = netlink.request(Request { message: link, flags: 0 })?
+            && has_xdp(&link)
+        {
+            uses.push("an XDP program is attached to it".to_owned());
+        }
+        Ok(uses)
+    }
+
+    fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError> {
+        // A group can be opened once. Devices keep their group open, also when its own file was closed.
+        match OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node) {
+            Ok(_) => Ok(Some(false)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(Some(true)),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
-fn named(netdev: &str) -> LinkMessage {
+fn numbered(interface: Interface) -> LinkMessage {
     let mut link = LinkMessage::default();
-    link.attributes.push(LinkAttribute::IfName(netdev.to_owned()));
+    link.header.index = interface.index;
     link
+}
+
+/// An address that somebody gave an interface: the kernel itself gives one of IPv6 for the link alone.
+fn address_of(message: &RouteNetlinkMessage, interface: u32) -> Option<String> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    if message.header.index != interface || message.header.scope == AddressScope::Link {
+        return None;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(address),
+        _ => None,
+    });
+    address.map(|address| format!("it has the address {address}/{}", message.header.prefix_len))
+}
+
+fn is_default_route(message: &RouteNetlinkMessage, interface: u32) -> bool {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return false };
+    let over = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => *index == interface,
+        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == interface),
+        _ => false,
+    };
+    let is_main = route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN;
+    is_main && route.header.destination_prefix_length == 0 && route.attributes.iter().any(over)
+}
+
+fn has_xdp(link: &LinkMessage) -> bool {
+    let xdp = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    xdp.flatten().any(|xdp| matches!(xdp, LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) if *id != 0))
 }
 
 fn set_link(link: LinkMessage) -> Result<(), NetlinkError> {
@@ -108,10 +203,10 @@ fn set_link(link: LinkMessage) -> Result<(), NetlinkError> {
 }
 
 /// One thing about a VF.
-fn vf_info(index: u32, setting: Setting) -> LinkAttribute {
-    let info = match setting {
-        Setting::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
-        Setting::Vlan(vlan) => {
+fn vf_info(index: u32, change: VfChange) -> LinkAttribute {
+    let info = match change {
+        VfChange::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
+        VfChange::Vlan(vlan) => {
             let protocol = match vlan.protocol {
                 VlanProtocol::Dot1Q => WireProtocol::Ieee8021Q,
                 VlanProtocol::Dot1Ad => WireProtocol::Ieee8021Ad,
@@ -119,10 +214,10 @@ fn vf_info(index: u32, setting: Setting) -> LinkAttribute {
             let info = VfVlanInfo::new(index, u32::from(vlan.id), u32::from(vlan.qos), protocol);
             VfInfo::VlanList(vec![VfVlan::Info(info)])
         }
-        Setting::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
-        Setting::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
-        Setting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
-        Setting::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
+        VfChange::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
+        VfChange::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+        VfChange::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        VfChange::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
             index,
             match state {
                 LinkState::Auto => VfLinkState::Auto,
@@ -132,59 +227,6 @@ fn vf_info(index: u32, setting: Setting) -> LinkAttribute {
         )),
     };
     LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
-}
-
-/// What a PF says of its VFs, by their numbers.
-fn settings_of(link: &LinkMessage) -> BTreeMap<u32, Settings> {
-    let lists = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::VfInfoList(list) => Some(list),
-        _ => None,
-    });
-    lists.flatten().filter_map(parse_vf).collect()
-}
-
-/// The number of a VF and what is said of it. Values of -1 mean that the driver does not tell.
-fn parse_vf(list: &LinkVfInfo) -> Option<(u32, Settings)> {
-    let mut index = None;
-    let mut settings = Settings::default();
-    for info in &list.0 {
-        match info {
-            VfInfo::Mac(info) => {
-                index = Some(info.vf_id);
-                settings.mac = Mac(*info.mac.first_chunk()?);
-            }
-            VfInfo::Vlan(info) => {
-                settings.vlan.id = u16::try_from(info.vlan_id).ok()?;
-                settings.vlan.qos = u8::try_from(info.qos).ok()?;
-            }
-            VfInfo::VlanList(list) => {
-                if let Some(VfVlan::Info(info)) = list.first() {
-                    settings.vlan = parse_vlan(info)?;
-                }
-            }
-            VfInfo::Rate(info) => settings.rate = Some(Rate { min: info.min_tx_rate, max: info.max_tx_rate }),
-            VfInfo::SpoofCheck(info) => settings.spoof_check = Some(info.enabled),
-            VfInfo::Trust(info) => settings.trust = Some(info.enabled),
-            VfInfo::LinkState(info) => {
-                settings.link_state = match info.state {
-                    VfLinkState::Auto => Some(LinkState::Auto),
-                    VfLinkState::Enable => Some(LinkState::Enable),
-                    VfLinkState::Disable => Some(LinkState::Disable),
-                    _ => None,
-                };
-            }
-            _ => {}
-        }
-    }
-    Some((index?, settings))
-}
-
-fn parse_vlan(info: &VfVlanInfo) -> Option<Vlan> {
-    let protocol = match info.protocol {
-        WireProtocol::Ieee8021Ad => VlanProtocol::Dot1Ad,
-        _ => VlanProtocol::Dot1Q,
-    };
-    Some(Vlan { id: u16::try_from(info.vlan_id).ok()?, qos: u8::try_from(info.qos).ok()?, protocol })
 }
 
 /// The name of a link whose device is that PCI function.

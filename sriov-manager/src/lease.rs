@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Driver, PciAddress};
-use crate::attributes::{Attributes, Settings};
+use crate::attributes::{Attributes, VfState};
+use crate::inventory::VirtualFunction;
 use crate::plan::Binding;
 
 /// A VF that is lent.
@@ -32,14 +33,20 @@ pub struct Lease {
     pub index: u32,
     /// What was asked.
     pub wanted: Wanted,
-    /// What was asked before a change that is under way.
-    pub previous: Option<Wanted>,
     /// What the VF was, and will be again.
     pub before: Before,
     /// How far it is.
     pub stage: Stage,
     /// What is wrong with it.
-    pub trouble: Option<String>,
+    #[serde(alias = "trouble")]
+    pub fault: Option<String>,
+}
+
+impl Lease {
+    /// Whether it is of this VF: another one may have come to its address.
+    pub fn is_of(&self, vf: &VirtualFunction) -> bool {
+        (vf.address, vf.pf, vf.index) == (self.vf, self.pf, self.index)
+    }
 }
 
 /// What a lease asks of its VF.
@@ -51,25 +58,36 @@ pub struct Wanted {
     pub attributes: Attributes,
 }
 
-/// How far a lease is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// How far a lease is: what a start after a kill, and a second try, make of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The VF is being made ready. Killed here, it goes back to what it was.
-    Acquiring,
-    /// The borrower has it.
-    Held,
-    /// The VF is being cleaned. Killed here, the cleaning goes on.
+    /// The VF is being made ready and is nobody's yet. Interrupted here, it goes back to what it was.
+    New,
+    /// The VF is lent and is being changed, or made again what it drifted from. Interrupted here, it goes back to
+    /// `from`, and is never cleaned: its holder has it.
+    Changing {
+        /// What was asked before.
+        from: Wanted,
+    },
+    /// The VF is lent.
+    Lent,
+    /// The VF is being cleaned. Interrupted here, the cleaning goes on.
     Releasing,
+    /// The VF was given back and cleaned as far as the kernel let us; it is not lent until the rest is done, or
+    /// accepted as it is.
+    Dirty,
 }
 
 impl Stage {
     /// As people and programs read it.
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
-            Self::Acquiring => "acquiring",
-            Self::Held => "held",
+            Self::New => "new",
+            Self::Changing { .. } => "changing",
+            Self::Lent => "lent",
             Self::Releasing => "releasing",
+            Self::Dirty => "dirty",
         }
     }
 }
@@ -79,8 +97,9 @@ impl Stage {
 pub struct Before {
     /// Its driver.
     pub driver: Option<String>,
-    /// What the PF said of it; none: it was not asked, and nothing was changed.
-    pub settings: Option<Settings>,
+    /// What the PF said of it; none: it could not be asked, and nothing was changed.
+    #[serde(alias = "settings")]
+    pub state: Option<VfState>,
     /// The MTU of its interface.
     pub mtu: Option<u32>,
     /// Drivers of the VFs that share its IOMMU group, if they go with it.

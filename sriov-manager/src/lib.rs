@@ -8,7 +8,7 @@
 //! - [`lease`], [`attributes`], [`address`]: the nouns
 //! - [`inventory`], [`sysfs`], [`holders`]: what the node shows
 //! - [`plan`]: from a VF that is to a VF that is wanted, as steps
-//! - [`hands`], [`watchdog`], [`kernel`]: the steps done, and nobody hanging with them
+//! - [`executor`], [`watchdog`], [`kernel`]: the steps done, and nobody hanging with them
 //! - [`journal`]: what must outlive a kill
 //! - [`policy`]: what there shall be, and who may have it
 //! - [`config`]: the policies file
@@ -22,9 +22,9 @@ pub mod api;
 pub mod attributes;
 pub mod config;
 pub mod daemon;
+pub mod executor;
 #[cfg(feature = "fake")]
 pub mod fake;
-pub mod hands;
 pub mod holders;
 pub mod inventory;
 pub mod journal;

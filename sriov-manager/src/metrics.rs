@@ -33,11 +33,11 @@ impl Snapshot {
             ("ferrule_vf_lent", "Whether the VF is lent"),
             self.view.vfs.iter().map(|view| (labels(view), u64::from(view.lease.is_some()))),
         )?;
-        let trouble = |view: &VfView| view.lease.as_ref().is_some_and(|lease| lease.trouble.is_some());
+        let fault = |view: &VfView| view.lease.as_ref().is_some_and(|lease| lease.fault.is_some());
         gauges(
             encoder,
-            ("ferrule_vf_troubled", "Whether something is wrong with the lease of the VF"),
-            self.view.vfs.iter().map(|view| (labels(view), u64::from(trouble(view)))),
+            ("ferrule_vf_faulty", "Whether something is wrong with the lease of the VF"),
+            self.view.vfs.iter().map(|view| (labels(view), u64::from(fault(view)))),
         )?;
         gauges(
             encoder,

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::{PciAddress, VFIO_PCI};
-use crate::attributes::{Attributes, Setting, Settings};
+use crate::address::{PciAddress, is_userspace_driver};
+use crate::attributes::{Attributes, Mac, VfChange, VfReport};
 
 /// One thing that is done to a function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,18 @@ pub enum Step {
         /// The VF's number there.
         index: u32,
         /// What.
-        setting: Setting,
+        change: VfChange,
+    },
+    /// Have a PF forget the address that it gave a VF, which is to tell it all zeros.
+    ClearMac {
+        /// The VF.
+        function: PciAddress,
+        /// The PF.
+        pf: PciAddress,
+        /// The VF's number there.
+        index: u32,
+        /// What a driver is told that refuses zeros: an address that nobody chose.
+        instead: Option<Mac>,
     },
     /// Set the MTU of a VF's interface.
     Mtu {
@@ -81,8 +92,11 @@ impl fmt::Display for Step {
             Self::Override { function, driver: None } => write!(f, "let any driver have {function}"),
             Self::Probe { function, driver: Some(driver) } => write!(f, "bind {function} to {driver}"),
             Self::Probe { function, driver: None } => write!(f, "bind {function} to the driver that knows it"),
-            Self::Set { function, pf, index, setting } => {
-                write!(f, "set {setting} of {function} (VF {index} of {pf})")
+            Self::Set { function, pf, index, change } => {
+                write!(f, "set {change} of {function} (VF {index} of {pf})")
+            }
+            Self::ClearMac { function, pf, index, .. } => {
+                write!(f, "clear the mac of {function} (VF {index} of {pf})")
             }
             Self::Mtu { function, mtu } => write!(f, "set mtu {mtu} of {function}"),
             Self::Autoprobe { pf, on: true } => write!(f, "let new VFs of {pf} have drivers"),
@@ -114,7 +128,7 @@ impl Binding {
         match self {
             Self::None => driver.is_none(),
             Self::To(wanted) => driver == Some(wanted),
-            Self::Found => driver.is_some_and(|driver| driver != VFIO_PCI),
+            Self::Found => driver.is_some_and(|driver| !is_userspace_driver(driver)),
         }
     }
 }
@@ -130,8 +144,10 @@ pub struct Current {
     pub index: u32,
     /// Its driver.
     pub driver: Option<String>,
-    /// What the PF says of it; none: the PF was not asked, or has no interface.
-    pub settings: Option<Settings>,
+    /// What the PF says of it.
+    pub report: VfReport,
+    /// The address that is made for it when it needs one; none: its PF's own is not known.
+    pub derived_mac: Option<Mac>,
     /// The MTU of its interface.
     pub mtu: Option<u32>,
     /// Drivers of the VFs that share its IOMMU group.
@@ -159,15 +175,9 @@ pub struct Target {
 pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     let Current { vf, pf, index, .. } = *current;
     let wanted = &target.attributes;
-    let mut settings = current.settings.as_ref().map_or_else(Vec::new, |now| now.towards(wanted));
-    // A VF that is reset may forget an address that the PF did not give it.
-    if let (true, Some(mac)) = (target.fresh && current.settings.is_some(), wanted.mac.filter(|mac| !mac.is_zero()))
-        && !settings.contains(&Setting::Mac(mac))
-    {
-        settings.push(Setting::Mac(mac));
-    }
-    let has_kernel_driver = current.driver.as_deref().is_some_and(|driver| driver != VFIO_PCI);
-    let new_address = has_kernel_driver && settings.iter().any(|setting| matches!(setting, Setting::Mac(_)));
+    let changes = changes(current, target);
+    let has_kernel_driver = current.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+    let new_address = has_kernel_driver && changes.iter().any(|change| matches!(change, VfChange::Mac(_)));
     let rebind = target.fresh || new_address || !target.binding.holds(current.driver.as_deref());
     let members: Vec<_> = target
         .members
@@ -185,7 +195,10 @@ pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     if target.fresh {
         steps.push(Step::Reset { function: vf });
     }
-    steps.extend(settings.into_iter().map(|setting| Step::Set { function: vf, pf, index, setting }));
+    steps.extend(changes.into_iter().map(|change| match change {
+        VfChange::Mac(mac) if mac.is_zero() => Step::ClearMac { function: vf, pf, index, instead: current.derived_mac },
+        change => Step::Set { function: vf, pf, index, change },
+    }));
     for (member, driver, binding) in members {
         bind(&mut steps, member, driver, binding);
     }
@@ -195,9 +208,44 @@ pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     // A driver that starts again begins with its own MTU.
     let mtu = if rebind { None } else { current.mtu };
     let has_interface = matches!(&target.binding, Binding::Found)
-        || matches!(&target.binding, Binding::To(driver) if driver != VFIO_PCI);
+        || matches!(&target.binding, Binding::To(driver) if !is_userspace_driver(driver));
     if let Some(wanted) = wanted.mtu.filter(|wanted| has_interface && mtu != Some(*wanted)) {
         steps.push(Step::Mtu { function: vf, mtu: wanted });
+    }
+    steps
+}
+
+/// What the PF has to be told.
+fn changes(current: &Current, target: &Target) -> Vec<VfChange> {
+    let wanted = &target.attributes;
+    let Some(now) = current.report.told() else { return Vec::new() };
+    let mut changes = now.towards(wanted);
+    match wanted.mac {
+        // A driver that refuses zeros has it in their place.
+        Some(mac) if mac.is_zero() && !target.fresh && current.derived_mac == Some(now.mac) => {
+            changes.retain(|change| !matches!(change, VfChange::Mac(_)));
+        }
+        // A VF that is reset may forget an address that the PF did not give it.
+        Some(mac) if !mac.is_zero() && target.fresh && !changes.contains(&VfChange::Mac(mac)) => {
+            changes.push(VfChange::Mac(mac));
+        }
+        _ => {}
+    }
+    changes
+}
+
+/// The steps that bring the others of an IOMMU group to their drivers.
+pub fn plan_members(
+    current: &BTreeMap<PciAddress, Option<String>>,
+    wanted: &BTreeMap<PciAddress, Binding>,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (&function, binding) in wanted {
+        let Some(driver) = current.get(&function).map(Option::as_deref) else { continue };
+        if let Some(driver) = driver.filter(|_| !binding.holds(driver)) {
+            steps.push(Step::Unbind { function, driver: driver.to_owned() });
+        }
+        bind(&mut steps, function, driver, binding);
     }
     steps
 }
@@ -209,7 +257,7 @@ fn bind(steps: &mut Vec<Step>, function: PciAddress, driver: Option<&str>, bindi
     match binding {
         Binding::None => steps.push(reserve(None)),
         // The reservation stays while it is lent: without it a rescan may bind another driver.
-        Binding::To(wanted) if wanted == VFIO_PCI => {
+        Binding::To(wanted) if is_userspace_driver(wanted) => {
             steps.push(reserve(Some(wanted)));
             if !bound {
                 steps.push(Step::Probe { function, driver: Some(wanted.clone()) });
@@ -236,7 +284,8 @@ fn bind(steps: &mut Vec<Step>, function: PciAddress, driver: Option<&str>, bindi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attributes::Mac;
+    use crate::address::VFIO_PCI;
+    use crate::attributes::VfState;
 
     fn current(driver: Option<&str>) -> Current {
         Current {
@@ -244,7 +293,8 @@ mod tests {
             pf: PciAddress::new(0, 2, 0, 0),
             index: 0,
             driver: driver.map(ToOwned::to_owned),
-            settings: Some(Settings::default()),
+            report: VfReport::Told(VfState::default()),
+            derived_mac: None,
             mtu: Some(1500),
             members: BTreeMap::new(),
         }
@@ -266,7 +316,7 @@ mod tests {
             (Some("igbvf"), Binding::Found),
             (Some(VFIO_PCI), Binding::To(VFIO_PCI.into())),
         ] {
-            let wanted = Target { attributes: Settings::default().as_wanted(), ..target(binding) };
+            let wanted = Target { attributes: VfState::default().as_wanted(), ..target(binding) };
             assert_eq!(plan(&current(driver), &wanted), []);
         }
     }
@@ -318,6 +368,21 @@ mod tests {
         };
         let steps = told(&plan(&current(Some(VFIO_PCI)), &wanted));
         assert_eq!(steps, ["set mac 02:00:00:00:00:01 of 0000:02:10.0 (VF 0 of 0000:02:00.0)"]);
+    }
+
+    #[test]
+    fn an_address_that_stands_for_none_is_cleared_on_the_way_back_and_no_drift_after_it() {
+        let derived = Mac([2, 0, 0, 0, 0, 7]);
+        let now = Current {
+            report: VfReport::Told(VfState { mac: derived, ..VfState::default() }),
+            derived_mac: Some(derived),
+            ..current(None)
+        };
+        let none = Attributes { mac: Some(Mac::default()), ..Attributes::default() };
+        let back = Target { attributes: none, fresh: true, ..target(Binding::None) };
+        let clear = Step::ClearMac { function: now.vf, pf: now.pf, index: 0, instead: Some(derived) };
+        assert!(plan(&now, &back).contains(&clear), "{:?}", plan(&now, &back));
+        assert!(!plan(&now, &Target { fresh: false, ..back }).contains(&clear));
     }
 
     #[test]

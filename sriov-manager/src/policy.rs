@@ -28,7 +28,7 @@ pub struct Pool {
     /// What drives a VF that is lent with the driver `kernel`; none: known from the PF's driver.
     pub kernel_driver: Option<String>,
     /// Who may have them; none: whoever may open the socket.
-    pub who: Option<Vec<Borrower>>,
+    pub who: Option<Vec<Principal>>,
 }
 
 /// How many VFs a PF shall have.
@@ -57,9 +57,9 @@ pub struct PfSelector {
     pub vfs: Option<BTreeSet<u32>>,
 }
 
-/// Who may borrow.
+/// Who may have VFs of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Borrower {
+pub enum Principal {
     /// A user.
     User(u32),
     /// A group, as the group of the asking process.
@@ -68,14 +68,14 @@ pub enum Borrower {
 
 /// Who asks, as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
+pub struct PeerCredentials {
     /// User.
     pub uid: u32,
     /// Group.
     pub gid: u32,
 }
 
-impl Asker {
+impl PeerCredentials {
     /// This process itself.
     pub fn myself() -> Self {
         Self { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() }
@@ -95,10 +95,10 @@ impl Policies {
         self.pools.iter().filter(move |pool| pf.as_ref().is_some_and(|pf| pool.holds(pf, index)))
     }
 
-    /// The driver of the kernel for a VF; none: the kernel has to find it.
-    pub fn kernel_driver(&self, inventory: &Inventory, vf: &VirtualFunction) -> Option<String> {
-        let named = self.pools_of(inventory, vf).find_map(|pool| pool.kernel_driver.clone());
-        named.or_else(|| {
+    /// The driver of the kernel for a VF that is lent from a pool, or by its address; none: the kernel has to find it.
+    pub fn kernel_driver(&self, inventory: &Inventory, vf: &VirtualFunction, pool: Option<&str>) -> Option<String> {
+        let mut pools = self.pools_of(inventory, vf).filter(|of| pool.is_none_or(|pool| of.name == pool));
+        pools.find_map(|pool| pool.kernel_driver.clone()).or_else(|| {
             let pf = inventory.pfs.get(&vf.pf)?;
             crate::address::kernel_vf_driver(pf.function.driver.as_deref()?).map(ToOwned::to_owned)
         })
@@ -125,9 +125,9 @@ impl Policies {
     pub fn forbids(&self, inventory: &Inventory, lease: &Lease) -> Option<String> {
         let vf = inventory.vfs.get(&lease.vf)?;
         let allows = |pool: &Pool| match lease.gid {
-            Some(gid) => pool.allows(Asker { uid: lease.uid, gid }),
+            Some(gid) => pool.allows(PeerCredentials { uid: lease.uid, gid }),
             // Nobody knows whether a group of the pool is meant.
-            None => pool.names_group() || pool.allows(Asker { uid: lease.uid, gid: u32::MAX }),
+            None => pool.names_group() || pool.allows(PeerCredentials { uid: lease.uid, gid: u32::MAX }),
         };
         let Some(name) = &lease.pool else {
             let pools: Vec<_> = self.pools_of(inventory, vf).collect();
@@ -172,18 +172,18 @@ impl Pool {
     }
 
     fn names_group(&self) -> bool {
-        self.who.iter().flatten().any(|borrower| matches!(borrower, Borrower::Group(_)))
+        self.who.iter().flatten().any(|principal| matches!(principal, Principal::Group(_)))
     }
 
     /// Whether somebody may have a VF of it. Root may.
-    pub fn allows(&self, asker: Asker) -> bool {
-        let named = |who: &Vec<Borrower>| {
-            who.iter().any(|borrower| match borrower {
-                Borrower::User(uid) => *uid == asker.uid,
-                Borrower::Group(gid) => *gid == asker.gid,
+    pub fn allows(&self, peer: PeerCredentials) -> bool {
+        let named = |who: &Vec<Principal>| {
+            who.iter().any(|principal| match principal {
+                Principal::User(uid) => *uid == peer.uid,
+                Principal::Group(gid) => *gid == peer.gid,
             })
         };
-        asker.uid == 0 || self.who.as_ref().is_none_or(named)
+        peer.uid == 0 || self.who.as_ref().is_none_or(named)
     }
 }
 
@@ -204,12 +204,12 @@ impl PfSelector {
     }
 }
 
-impl std::str::FromStr for Borrower {
-    type Err = BorrowerError;
+impl std::str::FromStr for Principal {
+    type Err = PrincipalError;
 
     /// A user by name or number, a group behind an `@`.
-    fn from_str(text: &str) -> Result<Self, BorrowerError> {
-        let unknown = |kind| BorrowerError { text: text.to_owned(), kind };
+    fn from_str(text: &str) -> Result<Self, PrincipalError> {
+        let unknown = |kind| PrincipalError { text: text.to_owned(), kind };
         match text.strip_prefix('@') {
             Some(name) => match name.parse() {
                 Ok(gid) => Ok(Self::Group(gid)),
@@ -234,7 +234,7 @@ impl std::str::FromStr for Borrower {
 /// Nobody of that name is known here.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("`{text}`: this machine knows no {kind} of that name; a number is good as well")]
-pub struct BorrowerError {
+pub struct PrincipalError {
     text: String,
     kind: &'static str,
 }

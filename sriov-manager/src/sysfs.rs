@@ -15,6 +15,7 @@ use ferrule_ffi::sysfs::{net, pci_device};
 use sysfs_class::{PciDevice, SysClass};
 
 use crate::address::PciAddress;
+use crate::kernel::Interface;
 
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,16 +109,51 @@ impl Sysfs {
         link_name(&self.file(vf, "physfn"))?.parse().ok()
     }
 
-    /// Network interfaces of a function that are in our network namespace, in alphabetical order.
+    /// Network interfaces of a function that are in our network namespace. The first is the one through which it is spoken
+    /// to: beside it a PF may have one for each of its VFs (a switch's representors), and one for each of several ports.
     pub fn netdevs(&self, address: PciAddress) -> Vec<String> {
         let mut all = names(&self.file(address, "net")).unwrap_or_default();
-        all.sort_unstable();
+        if all.len() > 1 {
+            all.sort_by_cached_key(|netdev| {
+                let port = self.netdev_file(address, netdev, "phys_port_name").unwrap_or_default();
+                let number =
+                    self.netdev_file(address, netdev, "dev_port").and_then(|number| number.parse::<u32>().ok());
+                (is_representor(&port), number.unwrap_or_default(), netdev.clone())
+            });
+        }
         all
     }
 
-    /// The name of `vfio-dev/vfioN` of a function: its node is `/dev/vfio/devices/vfioN`.
+    /// The interface through which a function is spoken to.
+    pub fn interface(&self, address: PciAddress) -> Option<(String, Interface)> {
+        let netdev = self.netdevs(address).into_iter().next()?;
+        let index = self.netdev_file(address, &netdev, "ifindex")?.parse().ok()?;
+        Some((netdev, Interface { index, device: address }))
+    }
+
+    fn netdev_file(&self, address: PciAddress, netdev: &str, file: &str) -> Option<String> {
+        let text = fs::read_to_string(self.file(address, "net").join(netdev).join(file)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Interfaces that are made on top of one of a function: bonds, bridges, VLANs and their like.
+    pub fn upper_netdevs(&self, address: PciAddress, netdev: &str) -> Vec<String> {
+        let entries = names(&self.file(address, "net").join(netdev)).unwrap_or_default();
+        let mut uppers: Vec<_> =
+            entries.iter().filter_map(|name| name.strip_prefix("upper_")).map(ToOwned::to_owned).collect();
+        uppers.sort_unstable();
+        uppers
+    }
+
+    /// The nodes of a function that is driven by UIO, below `/dev`.
+    pub fn uio_devices(&self, address: PciAddress) -> Vec<String> {
+        names(&self.file(address, "uio")).unwrap_or_default()
+    }
+
+    /// `vfioN` of a function that has a node of its own, `/dev/vfio/devices/vfioN`: not every kernel makes one.
     pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
-        names(&self.file(address, "vfio-dev")).ok()?.pop()
+        let directory = self.file(address, "vfio-dev");
+        names(&directory).ok()?.pop().filter(|name| directory.join(name).join("dev").exists())
     }
 
     /// The MTU of a network interface of a function.
@@ -150,6 +186,12 @@ impl Default for Sysfs {
     fn default() -> Self {
         Self::new("/")
     }
+}
+
+/// Whether a port is another's end in a switch, by its name as drivers make it (`devlink_port_phys_port_name_get` of
+/// net/devlink/port.c): `pf0vf1`, `pf0sf1`, `c1pf0`; a port to the outside is `p0`.
+fn is_representor(port: &str) -> bool {
+    port.contains("pf")
 }
 
 fn names(directory: &Path) -> io::Result<Vec<String>> {

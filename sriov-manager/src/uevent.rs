@@ -25,10 +25,10 @@ impl Uevents {
         Ok(Self { socket, received: Vec::with_capacity(UEVENT_MAX) })
     }
 
-    /// Waits until something happened to a device of ours and has been quiet for a moment, or until `patience` has
+    /// Waits until something happened to a device of ours and has been quiet for a moment, or until `timeout` has
     /// passed. True: something happened.
-    pub fn wait(&mut self, patience: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + patience;
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + timeout;
         let mut first: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -46,9 +46,9 @@ impl Uevents {
         }
     }
 
-    fn readable(&self, patience: Duration) -> io::Result<bool> {
+    fn readable(&self, timeout: Duration) -> io::Result<bool> {
         let mut files = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         match poll(&mut files, timeout) {
             Ok(ready) => Ok(ready > 0),
             Err(Errno::EINTR) => Ok(false),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_happens_and_the_patience_ends() {
+    fn nothing_happens_and_the_timeout_ends() {
         match Uevents::open() {
             Ok(mut uevents) => drop(uevents.wait(Duration::from_millis(1)).unwrap()),
             Err(error) => println!("skipped: a uevent socket ({error})"),

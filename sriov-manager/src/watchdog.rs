@@ -23,7 +23,7 @@ use crate::kernel::Kernel;
 #[derive(Clone)]
 pub struct Watchdog {
     kernel: Arc<dyn Kernel>,
-    stuck: Arc<Mutex<Table>>,
+    stuck: Arc<Mutex<LateCalls>>,
     returned: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -37,7 +37,7 @@ pub struct Stuck {
 }
 
 #[derive(Default)]
-struct Table {
+struct LateCalls {
     next: u64,
     calls: BTreeMap<u64, (Vec<PciAddress>, Stuck)>,
 }
@@ -54,14 +54,14 @@ impl Watchdog {
         &self,
         what: &impl fmt::Display,
         about: &[PciAddress],
-        patience: Duration,
+        timeout: Duration,
         work: impl FnOnce(&dyn Kernel) -> Result<T, NetlinkError> + Send + 'static,
     ) -> Result<T, CallError> {
         if let Some((function, stuck)) = about.iter().find_map(|&function| Some((function, self.stuck(function)?))) {
             return Err(CallError::Before { function, what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
         }
         let since = Instant::now();
-        let call = Call { id: self.table().take_id(), watchdog: self.clone() };
+        let call = Call { id: self.late_calls().take_id(), watchdog: self.clone() };
         let id = call.id;
         let (sender, receiver) = sync_channel(1);
         let spawned = thread::Builder::new().name("sysfs".to_owned()).spawn(move || {
@@ -75,11 +75,11 @@ impl Watchdog {
         }
         let broken =
             || CallError::Refused(NetlinkError { errno: Errno::EIO, hint: Some("the call's thread died".into()) });
-        match receiver.recv_timeout(patience) {
+        match receiver.recv_timeout(timeout) {
             Ok(result) => result.map_err(CallError::Refused),
             Err(RecvTimeoutError::Disconnected) => Err(broken()),
             Err(RecvTimeoutError::Timeout) => {
-                let mut table = self.table();
+                let mut table = self.late_calls();
                 // It may have come back between the deadline and the lock; once it has, it ends only under the lock.
                 match receiver.try_recv() {
                     Ok(result) => result.map_err(CallError::Refused),
@@ -87,7 +87,7 @@ impl Watchdog {
                     Err(TryRecvError::Empty) => {
                         let what = what.to_string();
                         table.calls.insert(id, (about.to_vec(), Stuck { what: what.clone(), since }));
-                        Err(CallError::Late { what, seconds: patience.as_secs() })
+                        Err(CallError::Late { what, seconds: timeout.as_secs() })
                     }
                 }
             }
@@ -96,22 +96,22 @@ impl Watchdog {
 
     /// The call that a function is stuck in.
     pub fn stuck(&self, function: PciAddress) -> Option<Stuck> {
-        let table = self.table();
+        let table = self.late_calls();
         table.calls.values().find(|(about, _)| about.contains(&function)).map(|(_, stuck)| stuck.clone())
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn late_calls(&self) -> MutexGuard<'_, LateCalls> {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Watchdog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watchdog").field("stuck", &self.table().calls.len()).finish_non_exhaustive()
+        f.debug_struct("Watchdog").field("stuck", &self.late_calls().calls.len()).finish_non_exhaustive()
     }
 }
 
-impl Table {
+impl LateCalls {
     fn take_id(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -126,7 +126,7 @@ struct Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let was_stuck = self.watchdog.table().calls.remove(&self.id).is_some();
+        let was_stuck = self.watchdog.late_calls().calls.remove(&self.id).is_some();
         if was_stuck {
             (self.watchdog.returned)();
         }

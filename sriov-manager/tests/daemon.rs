@@ -30,7 +30,7 @@ fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
         rescan: Duration::from_millis(50),
         policies: Policies { pools: vec![pool] },
         file: None,
-        patience: parts.patience,
+        timeouts: parts.timeouts,
         observer: None,
     }
 }
@@ -87,7 +87,7 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     let mut asking = client(&socket).await;
     let again = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
     assert_eq!((again.vf.unwrap().address, again.steps.len()), (vf.address.clone(), 0));
-    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false };
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     assert_eq!(asking.release(release).await.unwrap().into_inner().vf, vf.address);
     daemon.stop().await;
 }
@@ -116,7 +116,12 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     );
 
     let counts = vec![v1::Count { pf: "ens1f0".into(), count: 5 }, v1::Count { pf: "nothing".into(), count: 1 }];
-    let created = asking.create(v1::CreateRequest { counts, dry_run: false }).await.unwrap().into_inner().created;
+    let created = asking
+        .create(v1::CreateRequest { counts, dry_run: false, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .created;
     assert!(created[0].error.contains("is lent as"), "{created:?}");
     assert!(created[1].error.contains("there is no PF nothing"), "{created:?}");
     daemon.stop().await;
@@ -162,12 +167,12 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     client(&socket).await.acquire(acquire("driver", "kernel")).await.unwrap();
     node.set(Scenario::UnbindHangs);
     let mut leaving = client(&socket).await;
-    // It needs an unbind, which takes longer than this client has patience.
+    // It needs an unbind, which takes longer than this client waits.
     let asked = leaving.acquire(acquire("driver", "vfio-pci"));
     timeout(Duration::from_millis(300), asked).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "a change of a lease goes on: asked again, it is there");
-    node.calm();
-    eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Held))
+    node.heal();
+    eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Lent))
         .await;
     let again = client(&socket).await.acquire(acquire("driver", "vfio-pci")).await.unwrap().into_inner();
     assert!(again.steps.is_empty(), "whoever asks again has it: {again:?}");
@@ -181,7 +186,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
-    node.calm();
+    node.heal();
     eventually("it is undone", || daemon.vfs().facts().leases.len() == 1).await;
     assert_eq!(node.fingerprint(), before);
 
@@ -190,10 +195,10 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     let mut again = client(&socket).await;
     let again = tokio::spawn(async move { again.acquire(new).await });
-    node.calm();
+    node.heal();
     let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
     assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
-    let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false };
+    let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     leaving.release(release).await.unwrap();
     assert_eq!(node.fingerprint(), before);
     daemon.stop().await;
@@ -208,7 +213,7 @@ async fn a_release_waits_for_a_holder_only_as_long_as_somebody_waits_for_the_rel
     let mut asking = client(&socket).await;
     let vf = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner().vf.unwrap();
     let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
-    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false };
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false, ..Default::default() };
     timeout(Duration::from_millis(200), asking.release(release.clone())).await.unwrap_err();
     let idle = || daemon.vfs().view().vfs.iter().all(|vf| !vf.busy);
     eventually("nobody waits any more", idle).await;
@@ -267,7 +272,7 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     assert!(list.pfs[0].short.contains("is lent as one"), "{list:?}");
     let lease = list.vfs[0].lease.clone().unwrap();
     assert_eq!((lease.id.as_str(), lease.forbidden.as_str()), ("one", "there is no pool quick any more"));
-    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false };
+    let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     asking.release(release).await.unwrap();
     raise(Signal::SIGHUP).unwrap();
     until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;

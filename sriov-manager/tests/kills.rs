@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sriov_manager::attributes::{Attributes, Mac, Vlan};
+use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::hands::{Observer, Point};
 use sriov_manager::lease::{Stage, Wanted};
-use sriov_manager::policy::Asker;
+use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Options, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
-const ROOT: Asker = Asker { uid: 0, gid: 0 };
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
 
 /// What a kill looks like from inside: nothing after it runs, not even what was to be undone.
 struct Killed;
@@ -36,7 +36,14 @@ fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
         ..Attributes::default()
     };
     let wanted = Wanted { driver, attributes };
-    Request { id: format!("lease-{vf}"), holder: "a test".into(), choice: Choice::Vf(vf), wanted, asker: ROOT }
+    Request {
+        id: format!("lease-{vf}"),
+        holder: "a test".into(),
+        choice: Choice::Vf(vf),
+        wanted,
+        peer: ROOT,
+        force: false,
+    }
 }
 
 /// Does `prepare` in peace, then kills `work` at every point in turn and lets `judge` look at what the next start
@@ -50,13 +57,13 @@ fn at_every_point(
         let node = FakeNode::new(1, 7);
         node.share_groups(2);
         let vfs = node.open();
-        vfs.create(node.pf(0), 4).expect("a node in a good mood does it");
+        vfs.create(node.pf(0), 4).expect("a node that is healthy does it");
         prepare(&node, &vfs);
         drop(vfs);
         let passed = Arc::default();
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let vfs = Vfs::open(Options { observer: Some(dying_at(u64::MAX, &passed)), ..node.options() })
-                .expect("a node in a good mood does it");
+                .expect("a node that is healthy does it");
             drop(vfs);
         }));
         assert!(opened.is_ok());
@@ -65,8 +72,8 @@ fn at_every_point(
             // The start itself passes points too; those are not the ones that are counted here.
             let observer = dying_at(start + point, &passed);
             let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() })
-                .expect("a node in a good mood does it");
-            work(&node, &vfs).expect("a node in a good mood does it");
+                .expect("a node that is healthy does it");
+            work(&node, &vfs).expect("a node that is healthy does it");
         }));
         let killed = survived.is_err();
         let vfs = node.open();
@@ -92,8 +99,8 @@ fn all_usable(node: &FakeNode, vfs: &Vfs) {
             continue;
         }
         let asked = Request { id: "probe".to_owned(), ..request(vf, Driver::VfioPci, None) };
-        vfs.acquire(&asked).expect("a node in a good mood does it");
-        vfs.release("probe", Duration::ZERO, ROOT).expect("a node in a good mood does it");
+        vfs.acquire(&asked).expect("a node that is healthy does it");
+        vfs.release("probe", Duration::ZERO, ROOT).expect("a node that is healthy does it");
     }
 }
 
@@ -113,7 +120,7 @@ fn a_kill_during_an_acquire_leaves_the_vf_lent_or_as_it_was() {
                 match vfs.facts().leases.get(&node.vf(0, 0)) {
                     None => assert_eq!(node.fingerprint(), untouched, "{driver} killed at {point}"),
                     Some(lease) => {
-                        assert_eq!((lease.stage, &lease.trouble), (Stage::Held, &None), "{driver} killed at {point}");
+                        assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{driver} killed at {point}");
                     }
                 }
                 all_usable(node, vfs);
@@ -137,7 +144,7 @@ fn a_kill_during_a_release_ends_with_the_vf_free_and_as_it_was_or_still_lent() {
                 if vfs.facts().leases.is_empty() {
                     assert_eq!(node.fingerprint(), *before.borrow(), "{driver} killed at {point}");
                 } else {
-                    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].stage, Stage::Held, "{driver} killed at {point}");
+                    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].stage, Stage::Lent, "{driver} killed at {point}");
                 }
                 all_usable(node, vfs);
             },
@@ -153,7 +160,7 @@ fn a_kill_during_a_change_leaves_the_lease_as_it_was_or_as_it_was_to_be() {
         |node, vfs| vfs.acquire(&request(node.vf(0, 0), Driver::Kernel, Some(9))).map(drop),
         |node, vfs, point| {
             let lease = &vfs.facts().leases[&node.vf(0, 0)];
-            assert_eq!((lease.stage, &lease.trouble, &lease.previous), (Stage::Held, &None, &None), "{point}");
+            assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{point}");
             let driver = node.sysfs().driver(node.vf(0, 0));
             match lease.wanted.attributes.vlan.map(|vlan| vlan.id) {
                 Some(7) => assert_eq!(driver.as_deref(), Some("vfio-pci"), "{point}"),
@@ -203,15 +210,15 @@ fn after_a_reboot_leases_come_back_and_those_of_vfs_that_are_gone_are_told() {
 
     let vfs = node.open();
     assert_eq!(node.sysfs().driver(kept).as_deref(), Some("vfio-pci"), "brought back");
-    assert_eq!(vfs.facts().leases[&kept].trouble, None);
+    assert_eq!(vfs.facts().leases[&kept].fault, None);
     let view = vfs.view();
     assert_eq!(view.lost.len(), 1);
-    assert!(view.lost[0].trouble.as_ref().unwrap().contains("its VF is gone"), "{view:?}");
+    assert!(view.lost[0].fault.as_ref().unwrap().contains("its VF is gone"), "{view:?}");
 
     vfs.release(&kept.to_string(), Duration::ZERO, ROOT).unwrap();
     vfs.create(node.pf(0), 6).unwrap();
     vfs.rescan();
-    assert_eq!(vfs.facts().leases[&lost].trouble, None, "it came back with its VF");
+    assert_eq!(vfs.facts().leases[&lost].fault, None, "it came back with its VF");
     assert_eq!(node.sysfs().driver(lost).as_deref(), Some("igbvf"));
     vfs.release(&lost.to_string(), Duration::ZERO, ROOT).unwrap();
     assert!(vfs.facts().leases.is_empty());
@@ -228,16 +235,17 @@ fn a_start_does_not_touch_a_vf_that_is_held() {
     let file = node.open_vfio(vf, 11, "qemu");
     // Somebody changes it behind the manager's back while it is down.
     let kernel = node.kernel();
-    let elsewhere = sriov_manager::attributes::Setting::Vlan(Vlan { id: 9, ..Vlan::default() });
-    sriov_manager::kernel::Kernel::set_vf(&*kernel, "ens1f0", 0, elsewhere).unwrap();
+    let elsewhere = sriov_manager::attributes::VfChange::Vlan(Vlan { id: 9, ..Vlan::default() });
+    let (_, pf) = node.sysfs().interface(node.pf(0)).unwrap();
+    sriov_manager::kernel::Kernel::set_vf(&*kernel, pf, 0, elsewhere).unwrap();
     let log = node.log().len();
     let vfs = node.open();
     assert_eq!(node.log().len(), log, "nothing was written");
-    let trouble = vfs.facts().leases[&vf].trouble.clone().unwrap();
-    assert!(trouble.contains("process 11 (qemu)"), "{trouble}");
+    let fault = vfs.facts().leases[&vf].fault.clone().unwrap();
+    assert!(fault.contains("process 11 (qemu)"), "{fault}");
     drop(file);
     vfs.rescan();
-    assert_eq!(vfs.facts().leases[&vf].trouble, None);
+    assert_eq!(vfs.facts().leases[&vf].fault, None);
     assert!(node.fingerprint().contains("id: 7"));
 }
 
@@ -249,7 +257,7 @@ enum Action {
     /// The next operation is killed at this point.
     Kill(u64),
     /// The next operation meets a node in this mood.
-    Mood(Scenario),
+    Misbehave(Scenario),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -262,7 +270,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0..4_u8).prop_map(Action::Release),
         1 => Just(Action::Restart),
         2 => (1..25_u64).prop_map(Action::Kill),
-        1 => mood.prop_map(Action::Mood),
+        1 => mood.prop_map(Action::Misbehave),
     ]
 }
 
@@ -302,10 +310,10 @@ proptest! {
                     }));
                     vfs = node.open();
                 }
-                Action::Mood(scenario) => {
+                Action::Misbehave(scenario) => {
                     node.set(*scenario);
                     let _ = vfs.acquire(&request(node.vf(0, 3), Driver::Kernel, Some(5)));
-                    node.calm();
+                    node.heal();
                 }
                 _ => work(&node, &vfs),
             }

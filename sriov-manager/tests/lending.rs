@@ -5,17 +5,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProtocol};
+use sriov_manager::executor::Timeouts;
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::hands::Timeouts;
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
-use sriov_manager::policy::{Asker, Borrower, NumVfs, PfSelector, Policies, Pool};
-use sriov_manager::vfs::{Choice, Counts, Options, Reason, Request};
+use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool, Principal};
+use sriov_manager::vfs::{Choice, Counts, HostVfs, Options, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
-const ROOT: Asker = Asker { uid: 0, gid: 0 };
-const NOBODY: Asker = Asker { uid: 65534, gid: 65534 };
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
+const NOBODY: PeerCredentials = PeerCredentials { uid: 65534, gid: 65534 };
 
 fn request(vf: PciAddress, driver: Driver) -> Request {
     Request {
@@ -23,7 +23,8 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         holder: "a test".to_owned(),
         choice: Choice::Vf(vf),
         wanted: Wanted { driver, attributes: Attributes::default() },
-        asker: ROOT,
+        peer: ROOT,
+        force: false,
     }
 }
 
@@ -42,7 +43,7 @@ fn all_attributes() -> Attributes {
 fn node(vfs: u32) -> (FakeNode, Vfs) {
     let node = FakeNode::new(1, 63);
     let owner = node.open();
-    owner.create(node.pf(0), vfs).expect("a node in a good mood does it");
+    owner.create(node.pf(0), vfs).expect("a node that is healthy does it");
     (node, owner)
 }
 
@@ -50,7 +51,7 @@ fn node(vfs: u32) -> (FakeNode, Vfs) {
 fn vfs_of_two_pfs_are_made_at_the_same_time_and_drivers_stay_away() {
     let node = FakeNode::new(2, 7);
     let vfs = node.open();
-    for (_, created) in vfs.create_all(&[(node.pf(0), 7), (node.pf(1), 7)]) {
+    for (_, created) in vfs.create_all(&[(node.pf(0), 7), (node.pf(1), 7)], HostVfs::Kept) {
         assert_eq!(created.unwrap().from, 0);
     }
     let view = vfs.view();
@@ -152,7 +153,7 @@ fn a_dry_run_tells_the_steps_and_does_none() {
     let (before, log) = (node.fingerprint(), node.log().len());
     let asked = request(node.vf(0, 0), Driver::VfioPci);
     assert!(vfs.plan_acquire(&asked).unwrap().steps.len() >= 2);
-    assert_eq!(vfs.plan_create(node.pf(0), 3).unwrap().steps.len(), 3);
+    assert_eq!(vfs.plan_create(node.pf(0), 3, HostVfs::Kept).unwrap().steps.len(), 3);
     assert_eq!((node.fingerprint(), node.log().len()), (before, log));
     assert!(vfs.facts().leases.is_empty());
     vfs.acquire(&asked).unwrap();
@@ -179,7 +180,7 @@ fn a_process_with_the_vfio_group_open_forbids_removal_and_is_named() {
     let file = node.open_vfio(vf, 4242, "testpmd");
     let error = vfs.release(&vf.to_string(), Duration::from_millis(60), ROOT).unwrap_err();
     assert!(error.to_string().contains("process 4242 (testpmd) has /dev/vfio/200 open"), "{error}");
-    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Held, "the lease stays");
+    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Lent, "the lease stays");
     assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
     drop(file);
     vfs.release(&vf.to_string(), Duration::ZERO, ROOT).unwrap();
@@ -336,10 +337,10 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let policies = |pools: Vec<Pool>| Policies { pools };
     let first = policies(vec![pool("fast", &[0, 1], None), pool("slow", &[2, 3], None)]);
     let vfs = Vfs::open(Options { policies: first.clone(), ..node.options() }).unwrap();
-    let ask = |id: &str, pool: &str, asker| Request {
+    let ask = |id: &str, pool: &str, peer| Request {
         id: id.into(),
         choice: Choice::Pool(pool.into()),
-        asker,
+        peer,
         ..request(node.vf(0, 0), Driver::VfioPci)
     };
     let kept = vfs.acquire(&ask("a", "fast", NOBODY)).unwrap().vf;
@@ -348,7 +349,7 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let log = node.log().len();
 
     // `fast` is gone, and `slow` is for others.
-    let other = policies(vec![pool("slow", &[2, 3], Some(vec![Borrower::User(1000), Borrower::Group(1000)]))]);
+    let other = policies(vec![pool("slow", &[2, 3], Some(vec![Principal::User(1000), Principal::Group(1000)]))]);
     let adopted = vfs.adopt_policies(other, Counts::Changed).unwrap();
     let told: Vec<_> = adopted.forbidden.iter().map(|(id, why)| format!("{id}: {why}")).collect();
     assert_eq!(
@@ -436,8 +437,8 @@ fn the_pf_is_never_taken_from_the_kernel() {
 #[test]
 fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
     let node = FakeNode::new(1, 7);
-    let short = Timeouts { call: Duration::from_millis(150), ..node.options().patience };
-    let vfs = Vfs::open(Options { patience: short, ..node.options() }).unwrap();
+    let short = Timeouts { call: Duration::from_millis(150), ..node.options().timeouts };
+    let vfs = Vfs::open(Options { timeouts: short, ..node.options() }).unwrap();
     vfs.create(node.pf(0), 3).unwrap();
     let before = node.fingerprint();
     let (stuck, other) = (node.vf(0, 0), node.vf(0, 1));
@@ -456,7 +457,7 @@ fn a_stuck_unbind_is_shown_and_hangs_nothing_else_and_heals_by_itself() {
     let error = vfs.release(&stuck.to_string(), Duration::ZERO, ROOT).unwrap_err();
     assert!(error.to_string().contains("is stuck"), "{error}");
 
-    node.calm();
+    node.heal();
     let deadline = Instant::now() + Duration::from_secs(10);
     while vfs.facts().leases.contains_key(&stuck) {
         assert!(Instant::now() < deadline, "{:?}", vfs.facts());
@@ -477,12 +478,19 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
         kernel_driver: Some("igbvf".to_owned()),
         who,
     };
-    let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Borrower::User(1000)]))];
+    let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Principal::User(1000)]))];
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
-    vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)]);
-    let ask = |id: &str, pool: &str, driver, asker| {
+    vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)], HostVfs::Kept);
+    let ask = |id: &str, pool: &str, driver, peer| {
         let wanted = Wanted { driver, attributes: Attributes::default() };
-        vfs.acquire(&Request { id: id.into(), holder: "x".into(), choice: Choice::Pool(pool.into()), wanted, asker })
+        vfs.acquire(&Request {
+            id: id.into(),
+            holder: "x".into(),
+            choice: Choice::Pool(pool.into()),
+            wanted,
+            peer,
+            force: false,
+        })
     };
     let first = ask("a", "fast", Driver::Kernel, NOBODY).unwrap();
     assert_eq!(ask("a", "fast", Driver::Kernel, NOBODY).unwrap().vf, first.vf, "the same lease");
@@ -492,7 +500,7 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     assert!(error.to_string().contains("it has 2 VFs, the first is 0000:02:10.0: it is lent as a"), "{error}");
     let error = ask("d", "ours", Driver::Kernel, NOBODY).unwrap_err();
     assert!(matches!(error, VfError::NotAllowed { uid: 65534, .. }), "{error}");
-    ask("d", "ours", Driver::Kernel, Asker { uid: 1000, gid: 1 }).unwrap();
+    ask("d", "ours", Driver::Kernel, PeerCredentials { uid: 1000, gid: 1 }).unwrap();
     let error = ask("e", "slow", Driver::Kernel, ROOT).unwrap_err();
     assert!(error.to_string().contains("there are: fast, ours"), "{error}");
     let error = vfs.release("d", Duration::ZERO, NOBODY).unwrap_err();

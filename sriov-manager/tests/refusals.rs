@@ -7,26 +7,26 @@ use sriov_manager::attributes::{Attributes, LinkState, Vlan};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::Wanted;
-use sriov_manager::policy::Asker;
+use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Request};
 use sriov_manager::{Driver, PciAddress, Vfs};
 
 fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
-    let asker = Asker { uid: 0, gid: 0 };
+    let peer = PeerCredentials { uid: 0, gid: 0 };
     let wanted = Wanted { driver, attributes };
-    Request { id: "lease".into(), holder: "a test".into(), choice: Choice::Vf(vf), wanted, asker }
+    Request { id: "lease".into(), holder: "a test".into(), choice: Choice::Vf(vf), wanted, peer, force: false }
 }
 
 /// A node with VFs of which the first is the kernel's: something that a failure could change.
 fn node() -> (FakeNode, Vfs, PciAddress) {
     let node = FakeNode::new(1, 7);
     let vfs = node.open();
-    vfs.create(node.pf(0), 3).expect("a node in a good mood does it");
+    vfs.create(node.pf(0), 3).expect("a node that is healthy does it");
     let vf = node.vf(0, 0);
     let kernel = node.kernel();
-    kernel.write(&node.sysfs().file(vf, "driver_override"), "igbvf").expect("a node in a good mood does it");
-    kernel.write(&node.sysfs().probe_file(), &vf.to_string()).expect("a node in a good mood does it");
-    kernel.write(&node.sysfs().file(vf, "driver_override"), "\n").expect("a node in a good mood does it");
+    kernel.write(&node.sysfs().file(vf, "driver_override"), "igbvf").expect("a node that is healthy does it");
+    kernel.write(&node.sysfs().probe_file(), &vf.to_string()).expect("a node that is healthy does it");
+    kernel.write(&node.sysfs().file(vf, "driver_override"), "\n").expect("a node that is healthy does it");
     vfs.rescan();
     (node, vfs, vf)
 }
@@ -38,10 +38,10 @@ fn refused(node: &FakeNode, vfs: &Vfs, what: &str, work: impl FnOnce() -> String
     assert!(error.contains(what), "`{what}` in: {error}");
     assert_eq!(node.fingerprint(), before, "after: {error}");
     assert!(vfs.facts().leases.is_empty() && vfs.facts().resizes.is_empty(), "{:?}", vfs.facts());
-    node.calm();
+    node.heal();
     let vf = node.vf(0, 1);
-    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).expect("a node in a good mood does it");
-    vfs.release("lease", Duration::ZERO, Asker { uid: 0, gid: 0 }).expect("a node in a good mood does it");
+    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).expect("a node that is healthy does it");
+    vfs.release("lease", Duration::ZERO, PeerCredentials { uid: 0, gid: 0 }).expect("a node that is healthy does it");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_pf_that_refuses_its_old_number_too_is_told_as_not_undone() {
     node.set(Scenario::CountRefused(0, Errno::EINVAL as i32));
     let error = vfs.create(node.pf(0), 5).unwrap_err().to_string();
     assert!(error.contains("could not be undone"), "{error}");
-    node.calm();
+    node.heal();
     vfs.create(node.pf(0), 3).unwrap();
     assert_eq!(vfs.view().vfs.len(), 3);
 }
@@ -207,9 +207,9 @@ fn a_vf_that_cannot_be_reset_is_taken_back_all_the_same() {
     let before = node.fingerprint();
     node.set(Scenario::ResetUnsupported);
     vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap();
-    vfs.release("lease", Duration::ZERO, Asker { uid: 0, gid: 0 }).unwrap();
+    vfs.release("lease", Duration::ZERO, PeerCredentials { uid: 0, gid: 0 }).unwrap();
     let without_mac =
-        |text: &str| text.lines().map(|l| l.split(" Some(Settings").next().unwrap().to_owned()).collect::<Vec<_>>();
+        |text: &str| text.lines().map(|l| l.split(" Some(VfState").next().unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(without_mac(&node.fingerprint()), without_mac(&before));
 }
 
@@ -238,7 +238,7 @@ fn what_is_not_there_is_named() {
     assert!(error.contains("there is no VF 0000:ff:00.0"), "{error}");
     let error = vfs.create(vf, 1).unwrap_err().to_string();
     assert!(error.contains("there is no PF 0000:ff:00.0"), "{error}");
-    let error = vfs.release("nobody", Duration::ZERO, Asker { uid: 0, gid: 0 }).unwrap_err().to_string();
+    let error = vfs.release("nobody", Duration::ZERO, PeerCredentials { uid: 0, gid: 0 }).unwrap_err().to_string();
     assert!(error.contains("there is no lease nobody"), "{error}");
     drop(node);
 }

@@ -1,7 +1,7 @@
 //! The longest burst of back-to-back frames without a loss (RFC 2544, section 26.4).
 
 use crate::load::{Pace, Stop};
-use crate::method::{Seen, Trial};
+use crate::method::trial::{Measurement, Trial};
 
 /// Doubles the length of a burst until some of it is lost, and halves the distance between the bounds after that.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ impl Bursts {
     }
 
     /// Takes note of what came of it.
-    pub fn feed(&mut self, seen: Seen) {
+    pub fn feed(&mut self, seen: Measurement) {
         let Some(Trial { stop: Stop::Frames(frames), .. }) = self.next() else { return };
         if seen.loss > 0.0 {
             self.bad = Some(frames);
@@ -62,7 +62,7 @@ mod tests {
         let trials = lead(&mut method, |trial| {
             let Stop::Frames(frames) = trial.stop else { unreachable!("a burst has a length") };
             let lost = frames.saturating_sub(room);
-            Seen { loss: lost as f64 / frames as f64, ..Seen::default() }
+            Measurement { loss: lost as f64 / frames as f64, ..Measurement::default() }
         });
         (method.figures()[0].value, trials.len())
     }

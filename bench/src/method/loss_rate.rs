@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::method::{Seen, Trial};
+use crate::method::trial::{Measurement, Trial};
 
 /// Begins at the highest rate and goes down in tenths of it, until two rates one after the other lost nothing.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ impl LossRate {
     }
 
     /// Takes note of what came of it.
-    pub fn feed(&mut self, seen: Seen) {
+    pub fn feed(&mut self, seen: Measurement) {
         match self.max {
             None => self.max = Some(seen.arrived * ABOVE),
             Some(max) => self.tried.push((self.rate(max, self.tried.len()), seen.loss)),
@@ -59,11 +59,11 @@ const ABOVE: f64 = 1.25;
 #[cfg(test)]
 mod tests {
     use crate::method::tests::{SETTINGS, lead, wire_of};
-    use crate::method::{Method, Settings};
+    use crate::method::{Method, MethodSettings};
 
     #[test]
     fn rates_go_down_in_tenths_until_two_lose_nothing() {
-        let mut method = Method::loss_rate(&Settings { max_rate: Some(10e6), ..SETTINGS });
+        let mut method = Method::loss_rate(&MethodSettings { max_rate: Some(10e6), ..SETTINGS });
         let trials = lead(&mut method, wire_of(7.5e6));
         let rates: Vec<_> = trials.iter().map(|(_, seen)| seen.offered / 1e6).collect();
         assert_eq!(rates, [10.0, 9.0, 8.0, 7.0, 6.0]);
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_wire_that_always_loses_is_tried_down_to_a_tenth() {
         let mut method = Method::loss_rate(&SETTINGS);
-        let trials = lead(&mut method, |trial| crate::method::Seen { loss: 0.1, ..wire_of(1e6)(trial) });
+        let trials = lead(&mut method, |trial| crate::method::Measurement { loss: 0.1, ..wire_of(1e6)(trial) });
         assert_eq!(trials.len(), super::TRIALS);
         assert!(method.figures()[0].value == 0.0);
     }

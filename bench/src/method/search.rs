@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::method::{Seen, Trial};
+use crate::method::trial::{Measurement, Trial};
 
 /// A search. One trial without a pace finds the highest rate worth trying, unless that is given.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct Search {
     phases: Vec<Phase>,
     max: Option<f64>,
     /// What was tried, by phase.
-    tried: Vec<Vec<Tried>>,
+    tried: Vec<Vec<Probe>>,
     count: usize,
 }
 
@@ -38,7 +38,7 @@ pub struct Phase {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Tried {
+struct Probe {
     rate: f64,
     loss: f64,
 }
@@ -73,14 +73,14 @@ impl Search {
     }
 
     /// Takes note of what came of it.
-    pub fn feed(&mut self, seen: Seen) {
+    pub fn feed(&mut self, seen: Measurement) {
         let Some(max) = self.max else {
             self.max = Some(seen.arrived * ABOVE);
             return;
         };
         self.count += 1;
         if let Some((rate, phase)) = self.next_rate(max) {
-            self.tried[phase].push(Tried { rate, loss: seen.loss });
+            self.tried[phase].push(Probe { rate, loss: seen.loss });
         }
     }
 
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
     use crate::method::tests::{SETTINGS, lead, wire_of};
-    use crate::method::{Method, Settings};
+    use crate::method::{Method, MethodSettings};
 
     fn near(value: f64, expected: f64, precision: f64) -> bool {
         value <= expected && value >= expected * (1.0 - precision)
@@ -171,7 +171,7 @@ mod tests {
     fn the_throughput_of_any_wire_is_found_to_the_precision_wanted() {
         for capacity in [1e3, 123_456.0, 3e6, 59e6] {
             for precision in [0.05, 0.01, 0.001] {
-                let mut method = Method::throughput(&Settings { precision, ..SETTINGS });
+                let mut method = Method::throughput(&MethodSettings { precision, ..SETTINGS });
                 let trials = lead(&mut method, wire_of(capacity));
                 let found = method.figures()[0].value;
                 assert!(near(found, capacity, precision), "{found} of {capacity}");
@@ -184,7 +184,7 @@ mod tests {
     fn the_first_trial_has_no_pace_unless_the_highest_rate_is_given() {
         let mut method = Method::throughput(&SETTINGS);
         assert_eq!(lead(&mut method, wire_of(1e6))[0].0.pace, Pace::Saturate);
-        let mut method = Method::throughput(&Settings { max_rate: Some(5e5), ..SETTINGS });
+        let mut method = Method::throughput(&MethodSettings { max_rate: Some(5e5), ..SETTINGS });
         let trials = lead(&mut method, wire_of(1e6));
         assert_eq!(trials.len(), 1, "a wire that takes the highest rate is searched no further");
         assert!((method.figures()[0].value - 5e5).abs() < 1.0);
@@ -197,7 +197,7 @@ mod tests {
         let trials = lead(&mut method, |trial| {
             let seen = wire_of(4e6)(trial);
             let little = if seen.offered > 2e6 { 0.001 } else { 0.0 };
-            Seen { loss: seen.loss.max(little), ..seen }
+            Measurement { loss: seen.loss.max(little), ..seen }
         });
         let figures = method.figures();
         assert_eq!((figures[0].name, figures[1].name), ("NDR", "PDR"));
@@ -229,7 +229,7 @@ mod tests {
         let mut method = Method::ndr_pdr(&SETTINGS);
         let trials = lead(&mut method, |trial| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            Seen { loss: if state >> 63 == 0 { 0.5 } else { 0.0 }, ..wire_of(1e6)(trial) }
+            Measurement { loss: if state >> 63 == 0 { 0.5 } else { 0.0 }, ..wire_of(1e6)(trial) }
         });
         assert!(trials.len() <= TRIALS_MAX + 1);
     }

@@ -6,10 +6,10 @@ use std::io;
 
 use serde::Serialize;
 
-use super::{Compared, IDLE_MIN, MILLION, compare};
+use super::compare::{Compared, IDLE_MIN, MILLION, compare};
 use crate::machine::Machine;
 use crate::method::Unit;
-use crate::session::{Entry, Measured, Results, Tried};
+use crate::session::{CaseResult, ProgramResult, Results, TrialResult};
 use crate::spread::Spread;
 
 /// The list of `{case, ours_mpps, peer, peer_mpps, ratio, ours_cycles}`, and spreads.
@@ -19,20 +19,20 @@ pub fn figures(results: &Results) -> io::Result<String> {
 
 /// Everything.
 pub fn details(results: &Results) -> io::Result<String> {
-    let programs = results.programs.iter().map(|program| Program {
+    let programs = results.programs.iter().map(|program| ProgramJson {
         name: &program.name,
         ends: &program.ends,
         version: &program.version,
         commands: &program.commands,
         agreements: &program.agreements,
     });
-    let cases = results.cases.iter().map(|case| Case {
+    let cases = results.cases.iter().map(|case| CaseJson {
         name: &case.case.name,
         sizes: case.case.mix.sizes(),
         programs: case.entries.iter().map(entry).collect(),
     });
     let (machine, method, notes) = (&results.machine, &*results.method, &*results.notes);
-    text(&Details { machine, method, notes, programs: programs.collect(), cases: cases.collect() })
+    text(&DetailsJson { machine, method, notes, programs: programs.collect(), cases: cases.collect() })
 }
 
 fn text(value: &impl Serialize) -> io::Result<String> {
@@ -41,7 +41,7 @@ fn text(value: &impl Serialize) -> io::Result<String> {
 
 /// One line of the list: ours beside one peer.
 #[derive(Serialize)]
-struct Line<'a> {
+struct FigureJson<'a> {
     case: &'a str,
     /// What is compared: `rate`, `throughput`, `NDR`, `PDR`, `burst`.
     figure: &'static str,
@@ -54,18 +54,26 @@ struct Line<'a> {
     ours_cycles_spread: Option<Spread>,
     /// The generator waited in less than a twentieth of the time: it was the limit.
     ours_limited_by_generator: bool,
+    /// At a fixed rate: what was offered, the share of it that was lost, and the share of what was due that the generator
+    /// was too late for.
+    ours_offered_mpps: Option<f64>,
+    ours_loss: Option<f64>,
+    ours_skipped: Option<f64>,
     peer: Option<&'a str>,
     peer_mpps: Option<f64>,
     peer_frames: Option<f64>,
     peer_spread: Option<Spread>,
     peer_cycles: Option<f64>,
+    peer_offered_mpps: Option<f64>,
+    peer_loss: Option<f64>,
+    peer_skipped: Option<f64>,
     /// Of the settings of this peer's program that were tried, this one was the fastest in this case.
     peer_best: bool,
     ratio: Option<f64>,
     ratio_spread: Option<Spread>,
 }
 
-fn entries(case: &Measured) -> Vec<Line<'_>> {
+fn entries(case: &CaseResult) -> Vec<FigureJson<'_>> {
     let compared = compare(case);
     let mut lines = Vec::new();
     let mut ours = None;
@@ -84,10 +92,18 @@ fn entries(case: &Measured) -> Vec<Line<'_>> {
     lines
 }
 
-fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>, all: &[Compared<'a>]) -> Line<'a> {
+fn line<'a>(
+    case: &'a CaseResult,
+    ours: &Compared<'a>,
+    peer: Option<&Compared<'a>>,
+    all: &[Compared<'a>],
+) -> FigureJson<'a> {
     let rate =
         |compared: &Compared<'_>| (compared.unit == Unit::FramesPerSecond).then_some(compared.spread.median / MILLION);
     let frames = |compared: &Compared<'_>| (compared.unit == Unit::Frames).then_some(compared.spread.median);
+    let offered = |compared: &Compared<'_>| compared.paced.map(|paced| paced.offered.median / MILLION);
+    let loss = |compared: &Compared<'_>| compared.paced.map(|paced| paced.loss.median);
+    let skipped = |compared: &Compared<'_>| compared.paced.map(|paced| paced.skipped.median);
     let scale = if ours.unit == Unit::FramesPerSecond { MILLION } else { 1.0 };
     let family = |compared: &Compared<'_>| compared.entry.program.split(' ').next().unwrap_or_default().to_owned();
     let best = peer.is_some_and(|peer| {
@@ -96,7 +112,7 @@ fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>
             .filter(|other| other.entry.program != ours.entry.program)
             .all(|other| other.spread.median <= peer.spread.median)
     });
-    Line {
+    FigureJson {
         case: &case.case.name,
         figure: ours.name,
         ours: &ours.entry.program,
@@ -106,11 +122,17 @@ fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>
         ours_cycles: ours.cycles.map(|cycles| cycles.median),
         ours_cycles_spread: ours.cycles,
         ours_limited_by_generator: ours.idle.is_some_and(|idle| idle.median < IDLE_MIN),
+        ours_offered_mpps: offered(ours),
+        ours_loss: loss(ours),
+        ours_skipped: skipped(ours),
         peer: peer.map(|peer| &*peer.entry.program),
         peer_mpps: peer.and_then(rate),
         peer_frames: peer.and_then(frames),
         peer_spread: peer.map(|peer| peer.spread.by(scale)),
         peer_cycles: peer.and_then(|peer| peer.cycles).map(|cycles| cycles.median),
+        peer_offered_mpps: peer.and_then(offered),
+        peer_loss: peer.and_then(loss),
+        peer_skipped: peer.and_then(skipped),
         peer_best: best,
         ratio: peer.and_then(|peer| peer.ratio).map(|ratio| ratio.median),
         ratio_spread: peer.and_then(|peer| peer.ratio),
@@ -118,16 +140,16 @@ fn line<'a>(case: &'a Measured, ours: &Compared<'a>, peer: Option<&Compared<'a>>
 }
 
 #[derive(Serialize)]
-struct Details<'a> {
+struct DetailsJson<'a> {
     machine: &'a Machine,
     method: &'a str,
     notes: &'a [String],
-    programs: Vec<Program<'a>>,
-    cases: Vec<Case<'a>>,
+    programs: Vec<ProgramJson<'a>>,
+    cases: Vec<CaseJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Program<'a> {
+struct ProgramJson<'a> {
     name: &'a str,
     ends: &'a str,
     version: &'a str,
@@ -136,21 +158,21 @@ struct Program<'a> {
 }
 
 #[derive(Serialize)]
-struct Case<'a> {
+struct CaseJson<'a> {
     name: &'a str,
     sizes: &'a [usize],
-    programs: Vec<Measurements<'a>>,
+    programs: Vec<MeasurementsJson<'a>>,
 }
 
 #[derive(Serialize)]
-struct Measurements<'a> {
+struct MeasurementsJson<'a> {
     program: &'a str,
-    rounds: Vec<Vec<Trial>>,
-    latency: Vec<Latency>,
+    rounds: Vec<Vec<TrialJson>>,
+    latency: Vec<LatencyJson>,
 }
 
 #[derive(Serialize)]
-struct Trial {
+struct TrialJson {
     wanted_pps: Option<f64>,
     offered_pps: f64,
     arrived_pps: f64,
@@ -163,7 +185,7 @@ struct Trial {
 
 /// Of all rounds at one load, in microseconds.
 #[derive(Serialize)]
-struct Latency {
+struct LatencyJson {
     load: String,
     frames: u64,
     min: f64,
@@ -176,12 +198,12 @@ struct Latency {
     max: f64,
 }
 
-fn entry(entry: &Entry) -> Measurements<'_> {
+fn entry(entry: &ProgramResult) -> MeasurementsJson<'_> {
     let trials = |round: &crate::session::Round| round.trials.iter().map(trial).collect();
     let latency = |(load, latency): (String, crate::latency::Latency)| {
         let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6;
         let quantile = |share| micros(latency.quantile(share));
-        Latency {
+        LatencyJson {
             load,
             frames: latency.count(),
             min: micros(latency.min()),
@@ -194,15 +216,15 @@ fn entry(entry: &Entry) -> Measurements<'_> {
             max: micros(latency.max()),
         }
     };
-    Measurements {
+    MeasurementsJson {
         program: &entry.program,
         rounds: entry.rounds.iter().map(trials).collect(),
         latency: entry.latencies().into_iter().map(latency).collect(),
     }
 }
 
-fn trial(tried: &Tried) -> Trial {
-    Trial {
+fn trial(tried: &TrialResult) -> TrialJson {
+    TrialJson {
         wanted_pps: tried.wanted,
         offered_pps: tried.seen.offered,
         arrived_pps: tried.seen.arrived,
@@ -231,6 +253,21 @@ mod tests {
             assert!((entry[key].as_f64().unwrap() - value).abs() < 1e-6, "{key}: {}", entry[key]);
         }
         assert_eq!(entry["peer_best"], Value::Bool(true));
+    }
+
+    #[test]
+    fn at_a_fixed_rate_what_was_offered_lost_and_skipped_is_told() {
+        let mut results = results(&[64]);
+        for round in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds) {
+            round.trials.retain(|trial| trial.wanted.is_some());
+            round.trials[0].skipped = 0.02;
+        }
+        let list: Value = serde_json::from_str(&figures(&results).unwrap()).unwrap();
+        for (key, value) in
+            [("ours_offered_mpps", 15.625), ("peer_offered_mpps", 7.8125), ("ours_loss", 0.01), ("peer_skipped", 0.02)]
+        {
+            assert!((list[0][key].as_f64().unwrap() - value).abs() < 1e-6, "{key}: {}", list[0][key]);
+        }
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use super::compare::{Compared, IDLE_MIN, MILLION, bits, compare};
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
-use super::{Compared, IDLE_MIN, MILLION, bits, compare};
 use crate::case::line_rate;
 use crate::method::Unit;
-use crate::session::{Measured, Results, Tried};
+use crate::session::{CaseResult, Results, TrialResult};
 use crate::spread::Spread;
 
 /// The page.
@@ -62,7 +62,7 @@ fn summary(results: &Results) -> Markup {
     }
 }
 
-fn summary_row(case: &Measured, number: usize, compared: &Compared<'_>, compares: bool) -> Markup {
+fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, compares: bool) -> Markup {
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit, decimals) = if is_rate { (MILLION, "Mpps", 2) } else { (1.0, "frames", 0) };
     let spread = compared.spread.by(scale);
@@ -153,13 +153,13 @@ fn by_size(results: &Results) -> Markup {
     }
 }
 
-fn in_series(case: &Measured, series: &str) -> bool {
+fn in_series(case: &CaseResult, series: &str) -> bool {
     case.case.series == series && case.case.mix.sizes().len() == 1
 }
 
 fn size_plot(results: &Results, name: &str) -> Markup {
     let cases: Vec<_> = results.cases.iter().filter(|case| in_series(case, name)).collect();
-    let size = |case: &Measured| case.case.mix.average();
+    let size = |case: &CaseResult| case.case.mix.average();
     let mut series: Vec<Series> = Vec::new();
     for case in &cases {
         for one in compare(case).iter().filter(|one| one.unit == Unit::FramesPerSecond) {
@@ -207,7 +207,7 @@ fn size_plot(results: &Results, name: &str) -> Markup {
 
 /// Percentiles, for every case that has them.
 fn latency(results: &Results) -> Markup {
-    let has = |case: &&Measured| case.entries.iter().any(|entry| !entry.latencies().is_empty());
+    let has = |case: &&CaseResult| case.entries.iter().any(|entry| !entry.latencies().is_empty());
     let cases: Vec<_> = results.cases.iter().filter(has).collect();
     html! {
         @if !cases.is_empty() {
@@ -228,7 +228,7 @@ fn latency(results: &Results) -> Markup {
 }
 
 /// All programs at one of their loads.
-fn latency_plot(results: &Results, case: &Measured, place: usize) -> Markup {
+fn latency_plot(results: &Results, case: &CaseResult, place: usize) -> Markup {
     let mut series = Vec::new();
     for entry in &case.entries {
         if let Some((load, latency)) = entry.latencies().into_iter().nth(place) {
@@ -256,7 +256,7 @@ fn latency_plot(results: &Results, case: &Measured, place: usize) -> Markup {
     }
 }
 
-fn latency_table(case: &Measured) -> Markup {
+fn latency_table(case: &CaseResult) -> Markup {
     html! {
         div.wide { table {
             tr { th { "Program" } th { "Load" } @for name in ["min", "p50", "p90", "p99", "p99.9", "p99.99", "max"] { th.n { (name) } } }
@@ -274,7 +274,7 @@ fn latency_table(case: &Measured) -> Markup {
 
 /// Loss against the rate offered, for every case that was tried at several rates.
 fn loss(results: &Results) -> Markup {
-    let has = |case: &&Measured| case.entries.iter().any(|entry| paced(entry).len() >= RATES_MIN);
+    let has = |case: &&CaseResult| case.entries.iter().any(|entry| paced(entry).len() >= RATES_MIN);
     let cases: Vec<_> = results.cases.iter().filter(has).collect();
     html! {
         @if !cases.is_empty() {
@@ -284,11 +284,11 @@ fn loss(results: &Results) -> Markup {
     }
 }
 
-fn loss_plot(results: &Results, case: &Measured) -> Markup {
+fn loss_plot(results: &Results, case: &CaseResult) -> Markup {
     let mut series = Vec::new();
     for entry in &case.entries {
         let point =
-            |trial: &&Tried| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
+            |trial: &&TrialResult| Point { x: trial.seen.offered / MILLION, y: trial.seen.loss * 100.0, spread: None };
         let mut points: Vec<_> = paced(entry).iter().map(point).collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         series.push(Series { name: entry.program.clone(), colour: colour(results, &entry.program), points });
@@ -304,7 +304,7 @@ fn loss_plot(results: &Results, case: &Measured) -> Markup {
     }
 }
 
-fn paced(entry: &crate::session::Entry) -> Vec<&Tried> {
+fn paced(entry: &crate::session::ProgramResult) -> Vec<&TrialResult> {
     let trials = entry.rounds.iter().flat_map(|round| &round.trials);
     trials.filter(|trial| trial.wanted.is_some()).collect()
 }

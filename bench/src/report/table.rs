@@ -2,9 +2,9 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Compared, IDLE_MIN, MILLION, bits, compare};
+use super::compare::{Compared, IDLE_MIN, MILLION, Paced, bits, compare};
 use crate::method::Unit;
-use crate::session::{Measured, Results};
+use crate::session::{CaseResult, Results};
 use crate::spread::Spread;
 
 /// One line for each case, figure and program.
@@ -27,6 +27,9 @@ pub fn table(results: &Results) -> Table {
         for compared in compare(case) {
             table.add_row(row(case, &compared, first));
             first = "";
+            for line in compared.paced.iter().flat_map(|paced| paced_rows(&compared.entry.program, paced)) {
+                table.add_row(line);
+            }
         }
         for line in latencies(case) {
             table.add_row(line);
@@ -38,7 +41,7 @@ pub fn table(results: &Results) -> Table {
     table
 }
 
-fn row(case: &Measured, compared: &Compared<'_>, name: &str) -> [String; 9] {
+fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 9] {
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit) = if is_rate { (MILLION, "Mpps") } else { (1.0, "frames") };
     let decimals = if is_rate { 2 } else { 0 };
@@ -60,8 +63,26 @@ fn row(case: &Measured, compared: &Compared<'_>, name: &str) -> [String; 9] {
     ]
 }
 
+/// What was offered at a fixed rate, and what became of it.
+fn paced_rows(program: &str, paced: &Paced) -> [[String; 9]; 3] {
+    let Paced { offered, loss, skipped } = paced;
+    let (million, percent) = (MILLION, 0.01);
+    [
+        ("offered, Mpps", offered, million, 2),
+        ("lost, %", loss, percent, 3),
+        ("skipped by the generator, %", skipped, percent, 3),
+    ]
+    .map(|(figure, spread, scale, decimals)| {
+        let spread = spread.by(scale);
+        let median = format!("{:.decimals$}", spread.median);
+        let range = format!("{:.decimals$} - {:.decimals$}", spread.min, spread.max);
+        let empty = String::new;
+        [empty(), program.to_owned(), figure.to_owned(), median, range, empty(), empty(), empty(), empty()]
+    })
+}
+
 /// Of each program the percentiles at its highest paced load, if latency was noted.
-fn latencies(case: &Measured) -> Vec<[String; 9]> {
+fn latencies(case: &CaseResult) -> Vec<[String; 9]> {
     let mut lines = Vec::new();
     for entry in &case.entries {
         let Some((load, latency)) = entry.latencies().pop() else { continue };
@@ -87,6 +108,19 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert!(!text.contains("(generator)"));
+    }
+
+    #[test]
+    fn at_a_fixed_rate_what_was_offered_lost_and_skipped_is_shown() {
+        let mut results = results(&[64]);
+        for round in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds) {
+            round.trials.retain(|trial| trial.wanted.is_some());
+            round.trials[0].skipped = 0.02;
+        }
+        let text = table(&results).to_string();
+        for part in ["offered, Mpps", "15.62", "lost, %", "1.000", "skipped by the generator, %", "2.000"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
     }
 
     #[test]

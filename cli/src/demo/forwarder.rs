@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::site::Site;
+use super::testbed::Testbed;
 use super::{DemoError, Stop, plan};
 
 /// A forwarder that runs. Dropping it kills it.
@@ -26,11 +26,16 @@ pub(super) struct Forwarder {
 impl Forwarder {
     /// Starts `program`, or the one beside us, with the wires of the demo on a worker on `cpu`, and waits until it says
     /// that it is ready. Ended early, it has told its log in the error.
-    pub(super) fn start(program: Option<PathBuf>, site: &Site, cpu: usize, stop: &Stop) -> Result<Self, DemoError> {
+    pub(super) fn start(
+        program: Option<PathBuf>,
+        testbed: &Testbed,
+        cpu: usize,
+        stop: &Stop,
+    ) -> Result<Self, DemoError> {
         let program = program.map_or_else(beside_us, Ok)?;
-        let wires = site.directory().join("wires.yaml");
-        fs::write(&wires, plan::wires_file(site, cpu))
-            .map_err(|error| DemoError::site(format!("write {}", wires.display()), error))?;
+        let wires = testbed.directory().join("wires.yaml");
+        fs::write(&wires, plan::wires_file(testbed, cpu))
+            .map_err(|error| DemoError::testbed(format!("write {}", wires.display()), error))?;
         let mut child = command(&program, &wires).spawn().map_err(|error| DemoError::Forwarder {
             program: program.clone(),
             problem: format!("start it: {error}"),
@@ -39,7 +44,7 @@ impl Forwarder {
         let (sender, lines) = channel();
         thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut forwarder = Self { program, child, lines, log: Vec::new() };
-        site.note_forwarder(forwarder.pid())?;
+        testbed.note_forwarder(forwarder.pid())?;
         forwarder.until_ready(stop)?;
         Ok(forwarder)
     }
@@ -69,15 +74,15 @@ impl Forwarder {
     /// Ends it as an administrator would, and wants it to end well.
     pub(super) fn stop(mut self) -> Result<(), DemoError> {
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        match self.wait(PATIENCE) {
+        match self.wait(TIMEOUT) {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(self.error(&format!("ended badly at SIGTERM ({status})"))),
-            None => Err(self.error(&format!("did not end within {PATIENCE:?} of SIGTERM"))),
+            None => Err(self.error(&format!("did not end within {TIMEOUT:?} of SIGTERM"))),
         }
     }
 
     fn until_ready(&mut self, stop: &Stop) -> Result<(), DemoError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             stop.check()?;
             match self.lines.recv_timeout(POLL) {
@@ -96,11 +101,11 @@ impl Forwarder {
                 }
             }
         }
-        Err(self.error(&format!("was not ready within {PATIENCE:?}")))
+        Err(self.error(&format!("was not ready within {TIMEOUT:?}")))
     }
 
-    fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + patience;
+    fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + timeout;
         loop {
             match self.child.try_wait() {
                 Ok(None) if Instant::now() < deadline => thread::sleep(TICK),
@@ -128,7 +133,7 @@ fn command(program: &Path, wires: &Path) -> Command {
 }
 
 fn beside_us() -> Result<PathBuf, DemoError> {
-    let ours = std::env::current_exe().map_err(|error| DemoError::site("find this program's directory", error))?;
+    let ours = std::env::current_exe().map_err(|error| DemoError::testbed("find this program's directory", error))?;
     let program = ours.with_file_name(PROGRAM);
     if program.is_file() {
         return Ok(program);
@@ -140,7 +145,7 @@ fn beside_us() -> Result<PathBuf, DemoError> {
 
 const PROGRAM: &str = "dpdk-forwarder";
 /// How long it may take to start, or to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(5);
 /// Lines of its log that a person gets to see.

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use ferrule_dataplane::spec::{MacAddress, MemifSpec, Role, SocketAddress};
 
-use super::site::Site;
+use super::testbed::Testbed;
 
 /// What is shown: a wire, or two of them in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Subject {
+pub(super) enum DemoWire {
     /// Two namespaces joined by a veth pair.
     KernelKernel,
     /// A namespace and a responder on memif.
@@ -21,7 +21,7 @@ pub(super) enum Subject {
     KernelMemifKernel,
 }
 
-impl Subject {
+impl DemoWire {
     pub(super) const ALL: [Self; 4] =
         [Self::KernelKernel, Self::KernelMemif, Self::MemifMemif, Self::KernelMemifKernel];
 
@@ -73,7 +73,7 @@ impl Subject {
     }
 
     /// This interface of side `side` in the wires file.
-    fn kernel_end(self, place: &Site, side: usize) -> String {
+    fn kernel_end(self, place: &Testbed, side: usize) -> String {
         let netns = place.namespace_path(side);
         let name = self.interface().unwrap_or_default();
         let (v4, v6) = (self.v4(side), self.v6(side));
@@ -81,51 +81,51 @@ impl Subject {
     }
 }
 
-/// Who answers at side B of [`Subject::KernelMemif`].
-pub(super) fn responder_spec(site: &Site) -> MemifSpec {
-    client(site, "responder")
+/// Who answers at side B of [`DemoWire::KernelMemif`].
+pub(super) fn responder_spec(testbed: &Testbed) -> MemifSpec {
+    client(testbed, "responder")
 }
 
 /// The MAC address of that responder.
 pub(super) const RESPONDER_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0xfe, 1]);
 
-/// The two ends of [`Subject::MemifMemif`].
-pub(super) fn generator_specs(site: &Site) -> [MemifSpec; 2] {
-    [client(site, "generator"), client(site, "sink")]
+/// The two ends of [`DemoWire::MemifMemif`].
+pub(super) fn generator_specs(testbed: &Testbed) -> [MemifSpec; 2] {
+    [client(testbed, "generator"), client(testbed, "sink")]
 }
 
 /// Where the forwarder serves its admin API.
-pub(super) fn admin_socket(site: &Site) -> PathBuf {
-    site.directory().join("admin.sock")
+pub(super) fn admin_socket(testbed: &Testbed) -> PathBuf {
+    testbed.directory().join("admin.sock")
 }
 
 /// The wires file.
-pub(super) fn wires_file(site: &Site, cpu: usize) -> String {
+pub(super) fn wires_file(testbed: &Testbed, cpu: usize) -> String {
     let memif =
-        |socket: &str, role| format!("memif: {{ socket: {}, role: {role} }}", socket_path(site, socket).display());
+        |socket: &str, role| format!("memif: {{ socket: {}, role: {role} }}", socket_path(testbed, socket).display());
     // Abstract: a forwarder keeps to one role on each socket that is a path.
-    let through = |role| format!("memif: {{ socket: \"@{}\", role: {role} }}", site.name());
-    let [kk, km, _, kmk] = Subject::ALL;
+    let through = |role| format!("memif: {{ socket: \"@{}\", role: {role} }}", testbed.name());
+    let [kk, km, _, kmk] = DemoWire::ALL;
     let wires = [
-        ("kernel-kernel", [kk.kernel_end(site, 0), kk.kernel_end(site, 1)]),
-        ("kernel-memif", [km.kernel_end(site, 0), memif("responder", "server")]),
+        ("kernel-kernel", [kk.kernel_end(testbed, 0), kk.kernel_end(testbed, 1)]),
+        ("kernel-memif", [km.kernel_end(testbed, 0), memif("responder", "server")]),
         ("memif-memif", [memif("generator", "server"), memif("sink", "server")]),
-        ("through-1", [kmk.kernel_end(site, 0), through("server")]),
-        ("through-2", [through("client"), kmk.kernel_end(site, 1)]),
+        ("through-1", [kmk.kernel_end(testbed, 0), through("server")]),
+        ("through-2", [through("client"), kmk.kernel_end(testbed, 1)]),
     ];
-    let mut text = format!("workers: [{cpu}]\nadmin: {}\nwires:\n", admin_socket(site).display());
+    let mut text = format!("workers: [{cpu}]\nadmin: {}\nwires:\n", admin_socket(testbed).display());
     for (name, [a, b]) in wires {
         let _ = write!(text, "  - name: {name}\n    ends:\n      - {a}\n      - {b}\n");
     }
     text
 }
 
-fn client(site: &Site, socket: &str) -> MemifSpec {
-    MemifSpec::new(SocketAddress::Path(socket_path(site, socket)), Role::Client)
+fn client(testbed: &Testbed, socket: &str) -> MemifSpec {
+    MemifSpec::new(SocketAddress::Path(socket_path(testbed, socket)), Role::Client)
 }
 
-fn socket_path(site: &Site, socket: &str) -> PathBuf {
-    site.directory().join(format!("{socket}.sock"))
+fn socket_path(testbed: &Testbed, socket: &str) -> PathBuf {
+    testbed.directory().join(format!("{socket}.sock"))
 }
 
 fn side_number(side: usize) -> u8 {

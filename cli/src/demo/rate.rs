@@ -23,8 +23,8 @@ pub(super) struct Ends {
 impl Ends {
     pub(super) fn open([generator, sink]: &[MemifSpec; 2]) -> Result<Self, DemoError> {
         let open = |spec: &MemifSpec| {
-            End::open(&EndSpec::Memif(spec.clone()), PATIENCE)
-                .map_err(|error| DemoError::site(format!("connect to memif {}", spec.socket), error))
+            End::open(&EndSpec::Memif(spec.clone()), TIMEOUT)
+                .map_err(|error| DemoError::testbed(format!("connect to memif {}", spec.socket), error))
         };
         Ok(Self { generator: open(generator)?, sink: open(sink)? })
     }
@@ -61,7 +61,7 @@ pub(super) fn problem(size: usize, outcome: &Outcome) -> Option<String> {
 
 /// The CPUs for the forwarder's worker and for the generator: the first and the last that we may use.
 pub(super) fn cpus() -> Result<(usize, usize), DemoError> {
-    let failed = |problem: &str| DemoError::site("read the CPUs of this process", problem);
+    let failed = |problem: &str| DemoError::testbed("read the CPUs of this process", problem);
     let allowed = sched_getaffinity(Pid::from_raw(0)).map_err(|errno| failed(errno.desc()))?;
     let is_allowed = |cpu: &usize| allowed.is_set(*cpu).unwrap_or(false);
     let ends = (0..CpuSet::count()).find(is_allowed).zip((0..CpuSet::count()).rev().find(is_allowed));
@@ -70,4 +70,4 @@ pub(super) fn cpus() -> Result<(usize, usize), DemoError> {
 
 const TIME: Duration = Duration::from_secs(1);
 /// How long the forwarder may take to shake hands.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);

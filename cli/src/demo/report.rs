@@ -9,11 +9,11 @@ use serde::Serialize;
 use super::DemoError;
 use super::counters::Counters;
 use super::ping::Pinged;
-use super::plan::Subject;
+use super::plan::DemoWire;
 use crate::text;
-use crate::wires::table::{Look, right};
+use crate::wires::table::{TableStyle, right};
 
-/// Everything, in the order of [`Subject::ALL`].
+/// Everything, in the order of [`DemoWire::ALL`].
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     passed: bool,
@@ -63,7 +63,7 @@ impl Report {
         if self.wires.is_empty() {
             return String::new();
         }
-        let mut out = format!("\n{}\n", self.table(Look::of_stdout()));
+        let mut out = format!("\n{}\n", self.table(TableStyle::of_stdout()));
         if self.passed {
             out.push_str("all checks passed\n");
             return out;
@@ -79,12 +79,12 @@ impl Report {
         out
     }
 
-    fn table(&self, look: Look) -> String {
+    fn table(&self, look: TableStyle) -> String {
         let mut table =
             look.table(&["WIRE", "CHECK", "ENDS A, B", "PING LOSS, RTT", "THROUGHPUT"], &["FRAMES", "DROPS"]);
         for wire in &self.wires {
             let (word, colour) = if wire.passed { ("ok", Color::Green) } else { ("FAILED", Color::Red) };
-            let ends = wire.ends.each_ref().map(|end| text::foreign(&wire.site.shorten(end)).into_owned());
+            let ends = wire.ends.each_ref().map(|end| text::foreign(&wire.testbed.shorten(end)).into_owned());
             table.add_row(vec![
                 Cell::new(wire.name),
                 Cell::new(word).fg(colour),
@@ -101,7 +101,7 @@ impl Report {
     }
 }
 
-/// What came of one subject. What was not measured is absent.
+/// What came of one wire of the demo. What was not measured is absent.
 #[derive(Debug, Serialize)]
 pub(super) struct WireReport {
     pub(super) name: &'static str,
@@ -114,13 +114,13 @@ pub(super) struct WireReport {
     passed: bool,
     problem: Option<String>,
     #[serde(skip)]
-    site: SiteNames,
+    testbed: TestbedNames,
 }
 
 impl WireReport {
-    pub(super) fn new(subject: Subject, site: SiteNames) -> Self {
+    pub(super) fn new(demo_wire: DemoWire, testbed: TestbedNames) -> Self {
         Self {
-            name: subject.name(),
+            name: demo_wire.name(),
             ends: Default::default(),
             ping: None,
             tcp_gbit_s: None,
@@ -128,7 +128,7 @@ impl WireReport {
             counters: None,
             passed: false,
             problem: None,
-            site,
+            testbed,
         }
     }
 
@@ -171,16 +171,16 @@ impl Pings {
     }
 }
 
-/// What all names of the site have in common: a table has no room for it.
+/// What all names of the testbed have in common: a table has no room for it.
 #[derive(Clone, Debug)]
-pub(super) struct SiteNames {
+pub(super) struct TestbedNames {
     /// Before the letter of a namespace.
     pub(super) namespace: String,
     /// Before the name of a socket.
     pub(super) directory: String,
 }
 
-impl SiteNames {
+impl TestbedNames {
     /// An end as the forwarder describes it, in the few words that tell it from the others.
     fn shorten(&self, end: &str) -> String {
         end.replace(&self.namespace, "").replace(&self.directory, "").replace(".sock id 0", "")
@@ -198,9 +198,9 @@ mod tests {
     use super::*;
 
     fn report(problem: Option<&str>) -> Report {
-        let site =
-            SiteNames { namespace: "/run/netns/ferrule-demo-1-".into(), directory: "/run/ferrule-demo-1/".into() };
-        let mut kernel = WireReport::new(Subject::KernelMemif, site.clone());
+        let testbed =
+            TestbedNames { namespace: "/run/netns/ferrule-demo-1-".into(), directory: "/run/ferrule-demo-1/".into() };
+        let mut kernel = WireReport::new(DemoWire::KernelMemif, testbed.clone());
         kernel.ends = [
             "kernel tap0 in /run/netns/ferrule-demo-1-a".to_owned(),
             "memif /run/ferrule-demo-1/responder.sock id 0 server".to_owned(),
@@ -211,7 +211,7 @@ mod tests {
         if let Some(problem) = problem {
             kernel.fail(problem);
         }
-        let mut memif = WireReport::new(Subject::MemifMemif, site);
+        let mut memif = WireReport::new(DemoWire::MemifMemif, testbed);
         memif.rate_mpps = Some(BTreeMap::from([(64, 12.5), (1518, 3.0)]));
         Report::new(vec![kernel, memif], &["INFO ready".to_owned()])
     }

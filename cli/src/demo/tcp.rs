@@ -27,12 +27,12 @@ pub(super) fn transfer(from: &NetNs, to: &NetNs, address: IpAddr, time: Duration
     let listener =
         to.run(|| TcpListener::bind((address, 0))).and_then(|listener| listener).map_err(TcpError::Listen)?;
     let target = listener.local_addr().map_err(TcpError::Listen)?;
-    let connect = || from.run(|| TcpStream::connect_timeout(&target, PATIENCE)).and_then(|stream| stream);
+    let connect = || from.run(|| TcpStream::connect_timeout(&target, TIMEOUT)).and_then(|stream| stream);
     let sender = connect().map_err(|source| TcpError::Connect { target, source })?;
     // The connection waits in the backlog: this does not block.
     let (taker, _) = listener.accept().map_err(TcpError::Listen)?;
     for stream in [&sender, &taker] {
-        let limits = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+        let limits = stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
         limits.map_err(TcpError::Send)?;
     }
     thread::scope(|scope| {
@@ -147,7 +147,7 @@ impl Block {
 
 const BLOCK: usize = 128 * 1024;
 /// How long a connection may stand still.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

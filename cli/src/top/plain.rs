@@ -9,7 +9,7 @@ use super::rates::{Rate, WireRates};
 use crate::CliError;
 use crate::admin::Watch;
 use crate::text;
-use crate::wires::table::{Look, right, state_cell};
+use crate::wires::table::{TableStyle, right, state_cell};
 
 /// Prints `count` tables, or until interrupted.
 pub(super) async fn run(mut watch: Watch, count: Option<u64>) -> Result<(), CliError> {
@@ -26,14 +26,14 @@ pub(super) async fn run(mut watch: Watch, count: Option<u64>) -> Result<(), CliE
         }
         let separator = if printed > 0 { "\n" } else { "" };
         let mut stdout = std::io::stdout().lock();
-        write!(stdout, "{separator}{}", render(&readings.rates(), Look::of_stdout()))?;
+        write!(stdout, "{separator}{}", render(&readings.rates(), TableStyle::of_stdout()))?;
         stdout.flush()?;
         printed += 1;
     }
     Ok(())
 }
 
-fn render(wires: &[WireRates], look: Look) -> String {
+fn render(wires: &[WireRates], look: TableStyle) -> String {
     if wires.is_empty() {
         return "no wires\n".to_owned();
     }
@@ -69,7 +69,7 @@ mod tests {
             .map(|(wire, rates)| WireRates { state: State::of(&wire), wire, rates })
             .collect();
         let expected = include_str!("../../tests/fixtures/top.txt");
-        assert_eq!(render(&wires, Look { width: None, colour: false }), expected);
-        assert_eq!(render(&[], Look { width: None, colour: false }), "no wires\n");
+        assert_eq!(render(&wires, TableStyle { width: None, colour: false }), expected);
+        assert_eq!(render(&[], TableStyle { width: None, colour: false }), "no wires\n");
     }
 }

@@ -88,7 +88,7 @@ impl View {
 
     fn arrange(&mut self) {
         let sort = self.sort;
-        self.wires.sort_by(|a, b| sort.compare(a, b).then_with(|| a.wire.name.cmp(&b.wire.name)));
+        self.wires.sort_by(|a, b| sort.compare(a, b).then_with(|| text::natural_order(&a.wire.name, &b.wire.name)));
         if self.selected_index().is_none() {
             self.selected = self.wires.first().map(|wire| wire.wire.name.clone());
         }

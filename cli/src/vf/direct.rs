@@ -14,7 +14,7 @@ use super::VfCliError;
 pub(super) fn list(root: &Path) -> Result<v1::ListResponse, VfCliError> {
     let sysfs = Sysfs::new(root);
     let inventory = read(&sysfs, root)?;
-    Ok(sriov_manager::api::response(&View::without_ledger(&sysfs, &inventory)))
+    Ok(sriov_manager::api::response(&View::without_manager(&sysfs, &inventory)))
 }
 
 pub(super) fn explain(root: &Path, vf: &str, driver: &str) -> Result<Vec<String>, VfCliError> {
@@ -28,7 +28,7 @@ pub(super) fn explain(root: &Path, vf: &str, driver: &str) -> Result<Vec<String>
         )));
     };
     let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
-    let held = holders::processes(&sysfs, vf);
+    let held = holders::processes(&sysfs, &holders::nodes(&sysfs, vf));
     Ok(blocked.iter().map(ToString::to_string).chain(held.iter().map(ToString::to_string)).collect())
 }
 

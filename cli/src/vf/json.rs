@@ -82,7 +82,7 @@ fn lease(lease: &v1::Lease) -> Value {
         "pool": some(&lease.pool),
         "driver": lease.driver,
         "stage": lease.stage,
-        "trouble": some(&lease.trouble),
+        "fault": some(&lease.fault),
         "forbidden": some(&lease.forbidden),
         "attributes": {
             "mac": attributes.mac,

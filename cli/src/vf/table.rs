@@ -6,9 +6,9 @@ use comfy_table::{Cell, Color};
 use sriov_manager::api::v1;
 
 use crate::text;
-use crate::wires::table::{Look, right};
+use crate::wires::table::{TableStyle, right};
 
-pub(super) fn render(response: &v1::ListResponse, look: Look) -> String {
+pub(super) fn render(response: &v1::ListResponse, look: TableStyle) -> String {
     if response.pfs.is_empty() {
         return "no PF: nothing here can have VFs (SR-IOV may be off in the BIOS)\n".to_owned();
     }
@@ -44,13 +44,13 @@ pub(super) fn render(response: &v1::ListResponse, look: Look) -> String {
 
 fn state_cell(vf: &v1::Vf) -> Cell {
     let stage = vf.lease.as_ref().map(|lease| lease.stage.as_str());
-    let troubled = vf.lease.as_ref().is_some_and(|lease| !lease.trouble.is_empty());
+    let faulty = vf.lease.as_ref().is_some_and(|lease| !lease.fault.is_empty());
     let word = match stage {
-        Some("held") | None => vf.state.clone(),
+        Some("lent") | None => vf.state.clone(),
         Some(stage) => stage.to_owned(),
     };
     let colour = match vf.state.as_str() {
-        _ if troubled => Color::Red,
+        _ if faulty => Color::Red,
         "free" => Color::Green,
         "blocked" => Color::Red,
         _ => Color::Yellow,
@@ -69,9 +69,9 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
     let short = short.map(|pf| format!("{}: not the number of VFs that the policies want: {}", pf.address, pf.short));
     let stuck = response.pfs.iter().filter(|pf| !pf.stuck.is_empty());
     let stuck = stuck.map(|pf| format!("{}: stuck: {} has not come back", pf.address, pf.stuck));
-    let troubles = response.vfs.iter().filter_map(|vf| Some((vf, vf.lease.as_ref()?)));
-    let troubles = troubles.filter(|(_, lease)| !lease.trouble.is_empty());
-    let troubles = troubles.map(|(vf, lease)| format!("{}: lease {}: {}", vf.address, lease.id, lease.trouble));
+    let faults = response.vfs.iter().filter_map(|vf| Some((vf, vf.lease.as_ref()?)));
+    let faults = faults.filter(|(_, lease)| !lease.fault.is_empty());
+    let faults = faults.map(|(vf, lease)| format!("{}: lease {}: {}", vf.address, lease.id, lease.fault));
     let lent = response.vfs.iter().filter_map(|vf| vf.lease.as_ref()).filter(|lease| !lease.forbidden.is_empty());
     let forbidden = lent.map(|lease| {
         let v1::Lease { id, vf, forbidden, .. } = lease;
@@ -81,15 +81,15 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
     let lost = response
         .lost
         .iter()
-        .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.trouble));
-    refused.chain(short).chain(stuck).chain(troubles).chain(forbidden).chain(blocked).chain(lost).collect()
+        .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
+    refused.chain(short).chain(stuck).chain(faults).chain(forbidden).chain(blocked).chain(lost).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLAIN: Look = Look { width: None, colour: false };
+    const PLAIN: TableStyle = TableStyle { width: None, colour: false };
 
     fn response() -> v1::ListResponse {
         let pf = v1::Pf {
@@ -114,7 +114,7 @@ mod tests {
             id: "pod/net1".into(),
             holder: "cnf\x1b[2J".into(),
             stage: "releasing".into(),
-            trouble: "unbind has not come back".into(),
+            fault: "unbind has not come back".into(),
             ..Default::default()
         };
         let lent = v1::Vf {

@@ -12,14 +12,14 @@ use crate::text;
 
 /// How the table may look.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
+pub(crate) struct TableStyle {
     /// Columns of the terminal; none: as wide as the contents.
     pub(crate) width: Option<u16>,
     /// Whether colours are wanted.
     pub(crate) colour: bool,
 }
 
-impl Look {
+impl TableStyle {
     /// What suits standard output.
     pub(crate) fn of_stdout() -> Self {
         let size = ratatui::crossterm::terminal::size().ok();
@@ -52,7 +52,7 @@ impl Look {
 }
 
 /// The table and what there is to say about it.
-pub(super) fn render(wires: &[Wire], look: Look) -> String {
+pub(super) fn render(wires: &[Wire], look: TableStyle) -> String {
     if wires.is_empty() {
         return "no wires; add one with `ferrule wire add`\n".to_owned();
     }
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::wires::fixtures;
 
-    const PLAIN: Look = Look { width: None, colour: false };
+    const PLAIN: TableStyle = TableStyle { width: None, colour: false };
 
     #[test]
     fn the_table_shows_each_wire_and_below_it_what_is_wrong() {
@@ -157,14 +157,14 @@ mod tests {
 
     #[test]
     fn colours_come_only_when_wanted() {
-        let coloured = render(&fixtures::wires(), Look { width: None, colour: true });
+        let coloured = render(&fixtures::wires(), TableStyle { width: None, colour: true });
         assert!(coloured.contains("\x1b["), "{coloured}");
         assert!(!render(&fixtures::wires(), PLAIN).contains('\x1b'));
     }
 
     #[test]
     fn the_table_fits_a_narrow_terminal() {
-        let narrow = render(&fixtures::wires(), Look { width: Some(100), colour: false });
+        let narrow = render(&fixtures::wires(), TableStyle { width: Some(100), colour: false });
         let table = narrow.split("\n\n").next().unwrap();
         assert!(table.lines().all(|line| line.chars().count() <= 100), "{narrow}");
     }

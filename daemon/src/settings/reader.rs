@@ -68,6 +68,11 @@ impl<'a> Field<'a> {
         matches!(self.node.value, Value::Map(_))
     }
 
+    /// Whether it is one value.
+    pub fn is_text(&self) -> bool {
+        matches!(self.node.value, Value::Scalar(_))
+    }
+
     /// A mapping that may hold `keys` and no others.
     pub fn table(&self, keys: &'static [&'static str]) -> Option<Table<'a>> {
         let entries = match &self.node.value {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::link::Scratch;
 use ferrule_dataplane::port::any::{LaneEnd, forward};
-use ferrule_dataplane::port::vhost_user::channel::Envelope;
+use ferrule_dataplane::port::vhost_user::channel::RawMessage;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
@@ -17,6 +17,7 @@ use ferrule_dataplane::port::vhost_user::message::{
 use ferrule_dataplane::port::vhost_user::session::offer::Offer;
 use ferrule_dataplane::port::vhost_user::session::{Message, Session};
 use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::{Notifier, eventfd};
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
@@ -24,7 +25,8 @@ use ferrule_ffi::region::Region;
 /// Leads the conversation.
 pub fn run(data: &[u8]) {
     let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), Role::Server);
-    let mut session = Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())));
+    let mut session =
+        Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::new(MEMORY_LEN));
     let mut rest = data;
     for _ in 0..STEPS_MAX {
         let Some((message, behind)) = taken(rest) else { return };
@@ -91,7 +93,7 @@ fn taken(data: &[u8]) -> Option<(Option<Message>, &[u8])> {
     let (header, rest) = rest.split_first_chunk::<HEADER_LEN>()?;
     let Ok(header) = Header::parse(header) else { return Some((None, rest)) };
     let (payload, rest) = rest.split_at_checked(header.size as usize)?;
-    let envelope = Envelope { header, payload: payload.to_vec(), files: come_along(files) };
+    let envelope = RawMessage { header, payload: payload.to_vec(), files: come_along(files) };
     Some((Message::new(envelope).ok(), rest))
 }
 

@@ -9,6 +9,7 @@ use ferrule_dataplane::port::memif::message::{
 };
 use ferrule_dataplane::port::{FRAME_MAX, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Mode, Role};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
@@ -56,7 +57,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
 
 fn with_server<'a>(steps: impl Iterator<Item = &'a [u8]>) {
     let mut server = Server::greet(&mut Outbox::default());
-    let offer = |_| Ok(Offer { mode: Mode::Ethernet, secret: None });
+    let memory = &MemoryBudget::new(MEMORY_LEN);
+    let offer = |_| Ok(Offer { mode: Mode::Ethernet, secret: None, memory });
     for step in steps {
         let Some((files, message)) = taken(step) else { return };
         match server.handle(message, files, offer, &mut Outbox::default()) {

@@ -6,6 +6,7 @@ use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::port::memif::message::{AddRegion, AddRing, Direction};
 use ferrule_dataplane::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -110,7 +111,7 @@ fn as_server() -> (Queues, Region, Layout) {
     ftruncate(&file, 65_536).expect("it can be made longer");
     let copy = file.try_clone().expect("a descriptor is left");
     let peer = Region::map(copy, 65_536, &Arc::default()).expect("it can be mapped");
-    let mut layout = Layout::announced_by_peer();
+    let mut layout = Layout::announced_by_peer(&MemoryBudget::unlimited());
     layout.add_region(AddRegion { index: 0, size: 65_536 }, file.into()).expect("the region is a good one");
     for (direction, offset) in [(Direction::S2M, 0), (Direction::M2S, M2S)] {
         peer.write_u32(u64::from(offset), 0x03E3_1F20).expect("the ring lies inside");
@@ -123,7 +124,7 @@ fn as_server() -> (Queues, Region, Layout) {
 
 fn as_client() -> (Queues, Region, Layout) {
     let spec = MemifSpec { ring: SLOTS as u32, ..MemifSpec::new("@fuzz".parse().expect("an address"), Role::Client) };
-    let layout = Layout::create(&spec, 1, spec.ring).expect("memory can be made");
+    let mut layout = Layout::create(&spec, 1, spec.ring).expect("memory can be made");
     let (region, file) = layout.regions().next().expect("there are two");
     let file = file.try_clone_to_owned().expect("a descriptor is left");
     let peer = Region::map(file, region.size, &Arc::default()).expect("it can be mapped");

@@ -126,7 +126,8 @@ impl World {
         let border = if halved { 0x6789 } else { row.size };
         let rows = [(0, border), (border, row.size - border)].into_iter().filter(|(_, size)| *size > 0);
         let part = |(offset, size)| MemoryRegion { guest: row.guest + offset, size, user: row.user + offset, offset };
-        let rows = rows.map(|at| (part(at), memory.region().clone())).collect();
+        let window = |(offset, size)| memory.region().part(offset, size).expect("it is a part of it");
+        let rows = rows.map(|at| (part(at), window(at))).collect();
         let table = GuestMemory::new(rows).expect("the table is a good one");
         let eventfds = Eventfds::new().expect("eventfds can be made");
         let setup = |index: usize| {
@@ -143,10 +144,9 @@ impl World {
                 kick: None,
                 call: Some(Arc::clone(&eventfds.call)),
                 memory: table.clone(),
-                log: log.as_ref().map(|file| VringLog {
-                    dirty: DirtyLog::new(file, 0, file.len() as u64).expect("it is as long"),
-                    used: Some(at.used_guest),
-                }),
+                log: log
+                    .as_ref()
+                    .map(|file| VringLog { dirty: DirtyLog::new(file.clone()), used: Some(at.used_guest) }),
                 inflight: None,
                 health: Arc::clone(memory.health()),
             }

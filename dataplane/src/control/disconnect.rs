@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::port::Fault;
 use crate::port::memif::handshake as memif;
-use crate::port::vhost_user::session as vhost;
+use crate::port::vhost_user::session::error as vhost;
 
 /// What ends a connection, or a try at one.
 #[derive(Debug, Error)]

@@ -204,8 +204,8 @@ impl State {
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| joint.ends[end].present && joint.ends[end].rings.is_none());
         // What is read where pages are missing looks like many a fault.
-        let truncated = |end: usize| joint.ends[end].live().is_some_and(|live| live.peer.is_truncated());
-        let blamed = blamed.map(|(end, fault)| (end, if truncated(end) { Fault::Truncated } else { fault }));
+        let lost = |end: usize| joint.ends[end].live().and_then(|live| live.peer.memory_lost()).map(Fault::Memory);
+        let blamed = blamed.map(|(end, fault)| (end, lost(end).unwrap_or(fault)));
         let done = joint.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
             self.disconnect(&name, end, &DisconnectReason::Fault(fault), true);

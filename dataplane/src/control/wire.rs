@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::health::MemoryLost;
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::tap::Tap;
 use nix::errno::Errno;
 
@@ -16,9 +18,9 @@ use crate::port::any::LaneEnd;
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::port::memif::handshake::{Client, Connection};
 use crate::port::memif::layout::{Layout, NoLoan};
-use crate::port::vhost_user::session::{Message, Session, SessionError};
+use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::{memif, vhost_user as vhost};
-use crate::spec::{EndSpec, WireSpec};
+use crate::spec::{ByteSize, EndSpec, WireSpec};
 use crate::status::{Crossing, EndState, WireStatus};
 
 /// A wire and how it is served.
@@ -73,6 +75,8 @@ pub struct End {
     pub present: bool,
     /// Why it was last away.
     pub last_error: Option<String>,
+    /// What the memory of its peers, one after the other, may cost us.
+    pub memory: Arc<MemoryBudget>,
 }
 
 /// The kinds of ends, with what control keeps of them.
@@ -110,39 +114,15 @@ pub enum Peer {
     /// One that speaks memif and has finished its handshake.
     Memif(memif::channel::Channel, Layout),
     /// One that speaks vhost-user, whatever it has said so far.
-    Vhost(Box<Frontend>),
-}
-
-/// A vhost-user frontend.
-pub struct Frontend {
-    /// Its socket.
-    pub channel: vhost::channel::Channel,
-    /// What it has said.
-    pub session: Session,
-    /// What it said last, if that waits for lanes to come back.
-    pub held: Option<Message>,
-    /// When it is given up, as long as it has said nothing.
-    pub silent_until: Option<Instant>,
-}
-
-impl Frontend {
-    /// What it says next; `None`: nothing now.
-    pub fn hear(&mut self) -> Result<Option<Message>, SessionError> {
-        if let Some(held) = self.held.take() {
-            return Ok(Some(held));
-        }
-        let Some(envelope) = self.channel.receive()? else { return Ok(None) };
-        self.silent_until = None;
-        Message::new(envelope).map(Some)
-    }
+    Vhost(Box<VhostUserPeer>),
 }
 
 impl Peer {
-    /// Whether memory of it went away.
-    pub fn is_truncated(&self) -> bool {
+    /// Why its memory cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
         match self {
-            Self::Memif(_, layout) => layout.is_truncated(),
-            Self::Vhost(frontend) => frontend.session.is_truncated(),
+            Self::Memif(_, layout) => layout.memory_lost(),
+            Self::Vhost(frontend) => frontend.session.memory_lost(),
         }
     }
 }
@@ -326,21 +306,28 @@ impl Joint {
 
 impl End {
     /// The end of one that listens, without a peer.
-    pub fn server() -> Self {
-        Self { kind: EndKind::Server(None), rings: None, present: false, last_error: None }
+    pub fn server(memory: ByteSize) -> Self {
+        Self {
+            kind: EndKind::Server(None),
+            rings: None,
+            present: false,
+            last_error: None,
+            memory: MemoryBudget::new(memory.as_bytes()),
+        }
     }
 
     /// The end of one that connects, to be connected at once.
-    pub fn client() -> Self {
+    pub fn client(memory: ByteSize) -> Self {
         let kind = EndKind::Client(Dialling::Waiting(Instant::now()));
-        Self { kind, rings: None, present: false, last_error: None }
+        Self { kind, rings: None, present: false, last_error: None, memory: MemoryBudget::new(memory.as_bytes()) }
     }
 
     /// A kernel interface's end.
     pub fn tap(tap: Tap) -> Self {
         let tap = Arc::new(tap);
         let rings = LaneEnd::tap(&tap);
-        Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None }
+        let memory = MemoryBudget::new(0);
+        Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None, memory }
     }
 
     /// The peer that is there.
@@ -360,7 +347,7 @@ impl End {
     }
 
     /// The peer that is there, if it speaks vhost-user.
-    pub fn frontend(&self) -> Option<&Frontend> {
+    pub fn frontend(&self) -> Option<&VhostUserPeer> {
         match &self.live()?.peer {
             Peer::Vhost(frontend) => Some(frontend),
             Peer::Memif(..) => None,
@@ -368,7 +355,7 @@ impl End {
     }
 
     /// The same, to bring it on.
-    pub fn frontend_mut(&mut self) -> Option<&mut Frontend> {
+    pub fn frontend_mut(&mut self) -> Option<&mut VhostUserPeer> {
         match &mut self.live_mut()?.peer {
             Peer::Vhost(frontend) => Some(frontend),
             Peer::Memif(..) => None,
@@ -389,7 +376,7 @@ impl End {
     }
 
     /// A frontend has come; its rings are there once it has described them.
-    pub fn approached(&mut self, frontend: Frontend, name: String, token: u64) {
+    pub fn approached(&mut self, frontend: VhostUserPeer, name: String, token: u64) {
         self.set_live(Live { peer: Peer::Vhost(Box::new(frontend)), name, token });
     }
 

@@ -1,5 +1,7 @@
 //! The Internet checksum (RFC 1071).
 
+use ferrule_ffi::span::Span;
+
 use super::{BadOffload, VnetHeader};
 
 /// Finishes the checksum that `header` leaves open, if it does: the field already holds the sum of the pseudo-header,
@@ -25,39 +27,14 @@ pub(super) fn complete(covered: &mut [u8], offset: usize, rest: &[u8]) {
 }
 
 /// The one's complement sum of `bytes` as big-endian 16-bit words, the last padded with 0.
-///
-/// Sums in the machine's byte order and swaps once at the end (RFC 1071, section 2 B). The halves of each 8 bytes go
-/// to two 64-bit sums, which cannot overflow below 2^32 words and so need no carries: compilers make vectors of that.
 pub(super) fn sum(bytes: &[u8]) -> u16 {
-    let (words, tail) = bytes.as_chunks::<8>();
-    let (mut low, mut high) = (0u64, 0u64);
-    for word in words {
-        let word = u64::from_ne_bytes(*word);
-        low += word & 0xffff_ffff;
-        high += word >> 32;
-    }
-    let (pairs, odd) = tail.as_chunks::<2>();
-    for pair in pairs {
-        low += u64::from(u16::from_ne_bytes(*pair));
-    }
-    if let [byte] = odd {
-        low += u64::from(u16::from_ne_bytes([*byte, 0]));
-    }
-    u16::from_be(fold(low + high))
+    Span::from(bytes).ones_sum()
 }
 
 /// The one's complement sum of two sums.
 pub(super) fn add(a: u16, b: u16) -> u16 {
     let (sum, carry) = a.overflowing_add(b);
     sum + u16::from(carry)
-}
-
-/// Carries around until 16 bits are left: 64 to 33 to 18 to 17 to 16, without a branch.
-fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Where UDP has its checksum; no other protocol has it there.

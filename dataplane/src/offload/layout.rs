@@ -5,7 +5,7 @@ use super::checksum::{TCP_OFFSET, UDP_OFFSET};
 
 /// Offsets into an Ethernet frame, each checked: `network < transport < payload <= end <= frame.len()`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
+pub(super) struct HeaderLayout {
     pub version: Version,
     pub network: usize,
     pub protocol: Protocol,
@@ -29,7 +29,7 @@ pub(super) enum Protocol {
     Udp,
 }
 
-impl Layout {
+impl HeaderLayout {
     /// Finds the headers of `frame`, past up to two VLAN tags, IPv4 options and IPv6 extension headers.
     pub fn of(frame: &[u8]) -> Result<Self, BadOffload> {
         let (network, version) = network(frame)?;

@@ -8,9 +8,10 @@
 //! that does not hold together is a [`BadOffload`], never a panic.
 //!
 //! In reading order: `header` (the 12 bytes and their rules), `checksum`, `layout` (where the headers of a frame lie),
-//! `segment`.
+//! `segment`, and its inverse, `coalesce`.
 
 mod checksum;
+mod coalesce;
 mod header;
 mod layout;
 mod segment;
@@ -18,6 +19,7 @@ mod segment;
 mod tests;
 
 pub use checksum::finish_checksum;
+pub use coalesce::{Coalescer, TcpSegment};
 pub use header::{Accepts, VnetHeader};
 pub use segment::{HEADERS_MAX, Segments};
 

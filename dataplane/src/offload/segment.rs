@@ -1,27 +1,30 @@
 //! Segmentation in software of a frame that stands for many.
 
+use std::ops::Range;
+
 use super::checksum::{add, complete};
-use super::layout::{IPV6_HEADER, Layout, Protocol, Version};
+use super::layout::{HeaderLayout, IPV6_HEADER, Protocol, Version};
 use super::{BadOffload, VnetHeader};
 
-/// The frames that a GSO frame stands for, each made when it is asked for, in any order: whoever runs out of room in
-/// the middle goes on later with the same index.
+/// The frames that a GSO frame stands for, each made when it is asked for: whoever runs out of room in the middle goes
+/// on later with the same index.
 ///
 /// A segment has the headers of the whole, with lengths, IPv4 ID, TCP sequence number and checksums its own; FIN and
 /// PSH are in the last only, CWR in the first. It goes out with a plain [`VnetHeader`].
 #[derive(Clone, Copy, Debug)]
-pub struct Segments<'a> {
-    frame: &'a [u8],
-    layout: Layout,
+pub struct Segments<F> {
+    frame: F,
+    layout: HeaderLayout,
     gso_size: usize,
     count: usize,
 }
 
-impl<'a> Segments<'a> {
+impl<F: AsRef<[u8]>> Segments<F> {
     /// Plans the segments of `frame`, an Ethernet frame in private memory: it is read again for each of them.
-    pub fn new(frame: &'a [u8], header: &VnetHeader) -> Result<Self, BadOffload> {
-        header.check(frame.len())?;
-        let layout = Layout::of(frame)?;
+    pub fn new(frame: F, header: &VnetHeader) -> Result<Self, BadOffload> {
+        let bytes = frame.as_ref();
+        header.check(bytes.len())?;
+        let layout = HeaderLayout::of(bytes)?;
         let fits = match header.gso_type & !VnetHeader::GSO_ECN {
             VnetHeader::GSO_TCPV4 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V4),
             VnetHeader::GSO_TCPV6 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V6),
@@ -52,39 +55,31 @@ impl<'a> Segments<'a> {
 
     /// The length of segment `index` with its headers. None is longer than the first; past the last there is none.
     pub fn frame_len(&self, index: usize) -> Option<usize> {
-        Some(self.headers_len() + self.payload(index)?.len())
-    }
-
-    /// The payload of segment `index`, in place.
-    pub fn payload(&self, index: usize) -> Option<&'a [u8]> {
-        if index >= self.count {
-            return None;
-        }
-        let payload = &self.frame[self.layout.payload..self.layout.end];
-        let start = index * self.gso_size;
-        Some(&payload[start..payload.len().min(start + self.gso_size)])
-    }
-
-    /// Writes the headers of segment `index`, so that the payload can be copied to its place without a stop. Returns
-    /// their length, or `None` if there is no such segment or no room in `out`.
-    pub fn write_headers(&self, index: usize, out: &mut [u8]) -> Option<usize> {
-        let payload = self.payload(index)?;
-        let headers = out.get_mut(..self.headers_len())?;
-        self.fill(index, headers, payload);
-        Some(headers.len())
+        Some(self.headers_len() + self.place(index)?.len())
     }
 
     /// Writes the whole segment `index`. Returns its length, or `None` if there is no such segment or no room in `out`.
     pub fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
-        let payload = self.payload(index)?;
+        let frame = self.frame.as_ref();
+        let payload = &frame[self.place(index)?];
         let (headers, rest) = out.split_at_mut_checked(self.headers_len())?;
         rest.get_mut(..payload.len())?.copy_from_slice(payload);
+        headers.copy_from_slice(&frame[..headers.len()]);
         self.fill(index, headers, payload);
         Some(headers.len() + payload.len())
     }
 
+    /// Where the payload of segment `index` is.
+    fn place(&self, index: usize) -> Option<Range<usize>> {
+        if index >= self.count {
+            return None;
+        }
+        let start = self.layout.payload + index * self.gso_size;
+        Some(start..self.layout.end.min(start + self.gso_size))
+    }
+
+    /// Makes the headers of the whole those of segment `index`.
     fn fill(&self, index: usize, headers: &mut [u8], payload: &[u8]) {
-        headers.copy_from_slice(&self.frame[..headers.len()]);
         let (network, transport) = headers.split_at_mut(self.layout.transport);
         let network = &mut network[self.layout.network..];
         let transport_len = (transport.len() + payload.len()) as u16;
@@ -108,6 +103,28 @@ impl<'a> Segments<'a> {
         let pseudo = add(word(transport, field), add(!whole_len, transport_len));
         put(transport, field, pseudo);
         complete(transport, field, payload);
+    }
+}
+
+impl<F: AsRef<[u8]> + AsMut<[u8]>> Segments<F> {
+    /// Makes segment `index` without copying its payload: its headers go in front of it, over the end of the segment
+    /// before, which is lost. Those of the whole stay, so that it can be made again. Where they would not, the segment
+    /// is made in `scratch`, which has room for the frame. `None`: there is no such segment.
+    pub fn make<'a>(&'a mut self, index: usize, scratch: &'a mut [u8]) -> Option<&'a [u8]> {
+        let headers_len = self.headers_len();
+        let Range { start, end } = self.place(index)?;
+        let from = start - headers_len;
+        if from < headers_len {
+            let len = self.write(index, scratch)?;
+            return scratch.get(..len);
+        }
+        // The borrow of the frame ends where `fill` needs the rest.
+        let plan = Segments { frame: [], layout: self.layout, gso_size: self.gso_size, count: self.count };
+        let frame = self.frame.as_mut();
+        frame.copy_within(..headers_len, from);
+        let (headers, payload) = frame[from..end].split_at_mut(headers_len);
+        plan.fill(index, headers, payload);
+        Some(&frame[from..end])
     }
 }
 

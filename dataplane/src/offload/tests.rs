@@ -26,21 +26,26 @@ proptest! {
             prop_assert_eq!(segments.write(index, &mut out), Some(expected.len()));
             prop_assert_eq!(&out[..expected.len()], &expected[..]);
         }
-        prop_assert_eq!(segments.payload(parts.len()), None);
+        prop_assert_eq!(segments.frame_len(parts.len()), None);
     }
 
+    /// In their order, each perhaps again and again, as when a target is full.
     #[test]
-    fn headers_and_payload_can_be_had_apart(flow in flow()) {
+    fn segments_made_in_the_frame_are_those_that_are_written(flow in flow(), again in 1..3usize) {
         let (frame, header) = flow.gso();
-        let segments = Segments::new(&frame, &header).unwrap();
-        let (mut whole, mut headers) = (vec![0; frame.len()], [0; HEADERS_MAX]);
-        for index in 0..segments.count() {
-            let len = segments.write(index, &mut whole).unwrap();
-            let headers_len = segments.write_headers(index, &mut headers).unwrap();
-            prop_assert_eq!(headers_len, segments.headers_len());
-            prop_assert_eq!(&whole[..headers_len], &headers[..headers_len]);
-            prop_assert_eq!(&whole[headers_len..len], segments.payload(index).unwrap());
+        let written = Segments::new(&frame, &header).unwrap();
+        let (mut own, mut scratch, mut out) = (frame.clone(), vec![0; frame.len()], vec![0; frame.len()]);
+        for index in 0..written.count() {
+            let len = written.write(index, &mut out).unwrap();
+            for _ in 0..again {
+                // Planned anew each time: all that is kept between two visits is the index.
+                let mut segments = Segments::new(own.as_mut_slice(), &header).unwrap();
+                prop_assert_eq!(segments.count(), written.count());
+                prop_assert_eq!(segments.make(index, &mut scratch), Some(&out[..len]));
+            }
         }
+        let mut segments = Segments::new(own.as_mut_slice(), &header).unwrap();
+        prop_assert_eq!(segments.make(written.count(), &mut scratch), None);
     }
 
     #[test]
@@ -82,8 +87,6 @@ proptest! {
         let room = room.index(segments.frame_len(0).unwrap());
         let mut out = vec![0; room];
         prop_assert_eq!(segments.write(0, &mut out), None);
-        let headers_len = segments.headers_len();
-        prop_assert_eq!(segments.write_headers(0, &mut out), (headers_len <= room).then_some(headers_len));
     }
 
     #[test]
@@ -189,7 +192,7 @@ fn write_all(frame: &[u8], header: &VnetHeader) {
     for index in 0..segments.count() {
         let len = segments.write(index, &mut out).unwrap();
         assert!(len <= segments.headers_len() + usize::from(header.gso_size));
-        payload_len += segments.payload(index).unwrap().len();
+        payload_len += segments.frame_len(index).unwrap() - segments.headers_len();
     }
     assert!(segments.headers_len() + payload_len <= frame.len());
     assert_eq!(segments.write(segments.count(), &mut out), None);

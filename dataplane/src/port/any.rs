@@ -14,6 +14,7 @@ use crate::link::{Nowhere, Scratch, hand_over, pump, pump_traced};
 use crate::port::kernel::ring::{TapSource, TapTarget};
 use crate::port::memif::layout::Queues;
 use crate::port::memif::ring::{Receiver, Sender, zero_copy};
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::vring::{GuestRx, GuestTx};
 use crate::port::{Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
@@ -80,6 +81,22 @@ impl LaneEnd {
         Self {
             sources: vec![AnySource::Tap(TapSource::new(Arc::clone(tap))).into()],
             targets: vec![AnyTarget::Tap(TapTarget::new(Arc::clone(tap)))],
+        }
+    }
+
+    /// Gives the virtqueue that it is for another eventfd.
+    pub fn exchange(&mut self, exchange: &EventfdExchange) {
+        for LaneSource { source, .. } in &mut self.sources {
+            match source {
+                AnySource::Vhost(ring) => ring.exchange(exchange),
+                AnySource::Memif(_) | AnySource::Tap(_) | AnySource::External(_) => {}
+            }
+        }
+        for target in &mut self.targets {
+            match target {
+                AnyTarget::Vhost(ring) => ring.exchange(exchange),
+                AnyTarget::Memif(_) | AnyTarget::Tap(_) | AnyTarget::External(_) => {}
+            }
         }
     }
 

@@ -15,6 +15,7 @@ pub mod vhost_user;
 use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
+use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::span::Span;
 use thiserror::Error;
 
@@ -42,6 +43,18 @@ pub trait Source {
     /// copied to put it together, and [`SEGMENT_COST`] for each piece looked at.
     fn cost(&self, _length: usize, _slots: u32) -> u64 {
         0
+    }
+
+    /// Whether the frames that it shows lie in memory of ours that nobody else writes to.
+    #[inline(always)]
+    fn owns_frames(&self) -> bool {
+        false
+    }
+
+    /// The frame that was peeked, if the source owns it: segments are made in it, which are then asked for in their
+    /// order.
+    fn own_frame(&mut self) -> &mut [u8] {
+        &mut []
     }
 
     /// Takes the frame that was peeked, of which `slots` is a part.
@@ -232,9 +245,9 @@ pub enum Fault {
         /// Its length.
         length: u32,
     },
-    /// Pages of its memory went away.
-    #[error("its shared memory was truncated while in use")]
-    Truncated,
+    /// Its memory cannot be used any more.
+    #[error(transparent)]
+    Memory(#[from] MemoryLost),
     /// A kernel interface is not there any more.
     #[error("the kernel interface is gone (errno {0}); was its namespace deleted?")]
     InterfaceGone(i32),

@@ -7,7 +7,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use ferrule_ffi::peer_file::PeerFile;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,6 +32,19 @@ impl SavedFiles {
     /// Adds a copy of a descriptor that is still needed here.
     pub fn push_copy(&mut self, file: impl AsFd) -> io::Result<FileId> {
         Ok(self.push(file.as_fd().try_clone_to_owned()?))
+    }
+
+    /// Adds a copy of an eventfd, if there is one.
+    pub fn push_eventfd(&mut self, eventfd: Option<&Arc<OwnedFd>>) -> io::Result<Option<FileId>> {
+        eventfd.map(|eventfd| self.push_copy(eventfd.as_fd())).transpose()
+    }
+
+    /// Takes an eventfd out, if there is one.
+    pub fn take_eventfd(&mut self, id: Option<FileId>) -> Result<Option<Arc<OwnedFd>>, RestoreError> {
+        let Some(id) = id else { return Ok(None) };
+        let eventfd = PeerFile::from(self.take(id)?).into_eventfd();
+        let not_one = || RestoreError::Invalid("the descriptor of a ring is not an eventfd".to_owned());
+        eventfd.map(|eventfd| Some(Arc::new(eventfd))).ok_or_else(not_one)
     }
 
     /// Takes a descriptor out; each can be taken once.

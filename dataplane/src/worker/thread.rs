@@ -15,6 +15,7 @@
 //! millisecond while it sleeps; one that [must be polled](Lane::must_poll) does not sleep.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,6 +26,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollTimeout};
 use crate::lane::Lane;
 use crate::link::Scratch;
 use crate::mailbox::Mailbox;
+use crate::port::vhost_user::eventfd::EventfdRole;
 use crate::port::{BURST, Fault};
 use crate::settings::Idle;
 use crate::spec::RING_MAX;
@@ -185,6 +187,17 @@ impl Worker {
                     if let Some(active) = &mut self.lanes[usize::from(id)] {
                         active.lane.capture = capture;
                     }
+                }
+                Command::Exchange(id, end, exchange) => {
+                    let now = ticks::now();
+                    // Not there any more, if it broke in the meantime.
+                    let Some(active) = &mut self.lanes[usize::from(id)] else { continue };
+                    active.lane.ends[end].exchange(&exchange);
+                    // Whoever listens to the new eventfd already has missed what the former one was told.
+                    if let (EventfdRole::Call, Some(call)) = (exchange.role, &exchange.eventfd) {
+                        let _ = self.scratch.notifier.notify(call.as_fd());
+                    }
+                    self.wake(id, now);
                 }
                 Command::Stop => {
                     (0..LANES_MAX as LaneId).for_each(|id| self.hand_back(id, None));

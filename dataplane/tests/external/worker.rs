@@ -14,6 +14,7 @@ use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{Full, MemifSpec, Role};
 use ferrule_dataplane::worker::{LaneId, Returned, WorkerHandle};
+use ferrule_ffi::memory_budget::MemoryBudget;
 
 use crate::common::PATIENCE;
 
@@ -69,8 +70,8 @@ pub struct Peer {
 /// A memif client with rings of so many slots, and the server's end.
 pub fn memif(ring: u32) -> (Peer, LaneEnd) {
     let spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);
-    let client = Layout::create(&spec, 1, ring).unwrap();
-    let mut server = Layout::announced_by_peer();
+    let mut client = Layout::create(&spec, 1, ring).unwrap();
+    let mut server = Layout::announced_by_peer(&MemoryBudget::unlimited());
     for (region, file) in client.regions() {
         server.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
     }

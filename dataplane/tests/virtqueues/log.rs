@@ -20,7 +20,7 @@ fn bitmap(pair: &Pair) -> (Region, VringLog) {
     let row = pair.memory.row();
     let bytes = (row.guest + row.size).div_ceil(8 * PAGE).next_multiple_of(4);
     let file = Region::create("log", bytes, &Arc::default()).unwrap();
-    let log = VringLog { dirty: DirtyLog::new(&file, 0, bytes).unwrap(), used: None };
+    let log = VringLog { dirty: DirtyLog::new(file.clone()), used: None };
     (file, log)
 }
 

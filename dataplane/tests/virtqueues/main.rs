@@ -7,4 +7,5 @@ mod lies;
 mod log;
 mod notifications;
 mod pair;
+mod restore;
 mod setups;

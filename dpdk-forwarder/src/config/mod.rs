@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ferrule_daemon::settings::{Diagnostics, Field, decode, parse, read_file};
@@ -132,22 +133,42 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     config
 }
 
+/// A list of CPUs, or a text as the kernel writes such lists: `0-3,6`. An item of a list may be a range too.
 fn read_workers(field: &Field<'_>) -> Vec<usize> {
-    let Some(items) = field.items() else { return Vec::new() };
-    if items.is_empty() {
-        field.wrong("at least one CPU is wanted, as in `[0]`");
-    }
+    let items: Vec<(Field<'_>, &str)> = if field.is_text() {
+        let parts = field.text().unwrap_or_default().split(',');
+        parts.map(|part| (field.clone(), part.trim())).collect()
+    } else {
+        let Some(items) = field.items() else { return Vec::new() };
+        if items.is_empty() {
+            field.wrong("at least one CPU is wanted, as in `[0]`");
+        }
+        items.into_iter().filter_map(|item| item.text().map(|text| (item.clone(), text))).collect()
+    };
     let mut seen = HashSet::new();
     let mut workers = Vec::new();
-    for item in &items {
-        match item.number::<usize>(0..=CPU_MAX) {
-            Some(cpu) if !seen.insert(cpu) => {
+    for (item, text) in items {
+        let Some(cpus) = cpu_range(text) else {
+            item.wrong(format!("`{text}`; a number from 0 to {CPU_MAX} is wanted, or a range as in `0-3`"));
+            continue;
+        };
+        for cpu in cpus {
+            if seen.insert(cpu) {
+                workers.push(cpu);
+            } else {
                 item.wrong(format!("CPU {cpu} is in the list already; one worker has it"));
             }
-            cpu => workers.extend(cpu),
         }
     }
     workers
+}
+
+/// `3` or `0-3`.
+fn cpu_range(text: &str) -> Option<RangeInclusive<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let cpu = |text: &str| text.trim().parse().ok().filter(|&cpu: &usize| cpu <= CPU_MAX);
+    let range = cpu(first)?..=cpu(last)?;
+    (!range.is_empty()).then_some(range)
 }
 
 fn report_conflicts(wires: &[WireSpec], entries: &[Field<'_>]) {
@@ -170,7 +191,7 @@ fn idle_word(idle: Idle) -> &'static str {
 /// Where the admin API listens unless told otherwise.
 pub const ADMIN_DEFAULT: &str = "/run/ferrule/admin.sock";
 /// The last CPU of a `cpu_set_t`.
-const CPU_MAX: u64 = 1023;
+const CPU_MAX: usize = 1023;
 
 #[cfg(test)]
 mod tests;

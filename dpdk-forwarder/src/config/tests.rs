@@ -87,7 +87,7 @@ wires:
 ";
     let expected = "\
 wires.yaml:1:14: workers[1]: CPU 0 is in the list already; one worker has it
-wires.yaml:1:17: workers[2]: `x`; a number from 0 to 1023 is wanted
+wires.yaml:1:17: workers[2]: `x`; a number from 0 to 1023 is wanted, or a range as in `0-3`
 wires.yaml:2:7: idle: `lazy`; `adaptive` or `poll` is wanted
 wires.yaml:3:8: admin: `admin.sock`; an absolute path of at most 107 bytes is wanted
 wires.yaml:4:10: metrics: `localhost`; an address as in `127.0.0.1:9090` is wanted
@@ -280,6 +280,19 @@ wires:
 f:5:36: wires[1].ends[0].vhost-user.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket
 f:5:81: wires[1].ends[1].memif.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket";
     assert_eq!(Config::parse("f", text).unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn workers_are_numbers_ranges_or_a_list_as_the_kernel_writes_it() {
+    let workers = |text: &str| Config::parse("f", &format!("workers: {text}\n")).map(|config| config.workers);
+    for (text, expected) in
+        [("0-1", &[0, 1][..]), ("2", &[2]), ("0-2,5", &[0, 1, 2, 5]), ("[0-1, 4]", &[0, 1, 4]), ("[3]", &[3])]
+    {
+        assert_eq!(workers(text).unwrap(), expected, "{text}");
+    }
+    for text in ["1-0", "0-1024", "0-", "-1", "0,0", "[0-2, 1]", "[]", "a", "0,", "{ a: 1 }"] {
+        assert!(workers(text).is_err(), "{text}");
+    }
 }
 
 #[test]

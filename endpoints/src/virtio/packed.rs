@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use ferrule_dataplane::offload::{Accepts, VnetHeader};
-use ferrule_dataplane::port::vhost_user::Descriptor;
+use ferrule_dataplane::port::vhost_user::VirtqDescriptor;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::packed::{
     AVAIL, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, Position, USED, needs_event,
@@ -66,10 +66,10 @@ impl PackedDriver {
 
     /// Makes the descriptor at `position` available, which `next` has to pass, with `descriptor.next` as its id.
     #[inline(always)]
-    fn offer(&mut self, position: Position, descriptor: Descriptor) {
+    fn offer(&mut self, position: Position, descriptor: VirtqDescriptor) {
         let place = position.index;
         let flags = descriptor.flags | position.available();
-        let [first, second] = Descriptor { flags, ..descriptor }.emit_packed();
+        let [first, second] = VirtqDescriptor { flags, ..descriptor }.emit_packed();
         let written = &mut self.addresses[usize::from(place)];
         if *written != first {
             *written = first;
@@ -221,17 +221,17 @@ impl PackedDriverTx {
         spread.fill(frame, &ring.buffers, &self.ids, |Segment { address, len, next, .. }| {
             if spread.indirect {
                 table.extend(
-                    Descriptor { address, len, flags: 0, next: 0 }.emit_packed().map(u64::to_le_bytes).concat(),
+                    VirtqDescriptor { address, len, flags: 0, next: 0 }.emit_packed().map(u64::to_le_bytes).concat(),
                 );
             } else {
-                let flags = if next.is_some() { Descriptor::NEXT } else { 0 };
-                chain.push(Descriptor { address, len, flags, next: head });
+                let flags = if next.is_some() { VirtqDescriptor::NEXT } else { 0 };
+                chain.push(VirtqDescriptor { address, len, flags, next: head });
             }
         });
         if spread.indirect {
             let address = store_table(&table, &ring.buffers, head);
             let len = table.len() as u32;
-            chain.push(Descriptor { address, len, flags: Descriptor::INDIRECT, next: head });
+            chain.push(VirtqDescriptor { address, len, flags: VirtqDescriptor::INDIRECT, next: head });
         }
         let mut position = ring.next;
         for descriptor in chain {
@@ -263,7 +263,7 @@ impl InPlace for PackedDriverTx {
         let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + length.min(ring.buffers.room));
         // Rings are no longer than 2^15.
         let position = ring.next.after(ahead as u16, ring.size);
-        ring.offer(position, Descriptor { address, len, flags: 0, next: id });
+        ring.offer(position, VirtqDescriptor { address, len, flags: 0, next: id });
     }
 
     #[inline(always)]
@@ -350,7 +350,7 @@ impl PackedDriverRx {
     #[inline(always)]
     fn offer(ring: &mut PackedDriver, position: Position, id: u16) {
         let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
-        ring.offer(position, Descriptor { address, len, flags: Descriptor::WRITE, next: id });
+        ring.offer(position, VirtqDescriptor { address, len, flags: VirtqDescriptor::WRITE, next: id });
     }
 
     /// The id and the length in the used element at `position`.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use ferrule_dataplane::offload::{Accepts, VnetHeader};
-use ferrule_dataplane::port::vhost_user::Descriptor;
+use ferrule_dataplane::port::vhost_user::VirtqDescriptor;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::{BURST, Fault, Frame, Put, Run, Source, Target};
 use ferrule_dataplane::status::DropReason;
@@ -79,7 +79,7 @@ impl SplitDriver {
 
     /// Makes a descriptor say this.
     #[inline(always)]
-    fn describe(&mut self, id: u16, descriptor: Descriptor) {
+    fn describe(&mut self, id: u16, descriptor: VirtqDescriptor) {
         let words = descriptor.emit_split();
         let written = &mut self.written[usize::from(id)];
         if *written != words {
@@ -205,8 +205,8 @@ impl SplitDriverTx {
         let mut table = Vec::new();
         let mut chain = Vec::new();
         spread.fill(frame, &ring.buffers, &self.ids, |Segment { address, len, id, next }| {
-            let flags = if next.is_some() { Descriptor::NEXT } else { 0 };
-            let descriptor = Descriptor { address, len, flags, next: next.unwrap_or(0) };
+            let flags = if next.is_some() { VirtqDescriptor::NEXT } else { 0 };
+            let descriptor = VirtqDescriptor { address, len, flags, next: next.unwrap_or(0) };
             if spread.indirect {
                 table.extend(descriptor.emit_split().map(u64::to_le_bytes).concat());
             } else {
@@ -218,7 +218,7 @@ impl SplitDriverTx {
         if spread.indirect {
             let address = store_table(&table, &ring.buffers, head);
             let len = table.len() as u32;
-            chain.push((head, Descriptor { address, len, flags: Descriptor::INDIRECT, next: 0 }));
+            chain.push((head, VirtqDescriptor { address, len, flags: VirtqDescriptor::INDIRECT, next: 0 }));
         }
         for (id, descriptor) in chain {
             ring.describe(id, descriptor);
@@ -240,7 +240,10 @@ impl InPlace for SplitDriverTx {
         let ring = &mut self.ring;
         let Some(id) = self.ids.nth(ahead) else { return };
         let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
-        ring.describe(id, Descriptor { address, len: header_len + length.min(ring.buffers.room), flags: 0, next: 0 });
+        ring.describe(
+            id,
+            VirtqDescriptor { address, len: header_len + length.min(ring.buffers.room), flags: 0, next: 0 },
+        );
         // Rings are no longer than 2^15.
         ring.offer(ring.next.wrapping_add(ahead as u16), id);
     }
@@ -310,7 +313,7 @@ impl SplitDriverRx {
         let taken = vec![0; memory.spec().size as usize].into();
         for id in 0..=ring.mask {
             let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + ring.buffers.room);
-            ring.describe(id, Descriptor { address, len, flags: Descriptor::WRITE, next: 0 });
+            ring.describe(id, VirtqDescriptor { address, len, flags: VirtqDescriptor::WRITE, next: 0 });
             ring.offer(id, id);
         }
         ring.next = ring.mask + 1;

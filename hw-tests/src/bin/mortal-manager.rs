@@ -12,8 +12,9 @@ use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sriov_manager::daemon::{DaemonOptions, run};
-use sriov_manager::hands::{Observer, Point, Timeouts};
+use sriov_manager::executor::{Observer, Point, Timeouts};
 use sriov_manager::kernel::LiveKernel;
+use sriov_manager::plan::Step;
 use sriov_manager::policy::Policies;
 use sriov_manager::sysfs::Sysfs;
 use tracing::level_filters::LevelFilter;
@@ -26,9 +27,15 @@ struct Flags {
     /// Directory of the journal
     #[arg(long)]
     state: PathBuf,
-    /// At which point, counting from 1
+    /// At which point it dies, counting from 1
     #[arg(long)]
-    die_at: u64,
+    die_at: Option<u64>,
+    /// It makes this file when it is about to unbind a VF, and goes on when the file is gone
+    #[arg(long)]
+    pause_before_unbind: Option<PathBuf>,
+    /// How long one call into the kernel may take
+    #[arg(long, default_value = "15s", value_parser = humantime::parse_duration)]
+    call_timeout: Duration,
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -44,20 +51,27 @@ async fn main() -> Result<()> {
         rescan: Duration::from_secs(30),
         policies: Policies::default(),
         file: None,
-        patience: Timeouts::default(),
-        observer: Some(dying_at(flags.die_at)),
+        timeouts: Timeouts { call: flags.call_timeout, ..Timeouts::default() },
+        observer: Some(observer(flags.die_at, flags.pause_before_unbind)),
     };
     Ok(run(options, std::future::pending()).await?)
 }
 
 /// Counts points, and ends the process at the wanted one without a chance to tidy up.
-fn dying_at(wanted: u64) -> Observer {
+fn observer(die_at: Option<u64>, pause_before_unbind: Option<PathBuf>) -> Observer {
     let passed = AtomicU64::new(0);
     Arc::new(move |point: &Point<'_>| {
-        if passed.fetch_add(1, Ordering::Relaxed) + 1 == wanted {
-            eprintln!("dying at point {wanted}: {point:?}");
+        if die_at == Some(passed.fetch_add(1, Ordering::Relaxed) + 1) {
+            eprintln!("dying at point {die_at:?}: {point:?}");
             // It cannot be refused: it is our own process.
             let _ = kill(Pid::this(), Signal::SIGKILL);
+        }
+        if let (Some(file), Point::Before(Step::Unbind { .. })) = (&pause_before_unbind, point)
+            && std::fs::write(file, "").is_ok()
+        {
+            while file.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     })
 }

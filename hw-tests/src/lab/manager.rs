@@ -44,9 +44,11 @@ pub struct Options {
     /// The policies file's text; none: no file.
     pub policies: Option<String>,
     /// How long one call into the kernel may take.
-    pub patience: Option<Duration>,
+    pub call_timeout: Option<Duration>,
     /// It dies at the point of this number. Such a one is `mortal-manager`, without policies.
     pub die_at: Option<u64>,
+    /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `mortal-manager` too.
+    pub pause_before_unbind: Option<PathBuf>,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
 }
@@ -94,7 +96,7 @@ impl Manager {
     /// Sets the number of VFs of PFs.
     pub fn create(&self, pfs: &[Function], count: usize) -> Result<Vec<Created>, Status> {
         let counts = pfs.iter().map(|pf| Count { pf: pf.address.clone(), count: count as u32 }).collect();
-        let request = CreateRequest { counts, dry_run: false };
+        let request = CreateRequest { counts, dry_run: false, force: false };
         Ok(self.call(async |mut client: Client| client.create(request).await)?.created)
     }
 
@@ -113,13 +115,15 @@ impl Manager {
             driver: driver.to_owned(),
             attributes,
             dry_run: false,
+            force: false,
         };
         Ok(self.call(async |mut client: Client| client.acquire(request).await)?.steps)
     }
 
     /// Gives a VF back, and waits so long for who holds it.
     pub fn release(&self, id: &str, wait: Duration) -> Result<(), Status> {
-        let request = ReleaseRequest { lease: id.to_owned(), wait_ms: wait.as_millis() as u32, dry_run: false };
+        let request =
+            ReleaseRequest { lease: id.to_owned(), wait_ms: wait.as_millis() as u32, dry_run: false, accept: false };
         self.call(async |mut client: Client| client.release(request).await).map(drop)
     }
 
@@ -198,9 +202,13 @@ impl Watch<'_> {
 impl Options {
     fn command(&self, lab: &Lab, socket: &Path) -> Result<Command> {
         let state = lab.state().join("manager");
-        if let Some(point) = self.die_at {
+        if self.die_at.is_some() || self.pause_before_unbind.is_some() {
             let mut command = Command::new("mortal-manager");
-            command.arg("--socket").arg(socket).arg("--state").arg(state).args(["--die-at", &point.to_string()]);
+            command.arg("--socket").arg(socket).arg("--state").arg(state).args(self.call_timeout());
+            command.args(self.die_at.iter().flat_map(|point| ["--die-at".to_owned(), point.to_string()]));
+            if let Some(file) = &self.pause_before_unbind {
+                command.arg("--pause-before-unbind").arg(file);
+            }
             return Ok(command);
         }
         let mut command = if self.alone {
@@ -216,10 +224,13 @@ impl Options {
             fs::write(&file, policies).context("write the policies")?;
             command.arg("--config").arg(file);
         }
-        if let Some(patience) = self.patience {
-            command.args(["--patience", &format!("{}ms", patience.as_millis())]);
-        }
+        command.args(self.call_timeout());
         Ok(command)
+    }
+
+    fn call_timeout(&self) -> Vec<String> {
+        let timeout = self.call_timeout.iter();
+        timeout.flat_map(|timeout| ["--call-timeout".to_owned(), format!("{}ms", timeout.as_millis())]).collect()
     }
 }
 

@@ -34,7 +34,7 @@ impl Lab {
     pub fn run(&self, scenarios: &[&'static Scenario]) -> Report {
         let mut queue: Vec<_> = scenarios.to_vec();
         // Taken from the end.
-        queue.sort_by_key(|scenario| (scenario.patience, scenario.parts.len()));
+        queue.sort_by_key(|scenario| (scenario.timeout, scenario.parts.len()));
         let queue = Mutex::new(queue);
         let report = Mutex::new(Report::new(scenarios));
         thread::scope(|scope| {
@@ -109,7 +109,7 @@ impl Seat<'_> {
         let said_before = machine.console().len();
         let began = Instant::now();
         let program = ["/bin/vm-guest", "scenario", scenario.name, &part.to_string()];
-        let (end, text) = machine.spawn(&program, scenario.patience)?.wait();
+        let (end, text) = machine.spawn(&program, scenario.timeout)?.wait();
         line.seconds += began.elapsed().as_secs_f64();
         line.figures.extend(text.lines().filter_map(Figure::of_line));
         let printed: Vec<_> = text.lines().filter(|line| Figure::of_line(line).is_none()).collect();

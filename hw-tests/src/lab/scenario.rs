@@ -19,7 +19,7 @@ pub struct Scenario {
     /// What runs. Between two parts the machine is switched off and booted again; only [`Lab::state`] is kept.
     pub parts: &'static [Part],
     /// How long a part may take.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 /// It fails by an error or a panic, and is skipped by the error [`Lacks`].
@@ -28,13 +28,13 @@ pub type Part = fn(&Lab) -> Result<()>;
 impl Scenario {
     /// One that runs in one go.
     pub const fn new(name: &'static str, parts: &'static [Part]) -> Self {
-        Self { name, parts, patience: Duration::from_secs(30) }
+        Self { name, parts, timeout: Duration::from_secs(30) }
     }
 
     /// One that may take longer.
     #[must_use]
-    pub const fn within(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub const fn within(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 }
 

@@ -8,7 +8,7 @@ use ferrule_hw_tests::content::{self, Content};
 use ferrule_hw_tests::netns::lacks_namespaces;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use crate::bed::{ADDRESSES, Pair, Shape};
+use crate::bed::{ADDRESSES, INTERFACE, Pair, Shape};
 
 #[test]
 fn tcp_and_udp_cross_two_wires_at_the_usual_mtu() {
@@ -36,6 +36,29 @@ fn a_frame_with_more_pieces_than_the_ring_has_slots_crosses() {
 #[test]
 fn tcp_survives_a_wire_that_drops() {
     carry("tcp_survives_a_wire_that_drops", Shape { mtu: 1500, ring: 32, full: Full::Drop });
+}
+
+#[test]
+fn segments_of_a_stream_reach_the_kernel_in_few_frames() {
+    if lacks_namespaces("segments_of_a_stream_reach_the_kernel_in_few_frames") {
+        return;
+    }
+    let pair = Pair::joined(Shape { mtu: 1500, ring: 1024, full: Full::Hold });
+    let [a, b] = &pair.sides;
+    let received = || {
+        let statistics = b.ip(&format!("-s link show {INTERFACE}"));
+        let line = statistics.lines().skip_while(|line| !line.contains("RX:")).nth(1).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    for family in ADDRESSES {
+        let wire = || pair.engine.wire(&pair.wires[1]).unwrap().directions[1].frames;
+        let (frames, packets) = (wire(), received());
+        let [near, far] = a.connect(b, family[1].parse().unwrap());
+        exchange(&near, &far, 16 << 20);
+        let (frames, packets) = (wire() - frames, received() - packets);
+        assert!(frames > (16 << 20) / 1500, "{frames}");
+        assert!(packets < frames / 4, "{frames} frames came to the kernel in {packets}");
+    }
 }
 
 fn carry(test: &str, shape: Shape) {

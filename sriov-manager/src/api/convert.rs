@@ -4,7 +4,7 @@ use super::v1;
 use crate::address::Driver;
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::lease::{Lease, Wanted};
-use crate::policy::Asker;
+use crate::policy::PeerCredentials;
 use crate::vfs::{Choice, PfView, Reason, Request, VfView, View};
 
 /// The answer to a list or watch.
@@ -75,7 +75,7 @@ fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         driver: lease.wanted.driver.word().to_owned(),
         attributes: Some(attributes(&lease.wanted.attributes)),
         stage: lease.stage.word().to_owned(),
-        trouble: lease.trouble.clone().unwrap_or_default(),
+        fault: lease.fault.clone().unwrap_or_default(),
         forbidden: forbidden.cloned().unwrap_or_default(),
     }
 }
@@ -95,15 +95,15 @@ fn attributes(attributes: &Attributes) -> v1::Attributes {
 }
 
 /// What is asked, or what of it cannot be read.
-pub(super) fn request(message: v1::AcquireRequest, asker: Asker) -> Result<Request, String> {
-    let v1::AcquireRequest { id, holder, choice, driver: word, attributes, .. } = message;
+pub(super) fn request(message: v1::AcquireRequest, peer: PeerCredentials) -> Result<Request, String> {
+    let v1::AcquireRequest { id, holder, choice, driver: word, attributes, force, .. } = message;
     let choice = match choice {
         Some(v1::acquire_request::Choice::Vf(vf)) => Choice::Vf(vf.parse().map_err(|error| format!("vf: {error}"))?),
         Some(v1::acquire_request::Choice::Pool(pool)) => Choice::Pool(pool),
         None => return Err("choice: a VF or a pool is wanted".to_owned()),
     };
     let attributes = attributes.map(wanted).transpose()?.unwrap_or_default();
-    Ok(Request { id, holder, choice, wanted: Wanted { driver: driver(&word)?, attributes }, asker })
+    Ok(Request { id, holder, choice, wanted: Wanted { driver: driver(&word)?, attributes }, peer, force })
 }
 
 pub(super) fn driver(word: &str) -> Result<Driver, String> {

@@ -17,8 +17,8 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Extensions, Request, Response, Status};
 
 use crate::address::PciAddress;
-use crate::policy::Asker;
-use crate::vfs::{Created, VfError, Vfs};
+use crate::policy::PeerCredentials;
+use crate::vfs::{Created, HostVfs, ReleaseOptions, Remains, VfError, Vfs};
 use v1::vfs_server::VfsServer;
 
 pub use client::{Client, ConnectError, connect};
@@ -57,18 +57,19 @@ impl Service {
     /// there are in all, so that questions are answered always.
     async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Vfs, &Asked) -> T + Send + 'static,
+        work: impl FnOnce(&Vfs, &Cancelled) -> T + Send + 'static,
     ) -> Result<T, Status> {
         let gone = || Status::internal("the daemon takes no changes any more");
         let permit = Arc::clone(&self.changes).acquire_owned().await.map_err(|_| gone())?;
         let vfs = self.vfs.clone();
-        let (asking, asked) = asking();
+        let cancelled = Cancelled(Arc::default());
+        let waiting = Waiting(Arc::clone(&cancelled.0));
         let done = blocking(move || {
             let _permit = permit;
-            work(&vfs, &asked)
+            work(&vfs, &cancelled)
         })
         .await;
-        drop(asking);
+        drop(waiting);
         done
     }
 
@@ -106,27 +107,29 @@ impl v1::vfs_server::Vfs for Service {
     async fn create(&self, request: Request<v1::CreateRequest>) -> Result<Response<v1::CreateResponse>, Status> {
         self.takes_changes()?;
         // Other users may borrow, but the number of VFs is everybody's.
-        let asker = asker(request.extensions());
-        if asker.uid != Asker::myself().uid && asker.uid != 0 {
+        let peer = peer(request.extensions());
+        if peer.uid != PeerCredentials::myself().uid && peer.uid != 0 {
             return Err(Status::permission_denied("only root changes numbers of VFs"));
         }
-        let v1::CreateRequest { counts, dry_run } = request.into_inner();
+        let v1::CreateRequest { counts, dry_run, force } = request.into_inner();
         if counts.is_empty() {
             return Err(Status::invalid_argument("counts: at least one PF is wanted"));
         }
-        let created = self.change(move |vfs, _| create(vfs, &counts, dry_run)).await?;
+        let created = self
+            .change(move |vfs, _| create(vfs, &counts, dry_run, if force { HostVfs::Taken } else { HostVfs::Kept }))
+            .await?;
         Ok(Response::new(v1::CreateResponse { created }))
     }
 
     async fn acquire(&self, request: Request<v1::AcquireRequest>) -> Result<Response<v1::AcquireResponse>, Status> {
         self.takes_changes()?;
-        let asker = asker(request.extensions());
+        let peer = peer(request.extensions());
         let message = request.into_inner();
         let dry_run = message.dry_run;
-        let wanted = convert::request(message, asker).map_err(|problem| status(Code::InvalidArgument, &problem))?;
-        self.change(move |vfs, asked| {
+        let wanted = convert::request(message, peer).map_err(|problem| status(Code::InvalidArgument, &problem))?;
+        self.change(move |vfs, cancelled| {
             let acquired =
-                if dry_run { vfs.plan_acquire(&wanted) } else { vfs.acquire_while(&wanted, &|| asked.holds()) }
+                if dry_run { vfs.plan_acquire(&wanted) } else { vfs.acquire_unless(&wanted, &|| cancelled.is_set()) }
                     .map_err(|error| refusal(&error))?;
             let vf = vfs.view().vfs.into_iter().find(|view| view.vf.address == acquired.vf);
             let steps = acquired.steps.iter().map(ToString::to_string).collect();
@@ -137,19 +140,20 @@ impl v1::vfs_server::Vfs for Service {
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseResponse>, Status> {
         self.takes_changes()?;
-        let asker = asker(request.extensions());
-        let v1::ReleaseRequest { lease, wait_ms, dry_run } = request.into_inner();
+        let peer = peer(request.extensions());
+        let v1::ReleaseRequest { lease, wait_ms, dry_run, accept } = request.into_inner();
         if wait_ms > WAIT_MS_MAX {
             return Err(Status::invalid_argument(format!("wait_ms {wait_ms}; at most {WAIT_MS_MAX} is wanted")));
         }
-        self.change(move |vfs, asked| {
+        self.change(move |vfs, cancelled| {
             if dry_run {
-                let steps = vfs.plan_release(&lease, asker).map_err(|error| refusal(&error))?;
+                let steps = vfs.plan_release(&lease, peer).map_err(|error| refusal(&error))?;
                 let steps = steps.iter().map(ToString::to_string).collect();
                 return Ok(Response::new(v1::ReleaseResponse { vf: String::new(), steps }));
             }
-            let wait = Duration::from_millis(wait_ms.into());
-            let released = vfs.release_while(&lease, wait, asker, &|| asked.holds());
+            let remains = if accept { Remains::Accepted } else { Remains::Refused };
+            let options = ReleaseOptions { wait: Duration::from_millis(wait_ms.into()), remains };
+            let released = vfs.release_unless(&lease, options, peer, &|| cancelled.is_set());
             let released = released.map_err(|error| refusal(&error))?;
             Ok(Response::new(v1::ReleaseResponse { vf: released.vf.to_string(), steps: Vec::new() }))
         })
@@ -168,36 +172,31 @@ impl v1::vfs_server::Vfs for Service {
 }
 
 /// Held by the answer that somebody waits for: it is dropped when he goes.
-struct Asking(Arc<AtomicBool>);
+struct Waiting(Arc<AtomicBool>);
 
-/// Whether somebody still waits for an answer.
-struct Asked(Arc<AtomicBool>);
+/// Whether whoever asked waits for the answer no more.
+struct Cancelled(Arc<AtomicBool>);
 
-fn asking() -> (Asking, Asked) {
-    let asked = Arc::new(AtomicBool::new(true));
-    (Asking(Arc::clone(&asked)), Asked(asked))
-}
-
-impl Asked {
-    fn holds(&self) -> bool {
+impl Cancelled {
+    fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Asking {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
-fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool) -> Vec<v1::Created> {
+fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool, host: HostVfs) -> Vec<v1::Created> {
     let found: Vec<_> = counts.iter().map(|count| vfs.find_pf(&count.pf)).collect();
     let good: Vec<_> =
         counts.iter().zip(&found).filter_map(|(count, pf)| Some((*pf.as_ref().ok()?, count.count))).collect();
     let mut results = if dry_run {
-        good.iter().map(|&(pf, count)| (pf, vfs.plan_create(pf, count))).collect()
+        good.iter().map(|&(pf, count)| (pf, vfs.plan_create(pf, count, host))).collect()
     } else {
-        vfs.create_all(&good)
+        vfs.create_all(&good, host)
     }
     .into_iter();
     let answer = |(count, found): (&v1::Count, Result<PciAddress, VfError>)| {
@@ -217,10 +216,13 @@ fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool) -> Vec<v1::Created> {
 }
 
 /// Who is at the other end of the socket.
-fn asker(extensions: &Extensions) -> Asker {
+fn peer(extensions: &Extensions) -> PeerCredentials {
     let peer = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     // Without credentials somebody has no right but that of having reached the socket.
-    peer.map_or(Asker { uid: u32::MAX, gid: u32::MAX }, |peer| Asker { uid: peer.uid(), gid: peer.gid() })
+    peer.map_or(PeerCredentials { uid: u32::MAX, gid: u32::MAX }, |peer| PeerCredentials {
+        uid: peer.uid(),
+        gid: peer.gid(),
+    })
 }
 
 fn refusal(error: &VfError) -> Status {
@@ -230,11 +232,11 @@ fn refusal(error: &VfError) -> Status {
         | VfError::NoSuchPool { .. }
         | VfError::NoSuchLease { .. } => Code::NotFound,
         VfError::Wrong(_) => Code::InvalidArgument,
-        VfError::IdTaken { .. } => Code::AlreadyExists,
+        VfError::IdTaken { .. } | VfError::IdOfAnother { .. } => Code::AlreadyExists,
         VfError::NoneFree { .. } => Code::ResourceExhausted,
         VfError::NotAllowed { .. } => Code::PermissionDenied,
         VfError::Busy { .. } => Code::Aborted,
-        VfError::Unasked { .. } => Code::Cancelled,
+        VfError::Cancelled { .. } => Code::Cancelled,
         VfError::Stopping { .. } => Code::Unavailable,
         VfError::Unavailable { .. }
         | VfError::Lent { .. }
@@ -242,6 +244,10 @@ fn refusal(error: &VfError) -> Status {
         | VfError::Step(_)
         | VfError::NotUndone { .. }
         | VfError::Ask { .. }
+        | VfError::Lost { .. }
+        | VfError::Untold { .. }
+        | VfError::Dirty { .. }
+        | VfError::UsedByHost { .. }
         | VfError::NotAsWanted { .. } => Code::FailedPrecondition,
         VfError::Journal(_) => Code::Internal,
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::policy::{Borrower, NumVfs, PfSelector, Pool};
+use crate::policy::{NumVfs, PfSelector, Pool, Principal};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {
@@ -29,7 +29,7 @@ pools:
         PfSelector { name: Some("ens1f0".into()), vfs: Some(BTreeSet::from([0, 1, 2, 5])), ..PfSelector::default() },
         PfSelector { vendor: Some(0x8086), device: Some(0x10c9), driver: Some("igb".into()), ..PfSelector::default() },
     ];
-    let who = Some(vec![Borrower::User(0), Borrower::User(1000), Borrower::Group(0)]);
+    let who = Some(vec![Principal::User(0), Principal::User(1000), Principal::Group(0)]);
     let pool =
         Pool { name: "fast".into(), pfs, num_vfs: Some(NumVfs::Exactly(7)), kernel_driver: Some("igbvf".into()), who };
     assert_eq!(config.policies.pools, [pool]);

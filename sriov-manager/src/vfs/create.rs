@@ -5,13 +5,22 @@ use std::thread;
 
 use tracing::{info, warn};
 
-use super::claim::Wants;
+use super::locks::LockRequest;
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
-use crate::hands::StepError;
+use crate::executor::StepError;
 use crate::journal::Record;
 use crate::lease::Resize;
 use crate::plan::{Binding, Step};
+
+/// What becomes of VFs that the host itself uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostVfs {
+    /// They forbid it.
+    Kept,
+    /// They go as well.
+    Taken,
+}
 
 /// What became of a PF.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +38,26 @@ pub struct Created {
 impl Vfs {
     /// Gives a PF so many VFs. An equal number is left alone; a VF that is lent or held forbids it.
     pub fn create(&self, pf: PciAddress, count: u32) -> Result<Created, VfError> {
-        let created = self.resize(pf, count)?;
+        self.create_with(pf, count, HostVfs::Kept)
+    }
+
+    /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
+    pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
+        let created = self.resize(pf, count, host)?;
         self.lock().short.remove(&pf);
         Ok(created)
     }
 
-    fn resize(&self, pf: PciAddress, count: u32) -> Result<Created, VfError> {
-        let (resize, claim) = self.claim(|state| self.wants_resize(state, pf, count))?;
+    fn resize(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
+        let (resize, lock) = self.lock_vfs(|state| self.wants_resize(state, pf, count))?;
         let steps = steps(pf, &resize);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {
             return Ok(created);
         }
-        self.nobody_holds(pf)?;
+        self.nobody_holds(pf, host)?;
         self.record(&mut self.lock(), &Record::Resize { pf, resize: Some(resize.clone()) })?;
-        let done = self.hands().apply(&created.steps);
+        let done = self.executor().apply(&created.steps);
         let outcome = match done {
             Ok(()) => self.autoprobe(pf, &resize),
             Err(error) => Err(self.back_to(pf, &resize, error)),
@@ -52,14 +66,18 @@ impl Vfs {
         self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
         outcome?;
         info!(%pf, from = created.from, to = count, "VFs made");
-        drop(claim);
+        drop(lock);
         Ok(created)
     }
 
     /// [`Vfs::create`] for several PFs at the same time.
-    pub fn create_all(&self, counts: &[(PciAddress, u32)]) -> Vec<(PciAddress, Result<Created, VfError>)> {
+    pub fn create_all(
+        &self,
+        counts: &[(PciAddress, u32)],
+        host: HostVfs,
+    ) -> Vec<(PciAddress, Result<Created, VfError>)> {
         thread::scope(|scope| {
-            let work = |(pf, count): (PciAddress, u32)| (pf, scope.spawn(move || self.create(pf, count)));
+            let work = |(pf, count): (PciAddress, u32)| (pf, scope.spawn(move || self.create_with(pf, count, host)));
             let threads: Vec<_> = counts.iter().copied().map(work).collect();
             let join = |(pf, thread): (_, thread::ScopedJoinHandle<'_, _>)| match thread.join() {
                 Ok(result) => (pf, result),
@@ -70,13 +88,13 @@ impl Vfs {
     }
 
     /// What [`Vfs::create`] would do.
-    pub fn plan_create(&self, pf: PciAddress, count: u32) -> Result<Created, VfError> {
-        let (resize, claim) = self.claim(|state| self.wants_resize(state, pf, count))?;
+    pub fn plan_create(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
+        let (resize, lock) = self.lock_vfs(|state| self.wants_resize(state, pf, count))?;
         let steps = steps(pf, &resize);
         if !steps.is_empty() {
-            self.nobody_holds(pf)?;
+            self.nobody_holds(pf, host)?;
         }
-        drop(claim);
+        drop(lock);
         Ok(Created { pf, from: resize.from, to: count, steps })
     }
 
@@ -87,7 +105,7 @@ impl Vfs {
         pf.map(|pf| pf.address).ok_or_else(|| VfError::NoSuchPf { pf: name.to_owned() })
     }
 
-    fn wants_resize(&self, state: &State, pf: PciAddress, count: u32) -> Result<(Resize, Wants), VfError> {
+    fn wants_resize(&self, state: &State, pf: PciAddress, count: u32) -> Result<(Resize, LockRequest), VfError> {
         let function = state.pf(pf)?;
         if count > function.total_vfs {
             return Err(VfError::Wrong(format!(
@@ -105,13 +123,13 @@ impl Vfs {
         }
         let driver = |(&index, vf)| Some((index, state.inventory.vfs.get(vf)?.function.driver.clone()?));
         let drivers: BTreeMap<_, _> = function.vfs.iter().filter_map(driver).collect();
-        let autoprobe = self.hands().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
+        let autoprobe = self.executor().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
         let functions = function.vfs.values().copied().chain([pf]).collect();
         let resize = Resize { from, to: count, autoprobe, drivers };
-        Ok((resize, Wants { functions, quiet: [].into(), name: None }))
+        Ok((resize, LockRequest { functions, quiet: [].into(), name: None }))
     }
 
-    fn nobody_holds(&self, pf: PciAddress) -> Result<(), VfError> {
+    fn nobody_holds(&self, pf: PciAddress, host: HostVfs) -> Result<(), VfError> {
         let (name, vfs) = {
             let state = self.lock();
             let vfs: Vec<_> = state.inventory.vfs.values().filter(|vf| vf.pf == pf).cloned().collect();
@@ -123,13 +141,19 @@ impl Vfs {
             if let Some(holder) = holders.into_iter().next() {
                 return Err(VfError::Held { tried, vf: vf.address, holder });
             }
+            if host == HostVfs::Kept
+                && let Some(host_use) =
+                    self.host_use(&vf).map_err(|error| VfError::Ask { tried: tried.clone(), error })?
+            {
+                return Err(VfError::UsedByHost { tried, vf: vf.address, host_use });
+            }
         }
         Ok(())
     }
 
     fn autoprobe(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
         // Off, it would surprise whoever binds a driver by hand.
-        self.hands().apply(&[Step::Autoprobe { pf, on: resize.autoprobe }]).map_err(VfError::Step)
+        self.executor().apply(&[Step::Autoprobe { pf, on: resize.autoprobe }]).map_err(VfError::Step)
     }
 
     /// Goes back to the VFs that were there, on the drivers that they had.
@@ -147,22 +171,22 @@ impl Vfs {
     }
 
     fn rebuild(&self, pf: PciAddress, count: u32, drivers: &BTreeMap<u32, String>) -> Result<(), VfError> {
-        let there = self.hands().sysfs.virtfns(pf).len() as u32;
+        let there = self.executor().sysfs.virtfns(pf).len() as u32;
         if there != count {
             let through_zero = [Step::Count { pf, count: 0 }, Step::Count { pf, count }];
             let steps =
                 if there == 0 || count == 0 { &through_zero[usize::from(there == 0)..][..1] } else { &through_zero };
-            self.hands().apply(steps).map_err(VfError::Step)?;
+            self.executor().apply(steps).map_err(VfError::Step)?;
         }
-        for (index, function) in self.hands().sysfs.virtfns(pf) {
+        for (index, function) in self.executor().sysfs.virtfns(pf) {
             let wanted = drivers.get(&index).map(String::as_str);
-            if self.hands().sysfs.driver(function).as_deref() != wanted
+            if self.executor().sysfs.driver(function).as_deref() != wanted
                 && let Binding::To(driver) = Binding::to(wanted)
             {
                 let reserve = |driver| Step::Override { function, driver };
                 let steps =
                     [reserve(Some(driver.clone())), Step::Probe { function, driver: Some(driver) }, reserve(None)];
-                self.hands().apply(&steps).map_err(VfError::Step)?;
+                self.executor().apply(&steps).map_err(VfError::Step)?;
             }
         }
         Ok(())
@@ -170,8 +194,8 @@ impl Vfs {
 
     /// Finishes a change that a kill interrupted: it was allowed when it began.
     pub(super) fn finish_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
-        let done = self.nobody_holds(pf).and_then(|()| {
-            self.hands().apply(&[Step::Autoprobe { pf, on: false }]).map_err(VfError::Step)?;
+        let done = self.nobody_holds(pf, HostVfs::Taken).and_then(|()| {
+            self.executor().apply(&[Step::Autoprobe { pf, on: false }]).map_err(VfError::Step)?;
             self.rebuild(pf, resize.to, &BTreeMap::new())
         });
         let autoprobe = self.autoprobe(pf, resize);

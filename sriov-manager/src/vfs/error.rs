@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::Reason;
 use crate::address::PciAddress;
-use crate::hands::StepError;
-use crate::holders::Holder;
+use crate::executor::StepError;
+use crate::holders::{Holder, HostUse};
 use crate::journal::JournalError;
 use crate::watchdog::CallError;
 
@@ -74,6 +74,58 @@ pub enum VfError {
         /// Its VF.
         vf: PciAddress,
     },
+    /// The name of the lease is in use by somebody else.
+    #[error("the lease {id} is the user {uid}'s; choose another name")]
+    IdOfAnother {
+        /// The name.
+        id: String,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// The VF of a lease is not there.
+    #[error(
+        "the VF {vf} of the lease {id} is gone: make it again with `ferrule vf create`, and the lease comes back; or release it, \
+         and ask again"
+    )]
+    Lost {
+        /// The lease.
+        id: String,
+        /// Its VF.
+        vf: PciAddress,
+    },
+    /// A PF did not tell what it says of a VF.
+    #[error("what the PF {pf} says of {vf} is not known now, so nothing was done: {why}")]
+    Untold {
+        /// The VF.
+        vf: PciAddress,
+        /// Its PF.
+        pf: PciAddress,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Something of a VF could not be brought back to what it was.
+    #[error(
+        "{vf} could not be brought back to what it was before the lease {id}, and is not lent: {left}; set that right, and it is \
+         tried again, or take it as it is with `ferrule vf release {id} --accept`"
+    )]
+    Dirty {
+        /// The lease.
+        id: String,
+        /// The VF.
+        vf: PciAddress,
+        /// What is left.
+        left: String,
+    },
+    /// The host itself uses a VF.
+    #[error("{tried}: {vf}: {host_use}; end that, or do it all the same (`--force`)")]
+    UsedByHost {
+        /// What was tried.
+        tried: String,
+        /// The VF.
+        vf: PciAddress,
+        /// What for.
+        host_use: HostUse,
+    },
     /// The VF is not to be had.
     #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Unavailable {
@@ -128,7 +180,7 @@ pub enum VfError {
     },
     /// Whoever asked has gone.
     #[error("{tried}: whoever asked has gone, so it was not done")]
-    Unasked {
+    Cancelled {
         /// What was tried.
         tried: String,
     },

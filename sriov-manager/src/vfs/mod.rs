@@ -1,15 +1,15 @@
-//! Every VF of the node, with a ledger of who has which: the one writer of VF state.
+//! Every VF of the node and who has which: the one writer of VF state.
 //!
 //! Three rules hold it together.
 //!
 //! - **Nothing is done that the journal does not know.** A fact is on the disk before the first step that it allows,
 //!   so a start after a kill knows what may be half done, and what each VF was before.
-//! - **Nobody waits under the lock.** The lock guards the ledger and is held for moments. Whoever works on a VF
-//!   claims it and the VFs of its IOMMU group, and works without the lock; others wait for the claim, with a limit.
+//! - **Nobody waits under the lock.** The mutex guards what is known and is held for moments. Whoever works on a VF
+//!   locks it and the VFs of its IOMMU group, and works without the mutex; others wait for that, with a limit.
 //! - **One way back.** A failed acquire, a release and a start after a kill all bring a VF back to what it was by
 //!   the same plan.
 //!
-//! In reading order: `claim`, `acquire`, `release`, `create`, `recover`; `rules` (the policies, and other ones),
+//! In reading order: `locks`, `acquire`, `release`, `create`, `recover`; `rules` (the policies, and other ones),
 //! `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,23 +19,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::address::PciAddress;
-use crate::hands::{Hands, Observer, Point, Timeouts};
-use crate::holders::{self, Holder};
+use crate::address::{PciAddress, is_userspace_driver};
+use crate::executor::{Executor, Observer, Point, Timeouts};
+use crate::holders::{self, Holder, HostUse};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::journal::{Facts, Journal, Record};
 use crate::kernel::Kernel;
+use crate::plan::Step;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
 use crate::watchdog::{CallError, Watchdog};
 
 mod acquire;
-mod claim;
+mod apply;
+mod choose;
 mod create;
 mod error;
+mod locks;
 mod reasons;
 mod recover;
 mod release;
@@ -43,12 +47,13 @@ mod rules;
 mod view;
 
 pub use acquire::{Acquired, Choice, Request};
-pub use create::Created;
+pub use create::{Created, HostVfs};
 pub use error::{OpenError, VfError};
 pub use reasons::{Reason, obstacles};
+pub use release::{ReleaseOptions, Remains};
 pub use rules::{AdoptError, Adopted, Counts};
 
-use claim::Wants;
+use locks::LockRequest;
 pub use view::{PfView, VfView, View};
 
 /// Every VF of the node. Clones are the same node.
@@ -66,15 +71,15 @@ pub struct Options {
     /// What there shall be, and who may have it.
     pub policies: Policies,
     /// How long anything may take.
-    pub patience: Timeouts,
+    pub timeouts: Timeouts,
     /// Is told of every step.
     pub observer: Option<Observer>,
 }
 
 struct Inner {
-    hands: Hands,
+    executor: Executor,
     state: Mutex<State>,
-    /// A claim ended, or nobody shall wait any more.
+    /// A VF is unlocked, or nobody shall wait any more.
     freed: Condvar,
     /// Nobody shall wait any more.
     closing: AtomicBool,
@@ -97,7 +102,7 @@ struct State {
     short: BTreeMap<PciAddress, String>,
     journal: Journal,
     /// Functions that somebody works on.
-    claimed: BTreeSet<PciAddress>,
+    locked: BTreeSet<PciAddress>,
     /// Names of leases that are being made.
     naming: BTreeSet<String>,
 }
@@ -106,7 +111,7 @@ impl Vfs {
     /// Locks the state directory, finishes or undoes what was under way, makes the VFs that the policies want, and
     /// brings every lease back. What fails is logged and shown with its VF; it stops nothing else.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let Options { sysfs, kernel, state, policies, patience, observer } = options;
+        let Options { sysfs, kernel, state, policies, timeouts, observer } = options;
         let journal = Journal::open(&state)?;
         let inventory = Inventory::read(&sysfs).map_err(|source| OpenError::Sysfs { root: sysfs.path(""), source })?;
         let wrong = policies.check(&inventory);
@@ -122,7 +127,7 @@ impl Vfs {
                 }
             });
             Inner {
-                hands: Hands { sysfs, watchdog, patience, observer },
+                executor: Executor { sysfs, watchdog, timeouts, observer },
                 state: Mutex::new(State {
                     inventory,
                     fresh: BTreeSet::new(),
@@ -131,7 +136,7 @@ impl Vfs {
                     policies_refused: None,
                     short: BTreeMap::new(),
                     journal,
-                    claimed: BTreeSet::new(),
+                    locked: BTreeSet::new(),
                     naming: BTreeSet::new(),
                 }),
                 freed: Condvar::new(),
@@ -153,7 +158,7 @@ impl Vfs {
     /// Looks at the tree again, and goes on with what could not be finished before.
     pub fn rescan(&self) {
         self.look();
-        self.tend();
+        self.reconcile();
     }
 
     /// Whoever waits for a VF waits no longer: the daemon stops.
@@ -173,7 +178,7 @@ impl Vfs {
         let _looking = self.0.looking.lock().unwrap_or_else(PoisonError::into_inner);
         self.lock().fresh.clear();
         let began = Instant::now();
-        let inventory = Inventory::read(&self.0.hands.sysfs);
+        let inventory = Inventory::read(&self.0.executor.sysfs);
         debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
         match inventory {
             Ok(mut inventory) => {
@@ -197,7 +202,7 @@ impl Vfs {
                 let state = self.lock();
                 (state.inventory.clone(), state.looks)
             };
-            inventory.reread(&self.0.hands.sysfs, vfs);
+            inventory.reread(&self.0.executor.sysfs, vfs);
             let mut state = self.lock();
             // A look at the whole tree that came in between may have seen newer things.
             if state.looks == looks {
@@ -218,12 +223,18 @@ impl Vfs {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Whoever panicked under the lock left a ledger whose every fact was whole.
+        // Whoever panicked under the lock left every fact whole.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hands(&self) -> &Hands {
-        &self.0.hands
+    fn executor(&self) -> &Executor {
+        &self.0.executor
+    }
+
+    /// The disk is full at the record of this number from now on, counting from one.
+    #[cfg(feature = "fake")]
+    pub(crate) fn fail_record(&self, number: usize) {
+        self.lock().journal.fail_at(number);
     }
 
     /// Makes a fact last, then tells who watches.
@@ -231,30 +242,97 @@ impl Vfs {
         let began = Instant::now();
         state.journal.record(record)?;
         debug!(microseconds = began.elapsed().as_micros(), "recorded");
-        self.hands().observe(Point::Recorded(record));
+        self.executor().observe(Point::Recorded(record));
         self.changed();
         Ok(())
     }
 
     /// Who uses a VF now: processes by their open files, then namespaces.
     fn holders(&self, vf: &VirtualFunction) -> Result<Vec<Holder>, CallError> {
-        let hands = self.hands();
+        let executor = self.executor();
         let mut vf = vf.clone();
-        vf.function.driver = hands.sysfs.driver(vf.address);
-        vf.vfio_device = hands.sysfs.vfio_device(vf.address);
-        let began = Instant::now();
-        let mut holders = holders::processes(&hands.sysfs, &vf);
-        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
-        let hidden = vf.function.driver.is_some() && hands.sysfs.netdevs(vf.address).is_empty();
-        if holders.is_empty() && hidden && vf.function.driver.as_deref() != Some(crate::address::VFIO_PCI) {
+        vf.function.driver = executor.sysfs.driver(vf.address);
+        vf.vfio_device = executor.sysfs.vfio_device(vf.address);
+        let nodes = holders::nodes(&executor.sysfs, &vf);
+        let mut holders = self.openers(vf.address, &nodes)?;
+        let Some(driver) = vf.function.driver.as_deref() else { return Ok(holders) };
+        if holders.is_empty() && !is_userspace_driver(driver) && executor.sysfs.netdevs(vf.address).is_empty() {
             let address = vf.address;
             let what = format!("look for the interface of {address} in other namespaces");
-            let foreign = hands
+            let foreign = executor
                 .watchdog
-                .call(&what, &[address], hands.patience.call, move |kernel| kernel.foreign_netdev(address))?;
-            holders.extend(foreign.map(|foreign| Holder::of_namespace(&hands.sysfs, foreign)));
+                .call(&what, &[address], executor.timeouts.call, move |kernel| kernel.foreign_netdev(address))?;
+            holders.extend(foreign.map(|foreign| Holder::of_namespace(&executor.sysfs, foreign)));
         }
         Ok(holders)
+    }
+
+    /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.
+    fn openers(&self, vf: PciAddress, nodes: &[PathBuf]) -> Result<Vec<Holder>, CallError> {
+        let executor = self.executor();
+        let mut open = None;
+        for node in nodes.iter().filter(|node| !node.starts_with("/dev/vfio/devices")) {
+            let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
+            let what = format!("open {}", node.display());
+            let asked =
+                executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
+            match asked {
+                Ok(None) | Err(CallError::Refused(_)) => {}
+                Ok(Some(is_open)) => {
+                    open = Some((is_open, node));
+                    break;
+                }
+                Err(stuck) => return Err(stuck),
+            }
+        }
+        // A device that has a node of its own can be open without its group.
+        let has_more = nodes.iter().any(|node| !node.starts_with("/dev/vfio") || node.starts_with("/dev/vfio/devices"));
+        if matches!(open, Some((false, _))) && !has_more {
+            return Ok(Vec::new());
+        }
+        let began = Instant::now();
+        let mut holders = holders::processes(&executor.sysfs, nodes);
+        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
+        if let (Some((true, node)), true) = (open, holders.is_empty()) {
+            holders.push(Holder::Unseen { file: node.display().to_string() });
+        }
+        Ok(holders)
+    }
+
+    /// What the host itself does with the interface of a VF.
+    fn host_use(&self, vf: &VirtualFunction) -> Result<Option<HostUse>, CallError> {
+        let executor = self.executor();
+        let Some((netdev, interface)) = executor.sysfs.interface(vf.address) else { return Ok(None) };
+        let uppers = executor.sysfs.upper_netdevs(vf.address, &netdev);
+        let mut uses: Vec<_> = uppers.iter().map(|upper| format!("{upper} is made of it")).collect();
+        let what = format!("ask what {netdev} is used for");
+        let asked = executor
+            .watchdog
+            .call(&what, &[vf.address], executor.timeouts.call, move |kernel| kernel.host_uses(interface));
+        match asked {
+            Ok(more) => uses.extend(more),
+            // It went away meanwhile, and with it what was made of it.
+            Err(CallError::Refused(refusal)) if refusal.errno == Errno::ENODEV => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
+    }
+
+    /// The first function among those that steps take from their drivers that somebody uses, and who.
+    fn disturbed(&self, vf: &VirtualFunction, steps: &[Step]) -> Result<Option<(PciAddress, Holder)>, CallError> {
+        let unbound = |address: PciAddress| {
+            steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == address))
+        };
+        let members: Vec<_> = {
+            let state = self.lock();
+            vf.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
+        };
+        for function in [vf].into_iter().chain(&members).filter(|function| unbound(function.address)) {
+            if let Some(holder) = self.holders(function)?.into_iter().next() {
+                return Ok(Some((function.address, holder)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -270,7 +348,7 @@ impl State {
 
 impl Inner {
     fn boot_id(&self) -> String {
-        let text = fs::read_to_string(self.hands.sysfs.path("proc/sys/kernel/random/boot_id"));
+        let text = fs::read_to_string(self.executor.sysfs.path("proc/sys/kernel/random/boot_id"));
         text.unwrap_or_default().trim().to_owned()
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use super::{State, VfError, Vfs};
-use crate::address::{Driver, PciAddress, VFIO_PCI};
-use crate::hands::CURE_UNBIND;
-use crate::holders::Holder;
+use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
+use crate::executor::CURE_UNBIND;
+use crate::holders::{Holder, HostUse};
 use crate::inventory::{Inventory, VirtualFunction};
 use crate::lease::Stage;
 use crate::policy::Policies;
@@ -23,10 +23,17 @@ pub enum Reason {
         /// How far it is.
         stage: Stage,
         /// What is wrong with it.
-        trouble: Option<String>,
+        fault: Option<String>,
+    },
+    /// A lease is of another VF, which had this address before and is gone.
+    LostLease {
+        /// That lease.
+        id: String,
     },
     /// Somebody uses it who has not borrowed it.
     Held(Holder),
+    /// The host itself uses it.
+    UsedByHost(HostUse),
     /// A call into the kernel about it has not come back.
     Stuck {
         /// What was asked.
@@ -87,15 +94,21 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lent { id, holder, stage: Stage::Held, trouble } => {
+            Self::Lent { id, holder, stage: Stage::Lent | Stage::Changing { .. }, fault } => {
                 write!(f, "it is lent as {id} to {holder}")?;
-                trouble.iter().try_for_each(|trouble| write!(f, " ({trouble})"))
+                fault.iter().try_for_each(|fault| write!(f, " ({fault})"))
             }
-            Self::Lent { id, stage: Stage::Acquiring, .. } => write!(f, "it is being lent as {id}"),
-            Self::Lent { id, trouble: None, .. } => write!(f, "it is being cleaned after the lease {id}"),
-            Self::Lent { id, trouble: Some(trouble), .. } => {
-                write!(f, "it could not be cleaned after the lease {id}, which is tried again: {trouble}")
+            Self::Lent { id, stage: Stage::New, .. } => write!(f, "it is being lent as {id}"),
+            Self::Lent { stage: Stage::Dirty, fault: Some(fault), .. } => f.write_str(fault),
+            Self::Lent { id, fault: None, .. } => write!(f, "it is being cleaned after the lease {id}"),
+            Self::Lent { id, fault: Some(fault), .. } => {
+                write!(f, "it could not be cleaned after the lease {id}, which is tried again: {fault}")
             }
+            Self::LostLease { id } => write!(
+                f,
+                "the lease {id} is of a VF that had this address before and is gone: release that lease, and this VF is free"
+            ),
+            Self::UsedByHost(host_use) => write!(f, "{host_use}; end that, or take it all the same (`--force`)"),
             Self::Held(holder) => write!(f, "it is in use by somebody who has not borrowed it: {holder}"),
             Self::Stuck { what, seconds } => {
                 write!(f, "it is stuck: {what} has not come back for {seconds} s; {CURE_UNBIND}")
@@ -147,6 +160,10 @@ impl Vfs {
                 Ok(holders) => reasons.extend(holders.into_iter().map(Reason::Held)),
                 Err(error) => reasons.push(Reason::Unknown(error.to_string())),
             }
+            match self.host_use(&function) {
+                Ok(host_use) => reasons.extend(host_use.map(Reason::UsedByHost)),
+                Err(error) => reasons.push(Reason::Unknown(error.to_string())),
+            }
         }
         if let (Some(group), true) = (function.function.iommu_group, reasons.is_empty()) {
             let held = |vf: VirtualFunction| Some((vf.address, self.holders(&vf).ok()?.into_iter().next()?));
@@ -156,15 +173,21 @@ impl Vfs {
         Ok(reasons)
     }
 
-    /// Why a VF is not to be had, as the ledger stands.
+    /// Why a VF is not to be had, as things stand.
     pub(super) fn reasons(&self, state: &State, vf: &VirtualFunction, driver: Driver) -> Vec<Reason> {
         let leases = &state.journal.facts().leases;
         let mut reasons = Vec::new();
         if let Some(lease) = leases.get(&vf.address) {
-            let (id, holder, trouble) = (lease.id.clone(), lease.holder.clone(), lease.trouble.clone());
-            reasons.push(Reason::Lent { id, holder, stage: lease.stage, trouble });
+            let (id, holder, fault) = (lease.id.clone(), lease.holder.clone(), lease.fault.clone());
+            reasons.push(if lease.is_of(vf) {
+                Reason::Lent { id, holder, stage: lease.stage.clone(), fault }
+            } else {
+                Reason::LostLease { id }
+            });
         }
-        if let Some(stuck) = self.hands().watchdog.stuck(vf.address) {
+        // A PF whose VFs are about to go has none to lend.
+        let watchdog = &self.executor().watchdog;
+        if let Some(stuck) = watchdog.stuck(vf.address).or_else(|| watchdog.stuck(vf.pf)) {
             reasons.push(Reason::Stuck { what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
         }
         let lent = vf.function.iommu_group.into_iter().flat_map(|group| {
@@ -175,15 +198,15 @@ impl Vfs {
             })
         });
         reasons.extend(lent);
-        let named = state.policies.kernel_driver(&state.inventory, vf);
-        reasons.extend(obstacles_for(&self.hands().sysfs, &state.inventory, vf, driver, named));
+        let named = state.policies.kernel_driver(&state.inventory, vf, None);
+        reasons.extend(obstacles_for(&self.executor().sysfs, &state.inventory, vf, driver, named));
         reasons
     }
 }
 
 /// What keeps a VF from a driver, as the tree alone shows it.
 pub fn obstacles(sysfs: &Sysfs, inventory: &Inventory, vf: &VirtualFunction, driver: Driver) -> Vec<Reason> {
-    let named = Policies::default().kernel_driver(inventory, vf);
+    let named = Policies::default().kernel_driver(inventory, vf, None);
     obstacles_for(sysfs, inventory, vf, driver, named)
 }
 
@@ -222,7 +245,7 @@ fn reason_in_group(sysfs: &Sysfs, inventory: &Inventory, group: u32, member: Pci
     }
     // VFIO takes a group with bridges in it, and with devices that nobody drives.
     let is_bridge = sysfs.hex(member, "class").is_some_and(|class| class >> 16 == CLASS_BRIDGE);
-    let driver = sysfs.driver(member).filter(|driver| driver != VFIO_PCI && !is_bridge)?;
+    let driver = sysfs.driver(member).filter(|driver| !is_userspace_driver(driver) && !is_bridge)?;
     Some(Reason::DeviceInGroup { group, device: member, driver })
 }
 

@@ -5,11 +5,10 @@ use std::thread;
 
 use tracing::{info, warn};
 
-use super::{VfError, Vfs, Wants};
-use crate::inventory::VirtualFunction;
+use super::release::Remains;
+use super::{LockRequest, VfError, Vfs};
 use crate::journal::Record;
 use crate::lease::{Lease, Stage};
-use crate::plan::plan;
 
 impl Vfs {
     /// Brings everything that the journal knows to a known state. Only the journal itself can fail it.
@@ -37,7 +36,7 @@ impl Vfs {
         let pfs: BTreeSet<_> = facts.leases.values().map(|lease| lease.pf).collect();
         thread::scope(|scope| {
             let leases = |pf| facts.leases.values().filter(move |lease| lease.pf == pf);
-            let work = |pf| scope.spawn(move || leases(pf).try_for_each(|lease| self.bring_back(lease)));
+            let work = |pf| scope.spawn(move || leases(pf).try_for_each(|lease| self.restore(lease)));
             let threads: Vec<_> = pfs.iter().map(|&pf| work(pf)).collect();
             threads.into_iter().try_for_each(|thread| match thread.join() {
                 Ok(result) => result,
@@ -50,15 +49,15 @@ impl Vfs {
     }
 
     /// Goes on with leases that something is wrong with.
-    pub(crate) fn tend(&self) {
+    pub(crate) fn reconcile(&self) {
         let facts = self.facts();
         for lease in facts.leases.values() {
-            let gone = self.functions(lease).is_none();
-            let troubled = lease.trouble.is_some() || lease.stage != Stage::Held;
-            let stuck = self.hands().watchdog.stuck(lease.vf).is_some();
-            if (gone || troubled)
+            let gone = self.function(lease).is_none();
+            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent;
+            let stuck = self.executor().watchdog.stuck(lease.vf).is_some();
+            if (gone || faulty)
                 && !stuck
-                && let Err(error) = self.tend_one(lease)
+                && let Err(error) = self.reconcile_one(lease)
             {
                 warn!(vf = %lease.vf, lease = lease.id, %error, "still not as it should be");
             }
@@ -66,97 +65,59 @@ impl Vfs {
     }
 
     /// Only if nobody works on it: whoever does will see to it.
-    fn tend_one(&self, lease: &Lease) -> Result<(), VfError> {
-        let mut functions = BTreeSet::from([lease.vf, lease.pf]);
+    fn reconcile_one(&self, lease: &Lease) -> Result<(), VfError> {
         {
             let state = self.lock();
-            functions.extend(state.inventory.vfs.get(&lease.vf).iter().flat_map(|vf| &vf.group_with));
-            if functions.iter().any(|function| state.claimed.contains(function)) {
+            if LockRequest::of_lease(&state, lease).is_taken(&state) {
                 return Ok(());
             }
         }
-        let (now, claim) = self.claim(|state| {
+        let (now, lock) = self.lock_vfs(|state| {
             let now = state.journal.facts().leases.get(&lease.vf).cloned();
-            let wants = state.inventory.vfs.get(&lease.vf).map(Wants::of);
-            let gone = || Wants { functions: [lease.vf].into(), quiet: [lease.pf].into(), name: None };
-            Ok((now, wants.unwrap_or_else(gone)))
+            Ok((now, LockRequest::of_lease(state, lease)))
         })?;
         // Whoever came in between saw to it.
-        let result = if now.as_ref() == Some(lease) { self.bring_back(lease) } else { Ok(()) };
-        drop(claim);
+        let result = if now.as_ref() == Some(lease) { self.restore(lease) } else { Ok(()) };
+        drop(lock);
         result
     }
 
-    /// Brings one lease to a known state: held and as wanted, or free, or troubled and saying why.
-    fn bring_back(&self, lease: &Lease) -> Result<(), VfError> {
-        let Some((vf, pf)) = self.functions(lease) else {
+    /// Brings one lease to a known state: lent and as wanted, or free, or faulty and saying why. Only the journal fails it.
+    fn restore(&self, lease: &Lease) -> Result<(), VfError> {
+        let Some(vf) = self.function(lease) else {
             return match lease.stage {
-                Stage::Held => self.trouble(lease, Some(GONE.to_owned())),
+                Stage::Lent | Stage::Changing { .. } => self.fault(lease, Some(GONE.to_owned())),
                 // What was to be cleaned is gone.
-                Stage::Acquiring | Stage::Releasing => self.record_lease(lease.vf, None),
+                Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
             };
         };
-        match (lease.stage, &lease.previous) {
-            (Stage::Held, _) => {
-                let trouble = self.as_wanted(lease, &vf).err();
-                self.trouble(lease, trouble.map(|error| error.to_string()))
+        let restored = match lease.stage {
+            Stage::Lent => {
+                let fault = self.apply_wanted(lease, &vf).err();
+                return self.fault(lease, fault.map(|error| error.to_string()));
             }
-            (Stage::Acquiring, Some(previous)) => {
-                let back = Lease { wanted: previous.clone(), previous: Some(lease.wanted.clone()), ..lease.clone() };
-                let result = self.make_so(&vf, &pf, &back);
-                let trouble = result.err().map(|error| error.to_string());
-                self.record_lease(lease.vf, Some(Lease { previous: None, stage: Stage::Held, trouble, ..back }))
-            }
-            (Stage::Acquiring, None) | (Stage::Releasing, _) => {
-                let tried = || format!("look at {}", lease.vf);
-                let holder = self.holders(&vf).map_err(|error| VfError::Ask { tried: tried(), error });
-                match holder.map(|holders| holders.into_iter().next()) {
-                    Ok(None) => match self.clean(lease.clone()) {
-                        Err(VfError::Journal(error)) => Err(error.into()),
-                        // Recorded as its trouble, and tried again.
-                        _ => Ok(()),
-                    },
-                    Ok(Some(holder)) => {
-                        let releasing = Lease { stage: Stage::Releasing, previous: None, ..lease.clone() };
-                        self.trouble(&releasing, Some(format!("it is held: {holder}")))
-                    }
-                    Err(error) => self.trouble(lease, Some(error.to_string())),
-                }
-            }
+            Stage::Changing { .. } => self.go_back(lease),
+            Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
+        };
+        match restored {
+            Err(VfError::Journal(error)) => Err(error.into()),
+            // Recorded as its fault, and tried again.
+            _ => Ok(()),
         }
     }
 
-    /// Makes a held VF what it should be, unless somebody uses it as it is.
-    fn as_wanted(&self, lease: &Lease, vf: &VirtualFunction) -> Result<(), VfError> {
-        let Some((_, pf)) = self.functions(lease) else { return Ok(()) };
-        let asked = |error| VfError::Ask { tried: format!("look at {}", lease.vf), error };
-        let current = self.hands().current(vf, &pf).map_err(asked)?;
-        let target = self.target(lease, vf, &pf, &current);
-        let steps = plan(&current, &target);
-        if steps.is_empty() {
-            return Ok(());
-        }
-        if let Some(holder) = self.holders(vf).map_err(asked)?.into_iter().next() {
-            let tried = format!("bring back the lease {}", lease.id);
-            return Err(VfError::Held { tried, vf: lease.vf, holder });
-        }
-        info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");
-        self.hands().apply(&steps).map_err(VfError::Step)?;
-        self.read_back(vf, &pf, &target)
-    }
-
-    fn trouble(&self, lease: &Lease, trouble: Option<String>) -> Result<(), VfError> {
+    fn fault(&self, lease: &Lease, fault: Option<String>) -> Result<(), VfError> {
         let mut state = self.lock();
-        let now = Lease { trouble, ..lease.clone() };
+        let now = Lease { fault, ..lease.clone() };
         if state.journal.facts().leases.get(&lease.vf) == Some(&now) {
             return Ok(());
         }
-        if let Some(trouble) = &now.trouble {
-            warn!(vf = %lease.vf, lease = lease.id, trouble, "a lease is not as it should be");
+        if let Some(fault) = &now.fault {
+            warn!(vf = %lease.vf, lease = lease.id, fault, "a lease is not as it should be");
         }
         self.record(&mut state, &Record::Lease { vf: lease.vf, lease: Some(Box::new(now)) })
     }
 }
 
-/// A lease whose VF is not there stays: its borrower still believes in it, and the VF may come back.
+/// A lease whose VF is not there stays: its client still believes in it, and the VF may come back.
 const GONE: &str = "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";

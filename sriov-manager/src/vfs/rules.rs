@@ -2,6 +2,7 @@
 
 use tracing::warn;
 
+use super::create::HostVfs;
 use super::{VfError, Vfs};
 use crate::address::PciAddress;
 use crate::policy::Policies;
@@ -68,7 +69,7 @@ impl Vfs {
     /// Makes the numbers of VFs that policies want, or says why not, here and with each PF. Only the journal fails it.
     pub(super) fn make_counts(&self, counts: &[(PciAddress, u32)]) -> Result<Vec<(PciAddress, String)>, VfError> {
         let mut short = Vec::new();
-        for (pf, created) in self.create_all(counts) {
+        for (pf, created) in self.create_all(counts, HostVfs::Kept) {
             match created {
                 Ok(_) => {}
                 Err(VfError::Journal(error)) => return Err(error.into()),

@@ -54,7 +54,7 @@ pub struct VfView {
 
 impl View {
     /// What the tree alone shows, without a manager: nobody knows who borrowed what.
-    pub fn without_ledger(sysfs: &Sysfs, inventory: &Inventory) -> Self {
+    pub fn without_manager(sysfs: &Sysfs, inventory: &Inventory) -> Self {
         let pfs = inventory.pfs.values().map(|pf| PfView { pf: pf.clone(), stuck: None, short: None }).collect();
         let view = |vf: &VirtualFunction| VfView {
             vf: vf.clone(),
@@ -80,19 +80,19 @@ impl Vfs {
         let leases = &state.journal.facts().leases;
         let pf_view = |pf: &PhysicalFunction| PfView {
             pf: pf.clone(),
-            stuck: self.hands().watchdog.stuck(pf.address),
+            stuck: self.executor().watchdog.stuck(pf.address),
             short: state.short.get(&pf.address).cloned(),
         };
         let pfs = inventory.pfs.values().map(pf_view).collect();
         let of_pf = |pf: &PhysicalFunction| pf.vfs.values().filter_map(|vf| inventory.vfs.get(vf)).cloned().collect();
         let view = |vf: VirtualFunction, pf: &PhysicalFunction| {
-            let lease = leases.get(&vf.address).filter(|lease| (lease.pf, lease.index) == (vf.pf, vf.index));
+            let lease = leases.get(&vf.address).filter(|lease| lease.is_of(&vf));
             VfView {
                 pf_name: pf.name(),
                 lease: lease.cloned(),
                 forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
                 pools: state.policies.pools_of(inventory, &vf).map(|pool| pool.name.clone()).collect(),
-                busy: state.claimed.contains(&vf.address),
+                busy: state.locked.contains(&vf.address),
                 reasons: self.reasons(&state, &vf, Driver::None),
                 vf,
             }
@@ -105,9 +105,8 @@ impl Vfs {
                 vfs.into_iter().map(|vf| view(vf, pf)).collect::<Vec<_>>()
             })
             .collect();
-        let there =
-            |lease: &&Lease| vfs.iter().any(|view| view.lease.as_ref().is_some_and(|there| there.id == lease.id));
-        let lost = leases.values().filter(|lease| !there(lease)).cloned().collect();
+        let is_there = |lease: &&Lease| inventory.vfs.get(&lease.vf).is_some_and(|vf| lease.is_of(vf));
+        let lost = leases.values().filter(|lease| !is_there(lease)).cloned().collect();
         View { pfs, vfs, lost, policies_refused: state.policies_refused.clone(), generation }
     }
 }

@@ -23,7 +23,8 @@ use crate::control::disconnect::DisconnectReason;
 use crate::control::wire::Wire;
 use crate::control::{CALLERS_MAX, HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::vhost_user::channel::Channel;
-use crate::port::vhost_user::session::{Message, SessionError};
+use crate::port::vhost_user::session::Message;
+use crate::port::vhost_user::session::error::SessionError;
 
 /// A frontend that has not been let in.
 pub(super) struct Caller {

@@ -291,10 +291,11 @@ impl State {
         let (wire, end) = self.doors.get(door).and_then(|door| door.of_id(id)).ok_or(HandshakeError::UnknownId(id))?;
         let wire = self.wires.get(wire).ok_or(HandshakeError::UnknownId(id))?;
         let EndSpec::Memif(spec) = &wire.spec.ends[*end] else { return Err(HandshakeError::UnknownId(id)) };
-        if wire.as_joint().is_some_and(|joint| joint.ends[*end].live().is_some()) {
+        let joint = wire.as_joint().ok_or(HandshakeError::UnknownId(id))?;
+        if joint.ends[*end].live().is_some() {
             return Err(HandshakeError::AlreadyConnected(id));
         }
-        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref() })
+        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref(), memory: &joint.ends[*end].memory })
     }
 
     /// A peer that has just died may not have been noticed yet; it must not keep its successor out.

@@ -21,14 +21,16 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use super::{Socket, State};
 use crate::control::disconnect::DisconnectReason;
 use crate::control::log_limit::if_any;
-use crate::control::wire::{Body, Frontend, Wire};
+use crate::control::wire::{Body, Wire};
 use crate::control::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::Put;
 use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
+use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::{Answer, Message, Session, SessionError};
+use crate::port::vhost_user::session::{Message, Response, Session};
 use crate::spec::{EndSpec, VhostUserSpec};
 
 impl State {
@@ -56,13 +58,13 @@ impl State {
         let Some(wire) = self.wires.get_mut(name) else { return };
         let (near, far) = (&wire.spec.ends[end], &wire.spec.ends[1 - end]);
         let (EndSpec::VhostUser(spec), Body::Lanes(joint)) = (near, &mut wire.body) else { return };
-        let session = Session::new(Offer::new(spec, far));
+        let session = Session::new(Offer::new(spec, far), &joint.ends[end].memory);
         let peer = process_name(&channel);
         if let Some(suppressed) = joint.log_limit.allow(Instant::now()) {
             tracing::info!(wire = name, end, peer, suppressed = if_any(suppressed), "peer connected");
         }
         let silent_until = said.is_none().then(|| Instant::now() + HANDSHAKE);
-        joint.ends[end].approached(Frontend { channel, session, held: said, silent_until }, peer, token);
+        joint.ends[end].approached(VhostUserPeer { channel, session, held: said, silent_until }, peer, token);
         self.remind(silent_until);
     }
 
@@ -99,7 +101,7 @@ impl State {
     fn serve_request(&mut self, name: &str, end: usize) -> Result<Served, SessionError> {
         let Some(joint) = self.wires.get_mut(name).and_then(Wire::as_joint_mut) else { return Ok(Served::Held) };
         let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
-        let Some(message) = frontend.hear()? else { return Ok(Served::Nothing) };
+        let Some(message) = frontend.receive()? else { return Ok(Served::Nothing) };
         if message.request.needs_quiesce() {
             if !joint.lanes.is_empty() {
                 return Ok(self.hold(name, end, message));
@@ -111,7 +113,7 @@ impl State {
             }
         }
         let Some(frontend) = joint.ends[end].frontend_mut() else { return Ok(Served::Held) };
-        let Answer { reply, announce } = frontend.session.handle(message)?;
+        let Response { reply, announce, .. } = frontend.session.handle(message)?;
         if let Some((reply, file)) = reply {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             frontend.channel.send(&reply.emit(), &files)?;

@@ -15,12 +15,15 @@
 //! - [`ring`]: the data path of a TAP interface.
 //! - `setup`: what a specification asks of an interface, as netlink requests.
 //! - `namespace`: where an interface is to live.
+//! - `owner`: whose a veth pair is, so that a killed forwarder's is found again.
+//! - [`restore`]: what a successor process is given of a TAP interface.
 //! - `error`: what can go wrong, and the cure.
 
 mod error;
 mod message;
 mod namespace;
 mod owner;
+pub mod restore;
 pub mod ring;
 mod setup;
 pub mod spec;

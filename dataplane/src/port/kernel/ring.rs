@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use ferrule_ffi::tap::{HEADER_LEN, Tap};
+use arrayvec::ArrayVec;
+use ferrule_ffi::span::Span;
+use ferrule_ffi::tap::{HEADER_LEN, PARTS_MAX, Tap};
 
-use crate::offload::{Accepts, VnetHeader};
+use crate::offload::{Accepts, Coalescer, TcpSegment, VnetHeader};
 use crate::port::{FRAME_MAX, Fault, Frame, Put, Source, Target};
 use crate::status::DropReason;
 
@@ -25,6 +27,25 @@ impl TapSource {
     /// The source of an interface.
     pub fn new(tap: Arc<Tap>) -> Self {
         Self { tap, buffer: vec![0; HEADER_LEN + FRAME_MAX].into_boxed_slice(), unfinished: None, filled: 0 }
+    }
+
+    /// The same, with a frame that was read ahead already; `None`: it is longer than any.
+    pub(super) fn with_read_ahead(tap: Arc<Tap>, frame: &[u8]) -> Option<Self> {
+        let mut source = Self::new(tap);
+        source.buffer.get_mut(..frame.len())?.copy_from_slice(frame);
+        // Shorter than its header, it would be no frame.
+        source.filled = if frame.len() > HEADER_LEN { frame.len() } else { 0 };
+        Some(source)
+    }
+
+    /// The interface.
+    pub(super) fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// The frame that was read ahead, behind its virtio-net header; empty: there is none.
+    pub(super) fn read_ahead(&self) -> &[u8] {
+        &self.buffer[..self.filled]
     }
 
     /// Reads one frame ahead, if there is none. Whether there is one now.
@@ -60,6 +81,14 @@ impl Source for TapSource {
         length as u64
     }
 
+    fn owns_frames(&self) -> bool {
+        true
+    }
+
+    fn own_frame(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(HEADER_LEN..self.filled).unwrap_or_default()
+    }
+
     fn advance(&mut self, _slots: u32) {
         self.filled = 0;
     }
@@ -86,9 +115,51 @@ impl TapTarget {
     }
 }
 
+impl TapTarget {
+    /// Writes the next frame of a run, with those that it can be joined with. How many; none: there is no more, or the
+    /// next one is for [`Target::put`], which says why.
+    fn write_next(&self, run: &[Span<'_>]) -> Option<usize> {
+        let (&frame, rest) = run.split_first()?;
+        if frame.len() < ETHERNET_HEADER {
+            return None;
+        }
+        // Most often a pure acknowledgement or another frame that is left alone.
+        let Some(first) = TcpSegment::parse(frame) else { return self.write_plain(frame) };
+        let mut joined = Coalescer::new(first);
+        let mut parts: ArrayVec<Span<'_>, PARTS_MAX> = ArrayVec::new();
+        parts.extend([Span::from(&[][..]), first.payload()]);
+        for next in rest.iter().take(PARTS_MAX - parts.len()).map_while(|&frame| TcpSegment::parse(frame)) {
+            if !joined.push(&next) {
+                break;
+            }
+            parts.push(next.payload());
+        }
+        let count = joined.count();
+        if count == 1 {
+            return self.write_plain(frame);
+        }
+        let (header, headers) = joined.finish();
+        parts[0] = headers.into();
+        self.tap.write(&header.emit(), &parts).ok().map(|()| count)
+    }
+
+    fn write_plain(&self, frame: Span<'_>) -> Option<usize> {
+        self.tap.write(&VnetHeader::default().emit(), &[frame]).ok().map(|()| 1)
+    }
+}
+
 impl Target for TapTarget {
     fn refresh(&mut self) -> Result<(), Fault> {
         Ok(())
+    }
+
+    /// Frames of one TCP flow that follow each other are written as one.
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        let mut stored = 0;
+        while let Some(count) = self.write_next(&run[stored..]) {
+            stored += count;
+        }
+        stored
     }
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
@@ -96,7 +167,7 @@ impl Target for TapTarget {
             return Ok(Put::Refused(DropReason::TooShort));
         }
         let header = frame.offload.copied().unwrap_or_default();
-        let Err(error) = self.tap.write(&header.emit(), frame.bytes) else { return Ok(Put::Stored) };
+        let Err(error) = self.tap.write(&header.emit(), &[frame.bytes]) else { return Ok(Put::Stored) };
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => Ok(Put::Full),
             Some(errno @ libc::EBADFD) => Err(Fault::InterfaceGone(errno)),

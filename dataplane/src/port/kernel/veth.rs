@@ -24,6 +24,8 @@ pub struct VethPair {
     ends: [VethEnd; 2],
     /// What the kernel counted when it was last asked with success.
     traffic: Mutex<[Traffic; 2]>,
+    /// It is to stay when this value goes.
+    left: bool,
 }
 
 /// How to find an end again from our own namespace.
@@ -115,7 +117,12 @@ impl VethPair {
     }
 
     fn new(owner: &Arc<Owner>, pair: Id, ends: [VethEnd; 2]) -> Self {
-        Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default() }
+        Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default(), left: false }
+    }
+
+    /// Lets go of the pair, which stays and works: the next process of the same owner takes it over.
+    pub fn leave(mut self) {
+        self.left = true;
     }
 
     /// What it is doing. Asks the kernel, which takes some 50 us.
@@ -165,6 +172,9 @@ impl VethPair {
 impl Drop for VethPair {
     /// Removing one end removes the other. A pair that is gone already is what we want.
     fn drop(&mut self) {
+        if self.left {
+            return self.owner.forget(self.pair, false);
+        }
         // A socket of its own, so that removals wait for the kernel side by side.
         let removed = match Netlink::open() {
             Ok(mut netlink) => self.remove(&mut netlink),

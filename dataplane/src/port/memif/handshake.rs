@@ -12,7 +12,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
 use thiserror::Error;
 
@@ -68,6 +70,8 @@ pub struct Offer<'a> {
     pub mode: Mode,
     /// What the client must know.
     pub secret: Option<&'a Secret>,
+    /// What its memory may cost us.
+    pub memory: &'a Arc<MemoryBudget>,
 }
 
 impl Server {
@@ -97,9 +101,10 @@ impl Server {
             Self::ExpectInit => {
                 no_file(&message, &files)?;
                 let Message::Init(init) = message else { return Err(HandshakeError::unexpected("INIT", message)) };
-                check_init(&init, offer(init.id)?)?;
+                let offer = offer(init.id)?;
+                check_init(&init, offer)?;
                 out.push(Message::Ack);
-                let layout = Layout::announced_by_peer();
+                let layout = Layout::announced_by_peer(offer.memory);
                 Ok(Self::ExpectLayout(ExpectLayout { id: init.id, peer: init.name, layout }))
             }
             Self::ExpectLayout(state) => state.handle(message, files, offer, out),
@@ -172,7 +177,7 @@ impl Client {
                 Ok(Self::ExpectAck(state))
             }
             (Self::ExpectAck(state), Message::Connected { .. }) if state.rest.0.is_empty() => {
-                let Announcing { peer, layout, no_loan, .. } = state;
+                let Announcing { peer, mut layout, no_loan, .. } = state;
                 let queues = layout.queues()?;
                 Ok(Self::Connected(Box::new(Connection { id: spec.id, peer, layout, queues, no_loan })))
             }
@@ -348,6 +353,8 @@ pub const PROGRAM: &str = concat!("ferrule ", env!("CARGO_PKG_VERSION"));
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
+
     use crate::port::memif::message::{AddRegion, AddRing, Direction};
     use crate::port::{FRAME_MAX, Frame, Put, Source, Target};
     use crate::spec::Role;
@@ -359,7 +366,9 @@ mod tests {
     }
 
     fn offer<'a>(id: u32) -> Result<Offer<'a>, HandshakeError> {
-        if id == 7 { Ok(Offer { mode: Mode::Ethernet, secret: None }) } else { Err(HandshakeError::UnknownId(id)) }
+        static BUDGET: LazyLock<Arc<MemoryBudget>> = LazyLock::new(MemoryBudget::unlimited);
+        let offer = Offer { mode: Mode::Ethernet, secret: None, memory: &BUDGET };
+        if id == 7 { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     }
 
     /// Runs both sides until neither has anything to say.
@@ -463,7 +472,7 @@ mod tests {
     }
 
     fn region_file() -> PeerFile {
-        let region = ferrule_ffi::region::Region::create("test", 4096, &std::sync::Arc::default()).unwrap();
+        let region = ferrule_ffi::region::Region::create("test", 4096, &Arc::default()).unwrap();
         region.file().try_clone_to_owned().unwrap().into()
     }
 

@@ -7,9 +7,11 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use ferrule_ffi::health::{Health, MemoryLost};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::peer_file::PeerFile;
-use ferrule_ffi::region::{Health, Region};
+use ferrule_ffi::region::Region;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -21,6 +23,8 @@ use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 /// Regions and rings of one connection.
 pub struct Layout {
     pub(super) role: Role,
+    /// What the client announced. It is mapped at CONNECT: a client that never gets there takes no address space.
+    pub(super) announced: Vec<(u64, OwnedFd)>,
     pub(super) regions: Vec<Region>,
     pub(super) rings: Vec<RingPlace>,
     pub(super) buffers: BufferPlace,
@@ -53,14 +57,15 @@ pub struct Queues {
 }
 
 impl Layout {
-    /// A server's, before anything was announced.
-    pub fn announced_by_peer() -> Self {
+    /// A server's, before anything was announced. What we populate of the client's memory is charged to `budget`.
+    pub fn announced_by_peer(budget: &Arc<MemoryBudget>) -> Self {
         Self {
             role: Role::Server,
+            announced: Vec::new(),
             regions: Vec::new(),
             rings: Vec::new(),
             buffers: BufferPlace::Announced,
-            health: Arc::default(),
+            health: Health::within(budget),
         }
     }
 
@@ -102,7 +107,7 @@ impl Layout {
             Ok(RingPlace { announced, interrupt: Arc::new(eventfd()?.into()) })
         });
         let rings = rings.collect::<io::Result<_>>()?;
-        Ok(Self { role: Role::Client, regions: vec![region], rings, buffers, health })
+        Ok(Self { role: Role::Client, announced: Vec::new(), regions: vec![region], rings, buffers, health })
     }
 
     /// What of this connection, as server, can be lent to another peer.
@@ -125,18 +130,19 @@ impl Layout {
     /// Takes a region that the client announced.
     pub fn add_region(&mut self, region: AddRegion, file: PeerFile) -> Result<(), LayoutError> {
         let AddRegion { index, size } = region;
-        if usize::from(index) != self.regions.len() {
-            return Err(LayoutError::RegionOrder { index, expected: self.regions.len() });
+        let expected = self.announced.len();
+        if usize::from(index) != expected {
+            return Err(LayoutError::RegionOrder { index, expected });
         }
-        if self.regions.len() >= REGIONS_MAX {
+        if expected >= REGIONS_MAX {
             return Err(LayoutError::TooManyRegions);
         }
-        let held: u64 = self.regions.iter().map(|region| region.len() as u64).sum();
+        let held: u64 = self.announced.iter().map(|(size, _)| size).sum();
         if size > MEMORY_MAX - held {
             return Err(LayoutError::TooMuchMemory { index, size });
         }
-        let map = Region::map(file, size, &self.health);
-        self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
+        let file = Region::check(file, size).map_err(|source| LayoutError::Map { index, size, source })?;
+        self.announced.push((size, file));
         Ok(())
     }
 
@@ -158,9 +164,9 @@ impl Layout {
             return Err(LayoutError::RingSize { ring: place(), log2_size });
         }
         let interrupt = interrupt.into_eventfd().ok_or_else(|| LayoutError::Interrupt { ring: place() })?;
-        let memory = self.regions.get(usize::from(region));
-        let inside = memory.is_some_and(|memory| {
-            offset.is_multiple_of(64) && u64::from(offset) + RING_HEADER + (16 << log2_size) <= memory.len() as u64
+        let memory = self.announced.get(usize::from(region));
+        let inside = memory.is_some_and(|&(size, _)| {
+            offset.is_multiple_of(64) && u64::from(offset) + RING_HEADER + (16 << log2_size) <= size
         });
         if !inside {
             return Err(LayoutError::RingPlace { ring: place(), region, offset, log2_size });
@@ -169,8 +175,17 @@ impl Layout {
         Ok(())
     }
 
-    /// The queues of our side. Called once, at CONNECT or CONNECTED: it takes hold of the rings.
-    pub fn queues(&self) -> Result<Queues, LayoutError> {
+    /// The queues of our side. Called once, at CONNECT or CONNECTED: it maps what was announced and takes hold of the
+    /// rings.
+    pub fn queues(&mut self) -> Result<Queues, LayoutError> {
+        for (index, (size, file)) in std::mem::take(&mut self.announced).into_iter().enumerate() {
+            // At most REGIONS_MAX.
+            let index = index as u16;
+            // It was long enough when it was announced.
+            let file = Region::check(file, size).map_err(|_| LayoutError::Truncated { index })?;
+            let map = Region::map(file, size, &self.health);
+            self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
+        }
         self.queues_by(Receiver::new, Sender::new)
     }
 
@@ -204,9 +219,9 @@ impl Layout {
         Ok(queues)
     }
 
-    /// Whether memory of the peer went away.
-    pub fn is_truncated(&self) -> bool {
-        self.health.is_dead()
+    /// Why memory of the peer cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
+        self.health.cause()
     }
 
     /// What to announce, with its file.
@@ -228,8 +243,8 @@ impl Layout {
         let outside = LayoutError::RingPlace { ring, region, offset, log2_size };
         let memory = self.regions.get(usize::from(region)).ok_or(outside)?;
         let cookie = memory.read_u32(at).unwrap_or(0);
-        if self.health.is_dead() {
-            return Err(LayoutError::Truncated { ring: RingName { direction, index } });
+        if let Some(lost) = self.health.cause() {
+            return Err(LayoutError::MemoryLost { ring: RingName { direction, index }, lost });
         }
         if cookie != COOKIE {
             return Err(LayoutError::Cookie { ring: RingName { direction, index }, cookie });
@@ -347,6 +362,12 @@ pub enum LayoutError {
         /// Why.
         source: io::Error,
     },
+    /// The file does not do any more.
+    #[error("region {index}: its file was truncated before CONNECT")]
+    Truncated {
+        /// Which.
+        index: u16,
+    },
     /// Rings come as 0, 1, 2 .. in each direction.
     #[error("unexpected index: {ring}, expected {expected}")]
     RingOrder {
@@ -396,10 +417,12 @@ pub enum LayoutError {
         log2_size: u8,
     },
     /// The memory is not there any more.
-    #[error("{ring}: its shared memory was truncated before CONNECT")]
-    Truncated {
+    #[error("{ring}: {lost}")]
+    MemoryLost {
         /// Which.
         ring: RingName,
+        /// Why not.
+        lost: MemoryLost,
     },
     /// No ring there.
     #[error("{ring}: wrong cookie {cookie:#010x} (a peer built for 128-byte cache lines has another layout)")]

@@ -7,7 +7,8 @@
 use std::io;
 use std::sync::Arc;
 
-use ferrule_ffi::region::{Health, Region};
+use ferrule_ffi::health::Health;
+use ferrule_ffi::region::Region;
 use serde::{Deserialize, Serialize};
 
 use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
@@ -178,7 +179,8 @@ impl SavedLayout {
         files: &mut SavedFiles,
     ) -> Result<Layout, RestoreError> {
         let (role, buffers) = (self.role(), self.buffers);
-        let mut layout = Layout { role, regions: Vec::new(), rings: Vec::new(), buffers, health };
+        let (announced, regions, rings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut layout = Layout { role, announced, regions, rings, buffers, health };
         for (size, file) in self.regions {
             let region = Region::map(files.take(file)?, size, &layout.health);
             layout.regions.push(region.map_err(|source| no_file("a memory region", source))?);

@@ -59,7 +59,7 @@ impl Ring {
     }
 
     fn check_health(&self) -> Result<(), Fault> {
-        if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+        Ok(self.health.check()?)
     }
 }
 
@@ -573,14 +573,17 @@ const SEGMENTS_MAX: u16 = 512;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    use ferrule_ffi::memory_budget::MemoryBudget;
+
     use crate::port::memif::layout::{Layout, Queues};
     use crate::spec::MemifSpec;
 
     /// Client and server of the same memory.
     pub(crate) fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
         let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
-        let ours = Layout::create(&spec, 1, ring).unwrap();
-        let mut theirs = Layout::announced_by_peer();
+        let mut ours = Layout::create(&spec, 1, ring).unwrap();
+        let mut theirs = Layout::announced_by_peer(&MemoryBudget::unlimited());
         for (region, file) in ours.regions() {
             theirs.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }

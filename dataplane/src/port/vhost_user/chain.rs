@@ -11,7 +11,7 @@ use crate::port::{FRAME_MAX, Fault, SEGMENT_COST};
 
 /// One descriptor, read once. Split rings have `next` where packed ones have their buffer's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptor {
+pub struct VirtqDescriptor {
     /// The guest address of the buffer, or of the table.
     pub address: u64,
     /// Its bytes.
@@ -22,7 +22,7 @@ pub struct Descriptor {
     pub next: u16,
 }
 
-impl Descriptor {
+impl VirtqDescriptor {
     /// The frame goes on in another descriptor.
     pub const NEXT: u16 = 1;
     /// The device writes.
@@ -115,13 +115,13 @@ impl DescriptorChain {
     /// Adds what a descriptor in `slot` stands for. Whether the chain may go on behind it.
     pub(crate) fn add(
         &mut self,
-        descriptor: Descriptor,
+        descriptor: VirtqDescriptor,
         slot: u16,
         links: Links,
         memory: &GuestMemory,
     ) -> Result<bool, Fault> {
-        let chained = descriptor.flags & Descriptor::NEXT != 0;
-        if descriptor.flags & Descriptor::INDIRECT == 0 {
+        let chained = descriptor.flags & VirtqDescriptor::NEXT != 0;
+        if descriptor.flags & VirtqDescriptor::INDIRECT == 0 {
             self.push(descriptor, slot)?;
             return Ok(chained);
         }
@@ -133,11 +133,11 @@ impl DescriptorChain {
         Ok(false)
     }
 
-    fn push(&mut self, descriptor: Descriptor, slot: u16) -> Result<(), Fault> {
-        let Descriptor { address, len, flags, .. } = descriptor;
+    fn push(&mut self, descriptor: VirtqDescriptor, slot: u16) -> Result<(), Fault> {
+        let VirtqDescriptor { address, len, flags, .. } = descriptor;
         // A device must not write what is not meant for it; that it should not read what is (2.7.4.2), DPDK's driver does
         // not reckon with: it leaves the flag in the headers of its tables.
-        if self.writable && flags & Descriptor::WRITE == 0 {
+        if self.writable && flags & VirtqDescriptor::WRITE == 0 {
             return Err(Fault::Direction { slot: slot.into() });
         }
         if self.list.len() == SEGMENTS_MAX {
@@ -147,7 +147,7 @@ impl DescriptorChain {
         Ok(())
     }
 
-    fn expand(&mut self, table: Descriptor, slot: u16, links: Links, memory: &GuestMemory) -> Result<(), Fault> {
+    fn expand(&mut self, table: VirtqDescriptor, slot: u16, links: Links, memory: &GuestMemory) -> Result<(), Fault> {
         let fault = Fault::Table { slot: slot.into(), length: table.len };
         let entries = table.len / DESCRIPTOR;
         // No longer than the ring (2.7.5.3.1), but the field's drivers make tables of a fixed length in short rings.
@@ -168,12 +168,12 @@ impl DescriptorChain {
             let words = [word(first), word(second)];
             let (entry, next) = match links {
                 Links::Split => {
-                    let entry = Descriptor::split(words);
-                    (entry, (entry.flags & Descriptor::NEXT != 0).then_some(entry.next.into()))
+                    let entry = VirtqDescriptor::split(words);
+                    (entry, (entry.flags & VirtqDescriptor::NEXT != 0).then_some(entry.next.into()))
                 }
-                Links::Packed => (Descriptor::packed(words), (at + 1 < entries).then_some(at + 1)),
+                Links::Packed => (VirtqDescriptor::packed(words), (at + 1 < entries).then_some(at + 1)),
             };
-            if entry.flags & Descriptor::INDIRECT != 0 {
+            if entry.flags & VirtqDescriptor::INDIRECT != 0 {
                 return Err(fault);
             }
             self.push(entry, slot)?;

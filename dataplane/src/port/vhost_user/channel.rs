@@ -1,13 +1,13 @@
 //! A control socket, one message at a time: a stream that messages arrive on in any segments.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::unix::{Kind, Packet, UnixSocket};
 use thiserror::Error;
 
-use crate::port::vhost_user::message::{FILES_MAX, HEADER_LEN, Header, MessageError, word_of};
+use crate::port::vhost_user::message::{FILES_MAX, HEADER_LEN, Header, VhostUserMessageError, word_of};
 use crate::socket::{self, SocketError};
 use crate::spec::SocketAddress;
 
@@ -21,8 +21,14 @@ pub struct Channel {
     files: Vec<PeerFile>,
 }
 
+/// What has come of a message that is not whole yet.
+pub(crate) struct HalfMessage<'a> {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) files: &'a [PeerFile],
+}
+
 /// A whole message, not yet understood.
-pub struct Envelope {
+pub struct RawMessage {
     /// Its header.
     pub header: Header,
     /// Its payload, as long as the header says.
@@ -38,7 +44,7 @@ impl Channel {
     }
 
     /// The next message, once it is there as a whole; `None`: not yet.
-    pub fn receive(&mut self) -> Result<Option<Envelope>, ChannelError> {
+    pub fn receive(&mut self) -> Result<Option<RawMessage>, ChannelError> {
         loop {
             // Never more than is left of this message: the files of the next one come with its first byte.
             if self.filled < HEADER_LEN {
@@ -53,11 +59,37 @@ impl Channel {
             if at == self.payload.len() {
                 self.filled = 0;
                 let (payload, files) = (std::mem::take(&mut self.payload), std::mem::take(&mut self.files));
-                return Ok(Some(Envelope { header, payload, files }));
+                return Ok(Some(RawMessage { header, payload, files }));
             }
             let Some(packet) = read(&self.socket, &mut self.payload[at..])? else { return Ok(None) };
             self.take(packet)?;
         }
+    }
+
+    /// What has come of the next message, for a successor.
+    pub(crate) fn half_message(&self) -> HalfMessage<'_> {
+        let header = self.filled.min(HEADER_LEN);
+        let payload = self.payload.get(..self.filled - header).unwrap_or_default();
+        HalfMessage { bytes: [&self.header[..header], payload].concat(), files: &self.files }
+    }
+
+    /// A socket whose peer has sent these bytes of its next message already.
+    ///
+    /// # Errors
+    /// The descriptor is no such socket, or the bytes are not the beginning of one message.
+    pub(crate) fn restore(socket: OwnedFd, bytes: Vec<u8>, files: Vec<PeerFile>) -> io::Result<Self> {
+        let invalid = |problem: &str| io::Error::new(io::ErrorKind::InvalidInput, problem);
+        let mut channel = Self { files, filled: bytes.len(), ..UnixSocket::from_fd(socket, Kind::Stream)?.into() };
+        let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+            channel.header[..bytes.len()].copy_from_slice(&bytes);
+            return Ok(channel);
+        };
+        let size = Header::parse(header).map_err(|error| invalid(&error.to_string()))?.size;
+        if payload.len() > size as usize {
+            return Err(invalid("more has come than one message"));
+        }
+        (channel.header, channel.payload) = (*header, payload.to_vec());
+        Ok(channel)
     }
 
     /// Whether files came with a message that is not whole yet.
@@ -72,9 +104,9 @@ impl Channel {
     pub fn send(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         match self.socket.send(message, files) {
             Ok(sent) if sent == message.len() => Ok(()),
-            Ok(_) => Err(ChannelError::Deaf),
+            Ok(_) => Err(ChannelError::NotRead),
             Err(error) => Err(match error.kind() {
-                io::ErrorKind::WouldBlock => ChannelError::Deaf,
+                io::ErrorKind::WouldBlock => ChannelError::NotRead,
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ChannelError::Closed,
                 _ => error.into(),
             }),
@@ -124,7 +156,7 @@ impl AsFd for Channel {
 pub enum ChannelError {
     /// What came is no message.
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] VhostUserMessageError),
     /// More descriptors than any message has.
     #[error("{count} descriptors came with {request}; at most {FILES_MAX} are taken")]
     TooManyFiles {
@@ -141,7 +173,7 @@ pub enum ChannelError {
     Closed,
     /// What we send is not read.
     #[error("the peer does not read its control socket")]
-    Deaf,
+    NotRead,
     /// The socket itself.
     #[error("control socket: {0}")]
     Socket(#[from] io::Error),
@@ -163,7 +195,7 @@ mod tests {
         (peer, listener.accept().unwrap().into())
     }
 
-    fn understood(envelope: &Envelope) -> Request {
+    fn understood(envelope: &RawMessage) -> Request {
         Request::parse(envelope.header.request, &envelope.payload).unwrap()
     }
 
@@ -207,13 +239,13 @@ mod tests {
         let (peer, mut channel) = pair("header");
         let header = Header { request: 5, flags: 1, size: PAYLOAD_MAX as u32 + 1 };
         peer.send(&header.emit(), &[]).unwrap();
-        assert!(matches!(channel.receive(), Err(ChannelError::Message(MessageError::TooLong { .. }))));
+        assert!(matches!(channel.receive(), Err(ChannelError::Message(VhostUserMessageError::TooLong { .. }))));
     }
 
     #[test]
     fn a_peer_that_does_not_read_is_not_waited_for() {
         let (_peer, channel) = pair("deaf");
         let sent = (0..100_000).find_map(|_| channel.send(&Request::GetFeatures.emit(false), &[]).err());
-        assert!(matches!(sent, Some(ChannelError::Deaf)));
+        assert!(matches!(sent, Some(ChannelError::NotRead)));
     }
 }

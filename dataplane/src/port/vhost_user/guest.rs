@@ -7,14 +7,17 @@ use ferrule_ffi::region::Health;
 use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
-use crate::port::vhost_user::chain::Descriptor;
+use crate::port::vhost_user::chain::VirtqDescriptor;
+use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::port::vhost_user::features::Features;
-use crate::port::vhost_user::log::Marks;
+use crate::port::vhost_user::log::DirtyPages;
 use crate::port::vhost_user::memory::{CachedRegion, GuestMemory};
 use crate::port::vhost_user::vring::VringSetup;
 use crate::port::{FRAME_MAX, Fault};
 
 pub(crate) struct Guest {
+    /// The ring's index, by which its frontend names it.
+    index: u32,
     pub(crate) memory: GuestMemory,
     /// The row of the last hit in it.
     pub(crate) cached: usize,
@@ -22,7 +25,7 @@ pub(crate) struct Guest {
     pub(crate) header_len: u32,
     pub(crate) features: Features,
     pub(crate) enabled: bool,
-    pub(crate) marks: Option<Marks>,
+    pub(crate) dirty: Option<DirtyPages>,
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     health: Arc<Health>,
@@ -30,14 +33,15 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(setup: &VringSetup) -> Self {
-        let marks = setup.log.as_ref().map(|log| Marks::new(log.dirty.clone(), log.used));
+        let dirty = setup.log.as_ref().map(|log| DirtyPages::new(log.dirty.clone(), log.used));
         Self {
+            index: setup.index,
             memory: setup.memory.clone(),
             cached: 0,
             header_len: setup.features.header_len(),
             features: setup.features,
             enabled: setup.enabled,
-            marks,
+            dirty,
             kick: setup.kick.clone(),
             call: setup.call.clone(),
             health: Arc::clone(&setup.health),
@@ -46,7 +50,18 @@ impl Guest {
 
     #[inline]
     pub(crate) fn check_health(&self) -> Result<(), Fault> {
-        if self.health.is_dead() { Err(Fault::Truncated) } else { Ok(()) }
+        Ok(self.health.check()?)
+    }
+
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        if exchange.vring == self.index {
+            let place = match exchange.role {
+                EventfdRole::Kick => &mut self.kick,
+                EventfdRole::Call => &mut self.call,
+            };
+            place.clone_from(&exchange.eventfd);
+        }
     }
 
     /// What the guest rings.
@@ -101,11 +116,11 @@ pub(crate) fn read_header(segment: Span<'_>, header_len: u32) -> VnetHeader {
 /// The frame and the header of a buffer that the guest sent in one segment.
 #[inline(always)]
 pub(crate) fn sent<'a>(
-    descriptor: Descriptor,
+    descriptor: VirtqDescriptor,
     cached: &mut CachedRegion<'a>,
     header_len: u32,
 ) -> Option<(Span<'a>, Span<'a>)> {
-    if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT) != 0 {
+    if descriptor.flags & (VirtqDescriptor::NEXT | VirtqDescriptor::INDIRECT) != 0 {
         return None;
     }
     let segment = cached.span(descriptor.address, descriptor.len)?;
@@ -118,12 +133,14 @@ pub(crate) fn sent<'a>(
 /// Room for a frame of `total` bytes with its header in a buffer of one segment.
 #[inline(always)]
 pub(crate) fn offered<'a>(
-    descriptor: Descriptor,
+    descriptor: VirtqDescriptor,
     cached: &mut CachedRegion<'a>,
     total: u32,
     header_len: u32,
 ) -> Option<SpanMut<'a>> {
-    if descriptor.flags & (Descriptor::NEXT | Descriptor::INDIRECT | Descriptor::WRITE) != Descriptor::WRITE {
+    if descriptor.flags & (VirtqDescriptor::NEXT | VirtqDescriptor::INDIRECT | VirtqDescriptor::WRITE)
+        != VirtqDescriptor::WRITE
+    {
         return None;
     }
     // A frame of no bytes is for whoever counts such.

@@ -3,6 +3,7 @@
 //! Bits are collected for a burst and set before its buffers are given back: a page that the guest may look at is
 //! logged by then. Setting them one by one would be an atomic write for each frame.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -13,28 +14,32 @@ use ferrule_ffi::region::Region;
 pub struct DirtyLog(Arc<Region>);
 
 impl DirtyLog {
-    /// The log in `size` bytes from `offset` on of a file mapped from its beginning; `None` if they are not all there
-    /// (CVE-2020-10722).
-    pub fn new(file: &Region, offset: u64, size: u64) -> Option<Self> {
-        Some(Self(Arc::new(file.part(offset, size)?)))
+    /// The log in these bytes.
+    pub fn new(bitmap: Region) -> Self {
+        Self(Arc::new(bitmap))
+    }
+
+    /// The file that it is a window of.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.0.file()
     }
 }
 
 /// The bits of one ring that are not set yet.
-pub(crate) struct Marks {
+pub(crate) struct DirtyPages {
     log: DirtyLog,
     /// The guest address of the used ring, if it is to be logged.
     used: Option<u64>,
-    pending: ArrayVec<Mark, PENDING_MAX>,
+    pending: ArrayVec<LogByte, PENDING_MAX>,
 }
 
 /// Bits of one byte of the log.
-struct Mark {
+struct LogByte {
     byte: u64,
     bits: u8,
 }
 
-impl Marks {
+impl DirtyPages {
     pub(crate) fn new(log: DirtyLog, used: Option<u64>) -> Self {
         Self { log, used, pending: ArrayVec::new() }
     }
@@ -59,21 +64,21 @@ impl Marks {
 
     /// Sets everything noted so far.
     pub(crate) fn flush(&mut self) {
-        for Mark { byte, bits } in self.pending.drain(..) {
+        for LogByte { byte, bits } in self.pending.drain(..) {
             // A page behind the end of the log is one that the frontend does not want to know of.
             let _ = self.log.0.set_bits(byte, bits);
         }
     }
 
     fn set(&mut self, byte: u64, bits: u8) {
-        if let Some(mark) = self.pending.iter_mut().rev().find(|mark| mark.byte == byte) {
-            mark.bits |= bits;
+        if let Some(entry) = self.pending.iter_mut().rev().find(|entry| entry.byte == byte) {
+            entry.bits |= bits;
             return;
         }
         if self.pending.is_full() {
             self.flush();
         }
-        self.pending.push(Mark { byte, bits });
+        self.pending.push(LogByte { byte, bits });
     }
 }
 
@@ -85,48 +90,39 @@ const PENDING_MAX: usize = 32;
 mod tests {
     use super::*;
 
-    fn marks(used: Option<u64>) -> (Marks, Region) {
+    fn dirty(used: Option<u64>) -> (DirtyPages, Region) {
         let file = Region::create("log", 4096, &Arc::default()).unwrap();
-        let log = DirtyLog::new(&file, 64, 32).unwrap();
-        (Marks::new(log, used), file)
-    }
-
-    #[test]
-    fn a_log_lies_inside_its_file() {
-        let file = Region::create("log", 4096, &Arc::default()).unwrap();
-        assert!(DirtyLog::new(&file, 0, 4096).is_some());
-        for (offset, size) in [(1, 4096), (0, 0), (u64::MAX, 2), (4096, u64::MAX), (4096, 1)] {
-            assert!(DirtyLog::new(&file, offset, size).is_none(), "{offset} {size}");
-        }
+        let log = DirtyLog::new(file.part(64, 32).unwrap());
+        (DirtyPages::new(log, used), file)
     }
 
     #[test]
     fn every_page_of_a_range_is_marked_when_flushed_and_no_other() {
-        let (mut marks, file) = marks(None);
-        marks.note(4096 * 3 + 4095, 1);
-        marks.note(4096 * 7 + 4095, 4098);
-        marks.note(4096 * 20, 0);
-        marks.note_used(0, 64);
+        let (mut dirty, file) = dirty(None);
+        dirty.note(4096 * 3 + 4095, 1);
+        dirty.note(4096 * 7 + 4095, 4098);
+        dirty.note(4096 * 20, 0);
+        dirty.note_used(0, 64);
         assert_eq!(file.read_u32(64), Some(0));
-        marks.flush();
+        dirty.flush();
         assert_eq!(file.read_u32(64), Some(1 << 3 | 1 << 7 | 1 << 8 | 1 << 9));
     }
 
     #[test]
     fn pages_behind_the_end_of_the_log_are_nobody_s() {
-        let (mut marks, file) = marks(Some(u64::MAX - 3));
-        marks.note(4096 * 255, 8192);
-        marks.note(u64::MAX - 10, u32::MAX);
-        marks.note_used(0, u32::MAX);
-        marks.flush();
+        let (mut dirty, file) = dirty(Some(u64::MAX - 3));
+        dirty.note(4096 * 255, 8192);
+        dirty.note(u64::MAX - 10, u32::MAX);
+        dirty.note_used(0, u32::MAX);
+        dirty.flush();
         assert_eq!((file.read_u32(92), file.read_u32(96)), (Some(1 << 31), Some(0)));
     }
 
     #[test]
     fn more_pages_than_are_collected_are_marked_all_the_same() {
-        let (mut marks, file) = marks(Some(0));
-        marks.note_used(0, 4096 * 256);
-        marks.flush();
+        let (mut dirty, file) = dirty(Some(0));
+        dirty.note_used(0, 4096 * 256);
+        dirty.flush();
         assert!((64..96).step_by(4).all(|at| file.read_u32(at) == Some(u32::MAX)));
     }
 }

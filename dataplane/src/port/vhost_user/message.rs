@@ -3,6 +3,7 @@
 //! A [`Request`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
 //! channel for it (BACKEND_REQ) is not offered.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::vhost_user::memory::MemoryRegion;
@@ -20,14 +21,14 @@ pub struct Header {
 
 impl Header {
     /// Reads a header; the size is known to be possible afterwards.
-    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Self, MessageError> {
+    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Self, VhostUserMessageError> {
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let header = Self { request: word(0), flags: word(4), size: word(8) };
         if header.flags & FLAGS_VERSION != VERSION {
-            return Err(MessageError::Version { request: word_of(header.request), flags: header.flags });
+            return Err(VhostUserMessageError::Version { request: word_of(header.request), flags: header.flags });
         }
         if header.size as usize > PAYLOAD_MAX {
-            return Err(MessageError::TooLong { request: word_of(header.request), size: header.size });
+            return Err(VhostUserMessageError::TooLong { request: word_of(header.request), size: header.size });
         }
         Ok(header)
     }
@@ -129,7 +130,7 @@ pub struct VringState {
 }
 
 /// Where a ring lies, by user addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VringAddress {
     /// The ring.
     pub index: u32,
@@ -155,7 +156,7 @@ pub struct VringFile {
 }
 
 /// Where the dirty log lies in its file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogArea {
     /// Bytes of the bitmap.
     pub size: u64,
@@ -175,7 +176,7 @@ pub struct Config {
 }
 
 /// Memory for what is in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inflight {
     /// Bytes of it.
     pub mmap_size: u64,
@@ -193,12 +194,12 @@ pub struct Reply {
     /// The number of the request.
     pub request: u32,
     /// The answer.
-    pub body: Body,
+    pub body: ReplyBody,
 }
 
 /// The payload of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum ReplyBody {
     /// Nothing: it is the answer itself that counts.
     Empty,
     /// A value; for an acknowledgement 0 is success.
@@ -213,9 +214,9 @@ pub enum Body {
 
 impl Request {
     /// Reads the payload of request `number`.
-    pub fn parse(number: u32, payload: &[u8]) -> Result<Self, MessageError> {
-        let error = MessageError::Size { request: word_of(number), size: payload.len() };
-        let mut at = Reader { rest: payload };
+    pub fn parse(number: u32, payload: &[u8]) -> Result<Self, VhostUserMessageError> {
+        let error = VhostUserMessageError::Size { request: word_of(number), size: payload.len() };
+        let mut at = PayloadReader { rest: payload };
         let request = Self::read(number, &mut at).ok_or_else(|| error.clone())?;
         // The tail of the C structure is padding that some send and some do not.
         let padding = if matches!(request, Self::GetInflightFd(_) | Self::SetInflightFd(_)) { 4 } else { 0 };
@@ -227,7 +228,7 @@ impl Request {
         }
     }
 
-    fn read(number: u32, at: &mut Reader<'_>) -> Option<Self> {
+    fn read(number: u32, at: &mut PayloadReader<'_>) -> Option<Self> {
         Some(match number {
             1 => Self::GetFeatures,
             2 => Self::SetFeatures(at.u64()?),
@@ -318,7 +319,7 @@ impl Request {
     /// The message as it goes over the socket.
     pub fn emit(&self, need_reply: bool) -> Vec<u8> {
         let flags = VERSION | if need_reply { FLAG_NEED_REPLY } else { 0 };
-        let mut out = Writer::new(self.number(), flags);
+        let mut out = PayloadWriter::new(self.number(), flags);
         match self {
             Self::GetFeatures
             | Self::SetOwner
@@ -379,35 +380,35 @@ impl Request {
 impl Reply {
     /// The message as it goes over the socket. Its flags are these and no others: DPDK's virtio-user compares them.
     pub fn emit(&self) -> Vec<u8> {
-        let mut out = Writer::new(self.request, VERSION | FLAG_REPLY);
+        let mut out = PayloadWriter::new(self.request, VERSION | FLAG_REPLY);
         match &self.body {
-            Body::Empty => {}
-            Body::Value(value) => out.u64(*value),
-            Body::Vring(state) => out.vring(*state),
-            Body::Config(config) => out.config(config),
-            Body::Inflight(inflight) => out.inflight(inflight),
+            ReplyBody::Empty => {}
+            ReplyBody::Value(value) => out.u64(*value),
+            ReplyBody::Vring(state) => out.vring(*state),
+            ReplyBody::Config(config) => out.config(config),
+            ReplyBody::Inflight(inflight) => out.inflight(inflight),
         }
         out.finish()
     }
 
     /// Reads a reply to the request of its number.
-    pub fn parse(number: u32, payload: &[u8]) -> Result<Self, MessageError> {
-        let mut at = Reader { rest: payload };
+    pub fn parse(number: u32, payload: &[u8]) -> Result<Self, VhostUserMessageError> {
+        let mut at = PayloadReader { rest: payload };
         let body = match number {
-            _ if payload.is_empty() => Some(Body::Empty),
-            11 => at.vring().map(Body::Vring),
-            24 => at.config().map(Body::Config),
-            31 => at.inflight().map(Body::Inflight),
-            _ => at.u64().map(Body::Value),
+            _ if payload.is_empty() => Some(ReplyBody::Empty),
+            11 => at.vring().map(ReplyBody::Vring),
+            24 => at.config().map(ReplyBody::Config),
+            31 => at.inflight().map(ReplyBody::Inflight),
+            _ => at.u64().map(ReplyBody::Value),
         };
-        let body = body.ok_or(MessageError::Size { request: word_of(number), size: payload.len() })?;
+        let body = body.ok_or(VhostUserMessageError::Size { request: word_of(number), size: payload.len() })?;
         Ok(Self { request: number, body })
     }
 }
 
 /// What makes bytes no message.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum MessageError {
+pub enum VhostUserMessageError {
     /// Another version, or none.
     #[error("{request} with flags {flags:#x}: only version 1 of vhost-user is spoken here")]
     Version {
@@ -489,9 +490,9 @@ const WORDS: [&str; 45] = [
 ];
 
 /// Fills a message; the size in its header is set at the end.
-struct Writer(Vec<u8>);
+struct PayloadWriter(Vec<u8>);
 
-impl Writer {
+impl PayloadWriter {
     fn new(request: u32, flags: u32) -> Self {
         Self(Header { request, flags, size: 0 }.emit().to_vec())
     }
@@ -545,11 +546,11 @@ impl Writer {
 }
 
 /// Reads a payload from its front; `None`: it ends too early, or cannot be that long.
-struct Reader<'a> {
+struct PayloadReader<'a> {
     rest: &'a [u8],
 }
 
-impl Reader<'_> {
+impl PayloadReader<'_> {
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (array, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;

@@ -3,6 +3,8 @@
 //! - [`spec`]: what an end should be;
 //! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
+//! - [`peer`]: a frontend as control sees it; [`restore`]: one written down for a successor process;
+//! - [`eventfd`]: those of rings;
 //! - [`memory`]: the guest's memory, by guest and by user address;
 //! - [`vring`]: what a ring is made from, and our ends of one;
 //! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
@@ -12,6 +14,7 @@
 
 mod chain;
 pub mod channel;
+pub mod eventfd;
 pub mod features;
 mod guest;
 mod inflight;
@@ -19,10 +22,12 @@ pub mod log;
 pub mod memory;
 pub mod message;
 pub mod packed;
+pub mod peer;
 pub mod rarp;
+pub mod restore;
 pub mod session;
 pub mod spec;
 pub mod split;
 pub mod vring;
 
-pub use chain::Descriptor;
+pub use chain::VirtqDescriptor;

@@ -9,6 +9,7 @@ use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::Accepts;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::memory::GuestMemory;
@@ -79,11 +80,18 @@ pub enum GuestRx {
 impl GuestTx {
     /// Takes hold of a ring.
     pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
-        Ok(if setup.check()? {
-            Self::Packed(Box::new(PackedTx::new(setup)?))
-        } else {
-            Self::Split(Box::new(SplitTx::new(setup)?))
+        Ok(match setup.layout()? {
+            VringLayout::Split => Self::Split(Box::new(SplitTx::new(setup)?)),
+            VringLayout::Packed => Self::Packed(Box::new(PackedTx::new(setup)?)),
         })
+    }
+
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        match self {
+            Self::Split(ring) => ring.exchange(exchange),
+            Self::Packed(ring) => ring.exchange(exchange),
+        }
     }
 
     /// Where a successor begins: the answer to GET_VRING_BASE.
@@ -113,11 +121,18 @@ impl GuestTx {
 impl GuestRx {
     /// Takes hold of a ring.
     pub fn new(setup: &VringSetup) -> Result<Self, VringError> {
-        Ok(if setup.check()? {
-            Self::Packed(Box::new(PackedRx::new(setup)?))
-        } else {
-            Self::Split(Box::new(SplitRx::new(setup)?))
+        Ok(match setup.layout()? {
+            VringLayout::Split => Self::Split(Box::new(SplitRx::new(setup)?)),
+            VringLayout::Packed => Self::Packed(Box::new(PackedRx::new(setup)?)),
         })
+    }
+
+    /// Takes another eventfd, if it is for this ring.
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        match self {
+            Self::Split(ring) => ring.exchange(exchange),
+            Self::Packed(ring) => ring.exchange(exchange),
+        }
     }
 
     /// Where a successor begins: the answer to GET_VRING_BASE.
@@ -226,17 +241,40 @@ impl Target for GuestRx {
     }
 }
 
+/// How the descriptors of a ring are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VringLayout {
+    Split,
+    Packed,
+}
+
 impl VringSetup {
-    /// Whether it is a packed ring.
-    fn check(&self) -> Result<bool, VringError> {
+    /// The layout that was negotiated, if it allows a ring of this size.
+    pub(crate) fn layout(&self) -> Result<VringLayout, VringError> {
         let packed = self.features.has(Features::RING_PACKED);
-        let fits = (1..=SIZE_MAX).contains(&self.size) && (packed || self.size.is_power_of_two());
-        if fits { Ok(packed) } else { Err(VringError::Size { index: self.index, size: self.size }) }
+        if !(1..=SIZE_MAX).contains(&self.size) || !(packed || self.size.is_power_of_two()) {
+            return Err(VringError::Size { index: self.index, size: self.size });
+        }
+        Ok(if packed { VringLayout::Packed } else { VringLayout::Split })
+    }
+
+    /// The descriptor area, the driver area and the device area (virtio 1.2, 2.6), all in the guest's memory.
+    pub(crate) fn areas(&self) -> Result<[VringArea<'_>; 3], VringError> {
+        let size = u64::from(self.size);
+        let [driver, device] = match self.layout()? {
+            VringLayout::Split => [("available ring", 6 + 2 * size, 2), ("used ring", 6 + 8 * size, 4)],
+            VringLayout::Packed => [("driver event structure", 4, 4), ("device event structure", 4, 4)],
+        };
+        Ok([
+            VringArea::new(self, ("descriptors", 16 * size, 16), self.desc)?,
+            VringArea::new(self, driver, self.avail)?,
+            VringArea::new(self, device, self.used)?,
+        ])
     }
 }
 
 /// A part of a ring, found in the guest's memory.
-pub(crate) struct Part<'a> {
+pub(crate) struct VringArea<'a> {
     region: &'a Region,
     offset: u64,
     /// Its guest address.
@@ -244,14 +282,12 @@ pub(crate) struct Part<'a> {
     outside: VringError,
 }
 
-impl<'a> Part<'a> {
-    /// `len` bytes at a user address, all in one region.
-    pub(crate) fn new(
+impl<'a> VringArea<'a> {
+    /// What is called so, is so long and is so aligned, at a user address and all in one region.
+    fn new(
         setup: &'a VringSetup,
-        part: &'static str,
+        (part, len, align): (&'static str, u64, u64),
         address: u64,
-        len: u64,
-        align: u64,
     ) -> Result<Self, VringError> {
         let outside = VringError::Place { index: setup.index, part, address };
         let found = setup.memory.user(address, len).filter(|_| address.is_multiple_of(align));

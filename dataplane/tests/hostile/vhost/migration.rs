@@ -19,9 +19,9 @@ use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
     // CVE-2020-10722: size and offset were added without a look at the carry.
-    loses("a log whose end wraps around", "it wraps around", |arena| log(arena, u64::MAX, 4096)),
-    loses("a log whose end wraps around to itself", "it wraps around", |arena| log(arena, 4096, u64::MAX - 4095)),
-    loses("a log of no bytes", "it has no bytes", |arena| log(arena, 0, 64)),
+    loses("a log of 2^64 - 1 bytes", "no more are mapped", |arena| log(arena, u64::MAX, 4096)),
+    loses("a log whose end wraps around", "wraps around", |arena| log(arena, 4096, u64::MAX - 4095)),
+    loses("a log of no bytes", "no bytes", |arena| log(arena, 0, 64)),
     loses("a log longer than its file", "the file holds 4096 bytes, fewer than", |arena| log(arena, 4097, 0)),
     loses("a log behind its file", "the file holds 4096 bytes, fewer than", |arena| log(arena, 4096, 4096)),
     loses("a log of half of all addresses", "no more are mapped", |arena| log(arena, 1 << 63, 0)),
@@ -110,9 +110,11 @@ pub const CASES: &[Case] = &[
         inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: u64::MAX, ..area }))
     }),
     loses("in-flight memory whose end wraps around", "wraps around", |arena| {
-        inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: u64::MAX, ..area }))
+        inflight(arena, |area| {
+            Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: u64::MAX - 63, ..area })
+        })
     }),
-    loses("in-flight memory behind half of all addresses", "no more are mapped", |arena| {
+    loses("in-flight memory behind half of all addresses", "fewer than the", |arena| {
         inflight(arena, |area| Request::SetInflightFd(Inflight { mmap_size: 1 << 30, mmap_offset: 1 << 62, ..area }))
     }),
     stays("split: in-flight memory of random bytes", |arena| random_inflight(arena, Shape::split())),

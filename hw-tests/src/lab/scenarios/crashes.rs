@@ -11,7 +11,7 @@ use crate::lab::manager::{Manager, Options, Start};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
-use super::vf_settings;
+use super::vf_states;
 
 /// A lease made and given back.
 pub fn leases(lab: &Lab) -> Result<()> {
@@ -20,7 +20,7 @@ pub fn leases(lab: &Lab) -> Result<()> {
     let vf = &pf.vfs()[0];
     vf.wait_for_interface();
     let interface = pf.interface().context("a PF has an interface")?;
-    let before = vf_settings(&interface)?;
+    let before = vf_states(&interface)?;
     let life = |manager: &Manager| {
         manager.acquire("pod", vf, "vfio-pci", Some(mac(1)))?;
         manager.release("pod", Duration::ZERO)
@@ -47,7 +47,7 @@ pub fn changes(lab: &Lab) -> Result<()> {
     let vf = &pf.vfs()[0];
     vf.wait_for_interface();
     let interface = pf.interface().context("a PF has an interface")?;
-    let before = vf_settings(&interface)?;
+    let before = vf_states(&interface)?;
     let make = |manager: &Manager| manager.acquire("pod", vf, "vfio-pci", Some(mac(1)));
     let first = Manager::start(lab, &Options::default())?;
     make(&first)?;
@@ -74,11 +74,11 @@ fn is_held_whole(manager: &Manager, vf: &Function, interface: &str) -> Result<bo
         assert_eq!(state.state, "free");
         return Ok(false);
     };
-    ensure!((lease.stage.as_str(), lease.trouble.as_str()) == ("held", ""), "{lease:?}");
+    ensure!((lease.stage.as_str(), lease.fault.as_str()) == ("lent", ""), "{lease:?}");
     let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
     assert_eq!(vf.driver().as_deref(), Some(driver));
     let address = lease.attributes.and_then(|attributes| attributes.mac);
-    assert_eq!(vf_settings(interface)?[0]["address"], Value::from(address));
+    assert_eq!(vf_states(interface)?[0]["address"], Value::from(address));
     Ok(true)
 }
 
@@ -131,7 +131,7 @@ fn at_every_point(
 fn is_as_before(vf: &Function, interface: &str, before: &[Value]) -> Result<()> {
     assert_eq!(vf.driver().as_deref(), Some("igbvf"));
     assert_eq!(vf.read("driver_override")?, "(null)");
-    assert_eq!(vf_settings(interface)?, before);
+    assert_eq!(vf_states(interface)?, before);
     Ok(())
 }
 

@@ -28,7 +28,7 @@ pub fn process(lab: &Lab) -> Result<()> {
     let refused = manager.release("dpdk", Duration::ZERO).expect_err("it is held");
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains(name), "{refused}");
-    assert_eq!(manager.vf(lent)?.lease.map(|lease| lease.stage), Some("held".to_owned()), "the lease stays");
+    assert_eq!(manager.vf(lent)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
     let reasons = manager.explain(free)?;
     assert!(reasons.iter().any(|reason| reason.contains(name)), "{reasons:?}");
     let refused = manager.acquire("other", free, "vfio-pci", None).expect_err("it is held");
@@ -96,28 +96,48 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A manager that cannot see the holder (in a container, say) asks the kernel, and the kernel does not answer before the
-/// holder has gone.
-pub fn stuck(lab: &Lab) -> Result<()> {
-    let patience = Duration::from_secs(1);
-    let options = Options {
-        policies: Some("rescan: 1s\n".to_owned()),
-        patience: Some(patience),
-        alone: true,
-        ..Options::default()
-    };
-    let manager = Manager::start(lab, &options)?;
+/// A holder that a manager in a container does not see in `/proc` is a holder all the same: the kernel says so.
+pub fn unseen(lab: &Lab) -> Result<()> {
+    let manager = Manager::start(lab, &Options { alone: true, ..Options::default() })?;
     assert!(manager.log().contains("the pod needs `hostPID: true`"), "it knows that it does not see everybody");
+    manager.create(&lab.pfs[..1], 1)?;
+    let vf = &lab.pfs[0].vfs()[0];
+    manager.acquire("pod", vf, "vfio-pci", None)?;
+    let holder = testpmd::start(&[vf], &[])?;
+    let refused = manager.release("pod", Duration::ZERO).expect_err("it is held");
+    assert!(refused.message().contains("a process that /proc does not show has /dev/vfio/"), "{refused}");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
+    testpmd::quit(holder);
+    manager.release("pod", crate::PATIENCE)?;
+    Ok(())
+}
+
+/// Whoever takes a VF between the question and the unbind makes the kernel wait for him.
+pub fn stuck(lab: &Lab) -> Result<()> {
+    let timeout = Duration::from_secs(1);
+    let pause = lab.state().join("unbind");
+    let options =
+        Options { call_timeout: Some(timeout), pause_before_unbind: Some(pause.clone()), ..Options::default() };
+    let manager = Manager::start(lab, &options)?;
     manager.create(&lab.pfs[..1], 3)?;
     let vfs = lab.pfs[0].vfs();
     manager.acquire("stuck", &vfs[0], "vfio-pci", None)?;
-    let holder = testpmd::start(&[&vfs[0]], &[])?;
 
-    let began = Instant::now();
-    let refused = manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
+    let (holder, began) = thread::scope(|scope| -> Result<_> {
+        let holder = scope.spawn(|| -> Result<_> {
+            eventually("the manager is about to unbind", || pause.exists());
+            let holder = testpmd::start(&[&vfs[0]], &[])?;
+            // From now on it pauses no more: a folder is in the way of its file.
+            std::fs::remove_file(&pause)?;
+            std::fs::create_dir(&pause)?;
+            Ok((holder, Instant::now()))
+        });
+        let refused = manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
+        assert!(refused.message().contains("has not come back"), "{refused}");
+        holder.join().expect("the holder's thread does not panic")
+    })?;
     lab.time("a stuck unbind is reported", began.elapsed());
-    assert!(refused.message().contains("has not come back"), "{refused}");
-    assert!(began.elapsed() < patience + Duration::from_secs(2));
+    assert!(began.elapsed() < timeout + Duration::from_secs(2));
     // Its neighbours, the other PF, and every question about it are served meanwhile.
     let mut served = Vec::new();
     for _ in 0..5 {

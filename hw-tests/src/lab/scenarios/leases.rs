@@ -13,7 +13,7 @@ use crate::lab::manager::{Manager, Options};
 use crate::lab::pci::VFS_MAX;
 use crate::lab::scenario::Lab;
 
-use super::{ip, vf_settings};
+use super::{ip, vf_states};
 
 pub fn fourteen_vfs(lab: &Lab) -> Result<()> {
     // The floor: one PF after the other, by the kernel alone.
@@ -94,7 +94,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     // A rate wants a link that is up, and igb resets itself for its VFs.
     eventually("the link is up", || ip(&["link", "show", &interface]).is_ok_and(|text| text.contains("LOWER_UP")));
     let vfs = pf.vfs();
-    let before = vf_settings(&interface)?;
+    let before = vf_states(&interface)?;
     let attributes = Attributes {
         mac: Some("02:00:00:00:00:07".to_owned()),
         vlan: Some(Vlan { id: 100, qos: 3, protocol: String::new() }),
@@ -105,7 +105,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
         ..Attributes::default()
     };
     manager.acquire("pod", &vfs[1], "kernel", Some(attributes.clone()))?;
-    let during = vf_settings(&interface)?;
+    let during = vf_states(&interface)?;
     assert_eq!(during[0], before[0], "its neighbour is left alone");
     let [vlan, rate] = [&during[1]["vlan_list"][0], &during[1]["rate"]];
     assert_eq!(during[1]["address"], "02:00:00:00:00:07");
@@ -125,11 +125,11 @@ pub fn attributes(lab: &Lab) -> Result<()> {
         let refused = manager.acquire("pod", &vfs[1], "kernel", Some(wrong)).expect_err("an 82576 cannot do it");
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains(told), "{told} in {refused}");
-        assert_eq!(vf_settings(&interface)?, during);
+        assert_eq!(vf_states(&interface)?, during);
         assert_eq!(manager.vf(&vfs[1])?.lease.and_then(|lease| lease.attributes), Some(told_of(&attributes)));
     }
     manager.release("pod", Duration::ZERO)?;
-    assert_eq!(vf_settings(&interface)?, before, "released, it is what it was");
+    assert_eq!(vf_states(&interface)?, before, "released, it is what it was");
     Ok(())
 }
 

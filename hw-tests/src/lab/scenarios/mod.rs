@@ -37,6 +37,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("leases_and_news_are_quick", &[leases::times]),
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
     Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
+    Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
     Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
@@ -63,7 +64,7 @@ fn ip(arguments: &[&str]) -> Result<String> {
 }
 
 /// What the kernel says of the VFs of a PF, as `ip` reads it.
-fn vf_settings(interface: &str) -> Result<Vec<Value>> {
+fn vf_states(interface: &str) -> Result<Vec<Value>> {
     let links: Value = serde_json::from_str(&ip(&["-j", "link", "show", interface])?).context("understand ip")?;
     links[0]["vfinfo_list"].as_array().cloned().context("ip shows no VFs")
 }

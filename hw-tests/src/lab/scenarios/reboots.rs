@@ -9,7 +9,7 @@ use crate::lab::manager::{Manager, Options};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
-use super::vf_settings;
+use super::vf_states;
 
 pub fn four_vfs(lab: &Lab) -> Result<()> {
     let manager = start(lab, 4)?;
@@ -30,7 +30,7 @@ pub fn only_two(lab: &Lab) -> Result<()> {
     is_kept(lab, &list, &vfs[1])?;
     assert_eq!(list.lost.len(), 1, "a lease without its VF is not forgotten");
     assert_eq!(list.lost[0].id, "lost");
-    assert!(list.lost[0].trouble.contains("gone"), "{:?}", list.lost);
+    assert!(list.lost[0].fault.contains("gone"), "{:?}", list.lost);
     Ok(())
 }
 
@@ -44,7 +44,7 @@ pub fn four_again(lab: &Lab) -> Result<()> {
     assert_eq!(vfs[3].driver().as_deref(), Some("igbvf"));
     for (id, vf) in [("kept", &vfs[1]), ("lost", &vfs[3])] {
         let lease = manager.vf(vf)?.lease.with_context(|| format!("{} is lent", vf.address))?;
-        assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.trouble.as_str()), (id, "held", ""));
+        assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.fault.as_str()), (id, "lent", ""));
         manager.release(id, Duration::ZERO)?;
     }
     assert!(manager.list()?.vfs.iter().all(|vf| vf.state == "free"));
@@ -54,10 +54,10 @@ pub fn four_again(lab: &Lab) -> Result<()> {
 fn is_kept(lab: &Lab, list: &ListResponse, vf: &Function) -> Result<()> {
     let listed = list.vfs.iter().find(|listed| listed.address == vf.address).context("the VF is listed")?;
     let lease = listed.lease.as_ref().context("the VF is lent")?;
-    assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.trouble.as_str()), ("kept", "held", ""));
+    assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.fault.as_str()), ("kept", "lent", ""));
     assert_eq!(vf.driver().as_deref(), Some("vfio-pci"));
     let interface = lab.pfs[0].interface().context("a PF has an interface")?;
-    assert_eq!(vf_settings(&interface)?[1]["address"], MAC);
+    assert_eq!(vf_states(&interface)?[1]["address"], MAC);
     Ok(())
 }
 

@@ -368,6 +368,8 @@ pub(crate) const LENT_FROM: u16 = 1;
 mod tests {
     use std::os::fd::AsFd;
 
+    use ferrule_ffi::memory_budget::MemoryBudget;
+
     use super::*;
     use crate::port::memif::layout::{Layout, Queues};
     use crate::port::{Frame, Put, Target};
@@ -384,7 +386,7 @@ mod tests {
 
     /// What a server makes of a client's layout.
     fn server_of(client: &Layout) -> (Layout, Queues) {
-        let mut layout = Layout::announced_by_peer();
+        let mut layout = Layout::announced_by_peer(&MemoryBudget::unlimited());
         for (region, file) in client.regions() {
             layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
         }
@@ -401,7 +403,7 @@ mod tests {
 
     impl TrustedPair {
         fn new(ring: u32) -> Self {
-            let client = Layout::create(&spec(), 1, ring).unwrap();
+            let mut client = Layout::create(&spec(), 1, ring).unwrap();
             let (near_layout, near) = server_of(&client);
             let (far, borrower) = Self::borrow(&near_layout);
             let lender = client.queues().unwrap();
@@ -411,7 +413,7 @@ mod tests {
         fn borrow(near_layout: &Layout) -> (Queues, Queues) {
             let loan = near_layout.loan().unwrap();
             let ring = loan.fit(64, 1, 1 << 14).unwrap();
-            let lent = Layout::lend(&spec(), &loan, ring).unwrap();
+            let mut lent = Layout::lend(&spec(), &loan, ring).unwrap();
             let (_, borrower) = server_of(&lent);
             (lent.queues().unwrap(), borrower)
         }

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 /// What arrives when `bytes` are sent.
-fn received(bytes: &[u8]) -> (Header, Result<Request, MessageError>) {
+fn received(bytes: &[u8]) -> (Header, Result<Request, VhostUserMessageError>) {
     let (header, payload) = bytes.split_first_chunk().unwrap();
     let header = Header::parse(header).unwrap();
     assert_eq!(header.size as usize, payload.len());
@@ -77,11 +77,11 @@ fn a_reply_has_the_number_of_its_request_and_flags_5() {
     let inflight = Inflight { mmap_size: 1, mmap_offset: 0, queues: 2, queue_size: 256 };
     let config = Config { offset: 0, flags: 0, data: vec![1, 2, 3, 4] };
     let cases = [
-        (6, Body::Empty, vec![]),
-        (5, Body::Value(1), vec![1, 0]),
-        (11, Body::Vring(vring), vec![1, 2]),
-        (24, Body::Config(config), vec![0, 4, 0, 0x0403_0201]),
-        (31, Body::Inflight(inflight), vec![1, 0, 0, 0, 0x100_0002, 0]),
+        (6, ReplyBody::Empty, vec![]),
+        (5, ReplyBody::Value(1), vec![1, 0]),
+        (11, ReplyBody::Vring(vring), vec![1, 2]),
+        (24, ReplyBody::Config(config), vec![0, 4, 0, 0x0403_0201]),
+        (31, ReplyBody::Inflight(inflight), vec![1, 0, 0, 0, 0x100_0002, 0]),
     ];
     for (request, body, words) in cases {
         let reply = Reply { request, body };
@@ -109,10 +109,10 @@ fn inflight_memory_is_understood_with_and_without_the_padding_of_its_structure()
 fn a_header_of_another_version_or_with_an_endless_payload_is_refused() {
     let header = |flags, size| Header::parse(&Header { request: 1, flags, size }.emit());
     assert!(header(1, 4096).is_ok());
-    assert!(matches!(header(1, 4097), Err(MessageError::TooLong { size: 4097, .. })));
-    assert!(matches!(header(1, u32::MAX), Err(MessageError::TooLong { .. })));
+    assert!(matches!(header(1, 4097), Err(VhostUserMessageError::TooLong { size: 4097, .. })));
+    assert!(matches!(header(1, u32::MAX), Err(VhostUserMessageError::TooLong { .. })));
     for flags in [0, 2, 3, 8] {
-        assert!(matches!(header(flags, 0), Err(MessageError::Version { .. })), "{flags}");
+        assert!(matches!(header(flags, 0), Err(VhostUserMessageError::Version { .. })), "{flags}");
     }
 }
 

@@ -10,9 +10,11 @@
 //! Buffers are used in the order in which they were made available, so the used element of a buffer takes the place of
 //! its first descriptor.
 
+pub(crate) mod position;
 mod rx;
 mod tx;
 
+pub use position::{AVAIL, Position, USED};
 pub use rx::PackedRx;
 pub use tx::PackedTx;
 
@@ -21,11 +23,11 @@ use std::sync::atomic::{Ordering, fence};
 use arrayvec::ArrayVec;
 use ferrule_ffi::array::Array;
 
-use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
+use crate::port::vhost_user::chain::{DescriptorChain, Links, VirtqDescriptor};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{Guest, MERGED_MAX};
 use crate::port::vhost_user::inflight::PackedInflight;
-use crate::port::vhost_user::vring::{Part, VringError, VringSetup};
+use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault};
 
 /// What both directions have in common.
@@ -48,67 +50,21 @@ struct PackedRing {
     /// For a successor, if the frontend keeps memory for that.
     inflight: Option<PackedInflight>,
     /// Buffers taken and not given back.
-    taken: ArrayVec<Taken, TAKEN_MAX>,
-}
-
-/// A place in the ring and which round it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The descriptor.
-    pub index: u16,
-    /// The wrap counter: it flips at each round.
-    pub wrap: bool,
+    shadow_used: ArrayVec<ShadowUsed, SHADOW_USED_MAX>,
 }
 
 /// A buffer that was taken: its id, how many descriptors it had, how many bytes we wrote.
 #[derive(Clone, Copy)]
-struct Taken {
+struct ShadowUsed {
     id: u16,
     slots: u16,
     len: u32,
 }
 
-impl Position {
-    /// From 15 bits of index and the wrap counter above them.
-    fn parse(word: u16) -> Self {
-        Self { index: word & !WRAP, wrap: word & WRAP != 0 }
-    }
-
-    fn emit(self) -> u16 {
-        self.index | if self.wrap { WRAP } else { 0 }
-    }
-
-    /// `slots` further on; at most a whole round.
-    #[inline(always)]
-    pub fn after(self, slots: u16, size: u16) -> Self {
-        // Both at most 2^15, so the sum may not fit a u16.
-        let index = u32::from(self.index) + u32::from(slots);
-        if index >= u32::from(size) {
-            Self { index: (index - u32::from(size)) as u16, wrap: !self.wrap }
-        } else {
-            Self { index: index as u16, wrap: self.wrap }
-        }
-    }
-
-    /// The flags of a descriptor here that we have used.
-    #[inline(always)]
-    pub fn used(self) -> u16 {
-        if self.wrap { AVAIL | USED } else { 0 }
-    }
-
-    /// The flags of a descriptor here that the guest has made available.
-    #[inline(always)]
-    pub fn available(self) -> u16 {
-        if self.wrap { AVAIL } else { USED }
-    }
-}
-
 impl PackedRing {
     fn new(setup: &VringSetup, writable: bool) -> Result<Self, VringError> {
         let VringSetup { index, size, base, .. } = *setup;
-        let desc = Part::new(setup, "descriptors", setup.desc, 16 * u64::from(size), 16)?;
-        let driver_event = Part::new(setup, "driver event structure", setup.avail, 4, 4)?;
-        let device_event = Part::new(setup, "device event structure", setup.used, 4, 4)?;
+        let [desc, driver_event, device_event] = setup.areas()?;
         // What a predecessor took and did not use is taken once more. DPDK's frontend sends the low half only.
         let used = if base >> 16 == 0 { base } else { base >> 16 };
         let next = Position::parse(used as u16);
@@ -118,8 +74,7 @@ impl PackedRing {
         let (desc_guest, desc) = (desc.guest, desc.array(0, size)?);
         // At most 2^15.
         let size = size as u16;
-        let is_used = |at: Position| (desc.load_second(at.index.into()) >> 48) as u16 & (AVAIL | USED) == at.used();
-        let found = setup.inflight.as_ref().and_then(|block| PackedInflight::new(block, size, next, is_used));
+        let found = setup.inflight.as_ref().and_then(|block| PackedInflight::new(block, size, next, &desc));
         let (inflight, next) = found.map_or((None, next), |(inflight, next)| (Some(inflight), next));
         let mut ring = Self {
             desc_guest,
@@ -132,7 +87,7 @@ impl PackedRing {
             next,
             done: next,
             inflight,
-            taken: ArrayVec::new(),
+            shadow_used: ArrayVec::new(),
         };
         ring.want_kick(false);
         Ok(ring)
@@ -146,7 +101,7 @@ impl PackedRing {
 
     /// The descriptor at `position`, if the guest has made it available.
     #[inline(always)]
-    fn available(&self, position: Position) -> Option<Descriptor> {
+    fn available(&self, position: Position) -> Option<VirtqDescriptor> {
         available(&self.desc, position)
     }
 
@@ -170,31 +125,34 @@ impl PackedRing {
 
     /// Moves on behind a buffer.
     #[inline(always)]
-    fn take(&mut self, taken: Taken) {
-        self.taken.push(taken);
+    fn take(&mut self, taken: ShadowUsed) {
+        self.shadow_used.push(taken);
         self.next = self.next.after(taken.slots, self.size);
     }
 
     /// Gives the guest everything taken back. Whether it wants to be interrupted.
     #[inline]
     fn complete(&mut self) -> bool {
-        let Some(&Taken { id, len, slots }) = self.taken.first() else { return false };
+        let Some(&ShadowUsed { id, len, slots }) = self.shadow_used.first() else { return false };
         let old = self.done;
         if let Some(inflight) = &self.inflight {
-            inflight.begin(self.next);
+            inflight.begin(old, self.next);
         }
         if self.batches {
-            let last = self.taken.last().map_or(id, |last| last.id);
+            let last = self.shadow_used.last().map_or(id, |last| last.id);
             self.use_one(old, last, 0);
         } else {
+            if self.inflight.is_some() {
+                self.keep_overwritten(old);
+            }
             // The first one last: the guest sees none before it sees them all.
             let mut at = old.after(slots, self.size);
-            for taken in &self.taken[1..] {
+            for taken in &self.shadow_used[1..] {
                 self.use_one(at, taken.id, taken.len);
                 at = at.after(taken.slots, self.size);
             }
-            if let Some(marks) = &mut self.guest.marks {
-                marks.flush();
+            if let Some(dirty) = &mut self.guest.dirty {
+                dirty.flush();
             }
             self.use_one(old, id, len);
         }
@@ -202,11 +160,22 @@ impl PackedRing {
         if let Some(inflight) = &self.inflight {
             inflight.finish(self.next);
         }
-        if self.guest.marks.is_some() {
+        if self.guest.dirty.is_some() {
             self.log_elements(old);
         }
-        self.taken.clear();
+        self.shadow_used.clear();
         self.guest.call().is_some() && self.wants_interrupt(old)
+    }
+
+    /// Keeps the descriptors that are used before the first one, for a successor of one killed in between.
+    #[cold]
+    fn keep_overwritten(&self, old: Position) {
+        let Some(inflight) = &self.inflight else { return };
+        let mut at = old;
+        for pair in self.shadow_used.windows(2) {
+            at = at.after(pair[0].slots, self.size);
+            inflight.keep(at, self.desc.load_second(at.index.into()));
+        }
     }
 
     /// Writes a used element; its address stays as it is.
@@ -228,22 +197,22 @@ impl PackedRing {
     /// Sets the bits of the elements that were written.
     #[cold]
     fn log_elements(&mut self, old: Position) {
-        let Some(marks) = &mut self.guest.marks else { return };
+        let Some(dirty) = &mut self.guest.dirty else { return };
         let mut at = old;
-        let written = if self.batches { 1 } else { self.taken.len() };
-        for taken in &self.taken[..written] {
-            marks.note(self.desc_guest + 16 * u64::from(at.index), 16);
+        let written = if self.batches { 1 } else { self.shadow_used.len() };
+        for taken in &self.shadow_used[..written] {
+            dirty.note(self.desc_guest + 16 * u64::from(at.index), 16);
             at = at.after(taken.slots, self.size);
         }
-        marks.flush();
+        dirty.flush();
     }
 
     fn want_kick(&mut self, wanted: bool) {
         let flags = if wanted { EVENT_ENABLE } else { EVENT_DISABLE };
         self.device_event.write(0, u32::from(flags) << 16);
-        if let Some(marks) = &mut self.guest.marks {
-            marks.note_used(0, 4);
-            marks.flush();
+        if let Some(dirty) = &mut self.guest.dirty {
+            dirty.note_used(0, 4);
+            dirty.flush();
         }
         if wanted {
             // The guest makes descriptors available, fences, loads the flags; we the other way round: one of the two
@@ -255,11 +224,11 @@ impl PackedRing {
 
 /// The descriptor at `position`, if the guest has made it available.
 #[inline(always)]
-fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<Descriptor> {
+fn available(desc: &Array<[u64; 2]>, position: Position) -> Option<VirtqDescriptor> {
     let second = desc.load_second(position.index.into());
     let flags = (second >> 48) as u16;
     let available = flags & (AVAIL | USED) == position.available();
-    available.then(|| Descriptor::packed([desc.read_first(position.index.into()), second]))
+    available.then(|| VirtqDescriptor::packed([desc.read_first(position.index.into()), second]))
 }
 
 /// Whether whoever wrote this event structure wants to be told of what was done from `old` to `new` (2.8.10).
@@ -280,13 +249,7 @@ pub fn needs_event(event: u32, old: Position, new: Position, size: u16) -> bool 
 }
 
 /// Buffers given back at once: a burst of them, and a frame over several.
-const TAKEN_MAX: usize = BURST + MERGED_MAX;
-/// Descriptor flag: made available, where it equals the wrap counter (2.8.1).
-pub const AVAIL: u16 = 1 << 7;
-/// Descriptor flag: used, where it equals the wrap counter (2.8.1).
-pub const USED: u16 = 1 << 15;
-/// In a position of 16 bits: the wrap counter.
-const WRAP: u16 = 1 << 15;
+const SHADOW_USED_MAX: usize = BURST + MERGED_MAX;
 /// The bits of an event structure that hold its flags (2.8.10).
 pub const EVENT_FLAGS: u16 = 3;
 /// Flags of an event structure: notify of every buffer.
@@ -295,22 +258,3 @@ pub const EVENT_ENABLE: u16 = 0;
 pub const EVENT_DISABLE: u16 = 1;
 /// Flags of an event structure: notify when a given descriptor was passed.
 const EVENT_DESC: u16 = 2;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_wraps_at_any_size_and_flips_its_round() {
-        for size in [1, 3, 256, 32_768] {
-            let mut position = Position { index: 0, wrap: true };
-            for step in 1..=3 * u32::from(size) {
-                position = position.after(1, size);
-                assert_eq!(u32::from(position.index), step % u32::from(size));
-                assert_eq!(position.wrap, (step / u32::from(size)).is_multiple_of(2));
-                assert_eq!(Position::parse(position.emit()), position);
-            }
-            assert_eq!(position.after(size, size), Position { wrap: !position.wrap, ..position });
-        }
-    }
-}

@@ -7,9 +7,10 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{FINISHED, MERGED_MAX, offered, write_finished};
-use crate::port::vhost_user::packed::{PackedRing, Taken, available};
+use crate::port::vhost_user::packed::{PackedRing, ShadowUsed, available};
 use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault, Frame, Put, Target};
 use crate::status::DropReason;
@@ -43,6 +44,10 @@ impl PackedRx {
         })
     }
 
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
+    }
+
     /// Where a successor begins.
     pub(crate) fn base(&self) -> u32 {
         self.ring.base()
@@ -53,7 +58,7 @@ impl PackedRx {
         if !self.ring.guest.enabled {
             return Ok(Put::Full);
         }
-        if self.ring.taken.remaining_capacity() < MERGED_MAX {
+        if self.ring.shadow_used.remaining_capacity() < MERGED_MAX {
             self.owes_call |= self.ring.complete();
         }
         let len = frame.bytes.len();
@@ -67,7 +72,7 @@ impl PackedRx {
         header.flags &= VnetHeader::NEEDS_CSUM;
         let ring = &mut self.ring;
         let header_len = ring.guest.header_len;
-        let mut buffers = ArrayVec::<Taken, MERGED_MAX>::new();
+        let mut buffers = ArrayVec::<ShadowUsed, MERGED_MAX>::new();
         let mut missing = header_len + len as u32;
         let mut position = ring.next;
         while missing > 0 {
@@ -86,14 +91,14 @@ impl PackedRx {
             }
             let len = room.min(missing);
             missing -= len;
-            buffers.push(Taken { id, slots, len });
+            buffers.push(ShadowUsed { id, slots, len });
             position = position.after(slots, ring.size);
         }
         header.num_buffers = buffers.len() as u16;
-        let (segments, memory, marks) = (&self.segments, &ring.guest.memory, &mut ring.guest.marks);
+        let (segments, memory, dirty) = (&self.segments, &ring.guest.memory, &mut ring.guest.dirty);
         let mut written = |address, len| {
-            if let Some(marks) = marks {
-                marks.note(address, len);
+            if let Some(dirty) = dirty {
+                dirty.note(address, len);
             }
         };
         let header = header.emit();
@@ -114,14 +119,14 @@ impl Target for PackedRx {
     // A function of its own, as `run` is.
     #[inline(never)]
     fn put_run(&mut self, run: &[Span<'_>]) -> usize {
-        if self.ring.taken.remaining_capacity() < BURST {
+        if self.ring.shadow_used.remaining_capacity() < BURST {
             self.owes_call |= self.ring.complete();
         }
         let ring = &mut self.ring;
-        if ring.guest.marks.is_some() || !ring.guest.enabled {
+        if ring.guest.dirty.is_some() || !ring.guest.enabled {
             return 0;
         }
-        let PackedRing { desc, guest, taken, next, size, .. } = ring;
+        let PackedRing { desc, guest, shadow_used, next, size, .. } = ring;
         let header_len = guest.header_len;
         let mut cached = guest.memory.cached(guest.cached);
         let mut position = *next;
@@ -131,7 +136,7 @@ impl Target for PackedRx {
             // No frame is as long as 4 GiB.
             let len = frame.len() as u32 + header_len;
             let Some(room) = offered(descriptor, &mut cached, len, header_len) else { break };
-            taken.push(Taken { id: descriptor.next, slots: 1, len });
+            shadow_used.push(ShadowUsed { id: descriptor.next, slots: 1, len });
             position = position.after(1, *size);
             rooms.push(room);
         }

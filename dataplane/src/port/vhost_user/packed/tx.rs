@@ -4,8 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
-use crate::port::vhost_user::packed::{PackedRing, Taken};
+use crate::port::vhost_user::packed::{PackedRing, ShadowUsed};
 use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault, Frame, Run, Source};
 
@@ -32,6 +33,10 @@ impl PackedTx {
         let unfinished = ring.guest.sends_unfinished();
         let segments = DescriptorChain::new(false, setup.size);
         Ok(Self { ring, segments, ids: [0; BURST], id: 0, unfinished, header: VnetHeader::default(), owes_call: false })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.
@@ -97,11 +102,11 @@ impl Source for PackedTx {
 
     #[inline(always)]
     fn advance_run(&mut self, count: usize) {
-        if self.ring.taken.remaining_capacity() < BURST {
+        if self.ring.shadow_used.remaining_capacity() < BURST {
             self.release();
         }
         let taken = &self.ids[..count.min(BURST)];
-        self.ring.taken.extend(taken.iter().map(|&id| Taken { id, slots: 1, len: 0 }));
+        self.ring.shadow_used.extend(taken.iter().map(|&id| ShadowUsed { id, slots: 1, len: 0 }));
         // A run is no longer than a ring.
         self.ring.next = self.ring.next.after(taken.len() as u16, self.ring.size);
     }
@@ -120,11 +125,11 @@ impl Source for PackedTx {
     }
 
     fn advance(&mut self, slots: u32) {
-        if self.ring.taken.is_full() {
+        if self.ring.shadow_used.is_full() {
             self.release();
         }
         // At most the ring's length.
-        self.ring.take(Taken { id: self.id, slots: slots as u16, len: 0 });
+        self.ring.take(ShadowUsed { id: self.id, slots: slots as u16, len: 0 });
     }
 
     #[inline]

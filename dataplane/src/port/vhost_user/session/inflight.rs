@@ -1,16 +1,20 @@
 //! Memory that outlives a backend: what it has taken from its rings and not given back ("Inflight I/O tracking").
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::{Health, Region};
 
 use crate::port::vhost_user::features::Features;
+use crate::port::vhost_user::inflight::{PACKED_LEN, SPLIT_LEN};
 use crate::port::vhost_user::message::Inflight;
 use crate::port::vhost_user::vring::SIZE_MAX;
 
 /// One block for each ring.
 pub struct InflightMemory {
+    description: Inflight,
+    memory: Region,
     blocks: Vec<Region>,
 }
 
@@ -26,7 +30,7 @@ impl InflightMemory {
         let mmap_size = block * u64::from(asked.queues);
         let region = Region::create("vhost-inflight", mmap_size, health).map_err(|error| error.to_string())?;
         let answer = Inflight { mmap_size, mmap_offset: 0, ..asked };
-        Ok((Self::cut(&region, answer, block)?, answer, region))
+        Ok((Self::cut(region.clone(), answer, block)?, answer, region))
     }
 
     /// SET_INFLIGHT_FD: the memory that this backend or its predecessor made.
@@ -42,13 +46,11 @@ impl InflightMemory {
         if told.mmap_size < wanted {
             return Err(format!("{} bytes for {} queues, which need {wanted}", told.mmap_size, told.queues));
         }
-        let len = told.mmap_offset.checked_add(wanted);
-        let len = len.ok_or_else(|| format!("it begins at {:#x} and wraps around", told.mmap_offset))?;
-        if len > MAPPED_MAX {
-            return Err(format!("it ends behind byte {MAPPED_MAX} of its file, and no more are mapped"));
+        if !told.mmap_offset.is_multiple_of(ALIGN) {
+            return Err(format!("it begins at {:#x}, which is no multiple of {ALIGN}", told.mmap_offset));
         }
-        let region = Region::map(file, len, health).map_err(|error| error.to_string())?;
-        Self::cut(&region, told, block)
+        let region = Region::map_window(file, told.mmap_offset, wanted, health).map_err(|error| error.to_string())?;
+        Self::cut(region, told, block)
     }
 
     /// The block of a ring.
@@ -56,10 +58,20 @@ impl InflightMemory {
         self.blocks.get(index)
     }
 
-    fn cut(region: &Region, area: Inflight, block: u64) -> Result<Self, String> {
-        let blocks = (0..u64::from(area.queues)).map(|ring| region.part(area.mmap_offset + ring * block, block));
+    /// What the frontend knows of it.
+    pub(crate) fn description(&self) -> Inflight {
+        self.description
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.memory.file()
+    }
+
+    fn cut(memory: Region, description: Inflight, block: u64) -> Result<Self, String> {
+        let blocks = (0..u64::from(description.queues)).map(|ring| memory.part(ring * block, block));
         let blocks = blocks.collect::<Option<Vec<_>>>().ok_or("its blocks do not lie in its memory")?;
-        Ok(Self { blocks })
+        Ok(Self { description, memory, blocks })
     }
 }
 
@@ -71,17 +83,12 @@ fn block_len(area: Inflight, rings: usize, features: Features) -> Result<u64, St
     if area.queue_size == 0 || u32::from(area.queue_size) > SIZE_MAX {
         return Err(format!("queues of {} descriptors; 1 to {SIZE_MAX} are possible", area.queue_size));
     }
-    let (header, each) = if features.has(Features::RING_PACKED) { PACKED } else { SPLIT };
+    let (header, each) = if features.has(Features::RING_PACKED) { PACKED_LEN } else { SPLIT_LEN };
     Ok((header + each * u64::from(area.queue_size)).next_multiple_of(ALIGN))
 }
 
-/// Bytes of `QueueRegionSplit` before its descriptors, and of each of those.
-const SPLIT: (u64, u64) = (16, 16);
-/// The same of `QueueRegionPacked`.
-const PACKED: (u64, u64) = (32, 40);
+/// Of the blocks, and of where they begin in their file.
 const ALIGN: u64 = 64;
-/// Bytes of it and what lies before it in its file: sixteen pairs of the longest rings need 42 MB.
-const MAPPED_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {
@@ -100,7 +107,7 @@ mod tests {
         assert_eq!(memory.of_ring(3).map(Region::len), Some(16 + 16 * 256 + 48));
         assert!(memory.of_ring(4).is_none());
         let (_, answer, _) = create(ASKED, Features::RING_PACKED).unwrap();
-        assert_eq!(answer.mmap_size, 4 * (32 + 40 * 256 + 32));
+        assert_eq!(answer.mmap_size, 4 * (32 + 32 * 256 + 32));
     }
 
     #[test]
@@ -120,6 +127,7 @@ mod tests {
         assert!(adopt(made).is_ok());
         assert!(adopt(Inflight { mmap_size: made.mmap_size - 1, ..made }).is_err());
         assert!(adopt(Inflight { mmap_offset: 64, ..made }).is_err());
+        assert!(adopt(Inflight { mmap_offset: 8, ..made }).is_err());
         assert!(adopt(Inflight { mmap_offset: u64::MAX, ..made }).is_err());
     }
 }

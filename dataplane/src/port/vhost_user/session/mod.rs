@@ -2,50 +2,57 @@
 //!
 //! A frontend says things in any order and says them again while frames flow. So there is no chain of states but one
 //! record of what was said: features, memory, and a vring_config of each ring. Whoever has the rings is asked to bring
-//! them back ([`Session::park`]) before a request that [needs_quiesce](Request::needs_quiesce) them is handled, and gets new ones
+//! them back ([`Session::park`]) before a request that [needs them quiesced](Session::needs_quiesce) is handled, and gets new ones
 //! ([`Session::rings`]) when the frontend has nothing more to say.
 //!
-//! - `requests`: what each request does;
+//! - `requests`: what each request does; `eventfds`: those that are exchanged while workers have the rings;
 //! - [`offer`]: what a frontend can choose from;
+//! - [`error`]: why a request is refused, and why a conversation ends;
 //! - [`table`]: the memory it announces; [`inflight`]: memory that it keeps for us.
 
+pub mod error;
+mod eventfds;
 pub mod inflight;
 pub mod offer;
 mod requests;
 pub mod table;
-mod vring_config;
+pub(crate) mod vring_config;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ferrule_ffi::health::{Health, MemoryLost};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
-use thiserror::Error;
 
-use crate::port::any::{AnySource, AnyTarget, LaneEnd};
-use crate::port::vhost_user::channel::{ChannelError, Envelope};
+use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
+use crate::port::vhost_user::channel::RawMessage;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, LogArea, MessageError, Reply, Request};
+use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, Request};
+use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::requests::Outcome;
-use crate::port::vhost_user::session::table::{MemoryTable, TableError};
+use crate::port::vhost_user::session::table::MemoryTable;
 use crate::port::vhost_user::session::vring_config::VringConfig;
 use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
 
 /// Everything that one frontend has said.
 pub struct Session {
     offer: Offer,
-    features: Features,
+    pub(crate) features: Features,
     /// None: nothing was chosen yet.
-    protocol: Option<ProtocolFeatures>,
-    memory: MemoryTable,
-    vrings: Vec<VringConfig>,
-    log: Option<DirtyLog>,
-    inflight: Option<InflightMemory>,
-    status: u8,
+    pub(crate) protocol: Option<ProtocolFeatures>,
+    pub(crate) memory: MemoryTable,
+    pub(crate) vrings: Vec<VringConfig>,
+    pub(crate) log: Option<(LogArea, DirtyLog)>,
+    pub(crate) inflight: Option<InflightMemory>,
+    pub(crate) status: u8,
     /// Which vrings the rings are made from that are out now: sources, targets.
     out: [Vec<u32>; 2],
+    /// Eventfds that were replaced in rings which are out, until no worker has them any more.
+    retired: Vec<Arc<OwnedFd>>,
 }
 
 /// A request that was understood, with what came with it.
@@ -58,44 +65,66 @@ pub struct Message {
 
 /// What came of a request.
 #[derive(Default)]
-pub struct Answer {
+pub struct Response {
     /// What to say to the frontend, with a file.
     pub reply: Option<(Reply, Option<OwnedFd>)>,
+    /// A worker is to notify, or to be notified, by another eventfd.
+    pub exchange: Option<EventfdExchange>,
     /// A guest has moved here: the network is to learn this address.
     pub announce: Option<[u8; 6]>,
 }
 
+/// What a request that was accepted leads to.
+enum Handled {
+    /// It has no answer but that it was done, if that is wanted.
+    Done {
+        announce: Option<[u8; 6]>,
+        exchange: Option<EventfdExchange>,
+    },
+    Reply(ReplyBody, Option<OwnedFd>),
+}
+
+impl Handled {
+    const DONE: Self = Self::Done { announce: None, exchange: None };
+
+    fn value(value: u64) -> Self {
+        Self::Reply(ReplyBody::Value(value), None)
+    }
+}
+
 impl Session {
-    /// A conversation with a frontend that has said nothing yet.
-    pub fn new(offer: Offer) -> Self {
+    /// A conversation with a frontend that has said nothing yet. What we populate of its memory is charged to `budget`.
+    pub fn new(offer: Offer, budget: &Arc<MemoryBudget>) -> Self {
         let rings = 2 * usize::from(offer.queues);
         Self {
             offer,
             features: Features::default(),
             protocol: None,
-            memory: MemoryTable::default(),
+            memory: MemoryTable::new(Health::within(budget)),
             vrings: std::iter::repeat_with(VringConfig::default).take(rings).collect(),
             log: None,
             inflight: None,
             status: 0,
             out: Default::default(),
+            retired: Vec::new(),
         }
     }
 
     /// Handles one request. One that is refused changes nothing; without a wish for a reply, which would say so, it ends
     /// the conversation.
-    pub fn handle(&mut self, message: Message) -> Result<Answer, SessionError> {
+    pub fn handle(&mut self, message: Message) -> Result<Response, SessionError> {
         let Message { request, need_reply, files } = message;
         let number = request.number();
         let reply = |body, file| Some((Reply { request: number, body }, file));
         match self.apply(request, files) {
-            Ok(Outcome::Done { announce }) => {
-                Ok(Answer { reply: need_reply.then(|| reply(Body::Value(0), None)).flatten(), announce })
+            Ok(Handled::Done { announce, exchange }) => {
+                let reply = need_reply.then(|| reply(ReplyBody::Value(0), None)).flatten();
+                Ok(Response { reply, announce, exchange })
             }
-            Ok(Outcome::Reply(body, file)) => Ok(Answer { reply: reply(body, file), announce: None }),
+            Ok(Handled::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
             Err(error) if need_reply => {
                 tracing::debug!(%error, "a vhost-user request is refused");
-                Ok(Answer { reply: reply(Body::Value(1), None), announce: None })
+                Ok(Response { reply: reply(ReplyBody::Value(1), None), ..Response::default() })
             }
             Err(error) => Err(error.into()),
         }
@@ -116,7 +145,8 @@ impl Session {
         let mut end = LaneEnd::default();
         self.out = Default::default();
         for (rx, tx) in pairs {
-            end.sources.push(AnySource::Vhost(GuestTx::new(tx)?).into());
+            let segments = self.vrings[tx.index as usize].segments();
+            end.sources.push(LaneSource { source: AnySource::Vhost(GuestTx::new(tx)?), resume: segments });
             self.out[0].push(tx.index);
             // Whoever sent frames to a ring that is not enabled would wait for it.
             if rx.enabled {
@@ -132,19 +162,24 @@ impl Session {
         let [sources, targets] = std::mem::take(&mut self.out);
         for (index, source) in sources.into_iter().zip(rings.sources) {
             if let AnySource::Vhost(ring) = source.source {
-                self.vrings[index as usize].set_base(ring.base());
+                self.vrings[index as usize].left_at(ring.base(), source.resume);
             }
         }
         for (index, target) in targets.into_iter().zip(rings.targets) {
             if let AnyTarget::Vhost(ring) = target {
-                self.vrings[index as usize].set_base(ring.base());
+                self.vrings[index as usize].left_at(ring.base(), 0);
             }
         }
     }
 
-    /// Whether memory of the guest went away.
-    pub fn is_truncated(&self) -> bool {
-        self.memory.health().is_dead()
+    /// Whether a worker may have rings of it.
+    pub(crate) fn has_rings_out(&self) -> bool {
+        self.out.iter().any(|rings| !rings.is_empty())
+    }
+
+    /// Why memory of the guest cannot be used any more, if so.
+    pub fn memory_lost(&self) -> Option<MemoryLost> {
+        self.memory.health().cause()
     }
 
     /// How many queue pairs carry frames while rings are out.
@@ -157,7 +192,7 @@ impl Session {
         let vring_config = &self.vrings[index as usize];
         let (address, size, kick) = vring_config.complete()?;
         let log = self.log.as_ref().filter(|_| self.features.has(Features::LOG_ALL));
-        Some(VringSetup {
+        let setup = VringSetup {
             index,
             size,
             desc: address.desc,
@@ -170,27 +205,47 @@ impl Session {
             kick,
             call: vring_config.call.clone(),
             memory: self.memory.memory()?.clone(),
-            log: log.map(|log| VringLog { dirty: log.clone(), used: address.log.then_some(address.log_guest) }),
+            log: log.map(|(_, log)| VringLog { dirty: log.clone(), used: address.log.then_some(address.log_guest) }),
             inflight: self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)).cloned(),
             health: Arc::clone(self.memory.health()),
-        })
+        };
+        if vring_config.is_moving() && setup.areas().is_err() {
+            tracing::debug!(vring = index, "its memory has gone, and it waits for SET_VRING_ADDR");
+            return None;
+        }
+        Some(setup)
     }
 }
 
 impl Message {
     /// Understands what was received.
-    pub fn new(envelope: Envelope) -> Result<Self, SessionError> {
-        let Envelope { header, payload, files } = envelope;
+    pub fn new(envelope: RawMessage) -> Result<Self, SessionError> {
+        let RawMessage { header, payload, files } = envelope;
+        Self::parse(&header, &payload, files)
+    }
+
+    /// Understands a message in its parts.
+    pub(crate) fn parse(header: &Header, payload: &[u8], files: Vec<PeerFile>) -> Result<Self, SessionError> {
         if header.is_reply() {
             return Err(SessionError::NotAsked);
         }
-        let request = Request::parse(header.request, &payload)?;
+        let request = Request::parse(header.request, payload)?;
         Ok(Self { request, need_reply: header.needs_reply(), files })
+    }
+
+    /// The message as it came over the socket.
+    pub(crate) fn emit(&self) -> Vec<u8> {
+        self.request.emit(self.need_reply)
+    }
+
+    /// What came with it.
+    pub(crate) fn files(&self) -> &[PeerFile] {
+        &self.files
     }
 }
 
 impl Request {
-    /// Whether it may change what a worker uses, so that no worker may have the rings while it is handled.
+    /// Whether it may change what a worker uses, whatever is known of the rings.
     pub fn needs_quiesce(&self) -> bool {
         match self {
             Self::SetFeatures(_)
@@ -228,119 +283,7 @@ impl Request {
     }
 }
 
-/// Why a request is refused.
-#[derive(Debug, Error)]
-pub enum RequestError {
-    /// It belongs to a feature that was not chosen.
-    #[error("{request} without the protocol feature {feature}")]
-    NotNegotiated {
-        /// The request.
-        request: &'static str,
-        /// The feature.
-        feature: &'static str,
-    },
-    /// Nothing that a net device has, or that we offer.
-    #[error("{request}, which this backend has no use for")]
-    Unsupported {
-        /// The request.
-        request: &'static str,
-    },
-    /// Too many descriptors, or too few.
-    #[error("{count} descriptors came with {request}, which is not what belongs to it")]
-    Files {
-        /// The request.
-        request: &'static str,
-        /// How many.
-        count: usize,
-    },
-    /// Features that were not offered.
-    #[error("feature bits {bits:#x} were chosen and not offered")]
-    Unoffered {
-        /// Those.
-        bits: u64,
-    },
-    /// Features change only while all rings are stopped, but for logging.
-    #[error("feature bits {bits:#x} change while rings are started")]
-    FeaturesInUse {
-        /// Those.
-        bits: u64,
-    },
-    /// No such ring.
-    #[error("vring {index}: there are {rings}")]
-    Index {
-        /// What was asked for.
-        index: u32,
-        /// How many there are.
-        rings: usize,
-    },
-    /// Its size and base stand while it is started.
-    #[error("vring {index}: it is started; GET_VRING_BASE stops it")]
-    Running {
-        /// The ring.
-        index: u32,
-    },
-    /// A pipe or whatever else.
-    #[error("vring {index}: the descriptor is not an eventfd")]
-    NotAnEventfd {
-        /// The ring.
-        index: u32,
-    },
-    /// A ring that cannot be.
-    #[error(transparent)]
-    Vring(#[from] VringError),
-    /// Memory that does not do.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// A log that does not do.
-    #[error("log {} bytes from {:#x} on: {problem}", .area.size, .area.offset)]
-    Log {
-        /// Where it should be.
-        area: LogArea,
-        /// Why not.
-        problem: String,
-    },
-    /// Memory for what is in flight that does not do.
-    #[error("memory for what is in flight: {0}")]
-    Inflight(String),
-    /// An MTU that no link has.
-    #[error("an MTU of {0} bytes; {MTU_MIN} to {MTU_MAX} are possible")]
-    Mtu(u64),
-    /// A status of more than 8 bits.
-    #[error("device status {0:#x}")]
-    Status(u64),
-    /// Nothing in the configuration is the driver's to write.
-    #[error("SET_CONFIG: the configuration of a net device is read-only")]
-    ReadOnly,
-}
-
-/// Why a conversation ends.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    /// The channel.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// Not a message.
-    #[error(transparent)]
-    Message(#[from] MessageError),
-    /// A request that was refused, and no reply was wanted that would say so.
-    #[error("refused: {0}")]
-    Request(#[from] RequestError),
-    /// A ring that lies where it cannot.
-    #[error(transparent)]
-    Vring(#[from] VringError),
-    /// Descriptors before anything else.
-    #[error("descriptors came before the first message was whole")]
-    FilesFirst,
-    /// A reply to nothing.
-    #[error("a reply came where a request was expected")]
-    NotAsked,
-}
-
 /// The driver is ready (virtio 1.2, 2.1).
 const STATUS_DRIVER_OK: u8 = 4;
-/// The smallest MTU (virtio 1.2, 5.1.4.1).
-const MTU_MIN: u64 = 68;
-const MTU_MAX: u64 = 65_535;
-
 #[cfg(test)]
 mod tests;

@@ -1,73 +1,61 @@
 //! What each request does.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
 
+use super::error::{MTU_MAX, MTU_MIN, RequestError};
 use super::inflight::InflightMemory;
 use super::table::SLOTS_MAX;
 use super::vring_config::VringConfig;
-use super::{MTU_MAX, MTU_MIN, RequestError, Session};
+use super::{Handled, Session};
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::inflight;
 use crate::port::vhost_user::log::DirtyLog;
-use crate::port::vhost_user::message::{Body, Config, Inflight, LogArea, Request, VringAddress, VringFile, VringState};
+use crate::port::vhost_user::message::{
+    Config, Inflight, LogArea, ReplyBody, Request, VringAddress, VringFile, VringState,
+};
 use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
-
-/// What a request that was accepted leads to.
-pub(super) enum Outcome {
-    Done { announce: Option<[u8; 6]> },
-    Reply(Body, Option<OwnedFd>),
-}
-
-impl Outcome {
-    const DONE: Self = Self::Done { announce: None };
-
-    fn value(value: u64) -> Self {
-        Self::Reply(Body::Value(value), None)
-    }
-}
 
 impl Session {
     /// Does what a request asks for, or nothing of it.
-    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Outcome, RequestError> {
+    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Handled, RequestError> {
         self.check(&request, files.len())?;
         let mut files = files.into_iter();
         match request {
-            Request::GetFeatures => return Ok(Outcome::value(self.offer.features.0)),
-            Request::GetProtocolFeatures => return Ok(Outcome::value(self.offer.protocol.0)),
-            Request::GetQueueNum => return Ok(Outcome::value(self.offer.queues.into())),
-            Request::GetMaxMemSlots => return Ok(Outcome::value(SLOTS_MAX as u64)),
-            Request::GetStatus => return Ok(Outcome::value(self.status.into())),
+            Request::GetFeatures => return Ok(Handled::value(self.offer.features.0)),
+            Request::GetProtocolFeatures => return Ok(Handled::value(self.offer.protocol.0)),
+            Request::GetQueueNum => return Ok(Handled::value(self.offer.queues.into())),
+            Request::GetMaxMemSlots => return Ok(Handled::value(SLOTS_MAX as u64)),
+            Request::GetStatus => return Ok(Handled::value(self.status.into())),
             Request::GetConfig(asked) => return Ok(self.config(asked)),
             Request::GetVringBase(VringState { index, .. }) => return self.stop(index),
             Request::GetInflightFd(asked) => return self.make_inflight(asked),
-            Request::SendRarp(mac) => return Ok(Outcome::Done { announce: Some(mac) }),
+            Request::SendRarp(mac) => return Ok(Handled::Done { announce: Some(mac), exchange: None }),
             Request::SetLogBase(area) => {
                 self.set_log(area, files.next())?;
                 // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
-                return Ok(Outcome::Reply(Body::Empty, None));
+                return Ok(Handled::Reply(ReplyBody::Empty, None));
             }
             Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
             Request::SetProtocolFeatures(chosen) => self.set_protocol(ProtocolFeatures(chosen))?,
-            Request::SetMemTable(rows) => self.memory.set(rows, files.collect())?,
+            Request::SetMemTable(rows) => {
+                self.memory.set(rows, files.collect())?;
+                self.vrings.iter_mut().for_each(VringConfig::memory_changed);
+            }
             Request::AddMemReg(row) => self.memory.add(row, the_file(files.next(), "ADD_MEM_REG")?)?,
-            Request::RemMemReg(row) => self.memory.remove(row)?,
+            Request::RemMemReg(row) => {
+                self.memory.remove(row)?;
+                self.vrings.iter_mut().for_each(VringConfig::memory_changed);
+            }
             Request::SetInflightFd(told) => self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?,
             Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
             Request::SetVringAddr(address) => self.set_address(address)?,
-            Request::SetVringBase(VringState { index, num }) => self.stopped_draft(index)?.set_base(num),
+            Request::SetVringBase(VringState { index, num }) => self.stopped_vring(index)?.set_base(num),
             Request::SetVringEnable(VringState { index, num }) => self.vring_config(index)?.enabled = num != 0,
-            Request::SetVringKick(ring) => {
-                let kick = eventfd(ring, files.next())?;
-                self.vring_config(ring.index.into())?.start(kick);
-            }
-            Request::SetVringCall(ring) => {
-                let call = eventfd(ring, files.next())?;
-                self.vring_config(ring.index.into())?.call = call.map(Arc::new);
-            }
+            Request::SetVringKick(ring) => return self.set_kick(ring.index.into(), eventfd(ring, files.next())?),
+            Request::SetVringCall(ring) => return self.set_call(ring.index.into(), eventfd(ring, files.next())?),
             // A ring that breaks ends the connection, which says it better.
             Request::SetVringErr(ring) => {
                 eventfd(ring, files.next())?;
@@ -83,7 +71,7 @@ impl Session {
             Request::SetConfig(_) => return Err(RequestError::ReadOnly),
             Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
         }
-        Ok(Outcome::DONE)
+        Ok(Handled::DONE)
     }
 
     /// Whether the request may be made, and has come with what belongs to it.
@@ -98,41 +86,41 @@ impl Session {
         check_files(request, files)
     }
 
-    fn config(&self, asked: Config) -> Outcome {
+    fn config(&self, asked: Config) -> Handled {
         let Config { offset, flags, data } = asked;
         let data = self.offer.config(offset, data.len()).unwrap_or_default();
-        Outcome::Reply(Body::Config(Config { offset, flags, data }), None)
+        Handled::Reply(ReplyBody::Config(Config { offset, flags, data }), None)
     }
 
     /// Stops a ring, and says where it was left.
-    fn stop(&mut self, index: u32) -> Result<Outcome, RequestError> {
+    fn stop(&mut self, index: u32) -> Result<Handled, RequestError> {
         let features = self.features;
         if let Some(block) = self.inflight.as_ref().and_then(|memory| memory.of_ring(index as usize)) {
-            inflight::settle(block);
+            inflight::invalidate(block);
         }
         let vring_config = self.vring_config(index)?;
         vring_config.stop();
-        Ok(Outcome::Reply(Body::Vring(VringState { index, num: vring_config.base(features) }), None))
+        Ok(Handled::Reply(ReplyBody::Vring(VringState { index, num: vring_config.base(features) }), None))
     }
 
-    fn make_inflight(&mut self, asked: Inflight) -> Result<Outcome, RequestError> {
+    fn make_inflight(&mut self, asked: Inflight) -> Result<Handled, RequestError> {
         let (rings, health) = (self.vrings.len(), self.memory.health());
         let made = InflightMemory::create(asked, rings, self.features, health);
         let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
         let file = Region::file(&region).try_clone_to_owned();
         let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
         self.inflight = Some(memory);
-        Ok(Outcome::Reply(Body::Inflight(answer), Some(file)))
+        Ok(Handled::Reply(ReplyBody::Inflight(answer), Some(file)))
     }
 
-    fn adopt_inflight(&mut self, told: Inflight, file: PeerFile) -> Result<(), RequestError> {
+    pub(crate) fn adopt_inflight(&mut self, told: Inflight, file: PeerFile) -> Result<(), RequestError> {
         let (rings, health) = (self.vrings.len(), self.memory.health());
         let adopted = InflightMemory::adopt(told, file, rings, self.features, health);
         self.inflight = Some(adopted.map_err(RequestError::Inflight)?);
         Ok(())
     }
 
-    fn set_protocol(&mut self, chosen: ProtocolFeatures) -> Result<(), RequestError> {
+    pub(crate) fn set_protocol(&mut self, chosen: ProtocolFeatures) -> Result<(), RequestError> {
         if !self.offer.protocol.has(chosen) {
             return Err(RequestError::Unoffered { bits: chosen.without(self.offer.protocol).0 });
         }
@@ -148,7 +136,7 @@ impl Session {
         Ok(())
     }
 
-    fn set_features(&mut self, chosen: Features) -> Result<(), RequestError> {
+    pub(crate) fn set_features(&mut self, chosen: Features) -> Result<(), RequestError> {
         if !self.offer.features.has(chosen) {
             return Err(RequestError::Unoffered { bits: chosen.without(self.offer.features).0 });
         }
@@ -160,17 +148,15 @@ impl Session {
         Ok(())
     }
 
-    fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
+    pub(crate) fn set_log(&mut self, area: LogArea, file: Option<PeerFile>) -> Result<(), RequestError> {
         let failed = |problem| RequestError::Log { area, problem };
         let file = the_file(file, "SET_LOG_BASE")?;
-        // CVE-2020-10722.
-        let len = area.offset.checked_add(area.size).ok_or_else(|| failed("it wraps around".to_owned()))?;
-        if len > LOG_MAX {
-            return Err(failed(format!("it ends behind byte {LOG_MAX} of its file, and no more are mapped")));
+        if area.size > LOG_MAX {
+            return Err(failed(format!("it has more than {LOG_MAX} bytes, and no more are mapped")));
         }
-        let region = Region::map(file, len, self.memory.health()).map_err(|error| failed(error.to_string()))?;
-        let log = DirtyLog::new(&region, area.offset, area.size);
-        self.log = Some(log.ok_or_else(|| failed("it has no bytes".to_owned()))?);
+        // A window that wraps around or is not all in its file is refused there (CVE-2020-10722).
+        let bitmap = Region::map_window(file, area.offset, area.size, self.memory.health());
+        self.log = Some((area, DirtyLog::new(bitmap.map_err(|error| failed(error.to_string()))?)));
         Ok(())
     }
 
@@ -178,23 +164,23 @@ impl Session {
         if !(1..=SIZE_MAX).contains(&size) {
             return Err(VringError::Size { index, size }.into());
         }
-        self.stopped_draft(index)?.size = Some(size);
+        self.stopped_vring(index)?.size = Some(size);
         Ok(())
     }
 
     /// Also while the ring runs: that is how logging is switched on and off.
     fn set_address(&mut self, address: VringAddress) -> Result<(), RequestError> {
-        self.vring_config(address.index)?.address = Some(address);
+        self.vring_config(address.index)?.set_address(address);
         Ok(())
     }
 
     /// A ring, whose index is bounded before anything is done with it (CVE-2020-10723).
-    fn vring_config(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
+    pub(super) fn vring_config(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
         let rings = self.vrings.len();
         self.vrings.get_mut(index as usize).ok_or(RequestError::Index { index, rings })
     }
 
-    fn stopped_draft(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
+    fn stopped_vring(&mut self, index: u32) -> Result<&mut VringConfig, RequestError> {
         let vring_config = self.vring_config(index)?;
         if vring_config.is_started() { Err(RequestError::Running { index }) } else { Ok(vring_config) }
     }
@@ -253,5 +239,5 @@ fn the_file(file: Option<PeerFile>, request: &'static str) -> Result<PeerFile, R
     file.ok_or(RequestError::Files { request, count: 0 })
 }
 
-/// Bytes of a dirty log and what lies before it in its file: enough for 32 TiB of guest addresses.
+/// Bytes of a dirty log: enough for 32 TiB of guest addresses.
 const LOG_MAX: u64 = 1 << 30;

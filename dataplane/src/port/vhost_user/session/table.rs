@@ -1,7 +1,7 @@
 //! The memory table as it is announced, all at once or one region at a time, each with its file.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
@@ -21,6 +21,11 @@ pub struct MemoryTable {
 }
 
 impl MemoryTable {
+    /// Without a region.
+    pub fn new(health: Arc<Health>) -> Self {
+        Self { health, ..Self::default() }
+    }
+
     /// SET_MEM_TABLE: these regions and no others. A refusal changes nothing.
     pub fn set(&mut self, rows: Vec<MemoryRegion>, files: Vec<PeerFile>) -> Result<(), TableError> {
         if rows.is_empty() {
@@ -60,6 +65,11 @@ impl MemoryTable {
         self.memory.as_ref()
     }
 
+    /// Each region as it was announced, with its file.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = (&MemoryRegion, BorrowedFd<'_>)> {
+        self.rows.iter().map(|(announced, region)| (announced, region.file()))
+    }
+
     /// Whether a page of it is missing.
     pub fn health(&self) -> &Arc<Health> {
         &self.health
@@ -80,20 +90,18 @@ impl MemoryTable {
         if let Some(known) = self.rows.iter().find(same) {
             return Ok(known.clone());
         }
-        let len = row.offset.checked_add(row.size).ok_or(MemoryError::Wraps { announced: row })?;
         if row.size == 0 {
             return Err(MemoryError::NoBytes { guest: row.guest }.into());
         }
-        let region = Region::map(file, len, &self.health).map_err(failed)?;
+        let region = Region::map_window(file, row.offset, row.size, &self.health).map_err(failed)?;
         Ok((row, region))
     }
 }
 
 /// Before anything is mapped: sparse files cost their owner nothing, and all frontends share our address space.
 fn check_total(rows: &[MemoryRegion]) -> Result<(), TableError> {
-    // A row is mapped from the beginning of its file; one that wraps around is refused later, for that.
-    let bytes = rows.iter().fold(0u64, |sum, row| sum.saturating_add(row.offset.saturating_add(row.size)));
-    if bytes > MEMORY_MAX && rows.iter().all(|row| row.offset.checked_add(row.size).is_some()) {
+    let bytes = rows.iter().fold(0u64, |sum, row| sum.saturating_add(row.size));
+    if bytes > MEMORY_MAX {
         return Err(TableError::TooLarge { bytes });
     }
     Ok(())
@@ -122,9 +130,7 @@ pub enum TableError {
     #[error("memory table: it has {SLOTS_MAX} regions, and no more are taken")]
     Full,
     /// More than one frontend may have mapped.
-    #[error(
-        "memory table: its regions, from the beginning of their files on, take {bytes} bytes; at most {MEMORY_MAX} are mapped"
-    )]
+    #[error("memory table: its regions have {bytes} bytes; at most {MEMORY_MAX} are mapped")]
     TooLarge {
         /// How much it would be.
         bytes: u64,
@@ -145,6 +151,8 @@ pub const MEMORY_MAX: u64 = 4 << 40;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
     use std::os::fd::OwnedFd;
 
     const PAGE: u64 = 4096;
@@ -159,7 +167,7 @@ mod tests {
     }
 
     fn announced(table: &MemoryTable) -> Vec<MemoryRegion> {
-        table.memory().into_iter().flat_map(GuestMemory::rows).copied().collect()
+        table.memory().into_iter().flat_map(GuestMemory::regions).copied().collect()
     }
 
     #[test]
@@ -196,9 +204,31 @@ mod tests {
         let huge = MemoryRegion { size: MEMORY_MAX, ..row(0, 1) };
         let too_large = |result| matches!(result, Err(TableError::TooLarge { .. }));
         assert!(!too_large(table.set(vec![huge], vec![file(1).into()])));
-        assert!(too_large(table.set(vec![MemoryRegion { offset: PAGE, ..huge }], vec![file(1).into()])));
+        assert!(too_large(table.set(vec![MemoryRegion { size: MEMORY_MAX + 1, ..huge }], vec![file(1).into()])));
         table.set(vec![row(0, 1)], vec![file(1).into()]).unwrap();
         assert!(too_large(table.add(MemoryRegion { guest: PAGE, ..huge }, file(1).into())));
+    }
+
+    /// As cloud-hypervisor and QEMU announce memory that was plugged: many slots, one behind the other, of one file.
+    #[test]
+    fn a_guest_of_many_slots_in_one_file_is_taken_whole() {
+        const SLOT: u64 = 4 << 30;
+        let slots = SLOTS_MAX as u64;
+        let memory = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&memory, (slots * SLOT) as i64).unwrap();
+        let mut table = MemoryTable::default();
+        for slot in 0..slots {
+            let at = slot * SLOT;
+            let row = MemoryRegion { guest: at, size: SLOT, user: (1 << 40) + at, offset: at };
+            table.add(row, memory.try_clone().unwrap().into()).unwrap();
+        }
+        // Each row shows its own part of the file.
+        let places = [0, 47, slots - 1].map(|slot| slot * SLOT + 4096);
+        for (mark, place) in (7u32..).zip(places) {
+            nix::sys::uio::pwrite(&memory, &mark.to_ne_bytes(), place as i64).unwrap();
+            let (region, offset, guest) = table.memory().unwrap().user((1 << 40) + place, 4).unwrap();
+            assert_eq!((region.read_u32(offset), guest), (Some(mark), place));
+        }
     }
 
     #[test]

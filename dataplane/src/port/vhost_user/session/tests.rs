@@ -3,9 +3,13 @@
 #![allow(clippy::needless_pass_by_value, reason = "requests are written where they are said")]
 
 use super::*;
+use std::os::fd::AsRawFd;
+
+use crate::port::vhost_user::eventfd::EventfdRole;
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{Config, HEADER_LEN, Header, Inflight, VringAddress, VringFile, VringState};
 use crate::spec::{EndSpec, Role, VhostUserSpec};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier;
 use ferrule_ffi::region::{Health, Region};
 
@@ -23,7 +27,7 @@ fn spec() -> VhostUserSpec {
 fn session() -> Session {
     let offer = Offer::new(&spec(), &EndSpec::VhostUser(spec()));
     let protocol = offer.protocol;
-    let mut session = Session::new(offer);
+    let mut session = Session::new(offer, &MemoryBudget::unlimited());
     done(&mut session, Request::SetProtocolFeatures(protocol.0), vec![]);
     session
 }
@@ -33,7 +37,7 @@ fn memory_file(len: u64) -> PeerFile {
     region.file().try_clone_to_owned().unwrap().into()
 }
 
-fn bell_file() -> PeerFile {
+fn eventfd_file() -> PeerFile {
     OwnedFd::from(notifier::eventfd().unwrap()).into()
 }
 
@@ -46,15 +50,15 @@ fn message(request: &Request, need_reply: bool, files: Vec<PeerFile>) -> Message
     let bytes = request.emit(need_reply);
     let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().unwrap();
     let header = Header::parse(header).unwrap();
-    Message::new(Envelope { header, payload: payload.to_vec(), files }).unwrap()
+    Message::new(RawMessage { header, payload: payload.to_vec(), files }).unwrap()
 }
 
-fn say(session: &mut Session, request: Request, files: Vec<PeerFile>) -> Result<Option<Body>, SessionError> {
+fn say(session: &mut Session, request: Request, files: Vec<PeerFile>) -> Result<Option<ReplyBody>, SessionError> {
     let answer = session.handle(message(&request, false, files))?;
     Ok(answer.reply.map(|(reply, _)| reply.body))
 }
 
-fn ask(session: &mut Session, request: Request) -> Body {
+fn ask(session: &mut Session, request: Request) -> ReplyBody {
     say(session, request, vec![]).unwrap().unwrap()
 }
 
@@ -65,7 +69,10 @@ fn done(session: &mut Session, request: Request, files: Vec<PeerFile>) {
 /// What the refusal of a request says, without a wish for a reply and with one.
 fn refused(session: &mut Session, request: &Request, files: impl Fn() -> Vec<PeerFile>) -> String {
     let answer = session.handle(message(request, true, files())).unwrap();
-    assert_eq!(answer.reply.map(|(reply, _)| reply), Some(Reply { request: request.number(), body: Body::Value(1) }));
+    assert_eq!(
+        answer.reply.map(|(reply, _)| reply),
+        Some(Reply { request: request.number(), body: ReplyBody::Value(1) })
+    );
     say(session, request.clone(), files()).unwrap_err().to_string()
 }
 
@@ -78,8 +85,8 @@ fn describe(session: &mut Session, index: u32) {
     done(session, Request::SetVringBase(state(0)), vec![]);
     done(session, Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), vec![]);
     let ring = VringFile { index: index as u8, has_file: true };
-    done(session, Request::SetVringCall(ring), vec![bell_file()]);
-    done(session, Request::SetVringKick(ring), vec![bell_file()]);
+    done(session, Request::SetVringCall(ring), vec![eventfd_file()]);
+    done(session, Request::SetVringKick(ring), vec![eventfd_file()]);
 }
 
 fn enable(session: &mut Session, index: u32, on: bool) {
@@ -108,11 +115,11 @@ fn counts(session: &mut Session) -> Option<(usize, usize)> {
 #[test]
 fn what_is_offered_is_told_and_nothing_else_can_be_chosen() {
     let mut session = session();
-    let Body::Value(features) = ask(&mut session, Request::GetFeatures) else { panic!("a value") };
+    let ReplyBody::Value(features) = ask(&mut session, Request::GetFeatures) else { panic!("a value") };
     assert!(Features(features).has(Features::VERSION_1 | Features::MQ | Features::LOG_ALL));
-    assert_eq!(ask(&mut session, Request::GetQueueNum), Body::Value(2));
-    assert_eq!(ask(&mut session, Request::GetMaxMemSlots), Body::Value(64));
-    assert_eq!(ask(&mut session, Request::GetStatus), Body::Value(0));
+    assert_eq!(ask(&mut session, Request::GetQueueNum), ReplyBody::Value(2));
+    assert_eq!(ask(&mut session, Request::GetMaxMemSlots), ReplyBody::Value(64));
+    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
     done(&mut session, Request::SetFeatures(features), vec![]);
     assert!(refused(&mut session, &Request::SetFeatures(1 << 33), Vec::new).contains("0x200000000 were chosen"));
     assert!(refused(&mut session, &Request::SetProtocolFeatures(1 << 5), Vec::new).contains("0x20 were chosen"));
@@ -142,11 +149,11 @@ fn a_request_needs_the_protocol_feature_that_it_belongs_to() {
 
 #[test]
 fn a_frontend_that_remembers_another_connection_may_speak_before_it_chooses() {
-    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())));
+    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())), &MemoryBudget::unlimited());
     done(&mut session, Request::SetStatus(0), vec![]);
-    assert_eq!(ask(&mut session, Request::GetStatus), Body::Value(0));
+    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
     let state = VringState { index: 3, num: 0 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), Body::Vring(state));
+    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(state));
 }
 
 #[test]
@@ -216,10 +223,10 @@ fn a_stopped_ring_tells_where_a_successor_begins_and_needs_a_new_start() {
     let rings = session.rings().unwrap().unwrap();
     session.park(rings);
     let state = VringState { index: 1, num: 0 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), Body::Vring(state));
+    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(state));
     assert_eq!(counts(&mut session), None);
     done(&mut session, Request::SetVringBase(VringState { num: 7, ..state }), vec![]);
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), Body::Vring(VringState { num: 7, ..state }));
+    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(VringState { num: 7, ..state }));
     let ring = VringFile { index: 1, has_file: false };
     done(&mut session, Request::SetVringKick(ring), vec![]);
     assert_eq!(counts(&mut session), Some((1, 1)));
@@ -230,7 +237,7 @@ fn a_packed_ring_begins_with_both_wrap_counters_set() {
     let mut session = session();
     done(&mut session, Request::SetFeatures((Features::VERSION_1 | Features::RING_PACKED).0), vec![]);
     let state = VringState { index: 0, num: 0x8000_8000 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(VringState { num: 0, ..state })), Body::Vring(state));
+    assert_eq!(ask(&mut session, Request::GetVringBase(VringState { num: 0, ..state })), ReplyBody::Vring(state));
 }
 
 #[test]
@@ -265,7 +272,7 @@ fn an_index_beyond_the_rings_is_refused_wherever_it_stands() {
     }
     let ring = VringFile { index: 4, has_file: true };
     for request in [Request::SetVringKick(ring), Request::SetVringCall(ring), Request::SetVringErr(ring)] {
-        assert!(refused(&mut session, &request, || vec![bell_file()]).contains("vring 4: there are 4"));
+        assert!(refused(&mut session, &request, || vec![eventfd_file()]).contains("vring 4: there are 4"));
     }
 }
 
@@ -312,7 +319,7 @@ fn resets_stop_rings_and_leave_what_is_the_frontend_s() {
     assert_eq!(counts(&mut session), None);
     let mut session = running(1);
     done(&mut session, Request::ResetDevice, vec![]);
-    assert_eq!(ask(&mut session, Request::GetStatus), Body::Value(0));
+    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
     assert_eq!(session.features, Features::default());
     assert!(session.memory.memory().is_some());
     assert_eq!(counts(&mut session), None);
@@ -324,7 +331,7 @@ fn a_log_must_lie_in_its_file() {
     let log = |size, offset| Request::SetLogBase(LogArea { size, offset });
     let good = session.handle(message(&log(4096, 0), true, vec![memory_file(4096)])).unwrap();
     let (reply, _) = good.reply.unwrap();
-    assert_eq!(reply, Reply { request: 6, body: Body::Empty });
+    assert_eq!(reply, Reply { request: 6, body: ReplyBody::Empty });
     for (size, offset) in [(4097, 0), (4096, 1), (u64::MAX, 1), (1, u64::MAX), (0, 0), (0, 4096)] {
         let problem = refused(&mut session, &log(size, offset), || vec![memory_file(4096)]);
         assert!(problem.contains("log "), "{problem}");
@@ -338,7 +345,7 @@ fn inflight_memory_is_made_once_more_as_often_as_it_is_asked_for() {
     let answer = |session: &mut Session| {
         let answer = session.handle(message(&Request::GetInflightFd(asked), false, vec![])).unwrap();
         let (reply, file) = answer.reply.unwrap();
-        let Body::Inflight(inflight) = reply.body else { panic!("inflight memory") };
+        let ReplyBody::Inflight(inflight) = reply.body else { panic!("inflight memory") };
         (inflight, file.unwrap())
     };
     let (first, file) = answer(&mut session);
@@ -353,9 +360,11 @@ fn inflight_memory_is_made_once_more_as_often_as_it_is_asked_for() {
 fn the_configuration_is_read_and_not_written() {
     let mut session = session();
     let config = |offset, len| Config { offset, flags: 0, data: vec![0; len] };
-    let Body::Config(mtu) = ask(&mut session, Request::GetConfig(config(10, 2))) else { panic!("configuration") };
+    let ReplyBody::Config(mtu) = ask(&mut session, Request::GetConfig(config(10, 2))) else { panic!("configuration") };
     assert_eq!(mtu.data[..], 9000u16.to_le_bytes());
-    let Body::Config(none) = ask(&mut session, Request::GetConfig(config(255, 2))) else { panic!("configuration") };
+    let ReplyBody::Config(none) = ask(&mut session, Request::GetConfig(config(255, 2))) else {
+        panic!("configuration")
+    };
     assert!(none.data.is_empty());
     assert!(refused(&mut session, &Request::SetConfig(config(0, 6)), Vec::new).contains("read-only"));
 }
@@ -365,7 +374,7 @@ fn small_things_are_acknowledged() {
     let mut session = session();
     let mut acknowledged = |request| {
         let answer = session.handle(message(&request, true, vec![])).unwrap();
-        assert_eq!(answer.reply.map(|(reply, _)| reply.body), Some(Body::Value(0)));
+        assert_eq!(answer.reply.map(|(reply, _)| reply.body), Some(ReplyBody::Value(0)));
         answer.announce
     };
     assert_eq!(acknowledged(Request::NetSetMtu(1500)), None);
@@ -377,6 +386,74 @@ fn small_things_are_acknowledged() {
 #[test]
 fn a_reply_to_nothing_ends_the_conversation() {
     let header = Header { request: 1, flags: 5, size: 0 };
-    let envelope = Envelope { header, payload: vec![], files: vec![] };
+    let envelope = RawMessage { header, payload: vec![], files: vec![] };
     assert!(matches!(Message::new(envelope), Err(SessionError::NotAsked)));
+}
+
+#[test]
+fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
+    const FURTHER: u64 = 1 << 32;
+    let mut session = running(1);
+    let moved = MemoryRegion { user: USER + FURTHER, ..row() };
+    done(&mut session, Request::SetMemTable(vec![moved]), vec![memory_file(MEMORY)]);
+    assert_eq!(counts(&mut session), None, "the rings wait for their addresses");
+    for index in 0..2 {
+        assert_eq!(counts(&mut session), None);
+        let place = USER + FURTHER + u64::from(index) * 0x4000;
+        let (desc, avail, used) = (place, place + 0x1000, place + 0x2000);
+        done(
+            &mut session,
+            Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+            vec![],
+        );
+    }
+    assert_eq!(counts(&mut session), Some((1, 1)));
+    let lie = VringAddress { index: 1, log: false, desc: USER, used: USER, avail: USER, log_guest: 0 };
+    done(&mut session, Request::SetVringAddr(lie), vec![]);
+    assert!(matches!(session.rings(), Err(VringError::Place { index: 1, .. })));
+}
+
+#[test]
+fn eventfds_of_rings_that_are_out_are_exchanged_and_the_former_ones_kept_until_nobody_has_them() {
+    let ring = |index, has_file| VringFile { index, has_file };
+    let mut session = running(1);
+    let call = Request::SetVringCall(ring(0, true));
+    let kick = Request::SetVringKick(ring(1, true));
+    let mut rings = session.rings().unwrap().unwrap();
+    assert!(!session.needs_quiesce(&call) && !session.needs_quiesce(&kick));
+    // Polling begins, or ends; a ring starts.
+    for request in [Request::SetVringKick(ring(1, false)), Request::SetVringKick(ring(3, true))] {
+        assert!(session.needs_quiesce(&request), "{request:?}");
+    }
+    for (request, vring, role) in [(&call, 0, EventfdRole::Call), (&kick, 1, EventfdRole::Kick)] {
+        let mut last = None;
+        for _ in 0..40 {
+            assert!(!session.needs_quiesce(request));
+            let response = session.handle(message(request, false, vec![eventfd_file()])).unwrap();
+            let exchange = response.exchange.unwrap();
+            assert_eq!((exchange.vring, exchange.role, exchange.position), (vring, role, 0));
+            rings.exchange(&exchange);
+            last = exchange.eventfd;
+        }
+        let used = match role {
+            EventfdRole::Kick => rings.sources[0].source.as_dyn().notify_fd().unwrap().as_raw_fd(),
+            EventfdRole::Call => rings.targets[0].as_dyn_mut().notify_fd().unwrap().as_raw_fd(),
+        };
+        assert_eq!(used, last.unwrap().as_raw_fd());
+    }
+    // A worker that does not come to it: after some, the rings are asked for.
+    let mut kept = Vec::new();
+    while !session.needs_quiesce(&call) {
+        kept.push(session.handle(message(&call, false, vec![eventfd_file()])).unwrap().exchange);
+        assert!(kept.len() < 100);
+    }
+    // Back, they have what was said meanwhile.
+    let newest = kept.pop().flatten().and_then(|exchange| exchange.eventfd).unwrap();
+    session.renew_eventfds(&mut rings);
+    assert_eq!(rings.targets[0].as_dyn_mut().notify_fd().unwrap().as_raw_fd(), newest.as_raw_fd());
+    drop(kept);
+    session.park(rings);
+    assert!(!session.needs_quiesce(&call), "nobody has the former ones any more");
+    let response = session.handle(message(&call, false, vec![eventfd_file()])).unwrap();
+    assert!(response.exchange.is_none(), "no ring is out");
 }

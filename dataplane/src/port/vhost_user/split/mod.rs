@@ -19,11 +19,11 @@ use std::sync::atomic::{Ordering, fence};
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::Index;
 
-use crate::port::vhost_user::chain::{Descriptor, DescriptorChain, Links};
+use crate::port::vhost_user::chain::{DescriptorChain, Links, VirtqDescriptor};
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::Guest;
 use crate::port::vhost_user::inflight::SplitInflight;
-use crate::port::vhost_user::vring::{Part, VringError, VringSetup};
+use crate::port::vhost_user::vring::{VringError, VringSetup};
 use crate::port::{BURST, Fault};
 
 /// What both directions have in common.
@@ -57,9 +57,7 @@ struct SplitRing {
 impl SplitRing {
     fn new(setup: &VringSetup, writable: bool) -> Result<Self, VringError> {
         let size = setup.size;
-        let desc = Part::new(setup, "descriptors", setup.desc, 16 * u64::from(size), 16)?;
-        let avail = Part::new(setup, "available ring", setup.avail, 6 + 2 * u64::from(size), 2)?;
-        let used = Part::new(setup, "used ring", setup.used, 6 + 8 * u64::from(size), 4)?;
+        let [desc, avail, used] = setup.areas()?;
         let used_index = used.index(2)?;
         // In memory and not from SET_VRING_BASE: what was under way when a predecessor was killed is taken once more.
         let next = used_index.load();
@@ -109,9 +107,9 @@ impl SplitRing {
 
     /// The head of the entry at `position` and the first descriptor of its chain; none if there is no such descriptor.
     #[inline(always)]
-    fn entry(&self, position: u16) -> Option<(u16, Descriptor)> {
+    fn entry(&self, position: u16) -> Option<(u16, VirtqDescriptor)> {
         let head = self.avail.read((position & self.mask).into());
-        (head <= self.mask).then(|| (head, Descriptor::split(self.desc.read(head.into()))))
+        (head <= self.mask).then(|| (head, VirtqDescriptor::split(self.desc.read(head.into()))))
     }
 
     /// Reads the guest's index.
@@ -136,7 +134,7 @@ impl SplitRing {
                 let (entry, size) = ((position & self.mask).into(), u32::from(self.mask) + 1);
                 return Err(Fault::Head { entry, head: slot.into(), size });
             }
-            let descriptor = Descriptor::split(self.desc.read(slot.into()));
+            let descriptor = VirtqDescriptor::split(self.desc.read(slot.into()));
             if !segments.add(descriptor, head, Links::Split, &self.guest.memory)? {
                 return Ok(head);
             }
@@ -152,16 +150,21 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        if self.guest.marks.is_some() {
+        if self.guest.dirty.is_some() {
             self.log_entries(old, new);
         }
         self.done = new;
-        self.used_index.store(new);
-        self.log_now(2);
         if let Some(inflight) = &self.inflight {
-            let last = self.used.read((new.wrapping_sub(1) & self.mask).into())[0];
-            inflight.note(last as u16, new);
+            // Of a batch, the only entry that was written is the first one; it names the last.
+            let entry = if self.batches { old } else { new.wrapping_sub(1) };
+            let [last, _] = self.used.read((entry & self.mask).into());
+            inflight.begin(last as u16 & self.mask);
         }
+        self.used_index.store(new);
+        if let Some(inflight) = &self.inflight {
+            inflight.finish(new);
+        }
+        self.log_now(2);
         if self.guest.call().is_none() {
             return false;
         }
@@ -179,12 +182,12 @@ impl SplitRing {
     /// Sets the bits of everything written since the last time.
     #[cold]
     fn log_entries(&mut self, old: u16, new: u16) {
-        let Some(marks) = &mut self.guest.marks else { return };
+        let Some(dirty) = &mut self.guest.dirty else { return };
         let count = if self.batches { 1 } else { new.wrapping_sub(old) };
         for entry in 0..count {
-            marks.note_used(4 + 8 * u32::from(old.wrapping_add(entry) & self.mask), 8);
+            dirty.note_used(4 + 8 * u32::from(old.wrapping_add(entry) & self.mask), 8);
         }
-        marks.flush();
+        dirty.flush();
     }
 
     fn want_kick(&mut self, wanted: bool) {
@@ -206,9 +209,9 @@ impl SplitRing {
     /// before the word is there.
     #[inline]
     fn log_now(&mut self, offset: u32) {
-        if let Some(marks) = &mut self.guest.marks {
-            marks.note_used(offset, 2);
-            marks.flush();
+        if let Some(dirty) = &mut self.guest.dirty {
+            dirty.note_used(offset, 2);
+            dirty.flush();
         }
     }
 }

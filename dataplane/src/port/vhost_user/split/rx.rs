@@ -7,6 +7,7 @@ use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
 use crate::port::vhost_user::guest::{FINISHED, MERGED_MAX, offered, write_finished};
 use crate::port::vhost_user::split::SplitRing;
@@ -32,6 +33,10 @@ impl SplitRx {
         let accepts = ring.guest.accepts();
         let segments = DescriptorChain::new(true, setup.size);
         Ok(Self { ring, segments, cost: 0, mergeable: setup.features.has(Features::MRG_RXBUF), accepts })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.
@@ -89,10 +94,10 @@ impl SplitRx {
             chains += 1;
         }
         header.num_buffers = chains;
-        let (segments, memory, marks) = (&self.segments, &ring.guest.memory, &mut ring.guest.marks);
+        let (segments, memory, dirty) = (&self.segments, &ring.guest.memory, &mut ring.guest.dirty);
         let mut written = |address, len| {
-            if let Some(marks) = marks {
-                marks.note(address, len);
+            if let Some(dirty) = dirty {
+                dirty.note(address, len);
             }
         };
         let header = header.emit();
@@ -113,7 +118,7 @@ impl Target for SplitRx {
     #[inline(never)]
     fn put_run(&mut self, run: &[Span<'_>]) -> usize {
         let ring = &mut self.ring;
-        if ring.guest.marks.is_some() || !ring.guest.enabled {
+        if ring.guest.dirty.is_some() || !ring.guest.enabled {
             return 0;
         }
         let header_len = ring.guest.header_len;

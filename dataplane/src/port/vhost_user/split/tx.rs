@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
 use crate::port::vhost_user::chain::DescriptorChain;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::split::SplitRing;
 use crate::port::vhost_user::vring::{VringError, VringSetup};
@@ -40,6 +41,10 @@ impl SplitTx {
             header: VnetHeader::default(),
             owes_call: false,
         })
+    }
+
+    pub(crate) fn exchange(&mut self, exchange: &EventfdExchange) {
+        self.ring.guest.exchange(exchange);
     }
 
     /// Where a successor begins.

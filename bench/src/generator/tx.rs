@@ -3,17 +3,17 @@
 use ferrule_dataplane::port::{Frame, Put};
 use ferrule_endpoints::InPlace;
 use ferrule_ffi::notifier::Notifier;
-use ferrule_ffi::span::Span;
+use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::generator::{PREFETCH, RunError};
 use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};
 
 /// The flows of a queue, which have their turns one after the other, and all sizes of the mix, which have theirs.
-pub(super) struct Stream {
+pub(super) struct TxStream {
     touch: Touch,
     stamp_time: bool,
-    flows: Vec<Flow>,
+    flows: Vec<TxFlow>,
     flow: usize,
     size: usize,
     /// Bytes of the largest frame: what lies behind a head is a part of them.
@@ -25,7 +25,7 @@ pub(super) struct Stream {
 }
 
 /// One flow.
-struct Flow {
+struct TxFlow {
     sequence: u64,
     /// One for each size of the mix.
     heads: Box<[Head]>,
@@ -33,17 +33,17 @@ struct Flow {
     patterns: Vec<Pattern>,
 }
 
-impl Stream {
+impl TxStream {
     /// A queue of so many buffers.
     pub(super) fn new(load: &Load, flows: impl Iterator<Item = u32>, buffers: u32) -> Result<Self, SizeError> {
         let flow = |number| {
             let pattern = |&size: &usize| Pattern::new(size, number, Addresses::default());
             let mut patterns = load.mix.sizes().iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
-            let heads = patterns.iter().filter_map(Pattern::head).collect();
+            let heads = patterns.iter().map(Pattern::head).collect();
             if load.touch != Touch::Verified {
                 patterns.clear();
             }
-            Ok(Flow { sequence: 0, heads, patterns })
+            Ok(TxFlow { sequence: 0, heads, patterns })
         };
         let payload: Box<[u8]> = Pattern::new(load.mix.largest(), 0, Addresses::default())?.frame().into();
         Ok(Self {
@@ -52,7 +52,8 @@ impl Stream {
             flows: flows.map(flow).collect::<Result<_, _>>()?,
             flow: 0,
             size: 0,
-            scratch: payload.clone(),
+            // A head is written as a whole, also in front of less.
+            scratch: if payload.len() < HEAD { vec![0; HEAD].into() } else { payload.clone() },
             payload,
             unfilled: buffers,
         })
@@ -77,7 +78,12 @@ impl Stream {
     ) -> Result<u32, RunError> {
         target.refresh()?;
         let time = if self.stamp_time { now } else { 0 };
-        let (mut sent, mut begun) = (self.send_alike(target, count, time), 0);
+        let mut sent = match self.touch {
+            Touch::Stamped => self.send_alike::<T, false>(target, count, time),
+            Touch::Whole => self.send_alike::<T, true>(target, count, time),
+            Touch::Untouched | Touch::Verified => 0,
+        };
+        let mut begun = 0;
         while sent < count {
             if self.touch != Touch::Untouched {
                 prefetch(target, begun);
@@ -108,22 +114,27 @@ impl Stream {
     }
 
     /// The usual load, one flow of one size in buffers that are filled, in a loop that has nothing else to decide. How
-    /// many: what is left, if there is room for it, is no such frame.
+    /// many: what is left, if there is room for it, is no such frame. `WHOLE`: what is behind the head is written too.
     #[inline(always)]
-    fn send_alike<T: InPlace>(&mut self, target: &mut T, count: u32, time: u64) -> u32 {
-        let [Flow { sequence, heads, .. }] = &mut self.flows[..] else { return 0 };
+    fn send_alike<T: InPlace, const WHOLE: bool>(&mut self, target: &mut T, count: u32, time: u64) -> u32 {
+        let [TxFlow { sequence, heads, .. }] = &mut self.flows[..] else { return 0 };
         let [head] = &heads[..] else { return 0 };
-        if self.touch != Touch::Stamped || self.unfilled > 0 {
+        if self.unfilled > 0 {
             return 0;
         }
         let (head, first) = (*head, *sequence);
+        let room = (head.size as usize).max(HEAD);
+        let payload = Span::from(self.payload.get(HEAD..).unwrap_or_default());
         let mut sent = 0;
         while sent < count {
             prefetch(target, sent);
-            let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= head.size as usize) else {
+            let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= room) else {
                 break;
             };
             let _ = buffer.write_words(head.stamp(first + u64::from(sent), time));
+            if WHOLE && let Some((_, mut rest)) = buffer.split(HEAD) {
+                let _ = payload.copy_to(&mut rest);
+            }
             target.describe(sent, head.size);
             sent += 1;
         }
@@ -138,7 +149,8 @@ impl Stream {
         let flow = &self.flows[self.flow];
         let head = &flow.heads[self.size];
         let size = head.size as usize;
-        let buffer = target.buffer(begun).filter(|buffer| buffer.len() >= size && self.touch != Touch::Verified);
+        let fits = |buffer: &SpanMut<'_>| buffer.len() >= size.max(HEAD) && self.touch != Touch::Verified;
+        let buffer = target.buffer(begun).filter(fits);
         let Some(mut buffer) = buffer else { return false };
         let filled = self.unfilled == 0;
         if self.touch != Touch::Untouched || !filled {
@@ -146,8 +158,8 @@ impl Stream {
         }
         if !filled || self.touch == Touch::Whole {
             let end = if filled { size } else { self.payload.len().min(buffer.len()) };
-            if let Some((_, mut rest)) = buffer.split(HEAD) {
-                let _ = Span::from(&self.payload[HEAD..end]).copy_to(&mut rest);
+            if let (Some((_, mut rest)), Some(payload)) = (buffer.split(HEAD), self.payload.get(HEAD..end)) {
+                let _ = Span::from(payload).copy_to(&mut rest);
             }
             self.unfilled = self.unfilled.saturating_sub(1);
         }
@@ -167,7 +179,7 @@ fn prefetch(target: &mut impl InPlace, begun: u32) {
 /// Sends a frame that is made elsewhere and copied. Whether there was room.
 #[inline(never)]
 fn put(
-    flow: &mut Flow,
+    flow: &mut TxFlow,
     size: usize,
     scratch: &mut [u8],
     target: &mut impl InPlace,

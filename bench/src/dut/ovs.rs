@@ -9,19 +9,20 @@ use std::time::{Duration, Instant};
 use ferrule_dataplane::spec::SocketAddress;
 use nix::unistd::geteuid;
 
+use super::error::StartError;
 use super::process::{Process, run};
-use super::{Site, StartError};
-use crate::case::Kind;
+use super::setup::DutSetup;
+use crate::case::EndKind;
 use crate::folder::Folder;
 
 /// Starts a switch whose bridge has both sockets, and a flow from each to the other.
 pub(super) fn start(
-    site: &Site,
+    site: &DutSetup,
     folder: &Folder,
     sockets: &[SocketAddress; 2],
     cancel: &AtomicBool,
 ) -> Result<Vec<Process>, StartError> {
-    if site.ends != [Kind::Vhost; 2] {
+    if site.ends != [EndKind::Vhost; 2] {
         return Err(StartError::Unable("Open vSwitch has vhost-user ports only; no memif"));
     }
     let switch = Switch { folder };
@@ -64,7 +65,7 @@ pub(super) fn start(
 }
 
 /// How DPDK is to start, and where threads are to run.
-fn settings(site: &Site) -> [String; 5] {
+fn settings(site: &DutSetup) -> [String; 5] {
     let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
     [
         "other_config:dpdk-init=true".to_owned(),
@@ -108,7 +109,7 @@ impl Switch<'_> {
 
     /// Waits until a process has made a file.
     fn wait_for(&self, name: &str, processes: &[Process], cancel: &AtomicBool) -> Result<(), StartError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !Path::new(&self.path(name)).exists() {
             if let Some(process) = processes.iter().find(|process| process.has_ended()) {
                 let problem = "it has ended".to_owned();
@@ -132,18 +133,18 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Bytes of our usual buffers, and the MTU that goes with them: frames of 1518 bytes without FCS.
 const BUFFER: u32 = 2048;
 const MTU: u32 = 1504;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contender::Idle;
+    use crate::dut::setup::Idle;
 
     #[test]
     fn threads_run_where_they_are_told_to() {
-        let site = Site {
-            ends: [Kind::Vhost; 2],
+        let site = DutSetup {
+            ends: [EndKind::Vhost; 2],
             queues: 1,
             buffer: BUFFER,
             workers: vec![0, 2],

@@ -10,37 +10,38 @@ use ferrule_ffi::netns::NetNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{DemoError, Voice};
+use super::{DemoError, Progress};
 
-/// The site. Dropping it removes everything.
-pub(super) struct Site {
+/// The testbed. Dropping it removes everything.
+pub(super) struct Testbed {
     name: String,
     namespaces: Vec<NetNs>,
 }
 
-impl Site {
+impl Testbed {
     /// Makes it, after removing what demos left that were killed.
-    pub(super) fn make(voice: Voice) -> Result<Self, DemoError> {
+    pub(super) fn make(progress: Progress) -> Result<Self, DemoError> {
         for name in leftovers() {
-            voice.say(format_args!("removing {name}, left by a demo that was killed"));
+            progress.say(format_args!("removing {name}, left by a demo that was killed"));
             remove(&name);
         }
         let name = format!("{PREFIX}{}", std::process::id());
-        let mut site = Self { name, namespaces: Vec::new() };
-        let directory = site.directory();
+        let mut testbed = Self { name, namespaces: Vec::new() };
+        let directory = testbed.directory();
         DirBuilder::new()
             .mode(0o700)
             .create(&directory)
-            .map_err(|error| DemoError::site(format!("make directory {}", directory.display()), error))?;
+            .map_err(|error| DemoError::testbed(format!("make directory {}", directory.display()), error))?;
         for side in SIDES {
-            let name = site.namespace_name(side);
+            let name = testbed.namespace_name(side);
             ip_netns("add", &name)?;
             let path = Path::new(NETNS).join(&name);
             let opened = NetNs::open(&path);
-            site.namespaces
-                .push(opened.map_err(|error| DemoError::site(format!("open namespace {}", path.display()), error))?);
+            testbed
+                .namespaces
+                .push(opened.map_err(|error| DemoError::testbed(format!("open namespace {}", path.display()), error))?);
         }
-        Ok(site)
+        Ok(testbed)
     }
 
     /// Where sockets and the wires file are.
@@ -48,7 +49,7 @@ impl Site {
         Path::new(RUN).join(&self.name)
     }
 
-    /// What all names of the site begin with.
+    /// What all names of the testbed begin with.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -66,7 +67,8 @@ impl Site {
     /// Lets a later demo find the forwarder should this one be killed.
     pub(super) fn note_forwarder(&self, pid: u32) -> Result<(), DemoError> {
         let path = self.directory().join(FORWARDER_PID);
-        fs::write(&path, pid.to_string()).map_err(|error| DemoError::site(format!("write {}", path.display()), error))
+        fs::write(&path, pid.to_string())
+            .map_err(|error| DemoError::testbed(format!("write {}", path.display()), error))
     }
 
     fn namespace_name(&self, side: &str) -> String {
@@ -74,14 +76,14 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Testbed {
     fn drop(&mut self) {
         self.namespaces.clear();
         remove(&self.name);
     }
 }
 
-/// Removes what there is of a site.
+/// Removes what there is of a testbed.
 fn remove(name: &str) {
     let directory = Path::new(RUN).join(name);
     if let Some(forwarder) = fs::read_to_string(directory.join(FORWARDER_PID)).ok().and_then(|pid| pid.parse().ok())
@@ -113,15 +115,15 @@ fn is_run_with(pid: i32, directory: &Path) -> bool {
 /// The names of sites whose process is gone.
 fn leftovers() -> Vec<String> {
     let entries = [RUN, NETNS].into_iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
-    let mut names: Vec<_> = entries.filter_map(|entry| site_of(&entry.file_name())).collect();
+    let mut names: Vec<_> = entries.filter_map(|entry| testbed_of(&entry.file_name())).collect();
     names.sort_unstable();
     names.dedup();
     names.retain(|(_, pid)| !is_demo(*pid));
     names.into_iter().map(|(name, _)| name).collect()
 }
 
-/// The site and the process that a directory or a namespace was named after.
-fn site_of(file: &OsStr) -> Option<(String, u32)> {
+/// The testbed and the process that a directory or a namespace was named after.
+fn testbed_of(file: &OsStr) -> Option<(String, u32)> {
     let rest = file.to_str()?.strip_prefix(PREFIX)?;
     let pid = rest.split_once('-').map_or(rest, |(pid, _)| pid).parse().ok()?;
     Some((format!("{PREFIX}{pid}"), pid))
@@ -135,7 +137,7 @@ fn is_demo(pid: u32) -> bool {
 }
 
 fn ip_netns(what: &str, name: &str) -> Result<(), DemoError> {
-    let failed = |problem: String| DemoError::site(format!("ip netns {what} {name}"), problem);
+    let failed = |problem: String| DemoError::testbed(format!("ip netns {what} {name}"), problem);
     let output = Command::new("ip").args(["netns", what, name]).output().map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         return Ok(());
@@ -158,11 +160,11 @@ mod tests {
 
     #[test]
     fn a_site_is_known_by_its_directory_and_its_namespaces() {
-        let site = |name: &str| site_of(OsStr::new(name));
-        assert_eq!(site("ferrule-demo-42"), Some(("ferrule-demo-42".to_owned(), 42)));
-        assert_eq!(site("ferrule-demo-42-b"), site("ferrule-demo-42"));
+        let testbed = |name: &str| testbed_of(OsStr::new(name));
+        assert_eq!(testbed("ferrule-demo-42"), Some(("ferrule-demo-42".to_owned(), 42)));
+        assert_eq!(testbed("ferrule-demo-42-b"), testbed("ferrule-demo-42"));
         for foreign in ["ferrule", "ferrule-demo-", "ferrule-demo-x-a", "my-ferrule-demo-42"] {
-            assert_eq!(site(foreign), None, "{foreign}");
+            assert_eq!(testbed(foreign), None, "{foreign}");
         }
     }
 

@@ -6,25 +6,26 @@ use std::process::Command;
 
 use ferrule_dataplane::spec::SocketAddress;
 
+use super::error::{DutError, StartError};
 use super::process::Process;
-use super::{ContenderError, Idle, Site, StartError};
-use crate::case::Kind;
+use super::setup::{DutSetup, Idle};
+use crate::case::EndKind;
 use crate::folder::Folder;
 
 /// The forwarder that is asked for, or the one beside this program.
-pub fn forwarder(asked: Option<&Path>) -> Result<PathBuf, ContenderError> {
+pub fn forwarder(asked: Option<&Path>) -> Result<PathBuf, DutError> {
     if let Some(path) = asked {
         return Ok(path.to_owned());
     }
     let beside = std::env::current_exe()?.with_file_name("dpdk-forwarder");
-    if beside.exists() { Ok(beside) } else { Err(ContenderError::NoForwarder(beside)) }
+    if beside.exists() { Ok(beside) } else { Err(DutError::NoForwarder(beside)) }
 }
 
 /// Starts it with one wire.
 pub(super) fn start(
     forwarder: &Path,
     trusted: bool,
-    site: &Site,
+    site: &DutSetup,
     folder: &Folder,
     sockets: &[SocketAddress; 2],
 ) -> Result<Vec<Process>, StartError> {
@@ -36,16 +37,16 @@ pub(super) fn start(
 }
 
 /// The wires file.
-fn document(trusted: bool, site: &Site, admin: &Path, sockets: &[SocketAddress; 2]) -> String {
+fn document(trusted: bool, site: &DutSetup, admin: &Path, sockets: &[SocketAddress; 2]) -> String {
     let queues = site.queues;
     let end = |number: usize| {
         let socket = &sockets[number];
         match site.ends[number] {
-            Kind::Memif if trusted && number == 1 => {
+            EndKind::Memif if trusted && number == 1 => {
                 format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: client, queues: {queues} }} }}")
             }
-            Kind::Memif => format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: server, queues: {queues} }} }}"),
-            Kind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", mode: server, queues: {queues} }} }}"),
+            EndKind::Memif => format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: server, queues: {queues} }} }}"),
+            EndKind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", mode: server, queues: {queues} }} }}"),
         }
     };
     let idle = match site.idle {
@@ -67,14 +68,16 @@ mod tests {
     use super::*;
     use dpdk_forwarder::config::Config;
 
-    fn site(ends: [Kind; 2]) -> Site {
-        Site { ends, queues: 2, buffer: 2048, workers: vec![0], other: 1, idle: Idle::Poll }
+    fn site(ends: [EndKind; 2]) -> DutSetup {
+        DutSetup { ends, queues: 2, buffer: 2048, workers: vec![0], other: 1, idle: Idle::Poll }
     }
 
     #[test]
     fn the_forwarder_takes_the_document() {
         let sockets = ["/tmp/a b/0.sock", "/tmp/1.sock"].map(|socket| socket.parse().unwrap());
-        for ends in [[Kind::Memif, Kind::Memif], [Kind::Vhost, Kind::Vhost], [Kind::Memif, Kind::Vhost]] {
+        for ends in
+            [[EndKind::Memif, EndKind::Memif], [EndKind::Vhost, EndKind::Vhost], [EndKind::Memif, EndKind::Vhost]]
+        {
             let text = document(false, &site(ends), Path::new("/tmp/admin.sock"), &sockets);
             let config = Config::parse("wires.yaml", &text);
             assert!(config.is_ok(), "{text}\n{:?}", config.err());
@@ -84,7 +87,7 @@ mod tests {
     #[test]
     fn a_trusted_wire_connects_to_its_second_end() {
         let sockets = ["/tmp/0.sock", "/tmp/1.sock"].map(|socket| socket.parse().unwrap());
-        let text = document(true, &site([Kind::Memif; 2]), Path::new("/tmp/admin.sock"), &sockets);
+        let text = document(true, &site([EndKind::Memif; 2]), Path::new("/tmp/admin.sock"), &sockets);
         assert!(text.contains("trusted: true") && text.contains("role: client"), "{text}");
     }
 }

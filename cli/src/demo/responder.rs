@@ -9,25 +9,25 @@ use ferrule_endpoints::Responder;
 use ferrule_endpoints::memif_responder::{MemifResponder, Tally};
 
 use super::DemoError;
-use super::plan::{RESPONDER_MAC, Subject};
+use super::plan::{DemoWire, RESPONDER_MAC};
 
-/// A responder that answers for side B of a subject. Dropping it ends it.
-pub(super) struct FarEnd {
+/// A responder that answers for side B of a wire of the demo. Dropping it ends it.
+pub(super) struct ResponderThread {
     responder: Arc<MemifResponder>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl FarEnd {
-    pub(super) fn start(subject: Subject, spec: MemifSpec) -> Result<Self, DemoError> {
-        let responder = Responder::new(RESPONDER_MAC, vec![subject.v4(1), subject.v6(1)]);
+impl ResponderThread {
+    pub(super) fn start(demo_wire: DemoWire, spec: MemifSpec) -> Result<Self, DemoError> {
+        let responder = Responder::new(RESPONDER_MAC, vec![demo_wire.v4(1), demo_wire.v6(1)]);
         let responder = Arc::new(MemifResponder::new(responder));
         let stop = Arc::new(AtomicBool::new(false));
         let (serving, told) = (Arc::clone(&responder), Arc::clone(&stop));
         // As a client it retries for ever. If it goes, pings and counters tell.
         let work = move || drop(serving.run(&spec, &told, |_| {}));
         let thread = thread::Builder::new().name("responder".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| DemoError::site("start the responder's thread", error))?;
+        let thread = thread.map_err(|error| DemoError::testbed("start the responder's thread", error))?;
         Ok(Self { responder, stop, thread: Some(thread) })
     }
 
@@ -36,7 +36,7 @@ impl FarEnd {
     }
 }
 
-impl Drop for FarEnd {
+impl Drop for ResponderThread {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {

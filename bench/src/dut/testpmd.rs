@@ -4,15 +4,16 @@ use std::process::Command;
 
 use ferrule_dataplane::spec::SocketAddress;
 
+use super::error::StartError;
 use super::process::Process;
-use super::{RING, Site, StartError};
-use crate::case::Kind;
+use super::setup::{DutSetup, RING};
+use crate::case::EndKind;
 use crate::folder::Folder;
 
 /// Starts it so that it forwards from one device to the other without looking at frames, on the first worker's CPU.
 pub(super) fn start(
     burst: u16,
-    site: &Site,
+    site: &DutSetup,
     folder: &Folder,
     sockets: &[SocketAddress; 2],
 ) -> Result<Vec<Process>, StartError> {
@@ -25,8 +26,8 @@ pub(super) fn start(
     let queues = site.queues;
     for (number, socket) in sockets.iter().enumerate() {
         let device = match site.ends[number] {
-            Kind::Memif => format!("net_memif{number},role=server,id=0,socket={socket},socket-abstract=no"),
-            Kind::Vhost => format!("net_vhost{number},iface={socket},queues={queues}"),
+            EndKind::Memif => format!("net_memif{number},role=server,id=0,socket={socket},socket-abstract=no"),
+            EndKind::Vhost => format!("net_vhost{number},iface={socket},queues={queues}"),
         };
         command.args(["--vdev", &device]);
     }

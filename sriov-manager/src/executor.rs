@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,9 +11,9 @@ use nix::errno::Errno;
 use thiserror::Error;
 use tracing::{debug, warn};
 
-use crate::address::{PciAddress, VFIO_PCI};
-use crate::attributes::Setting;
-use crate::inventory::{PhysicalFunction, VirtualFunction};
+use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
+use crate::attributes::{Mac, VfChange, VfReport};
+use crate::inventory::VirtualFunction;
 use crate::journal::Record;
 use crate::plan::{Current, Step};
 use crate::sysfs::Sysfs;
@@ -20,13 +21,13 @@ use crate::watchdog::{CallError, Watchdog};
 
 /// What touches the node.
 #[derive(Clone)]
-pub struct Hands {
+pub struct Executor {
     /// The tree.
     pub sysfs: Sysfs,
     /// How the kernel is called.
     pub watchdog: Watchdog,
     /// How long anything may take.
-    pub patience: Timeouts,
+    pub timeouts: Timeouts,
     /// Who is told of every step: tests, which stop there.
     pub observer: Option<Observer>,
 }
@@ -50,7 +51,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             call: Duration::from_secs(15),
-            // A PF with 64 VFs was seen to take 22 s, and a VF of a NIC in trouble takes 120 s alone.
+            // A PF with 64 VFs was seen to take 22 s, and a VF of a NIC in fault takes 120 s alone.
             count: Duration::from_mins(2),
             appear: Duration::from_secs(10),
             settle: Duration::from_secs(5),
@@ -73,7 +74,7 @@ pub enum Point<'a> {
     After(&'a Step),
 }
 
-impl Hands {
+impl Executor {
     /// Does the steps in order, up to the first that fails.
     pub fn apply(&self, steps: &[Step]) -> Result<(), StepError> {
         for step in steps {
@@ -87,6 +88,21 @@ impl Hands {
         Ok(())
     }
 
+    /// Does as many of the steps as can be done, for a way back: what is refused is told in the end. A function that stays
+    /// on its driver, or that the kernel is stuck with, is left alone from there on.
+    pub fn apply_all(&self, steps: &[Step]) -> Vec<StepError> {
+        let mut errors = Vec::new();
+        for step in steps {
+            let Err(error) = self.apply(slice::from_ref(step)) else { continue };
+            let is_over = error.stuck || matches!(step, Step::Unbind { .. });
+            errors.push(error);
+            if is_over {
+                break;
+            }
+        }
+        errors
+    }
+
     /// Tells the observer.
     pub fn observe(&self, point: Point<'_>) {
         if let Some(observer) = &self.observer {
@@ -94,20 +110,23 @@ impl Hands {
         }
     }
 
-    /// A VF as it is now. The PF is asked if it has an interface.
-    pub fn current(&self, vf: &VirtualFunction, pf: &PhysicalFunction) -> Result<Current, CallError> {
+    /// A VF as it is now. A PF that does not tell of it, because the VF is in reset say, is asked again for a while.
+    pub fn current(&self, vf: &VirtualFunction) -> Result<Current, CallError> {
+        let deadline = Instant::now() + self.timeouts.settle;
+        loop {
+            let current = self.current_at_once(vf)?;
+            if !matches!(current.report, VfReport::Untold(_)) || Instant::now() >= deadline {
+                return Ok(current);
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// A VF as it is now; its PF is asked once.
+    pub fn current_at_once(&self, vf: &VirtualFunction) -> Result<Current, CallError> {
         let VirtualFunction { address, index, .. } = *vf;
         let began = Instant::now();
-        let settings = match pf.netdev().map(ToOwned::to_owned) {
-            Some(netdev) => {
-                let what = format!("ask {netdev} about its VFs");
-                let mut all = self
-                    .watchdog
-                    .call(&what, &[address], self.patience.call, move |kernel| kernel.vf_settings(&netdev))?;
-                all.remove(&index)
-            }
-            None => None,
-        };
+        let (report, permanent_mac) = self.report(vf)?;
         debug!(microseconds = began.elapsed().as_micros(), "asked the PF");
         let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
         let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
@@ -117,9 +136,29 @@ impl Hands {
             pf: vf.pf,
             index,
             driver: self.sysfs.driver(address),
-            settings,
+            report,
+            derived_mac: permanent_mac.map(|mac| mac.derived(index)),
             mtu: netdev.and_then(|netdev| self.sysfs.mtu(address, &netdev)),
             members,
+        })
+    }
+
+    /// What the PF says of a VF, and the address that the PF was made with.
+    fn report(&self, vf: &VirtualFunction) -> Result<(VfReport, Option<Mac>), CallError> {
+        let Some((netdev, interface)) = self.sysfs.interface(vf.pf) else { return Ok((VfReport::NoInterface, None)) };
+        let what = format!("ask {netdev} about its VFs");
+        let asked =
+            self.watchdog.call(&what, &[vf.address], self.timeouts.call, move |kernel| kernel.pf_report(interface));
+        Ok(match asked {
+            Ok(mut report) => {
+                let permanent_mac = report.permanent_mac.or_else(|| self.sysfs.mac(vf.pf, &netdev));
+                let state = report.vfs.remove(&vf.index).map(VfReport::Told);
+                let left_out =
+                    || VfReport::Untold(format!("{netdev} left it out, as it does while the VF is in reset"));
+                (state.unwrap_or_else(left_out), permanent_mac)
+            }
+            Err(CallError::Refused(refusal)) => (VfReport::Untold(format!("{what}: {refusal}")), None),
+            Err(stuck) => return Err(stuck),
         })
     }
 
@@ -129,7 +168,8 @@ impl Hands {
             Step::Reset { function } => self.reset(step, *function),
             Step::Override { function, driver } => self.reserve(step, *function, driver.as_deref()),
             Step::Probe { function, driver } => self.probe(step, *function, driver.as_deref()),
-            Step::Set { function, pf, index, setting } => self.set(step, *function, *pf, *index, *setting),
+            Step::Set { function, pf, index, change } => self.set(step, *function, *pf, *index, *change),
+            Step::ClearMac { function, pf, index, instead } => self.clear_mac(step, *function, *pf, *index, *instead),
             Step::Mtu { function, mtu } => self.mtu(step, *function, *mtu),
             Step::Autoprobe { pf, on } => {
                 let value = if *on { "1" } else { "0" };
@@ -141,9 +181,9 @@ impl Hands {
     }
 
     fn write(&self, step: &Step, about: &[PciAddress], file: std::path::PathBuf, value: &str) -> Result<(), CallError> {
-        let patience = if matches!(step, Step::Count { .. }) { self.patience.count } else { self.patience.call };
+        let timeout = if matches!(step, Step::Count { .. }) { self.timeouts.count } else { self.timeouts.call };
         let value = value.to_owned();
-        self.watchdog.call(step, about, patience, move |kernel| kernel.write(&file, &value))
+        self.watchdog.call(step, about, timeout, move |kernel| kernel.write(&file, &value))
     }
 
     fn unbind(&self, step: &Step, function: PciAddress, driver: &str) -> Result<(), StepError> {
@@ -186,10 +226,10 @@ impl Hands {
             return Err(StepError::new(step, error, cure));
         }
         // The kernel calls it a success when no driver took it.
-        let bound = self.appears(|| self.sysfs.driver(function), self.probe_patience());
+        let bound = self.appears(|| self.sysfs.driver(function), self.probe_timeout());
         let right = match (&bound, wanted) {
             (Some(bound), Some(wanted)) => bound == wanted,
-            (Some(bound), None) => bound != VFIO_PCI,
+            (Some(bound), None) => !is_userspace_driver(bound),
             (None, _) => false,
         };
         if !right {
@@ -197,18 +237,18 @@ impl Hands {
                 bound.map_or_else(|| "no driver took it".to_owned(), |bound| format!("it is bound to {bound} instead"));
             return Err(StepError::new(step, problem, self.probe_cure(function, wanted, None)));
         }
-        let is_interface = wanted != Some(VFIO_PCI);
+        let is_interface = !wanted.is_some_and(is_userspace_driver);
         let interface = || self.sysfs.netdevs(function).into_iter().next();
-        if is_interface && self.appears(interface, self.patience.appear).is_none() {
-            let problem = format!("no network interface appeared within {:?}", self.patience.appear);
+        if is_interface && self.appears(interface, self.timeouts.appear).is_none() {
+            let problem = format!("no network interface appeared within {:?}", self.timeouts.appear);
             return Err(StepError::new(step, problem, SEE_LOG));
         }
         Ok(())
     }
 
     /// The kernel binds before it answers; only drivers that ask for it start later.
-    fn probe_patience(&self) -> Duration {
-        self.patience.appear.min(Duration::from_secs(1))
+    fn probe_timeout(&self) -> Duration {
+        self.timeouts.appear.min(Duration::from_secs(1))
     }
 
     fn probe_cure(&self, function: PciAddress, wanted: Option<&str>, errno: Option<Errno>) -> String {
@@ -232,44 +272,54 @@ impl Hands {
         function: PciAddress,
         pf: PciAddress,
         index: u32,
-        setting: Setting,
+        change: VfChange,
     ) -> Result<(), StepError> {
-        let Some(netdev) = self.sysfs.netdevs(pf).into_iter().next() else {
-            let cure = "bring its interface back into this network namespace: VFs are set through it";
-            return Err(StepError::new(step, "the PF has no interface here", cure));
-        };
-        let deadline = Instant::now() + self.patience.settle;
+        let deadline = Instant::now() + self.timeouts.settle;
         loop {
-            let netdev = netdev.clone();
+            // Looked for each time: an interface can be renamed, and another one can have its name.
+            let Some((_, interface)) = self.sysfs.interface(pf) else {
+                return Err(StepError::new(step, "the PF has no interface here", CURE_INTERFACE));
+            };
             let result = self
                 .watchdog
-                .call(step, &[function], self.patience.call, move |kernel| kernel.set_vf(&netdev, index, setting));
+                .call(step, &[function], self.timeouts.call, move |kernel| kernel.set_vf(interface, index, change));
             let Err(error) = result else { return Ok(()) };
-            // Some drivers refuse while the VF is in reset, and say so this way.
-            if error.errno() == Some(Errno::EAGAIN) && Instant::now() < deadline {
+            // Drivers refuse while the VF is in reset, and say so in one of these ways.
+            let is_busy = matches!(error.errno(), Some(Errno::EAGAIN | Errno::EBUSY));
+            if is_busy && Instant::now() < deadline {
                 sleep(POLL);
                 continue;
             }
-            let cure = match error.errno() {
-                Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT) => {
-                    "the driver of the PF cannot do that: ask for the VF without it"
-                }
-                Some(Errno::EINVAL) => "the driver of the PF refuses this value (a rate needs a link that is up)",
-                Some(Errno::EPERM) => "CAP_NET_ADMIN is needed",
-                Some(Errno::EAGAIN) => "the VF is still in reset: ask again, or see the kernel's log",
-                _ => SEE_LOG,
-            };
+            let cure = set_cure(change, error.errno());
             return Err(StepError::new(step, error, cure));
         }
     }
 
+    /// qede, cxgb4 and otx2 refuse zeros: there an address that nobody chose says the same.
+    fn clear_mac(
+        &self,
+        step: &Step,
+        function: PciAddress,
+        pf: PciAddress,
+        index: u32,
+        instead: Option<Mac>,
+    ) -> Result<(), StepError> {
+        match (self.set(step, function, pf, index, VfChange::Mac(Mac::default())), instead) {
+            (Err(error), Some(instead)) if error.is_final() => {
+                debug!(vf = %function, %error, mac = %instead, "an address of nobody takes the place of none");
+                self.set(step, function, pf, index, VfChange::Mac(instead))
+            }
+            (result, _) => result,
+        }
+    }
+
     fn mtu(&self, step: &Step, function: PciAddress, mtu: u32) -> Result<(), StepError> {
-        let Some(netdev) = self.sysfs.netdevs(function).into_iter().next() else {
+        let Some((_, interface)) = self.sysfs.interface(function) else {
             return Err(StepError::new(step, "it has no interface here", "an MTU needs the driver `kernel`"));
         };
         let what = step.clone();
         self.watchdog
-            .call(&what, &[function], self.patience.call, move |kernel| kernel.set_mtu(&netdev, mtu))
+            .call(&what, &[function], self.timeouts.call, move |kernel| kernel.set_mtu(interface, mtu))
             .map_err(|error| StepError::new(step, error, "the MTU of a VF is limited by its driver and its PF"))
     }
 
@@ -297,7 +347,7 @@ impl Hands {
             let linked = vfs.values().all(|&vf| self.sysfs.physfn(vf) == Some(pf));
             (linked && vfs.len() == count as usize).then_some(())
         };
-        if self.appears(complete, self.patience.appear).is_none() {
+        if self.appears(complete, self.timeouts.appear).is_none() {
             let there = self.sysfs.virtfns(pf).len();
             return Err(StepError::new(step, format!("there are {there}"), SEE_LOG));
         }
@@ -305,8 +355,8 @@ impl Hands {
     }
 
     /// Looks again and again until something is there.
-    pub fn appears<T>(&self, look: impl Fn() -> Option<T>, patience: Duration) -> Option<T> {
-        let deadline = Instant::now() + patience;
+    pub fn appears<T>(&self, look: impl Fn() -> Option<T>, timeout: Duration) -> Option<T> {
+        let deadline = Instant::now() + timeout;
         loop {
             let found = look();
             if found.is_some() || Instant::now() >= deadline {
@@ -317,9 +367,9 @@ impl Hands {
     }
 }
 
-impl fmt::Debug for Hands {
+impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hands").field("sysfs", &self.sysfs).finish_non_exhaustive()
+        f.debug_struct("Executor").field("sysfs", &self.sysfs).finish_non_exhaustive()
     }
 }
 
@@ -340,10 +390,39 @@ pub struct StepError {
 }
 
 impl StepError {
+    /// Whether the same again would be refused again, as far as anybody knows.
+    pub fn is_final(&self) -> bool {
+        !self.stuck && !matches!(self.errno, Some(Errno::EAGAIN | Errno::EBUSY | Errno::ENODEV | Errno::ENOENT))
+    }
+
     fn new(step: &Step, problem: impl Into<Problem>, cure: impl Into<String>) -> Self {
         let Problem { text, errno, stuck } = problem.into();
         let cure = if stuck { CURE_UNBIND.to_owned() } else { cure.into() };
         Self { step: step.clone(), problem: text, cure, errno, stuck }
+    }
+}
+
+/// What to do about a refusal of the PF's driver.
+fn set_cure(change: VfChange, errno: Option<Errno>) -> &'static str {
+    match (errno, change) {
+        (Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT), _) => {
+            "the driver of the PF cannot do that: ask for the VF without it"
+        }
+        (Some(Errno::EINVAL | Errno::EADDRNOTAVAIL), VfChange::Mac(mac)) if mac.is_zero() => {
+            "the driver of the PF takes no zeros for an address, so the VF keeps one"
+        }
+        (Some(Errno::EINVAL | Errno::EADDRNOTAVAIL), VfChange::Mac(_)) => {
+            "the driver of the PF does not take this address: choose another"
+        }
+        (Some(Errno::EINVAL), VfChange::Rate(_)) => {
+            "the driver of the PF refuses this rate: it needs a link that is up, and less than its speed"
+        }
+        (Some(Errno::EINVAL), _) => "the driver of the PF refuses this value",
+        (Some(Errno::EPERM), _) => {
+            "CAP_NET_ADMIN is needed; or the PF's driver forbids it, as some do for a VF that is not trusted"
+        }
+        (Some(Errno::EAGAIN | Errno::EBUSY), _) => "the VF is still in reset: ask again, or see the kernel's log",
+        _ => SEE_LOG,
     }
 }
 
@@ -380,6 +459,8 @@ impl From<&str> for Problem {
 /// How often something is looked for that has no event.
 const POLL: Duration = Duration::from_millis(5);
 const SEE_LOG: &str = "the kernel's log (`dmesg`) says more";
+/// What lets a PF be asked.
+pub(crate) const CURE_INTERFACE: &str = "bring its interface back into this network namespace (`ip -n NAMESPACE link set NAME netns 1`): VFs are set through it";
 /// What ends a call that hangs in the kernel.
 pub(crate) const CURE_UNBIND: &str =
     "a process may hold the device (`ls -l /proc/*/fd | grep vfio`): end it, and the VF comes back by itself";

@@ -10,28 +10,36 @@ use ferrule_ffi::ticks;
 use crate::generator::{PREFETCH, RunError};
 use crate::latency::Latency;
 use crate::load::{Load, Touch};
-use crate::traffic::{HEAD, Sink, since};
+use crate::traffic::{Addresses, Pattern, Sink, SizeError, head_words, payload_digest, since};
 
 /// Looks at what arrives in one direction.
-pub(super) struct Intake {
+pub(super) struct RxStream {
     touch: Touch,
     pub(super) sink: Sink,
     pub(super) latency: Option<Latency>,
-    /// Where whole frames are read to.
+    /// What [`payload_digest`] says of a frame of each size that was sent.
+    payloads: Box<[(usize, u64)]>,
+    /// Where a frame that is verified is read to.
     room: Box<[u8]>,
     gather: Box<[u8]>,
 }
 
-impl Intake {
-    pub(super) fn new(load: &Load, flows: Range<u32>) -> Self {
+impl RxStream {
+    pub(super) fn new(load: &Load, flows: Range<u32>) -> Result<Self, SizeError> {
         let room = || vec![0; FRAME_MAX].into_boxed_slice();
-        Self {
+        let payload = |&size: &usize| {
+            let pattern = Pattern::new(size, 0, Addresses::default())?;
+            let frame = Span::from(pattern.frame());
+            Ok((size, payload_digest(frame, &head_words(frame))))
+        };
+        Ok(Self {
             touch: load.touch,
             sink: Sink::new(flows, load.touch == Touch::Verified),
             latency: load.latency.then(Latency::new),
+            payloads: load.mix.sizes().iter().map(payload).collect::<Result<_, _>>()?,
             room: room(),
             gather: room(),
-        }
+        })
     }
 
     /// Counts from 0 from now on, and expects of each flow what `next` says.
@@ -58,7 +66,7 @@ impl Intake {
             }
             let Some(frame) = source.peek(&mut self.gather)? else { break };
             let slots = frame.slots;
-            see(frame.bytes, self.touch, &mut self.sink, &mut self.latency, &mut self.room, now);
+            see(frame.bytes, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, now);
             source.advance(slots);
             taken += 1;
         }
@@ -79,25 +87,35 @@ impl Intake {
             {
                 later.prefetch();
             }
-            see(frame, self.touch, &mut self.sink, &mut self.latency, &mut self.room, now);
+            see(frame, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, now);
         }
         run.len()
     }
 }
 
 #[inline(always)]
-fn see(frame: Span<'_>, touch: Touch, sink: &mut Sink, latency: &mut Option<Latency>, room: &mut [u8], now: u64) {
+fn see(
+    frame: Span<'_>,
+    touch: Touch,
+    payloads: &[(usize, u64)],
+    sink: &mut Sink,
+    latency: &mut Option<Latency>,
+    room: &mut [u8],
+    now: u64,
+) {
     let length = frame.len();
     let sent = match touch {
         Touch::Untouched => {
             sink.count_unseen(length);
             None
         }
-        Touch::Stamped => sink.see_head(&frame.first_words(), length),
+        Touch::Stamped => sink.see_head(&head_words(frame), length, true),
         Touch::Whole => {
-            // A frame is never longer than FRAME_MAX.
-            let _ = frame.copy_out(room);
-            sink.see_head(&Span::from(&room[..length.min(HEAD)]).first_words(), length)
+            let head = head_words(frame);
+            let digest = payload_digest(frame, &head);
+            // A frame of another length is not ours, or is told by that.
+            let intact = payloads.iter().find(|(size, _)| *size == length).is_none_or(|(_, sent)| *sent == digest);
+            sink.see_head(&head, length, intact)
         }
         Touch::Verified => {
             let _ = frame.copy_out(room);

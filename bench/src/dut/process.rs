@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use super::StartError;
+use super::error::StartError;
 
 /// A running program. It ends with this value, or with the thread that started it.
 pub struct Process {

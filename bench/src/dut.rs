@@ -1,13 +1,14 @@
 //! The programs that are measured: started, connected to, stopped and continued.
 
+mod error;
 mod ferrule;
 mod ovs;
 mod process;
+mod setup;
 mod testpmd;
 
 use std::fmt;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,17 +16,19 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
-use ferrule_endpoints::end::{End, EndError, EndSpec};
+use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::vhost_user::FrontendSpec;
 use ferrule_endpoints::virtio::DriverSpec;
 use nix::errno::Errno;
-use thiserror::Error;
 
+use self::error::ConnectError;
+pub use self::error::DutError;
 pub use self::ferrule::forwarder;
 use self::process::Process;
-use crate::case::Kind;
+use self::setup::RING;
+pub use self::setup::{DutSetup, Idle};
+use crate::case::EndKind;
 use crate::folder::Folder;
 
 /// What is measured.
@@ -87,34 +90,8 @@ impl fmt::Display for Program {
     }
 }
 
-/// What a program is to join, and where it is to run.
-#[derive(Clone, Debug)]
-pub struct Site {
-    /// The ends.
-    pub ends: [Kind; 2],
-    /// Queues of each end.
-    pub queues: u16,
-    /// Bytes of each buffer of ours.
-    pub buffer: u32,
-    /// The CPUs for workers.
-    pub workers: Vec<usize>,
-    /// The CPU for everything else: the generator's.
-    pub other: usize,
-    /// What our forwarder's workers do without work.
-    pub idle: Idle,
-}
-
-/// What a worker does without work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Idle {
-    /// It sleeps, as it does unless its configuration says otherwise
-    Adaptive,
-    /// It looks for work for ever, as testpmd and OVS do
-    Poll,
-}
-
 /// A running program with an end of ours at either side. It is stopped unless it has its turn.
-pub struct Contender {
+pub struct Dut {
     /// What it is.
     pub program: Program,
     /// What it says its version is.
@@ -128,9 +105,9 @@ pub struct Contender {
     _folder: Folder,
 }
 
-impl Contender {
+impl Dut {
     /// Starts a program and connects to it.
-    pub fn start(program: &Program, site: &Site, cancel: &AtomicBool) -> Result<Self, ContenderError> {
+    pub fn start(program: &Program, site: &DutSetup, cancel: &AtomicBool) -> Result<Self, DutError> {
         let folder = Folder::new(&std::env::temp_dir())?;
         let sockets = match program {
             Program::Running { sockets, .. } => sockets.clone(),
@@ -143,25 +120,25 @@ impl Contender {
             Program::Ovs => ovs::start(site, &folder, &sockets, cancel),
             Program::Running { .. } => Ok(Vec::new()),
         };
-        let processes = processes.map_err(|source| ContenderError::Start {
+        let processes = processes.map_err(|source| DutError::Start {
             program: program.to_string(),
             source,
             log: fs::read_to_string(&log).unwrap_or_default(),
         })?;
         let commands = processes.iter().map(|process| process.command.clone()).collect();
         let specs = end_specs(program, site, &sockets);
-        let [near, far] = specs.each_ref().map(|spec| {
-            connect(spec, &processes, cancel).map_err(|source| ContenderError::Connect {
+        let connect = |spec: &EndSpec| {
+            connect(spec, timeout(program, spec), &processes, cancel).map_err(|source| DutError::Connect {
                 program: program.to_string(),
                 source,
                 log: fs::read_to_string(&log).unwrap_or_default(),
             })
-        });
+        };
+        let ends = [connect(&specs[0])?, connect(&specs[1])?];
         let version = program.version_command().map_or_else(|| "unknown".to_owned(), version);
-        let contender =
-            Self { ends: [near?, far?], program: program.clone(), version, commands, processes, _folder: folder };
-        contender.pause()?;
-        Ok(contender)
+        let dut = Self { ends, program: program.clone(), version, commands, processes, _folder: folder };
+        dut.pause()?;
+        Ok(dut)
     }
 
     /// Lets it run.
@@ -180,15 +157,15 @@ impl Contender {
     }
 }
 
-fn end_specs(program: &Program, site: &Site, sockets: &[SocketAddress; 2]) -> [EndSpec; 2] {
+fn end_specs(program: &Program, site: &DutSetup, sockets: &[SocketAddress; 2]) -> [EndSpec; 2] {
     let spec = |number: usize| match site.ends[number] {
-        Kind::Memif => {
+        EndKind::Memif => {
             // The client's memory is the one that a trusted wire passes on.
             let role = if number == 1 && program.is_trusted() { Role::Server } else { Role::Client };
             let spec = MemifSpec::new(sockets[number].clone(), role);
             EndSpec::Memif(MemifSpec { queues: site.queues, ring: RING, buffer: site.buffer, ..spec })
         }
-        Kind::Vhost => {
+        EndKind::Vhost => {
             let rings = DriverSpec { size: RING, buffer: site.buffer, ..DriverSpec::default() };
             EndSpec::Vhost(FrontendSpec { queues: site.queues, rings, ..FrontendSpec::new(sockets[number].clone()) })
         }
@@ -196,19 +173,26 @@ fn end_specs(program: &Program, site: &Site, sockets: &[SocketAddress; 2]) -> [E
     [spec(0), spec(1)]
 }
 
-/// Tries until it works, a process of the program ends, or somebody loses patience.
+/// How long a program may take to meet an end of ours. One that runs already is there, or the path is wrong; but where we
+/// listen, it is the one that comes.
+fn timeout(program: &Program, spec: &EndSpec) -> Duration {
+    let listens = matches!(spec, EndSpec::Memif(memif) if memif.role == Role::Server);
+    if matches!(program, Program::Running { .. }) && !listens { RUNNING_TIMEOUT } else { START_TIMEOUT }
+}
+
+/// Tries until it works, a process of the program ends, or the time is over.
 ///
 /// On a thread of its own: a handshake that has begun is not broken off to look at something else, since testpmd does not
 /// survive that (it adds the socket that was closed to its epoll, and panics).
-fn connect(spec: &EndSpec, processes: &[Process], cancel: &AtomicBool) -> Result<End, ConnectError> {
+fn connect(spec: &EndSpec, timeout: Duration, processes: &[Process], cancel: &AtomicBool) -> Result<End, ConnectError> {
     let (done, outcome) = mpsc::channel();
     let spec = spec.clone();
     thread::spawn(move || {
         // Without a receiver nobody waits any more.
-        let _ = done.send(End::open(&spec, PATIENCE));
+        let _ = done.send(End::open(&spec, timeout));
     });
     loop {
-        match outcome.recv_timeout(LOOK) {
+        match outcome.recv_timeout(CHECK_INTERVAL) {
             Ok(end) => return Ok(end?),
             Err(RecvTimeoutError::Disconnected) => return Err(ConnectError::Cancelled),
             Err(RecvTimeoutError::Timeout) => {}
@@ -230,94 +214,8 @@ fn version(mut command: Command) -> String {
     line.unwrap_or("unknown").trim().trim_start_matches("EAL: RTE Version: ").replace('\'', "")
 }
 
-/// Why a program cannot be measured.
-#[derive(Debug, Error)]
-pub enum ContenderError {
-    /// It is not there.
-    #[error("start {program}: {source}{}", said(.log))]
-    Start {
-        /// Which.
-        program: String,
-        /// Why not.
-        source: StartError,
-        /// What it printed.
-        log: String,
-    },
-    /// It does not take our ends.
-    #[error("connect to {program}: {source}{}", said(.log))]
-    Connect {
-        /// Which.
-        program: String,
-        /// Why not.
-        source: ConnectError,
-        /// What it printed.
-        log: String,
-    },
-    /// Ours is not built.
-    #[error(
-        "there is no forwarder at {0}; build it (`cargo build --release -p dpdk-forwarder`) or name it with --forwarder"
-    )]
-    NoForwarder(PathBuf),
-    /// Files.
-    #[error("prepare a folder for a program: {0}")]
-    System(#[from] io::Error),
-    /// Signals.
-    #[error("stop a program: {0}")]
-    Signal(#[from] Errno),
-}
-
-/// Why a program did not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// No such program.
-    #[error("{program} is not installed; it is in Debian's package {package} (`make need-bench` installs it)")]
-    Missing {
-        /// Its name.
-        program: String,
-        /// Where it comes from.
-        package: &'static str,
-    },
-    /// It does not do what it is told to.
-    #[error("`{command}` failed: {problem}")]
-    Command {
-        /// What was run.
-        command: String,
-        /// Why not.
-        problem: String,
-    },
-    /// It cannot do this at all.
-    #[error("{0}")]
-    Unable(&'static str),
-    /// Files.
-    #[error(transparent)]
-    System(#[from] io::Error),
-}
-
-/// Why there is no connection.
-#[derive(Debug, Error)]
-pub enum ConnectError {
-    /// It did not come about in time.
-    #[error(transparent)]
-    End(#[from] EndError),
-    /// There is nobody to connect to.
-    #[error("`{0}` has ended")]
-    Ended(String),
-    /// Somebody wanted that.
-    #[error("interrupted")]
-    Cancelled,
-}
-
-/// The end of what a program printed.
-fn said(log: &str) -> String {
-    let lines: Vec<_> = log.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-    if last.is_empty() { String::new() } else { format!("; it said last:\n  {}", last.join("\n  ")) }
-}
-
-/// Slots of every ring of ours.
-const RING: u32 = 1024;
 /// DPDK takes seconds to start.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two looks at whether the wait still makes sense.
-const LOOK: Duration = Duration::from_millis(100);
-const LOG_LINES: usize = 20;
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const RUNNING_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often it is checked whether the wait still makes sense.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);

@@ -7,9 +7,10 @@ use std::time::Instant;
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::inventory::VirtualFunction;
+use crate::lease::Lease;
 
 /// What an operation works on.
-pub(super) struct Wants {
+pub(super) struct LockRequest {
     /// Nobody else may work on these meanwhile.
     pub functions: BTreeSet<PciAddress>,
     /// Nobody may be working on these at the beginning.
@@ -18,41 +19,53 @@ pub(super) struct Wants {
     pub name: Option<String>,
 }
 
-impl Wants {
+impl LockRequest {
     /// What an operation on a VF has to have for itself.
     pub fn of(vf: &VirtualFunction) -> Self {
         let functions = vf.group_with.iter().copied().chain([vf.address]).collect();
         Self { functions, quiet: [vf.pf].into(), name: None }
     }
 
+    /// What an operation on a lease has to have for itself, also when its VF is not there.
+    pub fn of_lease(state: &State, lease: &Lease) -> Self {
+        let members = lease.before.members.keys().copied();
+        let group = state.inventory.vfs.get(&lease.vf).into_iter().flat_map(|vf| vf.group_with.iter().copied());
+        Self { functions: members.chain(group).chain([lease.vf]).collect(), quiet: [lease.pf].into(), name: None }
+    }
+
+    /// Whether somebody works on any of it.
+    pub fn is_taken(&self, state: &State) -> bool {
+        self.taken(state).is_some()
+    }
+
     /// What is in the way.
     fn taken(&self, state: &State) -> Option<String> {
-        let function = self.functions.iter().chain(&self.quiet).find(|function| state.claimed.contains(function));
+        let function = self.functions.iter().chain(&self.quiet).find(|function| state.locked.contains(function));
         let name = self.name.as_ref().filter(|name| state.naming.contains(*name));
         function.map(ToString::to_string).or_else(|| name.map(|name| format!("the lease {name}")))
     }
 }
 
 /// What nobody else works on while it lives.
-pub(super) struct Claim {
+pub(super) struct VfLock {
     vfs: Vfs,
-    wants: Wants,
+    wants: LockRequest,
 }
 
 impl Vfs {
-    /// Waits until what `decide` wants is free, and claims it. `decide` is asked again after every wait.
-    pub(super) fn claim<T>(
+    /// Waits until what `decide` wants is free, and locks it. `decide` is asked again after every wait.
+    pub(super) fn lock_vfs<T>(
         &self,
-        mut decide: impl FnMut(&State) -> Result<(T, Wants), VfError>,
-    ) -> Result<(T, Claim), VfError> {
-        let deadline = Instant::now() + self.hands().patience.busy;
+        mut decide: impl FnMut(&State) -> Result<(T, LockRequest), VfError>,
+    ) -> Result<(T, VfLock), VfError> {
+        let deadline = Instant::now() + self.executor().timeouts.busy;
         let mut state = self.lock();
         loop {
             let (value, wants) = decide(&state)?;
             let Some(what) = wants.taken(&state) else {
-                state.claimed.extend(&wants.functions);
+                state.locked.extend(&wants.functions);
                 state.naming.extend(wants.name.clone());
-                return Ok((value, Claim { vfs: self.clone(), wants }));
+                return Ok((value, VfLock { vfs: self.clone(), wants }));
             };
             if self.is_closing() {
                 return Err(VfError::Stopping { tried: format!("wait for {what}") });
@@ -67,10 +80,10 @@ impl Vfs {
     }
 }
 
-impl Drop for Claim {
+impl Drop for VfLock {
     fn drop(&mut self) {
-        let Wants { functions, name, .. } = &self.wants;
-        // In this order: whoever waits decides by what is true now. A PF is claimed when its VFs come or go.
+        let LockRequest { functions, name, .. } = &self.wants;
+        // In this order: whoever waits decides by what is true now. A PF is locked when its VFs come or go.
         let pf = functions.iter().any(|function| self.vfs.lock().inventory.pfs.contains_key(function));
         if pf {
             self.vfs.look();
@@ -78,7 +91,7 @@ impl Drop for Claim {
             self.vfs.look_at(functions);
         }
         let mut state = self.vfs.lock();
-        state.claimed.retain(|function| !functions.contains(function));
+        state.locked.retain(|function| !functions.contains(function));
         if let Some(name) = name {
             state.naming.remove(name);
         }

@@ -1,0 +1,34 @@
+//! What a program under test is to join, and where it is to run.
+
+use clap::ValueEnum;
+
+use crate::case::EndKind;
+
+/// What a program is to join, and where it is to run.
+#[derive(Clone, Debug)]
+pub struct DutSetup {
+    /// Kinds of the two ends.
+    pub ends: [EndKind; 2],
+    /// Queues of each end.
+    pub queues: u16,
+    /// Bytes of each buffer of ours.
+    pub buffer: u32,
+    /// The CPUs for workers.
+    pub workers: Vec<usize>,
+    /// The CPU for everything else: the generator's.
+    pub other: usize,
+    /// What our forwarder's workers do without work.
+    pub idle: Idle,
+}
+
+/// What a worker does without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Idle {
+    /// It sleeps, as it does unless its configuration says otherwise
+    Adaptive,
+    /// It looks for work for ever, as testpmd and OVS do
+    Poll,
+}
+
+/// Slots of every ring of ours.
+pub const RING: u32 = 1024;

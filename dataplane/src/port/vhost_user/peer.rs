@@ -1,0 +1,31 @@
+//! A frontend as control sees it: its socket, what it has said, and what of that waits.
+
+use std::time::Instant;
+
+use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::session::error::SessionError;
+use crate::port::vhost_user::session::{Message, Session};
+
+/// A vhost-user frontend.
+pub struct VhostUserPeer {
+    /// Its socket.
+    pub channel: Channel,
+    /// What it has said.
+    pub session: Session,
+    /// What it said last, if that waits for lanes to come back.
+    pub held: Option<Message>,
+    /// When it is given up, as long as it has said nothing.
+    pub silent_until: Option<Instant>,
+}
+
+impl VhostUserPeer {
+    /// What it says next; `None`: nothing now.
+    pub fn receive(&mut self) -> Result<Option<Message>, SessionError> {
+        if let Some(held) = self.held.take() {
+            return Ok(Some(held));
+        }
+        let Some(envelope) = self.channel.receive()? else { return Ok(None) };
+        self.silent_until = None;
+        Message::new(envelope).map(Some)
+    }
+}

@@ -1,0 +1,183 @@
+//! What the kernel answers about the VFs of a PF (`rtnl_fill_ifinfo` of net/core/rtnetlink.c), read by hand for two reasons:
+//! a list of more than 64 KiB, some 400 VFs, has a length that has wrapped around; and of a switch, -1 means that the driver
+//! does not tell, which is not `off`.
+
+use std::io;
+
+use ferrule_ffi::netlink::NetlinkError;
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+
+use super::PfReport;
+use crate::attributes::{LinkState, Mac, Rate, VfState, Vlan, VlanProtocol};
+
+/// Asks about the interface of a number.
+pub fn ask(interface: u32) -> Result<PfReport, NetlinkError> {
+    let mut link = LinkMessage::default();
+    link.header.index = interface;
+    link.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats]));
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let payload = NetlinkPayload::InnerMessage(RouteNetlinkMessage::GetLink(link));
+    let mut message = NetlinkMessage::new(header, payload);
+    message.finalize();
+    let mut request = vec![0; message.buffer_len()];
+    message.serialize(&mut request);
+
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.send(&request, 0)?;
+    let mut answer = Vec::with_capacity(ANSWER_MAX);
+    socket.recv(&mut answer, 0)?;
+    let kind = read_u16(&answer, 4);
+    match kind {
+        Some(RTM_NEWLINK) => Ok(parse(answer.get(LINK_ATTRIBUTES..).unwrap_or_default())),
+        Some(NLMSG_ERROR) => {
+            let code = read_u32(&answer, NLMSG_HEADER).map_or(0, u32::cast_signed);
+            Err(io::Error::from_raw_os_error(code.saturating_neg()).into())
+        }
+        _ => {
+            Err(NetlinkError { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {interface}")) })
+        }
+    }
+}
+
+/// Reads the attributes of a link.
+pub(super) fn parse(attributes: &[u8]) -> PfReport {
+    let mut report = PfReport::default();
+    let mut rest = attributes;
+    while let Some(attribute) = Attribute::first(rest) {
+        let mut length = attribute.length;
+        match attribute.kind {
+            IFLA_VFINFO_LIST => {
+                let list = rest.get(ATTRIBUTE_HEADER..).unwrap_or_default();
+                let read = read_list(list, &mut report);
+                // A length that has wrapped around is not believed.
+                if read > length - ATTRIBUTE_HEADER {
+                    length = ATTRIBUTE_HEADER + read;
+                }
+            }
+            IFLA_PERM_ADDRESS => report.permanent_mac = attribute.value.first_chunk().copied().map(Mac),
+            IFLA_PARENT_DEV_NAME => {
+                let name = attribute.value.split(|&byte| byte == 0).next().unwrap_or_default();
+                report.device = Some(String::from_utf8_lossy(name).into_owned());
+            }
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+    }
+    report
+}
+
+/// Reads the VFs at the beginning of `list`, which may be followed by others' attributes; returns their length. No other attribute
+/// behind the list has the kind of a VF, which is that of the interface's address.
+fn read_list(list: &[u8], report: &mut PfReport) -> usize {
+    let mut read = 0;
+    while let Some(vf) = Attribute::first(&list[read..]).filter(|attribute| attribute.kind == IFLA_VF_INFO) {
+        report.vfs.extend(parse_vf(vf.value));
+        read = (read + vf.length.next_multiple_of(ALIGNMENT)).min(list.len());
+    }
+    read
+}
+
+/// The number of a VF and what is said of it.
+fn parse_vf(mut rest: &[u8]) -> Option<(u32, VfState)> {
+    let mut index = None;
+    let mut state = VfState::default();
+    while let Some(Attribute { kind, length, value }) = Attribute::first(rest) {
+        let word = |number: usize| read_u32(value, 4 * number);
+        let switch = || word(1).filter(|&word| word != NOT_TOLD).map(|word| word != 0);
+        match kind {
+            IFLA_VF_MAC => {
+                index = word(0);
+                state.mac = Mac(*value.get(4..)?.first_chunk()?);
+            }
+            // Behind it comes the list of VLANs, which says the protocol as well.
+            IFLA_VF_VLAN => {
+                state.vlan = Vlan { id: word(1)?.try_into().ok()?, qos: word(2)?.try_into().ok()?, ..Vlan::default() };
+            }
+            IFLA_VF_VLAN_LIST => {
+                if let Some(info) = Attribute::first(value) {
+                    state.vlan = parse_vlan(info.value)?;
+                }
+            }
+            IFLA_VF_RATE => state.rate = Some(Rate { min: word(1)?, max: word(2)? }),
+            IFLA_VF_SPOOFCHK => state.spoof_check = switch(),
+            IFLA_VF_TRUST => state.trust = switch(),
+            IFLA_VF_LINK_STATE => {
+                state.link_state = match word(1)? {
+                    0 => Some(LinkState::Auto),
+                    1 => Some(LinkState::Enable),
+                    2 => Some(LinkState::Disable),
+                    _ => None,
+                };
+            }
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+    }
+    Some((index?, state))
+}
+
+/// `struct ifla_vf_vlan_info`: the protocol is in the order of the network.
+fn parse_vlan(info: &[u8]) -> Option<Vlan> {
+    let protocol = match info.get(12..14)? {
+        [0x88, 0xa8] => VlanProtocol::Dot1Ad,
+        _ => VlanProtocol::Dot1Q,
+    };
+    Some(Vlan { id: read_u32(info, 4)?.try_into().ok()?, qos: read_u32(info, 8)?.try_into().ok()?, protocol })
+}
+
+/// `struct nlattr` and what is behind it.
+struct Attribute<'a> {
+    kind: u16,
+    /// With its header.
+    length: usize,
+    value: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    fn first(bytes: &'a [u8]) -> Option<Self> {
+        let length = usize::from(read_u16(bytes, 0)?);
+        let kind = read_u16(bytes, 2)? & NLA_TYPE_MASK;
+        let value = bytes.get(ATTRIBUTE_HEADER..length).unwrap_or_default();
+        (length >= ATTRIBUTE_HEADER && length <= bytes.len()).then_some(Self { kind, length, value })
+    }
+}
+
+fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// A link's answer is 2 to 4 KiB, and some 160 bytes for each VF, of which a PF has at most 65535 and never so many.
+const ANSWER_MAX: usize = 1 << 20;
+/// The value of a switch that a driver does not tell (`rtnl_fill_vfinfo`).
+const NOT_TOLD: u32 = u32::MAX;
+
+// linux/netlink.h, linux/rtnetlink.h and linux/if_link.h.
+const NLMSG_HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const RTM_NEWLINK: u16 = 16;
+/// Behind the header is a `struct ifinfomsg`.
+const LINK_ATTRIBUTES: usize = NLMSG_HEADER + 16;
+const ATTRIBUTE_HEADER: usize = 4;
+const ALIGNMENT: usize = 4;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const IFLA_VFINFO_LIST: u16 = 22;
+const IFLA_PERM_ADDRESS: u16 = 54;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+const IFLA_VF_INFO: u16 = 1;
+const IFLA_VF_MAC: u16 = 1;
+const IFLA_VF_VLAN: u16 = 2;
+const IFLA_VF_SPOOFCHK: u16 = 4;
+const IFLA_VF_LINK_STATE: u16 = 5;
+const IFLA_VF_RATE: u16 = 6;
+const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_VLAN_LIST: u16 = 12;

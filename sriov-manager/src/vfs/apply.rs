@@ -1,0 +1,129 @@
+//! Making a VF what its lease wants, and going back from a change that did not end.
+
+use tracing::info;
+
+use super::{VfError, Vfs};
+use crate::address::{Driver, PciAddress, VFIO_PCI};
+use crate::attributes::{Mac, VfReport, VfState};
+use crate::executor::CURE_INTERFACE;
+use crate::inventory::VirtualFunction;
+use crate::journal::Record;
+use crate::lease::{Lease, Stage, Wanted};
+use crate::plan::{Binding, Current, Step, Target, plan};
+
+impl Vfs {
+    /// What a lease's VF is to be.
+    pub(super) fn target(&self, lease: &Lease, vf: &VirtualFunction, current: &Current) -> Target {
+        let Wanted { driver, attributes } = &lease.wanted;
+        // What was asked before and is not any more goes back to what it was at first.
+        let mut wanted = attributes.clone();
+        if let Stage::Changing { from } = &lease.stage {
+            let mut at_first = lease.before.state.as_ref().map(VfState::as_wanted).unwrap_or_default();
+            at_first.mtu = lease.before.mtu;
+            wanted = wanted.or(&at_first.within(&from.attributes));
+        }
+        // A driver in user space may take zeros for an address.
+        let has_none = current.report.told().is_some_and(|state| state.mac.is_zero());
+        if *driver == Driver::VfioPci && wanted.mac.is_none() && has_none {
+            wanted.mac = self.own_mac(vf).or(current.derived_mac);
+        }
+        let vfio = || Binding::To(VFIO_PCI.to_owned());
+        let members = match driver {
+            Driver::VfioPci => current.members.keys().map(|&member| (member, vfio())).collect(),
+            // Those that went with it to vfio-pci come back.
+            Driver::Kernel | Driver::None => lease.before.bindings(),
+        };
+        let binding = match driver {
+            Driver::VfioPci => vfio(),
+            Driver::None => Binding::None,
+            Driver::Kernel => {
+                let state = self.lock();
+                let named = state.policies.kernel_driver(&state.inventory, vf, lease.pool.as_deref());
+                named.map_or(Binding::Found, Binding::To)
+            }
+        };
+        Target { binding, attributes: wanted, members, fresh: false }
+    }
+
+    /// The address that the interface of a VF has.
+    fn own_mac(&self, vf: &VirtualFunction) -> Option<Mac> {
+        let sysfs = &self.executor().sysfs;
+        let netdev = sysfs.netdevs(vf.address).into_iter().next()?;
+        sysfs.mac(vf.address, &netdev).filter(|mac| !mac.is_zero())
+    }
+
+    /// Brings a lease whose change did not end back to what it was before, unless that takes the VF from somebody.
+    pub(super) fn go_back(&self, lease: &Lease) -> Result<(), VfError> {
+        let (Stage::Changing { from }, Some(vf)) = (&lease.stage, self.function(lease)) else { return Ok(()) };
+        // What the change asked for and the lease did not goes as well.
+        let stage = Stage::Changing { from: lease.wanted.clone() };
+        let back = Lease { wanted: from.clone(), stage, ..lease.clone() };
+        let done = self.apply_wanted(&back, &vf);
+        let now = match &done {
+            Ok(()) => Lease { stage: Stage::Lent, fault: None, ..back },
+            Err(error) => Lease { fault: Some(error.to_string()), ..lease.clone() },
+        };
+        self.record_lease(lease.vf, Some(now)).and(done)
+    }
+
+    /// Makes a VF what its lease wants, unless that takes it from somebody.
+    pub(super) fn apply_wanted(&self, lease: &Lease, vf: &VirtualFunction) -> Result<(), VfError> {
+        let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
+        let current = self.executor().current(vf).map_err(look)?;
+        must_be_told(&current, lease.wanted.attributes.needs_pf() || lease.before.state.is_some())?;
+        let target = self.target(lease, vf, &current);
+        let steps = plan(&current, &target);
+        if steps.is_empty() {
+            return Ok(());
+        }
+        // Somebody who works with the VF as it is shall not be surprised by what drifted behind his back, either.
+        let holder = match lease.stage {
+            Stage::Lent => self.holders(vf).map_err(look)?.into_iter().next().map(|holder| (vf.address, holder)),
+            _ => self.disturbed(vf, &steps).map_err(look)?,
+        };
+        if let Some((vf, holder)) = holder {
+            return Err(VfError::Held { tried: format!("bring back the lease {}", lease.id), vf, holder });
+        }
+        info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");
+        self.executor().apply(&steps).map_err(VfError::Step)?;
+        self.read_back(vf, &target)
+    }
+
+    /// Looks whether a VF is what it was made.
+    pub(super) fn read_back(&self, vf: &VirtualFunction, target: &Target) -> Result<(), VfError> {
+        let settled = Target { fresh: false, ..target.clone() };
+        let needs_pf = target.attributes.needs_pf();
+        let is_done = || {
+            let current = self.executor().current_at_once(vf).ok()?;
+            let is_told = !needs_pf || current.report.told().is_some();
+            (is_told && plan(&current, &settled).is_empty()).then_some(())
+        };
+        // A PF learns of a reset a moment after it.
+        if self.executor().appears(is_done, self.executor().timeouts.settle).is_some() {
+            return Ok(());
+        }
+        let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
+        let current = self.executor().current_at_once(vf).map_err(look)?;
+        must_be_told(&current, needs_pf)?;
+        let left = plan(&current, &settled);
+        if left.is_empty() {
+            return Ok(());
+        }
+        let left = left.iter().map(Step::to_string).collect::<Vec<_>>().join(", ");
+        Err(VfError::NotAsWanted { vf: vf.address, left })
+    }
+
+    pub(super) fn record_lease(&self, vf: PciAddress, lease: Option<Lease>) -> Result<(), VfError> {
+        self.record(&mut self.lock(), &Record::Lease { vf, lease: lease.map(Box::new) })
+    }
+}
+
+/// Where the PF has to be asked, nothing is done before it has told: a VF of which nothing is known may be anything.
+pub(super) fn must_be_told(current: &Current, is_needed: bool) -> Result<(), VfError> {
+    let why = match &current.report {
+        VfReport::Told(_) => return Ok(()),
+        VfReport::NoInterface => format!("the PF has no interface here; {CURE_INTERFACE}"),
+        VfReport::Untold(why) => why.clone(),
+    };
+    if is_needed { Err(VfError::Untold { vf: current.vf, pf: current.pf, why }) } else { Ok(()) }
+}
