@@ -55,6 +55,6 @@ fn connected() -> [End; 2] {
 
 /// Some tens of rounds, so that one of many is likely to be undisturbed.
 const FRAMES: u64 = 4096;
-const RUNS: usize = 2000;
+const RUNS: usize = 200;
 /// Every buffer has been filled, and every line is where it is going to be.
 const WARM_UP: Duration = Duration::from_micros(100);

@@ -15,7 +15,7 @@ mod tx;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ferrule_dataplane::port::Fault;
+use ferrule_dataplane::port::{BURST, Fault};
 use ferrule_dataplane::status::DropReason;
 use ferrule_endpoints::end::{End, EndError};
 use ferrule_endpoints::virtio::{DriverRx, DriverTx};
@@ -27,8 +27,8 @@ use crate::generator::pacer::Pacer;
 use crate::generator::rx::RxStream;
 use crate::generator::tx::TxStream;
 use crate::latency::Latency;
-use crate::load::{Load, Pace, Stop};
-use crate::traffic::{RxCounters, SizeError};
+use crate::load::{Load, Pace, Stop, Touch};
+use crate::traffic::{HEAD, RxCounters, SizeError};
 
 /// What came of a load.
 #[derive(Clone, Debug, Default)]
@@ -218,6 +218,8 @@ struct Direction {
     /// The stream whose turn is first.
     turn: usize,
     pacer: Pacer,
+    /// Frames sent at once without a pace.
+    burst: u32,
     rx: RxStream,
 }
 
@@ -231,11 +233,11 @@ impl Direction {
         };
         let streams = (0..queues).map(stream).collect::<Result<_, _>>()?;
         let rx = RxStream::new(load, first..first + load.flows.max(1))?;
-        Ok(Self { streams, turn: 0, pacer: Pacer::default(), rx })
+        Ok(Self { streams, turn: 0, pacer: Pacer::default(), burst: burst(load), rx })
     }
 
     fn begin(&mut self, pace: Pace, stop: Stop, now: u64) {
-        self.pacer = Pacer::new(pace, stop, now);
+        self.pacer = Pacer::new(pace, stop, self.burst, now);
         // Flow number n is the stream's n-th, by queues.
         let (streams, flows) = (&self.streams, self.streams.iter().map(TxStream::flows).sum());
         let next = |flow: usize| streams[flow % streams.len()].sequence(flow / streams.len());
@@ -318,6 +320,16 @@ impl Direction {
     }
 }
 
+/// Each burst costs a fence, and indexes that the other side reads or writes: many frames share it, as long as the bytes that
+/// are touched stay in the cache.
+fn burst(load: &Load) -> u32 {
+    let touched = match load.touch {
+        Touch::Whole | Touch::Verified => load.mix.sizes().iter().sum::<usize>() / load.mix.sizes().len(),
+        Touch::Stamped | Touch::Untouched => HEAD,
+    };
+    (BURST_BYTES / touched).clamp(BURST, BURST_MAX) as u32
+}
+
 fn per_second(frames: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { frames as f64 / time.as_secs_f64() }
 }
@@ -352,6 +364,9 @@ pub enum RunError {
 
 /// How long to wait for frames under way when nothing arrives any more.
 pub const GRACE: Duration = Duration::from_millis(200);
+/// A part of the second cache of any CPU.
+const BURST_BYTES: usize = 96 * 1024;
+const BURST_MAX: usize = 4 * BURST;
 const ROUNDS_PER_LOOK: u64 = 1024;
 /// Frames between one whose line is asked for and the one that is being worked on. Buffers of 2048 bytes share a few sets
 /// of the first cache, which has room for 16 or 24 of their lines in all.

@@ -1,4 +1,4 @@
-//! What is being done, and for how long still, on standard error.
+//! What is being done, and how long it will still take, on standard error.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl Progress {
         let _ = std::io::stderr().flush();
     }
 
-    /// A trial is over: of those expected it was so many.
+    /// A trial is over; it counts for this many of those that were expected.
     pub fn step(&mut self, trials: f64) {
         self.done += trials;
     }

@@ -37,7 +37,7 @@ mod testbed;
 /// Options of `ferrule demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Print the result as JSON; what is going on is told on standard error
+    /// Print the result as JSON, and the progress on standard error
     #[arg(long)]
     json: bool,
     /// The forwarder to start; without it, the `dpdk-forwarder` beside this program
@@ -71,7 +71,7 @@ pub async fn run(args: DemoArgs) -> Result<(), CliError> {
     Ok(written?)
 }
 
-/// Tells what is going on, as it goes on.
+/// Prints what is being done.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     started: Instant,

@@ -1,4 +1,4 @@
-//! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one is not to be had.
+//! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one cannot be borrowed.
 //!
 //! It asks the running `sriov-manager`. With `--root`, list and explain read a tree themselves; nothing is changed then.
 
@@ -74,7 +74,7 @@ enum VfCommand {
         #[arg(long)]
         accept: bool,
     },
-    /// Say why a VF is not to be had
+    /// Say why a VF cannot be borrowed
     Explain {
         /// Its address
         vf: String,
@@ -98,7 +98,7 @@ struct AcquireArgs {
     /// For whom, in words [default: your name and terminal]
     #[arg(long, value_name = "TEXT")]
     holder: Option<String>,
-    /// What shall drive it: kernel, vfio-pci or none
+    /// The driver that the VF is to have: kernel, vfio-pci or none
     #[arg(long, value_name = "DRIVER", default_value = "kernel")]
     driver: String,
     #[command(flatten)]
@@ -192,9 +192,9 @@ fn explained(vf: &str, reasons: &[String], json: bool) -> String {
         return json::explained(vf, reasons);
     }
     if reasons.is_empty() {
-        return format!("{vf} is to be had\n");
+        return format!("{vf} can be borrowed\n");
     }
-    reasons.iter().fold(format!("{vf} is not to be had:\n"), |mut out, reason| {
+    reasons.iter().fold(format!("{vf} cannot be borrowed:\n"), |mut out, reason| {
         let _ = writeln!(out, "- {}", text::foreign(reason));
         out
     })
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn reasons_are_told_one_a_line() {
-        assert_eq!(explained("a", &[], false), "a is to be had\n");
-        assert_eq!(explained("a", &["x\x1b".into()], false), "a is not to be had:\n- x\u{fffd}\n");
+        assert_eq!(explained("a", &[], false), "a can be borrowed\n");
+        assert_eq!(explained("a", &["x\x1b".into()], false), "a cannot be borrowed:\n- x\u{fffd}\n");
     }
 }

@@ -1,24 +1,40 @@
 //! The engine: the one object a daemon needs to make wires.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::control::Control;
-use crate::control::state::State;
-use crate::control::state::door::DoorError;
-use crate::control::wire::{Body, End, Wire};
-use crate::port::kernel::{Owner, TapInterface, VethPair};
+pub use crate::control::events::{Event, Subscription, WireChange};
+pub use crate::control::health::Health;
+use crate::control::inbox::{Message, Reply, Request};
+use crate::port::kernel::Owner;
 use crate::settings::Settings;
-use crate::spec::{EndSpec, FieldError, MemifSpec, Role, VhostUserSpec, WireSpec};
+use crate::spec::{FieldError, WireSpec};
 use crate::status::{WireStatus, WorkerStatus};
-use crate::worker::WorkerHandle;
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
+///
+/// It can be shared by threads. One that wants something waits for it alone: others are served meanwhile, and readers
+/// wait for nobody.
 pub struct Engine {
     control: Control,
-    owner: Arc<Owner>,
+    drained: AtomicBool,
+}
+
+/// What became of a wire that was wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// There was none of that name, and now there is.
+    Made,
+    /// What no peer sees was changed; peers and counters stay.
+    Updated,
+    /// It was removed and made again; its counters go on.
+    Remade,
+    /// It was there, just so.
+    Unchanged,
 }
 
 impl Engine {
@@ -36,157 +52,129 @@ impl Engine {
             let text = "each worker needs a CPU of its own, and at least one is needed";
             return Err(EngineError::Start(text.to_owned()));
         }
-        let control = Control::start(settings).map_err(|error| EngineError::Start(error.to_string()))?;
-        Ok(Self { control, owner: Arc::new(owner) })
+        let control = Control::start(settings, owner).map_err(|error| EngineError::Start(error.to_string()))?;
+        Ok(Self { control, drained: AtomicBool::new(false) })
     }
 
-    /// Makes a wire. Returns when its listeners listen and its interfaces exist; a client end may
-    /// still be connecting. Blocks for some milliseconds: call it from a thread that may wait.
+    /// Makes a wire of which there must be none yet. Returns when its listeners listen and its interfaces exist; a
+    /// client end may still be connecting. Blocks for some milliseconds: call it from a thread that may wait.
     pub fn add(&self, spec: WireSpec) -> Result<(), EngineError> {
-        let errors = spec.check();
-        if !errors.is_empty() {
-            return Err(EngineError::Spec { wire: spec.name, errors });
-        }
-        let name = spec.name.clone();
-        self.reserve(&name)?;
-        // Interfaces take the kernel milliseconds: they are made while the name is only reserved.
-        let made = self.make(spec);
-        let mut state = self.control.state();
-        state.making.remove(&name);
-        state.insert(&name, made?);
-        drop(state);
-        self.control.wake();
-        tracing::info!(wire = name, "made");
-        Ok(())
+        self.await_answer(self.want(spec, true)?)?.map(|_| ())
     }
 
-    /// Removes a wire and everything it made. Returns when no worker touches it any more. Blocks.
+    /// Makes a wire what `spec` says: a new one, the one that there is, changed, or nothing at all if it is just so.
+    /// Blocks as [`Self::add`] does.
+    pub fn apply(&self, spec: WireSpec) -> Result<Applied, EngineError> {
+        self.await_answer(self.want(spec, false)?)?
+    }
+
+    /// The same for many wires at once, in less time than one after the other. The answers are in their order.
+    pub fn apply_all(&self, specs: Vec<WireSpec>) -> Vec<Result<Applied, EngineError>> {
+        let answers: Vec<_> = specs.into_iter().map(|spec| self.want(spec, false)).collect();
+        answers.into_iter().map(|answer| self.await_answer(answer?)?).collect()
+    }
+
+    /// Removes a wire and everything it made. Returns when no worker touches it any more and its interfaces and sockets
+    /// are gone. Blocks. One that is just being made is not made.
     pub fn remove(&self, name: &str) -> Result<(), EngineError> {
-        if !self.control.state().begin_removal(name, PATIENCE) {
-            return Err(EngineError::NoSuchWire(name.to_owned()));
+        let answer = self.ask(|reply| Request::Remove { name: name.to_owned(), patience: PATIENCE, reply });
+        match answer.recv_timeout(REMOVAL) {
+            Ok(removed) => removed,
+            Err(RecvTimeoutError::Timeout) => Err(EngineError::StillRemoving(name.to_owned())),
+            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }
-        self.control.wake();
-        self.wait_for_removal(&[name.to_owned()], REMOVAL);
-        tracing::info!(wire = name, "removed");
-        Ok(())
     }
 
     /// Every wire, in the order of their names.
     pub fn wires(&self) -> Vec<WireStatus> {
-        self.control.state().wires.values().map(Wire::status).collect()
+        self.refresh_kernel_counters();
+        self.control.snapshot.statuses()
     }
 
     /// Every worker, in the order of [`Settings::workers`].
     pub fn workers(&self) -> Vec<WorkerStatus> {
-        self.control.state().workers.iter().map(WorkerHandle::status).collect()
+        self.control.snapshot.workers.iter().map(|worker| worker.status()).collect()
     }
 
     /// One wire.
     pub fn wire(&self, name: &str) -> Option<WireStatus> {
-        self.control.state().wires.get(name).map(Wire::status)
+        self.refresh_kernel_counters();
+        self.control.snapshot.status(name)
     }
 
-    /// Removes every wire, politely: frames that peers have already published are moved on, for as long as half
-    /// of `grace` if their targets are full, and peers are told that the forwarder leaves. Blocks, at most for
-    /// `grace`.
+    /// What happens to wires from now on. A subscriber that has not received `capacity` events loses further ones, and
+    /// is told how many.
+    pub fn subscribe(&self, capacity: usize) -> Subscription {
+        let (subscription, subscriber) = Subscription::new(capacity);
+        self.control.inbox.post(Message::Request(Request::Subscribe(subscriber)));
+        subscription
+    }
+
+    /// Whether all threads are there. If not, the engine is of no use any more.
+    pub fn health(&self) -> Health {
+        self.control.health.read()
+    }
+
+    /// Removes every wire, politely, and makes no more: frames that peers have already published are moved on, for as
+    /// long as half of `grace` if their targets are full, and peers are told that the forwarder leaves. Blocks, at most
+    /// for `grace`; whoever waits for a wire to be made is told at once that it will not be.
     pub fn drain(&self, grace: Duration) {
+        self.drained.store(true, Ordering::Relaxed);
         self.remove_all(grace / 2, grace);
     }
 
     fn remove_all(&self, patience: Duration, grace: Duration) {
-        let mut state = self.control.state();
-        let names: Vec<_> = state.wires.keys().cloned().collect();
-        for name in &names {
-            state.begin_removal(name, patience);
-        }
-        drop(state);
-        self.control.wake();
-        self.wait_for_removal(&names, grace);
-    }
-
-    fn wait_for_removal(&self, names: &[String], grace: Duration) {
-        let gone = |state: &State| names.iter().all(|name| !state.wires.contains_key(name));
-        if !self.control.wait(Instant::now() + grace, gone) {
-            tracing::warn!(?names, "wires are still being removed after {grace:?}");
+        let answer = self.ask(|reply| Request::Drain { patience, reply });
+        if answer.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
+            let wires: Vec<_> = self.control.snapshot.wires.load().keys().cloned().collect();
+            tracing::warn!(?wires, "wires are still being removed after {grace:?}");
         }
     }
 
-    fn reserve(&self, name: &str) -> Result<(), EngineError> {
-        let mut state = self.control.state();
-        if state.wires.contains_key(name) || !state.making.insert(name.to_owned()) {
-            return Err(EngineError::NameTaken(name.to_owned()));
+    fn want(&self, spec: WireSpec, must_be_new: bool) -> Result<Receiver<Result<Applied, EngineError>>, EngineError> {
+        let errors = spec.check();
+        if !errors.is_empty() {
+            return Err(EngineError::Spec { wire: spec.name, errors });
         }
-        Ok(())
+        Ok(self.ask(|reply| Request::Apply { spec: Box::new(spec), must_be_new, reply }))
     }
 
-    /// Makes everything that a wire needs, or nothing.
-    fn make(&self, spec: WireSpec) -> Result<Wire, EngineError> {
-        let failed = |end: usize, problem: String| EngineError::End { wire: spec.name.clone(), end, problem };
-        if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
-            let pair = VethPair::create(&self.owner, &spec.name, [a, b]);
-            let pair = pair.map_err(|(end, error)| failed(end, error.to_string()))?;
-            return Ok(Wire { spec, counters: Arc::default(), body: Body::Veth(pair) });
+    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Receiver<T> {
+        let (reply, answer) = sync_channel(1);
+        self.control.inbox.post(Message::Request(request(reply)));
+        answer
+    }
+
+    fn await_answer<T>(&self, answer: Receiver<T>) -> Result<T, EngineError> {
+        answer.recv().map_err(|_| self.ended())
+    }
+
+    fn ended(&self) -> EngineError {
+        match self.health() {
+            Health::Good => EngineError::Ended("the engine was stopped".to_owned()),
+            Health::ThreadDied { thread } => EngineError::Ended(format!("its thread `{thread}` has panicked")),
         }
-        let mut doors = Doors { control: &self.control, open: Vec::new() };
-        let mut ends = Vec::with_capacity(2);
-        for (number, end) in spec.ends.iter().enumerate() {
-            ends.push(match end {
-                EndSpec::Kernel(kernel) => {
-                    let interface = TapInterface::create(kernel).map_err(|error| failed(number, error.to_string()))?;
-                    // The other end is in userspace, where we finish what the kernel leaves undone.
-                    let offloads = interface.tap.set_offloads(true);
-                    offloads.map_err(|error| {
-                        failed(number, format!("let {} leave offloads to us: {error}", kernel.name))
-                    })?;
-                    End::tap(interface.tap)
-                }
-                EndSpec::Memif(MemifSpec { role, memory, .. })
-                | EndSpec::VhostUser(VhostUserSpec { role, memory, .. }) => {
-                    if *role == Role::Client {
-                        End::client(*memory)
-                    } else {
-                        doors.open(&spec.name, number, end).map_err(|error| failed(number, error.to_string()))?;
-                        End::server(*memory)
-                    }
-                }
-            });
+    }
+
+    /// Counters of kernel interfaces are read when somebody wants to see them. While the kernel is busy with interfaces
+    /// that takes long, and those that are known have to do.
+    fn refresh_kernel_counters(&self) {
+        if self.control.snapshot.is_older_than(Instant::now() - COUNTERS_FRESH) {
+            let _ = self.ask(|reply| Request::Look { reply }).recv_timeout(COUNTERS_WAIT);
         }
-        let [a, b]: [End; 2] = ends.try_into().ok().expect("one end was made for each of the two");
-        doors.open.clear();
-        Ok(Wire::joint(spec, [a, b]))
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.remove_all(PATIENCE, REMOVAL);
-    }
-}
-
-/// Doors opened for a wire that is not made yet; closed again if it never is.
-struct Doors<'a> {
-    control: &'a Control,
-    open: Vec<EndSpec>,
-}
-
-impl Doors<'_> {
-    fn open(&mut self, name: &str, number: usize, end: &EndSpec) -> Result<(), DoorError> {
-        self.control.state().open_door(name, number, end)?;
-        self.open.push(end.clone());
-        Ok(())
-    }
-}
-
-impl Drop for Doors<'_> {
-    fn drop(&mut self) {
-        for end in &self.open {
-            self.control.state().close_door(end);
+        if !self.drained.load(Ordering::Relaxed) {
+            self.remove_all(PATIENCE, REMOVAL);
         }
     }
 }
 
 /// Why the engine could not do what was asked.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum EngineError {
     /// The specification contradicts itself.
     #[error("wire `{wire}`: {}", list(.errors))]
@@ -212,6 +200,18 @@ pub enum EngineError {
         /// What was tried, on what, why not, and what to do.
         problem: String,
     },
+    /// Somebody removed it, or wanted another one in its place, before it was made.
+    #[error("wire `{0}` was removed or changed by somebody else before it was made")]
+    Cancelled(String),
+    /// It takes longer than anybody should wait.
+    #[error("wire `{0}` is still being removed: a worker or the kernel is busy; it goes on")]
+    StillRemoving(String),
+    /// All wires are being removed.
+    #[error("the forwarder is draining; ask its successor")]
+    Draining,
+    /// The control thread is not there any more.
+    #[error("the engine has ended: {0}")]
+    Ended(String),
     /// The workers could not be started.
     #[error("start the workers: {0}")]
     Start(String),
@@ -222,6 +222,10 @@ fn list(errors: &[FieldError]) -> String {
 }
 
 /// How long frames under way may take to leave a wire that is removed while others stay.
-const PATIENCE: Duration = Duration::from_millis(20);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
 /// How long a removal may take: workers confirm within milliseconds.
 const REMOVAL: Duration = Duration::from_secs(5);
+/// Counters of kernel interfaces that are not older are shown as they are.
+const COUNTERS_FRESH: Duration = Duration::from_millis(20);
+/// How long a reader waits for newer ones.
+const COUNTERS_WAIT: Duration = Duration::from_millis(50);

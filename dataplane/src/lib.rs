@@ -31,5 +31,5 @@ mod sync;
 pub mod visit;
 pub mod worker;
 
-pub use engine::{Engine, EngineError};
+pub use engine::{Applied, Engine, EngineError, Health};
 pub use settings::{Idle, Settings};

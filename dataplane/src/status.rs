@@ -9,6 +9,8 @@ use crate::spec::WireSpec;
 pub struct WireStatus {
     /// What was asked for.
     pub spec: WireSpec,
+    /// How often the specification of this wire has changed: 1 for one that was made once.
+    pub generation: u64,
     /// The state of each end, in the order of `spec.ends`.
     pub ends: [EndState; 2],
     /// Frames from end 0 to end 1, and from end 1 to end 0.
@@ -17,9 +19,25 @@ pub struct WireStatus {
     pub crossing: Crossing,
     /// The queues that are joined now: 0 while an end is away. A kernel to kernel wire counts as one.
     pub queues: usize,
+    /// Why frames cannot cross, or not by all queues, although both ends are there. It is tried again.
+    pub problem: Option<String>,
 }
 
 impl WireStatus {
+    /// A wire that could not be made.
+    pub fn failed(spec: WireSpec, reason: &str) -> Self {
+        let end = EndState::Failed { reason: reason.to_owned() };
+        Self {
+            spec,
+            generation: 0,
+            ends: [end.clone(), end],
+            directions: <_>::default(),
+            crossing: Crossing::Copied,
+            queues: 0,
+            problem: None,
+        }
+    }
+
     /// Whether frames can cross.
     pub fn is_up(&self) -> bool {
         self.queues > 0
@@ -76,6 +94,10 @@ pub enum EndState {
     },
     /// A kernel interface that exists.
     Up,
+    /// Being made: the interface or the listening socket is not there yet.
+    Making,
+    /// Being removed.
+    Removing,
     /// An end that cannot come back by itself.
     Failed {
         /// Why.
@@ -84,7 +106,7 @@ pub enum EndState {
 }
 
 impl EndState {
-    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up` or `failed`.
+    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up`, `making`, `removing` or `failed`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Listening { .. } => "listening",
@@ -92,6 +114,8 @@ impl EndState {
             Self::Starting { .. } => "starting",
             Self::Connected { .. } => "connected",
             Self::Up => "up",
+            Self::Making => "making",
+            Self::Removing => "removing",
             Self::Failed { .. } => "failed",
         }
     }
@@ -114,6 +138,19 @@ impl Traffic {
     /// Frames dropped for any reason.
     pub fn dropped(&self) -> u64 {
         self.drops.iter().sum()
+    }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            frames: self.frames + other.frames,
+            bytes: self.bytes + other.bytes,
+            stalls: self.stalls + other.stalls,
+            drops: std::array::from_fn(|reason| self.drops[reason] + other.drops[reason]),
+        }
     }
 }
 

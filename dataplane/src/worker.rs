@@ -11,11 +11,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ferrule_ffi::ticks;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
@@ -26,7 +25,6 @@ use crate::mailbox::Mailbox;
 use crate::port::Fault;
 use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
 use crate::settings::Settings;
-use crate::status::WorkerStatus;
 use crate::worker::thread::Worker;
 
 /// A lane of a worker; control picks the number, and it is free again once the lane came back.
@@ -73,8 +71,15 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`.
-    pub fn start(number: usize, cpu: usize, settings: &Settings, returned: Arc<Mailbox<Returned>>) -> io::Result<Self> {
+    /// Starts worker `number` on `cpu`. It hands lanes back through `returned`; `guard` is dropped at the
+    /// end of its thread, also by a panic.
+    pub fn start(
+        number: usize,
+        cpu: usize,
+        settings: &Settings,
+        returned: Arc<Mailbox<Returned>>,
+        guard: impl Send + 'static,
+    ) -> io::Result<Self> {
         let commands = Arc::new(Mailbox::new(COMMANDS_MAX)?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(commands.notify_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, MAILBOX))?;
@@ -94,6 +99,7 @@ impl WorkerHandle {
         // The thread says whether it could be prepared before anything depends on it.
         let (prepared, outcome) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("worker-{cpu}")).spawn(move || {
+            let _guard = guard;
             let result = prepare();
             let go = result.is_ok();
             let _ = prepared.send(result);
@@ -113,10 +119,14 @@ impl WorkerHandle {
         Ok(Self { cpu, busy, commands, epoll, thread: Some(thread), free, kicks: HashMap::new() })
     }
 
-    /// What it has done so far.
-    pub fn status(&self) -> WorkerStatus {
-        let busy = ticks::time(self.busy.load(Ordering::Relaxed));
-        WorkerStatus { cpu: self.cpu, queues: LANES_MAX - self.free.len(), busy }
+    /// The CPU that it is pinned to, and where it counts the time spent on moving frames, in ticks.
+    pub fn meter(&self) -> (usize, Arc<AtomicU64>) {
+        (self.cpu, Arc::clone(&self.busy))
+    }
+
+    /// How many lanes it has.
+    pub fn lanes(&self) -> usize {
+        LANES_MAX - self.free.len()
     }
 
     /// How many lanes it can still take.

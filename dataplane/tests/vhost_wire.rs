@@ -112,7 +112,7 @@ fn frontend_spec(name: &str, number: usize) -> FrontendSpec {
 /// A wire from a vhost-user end (number 0) to a memif server (number 1).
 fn mixed_wire(name: &str, mode: Role, queues: u16) -> (String, WireSpec) {
     let name = unique(name);
-    let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
+    let memif = MemifSpec { role: Role::Server, queues, ..client_spec(&name, 1) };
     let ends = [EndSpec::VhostUser(vhost_end(&name, 0, mode, queues)), EndSpec::Memif(memif)];
     (name.clone(), WireSpec::new(name, ends))
 }

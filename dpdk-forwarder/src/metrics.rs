@@ -119,7 +119,7 @@ const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 mod tests {
     use std::time::Duration;
 
-    use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus};
+    use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
 
     use super::*;
     use crate::config::parse_wire;
@@ -132,7 +132,7 @@ mod tests {
         let directions =
             [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
-        let status = WireStatus { spec, ends, directions, crossing: Crossing::Copied, queues: 2 };
+        let status = WireStatus { ends, directions, queues: 2, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
         let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
         for line in [

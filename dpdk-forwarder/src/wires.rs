@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferrule_dataplane::spec::{EndSpec, WireSpec};
-use ferrule_dataplane::status::{Crossing, EndState, Traffic, WireStatus, WorkerStatus};
+use ferrule_dataplane::status::{EndState, WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
 use tracing::{error, info, warn};
@@ -237,7 +237,7 @@ impl Ledger {
         let mut statuses: HashMap<_, _> =
             statuses.into_iter().map(|status| (status.spec.name.clone(), status)).collect();
         let mut status = |entry: &Entry| match &entry.failure {
-            Some(reason) => Some(failed(&entry.spec, reason)),
+            Some(reason) => Some(WireStatus::failed(entry.spec.clone(), reason)),
             // Missing for the moment between its removal from the engine and from here.
             None => statuses.remove(&entry.spec.name),
         };
@@ -245,17 +245,6 @@ impl Ledger {
             .values()
             .filter_map(|entry| Some(Listed { origin: entry.origin, status: status(entry)? }))
             .collect()
-    }
-}
-
-fn failed(spec: &WireSpec, reason: &str) -> WireStatus {
-    let end = EndState::Failed { reason: reason.to_owned() };
-    WireStatus {
-        spec: spec.clone(),
-        ends: [end.clone(), end],
-        directions: [Traffic::default(); 2],
-        crossing: Crossing::Copied,
-        queues: 0,
     }
 }
 
@@ -346,6 +335,6 @@ mod tests {
 
     fn up(spec: WireSpec) -> WireStatus {
         let ends = [EndState::Up, EndState::Up];
-        WireStatus { spec, ends, directions: [Traffic::default(); 2], crossing: Crossing::Copied, queues: 1 }
+        WireStatus { ends, queues: 1, ..WireStatus::failed(spec, "") }
     }
 }

@@ -29,10 +29,10 @@ pub enum EndSpec {
 
 impl End {
     /// Connects to a peer, or waits for one.
-    pub fn open(spec: &EndSpec, patience: Duration) -> Result<Self, EndError> {
+    pub fn open(spec: &EndSpec, timeout: Duration) -> Result<Self, EndError> {
         match spec {
-            EndSpec::Memif(spec) => Ok(Self::Memif(Endpoint::open(spec, patience)?)),
-            EndSpec::Vhost(spec) => Ok(Self::Vhost(Frontend::open(spec, patience)?)),
+            EndSpec::Memif(spec) => Ok(Self::Memif(Endpoint::open(spec, timeout)?)),
+            EndSpec::Vhost(spec) => Ok(Self::Vhost(Frontend::open(spec, timeout)?)),
         }
     }
 

@@ -32,8 +32,8 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Connects to a server that is or comes there, or listens until a client comes.
-    pub fn open(spec: &MemifSpec, patience: Duration) -> Result<Self, EndpointError> {
-        let deadline = Instant::now() + patience;
+    pub fn open(spec: &MemifSpec, timeout: Duration) -> Result<Self, EndpointError> {
+        let deadline = Instant::now() + timeout;
         match spec.role {
             Role::Client => Self::connect(spec, deadline),
             Role::Server => Self::listen(spec, deadline),
@@ -56,9 +56,9 @@ impl Endpoint {
         }
     }
 
-    /// Sleeps until the peer rings for a frame, says something, or `patience` is over.
-    pub fn sleep(&mut self, patience: Duration) {
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    /// Sleeps until the peer rings for a frame, says something, or `timeout` is over.
+    pub fn sleep(&mut self, timeout: Duration) {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         for receiver in &mut self.queues.receivers {
             receiver.enable_notify(true);
         }
@@ -77,12 +77,12 @@ impl Endpoint {
 
     fn connect(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
         // Why the try before the last failed tells more than that the last had no time left.
-        let mut problem = EndpointError::Patience;
+        let mut problem = EndpointError::Timeout;
         loop {
             let outcome = Channel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
             match outcome.and_then(|channel| lead_client(channel, spec, deadline)) {
                 Ok(endpoint) => return Ok(endpoint),
-                Err(EndpointError::Patience) => return Err(problem),
+                Err(EndpointError::Timeout) => return Err(problem),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(error) => problem = error,
             }
@@ -127,11 +127,11 @@ fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
     // Nobody else pays for what our own peer makes us populate.
     let memory = &MemoryBudget::unlimited();
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), memory };
+        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();
-    let mut server = Server::greet(&mut out);
+    let mut server = Server::greet(spec.queues, &mut out);
     loop {
         channel.send(&mut out)?;
         if let Server::Connected(connection) = server {
@@ -153,7 +153,7 @@ fn wait(socket: &impl AsFd, deadline: Instant) -> Result<(), EndpointError> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
-        Ok(0) => Err(EndpointError::Patience),
+        Ok(0) => Err(EndpointError::Timeout),
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(HandshakeError::Socket(errno.into()).into()),
     }
@@ -170,7 +170,7 @@ pub enum EndpointError {
     HandshakeError(#[from] HandshakeError),
     /// Nobody came in time.
     #[error("no peer came in time")]
-    Patience,
+    Timeout,
 }
 
 /// Between two tries to connect.

@@ -71,8 +71,8 @@ pub struct DriverQueues {
 
 impl Frontend {
     /// Connects to a backend that is or comes there, or listens until one comes.
-    pub fn open(spec: &FrontendSpec, patience: Duration) -> Result<Self, FrontendError> {
-        let deadline = Instant::now() + patience;
+    pub fn open(spec: &FrontendSpec, timeout: Duration) -> Result<Self, FrontendError> {
+        let deadline = Instant::now() + timeout;
         if spec.listens { Self::listen(spec, deadline) } else { Self::connect(spec, deadline) }
     }
 
@@ -92,9 +92,9 @@ impl Frontend {
         }
     }
 
-    /// Sleeps until the backend rings for a frame, says something, or `patience` is over.
-    pub fn sleep(&mut self, patience: Duration) {
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    /// Sleeps until the backend rings for a frame, says something, or `timeout` is over.
+    pub fn sleep(&mut self, timeout: Duration) {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         for receiver in &mut self.queues.receivers {
             receiver.enable_notify(true);
         }
@@ -135,7 +135,7 @@ impl Frontend {
         for index in 0..self.eventfds.len() {
             self.conversation.tell(&self.address(index), &[])?;
         }
-        self.conversation.wait_until_heard()?;
+        self.conversation.wait_until_done()?;
         Ok(log)
     }
 
@@ -148,21 +148,21 @@ impl Frontend {
         }
     }
 
-    /// Says something to the backend beside what the handshake said, and waits until it was heard.
+    /// Says something to the backend beside what the handshake said, and waits until it was done.
     pub fn tell(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
         self.conversation.deadline = Instant::now() + ANSWER;
         self.conversation.tell(request, files)?;
-        self.conversation.wait_until_heard()
+        self.conversation.wait_until_done()
     }
 
     fn connect(spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
         // Why the try before the last failed tells more than that the last had no time left.
-        let mut problem = FrontendError::Patience;
+        let mut problem = FrontendError::Timeout;
         loop {
             let outcome = Channel::connect(&spec.socket).map_err(FrontendError::from);
             match outcome.and_then(|channel| Self::lead(channel, spec, deadline)) {
                 Ok(frontend) => return Ok(frontend),
-                Err(FrontendError::Patience) => return Err(problem),
+                Err(FrontendError::Timeout) => return Err(problem),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(error) => problem = error,
             }
@@ -232,7 +232,7 @@ impl Frontend {
         if talk.protocol.has(ProtocolFeatures::STATUS) {
             talk.tell(&Request::SetStatus(DRIVER_OK), &[])?;
         }
-        talk.wait_until_heard()
+        talk.wait_until_done()
     }
 
     fn address(&self, index: usize) -> Request {
@@ -319,7 +319,7 @@ impl Conversation {
     }
 
     /// Requests are answered in their order, so whoever answers this one has done all before it.
-    fn wait_until_heard(&mut self) -> Result<(), FrontendError> {
+    fn wait_until_done(&mut self) -> Result<(), FrontendError> {
         self.value(&Request::GetFeatures).map(|_| ())
     }
 }
@@ -329,7 +329,7 @@ fn wait(socket: &impl AsFd, deadline: Instant) -> Result<(), FrontendError> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
-        Ok(0) => Err(FrontendError::Patience),
+        Ok(0) => Err(FrontendError::Timeout),
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(ChannelError::from(io::Error::from(errno)).into()),
     }
@@ -370,7 +370,7 @@ pub enum FrontendError {
     Memory(#[source] io::Error),
     /// Nobody came in time.
     #[error("no backend came in time")]
-    Patience,
+    Timeout,
 }
 
 /// What we speak of the protocol.

@@ -14,7 +14,8 @@
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
 //! - [`socket_file`]: the files of listening sockets, which others must not swap for links.
-//! - [`peer_file`]: descriptors that came that way, closed without waiting.
+//! - [`peer_file`]: descriptors that came that way, closed without waiting (by `closers`), and counted
+//!   ([`descriptor_account`]).
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
 //! - [`netlink`]: requests to rtnetlink, many in one system call.
 //! - [`sysfs`]: device directories below any root.
@@ -24,6 +25,8 @@
 
 pub mod array;
 pub mod child;
+mod closers;
+pub mod descriptor_account;
 mod file_watch;
 mod guard;
 pub mod health;

@@ -285,6 +285,33 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_charged_in_their_size() {
+        let test = "huge_pages_are_charged_in_their_size";
+        let free =
+            std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap_or_default();
+        if free.trim().parse().unwrap_or(0) < 2 {
+            println!("skipped: {test}: lacks two free huge pages (echo 8 > /proc/sys/vm/nr_hugepages)");
+            return;
+        }
+        if !is_available(test) {
+            return;
+        }
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        let file = memfd_create(c"huge", flags).unwrap();
+        // Nothing is reserved: far more than the machine has.
+        ftruncate(&file, 1 << 40).unwrap();
+        let budget = MemoryBudget::new(4 * MIB);
+        let (region, health) = mapped(&file, 1 << 40, &budget).unwrap();
+        touch(&region, 0);
+        touch(&region, 511);
+        assert_eq!((budget.used(), health.cause()), (2 * MIB, None));
+        touch(&region, 512);
+        assert_eq!((budget.used(), health.cause()), (4 * MIB, None));
+        touch(&region, 1024);
+        assert_eq!(health.cause(), Some(MemoryLost::OverBudget { limit: 4 * MIB }));
+    }
+
+    #[test]
     fn a_truncated_file_is_told_from_a_missing_page() {
         let file = sparse(MIB);
         let budget = MemoryBudget::new(MIB);

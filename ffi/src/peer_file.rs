@@ -5,30 +5,43 @@
 //! so a descriptor that turned out to be unwanted loses its lingering, and is closed by a thread that
 //! nobody waits for.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 
+use crate::closers;
+use crate::descriptor_account::{DescriptorAccount, DescriptorShare};
 use crate::notifier::is_eventfd;
 
 /// A descriptor that a peer passed, and of which nothing is known.
 #[derive(Debug)]
-pub struct PeerFile(Option<OwnedFd>);
+pub struct PeerFile {
+    file: Option<OwnedFd>,
+    share: Option<DescriptorShare>,
+}
 
 impl PeerFile {
+    /// One that the peers of an account hold from now on.
+    pub(crate) fn counted(file: OwnedFd, account: &Arc<DescriptorAccount>) -> Self {
+        Self { file: Some(file), share: Some(account.count()) }
+    }
+
     /// The descriptor as memory: a memfd, tmpfs or hugetlbfs file. Asking and closing never block.
     pub fn into_memory(mut self) -> io::Result<OwnedFd> {
-        if !is_memory(self.as_fd()) {
-            let problem = "the file is not in memory (a memfd, tmpfs or hugetlbfs file is wanted)";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
+        self.check_memory()?;
         Ok(self.take())
+    }
+
+    /// It is memory.
+    pub(crate) fn check_memory(&self) -> io::Result<()> {
+        if is_memory(self.as_fd()) {
+            return Ok(());
+        }
+        let problem = "the file is not in memory (a memfd, tmpfs or hugetlbfs file is wanted)";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
     /// The descriptor as an eventfd; `None` if it is a pipe, socket or whatever else.
@@ -37,29 +50,31 @@ impl PeerFile {
     }
 
     fn take(&mut self) -> OwnedFd {
-        self.0.take().expect("it is there until the value is consumed")
+        self.file.take().expect("it is there until the value is consumed")
     }
 }
 
 impl From<OwnedFd> for PeerFile {
     fn from(file: OwnedFd) -> Self {
-        Self(Some(file))
+        Self { file: Some(file), share: None }
     }
 }
 
 impl AsFd for PeerFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_ref().expect("it is there until the value is consumed").as_fd()
+        self.file.as_ref().expect("it is there until the value is consumed").as_fd()
     }
 }
 
 impl Drop for PeerFile {
     fn drop(&mut self) {
         // Whatever else closes at once is not worth asking for: a peer can send thousands that are nothing of the kind.
-        let Some(file) = self.0.take().filter(|file| !is_memory(file.as_fd())) else { return };
+        let Some(file) = self.file.take().filter(|file| !is_memory(file.as_fd())) else { return };
         // Fails on everything that is no socket.
         let _ = setsockopt(&file, Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
-        CLOSERS.close(file);
+        // One of ours, in a test: whoever made it is no peer.
+        let share = self.share.take().unwrap_or_else(|| Arc::<DescriptorAccount>::default().count());
+        closers::close(file, share);
     }
 }
 
@@ -68,67 +83,6 @@ impl Drop for PeerFile {
 fn is_memory(file: BorrowedFd<'_>) -> bool {
     fcntl(file, FcntlArg::F_GET_SEALS).is_ok()
 }
-
-/// Threads that do nothing but close: each can be held up by one descriptor.
-struct Closers {
-    queue: Mutex<Queue>,
-    more: Condvar,
-}
-
-struct Queue {
-    files: VecDeque<OwnedFd>,
-    threads: usize,
-    idle: usize,
-}
-
-impl Closers {
-    fn close(&'static self, file: OwnedFd) {
-        let mut queue = self.lock();
-        queue.files.push_back(file);
-        if queue.files.len() > queue.idle && queue.threads < THREADS_MAX {
-            // If there is no thread to be had, the next descriptor asks again.
-            let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run());
-            queue.threads += usize::from(started.is_ok());
-        }
-        // One that is closing looks for more by itself.
-        let is_waited_for = queue.idle > 0;
-        drop(queue);
-        if is_waited_for {
-            self.more.notify_one();
-        }
-    }
-
-    fn run(&self) {
-        let mut queue = self.lock();
-        loop {
-            if let Some(file) = queue.files.pop_front() {
-                drop(queue);
-                drop(file);
-                queue = self.lock();
-                continue;
-            }
-            queue.idle += 1;
-            let waited = self.more.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
-            queue = waited.0;
-            queue.idle -= 1;
-            if waited.1.timed_out() && queue.files.is_empty() {
-                queue.threads -= 1;
-                return;
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-static CLOSERS: Closers =
-    Closers { queue: Mutex::new(Queue { files: VecDeque::new(), threads: 0, idle: 0 }), more: Condvar::new() };
-/// As many descriptors can be stuck before others wait behind them.
-const THREADS_MAX: usize = 64;
-/// How long a thread waits for more before it ends.
-const IDLE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -56,24 +56,25 @@ impl Region {
             return Err(invalid("a region of no bytes"));
         }
         let end = offset.checked_add(len).ok_or_else(|| invalid("a region whose end wraps around"))?;
-        let file = Self::check(file, end)?;
-        Self::whole(Mapping::of_peer(file, offset, len, health)?, offset, len)
+        let file = file.into();
+        Self::check(&file, end)?;
+        Self::whole(Mapping::of_peer(file.into_memory()?, offset, len, health)?, offset, len)
     }
 
-    /// A peer's file whose first `len` bytes can be mapped, now or later.
+    /// Whether the first `len` bytes of a peer's file can be mapped, now or later.
     ///
     /// # Errors
     /// The file is not in memory, or is shorter.
-    pub fn check(file: impl Into<PeerFile>, len: u64) -> io::Result<OwnedFd> {
+    pub fn check(file: &PeerFile, len: u64) -> io::Result<()> {
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
-        let file = file.into().into_memory()?;
+        file.check_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
-        let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
-        let held = fstat(&file)?.st_size.cast_unsigned();
+        let _ = fcntl(file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
+        let held = fstat(file)?.st_size.cast_unsigned();
         let problem = match len {
             0 => "a region of no bytes".to_owned(),
             _ if held < len => format!("the file holds {held} bytes, fewer than the {len} announced"),
-            _ => return Ok(file),
+            _ => return Ok(()),
         };
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
@@ -333,6 +334,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::OwnedFd;
 
     fn region(len: u64) -> (Region, Arc<Health>) {
         let health = Arc::new(Health::default());

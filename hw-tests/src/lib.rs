@@ -11,6 +11,7 @@
 //! - [`content`]: bytes that are compared where they arrive;
 //! - [`frames`]: single frames in and out of a memif end;
 //! - [`stream`]: numbered frames between two memif ends, checked on arrival;
+//! - [`unanswered`]: a file that cannot be closed;
 //! - [`vm`]: virtual machines, and [`guest`]: what runs inside them;
 //! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`).
 
@@ -24,6 +25,7 @@ pub mod netns;
 pub mod process;
 pub mod stream;
 pub mod testpmd;
+pub mod unanswered;
 pub mod vm;
 
 use std::path::PathBuf;

@@ -86,8 +86,9 @@ impl Site {
     }
 
     fn start(&self) -> Process {
-        let end =
-            |kind, wire, end| format!("{{{kind}: {{socket: {}, role: server}}}}", self.socket(wire, end).display());
+        let end = |kind, wire, end| {
+            format!("{{{kind}: {{socket: {}, role: server, memory: 64MiB}}}}", self.socket(wire, end).display())
+        };
         let wire = |name, kind| {
             let ends = [end(kind, name, 0), end("memif", name, 1)];
             format!("  - {{name: {name}, ends: [{}, {}]}}\n", ends[0], ends[1])

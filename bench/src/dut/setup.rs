@@ -24,9 +24,9 @@ pub struct DutSetup {
 /// What a worker does without work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Idle {
-    /// It sleeps, as it does unless its configuration says otherwise
+    /// It sleeps until frames come: the default of the forwarder
     Adaptive,
-    /// It looks for work for ever, as testpmd and OVS do
+    /// It polls without a pause, as testpmd and OVS do
     Poll,
 }
 

@@ -10,6 +10,8 @@ use crate::load::{Pace, Stop};
 pub(super) struct Pacer {
     pace: Pace,
     per_tick: f64,
+    /// Frames sent at once without a pace.
+    burst: u32,
     started: u64,
     /// Frames that may be offered in all.
     limit: u64,
@@ -19,7 +21,7 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn new(pace: Pace, stop: Stop, now: u64) -> Self {
+    pub(super) fn new(pace: Pace, stop: Stop, burst: u32, now: u64) -> Self {
         let per_tick = match pace {
             Pace::PerSecond(rate) => rate / ticks::per_second(),
             Pace::Saturate | Pace::BackToBack => 0.0,
@@ -28,7 +30,7 @@ impl Pacer {
             Stop::After(_) => u64::MAX,
             Stop::Frames(frames) => frames,
         };
-        Self { pace, per_tick, started: now, limit, sent: 0, refused: 0, skipped: 0 }
+        Self { pace, per_tick, burst, started: now, limit, sent: 0, refused: 0, skipped: 0 }
     }
 
     /// Whether anything is to come.
@@ -41,7 +43,8 @@ impl Pacer {
     pub(super) fn due(&mut self, now: u64) -> u32 {
         let left = self.limit - (self.sent + self.refused);
         let due = match self.pace {
-            Pace::Saturate | Pace::BackToBack => left,
+            Pace::Saturate => return left.min(self.burst.into()) as u32,
+            Pace::BackToBack => left,
             Pace::PerSecond(_) => {
                 let mut owed = self.owed(now);
                 if owed > LATE_MAX {
@@ -80,7 +83,7 @@ impl Pacer {
 
 impl Default for Pacer {
     fn default() -> Self {
-        Self::new(Pace::Saturate, Stop::Frames(0), 0)
+        Self::new(Pace::Saturate, Stop::Frames(0), 0, 0)
     }
 }
 
@@ -97,7 +100,7 @@ mod tests {
     /// A pacer of a million frames in a second, and a clock in microseconds.
     fn paced() -> (Pacer, impl Fn(u64) -> u64) {
         let clock = |micros| 1000 + ticks::of(Duration::from_micros(micros)) + 1;
-        (Pacer::new(Pace::PerSecond(1e6), FOR_EVER, 1000), clock)
+        (Pacer::new(Pace::PerSecond(1e6), FOR_EVER, 256, 1000), clock)
     }
 
     #[test]
@@ -138,10 +141,10 @@ mod tests {
 
     #[test]
     fn a_saturating_load_refuses_nothing_and_a_back_to_back_one_all_that_finds_no_room() {
-        let mut pacer = Pacer::new(Pace::Saturate, Stop::Frames(100), 0);
+        let mut pacer = Pacer::new(Pace::Saturate, Stop::Frames(100), 80, 0);
         pacer.account(64, 10);
-        assert_eq!((pacer.due(5), pacer.refused), (64, 0));
-        let mut pacer = Pacer::new(Pace::BackToBack, Stop::Frames(100), 0);
+        assert_eq!((pacer.due(5), pacer.refused), (80, 0));
+        let mut pacer = Pacer::new(Pace::BackToBack, Stop::Frames(100), 256, 0);
         pacer.account(64, 10);
         assert_eq!((pacer.due(5), pacer.refused, pacer.is_open()), (36, 54, true));
         pacer.account(36, 36);

@@ -50,14 +50,14 @@ impl RxStream {
         }
     }
 
-    /// Takes a burst, if there is one. How many frames.
+    /// Takes some bursts, as far as they are there. How many frames.
     pub(super) fn receive<S: Source>(&mut self, source: &mut S, notifier: &mut Notifier) -> Result<u32, RunError> {
         if !source.refresh()? {
             return Ok(0);
         }
         let now = if self.latency.is_some() { ticks::now() } else { 0 };
         let mut taken = 0;
-        while taken < BURST {
+        while taken < BURSTS {
             let shown = self.see_run(source, now);
             source.advance_run(shown);
             taken += shown;
@@ -126,3 +126,6 @@ fn see(
         latency.note(since(sent, now));
     }
 }
+
+/// Frames taken before any is given back, as far as they are there.
+const BURSTS: usize = 4 * BURST;

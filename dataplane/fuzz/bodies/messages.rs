@@ -8,7 +8,7 @@ use ferrule_dataplane::port::memif::message::{
     AddRegion, AddRing, Direction, Hello, Init, MESSAGE_LEN, Message, VERSION,
 };
 use ferrule_dataplane::port::{FRAME_MAX, Source, Target};
-use ferrule_dataplane::spec::{MemifSpec, Mode, Role};
+use ferrule_dataplane::spec::{MemifSpec, Mode, QUEUES_MAX, Role};
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::peer_file::PeerFile;
@@ -56,9 +56,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn with_server<'a>(steps: impl Iterator<Item = &'a [u8]>) {
-    let mut server = Server::greet(&mut Outbox::default());
+    let mut server = Server::greet(QUEUES_MAX, &mut Outbox::default());
     let memory = &MemoryBudget::new(MEMORY_LEN);
-    let offer = |_| Ok(Offer { mode: Mode::Ethernet, secret: None, memory });
+    let offer = |_| Ok(Offer { mode: Mode::Ethernet, secret: None, queues: QUEUES_MAX, memory });
     for step in steps {
         let Some((files, message)) = taken(step) else { return };
         match server.handle(message, files, offer, &mut Outbox::default()) {

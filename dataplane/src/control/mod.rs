@@ -1,163 +1,115 @@
-//! The control side of the engine: one thread that leads the handshakes, joins and parts the ends,
-//! and takes back what workers return.
+//! The control side of the engine: one thread owns all of its state, without a lock.
 //!
-//! [`Shared`] is what the thread and the callers of the engine share: a state under a lock that no
-//! worker ever takes. Every event is handled in bounded time: at most [`MESSAGES_PER_EVENT`] messages
-//! of one peer, and at most [`HANDSHAKES_MAX`] unfinished handshakes or [`CALLERS_MAX`] frontends to be for each listening socket.
+//! ```text
+//!   callers ---- requests ----> inbox ----> control thread ----> jobs: makers, closers, reapers
+//!      ^                          ^              |    ^                        |
+//!      |                          `--------------|----|----- what became of them
+//!      |                                         |    |
+//!      `-- snapshot, answers, events ------------'    `--- lanes ---> workers
+//! ```
+//! Every event is handled in bounded time: at most [`MESSAGES_PER_EVENT`] messages of one peer, and at most
+//! [`HANDSHAKES_MAX`] unfinished handshakes or [`PENDING_MAX`] frontends for each listening socket. What may be slow in
+//! the kernel is a job of another thread.
 //!
-//! - [`wire`]: one wire, its ends and lanes;
-//! - [`state`]: what happens to all of them;
-//! - [`disconnect`]: why an end and its peer part; [`log_limit`]: what of it is said in the log.
+//! - [`inbox`]: what other threads say; [`jobs`]: what other threads do; [`poller`]: sockets and deadlines;
+//! - [`snapshot`]: what readers see; [`events`]: what subscribers hear; [`health`]: whether all threads are there;
+//! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
+//! - `make`: wires are made, changed and removed; `lanes`: they are joined and parted;
+//! - [`listener`]: listening sockets; [`handshake`] and [`pending`]: peers there that no end has yet;
+//! - `memif` and `vhost_user`: peers of these kinds;
+//! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
 
 pub mod disconnect;
+pub mod end;
+pub mod events;
+pub mod handshake;
+pub mod health;
+pub mod inbox;
+pub mod jobs;
+mod lanes;
+pub mod listener;
 pub mod log_limit;
+mod make;
+mod memif;
+pub mod pending;
+pub mod poller;
+pub mod snapshot;
 pub mod state;
+pub mod token_bucket;
+mod vhost_user;
 pub mod wire;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ferrule_ffi::notifier::eventfd;
-use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
+use health::{HealthCell, ThreadGuard};
+use inbox::{Inbox, Message};
+use jobs::Jobs;
+use poller::Poller;
+use snapshot::{Snapshot, WorkerCell};
+use state::State;
 
-use crate::control::state::State;
 use crate::mailbox::Mailbox;
+use crate::port::kernel::Owner;
 use crate::settings::Settings;
-use crate::worker::{LANES_MAX, Returned, WorkerHandle};
+use crate::worker::{LANES_MAX, WorkerHandle};
 
-/// The control thread, and what it shares with the engine's callers.
+/// The control thread, and the ways to it.
 pub struct Control {
-    shared: Arc<Shared>,
+    /// Where requests go.
+    pub inbox: Inbox,
+    /// What readers see.
+    pub snapshot: Arc<Snapshot>,
+    /// Whether all threads are there.
+    pub health: HealthCell,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the control thread and the engine's callers share.
-pub struct Shared {
-    state: Mutex<State>,
-    /// Something about a wire changed that somebody may be waiting for.
-    changed: Condvar,
-    returned: Arc<Mailbox<Returned>>,
-    wake: EventFd,
 }
 
 impl Control {
     /// Starts the workers and the thread.
-    pub fn start(settings: &Settings) -> io::Result<Self> {
+    pub fn start(settings: &Settings, owner: Owner) -> io::Result<Self> {
+        let (inbox, messages) = Inbox::new()?;
+        let health = HealthCell::default();
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
-        let start = |(number, &cpu)| WorkerHandle::start(number, cpu, settings, Arc::clone(&returned));
-        let workers = settings.workers.iter().enumerate().map(start).collect::<io::Result<Vec<_>>>()?;
-        let state = State::new(workers)?;
-        let wake = eventfd()?;
-        let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        state.epoll.add(&wake, EpollEvent::new(edge, WAKE))?;
-        state.epoll.add(returned.notify_fd(), EpollEvent::new(edge, WAKE))?;
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), returned, wake });
-        let thread = {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name("control".to_owned()).spawn(move || shared.run())?
+        let start = |(number, &cpu)| {
+            let guard = ThreadGuard::new(&health, &inbox);
+            WorkerHandle::start(number, cpu, settings, Arc::clone(&returned), guard)
         };
-        Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// The state, locked.
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.lock()
-    }
-
-    /// Makes the thread look at what a caller changed.
-    pub fn wake(&self) {
-        self.shared.wake();
-    }
-
-    /// Waits until `done` is true of the state, or `deadline` has passed. Whether it is true.
-    pub fn wait(&self, deadline: Instant, mut done: impl FnMut(&State) -> bool) -> bool {
-        let mut state = self.state();
-        while !done(&state) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        let workers = settings.workers.iter().enumerate().map(start).collect::<io::Result<Vec<_>>>()?;
+        let cell = |worker: &WorkerHandle| {
+            let (cpu, busy) = worker.meter();
+            WorkerCell { cpu, busy, queues: AtomicUsize::new(0) }
+        };
+        let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
+        let poller = Poller::new(&[inbox.notify_fd(), returned.notify_fd()])?;
+        let mut state = State::new(poller, Jobs::new(inbox.clone(), owner), workers, Arc::clone(&snapshot))?;
+        let guard = ThreadGuard::new(&health, &inbox);
+        let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
+            let _guard = guard;
+            state.run(&messages, &returned);
+            state.stop();
+        })?;
+        Ok(Self { inbox, snapshot, health, thread: Some(thread) })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.state().stopping = true;
-        self.wake();
+        self.inbox.post(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        // Workers stop here, so that no lane is with one when the rest of the state is dropped.
-        let workers = std::mem::take(&mut self.state().workers);
-        drop(workers);
     }
-}
-
-impl Shared {
-    fn run(&self) {
-        let epoll = Arc::clone(&self.lock().epoll);
-        let mut events = [EpollEvent::empty(); EVENTS_MAX];
-        loop {
-            let deadline = self.lock().deadline();
-            let timeout = if self.returned.may_sleep() { until(deadline) } else { EpollTimeout::ZERO };
-            let count = epoll.wait(&mut events, timeout).unwrap_or(0);
-            self.returned.awake();
-            let mut state = self.lock();
-            if state.stopping {
-                return;
-            }
-            while let Some(returned) = self.returned.take() {
-                state.returned(returned);
-            }
-            for event in &events[..count] {
-                if event.data() != WAKE {
-                    state.readable(event.data());
-                }
-            }
-            state.on_time(Instant::now());
-            state.let_callers_in();
-            drop(state);
-            self.changed.notify_all();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        // Our own, non-blocking: it fails only when it has been rung 2^64 times.
-        let _ = self.wake.write(1);
-    }
-}
-
-/// The time to sleep, rounded up so that the deadline has passed when it is over.
-fn until(deadline: Option<Instant>) -> EpollTimeout {
-    let Some(deadline) = deadline else { return EpollTimeout::NONE };
-    let left = deadline.saturating_duration_since(Instant::now()).min(SLEEP_MAX);
-    if left.is_zero() {
-        return EpollTimeout::ZERO;
-    }
-    EpollTimeout::from(u16::try_from(left.as_millis()).map_or(u16::MAX, |ms| ms.saturating_add(1)))
 }
 
 /// Messages of one peer handled at a time, before others have their turn.
 pub const MESSAGES_PER_EVENT: usize = 16;
-/// Unfinished handshakes of one listening socket; beyond, one goes. Each can hold as many regions as
-/// a connection, of which a process has some thousands.
+/// Unfinished handshakes of one listening socket; beyond, one goes.
 pub const HANDSHAKES_MAX: usize = 64;
-/// Frontends that wait at one door to be let in; beyond, one goes. Each is a descriptor and a part of one message.
-pub const CALLERS_MAX: usize = 256;
+/// Frontends that wait at one listening socket; beyond, one goes. Each is a descriptor and a part of one message.
+pub const PENDING_MAX: usize = 256;
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
-const EVENTS_MAX: usize = 64;
-const SLEEP_MAX: Duration = Duration::from_mins(1);
-/// The event of both eventfds of the control thread itself; sockets have tokens from 1 on.
-const WAKE: u64 = 0;

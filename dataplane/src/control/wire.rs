@@ -1,254 +1,279 @@
-//! A wire as control sees it: two ends that come and go, and the lanes that join them meanwhile.
+//! A wire as control sees it: what was asked for, and how far it has come.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::memory_budget::MemoryBudget;
-use ferrule_ffi::tap::Tap;
-use nix::errno::Errno;
+use slotmap::new_key_type;
 
-use crate::control::disconnect::DisconnectReason;
-use crate::control::log_limit::LogLimit;
+use super::end::End;
+use super::inbox::Reply;
+use super::jobs::Ticket;
+use super::log_limit::LogLimit;
+use super::snapshot::{KernelCounters, WireCell, WireState};
 use crate::counters::LinkCounters;
+use crate::engine::{Applied, EngineError};
 use crate::lane::{Lane, collect};
-use crate::port::Fault;
 use crate::port::any::LaneEnd;
-use crate::port::kernel::{PairEnd, PairStatus, VethPair};
-use crate::port::memif::handshake::{Client, Connection};
-use crate::port::memif::layout::{Layout, NoLoan};
-use crate::port::vhost_user::peer::VhostUserPeer;
-use crate::port::{memif, vhost_user as vhost};
-use crate::spec::{ByteSize, EndSpec, WireSpec};
-use crate::status::{Crossing, EndState, WireStatus};
+use crate::port::kernel::VethPair;
+use crate::port::memif::layout::NoLoan;
+use crate::spec::{EndSpec, WireSpec};
+use crate::status::{Crossing, EndState, Traffic};
+use crate::worker::LaneId;
 
-/// A wire and how it is served.
-pub struct Wire {
-    /// What was asked for.
-    pub spec: WireSpec,
-    /// Its counters, over all lanes and reconnects.
-    pub counters: Arc<[LinkCounters; 2]>,
-    /// How it is served.
-    pub body: Body,
+new_key_type! {
+    /// A wire. The key of one that is gone finds nothing.
+    pub struct WireKey;
 }
 
-/// How a wire is served.
+/// One end of a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndId {
+    /// The wire.
+    pub wire: WireKey,
+    /// 0 or 1.
+    pub end: usize,
+}
+
+/// A wire, from the moment that somebody asks for it until all of it is gone.
+pub struct Wire {
+    /// What was asked for.
+    pub spec: Arc<WireSpec>,
+    /// How often that has changed.
+    pub generation: u64,
+    /// What lanes count, over all lanes, reconnects and re-makes.
+    pub counters: Arc<[LinkCounters; 2]>,
+    /// What the kernel counted before the wire was made again.
+    pub carried: [Traffic; 2],
+    /// What the memory of each end's peers, one after the other, may cost us.
+    pub budgets: [Arc<MemoryBudget>; 2],
+    /// How far it has come.
+    pub body: Body,
+    /// Somebody waits for it to be made.
+    pub waiting: Vec<Reply<Result<Applied, EngineError>>>,
+    /// It is being removed.
+    pub removal: Option<Removal>,
+    /// Jobs that close what it had made.
+    pub closing: usize,
+    /// What readers see.
+    pub cell: Option<Arc<WireCell>>,
+    /// Whether frames could cross when that was last told.
+    pub was_up: bool,
+    /// What is said of it in the log.
+    pub log_limit: LogLimit,
+}
+
+/// How far a wire has come.
 pub enum Body {
-    /// By the kernel alone.
-    Veth(VethPair),
-    /// By workers.
-    Lanes(Box<Joint>),
+    /// Parts of it are being made.
+    Making(Making),
+    /// The kernel carries its frames.
+    Kernel(KernelWire),
+    /// Workers carry its frames.
+    Workers(Box<WorkerWire>),
+    /// Nothing is left but what is being closed.
+    Closed,
+}
+
+/// A wire that is being made.
+pub struct Making {
+    /// The ends that are there.
+    pub ends: [Option<End>; 2],
+    /// The pair that is there.
+    pub pair: Option<VethPair>,
+    /// Parts that are not.
+    pub outstanding: usize,
+    /// Their jobs.
+    pub tickets: Vec<Ticket>,
+    /// The answer when all are there.
+    pub outcome: Applied,
+}
+
+/// A wire between two kernel interfaces.
+pub struct KernelWire {
+    /// The interfaces.
+    pub pair: Arc<VethPair>,
+    /// What they counted.
+    pub counters: KernelCounters,
+    /// Why each end is gone, if it is.
+    pub gone: [Option<String>; 2],
+}
+
+/// A wire that is being removed.
+#[derive(Default)]
+pub struct Removal {
+    /// Who waits for that.
+    pub replies: Vec<Reply<Result<(), EngineError>>>,
+    /// Why it could not be made, if that is the reason.
+    pub failure: Option<EngineError>,
+    /// What is made in its place.
+    pub next: Option<Replacement>,
+}
+
+/// What is made in place of a wire.
+pub struct Replacement {
+    /// What it should be.
+    pub spec: WireSpec,
+    /// Who waits for it.
+    pub replies: Vec<Reply<Result<Applied, EngineError>>>,
+    /// Whether it is the same wire, whose counters go on.
+    pub same: bool,
 }
 
 /// Two ends that workers join whenever both are there.
-pub struct Joint {
+pub struct WorkerWire {
     /// In the order of the specification.
     pub ends: [End; 2],
-    /// The lanes that workers have or are handing back, by their number.
+    /// The lanes that workers have, hand back or have no room for, by their number.
     pub lanes: Vec<LanePlace>,
-    /// The wire is being removed.
-    pub leaving: bool,
     /// Why the memory of one end is not lent to the other, if it should be.
     pub no_loan: Option<NoLoan>,
-    /// Why the lanes could not be served, if they could not.
+    /// Why some lanes cannot be served.
     pub problem: Option<String>,
-    /// What is said of its peers in the log.
-    pub log_limit: LogLimit,
 }
 
 /// Where a lane is.
 pub enum LanePlace {
-    /// With this worker, in this slot.
-    Served(usize, crate::worker::LaneId),
-    /// Back from it.
+    /// With this worker, under this number.
+    Served(usize, LaneId),
+    /// Nowhere: no worker could take it.
+    Unserved(Box<Lane>),
+    /// Back from a worker, to be taken apart with the others.
     Back(Box<Lane>),
 }
 
-/// One end of a joint.
-pub struct End {
-    /// What it is.
-    pub kind: EndKind,
-    /// Its rings, while no lane has them.
-    pub rings: Option<LaneEnd>,
-    /// Whether the rings that are there, or that lanes have, are those of the present peer.
-    pub present: bool,
-    /// Why it was last away.
-    pub last_error: Option<String>,
-    /// What the memory of its peers, one after the other, may cost us.
-    pub memory: Arc<MemoryBudget>,
-}
-
-/// The kinds of ends, with what control keeps of them.
-pub enum EndKind {
-    /// One whose peers come to us; the listener of memif servers is shared with other wires.
-    Server(Option<Live>),
-    /// One that goes to its peer.
-    Client(Dialling),
-    /// A TAP interface; `true`: it is gone.
-    Tap(Arc<Tap>, bool),
-}
-
-/// A peer that is there: with the positions of the queues, all that a successor would need.
-pub struct Live {
-    /// The peer itself.
-    pub peer: Peer,
-    /// What it calls itself, or what the kernel calls it.
-    pub name: String,
-    /// The token of its socket in epoll.
-    pub token: u64,
-}
-
-impl Live {
-    /// The shared memory of a memif peer.
-    pub fn layout(&self) -> Option<&Layout> {
-        match &self.peer {
-            Peer::Memif(_, layout) => Some(layout),
-            Peer::Vhost(_) => None,
-        }
-    }
-}
-
-/// The kinds of peers, each with the socket whose end is the connection's end.
-pub enum Peer {
-    /// One that speaks memif and has finished its handshake.
-    Memif(memif::channel::Channel, Layout),
-    /// One that speaks vhost-user, whatever it has said so far.
-    Vhost(Box<VhostUserPeer>),
-}
-
-impl Peer {
-    /// Why its memory cannot be used any more, if so.
-    pub fn memory_lost(&self) -> Option<MemoryLost> {
-        match self {
-            Self::Memif(_, layout) => layout.memory_lost(),
-            Self::Vhost(frontend) => frontend.session.memory_lost(),
-        }
-    }
-}
-
-impl AsFd for Peer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Memif(channel, _) => channel.as_fd(),
-            Self::Vhost(frontend) => frontend.channel.as_fd(),
-        }
-    }
-}
-
-/// The control socket of a peer that is parted from, to be closed.
-pub enum ControlSocket {
-    /// It hears why.
-    Memif(memif::channel::Channel),
-    /// It has no words for it.
-    Vhost(vhost::channel::Channel),
-}
-
-impl ControlSocket {
-    /// Tells the peer why, if there is somebody left to tell.
-    pub fn send_disconnect(&self, reason: &DisconnectReason) {
-        if let Self::Memif(channel) = self
-            && reason.should_tell_peer()
-        {
-            channel.send_disconnect(reason);
-        }
-    }
-}
-
-impl AsFd for ControlSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Memif(channel) => channel.as_fd(),
-            Self::Vhost(channel) => channel.as_fd(),
-        }
-    }
-}
-
-impl From<Peer> for ControlSocket {
-    fn from(peer: Peer) -> Self {
-        match peer {
-            Peer::Memif(channel, _) => Self::Memif(channel),
-            Peer::Vhost(frontend) => Self::Vhost(frontend.channel),
-        }
-    }
-}
-
-/// A client's way to its server.
-pub enum Dialling {
-    /// Nothing until then.
-    Waiting(Instant),
-    /// In memif's handshake.
-    Attempt {
-        /// The socket.
-        channel: memif::channel::Channel,
-        /// The conversation; taken while it is being led.
-        client: Option<Client>,
-        /// When it is given up.
-        deadline: Instant,
-        /// The socket's token in epoll.
-        token: u64,
-    },
-    /// There.
-    Connected(Live),
-}
-
 impl Wire {
-    /// A wire whose ends workers will join.
-    pub fn joint(spec: WireSpec, ends: [End; 2]) -> Self {
-        let joint = Joint {
-            ends,
-            lanes: Vec::new(),
-            leaving: false,
-            no_loan: None,
-            problem: None,
+    /// A wire that nothing was made of yet.
+    pub fn new(spec: WireSpec, outcome: Applied) -> Self {
+        let making = Making { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome };
+        let budgets = spec.ends.each_ref().map(|end| MemoryBudget::new(memory_limit(end)));
+        Self {
+            spec: Arc::new(spec),
+            generation: 1,
+            budgets,
+            counters: Arc::default(),
+            carried: <_>::default(),
+            body: Body::Making(making),
+            waiting: Vec::new(),
+            removal: None,
+            closing: 0,
+            cell: None,
+            was_up: false,
             log_limit: LogLimit::default(),
-        };
-        Self { spec, counters: Arc::default(), body: Body::Lanes(Box::new(joint)) }
+        }
     }
 
-    /// What it is doing.
-    pub fn status(&self) -> WireStatus {
-        let (ends, queues, directions) = match &self.body {
-            Body::Veth(pair) => {
-                let PairStatus { traffic, ends } = pair.status();
-                let queues = usize::from(!ends.iter().any(|end| matches!(end, PairEnd::Gone(_))));
-                let state = |end| match end {
-                    PairEnd::Up | PairEnd::Unknown(_) => EndState::Up,
-                    PairEnd::Gone(error) => EndState::Failed { reason: error.to_string() },
-                };
-                (ends.map(state), queues, traffic)
-            }
-            Body::Lanes(joint) => {
-                let queues = joint.lanes.iter().filter(|lane| matches!(lane, LanePlace::Served(..))).count();
-                (
-                    joint.ends.each_ref().map(|end| end.state(joint.problem.as_ref())),
-                    queues,
-                    self.counters.each_ref().map(LinkCounters::read),
-                )
-            }
-        };
-        WireStatus { spec: self.spec.clone(), ends, directions, crossing: self.crossing(), queues }
+    /// Its ends, if workers join them.
+    pub fn workers(&self) -> Option<&WorkerWire> {
+        match &self.body {
+            Body::Workers(wire) => Some(wire),
+            Body::Making(_) | Body::Kernel(_) | Body::Closed => None,
+        }
     }
-}
 
-impl Wire {
+    /// The same, to change them.
+    pub fn workers_mut(&mut self) -> Option<&mut WorkerWire> {
+        match &mut self.body {
+            Body::Workers(wire) => Some(wire),
+            Body::Making(_) | Body::Kernel(_) | Body::Closed => None,
+        }
+    }
+
+    /// The queues that are joined now.
+    pub fn queues(&self) -> usize {
+        match &self.body {
+            Body::Kernel(wire) => usize::from(wire.gone.iter().all(Option::is_none)),
+            Body::Workers(wire) => wire.served().count(),
+            Body::Making(_) | Body::Closed => 0,
+        }
+    }
+
+    /// Whether an end is gone and cannot come back by itself.
+    pub fn is_failed(&self) -> bool {
+        match &self.body {
+            Body::Kernel(wire) => wire.gone.iter().any(Option::is_some),
+            Body::Workers(wire) => wire.ends.iter().any(End::is_failed),
+            Body::Making(_) | Body::Closed => false,
+        }
+    }
+
+    /// All that has crossed and that no counter of lanes will count again.
+    pub fn counted_by_kernel(&self) -> [Traffic; 2] {
+        match &self.body {
+            Body::Kernel(wire) => [0, 1].map(|from| self.carried[from] + wire.counters.directions[from]),
+            Body::Making(_) | Body::Workers(_) | Body::Closed => self.carried,
+        }
+    }
+
+    /// What readers see of it.
+    pub fn state(&self) -> WireState {
+        let (ends, kernel) = match &self.body {
+            _ if self.removal.is_some() => ([EndState::Removing, EndState::Removing], None),
+            Body::Making(_) => ([EndState::Making, EndState::Making], None),
+            Body::Closed => ([EndState::Removing, EndState::Removing], None),
+            Body::Kernel(wire) => (wire.gone.each_ref().map(interface_state), Some(wire.counters)),
+            Body::Workers(wire) => (wire.ends.each_ref().map(End::state), None),
+        };
+        WireState {
+            spec: Arc::clone(&self.spec),
+            generation: self.generation,
+            ends,
+            crossing: self.crossing(),
+            queues: self.queues(),
+            problem: self.workers().and_then(|wire| wire.problem.clone()),
+            carried: if kernel.is_some() { self.carried } else { self.counted_by_kernel() },
+            kernel,
+        }
+    }
+
     fn crossing(&self) -> Crossing {
-        let (Some(borrower), Body::Lanes(joint)) = (self.spec.borrower(), &self.body) else { return Crossing::Copied };
-        match &joint.no_loan {
+        let (Some(borrower), Some(wire)) = (self.spec.borrower(), self.workers()) else { return Crossing::Copied };
+        match &wire.no_loan {
             Some(reason) => Crossing::CopiedThough { reason: reason.to_string() },
-            None if joint.ends[borrower].live().and_then(Live::layout).is_some_and(Layout::is_lent) => {
-                Crossing::Switched
-            }
+            None if wire.ends[borrower].layout().is_some_and(|layout| layout.is_lent()) => Crossing::Switched,
             None => Crossing::Copied,
         }
     }
 }
 
-impl Joint {
+/// The most memory that the peers of an end may make us populate.
+pub fn memory_limit(end: &EndSpec) -> u64 {
+    match end {
+        EndSpec::Memif(spec) => spec.memory.as_bytes(),
+        EndSpec::VhostUser(spec) => spec.memory.as_bytes(),
+        EndSpec::Kernel(_) => 0,
+    }
+}
+
+fn interface_state(gone: &Option<String>) -> EndState {
+    match gone {
+        None => EndState::Up,
+        Some(reason) => EndState::Failed { reason: reason.clone() },
+    }
+}
+
+impl Making {
+    /// Waits for one more part, which a job makes.
+    pub fn await_job(&mut self, ticket: Ticket) {
+        self.outstanding += 1;
+        self.tickets.push(ticket);
+    }
+
+    /// Cancels jobs that have not begun; the others are waited for.
+    pub fn cancel(&mut self) {
+        let cancelled = self.tickets.drain(..).filter(Ticket::cancel).count();
+        self.outstanding -= cancelled;
+    }
+}
+
+impl WorkerWire {
+    /// Two ends that nothing joins yet.
+    pub fn new(ends: [End; 2]) -> Self {
+        Self { ends, lanes: Vec::new(), no_loan: None, problem: None }
+    }
+
     /// Takes the rings of both ends, if they are there, nobody wants to change them, and no lane is out.
     pub fn take_rings(&mut self) -> Option<[LaneEnd; 2]> {
-        let wanting = |end: &End| end.rings.is_none() || end.frontend().is_some_and(|frontend| frontend.held.is_some());
-        if !self.lanes.is_empty() || self.leaving || self.ends.iter().any(wanting) {
+        if !self.lanes.is_empty() || self.ends.iter().any(|end| end.rings.is_none() || end.has_request()) {
             return None;
         }
         let [a, b] = &mut self.ends;
@@ -261,208 +286,54 @@ impl Joint {
         self.reunite()
     }
 
-    /// Once all lanes are back, puts the rings of the peers that are still there together again.
+    /// Once no worker has a lane, puts the rings of the peers that are still there together again.
     /// `true`: no lane is out any more.
     pub fn reunite(&mut self) -> bool {
-        if self.lanes.iter().any(|place| matches!(place, LanePlace::Served(..))) {
+        if self.served().next().is_some() {
             return false;
+        }
+        if self.lanes.is_empty() {
+            return true;
         }
         let (mut first, mut second) = (Vec::new(), Vec::new());
         for place in self.lanes.drain(..) {
-            if let LanePlace::Back(lane) = place {
+            if let LanePlace::Back(lane) | LanePlace::Unserved(lane) = place {
                 let [a, b] = lane.ends;
                 first.push(a);
                 second.push(b);
             }
         }
         for (end, halves) in self.ends.iter_mut().zip([first, second]) {
+            let rings = collect(halves);
             // A peer that came meanwhile has brought rings of its own.
             if end.present && end.rings.is_none() {
-                end.rings = Some(collect(halves));
+                end.rings = Some(rings);
+            } else {
+                end.stale.push(rings);
             }
         }
         self.problem = None;
         true
     }
 
-    /// Where the lanes are that workers still have.
-    pub fn served(&self) -> impl Iterator<Item = (usize, crate::worker::LaneId)> {
+    /// Where the lanes are that workers have.
+    pub fn served(&self) -> impl Iterator<Item = (usize, LaneId)> {
         self.lanes.iter().filter_map(|place| match place {
-            LanePlace::Served(worker, slot) => Some((*worker, *slot)),
-            LanePlace::Back(_) => None,
+            LanePlace::Served(worker, id) => Some((*worker, *id)),
+            LanePlace::Unserved(_) | LanePlace::Back(_) => None,
         })
     }
 
-    /// Tells the kernel whether somebody is at the other end of its interfaces.
-    pub fn set_carrier(&self, up: bool) {
-        for end in &self.ends {
-            if let EndKind::Tap(tap, false) = &end.kind {
-                // It fails only when the interface is gone, which its lane finds out.
-                let _ = tap.set_carrier(up);
+    /// Whether a lane waits for a worker, and none was asked back.
+    pub fn has_unserved(&self) -> bool {
+        let mut unserved = false;
+        for place in &self.lanes {
+            match place {
+                LanePlace::Back(_) => return false,
+                LanePlace::Unserved(_) => unserved = true,
+                LanePlace::Served(..) => {}
             }
         }
+        unserved
     }
 }
-
-impl End {
-    /// The end of one that listens, without a peer.
-    pub fn server(memory: ByteSize) -> Self {
-        Self {
-            kind: EndKind::Server(None),
-            rings: None,
-            present: false,
-            last_error: None,
-            memory: MemoryBudget::new(memory.as_bytes()),
-        }
-    }
-
-    /// The end of one that connects, to be connected at once.
-    pub fn client(memory: ByteSize) -> Self {
-        let kind = EndKind::Client(Dialling::Waiting(Instant::now()));
-        Self { kind, rings: None, present: false, last_error: None, memory: MemoryBudget::new(memory.as_bytes()) }
-    }
-
-    /// A kernel interface's end.
-    pub fn tap(tap: Tap) -> Self {
-        let tap = Arc::new(tap);
-        let rings = LaneEnd::tap(&tap);
-        let memory = MemoryBudget::new(0);
-        Self { kind: EndKind::Tap(tap, false), rings: Some(rings), present: true, last_error: None, memory }
-    }
-
-    /// The peer that is there.
-    pub fn live(&self) -> Option<&Live> {
-        match &self.kind {
-            EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)) => Some(live),
-            _ => None,
-        }
-    }
-
-    /// The same, to bring it on.
-    pub fn live_mut(&mut self) -> Option<&mut Live> {
-        match &mut self.kind {
-            EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)) => Some(live),
-            _ => None,
-        }
-    }
-
-    /// The peer that is there, if it speaks vhost-user.
-    pub fn frontend(&self) -> Option<&VhostUserPeer> {
-        match &self.live()?.peer {
-            Peer::Vhost(frontend) => Some(frontend),
-            Peer::Memif(..) => None,
-        }
-    }
-
-    /// The same, to bring it on.
-    pub fn frontend_mut(&mut self) -> Option<&mut VhostUserPeer> {
-        match &mut self.live_mut()?.peer {
-            Peer::Vhost(frontend) => Some(frontend),
-            Peer::Memif(..) => None,
-        }
-    }
-
-    /// Whether anybody is there.
-    pub fn has_peer(&self) -> bool {
-        matches!(self.kind, EndKind::Tap(_, false)) || self.live().is_some()
-    }
-
-    /// A memif peer has come, with its rings.
-    pub fn connected(&mut self, channel: memif::channel::Channel, connection: Connection, token: u64) {
-        let Connection { peer: name, layout, queues, .. } = connection;
-        self.set_live(Live { peer: Peer::Memif(channel, layout), name, token });
-        self.rings = Some(LaneEnd::memif(queues));
-        self.present = true;
-    }
-
-    /// A frontend has come; its rings are there once it has described them.
-    pub fn approached(&mut self, frontend: VhostUserPeer, name: String, token: u64) {
-        self.set_live(Live { peer: Peer::Vhost(Box::new(frontend)), name, token });
-    }
-
-    /// The frontend has described its rings.
-    pub fn described(&mut self, rings: LaneEnd) {
-        self.rings = Some(rings);
-        self.present = true;
-    }
-
-    /// The rings, which are to be described anew; `None`: they are not here.
-    pub fn park(&mut self) -> Option<LaneEnd> {
-        let rings = self.rings.take()?;
-        self.present = false;
-        Some(rings)
-    }
-
-    fn set_live(&mut self, live: Live) {
-        self.kind = match self.kind {
-            EndKind::Server(_) => EndKind::Server(Some(live)),
-            EndKind::Client(_) => EndKind::Client(Dialling::Connected(live)),
-            EndKind::Tap(..) => unreachable!("no peer connects to a kernel interface"),
-        };
-        self.last_error = None;
-    }
-
-    /// The peer, or the try to reach one, is gone. Its control socket comes back, to be closed.
-    pub fn disconnected(&mut self, reason: String) -> Option<(ControlSocket, u64)> {
-        self.rings = None;
-        self.present = false;
-        self.last_error = Some(reason);
-        match &mut self.kind {
-            EndKind::Server(live) => live.take().map(|live| (live.peer.into(), live.token)),
-            EndKind::Client(dialling) => {
-                match std::mem::replace(dialling, Dialling::Waiting(Instant::now() + REDIAL)) {
-                    Dialling::Connected(live) => Some((live.peer.into(), live.token)),
-                    Dialling::Attempt { channel, token, .. } => Some((ControlSocket::Memif(channel), token)),
-                    Dialling::Waiting(_) => None,
-                }
-            }
-            EndKind::Tap(_, gone) => {
-                *gone = true;
-                None
-            }
-        }
-    }
-
-    /// A client that is not connected tries at once.
-    pub fn hurry(&mut self) {
-        if let EndKind::Client(Dialling::Waiting(until)) = &mut self.kind {
-            *until = Instant::now();
-        }
-    }
-
-    /// When control has to do something about it.
-    pub fn deadline(&self) -> Option<Instant> {
-        match &self.kind {
-            EndKind::Client(Dialling::Waiting(until)) => Some(*until),
-            EndKind::Client(Dialling::Attempt { deadline, .. }) => Some(*deadline),
-            _ => self.frontend()?.silent_until,
-        }
-    }
-
-    fn state(&self, problem: Option<&String>) -> EndState {
-        let last_error = self.last_error.clone();
-        match (&self.kind, problem) {
-            (EndKind::Tap(_, true), _) => EndState::Failed { reason: last_error.unwrap_or_default() },
-            (_, Some(problem)) => EndState::Failed { reason: problem.clone() },
-            (EndKind::Server(None), None) => EndState::Listening { last_error },
-            (EndKind::Server(Some(live)) | EndKind::Client(Dialling::Connected(live)), None) => {
-                let peer = live.name.clone();
-                if self.present { EndState::Connected { peer } } else { EndState::Starting { peer } }
-            }
-            (EndKind::Client(_), None) => EndState::Connecting { last_error },
-            // No lane has it, which would find out.
-            (EndKind::Tap(tap, false), None) if self.rings.is_some() && tap.is_gone() => {
-                EndState::Failed { reason: Fault::InterfaceGone(Errno::EBADFD as i32).to_string() }
-            }
-            (EndKind::Tap(_, false), None) => EndState::Up,
-        }
-    }
-}
-
-/// Whether a specification is served by the kernel alone.
-pub fn is_kernel_only(spec: &WireSpec) -> bool {
-    matches!(spec.ends, [EndSpec::Kernel(_), EndSpec::Kernel(_)])
-}
-
-/// How long a client waits before it tries again.
-const REDIAL: Duration = Duration::from_millis(200);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, QUEUES_MAX, Role, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 
@@ -27,7 +27,9 @@ pub fn unique(name: &str) -> String {
 /// A wire between two memif ends on two abstract sockets called after it.
 pub fn memif_wire(name: &str, first: Role, second: Role, full: Full) -> (String, WireSpec) {
     let name = unique(name);
-    let end = |number: u32, role| EndSpec::Memif(MemifSpec { role, ..client_spec(&name, number) });
+    let queues = |role| if role == Role::Server { QUEUES_MAX } else { 1 };
+    let end =
+        |number: u32, role| EndSpec::Memif(MemifSpec { role, queues: queues(role), ..client_spec(&name, number) });
     let ends = [end(0, first), end(1, second)];
     (name.clone(), WireSpec { full, ..WireSpec::new(name, ends) })
 }

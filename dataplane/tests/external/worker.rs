@@ -28,7 +28,7 @@ pub struct Bench {
 impl Bench {
     pub fn start() -> Self {
         let returned = Arc::new(Mailbox::new(64).unwrap());
-        let worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned)).unwrap();
+        let worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
         Self { worker, lanes: Vec::new(), returned }
     }
 

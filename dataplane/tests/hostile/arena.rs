@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::features::Features;
-use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, MemifSpec, QUEUES_MAX, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
@@ -79,7 +79,7 @@ impl Victim {
         let memif = |role| MemifSpec { role, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
         match self {
             Self::MemifServer => EndSpec::Memif(memif(Role::Server)),
-            Self::MemifClient => EndSpec::Memif(memif(Role::Client)),
+            Self::MemifClient => EndSpec::Memif(MemifSpec { queues: 1, ..memif(Role::Client) }),
             // With several queues and a configuration, so that there is more to attack.
             Self::VhostServer(_) => {
                 EndSpec::VhostUser(VhostUserSpec { queues: PAIRS, mtu: Some(9000), ..vhost(socket) })
@@ -105,7 +105,7 @@ impl Victim {
 
     /// An honest peer of the attacked end.
     fn open_peer(self, socket: &str) -> Honest {
-        let memif = |role| MemifSpec { role, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
+        let memif = |role| MemifSpec { role, queues: 1, secret: Some(SECRET.parse().unwrap()), ..memif(socket, 0) };
         match self {
             Self::MemifServer => Honest::memif(&memif(Role::Client)),
             Self::MemifClient => Honest::memif(&memif(Role::Server)),
@@ -217,12 +217,12 @@ pub fn open_files() -> usize {
 }
 
 fn memif(socket: &str, id: u32) -> MemifSpec {
-    MemifSpec { id, ..MemifSpec::new(address(socket), Role::Server) }
+    MemifSpec { id, queues: QUEUES_MAX, ..MemifSpec::new(address(socket), Role::Server) }
 }
 
 /// An honest client of an end with [`memif`].
 fn client(socket: &str, id: u32) -> MemifSpec {
-    MemifSpec { role: Role::Client, ring: 256, ..memif(socket, id) }
+    MemifSpec { role: Role::Client, ring: 256, queues: 1, ..memif(socket, id) }
 }
 
 fn vhost(socket: &str) -> VhostUserSpec {

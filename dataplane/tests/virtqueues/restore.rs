@@ -86,7 +86,7 @@ impl Guest {
     /// As at the beginning of a migration.
     fn start_log(&mut self) {
         let row = self.memory.row();
-        let size = (row.guest + row.size).div_ceil(8 * PAGE as u64);
+        let size = (row.guest + row.size).div_ceil(8 * PAGE as u64).next_multiple_of(4);
         let log = Region::create("log", size, &Arc::default()).unwrap();
         self.say(&Request::SetLogBase(LogArea { size, offset: 0 }), &[log.file()]);
         self.say(&Request::SetFeatures(self.features.with(Features::LOG_ALL).0), &[]);
@@ -197,7 +197,7 @@ impl Backend {
             .peers
             .each_ref()
             .map(|peer| serde_json::to_string(&peer.save(&mut files, Instant::now()).unwrap()).unwrap());
-        drop(self);
+        self.peers.into_iter().for_each(VhostUserPeer::release);
         let mut files = SavedFiles::from(files.into_inner());
         Self::new(text.map(|text| {
             let saved: SavedVhostUserPeer = serde_json::from_str(&text).unwrap();
@@ -291,7 +291,8 @@ fn what_was_not_passed_is_not_restored() {
     let (channel, peer) = connect("restore-refused");
     let guest = Guest::new(channel, Features::VERSION_1.with(Features::PROTOCOL_FEATURES));
     guest.describe();
-    let mut backend = Backend::new([peer, connect("restore-refused-2").1]);
+    let (_other, other_peer) = connect("restore-refused-2");
+    let mut backend = Backend::new([peer, other_peer]);
     backend.serve();
     let rings = backend.rings[0].take().unwrap();
     let peer = &mut backend.peers[0];

@@ -57,7 +57,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
             last_error.clone().unwrap_or_default()
         }
         EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
-        EndState::Up => String::new(),
+        EndState::Up | EndState::Making | EndState::Removing => String::new(),
         EndState::Failed { reason } => reason.clone(),
     };
     v1::End {
@@ -98,8 +98,13 @@ mod tests {
         .unwrap();
         let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0], ..Traffic::default() };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
-        let status =
-            WireStatus { spec, ends, directions: [sent, Traffic::default()], crossing: Crossing::Switched, queues: 1 };
+        let status = WireStatus {
+            ends,
+            directions: [sent, Traffic::default()],
+            crossing: Crossing::Switched,
+            queues: 1,
+            ..WireStatus::failed(spec, "")
+        };
         let before = monotonic_ns();
         let worker = WorkerStatus { cpu: 1, queues: 2, busy: Duration::from_micros(3) };
         let answer = response(&[Listed { origin: Origin::Admin, status }], &[worker]);

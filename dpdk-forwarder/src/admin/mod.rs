@@ -119,8 +119,10 @@ fn refusal(error: &ChangeError) -> Status {
         ChangeError::Engine(EngineError::End { .. }) | ChangeError::FromFile(_) | ChangeError::FromAdmin(_) => {
             Code::FailedPrecondition
         }
-        ChangeError::Engine(EngineError::Start(_)) => Code::Internal,
-        ChangeError::Draining => Code::Unavailable,
+        ChangeError::Engine(EngineError::Cancelled(_)) => Code::Aborted,
+        ChangeError::Engine(EngineError::StillRemoving(_)) => Code::DeadlineExceeded,
+        ChangeError::Engine(EngineError::Start(_) | EngineError::Ended(_)) => Code::Internal,
+        ChangeError::Engine(EngineError::Draining) | ChangeError::Draining => Code::Unavailable,
     };
     status(code, &error.to_string())
 }

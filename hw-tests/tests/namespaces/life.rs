@@ -1,14 +1,18 @@
 //! Namespaces are deleted, interfaces set down, peers go away.
 
+use std::sync::Arc;
+use std::thread;
+
 use ferrule_bench::Pattern;
 use ferrule_bench::traffic::Addresses;
-use ferrule_dataplane::Engine;
-use ferrule_dataplane::spec::{KernelSpec, WireSpec};
+use ferrule_dataplane::engine::{Event, WireChange};
+use ferrule_dataplane::spec::{EndSpec, KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
+use ferrule_dataplane::{Engine, EngineError};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, send};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
-use ferrule_hw_tests::{PATIENCE, eventually};
+use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 use crate::bed::{client, engine, server, wire, wire_to_us};
 
@@ -27,7 +31,7 @@ fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
     let flood = flood(Endpoint::open(&client(&memif), PATIENCE).unwrap());
     doomed.wait_for_carrier("nsm-1");
     bystander.wait_for_carrier("nsm-1");
-    let pings = std::thread::scope(|scope| {
+    let pings = thread::scope(|scope| {
         let pings = scope.spawn(|| bystander.ping_all("10.0.0.2", 300, 56));
         eventually("traffic flows", || engine.wire(&lost.name).unwrap().directions[1].frames > 1000);
         let name = doomed.delete();
@@ -107,6 +111,64 @@ fn the_carrier_says_whether_somebody_is_at_the_far_end() {
         drop(responder);
         eventually("the carrier is gone", || has("NO-CARRIER"));
     }
+}
+
+/// Wires between a namespace and a memif end each.
+fn many(pod: &TestNetNs, count: u32) -> Vec<WireSpec> {
+    (0..count).map(|number| wire(&pod.interface(&format!("many-{number}"), &[]), &server())).collect()
+}
+
+#[test]
+fn a_drain_ends_a_plan_that_is_being_made_and_leaves_nothing_behind() {
+    if lacks_namespaces("a_drain_ends_a_plan_that_is_being_made_and_leaves_nothing_behind") {
+        return;
+    }
+    let engine = Arc::new(engine());
+    let pod = TestNetNs::new();
+    let specs = many(&pod, 100);
+    let names: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let events = engine.subscribe(1000);
+    let plan = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || engine.apply_all(specs))
+    };
+    let is_made = |event| matches!(event, Event::Wire { change: WireChange::Made, .. });
+    while !is_made(events.next_event_within(PATIENCE).unwrap()) {}
+    engine.drain(PATIENCE);
+    let outcomes = plan.join().unwrap();
+    assert!(outcomes.iter().any(Result::is_ok));
+    assert!(
+        outcomes.iter().any(|outcome| matches!(outcome, Err(EngineError::Draining))),
+        "the whole plan was made first"
+    );
+    assert!(names.iter().all(|name| engine.wire(name).is_none()));
+    assert!(!pod.ip("link").contains("many-"), "{}", pod.ip("link"));
+}
+
+#[test]
+fn others_are_answered_while_interfaces_are_made() {
+    if lacks_namespaces("others_are_answered_while_interfaces_are_made") {
+        return;
+    }
+    let engine = Arc::new(engine());
+    let pod = TestNetNs::new();
+    let specs = many(&pod, 100);
+    let names: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let plan = {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || engine.apply_all(specs))
+    };
+    eventually("the plan is being made", || engine.wires().len() == names.len());
+    let ends = [server(), server()].map(EndSpec::Memif);
+    let beside = WireSpec::new(unique("beside"), ends);
+    engine.add(beside.clone()).unwrap();
+    let is_made = |name: &String| engine.wire(name).unwrap().ends[0] == EndState::Up;
+    assert!(!names.iter().all(is_made), "it was answered only once the whole plan was made");
+    // One that nobody wants any more is not waited for either.
+    engine.remove(names.last().unwrap()).unwrap();
+    assert!(engine.wire(names.last().unwrap()).is_none());
+    engine.remove(&beside.name).unwrap();
+    drop(plan.join().unwrap());
 }
 
 fn pod_interface(pod: &TestNetNs) -> KernelSpec {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use ferrule_ffi::peer_file::PeerFile;
-use ferrule_ffi::unix::{Kind, UnixSocket};
+use ferrule_ffi::unix::{Kind, Lost, UnixSocket};
 
 use crate::port::memif::handshake::{HandshakeError, Outbox};
 use crate::port::memif::message::{MESSAGE_LEN, Message};
@@ -26,13 +26,16 @@ impl Channel {
     pub fn receive(&self) -> Result<Option<(Message, Vec<PeerFile>)>, HandshakeError> {
         // One byte more than a message, so that a longer packet is seen to be longer.
         let mut buffer = [0; MESSAGE_LEN + 1];
-        let packet = match self.0.receive(&mut buffer) {
+        let packet = match self.0.receive(&mut buffer, FILES_MAX) {
             Ok(Some(packet)) => packet,
             Ok(None) => return Err(HandshakeError::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(HandshakeError::Closed),
             Err(error) => return Err(error.into()),
         };
+        if let Some(lost) = packet.lost.filter(|&lost| lost != Lost::Bytes) {
+            return Err(HandshakeError::FilesLost(lost));
+        }
         Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))
     }
 
@@ -87,3 +90,6 @@ impl AsFd for Channel {
         self.0.as_fd()
     }
 }
+
+/// One more than any message has, so that a message with too many is refused for that.
+const FILES_MAX: usize = 2;

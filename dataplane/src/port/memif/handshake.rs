@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
+use ferrule_ffi::unix::Lost;
 use thiserror::Error;
 
 use crate::port::memif::layout::{Layout, LayoutError, Loan, NoLoan, Queues, REGIONS_MAX};
@@ -70,20 +71,23 @@ pub struct Offer<'a> {
     pub mode: Mode,
     /// What the client must know.
     pub secret: Option<&'a Secret>,
+    /// The most queue pairs that it takes.
+    pub queues: u16,
     /// What its memory may cost us.
     pub memory: &'a Arc<MemoryBudget>,
 }
 
 impl Server {
-    /// A conversation with a client that has just been accepted.
-    pub fn greet(out: &mut Outbox) -> Self {
+    /// A conversation with a client that has just been accepted, and that is told how many queue pairs to have at most.
+    pub fn greet(queues: u16, out: &mut Outbox) -> Self {
+        let last_ring = queues.clamp(1, QUEUES_MAX) - 1;
         out.push(Message::Hello(Hello {
             name: PROGRAM.to_owned(),
             min_version: VERSION,
             max_version: VERSION,
             max_region: REGIONS_MAX as u16 - 1,
-            max_m2s_ring: QUEUES_MAX - 1,
-            max_s2m_ring: QUEUES_MAX - 1,
+            max_m2s_ring: last_ring,
+            max_s2m_ring: last_ring,
             max_log2_ring_size: RING_MAX.ilog2() as u8,
         }));
         Self::ExpectInit
@@ -104,7 +108,7 @@ impl Server {
                 let offer = offer(init.id)?;
                 check_init(&init, offer)?;
                 out.push(Message::Ack);
-                let layout = Layout::announced_by_peer(offer.memory);
+                let layout = Layout::announced_by_peer(offer.memory).with_queues(offer.queues);
                 Ok(Self::ExpectLayout(ExpectLayout { id: init.id, peer: init.name, layout }))
             }
             Self::ExpectLayout(state) => state.handle(message, files, offer, out),
@@ -246,6 +250,9 @@ pub enum HandshakeError {
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,
+    /// Descriptors did not arrive.
+    #[error("{0}")]
+    FilesLost(Lost),
     /// A trusted wire's memory is that of the peer at its other end.
     #[error("the other end of the trusted wire has a new peer, whose memory is lent instead")]
     NewLender,
@@ -367,14 +374,14 @@ mod tests {
 
     fn offer<'a>(id: u32) -> Result<Offer<'a>, HandshakeError> {
         static BUDGET: LazyLock<Arc<MemoryBudget>> = LazyLock::new(MemoryBudget::unlimited);
-        let offer = Offer { mode: Mode::Ethernet, secret: None, memory: &BUDGET };
+        let offer = Offer { mode: Mode::Ethernet, secret: None, queues: 2, memory: &BUDGET };
         if id == 7 { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     }
 
     /// Runs both sides until neither has anything to say.
     fn converse(spec: &MemifSpec, secret: Option<&Secret>) -> Result<(Connection, Connection), HandshakeError> {
         let (mut to_client, mut to_server) = (Outbox::default(), Outbox::default());
-        let mut server = Server::greet(&mut to_client);
+        let mut server = Server::greet(2, &mut to_client);
         let mut client = Client::ExpectHello(None);
         let offer = |id| offer(id).map(|offer| Offer { secret, ..offer });
         loop {

@@ -24,10 +24,12 @@ use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 pub struct Layout {
     pub(super) role: Role,
     /// What the client announced. It is mapped at CONNECT: a client that never gets there takes no address space.
-    pub(super) announced: Vec<(u64, OwnedFd)>,
+    pub(super) announced: Vec<(u64, PeerFile)>,
     pub(super) regions: Vec<Region>,
     pub(super) rings: Vec<RingPlace>,
     pub(super) buffers: BufferPlace,
+    /// As server: the most queue pairs that are taken.
+    pub(super) queues_max: u16,
     pub(super) health: Arc<Health>,
 }
 
@@ -61,12 +63,19 @@ impl Layout {
     pub fn announced_by_peer(budget: &Arc<MemoryBudget>) -> Self {
         Self {
             role: Role::Server,
+            queues_max: QUEUES_MAX,
             announced: Vec::new(),
             regions: Vec::new(),
             rings: Vec::new(),
             buffers: BufferPlace::Announced,
             health: Health::within(budget),
         }
+    }
+
+    /// Takes no more than so many queue pairs of the client.
+    #[must_use]
+    pub fn with_queues(self, queues_max: u16) -> Self {
+        Self { queues_max, ..self }
     }
 
     /// Makes a client's: region 0 holds the rings, S2M first, and region 1 a buffer for each slot.
@@ -107,7 +116,15 @@ impl Layout {
             Ok(RingPlace { announced, interrupt: Arc::new(eventfd()?.into()) })
         });
         let rings = rings.collect::<io::Result<_>>()?;
-        Ok(Self { role: Role::Client, announced: Vec::new(), regions: vec![region], rings, buffers, health })
+        Ok(Self {
+            role: Role::Client,
+            queues_max: queues,
+            announced: Vec::new(),
+            regions: vec![region],
+            rings,
+            buffers,
+            health,
+        })
     }
 
     /// What of this connection, as server, can be lent to another peer.
@@ -141,7 +158,7 @@ impl Layout {
         if size > MEMORY_MAX - held {
             return Err(LayoutError::TooMuchMemory { index, size });
         }
-        let file = Region::check(file, size).map_err(|source| LayoutError::Map { index, size, source })?;
+        Region::check(&file, size).map_err(|source| LayoutError::Map { index, size, source })?;
         self.announced.push((size, file));
         Ok(())
     }
@@ -154,8 +171,8 @@ impl Layout {
         if usize::from(index) != expected {
             return Err(LayoutError::RingOrder { ring: place(), expected });
         }
-        if index >= QUEUES_MAX {
-            return Err(LayoutError::TooManyRings { ring: place() });
+        if index >= self.queues_max {
+            return Err(LayoutError::TooManyRings { ring: place(), most: self.queues_max });
         }
         if private_header != 0 {
             return Err(LayoutError::PrivateHeader { ring: place(), bytes: private_header });
@@ -182,7 +199,7 @@ impl Layout {
             // At most REGIONS_MAX.
             let index = index as u16;
             // It was long enough when it was announced.
-            let file = Region::check(file, size).map_err(|_| LayoutError::Truncated { index })?;
+            Region::check(&file, size).map_err(|_| LayoutError::Truncated { index })?;
             let map = Region::map(file, size, &self.health);
             self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
         }
@@ -376,11 +393,13 @@ pub enum LayoutError {
         /// What should have.
         expected: usize,
     },
-    /// More than we announced.
-    #[error("{ring}: no more than {QUEUES_MAX} in each direction")]
+    /// More than the interface takes.
+    #[error("{ring}: this interface takes {most} in each direction (`queues`)")]
     TooManyRings {
         /// Which.
         ring: RingName,
+        /// How many it takes.
+        most: u16,
     },
     /// Nobody uses them.
     #[error("{ring}: private headers of {bytes} bytes are not supported")]

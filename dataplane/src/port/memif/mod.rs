@@ -5,6 +5,7 @@
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
+//! - [`peer`]: what control keeps of one;
 //! - [`restore`]: what a successor process is given of a connection;
 //! - [`channel`]: a control socket, one message at a time.
 //!
@@ -14,6 +15,7 @@ pub mod channel;
 pub mod handshake;
 pub mod layout;
 pub mod message;
+pub mod peer;
 pub mod restore;
 pub mod ring;
 pub mod spec;

@@ -18,7 +18,7 @@ use crate::port::memif::message::AddRing;
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
 use crate::port::memif::ring::{Receiver, Sender, Slots, receives};
 use crate::port::saved::{FileId, RestoreError, SavedFiles};
-use crate::spec::Role;
+use crate::spec::{QUEUES_MAX, Role};
 
 /// A connection that carries data.
 #[derive(Debug, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl SavedLayout {
     ) -> Result<Layout, RestoreError> {
         let (role, buffers) = (self.role(), self.buffers);
         let (announced, regions, rings) = (Vec::new(), Vec::new(), Vec::new());
-        let mut layout = Layout { role, announced, regions, rings, buffers, health };
+        let mut layout = Layout { role, announced, regions, rings, buffers, queues_max: QUEUES_MAX, health };
         for (size, file) in self.regions {
             let region = Region::map(files.take(file)?, size, &layout.health);
             layout.regions.push(region.map_err(|source| no_file("a memory region", source))?);

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ferrule_ffi::peer_file::PeerFile;
-use ferrule_ffi::unix::{Kind, Packet, UnixSocket};
+use ferrule_ffi::unix::{Kind, Lost, Packet, UnixSocket};
 use thiserror::Error;
 
 use crate::port::vhost_user::message::{FILES_MAX, HEADER_LEN, Header, VhostUserMessageError, word_of};
@@ -92,6 +92,11 @@ impl Channel {
         Ok(channel)
     }
 
+    /// Lets go of the socket, which a successor has: its peer does not notice.
+    pub(crate) fn release(self) {
+        drop(self.socket.into_fd());
+    }
+
     /// Whether files came with a message that is not whole yet.
     pub fn holds_files(&self) -> bool {
         !self.files.is_empty()
@@ -117,19 +122,16 @@ impl Channel {
         let request = word_of(u32::from_ne_bytes([self.header[0], self.header[1], self.header[2], self.header[3]]));
         self.filled += packet.len;
         self.files.extend(packet.files);
-        if packet.truncated {
-            return Err(ChannelError::FilesLost);
-        }
         if self.files.len() > FILES_MAX {
             return Err(ChannelError::TooManyFiles { request, count: self.files.len() });
         }
-        Ok(())
+        packet.lost.map_or(Ok(()), |lost| Err(ChannelError::FilesLost(lost)))
     }
 }
 
 /// What there is now; `None`: nothing.
 fn read(socket: &UnixSocket, buffer: &mut [u8]) -> Result<Option<Packet>, ChannelError> {
-    match socket.receive(buffer) {
+    match socket.receive(buffer, FILES_MAX + 1) {
         Ok(Some(packet)) => Ok(Some(packet)),
         Ok(None) => Err(ChannelError::Closed),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -158,7 +160,7 @@ pub enum ChannelError {
     #[error(transparent)]
     Message(#[from] VhostUserMessageError),
     /// More descriptors than any message has.
-    #[error("{count} descriptors came with {request}; at most {FILES_MAX} are taken")]
+    #[error("at least {count} descriptors came with {request}; at most {FILES_MAX} are taken")]
     TooManyFiles {
         /// The message.
         request: &'static str,
@@ -166,8 +168,8 @@ pub enum ChannelError {
         count: usize,
     },
     /// The kernel could not hand over all descriptors.
-    #[error("descriptors that came with a message were lost: this process has as many open as it may (ulimit -n)")]
-    FilesLost,
+    #[error("{0}")]
+    FilesLost(Lost),
     /// The peer's socket was closed.
     #[error("the peer closed its socket")]
     Closed,

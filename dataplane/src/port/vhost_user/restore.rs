@@ -67,6 +67,11 @@ impl VhostUserPeer {
             silence_left: self.silent_until.map(|until| until.saturating_duration_since(now)),
         })
     }
+
+    /// Lets go of a frontend that a successor has taken up: it does not notice. (Dropped, it would see its socket closed.)
+    pub fn release(self) {
+        self.channel.release();
+    }
 }
 
 impl SavedVhostUserPeer {

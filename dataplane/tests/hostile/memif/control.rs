@@ -45,7 +45,7 @@ pub const CASES: &[Case] = &[
         ring(arena, |ring| AddRing { private_header: u16::MAX, ..ring })
     }),
     loses("a ring out of turn", "unexpected index", |arena| ring(arena, |ring| AddRing { index: 65535, ..ring })),
-    loses("a seventeenth ring", "no more than 16", seventeenth_ring),
+    loses("a seventeenth ring", "this interface takes 16", seventeenth_ring),
     loses("a wrong cookie", "wrong cookie 0x00000000", wrong_cookie),
     stays("no rings at all", |arena| {
         let peer = Peer::init(arena);

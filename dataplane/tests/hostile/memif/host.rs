@@ -47,7 +47,7 @@ impl Guest {
     pub fn hear(&mut self) -> Option<Message> {
         wait(&self.socket);
         let mut bytes = [0; MESSAGE_LEN];
-        let packet = self.socket.receive(&mut bytes).ok()??;
+        let packet = self.socket.receive(&mut bytes, 2).ok()??;
         self.files.extend(packet.files.into_iter().map(|file| file.as_fd().try_clone_to_owned().unwrap()));
         Some(Message::parse(&bytes).unwrap())
     }

@@ -30,6 +30,7 @@ use crate::port::vhost_user::channel::RawMessage;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
+use crate::port::vhost_user::memory::GuestMemory;
 use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, Request};
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
@@ -180,6 +181,11 @@ impl Session {
     /// Why memory of the guest cannot be used any more, if so.
     pub fn memory_lost(&self) -> Option<MemoryLost> {
         self.memory.health().cause()
+    }
+
+    /// The memory that its rings use.
+    pub fn memory(&self) -> Option<&GuestMemory> {
+        self.memory.memory()
     }
 
     /// How many queue pairs carry frames while rings are out.

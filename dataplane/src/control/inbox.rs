@@ -1,0 +1,94 @@
+//! What other threads tell the control thread: requests of callers, and what became of jobs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::time::Duration;
+
+use ferrule_ffi::notifier::eventfd;
+use nix::sys::eventfd::EventFd;
+
+use super::events::Subscriber;
+use super::jobs::Done;
+use crate::engine::{Applied, EngineError};
+use crate::spec::WireSpec;
+
+/// A message to the control thread.
+pub enum Message {
+    /// Somebody wants something.
+    Request(Request),
+    /// A job is done.
+    Done(Done),
+    /// A thread of the engine has panicked.
+    Panicked(String),
+    /// Nobody is interested any more: the thread ends.
+    Stop,
+}
+
+/// What callers of the engine ask for. Each is answered once, or never if the control thread ends.
+pub enum Request {
+    /// Make a wire what this says.
+    Apply {
+        /// What it should be.
+        spec: Box<WireSpec>,
+        /// Whether there may be one of that name already.
+        must_be_new: bool,
+        /// The answer.
+        reply: Reply<Result<Applied, EngineError>>,
+    },
+    /// Remove a wire.
+    Remove {
+        /// Its name.
+        name: String,
+        /// How long frames under way may take to leave it.
+        patience: Duration,
+        /// The answer, once it is gone.
+        reply: Reply<Result<(), EngineError>>,
+    },
+    /// Remove every wire, and make no more.
+    Drain {
+        /// How long frames under way may take to leave.
+        patience: Duration,
+        /// The answer, once all are gone.
+        reply: Reply<()>,
+    },
+    /// Read the counters of kernel interfaces now.
+    Look {
+        /// The answer, once they are published.
+        reply: Reply<()>,
+    },
+    /// Tell of every event from now on.
+    Subscribe(Subscriber),
+}
+
+/// Where one answer goes.
+pub type Reply<T> = SyncSender<T>;
+
+/// The way to the control thread.
+#[derive(Clone)]
+pub struct Inbox {
+    messages: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Inbox {
+    /// The way, and its end.
+    pub fn new() -> io::Result<(Self, Receiver<Message>)> {
+        let (messages, receiver) = channel();
+        Ok((Self { messages, wake: Arc::new(eventfd()?) }, receiver))
+    }
+
+    /// Sends a message; once the control thread has ended, nobody gets it.
+    pub fn post(&self, message: Message) {
+        if self.messages.send(message).is_ok() {
+            // Our own, non-blocking: it fails only when it was written to 2^64 times, which nobody reads.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// What becomes readable, edge by edge, with each message.
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

@@ -1,0 +1,308 @@
+//! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
+//!
+//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Binders* bind listening sockets, which nobody wants to wait behind hundreds of interfaces for.
+//! - *Closers* close what we made: interfaces and listening sockets. A removal waits for them.
+//! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
+//!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them.
+//! - One thread looks after interfaces: carriers in the order in which they were wanted, counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::inbox::{Inbox, Message};
+use super::listener::{ListenAddress, ListenKind, ListenerKey};
+use super::wire::{EndId, WireKey};
+use crate::port::kernel::{Owner, PairStatus, TapInterface, VethPair};
+use crate::socket::{Listener, SocketError};
+use crate::spec::KernelSpec;
+use ferrule_ffi::tap::Tap;
+
+/// What became of a job.
+pub enum Done {
+    /// A socket listens, or cannot.
+    Bound(ListenerKey, Result<Listener, SocketError>),
+    /// The TAP interface of an end is there, or cannot be made.
+    Tap(EndId, Result<Tap, MakeError>),
+    /// A veth pair is there, or cannot be made.
+    Veth(WireKey, Result<VethPair, MakeError>),
+    /// What a wire had made is closed.
+    Closed(WireKey),
+    /// A listening socket is closed, of which a wire was the last.
+    ListenerClosed(WireKey, ListenerKey),
+    /// Interfaces were looked at.
+    Looked(Look),
+}
+
+/// Why an interface was not made: at which of the ends the kernel said no, and why.
+#[derive(Debug)]
+pub struct MakeError {
+    /// 0 or 1.
+    pub end: usize,
+    /// What was tried, on what, why not, and what to do.
+    pub problem: String,
+}
+
+/// A job that waits for its turn, and can be cancelled until then.
+#[derive(Clone, Default)]
+pub struct Ticket(Arc<AtomicU8>);
+
+impl Ticket {
+    /// `true`: it will not be done, and nothing comes of it. `false`: it has begun, and what becomes of it will be told.
+    pub fn cancel(&self) -> bool {
+        self.leave_queue(CANCELLED)
+    }
+
+    fn begin(&self) -> bool {
+        self.leave_queue(BEGUN)
+    }
+
+    fn leave_queue(&self, state: u8) -> bool {
+        self.0.compare_exchange(QUEUED, state, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+const QUEUED: u8 = 0;
+const BEGUN: u8 = 1;
+const CANCELLED: u8 = 2;
+
+/// What the interfaces of all wires looked like.
+#[derive(Default)]
+pub struct Look {
+    /// Each pair that was asked for.
+    pub pairs: Vec<(WireKey, PairStatus)>,
+    /// TAP interfaces that are gone.
+    pub gone: Vec<EndId>,
+}
+
+/// The threads.
+pub struct Jobs {
+    makers: Pool,
+    binders: Pool,
+    closers: Pool,
+    reapers: Pool,
+    interfaces: Pool,
+    inbox: Inbox,
+    /// Who the pairs belong to.
+    owner: Arc<Owner>,
+}
+
+impl Jobs {
+    /// Threads start when there is work for them.
+    pub fn new(inbox: Inbox, owner: Owner) -> Self {
+        Self {
+            makers: Pool::new("maker", MAKERS_MAX),
+            binders: Pool::new("binder", BINDERS_MAX),
+            closers: Pool::new("closer", CLOSERS_MAX),
+            reapers: Pool::new("reaper", REAPERS_MAX),
+            interfaces: Pool::new("interfaces", 1),
+            inbox,
+            owner: Arc::new(owner),
+        }
+    }
+
+    /// Binds a listening socket.
+    pub fn bind(&self, key: ListenerKey, kind: ListenKind, address: ListenAddress) {
+        let inbox = self.inbox.clone();
+        self.binders.submit(move || {
+            let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
+            inbox.post(Message::Done(Done::Bound(key, bound)));
+        });
+    }
+
+    /// Makes a TAP interface.
+    pub fn make_tap(&self, end: EndId, spec: KernelSpec) -> Ticket {
+        self.make(move || {
+            let made = make_tap(&spec).map_err(|problem| MakeError { end: end.end, problem });
+            Done::Tap(end, made)
+        })
+    }
+
+    /// Makes the veth pair of a wire.
+    pub fn make_veth(&self, wire: WireKey, name: String, specs: [KernelSpec; 2]) -> Ticket {
+        let owner = Arc::clone(&self.owner);
+        self.make(move || {
+            let made = VethPair::create(&owner, &name, [&specs[0], &specs[1]]);
+            Done::Veth(wire, made.map_err(|(end, error)| MakeError { end, problem: error.to_string() }))
+        })
+    }
+
+    fn make(&self, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
+        let (ticket, inbox) = (Ticket::default(), self.inbox.clone());
+        let queued = ticket.clone();
+        self.makers.submit(move || {
+            if queued.begin() {
+                inbox.post(Message::Done(make()));
+            }
+        });
+        ticket
+    }
+
+    /// Closes what a wire had made.
+    pub fn close(&self, wire: WireKey, what: impl Send + 'static) {
+        let inbox = self.inbox.clone();
+        self.closers.submit(move || {
+            drop(what);
+            inbox.post(Message::Done(Done::Closed(wire)));
+        });
+    }
+
+    /// Closes a listening socket, of which a wire was the last.
+    pub fn close_listener(&self, wire: WireKey, key: ListenerKey, listener: Listener) {
+        let inbox = self.inbox.clone();
+        self.closers.submit(move || {
+            drop(listener);
+            inbox.post(Message::Done(Done::ListenerClosed(wire, key)));
+        });
+    }
+
+    /// Closes what nobody wants any more.
+    pub fn discard(&self, what: impl Send + 'static) {
+        self.closers.submit(move || drop(what));
+    }
+
+    /// Drops what a peer gave us.
+    pub fn reap(&self, what: impl Send + 'static) {
+        self.reapers.submit(move || drop(what));
+    }
+
+    /// Tells the kernel whether somebody is at the other end of an interface.
+    pub fn set_carrier(&self, tap: Arc<Tap>, up: bool) {
+        self.interfaces.submit(move || {
+            // It fails only when the interface is gone, which its lane finds out.
+            let _ = tap.set_carrier(up);
+        });
+    }
+
+    /// Looks at interfaces: reads the counters of pairs, and asks for taps that no lane has whether they are gone.
+    pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
+        let inbox = self.inbox.clone();
+        self.interfaces.submit(move || {
+            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
+            let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
+            inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
+        });
+    }
+}
+
+/// An interface whose frames we finish where the kernel leaves something undone: its other end is in userspace.
+fn make_tap(spec: &KernelSpec) -> Result<Tap, String> {
+    let TapInterface { tap, .. } = TapInterface::create(spec).map_err(|error| error.to_string())?;
+    tap.set_offloads(true).map_err(|error| format!("let {} leave offloads to us: {error}", spec.name))?;
+    Ok(tap)
+}
+
+/// Threads that take tasks in their order. They start when there is work, and end when there was none for a while.
+struct Pool {
+    name: &'static str,
+    tasks: Sender<Task>,
+    shared: Arc<PoolShared>,
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+struct PoolShared {
+    queue: Receiver<Task>,
+    threads_max: usize,
+    threads: AtomicUsize,
+    idle: AtomicUsize,
+}
+
+impl Pool {
+    fn new(name: &'static str, threads_max: usize) -> Self {
+        let (tasks, queue) = unbounded();
+        let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { name, tasks, shared: Arc::new(PoolShared { queue, threads_max, threads, idle }) }
+    }
+
+    fn submit(&self, task: impl FnOnce() + Send + 'static) {
+        // The receiver lives in `shared`.
+        let _ = self.tasks.send(Box::new(task));
+        if self.shared.queue.len() > self.shared.idle.load(Ordering::SeqCst) && self.shared.may_start() {
+            let shared = Arc::clone(&self.shared);
+            let started = thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.run());
+            if started.is_err() {
+                // No thread is to be had; the next task asks again.
+                self.shared.threads.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl PoolShared {
+    /// Counts one more thread, if there may be one.
+    fn may_start(&self) -> bool {
+        let more = |threads| (threads < self.threads_max).then_some(threads + 1);
+        self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    fn run(&self) {
+        loop {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            let task = self.queue.recv_timeout(IDLE_MAX);
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+            if let Ok(task) = task {
+                task();
+                continue;
+            }
+            self.threads.fetch_sub(1, Ordering::SeqCst);
+            // A task that came meanwhile may have found no thread idle and none to be started.
+            if self.queue.is_empty() || !self.may_start() {
+                return;
+            }
+        }
+    }
+}
+
+/// More would only wait for each other in the kernel, which makes interfaces under one lock.
+const MAKERS_MAX: usize = 4;
+const BINDERS_MAX: usize = 2;
+const CLOSERS_MAX: usize = 4;
+/// As many peers can hold one up before others wait behind them.
+const REAPERS_MAX: usize = 64;
+/// How long a thread waits for more before it ends.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn tasks_of_one_thread_run_in_their_order() {
+        let pool = Pool::new("test", 1);
+        let (done, order) = channel();
+        for number in 0..1000 {
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap());
+        }
+        assert!(order.iter().take(1000).eq(0..1000));
+    }
+
+    #[test]
+    fn a_job_is_either_cancelled_or_begun() {
+        let (first, second) = (Ticket::default(), Ticket::default());
+        assert!(first.cancel() && !first.begin() && !first.cancel());
+        assert!(second.begin() && !second.cancel());
+    }
+
+    #[test]
+    fn a_task_that_is_stuck_holds_up_nobody_while_there_are_threads() {
+        let pool = Pool::new("test", 8);
+        let (free, stuck) = channel::<()>();
+        let (done, finished) = channel();
+        pool.submit(move || {
+            let _ = stuck.recv();
+        });
+        for number in 0..100 {
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap());
+        }
+        assert_eq!(finished.iter().take(100).count(), 100);
+        drop(free);
+    }
+}

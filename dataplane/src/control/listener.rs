@@ -1,0 +1,448 @@
+//! Listening sockets. Wires with memif server ends can share one, since a client says which interface id it wants.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::time::Instant;
+
+use ferrule_ffi::unix::Kind;
+use slotmap::{Key, new_key_type};
+
+use super::MESSAGES_PER_EVENT;
+use super::disconnect::DisconnectReason;
+use super::handshake::Handshakes;
+use super::log_limit::{LogLimit, if_any};
+use super::pending::PendingFrontend;
+use super::poller::{Owner, Token};
+use super::state::State;
+use super::wire::{EndId, WireKey};
+use crate::socket::{Listener, SocketError};
+use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
+
+new_key_type! {
+    /// A listening socket. The key of one that is gone finds nothing.
+    pub struct ListenerKey;
+}
+
+/// Where a socket listens: its address and, if that is abstract, its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    /// The address.
+    pub address: SocketAddress,
+    /// Whose abstract names are meant; none: the forwarder's own.
+    pub netns: Option<NetNs>,
+}
+
+impl ListenAddress {
+    /// Where an end listens; `None`: it does not.
+    pub fn of(end: &EndSpec) -> Option<Self> {
+        let (address, netns) = match end {
+            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
+            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
+            EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => return None,
+        };
+        let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
+        Some(Self { address: address.clone(), netns })
+    }
+}
+
+/// What a listening socket is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenKind {
+    /// Packets or a stream.
+    pub kind: Kind,
+    /// Who may connect to its file.
+    pub access: SocketAccess,
+}
+
+impl ListenKind {
+    fn of(end: &EndSpec) -> Self {
+        match end {
+            EndSpec::Memif(spec) => Self { kind: Kind::SeqPacket, access: spec.access.clone() },
+            EndSpec::VhostUser(spec) => Self { kind: Kind::Stream, access: spec.access.clone() },
+            EndSpec::Kernel(_) => Self { kind: Kind::Stream, access: SocketAccess::default() },
+        }
+    }
+}
+
+/// A listening socket, the ends that peers find there, and the peers that no end has taken yet.
+pub struct SharedListener {
+    /// Where it listens.
+    pub address: ListenAddress,
+    kind: ListenKind,
+    /// The socket itself.
+    pub socket: ListenSocket,
+    ends: ListenerEnds,
+    /// Ends of wires that are being made and wait for the socket.
+    waiting: Vec<EndId>,
+    /// memif clients in mid-handshake.
+    pub handshakes: Handshakes,
+    /// vhost-user frontends, the oldest first.
+    pub pending: BTreeMap<Token, PendingFrontend>,
+    /// What is said of the peers that were refused.
+    log_limit: LogLimit,
+}
+
+/// How far a listening socket is.
+pub enum ListenSocket {
+    /// It is being bound.
+    Binding,
+    /// It listens.
+    Open(Listener, Token),
+    /// It is being closed; who wants it meanwhile waits for that.
+    Closing,
+}
+
+/// Whose peers come to a listening socket.
+enum ListenerEnds {
+    /// Those of memif interfaces, by their ids.
+    Memif(HashMap<u32, EndId>),
+    /// Those of a vhost-user end; none: it has just gone.
+    VhostUser(Option<EndId>),
+}
+
+impl ListenerEnds {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Memif(ids) => ids.is_empty(),
+            Self::VhostUser(end) => end.is_none(),
+        }
+    }
+}
+
+impl SharedListener {
+    /// The end that frontends come to, if they do.
+    pub fn frontend_end(&self) -> Option<EndId> {
+        match &self.ends {
+            ListenerEnds::Memif(_) => None,
+            ListenerEnds::VhostUser(end) => *end,
+        }
+    }
+
+    /// The end of a memif interface.
+    pub fn memif_end(&self, id: u32) -> Option<EndId> {
+        match &self.ends {
+            ListenerEnds::Memif(ids) => ids.get(&id).copied(),
+            ListenerEnds::VhostUser(_) => None,
+        }
+    }
+
+    /// Every end that memif clients find here.
+    pub fn memif_ends(&self) -> impl Iterator<Item = EndId> {
+        match &self.ends {
+            ListenerEnds::Memif(ids) => Some(ids.values().copied()),
+            ListenerEnds::VhostUser(_) => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// Descriptors that peers without an end hold here.
+    pub fn held(&self) -> usize {
+        self.handshakes.held() + self.pending.values().map(PendingFrontend::held).sum::<usize>()
+    }
+
+    /// The end of which an id, or this socket, is taken.
+    fn holder(&self, end: &EndSpec) -> Option<EndId> {
+        match (&self.ends, end) {
+            (ListenerEnds::Memif(ids), EndSpec::Memif(spec)) => ids.get(&spec.id).copied(),
+            (ListenerEnds::Memif(ids), EndSpec::VhostUser(_) | EndSpec::Kernel(_)) => ids.values().next().copied(),
+            (ListenerEnds::VhostUser(holder), _) => *holder,
+        }
+    }
+
+    fn add(&mut self, id: EndId, end: &EndSpec) {
+        match (&mut self.ends, end) {
+            (ListenerEnds::Memif(ids), EndSpec::Memif(spec)) => {
+                ids.insert(spec.id, id);
+            }
+            // Nobody has it any more.
+            (ends, _) => *ends = new_ends(id, end),
+        }
+    }
+
+    fn remove(&mut self, id: EndId) {
+        match &mut self.ends {
+            ListenerEnds::Memif(ids) => ids.retain(|_, end| *end != id),
+            ListenerEnds::VhostUser(end) => {
+                end.take_if(|end| *end == id);
+            }
+        }
+    }
+}
+
+fn new_ends(id: EndId, end: &EndSpec) -> ListenerEnds {
+    match end {
+        EndSpec::Memif(spec) => ListenerEnds::Memif(HashMap::from([(spec.id, id)])),
+        EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenerEnds::VhostUser(Some(id)),
+    }
+}
+
+impl State {
+    /// Takes a place at the listening socket of an end that listens. `false`: the socket is not there yet, and
+    /// [`Self::listener_bound`] will say what became of it. No peer is let in before the wire is there.
+    pub(super) fn claim_listener(&mut self, id: EndId, end: &EndSpec) -> Result<bool, ListenError> {
+        let Some(address) = ListenAddress::of(end) else { return Ok(true) };
+        let kind = ListenKind::of(end);
+        let Some(&key) = self.addresses.get(&address) else {
+            let listener = SharedListener {
+                address: address.clone(),
+                kind: kind.clone(),
+                socket: ListenSocket::Binding,
+                ends: new_ends(id, end),
+                waiting: vec![id],
+                handshakes: Handshakes::default(),
+                pending: BTreeMap::new(),
+                log_limit: LogLimit::default(),
+            };
+            let key = self.listeners.insert(listener);
+            self.addresses.insert(address.clone(), key);
+            self.jobs.bind(key, kind, address);
+            return Ok(false);
+        };
+        let listener = &mut self.listeners[key];
+        if let Some(holder) = listener.holder(end) {
+            let wire = self.wires.get(holder.wire).map(|wire| wire.spec.name.clone()).unwrap_or_default();
+            return Err(match end {
+                EndSpec::Memif(spec) if listener.memif_end(spec.id).is_some() => {
+                    ListenError::IdTaken { id: spec.id, address: address.address, wire }
+                }
+                EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenError::SocketTaken { wire },
+            });
+        }
+        listener.add(id, end);
+        if matches!(listener.socket, ListenSocket::Open(..)) {
+            return Ok(true);
+        }
+        listener.kind = kind;
+        listener.waiting.push(id);
+        Ok(false)
+    }
+
+    /// Gives the place of an end at its listening socket up. The last one closes it, for which its wire waits.
+    pub(super) fn release_listener(&mut self, id: EndId, end: &EndSpec) {
+        let Some(address) = ListenAddress::of(end) else { return };
+        let Some(&key) = self.addresses.get(&address) else { return };
+        let listener = &mut self.listeners[key];
+        listener.remove(id);
+        if !listener.ends.is_empty() || !matches!(listener.socket, ListenSocket::Open(..)) {
+            return;
+        }
+        let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) else {
+            return;
+        };
+        let handshakes = std::mem::take(&mut listener.handshakes);
+        let pending = std::mem::take(&mut listener.pending);
+        self.poller.forget(token, &socket);
+        for (&token, handshake) in handshakes.iter() {
+            self.forget_handshake(token, handshake);
+        }
+        for (&token, frontend) in &pending {
+            self.forget_frontend(token, frontend);
+        }
+        self.jobs.reap((handshakes, pending));
+        if let Some(wire) = self.wires.get_mut(id.wire) {
+            wire.closing += 1;
+        }
+        self.jobs.close_listener(id.wire, key, socket);
+    }
+
+    /// An end does not wait for its listening socket any more. `false`: it did not.
+    pub(super) fn stop_waiting(&mut self, id: EndId, end: &EndSpec) -> bool {
+        let key = ListenAddress::of(end).and_then(|address| self.addresses.get(&address).copied());
+        let Some(listener) = key.and_then(|key| self.listeners.get_mut(key)) else { return false };
+        let before = listener.waiting.len();
+        listener.waiting.retain(|waiting| *waiting != id);
+        listener.waiting.len() < before
+    }
+
+    /// A socket listens, or cannot.
+    pub(super) fn listener_bound(&mut self, key: ListenerKey, bound: Result<Listener, SocketError>) {
+        let Some(listener) = self.listeners.get_mut(key) else { return self.jobs.discard(bound.ok()) };
+        let waiting = std::mem::take(&mut listener.waiting);
+        let bound = bound.map_err(ListenError::Socket).and_then(|socket| {
+            let token = self.poller.watch_later(&socket, Owner::Listener(key))?;
+            listener.socket = ListenSocket::Open(socket, token);
+            Ok(())
+        });
+        let problem = bound.err().map(|error| error.to_string());
+        if problem.is_some() {
+            self.addresses.remove(&listener.address);
+            self.listeners.remove(key);
+        } else if listener.ends.is_empty()
+            && let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing)
+        {
+            // Nobody wants it any more.
+            self.poller.forget(token, &socket);
+            self.jobs.close_listener(WireKey::null(), key, socket);
+        }
+        for id in waiting {
+            self.end_listens(id, problem.clone());
+        }
+    }
+
+    /// A listening socket is closed.
+    pub(super) fn listener_closed(&mut self, key: ListenerKey) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if listener.ends.is_empty() {
+            self.addresses.remove(&listener.address);
+            self.listeners.remove(key);
+            return;
+        }
+        // Somebody else wants it by now.
+        listener.socket = ListenSocket::Binding;
+        self.jobs.bind(key, listener.kind.clone(), listener.address.clone());
+    }
+
+    /// Lets the peers of an end in, now that there is a wire for them. Those that came before have waited.
+    pub(super) fn open_listener(&mut self, end: &EndSpec) {
+        let key = ListenAddress::of(end).and_then(|address| self.addresses.get(&address));
+        let listener = key.and_then(|&key| self.listeners.get(key));
+        if let Some(ListenSocket::Open(socket, token)) = listener.map(|listener| &listener.socket) {
+            self.poller.listen(socket, *token, true);
+        }
+    }
+
+    /// Peers have come to a listening socket.
+    pub(super) fn accept(&mut self, key: ListenerKey) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(listener) = self.listeners.get(key) else { return };
+            let ListenSocket::Open(socket, _) = &listener.socket else { return };
+            let accepted = match socket.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.cannot_accept(key, &error),
+            };
+            let come = match &listener.ends {
+                ListenerEnds::Memif(_) => self.begin_handshake(key, accepted),
+                ListenerEnds::VhostUser(_) => self.add_pending_frontend(key, accepted),
+            };
+            if let Err(error) = come {
+                self.say_refused(key, &error);
+            }
+        }
+    }
+
+    /// Out of descriptors. What peers without an end hold is what can be spared; without any, the client is
+    /// accepted by the reserve and closed, or it would wake this thread for ever.
+    fn cannot_accept(&mut self, key: ListenerKey, error: &io::Error) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
+            let socket = &listener.address.address;
+            tracing::warn!(%socket, %error, suppressed = if_any(suppressed), "a client cannot be accepted");
+        }
+        if self.unfinished.held == 0 {
+            drop(self.reserve.take());
+            if let ListenSocket::Open(socket, _) = &listener.socket {
+                drop(socket.accept());
+            }
+            self.reserve = reserve();
+            return;
+        }
+        let unfinished = |(key, listener): (ListenerKey, &SharedListener)| {
+            let handshakes = listener.handshakes.iter().map(|(&token, _)| token).collect::<Vec<_>>();
+            let pending = listener.pending.keys().copied().collect::<Vec<_>>();
+            (key, handshakes, pending)
+        };
+        for (key, handshakes, pending) in self.listeners.iter().map(unfinished).collect::<Vec<_>>() {
+            for token in handshakes {
+                self.refuse_handshake(key, token, &DisconnectReason::Crowded);
+            }
+            for token in pending {
+                self.refuse_frontend(key, token, &DisconnectReason::Crowded);
+            }
+        }
+    }
+
+    /// Has peers without an end hold no more than they may, at this listening socket and at all of them: the oldest of
+    /// those that hold most goes.
+    pub(super) fn keep_within_quota(&mut self, key: ListenerKey) {
+        loop {
+            let of_listener = self.listeners.get(key).map_or(0, SharedListener::held);
+            let everywhere = self.unfinished.held > self.unfinished.most;
+            if !everywhere && of_listener <= self.unfinished.most_of_listener() {
+                return;
+            }
+            let holders = self.listeners.iter().filter(|(other, _)| everywhere || *other == key);
+            let largest = holders.filter_map(|(key, listener)| {
+                let handshakes = listener.handshakes.iter().map(|(token, handshake)| (handshake.held(), *token));
+                let pending = listener.pending.iter().map(|(token, frontend)| (frontend.held(), *token));
+                // Of those that hold the same, the oldest.
+                let (held, token) =
+                    handshakes.chain(pending).max_by_key(|&(held, token)| (held, std::cmp::Reverse(token)))?;
+                Some((held, std::cmp::Reverse(token), key))
+            });
+            let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };
+            self.refuse_handshake(key, token, &DisconnectReason::Crowded);
+            self.refuse_frontend(key, token, &DisconnectReason::Crowded);
+        }
+    }
+
+    /// Says that a peer was refused.
+    pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
+            let socket = &listener.address.address;
+            tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
+        }
+    }
+}
+
+/// What peers that no end has taken yet may hold: descriptors, each of which can be a mapping too.
+pub struct Unfinished {
+    /// What they hold now.
+    pub held: usize,
+    /// What they may hold together.
+    pub most: usize,
+}
+
+impl Unfinished {
+    /// A share of the descriptors that this process may have.
+    pub fn new(descriptors_max: u64) -> Self {
+        let share = usize::try_from(descriptors_max / 4).unwrap_or(usize::MAX);
+        Self { held: 0, most: share.clamp(UNFINISHED_MIN, UNFINISHED_MAX) }
+    }
+
+    /// What those of one listening socket may hold.
+    pub fn most_of_listener(&self) -> usize {
+        self.most / 2
+    }
+}
+
+/// What is given up for a moment when there are no descriptors left.
+pub(super) fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Why an end cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another wire has it.
+    #[error("listen on {address} for interface id {id}: wire `{wire}` has that id; choose another")]
+    IdTaken {
+        /// The id.
+        id: u32,
+        /// The socket.
+        address: SocketAddress,
+        /// The other wire.
+        wire: String,
+    },
+    /// Another wire listens there, for peers that it cannot be told apart from.
+    #[error("its socket is the one of wire `{wire}`; choose another")]
+    SocketTaken {
+        /// The other wire.
+        wire: String,
+    },
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It cannot be waited for.
+    #[error("wait for the socket: {0}")]
+    Epoll(#[from] io::Error),
+}
+
+/// Enough for a client of the usual kind beside one with all the regions that there can be.
+const UNFINISHED_MIN: usize = 256;
+/// Far from the 65,530 mappings that a process may have, and from its descriptors where there are many.
+const UNFINISHED_MAX: usize = 4096;

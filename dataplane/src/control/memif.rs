@@ -1,0 +1,170 @@
+//! memif peers: clients that have finished their handshake, and the servers that our clients connect to.
+
+use std::time::Instant;
+
+use super::disconnect::DisconnectReason;
+use super::end::{ClientState, EndKind, Peer};
+use super::events::WireChange;
+use super::log_limit::if_any;
+use super::poller::{Owner, Token};
+use super::state::State;
+use super::wire::{EndId, Wire};
+use super::{HANDSHAKE, MESSAGES_PER_EVENT};
+use crate::port::memif::channel::Channel;
+use crate::port::memif::handshake::{Connection, HandshakeError};
+use crate::port::memif::layout::Loan;
+use crate::port::memif::peer::{ClientHandshake, ClientStep};
+use crate::spec::{EndSpec, MemifSpec};
+
+/// What there is to listen to at an end.
+enum Heard {
+    Nothing,
+    More,
+    Connected(Box<Connection>),
+}
+
+impl State {
+    /// Starts to connect a client end.
+    pub(super) fn connect(&mut self, id: EndId) {
+        let Some(wire) = self.wires.get(id.wire).filter(|wire| wire.removal.is_none()) else { return };
+        let spec = std::sync::Arc::clone(&wire.spec);
+        match &spec.ends[id.end] {
+            EndSpec::Memif(memif) => self.connect_to_server(id, memif),
+            EndSpec::VhostUser(vhost) => self.connect_to_frontend(id, vhost),
+            EndSpec::Kernel(_) => {}
+        }
+    }
+
+    /// The socket of an end has something to say: an answer in the handshake, a goodbye, or whatever a frontend wants.
+    pub(super) fn hear_peer(&mut self, id: EndId) {
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Some(wire) = self.wires.get_mut(id.wire) else { return };
+            let spec = std::sync::Arc::clone(&wire.spec);
+            let Some(served) = wire.workers_mut() else { return };
+            let heard = match &mut served.ends[id.end].kind {
+                EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => match &peer.peer {
+                    Peer::Memif(peer) => peer.listen().map(|()| Heard::Nothing),
+                    Peer::VhostUser(_) => return self.serve_frontend(id),
+                },
+                EndKind::Client(ClientState::Handshake(handshake, _)) => {
+                    let EndSpec::Memif(spec) = &spec.ends[id.end] else { return };
+                    handshake.step(spec).map(|step| match step {
+                        ClientStep::Nothing => Heard::Nothing,
+                        ClientStep::Continued => Heard::More,
+                        ClientStep::Connected(connection) => Heard::Connected(connection),
+                    })
+                }
+                EndKind::Server(None) | EndKind::Client(ClientState::Waiting(_)) | EndKind::Tap(..) => return,
+            };
+            match heard {
+                Ok(Heard::Nothing) => return,
+                Ok(Heard::More) => {}
+                Ok(Heard::Connected(connection)) => {
+                    let kind = &mut served.ends[id.end].kind;
+                    let waiting = EndKind::Client(ClientState::Waiting(Instant::now()));
+                    if let EndKind::Client(ClientState::Handshake(handshake, token)) = std::mem::replace(kind, waiting)
+                    {
+                        self.connect_memif(id, handshake.channel, *connection, token);
+                    }
+                    return;
+                }
+                Err(error) => return self.disconnect(id, &error.into()),
+            }
+        }
+    }
+
+    /// A memif peer is there.
+    pub(super) fn connect_memif(&mut self, id: EndId, channel: Channel, connection: Connection, token: Token) {
+        let Some(wire) = self.wires.get_mut(id.wire) else { return };
+        let name = wire.spec.name.clone();
+        if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+            let (end, peer, suppressed) = (id.end, &connection.peer, if_any(suppressed));
+            tracing::info!(wire = name, end, peer, suppressed, "peer connected");
+        }
+        let is_lender = connection.layout.is_lent() || connection.no_loan.is_some();
+        let no_loan = connection.no_loan.clone();
+        if let Some(reason) = &no_loan
+            && let Some(suppressed) = wire.log_limit.allow(Instant::now())
+        {
+            tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
+        }
+        let Some(served) = wire.workers_mut() else { return };
+        if is_lender {
+            served.no_loan = no_loan;
+        }
+        self.events.note(&name, WireChange::PeerConnected { end: id.end, peer: connection.peer.clone() });
+        served.ends[id.end].connect_memif(channel, connection, token);
+        self.changed.insert(id.wire);
+        self.set_timer(id);
+        self.lend_anew(id);
+        self.join(id.wire);
+    }
+
+    /// Notes why a client end is not connected, and when it is tried again.
+    pub(super) fn not_connected(&mut self, id: EndId, problem: String) {
+        let Some(wire) = self.wires.get_mut(id.wire) else { return };
+        let Some(served) = wire.workers_mut() else { return };
+        let is_news = served.ends[id.end].last_error.as_ref() != Some(&problem);
+        served.ends[id.end].disconnect(problem.clone());
+        if is_news && let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+            let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
+            tracing::info!(wire, end, problem, suppressed, "not connected; trying again");
+        }
+        if is_news {
+            self.changed.insert(id.wire);
+        }
+        self.set_timer(id);
+    }
+
+    fn connect_to_server(&mut self, id: EndId, spec: &MemifSpec) {
+        // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
+        let loan = match self.loan(id) {
+            Ok(loan) => loan,
+            Err(problem) => return self.not_connected(id, problem.to_owned()),
+        };
+        let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
+            Ok(channel) => channel,
+            Err(error) => return self.not_connected(id, error.to_string()),
+        };
+        match self.poller.watch(&channel, Owner::End(id)) {
+            Ok(token) => {
+                let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return };
+                let handshake = ClientHandshake::new(channel, loan, Instant::now() + HANDSHAKE);
+                served.ends[id.end].kind = EndKind::Client(ClientState::Handshake(handshake, token));
+                self.set_timer(id);
+            }
+            Err(error) => self.not_connected(id, format!("wait for the socket: {error}")),
+        }
+    }
+
+    /// The peer at an end is new: of a trusted wire, the other end gets its memory in place of what it has.
+    fn lend_anew(&mut self, lender: EndId) {
+        let borrower = self.wires.get(lender.wire).and_then(|wire| wire.spec.borrower());
+        let Some(end) = borrower.filter(|&borrower| borrower != lender.end) else { return };
+        let borrower = EndId { wire: lender.wire, end };
+        self.disconnect(borrower, &DisconnectReason::Memif(HandshakeError::NewLender));
+        if let Some(served) = self.wires.get_mut(borrower.wire).and_then(Wire::workers_mut) {
+            served.ends[end].connect_now();
+        }
+        self.set_timer(borrower);
+    }
+
+    /// What a client end lends to its server, if it does.
+    fn loan(&mut self, id: EndId) -> Result<Option<Loan>, &'static str> {
+        let Some(wire) = self.wires.get_mut(id.wire) else { return Ok(None) };
+        if wire.spec.borrower() != Some(id.end) {
+            return Ok(None);
+        }
+        let Some(served) = wire.workers_mut() else { return Ok(None) };
+        let Some(lender) = served.ends[1 - id.end].layout() else {
+            return Err("the other end has no peer yet, whose memory is to be lent");
+        };
+        match lender.loan() {
+            Ok(loan) => Ok(Some(loan)),
+            Err(reason) => {
+                served.no_loan = Some(reason);
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Threads that do nothing but close descriptors: each can be held up by one of them.
+//!
+//! The peers of one account hold up a few threads at most; what they sent beyond that waits behind their own.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::descriptor_account::DescriptorShare;
+
+/// Closes a descriptor, by and by.
+pub(crate) fn close(file: OwnedFd, share: DescriptorShare) {
+    CLOSERS.close(file, share);
+}
+
+struct Closers {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+struct Queue {
+    files: VecDeque<(OwnedFd, DescriptorShare)>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Queue {
+    /// The next whose account does not hold up its threads already.
+    fn next(&mut self) -> Option<(OwnedFd, DescriptorShare)> {
+        let may_close = |share: &DescriptorShare| share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX;
+        let at = self.files.iter().position(|(_, share)| may_close(share))?;
+        let next = self.files.remove(at)?;
+        next.1.account().closing.fetch_add(1, Ordering::Relaxed);
+        Some(next)
+    }
+}
+
+impl Closers {
+    fn close(&'static self, file: OwnedFd, share: DescriptorShare) {
+        let mut queue = self.lock();
+        queue.files.push_back((file, share));
+        if queue.files.len() > queue.idle && queue.threads < THREADS_MAX {
+            // If there is no thread to be had, the next descriptor asks again.
+            let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run());
+            queue.threads += usize::from(started.is_ok());
+        }
+        // One that is closing looks for more by itself.
+        let is_waited_for = queue.idle > 0;
+        drop(queue);
+        if is_waited_for {
+            self.more.notify_one();
+        }
+    }
+
+    fn run(&self) {
+        let mut queue = self.lock();
+        loop {
+            if let Some((file, share)) = queue.next() {
+                drop(queue);
+                drop(file);
+                queue = self.lock();
+                share.account().closing.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            queue.idle += 1;
+            let waited = self.more.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+            queue = waited.0;
+            queue.idle -= 1;
+            // What is left waits for threads that its own account holds up, and which look for more.
+            if waited.1.timed_out() {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+static CLOSERS: Closers =
+    Closers { queue: Mutex::new(Queue { files: VecDeque::new(), threads: 0, idle: 0 }), more: Condvar::new() };
+/// As many descriptors can be stuck before others wait behind them.
+const THREADS_MAX: usize = 64;
+/// Of one account.
+const ACCOUNT_THREADS_MAX: usize = 4;
+/// How long a thread waits for more before it ends.
+const IDLE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor_account::DescriptorAccount;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use nix::sys::socket::setsockopt;
+    use nix::sys::socket::sockopt::Linger;
+
+    /// A socket whose close waits for as long as its far end does not read.
+    fn stuck(listener: &TcpListener) -> (OwnedFd, TcpStream) {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        while std::io::Write::write(&mut &near, &[0; 65_536]).is_ok() {}
+        near.set_nonblocking(false).unwrap();
+        setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 1000 }).unwrap();
+        (near.into(), far)
+    }
+
+    #[test]
+    fn who_holds_up_its_threads_holds_up_nobody_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (hostile, other) = (Arc::new(DescriptorAccount::default()), Arc::new(DescriptorAccount::default()));
+        let fars: Vec<_> = (0..THREADS_MAX + 1)
+            .map(|_| {
+                let (near, far) = stuck(&listener);
+                close(near, hostile.count());
+                far
+            })
+            .collect();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        close(writer, other.count());
+        // The end of the file comes when nobody has the other end any more.
+        assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0);
+        assert_eq!(hostile.held(), THREADS_MAX + 1);
+        // Once nothing holds them up all are closed.
+        drop(fars);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while hostile.held() + other.held() > 0 {
+            assert!(Instant::now() < deadline, "{} and {} are held", hostile.held(), other.held());
+            thread::yield_now();
+        }
+    }
+}
