@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -234,15 +233,6 @@ unsafe fn taken(header: &libc::msghdr, account: &Arc<DescriptorAccount>) -> (boo
         part = unsafe { libc::CMSG_NXTHDR(header, part) };
     }
     (signed, files)
-}
-
-impl UnixSocket {
-    /// The socket for a successor: this value goes without ending the connection.
-    pub fn into_fd(self) -> OwnedFd {
-        let socket = ManuallyDrop::new(self);
-        // SAFETY: the value is never dropped, so its descriptor is taken out once; the other field needs no drop.
-        unsafe { std::ptr::read(&raw const socket.fd) }
-    }
 }
 
 impl Drop for UnixSocket {
