@@ -140,7 +140,7 @@ fn serve_until(ends: [Near; 2], done: impl Fn() -> bool) -> [Near; 2] {
 
 fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [Near; 2] {
     let returned = Arc::new(Mailbox::<Returned>::new(4).unwrap());
-    let mut worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned)).unwrap();
+    let mut worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
     let [a, b] = ends;
     let lane = deal([a.rings, b.rings], Full::Hold, counters).remove(0);
     let id = worker.serve(Box::new(lane)).map_err(|(error, _)| error).unwrap();
