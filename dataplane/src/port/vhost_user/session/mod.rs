@@ -251,8 +251,13 @@ impl Message {
 }
 
 impl Request {
+    /// Whether it brings a ring another eventfd.
+    pub fn names_eventfd(&self) -> bool {
+        matches!(self, Self::SetVringKick(_) | Self::SetVringCall(_))
+    }
+
     /// Whether it may change what a worker uses, whatever is known of the rings.
-    pub fn needs_quiesce(&self) -> bool {
+    fn needs_quiesce(&self) -> bool {
         match self {
             Self::SetFeatures(_)
             | Self::ResetOwner
