@@ -30,6 +30,11 @@ pub enum WireChange {
     Made,
     /// A setting that no peer sees was changed.
     Updated,
+    /// An interface that was gone was made again.
+    Mended {
+        /// At which end.
+        end: usize,
+    },
     /// Frames can cross.
     Up {
         /// The queues that are joined.
