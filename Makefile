@@ -54,6 +54,7 @@ lint:
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@echo "==> docs"
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	@.ci/names
 	@.ci/licences
 
 bench: need-bench

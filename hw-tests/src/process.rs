@@ -57,7 +57,7 @@ impl Process {
     /// # Panics
     /// It ends, or [`PATIENCE`] does, before that.
     pub fn wait_for_times(&self, text: &str, times: usize) {
-        let count = |state: &State| state.text.matches(text).count();
+        let count = |state: &OutputState| state.text.matches(text).count();
         let seen = count(&self.output.wait(PATIENCE, |state| count(state) >= times || state.pipes == 0));
         assert!(seen >= times, "{} printed `{text}` {seen} times, not {times}", self.name);
     }
@@ -166,19 +166,19 @@ impl Drop for Process {
 /// What a program printed, growing.
 #[derive(Default)]
 struct Output {
-    state: Mutex<State>,
+    state: Mutex<OutputState>,
     grown: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct OutputState {
     text: String,
     /// Those that may still bring something.
     pipes: usize,
 }
 
 impl Output {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, OutputState> {
         // Text is whole after every step, also if a test panicked while it looked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,7 +193,7 @@ impl Output {
         self.grown.notify_all();
     }
 
-    fn wait(&self, patience: Duration, done: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    fn wait(&self, patience: Duration, done: impl Fn(&OutputState) -> bool) -> MutexGuard<'_, OutputState> {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {

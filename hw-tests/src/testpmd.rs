@@ -13,7 +13,7 @@ pub struct Testpmd {
 
 /// How to start one.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct TestpmdOptions {
     /// The devices, as DPDK writes them: `net_memif0,role=client,...`. Port 0 and 1 are a pair; a port alone sends back.
     pub devices: Vec<String>,
     /// `io` leaves frames alone, `macswap` swaps their addresses.
@@ -28,7 +28,7 @@ pub struct Options {
     pub pausable: bool,
 }
 
-impl Default for Options {
+impl Default for TestpmdOptions {
     fn default() -> Self {
         // One buffer takes the longest frame: see the known defects of peers in docs/memif.md.
         Self { devices: Vec::new(), forward: "io", queues: 1, mbuf: 9728, cores: 1, pausable: false }
@@ -40,7 +40,7 @@ impl Testpmd {
     ///
     /// # Panics
     /// It does not come so far.
-    pub fn start(options: &Options) -> Self {
+    pub fn start(options: &TestpmdOptions) -> Self {
         let process = Process::start(&mut options.command());
         let mut testpmd = Self { process, pauses: 0 };
         if options.pausable {
@@ -108,7 +108,7 @@ impl Testpmd {
     }
 }
 
-impl Options {
+impl TestpmdOptions {
     fn command(&self) -> Command {
         // Its standard output is a pipe, which libc would fill a block at a time.
         let mut command = Command::new("stdbuf");

@@ -14,7 +14,7 @@ use ferrule_dataplane::status::{Crossing, EndState};
 use ferrule_hw_tests::eventually;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
-use ferrule_hw_tests::testpmd::{Options, Testpmd};
+use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
 
 #[test]
 fn every_size_crosses_testpmd_as_client_both_ways() {
@@ -72,7 +72,7 @@ fn a_wrong_secret_of_testpmd_is_refused_and_said_on_both_sides() {
     let _alone = alone();
     let bed = Bed::new(&Link { secret: Some("open sesame"), ..as_client() });
     let devices = bed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
-    let testpmd = Testpmd::start(&Options { devices, ..bed.options() });
+    let testpmd = Testpmd::start(&TestpmdOptions { devices, ..bed.options() });
     testpmd.wait_for("incorrect secret");
     assert!(!bed.status(0).is_up());
 }
@@ -85,7 +85,7 @@ fn a_wrong_secret_of_ours_is_refused_by_testpmd_and_the_wire_says_so() {
     let _alone = alone();
     let bed = Bed::new(&Link { secret: Some("open sesame"), ..as_server() });
     let devices = bed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
-    let _testpmd = Testpmd::start(&Options { devices, ..bed.options() });
+    let _testpmd = Testpmd::start(&TestpmdOptions { devices, ..bed.options() });
     eventually("the wire says why", || match &bed.status(0).ends[1] {
         EndState::Connecting { last_error: Some(error) } => error.contains("Incorrect secret"),
         _ => false,
@@ -99,7 +99,7 @@ fn frames_come_back_from_a_port_alone_with_their_addresses_swapped() {
     }
     let _alone = alone();
     let bed = Bed::new(&as_client());
-    let options = Options { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() };
+    let options = TestpmdOptions { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() };
     let testpmd = Testpmd::start(&options);
     testpmd.wait_for_connections(1);
     let mut ends = bed.ends();

@@ -20,7 +20,7 @@ use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
-use ferrule_hw_tests::testpmd::{Options, Testpmd};
+use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 #[test]
@@ -73,7 +73,7 @@ fn frames_rest(test: &str, ours: Role) {
     }
     let _alone = alone();
     let bed = Bed::new(&Link { ours, ..Link::default() });
-    let options = Options { devices: vec![bed.device(0)], ..bed.options() };
+    let options = TestpmdOptions { devices: vec![bed.device(0)], ..bed.options() };
     let mut ends = bed.ends();
     let mut there_and_back = [Route { stream: Stream::new(0, &SIZES, WINDOW), from: 0, to: 0 }];
     for round in 1..=3 {
@@ -98,7 +98,7 @@ fn testpmd_as_server_stays_when_our_engine_goes_and_comes_back() {
     let _alone = alone();
     let link = Link { ours: Role::Client, ..Link::default() };
     let mut bed = Bed::new(&link);
-    let mut testpmd = Testpmd::start(&Options { pausable: true, ..bed.options() });
+    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..bed.options() });
     for round in 1..=3 {
         bed.wait_for(&testpmd, round);
         carry(&mut bed.ends(), &mut both_ways(1, &SIZES, WINDOW), 5000);
@@ -118,7 +118,7 @@ fn testpmd_as_client_does_not_come_back_to_our_engine_until_it_is_restarted() {
     let _alone = alone();
     let link = Link::default();
     let bed = Bed::new(&link);
-    let mut testpmd = Testpmd::start(&Options { pausable: true, ..bed.options() });
+    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..bed.options() });
     bed.wait_for(&testpmd, 1);
     carry(&mut bed.ends(), &mut both_ways(1, &[64], WINDOW), 1000);
     let name = bed.name().to_owned();
@@ -143,7 +143,7 @@ fn testpmd_as_server_takes_our_client_again_after_we_were_killed() {
     let bed = Bed::new(&Link { ours: Role::Client, ..Link::default() });
     let (options, name) = (bed.options(), bed.name().to_owned());
     drop(bed);
-    let mut testpmd = Testpmd::start(&Options { pausable: true, ..options });
+    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..options });
     for round in 1..=3 {
         let mut host = Process::start(Command::new(env!("CARGO_BIN_EXE_wire-host")).arg(&name));
         host.wait_for("connected");

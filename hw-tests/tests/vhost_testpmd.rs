@@ -17,7 +17,7 @@ use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
-use ferrule_hw_tests::testpmd::{Options, Testpmd};
+use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 #[test]
@@ -165,7 +165,8 @@ fn frames_come_back_from_a_port_alone_with_their_addresses_swapped() {
     }
     let _alone = alone();
     let bed = Bed::new(&Link::default());
-    let _testpmd = Testpmd::start(&Options { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() });
+    let _testpmd =
+        Testpmd::start(&TestpmdOptions { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() });
     let mut ends = bed.ends();
     let mut there_and_back = [Route { stream: Stream::new(0, &SIZES, WINDOW), from: 0, to: 0 }];
     carry(&mut ends, &mut there_and_back, 4500);
@@ -244,9 +245,9 @@ impl Bed {
         bed
     }
 
-    fn options(&self) -> Options {
+    fn options(&self) -> TestpmdOptions {
         let devices = (0..2).map(|port| self.device(port)).collect();
-        Options { devices, queues: self.link.queues, mbuf: self.link.mbuf, ..Options::default() }
+        TestpmdOptions { devices, queues: self.link.queues, mbuf: self.link.mbuf, ..TestpmdOptions::default() }
     }
 
     /// testpmd's side of wire `port`.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use ferrule_hw_tests::lab::report::{Line, Report, Verdict};
-use ferrule_hw_tests::lab::runner::Lab;
+use ferrule_hw_tests::lab::runner::LabImage;
 use ferrule_hw_tests::lab::scenario::Scenario;
 use ferrule_hw_tests::lab::{scenarios, topology};
 use ferrule_hw_tests::need;
@@ -44,7 +44,7 @@ fn run(only: &[String]) -> Result<bool> {
     ensure!(!wanted.is_empty(), "no scenario has one of {only:?} in its name");
     let began = Instant::now();
     let report = match topology::pieces() {
-        Ok(pieces) => Lab::new(pieces, None)?.run(&wanted),
+        Ok(pieces) => LabImage::new(pieces, None)?.run(&wanted),
         Err(missing) => skip(&wanted, &format!("lacks {missing:#}")),
     };
     println!("{:>8}  all of it  ({:.0} s)", "took", began.elapsed().as_secs_f64());
@@ -69,7 +69,7 @@ fn skip(wanted: &[&'static Scenario], why: &str) -> Report {
 fn shell() -> Result<bool> {
     let names: Vec<_> = scenarios::ALL.iter().map(|scenario| format!("    {}\n", scenario.name)).collect();
     let greeting = GREETING.to_owned() + &names.concat();
-    Ok(Lab::new(topology::pieces()?, Some(greeting))?.shell()?.success())
+    Ok(LabImage::new(topology::pieces()?, Some(greeting))?.shell()?.success())
 }
 
 const GREETING: &str = "

@@ -40,14 +40,14 @@ pub enum Start {
 
 /// How to start one.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ManagerOptions {
     /// The policies file's text; none: no file.
     pub policies: Option<String>,
     /// How long one call into the kernel may take.
     pub call_timeout: Option<Duration>,
-    /// It dies at the point of this number. Such a one is `mortal-manager`, without policies.
+    /// It dies at the point of this number. Such a one is `crash-manager`, without policies.
     pub die_at: Option<u64>,
-    /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `mortal-manager` too.
+    /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `crash-manager` too.
     pub pause_before_unbind: Option<PathBuf>,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
@@ -55,15 +55,15 @@ pub struct Options {
 
 impl Manager {
     /// Starts one that knows what the ones before it in this scenario have journalled.
-    pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
-        match Self::start_mortal(lab, options)? {
+    pub fn start(lab: &Lab, options: &ManagerOptions) -> Result<Self> {
+        match Self::start_crashing(lab, options)? {
             Start::Ready(manager) => Ok(*manager),
             Start::Ended(log) => bail!("the manager ended before it was ready:\n{log}"),
         }
     }
 
     /// Starts one that may end before it is ready.
-    pub fn start_mortal(lab: &Lab, options: &Options) -> Result<Start> {
+    pub fn start_crashing(lab: &Lab, options: &ManagerOptions) -> Result<Start> {
         let socket = lab.state().join("vf.sock");
         let mut process = Process::start(&mut options.command(lab, &socket)?);
         let deadline = Instant::now() + START_MAX;
@@ -199,11 +199,11 @@ impl Watch<'_> {
     }
 }
 
-impl Options {
+impl ManagerOptions {
     fn command(&self, lab: &Lab, socket: &Path) -> Result<Command> {
         let state = lab.state().join("manager");
         if self.die_at.is_some() || self.pause_before_unbind.is_some() {
-            let mut command = Command::new("mortal-manager");
+            let mut command = Command::new("crash-manager");
             command.arg("--socket").arg(socket).arg("--state").arg(state).args(self.call_timeout());
             command.args(self.die_at.iter().flat_map(|point| ["--die-at".to_owned(), point.to_string()]));
             if let Some(file) = &self.pause_before_unbind {

@@ -12,18 +12,18 @@ use tempfile::NamedTempFile;
 use super::report::{Line, Report, Verdict};
 use super::scenario::{Figure, SKIPPED, Scenario};
 use super::topology;
-use crate::vm::machine::{Machine, Options, make_disk};
+use crate::vm::machine::{Machine, MachineOptions, make_disk};
 use crate::vm::pieces::Pieces;
 use crate::vm::protocol::End;
 
 /// The lab on this host: what machines are made of.
-pub struct Lab {
+pub struct LabImage {
     pieces: Pieces,
     /// Gone with the lab.
     initramfs: NamedTempFile,
 }
 
-impl Lab {
+impl LabImage {
     /// Makes everything ready, and boots nothing yet. With a greeting there is a shell on the serial line.
     pub fn new(pieces: Pieces, shell: Option<String>) -> Result<Self> {
         let initramfs = topology::image(shell).build(&pieces)?;
@@ -58,9 +58,9 @@ impl Lab {
         command.status().context("run QEMU")
     }
 
-    fn options(&self, disk: &NamedTempFile) -> Options {
+    fn options(&self, disk: &NamedTempFile) -> MachineOptions {
         let initramfs = self.initramfs.path().to_owned();
-        Options { initramfs, kernel: topology::kernel(), qemu: topology::qemu(disk.path()), incoming: false }
+        MachineOptions { initramfs, kernel: topology::kernel(), qemu: topology::qemu(disk.path()), incoming: false }
     }
 
     fn disk(&self) -> Result<NamedTempFile> {
@@ -72,7 +72,7 @@ impl Lab {
 
 /// Where one machine at a time runs, on a disk of its own.
 struct Seat<'a> {
-    lab: &'a Lab,
+    lab: &'a LabImage,
     number: usize,
     disk: Option<NamedTempFile>,
     machine: Option<Machine>,

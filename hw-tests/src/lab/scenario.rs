@@ -173,7 +173,7 @@ fn kill_strays() -> Result<()> {
 }
 
 /// The programs that scenarios start.
-const STRAYS: [&str; 3] = ["sriov-manager", "mortal-manager", "dpdk-testpmd"];
+const STRAYS: [&str; 3] = ["sriov-manager", "crash-manager", "dpdk-testpmd"];
 
 const FIGURE: &str = "figure ";
 

@@ -66,7 +66,7 @@ pub fn image(shell: Option<String>) -> Image {
     Image {
         modules: modules.split(' ').collect(),
         programs,
-        own: vec!["sriov-manager", "mortal-manager", "ferrule"],
+        own: vec!["sriov-manager", "crash-manager", "ferrule"],
         shell,
     }
 }

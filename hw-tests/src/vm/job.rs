@@ -20,8 +20,8 @@ pub struct Job {
 impl Job {
     /// Waits until it has printed a line that contains `text`; returns that line.
     pub fn wait_for(&self, text: &str) -> Result<String> {
-        let line = |state: &State| state.job(self.number).and_then(|job| job.line_with(text));
-        let done = |state: &State| state.is_over(self.number) || line(state).is_some();
+        let line = |state: &JobsState| state.job(self.number).and_then(|job| job.line_with(text));
+        let done = |state: &JobsState| state.is_over(self.number) || line(state).is_some();
         let state = self.news.wait(self.patience + SLACK, done);
         let Some(line) = line(&state) else {
             bail!("`{text}` was not printed; what was: {}", state.job(self.number).map_or("", |job| &job.text))
@@ -49,12 +49,12 @@ impl Job {
 /// What a guest has told so far, and who waits for more.
 #[derive(Default)]
 pub(super) struct News {
-    state: Mutex<State>,
+    state: Mutex<JobsState>,
     more: Condvar,
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct JobsState {
     /// The guest has booted.
     pub(super) booted: bool,
     /// Its channel is closed.
@@ -88,7 +88,7 @@ impl News {
         self.more.notify_all();
     }
 
-    pub(super) fn wait(&self, patience: Duration, done: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    pub(super) fn wait(&self, patience: Duration, done: impl Fn(&JobsState) -> bool) -> MutexGuard<'_, JobsState> {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {
@@ -101,13 +101,13 @@ impl News {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, JobsState> {
         // It is whole after every step, also if a test panicked while it looked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl JobsState {
     fn job(&self, number: u32) -> Option<&Printed> {
         self.jobs.get(&number)
     }

@@ -30,7 +30,7 @@ pub struct Machine {
 
 /// How to make one.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct MachineOptions {
     /// The initramfs.
     pub initramfs: PathBuf,
     /// Added to the kernel's command line.
@@ -43,14 +43,14 @@ pub struct Options {
 
 impl Machine {
     /// Starts one and waits until its `vm-guest` answers.
-    pub fn boot(pieces: &Pieces, options: &Options) -> Result<Self> {
+    pub fn boot(pieces: &Pieces, options: &MachineOptions) -> Result<Self> {
         let machine = Self::start(pieces, options)?;
         machine.wait_until_booted()?;
         Ok(machine)
     }
 
     /// Starts one. It ends with the thread that started it, if not earlier.
-    pub fn start(pieces: &Pieces, options: &Options) -> Result<Self> {
+    pub fn start(pieces: &Pieces, options: &MachineOptions) -> Result<Self> {
         let began = Instant::now();
         let folder = tempfile::tempdir().context("make a folder for the channel to a guest")?;
         let socket = folder.path().join("channel");
@@ -136,7 +136,7 @@ impl Machine {
     }
 }
 
-impl Options {
+impl MachineOptions {
     /// QEMU with everything but the channel, the serial line and the monitor.
     pub fn command(&self, pieces: &Pieces) -> Command {
         // It goes with the thread that started it, also if that is killed.

@@ -7,7 +7,7 @@ use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, SocketAddress, WireSpec}
 use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
-use ferrule_hw_tests::testpmd::{Options, Testpmd};
+use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 
 /// How testpmd and our wires are joined.
@@ -68,9 +68,9 @@ impl Bed {
     }
 
     /// A testpmd that fits.
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> TestpmdOptions {
         let devices = (0..2).map(|port| self.device(port)).collect();
-        Options { devices, queues: self.link.queues, ..Options::default() }
+        TestpmdOptions { devices, queues: self.link.queues, ..TestpmdOptions::default() }
     }
 
     /// testpmd's side of wire `port`.

@@ -9,7 +9,7 @@ use ferrule_dataplane::{Engine, Settings};
 use ferrule_hw_tests::need;
 use ferrule_hw_tests::vm::image::Image;
 use ferrule_hw_tests::vm::job::Job;
-use ferrule_hw_tests::vm::machine::{Machine, Options};
+use ferrule_hw_tests::vm::machine::{Machine, MachineOptions};
 use ferrule_hw_tests::vm::pieces::Pieces;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -65,7 +65,7 @@ impl Bed {
     }
 
     fn start_as(&self, nic: &Nic, incoming: bool) -> Machine {
-        let options = Options {
+        let options = MachineOptions {
             initramfs: self.initramfs.path().to_owned(),
             kernel: Vec::new(),
             qemu: nic.qemu().split_whitespace().map(str::to_owned).collect(),

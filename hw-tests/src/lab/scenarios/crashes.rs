@@ -1,4 +1,4 @@
-//! The manager killed at every point of its work, one after the other: the points count themselves (`mortal-manager`).
+//! The manager killed at every point of its work, one after the other: the points count themselves (`crash-manager`).
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use sriov_manager::api::v1::Attributes;
 use tonic::Status;
 
-use crate::lab::manager::{Manager, Options, Start};
+use crate::lab::manager::{Manager, ManagerOptions, Start};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
@@ -49,7 +49,7 @@ pub fn changes(lab: &Lab) -> Result<()> {
     let interface = pf.interface().context("a PF has an interface")?;
     let before = vf_states(&interface)?;
     let make = |manager: &Manager| manager.acquire("pod", vf, "vfio-pci", Some(mac(1)));
-    let first = Manager::start(lab, &Options::default())?;
+    let first = Manager::start(lab, &ManagerOptions::default())?;
     make(&first)?;
     first.kill();
     let change = |manager: &Manager| manager.acquire("pod", vf, "kernel", Some(mac(2))).map(drop);
@@ -61,7 +61,7 @@ pub fn changes(lab: &Lab) -> Result<()> {
     })?;
     assert!(points > 5, "only {points} points");
     lab.figure("points of a change of a lease at which the manager was killed", points as f64, "");
-    let last = Manager::start(lab, &Options::default())?;
+    let last = Manager::start(lab, &ManagerOptions::default())?;
     assert!(is_held_whole(&last, vf, &interface)?);
     last.release("pod", Duration::ZERO)?;
     is_as_before(vf, &interface, &before)
@@ -115,13 +115,14 @@ fn at_every_point(
     check: impl Fn(&Manager) -> Result<()>,
 ) -> Result<u64> {
     for point in 1..POINTS_MAX {
-        let log = match Manager::start_mortal(lab, &Options { die_at: Some(point), ..Options::default() })? {
-            Start::Ended(log) => log,
-            Start::Ready(mortal) if work(&mortal).is_ok() => return Ok(point - 1),
-            Start::Ready(mortal) => mortal.wait(),
-        };
+        let log =
+            match Manager::start_crashing(lab, &ManagerOptions { die_at: Some(point), ..ManagerOptions::default() })? {
+                Start::Ended(log) => log,
+                Start::Ready(manager) if work(&manager).is_ok() => return Ok(point - 1),
+                Start::Ready(manager) => manager.wait(),
+            };
         ensure!(log.contains(&format!("dying at point {point}: ")), "it ended by itself before point {point}:\n{log}");
-        let next = Manager::start(lab, &Options::default())?;
+        let next = Manager::start(lab, &ManagerOptions::default())?;
         check(&next).with_context(|| format!("killed at point {point}; the next one says:\n{}", next.log()))?;
         next.kill();
     }

@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
 /// `vfio-pci` would take the whole group, and the PF and a NIC of the kernel's are in it.
 pub fn crowded(lab: &Lab) -> Result<()> {
     let pf = &lab.crowded;
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     let created = manager.create(std::slice::from_ref(pf), 2)?;
     assert!(created[0].error.is_empty(), "{created:?}");
     let vfs = pf.vfs();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tonic::Code;
 
 use crate::eventually;
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::scenario::Lab;
 use crate::lab::testpmd;
 
@@ -15,7 +15,7 @@ use super::ip;
 
 pub fn process(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[..1];
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(pf, 2)?;
     let vfs = pf[0].vfs();
     let [lent, free] = [&vfs[0], &vfs[1]];
@@ -60,7 +60,7 @@ pub fn process(lab: &Lab) -> Result<()> {
 
 pub fn namespace(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[..1];
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(pf, 2)?;
     let vfs = pf[0].vfs();
     let [vf, free] = [&vfs[0], &vfs[1]];
@@ -98,7 +98,7 @@ pub fn namespace(lab: &Lab) -> Result<()> {
 
 /// A holder that a manager in a container does not see in `/proc` is a holder all the same: the kernel says so.
 pub fn unseen(lab: &Lab) -> Result<()> {
-    let manager = Manager::start(lab, &Options { alone: true, ..Options::default() })?;
+    let manager = Manager::start(lab, &ManagerOptions { alone: true, ..ManagerOptions::default() })?;
     assert!(manager.log().contains("the pod needs `hostPID: true`"), "it knows that it does not see everybody");
     manager.create(&lab.pfs[..1], 1)?;
     let vf = &lab.pfs[0].vfs()[0];
@@ -116,8 +116,11 @@ pub fn unseen(lab: &Lab) -> Result<()> {
 pub fn stuck(lab: &Lab) -> Result<()> {
     let timeout = Duration::from_secs(1);
     let pause = lab.state().join("unbind");
-    let options =
-        Options { call_timeout: Some(timeout), pause_before_unbind: Some(pause.clone()), ..Options::default() };
+    let options = ManagerOptions {
+        call_timeout: Some(timeout),
+        pause_before_unbind: Some(pause.clone()),
+        ..ManagerOptions::default()
+    };
     let manager = Manager::start(lab, &options)?;
     manager.create(&lab.pfs[..1], 3)?;
     let vfs = lab.pfs[0].vfs();

@@ -9,7 +9,7 @@ use sriov_manager::api::v1::{Attributes, Rate, Vlan};
 use tonic::{Code, Status};
 
 use crate::eventually;
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::pci::VFS_MAX;
 use crate::lab::scenario::Lab;
 
@@ -29,7 +29,7 @@ pub fn fourteen_vfs(lab: &Lab) -> Result<()> {
         pf.set_vfs(0)?;
         pf.write("sriov_drivers_autoprobe", "1")?;
     }
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     let began = Instant::now();
     let created = manager.create(&lab.pfs, VFS_MAX)?;
     lab.time("manager: 7 VFs on two PFs at once", began.elapsed());
@@ -64,7 +64,7 @@ pub fn vfio_and_back(lab: &Lab) -> Result<()> {
     for vf in &vfs {
         vf.wait_for_interface();
     }
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.acquire("dpdk", &vfs[0], "vfio-pci", None)?;
     assert_eq!(vfs[0].driver().as_deref(), Some("vfio-pci"));
     assert!(vfs[0].interface().is_none());
@@ -89,7 +89,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[1];
     let interface = pf.interface().context("a PF has an interface")?;
     ip(&["link", "set", &interface, "up"])?;
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(&lab.pfs[1..], 2)?;
     // A rate wants a link that is up, and igb resets itself for its VFs.
     eventually("the link is up", || ip(&["link", "show", &interface]).is_ok_and(|text| text.contains("LOWER_UP")));
@@ -134,7 +134,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
 }
 
 pub fn command_line(lab: &Lab) -> Result<()> {
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     let pf = &lab.pfs[0];
     manager.ferrule(&["create", &format!("{}=2", pf.address)])?;
     let vf = &pf.vfs()[1];
@@ -161,7 +161,7 @@ fn told_of(attributes: &Attributes) -> Attributes {
 
 pub fn times(lab: &Lab) -> Result<()> {
     const ROUNDS: usize = 20;
-    let manager = Manager::start(lab, &Options::default())?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
     manager.create(&lab.pfs[..1], 2)?;
     let vfs = lab.pfs[0].vfs();
     let [vf, ready] = [&vfs[0], &vfs[1]];

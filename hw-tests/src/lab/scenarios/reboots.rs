@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sriov_manager::api::v1::{Attributes, ListResponse};
 
-use crate::lab::manager::{Manager, Options};
+use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::pci::Function;
 use crate::lab::scenario::Lab;
 
@@ -64,7 +64,7 @@ fn is_kept(lab: &Lab, list: &ListResponse, vf: &Function) -> Result<()> {
 fn start(lab: &Lab, count: u32) -> Result<Manager> {
     let pf = &lab.pfs[0].address;
     let policies = format!("pools:\n  - name: lab\n    pfs: [{{ address: \"{pf}\" }}]\n    num_vfs: {count}\n");
-    Manager::start(lab, &Options { policies: Some(policies), ..Options::default() })
+    Manager::start(lab, &ManagerOptions { policies: Some(policies), ..ManagerOptions::default() })
 }
 
 const MAC: &str = "02:00:00:00:03:01";
