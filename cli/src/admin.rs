@@ -11,7 +11,9 @@ use tonic::{Code, Status, Streaming};
 
 use crate::text::natural_order;
 pub use dpdk_forwarder::admin::v1 as proto;
-use proto::{AddWireRequest, ListWiresRequest, ListWiresResponse, RemoveWireRequest, WatchWiresRequest};
+use proto::{
+    Change, ListWiresRequest, ListWiresResponse, PutWireRequest, RemoveWireRequest, WatchWiresRequest, WireSpec,
+};
 
 /// Which forwarder to ask.
 #[derive(Clone, Debug, Args)]
@@ -36,21 +38,27 @@ impl Admin {
 
     /// Every wire as it stands now, in natural order.
     pub async fn list(&mut self) -> Result<ListWiresResponse, AdminError> {
-        let response = self.client.list_wires(ListWiresRequest {}).await;
+        self.list_some(ListWiresRequest::default()).await
+    }
+
+    /// The wires that are asked for as they stand now.
+    pub async fn list_some(&mut self, which: ListWiresRequest) -> Result<ListWiresResponse, AdminError> {
+        let response = self.client.list_wires(which).await;
         response.map(|response| in_order(response.into_inner())).map_err(|status| self.error(&status))
     }
 
     /// Every wire now, and again every interval.
     pub async fn watch(mut self, interval_ms: u32) -> Result<Watch, AdminError> {
-        let response = self.client.watch_wires(WatchWiresRequest { interval_ms }).await;
+        let response = self.client.watch_wires(WatchWiresRequest { interval_ms, filter: None }).await;
         let stream = response.map_err(|status| self.error(&status))?.into_inner();
         Ok(Watch { stream, admin: self })
     }
 
-    /// Makes one wire of one entry of the wires file.
-    pub async fn add(&mut self, yaml: String) -> Result<(), AdminError> {
-        let response = self.client.add_wire(AddWireRequest { yaml }).await;
-        response.map(drop).map_err(|status| self.error(&status))
+    /// Makes one wire what is asked for. `persist` says whether it is made again when the forwarder starts again; none:
+    /// as the forwarder is set up.
+    pub async fn put(&mut self, wire: WireSpec, persist: Option<bool>) -> Result<Change, AdminError> {
+        let response = self.client.put_wire(PutWireRequest { wire: Some(wire), persist }).await;
+        response.map(|response| response.get_ref().change()).map_err(|status| self.error(&status))
     }
 
     /// Removes one wire.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use sriov_manager::api::v1::acquire_request::Choice;
-use sriov_manager::api::{Client, ConnectError, connect, v1};
+use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::{Client, ConnectError, connect, v1};
 use thiserror::Error;
 use tonic::Status;
 
@@ -288,7 +288,7 @@ impl From<Status> for VfCliError {
     }
 }
 
-const SOCKET_DEFAULT: &str = sriov_manager::config::SOCKET_DEFAULT;
+const SOCKET_DEFAULT: &str = sriov_manager_client::SOCKET_DEFAULT;
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Subcommand, ValueEnum};
 
+use dpdk_forwarder::admin::{Secrets, spec_to_proto};
+use dpdk_forwarder::config::parse_wire;
+
+use crate::admin::proto::{Change, WireSpec};
 use crate::admin::{Admin, AdminError, AdminSocket};
 use crate::{Cli, CliError};
 
@@ -14,12 +18,12 @@ mod short;
 
 pub use document::DocumentError;
 use document::Item;
-pub use short::EndArg;
+pub use short::{EndArg, LabelArg};
 
 /// The commands below `ferrule wire`.
 #[derive(Debug, Subcommand)]
 pub enum WireCommand {
-    /// Add one wire or several; they last until removed or until the forwarder ends
+    /// Add or change one wire or several; asked for twice, the second time changes nothing
     Add(AddArgs),
     /// Remove wires that were added
     Remove(RemoveArgs),
@@ -29,12 +33,12 @@ pub enum WireCommand {
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// YAML of one wire, a list of wires, or a whole wires file; `-` reads standard input
-    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full", "trusted"])]
+    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with_all = ["name", "end", "full", "trusted", "owner", "labels"])]
     file: Option<PathBuf>,
     /// Name of the wire
     #[arg(long, requires = "end")]
     name: Option<String>,
-    /// An end, as `memif:socket=@x,id=0,role=server` `vhost-user:socket=PATH,mode=server` or
+    /// An end, as `memif:socket=@x,id=0,role=server` `vhost-user:socket=PATH,role=server` or
     /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
     #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
     end: Vec<EndArg>,
@@ -44,6 +48,15 @@ pub struct AddArgs {
     /// The peer at the memif client end gets the memory of the one at the memif server end: no frame is copied
     #[arg(long, requires = "name")]
     trusted: bool,
+    /// Who the wire belongs to
+    #[arg(long, requires = "name")]
+    owner: Option<String>,
+    /// What the wire can be found by; may come several times
+    #[arg(long = "label", value_name = "KEY=VALUE", requires = "name")]
+    labels: Vec<LabelArg>,
+    /// Make the wires again when the forwarder starts again, or not; without it, as the forwarder's journal is set up
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    persist: Option<bool>,
     #[command(flatten)]
     socket: AdminSocket,
 }
@@ -76,15 +89,25 @@ pub async fn run(command: WireCommand) -> Result<(), CliError> {
 }
 
 async fn add(args: AddArgs) -> Result<(), CliError> {
-    let items = match args.file {
-        Some(file) => document::split(&read(&file)?)?,
+    let persist = args.persist;
+    let items = match &args.file {
+        Some(file) => document::split(&read(file)?)?,
         None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
-        None => vec![short::item(args.name.as_deref().unwrap_or_default(), &args.end, args.full, args.trusted)],
+        None => vec![short::item(&args)],
     };
     let mut admin = Admin::connect(&args.socket.path).await?;
     let mut report = Outcomes::new(items.len());
     for Item { label, yaml } in items {
-        report.note("added", &label, admin.add(yaml).await)?;
+        let change = match wire_of(&yaml) {
+            Ok(wire) => admin.put(wire, persist).await,
+            Err(message) => Err(AdminError::Refused { message }),
+        };
+        let done = match change {
+            Ok(Change::Updated) => "changed",
+            Ok(Change::Unchanged) => "unchanged",
+            Ok(Change::Made | Change::Unspecified) | Err(_) => "added",
+        };
+        report.note(done, &label, change.map(drop))?;
     }
     report.finish()
 }
@@ -96,6 +119,12 @@ async fn remove(RemoveArgs { names, socket }: RemoveArgs) -> Result<(), CliError
         report.note("removed", &name.clone(), admin.remove(name).await)?;
     }
     report.finish()
+}
+
+/// One entry of a wires file as the forwarder is asked for it. What is wrong with it is told with its line.
+fn wire_of(yaml: &str) -> Result<WireSpec, String> {
+    let spec = parse_wire(yaml).map_err(|errors| errors.to_string())?;
+    Ok(spec_to_proto(&spec, Secrets::Shown))
 }
 
 fn wrong_ends(given: usize) -> CliError {

@@ -32,7 +32,7 @@ pub async fn run(args: &WiresArgs) -> Result<(), CliError> {
 /// Whether a wire works, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum State {
-    /// An end cannot come back by itself.
+    /// An end is gone or cannot be made.
     Failed,
     /// An end is not there yet, or went away.
     Waiting,
@@ -85,7 +85,7 @@ pub(crate) mod fixtures {
         let (name, full) = (name.to_owned(), "hold".to_owned());
         let (crossing, copied_because) = ("copied".to_owned(), String::new());
         let origin = Origin::File.into();
-        Wire { name, origin, ends: ends.into(), directions, queues, full, crossing, copied_because }
+        Wire { name, origin, ends: ends.into(), directions, queues, full, crossing, copied_because, ..Wire::default() }
     }
 
     fn end(kind: &str, state: &str, detail: &str) -> End {
@@ -100,6 +100,6 @@ pub(crate) mod fixtures {
     pub(crate) fn traffic(frames: u64, bytes: u64, full: u64) -> Traffic {
         let drops =
             vec![Drop { reason: "full".to_owned(), frames: full }, Drop { reason: "too_long".to_owned(), frames: 0 }];
-        Traffic { frames, bytes, drops }
+        Traffic { frames, bytes, drops, stalls: 0 }
     }
 }

@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use ferrule::admin::proto::WireSpec;
+use ferrule::admin::proto::end_spec::Kind;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -42,7 +44,7 @@ impl Fixture {
         self.command(arguments).output().unwrap().into()
     }
 
-    fn added(&self) -> Vec<String> {
+    fn added(&self) -> Vec<WireSpec> {
         self.forwarder.as_ref().unwrap().added.lock().unwrap().clone()
     }
 }
@@ -106,29 +108,40 @@ fn a_wire_is_added_from_a_short_form() {
     let ends = ["--end", "memif:socket=@x,id=0,role=server", "--end", "kernel:name=nsm-1,address=10.0.0.1/30"];
     let said = fixture.run(&[&["wire", "add", "--name", "a-b"], &ends[..]].concat());
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(0), "added a-b\n", ""));
-    let sent: Value = serde_json::from_str(&fixture.added()[0]).unwrap();
-    assert_eq!(sent["ends"][1]["kernel"]["addresses"][0], "10.0.0.1/30");
+    let sent = &fixture.added()[0];
+    let Some(Kind::Kernel(kernel)) = &sent.ends[1].kind else { panic!("a kernel end") };
+    assert_eq!((sent.name.as_str(), &kernel.addresses[..]), ("a-b", &["10.0.0.1/30".to_owned()][..]));
+
+    let again = fixture.run(&[&["wire", "add", "--name", "a-b"], &ends[..]].concat());
+    assert_eq!(again.out, "unchanged a-b\n");
+    let changed =
+        fixture.run(&[&["wire", "add", "--name", "a-b", "--full", "drop", "--owner", "me"], &ends[..]].concat());
+    assert_eq!((changed.out.as_str(), fixture.added()[2].owner.as_str()), ("changed a-b\n", "me"));
 }
 
 #[test]
 fn wires_are_added_from_a_file_or_from_standard_input() {
     let fixture = Fixture::new();
     let file = fixture.directory.path().join("wires.yaml");
-    std::fs::write(&file, "workers: [0]\nwires:\n  - { name: a, ends: [] }\n  - name: b\n    ends: []\n").unwrap();
-    assert_eq!(fixture.run(&["wire", "add", file.to_str().unwrap()]).out, "added a\nadded b\n");
-    assert_eq!(fixture.added()[1], "\n\n\n    name: b\n    ends: []\n");
+    let ends = "ends: [{ kernel: { name: x } }, { kernel: { name: y } }]";
+    let list = format!("workers: [0]\nwires:\n  - {{ name: a, {ends} }}\n  - name: b\n    {ends}\n  - {{ name: c }}\n");
+    std::fs::write(&file, list).unwrap();
+    let said = fixture.run(&["wire", "add", file.to_str().unwrap()]);
+    assert_eq!((said.code, said.out.as_str()), (Some(1), "added a\nadded b\n"));
+    assert!(said.err.contains("c: wire:6:5: ends: missing"), "errors name the line of the file: {}", said.err);
+    assert_eq!(fixture.added()[1].name, "b");
 
     let mut child =
         fixture.command(&["wire", "add", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"name: c\nends: []\n").unwrap();
-    assert_eq!(CommandOutput::from(child.wait_with_output().unwrap()).out, "added c\n");
+    child.stdin.take().unwrap().write_all(format!("name: d\n{ends}\n").as_bytes()).unwrap();
+    assert_eq!(CommandOutput::from(child.wait_with_output().unwrap()).out, "added d\n");
 }
 
 #[test]
 fn a_refusal_is_the_forwarders_own_words() {
     let fixture = Fixture::new();
     let said = fixture.run(&["wire", "add", "--name", "taken", "--end", "kernel:name=a", "--end", "kernel:name=b"]);
-    let words = "wire `taken`: there is one of this name; remove it first\n";
+    let words = "wire `taken` belongs to `somebody`; choose another name\n";
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (Some(1), "", words));
     assert_eq!(fixture.run(&["wire", "add", "/nonexistent.yaml"]).code, Some(1));
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
+use tokio_stream::wrappers::WatchStream;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status};
@@ -27,7 +27,8 @@ pub async fn serve(
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
     let reporter = HealthReporter::new();
-    set_health(&reporter, names, Phase::Serving).await;
+    let now = *phase.borrow();
+    set_health(&reporter, names, now).await;
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter.clone()),
     );
@@ -36,21 +37,19 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|error| ServeError(error.to_string()))?;
-    let (guard, listener) = socket.into_parts();
+    let (incoming, accepting) = socket.accept();
     let mut stopped = phase.clone();
     let routes = api.add_service(health).add_service(reflection);
-    let server = Server::builder().add_routes(routes).serve_with_incoming_shutdown(
-        UnixListenerStream::new(listener),
-        async move {
-            // An error means that the spine is gone, which is a stop as well.
-            let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;
-        },
-    );
+    let server = Server::builder().add_routes(routes).serve_with_incoming_shutdown(incoming, async move {
+        // An error means that the spine is gone, which is a stop as well.
+        let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;
+    });
     let result = tokio::select! {
         result = server => result.map_err(|error| ServeError(error.to_string())),
         () = follow(reporter, names, phase) => Ok(()),
     };
-    drop(guard);
+    // The socket's file goes now that nobody takes clients any more.
+    let _ = accepting.await;
     result
 }
 

@@ -80,9 +80,10 @@ async fn metrics(State(page): State<Page>) -> Response {
 }
 
 async fn healthz(State(page): State<Page>) -> Response {
-    if *page.phase.borrow() == Phase::Serving {
-        (StatusCode::OK, "serving\n").into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
-    }
+    let (code, text) = match *page.phase.borrow() {
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+        Phase::Serving => (StatusCode::OK, "serving\n"),
+        Phase::Draining | Phase::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    };
+    (code, text).into_response()
 }

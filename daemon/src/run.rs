@@ -88,6 +88,11 @@ impl Servers {
         Self { phase: watch::Sender::new(Phase::Serving), tasks: JoinSet::new(), page: None }
     }
 
+    /// The same for a daemon that has much to make before it is ready: it is asked meanwhile, and says so.
+    pub fn starting() -> Self {
+        Self { phase: watch::Sender::new(Phase::Starting), ..Self::new() }
+    }
+
     /// What the daemon is doing, for a server.
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
@@ -112,6 +117,14 @@ impl Servers {
 
     /// Says that all of it is there: in the log, with `summary`, and to systemd.
     pub fn ready(&self, summary: impl fmt::Display) {
+        // One that was told to stop meanwhile stays so.
+        self.phase.send_if_modified(|phase| {
+            let starting = *phase == Phase::Starting;
+            if starting {
+                *phase = Phase::Serving;
+            }
+            starting
+        });
         if let Some(address) = self.page {
             info!("metrics on http://{address}/metrics");
         }

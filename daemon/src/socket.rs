@@ -2,39 +2,90 @@
 //! came after us.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use ferrule_ffi::socket_file::{self, Access, BindError, SocketFile};
+use ferrule_ffi::unix::Kind;
 use thiserror::Error;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{error, warn};
 
 /// A listening socket whose file goes away with it.
 #[derive(Debug)]
 pub struct ServiceSocket {
     listener: UnixListener,
     file: SocketFile,
+    /// What it is called when another one is in the way.
+    program: &'static str,
+    /// It was said that the path leads elsewhere.
+    lost: bool,
 }
 
 impl ServiceSocket {
     /// Listens at `path`, for owner and group only. Missing directories are made; a socket that nobody
     /// listens on any more is replaced. Needs a tokio runtime.
     pub fn bind(program: &'static str, path: &Path) -> Result<Self, SocketError> {
-        let failed = |tried, source| SocketError::Failed { tried, path: path.to_owned(), source };
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| failed("make the directory of", error))?;
-        }
-        make_way(program, path)?;
-        let listener = UnixListener::bind(path).map_err(|error| failed("listen on", error))?;
-        let file = SocketFile::of(path).map_err(|error| failed("look at", error))?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(MODE))
-            .map_err(|error| failed("set the mode of", error))?;
-        Ok(Self { listener, file })
+        let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+        let bound = socket_file::listen_at(Kind::Stream, path, ACCESS, BACKLOG).map_err(|error| match error {
+            BindError::Taken => SocketError::Taken { program, path: path.to_owned() },
+            BindError::NotASocket => SocketError::NotASocket { path: path.to_owned() },
+            error @ (BindError::Group { .. } | BindError::Failed { .. }) => failed(io::Error::other(error.to_string())),
+        });
+        let (socket, file) = bound?;
+        // It does not block, as tokio demands.
+        let listener = UnixListener::from_std(net::UnixListener::from(socket)).map_err(failed)?;
+        Ok(Self { listener, file, program, lost: false })
     }
 
-    /// The guard of the file, and the listener.
-    pub fn into_parts(self) -> (SocketFile, UnixListener) {
-        (self.file, self.listener)
+    /// Clients as they come, until the stream is dropped; the task has ended when the file is gone. A path that does not
+    /// lead here any more, because its directory was removed or another program bound it, is listened on again.
+    pub fn accept(self) -> (ReceiverStream<io::Result<UnixStream>>, JoinHandle<()>) {
+        let (clients, incoming) = mpsc::channel(1);
+        (ReceiverStream::new(incoming), tokio::spawn(self.accept_for(clients)))
+    }
+
+    async fn accept_for(mut self, clients: mpsc::Sender<io::Result<UnixStream>>) {
+        let mut checks = interval(CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = clients.closed() => return,
+                _ = checks.tick() => self.listen_again_if_lost(),
+                client = self.listener.accept() => match client {
+                    Ok((client, _)) => if clients.send(Ok(client)).await.is_err() { return },
+                    Err(error) => {
+                        // Out of descriptors: the client waits at the socket, which would be ready again at once.
+                        warn!(path = %self.file.path().display(), %error, "a client cannot be accepted");
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn listen_again_if_lost(&mut self) {
+        if self.file.leads_here() {
+            self.lost = false;
+            return;
+        }
+        let path = self.file.path();
+        match Self::bind(self.program, path) {
+            Ok(again) => {
+                warn!(path = %path.display(), "the socket's path led elsewhere; it is listened on again");
+                *self = again;
+            }
+            Err(error) if !self.lost => {
+                error!(%error, "clients do not reach this daemon: its socket's path leads elsewhere; it is tried again");
+                self.lost = true;
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -56,74 +107,28 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The kernel said no.
-    #[error("{tried} the socket {}: {source}", path.display())]
+    #[error("listen on {}: {source}", path.display())]
     Failed {
-        /// What was tried.
-        tried: &'static str,
-        /// On what.
+        /// Where.
         path: PathBuf,
-        /// Why not.
+        /// What was tried, and why not.
         source: io::Error,
     },
 }
 
-/// Removes a dead socket; leaves everything else as it is.
-fn make_way(program: &'static str, path: &Path) -> Result<(), SocketError> {
-    let failed = |tried, source| SocketError::Failed { tried, path: path.to_owned(), source };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("look at", error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(SocketError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    match BlockingStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|error| failed("replace", error))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full backlog says `would block`: somebody is alive, only busy.
-        Ok(_) => Err(SocketError::Taken { program, path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(SocketError::Taken { program, path: path.to_owned() })
-        }
-        Err(error) => Err(failed("find out who owns", error)),
-    }
-}
-
-/// Removes the file when dropped, if it is still the one that we made.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // Nothing can be done about a failure, and the next start replaces a dead socket anyway.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
 /// Whoever may write may give orders: the owner and the group.
-const MODE: u32 = 0o660;
+const ACCESS: Access = Access { mode: 0o660, group: None };
+/// How often a daemon looks whether its path still leads to it.
+const CHECK: Duration = Duration::from_secs(1);
+/// Between two tries to accept a client that failed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Clients that may wait to be accepted.
+const BACKLOG: u8 = 128;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[tokio::test]
@@ -141,12 +146,49 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         // A listener of the standard library leaves its file behind, like a process that was killed.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(net::UnixListener::bind(&path).unwrap());
         let socket = ServiceSocket::bind("forwarder", &path).unwrap();
         let error = ServiceSocket::bind("forwarder", &path).unwrap_err();
         assert!(matches!(error, SocketError::Taken { .. }), "{error}");
         assert!(path.exists(), "the live one keeps its file");
         drop(socket);
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_path_was_taken_away_is_there_again_within_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/admin.sock");
+        let (mut incoming, accepting) = ServiceSocket::bind("forwarder", &path).unwrap().accept();
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let client = async {
+            loop {
+                match UnixStream::connect(&path).await {
+                    Ok(client) => break client,
+                    Err(_) => sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        let _client = tokio::time::timeout(Duration::from_secs(20), client).await.expect("it listens again");
+        assert!(tokio_stream::StreamExt::next(&mut incoming).await.unwrap().is_ok());
+        drop(incoming);
+        accepting.await.unwrap();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn another_program_s_socket_is_left_alone_until_it_has_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let mut ours = ServiceSocket::bind("forwarder", &path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let other = ServiceSocket::bind("forwarder", &path).unwrap();
+        ours.listen_again_if_lost();
+        assert!(other.file.leads_here() && ours.lost);
+        drop(other);
+        ours.listen_again_if_lost();
+        assert!(ours.file.leads_here());
+        ours.listen_again_if_lost();
+        assert!(ours.file.leads_here() && !ours.lost);
     }
 
     #[tokio::test]

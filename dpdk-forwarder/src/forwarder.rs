@@ -8,18 +8,23 @@ use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError};
+use ferrule_dataplane::engine::Event;
+use ferrule_dataplane::port::kernel::{Owner, OwnerError};
 use ferrule_dataplane::{Engine, EngineError};
+use ferrule_ffi::memory_budget::MemoryBudget;
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::{Config, WiresFile};
+use crate::journal::{Journal, JournalError};
 use crate::metrics::Snapshot;
 use crate::reload;
-use crate::wires::Wires;
+use crate::wires::{ChangeError, Wires};
 
 /// How to run a forwarder.
 #[derive(Clone, Debug)]
@@ -32,12 +37,12 @@ pub struct Options {
     pub drain_grace: Duration,
 }
 
-/// Runs a forwarder until `shutdown` is there, then drains it.
+/// Runs a forwarder until `shutdown` is there, then drains it. A stop does not wait for wires that are being made.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let mut forwarder = Forwarder::start(options).await?;
+    let mut forwarder = Forwarder::launch(options).await?;
     let result = tokio::select! {
         () = shutdown => Ok(()),
-        error = forwarder.failed() => Err(error),
+        error = forwarder.serve() => Err(error),
     };
     forwarder.stop().await;
     result
@@ -49,14 +54,27 @@ pub struct Forwarder {
     admin: PathBuf,
     /// The admin API and the metrics page.
     servers: Servers,
+    /// Makes the first wires, then says so; it has ended once they were all made or tried.
+    first: Option<JoinHandle<Result<(), ChangeError>>>,
+    /// What follows the file, and the hangups that came meanwhile, for when the first wires are there.
+    follow: Option<(Option<WiresFile>, Signal)>,
     /// Reload and retry: they are cut off when draining begins.
-    keepers: [JoinHandle<()>; 2],
+    keepers: Vec<JoinHandle<()>>,
+    /// Ends with the name of a thread of the engine that died.
+    death: oneshot::Receiver<String>,
     drain_grace: Duration,
 }
 
 impl Forwarder {
     /// Returns when every listener listens and every wire was made or tried.
     pub async fn start(options: Options) -> Result<Self, RunError> {
+        let mut forwarder = Self::launch(options).await?;
+        forwarder.ready().await?;
+        Ok(forwarder)
+    }
+
+    /// Returns when the admin API and the metrics page answer; the wires are made meanwhile.
+    pub async fn launch(options: Options) -> Result<Self, RunError> {
         let Options { config, file, drain_grace } = options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
@@ -66,26 +84,59 @@ impl Forwarder {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
-        let settings = config.settings();
-        let wanted = config.wires;
+        let (settings, journal) = (config.settings(), config.journal.clone());
+        // By it the next forwarder at this socket finds the interfaces that a killed one left.
+        let owner = config.admin.with_extension("id");
         let wires = spawn_blocking(move || {
-            let wires = Wires::new(Engine::start(&settings)?);
-            wires.apply(&wanted)?;
-            Ok::<_, RunError>(Arc::new(wires))
+            let journal = journal.as_deref().map(Journal::open).transpose()?;
+            let engine = Engine::start_as(&settings, Owner::open(&owner)?)?;
+            Ok::<_, RunError>(Arc::new(Wires::new(engine, journal)))
         })
         .await??;
 
-        let mut servers = Servers::new();
+        let mut servers = Servers::starting();
+        info!("admin API on {}", config.admin.display());
         servers.serve(admin::serve(socket, Arc::clone(&wires), servers.phase()));
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
             servers.serve_page(listener, Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render()));
         }
-        let reload = reload::keep_equal(file, hangup, Arc::clone(&wires));
-        let keepers = [tokio::spawn(reload), tokio::spawn(retry(Arc::clone(&wires)))];
-        let forwarder = Self { wires, admin: config.admin, servers, keepers, drain_grace };
-        forwarder.announce();
-        Ok(forwarder)
+        if let Err(reason) = MemoryBudget::counts_pages() {
+            warn!(reason, "the `memory` limits of ends are not exact");
+        }
+        let death = watch_engine(&wires).map_err(RunError::Threads)?;
+        let first = {
+            let wires = Arc::clone(&wires);
+            spawn_blocking(move || {
+                wires.apply(&config.wires)?;
+                wires.replay().map(drop)
+            })
+        };
+        let (first, follow) = (Some(first), Some((file, hangup)));
+        Ok(Self { wires, admin: config.admin, servers, first, follow, keepers: Vec::new(), death, drain_grace })
+    }
+
+    /// Returns when every wire was made or tried.
+    pub async fn ready(&mut self) -> Result<(), RunError> {
+        if let Some(first) = &mut self.first {
+            let made = first.await;
+            self.first = None;
+            made??;
+        }
+        if let Some((file, hangup)) = self.follow.take() {
+            let reload = reload::keep_equal(file, hangup, Arc::clone(&self.wires));
+            self.keepers = vec![tokio::spawn(reload), tokio::spawn(retry(Arc::clone(&self.wires)))];
+            self.announce();
+        }
+        Ok(())
+    }
+
+    /// Makes the first wires, serves, and returns when something ended that should not have.
+    async fn serve(&mut self) -> RunError {
+        match self.ready().await {
+            Ok(()) => self.failed().await,
+            Err(error) => error,
+        }
     }
 
     /// Where the metrics page listens; with port 0 in the settings, the port that was given.
@@ -98,15 +149,20 @@ impl Forwarder {
         &self.admin
     }
 
-    /// Returns when a server ended that should not have.
+    /// Returns when something ended that should not have: a server, or a thread of the engine.
     pub async fn failed(&mut self) -> RunError {
-        self.servers.failed().await.into()
+        tokio::select! {
+            error = self.servers.failed() => error.into(),
+            Ok(thread) = &mut self.death => RunError::ThreadDied(thread),
+        }
     }
 
     /// Drains: refuses changes, lets frames in flight leave, removes every wire, ends.
     pub async fn stop(mut self) {
         info!(grace = ?self.drain_grace, "draining");
+        // Health says so before anything else happens.
         self.servers.drain();
+        self.wires.refuse_changes();
         for keeper in &self.keepers {
             keeper.abort();
         }
@@ -120,10 +176,8 @@ impl Forwarder {
 
     fn announce(&self) {
         let admin = self.admin.display();
-        let wires = self.wires.list();
-        let count = wires.len();
+        let count = self.wires.list().len();
         let noun = if count == 1 { "wire" } else { "wires" };
-        info!("admin API on {admin}");
         let metrics = self.metrics().map_or_else(|| "no metrics".to_owned(), |address| format!("metrics {address}"));
         self.servers.ready(format_args!("{count} {noun}, admin {admin}, {metrics}"));
     }
@@ -138,12 +192,24 @@ pub enum RunError {
     /// The metrics page cannot listen.
     #[error(transparent)]
     Metrics(#[from] ListenError),
+    /// Another forwarder is the owner of these interfaces.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// The workers could not be started.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The wires could not be applied at all.
     #[error(transparent)]
-    Wires(#[from] crate::wires::ChangeError),
+    Wires(#[from] ChangeError),
+    /// A thread of the engine panicked: its supervisor is to start the process again.
+    #[error("the engine's thread `{0}` died; start the forwarder again, and report the lines before this one")]
+    ThreadDied(String),
+    /// No thread can be had.
+    #[error("start a thread: {0}")]
+    Threads(std::io::Error),
     /// A thread of ours failed.
     #[error("start the wires: {0}")]
     Thread(#[from] JoinError),
@@ -153,6 +219,22 @@ pub enum RunError {
     /// A server ended while it was needed.
     #[error(transparent)]
     Server(#[from] ServerError),
+}
+
+/// Has the first death of a thread of the engine told. What else happens is for the API's watchers.
+fn watch_engine(wires: &Wires) -> std::io::Result<oneshot::Receiver<String>> {
+    let (sender, death) = oneshot::channel();
+    let events = wires.subscribe(EVENTS_MAX);
+    std::thread::Builder::new().name("engine-watch".to_owned()).spawn(move || {
+        while let Some(event) = events.next_event() {
+            if let Event::ThreadDied { thread } = event {
+                // Nobody listens any more when the forwarder has stopped.
+                let _ = sender.send(thread);
+                return;
+            }
+        }
+    })?;
+    Ok(death)
 }
 
 /// Tries wires again that could not be made. Never ends by itself.
@@ -170,6 +252,8 @@ async fn retry(wires: Arc<Wires>) {
     }
 }
 
+/// Of the engine, that were not looked at yet.
+const EVENTS_MAX: usize = 256;
 /// How often a wire that could not be made is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// How long clients may take to read their last answers.

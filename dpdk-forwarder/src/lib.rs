@@ -7,7 +7,8 @@
 //! - [`forwarder`]: start, serve, stop: the spine
 //! - [`config`]: the wires file, checked as a whole
 //! - [`plan`]: from the wires that are to those that should be
-//! - [`wires`]: the engine with a ledger of who wanted what
+//! - [`wires`]: the engine, and who wanted what
+//! - [`journal`]: wires of the admin API that outlive the process
 //! - `reload`: the file followed
 //! - [`admin`]: the gRPC service and its client
 //! - [`metrics`]: what Prometheus reads
@@ -17,6 +18,7 @@
 pub mod admin;
 pub mod config;
 pub mod forwarder;
+pub mod journal;
 pub mod metrics;
 pub mod plan;
 mod reload;

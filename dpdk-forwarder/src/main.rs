@@ -24,6 +24,9 @@ struct Flags {
     /// Address of the metrics page; overrides the file
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// File in which wires of the admin API are kept for the next start; overrides the file
+    #[arg(long, value_name = "PATH")]
+    journal: Option<PathBuf>,
     #[command(flatten)]
     log: LogFlags,
     /// Check the wires file and exit: 0 if it is good, 64 if not
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let mut config = file.as_ref().map_or_else(Config::default, |file| file.config.clone());
     config.admin = flags.admin.unwrap_or(config.admin);
     config.metrics = flags.metrics.or(config.metrics);
+    config.journal = flags.journal.or(config.journal);
     let options = Options { config, file, drain_grace: flags.drain_grace };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
 }

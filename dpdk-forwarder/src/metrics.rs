@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use ferrule_daemon::metrics::{self, Process, counters, gauges};
+use ferrule_daemon::metrics::{self, Labels, Process, counters, gauges};
 use ferrule_dataplane::status::{DropReason, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use crate::wires::{Listed, kind};
+use crate::wires::Listed;
 
 /// Everything that one scrape tells.
 #[derive(Debug)]
@@ -29,26 +29,28 @@ impl Snapshot {
     }
 
     fn wires(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let name = |wire: &Listed| wire.status.spec.name.clone();
         gauges(
             encoder,
             ("ferrule_wire_up", "Whether frames can cross the wire"),
-            self.wires.iter().map(|wire| (vec![("wire", name(wire))], u64::from(wire.status.is_up()))),
+            self.wires.iter().map(|wire| (of_wire(wire), u64::from(wire.status.is_up()))),
         )?;
         gauges(
             encoder,
             ("ferrule_wire_queues", "Queues of the wire that are joined now"),
-            self.wires.iter().map(|wire| (vec![("wire", name(wire))], wire.status.queues as u64)),
+            self.wires.iter().map(|wire| (of_wire(wire), wire.status.queues as u64)),
+        )?;
+        gauges(
+            encoder,
+            ("ferrule_wire_generation", "How often the wire has changed, from 1 on"),
+            self.wires.iter().map(|wire| (of_wire(wire), wire.status.generation)),
         )?;
         let ends = self.wires.iter().flat_map(|wire| {
             let ends = wire.status.spec.ends.iter().zip(&wire.status.ends).enumerate();
             ends.map(move |(index, (spec, state))| {
-                let labels = vec![
-                    ("wire", name(wire)),
-                    ("end", index.to_string()),
-                    ("kind", kind(spec).to_owned()),
-                    ("state", state.word().to_owned()),
-                ];
+                let mut labels = of_wire(wire);
+                labels.push(("end", index.to_string()));
+                labels.push(("kind", spec.kind().to_owned()));
+                labels.push(("state", state.word().to_owned()));
                 (labels, 1_u64)
             })
         });
@@ -74,7 +76,8 @@ impl Snapshot {
             self.wires.iter().flat_map(|wire| {
                 let named = DIRECTIONS.iter().zip(&wire.status.directions);
                 named.map(|(direction, traffic)| {
-                    let labels = vec![("wire", wire.status.spec.name.clone()), ("direction", (*direction).to_owned())];
+                    let mut labels = of_wire(wire);
+                    labels.push(("direction", (*direction).to_owned()));
                     (labels, traffic)
                 })
             })
@@ -89,6 +92,8 @@ impl Snapshot {
             ("ferrule_wire_bytes", "Bytes delivered, without FCS"),
             directions().map(|(labels, traffic)| (labels, traffic.bytes)),
         )?;
+        let stalls = ("ferrule_wire_stalls", "Visits of a worker that ended because the target had no room");
+        counters(encoder, stalls, directions().map(|(labels, traffic)| (labels, traffic.stalls)))?;
         let drops = directions().flat_map(|(labels, traffic)| {
             DropReason::ALL.iter().zip(traffic.drops).map(move |(reason, frames)| {
                 let mut labels = labels.clone();
@@ -112,6 +117,13 @@ impl Collector for Snapshot {
     }
 }
 
+/// The labels that everything about a wire has: its name, and its owner if it has one.
+fn of_wire(wire: &Listed) -> Labels {
+    let spec = &wire.status.spec;
+    let owner = (!spec.owner.is_empty()).then(|| ("owner", spec.owner.clone()));
+    [("wire", spec.name.clone())].into_iter().chain(owner).collect()
+}
+
 /// The labels of [`WireStatus::directions`](ferrule_dataplane::status::WireStatus::directions).
 const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 
@@ -127,25 +139,29 @@ mod tests {
 
     #[test]
     fn a_scrape_tells_each_wire_with_its_counters_and_states() {
-        let spec =
-            parse_wire("{name: 'a\"b', ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}").unwrap();
+        let spec = parse_wire(
+            "{name: 'a\"b', owner: nsm, ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}",
+        )
+        .unwrap();
         let directions =
             [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
-        let status = WireStatus { ends, directions, queues: 2, ..WireStatus::failed(spec, "") };
+        let status = WireStatus { ends, directions, queues: 2, generation: 4, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
         let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
         for line in [
             concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
-            r#"ferrule_wire_up{wire="a\"b"} 1"#,
-            r#"ferrule_wire_queues{wire="a\"b"} 2"#,
-            r#"ferrule_wire_frames_total{wire="a\"b",direction="0-1"} 7"#,
-            r#"ferrule_wire_bytes_total{wire="a\"b",direction="0-1"} 420"#,
-            r#"ferrule_wire_frames_total{wire="a\"b",direction="1-0"} 0"#,
-            r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="full"} 3"#,
-            r#"ferrule_wire_drops_total{wire="a\"b",direction="0-1",reason="refused"} 1"#,
-            r#"ferrule_end_state{wire="a\"b",end="0",kind="memif",state="listening"} 1"#,
-            r#"ferrule_end_state{wire="a\"b",end="1",kind="kernel",state="up"} 1"#,
+            r#"ferrule_wire_up{wire="a\"b",owner="nsm"} 1"#,
+            r#"ferrule_wire_queues{wire="a\"b",owner="nsm"} 2"#,
+            r#"ferrule_wire_frames_total{wire="a\"b",owner="nsm",direction="0-1"} 7"#,
+            r#"ferrule_wire_bytes_total{wire="a\"b",owner="nsm",direction="0-1"} 420"#,
+            r#"ferrule_wire_frames_total{wire="a\"b",owner="nsm",direction="1-0"} 0"#,
+            r#"ferrule_wire_drops_total{wire="a\"b",owner="nsm",direction="0-1",reason="full"} 3"#,
+            r#"ferrule_wire_drops_total{wire="a\"b",owner="nsm",direction="0-1",reason="refused"} 1"#,
+            r#"ferrule_wire_stalls_total{wire="a\"b",owner="nsm",direction="0-1"} 5"#,
+            r#"ferrule_wire_generation{wire="a\"b",owner="nsm"} 4"#,
+            r#"ferrule_end_state{wire="a\"b",owner="nsm",end="0",kind="memif",state="listening"} 1"#,
+            r#"ferrule_end_state{wire="a\"b",owner="nsm",end="1",kind="kernel",state="up"} 1"#,
             r#"ferrule_worker_queues{cpu="3"} 2"#,
             r#"ferrule_worker_busy_seconds_total{cpu="3"} 1.5"#,
             "# TYPE ferrule_wire_drops counter",

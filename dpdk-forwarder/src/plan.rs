@@ -10,23 +10,23 @@ use ferrule_dataplane::spec::WireSpec;
 pub enum Step {
     /// Remove the wire of this name.
     Remove(String),
+    /// Make the wire of this name what is wanted.
+    Change(WireSpec),
     /// Make this wire.
     Add(WireSpec),
 }
 
-/// The steps that turn `current` into `wanted`. What is equal in both is not touched; a changed wire
-/// is removed and added; removals come first, because what they free (a socket, an interface's
-/// name) may be wanted by an addition. Names are unique in each list.
+/// The steps that turn `current` into `wanted`. What is equal in both is not touched. Removals come first, because what
+/// they free (a socket, an interface's name) may be wanted by the rest; then changes, for the same reason. Names are
+/// unique in each list.
 pub fn plan(current: &[WireSpec], wanted: &[WireSpec]) -> Vec<Step> {
-    let removals = missing(current, wanted).map(|spec| Step::Remove(spec.name.clone()));
-    let additions = missing(wanted, current).map(|spec| Step::Add(spec.clone()));
-    removals.chain(additions).collect()
-}
-
-/// The wires of `list` that `other` does not have in exactly the same form.
-fn missing<'a>(list: &'a [WireSpec], other: &'a [WireSpec]) -> impl Iterator<Item = &'a WireSpec> {
-    let other: HashMap<_, _> = other.iter().map(|spec| (spec.name.as_str(), spec)).collect();
-    list.iter().filter(move |spec| other.get(spec.name.as_str()) != Some(spec))
+    let by_name = |list: &'_ [WireSpec]| list.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    let (is, should): (HashMap<String, WireSpec>, HashMap<String, WireSpec>) = (by_name(current), by_name(wanted));
+    let removals = current.iter().filter(|spec| !should.contains_key(&spec.name));
+    let changes = wanted.iter().filter(|spec| is.get(&spec.name).is_some_and(|is| is != *spec));
+    let additions = wanted.iter().filter(|spec| !is.contains_key(&spec.name));
+    let removals = removals.map(|spec| Step::Remove(spec.name.clone()));
+    removals.chain(changes.cloned().map(Step::Change)).chain(additions.cloned().map(Step::Add)).collect()
 }
 
 #[cfg(test)]
@@ -45,6 +45,7 @@ mod tests {
             for step in plan(&current, &wanted) {
                 match step {
                     Step::Remove(name) => prop_assert!(state.remove(&name).is_some(), "{name} was not there"),
+                    Step::Change(spec) => prop_assert!(state.insert(spec.name.clone(), spec).is_some(), "was not there"),
                     Step::Add(spec) => prop_assert!(state.insert(spec.name.clone(), spec).is_none(), "was there"),
                 }
             }
@@ -60,15 +61,23 @@ mod tests {
         #[test]
         fn a_wire_equal_on_both_sides_is_never_touched(current in wires(), wanted in wires()) {
             for step in plan(&current, &wanted) {
-                let name = match &step { Step::Remove(name) => name, Step::Add(spec) => &spec.name };
+                let name = match &step {
+                    Step::Remove(name) => name,
+                    Step::Change(spec) | Step::Add(spec) => &spec.name,
+                };
                 let find = |list: &[WireSpec]| list.iter().find(|spec| spec.name == *name).cloned();
                 prop_assert_ne!(find(&current), find(&wanted));
             }
         }
 
         #[test]
-        fn removals_come_before_additions(current in wires(), wanted in wires()) {
-            prop_assert!(plan(&current, &wanted).is_sorted_by_key(|step| matches!(step, Step::Add(_))));
+        fn removals_come_before_changes_and_these_before_additions(current in wires(), wanted in wires()) {
+            let order = |step: &Step| match step {
+                Step::Remove(_) => 0,
+                Step::Change(_) => 1,
+                Step::Add(_) => 2,
+            };
+            prop_assert!(plan(&current, &wanted).is_sorted_by_key(order));
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, WiresFile};
-use crate::wires::{Applied, ChangeError, Wires};
+use crate::wires::{ChangeError, Changes, Wires};
 
 /// Keeps the wires equal to the wires file, if there is one, until it is cancelled.
 pub(crate) async fn keep_equal(file: Option<WiresFile>, hangup: Signal, wires: Arc<Wires>) {
@@ -31,7 +31,9 @@ impl Reload for Reloader {
         let wires = Arc::clone(&self.wires);
         let path = file.path().display();
         match spawn_blocking(move || wires.apply(&wanted.wires)).await {
-            Ok(Ok(Applied { removed, added })) => info!(file = %path, removed, added, "wires file applied"),
+            Ok(Ok(Changes { removed, changed, added })) => {
+                info!(file = %path, removed, changed, added, "wires file applied");
+            }
             Ok(Err(ChangeError::Draining)) => {}
             Ok(Err(error)) => error!(file = %path, %error, "wires file refused; the wires stay as they are"),
             Err(error) => error!(file = %path, %error, "applying the wires file failed"),

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dpdk_forwarder::admin::{AdminClient, connect, v1};
-use dpdk_forwarder::config::WiresFile;
+use dpdk_forwarder::admin::{AdminClient, Secrets, connect, spec_to_proto, v1};
+use dpdk_forwarder::config::{WiresFile, parse_wire};
 use dpdk_forwarder::{Forwarder, Options};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,20 +39,21 @@ async fn a_wire_comes_and_goes_by_the_admin_api() {
     let lab = Lab::new(&["of-file"]);
     let forwarder = lab.start().await;
     let mut client = lab.client().await;
-    let add = |yaml: String| v1::AddWireRequest { yaml };
     let remove = |name: &str| v1::RemoveWireRequest { name: name.to_owned() };
 
-    client.add_wire(add(lab.wire("mine"))).await.unwrap();
+    assert_eq!(put(&mut client, &lab.wire("mine")).await.unwrap(), (v1::Change::Made, 1));
     let wires = list(&mut client).await;
     assert_eq!(names(&wires), ["mine", "of-file"]);
-    assert_eq!(wires[0].origin(), v1::Origin::Admin);
+    assert_eq!((wires[0].origin(), wires[0].persistent), (v1::Origin::Admin, false));
 
-    let code = |result: Result<_, tonic::Status>| result.map(|_: tonic::Response<v1::AddWireResponse>| ()).unwrap_err();
-    assert_eq!(code(client.add_wire(add(lab.wire("mine"))).await).code(), Code::AlreadyExists);
-    assert_eq!(code(client.add_wire(add(lab.wire("of-file"))).await).code(), Code::AlreadyExists);
-    let wrong = code(client.add_wire(add("name: x\nends: [{memif: {}}, 5]\n".into())).await);
-    assert_eq!(wrong.code(), Code::InvalidArgument);
-    assert!(wrong.message().lines().count() >= 3, "every error is named: {}", wrong.message());
+    assert_eq!(put(&mut client, &lab.wire("of-file")).await.unwrap_err().code(), Code::FailedPrecondition);
+    let nothing = v1::PutWireRequest { wire: Some(v1::WireSpec::default()), persist: None };
+    let wrong = client.put_wire(nothing).await.unwrap_err();
+    assert_eq!((wrong.code(), wrong.message()), (Code::InvalidArgument, "ends: a wire has exactly two ends, not 0"));
+    let persist = v1::PutWireRequest { wire: Some(spec(&lab.wire("kept"))), persist: Some(true) };
+    let refused = client.put_wire(persist).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("has no journal; start it with `--journal PATH`"), "{}", refused.message());
 
     assert_eq!(client.remove_wire(remove("of-file")).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(client.remove_wire(remove("nobody")).await.unwrap_err().code(), Code::NotFound);
@@ -62,11 +63,108 @@ async fn a_wire_comes_and_goes_by_the_admin_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wire_put_twice_is_unchanged_and_what_no_peer_sees_changes_in_place() {
+    let lab = Lab::new(&[]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+    assert_eq!(put(&mut client, &lab.wire("w")).await.unwrap(), (v1::Change::Made, 1));
+    let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(lab.socket("w", 0)).unwrap());
+    let before = inode();
+    assert_eq!(put(&mut client, &lab.wire("w")).await.unwrap(), (v1::Change::Unchanged, 1));
+    let dropping = lab.wire("w").replace("{ name: w", "{ name: w, full: drop, owner: '', labels: {app: nat}");
+    assert_eq!(put(&mut client, &dropping).await.unwrap(), (v1::Change::Updated, 2));
+    assert_eq!(inode(), before, "its sockets stayed");
+
+    let foreign = dropping.replace("owner: ''", "owner: nsm");
+    let refused = put(&mut client, &foreign).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    assert!(refused.message().contains("belongs to nobody in particular"), "{}", refused.message());
+
+    put(&mut client, &lab.wire("other").replace("{ name: other", "{ name: other, owner: nsm")).await.unwrap();
+    let found = |owner: Option<&str>, label: Option<(&str, &str)>| v1::ListWiresRequest {
+        owner: owner.map(str::to_owned),
+        labels: label.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+    };
+    for (filter, expected) in [
+        (found(None, None), &["other", "w"][..]),
+        (found(Some("nsm"), None), &["other"]),
+        (found(Some(""), None), &["w"]),
+        (found(None, Some(("app", "nat"))), &["w"]),
+        (found(Some("nsm"), Some(("app", "nat"))), &[]),
+    ] {
+        assert_eq!(names(&client.list_wires(filter).await.unwrap().into_inner().wires), expected);
+    }
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_told_by_no_list() {
+    let lab = Lab::new(&[]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+    put(&mut client, &lab.wire("w").replace("role: server", "role: server, secret: hunter2")).await.unwrap();
+    assert!(!format!("{:?}", list(&mut client).await).contains("hunter2"));
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wires_that_persist_are_there_after_a_restart_and_the_others_are_not() {
+    let lab = Lab::new(&["of-file"]);
+    let options = || {
+        let mut options = lab.options();
+        options.config.journal = Some(lab.directory.path().join("state/wires.journal"));
+        options
+    };
+    let forwarder = soon(Forwarder::start(options())).await.unwrap();
+    let mut client = lab.client().await;
+    put(&mut client, &lab.wire("kept").replace("role: server", "role: server, secret: hunter2")).await.unwrap();
+    put(&mut client, &lab.wire("changed")).await.unwrap();
+    put(&mut client, &lab.wire("changed").replace("{ name", "{ full: drop, name")).await.unwrap();
+    put(&mut client, &lab.wire("removed")).await.unwrap();
+    client.remove_wire(v1::RemoveWireRequest { name: "removed".to_owned() }).await.unwrap();
+    let once = v1::PutWireRequest { wire: Some(spec(&lab.wire("once"))), persist: Some(false) };
+    client.put_wire(once).await.unwrap();
+    // What cannot be made is not remembered either.
+    fs::create_dir(lab.socket("impossible", 0)).unwrap();
+    put(&mut client, &lab.wire("impossible")).await.unwrap_err();
+    forwarder.stop().await;
+
+    let forwarder = soon(Forwarder::start(options())).await.unwrap();
+    let wires = list(&mut lab.client().await).await;
+    assert_eq!(names(&wires), ["changed", "kept", "of-file"]);
+    assert_eq!((wires[0].full.as_str(), wires[1].persistent, wires[2].persistent), ("drop", true, false));
+    assert!(wires.iter().all(|wire| wire.ends[0].state == "listening"));
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_of_events_hears_what_happens_to_wires_and_an_end() {
+    let lab = Lab::new(&[]);
+    let forwarder = lab.start().await;
+    let mut client = lab.client().await;
+    let mut events = client.watch_events(v1::WatchEventsRequest {}).await.unwrap().into_inner();
+    put(&mut client, &lab.wire("w")).await.unwrap();
+    client.remove_wire(v1::RemoveWireRequest { name: "w".to_owned() }).await.unwrap();
+    let mut heard = Vec::new();
+    soon(async {
+        while !matches!(heard.last(), Some(v1::wire_event::Change::Removed(_))) {
+            let event = events.message().await.unwrap().expect("the forwarder serves");
+            assert_eq!(event.wire, "w");
+            heard.extend(event.change);
+        }
+    })
+    .await;
+    assert!(matches!(heard[0], v1::wire_event::Change::Made(_)), "{heard:?}");
+    soon(forwarder.stop()).await;
+    soon(async { while let Ok(Some(_)) = events.message().await {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_followed_and_a_bad_one_changes_nothing() {
     let lab = Lab::new(&["stays", "goes"]);
     let forwarder = lab.start().await;
     let mut client = lab.client().await;
-    client.add_wire(v1::AddWireRequest { yaml: lab.wire("mine") }).await.unwrap();
+    put(&mut client, &lab.wire("mine")).await.unwrap();
     let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(lab.socket(name, 0)).unwrap());
     let before = inode("stays");
 
@@ -91,7 +189,9 @@ async fn a_wire_that_cannot_be_made_is_told_and_made_when_its_cause_is_gone() {
 
     let wires = list(&mut client).await;
     assert_eq!(names(&wires), ["bad", "good"]);
-    assert!(wires[0].ends.iter().all(|end| end.state == "failed" && !end.detail.is_empty()), "{:?}", wires[0]);
+    assert!(wires[0].ends.iter().all(|end| end.state == "failed"), "{:?}", wires[0]);
+    assert!(wires[0].ends[0].detail.contains("a file that is not a socket is there"), "{:?}", wires[0]);
+    assert_eq!(wires[0].ends[1].detail, "not made, because the other end cannot be", "not the error of end 0");
     assert_eq!(wires[1].ends[0].state, "listening");
 
     fs::remove_dir(lab.socket("bad", 0)).unwrap();
@@ -119,7 +219,7 @@ async fn the_metrics_page_tells_wires_and_health() {
 async fn a_watcher_gets_a_list_at_once_and_again_and_an_end_when_the_forwarder_stops() {
     let lab = Lab::new(&["a"]);
     let forwarder = lab.start().await;
-    let request = v1::WatchWiresRequest { interval_ms: 100 };
+    let request = v1::WatchWiresRequest { interval_ms: 100, filter: None };
     let mut watch = lab.client().await.watch_wires(request).await.unwrap().into_inner();
     let first = soon(watch.message()).await.unwrap().unwrap();
     let second = soon(watch.message()).await.unwrap().unwrap();
@@ -129,16 +229,23 @@ async fn a_watcher_gets_a_list_at_once_and_again_and_an_end_when_the_forwarder_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_and_reflection_are_served_beside_the_admin_api() {
-    let lab = Lab::new(&[]);
-    let forwarder = lab.start().await;
+async fn health_follows_the_forwarder_which_answers_before_its_wires_are_there() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    let lab = Lab::new(&["a"]);
+    let mut forwarder = soon(Forwarder::launch(lab.options())).await.unwrap();
     let endpoint = tonic::transport::Endpoint::from_shared(format!("unix://{}", lab.admin().display())).unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(endpoint.connect().await.unwrap());
-    for service in ["", "ferrule.admin.v1.Admin"] {
-        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
-        let answer = health.check(request).await.unwrap().into_inner();
-        assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving, "{service}");
+    list(&mut lab.client().await).await;
+    assert!(get(forwarder.metrics().unwrap(), "/healthz").await.ends_with("starting\n"));
+    for expected in [ServingStatus::NotServing, ServingStatus::Serving] {
+        for service in ["", "ferrule.admin.v1.Admin"] {
+            let request = || tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+            // Health follows the phase a moment later.
+            soon(async { while health.check(request()).await.unwrap().into_inner().status() != expected {} }).await;
+        }
+        soon(forwarder.ready()).await.unwrap();
     }
+    assert_eq!(names(&list(&mut lab.client().await).await), ["a"]);
     forwarder.stop().await;
 }
 
@@ -208,8 +315,19 @@ impl Lab {
     }
 }
 
+/// One entry of a wires file as the API has it.
+fn spec(yaml: &str) -> v1::WireSpec {
+    spec_to_proto(&parse_wire(yaml).unwrap(), Secrets::Shown)
+}
+
+async fn put(client: &mut AdminClient, yaml: &str) -> Result<(v1::Change, u64), tonic::Status> {
+    let request = v1::PutWireRequest { wire: Some(spec(yaml)), persist: None };
+    let answer = client.put_wire(request).await?.into_inner();
+    Ok((answer.change(), answer.generation))
+}
+
 async fn list(client: &mut AdminClient) -> Vec<v1::Wire> {
-    client.list_wires(v1::ListWiresRequest {}).await.unwrap().into_inner().wires
+    client.list_wires(v1::ListWiresRequest::default()).await.unwrap().into_inner().wires
 }
 
 fn names(wires: &[v1::Wire]) -> Vec<&str> {
@@ -222,7 +340,7 @@ async fn until_names(client: &mut AdminClient, wanted: &[&str]) {
 
 /// Watches until the wires are as wanted.
 async fn until(client: &mut AdminClient, wanted: impl Fn(&[v1::Wire]) -> bool) {
-    let request = v1::WatchWiresRequest { interval_ms: 100 };
+    let request = v1::WatchWiresRequest { interval_ms: 100, filter: None };
     let mut watch = client.watch_wires(request).await.unwrap().into_inner();
     soon(async { while !wanted(&watch.message().await.unwrap().expect("the forwarder serves").wires) {} }).await;
 }

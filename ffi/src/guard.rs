@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use nix::errno::Errno;
 
 use crate::health::{Health, MemoryLost};
-use crate::memory_budget::Meter;
+use crate::meter::Meter;
 
 /// A mapping under guard; it leaves the table when this is dropped.
 pub(crate) struct Guarded {

@@ -9,7 +9,7 @@
 //! - [`span`]: a checked piece of memory that frames are copied from and to.
 //! - [`health`]: whether a peer's memory can still be used, and why not.
 //! - [`memory_budget`]: how much of our memory a peer may make us pay for.
-//! - `mapping`, `guard`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
+//! - `mapping`, `guard`, `meter`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
 //!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets.
@@ -21,6 +21,7 @@
 //! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header.
 //! - [`ticks`]: the CPU's own clock.
+//! - [`private_files`]: threads that share no open file with their process.
 //! - [`child`]: processes that do not outlive us.
 
 pub mod array;
@@ -32,10 +33,12 @@ mod guard;
 pub mod health;
 mod mapping;
 pub mod memory_budget;
+mod meter;
 pub mod netlink;
 pub mod netns;
 pub mod notifier;
 pub mod peer_file;
+pub mod private_files;
 pub mod region;
 pub mod socket_file;
 pub mod span;

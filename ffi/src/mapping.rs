@@ -15,7 +15,8 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use crate::file_watch::charge_of;
 use crate::guard::Guarded;
 use crate::health::{Health, MemoryLost};
-use crate::memory_budget::{MemoryBudget, Meter};
+use crate::memory_budget::MemoryBudget;
+use crate::meter::Meter;
 use crate::userfault;
 
 /// The mapping that all clones of a region share.

@@ -3,9 +3,9 @@
 //! A page of shared memory is charged to the memory cgroup of whoever populates it, and stays charged for as long as
 //! anybody has the file. A peer that sends sparse files and lets us write to them spends our memory, not its own, and
 //! one that keeps the files does so once more with each connection. So the pages that *we* populate are counted, per
-//! end of a wire: the count outlives connections, and goes down when a file is gone ([`crate::file_watch`]).
+//! end of a wire: the count outlives connections, and goes down when a file is gone (`file_watch`).
 //!
-//! A page that the peer populated costs nothing here: it is not even seen. With userfaultfd ([`crate::userfault`]) the
+//! A page that the peer populated costs nothing here: it is not even seen. With userfaultfd the
 //! kernel tells us of a missing page before it populates it. Where a container may not use that, all that a file has not
 //! populated when it is mapped is counted at once, and what its owner punches out later is not seen.
 
@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use nix::sys::inotify::WatchDescriptor;
 
-use crate::health::MemoryLost;
-use crate::userfault::{self, Populated};
+use crate::userfault;
 
 /// What the memory of one end's peers, one after the other, may make us populate.
 #[derive(Debug)]
@@ -106,7 +105,7 @@ impl FileCharge {
     }
 
     /// Charges a page and says with how many bytes; `None`: the budget has not so much. Async-signal-safe.
-    fn take(&self, page: u64) -> Option<u64> {
+    pub(crate) fn take(&self, page: u64) -> Option<u64> {
         if self.used.load(Ordering::Relaxed) + page > self.len.load(Ordering::Relaxed) {
             return Some(0);
         }
@@ -116,53 +115,8 @@ impl FileCharge {
         })
     }
 
-    fn give_back(&self, bytes: u64) {
+    pub(crate) fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// Populates the missing pages of one mapping and charges each of them once.
-pub(crate) struct Meter {
-    charge: Arc<FileCharge>,
-    page: usize,
-    /// A bit for each page of the mapping: it was charged, and costs nothing when its owner takes it away and it is
-    /// populated again.
-    charged: Box<[AtomicU64]>,
-}
-
-impl Meter {
-    /// For a mapping of `len` bytes in pages of `page`.
-    pub(crate) fn new(charge: Arc<FileCharge>, len: usize, page: usize) -> Self {
-        let words = (len / page).div_ceil(64);
-        Self { charge, page, charged: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
-    }
-
-    /// Populates the page that holds `address`, in the mapping at `base`. Async-signal-safe.
-    pub(crate) fn populate(&self, base: usize, address: usize) -> Result<(), MemoryLost> {
-        let number = (address - base) / self.page;
-        let (word, bit) = (&self.charged[number / 64], 1 << (number % 64));
-        let cost = if word.load(Ordering::Relaxed) & bit != 0 { Some(0) } else { self.charge.take(self.page as u64) };
-        let cost = cost.ok_or_else(|| MemoryLost::OverBudget { limit: self.charge.budget.limit() })?;
-        match userfault::populate(base + number * self.page, self.page) {
-            Populated::Now => {
-                word.fetch_or(bit, Ordering::Relaxed);
-                Ok(())
-            }
-            Populated::Before => {
-                self.charge.give_back(cost);
-                Ok(())
-            }
-            Populated::Not(errno) => {
-                self.charge.give_back(cost);
-                Err(if errno == libc::EFAULT { MemoryLost::Truncated } else { MemoryLost::NotPopulated { errno } })
-            }
-        }
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        crate::file_watch::release(&self.charge);
     }
 }

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
@@ -64,15 +64,21 @@ impl Region {
     /// Whether the first `len` bytes of a peer's file can be mapped, now or later.
     ///
     /// # Errors
-    /// The file is not in memory, or is shorter.
+    /// The file is not in memory, is shorter, or may not be written to.
     pub fn check(file: &PeerFile, len: u64) -> io::Result<()> {
         // Reading another kind of file can block in a page fault for ever, if its owner serves it (FUSE).
         file.check_memory()?;
         // May fail: the file is no memfd, or was made without sealing. Then the guard has to do.
         let _ = fcntl(file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
         let held = fstat(file)?.st_size.cast_unsigned();
+        let mode = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
+        let seals = SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS)?);
         let problem = match len {
             0 => "a region of no bytes".to_owned(),
+            _ if mode != OFlag::O_RDWR => "map it for reading and writing: it was opened read-only".to_owned(),
+            _ if seals.bits() & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0 => {
+                "map it for reading and writing: it is sealed against writing".to_owned()
+            }
             _ if held < len => format!("the file holds {held} bytes, fewer than the {len} announced"),
             _ => return Ok(()),
         };

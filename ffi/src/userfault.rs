@@ -1,6 +1,6 @@
 //! Missing pages of peers' memory, announced before the kernel populates them (userfaultfd).
 //!
-//! A range that is registered raises SIGBUS at an access to a page that no file cache has, and [`crate::guard`]
+//! A range that is registered raises SIGBUS at an access to a page that no file cache has, and the SIGBUS guard
 //! decides whether it is populated. Pages that are there cost nothing. A system call that is given such a page answers
 //! EFAULT instead.
 

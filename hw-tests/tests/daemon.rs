@@ -107,6 +107,29 @@ fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_the_wires_that_are_being_made() {
+    let test = "a_stop_does_not_wait_for_the_wires_that_are_being_made";
+    let Some(bed) = Bed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
+    let pod = TestNetNs::new();
+    // Each interface takes the kernel some 40 ms: all of them, far longer than it takes to see the first one.
+    let wire = |number| {
+        format!(
+            "{{name: w{number}, ends: [{{kernel: {{netns: {}, name: tap{number}}}}}, {{memif: {{socket: {}, role: server}}}}]}}",
+            pod.path().display(),
+            bed.socket("pod", number).display(),
+        )
+    };
+    bed.write(&(0..600).map(wire).collect::<Vec<_>>());
+    let daemon = bed.spawn("admin.sock");
+    daemon.wait_for("admin API on");
+    eventually("the first interface is there", || !pod.interfaces().is_empty());
+    let (code, log) = end(daemon);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("draining") && log.contains("stopped") && !log.contains("ready:"), "{log}");
+    pod.wait_for_interfaces(&[]);
+}
+
+#[test]
 fn a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket() {
     let Some(bed) = Bed::new("a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket") else { return };
     bed.write(&[bed.wire("wire", "")]);
@@ -116,7 +139,7 @@ fn a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket() {
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("admin.sock: another forwarder answers there"), "{log}");
     let second = bed.start("other.sock");
-    second.wait_for("wire not added");
+    second.wait_for("wire not made");
     let (code, log) = end(second);
     assert_eq!(code, Some(0), "{log}");
     let refusal = format!("listen on {}: another process does; stop it", bed.socket("wire", 0).display());

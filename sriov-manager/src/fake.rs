@@ -51,6 +51,8 @@ pub enum Scenario {
     MacRefused,
     /// The PF's driver is busy with this VF and leaves it out of what it tells.
     LeftOut(u32),
+    /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
+    CountHangs,
     /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }
@@ -490,11 +492,13 @@ impl FakeKernel {
     }
 
     fn hang(&self, file: &str) {
-        if file != "unbind" {
-            return;
-        }
+        let scenario = match file {
+            "unbind" => Scenario::UnbindHangs,
+            "sriov_numvfs" => Scenario::CountHangs,
+            _ => return,
+        };
         let mut state = self.state();
-        while state.scenarios.contains(&Scenario::UnbindHangs) {
+        while state.scenarios.contains(&scenario) {
             state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -555,7 +559,8 @@ impl FakeKernel {
             let state = self.state();
             (state.group_size, state.pf_in_group)
         };
-        let group = 100 * u32::from(bus) + index / size;
+        let group = index / size;
+        let group = if group < 100 { 100 * u32::from(bus) + group } else { 1000 * (100 + u32::from(bus)) + group };
         self.make_device(vf, VF_DEVICE, group);
         put(&self.sysfs.file(vf, "reset"), "");
         link(&format!("../{pf}"), &self.sysfs.file(vf, "physfn"));
@@ -575,7 +580,11 @@ impl FakeKernel {
             if let Some(group) = self.sysfs.iommu_group(vf) {
                 let _ = fs::remove_dir_all(self.group(group));
             }
-            let _ = fs::remove_dir_all(self.sysfs.file(vf, ""));
+            // Kept elsewhere, so that what comes to its place has another number, as in sysfs.
+            let gone = self.sysfs.path("gone");
+            make(&gone);
+            let number = fs::read_dir(&gone).map_or(0, Iterator::count);
+            let _ = fs::rename(self.sysfs.file(vf, ""), gone.join(number.to_string()));
             self.state().states.remove(&vf);
         }
         put(&self.sysfs.file(pf, "sriov_numvfs"), "0\n");
@@ -686,7 +695,10 @@ impl FakeKernel {
 
 /// An 82576: VFs begin at device 16 of the bus behind, and every second function is one of the other PF's.
 fn vf_address(bus: u8, index: u32) -> PciAddress {
-    PciAddress::new(0, bus, 16 + (index / 4) as u8, 2 * (index % 4) as u8)
+    // What has no room there is on buses further behind, as on NICs with more VFs.
+    let (further, place) = (index / 64, index % 64);
+    let bus = if further == 0 { bus } else { 0x20 + 4 * (bus - PF_BUS) + further as u8 };
+    PciAddress::new(0, bus, 16 + (place / 4) as u8, 2 * (place % 4) as u8)
 }
 
 fn netdev_name(vf: PciAddress) -> String {

@@ -47,6 +47,8 @@ pub struct VirtualFunction {
     pub group_with: Vec<PciAddress>,
     /// `vfioN` of `/dev/vfio/devices`.
     pub vfio_device: Option<String>,
+    /// Differs between this VF and one that was made at the same address before: the number of its directory in sysfs.
+    pub instance: u64,
 }
 
 /// What sysfs says of any function.
@@ -56,6 +58,8 @@ pub struct Function {
     pub vendor: u32,
     /// PCI device id.
     pub device: u32,
+    /// PCI class code: base class, subclass, interface.
+    pub class: u32,
     /// The driver that it is bound to.
     pub driver: Option<String>,
     /// Its IOMMU group.
@@ -152,15 +156,22 @@ impl VirtualFunction {
             function: Function::read(sysfs, address),
             group_with: sysfs.group_members(address).into_iter().filter(|member| *member != address).collect(),
             vfio_device: sysfs.vfio_device(address),
+            instance: sysfs.instance(address),
         }
     }
 }
 
 impl Function {
+    /// Whether it is a NIC of any kind. Others have VFs as well: GPUs, accelerators, NVMe disks.
+    pub fn is_network(&self) -> bool {
+        self.class >> 16 == CLASS_NETWORK
+    }
+
     fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
         Self {
             vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
             device: sysfs.hex(address, "device").unwrap_or_default(),
+            class: sysfs.hex(address, "class").unwrap_or_default(),
             driver: sysfs.driver(address),
             iommu_group: sysfs.iommu_group(address),
             // -1 on machines that do not say.
@@ -169,3 +180,6 @@ impl Function {
         }
     }
 }
+
+/// The base class of network controllers (PCI code and id assignment specification, 1.3).
+const CLASS_NETWORK: u32 = 0x02;

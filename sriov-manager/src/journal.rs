@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
+use tracing::warn;
 
 use crate::address::PciAddress;
 use crate::lease::{Lease, Resize};
@@ -21,7 +22,8 @@ use crate::lease::{Lease, Resize};
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    /// None: it could not be written, and is written anew with the next record.
+    file: Option<File>,
     /// Lines in the file.
     lines: usize,
     facts: Facts,
@@ -95,22 +97,28 @@ impl Journal {
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(|error| failed("make", error))?;
-        let lock = File::create(directory.join("lock")).map_err(|error| failed("lock", error))?;
+        let lock = directory.join("lock");
+        // A disk that is full or only read has it from an earlier start.
+        let lock = File::create(&lock).or_else(|error| File::open(&lock).map_err(|_| error));
+        let lock = lock.map_err(|error| failed("lock", error))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: directory.to_owned() },
             errno => failed("lock", errno.into()),
         })?;
         let path = directory.join("journal");
         let facts = read(&path)?;
-        let file = rewrite(&path, &facts).map_err(|source| JournalError::Failed {
-            tried: "write",
-            path: path.clone(),
-            source,
-        })?;
+        // A journal that cannot be written can still be read: VFs are shown, and each change says why not.
+        let (file, lines) = match rewrite(&path, &facts) {
+            Ok(file) => (Some(file), facts.len()),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "the journal cannot be written: nothing is lent before it can be");
+                (None, usize::MAX)
+            }
+        };
         Ok(Self {
             path,
             file,
-            lines: facts.len(),
+            lines,
             facts,
             _lock: lock,
             #[cfg(feature = "fake")]
@@ -142,18 +150,23 @@ impl Journal {
         }
         let mut facts = self.facts.clone();
         facts.learn(record.clone());
-        if self.lines >= REWRITE_AT && self.lines > 2 * facts.len() {
-            self.file = rewrite(&self.path, &facts).map_err(failed)?;
-            self.lines = facts.len();
-        } else {
-            let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
-            line.push(b'\n');
-            if let Err(error) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
-                // Half a line may be there: the next record writes the file anew.
-                self.lines = usize::MAX;
-                return Err(failed(error));
+        match &mut self.file {
+            Some(file) if self.lines < REWRITE_AT || self.lines <= 2 * facts.len() => {
+                let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
+                line.push(b'\n');
+                if let Err(error) = file.write_all(&line).and_then(|()| file.sync_data()) {
+                    // Half a line may be there.
+                    self.file = None;
+                    return Err(failed(error));
+                }
+                self.lines += 1;
             }
-            self.lines += 1;
+            _ => {
+                // If this fails after its rename, what is open is no longer the journal.
+                self.file = None;
+                self.file = Some(rewrite(&self.path, &facts).map_err(failed)?);
+                self.lines = facts.len();
+            }
         }
         self.facts = facts;
         Ok(())
@@ -342,6 +355,24 @@ mod tests {
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         drop(first);
         Journal::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_read_and_says_so_with_each_record_until_it_can() {
+        let directory = tempfile::tempdir().unwrap();
+        let record = |to| Record::Resize { pf: PF, resize: Some(resize(to)) };
+        Journal::open(directory.path()).unwrap().record(&record(4)).unwrap();
+        // In the way of the file that is to take the journal's place.
+        let beside = directory.path().join("journal.new");
+        fs::create_dir(&beside).unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        assert_eq!(journal.facts().resizes[&PF].to, 4);
+        journal.record(&record(5)).unwrap_err();
+        assert_eq!(journal.facts().resizes[&PF].to, 4, "what is not on the disk is not true");
+        fs::remove_dir(&beside).unwrap();
+        journal.record(&record(6)).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(directory.path()).unwrap().facts().resizes[&PF].to, 6);
     }
 
     #[test]

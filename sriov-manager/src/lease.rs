@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::{Driver, PciAddress};
+use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Attributes, VfState};
 use crate::inventory::VirtualFunction;
 use crate::plan::Binding;
@@ -43,6 +43,16 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Whether a VF has the driver that it wants, or another one of that kind.
+    pub fn is_driven_as_wanted(&self, vf: &VirtualFunction) -> bool {
+        let driver = vf.function.driver.as_deref();
+        match self.wanted.driver {
+            Driver::VfioPci => driver == Some(VFIO_PCI),
+            Driver::None => driver.is_none(),
+            Driver::Kernel => driver.is_some_and(|driver| !is_userspace_driver(driver)),
+        }
+    }
+
     /// Whether it is of this VF: another one may have come to its address.
     pub fn is_of(&self, vf: &VirtualFunction) -> bool {
         (vf.address, vf.pf, vf.index) == (self.vf, self.pf, self.index)

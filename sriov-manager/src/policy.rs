@@ -55,6 +55,17 @@ pub struct PfSelector {
     pub driver: Option<String>,
     /// Numbers of the VFs that are meant; none: all.
     pub vfs: Option<BTreeSet<u32>>,
+    /// How many VFs such a PF shall have, where that is said PF by PF and not for a pool.
+    pub count: Option<PfCount>,
+}
+
+/// How many VFs a policy of the SR-IOV network operator wants of a PF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PfCount {
+    /// So many.
+    pub num_vfs: u32,
+    /// Of two policies the one with the lower number counts.
+    pub priority: u32,
 }
 
 /// Who may have VFs of a pool.
@@ -89,10 +100,10 @@ impl Policies {
     }
 
     /// Pools that a VF is in.
-    pub fn pools_of<'a>(&'a self, inventory: &Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
-        let pf = inventory.pfs.get(&vf.pf).cloned();
+    pub fn pools_of<'a>(&'a self, inventory: &'a Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
+        let pf = inventory.pfs.get(&vf.pf);
         let index = vf.index;
-        self.pools.iter().filter(move |pool| pf.as_ref().is_some_and(|pf| pool.holds(pf, index)))
+        self.pools.iter().filter(move |pool| pf.is_some_and(|pf| pool.holds(pf, index)))
     }
 
     /// The driver of the kernel for a VF that is lent from a pool, or by its address; none: the kernel has to find it.
@@ -118,7 +129,74 @@ impl Policies {
     /// How many VFs a PF shall have; none: nothing is said about it.
     pub fn wanted_count(&self, pf: &PhysicalFunction) -> Option<NumVfs> {
         let mut pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-        pools.find_map(|pool| pool.num_vfs)
+        pools.find_map(|pool| pool.num_vfs).or_else(|| self.merged_count(pf).map(NumVfs::Exactly))
+    }
+
+    /// As the operator merges its policies (`mergeConfigs` of its api/v1/helper.go): from the least to the most important;
+    /// the higher number of two that are as important, or that share the PF between two resources; otherwise the number
+    /// of the more important one.
+    fn merged_count(&self, pf: &PhysicalFunction) -> Option<u32> {
+        let of_pool = |pool: &'_ Pool| -> Vec<_> {
+            let fitting = pool.pfs.iter().filter(|selector| selector.fits(pf));
+            fitting.filter_map(|selector| Some((selector.count?, selector.vfs.clone()))).collect()
+        };
+        let mut wishes: Vec<_> = self
+            .pools
+            .iter()
+            .flat_map(|pool| of_pool(pool).into_iter().map(|(count, vfs)| (count, &pool.name, vfs)))
+            .collect();
+        wishes.sort_by_key(|(count, ..)| std::cmp::Reverse(count.priority));
+        let apart = |a: &Option<BTreeSet<u32>>, b: &Option<BTreeSet<u32>>| match (a, b) {
+            (Some(a), Some(b)) => a.is_disjoint(b),
+            _ => false,
+        };
+        let mut merged: Option<(PfCount, Vec<(&String, Option<BTreeSet<u32>>)>)> = None;
+        for (count, name, vfs) in wishes {
+            let Some((before, groups)) = merged.take() else {
+                merged = Some((count, vec![(name, vfs)]));
+                continue;
+            };
+            let mut kept: Vec<_> = groups.into_iter().filter(|(other, of)| *other != name && apart(of, &vfs)).collect();
+            let shared = !kept.is_empty() || before.priority == count.priority;
+            let num_vfs = if shared { before.num_vfs.max(count.num_vfs) } else { count.num_vfs };
+            kept.push((name, vfs));
+            merged = Some((PfCount { num_vfs, ..count }, kept));
+        }
+        merged.map(|(count, _)| count.num_vfs)
+    }
+
+    /// What of them means nothing on this node, in words: a pool that fits no PF, a VF whose number its PF will not have.
+    pub fn warnings(&self, inventory: &Inventory) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for pool in &self.pools {
+            let fits = |pf: &&PhysicalFunction| pool.pfs.iter().any(|selector| selector.fits(pf));
+            let pfs: Vec<_> = inventory.pfs.values().filter(fits).collect();
+            if pfs.is_empty() {
+                warnings.push(format!(
+                    "the pool {} fits no PF of this node: compare its `pfs` with the PFs above (a name may be another one now)",
+                    pool.name
+                ));
+            }
+            for pf in pfs {
+                let will_have = match self.wanted_count(pf) {
+                    Some(NumVfs::Exactly(count)) => count,
+                    Some(NumVfs::AllIfNone) | None => pf.vfs.len().try_into().unwrap_or(u32::MAX),
+                };
+                let highest = pool
+                    .pfs
+                    .iter()
+                    .filter(|selector| selector.fits(pf))
+                    .filter_map(|selector| selector.vfs.as_ref()?.last());
+                if let Some(highest) = highest.max().filter(|highest| **highest >= will_have) {
+                    warnings.push(format!(
+                        "the pool {} names VF {highest} of {}, which is to have {will_have}: raise `num_vfs` or lower the range",
+                        pool.name,
+                        pf.name()
+                    ));
+                }
+            }
+        }
+        warnings
     }
 
     /// Why a lease would not be made now; none: it would. A lease whose VF is not there is not judged.
@@ -191,7 +269,9 @@ impl PfSelector {
     /// Whether everything that is named is true of a PF.
     pub fn fits(&self, pf: &PhysicalFunction) -> bool {
         let function = &pf.function;
-        self.name.as_ref().is_none_or(|name| function.netdevs.contains(name))
+        // What is not named by its address, and is no NIC, is not meant.
+        (function.is_network() || self.address.is_some())
+            && self.name.as_ref().is_none_or(|name| function.netdevs.contains(name))
             && self.address.is_none_or(|address| address == pf.address)
             && self.vendor.is_none_or(|vendor| vendor == function.vendor)
             && self.device.is_none_or(|device| device == function.device)
@@ -200,7 +280,7 @@ impl PfSelector {
 
     /// Whether it says nothing, and so would fit every PF.
     pub fn is_empty(&self) -> bool {
-        *self == Self { vfs: self.vfs.clone(), ..Self::default() }
+        *self == Self { vfs: self.vfs.clone(), count: self.count, ..Self::default() }
     }
 }
 

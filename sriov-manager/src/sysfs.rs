@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -60,6 +61,11 @@ impl Sysfs {
     /// Whether the function is there.
     pub fn exists(&self, address: PciAddress) -> bool {
         self.device_directory(address).exists()
+    }
+
+    /// A number that differs between a function and one that came to its address later; 0: it is not there.
+    pub fn instance(&self, address: PciAddress) -> u64 {
+        fs::metadata(self.device_directory(address)).map_or(0, |metadata| metadata.ino())
     }
 
     /// A file of a device without the white space around it; none if it is not there or not to be read.

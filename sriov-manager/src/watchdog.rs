@@ -3,16 +3,17 @@
 //! An unbind of `vfio-pci` waits without end for a process that holds the device, inside the kernel, where
 //! nothing can interrupt it. So each call has a thread of its own. One that is late is given up: its caller gets
 //! an error, the functions it is about are called stuck, and nothing more is tried on them until the call
-//! returns after all. That costs one sleeping thread for each stuck function, and nothing else.
+//! returns after all. That costs one sleeping thread for each stuck function, and nothing else: it has no file of the process
+//! open, so that whoever starts after a kill finds the lock and the socket free.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::netlink::NetlinkError;
+use ferrule_ffi::private_files;
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -64,7 +65,7 @@ impl Watchdog {
         let call = Call { id: self.late_calls().take_id(), watchdog: self.clone() };
         let id = call.id;
         let (sender, receiver) = sync_channel(1);
-        let spawned = thread::Builder::new().name("sysfs".to_owned()).spawn(move || {
+        let spawned = private_files::spawn("sysfs", move || {
             let result = work(&*call.watchdog.kernel);
             // The call ends, in `drop`, after its result is there: see below.
             let _ = sender.send(result);

@@ -530,3 +530,146 @@ fn whoever_watches_is_told_of_every_change() {
     vfs.rescan();
     assert!(!changes.has_changed().unwrap(), "a look that finds nothing new is no news");
 }
+
+fn with_count(pf: PfSelector, count: u32) -> Policies {
+    let pool = Pool { name: "all".into(), pfs: vec![pf], num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() };
+    Policies { pools: vec![pool] }
+}
+
+fn named(name: &str) -> PfSelector {
+    PfSelector { name: Some(name.to_owned()), ..PfSelector::default() }
+}
+
+#[test]
+fn a_pf_that_gets_its_name_or_loses_its_vfs_after_the_start_has_the_number_that_is_wanted() {
+    let node = FakeNode::new(2, 7);
+    node.move_pf_away(node.pf(0));
+    let vfs = Vfs::open(Options { policies: with_count(named("ens1f0"), 3), ..node.options() }).unwrap();
+    let count = |vfs: &Vfs| vfs.view().pfs[0].pf.vfs.len();
+    assert_eq!(count(&vfs), 0);
+    assert!(vfs.view().warnings[0].contains("the pool all fits no PF of this node"), "{:?}", vfs.view().warnings);
+    node.return_pf(node.pf(0));
+    vfs.rescan();
+    assert_eq!((count(&vfs), vfs.view().warnings), (3, vec![]));
+    // Its driver was loaded anew, say.
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_numvfs"), "0").unwrap();
+    vfs.rescan();
+    vfs.rescan();
+    assert_eq!(count(&vfs), 3);
+    // What somebody wants by hand stays.
+    vfs.create(node.pf(0), 0).unwrap();
+    vfs.rescan();
+    assert_eq!(count(&vfs), 0);
+}
+
+#[test]
+fn a_number_that_a_lease_forbade_is_made_when_the_lease_is_gone() {
+    let node = FakeNode::new(1, 7);
+    let vfs = Vfs::open(Options { policies: with_count(named("ens1f0"), 2), ..node.options() }).unwrap();
+    vfs.acquire(&request(node.vf(0, 0), Driver::None)).unwrap();
+    vfs.adopt_policies(with_count(named("ens1f0"), 4), Counts::Changed).unwrap();
+    assert!(vfs.view().pfs[0].short.is_some());
+    vfs.release("lease-0000:02:10.0", Duration::ZERO, ROOT).unwrap();
+    vfs.rescan();
+    assert_eq!((vfs.view().vfs.len(), &vfs.view().pfs[0].short), (4, &None));
+}
+
+#[test]
+fn functions_that_are_no_nics_get_no_vfs_unless_they_are_named_by_address() {
+    let node = FakeNode::new(2, 7);
+    // A GPU of the same vendor.
+    std::fs::write(node.sysfs().file(node.pf(1), "class"), "0x038000\n").unwrap();
+    let intel = PfSelector { vendor: Some(0x8086), ..PfSelector::default() };
+    let vfs = Vfs::open(Options { policies: with_count(intel, 3), ..node.options() }).unwrap();
+    let counts = |vfs: &Vfs| vfs.view().pfs.iter().map(|pf| pf.pf.vfs.len()).collect::<Vec<_>>();
+    assert_eq!(counts(&vfs), [3, 0]);
+    let by_address = PfSelector { address: Some(node.pf(1)), ..PfSelector::default() };
+    vfs.adopt_policies(with_count(by_address, 2), Counts::Changed).unwrap();
+    assert_eq!(counts(&vfs), [3, 2]);
+}
+
+#[test]
+fn a_driver_that_somebody_changed_and_vfs_that_were_remade_are_seen_at_the_next_look() {
+    let (node, vfs) = node(2);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::VfioPci)).unwrap();
+    node.kernel().write(&node.sysfs().unbind_file("vfio-pci"), &vf.to_string()).unwrap();
+    vfs.rescan();
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"), "nobody held it, so it is as it was lent");
+
+    let mut vlan = request(node.vf(0, 1), Driver::None);
+    vlan.wanted.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    vfs.acquire(&vlan).unwrap();
+    let numvfs = node.sysfs().file(node.pf(0), "sriov_numvfs");
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_drivers_autoprobe"), "0").unwrap();
+    for count in ["0", "2"] {
+        node.kernel().write(&numvfs, count).unwrap();
+    }
+    vfs.rescan();
+    assert!(node.fingerprint().contains("id: 7"), "{}", node.fingerprint());
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn a_change_of_a_number_that_hung_is_finished_when_the_kernel_comes_back() {
+    let node = FakeNode::new(1, 7);
+    let short = Timeouts { count: Duration::from_millis(150), ..node.options().timeouts };
+    let vfs = Vfs::open(Options { timeouts: short, ..node.options() }).unwrap();
+    node.set(Scenario::CountHangs);
+    vfs.create(node.pf(0), 3).unwrap_err();
+    assert_eq!(vfs.facts().resizes.len(), 1);
+    node.heal();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !vfs.facts().resizes.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", vfs.facts());
+        vfs.rescan();
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(vfs.view().vfs.len(), 3);
+    assert_eq!(node.sysfs().text(node.pf(0), "sriov_drivers_autoprobe").as_deref(), Some("1"), "as it was before");
+}
+
+#[test]
+fn two_managers_of_one_node_are_refused_whatever_their_state_directories() {
+    let node = FakeNode::new(1, 7);
+    let first = node.open();
+    let other = Options { state: node.state().with_extension("other"), ..node.options() };
+    let error = Vfs::open(other).err().expect("the node has a manager").to_string();
+    assert!(error.contains("another sriov-manager does"), "{error}");
+    drop(first);
+    Vfs::open(Options { state: node.state().with_extension("other"), ..node.options() }).unwrap();
+}
+
+#[test]
+fn a_full_disk_shows_everything_and_lends_nothing() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    vfs.acquire(&request(node.vf(0, 0), Driver::None)).unwrap();
+    drop(vfs);
+    let in_the_way = node.state().join("journal.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let vfs = node.open();
+    let view = vfs.view();
+    assert_eq!((view.vfs.len(), view.vfs[0].lease.is_some()), (2, true));
+    assert_eq!(vfs.explain(node.vf(0, 1), Driver::None).unwrap(), []);
+    let before = node.fingerprint();
+    let error = vfs.acquire(&request(node.vf(0, 1), Driver::VfioPci)).unwrap_err();
+    assert!(matches!(error, VfError::Journal(_)), "{error}");
+    assert_eq!(node.fingerprint(), before);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    vfs.acquire(&request(node.vf(0, 1), Driver::VfioPci)).unwrap();
+}
+
+#[test]
+fn pfs_of_255_vfs_each_are_listed_whole() {
+    let node = FakeNode::new(2, 255);
+    let vfs = Vfs::open(Options { policies: with_count(PfSelector::default(), 255), ..node.options() }).unwrap();
+    let view = vfs.view();
+    assert_eq!(view.vfs.len(), 510);
+    assert!(view.vfs.iter().all(|vf| vf.pools == ["all"] && vf.reasons.is_empty()));
+    let last = node.vf(1, 254);
+    vfs.acquire(&request(last, Driver::VfioPci)).unwrap();
+    assert_eq!(vfs.view().vfs.iter().filter(|vf| vf.lease.is_some()).count(), 1);
+    vfs.release(&last.to_string(), Duration::ZERO, ROOT).unwrap();
+}

@@ -46,7 +46,7 @@ fn document(trusted: bool, site: &DutSetup, admin: &Path, sockets: &[SocketAddre
                 format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: client, queues: {queues} }} }}")
             }
             EndKind::Memif => format!("{{ memif: {{ socket: \"{socket}\", id: 0, role: server, queues: {queues} }} }}"),
-            EndKind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", mode: server, queues: {queues} }} }}"),
+            EndKind::Vhost => format!("{{ vhost-user: {{ socket: \"{socket}\", role: server, queues: {queues} }} }}"),
         }
     };
     let idle = match site.idle {

@@ -310,7 +310,7 @@ fn running_interfaces() -> Vec<String> {
 
 /// Why a wire is not up.
 fn reason(wire: &Wire) -> Option<String> {
-    let ends = wire.ends.iter().filter_map(|end| Some(format!("{} {}", end.description, trouble(end)?)));
+    let ends = wire.ends.iter().filter_map(|end| Some(format!("{} {}", end.description, trouble(wire, end)?)));
     let reasons: Vec<_> = ends.collect();
     match State::of(wire) {
         State::Up => None,

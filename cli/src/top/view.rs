@@ -147,7 +147,7 @@ impl View {
         };
         let ends = ["A", "B"].iter().zip(&wire.ends).map(|(side, end)| {
             let peer = text::foreign(&end.detail);
-            let state = match trouble(end) {
+            let state = match trouble(wire, end) {
                 Some(trouble) => trouble,
                 None if end.state == "connected" && !peer.is_empty() => format!("connected with {peer}"),
                 None => text::foreign(&end.state).into_owned(),

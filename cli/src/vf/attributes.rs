@@ -1,7 +1,7 @@
 //! What a lease may ask of its VF, as options.
 
 use clap::Args;
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 
 /// Attributes; what is not given stays as it is.
 #[derive(Clone, Debug, Default, Args)]

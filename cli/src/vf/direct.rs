@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use sriov_manager::api::v1;
 use sriov_manager::holders;
 use sriov_manager::inventory::Inventory;
 use sriov_manager::sysfs::Sysfs;
 use sriov_manager::vfs::View;
 use sriov_manager::{Driver, PciAddress};
+use sriov_manager_client::v1;
 
 use super::VfCliError;
 

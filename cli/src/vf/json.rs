@@ -1,13 +1,14 @@
 //! VFs for programs. Keys may be added later; none is renamed or removed.
 
 use serde_json::{Value, json};
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 
 pub(super) fn list(response: &v1::ListResponse) -> String {
     text(&json!({
         "pfs": response.pfs.iter().map(pf).collect::<Vec<_>>(),
         "vfs": response.vfs.iter().map(vf).collect::<Vec<_>>(),
         "lost": response.lost.iter().map(lease).collect::<Vec<_>>(),
+        "warnings": response.warnings,
         "policies_refused": some(&response.policies_refused),
     }))
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::{Cell, Color};
-use sriov_manager::api::v1;
+use sriov_manager_client::v1;
 
 use crate::text;
 use crate::wires::table::{TableStyle, right};
@@ -82,7 +82,16 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         .lost
         .iter()
         .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
-    refused.chain(short).chain(stuck).chain(faults).chain(forbidden).chain(blocked).chain(lost).collect()
+    let warnings = response.warnings.iter().cloned();
+    refused
+        .chain(warnings)
+        .chain(short)
+        .chain(stuck)
+        .chain(faults)
+        .chain(forbidden)
+        .chain(blocked)
+        .chain(lost)
+        .collect()
 }
 
 #[cfg(test)]

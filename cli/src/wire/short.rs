@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
 
-use super::Full;
 use super::document::Item;
+use super::{AddArgs, Full};
 
 /// An end as written after `--end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,18 +59,39 @@ impl EndArg {
     }
 }
 
-/// The wire of these ends. JSON is YAML too.
-pub(super) fn item(name: &str, ends: &[EndArg], full: Option<Full>, trusted: bool) -> Item {
-    let ends: Vec<_> = ends.iter().map(|EndArg { kind, fields }| json!({ kind: fields })).collect();
+/// A label as written after `--label`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelArg(String, String);
+
+impl FromStr for LabelArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("a label is KEY=VALUE")?;
+        Ok(Self(key.to_owned(), value.to_owned()))
+    }
+}
+
+/// The wire of these arguments. JSON is YAML too.
+pub(super) fn item(args: &AddArgs) -> Item {
+    let name = args.name.as_deref().unwrap_or_default();
+    let ends: Vec<_> = args.end.iter().map(|EndArg { kind, fields }| json!({ kind: fields })).collect();
     let mut wire = json!({ "name": name, "ends": ends });
-    if let Some(full) = full {
+    if let Some(full) = args.full {
         wire["full"] = match full {
             Full::Hold => "hold".into(),
             Full::Drop => "drop".into(),
         };
     }
-    if trusted {
+    if args.trusted {
         wire["trusted"] = true.into();
+    }
+    if let Some(owner) = &args.owner {
+        wire["owner"] = owner.as_str().into();
+    }
+    if !args.labels.is_empty() {
+        let labels = args.labels.iter().map(|LabelArg(key, value)| (key.clone(), Value::from(value.as_str())));
+        wire["labels"] = labels.collect::<Map<_, _>>().into();
     }
     Item { label: name.to_owned(), yaml: wire.to_string() }
 }
@@ -90,6 +111,7 @@ fn route(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::AdminSocket;
 
     #[test]
     fn a_short_wire_becomes_an_entry_of_the_wires_file() {
@@ -97,13 +119,24 @@ mod tests {
             "memif:socket=@x,id=0,role=server,secret=0123",
             "kernel:netns=/run/netns/pod,name=nsm-1,address=10.0.0.1/30,address=fd00::1/64,route=10.1.0.0/16 via 10.0.0.2,mtu=1500",
         ];
-        let ends: Vec<EndArg> = ends.iter().map(|end| end.parse().unwrap()).collect();
-        let item = item("a-b", &ends, Some(Full::Drop), true);
+        let item = item(&AddArgs {
+            file: None,
+            name: Some("a-b".to_owned()),
+            end: ends.iter().map(|end| end.parse().unwrap()).collect(),
+            full: Some(Full::Drop),
+            trusted: true,
+            owner: Some("me".to_owned()),
+            labels: vec!["app=nat".parse().unwrap(), "x=a=b".parse().unwrap()],
+            persist: None,
+            socket: AdminSocket { path: "/run/x.sock".into() },
+        });
         assert_eq!(item.label, "a-b");
         let expected = json!({
             "name": "a-b",
             "full": "drop",
             "trusted": true,
+            "owner": "me",
+            "labels": { "app": "nat", "x": "a=b" },
             "ends": [
                 { "memif": { "socket": "@x", "id": 0, "role": "server", "secret": "0123" } },
                 { "kernel": {

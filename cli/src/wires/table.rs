@@ -7,7 +7,7 @@ use std::io::IsTerminal as _;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 use super::{State, dropped};
-use crate::admin::proto::{End, Wire};
+use crate::admin::proto::{End, Origin, Wire};
 use crate::text;
 
 /// How the table may look.
@@ -97,23 +97,29 @@ pub(crate) fn state_cell(state: State) -> Cell {
 fn remarks(wire: &Wire) -> Vec<String> {
     let ends = ["A", "B"].iter().zip(&wire.ends);
     let ends = ends.filter_map(|(side, end)| {
-        let trouble = trouble(end)?;
+        let trouble = trouble(wire, end)?;
         Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
     });
     let name = text::foreign(&wire.name);
     let copied = Some(text::foreign(&wire.copied_because)).filter(|reason| !reason.is_empty());
     let copied = copied.map(|reason| format!("trusted, but its frames are copied: {reason}"));
-    ends.chain(copied).chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
+    let problem = Some(text::foreign(&wire.problem)).filter(|problem| !problem.is_empty());
+    let problem = problem.map(|problem| format!("not served, and tried again: {problem}"));
+    ends.chain(problem).chain(copied).chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
 }
 
 /// What is wrong with an end, if anything, as the rest of a sentence about it.
-pub(crate) fn trouble(end: &End) -> Option<String> {
+pub(crate) fn trouble(wire: &Wire, end: &End) -> Option<String> {
     let detail = text::foreign(&end.detail);
     let (what, cause) = match end.state.as_str() {
         "listening" => ("waits for a peer", "the last one was turned away or left"),
         "connecting" => ("has not reached its peer and tries again", "the last try failed"),
         "starting" => ("waits for the driver of its guest", "the peer"),
-        "failed" => ("has failed and cannot come back by itself", "the cause"),
+        // The forwarder sees to those that outlive it.
+        "failed" if wire.persistent || wire.origin() == Origin::File => {
+            ("has failed and is tried again every few seconds", "the cause")
+        }
+        "failed" => ("has failed; to have it back, remove the wire and add it again", "the cause"),
         _ => return None,
     };
     Some(if detail.is_empty() { what.to_owned() } else { format!("{what}; {cause}: {detail}") })

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use ferrule::admin::proto::admin_server::{Admin, AdminServer};
 use ferrule::admin::proto::{
-    AddWireRequest, AddWireResponse, Drop, End, ListWiresRequest, ListWiresResponse, Origin, RemoveWireRequest,
-    RemoveWireResponse, Traffic, WatchWiresRequest, Wire,
+    Change, Drop, End, ListWiresRequest, ListWiresResponse, Origin, PutWireRequest, PutWireResponse, RemoveWireRequest,
+    RemoveWireResponse, Traffic, WatchEventsRequest, WatchWiresRequest, Wire, WireEvent, WireSpec,
 };
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -16,8 +16,8 @@ use tonic::{Request, Response, Status};
 
 /// Serves until dropped.
 pub struct Fake {
-    /// The YAML of every wire that was added.
-    pub added: Arc<Mutex<Vec<String>>>,
+    /// Every wire that was put.
+    pub added: Arc<Mutex<Vec<WireSpec>>>,
     _runtime: Runtime,
 }
 
@@ -34,20 +34,32 @@ impl Fake {
 }
 
 struct Canned {
-    added: Arc<Mutex<Vec<String>>>,
+    added: Arc<Mutex<Vec<WireSpec>>>,
 }
 
 #[tonic::async_trait]
 impl Admin for Canned {
     type WatchWiresStream = ReceiverStream<Result<ListWiresResponse, Status>>;
 
-    async fn add_wire(&self, request: Request<AddWireRequest>) -> Result<Response<AddWireResponse>, Status> {
-        let yaml = request.into_inner().yaml;
-        if yaml.contains("taken") {
-            return Err(Status::already_exists("wire `taken`: there is one of this name; remove it first"));
+    type WatchEventsStream = ReceiverStream<Result<WireEvent, Status>>;
+
+    async fn put_wire(&self, request: Request<PutWireRequest>) -> Result<Response<PutWireResponse>, Status> {
+        let wire = request.into_inner().wire.unwrap();
+        if wire.name == "taken" {
+            return Err(Status::already_exists("wire `taken` belongs to `somebody`; choose another name"));
         }
-        self.added.lock().unwrap().push(yaml);
-        Ok(Response::new(AddWireResponse {}))
+        let mut added = self.added.lock().unwrap();
+        let change = match added.iter().find(|known| known.name == wire.name) {
+            None => Change::Made,
+            Some(known) if *known == wire => Change::Unchanged,
+            Some(_) => Change::Updated,
+        };
+        added.push(wire);
+        Ok(Response::new(PutWireResponse { change: change.into(), generation: 1 }))
+    }
+
+    async fn watch_events(&self, _: Request<WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Err(Status::unimplemented("nothing happens here"))
     }
 
     async fn remove_wire(&self, request: Request<RemoveWireRequest>) -> Result<Response<RemoveWireResponse>, Status> {
@@ -91,7 +103,8 @@ fn reading(step: u64, interval_ms: u32) -> ListWiresResponse {
 
 fn wire(name: &str, a: End, b: End, queues: u32, frames: [u64; 2]) -> Wire {
     let drops = |frames| vec![Drop { reason: "too_long".to_owned(), frames }];
-    let [ab, ba] = frames.map(|frames| Traffic { frames, bytes: frames * 64, drops: drops(frames / 2_000_000) });
+    let [ab, ba] =
+        frames.map(|frames| Traffic { frames, bytes: frames * 64, drops: drops(frames / 2_000_000), stalls: 0 });
     Wire {
         name: name.to_owned(),
         origin: Origin::File.into(),
@@ -100,7 +113,7 @@ fn wire(name: &str, a: End, b: End, queues: u32, frames: [u64; 2]) -> Wire {
         queues,
         full: "hold".to_owned(),
         crossing: "copied".to_owned(),
-        copied_because: String::new(),
+        ..Wire::default()
     }
 }
 

@@ -4,23 +4,27 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
 use std::time::Duration;
 
 use ferrule_daemon::grpc::{self, ServeError, blocking, status};
 use ferrule_daemon::{Phase, ServiceSocket};
 use ferrule_dataplane::EngineError;
-use tokio::sync::watch;
+use ferrule_dataplane::engine::Applied;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{IntervalStream, ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 
-use crate::config::parse_wire;
-use crate::wires::{ChangeError, Wires};
+use crate::journal::JournalError;
+use crate::wires::{ChangeError, Listed, Put, Wires};
 use v1::admin_server::{Admin, AdminServer};
 
 pub use client::{AdminClient, ConnectError, connect};
+pub use convert::{FieldErrors, Secrets, spec_from_proto, spec_to_proto};
 
 mod client;
 mod convert;
@@ -40,7 +44,8 @@ pub(crate) async fn serve(
     wires: Arc<Wires>,
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
-    let api = AdminServer::new(Service { wires, phase: phase.clone() });
+    let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+    let api = AdminServer::new(Service { wires, phase: phase.clone(), watchers });
     let names = ["", v1::admin_server::SERVICE_NAME];
     grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
@@ -48,18 +53,28 @@ pub(crate) async fn serve(
 struct Service {
     wires: Arc<Wires>,
     phase: watch::Receiver<Phase>,
+    /// One for each client that may watch events.
+    watchers: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
 impl Admin for Service {
-    type WatchWiresStream = Pin<Box<dyn Stream<Item = Result<v1::ListWiresResponse, Status>> + Send>>;
+    type WatchWiresStream = Answers<v1::ListWiresResponse>;
+    type WatchEventsStream = Answers<v1::WireEvent>;
 
-    async fn add_wire(&self, request: Request<v1::AddWireRequest>) -> Result<Response<v1::AddWireResponse>, Status> {
-        let spec =
-            parse_wire(&request.get_ref().yaml).map_err(|errors| status(Code::InvalidArgument, &errors.to_string()))?;
+    async fn put_wire(&self, request: Request<v1::PutWireRequest>) -> Result<Response<v1::PutWireResponse>, Status> {
+        let v1::PutWireRequest { wire, persist } = request.into_inner();
+        let wire = wire.ok_or_else(|| Status::invalid_argument("wire: missing; what the wire should be is wanted"))?;
+        let spec = spec_from_proto(&wire).map_err(|errors| status(Code::InvalidArgument, &errors.to_string()))?;
         let wires = Arc::clone(&self.wires);
-        blocking(move || wires.add(spec)).await?.map_err(|error| refusal(&error))?;
-        Ok(Response::new(v1::AddWireResponse {}))
+        let Put { applied, generation } =
+            blocking(move || wires.put(spec, persist)).await?.map_err(|error| refusal(&error))?;
+        let change = match applied {
+            Applied::Made => v1::Change::Made,
+            Applied::Updated | Applied::Remade => v1::Change::Updated,
+            Applied::Unchanged => v1::Change::Unchanged,
+        };
+        Ok(Response::new(v1::PutWireResponse { change: change.into(), generation }))
     }
 
     async fn remove_wire(
@@ -74,31 +89,82 @@ impl Admin for Service {
 
     async fn list_wires(
         &self,
-        _request: Request<v1::ListWiresRequest>,
+        request: Request<v1::ListWiresRequest>,
     ) -> Result<Response<v1::ListWiresResponse>, Status> {
-        list(Arc::clone(&self.wires)).await.map(Response::new)
+        list(Arc::clone(&self.wires), request.into_inner()).await.map(Response::new)
     }
 
     async fn watch_wires(
         &self,
         request: Request<v1::WatchWiresRequest>,
     ) -> Result<Response<Self::WatchWiresStream>, Status> {
-        let period = watch_interval(request.get_ref().interval_ms)?;
-        let mut ticks = interval(period);
+        let v1::WatchWiresRequest { interval_ms, filter } = request.into_inner();
+        let mut ticks = interval(watch_interval(interval_ms)?);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let wires = Arc::clone(&self.wires);
-        let ticks = tokio_stream::wrappers::IntervalStream::new(ticks).map(|_| Phase::Serving);
-        // The stream must end by itself when the forwarder stops: a graceful server waits for it.
-        let answers = ticks
-            .merge(WatchStream::new(self.phase.clone()).filter(|phase| *phase == Phase::Stopped))
-            .take_while(|phase| *phase != Phase::Stopped)
-            .then(move |_| list(Arc::clone(&wires)));
+        let (wires, filter) = (Arc::clone(&self.wires), filter.unwrap_or_default());
+        let answers = self.until_stopped(IntervalStream::new(ticks));
+        let answers = answers.then(move |_| list(Arc::clone(&wires), filter.clone()));
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn watch_events(
+        &self,
+        _request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let permit = Arc::clone(&self.watchers).try_acquire_owned().map_err(|_| {
+            status(Code::ResourceExhausted, &format!("{WATCHERS_MAX} clients watch events already; close one"))
+        })?;
+        let events = self.wires.subscribe(EVENTS_MAX);
+        let (sender, receiver) = mpsc::channel(1);
+        let forward = move || {
+            let _permit = permit;
+            // The engine counts what a client is too slow for; here nothing piles up.
+            while !sender.is_closed() {
+                match events.next_event_within(LEFT_CHECK) {
+                    Ok(event) => {
+                        let sent = convert::event(event).map_or(Ok(()), |event| sender.blocking_send(Ok(event)));
+                        if sent.is_err() {
+                            return;
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(forward)
+            .map_err(|error| status(Code::ResourceExhausted, &format!("start a thread for this client: {error}")))?;
+        Ok(Response::new(Box::pin(self.until_stopped(ReceiverStream::new(receiver)))))
     }
 }
 
-async fn list(wires: Arc<Wires>) -> Result<v1::ListWiresResponse, Status> {
-    blocking(move || convert::response(&wires.list(), &wires.workers())).await
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    /// A stream that ends by itself when the forwarder stops: a graceful server waits for it.
+    fn until_stopped<T: Send + 'static>(
+        &self,
+        stream: impl Stream<Item = T> + Send + 'static,
+    ) -> impl Stream<Item = T> + Send + 'static {
+        let stopped = WatchStream::new(self.phase.clone()).filter(|phase| *phase == Phase::Stopped).map(|_| None);
+        stream.map(Some).merge(stopped).map_while(|item| item)
+    }
+}
+
+async fn list(wires: Arc<Wires>, filter: v1::ListWiresRequest) -> Result<v1::ListWiresResponse, Status> {
+    let wanted = move |listed: &Listed| {
+        let spec = &listed.status.spec;
+        filter.owner.as_ref().is_none_or(|owner| *owner == spec.owner)
+            && filter.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value))
+    };
+    blocking(move || {
+        let mut listed = wires.list();
+        listed.retain(wanted);
+        convert::response(&listed, &wires.workers())
+    })
+    .await
 }
 
 fn watch_interval(milliseconds: u32) -> Result<Duration, Status> {
@@ -114,20 +180,29 @@ fn watch_interval(milliseconds: u32) -> Result<Duration, Status> {
 fn refusal(error: &ChangeError) -> Status {
     let code = match error {
         ChangeError::Engine(EngineError::Spec { .. }) => Code::InvalidArgument,
-        ChangeError::Engine(EngineError::NameTaken(_)) => Code::AlreadyExists,
+        ChangeError::Engine(EngineError::NameTaken(_)) | ChangeError::OtherOwner { .. } => Code::AlreadyExists,
         ChangeError::Engine(EngineError::NoSuchWire(_)) => Code::NotFound,
-        ChangeError::Engine(EngineError::End { .. }) | ChangeError::FromFile(_) | ChangeError::FromAdmin(_) => {
-            Code::FailedPrecondition
-        }
+        ChangeError::Engine(EngineError::End { .. })
+        | ChangeError::FromFile(_)
+        | ChangeError::FromAdmin(_)
+        | ChangeError::NoJournal(_) => Code::FailedPrecondition,
         ChangeError::Engine(EngineError::Cancelled(_)) => Code::Aborted,
         ChangeError::Engine(EngineError::StillRemoving(_)) => Code::DeadlineExceeded,
         ChangeError::Engine(EngineError::Start(_) | EngineError::Ended(_)) => Code::Internal,
+        ChangeError::Journal(JournalError::Full { .. }) => Code::ResourceExhausted,
+        ChangeError::Journal(JournalError::Locked { .. } | JournalError::Failed { .. }) => Code::Internal,
         ChangeError::Engine(EngineError::Draining) | ChangeError::Draining => Code::Unavailable,
     };
     status(code, &error.to_string())
 }
 
 const WATCH_MS_MIN: u32 = 100;
+/// Each has a thread, which sleeps.
+const WATCHERS_MAX: usize = 64;
+/// Events that a client may be behind.
+const EVENTS_MAX: usize = 1024;
+/// How often a thread looks whether its client has left while nothing happens.
+const LEFT_CHECK: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
@@ -135,12 +210,17 @@ mod tests {
 
     #[test]
     fn a_refusal_has_the_code_that_the_proto_promises() {
+        let full = JournalError::Full { path: "/j".into(), source: std::io::Error::from_raw_os_error(28) };
         let cases = [
             (EngineError::NameTaken("a".into()).into(), Code::AlreadyExists),
             (EngineError::NoSuchWire("a".into()).into(), Code::NotFound),
             (EngineError::Spec { wire: "a".into(), errors: vec![] }.into(), Code::InvalidArgument),
             (EngineError::End { wire: "a".into(), end: 0, problem: "gone".into() }.into(), Code::FailedPrecondition),
             (ChangeError::FromFile("a".into()), Code::FailedPrecondition),
+            (ChangeError::NoJournal("a".into()), Code::FailedPrecondition),
+            (ChangeError::OtherOwner { wire: "a".into(), owner: "nsm".into() }, Code::AlreadyExists),
+            (full.into(), Code::ResourceExhausted),
+            (EngineError::Draining.into(), Code::Unavailable),
             (ChangeError::Draining, Code::Unavailable),
         ];
         for (error, code) in cases {

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAddress, VhostUserSpec, WireSpec};
+use ferrule_dataplane::spec::{
+    EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAccess, SocketAddress, VhostUserSpec, WireSpec,
+};
 
 /// Two wires that cannot both be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ struct Seen<'a> {
     servers: HashMap<(&'a SocketAddress, Option<PathBuf>, u32), Place>,
     /// Sockets with one peer, or with peers of one kind.
     sockets: HashMap<&'a SocketAddress, (Kind, Place)>,
+    /// Who may connect, by socket.
+    access: HashMap<&'a SocketAddress, (&'a SocketAccess, Place)>,
     interfaces: HashMap<(Option<PathBuf>, &'a str), Place>,
     roles: HashMap<&'a Path, (Role, u32, Place)>,
     conflicts: Vec<Conflict>,
@@ -84,6 +88,7 @@ impl<'a> Seen<'a> {
             // An abstract name of another namespace is another socket.
             if netns.is_none() {
                 self.socket(wire, format!("ends[{end}].memif.socket"), &memif.socket, Kind::Memif);
+                self.access(wire, end, memif);
             }
             let later = Place { wire, field: format!("ends[{end}].memif.id") };
             let earlier = self.servers.entry((&memif.socket, netns, memif.id)).or_insert_with(|| later.clone()).clone();
@@ -94,6 +99,17 @@ impl<'a> Seen<'a> {
         }
         if let SocketAddress::Path(path) = &memif.socket {
             self.role(wire, end, memif, path);
+        }
+    }
+
+    /// Ends behind one socket have one file.
+    fn access(&mut self, wire: usize, end: usize, memif: &'a MemifSpec) {
+        let later = Place { wire, field: format!("ends[{end}].memif.socket") };
+        let first = self.access.entry(&memif.socket).or_insert_with(|| (&memif.access, later.clone()));
+        if *first.0 != memif.access {
+            let problem = format!("{} has another `group` or `socket_mode`", memif.socket);
+            let (earlier, cure) = (first.1.clone(), "give both the same");
+            self.conflicts.push(Conflict { later, earlier, problem, cure });
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Config {
     pub admin: PathBuf,
     /// Where Prometheus may ask; none: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where wires of the admin API are kept for the next start; none: nowhere.
+    pub journal: Option<PathBuf>,
     /// The wires, in the order of the file.
     pub wires: Vec<WireSpec>,
 }
@@ -63,6 +65,10 @@ impl Config {
         let metrics =
             |config: &Self| config.metrics.map_or_else(|| "nothing".to_owned(), |address| address.to_string());
         compare("metrics", metrics(self), metrics(newer));
+        let journal = |config: &Self| {
+            config.journal.as_ref().map_or_else(|| "nothing".to_owned(), |path| path.display().to_string())
+        };
+        compare("journal", journal(self), journal(newer));
         changes
     }
 }
@@ -74,6 +80,7 @@ impl Default for Config {
             idle: Idle::Adaptive,
             admin: PathBuf::from(ADMIN_DEFAULT),
             metrics: None,
+            journal: None,
             wires: Vec::new(),
         }
     }
@@ -99,7 +106,7 @@ impl WiresFile {
     }
 }
 
-/// Checks one entry of `wires:`, as the admin API takes it; its errors call the text `wire`.
+/// Checks one entry of `wires:`, as a person gives it to a running forwarder; its errors call the text `wire`.
 pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
     parse("wire", text, |root, diagnostics| {
         let wire = wire::read(root, diagnostics);
@@ -110,7 +117,7 @@ pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
 
 fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     let mut config = Config::default();
-    let Some(table) = root.table(&["workers", "idle", "admin", "metrics", "wires"]) else {
+    let Some(table) = root.table(&["workers", "idle", "admin", "metrics", "journal", "wires"]) else {
         return config;
     };
     if let Some(workers) = table.optional("workers") {
@@ -127,10 +134,20 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         field.check_socket(path);
     }
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
+    config.journal = table.optional("journal").and_then(|field| read_path(&field));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
     report_conflicts(&config.wires, &entries);
     config
+}
+
+fn read_path(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
+    if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
+        field.wrong(format!("`{text}`; an absolute path to a file is wanted"));
+        return None;
+    }
+    Some(PathBuf::from(text))
 }
 
 /// A list of CPUs, or a text as the kernel writes such lists: `0-3,6`. An item of a list may be a range too.

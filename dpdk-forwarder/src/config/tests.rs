@@ -162,6 +162,21 @@ f:12:52: wires[2].ends[0].memif.role: /run/m.sock is used with role server alrea
 }
 
 #[test]
+fn ends_behind_one_socket_have_one_group_and_mode() {
+    let text = "\
+wires:
+  - name: a
+    ends: [{ memif: { socket: /run/m, id: 0, role: server, group: vpp } }, { kernel: { name: a } }]
+  - name: b
+    ends: [{ memif: { socket: /run/m, id: 1, role: server } }, { kernel: { name: b } }]
+";
+    assert_eq!(
+        Config::parse("f", text).unwrap_err().to_string(),
+        "f:5:31: wires[1].ends[0].memif.socket: /run/m has another `group` or `socket_mode`, by the wire `a` on line 3; give both the same"
+    );
+}
+
+#[test]
 fn a_wire_that_would_connect_to_itself_is_refused() {
     let text = "{ name: a, ends: [{ memif: { socket: /m, id: 0, role: server } }, { memif: { socket: /m, id: 1, role: client } }] }";
     assert!(parse_wire(text).unwrap_err().to_string().contains("one role"));
@@ -217,9 +232,9 @@ fn what_only_a_restart_can_change_is_listed() {
 
 #[test]
 fn a_vhost_user_end_says_who_listens_and_what_the_guest_may_use() {
-    let vhost = "{ socket: /run/vm.sock, mode: client, queues: 4, mtu: 9000, mac: 02:00:00:00:00:07, packed: false }";
+    let vhost = "{ socket: /run/vm.sock, role: client, queues: 4, mtu: 9000, mac: 02:00:00:00:00:07, packed: false }";
     let wire = parse_wire(&format!(
-        "name: w\nends: [{{ vhost-user: {vhost} }}, {{ vhost-user: {{ socket: '@b', mode: server }} }}]"
+        "name: w\nends: [{{ vhost-user: {vhost} }}, {{ vhost-user: {{ socket: '@b', role: server }} }}]"
     ));
     let [EndSpec::VhostUser(first), EndSpec::VhostUser(second)] = &wire.unwrap().ends else { panic!("two guests") };
     let mut wanted = VhostUserSpec::new("/run/vm.sock".parse().unwrap(), Role::Client);
@@ -272,9 +287,9 @@ fn a_socket_that_a_guest_comes_to_is_nobody_else_s() {
     let text = "\
 wires:
   - name: a
-    ends: [{ vhost-user: { socket: /run/x, mode: server } }, { kernel: { name: a } }]
+    ends: [{ vhost-user: { socket: /run/x, role: server } }, { kernel: { name: a } }]
   - name: b
-    ends: [{ vhost-user: { socket: /run/x, mode: server } }, { memif: { socket: /run/x, role: server } }]
+    ends: [{ vhost-user: { socket: /run/x, role: server } }, { memif: { socket: /run/x, role: server } }]
 ";
     let expected = "\
 f:5:36: wires[1].ends[0].vhost-user.socket: /run/x is listened on already, by the wire `a` on line 3; give one of them another socket

@@ -81,7 +81,7 @@ fn wires_file(kind: Kind, wires: usize, folder: &Path) -> String {
         let socket = socket(kind, number, folder);
         match kind {
             Kind::Memif => format!("{{memif: {{socket: {socket}, id: {number}, role: server}}}}"),
-            Kind::Vhost => format!("{{vhost-user: {{socket: {socket}, mode: server}}}}"),
+            Kind::Vhost => format!("{{vhost-user: {{socket: {socket}, role: server}}}}"),
         }
     };
     let wire = |n| format!("  - {{name: wire-{n}, ends: [{}, {}]}}\n", end(2 * n), end(2 * n + 1));

@@ -8,12 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use sriov_manager::api::v1::acquire_request::Choice;
-use sriov_manager::api::v1::{
+use nix::sys::signal::Signal;
+use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::v1::{
     AcquireRequest, Attributes, Count, CreateRequest, Created, ExplainRequest, ListRequest, ListResponse,
     ReleaseRequest, Vf, WatchRequest,
 };
-use sriov_manager::api::{Client, connect};
+use sriov_manager_client::{Client, connect};
 use tokio::runtime::{self, Runtime};
 use tonic::{Response, Status, Streaming};
 
@@ -146,6 +147,16 @@ impl Manager {
         let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
         ensure!(output.status.success(), "ferrule vf {}: {text}", arguments.join(" "));
         Ok(text)
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal, and does not wait for what comes of it.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Kills it without a chance to tidy up.

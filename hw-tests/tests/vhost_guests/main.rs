@@ -27,7 +27,7 @@ fn two_guests_on_a_wire_outlive_the_forwarder() {
     let [first, second] = nics.each_ref().map(|nic| nic.socket.display());
     let wires = bed.folder.path().join("wires.yaml");
     let ends = format!(
-        "[{{vhost-user: {{socket: {first}, mode: server}}}}, {{vhost-user: {{socket: {second}, mode: server}}}}]"
+        "[{{vhost-user: {{socket: {first}, role: server}}}}, {{vhost-user: {{socket: {second}, role: server}}}}]"
     );
     fs::write(&wires, format!("wires:\n  - {{name: guests, ends: {ends}}}\n")).unwrap();
     let start = || {

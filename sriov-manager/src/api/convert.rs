@@ -1,6 +1,7 @@
 //! What others see as messages, and requests as what the library takes.
 
-use super::v1;
+use sriov_manager_client::v1;
+
 use crate::address::Driver;
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::lease::{Lease, Wanted};
@@ -15,6 +16,7 @@ pub fn response(view: &View) -> v1::ListResponse {
         lost: view.lost.iter().map(|lost| lease(lost, None)).collect(),
         generation: view.generation,
         policies_refused: view.policies_refused.clone().unwrap_or_default(),
+        warnings: view.warnings.clone(),
     }
 }
 

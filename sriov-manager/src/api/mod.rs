@@ -1,6 +1,6 @@
-//! The API: gRPC on a Unix socket. `proto/ferrule/vf/v1/vf.proto` says what it promises.
+//! The API: gRPC on a Unix socket. `vf.proto` of the crate `sriov-manager-client` says what it promises.
 //!
-//! Modules: `convert` (what others see as messages), `client` (for programs that ask).
+//! Modules: `convert` (what others see as messages).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,26 +16,15 @@ use tonic::service::Routes;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Extensions, Request, Response, Status};
 
+use sriov_manager_client::v1::{self, vfs_server::VfsServer};
+
 use crate::address::PciAddress;
 use crate::policy::PeerCredentials;
 use crate::vfs::{Created, HostVfs, ReleaseOptions, Remains, VfError, Vfs};
-use v1::vfs_server::VfsServer;
 
-pub use client::{Client, ConnectError, connect};
-
-mod client;
 mod convert;
 
 pub use convert::response;
-
-/// The messages, the client and the server of the API, made from its `.proto`.
-#[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
-pub mod v1 {
-    tonic::include_proto!("ferrule.vf.v1");
-
-    /// Its descriptors, for reflection.
-    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("vf_descriptor");
-}
 
 /// Serves the API, health and reflection until the daemon has stopped.
 pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase>) -> Result<(), ServeError> {
@@ -75,7 +64,7 @@ impl Service {
 
     fn takes_changes(&self) -> Result<(), Status> {
         match *self.phase.borrow() {
-            Phase::Serving => Ok(()),
+            Phase::Starting | Phase::Serving => Ok(()),
             Phase::Draining | Phase::Stopped => Err(Status::unavailable("sriov-manager is stopping; ask the next one")),
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ferrule_daemon::settings::{ConfigErrors, Field, LoadError, decode, parse, read_file};
 
 use crate::policy::Policies;
+use sriov_manager_client::SOCKET_DEFAULT;
 
 mod nsm;
 mod operator;
@@ -130,8 +131,6 @@ fn read(root: &Field<'_>) -> Config {
 
 /// Where the journal is unless told otherwise.
 pub const STATE_DEFAULT: &str = "/var/lib/ferrule/vf";
-/// Where the API listens unless told otherwise.
-pub const SOCKET_DEFAULT: &str = "/run/ferrule/vf.sock";
 const RESCAN_MIN: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use ferrule_daemon::settings::{Field, Table};
 
 use super::pools::{VFS_MAX, hex_id, ranges};
 use crate::PciAddress;
-use crate::policy::{NumVfs, PfSelector, Policies, Pool};
+use crate::policy::{PfCount, PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {
     let mut pools = BTreeMap::<String, Pool>::new();
@@ -32,6 +32,11 @@ fn read_policy(field: &Field<'_>, pools: &mut BTreeMap<String, Pool>) {
     if let Some(kind) = table.optional("kind") {
         kind.choice(&[("SriovNetworkNodePolicy", ())]);
     }
+    let is_default = || table.optional("metadata")?.peek("name")?.text().map(|name| name == "default");
+    if is_default() == Some(true) {
+        // The operator makes one of this name, which says nothing.
+        return;
+    }
     let Some(spec) = table.required("spec", "what the policy says") else { return };
     let Some(spec) = spec.table(SPEC_KEYS) else { return };
     let name = spec.required("resourceName", "the name of the resource").and_then(|field| field.text());
@@ -40,17 +45,17 @@ fn read_policy(field: &Field<'_>, pools: &mut BTreeMap<String, Pool>) {
     refuse(&spec, "linkType", &["eth", "ETH"], "only Ethernet");
     refuse(&spec, "vdpaType", &[], "vDPA devices are not made here");
     refuse(&spec, "deviceType", &["netdevice", "vfio-pci"], "`netdevice` or `vfio-pci` is wanted");
+    let priority = spec.optional("priority").and_then(|field| field.number::<u32>(0..=PRIORITY_MAX));
     let selector = spec.required("nicSelector", "which PFs");
-    let selectors = selector.map(|field| read_selector(&field)).unwrap_or_default();
+    let mut selectors = selector.map(|field| read_selector(&field)).unwrap_or_default();
     let managed_elsewhere =
         spec.optional("externallyManaged").and_then(|field| field.choice(&[("true", true), ("false", false)]));
     let Some(name) = name else { return };
-    let num_vfs = count.map(NumVfs::Exactly).filter(|_| managed_elsewhere != Some(true));
-    let pool =
-        pools.entry(name.to_owned()).or_insert_with(|| Pool { name: name.to_owned(), num_vfs, ..Pool::default() });
-    if pool.num_vfs != num_vfs {
-        field.wrong_below("spec.numVfs", format!("another policy of the resource {name} wants another number"));
+    if let Some(num_vfs) = count.filter(|_| managed_elsewhere != Some(true)) {
+        let count = PfCount { num_vfs, priority: priority.unwrap_or(PRIORITY_DEFAULT) };
+        selectors.iter_mut().for_each(|selector| selector.count = Some(count));
     }
+    let pool = pools.entry(name.to_owned()).or_insert_with(|| Pool { name: name.to_owned(), ..Pool::default() });
     pool.pfs.extend(selectors);
 }
 
@@ -103,6 +108,10 @@ fn read_name(field: &Field<'_>) -> Option<Name> {
     }
 }
 
+/// Of the operator's CRD.
+const PRIORITY_MAX: u64 = 99;
+/// What a policy has that names none: the operator's zero value, the most important.
+const PRIORITY_DEFAULT: u32 = 0;
 const SPEC_KEYS: &[&str] = &[
     "resourceName",
     "nodeSelector",

@@ -59,6 +59,7 @@ fn read_selector(field: &Field<'_>) -> Option<PfSelector> {
         device: hex("device"),
         driver: table.optional("driver").and_then(|field| driver_name(&field)),
         vfs: table.optional("vfs").and_then(|field| ranges(&field, field.text()?)),
+        count: None,
     };
     let says_something =
         ["name", "address", "vendor", "device", "driver"].iter().any(|key| table.optional(key).is_some());

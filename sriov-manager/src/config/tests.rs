@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::policy::{NumVfs, PfSelector, Pool, Principal};
+use crate::policy::{NumVfs, PfCount, PfSelector, Pool, Principal};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {
@@ -119,7 +119,8 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
     );
     let config = Config::parse("f", &first).unwrap();
     let [pool] = &config.policies.pools[..] else { panic!("{config:?}") };
-    assert_eq!((pool.name.as_str(), pool.num_vfs), ("fast", Some(NumVfs::Exactly(4))));
+    assert_eq!((pool.name.as_str(), pool.num_vfs), ("fast", None));
+    assert!(pool.pfs.iter().all(|pf| pf.count == Some(PfCount { num_vfs: 4, priority: 10 })), "{pool:?}");
     assert_eq!(pool.pfs[0].vfs, Some(BTreeSet::from([0, 1])));
     assert_eq!((pool.pfs[1].name.as_deref(), pool.pfs[1].vendor), (Some("ens1f1"), Some(0x8086)));
 
@@ -127,7 +128,7 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
         policy("b", "{resourceName: other, numVfs: 4, externallyManaged: true, nicSelector: {vendor: '8086'}}");
     let list = format!("{{apiVersion: v1, kind: List, items: [{first}, {second}]}}");
     let pools = Config::parse("f", &list).unwrap().policies.pools;
-    assert_eq!((pools.len(), pools[1].num_vfs), (2, None), "an externally managed PF is not changed");
+    assert_eq!((pools.len(), pools[1].pfs[0].count), (2, None), "an externally managed PF is not changed");
 
     let bad = policy("c", "{resourceName: x, numVfs: many, eSwitchMode: switchdev, nicSelector: {netFilter: 'aws/x'}}");
     let error = Config::parse("f", &bad).unwrap_err().to_string();
@@ -136,6 +137,48 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
     {
         assert!(error.contains(part), "{part} in\n{error}");
     }
+}
+
+/// Two policies of the operator for one PF, as `priority`, `numVfs` and range.
+fn merged(first: (u32, u32, &str), second: (u32, u32, &str), resources: [&str; 2]) -> Option<NumVfs> {
+    let policy = |(priority, count, range): (u32, u32, &str), resource: &str| {
+        format!(
+            "{{kind: SriovNetworkNodePolicy, metadata: {{name: x}}, spec: {{resourceName: {resource}, priority: {priority}, \
+             numVfs: {count}, nicSelector: {{pfNames: ['ens1f0{range}']}}}}}}"
+        )
+    };
+    let list = format!("{{kind: List, items: [{}, {}]}}", policy(first, resources[0]), policy(second, resources[1]));
+    let policies = Config::parse("f", &list).unwrap().policies;
+    let node = crate::fake::FakeNode::new(1, 63);
+    let inventory = crate::inventory::Inventory::read(&node.sysfs()).unwrap();
+    policies.wanted_count(&inventory.pfs[&node.pf(0)])
+}
+
+#[test]
+fn two_policies_of_the_operator_for_one_pf_are_merged_as_it_merges_them() {
+    let count = |count| Some(NumVfs::Exactly(count));
+    assert_eq!(merged((10, 8, "#0-3"), (20, 12, "#4-7"), ["a", "b"]), count(12), "shared: the higher number");
+    assert_eq!(merged((10, 8, ""), (20, 12, ""), ["a", "b"]), count(8), "not shared: the more important one");
+    assert_eq!(merged((20, 8, ""), (10, 12, ""), ["a", "b"]), count(12), "in any order");
+    assert_eq!(merged((10, 8, ""), (10, 4, ""), ["a", "b"]), count(8), "as important: the higher number");
+    assert_eq!(merged((10, 8, "#0-3"), (20, 12, "#4-7"), ["a", "a"]), count(8), "of one resource: the more important");
+}
+
+#[test]
+fn one_resource_may_have_other_numbers_on_other_pfs_and_the_operators_own_policy_says_nothing() {
+    let text = "
+kind: List
+items:
+  - {kind: SriovNetworkNodePolicy, metadata: {name: default}, spec: {}}
+  - {kind: SriovNetworkNodePolicy, metadata: {name: a}, spec: {resourceName: x, numVfs: 8, nicSelector: {pfNames: [ens1f0]}}}
+  - {kind: SriovNetworkNodePolicy, metadata: {name: b}, spec: {resourceName: x, numVfs: 4, nicSelector: {pfNames: [ens1f1]}}}
+";
+    let policies = Config::parse("f", text).unwrap().policies;
+    assert_eq!(policies.pools.len(), 1);
+    let node = crate::fake::FakeNode::new(2, 63);
+    let inventory = crate::inventory::Inventory::read(&node.sysfs()).unwrap();
+    let counts: Vec<_> = inventory.pfs.values().map(|pf| policies.wanted_count(pf)).collect();
+    assert_eq!(counts, [Some(NumVfs::Exactly(8)), Some(NumVfs::Exactly(4))]);
 }
 
 proptest::proptest! {

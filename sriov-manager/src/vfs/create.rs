@@ -44,7 +44,9 @@ impl Vfs {
     /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
     pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
         let created = self.resize(pf, count, host)?;
-        self.lock().short.remove(&pf);
+        let mut state = self.lock();
+        state.short.remove(&pf);
+        state.counts.changed_by_hand(pf);
         Ok(created)
     }
 
@@ -58,10 +60,15 @@ impl Vfs {
         self.nobody_holds(pf, host)?;
         self.record(&mut self.lock(), &Record::Resize { pf, resize: Some(resize.clone()) })?;
         let done = self.executor().apply(&created.steps);
+        let is_stuck = done.as_ref().is_err_and(|error| error.stuck);
         let outcome = match done {
             Ok(()) => self.autoprobe(pf, &resize),
             Err(error) => Err(self.back_to(pf, &resize, error)),
         };
+        if is_stuck {
+            // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
+            return outcome.map(|()| created);
+        }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
         outcome?;

@@ -26,12 +26,15 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// Another manager owns them.
+    #[error("own the VFs below {}: another sriov-manager does, with another state directory; stop that one first", root.display())]
+    Owned {
+        /// The root.
+        root: PathBuf,
+    },
     /// The policies contradict each other on this node.
     #[error("{0}")]
     Policies(String),
-    /// What was under way cannot be recorded.
-    #[error(transparent)]
-    Recover(#[from] VfError),
 }
 
 /// Why something was not done.

@@ -13,13 +13,15 @@
 //! `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -37,6 +39,7 @@ use crate::watchdog::{CallError, Watchdog};
 mod acquire;
 mod apply;
 mod choose;
+mod counts;
 mod create;
 mod error;
 mod locks;
@@ -53,6 +56,7 @@ pub use reasons::{Reason, obstacles};
 pub use release::{ReleaseOptions, Remains};
 pub use rules::{AdoptError, Adopted, Counts};
 
+use counts::CountsSeen;
 use locks::LockRequest;
 pub use view::{PfView, VfView, View};
 
@@ -87,6 +91,8 @@ struct Inner {
     generation: watch::Sender<u64>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
+    /// No other manager owns this tree, whatever its state directory.
+    _tree: Flock<File>,
 }
 
 struct State {
@@ -100,6 +106,10 @@ struct State {
     policies_refused: Option<String>,
     /// PFs that have not got the number of VFs that the policies want, and why.
     short: BTreeMap<PciAddress, String>,
+    /// What was last seen to with the numbers of VFs of PFs.
+    counts: CountsSeen,
+    /// VFs that are others than those that were at their addresses before.
+    remade: BTreeSet<PciAddress>,
     journal: Journal,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
@@ -113,6 +123,7 @@ impl Vfs {
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let Options { sysfs, kernel, state, policies, timeouts, observer } = options;
         let journal = Journal::open(&state)?;
+        let tree = lock_tree(&sysfs)?;
         let inventory = Inventory::read(&sysfs).map_err(|source| OpenError::Sysfs { root: sysfs.path(""), source })?;
         let wrong = policies.check(&inventory);
         if !wrong.is_empty() {
@@ -135,6 +146,8 @@ impl Vfs {
                     policies,
                     policies_refused: None,
                     short: BTreeMap::new(),
+                    counts: CountsSeen::default(),
+                    remade: BTreeSet::new(),
                     journal,
                     locked: BTreeSet::new(),
                     naming: BTreeSet::new(),
@@ -143,10 +156,11 @@ impl Vfs {
                 closing: AtomicBool::new(false),
                 generation: watch::Sender::new(0),
                 looking: Mutex::default(),
+                _tree: tree,
             }
         });
         let vfs = Self(inner);
-        vfs.recover()?;
+        vfs.recover();
         Ok(vfs)
     }
 
@@ -155,9 +169,10 @@ impl Vfs {
         self.0.generation.subscribe()
     }
 
-    /// Looks at the tree again, and goes on with what could not be finished before.
+    /// Looks at the tree again, and goes on with what could not be finished before, however often it was tried.
     pub fn rescan(&self) {
         self.look();
+        self.lock().counts.forget_failures();
         self.reconcile();
     }
 
@@ -185,6 +200,11 @@ impl Vfs {
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
+                let is_remade = |vf: &&VirtualFunction| {
+                    state.inventory.vfs.get(&vf.address).is_some_and(|before| before.instance != vf.instance)
+                };
+                let remade: Vec<_> = inventory.vfs.values().filter(is_remade).map(|vf| vf.address).collect();
+                state.remade.extend(remade);
                 if state.inventory != inventory {
                     state.inventory = inventory;
                     drop(state);
@@ -334,6 +354,17 @@ impl Vfs {
         }
         Ok(None)
     }
+}
+
+/// Locks the node itself: the directory of its PCI devices, which every process of the machine sees as the same one.
+fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
+    let path = sysfs.path("sys/bus/pci/devices");
+    let failed = |source: io::Error| OpenError::Sysfs { root: sysfs.path(""), source };
+    let directory = File::open(&path).map_err(failed)?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => OpenError::Owned { root: sysfs.path("") },
+        errno => failed(errno.into()),
+    })
 }
 
 impl State {

@@ -30,6 +30,11 @@ pub enum Reason {
         /// That lease.
         id: String,
     },
+    /// The number of VFs of its PF is being changed, and they go.
+    Resizing {
+        /// The PF.
+        pf: PciAddress,
+    },
     /// Somebody uses it who has not borrowed it.
     Held(Holder),
     /// The host itself uses it.
@@ -108,6 +113,7 @@ impl fmt::Display for Reason {
                 f,
                 "the lease {id} is of a VF that had this address before and is gone: release that lease, and this VF is free"
             ),
+            Self::Resizing { pf } => write!(f, "the number of VFs of its PF {pf} is being changed"),
             Self::UsedByHost(host_use) => write!(f, "{host_use}; end that, or take it all the same (`--force`)"),
             Self::Held(holder) => write!(f, "it is in use by somebody who has not borrowed it: {holder}"),
             Self::Stuck { what, seconds } => {
@@ -189,6 +195,9 @@ impl Vfs {
         let watchdog = &self.executor().watchdog;
         if let Some(stuck) = watchdog.stuck(vf.address).or_else(|| watchdog.stuck(vf.pf)) {
             reasons.push(Reason::Stuck { what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
+        }
+        if state.journal.facts().resizes.contains_key(&vf.pf) {
+            reasons.push(Reason::Resizing { pf: vf.pf });
         }
         let lent = vf.function.iommu_group.into_iter().flat_map(|group| {
             vf.group_with.iter().filter_map(move |&member| {

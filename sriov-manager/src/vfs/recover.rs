@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::thread;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use super::counts::CountsSeen;
 use super::release::Remains;
 use super::{LockRequest, VfError, Vfs};
+use crate::address::PciAddress;
 use crate::journal::Record;
-use crate::lease::{Lease, Stage};
+use crate::lease::{Lease, Resize, Stage};
 
 impl Vfs {
-    /// Brings everything that the journal knows to a known state. Only the journal itself can fail it.
-    pub(super) fn recover(&self) -> Result<(), VfError> {
+    /// Brings everything that the journal knows to a known state. What the journal refuses is told: with a full disk nothing is
+    /// lent, and everything is shown all the same.
+    pub(super) fn recover(&self) {
         let facts = self.facts();
         let boot = self.0.boot_id();
         if !facts.boot.is_empty() && facts.boot != boot {
@@ -21,39 +24,54 @@ impl Vfs {
                 "the node was rebooted: its VFs are made anew, and its leases brought back"
             );
         }
+        let told = |result: Result<(), VfError>| {
+            if let Err(error) = result {
+                error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
+            }
+        };
         for (&pf, resize) in &facts.resizes {
             info!(%pf, from = resize.from, to = resize.to, "finishing a change of its number of VFs");
-            self.finish_resize(pf, resize)?;
+            told(self.finish_resize(pf, resize));
         }
         self.look();
         let counts = {
             let state = self.lock();
             state.policies.counts(&state.inventory)
         };
-        self.make_counts(&counts)?;
+        CountsSeen::see_to_all(&mut self.lock());
+        told(self.make_counts(&counts).map(drop));
         self.look();
         // PFs beside each other: a reboot may have many leases to bring back.
         let pfs: BTreeSet<_> = facts.leases.values().map(|lease| lease.pf).collect();
         thread::scope(|scope| {
             let leases = |pf| facts.leases.values().filter(move |lease| lease.pf == pf);
-            let work = |pf| scope.spawn(move || leases(pf).try_for_each(|lease| self.restore(lease)));
-            let threads: Vec<_> = pfs.iter().map(|&pf| work(pf)).collect();
-            threads.into_iter().try_for_each(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })?;
+            for &pf in &pfs {
+                scope.spawn(move || leases(pf).for_each(|lease| told(self.restore(lease))));
+            }
+        });
         // What was brought back is not what was seen before.
         self.look();
-        self.record(&mut self.lock(), &Record::Boot { id: boot })
+        told(self.record(&mut self.lock(), &Record::Boot { id: boot }));
     }
 
-    /// Goes on with leases that something is wrong with.
+    /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, and
+    /// with the numbers of VFs of PFs that came since.
     pub(crate) fn reconcile(&self) {
         let facts = self.facts();
+        for (&pf, resize) in &facts.resizes {
+            if let Err(error) = self.reconcile_resize(pf, resize) {
+                warn!(%pf, %error, "a change of its number of VFs cannot be finished");
+            }
+        }
+        if let Err(error) = self.reconcile_counts() {
+            warn!(%error, "the numbers of VFs cannot be made what the policies want");
+        }
+        let remade = std::mem::take(&mut self.lock().remade);
         for lease in facts.leases.values() {
-            let gone = self.function(lease).is_none();
-            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent;
+            let function = self.function(lease);
+            let gone = function.is_none();
+            let drifted = remade.contains(&lease.vf) || function.is_some_and(|vf| !lease.is_driven_as_wanted(&vf));
+            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent || drifted;
             let stuck = self.executor().watchdog.stuck(lease.vf).is_some();
             if (gone || faulty)
                 && !stuck
@@ -62,6 +80,21 @@ impl Vfs {
                 warn!(vf = %lease.vf, lease = lease.id, %error, "still not as it should be");
             }
         }
+    }
+
+    /// Finishes a change of a number of VFs whose call into the kernel had not come back.
+    fn reconcile_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
+        let is_busy = self.executor().watchdog.stuck(pf).is_some() || self.lock().locked.contains(&pf);
+        if is_busy {
+            return Ok(());
+        }
+        let (now, lock) = self.lock_vfs(|state| {
+            let now = state.journal.facts().resizes.get(&pf).cloned();
+            Ok((now, LockRequest { functions: [pf].into(), quiet: BTreeSet::new(), name: None }))
+        })?;
+        let result = if now.as_ref() == Some(resize) { self.finish_resize(pf, resize) } else { Ok(()) };
+        drop(lock);
+        result
     }
 
     /// Only if nobody works on it: whoever does will see to it.

@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::create::HostVfs;
+use super::counts::CountsSeen;
 use super::{VfError, Vfs};
 use crate::address::PciAddress;
 use crate::policy::Policies;
@@ -43,9 +43,11 @@ impl Vfs {
                 pf.is_some_and(|pf| before.wanted_count(pf) != state.policies.wanted_count(pf))
             };
             let different = state.policies.counts(inventory);
-            let counts = different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
+            let counts: Vec<_> =
+                different.iter().filter(|(pf, _)| which == Counts::All || says_new(pf)).copied().collect();
             // What is not wanted any more is not lacked.
             state.short.retain(|short, _| different.iter().any(|(pf, _)| pf == short));
+            CountsSeen::see_to_all(&mut state);
             counts
         };
         self.changed();
@@ -64,24 +66,6 @@ impl Vfs {
     pub fn refuse_policies(&self, why: String) {
         self.lock().policies_refused = Some(why);
         self.changed();
-    }
-
-    /// Makes the numbers of VFs that policies want, or says why not, here and with each PF. Only the journal fails it.
-    pub(super) fn make_counts(&self, counts: &[(PciAddress, u32)]) -> Result<Vec<(PciAddress, String)>, VfError> {
-        let mut short = Vec::new();
-        for (pf, created) in self.create_all(counts, HostVfs::Kept) {
-            match created {
-                Ok(_) => {}
-                Err(VfError::Journal(error)) => return Err(error.into()),
-                Err(error) => {
-                    warn!(%pf, %error, "the VFs that the policies want could not be made");
-                    short.push((pf, error.to_string()));
-                }
-            }
-        }
-        self.lock().short.extend(short.iter().cloned());
-        self.changed();
-        Ok(short)
     }
 }
 

@@ -18,6 +18,8 @@ pub struct View {
     pub lost: Vec<Lease>,
     /// Why the policies are not those that were wanted last.
     pub policies_refused: Option<String>,
+    /// What of the policies means nothing on this node.
+    pub warnings: Vec<String>,
     /// Counts changes.
     pub generation: u64,
 }
@@ -67,7 +69,7 @@ impl View {
         };
         let of_pf = |pf: &PhysicalFunction| pf.vfs.values().filter_map(|vf| inventory.vfs.get(vf)).map(view).collect();
         let vfs = inventory.pfs.values().flat_map(|pf| -> Vec<_> { of_pf(pf) }).collect();
-        Self { pfs, vfs, lost: Vec::new(), policies_refused: None, generation: 0 }
+        Self { pfs, vfs, lost: Vec::new(), policies_refused: None, warnings: Vec::new(), generation: 0 }
     }
 }
 
@@ -107,6 +109,13 @@ impl Vfs {
             .collect();
         let is_there = |lease: &&Lease| inventory.vfs.get(&lease.vf).is_some_and(|vf| lease.is_of(vf));
         let lost = leases.values().filter(|lease| !is_there(lease)).cloned().collect();
-        View { pfs, vfs, lost, policies_refused: state.policies_refused.clone(), generation }
+        View {
+            pfs,
+            vfs,
+            lost,
+            policies_refused: state.policies_refused.clone(),
+            warnings: state.policies.warnings(inventory),
+            generation,
+        }
     }
 }

@@ -33,7 +33,8 @@ impl Channel {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(HandshakeError::Closed),
             Err(error) => return Err(error.into()),
         };
-        if let Some(lost) = packet.lost.filter(|&lost| lost != Lost::Bytes) {
+        // Too many bytes or files are too many for every message, and refused for that.
+        if let Some(lost @ (Lost::NoRoomForFiles | Lost::TableFull)) = packet.lost {
             return Err(HandshakeError::FilesLost(lost));
         }
         Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))

@@ -1,5 +1,6 @@
 //! What a memif end should be.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -88,6 +89,12 @@ impl Secret {
     /// The 24 bytes of the INIT message, padded with zeros.
     pub fn bytes(&self) -> &[u8; SECRET_MAX] {
         &self.0
+    }
+
+    /// The text that it was made of: for whoever has to hand it on, never for a log.
+    pub fn text(&self) -> Cow<'_, str> {
+        let length = self.0.iter().position(|&byte| byte == 0).unwrap_or(SECRET_MAX);
+        String::from_utf8_lossy(&self.0[..length])
     }
 }
 

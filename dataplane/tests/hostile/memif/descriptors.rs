@@ -21,7 +21,7 @@ use crate::memif::setup::HostileSetup;
 
 pub const CASES: &[Case] = &[
     loses("a descriptor with INIT", "1 descriptors came with INIT", |arena| with_init(arena, 1)),
-    loses("253 descriptors with INIT", "more descriptors came with a message than any", |arena| with_init(arena, 253)),
+    loses("253 descriptors with INIT", "2 descriptors came with INIT", |arena| with_init(arena, 253)),
     free("253 descriptors with an empty packet", |arena| {
         let (null, peer) = (null(), Peer::connect(arena));
         peer.send(&[], &[null.as_fd(); 253]);
@@ -40,7 +40,7 @@ pub const CASES: &[Case] = &[
         hold(())
     }),
     free("253 descriptors when hardly any are left", nearly_full_table),
-    loses("253 descriptors with ADD_REGION", "more descriptors came with a message than any", |arena| {
+    loses("253 descriptors with ADD_REGION", "2 descriptors came with memory region", |arena| {
         let setup = HostileSetup::new();
         let files = [setup.file.as_fd(); 253];
         region_message(arena, &setup, &files)
@@ -56,7 +56,7 @@ pub const CASES: &[Case] = &[
         assert!(peer.goodbye().is_some());
         hold((setup, peer))
     }),
-    loses("253 descriptors with DISCONNECT", "more descriptors came with a message than any", |arena| {
+    loses("253 descriptors with DISCONNECT", "the peer disconnected: bye", |arena| {
         let (null, setup) = (null(), HostileSetup::new());
         let peer = setup.join(arena);
         peer.say(&Message::Disconnect { code: 0, reason: "bye".to_owned() }, &[null.as_fd(); 253]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use sriov_manager::api::v1::Attributes;
+use sriov_manager_client::v1::Attributes;
 use tonic::Status;
 
 use crate::lab::manager::{Manager, ManagerOptions, Start};

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::eventually;
@@ -109,6 +110,42 @@ pub fn unseen(lab: &Lab) -> Result<()> {
     assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
     testpmd::quit(holder);
     manager.release("pod", crate::PATIENCE)?;
+    Ok(())
+}
+
+/// Killed while the kernel waits, the manager leaves a thread that cannot die; the next one starts all the same.
+pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
+    let pause = lab.state().join("unbind");
+    let options = ManagerOptions {
+        call_timeout: Some(Duration::from_millis(300)),
+        pause_before_unbind: Some(pause.clone()),
+        ..ManagerOptions::default()
+    };
+    let manager = Manager::start(lab, &options)?;
+    manager.create(&lab.pfs[..1], 1)?;
+    let vf = &lab.pfs[0].vfs()[0];
+    manager.acquire("stuck", vf, "vfio-pci", None)?;
+    let holder = thread::scope(|scope| -> Result<_> {
+        let holder = scope.spawn(|| -> Result<_> {
+            eventually("the manager is about to unbind", || pause.exists());
+            let holder = testpmd::start(&[vf], &[])?;
+            std::fs::remove_file(&pause)?;
+            Ok(holder)
+        });
+        manager.release("stuck", Duration::ZERO).expect_err("the kernel waits for the holder");
+        holder.join().expect("the holder's thread does not panic")
+    })?;
+    // It is not waited for: it cannot end before the holder does.
+    manager.signal(Signal::SIGKILL);
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", manager.id())).unwrap_or_default();
+    eventually("all of it is dead but the thread that hangs", || stat().contains(") Z "));
+
+    let began = Instant::now();
+    let next = Manager::start(lab, &ManagerOptions::default())?;
+    lab.time("a start beside a killed manager whose call hangs", began.elapsed());
+    assert_eq!(next.vf(vf)?.lease.map(|lease| lease.id), Some("stuck".to_owned()));
+    testpmd::quit(holder);
+    eventually("the VF comes back by itself", || next.vf(vf).is_ok_and(|vf| vf.state == "free"));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use sriov_manager::api::v1::{Attributes, Rate, Vlan};
+use sriov_manager_client::v1::{Attributes, Rate, Vlan};
 use tonic::{Code, Status};
 
 use crate::eventually;

@@ -38,6 +38,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
     Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
     Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
+    Scenario::new("a_manager_killed_while_the_kernel_hangs_has_a_successor", &[holders::killed_while_stuck]),
     Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sriov_manager::api::v1::{Attributes, ListResponse};
+use sriov_manager_client::v1::{Attributes, ListResponse};
 
 use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::pci::Function;

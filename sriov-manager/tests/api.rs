@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
-use sriov_manager::api::v1::acquire_request::Choice;
-use sriov_manager::api::{Client, connect, v1};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use sriov_manager_client::cache::Latest;
+use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::{Client, VfCache, connect, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -276,6 +277,34 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     asking.release(release).await.unwrap();
     raise(Signal::SIGHUP).unwrap();
     until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let mut cache = VfCache::follow(&socket);
+    assert!(cache.latest().list.is_none());
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let followed = async |cache: &mut VfCache, holds: &dyn Fn(&Latest) -> bool| {
+        let seen = async { while !holds(&cache.changed().await) {} };
+        timeout(Duration::from_secs(10), seen).await.expect("the cache hears of it");
+    };
+    let lent = |count: usize| {
+        move |latest: &Latest| {
+            let list = latest.list.as_ref().filter(|_| latest.is_followed);
+            list.is_some_and(|list| list.vfs.iter().filter(|vf| vf.state == "lent").count() == count)
+        }
+    };
+    followed(&mut cache, &lent(0)).await;
+    client(&socket).await.acquire(acquire("one", "none")).await.unwrap();
+    followed(&mut cache, &lent(1)).await;
+    daemon.stop().await;
+    followed(&mut cache, &|latest| !latest.is_followed && latest.list.is_some()).await;
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    followed(&mut cache, &lent(1)).await;
     daemon.stop().await;
 }
 

@@ -6,7 +6,7 @@ use ferrule_daemon::grpc;
 use thiserror::Error;
 use tonic::transport::Channel;
 
-use super::v1;
+use crate::v1;
 
 /// A client of the API.
 pub type Client = v1::vfs_client::VfsClient<Channel>;

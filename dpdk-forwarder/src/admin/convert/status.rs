@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use ferrule_dataplane::engine::{Event, WireChange};
 use ferrule_dataplane::spec::{EndSpec, Full};
 use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic, WorkerStatus};
 use nix::time::{ClockId, clock_gettime};
 
-use super::v1;
+use super::spec::{Secrets, spec_to_proto};
+use crate::admin::v1;
 use crate::wires::{Listed, Origin};
 
 /// The answer to a list or watch, with the time of now.
-pub(super) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> v1::ListWiresResponse {
+pub(in crate::admin) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> v1::ListWiresResponse {
     v1::ListWiresResponse {
         wires: wires.iter().map(wire).collect(),
         monotonic_ns: monotonic_ns(),
@@ -26,9 +28,9 @@ fn worker(status: &WorkerStatus) -> v1::Worker {
 
 fn wire(listed: &Listed) -> v1::Wire {
     let status = &listed.status;
-    let origin = match listed.origin {
-        Origin::File => v1::Origin::File,
-        Origin::Admin => v1::Origin::Admin,
+    let (origin, persistent) = match listed.origin {
+        Origin::File => (v1::Origin::File, false),
+        Origin::Admin { persistent } => (v1::Origin::Admin, persistent),
     };
     let full = match status.spec.full {
         Full::Hold => "hold",
@@ -48,6 +50,10 @@ fn wire(listed: &Listed) -> v1::Wire {
         full: full.to_owned(),
         crossing: crossing.to_owned(),
         copied_because,
+        generation: status.generation,
+        spec: Some(spec_to_proto(&status.spec, Secrets::Hidden)),
+        persistent,
+        problem: status.problem.clone().unwrap_or_default(),
     }
 }
 
@@ -60,12 +66,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
         EndState::Up | EndState::Making | EndState::Removing => String::new(),
         EndState::Failed { reason } => reason.clone(),
     };
-    v1::End {
-        kind: crate::wires::kind(spec).to_owned(),
-        description: spec.to_string(),
-        state: state.word().to_owned(),
-        detail,
-    }
+    v1::End { kind: spec.kind().to_owned(), description: spec.to_string(), state: state.word().to_owned(), detail }
 }
 
 fn traffic(traffic: &Traffic) -> v1::Traffic {
@@ -74,7 +75,36 @@ fn traffic(traffic: &Traffic) -> v1::Traffic {
         frames: traffic.frames,
         bytes: traffic.bytes,
         drops: drops.map(|(reason, frames)| v1::Drop { reason: reason.word().to_owned(), frames }).collect(),
+        stalls: traffic.stalls,
     }
+}
+
+/// What happened, for a watcher; none: it is of no wire.
+pub(in crate::admin) fn event(event: Event) -> Option<v1::WireEvent> {
+    use v1::wire_event as is;
+    let number = |end| u32::try_from(end).unwrap_or(u32::MAX);
+    let (wire, change) = match event {
+        Event::Wire { wire, change } => (wire, change),
+        Event::Lagged(events) => {
+            let change = Some(is::Change::Lagged(is::Lagged { events }));
+            return Some(v1::WireEvent { wire: String::new(), change });
+        }
+        Event::ThreadDied { .. } => return None,
+    };
+    let change = match change {
+        WireChange::Made => is::Change::Made(is::Made {}),
+        WireChange::Updated => is::Change::Updated(is::Updated {}),
+        WireChange::Up { queues } => is::Change::Up(is::Up { queues: number(queues) }),
+        WireChange::Down => is::Change::Down(is::Down {}),
+        WireChange::PeerConnected { end, peer } => {
+            is::Change::PeerConnected(is::PeerConnected { end: number(end), peer })
+        }
+        WireChange::PeerGone { end, reason } => is::Change::PeerGone(is::PeerGone { end: number(end), reason }),
+        WireChange::Stalled { from } => is::Change::Stalled(is::Stalled { from: number(from) }),
+        WireChange::Failed { end, reason } => is::Change::Failed(is::Failed { end: end.map(number), reason }),
+        WireChange::Removed => is::Change::Removed(is::Removed {}),
+    };
+    Some(v1::WireEvent { wire, change: Some(change) })
 }
 
 fn monotonic_ns() -> u64 {
@@ -93,7 +123,7 @@ mod tests {
     #[test]
     fn a_wire_tells_its_ends_states_and_counters() {
         let spec = parse_wire(
-            "{name: w, full: drop, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
+            "{name: w, full: drop, owner: nsm, labels: {app: nat}, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
         let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0], ..Traffic::default() };
@@ -103,11 +133,12 @@ mod tests {
             directions: [sent, Traffic::default()],
             crossing: Crossing::Switched,
             queues: 1,
+            generation: 3,
             ..WireStatus::failed(spec, "")
         };
         let before = monotonic_ns();
         let worker = WorkerStatus { cpu: 1, queues: 2, busy: Duration::from_micros(3) };
-        let answer = response(&[Listed { origin: Origin::Admin, status }], &[worker]);
+        let answer = response(&[Listed { origin: Origin::Admin { persistent: true }, status }], &[worker]);
         assert_eq!(answer.workers, [v1::Worker { cpu: 1, queues: 2, busy_ns: 3000 }]);
         assert!(answer.monotonic_ns >= before && before > 0);
         let [wire] = &answer.wires[..] else { panic!("one wire") };
@@ -120,7 +151,10 @@ mod tests {
             told,
             [["memif", "memif /m id 3 server", "connected", "vpp"], ["kernel", "kernel eth9", "failed", "gone"]]
         );
-        assert_eq!((wire.directions[0].frames, wire.directions[0].bytes), (5, 300));
+        assert_eq!((wire.directions[0].frames, wire.directions[0].bytes, wire.directions[0].stalls), (5, 300, 9));
+        assert_eq!((wire.generation, wire.persistent), (3, true));
+        let spec = wire.spec.as_ref().expect("what was asked for");
+        assert_eq!((spec.owner.as_str(), spec.labels["app"].as_str()), ("nsm", "nat"));
         let drops: Vec<_> = wire.directions[0].drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
         assert_eq!(
             drops,

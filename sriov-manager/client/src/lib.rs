@@ -1,0 +1,25 @@
+//! The client's side of `sriov-manager`: for the device plugin, the forwarder and the command line.
+//!
+//! It knows what is asked and what is answered, and nothing of how VFs are made or bound: whoever lends them is another process.
+//!
+//! - [`v1`]: the messages, as `proto/ferrule/vf/v1/vf.proto` says them, with the server's side for the manager itself
+//! - [`connect()`]: a connection to the manager of this node
+//! - [`cache`]: the list of VFs, kept up to date
+
+pub mod cache;
+mod connect;
+
+pub use cache::VfCache;
+pub use connect::{Client, ConnectError, connect};
+
+/// The messages, the client and the server of the API, made from its `.proto`.
+#[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("ferrule.vf.v1");
+
+    /// Its descriptors, for reflection.
+    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("vf_descriptor");
+}
+
+/// Where the manager listens unless told otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/ferrule/vf.sock";

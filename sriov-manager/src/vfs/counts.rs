@@ -1,0 +1,108 @@
+//! The numbers of VFs that the policies want, PF by PF, also of PFs that come later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::create::HostVfs;
+use super::{State, VfError, Vfs};
+use crate::address::PciAddress;
+use crate::policy::NumVfs;
+
+/// What was last seen to with the numbers of VFs of PFs.
+#[derive(Default)]
+pub(super) struct CountsSeen {
+    /// What was wanted of a PF when it was last seen to.
+    wanted: BTreeMap<PciAddress, NumVfs>,
+    /// PFs whose number somebody changed since, which stays.
+    by_hand: BTreeSet<PciAddress>,
+    /// When a PF that failed is tried again, and how long it waited for that.
+    retries: BTreeMap<PciAddress, (Instant, Duration)>,
+}
+
+impl CountsSeen {
+    /// The number of a PF was changed by hand.
+    pub fn changed_by_hand(&mut self, pf: PciAddress) {
+        self.by_hand.insert(pf);
+    }
+
+    /// What failed is tried again at once.
+    pub fn forget_failures(&mut self) {
+        self.retries.clear();
+    }
+
+    /// What is wanted of every PF is seen to from now on, whatever became of it.
+    pub fn see_to_all(state: &mut State) {
+        let wanted = |pf| Some((pf, state.policies.wanted_count(state.inventory.pfs.get(&pf)?)?));
+        state.counts.wanted = state.inventory.pfs.keys().filter_map(|&pf| wanted(pf)).collect();
+    }
+
+    fn failed(&mut self, pf: PciAddress) {
+        let wait = self.retries.get(&pf).map_or(RETRY_FIRST, |(_, wait)| (*wait * 2).min(RETRY_MAX));
+        self.retries.insert(pf, (Instant::now() + wait, wait));
+    }
+}
+
+impl Vfs {
+    /// Sees to PFs that came or got another name since, that lost all their VFs, or that could not have their number because
+    /// of somebody who has gone by now.
+    pub(super) fn reconcile_counts(&self) -> Result<(), VfError> {
+        let due: Vec<_> = {
+            let mut state = self.lock();
+            let State { inventory, counts, policies, .. } = &mut *state;
+            counts.wanted.retain(|pf, _| inventory.pfs.contains_key(pf));
+            counts.by_hand.retain(|pf| inventory.pfs.contains_key(pf));
+            counts.retries.retain(|pf, _| inventory.pfs.contains_key(pf));
+            let now = Instant::now();
+            let is_due = |(pf, _): &(PciAddress, u32)| {
+                let Some(function) = inventory.pfs.get(pf) else { return false };
+                let is_new = counts.wanted.get(pf) != policies.wanted_count(function).as_ref();
+                let is_empty = function.vfs.is_empty() && !counts.by_hand.contains(pf);
+                let waits = counts.retries.get(pf).is_some_and(|(at, _)| now < *at);
+                (is_new || is_empty) && !waits
+            };
+            policies.counts(inventory).into_iter().filter(is_due).collect()
+        };
+        if due.is_empty() { Ok(()) } else { self.make_counts(&due).map(drop) }
+    }
+
+    /// Makes the numbers of VFs that policies want, or says why not, here and with each PF. Only the journal fails it.
+    pub(super) fn make_counts(&self, counts: &[(PciAddress, u32)]) -> Result<Vec<(PciAddress, String)>, VfError> {
+        let mut short = Vec::new();
+        for (pf, created) in self.create_all(counts, HostVfs::Kept) {
+            let mut state = self.lock();
+            state.counts.by_hand.remove(&pf);
+            let wanted = state.inventory.pfs.get(&pf).and_then(|function| state.policies.wanted_count(function));
+            match created {
+                Ok(_) => {
+                    state.counts.retries.remove(&pf);
+                    state.counts.wanted.extend(wanted.map(|wanted| (pf, wanted)));
+                }
+                Err(VfError::Journal(error)) => return Err(error.into()),
+                Err(error) => {
+                    warn!(%pf, %error, "the VFs that the policies want could not be made");
+                    state.counts.failed(pf);
+                    // Nothing was touched, and nothing will be before whoever is in the way has gone.
+                    let is_in_the_way = matches!(
+                        error,
+                        VfError::Lent { .. } | VfError::Held { .. } | VfError::UsedByHost { .. } | VfError::Busy { .. }
+                    );
+                    match wanted.filter(|_| !is_in_the_way) {
+                        Some(wanted) => drop(state.counts.wanted.insert(pf, wanted)),
+                        None => drop(state.counts.wanted.remove(&pf)),
+                    }
+                    short.push((pf, error.to_string()));
+                }
+            }
+        }
+        self.lock().short.extend(short.iter().cloned());
+        self.changed();
+        Ok(short)
+    }
+}
+
+/// A PF that failed is left alone for so long at first.
+const RETRY_FIRST: Duration = Duration::from_secs(30);
+/// And for so long at last.
+const RETRY_MAX: Duration = Duration::from_mins(10);
