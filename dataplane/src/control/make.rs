@@ -117,7 +117,7 @@ impl State {
             Err(MakeError { end, problem }) => Err(EngineError::End { wire: name, end, problem }),
             Ok(tap) if failed(wire) => {
                 tracing::info!(wire = name, end = id.end, "interface made again");
-                self.events.note(&name, WireChange::Mended { end: id.end });
+                self.events.note(&name, WireChange::Made);
                 if let Some(served) = wire.workers_mut() {
                     let former = std::mem::replace(&mut served.ends[id.end], End::tap(tap));
                     self.jobs.discard((former.kind, former.rings, former.stale));
