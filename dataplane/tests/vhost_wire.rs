@@ -313,7 +313,7 @@ fn a_guest_that_cannot_ring_is_polled() {
         .collect();
     waits.sort();
     // Eventfds that get lost are made up for every 200 ms: half of these frames would wait for 100 ms or more.
-    assert!(waits[WAITS / 2] < Duration::from_millis(20), "{waits:?}");
+    assert!(waits[WAITS / 2] < Duration::from_millis(80), "{waits:?}");
     // The other direction has its eventfd.
     cross(&mut memif.queues.senders[0], &mut guest.queues.receivers[0], &SIZES[..5]);
 }

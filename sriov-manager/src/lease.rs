@@ -12,9 +12,9 @@ use crate::plan::Binding;
 /// A VF that is lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
-    /// The borrower's own name for it: asking twice under one name is asking once.
+    /// The client's own name for it: asking twice under one name is asking once.
     pub id: String,
-    /// For whom, in the borrower's words.
+    /// For whom, in the client's words.
     pub holder: String,
     /// The user whose process asked.
     pub uid: u32,

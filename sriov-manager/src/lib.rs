@@ -1,10 +1,10 @@
 //! Owns every SR-IOV VF of a node: finds, makes, binds, lends, cleans and restores them.
 //!
-//! It moves no packet and knows no pod: a borrower has a name of its own choosing. It is the only writer of VF
-//! state on its node, and refuses to run beside a second one.
+//! It moves no packet and knows no pod: a client names its leases as it likes. It is the only writer of VF
+//! state on its node, and refuses to run beside a second one. What its clients need is the crate `sriov-manager-client`.
 //!
 //! Modules in reading order:
-//! - [`vfs`]: every VF with a ledger of who has which: what everything else is for
+//! - [`vfs`]: every VF and who has which: what everything else is for
 //! - [`lease`], [`attributes`], [`address`]: the nouns
 //! - [`inventory`], [`sysfs`], [`holders`]: what the node shows
 //! - [`plan`]: from a VF that is to a VF that is wanted, as steps

@@ -23,11 +23,12 @@ use super::events::WireChange;
 use super::log_limit::if_any;
 use super::poller::{Owner, Token};
 use super::state::State;
-use super::wire::{EndId, Wire, WireKey};
+use super::wire::{EndId, LanePlace, Wire, WireKey};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::Put;
 use crate::port::any::inject;
 use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
@@ -128,27 +129,32 @@ impl State {
         let rings_are_made = end.present;
         let Some(frontend) = end.frontend_mut() else { return Ok(RequestOutcome::Waits) };
         let Some(message) = frontend.receive()? else { return Ok(RequestOutcome::Nothing) };
+        let needs_quiesce = frontend.session.needs_quiesce(&message.request);
+        // An exchange leaves the rings where they are, but it is no way to keep a worker busy either.
+        let names_eventfd = message.request.names_eventfd();
         self.set_timer(id);
-        if message.request.needs_quiesce() {
-            if (lanes_are_out || rings_are_made) && !self.may_quiesce(id) {
-                self.pause(id, message);
-                return Ok(RequestOutcome::Waits);
-            }
-            if lanes_are_out {
-                return Ok(self.hold(id, message));
-            }
+        if (lanes_are_out || rings_are_made) && (needs_quiesce || names_eventfd) && !self.may_quiesce(id) {
+            self.pause(id, message);
+            return Ok(RequestOutcome::Waits);
         }
-        self.handle_request(id, message)
+        if needs_quiesce && lanes_are_out {
+            return Ok(self.hold(id, message));
+        }
+        self.handle_request(id, message, needs_quiesce)
     }
 
     /// Handles a request while no worker has what it may change.
-    fn handle_request(&mut self, id: EndId, message: Message) -> Result<RequestOutcome, SessionError> {
+    fn handle_request(
+        &mut self,
+        id: EndId,
+        message: Message,
+        needs_quiesce: bool,
+    ) -> Result<RequestOutcome, SessionError> {
         let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else {
             return Ok(RequestOutcome::Waits);
         };
         let end = &mut served.ends[id.end];
         end.is_counted = false;
-        let needs_quiesce = message.request.needs_quiesce();
         let parked = if needs_quiesce { end.park() } else { None };
         let Some(frontend) = end.frontend_mut() else { return Ok(RequestOutcome::Waits) };
         if let Some(rings) = parked {
@@ -160,7 +166,14 @@ impl State {
         if let Some(memory) = memory {
             self.jobs.reap(memory);
         }
-        let Response { reply, announce, .. } = answer?;
+        let Response { reply, exchange, announce } = answer?;
+        if let Some(exchange) = exchange {
+            self.exchange(id, exchange);
+        }
+        let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else {
+            return Ok(RequestOutcome::Waits);
+        };
+        let Some(frontend) = served.ends[id.end].frontend_mut() else { return Ok(RequestOutcome::Waits) };
         if let Some((reply, file)) = reply {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             frontend.channel.send(&reply.emit(), &files)?;
@@ -172,6 +185,28 @@ impl State {
             self.announce(id, mac);
         }
         Ok(RequestOutcome::Handled)
+    }
+
+    /// Has an eventfd of a ring exchanged, wherever the ring is.
+    fn exchange(&mut self, id: EndId, exchange: EventfdExchange) {
+        let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return };
+        let lanes = served.lanes.len();
+        if lanes == 0 {
+            if let Some(rings) = &mut served.ends[id.end].rings {
+                rings.exchange(&exchange);
+            }
+            return;
+        }
+        // As rings are dealt out to lanes.
+        match &mut served.lanes[exchange.position % lanes] {
+            LanePlace::Served(worker, lane) => {
+                if let Err(error) = self.workers[*worker].exchange(*lane, id.end, exchange) {
+                    tracing::debug!(%error, "an eventfd cannot be exchanged in its ring, which is recalled");
+                    self.recall(id.wire, Duration::ZERO);
+                }
+            }
+            LanePlace::Unserved(lane) | LanePlace::Back(lane) => lane.ends[id.end].exchange(&exchange),
+        }
     }
 
     /// Whether the frontend of an end may have rings quiesced now. Asked once for each request.

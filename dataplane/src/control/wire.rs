@@ -315,9 +315,13 @@ impl WorkerWire {
             }
         }
         for (end, halves) in self.ends.iter_mut().zip([first, second]) {
-            let rings = collect(halves);
+            let mut rings = collect(halves);
             // A peer that came meanwhile has brought rings of its own.
             if end.present && end.rings.is_none() {
+                if let Some(frontend) = end.frontend() {
+                    // An exchange may have missed them on their way.
+                    frontend.session.renew_eventfds(&mut rings);
+                }
                 end.rings = Some(rings);
             } else {
                 end.stale.push(rings);

@@ -6,13 +6,24 @@
 
 use std::io::stdin;
 use std::path::Path;
+use std::process::ExitCode;
 
 use ferrule_dataplane::port::kernel::Owner;
 use ferrule_dataplane::spec::{EndSpec, KernelSpec, NetNs, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [id_file, netns_a, netns_b, address_a, address_b] = arguments.as_slice() else {
         return Err("usage: pair-host ID-FILE NAMESPACE-A NAMESPACE-B ADDRESS-A ADDRESS-B".into());

@@ -26,7 +26,8 @@ fn a_killed_forwarder_s_pair_is_taken_over_and_its_traffic_does_not_stop() {
     host.close_input();
     assert_eq!(host.wait().0, Some(0));
     hosts.sides.iter().for_each(|side| side.wait_for_interfaces(&[]));
-    assert!(!hosts.folder.path().join("id").exists());
+    // The file stays: what was found once may not be all that there is.
+    assert!(hosts.folder.path().join("id").exists());
 }
 
 #[test]

@@ -32,8 +32,9 @@ impl Owner {
         Self::new(Id::random(), None, false)
     }
 
-    /// The one whose id is in the file at `path`, which is made if there is none. One process has it at a time; a
-    /// clean end removes the file.
+    /// The one whose id is in the file at `path`, which is made if there is none. One process has it at a time. Its
+    /// clean end removes the file, unless it was left by a process that was killed: there may be interfaces of that
+    /// one that nobody has asked for again.
     pub fn open(path: &Path) -> Result<Self, OwnerError> {
         let (file, known) = IdFile::open(path)?;
         Ok(match known {

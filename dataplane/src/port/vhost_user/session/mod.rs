@@ -120,7 +120,7 @@ impl Session {
         match self.apply(request, files) {
             Ok(Handled::Done { announce, exchange }) => {
                 let reply = need_reply.then(|| reply(ReplyBody::Value(0), None)).flatten();
-                Ok(Response { reply, announce, exchange })
+                Ok(Response { reply, exchange, announce })
             }
             Ok(Handled::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
             Err(error) if need_reply => {
@@ -251,8 +251,13 @@ impl Message {
 }
 
 impl Request {
+    /// Whether it brings a ring another eventfd.
+    pub fn names_eventfd(&self) -> bool {
+        matches!(self, Self::SetVringKick(_) | Self::SetVringCall(_))
+    }
+
     /// Whether it may change what a worker uses, whatever is known of the rings.
-    pub fn needs_quiesce(&self) -> bool {
+    fn needs_quiesce(&self) -> bool {
         match self {
             Self::SetFeatures(_)
             | Self::ResetOwner
