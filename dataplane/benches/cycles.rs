@@ -124,7 +124,7 @@ fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
     };
     let [(near, near_end), (far, far_end)] = sides;
     let counters = [LinkCounters::default().lane(0), LinkCounters::default().lane(0)];
-    ([near, far], Lane { ends: [near_end, far_end], full: Full::Hold, counters })
+    ([near, far], Lane { ends: [near_end, far_end], full: Full::Hold, counters, capture: None })
 }
 
 fn memif() -> (Peer, LaneEnd) {

@@ -94,6 +94,7 @@ fn measure(size: usize, features: Features, worker: usize, driver: usize) -> f64
         ends: [end(a.source, a.target), end(b.source, b.target)],
         full: Full::Hold,
         counters: [LinkCounters::default().lane(0), LinkCounters::default().lane(0)],
+        capture: None,
     };
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

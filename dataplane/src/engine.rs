@@ -33,6 +33,8 @@ pub enum Applied {
     Updated,
     /// It was removed and made again; its counters go on.
     Remade,
+    /// An interface that was gone was made again; the other end kept its peer.
+    Mended,
     /// It was there, just so.
     Unchanged,
 }

@@ -6,9 +6,10 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use crate::capture::Capture;
 use crate::counters::{LANES_MAX, LaneCounters, LinkCounters};
 use crate::link::Scratch;
-use crate::port::any::{LaneEnd, LaneSource, drain, forward};
+use crate::port::any::{LaneEnd, LaneSource, drain, forward, forward_traced};
 use crate::port::{Fault, Source};
 use crate::spec::Full;
 use crate::visit::{Broken, Visit};
@@ -21,6 +22,8 @@ pub struct Lane {
     pub full: Full,
     /// From end 0 to end 1, and back.
     pub counters: [Arc<LaneCounters>; 2],
+    /// Where copies of its frames go, if somebody looks at them.
+    pub capture: Option<Arc<Capture>>,
 }
 
 impl Lane {
@@ -39,13 +42,17 @@ impl Lane {
                 (&mut second.sources, &mut first.targets)
             };
             let (count, counters) = (targets.len(), &self.counters[from]);
-            for (number, LaneSource { source, resume }) in sources.iter_mut().enumerate() {
-                let visit = if !source.is_enabled() {
-                    drain(source, counters, scratch)
-                } else if count > 0 {
-                    forward(source, &mut targets[number % count], self.full, resume, counters, scratch)
-                } else {
+            for (number, source) in sources.iter_mut().enumerate() {
+                let visit = if !source.source.is_enabled() {
+                    drain(&mut source.source, counters, scratch)
+                } else if count == 0 {
                     continue;
+                } else if let Some(capture) = &self.capture {
+                    let target = &mut targets[number % count];
+                    forward_traced(source, target, self.full, counters, scratch, (capture, from))
+                } else {
+                    let LaneSource { source, resume } = source;
+                    forward(source, &mut targets[number % count], self.full, resume, counters, scratch)
                 };
                 let visit = visit.map_err(|broken| match broken {
                     Broken::Source(fault) => (from, fault),
@@ -102,8 +109,10 @@ impl Lane {
 pub fn deal(ends: [LaneEnd; 2], full: Full, counters: &Arc<[LinkCounters; 2]>) -> Vec<Lane> {
     let counts = ends.iter().flat_map(|end| [end.sources.len(), end.targets.len()]);
     let count = counts.min().unwrap_or(1).clamp(1, LANES_MAX);
-    let empty =
-        |number| Lane { ends: Default::default(), full, counters: counters.each_ref().map(|link| link.lane(number)) };
+    let empty = |number| {
+        let counters = counters.each_ref().map(|link| link.lane(number));
+        Lane { ends: Default::default(), full, counters, capture: None }
+    };
     let mut lanes: Vec<Lane> = (0..count).map(empty).collect();
     for (side, end) in ends.into_iter().enumerate() {
         for (number, source) in end.sources.into_iter().enumerate() {

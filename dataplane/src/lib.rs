@@ -7,11 +7,13 @@
 //! - [`spec`]: what a wire should be; [`status`]: what it is doing;
 //! - [`settings`], [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
 //! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`visit`] and [`counters`]: what comes of it;
+//! - [`capture`]: copies of frames for whoever looks at them;
 //! - [`port`]: what a link needs of its ends; [`port::memif`], [`port::vhost_user`] and [`port::kernel`]: the kinds of
 //!   them; [`port::any`]: the kinds joined; [`socket`]: where peers meet us; [`offload`]: checksums
 //!   and segments in software;
 //! - [`mailbox`] and [`sleep`]: how control meets a worker, and how a thread sleeps safely.
 
+pub mod capture;
 pub mod control;
 pub mod counters;
 pub mod engine;

@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::Span;
+use ferrule_ffi::ticks;
 
+use crate::capture::{Capture, TracedSource};
 use crate::counters::LaneCounters;
 use crate::offload::{Accepts, Segments, VnetHeader, finish_checksum};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
@@ -22,6 +24,8 @@ pub struct Scratch {
     finish: Box<[u8]>,
     /// Where one segment of it is made.
     segment: Box<[u8]>,
+    /// Where a frame is copied that is captured too.
+    traced: Box<[u8]>,
     /// What notifies the peers; whoever visits lanes flushes it.
     pub notifier: Notifier,
 }
@@ -30,8 +34,27 @@ impl Scratch {
     /// All memory that a worker's links will ever need.
     pub fn new(notifier: Notifier) -> Self {
         let room = || vec![0; FRAME_MAX].into_boxed_slice();
-        Self { gather: room(), finish: room(), segment: room(), notifier }
+        Self { gather: room(), finish: room(), segment: room(), traced: room(), notifier }
     }
+}
+
+/// Moves at most a burst as [`pump`] does, and captures it: the frames of end `from`.
+#[cold]
+pub(crate) fn pump_traced(
+    source: &mut dyn Source,
+    target: &mut dyn Target,
+    full: Full,
+    resume: &mut usize,
+    counters: &LaneCounters,
+    scratch: &mut Scratch,
+    (capture, from): (&Capture, usize),
+) -> Result<Visit, Broken> {
+    let mut copy = std::mem::take(&mut scratch.traced);
+    let ticks = ticks::now();
+    let mut source = TracedSource { source, capture, from, ticks, copy: &mut copy, length: 0, offload: None };
+    let outcome = pump(&mut source, target, full, resume, counters, scratch);
+    scratch.traced = copy;
+    outcome
 }
 
 /// Where frames go that go nowhere.

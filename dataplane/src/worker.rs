@@ -19,6 +19,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::Pid;
 
+use crate::capture::Capture;
 use crate::lane::Lane;
 use crate::mailbox::Mailbox;
 use crate::port::Fault;
@@ -36,6 +37,8 @@ pub enum Command {
     /// Hand a lane back, after the frames that its peers have already published; a full target is waited for
     /// so long.
     Return(LaneId, Duration),
+    /// Capture the frames of a lane, or do not any more.
+    Trace(LaneId, Option<Arc<Capture>>),
     /// Give a ring of this end of a lane another eventfd.
     Exchange(LaneId, usize, EventfdExchange),
     /// Hand all lanes back and end.
@@ -154,6 +157,12 @@ impl WorkerHandle {
     /// [`Self::start`].
     pub fn recall(&self, id: LaneId, timeout: Duration) {
         self.commands.post(Command::Return(id, timeout));
+    }
+
+    /// Captures the frames of a lane from now on, or does not any more. Whoever reads the capture keeps it until the lane
+    /// has been told to stop: a worker frees no memory.
+    pub fn trace(&self, id: LaneId, capture: Option<Arc<Capture>>) {
+        self.commands.post(Command::Trace(id, capture));
     }
 
     /// Gives a ring of end `end` of a lane another eventfd, without asking for the lane.

@@ -152,6 +152,39 @@ fn many_wires_are_made_at_once_and_a_drain_ends_whoever_still_waits() {
 }
 
 #[test]
+fn a_socket_path_that_leads_elsewhere_is_listened_on_again() {
+    let engine = engine();
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("inner");
+    let spec = |number: u32| {
+        let socket = inner.join(format!("{number}.sock")).to_str().unwrap().parse().unwrap();
+        MemifSpec::new(socket, Role::Server)
+    };
+    let name = unique("path");
+    engine.add(WireSpec::new(name.clone(), [0, 1].map(|number| EndSpec::Memif(spec(number))))).unwrap();
+    std::fs::remove_dir_all(&inner).unwrap();
+    let open = |number| Endpoint::open(&MemifSpec { role: Role::Client, ..spec(number) }, PATIENCE).unwrap();
+    let _peers = [open(0), open(1)];
+    until_up(&engine, &name);
+}
+
+#[test]
+fn a_direction_that_stands_still_is_told_of() {
+    let engine = engine();
+    let (name, spec) = memif_wire("stalled", Role::Server, Role::Server, Full::Hold);
+    engine.add(spec).unwrap();
+    let (mut a, _b) = (client(&name, 0), client(&name, 1));
+    until_up(&engine, &name);
+    let events = engine.subscribe(100);
+    // Its target has 1024 slots, and nobody reads.
+    for number in 0..1500u32 {
+        send(&mut a, 0, &number.to_le_bytes().repeat(16));
+    }
+    eventually("the stall is told of", || changes(&events).contains(&WireChange::Stalled { from: 0 }));
+    assert!(engine.wire(&name).unwrap().directions[0].stalls > 0);
+}
+
+#[test]
 fn a_refused_client_shows_the_servers_reason() {
     let engine = engine();
     let (name, spec) = memif_wire("reason", Role::Client, Role::Server, Full::Hold);

@@ -81,3 +81,11 @@ fn only_a_server_end_and_a_client_end_can_be_trusted() {
         assert!(error.to_string().contains("memif server end"), "{error}");
     }
 }
+
+#[test]
+fn a_trusted_wire_that_should_drop_is_refused() {
+    let engine = engine();
+    let (_, wire) = memif_wire("trusted-drop", Role::Server, Role::Client, Full::Drop);
+    let error = engine.add(WireSpec { trusted: true, ..wire }).unwrap_err();
+    assert!(error.to_string().contains("cannot drop"), "{error}");
+}

@@ -151,12 +151,13 @@ impl Journal {
             let _ = fs::remove_file(&fresh);
             return Err(error);
         }
-        // So that the name lasts as well.
-        if let Some(directory) = self.path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
+        // From here on the name leads to the new file, whatever becomes of the next call.
         (self.file, self.length, self.records, self.dirty) = (file, text.len() as u64, self.wires.len(), false);
-        Ok(())
+        // So that the name lasts as well.
+        match self.path.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
     }
 
     fn failed(&self, tried: &'static str, source: io::Error) -> JournalError {

@@ -71,7 +71,7 @@ impl Endpoint {
         }
         for receiver in &mut self.queues.receivers {
             receiver.enable_notify(false);
-            receiver.quiet_bell();
+            receiver.clear_notify();
         }
     }
 

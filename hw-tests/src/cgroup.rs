@@ -1,7 +1,7 @@
 //! A memory cgroup for a program that a test starts.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,10 +23,8 @@ enum Version {
 impl MemoryCgroup {
     /// A new one that may use `limit` bytes. None: it was said that `test` lacks it.
     pub fn new(test: &str, limit: u64) -> Option<Self> {
-        let tries = [(Version::One, "/sys/fs/cgroup/memory"), (Version::Two, "/sys/fs/cgroup")];
-        let made = tries.map(|(version, root)| Self::under(version, Path::new(root), limit));
-        let [first, second] = made;
-        match first.or(second) {
+        let first = Self::under(Version::One, Path::new("/sys/fs/cgroup/memory"), limit);
+        match first.or_else(|_| Self::under(Version::Two, Path::new("/sys/fs/cgroup"), limit)) {
             Ok(cgroup) => Some(cgroup),
             Err(error) => {
                 skip(test, &format!("a memory cgroup that can be written (/sys/fs/cgroup: {error})"));
@@ -38,12 +36,13 @@ impl MemoryCgroup {
     fn under(version: Version, root: &Path, limit: u64) -> io::Result<Self> {
         if version == Version::Two {
             // On for the children already, or is now.
-            fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+            write(&root.join("cgroup.subtree_control"), "+memory")?;
         }
         let folder = root.join(unique("memory"));
         fs::create_dir(&folder)?;
         let cgroup = Self { folder, version };
-        cgroup.write(if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" }, limit)?;
+        let name = if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" };
+        write(&cgroup.folder.join(name), &limit.to_string())?;
         Ok(cgroup)
     }
 
@@ -75,10 +74,6 @@ impl MemoryCgroup {
         let text = fs::read_to_string(self.folder.join(name)).expect("the cgroup is there");
         text.trim().parse().expect("the kernel writes a number")
     }
-
-    fn write(&self, name: &str, value: u64) -> io::Result<()> {
-        fs::write(self.folder.join(name), value.to_string())
-    }
 }
 
 impl Drop for MemoryCgroup {
@@ -91,4 +86,9 @@ impl Drop for MemoryCgroup {
         // A process that was waited for leaves a moment later.
         eventually("the cgroup is empty", || fs::remove_dir(&self.folder).is_ok());
     }
+}
+
+/// Writes to a file that is there: elsewhere than in a cgroup file system none is made.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
 }

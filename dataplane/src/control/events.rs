@@ -26,7 +26,7 @@ pub enum Event {
 /// What happened to a wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WireChange {
-    /// It was made: its listeners listen and its interfaces exist.
+    /// It was made: its listeners listen and its interfaces exist. Or an interface that was gone is there again.
     Made,
     /// A setting that no peer sees was changed.
     Updated,

@@ -16,7 +16,7 @@ use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
 use super::poller::{Owner, Token};
 use super::state::State;
-use super::wire::{EndId, WireKey};
+use super::wire::{EndId, Wire, WireKey};
 use crate::socket::{Listener, SocketError};
 use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
 
@@ -92,6 +92,8 @@ pub enum ListenSocket {
     Open(Listener, Token),
     /// It is being closed; who wants it meanwhile waits for that.
     Closing,
+    /// Its path leads elsewhere, and it could not be bound again yet.
+    Lost,
 }
 
 /// Whose peers come to a listening socket.
@@ -136,6 +138,11 @@ impl SharedListener {
         }
         .into_iter()
         .flatten()
+    }
+
+    /// Every end whose peers come here.
+    fn ends(&self) -> Vec<EndId> {
+        self.memif_ends().chain(self.frontend_end()).collect()
     }
 
     /// Descriptors that peers without an end hold here.
@@ -226,7 +233,13 @@ impl State {
         let Some(&key) = self.addresses.get(&address) else { return };
         let listener = &mut self.listeners[key];
         listener.remove(id);
-        if !listener.ends.is_empty() || !matches!(listener.socket, ListenSocket::Open(..)) {
+        if !listener.ends.is_empty() {
+            return;
+        }
+        if matches!(listener.socket, ListenSocket::Lost) {
+            return self.listener_closed(key);
+        }
+        if !matches!(listener.socket, ListenSocket::Open(..)) {
             return;
         }
         let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) else {
@@ -261,13 +274,17 @@ impl State {
     pub(super) fn listener_bound(&mut self, key: ListenerKey, bound: Result<Listener, SocketError>) {
         let Some(listener) = self.listeners.get_mut(key) else { return self.jobs.discard(bound.ok()) };
         let waiting = std::mem::take(&mut listener.waiting);
+        let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
         let bound = bound.map_err(ListenError::Socket).and_then(|socket| {
             let token = self.poller.watch_later(&socket, Owner::Listener(key))?;
             listener.socket = ListenSocket::Open(socket, token);
-            Ok(())
+            Ok(token)
         });
-        let problem = bound.err().map(|error| error.to_string());
-        if problem.is_some() {
+        let problem = bound.as_ref().err().map(ToString::to_string);
+        if is_in_use {
+            // Wires are behind it that were made before: it is kept for them.
+            self.listener_bound_again(key, bound.map_err(|error| error.to_string()));
+        } else if problem.is_some() {
             self.addresses.remove(&listener.address);
             self.listeners.remove(key);
         } else if listener.ends.is_empty()
@@ -293,6 +310,53 @@ impl State {
         // Somebody else wants it by now.
         listener.socket = ListenSocket::Binding;
         self.jobs.bind(key, listener.kind.clone(), listener.address.clone());
+    }
+
+    /// Listens again on socket files that do not lead here any more: somebody removed their directory, or bound them
+    /// himself.
+    pub(super) fn check_socket_files(&mut self) {
+        let is_lost = |listener: &SharedListener| match &listener.socket {
+            ListenSocket::Open(socket, _) => !socket.leads_here(),
+            ListenSocket::Lost => true,
+            ListenSocket::Binding | ListenSocket::Closing => false,
+        };
+        let lost = self.listeners.iter().filter(|(_, listener)| is_lost(listener));
+        for key in lost.map(|(key, _)| key).collect::<Vec<_>>() {
+            let listener = &mut self.listeners[key];
+            match std::mem::replace(&mut listener.socket, ListenSocket::Closing) {
+                ListenSocket::Open(socket, token) => {
+                    let path = &listener.address.address;
+                    tracing::warn!(socket = %path, "the socket's path leads elsewhere; listening again");
+                    self.poller.forget(token, &socket);
+                    self.jobs.close_listener(WireKey::null(), key, socket);
+                }
+                ListenSocket::Lost | ListenSocket::Binding | ListenSocket::Closing => self.listener_closed(key),
+            }
+        }
+    }
+
+    /// A socket whose path had led elsewhere listens again, or cannot: every end there says so.
+    fn listener_bound_again(&mut self, key: ListenerKey, bound: Result<Token, String>) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        let ends = listener.ends();
+        match bound {
+            Ok(token) => {
+                if let ListenSocket::Open(socket, _) = &listener.socket {
+                    self.poller.listen(socket, token, true);
+                }
+            }
+            Err(problem) => {
+                listener.socket = ListenSocket::Lost;
+                for id in ends {
+                    let served = self.wires.get_mut(id.wire).and_then(Wire::workers_mut);
+                    if let Some(end) = served.map(|served| &mut served.ends[id.end]).filter(|end| end.peer().is_none())
+                    {
+                        end.last_error = Some(problem.clone());
+                        self.changed.insert(id.wire);
+                    }
+                }
+            }
+        }
     }
 
     /// Lets the peers of an end in, now that there is a wire for them. Those that came before have waited.

@@ -22,7 +22,7 @@ use super::jobs::{Look, MakeError};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
-use super::state::{LOOK_INTERVAL, State};
+use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
 use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit};
 use crate::engine::{Applied, EngineError, PATIENCE};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
@@ -77,6 +77,7 @@ impl State {
         let is_made = !matches!(wire.body, Body::Making(_));
         match difference(&wire.spec, &spec) {
             Difference::Nothing if !is_made => wire.waiting.push(reply),
+            Difference::Nothing if wire.has_failed_interface() => self.mend(key, reply),
             _ if wire.is_failed() => self.replace(key, spec, true, reply),
             Difference::Nothing => self.answer(reply, Ok(Applied::Unchanged)),
             Difference::Unseen if is_made => {
@@ -85,6 +86,52 @@ impl State {
             }
             Difference::Unseen | Difference::Seen => self.replace(key, spec, true, reply),
         }
+    }
+
+    /// Makes the interfaces of a wire anew that are gone. Its other end keeps its peer; while the interface cannot be
+    /// made, nothing changes.
+    fn mend(&mut self, key: WireKey, reply: ApplyReply) {
+        let wire = &mut self.wires[key];
+        let is_being_mended = !wire.waiting.is_empty();
+        wire.waiting.push(reply);
+        if is_being_mended {
+            return;
+        }
+        let spec = Arc::clone(&wire.spec);
+        for (end, kernel) in spec.ends.iter().enumerate() {
+            if let EndSpec::Kernel(kernel) = kernel {
+                // It is not cancelled: what comes for a wire that is gone is closed.
+                self.jobs.make_tap(EndId { wire: key, end }, kernel.clone());
+            }
+        }
+    }
+
+    /// The interface of a wire that had lost it is there again, or cannot be made.
+    fn mended(&mut self, id: EndId, made: Result<Tap, MakeError>) {
+        let Some(wire) = self.wires.get_mut(id.wire).filter(|wire| wire.removal.is_none()) else {
+            return self.jobs.discard(made.ok());
+        };
+        let (name, waiting) = (wire.spec.name.clone(), std::mem::take(&mut wire.waiting));
+        let failed = |wire: &Wire| wire.workers().is_some_and(|served| served.ends[id.end].is_failed());
+        let outcome = match made {
+            Err(MakeError { end, problem }) => Err(EngineError::End { wire: name, end, problem }),
+            Ok(tap) if failed(wire) => {
+                tracing::info!(wire = name, end = id.end, "interface made again");
+                self.events.note(&name, WireChange::Made);
+                if let Some(served) = wire.workers_mut() {
+                    let former = std::mem::replace(&mut served.ends[id.end], End::tap(tap));
+                    self.jobs.discard((former.kind, former.rings, former.stale));
+                }
+                self.changed.insert(id.wire);
+                Ok(Applied::Mended)
+            }
+            Ok(tap) => {
+                self.jobs.discard(tap);
+                Ok(Applied::Unchanged)
+            }
+        };
+        waiting.into_iter().for_each(|reply| self.answer(reply, outcome.clone()));
+        self.join(id.wire);
     }
 
     /// Removes a wire.
@@ -128,6 +175,7 @@ impl State {
         let key = self.wires.insert(wire);
         self.names.insert(name, key);
         self.changed.insert(key);
+        self.poller.timers.start(Timer::Watch, Instant::now() + WATCH_INTERVAL);
         let Body::Making(making) = &mut self.wires[key].body else { return };
         if let [EndSpec::Kernel(a), EndSpec::Kernel(b)] = &spec.ends {
             return making.await_job(self.jobs.make_veth(key, spec.name.clone(), [a.clone(), b.clone()]));
@@ -198,6 +246,9 @@ impl State {
 
     /// The interface of an end is there, or cannot be made.
     pub(super) fn tap_made(&mut self, id: EndId, made: Result<Tap, MakeError>) {
+        if self.making(id.wire).is_none() {
+            return self.mended(id, made);
+        }
         match made {
             Ok(tap) => match self.making(id.wire) {
                 Some(making) => making.ends[id.end] = Some(End::tap(tap)),
@@ -330,6 +381,10 @@ impl State {
                 self.finish_removal(key);
             }
             Body::Workers(_) => {
+                // Whoever waits for a lost interface to be made again.
+                let waiting = std::mem::take(&mut wire.waiting);
+                let error = EngineError::Cancelled(spec.name.clone());
+                waiting.into_iter().for_each(|reply| self.answer(reply, Err(error.clone())));
                 self.recall(key, patience);
                 for (number, end) in spec.ends.iter().enumerate() {
                     self.release_listener(EndId { wire: key, end: number }, end);

@@ -130,6 +130,8 @@ pub enum Timer {
     Lanes,
     /// Kernel interfaces are looked at.
     Interfaces,
+    /// Socket files are looked at, and wires that stand still.
+    Watch,
 }
 
 /// Deadlines, at most one of each [`Timer`].

@@ -23,6 +23,7 @@ use super::listener::{ListenAddress, ListenerKey, SharedListener, Unfinished, re
 use super::poller::{Owner, Poller, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::wire::{EndId, Wire, WireKey};
+use crate::counters::LinkCounters;
 use crate::mailbox::Mailbox;
 use crate::worker::{LaneId, Returned, WorkerHandle};
 
@@ -186,6 +187,31 @@ impl State {
             Timer::End(end) => self.end_is_due(end),
             Timer::Lanes => self.serve_unserved_lanes(),
             Timer::Interfaces => self.look_at_interfaces(),
+            Timer::Watch => self.watch(),
+        }
+    }
+
+    /// Looks, now and then, for what nobody tells: socket files that lead elsewhere, and wires that stand still.
+    fn watch(&mut self) {
+        self.check_socket_files();
+        self.check_stalls();
+        if !self.wires.is_empty() {
+            self.poller.timers.set(Timer::Watch, Some(Instant::now() + WATCH_INTERVAL));
+        }
+    }
+
+    /// Tells of directions in which nothing has crossed for a while although frames wait.
+    fn check_stalls(&mut self) {
+        for wire in self.wires.values_mut() {
+            let now = wire.counters.each_ref().map(LinkCounters::read);
+            let before = std::mem::replace(&mut wire.last_seen, now);
+            for from in 0..2 {
+                let stands_still = now[from].stalls > before[from].stalls && now[from].frames == before[from].frames;
+                if stands_still && !wire.is_stalled[from] {
+                    self.events.note(&wire.spec.name, WireChange::Stalled { from });
+                }
+                wire.is_stalled[from] = stands_still;
+            }
         }
     }
 
@@ -278,5 +304,7 @@ impl State {
     }
 }
 
+/// How often socket files and wires are looked at.
+pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often kernel interfaces are looked at when nobody asks.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);

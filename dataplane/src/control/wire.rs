@@ -58,6 +58,10 @@ pub struct Wire {
     pub cell: Option<Arc<WireCell>>,
     /// Whether frames could cross when that was last told.
     pub was_up: bool,
+    /// What lanes had counted when it was last looked at.
+    pub last_seen: [Traffic; 2],
+    /// Whether each direction stood still then.
+    pub is_stalled: [bool; 2],
     /// What is said of it in the log.
     pub log_limit: LogLimit,
 }
@@ -158,6 +162,8 @@ impl Wire {
             closing: 0,
             cell: None,
             was_up: false,
+            last_seen: <_>::default(),
+            is_stalled: [false; 2],
             log_limit: LogLimit::default(),
         }
     }
@@ -194,6 +200,11 @@ impl Wire {
             Body::Workers(wire) => wire.ends.iter().any(End::is_failed),
             Body::Making(_) | Body::Closed => false,
         }
+    }
+
+    /// Whether an interface is gone whose other end has a peer to keep.
+    pub fn has_failed_interface(&self) -> bool {
+        self.workers().is_some() && self.is_failed()
     }
 
     /// All that has crossed and that no counter of lanes will count again.

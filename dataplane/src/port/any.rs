@@ -8,8 +8,9 @@ use std::sync::Arc;
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::tap::Tap;
 
+use crate::capture::Capture;
 use crate::counters::LaneCounters;
-use crate::link::{Nowhere, Scratch, hand_over, pump};
+use crate::link::{Nowhere, Scratch, hand_over, pump, pump_traced};
 use crate::port::kernel::ring::{TapSource, TapTarget};
 use crate::port::memif::layout::Queues;
 use crate::port::memif::ring::{Receiver, Sender, zero_copy};
@@ -168,7 +169,7 @@ pub fn forward(
         AnySource::Memif(source) => match target {
             AnyTarget::Memif(target) if zero_copy::is_zero_copy(source, target) => {
                 let mut tally = Tally::default();
-                let outcome = zero_copy::forward(source, target, full, &mut tally);
+                let outcome = zero_copy::forward(source, target, &mut tally);
                 hand_over(target, &mut scratch.notifier);
                 counters.add(&tally);
                 outcome
@@ -180,6 +181,27 @@ pub fn forward(
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, scratch),
         AnySource::External(source) => to_any(&mut **source, target, full, resume, counters, scratch),
     }
+}
+
+/// The same, and what is copied is captured as frames of end `from`. Of a trusted wire, nothing is copied.
+#[cold]
+pub fn forward_traced(
+    source: &mut LaneSource,
+    target: &mut AnyTarget,
+    full: Full,
+    counters: &LaneCounters,
+    scratch: &mut Scratch,
+    (capture, from): (&Capture, usize),
+) -> Result<Visit, Broken> {
+    let LaneSource { source, resume } = source;
+    let trusted = match (&*source, &*target) {
+        (AnySource::Memif(source), AnyTarget::Memif(target)) => zero_copy::is_zero_copy(source, target),
+        (AnySource::Memif(_) | AnySource::Vhost(_) | AnySource::Tap(_) | AnySource::External(_), _) => false,
+    };
+    if trusted {
+        return forward(source, target, full, resume, counters, scratch);
+    }
+    pump_traced(source.as_dyn_mut(), target.as_dyn_mut(), full, resume, counters, scratch, (capture, from))
 }
 
 /// Takes at most a burst from a source that is not enabled; nobody gets it.

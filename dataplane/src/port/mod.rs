@@ -5,6 +5,8 @@
 //! a [`Fault`] means that the peer broke its protocol, and costs the peer its connection.
 
 pub mod any;
+pub mod demux;
+pub mod frame_queue;
 pub mod kernel;
 pub mod memif;
 pub mod saved;

@@ -86,6 +86,11 @@ impl WireSpec {
         if let Some(problem) = EndSpec::same(a, b) {
             errors.push(FieldError::new("ends", format!("both ends are {problem}")));
         }
+        if self.trusted && self.full == Full::Drop {
+            let problem = "a trusted wire cannot drop what a full end has no room for, since slots go back to their \
+                           owner in order; use `hold`, or leave `trusted` out";
+            errors.push(FieldError::new("full", problem));
+        }
         if self.trusted && self.borrower().is_none() {
             let problem = "a trusted wire has a memif server end, whose peer lends its memory, and a memif client end";
             errors.push(FieldError::new("trusted", problem));

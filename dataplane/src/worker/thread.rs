@@ -183,6 +183,11 @@ impl Worker {
                         active.recall = Some(Recall { visits: 0, until: now.saturating_add(ticks::of(timeout)) });
                     }
                 }
+                Command::Trace(id, capture) => {
+                    if let Some(active) = &mut self.lanes[usize::from(id)] {
+                        active.lane.capture = capture;
+                    }
+                }
                 Command::Exchange(id, end, exchange) => {
                     let now = ticks::now();
                     // Not there any more, if it broke in the meantime.

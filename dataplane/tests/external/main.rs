@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod capture;
 #[path = "../common/mod.rs"]
 mod common;
 mod nic;
+mod split;
 mod worker;
 
 use std::io;
@@ -13,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::eventually;
+use ferrule_dataplane::lane::deal;
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::settings::WorkerHook;
 use ferrule_dataplane::spec::Full;
@@ -98,6 +101,21 @@ fn a_target_that_cannot_hold_back_drops_what_finds_it_full() {
     });
     assert_eq!(counters[0].read().stalls, 0);
     bench.stop();
+}
+
+#[test]
+fn a_frame_that_nobody_takes_does_not_keep_its_lane_awake() {
+    let nic = Arc::new(Nic::default());
+    nic.received.lock().unwrap().push_back(vec![7; 60]);
+    // The other end has no receive ring, and then it has one.
+    let (_peer, end) = memif(64);
+    for (other, has_work) in [(LaneEnd::default(), false), (end, true)] {
+        let (rx, tx) = nic.queue(4, false, true);
+        let ends = [LaneEnd::external([(rx as _, tx as _)]), other];
+        let mut lane = deal(ends, Full::Hold, &Arc::default()).remove(0);
+        lane.enable_notify(true);
+        assert_eq!((lane.has_work(), nic.calls.notify_enabled.load(Relaxed)), (has_work, usize::from(has_work)));
+    }
 }
 
 #[test]

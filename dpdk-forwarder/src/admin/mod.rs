@@ -71,7 +71,7 @@ impl Admin for Service {
             blocking(move || wires.put(spec, persist)).await?.map_err(|error| refusal(&error))?;
         let change = match applied {
             Applied::Made => v1::Change::Made,
-            Applied::Updated | Applied::Remade => v1::Change::Updated,
+            Applied::Updated | Applied::Remade | Applied::Mended => v1::Change::Updated,
             Applied::Unchanged => v1::Change::Unchanged,
         };
         Ok(Response::new(v1::PutWireResponse { change: change.into(), generation }))

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use ferrule_daemon::settings::{Diagnostics, Field, decode, parse, read_file};
-use ferrule_dataplane::spec::WireSpec;
+use ferrule_dataplane::spec::{FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
 
 use conflicts::{Conflict, conflicts};
@@ -196,6 +196,15 @@ fn report_conflicts(wires: &[WireSpec], entries: &[Field<'_>]) {
         entries[later.wire]
             .wrong_below(&later.field, format!("{problem}, by the wire `{name}` on line {line}; {cure}"));
     }
+}
+
+/// What the ends of one wire must not share with each other.
+pub(crate) fn conflicts_within(wire: &WireSpec) -> Vec<FieldError> {
+    let error = |Conflict { later, problem, cure, .. }| FieldError {
+        field: later.field,
+        problem: format!("{problem}, by the other end; {cure}"),
+    };
+    conflicts(std::slice::from_ref(wire)).into_iter().map(error).collect()
 }
 
 fn idle_word(idle: Idle) -> &'static str {

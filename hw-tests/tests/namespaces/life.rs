@@ -8,7 +8,7 @@ use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::engine::{Event, WireChange};
 use ferrule_dataplane::spec::{EndSpec, KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
-use ferrule_dataplane::{Engine, EngineError};
+use ferrule_dataplane::{Applied, Engine, EngineError};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, send};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
@@ -111,6 +111,27 @@ fn the_carrier_says_whether_somebody_is_at_the_far_end() {
         drop(responder);
         eventually("the carrier is gone", || has("NO-CARRIER"));
     }
+}
+
+#[test]
+fn an_interface_that_is_gone_is_made_again_and_the_other_end_keeps_its_peer() {
+    if lacks_namespaces("an_interface_that_is_gone_is_made_again_and_the_other_end_keeps_its_peer") {
+        return;
+    }
+    let engine = engine();
+    let pod = TestNetNs::new();
+    let memif = server();
+    let spec = wire(&pod_interface(&pod), &memif);
+    engine.add(spec.clone()).unwrap();
+    let peer = Endpoint::open(&client(&memif), PATIENCE).unwrap();
+    pod.wait_for_carrier("nsm-1");
+    pod.ip("link delete nsm-1");
+    eventually("the loss is shown", || failure(&engine, &spec).is_some());
+    assert_eq!(engine.apply(spec.clone()).unwrap(), Applied::Mended);
+    pod.wait_for_carrier("nsm-1");
+    eventually("the wire is up", || engine.wire(&spec.name).unwrap().is_up());
+    assert!(peer.check_peer().is_ok());
+    assert_eq!(engine.apply(spec).unwrap(), Applied::Unchanged);
 }
 
 /// Wires between a namespace and a memif end each.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use ferrule_ffi::peer_file::PeerFile;
@@ -67,6 +67,22 @@ impl From<UnixSocket> for Channel {
     /// A client that a listener of packets accepted.
     fn from(socket: UnixSocket) -> Self {
         Self(socket)
+    }
+}
+
+impl From<Channel> for OwnedFd {
+    /// The socket for a successor; the peer sees no end of the connection.
+    fn from(channel: Channel) -> Self {
+        channel.0.into_fd()
+    }
+}
+
+impl TryFrom<OwnedFd> for Channel {
+    type Error = io::Error;
+
+    /// The socket of a connection that a predecessor has led.
+    fn try_from(socket: OwnedFd) -> io::Result<Self> {
+        UnixSocket::from_fd(socket, Kind::SeqPacket).map(Self)
     }
 }
 

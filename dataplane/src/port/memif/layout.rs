@@ -1,8 +1,7 @@
 //! The shared memory of one connection: regions and the rings in them.
 //!
 //! A client makes it, a server is told of it piece by piece; afterwards both hold the same thing.
-//! With the positions of the queues, a [`Layout`] is all that a successor process would need to
-//! take over a live connection: files, sizes, places of the rings, eventfds.
+//! How a successor process goes on with both is in `restore`.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -13,41 +12,42 @@ use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::memif::message::{AddRegion, AddRing, Direction};
-use crate::port::memif::ring::zero_copy::{LENT_FROM, Loans, Offers};
+use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
 use crate::port::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
 use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
 
 /// Regions and rings of one connection.
 pub struct Layout {
-    role: Role,
+    pub(super) role: Role,
     /// What the client announced. It is mapped at CONNECT: a client that never gets there takes no address space.
-    announced: Vec<(u64, PeerFile)>,
-    regions: Vec<Region>,
-    rings: Vec<RingPlace>,
-    buffers: BufferPlace,
+    pub(super) announced: Vec<(u64, PeerFile)>,
+    pub(super) regions: Vec<Region>,
+    pub(super) rings: Vec<RingPlace>,
+    pub(super) buffers: BufferPlace,
     /// As server: the most queue pairs that are taken.
-    queues_max: u16,
-    health: Arc<Health>,
+    pub(super) queues_max: u16,
+    pub(super) health: Arc<Health>,
 }
 
 /// Where the buffers of the rings' slots are.
-#[derive(Clone, Copy)]
-enum BufferPlace {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum BufferPlace {
     /// As server: where the descriptors say.
     Announced,
     /// As client: in region 1, of this size, one behind the other.
     Own(u32),
     /// As client: in the regions of another peer, and the longest piece that this one takes.
-    Lent(u32),
+    ZeroCopy(u32),
 }
 
 /// One ring as it was announced, and what wakes its receiver.
-struct RingPlace {
-    announced: AddRing,
-    interrupt: Arc<OwnedFd>,
+pub(super) struct RingPlace {
+    pub(super) announced: AddRing,
+    pub(super) interrupt: Arc<OwnedFd>,
 }
 
 /// The ends of the rings that one side has: what it takes frames from and what it puts them to.
@@ -94,7 +94,7 @@ impl Layout {
     /// Makes a client's around the memory of another peer, the lender: region 0 holds the rings, behind it come the
     /// lender's regions. Buffers longer than `spec.buffer` are not given to the server.
     pub fn lend(spec: &MemifSpec, lender: &Loan, ring: u32) -> io::Result<Self> {
-        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::Lent(spec.buffer))?;
+        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::ZeroCopy(spec.buffer))?;
         layout.regions.extend_from_slice(&lender.regions);
         Ok(layout)
     }
@@ -141,7 +141,7 @@ impl Layout {
 
     /// Whether the buffers are another peer's.
     pub fn is_lent(&self) -> bool {
-        matches!(self.buffers, BufferPlace::Lent(_))
+        matches!(self.buffers, BufferPlace::ZeroCopy(_))
     }
 
     /// Takes a region that the client announced.
@@ -203,6 +203,15 @@ impl Layout {
             let map = Region::map(file, size, &self.health);
             self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
         }
+        self.queues_by(Receiver::new, Sender::new)
+    }
+
+    /// The queues of our side, made by whoever knows where they begin.
+    pub(super) fn queues_by(
+        &self,
+        mut receiver: impl FnMut(Ring, Slots<OfferedBuffers>) -> Receiver,
+        mut sender: impl FnMut(Ring, Slots<BorrowedSlots>) -> Sender,
+    ) -> Result<Queues, LayoutError> {
         let mut queues = Queues { receivers: Vec::new(), senders: Vec::new() };
         for (number, place) in self.rings.iter().enumerate() {
             let ring = self.ring(place)?;
@@ -212,16 +221,16 @@ impl Layout {
                 let slots = match self.buffers {
                     BufferPlace::Announced => Slots::Announced,
                     BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
-                    BufferPlace::Lent(_) => Slots::Lent(Offers::new(size)),
+                    BufferPlace::ZeroCopy(_) => Slots::ZeroCopy(OfferedBuffers::new(size)),
                 };
-                queues.receivers.push(Receiver::new(ring, slots));
+                queues.receivers.push(receiver(ring, slots));
             } else {
                 let slots = match self.buffers {
                     BufferPlace::Announced => Slots::Announced,
                     BufferPlace::Own(bytes) => Slots::Own(own(bytes)),
-                    BufferPlace::Lent(piece_max) => Slots::Lent(Loans::new(size, piece_max)),
+                    BufferPlace::ZeroCopy(piece_max) => Slots::ZeroCopy(BorrowedSlots::new(size, piece_max)),
                 };
-                queues.senders.push(Sender::new(ring, slots));
+                queues.senders.push(sender(ring, slots));
             }
         }
         Ok(queues)
@@ -274,7 +283,7 @@ impl Layout {
 
 /// The memory of one peer, to be lent to another.
 pub struct Loan {
-    regions: Vec<Region>,
+    pub(super) regions: Vec<Region>,
     queues: u16,
     ring: u32,
 }

@@ -1,6 +1,7 @@
 //! The messages of memif 2.0: always 128 bytes, host byte order, no padding between fields
 //! (`extras/libmemif/src/memif.h` of VPP is where the format lives).
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::spec::Mode;
@@ -88,7 +89,7 @@ pub struct AddRegion {
 }
 
 /// Where a ring lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddRing {
     /// Which way its frames go.
     pub direction: Direction,
@@ -105,7 +106,7 @@ pub struct AddRing {
 }
 
 /// Which way the frames of a ring go. The names keep the protocol's historic words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// Client to server ("slave to master").
     S2M,

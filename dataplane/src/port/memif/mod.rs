@@ -6,6 +6,7 @@
 //! - [`layout`]: regions and rings, checked;
 //! - [`ring`]: the hot path;
 //! - [`peer`]: what control keeps of one;
+//! - [`restore`]: what a successor process is given of a connection;
 //! - [`channel`]: a control socket, one message at a time.
 //!
 //! All of it together, for programs of ours that are the peer at the other end of a wire, is in the crate `endpoints`.
@@ -15,5 +16,6 @@ pub mod handshake;
 pub mod layout;
 pub mod message;
 pub mod peer;
+pub mod restore;
 pub mod ring;
 pub mod spec;

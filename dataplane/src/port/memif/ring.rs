@@ -21,9 +21,10 @@ use std::sync::atomic::{Ordering, fence};
 use arrayvec::ArrayVec;
 use ferrule_ffi::region::{Health, Index, Region, Table};
 use ferrule_ffi::span::{Span, SpanMut, copy_run};
+use serde::{Deserialize, Serialize};
 
 use crate::port::memif::message::Direction;
-use crate::port::memif::ring::zero_copy::{Loans, Offers};
+use crate::port::memif::ring::zero_copy::{BorrowedSlots, OfferedBuffers};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, SEGMENT_COST, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
@@ -72,7 +73,7 @@ pub struct Receiver {
     /// The first slot not given back yet.
     held: u16,
     /// Where the slots' buffers are.
-    slots: Slots<Offers>,
+    slots: Slots<OfferedBuffers>,
 }
 
 /// The sending end of a ring: M2S for a server, S2M for a client.
@@ -87,7 +88,7 @@ pub struct Sender {
     /// What frames cost that did not fit into one slot.
     cost: u64,
     /// Where the slots' buffers are.
-    slots: Slots<Loans>,
+    slots: Slots<BorrowedSlots>,
 }
 
 /// Where the buffers of a ring's slots are. `L` is what is noted of memory that is lent.
@@ -97,7 +98,7 @@ pub(crate) enum Slots<L> {
     /// As client: in memory of ours.
     Own(Buffers),
     /// As client of one peer and server of another: in memory of the other, which this one sees too.
-    Lent(L),
+    ZeroCopy(L),
 }
 
 impl<L> Slots<L> {
@@ -124,7 +125,7 @@ impl Buffers {
 }
 
 /// One descriptor, read once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Descriptor {
     pub(crate) flags: u16,
     pub(crate) region: u16,
@@ -160,16 +161,31 @@ impl Descriptor {
 }
 
 impl Receiver {
-    pub(crate) fn new(ring: Ring, slots: Slots<Offers>) -> Self {
+    pub(crate) fn new(ring: Ring, slots: Slots<OfferedBuffers>) -> Self {
         let mut receiver = Self { ring, next: 0, filled: 0, held: 0, slots };
         receiver.enable_notify(false);
         receiver.offer(0, receiver.ring.size());
         receiver
     }
 
-    /// The first slot not taken yet: with the layout, all that a successor needs.
-    pub fn position(&self) -> u16 {
-        self.next
+    /// Goes on with a ring where a predecessor stopped. Of what the peer may have seen, nothing is written again.
+    pub(super) fn restore(ring: Ring, slots: Slots<OfferedBuffers>, next: u16, held: u16) -> Self {
+        let mut receiver = Self { ring, next, filled: next, held, slots };
+        receiver.enable_notify(false);
+        receiver
+    }
+
+    /// The first slot not taken yet, and the first one not given back yet (of a borrower: not offered yet).
+    pub(super) fn positions(&self) -> (u16, u16) {
+        (self.next, self.held)
+    }
+
+    /// What a borrower was offered.
+    pub(super) fn offered(&self) -> Option<&OfferedBuffers> {
+        match &self.slots {
+            Slots::ZeroCopy(offered) => Some(offered),
+            Slots::Announced | Slots::Own(_) => None,
+        }
     }
 
     /// Which way the ring's frames go.
@@ -178,7 +194,7 @@ impl Receiver {
     }
 
     /// Takes the rings of the eventfd that were heard, so that it is not readable any more.
-    pub fn quiet_bell(&self) {
+    pub fn clear_notify(&self) {
         // An eventfd holds 8 bytes; a peer's may be in any state, and only whether it rings matters.
         let _ = nix::unistd::read(&*self.ring.interrupt, &mut [0; 8]);
     }
@@ -197,7 +213,7 @@ impl Receiver {
             }
             Slots::Announced => self.ring.tail.store(self.next),
             // What is lent is offered by `zero_copy`, as far as there is something.
-            Slots::Lent(_) => {}
+            Slots::ZeroCopy(_) => {}
         }
     }
 
@@ -330,13 +346,26 @@ impl Source for Receiver {
 }
 
 impl Sender {
-    pub(crate) fn new(ring: Ring, slots: Slots<Loans>) -> Self {
+    pub(crate) fn new(ring: Ring, slots: Slots<BorrowedSlots>) -> Self {
         Self { ring, next: 0, limit: 0, published: 0, cost: 0, slots }
     }
 
-    /// The first slot not filled yet: with the layout, all that a successor needs.
-    pub fn position(&self) -> u16 {
-        self.next
+    /// Goes on with a ring where a predecessor stopped. Of what the peer may have seen, nothing is written again.
+    pub(super) fn restore(ring: Ring, slots: Slots<BorrowedSlots>, next: u16, published: u16) -> Self {
+        Self { ring, next, limit: next, published, cost: 0, slots }
+    }
+
+    /// The first slot not filled yet, and what the peer last saw of that.
+    pub(super) fn positions(&self) -> (u16, u16) {
+        (self.next, self.published)
+    }
+
+    /// What a borrower has of a lender.
+    pub(super) fn borrowed(&self) -> Option<&BorrowedSlots> {
+        match &self.slots {
+            Slots::ZeroCopy(borrowed) => Some(borrowed),
+            Slots::Announced | Slots::Own(_) => None,
+        }
     }
 
     /// Which way the ring's frames go.
@@ -354,7 +383,7 @@ impl Sender {
     fn slot(&self, position: u16) -> Descriptor {
         match self.slots {
             Slots::Own(buffers) => buffers.descriptor(position & (self.ring.size() - 1)),
-            Slots::Announced | Slots::Lent(_) => Descriptor::parse(self.ring.table.read(position)),
+            Slots::Announced | Slots::ZeroCopy(_) => Descriptor::parse(self.ring.table.read(position)),
         }
     }
 
@@ -471,7 +500,7 @@ impl Target for Sender {
 
     fn put_run(&mut self, run: &[Span<'_>]) -> usize {
         match self.slots {
-            Slots::Announced | Slots::Lent(_) => self.store(
+            Slots::Announced | Slots::ZeroCopy(_) => self.store(
                 run,
                 |table, position| Descriptor::parse(table.read(position)),
                 |table, position, slot| table.write_first(position, slot.first()),

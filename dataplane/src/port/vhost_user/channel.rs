@@ -77,11 +77,11 @@ impl Channel {
     ///
     /// # Errors
     /// The descriptor is no such socket, or the bytes are not the beginning of one message.
-    pub(crate) fn restore(socket: OwnedFd, bytes: Vec<u8>, files: Vec<PeerFile>) -> io::Result<Self> {
+    pub(crate) fn restore(socket: OwnedFd, bytes: &[u8], files: Vec<PeerFile>) -> io::Result<Self> {
         let invalid = |problem: &str| io::Error::new(io::ErrorKind::InvalidInput, problem);
         let mut channel = Self { files, filled: bytes.len(), ..UnixSocket::from_fd(socket, Kind::Stream)?.into() };
         let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
-            channel.header[..bytes.len()].copy_from_slice(&bytes);
+            channel.header[..bytes.len()].copy_from_slice(bytes);
             return Ok(channel);
         };
         let size = Header::parse(header).map_err(|error| invalid(&error.to_string()))?.size;

@@ -84,7 +84,7 @@ impl SavedVhostUserPeer {
     ) -> Result<VhostUserPeer, RestoreError> {
         let socket = files.take(self.socket)?;
         let (bytes, half) = self.half.restore(files)?;
-        let channel = Channel::restore(socket, bytes, half);
+        let channel = Channel::restore(socket, &bytes, half);
         let channel = channel.map_err(|source| RestoreError::File { what: "a control socket", source })?;
         let held = self.held.map(|held| {
             let (bytes, files) = held.restore(files)?;
@@ -157,12 +157,13 @@ impl SavedSession {
             return Err(invalid(format!("a device of {then} vrings, where there are {now} now")));
         }
         for (vring, saved) in session.vrings.iter_mut().zip(self.vrings) {
-            vring.restore(saved, files)?;
+            vring.restore(&saved, files)?;
         }
         Ok(session)
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "errors come so from what failed")]
 fn invalid(problem: impl ToString) -> RestoreError {
     RestoreError::Invalid(problem.to_string())
 }

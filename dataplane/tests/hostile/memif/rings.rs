@@ -88,7 +88,8 @@ pub const CASES: &[Case] = &[
     stays("a peer that never reads", |arena| {
         let setup = HostileSetup::new();
         let peer = setup.join(arena);
-        eventually("its ring is full", || setup.m2s().tail.load() == 256);
+        // A frame of two slots does not fit into the last one.
+        eventually("its ring is full", || setup.m2s().tail.load() >= 255);
         hold((setup, peer))
     }),
     stays("a peer that offers one buffer and never another", |arena| {

@@ -9,6 +9,7 @@ use ferrule_dataplane::spec::{
 };
 
 use crate::admin::v1;
+use crate::config::conflicts_within;
 use v1::end_spec::Kind;
 use v1::net_ns::Place;
 
@@ -55,6 +56,7 @@ pub fn spec_from_proto(wire: &v1::WireSpec) -> Result<WireSpec, FieldErrors> {
         ..WireSpec::new(wire.name.clone(), ends)
     };
     reader.errors.extend(spec.check());
+    reader.errors.extend(conflicts_within(&spec));
     if reader.errors.is_empty() { Ok(spec) } else { Err(FieldErrors(reader.errors)) }
 }
 
@@ -363,6 +365,16 @@ mod tests {
         let wire = v1::WireSpec { name: "w".into(), ends: ends.into(), ..v1::WireSpec::default() };
         let expected = parse_wire("{name: w, ends: [{memif: {socket: /m, role: server}}, {kernel: {name: a}}]}");
         assert_eq!(spec_from_proto(&wire), Ok(expected.unwrap()));
+    }
+
+    #[test]
+    fn a_wire_that_would_connect_to_itself_is_refused() {
+        let memif = |role: v1::Role, id| v1::MemifEnd { socket: "/m".into(), role: role.into(), id, ..<_>::default() };
+        let ends = [memif(v1::Role::Server, 0), memif(v1::Role::Client, 1)];
+        let ends = ends.map(|memif| v1::EndSpec { kind: Some(Kind::Memif(memif)) });
+        let wire = v1::WireSpec { name: "w".into(), ends: ends.into(), ..v1::WireSpec::default() };
+        let text = spec_from_proto(&wire).unwrap_err().to_string();
+        assert!(text.starts_with("ends[1].memif.role: ") && text.contains("one role"), "{text}");
     }
 
     #[test]

@@ -14,34 +14,33 @@
 //! Towards the lender nothing is new: slots are taken and given back, and filled, in order. Every descriptor is
 //! checked on its way, as for copying: a borrower may be a program that believes its client.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Descriptor, NEXT, Receiver, SEGMENTS_MAX, Sender, Slots};
 use crate::port::{BURST, FRAME_MAX, Fault, Source};
-use crate::spec::Full;
 use crate::status::DropReason;
 use crate::visit::{Broken, Tally, Visit};
 
 /// Whether descriptors cross between these two, and no copies.
 #[inline]
 pub(crate) fn is_zero_copy(source: &Receiver, target: &Sender) -> bool {
-    matches!(source.slots, Slots::Lent(_)) || matches!(target.slots, Slots::Lent(_))
+    matches!(source.slots, Slots::ZeroCopy(_)) || matches!(target.slots, Slots::ZeroCopy(_))
 }
 
-/// Moves at most a burst between a lender's ring and a borrower's. The caller publishes and rings.
-pub(crate) fn forward(
-    source: &mut Receiver,
-    target: &mut Sender,
-    full: Full,
-    tally: &mut Tally,
-) -> Result<Visit, Broken> {
-    if matches!(target.slots, Slots::Lent(_)) {
-        outward(source, target, full, tally)
+/// Moves at most a burst between a lender's ring and a borrower's. The caller publishes and notifies.
+///
+/// A full borrower always holds frames back: slots go back to the lender in their order, so that one behind those that
+/// the borrower still has could be dropped, but not be given back.
+pub(crate) fn forward(source: &mut Receiver, target: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
+    if matches!(target.slots, Slots::ZeroCopy(_)) {
+        lender_to_borrower(source, target, tally)
     } else {
-        homeward(source, target, tally)
+        borrower_to_lender(source, target, tally)
     }
 }
 
 /// From the lender's S2M ring to the borrower's.
-fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut Tally) -> Result<Visit, Broken> {
+fn lender_to_borrower(lender: &mut Receiver, borrower: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
     let quiet = !lender.refresh().map_err(Broken::Source)?;
     // The borrower's index lies in a line that it writes all the time: read only when its slots or the lender's become few.
     let held = usize::from(lender.next.wrapping_sub(lender.held));
@@ -65,7 +64,7 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
                 borrower.next = borrower.next.wrapping_add(frame.pieces);
                 tally.add(1, frame.length.into());
             }
-            Some(DropReason::Full) if full == Full::Hold => {
+            Some(DropReason::Full) => {
                 tally.stalled = true;
                 break Ok(());
             }
@@ -83,7 +82,7 @@ fn outward(lender: &mut Receiver, borrower: &mut Sender, full: Full, tally: &mut
 
 /// From the borrower's M2S ring to the lender's. The two run in step: the buffer in a slot of the lender's is what
 /// the borrower gets offered in the same place.
-fn homeward(borrower: &mut Receiver, lender: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
+fn borrower_to_lender(borrower: &mut Receiver, lender: &mut Sender, tally: &mut Tally) -> Result<Visit, Broken> {
     borrower.refresh().map_err(Broken::Source)?;
     loop {
         let (count, bytes) = borrower.hand_on_run(lender, BURST - tally.taken);
@@ -113,7 +112,8 @@ fn visit(tally: &Tally, waits: bool) -> Visit {
 }
 
 /// What a borrower's S2M ring holds of a lender.
-pub(crate) struct Loans {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BorrowedSlots {
     /// For each slot, the lender's position behind what is in it.
     behind: Box<[u16]>,
     /// The borrower's index, when it was last looked at.
@@ -122,10 +122,15 @@ pub(crate) struct Loans {
     piece_max: u32,
 }
 
-impl Loans {
+impl BorrowedSlots {
     /// Of a ring of `size` slots, none of them filled.
     pub(crate) fn new(size: usize, piece_max: u32) -> Self {
         Self { behind: vec![0; size].into_boxed_slice(), consumed: 0, piece_max }
+    }
+
+    /// Slots of the ring.
+    pub(crate) fn len(&self) -> usize {
+        self.behind.len()
     }
 
     fn at(&self, position: u16) -> usize {
@@ -134,12 +139,18 @@ impl Loans {
 }
 
 /// What a borrower's M2S ring holds of a lender: for each slot, the buffer that was offered in it.
-pub(crate) struct Offers(Box<[Descriptor]>);
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct OfferedBuffers(Box<[Descriptor]>);
 
-impl Offers {
+impl OfferedBuffers {
     /// Of a ring of `size` slots, none of them offered.
     pub(crate) fn new(size: usize) -> Self {
         Self(vec![Descriptor::default(); size].into_boxed_slice())
+    }
+
+    /// Slots of the ring.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     fn at(&self, position: u16) -> usize {
@@ -148,7 +159,7 @@ impl Offers {
 }
 
 /// A frame of the lender's that was written into the borrower's ring, or would have been.
-struct Lent {
+struct CheckedFrame {
     pieces: u16,
     length: u32,
     /// Why the borrower does not get it.
@@ -162,7 +173,7 @@ impl Sender {
     #[inline(never)]
     fn lend_run(&mut self, lender: &Receiver, most: usize) -> (u16, u64) {
         let room = self.room();
-        let Slots::Lent(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
+        let Slots::ZeroCopy(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
         let (theirs, ours, regions) = (&lender.ring.table, &self.ring.table, &*lender.ring.regions);
         let (from, to) = (lender.next, self.next);
         let length_max = loans.piece_max.min(FRAME_MAX as u32);
@@ -190,10 +201,10 @@ impl Sender {
     /// To a borrower: writes the lender's next frame into the slots behind `next`, as far as they are free. Each of
     /// its descriptors is read once, and what was checked is what is written.
     #[inline]
-    fn lend(&mut self, lender: &Receiver) -> Result<Lent, Fault> {
+    fn lend(&mut self, lender: &Receiver) -> Result<CheckedFrame, Fault> {
         let room = self.room();
-        let Slots::Lent(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
-        let mut frame = Lent { pieces: 0, length: 0, refused: None };
+        let Slots::ZeroCopy(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
+        let mut frame = CheckedFrame { pieces: 0, length: 0, refused: None };
         loop {
             let position = lender.next.wrapping_add(frame.pieces);
             if position == lender.filled {
@@ -232,7 +243,7 @@ impl Sender {
     /// To a borrower: the lender's position up to which everything was consumed.
     fn consumed(&mut self, lender: &Receiver) -> u16 {
         let used = self.ring.size() - self.room();
-        let Slots::Lent(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
+        let Slots::ZeroCopy(loans) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
         let consumed = self.next.wrapping_sub(used);
         let position = match used {
             0 => lender.next,
@@ -258,7 +269,7 @@ impl Receiver {
     // A function of its own, as `lend_run` is.
     #[inline(never)]
     fn hand_on_run(&mut self, lender: &mut Sender, most: usize) -> (u16, u64) {
-        let Slots::Lent(offers) = &self.slots else { unreachable!("asked of a borrower's ring only") };
+        let Slots::ZeroCopy(offers) = &self.slots else { unreachable!("asked of a borrower's ring only") };
         let (theirs, ours) = (&self.ring.table, &lender.ring.table);
         let (from, to) = (self.next, lender.next);
         let offered = self.held.wrapping_sub(from);
@@ -285,7 +296,7 @@ impl Receiver {
     /// flags and lengths are the borrower's to say. The length of the frame.
     #[inline]
     fn hand_on(&mut self, lender: &mut Sender) -> Result<u32, Fault> {
-        let Slots::Lent(offers) = &self.slots else { unreachable!("asked of a borrower's ring only") };
+        let Slots::ZeroCopy(offers) = &self.slots else { unreachable!("asked of a borrower's ring only") };
         let (mut pieces, mut length) = (0, 0);
         loop {
             let position = self.next.wrapping_add(pieces);
@@ -319,7 +330,7 @@ impl Receiver {
 
     /// To a borrower: offers what the lender has offered us since. `held` is the first slot that holds no offer.
     fn offer_lent(&mut self, lender: &Sender) -> Result<(), Fault> {
-        let Slots::Lent(offers) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
+        let Slots::ZeroCopy(offers) = &mut self.slots else { unreachable!("asked of a borrower's ring only") };
         let before = self.held;
         // Both rings are as far ahead of what was handed on.
         let ahead = before.wrapping_sub(self.next);
@@ -365,7 +376,7 @@ mod tests {
     use crate::spec::{MemifSpec, Role};
 
     /// The far ends of a trusted pair, and ours between them.
-    struct Bed {
+    struct TrustedPair {
         lender: Queues,
         near: Queues,
         near_layout: Layout,
@@ -390,7 +401,7 @@ mod tests {
         MemifSpec::new("@unused".parse().unwrap(), Role::Client)
     }
 
-    impl Bed {
+    impl TrustedPair {
         fn new(ring: u32) -> Self {
             let mut client = Layout::create(&spec(), 1, ring).unwrap();
             let (near_layout, near) = server_of(&client);
@@ -411,9 +422,9 @@ mod tests {
         fn visit(&mut self) -> Result<[(Visit, Tally); 2], Broken> {
             let [mut out, mut home] = [Tally::default(), Tally::default()];
             let (near, far) = (&mut self.near, &mut self.far);
-            let first = forward(&mut near.receivers[0], &mut far.senders[0], Full::Hold, &mut out)?;
+            let first = forward(&mut near.receivers[0], &mut far.senders[0], &mut out)?;
             far.senders[0].publish();
-            let second = forward(&mut far.receivers[0], &mut near.senders[0], Full::Hold, &mut home)?;
+            let second = forward(&mut far.receivers[0], &mut near.senders[0], &mut home)?;
             near.senders[0].publish();
             Ok([(first, out), (second, home)])
         }
@@ -444,75 +455,75 @@ mod tests {
 
     #[test]
     fn frames_cross_both_ways_in_order_through_many_turns_of_the_rings() {
-        let mut bed = Bed::new(16);
-        bed.visit().unwrap();
+        let mut pair = TrustedPair::new(16);
+        pair.visit().unwrap();
         for number in 0..70_000u32 {
             let length = 60 + number as usize % 5000;
             let (there, back) = (vec![number as u8; length], vec![!number as u8; length]);
-            assert_eq!(send(&mut bed.lender.senders[0], &there), Put::Stored);
-            assert_eq!(send(&mut bed.borrower.senders[0], &back), Put::Stored);
-            let [(first, out), (second, home)] = bed.visit().unwrap();
+            assert_eq!(send(&mut pair.lender.senders[0], &there), Put::Stored);
+            assert_eq!(send(&mut pair.borrower.senders[0], &back), Put::Stored);
+            let [(first, out), (second, home)] = pair.visit().unwrap();
             assert_eq!((first, second), (Visit::Moved, Visit::Moved));
             assert_eq!((out.frames, out.bytes, home.frames, home.bytes), (1, length as u64, 1, length as u64));
-            assert!(receive(&mut bed.borrower.receivers[0]).unwrap() == there, "frame {number}");
-            assert!(receive(&mut bed.lender.receivers[0]).unwrap() == back, "frame {number}");
+            assert!(receive(&mut pair.borrower.receivers[0]).unwrap() == there, "frame {number}");
+            assert!(receive(&mut pair.lender.receivers[0]).unwrap() == back, "frame {number}");
         }
     }
 
     #[test]
     fn a_slot_goes_back_to_the_lender_only_when_the_borrower_has_consumed_it() {
-        let mut bed = Bed::new(4);
+        let mut pair = TrustedPair::new(4);
         for number in 0..4 {
-            assert_eq!(send(&mut bed.lender.senders[0], &[number; 60]), Put::Stored);
+            assert_eq!(send(&mut pair.lender.senders[0], &[number; 60]), Put::Stored);
         }
-        bed.visit().unwrap();
-        assert_eq!(bed.visit().unwrap()[0].0, Visit::Stalled, "the worker must look again, as nobody rings");
-        assert_eq!(send(&mut bed.lender.senders[0], &[4; 60]), Put::Full);
-        assert_eq!(receive(&mut bed.borrower.receivers[0]).unwrap(), [0; 60]);
-        bed.visit().unwrap();
-        assert_eq!(send(&mut bed.lender.senders[0], &[4; 60]), Put::Stored);
-        assert_eq!(send(&mut bed.lender.senders[0], &[5; 60]), Put::Full);
+        pair.visit().unwrap();
+        assert_eq!(pair.visit().unwrap()[0].0, Visit::Stalled, "the worker must look again, as nobody rings");
+        assert_eq!(send(&mut pair.lender.senders[0], &[4; 60]), Put::Full);
+        assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap(), [0; 60]);
+        pair.visit().unwrap();
+        assert_eq!(send(&mut pair.lender.senders[0], &[4; 60]), Put::Stored);
+        assert_eq!(send(&mut pair.lender.senders[0], &[5; 60]), Put::Full);
         for number in 1..5 {
-            bed.visit().unwrap();
-            assert_eq!(receive(&mut bed.borrower.receivers[0]).unwrap(), [number; 60]);
+            pair.visit().unwrap();
+            assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap(), [number; 60]);
         }
-        assert_eq!(bed.visit().unwrap()[0].0, Visit::Quiet);
+        assert_eq!(pair.visit().unwrap()[0].0, Visit::Quiet);
     }
 
     #[test]
     fn a_borrower_that_restarts_goes_on_with_the_next_frame_and_the_same_buffers() {
-        let mut bed = Bed::new(8);
+        let mut pair = TrustedPair::new(8);
         for number in 0..5 {
-            send(&mut bed.lender.senders[0], &[number; 60]);
+            send(&mut pair.lender.senders[0], &[number; 60]);
         }
-        bed.visit().unwrap();
-        send(&mut bed.borrower.senders[0], &[9; 60]);
-        bed.visit().unwrap();
-        assert_eq!(receive(&mut bed.lender.receivers[0]).unwrap(), [9; 60]);
-        (bed.far, bed.borrower) = Bed::borrow(&bed.near_layout);
-        bed.visit().unwrap();
+        pair.visit().unwrap();
+        send(&mut pair.borrower.senders[0], &[9; 60]);
+        pair.visit().unwrap();
+        assert_eq!(receive(&mut pair.lender.receivers[0]).unwrap(), [9; 60]);
+        (pair.far, pair.borrower) = TrustedPair::borrow(&pair.near_layout);
+        pair.visit().unwrap();
         for number in 5..100 {
-            assert_eq!(send(&mut bed.lender.senders[0], &[number; 60]), Put::Stored);
-            assert_eq!(send(&mut bed.borrower.senders[0], &[!number; 60]), Put::Stored);
-            bed.visit().unwrap();
-            assert_eq!(receive(&mut bed.borrower.receivers[0]).unwrap(), [number; 60]);
-            assert_eq!(receive(&mut bed.lender.receivers[0]).unwrap(), [!number; 60]);
+            assert_eq!(send(&mut pair.lender.senders[0], &[number; 60]), Put::Stored);
+            assert_eq!(send(&mut pair.borrower.senders[0], &[!number; 60]), Put::Stored);
+            pair.visit().unwrap();
+            assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap(), [number; 60]);
+            assert_eq!(receive(&mut pair.lender.receivers[0]).unwrap(), [!number; 60]);
         }
     }
 
     #[test]
     fn a_piece_longer_than_the_borrower_takes_is_dropped_and_the_others_pass() {
-        let mut bed = Bed::new(8);
-        let Slots::Lent(loans) = &mut bed.far.senders[0].slots else { unreachable!() };
+        let mut pair = TrustedPair::new(8);
+        let Slots::ZeroCopy(loans) = &mut pair.far.senders[0].slots else { unreachable!() };
         loans.piece_max = 1500;
         for length in [60, 1600, 61] {
-            send(&mut bed.lender.senders[0], &vec![7; length]);
+            send(&mut pair.lender.senders[0], &vec![7; length]);
         }
-        let [(_, out), _] = bed.visit().unwrap();
+        let [(_, out), _] = pair.visit().unwrap();
         assert_eq!((out.taken, out.frames), (3, 2));
-        assert_eq!(receive(&mut bed.borrower.receivers[0]).unwrap().len(), 60);
-        assert_eq!(receive(&mut bed.borrower.receivers[0]).unwrap().len(), 61);
-        assert_eq!(bed.visit().unwrap()[0].0, Visit::Quiet, "what was dropped has gone back too");
+        assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 60);
+        assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 61);
+        assert_eq!(pair.visit().unwrap()[0].0, Visit::Quiet, "what was dropped has gone back too");
     }
 
     #[test]
@@ -522,47 +533,47 @@ mod tests {
             Descriptor { flags: 0, region: 1, length: 2048, offset: u32::MAX },
             Descriptor { flags: NEXT, region: 1, length: 60, offset: 0 },
         ] {
-            let mut bed = Bed::new(8);
-            send(&mut bed.lender.senders[0], &[7; 60]);
-            bed.lender.senders[0].ring.table.write(0, lie.emit());
-            assert!(matches!(bed.visit(), Err(Broken::Source(_))), "{lie:?}");
-            let mut bed = Bed::new(8);
-            bed.lender.receivers[0].ring.table.write(0, Descriptor { flags: 0, ..lie }.emit());
-            assert_eq!(lie.flags == 0, matches!(bed.visit(), Err(Broken::Target(_))), "{lie:?}");
+            let mut pair = TrustedPair::new(8);
+            send(&mut pair.lender.senders[0], &[7; 60]);
+            pair.lender.senders[0].ring.table.write(0, lie.emit());
+            assert!(matches!(pair.visit(), Err(Broken::Source(_))), "{lie:?}");
+            let mut pair = TrustedPair::new(8);
+            pair.lender.receivers[0].ring.table.write(0, Descriptor { flags: 0, ..lie }.emit());
+            assert_eq!(lie.flags == 0, matches!(pair.visit(), Err(Broken::Target(_))), "{lie:?}");
         }
     }
 
     #[test]
     fn a_borrower_that_lies_is_the_one_that_is_blamed() {
-        let lie = |table: &mut dyn FnMut(&mut Bed)| {
-            let mut bed = Bed::new(8);
-            bed.visit().unwrap();
-            send(&mut bed.borrower.senders[0], &[7; 60]);
-            table(&mut bed);
-            bed.visit()
+        let lie = |table: &mut dyn FnMut(&mut TrustedPair)| {
+            let mut pair = TrustedPair::new(8);
+            pair.visit().unwrap();
+            send(&mut pair.borrower.senders[0], &[7; 60]);
+            table(&mut pair);
+            pair.visit()
         };
         let descriptor = |length, flags| {
-            move |bed: &mut Bed| {
+            move |pair: &mut TrustedPair| {
                 let slot = Descriptor { flags, region: 9, length, offset: 5 };
-                bed.borrower.senders[0].ring.table.write(0, slot.emit());
+                pair.borrower.senders[0].ring.table.write(0, slot.emit());
             }
         };
         for (length, flags) in [(0, 0), (2049, 0), (u32::MAX, 0), (60, NEXT)] {
             assert!(matches!(lie(&mut descriptor(length, flags)), Err(Broken::Source(_))), "{length} {flags}");
         }
         assert!(lie(&mut descriptor(60, 0)).is_ok(), "what it says of region and offset is not read");
-        assert!(matches!(lie(&mut |bed| bed.borrower.senders[0].ring.tail.store(9)), Err(Broken::Source(_))));
-        assert!(matches!(lie(&mut |bed| bed.borrower.receivers[0].ring.tail.store(1)), Err(Broken::Target(_))));
+        assert!(matches!(lie(&mut |pair| pair.borrower.senders[0].ring.tail.store(9)), Err(Broken::Source(_))));
+        assert!(matches!(lie(&mut |pair| pair.borrower.receivers[0].ring.tail.store(1)), Err(Broken::Target(_))));
         // Slots that hold no offer: the lender has taken nothing back yet.
-        let mut bed = Bed::new(8);
-        bed.borrower.senders[0].ring.tail.store(1);
-        assert!(matches!(bed.visit(), Err(Broken::Source(Fault::Index { .. }))));
+        let mut pair = TrustedPair::new(8);
+        pair.borrower.senders[0].ring.tail.store(1);
+        assert!(matches!(pair.visit(), Err(Broken::Source(Fault::Index { .. }))));
     }
 
     #[test]
     fn what_does_not_fit_the_borrower_is_not_lent() {
-        let bed = Bed::new(8);
-        let loan = bed.near_layout.loan().unwrap();
+        let pair = TrustedPair::new(8);
+        let loan = pair.near_layout.loan().unwrap();
         assert!(loan.fit(2, 1, 1024).is_err());
         assert!(loan.fit(3, 0, 1024).is_err());
         assert_eq!(loan.fit(3, 1, 4), Ok(4));

@@ -21,6 +21,7 @@ impl Position {
 
     /// `slots` further on; at most a whole round.
     #[inline(always)]
+    #[must_use]
     pub fn after(self, slots: u16, size: u16) -> Self {
         // Both at most 2^15, so the sum may not fit a u16.
         let index = u32::from(self.index) + u32::from(slots);

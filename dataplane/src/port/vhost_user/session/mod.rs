@@ -120,7 +120,7 @@ impl Session {
         match self.apply(request, files) {
             Ok(Handled::Done { announce, exchange }) => {
                 let reply = need_reply.then(|| reply(ReplyBody::Value(0), None)).flatten();
-                Ok(Response { reply, announce, exchange })
+                Ok(Response { reply, exchange, announce })
             }
             Ok(Handled::Reply(body, file)) => Ok(Response { reply: reply(body, file), ..Response::default() }),
             Err(error) if need_reply => {

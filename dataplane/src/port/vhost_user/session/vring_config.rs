@@ -104,8 +104,8 @@ impl VringConfig {
     }
 
     /// The ring that was written down takes the place of this one.
-    pub(crate) fn restore(&mut self, saved: SavedVring, files: &mut SavedFiles) -> Result<(), RestoreError> {
-        let SavedVring { is_started, kick, call, size, address, base, segments, is_moving, enabled } = saved;
+    pub(crate) fn restore(&mut self, saved: &SavedVring, files: &mut SavedFiles) -> Result<(), RestoreError> {
+        let SavedVring { is_started, kick, call, size, address, base, segments, is_moving, enabled } = *saved;
         let kick = files.take_eventfd(kick)?;
         let stage = if is_started { Stage::Started { kick } } else { Stage::Stopped };
         *self = Self { stage, size, address, base, segments, is_moving, call: files.take_eventfd(call)?, enabled };

@@ -1,0 +1,67 @@
+//! A traced lane, and lanes that are not.
+
+use std::sync::Arc;
+
+use ferrule_dataplane::capture::Capture;
+use ferrule_dataplane::port::any::LaneEnd;
+use ferrule_dataplane::spec::Full;
+
+use crate::common::eventually;
+use crate::nic::Nic;
+use crate::worker::{Bench, memif};
+
+#[test]
+fn a_traced_lane_captures_what_it_stores_and_the_others_nothing() {
+    let mut bench = Bench::start();
+    let [(mut a, near), (mut b, far)] = [memif(256), memif(256)];
+    let [(mut other_a, other_near), (mut other_b, other_far)] = [memif(256), memif(256)];
+    bench.serve([near, far], Full::Hold);
+    bench.serve([other_near, other_far], Full::Hold);
+    let capture = Arc::new(Capture::new(64, 100));
+    bench.worker.trace(bench.lanes[0], Some(Arc::clone(&capture)));
+    // Chains among them.
+    let frames: Vec<_> = [60, 1514, 5000, 64].map(|len| vec![len as u8; len]).into();
+    for frame in &frames {
+        a.send(frame);
+        assert_eq!(&b.receive(), frame);
+        other_a.send(frame);
+        assert_eq!(&other_b.receive(), frame);
+    }
+    b.send(&[9; 77]);
+    assert_eq!(a.receive(), [9; 77]);
+    let mut seen = Vec::new();
+    eventually("all five are captured", || {
+        seen.extend(std::iter::from_fn(|| capture.read(|frame| (frame.from, frame.length, frame.bytes().to_vec()))));
+        seen.len() == 5
+    });
+    let expected = frames.iter().map(|frame| (0, frame.len(), frame[..frame.len().min(100)].to_vec()));
+    assert!(seen.into_iter().eq(expected.chain([(1, 77, vec![9; 77])])));
+    assert_eq!(capture.dropped(), 0);
+    bench.worker.trace(bench.lanes[0], None);
+    // A command is done before the lane's next visit, and the last one has not seen this frame.
+    eventually("the lane is not traced any more", || Arc::strong_count(&capture) == 1);
+    a.send(&[1; 60]);
+    assert_eq!(b.receive(), [1; 60]);
+    assert!(capture.read(|_| ()).is_none());
+    bench.stop();
+}
+
+#[test]
+fn a_capture_that_nobody_reads_holds_nobody_up() {
+    let nic = Arc::new(Nic::default());
+    let (rx, tx) = nic.queue(4096, true, true);
+    let mut bench = Bench::start();
+    let (mut peer, end) = memif(64);
+    bench.serve([end, LaneEnd::external([(rx as _, tx as _)])], Full::Hold);
+    let capture = Arc::new(Capture::new(10, 64));
+    bench.worker.trace(bench.lanes[0], Some(Arc::clone(&capture)));
+    eventually("it is traced", || Arc::strong_count(&capture) == 2);
+    for number in 0..200u8 {
+        peer.send(&[number; 60]);
+    }
+    eventually("all have left", || nic.sent.lock().unwrap().len() == 200);
+    eventually("those without room are counted", || capture.dropped() == 190);
+    let first = capture.read(|frame| (frame.bytes().to_vec(), frame.ticks > 0));
+    assert_eq!(first, Some((vec![0; 60], true)));
+    bench.stop();
+}

@@ -1,0 +1,244 @@
+//! A successor goes on with live memif connections: saved, dropped without a word to the peers, and restored, under traffic.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::PATIENCE;
+use ferrule_dataplane::Settings;
+use ferrule_dataplane::counters::LinkCounters;
+use ferrule_dataplane::lane::{collect, deal};
+use ferrule_dataplane::mailbox::Mailbox;
+use ferrule_dataplane::port::any::LaneEnd;
+use ferrule_dataplane::port::memif::channel::Channel;
+use ferrule_dataplane::port::memif::layout::{Layout, Queues};
+use ferrule_dataplane::port::memif::restore::SavedConnection;
+use ferrule_dataplane::port::saved::SavedFiles;
+use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
+use ferrule_dataplane::spec::{Full, MemifSpec, Role};
+use ferrule_dataplane::worker::{Returned, WorkerHandle};
+use ferrule_ffi::memory_budget::MemoryBudget;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+/// Our end of a connection.
+struct Near {
+    channel: Channel,
+    layout: Layout,
+    rings: LaneEnd,
+}
+
+/// The peer's.
+struct Far {
+    queues: Queues,
+    channel: Channel,
+    _layout: Layout,
+}
+
+fn spec() -> MemifSpec {
+    MemifSpec::new("@unused".parse().unwrap(), Role::Client)
+}
+
+fn channels() -> [Channel; 2] {
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
+    [a, b].map(|socket| socket.try_into().unwrap())
+}
+
+/// What a server makes of a client's layout.
+fn server_of(client: &Layout) -> Layout {
+    let mut layout = Layout::announced_by_peer(&MemoryBudget::unlimited());
+    for (region, file) in client.regions() {
+        layout.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();
+    }
+    for (ring, interrupt) in client.rings() {
+        layout.add_ring(ring, interrupt.as_fd().try_clone_to_owned().unwrap().into()).unwrap();
+    }
+    layout
+}
+
+fn connection(mut near: Layout, mut far: Layout) -> (Near, Far) {
+    let [ours, theirs] = channels();
+    let rings = LaneEnd::memif(near.queues().unwrap());
+    let queues = far.queues().unwrap();
+    (Near { channel: ours, layout: near, rings }, Far { queues, channel: theirs, _layout: far })
+}
+
+/// A connection in which we have this role.
+fn connected(role: Role) -> (Near, Far) {
+    let client = Layout::create(&spec(), 1, RING).unwrap();
+    let server = server_of(&client);
+    match role {
+        Role::Server => connection(server, client),
+        Role::Client => connection(client, server),
+    }
+}
+
+/// A lender and a borrower of its memory.
+fn trusted() -> [(Near, Far); 2] {
+    let lender = Layout::create(&spec(), 1, RING).unwrap();
+    let mut near = server_of(&lender);
+    // Mapped now: the loan names its regions.
+    assert!(near.queues().is_ok());
+    let lent = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
+    let borrower = server_of(&lent);
+    [connection(near, lender), connection(lent, borrower)]
+}
+
+#[test]
+fn copying_wires_go_on_with_the_next_frame_whichever_role_we_have() {
+    for roles in [[Role::Server; 2], [Role::Client; 2], [Role::Server, Role::Client]] {
+        hand_over_under_traffic(roles.map(connected));
+    }
+}
+
+#[test]
+fn a_trusted_wire_goes_on_with_every_frame_that_its_borrower_still_has() {
+    hand_over_under_traffic(trusted());
+}
+
+/// Peers send and receive numbered frames all the time, while our side is saved, dropped and restored again and again.
+fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
+    let (stop, totals) = (AtomicBool::new(false), [UNKNOWN; 2].map(AtomicU32::new));
+    let [total_a, total_b] = &totals;
+    let received = thread::scope(|scope| {
+        let stop = &stop;
+        let peers = [
+            scope.spawn(move || exchange(far_a, stop, total_a, total_b)),
+            scope.spawn(move || exchange(far_b, stop, total_b, total_a)),
+        ];
+        let mut ends = [a, b];
+        for _ in 0..ROUNDS {
+            ends = hand_over(serve_for_a_while(ends));
+        }
+        stop.store(true, Ordering::Relaxed);
+        // What is still under way arrives.
+        let ends = serve_until(ends, || peers.iter().all(|peer| peer.is_finished()));
+        let received = peers.map(|peer| peer.join().unwrap());
+        drop(ends);
+        received
+    });
+    let [(sent_a, received_a), (sent_b, received_b)] = received;
+    assert_eq!((received_b, received_a), (sent_a, sent_b), "every frame arrives once");
+    assert!(sent_a > ROUNDS as u32 && sent_b > ROUNDS as u32);
+}
+
+/// A new worker serves the ends, until frames have crossed each way.
+fn serve_for_a_while(ends: [Near; 2]) -> [Near; 2] {
+    let counters = Arc::<[LinkCounters; 2]>::default();
+    let moved = Arc::clone(&counters);
+    serve(ends, &counters, move || moved.iter().all(|link| link.read().frames > 40))
+}
+
+fn serve_until(ends: [Near; 2], done: impl Fn() -> bool) -> [Near; 2] {
+    serve(ends, &Arc::default(), done)
+}
+
+fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [Near; 2] {
+    let returned = Arc::new(Mailbox::<Returned>::new(4).unwrap());
+    let mut worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
+    let [a, b] = ends;
+    let lane = deal([a.rings, b.rings], Full::Hold, counters).remove(0);
+    let id = worker.serve(Box::new(lane)).map_err(|(error, _)| error).unwrap();
+    let deadline = Instant::now() + 4 * PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "no traffic");
+        assert!(returned.take().is_none_or(|back| back.fault.is_none()), "a fault");
+        thread::yield_now();
+    }
+    // In the middle of traffic: what waits is the successor's.
+    worker.recall(id, Duration::ZERO);
+    let lane = loop {
+        if let Some(back) = returned.take() {
+            assert_eq!(back.fault, None);
+            break back.lane;
+        }
+        thread::yield_now();
+    };
+    let [first, second] = lane.ends.map(|end| collect(vec![end]));
+    [
+        Near { rings: first, channel: a.channel, layout: a.layout },
+        Near { rings: second, channel: b.channel, layout: b.layout },
+    ]
+}
+
+/// Writes both ends down, drops them, and makes them again from what was written and the descriptors.
+fn hand_over(ends: [Near; 2]) -> [Near; 2] {
+    let mut files = SavedFiles::default();
+    let saved = ends.map(|Near { channel, layout, rings }| {
+        SavedConnection::save((7, "peer"), channel, &layout, &rings, &mut files).unwrap()
+    });
+    let text = serde_json::to_string(&saved).unwrap();
+    drop(saved);
+    let passed: Vec<OwnedFd> = files.into_inner();
+    let mut files = SavedFiles::from(passed);
+    let [first, second]: [SavedConnection; 2] = serde_json::from_str(&text).unwrap();
+    let first = first.restore(None, Arc::default(), &mut files).unwrap();
+    let loan = first.layout.loan().unwrap();
+    let second = second.restore(Some(&loan), Arc::default(), &mut files).unwrap();
+    [first, second].map(|restored| {
+        assert_eq!((restored.id, &*restored.peer), (7, "peer"));
+        Near { channel: restored.channel, layout: restored.layout, rings: restored.rings }
+    })
+}
+
+/// Sends numbered frames of many sizes, says how many, and checks those that come, until it is told to stop and all are
+/// there. How many were sent and received.
+fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &AtomicU32) -> (u32, u32) {
+    let (mut sent, mut received) = (0u32, 0u32);
+    let mut gather = vec![0; FRAME_MAX];
+    let mut deadline = None;
+    loop {
+        assert!(far.channel.receive().unwrap().is_none(), "the peer is told nothing");
+        let (sender, receiver) = (&mut far.queues.senders[0], &mut far.queues.receivers[0]);
+        if stop.load(Ordering::Relaxed) {
+            total.store(sent, Ordering::Relaxed);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * PATIENCE);
+            assert!(Instant::now() < deadline, "{received} frames of {expected:?} came");
+            if received == expected.load(Ordering::Relaxed) {
+                return (sent, received);
+            }
+        } else {
+            sender.refresh().unwrap();
+            // As many as there is room for: the next worker finds some that the last one has left.
+            while sender.put(&Frame { bytes: frame(sent)[..].into(), offload: None, slots: 0 }).unwrap() == Put::Stored
+            {
+                sent += 1;
+            }
+            if sender.publish() {
+                nix::unistd::write(sender.notify_fd().unwrap(), &1u64.to_ne_bytes()).unwrap();
+            }
+        }
+        if !receiver.refresh().unwrap() {
+            thread::yield_now();
+            continue;
+        }
+        while let Some(frame_came) = receiver.peek(&mut gather).unwrap() {
+            let mut bytes = vec![0; frame_came.bytes.len()];
+            assert!(frame_came.bytes.copy_out(&mut bytes));
+            let slots = frame_came.slots;
+            assert!(bytes == frame(received), "frame {received} of {} bytes", bytes.len());
+            received += 1;
+            receiver.advance(slots);
+        }
+        receiver.release();
+    }
+}
+
+fn frame(number: u32) -> Vec<u8> {
+    // Some of them lie in chains of 2048-byte buffers.
+    let len = 60 + (number as usize * 97) % 5000;
+    let mut frame = vec![number as u8; len];
+    frame[..4].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+/// Small, so that rings are full and frames wait when they are handed over.
+const RING: u32 = 32;
+const ROUNDS: usize = 20;
+/// A number of frames that nobody has sent.
+const UNKNOWN: u32 = u32::MAX;
