@@ -143,13 +143,13 @@ pub fn payload_digest(frame: Span<'_>, head: &HeadWords) -> u64 {
 /// The first words of a frame, each read once; of a shorter one, zeros follow.
 #[inline(always)]
 pub fn head_words(frame: Span<'_>) -> HeadWords {
-    if frame.len() < HEAD
-        && let Some(last) = frame.tail(SIZE_MIN - 8).filter(|last| last.len() >= 8)
+    if (SIZE_MIN..HEAD).contains(&frame.len())
+        && let Some(last) = frame.tail(frame.len() - 8)
     {
         // The smallest frames come by the ten million too: no call of `memcpy` for them.
         let [a, b, c, d, e, f, g] = frame.first_words();
         let [last] = last.first_words();
-        return [a, b, c, d, e, f, g, (u64::from_le(last) >> 32).to_le()];
+        return [a, b, c, d, e, f, g, (u64::from_le(last) >> (8 * (HEAD - frame.len()))).to_le()];
     }
     frame.first_words()
 }

@@ -143,8 +143,7 @@ mod tests {
             "{name: 'a\"b', owner: nsm, ends: [{memif: {socket: /m, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let directions =
-            [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], ..Traffic::default() }, Traffic::default()];
+        let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], stalls: 5 }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
         let status = WireStatus { ends, directions, queues: 2, generation: 4, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };

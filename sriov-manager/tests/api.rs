@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use sriov_manager::config::PoliciesFile;
@@ -277,6 +277,27 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     asking.release(release).await.unwrap();
     raise(Signal::SIGHUP).unwrap();
     until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_cleaned_is_not_reset_at_every_look() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    asking.acquire(acquire("one", "vfio-pci")).await.unwrap();
+    node.set(Scenario::MacRefused);
+    let release = v1::ReleaseRequest { lease: "one".into(), ..Default::default() };
+    asking.release(release).await.unwrap_err();
+    let resets = || node.log().iter().filter(|line| line.ends_with("/reset 1")).count();
+    let (first, began) = (resets(), Instant::now());
+    // The daemon looks every 50 ms.
+    eventually("it is tried again, and again", || resets() > first + 1).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "the second time comes a second after the first");
+    node.heal();
+    eventually("it is free when it can be cleaned", || daemon.vfs().facts().leases.is_empty()).await;
     daemon.stop().await;
 }
 

@@ -5,20 +5,26 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::backoff::Backoff;
 use super::create::HostVfs;
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::policy::NumVfs;
 
 /// What was last seen to with the numbers of VFs of PFs.
-#[derive(Default)]
 pub(super) struct CountsSeen {
     /// What was wanted of a PF when it was last seen to.
     wanted: BTreeMap<PciAddress, NumVfs>,
     /// PFs whose number somebody changed since, which stays.
     by_hand: BTreeSet<PciAddress>,
-    /// When a PF that failed is tried again, and how long it waited for that.
-    retries: BTreeMap<PciAddress, (Instant, Duration)>,
+    /// PFs that failed.
+    retries: Backoff,
+}
+
+impl Default for CountsSeen {
+    fn default() -> Self {
+        Self { wanted: BTreeMap::new(), by_hand: BTreeSet::new(), retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST) }
+    }
 }
 
 impl CountsSeen {
@@ -37,11 +43,6 @@ impl CountsSeen {
         let wanted = |pf| Some((pf, state.policies.wanted_count(state.inventory.pfs.get(&pf)?)?));
         state.counts.wanted = state.inventory.pfs.keys().filter_map(|&pf| wanted(pf)).collect();
     }
-
-    fn failed(&mut self, pf: PciAddress) {
-        let wait = self.retries.get(&pf).map_or(RETRY_FIRST, |(_, wait)| (*wait * 2).min(RETRY_MAX));
-        self.retries.insert(pf, (Instant::now() + wait, wait));
-    }
 }
 
 impl Vfs {
@@ -53,14 +54,13 @@ impl Vfs {
             let State { inventory, counts, policies, .. } = &mut *state;
             counts.wanted.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.by_hand.retain(|pf| inventory.pfs.contains_key(pf));
-            counts.retries.retain(|pf, _| inventory.pfs.contains_key(pf));
+            counts.retries.retain(|pf| inventory.pfs.contains_key(&pf));
             let now = Instant::now();
             let is_due = |(pf, _): &(PciAddress, u32)| {
                 let Some(function) = inventory.pfs.get(pf) else { return false };
                 let is_new = counts.wanted.get(pf) != policies.wanted_count(function).as_ref();
                 let is_empty = function.vfs.is_empty() && !counts.by_hand.contains(pf);
-                let waits = counts.retries.get(pf).is_some_and(|(at, _)| now < *at);
-                (is_new || is_empty) && !waits
+                (is_new || is_empty) && !counts.retries.is_waiting(*pf, now)
             };
             policies.counts(inventory).into_iter().filter(is_due).collect()
         };
@@ -76,13 +76,13 @@ impl Vfs {
             let wanted = state.inventory.pfs.get(&pf).and_then(|function| state.policies.wanted_count(function));
             match created {
                 Ok(_) => {
-                    state.counts.retries.remove(&pf);
+                    state.counts.retries.forget(pf);
                     state.counts.wanted.extend(wanted.map(|wanted| (pf, wanted)));
                 }
                 Err(VfError::Journal(error)) => return Err(error.into()),
                 Err(error) => {
                     warn!(%pf, %error, "the VFs that the policies want could not be made");
-                    state.counts.failed(pf);
+                    state.counts.retries.failed(pf, Instant::now());
                     // Nothing was touched, and nothing will be before whoever is in the way has gone.
                     let is_in_the_way = matches!(
                         error,
@@ -105,4 +105,4 @@ impl Vfs {
 /// A PF that failed is left alone for so long at first.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 /// And for so long at last.
-const RETRY_MAX: Duration = Duration::from_mins(10);
+const RETRY_LONGEST: Duration = Duration::from_mins(10);

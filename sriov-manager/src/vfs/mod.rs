@@ -17,8 +17,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -38,6 +38,7 @@ use crate::watchdog::{CallError, Watchdog};
 
 mod acquire;
 mod apply;
+mod backoff;
 mod choose;
 mod counts;
 mod create;
@@ -56,6 +57,7 @@ pub use reasons::{Reason, obstacles};
 pub use release::{ReleaseOptions, Remains};
 pub use rules::{AdoptError, Adopted, Counts};
 
+use backoff::Backoff;
 use counts::CountsSeen;
 use locks::LockRequest;
 pub use view::{PfView, VfView, View};
@@ -88,7 +90,7 @@ struct Inner {
     /// Nobody shall wait any more.
     closing: AtomicBool,
     /// Counts changes of what others can see.
-    generation: watch::Sender<u64>,
+    generation: Arc<watch::Sender<u64>>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// No other manager owns this tree, whatever its state directory.
@@ -110,6 +112,8 @@ struct State {
     counts: CountsSeen,
     /// VFs that are others than those that were at their addresses before.
     remade: BTreeSet<PciAddress>,
+    /// Leases that could not be brought to what they should be.
+    retries: Backoff,
     journal: Journal,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
@@ -129,37 +133,36 @@ impl Vfs {
         if !wrong.is_empty() {
             return Err(OpenError::Policies(wrong.join("; ")));
         }
-        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
-            let inner = inner.clone();
-            let watchdog = Watchdog::new(kernel, move || {
-                if let Some(inner) = inner.upgrade() {
-                    info!("a call into the kernel that was given up has come back");
-                    Self(inner).changed();
-                }
-            });
-            Inner {
-                executor: Executor { sysfs, watchdog, timeouts, observer },
-                state: Mutex::new(State {
-                    inventory,
-                    fresh: BTreeSet::new(),
-                    looks: 0,
-                    policies,
-                    policies_refused: None,
-                    short: BTreeMap::new(),
-                    counts: CountsSeen::default(),
-                    remade: BTreeSet::new(),
-                    journal,
-                    locked: BTreeSet::new(),
-                    naming: BTreeSet::new(),
-                }),
-                freed: Condvar::new(),
-                closing: AtomicBool::new(false),
-                generation: watch::Sender::new(0),
-                looking: Mutex::default(),
-                _tree: tree,
-            }
+        let generation = Arc::new(watch::Sender::new(0));
+        let changed = Arc::clone(&generation);
+        // Called on a thread that has none of our files: it must not be the one that ends us, and close them.
+        let watchdog = Watchdog::new(kernel, move || {
+            info!("a call into the kernel that was given up has come back");
+            changed.send_modify(|generation| *generation += 1);
         });
-        let vfs = Self(inner);
+        let inner = Inner {
+            executor: Executor { sysfs, watchdog, timeouts, observer },
+            state: Mutex::new(State {
+                inventory,
+                fresh: BTreeSet::new(),
+                looks: 0,
+                policies,
+                policies_refused: None,
+                short: BTreeMap::new(),
+                counts: CountsSeen::default(),
+                remade: BTreeSet::new(),
+                retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+                journal,
+                locked: BTreeSet::new(),
+                naming: BTreeSet::new(),
+            }),
+            freed: Condvar::new(),
+            closing: AtomicBool::new(false),
+            generation,
+            looking: Mutex::default(),
+            _tree: tree,
+        };
+        let vfs = Self(Arc::new(inner));
         vfs.recover();
         Ok(vfs)
     }
@@ -172,7 +175,11 @@ impl Vfs {
     /// Looks at the tree again, and goes on with what could not be finished before, however often it was tried.
     pub fn rescan(&self) {
         self.look();
-        self.lock().counts.forget_failures();
+        {
+            let mut state = self.lock();
+            state.counts.forget_failures();
+            state.retries.clear();
+        }
         self.reconcile();
     }
 
@@ -383,3 +390,8 @@ impl Inner {
         text.unwrap_or_default().trim().to_owned()
     }
 }
+
+/// A lease that is not as it should be is left alone for so long at first.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// And for so long at last.
+const RETRY_LONGEST: Duration = Duration::from_mins(1);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::thread;
+use std::time::Instant;
 
 use tracing::{error, info, warn};
 
@@ -66,20 +67,26 @@ impl Vfs {
         if let Err(error) = self.reconcile_counts() {
             warn!(%error, "the numbers of VFs cannot be made what the policies want");
         }
-        let remade = std::mem::take(&mut self.lock().remade);
         for lease in facts.leases.values() {
-            let function = self.function(lease);
-            let gone = function.is_none();
-            let drifted = remade.contains(&lease.vf) || function.is_some_and(|vf| !lease.is_driven_as_wanted(&vf));
-            let faulty = lease.fault.is_some() || lease.stage != Stage::Lent || drifted;
-            let stuck = self.executor().watchdog.stuck(lease.vf).is_some();
-            if (gone || faulty)
-                && !stuck
+            if self.needs_reconciling(lease)
                 && let Err(error) = self.reconcile_one(lease)
             {
                 warn!(vf = %lease.vf, lease = lease.id, %error, "still not as it should be");
             }
         }
+    }
+
+    fn needs_reconciling(&self, lease: &Lease) -> bool {
+        let state = self.lock();
+        let vf = state.inventory.vfs.get(&lease.vf).filter(|vf| lease.is_of(vf));
+        let Some(vf) = vf else {
+            // Told once; it is looked at again when the VF is back.
+            return lease.fault.as_deref() != Some(GONE);
+        };
+        let drifted = state.remade.contains(&lease.vf) || !lease.is_driven_as_wanted(vf);
+        let faulty = lease.fault.is_some() || lease.stage != Stage::Lent || drifted;
+        let stuck = self.executor().watchdog.stuck(lease.vf).is_some();
+        faulty && !stuck && !state.retries.is_waiting(lease.vf, Instant::now())
     }
 
     /// Finishes a change of a number of VFs whose call into the kernel had not come back.
@@ -110,7 +117,19 @@ impl Vfs {
             Ok((now, LockRequest::of_lease(state, lease)))
         })?;
         // Whoever came in between saw to it.
-        let result = if now.as_ref() == Some(lease) { self.restore(lease) } else { Ok(()) };
+        if now.as_ref() != Some(lease) {
+            return Ok(());
+        }
+        self.lock().remade.remove(&lease.vf);
+        let result = self.restore(lease);
+        let mut state = self.lock();
+        let is_well = |lease: &Lease| lease.fault.is_none() && lease.stage == Stage::Lent;
+        if state.journal.facts().leases.get(&lease.vf).is_none_or(is_well) {
+            state.retries.forget(lease.vf);
+        } else {
+            state.retries.failed(lease.vf, Instant::now());
+        }
+        drop(state);
         drop(lock);
         result
     }

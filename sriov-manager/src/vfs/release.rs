@@ -154,14 +154,16 @@ impl Vfs {
         if let Some(passing) = errors.iter().position(|error| !error.is_final()) {
             return Err(VfError::Step(errors.swap_remove(passing)));
         }
-        let left: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        let left = match (left.is_empty(), self.read_back(&vf, &target)) {
-            (_, Err(error @ (VfError::Ask { .. } | VfError::Untold { .. }))) if remains == Remains::Refused => {
-                return Err(error);
+        let left = if errors.is_empty() {
+            match self.read_back(&vf, &target) {
+                Ok(()) => return Ok(()),
+                Err(error @ (VfError::Ask { .. } | VfError::Untold { .. })) if remains == Remains::Refused => {
+                    return Err(error);
+                }
+                Err(error) => error.to_string(),
             }
-            (true, Ok(())) => return Ok(()),
-            (true, Err(error)) => error.to_string(),
-            (false, _) => left.join("; "),
+        } else {
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
         };
         Err(VfError::Dirty { id: lease.id.clone(), vf: vf.address, left })
     }

@@ -24,6 +24,8 @@ pub struct VethPair {
     ends: [VethEnd; 2],
     /// What the kernel counted when it was last asked with success.
     traffic: Mutex<[Traffic; 2]>,
+    /// Frames of each end that the kernel dropped before the pair was complete: no loss of the wire.
+    early_drops: [u64; 2],
     /// It is to stay when this value goes.
     left: bool,
 }
@@ -42,7 +44,7 @@ struct VethEnd {
 /// What a pair is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairStatus {
-    /// What the kernel carried from the first end to the second, and back, since the pair was made. It never goes back:
+    /// What the kernel carried from the first end to the second, and back, since the pair was complete. It never goes back:
     /// what cannot be read is what it was. A large segment that was never cut counts as one frame.
     pub traffic: [Traffic; 2],
     /// Each end.
@@ -69,13 +71,17 @@ impl VethPair {
         let spec = fingerprint([a, b]);
         let leftover = if owner.may_have_leftovers() { take_leftover(owner, wire, spec, &mut ends)? } else { None };
         let adopted = leftover.is_some();
-        let pair = match leftover {
+        let mut pair = match leftover {
             Some(pair) => Self::adopt(owner, pair, &mut ends)?,
             None => Self::make(owner, wire, spec, &mut ends)?,
         };
         // From here on a failure drops the pair.
         for (number, (end, found)) in ends.iter_mut().zip(&pair.ends).enumerate() {
             end.set_up(found.index, adopted).map_err(|error| (number, error))?;
+        }
+        if !adopted {
+            // An interface announces itself as soon as it is up, and the other one may not take it yet.
+            pair.early_drops = pair.status().traffic.map(|traffic| traffic.dropped());
         }
         Ok(pair)
     }
@@ -117,7 +123,7 @@ impl VethPair {
     }
 
     fn new(owner: &Arc<Owner>, pair: Id, ends: [VethEnd; 2]) -> Self {
-        Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default(), left: false }
+        Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default(), early_drops: [0; 2], left: false }
     }
 
     /// Lets go of the pair, which stays and works: the next process of the same owner takes it over.
@@ -137,7 +143,7 @@ impl VethPair {
         for (number, found) in found.into_iter().enumerate() {
             let failed = |refusal| KernelError::failed("read the counters of", &self.ends[number].interface, refusal);
             match found {
-                Ok(stats) => traffic[number] = sent(&stats),
+                Ok(stats) => traffic[number] = sent(&stats, self.early_drops[number]),
                 Err(FindError::Gone) => ends[number] = PairEnd::Gone(failed(GONE)),
                 Err(FindError::Unknown(refusal)) => ends[number] = PairEnd::Unknown(failed(refusal)),
             }
@@ -395,9 +401,9 @@ fn fingerprint(specs: [&KernelSpec; 2]) -> Id {
 
 /// What an interface sent, which is what the other one received: the kernel counts a frame of a
 /// veth as sent when the other end took it.
-fn sent(stats: &Stats64) -> Traffic {
+fn sent(stats: &Stats64, early_drops: u64) -> Traffic {
     let mut traffic = Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes, ..Traffic::default() };
-    traffic.drops[DropReason::Refused as usize] = stats.tx_dropped;
+    traffic.drops[DropReason::Refused as usize] = stats.tx_dropped.saturating_sub(early_drops);
     traffic
 }
 

@@ -62,7 +62,11 @@ pub const CASES: &[Case] = &[
         }
         hold(())
     }),
-    loses("253 descriptors when hardly any are left", "were lost: this process has as many", nearly_full_table),
+    loses(
+        "253 descriptors when hardly any are left",
+        "descriptors that came with a message were lost",
+        nearly_full_table,
+    ),
     loses("SET_MEM_TABLE without its descriptor", "0 descriptors came with SET_MEM_TABLE", |arena| {
         memory_with(arena, &[])
     }),

@@ -126,7 +126,7 @@ mod tests {
             "{name: w, full: drop, owner: nsm, labels: {app: nat}, ends: [{memif: {socket: /m, id: 3, role: server}}, {kernel: {name: eth9}}]}",
         )
         .unwrap();
-        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0], ..Traffic::default() };
+        let sent = Traffic { frames: 5, bytes: 300, drops: [1, 0, 0, 0, 2, 0], stalls: 9 };
         let ends = [EndState::Connected { peer: "vpp".into() }, EndState::Failed { reason: "gone".into() }];
         let status = WireStatus {
             ends,
