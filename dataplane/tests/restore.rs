@@ -7,7 +7,7 @@ mod common;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use common::PATIENCE;
@@ -117,7 +117,7 @@ fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
         }
         stop.store(true, Ordering::Relaxed);
         // What is still under way arrives.
-        let ends = serve_until(ends, || peers.iter().all(|peer| peer.is_finished()));
+        let ends = serve_until(ends, || peers.iter().all(ScopedJoinHandle::is_finished));
         let received = peers.map(|peer| peer.join().unwrap());
         drop(ends);
         received

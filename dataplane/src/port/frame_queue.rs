@@ -67,6 +67,7 @@ struct Buffer {
 
 impl QueueTarget {
     /// One more target of the same queue, which writes `prefix` before each frame.
+    #[must_use]
     pub fn with_prefix(&self, prefix: &[u8]) -> Self {
         Self { shared: Arc::clone(&self.shared), prefix: prefix.into(), stored: false }
     }

@@ -87,7 +87,9 @@ fn a_source_is_split_over_wires_on_several_workers_and_one_that_is_stuck_holds_n
     });
     assert!(nic.calls.refresh.load(Relaxed) > 0);
     uplink.stop();
-    workers.into_iter().for_each(|worker| drop(worker.stop()));
+    for worker in workers {
+        worker.stop();
+    }
 }
 
 #[test]

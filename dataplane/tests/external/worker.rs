@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Settings;
 use ferrule_dataplane::counters::LinkCounters;
-use ferrule_dataplane::lane::{Lane, deal};
+use ferrule_dataplane::lane::deal;
 use ferrule_dataplane::mailbox::Mailbox;
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
@@ -42,22 +42,21 @@ impl Bench {
     }
 
     /// Takes all lanes back.
-    pub fn stop(mut self) -> Vec<Box<Lane>> {
+    pub fn stop(mut self) {
         for &id in &self.lanes {
             self.worker.recall(id, Duration::ZERO);
         }
         let deadline = Instant::now() + PATIENCE;
-        let mut lanes = Vec::new();
-        while lanes.len() < self.lanes.len() {
+        let mut back = 0;
+        while back < self.lanes.len() {
             if let Some(Returned { id, lane, fault, .. }) = self.returned.take() {
                 assert_eq!(fault, None);
                 self.worker.forget(id, &lane);
-                lanes.push(lane);
+                back += 1;
             }
             assert!(Instant::now() < deadline, "lanes did not come back");
             thread::yield_now();
         }
-        lanes
     }
 }
 
