@@ -1,5 +1,6 @@
 //! memif peers: clients that have finished their handshake, and the servers that our clients connect to.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::disconnect::DisconnectReason;
@@ -128,8 +129,10 @@ impl State {
         };
         match self.poller.watch(&channel, Owner::End(id)) {
             Ok(token) => {
-                let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return };
-                let handshake = ClientHandshake::new(channel, loan, Instant::now() + HANDSHAKE);
+                let Some(wire) = self.wires.get_mut(id.wire) else { return };
+                let budget = Arc::clone(&wire.budgets[id.end]);
+                let Some(served) = wire.workers_mut() else { return };
+                let handshake = ClientHandshake::new(channel, loan, &budget, Instant::now() + HANDSHAKE);
                 served.ends[id.end].kind = EndKind::Client(ClientState::Handshake(handshake, token));
                 self.set_timer(id);
             }
