@@ -28,7 +28,7 @@ impl State {
     /// Starts to connect a client end.
     pub(super) fn connect(&mut self, id: EndId) {
         let Some(wire) = self.wires.get(id.wire).filter(|wire| wire.removal.is_none()) else { return };
-        let spec = std::sync::Arc::clone(&wire.spec);
+        let spec = Arc::clone(&wire.spec);
         match &spec.ends[id.end] {
             EndSpec::Memif(memif) => self.connect_to_server(id, memif),
             EndSpec::VhostUser(vhost) => self.connect_to_frontend(id, vhost),
@@ -40,7 +40,7 @@ impl State {
     pub(super) fn hear_peer(&mut self, id: EndId) {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(wire) = self.wires.get_mut(id.wire) else { return };
-            let spec = std::sync::Arc::clone(&wire.spec);
+            let spec = Arc::clone(&wire.spec);
             let Some(served) = wire.workers_mut() else { return };
             let heard = match &mut served.ends[id.end].kind {
                 EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => match &peer.peer {
