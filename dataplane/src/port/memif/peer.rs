@@ -1,6 +1,9 @@
 //! What control keeps of a memif peer, as server and as client.
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use ferrule_ffi::memory_budget::MemoryBudget;
 
 use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
@@ -46,9 +49,10 @@ pub enum ClientStep {
 }
 
 impl ClientHandshake {
-    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server.
-    pub fn new(channel: Channel, loan: Option<Loan>, deadline: Instant) -> Self {
-        Self { channel, deadline, client: Some(Client::ExpectHello(loan)) }
+    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server. What we populate of our
+    /// own is charged to `budget`: the server may keep it.
+    pub fn new(channel: Channel, loan: Option<Loan>, budget: &Arc<MemoryBudget>, deadline: Instant) -> Self {
+        Self { channel, deadline, client: Some(Client::ExpectHello(loan, Arc::clone(budget))) }
     }
 
     /// Takes one message of the server, if there is one, and answers it.

@@ -403,7 +403,7 @@ mod tests {
 
     impl TrustedPair {
         fn new(ring: u32) -> Self {
-            let mut client = Layout::create(&spec(), 1, ring).unwrap();
+            let mut client = Layout::create(&spec(), 1, ring, &<_>::default()).unwrap();
             let (near_layout, near) = server_of(&client);
             let (far, borrower) = Self::borrow(&near_layout);
             let lender = client.queues().unwrap();
@@ -413,7 +413,7 @@ mod tests {
         fn borrow(near_layout: &Layout) -> (Queues, Queues) {
             let loan = near_layout.loan().unwrap();
             let ring = loan.fit(64, 1, 1 << 14).unwrap();
-            let mut lent = Layout::lend(&spec(), &loan, ring).unwrap();
+            let mut lent = Layout::lend(&spec(), &loan, ring, &<_>::default()).unwrap();
             let (_, borrower) = server_of(&lent);
             (lent.queues().unwrap(), borrower)
         }
