@@ -295,10 +295,7 @@ mod tests {
         let (mut client, mut server) = pair(2048, 32);
         let sender = &mut client.senders[0];
         sender.refresh().unwrap();
-        assert_eq!(
-            sender.put(&Frame { bytes: [7; 60][..].into(), offload: None, slots: 0 }).unwrap(),
-            Put::Stored
-        );
+        assert_eq!(sender.put(&Frame { bytes: [7; 60][..].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
         sender.publish();
         let mut source = LaneSource { source: AnySource::Memif(server.receivers.remove(0)), resume: 5 };
         let (counters, mut scratch) = (LinkCounters::default(), Scratch::new(Notifier::new().unwrap()));
