@@ -28,14 +28,21 @@ struct Queue {
 }
 
 impl Queue {
+    fn has_closable(&self) -> bool {
+        self.files.iter().any(|(_, share)| may_close(share))
+    }
+
     /// The next whose account does not hold up its threads already.
     fn next(&mut self) -> Option<(OwnedFd, DescriptorShare)> {
-        let may_close = |share: &DescriptorShare| share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX;
         let at = self.files.iter().position(|(_, share)| may_close(share))?;
         let next = self.files.remove(at)?;
         next.1.account().closing.fetch_add(1, Ordering::Relaxed);
         Some(next)
     }
+}
+
+fn may_close(share: &DescriptorShare) -> bool {
+    share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX
 }
 
 impl Closers {
@@ -70,7 +77,7 @@ impl Closers {
             queue = waited.0;
             queue.idle -= 1;
             // What is left waits for threads that its own account holds up, and which look for more.
-            if waited.1.timed_out() {
+            if waited.1.timed_out() && !queue.has_closable() {
                 queue.threads -= 1;
                 return;
             }

@@ -36,6 +36,10 @@ fn a_reload_touches_only_what_changed() {
         });
         // On a change of the file, and on a signal; another wire comes, changes, goes.
         bed.write(&[bed.wire("kept", ""), bed.wire("changed", "full: drop, ")]);
+        daemon.wait_for("wires file applied");
+        assert!(changed.iter().all(|end| end.check_peer().is_ok()), "what no peer can see changes in place");
+        let other = bed.wire("changed", "full: drop, ").replace("role: server", "role: server, queues: 2");
+        bed.write(&[bed.wire("kept", ""), other]);
         eventually("the peers of a changed wire are told", || changed.iter().all(|end| end.check_peer().is_err()));
         drop(bed.ends("changed"));
         bed.write(&[bed.wire("kept", ""), bed.wire("new", "")]);

@@ -23,7 +23,8 @@ fn wires_that_came_and_went_leave_nothing() {
     (0..100 / AT_ONCE).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));
     eventually("all is given back", || {
         let now = Belongings::count();
-        (now.descriptors, now.threads, now.mappings) == (before.descriptors, before.threads, before.mappings)
+        // Threads that wait for another task end after a while: there may be fewer.
+        now.descriptors <= before.descriptors && now.threads <= before.threads && now.mappings <= before.mappings
     });
     let grown = Belongings::count().resident_kib.saturating_sub(before.resident_kib);
     assert!(grown < 1024, "{grown} KiB more than before");

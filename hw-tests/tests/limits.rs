@@ -6,6 +6,7 @@ use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::worker::LANES_MAX;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
+use ferrule_hw_tests::need::skip;
 use ferrule_hw_tests::{PATIENCE, eventually, unique};
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -24,7 +25,10 @@ fn wide_wire(engine: &Engine) -> (String, [Endpoint; 2]) {
 
 #[test]
 fn a_wire_that_no_worker_has_room_for_is_removed_at_once_and_served_when_room_comes() {
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).expect("root may raise its limits");
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_err() {
+        let test = "a_wire_that_no_worker_has_room_for_is_removed_at_once_and_served_when_room_comes";
+        return skip(test, "40,000 open files: `ulimit -Hn` is lower, and raising it needs CAP_SYS_RESOURCE");
+    }
     let engine = Engine::start(&Settings::new(vec![0])).unwrap();
     let is_up = |name: &str| engine.wire(name).unwrap().is_up();
     let wires: Vec<_> = (0..LANES_MAX / usize::from(QUEUES_MAX)).map(|_| wide_wire(&engine)).collect();

@@ -59,6 +59,9 @@ pub struct PfSelector {
     pub count: Option<PfCount>,
 }
 
+/// The resource of a policy, and the numbers of the VFs that it is about; none: all.
+type VfGroup<'a> = (&'a String, Option<BTreeSet<u32>>);
+
 /// How many VFs a policy of the SR-IOV network operator wants of a PF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PfCount {
@@ -150,7 +153,7 @@ impl Policies {
             (Some(a), Some(b)) => a.is_disjoint(b),
             _ => false,
         };
-        let mut merged: Option<(PfCount, Vec<(&String, Option<BTreeSet<u32>>)>)> = None;
+        let mut merged: Option<(PfCount, Vec<VfGroup<'_>>)> = None;
         for (count, name, vfs) in wishes {
             let Some((before, groups)) = merged.take() else {
                 merged = Some((count, vec![(name, vfs)]));

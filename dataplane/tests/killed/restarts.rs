@@ -20,7 +20,7 @@ use crate::child::Killed;
 
 pub const ROLE: &str = "restarts";
 
-const KILLS: usize = 25;
+const KILLS: usize = 8;
 /// Frames that arrive at either guest between two kills: another number each time, so that they are all over the rings.
 const BETWEEN: usize = 777;
 const PATIENCE: Duration = Duration::from_secs(20);

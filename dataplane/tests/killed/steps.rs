@@ -39,16 +39,13 @@ const SPLIT: Features = Features::VERSION_1.with(Features::MRG_RXBUF);
 const PACKED: Features = SPLIT.with(Features::RING_PACKED);
 
 /// In the middle of a ring, at its end, and in a later round.
-const CASES: [Case; 10] = [
-    Case { name: "split", features: SPLIT, before: 1 },
+const CASES: [Case; 7] = [
     Case { name: "split, at the end", features: SPLIT, before: SIZE as usize - 2 },
     Case { name: "split, in order", features: SPLIT.with(Features::IN_ORDER), before: SIZE as usize - 2 },
-    Case { name: "packed, at the beginning", features: PACKED, before: 0 },
     Case { name: "packed", features: PACKED, before: 1 },
     Case { name: "packed, at the end", features: PACKED, before: SIZE as usize - 2 },
     Case { name: "packed, in a later round", features: PACKED, before: 2 * SIZE as usize - 1 },
     Case { name: "packed, with tables", features: PACKED.with(Features::INDIRECT_DESC), before: SIZE as usize - 2 },
-    Case { name: "packed, in order", features: PACKED.with(Features::IN_ORDER), before: 1 },
     Case { name: "packed, in order, at the end", features: PACKED.with(Features::IN_ORDER), before: SIZE as usize - 2 },
 ];
 const SIZE: u32 = 8;
@@ -59,17 +56,15 @@ const RX: usize = 0;
 const TX: usize = 1;
 
 pub fn a_backend_killed_after_any_store_is_succeeded() {
+    // One for all backends: its notifier takes the kernel some milliseconds to undo.
+    let scratch = &mut Scratch::new(Notifier::new().unwrap());
     for (number, case) in CASES.iter().enumerate() {
-        let images = images(number, case);
+        let images = images(number, case, scratch);
         assert!(images.len() > 20, "{}: the backend was seen at work", case.name);
         for (at, image) in images.iter().enumerate() {
             for driver_goes_on in [false, true] {
-                verify(
-                    case,
-                    image,
-                    driver_goes_on,
-                    &format!("{}, killed after store {at} of {}", case.name, images.len()),
-                );
+                let what = format!("{}, killed after store {at} of {}", case.name, images.len());
+                verify(case, image, driver_goes_on, scratch, &what);
             }
         }
         println!("{}: {} kill points", case.name, images.len());
@@ -88,7 +83,7 @@ struct Guest {
 
 impl Guest {
     /// One that has sent its burst, which nobody has looked at.
-    fn new(case: &Case) -> Self {
+    fn new(case: &Case, scratch: &mut Scratch) -> Self {
         let memory = memory();
         let features = case.features;
         let eventfds = || Eventfds::new().unwrap();
@@ -103,7 +98,7 @@ impl Guest {
         let mut backend = guest.backend();
         for number in 0..case.before {
             assert!(guest.send(60));
-            backend.turn();
+            backend.turn(scratch);
             assert_eq!(guest.receive(), [number]);
         }
         drop(backend);
@@ -154,6 +149,11 @@ impl Guest {
             .collect()
     }
 
+    /// Whether nothing has changed since.
+    fn is_as_in(&self, image: Option<&Vec<Vec<u8>>>) -> bool {
+        image.is_some_and(|image| self.regions().zip(image).all(|(region, bytes)| is_same(region, bytes)))
+    }
+
     fn load(&self, image: &[Vec<u8>]) {
         for (region, bytes) in self.regions().zip(image) {
             let mut room = region.span_mut(0, bytes.len() as u32).unwrap();
@@ -166,6 +166,14 @@ impl Guest {
     }
 }
 
+fn is_same(region: &Region, bytes: &[u8]) -> bool {
+    let mut now = [0; 4096];
+    (0u32..).zip(bytes.chunks(now.len())).all(|(page, before)| {
+        let len = before.len() as u32;
+        region.span(page * 4096, len).unwrap().copy_out(&mut now[..before.len()]) && now[..before.len()] == *before
+    })
+}
+
 fn memory() -> DriverMemory {
     DriverMemory::create(DriverSpec { size: SIZE, buffer: BUFFER, header_apart: false }, 2).unwrap()
 }
@@ -175,7 +183,6 @@ struct Backend {
     source: AnySource,
     target: AnyTarget,
     counters: LaneCounters,
-    scratch: Scratch,
 }
 
 impl Backend {
@@ -205,13 +212,12 @@ impl Backend {
             source: AnySource::Vhost(GuestTx::new(&tx).unwrap()),
             target: AnyTarget::Vhost(GuestRx::new(&rx).unwrap()),
             counters: LaneCounters::default(),
-            scratch: Scratch::new(Notifier::new().unwrap()),
         }
     }
 
     /// Moves frames until nothing moves.
-    fn turn(&mut self) {
-        let Self { source, target, counters, scratch } = self;
+    fn turn(&mut self, scratch: &mut Scratch) {
+        let Self { source, target, counters } = self;
         while forward(source, target, Full::Hold, &mut 0, counters, scratch).unwrap() == Visit::Moved {}
     }
 }
@@ -226,16 +232,17 @@ pub fn serve(arguments: &[String]) {
         Region::map(std::os::fd::OwnedFd::from(file), len, &Arc::default()).unwrap()
     });
     let [memory, rx, tx] = regions.collect::<Vec<_>>().try_into().ok().unwrap();
+    let scratch = &mut Scratch::new(Notifier::new().unwrap());
     ptrace::traceme().unwrap();
     raise(Signal::SIGSTOP).unwrap();
     let mut backend = Backend::new(&addresses, memory, &[rx, tx], case.features);
-    backend.turn();
+    backend.turn(scratch);
     raise(Signal::SIGSTOP).unwrap();
 }
 
 /// What a backend killed at any point would leave, in the order of those points.
-fn images(number: usize, case: &Case) -> Vec<Vec<Vec<u8>>> {
-    let guest = Guest::new(case);
+fn images(number: usize, case: &Case, scratch: &mut Scratch) -> Vec<Vec<Vec<u8>>> {
+    let guest = Guest::new(case, scratch);
     let path = |file: BorrowedFd<'_>| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let paths = guest.regions().map(|region| path(region.file()));
     let child = Killed::start(ROLE, std::iter::once(number.to_string()).chain(paths));
@@ -248,17 +255,16 @@ fn images(number: usize, case: &Case) -> Vec<Vec<Vec<u8>>> {
             WaitStatus::Stopped(_, Signal::SIGSTOP) => return images,
             other => panic!("{}: the backend ended: {other:?}", case.name),
         }
-        let image = guest.image();
-        if images.last() != Some(&image) {
-            images.push(image);
+        if !guest.is_as_in(images.last()) {
+            images.push(guest.image());
         }
     }
 }
 
 /// A successor goes on from an image: each frame of the burst arrives, in its order, and the rings live. With
 /// `driver_goes_on`, the guest has used its rings once more before the successor came.
-fn verify(case: &Case, image: &[Vec<u8>], driver_goes_on: bool, what: &str) {
-    let mut guest = Guest::new(case);
+fn verify(case: &Case, image: &[Vec<u8>], driver_goes_on: bool, scratch: &mut Scratch, what: &str) {
+    let mut guest = Guest::new(case, scratch);
     guest.load(image);
     let mut arrived = Vec::new();
     if driver_goes_on {
@@ -267,12 +273,12 @@ fn verify(case: &Case, image: &[Vec<u8>], driver_goes_on: bool, what: &str) {
     }
     let mut backend = guest.backend();
     for _ in 0..SIZE {
-        backend.turn();
+        backend.turn(scratch);
         arrived.extend(guest.receive());
     }
     for _ in 0..3 * SIZE {
         assert!(guest.send(100), "{what}: there is no room for more frames");
-        backend.turn();
+        backend.turn(scratch);
         arrived.extend(guest.receive());
     }
     // What the receiver could see when the sender had not got it back is sent once more: both rings cannot change at once.

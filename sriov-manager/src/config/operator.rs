@@ -53,7 +53,9 @@ fn read_policy(field: &Field<'_>, pools: &mut BTreeMap<String, Pool>) {
     let Some(name) = name else { return };
     if let Some(num_vfs) = count.filter(|_| managed_elsewhere != Some(true)) {
         let count = PfCount { num_vfs, priority: priority.unwrap_or(PRIORITY_DEFAULT) };
-        selectors.iter_mut().for_each(|selector| selector.count = Some(count));
+        for selector in &mut selectors {
+            selector.count = Some(count);
+        }
     }
     let pool = pools.entry(name.to_owned()).or_insert_with(|| Pool { name: name.to_owned(), ..Pool::default() });
     pool.pfs.extend(selectors);

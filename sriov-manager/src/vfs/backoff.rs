@@ -55,11 +55,12 @@ mod tests {
         let (vf, second) = (PciAddress::new(0, 1, 0, 0), Duration::from_secs(1));
         let mut backoff = Backoff::new(second, 4 * second);
         let mut now = Instant::now();
-        for wait in [1, 2, 4, 4] {
+        for wait in [1_u32, 2, 4, 4] {
             assert!(!backoff.is_waiting(vf, now));
             backoff.failed(vf, now);
-            assert!(backoff.is_waiting(vf, now + wait * second - Duration::from_millis(1)), "{wait} s");
-            now += wait * second;
+            let (almost, over) = (wait * 1000 - 1, wait * second);
+            assert!(backoff.is_waiting(vf, now + Duration::from_millis(almost.into())), "{wait} s");
+            now += over;
         }
         backoff.failed(vf, now);
         backoff.forget(vf);

@@ -1,6 +1,9 @@
 //! What control keeps of a memif peer, as server and as client.
 
+use std::sync::Arc;
 use std::time::Instant;
+
+use ferrule_ffi::memory_budget::MemoryBudget;
 
 use crate::control::MESSAGES_PER_EVENT;
 use crate::port::memif::channel::Channel;
@@ -47,9 +50,10 @@ pub enum ClientStep {
 }
 
 impl ClientHandshake {
-    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server.
-    pub fn new(channel: Channel, loan: Option<Loan>, deadline: Instant) -> Self {
-        Self { channel, deadline, client: Some(Client::ExpectHello(loan)) }
+    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server. What we populate of our
+    /// own is charged to `budget`: the server may keep it.
+    pub fn new(channel: Channel, loan: Option<Loan>, budget: &Arc<MemoryBudget>, deadline: Instant) -> Self {
+        Self { channel, deadline, client: Some(Client::ExpectHello(loan, Arc::clone(budget))) }
     }
 
     /// Takes one message of the server, if there is one, and answers it.
@@ -96,7 +100,8 @@ mod tests {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (client, server) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
         let channel = |socket: OwnedFd| Channel::try_from(socket).unwrap();
-        (ClientHandshake::new(channel(client), None, Instant::now()), channel(server))
+        let client = ClientHandshake::new(channel(client), None, &MemoryBudget::new(0), Instant::now());
+        (client, channel(server))
     }
 
     fn send(channel: &Channel, message: Message) {
