@@ -92,7 +92,8 @@ fn borrower_to_lender(borrower: &mut Receiver, lender: &mut Sender, tally: &mut 
         }
         tally.add(1, borrower.hand_on(lender).map_err(Broken::Source)?.into());
     }
-    let size = borrower.ring.table.len();
+    // More than the lender's ring has cannot be offered.
+    let size = borrower.ring.table.len().min(lender.ring.table.len());
     let offered = |borrower: &Receiver| usize::from(borrower.held.wrapping_sub(borrower.next));
     // As above: the lender's index is read only when what the borrower has becomes little.
     if tally.taken == 0 || 2 * offered(borrower) <= size {
