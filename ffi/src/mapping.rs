@@ -321,14 +321,14 @@ mod tests {
             std::fs::OpenOptions::new().read(true).write(true).open(&first)
         });
         let budget = MemoryBudget::new(MIB);
-        let mapped = file.and_then(|file| mapped(&file.into(), MIB, &budget));
-        let mapped = mapped.inspect(|(region, _)| touch(region, 0));
+        let used = file.and_then(|file| mapped(&file.into(), MIB, &budget));
+        let used = used.inspect(|(region, _)| touch(region, 0));
         let gone = [&first, &second].map(std::fs::remove_file);
-        let (_region, health) = mapped.unwrap();
+        let (_region, health) = used.unwrap();
         assert!(gone.iter().all(Result::is_ok));
         // An event of another file, which comes later, has been seen: so has this one's, had there been any.
         let (other, others) = (sparse(MIB), MemoryBudget::new(MIB));
-        let (watched, _) = super::tests::mapped(&other, MIB, &others).unwrap();
+        let (watched, _) = mapped(&other, MIB, &others).unwrap();
         touch(&watched, 0);
         drop((watched, other));
         until("the charge of a memfd goes with it", || others.used() == 0);
