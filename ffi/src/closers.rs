@@ -114,7 +114,7 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
-        while std::io::Write::write(&mut &near, &[0; 65_536]).is_ok() {}
+        while std::io::Write::write(&mut &near, &[0; 16_384]).is_ok() {}
         near.set_nonblocking(false).unwrap();
         setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 1000 }).unwrap();
         (near.into(), far)
@@ -124,7 +124,7 @@ mod tests {
     fn who_holds_up_its_threads_holds_up_nobody_else() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (hostile, other) = (Arc::new(DescriptorAccount::default()), Arc::new(DescriptorAccount::default()));
-        let fars: Vec<_> = (0..THREADS_MAX + 1)
+        let fars: Vec<_> = (0..=THREADS_MAX)
             .map(|_| {
                 let (near, far) = stuck(&listener);
                 close(near, hostile.count());

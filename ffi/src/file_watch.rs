@@ -66,7 +66,7 @@ fn has_no_name(file: BorrowedFd<'_>, page: usize) -> bool {
         _ => MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain(page.ilog2() << 26),
     };
     // All memfds of a page size are in one file system, which nobody can mount.
-    let ours = memfd_create(c"watch", flags).and_then(|ours| fstat(ours));
+    let ours = memfd_create(c"watch", flags).and_then(fstat);
     matches!((ours, fstat(file)), (Ok(ours), Ok(file)) if ours.st_dev == file.st_dev)
 }
 

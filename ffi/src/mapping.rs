@@ -310,6 +310,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_two_names_cannot_say_that_it_is_gone() {
+        if !is_available("a_file_with_two_names_cannot_say_that_it_is_gone") {
+            return;
+        }
+        let [first, second] = ["a", "b"].map(|name| format!("/dev/shm/ferrule-{}-{name}", std::process::id()));
+        let file = std::fs::File::create_new(&first).and_then(|file| {
+            file.set_len(MIB)?;
+            std::fs::hard_link(&first, &second)?;
+            std::fs::OpenOptions::new().read(true).write(true).open(&first)
+        });
+        let budget = MemoryBudget::new(MIB);
+        let used = file.and_then(|file| mapped(&file.into(), MIB, &budget));
+        let used = used.inspect(|(region, _)| touch(region, 0));
+        let gone = [&first, &second].map(std::fs::remove_file);
+        let (_region, health) = used.unwrap();
+        assert!(gone.iter().all(Result::is_ok));
+        // An event of another file, which comes later, has been seen: so has this one's, had there been any.
+        let (other, others) = (sparse(MIB), MemoryBudget::new(MIB));
+        let (watched, _) = mapped(&other, MIB, &others).unwrap();
+        touch(&watched, 0);
+        drop((watched, other));
+        until("the charge of a memfd goes with it", || others.used() == 0);
+        assert_eq!((budget.used(), health.cause()), (PAGE, None));
+    }
+
+    #[test]
     fn a_truncated_file_is_told_from_a_missing_page() {
         let file = sparse(MIB);
         let budget = MemoryBudget::new(MIB);
