@@ -569,8 +569,8 @@ mod tests {
         let mut state = state();
         let (key, _, _, _client) = with_client(&mut state, ListenSocket::Binding);
         let (&token, _) = state.listeners[key].handshakes.iter().next().unwrap();
-        let in_use = Listener::bind(Kind::SeqPacket, &"/".parse().unwrap(), None, &SocketAccess::default());
-        state.listener_bound(key, Err(in_use.err().unwrap()));
+        let address = state.listeners[key].address.address.clone();
+        state.listener_bound(key, Err(SocketError::InUse { address }));
         assert_eq!(state.unfinished.held, 0);
         assert_eq!(state.poller.owner(token), None);
         assert!(state.listeners.is_empty() && state.addresses.is_empty());
