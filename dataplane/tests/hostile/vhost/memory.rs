@@ -327,7 +327,8 @@ fn added_and_removed(arena: &Arena) -> Held {
         peer.say(&Request::RemMemReg(spare_row()), &[]);
     }
     assert!(peer.is_heard());
-    assert!(open_files() <= open + 1, "{} descriptors more", open_files() - open);
+    // What a table had and its successor has not is closed where nobody waits for it.
+    eventually("no descriptor of a region that was removed is kept", || open_files() <= open + 1);
     hold((busy, setup, peer))
 }
 
