@@ -128,16 +128,16 @@ fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
 }
 
 fn memif() -> (Peer, LaneEnd) {
-    let mut client = Layout::create(&spec(), 1, RING).unwrap();
+    let mut client = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let (_, server) = server_of(&client);
     (memif_peer(client.queues().unwrap()), memif_end(server))
 }
 
 /// The lender's side and the borrower's.
 fn trusted() -> [(Peer, LaneEnd); 2] {
-    let mut lender = Layout::create(&spec(), 1, RING).unwrap();
+    let mut lender = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let (near, near_queues) = server_of(&lender);
-    let mut far = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
+    let mut far = Layout::lend(&spec(), &near.loan().unwrap(), RING, &<_>::default()).unwrap();
     let (_, borrower) = server_of(&far);
     [
         (memif_peer(lender.queues().unwrap()), memif_end(near_queues)),

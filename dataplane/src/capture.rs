@@ -50,21 +50,22 @@ impl Capture {
         Some(seen)
     }
 
-    /// Frames that were moved while there was no room for them here.
+    /// Frames that were moved while there was no room for them here, or that had begun to be moved before.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
     fn add(&self, ticks: u64, from: usize, bytes: &[u8]) {
-        let Some(mut frame) = self.free.pop() else {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
+        let Some(mut frame) = self.free.pop() else { return self.skip() };
         let kept = bytes.len().min(frame.bytes.len());
         frame.bytes[..kept].copy_from_slice(&bytes[..kept]);
         (frame.ticks, frame.from, frame.length) = (ticks, from, bytes.len());
         // As many as there are frames.
         let _ = self.filled.push(frame);
+    }
+
+    fn skip(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -89,6 +90,9 @@ pub(crate) struct TracedSource<'a> {
     pub(crate) length: usize,
     /// What is left to do on that.
     pub(crate) offload: Option<VnetHeader>,
+    /// Segments of the next frame were stored before this visit: they may have been made in the frame's own place, which
+    /// is not what crossed any more.
+    pub(crate) begun: bool,
 }
 
 impl Source for TracedSource<'_> {
@@ -111,7 +115,11 @@ impl Source for TracedSource<'_> {
     }
 
     fn advance(&mut self, slots: u32) {
-        self.capture.add(self.ticks, self.from, &self.copy[..self.length]);
+        if std::mem::take(&mut self.begun) {
+            self.capture.skip();
+        } else {
+            self.capture.add(self.ticks, self.from, &self.copy[..self.length]);
+        }
         self.source.advance(slots);
     }
 

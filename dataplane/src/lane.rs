@@ -44,7 +44,7 @@ impl Lane {
             let (count, counters) = (targets.len(), &self.counters[from]);
             for (number, source) in sources.iter_mut().enumerate() {
                 let visit = if !source.source.is_enabled() {
-                    drain(&mut source.source, counters, scratch)
+                    drain(source, counters, scratch)
                 } else if count == 0 {
                     continue;
                 } else if let Some(capture) = &self.capture {

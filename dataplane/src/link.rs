@@ -51,7 +51,8 @@ pub(crate) fn pump_traced(
 ) -> Result<Visit, Broken> {
     let mut copy = std::mem::take(&mut scratch.traced);
     let ticks = ticks::now();
-    let mut source = TracedSource { source, capture, from, ticks, copy: &mut copy, length: 0, offload: None };
+    let begun = *resume > 0;
+    let mut source = TracedSource { source, capture, from, ticks, copy: &mut copy, length: 0, offload: None, begun };
     let outcome = pump(&mut source, target, full, resume, counters, scratch);
     scratch.traced = copy;
     outcome
@@ -278,7 +279,7 @@ const SEGMENTS_MAX: usize = 2048;
 mod tests {
     use super::*;
     use crate::counters::LinkCounters;
-    use crate::port::any::{AnySource, AnyTarget, forward};
+    use crate::port::any::{AnySource, AnyTarget, LaneSource, drain, forward};
     use crate::port::memif::ring::tests::pair;
 
     #[test]
@@ -287,6 +288,19 @@ mod tests {
         let run = [Span::from(&frame[..]); 4];
         let paid = [0, 1, 1000, 1001, 3000, 3999, 4000].map(|budget| affordable(&run, budget).len());
         assert_eq!(paid, [0, 1, 1, 2, 3, 4, 4]);
+    }
+
+    #[test]
+    fn a_frame_that_is_thrown_away_in_the_middle_takes_nothing_of_the_next_one_along() {
+        let (mut client, mut server) = pair(2048, 32);
+        let sender = &mut client.senders[0];
+        sender.refresh().unwrap();
+        assert_eq!(sender.put(&Frame { bytes: [7; 60][..].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
+        sender.publish();
+        let mut source = LaneSource { source: AnySource::Memif(server.receivers.remove(0)), resume: 5 };
+        let (counters, mut scratch) = (LinkCounters::default(), Scratch::new(Notifier::new().unwrap()));
+        assert_eq!(drain(&mut source, &counters.lane(0), &mut scratch).unwrap(), Visit::Moved);
+        assert_eq!((source.resume, counters.read().dropped()), (0, 1));
     }
 
     /// What each visit took of long frames that a target has no place for.

@@ -70,7 +70,7 @@ fn connection(mut near: Layout, mut far: Layout) -> (Near, Far) {
 
 /// A connection in which we have this role.
 fn connected(role: Role) -> (Near, Far) {
-    let client = Layout::create(&spec(), 1, RING).unwrap();
+    let client = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let server = server_of(&client);
     match role {
         Role::Server => connection(server, client),
@@ -80,11 +80,11 @@ fn connected(role: Role) -> (Near, Far) {
 
 /// A lender and a borrower of its memory.
 fn trusted() -> [(Near, Far); 2] {
-    let lender = Layout::create(&spec(), 1, RING).unwrap();
+    let lender = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let mut near = server_of(&lender);
     // Mapped now: the loan names its regions.
     assert!(near.queues().is_ok());
-    let lent = Layout::lend(&spec(), &near.loan().unwrap(), RING).unwrap();
+    let lent = Layout::lend(&spec(), &near.loan().unwrap(), RING, &<_>::default()).unwrap();
     let borrower = server_of(&lent);
     [connection(near, lender), connection(lent, borrower)]
 }

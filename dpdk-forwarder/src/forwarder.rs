@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError};
-use ferrule_dataplane::engine::Event;
+use ferrule_dataplane::engine::{Event, Health};
 use ferrule_dataplane::port::kernel::{Owner, OwnerError};
 use ferrule_dataplane::{Engine, EngineError};
 use ferrule_ffi::memory_budget::MemoryBudget;
@@ -167,8 +167,18 @@ impl Forwarder {
             keeper.abort();
         }
         let (wires, grace) = (Arc::clone(&self.wires), self.drain_grace);
-        if let Err(error) = spawn_blocking(move || wires.drain(grace)).await {
-            warn!(%error, "draining failed; the kernel takes back what the process held");
+        // On a thread of its own: changes that wait for their turn may have all of the others.
+        let (sender, drained) = oneshot::channel();
+        let drain = move || {
+            wires.drain(grace);
+            // Waited for below.
+            let _ = sender.send(());
+        };
+        let started = std::thread::Builder::new().name("drain".to_owned()).spawn(drain);
+        if let Err(error) = &started {
+            warn!(%error, "no thread to drain in; the kernel takes back what the process held");
+        } else if drained.await.is_err() {
+            warn!("draining failed; the kernel takes back what the process held");
         }
         self.servers.stop(SERVERS_GRACE).await;
         info!("stopped");
@@ -222,17 +232,23 @@ pub enum RunError {
 }
 
 /// Has the first death of a thread of the engine told. What else happens is for the API's watchers.
-fn watch_engine(wires: &Wires) -> std::io::Result<oneshot::Receiver<String>> {
+fn watch_engine(wires: &Arc<Wires>) -> std::io::Result<oneshot::Receiver<String>> {
     let (sender, death) = oneshot::channel();
     let events = wires.subscribe(EVENTS_MAX);
+    // Not held: the engine ends with the last who holds it, and this thread with the engine.
+    let wires = Arc::downgrade(wires);
     std::thread::Builder::new().name("engine-watch".to_owned()).spawn(move || {
-        while let Some(event) = events.next_event() {
-            if let Event::ThreadDied { thread } = event {
-                // Nobody listens any more when the forwarder has stopped.
-                let _ = sender.send(thread);
-                return;
+        let dead = loop {
+            let health = || wires.upgrade().map(|wires| wires.health());
+            match (events.next_event(), health()) {
+                (Some(Event::ThreadDied { thread }), _) | (_, Some(Health::ThreadDied { thread })) => break thread,
+                (Some(Event::Wire { .. } | Event::Lagged(_)), _) => {}
+                // The control thread tells everybody, but not of its own end.
+                (None, _) => break "control".to_owned(),
             }
-        }
+        };
+        // Nobody listens any more when the forwarder has stopped.
+        let _ = sender.send(dead);
     })?;
     Ok(death)
 }

@@ -87,6 +87,11 @@ impl Journal {
         self.wires.values()
     }
 
+    /// Whether a wire shall be there.
+    pub fn has(&self, name: &str) -> bool {
+        self.wires.contains_key(name)
+    }
+
     /// Makes it last that a wire shall be there: it is on the disk when this returns.
     pub fn put(&mut self, wire: v1::WireSpec) -> Result<Undo, JournalError> {
         self.append(wire.name.clone(), Record::Put(Box::new(wire)))
@@ -105,7 +110,9 @@ impl Journal {
             None => self.wires.remove(&name),
         };
         (self.length, self.records) = (length, records);
-        self.cut().map_err(|source| self.failed("write", source))
+        let cut = self.cut();
+        self.dirty = cut.is_err();
+        cut.map_err(|source| self.failed("write", source))
     }
 
     fn append(&mut self, name: String, record: Record) -> Result<Undo, JournalError> {
@@ -154,10 +161,8 @@ impl Journal {
         // From here on the name leads to the new file, whatever becomes of the next call.
         (self.file, self.length, self.records, self.dirty) = (file, text.len() as u64, self.wires.len(), false);
         // So that the name lasts as well.
-        match self.path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
 
     fn failed(&self, tried: &'static str, source: io::Error) -> JournalError {

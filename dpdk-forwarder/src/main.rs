@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use dpdk_forwarder::config::{Config, WiresFile};
+use dpdk_forwarder::config::{Config, WiresFile, file_path};
 use dpdk_forwarder::{Options, run};
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::run::refuse_settings;
@@ -25,7 +25,7 @@ struct Flags {
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
     /// File in which wires of the admin API are kept for the next start; overrides the file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = file_path)]
     journal: Option<PathBuf>,
     #[command(flatten)]
     log: LogFlags,

@@ -138,6 +138,29 @@ async fn wires_that_persist_are_there_after_a_restart_and_the_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wire_that_only_the_journal_remembers_can_be_removed_there() {
+    let lab = Lab::new(&[]);
+    let options = || {
+        let mut options = lab.options();
+        options.config.journal = Some(lab.directory.path().join("wires.journal"));
+        options
+    };
+    let forwarder = soon(Forwarder::start(options())).await.unwrap();
+    put(&mut lab.client().await, &lab.wire("both")).await.unwrap();
+    forwarder.stop().await;
+
+    lab.write(&lab.file(&["both"]));
+    let forwarder = soon(Forwarder::start(options())).await.unwrap();
+    let mut client = lab.client().await;
+    assert_eq!(list(&mut client).await[0].origin(), v1::Origin::File);
+    let remove = || v1::RemoveWireRequest { name: "both".to_owned() };
+    client.remove_wire(remove()).await.unwrap();
+    assert_eq!(client.remove_wire(remove()).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(names(&list(&mut client).await), ["both"], "that of the file stays");
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_of_events_hears_what_happens_to_wires_and_an_end() {
     let lab = Lab::new(&[]);
     let forwarder = lab.start().await;

@@ -110,7 +110,7 @@ impl Endpoint {
 }
 
 fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
-    let mut client = Client::ExpectHello(None);
+    let mut client = Client::ExpectHello(None, MemoryBudget::unlimited());
     let mut out = Outbox::default();
     loop {
         wait(&channel, deadline)?;

@@ -28,14 +28,21 @@ struct Queue {
 }
 
 impl Queue {
+    fn has_closable(&self) -> bool {
+        self.files.iter().any(|(_, share)| may_close(share))
+    }
+
     /// The next whose account does not hold up its threads already.
     fn next(&mut self) -> Option<(OwnedFd, DescriptorShare)> {
-        let may_close = |share: &DescriptorShare| share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX;
         let at = self.files.iter().position(|(_, share)| may_close(share))?;
         let next = self.files.remove(at)?;
         next.1.account().closing.fetch_add(1, Ordering::Relaxed);
         Some(next)
     }
+}
+
+fn may_close(share: &DescriptorShare) -> bool {
+    share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX
 }
 
 impl Closers {
@@ -70,7 +77,7 @@ impl Closers {
             queue = waited.0;
             queue.idle -= 1;
             // What is left waits for threads that its own account holds up, and which look for more.
-            if waited.1.timed_out() {
+            if waited.1.timed_out() && !queue.has_closable() {
                 queue.threads -= 1;
                 return;
             }
@@ -107,7 +114,7 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
-        while std::io::Write::write(&mut &near, &[0; 65_536]).is_ok() {}
+        while std::io::Write::write(&mut &near, &[0; 16_384]).is_ok() {}
         near.set_nonblocking(false).unwrap();
         setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 1000 }).unwrap();
         (near.into(), far)
@@ -117,7 +124,7 @@ mod tests {
     fn who_holds_up_its_threads_holds_up_nobody_else() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (hostile, other) = (Arc::new(DescriptorAccount::default()), Arc::new(DescriptorAccount::default()));
-        let fars: Vec<_> = (0..THREADS_MAX + 1)
+        let fars: Vec<_> = (0..=THREADS_MAX)
             .map(|_| {
                 let (near, far) = stuck(&listener);
                 close(near, hostile.count());

@@ -1,9 +1,9 @@
 //! Tells when nobody has a peer's file any more, without keeping it.
 //!
 //! A descriptor or mapping of ours would keep the file's pages. An inotify watch keeps the inode only: the kernel says
-//! IN_DELETE_SELF when the last descriptor and the last mapping of an unlinked file are gone, in whichever process they
-//! were. (A memfd is unlinked from the beginning; a file with a name keeps its pages until it is removed.) Two watches of
-//! one file are the same watch, so it also tells files apart.
+//! IN_DELETE_SELF when the last descriptor and the last mapping of a memfd are gone, in whichever process they were. Two
+//! watches of one file are the same watch, so it also tells files apart. Files with names are not watched: what they cost
+//! stays charged.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,13 +13,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 
 use crate::memory_budget::{FileCharge, MemoryBudget};
 
 /// What `file` was charged with in `budget`: the same object for as long as anybody has the file.
-pub(crate) fn charge_of(file: BorrowedFd<'_>, budget: &Arc<MemoryBudget>) -> Arc<FileCharge> {
-    let mut files = lock();
+pub(crate) fn charge_of(file: BorrowedFd<'_>, budget: &Arc<MemoryBudget>, page: usize) -> Arc<FileCharge> {
     let unwatched = || Arc::new(FileCharge::new(budget, None));
+    if !has_no_name(file, page) {
+        return unwatched();
+    }
+    let mut files = lock();
     // Without the watch nothing tells of the file's end, and the charge stays for good.
     let Ok(inotify) = files.inotify() else { return unwatched() };
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -50,6 +55,19 @@ pub(crate) fn release(charge: &Arc<FileCharge>) {
     charges.retain(|other| !Arc::ptr_eq(other, charge));
     charge.budget.watched.fetch_sub(1, Ordering::Relaxed);
     files.drop_watch_without_charges(watch);
+}
+
+/// Whether a file, in pages of this size, is a memfd. A file that can have names can be unlinked under one of them while it is
+/// open under another, and then says that it is gone.
+fn has_no_name(file: BorrowedFd<'_>, page: usize) -> bool {
+    let flags = match page {
+        SMALL_PAGE => MFdFlags::MFD_CLOEXEC,
+        // The size of huge pages is a logarithm in the upper bits.
+        _ => MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain(page.ilog2() << 26),
+    };
+    // All memfds of a page size are in one file system, which nobody can mount.
+    let ours = memfd_create(c"watch", flags).and_then(fstat);
+    matches!((ours, fstat(file)), (Ok(ours), Ok(file)) if ours.st_dev == file.st_dev)
 }
 
 struct Files {
@@ -102,3 +120,4 @@ static FILES: Mutex<Files> = Mutex::new(Files { inotify: None, charges: BTreeMap
 /// Files of one end that are watched at a time. What more of them cost stays charged: the kernel's
 /// fs.inotify.max_user_watches are everybody's.
 const WATCHES_MAX: usize = 1024;
+const SMALL_PAGE: usize = 4096;

@@ -162,7 +162,9 @@ fn install() {
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let errno = Errno::last_raw();
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
+    // The page is there, and its memory is broken: it is not populated again.
+    let is_broken = matches!(code, libc::BUS_MCEERR_AR | libc::BUS_MCEERR_AO);
     let used = USED.load(Ordering::Acquire);
     // Missing pages of one mapping are used one after the other.
     let last = LAST.load(Ordering::Relaxed);
@@ -174,7 +176,11 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
     });
     let is_ours = found.is_some_and(|(base, len, owner)| {
         // SAFETY: `Guarded` keeps the owner for as long as the entry stands, and a thread uses the mapping at this instant.
-        resolve(address, base, len, unsafe { &*owner })
+        let owner = unsafe { &*owner };
+        if is_broken {
+            return replace(base, len, owner, MemoryLost::NotPopulated { errno: libc::EHWPOISON });
+        }
+        resolve(address, base, len, owner)
     });
     if !is_ours {
         // Not ours, or nothing can be done: the previous handler decides when the access is repeated.
@@ -190,7 +196,14 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 /// Populates the page at `address`, or replaces the whole mapping; `false`: neither can be done.
 fn resolve(address: usize, base: usize, len: usize, owner: &Owner) -> bool {
     let populated = owner.meter.as_ref().map_or(Err(MemoryLost::Truncated), |meter| meter.populate(base, address));
-    let Err(lost) = populated else { return true };
+    match populated {
+        Ok(()) => true,
+        Err(lost) => replace(base, len, owner, lost),
+    }
+}
+
+/// Puts zero pages over the whole mapping, which is dead from then on; `false`: it cannot be done.
+fn replace(base: usize, len: usize, owner: &Owner, lost: MemoryLost) -> bool {
     // SAFETY: base..base+len is one mapping of ours, whose owner is alive because a thread is using it at this instant;
     // anonymous pages replace it in place.
     let mapped = unsafe {

@@ -35,14 +35,9 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of a file of ours, from its beginning.
-    pub(crate) fn of_ours(file: OwnedFd, len: u64, health: &Arc<Health>) -> io::Result<Self> {
-        Self::new(file, 0, len)?.guard(health, |_, _| Ok(None))
-    }
-
-    /// Maps the pages that `len` bytes of a peer's file, from `offset` on, lie in; what we populate of them is charged
-    /// to the budget of `health`.
-    pub(crate) fn of_peer(file: OwnedFd, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+    /// Maps the pages that `len` bytes of a file, from `offset` on, lie in; what we populate of them is charged to the
+    /// budget of `health`, if it has one.
+    pub(crate) fn metered_by(file: OwnedFd, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
         let budget = health.budget();
         Self::new(file, offset, len)?.guard(health, |mapping, page| {
             budget.map(|budget| mapping.metered(budget, page)).transpose().map(Option::flatten)
@@ -93,8 +88,10 @@ impl Mapping {
     /// is charged now.
     fn metered(&self, budget: &Arc<MemoryBudget>, page: usize) -> io::Result<Option<Meter>> {
         let stat = fstat(&self.file)?;
-        let (size, blocks) = (stat.st_size.cast_unsigned(), stat.st_blocks.cast_unsigned());
-        let charge = charge_of(self.file.as_fd(), budget);
+        // Its owner may have cut it since it was looked at: it is as long as what is mapped of it.
+        let size = stat.st_size.cast_unsigned().max(self.first + self.len as u64);
+        let blocks = stat.st_blocks.cast_unsigned();
+        let charge = charge_of(self.file.as_fd(), budget, page);
         charge.grow(size.next_multiple_of(page as u64));
         let meter = Meter::new(Arc::clone(&charge), self.len, page);
         let Err(error) = userfault::register(self.base.as_ptr() as usize, self.len, page) else {
@@ -310,6 +307,32 @@ mod tests {
         assert_eq!((budget.used(), health.cause()), (4 * MIB, None));
         touch(&region, 1024);
         assert_eq!(health.cause(), Some(MemoryLost::OverBudget { limit: 4 * MIB }));
+    }
+
+    #[test]
+    fn a_file_with_two_names_cannot_say_that_it_is_gone() {
+        if !is_available("a_file_with_two_names_cannot_say_that_it_is_gone") {
+            return;
+        }
+        let [first, second] = ["a", "b"].map(|name| format!("/dev/shm/ferrule-{}-{name}", std::process::id()));
+        let file = std::fs::File::create_new(&first).and_then(|file| {
+            file.set_len(MIB)?;
+            std::fs::hard_link(&first, &second)?;
+            std::fs::OpenOptions::new().read(true).write(true).open(&first)
+        });
+        let budget = MemoryBudget::new(MIB);
+        let used = file.and_then(|file| mapped(&file.into(), MIB, &budget));
+        let used = used.inspect(|(region, _)| touch(region, 0));
+        let gone = [&first, &second].map(std::fs::remove_file);
+        let (_region, health) = used.unwrap();
+        assert!(gone.iter().all(Result::is_ok));
+        // An event of another file, which comes later, has been seen: so has this one's, had there been any.
+        let (other, others) = (sparse(MIB), MemoryBudget::new(MIB));
+        let (watched, _) = mapped(&other, MIB, &others).unwrap();
+        touch(&watched, 0);
+        drop((watched, other));
+        until("the charge of a memfd goes with it", || others.used() == 0);
+        assert_eq!((budget.used(), health.cause()), (PAGE, None));
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl FileCharge {
     }
 
     pub(crate) fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+        // No more than was not cleared.
+        let before = self.used.update(Ordering::Relaxed, Ordering::Relaxed, |used| used.saturating_sub(bytes));
+        self.budget.used.fetch_sub(before.min(bytes), Ordering::Relaxed);
     }
 }

@@ -21,7 +21,10 @@ impl Meter {
     /// For a mapping of `len` bytes in pages of `page`.
     pub(crate) fn new(charge: Arc<FileCharge>, len: usize, page: usize) -> Self {
         let words = (len / page).div_ceil(64);
-        Self { charge, page, charged: std::iter::repeat_with(AtomicU64::default).take(words).collect() }
+        // From the kernel, which populates a page of it when a bit is set: mappings can be of many TiB.
+        let zeros = Box::<[AtomicU64]>::new_zeroed_slice(words);
+        // SAFETY: zeros are valid values of an AtomicU64.
+        Self { charge, page, charged: unsafe { zeros.assume_init() } }
     }
 
     /// Populates the page that holds `address`, in the mapping at `base`. Async-signal-safe.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
+use nix::sys::stat::fstat;
 
 use crate::closers;
 use crate::descriptor_account::{DescriptorAccount, DescriptorShare};
@@ -68,8 +69,9 @@ impl AsFd for PeerFile {
 
 impl Drop for PeerFile {
     fn drop(&mut self) {
-        // Whatever else closes at once is not worth asking for: a peer can send thousands that are nothing of the kind.
-        let Some(file) = self.file.take().filter(|file| !is_memory(file.as_fd())) else { return };
+        // Memory without pages closes at once. The last to close other memory frees its pages, which may be many.
+        let is_light = |file: &OwnedFd| is_memory(file.as_fd()) && fstat(file).is_ok_and(|stat| stat.st_blocks == 0);
+        let Some(file) = self.file.take().filter(|file| !is_light(file)) else { return };
         // Fails on everything that is no socket.
         let _ = setsockopt(&file, Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
         // One of ours, in a test: whoever made it is no peer.

@@ -58,7 +58,7 @@ impl Region {
         let end = offset.checked_add(len).ok_or_else(|| invalid("a region whose end wraps around"))?;
         let file = file.into();
         Self::check(&file, end)?;
-        Self::whole(Mapping::of_peer(file.into_memory()?, offset, len, health)?, offset, len)
+        Self::whole(Mapping::metered_by(file.into_memory()?, offset, len, health)?, offset, len)
     }
 
     /// Whether the first `len` bytes of a peer's file can be mapped, now or later.
@@ -85,13 +85,14 @@ impl Region {
         Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
     }
 
-    /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it.
+    /// Makes a memfd of `len` bytes, sealed against shrinking and growing, and maps it. What we populate of it is charged to
+    /// the budget of `health`, if it has one: whoever gets the file may keep it.
     pub fn create(name: &str, len: u64, health: &Arc<Health>) -> io::Result<Self> {
         let name = CString::new(name)?;
         let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&file, i64::try_from(len).map_err(io::Error::other)?)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
-        Self::whole(Mapping::of_ours(file, len, health)?, 0, len)
+        Self::whole(Mapping::metered_by(file, 0, len, health)?, 0, len)
     }
 
     /// The window that `mapping` was made for.

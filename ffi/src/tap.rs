@@ -67,7 +67,9 @@ impl Tap {
     pub fn write(&self, header: &[u8; HEADER_LEN], parts: &[Span<'_>]) -> io::Result<()> {
         match self.write_once(header, parts) {
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-                parts.iter().for_each(|part| part.touch());
+                for part in parts {
+                    part.touch();
+                }
                 self.write_once(header, parts)
             }
             written => written,
@@ -81,8 +83,9 @@ impl Tap {
         for (to, part) in filled.iter_mut().zip(parts) {
             *to = vector(part.as_ptr(), part.len());
         }
+        let count = c_int::try_from(parts.len() + 1).map_err(|_| Errno::EMSGSIZE)?;
         // SAFETY: the header and the parts are readable for their lengths during the call; writev does not write to them.
-        let written = unsafe { libc::writev(self.fd.as_raw_fd(), vectors.as_ptr(), parts.len() as c_int + 1) };
+        let written = unsafe { libc::writev(self.fd.as_raw_fd(), vectors.as_ptr(), count) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

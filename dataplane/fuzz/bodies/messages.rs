@@ -72,7 +72,7 @@ fn with_server<'a>(steps: impl Iterator<Item = &'a [u8]>) {
 fn with_client<'a>(steps: impl Iterator<Item = &'a [u8]>) {
     let address = "@fuzz".parse().expect("an address");
     let spec = MemifSpec { queues: 1, ring: 32, ..MemifSpec::new(address, Role::Client) };
-    let mut client = Client::ExpectHello(None);
+    let mut client = Client::ExpectHello(None, MemoryBudget::unlimited());
     for step in steps {
         let Some((files, message)) = taken(step) else { return };
         match client.handle(message, &files, &spec, &mut Outbox::default()) {

@@ -124,7 +124,7 @@ fn as_server() -> (Queues, Region, Layout) {
 
 fn as_client() -> (Queues, Region, Layout) {
     let spec = MemifSpec { ring: SLOTS as u32, ..MemifSpec::new("@fuzz".parse().expect("an address"), Role::Client) };
-    let mut layout = Layout::create(&spec, 1, spec.ring).expect("memory can be made");
+    let mut layout = Layout::create(&spec, 1, spec.ring, &<_>::default()).expect("memory can be made");
     let (region, file) = layout.regions().next().expect("there are two");
     let file = file.try_clone_to_owned().expect("a descriptor is left");
     let peer = Region::map(file, region.size, &Arc::default()).expect("it can be mapped");

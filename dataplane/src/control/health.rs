@@ -12,7 +12,7 @@ use super::inbox::{Inbox, Message};
 pub enum Health {
     /// All its threads are there.
     Good,
-    /// A thread has panicked: the engine is of no use any more, and its process should end for its supervisor.
+    /// A thread, or what it did for the engine, has panicked: the engine is of no use any more, and its process should end for its supervisor.
     ThreadDied {
         /// The thread's name.
         thread: String,
@@ -37,14 +37,14 @@ impl HealthCell {
     }
 }
 
-/// Belongs to a thread: if the thread panics, it says so.
+/// Belongs to a thread, or to one task of a thread: if that panics, it says so.
 pub struct ThreadGuard {
     health: HealthCell,
     inbox: Inbox,
 }
 
 impl ThreadGuard {
-    /// For the thread that will drop it.
+    /// For the thread that will drop it, where it is done or panics.
     pub fn new(health: &HealthCell, inbox: &Inbox) -> Self {
         Self { health: health.clone(), inbox: inbox.clone() }
     }

@@ -7,6 +7,8 @@
 //!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them.
 //! - One thread looks after interfaces: carriers in the order in which they were wanted, counters.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{Inbox, Message};
 use super::listener::{ListenAddress, ListenKind, ListenerKey};
 use super::wire::{EndId, WireKey};
@@ -92,17 +95,19 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Threads start when there is work for them.
-    pub fn new(inbox: Inbox, owner: Owner) -> Self {
-        Self {
-            makers: Pool::new("maker", MAKERS_MAX),
-            binders: Pool::new("binder", BINDERS_MAX),
-            closers: Pool::new("closer", CLOSERS_MAX),
-            reapers: Pool::new("reaper", REAPERS_MAX),
-            interfaces: Pool::new("interfaces", 1),
+    /// Each kind of job has one thread from now on; more start when there is work for them. A job that panics is one
+    /// of which `health` tells.
+    pub fn new(inbox: Inbox, owner: Owner, health: &HealthCell) -> io::Result<Self> {
+        let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
+        Ok(Self {
+            makers: pool("maker", MAKERS_MAX)?,
+            binders: pool("binder", BINDERS_MAX)?,
+            closers: pool("closer", CLOSERS_MAX)?,
+            reapers: pool("reaper", REAPERS_MAX)?,
+            interfaces: pool("interfaces", 1)?,
             inbox,
             owner: Arc::new(owner),
-        }
+        })
     }
 
     /// Binds a listening socket.
@@ -196,7 +201,8 @@ fn make_tap(spec: &KernelSpec) -> Result<Tap, String> {
     Ok(tap)
 }
 
-/// Threads that take tasks in their order. They start when there is work, and end when there was none for a while.
+/// Threads that take tasks in their order. One is always there, so that every task has its turn also when no other
+/// can be started; others start when no thread is free, and end when there was no work for a while.
 struct Pool {
     name: &'static str,
     tasks: Sender<Task>,
@@ -209,52 +215,76 @@ struct PoolShared {
     queue: Receiver<Task>,
     threads_max: usize,
     threads: AtomicUsize,
-    idle: AtomicUsize,
+    /// Tasks that wait or run.
+    unfinished: AtomicUsize,
+    health: HealthCell,
+    inbox: Inbox,
 }
 
 impl Pool {
-    fn new(name: &'static str, threads_max: usize) -> Self {
+    fn new(name: &'static str, threads_max: usize, health: &HealthCell, inbox: &Inbox) -> io::Result<Self> {
         let (tasks, queue) = unbounded();
-        let (threads, idle) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { name, tasks, shared: Arc::new(PoolShared { queue, threads_max, threads, idle }) }
+        let shared = Arc::new(PoolShared {
+            queue,
+            threads_max,
+            threads: AtomicUsize::new(1),
+            unfinished: AtomicUsize::new(0),
+            health: health.clone(),
+            inbox: inbox.clone(),
+        });
+        let pool = Self { name, tasks, shared };
+        pool.spawn(|shared| shared.queue.iter().for_each(|task| shared.run(task)))?;
+        Ok(pool)
     }
 
     fn submit(&self, task: impl FnOnce() + Send + 'static) {
+        self.shared.unfinished.fetch_add(1, Ordering::SeqCst);
         // The receiver lives in `shared`.
         let _ = self.tasks.send(Box::new(task));
-        if self.shared.queue.len() > self.shared.idle.load(Ordering::SeqCst) && self.shared.may_start() {
-            let shared = Arc::clone(&self.shared);
-            let started = thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.run());
-            if started.is_err() {
-                // No thread is to be had; the next task asks again.
-                self.shared.threads.fetch_sub(1, Ordering::SeqCst);
-            }
+        if self.shared.may_start() && self.spawn(PoolShared::run_while_busy).is_err() {
+            // No thread is to be had: those that are there do it, and the next task asks again.
+            self.shared.threads.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    fn spawn(&self, body: fn(&PoolShared)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        thread::Builder::new().name(self.name.to_owned()).spawn(move || body(&shared)).map(|_| ())
     }
 }
 
 impl PoolShared {
-    /// Counts one more thread, if there may be one.
+    /// Counts one more thread, if all are busy and there may be one.
     fn may_start(&self) -> bool {
-        let more = |threads| (threads < self.threads_max).then_some(threads + 1);
+        let more = |threads| {
+            let is_wanted = threads < self.threads_max && self.unfinished.load(Ordering::SeqCst) > threads;
+            is_wanted.then_some(threads + 1)
+        };
         self.threads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
-    fn run(&self) {
+    fn run_while_busy(&self) {
         loop {
-            self.idle.fetch_add(1, Ordering::SeqCst);
-            let task = self.queue.recv_timeout(IDLE_MAX);
-            self.idle.fetch_sub(1, Ordering::SeqCst);
-            if let Ok(task) = task {
-                task();
+            if let Ok(task) = self.queue.recv_timeout(IDLE_MAX) {
+                self.run(task);
                 continue;
             }
             self.threads.fetch_sub(1, Ordering::SeqCst);
-            // A task that came meanwhile may have found no thread idle and none to be started.
-            if self.queue.is_empty() || !self.may_start() {
+            // A task that came meanwhile may have counted on this thread.
+            if !self.may_start() {
                 return;
             }
         }
+    }
+
+    /// The thread outlives a task that panics: others wait for it.
+    fn run(&self, task: Task) {
+        let guard = ThreadGuard::new(&self.health, &self.inbox);
+        let _ = catch_unwind(AssertUnwindSafe(move || {
+            let _guard = guard;
+            task();
+        }));
+        self.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -269,12 +299,19 @@ const IDLE_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
+    use super::super::health::Health;
     use super::*;
+    use std::sync::Mutex;
     use std::sync::mpsc::channel;
+
+    fn pool(threads_max: usize) -> Pool {
+        let (inbox, _) = Inbox::new().unwrap();
+        Pool::new("test", threads_max, &HealthCell::default(), &inbox).unwrap()
+    }
 
     #[test]
     fn tasks_of_one_thread_run_in_their_order() {
-        let pool = Pool::new("test", 1);
+        let pool = pool(1);
         let (done, order) = channel();
         for number in 0..1000 {
             let done = done.clone();
@@ -292,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_task_that_is_stuck_holds_up_nobody_while_there_are_threads() {
-        let pool = Pool::new("test", 8);
+        let pool = pool(8);
         let (free, stuck) = channel::<()>();
         let (done, finished) = channel();
         pool.submit(move || {
@@ -304,5 +341,35 @@ mod tests {
         }
         assert_eq!(finished.iter().take(100).count(), 100);
         drop(free);
+    }
+
+    #[test]
+    fn a_task_has_a_thread_of_its_own_although_another_has_just_taken_one_that_is_stuck() {
+        let pool = pool(8);
+        let (free, stuck) = channel::<()>();
+        let stuck = Arc::new(Mutex::new(stuck));
+        let (done, finished) = channel();
+        for number in 0..7 {
+            let stuck = Arc::clone(&stuck);
+            pool.submit(move || {
+                let _ = stuck.lock().map(|stuck| stuck.recv());
+            });
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap());
+            assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(number));
+        }
+        drop(free);
+    }
+
+    #[test]
+    fn a_task_that_panics_is_told_and_costs_no_thread() {
+        let (health, (inbox, messages)) = (HealthCell::default(), Inbox::new().unwrap());
+        let pool = Pool::new("panicking", 1, &health, &inbox).unwrap();
+        pool.submit(|| panic!("on purpose"));
+        let (done, finished) = channel();
+        pool.submit(move || done.send(()).unwrap());
+        assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(()));
+        assert_eq!(health.read(), Health::ThreadDied { thread: "panicking".to_owned() });
+        assert!(matches!(messages.try_recv(), Ok(Message::Panicked(name)) if name == "panicking"));
     }
 }

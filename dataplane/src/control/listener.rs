@@ -236,18 +236,25 @@ impl State {
         if !listener.ends.is_empty() {
             return;
         }
-        if matches!(listener.socket, ListenSocket::Lost) {
-            return self.listener_closed(key);
-        }
-        if !matches!(listener.socket, ListenSocket::Open(..)) {
-            return;
-        }
-        let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) else {
-            return;
+        self.forget_unfinished(key);
+        let socket = match &mut self.listeners[key].socket {
+            ListenSocket::Lost => return self.listener_closed(key),
+            ListenSocket::Binding | ListenSocket::Closing => return,
+            open @ ListenSocket::Open(..) => std::mem::replace(open, ListenSocket::Closing),
         };
+        let ListenSocket::Open(socket, token) = socket else { return };
+        self.poller.forget(token, &socket);
+        if let Some(wire) = self.wires.get_mut(id.wire) {
+            wire.closing += 1;
+        }
+        self.jobs.close_listener(id.wire, key, socket);
+    }
+
+    /// Drops the peers of a listening socket that no end has taken yet: what they held is free for others.
+    fn forget_unfinished(&mut self, key: ListenerKey) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
         let handshakes = std::mem::take(&mut listener.handshakes);
         let pending = std::mem::take(&mut listener.pending);
-        self.poller.forget(token, &socket);
         for (&token, handshake) in handshakes.iter() {
             self.forget_handshake(token, handshake);
         }
@@ -255,10 +262,6 @@ impl State {
             self.forget_frontend(token, frontend);
         }
         self.jobs.reap((handshakes, pending));
-        if let Some(wire) = self.wires.get_mut(id.wire) {
-            wire.closing += 1;
-        }
-        self.jobs.close_listener(id.wire, key, socket);
     }
 
     /// An end does not wait for its listening socket any more. `false`: it did not.
@@ -286,6 +289,7 @@ impl State {
             self.listener_bound_again(key, bound.map_err(|error| error.to_string()));
         } else if problem.is_some() {
             self.addresses.remove(&listener.address);
+            self.forget_unfinished(key);
             self.listeners.remove(key);
         } else if listener.ends.is_empty()
             && let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing)
@@ -510,3 +514,65 @@ pub enum ListenError {
 const UNFINISHED_MIN: usize = 256;
 /// Far from the 65,530 mappings that a process may have, and from its descriptors where there are many.
 const UNFINISHED_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use ferrule_ffi::unix::UnixSocket;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use crate::control::health::HealthCell;
+    use crate::control::inbox::Inbox;
+    use crate::control::jobs::Jobs;
+    use crate::control::poller::Poller;
+    use crate::control::snapshot::Snapshot;
+    use crate::port::kernel;
+    use crate::spec::MemifSpec;
+
+    fn state() -> State {
+        let (inbox, _) = Inbox::new().unwrap();
+        let jobs = Jobs::new(inbox, kernel::Owner::process(), &HealthCell::default()).unwrap();
+        State::new(Poller::new(&[]).unwrap(), jobs, Vec::new(), Arc::new(Snapshot::new(Vec::new()))).unwrap()
+    }
+
+    /// A listening socket in a state, the end of a wire there, and a client in mid-handshake.
+    fn with_client(state: &mut State, socket: ListenSocket) -> (ListenerKey, EndId, EndSpec, UnixSocket) {
+        let end = EndSpec::Memif(MemifSpec::new("@unused".parse().unwrap(), Role::Server));
+        let id = EndId { wire: WireKey::null(), end: 0 };
+        assert!(!state.claim_listener(id, &end).unwrap());
+        let key = state.addresses[&ListenAddress::of(&end).unwrap()];
+        state.listeners[key].socket = socket;
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let packets = |socket| UnixSocket::from_fd(socket, Kind::SeqPacket).unwrap();
+        state.begin_handshake(key, packets(ours)).unwrap();
+        assert_eq!(state.unfinished.held, 1);
+        (key, id, end, packets(theirs))
+    }
+
+    #[test]
+    fn what_clients_hold_is_free_again_however_their_listening_socket_goes() {
+        for socket in [ListenSocket::Lost, ListenSocket::Closing, ListenSocket::Binding] {
+            let mut state = state();
+            let (key, id, end, _client) = with_client(&mut state, socket);
+            let (&token, _) = state.listeners[key].handshakes.iter().next().unwrap();
+            state.release_listener(id, &end);
+            assert_eq!(state.unfinished.held, 0);
+            assert_eq!(state.poller.owner(token), None);
+        }
+    }
+
+    #[test]
+    fn what_clients_hold_is_free_again_when_their_socket_cannot_be_bound() {
+        let mut state = state();
+        let (key, _, _, _client) = with_client(&mut state, ListenSocket::Binding);
+        let (&token, _) = state.listeners[key].handshakes.iter().next().unwrap();
+        let in_use = Listener::bind(Kind::SeqPacket, &"/".parse().unwrap(), None, &SocketAccess::default());
+        state.listener_bound(key, Err(in_use.err().unwrap()));
+        assert_eq!(state.unfinished.held, 0);
+        assert_eq!(state.poller.owner(token), None);
+        assert!(state.listeners.is_empty() && state.addresses.is_empty());
+    }
+}

@@ -1,5 +1,6 @@
 //! memif peers: clients that have finished their handshake, and the servers that our clients connect to.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::disconnect::DisconnectReason;
@@ -27,7 +28,7 @@ impl State {
     /// Starts to connect a client end.
     pub(super) fn connect(&mut self, id: EndId) {
         let Some(wire) = self.wires.get(id.wire).filter(|wire| wire.removal.is_none()) else { return };
-        let spec = std::sync::Arc::clone(&wire.spec);
+        let spec = Arc::clone(&wire.spec);
         match &spec.ends[id.end] {
             EndSpec::Memif(memif) => self.connect_to_server(id, memif),
             EndSpec::VhostUser(vhost) => self.connect_to_frontend(id, vhost),
@@ -39,7 +40,7 @@ impl State {
     pub(super) fn hear_peer(&mut self, id: EndId) {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(wire) = self.wires.get_mut(id.wire) else { return };
-            let spec = std::sync::Arc::clone(&wire.spec);
+            let spec = Arc::clone(&wire.spec);
             let Some(served) = wire.workers_mut() else { return };
             let heard = match &mut served.ends[id.end].kind {
                 EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => match &peer.peer {
@@ -128,8 +129,10 @@ impl State {
         };
         match self.poller.watch(&channel, Owner::End(id)) {
             Ok(token) => {
-                let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return };
-                let handshake = ClientHandshake::new(channel, loan, Instant::now() + HANDSHAKE);
+                let Some(wire) = self.wires.get_mut(id.wire) else { return };
+                let budget = Arc::clone(&wire.budgets[id.end]);
+                let Some(served) = wire.workers_mut() else { return };
+                let handshake = ClientHandshake::new(channel, loan, &budget, Instant::now() + HANDSHAKE);
                 served.ends[id.end].kind = EndKind::Client(ClientState::Handshake(handshake, token));
                 self.set_timer(id);
             }

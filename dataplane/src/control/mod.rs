@@ -85,7 +85,8 @@ impl Control {
         };
         let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
         let poller = Poller::new(&[inbox.notify_fd(), returned.notify_fd()])?;
-        let mut state = State::new(poller, Jobs::new(inbox.clone(), owner), workers, Arc::clone(&snapshot))?;
+        let jobs = Jobs::new(inbox.clone(), owner, &health)?;
+        let mut state = State::new(poller, jobs, workers, Arc::clone(&snapshot))?;
         let guard = ThreadGuard::new(&health, &inbox);
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
             let _guard = guard;

@@ -16,7 +16,7 @@ use crate::lane::{Lane, collect};
 use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
-use crate::spec::{EndSpec, WireSpec};
+use crate::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -249,10 +249,18 @@ impl Wire {
 /// The most memory that the peers of an end may make us populate.
 pub fn memory_limit(end: &EndSpec) -> u64 {
     match end {
+        // A client has memory of its own, all of which it may populate.
+        EndSpec::Memif(spec) if spec.role == Role::Client => spec.memory.as_bytes() + own_memory(spec),
         EndSpec::Memif(spec) => spec.memory.as_bytes(),
         EndSpec::VhostUser(spec) => spec.memory.as_bytes(),
         EndSpec::Kernel(_) => 0,
     }
+}
+
+/// Rings and buffers of a memif client, and the rest of their last pages.
+fn own_memory(spec: &MemifSpec) -> u64 {
+    let slots = 2 * u64::from(spec.queues) * u64::from(spec.ring);
+    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 2 * 4096
 }
 
 fn interface_state(gone: &Option<String>) -> EndState {

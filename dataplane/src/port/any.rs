@@ -206,8 +206,10 @@ pub fn forward_traced(
 
 /// Takes at most a burst from a source that is not enabled; nobody gets it.
 #[cold]
-pub fn drain(source: &mut AnySource, counters: &LaneCounters, scratch: &mut Scratch) -> Result<Visit, Broken> {
-    pump(source.as_dyn_mut(), &mut Nowhere, Full::Drop, &mut 0, counters, scratch)
+pub fn drain(source: &mut LaneSource, counters: &LaneCounters, scratch: &mut Scratch) -> Result<Visit, Broken> {
+    // A frame of which segments were stored before goes as well, and the next one begins at its beginning.
+    let LaneSource { source, resume } = source;
+    pump(source.as_dyn_mut(), &mut Nowhere, Full::Drop, resume, counters, scratch)
 }
 
 /// Stores one finished frame that no source sent, counted as if one had.

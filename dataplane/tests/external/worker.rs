@@ -69,7 +69,7 @@ pub struct Peer {
 /// A memif client with rings of so many slots, and the server's end.
 pub fn memif(ring: u32) -> (Peer, LaneEnd) {
     let spec = MemifSpec::new("@unused".parse().unwrap(), Role::Client);
-    let mut client = Layout::create(&spec, 1, ring).unwrap();
+    let mut client = Layout::create(&spec, 1, ring, &<_>::default()).unwrap();
     let mut server = Layout::announced_by_peer(&MemoryBudget::unlimited());
     for (region, file) in client.regions() {
         server.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();

@@ -45,7 +45,8 @@ pub(crate) async fn serve(
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
     let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-    let api = AdminServer::new(Service { wires, phase: phase.clone(), watchers });
+    let changes = Arc::new(Semaphore::new(CHANGES_MAX));
+    let api = AdminServer::new(Service { wires, phase: phase.clone(), changes, watchers });
     let names = ["", v1::admin_server::SERVICE_NAME];
     grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
@@ -53,6 +54,8 @@ pub(crate) async fn serve(
 struct Service {
     wires: Arc<Wires>,
     phase: watch::Receiver<Phase>,
+    /// One for each change that may wait for its turn on a thread.
+    changes: Arc<Semaphore>,
     /// One for each client that may watch events.
     watchers: Arc<Semaphore>,
 }
@@ -66,9 +69,7 @@ impl Admin for Service {
         let v1::PutWireRequest { wire, persist } = request.into_inner();
         let wire = wire.ok_or_else(|| Status::invalid_argument("wire: missing; what the wire should be is wanted"))?;
         let spec = spec_from_proto(&wire).map_err(|errors| status(Code::InvalidArgument, &errors.to_string()))?;
-        let wires = Arc::clone(&self.wires);
-        let Put { applied, generation } =
-            blocking(move || wires.put(spec, persist)).await?.map_err(|error| refusal(&error))?;
+        let Put { applied, generation } = self.change(move |wires| wires.put(spec, persist)).await?;
         let change = match applied {
             Applied::Made => v1::Change::Made,
             Applied::Updated | Applied::Remade | Applied::Mended => v1::Change::Updated,
@@ -81,9 +82,8 @@ impl Admin for Service {
         &self,
         request: Request<v1::RemoveWireRequest>,
     ) -> Result<Response<v1::RemoveWireResponse>, Status> {
-        let wires = Arc::clone(&self.wires);
         let name = request.into_inner().name;
-        blocking(move || wires.remove(&name)).await?.map_err(|error| refusal(&error))?;
+        self.change(move |wires| wires.remove(&name)).await?;
         Ok(Response::new(v1::RemoveWireResponse {}))
     }
 
@@ -143,6 +143,22 @@ impl Admin for Service {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
+    /// Makes a change. Few wait for their turn on a thread, so that readers always have one; the others wait here.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Wires) -> Result<T, ChangeError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let permit = Arc::clone(&self.changes).acquire_owned().await;
+        let permit = permit.map_err(|_| Status::unavailable("the forwarder is stopping; ask its successor"))?;
+        let wires = Arc::clone(&self.wires);
+        let changed = blocking(move || {
+            // Held until the change is done, also when its client does not wait for that.
+            let _permit = permit;
+            work(&wires)
+        });
+        changed.await?.map_err(|error| refusal(&error))
+    }
+
     /// A stream that ends by itself when the forwarder stops: a graceful server waits for it.
     fn until_stopped<T: Send + 'static>(
         &self,
@@ -197,6 +213,8 @@ fn refusal(error: &ChangeError) -> Status {
 }
 
 const WATCH_MS_MIN: u32 = 100;
+/// Far fewer than the threads that may wait at a time.
+const CHANGES_MAX: usize = 32;
 /// Each has a thread, which sleeps.
 const WATCHERS_MAX: usize = 64;
 /// Events that a client may be behind.

@@ -142,12 +142,15 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
 }
 
 fn read_path(field: &Field<'_>) -> Option<PathBuf> {
-    let text = field.text()?;
+    file_path(field.text()?).map_err(|problem| field.wrong(problem)).ok()
+}
+
+/// The path of a file of ours; the error says what is wanted.
+pub fn file_path(text: &str) -> Result<PathBuf, String> {
     if !text.starts_with('/') || text.ends_with('/') || text.contains('\0') {
-        field.wrong(format!("`{text}`; an absolute path to a file is wanted"));
-        return None;
+        return Err(format!("`{text}`; an absolute path to a file is wanted"));
     }
-    Some(PathBuf::from(text))
+    Ok(PathBuf::from(text))
 }
 
 /// A list of CPUs, or a text as the kernel writes such lists: `0-3,6`. An item of a list may be a range too.

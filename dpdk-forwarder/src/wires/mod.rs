@@ -128,22 +128,35 @@ impl Wires {
         }
     }
 
-    /// Removes a wire that the admin API made.
+    /// Removes a wire that the admin API made, or that only the journal remembers.
     pub fn remove(&self, name: &str) -> Result<(), ChangeError> {
         let mut journal = self.turn()?;
-        let Some(entry) = self.entries().get(name).cloned() else {
-            return Err(EngineError::NoSuchWire(name.to_owned()).into());
-        };
-        if entry.origin == Origin::File {
-            return Err(ChangeError::FromFile(name.to_owned()));
+        let origin = self.entries().get(name).map(|entry| entry.origin);
+        let is_remembered = journal.as_ref().is_some_and(|journal| journal.has(name));
+        match origin {
+            Some(Origin::Admin { .. }) => {}
+            // Of a name that the file took, or wrong for this release.
+            _ if is_remembered => {}
+            Some(Origin::File) => return Err(ChangeError::FromFile(name.to_owned())),
+            None => return Err(EngineError::NoSuchWire(name.to_owned()).into()),
         }
-        if let (Some(journal), Origin::Admin { persistent: true }) = (journal.as_mut(), entry.origin) {
+        if let (Some(journal), true) = (journal.as_mut(), is_remembered) {
             journal.remove(name)?;
+        }
+        if !matches!(origin, Some(Origin::Admin { .. })) {
+            info!(wire = name, "wire removed from the journal by the admin API");
+            return Ok(());
         }
         match self.engine.remove(name) {
             // One that could not be made.
             Ok(()) | Err(EngineError::NoSuchWire(_)) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // The engine goes on with it.
+                if matches!(error, EngineError::StillRemoving(_)) {
+                    self.entries().remove(name);
+                }
+                return Err(error.into());
+            }
         }
         self.entries().remove(name);
         info!(wire = name, "wire removed by the admin API");

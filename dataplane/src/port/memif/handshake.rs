@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use ferrule_ffi::health::Health;
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::unix::Lost;
@@ -147,8 +148,8 @@ impl ExpectLayout {
 /// The client's side of a conversation.
 pub enum Client {
     /// Connected to the socket, nothing heard yet. The memory of another peer is to be lent to the server, if any
-    /// is named.
-    ExpectHello(Option<Loan>),
+    /// is named; what we populate of our own is charged to the budget.
+    ExpectHello(Option<Loan>, Arc<MemoryBudget>),
     /// Announcing; `rest` waits for an ACK each.
     ExpectAck(Announcing),
     /// CONNECTED was received.
@@ -174,7 +175,9 @@ impl Client {
     ) -> Result<Self, HandshakeError> {
         no_file(&message, files)?;
         match (self, message) {
-            (Self::ExpectHello(loan), Message::Hello(hello)) => Announcing::begin(hello, spec, loan.as_ref(), out),
+            (Self::ExpectHello(loan, budget), Message::Hello(hello)) => {
+                Announcing::begin(hello, spec, loan.as_ref(), &Health::within(&budget), out)
+            }
             (Self::ExpectAck(mut state), Message::Ack) => {
                 let next = state.rest.0.pop_front();
                 out.0.push_back(next.ok_or_else(|| HandshakeError::unexpected("CONNECTED", Message::Ack))?);
@@ -185,7 +188,7 @@ impl Client {
                 let queues = layout.queues()?;
                 Ok(Self::Connected(Box::new(Connection { id: spec.id, peer, layout, queues, no_loan })))
             }
-            (Self::ExpectHello(_), other) => Err(HandshakeError::unexpected("HELLO", other)),
+            (Self::ExpectHello(..), other) => Err(HandshakeError::unexpected("HELLO", other)),
             (Self::ExpectAck(_), other) => Err(HandshakeError::unexpected("ACK", other)),
             (Self::Connected(_), other) => Err(HandshakeError::after_connect(other)),
         }
@@ -193,7 +196,13 @@ impl Client {
 }
 
 impl Announcing {
-    fn begin(hello: Hello, spec: &MemifSpec, loan: Option<&Loan>, out: &mut Outbox) -> Result<Client, HandshakeError> {
+    fn begin(
+        hello: Hello,
+        spec: &MemifSpec,
+        loan: Option<&Loan>,
+        health: &Arc<Health>,
+        out: &mut Outbox,
+    ) -> Result<Client, HandshakeError> {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             return Err(HandshakeError::Version(hello.max_version));
         }
@@ -203,9 +212,9 @@ impl Announcing {
         let regions_max = usize::from(hello.max_region) + 1;
         let fit = loan.map(|loan| loan.fit(regions_max, most, ring_max).map(|ring| (loan, ring)));
         let (layout, no_loan) = match fit {
-            Some(Ok((loan, ring))) => (Layout::lend(spec, loan, ring), None),
+            Some(Ok((loan, ring))) => (Layout::lend(spec, loan, ring, health), None),
             other => {
-                let layout = Layout::create(spec, spec.queues.min(most), spec.ring.min(ring_max));
+                let layout = Layout::create(spec, spec.queues.min(most), spec.ring.min(ring_max), health);
                 (layout, other.and_then(Result::err))
             }
         };
@@ -382,7 +391,7 @@ mod tests {
     fn converse(spec: &MemifSpec, secret: Option<&Secret>) -> Result<(Connection, Connection), HandshakeError> {
         let (mut to_client, mut to_server) = (Outbox::default(), Outbox::default());
         let mut server = Server::greet(2, &mut to_client);
-        let mut client = Client::ExpectHello(None);
+        let mut client = Client::ExpectHello(None, MemoryBudget::unlimited());
         let offer = |id| offer(id).map(|offer| Offer { secret, ..offer });
         loop {
             if let Some((message, files)) = to_client.0.pop_front() {
@@ -443,7 +452,7 @@ mod tests {
                 max_s2m_ring: 15,
                 max_log2_ring_size: 10,
             };
-            let client = Client::ExpectHello(Some(lender.layout.loan().unwrap()));
+            let client = Client::ExpectHello(Some(lender.layout.loan().unwrap()), MemoryBudget::unlimited());
             let client = client.handle(Message::Hello(hello), &[], &spec(), &mut Outbox::default()).unwrap();
             let Client::ExpectAck(state) = client else { panic!("it announces") };
             assert_eq!((state.layout.is_lent(), state.no_loan.is_none()), (lent, lent));

@@ -79,32 +79,32 @@ impl Layout {
     }
 
     /// Makes a client's: region 0 holds the rings, S2M first, and region 1 a buffer for each slot.
-    /// `queues` and `ring` are what the server's HELLO left of the wish in `spec`.
-    pub fn create(spec: &MemifSpec, queues: u16, ring: u32) -> io::Result<Self> {
+    /// `queues` and `ring` are what the server's HELLO left of the wish in `spec`. The server may keep the files, so what we
+    /// populate of them is charged to the budget of `health` as well.
+    pub fn create(spec: &MemifSpec, queues: u16, ring: u32, health: &Arc<Health>) -> io::Result<Self> {
         let buffers_len = 2 * u64::from(queues) * u64::from(ring) * u64::from(spec.buffer);
         if u32::try_from(buffers_len).is_err() {
             let text = format!("{queues} queue pairs of {ring} buffers of {} bytes exceed 4 GiB", spec.buffer);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let mut layout = Self::with_rings(queues, ring, BufferPlace::Own(spec.buffer))?;
+        let mut layout = Self::with_rings(queues, ring, BufferPlace::Own(spec.buffer), health)?;
         layout.regions.push(Region::create("memif-buffers", buffers_len, &layout.health)?);
         Ok(layout)
     }
 
     /// Makes a client's around the memory of another peer, the lender: region 0 holds the rings, behind it come the
     /// lender's regions. Buffers longer than `spec.buffer` are not given to the server.
-    pub fn lend(spec: &MemifSpec, lender: &Loan, ring: u32) -> io::Result<Self> {
-        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::ZeroCopy(spec.buffer))?;
+    pub fn lend(spec: &MemifSpec, lender: &Loan, ring: u32, health: &Arc<Health>) -> io::Result<Self> {
+        let mut layout = Self::with_rings(lender.queues, ring, BufferPlace::ZeroCopy(spec.buffer), health)?;
         layout.regions.extend_from_slice(&lender.regions);
         Ok(layout)
     }
 
     /// A client's with region 0 only: the rings, S2M first.
-    fn with_rings(queues: u16, ring: u32, buffers: BufferPlace) -> io::Result<Self> {
+    fn with_rings(queues: u16, ring: u32, buffers: BufferPlace, health: &Arc<Health>) -> io::Result<Self> {
         let ring_len = RING_HEADER + 16 * u64::from(ring);
         let rings_len = 2 * u64::from(queues) * ring_len;
-        let health = Arc::default();
-        let region = Region::create("memif-rings", rings_len, &health)?;
+        let region = Region::create("memif-rings", rings_len, health)?;
         let directions = [Direction::S2M, Direction::M2S];
         let places = directions.into_iter().flat_map(|direction| (0..queues).map(move |index| (direction, index)));
         let rings = places.enumerate().map(|(number, (direction, index))| {
@@ -123,7 +123,7 @@ impl Layout {
             regions: vec![region],
             rings,
             buffers,
-            health,
+            health: Arc::clone(health),
         })
     }
 

@@ -1,7 +1,11 @@
 //! What control keeps of a memif peer, as server and as client.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use ferrule_ffi::memory_budget::MemoryBudget;
+
+use crate::control::MESSAGES_PER_EVENT;
 use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
 use crate::port::memif::layout::{Layout, Loan};
@@ -46,9 +50,10 @@ pub enum ClientStep {
 }
 
 impl ClientHandshake {
-    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server.
-    pub fn new(channel: Channel, loan: Option<Loan>, deadline: Instant) -> Self {
-        Self { channel, deadline, client: Some(Client::ExpectHello(loan)) }
+    /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server. What we populate of our
+    /// own is charged to `budget`: the server may keep it.
+    pub fn new(channel: Channel, loan: Option<Loan>, budget: &Arc<MemoryBudget>, deadline: Instant) -> Self {
+        Self { channel, deadline, client: Some(Client::ExpectHello(loan, Arc::clone(budget))) }
     }
 
     /// Takes one message of the server, if there is one, and answers it.
@@ -71,11 +76,52 @@ impl ClientHandshake {
         if !matches!(error, HandshakeError::Closed) {
             return error;
         }
-        while let Ok(Some((message, _))) = self.channel.receive() {
+        // A server that reads no more can still send for ever.
+        for _ in 0..MESSAGES_PER_EVENT {
+            let Ok(Some((message, _))) = self.channel.receive() else { break };
             if let left @ HandshakeError::Left(_) = HandshakeError::after_connect(message) {
                 return left;
             }
         }
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use crate::port::memif::message::Message;
+
+    fn handshake() -> (ClientHandshake, Channel) {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (client, server) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let channel = |socket: OwnedFd| Channel::try_from(socket).unwrap();
+        let client = ClientHandshake::new(channel(client), None, &MemoryBudget::new(0), Instant::now());
+        (client, channel(server))
+    }
+
+    fn send(channel: &Channel, message: Message) {
+        let mut out = Outbox::default();
+        out.0.push_back((message, None));
+        channel.send(&mut out).unwrap();
+    }
+
+    #[test]
+    fn the_reason_of_a_server_that_has_closed_is_read_and_a_flood_is_not() {
+        let (client, server) = handshake();
+        send(&server, Message::Ack);
+        server.send_disconnect(&"no such interface");
+        let reason = client.reason_of_close(HandshakeError::Closed);
+        assert!(matches!(reason, HandshakeError::Left(_)), "{reason}");
+
+        let (client, server) = handshake();
+        (0..2 * MESSAGES_PER_EVENT).for_each(|_| send(&server, Message::Ack));
+        assert!(matches!(client.reason_of_close(HandshakeError::Closed), HandshakeError::Closed));
+        let left = std::iter::from_fn(|| client.channel.receive().unwrap()).count();
+        assert_eq!(left, MESSAGES_PER_EVENT);
     }
 }

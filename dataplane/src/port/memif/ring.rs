@@ -582,7 +582,7 @@ pub(crate) mod tests {
     /// Client and server of the same memory.
     pub(crate) fn pair(buffer: u32, ring: u32) -> (Queues, Queues) {
         let spec = MemifSpec { buffer, ..MemifSpec::new("@unused".parse().unwrap(), Role::Client) };
-        let mut ours = Layout::create(&spec, 1, ring).unwrap();
+        let mut ours = Layout::create(&spec, 1, ring, &<_>::default()).unwrap();
         let mut theirs = Layout::announced_by_peer(&MemoryBudget::unlimited());
         for (region, file) in ours.regions() {
             theirs.add_region(region, file.try_clone_to_owned().unwrap().into()).unwrap();

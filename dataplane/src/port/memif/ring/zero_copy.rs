@@ -92,7 +92,8 @@ fn borrower_to_lender(borrower: &mut Receiver, lender: &mut Sender, tally: &mut 
         }
         tally.add(1, borrower.hand_on(lender).map_err(Broken::Source)?.into());
     }
-    let size = borrower.ring.table.len();
+    // More than the lender's ring has cannot be offered.
+    let size = borrower.ring.table.len().min(lender.ring.table.len());
     let offered = |borrower: &Receiver| usize::from(borrower.held.wrapping_sub(borrower.next));
     // As above: the lender's index is read only when what the borrower has becomes little.
     if tally.taken == 0 || 2 * offered(borrower) <= size {
@@ -403,7 +404,7 @@ mod tests {
 
     impl TrustedPair {
         fn new(ring: u32) -> Self {
-            let mut client = Layout::create(&spec(), 1, ring).unwrap();
+            let mut client = Layout::create(&spec(), 1, ring, &<_>::default()).unwrap();
             let (near_layout, near) = server_of(&client);
             let (far, borrower) = Self::borrow(&near_layout);
             let lender = client.queues().unwrap();
@@ -413,7 +414,7 @@ mod tests {
         fn borrow(near_layout: &Layout) -> (Queues, Queues) {
             let loan = near_layout.loan().unwrap();
             let ring = loan.fit(64, 1, 1 << 14).unwrap();
-            let mut lent = Layout::lend(&spec(), &loan, ring).unwrap();
+            let mut lent = Layout::lend(&spec(), &loan, ring, &<_>::default()).unwrap();
             let (_, borrower) = server_of(&lent);
             (lent.queues().unwrap(), borrower)
         }
