@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::thread;
 
 use crossbeam_queue::ArrayQueue;
 use ferrule_ffi::notifier::eventfd;
@@ -26,14 +25,6 @@ impl<T> Mailbox<T> {
     /// Room for `capacity` items.
     pub fn new(capacity: usize) -> io::Result<Self> {
         Ok(Self { queue: ArrayQueue::new(capacity), sleep_flag: SleepFlag::default(), eventfd: eventfd()? })
-    }
-
-    /// Puts an item in; while the box is full, yields. Not for workers.
-    pub fn post(&self, mut item: T) {
-        while let Err(back) = self.try_post(item) {
-            item = back;
-            thread::yield_now();
-        }
     }
 
     /// Puts an item in, or gives it back if the box is full.
@@ -72,13 +63,20 @@ impl<T> Mailbox<T> {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::thread;
 
     #[test]
     fn everything_posted_arrives_in_order_also_through_a_full_box() {
         let mailbox = Arc::new(Mailbox::new(4).unwrap());
         let poster = {
             let mailbox = Arc::clone(&mailbox);
-            thread::spawn(move || (0..1000).for_each(|number| mailbox.post(number)))
+            thread::spawn(move || {
+                for number in 0..1000 {
+                    while mailbox.try_post(number).is_err() {
+                        thread::yield_now();
+                    }
+                }
+            })
         };
         let mut expected = 0;
         while expected < 1000 {
@@ -93,14 +91,14 @@ mod tests {
     #[test]
     fn a_receiver_with_mail_may_not_sleep_and_one_asleep_is_rung() {
         let mailbox = Mailbox::new(4).unwrap();
-        mailbox.post(1);
+        mailbox.try_post(1).unwrap();
         assert!(!mailbox.may_sleep());
         assert_eq!(mailbox.take(), Some(1));
         assert!(mailbox.may_sleep());
-        mailbox.post(2);
+        mailbox.try_post(2).unwrap();
         assert_eq!(mailbox.eventfd.read(), Ok(1));
         mailbox.awake();
-        mailbox.post(3);
+        mailbox.try_post(3).unwrap();
         assert!(mailbox.eventfd.read().is_err(), "nobody rings for a receiver that is awake");
     }
 }

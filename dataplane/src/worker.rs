@@ -129,15 +129,15 @@ impl WorkerHandle {
         LANES_MAX - self.free.len()
     }
 
-    /// How many lanes it can still take.
+    /// How many lanes it can still take: none, once its thread has ended.
     pub fn room(&self) -> usize {
-        self.free.len()
+        if self.has_ended() { 0 } else { self.free.len() }
     }
 
     /// Gives the worker a lane; the number says which it is from now on.
     ///
     /// # Errors
-    /// The lane comes back if the worker has no room, or one of its eventfds cannot be waited for.
+    /// The lane comes back if the worker has no room or has ended, or one of its eventfds cannot be waited for.
     pub fn serve(&mut self, lane: Box<Lane>) -> Result<LaneId, (io::Error, Box<Lane>)> {
         let Some(id) = self.free.pop() else {
             let text = format!("a worker serves at most {LANES_MAX} queues; give the forwarder more workers");
@@ -149,20 +149,25 @@ impl WorkerHandle {
             self.forget(id, &lane);
             return Err((errno.into(), lane));
         }
-        self.commands.post(Command::Serve(id, lane));
+        if let Err(Command::Serve(id, lane)) = self.post(Command::Serve(id, lane)) {
+            self.forget(id, &lane);
+            let text = format!("the worker on CPU {} has ended; restart the forwarder", self.cpu);
+            return Err((io::Error::other(text), lane));
+        }
         Ok(id)
     }
 
     /// Asks for a lane back, with so long a wait for targets that are full. It comes through the box given to
     /// [`Self::start`].
     pub fn recall(&self, id: LaneId, timeout: Duration) {
-        self.commands.post(Command::Return(id, timeout));
+        // A worker that has ended hands nothing back; the health of the engine tells of it.
+        let _ = self.post(Command::Return(id, timeout));
     }
 
     /// Captures the frames of a lane from now on, or does not any more. Whoever reads the capture keeps it until the lane
     /// has been told to stop: a worker frees no memory.
     pub fn trace(&self, id: LaneId, capture: Option<Arc<Capture>>) {
-        self.commands.post(Command::Trace(id, capture));
+        let _ = self.post(Command::Trace(id, capture));
     }
 
     /// Gives a ring of end `end` of a lane another eventfd, without asking for the lane.
@@ -182,7 +187,8 @@ impl WorkerHandle {
                 kicks.retain(|kick| !Arc::ptr_eq(kick, former));
             }
         }
-        self.commands.post(Command::Exchange(id, end, exchange));
+        // The lanes of a worker that has ended are gone with it.
+        let _ = self.post(Command::Exchange(id, end, exchange));
         Ok(())
     }
 
@@ -198,11 +204,28 @@ impl WorkerHandle {
         }
         self.free.push(id);
     }
+
+    /// Puts a command in the worker's mailbox, and waits while that is full. Gives it back if the thread has ended,
+    /// which would never make room.
+    fn post(&self, mut command: Command) -> Result<(), Command> {
+        while !self.has_ended() {
+            match self.commands.try_post(command) {
+                Ok(()) => return Ok(()),
+                Err(back) => command = back,
+            }
+            std::thread::yield_now();
+        }
+        Err(command)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
 }
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
-        self.commands.post(Command::Stop);
+        let _ = self.post(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -214,3 +237,30 @@ pub const LANES_MAX: usize = 4096;
 const COMMANDS_MAX: usize = 256;
 /// The event of the mailbox; those of lanes are their numbers.
 const MAILBOX: u64 = u64::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_worker_that_has_ended() {
+        let thread = std::thread::spawn(|| {});
+        while !thread.is_finished() {
+            std::thread::yield_now();
+        }
+        let worker = WorkerHandle {
+            cpu: 0,
+            busy: <_>::default(),
+            commands: Arc::new(Mailbox::new(1).unwrap()),
+            epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()),
+            thread: Some(thread),
+            free: vec![0],
+            kicks: HashMap::new(),
+        };
+        assert!(worker.commands.try_post(Command::Stop).is_ok(), "the mailbox is full from now on");
+        worker.recall(0, Duration::ZERO);
+        assert!(worker.post(Command::Trace(0, None)).is_err());
+        assert_eq!(worker.room(), 0);
+        drop(worker);
+    }
+}

@@ -220,8 +220,12 @@ impl State {
     }
 
     /// Tells the kernel whether somebody is at the other end of the interfaces of a wire.
-    pub(super) fn set_carrier(&self, key: WireKey, up: bool) {
-        let Some(served) = self.wires.get(key).and_then(|wire| wire.workers()) else { return };
+    pub(super) fn set_carrier(&mut self, key: WireKey, up: bool) {
+        let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
+        // A peer can have this asked for as often as it likes.
+        if served.carrier.replace(up) == Some(up) {
+            return;
+        }
         for tap in served.ends.iter().filter_map(|end| end.interface()) {
             self.jobs.set_carrier(Arc::clone(tap), up);
         }

@@ -120,6 +120,7 @@ impl State {
                 self.events.note(&name, WireChange::Made);
                 if let Some(served) = wire.workers_mut() {
                     let former = std::mem::replace(&mut served.ends[id.end], End::tap(tap));
+                    served.carrier = None;
                     self.jobs.discard((former.kind, former.rings, former.stale));
                 }
                 self.changed.insert(id.wire);
@@ -491,8 +492,13 @@ impl State {
         }
     }
 
-    /// Has kernel interfaces looked at: counters are read, and those that are gone are found.
+    /// Has kernel interfaces looked at: counters are read, and those that are gone are found. One look at a time: who
+    /// asks meanwhile waits for the next one.
     pub(super) fn look_at_interfaces(&mut self) {
+        if std::mem::replace(&mut self.look_in_flight, true) {
+            return;
+        }
+        self.looking = std::mem::take(&mut self.want_look);
         let (mut pairs, mut taps) = (Vec::new(), Vec::new());
         for (key, wire) in &self.wires {
             match &wire.body {
@@ -546,6 +552,10 @@ impl State {
         let is_kernels = |wire: &Wire| wire.spec.ends.iter().any(|end| matches!(end, EndSpec::Kernel(_)));
         if self.wires.values().any(is_kernels) {
             self.poller.timers.set(Timer::Interfaces, Some(Instant::now() + LOOK_INTERVAL));
+        }
+        self.look_in_flight = false;
+        if !self.want_look.is_empty() {
+            self.look_at_interfaces();
         }
     }
 }

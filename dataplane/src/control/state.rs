@@ -53,8 +53,12 @@ pub struct State {
     pub(super) draining: bool,
     /// Who waits until there is no wire.
     pub(super) drained: Vec<Reply<()>>,
-    /// Who waits for the counters of kernel interfaces.
+    /// Kernel interfaces are being looked at.
+    pub(super) look_in_flight: bool,
+    /// Who waits for that.
     pub(super) looking: Vec<Reply<()>>,
+    /// Who waits for the next look: what is read now may be older than what they ask for.
+    pub(super) want_look: Vec<Reply<()>>,
     /// What to say to whom once the snapshot shows it.
     pub(super) answers: Vec<Box<dyn FnOnce() + Send>>,
     /// Wires whose published state is not up to date.
@@ -85,7 +89,9 @@ impl State {
             events: Events::default(),
             draining: false,
             drained: Vec::new(),
+            look_in_flight: false,
             looking: Vec::new(),
+            want_look: Vec::new(),
             answers: Vec::new(),
             changed: BTreeSet::new(),
             map_changed: false,
@@ -139,7 +145,7 @@ impl State {
             Request::Remove { name, patience, reply } => self.remove(&name, patience, reply),
             Request::Drain { patience, reply } => self.drain(patience, reply),
             Request::Look { reply } => {
-                self.looking.push(reply);
+                self.want_look.push(reply);
                 self.look_at_interfaces();
             }
             Request::Subscribe(subscriber) => self.events.add(subscriber),

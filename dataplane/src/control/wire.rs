@@ -133,6 +133,8 @@ pub struct WorkerWire {
     pub no_loan: Option<NoLoan>,
     /// Why some lanes cannot be served.
     pub problem: Option<String>,
+    /// What the kernel was told last: whether somebody is at the other end of its interface.
+    pub carrier: Option<bool>,
 }
 
 /// Where a lane is.
@@ -287,7 +289,7 @@ impl Making {
 impl WorkerWire {
     /// Two ends that nothing joins yet.
     pub fn new(ends: [End; 2]) -> Self {
-        Self { ends, lanes: Vec::new(), no_loan: None, problem: None }
+        Self { ends, lanes: Vec::new(), no_loan: None, problem: None, carrier: None }
     }
 
     /// Takes the rings of both ends, if they are there, nobody wants to change them, and no lane is out.
