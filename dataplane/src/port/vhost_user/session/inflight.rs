@@ -28,7 +28,10 @@ impl InflightMemory {
     ) -> Result<(Self, Inflight, Region), String> {
         let block = block_len(asked, rings, features)?;
         let mmap_size = block * u64::from(asked.queues);
-        let region = Region::create("vhost-inflight", mmap_size, health).map_err(|error| error.to_string())?;
+        let made = Region::create("vhost-inflight", mmap_size, health).map_err(|error| error.to_string())?;
+        // The frontend keeps the file, so what we populate of it is charged as its own memory is.
+        let file = made.file().try_clone_to_owned().map_err(|error| error.to_string())?;
+        let region = Region::map_window(file, 0, mmap_size, health).map_err(|error| error.to_string())?;
         let answer = Inflight { mmap_size, mmap_offset: 0, ..asked };
         Ok((Self::cut(region.clone(), answer, block)?, answer, region))
     }
