@@ -186,7 +186,7 @@ fn follow(
                 false
             };
             left = left.saturating_sub(timeout);
-            if heard || left.is_zero() {
+            if heard || vfs.take_returned() || left.is_zero() {
                 vfs.look();
                 // A look that is asked for already is soon enough.
                 let _ = reconcile.try_send(());

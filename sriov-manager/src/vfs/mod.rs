@@ -91,6 +91,8 @@ struct Inner {
     closing: AtomicBool,
     /// Counts changes of what others can see.
     generation: Arc<watch::Sender<u64>>,
+    /// A call into the kernel that was given up has come back since somebody asked.
+    returned: Arc<AtomicBool>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// No other manager owns this tree, whatever its state directory.
@@ -135,9 +137,12 @@ impl Vfs {
         }
         let generation = Arc::new(watch::Sender::new(0));
         let changed = Arc::clone(&generation);
+        let returned = Arc::new(AtomicBool::new(false));
+        let has_returned = Arc::clone(&returned);
         // Called on a thread that has none of our files: it must not be the one that ends us, and close them.
         let watchdog = Watchdog::new(kernel, move || {
             info!("a call into the kernel that was given up has come back");
+            has_returned.store(true, Ordering::Relaxed);
             changed.send_modify(|generation| *generation += 1);
         });
         let inner = Inner {
@@ -159,6 +164,7 @@ impl Vfs {
             freed: Condvar::new(),
             closing: AtomicBool::new(false),
             generation,
+            returned,
             looking: Mutex::default(),
             _tree: tree,
         };
@@ -189,6 +195,12 @@ impl Vfs {
         // Under the lock, so that nobody is between the question and the wait.
         let _state = self.lock();
         self.0.freed.notify_all();
+    }
+
+    /// Whether a call into the kernel that was given up has come back since this was asked last: then something can be gone
+    /// on with.
+    pub(crate) fn take_returned(&self) -> bool {
+        self.0.returned.swap(false, Ordering::Relaxed)
     }
 
     fn is_closing(&self) -> bool {
