@@ -61,19 +61,19 @@ impl Engine {
     /// Makes a wire of which there must be none yet. Returns when its listeners listen and its interfaces exist; a
     /// client end may still be connecting. Blocks for some milliseconds: call it from a thread that may wait.
     pub fn add(&self, spec: WireSpec) -> Result<(), EngineError> {
-        self.await_answer(self.want(spec, true)?)?.map(|_| ())
+        self.await_answer(&self.want(spec, true)?)?.map(|_| ())
     }
 
     /// Makes a wire what `spec` says: a new one, the one that there is, changed, or nothing at all if it is just so.
     /// Blocks as [`Self::add`] does.
     pub fn apply(&self, spec: WireSpec) -> Result<Applied, EngineError> {
-        self.await_answer(self.want(spec, false)?)?
+        self.await_answer(&self.want(spec, false)?)?
     }
 
     /// The same for many wires at once, in less time than one after the other. The answers are in their order.
     pub fn apply_all(&self, specs: Vec<WireSpec>) -> Vec<Result<Applied, EngineError>> {
         let answers: Vec<_> = specs.into_iter().map(|spec| self.want(spec, false)).collect();
-        answers.into_iter().map(|answer| self.await_answer(answer?)?).collect()
+        answers.into_iter().map(|answer| self.await_answer(&answer?)?).collect()
     }
 
     /// Removes a wire and everything it made. Returns when no worker touches it any more and its interfaces and sockets
@@ -95,7 +95,7 @@ impl Engine {
 
     /// Every worker, in the order of [`Settings::workers`].
     pub fn workers(&self) -> Vec<WorkerStatus> {
-        self.control.snapshot.workers.iter().map(|worker| worker.status()).collect()
+        self.control.snapshot.workers.iter().map(super::control::snapshot::WorkerCell::status).collect()
     }
 
     /// One wire.
@@ -147,7 +147,7 @@ impl Engine {
         answer
     }
 
-    fn await_answer<T>(&self, answer: Receiver<T>) -> Result<T, EngineError> {
+    fn await_answer<T>(&self, answer: &Receiver<T>) -> Result<T, EngineError> {
         answer.recv().map_err(|_| self.ended())
     }
 
@@ -161,7 +161,8 @@ impl Engine {
     /// Counters of kernel interfaces are read when somebody wants to see them. While the kernel is busy with interfaces
     /// that takes long, and those that are known have to do.
     fn refresh_kernel_counters(&self) {
-        if self.control.snapshot.is_older_than(Instant::now() - COUNTERS_FRESH) {
+        let fresh = Instant::now().checked_sub(COUNTERS_FRESH);
+        if fresh.is_some_and(|fresh| self.control.snapshot.is_older_than(fresh)) {
             let _ = self.ask(|reply| Request::Look { reply }).recv_timeout(COUNTERS_WAIT);
         }
     }

@@ -6,7 +6,6 @@ use ferrule_dataplane::spec::WireSpec;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "a plan lives for a moment and is mostly additions")]
 pub enum Step {
     /// Remove the wire of this name.
     Remove(String),

@@ -62,4 +62,4 @@ pub fn forwarder(test: &str) -> Option<PathBuf> {
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);

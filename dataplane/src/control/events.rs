@@ -174,7 +174,9 @@ mod tests {
         let mut events = Events::default();
         events.add(subscriber);
         let mut happen = |names: &[&str]| {
-            names.iter().for_each(|name| events.note(name, WireChange::Made));
+            for name in names {
+                events.note(name, WireChange::Made);
+            }
             events.tell();
         };
         let made = |wire: &str| Event::Wire { wire: wire.to_owned(), change: WireChange::Made };

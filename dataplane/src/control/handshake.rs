@@ -209,7 +209,7 @@ impl State {
     /// The most queue pairs that any interface at a listening socket takes: HELLO is said before a client says which
     /// one it wants.
     fn queues_offered(&self, key: ListenerKey) -> u16 {
-        let ends = self.listeners.get(key).into_iter().flat_map(|listener| listener.memif_ends());
+        let ends = self.listeners.get(key).into_iter().flat_map(super::listener::SharedListener::memif_ends);
         let queues = ends.filter_map(|end: EndId| memif_spec(&self.wires.get(end.wire)?.spec.ends[end.end]));
         queues.map(|spec| spec.queues).max().unwrap_or(1)
     }

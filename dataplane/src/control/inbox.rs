@@ -15,6 +15,7 @@ use crate::engine::{Applied, EngineError};
 use crate::spec::WireSpec;
 
 /// A message to the control thread.
+#[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
 pub enum Message {
     /// Somebody wants something.
     Request(Request),

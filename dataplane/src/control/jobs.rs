@@ -26,6 +26,7 @@ use crate::spec::KernelSpec;
 use ferrule_ffi::tap::Tap;
 
 /// What became of a job.
+#[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
 pub enum Done {
     /// A socket listens, or cannot.
     Bound(ListenerKey, Result<Listener, SocketError>),

@@ -19,7 +19,7 @@ impl State {
     pub(super) fn join(&mut self, key: WireKey) {
         let Some(wire) = self.wires.get_mut(key).filter(|wire| wire.removal.is_none()) else { return };
         let (spec, counters) = (Arc::clone(&wire.spec), Arc::clone(&wire.counters));
-        let Some(rings) = wire.workers_mut().and_then(|served| served.take_rings()) else { return };
+        let Some(rings) = wire.workers_mut().and_then(super::wire::WorkerWire::take_rings) else { return };
         self.changed.insert(key);
         for (number, lane) in deal(rings, spec.full, &counters).into_iter().enumerate() {
             let place = self.place(key, number, Box::new(lane));
@@ -73,7 +73,9 @@ impl State {
     /// Tries again to serve lanes that no worker could take.
     pub(super) fn serve_unserved_lanes(&mut self) {
         for key in std::mem::take(&mut self.unserved) {
-            let has_unserved = |wire: &Wire| wire.removal.is_none() && wire.workers().is_some_and(|w| w.has_unserved());
+            let has_unserved = |wire: &Wire| {
+                wire.removal.is_none() && wire.workers().is_some_and(super::wire::WorkerWire::has_unserved)
+            };
             if !self.wires.get(key).is_some_and(has_unserved) {
                 continue;
             }
@@ -155,7 +157,7 @@ impl State {
         let former = end.disconnect(text.clone());
         let is_news = had_peer || before.as_ref() != Some(&text);
         if is_news
-            && !(is_removed && !had_peer)
+            && (had_peer || !is_removed)
             && let Some(suppressed) = wire.log_limit.allow(Instant::now())
         {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));

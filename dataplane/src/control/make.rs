@@ -131,7 +131,9 @@ impl State {
                 Ok(Applied::Unchanged)
             }
         };
-        waiting.into_iter().for_each(|reply| self.answer(reply, outcome.clone()));
+        for reply in waiting {
+            self.answer(reply, outcome.clone());
+        }
         self.join(id.wire);
     }
 
@@ -302,7 +304,9 @@ impl State {
         let spec = Arc::clone(&wire.spec);
         tracing::info!(wire = spec.name, "made");
         self.events.note(&spec.name, WireChange::Made);
-        waiting.into_iter().for_each(|reply| self.answer(reply, Ok(outcome)));
+        for reply in waiting {
+            self.answer(reply, Ok(outcome));
+        }
         for (number, end) in spec.ends.iter().enumerate() {
             self.open_listener(end);
             self.set_timer(EndId { wire: key, end: number });
@@ -366,7 +370,9 @@ impl State {
                 let waiting = std::mem::take(&mut wire.waiting);
                 let error =
                     if self.draining { EngineError::Draining } else { EngineError::Cancelled(spec.name.clone()) };
-                waiting.into_iter().for_each(|reply| self.answer(reply, Err(error.clone())));
+                for reply in waiting {
+                    self.answer(reply, Err(error.clone()));
+                }
                 for (number, end) in spec.ends.iter().enumerate() {
                     if self.stop_waiting(EndId { wire: key, end: number }, end) {
                         self.outstanding(key, -1);
@@ -385,7 +391,9 @@ impl State {
                 // Whoever waits for a lost interface to be made again.
                 let waiting = std::mem::take(&mut wire.waiting);
                 let error = EngineError::Cancelled(spec.name.clone());
-                waiting.into_iter().for_each(|reply| self.answer(reply, Err(error.clone())));
+                for reply in waiting {
+                    self.answer(reply, Err(error.clone()));
+                }
                 self.recall(key, patience);
                 for (number, end) in spec.ends.iter().enumerate() {
                     self.release_listener(EndId { wire: key, end: number }, end);
@@ -468,9 +476,13 @@ impl State {
             tracing::info!(wire = spec.name, "removed");
             self.events.note(&spec.name, WireChange::Removed);
         }
-        replies.into_iter().for_each(|reply| self.answer(reply, Ok(())));
+        for reply in replies {
+            self.answer(reply, Ok(()));
+        }
         let failure = failure.unwrap_or_else(|| EngineError::Cancelled(spec.name.clone()));
-        waiting.into_iter().for_each(|reply| self.answer(reply, Err(failure.clone())));
+        for reply in waiting {
+            self.answer(reply, Err(failure.clone()));
+        }
         if let Some(Replacement { spec, replies, same }) = next {
             let mut wire = Wire::new(spec, if same { Applied::Remade } else { Applied::Made });
             wire.waiting = replies;
@@ -488,7 +500,9 @@ impl State {
 
     fn answer_drained(&mut self) {
         if self.wires.is_empty() {
-            std::mem::take(&mut self.drained).into_iter().for_each(|reply| self.answer(reply, ()));
+            for reply in std::mem::take(&mut self.drained) {
+                self.answer(reply, ());
+            }
         }
     }
 
@@ -548,7 +562,9 @@ impl State {
         for id in look.gone {
             self.disconnect(id, &DisconnectReason::Fault(crate::port::Fault::InterfaceGone(libc::EBADFD)));
         }
-        std::mem::take(&mut self.looking).into_iter().for_each(|reply| self.answer(reply, ()));
+        for reply in std::mem::take(&mut self.looking) {
+            self.answer(reply, ());
+        }
         let is_kernels = |wire: &Wire| wire.spec.ends.iter().any(|end| matches!(end, EndSpec::Kernel(_)));
         if self.wires.values().any(is_kernels) {
             self.poller.timers.set(Timer::Interfaces, Some(Instant::now() + LOOK_INTERVAL));

@@ -102,11 +102,11 @@ impl State {
     }
 
     /// Notes why a client end is not connected, and when it is tried again.
-    pub(super) fn not_connected(&mut self, id: EndId, problem: String) {
+    pub(super) fn not_connected(&mut self, id: EndId, problem: &str) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let Some(served) = wire.workers_mut() else { return };
-        let is_news = served.ends[id.end].last_error.as_ref() != Some(&problem);
-        served.ends[id.end].disconnect(problem.clone());
+        let is_news = served.ends[id.end].last_error.as_deref() != Some(problem);
+        served.ends[id.end].disconnect(problem.to_owned());
         if is_news && let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
             tracing::info!(wire, end, problem, suppressed, "not connected; trying again");
@@ -121,11 +121,11 @@ impl State {
         // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
         let loan = match self.loan(id) {
             Ok(loan) => loan,
-            Err(problem) => return self.not_connected(id, problem.to_owned()),
+            Err(problem) => return self.not_connected(id, problem),
         };
         let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
             Ok(channel) => channel,
-            Err(error) => return self.not_connected(id, error.to_string()),
+            Err(error) => return self.not_connected(id, &error.to_string()),
         };
         match self.poller.watch(&channel, Owner::End(id)) {
             Ok(token) => {
@@ -136,7 +136,7 @@ impl State {
                 served.ends[id.end].kind = EndKind::Client(ClientState::Handshake(handshake, token));
                 self.set_timer(id);
             }
-            Err(error) => self.not_connected(id, format!("wait for the socket: {error}")),
+            Err(error) => self.not_connected(id, &format!("wait for the socket: {error}")),
         }
     }
 

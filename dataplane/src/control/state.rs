@@ -223,7 +223,7 @@ impl State {
 
     fn end_is_due(&mut self, id: EndId) {
         let end = self.wires.get(id.wire).and_then(|wire| wire.workers()).map(|served| &served.ends[id.end]);
-        match end.and_then(|end| end.deadline()) {
+        match end.and_then(super::end::End::deadline) {
             Some((at, _)) if at > Instant::now() => self.set_timer(id),
             Some((_, Due::Connect)) => self.connect(id),
             Some((_, Due::GiveUp)) => self.disconnect(id, &DisconnectReason::TooSlow(HANDSHAKE.as_secs())),
@@ -235,7 +235,7 @@ impl State {
     /// Sets the timer of an end by what it is due for.
     pub(super) fn set_timer(&mut self, id: EndId) {
         let end = self.wires.get(id.wire).and_then(|wire| wire.workers()).map(|served| &served.ends[id.end]);
-        let deadline = end.and_then(|end| end.deadline()).map(|(at, _)| at);
+        let deadline = end.and_then(super::end::End::deadline).map(|(at, _)| at);
         self.poller.timers.set(Timer::End(id), deadline);
     }
 
@@ -287,12 +287,11 @@ impl State {
                 let change = if is_up { WireChange::Up { queues: state.queues } } else { WireChange::Down };
                 self.events.note(&wire.spec.name, change);
             }
-            match &wire.cell {
-                Some(cell) => cell.publish(state),
-                None => {
-                    wire.cell = Some(Arc::new(WireCell::new(state, Arc::clone(&wire.counters))));
-                    self.map_changed = true;
-                }
+            if let Some(cell) = &wire.cell {
+                cell.publish(state);
+            } else {
+                wire.cell = Some(Arc::new(WireCell::new(state, Arc::clone(&wire.counters))));
+                self.map_changed = true;
             }
         }
         if std::mem::take(&mut self.map_changed) {

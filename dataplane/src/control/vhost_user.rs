@@ -51,11 +51,11 @@ impl State {
     pub(super) fn connect_to_frontend(&mut self, id: EndId, spec: &VhostUserSpec) {
         let channel = match Channel::connect(&spec.socket) {
             Ok(channel) => channel,
-            Err(error) => return self.not_connected(id, error.to_string()),
+            Err(error) => return self.not_connected(id, &error.to_string()),
         };
         match self.poller.watch(&channel, Owner::End(id)) {
             Ok(token) => self.connect_frontend(id, channel, token, None),
-            Err(error) => self.not_connected(id, format!("wait for the socket: {error}")),
+            Err(error) => self.not_connected(id, &format!("wait for the socket: {error}")),
         }
     }
 

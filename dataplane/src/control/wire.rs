@@ -67,6 +67,7 @@ pub struct Wire {
 }
 
 /// How far a wire has come.
+#[expect(clippy::large_enum_variant, reason = "there is one for each wire, and each becomes the largest of them")]
 pub enum Body {
     /// Parts of it are being made.
     Making(Making),
@@ -223,7 +224,9 @@ impl Wire {
             _ if self.removal.is_some() => ([EndState::Removing, EndState::Removing], None),
             Body::Making(_) => ([EndState::Making, EndState::Making], None),
             Body::Closed => ([EndState::Removing, EndState::Removing], None),
-            Body::Kernel(wire) => (wire.gone.each_ref().map(interface_state), Some(wire.counters)),
+            Body::Kernel(wire) => {
+                (wire.gone.each_ref().map(|gone| interface_state(gone.as_ref())), Some(wire.counters))
+            }
             Body::Workers(wire) => (wire.ends.each_ref().map(End::state), None),
         };
         WireState {
@@ -242,7 +245,9 @@ impl Wire {
         let (Some(borrower), Some(wire)) = (self.spec.borrower(), self.workers()) else { return Crossing::Copied };
         match &wire.no_loan {
             Some(reason) => Crossing::CopiedThough { reason: reason.to_string() },
-            None if wire.ends[borrower].layout().is_some_and(|layout| layout.is_lent()) => Crossing::Switched,
+            None if wire.ends[borrower].layout().is_some_and(super::super::port::memif::layout::Layout::is_lent) => {
+                Crossing::Switched
+            }
             None => Crossing::Copied,
         }
     }
@@ -265,7 +270,7 @@ fn own_memory(spec: &MemifSpec) -> u64 {
     slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 2 * 4096
 }
 
-fn interface_state(gone: &Option<String>) -> EndState {
+fn interface_state(gone: Option<&String>) -> EndState {
     match gone {
         None => EndState::Up,
         Some(reason) => EndState::Failed { reason: reason.clone() },

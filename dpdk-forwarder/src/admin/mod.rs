@@ -204,9 +204,9 @@ fn refusal(error: &ChangeError) -> Status {
         | ChangeError::NoJournal(_) => Code::FailedPrecondition,
         ChangeError::Engine(EngineError::Cancelled(_)) => Code::Aborted,
         ChangeError::Engine(EngineError::StillRemoving(_)) => Code::DeadlineExceeded,
-        ChangeError::Engine(EngineError::Start(_) | EngineError::Ended(_)) => Code::Internal,
+        ChangeError::Engine(EngineError::Start(_) | EngineError::Ended(_))
+        | ChangeError::Journal(JournalError::Locked { .. } | JournalError::Failed { .. }) => Code::Internal,
         ChangeError::Journal(JournalError::Full { .. }) => Code::ResourceExhausted,
-        ChangeError::Journal(JournalError::Locked { .. } | JournalError::Failed { .. }) => Code::Internal,
         ChangeError::Engine(EngineError::Draining) | ChangeError::Draining => Code::Unavailable,
     };
     status(code, &error.to_string())

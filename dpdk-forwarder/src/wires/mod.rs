@@ -278,9 +278,8 @@ impl Wires {
         let known = self.entries().get(&spec.name).and_then(|entry| entry.failure.clone());
         let failure = result.as_ref().err().map(Failure::from);
         match (result, &failure) {
-            (Ok(Applied::Unchanged), _) => {}
+            (Ok(Applied::Unchanged) | Err(EngineError::Draining), _) => {}
             (Ok(applied), _) => info!(wire = spec.name, ends = ends(&spec), ?applied, "wire made"),
-            (Err(EngineError::Draining), _) => {}
             // The same again would only fill the log.
             (Err(_), failure) if known == *failure => {}
             (Err(problem), _) => error!(wire = spec.name, %problem, "wire not made; it will be tried again"),

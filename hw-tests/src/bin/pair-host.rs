@@ -43,7 +43,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             "recover" => setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?,
             "status" => {
                 let wire = engine.wire(WIRE).ok_or("the wire is gone")?;
-                let [a, b] = wire.ends.each_ref().map(|end| end.word());
+                let [a, b] = wire.ends.each_ref().map(ferrule_dataplane::status::EndState::word);
                 println!("status: {a} {b} {}", wire.directions[0].frames);
             }
             "remove" => {

@@ -220,7 +220,7 @@ impl Reader {
             }
             Some(Place::Path(path)) => self.wrong(field, format!("`{path}`; an absolute path is wanted")),
             Some(Place::Process(process)) => {
-                self.wrong(field, format!("{}; the number of a process is wanted", process.pid))
+                self.wrong(field, format!("{}; the number of a process is wanted", process.pid));
             }
             None => self.wrong(field, "a path or a process is wanted; leave it out for the forwarder's own namespace"),
         }

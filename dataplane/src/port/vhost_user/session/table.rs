@@ -215,7 +215,7 @@ mod tests {
         const SLOT: u64 = 4 << 30;
         let slots = SLOTS_MAX as u64;
         let memory = memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap();
-        ftruncate(&memory, (slots * SLOT) as i64).unwrap();
+        ftruncate(&memory, (slots * SLOT).cast_signed()).unwrap();
         let mut table = MemoryTable::default();
         for slot in 0..slots {
             let at = slot * SLOT;
@@ -225,7 +225,7 @@ mod tests {
         // Each row shows its own part of the file.
         let places = [0, 47, slots - 1].map(|slot| slot * SLOT + 4096);
         for (mark, place) in (7u32..).zip(places) {
-            nix::sys::uio::pwrite(&memory, &mark.to_ne_bytes(), place as i64).unwrap();
+            nix::sys::uio::pwrite(&memory, &mark.to_ne_bytes(), place.cast_signed()).unwrap();
             let (region, offset, guest) = table.memory().unwrap().user((1 << 40) + place, 4).unwrap();
             assert_eq!((region.read_u32(offset), guest), (Some(mark), place));
         }
