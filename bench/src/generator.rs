@@ -1,7 +1,7 @@
 //! A generator and a sink on the two ends of a wire, driven by one thread.
 //!
 //! It has to be faster than what it measures, so it leaves frames in their buffers and rewrites what differs
-//! ([`Touch`](crate::load::Touch) says how much of a frame that is), reads the clock once a burst, and notes how long it
+//! ([`Touch`] says how much of a frame that is), reads the clock once a burst, and notes how long it
 //! had nothing to do: a generator that never waits measures itself.
 //!
 //! - `pacer`: how many frames are due.

@@ -25,13 +25,13 @@ pub struct Demux {
     routes: HashMap<u64, QueueTarget>,
     /// The keys that got frames since the last publish.
     touched: ArrayVec<u64, BURST>,
-    shared: Arc<Shared>,
+    shared: Arc<DemuxState>,
 }
 
 /// Control's side of it.
-pub struct DemuxHandle(Arc<Shared>);
+pub struct DemuxHandle(Arc<DemuxState>);
 
-struct Shared {
+struct DemuxState {
     changes: ArrayQueue<Change>,
     /// Queues that are not used any more: control drops them, as a worker frees no memory.
     retired: ArrayQueue<QueueTarget>,
@@ -46,7 +46,7 @@ struct Change {
 impl Demux {
     /// For at most so many keys.
     pub fn new(classify: Classify, keys_max: usize) -> (Self, DemuxHandle) {
-        let shared = Shared {
+        let shared = DemuxState {
             changes: ArrayQueue::new(CHANGES_MAX),
             retired: ArrayQueue::new(keys_max + CHANGES_MAX),
             unmatched: AtomicU64::new(0),

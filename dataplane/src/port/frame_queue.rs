@@ -24,7 +24,7 @@ use crate::status::DropReason;
 pub fn frame_queue(buffers: usize, buffer: usize) -> io::Result<(QueueTarget, QueueSource)> {
     let free = ArrayQueue::new(buffers);
     while free.push(Buffer { bytes: vec![0; buffer].into(), length: 0 }).is_ok() {}
-    let shared = Shared {
+    let shared = QueueState {
         free,
         filled: ArrayQueue::new(buffers),
         sleep_flag: SleepFlag::default(),
@@ -38,7 +38,7 @@ pub fn frame_queue(buffers: usize, buffer: usize) -> io::Result<(QueueTarget, Qu
 
 /// Where frames are put.
 pub struct QueueTarget {
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
     prefix: Box<[u8]>,
     /// Whether something was stored since the last publish.
     stored: bool,
@@ -46,13 +46,13 @@ pub struct QueueTarget {
 
 /// Where they are taken from.
 pub struct QueueSource {
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
     burst: ArrayVec<Buffer, BURST>,
     /// How many of the burst are taken.
     next: usize,
 }
 
-struct Shared {
+struct QueueState {
     free: ArrayQueue<Buffer>,
     filled: ArrayQueue<Buffer>,
     sleep_flag: SleepFlag,
