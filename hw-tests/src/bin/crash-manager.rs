@@ -61,8 +61,9 @@ async fn main() -> Result<()> {
 fn observer(die_at: Option<u64>, pause_before_unbind: Option<PathBuf>) -> Observer {
     let passed = AtomicU64::new(0);
     Arc::new(move |point: &Point<'_>| {
-        if die_at == Some(passed.fetch_add(1, Ordering::Relaxed) + 1) {
-            eprintln!("dying at point {die_at:?}: {point:?}");
+        let number = passed.fetch_add(1, Ordering::Relaxed) + 1;
+        if die_at == Some(number) {
+            eprintln!("dying at point {number}: {point:?}");
             // It cannot be refused: it is our own process.
             let _ = kill(Pid::this(), Signal::SIGKILL);
         }
