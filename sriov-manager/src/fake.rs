@@ -184,7 +184,7 @@ impl FakeNode {
     pub fn options(&self) -> Options {
         let timeouts = Timeouts {
             call: Duration::from_secs(5),
-            count: Duration::from_secs(60),
+            count: Duration::from_mins(1),
             appear: Duration::from_millis(300),
             settle: Duration::from_millis(300),
             busy: Duration::from_secs(5),

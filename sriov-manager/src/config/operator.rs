@@ -19,7 +19,9 @@ pub(super) fn read(documents: &[Field<'_>]) -> Policies {
         match text_of(document, "kind") {
             Some("List" | "SriovNetworkNodePolicyList") => {
                 let items = document.peek("items").and_then(|items| items.items()).unwrap_or_default();
-                items.iter().for_each(|item| reader.object(item));
+                for item in &items {
+                    reader.object(item);
+                }
             }
             _ => reader.object(document),
         }
