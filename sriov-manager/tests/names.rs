@@ -14,9 +14,9 @@ fn pool(name: &str) -> Policies {
 /// Another interface below a PF, as the kernel shows it.
 fn add_netdev(node: &FakeNode, pf: PciAddress, name: &str, files: &[(&str, &str)]) {
     let directory = node.sysfs().file(pf, "net").join(name);
-    fs::create_dir(&directory).unwrap();
+    fs::create_dir(&directory).expect("a folder can be made");
     for (file, text) in [("mtu", "1500"), ("ifindex", "900")].iter().chain(files) {
-        fs::write(directory.join(file), format!("{text}\n")).unwrap();
+        fs::write(directory.join(file), format!("{text}\n")).expect("a file can be written");
     }
 }
 
