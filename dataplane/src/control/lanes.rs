@@ -102,8 +102,8 @@ impl State {
         }
     }
 
-    /// Recalls the lanes of a wire, with so much patience for targets that are full. `true`: no worker has one.
-    pub(super) fn recall(&mut self, key: WireKey, patience: Duration) -> bool {
+    /// Recalls the lanes of a wire, which wait at most `timeout` for targets that are full. `true`: no worker has one.
+    pub(super) fn recall(&mut self, key: WireKey, timeout: Duration) -> bool {
         let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return false };
         let lanes: Vec<(usize, LaneId)> = served.served().collect();
         self.changed.insert(key);
@@ -112,7 +112,7 @@ impl State {
             return served.reunite();
         }
         for (worker, id) in lanes {
-            self.workers[worker].recall(id, patience);
+            self.workers[worker].recall(id, timeout);
         }
         false
     }

@@ -54,12 +54,12 @@ impl Pair {
     }
 
     /// Moves what the driver sent into the driver's other ring, as a worker does, until nothing moves.
-    pub fn turn(&mut self) -> Turn {
+    pub fn turn(&mut self) -> Counts {
         self.try_turn().unwrap()
     }
 
     /// The same with a driver that may lie.
-    pub fn try_turn(&mut self) -> Result<Turn, Broken> {
+    pub fn try_turn(&mut self) -> Result<Counts, Broken> {
         let before = self.counters.read();
         let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
         while forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch)? == Visit::Moved {}
@@ -67,7 +67,7 @@ impl Pair {
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
-        Ok(Turn {
+        Ok(Counts {
             frames: (after.frames - before.frames) as usize + refused,
             refused,
             interrupts: rung(&self.eventfds[RX]),
@@ -157,7 +157,7 @@ impl Pair {
 }
 
 #[derive(Default, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct Counts {
     pub frames: usize,
     pub refused: usize,
     pub interrupts: usize,

@@ -12,7 +12,7 @@ use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
 use crate::held::Held;
-use crate::honest::{Honest, PATIENCE};
+use crate::honest::{Honest, TIMEOUT};
 use crate::traffic::{HONEST, STEP, Traffic, is_from_far};
 
 /// One attack, and how it must end.
@@ -24,7 +24,7 @@ pub struct Case {
     /// How it must end.
     pub expect: Expect,
     /// Does it. What it returns goes on with the attack until it is dropped.
-    pub attack: fn(&Arena) -> Held,
+    pub attack: fn(&Testbed) -> Held,
 }
 
 /// The end that is attacked, and who is at the other end of its wire.
@@ -63,7 +63,7 @@ pub enum Expect {
 }
 
 /// An engine with the attacked wire, its honest far end, and two bystanders, which are removed again in the end.
-pub struct Arena {
+pub struct Testbed {
     pub engine: Arc<Engine>,
     /// The attacked wire: its end 0 is attacked.
     pub wire: String,
@@ -120,7 +120,7 @@ impl Victim {
     }
 }
 
-impl Arena {
+impl Testbed {
     pub fn prepare(case: &Case, engine: &Arc<Engine>) -> Self {
         let (victim, wire) = (case.victim, unique("hostile"));
         let far = format!("{wire}-far");
@@ -192,7 +192,7 @@ impl Arena {
         while !(hears && self.traffic.honest_frames() > heard) {
             honest.put(HONEST);
             hears |= honest.take().is_some_and(|frame| is_from_far(&frame));
-            assert!(begun.elapsed() < PATIENCE, "`{case}`: no frames cross to an honest peer, {:?}", self.victim());
+            assert!(begun.elapsed() < TIMEOUT, "`{case}`: no frames cross to an honest peer, {:?}", self.victim());
             thread::yield_now();
         }
         let took = begun.elapsed();
@@ -201,7 +201,7 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for Testbed {
     fn drop(&mut self) {
         self.traffic.stop();
         for name in ["", "-1", "-2"].map(|end| format!("{}{end}", self.wire)) {
