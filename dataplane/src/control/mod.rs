@@ -53,6 +53,7 @@ use snapshot::{Snapshot, WorkerCell};
 use state::State;
 
 use crate::mailbox::Mailbox;
+pub use crate::port::MESSAGES_PER_EVENT;
 use crate::port::kernel::InterfaceOwner;
 use crate::settings::Settings;
 use crate::worker::{LANES_MAX, WorkerHandle};
@@ -106,8 +107,6 @@ impl Drop for Control {
     }
 }
 
-/// Messages of one peer handled at a time, before others have their turn.
-pub const MESSAGES_PER_EVENT: usize = 16;
 /// Unfinished handshakes of one listening socket; beyond, one goes.
 pub const HANDSHAKES_MAX: usize = 64;
 /// Frontends that wait at one listening socket; beyond, one goes. Each is a descriptor and a part of one message.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ferrule_dataplane::port::any::{AnySource, AnyTarget};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
-use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx};
+use ferrule_dataplane::port::vhost_user::virtqueue::{GuestRx, GuestTx};
 use ferrule_dataplane::port::{FRAME_MAX, Fault};
 use ferrule_dataplane::status::DropReason;
 use ferrule_dataplane::visit::Broken;

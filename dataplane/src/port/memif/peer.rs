@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 
-use crate::control::MESSAGES_PER_EVENT;
+use crate::port::MESSAGES_PER_EVENT;
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
 use crate::port::memif::layout::{Layout, Loan};

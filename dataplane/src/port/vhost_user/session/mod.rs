@@ -37,7 +37,8 @@ use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::VhostUserOffer;
 use crate::port::vhost_user::session::table::MemoryTable;
 use crate::port::vhost_user::session::vring_config::VringConfig;
-use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
+use crate::port::vhost_user::virtqueue::{GuestRx, GuestTx};
+use crate::port::vhost_user::vring::{VringError, VringLog, VringSetup};
 
 /// Everything that one frontend has said.
 pub struct Session {
