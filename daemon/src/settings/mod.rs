@@ -1,7 +1,7 @@
 //! Files of settings: text in, checked values out, or everything that is wrong in one go, each at its line.
 //!
 //! Modules in reading order: `tree` (text to a tree with positions), `reader` (tree to values, collecting errors),
-//! `watch` (a file that gets new contents), `follow` (one that a daemon was started with).
+//! `file` (a file that was read), `watch` (one that gets new contents), `follow` (one that a daemon was started with).
 
 use std::fmt;
 use std::io;
@@ -11,11 +11,13 @@ use thiserror::Error;
 
 use tree::Node;
 
+mod file;
 mod follow;
 mod reader;
 mod tree;
 mod watch;
 
+pub use file::{FileSettings, SettingsFile};
 pub use follow::{Cause, Followed};
 pub use reader::{Diagnostics, Field, Table};
 pub use watch::FileWatch;
@@ -28,11 +30,6 @@ pub fn parse<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Diagnosti
     let value = read(&Field::root(&node, &diagnostics), &diagnostics);
     let found = diagnostics.into_errors();
     if found.is_empty() { Ok(value) } else { Err(errors(found)) }
-}
-
-/// Reads a file; `what` is what an error calls it.
-pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::Read { what, path: path.to_owned(), source })
 }
 
 /// The text of a file that was read already.
