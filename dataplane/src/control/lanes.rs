@@ -30,7 +30,7 @@ impl State {
         self.set_carrier(key, true);
         let wire = &mut self.wires[key];
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            tracing::info!(wire = spec.name, queues = wire.queues(), suppressed = if_any(suppressed), "up");
+            tracing::info!(wire = spec.name, queues = wire.queues(), suppressed = if_any(suppressed), "wire up");
         }
     }
 

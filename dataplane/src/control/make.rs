@@ -302,7 +302,7 @@ impl State {
         };
         let waiting = std::mem::take(&mut wire.waiting);
         let spec = Arc::clone(&wire.spec);
-        tracing::info!(wire = spec.name, "made");
+        tracing::debug!(wire = spec.name, "wire made");
         self.events.note(&spec.name, WireChange::Made);
         for reply in waiting {
             self.answer(reply, Ok(outcome));
@@ -328,7 +328,7 @@ impl State {
             budget.set_limit(memory_limit(end));
         }
         self.changed.insert(key);
-        tracing::info!(wire = self.wires[key].spec.name, "updated");
+        tracing::info!(wire = self.wires[key].spec.name, "wire updated");
         self.events.note(&self.wires[key].spec.name, WireChange::Updated);
         if lanes_change && self.recall(key, Duration::ZERO) {
             self.join(key);
@@ -473,7 +473,7 @@ impl State {
         self.map_changed = true;
         let Removal { replies, failure, next } = removal.unwrap_or_default();
         if failure.is_none() {
-            tracing::info!(wire = spec.name, "removed");
+            tracing::info!(wire = spec.name, "wire removed");
             self.events.note(&spec.name, WireChange::Removed);
         }
         for reply in replies {
