@@ -10,8 +10,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{self, PassCred};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    getsockopt, listen, sendmsg, setsockopt, shutdown, socket,
+    Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
+    listen, sendmsg, setsockopt, shutdown,
 };
 
 use crate::closers;
