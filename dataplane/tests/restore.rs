@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use common::TIMEOUT;
+use common::DEADLINE;
 use ferrule_dataplane::Settings;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::lane::{collect, deal};
@@ -144,7 +144,7 @@ fn serve(ends: [OurEnd; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -
     let [a, b] = ends;
     let lane = deal([a.rings, b.rings], Full::Hold, counters).remove(0);
     let id = worker.serve(Box::new(lane)).map_err(|(error, _)| error).unwrap();
-    let deadline = Instant::now() + 4 * TIMEOUT;
+    let deadline = Instant::now() + 4 * DEADLINE;
     while !done() {
         assert!(Instant::now() < deadline, "no traffic");
         assert!(returned.take().is_none_or(|back| back.fault.is_none()), "a fault");
@@ -197,7 +197,7 @@ fn exchange(mut far: PeerEnd, stop: &AtomicBool, total: &AtomicU32, expected: &A
         let (sender, receiver) = (&mut far.queues.senders[0], &mut far.queues.receivers[0]);
         if stop.load(Ordering::Relaxed) {
             total.store(sent, Ordering::Relaxed);
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * TIMEOUT);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * DEADLINE);
             assert!(Instant::now() < deadline, "{received} frames of {expected:?} came");
             if received == expected.load(Ordering::Relaxed) {
                 return (sent, received);

@@ -25,7 +25,7 @@ fn testbed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {
 /// Listens on another thread: the engine connects only when the lender is there.
 fn open(name: &str) -> std::thread::JoinHandle<Endpoint> {
     let spec = server_spec(name, 1);
-    std::thread::spawn(move || Endpoint::open(&spec, common::TIMEOUT).unwrap())
+    std::thread::spawn(move || Endpoint::open(&spec, common::DEADLINE).unwrap())
 }
 
 fn exchange(lender: &mut Endpoint, borrower: &mut Endpoint, count: usize) {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{TIMEOUT, client, client_spec, engine, eventually, poll, receive, send, unique};
+use common::{DEADLINE, client, client_spec, engine, eventually, poll, receive, send, unique};
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
@@ -62,7 +62,7 @@ impl Testbed {
 
     /// Another frontend is let in at once, and its wire carries frames.
     fn honest_frontend_is_served(&self) {
-        let _guest = Frontend::open(&self.spec(), TIMEOUT).unwrap();
+        let _guest = Frontend::open(&self.spec(), DEADLINE).unwrap();
         let _memif = client(&self.name, 1);
         eventually("the wire is up", || self.engine.wire(&self.name).unwrap().queues == 1);
     }
@@ -92,7 +92,7 @@ impl RawFrontend {
 
     /// Waits until it is shown out.
     fn is_parted_from(&mut self) -> bool {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
             match self.0.receive() {
                 Err(VhostUserChannelError::Closed | VhostUserChannelError::Socket(_)) => return true,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{TIMEOUT, client, client_spec, engine, eventually, unique};
+use common::{DEADLINE, client, client_spec, engine, eventually, unique};
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
@@ -40,7 +40,7 @@ fn notify(eventfd: Option<BorrowedFd<'_>>) {
 
 /// Puts one frame, when there is room.
 fn put(target: &mut dyn Target, bytes: &[u8], offload: Option<&VnetHeader>) {
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         target.refresh().unwrap();
         match target.put(&Frame { bytes: bytes.into(), offload, slots: 0 }).unwrap() {
@@ -73,7 +73,7 @@ fn poll(source: &mut dyn Source) -> Option<(Vec<u8>, Option<VnetHeader>)> {
 }
 
 fn take(source: &mut dyn Source) -> (Vec<u8>, Option<VnetHeader>) {
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(frame) = poll(source) {
             return frame;
@@ -125,7 +125,7 @@ fn vhost_wire(name: &str) -> (String, WireSpec) {
 }
 
 fn open(spec: &FrontendSpec) -> Frontend {
-    Frontend::open(spec, TIMEOUT).unwrap()
+    Frontend::open(spec, DEADLINE).unwrap()
 }
 
 fn status(engine: &Engine, name: &str) -> WireStatus {
@@ -178,7 +178,7 @@ fn queues_stay_apart() {
     engine.add(wire).unwrap();
     let features = Features::VERSION_1 | Features::MRG_RXBUF;
     let mut guest = open(&FrontendSpec { queues: 4, features, ..frontend_spec(&name, 0) });
-    let mut memif = Endpoint::open(&MemifSpec { queues: 4, ..client_spec(&name, 1) }, TIMEOUT).unwrap();
+    let mut memif = Endpoint::open(&MemifSpec { queues: 4, ..client_spec(&name, 1) }, DEADLINE).unwrap();
     until_up(&engine, &name, 4);
     for queue in 0..4 {
         cross(&mut guest.queues.senders[queue], &mut memif.queues.receivers[queue], &SIZES);
@@ -383,7 +383,7 @@ fn a_ring_that_is_not_enabled_is_drained_or_given_nothing() {
     let (name, wire) = mixed_wire("disabled", Role::Server, 2);
     engine.add(wire).unwrap();
     let mut guest = open(&FrontendSpec { queues: 2, ..frontend_spec(&name, 0) });
-    let mut memif = Endpoint::open(&MemifSpec { queues: 2, ..client_spec(&name, 1) }, TIMEOUT).unwrap();
+    let mut memif = Endpoint::open(&MemifSpec { queues: 2, ..client_spec(&name, 1) }, DEADLINE).unwrap();
     until_up(&engine, &name, 2);
     for index in [2, 3] {
         guest.tell(&VhostUserRequest::SetVringEnable(VringState { index, num: 0 }), &[]).unwrap();
@@ -561,7 +561,7 @@ fn a_guest_that_sleeps_is_notified_by_the_eventfd_that_it_named_last() {
         guest.tell(&VhostUserRequest::SetVringKick(VringFile { index: 1, has_file: true }), &[kick.as_fd()]).unwrap();
         // Whenever the frame came: if the former eventfd was told, so is this one.
         let mut waiting = [PollFd::new(call.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll_fds(&mut waiting, PollTimeout::try_from(TIMEOUT).unwrap()), Ok(1), "round {round}");
+        assert_eq!(poll_fds(&mut waiting, PollTimeout::try_from(DEADLINE).unwrap()), Ok(1), "round {round}");
         assert!(take(&mut guest.queues.receivers[0]).0 == frame(round, 64));
         put(&mut guest.queues.senders[0], &frame(round, 65), None);
         notify(Some(kick.as_fd()));
@@ -646,7 +646,7 @@ fn a_flood_of_requests_costs_nobody_but_its_own_wire() {
             cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &[64]);
         }
     }
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + DEADLINE;
     while answers < 10_000 && Instant::now() < deadline {
         answers += drain(&mut hostile);
         thread::yield_now();

@@ -12,7 +12,7 @@ use ferrule_dataplane::status::EndState;
 
 use crate::common::{eventually, unique};
 use crate::held::Held;
-use crate::honest::{Honest, TIMEOUT};
+use crate::honest::{DEADLINE, Honest};
 use crate::traffic::{HONEST, STEP, Traffic, is_from_far};
 
 /// One attack, and how it must end.
@@ -192,7 +192,7 @@ impl Testbed {
         while !(hears && self.traffic.honest_frames() > heard) {
             honest.put(HONEST);
             hears |= honest.take().is_some_and(|frame| is_from_far(&frame));
-            assert!(begun.elapsed() < TIMEOUT, "`{case}`: no frames cross to an honest peer, {:?}", self.victim());
+            assert!(begun.elapsed() < DEADLINE, "`{case}`: no frames cross to an honest peer, {:?}", self.victim());
             thread::yield_now();
         }
         let took = begun.elapsed();

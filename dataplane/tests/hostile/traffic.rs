@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::held::Repeat;
-use crate::honest::{Honest, TIMEOUT};
+use crate::honest::{DEADLINE, Honest};
 
 /// A thread that drives all honest ends.
 pub struct Traffic {
@@ -43,7 +43,7 @@ impl Traffic {
         let moved = || self.tallies.moved.each_ref().map(|count| count.load(Ordering::Relaxed));
         let before = moved();
         while moved().iter().zip(before).any(|(now, before)| *now < before + STEP) {
-            assert!(begun.elapsed() < TIMEOUT, "a bystander stands still: {before:?}, then {:?}", moved());
+            assert!(begun.elapsed() < DEADLINE, "a bystander stands still: {before:?}, then {:?}", moved());
             thread::yield_now();
         }
         begun.elapsed()

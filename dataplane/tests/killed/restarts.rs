@@ -23,7 +23,7 @@ pub const ROLE: &str = "restarts";
 const KILLS: usize = 8;
 /// Frames that arrive at either guest between two kills: another number each time, so that they are all over the rings.
 const BETWEEN: usize = 777;
-const TIMEOUT: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn a_backend_killed_under_traffic_is_succeeded() {
     let base = Features::VERSION_1.with(Features::PROTOCOL_FEATURES).with(Features::MRG_RXBUF);
@@ -41,7 +41,7 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
             let engine = Killed::start(ROLE, names.clone());
             guests.iter_mut().for_each(Guest::accept);
             let enough = arrived.map(|arrived| arrived + BETWEEN + 37 * kill);
-            let deadline = Instant::now() + TIMEOUT;
+            let deadline = Instant::now() + DEADLINE;
             while arrived.iter().zip(enough).any(|(arrived, enough)| *arrived < enough) {
                 assert!(Instant::now() < deadline, "{name}, after {kill} kills: {arrived:?} of {enough:?} frames");
                 let [a, b] = &mut guests;
@@ -216,7 +216,7 @@ impl RawFrontend {
 }
 
 fn wait(socket: &impl AsFd) {
-    let timeout = PollTimeout::try_from(TIMEOUT).unwrap();
+    let timeout = PollTimeout::try_from(DEADLINE).unwrap();
     let ready = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
     assert_eq!(ready, 1, "nobody came");
 }

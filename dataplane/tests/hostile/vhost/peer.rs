@@ -40,7 +40,7 @@ impl Peer {
 
     /// Connects to a backend that may have many others at its door.
     pub fn insist(address: &SocketAddress) -> Self {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(peer) = Self::try_connect(address) {
                 return peer;
@@ -57,7 +57,7 @@ impl Peer {
 
     /// Sends any bytes with any descriptors. Whether the socket took them all.
     pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> bool {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + DEADLINE;
         let (mut left, mut files) = (bytes, files);
         while Instant::now() < deadline {
             match raw::send(&*self.0.borrow(), left, files) {
@@ -106,7 +106,7 @@ impl Peer {
 
     /// The next answer; `None`: the other side has closed.
     pub fn hear(&self) -> Option<Answer> {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             match self.0.borrow_mut().receive() {
                 Ok(Some(envelope)) => {
@@ -161,4 +161,4 @@ pub const PLAIN: u32 = 1;
 pub const NEED_REPLY: u32 = 9;
 /// Flags of an answer.
 const REPLY: u32 = 5;
-const TIMEOUT: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(5);
