@@ -50,7 +50,7 @@ impl Session {
                 self.vrings.iter_mut().for_each(VringConfig::memory_changed);
             }
             VhostUserRequest::SetInflightFd(told) => {
-                self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?
+                self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?;
             }
             VhostUserRequest::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
             VhostUserRequest::SetVringAddr(address) => self.set_address(address)?,
@@ -69,7 +69,7 @@ impl Session {
             }
             VhostUserRequest::SetStatus(status) => self.set_status(status)?,
             VhostUserRequest::ResetOwner => {
-                self.vrings.iter_mut().for_each(|vring_config| vring_config.enabled = false)
+                self.vrings.iter_mut().for_each(|vring_config| vring_config.enabled = false);
             }
             VhostUserRequest::ResetDevice => self.reset(),
             VhostUserRequest::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => {
