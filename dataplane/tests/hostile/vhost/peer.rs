@@ -161,4 +161,4 @@ pub const PLAIN: u32 = 1;
 pub const NEED_REPLY: u32 = 9;
 /// Flags of an answer.
 const REPLY: u32 = 5;
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(20);
