@@ -43,7 +43,7 @@ impl LabImage {
                 let add = |line| report.lock().unwrap_or_else(PoisonError::into_inner).add(line);
                 // A machine ends with the thread that started it.
                 scope.spawn(move || {
-                    MachineSlot { lab: self, number: slot + 1, disk: None, machine: None }.work(next, add)
+                    MachineSlot { lab: self, number: slot + 1, disk: None, machine: None }.work(next, add);
                 });
             }
         });
