@@ -146,7 +146,7 @@ const CASES: [Case; 34] = [
     }),
     ("a memory table of no regions", |v| v.say(&VhostUserRequest::SetMemTable(vec![]), &[])),
     ("memory that is larger than its file", |v| {
-        v.say(&VhostUserRequest::SetMemTable(vec![row(2)]), &[memory(1).as_fd()])
+        v.say(&VhostUserRequest::SetMemTable(vec![row(2)]), &[memory(1).as_fd()]);
     }),
     ("memory of no bytes", |v| v.say(&VhostUserRequest::SetMemTable(vec![row(0)]), &[memory(1).as_fd()])),
     ("memory that wraps around", |v| {
@@ -173,7 +173,7 @@ const CASES: [Case; 34] = [
     }),
     ("a ring of no descriptors", |v| v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 0 }), &[])),
     ("a ring of 65536 descriptors", |v| {
-        v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 65_536 }), &[])
+        v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 65_536 }), &[]);
     }),
     ("a split ring of 100 descriptors", |v| {
         v.settle_in(16);

@@ -17,7 +17,7 @@ pub const CASES: &[Case] = &[
     }),
     loses("server: versions from 65535 to 0", "memif version 0x0000 is not spoken", |testbed| {
         says(testbed, |guest| {
-            guest.say(&MemifMessage::Hello(Hello { min_version: u16::MAX, max_version: 0, ..hello() }))
+            guest.say(&MemifMessage::Hello(Hello { min_version: u16::MAX, max_version: 0, ..hello() }));
         })
     }),
     stays("server: every version, one ring of one slot", |testbed| {
