@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use common::{DEADLINE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
-use ferrule_dataplane::port::vhost_user::message::{Request, VringFile, VringState};
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringFile, VringState};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Applied, Engine, EngineError, Health};
@@ -118,9 +118,11 @@ fn a_frontend_that_has_rings_quiesced_without_end_waits_and_frames_flow_meanwhil
     for number in 0..612u32 {
         // Eventfds are exchanged in rings that stay where they are, and that is no more to be had for nothing.
         if number.is_multiple_of(2) {
-            guest.tell(&Request::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
+            guest.tell(&VhostUserRequest::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
         } else {
-            guest.tell(&Request::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()]).unwrap();
+            guest
+                .tell(&VhostUserRequest::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()])
+                .unwrap();
         }
         // The rings are with a worker again, or the next request would have none to quiesce.
         send(&mut memif, 0, &[number as u8; 64]);

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::held::Hammer;
+use crate::held::Repeat;
 use crate::honest::{DEADLINE, Honest};
 
 /// A thread that drives all honest ends.
 pub struct Traffic {
     tallies: Arc<Tallies>,
-    driver: Option<Hammer>,
+    driver: Option<Repeat>,
 }
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Traffic {
     pub fn start(pairs: [[Honest; 2]; 2], far: Honest) -> Self {
         let tallies = Arc::new(Tallies::default());
         let mut driver = Driver { pairs, far, sent: [0; 5], tallies: Arc::clone(&tallies) };
-        Self { tallies, driver: Some(Hammer::swing(move || driver.round())) }
+        Self { tallies, driver: Some(Repeat::start(move || driver.round())) }
     }
 
     /// Nothing moves any more, and all honest ends are gone.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferrule_daemon::settings::{ConfigErrors, Field, LoadError, decode, parse_documents, read_file};
+use ferrule_daemon::settings::{ConfigErrors, Field, FileSettings, LoadError, SettingsFile, decode, parse_documents};
 
 use crate::policy::Policies;
 use sriov_manager_client::SOCKET_DEFAULT;
@@ -33,11 +33,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks the bytes of a file.
-    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), decode(path, bytes)?)?)
-    }
-
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         parse_documents(file, text, |documents, _| read_documents(documents))
@@ -59,23 +54,14 @@ impl Config {
     }
 }
 
-/// A policies file as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoliciesFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it held.
-    pub contents: Vec<u8>,
-    /// What that means.
-    pub config: Config,
-}
+/// A good policies file as it was read.
+pub type PoliciesFile = SettingsFile<Config>;
 
-impl PoliciesFile {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = read_file("policies file", path)?;
-        let config = Config::from_bytes(path, &contents)?;
-        Ok(Self { path: path.to_owned(), contents, config })
+impl FileSettings for Config {
+    const FILE: &'static str = "policies file";
+
+    fn from_bytes(path: &Path, contents: &[u8]) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?)?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a case takes place, and what is judged after it.
+//! Where a case takes place, and what is checked after it.
 
 use std::fs;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub struct Case {
     /// How it must end.
     pub expect: Expect,
     /// Does it. What it returns goes on with the attack until it is dropped.
-    pub attack: fn(&Arena) -> Held,
+    pub attack: fn(&Testbed) -> Held,
 }
 
 /// The end that is attacked, and who is at the other end of its wire.
@@ -63,7 +63,7 @@ pub enum Expect {
 }
 
 /// An engine with the attacked wire, its honest far end, and two bystanders, which are removed again in the end.
-pub struct Arena {
+pub struct Testbed {
     pub engine: Arc<Engine>,
     /// The attacked wire: its end 0 is attacked.
     pub wire: String,
@@ -120,7 +120,7 @@ impl Victim {
     }
 }
 
-impl Arena {
+impl Testbed {
     pub fn prepare(case: &Case, engine: &Arc<Engine>) -> Self {
         let (victim, wire) = (case.victim, unique("hostile"));
         let far = format!("{wire}-far");
@@ -143,7 +143,7 @@ impl Arena {
         Self { engine: Arc::clone(engine), wire, socket, traffic, victim, files }
     }
 
-    pub fn judge(self, case: &Case) {
+    pub fn check(self, case: &Case) {
         let begun = Instant::now();
         let held = (case.attack)(&self);
         let others = self.traffic.must_move().as_millis();
@@ -199,7 +199,7 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for Testbed {
     fn drop(&mut self) {
         self.traffic.stop();
         for name in ["", "-1", "-2"].map(|end| format!("{}{end}", self.wire)) {
