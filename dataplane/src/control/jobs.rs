@@ -291,7 +291,8 @@ impl PoolShared {
 
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
-const BINDERS_MAX: usize = 2;
+/// As many file systems can fail to answer before others wait behind them.
+const BINDERS_MAX: usize = 32;
 const CLOSERS_MAX: usize = 4;
 /// As many peers can hold one up before others wait behind them.
 const REAPERS_MAX: usize = 64;
