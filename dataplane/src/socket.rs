@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use ferrule_ffi::socket_file::{Access, BindError, SocketFile};
+use ferrule_ffi::socket_file::{BindError, SocketFile};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
 use thiserror::Error;
 
-use crate::spec::{Group, NetNs, SocketAccess, SocketAddress};
+use crate::spec::{NetNs, SocketAccess, SocketAddress};
 
 /// Connects to whoever listens on `address`.
 pub fn connect(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<UnixSocket, SocketError> {
@@ -38,8 +38,7 @@ impl Listener {
         let listen = |reason: String| SocketError::Listen { address: address.clone(), reason };
         match address {
             SocketAddress::Path(path) => {
-                let group = access.group.as_ref().map(group_id).transpose().map_err(listen)?;
-                let access = Access { mode: access.mode(), group };
+                let access = access.resolve(USUAL_MODE).map_err(listen)?;
                 let bound = UnixListener::bind_path(kind, path, access, BACKLOG).map_err(|error| match error {
                     BindError::Taken => taken(),
                     error => listen(error.to_string()),
@@ -72,17 +71,6 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-fn group_id(group: &Group) -> Result<u32, String> {
-    match group {
-        Group::Id(id) => Ok(*id),
-        Group::Name(name) => match nix::unistd::Group::from_name(name) {
-            Ok(Some(found)) => Ok(found.gid.as_raw()),
-            Ok(None) => Err(format!("there is no group `{name}` here; in a container, give its number")),
-            Err(errno) => Err(format!("look up the group `{name}`: {errno}")),
-        },
     }
 }
 
@@ -141,6 +129,8 @@ pub enum SocketError {
     },
 }
 
+/// Owner and group may connect, as with VPP.
+const USUAL_MODE: u32 = 0o770;
 /// Clients that may wait for `accept`.
 const BACKLOG: u8 = 128;
 
@@ -170,7 +160,7 @@ mod tests {
     #[test]
     fn a_group_that_is_not_here_is_named() {
         let path = std::env::temp_dir().join(format!("ferrule-no-group-{}", std::process::id()));
-        let access = SocketAccess { group: Some(Group::Name("no-such-group".into())), mode: None };
+        let access = SocketAccess { group: "no-such-group".parse().ok(), ..SocketAccess::default() };
         let error = bind(&path, &access).err().unwrap().to_string();
         assert!(error.contains("there is no group `no-such-group`"), "{error}");
         assert!(!path.exists());

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_daemon::ApiSocket;
 use nix::sys::signal::{Signal, raise};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
@@ -26,7 +27,7 @@ fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
         sysfs: parts.sysfs,
         kernel: parts.kernel,
         state: parts.state,
-        socket,
+        socket: ApiSocket::at(socket),
         metrics: Some(([127, 0, 0, 1], 0).into()),
         rescan: Duration::from_millis(50),
         policies: Policies { pools: vec![pool] },
