@@ -1,6 +1,6 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
-//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
 //! - *Binders* bind listening sockets, which nobody wants to wait behind hundreds of interfaces for.
 //! - *Closers* close what we made: interfaces and listening sockets. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
@@ -23,6 +23,7 @@ use super::wire::{EndId, WireKey};
 use crate::port::kernel::{Owner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::KernelSpec;
+use ferrule_ffi::region::Region;
 use ferrule_ffi::tap::Tap;
 
 /// What became of a job.
@@ -174,6 +175,11 @@ impl Jobs {
     /// Drops what a peer gave us.
     pub fn reap(&self, what: impl Send + 'static) {
         self.reapers.submit(move || drop(what));
+    }
+
+    /// Populates memory of ours that a new connection has, while its lanes may use it already.
+    pub fn populate(&self, regions: Vec<Region>) {
+        self.makers.submit(move || regions.iter().for_each(Region::populate));
     }
 
     /// Tells the kernel whether somebody is at the other end of an interface.

@@ -15,7 +15,7 @@ use crate::port::memif::channel::Channel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep};
-use crate::spec::{EndSpec, MemifSpec};
+use crate::spec::{EndSpec, MemifSpec, Prealloc};
 
 /// What there is to listen to at an end.
 enum Heard {
@@ -88,6 +88,11 @@ impl State {
             && let Some(suppressed) = wire.log_limit.allow(Instant::now())
         {
             tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
+        }
+        if let EndSpec::Memif(spec) = &wire.spec.ends[id.end]
+            && spec.prealloc != Prealloc::Never
+        {
+            self.jobs.populate(connection.layout.own_regions());
         }
         let Some(served) = wire.workers_mut() else { return };
         if is_lender {
