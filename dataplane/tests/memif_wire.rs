@@ -5,7 +5,7 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use common::{PATIENCE, client, engine, eventually, memif_wire, receive, send, server_spec, unique};
+use common::{DEADLINE, client, engine, eventually, memif_wire, receive, send, server_spec, unique};
 use ferrule_dataplane::spec::{EndSpec, Full, Prealloc, Role};
 use ferrule_endpoints::memif::Endpoint;
 
@@ -131,7 +131,7 @@ fn buffers_of_a_client_end_are_populated_before_frames_come_if_the_spec_says_so(
         let EndSpec::Memif(end) = &mut wire.ends[1] else { unreachable!() };
         (end.prealloc, end.ring, end.buffer) = (prealloc, 64, buffer);
         engine.add(wire).unwrap();
-        let (mut near, mut far) = (client(&name, 0), Endpoint::open(&server_spec(&name, 1), PATIENCE).unwrap());
+        let (mut near, mut far) = (client(&name, 0), Endpoint::open(&server_spec(&name, 1), DEADLINE).unwrap());
         eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
         let bytes = u64::from(2 * 64 * buffer);
         if prealloc == Prealloc::Never {

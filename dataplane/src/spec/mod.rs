@@ -1,8 +1,8 @@
 //! What a wire should be, as data: the wanted state that [`Engine`](crate::Engine) is given.
 //!
 //! The types carry checked values only; text becomes one of them by `FromStr`, whose errors say
-//! what is wrong with the text. What can be judged without touching the machine (a wire between
-//! an IP end and an Ethernet end, say) is judged by [`WireSpec::check`].
+//! what is wrong with the text. What can be checked without touching the machine (a wire between
+//! an IP end and an Ethernet end, say) is checked by [`WireSpec::check`].
 //!
 //! This file holds the wire and the one enum that joins the kinds of ends; what an end of a kind may be is in
 //! `port/<kind>/spec.rs`. The values that they share: `role` (server or client, frames), `socket` (addresses and who may
@@ -25,9 +25,11 @@ pub use crate::port::memif::spec::{
 pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
 pub use error::{FieldError, SpecError};
 pub use interface::{InterfaceName, MacAddress};
+pub(crate) use interface::{MTU_MAX, MTU_MIN};
 pub use netns::{NetNs, OpenNetNs, Process};
 pub use role::{Mode, Role};
 pub use size::ByteSize;
+pub(crate) use socket::check_access;
 pub use socket::{FileMode, Group, SocketAccess, SocketAddress};
 
 /// One wire: two ends and what to do when one of them does not take frames as fast as they come.
@@ -100,7 +102,7 @@ impl WireSpec {
 
     fn check_words(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let mut judge = |good: bool, field: &str, problem: String| {
+        let mut check = |good: bool, field: &str, problem: String| {
             if !good {
                 errors.push(FieldError::new(field, problem));
             }
@@ -109,23 +111,23 @@ impl WireSpec {
             lengths.contains(&text.len()) && !text.chars().any(char::is_control)
         };
         let problem = format!("a wire needs a name of 1 to {WIRE_NAME_MAX} bytes without control characters");
-        judge(plain(&self.name, 1..=WIRE_NAME_MAX), "name", problem);
+        check(plain(&self.name, 1..=WIRE_NAME_MAX), "name", problem);
         let problem = format!("an owner has at most {OWNER_MAX} bytes without control characters");
-        judge(plain(&self.owner, 0..=OWNER_MAX), "owner", problem);
+        check(plain(&self.owner, 0..=OWNER_MAX), "owner", problem);
         let problem = format!("{} labels; at most {LABELS_MAX} are possible", self.labels.len());
-        judge(self.labels.len() <= LABELS_MAX, "labels", problem);
+        check(self.labels.len() <= LABELS_MAX, "labels", problem);
         for (key, value) in &self.labels {
             let of_key = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
             let problem = format!(
                 "the key `{}` is not one: 1 to {LABEL_KEY_MAX} letters, digits, `-`, `_`, `.` and `/` are possible",
                 key.escape_debug()
             );
-            judge(plain(key, 1..=LABEL_KEY_MAX) && key.bytes().all(of_key), "labels", problem);
+            check(plain(key, 1..=LABEL_KEY_MAX) && key.bytes().all(of_key), "labels", problem);
             let problem = format!(
                 "the value of `{}` has at most {LABEL_VALUE_MAX} bytes without control characters",
                 key.escape_debug()
             );
-            judge(plain(value, 0..=LABEL_VALUE_MAX), "labels", problem);
+            check(plain(value, 0..=LABEL_VALUE_MAX), "labels", problem);
         }
         errors
     }
@@ -228,30 +230,6 @@ impl fmt::Display for EndSpec {
     }
 }
 
-/// What is wrong with who may connect, where nobody can.
-pub(crate) fn check_access(
-    kind: &str,
-    access: &SocketAccess,
-    socket: &SocketAddress,
-    role: Role,
-) -> impl Iterator<Item = FieldError> {
-    let problem = match (role, socket) {
-        (Role::Server, SocketAddress::Path(_)) => None,
-        (Role::Client, _) => Some("means something for a server end only: as client the socket is the peer's"),
-        (Role::Server, SocketAddress::Abstract(_)) => {
-            Some("means something for a path only: an abstract name has neither group nor mode")
-        }
-    };
-    // `mode` of a memif end is what its frames begin with.
-    let fields = [("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
-    let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
-    given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
-}
-
-/// The kernel's ETH_MIN_MTU.
-pub(crate) const MTU_MIN: u32 = 68;
-/// What a TAP device takes: 65535 less its Ethernet header.
-pub(crate) const MTU_MAX: u32 = 65_521;
 const WIRE_NAME_MAX: usize = 64;
 const OWNER_MAX: usize = 64;
 const LABELS_MAX: usize = 32;
