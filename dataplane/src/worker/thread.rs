@@ -464,9 +464,9 @@ mod tests {
         assert!(worker.take_commands() && !worker.round());
         // The clock is the test's.
         let quiet = ticks::now() + worker.intervals.look;
-        assert!(!worker.wake_lanes(quiet));
         worker.rest_lanes(quiet);
         assert_eq!((&worker.polled[..], worker.asleep), (&[][..], 2));
+        assert!(!worker.wake_lanes(quiet));
         waiting.store(true, Ordering::Relaxed);
         assert!(!worker.wake_lanes(quiet + worker.intervals.retry - 1));
         assert!(worker.wake_lanes(quiet + worker.intervals.retry));

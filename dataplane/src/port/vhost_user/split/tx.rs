@@ -112,7 +112,8 @@ impl Source for SplitTx {
         ring.guest.cached = cached.number;
     }
 
-    #[inline(always)]
+    // A function of its own, as `run` is.
+    #[inline(never)]
     fn advance_run(&mut self, count: usize) {
         let Self { ring, heads, last_head, .. } = self;
         let taken = &heads[..count.min(BURST)];
