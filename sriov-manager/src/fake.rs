@@ -21,6 +21,7 @@ use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfChange, VfState};
 use crate::executor::Timeouts;
 use crate::holders::processes;
+use crate::journal::FakeDisk;
 use crate::kernel::{ForeignNetdev, Interface, Kernel, PfReport};
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
@@ -165,7 +166,7 @@ impl FakeNode {
     /// before or after it.
     pub fn open_with_journal_that_fails_at(&self, number: usize) -> Vfs {
         let vfs = self.open();
-        vfs.fail_record(number);
+        vfs.set_disk(FakeDisk { full_at: number, ..FakeDisk::default() });
         vfs
     }
 

@@ -10,8 +10,7 @@ use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
-use sriov_manager_client::cache::Latest;
-use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::cache::{Latest, apply};
 use sriov_manager_client::{Client, VfCache, connect, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -36,13 +35,39 @@ fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
     }
 }
 
-fn acquire(id: &str, driver: &str) -> v1::AcquireRequest {
-    v1::AcquireRequest {
-        id: id.into(),
-        holder: "a test".into(),
-        choice: Some(Choice::Pool("all".into())),
-        driver: driver.into(),
-        ..Default::default()
+fn acquire(id: &str, driver: v1::Driver) -> v1::AcquireRequest {
+    let driver = driver.into();
+    v1::AcquireRequest { id: id.into(), holder: "a test".into(), pool: "all".into(), driver, ..Default::default() }
+}
+
+/// A watch, and the list as it is known by it.
+struct Watch {
+    changes: tonic::Streaming<v1::WatchResponse>,
+    list: v1::ListResponse,
+}
+
+impl Watch {
+    async fn start(client: &mut Client) -> Self {
+        let changes = client.watch(v1::WatchRequest::default()).await.expect("the daemon lives").into_inner();
+        let mut watch = Self { changes, list: v1::ListResponse::default() };
+        watch.next().await;
+        watch
+    }
+
+    async fn next(&mut self) -> v1::WatchResponse {
+        let change = self.changes.message().await.expect("the daemon lives").expect("the daemon lives");
+        apply(&mut self.list, change.clone());
+        change
+    }
+
+    async fn until(&mut self, holds: impl Fn(&v1::ListResponse) -> bool) -> v1::ListResponse {
+        let seen = async {
+            while !holds(&self.list) {
+                self.next().await;
+            }
+        };
+        timeout(Duration::from_secs(10), seen).await.expect("a list shows it");
+        self.list.clone()
     }
 }
 
@@ -57,20 +82,20 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let list = asking.list(v1::ListRequest {}).await.unwrap().into_inner();
+    let list = asking.list(v1::ListRequest::default()).await.unwrap().into_inner();
     assert_eq!((list.pfs.len(), list.vfs.len()), (2, 6), "the policies' VFs were made");
-    assert!(list.vfs.iter().all(|vf| vf.state == "free" && vf.pools == ["all"]));
+    assert!(list.vfs.iter().all(|vf| vf.state() == v1::VfState::Free && vf.pools == ["all"]));
 
     let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().vfs.len(), 6, "the first list comes at once");
-    let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     let vf = vf.unwrap();
     assert_eq!((vf.driver.as_str(), vf.state.as_str()), ("vfio-pci", "lent"));
     assert!(!steps.is_empty());
     let seen = async {
         loop {
             let list = watch.message().await.unwrap().unwrap();
-            if list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == "vfio-pci") {
+            if list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == v1::Driver::VfioPci) {
                 break;
             }
         }
@@ -86,7 +111,7 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     assert!(!socket.exists());
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let again = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    let again = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     assert_eq!((again.vf.unwrap().address, again.steps.len()), (vf.address.clone(), 0));
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     assert_eq!(asking.release(release).await.unwrap().into_inner().vf, vf.address);
@@ -101,15 +126,15 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
     let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
-    let by_address = |vf: &str| v1::AcquireRequest { choice: Some(Choice::Vf(vf.into())), ..acquire("x", "kernel") };
+    let by_address = |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
-    assert_eq!(code(asking.acquire(acquire("x", "dpdk")).await), Code::InvalidArgument);
+    assert_eq!(code(asking.acquire(acquire("x", v1::Driver::Unspecified)).await), Code::InvalidArgument);
     for id in ["a", "b", "c"] {
-        asking.acquire(acquire(id, "none")).await.unwrap();
+        asking.acquire(acquire(id, v1::Driver::None)).await.unwrap();
     }
-    assert_eq!(code(asking.acquire(acquire("d", "none")).await), Code::ResourceExhausted);
-    let taken = asking.list(v1::ListRequest {}).await.unwrap().into_inner().vfs[0].address.clone();
+    assert_eq!(code(asking.acquire(acquire("d", v1::Driver::None)).await), Code::ResourceExhausted);
+    let taken = asking.list(v1::ListRequest::default()).await.unwrap().into_inner().vfs[0].address.clone();
     assert_eq!(code(asking.acquire(by_address(&taken)).await), Code::FailedPrecondition);
     assert_eq!(
         code(asking.acquire(v1::AcquireRequest { id: "b".into(), ..by_address(&taken) }).await),
@@ -165,17 +190,17 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    client(&socket).await.acquire(acquire("driver", "kernel")).await.unwrap();
+    client(&socket).await.acquire(acquire("driver", v1::Driver::Kernel)).await.unwrap();
     node.set(Scenario::UnbindHangs);
     let mut leaving = client(&socket).await;
     // It needs an unbind, which takes longer than this client waits.
-    let asked = leaving.acquire(acquire("driver", "vfio-pci"));
+    let asked = leaving.acquire(acquire("driver", v1::Driver::VfioPci));
     timeout(Duration::from_millis(300), asked).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "a change of a lease goes on: asked again, it is there");
     node.heal();
     eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Lent))
         .await;
-    let again = client(&socket).await.acquire(acquire("driver", "vfio-pci")).await.unwrap().into_inner();
+    let again = client(&socket).await.acquire(acquire("driver", v1::Driver::VfioPci)).await.unwrap().into_inner();
     assert!(again.steps.is_empty(), "whoever asks again has it: {again:?}");
 
     // The others have no driver: one more acquire makes one of them the kernel's, and its lease is new.
@@ -184,7 +209,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
-    let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
+    let new = v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.heal();
@@ -198,7 +223,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let again = tokio::spawn(async move { again.acquire(new).await });
     node.heal();
     let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
-    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
+    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), v1::Driver::VfioPci));
     let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     leaving.release(release).await.unwrap();
     assert_eq!(node.fingerprint(), before);
@@ -212,7 +237,7 @@ async fn a_release_waits_for_a_holder_only_as_long_as_somebody_waits_for_the_rel
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let vf = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner().vf.unwrap();
+    let vf = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
     let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false, ..Default::default() };
     timeout(Duration::from_millis(200), asking.release(release.clone())).await.unwrap_err();
@@ -253,9 +278,9 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
         std::fs::rename(at(".policies.yaml.swp"), at("policies.yaml")).unwrap();
     };
     replace(&policies("quick", 4));
-    let list = until(&mut watch, |list| list.vfs.len() == 4 && list.vfs[0].state == "free").await;
+    let list = until(&mut watch, |list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
-    let request = v1::AcquireRequest { choice: Some(Choice::Pool("quick".into())), ..acquire("one", "none") };
+    let request = v1::AcquireRequest { pool: "quick".into(), ..acquire("one", v1::Driver::None) };
     asking.acquire(request).await.unwrap();
 
     replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");
@@ -287,7 +312,7 @@ async fn what_cannot_be_cleaned_is_not_reset_at_every_look() {
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    asking.acquire(acquire("one", "vfio-pci")).await.unwrap();
+    asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap();
     node.set(Scenario::MacRefused);
     let release = v1::ReleaseRequest { lease: "one".into(), ..Default::default() };
     asking.release(release).await.unwrap_err();
@@ -306,7 +331,7 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     let node = FakeNode::new(1, 7);
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
-    let mut cache = VfCache::follow(&socket);
+    let mut cache = VfCache::follow(&socket, v1::WatchRequest::default());
     assert!(cache.latest().list.is_none());
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let followed = async |cache: &mut VfCache, holds: &dyn Fn(&Latest) -> bool| {
@@ -316,32 +341,17 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     let lent = |count: usize| {
         move |latest: &Latest| {
             let list = latest.list.as_ref().filter(|_| latest.is_followed);
-            list.is_some_and(|list| list.vfs.iter().filter(|vf| vf.state == "lent").count() == count)
+            list.is_some_and(|list| list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Lent).count() == count)
         }
     };
     followed(&mut cache, &lent(0)).await;
-    client(&socket).await.acquire(acquire("one", "none")).await.unwrap();
+    client(&socket).await.acquire(acquire("one", v1::Driver::None)).await.unwrap();
     followed(&mut cache, &lent(1)).await;
     daemon.stop().await;
     followed(&mut cache, &|latest| !latest.is_followed && latest.list.is_some()).await;
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     followed(&mut cache, &lent(1)).await;
     daemon.stop().await;
-}
-
-async fn until(
-    watch: &mut tonic::Streaming<v1::ListResponse>,
-    holds: impl Fn(&v1::ListResponse) -> bool,
-) -> v1::ListResponse {
-    let seen = async {
-        loop {
-            let list = watch.message().await.expect("the daemon lives").expect("the daemon lives");
-            if holds(&list) {
-                return list;
-            }
-        }
-    };
-    timeout(Duration::from_secs(10), seen).await.expect("a list shows it")
 }
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {

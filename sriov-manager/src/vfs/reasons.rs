@@ -1,5 +1,7 @@
 //! Why a VF is not to be had.
 
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{State, VfError, Vfs};
@@ -7,7 +9,7 @@ use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::executor::CURE_UNBIND;
 use crate::holders::{Holder, HostUse};
 use crate::inventory::{Inventory, VirtualFunction};
-use crate::lease::Stage;
+use crate::lease::{Lease, Stage};
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
 
@@ -43,9 +45,33 @@ pub enum Reason {
     Stuck {
         /// What was asked.
         what: String,
-        /// How long ago.
-        seconds: u64,
     },
+    /// Only its owner lends it.
+    Claimed {
+        /// Who.
+        owner: String,
+        /// The VF: this one, or another one of its IOMMU group.
+        vf: PciAddress,
+    },
+    /// Nobody of that name owns it.
+    NotClaimed {
+        /// The name.
+        owner: String,
+    },
+    /// No VF of its PF is lent to anybody new.
+    Cordoned {
+        /// The PF.
+        pf: PciAddress,
+        /// Why.
+        why: String,
+    },
+    /// It is not of the PF that is wanted.
+    OtherPf {
+        /// Which is wanted.
+        pf: PciAddress,
+    },
+    /// Another lease of the same request gets it.
+    SameCall,
     /// The PF is in its IOMMU group.
     PfInGroup {
         /// The group.
@@ -99,7 +125,12 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lent { id, holder, stage: Stage::Lent | Stage::Changing { .. }, fault } => {
+            Self::Lent {
+                id,
+                holder,
+                stage: Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. },
+                fault,
+            } => {
                 write!(f, "it is lent as {id} to {holder}")?;
                 fault.iter().try_for_each(|fault| write!(f, " ({fault})"))
             }
@@ -116,9 +147,18 @@ impl fmt::Display for Reason {
             Self::Resizing { pf } => write!(f, "the number of VFs of its PF {pf} is being changed"),
             Self::UsedByHost(host_use) => write!(f, "{host_use}; end that, or take it all the same (`--force`)"),
             Self::Held(holder) => write!(f, "it is in use by somebody who has not borrowed it: {holder}"),
-            Self::Stuck { what, seconds } => {
-                write!(f, "it is stuck: {what} has not come back for {seconds} s; {CURE_UNBIND}")
+            Self::Stuck { what } => write!(f, "it is stuck: {what} has not come back; {CURE_UNBIND}"),
+            Self::Claimed { owner, vf } => {
+                write!(f, "{vf} belongs to {owner}, who alone lends it: ask under that name (`--owner`), or {owner}")
             }
+            Self::NotClaimed { owner } => {
+                write!(f, "it does not belong to {owner}: claim it first (`ferrule vf claim`), or ask without an owner")
+            }
+            Self::Cordoned { pf, why } => {
+                write!(f, "its PF {pf} is cordoned ({why}): `ferrule vf uncordon {pf}` when that is over")
+            }
+            Self::OtherPf { pf } => write!(f, "it is not of the PF {pf}"),
+            Self::SameCall => f.write_str("another lease of the same request gets it"),
             Self::PfInGroup { group, pf } => write!(
                 f,
                 "its IOMMU group {group} also holds the PF {pf}, which is never taken from the kernel: the \
@@ -151,13 +191,18 @@ impl fmt::Display for Reason {
 impl Vfs {
     /// Why a VF is not to be had on a driver; nothing: it is. Holders are looked for as well.
     pub fn explain(&self, vf: PciAddress, driver: Driver) -> Result<Vec<Reason>, VfError> {
-        let (function, members, mut reasons) = {
-            let state = self.lock();
+        self.explain_to(vf, driver, None)
+    }
+
+    /// [`Vfs::explain`] to the owner of VFs.
+    pub fn explain_to(&self, vf: PciAddress, driver: Driver, owner: Option<&str>) -> Result<Vec<Reason>, VfError> {
+        let (state, function, members, mut reasons) = {
+            let state = self.lock().clone();
             let function = state.vf(vf)?.clone();
             let members = function.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned());
             let members: Vec<_> = if driver == Driver::VfioPci { members.collect() } else { Vec::new() };
-            let reasons = self.reasons(&state, &function, driver);
-            (function, members, reasons)
+            let reasons = self.reasons(&state, &function, driver, &Obstacles::new(&self.executor().sysfs));
+            (state, function, members, reasons)
         };
         let lent = reasons.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
         let stuck = reasons.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
@@ -176,16 +221,38 @@ impl Vfs {
             let held = members.into_iter().filter_map(held);
             reasons.extend(held.map(|(vf, holder)| Reason::GroupHeld { group, vf, holder }));
         }
+        let claim = state.owner_of(&function).map(|(owner, _)| owner.as_str()).filter(|of| owner != Some(*of));
+        reasons.extend(claim.map(|of| Reason::Claimed { owner: of.to_owned(), vf }));
         Ok(reasons)
     }
 
-    /// Why a VF is not to be had, as things stand.
-    pub(super) fn reasons(&self, state: &State, vf: &VirtualFunction, driver: Driver) -> Vec<Reason> {
-        let leases = &state.journal.facts().leases;
+    /// Why a VF is not to be had on a driver, beside being lent as `lease`.
+    pub(super) fn reasons_beside(
+        &self,
+        state: &State,
+        vf: &VirtualFunction,
+        driver: Driver,
+        lease: &Lease,
+    ) -> Vec<Reason> {
+        let reasons = self.reasons(state, vf, driver, &Obstacles::new(&self.executor().sysfs));
+        let is_beside = |reason: &Reason| !matches!(reason, Reason::Lent { .. } | Reason::Cordoned { .. });
+        let forbidden = state.policies.forbids(&state.inventory, lease).map(|why| Reason::Forbidden { why });
+        reasons.into_iter().filter(is_beside).chain(forbidden).collect()
+    }
+
+    /// Why a VF is not to be had by whoever owns it, as things stand.
+    pub(super) fn reasons(
+        &self,
+        state: &State,
+        vf: &VirtualFunction,
+        driver: Driver,
+        obstacles: &Obstacles<'_>,
+    ) -> Vec<Reason> {
+        let leases = &state.facts.leases;
         let mut reasons = Vec::new();
         if let Some(lease) = leases.get(&vf.address) {
             let (id, holder, fault) = (lease.id.clone(), lease.holder.clone(), lease.fault.clone());
-            reasons.push(if lease.is_of(vf) {
+            reasons.push(if state.is_of(lease, vf) {
                 Reason::Lent { id, holder, stage: lease.stage.clone(), fault }
             } else {
                 Reason::LostLease { id }
@@ -194,10 +261,13 @@ impl Vfs {
         // A PF whose VFs are about to go has none to lend.
         let watchdog = &self.executor().watchdog;
         if let Some(stuck) = watchdog.stuck(vf.address).or_else(|| watchdog.stuck(vf.pf)) {
-            reasons.push(Reason::Stuck { what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
+            reasons.push(Reason::Stuck { what: stuck.what });
         }
-        if state.journal.facts().resizes.contains_key(&vf.pf) {
+        if state.facts.resizes.contains_key(&vf.pf) {
             reasons.push(Reason::Resizing { pf: vf.pf });
+        }
+        if let Some(cordon) = state.facts.cordons.get(&vf.pf) {
+            reasons.push(Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() });
         }
         let lent = vf.function.iommu_group.into_iter().flat_map(|group| {
             vf.group_with.iter().filter_map(move |&member| {
@@ -207,42 +277,73 @@ impl Vfs {
             })
         });
         reasons.extend(lent);
-        let named = state.policies.kernel_driver(&state.inventory, vf, None);
-        reasons.extend(obstacles_for(&self.executor().sysfs, &state.inventory, vf, driver, named));
+        let named = || state.policies.kernel_driver(&state.inventory, vf, None);
+        obstacles.add_to(&mut reasons, &state.inventory, vf, driver, named);
         reasons
     }
 }
 
 /// What keeps a VF from a driver, as the tree alone shows it.
 pub fn obstacles(sysfs: &Sysfs, inventory: &Inventory, vf: &VirtualFunction, driver: Driver) -> Vec<Reason> {
-    let named = Policies::default().kernel_driver(inventory, vf, None);
-    obstacles_for(sysfs, inventory, vf, driver, named)
+    let mut reasons = Vec::new();
+    let named = || Policies::default().kernel_driver(inventory, vf, None);
+    Obstacles::new(sysfs).add_to(&mut reasons, inventory, vf, driver, named);
+    reasons
 }
 
-fn obstacles_for(
-    sysfs: &Sysfs,
-    inventory: &Inventory,
-    vf: &VirtualFunction,
-    driver: Driver,
-    kernel_driver: Option<String>,
-) -> Vec<Reason> {
-    let mut reasons = Vec::new();
-    if let (Some(group), Driver::VfioPci) = (vf.function.iommu_group, driver) {
-        let members = vf.group_with.iter();
-        reasons.extend(members.filter_map(|&member| reason_in_group(sysfs, inventory, group, member)));
+/// What keeps VFs from drivers. What is the same for all of them is looked at once.
+pub(super) struct Obstacles<'a> {
+    sysfs: &'a Sysfs,
+    loaded: RefCell<BTreeMap<String, bool>>,
+    without_iommu: OnceCell<bool>,
+}
+
+impl<'a> Obstacles<'a> {
+    pub fn new(sysfs: &'a Sysfs) -> Self {
+        Self { sysfs, loaded: RefCell::default(), without_iommu: OnceCell::new() }
     }
-    let needs = match driver {
-        Driver::VfioPci => Some(VFIO_PCI.to_owned()),
-        Driver::Kernel => kernel_driver,
-        Driver::None => None,
-    };
-    if let Some(driver) = needs.filter(|driver| !sysfs.has_driver(driver)) {
-        reasons.push(Reason::DriverMissing { driver });
+
+    fn add_to(
+        &self,
+        reasons: &mut Vec<Reason>,
+        inventory: &Inventory,
+        vf: &VirtualFunction,
+        driver: Driver,
+        kernel_driver: impl FnOnce() -> Option<String>,
+    ) {
+        if let (Some(group), Driver::VfioPci) = (vf.function.iommu_group, driver) {
+            let members = vf.group_with.iter();
+            reasons.extend(members.filter_map(|&member| reason_in_group(self.sysfs, inventory, group, member)));
+        }
+        let needs = match driver {
+            Driver::VfioPci => Some(VFIO_PCI.to_owned()),
+            Driver::Kernel => kernel_driver(),
+            Driver::None => None,
+        };
+        if let Some(driver) = needs.filter(|driver| !self.is_loaded(driver)) {
+            reasons.push(Reason::DriverMissing { driver });
+        }
+        let without_iommu = || *self.without_iommu.get_or_init(|| without_iommu(self.sysfs));
+        if driver == Driver::VfioPci && vf.function.iommu_group.is_none() && !without_iommu() {
+            reasons.push(Reason::NoIommu);
+        }
     }
-    if driver == Driver::VfioPci && vf.function.iommu_group.is_none() && !without_iommu(sysfs) {
-        reasons.push(Reason::NoIommu);
+
+    /// Whether the group of a VF is one that VFIO made without an IOMMU (`vfio_noiommu_group_alloc` of drivers/vfio/group.c).
+    pub fn is_noiommu(&self, vf: &VirtualFunction) -> bool {
+        let is_possible = || *self.without_iommu.get_or_init(|| without_iommu(self.sysfs));
+        let name = || self.sysfs.text(vf.address, "iommu_group/name");
+        vf.function.iommu_group.is_some() && is_possible() && name().as_deref() == Some("vfio-noiommu")
     }
-    reasons
+
+    fn is_loaded(&self, driver: &str) -> bool {
+        let known = self.loaded.borrow().get(driver).copied();
+        known.unwrap_or_else(|| {
+            let is_loaded = self.sysfs.has_driver(driver);
+            self.loaded.borrow_mut().insert(driver.to_owned(), is_loaded);
+            is_loaded
+        })
+    }
 }
 
 fn reason_in_group(sysfs: &Sysfs, inventory: &Inventory, group: u32, member: PciAddress) -> Option<Reason> {
