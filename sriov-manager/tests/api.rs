@@ -86,21 +86,13 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     assert_eq!((list.pfs.len(), list.vfs.len()), (2, 6), "the policies' VFs were made");
     assert!(list.vfs.iter().all(|vf| vf.state() == v1::VfState::Free && vf.pools == ["all"]));
 
-    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    assert_eq!(watch.message().await.unwrap().unwrap().vfs.len(), 6, "the first list comes at once");
+    let mut watch = Watch::start(&mut asking).await;
+    assert_eq!(watch.list.vfs.len(), 6, "the first list comes at once");
     let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     let vf = vf.unwrap();
-    assert_eq!((vf.driver.as_str(), vf.state.as_str()), ("vfio-pci", "lent"));
+    assert_eq!((vf.driver.as_str(), vf.state()), ("vfio-pci", v1::VfState::Lent));
     assert!(!steps.is_empty());
-    let seen = async {
-        loop {
-            let list = watch.message().await.unwrap().unwrap();
-            if list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == v1::Driver::VfioPci) {
-                break;
-            }
-        }
-    };
-    timeout(Duration::from_secs(10), seen).await.expect("the watch tells of the lease");
+    watch.until(|list| list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == "vfio-pci")).await;
 
     let metrics = scrape(daemon.metrics().unwrap()).await;
     let line = format!("ferrule_vf_lent{{pf=\"ens1f0\",vf=\"{}\"}} 1", vf.address);
@@ -129,7 +121,7 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let by_address = |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
-    assert_eq!(code(asking.acquire(acquire("x", v1::Driver::Unspecified)).await), Code::InvalidArgument);
+    assert_eq!(code(asking.acquire(v1::AcquireRequest { driver: 99, ..acquire("x", v1::Driver::None) }).await), Code::InvalidArgument);
     for id in ["a", "b", "c"] {
         asking.acquire(acquire(id, v1::Driver::None)).await.unwrap();
     }
@@ -174,13 +166,11 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    let mut watch = client(&socket).await.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    watch.message().await.unwrap();
+    let mut watch = Watch::start(&mut client(&socket).await).await;
     let kernel = Arc::clone(&node.kernel());
     let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
     sriov_manager::kernel::Kernel::write(&*kernel, &file, "0").unwrap();
-    let gone = async { while !watch.message().await.unwrap().unwrap().vfs.is_empty() {} };
-    timeout(Duration::from_secs(10), gone).await.expect("the next look sees it");
+    watch.until(|list| list.vfs.is_empty()).await;
     daemon.stop().await;
 }
 
@@ -223,7 +213,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let again = tokio::spawn(async move { again.acquire(new).await });
     node.heal();
     let vf = again.await.unwrap().unwrap().into_inner().vf.unwrap();
-    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), v1::Driver::VfioPci));
+    assert_eq!((vf.address, vf.driver.as_str()), (by_hand.to_string(), "vfio-pci"));
     let release = v1::ReleaseRequest { lease: "new".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     leaving.release(release).await.unwrap();
     assert_eq!(node.fingerprint(), before);
@@ -241,16 +231,16 @@ async fn a_release_waits_for_a_holder_only_as_long_as_somebody_waits_for_the_rel
     let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false, ..Default::default() };
     timeout(Duration::from_millis(200), asking.release(release.clone())).await.unwrap_err();
-    let idle = || daemon.vfs().view().vfs.iter().all(|vf| !vf.busy);
-    eventually("nobody waits any more", idle).await;
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "the lease stays");
 
     // And no longer than the daemon lives.
+    let looks = daemon.vfs().watch_unlocked();
+    let before = *looks.borrow();
     let waiting = tokio::spawn(async move { asking.release(release).await });
-    eventually("it waits", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
+    eventually("it has looked twice", || *looks.borrow() >= before + 2).await;
     timeout(Duration::from_secs(4), daemon.stop()).await.expect("a stop is not held up by who waits");
-    let refused = waiting.await.unwrap().unwrap_err();
-    assert!(refused.message().contains("sriov-manager is stopping"), "{refused}");
+    let stopped = waiting.await.unwrap().unwrap_err();
+    assert!(stopped.message().contains("sriov-manager is stopping"), "{stopped}");
     drop(file);
 }
 
@@ -268,8 +258,8 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     let options = DaemonOptions { policies: policies_now, file: Some(file), ..options(&node, at("vf.sock")) };
     let daemon = Daemon::start(options).await.unwrap();
     let mut asking = client(&at("vf.sock")).await;
-    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    let first = watch.message().await.unwrap().unwrap();
+    let mut watch = Watch::start(&mut asking).await;
+    let first = watch.list.clone();
     assert!(first.vfs.len() == 3 && first.vfs.iter().all(|vf| vf.pools == ["fast"]));
 
     // As an editor does it.
@@ -278,30 +268,30 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
         std::fs::rename(at(".policies.yaml.swp"), at("policies.yaml")).unwrap();
     };
     replace(&policies("quick", 4));
-    let list = until(&mut watch, |list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
+    let list = watch.until(|list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
     let request = v1::AcquireRequest { pool: "quick".into(), ..acquire("one", v1::Driver::None) };
     asking.acquire(request).await.unwrap();
 
     replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");
-    let list = until(&mut watch, |list| !list.policies_refused.is_empty()).await;
-    assert!(list.policies_refused.contains("policies.yaml:3:"), "{}", list.policies_refused);
-    assert!(list.policies_refused.contains("nam"), "{}", list.policies_refused);
+    let list = watch.until(|list| !refused(list).is_empty()).await;
+    assert!(refused(&list).contains("policies.yaml:3:"), "{}", refused(&list));
+    assert!(refused(&list).contains("nam"), "{}", refused(&list));
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "those before hold on");
     std::fs::remove_file(at("policies.yaml")).unwrap();
     raise(Signal::SIGHUP).unwrap();
-    until(&mut watch, |list| list.policies_refused.contains("put it back")).await;
+    watch.until(|list| refused(list).contains("put it back")).await;
 
     // A lease forbids another number, and the new pool does not know the lease: both are told, and both stay.
     std::fs::write(at("policies.yaml"), policies("other", 5)).unwrap();
-    let list = until(&mut watch, |list| list.policies_refused.is_empty() && !list.pfs[0].short.is_empty()).await;
+    let list = watch.until(|list| refused(list).is_empty() && !list.pfs[0].short.is_empty()).await;
     assert!(list.pfs[0].short.contains("is lent as one"), "{list:?}");
     let lease = list.vfs[0].lease.clone().unwrap();
     assert_eq!((lease.id.as_str(), lease.forbidden.as_str()), ("one", "there is no pool quick any more"));
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     asking.release(release).await.unwrap();
     raise(Signal::SIGHUP).unwrap();
-    until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
+    watch.until(|list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
     daemon.stop().await;
 }
 
@@ -352,6 +342,10 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     followed(&mut cache, &lent(1)).await;
     daemon.stop().await;
+}
+
+fn refused(list: &v1::ListResponse) -> String {
+    list.node.clone().unwrap_or_default().policies_refused
 }
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {

@@ -267,7 +267,7 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let driver = optional_driver(message.driver());
+    let driver = optional_driver(message.driver)?;
     let v1::AcquireRequest { id, holder, vf, pool, attributes, force, owner, until, place, .. } = message;
     let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
     let choice = match (vf, some(pool)) {
@@ -293,7 +293,7 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
 }
 
 fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {
-    let order = match place.order() {
+    let order = match known("order", place.order)? {
         v1::Order::Spread => Order::Spread,
         v1::Order::Pack => Order::Pack,
     };
@@ -320,37 +320,44 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
 }
 
 /// None: the request says none.
-pub(super) fn optional_driver(driver: v1::Driver) -> Option<Driver> {
-    match driver {
+pub(super) fn optional_driver(driver: i32) -> Result<Option<Driver>, String> {
+    Ok(match known("driver", driver)? {
         v1::Driver::Unspecified => None,
         v1::Driver::Kernel => Some(Driver::Kernel),
         v1::Driver::VfioPci => Some(Driver::VfioPci),
         v1::Driver::None => Some(Driver::None),
-    }
+    })
+}
+
+/// What a newer client may mean is not guessed.
+fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, String> {
+    T::try_from(value).map_err(|_| format!("{field}: {value} is none that this release knows"))
 }
 
 fn wanted(message: v1::Attributes) -> Result<Attributes, String> {
-    let link_state = message.link_state.map(|_| match message.link_state() {
-        v1::LinkState::Auto => LinkState::Auto,
-        v1::LinkState::Enable => LinkState::Enable,
-        v1::LinkState::Disable => LinkState::Disable,
-    });
-    let vlan = |vlan: v1::Vlan| {
-        let protocol = match vlan.protocol() {
+    let link_state = |state| -> Result<_, String> {
+        Ok(match known("link state", state)? {
+            v1::LinkState::Auto => LinkState::Auto,
+            v1::LinkState::Enable => LinkState::Enable,
+            v1::LinkState::Disable => LinkState::Disable,
+        })
+    };
+    let vlan = |vlan: v1::Vlan| -> Result<_, String> {
+        let protocol = match known("vlan protocol", vlan.protocol)? {
             v1::VlanProtocol::Dot1q => VlanProtocol::Dot1Q,
             v1::VlanProtocol::Dot1ad => VlanProtocol::Dot1Ad,
         };
         // What is out of range for the type is out of range for the check, which says it best.
         let (id, qos) = (u16::try_from(vlan.id).unwrap_or(u16::MAX), u8::try_from(vlan.qos).unwrap_or(u8::MAX));
-        Vlan { id, qos, protocol }
+        Ok(Vlan { id, qos, protocol })
     };
     Ok(Attributes {
         mac: message.mac.map(|mac| mac.parse().map_err(|error| format!("mac: {error}"))).transpose()?,
-        vlan: message.vlan.map(vlan),
+        vlan: message.vlan.map(vlan).transpose()?,
         rate: message.rate.map(|v1::Rate { min, max }| Rate { min, max }),
         spoof_check: message.spoof_check,
         trust: message.trust,
-        link_state,
+        link_state: message.link_state.map(link_state).transpose()?,
         mtu: message.mtu,
     })
 }

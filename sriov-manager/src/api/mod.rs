@@ -216,7 +216,8 @@ impl v1::vfs_server::Vfs for Service {
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
         let message = request.into_inner();
-        let wanted = Wanted { driver: convert::optional_driver(message.driver()), pools: message.pools };
+        let driver = convert::optional_driver(message.driver).map_err(wrong)?;
+        let wanted = Wanted { driver, pools: message.pools };
         let lists = Arc::clone(&self.lists);
         let list = blocking(move || lists.now(&wanted)).await?;
         Ok(Response::new(Arc::unwrap_or_clone(list)))
@@ -224,7 +225,8 @@ impl v1::vfs_server::Vfs for Service {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let message = request.into_inner();
-        let wanted = Wanted { driver: convert::optional_driver(message.driver()), pools: message.pools };
+        let driver = convert::optional_driver(message.driver).map_err(wrong)?;
+        let wanted = Wanted { driver, pools: message.pools };
         Ok(Response::new(Box::pin(lists::watch(Arc::clone(&self.lists), wanted, self.phase.clone()))))
     }
 
@@ -307,7 +309,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let peer = peer(request.extensions());
         let message = request.into_inner();
-        let driver = convert::optional_driver(message.driver()).unwrap_or_default();
+        let driver = convert::optional_driver(message.driver).map_err(wrong)?.unwrap_or_default();
         let v1::ExplainRequest { vf, owner, .. } = message;
         let vf: PciAddress = vf.parse().map_err(|error| wrong(format!("vf: {error}")))?;
         let reasons = self.ask(peer, move |vfs| vfs.explain_to(vf, driver, some(owner).as_deref())).await?;
