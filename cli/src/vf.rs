@@ -54,10 +54,10 @@ enum VfCommand {
         /// PFs by address or interface, each with a number: `ens1f0=7`
         #[arg(required = true, value_name = "PF=N", value_parser = count)]
         counts: Vec<(String, u32)>,
-        /// Only say what would be done
+        /// Print the steps, and do none
         #[arg(long)]
         dry_run: bool,
-        /// Also where the host itself uses a VF: an address, a bond, an XDP program
+        /// Even if the host itself uses a VF: its interface has an address, a bond or an XDP program
         #[arg(long)]
         force: bool,
     },
@@ -69,21 +69,21 @@ enum VfCommand {
     Release {
         /// The lease, or the address of its VF
         lease: String,
-        /// How long to wait for a holder to let go
+        /// How long to wait for a process that has it open
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
         wait: Duration,
-        /// Only say what would be done
+        /// Print the steps, and do none
         #[arg(long)]
         dry_run: bool,
-        /// Free the VF also if something of it cannot be restored, as it is then
+        /// Free the VF as it is, even if not all of it can be restored
         #[arg(long)]
         accept: bool,
     },
     /// Say why a VF cannot be borrowed
     Explain {
-        /// Its address
+        /// The VF's address
         vf: String,
-        /// For which driver: kernel, vfio-pci or none
+        /// The driver that it would be borrowed for: kernel, vfio-pci or none
         #[arg(long, value_name = "DRIVER", default_value = "kernel")]
         driver: v1::Driver,
         /// As this owner would borrow it

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use common::PATIENCE;
+use common::DEADLINE;
 use ferrule_dataplane::Settings;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::lane::{collect, deal};
 use ferrule_dataplane::mailbox::Mailbox;
 use ferrule_dataplane::port::any::LaneEnd;
-use ferrule_dataplane::port::memif::channel::Channel;
+use ferrule_dataplane::port::memif::channel::MemifChannel;
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::port::memif::restore::SavedConnection;
 use ferrule_dataplane::port::saved::SavedFiles;
@@ -27,16 +27,16 @@ use ferrule_ffi::memory_budget::MemoryBudget;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Our end of a connection.
-struct Near {
-    channel: Channel,
+struct OurEnd {
+    channel: MemifChannel,
     layout: Layout,
     rings: LaneEnd,
 }
 
 /// The peer's.
-struct Far {
+struct PeerEnd {
     queues: Queues,
-    channel: Channel,
+    channel: MemifChannel,
     _layout: Layout,
 }
 
@@ -44,7 +44,7 @@ fn spec() -> MemifSpec {
     MemifSpec::new("@unused".parse().unwrap(), Role::Client)
 }
 
-fn channels() -> [Channel; 2] {
+fn channels() -> [MemifChannel; 2] {
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
     [a, b].map(|socket| socket.try_into().unwrap())
 }
@@ -61,15 +61,15 @@ fn server_of(client: &Layout) -> Layout {
     layout
 }
 
-fn connection(mut near: Layout, mut far: Layout) -> (Near, Far) {
+fn connection(mut near: Layout, mut far: Layout) -> (OurEnd, PeerEnd) {
     let [ours, theirs] = channels();
     let rings = LaneEnd::memif(near.queues().unwrap());
     let queues = far.queues().unwrap();
-    (Near { channel: ours, layout: near, rings }, Far { queues, channel: theirs, _layout: far })
+    (OurEnd { channel: ours, layout: near, rings }, PeerEnd { queues, channel: theirs, _layout: far })
 }
 
 /// A connection in which we have this role.
-fn connected(role: Role) -> (Near, Far) {
+fn connected(role: Role) -> (OurEnd, PeerEnd) {
     let client = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let server = server_of(&client);
     match role {
@@ -79,7 +79,7 @@ fn connected(role: Role) -> (Near, Far) {
 }
 
 /// A lender and a borrower of its memory.
-fn trusted() -> [(Near, Far); 2] {
+fn trusted() -> [(OurEnd, PeerEnd); 2] {
     let lender = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let mut near = server_of(&lender);
     // Mapped now: the loan names its regions.
@@ -102,7 +102,7 @@ fn a_trusted_wire_goes_on_with_every_frame_that_its_borrower_still_has() {
 }
 
 /// Peers send and receive numbered frames all the time, while our side is saved, dropped and restored again and again.
-fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
+fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(OurEnd, PeerEnd); 2]) {
     let (stop, totals) = (AtomicBool::new(false), [UNKNOWN; 2].map(AtomicU32::new));
     let [total_a, total_b] = &totals;
     let received = thread::scope(|scope| {
@@ -128,23 +128,23 @@ fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
 }
 
 /// A new worker serves the ends, until frames have crossed each way.
-fn serve_for_a_while(ends: [Near; 2]) -> [Near; 2] {
+fn serve_for_a_while(ends: [OurEnd; 2]) -> [OurEnd; 2] {
     let counters = Arc::<[LinkCounters; 2]>::default();
     let moved = Arc::clone(&counters);
     serve(ends, &counters, move || moved.iter().all(|link| link.read().frames > 40))
 }
 
-fn serve_until(ends: [Near; 2], done: impl Fn() -> bool) -> [Near; 2] {
+fn serve_until(ends: [OurEnd; 2], done: impl Fn() -> bool) -> [OurEnd; 2] {
     serve(ends, &Arc::default(), done)
 }
 
-fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [Near; 2] {
+fn serve(ends: [OurEnd; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [OurEnd; 2] {
     let returned = Arc::new(Mailbox::<Returned>::new(4).unwrap());
     let mut worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
     let [a, b] = ends;
     let lane = deal([a.rings, b.rings], Full::Hold, counters).remove(0);
     let id = worker.serve(Box::new(lane)).map_err(|(error, _)| error).unwrap();
-    let deadline = Instant::now() + 4 * PATIENCE;
+    let deadline = Instant::now() + 4 * DEADLINE;
     while !done() {
         assert!(Instant::now() < deadline, "no traffic");
         assert!(returned.take().is_none_or(|back| back.fault.is_none()), "a fault");
@@ -161,15 +161,15 @@ fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> 
     };
     let [first, second] = lane.ends.map(|end| collect(vec![end]));
     [
-        Near { rings: first, channel: a.channel, layout: a.layout },
-        Near { rings: second, channel: b.channel, layout: b.layout },
+        OurEnd { rings: first, channel: a.channel, layout: a.layout },
+        OurEnd { rings: second, channel: b.channel, layout: b.layout },
     ]
 }
 
 /// Writes both ends down, drops them, and makes them again from what was written and the descriptors.
-fn hand_over(ends: [Near; 2]) -> [Near; 2] {
+fn hand_over(ends: [OurEnd; 2]) -> [OurEnd; 2] {
     let mut files = SavedFiles::default();
-    let saved = ends.map(|Near { channel, layout, rings }| {
+    let saved = ends.map(|OurEnd { channel, layout, rings }| {
         SavedConnection::save((7, "peer"), channel, &layout, &rings, &mut files).unwrap()
     });
     let text = serde_json::to_string(&saved).unwrap();
@@ -182,13 +182,13 @@ fn hand_over(ends: [Near; 2]) -> [Near; 2] {
     let second = second.restore(Some(&loan), Arc::default(), &mut files).unwrap();
     [first, second].map(|restored| {
         assert_eq!((restored.id, &*restored.peer), (7, "peer"));
-        Near { channel: restored.channel, layout: restored.layout, rings: restored.rings }
+        OurEnd { channel: restored.channel, layout: restored.layout, rings: restored.rings }
     })
 }
 
 /// Sends numbered frames of many sizes, says how many, and checks those that come, until it is told to stop and all are
 /// there. How many were sent and received.
-fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &AtomicU32) -> (u32, u32) {
+fn exchange(mut far: PeerEnd, stop: &AtomicBool, total: &AtomicU32, expected: &AtomicU32) -> (u32, u32) {
     let (mut sent, mut received) = (0u32, 0u32);
     let mut gather = vec![0; FRAME_MAX];
     let mut deadline = None;
@@ -197,7 +197,7 @@ fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &Atomi
         let (sender, receiver) = (&mut far.queues.senders[0], &mut far.queues.receivers[0]);
         if stop.load(Ordering::Relaxed) {
             total.store(sent, Ordering::Relaxed);
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * PATIENCE);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * DEADLINE);
             assert!(Instant::now() < deadline, "{received} frames of {expected:?} came");
             if received == expected.load(Ordering::Relaxed) {
                 return (sent, received);

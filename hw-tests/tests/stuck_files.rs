@@ -13,7 +13,7 @@ use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{both_ways, carry};
 use ferrule_hw_tests::unanswered::UnansweredFile;
-use ferrule_hw_tests::{PATIENCE, eventually, forwarder};
+use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::socket::{UnixAddr, setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::TimeVal;
 
@@ -37,7 +37,7 @@ fn files_that_cannot_be_closed_take_few_descriptors_and_come_back() {
     let open_files = || fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().count();
 
     let client = |wire, end| MemifSpec::new(socket(wire, end).to_str().unwrap().parse().unwrap(), Role::Client);
-    let mut ends = [0, 1].map(|end| Endpoint::open(&client("bystander", end), PATIENCE).unwrap());
+    let mut ends = [0, 1].map(|end| Endpoint::open(&client("bystander", end), TIMEOUT).unwrap());
     let before = open_files();
     let stuck = UnansweredFile::new();
     for (wire, kind) in [("hostile", Kind::SeqPacket), ("guest", Kind::Stream)] {
@@ -52,10 +52,10 @@ fn files_that_cannot_be_closed_take_few_descriptors_and_come_back() {
     let held = open_files();
     assert!(held < before + 200, "{held} descriptors, {before} before");
     // Another socket takes peers as ever.
-    drop(Endpoint::open(&client("hostile", 1), PATIENCE).unwrap());
+    drop(Endpoint::open(&client("hostile", 1), TIMEOUT).unwrap());
     drop(stuck);
     eventually("all are closed", || open_files() <= before);
-    let mut hostile = [0, 1].map(|end| Endpoint::open(&client("hostile", end), PATIENCE).unwrap());
+    let mut hostile = [0, 1].map(|end| Endpoint::open(&client("hostile", end), TIMEOUT).unwrap());
     carry(&mut hostile, &mut both_ways(1, &[64], 256), 100);
     carry(&mut ends, &mut both_ways(1, &[64], 256), 100);
     let log = daemon.stop();

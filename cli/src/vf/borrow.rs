@@ -13,8 +13,8 @@ use crate::text;
 /// Options of `ferrule vf acquire`.
 #[derive(Debug, Args)]
 pub(super) struct AcquireArgs {
-    /// Your own name for the lease: asking twice is asking once. Several: all of them or none, of a pool
-    #[arg(required = true, value_name = "ID")]
+    /// Your own name for the lease; the same request again changes nothing. Several: all of them or none, of a pool
+    #[arg(required = true, value_name = "LEASE")]
     ids: Vec<String>,
     /// The VF, by its address; with --pool, one of that pool
     #[arg(long, value_name = "ADDRESS", required_unless_present = "pool")]
@@ -36,10 +36,10 @@ pub(super) struct AcquireArgs {
     same_pf: bool,
     #[command(flatten)]
     lease: LeaseArgs,
-    /// Only say what would be done
+    /// Print the steps, and do none
     #[arg(long)]
     dry_run: bool,
-    /// Also a VF that the host itself uses: one with an address, in a bond, with an XDP program
+    /// Even if the host itself uses the VF: its interface has an address, a bond or an XDP program
     #[arg(long)]
     force: bool,
 }
@@ -53,7 +53,7 @@ pub(super) struct HandOverArgs {
     to: String,
     #[command(flatten)]
     lease: LeaseArgs,
-    /// How long to wait for a holder to let go
+    /// How long to wait for a process that has it open
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
 }

@@ -17,10 +17,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::health::{HealthCell, ThreadGuard};
-use super::inbox::{Inbox, Message};
+use super::inbox::{ControlMessage, Inbox};
 use super::listener::{ListenAddress, ListenKind, ListenerKey};
 use super::wire::{EndId, WireKey};
-use crate::port::kernel::{Owner, PairStatus, TapInterface, VethPair};
+use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::KernelSpec;
 use ferrule_ffi::tap::Tap;
@@ -92,13 +92,13 @@ pub struct Jobs {
     interfaces: Pool,
     inbox: Inbox,
     /// Who the pairs belong to.
-    owner: Arc<Owner>,
+    owner: Arc<InterfaceOwner>,
 }
 
 impl Jobs {
     /// Each kind of job has one thread from now on; more start when there is work for them. A job that panics is one
     /// of which `health` tells.
-    pub fn new(inbox: Inbox, owner: Owner, health: &HealthCell) -> io::Result<Self> {
+    pub fn new(inbox: Inbox, owner: InterfaceOwner, health: &HealthCell) -> io::Result<Self> {
         let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
@@ -116,7 +116,7 @@ impl Jobs {
         let inbox = self.inbox.clone();
         self.binders.submit(move || {
             let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
-            inbox.post(Message::Done(Done::Bound(key, bound)));
+            inbox.post(ControlMessage::Done(Done::Bound(key, bound)));
         });
     }
 
@@ -142,7 +142,7 @@ impl Jobs {
         let queued = ticket.clone();
         self.makers.submit(move || {
             if queued.begin() {
-                inbox.post(Message::Done(make()));
+                inbox.post(ControlMessage::Done(make()));
             }
         });
         ticket
@@ -153,7 +153,7 @@ impl Jobs {
         let inbox = self.inbox.clone();
         self.closers.submit(move || {
             drop(what);
-            inbox.post(Message::Done(Done::Closed(wire)));
+            inbox.post(ControlMessage::Done(Done::Closed(wire)));
         });
     }
 
@@ -162,7 +162,7 @@ impl Jobs {
         let inbox = self.inbox.clone();
         self.closers.submit(move || {
             drop(listener);
-            inbox.post(Message::Done(Done::ListenerClosed(wire, key)));
+            inbox.post(ControlMessage::Done(Done::ListenerClosed(wire, key)));
         });
     }
 
@@ -190,7 +190,7 @@ impl Jobs {
         self.interfaces.submit(move || {
             let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
             let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
-            inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
+            inbox.post(ControlMessage::Done(Done::Looked(Look { pairs, gone })));
         });
     }
 }
@@ -371,6 +371,6 @@ mod tests {
         pool.submit(move || done.send(()).unwrap());
         assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(()));
         assert_eq!(health.read(), Health::ThreadDied { thread: "panicking".to_owned() });
-        assert!(matches!(messages.try_recv(), Ok(Message::Panicked(name)) if name == "panicking"));
+        assert!(matches!(messages.try_recv(), Ok(ControlMessage::Panicked(name)) if name == "panicking"));
     }
 }

@@ -14,7 +14,7 @@ use super::disconnect::DisconnectReason;
 use super::handshake::Handshakes;
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
-use super::poller::{Owner, Token};
+use super::poller::{SocketOwner, Token};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
 use crate::socket::{Listener, SocketError};
@@ -279,7 +279,7 @@ impl State {
         let waiting = std::mem::take(&mut listener.waiting);
         let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
         let bound = bound.map_err(ListenError::Socket).and_then(|socket| {
-            let token = self.poller.watch_later(&socket, Owner::Listener(key))?;
+            let token = self.poller.watch_later(&socket, SocketOwner::Listener(key))?;
             listener.socket = ListenSocket::Open(socket, token);
             Ok(token)
         });
@@ -533,7 +533,7 @@ mod tests {
 
     fn state() -> State {
         let (inbox, _) = Inbox::new().unwrap();
-        let jobs = Jobs::new(inbox, kernel::Owner::process(), &HealthCell::default()).unwrap();
+        let jobs = Jobs::new(inbox, kernel::InterfaceOwner::process(), &HealthCell::default()).unwrap();
         State::new(Poller::new(&[]).unwrap(), jobs, Vec::new(), Arc::new(Snapshot::new(Vec::new()))).unwrap()
     }
 

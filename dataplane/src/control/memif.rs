@@ -7,11 +7,11 @@ use super::disconnect::DisconnectReason;
 use super::end::{ClientState, EndKind, Peer};
 use super::events::WireChange;
 use super::log_limit::if_any;
-use super::poller::{Owner, Token};
+use super::poller::{SocketOwner, Token};
 use super::state::State;
 use super::wire::{EndId, Wire};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
-use crate::port::memif::channel::Channel;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep};
@@ -75,7 +75,7 @@ impl State {
     }
 
     /// A memif peer is there.
-    pub(super) fn connect_memif(&mut self, id: EndId, channel: Channel, connection: Connection, token: Token) {
+    pub(super) fn connect_memif(&mut self, id: EndId, channel: MemifChannel, connection: Connection, token: Token) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let name = wire.spec.name.clone();
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
@@ -123,11 +123,11 @@ impl State {
             Ok(loan) => loan,
             Err(problem) => return self.not_connected(id, problem),
         };
-        let channel = match Channel::connect(&spec.socket, spec.netns.as_ref()) {
+        let channel = match MemifChannel::connect(&spec.socket, spec.netns.as_ref()) {
             Ok(channel) => channel,
             Err(error) => return self.not_connected(id, &error.to_string()),
         };
-        match self.poller.watch(&channel, Owner::End(id)) {
+        match self.poller.watch(&channel, SocketOwner::End(id)) {
             Ok(token) => {
                 let Some(wire) = self.wires.get_mut(id.wire) else { return };
                 let budget = Arc::clone(&wire.budgets[id.end]);

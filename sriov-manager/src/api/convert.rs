@@ -9,7 +9,7 @@ use crate::lease::{Lease, Stage, Until, Wanted};
 use crate::policy::PeerCredentials;
 use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
 
-/// The answer to a list, judged for a driver; none: for any.
+/// The answer to a list, judged for a driver; none: for that of the pool.
 pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
     v1::ListResponse {
         pfs: view.pfs.iter().map(pf).collect(),
@@ -63,7 +63,7 @@ fn pf(view: &PfView) -> v1::Pf {
         mtu: view.pf.mtu,
         permanent_mac: view.card.map(|card| card.to_string()).unwrap_or_default(),
         link_type: String::new(),
-        alt_names: Vec::new(),
+        alt_names: function.altnames.clone(),
         acpi_index: None,
         rdma: Vec::new(),
     }
@@ -71,7 +71,7 @@ fn pf(view: &PfView) -> v1::Pf {
 
 pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
     let function = &view.vf.function;
-    let judged = view.reasons(driver.unwrap_or(Driver::None));
+    let judged = view.reasons(driver.or(view.pool_driver).unwrap_or(Driver::None));
     let reasons = || judged.iter().filter(|reason| !matches!(reason, Reason::Lent { .. }));
     let state = if view.lease.is_some() {
         v1::VfState::Lent
@@ -105,7 +105,7 @@ pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
         vfio_device: node(view.vf.vfio_device.as_ref().map(|device| format!("devices/{device}"))).unwrap_or_default(),
         noiommu: is_vfio && view.noiommu,
         link_type: String::new(),
-        alt_names: Vec::new(),
+        alt_names: function.altnames.clone(),
         acpi_index: None,
         rdma: Vec::new(),
     }
@@ -276,12 +276,16 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         (Some(vf), Some(pool)) => Choice::VfOfPool { vf, pool },
         (None, None) => return Err("vf, pool: one of both is wanted".to_owned()),
     };
+    // What the request does not say, its pool does.
+    let (pool_driver, pool_mtu) = vfs.pool_defaults(&choice);
+    let driver = driver.or(pool_driver).unwrap_or_default();
+    let mut attributes = attributes.map(wanted).transpose()?.unwrap_or_default();
+    if driver == Driver::Kernel {
+        attributes.mtu = attributes.mtu.or(pool_mtu);
+    }
     Ok(Request {
         place: place.map(|place| self::place(place, vfs)).transpose()?.unwrap_or_default(),
-        wanted: Wanted {
-            driver: driver.unwrap_or_default(),
-            attributes: attributes.map(wanted).transpose()?.unwrap_or_default(),
-        },
+        wanted: Wanted { driver, attributes },
         until: until.map(|until| self::until(until, peer, vfs)).transpose()?,
         owner: some(owner),
         peer: peer.credentials,

@@ -263,8 +263,9 @@ impl v1::vfs_server::Vfs for Service {
         let peer = peer(request.extensions());
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
-        // It gets the VF of the one that ends.
-        (to.vf, to.pool) = (PciAddress::new(0, 0, 0, 0).to_string(), String::new());
+        // It gets the VF of the one that ends, from the same pool.
+        let pool = self.vfs.facts().leases.into_values().find(|lease| lease.id == from).and_then(|lease| lease.pool);
+        (to.vf, to.pool) = (PciAddress::new(0, 0, 0, 0).to_string(), pool.unwrap_or_default());
         self.may_change().await?;
         let to = self.requests(vec![to], peer).await?.remove(0);
         let lease = from.clone();
@@ -311,8 +312,8 @@ impl v1::vfs_server::Vfs for Service {
         let message = request.into_inner();
         let driver = convert::optional_driver(message.driver).map_err(wrong)?.unwrap_or_default();
         let v1::ExplainRequest { vf, owner, .. } = message;
-        let vf: PciAddress = vf.parse().map_err(|error| wrong(format!("vf: {error}")))?;
-        let reasons = self.ask(peer, move |vfs| vfs.explain_to(vf, driver, some(owner).as_deref())).await?;
+        let explain = move |vfs: &Vfs| vfs.explain_to(vfs.find_vf(&vf)?, driver, some(owner).as_deref());
+        let reasons = self.ask(peer, explain).await?;
         Ok(Response::new(v1::ExplainResponse { reasons: reasons.iter().map(reason).collect() }))
     }
 

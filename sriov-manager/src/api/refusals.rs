@@ -62,7 +62,7 @@ fn code(error: &VfError) -> Code {
 pub(super) fn details(error: &VfError) -> v1::Refusal {
     let mut told = v1::Refusal { kind: kind(error).into(), retryable: is_retryable(error), ..Default::default() };
     match error {
-        VfError::NoSuchVf { vf } => told.vf = vf.to_string(),
+        VfError::NoSuchVf { vf } => told.vf.clone_from(vf),
         VfError::NoSuchPf { pf } => told.pf.clone_from(pf),
         VfError::NoSuchPool { pool, .. } | VfError::NoneFree { pool, .. } => told.pool.clone_from(pool),
         VfError::NoSuchLease { lease } | VfError::IdOfAnother { id: lease, .. } | VfError::Ended { id: lease, .. } => {

@@ -19,7 +19,7 @@ impl Vfs {
                 matches!(reason, Reason::Lent { .. } | Reason::LostLease { .. } | Reason::Stuck { .. } | Reason::Resizing { .. })
             };
             let known: Vec<_> =
-                self.reasons(&state, &vf, Driver::None, &obstacles).into_iter().filter(forbids).collect();
+                self.reasons(&state, &vf, Driver::None, None, &obstacles).into_iter().filter(forbids).collect();
             let is_stuck = known.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
             blockers.extend(known.into_iter().map(|reason| (vf.address, reason)));
             if is_stuck {

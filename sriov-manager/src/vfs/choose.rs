@@ -44,6 +44,13 @@ pub(super) struct Chosen {
 pub(super) type Excluded = BTreeMap<PciAddress, Vec<Reason>>;
 
 impl Vfs {
+    /// The driver and the MTU of the pool that is chosen from, for who names none.
+    pub fn pool_defaults(&self, choice: &Choice) -> (Option<Driver>, Option<u32>) {
+        let state = self.lock();
+        let pool = choice.pool().and_then(|pool| state.policies.pool(pool));
+        pool.map_or((None, None), |pool| (pool.driver, pool.mtu))
+    }
+
     /// The VFs that requests get, as things stand. With `same_pf` they are all of one PF.
     pub(super) fn choose_all(
         &self,
@@ -170,10 +177,11 @@ impl Chooser<'_> {
             return Err(VfError::NotAllowed { uid: request.peer.uid, tried });
         }
         let inventory = &state.inventory;
+        let divisions: BTreeMap<_, _> =
+            inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
         let is_meant = |vf: &&VirtualFunction| {
-            let pf = inventory.pfs.get(&vf.pf).filter(|pf| pool.holds(pf, vf.index));
-            let wanted = self.pf.or(place.pf);
-            pf.is_some_and(|pf| wanted.is_none_or(|wanted| wanted == pf.address))
+            let is_of_pool = divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
+            is_of_pool && self.pf.or(place.pf).is_none_or(|wanted| wanted == vf.pf)
         };
         let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
         let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {
@@ -205,7 +213,8 @@ impl Chooser<'_> {
     }
 
     fn reasons(&self, vf: &VirtualFunction, request: &Request, obstacles: &Obstacles<'_>) -> Vec<Reason> {
-        let mut reasons = self.vfs.reasons(self.state, vf, request.wanted.driver, obstacles);
+        let pool = request.choice.pool().map(String::as_str);
+        let mut reasons = self.vfs.reasons(self.state, vf, request.wanted.driver, pool, obstacles);
         reasons.extend(self.state.not_lent_by(vf, request));
         if self.taken.contains(&vf.address) {
             reasons.push(Reason::SameCall);

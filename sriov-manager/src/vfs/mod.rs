@@ -51,6 +51,7 @@ mod error;
 mod handover;
 mod held;
 mod locks;
+mod names;
 mod parallel;
 mod reasons;
 mod recover;
@@ -76,6 +77,7 @@ use backoff::Backoff;
 use counts::CountsSeen;
 use locks::LockRequest;
 pub use view::{PfView, PoliciesView, VfView, View};
+use names::Altnames;
 use view::Shown;
 
 /// Every VF of the node. Clones are the same node.
@@ -118,6 +120,8 @@ struct Inner {
     recovery: watch::Sender<Recovery>,
     /// A call into the kernel that was given up has come back since somebody asked.
     returned: Arc<AtomicBool>,
+    /// Other names of interfaces.
+    altnames: Altnames,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// Held while VFs get an owner, so that they do not get two.
@@ -218,6 +222,7 @@ impl Vfs {
             shown: Mutex::default(),
             recovery: watch::Sender::new(Recovery::Counts),
             returned,
+            altnames: Altnames::default(),
             looking: Mutex::default(),
             claiming: Mutex::default(),
             applying: Mutex::default(),
@@ -285,6 +290,10 @@ impl Vfs {
         debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
         match inventory {
             Ok(mut inventory) => {
+                let needs_altnames = self.lock().policies.names_nobody(&inventory);
+                if needs_altnames {
+                    self.add_altnames(&mut inventory);
+                }
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
@@ -407,7 +416,7 @@ impl State {
     }
 
     fn vf(&self, vf: PciAddress) -> Result<&VirtualFunction, VfError> {
-        self.inventory.vfs.get(&vf).ok_or(VfError::NoSuchVf { vf })
+        self.inventory.vfs.get(&vf).ok_or_else(|| VfError::NoSuchVf { vf: vf.to_string() })
     }
 
     fn pf(&self, pf: PciAddress) -> Result<&PhysicalFunction, VfError> {

@@ -201,7 +201,8 @@ impl Vfs {
             let function = state.vf(vf)?.clone();
             let members = function.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned());
             let members: Vec<_> = if driver == Driver::VfioPci { members.collect() } else { Vec::new() };
-            let reasons = self.reasons(&state, &function, driver, &Obstacles::new(&self.executor().sysfs));
+            let obstacles = Obstacles::new(&self.executor().sysfs);
+            let reasons = self.reasons(&state, &function, driver, None, &obstacles);
             (state, function, members, reasons)
         };
         let lent = reasons.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
@@ -234,18 +235,20 @@ impl Vfs {
         driver: Driver,
         lease: &Lease,
     ) -> Vec<Reason> {
-        let reasons = self.reasons(state, vf, driver, &Obstacles::new(&self.executor().sysfs));
+        let pool = lease.pool.as_deref();
+        let reasons = self.reasons(state, vf, driver, pool, &Obstacles::new(&self.executor().sysfs));
         let is_beside = |reason: &Reason| !matches!(reason, Reason::Lent { .. } | Reason::Cordoned { .. });
         let forbidden = state.policies.forbids(&state.inventory, lease).map(|why| Reason::Forbidden { why });
         reasons.into_iter().filter(is_beside).chain(forbidden).collect()
     }
 
-    /// Why a VF is not to be had by whoever owns it, as things stand.
+    /// Why a VF is not to be had, of a pool if one is named, by whoever owns it, as things stand.
     pub(super) fn reasons(
         &self,
         state: &State,
         vf: &VirtualFunction,
         driver: Driver,
+        pool: Option<&str>,
         obstacles: &Obstacles<'_>,
     ) -> Vec<Reason> {
         let leases = &state.facts.leases;
@@ -277,7 +280,7 @@ impl Vfs {
             })
         });
         reasons.extend(lent);
-        let named = || state.policies.kernel_driver(&state.inventory, vf, None);
+        let named = || state.policies.kernel_driver(&state.inventory, vf, pool);
         obstacles.add_to(&mut reasons, &state.inventory, vf, driver, named);
         reasons
     }

@@ -83,6 +83,8 @@ pub struct VfView {
     pub forbidden: Option<String>,
     /// Pools that it is in.
     pub pools: Vec<String>,
+    /// The driver that VFs of its pool are lent with to who names none; none: the pool does not say, or its pools disagree.
+    pub pool_driver: Option<Driver>,
     /// Who alone lends it.
     pub owner: Option<String>,
     /// Whether its group is one without an IOMMU.
@@ -119,6 +121,7 @@ impl View {
             lease: None,
             forbidden: None,
             pools: Vec::new(),
+            pool_driver: None,
             owner: None,
             noiommu: Obstacles::new(sysfs).is_noiommu(vf),
             busy: false,
@@ -178,12 +181,15 @@ impl Vfs {
         let obstacles = Obstacles::new(&self.executor().sysfs);
         let view = |vf: &VirtualFunction, pf_name: &str| {
             let lease = state.facts.leases.get(&vf.address).filter(|lease| state.is_of(lease, vf));
-            let reasons = |driver| self.reasons(state, vf, driver, &obstacles);
+            let reasons = |driver| self.reasons(state, vf, driver, None, &obstacles);
+            let pools: Vec<_> = state.policies.pools_of(inventory, vf).collect();
+            let pool_driver = pools.first().and_then(|pool| pool.driver);
             VfView {
                 pf_name: pf_name.to_owned(),
                 lease: lease.cloned(),
                 forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
-                pools: state.policies.pools_of(inventory, vf).map(|pool| pool.name.clone()).collect(),
+                pool_driver: pool_driver.filter(|driver| pools.iter().all(|pool| pool.driver == Some(*driver))),
+                pools: pools.iter().map(|pool| pool.name.clone()).collect(),
                 owner: state.owner_of(vf).map(|(owner, _)| owner.clone()),
                 noiommu: obstacles.is_noiommu(vf),
                 busy: state.locked.contains(&vf.address),

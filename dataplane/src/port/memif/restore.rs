@@ -12,7 +12,7 @@ use ferrule_ffi::region::Region;
 use serde::{Deserialize, Serialize};
 
 use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
-use crate::port::memif::channel::Channel;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::layout::{BufferPlace, Layout, Loan, RingPlace};
 use crate::port::memif::message::AddRing;
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
@@ -40,7 +40,7 @@ pub struct RestoredConnection {
     /// What the peer calls itself.
     pub peer: String,
     /// The control socket.
-    pub channel: Channel,
+    pub channel: MemifChannel,
     /// The shared memory.
     pub layout: Layout,
     /// Our ends of its rings.
@@ -79,7 +79,7 @@ impl SavedConnection {
     /// There are no descriptors left, or the rings are not those of a memif peer.
     pub fn save(
         (id, peer): (u32, &str),
-        channel: Channel,
+        channel: MemifChannel,
         layout: &Layout,
         rings: &LaneEnd,
         files: &mut SavedFiles,
@@ -134,7 +134,7 @@ impl SavedConnection {
             source.resume = resume;
         }
         let channel =
-            Channel::try_from(files.take(channel)?).map_err(|source| no_file("its control socket", source))?;
+            MemifChannel::try_from(files.take(channel)?).map_err(|source| no_file("its control socket", source))?;
         Ok(RestoredConnection { id, peer, channel, layout, rings })
     }
 

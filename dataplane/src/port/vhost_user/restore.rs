@@ -11,14 +11,14 @@ use ferrule_ffi::peer_file::PeerFile;
 use serde::{Deserialize, Serialize};
 
 use crate::port::saved::{FileId, RestoreError, SavedFiles};
-use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{HEADER_LEN, Header, Inflight, LogArea};
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::session::error::RequestError;
 use crate::port::vhost_user::session::vring_config::SavedVring;
-use crate::port::vhost_user::session::{Message, Session};
+use crate::port::vhost_user::session::{Session, VhostUserMessage};
 
 /// A frontend as it is written down. Descriptors are named, and passed beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,12 +84,12 @@ impl SavedVhostUserPeer {
     ) -> Result<VhostUserPeer, RestoreError> {
         let socket = files.take(self.socket)?;
         let (bytes, half) = self.half.restore(files)?;
-        let channel = Channel::restore(socket, &bytes, half);
+        let channel = VhostUserChannel::restore(socket, &bytes, half);
         let channel = channel.map_err(|source| RestoreError::File { what: "a control socket", source })?;
         let held = self.held.map(|held| {
             let (bytes, files) = held.restore(files)?;
             let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or_else(|| invalid("half a request"))?;
-            Message::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
+            VhostUserMessage::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
         });
         Ok(VhostUserPeer {
             channel,
