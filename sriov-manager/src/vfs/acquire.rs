@@ -1,70 +1,21 @@
 //! Lending VFs: choose, journal, apply, read back, or bring them back to what they were.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
 use super::apply::must_be_told;
-use super::choose::{Chosen, Excluded, Place};
+use super::choose::{Chosen, Excluded};
 use super::release::Remains;
-use super::{Caller, Reason, VfError, Vfs};
+use super::request::{cancelled, check_all};
+use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
-use crate::lease::{Before, Lease, Stage, Until, Wanted};
+use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Current, Step, Target, plan};
-use crate::policy::PeerCredentials;
-
-/// What a client asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The client's own name for the lease: asking twice under one name is asking once, and asking otherwise
-    /// under one name changes the lease.
-    pub id: String,
-    /// For whom, in words for people.
-    pub holder: String,
-    /// Which VF.
-    pub choice: Choice,
-    /// Which of a pool.
-    pub place: Place,
-    /// In whose name: the owner who claimed the VF. None: nobody has.
-    pub owner: Option<String>,
-    /// The lease ends by itself when this is gone.
-    pub until: Option<Until>,
-    /// How it shall be.
-    pub wanted: Wanted,
-    /// Who asks.
-    pub peer: PeerCredentials,
-    /// Whether a VF is taken that the host itself uses.
-    pub force: bool,
-}
-
-/// Which VF.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This one.
-    Vf(PciAddress),
-    /// Any of a pool.
-    Pool(String),
-    /// This one, which must be of the pool, and is lent by the pool's rules.
-    VfOfPool {
-        /// The VF.
-        vf: PciAddress,
-        /// The pool.
-        pool: String,
-    },
-}
-
-/// A VF that was lent, or would be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acquired {
-    /// The VF.
-    pub vf: PciAddress,
-    /// The steps that were needed; none: it was as wanted.
-    pub steps: Vec<Step>,
-}
 
 impl Vfs {
     /// Lends a VF. The same request twice changes nothing.
@@ -322,54 +273,6 @@ impl Vfs {
     }
 }
 
-impl Request {
-    pub(super) fn check(&self) -> Result<(), VfError> {
-        for (name, text) in [("id", &self.id), ("holder", &self.holder)] {
-            check_name(name, text)?;
-        }
-        if let Ok(address) = self.id.parse::<PciAddress>()
-            && !matches!(self.choice, Choice::Vf(vf) | Choice::VfOfPool { vf, .. } if vf == address)
-        {
-            return Err(VfError::Wrong(format!(
-                "id: {address} is the address of a VF, by which its lease is named as well: choose another id"
-            )));
-        }
-        self.wanted.attributes.check().map_err(|error| VfError::Wrong(error.to_string()))?;
-        if self.wanted.attributes.mtu.is_some() && self.wanted.driver != Driver::Kernel {
-            let problem = "mtu: only a VF with the driver `kernel` has an interface whose MTU can be set";
-            return Err(VfError::Wrong(problem.to_owned()));
-        }
-        Ok(())
-    }
-}
-
-/// A word that people and programs name something by.
-pub(super) fn check_name(what: &str, text: &str) -> Result<(), VfError> {
-    if text.is_empty() || text.len() > NAME_MAX || text.chars().any(char::is_control) {
-        return Err(VfError::Wrong(format!("{what}: 1 to {NAME_MAX} bytes without control characters are wanted")));
-    }
-    Ok(())
-}
-
-fn check_all(requests: &[Request]) -> Result<(), VfError> {
-    if requests.is_empty() || requests.len() > TOGETHER_MAX {
-        return Err(VfError::Wrong(format!("leases: 1 to {TOGETHER_MAX} at once are wanted, not {}", requests.len())));
-    }
-    let mut ids = BTreeSet::new();
-    for request in requests {
-        request.check()?;
-        if !ids.insert(&request.id) {
-            return Err(VfError::Wrong(format!("id: {} is asked for twice", request.id)));
-        }
-    }
-    Ok(())
-}
-
-fn cancelled(requests: &[Request]) -> VfError {
-    let ids: Vec<_> = requests.iter().map(|request| request.id.as_str()).collect();
-    VfError::Cancelled { tried: format!("lend a VF as {}", ids.join(", ")) }
-}
-
 /// Why VFs that were chosen are not lent.
 enum NotReady {
     /// This one is not to be had; another one may be.
@@ -450,8 +353,3 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
 fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
     if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }
-
-/// Enough for a pod's UID, a container's name and an interface.
-pub(super) const NAME_MAX: usize = 256;
-/// VFs that are lent together: more than a pod ever had.
-const TOGETHER_MAX: usize = 64;

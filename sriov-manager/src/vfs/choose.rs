@@ -4,32 +4,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::reasons::Obstacles;
-use super::{Choice, LockRequest, Reason, Request, State, VfError, Vfs};
+use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Lease, Stage};
 use crate::policy::PeerCredentials;
-
-/// Which VF of a pool is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// One of this NUMA node, if there is one.
-    pub numa: Option<u32>,
-    /// Only one of this PF.
-    pub pf: Option<PciAddress>,
-    /// In which order PFs are used.
-    pub order: Order,
-}
-
-/// In which order the PFs of a pool are used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
-    /// The PF with the most free VFs first, so that load is shared.
-    #[default]
-    Spread,
-    /// The PF with the fewest free VFs first, so that whole PFs stay free.
-    Pack,
-}
 
 /// The VF that a request gets. It is locked.
 pub(super) struct Chosen {
@@ -220,25 +199,6 @@ impl Chooser<'_> {
             reasons.push(Reason::SameCall);
         }
         reasons
-    }
-}
-
-impl Choice {
-    /// Whether a lease was asked for so.
-    pub(super) fn is_of(&self, lease: &Lease) -> bool {
-        match self {
-            Self::Vf(vf) => *vf == lease.vf,
-            Self::Pool(pool) => lease.pool.as_ref() == Some(pool),
-            Self::VfOfPool { vf, pool } => *vf == lease.vf && lease.pool.as_ref() == Some(pool),
-        }
-    }
-
-    /// The pool that is named.
-    pub(super) fn pool(&self) -> Option<&String> {
-        match self {
-            Self::Vf(_) => None,
-            Self::Pool(pool) | Self::VfOfPool { pool, .. } => Some(pool),
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
-use super::acquire::check_name;
+use super::request::check_name;
 use super::choose::pool;
 use super::{Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress};

@@ -9,9 +9,9 @@
 //! - **One way back.** A failed acquire, a release and a start after a kill all bring a VF back to what it was by
 //!   the same plan.
 //!
-//! In reading order: `locks`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
+//! In reading order: `locks`; `request`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
 //! themselves), `claims` (VFs that have an owner); `create` with `blockers`, `recover`; `rules` (the policies, and other
-//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reasons` (why a VF is not to be had), `view` (what others see), `error`.
+//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -53,24 +53,26 @@ mod held;
 mod locks;
 mod names;
 mod parallel;
+mod reason;
 mod reasons;
 mod recover;
 mod release;
+mod request;
 mod rules;
 mod until;
 mod view;
 
-pub use acquire::{Acquired, Choice, Request};
-pub use choose::{Order, Place};
 pub use claims::Claimed;
 pub use documents::{Applied, PolicyChange};
 pub use create::{Created, HostVfs};
 pub use error::{OpenError, VfError};
 pub use locks::{Caller, WhenBusy};
 pub use recover::Recovery;
-pub use reasons::{Reason, obstacles};
+pub use reason::Reason;
+pub use reasons::obstacles;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
+pub use request::{Acquired, Choice, Order, Place, Request};
 pub use rules::{AdoptError, Adopted, Counts};
 
 use backoff::Backoff;

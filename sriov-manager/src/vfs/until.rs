@@ -35,7 +35,7 @@ impl Vfs {
         caller: Caller<'_>,
     ) -> Result<Lease, VfError> {
         if let Some(holder) = &holder {
-            super::acquire::check_name("holder", holder)?;
+            super::request::check_name("holder", holder)?;
         }
         let (now, lock) = self.lock_vfs(caller.when_busy, |state| super::release::find(state, lease, peer))?;
         let updated = Lease {
