@@ -264,6 +264,9 @@ mod tests {
     #[test]
     fn reasons_are_told_one_a_line() {
         assert_eq!(explained("a", &[], false), "a can be borrowed\n");
-        assert_eq!(explained("a", &[v1::Reason { text: "x\x1b".into(), ..Default::default() }], false), "a cannot be borrowed:\n- x\u{fffd}\n");
+        assert_eq!(
+            explained("a", &[v1::Reason { text: "x\x1b".into(), ..Default::default() }], false),
+            "a cannot be borrowed:\n- x\u{fffd}\n"
+        );
     }
 }

@@ -381,7 +381,8 @@ mod tests {
         kept.record(&Record::Claim { owner: "plugin".into(), claim: Some(claim) }).unwrap();
         let cordon = Cordon { uid: 0, why: "firmware".into() };
         kept.record(&Record::Cordon { pf: PF, cordon: Some(cordon) }).unwrap();
-        kept.record(&Record::Policies { document: PolicyDocument { generation: 3, text: "pools: []".into() } }).unwrap();
+        kept.record(&Record::Policies { document: PolicyDocument { generation: 3, text: "pools: []".into() } })
+            .unwrap();
         let facts = kept.facts.clone();
         drop(kept);
         // Twice: the second time it was written anew.
@@ -438,11 +439,7 @@ mod tests {
         assert_eq!(stages, [Stage::New, Stage::Changing { from }, Stage::Lent, Stage::Releasing]);
         let lease = facts.leases.values().next().unwrap();
         assert_eq!((lease.fault.as_deref(), lease.before.state.as_ref().unwrap().vlan.id), (Some("t"), 3));
-        assert_eq!(
-            Kept::open(directory.path()).facts,
-            facts,
-            "and is written anew as one of this release"
-        );
+        assert_eq!(Kept::open(directory.path()).facts, facts, "and is written anew as one of this release");
     }
 
     #[test]

@@ -88,7 +88,8 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
 
     let mut watch = Watch::start(&mut asking).await;
     assert_eq!(watch.list.vfs.len(), 6, "the first list comes at once");
-    let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
+    let v1::AcquireResponse { vf, steps } =
+        asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     let vf = vf.unwrap();
     assert_eq!((vf.driver.as_str(), vf.state()), ("vfio-pci", v1::VfState::Lent));
     assert!(!steps.is_empty());
@@ -118,10 +119,14 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
     let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
-    let by_address = |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
+    let by_address =
+        |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
-    assert_eq!(code(asking.acquire(v1::AcquireRequest { driver: 99, ..acquire("x", v1::Driver::None) }).await), Code::InvalidArgument);
+    assert_eq!(
+        code(asking.acquire(v1::AcquireRequest { driver: 99, ..acquire("x", v1::Driver::None) }).await),
+        Code::InvalidArgument
+    );
     for id in ["a", "b", "c"] {
         asking.acquire(acquire(id, v1::Driver::None)).await.unwrap();
     }
@@ -199,7 +204,8 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
-    let new = v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
+    let new =
+        v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.heal();

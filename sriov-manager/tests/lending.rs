@@ -160,7 +160,12 @@ fn a_dry_run_tells_the_steps_and_does_none() {
     assert_eq!((node.fingerprint(), node.log().len()), (before, log));
     assert!(vfs.facts().leases.is_empty());
     vfs.acquire(&asked).unwrap();
-    assert!(vfs.plan_release(&asked.id, ROOT, Caller::PATIENT).unwrap().iter().any(|step| step.to_string().starts_with("reset")));
+    assert!(
+        vfs.plan_release(&asked.id, ROOT, Caller::PATIENT)
+            .unwrap()
+            .iter()
+            .any(|step| step.to_string().starts_with("reset"))
+    );
     assert_eq!(vfs.facts().leases.len(), 1);
 }
 

@@ -300,7 +300,10 @@ fn a_kill_while_several_are_lent_leaves_all_of_them_or_none() {
         drop(vfs);
         let vfs = owner_of(&node, None);
         let leases = vfs.facts().leases;
-        assert!(leases.values().all(|lease| lease.stage == Stage::Lent && lease.fault.is_none()), "{point}: {leases:?}");
+        assert!(
+            leases.values().all(|lease| lease.stage == Stage::Lent && lease.fault.is_none()),
+            "{point}: {leases:?}"
+        );
         match leases.len() {
             0 => assert_eq!(node.fingerprint(), before, "killed at {point}"),
             2 => outcomes[1] += 1,
@@ -337,7 +340,11 @@ fn a_vf_goes_to_the_next_lease_reset_and_without_anything_of_the_last() {
     assert_eq!((lease.id.as_str(), &lease.stage, lease.pool.as_deref()), ("b", &Stage::Lent, Some("all")));
     let shown = node.fingerprint();
     assert!(!shown.contains("id: 7") && !shown.contains("trust: Some(true)") && !shown.contains("0, 0, 9]"), "{shown}");
-    assert_eq!(vfs.hand_over("a", &of_pool("b"), Caller::PATIENT).unwrap().steps, [], "once it was done it is an acquire");
+    assert_eq!(
+        vfs.hand_over("a", &of_pool("b"), Caller::PATIENT).unwrap().steps,
+        [],
+        "once it was done it is an acquire"
+    );
     release(&vfs, "b");
     assert_eq!(node.fingerprint(), before, "what it was before the first lease");
 }

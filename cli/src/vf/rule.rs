@@ -66,7 +66,11 @@ pub(super) async fn run(client: &mut Client, command: &RuleCommand, json: bool) 
         }
         RuleCommand::Unclaim { owner } => {
             client.unclaim(v1::UnclaimRequest { owner: owner.clone() }).await?;
-            if json { json::done("unclaimed", owner) } else { format!("{} lends nothing alone any more\n", text::foreign(owner)) }
+            if json {
+                json::done("unclaimed", owner)
+            } else {
+                format!("{} lends nothing alone any more\n", text::foreign(owner))
+            }
         }
         RuleCommand::Cordon { pf, why } => {
             client.cordon(v1::CordonRequest { pf: pf.clone(), why: why.clone() }).await?;
@@ -130,7 +134,8 @@ fn told_applied(applied: &v1::ApplyPoliciesResponse, dry_run: bool) -> String {
         }
     }
     for lease in &applied.forbidden {
-        let _ = writeln!(out, "{}: the lease {} would not be allowed now, and stays", lease.vf, text::foreign(&lease.id));
+        let _ =
+            writeln!(out, "{}: the lease {} would not be allowed now, and stays", lease.vf, text::foreign(&lease.id));
     }
     for warning in &applied.warnings {
         let _ = writeln!(out, "{}", text::foreign(warning));

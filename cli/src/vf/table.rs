@@ -81,7 +81,8 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         format!("{vf}: lease {id}: the policies would not allow it now ({forbidden}); it stays until it is released")
     });
     let cordoned = response.pfs.iter().filter(|pf| !pf.cordoned.is_empty());
-    let cordoned = cordoned.map(|pf| format!("{}: cordoned, no VF of it is lent to anybody new: {}", pf.address, pf.cordoned));
+    let cordoned =
+        cordoned.map(|pf| format!("{}: cordoned, no VF of it is lent to anybody new: {}", pf.address, pf.cordoned));
     let is_cordon = |reason: &&v1::Reason| reason.kind() == v1::ReasonKind::Cordoned;
     let of_vf = |vf: &v1::Vf| -> Vec<_> {
         let reasons = vf.reasons.iter().filter(|reason| !is_cordon(reason));

@@ -140,7 +140,8 @@ mod tests {
             ..Default::default()
         };
         let mut list = v1::ListResponse::default();
-        let whole = v1::WatchResponse { is_whole: true, vfs: vec![vf("b", 1, ""), vf("a", 0, "")], ..Default::default() };
+        let whole =
+            v1::WatchResponse { is_whole: true, vfs: vec![vf("b", 1, ""), vf("a", 0, "")], ..Default::default() };
         apply(&mut list, whole);
         let node = v1::Node { generation: 7, ..Default::default() };
         let change = v1::WatchResponse {

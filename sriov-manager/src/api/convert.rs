@@ -84,7 +84,8 @@ pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
     };
     let is_vfio = function.driver.as_deref() == Some(VFIO_PCI);
     let node = |below: Option<String>| below.filter(|_| is_vfio).map(|below| format!("/dev/vfio/{below}"));
-    let group = function.iommu_group.map(|group| if view.noiommu { format!("noiommu-{group}") } else { group.to_string() });
+    let group =
+        function.iommu_group.map(|group| if view.noiommu { format!("noiommu-{group}") } else { group.to_string() });
     v1::Vf {
         address: view.vf.address.to_string(),
         pf: view.vf.pf.to_string(),
@@ -309,15 +310,16 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
     match until.what {
         Some(v1::until::What::Process(v1::Process { pid, start_time })) => {
             let pid = if pid == 0 { peer.pid } else { Some(pid) };
-            let pid = pid.ok_or("until: the process of this client is not seen from here: name it as the manager sees it")?;
+            let pid =
+                pid.ok_or("until: the process of this client is not seen from here: name it as the manager sees it")?;
             if start_time != 0 {
                 return Ok(Until::Process { pid, start_time });
             }
             vfs.this_process(pid).ok_or_else(|| format!("until: there is no process {pid} here"))
         }
-        Some(v1::until::What::NetworkNamespace(path)) => {
-            vfs.this_namespace(path.clone().into()).ok_or_else(|| format!("until: there is no network namespace {path} here"))
-        }
+        Some(v1::until::What::NetworkNamespace(path)) => vfs
+            .this_namespace(path.clone().into())
+            .ok_or_else(|| format!("until: there is no network namespace {path} here")),
         Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: path.into() }),
         None => Err("until: a process, a network namespace or a control group is wanted".to_owned()),
     }

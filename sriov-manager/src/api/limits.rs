@@ -54,10 +54,8 @@ impl Limits {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         // Who has no call under way need not be remembered.
         users.retain(|_, user| Arc::strong_count(user) > 1);
-        let share = || User {
-            working: Arc::new(Semaphore::new(self.share)),
-            calls: Arc::new(Semaphore::new(CALLS_MAX)),
-        };
+        let share =
+            || User { working: Arc::new(Semaphore::new(self.share)), calls: Arc::new(Semaphore::new(CALLS_MAX)) };
         let user = Arc::clone(users.entry(uid).or_insert_with(|| Arc::new(share())));
         let place = Arc::clone(&user.calls).try_acquire_owned().map_err(|_| {
             let kind = self.kind;

@@ -94,8 +94,12 @@ fn change(before: Option<&v1::ListResponse>, now: &v1::ListResponse) -> Option<v
     let vfs: Vec<_> = now.vfs.iter().filter(|vf| old_vfs.get(vf.address.as_str()) != Some(vf)).cloned().collect();
     let there: HashSet<&str> =
         now.pfs.iter().map(|pf| pf.address.as_str()).chain(now.vfs.iter().map(|vf| vf.address.as_str())).collect();
-    let gone: Vec<_> =
-        old_pfs.keys().chain(old_vfs.keys()).filter(|address| !there.contains(*address)).map(ToString::to_string).collect();
+    let gone: Vec<_> = old_pfs
+        .keys()
+        .chain(old_vfs.keys())
+        .filter(|address| !there.contains(*address))
+        .map(ToString::to_string)
+        .collect();
     let lost = (before.lost != now.lost).then(|| v1::LostLeases { leases: now.lost.clone() });
     // Its number grows with what happens to VFs that are not asked for, too.
     let without_number = |node: &Option<v1::Node>| node.clone().map(|node| v1::Node { generation: 0, ..node });
@@ -135,7 +139,12 @@ mod tests {
 
     fn list(vfs: &[v1::Vf], generation: u64) -> v1::ListResponse {
         let pfs = vec![v1::Pf { address: "pf".into(), ..Default::default() }];
-        v1::ListResponse { pfs, vfs: vfs.to_vec(), lost: Vec::new(), node: Some(v1::Node { generation, ..Default::default() }) }
+        v1::ListResponse {
+            pfs,
+            vfs: vfs.to_vec(),
+            lost: Vec::new(),
+            node: Some(v1::Node { generation, ..Default::default() }),
+        }
     }
 
     #[test]

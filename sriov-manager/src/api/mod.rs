@@ -23,7 +23,8 @@ use crate::address::PciAddress;
 use crate::lease::{Claim, Cordon, Lease};
 use crate::policy::PeerCredentials;
 use crate::vfs::{
-    Acquired, Applied, Caller, Created, HostVfs, Reason, Recovery, Remains, VfError, Vfs, WhenBusy, pause_before_next_look,
+    Acquired, Applied, Caller, Created, HostVfs, Reason, Recovery, Remains, VfError, Vfs, WhenBusy,
+    pause_before_next_look,
 };
 
 mod convert;
@@ -139,7 +140,9 @@ impl Service {
             Ok(done) => return Ok(done),
             Err(held) => held,
         };
-        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else { return Err(refusal(&held)) };
+        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else {
+            return Err(refusal(&held));
+        };
         let mut phase = self.phase.clone();
         loop {
             let now = Instant::now();
@@ -181,7 +184,11 @@ impl Service {
         self.is_serving()
     }
 
-    async fn requests(&self, messages: Vec<v1::AcquireRequest>, peer: Peer) -> Result<Vec<crate::vfs::Request>, Status> {
+    async fn requests(
+        &self,
+        messages: Vec<v1::AcquireRequest>,
+        peer: Peer,
+    ) -> Result<Vec<crate::vfs::Request>, Status> {
         let read = move |vfs: &Vfs| -> Result<Vec<_>, VfError> {
             let read = |message| convert::request(message, peer, vfs).map_err(VfError::Wrong);
             messages.into_iter().map(read).collect()
@@ -282,7 +289,8 @@ impl v1::vfs_server::Vfs for Service {
             return Err(wrong("until, until_released: one of both is wanted".to_owned()));
         }
         let updated = self.change(peer, move |vfs, caller| {
-            let until = until.clone().map(|until| convert::until(until, peer, vfs)).transpose().map_err(VfError::Wrong)?;
+            let until =
+                until.clone().map(|until| convert::until(until, peer, vfs)).transpose().map_err(VfError::Wrong)?;
             let until = if until_released { Some(None) } else { until.map(Some) };
             let lease = vfs.update(&lease, some(holder.clone()), until, peer.credentials, caller)?;
             Ok(convert::lease(&lease, None))
@@ -294,7 +302,8 @@ impl v1::vfs_server::Vfs for Service {
         let peer = peer(request.extensions());
         let v1::ReleaseRequest { lease, wait_ms, dry_run, accept } = request.into_inner();
         if dry_run {
-            let steps = self.change(peer, move |vfs, caller| vfs.plan_release(&lease, peer.credentials, caller)).await?;
+            let steps =
+                self.change(peer, move |vfs, caller| vfs.plan_release(&lease, peer.credentials, caller)).await?;
             let steps = steps.iter().map(ToString::to_string).collect();
             return Ok(Response::new(v1::ReleaseResponse { vf: String::new(), steps }));
         }
@@ -362,9 +371,13 @@ impl v1::vfs_server::Vfs for Service {
     ) -> Result<Response<v1::ApplyPoliciesResponse>, Status> {
         let peer = root(request.extensions(), "apply policies")?;
         let v1::ApplyPoliciesRequest { document, dry_run } = request.into_inner();
-        let applied = self.change(peer, move |vfs, _| {
-            if dry_run { vfs.plan_policies(&document) } else { vfs.apply_policies(&document) }
-        });
+        let applied =
+            self.change(
+                peer,
+                move |vfs, _| {
+                    if dry_run { vfs.plan_policies(&document) } else { vfs.apply_policies(&document) }
+                },
+            );
         Ok(Response::new(response_to_policies(&applied.await?)))
     }
 }
@@ -424,9 +437,7 @@ fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool, host: HostVfs) -> Vec<
             Ok(Created { from, to, steps, .. }) => {
                 v1::Created { from, to, steps: steps.iter().map(ToString::to_string).collect(), ..answer }
             }
-            Err(error) => {
-                v1::Created { error: error.to_string(), refusal: Some(refusals::details(&error)), ..answer }
-            }
+            Err(error) => v1::Created { error: error.to_string(), refusal: Some(refusals::details(&error)), ..answer },
         }
     };
     counts.iter().zip(found).map(answer).collect()

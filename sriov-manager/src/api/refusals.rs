@@ -1,8 +1,8 @@
 //! Errors as statuses: a code, words for people, and details for programs.
 
 use ferrule_daemon::grpc::status;
-use sriov_manager_client::v1::{self, RefusalKind as Kind};
 use sriov_manager_client::refuse;
+use sriov_manager_client::v1::{self, RefusalKind as Kind};
 use tonic::{Code, Status};
 
 use super::convert::reason;

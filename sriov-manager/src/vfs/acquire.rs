@@ -215,11 +215,8 @@ impl Vfs {
 
     /// Records what is about to be, does it, and records that it was done; or brings everything back to what it was.
     fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), VfError> {
-        let begun: Vec<_> = chosen
-            .iter()
-            .zip(ready)
-            .filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease))
-            .collect();
+        let begun: Vec<_> =
+            chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease)).collect();
         self.record_leases(begun.iter().map(|(_, ready)| ready.lease.clone()).collect())?;
         for (chosen, ready) in &begun {
             if let Err(error) = self.carry_out(chosen, ready) {

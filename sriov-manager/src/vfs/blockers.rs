@@ -9,14 +9,18 @@ impl Vfs {
     pub fn blockers(&self, pf: PciAddress) -> Result<Vec<(PciAddress, Reason)>, VfError> {
         let (state, vfs) = {
             let state = self.lock().clone();
-            let vfs: Vec<_> = state.pf(pf)?.vfs.values().filter_map(|vf| state.inventory.vfs.get(vf).cloned()).collect();
+            let vfs: Vec<_> =
+                state.pf(pf)?.vfs.values().filter_map(|vf| state.inventory.vfs.get(vf).cloned()).collect();
             (state, vfs)
         };
         let obstacles = Obstacles::new(&self.executor().sysfs);
         let mut blockers = Vec::new();
         for vf in vfs {
             let forbids = |reason: &Reason| {
-                matches!(reason, Reason::Lent { .. } | Reason::LostLease { .. } | Reason::Stuck { .. } | Reason::Resizing { .. })
+                matches!(
+                    reason,
+                    Reason::Lent { .. } | Reason::LostLease { .. } | Reason::Stuck { .. } | Reason::Resizing { .. }
+                )
             };
             let known: Vec<_> =
                 self.reasons(&state, &vf, Driver::None, None, &obstacles).into_iter().filter(forbids).collect();

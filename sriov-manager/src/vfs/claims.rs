@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
-use super::request::check_name;
 use super::choose::pool;
+use super::request::check_name;
 use super::{Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::inventory::VirtualFunction;

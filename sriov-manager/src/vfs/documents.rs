@@ -129,7 +129,10 @@ impl Vfs {
     pub(super) fn note_policies_reached(&self) {
         let mut state = self.lock();
         let wanted = state.facts.policies.as_ref().map_or(0, |document| document.generation);
-        if state.policies_reached != wanted && state.short.is_empty() && state.policies.counts(&state.inventory).is_empty() {
+        if state.policies_reached != wanted
+            && state.short.is_empty()
+            && state.policies.counts(&state.inventory).is_empty()
+        {
             state.policies_reached = wanted;
             drop(state);
             self.changed();

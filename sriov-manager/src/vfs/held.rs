@@ -86,7 +86,11 @@ impl Vfs {
     }
 
     /// The first function among those that steps take from their drivers that somebody uses, and who.
-    pub(super) fn disturbed(&self, vf: &VirtualFunction, steps: &[Step]) -> Result<Option<(PciAddress, Holder)>, CallError> {
+    pub(super) fn disturbed(
+        &self,
+        vf: &VirtualFunction,
+        steps: &[Step],
+    ) -> Result<Option<(PciAddress, Holder)>, CallError> {
         let unbound = |address: PciAddress| {
             steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == address))
         };

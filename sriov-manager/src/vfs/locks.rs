@@ -54,7 +54,11 @@ impl LockRequest {
     pub fn of_lease(state: &State, lease: &Lease) -> Self {
         let members = lease.before.members.keys().copied();
         let group = state.inventory.vfs.get(&lease.vf).into_iter().flat_map(|vf| vf.group_with.iter().copied());
-        Self { functions: members.chain(group).chain([lease.vf]).collect(), quiet: [lease.pf].into(), names: BTreeSet::new() }
+        Self {
+            functions: members.chain(group).chain([lease.vf]).collect(),
+            quiet: [lease.pf].into(),
+            names: BTreeSet::new(),
+        }
     }
 
     /// Both at once.

@@ -63,13 +63,13 @@ mod until;
 mod view;
 
 pub use claims::Claimed;
-pub use documents::{Applied, PolicyChange};
 pub use create::{Created, HostVfs};
+pub use documents::{Applied, PolicyChange};
 pub use error::{OpenError, VfError};
 pub use locks::{Caller, WhenBusy};
-pub use recover::Recovery;
 pub use reason::Reason;
 pub use reasons::obstacles;
+pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
 pub use request::{Acquired, Choice, Order, Place, Request};
@@ -78,9 +78,9 @@ pub use rules::{AdoptError, Adopted, Counts};
 use backoff::Backoff;
 use counts::CountsSeen;
 use locks::LockRequest;
-pub use view::{PfView, PoliciesView, VfView, View};
 use names::Altnames;
 use view::Shown;
+pub use view::{PfView, PoliciesView, VfView, View};
 
 /// Every VF of the node. Clones are the same node.
 #[derive(Clone)]
@@ -330,7 +330,9 @@ impl Vfs {
             let mut state = self.lock();
             // A look at the whole tree that came in between may have seen newer things.
             if state.looks == looks {
-                let is_news = |vf: &PciAddress| seen.vfs.get(vf).is_some_and(|vf| state.inventory.vfs.get(&vf.address) != Some(vf));
+                let is_news = |vf: &PciAddress| {
+                    seen.vfs.get(vf).is_some_and(|vf| state.inventory.vfs.get(&vf.address) != Some(vf))
+                };
                 if vfs.iter().any(is_news) {
                     Arc::make_mut(&mut state.inventory).adopt(&seen, vfs);
                 }

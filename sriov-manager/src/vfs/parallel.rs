@@ -7,8 +7,10 @@ use std::thread;
 /// Does `work` for each item, for a few at the same time: one that waits for the kernel holds up no other.
 pub(super) fn for_each_parallel<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
-    let go_on = || while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-        work(item);
+    let go_on = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(item);
+        }
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (1..items.len().min(AT_ONCE)).map(|_| scope.spawn(go_on)).collect();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::apply::must_be_told;
 use super::acquire::is_its_card;
+use super::apply::must_be_told;
 use super::{Caller, LockRequest, State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::attributes::{Attributes, VfState};
@@ -15,7 +15,6 @@ use crate::inventory::VirtualFunction;
 use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Binding, Step, Target, plan, plan_members};
 use crate::policy::PeerCredentials;
-
 
 /// What becomes of a VF of which something could not be brought back to what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

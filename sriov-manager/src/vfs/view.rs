@@ -113,7 +113,8 @@ impl VfView {
 impl View {
     /// What the tree alone shows, without a manager: nobody knows who borrowed what.
     pub fn without_manager(sysfs: &Sysfs, inventory: &Inventory) -> Self {
-        let pf_view = |pf: &PhysicalFunction| PfView { pf: pf.clone(), stuck: None, short: None, cordon: None, card: None };
+        let pf_view =
+            |pf: &PhysicalFunction| PfView { pf: pf.clone(), stuck: None, short: None, cordon: None, card: None };
         let pfs = inventory.pfs.values().map(pf_view).collect();
         let view = |vf: &VirtualFunction| VfView {
             vf: vf.clone(),
