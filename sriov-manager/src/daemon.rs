@@ -115,7 +115,7 @@ impl Daemon {
         let policies_file = file.as_ref().map(|file| file.path.clone());
         let load = move || -> Result<Vfs, OpenError> {
             let vfs = Vfs::load(options)?;
-            vfs.take_policies_from(policies_file);
+            vfs.take_policies_from(policies_file.as_deref());
             Ok(vfs)
         };
         let vfs = spawn_blocking(load).await??;

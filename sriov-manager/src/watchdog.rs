@@ -174,7 +174,9 @@ impl Threads {
         let threads = Arc::downgrade(self);
         private_files::spawn("kernel-call", move || {
             work_for(&threads, Job { work, thread });
-            jobs.iter().for_each(|job| work_for(&threads, job));
+            for job in jobs {
+                work_for(&threads, job);
+            }
         })?;
         Ok(())
     }

@@ -1,6 +1,5 @@
 //! The daemon on a made-up node, asked over its socket.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,71 +8,16 @@ use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
-use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
-use sriov_manager_client::cache::{Latest, apply};
-use sriov_manager_client::{Client, VfCache, connect, v1};
+use sriov_manager_client::cache::Latest;
+use sriov_manager_client::{VfCache, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
-    let pfs = vec![PfSelector { driver: Some("igb".into()), ..PfSelector::default() }];
-    let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(3)), ..Pool::default() };
-    let parts = node.options();
-    DaemonOptions {
-        sysfs: parts.sysfs,
-        kernel: parts.kernel,
-        state: parts.state,
-        socket,
-        metrics: Some(([127, 0, 0, 1], 0).into()),
-        rescan: Duration::from_millis(50),
-        policies: Policies { pools: vec![pool] },
-        file: None,
-        timeouts: parts.timeouts,
-        observer: None,
-    }
-}
+mod common;
 
-fn acquire(id: &str, driver: v1::Driver) -> v1::AcquireRequest {
-    let driver = driver.into();
-    v1::AcquireRequest { id: id.into(), holder: "a test".into(), pool: "all".into(), driver, ..Default::default() }
-}
-
-/// A watch, and the list as it is known by it.
-struct Watch {
-    changes: tonic::Streaming<v1::WatchResponse>,
-    list: v1::ListResponse,
-}
-
-impl Watch {
-    async fn start(client: &mut Client) -> Self {
-        let changes = client.watch(v1::WatchRequest::default()).await.expect("the daemon lives").into_inner();
-        let mut watch = Self { changes, list: v1::ListResponse::default() };
-        watch.next().await;
-        watch
-    }
-
-    async fn next(&mut self) -> v1::WatchResponse {
-        let change = self.changes.message().await.expect("the daemon lives").expect("the daemon lives");
-        apply(&mut self.list, change.clone());
-        change
-    }
-
-    async fn until(&mut self, holds: impl Fn(&v1::ListResponse) -> bool) -> v1::ListResponse {
-        let seen = async {
-            while !holds(&self.list) {
-                self.next().await;
-            }
-        };
-        timeout(Duration::from_secs(10), seen).await.expect("a list shows it");
-        self.list.clone()
-    }
-}
-
-async fn client(socket: &Path) -> Client {
-    connect(socket).await.expect("the daemon serves its socket")
-}
+use common::{Watch, acquire, client, eventually, options};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
@@ -352,15 +296,6 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
 
 fn refused(list: &v1::ListResponse) -> String {
     list.node.clone().unwrap_or_default().policies_refused
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let looking = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(Duration::from_secs(10), looking).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
 }
 
 async fn scrape(address: std::net::SocketAddr) -> String {

@@ -33,7 +33,7 @@ struct User {
 
 /// One call of a user.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(super) struct UserCall {
     all: Arc<Semaphore>,
     user: Arc<User>,
     _place: OwnedSemaphorePermit,
@@ -50,7 +50,7 @@ impl Limits {
     }
 
     /// Begins a call of a user, unless he has too many.
-    pub fn enter(&self, uid: u32) -> Result<Call, Status> {
+    pub fn enter(&self, uid: u32) -> Result<UserCall, Status> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         // Who has no call under way need not be remembered.
         users.retain(|_, user| Arc::strong_count(user) > 1);
@@ -61,11 +61,11 @@ impl Limits {
             let kind = self.kind;
             too_many(&format!("the user {uid} has {CALLS_MAX} {kind} under way: wait for some of them to be answered"))
         })?;
-        Ok(Call { all: Arc::clone(&self.all), user, _place: place })
+        Ok(UserCall { all: Arc::clone(&self.all), user, _place: place })
     }
 }
 
-impl Call {
+impl UserCall {
     /// Waits for the right to work.
     pub async fn permits(&self) -> Result<Permits, Status> {
         let gone = |_| Status::internal("the daemon takes no calls any more");

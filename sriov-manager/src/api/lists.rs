@@ -24,7 +24,7 @@ pub(super) struct Lists {
 
 /// What somebody wants to know of.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct ListFilter {
     /// VFs of these pools; none: all.
     pub pools: Vec<String>,
     /// For which driver VFs are judged.
@@ -37,7 +37,7 @@ impl Lists {
     }
 
     /// What is true now.
-    pub fn now(&self, wanted: &Wanted) -> Arc<v1::ListResponse> {
+    pub fn now(&self, wanted: &ListFilter) -> Arc<v1::ListResponse> {
         let list = self.all(wanted.driver);
         if wanted.pools.is_empty() { list } else { Arc::new(of_pools(&list, &wanted.pools)) }
     }
@@ -58,7 +58,7 @@ impl Lists {
 /// What is true now, and then what changes, until the daemon stops. Who reads slowly gets what happened meanwhile in one.
 pub(super) fn watch(
     lists: Arc<Lists>,
-    wanted: Wanted,
+    wanted: ListFilter,
     phase: watch::Receiver<Phase>,
 ) -> impl Stream<Item = Result<v1::WatchResponse, Status>> + Send {
     let ticks = WatchStream::new(lists.vfs.watch()).map(|_| Phase::Serving);

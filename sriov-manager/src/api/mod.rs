@@ -36,7 +36,7 @@ pub use convert::{reason, response};
 
 use convert::{Peer, some};
 use limits::{CHANGES, CHANGES_MAX, Limits, QUESTIONS, QUESTIONS_MAX, Queues};
-use lists::{Lists, Wanted};
+use lists::{Lists, ListFilter};
 use refusals::{refusal, wrong};
 
 /// Serves the API, health and reflection until the daemon has stopped.
@@ -224,7 +224,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
         let message = request.into_inner();
         let driver = convert::optional_driver(message.driver).map_err(wrong)?;
-        let wanted = Wanted { driver, pools: message.pools };
+        let wanted = ListFilter { driver, pools: message.pools };
         let lists = Arc::clone(&self.lists);
         let list = blocking(move || lists.now(&wanted)).await?;
         Ok(Response::new(Arc::unwrap_or_clone(list)))
@@ -233,7 +233,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let message = request.into_inner();
         let driver = convert::optional_driver(message.driver).map_err(wrong)?;
-        let wanted = Wanted { driver, pools: message.pools };
+        let wanted = ListFilter { driver, pools: message.pools };
         Ok(Response::new(Box::pin(lists::watch(Arc::clone(&self.lists), wanted, self.phase.clone()))))
     }
 

@@ -1,6 +1,6 @@
 //! Policies as the API gives them: checked, kept over restarts, numbered.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::PoisonError;
 
 use tracing::{error, info};
@@ -44,10 +44,10 @@ pub struct PolicyChange {
 impl Vfs {
     /// Where the policies come from: a file that is followed, or the API. Of the API those that were given last hold from now on;
     /// to be called before [`Vfs::recover`].
-    pub fn take_policies_from(&self, file: Option<PathBuf>) {
+    pub fn take_policies_from(&self, file: Option<&Path>) {
         let document = {
             let mut state = self.lock();
-            state.policies_file.clone_from(&file);
+            state.policies_file = file.map(Path::to_owned);
             state.facts.policies.clone().filter(|_| file.is_none())
         };
         let Some(document) = document else { return };

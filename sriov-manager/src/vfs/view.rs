@@ -159,12 +159,11 @@ impl Vfs {
         let generation = before.as_ref().map_or(1, |view| view.generation);
         let mut view = self.view_of(&state, generation);
         // What happened need not be seen by anybody.
-        let view = match before.filter(|before| **before == view) {
-            Some(before) => before,
-            None => {
-                view.generation += 1;
-                Arc::new(view)
-            }
+        let view = if let Some(before) = before.filter(|before| **before == view) {
+            before
+        } else {
+            view.generation += 1;
+            Arc::new(view)
         };
         *shown = Shown { tick, view: Some(Arc::clone(&view)) };
         view
