@@ -191,7 +191,10 @@ async fn a_refusal_says_to_programs_what_it_says_to_people() {
     let wanted = v1::AcquireRequest { vf: vf.address.clone(), ..acquire("other", v1::Driver::None) };
     let told = refusal(&asking.acquire(wanted).await.unwrap_err()).unwrap();
     let why = &told.reasons[0];
-    assert_eq!((told.kind(), why.kind(), why.lease.as_str()), (v1::RefusalKind::Unavailable, v1::ReasonKind::Lent, "pod"));
+    assert_eq!(
+        (told.kind(), why.kind(), why.lease.as_str()),
+        (v1::RefusalKind::Unavailable, v1::ReasonKind::Lent, "pod")
+    );
     let missing = asking.release(v1::ReleaseRequest { lease: "x".into(), ..Default::default() }).await.unwrap_err();
     let told = refusal(&missing).unwrap();
     assert_eq!((told.kind(), told.retryable, told.lease.as_str()), (v1::RefusalKind::NoSuchLease, false, "x"));
@@ -234,7 +237,12 @@ async fn a_plugin_claims_watches_lends_hands_over_and_is_told_of_no_others() {
     assert_eq!((vf.address.as_str(), vf.lease.unwrap().id.as_str()), (first.address.as_str(), "c"));
     // The one of which nothing changed is not told again.
     let mut told = Vec::new();
-    while watch.list.vfs.iter().all(|vf| vf.lease.as_ref().is_none_or(|lease| lease.id != "c" || lease.stage() != v1::Stage::Lent)) {
+    while watch
+        .list
+        .vfs
+        .iter()
+        .all(|vf| vf.lease.as_ref().is_none_or(|lease| lease.id != "c" || lease.stage() != v1::Stage::Lent))
+    {
         let change = watch.next().await;
         assert!(!change.is_whole);
         told.extend(change.vfs.into_iter().map(|vf| vf.address));

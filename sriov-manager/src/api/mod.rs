@@ -36,7 +36,7 @@ pub use convert::{reason, response};
 
 use convert::{Peer, some};
 use limits::{CHANGES, CHANGES_MAX, Limits, QUESTIONS, QUESTIONS_MAX, Queues};
-use lists::{Lists, ListFilter};
+use lists::{ListFilter, Lists};
 use refusals::{refusal, wrong};
 
 /// Serves the API, health and reflection until the daemon has stopped.
