@@ -22,6 +22,21 @@ pub(super) struct AcquireArgs {
     /// Any VF of a pool
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    /// Print the steps, and do none
+    #[arg(long)]
+    dry_run: bool,
+    /// Even if the host itself uses the VF: its interface has an address, a bond or an XDP program
+    #[arg(long)]
+    force: bool,
+}
+
+/// Which VF of a pool.
+#[derive(Debug, Args)]
+struct PlaceArgs {
     /// A VF of this NUMA node, if there is one
     #[arg(long, value_name = "NODE")]
     numa: Option<u32>,
@@ -34,14 +49,6 @@ pub(super) struct AcquireArgs {
     /// Several: all of one PF
     #[arg(long)]
     same_pf: bool,
-    #[command(flatten)]
-    lease: LeaseArgs,
-    /// Print the steps, and do none
-    #[arg(long)]
-    dry_run: bool,
-    /// Even if the host itself uses the VF: its interface has an address, a bond or an XDP program
-    #[arg(long)]
-    force: bool,
 }
 
 /// Options of `ferrule vf hand-over`.
@@ -102,8 +109,9 @@ impl LeaseArgs {
 
 /// Borrows VFs.
 pub(super) async fn acquire(client: &mut Client, args: &AcquireArgs, json: bool) -> Result<String, VfCliError> {
-    let order = if args.pack { v1::Order::Pack } else { v1::Order::Spread };
-    let place = v1::Place { numa: args.numa, pf: args.pf.clone().unwrap_or_default(), order: order.into() };
+    let PlaceArgs { numa, pf, pack, same_pf } = &args.place;
+    let order = if *pack { v1::Order::Pack } else { v1::Order::Spread };
+    let place = v1::Place { numa: *numa, pf: pf.clone().unwrap_or_default(), order: order.into() };
     let request = |id: &String| v1::AcquireRequest {
         vf: args.vf.clone().unwrap_or_default(),
         pool: args.pool.clone().unwrap_or_default(),
@@ -112,12 +120,12 @@ pub(super) async fn acquire(client: &mut Client, args: &AcquireArgs, json: bool)
         dry_run: args.dry_run,
         ..args.lease.request(id)
     };
-    if let ([id], false) = (&args.ids[..], args.same_pf) {
+    if let ([id], false) = (&args.ids[..], *same_pf) {
         let v1::AcquireResponse { vf, steps } = client.acquire(request(id)).await?.into_inner();
         return Ok(if json { json::acquired(vf.as_ref(), &steps) } else { told(vf.as_ref(), &steps, args.dry_run) });
     }
     let leases = args.ids.iter().map(request).collect();
-    let request = v1::AcquireAllRequest { leases, same_pf: args.same_pf, dry_run: args.dry_run };
+    let request = v1::AcquireAllRequest { leases, same_pf: *same_pf, dry_run: args.dry_run };
     let acquired = client.acquire_all(request).await?.into_inner().leases;
     let one = |one: &v1::AcquireResponse| told(one.vf.as_ref(), &one.steps, args.dry_run);
     Ok(if json { json::acquired_all(&acquired) } else { acquired.iter().map(one).collect() })
