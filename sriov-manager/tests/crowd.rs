@@ -1,6 +1,7 @@
 //! Many clients, slow disks and kernels that hang: nobody is kept waiting by another.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use sriov_manager::daemon::{Daemon, DaemonOptions, run};
@@ -94,19 +95,26 @@ async fn a_frozen_disk_holds_up_changes_and_no_answer() {
     let disk = FakeDisk { frozen: Some(Arc::clone(&frozen)), ..FakeDisk::default() };
     daemon.vfs().set_disk(disk);
     let mut asking = client(&socket).await;
-    let hung = {
+    // A thread of its own has it frozen until it is told otherwise.
+    let (thaw, thawed) = mpsc::channel::<()>();
+    let (is_frozen, freezing) = mpsc::channel::<()>();
+    let freezer = thread::spawn(move || {
         let _frozen = frozen.lock().unwrap();
-        let mut client = connect(&socket).await.unwrap();
-        let hung = tokio::spawn(async move { client.acquire(acquire("one", v1::Driver::VfioPci)).await });
-        eventually("it waits for the disk", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
-        let list = timeout(SOON, asking.list(v1::ListRequest::default())).await.expect("a list needs no disk").unwrap();
-        let list = list.into_inner();
-        assert_eq!(list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Busy).count(), 1);
-        let free = list.vfs.iter().find(|vf| vf.state() == v1::VfState::Free).unwrap();
-        let explain = v1::ExplainRequest { vf: free.address.clone(), ..Default::default() };
-        timeout(SOON, asking.explain(explain)).await.expect("neither does an explanation").unwrap();
-        hung
-    };
+        is_frozen.send(()).unwrap();
+        let _ = thawed.recv();
+    });
+    freezing.recv().unwrap();
+    let mut changing = client(&socket).await;
+    let hung = tokio::spawn(async move { changing.acquire(acquire("one", v1::Driver::VfioPci)).await });
+    eventually("it waits for the disk", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
+    let list = timeout(SOON, asking.list(v1::ListRequest::default())).await.expect("a list needs no disk").unwrap();
+    let list = list.into_inner();
+    assert_eq!(list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Busy).count(), 1);
+    let free = list.vfs.iter().find(|vf| vf.state() == v1::VfState::Free).unwrap();
+    let explain = v1::ExplainRequest { vf: free.address.clone(), ..Default::default() };
+    timeout(SOON, asking.explain(explain)).await.expect("neither does an explanation").unwrap();
+    thaw.send(()).unwrap();
+    freezer.join().unwrap();
     hung.await.unwrap().unwrap();
     daemon.stop().await;
 }
