@@ -286,9 +286,13 @@ impl Vfs {
     /// Looks at the whole tree again.
     pub(crate) fn look(&self) {
         let _looking = self.0.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().fresh.clear();
+        let before = {
+            let mut state = self.lock();
+            state.fresh.clear();
+            state.inventory.clone()
+        };
         let began = Instant::now();
-        let inventory = Inventory::read(&self.0.executor.sysfs);
+        let inventory = Inventory::read_after(&self.0.executor.sysfs, &before);
         debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
         match inventory {
             Ok(mut inventory) => {
