@@ -410,9 +410,10 @@ fn a_kill_during_a_handing_over_leaves_one_of_both_leases_and_never_a_free_vf() 
 
 fn process(node: &FakeNode, pid: u32, started: u64) -> PathBuf {
     let directory = node.sysfs().path(&format!("proc/{pid}"));
-    fs::create_dir_all(&directory).unwrap();
+    fs::create_dir_all(&directory).expect("a directory below a temporary one can be made");
     let zeros = "0 ".repeat(18);
-    fs::write(directory.join("stat"), format!("{pid} (odd) name) S {zeros}{started} 0\n")).unwrap();
+    fs::write(directory.join("stat"), format!("{pid} (odd) name) S {zeros}{started} 0\n"))
+        .expect("a file below a temporary directory can be written");
     directory
 }
 
