@@ -11,7 +11,7 @@ use sriov_manager::fake::FakeNode;
 use sriov_manager::inventory::Inventory;
 use sriov_manager::lease::Wanted;
 use sriov_manager::policy::PeerCredentials;
-use sriov_manager::vfs::{Choice, HostVfs, Request};
+use sriov_manager::vfs::{Choice, HostVfs, Place, Request};
 use sriov_manager::{Driver, Vfs};
 
 fn main() {
@@ -28,7 +28,7 @@ fn main() {
     let before = Inventory::read(&sysfs).expect("a made-up node can be read");
     tell("look at every device", || drop(black_box(Inventory::read_after(&sysfs, &before))));
     tell("list", || drop(black_box(vfs.view())));
-    tell("list, as an answer of the API", || drop(black_box(response(&vfs.view()))));
+    tell("list, as an answer of the API", || drop(black_box(response(&vfs.view(), None))));
     let lend = |index: u32| lend(&vfs, &node, index);
     let first = Instant::now();
     (0..LEASES).for_each(lend);
@@ -50,6 +50,9 @@ fn lend(vfs: &Vfs, node: &FakeNode, index: u32) {
         id: format!("lease {index}"),
         holder: "a bench".to_owned(),
         choice: Choice::Vf(vf),
+        place: Place::default(),
+        owner: None,
+        until: None,
         wanted: Wanted { driver: Driver::VfioPci, attributes: Attributes::default() },
         peer: PeerCredentials::myself(),
         force: false,

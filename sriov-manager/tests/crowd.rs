@@ -238,7 +238,8 @@ async fn a_plugin_claims_watches_lends_hands_over_and_is_told_of_no_others() {
     let first = acquired[0].vf.clone().unwrap();
     let told = first.lease.clone().unwrap().until.unwrap().what.unwrap();
     assert_eq!(told, v1::until::What::Process(v1::Process { pid, start_time: 9 }));
-    watch.until(|list| list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Lent).count() == 2).await;
+    let is_lent = |vf: &&v1::Vf| vf.lease.as_ref().is_some_and(|lease| lease.stage() == v1::Stage::Lent);
+    watch.until(|list| list.vfs.iter().filter(is_lent).count() == 2).await;
 
     let heir = v1::HandOverRequest { from: "a".into(), to: Some(own("c")), wait_ms: 0 };
     let vf = asking.hand_over(heir).await.unwrap().into_inner().vf.unwrap();

@@ -140,18 +140,12 @@ impl Service {
             Ok(done) => return Ok(done),
             Err(held) => held,
         };
-        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else {
-            return Err(refusal(&held));
-        };
+        let mut next = Instant::now() + pause_before_next_look(began.elapsed());
+        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else { return Err(refusal(&held)) };
         let mut phase = self.phase.clone();
-        loop {
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(refusal(&held));
-            }
-            let next = (now + pause_before_next_look(now - began)).min(deadline);
+        while Instant::now() < deadline {
             tokio::select! {
-                () = sleep_until(next.into()) => {}
+                () = sleep_until(next.min(deadline).into()) => {}
                 _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)) => {
                     return Err(refusal(&VfError::Stopping { tried: format!("release {lease}") }));
                 }
@@ -161,7 +155,9 @@ impl Service {
                 Ok(done) => return Ok(done),
                 Err(held) => held,
             };
+            next = Instant::now() + pause_before_next_look(began.elapsed());
         }
+        Err(refusal(&held))
     }
 
     fn is_serving(&self) -> Result<(), Status> {
