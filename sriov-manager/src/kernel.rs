@@ -15,8 +15,8 @@ use ferrule_ffi::netns::NetNs;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkLayerType, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
+    LinkAttribute, LinkLayerType, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac,
+    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;

@@ -141,7 +141,9 @@ impl Service {
             Err(held) => held,
         };
         let mut next = Instant::now() + pause_before_next_look(began.elapsed());
-        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else { return Err(refusal(&held)) };
+        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else {
+            return Err(refusal(&held));
+        };
         let mut phase = self.phase.clone();
         while Instant::now() < deadline {
             tokio::select! {
