@@ -18,6 +18,8 @@ pub struct SplitTx {
     segments: DescriptorChain,
     /// The heads of the chains that were shown, the next one's first.
     heads: [u16; BURST],
+    /// The head of the chain that was peeked, which need not be taken: the target can be full.
+    peeked_head: u16,
     /// The head of the last chain taken.
     last_head: u16,
     /// Whether frames can be unfinished.
@@ -37,6 +39,7 @@ impl SplitTx {
             ring,
             segments,
             heads: [0; BURST],
+            peeked_head: 0,
             last_head: 0,
             unfinished,
             header: VnetHeader::default(),
@@ -58,12 +61,12 @@ impl SplitTx {
     fn collect<'a>(
         ring: &SplitRing,
         segments: &mut DescriptorChain,
-        last_head: &mut u16,
+        peeked_head: &mut u16,
         header: Option<&'a mut VnetHeader>,
     ) -> Result<(u16, Option<&'a VnetHeader>), Fault> {
         segments.clear();
         let head = ring.collect(ring.next, segments)?;
-        *last_head = head;
+        *peeked_head = head;
         let Guest { memory, header_len, .. } = &ring.guest;
         Ok((head, segments.header(*header_len, head, memory, header)?))
     }
@@ -131,11 +134,11 @@ impl Source for SplitTx {
 
     #[inline]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Self { ring, segments, last_head, header, unfinished, .. } = self;
+        let Self { ring, segments, peeked_head, header, unfinished, .. } = self;
         if ring.waiting() == 0 {
             return Ok(None);
         }
-        let (head, offload) = Self::collect(ring, segments, last_head, unfinished.then_some(header))?;
+        let (head, offload) = Self::collect(ring, segments, peeked_head, unfinished.then_some(header))?;
         let Guest { memory, header_len, .. } = &ring.guest;
         // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
         let bytes = segments.assemble(*header_len, head, memory, gather)?;
@@ -143,11 +146,11 @@ impl Source for SplitTx {
     }
 
     fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
-        let Self { ring, segments, last_head, header, unfinished, .. } = self;
+        let Self { ring, segments, peeked_head, header, unfinished, .. } = self;
         if ring.waiting() == 0 {
             return Ok(None);
         }
-        let (head, offload) = Self::collect(ring, segments, last_head, unfinished.then_some(header))?;
+        let (head, offload) = Self::collect(ring, segments, peeked_head, unfinished.then_some(header))?;
         let Guest { memory, header_len, .. } = &ring.guest;
         Ok(segments.pieces(*header_len, head, memory, pieces)?.then_some(PieceFrame { offload, slots: 1 }))
     }
@@ -158,7 +161,7 @@ impl Source for SplitTx {
 
     /// Every frame has one entry.
     fn advance(&mut self, _slots: u32) {
-        self.take(self.last_head);
+        self.take(self.peeked_head);
     }
 
     #[inline]
