@@ -37,9 +37,7 @@ impl Health {
     pub fn cause(&self) -> Option<MemoryLost> {
         match self.state.load(Ordering::Acquire) {
             ALIVE => None,
-            OVER_BUDGET => {
-                Some(MemoryLost::over_budget(self.budget.as_ref().map_or(0, |budget| budget.limit())))
-            }
+            OVER_BUDGET => Some(MemoryLost::over_budget(self.budget.as_ref().map_or(0, |budget| budget.limit()))),
             NOT_POPULATED => Some(MemoryLost::NotPopulated { errno: self.errno.load(Ordering::Relaxed) }),
             _ => Some(MemoryLost::Truncated),
         }

@@ -479,7 +479,9 @@ mod tests {
         let health = Arc::default();
         assert!(Region::create_huge("test", 1 << 50, &health).is_err(), "no node has a PiB");
         if free() < 2 {
-            println!("skipped: huge_pages_are_reserved_or_refused: lacks two free huge pages (echo 8 > /proc/sys/vm/nr_hugepages)");
+            println!(
+                "skipped: huge_pages_are_reserved_or_refused: lacks two free huge pages (echo 8 > /proc/sys/vm/nr_hugepages)"
+            );
             return;
         }
         let region = Region::create_huge("test", (2 << 20) + 1, &health).unwrap();

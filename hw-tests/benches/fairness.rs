@@ -62,7 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [stay, punched] = [0, 1].map(|which| middle(rounds.iter().map(|rates| rates[which]).collect()));
     let ratio = middle(rounds.iter().map(|[stay, punched]| punched / stay).collect());
     println!("{}", program.display());
-    println!("| pages of the other wire stay | are punched out | ratio, median of {ROUNDS} rounds |\n| ---: | ---: | ---: |");
+    println!(
+        "| pages of the other wire stay | are punched out | ratio, median of {ROUNDS} rounds |\n| ---: | ---: | ---: |"
+    );
     println!("| {stay:.2} Mpps | {punched:.2} Mpps | {:.0} % |", ratio * 100.0);
     Ok(())
 }
@@ -104,7 +106,8 @@ fn disturb(ends: &mut [Endpoint; 2], punches: bool, stop: &AtomicBool) {
             let _ = if punches {
                 fallocate(buffers, punch, 0, bytes)
             } else {
-                fallocate(unused, FallocateFlags::empty(), 0, bytes / 64).and_then(|()| fallocate(unused, punch, 0, bytes))
+                fallocate(unused, FallocateFlags::empty(), 0, bytes / 64)
+                    .and_then(|()| fallocate(unused, punch, 0, bytes))
             };
         }
         let [near, far] = &mut *ends;

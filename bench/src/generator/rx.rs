@@ -137,7 +137,8 @@ impl Expected {
                 later.prefetch();
             }
             let (words, expected) = (head_words(frame), head.stamp(next + place as u64, 0));
-            let differ = words.iter().zip(&expected).fold(0, |differ, (word, expected)| differ | (word ^ expected.to_le()));
+            let differ =
+                words.iter().zip(&expected).fold(0, |differ, (word, expected)| differ | (word ^ expected.to_le()));
             let intact = |sent| frame.tail(HEAD).map_or(0, Span::xor) == sent;
             if differ != 0 || frame.len() != head.size as usize || !self.payload.is_none_or(intact) {
                 break;

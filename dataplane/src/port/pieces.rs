@@ -20,7 +20,8 @@ impl<'a> PieceReader<'a> {
     #[inline]
     pub fn new(pieces: &'a [Span<'a>]) -> Self {
         let len = pieces.iter().map(|piece| piece.len()).sum();
-        let (piece, later) = pieces.split_first().map_or((Span::from(&[][..]), pieces), |(first, later)| (*first, later));
+        let (piece, later) =
+            pieces.split_first().map_or((Span::from(&[][..]), pieces), |(first, later)| (*first, later));
         Self { piece, later, len }
     }
 

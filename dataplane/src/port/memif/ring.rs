@@ -25,9 +25,9 @@ use ferrule_ffi::region::{Health, Index, Region, Table};
 use ferrule_ffi::span::{Span, SpanMut, copy_run};
 use serde::{Deserialize, Serialize};
 
+use crate::offload::VnetHeader;
 use crate::port::memif::message::Direction;
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, OfferedBuffers};
-use crate::offload::VnetHeader;
 use crate::port::pieces::{PIECES_MAX, PieceReader, Pieces};
 use crate::port::{BURST, FRAME_MAX, Fault, Frame, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
 use crate::spec::Role;
