@@ -437,14 +437,14 @@ mod tests {
         }
     }
 
-    fn lane(waiting: &Arc<AtomicBool>, notify: Option<OwnedFd>) -> Box<Lane> {
+    fn lane(waiting: &Arc<AtomicBool>, notify: Option<BorrowedFd<'_>>) -> Lane {
         let end = |waiting| {
-            let source = Frames { waiting, notify: notify.as_ref().map(|eventfd| eventfd.try_clone().unwrap()) };
+            let source = Frames { waiting, notify: notify.map(|eventfd| eventfd.try_clone_to_owned().unwrap()) };
             LaneEnd::external([(Box::new(source) as _, Box::new(Nowhere) as _)])
         };
         let counters = [LinkCounters::default().lane(0), LinkCounters::default().lane(0)];
         let ends = [end(Arc::clone(waiting)), end(<_>::default())];
-        Box::new(Lane { ends, full: Full::Drop, counters, capture: None })
+        Lane { ends, full: Full::Drop, counters, capture: None }
     }
 
     fn worker() -> Worker {
@@ -458,8 +458,9 @@ mod tests {
     fn a_sleeping_lane_that_nobody_notifies_is_looked_at_and_one_that_cannot_be_notified_far_sooner() {
         let waiting = Arc::<AtomicBool>::default();
         let mut worker = worker();
-        for (id, notify) in [(0, None), (1, Some(OwnedFd::from(eventfd().unwrap())))] {
-            assert!(worker.commands.try_post(Command::Serve(id, lane(&waiting, notify))).is_ok());
+        let nobody_writes = eventfd().unwrap();
+        for (id, notify) in [(0, None), (1, Some(nobody_writes.as_fd()))] {
+            assert!(worker.commands.try_post(Command::Serve(id, Box::new(lane(&waiting, notify)))).is_ok());
         }
         assert!(worker.take_commands() && !worker.round());
         // The clock is the test's.
