@@ -113,16 +113,17 @@ impl Jobs {
 
     /// Binds a listening socket.
     pub fn bind(&self, key: ListenerKey, kind: ListenKind, address: ListenAddress) {
-        let inbox = self.inbox.clone();
-        self.binders.submit(move || {
-            let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
-            inbox.post(Message::Done(Done::Bound(key, bound)));
+        let reason = PANICKED.to_owned();
+        let lost = Done::Bound(key, Err(SocketError::Listen { address: address.address.clone(), reason }));
+        self.tell(&self.binders, lost, move || {
+            Done::Bound(key, Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access))
         });
     }
 
     /// Makes a TAP interface.
     pub fn make_tap(&self, end: EndId, spec: KernelSpec) -> Ticket {
-        self.make(move || {
+        let lost = Done::Tap(end, Err(MakeError { end: end.end, problem: PANICKED.to_owned() }));
+        self.make(lost, move || {
             let made = make_tap(&spec).map_err(|problem| MakeError { end: end.end, problem });
             Done::Tap(end, made)
         })
@@ -131,18 +132,19 @@ impl Jobs {
     /// Makes the veth pair of a wire.
     pub fn make_veth(&self, wire: WireKey, name: String, specs: [KernelSpec; 2]) -> Ticket {
         let owner = Arc::clone(&self.owner);
-        self.make(move || {
+        let lost = Done::Veth(wire, Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
+        self.make(lost, move || {
             let made = VethPair::create(&owner, &name, [&specs[0], &specs[1]]);
             Done::Veth(wire, made.map_err(|(end, error)| MakeError { end, problem: error.to_string() }))
         })
     }
 
-    fn make(&self, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
-        let (ticket, inbox) = (Ticket::default(), self.inbox.clone());
-        let queued = ticket.clone();
+    fn make(&self, lost: Done, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
+        let ticket = Ticket::default();
+        let (queued, inbox) = (ticket.clone(), self.inbox.clone());
         self.makers.submit(move || {
             if queued.begin() {
-                inbox.post(Message::Done(make()));
+                Answer { inbox, done: Some(lost) }.post(make);
             }
         });
         ticket
@@ -150,19 +152,17 @@ impl Jobs {
 
     /// Closes what a wire had made.
     pub fn close(&self, wire: WireKey, what: impl Send + 'static) {
-        let inbox = self.inbox.clone();
-        self.closers.submit(move || {
+        self.tell(&self.closers, Done::Closed(wire), move || {
             drop(what);
-            inbox.post(Message::Done(Done::Closed(wire)));
+            Done::Closed(wire)
         });
     }
 
     /// Closes a listening socket, of which a wire was the last.
     pub fn close_listener(&self, wire: WireKey, key: ListenerKey, listener: Listener) {
-        let inbox = self.inbox.clone();
-        self.closers.submit(move || {
+        self.tell(&self.closers, Done::ListenerClosed(wire, key), move || {
             drop(listener);
-            inbox.post(Message::Done(Done::ListenerClosed(wire, key)));
+            Done::ListenerClosed(wire, key)
         });
     }
 
@@ -186,12 +186,37 @@ impl Jobs {
 
     /// Looks at interfaces: reads the counters of pairs, and asks for taps that no lane has whether they are gone.
     pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
-        let inbox = self.inbox.clone();
-        self.interfaces.submit(move || {
+        self.tell(&self.interfaces, Done::Looked(Look::default()), move || {
             let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
             let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
-            inbox.post(Message::Done(Done::Looked(Look { pairs, gone })));
+            Done::Looked(Look { pairs, gone })
         });
+    }
+
+    /// Has a job done of which control is told: `lost`, if it panics.
+    fn tell(&self, pool: &Pool, lost: Done, job: impl FnOnce() -> Done + Send + 'static) {
+        let inbox = self.inbox.clone();
+        pool.submit(move || Answer { inbox, done: Some(lost) }.post(job));
+    }
+}
+
+/// What control is told of a job, whatever becomes of it: it waits for that.
+struct Answer {
+    inbox: Inbox,
+    done: Option<Done>,
+}
+
+impl Answer {
+    fn post(mut self, job: impl FnOnce() -> Done) {
+        self.done = Some(job());
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            self.inbox.post(Message::Done(done));
+        }
     }
 }
 
@@ -289,6 +314,8 @@ impl PoolShared {
     }
 }
 
+/// Why a job came to nothing that panicked.
+const PANICKED: &str = "the thread that was to do it has panicked; restart the forwarder, and report its log";
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
 const BINDERS_MAX: usize = 2;
@@ -372,5 +399,18 @@ mod tests {
         assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(()));
         assert_eq!(health.read(), Health::ThreadDied { thread: "panicking".to_owned() });
         assert!(matches!(messages.try_recv(), Ok(Message::Panicked(name)) if name == "panicking"));
+    }
+
+    #[test]
+    fn whoever_waits_for_a_job_that_panics_is_told() {
+        let (inbox, messages) = Inbox::new().unwrap();
+        let jobs = Jobs::new(inbox, Owner::process(), &HealthCell::default()).unwrap();
+        let lost = || Done::Veth(WireKey::default(), Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
+        jobs.tell(&jobs.closers, lost(), || panic!("on purpose"));
+        let _ticket = jobs.make(lost(), || panic!("on purpose"));
+        let told = || messages.recv_timeout(Duration::from_secs(30)).unwrap();
+        let told: Vec<_> = (0..4).map(|_| told()).collect();
+        let is_lost = |message: &&Message| matches!(message, Message::Done(Done::Veth(_, Err(_))));
+        assert_eq!(told.iter().filter(is_lost).count(), 2);
     }
 }

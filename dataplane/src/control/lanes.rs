@@ -87,7 +87,7 @@ impl State {
             let lanes = std::mem::take(&mut served.lanes);
             let place = |(number, place)| match place {
                 LanePlace::Unserved(lane) => self.place(key, number, lane),
-                LanePlace::Served(..) | LanePlace::Back(_) => place,
+                LanePlace::Served(..) | LanePlace::Back(_) | LanePlace::Lost => place,
             };
             let lanes: Vec<_> = lanes.into_iter().enumerate().map(place).collect();
             let Some(served) = self.wires[key].workers_mut() else { continue };
@@ -142,6 +142,22 @@ impl State {
             self.finish_removal(key);
             self.lanes_are_back(key);
             self.join(key);
+        }
+    }
+
+    /// A worker has panicked: its lanes went with it, and none of them is waited for.
+    pub(super) fn worker_died(&mut self, worker: usize) {
+        self.workers[worker].note_death();
+        let lost: Vec<_> = self.served.extract_if(|&(place, _), _| place == worker).map(|(_, lane)| lane).collect();
+        for (key, number) in lost {
+            let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { continue };
+            served.lanes[number] = LanePlace::Lost;
+            served.problem = Some("the worker that had its queues has panicked; restart the forwarder".to_owned());
+            self.changed.insert(key);
+            if served.reunite() {
+                self.reap_stale(key);
+                self.finish_removal(key);
+            }
         }
     }
 

@@ -150,6 +150,12 @@ impl SharedListener {
         self.handshakes.held() + self.pending.values().map(PendingFrontend::held).sum::<usize>()
     }
 
+    /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
+    fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
+        let is = &self.kind.access;
+        matches!(address.address, SocketAddress::Path(_)) && (&is.group, is.mode()) != (&wanted.group, wanted.mode())
+    }
+
     /// The end of which an id, or this socket, is taken.
     fn holder(&self, end: &EndSpec) -> Option<EndId> {
         match (&self.ends, end) {
@@ -208,7 +214,7 @@ impl State {
             self.jobs.bind(key, kind, address);
             return Ok(false);
         };
-        let listener = &mut self.listeners[key];
+        let listener = &self.listeners[key];
         if let Some(holder) = listener.holder(end) {
             let wire = self.wires.get(holder.wire).map(|wire| wire.spec.name.clone()).unwrap_or_default();
             return Err(match end {
@@ -218,6 +224,13 @@ impl State {
                 EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenError::SocketTaken { wire },
             });
         }
+        let other = listener.ends().first().and_then(|first| self.wires.get(first.wire));
+        if let Some(other) = other.filter(|_| listener.access_differs(&address, &kind.access)) {
+            let (wire, theirs) = (other.spec.name.clone(), listener.kind.access.clone());
+            let address = address.address;
+            return Err(ListenError::AccessDiffers { address, wire, theirs, ours: kind.access });
+        }
+        let listener = &mut self.listeners[key];
         listener.add(id, end);
         if matches!(listener.socket, ListenSocket::Open(..)) {
             return Ok(true);
@@ -501,6 +514,21 @@ pub enum ListenError {
     SocketTaken {
         /// The other wire.
         wire: String,
+    },
+    /// Another wire listens there, for others than this one would let in.
+    #[error(
+        "its socket {address} is shared with wire `{wire}`, which has {theirs} there, and this wire {ours}: \
+         one file has one group and mode; give both wires the same, or choose another socket"
+    )]
+    AccessDiffers {
+        /// The socket.
+        address: SocketAddress,
+        /// The wire that was there first.
+        wire: String,
+        /// Who may connect by its wish.
+        theirs: SocketAccess,
+        /// And by the wish of the other.
+        ours: SocketAccess,
     },
     /// The socket cannot be had.
     #[error(transparent)]

@@ -112,7 +112,7 @@ impl State {
                 match message {
                     Message::Request(request) => self.serve_request_of_caller(request),
                     Message::Done(done) => self.job_done(done),
-                    Message::Panicked(thread) => self.events.note_death(thread),
+                    Message::Panicked(thread) => self.thread_died(thread),
                     Message::Stop => return,
                 }
             }
@@ -150,6 +150,14 @@ impl State {
             }
             Request::Subscribe(subscriber) => self.events.add(subscriber),
         }
+    }
+
+    /// A thread of the engine has panicked.
+    fn thread_died(&mut self, thread: String) {
+        if let Some(worker) = self.workers.iter().position(|worker| worker.is_named(&thread)) {
+            self.worker_died(worker);
+        }
+        self.events.note_death(thread);
     }
 
     fn job_done(&mut self, done: Done) {

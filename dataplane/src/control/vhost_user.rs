@@ -206,6 +206,7 @@ impl State {
                 }
             }
             LanePlace::Unserved(lane) | LanePlace::Back(lane) => lane.ends[id.end].exchange(&exchange),
+            LanePlace::Lost => {}
         }
     }
 

@@ -146,6 +146,8 @@ pub enum LanePlace {
     Unserved(Box<Lane>),
     /// Back from a worker, to be taken apart with the others.
     Back(Box<Lane>),
+    /// Gone with a worker that has panicked.
+    Lost,
 }
 
 impl Wire {
@@ -322,17 +324,22 @@ impl WorkerWire {
             return true;
         }
         let (mut first, mut second) = (Vec::new(), Vec::new());
+        let mut is_lost = false;
         for place in self.lanes.drain(..) {
-            if let LanePlace::Back(lane) | LanePlace::Unserved(lane) = place {
-                let [a, b] = lane.ends;
-                first.push(a);
-                second.push(b);
+            match place {
+                LanePlace::Back(lane) | LanePlace::Unserved(lane) => {
+                    let [a, b] = lane.ends;
+                    first.push(a);
+                    second.push(b);
+                }
+                LanePlace::Served(..) => {}
+                LanePlace::Lost => is_lost = true,
             }
         }
         for (end, halves) in self.ends.iter_mut().zip([first, second]) {
             let mut rings = collect(halves);
             // A peer that came meanwhile has brought rings of its own.
-            if end.present && end.rings.is_none() {
+            if end.present && end.rings.is_none() && !is_lost {
                 if let Some(frontend) = end.frontend() {
                     // An exchange may have missed them on their way.
                     frontend.session.renew_eventfds(&mut rings);
@@ -342,7 +349,9 @@ impl WorkerWire {
                 end.stale.push(rings);
             }
         }
-        self.problem = None;
+        if !is_lost {
+            self.problem = None;
+        }
         true
     }
 
@@ -350,7 +359,7 @@ impl WorkerWire {
     pub fn served(&self) -> impl Iterator<Item = (usize, LaneId)> {
         self.lanes.iter().filter_map(|place| match place {
             LanePlace::Served(worker, id) => Some((*worker, *id)),
-            LanePlace::Unserved(_) | LanePlace::Back(_) => None,
+            LanePlace::Unserved(_) | LanePlace::Back(_) | LanePlace::Lost => None,
         })
     }
 
@@ -361,7 +370,7 @@ impl WorkerWire {
             match place {
                 LanePlace::Back(_) => return false,
                 LanePlace::Unserved(_) => unserved = true,
-                LanePlace::Served(..) => {}
+                LanePlace::Served(..) | LanePlace::Lost => {}
             }
         }
         unserved
