@@ -175,6 +175,30 @@ fn a_socket_path_that_leads_elsewhere_is_listened_on_again() {
 }
 
 #[test]
+fn wires_that_share_a_socket_file_agree_on_who_may_connect() {
+    let engine = engine();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shared.sock");
+    let wire = |id: u32, mode: Option<&str>| {
+        let mut shared = MemifSpec::new(path.to_str().unwrap().parse().unwrap(), Role::Server);
+        (shared.id, shared.access.mode) = (id, mode.map(|mode| mode.parse().unwrap()));
+        let name = unique("access");
+        let other = MemifSpec::new(format!("@{name}").parse().unwrap(), Role::Server);
+        WireSpec::new(name, [EndSpec::Memif(shared), EndSpec::Memif(other)])
+    };
+    let first = wire(0, None);
+    engine.add(first.clone()).unwrap();
+    let refused = wire(1, Some("0700"));
+    let error = engine.add(refused.clone()).unwrap_err().to_string();
+    for part in [&*first.name, &*refused.name, "770", "700"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // The mode that the first one has by default.
+    engine.add(wire(1, Some("0770"))).unwrap();
+    assert_eq!(engine.wires().len(), 2);
+}
+
+#[test]
 fn a_direction_that_stands_still_is_told_of() {
     let engine = engine();
     let (name, spec) = memif_wire("stalled", Role::Server, Role::Server, Full::Hold);

@@ -211,7 +211,7 @@ impl State {
                     handshake.channel.send_disconnect(reason);
                 }
                 self.poller.forget(token, &handshake.channel);
-                self.jobs.reap(handshake);
+                self.reap(id, handshake);
             }
             Former::Peer(peer) => {
                 if peer.peer.is_frontend() {
@@ -221,19 +221,27 @@ impl State {
                     peer.peer.send_disconnect(reason);
                 }
                 self.poller.forget(peer.token, &peer.peer);
-                self.jobs.reap(peer);
+                self.reap(id, peer);
                 // What waits for the peer that is gone would wait in vain.
                 self.recall(id.wire, Duration::ZERO);
             }
         }
     }
 
+    /// Drops what a peer of an end gave us where nobody waits for that.
+    pub(super) fn reap(&mut self, id: EndId, what: impl Send + 'static) {
+        let account = self.wires.get(id.wire).map(|wire| wire.reaping[id.end].clone()).unwrap_or_default();
+        self.jobs.reap(&account, what);
+    }
+
     /// Drops rings of former peers where nobody waits for that.
     pub(super) fn reap_stale(&mut self, key: WireKey) {
-        let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
-        let stale: Vec<_> = served.ends.iter_mut().flat_map(|end| end.stale.drain(..)).collect();
-        if !stale.is_empty() {
-            self.jobs.reap(stale);
+        for end in 0..2 {
+            let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
+            let stale = std::mem::take(&mut served.ends[end].stale);
+            if !stale.is_empty() {
+                self.reap(EndId { wire: key, end }, stale);
+            }
         }
     }
 

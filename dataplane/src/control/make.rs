@@ -453,14 +453,15 @@ impl State {
         for (number, end) in spec.ends.iter().enumerate() {
             self.release_listener(EndId { wire: key, end: number }, end);
         }
-        for end in ends {
+        for (number, end) in ends.enumerate() {
+            let id = EndId { wire: key, end: number };
             match end.kind {
                 EndKind::Tap(tap, _) => {
                     drop((end.rings, end.stale));
                     self.close_shared(key, tap);
                 }
-                EndKind::Server(peer) => self.jobs.reap((peer, end.rings, end.stale)),
-                EndKind::Client(state) => self.jobs.reap((state, end.rings, end.stale)),
+                EndKind::Server(peer) => self.reap(id, (peer, end.rings, end.stale)),
+                EndKind::Client(state) => self.reap(id, (state, end.rings, end.stale)),
             }
         }
     }
@@ -468,7 +469,7 @@ impl State {
     /// Nothing of a wire is left: its name is free, or taken by what is wanted in its place.
     fn is_gone(&mut self, key: WireKey) {
         let Some(wire) = self.wires.remove(key) else { return };
-        let Wire { spec, generation, counters, carried, budgets, waiting, removal, .. } = wire;
+        let Wire { spec, generation, counters, carried, budgets, reaping, waiting, removal, .. } = wire;
         self.names.remove(&spec.name);
         self.map_changed = true;
         let Removal { replies, failure, next } = removal.unwrap_or_default();
@@ -491,7 +492,7 @@ impl State {
                 for (budget, end) in budgets.iter().zip(&wire.spec.ends) {
                     budget.set_limit(memory_limit(end));
                 }
-                wire.budgets = budgets;
+                (wire.budgets, wire.reaping) = (budgets, reaping);
             }
             self.begin(wire);
         }

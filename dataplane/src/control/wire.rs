@@ -7,7 +7,7 @@ use slotmap::new_key_type;
 
 use super::end::End;
 use super::inbox::Reply;
-use super::jobs::Ticket;
+use super::jobs::{ReapAccount, Ticket};
 use super::log_limit::LogLimit;
 use super::snapshot::{KernelCounters, WireCell, WireState};
 use crate::counters::LinkCounters;
@@ -46,6 +46,8 @@ pub struct Wire {
     pub carried: [Traffic; 2],
     /// What the memory of each end's peers, one after the other, may cost us.
     pub budgets: [Arc<MemoryBudget>; 2],
+    /// What reapers have not dropped yet of each end's peers, one after the other.
+    pub reaping: [ReapAccount; 2],
     /// How far it has come.
     pub body: Body,
     /// Somebody waits for it to be made.
@@ -159,6 +161,7 @@ impl Wire {
             spec: Arc::new(spec),
             generation: 1,
             budgets,
+            reaping: <_>::default(),
             counters: Arc::default(),
             carried: <_>::default(),
             body: Body::Making(making),

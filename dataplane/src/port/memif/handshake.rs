@@ -274,6 +274,9 @@ pub enum HandshakeError {
     /// A client is there.
     #[error("interface id {0} is already connected")]
     AlreadyConnected(u32),
+    /// Clients came and went faster than what they gave us is dropped.
+    #[error("memory and descriptors of former clients of interface id {0} are still being released; try again")]
+    Releasing(u32),
     /// Ethernet or IP.
     #[error("mode mismatch: the client says {client}, the interface is {ours}")]
     Mode {
