@@ -181,13 +181,15 @@ fn clients_wait_while_what_those_before_them_gave_is_not_dropped_and_go_on_after
 
     // At an end: others at its socket are served.
     let held: Vec<_> = (0..REAPED_MAX).map(|_| state.wires[wire].reaping[0].hold()).collect();
-    let refused = answer_to_init(state, listener, &client(state));
+    let next = client(state);
+    let refused = answer_to_init(state, listener, &next);
     assert!(
         matches!(&refused, memif::Message::Disconnect { reason, .. } if reason.contains("still being released")),
         "{refused:?}"
     );
     drop(held);
-    let answer = answer_to_init(state, listener, &client(state));
+    let next = client(state);
+    let answer = answer_to_init(state, listener, &next);
     assert!(matches!(answer, memif::Message::Ack), "{answer:?}");
 }
 
