@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use ferrule_ffi::socket_file::{Access, BindError, SocketFile, SocketLocation};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::port::saved::{FileId, RestoreError, SavedFiles};
 use crate::spec::{Group, NetNs, SocketAccess, SocketAddress};
 
 /// Connects to whoever listens on `address`.
@@ -72,6 +75,23 @@ impl Listener {
         })
     }
 
+    /// Writes it down for a successor, which gets a copy of the socket: peers that have connected wait in it.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn save(&self, files: &mut SavedFiles) -> io::Result<SavedListener> {
+        let file = self.file.as_ref().map(SocketFile::location);
+        let file = file.map(|location| (location.path().to_path_buf(), location.identity()));
+        Ok(SavedListener { socket: files.push_copy(&self.socket)?, file })
+    }
+
+    /// Lets go of it, once a successor has it: its file stays, and nobody is turned away.
+    pub fn release(self) {
+        if let Some(file) = self.file {
+            file.release();
+        }
+    }
+
     /// Whether the peers that came here may hold the descriptors of one more message.
     pub fn has_room(&self) -> bool {
         self.socket.account().has_room_for(MESSAGE_FILES_MAX)
@@ -80,6 +100,27 @@ impl Listener {
     /// The next client.
     pub fn accept(&self) -> io::Result<UnixSocket> {
         self.socket.accept()
+    }
+}
+
+/// A listening socket as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedListener {
+    socket: FileId,
+    /// The path, and the device and inode of its file.
+    file: Option<(PathBuf, (u64, u64))>,
+}
+
+impl SavedListener {
+    /// Listens on: peers that connected meanwhile come next.
+    ///
+    /// # Errors
+    /// The descriptor was not passed, or is no listening socket of this kind.
+    pub fn restore(self, kind: Kind, files: &mut SavedFiles) -> Result<Listener, RestoreError> {
+        let invalid = |source| RestoreError::File { what: "a listening socket", source };
+        let socket = UnixListener::from_fd(files.take(self.socket)?, kind).map_err(invalid)?;
+        let file = self.file.map(|(path, identity)| SocketFile::restore(SocketLocation::new(path, identity)));
+        Ok(Listener { socket, file })
     }
 }
 

@@ -45,6 +45,16 @@ impl SocketFile {
         &self.0.path
     }
 
+    /// The file of a listening socket that a predecessor bound.
+    pub fn restore(location: SocketLocation) -> Self {
+        Self(location)
+    }
+
+    /// Lets go of the file, which a successor has: it stays.
+    pub fn release(self) {
+        std::mem::forget(self);
+    }
+
     /// The same for another thread: looking can take for ever where a file system does not answer.
     pub fn location(&self) -> &SocketLocation {
         &self.0
@@ -68,6 +78,21 @@ pub struct SocketLocation {
 }
 
 impl SocketLocation {
+    /// The file of this device and inode at a path, as [`Self::identity`] told it.
+    pub fn new(path: PathBuf, (device, inode): (u64, u64)) -> Self {
+        Self { path, identity: Identity(device, inode) }
+    }
+
+    /// Where it was bound.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its device and inode.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.identity.0, self.identity.1)
+    }
+
     /// Whether the path still leads to this socket: its directory may have been removed, or another program may have
     /// bound a socket of its own there.
     pub fn leads_here(&self) -> bool {

@@ -92,13 +92,7 @@ impl UnixSocket {
     /// # Errors
     /// It is no socket, or one of the other kind.
     pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
-        let wanted = match kind {
-            Kind::SeqPacket => SockType::SeqPacket,
-            Kind::Stream => SockType::Stream,
-        };
-        if getsockopt(&fd, sockopt::SockType)? != wanted {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
-        }
+        check_kind(&fd, kind, false)?;
         Self::connected(fd, kind, Arc::default())
     }
 
@@ -276,6 +270,15 @@ impl UnixListener {
         Ok((Self { fd, kind, account: Arc::default() }, file))
     }
 
+    /// A listening socket that another process had, with everybody who waits there.
+    ///
+    /// # Errors
+    /// It is no socket, does not listen, or is one of the other kind.
+    pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        check_kind(&fd, kind, true)?;
+        Ok(Self { fd, kind, account: Arc::default() })
+    }
+
     /// What the peers that came here hold of our descriptors.
     pub fn account(&self) -> &DescriptorAccount {
         &self.account
@@ -295,14 +298,25 @@ impl AsFd for UnixListener {
     }
 }
 
+/// Whether a descriptor from elsewhere is such a socket, and listens or does not.
+fn check_kind(fd: &OwnedFd, kind: Kind, listens: bool) -> io::Result<()> {
+    if getsockopt(fd, sockopt::SockType)? != socket_type(kind) || getsockopt(fd, sockopt::AcceptConn)? != listens {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
+    }
+    Ok(())
+}
+
+fn socket_type(kind: Kind) -> SockType {
+    match kind {
+        Kind::SeqPacket => SockType::SeqPacket,
+        Kind::Stream => SockType::Stream,
+    }
+}
+
 /// A socket that does not block and is bound to nothing.
 pub(crate) fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let sort = match kind {
-        Kind::SeqPacket => SockType::SeqPacket,
-        Kind::Stream => SockType::Stream,
-    };
-    socket(AddressFamily::Unix, sort, flags, None)
+    socket(AddressFamily::Unix, socket_type(kind), flags, None)
 }
 
 /// The kernel passes no more descriptors than this with one packet (include/net/scm.h).

@@ -49,8 +49,8 @@ pub enum SocketOutcome {
     Bound(ListenAddress, Result<Listener, SocketError>),
     /// It is connected to whoever listens there, or cannot be.
     Connected(Result<UnixSocket, SocketError>),
-    /// Whether the address leads to our socket.
-    Checked(bool),
+    /// Whether each path leads to our socket.
+    Checked(Vec<bool>),
     /// Its file is gone. What is left of it may have connections that nobody has accepted.
     Closed(Option<UnixListener>),
     /// The job has panicked.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::socket_file::SocketLocation;
 use ferrule_ffi::unix::Kind;
 use slotmap::{Key, new_key_type};
 
@@ -16,7 +17,7 @@ use super::jobs::{ReapAccount, SocketOutcome};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
 use super::poller::{Owner, Timer, Token};
-use super::sockets::SocketPurpose;
+use super::sockets::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
 use crate::socket::{Listener, SocketError};
@@ -375,20 +376,26 @@ impl State {
     /// Has looked whether socket files still lead here: somebody may have removed their directory, or bound them himself.
     pub(super) fn check_socket_files(&mut self) {
         let mut lost = Vec::new();
-        let mut checked = Vec::new();
+        // Each directory is looked at by one job: there may be a thousand sockets in it.
+        let mut checked = HashMap::<_, Vec<_>>::new();
         for (key, listener) in &mut self.listeners {
             match &listener.socket {
                 ListenSocket::Open(socket, _) if !listener.is_checked => {
                     let Some(file) = socket.location() else { continue };
                     listener.is_checked = true;
-                    checked.push((key, listener.address.clone(), file));
+                    let place = checked.entry(directory(&listener.address)).or_default();
+                    place.push((key, file));
                 }
                 ListenSocket::Lost => lost.push(key),
                 ListenSocket::Open(..) | ListenSocket::Binding | ListenSocket::Closing => {}
             }
         }
-        for (key, address, file) in checked {
-            self.at_socket(SocketPurpose::Check(key), &address, move || SocketOutcome::Checked(file.leads_here()));
+        for sockets in checked.into_values() {
+            let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+            let Some(address) = self.listeners.get(keys[0]).map(|listener| listener.address.clone()) else { continue };
+            self.at_socket(SocketPurpose::Check(keys.into()), &address, move || {
+                SocketOutcome::Checked(files.iter().map(SocketLocation::leads_here).collect())
+            });
         }
         for key in lost {
             self.listener_closed(key);

@@ -13,6 +13,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slotmap::Key;
@@ -30,14 +31,14 @@ use crate::spec::SocketAddress;
 pub struct SocketJobId(u64);
 
 /// Whom a job is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SocketPurpose {
     /// A listening socket is bound.
     Bind(ListenerKey),
     /// An end connects to its peer.
     Connect(EndId),
-    /// The file of a listening socket is looked for.
-    Check(ListenerKey),
+    /// The files of the listening sockets of one directory are looked for.
+    Check(Arc<[ListenerKey]>),
     /// A listening socket is closed, for which a wire may wait.
     Close(WireKey, ListenerKey),
 }
@@ -90,15 +91,17 @@ impl SocketJobs {
         self.last += 1;
         let (id, path) = (SocketJobId(self.last), directory(address));
         let directory = self.directories.entry(path.clone()).or_default();
-        let is_stuck = directory.overdue > 0;
         let address = address.address.clone();
-        if is_stuck {
+        let is_closing = matches!(purpose, SocketPurpose::Close(..));
+        let mut purpose = Some(purpose);
+        if directory.overdue > 0
+            && let Some(purpose) = purpose.take()
+        {
             self.unanswered.push_back(Unanswered { id, purpose, address: address.clone() });
         }
         // What is to be closed is closed some day; dropped here, it would look its path up here.
-        if !is_stuck || matches!(purpose, SocketPurpose::Close(..)) {
+        if purpose.is_some() || is_closing {
             directory.waiting.push_back((id, task));
-            let purpose = Some(purpose).filter(|_| !is_stuck);
             self.jobs.insert(id, SocketJob { purpose, address, directory: path.clone(), is_overdue: false });
         }
         (id, self.begin(&path))
@@ -124,8 +127,9 @@ impl SocketJobs {
         for id in [id].into_iter().chain(waiting) {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
             let Some(purpose) = job.purpose.take() else { continue };
-            self.unanswered.push_back(Unanswered { id, purpose, address: job.address.clone() });
-            if !matches!(purpose, SocketPurpose::Close(..)) && !job.is_overdue {
+            let (is_kept, address) = (job.is_overdue || matches!(purpose, SocketPurpose::Close(..)), job.address.clone());
+            self.unanswered.push_back(Unanswered { id, purpose, address });
+            if !is_kept {
                 self.jobs.remove(&id);
             }
         }
@@ -173,7 +177,7 @@ impl SocketJobs {
 }
 
 /// What a lookup of this address can be held up by.
-fn directory(address: &ListenAddress) -> PathBuf {
+pub(super) fn directory(address: &ListenAddress) -> PathBuf {
     match (&address.address, &address.netns) {
         (SocketAddress::Path(path), _) => path.parent().map(Path::to_path_buf).unwrap_or_default(),
         (SocketAddress::Abstract(_), Some(netns)) => PathBuf::from(netns.to_string()),
@@ -218,8 +222,10 @@ impl State {
             (Some(SocketPurpose::Connect(end)), SocketOutcome::Connected(connected)) => {
                 self.connected(end, id, connected);
             }
-            (Some(SocketPurpose::Check(key)), SocketOutcome::Checked(leads_here)) => {
-                self.socket_file_checked(key, leads_here);
+            (Some(SocketPurpose::Check(keys)), SocketOutcome::Checked(lead_here)) => {
+                for (&key, leads_here) in keys.iter().zip(lead_here) {
+                    self.socket_file_checked(key, leads_here);
+                }
             }
             (Some(SocketPurpose::Close(wire, key)), outcome) => {
                 if let SocketOutcome::Closed(socket) = outcome {
@@ -237,7 +243,7 @@ impl State {
             (None, SocketOutcome::Connected(socket)) => self.jobs.reap(&ReapAccount::default(), socket),
             (None, SocketOutcome::Closed(socket)) => self.jobs.reap(&ReapAccount::default(), socket),
             (Some(purpose), SocketOutcome::Panicked(address)) => {
-                self.socket_job_failed(id, purpose, SocketError::Panicked { address });
+                self.socket_job_failed(id, purpose, address, |address| SocketError::Panicked { address });
             }
             (None, _) => {}
             (Some(_), _) => unreachable!("a job has the outcome of its kind"),
@@ -252,16 +258,31 @@ impl State {
     /// Tells whoever waits for a directory that does not answer.
     pub(super) fn tell_unanswered(&mut self) {
         while let Some(Unanswered { id, purpose, address }) = self.sockets.next_unanswered() {
-            self.socket_job_failed(id, purpose, SocketError::Unanswered { address, seconds: ANSWER_MAX.as_secs() });
+            let seconds = ANSWER_MAX.as_secs();
+            self.socket_job_failed(id, purpose, address, |address| SocketError::Unanswered { address, seconds });
         }
     }
 
-    fn socket_job_failed(&mut self, id: SocketJobId, purpose: SocketPurpose, error: SocketError) {
+    fn socket_job_failed(
+        &mut self,
+        id: SocketJobId,
+        purpose: SocketPurpose,
+        address: SocketAddress,
+        error: impl Fn(SocketAddress) -> SocketError,
+    ) {
         match purpose {
-            SocketPurpose::Bind(key) => self.listener_bound(key, Err(error)),
-            SocketPurpose::Connect(end) => self.connected(end, id, Err(error)),
-            SocketPurpose::Check(key) => self.socket_file_unknown(key, &error.to_string()),
+            SocketPurpose::Bind(key) => self.listener_bound(key, Err(error(address))),
+            SocketPurpose::Connect(end) => self.connected(end, id, Err(error(address))),
+            SocketPurpose::Check(keys) => {
+                for &key in keys.iter() {
+                    let address = self.listeners.get(key).map(|listener| listener.address.address.clone());
+                    if let Some(address) = address {
+                        self.socket_file_unknown(key, &error(address).to_string());
+                    }
+                }
+            }
             SocketPurpose::Close(wire, key) => {
+                let error = error(address);
                 tracing::warn!(%error, "the socket's file is removed when that is over");
                 self.listener_closed(key);
                 self.part_closed(wire);
@@ -293,20 +314,20 @@ mod tests {
     }
 
     fn task() -> SocketTask {
-        Box::new(|| SocketOutcome::Checked(true))
+        Box::new(|| SocketOutcome::Checked(Vec::new()))
     }
 
-    fn check() -> SocketPurpose {
-        SocketPurpose::Check(ListenerKey::null())
+    fn bind() -> SocketPurpose {
+        SocketPurpose::Bind(ListenerKey::null())
     }
 
     #[test]
     fn a_directory_that_does_not_answer_has_few_threads_and_holds_up_no_other() {
         let mut jobs = SocketJobs::default();
-        let stuck: Vec<_> = (0..10).map(|number| jobs.submit(check(), &at(&format!("/stuck/{number}")), task())).collect();
+        let stuck: Vec<_> = (0..10).map(|number| jobs.submit(bind(), &at(&format!("/stuck/{number}")), task())).collect();
         let begun: Vec<_> = stuck.iter().flat_map(|(_, begun)| begun).map(|&(id, _)| id).collect();
         assert_eq!(begun, [stuck[0].0, stuck[1].0]);
-        let (other, begun) = jobs.submit(check(), &at("/other/0"), task());
+        let (other, begun) = jobs.submit(bind(), &at("/other/0"), task());
         assert_eq!(begun.len(), 1);
         assert!(jobs.is_told());
 
@@ -315,15 +336,15 @@ mod tests {
         let expected: Vec<_> = [0].into_iter().chain(2..10).map(|number: usize| stuck[number].0).collect();
         assert_eq!(told, expected, "and those that waited");
         // Nothing new is begun there, and nobody waits for it.
-        let (late, begun) = jobs.submit(check(), &at("/stuck/11"), task());
+        let (late, begun) = jobs.submit(bind(), &at("/stuck/11"), task());
         assert!(begun.is_empty() && jobs.is_stuck(&at("/stuck/12")) && !jobs.is_stuck(&at("/other/1")));
         assert_eq!(jobs.next_unanswered().map(|job| job.id), Some(late));
-        assert_eq!(jobs.finish(other).0, Some(check()));
+        assert_eq!(jobs.finish(other).0, Some(bind()));
 
         // It answers again.
         assert_eq!(jobs.finish(stuck[0].0).0, None);
-        assert_eq!(jobs.submit(check(), &at("/stuck/13"), task()).1.len(), 1);
-        assert_eq!(jobs.finish(stuck[1].0).0, Some(check()));
+        assert_eq!(jobs.submit(bind(), &at("/stuck/13"), task()).1.len(), 1);
+        assert_eq!(jobs.finish(stuck[1].0).0, Some(bind()));
     }
 
     #[test]
