@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use sriov_manager_client::v1::acquire_request::Choice;
 use sriov_manager_client::{Client, ConnectError, connect, v1};
 use thiserror::Error;
@@ -51,10 +51,10 @@ enum VfCommand {
         /// PFs by address or interface, each with a number: `ens1f0=7`
         #[arg(required = true, value_name = "PF=N", value_parser = count)]
         counts: Vec<(String, u32)>,
-        /// Only say what would be done
+        /// Print the steps, and do none
         #[arg(long)]
         dry_run: bool,
-        /// Also where the host itself uses a VF: an address, a bond, an XDP program
+        /// Even if the host itself uses a VF: its interface has an address, a bond or an XDP program
         #[arg(long)]
         force: bool,
     },
@@ -64,21 +64,21 @@ enum VfCommand {
     Release {
         /// The lease, or the address of its VF
         lease: String,
-        /// How long to wait for a holder to let go
+        /// How long to wait for a process that has it open
         #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
         wait: Duration,
-        /// Only say what would be done
+        /// Print the steps, and do none
         #[arg(long)]
         dry_run: bool,
-        /// Free the VF also if something of it cannot be restored, as it is then
+        /// Free the VF as it is, even if not all of it can be restored
         #[arg(long)]
         accept: bool,
     },
     /// Say why a VF cannot be borrowed
     Explain {
-        /// Its address
+        /// The VF's address
         vf: String,
-        /// For which driver: kernel, vfio-pci or none
+        /// The driver that it would be borrowed for: kernel, vfio-pci or none
         #[arg(long, value_name = "DRIVER", default_value = "kernel")]
         driver: String,
     },
@@ -86,11 +86,13 @@ enum VfCommand {
 
 /// Options of `ferrule vf acquire`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("choice").required(true).args(["vf", "pool"]))]
 struct AcquireArgs {
-    /// Your own name for the lease: asking twice is asking once
+    /// Your own name for the lease; the same request again changes nothing
+    #[arg(value_name = "LEASE")]
     id: String,
     /// The VF, by its address
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "pool", conflicts_with = "pool")]
+    #[arg(long, value_name = "ADDRESS")]
     vf: Option<String>,
     /// Any VF of a pool
     #[arg(long, value_name = "NAME")]
@@ -103,10 +105,10 @@ struct AcquireArgs {
     driver: String,
     #[command(flatten)]
     attributes: AttributeArgs,
-    /// Only say what would be done
+    /// Print the steps, and do none
     #[arg(long)]
     dry_run: bool,
-    /// Also a VF that the host itself uses: one with an address, in a bond, with an XDP program
+    /// Even if the host itself uses the VF: its interface has an address, a bond or an XDP program
     #[arg(long)]
     force: bool,
 }

@@ -23,7 +23,7 @@ pub use short::{EndArg, LabelArg};
 /// The commands below `ferrule wire`.
 #[derive(Debug, Subcommand)]
 pub enum WireCommand {
-    /// Add or change one wire or several; asked for twice, the second time changes nothing
+    /// Add wires, or change those of the same name
     Add(AddArgs),
     /// Remove wires that were added
     Remove(RemoveArgs),
@@ -38,11 +38,11 @@ pub struct AddArgs {
     /// Name of the wire
     #[arg(long, requires = "end")]
     name: Option<String>,
-    /// An end, as `memif:socket=@x,id=0,role=server` `vhost-user:socket=PATH,role=server` or
-    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`; two are needed
+    /// An end; two are needed. As in `memif:socket=@x,id=0,role=server`, `vhost-user:socket=PATH,role=server` or
+    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`
     #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
     end: Vec<EndArg>,
-    /// What happens to frames that find no room
+    /// What happens to frames when the other end is full
     #[arg(long, value_enum, requires = "name")]
     full: Option<Full>,
     /// The peer at the memif client end gets the memory of the one at the memif server end: no frame is copied
@@ -51,20 +51,20 @@ pub struct AddArgs {
     /// Who the wire belongs to
     #[arg(long, requires = "name")]
     owner: Option<String>,
-    /// What the wire can be found by; may come several times
+    /// A label, for programs that list wires; can be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", requires = "name")]
     labels: Vec<LabelArg>,
-    /// Make the wires again when the forwarder starts again, or not; without it, as the forwarder's journal is set up
+    /// Whether the forwarder makes the wires again when it is restarted; without this option, it does if it has a journal
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     persist: Option<bool>,
     #[command(flatten)]
     socket: AdminSocket,
 }
 
-/// What happens to frames that find no room.
+/// What happens to frames when the other end is full.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Full {
-    /// They wait where they came from
+    /// They wait in the ring that they came from
     Hold,
     /// They are dropped and counted
     Drop,
@@ -128,8 +128,12 @@ fn wire_of(yaml: &str) -> Result<WireSpec, String> {
 }
 
 fn wrong_ends(given: usize) -> CliError {
-    let message = format!("a wire has exactly two ends; --end was given {given} time(s)");
-    CliError::Usage(Cli::command().error(ErrorKind::WrongNumberOfValues, message))
+    let message = format!("a wire has two ends: --end is needed twice, and was given {given} times");
+    let mut cli = Cli::command();
+    cli.build();
+    let add = cli.find_subcommand_mut("wire").and_then(|wire| wire.find_subcommand_mut("add"));
+    let add = add.expect("it is a command of ours");
+    CliError::Usage(add.error(ErrorKind::WrongNumberOfValues, message))
 }
 
 fn read(file: &Path) -> Result<String, DocumentError> {

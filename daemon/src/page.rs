@@ -40,6 +40,11 @@ impl Listener {
     }
 }
 
+/// The address of a page, as a flag gives it; the error says what is wanted.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address and a port are wanted, as in `127.0.0.1:9090`".to_owned())
+}
+
 /// The page cannot listen at its address.
 #[derive(Debug, Error)]
 #[error("listen on {address} for metrics: {source}; choose another address with `--metrics`")]

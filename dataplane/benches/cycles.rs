@@ -18,7 +18,8 @@ use ferrule_dataplane::port::memif::message::{AddRegion, AddRing};
 use ferrule_dataplane::port::memif::ring::{Receiver, Sender};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
-use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringSetup};
+use ferrule_dataplane::port::vhost_user::virtqueue::{GuestRx, GuestTx};
+use ferrule_dataplane::port::vhost_user::vring::VringSetup;
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{Full, MemifSpec, Role};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
@@ -75,7 +76,7 @@ enum End {
 
 /// TSC cycles of each visit, in which a burst of frames is moved.
 fn visits(ends: [End; 2], size: usize) -> Vec<u64> {
-    let ([mut near, mut far], mut lane) = bed(ends);
+    let ([mut near, mut far], mut lane) = testbed(ends);
     let mut scratch = Scratch::new(Notifier::new().unwrap());
     let frame = vec![0x5a; size];
     let mut gather = vec![0; FRAME_MAX];
@@ -110,7 +111,7 @@ struct Peer {
 }
 
 /// Two peers, and the lane between them.
-fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
+fn testbed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
     let sides = match (near, far) {
         (End::Lender, _) => trusted(),
         (End::Borrower, _) => {
@@ -122,9 +123,9 @@ fn bed([near, far]: [End; 2]) -> ([Peer; 2], Lane) {
             _ => memif(),
         }),
     };
-    let [(near, near_end), (far, far_end)] = sides;
+    let [(near, our_end), (far, peer_end)] = sides;
     let counters = [LinkCounters::default().lane(0), LinkCounters::default().lane(0)];
-    ([near, far], Lane { ends: [near_end, far_end], full: Full::Hold, counters, capture: None })
+    ([near, far], Lane { ends: [our_end, peer_end], full: Full::Hold, counters, capture: None })
 }
 
 fn memif() -> (Peer, LaneEnd) {

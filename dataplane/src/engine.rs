@@ -4,16 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
-
 use crate::control::Control;
 pub use crate::control::events::{Event, Subscription, WireChange};
 pub use crate::control::health::Health;
-use crate::control::inbox::{Message, Reply, Request};
-use crate::port::kernel::Owner;
+use crate::control::inbox::{ControlMessage, EngineRequest, Reply};
+use crate::port::kernel::InterfaceOwner;
 use crate::settings::Settings;
-use crate::spec::{FieldError, WireSpec};
+use crate::spec::WireSpec;
 use crate::status::{WireStatus, WorkerStatus};
+
+mod answer;
+
+pub use answer::{Applied, EngineError};
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
 ///
@@ -24,29 +26,14 @@ pub struct Engine {
     drained: AtomicBool,
 }
 
-/// What became of a wire that was wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// There was none of that name, and now there is.
-    Made,
-    /// What no peer sees was changed; peers and counters stay.
-    Updated,
-    /// It was removed and made again; its counters go on.
-    Remade,
-    /// An interface that was gone was made again; the other end kept its peer.
-    Mended,
-    /// It was there, just so.
-    Unchanged,
-}
-
 impl Engine {
     /// Starts the workers and the control thread. Interfaces that it leaves when it is killed are nobody's.
     pub fn start(settings: &Settings) -> Result<Self, EngineError> {
-        Self::start_as(settings, Owner::process())
+        Self::start_as(settings, InterfaceOwner::process())
     }
 
     /// The same for an owner that finds again what it left when it was killed.
-    pub fn start_as(settings: &Settings, owner: Owner) -> Result<Self, EngineError> {
+    pub fn start_as(settings: &Settings, owner: InterfaceOwner) -> Result<Self, EngineError> {
         let mut cpus = settings.workers.clone();
         cpus.sort_unstable();
         cpus.dedup();
@@ -79,7 +66,7 @@ impl Engine {
     /// Removes a wire and everything it made. Returns when no worker touches it any more and its interfaces and sockets
     /// are gone. Blocks. One that is just being made is not made.
     pub fn remove(&self, name: &str) -> Result<(), EngineError> {
-        let answer = self.ask(|reply| Request::Remove { name: name.to_owned(), patience: PATIENCE, reply });
+        let answer = self.ask(|reply| EngineRequest::Remove { name: name.to_owned(), timeout: DRAIN_TIMEOUT, reply });
         match answer.recv_timeout(REMOVAL) {
             Ok(removed) => removed,
             Err(RecvTimeoutError::Timeout) => Err(EngineError::StillRemoving(name.to_owned())),
@@ -108,7 +95,7 @@ impl Engine {
     /// is told how many.
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         let (subscription, subscriber) = Subscription::new(capacity);
-        self.control.inbox.post(Message::Request(Request::Subscribe(subscriber)));
+        self.control.inbox.post(ControlMessage::Request(EngineRequest::Subscribe(subscriber)));
         subscription
     }
 
@@ -125,8 +112,8 @@ impl Engine {
         self.remove_all(grace / 2, grace);
     }
 
-    fn remove_all(&self, patience: Duration, grace: Duration) {
-        let answer = self.ask(|reply| Request::Drain { patience, reply });
+    fn remove_all(&self, timeout: Duration, grace: Duration) {
+        let answer = self.ask(|reply| EngineRequest::Drain { timeout, reply });
         if answer.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
             let wires: Vec<_> = self.control.snapshot.wires.load().keys().cloned().collect();
             tracing::warn!(?wires, "wires are still being removed after {grace:?}");
@@ -138,12 +125,12 @@ impl Engine {
         if !errors.is_empty() {
             return Err(EngineError::Spec { wire: spec.name, errors });
         }
-        Ok(self.ask(|reply| Request::Apply { spec: Box::new(spec), must_be_new, reply }))
+        Ok(self.ask(|reply| EngineRequest::Apply { spec: Box::new(spec), must_be_new, reply }))
     }
 
-    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Receiver<T> {
+    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> EngineRequest) -> Receiver<T> {
         let (reply, answer) = sync_channel(1);
-        self.control.inbox.post(Message::Request(request(reply)));
+        self.control.inbox.post(ControlMessage::Request(request(reply)));
         answer
     }
 
@@ -163,7 +150,7 @@ impl Engine {
     fn refresh_kernel_counters(&self) {
         let fresh = Instant::now().checked_sub(COUNTERS_FRESH);
         if fresh.is_some_and(|fresh| self.control.snapshot.is_older_than(fresh)) {
-            let _ = self.ask(|reply| Request::Look { reply }).recv_timeout(COUNTERS_WAIT);
+            let _ = self.ask(|reply| EngineRequest::Look { reply }).recv_timeout(COUNTERS_WAIT);
         }
     }
 }
@@ -171,61 +158,13 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if !self.drained.load(Ordering::Relaxed) {
-            self.remove_all(PATIENCE, REMOVAL);
+            self.remove_all(DRAIN_TIMEOUT, REMOVAL);
         }
     }
 }
 
-/// Why the engine could not do what was asked.
-#[derive(Clone, Debug, Error)]
-pub enum EngineError {
-    /// The specification contradicts itself.
-    #[error("wire `{wire}`: {}", list(.errors))]
-    Spec {
-        /// The wire's name.
-        wire: String,
-        /// Everything that is wrong.
-        errors: Vec<FieldError>,
-    },
-    /// There is a wire of that name.
-    #[error("wire `{0}` exists already")]
-    NameTaken(String),
-    /// There is no wire of that name.
-    #[error("there is no wire `{0}`")]
-    NoSuchWire(String),
-    /// Something outside said no: the message names what, where, why and the cure.
-    #[error("wire `{wire}`: end {end}: {problem}")]
-    End {
-        /// The wire's name.
-        wire: String,
-        /// Which end: 0 or 1.
-        end: usize,
-        /// What was tried, on what, why not, and what to do.
-        problem: String,
-    },
-    /// Somebody removed it, or wanted another one in its place, before it was made.
-    #[error("wire `{0}` was removed or changed by somebody else before it was made")]
-    Cancelled(String),
-    /// It takes longer than anybody should wait.
-    #[error("wire `{0}` is still being removed: a worker or the kernel is busy; it goes on")]
-    StillRemoving(String),
-    /// All wires are being removed.
-    #[error("the forwarder is draining; ask its successor")]
-    Draining,
-    /// The control thread is not there any more.
-    #[error("the engine has ended: {0}")]
-    Ended(String),
-    /// The workers could not be started.
-    #[error("start the workers: {0}")]
-    Start(String),
-}
-
-fn list(errors: &[FieldError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
 /// How long frames under way may take to leave a wire that is removed while others stay.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(20);
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long a removal may take: workers confirm within milliseconds.
 const REMOVAL: Duration = Duration::from_secs(5);
 /// Counters of kernel interfaces that are not older are shown as they are.

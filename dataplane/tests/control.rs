@@ -7,9 +7,9 @@ mod common;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use common::{PATIENCE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
+use common::{DEADLINE, client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
-use ferrule_dataplane::port::vhost_user::message::{Request, VringFile, VringState};
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringFile, VringState};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Applied, Engine, EngineError, Health};
@@ -52,7 +52,7 @@ fn a_wire_is_made_what_is_wanted_and_no_peer_notices_what_it_cannot_see() {
     let status = engine.wire(&name).unwrap();
     assert_eq!(status.generation, 3);
     assert!(status.directions[0].frames >= before[0].frames && before[0].frames > 0);
-    let _again = Endpoint::open(&MemifSpec { id: 7, ..client_spec(&name, 0) }, PATIENCE).unwrap();
+    let _again = Endpoint::open(&MemifSpec { id: 7, ..client_spec(&name, 0) }, DEADLINE).unwrap();
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn what_happens_to_a_wire_is_told_in_its_order() {
     engine.remove(&name).unwrap();
     let mut told = Vec::new();
     while told.last() != Some(&WireChange::Removed) {
-        match events.next_event_within(PATIENCE).unwrap() {
+        match events.next_event_within(DEADLINE).unwrap() {
             Event::Wire { wire, change } if wire == name => told.push(change),
             other => panic!("{other:?}"),
         }
@@ -94,8 +94,8 @@ fn a_client_has_no_more_queue_pairs_than_the_interface_takes() {
     }
     engine.add(spec).unwrap();
     let wanted = MemifSpec { queues: 8, ..client_spec(&name, 0) };
-    let near = Endpoint::open(&wanted, PATIENCE).unwrap();
-    let _far = Endpoint::open(&MemifSpec { queues: 8, ..client_spec(&name, 1) }, PATIENCE).unwrap();
+    let near = Endpoint::open(&wanted, DEADLINE).unwrap();
+    let _far = Endpoint::open(&MemifSpec { queues: 8, ..client_spec(&name, 1) }, DEADLINE).unwrap();
     assert_eq!((near.queues.receivers.len(), near.queues.senders.len()), (2, 2));
     eventually("the wire is up", || engine.wire(&name).unwrap().queues == 2);
 }
@@ -110,17 +110,19 @@ fn a_frontend_that_has_rings_quiesced_without_end_waits_and_frames_flow_meanwhil
         EndSpec::Memif(MemifSpec::new(socket(1), Role::Server)),
     ];
     engine.add(WireSpec::new(name.clone(), ends)).unwrap();
-    let mut guest = Frontend::open(&FrontendSpec::new(socket(0)), PATIENCE).unwrap();
-    let mut memif = Endpoint::open(&MemifSpec::new(socket(1), Role::Client), PATIENCE).unwrap();
+    let mut guest = Frontend::open(&FrontendSpec::new(socket(0)), DEADLINE).unwrap();
+    let mut memif = Endpoint::open(&MemifSpec::new(socket(1), Role::Client), DEADLINE).unwrap();
     until_up(&engine, &name);
     let begun = Instant::now();
     let call = eventfd().unwrap();
     for number in 0..612u32 {
         // Eventfds are exchanged in rings that stay where they are, and that is no more to be had for nothing.
         if number.is_multiple_of(2) {
-            guest.tell(&Request::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
+            guest.tell(&VhostUserRequest::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
         } else {
-            guest.tell(&Request::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()]).unwrap();
+            guest
+                .tell(&VhostUserRequest::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()])
+                .unwrap();
         }
         // The rings are with a worker again, or the next request would have none to quiesce.
         send(&mut memif, 0, &[number as u8; 64]);
@@ -151,7 +153,7 @@ fn many_wires_are_made_at_once_and_a_drain_ends_whoever_still_waits() {
     let made = engine.apply_all(specs.clone());
     assert!(made.iter().all(|made| matches!(made, Ok(Applied::Made))), "{made:?}");
     assert_eq!(engine.wires().len(), 50);
-    engine.drain(PATIENCE);
+    engine.drain(DEADLINE);
     assert!(engine.wires().is_empty());
     assert!(matches!(engine.add(specs[0].clone()), Err(EngineError::Draining)));
     assert_eq!(engine.health(), Health::Good);
@@ -169,7 +171,7 @@ fn a_socket_path_that_leads_elsewhere_is_listened_on_again() {
     let name = unique("path");
     engine.add(WireSpec::new(name.clone(), [0, 1].map(|number| EndSpec::Memif(spec(number))))).unwrap();
     std::fs::remove_dir_all(&inner).unwrap();
-    let open = |number| Endpoint::open(&MemifSpec { role: Role::Client, ..spec(number) }, PATIENCE).unwrap();
+    let open = |number| Endpoint::open(&MemifSpec { role: Role::Client, ..spec(number) }, DEADLINE).unwrap();
     let _peers = [open(0), open(1)];
     until_up(&engine, &name);
 }
@@ -219,7 +221,7 @@ fn a_refused_client_shows_the_servers_reason() {
     let engine = engine();
     let (name, spec) = memif_wire("reason", Role::Client, Role::Server, Full::Hold);
     let server = MemifSpec { secret: Some("right".parse().unwrap()), ..common::server_spec(&name, 0) };
-    let serving = std::thread::spawn(move || Endpoint::open(&server, PATIENCE));
+    let serving = std::thread::spawn(move || Endpoint::open(&server, DEADLINE));
     engine.add(spec).unwrap();
     let shows =
         |end: &EndState| matches!(end, EndState::Connecting { last_error: Some(error) } if error.contains("secret"));

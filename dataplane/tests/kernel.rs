@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ferrule_dataplane::port::FRAME_MAX;
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::kernel::restore::SavedTap;
-use ferrule_dataplane::port::kernel::{KernelError, Owner, PairEnd, TapInterface, VethPair};
+use ferrule_dataplane::port::kernel::{InterfaceOwner, KernelError, PairEnd, TapInterface, VethPair};
 use ferrule_dataplane::port::saved::SavedFiles;
 use ferrule_dataplane::spec::{KernelSpec, NetNs, Route};
 use ferrule_dataplane::status::DropReason;
@@ -237,7 +237,7 @@ fn a_stale_pair_does_not_touch_its_successor() {
 fn an_error_says_which_end_of_a_pair_it_is_about() {
     let Some([left, right]) = namespaces() else { return };
     let bad = KernelSpec { mtu: Some(70_000), ..right.spec("b") };
-    let create = |a: &KernelSpec, b: &KernelSpec| VethPair::create(&Arc::new(Owner::process()), "w", [a, b]);
+    let create = |a: &KernelSpec, b: &KernelSpec| VethPair::create(&Arc::new(InterfaceOwner::process()), "w", [a, b]);
     let good = left.spec("a");
     assert!(matches!(create(&good, &bad), Err((1, KernelError::Mtu { .. }))));
     assert!(matches!(create(&bad, &good), Err((0, KernelError::Mtu { .. }))));
@@ -324,7 +324,7 @@ fn a_pair_that_was_let_go_of_is_the_next_one_s_of_the_same_owner() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b, file) = (left.spec("a"), right.spec("b"), folder.path().join("id"));
     let create = || {
-        let owner = Arc::new(Owner::open(&file).unwrap());
+        let owner = Arc::new(InterfaceOwner::open(&file).unwrap());
         VethPair::create(&owner, "w", [&a, &b]).unwrap()
     };
     let first = create();
@@ -450,7 +450,7 @@ impl Drop for TestNamespace {
 
 /// A pair that nobody takes over.
 fn veth(a: &KernelSpec, b: &KernelSpec) -> Result<VethPair, KernelError> {
-    VethPair::create(&Arc::new(Owner::process()), "wire", [a, b]).map_err(|(_, error)| error)
+    VethPair::create(&Arc::new(InterfaceOwner::process()), "wire", [a, b]).map_err(|(_, error)| error)
 }
 
 fn is_up(pair: &VethPair) -> bool {

@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use common::PATIENCE;
+use common::DEADLINE;
 use ferrule_dataplane::Settings;
 use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::lane::{collect, deal};
 use ferrule_dataplane::mailbox::Mailbox;
 use ferrule_dataplane::port::any::LaneEnd;
-use ferrule_dataplane::port::memif::channel::Channel;
-use ferrule_dataplane::port::memif::handshake::{HandshakeError, Offer, Outbox, Server};
+use ferrule_dataplane::port::memif::channel::MemifChannel;
+use ferrule_dataplane::port::memif::handshake::{HandshakeError, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::port::memif::peer::{ClientHandshake, ClientStep};
 use ferrule_dataplane::port::memif::restore::{SavedClientHandshake, SavedClientOfOurs, SavedConnection};
@@ -32,16 +32,16 @@ use ferrule_ffi::unix::Kind;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Our end of a connection.
-struct Near {
-    channel: Channel,
+struct OurEnd {
+    channel: MemifChannel,
     layout: Layout,
     rings: LaneEnd,
 }
 
 /// The peer's.
-struct Far {
+struct PeerEnd {
     queues: Queues,
-    channel: Channel,
+    channel: MemifChannel,
     _layout: Layout,
 }
 
@@ -49,7 +49,7 @@ fn spec() -> MemifSpec {
     MemifSpec::new("@unused".parse().unwrap(), Role::Client)
 }
 
-fn channels() -> [Channel; 2] {
+fn channels() -> [MemifChannel; 2] {
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
     [a, b].map(|socket| socket.try_into().unwrap())
 }
@@ -66,15 +66,15 @@ fn server_of(client: &Layout) -> Layout {
     layout
 }
 
-fn connection(mut near: Layout, mut far: Layout) -> (Near, Far) {
+fn connection(mut near: Layout, mut far: Layout) -> (OurEnd, PeerEnd) {
     let [ours, theirs] = channels();
     let rings = LaneEnd::memif(near.queues().unwrap());
     let queues = far.queues().unwrap();
-    (Near { channel: ours, layout: near, rings }, Far { queues, channel: theirs, _layout: far })
+    (OurEnd { channel: ours, layout: near, rings }, PeerEnd { queues, channel: theirs, _layout: far })
 }
 
 /// A connection in which we have this role.
-fn connected(role: Role) -> (Near, Far) {
+fn connected(role: Role) -> (OurEnd, PeerEnd) {
     let client = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let server = server_of(&client);
     match role {
@@ -84,7 +84,7 @@ fn connected(role: Role) -> (Near, Far) {
 }
 
 /// A lender and a borrower of its memory.
-fn trusted() -> [(Near, Far); 2] {
+fn trusted() -> [(OurEnd, PeerEnd); 2] {
     let lender = Layout::create(&spec(), 1, RING, &<_>::default()).unwrap();
     let mut near = server_of(&lender);
     // Mapped now: the loan names its regions.
@@ -159,12 +159,12 @@ fn a_connected_socket_is_no_listening_one() {
 fn a_handshake_goes_on_after_each_of_its_messages() {
     let spec = MemifSpec { queues: 2, ring: RING, ..spec() };
     let budget = MemoryBudget::unlimited();
-    let offer = |_| Ok(Offer { mode: spec.mode, secret: None, queues: 2, memory: &budget });
+    let offer = |_| Ok(MemifOffer { mode: spec.mode, secret: None, queues: 2, memory: &budget });
     let [ours, theirs] = channels();
     let mut out = Outbox::default();
     let mut server = (ours, Server::greet(2, &mut out));
     server.0.send(&mut out).unwrap();
-    let mut client = ClientHandshake::new(theirs, None, &budget, Instant::now() + PATIENCE);
+    let mut client = ClientHandshake::new(theirs, None, &budget, Instant::now() + DEADLINE);
     let mut steps = 0;
     let (mut near, mut far) = loop {
         client = succeed_client(client, &budget);
@@ -200,9 +200,9 @@ fn cross(from: &mut Queues, to: &mut Queues) {
 
 /// Writes the server's side down, lets go of it and takes it up again.
 fn succeed_server<'a>(
-    (channel, server): (Channel, Server),
-    offer: impl Fn(u32) -> Result<Offer<'a>, HandshakeError>,
-) -> (Channel, Server) {
+    (channel, server): (MemifChannel, Server),
+    offer: impl Fn(u32) -> Result<MemifOffer<'a>, HandshakeError>,
+) -> (MemifChannel, Server) {
     let mut files = SavedFiles::default();
     let saved = SavedClientOfOurs::save(&channel, &server, &mut files).unwrap();
     drop((OwnedFd::from(channel), server));
@@ -220,7 +220,7 @@ fn succeed_client(client: ClientHandshake, budget: &Arc<MemoryBudget>) -> Client
 }
 
 /// Peers send and receive numbered frames all the time, while our side is saved, dropped and restored again and again.
-fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
+fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(OurEnd, PeerEnd); 2]) {
     let (stop, totals) = (AtomicBool::new(false), [UNKNOWN; 2].map(AtomicU32::new));
     let [total_a, total_b] = &totals;
     let received = thread::scope(|scope| {
@@ -246,23 +246,23 @@ fn hand_over_under_traffic([(a, far_a), (b, far_b)]: [(Near, Far); 2]) {
 }
 
 /// A new worker serves the ends, until frames have crossed each way.
-fn serve_for_a_while(ends: [Near; 2]) -> [Near; 2] {
+fn serve_for_a_while(ends: [OurEnd; 2]) -> [OurEnd; 2] {
     let counters = Arc::<[LinkCounters; 2]>::default();
     let moved = Arc::clone(&counters);
     serve(ends, &counters, move || moved.iter().all(|link| link.read().frames > 40))
 }
 
-fn serve_until(ends: [Near; 2], done: impl Fn() -> bool) -> [Near; 2] {
+fn serve_until(ends: [OurEnd; 2], done: impl Fn() -> bool) -> [OurEnd; 2] {
     serve(ends, &Arc::default(), done)
 }
 
-fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [Near; 2] {
+fn serve(ends: [OurEnd; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> bool) -> [OurEnd; 2] {
     let returned = Arc::new(Mailbox::<Returned>::new(4).unwrap());
     let mut worker = WorkerHandle::start(0, 0, &Settings::new(vec![0]), Arc::clone(&returned), ()).unwrap();
     let [a, b] = ends;
     let lane = deal([a.rings, b.rings], Full::Hold, counters).remove(0);
     let id = worker.serve(Box::new(lane)).map_err(|(error, _)| error).unwrap();
-    let deadline = Instant::now() + 4 * PATIENCE;
+    let deadline = Instant::now() + 4 * DEADLINE;
     while !done() {
         assert!(Instant::now() < deadline, "no traffic");
         assert!(returned.take().is_none_or(|back| back.fault.is_none()), "a fault");
@@ -279,15 +279,15 @@ fn serve(ends: [Near; 2], counters: &Arc<[LinkCounters; 2]>, done: impl Fn() -> 
     };
     let [first, second] = lane.ends.map(|end| collect(vec![end]));
     [
-        Near { rings: first, channel: a.channel, layout: a.layout },
-        Near { rings: second, channel: b.channel, layout: b.layout },
+        OurEnd { rings: first, channel: a.channel, layout: a.layout },
+        OurEnd { rings: second, channel: b.channel, layout: b.layout },
     ]
 }
 
 /// Writes both ends down, drops them, and makes them again from what was written and the descriptors.
-fn hand_over(ends: [Near; 2]) -> [Near; 2] {
+fn hand_over(ends: [OurEnd; 2]) -> [OurEnd; 2] {
     let mut files = SavedFiles::default();
-    let saved = ends.map(|Near { channel, layout, rings }| {
+    let saved = ends.map(|OurEnd { channel, layout, rings }| {
         SavedConnection::save((7, "peer"), channel, &layout, &rings, &mut files).unwrap()
     });
     let text = serde_json::to_string(&saved).unwrap();
@@ -300,13 +300,13 @@ fn hand_over(ends: [Near; 2]) -> [Near; 2] {
     let second = second.restore(Some(&loan), Arc::default(), &mut files).unwrap();
     [first, second].map(|restored| {
         assert_eq!((restored.id, &*restored.peer), (7, "peer"));
-        Near { channel: restored.channel, layout: restored.layout, rings: restored.rings }
+        OurEnd { channel: restored.channel, layout: restored.layout, rings: restored.rings }
     })
 }
 
 /// Sends numbered frames of many sizes, says how many, and checks those that come, until it is told to stop and all are
 /// there. How many were sent and received.
-fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &AtomicU32) -> (u32, u32) {
+fn exchange(mut far: PeerEnd, stop: &AtomicBool, total: &AtomicU32, expected: &AtomicU32) -> (u32, u32) {
     let (mut sent, mut received) = (0u32, 0u32);
     let mut gather = vec![0; FRAME_MAX];
     let mut deadline = None;
@@ -315,7 +315,7 @@ fn exchange(mut far: Far, stop: &AtomicBool, total: &AtomicU32, expected: &Atomi
         let (sender, receiver) = (&mut far.queues.senders[0], &mut far.queues.receivers[0]);
         if stop.load(Ordering::Relaxed) {
             total.store(sent, Ordering::Relaxed);
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * PATIENCE);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + 2 * DEADLINE);
             assert!(Instant::now() < deadline, "{received} frames of {expected:?} came");
             if received == expected.load(Ordering::Relaxed) {
                 return (sent, received);

@@ -11,7 +11,7 @@ use ferrule_dataplane::status::Crossing;
 use ferrule_endpoints::memif::Endpoint;
 
 /// A trusted wire, the peer that lends (a client) and the one that borrows (a server).
-fn bed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {
+fn testbed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {
     let (name, wire) = memif_wire(name, Role::Server, Role::Client, Full::Hold);
     engine.add(WireSpec { trusted: true, ..wire }).unwrap();
     let borrower = open(&name);
@@ -25,7 +25,7 @@ fn bed(engine: &Engine, name: &str) -> (String, Endpoint, Endpoint) {
 /// Listens on another thread: the engine connects only when the lender is there.
 fn open(name: &str) -> std::thread::JoinHandle<Endpoint> {
     let spec = server_spec(name, 1);
-    std::thread::spawn(move || Endpoint::open(&spec, common::PATIENCE).unwrap())
+    std::thread::spawn(move || Endpoint::open(&spec, common::DEADLINE).unwrap())
 }
 
 fn exchange(lender: &mut Endpoint, borrower: &mut Endpoint, count: usize) {
@@ -41,7 +41,7 @@ fn exchange(lender: &mut Endpoint, borrower: &mut Endpoint, count: usize) {
 #[test]
 fn frames_cross_a_trusted_wire_and_are_counted() {
     let engine = engine();
-    let (name, mut lender, mut borrower) = bed(&engine, "trusted");
+    let (name, mut lender, mut borrower) = testbed(&engine, "trusted");
     exchange(&mut lender, &mut borrower, 5000);
     let [there, back] = engine.wire(&name).unwrap().directions;
     assert_eq!((there.frames, there.dropped(), back.frames, back.bytes), (5000, 0, 5000, there.bytes));
@@ -53,7 +53,7 @@ fn frames_cross_a_trusted_wire_and_are_counted() {
 #[test]
 fn either_peer_of_a_trusted_wire_may_restart() {
     let engine = engine();
-    let (name, mut lender, mut borrower) = bed(&engine, "trusted-restart");
+    let (name, mut lender, mut borrower) = testbed(&engine, "trusted-restart");
     exchange(&mut lender, &mut borrower, 100);
     for _ in 0..3 {
         drop(borrower);

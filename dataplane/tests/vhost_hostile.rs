@@ -12,12 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, client, client_spec, engine, eventually, poll, receive, send, unique};
+use common::{DEADLINE, client, client_spec, engine, eventually, poll, receive, send, unique};
 use ferrule_dataplane::Engine;
-use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    Header, Inflight, LogArea, PAYLOAD_MAX, Request, VringAddress, VringFile, VringState,
+    Header, Inflight, LogArea, PAYLOAD_MAX, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, VhostUserSpec, WireSpec};
 use ferrule_endpoints::memif::Endpoint;
@@ -30,30 +30,30 @@ use nix::sys::socket::UnixAddr;
 use nix::unistd::{ftruncate, pipe};
 
 /// An attacked wire, and another one whose frames must not notice.
-struct Arena {
+struct Testbed {
     engine: Engine,
     name: String,
-    witness: [Endpoint; 2],
+    bystander: [Endpoint; 2],
     /// Descriptors are counted, so one test runs at a time.
     _alone: MutexGuard<'static, ()>,
 }
 
-impl Arena {
+impl Testbed {
     fn new() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine();
-        let (witness, wire) = common::memif_wire("witness", Role::Server, Role::Server, Full::Hold);
+        let (bystander, wire) = common::memif_wire("bystander", Role::Server, Role::Server, Full::Hold);
         engine.add(wire).unwrap();
         let name = unique("hostile");
         let vhost = VhostUserSpec { queues: 2, ..VhostUserSpec::new(socket(&name), Role::Server) };
         let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
         let ends = [EndSpec::VhostUser(vhost), EndSpec::Memif(memif)];
         engine.add(WireSpec::new(name.clone(), ends)).unwrap();
-        let witness = [client(&witness, 0), client(&witness, 1)];
-        let mut arena = Self { engine, name, witness, _alone: alone };
-        arena.witness_moves();
-        arena
+        let bystander = [client(&bystander, 0), client(&bystander, 1)];
+        let mut testbed = Self { engine, name, bystander, _alone: alone };
+        testbed.witness_moves();
+        testbed
     }
 
     fn spec(&self) -> FrontendSpec {
@@ -62,13 +62,13 @@ impl Arena {
 
     /// Another frontend is let in at once, and its wire carries frames.
     fn honest_frontend_is_served(&self) {
-        let _guest = Frontend::open(&self.spec(), PATIENCE).unwrap();
+        let _guest = Frontend::open(&self.spec(), DEADLINE).unwrap();
         let _memif = client(&self.name, 1);
         eventually("the wire is up", || self.engine.wire(&self.name).unwrap().queues == 1);
     }
 
     fn witness_moves(&mut self) {
-        let [a, b] = &mut self.witness;
+        let [a, b] = &mut self.bystander;
         for number in 0..10u8 {
             send(a, 0, &[number; 60]);
             assert_eq!(receive(b, 0), [number; 60]);
@@ -82,20 +82,20 @@ fn socket(name: &str) -> ferrule_dataplane::spec::SocketAddress {
 }
 
 /// A frontend that says what it likes.
-struct Villain(Channel);
+struct RawFrontend(VhostUserChannel);
 
-impl Villain {
-    fn say(&self, request: &Request, files: &[BorrowedFd<'_>]) {
+impl RawFrontend {
+    fn say(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) {
         // One that was already shown out says nothing more.
         let _ = self.0.send(&request.emit(false), files);
     }
 
     /// Waits until it is shown out.
     fn is_parted_from(&mut self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
             match self.0.receive() {
-                Err(ChannelError::Closed | ChannelError::Socket(_)) => return true,
+                Err(VhostUserChannelError::Closed | VhostUserChannelError::Socket(_)) => return true,
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -104,10 +104,10 @@ impl Villain {
 
     /// Chooses every protocol feature, and describes memory of so many pages.
     fn settle_in(&self, pages: u64) -> Region {
-        self.say(&Request::SetProtocolFeatures(PROTOCOL), &[]);
+        self.say(&VhostUserRequest::SetProtocolFeatures(PROTOCOL), &[]);
         let memory = Region::create("villain", pages * PAGE, &Arc::default()).unwrap();
         let row = MemoryRegion { guest: 0, size: pages * PAGE, user: 0, offset: 0 };
-        self.say(&Request::SetMemTable(vec![row]), &[memory.file()]);
+        self.say(&VhostUserRequest::SetMemTable(vec![row]), &[memory.file()]);
         memory
     }
 
@@ -115,16 +115,16 @@ impl Villain {
     fn start_rings(&self, size: u32, desc: u64, avail: u64, used: u64) {
         let eventfd = eventfd().unwrap();
         for index in 0..2 {
-            self.say(&Request::SetVringNum(VringState { index, num: size }), &[]);
+            self.say(&VhostUserRequest::SetVringNum(VringState { index, num: size }), &[]);
             let address = VringAddress { index, log: false, desc, used, avail, log_guest: 0 };
-            self.say(&Request::SetVringAddr(address), &[]);
+            self.say(&VhostUserRequest::SetVringAddr(address), &[]);
             let ring = VringFile { index: index as u8, has_file: true };
-            self.say(&Request::SetVringKick(ring), &[eventfd.as_fd()]);
+            self.say(&VhostUserRequest::SetVringKick(ring), &[eventfd.as_fd()]);
         }
     }
 }
 
-type Case = (&'static str, fn(&Villain));
+type Case = (&'static str, fn(&RawFrontend));
 
 /// What ends a conversation.
 const CASES: [Case; 34] = [
@@ -132,42 +132,49 @@ const CASES: [Case; 34] = [
     ("a payload without end", |v| raw(v, &Header { request: 5, flags: 1, size: PAYLOAD_MAX as u32 + 1 }.emit())),
     ("a payload of 4 GiB", |v| raw(v, &Header { request: 5, flags: 1, size: u32::MAX }.emit())),
     ("a reply", |v| raw(v, &Header { request: 1, flags: 5, size: 0 }.emit())),
-    ("a request that is not for a net device", |v| v.say(&Request::Other(26), &[])),
-    ("a request that nobody knows", |v| v.say(&Request::Other(u32::MAX), &[])),
+    ("a request that is not for a net device", |v| v.say(&VhostUserRequest::Other(26), &[])),
+    ("a request that nobody knows", |v| v.say(&VhostUserRequest::Other(u32::MAX), &[])),
     ("a payload that is too short", |v| {
         raw(v, &[&Header { request: 2, flags: 1, size: 4 }.emit()[..], &[0; 4]].concat());
     }),
-    ("files where none belong", |v| v.say(&Request::GetFeatures, &[eventfd().unwrap().as_fd()])),
-    ("more files than any message has", |v| v.say(&Request::SetOwner, &[eventfd().unwrap().as_fd(); 60])),
-    ("a memory table without files (CVE-2019-14818)", |v| v.say(&Request::SetMemTable(vec![row(1)]), &[])),
+    ("files where none belong", |v| v.say(&VhostUserRequest::GetFeatures, &[eventfd().unwrap().as_fd()])),
+    ("more files than any message has", |v| v.say(&VhostUserRequest::SetOwner, &[eventfd().unwrap().as_fd(); 60])),
+    ("a memory table without files (CVE-2019-14818)", |v| v.say(&VhostUserRequest::SetMemTable(vec![row(1)]), &[])),
     ("a memory table with too many files", |v| {
         let memory = memory(1);
-        v.say(&Request::SetMemTable(vec![row(1)]), &[memory.as_fd(); 3]);
+        v.say(&VhostUserRequest::SetMemTable(vec![row(1)]), &[memory.as_fd(); 3]);
     }),
-    ("a memory table of no regions", |v| v.say(&Request::SetMemTable(vec![]), &[])),
-    ("memory that is larger than its file", |v| v.say(&Request::SetMemTable(vec![row(2)]), &[memory(1).as_fd()])),
-    ("memory of no bytes", |v| v.say(&Request::SetMemTable(vec![row(0)]), &[memory(1).as_fd()])),
+    ("a memory table of no regions", |v| v.say(&VhostUserRequest::SetMemTable(vec![]), &[])),
+    ("memory that is larger than its file", |v| {
+        v.say(&VhostUserRequest::SetMemTable(vec![row(2)]), &[memory(1).as_fd()]);
+    }),
+    ("memory of no bytes", |v| v.say(&VhostUserRequest::SetMemTable(vec![row(0)]), &[memory(1).as_fd()])),
     ("memory that wraps around", |v| {
-        v.say(&Request::SetMemTable(vec![MemoryRegion { guest: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
+        v.say(&VhostUserRequest::SetMemTable(vec![MemoryRegion { guest: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
     }),
     ("an offset that wraps around", |v| {
-        v.say(&Request::SetMemTable(vec![MemoryRegion { offset: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
+        v.say(&VhostUserRequest::SetMemTable(vec![MemoryRegion { offset: u64::MAX, ..row(1) }]), &[memory(1).as_fd()]);
     }),
     ("regions that overlap", |v| {
         let memory = memory(2);
-        v.say(&Request::SetMemTable(vec![row(2), MemoryRegion { guest: PAGE, ..row(1) }]), &[memory.as_fd(); 2]);
+        v.say(
+            &VhostUserRequest::SetMemTable(vec![row(2), MemoryRegion { guest: PAGE, ..row(1) }]),
+            &[memory.as_fd(); 2],
+        );
     }),
-    ("memory that is a pipe", |v| v.say(&Request::SetMemTable(vec![row(1)]), &[pipe().unwrap().0.as_fd()])),
+    ("memory that is a pipe", |v| v.say(&VhostUserRequest::SetMemTable(vec![row(1)]), &[pipe().unwrap().0.as_fd()])),
     ("a kick that is a pipe", |v| kick(v, pipe().unwrap().1.as_fd())),
     ("a kick that is a file", |v| kick(v, memory(1).as_fd())),
     ("a ring index beyond all rings (CVE-2020-10723)", |v| {
-        v.say(&Request::SetVringNum(VringState { index: 4, num: 64 }), &[]);
+        v.say(&VhostUserRequest::SetVringNum(VringState { index: 4, num: 64 }), &[]);
     }),
     ("a ring index that is truncated (CVE-2020-10723)", |v| {
-        v.say(&Request::GetVringBase(VringState { index: 0x1_0000, num: 0 }), &[]);
+        v.say(&VhostUserRequest::GetVringBase(VringState { index: 0x1_0000, num: 0 }), &[]);
     }),
-    ("a ring of no descriptors", |v| v.say(&Request::SetVringNum(VringState { index: 0, num: 0 }), &[])),
-    ("a ring of 65536 descriptors", |v| v.say(&Request::SetVringNum(VringState { index: 0, num: 65_536 }), &[])),
+    ("a ring of no descriptors", |v| v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 0 }), &[])),
+    ("a ring of 65536 descriptors", |v| {
+        v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 65_536 }), &[]);
+    }),
     ("a split ring of 100 descriptors", |v| {
         v.settle_in(16);
         v.start_rings(100, 0, 0x2000, 0x3000);
@@ -187,56 +194,56 @@ const CASES: [Case; 34] = [
     ("a ring that is resized while it runs (CVE-2019-14818)", |v| {
         v.settle_in(16);
         v.start_rings(256, 0, 0x2000, 0x3000);
-        v.say(&Request::SetVringNum(VringState { index: 0, num: 32_768 }), &[]);
+        v.say(&VhostUserRequest::SetVringNum(VringState { index: 0, num: 32_768 }), &[]);
     }),
     ("a log that wraps around (CVE-2020-10722)", |v| {
         v.settle_in(1);
-        v.say(&Request::SetLogBase(LogArea { size: u64::MAX, offset: 2 }), &[memory(1).as_fd()]);
+        v.say(&VhostUserRequest::SetLogBase(LogArea { size: u64::MAX, offset: 2 }), &[memory(1).as_fd()]);
     }),
     ("a log larger than its file (CVE-2020-10722)", |v| {
         v.settle_in(1);
-        v.say(&Request::SetLogBase(LogArea { size: PAGE + 1, offset: 0 }), &[memory(1).as_fd()]);
+        v.say(&VhostUserRequest::SetLogBase(LogArea { size: PAGE + 1, offset: 0 }), &[memory(1).as_fd()]);
     }),
     ("inflight memory for too many queues (CVE-2021-3839)", |v| {
         v.settle_in(1);
         let told = Inflight { mmap_size: PAGE, mmap_offset: 0, queues: u16::MAX, queue_size: u16::MAX };
-        v.say(&Request::SetInflightFd(told), &[memory(1).as_fd()]);
+        v.say(&VhostUserRequest::SetInflightFd(told), &[memory(1).as_fd()]);
     }),
     ("inflight memory without its file (CVE-2022-0669)", |v| {
         v.settle_in(1);
         let told = Inflight { mmap_size: PAGE, mmap_offset: 0, queues: 1, queue_size: 64 };
-        v.say(&Request::SetInflightFd(told), &[]);
+        v.say(&VhostUserRequest::SetInflightFd(told), &[]);
     }),
-    ("features that were not offered", |v| v.say(&Request::SetFeatures(u64::MAX), &[])),
+    ("features that were not offered", |v| v.say(&VhostUserRequest::SetFeatures(u64::MAX), &[])),
 ];
 
 #[test]
 fn every_lie_ends_its_own_connection_and_nothing_else() {
-    let mut arena = Arena::new();
+    let mut testbed = Testbed::new();
     // What the engine keeps for good is there after the first.
-    arena.honest_frontend_is_served();
-    eventually("it is gone", || arena.engine.wire(&arena.name).unwrap().ends[0].word() == "listening");
+    testbed.honest_frontend_is_served();
+    eventually("it is gone", || testbed.engine.wire(&testbed.name).unwrap().ends[0].word() == "listening");
     let before = open_files();
     for (name, attack) in CASES {
-        let mut villain = Villain(Channel::connect(&arena.spec().socket).unwrap());
+        let mut villain = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
         attack(&villain);
         assert!(villain.is_parted_from(), "{name}: the connection stays");
         drop(villain);
-        arena.honest_frontend_is_served();
-        arena.witness_moves();
+        testbed.honest_frontend_is_served();
+        testbed.witness_moves();
     }
     eventually("every descriptor is closed", || open_files() <= before);
 }
 
 #[test]
 fn inflight_memory_asked_for_again_and_again_is_not_kept() {
-    let arena = Arena::new();
-    let villain = &mut Villain(Channel::connect(&arena.spec().socket).unwrap());
+    let testbed = Testbed::new();
+    let villain = &mut RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
     villain.settle_in(1);
     let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 1024 };
     let mut before = None;
     for round in 0..200 {
-        villain.say(&Request::GetInflightFd(asked), &[]);
+        villain.say(&VhostUserRequest::GetInflightFd(asked), &[]);
         eventually("it is answered", || villain.0.receive().unwrap().is_some());
         if round == 10 {
             before = Some(open_files());
@@ -248,36 +255,36 @@ fn inflight_memory_asked_for_again_and_again_is_not_kept() {
 
 #[test]
 fn memory_that_is_cut_while_in_use_costs_its_owner_the_wire() {
-    let mut arena = Arena::new();
+    let mut testbed = Testbed::new();
     let file = memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap();
     ftruncate(&file, 16 * 4096).unwrap();
-    let mut villain = Villain(Channel::connect(&arena.spec().socket).unwrap());
-    villain.say(&Request::SetMemTable(vec![row(16)]), &[file.as_fd()]);
+    let mut villain = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
+    villain.say(&VhostUserRequest::SetMemTable(vec![row(16)]), &[file.as_fd()]);
     villain.start_rings(256, 0, 0x2000, 0x3000);
-    let _memif = client(&arena.name, 1);
-    eventually("the wire is up", || arena.engine.wire(&arena.name).unwrap().queues == 1);
+    let _memif = client(&testbed.name, 1);
+    eventually("the wire is up", || testbed.engine.wire(&testbed.name).unwrap().queues == 1);
     ftruncate(&file, 0).unwrap();
     assert!(villain.is_parted_from());
-    arena.witness_moves();
+    testbed.witness_moves();
 }
 
 #[test]
 fn half_a_message_and_a_crowd_of_silent_ones_keep_nobody_out() {
-    let mut arena = Arena::new();
-    let half = Villain(Channel::connect(&arena.spec().socket).unwrap());
-    raw(&half, &Request::SetFeatures(0).emit(false)[..15]);
-    let crowd: Vec<_> = (0..100).map(|_| Channel::connect(&arena.spec().socket).unwrap()).collect();
-    arena.honest_frontend_is_served();
-    arena.witness_moves();
+    let mut testbed = Testbed::new();
+    let half = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
+    raw(&half, &VhostUserRequest::SetFeatures(0).emit(false)[..15]);
+    let crowd: Vec<_> = (0..100).map(|_| VhostUserChannel::connect(&testbed.spec().socket).unwrap()).collect();
+    testbed.honest_frontend_is_served();
+    testbed.witness_moves();
     drop((half, crowd));
 }
 
 #[test]
 fn bytes_without_sense_end_the_connection_or_wait_for_more() {
-    let mut arena = Arena::new();
+    let mut testbed = Testbed::new();
     let mut rng = common::TestRng(7);
     for _ in 0..300 {
-        let address = UnixAddr::new_abstract(arena.name.as_bytes()).unwrap();
+        let address = UnixAddr::new_abstract(testbed.name.as_bytes()).unwrap();
         let mut socket = None;
         eventually("there is room to wait at the door", || {
             socket = UnixSocket::connect(Kind::Stream, &address).ok();
@@ -290,17 +297,17 @@ fn bytes_without_sense_end_the_connection_or_wait_for_more() {
         }
         let _ = socket.unwrap().send(&bytes, &[]);
     }
-    arena.honest_frontend_is_served();
-    arena.witness_moves();
+    testbed.honest_frontend_is_served();
+    testbed.witness_moves();
 }
 
 /// Bytes that need not be a message.
-fn raw(villain: &Villain, bytes: &[u8]) {
+fn raw(villain: &RawFrontend, bytes: &[u8]) {
     let _ = villain.0.send(bytes, &[]);
 }
 
-fn kick(villain: &Villain, file: BorrowedFd<'_>) {
-    villain.say(&Request::SetVringKick(VringFile { index: 0, has_file: true }), &[file]);
+fn kick(villain: &RawFrontend, file: BorrowedFd<'_>) {
+    villain.say(&VhostUserRequest::SetVringKick(VringFile { index: 0, has_file: true }), &[file]);
 }
 
 fn row(pages: u64) -> MemoryRegion {

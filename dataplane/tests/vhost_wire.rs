@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, client, client_spec, engine, eventually, unique};
+use common::{DEADLINE, client, client_spec, engine, eventually, unique};
 use ferrule_dataplane::Engine;
 use ferrule_dataplane::offload::VnetHeader;
-use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    Header, Reply, ReplyBody, Request, VringAddress, VringFile, VringState,
+    Header, Reply, ReplyBody, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, VhostUserSpec, WireSpec};
@@ -40,7 +40,7 @@ fn notify(eventfd: Option<BorrowedFd<'_>>) {
 
 /// Puts one frame, when there is room.
 fn put(target: &mut dyn Target, bytes: &[u8], offload: Option<&VnetHeader>) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         target.refresh().unwrap();
         match target.put(&Frame { bytes: bytes.into(), offload, slots: 0 }).unwrap() {
@@ -73,7 +73,7 @@ fn poll(source: &mut dyn Source) -> Option<(Vec<u8>, Option<VnetHeader>)> {
 }
 
 fn take(source: &mut dyn Source) -> (Vec<u8>, Option<VnetHeader>) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(frame) = poll(source) {
             return frame;
@@ -125,7 +125,7 @@ fn vhost_wire(name: &str) -> (String, WireSpec) {
 }
 
 fn open(spec: &FrontendSpec) -> Frontend {
-    Frontend::open(spec, PATIENCE).unwrap()
+    Frontend::open(spec, DEADLINE).unwrap()
 }
 
 fn status(engine: &Engine, name: &str) -> WireStatus {
@@ -178,7 +178,7 @@ fn queues_stay_apart() {
     engine.add(wire).unwrap();
     let features = Features::VERSION_1 | Features::MRG_RXBUF;
     let mut guest = open(&FrontendSpec { queues: 4, features, ..frontend_spec(&name, 0) });
-    let mut memif = Endpoint::open(&MemifSpec { queues: 4, ..client_spec(&name, 1) }, PATIENCE).unwrap();
+    let mut memif = Endpoint::open(&MemifSpec { queues: 4, ..client_spec(&name, 1) }, DEADLINE).unwrap();
     until_up(&engine, &name, 4);
     for queue in 0..4 {
         cross(&mut guest.queues.senders[queue], &mut memif.queues.receivers[queue], &SIZES);
@@ -259,11 +259,11 @@ fn a_second_frontend_is_turned_away_and_a_silent_one_makes_room() {
     let (name, wire) = mixed_wire("crowd", Role::Server, 1);
     engine.add(wire).unwrap();
     let spec = frontend_spec(&name, 0);
-    let mut silent = Channel::connect(&spec.socket).unwrap();
+    let mut silent = VhostUserChannel::connect(&spec.socket).unwrap();
     let _guest = open(&spec);
-    let closed = |channel: &mut Channel| matches!(channel.receive(), Err(ChannelError::Closed));
+    let closed = |channel: &mut VhostUserChannel| matches!(channel.receive(), Err(VhostUserChannelError::Closed));
     eventually("the silent one is closed", || closed(&mut silent));
-    let mut late = Channel::connect(&spec.socket).unwrap();
+    let mut late = VhostUserChannel::connect(&spec.socket).unwrap();
     eventually("the late one is closed", || closed(&mut late));
     assert!(matches!(status(&engine, &name).ends[0], EndState::Connected { .. }));
 }
@@ -274,12 +274,12 @@ fn a_frontend_that_has_spoken_is_next_when_one_without_rings_goes() {
     let (name, wire) = mixed_wire("next", Role::Server, 1);
     engine.add(wire).unwrap();
     let socket = frontend_spec(&name, 0).socket;
-    let say = |channel: &Channel| channel.send(&Request::GetFeatures.emit(false), &[]).unwrap();
-    let hears = |channel: &mut Channel| channel.receive().unwrap().is_some();
-    let mut first = Channel::connect(&socket).unwrap();
+    let say = |channel: &VhostUserChannel| channel.send(&VhostUserRequest::GetFeatures.emit(false), &[]).unwrap();
+    let hears = |channel: &mut VhostUserChannel| channel.receive().unwrap().is_some();
+    let mut first = VhostUserChannel::connect(&socket).unwrap();
     say(&first);
     eventually("the first is answered", || hears(&mut first));
-    let mut next = Channel::connect(&socket).unwrap();
+    let mut next = VhostUserChannel::connect(&socket).unwrap();
     say(&next);
     // Events are handled in their order: once this is answered, the other has been heard.
     say(&first);
@@ -298,7 +298,7 @@ fn a_guest_that_cannot_ring_is_polled() {
     let mut guest = open(&frontend_spec(&name, 0));
     let mut memif = client(&name, 1);
     for index in 0..2 {
-        guest.tell(&Request::SetVringKick(VringFile { index, has_file: false }), &[]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringKick(VringFile { index, has_file: false }), &[]).unwrap();
     }
     until_up(&engine, &name, 1);
     let mut waits: Vec<_> = (0..WAITS)
@@ -332,7 +332,7 @@ fn no_frame_is_lost_while_a_frontend_changes_its_mind() {
         put(&mut guest.queues.senders[0], &sent, None);
         put(&mut memif.queues.senders[0], &sent, None);
         let ring = VringFile { index: (round % 2) as u8, has_file: true };
-        guest.tell(&Request::SetVringCall(ring), &[call.as_fd()]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringCall(ring), &[call.as_fd()]).unwrap();
         assert!(take(&mut memif.queues.receivers[0]).0 == sent);
         assert!(take(&mut guest.queues.receivers[0]).0 == sent);
     }
@@ -366,9 +366,11 @@ fn a_stopped_ring_is_not_touched_once_the_backend_has_said_so() {
     let state = |index, num| VringState { index, num };
     let kick = eventfd().unwrap();
     for index in 0..2 {
-        guest.tell(&Request::SetVringBase(state(index, if index == 1 { taken as u32 } else { 0 })), &[]).unwrap();
+        guest
+            .tell(&VhostUserRequest::SetVringBase(state(index, if index == 1 { taken as u32 } else { 0 })), &[])
+            .unwrap();
         let ring = VringFile { index: index as u8, has_file: true };
-        guest.tell(&Request::SetVringKick(ring), &[kick.as_fd()]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringKick(ring), &[kick.as_fd()]).unwrap();
     }
     for number in taken as usize..=100 {
         assert!(take(&mut memif.queues.receivers[0]).0 == frame(number, 64), "frame {number}");
@@ -381,10 +383,10 @@ fn a_ring_that_is_not_enabled_is_drained_or_given_nothing() {
     let (name, wire) = mixed_wire("disabled", Role::Server, 2);
     engine.add(wire).unwrap();
     let mut guest = open(&FrontendSpec { queues: 2, ..frontend_spec(&name, 0) });
-    let mut memif = Endpoint::open(&MemifSpec { queues: 2, ..client_spec(&name, 1) }, PATIENCE).unwrap();
+    let mut memif = Endpoint::open(&MemifSpec { queues: 2, ..client_spec(&name, 1) }, DEADLINE).unwrap();
     until_up(&engine, &name, 2);
     for index in [2, 3] {
-        guest.tell(&Request::SetVringEnable(VringState { index, num: 0 }), &[]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringEnable(VringState { index, num: 0 }), &[]).unwrap();
     }
     until_up(&engine, &name, 1);
     for number in 0..300 {
@@ -396,7 +398,7 @@ fn a_ring_that_is_not_enabled_is_drained_or_given_nothing() {
     cross(&mut memif.queues.senders[1], &mut guest.queues.receivers[0], &SIZES[..5]);
     cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &SIZES[..5]);
     for index in [2, 3] {
-        guest.tell(&Request::SetVringEnable(VringState { index, num: 1 }), &[]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringEnable(VringState { index, num: 1 }), &[]).unwrap();
     }
     until_up(&engine, &name, 2);
     cross(&mut guest.queues.senders[1], &mut memif.queues.receivers[1], &SIZES[..5]);
@@ -412,19 +414,19 @@ fn memory_comes_and_goes_while_frames_flow() {
     let mut memif = client(&name, 1);
     until_up(&engine, &name, 1);
     let protocol = ProtocolFeatures::REPLY_ACK.with(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
-    guest.tell(&Request::SetProtocolFeatures(protocol.0), &[]).unwrap();
+    guest.tell(&VhostUserRequest::SetProtocolFeatures(protocol.0), &[]).unwrap();
     let more = Region::create("more", 1 << 20, &Arc::default()).unwrap();
     let row = MemoryRegion { guest: 1 << 40, size: 1 << 20, user: 1 << 45, offset: 0 };
     for _ in 0..5 {
-        guest.tell(&Request::AddMemReg(row), &[more.file()]).unwrap();
+        guest.tell(&VhostUserRequest::AddMemReg(row), &[more.file()]).unwrap();
         cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &SIZES[..5]);
         cross(&mut memif.queues.senders[0], &mut guest.queues.receivers[0], &SIZES[..5]);
-        guest.tell(&Request::RemMemReg(row), &[]).unwrap();
+        guest.tell(&VhostUserRequest::RemMemReg(row), &[]).unwrap();
         cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &SIZES[..5]);
     }
     let both = vec![guest.memory().row(), row];
     let file = guest.memory().file().try_clone_to_owned().unwrap();
-    guest.tell(&Request::SetMemTable(both), &[file.as_fd(), more.file()]).unwrap();
+    guest.tell(&VhostUserRequest::SetMemTable(both), &[file.as_fd(), more.file()]).unwrap();
     cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &SIZES[..5]);
 }
 
@@ -434,12 +436,14 @@ fn a_guest_that_moved_is_announced_at_the_other_end() {
     let (name, wire) = mixed_wire("rarp", Role::Server, 1);
     engine.add(wire).unwrap();
     let mut guest = open(&frontend_spec(&name, 0));
-    guest.tell(&Request::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.with(ProtocolFeatures::RARP).0), &[]).unwrap();
+    guest
+        .tell(&VhostUserRequest::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.with(ProtocolFeatures::RARP).0), &[])
+        .unwrap();
     // Nobody is there who could hear it.
-    guest.tell(&Request::SendRarp([2, 0, 0, 0, 0, 8]), &[]).unwrap();
+    guest.tell(&VhostUserRequest::SendRarp([2, 0, 0, 0, 0, 8]), &[]).unwrap();
     let mut memif = client(&name, 1);
     until_up(&engine, &name, 1);
-    guest.tell(&Request::SendRarp([2, 0, 0, 0, 0, 9]), &[]).unwrap();
+    guest.tell(&VhostUserRequest::SendRarp([2, 0, 0, 0, 0, 9]), &[]).unwrap();
     let (announcement, _) = take(&mut memif.queues.receivers[0]);
     assert_eq!(
         (announcement.len(), &announcement[..14]),
@@ -500,7 +504,7 @@ fn a_segment_that_is_being_cut_goes_on_where_it_was_when_its_rings_are_made_anew
         let (bytes, header) = large_segment(100 * SEGMENTS as u16, 100);
         put(&mut sender.queues.senders[0], &bytes, Some(&header));
         eventually("a part of it has crossed", || status(&engine, &name).directions[0].frames == 4);
-        sender.tell(&Request::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
+        sender.tell(&VhostUserRequest::SetVringEnable(VringState { index: 0, num: 1 }), &[]).unwrap();
         for number in 0..SEGMENTS {
             let (segment, offload) = take(&mut receiver.queues.receivers[0]);
             assert_eq!((segment.len(), offload), (154, None));
@@ -524,13 +528,15 @@ fn memory_that_is_announced_before_the_rings_have_moved_parts_nobody() {
     let row = guest.memory().row();
     let file = guest.memory().file().try_clone_to_owned().unwrap();
     // Each is waited for: the backend has nothing else to do meanwhile than to make rings.
-    guest.tell(&Request::SetMemTable(vec![MemoryRegion { user: row.user + FURTHER, ..row }]), &[file.as_fd()]).unwrap();
+    guest
+        .tell(&VhostUserRequest::SetMemTable(vec![MemoryRegion { user: row.user + FURTHER, ..row }]), &[file.as_fd()])
+        .unwrap();
     for index in 0..2 {
         assert_eq!(status(&engine, &name).queues, 0);
         let at = guest.memory().addresses(index as usize);
         let [desc, used, avail] = [at.desc, at.used, at.avail].map(|address| address + FURTHER);
         let address = VringAddress { index, log: false, desc, used, avail, log_guest: 0 };
-        guest.tell(&Request::SetVringAddr(address), &[]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringAddr(address), &[]).unwrap();
     }
     until_up(&engine, &name, 1);
     cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &SIZES[..5]);
@@ -551,11 +557,11 @@ fn a_guest_that_sleeps_is_notified_by_the_eventfd_that_it_named_last() {
         guest.queues.receivers[0].enable_notify(true);
         put(&mut memif.queues.senders[0], &frame(round, 64), None);
         let (call, kick) = (eventfd().unwrap(), eventfd().unwrap());
-        guest.tell(&Request::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()]).unwrap();
-        guest.tell(&Request::SetVringKick(VringFile { index: 1, has_file: true }), &[kick.as_fd()]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringCall(VringFile { index: 0, has_file: true }), &[call.as_fd()]).unwrap();
+        guest.tell(&VhostUserRequest::SetVringKick(VringFile { index: 1, has_file: true }), &[kick.as_fd()]).unwrap();
         // Whenever the frame came: if the former eventfd was told, so is this one.
         let mut waiting = [PollFd::new(call.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(poll_fds(&mut waiting, PollTimeout::try_from(PATIENCE).unwrap()), Ok(1), "round {round}");
+        assert_eq!(poll_fds(&mut waiting, PollTimeout::try_from(DEADLINE).unwrap()), Ok(1), "round {round}");
         assert!(take(&mut guest.queues.receivers[0]).0 == frame(round, 64));
         put(&mut guest.queues.senders[0], &frame(round, 65), None);
         notify(Some(kick.as_fd()));
@@ -605,9 +611,9 @@ fn a_request_that_fails_is_answered_and_the_wire_goes_on() {
     let mut memif = client(&name, 1);
     until_up(&engine, &name, 1);
     for request in [
-        Request::SetVringNum(VringState { index: 0, num: 64 }),
-        Request::SetVringEnable(VringState { index: 99, num: 1 }),
-        Request::Other(22),
+        VhostUserRequest::SetVringNum(VringState { index: 0, num: 64 }),
+        VhostUserRequest::SetVringEnable(VringState { index: 99, num: 1 }),
+        VhostUserRequest::Other(22),
     ] {
         assert!(matches!(guest.tell(&request, &[]), Err(FrontendError::Refused { .. })));
     }
@@ -624,15 +630,15 @@ fn a_flood_of_requests_costs_nobody_but_its_own_wire() {
     let mut guest = open(&frontend_spec(&quiet, 0));
     let mut memif = client(&quiet, 1);
     until_up(&engine, &quiet, 1);
-    let mut hostile = Channel::connect(&frontend_spec(&name, 0).socket).unwrap();
-    let enable = Request::SetVringEnable(VringState { index: 0, num: 1 }).emit(false);
-    let features = Request::GetFeatures.emit(false);
+    let mut hostile = VhostUserChannel::connect(&frontend_spec(&name, 0).socket).unwrap();
+    let enable = VhostUserRequest::SetVringEnable(VringState { index: 0, num: 1 }).emit(false);
+    let features = VhostUserRequest::GetFeatures.emit(false);
     let mut answers = 0;
     for number in 0..20_000 {
         let bytes = if number % 2 == 0 { &enable } else { &features };
         // It reads its answers: one that does not is parted from.
         answers += drain(&mut hostile);
-        while let Err(ChannelError::NotRead) = hostile.send(bytes, &[]) {
+        while let Err(VhostUserChannelError::NotRead) = hostile.send(bytes, &[]) {
             answers += drain(&mut hostile);
             thread::yield_now();
         }
@@ -640,7 +646,7 @@ fn a_flood_of_requests_costs_nobody_but_its_own_wire() {
             cross(&mut guest.queues.senders[0], &mut memif.queues.receivers[0], &[64]);
         }
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while answers < 10_000 && Instant::now() < deadline {
         answers += drain(&mut hostile);
         thread::yield_now();
@@ -648,7 +654,7 @@ fn a_flood_of_requests_costs_nobody_but_its_own_wire() {
     assert_eq!(answers, 10_000);
 }
 
-fn drain(channel: &mut Channel) -> usize {
+fn drain(channel: &mut VhostUserChannel) -> usize {
     std::iter::from_fn(|| channel.receive().unwrap()).count()
 }
 
@@ -671,8 +677,8 @@ fn replies_have_the_flags_that_dpdk_compares_with() {
     let engine = engine();
     let (name, wire) = mixed_wire("flags", Role::Server, 1);
     engine.add(wire).unwrap();
-    let mut channel = Channel::connect(&frontend_spec(&name, 0).socket).unwrap();
-    channel.send(&Request::GetFeatures.emit(true), &[]).unwrap();
+    let mut channel = VhostUserChannel::connect(&frontend_spec(&name, 0).socket).unwrap();
+    channel.send(&VhostUserRequest::GetFeatures.emit(true), &[]).unwrap();
     let mut answer = None;
     eventually("an answer comes", || {
         answer = channel.receive().unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError};
 use ferrule_dataplane::engine::{Event, Health};
-use ferrule_dataplane::port::kernel::{Owner, OwnerError};
+use ferrule_dataplane::port::kernel::{InterfaceOwner, InterfaceOwnerError};
 use ferrule_dataplane::{Engine, EngineError};
 use ferrule_ffi::memory_budget::MemoryBudget;
 use thiserror::Error;
@@ -89,7 +89,7 @@ impl Forwarder {
         let owner = config.admin.with_extension("id");
         let wires = spawn_blocking(move || {
             let journal = journal.as_deref().map(Journal::open).transpose()?;
-            let engine = Engine::start_as(&settings, Owner::open(&owner)?)?;
+            let engine = Engine::start_as(&settings, InterfaceOwner::open(&owner)?)?;
             Ok::<_, RunError>(Arc::new(Wires::new(engine, journal)))
         })
         .await??;
@@ -204,7 +204,7 @@ pub enum RunError {
     Metrics(#[from] ListenError),
     /// Another forwarder is the owner of these interfaces.
     #[error(transparent)]
-    Owner(#[from] OwnerError),
+    Owner(#[from] InterfaceOwnerError),
     /// The workers could not be started.
     #[error(transparent)]
     Engine(#[from] EngineError),

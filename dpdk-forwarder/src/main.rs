@@ -7,6 +7,7 @@ use clap::Parser;
 use dpdk_forwarder::config::{Config, WiresFile, file_path};
 use dpdk_forwarder::{Options, run};
 use ferrule_daemon::logging::LogFlags;
+use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
@@ -22,7 +23,7 @@ struct Flags {
     #[arg(long, value_name = "PATH")]
     admin: Option<PathBuf>,
     /// Address of the metrics page; overrides the file
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     metrics: Option<SocketAddr>,
     /// File in which wires of the admin API are kept for the next start; overrides the file
     #[arg(long, value_name = "PATH", value_parser = file_path)]
@@ -44,7 +45,8 @@ fn main() -> ExitCode {
         Err(error) => return refuse_settings(&error),
     };
     if let (true, Some(file)) = (flags.check, &file) {
-        println!("{}: {} wires, nothing wrong", file.path.display(), file.config.wires.len());
+        let wires = file.config.wires.len();
+        println!("{}: {wires} {}, nothing wrong", file.path.display(), if wires == 1 { "wire" } else { "wires" });
         return ExitCode::SUCCESS;
     }
     let _log = match flags.log.start(env!("CARGO_CRATE_NAME")) {

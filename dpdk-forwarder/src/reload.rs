@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferrule_daemon::reload::{Reload, reload_on_change};
-use ferrule_daemon::settings::{Cause, Followed};
+use ferrule_daemon::settings::{Cause, FileSettings, Followed};
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
@@ -67,7 +67,7 @@ fn wanted(file: &mut Followed, started: &Config, cause: Cause) -> Option<Config>
     }
 }
 
-const WHAT: &str = "wires file";
+const WHAT: &str = Config::FILE;
 
 #[cfg(test)]
 mod tests {

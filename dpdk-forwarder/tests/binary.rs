@@ -40,6 +40,15 @@ fn a_good_file_passes_the_check_with_exit_code_0() {
 }
 
 #[test]
+fn an_address_that_is_none_is_refused_with_one_that_is() {
+    let Output { status, stderr, .. } =
+        forwarder(Path::new("wires.yaml")).args(["--metrics", "9090"]).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("an address and a port are wanted, as in `127.0.0.1:9090`"), "{stderr}");
+}
+
+#[test]
 fn it_announces_itself_refuses_a_bad_reload_and_drains_at_sigterm() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("wires.yaml");

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::Source;
-use ferrule_dataplane::port::memif::channel::Channel;
-use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeError, Offer, Outbox, Server};
+use ferrule_dataplane::port::memif::channel::MemifChannel;
+use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeError, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::socket::{Listener, SocketError};
 use ferrule_dataplane::spec::{MemifSpec, Role};
@@ -25,7 +25,7 @@ pub struct Endpoint {
     pub peer: String,
     /// Our ends of the rings.
     pub queues: Queues,
-    channel: Channel,
+    channel: MemifChannel,
     _layout: Layout,
     _listener: Option<Listener>,
 }
@@ -79,7 +79,7 @@ impl Endpoint {
         // Why the try before the last failed tells more than that the last had no time left.
         let mut problem = EndpointError::Timeout;
         loop {
-            let outcome = Channel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
+            let outcome = MemifChannel::connect(&spec.socket, spec.netns.as_ref()).map_err(EndpointError::from);
             match outcome.and_then(|channel| lead_client(channel, spec, deadline)) {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(EndpointError::Timeout) => return Err(problem),
@@ -103,13 +103,13 @@ impl Endpoint {
         }
     }
 
-    fn new(channel: Channel, connection: Connection) -> Self {
+    fn new(channel: MemifChannel, connection: Connection) -> Self {
         let Connection { peer, layout, queues, .. } = connection;
         Self { peer, queues, channel, _layout: layout, _listener: None }
     }
 }
 
-fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+fn lead_client(channel: MemifChannel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
     let mut client = Client::ExpectHello(None, MemoryBudget::unlimited());
     let mut out = Outbox::default();
     loop {
@@ -123,11 +123,11 @@ fn lead_client(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<
     }
 }
 
-fn lead_server(channel: Channel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
+fn lead_server(channel: MemifChannel, spec: &MemifSpec, deadline: Instant) -> Result<Endpoint, EndpointError> {
     // Nobody else pays for what our own peer makes us populate.
     let memory = &MemoryBudget::unlimited();
     let offer = |id| {
-        let offer = Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory };
+        let offer = MemifOffer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory };
         if id == spec.id { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     };
     let mut out = Outbox::default();

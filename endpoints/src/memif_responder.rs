@@ -38,7 +38,7 @@ impl MemifResponder {
     pub fn run(&self, spec: &MemifSpec, stop: &AtomicBool, mut say: impl FnMut(Event)) -> Result<(), ResponderError> {
         let mut problem = String::new();
         while !stop.load(Relaxed) {
-            match Endpoint::open(spec, PATIENCE) {
+            match Endpoint::open(spec, TIMEOUT) {
                 Ok(mut endpoint) => {
                     say(Event::Connected { peer: endpoint.peer.clone() });
                     problem.clear();
@@ -228,4 +228,4 @@ impl Scratch {
 /// How long one sleep lasts at most: so often `stop` is looked at.
 pub const NAP: Duration = Duration::from_millis(100);
 /// How long to wait for a peer before `stop` is looked at.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);

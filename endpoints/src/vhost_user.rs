@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::Source;
-use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    LogArea, Reply, ReplyBody, Request, VhostUserMessageError, VringAddress, VringFile, VringState, word_of,
+    LogArea, Reply, ReplyBody, VhostUserMessageError, VhostUserRequest, VringAddress, VringFile, VringState, word_of,
 };
 use ferrule_dataplane::socket::{Listener, SocketError};
 use ferrule_dataplane::spec::{SocketAccess, SocketAddress};
@@ -124,14 +124,14 @@ impl Frontend {
         let MemoryRegion { guest, size, .. } = self.memory.row();
         let bytes = (guest + size).div_ceil(8 * LOG_PAGE);
         let log = Region::create("vhost-log", bytes, self.memory.health()).map_err(FrontendError::Memory)?;
-        let area = Request::SetLogBase(LogArea { size: bytes, offset: 0 });
+        let area = VhostUserRequest::SetLogBase(LogArea { size: bytes, offset: 0 });
         if self.conversation.protocol.has(ProtocolFeatures::LOG_SHMFD) {
             self.conversation.ask(&area, &[log.file()])?;
         } else {
             self.conversation.tell(&area, &[log.file()])?;
         }
         self.features = self.features | Features::LOG_ALL;
-        self.conversation.tell(&Request::SetFeatures(self.features.0), &[])?;
+        self.conversation.tell(&VhostUserRequest::SetFeatures(self.features.0), &[])?;
         for index in 0..self.eventfds.len() {
             self.conversation.tell(&self.address(index), &[])?;
         }
@@ -141,7 +141,7 @@ impl Frontend {
 
     /// Has the backend stop a ring, and says where a successor would begin.
     pub fn stop(&mut self, index: u32) -> Result<u32, FrontendError> {
-        let request = Request::GetVringBase(VringState { index, num: 0 });
+        let request = VhostUserRequest::GetVringBase(VringState { index, num: 0 });
         match self.conversation.ask(&request, &[])? {
             ReplyBody::Vring(state) => Ok(state.num),
             _ => Err(FrontendError::NoAnswer { request: request.word() }),
@@ -149,7 +149,7 @@ impl Frontend {
     }
 
     /// Says something to the backend beside what the handshake said, and waits until it was done.
-    pub fn tell(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
+    pub fn tell(&mut self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
         self.conversation.deadline = Instant::now() + ANSWER;
         self.conversation.tell(request, files)?;
         self.conversation.wait_until_done()
@@ -159,7 +159,7 @@ impl Frontend {
         // Why the try before the last failed tells more than that the last had no time left.
         let mut problem = FrontendError::Timeout;
         loop {
-            let outcome = Channel::connect(&spec.socket).map_err(FrontendError::from);
+            let outcome = VhostUserChannel::connect(&spec.socket).map_err(FrontendError::from);
             match outcome.and_then(|channel| Self::lead(channel, spec, deadline)) {
                 Ok(frontend) => return Ok(frontend),
                 Err(FrontendError::Timeout) => return Err(problem),
@@ -184,7 +184,7 @@ impl Frontend {
     }
 
     /// The whole handshake, in the order of DPDK's virtio-user.
-    fn lead(channel: Channel, spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
+    fn lead(channel: VhostUserChannel, spec: &FrontendSpec, deadline: Instant) -> Result<Self, FrontendError> {
         let mut conversation = Conversation { channel, deadline, protocol: ProtocolFeatures::default() };
         let (features, queues) = conversation.negotiate(spec)?;
         let rings = 2 * usize::from(queues);
@@ -208,36 +208,36 @@ impl Frontend {
     /// Tells the backend of the memory and the rings, and starts them.
     fn announce(&mut self) -> Result<(), FrontendError> {
         let talk = &mut self.conversation;
-        talk.tell(&Request::SetMemTable(vec![self.memory.row()]), &[self.memory.file()])?;
+        talk.tell(&VhostUserRequest::SetMemTable(vec![self.memory.row()]), &[self.memory.file()])?;
         let first = if self.features.has(Features::RING_PACKED) { PACKED_START } else { 0 };
         for index in 0..self.eventfds.len() {
             let state = |num| VringState { index: index as u32, num };
             // At most 256 rings.
             let file = VringFile { index: index as u8, has_file: true };
             let talk = &mut self.conversation;
-            talk.tell(&Request::SetVringNum(state(self.memory.spec().size)), &[])?;
-            talk.tell(&Request::SetVringBase(state(first)), &[])?;
+            talk.tell(&VhostUserRequest::SetVringNum(state(self.memory.spec().size)), &[])?;
+            talk.tell(&VhostUserRequest::SetVringBase(state(first)), &[])?;
             let address = self.address(index);
             let (talk, eventfds) = (&mut self.conversation, &self.eventfds[index]);
             talk.tell(&address, &[])?;
-            talk.tell(&Request::SetVringCall(file), &[eventfds.call.as_fd()])?;
-            talk.tell(&Request::SetVringKick(file), &[eventfds.kick.as_fd()])?;
+            talk.tell(&VhostUserRequest::SetVringCall(file), &[eventfds.call.as_fd()])?;
+            talk.tell(&VhostUserRequest::SetVringKick(file), &[eventfds.kick.as_fd()])?;
         }
         let talk = &mut self.conversation;
         if self.features.has(Features::PROTOCOL_FEATURES) {
             for index in 0..self.eventfds.len() as u32 {
-                talk.tell(&Request::SetVringEnable(VringState { index, num: 1 }), &[])?;
+                talk.tell(&VhostUserRequest::SetVringEnable(VringState { index, num: 1 }), &[])?;
             }
         }
         if talk.protocol.has(ProtocolFeatures::STATUS) {
-            talk.tell(&Request::SetStatus(DRIVER_OK), &[])?;
+            talk.tell(&VhostUserRequest::SetStatus(DRIVER_OK), &[])?;
         }
         talk.wait_until_done()
     }
 
-    fn address(&self, index: usize) -> Request {
+    fn address(&self, index: usize) -> VhostUserRequest {
         let at = self.memory.addresses(index);
-        Request::SetVringAddr(VringAddress {
+        VhostUserRequest::SetVringAddr(VringAddress {
             index: index as u32,
             log: self.features.has(Features::LOG_ALL),
             desc: at.desc,
@@ -250,7 +250,7 @@ impl Frontend {
 
 /// The control socket and what was agreed on for it.
 struct Conversation {
-    channel: Channel,
+    channel: VhostUserChannel,
     deadline: Instant,
     /// Protocol features.
     protocol: ProtocolFeatures,
@@ -259,30 +259,30 @@ struct Conversation {
 impl Conversation {
     /// Agrees on features and on the number of queue pairs.
     fn negotiate(&mut self, spec: &FrontendSpec) -> Result<(Features, u16), FrontendError> {
-        self.tell(&Request::SetOwner, &[])?;
-        let offered = Features(self.value(&Request::GetFeatures)?);
+        self.tell(&VhostUserRequest::SetOwner, &[])?;
+        let offered = Features(self.value(&VhostUserRequest::GetFeatures)?);
         let mut wanted = spec.features | Features::PROTOCOL_FEATURES;
         let mut queues = spec.queues.max(1);
         if offered.has(Features::PROTOCOL_FEATURES) {
-            let offered = self.value(&Request::GetProtocolFeatures)?;
+            let offered = self.value(&VhostUserRequest::GetProtocolFeatures)?;
             let protocol = ProtocolFeatures(offered & KNOWN.0);
-            self.tell(&Request::SetProtocolFeatures(protocol.0), &[])?;
+            self.tell(&VhostUserRequest::SetProtocolFeatures(protocol.0), &[])?;
             self.protocol = protocol;
         }
         if queues > 1 && self.protocol.has(ProtocolFeatures::MQ) && offered.has(Features::MQ) {
             wanted = wanted | Features::MQ;
-            let pairs = self.value(&Request::GetQueueNum)?;
+            let pairs = self.value(&VhostUserRequest::GetQueueNum)?;
             queues = u16::try_from(pairs).unwrap_or(u16::MAX).clamp(1, queues).min(PAIRS_MAX);
         } else {
             queues = 1;
         }
         let features = offered & wanted;
-        self.tell(&Request::SetFeatures(features.0), &[])?;
+        self.tell(&VhostUserRequest::SetFeatures(features.0), &[])?;
         Ok((features, queues))
     }
 
     /// Says something that has no answer of its own; that it was done is waited for, if the backend says so.
-    fn tell(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
+    fn tell(&mut self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
         let acknowledged = self.protocol.has(ProtocolFeatures::REPLY_ACK);
         self.channel.send(&request.emit(acknowledged), files)?;
         if acknowledged && self.answer(request)? != ReplyBody::Value(0) {
@@ -292,19 +292,19 @@ impl Conversation {
     }
 
     /// Asks for something.
-    fn ask(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<ReplyBody, FrontendError> {
+    fn ask(&mut self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) -> Result<ReplyBody, FrontendError> {
         self.channel.send(&request.emit(false), files)?;
         self.answer(request)
     }
 
-    fn value(&mut self, request: &Request) -> Result<u64, FrontendError> {
+    fn value(&mut self, request: &VhostUserRequest) -> Result<u64, FrontendError> {
         match self.ask(request, &[])? {
             ReplyBody::Value(value) => Ok(value),
             _ => Err(FrontendError::NoAnswer { request: request.word() }),
         }
     }
 
-    fn answer(&mut self, request: &Request) -> Result<ReplyBody, FrontendError> {
+    fn answer(&mut self, request: &VhostUserRequest) -> Result<ReplyBody, FrontendError> {
         loop {
             let Some(envelope) = self.channel.receive()? else {
                 wait(&self.channel, self.deadline)?;
@@ -320,7 +320,7 @@ impl Conversation {
 
     /// Requests are answered in their order, so whoever answers this one has done all before it.
     fn wait_until_done(&mut self) -> Result<(), FrontendError> {
-        self.value(&Request::GetFeatures).map(|_| ())
+        self.value(&VhostUserRequest::GetFeatures).map(|_| ())
     }
 }
 
@@ -331,7 +331,7 @@ fn wait(socket: &impl AsFd, deadline: Instant) -> Result<(), FrontendError> {
     match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
         Ok(0) => Err(FrontendError::Timeout),
         Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(ChannelError::from(io::Error::from(errno)).into()),
+        Err(errno) => Err(VhostUserChannelError::from(io::Error::from(errno)).into()),
     }
 }
 
@@ -343,7 +343,7 @@ pub enum FrontendError {
     Socket(#[from] SocketError),
     /// What goes over it.
     #[error("vhost-user: {0}")]
-    Channel(#[from] ChannelError),
+    Channel(#[from] VhostUserChannelError),
     /// What the backend says is no message.
     #[error("vhost-user: {0}")]
     Message(#[from] VhostUserMessageError),

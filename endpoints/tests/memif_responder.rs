@@ -25,7 +25,7 @@ fn it_serves_one_peer_after_the_other_until_told_to_stop() {
             responder.run(&spec(Role::Server), &stop, |event| events.lock().unwrap().push(event.to_string()))
         });
         for _ in 0..2 {
-            let mut peer = Endpoint::open(&spec(Role::Client), PATIENCE).unwrap();
+            let mut peer = Endpoint::open(&spec(Role::Client), TIMEOUT).unwrap();
             let reply = ask(&mut peer, &ARP_REQUEST);
             assert_eq!((&reply[..6], &reply[6..12]), (&ARP_REQUEST[6..12], &[2, 0, 0, 0, 0, 9][..]));
         }
@@ -46,7 +46,7 @@ fn a_socket_that_another_one_listens_on_is_an_error() {
     let (first, second, stop) = (responder(), responder(), AtomicBool::new(false));
     thread::scope(|scope| {
         let listening = scope.spawn(|| first.run(&spec, &stop, |_| {}));
-        let peer = Endpoint::open(&MemifSpec { role: Role::Client, ..spec.clone() }, PATIENCE).unwrap();
+        let peer = Endpoint::open(&MemifSpec { role: Role::Client, ..spec.clone() }, TIMEOUT).unwrap();
         let error = second.run(&spec, &stop, |_| {}).unwrap_err().to_string();
         assert!(error.contains("another process does"), "{error}");
         stop.store(true, Relaxed);
@@ -63,7 +63,7 @@ fn ask(peer: &mut Endpoint, request: &[u8]) -> Vec<u8> {
     if sender.publish() {
         Notifier::new().unwrap().notify(sender.notify_fd().unwrap()).unwrap();
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut gather = vec![0; FRAME_MAX];
     loop {
         let receiver = &mut peer.queues.receivers[0];
@@ -83,4 +83,4 @@ const ARP_REQUEST: [u8; 42] = [
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, //
     2, 0, 0, 0, 0, 1, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 2,
 ];
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@
 //! - `mapping`, `guard`, `meter`, `userfault`, `file_watch`: what a region stands on: the mapping, what happens when a page of it is missing
 //!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
-//! - [`unix`]: bytes and file descriptors over Unix sockets.
+//! - [`unix`]: bytes and file descriptors over Unix sockets, of either `socket_kind`.
 //! - [`socket_file`]: the files of listening sockets, which others must not swap for links.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting (by `closers`), and counted
 //!   ([`descriptor_account`]).
@@ -41,6 +41,7 @@ pub mod peer_file;
 pub mod private_files;
 pub mod region;
 pub mod socket_file;
+mod socket_kind;
 pub mod span;
 pub mod sysfs;
 pub mod tap;

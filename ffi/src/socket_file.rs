@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, UnlinkatFlags, fchownat, geteuid, unlinkat};
 use thiserror::Error;
 
-use crate::unix::{Kind, new_socket};
+use crate::socket_kind::{Kind, new_socket};
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

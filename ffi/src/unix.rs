@@ -10,14 +10,16 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{self, PassCred};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect,
-    getsockopt, listen, sendmsg, setsockopt, shutdown, socket,
+    Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, UnixAddr, accept4, bind, connect, getsockopt, listen,
+    sendmsg, setsockopt, shutdown,
 };
 
 use crate::closers;
 use crate::descriptor_account::{DescriptorAccount, account_max};
 use crate::peer_file::PeerFile;
 use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
+pub use crate::socket_kind::Kind;
+use crate::socket_kind::{new_socket, socket_type};
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct UnixSocket {
@@ -27,15 +29,6 @@ pub struct UnixSocket {
     account: Arc<DescriptorAccount>,
     /// The descriptors that come next in a stream, before their byte was taken.
     ahead: RefCell<Vec<PeerFile>>,
-}
-
-/// What a socket keeps apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Each packet (SOCK_SEQPACKET).
-    SeqPacket,
-    /// Nothing: bytes follow bytes (SOCK_STREAM). Descriptors come no later than the byte that they were sent with.
-    Stream,
 }
 
 /// What was received at once: one packet, or some bytes of a stream.
@@ -304,19 +297,6 @@ fn check_kind(fd: &OwnedFd, kind: Kind, listens: bool) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
     }
     Ok(())
-}
-
-fn socket_type(kind: Kind) -> SockType {
-    match kind {
-        Kind::SeqPacket => SockType::SeqPacket,
-        Kind::Stream => SockType::Stream,
-    }
-}
-
-/// A socket that does not block and is bound to nothing.
-pub(crate) fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(AddressFamily::Unix, socket_type(kind), flags, None)
 }
 
 /// The kernel passes no more descriptors than this with one packet (include/net/scm.h).

@@ -39,11 +39,11 @@ pub fn unique(name: &str) -> String {
     format!("ferrule-{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Waits until `condition` holds, at most [`PATIENCE`].
+/// Waits until `condition` holds, at most [`TIMEOUT`].
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -62,4 +62,4 @@ pub fn forwarder(test: &str) -> Option<PathBuf> {
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);

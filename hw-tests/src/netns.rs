@@ -8,7 +8,7 @@ use ferrule_dataplane::spec::{KernelSpec, NetNs};
 use ferrule_ffi::netns;
 
 use crate::need::{Need, lacks};
-use crate::{PATIENCE, eventually, unique};
+use crate::{TIMEOUT, eventually, unique};
 
 /// A namespace that `ip netns` knows by name, deleted with this value.
 ///
@@ -108,7 +108,7 @@ impl TestNetNs {
     pub fn ping_all(&self, to: &str, count: usize, size: u32) {
         // With a deadline `ping` goes on until it has its answers. Without one it gives up two round trips after the
         // last request, which on a busy machine is before the reply is back.
-        let deadline = PATIENCE.as_secs();
+        let deadline = TIMEOUT.as_secs();
         let output = run(&mut self.ping(&format!("-c {count} -w {deadline} -i 0.005 -M do -s {size} {to}")));
         let text = String::from_utf8_lossy(&output.stdout);
         let number = |line: &str| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok();
@@ -134,11 +134,11 @@ impl TestNetNs {
     pub fn connect(&self, far: &Self, address: IpAddr) -> [TcpStream; 2] {
         let listener = far.run(|| TcpListener::bind((address, 0)).expect("the address is there and a port is free"));
         let to = listener.local_addr().expect("a bound socket has an address");
-        let near = self.run(|| TcpStream::connect_timeout(&to, PATIENCE).expect("the far end listens"));
+        let near = self.run(|| TcpStream::connect_timeout(&to, TIMEOUT).expect("the far end listens"));
         let (far, _) = listener.accept().expect("the near end is connected");
         for stream in [&near, &far] {
-            stream.set_read_timeout(Some(PATIENCE)).expect("the patience is not zero");
-            stream.set_write_timeout(Some(PATIENCE)).expect("the patience is not zero");
+            stream.set_read_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
+            stream.set_write_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
         }
         [near, far]
     }
@@ -149,7 +149,7 @@ impl TestNetNs {
     /// The address is not there.
     pub fn udp(&self, address: IpAddr) -> (UdpSocket, SocketAddr) {
         let socket = self.run(|| UdpSocket::bind((address, 0)).expect("the address is there and a port is free"));
-        socket.set_read_timeout(Some(PATIENCE)).expect("the patience is not zero");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
         let address = socket.local_addr().expect("a bound socket has an address");
         (socket, address)
     }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A running program in a process group of its own, which ends with this value, on a panic too; then what
 /// it printed is shown.
@@ -47,7 +47,7 @@ impl Process {
     /// Waits until the program has printed `text`.
     ///
     /// # Panics
-    /// It ends, or [`PATIENCE`] does, before that.
+    /// It ends, or [`TIMEOUT`] does, before that.
     pub fn wait_for(&self, text: &str) {
         self.wait_for_times(text, 1);
     }
@@ -55,10 +55,10 @@ impl Process {
     /// Waits until the program has printed `text` so many times.
     ///
     /// # Panics
-    /// It ends, or [`PATIENCE`] does, before that.
+    /// It ends, or [`TIMEOUT`] does, before that.
     pub fn wait_for_times(&self, text: &str, times: usize) {
         let count = |state: &OutputState| state.text.matches(text).count();
-        let seen = count(&self.output.wait(PATIENCE, |state| count(state) >= times || state.pipes == 0));
+        let seen = count(&self.output.wait(TIMEOUT, |state| count(state) >= times || state.pipes == 0));
         assert!(seen >= times, "{} printed `{text}` {seen} times, not {times}", self.name);
     }
 
@@ -97,9 +97,9 @@ impl Process {
     /// Waits until it has ended; returns its exit code (none: a signal ended it) and all that it printed.
     ///
     /// # Panics
-    /// It does not end within [`PATIENCE`].
+    /// It does not end within [`TIMEOUT`].
     pub fn wait(mut self) -> (Option<i32>, String) {
-        let state = self.output.wait(PATIENCE, |state| state.pipes == 0);
+        let state = self.output.wait(TIMEOUT, |state| state.pipes == 0);
         assert!(state.pipes == 0, "{} does not end; it printed:\n{}", self.name, state.text);
         let text = state.text.clone();
         drop(state);
@@ -133,7 +133,7 @@ impl Process {
     /// Asks it to end with SIGTERM and returns all that it printed.
     ///
     /// # Panics
-    /// It does not end within [`PATIENCE`].
+    /// It does not end within [`TIMEOUT`].
     pub fn stop(self) -> String {
         let _ = killpg(self.group(), Signal::SIGTERM);
         self.wait().1
@@ -193,8 +193,8 @@ impl Output {
         self.grown.notify_all();
     }
 
-    fn wait(&self, patience: Duration, done: impl Fn(&OutputState) -> bool) -> MutexGuard<'_, OutputState> {
-        let deadline = Instant::now() + patience;
+    fn wait(&self, timeout: Duration, done: impl Fn(&OutputState) -> bool) -> MutexGuard<'_, OutputState> {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -232,7 +232,7 @@ mod tests {
         let began = Instant::now();
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| process.wait_for("ready")));
         let text = *panic.unwrap_err().downcast::<String>().unwrap();
-        assert!(text.contains("printed `ready` 0 times") && began.elapsed() < PATIENCE, "{text}");
+        assert!(text.contains("printed `ready` 0 times") && began.elapsed() < TIMEOUT, "{text}");
     }
 
     #[test]
@@ -258,6 +258,6 @@ mod tests {
         process.wait_for("child");
         process.kill();
         // Both pipes close only when nobody holds them any more.
-        assert_eq!(process.output.wait(PATIENCE, |state| state.pipes == 0).pipes, 0);
+        assert_eq!(process.output.wait(TIMEOUT, |state| state.pipes == 0).pipes, 0);
     }
 }

@@ -7,7 +7,7 @@ use ferrule_bench::traffic::{Addresses, Pattern, RxCounters, Sink};
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_endpoints::memif::Endpoint;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// Frames of several sizes in turn on one queue, a bounded number of them under way at a time.
 ///
@@ -154,7 +154,7 @@ pub fn both_ways(queues: usize, sizes: &[usize], window: u64) -> Vec<Route> {
 /// Moves frames until each route has sent `total` and nothing is missing.
 ///
 /// # Panics
-/// Nothing moves for [`PATIENCE`], or something came that was not sent.
+/// Nothing moves for [`TIMEOUT`], or something came that was not sent.
 pub fn carry(ends: &mut [Endpoint], routes: &mut [Route], total: u64) {
     let mut moved = Instant::now();
     while routes.iter().any(|route| route.stream.sent() < total || route.stream.missing() > 0) {
@@ -164,7 +164,7 @@ pub fn carry(ends: &mut [Endpoint], routes: &mut [Route], total: u64) {
         }
         if count > 0 {
             moved = Instant::now();
-        } else if moved.elapsed() > PATIENCE {
+        } else if moved.elapsed() > TIMEOUT {
             let states: Vec<_> = routes.iter().map(|route| (route.stream.sent(), route.stream.tally())).collect();
             panic!("nothing moves any more; sent and arrived: {states:?}");
         } else {

@@ -72,7 +72,6 @@ impl Mount {
         let device = Arc::new(device);
         Self { place: place.to_path_buf(), server: Some(thread::spawn(move || serve(&device, mode))) }
     }
-
 }
 
 impl Drop for Mount {

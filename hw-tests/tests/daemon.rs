@@ -12,17 +12,17 @@ use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Stream, both_ways, carry};
-use ferrule_hw_tests::{PATIENCE, eventually, forwarder};
+use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 #[test]
 fn a_reload_touches_only_what_changed() {
-    let Some(bed) = Bed::new("a_reload_touches_only_what_changed") else { return };
-    bed.write(&[bed.wire("kept", ""), bed.wire("changed", "")]);
-    let daemon = bed.start("admin.sock");
-    let mut kept = bed.ends("kept");
-    let changed = bed.ends("changed");
+    let Some(testbed) = Testbed::new("a_reload_touches_only_what_changed") else { return };
+    testbed.write(&[testbed.wire("kept", ""), testbed.wire("changed", "")]);
+    let daemon = testbed.start("admin.sock");
+    let mut kept = testbed.ends("kept");
+    let changed = testbed.ends("changed");
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let flow = scope.spawn(|| {
@@ -35,18 +35,18 @@ fn a_reload_touches_only_what_changed() {
             total
         });
         // On a change of the file, and on a signal; another wire comes, changes, goes.
-        bed.write(&[bed.wire("kept", ""), bed.wire("changed", "full: drop, ")]);
+        testbed.write(&[testbed.wire("kept", ""), testbed.wire("changed", "full: drop, ")]);
         daemon.wait_for("wires file applied");
         assert!(changed.iter().all(|end| end.check_peer().is_ok()), "what no peer can see changes in place");
-        let other = bed.wire("changed", "full: drop, ").replace("role: server", "role: server, queues: 2");
-        bed.write(&[bed.wire("kept", ""), other]);
+        let other = testbed.wire("changed", "full: drop, ").replace("role: server", "role: server, queues: 2");
+        testbed.write(&[testbed.wire("kept", ""), other]);
         eventually("the peers of a changed wire are told", || changed.iter().all(|end| end.check_peer().is_err()));
-        drop(bed.ends("changed"));
-        bed.write(&[bed.wire("kept", ""), bed.wire("new", "")]);
+        drop(testbed.ends("changed"));
+        testbed.write(&[testbed.wire("kept", ""), testbed.wire("new", "")]);
         daemon.signal(Signal::SIGHUP);
-        drop(bed.ends("new"));
-        assert!(!bed.socket("changed", 0).exists());
-        fs::write(bed.file(), "wires: [").unwrap();
+        drop(testbed.ends("new"));
+        assert!(!testbed.socket("changed", 0).exists());
+        fs::write(testbed.file(), "wires: [").unwrap();
         daemon.wait_for("the wires stay as they are");
         over.store(true, Relaxed);
         assert!(flow.join().unwrap() > 0);
@@ -57,24 +57,24 @@ fn a_reload_touches_only_what_changed() {
 #[test]
 fn a_killed_forwarder_is_replaced_by_the_next() {
     let test = "a_killed_forwarder_is_replaced_by_the_next";
-    let Some(bed) = Bed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
+    let Some(testbed) = Testbed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
     let pod = TestNetNs::new();
     let kernel = format!(
         "{{name: pod, ends: [{{kernel: {{netns: {}, name: nsm-1}}}}, {{memif: {{socket: {}, role: server}}}}]}}",
         pod.path().display(),
-        bed.socket("pod", 0).display(),
+        testbed.socket("pod", 0).display(),
     );
-    bed.write(&[bed.wire("wire", ""), kernel]);
-    let mut daemon = bed.start("admin.sock");
+    testbed.write(&[testbed.wire("wire", ""), kernel]);
+    let mut daemon = testbed.start("admin.sock");
     for _ in 0..2 {
-        let ends = bed.ends("wire");
+        let ends = testbed.ends("wire");
         assert_eq!(pod.interfaces(), ["nsm-1"]);
         daemon.kill();
         eventually("the peers see it", || ends.iter().all(|end| end.check_peer().is_err()));
         pod.wait_for_interfaces(&[]);
-        assert!(bed.socket("wire", 0).exists(), "nobody cleaned up");
-        daemon = bed.start("admin.sock");
-        let mut ends = bed.ends("wire");
+        assert!(testbed.socket("wire", 0).exists(), "nobody cleaned up");
+        daemon = testbed.start("admin.sock");
+        let mut ends = testbed.ends("wire");
         carry(&mut ends, &mut both_ways(1, &[64, 1518], 512), 1000);
     }
     let (code, log) = end(daemon);
@@ -84,12 +84,14 @@ fn a_killed_forwarder_is_replaced_by_the_next() {
 
 #[test]
 fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
-    let Some(bed) = Bed::new("sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing") else { return };
-    bed.write(&[bed.wire("wire", "")]);
-    let daemon = bed.start("admin.sock");
+    let Some(testbed) = Testbed::new("sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing") else {
+        return;
+    };
+    testbed.write(&[testbed.wire("wire", "")]);
+    let daemon = testbed.start("admin.sock");
     // The far ring takes 32 frames at a time; the others wait in the near one.
     let mut ends = [(0, 1024), (1, 32)]
-        .map(|(end, ring)| Endpoint::open(&MemifSpec { ring, ..bed.client("wire", end) }, PATIENCE).unwrap());
+        .map(|(end, ring)| Endpoint::open(&MemifSpec { ring, ..testbed.client("wire", end) }, TIMEOUT).unwrap());
     let mut stream = Stream::new(0, &[64, 1518], 1000);
     assert_eq!(stream.send(&mut ends[0], 1000), 1000);
     daemon.signal(Signal::SIGTERM);
@@ -106,25 +108,25 @@ fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
         let goodbye = end.check_peer().unwrap_err().to_string();
         assert!(goodbye.contains("the peer disconnected: "), "{goodbye}");
     }
-    let left: Vec<_> = fs::read_dir(bed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(testbed.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["wires.yaml"]);
 }
 
 #[test]
 fn a_stop_does_not_wait_for_the_wires_that_are_being_made() {
     let test = "a_stop_does_not_wait_for_the_wires_that_are_being_made";
-    let Some(bed) = Bed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
+    let Some(testbed) = Testbed::new(test).filter(|_| !lacks_namespaces(test)) else { return };
     let pod = TestNetNs::new();
     // Each interface takes the kernel some 40 ms: all of them, far longer than it takes to see the first one.
     let wire = |number| {
         format!(
             "{{name: w{number}, ends: [{{kernel: {{netns: {}, name: tap{number}}}}}, {{memif: {{socket: {}, role: server}}}}]}}",
             pod.path().display(),
-            bed.socket("pod", number).display(),
+            testbed.socket("pod", number).display(),
         )
     };
-    bed.write(&(0..600).map(wire).collect::<Vec<_>>());
-    let daemon = bed.spawn("admin.sock");
+    testbed.write(&(0..600).map(wire).collect::<Vec<_>>());
+    let daemon = testbed.spawn("admin.sock");
     daemon.wait_for("admin API on");
     eventually("the first interface is there", || !pod.interfaces().is_empty());
     let (code, log) = end(daemon);
@@ -135,44 +137,46 @@ fn a_stop_does_not_wait_for_the_wires_that_are_being_made() {
 
 #[test]
 fn a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket() {
-    let Some(bed) = Bed::new("a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket") else { return };
-    bed.write(&[bed.wire("wire", "")]);
-    let _first = bed.start("admin.sock");
-    let mut ends = bed.ends("wire");
-    let (code, log) = bed.spawn("admin.sock").wait();
+    let Some(testbed) = Testbed::new("a_second_forwarder_takes_neither_the_admin_socket_nor_a_wires_socket") else {
+        return;
+    };
+    testbed.write(&[testbed.wire("wire", "")]);
+    let _first = testbed.start("admin.sock");
+    let mut ends = testbed.ends("wire");
+    let (code, log) = testbed.spawn("admin.sock").wait();
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("admin.sock: another forwarder answers there"), "{log}");
-    let second = bed.start("other.sock");
+    let second = testbed.start("other.sock");
     second.wait_for("wire not made");
     let (code, log) = end(second);
     assert_eq!(code, Some(0), "{log}");
-    let refusal = format!("listen on {}: another process does; stop it", bed.socket("wire", 0).display());
+    let refusal = format!("listen on {}: another process does; stop it", testbed.socket("wire", 0).display());
     assert!(log.contains(&refusal), "{log}");
     // The first one's sockets and wires are as they were.
     carry(&mut ends, &mut both_ways(1, &[64], 512), 1000);
     drop(ends);
-    drop(bed.ends("wire"));
+    drop(testbed.ends("wire"));
 }
 
 #[test]
 fn a_wrong_file_is_refused_with_every_error() {
-    let Some(bed) = Bed::new("a_wrong_file_is_refused_with_every_error") else { return };
-    bed.write(&[bed.wire("a", "ful: hold, "), bed.wire("a", "full: keep, "), "{name: b}".to_owned()]);
-    let (code, log) = bed.spawn("admin.sock").wait();
+    let Some(testbed) = Testbed::new("a_wrong_file_is_refused_with_every_error") else { return };
+    testbed.write(&[testbed.wire("a", "ful: hold, "), testbed.wire("a", "full: keep, "), "{name: b}".to_owned()]);
+    let (code, log) = testbed.spawn("admin.sock").wait();
     assert_eq!(code, Some(64), "{log}");
     for part in ["did you mean `full`?", "wires[1].full", "the name `a` is in use", "wires[2].ends"] {
         assert!(log.contains(part), "{part}: {log}");
     }
-    assert!(!bed.folder.path().join("admin.sock").exists());
+    assert!(!testbed.folder.path().join("admin.sock").exists());
 }
 
 /// A folder with a wires file and everything that a daemon makes.
-struct Bed {
+struct Testbed {
     folder: TempDir,
     program: PathBuf,
 }
 
-impl Bed {
+impl Testbed {
     fn new(test: &str) -> Option<Self> {
         let program = forwarder(test)?;
         Some(Self { folder: tempfile::tempdir().unwrap(), program })
@@ -215,7 +219,7 @@ impl Bed {
 
     /// Both ends of a wire, as soon as they can be had.
     fn ends(&self, wire: &str) -> [Endpoint; 2] {
-        [0, 1].map(|end| Endpoint::open(&self.client(wire, end), PATIENCE).unwrap())
+        [0, 1].map(|end| Endpoint::open(&self.client(wire, end), TIMEOUT).unwrap())
     }
 
     fn client(&self, wire: &str, end: usize) -> MemifSpec {

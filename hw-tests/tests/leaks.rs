@@ -7,7 +7,7 @@ use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
 #[test]
 fn wires_that_came_and_went_leave_nothing() {
@@ -18,15 +18,15 @@ fn wires_that_came_and_went_leave_nothing() {
     let pod = TestNetNs::new();
     // What is made once and kept: the workshop, the allocator's pools.
     (0..2).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));
-    let before = Belongings::count();
+    let before = ResourceUsage::count();
     // As many at a time as before, or the allocator would keep more.
     (0..100 / AT_ONCE).for_each(|_| come_and_go(&engine, &pod, AT_ONCE));
     eventually("all is given back", || {
-        let now = Belongings::count();
+        let now = ResourceUsage::count();
         // Threads that wait for another task end after a while: there may be fewer.
         now.descriptors <= before.descriptors && now.threads <= before.threads && now.mappings <= before.mappings
     });
-    let grown = Belongings::count().resident_kib.saturating_sub(before.resident_kib);
+    let grown = ResourceUsage::count().resident_kib.saturating_sub(before.resident_kib);
     assert!(grown < 1024, "{grown} KiB more than before");
     pod.wait_for_interfaces(&[]);
 }
@@ -43,7 +43,7 @@ fn come_and_go(engine: &Engine, pod: &TestNetNs, count: u32) {
         engine.add(WireSpec::new(format!("leaks-{id}"), ends)).unwrap();
     }
     assert_eq!(pod.interfaces().len(), count as usize);
-    let peers: Vec<_> = (0..count).map(|id| Endpoint::open(&memif(id, Role::Client), PATIENCE).unwrap()).collect();
+    let peers: Vec<_> = (0..count).map(|id| Endpoint::open(&memif(id, Role::Client), TIMEOUT).unwrap()).collect();
     eventually("all are up", || engine.wires().iter().all(ferrule_dataplane::status::WireStatus::is_up));
     for id in 0..count {
         engine.remove(&format!("leaks-{id}")).unwrap();
@@ -53,14 +53,14 @@ fn come_and_go(engine: &Engine, pod: &TestNetNs, count: u32) {
 
 /// What this process has.
 #[derive(Debug)]
-struct Belongings {
+struct ResourceUsage {
     descriptors: usize,
     threads: usize,
     mappings: usize,
     resident_kib: u64,
 }
 
-impl Belongings {
+impl ResourceUsage {
     fn count() -> Self {
         let entries = |folder| fs::read_dir(folder).unwrap().count();
         let status = procfs::process::Process::myself().unwrap().status().unwrap();

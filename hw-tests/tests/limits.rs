@@ -7,7 +7,7 @@ use ferrule_dataplane::worker::LANES_MAX;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::skip;
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 use nix::sys::resource::{Resource, setrlimit};
 
 const DESCRIPTORS: u64 = 100_000;
@@ -19,7 +19,7 @@ fn wide_wire(engine: &Engine) -> (String, [Endpoint; 2]) {
     let server = |number| MemifSpec { queues: QUEUES_MAX, ..MemifSpec::new(socket(number), Role::Server) };
     engine.add(WireSpec::new(name.clone(), [0, 1].map(|number| EndSpec::Memif(server(number))))).unwrap();
     let client = |number| MemifSpec { role: Role::Client, ring: 32, buffer: 128, ..server(number) };
-    let peers = [0, 1].map(|number| Endpoint::open(&client(number), PATIENCE).unwrap());
+    let peers = [0, 1].map(|number| Endpoint::open(&client(number), TIMEOUT).unwrap());
     (name, peers)
 }
 

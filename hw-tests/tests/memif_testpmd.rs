@@ -6,15 +6,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bed;
+mod testbed;
 
-use bed::{Bed, Link, alone};
 use ferrule_dataplane::spec::Role;
 use ferrule_dataplane::status::{Crossing, EndState};
 use ferrule_hw_tests::eventually;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
 use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
+use testbed::{Link, Testbed, alone};
 
 #[test]
 fn every_size_crosses_testpmd_as_client_both_ways() {
@@ -70,11 +70,11 @@ fn a_wrong_secret_of_testpmd_is_refused_and_said_on_both_sides() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&Link { secret: Some("open sesame"), ..as_client() });
-    let devices = bed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
-    let testpmd = Testpmd::start(&TestpmdOptions { devices, ..bed.options() });
+    let testbed = Testbed::new(&Link { secret: Some("open sesame"), ..as_client() });
+    let devices = testbed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
+    let testpmd = Testpmd::start(&TestpmdOptions { devices, ..testbed.options() });
     testpmd.wait_for("incorrect secret");
-    assert!(!bed.status(0).is_up());
+    assert!(!testbed.status(0).is_up());
 }
 
 #[test]
@@ -83,10 +83,10 @@ fn a_wrong_secret_of_ours_is_refused_by_testpmd_and_the_wire_says_so() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&Link { secret: Some("open sesame"), ..as_server() });
-    let devices = bed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
-    let _testpmd = Testpmd::start(&TestpmdOptions { devices, ..bed.options() });
-    eventually("the wire says why", || match &bed.status(0).ends[1] {
+    let testbed = Testbed::new(&Link { secret: Some("open sesame"), ..as_server() });
+    let devices = testbed.options().devices.iter().map(|device| device.replace("open sesame", "open barley")).collect();
+    let _testpmd = Testpmd::start(&TestpmdOptions { devices, ..testbed.options() });
+    eventually("the wire says why", || match &testbed.status(0).ends[1] {
         EndState::Connecting { last_error: Some(error) } => error.contains("Incorrect secret"),
         _ => false,
     });
@@ -98,11 +98,11 @@ fn frames_come_back_from_a_port_alone_with_their_addresses_swapped() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&as_client());
-    let options = TestpmdOptions { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() };
+    let testbed = Testbed::new(&as_client());
+    let options = TestpmdOptions { devices: vec![testbed.device(0)], forward: "macswap", ..testbed.options() };
     let testpmd = Testpmd::start(&options);
     testpmd.wait_for_connections(1);
-    let mut ends = bed.ends();
+    let mut ends = testbed.ends();
     let mut there_and_back = [Route { stream: Stream::new(0, &SIZES, WINDOW), from: 0, to: 0 }];
     carry(&mut ends, &mut there_and_back, 4500);
 }
@@ -127,13 +127,13 @@ fn testpmd_as_server_borrows_the_memory_of_a_trusted_pair() {
     let _alone = alone();
     for queues in [1, 4] {
         let link = Link { queues, trusted: true, ..as_server() };
-        let bed = Bed::new(&link);
-        let testpmd = Testpmd::start(&bed.options());
+        let testbed = Testbed::new(&link);
+        let testpmd = Testpmd::start(&testbed.options());
         // It is connected to once it can be given our memory.
-        let mut ends = bed.ends();
+        let mut ends = testbed.ends();
         testpmd.wait_for_connections(2);
-        bed.wait_for(&testpmd, 1);
-        assert!((0..2).all(|port| bed.status(port).crossing == Crossing::Switched));
+        testbed.wait_for(&testpmd, 1);
+        assert!((0..2).all(|port| testbed.status(port).crossing == Crossing::Switched));
         carry(&mut ends, &mut both_ways(usize::from(queues), &[60, 64, 1518, 2048], WINDOW), 70_000);
         testpmd.stop();
     }
@@ -145,10 +145,10 @@ fn crossing(test: &str, link: &Link, sizes: &[usize], total: u64) {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(link);
-    let testpmd = Testpmd::start(&bed.options());
-    bed.wait_for(&testpmd, 1);
-    let mut ends = bed.ends();
+    let testbed = Testbed::new(link);
+    let testpmd = Testpmd::start(&testbed.options());
+    testbed.wait_for(&testpmd, 1);
+    let mut ends = testbed.ends();
     carry(&mut ends, &mut both_ways(usize::from(link.queues), sizes, WINDOW), total);
     testpmd.stop();
     assert_eq!(usize::from(link.queues), ends[0].queues.senders.len());

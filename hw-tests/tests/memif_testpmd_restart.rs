@@ -2,26 +2,26 @@
 //!
 //! ```text
 //! our end 0 -- wire 0 -- testpmd port 0 <-> port 1 -- wire 1 -- our end 1
-//! our end   -- the witness, a wire of the same engine -- our end
+//! our end   -- the bystander, a wire of the same engine -- our end
 //! ```
-//! The witness is looked at after each round: it must not have lost, repeated or swapped a frame.
+//! The bystander is looked at after each round: it must not have lost, repeated or swapped a frame.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bed;
+mod testbed;
 
 use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use bed::{Bed, Link, alone};
 use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, WireSpec};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
 use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
+use testbed::{Link, Testbed, alone};
 
 #[test]
 fn testpmd_as_client_is_killed_while_frames_flow_and_comes_back() {
@@ -38,21 +38,21 @@ fn testpmd_is_killed(test: &str, ours: Role) {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&Link { ours, ..Link::default() });
-    let mut witness = Witness::new(&bed);
-    let mut ends = bed.ends();
+    let testbed = Testbed::new(&Link { ours, ..Link::default() });
+    let mut bystander = BystanderWire::new(&testbed);
+    let mut ends = testbed.ends();
     for _ in 0..3 {
-        let testpmd = Testpmd::start(&bed.options());
-        bed.wait_for(&testpmd, 1);
+        let testpmd = Testpmd::start(&testbed.options());
+        testbed.wait_for(&testpmd, 1);
         let mut routes = both_ways(1, &SIZES, WINDOW);
-        flow(&mut ends, &mut routes, &mut witness);
+        flow(&mut ends, &mut routes, &mut bystander);
         testpmd.kill();
-        let seen = witness.arrived();
-        while bed.status(0).is_up() || bed.status(1).is_up() || witness.arrived() < seen + 1000 {
-            witness.step();
+        let seen = bystander.arrived();
+        while testbed.status(0).is_up() || testbed.status(1).is_up() || bystander.arrived() < seen + 1000 {
+            bystander.step();
         }
         drain(&mut ends, &mut routes);
-        witness.check();
+        bystander.check();
     }
 }
 
@@ -72,9 +72,9 @@ fn frames_rest(test: &str, ours: Role) {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&Link { ours, ..Link::default() });
-    let options = TestpmdOptions { devices: vec![bed.device(0)], ..bed.options() };
-    let mut ends = bed.ends();
+    let testbed = Testbed::new(&Link { ours, ..Link::default() });
+    let options = TestpmdOptions { devices: vec![testbed.device(0)], ..testbed.options() };
+    let mut ends = testbed.ends();
     let mut there_and_back = [Route { stream: Stream::new(0, &SIZES, WINDOW), from: 0, to: 0 }];
     for round in 1..=3 {
         // Nobody is there: these wait in the ring between our end and the wire.
@@ -86,7 +86,7 @@ fn frames_rest(test: &str, ours: Role) {
         let testpmd = Testpmd::start(&options);
         carry(&mut ends, &mut there_and_back, round * 2000);
         testpmd.kill();
-        eventually("the loss is noticed", || !bed.status(0).is_up());
+        eventually("the loss is noticed", || !testbed.status(0).is_up());
     }
 }
 
@@ -97,15 +97,15 @@ fn testpmd_as_server_stays_when_our_engine_goes_and_comes_back() {
     }
     let _alone = alone();
     let link = Link { ours: Role::Client, ..Link::default() };
-    let mut bed = Bed::new(&link);
-    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..bed.options() });
+    let mut testbed = Testbed::new(&link);
+    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..testbed.options() });
     for round in 1..=3 {
-        bed.wait_for(&testpmd, round);
-        carry(&mut bed.ends(), &mut both_ways(1, &SIZES, WINDOW), 5000);
+        testbed.wait_for(&testpmd, round);
+        carry(&mut testbed.ends(), &mut both_ways(1, &SIZES, WINDOW), 5000);
         testpmd.pause();
-        let name = bed.name().to_owned();
-        drop(bed);
-        bed = Bed::called(name, &link);
+        let name = testbed.name().to_owned();
+        drop(testbed);
+        testbed = Testbed::called(name, &link);
         testpmd.resume();
     }
 }
@@ -117,20 +117,20 @@ fn testpmd_as_client_does_not_come_back_to_our_engine_until_it_is_restarted() {
     }
     let _alone = alone();
     let link = Link::default();
-    let bed = Bed::new(&link);
-    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..bed.options() });
-    bed.wait_for(&testpmd, 1);
-    carry(&mut bed.ends(), &mut both_ways(1, &[64], WINDOW), 1000);
-    let name = bed.name().to_owned();
+    let testbed = Testbed::new(&link);
+    let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..testbed.options() });
+    testbed.wait_for(&testpmd, 1);
+    carry(&mut testbed.ends(), &mut both_ways(1, &[64], WINDOW), 1000);
+    let name = testbed.name().to_owned();
     testpmd.pause();
-    drop(bed);
+    drop(testbed);
     // It hears why, and stays without a peer: DPDK connects only when a port is started.
     testpmd.wait_for("the wire was removed");
-    let bed = Bed::called(name, &link);
+    let testbed = Testbed::called(name, &link);
     testpmd.kill();
-    let testpmd = Testpmd::start(&bed.options());
-    bed.wait_for(&testpmd, 1);
-    carry(&mut bed.ends(), &mut both_ways(1, &[64], WINDOW), 1000);
+    let testpmd = Testpmd::start(&testbed.options());
+    testbed.wait_for(&testpmd, 1);
+    carry(&mut testbed.ends(), &mut both_ways(1, &[64], WINDOW), 1000);
 }
 
 #[test]
@@ -140,14 +140,14 @@ fn testpmd_as_server_takes_our_client_again_after_we_were_killed() {
     }
     let _alone = alone();
     // Its devices need names only; the engine that talks to it is another process.
-    let bed = Bed::new(&Link { ours: Role::Client, ..Link::default() });
-    let (options, name) = (bed.options(), bed.name().to_owned());
-    drop(bed);
+    let testbed = Testbed::new(&Link { ours: Role::Client, ..Link::default() });
+    let (options, name) = (testbed.options(), testbed.name().to_owned());
+    drop(testbed);
     let mut testpmd = Testpmd::start(&TestpmdOptions { pausable: true, ..options });
     for round in 1..=3 {
         let mut host = Process::start(Command::new(env!("CARGO_BIN_EXE_wire-host")).arg(&name));
         host.wait_for("connected");
-        let mut ends = [0, 1].map(|id| Endpoint::open(&far_end(&name, id), PATIENCE).unwrap());
+        let mut ends = [0, 1].map(|id| Endpoint::open(&peer_end(&name, id), TIMEOUT).unwrap());
         testpmd.wait_for_connections(2 * round);
         let mut routes = both_ways(1, &SIZES, WINDOW);
         carry(&mut ends, &mut routes, 2000);
@@ -161,15 +161,15 @@ fn testpmd_as_server_takes_our_client_again_after_we_were_killed() {
 }
 
 /// Frames flow until 2000 more came on each route, and some are under way.
-fn flow(ends: &mut [Endpoint; 2], routes: &mut [Route], witness: &mut Witness) {
+fn flow(ends: &mut [Endpoint; 2], routes: &mut [Route], bystander: &mut BystanderWire) {
     let goal = routes[0].stream.sent() + 2000;
     let began = Instant::now();
     while routes.iter().any(|route| route.stream.tally().frames < goal) {
         for route in routes.iter_mut() {
             route.step(ends, u64::MAX);
         }
-        witness.step();
-        assert!(began.elapsed() < PATIENCE, "frames do not flow");
+        bystander.step();
+        assert!(began.elapsed() < TIMEOUT, "frames do not flow");
     }
     for route in routes {
         route.stream.send(&mut ends[route.from], u64::MAX);
@@ -186,18 +186,18 @@ fn drain(ends: &mut [Endpoint; 2], routes: &mut [Route]) {
 }
 
 /// A wire of the same engine, whose frames must not notice anything.
-struct Witness {
+struct BystanderWire {
     ends: [Endpoint; 2],
     routes: Vec<Route>,
 }
 
-impl Witness {
-    fn new(bed: &Bed) -> Self {
-        let name = unique("witness");
+impl BystanderWire {
+    fn new(testbed: &Testbed) -> Self {
+        let name = unique("bystander");
         let end = |id, role| MemifSpec { id, ..MemifSpec::new(format!("@{name}").parse().unwrap(), role) };
         let ends = [0, 1].map(|id| EndSpec::Memif(end(id, Role::Server)));
-        bed.engine.add(WireSpec::new(name.clone(), ends)).unwrap();
-        let ends = [0, 1].map(|id| Endpoint::open(&end(id, Role::Client), PATIENCE).unwrap());
+        testbed.engine.add(WireSpec::new(name.clone(), ends)).unwrap();
+        let ends = [0, 1].map(|id| Endpoint::open(&end(id, Role::Client), TIMEOUT).unwrap());
         Self { ends, routes: both_ways(1, &[64, 1518], 128) }
     }
 
@@ -220,7 +220,7 @@ impl Witness {
 }
 
 /// Our end of wire `id` of a `wire-host`.
-fn far_end(name: &str, id: u32) -> MemifSpec {
+fn peer_end(name: &str, id: u32) -> MemifSpec {
     MemifSpec { id, ..MemifSpec::new(format!("@{name}-end").parse().unwrap(), Role::Client) }
 }
 

@@ -13,7 +13,7 @@ use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_hw_tests::cgroup::MemoryCgroup;
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Stream, both_ways, carry};
-use ferrule_hw_tests::{PATIENCE, eventually, forwarder};
+use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -25,7 +25,7 @@ fn a_memif_client_of_sparse_files_spends_its_limit_and_not_the_forwarders_memory
     // One frame in each buffer populates a page of each: 64 MiB.
     let spec = MemifSpec { ring: FRAMES as u32, buffer: 65_536, ..site.client("hostile", 0) };
     site.attack("hostile", |far| {
-        let hostile = Endpoint::open(&spec, PATIENCE).unwrap();
+        let hostile = Endpoint::open(&spec, TIMEOUT).unwrap();
         let reason = spend(far, || hostile.check_peer().err());
         if let Some(reason) = &reason {
             let text = reason.to_string();
@@ -45,7 +45,7 @@ fn a_guest_that_never_used_its_memory_spends_its_limit_and_not_the_forwarders() 
     let rings = DriverSpec { size: FRAMES as u32, buffer: 65_536 - 4096, ..DriverSpec::default() };
     let spec = FrontendSpec { rings, ..FrontendSpec::new(socket) };
     site.attack("guest", |far| {
-        let mut hostile = Frontend::open(&spec, PATIENCE).unwrap();
+        let mut hostile = Frontend::open(&spec, TIMEOUT).unwrap();
         let gone = spend(far, || hostile.check_peer().err()).is_some();
         (Box::new(hostile.queues), gone)
     });
@@ -106,7 +106,7 @@ impl Site {
     /// time frames cross another wire.
     fn attack(&self, wire: &str, mut hostile: impl FnMut(&mut Endpoint) -> (Box<dyn std::any::Any>, bool)) {
         let daemon = self.start();
-        let mut bystander = [0, 1].map(|end| Endpoint::open(&self.client("bystander", end), PATIENCE).unwrap());
+        let mut bystander = [0, 1].map(|end| Endpoint::open(&self.client("bystander", end), TIMEOUT).unwrap());
         let over = AtomicBool::new(false);
         let mut kept = Vec::new();
         thread::scope(|scope| {
@@ -124,7 +124,7 @@ impl Site {
             let mut refused = 0;
             while refused < 3 {
                 // Frames that wait for a peer that went would be the next one's.
-                let mut far = Endpoint::open(&self.client(wire, 1), PATIENCE).unwrap();
+                let mut far = Endpoint::open(&self.client(wire, 1), TIMEOUT).unwrap();
                 let (files, is_refused) = hostile(&mut far);
                 kept.push(files);
                 refused += u32::from(is_refused);

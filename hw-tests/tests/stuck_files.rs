@@ -17,7 +17,7 @@ use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{both_ways, carry};
 use ferrule_hw_tests::unanswered::{UnansweredFile, UnansweredFolder};
-use ferrule_hw_tests::{PATIENCE, eventually, forwarder};
+use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::socket::UnixAddr;
 
 #[test]
@@ -40,7 +40,7 @@ fn files_that_cannot_be_closed_take_few_descriptors_and_come_back() {
     let open_files = || fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().count();
 
     let client = |wire, end| MemifSpec::new(socket(wire, end).to_str().unwrap().parse().unwrap(), Role::Client);
-    let mut ends = [0, 1].map(|end| Endpoint::open(&client("bystander", end), PATIENCE).unwrap());
+    let mut ends = [0, 1].map(|end| Endpoint::open(&client("bystander", end), TIMEOUT).unwrap());
     let before = open_files();
     let stuck = UnansweredFile::new();
     let mut waiting = Vec::new();
@@ -62,12 +62,12 @@ fn files_that_cannot_be_closed_take_few_descriptors_and_come_back() {
     let held = open_files();
     assert!(held < before + 200, "{held} descriptors, {before} before");
     // Another socket takes peers as ever.
-    drop(Endpoint::open(&client("hostile", 1), PATIENCE).unwrap());
+    drop(Endpoint::open(&client("hostile", 1), TIMEOUT).unwrap());
     drop(stuck);
     eventually("whoever waited is accepted", || waiting.iter().all(has_ended));
     drop(waiting);
     eventually("all are closed", || open_files() <= before);
-    let mut hostile = [0, 1].map(|end| Endpoint::open(&client("hostile", end), PATIENCE).unwrap());
+    let mut hostile = [0, 1].map(|end| Endpoint::open(&client("hostile", end), TIMEOUT).unwrap());
     carry(&mut hostile, &mut both_ways(1, &[64], 256), 100);
     carry(&mut ends, &mut both_ways(1, &[64], 256), 100);
     let log = daemon.stop();
@@ -88,9 +88,11 @@ fn a_directory_that_does_not_answer_holds_up_its_own_wires_only() {
         let other = MemifSpec::new(socket("good", &format!("{place}-{name}")), Role::Server);
         WireSpec::new(format!("{place}-{name}"), [end, EndSpec::Memif(other)])
     };
-    let memif = |place: &str, name: &str, role| wire(place, name, EndSpec::Memif(MemifSpec::new(socket(place, name), role)));
-    let vhost =
-        |place: &str, name: &str, role| wire(place, name, EndSpec::VhostUser(VhostUserSpec::new(socket(place, name), role)));
+    let memif =
+        |place: &str, name: &str, role| wire(place, name, EndSpec::Memif(MemifSpec::new(socket(place, name), role)));
+    let vhost = |place: &str, name: &str, role| {
+        wire(place, name, EndSpec::VhostUser(VhostUserSpec::new(socket(place, name), role)))
+    };
     // One that listened there before.
     engine.add(memif("stuck", "before", Role::Server)).unwrap();
     let stuck = UnansweredFolder::on(&folder.path().join("stuck"));
@@ -112,8 +114,7 @@ fn a_directory_that_does_not_answer_holds_up_its_own_wires_only() {
         let made = engine.apply_all(others.collect());
         assert!(made.iter().all(|made| matches!(made, Ok(Applied::Made))), "{made:?}");
         let client = |path| MemifSpec::new(path, Role::Client);
-        let mut ends =
-            ["m0", "good-m0"].map(|name| Endpoint::open(&client(socket("good", name)), PATIENCE).unwrap());
+        let mut ends = ["m0", "good-m0"].map(|name| Endpoint::open(&client(socket("good", name)), TIMEOUT).unwrap());
         carry(&mut ends, &mut both_ways(1, &[64], 256), 100);
         for error in not_made.join().unwrap().into_iter().map(Result::unwrap_err) {
             assert!(error.to_string().contains("does not answer"), "{error}");
@@ -137,7 +138,7 @@ fn a_directory_that_does_not_answer_holds_up_its_own_wires_only() {
         drop(engine);
         let _ = ended.send(());
     });
-    assert_eq!(end.recv_timeout(PATIENCE), Ok(()), "nothing waits for the directory");
+    assert_eq!(end.recv_timeout(TIMEOUT), Ok(()), "nothing waits for the directory");
     drop(stuck);
 }
 

@@ -17,7 +17,7 @@ use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::receive;
 use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::process::Process;
-use ferrule_hw_tests::{PATIENCE, unique};
+use ferrule_hw_tests::{TIMEOUT, unique};
 use tempfile::TempDir;
 
 #[test]
@@ -26,17 +26,17 @@ fn the_firmware_of_a_guest_is_heard_and_heard_again_after_each_reset() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(Role::Server);
-    let engine = bed.engine();
-    let mut far = bed.far_end();
-    let mut guest = bed.guest();
+    let testbed = Testbed::new(Role::Server);
+    let engine = testbed.engine();
+    let mut far = testbed.peer_end();
+    let mut guest = testbed.guest();
     for _ in 0..2 {
         hears_the_guest(&mut far);
         guest.type_in("system_reset\n");
         forget(&mut far);
     }
     hears_the_guest(&mut far);
-    let sent = engine.wire(&bed.name).unwrap().directions[0];
+    let sent = engine.wire(&testbed.name).unwrap().directions[0];
     assert!(sent.frames > 0 && sent.dropped() == 0, "{sent:?}");
 }
 
@@ -46,17 +46,17 @@ fn a_guest_whose_qemu_listens_survives_our_engine() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(Role::Client);
-    let mut engine = bed.engine();
+    let testbed = Testbed::new(Role::Client);
+    let mut engine = testbed.engine();
     // It waits for its first backend; those after may come when they like.
-    let mut guest = bed.guest();
+    let mut guest = testbed.guest();
     for _ in 0..2 {
-        hears_the_guest(&mut bed.far_end());
+        hears_the_guest(&mut testbed.peer_end());
         drop(engine);
         guest.type_in("system_reset\n");
-        engine = bed.engine();
+        engine = testbed.engine();
     }
-    hears_the_guest(&mut bed.far_end());
+    hears_the_guest(&mut testbed.peer_end());
 }
 
 /// Waits until the guest asks for an address, as its firmware does at each start.
@@ -82,13 +82,13 @@ fn forget(far: &mut Endpoint) {
 }
 
 /// Where the sockets are, and by what names.
-struct Bed {
+struct Testbed {
     mode: Role,
     folder: TempDir,
     name: String,
 }
 
-impl Bed {
+impl Testbed {
     fn new(mode: Role) -> Self {
         Self { mode, folder: tempfile::tempdir().unwrap(), name: unique("qemu") }
     }
@@ -107,8 +107,8 @@ impl Bed {
         MemifSpec::new(format!("@{}", self.name).parse().unwrap(), Role::Client)
     }
 
-    fn far_end(&self) -> Endpoint {
-        Endpoint::open(&self.memif(), PATIENCE).unwrap()
+    fn peer_end(&self) -> Endpoint {
+        Endpoint::open(&self.memif(), TIMEOUT).unwrap()
     }
 
     /// A guest without anything but memory and a network card; its monitor is its standard input.
@@ -131,8 +131,8 @@ impl Bed {
 
 /// One guest at a time: an emulated CPU takes a whole one.
 fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const NEEDS: [Need; 2] = [

@@ -18,7 +18,7 @@ use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::need::{TESTPMD, lacks};
 use ferrule_hw_tests::stream::{Route, Stream, both_ways, carry};
 use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
 #[test]
 fn every_size_crosses_split_rings_both_ways() {
@@ -113,22 +113,22 @@ fn a_testpmd_that_was_killed_while_frames_flowed_comes_back() {
             return;
         }
         let _alone = alone();
-        let bed = Bed::new(&Link { mode, device, ..Link::default() });
+        let testbed = Testbed::new(&Link { mode, device, ..Link::default() });
         for _ in 0..3 {
-            let mut ends = bed.ends();
+            let mut ends = testbed.ends();
             if mode == Role::Client {
                 // DPDK does not listen where its predecessor's socket file still lies.
-                (0..2).for_each(|port| drop(fs::remove_file(bed.socket(port))));
+                (0..2).for_each(|port| drop(fs::remove_file(testbed.socket(port))));
             }
-            let testpmd = Testpmd::start(&bed.options());
-            bed.wait_until_up();
+            let testpmd = Testpmd::start(&testbed.options());
+            testbed.wait_until_up();
             let mut routes = both_ways(1, &SIZES[..5], WINDOW);
             carry(&mut ends, &mut routes, 2000);
             for route in &mut routes {
                 route.stream.send(&mut ends[route.from], u64::MAX);
             }
             testpmd.kill();
-            eventually("the loss is noticed", || (0..2).all(|port| !bed.status(port).is_up()));
+            eventually("the loss is noticed", || (0..2).all(|port| !testbed.status(port).is_up()));
             for route in &mut routes {
                 while route.stream.receive(&mut ends[route.to]) > 0 {}
                 route.stream.check();
@@ -146,15 +146,15 @@ fn a_testpmd_that_listens_stays_when_our_engine_goes_and_comes_back() {
     let _alone = alone();
     let link = Link { mode: Role::Client, ..Link::default() };
     let folder = tempfile::tempdir().unwrap();
-    let mut bed = Bed::within(folder.path(), &link);
-    let testpmd = Testpmd::start(&bed.options());
+    let mut testbed = Testbed::within(folder.path(), &link);
+    let testpmd = Testpmd::start(&testbed.options());
     for _ in 0..3 {
-        bed.wait_until_up();
-        carry(&mut bed.ends(), &mut both_ways(1, &SIZES[..5], WINDOW), 2000);
-        drop(bed);
-        bed = Bed::within(folder.path(), &link);
+        testbed.wait_until_up();
+        carry(&mut testbed.ends(), &mut both_ways(1, &SIZES[..5], WINDOW), 2000);
+        drop(testbed);
+        testbed = Testbed::within(folder.path(), &link);
     }
-    bed.wait_until_up();
+    testbed.wait_until_up();
     testpmd.stop();
 }
 
@@ -164,10 +164,10 @@ fn frames_come_back_from_a_port_alone_with_their_addresses_swapped() {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(&Link::default());
+    let testbed = Testbed::new(&Link::default());
     let _testpmd =
-        Testpmd::start(&TestpmdOptions { devices: vec![bed.device(0)], forward: "macswap", ..bed.options() });
-    let mut ends = bed.ends();
+        Testpmd::start(&TestpmdOptions { devices: vec![testbed.device(0)], forward: "macswap", ..testbed.options() });
+    let mut ends = testbed.ends();
     let mut there_and_back = [Route { stream: Stream::new(0, &SIZES, WINDOW), from: 0, to: 0 }];
     carry(&mut ends, &mut there_and_back, 4500);
 }
@@ -178,13 +178,13 @@ fn crossing(test: &str, link: &Link, sizes: &[usize], total: u64) {
         return;
     }
     let _alone = alone();
-    let bed = Bed::new(link);
-    let _testpmd = Testpmd::start(&bed.options());
-    bed.wait_until_up();
-    let mut ends = bed.ends();
+    let testbed = Testbed::new(link);
+    let _testpmd = Testpmd::start(&testbed.options());
+    testbed.wait_until_up();
+    let mut ends = testbed.ends();
     carry(&mut ends, &mut both_ways(usize::from(link.queues), sizes, link.window), total);
     for port in 0..2 {
-        let dropped = bed.status(port).directions.map(|traffic| traffic.dropped());
+        let dropped = testbed.status(port).directions.map(|traffic| traffic.dropped());
         assert_eq!(dropped, [0, 0], "{test}: wire {port}");
     }
 }
@@ -212,37 +212,38 @@ impl Default for Link {
 }
 
 /// An engine with a wire for each of testpmd's two ports.
-struct Bed {
+struct Testbed {
     engine: Engine,
     name: String,
     link: Link,
     folder: PathBuf,
-    /// Removed with the bed, if it is its own.
+    /// Removed with the testbed, if it is its own.
     _owner: Option<tempfile::TempDir>,
 }
 
-impl Bed {
+impl Testbed {
     fn new(link: &Link) -> Self {
         let owner = tempfile::tempdir().unwrap();
-        let bed = Self::within(owner.path(), link);
-        Self { _owner: Some(owner), ..bed }
+        let testbed = Self::within(owner.path(), link);
+        Self { _owner: Some(owner), ..testbed }
     }
 
     /// The same with the sockets of another, to take its place.
     fn within(folder: &Path, link: &Link) -> Self {
         let engine = Engine::start(&Settings::new(vec![0])).unwrap();
-        let bed = Self { engine, name: unique("vhost"), link: link.clone(), folder: folder.to_owned(), _owner: None };
+        let testbed =
+            Self { engine, name: unique("vhost"), link: link.clone(), folder: folder.to_owned(), _owner: None };
         for port in 0..2 {
             let vhost = VhostUserSpec {
                 queues: link.queues,
                 features: link.features,
-                ..VhostUserSpec::new(SocketAddress::Path(bed.socket(port)), link.mode)
+                ..VhostUserSpec::new(SocketAddress::Path(testbed.socket(port)), link.mode)
             };
-            let ours = MemifSpec { role: Role::Server, ..bed.end(port) };
+            let ours = MemifSpec { role: Role::Server, ..testbed.end(port) };
             let ends = [EndSpec::Memif(ours), EndSpec::VhostUser(vhost)];
-            bed.engine.add(WireSpec::new(bed.wire(port), ends)).unwrap();
+            testbed.engine.add(WireSpec::new(testbed.wire(port), ends)).unwrap();
         }
-        bed
+        testbed
     }
 
     fn options(&self) -> TestpmdOptions {
@@ -258,7 +259,7 @@ impl Bed {
     }
 
     fn ends(&self) -> [Endpoint; 2] {
-        [0, 1].map(|port| Endpoint::open(&self.end(port), PATIENCE).unwrap())
+        [0, 1].map(|port| Endpoint::open(&self.end(port), TIMEOUT).unwrap())
     }
 
     fn status(&self, port: u32) -> WireStatus {
@@ -286,8 +287,8 @@ impl Bed {
 
 /// One testpmd at a time: it polls, and a machine may have two CPUs.
 fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// 64 to 9000 bytes, and 60: a minimal frame without its FCS.

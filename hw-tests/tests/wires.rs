@@ -9,7 +9,7 @@ use ferrule_dataplane::status::EndState;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
 #[test]
 fn an_end_that_is_well_keeps_its_peer_while_the_other_one_cannot_be_made() {
@@ -22,7 +22,7 @@ fn an_end_that_is_well_keeps_its_peer_while_the_other_one_cannot_be_made() {
     let memif = |role| MemifSpec::new(socket(folder.path()), role);
     let ends = [EndSpec::Memif(memif(Role::Server)), EndSpec::Kernel(pod.interface("nsm-1", &[]))];
     wires.apply(&[WireSpec::new(unique("wire"), ends)]).unwrap();
-    let peer = Endpoint::open(&memif(Role::Client), PATIENCE).unwrap();
+    let peer = Endpoint::open(&memif(Role::Client), TIMEOUT).unwrap();
     eventually("the peer is there", || state(&wires, 0).0 == "connected");
 
     let name = pod.delete();

@@ -68,6 +68,8 @@ pub struct Function {
     pub numa: Option<u32>,
     /// Its network interfaces in our namespace.
     pub netdevs: Vec<String>,
+    /// Other names of these (`ip link property add`).
+    pub altnames: Vec<String>,
 }
 
 impl Inventory {
@@ -96,7 +98,14 @@ impl Inventory {
             });
             let Some((pf, index)) = owner else { continue };
             if sysfs.exists(vf) {
-                self.vfs.insert(vf, VirtualFunction::read(sysfs, pf, index, vf));
+                let mut read = VirtualFunction::read(sysfs, pf, index, vf);
+                // Those of an interface that is still there are told with the next look at the whole tree.
+                if let Some(before) =
+                    self.vfs.get(&vf).filter(|before| before.function.netdevs == read.function.netdevs)
+                {
+                    read.function.altnames.clone_from(&before.function.altnames);
+                }
+                self.vfs.insert(vf, read);
             } else {
                 self.vfs.remove(&vf);
             }
@@ -114,13 +123,35 @@ impl Inventory {
         }
     }
 
-    /// A PF by its address or the name of its interface.
-    pub fn find_pf(&self, name: &str) -> Option<&PhysicalFunction> {
-        match name.parse() {
-            Ok(address) => self.pfs.get(&address),
-            Err(_) => self.pfs.values().find(|pf| pf.function.netdevs.iter().any(|netdev| netdev == name)),
+    /// Takes over the other names of interfaces, by their names.
+    pub fn set_altnames(&mut self, altnames: &BTreeMap<String, Vec<String>>) {
+        let functions = self.pfs.values_mut().map(|pf| &mut pf.function);
+        for function in functions.chain(self.vfs.values_mut().map(|vf| &mut vf.function)) {
+            let others = function.netdevs.iter().filter_map(|netdev| altnames.get(netdev));
+            function.altnames = others.flatten().cloned().collect();
         }
     }
+
+    /// A PF by its address, also without the domain, or by a name of its interface.
+    pub fn find_pf(&self, name: &str) -> Option<&PhysicalFunction> {
+        match address(name) {
+            Some(address) => self.pfs.get(&address),
+            None => self.pfs.values().find(|pf| pf.function.has_name(name)),
+        }
+    }
+
+    /// A VF by its address, also without the domain, or by a name of its interface.
+    pub fn find_vf(&self, name: &str) -> Option<&VirtualFunction> {
+        match address(name) {
+            Some(address) => self.vfs.get(&address),
+            None => self.vfs.values().find(|vf| vf.function.has_name(name)),
+        }
+    }
+}
+
+/// An address as people write it: the domain is mostly 0000, and left out.
+fn address(text: &str) -> Option<PciAddress> {
+    text.parse().or_else(|_| format!("0000:{text}").parse()).ok()
 }
 
 impl PhysicalFunction {
@@ -167,6 +198,11 @@ impl Function {
         self.class >> 16 == CLASS_NETWORK
     }
 
+    /// Whether an interface of it has this name.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.netdevs.iter().chain(&self.altnames).any(|other| other == name)
+    }
+
     fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
         Self {
             vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
@@ -177,6 +213,8 @@ impl Function {
             // -1 on machines that do not say.
             numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
             netdevs: sysfs.netdevs(address),
+            // Sysfs does not show them.
+            altnames: Vec::new(),
         }
     }
 }

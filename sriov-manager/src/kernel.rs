@@ -14,8 +14,8 @@ use ferrule_ffi::netns::NetNs;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkMessage, LinkVfInfo, LinkXdp, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck,
-    VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
+    LinkAttribute, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
+    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
@@ -38,6 +38,8 @@ pub trait Kernel: Send + Sync {
     fn set_mtu(&self, interface: Interface, mtu: u32) -> Result<(), NetlinkError>;
     /// The interface of a VF in another network namespace than ours.
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError>;
+    /// Other names of the interfaces in our namespace, by their own names.
+    fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError>;
     /// What the host does with an interface, in words: addresses, default routes, XDP programs.
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError>;
     /// Whether somebody has a node of VFIO open, or a device that was opened through it; none: there is no such node.
@@ -129,6 +131,11 @@ impl Kernel for LiveKernel {
             }
         }
         Ok(None)
+    }
+
+    fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
+        let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(links.iter().filter_map(altnames_of).collect())
     }
 
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError> {
@@ -227,6 +234,25 @@ fn vf_info(index: u32, change: VfChange) -> LinkAttribute {
         )),
     };
     LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
+}
+
+/// The name of a link, and its others.
+fn altnames_of(link: &RouteNetlinkMessage) -> Option<(String, Vec<String>)> {
+    let RouteNetlinkMessage::NewLink(link) = link else { return None };
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    let properties = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::PropList(properties) => Some(properties),
+        _ => None,
+    });
+    let altname = |property: &Prop| match property {
+        Prop::AltIfName(name) => Some(name.clone()),
+        _ => None,
+    };
+    let altnames: Vec<_> = properties.flatten().filter_map(altname).collect();
+    Some((name?, altnames)).filter(|(_, altnames)| !altnames.is_empty())
 }
 
 /// The name of a link whose device is that PCI function.

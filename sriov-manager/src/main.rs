@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ferrule_daemon::logging::LogFlags;
+use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
@@ -29,9 +30,9 @@ struct Flags {
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Address of the metrics page; overrides the file
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     metrics: Option<SocketAddr>,
-    /// How often devices are looked at without news of the kernel; overrides the file
+    /// Time between two looks at all devices while the kernel reports no change; overrides the file
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     rescan: Option<Duration>,
     /// The directory that holds `sys`, `proc` and `dev`
@@ -55,7 +56,8 @@ fn main() -> ExitCode {
     };
     let config = file.as_ref().map(|file| file.config.clone()).unwrap_or_default();
     if flags.check {
-        println!("{} pools, nothing wrong", config.policies.pools.len());
+        let (path, pools) = (file.map(|file| file.path).unwrap_or_default(), config.policies.pools.len());
+        println!("{}: {pools} {}, nothing wrong", path.display(), if pools == 1 { "pool" } else { "pools" });
         return ExitCode::SUCCESS;
     }
     let _log = match flags.log.start(env!("CARGO_CRATE_NAME")) {

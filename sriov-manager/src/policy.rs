@@ -1,13 +1,22 @@
 //! Which VFs there shall be, in which pools, and who may have them. Checked: `config` reads it from text.
+//!
+//! Modules: `merged` (policies of the SR-IOV network operator, which divide the VFs of a PF among pools).
 
 use std::collections::BTreeSet;
 
 use nix::unistd::{Group, User};
 use thiserror::Error;
 
-use crate::address::PciAddress;
+use crate::address::{Driver, PciAddress};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::lease::Lease;
+
+mod merged;
+mod warnings;
+
+pub use merged::OperatorPolicy;
+
+use merged::{Merged, merge};
 
 /// Everything that is decided about the node's VFs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +34,11 @@ pub struct Pool {
     pub pfs: Vec<PfSelector>,
     /// How many VFs such a PF shall have; none: as it is.
     pub num_vfs: Option<NumVfs>,
+    /// What a VF is lent with to whoever names no driver; none: `kernel`, or policies of the operator that make this pool
+    /// disagree.
+    pub driver: Option<Driver>,
+    /// The MTU that a VF gets that is lent as an interface, unless another one is asked for.
+    pub mtu: Option<u32>,
     /// What drives a VF that is lent with the driver `kernel`; none: known from the PF's driver.
     pub kernel_driver: Option<String>,
     /// Who may have them; none: whoever may open the socket.
@@ -55,20 +69,16 @@ pub struct PfSelector {
     pub driver: Option<String>,
     /// Numbers of the VFs that are meant; none: all.
     pub vfs: Option<BTreeSet<u32>>,
-    /// How many VFs such a PF shall have, where that is said PF by PF and not for a pool.
-    pub count: Option<PfCount>,
+    /// The policy of the SR-IOV network operator that this is of. Which VFs of a PF are meant is decided by all of them
+    /// together.
+    pub policy: Option<OperatorPolicy>,
 }
 
-/// The resource of a policy, and the numbers of the VFs that it is about; none: all.
-type VfGroup<'a> = (&'a String, Option<BTreeSet<u32>>);
-
-/// How many VFs a policy of the SR-IOV network operator wants of a PF.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PfCount {
-    /// So many.
-    pub num_vfs: u32,
-    /// Of two policies the one with the lower number counts.
-    pub priority: u32,
+/// Which VFs of one PF are in which pools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Division<'a> {
+    pf: &'a PhysicalFunction,
+    merged: Option<Merged<'a>>,
 }
 
 /// Who may have VFs of a pool.
@@ -102,11 +112,23 @@ impl Policies {
         self.pools.iter().find(|pool| pool.name == name)
     }
 
+    /// Whether they name a PF that no interface is called like, as far as `inventory` knows: it may have other names.
+    pub fn names_nobody(&self, inventory: &Inventory) -> bool {
+        let selectors = self.pools.iter().flat_map(|pool| &pool.pfs);
+        let mut names = selectors.filter_map(|selector| selector.name.as_ref());
+        names.any(|name| !inventory.pfs.values().any(|pf| pf.function.has_name(name)))
+    }
+
+    /// Which VFs of a PF are in which pools.
+    pub fn division<'a>(&'a self, pf: &'a PhysicalFunction) -> Division<'a> {
+        Division { pf, merged: merge(&self.pools, pf) }
+    }
+
     /// Pools that a VF is in.
     pub fn pools_of<'a>(&'a self, inventory: &'a Inventory, vf: &VirtualFunction) -> impl Iterator<Item = &'a Pool> {
-        let pf = inventory.pfs.get(&vf.pf);
+        let division = inventory.pfs.get(&vf.pf).map(|pf| self.division(pf));
         let index = vf.index;
-        self.pools.iter().filter(move |pool| pf.is_some_and(|pf| pool.holds(pf, index)))
+        self.pools.iter().filter(move |pool| division.as_ref().is_some_and(|division| division.holds(pool, index)))
     }
 
     /// The driver of the kernel for a VF that is lent from a pool, or by its address; none: the kernel has to find it.
@@ -129,77 +151,13 @@ impl Policies {
         inventory.pfs.values().filter_map(different).collect()
     }
 
-    /// How many VFs a PF shall have; none: nothing is said about it.
+    /// How many VFs a PF shall have; none: nothing is said about it, or somebody else makes them.
     pub fn wanted_count(&self, pf: &PhysicalFunction) -> Option<NumVfs> {
         let mut pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-        pools.find_map(|pool| pool.num_vfs).or_else(|| self.merged_count(pf).map(NumVfs::Exactly))
-    }
-
-    /// As the operator merges its policies (`mergeConfigs` of its api/v1/helper.go): from the least to the most important;
-    /// the higher number of two that are as important, or that share the PF between two resources; otherwise the number
-    /// of the more important one.
-    fn merged_count(&self, pf: &PhysicalFunction) -> Option<u32> {
-        let of_pool = |pool: &'_ Pool| -> Vec<_> {
-            let fitting = pool.pfs.iter().filter(|selector| selector.fits(pf));
-            fitting.filter_map(|selector| Some((selector.count?, selector.vfs.clone()))).collect()
-        };
-        let mut wishes: Vec<_> = self
-            .pools
-            .iter()
-            .flat_map(|pool| of_pool(pool).into_iter().map(|(count, vfs)| (count, &pool.name, vfs)))
-            .collect();
-        wishes.sort_by_key(|(count, ..)| std::cmp::Reverse(count.priority));
-        let apart = |a: &Option<BTreeSet<u32>>, b: &Option<BTreeSet<u32>>| match (a, b) {
-            (Some(a), Some(b)) => a.is_disjoint(b),
-            _ => false,
-        };
-        let mut merged: Option<(PfCount, Vec<VfGroup<'_>>)> = None;
-        for (count, name, vfs) in wishes {
-            let Some((before, groups)) = merged.take() else {
-                merged = Some((count, vec![(name, vfs)]));
-                continue;
-            };
-            let mut kept: Vec<_> = groups.into_iter().filter(|(other, of)| *other != name && apart(of, &vfs)).collect();
-            let shared = !kept.is_empty() || before.priority == count.priority;
-            let num_vfs = if shared { before.num_vfs.max(count.num_vfs) } else { count.num_vfs };
-            kept.push((name, vfs));
-            merged = Some((PfCount { num_vfs, ..count }, kept));
-        }
-        merged.map(|(count, _)| count.num_vfs)
-    }
-
-    /// What of them means nothing on this node, in words: a pool that fits no PF, a VF whose number its PF will not have.
-    pub fn warnings(&self, inventory: &Inventory) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for pool in &self.pools {
-            let fits = |pf: &&PhysicalFunction| pool.pfs.iter().any(|selector| selector.fits(pf));
-            let pfs: Vec<_> = inventory.pfs.values().filter(fits).collect();
-            if pfs.is_empty() {
-                warnings.push(format!(
-                    "the pool {} fits no PF of this node: compare its `pfs` with the PFs above (a name may be another one now)",
-                    pool.name
-                ));
-            }
-            for pf in pfs {
-                let will_have = match self.wanted_count(pf) {
-                    Some(NumVfs::Exactly(count)) => count,
-                    Some(NumVfs::AllIfNone) | None => pf.vfs.len().try_into().unwrap_or(u32::MAX),
-                };
-                let highest = pool
-                    .pfs
-                    .iter()
-                    .filter(|selector| selector.fits(pf))
-                    .filter_map(|selector| selector.vfs.as_ref()?.last());
-                if let Some(highest) = highest.max().filter(|highest| **highest >= will_have) {
-                    warnings.push(format!(
-                        "the pool {} names VF {highest} of {}, which is to have {will_have}: raise `num_vfs` or lower the range",
-                        pool.name,
-                        pf.name()
-                    ));
-                }
-            }
-        }
-        warnings
+        pools.find_map(|pool| pool.num_vfs).or_else(|| {
+            let merged = merge(&self.pools, pf).filter(|merged| !merged.is_externally_managed)?;
+            Some(NumVfs::Exactly(merged.num_vfs))
+        })
     }
 
     /// Why a lease would not be made now; none: it would. A lease whose VF is not there is not judged.
@@ -228,7 +186,7 @@ impl Policies {
         }
     }
 
-    /// PFs of this node about which two pools disagree.
+    /// PFs of this node about which two pools, or two policies of the operator, disagree.
     pub fn check(&self, inventory: &Inventory) -> Vec<String> {
         let mut wrong = Vec::new();
         for pf in inventory.pfs.values() {
@@ -239,17 +197,44 @@ impl Policies {
             {
                 wrong.push(format!("the pools {first} and {other} want different numbers of VFs of {}", pf.name()));
             }
+            if let Some((first, other)) = merge(&self.pools, pf).and_then(|merged| merged.disagree) {
+                wrong.push(format!(
+                    "the policies {} and {} disagree about `externallyManaged` of {}",
+                    first.name,
+                    other.name,
+                    pf.name()
+                ));
+            }
         }
         wrong
     }
 }
 
+impl Division<'_> {
+    /// Whether a VF of the PF is in a pool of the policies.
+    pub fn holds(&self, pool: &Pool, index: u32) -> bool {
+        let is_named = |selector: &PfSelector| {
+            selector.policy.is_none()
+                && selector.fits(self.pf)
+                && selector.vfs.as_ref().is_none_or(|vfs| vfs.contains(&index))
+        };
+        self.merged.as_ref().is_some_and(|merged| merged.has(&pool.name, index)) || pool.pfs.iter().any(is_named)
+    }
+}
+
 impl Pool {
-    /// Whether a VF of a PF is in it.
-    pub fn holds(&self, pf: &PhysicalFunction, index: u32) -> bool {
-        self.pfs
-            .iter()
-            .any(|selector| selector.fits(pf) && selector.vfs.as_ref().is_none_or(|vfs| vfs.contains(&index)))
+    /// Takes over driver and MTU of the operator's policies that it is made of, where they agree.
+    pub(crate) fn take_use_of_policies(&mut self) {
+        let mut policies = self.pfs.iter().filter_map(|selector| selector.policy.as_ref());
+        let Some(first) = policies.next() else { return };
+        let (driver, mtu) = (first.driver, first.mtu);
+        let (mut same_driver, mut same_mtu) = (true, true);
+        for policy in policies {
+            same_driver &= policy.driver == driver;
+            same_mtu &= policy.mtu == mtu;
+        }
+        self.driver = Some(driver).filter(|_| same_driver);
+        self.mtu = mtu.filter(|_| same_mtu && driver == Driver::Kernel);
     }
 
     fn names_group(&self) -> bool {
@@ -274,7 +259,7 @@ impl PfSelector {
         let function = &pf.function;
         // What is not named by its address, and is no NIC, is not meant.
         (function.is_network() || self.address.is_some())
-            && self.name.as_ref().is_none_or(|name| function.netdevs.contains(name))
+            && self.name.as_ref().is_none_or(|name| function.has_name(name))
             && self.address.is_none_or(|address| address == pf.address)
             && self.vendor.is_none_or(|vendor| vendor == function.vendor)
             && self.device.is_none_or(|device| device == function.device)
@@ -283,7 +268,7 @@ impl PfSelector {
 
     /// Whether it says nothing, and so would fit every PF.
     pub fn is_empty(&self) -> bool {
-        *self == Self { vfs: self.vfs.clone(), count: self.count, ..Self::default() }
+        *self == Self { vfs: self.vfs.clone(), policy: self.policy.clone(), ..Self::default() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keeps the policies equal to the policies file: on SIGHUP, and whenever the file has new contents.
 
 use ferrule_daemon::reload::{Reload, reload_on_change};
-use ferrule_daemon::settings::{Cause, Followed};
+use ferrule_daemon::settings::{Cause, FileSettings, Followed};
 use tokio::signal::unix::Signal;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::{error, info, warn};
@@ -74,4 +74,4 @@ fn refuse(vfs: &Vfs, file: &Followed, problems: &[String]) {
     vfs.refuse_policies(problems.join("\n"));
 }
 
-const WHAT: &str = "policies file";
+const WHAT: &str = Config::FILE;

@@ -20,7 +20,7 @@ use tonic::Code;
 
 fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
     let pfs = vec![PfSelector { driver: Some("igb".into()), ..PfSelector::default() }];
-    let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(3)), kernel_driver: None, who: None };
+    let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(3)), ..Pool::default() };
     let parts = node.options();
     DaemonOptions {
         sysfs: parts.sysfs,

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sriov_manager::attributes::{Attributes, Mac, Vlan};
+use sriov_manager::attributes::{Attributes, Mac, VfChange, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Options, Request};
@@ -53,6 +54,16 @@ fn at_every_point(
     work: impl Fn(&FakeNode, &Vfs) -> Result<(), VfError>,
     judge: impl Fn(&FakeNode, &Vfs, u64),
 ) -> u64 {
+    at_every_point_then(prepare, work, |_| {}, judge)
+}
+
+/// [`at_every_point`], with something that happens to the node while no manager runs.
+fn at_every_point_then(
+    prepare: impl Fn(&FakeNode, &Vfs),
+    work: impl Fn(&FakeNode, &Vfs) -> Result<(), VfError>,
+    meanwhile: impl Fn(&FakeNode),
+    judge: impl Fn(&FakeNode, &Vfs, u64),
+) -> u64 {
     for point in 1.. {
         let node = FakeNode::new(1, 7);
         node.share_groups(2);
@@ -76,6 +87,7 @@ fn at_every_point(
             work(&node, &vfs).expect("a node that is healthy does it");
         }));
         let killed = survived.is_err();
+        meanwhile(&node);
         let vfs = node.open();
         judge(&node, &vfs, point);
         drop(vfs);
@@ -178,6 +190,131 @@ fn a_kill_during_a_change_leaves_the_lease_as_it_was_or_as_it_was_to_be() {
     );
 }
 
+/// Somebody sets another VLAN of the first VF behind the manager's back.
+fn drift(node: &FakeNode) {
+    let (_, pf) = node.sysfs().interface(node.pf(0)).expect("the PF is here");
+    let other = VfChange::Vlan(Vlan { id: 9, ..Vlan::default() });
+    node.kernel().set_vf(pf, 0, other).expect("the made-up PF takes it");
+}
+
+#[test]
+fn a_kill_during_a_repeat_that_makes_drift_good_never_takes_the_lease_away() {
+    for driver in [Driver::VfioPci, Driver::Kernel] {
+        let points = at_every_point(
+            |node, vfs| drop(vfs.acquire(&request(node.vf(0, 0), driver, Some(7))).unwrap()),
+            |node, vfs| {
+                drift(node);
+                vfs.acquire(&request(node.vf(0, 0), driver, Some(7))).map(drop)
+            },
+            |node, vfs, point| {
+                let lease = &vfs.facts().leases[&node.vf(0, 0)];
+                assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{driver} killed at {point}");
+                assert!(node.fingerprint().contains("id: 7"), "{driver} killed at {point}: {}", node.fingerprint());
+                assert!(!node.fingerprint().contains("id: 9"), "{driver} killed at {point}: {}", node.fingerprint());
+                all_usable(node, vfs);
+            },
+        );
+        assert!(points >= 4, "{driver}: {points} points");
+    }
+}
+
+#[test]
+fn a_kill_with_a_journal_that_fails_at_any_record_leaves_the_vf_lent_or_as_it_was() {
+    let untouched = {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        node.open().create(node.pf(0), 4).unwrap();
+        node.fingerprint()
+    };
+    for failing in 1..=4 {
+        at_every_point(
+            |_, _| {},
+            |node, vfs| {
+                node.fill_disk_at_record(vfs, failing);
+                // Both may be refused: what is left behind is what counts.
+                let asked = vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, Some(7)));
+                if asked.is_ok() {
+                    let _ = vfs.release(&node.vf(0, 0).to_string(), Duration::ZERO, ROOT);
+                }
+                Ok(())
+            },
+            |node, vfs, point| {
+                match vfs.facts().leases.get(&node.vf(0, 0)) {
+                    None => assert_eq!(node.fingerprint(), untouched, "record {failing}, killed at {point}"),
+                    Some(lease) => {
+                        let how = (&lease.stage, &lease.fault);
+                        assert_eq!(how, (&Stage::Lent, &None), "record {failing}, killed at {point}");
+                    }
+                }
+                all_usable(node, vfs);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_kill_before_the_pfs_interface_goes_away_gives_nobodys_settings_to_the_next() {
+    let untouched = {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        node.open().create(node.pf(0), 4).unwrap();
+        node.fingerprint()
+    };
+    let lend = |node: &FakeNode, vfs: &Vfs| {
+        vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, Some(7)))?;
+        vfs.release(&node.vf(0, 0).to_string(), Duration::ZERO, ROOT).map(drop)
+    };
+    let points = at_every_point_then(
+        |_, _| {},
+        lend,
+        |node| node.move_pf_away(node.pf(0)),
+        |node, vfs, point| {
+            let vf = node.vf(0, 0);
+            let has_settings = node.fingerprint().contains("id: 7");
+            let is_kept = vfs.facts().leases.contains_key(&vf);
+            assert!(is_kept || !has_settings, "killed at {point}: free, with the VLAN of its last user");
+            node.return_pf(node.pf(0));
+            vfs.rescan();
+            match vfs.facts().leases.get(&vf) {
+                None => assert_eq!(node.fingerprint(), untouched, "killed at {point}"),
+                Some(lease) => assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "killed at {point}"),
+            }
+            all_usable(node, vfs);
+            node.move_pf_away(node.pf(0));
+        },
+    );
+    assert!(points >= 12, "{points} points");
+}
+
+#[test]
+fn a_kill_in_a_tree_without_the_pfs_interface_leaves_the_vf_lent_or_as_it_was() {
+    let untouched = {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        node.open().create(node.pf(0), 4).unwrap();
+        node.move_pf_away(node.pf(0));
+        node.fingerprint()
+    };
+    for driver in [Driver::VfioPci, Driver::None] {
+        at_every_point(
+            |node, _| node.move_pf_away(node.pf(0)),
+            |node, vfs| {
+                vfs.acquire(&request(node.vf(0, 0), driver, None))?;
+                vfs.release(&node.vf(0, 0).to_string(), Duration::ZERO, ROOT).map(drop)
+            },
+            |node, vfs, point| {
+                match vfs.facts().leases.get(&node.vf(0, 0)) {
+                    None => assert_eq!(node.fingerprint(), untouched, "{driver} killed at {point}"),
+                    Some(lease) => {
+                        assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{driver} killed at {point}");
+                    }
+                }
+                all_usable(node, vfs);
+            },
+        );
+    }
+}
+
 #[test]
 fn a_kill_during_a_change_of_the_number_ends_with_one_of_both_numbers() {
     let points = at_every_point(
@@ -206,7 +343,7 @@ fn after_a_reboot_leases_come_back_and_those_of_vfs_that_are_gone_are_told() {
     drop(vfs);
     node.reboot("second");
     // Something else at boot makes fewer VFs than there were.
-    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().file(node.pf(0), "sriov_numvfs"), "3").unwrap();
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_numvfs"), "3").unwrap();
 
     let vfs = node.open();
     assert_eq!(node.sysfs().driver(kept).as_deref(), Some("vfio-pci"), "brought back");
@@ -234,10 +371,7 @@ fn a_start_does_not_touch_a_vf_that_is_held() {
     drop(vfs);
     let file = node.open_vfio(vf, 11, "qemu");
     // Somebody changes it behind the manager's back while it is down.
-    let kernel = node.kernel();
-    let elsewhere = sriov_manager::attributes::VfChange::Vlan(Vlan { id: 9, ..Vlan::default() });
-    let (_, pf) = node.sysfs().interface(node.pf(0)).unwrap();
-    sriov_manager::kernel::Kernel::set_vf(&*kernel, pf, 0, elsewhere).unwrap();
+    drift(&node);
     let log = node.log().len();
     let vfs = node.open();
     assert_eq!(node.log().len(), log, "nothing was written");
@@ -251,8 +385,8 @@ fn a_start_does_not_touch_a_vf_that_is_held() {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Acquire(u8, Driver, Option<u16>),
-    Release(u8),
+    Acquire(u32, Driver, Option<u16>),
+    Release(u32),
     Restart,
     /// The next operation is killed at this point.
     Kill(u64),
@@ -266,8 +400,8 @@ fn action() -> impl Strategy<Value = Action> {
     let mood =
         prop_oneof![Just(Scenario::NobodyProbes), Just(Scenario::SettingIgnored), Just(Scenario::SettingAgain(2))];
     prop_oneof![
-        4 => (0..4_u8, driver, vlan).prop_map(|(vf, driver, vlan)| Action::Acquire(vf, driver, vlan)),
-        3 => (0..4_u8).prop_map(Action::Release),
+        4 => (0..4_u32, driver, vlan).prop_map(|(vf, driver, vlan)| Action::Acquire(vf, driver, vlan)),
+        3 => (0..4_u32).prop_map(Action::Release),
         1 => Just(Action::Restart),
         2 => (1..25_u64).prop_map(Action::Kill),
         1 => mood.prop_map(Action::Misbehave),

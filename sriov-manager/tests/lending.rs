@@ -331,8 +331,8 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
             ..PfSelector::default()
         }],
         num_vfs: Some(NumVfs::Exactly(4)),
-        kernel_driver: None,
         who,
+        ..Pool::default()
     };
     let policies = |pools: Vec<Pool>| Policies { pools };
     let first = policies(vec![pool("fast", &[0, 1], None), pool("slow", &[2, 3], None)]);
@@ -474,9 +474,9 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     let pool = |name: &str, pf: &str, who| Pool {
         name: name.to_owned(),
         pfs: vec![PfSelector { name: Some(pf.to_owned()), vfs: Some([0, 1].into()), ..PfSelector::default() }],
-        num_vfs: None,
         kernel_driver: Some("igbvf".to_owned()),
         who,
+        ..Pool::default()
     };
     let pools = vec![pool("fast", "ens1f0", None), pool("ours", "ens1f1", Some(vec![Principal::User(1000)]))];
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();

@@ -6,10 +6,10 @@ use sriov_manager_client::v1;
 /// Attributes; what is not given stays as it is.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct AttributeArgs {
-    /// The VF's address, as in 02:00:00:00:00:01
+    /// The VF's MAC address, as in 02:00:00:00:00:01
     #[arg(long, value_name = "MAC")]
     mac: Option<String>,
-    /// The VLAN that the NIC adds and takes away; 0: none
+    /// VLAN whose tag the NIC adds and removes; 0: none
     #[arg(long, value_name = "ID")]
     vlan: Option<u32>,
     /// Priority in the VLAN, 0 to 7
@@ -18,19 +18,19 @@ pub(super) struct AttributeArgs {
     /// Tag of the VLAN: 802.1q or 802.1ad
     #[arg(long, value_name = "PROTOCOL", requires = "vlan")]
     vlan_protocol: Option<String>,
-    /// What it is sure of, in Mbit/s
+    /// Guaranteed transmit rate, in Mbit/s
     #[arg(long, value_name = "MBITS")]
     min_rate: Option<u32>,
-    /// What it may not exceed, in Mbit/s; 0: no limit
+    /// Highest transmit rate, in Mbit/s; 0: no limit
     #[arg(long, value_name = "MBITS")]
     max_rate: Option<u32>,
-    /// Drop its frames from other addresses
+    /// Drop frames that it sends from other MAC addresses
     #[arg(long, value_name = "ON", value_parser = on_off)]
     spoof_check: Option<bool>,
-    /// Let it change its address and be promiscuous
+    /// Let it change its MAC address and be promiscuous
     #[arg(long, value_name = "ON", value_parser = on_off)]
     trust: Option<bool>,
-    /// What its link says: auto, enable or disable
+    /// State of its link: auto (that of the PF), enable or disable
     #[arg(long, value_name = "STATE")]
     link_state: Option<String>,
     /// MTU of its interface (driver kernel only)

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use sriov_manager::Driver;
 use sriov_manager::holders;
 use sriov_manager::inventory::Inventory;
+use sriov_manager::kernel::{Kernel, LiveKernel};
 use sriov_manager::sysfs::Sysfs;
 use sriov_manager::vfs::View;
-use sriov_manager::{Driver, PciAddress};
 use sriov_manager_client::v1;
 
 use super::VfCliError;
@@ -19,13 +20,14 @@ pub(super) fn list(root: &Path) -> Result<v1::ListResponse, VfCliError> {
 
 pub(super) fn explain(root: &Path, vf: &str, driver: &str) -> Result<Vec<String>, VfCliError> {
     let sysfs = Sysfs::new(root);
-    let inventory = read(&sysfs, root)?;
-    let address: PciAddress = vf.parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
+    let mut inventory = read(&sysfs, root)?;
+    if inventory.find_vf(vf).is_none() && sysfs.is_live() {
+        // Without other names, if the kernel does not tell them.
+        inventory.set_altnames(&LiveKernel.altnames().unwrap_or_default());
+    }
     let driver: Driver = driver.parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
-    let Some(vf) = inventory.vfs.get(&address) else {
-        return Err(VfCliError::Wrong(format!(
-            "there is no VF {address}; `ferrule vf list` shows those that are there"
-        )));
+    let Some(vf) = inventory.find_vf(vf) else {
+        return Err(VfCliError::Wrong(format!("there is no VF {vf}; `ferrule vf list` shows those that are there")));
     };
     let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
     let held = holders::processes(&sysfs, &holders::nodes(&sysfs, vf));

@@ -110,7 +110,11 @@ fn remarks(wire: &Wire) -> Vec<String> {
     let copied = copied.map(|reason| format!("trusted, but its frames are copied: {reason}"));
     let problem = Some(text::foreign(&wire.problem)).filter(|problem| !problem.is_empty());
     let problem = problem.map(|problem| format!("not served, and tried again: {problem}"));
-    ends.chain(problem).chain(copied).chain(losses(wire)).map(|remark| format!("{name}{generation}: {remark}")).collect()
+    ends.chain(problem)
+        .chain(copied)
+        .chain(losses(wire))
+        .map(|remark| format!("{name}{generation}: {remark}"))
+        .collect()
 }
 
 /// What is wrong with an end, if anything, as the rest of a sentence about it.

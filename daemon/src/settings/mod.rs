@@ -1,7 +1,7 @@
 //! Files of settings: text in, checked values out, or everything that is wrong in one go, each at its line.
 //!
 //! Modules in reading order: `tree` (text to a tree with positions), `reader` (tree to values, collecting errors),
-//! `watch` (a file that gets new contents), `follow` (one that a daemon was started with).
+//! `file` (a file that was read), `watch` (one that gets new contents), `follow` (one that a daemon was started with).
 
 use std::fmt;
 use std::io;
@@ -11,28 +11,42 @@ use thiserror::Error;
 
 use tree::Node;
 
+mod file;
 mod follow;
 mod reader;
 mod tree;
 mod watch;
 
+pub use file::{FileSettings, SettingsFile};
 pub use follow::{Cause, Followed};
 pub use reader::{Diagnostics, Field, Table};
 pub use watch::FileWatch;
 
 /// Parses a text and reads it. Every error that `read` noted comes back in one go; `file` is what they call the text.
 pub fn parse<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Diagnostics) -> T) -> Result<T, ConfigErrors> {
-    let errors = |errors| ConfigErrors { file: file.to_owned(), errors };
-    let node = Node::parse(text).map_err(|error| errors(vec![error]))?;
-    let diagnostics = Diagnostics::default();
-    let value = read(&Field::root(&node, &diagnostics), &diagnostics);
-    let found = diagnostics.into_errors();
-    if found.is_empty() { Ok(value) } else { Err(errors(found)) }
+    let node = Node::parse(text).map_err(|error| ConfigErrors { file: file.to_owned(), errors: vec![error] })?;
+    judge(file, |diagnostics| read(&Field::root(&node, diagnostics), diagnostics))
 }
 
-/// Reads a file; `what` is what an error calls it.
-pub fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::Read { what, path: path.to_owned(), source })
+/// [`parse`] for a text of several documents, which `---` separates.
+pub fn parse_documents<T>(
+    file: &str,
+    text: &str,
+    read: impl FnOnce(&[Field<'_>], &Diagnostics) -> T,
+) -> Result<T, ConfigErrors> {
+    let nodes = Node::parse_all(text).map_err(|error| ConfigErrors { file: file.to_owned(), errors: vec![error] })?;
+    judge(file, |diagnostics| {
+        let documents: Vec<_> = nodes.iter().map(|node| Field::root(node, diagnostics)).collect();
+        read(&documents, diagnostics)
+    })
+}
+
+/// What was read, if nothing was found wrong.
+fn judge<T>(file: &str, read: impl FnOnce(&Diagnostics) -> T) -> Result<T, ConfigErrors> {
+    let diagnostics = Diagnostics::default();
+    let value = read(&diagnostics);
+    let errors = diagnostics.into_errors();
+    if errors.is_empty() { Ok(value) } else { Err(ConfigErrors { file: file.to_owned(), errors }) }
 }
 
 /// The text of a file that was read already.

@@ -73,6 +73,16 @@ impl<'a> Field<'a> {
         matches!(self.node.value, Value::Scalar(_))
     }
 
+    /// Whether it holds nothing: no value, a text of no character, a list or mapping of no entry.
+    pub fn is_empty(&self) -> bool {
+        match &self.node.value {
+            Value::Null => true,
+            Value::Scalar(text) => text.is_empty(),
+            Value::List(items) => items.is_empty(),
+            Value::Map(entries) => entries.is_empty(),
+        }
+    }
+
     /// A mapping that may hold `keys` and no others.
     pub fn table(&self, keys: &'static [&'static str]) -> Option<Table<'a>> {
         let entries = match &self.node.value {

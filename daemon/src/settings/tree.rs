@@ -34,6 +34,16 @@ pub(super) struct Key {
 impl Node {
     /// Parses one document. An empty text is a null.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut documents = Self::parse_all(text)?.into_iter();
+        let first = documents.next();
+        if let Some(second) = documents.next() {
+            return Err(syntax(second.at, "a second document; everything belongs in one"));
+        }
+        Ok(first.unwrap_or(Self { at: Position { line: 1, column: 1 }, value: Value::Null }))
+    }
+
+    /// Parses the documents of a text, which `---` separates. Those that hold nothing are left out.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
         let mut builder = Builder::default();
         let mut parser = Parser::new_from_str(text);
         while let Some(event) = parser.next_event() {
@@ -41,7 +51,8 @@ impl Node {
                 event.map_err(|error| syntax(position(error.marker()), &format!("not YAML: {}", error.info())))?;
             builder.take(event, position(&span.start))?;
         }
-        Ok(builder.done.unwrap_or(Self { at: Position { line: 1, column: 1 }, value: Value::Null }))
+        builder.done.retain(|document| !matches!(document.value, Value::Null));
+        Ok(builder.done)
     }
 
     /// Where the field of this path below this node stands, or its nearest ancestor that exists.
@@ -68,7 +79,8 @@ impl Node {
 #[derive(Default)]
 struct Builder {
     open: Vec<Open>,
-    done: Option<Node>,
+    /// Whole documents.
+    done: Vec<Node>,
 }
 
 /// A list or mapping whose end has not come yet.
@@ -118,10 +130,7 @@ impl Builder {
                 (None, Value::Scalar(text)) => *key = Some(Key { at: node.at, text }),
                 (None, _) => return Err(syntax(node.at, "a key must be a word")),
             },
-            None if self.done.is_some() => {
-                return Err(syntax(node.at, "a second document; everything belongs in one"));
-            }
-            None => self.done = Some(node),
+            None => self.done.push(node),
         }
         Ok(())
     }
@@ -161,6 +170,14 @@ mod tests {
         let error = Node::parse("workers: [0\nwires: []\n").unwrap_err();
         assert!(error.at.line >= 1 && error.at.column >= 1, "{error:?}");
         assert!(error.problem.starts_with("not YAML: "), "{error:?}");
+    }
+
+    #[test]
+    fn documents_are_told_apart_and_keep_their_places() {
+        let all = Node::parse_all("---\n# nothing\n---\na: 1\n---\n- b\n...\n").unwrap();
+        let lines: Vec<_> = all.iter().map(|document| document.at.line).collect();
+        assert_eq!(lines, [4, 6]);
+        assert!(Node::parse_all("").unwrap().is_empty());
     }
 
     #[test]

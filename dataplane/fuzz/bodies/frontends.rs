@@ -12,10 +12,10 @@ use ferrule_dataplane::port::vhost_user::channel::RawMessage;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    HEADER_LEN, Header, LogArea, Request, VringAddress, VringFile, VringState,
+    HEADER_LEN, Header, LogArea, VhostUserRequest, VringAddress, VringFile, VringState,
 };
-use ferrule_dataplane::port::vhost_user::session::offer::Offer;
-use ferrule_dataplane::port::vhost_user::session::{Message, Session};
+use ferrule_dataplane::port::vhost_user::session::offer::VhostUserOffer;
+use ferrule_dataplane::port::vhost_user::session::{Session, VhostUserMessage};
 use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::notifier::{Notifier, eventfd};
@@ -26,7 +26,7 @@ use ferrule_ffi::region::Region;
 pub fn run(data: &[u8]) {
     let spec = VhostUserSpec::new("@fuzz".parse().expect("an address"), Role::Server);
     let mut session =
-        Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::new(MEMORY_LEN));
+        Session::new(VhostUserOffer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::new(MEMORY_LEN));
     let mut rest = data;
     for _ in 0..STEPS_MAX {
         let Some((message, behind)) = taken(rest) else { return };
@@ -59,13 +59,13 @@ fn seed(features: Features) -> Vec<u8> {
     let row = MemoryRegion { guest: 0x1_0000, size: MEMORY_LEN, user: USER, offset: 0 };
     let log = LogArea { size: MEMORY_LEN, offset: 0 };
     let mut talk = vec![
-        (NO_FILE, Request::GetFeatures),
-        (NO_FILE, Request::GetProtocolFeatures),
-        (NO_FILE, Request::SetProtocolFeatures(0xb)),
-        (NO_FILE, Request::SetOwner),
-        (NO_FILE, Request::SetFeatures((features | Features::PROTOCOL_FEATURES).0)),
-        (MEMORY, Request::SetMemTable(vec![row])),
-        (MEMORY, Request::SetLogBase(log)),
+        (NO_FILE, VhostUserRequest::GetFeatures),
+        (NO_FILE, VhostUserRequest::GetProtocolFeatures),
+        (NO_FILE, VhostUserRequest::SetProtocolFeatures(0xb)),
+        (NO_FILE, VhostUserRequest::SetOwner),
+        (NO_FILE, VhostUserRequest::SetFeatures((features | Features::PROTOCOL_FEATURES).0)),
+        (MEMORY, VhostUserRequest::SetMemTable(vec![row])),
+        (MEMORY, VhostUserRequest::SetLogBase(log)),
     ];
     for index in 0..2 {
         let state = |num| VringState { index, num };
@@ -74,27 +74,27 @@ fn seed(features: Features) -> Vec<u8> {
         let address = VringAddress { index, log: true, desc, used, avail, log_guest: 0x1_1000 };
         let file = VringFile { index: index as u8, has_file: true };
         talk.extend([
-            (NO_FILE, Request::SetVringNum(state(16))),
-            (NO_FILE, Request::SetVringBase(state(0x8000))),
-            (NO_FILE, Request::SetVringAddr(address)),
-            (EVENTFD, Request::SetVringCall(file)),
-            (EVENTFD, Request::SetVringKick(file)),
-            (NO_FILE, Request::SetVringEnable(state(1))),
+            (NO_FILE, VhostUserRequest::SetVringNum(state(16))),
+            (NO_FILE, VhostUserRequest::SetVringBase(state(0x8000))),
+            (NO_FILE, VhostUserRequest::SetVringAddr(address)),
+            (EVENTFD, VhostUserRequest::SetVringCall(file)),
+            (EVENTFD, VhostUserRequest::SetVringKick(file)),
+            (NO_FILE, VhostUserRequest::SetVringEnable(state(1))),
         ]);
     }
-    talk.push((NO_FILE, Request::GetVringBase(VringState { index: 1, num: 0 })));
+    talk.push((NO_FILE, VhostUserRequest::GetVringBase(VringState { index: 1, num: 0 })));
     let steps = talk.iter().flat_map(|(files, request)| std::iter::once(*files).chain(request.emit(false)));
     steps.collect()
 }
 
 /// The next step, if there is one, and what comes behind it; no message, if it is none.
-fn taken(data: &[u8]) -> Option<(Option<Message>, &[u8])> {
+fn taken(data: &[u8]) -> Option<(Option<VhostUserMessage>, &[u8])> {
     let (&files, rest) = data.split_first()?;
     let (header, rest) = rest.split_first_chunk::<HEADER_LEN>()?;
     let Ok(header) = Header::parse(header) else { return Some((None, rest)) };
     let (payload, rest) = rest.split_at_checked(header.size as usize)?;
     let envelope = RawMessage { header, payload: payload.to_vec(), files: come_along(files) };
-    Some((Message::new(envelope).ok(), rest))
+    Some((VhostUserMessage::new(envelope).ok(), rest))
 }
 
 fn come_along(files: u8) -> Vec<PeerFile> {

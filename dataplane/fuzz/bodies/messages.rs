@@ -3,9 +3,9 @@
 
 use std::os::fd::OwnedFd;
 
-use ferrule_dataplane::port::memif::handshake::{Client, Offer, Outbox, Server};
+use ferrule_dataplane::port::memif::handshake::{Client, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::message::{
-    AddRegion, AddRing, Direction, Hello, Init, MESSAGE_LEN, Message, VERSION,
+    AddRegion, AddRing, Direction, Hello, Init, MESSAGE_LEN, MemifMessage, VERSION,
 };
 use ferrule_dataplane::port::{FRAME_MAX, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Mode, QUEUES_MAX, Role};
@@ -28,12 +28,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let ring = |direction, offset| AddRing { direction, index: 0, region: 0, offset, log2_size: 4, private_header: 0 };
     let init = Init { version: VERSION, id: 0, mode: 0, secret: [0; 24], name: "seed".to_owned() };
     let to_server = [
-        (NO_FILE, Message::Init(init)),
-        (MEMORY, Message::AddRegion(AddRegion { index: 0, size: MEMORY_LEN })),
-        (EVENTFD, Message::AddRing(ring(Direction::S2M, 0))),
-        (EVENTFD, Message::AddRing(ring(Direction::M2S, 4096))),
-        (NO_FILE, Message::Connect { name: "seed".to_owned() }),
-        (NO_FILE, Message::Disconnect { code: 0, reason: "seed".to_owned() }),
+        (NO_FILE, MemifMessage::Init(init)),
+        (MEMORY, MemifMessage::AddRegion(AddRegion { index: 0, size: MEMORY_LEN })),
+        (EVENTFD, MemifMessage::AddRing(ring(Direction::S2M, 0))),
+        (EVENTFD, MemifMessage::AddRing(ring(Direction::M2S, 4096))),
+        (NO_FILE, MemifMessage::Connect { name: "seed".to_owned() }),
+        (NO_FILE, MemifMessage::Disconnect { code: 0, reason: "seed".to_owned() }),
     ];
     let hello = Hello {
         name: "seed".to_owned(),
@@ -44,11 +44,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         max_s2m_ring: 1,
         max_log2_ring_size: 5,
     };
-    let acks = std::iter::repeat_n((NO_FILE, Message::Ack), 6);
-    let to_client = std::iter::once((NO_FILE, Message::Hello(hello)))
+    let acks = std::iter::repeat_n((NO_FILE, MemifMessage::Ack), 6);
+    let to_client = std::iter::once((NO_FILE, MemifMessage::Hello(hello)))
         .chain(acks)
-        .chain([(NO_FILE, Message::Connected { name: "seed".to_owned() }), (NO_FILE, Message::Ack)]);
-    let written = |who: u8, steps: Vec<(u8, Message)>| {
+        .chain([(NO_FILE, MemifMessage::Connected { name: "seed".to_owned() }), (NO_FILE, MemifMessage::Ack)]);
+    let written = |who: u8, steps: Vec<(u8, MemifMessage)>| {
         let steps = steps.into_iter().flat_map(|(files, message)| std::iter::once(files).chain(message.emit()));
         std::iter::once(who).chain(steps).collect()
     };
@@ -58,7 +58,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
 fn with_server<'a>(steps: impl Iterator<Item = &'a [u8]>) {
     let mut server = Server::greet(QUEUES_MAX, &mut Outbox::default());
     let memory = &MemoryBudget::new(MEMORY_LEN);
-    let offer = |_| Ok(Offer { mode: Mode::Ethernet, secret: None, queues: QUEUES_MAX, memory });
+    let offer = |_| Ok(MemifOffer { mode: Mode::Ethernet, secret: None, queues: QUEUES_MAX, memory });
     for step in steps {
         let Some((files, message)) = taken(step) else { return };
         match server.handle(message, files, offer, &mut Outbox::default()) {
@@ -84,12 +84,12 @@ fn with_client<'a>(steps: impl Iterator<Item = &'a [u8]>) {
 }
 
 /// The files and the message of a step.
-fn taken(step: &[u8]) -> Option<(Vec<PeerFile>, Message)> {
+fn taken(step: &[u8]) -> Option<(Vec<PeerFile>, MemifMessage)> {
     let (&files, packet) = step.split_first()?;
-    let message = Message::parse(packet).ok()?;
+    let message = MemifMessage::parse(packet).ok()?;
     // What cannot be shown was replaced, so the bytes may differ; but only once.
     let emitted = message.emit();
-    assert_eq!(Message::parse(&emitted).map(|again| again.emit()), Ok(emitted));
+    assert_eq!(MemifMessage::parse(&emitted).map(|again| again.emit()), Ok(emitted));
     let files = match files % 5 {
         MEMORY => vec![memory()],
         EVENTFD => vec![OwnedFd::from(eventfd().ok()?).into()],

@@ -12,6 +12,7 @@ use super::poller::Token;
 use super::sockets::SocketJobId;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::Connection;
 use crate::port::memif::layout::Layout;
 use crate::port::memif::peer::{ClientHandshake, MemifPeer};
@@ -232,12 +233,7 @@ impl End {
     }
 
     /// A memif peer has come, with its rings.
-    pub fn connect_memif(
-        &mut self,
-        channel: crate::port::memif::channel::Channel,
-        connection: Connection,
-        token: Token,
-    ) {
+    pub fn connect_memif(&mut self, channel: MemifChannel, connection: Connection, token: Token) {
         let Connection { peer: name, layout, queues, .. } = connection;
         let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
         self.set_peer(ConnectedPeer { peer, name, token });

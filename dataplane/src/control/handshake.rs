@@ -8,18 +8,18 @@ use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
 use super::listener::ListenerKey;
-use super::poller::{Owner, Timer, Token};
+use super::poller::{SocketOwner, Timer, Token};
 use super::state::State;
 use super::wire::EndId;
 use super::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
-use crate::port::memif::channel::Channel;
-use crate::port::memif::handshake::{Connection, HandshakeError, Offer, Outbox, Server};
-use crate::port::memif::message::Message;
+use crate::port::memif::channel::MemifChannel;
+use crate::port::memif::handshake::{Connection, HandshakeError, MemifOffer, Outbox, Server};
+use crate::port::memif::message::MemifMessage;
 use crate::spec::{EndSpec, MemifSpec};
 
 /// A client that has not finished its handshake.
 pub struct Handshake {
-    channel: Channel,
+    channel: MemifChannel,
     /// Taken while it is being led.
     server: Option<Server>,
     /// When it last said something.
@@ -82,14 +82,14 @@ impl Handshakes {
 impl State {
     /// A client has come: it is told what we take.
     pub(super) fn begin_handshake(&mut self, key: ListenerKey, socket: UnixSocket) -> io::Result<()> {
-        let channel = Channel::from(socket);
+        let channel = MemifChannel::from(socket);
         let mut out = Outbox::default();
         let server = Server::greet(self.queues_offered(key), &mut out);
         if channel.send(&mut out).is_err() {
             self.reap_of_listener(key, channel);
             return Ok(());
         }
-        let token = self.poller.watch(&channel, Owner::Handshake(key))?;
+        let token = self.poller.watch(&channel, SocketOwner::Handshake(key))?;
         let Some(listener) = self.listeners.get_mut(key) else { return Ok(()) };
         let now = Instant::now();
         let handshake = Handshake { channel, server: Some(server), heard: now, wanted: None, files: 0 };
@@ -116,7 +116,7 @@ impl State {
                 Ok(None) => return,
                 Err(error) => return self.refuse_handshake(key, token, &error.into()),
             };
-            if let Message::Init(init) = &message {
+            if let MemifMessage::Init(init) = &message {
                 self.wants(key, token, init.id);
             }
             let Some(listener) = self.listeners.get_mut(key) else { return };
@@ -182,18 +182,18 @@ impl State {
         }
     }
 
-    fn finish_handshake(&mut self, key: ListenerKey, channel: Channel, connection: Connection, token: Token) {
+    fn finish_handshake(&mut self, key: ListenerKey, channel: MemifChannel, connection: Connection, token: Token) {
         let end = self.listeners.get(key).and_then(|listener| listener.memif_end(connection.id));
         let Some(end) = end else {
             self.poller.forget(token, &channel);
             return self.reap_of_listener(key, (channel, connection));
         };
-        self.poller.set_owner(token, Owner::End(end));
+        self.poller.set_owner(token, SocketOwner::End(end));
         self.connect_memif(end, channel, connection, token);
     }
 
     /// The interface of an id, if it is free.
-    fn offer(&self, key: ListenerKey, id: u32) -> Result<Offer<'_>, HandshakeError> {
+    fn offer(&self, key: ListenerKey, id: u32) -> Result<MemifOffer<'_>, HandshakeError> {
         let end = self.listeners.get(key).and_then(|listener| listener.memif_end(id));
         let (wire, end) =
             end.and_then(|end| Some((self.wires.get(end.wire)?, end))).ok_or(HandshakeError::UnknownId(id))?;
@@ -206,7 +206,12 @@ impl State {
         if wire.reaping[end.end].is_full() {
             return Err(HandshakeError::Releasing(id));
         }
-        Ok(Offer { mode: spec.mode, secret: spec.secret.as_ref(), queues: spec.queues, memory: &wire.budgets[end.end] })
+        Ok(MemifOffer {
+            mode: spec.mode,
+            secret: spec.secret.as_ref(),
+            queues: spec.queues,
+            memory: &wire.budgets[end.end],
+        })
     }
 
     /// The most queue pairs that any interface at a listening socket takes: HELLO is said before a client says which

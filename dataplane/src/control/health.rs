@@ -5,7 +5,7 @@ use std::thread;
 
 use arc_swap::ArcSwapOption;
 
-use super::inbox::{Inbox, Message};
+use super::inbox::{ControlMessage, Inbox};
 
 /// Whether an engine can still do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Drop for ThreadGuard {
         if thread::panicking() {
             let name = thread::current().name().unwrap_or("without a name").to_owned();
             self.health.set(name.clone());
-            self.inbox.post(Message::Panicked(name));
+            self.inbox.post(ControlMessage::Panicked(name));
         }
     }
 }
@@ -80,6 +80,6 @@ mod tests {
         run("first", || panic!("on purpose"));
         run("second", || panic!("on purpose"));
         assert_eq!(health.read(), Health::ThreadDied { thread: "first".to_owned() });
-        assert!(matches!(messages.try_recv(), Ok(Message::Panicked(name)) if name == "first"));
+        assert!(matches!(messages.try_recv(), Ok(ControlMessage::Panicked(name)) if name == "first"));
     }
 }

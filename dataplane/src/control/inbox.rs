@@ -16,9 +16,9 @@ use crate::spec::WireSpec;
 
 /// A message to the control thread.
 #[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
-pub enum Message {
+pub enum ControlMessage {
     /// Somebody wants something.
-    Request(Request),
+    Request(EngineRequest),
     /// A job is done.
     Done(Done),
     /// A thread of the engine has panicked.
@@ -28,7 +28,7 @@ pub enum Message {
 }
 
 /// What callers of the engine ask for. Each is answered once, or never if the control thread ends.
-pub enum Request {
+pub enum EngineRequest {
     /// Make a wire what this says.
     Apply {
         /// What it should be.
@@ -43,14 +43,14 @@ pub enum Request {
         /// Its name.
         name: String,
         /// How long frames under way may take to leave it.
-        patience: Duration,
+        timeout: Duration,
         /// The answer, once it is gone.
         reply: Reply<Result<(), EngineError>>,
     },
     /// Remove every wire, and make no more.
     Drain {
         /// How long frames under way may take to leave.
-        patience: Duration,
+        timeout: Duration,
         /// The answer, once all are gone.
         reply: Reply<()>,
     },
@@ -69,19 +69,19 @@ pub type Reply<T> = SyncSender<T>;
 /// The way to the control thread.
 #[derive(Clone)]
 pub struct Inbox {
-    messages: Sender<Message>,
+    messages: Sender<ControlMessage>,
     wake: Arc<EventFd>,
 }
 
 impl Inbox {
     /// The way, and its end.
-    pub fn new() -> io::Result<(Self, Receiver<Message>)> {
+    pub fn new() -> io::Result<(Self, Receiver<ControlMessage>)> {
         let (messages, receiver) = channel();
         Ok((Self { messages, wake: Arc::new(eventfd()?) }, receiver))
     }
 
     /// Sends a message; once the control thread has ended, nobody gets it.
-    pub fn post(&self, message: Message) {
+    pub fn post(&self, message: ControlMessage) {
         if self.messages.send(message).is_ok() {
             // Our own, non-blocking: it fails only when it was written to 2^64 times, which nobody reads.
             let _ = self.wake.write(1);

@@ -18,11 +18,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::health::{HealthCell, ThreadGuard};
-use super::inbox::{Inbox, Message};
+use super::inbox::{ControlMessage, Inbox};
 use super::listener::ListenAddress;
 use super::sockets::{SocketJobId, SocketTask};
 use super::wire::{EndId, WireKey};
-use crate::port::kernel::{Owner, PairStatus, TapInterface, VethPair};
+use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::{KernelSpec, SocketAddress};
 use ferrule_ffi::tap::Tap;
@@ -133,13 +133,13 @@ pub struct Jobs {
     interfaces: Pool,
     inbox: Inbox,
     /// Who the pairs belong to.
-    owner: Arc<Owner>,
+    owner: Arc<InterfaceOwner>,
 }
 
 impl Jobs {
     /// Each kind of job has one thread from now on; more start when there is work for them. A job that panics is one
     /// of which `health` tells.
-    pub fn new(inbox: Inbox, owner: Owner, health: &HealthCell) -> io::Result<Self> {
+    pub fn new(inbox: Inbox, owner: InterfaceOwner, health: &HealthCell) -> io::Result<Self> {
         let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
@@ -265,7 +265,7 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if let Some(done) = self.done.take() {
-            self.inbox.post(Message::Done(done));
+            self.inbox.post(ControlMessage::Done(done));
         }
     }
 }
@@ -453,19 +453,19 @@ mod tests {
         pool.submit(move || done.send(()).unwrap());
         assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(()));
         assert_eq!(health.read(), Health::ThreadDied { thread: "panicking".to_owned() });
-        assert!(matches!(messages.try_recv(), Ok(Message::Panicked(name)) if name == "panicking"));
+        assert!(matches!(messages.try_recv(), Ok(ControlMessage::Panicked(name)) if name == "panicking"));
     }
 
     #[test]
     fn whoever_waits_for_a_job_that_panics_is_told() {
         let (inbox, messages) = Inbox::new().unwrap();
-        let jobs = Jobs::new(inbox, Owner::process(), &HealthCell::default()).unwrap();
+        let jobs = Jobs::new(inbox, InterfaceOwner::process(), &HealthCell::default()).unwrap();
         let lost = || Done::Veth(WireKey::default(), Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
         jobs.tell(&jobs.closers, lost(), || panic!("on purpose"));
         let _ticket = jobs.make(lost(), || panic!("on purpose"));
         let told = || messages.recv_timeout(Duration::from_secs(30)).unwrap();
         let told: Vec<_> = (0..4).map(|_| told()).collect();
-        let is_lost = |message: &&Message| matches!(message, Message::Done(Done::Veth(_, Err(_))));
+        let is_lost = |message: &&ControlMessage| matches!(message, ControlMessage::Done(Done::Veth(_, Err(_))));
         assert_eq!(told.iter().filter(is_lost).count(), 2);
     }
 }

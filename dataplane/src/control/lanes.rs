@@ -30,7 +30,7 @@ impl State {
         self.set_carrier(key, true);
         let wire = &mut self.wires[key];
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            tracing::info!(wire = spec.name, queues = wire.queues(), suppressed = if_any(suppressed), "up");
+            tracing::info!(wire = spec.name, queues = wire.queues(), suppressed = if_any(suppressed), "wire up");
         }
     }
 
@@ -102,8 +102,8 @@ impl State {
         }
     }
 
-    /// Recalls the lanes of a wire, with so much patience for targets that are full. `true`: no worker has one.
-    pub(super) fn recall(&mut self, key: WireKey, patience: Duration) -> bool {
+    /// Recalls the lanes of a wire, which wait at most `timeout` for targets that are full. `true`: no worker has one.
+    pub(super) fn recall(&mut self, key: WireKey, timeout: Duration) -> bool {
         let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return false };
         let lanes: Vec<(usize, LaneId)> = served.served().collect();
         self.changed.insert(key);
@@ -112,7 +112,7 @@ impl State {
             return served.reunite();
         }
         for (worker, id) in lanes {
-            self.workers[worker].recall(id, patience);
+            self.workers[worker].recall(id, timeout);
         }
         false
     }

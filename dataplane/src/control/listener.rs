@@ -16,7 +16,7 @@ use super::handshake::Handshakes;
 use super::jobs::{ReapAccount, SocketOutcome};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
-use super::poller::{Owner, Timer, Token};
+use super::poller::{SocketOwner, Timer, Token};
 use super::sockets::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
@@ -316,7 +316,7 @@ impl State {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let waiting = std::mem::take(&mut listener.waiting);
         let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
-        let bound = match bound.map(|socket| (self.poller.watch_later(&socket, Owner::Listener(key)), socket)) {
+        let bound = match bound.map(|socket| (self.poller.watch_later(&socket, SocketOwner::Listener(key)), socket)) {
             Ok((Ok(token), socket)) => {
                 listener.socket = ListenSocket::Open(socket, token);
                 Ok(token)

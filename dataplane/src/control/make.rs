@@ -24,7 +24,7 @@ use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
 use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit};
-use crate::engine::{Applied, EngineError, PATIENCE};
+use crate::engine::{Applied, DRAIN_TIMEOUT, EngineError};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};
 
@@ -138,11 +138,11 @@ impl State {
     }
 
     /// Removes a wire.
-    pub(super) fn remove(&mut self, name: &str, patience: Duration, reply: Reply<Result<(), EngineError>>) {
+    pub(super) fn remove(&mut self, name: &str, timeout: Duration, reply: Reply<Result<(), EngineError>>) {
         let Some(&key) = self.names.get(name) else {
             return self.answer(reply, Err(EngineError::NoSuchWire(name.to_owned())));
         };
-        self.begin_removal(key, patience);
+        self.begin_removal(key, timeout);
         // It may be gone already, together with whoever waits for that.
         match self.wires.get_mut(key).and_then(|wire| wire.removal.as_mut()) {
             Some(removal) => {
@@ -159,10 +159,10 @@ impl State {
     }
 
     /// Removes every wire, and makes no more.
-    pub(super) fn drain(&mut self, patience: Duration, reply: Reply<()>) {
+    pub(super) fn drain(&mut self, timeout: Duration, reply: Reply<()>) {
         self.draining = true;
         for key in self.wires.keys().collect::<Vec<_>>() {
-            self.begin_removal(key, patience);
+            self.begin_removal(key, timeout);
             let removal = self.wires.get_mut(key).and_then(|wire| wire.removal.as_mut());
             if let Some(next) = removal.and_then(|removal| removal.next.take()) {
                 next.replies.into_iter().for_each(|reply| self.answer(reply, Err(EngineError::Draining)));
@@ -302,7 +302,7 @@ impl State {
         };
         let waiting = std::mem::take(&mut wire.waiting);
         let spec = Arc::clone(&wire.spec);
-        tracing::info!(wire = spec.name, "made");
+        tracing::debug!(wire = spec.name, "wire made");
         self.events.note(&spec.name, WireChange::Made);
         for reply in waiting {
             self.answer(reply, Ok(outcome));
@@ -328,7 +328,7 @@ impl State {
             budget.set_limit(memory_limit(end));
         }
         self.changed.insert(key);
-        tracing::info!(wire = self.wires[key].spec.name, "updated");
+        tracing::info!(wire = self.wires[key].spec.name, "wire updated");
         self.events.note(&self.wires[key].spec.name, WireChange::Updated);
         if lanes_change && self.recall(key, Duration::ZERO) {
             self.join(key);
@@ -345,22 +345,22 @@ impl State {
             before.replies.into_iter().for_each(|reply| self.answer(reply, Err(answer.clone())));
         }
         if same {
-            self.tear_down(key, PATIENCE);
+            self.tear_down(key, DRAIN_TIMEOUT);
         }
     }
 
-    /// Begins to remove a wire, unless that has begun: its sockets close, its lanes are recalled, with so much patience
-    /// for frames that their targets have no room for yet.
-    fn begin_removal(&mut self, key: WireKey, patience: Duration) {
+    /// Begins to remove a wire, unless that has begun: its sockets close, its lanes are recalled. They wait at most
+    /// `timeout` with frames that their targets have no room for yet.
+    fn begin_removal(&mut self, key: WireKey, timeout: Duration) {
         let Some(wire) = self.wires.get_mut(key) else { return };
         if wire.removal.is_some() {
             return;
         }
         wire.removal = Some(Removal::default());
-        self.tear_down(key, patience);
+        self.tear_down(key, timeout);
     }
 
-    fn tear_down(&mut self, key: WireKey, patience: Duration) {
+    fn tear_down(&mut self, key: WireKey, timeout: Duration) {
         let Some(wire) = self.wires.get_mut(key) else { return };
         self.changed.insert(key);
         let spec = Arc::clone(&wire.spec);
@@ -394,7 +394,7 @@ impl State {
                 for reply in waiting {
                     self.answer(reply, Err(error.clone()));
                 }
-                self.recall(key, patience);
+                self.recall(key, timeout);
                 for (number, end) in spec.ends.iter().enumerate() {
                     self.release_listener(EndId { wire: key, end: number }, end);
                 }
@@ -474,7 +474,7 @@ impl State {
         self.map_changed = true;
         let Removal { replies, failure, next } = removal.unwrap_or_default();
         if failure.is_none() {
-            tracing::info!(wire = spec.name, "removed");
+            tracing::info!(wire = spec.name, "wire removed");
             self.events.note(&spec.name, WireChange::Removed);
         }
         for reply in replies {

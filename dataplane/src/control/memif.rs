@@ -11,12 +11,12 @@ use super::events::WireChange;
 use super::jobs::{ReapAccount, SocketOutcome};
 use super::listener::ListenAddress;
 use super::log_limit::if_any;
-use super::poller::{Owner, Token};
+use super::poller::{SocketOwner, Token};
 use super::sockets::{SocketJobId, SocketPurpose};
 use super::state::State;
 use super::wire::{EndId, Wire};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
-use crate::port::memif::channel::Channel;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep};
@@ -46,9 +46,7 @@ impl State {
                 }
                 (Kind::SeqPacket, ListenAddress { address: memif.socket.clone(), netns: memif.netns.clone() })
             }
-            EndSpec::VhostUser(vhost) => {
-                (Kind::Stream, ListenAddress { address: vhost.socket.clone(), netns: None })
-            }
+            EndSpec::VhostUser(vhost) => (Kind::Stream, ListenAddress { address: vhost.socket.clone(), netns: None }),
             EndSpec::Kernel(_) => return,
         };
         let place = address.clone();
@@ -118,7 +116,7 @@ impl State {
     }
 
     /// A memif peer is there.
-    pub(super) fn connect_memif(&mut self, id: EndId, channel: Channel, connection: Connection, token: Token) {
+    pub(super) fn connect_memif(&mut self, id: EndId, channel: MemifChannel, connection: Connection, token: Token) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let name = wire.spec.name.clone();
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
@@ -160,13 +158,13 @@ impl State {
         self.set_timer(id);
     }
 
-    fn greet_server(&mut self, id: EndId, channel: Channel) {
+    fn greet_server(&mut self, id: EndId, channel: MemifChannel) {
         // The lender may have another peer by now, or none.
         let loan = match self.loan(id) {
             Ok(loan) => loan,
             Err(problem) => return self.not_connected(id, problem),
         };
-        match self.poller.watch(&channel, Owner::End(id)) {
+        match self.poller.watch(&channel, SocketOwner::End(id)) {
             Ok(token) => {
                 let Some(wire) = self.wires.get_mut(id.wire) else { return };
                 let budget = Arc::clone(&wire.budgets[id.end]);

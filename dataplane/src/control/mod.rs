@@ -51,14 +51,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use health::{HealthCell, ThreadGuard};
-use inbox::{Inbox, Message};
+use inbox::{ControlMessage, Inbox};
 use jobs::Jobs;
 use poller::Poller;
 use snapshot::{Snapshot, WorkerCell};
 use state::State;
 
 use crate::mailbox::Mailbox;
-use crate::port::kernel::Owner;
+pub use crate::port::MESSAGES_PER_EVENT;
+use crate::port::kernel::InterfaceOwner;
 use crate::settings::Settings;
 use crate::worker::{LANES_MAX, WorkerHandle};
 
@@ -75,7 +76,7 @@ pub struct Control {
 
 impl Control {
     /// Starts the workers and the thread.
-    pub fn start(settings: &Settings, owner: Owner) -> io::Result<Self> {
+    pub fn start(settings: &Settings, owner: InterfaceOwner) -> io::Result<Self> {
         let (inbox, messages) = Inbox::new()?;
         let health = HealthCell::default();
         let returned = Arc::new(Mailbox::new(LANES_MAX * settings.workers.len().max(1))?);
@@ -104,15 +105,13 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.inbox.post(Message::Stop);
+        self.inbox.post(ControlMessage::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// Messages of one peer handled at a time, before others have their turn.
-pub const MESSAGES_PER_EVENT: usize = 16;
 /// Unfinished handshakes of one listening socket; beyond, one goes.
 pub const HANDSHAKES_MAX: usize = 64;
 /// Frontends that wait at one listening socket; beyond, one goes. Each is a descriptor and a part of one message.

@@ -17,19 +17,19 @@ use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
 use super::listener::{ListenerKey, SharedListener};
-use super::poller::{Owner, Timer, Token};
+use super::poller::{SocketOwner, Timer, Token};
 use super::state::State;
 use super::wire::EndId;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT, PENDING_MAX};
-use crate::port::vhost_user::channel::Channel;
-use crate::port::vhost_user::session::Message;
+use crate::port::vhost_user::channel::VhostUserChannel;
+use crate::port::vhost_user::session::VhostUserMessage;
 use crate::port::vhost_user::session::error::SessionError;
 
 /// A frontend that is not the peer of an end yet.
 pub struct PendingFrontend {
-    channel: Channel,
+    channel: VhostUserChannel,
     /// What it said first, if it waits for its turn. It is not listened to meanwhile.
-    first: Option<Message>,
+    first: Option<VhostUserMessage>,
     /// Descriptors that came with that.
     files: usize,
 }
@@ -47,7 +47,7 @@ impl PendingFrontend {
             return if self.channel.holds_files() { Err(SessionError::FilesFirst) } else { Ok(false) };
         };
         self.files = envelope.files.len();
-        self.first = Some(Message::new(envelope)?);
+        self.first = Some(VhostUserMessage::new(envelope)?);
         Ok(true)
     }
 }
@@ -68,7 +68,7 @@ enum Occupancy {
 impl State {
     /// A frontend has come to a listening socket.
     pub(super) fn add_pending_frontend(&mut self, key: ListenerKey, socket: UnixSocket) -> io::Result<()> {
-        let channel = Channel::from(socket);
+        let channel = VhostUserChannel::from(socket);
         let end = self.listeners.get(key).and_then(SharedListener::frontend_end);
         if let Some(end) = end {
             self.notice_loss(end);
@@ -78,7 +78,7 @@ impl State {
                 return Ok(());
             }
         }
-        let token = self.poller.watch(&channel, Owner::PendingFrontend(key))?;
+        let token = self.poller.watch(&channel, SocketOwner::PendingFrontend(key))?;
         let Some(listener) = self.listeners.get_mut(key) else { return Ok(()) };
         listener.pending.insert(token, PendingFrontend { channel, first: None, files: 0 });
         self.unfinished.held += 1;
@@ -190,7 +190,7 @@ impl State {
         let Some(frontend) = listener.pending.remove(&token) else { return };
         self.unfinished.held -= frontend.held();
         self.poller.timers.set(Timer::PendingFrontend(token), None);
-        self.poller.set_owner(token, Owner::End(end));
+        self.poller.set_owner(token, SocketOwner::End(end));
         self.connect_frontend(end, frontend.channel, token, frontend.first);
         self.serve_frontend(end);
     }

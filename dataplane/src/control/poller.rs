@@ -19,7 +19,7 @@ pub struct Token(u64);
 
 /// Whose a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub enum SocketOwner {
     /// A listening socket.
     Listener(ListenerKey),
     /// A memif client in mid-handshake.
@@ -33,7 +33,7 @@ pub enum Owner {
 /// Epoll, whose sockets are in it, and the deadlines.
 pub struct Poller {
     epoll: Epoll,
-    owners: HashMap<Token, Owner>,
+    owners: HashMap<Token, SocketOwner>,
     last: Token,
     /// What is to be done at some time.
     pub timers: Timers,
@@ -50,12 +50,12 @@ impl Poller {
     }
 
     /// Waits for what a socket says.
-    pub fn watch(&mut self, socket: &impl AsFd, owner: Owner) -> io::Result<Token> {
+    pub fn watch(&mut self, socket: &impl AsFd, owner: SocketOwner) -> io::Result<Token> {
         self.watch_for(EpollFlags::EPOLLIN, socket, owner)
     }
 
     /// The same, once [`Self::listen`] says so.
-    pub fn watch_later(&mut self, socket: &impl AsFd, owner: Owner) -> io::Result<Token> {
+    pub fn watch_later(&mut self, socket: &impl AsFd, owner: SocketOwner) -> io::Result<Token> {
         self.watch_for(EpollFlags::empty(), socket, owner)
     }
 
@@ -85,12 +85,12 @@ impl Poller {
     }
 
     /// Whose a socket is; none: it was forgotten.
-    pub fn owner(&self, token: Token) -> Option<Owner> {
+    pub fn owner(&self, token: Token) -> Option<SocketOwner> {
         self.owners.get(&token).copied()
     }
 
     /// A socket has another owner from now on.
-    pub fn set_owner(&mut self, token: Token, owner: Owner) {
+    pub fn set_owner(&mut self, token: Token, owner: SocketOwner) {
         if let Some(place) = self.owners.get_mut(&token) {
             *place = owner;
         }
@@ -106,7 +106,7 @@ impl Poller {
         tokens.map(Token).collect()
     }
 
-    fn watch_for(&mut self, events: EpollFlags, socket: &impl AsFd, owner: Owner) -> io::Result<Token> {
+    fn watch_for(&mut self, events: EpollFlags, socket: &impl AsFd, owner: SocketOwner) -> io::Result<Token> {
         let token = Token(self.last.0 + 1);
         self.epoll.add(socket, EpollEvent::new(events, token.0))?;
         self.last = token;
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn an_event_of_a_socket_that_was_forgotten_finds_nobody() {
-        let owner = Owner::Handshake(ListenerKey::null());
+        let owner = SocketOwner::Handshake(ListenerKey::null());
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut poller = Poller::new(&[]).unwrap();
         let token = poller.watch(&near, owner).unwrap();

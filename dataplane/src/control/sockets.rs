@@ -127,7 +127,8 @@ impl SocketJobs {
         for id in [id].into_iter().chain(waiting) {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
             let Some(purpose) = job.purpose.take() else { continue };
-            let (is_kept, address) = (job.is_overdue || matches!(purpose, SocketPurpose::Close(..)), job.address.clone());
+            let (is_kept, address) =
+                (job.is_overdue || matches!(purpose, SocketPurpose::Close(..)), job.address.clone());
             self.unanswered.push_back(Unanswered { id, purpose, address });
             if !is_kept {
                 self.jobs.remove(&id);
@@ -324,7 +325,8 @@ mod tests {
     #[test]
     fn a_directory_that_does_not_answer_has_few_threads_and_holds_up_no_other() {
         let mut jobs = SocketJobs::default();
-        let stuck: Vec<_> = (0..10).map(|number| jobs.submit(bind(), &at(&format!("/stuck/{number}")), task())).collect();
+        let stuck: Vec<_> =
+            (0..10).map(|number| jobs.submit(bind(), &at(&format!("/stuck/{number}")), task())).collect();
         let begun: Vec<_> = stuck.iter().flat_map(|(_, begun)| begun).map(|&(id, _)| id).collect();
         assert_eq!(begun, [stuck[0].0, stuck[1].0]);
         let (other, begun) = jobs.submit(bind(), &at("/other/0"), task());

@@ -18,10 +18,10 @@ use super::HANDSHAKE;
 use super::disconnect::DisconnectReason;
 use super::end::Due;
 use super::events::{Events, WireChange};
-use super::inbox::{Message, Reply, Request};
+use super::inbox::{ControlMessage, EngineRequest, Reply};
 use super::jobs::{Done, Jobs};
 use super::listener::{ListenAddress, ListenSocket, ListenerKey, SharedListener, Unfinished, reserve};
-use super::poller::{Owner, Poller, Timer, Token};
+use super::poller::{Poller, SocketOwner, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::sockets::SocketJobs;
 use super::wire::{EndId, Wire, WireKey};
@@ -104,7 +104,7 @@ impl State {
     }
 
     /// Does what other threads and sockets ask for until it is told to stop.
-    pub fn run(&mut self, messages: &Receiver<Message>, returned: &Mailbox<Returned>) {
+    pub fn run(&mut self, messages: &Receiver<ControlMessage>, returned: &Mailbox<Returned>) {
         loop {
             // The channel is looked at once more after its eventfd: whoever sends later writes to that.
             let events = self.poller.wait(self.vacated.is_empty() && self.sockets.is_told() && returned.may_sleep());
@@ -130,7 +130,7 @@ impl State {
     }
 
     /// Ends: whatever is left goes to threads that nobody waits for.
-    pub fn stop(&mut self, messages: Receiver<Message>) {
+    pub fn stop(&mut self, messages: Receiver<ControlMessage>) {
         // Workers stop first, so that no lane is with one.
         drop(std::mem::take(&mut self.workers));
         let listeners: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
@@ -154,26 +154,26 @@ impl State {
     }
 
     /// Does what a message says, or ends.
-    pub(super) fn handle(&mut self, message: Message) -> ControlFlow<()> {
+    pub(super) fn handle(&mut self, message: ControlMessage) -> ControlFlow<()> {
         match message {
-            Message::Request(request) => self.serve_request_of_caller(request),
-            Message::Done(done) => self.job_done(done),
-            Message::Panicked(thread) => self.thread_died(thread),
-            Message::Stop => return ControlFlow::Break(()),
+            ControlMessage::Request(request) => self.serve_request_of_caller(request),
+            ControlMessage::Done(done) => self.job_done(done),
+            ControlMessage::Panicked(thread) => self.thread_died(thread),
+            ControlMessage::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
     }
 
-    fn serve_request_of_caller(&mut self, request: Request) {
+    fn serve_request_of_caller(&mut self, request: EngineRequest) {
         match request {
-            Request::Apply { spec, must_be_new, reply } => self.apply(*spec, must_be_new, reply),
-            Request::Remove { name, patience, reply } => self.remove(&name, patience, reply),
-            Request::Drain { patience, reply } => self.drain(patience, reply),
-            Request::Look { reply } => {
+            EngineRequest::Apply { spec, must_be_new, reply } => self.apply(*spec, must_be_new, reply),
+            EngineRequest::Remove { name, timeout, reply } => self.remove(&name, timeout, reply),
+            EngineRequest::Drain { timeout, reply } => self.drain(timeout, reply),
+            EngineRequest::Look { reply } => {
                 self.want_look.push(reply);
                 self.look_at_interfaces();
             }
-            Request::Subscribe(subscriber) => self.events.add(subscriber),
+            EngineRequest::Subscribe(subscriber) => self.events.add(subscriber),
         }
     }
 
@@ -198,10 +198,10 @@ impl State {
     /// A socket has something to say.
     fn readable(&mut self, token: Token) {
         match self.poller.owner(token) {
-            Some(Owner::Listener(key)) => self.accept(key),
-            Some(Owner::Handshake(key)) => self.continue_handshake(key, token),
-            Some(Owner::PendingFrontend(key)) => self.hear_pending_frontend(key, token),
-            Some(Owner::End(end)) => self.hear_peer(end),
+            Some(SocketOwner::Listener(key)) => self.accept(key),
+            Some(SocketOwner::Handshake(key)) => self.continue_handshake(key, token),
+            Some(SocketOwner::PendingFrontend(key)) => self.hear_pending_frontend(key, token),
+            Some(SocketOwner::End(end)) => self.hear_peer(end),
             // Closed earlier in this batch of events.
             None => {}
         }
@@ -210,12 +210,12 @@ impl State {
     fn timer_expired(&mut self, timer: Timer) {
         match timer {
             Timer::Handshake(token) => {
-                if let Some(Owner::Handshake(key)) = self.poller.owner(token) {
+                if let Some(SocketOwner::Handshake(key)) = self.poller.owner(token) {
                     self.refuse_handshake(key, token, &DisconnectReason::TooSlow(HANDSHAKE.as_secs()));
                 }
             }
             Timer::PendingFrontend(token) => {
-                if let Some(Owner::PendingFrontend(key)) = self.poller.owner(token) {
+                if let Some(SocketOwner::PendingFrontend(key)) = self.poller.owner(token) {
                     self.frontend_is_late(key, token);
                 }
             }

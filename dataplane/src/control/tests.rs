@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::end::End;
 use super::health::{HealthCell, ThreadGuard};
-use super::inbox::{Inbox, Message, Request};
+use super::inbox::{ControlMessage, EngineRequest, Inbox};
 use super::jobs::{Jobs, REAPED_MAX};
 use super::listener::ListenerKey;
 use super::poller::Poller;
@@ -17,8 +17,8 @@ use super::wire::{Body, Wire, WireKey, WorkerWire};
 use crate::engine::Applied;
 use crate::mailbox::Mailbox;
 use crate::port::any::LaneEnd;
-use crate::port::kernel::Owner;
-use crate::port::memif::channel::Channel;
+use crate::port::kernel::InterfaceOwner;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::Outbox;
 use crate::port::memif::message as memif;
 use crate::port::{Fault, Frame, Put, Source, Target};
@@ -30,7 +30,7 @@ use crate::worker::WorkerHandle;
 pub struct TestControl {
     /// The state.
     pub state: State,
-    messages: Receiver<Message>,
+    messages: Receiver<ControlMessage>,
 }
 
 impl TestControl {
@@ -57,7 +57,7 @@ impl TestControl {
             WorkerCell { cpu, busy, queues: <_>::default() }
         };
         let snapshot = Arc::new(Snapshot::new(workers.iter().map(cell).collect()));
-        let jobs = Jobs::new(inbox, Owner::process(), &health).unwrap();
+        let jobs = Jobs::new(inbox, InterfaceOwner::process(), &health).unwrap();
         Self { state: State::new(Poller::new(&[]).unwrap(), jobs, workers, snapshot).unwrap(), messages }
     }
 
@@ -73,14 +73,14 @@ impl TestControl {
 
     /// Handles the next message.
     pub fn handle_next(&mut self) {
-        let message = self.messages.recv_timeout(PATIENCE).expect("somebody tells something");
+        let message = self.messages.recv_timeout(TIMEOUT).expect("somebody tells something");
         let _ = self.state.handle(message);
         self.state.publish();
     }
 
     /// Handles messages until `what` is there.
     pub fn handle_until<T>(&mut self, mut what: impl FnMut(&mut State) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(what) = what(&mut self.state) {
                 return what;
@@ -143,8 +143,8 @@ fn a_wire_whose_worker_has_panicked_is_removed_all_the_same() {
     control.state.join(key);
     assert_eq!(control.state.served.len(), 1);
     let (reply, answer) = sync_channel(1);
-    let request = Request::Remove { name: "broken".to_owned(), patience: Duration::ZERO, reply };
-    let _ = control.state.handle(Message::Request(request));
+    let request = EngineRequest::Remove { name: "broken".to_owned(), timeout: Duration::ZERO, reply };
+    let _ = control.state.handle(ControlMessage::Request(request));
     let removed = control.handle_until(|_| answer.try_recv().ok());
     assert!(removed.is_ok(), "{removed:?}");
     assert!(control.state.wires.is_empty() && control.state.served.is_empty());
@@ -155,16 +155,15 @@ fn clients_wait_while_what_those_before_them_gave_is_not_dropped_and_go_on_after
     let mut control = TestControl::new();
     let (name, address) = ("reaping", "@reaping-0".parse().unwrap());
     let (reply, answer) = sync_channel(1);
-    let ends = [0, 1].map(|number| {
-        EndSpec::Memif(MemifSpec::new(format!("@{name}-{number}").parse().unwrap(), Role::Server))
-    });
+    let ends =
+        [0, 1].map(|number| EndSpec::Memif(MemifSpec::new(format!("@{name}-{number}").parse().unwrap(), Role::Server)));
     control.state.apply(WireSpec::new(name.to_owned(), ends), true, reply);
     control.handle_until(|_| answer.try_recv().ok()).unwrap();
     let wire = control.state.names[name];
     let (&_, &listener) = control.state.addresses.iter().find(|(place, _)| place.address == address).unwrap();
     let state = &mut control.state;
     let client = |state: &mut State| {
-        let client = Channel::connect(&address, None).unwrap();
+        let client = MemifChannel::connect(&address, None).unwrap();
         state.accept(listener);
         client
     };
@@ -177,33 +176,33 @@ fn clients_wait_while_what_those_before_them_gave_is_not_dropped_and_go_on_after
     drop(held);
     state.accept_again(listener);
     state.accept(listener);
-    assert!(matches!(waiting.receive(), Ok(Some((memif::Message::Hello(_), _)))));
+    assert!(matches!(waiting.receive(), Ok(Some((memif::MemifMessage::Hello(_), _)))));
 
     // At an end: others at its socket are served.
     let held: Vec<_> = (0..REAPED_MAX).map(|_| state.wires[wire].reaping[0].hold()).collect();
     let next = client(state);
     let refused = answer_to_init(state, listener, &next);
     assert!(
-        matches!(&refused, memif::Message::Disconnect { reason, .. } if reason.contains("still being released")),
+        matches!(&refused, memif::MemifMessage::Disconnect { reason, .. } if reason.contains("still being released")),
         "{refused:?}"
     );
     drop(held);
     let next = client(state);
     let answer = answer_to_init(state, listener, &next);
-    assert!(matches!(answer, memif::Message::Ack), "{answer:?}");
+    assert!(matches!(answer, memif::MemifMessage::Ack), "{answer:?}");
 }
 
 /// What a client that has just come hears when it says which interface it wants.
-fn answer_to_init(state: &mut State, listener: ListenerKey, client: &Channel) -> memif::Message {
+fn answer_to_init(state: &mut State, listener: ListenerKey, client: &MemifChannel) -> memif::MemifMessage {
     let mut out = Outbox::default();
     let init = memif::Init { version: memif::VERSION, id: 0, mode: 0, secret: [0; 24], name: "test".to_owned() };
-    out.0.push_back((memif::Message::Init(init), None));
+    out.0.push_back((memif::MemifMessage::Init(init), None));
     client.send(&mut out).unwrap();
     let (&token, _) = state.listeners[listener].handshakes.iter().last().unwrap();
     state.continue_handshake(listener, token);
-    assert!(matches!(client.receive(), Ok(Some((memif::Message::Hello(_), _)))));
+    assert!(matches!(client.receive(), Ok(Some((memif::MemifMessage::Hello(_), _)))));
     client.receive().unwrap().unwrap().0
 }
 
 /// Long enough for a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);

@@ -21,19 +21,19 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use super::disconnect::DisconnectReason;
 use super::events::WireChange;
 use super::log_limit::if_any;
-use super::poller::{Owner, Token};
+use super::poller::{SocketOwner, Token};
 use super::state::State;
 use super::wire::{EndId, LanePlace, Wire, WireKey};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::Put;
 use crate::port::any::inject;
-use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
-use crate::port::vhost_user::session::offer::Offer;
-use crate::port::vhost_user::session::{Message, Response, Session};
+use crate::port::vhost_user::session::offer::VhostUserOffer;
+use crate::port::vhost_user::session::{Response, Session, VhostUserMessage};
 use crate::spec::EndSpec;
 
 /// What came of a look at what a frontend says.
@@ -48,8 +48,8 @@ enum RequestOutcome {
 
 impl State {
     /// We have connected to a frontend.
-    pub(super) fn greet_frontend(&mut self, id: EndId, channel: Channel) {
-        match self.poller.watch(&channel, Owner::End(id)) {
+    pub(super) fn greet_frontend(&mut self, id: EndId, channel: VhostUserChannel) {
+        match self.poller.watch(&channel, SocketOwner::End(id)) {
             Ok(token) => self.connect_frontend(id, channel, token, None),
             Err(error) => self.not_connected(id, &format!("wait for the socket: {error}")),
         }
@@ -57,10 +57,16 @@ impl State {
 
     /// A frontend is the peer of an end from now on: one that has said its `first` message, or one that we have
     /// connected to.
-    pub(super) fn connect_frontend(&mut self, id: EndId, channel: Channel, token: Token, first: Option<Message>) {
+    pub(super) fn connect_frontend(
+        &mut self,
+        id: EndId,
+        channel: VhostUserChannel,
+        token: Token,
+        first: Option<VhostUserMessage>,
+    ) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let EndSpec::VhostUser(spec) = &wire.spec.ends[id.end] else { return };
-        let session = Session::new(Offer::new(spec, &wire.spec.ends[1 - id.end]), &wire.budgets[id.end]);
+        let session = Session::new(VhostUserOffer::new(spec, &wire.spec.ends[1 - id.end]), &wire.budgets[id.end]);
         let peer = process_name(&channel);
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
@@ -148,7 +154,7 @@ impl State {
     fn handle_request(
         &mut self,
         id: EndId,
-        message: Message,
+        message: VhostUserMessage,
         needs_quiesce: bool,
     ) -> Result<RequestOutcome, SessionError> {
         let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else {
@@ -232,7 +238,7 @@ impl State {
     }
 
     /// Keeps a request that came too soon. Frames flow meanwhile.
-    fn pause(&mut self, id: EndId, message: Message) {
+    fn pause(&mut self, id: EndId, message: VhostUserMessage) {
         let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else { return };
         let Some(frontend) = served.ends[id.end].frontend_mut() else { return };
         frontend.held = Some(message);
@@ -242,7 +248,7 @@ impl State {
     }
 
     /// Keeps a request until all lanes of its wire are back, and recalls them.
-    fn hold(&mut self, id: EndId, message: Message) -> RequestOutcome {
+    fn hold(&mut self, id: EndId, message: VhostUserMessage) -> RequestOutcome {
         let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) else {
             return RequestOutcome::Waits;
         };
@@ -308,7 +314,7 @@ impl State {
 const RELEASE_AGAIN: Duration = Duration::from_millis(10);
 
 /// The process at the other end of a socket, as the kernel knows it.
-fn process_name(channel: &Channel) -> String {
+fn process_name(channel: &VhostUserChannel) -> String {
     let Ok(credentials) = getsockopt(channel, PeerCredentials) else { return "unknown".to_owned() };
     let pid = credentials.pid();
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

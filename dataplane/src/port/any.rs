@@ -15,7 +15,7 @@ use crate::port::kernel::ring::{TapSource, TapTarget};
 use crate::port::memif::layout::Queues;
 use crate::port::memif::ring::{Receiver, Sender, zero_copy};
 use crate::port::vhost_user::eventfd::EventfdExchange;
-use crate::port::vhost_user::vring::{GuestRx, GuestTx};
+use crate::port::vhost_user::virtqueue::{GuestRx, GuestTx};
 use crate::port::{Fault, Frame, Put, Source, Target};
 use crate::spec::Full;
 use crate::visit::{Broken, Tally, Visit};

@@ -253,6 +253,8 @@ pub enum Fault {
     InterfaceGone(i32),
 }
 
+/// Messages of one peer handled at a time, before others have their turn.
+pub const MESSAGES_PER_EVENT: usize = 16;
 /// The longest frame: 64 KiB of IP packet and its link headers, rounded up.
 pub const FRAME_MAX: usize = 65_536 + 64;
 /// Bytes that are copied in about the time that a piece of a frame, or of room for one, is looked at.

@@ -95,6 +95,11 @@ impl fmt::Display for MacAddress {
 /// The kernel's IFNAMSIZ, less its closing NUL.
 const NAME_MAX: usize = 15;
 
+/// The kernel's ETH_MIN_MTU.
+pub(crate) const MTU_MIN: u32 = 68;
+/// What a TAP device takes: 65535 less its Ethernet header.
+pub(crate) const MTU_MAX: u32 = 65_521;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,9 +25,11 @@ pub use crate::port::memif::spec::{
 pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
 pub use error::{FieldError, SpecError};
 pub use interface::{InterfaceName, MacAddress};
+pub(crate) use interface::{MTU_MAX, MTU_MIN};
 pub use netns::{NetNs, OpenNetNs, Process};
 pub use role::{Mode, Role};
 pub use size::ByteSize;
+pub(crate) use socket::check_access;
 pub use socket::{FileMode, Group, SocketAccess, SocketAddress};
 
 /// One wire: two ends and what to do when one of them does not take frames as fast as they come.
@@ -228,30 +230,6 @@ impl fmt::Display for EndSpec {
     }
 }
 
-/// What is wrong with who may connect, where nobody can.
-pub(crate) fn check_access(
-    kind: &str,
-    access: &SocketAccess,
-    socket: &SocketAddress,
-    role: Role,
-) -> impl Iterator<Item = FieldError> {
-    let problem = match (role, socket) {
-        (Role::Server, SocketAddress::Path(_)) => None,
-        (Role::Client, _) => Some("means something for a server end only: as client the socket is the peer's"),
-        (Role::Server, SocketAddress::Abstract(_)) => {
-            Some("means something for a path only: an abstract name has neither group nor mode")
-        }
-    };
-    // `mode` of a memif end is what its frames begin with.
-    let fields = [("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
-    let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
-    given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
-}
-
-/// The kernel's ETH_MIN_MTU.
-pub(crate) const MTU_MIN: u32 = 68;
-/// What a TAP device takes: 65535 less its Ethernet header.
-pub(crate) const MTU_MAX: u32 = 65_521;
 const WIRE_NAME_MAX: usize = 64;
 const OWNER_MAX: usize = 64;
 const LABELS_MAX: usize = 32;

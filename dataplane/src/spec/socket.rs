@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ferrule_ffi::socket_file;
 
-use super::SpecError;
+use super::{FieldError, Role, SpecError};
 
 /// The address of a Unix socket: a path, or an abstract name written with a leading `@`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,6 +152,26 @@ impl fmt::Display for FileMode {
 const ABSTRACT_MAX: usize = 107;
 /// As `useradd` has it.
 const GROUP_MAX: usize = 32;
+
+/// What is wrong with who may connect, where nobody can.
+pub(crate) fn check_access(
+    kind: &str,
+    access: &SocketAccess,
+    socket: &SocketAddress,
+    role: Role,
+) -> impl Iterator<Item = FieldError> {
+    let problem = match (role, socket) {
+        (Role::Server, SocketAddress::Path(_)) => None,
+        (Role::Client, _) => Some("means something for a server end only: as client the socket is the peer's"),
+        (Role::Server, SocketAddress::Abstract(_)) => {
+            Some("means something for a path only: an abstract name has neither group nor mode")
+        }
+    };
+    // `mode` of a memif end is what its frames begin with.
+    let fields = [("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
+    let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
+    given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
+}
 
 #[cfg(test)]
 mod tests {

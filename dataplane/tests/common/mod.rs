@@ -12,7 +12,7 @@ use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, QUEUES_MAX, Role, WireSp
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn engine() -> Engine {
     Engine::start(&Settings::new(vec![0])).unwrap()
@@ -46,13 +46,13 @@ pub fn server_spec(wire: &str, number: u32) -> MemifSpec {
 }
 
 pub fn client(wire: &str, number: u32) -> Endpoint {
-    Endpoint::open(&client_spec(wire, number), PATIENCE).unwrap()
+    Endpoint::open(&client_spec(wire, number), DEADLINE).unwrap()
 }
 
 /// Sends one frame, when there is room.
 pub fn send(end: &mut Endpoint, queue: usize, bytes: &[u8]) {
     let sender = &mut end.queues.senders[queue];
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         sender.refresh().unwrap();
         let frame = Frame { bytes: bytes.into(), offload: None, slots: 0 };
@@ -70,7 +70,7 @@ pub fn send(end: &mut Endpoint, queue: usize, bytes: &[u8]) {
 
 /// Receives one frame.
 pub fn receive(end: &mut Endpoint, queue: usize) -> Vec<u8> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(frame) = poll(end, queue) {
             return frame;
@@ -98,9 +98,9 @@ pub fn poll(end: &mut Endpoint, queue: usize) -> Option<Vec<u8>> {
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }

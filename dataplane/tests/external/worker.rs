@@ -16,7 +16,7 @@ use ferrule_dataplane::spec::{Full, MemifSpec, Role};
 use ferrule_dataplane::worker::{LaneId, Returned, WorkerHandle};
 use ferrule_ffi::memory_budget::MemoryBudget;
 
-use crate::common::PATIENCE;
+use crate::common::DEADLINE;
 
 /// A worker, and what it serves.
 pub struct Bench {
@@ -46,7 +46,7 @@ impl Bench {
         for &id in &self.lanes {
             self.worker.recall(id, Duration::ZERO);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let mut back = 0;
         while back < self.lanes.len() {
             if let Some(Returned { id, lane, fault, .. }) = self.returned.take() {
@@ -84,7 +84,7 @@ pub fn memif(ring: u32) -> (Peer, LaneEnd) {
 impl Peer {
     pub fn send(&mut self, bytes: &[u8]) {
         let sender = &mut self.queues.senders[0];
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             sender.refresh().unwrap();
             if sender.put(&Frame { bytes: bytes.into(), offload: None, slots: 0 }).unwrap() == Put::Stored {
@@ -99,7 +99,7 @@ impl Peer {
     }
 
     pub fn receive(&mut self) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(frame) = self.poll() {
                 return frame;

@@ -14,13 +14,13 @@ pub fn hold(what: impl Any) -> Held {
 }
 
 /// A thread that does something over and over until it is dropped.
-pub struct Hammer {
+pub struct Repeat {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Hammer {
-    pub fn swing(mut blow: impl FnMut() + Send + 'static) -> Self {
+impl Repeat {
+    pub fn start(mut blow: impl FnMut() + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -32,7 +32,7 @@ impl Hammer {
     }
 }
 
-impl Drop for Hammer {
+impl Drop for Repeat {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);

@@ -18,7 +18,7 @@ pub enum Honest {
 
 impl Honest {
     pub fn memif(spec: &MemifSpec) -> Self {
-        let opened = Endpoint::open(spec, PATIENCE);
+        let opened = Endpoint::open(spec, DEADLINE);
         Self::Memif(Box::new(opened.unwrap_or_else(|error| panic!("no honest peer gets in: {error}"))))
     }
 
@@ -26,7 +26,7 @@ impl Honest {
     pub fn vhost(socket: &SocketAddress, listens: bool, features: Features) -> Self {
         let plain = FrontendSpec::new(socket.clone());
         let features = plain.features | Features::MRG_RXBUF | features;
-        let opened = Frontend::open(&FrontendSpec { listens, features, ..plain }, PATIENCE);
+        let opened = Frontend::open(&FrontendSpec { listens, features, ..plain }, DEADLINE);
         Self::Vhost(Box::new(opened.unwrap_or_else(|error| panic!("no honest frontend gets in: {error}"))))
     }
 
@@ -75,4 +75,4 @@ fn notify(eventfd: Option<BorrowedFd<'_>>) {
 }
 
 /// How long an honest peer tries to get in.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(20);

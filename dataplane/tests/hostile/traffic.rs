@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::held::Hammer;
-use crate::honest::{Honest, PATIENCE};
+use crate::held::Repeat;
+use crate::honest::{DEADLINE, Honest};
 
 /// A thread that drives all honest ends.
 pub struct Traffic {
     tallies: Arc<Tallies>,
-    driver: Option<Hammer>,
+    driver: Option<Repeat>,
 }
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Traffic {
     pub fn start(pairs: [[Honest; 2]; 2], far: Honest) -> Self {
         let tallies = Arc::new(Tallies::default());
         let mut driver = Driver { pairs, far, sent: [0; 5], tallies: Arc::clone(&tallies) };
-        Self { tallies, driver: Some(Hammer::swing(move || driver.round())) }
+        Self { tallies, driver: Some(Repeat::start(move || driver.round())) }
     }
 
     /// Nothing moves any more, and all honest ends are gone.
@@ -43,7 +43,7 @@ impl Traffic {
         let moved = || self.tallies.moved.each_ref().map(|count| count.load(Ordering::Relaxed));
         let before = moved();
         while moved().iter().zip(before).any(|(now, before)| *now < before + STEP) {
-            assert!(begun.elapsed() < PATIENCE, "a bystander stands still: {before:?}, then {:?}", moved());
+            assert!(begun.elapsed() < DEADLINE, "a bystander stands still: {before:?}, then {:?}", moved());
             thread::yield_now();
         }
         begun.elapsed()

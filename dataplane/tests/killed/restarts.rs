@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
+use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::message::{
-    Inflight, Reply, ReplyBody, Request, VringAddress, VringFile, VringState,
+    Inflight, Reply, ReplyBody, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Role, VhostUserSpec, WireSpec};
@@ -23,7 +23,7 @@ pub const ROLE: &str = "restarts";
 const KILLS: usize = 8;
 /// Frames that arrive at either guest between two kills: another number each time, so that they are all over the rings.
 const BETWEEN: usize = 777;
-const PATIENCE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn a_backend_killed_under_traffic_is_succeeded() {
     let base = Features::VERSION_1.with(Features::PROTOCOL_FEATURES).with(Features::MRG_RXBUF);
@@ -41,7 +41,7 @@ pub fn a_backend_killed_under_traffic_is_succeeded() {
             let engine = Killed::start(ROLE, names.clone());
             guests.iter_mut().for_each(Guest::accept);
             let enough = arrived.map(|arrived| arrived + BETWEEN + 37 * kill);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + DEADLINE;
             while arrived.iter().zip(enough).any(|(arrived, enough)| *arrived < enough) {
                 assert!(Instant::now() < deadline, "{name}, after {kill} kills: {arrived:?} of {enough:?} frames");
                 let [a, b] = &mut guests;
@@ -76,7 +76,7 @@ struct Guest {
     features: Features,
     inflight: Option<(Inflight, OwnedFd)>,
     /// Kept open as long as the backend lives.
-    channel: Option<Channel>,
+    channel: Option<VhostUserChannel>,
     sent: usize,
     /// The number of the next frame that is no repetition.
     next: usize,
@@ -106,14 +106,14 @@ impl Guest {
     /// Waits for the next backend, and tells it everything but where the rings were left, which nobody knows.
     fn accept(&mut self) {
         wait(&self.listener);
-        let mut talk = Talk(self.listener.accept().unwrap().into());
+        let mut talk = RawFrontend(self.listener.accept().unwrap().into());
         let protocol = ProtocolFeatures::INFLIGHT_SHMFD;
-        talk.say(&Request::SetOwner, &[]);
-        talk.say(&Request::SetProtocolFeatures(protocol.0), &[]);
-        talk.say(&Request::SetFeatures(self.features.0), &[]);
-        talk.say(&Request::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
+        talk.say(&VhostUserRequest::SetOwner, &[]);
+        talk.say(&VhostUserRequest::SetProtocolFeatures(protocol.0), &[]);
+        talk.say(&VhostUserRequest::SetFeatures(self.features.0), &[]);
+        talk.say(&VhostUserRequest::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
         if let Some((area, file)) = &self.inflight {
-            talk.say(&Request::SetInflightFd(*area), &[file.as_fd()]);
+            talk.say(&VhostUserRequest::SetInflightFd(*area), &[file.as_fd()]);
         } else {
             let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 2, queue_size: 64 };
             self.inflight = Some(talk.make_inflight(asked));
@@ -123,15 +123,18 @@ impl Guest {
             let at = self.memory.addresses(index as usize);
             let file = VringFile { index: index as u8, has_file: true };
             let eventfds = &self.eventfds[index as usize];
-            talk.say(&Request::SetVringNum(state(64)), &[]);
+            talk.say(&VhostUserRequest::SetVringNum(state(64)), &[]);
             let start = if self.features.has(Features::RING_PACKED) { 0x8000_8000 } else { 0 };
-            talk.say(&Request::SetVringBase(state(start)), &[]);
+            talk.say(&VhostUserRequest::SetVringBase(state(start)), &[]);
             let (desc, avail, used) = (at.desc, at.avail, at.used);
-            talk.say(&Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), &[]);
-            talk.say(&Request::SetVringCall(file), &[eventfds.call.as_fd()]);
+            talk.say(
+                &VhostUserRequest::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+                &[],
+            );
+            talk.say(&VhostUserRequest::SetVringCall(file), &[eventfds.call.as_fd()]);
             // First: what a ring sends that is started and not enabled goes nowhere.
-            talk.say(&Request::SetVringEnable(state(1)), &[]);
-            talk.say(&Request::SetVringKick(file), &[eventfds.kick.as_fd()]);
+            talk.say(&VhostUserRequest::SetVringEnable(state(1)), &[]);
+            talk.say(&VhostUserRequest::SetVringKick(file), &[eventfds.kick.as_fd()]);
         }
         self.channel = Some(talk.0);
     }
@@ -184,15 +187,15 @@ impl Guest {
 }
 
 /// A conversation without answers, but for one.
-struct Talk(Channel);
+struct RawFrontend(VhostUserChannel);
 
-impl Talk {
-    fn say(&self, request: &Request, files: &[BorrowedFd<'_>]) {
+impl RawFrontend {
+    fn say(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) {
         self.0.send(&request.emit(false), files).unwrap();
     }
 
     fn make_inflight(&mut self, asked: Inflight) -> (Inflight, OwnedFd) {
-        let request = Request::GetInflightFd(asked);
+        let request = VhostUserRequest::GetInflightFd(asked);
         self.say(&request, &[]);
         loop {
             match self.0.receive() {
@@ -205,7 +208,7 @@ impl Talk {
                     return (area, file);
                 }
                 Ok(None) => wait(&self.0),
-                Err(ChannelError::Closed) => panic!("the backend has gone"),
+                Err(VhostUserChannelError::Closed) => panic!("the backend has gone"),
                 Err(error) => panic!("{error}"),
             }
         }
@@ -213,7 +216,7 @@ impl Talk {
 }
 
 fn wait(socket: &impl AsFd) {
-    let timeout = PollTimeout::try_from(PATIENCE).unwrap();
+    let timeout = PollTimeout::try_from(DEADLINE).unwrap();
     let ready = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
     assert_eq!(ready, 1, "nobody came");
 }

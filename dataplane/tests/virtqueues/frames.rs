@@ -10,7 +10,7 @@ use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 
-use crate::pair::{Pair, Turn, frame};
+use crate::pair::{Counts, Pair, frame};
 
 /// Every set of the features that change how rings are used.
 fn combinations() -> impl Iterator<Item = (Features, bool)> {
@@ -88,7 +88,7 @@ fn a_full_ring_holds_frames_back_and_none_is_lost() {
         let mut pair = Pair::new(DriverSpec { size: 16, buffer: 128, header_apart: false }, features);
         let frames: Vec<_> = (0..40).map(|number| frame(number, 64)).collect();
         assert_eq!(pair.send(&frames), 16);
-        let quiet = Turn { frames: 16, refused: 0, interrupts: 0, completions: 0 };
+        let quiet = Counts { frames: 16, refused: 0, interrupts: 0, completions: 0 };
         assert_eq!(pair.turn(), quiet);
         assert_eq!(pair.send(&frames[16..]), 16);
         assert_eq!(pair.turn().frames, 0, "nobody has received yet");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ferrule_dataplane::port::any::{AnySource, AnyTarget};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryRegion};
-use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx};
+use ferrule_dataplane::port::vhost_user::virtqueue::{GuestRx, GuestTx};
 use ferrule_dataplane::port::{FRAME_MAX, Fault};
 use ferrule_dataplane::status::DropReason;
 use ferrule_dataplane::visit::Broken;
@@ -25,7 +25,7 @@ const INDIRECT: u16 = 4;
 const OUTSIDE: u64 = 0x1000;
 
 /// A driver whose rings are written by hand.
-struct Liar {
+struct RawDriver {
     pair: Pair,
     packed: bool,
 }
@@ -33,7 +33,7 @@ struct Liar {
 /// One descriptor: address, length, flags, and the next one's index (packed: the id).
 type Desc = (u64, u32, u16, u16);
 
-impl Liar {
+impl RawDriver {
     fn new(features: Features) -> Self {
         Self { pair: Pair::new(SPEC, features), packed: features.has(Features::RING_PACKED) }
     }
@@ -111,7 +111,7 @@ fn missing(slot: u32, address: u64, length: u32) -> Fault {
 #[test]
 fn an_index_that_jumps_ends_the_connection() {
     for (ring, broken) in [(TX, true), (RX, false)] {
-        let mut liar = Liar::new(Features::VERSION_1);
+        let mut liar = RawDriver::new(Features::VERSION_1);
         liar.pair.send(&[frame(1, 64)]);
         let avail = liar.offset(liar.pair.memory.addresses(ring).avail);
         liar.pair.memory.region().index(avail + 2).unwrap().store(SIZE as u16 + 1);
@@ -123,13 +123,13 @@ fn an_index_that_jumps_ends_the_connection() {
 
 #[test]
 fn a_head_beyond_the_ring_ends_the_connection_after_the_frames_before_it() {
-    let liar = Liar::new(Features::VERSION_1);
+    let liar = RawDriver::new(Features::VERSION_1);
     let inside = liar.inside();
     let mut liar = liar;
     liar.offer(TX, &[(inside, 72, 0, 0)], &[0, SIZE as u16]);
     assert_eq!(liar.turn(), source(Fault::Head { entry: 1, head: SIZE, size: SIZE }));
     assert_eq!(liar.pair.receive(), [vec![0; 60]]);
-    let mut liar = Liar::new(Features::VERSION_1);
+    let mut liar = RawDriver::new(Features::VERSION_1);
     liar.offer(RX, &[], &[u16::MAX]);
     liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
     assert_eq!(liar.turn(), Err(Broken::Target(Fault::Head { entry: 0, head: u32::from(u16::MAX), size: SIZE })));
@@ -137,14 +137,14 @@ fn a_head_beyond_the_ring_ends_the_connection_after_the_frames_before_it() {
 
 #[test]
 fn no_byte_outside_the_guest_s_memory_is_read() {
-    for liar in [0, 1, 2, 3, 4].into_iter().flat_map(|case| Liar::both().map(|liar| (case, liar))) {
+    for liar in [0, 1, 2, 3, 4].into_iter().flat_map(|case| RawDriver::both().map(|liar| (case, liar))) {
         let (case, liar) = liar;
         let row = liar.pair.memory.row();
         let end = row.guest + row.size;
         let (address, len) = [(OUTSIDE, 72), (end - 71, 72), (end, 72), (u64::MAX - 10, 72), (row.guest - 1, 72)][case];
         assert_eq!(liar.send(&[(address, len, 0, 0)]), source(missing(0, address, len)), "case {case}");
     }
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         let inside = liar.inside();
         let chain = [(inside, 12, NEXT, 1), (inside, 60, NEXT, 2), (OUTSIDE, 60, 0, 0)];
         assert_eq!(liar.send(&chain), source(missing(0, OUTSIDE, 60)));
@@ -153,7 +153,7 @@ fn no_byte_outside_the_guest_s_memory_is_read() {
 
 #[test]
 fn no_byte_outside_the_guest_s_memory_is_written() {
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         let inside = liar.inside();
         let mut liar = liar;
         liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
@@ -164,7 +164,7 @@ fn no_byte_outside_the_guest_s_memory_is_written() {
 
 #[test]
 fn memory_that_is_not_for_us_to_write_is_not_written() {
-    for mut liar in Liar::both() {
+    for mut liar in RawDriver::both() {
         let inside = liar.inside();
         liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
         liar.offer(RX, &[(inside, 2048, 0, 0)], &[0]);
@@ -175,7 +175,7 @@ fn memory_that_is_not_for_us_to_write_is_not_written() {
 #[test]
 fn a_visit_ends_with_the_frame_whose_pieces_spend_the_time_of_a_burst() {
     for (pieces, taken) in [(512u16, [2; SIZE as usize / 2].to_vec()), (128, vec![5, 5, 5, 1]), (2, vec![16])] {
-        for liar in Liar::both() {
+        for liar in RawDriver::both() {
             let inside = liar.inside();
             let piece = |at, len| (inside, len, if at + 1 < pieces { NEXT } else { 0 }, at + 1);
             let empty = (1..pieces - 1).map(|at| piece(at, 0));
@@ -212,7 +212,7 @@ fn a_visit_pays_for_each_of_the_small_buffers_that_a_frame_is_spread_over() {
 #[test]
 fn a_receive_buffer_without_room_for_a_header_ends_the_connection() {
     for len in [0, 1, 11] {
-        for mut liar in Liar::both() {
+        for mut liar in RawDriver::both() {
             let inside = liar.inside();
             liar.offer(TX, &[(inside, 72, 0, 0)], &[0]);
             liar.offer(RX, &[(inside, len, WRITE, 0)], &[0]);
@@ -224,12 +224,12 @@ fn a_receive_buffer_without_room_for_a_header_ends_the_connection() {
 #[test]
 fn chains_no_longer_than_a_header_are_counted_and_given_back() {
     for len in [0, 1, 11, 12] {
-        for liar in Liar::both() {
+        for liar in RawDriver::both() {
             let inside = liar.inside();
             assert_eq!(liar.send(&[(inside, len, 0, 0)]), Ok((0, 1)), "{len}");
         }
     }
-    for mut liar in Liar::both() {
+    for mut liar in RawDriver::both() {
         let inside = liar.inside();
         let chain = [(inside, 6, NEXT, 1), (inside, 0, NEXT, 2), (inside, 6, 0, 0)];
         liar.offer(TX, &chain, &[0]);
@@ -241,7 +241,7 @@ fn chains_no_longer_than_a_header_are_counted_and_given_back() {
 
 #[test]
 fn a_header_may_be_spread_over_as_many_descriptors_as_it_has_bytes() {
-    for mut liar in Liar::both() {
+    for mut liar in RawDriver::both() {
         let inside = liar.inside();
         let mut chain: Vec<Desc> = (0..12).map(|at| (inside + 5 * u64::from(at), 1, NEXT, at + 1)).collect();
         chain.extend([(inside, 0, NEXT, 13), (inside + 128, 30, NEXT, 14), (inside + 256, 34, 0, 0)]);
@@ -255,28 +255,28 @@ fn a_header_may_be_spread_over_as_many_descriptors_as_it_has_bytes() {
 
 #[test]
 fn a_chain_that_leads_back_into_itself_ends() {
-    let liar = Liar::new(Features::VERSION_1);
+    let liar = RawDriver::new(Features::VERSION_1);
     let inside = liar.inside();
     assert_eq!(liar.send(&[(inside, 20, NEXT, 1), (inside, 20, NEXT, 0)]), source(Fault::Oversize { slot: 0 }));
-    let liar = Liar::new(Features::VERSION_1);
+    let liar = RawDriver::new(Features::VERSION_1);
     let next = Fault::Head { entry: 0, head: SIZE, size: SIZE };
     assert_eq!(liar.send(&[(inside, 20, NEXT, SIZE as u16)]), source(next));
     // All of a packed ring is one chain without an end.
-    let liar = Liar::new(Features::VERSION_1 | Features::RING_PACKED);
+    let liar = RawDriver::new(Features::VERSION_1 | Features::RING_PACKED);
     let chain = [(inside, 20, NEXT, 0); SIZE as usize];
     assert_eq!(liar.send(&chain), source(Fault::Oversize { slot: 0 }));
 }
 
 #[test]
 fn a_packed_chain_that_goes_on_where_nothing_is_available_ends_the_connection() {
-    let liar = Liar::new(Features::VERSION_1 | Features::RING_PACKED);
+    let liar = RawDriver::new(Features::VERSION_1 | Features::RING_PACKED);
     let inside = liar.inside();
     assert_eq!(liar.send(&[(inside, 20, NEXT, 0)]), source(Fault::OpenChain { slot: 0 }));
 }
 
 #[test]
 fn a_frame_longer_than_any_ends_the_connection() {
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         let row = liar.pair.memory.row();
         let half = (FRAME_MAX / 2 + 16) as u32;
         assert!(row.size > u64::from(half));
@@ -284,7 +284,7 @@ fn a_frame_longer_than_any_ends_the_connection() {
         assert_eq!(liar.send(&chain), source(Fault::Oversize { slot: 0 }));
     }
     // 16 times 4 GiB, which 32 bits cannot count.
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         let row = liar.pair.memory.row();
         let mut chain: Vec<Desc> = (1..SIZE as u16).map(|next| (row.guest, u32::MAX, NEXT, next)).collect();
         chain.push((row.guest, 40, 0, 0));
@@ -295,7 +295,7 @@ fn a_frame_longer_than_any_ends_the_connection() {
 #[test]
 fn tables_of_descriptors_are_bounded_and_not_nested() {
     for case in 0..8 {
-        for liar in Liar::both() {
+        for liar in RawDriver::both() {
             let inside = liar.inside();
             let entry = |flags, next| liar.words(&[(inside, 72, flags, next)], false);
             let table = inside + 1024;
@@ -323,14 +323,14 @@ fn tables_of_descriptors_are_bounded_and_not_nested() {
 
 #[test]
 fn a_table_outside_of_memory_or_in_a_circle_ends_the_connection() {
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         assert_eq!(liar.send(&[(OUTSIDE, 32, INDIRECT, 0)]), source(missing(0, OUTSIDE, 32)));
     }
-    for liar in Liar::both() {
+    for liar in RawDriver::both() {
         let at = u64::MAX - 15;
         assert_eq!(liar.send(&[(at, 32, INDIRECT, 0)]), source(missing(0, at, 32)));
     }
-    let liar = Liar::new(Features::VERSION_1 | Features::INDIRECT_DESC);
+    let liar = RawDriver::new(Features::VERSION_1 | Features::INDIRECT_DESC);
     let inside = liar.inside();
     liar.write(inside, &liar.words(&[(inside, 72, NEXT, 1), (inside, 72, NEXT, 0)], false));
     assert_eq!(liar.send(&[(inside, 32, INDIRECT, 0)]), source(Fault::Table { slot: 0, length: 32 }));
@@ -350,7 +350,7 @@ fn offload_headers_that_do_not_fit_their_frame_are_counted_and_given_back() {
         let features = offloads[..takes].iter().fold(Features::VERSION_1, |all, &bit| all | bit);
         for (number, header) in headers.iter().enumerate() {
             for features in [features, features | Features::RING_PACKED] {
-                let mut liar = Liar::new(features);
+                let mut liar = RawDriver::new(features);
                 let inside = liar.inside();
                 liar.write(inside, header);
                 liar.offer(TX, &[(inside, 100, 0, 0)], &[0]);
@@ -365,7 +365,7 @@ fn offload_headers_that_do_not_fit_their_frame_are_counted_and_given_back() {
 #[test]
 fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
     for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
-        let mut liar = Liar::new(features);
+        let mut liar = RawDriver::new(features);
         let row = liar.pair.memory.row();
         let inside = liar.inside();
         // The same memory in two rows; a row ends in the middle of the buffer.
@@ -387,7 +387,7 @@ fn a_buffer_that_crosses_from_one_region_to_the_next_is_whole() {
 #[test]
 fn memory_that_is_truncated_ends_the_connection() {
     for features in [Features::VERSION_1, Features::VERSION_1 | Features::RING_PACKED] {
-        let mut liar = Liar::new(features);
+        let mut liar = RawDriver::new(features);
         let row = liar.pair.memory.row();
         // Memory of the same layout that nothing holds to its length.
         let file = memfd_create(c"unsealed", MFdFlags::MFD_CLOEXEC).unwrap();

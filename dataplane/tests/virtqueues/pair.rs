@@ -7,7 +7,8 @@ use ferrule_dataplane::link::Scratch;
 use ferrule_dataplane::port::any::{AnySource, AnyTarget, forward};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::GuestMemory;
-use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, VringLog, VringSetup};
+use ferrule_dataplane::port::vhost_user::virtqueue::{GuestRx, GuestTx};
+use ferrule_dataplane::port::vhost_user::vring::{VringLog, VringSetup};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::Full;
 use ferrule_dataplane::visit::{Broken, Visit};
@@ -54,12 +55,12 @@ impl Pair {
     }
 
     /// Moves what the driver sent into the driver's other ring, as a worker does, until nothing moves.
-    pub fn turn(&mut self) -> Turn {
+    pub fn turn(&mut self) -> Counts {
         self.try_turn().unwrap()
     }
 
     /// The same with a driver that may lie.
-    pub fn try_turn(&mut self) -> Result<Turn, Broken> {
+    pub fn try_turn(&mut self) -> Result<Counts, Broken> {
         let before = self.counters.read();
         let Self { guest_tx, guest_rx, resume, counters, scratch, .. } = self;
         while forward(guest_tx, guest_rx, Full::Hold, resume, &counters.lane(0), scratch)? == Visit::Moved {}
@@ -67,7 +68,7 @@ impl Pair {
         let after = self.counters.read();
         let refused = (after.dropped() - before.dropped()) as usize;
         let rung = |eventfds: &Eventfds| usize::from(nix::unistd::read(&*eventfds.call, &mut [0; 8]).is_ok());
-        Ok(Turn {
+        Ok(Counts {
             frames: (after.frames - before.frames) as usize + refused,
             refused,
             interrupts: rung(&self.eventfds[RX]),
@@ -157,7 +158,7 @@ impl Pair {
 }
 
 #[derive(Default, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct Counts {
     pub frames: usize,
     pub refused: usize,
     pub interrupts: usize,

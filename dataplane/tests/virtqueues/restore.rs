@@ -9,13 +9,13 @@ use ferrule_dataplane::counters::LinkCounters;
 use ferrule_dataplane::link::Scratch;
 use ferrule_dataplane::port::any::{LaneEnd, forward};
 use ferrule_dataplane::port::saved::{RestoreError, SavedFiles};
-use ferrule_dataplane::port::vhost_user::channel::Channel;
+use ferrule_dataplane::port::vhost_user::channel::VhostUserChannel;
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
-use ferrule_dataplane::port::vhost_user::message::{LogArea, Request, VringAddress, VringFile, VringState};
+use ferrule_dataplane::port::vhost_user::message::{LogArea, VhostUserRequest, VringAddress, VringFile, VringState};
 use ferrule_dataplane::port::vhost_user::peer::VhostUserPeer;
 use ferrule_dataplane::port::vhost_user::restore::{SavedPendingFrontend, SavedVhostUserPeer};
-use ferrule_dataplane::port::vhost_user::session::{Message, Session};
-use ferrule_dataplane::port::vhost_user::session::offer::Offer;
+use ferrule_dataplane::port::vhost_user::session::offer::VhostUserOffer;
+use ferrule_dataplane::port::vhost_user::session::{Session, VhostUserMessage};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
@@ -32,7 +32,7 @@ const PAGE: usize = 4096;
 
 /// A guest, and its side of the control socket.
 struct Guest {
-    channel: Channel,
+    channel: VhostUserChannel,
     memory: DriverMemory,
     tx: DriverTx,
     rx: DriverRx,
@@ -42,7 +42,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(channel: Channel, features: Features) -> Self {
+    fn new(channel: VhostUserChannel, features: Features) -> Self {
         let memory = DriverMemory::create(SPEC, 2).unwrap();
         let eventfds = [Eventfds::new().unwrap(), Eventfds::new().unwrap()];
         Self {
@@ -56,31 +56,31 @@ impl Guest {
         }
     }
 
-    fn say(&self, request: &Request, files: &[BorrowedFd<'_>]) {
+    fn say(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) {
         self.channel.send(&request.emit(false), files).unwrap();
     }
 
     fn describe(&self) {
-        self.say(&Request::SetProtocolFeatures(ProtocolFeatures::LOG_SHMFD.0), &[]);
-        self.say(&Request::SetFeatures(self.features.0), &[]);
-        self.say(&Request::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
+        self.say(&VhostUserRequest::SetProtocolFeatures(ProtocolFeatures::LOG_SHMFD.0), &[]);
+        self.say(&VhostUserRequest::SetFeatures(self.features.0), &[]);
+        self.say(&VhostUserRequest::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
         for index in 0..2u32 {
             let state = |num| VringState { index, num };
             let start = if self.features.has(Features::RING_PACKED) { 0x8000_8000 } else { 0 };
-            self.say(&Request::SetVringNum(state(SPEC.size)), &[]);
-            self.say(&Request::SetVringBase(state(start)), &[]);
+            self.say(&VhostUserRequest::SetVringNum(state(SPEC.size)), &[]);
+            self.say(&VhostUserRequest::SetVringBase(state(start)), &[]);
             self.say(&self.address(index, false), &[]);
-            self.say(&Request::SetVringEnable(state(1)), &[]);
+            self.say(&VhostUserRequest::SetVringEnable(state(1)), &[]);
             let eventfds = &self.eventfds[index as usize];
-            self.say(&Request::SetVringCall(file_of(index)), &[eventfds.call.as_fd()]);
-            self.say(&Request::SetVringKick(file_of(index)), &[eventfds.kick.as_fd()]);
+            self.say(&VhostUserRequest::SetVringCall(file_of(index)), &[eventfds.call.as_fd()]);
+            self.say(&VhostUserRequest::SetVringKick(file_of(index)), &[eventfds.kick.as_fd()]);
         }
     }
 
-    fn address(&self, index: u32, log: bool) -> Request {
+    fn address(&self, index: u32, log: bool) -> VhostUserRequest {
         let at = self.memory.addresses(index as usize);
         let (desc, used, avail, log_guest) = (at.desc, at.used, at.avail, at.used_guest);
-        Request::SetVringAddr(VringAddress { index, log, desc, used, avail, log_guest })
+        VhostUserRequest::SetVringAddr(VringAddress { index, log, desc, used, avail, log_guest })
     }
 
     /// As at the beginning of a migration.
@@ -88,8 +88,8 @@ impl Guest {
         let row = self.memory.row();
         let size = (row.guest + row.size).div_ceil(8 * PAGE as u64).next_multiple_of(4);
         let log = Region::create("log", size, &Arc::default()).unwrap();
-        self.say(&Request::SetLogBase(LogArea { size, offset: 0 }), &[log.file()]);
-        self.say(&Request::SetFeatures(self.features.with(Features::LOG_ALL).0), &[]);
+        self.say(&VhostUserRequest::SetLogBase(LogArea { size, offset: 0 }), &[log.file()]);
+        self.say(&VhostUserRequest::SetFeatures(self.features.with(Features::LOG_ALL).0), &[]);
         (0..2).for_each(|index| self.say(&self.address(index, true), &[]));
         self.log = Some(log);
     }
@@ -217,11 +217,11 @@ impl Backend {
 
 fn session() -> Session {
     let spec = VhostUserSpec::new("@v".parse().unwrap(), Role::Server);
-    Session::new(Offer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::unlimited())
+    Session::new(VhostUserOffer::new(&spec, &EndSpec::VhostUser(spec.clone())), &MemoryBudget::unlimited())
 }
 
 /// A control socket: the frontend's side, and the peer that we have at the other.
-fn connect(name: &str) -> (Channel, VhostUserPeer) {
+fn connect(name: &str) -> (VhostUserChannel, VhostUserPeer) {
     let address = UnixAddr::new_abstract(format!("ferrule-{name}-{}", std::process::id()).as_bytes()).unwrap();
     let listener = UnixListener::bind(Kind::Stream, &address, 1).unwrap();
     let channel = UnixSocket::connect(Kind::Stream, &address).unwrap().into();
@@ -257,7 +257,7 @@ fn a_successor_goes_on_under_traffic_and_no_guest_notices() {
                 }
             }
             // One message is under way as well: half of it, or all of it and not handled.
-            let call = Request::SetVringCall(file_of(round as u32 % 2)).emit(false);
+            let call = VhostUserRequest::SetVringCall(file_of(round as u32 % 2)).emit(false);
             let cut = [5, 12, 17, call.len()][round % 4];
             let eventfds = &guests[0].eventfds[round % 2];
             guests[0].channel.send(&call[..cut], &[eventfds.call.as_fd()]).unwrap();
@@ -320,7 +320,7 @@ fn a_session_goes_on_after_each_request_of_its_negotiation() {
 
 #[test]
 fn a_frontend_that_is_nobody_s_peer_yet_goes_on_with_what_it_has_said() {
-    let call = Request::SetVringCall(file_of(0)).emit(false);
+    let call = VhostUserRequest::SetVringCall(file_of(0)).emit(false);
     let eventfd = Eventfds::new().unwrap().call;
     for cut in [0, 1, 12, call.len() - 1, call.len()] {
         let (frontend, peer) = connect(&format!("pending-{cut}"));
@@ -328,7 +328,7 @@ fn a_frontend_that_is_nobody_s_peer_yet_goes_on_with_what_it_has_said() {
         if cut > 0 {
             frontend.send(&call[..cut], &[eventfd.as_fd()]).unwrap();
         }
-        let first = channel.receive().unwrap().map(|message| Message::new(message).unwrap());
+        let first = channel.receive().unwrap().map(|message| VhostUserMessage::new(message).unwrap());
         assert_eq!(first.is_some(), cut == call.len());
         let mut files = SavedFiles::default();
         let saved = SavedPendingFrontend::save(&channel, first.as_ref(), &mut files).unwrap();
@@ -344,7 +344,7 @@ fn a_frontend_that_is_nobody_s_peer_yet_goes_on_with_what_it_has_said() {
         } else {
             let with: &[BorrowedFd<'_>] = if cut == 0 { &[eventfd.as_fd()] } else { &[] };
             frontend.send(&call[cut..], with).unwrap();
-            session.handle(Message::new(channel.receive().unwrap().unwrap()).unwrap()).unwrap();
+            session.handle(VhostUserMessage::new(channel.receive().unwrap().unwrap()).unwrap()).unwrap();
         }
     }
 }

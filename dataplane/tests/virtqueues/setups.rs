@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::{GuestMemory, MemoryError, MemoryRegion, REGIONS_MAX};
-use ferrule_dataplane::port::vhost_user::vring::{GuestRx, GuestTx, SIZE_MAX, VringError, VringSetup};
+use ferrule_dataplane::port::vhost_user::virtqueue::{GuestRx, GuestTx};
+use ferrule_dataplane::port::vhost_user::vring::{SIZE_MAX, VringError, VringSetup};
 use ferrule_endpoints::virtio::{DriverMemory, DriverSpec, Eventfds};
 use ferrule_ffi::region::Region;
 

@@ -1,6 +1,6 @@
 //! The admin API: gRPC on a Unix socket. `proto/ferrule/admin/v1/admin.proto` says what it promises.
 //!
-//! Modules: `convert` (wires as messages), `client` (for programs that ask).
+//! Modules: [`v1`] (what is made from the `.proto`), `convert` (wires as messages), `client` (for programs that ask).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,15 +28,8 @@ pub use convert::{FieldErrors, Secrets, spec_from_proto, spec_to_proto};
 
 mod client;
 mod convert;
-
-/// The messages, the client and the server of the admin API, made from its `.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
-pub mod v1 {
-    tonic::include_proto!("ferrule.admin.v1");
-
-    /// Its descriptors, for reflection.
-    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("admin_descriptor");
-}
+pub mod v1;
 
 /// Serves the admin API, health and reflection until the forwarder has stopped.
 pub(crate) async fn serve(

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use ferrule_daemon::settings::{Diagnostics, Field, decode, parse, read_file};
+use ferrule_daemon::settings::{Diagnostics, Field, FileSettings, SettingsFile, decode, parse};
 use ferrule_dataplane::spec::{FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
 
@@ -36,11 +36,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks the contents of a file that was read already.
-    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), decode(path, bytes)?)?)
-    }
-
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
         parse(file, text, read_config)
@@ -73,6 +68,14 @@ impl Config {
     }
 }
 
+impl FileSettings for Config {
+    const FILE: &'static str = "wires file";
+
+    fn from_bytes(path: &Path, contents: &[u8]) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?)?)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -86,25 +89,8 @@ impl Default for Config {
     }
 }
 
-/// A good wires file as it was read, to tell later whether it changed.
-#[derive(Clone, Debug)]
-pub struct WiresFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it held.
-    pub contents: Vec<u8>,
-    /// What that means.
-    pub config: Config,
-}
-
-impl WiresFile {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = read_file("wires file", path)?;
-        let config = Config::from_bytes(path, &contents)?;
-        Ok(Self { path: path.to_owned(), contents, config })
-    }
-}
+/// A good wires file as it was read.
+pub type WiresFile = SettingsFile<Config>;
 
 /// Checks one entry of `wires:`, as a person gives it to a running forwarder; its errors call the text `wire`.
 pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {

@@ -12,7 +12,7 @@ use ferrule_endpoints::Responder;
 use ferrule_endpoints::memif_responder::MemifResponder;
 use nix::sys::signal::{SigSet, Signal};
 
-/// A memif far end that answers ARP, neighbour solicitations and pings until SIGTERM or SIGINT.
+/// A memif peer that answers ARP, neighbour solicitations and pings until SIGTERM or SIGINT.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {

@@ -5,6 +5,7 @@
 //! written only where it changes: as long as a device completes in order, a split ring's descriptors and available
 //! entries stay as they are, and a frame costs its own bytes and a share of an index.
 
+mod frames;
 mod ids;
 mod memory;
 mod packed;
@@ -19,12 +20,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_dataplane::offload::{Accepts, VnetHeader};
+use ferrule_dataplane::offload::Accepts;
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::{Fault, Frame, Put, Source, Target};
-use ferrule_ffi::span::{Span, SpanMut};
-
-use crate::virtio::memory::Buffers;
+use ferrule_ffi::span::SpanMut;
 
 /// What the rings of a driver look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,43 +178,4 @@ impl Source for DriverRx {
             Self::Packed(ring) => ring.notify_fd(),
         }
     }
-}
-
-/// What a device takes unfinished.
-fn accepted(features: Features) -> Accepts {
-    Accepts {
-        csum: features.has(Features::CSUM),
-        tso4: features.has(Features::HOST_TSO4),
-        tso6: features.has(Features::HOST_TSO6),
-        ecn: features.has(Features::HOST_ECN),
-        udp_l4: false,
-    }
-}
-
-/// Which received buffers hold a plain frame: all of it, and with nothing left to do.
-struct Plain {
-    unfinished: bool,
-    mergeable: bool,
-}
-
-impl Plain {
-    fn new(features: Features) -> Self {
-        Self { unfinished: features.has(Features::GUEST_CSUM), mergeable: features.has(Features::MRG_RXBUF) }
-    }
-
-    /// The frame in a buffer that the device wrote `len` bytes to, if it is one.
-    #[inline(always)]
-    fn frame<'a>(&self, buffers: &'a Buffers, id: u16, len: u32) -> Option<Span<'a>> {
-        let header_len = buffers.header_len;
-        // A buffer that is not full is the frame's last (virtio 1.2, 5.1.6.4.1).
-        let one = !self.unfinished && len > header_len && (len < header_len + buffers.room || !self.mergeable);
-        if one { buffers.read(id, header_len, len - header_len) } else { None }
-    }
-}
-
-/// Writes what is left to do on a frame in front of it.
-fn write_header(buffers: &Buffers, id: u16, offload: Option<&VnetHeader>) {
-    let header = offload.copied().unwrap_or_default().emit();
-    let header = Span::from(&header[..buffers.header_len as usize]);
-    let _ = buffers.header_room(id).is_some_and(|mut room| header.copy_to(&mut room));
 }

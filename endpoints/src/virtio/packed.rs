@@ -15,10 +15,11 @@ use ferrule_ffi::array::Array;
 use ferrule_ffi::span::SpanMut;
 
 use crate::InPlace;
+use crate::virtio::Eventfds;
+use crate::virtio::frames::{self, CopyRing, MergedFrame, Plain, accepted};
 use crate::virtio::ids::Ids;
 use crate::virtio::memory::{Buffers, DriverMemory};
 use crate::virtio::spread::{Segment, Spread, store_table};
-use crate::virtio::{Eventfds, Plain, accepted, write_header};
 
 /// What both directions have in common.
 struct PackedDriver {
@@ -203,8 +204,60 @@ impl PackedDriverTx {
         }
         Ok(())
     }
+}
 
-    /// Sends a frame that needs more than one descriptor.
+impl InPlace for PackedDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.nth(ahead)?, self.ring.buffers.room)
+    }
+
+    #[inline(always)]
+    fn describe(&mut self, ahead: u32, length: u32) {
+        let Some(id) = self.nth(ahead) else { return };
+        let ring = &mut self.ring;
+        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + length.min(ring.buffers.room));
+        // Rings are no longer than 2^15.
+        let position = ring.next.after(ahead as u16, ring.size);
+        ring.offer(position, VirtqDescriptor { address, len, flags: 0, next: id });
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, count: u32) {
+        let count = count.min(self.free.into());
+        for id in (0..count).map_while(|ahead| self.ids.nth(ahead)) {
+            self.slots[usize::from(id)] = 1;
+            if let Some(under_way) = &mut self.under_way {
+                under_way.push(id);
+            }
+        }
+        let count = self.ids.take_each(count);
+        self.free -= count;
+        self.ring.next = self.ring.next.after(count, self.ring.size);
+    }
+}
+
+impl CopyRing for PackedDriverTx {
+    #[inline(always)]
+    fn next_id(&self) -> Option<u16> {
+        self.nth(0)
+    }
+
+    #[inline(always)]
+    fn buffers(&self) -> &Buffers {
+        &self.ring.buffers
+    }
+
+    #[inline(always)]
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    #[inline(always)]
+    fn header_apart(&self) -> bool {
+        self.header_apart
+    }
+
     #[cold]
     fn chain(&mut self, frame: &Frame<'_>) -> Put {
         let (ring, indirect) = (&mut self.ring, self.features.has(Features::INDIRECT_DESC));
@@ -250,37 +303,6 @@ impl PackedDriverTx {
     }
 }
 
-impl InPlace for PackedDriverTx {
-    #[inline(always)]
-    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
-        self.ring.buffers.frame_room(self.nth(ahead)?, self.ring.buffers.room)
-    }
-
-    #[inline(always)]
-    fn describe(&mut self, ahead: u32, length: u32) {
-        let Some(id) = self.nth(ahead) else { return };
-        let ring = &mut self.ring;
-        let (address, len) = (ring.buffers.address(id), ring.buffers.header_len + length.min(ring.buffers.room));
-        // Rings are no longer than 2^15.
-        let position = ring.next.after(ahead as u16, ring.size);
-        ring.offer(position, VirtqDescriptor { address, len, flags: 0, next: id });
-    }
-
-    #[inline(always)]
-    fn commit(&mut self, count: u32) {
-        let count = count.min(self.free.into());
-        for id in (0..count).map_while(|ahead| self.ids.nth(ahead)) {
-            self.slots[usize::from(id)] = 1;
-            if let Some(under_way) = &mut self.under_way {
-                under_way.push(id);
-            }
-        }
-        let count = self.ids.take_each(count);
-        self.free -= count;
-        self.ring.next = self.ring.next.after(count, self.ring.size);
-    }
-}
-
 impl Target for PackedDriverTx {
     #[inline]
     fn refresh(&mut self) -> Result<(), Fault> {
@@ -289,23 +311,7 @@ impl Target for PackedDriverTx {
 
     #[inline(always)]
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let Some(id) = self.nth(0) else { return Ok(Put::Full) };
-        let len = frame.bytes.len() as u32;
-        if len == 0 {
-            return Ok(Put::Refused(DropReason::TooShort));
-        }
-        if self.header_apart {
-            return Ok(self.chain(frame));
-        }
-        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return Ok(self.chain(frame)) };
-        let _ = frame.bytes.copy_to(&mut room);
-        if self.features.has(Features::CSUM) {
-            // Otherwise nobody reads it.
-            write_header(&self.ring.buffers, id, frame.offload);
-        }
-        self.describe(0, len);
-        self.commit(1);
-        Ok(Put::Stored)
+        Ok(frames::put(self, frame))
     }
 
     #[inline]
@@ -373,40 +379,17 @@ impl PackedDriverRx {
         mergeable: bool,
         gather: &'a mut [u8],
     ) -> Result<Option<Frame<'a>>, Fault> {
-        let header_len = ring.buffers.header_len;
-        let mut at = 0;
-        let mut buffers = 1;
+        let mut frame = MergedFrame::new(&ring.buffers, mergeable, header, gather);
         let mut position = ring.done;
-        for number in 0..ring.size {
-            if number == buffers {
-                break;
-            }
+        while !frame.is_whole() && frame.read() < ring.size {
             let Some((id, len)) = Self::entry(ring, position)? else {
                 return Err(Fault::OpenChain { slot: ring.done.index.into() });
             };
             taken[usize::from(position.index)] = id;
-            let mut skip = 0;
-            if number == 0 {
-                let mut bytes = [0; VnetHeader::LEN];
-                let segment = ring.buffers.read(id, 0, header_len);
-                let _ = segment.is_some_and(|segment| segment.copy_out(&mut bytes[..header_len as usize]));
-                *header = VnetHeader::parse(&bytes);
-                buffers = if mergeable { header.num_buffers.max(1) } else { 1 };
-                skip = header_len;
-            }
-            let slot = u32::from(id);
-            let len = len.checked_sub(skip).ok_or(Fault::NoRoom { slot, length: len })?;
-            let bytes = ring.buffers.read(id, skip, len);
-            let bytes = bytes.ok_or(Fault::Descriptor { slot, region: 0, offset: skip, length: len })?;
-            let end = at + len as usize;
-            if !gather.get_mut(at..end).is_some_and(|room| bytes.copy_out(room)) {
-                return Err(Fault::Oversize { slot });
-            }
-            at = end;
+            frame.add(id, len)?;
             position = position.after(1, ring.size);
         }
-        let offload = (!header.is_plain()).then_some(&*header);
-        Ok(Some(Frame { bytes: gather[..at].into(), offload, slots: buffers.into() }))
+        Ok(Some(frame.finish()))
     }
 }
 

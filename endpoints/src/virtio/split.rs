@@ -13,10 +13,11 @@ use ferrule_ffi::region::Index;
 use ferrule_ffi::span::SpanMut;
 
 use crate::InPlace;
+use crate::virtio::Eventfds;
+use crate::virtio::frames::{self, CopyRing, MergedFrame, Plain, accepted};
 use crate::virtio::ids::Ids;
 use crate::virtio::memory::{Buffers, DriverMemory};
 use crate::virtio::spread::{Segment, Spread, store_table};
-use crate::virtio::{Eventfds, Plain, accepted, write_header};
 
 /// What both directions have in common.
 struct SplitDriver {
@@ -190,8 +191,54 @@ impl SplitDriverTx {
         ring.done = ring.seen;
         Ok(())
     }
+}
 
-    /// Sends a frame that needs more than one descriptor.
+impl InPlace for SplitDriverTx {
+    #[inline(always)]
+    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
+        self.ring.buffers.frame_room(self.ids.nth(ahead)?, self.ring.buffers.room)
+    }
+
+    #[inline(always)]
+    fn describe(&mut self, ahead: u32, length: u32) {
+        let ring = &mut self.ring;
+        let Some(id) = self.ids.nth(ahead) else { return };
+        let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
+        ring.describe(
+            id,
+            VirtqDescriptor { address, len: header_len + length.min(ring.buffers.room), flags: 0, next: 0 },
+        );
+        // Rings are no longer than 2^15.
+        ring.offer(ring.next.wrapping_add(ahead as u16), id);
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, count: u32) {
+        self.ring.next = self.ring.next.wrapping_add(self.ids.take_each(count));
+    }
+}
+
+impl CopyRing for SplitDriverTx {
+    #[inline(always)]
+    fn next_id(&self) -> Option<u16> {
+        self.ids.nth(0)
+    }
+
+    #[inline(always)]
+    fn buffers(&self) -> &Buffers {
+        &self.ring.buffers
+    }
+
+    #[inline(always)]
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    #[inline(always)]
+    fn header_apart(&self) -> bool {
+        self.header_apart
+    }
+
     #[cold]
     fn chain(&mut self, frame: &Frame<'_>) -> Put {
         let (ring, indirect) = (&mut self.ring, self.features.has(Features::INDIRECT_DESC));
@@ -229,31 +276,6 @@ impl SplitDriverTx {
     }
 }
 
-impl InPlace for SplitDriverTx {
-    #[inline(always)]
-    fn buffer(&mut self, ahead: u32) -> Option<SpanMut<'_>> {
-        self.ring.buffers.frame_room(self.ids.nth(ahead)?, self.ring.buffers.room)
-    }
-
-    #[inline(always)]
-    fn describe(&mut self, ahead: u32, length: u32) {
-        let ring = &mut self.ring;
-        let Some(id) = self.ids.nth(ahead) else { return };
-        let (address, header_len) = (ring.buffers.address(id), ring.buffers.header_len);
-        ring.describe(
-            id,
-            VirtqDescriptor { address, len: header_len + length.min(ring.buffers.room), flags: 0, next: 0 },
-        );
-        // Rings are no longer than 2^15.
-        ring.offer(ring.next.wrapping_add(ahead as u16), id);
-    }
-
-    #[inline(always)]
-    fn commit(&mut self, count: u32) {
-        self.ring.next = self.ring.next.wrapping_add(self.ids.take_each(count));
-    }
-}
-
 impl Target for SplitDriverTx {
     #[inline]
     fn refresh(&mut self) -> Result<(), Fault> {
@@ -262,23 +284,7 @@ impl Target for SplitDriverTx {
 
     #[inline(always)]
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let Some(id) = self.ids.nth(0) else { return Ok(Put::Full) };
-        let len = frame.bytes.len() as u32;
-        if len == 0 {
-            return Ok(Put::Refused(DropReason::TooShort));
-        }
-        if self.header_apart {
-            return Ok(self.chain(frame));
-        }
-        let Some(mut room) = self.ring.buffers.frame_room(id, len) else { return Ok(self.chain(frame)) };
-        let _ = frame.bytes.copy_to(&mut room);
-        if self.features.has(Features::CSUM) {
-            // Otherwise nobody reads it.
-            write_header(&self.ring.buffers, id, frame.offload);
-        }
-        self.describe(0, len);
-        self.commit(1);
-        Ok(Put::Stored)
+        Ok(frames::put(self, frame))
     }
 
     #[inline]
@@ -347,39 +353,17 @@ impl SplitDriverRx {
         mergeable: bool,
         gather: &'a mut [u8],
     ) -> Result<Option<Frame<'a>>, Fault> {
-        let header_len = ring.buffers.header_len;
-        let mut at = 0;
-        let mut buffers = 1;
-        let mut number = 0;
-        while number < buffers {
-            let position = ring.done.wrapping_add(number);
+        let mut frame = MergedFrame::new(&ring.buffers, mergeable, header, gather);
+        while !frame.is_whole() {
+            let position = ring.done.wrapping_add(frame.read());
             if position == ring.seen {
                 return Err(Fault::OpenChain { slot: (ring.done & ring.mask).into() });
             }
             let (id, len) = Self::entry(ring, position)?;
             taken[usize::from(position & ring.mask)] = id;
-            let mut skip = 0;
-            if number == 0 {
-                let mut bytes = [0; VnetHeader::LEN];
-                let segment = ring.buffers.read(id, 0, header_len);
-                let _ = segment.is_some_and(|segment| segment.copy_out(&mut bytes[..header_len as usize]));
-                *header = VnetHeader::parse(&bytes);
-                buffers = if mergeable { header.num_buffers.max(1) } else { 1 };
-                skip = header_len;
-            }
-            let slot = u32::from(id);
-            let len = len.checked_sub(skip).ok_or(Fault::NoRoom { slot, length: len })?;
-            let bytes = ring.buffers.read(id, skip, len);
-            let bytes = bytes.ok_or(Fault::Descriptor { slot, region: 0, offset: skip, length: len })?;
-            let end = at + len as usize;
-            if !gather.get_mut(at..end).is_some_and(|room| bytes.copy_out(room)) {
-                return Err(Fault::Oversize { slot });
-            }
-            at = end;
-            number += 1;
+            frame.add(id, len)?;
         }
-        let offload = (!header.is_plain()).then_some(&*header);
-        Ok(Some(Frame { bytes: gather[..at].into(), offload, slots: buffers.into() }))
+        Ok(Some(frame.finish()))
     }
 }
 

@@ -3,9 +3,9 @@
 use ferrule_dataplane::port::Frame;
 use ferrule_ffi::span::Span;
 
+use crate::virtio::frames::write_header;
 use crate::virtio::ids::Ids;
 use crate::virtio::memory::Buffers;
-use crate::virtio::write_header;
 
 /// How many buffers a frame takes, and how they are described.
 pub(super) struct Spread {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_endpoints::end::End;
-use ferrule_hw_tests::PATIENCE;
+use ferrule_hw_tests::TIMEOUT;
 use procfs::ProcResult;
 use serde_json::{Value, json};
 
@@ -125,7 +125,7 @@ fn wake_ups(ends: &mut [End]) -> Vec<f64> {
             let sent = Instant::now();
             send(&mut near[0]);
             while !receive(&mut far[0], &mut gather) {
-                assert!(sent.elapsed() < PATIENCE, "a wire did not wake up");
+                assert!(sent.elapsed() < TIMEOUT, "a wire did not wake up");
                 std::hint::spin_loop();
             }
             sent.elapsed().as_secs_f64() * 1e6

@@ -12,7 +12,7 @@ use ferrule_endpoints::end::End;
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_endpoints::virtio::DriverSpec;
-use ferrule_hw_tests::PATIENCE;
+use ferrule_hw_tests::TIMEOUT;
 use ferrule_hw_tests::process::Process;
 
 /// What both ends of a wire are.
@@ -95,11 +95,11 @@ fn open(kind: Kind, number: usize, folder: &Path) -> Result<End, Box<dyn Error>>
     Ok(match kind {
         Kind::Memif => {
             let spec = MemifSpec { id: number as u32, ring, buffer, ..MemifSpec::new(socket, Role::Client) };
-            End::Memif(Endpoint::open(&spec, PATIENCE)?)
+            End::Memif(Endpoint::open(&spec, TIMEOUT)?)
         }
         Kind::Vhost => {
             let rings = DriverSpec { size: ring, buffer, ..DriverSpec::default() };
-            End::Vhost(Frontend::open(&FrontendSpec { rings, ..FrontendSpec::new(socket) }, PATIENCE)?)
+            End::Vhost(Frontend::open(&FrontendSpec { rings, ..FrontendSpec::new(socket) }, TIMEOUT)?)
         }
     })
 }

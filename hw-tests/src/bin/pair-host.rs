@@ -8,7 +8,7 @@ use std::io::stdin;
 use std::path::Path;
 use std::process::ExitCode;
 
-use ferrule_dataplane::port::kernel::Owner;
+use ferrule_dataplane::port::kernel::InterfaceOwner;
 use ferrule_dataplane::spec::{EndSpec, KernelSpec, NetNs, WireSpec};
 use ferrule_dataplane::{Engine, Settings};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -33,7 +33,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         Ok(EndSpec::Kernel(KernelSpec { netns, addresses, ..KernelSpec::new("nsm-1".parse()?) }))
     };
     let ends = [end(netns_a, address_a)?, end(netns_b, address_b)?];
-    let engine = Engine::start_as(&Settings::new(vec![0]), Owner::open(Path::new(id_file))?)?;
+    let engine = Engine::start_as(&Settings::new(vec![0]), InterfaceOwner::open(Path::new(id_file))?)?;
     engine.add(WireSpec::new(WIRE, ends))?;
     println!("made");
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

@@ -1,4 +1,4 @@
-//! Starts programs for the host, sends what they print, kills those whose patience is over.
+//! Starts programs for the host, sends what they print, kills those that run longer than they may.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -28,11 +28,11 @@ pub fn serve() -> Result<()> {
     for line in BufReader::new(channel).lines() {
         let line = line.context("read from the host")?;
         match serde_json::from_str(&line).with_context(|| format!("understand `{line}`"))? {
-            ToGuest::Start { job, program, patience } => {
+            ToGuest::Start { job, program, timeout } => {
                 let (kill, killed) = mpsc::channel();
                 kills.insert(job, kill);
                 let host = host.clone();
-                thread::spawn(move || run(&host, job, &program, patience, &killed));
+                thread::spawn(move || run(&host, job, &program, timeout, &killed));
             }
             ToGuest::Kill { job } => {
                 if let Some(kill) = kills.get(&job) {
@@ -57,8 +57,8 @@ impl Host {
     }
 }
 
-fn run(host: &Host, job: u32, program: &[String], patience: Duration, killed: &Receiver<()>) {
-    let end = start(program).map(|child| watch(host, job, child, patience, killed));
+fn run(host: &Host, job: u32, program: &[String], timeout: Duration, killed: &Receiver<()>) {
+    let end = start(program).map(|child| watch(host, job, child, timeout, killed));
     let end = end.unwrap_or_else(|error| {
         print(host, job, &format!("{}: {error}", program.join(" ")));
         End::Exited(127)
@@ -74,7 +74,7 @@ fn start(program: &[String]) -> std::io::Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-fn watch(host: &Host, job: u32, mut child: Child, patience: Duration, killed: &Receiver<()>) -> End {
+fn watch(host: &Host, job: u32, mut child: Child, timeout: Duration, killed: &Receiver<()>) -> End {
     let group = Pid::from_raw(child.id().cast_signed());
     let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
     let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>);
@@ -90,7 +90,7 @@ fn watch(host: &Host, job: u32, mut child: Child, patience: Duration, killed: &R
         }
         let _ = end.send(status);
     });
-    let end = match wait(&ended, patience, killed) {
+    let end = match wait(&ended, timeout, killed) {
         Outcome::Ended(end) => return end,
         Outcome::ToBeKilled(end) => end,
     };
@@ -107,8 +107,8 @@ enum Outcome {
     ToBeKilled(End),
 }
 
-fn wait(ended: &Receiver<std::io::Result<ExitStatus>>, patience: Duration, killed: &Receiver<()>) -> Outcome {
-    let turns = patience.as_millis().div_ceil(TURN.as_millis());
+fn wait(ended: &Receiver<std::io::Result<ExitStatus>>, timeout: Duration, killed: &Receiver<()>) -> Outcome {
+    let turns = timeout.as_millis().div_ceil(TURN.as_millis());
     for _ in 0..turns {
         match ended.recv_timeout(TURN) {
             Ok(Ok(status)) => return Outcome::Ended(how(status)),

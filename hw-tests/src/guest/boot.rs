@@ -15,7 +15,7 @@ use crate::eventually;
 pub fn boot_or_power_off() {
     if let Err(error) = boot() {
         eprintln!("the machine does not boot: {error:#}");
-        // It returns only if it fails, and then the host's patience ends.
+        // It returns only if it fails, and then the host's timeout passes.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     }
 }

@@ -27,7 +27,7 @@ pub fn hold(address: SocketAddr, bytes: usize, until: &Path) -> Result<()> {
     setsockopt(&listener, RcvBufForce, &(4 * bytes)).context("make room for all that comes")?;
     println!("listening on {address}");
     let (stream, _) = listener.accept().context("accept a connection")?;
-    stream.set_read_timeout(Some(PATIENCE)).context("set a deadline")?;
+    stream.set_read_timeout(Some(TIMEOUT)).context("set a deadline")?;
     let deadline = Instant::now() + HELD_MAX;
     while !until.exists() {
         ensure!(Instant::now() < deadline, "{} does not come", until.display());
@@ -40,13 +40,13 @@ pub fn hold(address: SocketAddr, bytes: usize, until: &Path) -> Result<()> {
 
 /// Connects to one who waits.
 pub fn connect(address: SocketAddr, bytes: usize) -> Result<()> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connect to {address}"))?;
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect to {address}"))?;
     exchange(&stream, bytes, [1, 2]).with_context(|| format!("exchange with {address}"))
 }
 
 fn exchange(stream: &TcpStream, bytes: usize, [sends, expects]: [u64; 2]) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE)).context("set a deadline")?;
-    stream.set_write_timeout(Some(PATIENCE)).context("set a deadline")?;
+    stream.set_read_timeout(Some(TIMEOUT)).context("set a deadline")?;
+    stream.set_write_timeout(Some(TIMEOUT)).context("set a deadline")?;
     let began = Instant::now();
     content::exchange(stream, bytes, sends, expects)?;
     let megabits = bytes as f64 * 8.0 / 1e6 / began.elapsed().as_secs_f64();
@@ -61,4 +61,4 @@ pub const HELD: u64 = 3;
 const HELD_MAX: Duration = Duration::from_mins(2);
 
 /// How long nothing may move, also while the forwarder is replaced.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);

@@ -38,11 +38,13 @@ impl LabImage {
         let queue = Mutex::new(queue);
         let report = Mutex::new(Report::new(scenarios));
         thread::scope(|scope| {
-            for seat in 0..MACHINES.min(scenarios.len()) {
+            for slot in 0..MACHINES.min(scenarios.len()) {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let add = |line| report.lock().unwrap_or_else(PoisonError::into_inner).add(line);
                 // A machine ends with the thread that started it.
-                scope.spawn(move || Seat { lab: self, number: seat + 1, disk: None, machine: None }.work(next, add));
+                scope.spawn(move || {
+                    MachineSlot { lab: self, number: slot + 1, disk: None, machine: None }.work(next, add);
+                });
             }
         });
         report.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -71,14 +73,14 @@ impl LabImage {
 }
 
 /// Where one machine at a time runs, on a disk of its own.
-struct Seat<'a> {
+struct MachineSlot<'a> {
     lab: &'a LabImage,
     number: usize,
     disk: Option<NamedTempFile>,
     machine: Option<Machine>,
 }
 
-impl Seat<'_> {
+impl MachineSlot<'_> {
     fn work(mut self, next: impl Fn() -> Option<&'static Scenario>, add: impl Fn(Line)) {
         while let Some(scenario) = next() {
             add(self.run(scenario));

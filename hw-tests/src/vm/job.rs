@@ -10,11 +10,11 @@ use super::protocol::{End, FromGuest};
 
 /// A program inside a guest.
 ///
-/// Dropping it leaves it alone: the guest kills it when its patience is over.
+/// Dropping it leaves it alone: the guest kills it when its timeout is over.
 pub struct Job {
     pub(super) number: u32,
-    pub(super) news: Arc<News>,
-    pub(super) patience: Duration,
+    pub(super) jobs: Arc<SharedJobs>,
+    pub(super) timeout: Duration,
 }
 
 impl Job {
@@ -22,7 +22,7 @@ impl Job {
     pub fn wait_for(&self, text: &str) -> Result<String> {
         let line = |state: &JobsState| state.job(self.number).and_then(|job| job.line_with(text));
         let done = |state: &JobsState| state.is_over(self.number) || line(state).is_some();
-        let state = self.news.wait(self.patience + SLACK, done);
+        let state = self.jobs.wait(self.timeout + SLACK, done);
         let Some(line) = line(&state) else {
             bail!("`{text}` was not printed; what was: {}", state.job(self.number).map_or("", |job| &job.text))
         };
@@ -31,7 +31,7 @@ impl Job {
 
     /// Waits for its end; returns all that it printed.
     pub fn wait(&self) -> (End, String) {
-        let state = self.news.wait(self.patience + SLACK, |state| state.is_over(self.number));
+        let state = self.jobs.wait(self.timeout + SLACK, |state| state.is_over(self.number));
         let (end, text) = state.job(self.number).map_or((None, String::new()), |job| (job.end, job.text.clone()));
         // A guest that says nothing any more hangs as a whole.
         (end.unwrap_or(End::MachineGone), text)
@@ -48,7 +48,7 @@ impl Job {
 
 /// What a guest has told so far, and who waits for more.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct SharedJobs {
     state: Mutex<JobsState>,
     more: Condvar,
 }
@@ -68,7 +68,7 @@ struct Printed {
     end: Option<End>,
 }
 
-impl News {
+impl SharedJobs {
     pub(super) fn take(&self, message: FromGuest) {
         let mut state = self.state();
         match message {
@@ -88,8 +88,8 @@ impl News {
         self.more.notify_all();
     }
 
-    pub(super) fn wait(&self, patience: Duration, done: impl Fn(&JobsState) -> bool) -> MutexGuard<'_, JobsState> {
-        let deadline = Instant::now() + patience;
+    pub(super) fn wait(&self, timeout: Duration, done: impl Fn(&JobsState) -> bool) -> MutexGuard<'_, JobsState> {
+        let deadline = Instant::now() + timeout;
         let mut state = self.state();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -123,5 +123,5 @@ impl Printed {
     }
 }
 
-/// What the guest's own clock may be late, and the way of the news.
+/// What the guest's own clock may be late, and the way of what it says.
 const SLACK: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use super::job::{Job, News};
+use super::job::{Job, SharedJobs};
 use super::pieces::{Pieces, QEMU};
 use super::protocol::{PORT, ToGuest};
 use crate::process::Process;
@@ -21,7 +21,7 @@ use crate::process::Process;
 pub struct Machine {
     process: Process,
     channel: UnixStream,
-    news: Arc<News>,
+    jobs: Arc<SharedJobs>,
     next_job: AtomicU32,
     began: Instant,
     /// Where its sockets are.
@@ -64,25 +64,25 @@ impl Machine {
         }
         let mut process = Process::start(command.args(["-serial", "stdio", "-monitor", "none"]));
         let channel = accept(&listener, &mut process)?;
-        let news = Arc::new(News::default());
-        listen(channel.try_clone().context("listen to a guest")?, &news);
-        Ok(Self { process, channel, news, next_job: AtomicU32::new(0), began, folder })
+        let jobs = Arc::new(SharedJobs::default());
+        listen(channel.try_clone().context("listen to a guest")?, &jobs);
+        Ok(Self { process, channel, jobs, next_job: AtomicU32::new(0), began, folder })
     }
 
     /// Waits until its `vm-guest` answers; returns how long it took from the start.
     pub fn wait_until_booted(&self) -> Result<Duration> {
-        let ready = self.news.wait(BOOT_MAX, |state| state.booted || state.gone).booted;
+        let ready = self.jobs.wait(BOOT_MAX, |state| state.booted || state.gone).booted;
         let took = self.began.elapsed();
         ensure!(ready, "the guest has not booted after {took:?}; its console:\n{}", self.console());
         Ok(took)
     }
 
-    /// Starts a program inside, killed there when its patience is over.
-    pub fn spawn(&self, program: &[&str], patience: Duration) -> Result<Job> {
+    /// Starts a program inside, killed there when its timeout is over.
+    pub fn spawn(&self, program: &[&str], timeout: Duration) -> Result<Job> {
         let number = self.next_job.fetch_add(1, Relaxed);
         let program = program.iter().map(ToString::to_string).collect();
-        self.tell(&ToGuest::Start { job: number, program, patience })?;
-        Ok(Job { number, news: Arc::clone(&self.news), patience })
+        self.tell(&ToGuest::Start { job: number, program, timeout })?;
+        Ok(Job { number, jobs: Arc::clone(&self.jobs), timeout })
     }
 
     /// Runs a program inside to its end; returns all that it printed. It is an error that it fails.
@@ -92,7 +92,7 @@ impl Machine {
 
     /// A program that was started in another machine, and has moved into this one with its guest.
     pub fn follow(&self, job: &Job) -> Job {
-        Job { number: job.number, news: Arc::clone(&self.news), patience: job.patience }
+        Job { number: job.number, jobs: Arc::clone(&self.jobs), timeout: job.timeout }
     }
 
     /// Kills a program inside.
@@ -176,16 +176,16 @@ fn accept(listener: &UnixListener, process: &mut Process) -> Result<UnixStream> 
     }
 }
 
-fn listen(channel: UnixStream, news: &Arc<News>) {
-    let news = Arc::clone(news);
+fn listen(channel: UnixStream, jobs: &Arc<SharedJobs>) {
+    let jobs = Arc::clone(jobs);
     thread::spawn(move || {
         for line in BufReader::new(channel).lines().map_while(Result::ok) {
             // A guest that was killed may leave half a line.
             if let Ok(message) = serde_json::from_str(&line) {
-                news.take(message);
+                jobs.take(message);
             }
         }
-        news.end();
+        jobs.end();
     });
 }
 

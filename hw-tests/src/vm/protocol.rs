@@ -17,7 +17,7 @@ pub enum ToGuest {
         /// The program's path and its arguments.
         program: Vec<String>,
         /// After so long it is killed.
-        patience: Duration,
+        timeout: Duration,
     },
     /// Kill it.
     Kill {
@@ -54,7 +54,7 @@ pub enum End {
     Exited(i32),
     /// By a signal.
     Signalled(i32),
-    /// Its patience was over, and it was killed.
+    /// Its time was over, and it was killed.
     TimedOut,
     /// It was killed and did not go: it waits in the kernel for something that does not come.
     Stuck,

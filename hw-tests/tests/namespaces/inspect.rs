@@ -16,7 +16,7 @@ use smoltcp::wire::{
     TcpPacket, UdpPacket,
 };
 
-use crate::bed::{ADDRESSES, Pair, Shape};
+use crate::testbed::{ADDRESSES, Pair, Shape};
 
 #[test]
 fn frames_towards_memif_have_their_checksums_and_keep_to_the_mtu() {

@@ -12,9 +12,9 @@ use ferrule_dataplane::{Applied, Engine, EngineError};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::frames::{Server, send};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
-use crate::bed::{client, engine, server, wire, wire_to_us};
+use crate::testbed::{client, engine, server, wire, wire_to_us};
 
 #[test]
 fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
@@ -28,7 +28,7 @@ fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
     let memif = server();
     let lost = wire(&pod_interface(&doomed), &memif);
     engine.add(lost.clone()).unwrap();
-    let flood = flood(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+    let flood = flood(Endpoint::open(&client(&memif), TIMEOUT).unwrap());
     doomed.wait_for_carrier("nsm-1");
     bystander.wait_for_carrier("nsm-1");
     let pings = thread::scope(|scope| {
@@ -48,7 +48,7 @@ fn a_namespace_deleted_under_traffic_costs_its_own_wire_only() {
     engine.remove(&lost.name).unwrap();
     let successor = TestNetNs::called(name);
     engine.add(lost.clone()).unwrap();
-    let _responder = Server::responder(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+    let _responder = Server::responder(Endpoint::open(&client(&memif), TIMEOUT).unwrap());
     successor.wait_for_carrier("nsm-1");
     successor.ping_all("10.0.0.2", 5, 56);
 }
@@ -76,7 +76,7 @@ fn an_interface_set_down_and_up_by_its_pod_works_again() {
     let memif = server();
     let wire = wire(&pod_interface(&pod), &memif);
     engine.add(wire.clone()).unwrap();
-    let mut end = Endpoint::open(&client(&memif), PATIENCE).unwrap();
+    let mut end = Endpoint::open(&client(&memif), TIMEOUT).unwrap();
     pod.wait_for_carrier("nsm-1");
     pod.ip("link set nsm-1 down");
     // The kernel refuses what comes in; the wire stays.
@@ -104,7 +104,7 @@ fn the_carrier_says_whether_somebody_is_at_the_far_end() {
     let has = |flag: &str| pod.flags("nsm-1").iter().any(|found| found == flag);
     for _ in 0..3 {
         assert!(has("NO-CARRIER") && has("UP") && !has("LOWER_UP"));
-        let responder = Server::responder(Endpoint::open(&client(&memif), PATIENCE).unwrap());
+        let responder = Server::responder(Endpoint::open(&client(&memif), TIMEOUT).unwrap());
         pod.wait_for_carrier("nsm-1");
         assert!(!has("NO-CARRIER"));
         pod.ping_all("10.0.0.2", 2, 56);
@@ -123,7 +123,7 @@ fn an_interface_that_is_gone_is_made_again_and_the_other_end_keeps_its_peer() {
     let memif = server();
     let spec = wire(&pod_interface(&pod), &memif);
     engine.add(spec.clone()).unwrap();
-    let peer = Endpoint::open(&client(&memif), PATIENCE).unwrap();
+    let peer = Endpoint::open(&client(&memif), TIMEOUT).unwrap();
     pod.wait_for_carrier("nsm-1");
     pod.ip("link delete nsm-1");
     eventually("the loss is shown", || failure(&engine, &spec).is_some());
@@ -154,8 +154,8 @@ fn a_drain_ends_a_plan_that_is_being_made_and_leaves_nothing_behind() {
         thread::spawn(move || engine.apply_all(specs))
     };
     let is_made = |event| matches!(event, Event::Wire { change: WireChange::Made, .. });
-    while !is_made(events.next_event_within(PATIENCE).unwrap()) {}
-    engine.drain(PATIENCE);
+    while !is_made(events.next_event_within(TIMEOUT).unwrap()) {}
+    engine.drain(TIMEOUT);
     let outcomes = plan.join().unwrap();
     assert!(outcomes.iter().any(Result::is_ok));
     assert!(

@@ -8,10 +8,10 @@
 //! - [`refusals`]: what cannot be made, and that it leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bed;
 mod inspect;
 mod life;
 mod ping;
 mod refusals;
 mod restart;
+mod testbed;
 mod transfer;

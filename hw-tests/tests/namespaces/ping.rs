@@ -4,7 +4,7 @@ use ferrule_dataplane::spec::KernelSpec;
 use ferrule_hw_tests::frames::Server;
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 
-use crate::bed::{engine, wire_to_us};
+use crate::testbed::{engine, wire_to_us};
 
 #[test]
 fn pings_of_every_size_are_answered_through_memif() {

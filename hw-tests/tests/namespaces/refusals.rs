@@ -6,7 +6,7 @@ use ferrule_dataplane::spec::{EndSpec, KernelSpec, MemifSpec, NetNs, Role, Route
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::unique;
 
-use crate::bed::engine;
+use crate::testbed::engine;
 
 #[test]
 fn what_is_refused_leaves_nothing_and_can_be_made_once_it_is_put_right() {

@@ -8,7 +8,7 @@ use ferrule_hw_tests::content::{self, Content};
 use ferrule_hw_tests::netns::lacks_namespaces;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use crate::bed::{ADDRESSES, INTERFACE, Pair, Shape};
+use crate::testbed::{ADDRESSES, INTERFACE, Pair, Shape};
 
 #[test]
 fn tcp_and_udp_cross_two_wires_at_the_usual_mtu() {

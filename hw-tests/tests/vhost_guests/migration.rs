@@ -22,7 +22,7 @@ use ferrule_hw_tests::vm::migration::Moving;
 use ferrule_hw_tests::{content, eventually};
 use nix::sys::signal::Signal;
 
-use crate::bed::{Bed, Nic, PORT, TRANSFER_MAX, crossed, end, engine, ping_all, settle};
+use crate::testbed::{Nic, PORT, TRANSFER_MAX, Testbed, crossed, end, engine, ping_all, settle};
 use crate::wire;
 
 #[test]
@@ -39,17 +39,17 @@ fn moves(test: &str, packed: bool) {
     if lacks_namespaces(test) {
         return;
     }
-    let Some(bed) = Bed::new(test) else { return };
-    let here = Nic { packed, ..bed.nic(1) };
-    let there = Nic { socket: bed.folder.path().join("there.sock"), ..here.clone() };
+    let Some(testbed) = Testbed::new(test) else { return };
+    let here = Nic { packed, ..testbed.nic(1) };
+    let there = Nic { socket: testbed.folder.path().join("there.sock"), ..here.clone() };
     let (pod, engine) = (TestNetNs::new(), engine());
     let wires = join(&engine, &pod, [&here, &there]);
-    let source = bed.start(&here);
+    let source = testbed.start(&here);
     settle(&[(&source, &here)]);
     pod.ping_all(&here.address(), 5, 1472);
     let pings = Process::start(&mut pod.ping(&format!("-i 0.05 {}", here.address())));
 
-    let target = bed.start_empty(&there);
+    let target = testbed.start_empty(&there);
     let held = Held::start(&pod, &source, &here);
     let address = format!("{}:{PORT}", here.address());
     let far = source.spawn(&["/bin/vm-guest", "accept", &address, &BYTES.to_string()], TRANSFER_MAX).unwrap();

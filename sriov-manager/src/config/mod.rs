@@ -1,14 +1,14 @@
 //! The policies file: text in, a checked [`Config`] out, or everything that is wrong with it in one go.
 //!
 //! Three kinds of text are understood, told apart by their first key: our own (`pools:`), the SR-IOV configuration of
-//! NSM's forwarder (`physicalFunctions:`) and objects of the SR-IOV network operator (`kind:`). Modules: `pools`,
-//! `nsm`, `operator`.
+//! NSM's forwarder (`physicalFunctions:`) and objects of the SR-IOV network operator (`kind:`), of which a text may hold
+//! several documents. Modules: `pools`, `nsm`, `operator`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferrule_daemon::settings::{ConfigErrors, Field, LoadError, decode, parse, read_file};
+use ferrule_daemon::settings::{ConfigErrors, Field, FileSettings, LoadError, SettingsFile, decode, parse_documents};
 
 use crate::policy::Policies;
 use sriov_manager_client::SOCKET_DEFAULT;
@@ -33,14 +33,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks the bytes of a file.
-    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), decode(path, bytes)?)?)
-    }
-
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        parse(file, text, |root, _| read(root))
+        parse_documents(file, text, |documents, _| read_documents(documents))
     }
 
     /// What another file says about settings that only a restart changes, in words.
@@ -59,23 +54,14 @@ impl Config {
     }
 }
 
-/// A policies file as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PoliciesFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it held.
-    pub contents: Vec<u8>,
-    /// What that means.
-    pub config: Config,
-}
+/// A good policies file as it was read.
+pub type PoliciesFile = SettingsFile<Config>;
 
-impl PoliciesFile {
-    /// Reads and checks a file.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let contents = read_file("policies file", path)?;
-        let config = Config::from_bytes(path, &contents)?;
-        Ok(Self { path: path.to_owned(), contents, config })
+impl FileSettings for Config {
+    const FILE: &'static str = "policies file";
+
+    fn from_bytes(path: &Path, contents: &[u8]) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?)?)
     }
 }
 
@@ -91,14 +77,19 @@ impl Default for Config {
     }
 }
 
-fn read(root: &Field<'_>) -> Config {
+fn read_documents(documents: &[Field<'_>]) -> Config {
     let of_others = |policies| Config { policies, ..Config::default() };
-    if root.peek("physicalFunctions").is_some() {
-        return of_others(nsm::read(root));
+    let Some((root, others)) = documents.split_first() else { return Config::default() };
+    if documents.iter().any(|document| document.peek("kind").is_some()) {
+        return of_others(operator::read(documents));
     }
-    if root.peek("kind").is_some() {
-        return of_others(operator::read(root));
+    for other in others {
+        other.wrong("a second document; everything belongs in one");
     }
+    if root.peek("physicalFunctions").is_some() { of_others(nsm::read(root)) } else { read_own(root) }
+}
+
+fn read_own(root: &Field<'_>) -> Config {
     let mut config = Config::default();
     let Some(table) = root.table(&["state", "socket", "metrics", "rescan", "pools"]) else { return config };
     if let Some(field) = table.optional("state")

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ferrule_daemon::settings::Field;
 
-use super::pools::driver_name;
+use super::pools::{driver_name, vf_driver_name};
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {
@@ -24,9 +24,9 @@ pub(super) fn read(root: &Field<'_>) -> Policies {
         };
         let keys = &["pfKernelDriver", "vfKernelDriver", "capabilities", "serviceDomains", "virtualFunctions"];
         let Some(table) = field.table(keys) else { continue };
-        let driver = |key, what| table.required(key, what).and_then(|field| driver_name(&field));
-        let pf_driver = driver("pfKernelDriver", "the driver of the PF");
-        let vf_driver = driver("vfKernelDriver", "the kernel's driver of the VFs");
+        let pf_driver = table.required("pfKernelDriver", "the driver of the PF").and_then(|field| driver_name(&field));
+        let vf_driver = table.required("vfKernelDriver", "the kernel's driver of the VFs");
+        let vf_driver = vf_driver.and_then(|field| vf_driver_name(&field));
         let capabilities = texts(table.required("capabilities", "a list as in `[10G]`"));
         let domains = texts(table.required("serviceDomains", "a list as in `[worker.domain]`"));
         if let Some(functions) = table.optional("virtualFunctions") {

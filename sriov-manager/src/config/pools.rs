@@ -1,9 +1,11 @@
 //! Our own form: a list of pools.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::Field;
 
+use crate::Driver;
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 /// Reads the items of `pools:`.
@@ -26,7 +28,9 @@ pub(super) fn read(entries: &[Field<'_>]) -> Policies {
 }
 
 fn read_pool(field: &Field<'_>) -> Pool {
-    let Some(table) = field.table(&["name", "pfs", "num_vfs", "kernel_driver", "who"]) else { return Pool::default() };
+    let Some(table) = field.table(&["name", "pfs", "num_vfs", "driver", "mtu", "kernel_driver", "who"]) else {
+        return Pool::default();
+    };
     let name = table.required("name", "a name that no other pool has");
     let name = name.as_ref().and_then(|field| Some((field, field.text()?)));
     if let Some((field, name)) = name
@@ -39,12 +43,19 @@ fn read_pool(field: &Field<'_>) -> Pool {
     if let Some(pfs) = pfs.filter(|_| items.is_empty()) {
         pfs.wrong("at least one PF is wanted, as in `[{ name: ens1f0 }]`");
     }
+    let driver = table.optional("driver").and_then(|field| field.parse());
+    let mtu = table.optional("mtu").and_then(|field| field.number(MTU_RANGE));
+    if let (Some(field), Some(_)) = (table.optional("mtu"), driver.filter(|driver| *driver != Driver::Kernel)) {
+        field.wrong("only a VF with the driver `kernel` has an interface whose MTU can be set");
+    }
     let who = table.optional("who").and_then(|field| field.items());
     Pool {
         name: name.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         pfs: items.iter().filter_map(read_selector).collect(),
         num_vfs: table.optional("num_vfs").and_then(|field| field.number(0..=VFS_MAX)).map(NumVfs::Exactly),
-        kernel_driver: table.optional("kernel_driver").and_then(|field| driver_name(&field)),
+        driver,
+        mtu,
+        kernel_driver: table.optional("kernel_driver").and_then(|field| vf_driver_name(&field)),
         who: who.map(|items| items.iter().filter_map(Field::parse).collect()),
     }
 }
@@ -59,7 +70,7 @@ fn read_selector(field: &Field<'_>) -> Option<PfSelector> {
         device: hex("device"),
         driver: table.optional("driver").and_then(|field| driver_name(&field)),
         vfs: table.optional("vfs").and_then(|field| ranges(&field, field.text()?)),
-        count: None,
+        policy: None,
     };
     let says_something =
         ["name", "address", "vendor", "device", "driver"].iter().any(|key| table.optional(key).is_some());
@@ -93,6 +104,13 @@ pub(super) fn driver_name(field: &Field<'_>) -> Option<String> {
     good.then(|| text.to_owned())
 }
 
+/// The name of a kernel's driver for VFs, as the kernel has it now.
+pub(super) fn vf_driver_name(field: &Field<'_>) -> Option<String> {
+    let name = driver_name(field)?;
+    // Renamed in Linux 4.20.
+    Some(if name == "i40evf" { "iavf".to_owned() } else { name })
+}
+
 /// `3`, `0-3` or `0,2-4,7`, both ends included.
 pub(super) fn ranges(field: &Field<'_>, text: &str) -> Option<BTreeSet<u32>> {
     let number = |text: &str| text.trim().parse::<u32>().ok().filter(|&number| u64::from(number) < VFS_MAX);
@@ -115,5 +133,7 @@ pub(super) fn ranges(field: &Field<'_>, text: &str) -> Option<BTreeSet<u32>> {
 const NAME_MAX: usize = 128;
 /// `sriov_numvfs` is 16 bits wide (PCIe 6.0, 9.3.3.5).
 pub(super) const VFS_MAX: u64 = 65535;
+/// Of an interface, as the API takes it.
+pub(super) const MTU_RANGE: RangeInclusive<u64> = 68..=65535;
 /// `driver_override` takes less than a page; no driver's name is near it.
 const DRIVER_NAME_MAX: usize = 64;

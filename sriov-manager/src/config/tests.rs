@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::policy::{NumVfs, PfCount, PfSelector, Pool, Principal};
+use crate::Driver;
+use crate::fake::FakeNode;
+use crate::inventory::Inventory;
+use crate::policy::{NumVfs, OperatorPolicy, PfSelector, Policies, Pool, Principal};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {
@@ -20,6 +23,8 @@ pools:
       - { name: ens1f0, vfs: "0-2,5" }
       - { vendor: "8086", device: "0x10c9", driver: igb }
     num_vfs: 7
+    driver: kernel
+    mtu: 9000
     kernel_driver: igbvf
     who: [root, "1000", "@0"]
 "#,
@@ -30,8 +35,15 @@ pools:
         PfSelector { vendor: Some(0x8086), device: Some(0x10c9), driver: Some("igb".into()), ..PfSelector::default() },
     ];
     let who = Some(vec![Principal::User(0), Principal::User(1000), Principal::Group(0)]);
-    let pool =
-        Pool { name: "fast".into(), pfs, num_vfs: Some(NumVfs::Exactly(7)), kernel_driver: Some("igbvf".into()), who };
+    let pool = Pool {
+        name: "fast".into(),
+        pfs,
+        num_vfs: Some(NumVfs::Exactly(7)),
+        driver: Some(Driver::Kernel),
+        mtu: Some(9000),
+        kernel_driver: Some("igbvf".into()),
+        who,
+    };
     assert_eq!(config.policies.pools, [pool]);
     assert_eq!((config.rescan, config.state), (Duration::from_secs(10), PathBuf::from("/var/lib/x")));
 }
@@ -54,6 +66,8 @@ pools:
   - name: a
     pfs: []
     kernel_driver: ../../x
+    driver: vfio-pci
+    mtu: 1500
     who: [nobody-of-this-name]
 ";
     let error = Config::parse("f", text).unwrap_err().to_string();
@@ -67,11 +81,12 @@ pools:
         (5, "f:7:11: pools[1].name: the pool `a` is on line 4 already"),
         (6, "pools[1].pfs: at least one PF is wanted"),
         (7, "pools[1].kernel_driver: `../../x`; the name of a driver"),
-        (8, "pools[1].who[0]: `nobody-of-this-name`: this machine knows no user"),
+        (8, "pools[1].mtu: only a VF with the driver `kernel` has an interface"),
+        (9, "pools[1].who[0]: `nobody-of-this-name`: this machine knows no user"),
     ] {
         assert!(lines.get(line).is_some_and(|there| there.contains(part)), "{line} {part} in\n{error}");
     }
-    assert_eq!(lines.len(), 9, "{error}");
+    assert_eq!(lines.len(), 10, "{error}");
 }
 
 #[test]
@@ -120,15 +135,18 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
     let config = Config::parse("f", &first).unwrap();
     let [pool] = &config.policies.pools[..] else { panic!("{config:?}") };
     assert_eq!((pool.name.as_str(), pool.num_vfs), ("fast", None));
-    assert!(pool.pfs.iter().all(|pf| pf.count == Some(PfCount { num_vfs: 4, priority: 10 })), "{pool:?}");
+    let read = OperatorPolicy {
+        name: "a".to_owned(),
+        priority: 10,
+        num_vfs: 4,
+        driver: Driver::VfioPci,
+        mtu: None,
+        is_externally_managed: false,
+    };
+    assert!(pool.pfs.iter().all(|pf| pf.policy.as_ref() == Some(&read)), "{pool:?}");
+    assert_eq!(pool.driver, Some(Driver::VfioPci), "its `deviceType` is kept");
     assert_eq!(pool.pfs[0].vfs, Some(BTreeSet::from([0, 1])));
     assert_eq!((pool.pfs[1].name.as_deref(), pool.pfs[1].vendor), (Some("ens1f1"), Some(0x8086)));
-
-    let second =
-        policy("b", "{resourceName: other, numVfs: 4, externallyManaged: true, nicSelector: {vendor: '8086'}}");
-    let list = format!("{{apiVersion: v1, kind: List, items: [{first}, {second}]}}");
-    let pools = Config::parse("f", &list).unwrap().policies.pools;
-    assert_eq!((pools.len(), pools[1].pfs[0].count), (2, None), "an externally managed PF is not changed");
 
     let bad = policy("c", "{resourceName: x, numVfs: many, eSwitchMode: switchdev, nicSelector: {netFilter: 'aws/x'}}");
     let error = Config::parse("f", &bad).unwrap_err().to_string();
@@ -139,29 +157,92 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
     }
 }
 
-/// Two policies of the operator for one PF, as `priority`, `numVfs` and range.
-fn merged(first: (u32, u32, &str), second: (u32, u32, &str), resources: [&str; 2]) -> Option<NumVfs> {
-    let policy = |(priority, count, range): (u32, u32, &str), resource: &str| {
-        format!(
-            "{{kind: SriovNetworkNodePolicy, metadata: {{name: x}}, spec: {{resourceName: {resource}, priority: {priority}, \
-             numVfs: {count}, nicSelector: {{pfNames: ['ens1f0{range}']}}}}}}"
-        )
+/// A policy of the operator: priority, `numVfs`, names of PFs, resource, and what else it says.
+fn policy(name: &str, (priority, count): (u32, u32), pf: &str, resource: &str, more: &str) -> String {
+    format!(
+        "---\nkind: SriovNetworkNodePolicy\nmetadata: {{name: {name}}}\nspec:\n  resourceName: {resource}\n  priority: {priority}\n  \
+         numVfs: {count}\n  nicSelector: {{pfNames: ['{pf}']}}\n  {more}\n"
+    )
+}
+
+fn policies(text: &str) -> Policies {
+    Config::parse("f", text).unwrap().policies
+}
+
+/// What two policies of the operator make of one PF, `ens1f0`: how many VFs, and which are of the second one's resource.
+fn merged(first: (u32, u32, &str), second: (u32, u32, &str), resources: [&str; 2]) -> (Option<NumVfs>, Vec<u32>) {
+    let one = |name, (priority, count, range): (u32, u32, &str), resource| {
+        policy(name, (priority, count), &format!("ens1f0{range}"), resource, "")
     };
-    let list = format!("{{kind: List, items: [{}, {}]}}", policy(first, resources[0]), policy(second, resources[1]));
-    let policies = Config::parse("f", &list).unwrap().policies;
-    let node = crate::fake::FakeNode::new(1, 63);
-    let inventory = crate::inventory::Inventory::read(&node.sysfs()).unwrap();
-    policies.wanted_count(&inventory.pfs[&node.pf(0)])
+    let policies = policies(&(one("p1", first, resources[0]) + &one("p2", second, resources[1])));
+    let node = FakeNode::new(1, 63);
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
+    let pf = &inventory.pfs[&node.pf(0)];
+    let pool = policies.pool(resources[1]).unwrap();
+    let division = policies.division(pf);
+    let of_second = (0..20).filter(|&index| division.holds(pool, index)).collect();
+    (policies.wanted_count(pf), of_second)
 }
 
 #[test]
 fn two_policies_of_the_operator_for_one_pf_are_merged_as_it_merges_them() {
+    let vfs = |vfs: std::ops::Range<u32>| vfs.collect::<Vec<_>>();
     let count = |count| Some(NumVfs::Exactly(count));
-    assert_eq!(merged((10, 8, "#0-3"), (20, 12, "#4-7"), ["a", "b"]), count(12), "shared: the higher number");
-    assert_eq!(merged((10, 8, ""), (20, 12, ""), ["a", "b"]), count(8), "not shared: the more important one");
-    assert_eq!(merged((20, 8, ""), (10, 12, ""), ["a", "b"]), count(12), "in any order");
-    assert_eq!(merged((10, 8, ""), (10, 4, ""), ["a", "b"]), count(8), "as important: the higher number");
-    assert_eq!(merged((10, 8, "#0-3"), (20, 12, "#4-7"), ["a", "a"]), count(8), "of one resource: the more important");
+    let both = ["a", "b"];
+    assert_eq!(merged((10, 8, "#0-3"), (20, 12, "#4-7"), both), (count(12), vfs(4..8)), "shared: the higher number");
+    assert_eq!(merged((10, 8, ""), (20, 12, ""), both), (count(8), vfs(0..0)), "not shared: the more important one");
+    assert_eq!(merged((20, 8, ""), (10, 12, ""), both), (count(12), vfs(0..12)), "in any order");
+    assert_eq!(
+        merged((10, 8, ""), (10, 4, ""), both),
+        (count(8), vfs(0..4)),
+        "as important: the higher number, the later name"
+    );
+    assert_eq!(merged((10, 8, "#4-7"), (20, 4, ""), both), (count(8), vfs(0..4)), "without a range the first so many");
+    assert_eq!(
+        merged((10, 8, "#0-3"), (20, 12, "#4-7"), ["a", "a"]),
+        (count(8), vfs(0..4)),
+        "of one resource: the more important"
+    );
+    assert_eq!(merged((10, 8, "#0-3"), (20, 0, "#4-7"), ["a", "a"]).0, count(8), "one that wants none says nothing");
+}
+
+#[test]
+fn a_policy_as_important_as_the_one_before_it_shares_also_with_less_important_ones_as_the_operator_has_it() {
+    let text = policy("a", (20, 12), "ens1f0", "x", "")
+        + &policy("b", (10, 4), "ens1f1", "y", "")
+        + &policy("c", (10, 8), "ens1f0", "z", "");
+    let node = FakeNode::new(2, 63);
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
+    assert_eq!(policies(&text).wanted_count(&inventory.pfs[&node.pf(0)]), Some(NumVfs::Exactly(12)));
+}
+
+#[test]
+fn what_a_policy_of_the_operator_does_not_come_to_is_told() {
+    let node = FakeNode::new(2, 63);
+    let told = |text: &str| {
+        let policies = policies(text);
+        let inventory = Inventory::read(&node.sysfs()).unwrap();
+        (policies.warnings(&inventory).join("\n"), policies.check(&inventory).join("\n"))
+    };
+    let displaced = policy("a", (10, 8), "ens1f0", "x", "") + &policy("b", (20, 4), "ens1f0", "y", "");
+    assert!(
+        told(&displaced).0.contains("the policy b has no VFs of ens1f0: a is more important"),
+        "{:?}",
+        told(&displaced)
+    );
+    let elsewhere = policy("a", (10, 8), "ens1f0", "x", "externallyManaged: true");
+    let wanted = "ens1f0 has 0 VFs and its policies want 8, which are made elsewhere";
+    assert!(told(&elsewhere).0.contains(wanted), "{:?}", told(&elsewhere));
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
+    assert_eq!(policies(&elsewhere).counts(&inventory), [], "and are not made here");
+    let jumbo = policy("a", (10, 8), "ens1f0", "x", "mtu: 9000");
+    assert!(told(&jumbo).0.contains("the pool x wants an MTU of 9000, and ens1f0 has 1500"), "{:?}", told(&jumbo));
+    let mixed = policy("a", (10, 8), "ens1f0", "x", "") + &policy("b", (10, 8), "ens1f1", "x", "deviceType: vfio-pci");
+    assert_eq!(policies(&mixed).pools[0].driver, None);
+    assert!(told(&mixed).0.contains("has to name the driver"), "{:?}", told(&mixed));
+    let disagree = policy("a", (10, 8), "ens1f0#0-3", "x", "externallyManaged: true")
+        + &policy("b", (10, 8), "ens1f0#4-7", "y", "");
+    assert!(told(&disagree).1.contains("the policies a and b disagree about `externallyManaged` of ens1f0"));
 }
 
 #[test]
@@ -173,12 +254,51 @@ items:
   - {kind: SriovNetworkNodePolicy, metadata: {name: a}, spec: {resourceName: x, numVfs: 8, nicSelector: {pfNames: [ens1f0]}}}
   - {kind: SriovNetworkNodePolicy, metadata: {name: b}, spec: {resourceName: x, numVfs: 4, nicSelector: {pfNames: [ens1f1]}}}
 ";
-    let policies = Config::parse("f", text).unwrap().policies;
+    let policies = policies(text);
     assert_eq!(policies.pools.len(), 1);
-    let node = crate::fake::FakeNode::new(2, 63);
-    let inventory = crate::inventory::Inventory::read(&node.sysfs()).unwrap();
+    let node = FakeNode::new(2, 63);
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
     let counts: Vec<_> = inventory.pfs.values().map(|pf| policies.wanted_count(pf)).collect();
     assert_eq!(counts, [Some(NumVfs::Exactly(8)), Some(NumVfs::Exactly(4))]);
+}
+
+#[test]
+fn an_empty_value_of_a_policy_is_none_and_names_are_unique() {
+    let empty =
+        "deviceType: ''\n  mtu: 0\n  eSwitchMode: ''\n  linkType: ''\n  vdpaType: ''\n  bridge: {}\n  isRdma: ''";
+    let text = policy("a", (0, 8), "ens1f0", "x", empty)
+        .replace("nicSelector: {", "nicSelector: {vendor: '', deviceID: '', rootDevices: [], netFilter: '', ");
+    let read = policies(&text);
+    assert_eq!((read.pools[0].driver, read.pools[0].mtu), (Some(Driver::Kernel), None));
+    assert_eq!(read.pools[0].pfs[0].name.as_deref(), Some("ens1f0"));
+    let error = Config::parse("f", &(text.clone() + &text)).unwrap_err().to_string();
+    assert!(error.contains("the policy `a` is on line 3 already"), "{error}");
+    let error = Config::parse(
+        "f",
+        &text.replace("isRdma: ''", "isRdma: true").replace("deviceType: ''", "deviceType: vfio-pci"),
+    );
+    assert!(error.unwrap_err().to_string().contains("RDMA needs `deviceType: netdevice`"));
+}
+
+#[test]
+fn several_documents_are_for_objects_of_the_operator_and_others_of_its_kinds_stand_among_them() {
+    let network = "---\napiVersion: sriovnetwork.openshift.io/v1\nkind: SriovNetwork\nspec: {vlan: 7}\n";
+    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n";
+    let text = namespace.to_owned() + &policy("a", (0, 8), "ens1f0", "x", "") + network + "---\n# the end\n";
+    assert_eq!(policies(&text).pools.len(), 1);
+    let error = Config::parse("f", network).unwrap_err().to_string();
+    assert!(error.contains("there is no SriovNetworkNodePolicy in this file"), "{error}");
+    let wrong = policy("a", (0, 8), "ens1f0", "x", "").replace("NodePolicy", "NodePolcy");
+    let error = Config::parse("f", &wrong).unwrap_err().to_string();
+    assert!(error.contains("`SriovNetworkNodePolcy`; `SriovNetworkNodePolicy` is wanted"), "{error}");
+    let error = Config::parse("f", "pools: []\n---\npools: []\n").unwrap_err().to_string();
+    assert!(error.starts_with("f:3:1: a second document"), "{error}");
+}
+
+#[test]
+fn a_driver_is_known_by_the_name_that_it_had_before() {
+    let text = "physicalFunctions:\n  '0000:01:00.0': {pfKernelDriver: i40e, vfKernelDriver: i40evf, capabilities: [a], serviceDomains: [b]}\n";
+    assert_eq!(policies(text).pools[0].kernel_driver.as_deref(), Some("iavf"));
 }
 
 proptest::proptest! {

@@ -103,8 +103,10 @@ impl Vfs {
             return Err(VfError::NotAllowed { uid: request.peer.uid, tried });
         }
         let inventory = &state.inventory;
-        let of_pool =
-            inventory.vfs.values().filter(|vf| inventory.pfs.get(&vf.pf).is_some_and(|pf| pool.holds(pf, vf.index)));
+        let divisions: BTreeMap<_, _> =
+            inventory.pfs.iter().map(|(&pf, known)| (pf, policies.division(known))).collect();
+        let is_of_pool = |vf: &&VirtualFunction| divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
+        let of_pool = inventory.vfs.values().filter(is_of_pool);
         let reasons = |vf: &VirtualFunction| match excluded.get(&vf.address) {
             Some(reasons) => reasons.clone(),
             None => self.reasons(state, vf, request.wanted.driver),

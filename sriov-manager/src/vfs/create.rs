@@ -105,13 +105,6 @@ impl Vfs {
         Ok(Created { pf, from: resize.from, to: count, steps })
     }
 
-    /// The address of a PF by its address or the name of its interface.
-    pub fn find_pf(&self, name: &str) -> Result<PciAddress, VfError> {
-        let state = self.lock();
-        let pf = state.inventory.find_pf(name);
-        pf.map(|pf| pf.address).ok_or_else(|| VfError::NoSuchPf { pf: name.to_owned() })
-    }
-
     fn wants_resize(&self, state: &State, pf: PciAddress, count: u32) -> Result<(Resize, LockRequest), VfError> {
         let function = state.pf(pf)?;
         if count > function.total_vfs {

@@ -43,8 +43,8 @@ pub enum VfError {
     /// There is none.
     #[error("there is no VF {vf}; `ferrule vf list` shows those that are there")]
     NoSuchVf {
-        /// The address.
-        vf: PciAddress,
+        /// Its address, or another name.
+        vf: String,
     },
     /// There is none.
     #[error("there is no PF {pf}; name it by its address or its interface, as `ferrule vf list` shows them")]

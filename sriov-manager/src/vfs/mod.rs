@@ -44,6 +44,7 @@ mod counts;
 mod create;
 mod error;
 mod locks;
+mod names;
 mod reasons;
 mod recover;
 mod release;
@@ -60,6 +61,7 @@ pub use rules::{AdoptError, Adopted, Counts};
 use backoff::Backoff;
 use counts::CountsSeen;
 use locks::LockRequest;
+use names::Altnames;
 pub use view::{PfView, VfView, View};
 
 /// Every VF of the node. Clones are the same node.
@@ -93,6 +95,8 @@ struct Inner {
     generation: Arc<watch::Sender<u64>>,
     /// A call into the kernel that was given up has come back since somebody asked.
     returned: Arc<AtomicBool>,
+    /// Other names of interfaces.
+    altnames: Altnames,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// No other manager owns this tree, whatever its state directory.
@@ -165,6 +169,7 @@ impl Vfs {
             closing: AtomicBool::new(false),
             generation,
             returned,
+            altnames: Altnames::default(),
             looking: Mutex::default(),
             _tree: tree,
         };
@@ -216,6 +221,10 @@ impl Vfs {
         debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
         match inventory {
             Ok(mut inventory) => {
+                let needs_altnames = self.lock().policies.names_nobody(&inventory);
+                if needs_altnames {
+                    self.add_altnames(&mut inventory);
+                }
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
@@ -388,7 +397,7 @@ fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
 
 impl State {
     fn vf(&self, vf: PciAddress) -> Result<&VirtualFunction, VfError> {
-        self.inventory.vfs.get(&vf).ok_or(VfError::NoSuchVf { vf })
+        self.inventory.vfs.get(&vf).ok_or_else(|| VfError::NoSuchVf { vf: vf.to_string() })
     }
 
     fn pf(&self, pf: PciAddress) -> Result<&PhysicalFunction, VfError> {

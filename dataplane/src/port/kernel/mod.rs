@@ -31,6 +31,6 @@ mod tap;
 mod veth;
 
 pub use error::{InterfaceId, KernelError};
-pub use owner::{Owner, OwnerError};
+pub use owner::{InterfaceOwner, InterfaceOwnerError};
 pub use tap::TapInterface;
 pub use veth::{PairEnd, PairStatus, VethPair};

@@ -19,14 +19,14 @@ use ferrule_ffi::netlink::Netlink;
 use thiserror::Error;
 
 /// The forwarder as the owner of interfaces.
-pub struct Owner {
+pub struct InterfaceOwner {
     id: Id,
     file: Option<IdFile>,
     pairs: Mutex<Pairs>,
     netlink: Mutex<Option<Netlink>>,
 }
 
-impl Owner {
+impl InterfaceOwner {
     /// One that lives as long as this process, and finds nothing again.
     pub fn process() -> Self {
         Self::new(Id::random(), None, false)
@@ -35,7 +35,7 @@ impl Owner {
     /// The one whose id is in the file at `path`, which is made if there is none. One process has it at a time. Its
     /// clean end removes the file, unless it was left by a process that was killed: there may be interfaces of that
     /// one that nobody has asked for again.
-    pub fn open(path: &Path) -> Result<Self, OwnerError> {
+    pub fn open(path: &Path) -> Result<Self, InterfaceOwnerError> {
         let (file, known) = IdFile::open(path)?;
         Ok(match known {
             Some(id) => Self::new(id, Some(file), true),
@@ -99,13 +99,13 @@ impl Owner {
     }
 }
 
-impl fmt::Debug for Owner {
+impl fmt::Debug for InterfaceOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Owner({})", self.id)
+        write!(f, "InterfaceOwner({})", self.id)
     }
 }
 
-impl Drop for Owner {
+impl Drop for InterfaceOwner {
     fn drop(&mut self) {
         let pairs = self.pairs();
         if let Some(file) = &self.file
@@ -133,8 +133,8 @@ struct IdFile {
 }
 
 impl IdFile {
-    fn open(path: &Path) -> Result<(Self, Option<Id>), OwnerError> {
-        let failed = |source| OwnerError::File { path: path.to_owned(), source };
+    fn open(path: &Path) -> Result<(Self, Option<Id>), InterfaceOwnerError> {
+        let failed = |source| InterfaceOwnerError::File { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
@@ -142,7 +142,7 @@ impl IdFile {
             let mut file = options.open(path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(OwnerError::InUse { path: path.to_owned() }),
+                Err(TryLockError::WouldBlock) => return Err(InterfaceOwnerError::InUse { path: path.to_owned() }),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
             if !leads_to(path, &file).map_err(failed)? {
@@ -153,16 +153,16 @@ impl IdFile {
             file.read_to_string(&mut text).map_err(failed)?;
             let known = match text.trim_end() {
                 "" => None,
-                text => Some(text.parse().map_err(|()| OwnerError::Foreign { path: path.to_owned() })?),
+                text => Some(text.parse().map_err(|()| InterfaceOwnerError::Foreign { path: path.to_owned() })?),
             };
             return Ok((Self { file, path: path.to_owned() }, known));
         }
     }
 
-    fn store(&self, id: Id) -> Result<Id, OwnerError> {
+    fn store(&self, id: Id) -> Result<Id, InterfaceOwnerError> {
         let mut file = &self.file;
         let written = file.rewind().and_then(|()| file.write_all(format!("{id}\n").as_bytes()));
-        written.map_err(|source| OwnerError::File { path: self.path.clone(), source })?;
+        written.map_err(|source| InterfaceOwnerError::File { path: self.path.clone(), source })?;
         Ok(id)
     }
 }
@@ -178,7 +178,7 @@ fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
 
 /// Why a forwarder cannot have its id.
 #[derive(Debug, Error)]
-pub enum OwnerError {
+pub enum InterfaceOwnerError {
     /// Another process has it.
     #[error("lock {}: another forwarder runs with it; stop that one, or give this one a file of its own", .path.display())]
     InUse {
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn an_alias_is_read_as_it_was_written_whatever_the_wire_is_called() {
-        let owner = Owner::process();
+        let owner = InterfaceOwner::process();
         for wire in ["pod-gateway", "a wire=b end=1 ", "", &"x".repeat(64)] {
             let alias = owner.alias(Id::random(), 1, Id::of(b"spec"), wire);
             let text = alias.to_string();
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn what_somebody_else_wrote_is_no_alias_of_ours() {
-        let ours = Owner::process().alias(Id::random(), 0, Id::of(b"spec"), "w").to_string();
+        let ours = InterfaceOwner::process().alias(Id::random(), 0, Id::of(b"spec"), "w").to_string();
         for bad in [
             "",
             "ferrule",
@@ -310,20 +310,23 @@ mod tests {
     fn an_id_survives_a_process_that_was_killed_and_not_a_clean_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("id");
-        let first = Owner::open(&path).unwrap();
+        let first = InterfaceOwner::open(&path).unwrap();
         let (id, pair) = (first.id, first.add_pair());
         let alias = first.alias(pair, 0, Id::of(b""), "w");
         assert!(!first.has_left(&alias) && !first.may_have_leftovers());
-        assert!(matches!(Owner::open(&path), Err(OwnerError::InUse { .. })), "one process has it at a time");
+        assert!(
+            matches!(InterfaceOwner::open(&path), Err(InterfaceOwnerError::InUse { .. })),
+            "one process has it at a time"
+        );
         // The pair was not removed, as when the process is killed.
         drop(first);
-        let second = Owner::open(&path).unwrap();
+        let second = InterfaceOwner::open(&path).unwrap();
         assert_eq!(second.id, id);
         assert!(second.may_have_leftovers() && second.has_left(&alias));
         second.adopt(pair);
         assert!(!second.has_left(&alias));
         second.forget(pair, true);
-        assert!(!Owner::process().has_left(&alias), "somebody else's");
+        assert!(!InterfaceOwner::process().has_left(&alias), "somebody else's");
     }
 
     #[test]
@@ -331,7 +334,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("id");
         for removed in [true, false] {
-            let owner = Owner::open(&path).unwrap();
+            let owner = InterfaceOwner::open(&path).unwrap();
             owner.forget(owner.add_pair(), removed);
             assert_eq!(owner.may_have_leftovers(), !removed);
             drop(owner);
@@ -344,9 +347,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notes");
         fs::write(&path, "do not lose this").unwrap();
-        assert!(matches!(Owner::open(&path), Err(OwnerError::Foreign { .. })));
+        assert!(matches!(InterfaceOwner::open(&path), Err(InterfaceOwnerError::Foreign { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "do not lose this");
-        let error = Owner::open(&folder.path().join("none/id")).unwrap_err().to_string();
+        let error = InterfaceOwner::open(&folder.path().join("none/id")).unwrap_err().to_string();
         assert!(error.contains("none/id") && error.contains("directory"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 //! Of a TAP interface that is its descriptor and the frame that was read ahead: what it has in its queue stays there. The
 //! interface notices nothing, since one of its descriptors is always open. A veth pair is written down in the kernel: a
 //! process that goes lets go of it ([`VethPair::leave`](super::VethPair::leave)), and the next one of the same
-//! [`Owner`](super::Owner) finds it by its aliases.
+//! [`InterfaceOwner`](super::InterfaceOwner) finds it by its aliases.
 
 use std::io;
 use std::os::fd::AsFd as _;

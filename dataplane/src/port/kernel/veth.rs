@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::error::{InterfaceId, KernelError};
 use super::message::{Link, far_link_request, link_request, named_link_request};
 use super::namespace::{Namespace, NamespaceId};
-use super::owner::{Alias, Id, Owner};
+use super::owner::{Alias, Id, InterfaceOwner};
 use super::setup::Setup;
 use crate::spec::KernelSpec;
 use crate::status::{DropReason, Traffic};
@@ -19,7 +19,7 @@ use crate::status::{DropReason, Traffic};
 /// A veth pair, each end in its own namespace, both set up and up. Dropping it removes the pair, from any thread.
 #[derive(Debug)]
 pub struct VethPair {
-    owner: Arc<Owner>,
+    owner: Arc<InterfaceOwner>,
     pair: Id,
     ends: [VethEnd; 2],
     /// What the kernel counted when it was last asked with success.
@@ -66,7 +66,11 @@ impl VethPair {
     /// Makes the pair; a failure leaves nothing behind, and says which end it is about. What a former process of the
     /// same owner left for the wire is taken over if it was made from the same specifications (its traffic does not
     /// stop), and removed if not.
-    pub fn create(owner: &Arc<Owner>, wire: &str, [a, b]: [&KernelSpec; 2]) -> Result<Self, (usize, KernelError)> {
+    pub fn create(
+        owner: &Arc<InterfaceOwner>,
+        wire: &str,
+        [a, b]: [&KernelSpec; 2],
+    ) -> Result<Self, (usize, KernelError)> {
         let mut ends = [NewEnd::open(a).map_err(|error| (0, error))?, NewEnd::open(b).map_err(|error| (1, error))?];
         let spec = fingerprint([a, b]);
         let leftover = if owner.may_have_leftovers() { take_leftover(owner, wire, spec, &mut ends)? } else { None };
@@ -89,7 +93,7 @@ impl VethPair {
     /// Makes both interfaces under names that nobody has, with their aliases from the first moment on: between two
     /// system calls this process can be killed.
     fn make(
-        owner: &Arc<Owner>,
+        owner: &Arc<InterfaceOwner>,
         wire: &str,
         spec: Id,
         ends: &mut [NewEnd<'_>; 2],
@@ -112,7 +116,11 @@ impl VethPair {
         }
     }
 
-    fn adopt(owner: &Arc<Owner>, leftover: Leftover, ends: &mut [NewEnd<'_>; 2]) -> Result<Self, (usize, KernelError)> {
+    fn adopt(
+        owner: &Arc<InterfaceOwner>,
+        leftover: Leftover,
+        ends: &mut [NewEnd<'_>; 2],
+    ) -> Result<Self, (usize, KernelError)> {
         let Leftover { pair, links } = leftover;
         let [near, far] = links;
         let near = ends[0].found(near.index, near.alias).map_err(|error| (0, error))?;
@@ -122,7 +130,7 @@ impl VethPair {
         Ok(Self::new(owner, pair, [near, far]))
     }
 
-    fn new(owner: &Arc<Owner>, pair: Id, ends: [VethEnd; 2]) -> Self {
+    fn new(owner: &Arc<InterfaceOwner>, pair: Id, ends: [VethEnd; 2]) -> Self {
         Self { owner: Arc::clone(owner), pair, ends, traffic: Mutex::default(), early_drops: [0; 2], left: false }
     }
 
@@ -269,7 +277,7 @@ impl<'a> NewEnd<'a> {
     }
 
     /// What the owner left here.
-    fn leftovers(&mut self, owner: &Owner) -> Result<Vec<(Link, Alias)>, KernelError> {
+    fn leftovers(&mut self, owner: &InterfaceOwner) -> Result<Vec<(Link, Alias)>, KernelError> {
         let links = Link::all(&mut self.netlink);
         let links = links.map_err(|refusal| KernelError::failed("look for a former", &self.spec.into(), refusal))?;
         let ours = links.into_iter().filter_map(|link| {
@@ -293,7 +301,7 @@ struct LeftLink {
 
 /// Looks for what a former process left: what fits comes back, and what is in the way is removed.
 fn take_leftover(
-    owner: &Owner,
+    owner: &InterfaceOwner,
     wire: &str,
     spec: Id,
     ends: &mut [NewEnd<'_>; 2],

@@ -9,21 +9,21 @@ use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::unix::{Kind, Lost, UnixSocket};
 
 use crate::port::memif::handshake::{HandshakeError, Outbox};
-use crate::port::memif::message::{MESSAGE_LEN, Message};
+use crate::port::memif::message::{MESSAGE_LEN, MemifMessage};
 use crate::socket::{self, SocketError};
 use crate::spec::{NetNs, SocketAddress};
 
 /// A connected control socket.
-pub struct Channel(UnixSocket);
+pub struct MemifChannel(UnixSocket);
 
-impl Channel {
+impl MemifChannel {
     /// Connects to a server.
     pub fn connect(address: &SocketAddress, netns: Option<&NetNs>) -> Result<Self, SocketError> {
         socket::connect(Kind::SeqPacket, address, netns).map(Self)
     }
 
     /// The next message and the files that came with it; `None`: nothing now.
-    pub fn receive(&self) -> Result<Option<(Message, Vec<PeerFile>)>, HandshakeError> {
+    pub fn receive(&self) -> Result<Option<(MemifMessage, Vec<PeerFile>)>, HandshakeError> {
         // One byte more than a message, so that a longer packet is seen to be longer.
         let mut buffer = [0; MESSAGE_LEN + 1];
         let packet = match self.0.receive(&mut buffer, FILES_MAX) {
@@ -37,7 +37,7 @@ impl Channel {
         if let Some(lost @ (Lost::NoRoomForFiles | Lost::TableFull)) = packet.lost {
             return Err(HandshakeError::FilesLost(lost));
         }
-        Ok(Some((Message::parse(&buffer[..packet.len])?, packet.files)))
+        Ok(Some((MemifMessage::parse(&buffer[..packet.len])?, packet.files)))
     }
 
     /// Sends everything in the box.
@@ -58,26 +58,26 @@ impl Channel {
 
     /// Tells the peer why the connection ends.
     pub fn send_disconnect(&self, reason: &impl fmt::Display) {
-        let message = Message::Disconnect { code: 0, reason: reason.to_string() };
+        let message = MemifMessage::Disconnect { code: 0, reason: reason.to_string() };
         let _ = self.0.send(&message.emit(), &[]);
     }
 }
 
-impl From<UnixSocket> for Channel {
+impl From<UnixSocket> for MemifChannel {
     /// A client that a listener of packets accepted.
     fn from(socket: UnixSocket) -> Self {
         Self(socket)
     }
 }
 
-impl From<Channel> for OwnedFd {
+impl From<MemifChannel> for OwnedFd {
     /// The socket for a successor; the peer sees no end of the connection.
-    fn from(channel: Channel) -> Self {
+    fn from(channel: MemifChannel) -> Self {
         channel.0.into_fd()
     }
 }
 
-impl TryFrom<OwnedFd> for Channel {
+impl TryFrom<OwnedFd> for MemifChannel {
     type Error = io::Error;
 
     /// The socket of a connection that a predecessor has led.
@@ -86,7 +86,7 @@ impl TryFrom<OwnedFd> for Channel {
     }
 }
 
-impl AsFd for Channel {
+impl AsFd for MemifChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -21,7 +21,7 @@ use ferrule_ffi::unix::Lost;
 use thiserror::Error;
 
 use crate::port::memif::layout::{Layout, LayoutError, Loan, NoLoan, Queues, REGIONS_MAX};
-use crate::port::memif::message::{Hello, Init, Message, MessageError, VERSION, mode_number};
+use crate::port::memif::message::{Hello, Init, MemifMessage, MemifMessageError, VERSION, mode_number};
 use crate::spec::{MemifSpec, Mode, QUEUES_MAX, RING_MAX, Secret};
 
 /// A connection that carries data.
@@ -40,10 +40,10 @@ pub struct Connection {
 
 /// Messages to send, in order, some with a file.
 #[derive(Default)]
-pub struct Outbox(pub VecDeque<(Message, Option<OwnedFd>)>);
+pub struct Outbox(pub VecDeque<(MemifMessage, Option<OwnedFd>)>);
 
 impl Outbox {
-    fn push(&mut self, message: Message) {
+    fn push(&mut self, message: MemifMessage) {
         self.0.push_back((message, None));
     }
 }
@@ -67,7 +67,7 @@ pub struct ExpectLayout {
 
 /// An interface that a server offers.
 #[derive(Clone, Copy)]
-pub struct Offer<'a> {
+pub struct MemifOffer<'a> {
     /// What its frames are.
     pub mode: Mode,
     /// What the client must know.
@@ -82,7 +82,7 @@ impl Server {
     /// A conversation with a client that has just been accepted, and that is told how many queue pairs to have at most.
     pub fn greet(queues: u16, out: &mut Outbox) -> Self {
         let last_ring = queues.clamp(1, QUEUES_MAX) - 1;
-        out.push(Message::Hello(Hello {
+        out.push(MemifMessage::Hello(Hello {
             name: PROGRAM.to_owned(),
             min_version: VERSION,
             max_version: VERSION,
@@ -97,18 +97,18 @@ impl Server {
     /// Takes one message. `offer` finds the interface of an id that is free.
     pub fn handle<'a>(
         self,
-        message: Message,
+        message: MemifMessage,
         files: Vec<PeerFile>,
-        offer: impl Fn(u32) -> Result<Offer<'a>, HandshakeError>,
+        offer: impl Fn(u32) -> Result<MemifOffer<'a>, HandshakeError>,
         out: &mut Outbox,
     ) -> Result<Self, HandshakeError> {
         match self {
             Self::ExpectInit => {
                 no_file(&message, &files)?;
-                let Message::Init(init) = message else { return Err(HandshakeError::unexpected("INIT", message)) };
+                let MemifMessage::Init(init) = message else { return Err(HandshakeError::unexpected("INIT", message)) };
                 let offer = offer(init.id)?;
                 check_init(&init, offer)?;
-                out.push(Message::Ack);
+                out.push(MemifMessage::Ack);
                 let layout = Layout::announced_by_peer(offer.memory).with_queues(offer.queues);
                 Ok(Self::ExpectLayout(ExpectLayout { id: init.id, peer: init.name, layout }))
             }
@@ -121,26 +121,26 @@ impl Server {
 impl ExpectLayout {
     fn handle<'a>(
         mut self,
-        message: Message,
+        message: MemifMessage,
         files: Vec<PeerFile>,
-        offer: impl Fn(u32) -> Result<Offer<'a>, HandshakeError>,
+        offer: impl Fn(u32) -> Result<MemifOffer<'a>, HandshakeError>,
         out: &mut Outbox,
     ) -> Result<Server, HandshakeError> {
         match message {
-            Message::AddRegion(region) => self.layout.add_region(region, one_file("memory region", files)?)?,
-            Message::AddRing(ring) => self.layout.add_ring(ring, one_file("ring interrupt", files)?)?,
-            Message::Connect { .. } => {
+            MemifMessage::AddRegion(region) => self.layout.add_region(region, one_file("memory region", files)?)?,
+            MemifMessage::AddRing(ring) => self.layout.add_ring(ring, one_file("ring interrupt", files)?)?,
+            MemifMessage::Connect { .. } => {
                 no_file(&message, &files)?;
                 // Somebody else may have taken the id since INIT.
                 offer(self.id)?;
                 let queues = self.layout.queues()?;
-                out.push(Message::Connected { name: PROGRAM.to_owned() });
+                out.push(MemifMessage::Connected { name: PROGRAM.to_owned() });
                 let Self { id, peer, layout } = self;
                 return Ok(Server::Connected(Box::new(Connection { id, peer, layout, queues, no_loan: None })));
             }
             other => return Err(HandshakeError::unexpected("ADD_REGION, ADD_RING or CONNECT", other)),
         }
-        out.push(Message::Ack);
+        out.push(MemifMessage::Ack);
         Ok(Server::ExpectLayout(self))
     }
 }
@@ -168,22 +168,22 @@ impl Client {
     /// Takes one message.
     pub fn handle(
         self,
-        message: Message,
+        message: MemifMessage,
         files: &[PeerFile],
         spec: &MemifSpec,
         out: &mut Outbox,
     ) -> Result<Self, HandshakeError> {
         no_file(&message, files)?;
         match (self, message) {
-            (Self::ExpectHello(loan, budget), Message::Hello(hello)) => {
+            (Self::ExpectHello(loan, budget), MemifMessage::Hello(hello)) => {
                 Announcing::begin(hello, spec, loan.as_ref(), &Health::within(&budget), out)
             }
-            (Self::ExpectAck(mut state), Message::Ack) => {
+            (Self::ExpectAck(mut state), MemifMessage::Ack) => {
                 let next = state.rest.0.pop_front();
-                out.0.push_back(next.ok_or_else(|| HandshakeError::unexpected("CONNECTED", Message::Ack))?);
+                out.0.push_back(next.ok_or_else(|| HandshakeError::unexpected("CONNECTED", MemifMessage::Ack))?);
                 Ok(Self::ExpectAck(state))
             }
-            (Self::ExpectAck(state), Message::Connected { .. }) if state.rest.0.is_empty() => {
+            (Self::ExpectAck(state), MemifMessage::Connected { .. }) if state.rest.0.is_empty() => {
                 let Announcing { peer, mut layout, no_loan, .. } = state;
                 let queues = layout.queues()?;
                 Ok(Self::Connected(Box::new(Connection { id: spec.id, peer, layout, queues, no_loan })))
@@ -221,17 +221,17 @@ impl Announcing {
         let layout = layout.map_err(HandshakeError::Memory)?;
         let secret = spec.secret.as_ref().map_or([0; 24], |secret| *secret.bytes());
         let mode = mode_number(spec.mode);
-        out.push(Message::Init(Init { version: VERSION, id: spec.id, mode, secret, name: PROGRAM.to_owned() }));
+        out.push(MemifMessage::Init(Init { version: VERSION, id: spec.id, mode, secret, name: PROGRAM.to_owned() }));
         let mut rest = Outbox::default();
         for (region, file) in layout.regions() {
             let file = file.try_clone_to_owned().map_err(HandshakeError::Memory)?;
-            rest.0.push_back((Message::AddRegion(region), Some(file)));
+            rest.0.push_back((MemifMessage::AddRegion(region), Some(file)));
         }
         for (ring, interrupt) in layout.rings() {
             let file = interrupt.as_fd().try_clone_to_owned().map_err(HandshakeError::Memory)?;
-            rest.0.push_back((Message::AddRing(ring), Some(file)));
+            rest.0.push_back((MemifMessage::AddRing(ring), Some(file)));
         }
-        rest.push(Message::Connect { name: PROGRAM.to_owned() });
+        rest.push(MemifMessage::Connect { name: PROGRAM.to_owned() });
         Ok(Client::ExpectAck(Self { peer: hello.name, layout, no_loan, rest }))
     }
 }
@@ -241,7 +241,7 @@ impl Announcing {
 pub enum HandshakeError {
     /// Not a memif message.
     #[error(transparent)]
-    Message(#[from] MessageError),
+    Message(#[from] MemifMessageError),
     /// Announced memory that does not do.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -314,15 +314,15 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    fn unexpected(expected: &'static str, message: Message) -> Self {
+    fn unexpected(expected: &'static str, message: MemifMessage) -> Self {
         match message {
-            Message::Disconnect { reason, .. } => Self::Left(reason),
+            MemifMessage::Disconnect { reason, .. } => Self::Left(reason),
             other => Self::Unexpected { expected, got: other.word() },
         }
     }
 
     /// What it means when a peer says something although data flows: only goodbye makes sense.
-    pub fn after_connect(message: Message) -> Self {
+    pub fn after_connect(message: MemifMessage) -> Self {
         Self::unexpected("DISCONNECT", message)
     }
 
@@ -332,7 +332,7 @@ impl HandshakeError {
     }
 }
 
-fn check_init(init: &Init, offer: Offer<'_>) -> Result<(), HandshakeError> {
+fn check_init(init: &Init, offer: MemifOffer<'_>) -> Result<(), HandshakeError> {
     if init.version != VERSION {
         return Err(HandshakeError::Version(init.version));
     }
@@ -351,7 +351,7 @@ fn same(a: &[u8; 24], b: &[u8; 24]) -> bool {
     a.iter().zip(b).fold(0, |difference, (a, b)| std::hint::black_box(difference | (a ^ b))) == 0
 }
 
-fn no_file(message: &Message, files: &[PeerFile]) -> Result<(), HandshakeError> {
+fn no_file(message: &MemifMessage, files: &[PeerFile]) -> Result<(), HandshakeError> {
     match files.len() {
         0 => Ok(()),
         count => Err(HandshakeError::ForeignFiles { message: message.word(), count }),
@@ -384,9 +384,9 @@ mod tests {
         spec
     }
 
-    fn offer<'a>(id: u32) -> Result<Offer<'a>, HandshakeError> {
+    fn offer<'a>(id: u32) -> Result<MemifOffer<'a>, HandshakeError> {
         static BUDGET: LazyLock<Arc<MemoryBudget>> = LazyLock::new(MemoryBudget::unlimited);
-        let offer = Offer { mode: Mode::Ethernet, secret: None, queues: 2, memory: &BUDGET };
+        let offer = MemifOffer { mode: Mode::Ethernet, secret: None, queues: 2, memory: &BUDGET };
         if id == 7 { Ok(offer) } else { Err(HandshakeError::UnknownId(id)) }
     }
 
@@ -395,13 +395,13 @@ mod tests {
         let (mut to_client, mut to_server) = (Outbox::default(), Outbox::default());
         let mut server = Server::greet(2, &mut to_client);
         let mut client = Client::ExpectHello(None, MemoryBudget::unlimited());
-        let offer = |id| offer(id).map(|offer| Offer { secret, ..offer });
+        let offer = |id| offer(id).map(|offer| MemifOffer { secret, ..offer });
         loop {
             if let Some((message, files)) = to_client.0.pop_front() {
-                let message = Message::parse(&message.emit())?;
+                let message = MemifMessage::parse(&message.emit())?;
                 client = client.handle(message, &Vec::from_iter(files.map(PeerFile::from)), spec, &mut to_server)?;
             } else if let Some((message, files)) = to_server.0.pop_front() {
-                let message = Message::parse(&message.emit())?;
+                let message = MemifMessage::parse(&message.emit())?;
                 server = server.handle(message, Vec::from_iter(files.map(PeerFile::from)), offer, &mut to_client)?;
             } else {
                 break;
@@ -456,7 +456,7 @@ mod tests {
                 max_log2_ring_size: 10,
             };
             let client = Client::ExpectHello(Some(lender.layout.loan().unwrap()), MemoryBudget::unlimited());
-            let client = client.handle(Message::Hello(hello), &[], &spec(), &mut Outbox::default()).unwrap();
+            let client = client.handle(MemifMessage::Hello(hello), &[], &spec(), &mut Outbox::default()).unwrap();
             let Client::ExpectAck(state) = client else { panic!("it announces") };
             assert_eq!((state.layout.is_lent(), state.no_loan.is_none()), (lent, lent));
             assert_eq!(state.layout.regions().count(), if lent { 3 } else { 2 });
@@ -487,7 +487,7 @@ mod tests {
     /// A server that has accepted INIT.
     fn server() -> Server {
         let init = Init { version: VERSION, id: 7, mode: 0, secret: [0; 24], name: "test".into() };
-        Server::ExpectInit.handle(Message::Init(init), vec![], offer, &mut Outbox::default()).unwrap()
+        Server::ExpectInit.handle(MemifMessage::Init(init), vec![], offer, &mut Outbox::default()).unwrap()
     }
 
     fn region_file() -> PeerFile {
@@ -495,13 +495,13 @@ mod tests {
         region.file().try_clone_to_owned().unwrap().into()
     }
 
-    fn add(message: Message, files: Vec<PeerFile>) -> Result<Server, HandshakeError> {
+    fn add(message: MemifMessage, files: Vec<PeerFile>) -> Result<Server, HandshakeError> {
         server().handle(message, files, offer, &mut Outbox::default())
     }
 
     #[test]
     fn every_lie_about_memory_is_named() {
-        let region = |index, size| Message::AddRegion(AddRegion { index, size });
+        let region = |index, size| MemifMessage::AddRegion(AddRegion { index, size });
         let text = |result: Result<Server, HandshakeError>| result.err().unwrap().to_string();
         assert!(text(add(region(1, 4096), vec![region_file()])).contains("unexpected region index 1"));
         assert!(text(add(region(0, 4097), vec![region_file()])).contains("fewer than"));
@@ -517,9 +517,9 @@ mod tests {
             AddRing { direction: Direction::S2M, index: 0, region: 0, offset: 0, log2_size: 4, private_header: 0 };
         let eventfd = || PeerFile::from(OwnedFd::from(ferrule_ffi::notifier::eventfd().unwrap()));
         let answer = |ring: AddRing, file: PeerFile| {
-            let region = Message::AddRegion(AddRegion { index: 0, size: 4096 });
+            let region = MemifMessage::AddRegion(AddRegion { index: 0, size: 4096 });
             let server = add(region, vec![region_file()]).unwrap();
-            server.handle(Message::AddRing(ring), vec![file], offer, &mut Outbox::default())
+            server.handle(MemifMessage::AddRing(ring), vec![file], offer, &mut Outbox::default())
         };
         assert!(answer(good, eventfd()).is_ok());
         let lies = [
@@ -542,14 +542,14 @@ mod tests {
 
     #[test]
     fn files_where_none_belong_end_the_conversation() {
-        let error = add(Message::Connect { name: String::new() }, vec![region_file()]).err().unwrap();
+        let error = add(MemifMessage::Connect { name: String::new() }, vec![region_file()]).err().unwrap();
         assert_eq!(error.to_string(), "1 descriptors came with CONNECT");
     }
 
     #[test]
     fn a_message_out_of_turn_and_a_goodbye_are_told_apart() {
-        assert!(matches!(add(Message::Ack, vec![]), Err(HandshakeError::Unexpected { got: "ACK", .. })));
-        let goodbye = Message::Disconnect { code: 0, reason: "tired".into() };
+        assert!(matches!(add(MemifMessage::Ack, vec![]), Err(HandshakeError::Unexpected { got: "ACK", .. })));
+        let goodbye = MemifMessage::Disconnect { code: 0, reason: "tired".into() };
         assert!(matches!(add(goodbye, vec![]), Err(HandshakeError::Left(reason)) if reason == "tired"));
     }
 }

@@ -8,7 +8,7 @@ use crate::spec::Mode;
 
 /// One message of the control channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
+pub enum MemifMessage {
     /// Type 1, server to client: the last message was accepted.
     Ack,
     /// Type 2, server to client, once after accept: what the server takes.
@@ -122,7 +122,7 @@ pub fn mode_number(mode: Mode) -> u8 {
     }
 }
 
-impl Message {
+impl MemifMessage {
     /// The message as it goes over the socket.
     pub fn emit(&self) -> [u8; MESSAGE_LEN] {
         let mut out = Writer { bytes: [0; MESSAGE_LEN], at: 0 };
@@ -181,8 +181,8 @@ impl Message {
     }
 
     /// The message in a packet that was received.
-    pub fn parse(packet: &[u8]) -> Result<Self, MessageError> {
-        let bytes: &[u8; MESSAGE_LEN] = packet.try_into().map_err(|_| MessageError::Length(packet.len()))?;
+    pub fn parse(packet: &[u8]) -> Result<Self, MemifMessageError> {
+        let bytes: &[u8; MESSAGE_LEN] = packet.try_into().map_err(|_| MemifMessageError::Length(packet.len()))?;
         let mut at = Reader { bytes, at: 0 };
         Ok(match at.u16() {
             1 => Self::Ack,
@@ -217,7 +217,7 @@ impl Message {
             6 => Self::Connect { name: at.text(32) },
             7 => Self::Connected { name: at.text(32) },
             8 => Self::Disconnect { code: at.u32(), reason: at.text(96) },
-            other => return Err(MessageError::Type(other)),
+            other => return Err(MemifMessageError::Type(other)),
         })
     }
 
@@ -238,7 +238,7 @@ impl Message {
 
 /// What makes a packet no message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum MessageError {
+pub enum MemifMessageError {
     /// Not 128 bytes.
     #[error("a message of {0} bytes; memif messages have {MESSAGE_LEN}")]
     Length(usize),
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn the_hello_of_dpdk_is_understood_and_written_back_to_the_byte() {
-        let hello = Message::parse(&hello_of_dpdk()).unwrap();
+        let hello = MemifMessage::parse(&hello_of_dpdk()).unwrap();
         let expected = Hello {
             name: "DPDK 22.11.11".into(),
             min_version: VERSION,
@@ -355,7 +355,7 @@ mod tests {
             max_s2m_ring: 255,
             max_log2_ring_size: 14,
         };
-        assert_eq!(hello, Message::Hello(expected));
+        assert_eq!(hello, MemifMessage::Hello(expected));
         assert_eq!(hello.emit(), hello_of_dpdk());
     }
 
@@ -369,37 +369,37 @@ mod tests {
             log2_size: 9,
             private_header: 0x0a0b,
         };
-        let bytes = Message::AddRing(ring).emit();
+        let bytes = MemifMessage::AddRing(ring).emit();
         assert_eq!(bytes[..15], [5, 0, 1, 0, 2, 1, 4, 3, 8, 7, 6, 5, 9, 0x0b, 0x0a]);
-        assert_eq!(Message::parse(&bytes), Ok(Message::AddRing(ring)));
+        assert_eq!(MemifMessage::parse(&bytes), Ok(MemifMessage::AddRing(ring)));
     }
 
     #[test]
     fn every_message_survives_the_way_there_and_back() {
         let messages = [
-            Message::Ack,
-            Message::Init(Init { version: VERSION, id: 7, mode: 1, secret: [3; 24], name: "x".into() }),
-            Message::AddRegion(AddRegion { index: 1, size: 1 << 40 }),
-            Message::Connect { name: "a".into() },
-            Message::Connected { name: "b".into() },
-            Message::Disconnect { code: 5, reason: "because".into() },
+            MemifMessage::Ack,
+            MemifMessage::Init(Init { version: VERSION, id: 7, mode: 1, secret: [3; 24], name: "x".into() }),
+            MemifMessage::AddRegion(AddRegion { index: 1, size: 1 << 40 }),
+            MemifMessage::Connect { name: "a".into() },
+            MemifMessage::Connected { name: "b".into() },
+            MemifMessage::Disconnect { code: 5, reason: "because".into() },
         ];
         for message in messages {
-            assert_eq!(Message::parse(&message.emit()), Ok(message));
+            assert_eq!(MemifMessage::parse(&message.emit()), Ok(message));
         }
     }
 
     #[test]
     fn text_longer_than_its_field_is_cut_and_still_ends_with_a_nul() {
-        let bytes = Message::Connect { name: "é".repeat(40) }.emit();
+        let bytes = MemifMessage::Connect { name: "é".repeat(40) }.emit();
         assert_eq!(bytes[33], 0);
-        assert_eq!(Message::parse(&bytes), Ok(Message::Connect { name: "é".repeat(15) }));
+        assert_eq!(MemifMessage::parse(&bytes), Ok(MemifMessage::Connect { name: "é".repeat(15) }));
     }
 
     #[test]
     fn what_is_no_message_is_told_apart() {
-        assert_eq!(Message::parse(&[1; 3]), Err(MessageError::Length(3)));
-        assert_eq!(Message::parse(&[9; 128]), Err(MessageError::Type(0x0909)));
-        assert_eq!(Message::parse(&[0; 128]), Err(MessageError::Type(0)));
+        assert_eq!(MemifMessage::parse(&[1; 3]), Err(MemifMessageError::Length(3)));
+        assert_eq!(MemifMessage::parse(&[9; 128]), Err(MemifMessageError::Type(0x0909)));
+        assert_eq!(MemifMessage::parse(&[0; 128]), Err(MemifMessageError::Type(0)));
     }
 }

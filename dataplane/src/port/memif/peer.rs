@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 
-use crate::control::MESSAGES_PER_EVENT;
-use crate::port::memif::channel::Channel;
+use crate::port::MESSAGES_PER_EVENT;
+use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Client, Connection, HandshakeError, Outbox};
 use crate::port::memif::layout::{Layout, Loan};
 use crate::spec::MemifSpec;
@@ -14,7 +14,7 @@ use crate::spec::MemifSpec;
 /// A peer whose handshake is finished: with the positions of its queues, all that a successor would need.
 pub struct MemifPeer {
     /// Its control socket.
-    pub channel: Channel,
+    pub channel: MemifChannel,
     /// The shared memory.
     pub layout: Layout,
 }
@@ -32,7 +32,7 @@ impl MemifPeer {
 /// Our conversation as client with a server.
 pub struct ClientHandshake {
     /// The control socket.
-    pub channel: Channel,
+    pub channel: MemifChannel,
     /// When it is given up.
     pub deadline: Instant,
     /// Taken while it is being led.
@@ -52,7 +52,7 @@ pub enum ClientStep {
 impl ClientHandshake {
     /// On a socket that is connected; `loan` is another peer's memory, to be lent to the server. What we populate of our
     /// own is charged to `budget`: the server may keep it.
-    pub fn new(channel: Channel, loan: Option<Loan>, budget: &Arc<MemoryBudget>, deadline: Instant) -> Self {
+    pub fn new(channel: MemifChannel, loan: Option<Loan>, budget: &Arc<MemoryBudget>, deadline: Instant) -> Self {
         Self { channel, deadline, client: Some(Client::ExpectHello(loan, Arc::clone(budget))) }
     }
 
@@ -94,17 +94,17 @@ mod tests {
 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-    use crate::port::memif::message::Message;
+    use crate::port::memif::message::MemifMessage;
 
-    fn handshake() -> (ClientHandshake, Channel) {
+    fn handshake() -> (ClientHandshake, MemifChannel) {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (client, server) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let channel = |socket: OwnedFd| Channel::try_from(socket).unwrap();
+        let channel = |socket: OwnedFd| MemifChannel::try_from(socket).unwrap();
         let client = ClientHandshake::new(channel(client), None, &MemoryBudget::new(0), Instant::now());
         (client, channel(server))
     }
 
-    fn send(channel: &Channel, message: Message) {
+    fn send(channel: &MemifChannel, message: MemifMessage) {
         let mut out = Outbox::default();
         out.0.push_back((message, None));
         channel.send(&mut out).unwrap();
@@ -113,13 +113,13 @@ mod tests {
     #[test]
     fn the_reason_of_a_server_that_has_closed_is_read_and_a_flood_is_not() {
         let (client, server) = handshake();
-        send(&server, Message::Ack);
+        send(&server, MemifMessage::Ack);
         server.send_disconnect(&"no such interface");
         let reason = client.reason_of_close(HandshakeError::Closed);
         assert!(matches!(reason, HandshakeError::Left(_)), "{reason}");
 
         let (client, server) = handshake();
-        (0..2 * MESSAGES_PER_EVENT).for_each(|_| send(&server, Message::Ack));
+        (0..2 * MESSAGES_PER_EVENT).for_each(|_| send(&server, MemifMessage::Ack));
         assert!(matches!(client.reason_of_close(HandshakeError::Closed), HandshakeError::Closed));
         let left = std::iter::from_fn(|| client.channel.receive().unwrap()).count();
         assert_eq!(left, MESSAGES_PER_EVENT);

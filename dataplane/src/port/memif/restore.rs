@@ -17,10 +17,10 @@ use ferrule_ffi::region::Region;
 use serde::{Deserialize, Serialize};
 
 use crate::port::any::{AnySource, AnyTarget, LaneEnd, LaneSource};
-use crate::port::memif::channel::Channel;
-use crate::port::memif::handshake::{Announcing, Client, ExpectLayout, HandshakeError, Offer, Outbox, Server};
+use crate::port::memif::channel::MemifChannel;
+use crate::port::memif::handshake::{Announcing, Client, ExpectLayout, HandshakeError, MemifOffer, Outbox, Server};
 use crate::port::memif::layout::{BufferPlace, Layout, LayoutError, Loan, NoLoan, RingPlace};
-use crate::port::memif::message::{AddRegion, AddRing, Message};
+use crate::port::memif::message::{AddRegion, AddRing, MemifMessage};
 use crate::port::memif::peer::ClientHandshake;
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
 use crate::port::memif::ring::{Receiver, Sender, Slots, receives};
@@ -47,7 +47,7 @@ pub struct RestoredConnection {
     /// What the peer calls itself.
     pub peer: String,
     /// The control socket.
-    pub channel: Channel,
+    pub channel: MemifChannel,
     /// The shared memory.
     pub layout: Layout,
     /// Our ends of its rings.
@@ -86,7 +86,7 @@ impl SavedConnection {
     /// There are no descriptors left, or the rings are not those of a memif peer.
     pub fn save(
         (id, peer): (u32, &str),
-        channel: Channel,
+        channel: MemifChannel,
         layout: &Layout,
         rings: &LaneEnd,
         files: &mut SavedFiles,
@@ -252,7 +252,7 @@ impl SavedClientOfOurs {
     ///
     /// # Errors
     /// There are no descriptors left, or the handshake is finished.
-    pub fn save(channel: &Channel, server: &Server, files: &mut SavedFiles) -> Result<Self, RestoreError> {
+    pub fn save(channel: &MemifChannel, server: &Server, files: &mut SavedFiles) -> Result<Self, RestoreError> {
         let announced = match server {
             Server::ExpectInit => None,
             Server::ExpectLayout(ExpectLayout { id, peer, layout }) => {
@@ -276,9 +276,9 @@ impl SavedClientOfOurs {
     /// A descriptor is missing or is not what was saved, or the interface is not offered any more.
     pub fn restore<'a>(
         self,
-        offer: impl Fn(u32) -> Result<Offer<'a>, HandshakeError>,
+        offer: impl Fn(u32) -> Result<MemifOffer<'a>, HandshakeError>,
         files: &mut SavedFiles,
-    ) -> Result<(Channel, Server), RestoreError> {
+    ) -> Result<(MemifChannel, Server), RestoreError> {
         let invalid = |error: LayoutError| RestoreError::Invalid(error.to_string());
         let channel = restore_channel(self.channel, files)?;
         let Some(Announced { id, peer, regions, rings }) = self.announced else {
@@ -359,7 +359,8 @@ impl SavedClientHandshake {
             Some(SavedAnnouncing { peer, layout, no_loan, rest }) => {
                 let layout = layout.restore(loan.as_ref(), Health::within(budget), files)?;
                 let rest = rest.into_iter().map(|(message, file)| {
-                    let message = Message::parse(&message).map_err(|error| RestoreError::Invalid(error.to_string()))?;
+                    let message =
+                        MemifMessage::parse(&message).map_err(|error| RestoreError::Invalid(error.to_string()))?;
                     Ok((message, file.map(|file| files.take(file)).transpose()?))
                 });
                 let rest = Outbox(rest.collect::<Result<_, RestoreError>>()?);
@@ -370,8 +371,8 @@ impl SavedClientHandshake {
     }
 }
 
-fn restore_channel(channel: FileId, files: &mut SavedFiles) -> Result<Channel, RestoreError> {
-    Channel::try_from(files.take(channel)?).map_err(|source| no_file("its control socket", source))
+fn restore_channel(channel: FileId, files: &mut SavedFiles) -> Result<MemifChannel, RestoreError> {
+    MemifChannel::try_from(files.take(channel)?).map_err(|source| no_file("its control socket", source))
 }
 
 fn save_rings(layout: &Layout, files: &mut SavedFiles) -> Result<Vec<(AddRing, FileId)>, RestoreError> {

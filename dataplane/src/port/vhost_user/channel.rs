@@ -12,7 +12,7 @@ use crate::socket::{self, SocketError};
 use crate::spec::SocketAddress;
 
 /// A connected control socket; either side may have connected.
-pub struct Channel {
+pub struct VhostUserChannel {
     socket: UnixSocket,
     /// What came of the next message so far.
     header: [u8; HEADER_LEN],
@@ -37,14 +37,14 @@ pub struct RawMessage {
     pub files: Vec<PeerFile>,
 }
 
-impl Channel {
+impl VhostUserChannel {
     /// Connects to a peer that listens.
     pub fn connect(address: &SocketAddress) -> Result<Self, SocketError> {
         socket::connect(Kind::Stream, address, None).map(Self::from)
     }
 
     /// The next message, once it is there as a whole; `None`: not yet.
-    pub fn receive(&mut self) -> Result<Option<RawMessage>, ChannelError> {
+    pub fn receive(&mut self) -> Result<Option<RawMessage>, VhostUserChannelError> {
         loop {
             // Never more than is left of this message: the files of the next one come with its first byte.
             if self.filled < HEADER_LEN {
@@ -106,48 +106,48 @@ impl Channel {
     ///
     /// # Errors
     /// Also when the peer does not read: nobody waits for it.
-    pub fn send(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+    pub fn send(&self, message: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), VhostUserChannelError> {
         match self.socket.send(message, files) {
             Ok(sent) if sent == message.len() => Ok(()),
-            Ok(_) => Err(ChannelError::NotRead),
+            Ok(_) => Err(VhostUserChannelError::NotRead),
             Err(error) => Err(match error.kind() {
-                io::ErrorKind::WouldBlock => ChannelError::NotRead,
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ChannelError::Closed,
+                io::ErrorKind::WouldBlock => VhostUserChannelError::NotRead,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => VhostUserChannelError::Closed,
                 _ => error.into(),
             }),
         }
     }
 
-    fn take(&mut self, packet: Packet) -> Result<(), ChannelError> {
+    fn take(&mut self, packet: Packet) -> Result<(), VhostUserChannelError> {
         let request = word_of(u32::from_ne_bytes([self.header[0], self.header[1], self.header[2], self.header[3]]));
         self.filled += packet.len;
         self.files.extend(packet.files);
         if self.files.len() > FILES_MAX {
-            return Err(ChannelError::TooManyFiles { request, count: self.files.len() });
+            return Err(VhostUserChannelError::TooManyFiles { request, count: self.files.len() });
         }
-        packet.lost.map_or(Ok(()), |lost| Err(ChannelError::FilesLost(lost)))
+        packet.lost.map_or(Ok(()), |lost| Err(VhostUserChannelError::FilesLost(lost)))
     }
 }
 
 /// What there is now; `None`: nothing.
-fn read(socket: &UnixSocket, buffer: &mut [u8]) -> Result<Option<Packet>, ChannelError> {
+fn read(socket: &UnixSocket, buffer: &mut [u8]) -> Result<Option<Packet>, VhostUserChannelError> {
     match socket.receive(buffer, FILES_MAX + 1) {
         Ok(Some(packet)) => Ok(Some(packet)),
-        Ok(None) => Err(ChannelError::Closed),
+        Ok(None) => Err(VhostUserChannelError::Closed),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ChannelError::Closed),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(VhostUserChannelError::Closed),
         Err(error) => Err(error.into()),
     }
 }
 
-impl From<UnixSocket> for Channel {
+impl From<UnixSocket> for VhostUserChannel {
     /// A peer that was accepted.
     fn from(socket: UnixSocket) -> Self {
         Self { socket, header: [0; HEADER_LEN], payload: Vec::new(), filled: 0, files: Vec::new() }
     }
 }
 
-impl AsFd for Channel {
+impl AsFd for VhostUserChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -155,7 +155,7 @@ impl AsFd for Channel {
 
 /// Why a channel carries no more messages.
 #[derive(Debug, Error)]
-pub enum ChannelError {
+pub enum VhostUserChannelError {
     /// What came is no message.
     #[error(transparent)]
     Message(#[from] VhostUserMessageError),
@@ -184,12 +184,12 @@ pub enum ChannelError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::vhost_user::message::{PAYLOAD_MAX, Request, VringFile};
+    use crate::port::vhost_user::message::{PAYLOAD_MAX, VhostUserRequest, VringFile};
     use ferrule_ffi::notifier::eventfd;
     use ferrule_ffi::unix::UnixListener;
     use nix::sys::socket::UnixAddr;
 
-    fn pair(name: &str) -> (UnixSocket, Channel) {
+    fn pair(name: &str) -> (UnixSocket, VhostUserChannel) {
         let name = format!("ferrule-vhost-{name}-{}", std::process::id());
         let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
         let listener = UnixListener::bind(Kind::Stream, &address, 5).unwrap();
@@ -197,14 +197,14 @@ mod tests {
         (peer, listener.accept().unwrap().into())
     }
 
-    fn understood(envelope: &RawMessage) -> Request {
-        Request::parse(envelope.header.request, &envelope.payload).unwrap()
+    fn understood(envelope: &RawMessage) -> VhostUserRequest {
+        VhostUserRequest::parse(envelope.header.request, &envelope.payload).unwrap()
     }
 
     #[test]
     fn a_message_that_comes_byte_by_byte_is_whole_at_its_last_byte() {
         let (peer, mut channel) = pair("bytes");
-        let request = Request::SetFeatures(0x1234_5678_9abc_def0);
+        let request = VhostUserRequest::SetFeatures(0x1234_5678_9abc_def0);
         let bytes = request.emit(false);
         for &byte in &bytes {
             assert!(channel.receive().unwrap().is_none());
@@ -216,19 +216,20 @@ mod tests {
     #[test]
     fn messages_sent_at_once_are_told_apart_with_their_files() {
         let (peer, mut channel) = pair("together");
-        let kick = Request::SetVringKick(VringFile { index: 1, has_file: true });
+        let kick = VhostUserRequest::SetVringKick(VringFile { index: 1, has_file: true });
         let eventfd = eventfd().unwrap();
-        peer.send(&[Request::GetFeatures.emit(false), Request::SetOwner.emit(false)].concat(), &[]).unwrap();
+        peer.send(&[VhostUserRequest::GetFeatures.emit(false), VhostUserRequest::SetOwner.emit(false)].concat(), &[])
+            .unwrap();
         peer.send(&kick.emit(false), &[eventfd.as_fd()]).unwrap();
-        peer.send(&Request::GetQueueNum.emit(true), &[]).unwrap();
+        peer.send(&VhostUserRequest::GetQueueNum.emit(true), &[]).unwrap();
         let mut next = || {
             let envelope = channel.receive().unwrap().unwrap();
             (understood(&envelope), envelope.files.len())
         };
-        assert_eq!(next(), (Request::GetFeatures, 0));
-        assert_eq!(next(), (Request::SetOwner, 0));
+        assert_eq!(next(), (VhostUserRequest::GetFeatures, 0));
+        assert_eq!(next(), (VhostUserRequest::SetOwner, 0));
         assert_eq!(next(), (kick, 1));
-        assert_eq!(next(), (Request::GetQueueNum, 0));
+        assert_eq!(next(), (VhostUserRequest::GetQueueNum, 0));
         assert!(channel.receive().unwrap().is_none());
     }
 
@@ -236,18 +237,21 @@ mod tests {
     fn files_beyond_the_limit_and_headers_that_lie_end_the_channel() {
         let (peer, mut channel) = pair("files");
         let eventfd = eventfd().unwrap();
-        peer.send(&Request::GetFeatures.emit(false), &[eventfd.as_fd(); FILES_MAX + 1]).unwrap();
-        assert!(matches!(channel.receive(), Err(ChannelError::TooManyFiles { count: 33, .. })));
+        peer.send(&VhostUserRequest::GetFeatures.emit(false), &[eventfd.as_fd(); FILES_MAX + 1]).unwrap();
+        assert!(matches!(channel.receive(), Err(VhostUserChannelError::TooManyFiles { count: 33, .. })));
         let (peer, mut channel) = pair("header");
         let header = Header { request: 5, flags: 1, size: PAYLOAD_MAX as u32 + 1 };
         peer.send(&header.emit(), &[]).unwrap();
-        assert!(matches!(channel.receive(), Err(ChannelError::Message(VhostUserMessageError::TooLong { .. }))));
+        assert!(matches!(
+            channel.receive(),
+            Err(VhostUserChannelError::Message(VhostUserMessageError::TooLong { .. }))
+        ));
     }
 
     #[test]
     fn a_peer_that_does_not_read_is_not_waited_for() {
         let (_peer, channel) = pair("deaf");
-        let sent = (0..100_000).find_map(|_| channel.send(&Request::GetFeatures.emit(false), &[]).err());
-        assert!(matches!(sent, Some(ChannelError::NotRead)));
+        let sent = (0..100_000).find_map(|_| channel.send(&VhostUserRequest::GetFeatures.emit(false), &[]).err());
+        assert!(matches!(sent, Some(VhostUserChannelError::NotRead)));
     }
 }

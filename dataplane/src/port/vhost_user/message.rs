@@ -1,6 +1,6 @@
 //! The messages of vhost-user (QEMU, docs/interop/vhost-user.rst): a header of 12 bytes, a payload in host byte order.
 //!
-//! A [`Request`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
+//! A [`VhostUserRequest`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
 //! channel for it (BACKEND_REQ) is not offered.
 
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ impl Header {
 
 /// What a frontend asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum VhostUserRequest {
     /// 1: which features there are. Reply: a value.
     GetFeatures,
     /// 2: the features chosen.
@@ -212,7 +212,7 @@ pub enum ReplyBody {
     Inflight(Inflight),
 }
 
-impl Request {
+impl VhostUserRequest {
     /// Reads the payload of request `number`.
     pub fn parse(number: u32, payload: &[u8]) -> Result<Self, VhostUserMessageError> {
         let error = VhostUserMessageError::Size { request: word_of(number), size: payload.len() };

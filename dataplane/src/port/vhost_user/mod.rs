@@ -6,7 +6,7 @@
 //! - [`peer`]: a frontend as control sees it; [`restore`]: one written down for a successor process;
 //! - [`eventfd`]: those of rings;
 //! - [`memory`]: the guest's memory, by guest and by user address;
-//! - [`vring`]: what a ring is made from, and our ends of one;
+//! - [`vring`]: what a ring is made from; [`virtqueue`]: our ends of one, of either layout;
 //! - [`split`] and [`packed`]: the hot paths of the two layouts, `chain` what is not so hot;
 //! - [`rarp`]: how a guest that has moved is announced; [`log`]: the dirty log of a migration.
 //!
@@ -28,6 +28,7 @@ pub mod restore;
 pub mod session;
 pub mod spec;
 pub mod split;
+pub mod virtqueue;
 pub mod vring;
 
 pub use chain::VirtqDescriptor;

@@ -2,30 +2,30 @@
 
 use std::time::Instant;
 
-use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::session::error::SessionError;
-use crate::port::vhost_user::session::{Message, Session};
+use crate::port::vhost_user::session::{Session, VhostUserMessage};
 
 /// A vhost-user frontend.
 pub struct VhostUserPeer {
     /// Its socket.
-    pub channel: Channel,
+    pub channel: VhostUserChannel,
     /// What it has said.
     pub session: Session,
     /// What it said last, if that waits for lanes to come back.
-    pub held: Option<Message>,
+    pub held: Option<VhostUserMessage>,
     /// When it is given up, as long as it has said nothing.
     pub silent_until: Option<Instant>,
 }
 
 impl VhostUserPeer {
     /// What it says next; `None`: nothing now.
-    pub fn receive(&mut self) -> Result<Option<Message>, SessionError> {
+    pub fn receive(&mut self) -> Result<Option<VhostUserMessage>, SessionError> {
         if let Some(held) = self.held.take() {
             return Ok(Some(held));
         }
         let Some(envelope) = self.channel.receive()? else { return Ok(None) };
         self.silent_until = None;
-        Message::new(envelope).map(Some)
+        VhostUserMessage::new(envelope).map(Some)
     }
 }

@@ -11,14 +11,14 @@ use ferrule_ffi::peer_file::PeerFile;
 use serde::{Deserialize, Serialize};
 
 use crate::port::saved::{FileId, RestoreError, SavedFiles};
-use crate::port::vhost_user::channel::Channel;
+use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::memory::MemoryRegion;
 use crate::port::vhost_user::message::{HEADER_LEN, Header, Inflight, LogArea};
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::session::error::RequestError;
 use crate::port::vhost_user::session::vring_config::SavedVring;
-use crate::port::vhost_user::session::{Message, Session};
+use crate::port::vhost_user::session::{Session, VhostUserMessage};
 
 /// A frontend as it is written down. Descriptors are named, and passed beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,7 +46,11 @@ impl SavedPendingFrontend {
     ///
     /// # Errors
     /// There are no more descriptors to be had.
-    pub fn save(channel: &Channel, first: Option<&Message>, files: &mut SavedFiles) -> io::Result<Self> {
+    pub fn save(
+        channel: &VhostUserChannel,
+        first: Option<&VhostUserMessage>,
+        files: &mut SavedFiles,
+    ) -> io::Result<Self> {
         let half = channel.half_message();
         Ok(Self {
             socket: files.push_copy(channel)?,
@@ -59,7 +63,7 @@ impl SavedPendingFrontend {
     ///
     /// # Errors
     /// A descriptor is missing or is not what was saved.
-    pub fn restore(self, files: &mut SavedFiles) -> Result<(Channel, Option<Message>), RestoreError> {
+    pub fn restore(self, files: &mut SavedFiles) -> Result<(VhostUserChannel, Option<VhostUserMessage>), RestoreError> {
         let channel = self.half.restore_channel(self.socket, files)?;
         Ok((channel, self.first.map(|first| first.restore_message(files)).transpose()?))
     }
@@ -137,18 +141,18 @@ impl SavedMessage {
     }
 
     /// The socket on which this has come.
-    fn restore_channel(self, socket: FileId, files: &mut SavedFiles) -> Result<Channel, RestoreError> {
+    fn restore_channel(self, socket: FileId, files: &mut SavedFiles) -> Result<VhostUserChannel, RestoreError> {
         let socket = files.take(socket)?;
         let (bytes, half) = self.restore(files)?;
-        let channel = Channel::restore(socket, &bytes, half);
+        let channel = VhostUserChannel::restore(socket, &bytes, half);
         channel.map_err(|source| RestoreError::File { what: "a control socket", source })
     }
 
     /// The message, which is whole.
-    fn restore_message(self, files: &mut SavedFiles) -> Result<Message, RestoreError> {
+    fn restore_message(self, files: &mut SavedFiles) -> Result<VhostUserMessage, RestoreError> {
         let (bytes, files) = self.restore(files)?;
         let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or_else(|| invalid("half a request"))?;
-        Message::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
+        VhostUserMessage::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
     }
 }
 

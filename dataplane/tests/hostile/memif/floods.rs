@@ -2,37 +2,37 @@
 
 use std::collections::VecDeque;
 
-use ferrule_dataplane::port::memif::message::Message;
+use ferrule_dataplane::port::memif::message::MemifMessage;
 
-use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
-use crate::held::{Hammer, Held, hold};
+use crate::held::{Held, Repeat, hold};
 use crate::limit::FileLimit;
 use crate::log;
 use crate::memif::control::{free, loses};
 use crate::memif::peer::{Peer, init};
 use crate::memif::setup::HostileSetup;
+use crate::testbed::{Case, Testbed, open_files};
 
 pub const CASES: &[Case] = &[
-    free("thousands of silent connections", |arena| flood(arena, |_, _| {})),
-    free("thousands of connections after INIT", |arena| flood(arena, |peer, _| asks(peer))),
-    free("thousands of connections after ADD_REGION", |arena| {
-        flood(arena, |peer, setup| {
+    free("thousands of silent connections", |testbed| flood(testbed, |_, _| {})),
+    free("thousands of connections after INIT", |testbed| flood(testbed, |peer, _| asks(peer))),
+    free("thousands of connections after ADD_REGION", |testbed| {
+        flood(testbed, |peer, setup| {
             asks(peer);
             peer.region(0, setup.len, &setup.file);
         })
     }),
-    free("thousands of connections, half of them silent", |arena| {
+    free("thousands of connections, half of them silent", |testbed| {
         let mut number = 0u32;
-        flood(arena, move |peer, _| {
+        flood(testbed, move |peer, _| {
             number += 1;
             if number.is_multiple_of(2) {
                 asks(peer);
             }
         })
     }),
-    free("sixty-four clients that stop after INIT", |arena| {
-        let peers: Vec<_> = (0..64).map(|_| Peer::init(arena)).collect();
+    free("sixty-four clients that stop after INIT", |testbed| {
+        let peers: Vec<_> = (0..64).map(|_| Peer::init(testbed)).collect();
         hold(peers)
     }),
     loses("a thousand visits, and few lines in the log", "the peer closed its socket", many_visits),
@@ -40,18 +40,18 @@ pub const CASES: &[Case] = &[
 ];
 
 fn asks(peer: &Peer) {
-    peer.say(&Message::Init(init()), &[]);
+    peer.say(&MemifMessage::Init(init()), &[]);
 }
 
 /// Connects without end; the last thousand connections are kept open on this side. At least 5000 have
 /// been made when this returns, and more are being made meanwhile.
-fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &HostileSetup) + Send + 'static) -> Held {
+fn flood(testbed: &Testbed, mut start: impl FnMut(&Peer, &HostileSetup) + Send + 'static) -> Held {
     let said = log::lines();
     let setup = HostileSetup::new();
     let mut open = VecDeque::new();
     let (count, counted) = std::sync::mpsc::channel();
-    let place = arena.socket.clone();
-    let hammer = Hammer::swing(move || {
+    let place = testbed.socket.clone();
+    let hammer = Repeat::start(move || {
         let peer = Peer::connect_to(&place);
         start(&peer, &setup);
         open.push_back(peer);
@@ -65,23 +65,23 @@ fn flood(arena: &Arena, mut start: impl FnMut(&Peer, &HostileSetup) + Send + 'st
     hold(hammer)
 }
 
-fn many_visits(arena: &Arena) -> Held {
+fn many_visits(testbed: &Testbed) -> Held {
     let said = log::lines();
     let setup = HostileSetup::new();
     for _ in 0..1000 {
-        drop(setup.join(arena));
-        eventually("the interface is free again", || arena.shows("the peer closed its socket"));
+        drop(setup.join(testbed));
+        eventually("the interface is free again", || testbed.shows("the peer closed its socket"));
     }
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
     hold(setup)
 }
 
-fn no_descriptors_left(arena: &Arena) -> Held {
+fn no_descriptors_left(testbed: &Testbed) -> Held {
     let said = log::lines();
     let limit = FileLimit::lower_to(open_files() as u64 + 8);
-    let sockets: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.socket)).take(8).collect();
-    arena.traffic.must_move();
-    arena.traffic.must_move();
+    let sockets: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&testbed.socket)).take(8).collect();
+    testbed.traffic.must_move();
+    testbed.traffic.must_move();
     drop((sockets, limit));
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
     hold(())

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_dataplane::port::memif::message::{AddRing, Direction, Hello, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::port::memif::message::{AddRing, Direction, Hello, MESSAGE_LEN, MemifMessage, VERSION};
 use ferrule_ffi::region::{Index, Region, Table};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::arena::Arena;
 use crate::raw::unix_address;
+use crate::testbed::Testbed;
 
 /// A listening socket in the place where the attacked client expects an honest server.
 pub struct Host {
@@ -25,8 +25,8 @@ pub struct Guest {
 }
 
 impl Host {
-    pub fn open(arena: &Arena) -> Self {
-        Self { listener: UnixListener::bind(Kind::SeqPacket, &unix_address(&arena.socket), 16).unwrap() }
+    pub fn open(testbed: &Testbed) -> Self {
+        Self { listener: UnixListener::bind(Kind::SeqPacket, &unix_address(&testbed.socket), 16).unwrap() }
     }
 
     /// The next client that comes, or comes back.
@@ -38,25 +38,25 @@ impl Host {
 }
 
 impl Guest {
-    pub fn say(&self, message: &Message) {
+    pub fn say(&self, message: &MemifMessage) {
         // A client that has already had enough hears nothing more.
         let _ = self.socket.send(&message.emit(), &[]);
     }
 
     /// The next message; `None`: the client has gone.
-    pub fn hear(&mut self) -> Option<Message> {
+    pub fn hear(&mut self) -> Option<MemifMessage> {
         wait(&self.socket);
         let mut bytes = [0; MESSAGE_LEN];
         let packet = self.socket.receive(&mut bytes, 2).ok()??;
         self.files.extend(packet.files.into_iter().map(|file| file.as_fd().try_clone_to_owned().unwrap()));
-        Some(Message::parse(&bytes).unwrap())
+        Some(MemifMessage::parse(&bytes).unwrap())
     }
 
     /// Hears everything until the client goes. The reason it gave, if any.
     pub fn goodbye(&mut self) -> Option<String> {
         let mut reason = None;
         while let Some(message) = self.hear() {
-            if let Message::Disconnect { reason: given, .. } = message {
+            if let MemifMessage::Disconnect { reason: given, .. } = message {
                 reason = Some(given);
             }
         }
@@ -65,20 +65,20 @@ impl Guest {
 
     /// Leads the handshake to its end, with any HELLO.
     pub fn serve(&mut self, hello: Hello) {
-        self.say(&Message::Hello(hello));
+        self.say(&MemifMessage::Hello(hello));
         loop {
             match self.hear().expect("the client announces itself") {
-                Message::AddRegion(region) => {
+                MemifMessage::AddRegion(region) => {
                     let file = self.files.last().unwrap().try_clone().unwrap();
                     self.regions.push(Region::map(file, region.size, &Arc::default()).unwrap());
                 }
-                Message::AddRing(ring) => self.rings.push(ring),
-                Message::Connect { .. } => break,
+                MemifMessage::AddRing(ring) => self.rings.push(ring),
+                MemifMessage::Connect { .. } => break,
                 _ => {}
             }
-            self.say(&Message::Ack);
+            self.say(&MemifMessage::Ack);
         }
-        self.say(&Message::Connected { name: "host".to_owned() });
+        self.say(&MemifMessage::Connected { name: "host".to_owned() });
     }
 
     /// The parts of the first ring of a direction: head, tail, flags and slots.

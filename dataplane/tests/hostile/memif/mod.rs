@@ -10,7 +10,7 @@ mod rings;
 mod servers;
 mod setup;
 
-use crate::arena::Case;
+use crate::testbed::Case;
 
 pub const TABLES: &[&[Case]] =
     &[control::CASES, descriptors::CASES, memory::CASES, rings::CASES, floods::CASES, servers::CASES];

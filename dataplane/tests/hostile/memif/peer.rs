@@ -3,20 +3,20 @@
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ferrule_dataplane::port::memif::message::{AddRegion, Init, MESSAGE_LEN, Message, VERSION};
+use ferrule_dataplane::port::memif::message::{AddRegion, Init, MESSAGE_LEN, MemifMessage, VERSION};
 use ferrule_dataplane::spec::SocketAddress;
 use nix::sys::socket::{MsgFlags, SockType, recvmsg};
 
-use crate::arena::{Arena, SECRET};
 use crate::raw;
+use crate::testbed::{SECRET, Testbed};
 
 /// A control socket without manners.
 pub struct Peer(pub OwnedFd);
 
 impl Peer {
     /// Connects and says nothing.
-    pub fn connect(arena: &Arena) -> Self {
-        Self::connect_to(&arena.socket)
+    pub fn connect(testbed: &Testbed) -> Self {
+        Self::connect_to(&testbed.socket)
     }
 
     pub fn connect_to(address: &SocketAddress) -> Self {
@@ -29,11 +29,11 @@ impl Peer {
     }
 
     /// Connects and asks for the attacked interface.
-    pub fn init(arena: &Arena) -> Self {
-        let peer = Self::connect(arena);
-        peer.say(&Message::Init(init()), &[]);
-        assert!(matches!(peer.hear(), Some(Message::Hello(_))));
-        assert_eq!(peer.hear(), Some(Message::Ack));
+    pub fn init(testbed: &Testbed) -> Self {
+        let peer = Self::connect(testbed);
+        peer.say(&MemifMessage::Init(init()), &[]);
+        assert!(matches!(peer.hear(), Some(MemifMessage::Hello(_))));
+        assert_eq!(peer.hear(), Some(MemifMessage::Ack));
         peer
     }
 
@@ -42,29 +42,29 @@ impl Peer {
         raw::send(&self.0, bytes, files).is_ok()
     }
 
-    pub fn say(&self, message: &Message, files: &[BorrowedFd<'_>]) {
+    pub fn say(&self, message: &MemifMessage, files: &[BorrowedFd<'_>]) {
         self.send(&message.emit(), files);
     }
 
     /// Announces a file as the next region.
     pub fn region(&self, index: u16, size: u64, file: impl AsFd) {
-        self.say(&Message::AddRegion(AddRegion { index, size }), &[file.as_fd()]);
+        self.say(&MemifMessage::AddRegion(AddRegion { index, size }), &[file.as_fd()]);
     }
 
     /// Says CONNECT and is let in.
     pub fn finish(&self) {
-        self.say(&Message::Connect { name: "setup".to_owned() }, &[]);
-        assert!(matches!(self.hear(), Some(Message::Connected { .. })));
+        self.say(&MemifMessage::Connect { name: "setup".to_owned() }, &[]);
+        assert!(matches!(self.hear(), Some(MemifMessage::Connected { .. })));
     }
 
     /// The next message; `None`: the other side has closed.
-    pub fn hear(&self) -> Option<Message> {
+    pub fn hear(&self) -> Option<MemifMessage> {
         let mut bytes = [0; MESSAGE_LEN];
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let received = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty());
         match received.map(|received| received.bytes) {
             Ok(0) | Err(nix::Error::ECONNRESET | nix::Error::EPIPE) => None,
-            Ok(_) => Some(Message::parse(&bytes).unwrap()),
+            Ok(_) => Some(MemifMessage::parse(&bytes).unwrap()),
             Err(errno) => panic!("nothing heard on the control socket: {errno}"),
         }
     }
@@ -73,7 +73,7 @@ impl Peer {
     pub fn goodbye(&self) -> Option<String> {
         let mut reason = None;
         while let Some(message) = self.hear() {
-            if let Message::Disconnect { reason: given, .. } = message {
+            if let MemifMessage::Disconnect { reason: given, .. } = message {
                 reason = Some(given);
             }
         }

@@ -3,14 +3,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ferrule_dataplane::port::memif::message::{AddRing, Direction, Message};
+use ferrule_dataplane::port::memif::message::{AddRing, Direction, MemifMessage};
 use ferrule_ffi::region::{Index, Region, Table};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use crate::arena::Arena;
 use crate::memif::peer::Peer;
+use crate::testbed::Testbed;
 
 /// One file with all rings in front and a buffer for each slot behind.
 pub struct HostileSetup {
@@ -58,20 +58,20 @@ impl HostileSetup {
     }
 
     /// Connects with it.
-    pub fn join(&self, arena: &Arena) -> Peer {
-        let peer = self.announce(arena);
+    pub fn join(&self, testbed: &Testbed) -> Peer {
+        let peer = self.announce(testbed);
         peer.finish();
         peer
     }
 
     /// Says everything but CONNECT, as it should be said.
-    pub fn announce(&self, arena: &Arena) -> Peer {
-        let peer = Peer::init(arena);
+    pub fn announce(&self, testbed: &Testbed) -> Peer {
+        let peer = Peer::init(testbed);
         peer.region(0, self.len, &self.file);
-        assert_eq!(peer.hear(), Some(Message::Ack));
+        assert_eq!(peer.hear(), Some(MemifMessage::Ack));
         for number in 0..2 * self.pairs {
-            peer.say(&Message::AddRing(self.ring(number)), &[self.eventfds[usize::from(number)].as_fd()]);
-            assert_eq!(peer.hear(), Some(Message::Ack));
+            peer.say(&MemifMessage::AddRing(self.ring(number)), &[self.eventfds[usize::from(number)].as_fd()]);
+            assert_eq!(peer.hear(), Some(MemifMessage::Ack));
         }
         peer
     }

@@ -4,18 +4,18 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ferrule_dataplane::port::vhost_user::message::{Request, VringFile};
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringFile};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{pipe, write};
 
-use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
 use crate::files::{full_pipe, lingering_socket, null, sealable};
-use crate::held::{Hammer, Held, hold};
+use crate::held::{Held, Repeat, hold};
 use crate::limit::FileLimit;
+use crate::testbed::{Case, Testbed, open_files};
 use crate::vhost::peer::{PLAIN, Peer, message};
 use crate::vhost::rounds::{reader_of, sender_of};
 use crate::vhost::setup::{HostileSetup, Shape};
@@ -24,18 +24,18 @@ use crate::vhost::verdict::{free, loses, stays};
 pub const CASES: &[Case] = &[
     // CVE-2019-14818: descriptors beside a request that has none were kept.
     loses("a descriptor with every request that has none", "1 descriptors came with", unwanted_files),
-    loses("32 descriptors with GET_FEATURES", "32 descriptors came with GET_FEATURES", |arena| {
-        with_files(arena, &message(1, PLAIN, &[]), &[null().as_fd(); 32])
+    loses("32 descriptors with GET_FEATURES", "32 descriptors came with GET_FEATURES", |testbed| {
+        with_files(testbed, &message(1, PLAIN, &[]), &[null().as_fd(); 32])
     }),
-    loses("33 descriptors with GET_FEATURES", "33 descriptors came with GET_FEATURES; at most 32", |arena| {
-        with_files(arena, &message(1, PLAIN, &[]), &[null().as_fd(); 33])
+    loses("33 descriptors with GET_FEATURES", "33 descriptors came with GET_FEATURES; at most 32", |testbed| {
+        with_files(testbed, &message(1, PLAIN, &[]), &[null().as_fd(); 33])
     }),
-    loses("253 descriptors with half a header", "at least 33 descriptors came with", |arena| {
-        with_files(arena, &message(1, PLAIN, &[])[..6], &[null().as_fd(); 253])
+    loses("253 descriptors with half a header", "at least 33 descriptors came with", |testbed| {
+        with_files(testbed, &message(1, PLAIN, &[])[..6], &[null().as_fd(); 253])
     }),
     // CVE-2022-0669: descriptors of messages that never end.
-    loses("descriptors with each byte of a message", "descriptors came with", |arena| {
-        let (null, peer) = (null(), Peer::connect(arena));
+    loses("descriptors with each byte of a message", "descriptors came with", |testbed| {
+        let (null, peer) = (null(), Peer::connect(testbed));
         assert!(peer.is_heard());
         for byte in message(5, PLAIN, &[0; 40]) {
             peer.send(&[byte], &[null.as_fd(); 30]);
@@ -43,21 +43,21 @@ pub const CASES: &[Case] = &[
         peer.is_parted();
         hold(peer)
     }),
-    loses("descriptors before the first message is whole", "descriptors came before the first message", |arena| {
-        let (null, peer) = (null(), Peer::connect(arena));
+    loses("descriptors before the first message is whole", "descriptors came before the first message", |testbed| {
+        let (null, peer) = (null(), Peer::connect(testbed));
         peer.send(&message(5, PLAIN, &[0; 40])[..1], &[null.as_fd(); 30]);
         peer.is_parted();
         hold(peer)
     }),
-    free("descriptors with a message that never ends", |arena| {
-        let (null, peer) = (null(), Peer::connect(arena));
+    free("descriptors with a message that never ends", |testbed| {
+        let (null, peer) = (null(), Peer::connect(testbed));
         peer.send(&message(5, PLAIN, &[0; 40])[..51], &[null.as_fd(); 32]);
         hold(peer)
     }),
-    free("descriptors in a socket that is closed unread", |arena| {
+    free("descriptors in a socket that is closed unread", |testbed| {
         let null = null();
         for _ in 0..20 {
-            let peer = Peer::connect(arena);
+            let peer = Peer::connect(testbed);
             let _ = (0..4).all(|_| peer.send(&message(1, 0, &[]), &[null.as_fd(); 253]));
         }
         hold(())
@@ -67,134 +67,134 @@ pub const CASES: &[Case] = &[
         "descriptors that came with a message were lost",
         nearly_full_table,
     ),
-    loses("SET_MEM_TABLE without its descriptor", "0 descriptors came with SET_MEM_TABLE", |arena| {
-        memory_with(arena, &[])
+    loses("SET_MEM_TABLE without its descriptor", "0 descriptors came with SET_MEM_TABLE", |testbed| {
+        memory_with(testbed, &[])
     }),
-    loses("SET_MEM_TABLE with one too many", "2 descriptors came with SET_MEM_TABLE", |arena| {
-        memory_with(arena, &[sealable().as_fd(), sealable().as_fd()])
+    loses("SET_MEM_TABLE with one too many", "2 descriptors came with SET_MEM_TABLE", |testbed| {
+        memory_with(testbed, &[sealable().as_fd(), sealable().as_fd()])
     }),
-    loses("SET_VRING_KICK without its descriptor", "0 descriptors came with SET_VRING_KICK", |arena| {
-        kick_with(arena, &[])
+    loses("SET_VRING_KICK without its descriptor", "0 descriptors came with SET_VRING_KICK", |testbed| {
+        kick_with(testbed, &[])
     }),
-    loses("SET_VRING_KICK with two", "2 descriptors came with SET_VRING_KICK", |arena| {
-        kick_with(arena, &[new_eventfd().as_fd(), new_eventfd().as_fd()])
+    loses("SET_VRING_KICK with two", "2 descriptors came with SET_VRING_KICK", |testbed| {
+        kick_with(testbed, &[new_eventfd().as_fd(), new_eventfd().as_fd()])
     }),
-    loses("a descriptor that is said not to be there", "1 descriptors came with SET_VRING_CALL", |arena| {
-        let peer = Peer::connect(arena);
-        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: false }), &[new_eventfd().as_fd()]);
+    loses("a descriptor that is said not to be there", "1 descriptors came with SET_VRING_CALL", |testbed| {
+        let peer = Peer::connect(testbed);
+        peer.say(&VhostUserRequest::SetVringCall(VringFile { index: 0, has_file: false }), &[new_eventfd().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
-    loses("a pipe as kick", "not an eventfd", |arena| kick_with(arena, &[full_pipe().0.as_fd()])),
-    loses("a pipe as call, full", "not an eventfd", |arena| call_with(arena, full_pipe().1.as_fd())),
-    loses("a broken pipe as call", "not an eventfd", |arena| call_with(arena, pipe().unwrap().1.as_fd())),
-    loses("a socket as call", "not an eventfd", |arena| {
-        call_with(arena, TcpListener::bind("127.0.0.1:0").unwrap().as_fd())
+    loses("a pipe as kick", "not an eventfd", |testbed| kick_with(testbed, &[full_pipe().0.as_fd()])),
+    loses("a pipe as call, full", "not an eventfd", |testbed| call_with(testbed, full_pipe().1.as_fd())),
+    loses("a broken pipe as call", "not an eventfd", |testbed| call_with(testbed, pipe().unwrap().1.as_fd())),
+    loses("a socket as call", "not an eventfd", |testbed| {
+        call_with(testbed, TcpListener::bind("127.0.0.1:0").unwrap().as_fd())
     }),
-    loses("an epoll as call", "not an eventfd", |arena| {
-        call_with(arena, Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0.as_fd())
+    loses("an epoll as call", "not an eventfd", |testbed| {
+        call_with(testbed, Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0.as_fd())
     }),
-    loses("a memory file as call", "not an eventfd", |arena| {
-        call_with(arena, memfd_create(c"anon_inode:[eventfd]", MFdFlags::MFD_CLOEXEC).unwrap().as_fd())
+    loses("a memory file as call", "not an eventfd", |testbed| {
+        call_with(testbed, memfd_create(c"anon_inode:[eventfd]", MFdFlags::MFD_CLOEXEC).unwrap().as_fd())
     }),
-    loses("its own control socket as call", "not an eventfd", |arena| {
-        let peer = Peer::connect(arena);
-        peer.say(&Request::SetVringCall(VringFile { index: 0, has_file: true }), &[peer.socket().as_fd()]);
+    loses("its own control socket as call", "not an eventfd", |testbed| {
+        let peer = Peer::connect(testbed);
+        peer.say(&VhostUserRequest::SetVringCall(VringFile { index: 0, has_file: true }), &[peer.socket().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
-    loses("a pipe to tell of errors", "not an eventfd", |arena| {
-        let peer = Peer::connect(arena);
-        peer.say(&Request::SetVringErr(VringFile { index: 0, has_file: true }), &[full_pipe().1.as_fd()]);
+    loses("a pipe to tell of errors", "not an eventfd", |testbed| {
+        let peer = Peer::connect(testbed);
+        peer.say(&VhostUserRequest::SetVringErr(VringFile { index: 0, has_file: true }), &[full_pipe().1.as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
-    stays("full eventfds that block their writers", |arena| {
-        eventfds(arena, || {
+    stays("full eventfds that block their writers", |testbed| {
+        eventfds(testbed, || {
             let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
             eventfd.write(u64::MAX - 1).unwrap();
             eventfd.into()
         })
     }),
-    stays("eventfds as semaphores", |arena| {
-        eventfds(arena, || {
+    stays("eventfds as semaphores", |testbed| {
+        eventfds(testbed, || {
             EventFd::from_value_and_flags(7, EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_CLOEXEC).unwrap().into()
         })
     }),
     stays("one eventfd for all that rings", one_eventfd),
-    stays("no eventfds at all", |arena| {
+    stays("no eventfds at all", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         setup.say_memory(&peer);
         for index in 0..2 {
             setup.say_place(&peer, index);
-            peer.say(&Request::SetVringKick(VringFile { index: index as u8, has_file: false }), &[]);
+            peer.say(&VhostUserRequest::SetVringKick(VringFile { index: index as u8, has_file: false }), &[]);
         }
         setup.enable(&peer);
         let busy = (sender_of(&setup), reader_of(&setup));
-        eventually("frames cross", || arena.traffic.far_frames() > 100);
+        eventually("frames cross", || testbed.traffic.far_frames() > 100);
         hold((busy, setup, peer))
     }),
     stays("an eventfd that wakes two thousand epolls", crowded_eventfd),
-    stays("a flood of kicks", |arena| {
+    stays("a flood of kicks", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let eventfd = setup.eventfds[1][0].try_clone().unwrap();
         fcntl(&eventfd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let hammer = Hammer::swing(move || {
+        let hammer = Repeat::start(move || {
             let _ = write(&eventfd, &1u64.to_ne_bytes());
         });
         hold((hammer, setup, peer))
     }),
-    stays("kicks and calls replaced without end", |arena| {
+    stays("kicks and calls replaced without end", |testbed| {
         let (setup, open) = (HostileSetup::new(), open_files());
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let joined = open_files() - open;
         for round in 0..2000u32 {
             let file = VringFile { index: (round % 2) as u8, has_file: true };
             let eventfd = new_eventfd();
             match round % 3 {
-                0 => peer.say(&Request::SetVringKick(file), &[eventfd.as_fd()]),
-                1 => peer.say(&Request::SetVringCall(file), &[eventfd.as_fd()]),
-                _ => peer.say(&Request::SetVringErr(file), &[eventfd.as_fd()]),
+                0 => peer.say(&VhostUserRequest::SetVringKick(file), &[eventfd.as_fd()]),
+                1 => peer.say(&VhostUserRequest::SetVringCall(file), &[eventfd.as_fd()]),
+                _ => peer.say(&VhostUserRequest::SetVringErr(file), &[eventfd.as_fd()]),
             }
         }
         assert!(peer.is_heard());
         assert!(open_files() - open <= joined + 4, "{} descriptors more", open_files() - open);
         hold((setup, peer))
     }),
-    loses("a plain file as memory", "not in memory", |arena| memory_of(arena, File::open("/etc/passwd").unwrap())),
-    loses("/dev/zero as memory", "not in memory", |arena| {
-        memory_of(arena, File::options().read(true).write(true).open("/dev/zero").unwrap())
+    loses("a plain file as memory", "not in memory", |testbed| memory_of(testbed, File::open("/etc/passwd").unwrap())),
+    loses("/dev/zero as memory", "not in memory", |testbed| {
+        memory_of(testbed, File::options().read(true).write(true).open("/dev/zero").unwrap())
     }),
-    loses("a directory as memory", "not in memory", |arena| memory_of(arena, File::open("/").unwrap())),
-    loses("a pipe as memory", "not in memory", |arena| memory_of(arena, full_pipe().0)),
-    loses("an eventfd as memory", "not in memory", |arena| memory_of(arena, new_eventfd())),
-    loses("its own control socket as memory", "not in memory", |arena| {
-        let (setup, peer) = (HostileSetup::new(), Peer::connect(arena));
-        peer.say(&Request::SetMemTable(vec![setup.row()]), &[peer.socket().as_fd()]);
+    loses("a directory as memory", "not in memory", |testbed| memory_of(testbed, File::open("/").unwrap())),
+    loses("a pipe as memory", "not in memory", |testbed| memory_of(testbed, full_pipe().0)),
+    loses("an eventfd as memory", "not in memory", |testbed| memory_of(testbed, new_eventfd())),
+    loses("its own control socket as memory", "not in memory", |testbed| {
+        let (setup, peer) = (HostileSetup::new(), Peer::connect(testbed));
+        peer.say(&VhostUserRequest::SetMemTable(vec![setup.row()]), &[peer.socket().as_fd()]);
         peer.is_parted();
         hold(peer)
     }),
-    loses("a memory file opened read-only", "read-only", |arena| {
+    loses("a memory file opened read-only", "read-only", |testbed| {
         let setup = HostileSetup::new();
-        memory_of(arena, File::open(format!("/proc/self/fd/{}", setup.file.as_raw_fd())).unwrap())
+        memory_of(testbed, File::open(format!("/proc/self/fd/{}", setup.file.as_raw_fd())).unwrap())
     }),
-    loses("a memory file sealed against writing", "sealed against writing", |arena| {
-        sealed(arena, SealFlag::F_SEAL_WRITE)
+    loses("a memory file sealed against writing", "sealed against writing", |testbed| {
+        sealed(testbed, SealFlag::F_SEAL_WRITE)
     }),
-    loses("a memory file sealed against future writing", "sealed against writing", |arena| {
-        sealed(arena, SealFlag::F_SEAL_FUTURE_WRITE)
+    loses("a memory file sealed against future writing", "sealed against writing", |testbed| {
+        sealed(testbed, SealFlag::F_SEAL_FUTURE_WRITE)
     }),
     // As files of FUSE do, they keep whoever closes them waiting.
-    loses("sockets that linger when they are closed", "descriptors came with", |arena| {
+    loses("sockets that linger when they are closed", "descriptors came with", |testbed| {
         let (near, _far) = lingering_socket();
-        let held: Vec<_> = (0..8).map(|_| with_files(arena, &message(3, PLAIN, &[]), &[near.as_fd(); 8])).collect();
+        let held: Vec<_> = (0..8).map(|_| with_files(testbed, &message(3, PLAIN, &[]), &[near.as_fd(); 8])).collect();
         drop(near);
         hold(held)
     }),
-    free("sockets that linger, never read", |arena| {
-        let ((near, _far), peer) = (lingering_socket(), Peer::connect(arena));
+    free("sockets that linger, never read", |testbed| {
+        let ((near, _far), peer) = (lingering_socket(), Peer::connect(testbed));
         peer.send(&message(5, PLAIN, &[0; 40])[..20], &[near.as_fd(); 8]);
         drop(near);
         hold(peer)
@@ -205,14 +205,14 @@ fn new_eventfd() -> OwnedFd {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap().into()
 }
 
-fn with_files(arena: &Arena, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Held {
-    let peer = Peer::connect(arena);
+fn with_files(testbed: &Testbed, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Held {
+    let peer = Peer::connect(testbed);
     peer.send(bytes, files);
     peer.is_parted();
     hold(peer)
 }
 
-fn unwanted_files(arena: &Arena) -> Held {
+fn unwanted_files(testbed: &Testbed) -> Held {
     let null = null();
     for (number, size) in [
         (1, 0),
@@ -229,9 +229,9 @@ fn unwanted_files(arena: &Arena) -> Held {
         (22, 32),
         (99, 0),
     ] {
-        with_files(arena, &message(number, PLAIN, &vec![0; size]), &[null.as_fd()]);
+        with_files(testbed, &message(number, PLAIN, &vec![0; size]), &[null.as_fd()]);
     }
-    let peer = HostileSetup::new().greet(arena);
+    let peer = HostileSetup::new().greet(testbed);
     for number in [17, 36, 40] {
         assert!(peer.request(number, PLAIN, &[], &[]));
         assert!(peer.hear().is_some());
@@ -241,63 +241,63 @@ fn unwanted_files(arena: &Arena) -> Held {
     hold(peer)
 }
 
-fn memory_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
-    with_files(arena, &Request::SetMemTable(vec![HostileSetup::new().row()]).emit(false), files)
+fn memory_with(testbed: &Testbed, files: &[BorrowedFd<'_>]) -> Held {
+    with_files(testbed, &VhostUserRequest::SetMemTable(vec![HostileSetup::new().row()]).emit(false), files)
 }
 
 /// Announces a file as memory.
-fn memory_of(arena: &Arena, file: impl Into<OwnedFd>) -> Held {
-    memory_with(arena, &[file.into().as_fd()])
+fn memory_of(testbed: &Testbed, file: impl Into<OwnedFd>) -> Held {
+    memory_with(testbed, &[file.into().as_fd()])
 }
 
-fn sealed(arena: &Arena, seal: SealFlag) -> Held {
+fn sealed(testbed: &Testbed, seal: SealFlag) -> Held {
     let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
     nix::unistd::ftruncate(&file, HostileSetup::new().row().size.cast_signed()).unwrap();
     fcntl(&file, FcntlArg::F_ADD_SEALS(seal)).unwrap();
-    memory_of(arena, file)
+    memory_of(testbed, file)
 }
 
-fn kick_with(arena: &Arena, files: &[BorrowedFd<'_>]) -> Held {
-    with_files(arena, &Request::SetVringKick(VringFile { index: 1, has_file: true }).emit(false), files)
+fn kick_with(testbed: &Testbed, files: &[BorrowedFd<'_>]) -> Held {
+    with_files(testbed, &VhostUserRequest::SetVringKick(VringFile { index: 1, has_file: true }).emit(false), files)
 }
 
-fn call_with(arena: &Arena, file: BorrowedFd<'_>) -> Held {
-    with_files(arena, &Request::SetVringCall(VringFile { index: 1, has_file: true }).emit(false), &[file])
+fn call_with(testbed: &Testbed, file: BorrowedFd<'_>) -> Held {
+    with_files(testbed, &VhostUserRequest::SetVringCall(VringFile { index: 1, has_file: true }).emit(false), &[file])
 }
 
 /// Connects with eventfds of the caller's making, wants to be rung, and has frames cross.
-fn eventfds(arena: &Arena, make: impl Fn() -> OwnedFd) -> Held {
+fn eventfds(testbed: &Testbed, make: impl Fn() -> OwnedFd) -> Held {
     let mut setup = HostileSetup::new();
     setup.eventfds = (0..2).map(|_| [make(), make()]).collect();
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let busy = (sender_of(&setup), reader_of(&setup));
-    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    eventually("frames cross", || testbed.traffic.far_frames() > 100);
     hold((busy, setup, peer))
 }
 
-fn one_eventfd(arena: &Arena) -> Held {
+fn one_eventfd(testbed: &Testbed) -> Held {
     let eventfd = new_eventfd();
     let mut setup = HostileSetup::of(Shape { pairs: 4, ..Shape::split() });
     setup.eventfds = (0..8).map(|_| [eventfd.try_clone().unwrap(), eventfd.try_clone().unwrap()]).collect();
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let busy = (sender_of(&setup), reader_of(&setup));
-    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    eventually("frames cross", || testbed.traffic.far_frames() > 100);
     hold((busy, setup, peer))
 }
 
-fn crowded_eventfd(arena: &Arena) -> Held {
+fn crowded_eventfd(testbed: &Testbed) -> Held {
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
     let crowd: Vec<_> = (0..2000).map(|_| Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()).collect();
     let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
     for epoll in &crowd {
         epoll.add(&eventfd, EpollEvent::new(edge, 0)).unwrap();
     }
-    hold((eventfds(arena, || eventfd.as_fd().try_clone_to_owned().unwrap()), crowd))
+    hold((eventfds(testbed, || eventfd.as_fd().try_clone_to_owned().unwrap()), crowd))
 }
 
-fn nearly_full_table(arena: &Arena) -> Held {
+fn nearly_full_table(testbed: &Testbed) -> Held {
     let null = null();
-    let peer = Peer::connect(arena);
+    let peer = Peer::connect(testbed);
     assert!(peer.is_heard());
     let limit = FileLimit::lower_to(open_files() as u64 + 60);
     peer.send(&message(1, PLAIN, &[]), &[null.as_fd(); 253]);

@@ -2,40 +2,40 @@
 
 use std::os::fd::AsFd;
 
-use ferrule_dataplane::port::vhost_user::channel::Channel;
-use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
+use ferrule_dataplane::port::vhost_user::channel::VhostUserChannel;
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringState};
 use ferrule_ffi::unix::{Kind, UnixListener};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::ftruncate;
 
-use crate::arena::{Arena, Case, Expect, Victim};
 use crate::common::eventually;
 use crate::files::null;
 use crate::held::{Held, hold};
 use crate::raw;
+use crate::testbed::{Case, Expect, Testbed, Victim};
 use crate::vhost::peer::{PLAIN, Peer, message};
 use crate::vhost::rounds::{reader_of, sender_of};
 use crate::vhost::setup::{HEADER, HostileSetup, Shape, packed, split};
 
 pub const CASES: &[Case] = &[
-    free("listener: accepts nobody, and its queue is full", |arena| {
-        let listener = UnixListener::bind(Kind::Stream, &raw::unix_address(&arena.socket), 1).unwrap();
-        let crowd: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&arena.socket)).take(8).collect();
-        arena.traffic.must_move();
+    free("listener: accepts nobody, and its queue is full", |testbed| {
+        let listener = UnixListener::bind(Kind::Stream, &raw::unix_address(&testbed.socket), 1).unwrap();
+        let crowd: Vec<_> = std::iter::from_fn(|| Peer::try_connect(&testbed.socket)).take(8).collect();
+        testbed.traffic.must_move();
         hold((listener, crowd))
     }),
-    free("listener: says nothing", |arena| {
-        let host = Host::open(arena);
+    free("listener: says nothing", |testbed| {
+        let host = Host::open(testbed);
         let peer = host.welcome();
         hold((host, peer))
     }),
-    loses("listener: closes every connection at once", "the peer closed its socket", |arena| {
-        let host = Host::open(arena);
+    loses("listener: closes every connection at once", "the peer closed its socket", |testbed| {
+        let host = Host::open(testbed);
         (0..3).for_each(|_| drop(host.welcome()));
         hold(host)
     }),
-    loses("listener: says nonsense every time", "with flags 0x0: only version 1", |arena| {
-        let host = Host::open(arena);
+    loses("listener: says nonsense every time", "with flags 0x0: only version 1", |testbed| {
+        let host = Host::open(testbed);
         for _ in 0..3 {
             let peer = host.welcome();
             peer.send(&message(1, 0, &[]), &[null().as_fd(); 253][..20]);
@@ -43,50 +43,50 @@ pub const CASES: &[Case] = &[
         }
         hold(host)
     }),
-    loses("listener: a payload of 2^32 - 1 bytes", "none has more than 4096", |arena| {
-        says(arena, &[2u32, 1, u32::MAX].map(u32::to_ne_bytes).concat())
+    loses("listener: a payload of 2^32 - 1 bytes", "none has more than 4096", |testbed| {
+        says(testbed, &[2u32, 1, u32::MAX].map(u32::to_ne_bytes).concat())
     }),
-    loses("listener: answers what nobody has asked", "a reply came where a request was expected", |arena| {
-        says(arena, &message(1, 5, &[0; 8]))
+    loses("listener: answers what nobody has asked", "a reply came where a request was expected", |testbed| {
+        says(testbed, &message(1, 5, &[0; 8]))
     }),
-    loses("listener: an unknown request", "which this backend has no use for", |arena| {
-        says(arena, &message(77, PLAIN, &[]))
+    loses("listener: an unknown request", "which this backend has no use for", |testbed| {
+        says(testbed, &message(77, PLAIN, &[]))
     }),
-    loses("listener: never reads", "does not read its control socket", |arena| {
-        let host = Host::open(arena);
+    loses("listener: never reads", "does not read its control socket", |testbed| {
+        let host = Host::open(testbed);
         let peer = host.welcome();
         while peer.send(&message(1, PLAIN, &[]), &[]) {}
         hold((host, peer))
     }),
-    loses("listener: more queues than were offered", "there are 2", |arena| {
-        let host = Host::open(arena);
+    loses("listener: more queues than were offered", "there are 2", |testbed| {
+        let host = Host::open(testbed);
         let peer = host.welcome();
-        peer.say(&Request::SetVringNum(VringState { index: 2, num: 256 }), &[]);
+        peer.say(&VhostUserRequest::SetVringNum(VringState { index: 2, num: 256 }), &[]);
         peer.is_parted();
         hold((host, peer))
     }),
-    loses("listener: a frame outside of memory, split", "not all in its memory", |arena| {
-        joined(arena, Shape::split(), |setup| setup.split(1).publish(&[split(1 << 60, HEADER + 60, 0, 0)]))
+    loses("listener: a frame outside of memory, split", "not all in its memory", |testbed| {
+        joined(testbed, Shape::split(), |setup| setup.split(1).publish(&[split(1 << 60, HEADER + 60, 0, 0)]))
     }),
-    loses("listener: a frame outside of memory, packed", "not all in its memory", |arena| {
-        joined(arena, Shape::packed(), |setup| setup.packed(1).publish(&[packed(1 << 60, HEADER + 60, 0, 0)]))
+    loses("listener: a frame outside of memory, packed", "not all in its memory", |testbed| {
+        joined(testbed, Shape::packed(), |setup| setup.packed(1).publish(&[packed(1 << 60, HEADER + 60, 0, 0)]))
     }),
-    loses("listener: an index that jumps", "its ring index moved", |arena| {
-        joined(arena, Shape::split(), |setup| setup.split(1).avail_index.store(999))
+    loses("listener: an index that jumps", "its ring index moved", |testbed| {
+        joined(testbed, Shape::split(), |setup| setup.split(1).avail_index.store(999))
     }),
-    loses("listener: memory truncated while frames cross", "truncated", |arena| {
-        let (host, setup) = (Host::open(arena), HostileSetup::new());
+    loses("listener: memory truncated while frames cross", "truncated", |testbed| {
+        let (host, setup) = (Host::open(testbed), HostileSetup::new());
         let peer = host.welcome();
         setup.announce_to(&peer);
         setup.enable(&peer);
         let busy = (sender_of(&setup), reader_of(&setup));
-        eventually("frames cross", || arena.traffic.far_frames() > 100);
+        eventually("frames cross", || testbed.traffic.far_frames() > 100);
         ftruncate(&setup.file, 0).unwrap();
         peer.is_parted();
         hold((busy, host, setup, peer))
     }),
-    stays("listener: an honest conversation, and nobody reads", |arena| {
-        let (host, setup) = (Host::open(arena), HostileSetup::new());
+    stays("listener: an honest conversation, and nobody reads", |testbed| {
+        let (host, setup) = (Host::open(testbed), HostileSetup::new());
         let peer = host.welcome();
         setup.announce_to(&peer);
         setup.enable(&peer);
@@ -95,15 +95,15 @@ pub const CASES: &[Case] = &[
     }),
 ];
 
-const fn free(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+const fn free(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     Case { name, victim: Victim::VhostClient, expect: Expect::Free, attack }
 }
 
-const fn loses(name: &'static str, text: &'static str, attack: fn(&Arena) -> Held) -> Case {
+const fn loses(name: &'static str, text: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     Case { name, victim: Victim::VhostClient, expect: Expect::Loses(text), attack }
 }
 
-const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+const fn stays(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     Case { name, victim: Victim::VhostClient, expect: Expect::Stays, attack }
 }
 
@@ -111,21 +111,21 @@ const fn stays(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
 struct Host(UnixListener);
 
 impl Host {
-    fn open(arena: &Arena) -> Self {
-        Self(UnixListener::bind(Kind::Stream, &raw::unix_address(&arena.socket), 16).unwrap())
+    fn open(testbed: &Testbed) -> Self {
+        Self(UnixListener::bind(Kind::Stream, &raw::unix_address(&testbed.socket), 16).unwrap())
     }
 
     /// The backend that comes next, or comes back.
     fn welcome(&self) -> Peer {
         let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], 5000u16);
         assert_eq!(ready, Ok(1), "nobody came");
-        Channel::from(self.0.accept().unwrap()).into()
+        VhostUserChannel::from(self.0.accept().unwrap()).into()
     }
 }
 
 /// Says something, and waits until the backend has gone.
-fn says(arena: &Arena, bytes: &[u8]) -> Held {
-    let host = Host::open(arena);
+fn says(testbed: &Testbed, bytes: &[u8]) -> Held {
+    let host = Host::open(testbed);
     let peer = host.welcome();
     peer.send(bytes, &[]);
     peer.is_parted();
@@ -133,8 +133,8 @@ fn says(arena: &Arena, bytes: &[u8]) -> Held {
 }
 
 /// Leads the conversation to its end, does something, and waits until the backend has gone.
-fn joined(arena: &Arena, shape: Shape, lie: fn(&HostileSetup)) -> Held {
-    let (host, setup) = (Host::open(arena), HostileSetup::of(shape));
+fn joined(testbed: &Testbed, shape: Shape, lie: fn(&HostileSetup)) -> Held {
+    let (host, setup) = (Host::open(testbed), HostileSetup::of(shape));
     let peer = host.welcome();
     setup.announce_to(&peer);
     setup.enable(&peer);

@@ -3,42 +3,42 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
-use ferrule_dataplane::port::vhost_user::message::{Request, VringState};
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringState};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use crate::arena::{Arena, Case, open_files};
 use crate::common::eventually;
 use crate::files::sealable;
-use crate::held::{Hammer, Held, hold};
+use crate::held::{Held, Repeat, hold};
+use crate::testbed::{Case, Testbed, open_files};
 use crate::vhost::peer::Peer;
 use crate::vhost::rounds::{reader_of, sender_of};
 use crate::vhost::setup::{GUEST, HEADER, HostileSetup, Shape, USER, split};
 use crate::vhost::verdict::{loses, stays};
 
 pub const CASES: &[Case] = &[
-    loses("memory shorter than announced", "the file holds 4096 bytes, fewer than", |arena| {
+    loses("memory shorter than announced", "the file holds 4096 bytes, fewer than", |testbed| {
         let setup = HostileSetup::new();
         ftruncate(&setup.file, 4096).unwrap();
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         setup.say_memory(&peer);
         peer.is_parted();
         hold((setup, peer))
     }),
-    loses("memory truncated before its rings are placed", "truncated", |arena| {
+    loses("memory truncated before its rings are placed", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         setup.say_memory(&peer);
         truncated_then(setup, peer, |setup, peer| {
             (0..2).for_each(|index| setup.say_ring(peer, index));
             setup.enable(peer);
         })
     }),
-    loses("memory truncated before its rings are started", "truncated", |arena| {
+    loses("memory truncated before its rings are started", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         setup.say_memory(&peer);
         (0..2).for_each(|index| setup.say_place(&peer, index));
         truncated_then(setup, peer, |setup, peer| {
@@ -46,39 +46,43 @@ pub const CASES: &[Case] = &[
             setup.enable(peer);
         })
     }),
-    loses("memory truncated before its rings are enabled", "truncated", |arena| {
+    loses("memory truncated before its rings are enabled", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.announce(arena);
+        let peer = setup.announce(testbed);
         truncated_then(setup, peer, HostileSetup::enable)
     }),
-    loses("memory truncated behind a wire that rests", "truncated", |arena| {
+    loses("memory truncated behind a wire that rests", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         truncated_then(setup, peer, |_, _| {})
     }),
-    loses("memory truncated between two requests of a restart", "truncated", |arena| {
+    loses("memory truncated between two requests of a restart", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
-        peer.ask(&Request::GetVringBase(VringState { index: 1, num: 0 }), &[]);
+        let peer = setup.join(testbed);
+        peer.ask(&VhostUserRequest::GetVringBase(VringState { index: 1, num: 0 }), &[]);
         truncated_then(setup, peer, |setup, peer| setup.start(peer, 1))
     }),
-    loses("memory truncated while it is announced anew", "truncated", |arena| {
+    loses("memory truncated while it is announced anew", "truncated", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
-        let (file, again) = (setup.file.try_clone().unwrap(), Request::SetMemTable(vec![setup.row()]));
+        let peer = setup.join(testbed);
+        let (file, again) = (setup.file.try_clone().unwrap(), VhostUserRequest::SetMemTable(vec![setup.row()]));
         peer.say(&again, &[file.as_fd()]);
         truncated_then(setup, peer, |_, _| {})
     }),
-    loses("memory truncated while frames cross, split rings", "truncated", |arena| moving(arena, Shape::split(), 0)),
-    loses("memory truncated while frames cross, packed rings", "truncated", |arena| moving(arena, Shape::packed(), 0)),
-    loses("buffers truncated while frames cross, rings kept", "truncated", |arena| {
+    loses("memory truncated while frames cross, split rings", "truncated", |testbed| {
+        moving(testbed, Shape::split(), 0)
+    }),
+    loses("memory truncated while frames cross, packed rings", "truncated", |testbed| {
+        moving(testbed, Shape::packed(), 0)
+    }),
+    loses("buffers truncated while frames cross, rings kept", "truncated", |testbed| {
         // The transmit ring's buffers, which lie behind everything else.
-        moving(arena, Shape::split(), HostileSetup::new().buffer(1, 0) - GUEST)
+        moving(testbed, Shape::split(), HostileSetup::new().buffer(1, 0) - GUEST)
     }),
     loses("memory that shrinks and grows again and again", "truncated", shrinks_and_grows),
-    loses("the second of two regions truncated", "truncated", |arena| {
+    loses("the second of two regions truncated", "truncated", |testbed| {
         let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
-        let peer = two_regions(arena, &setup, &spare);
+        let peer = two_regions(testbed, &setup, &spare);
         let ring = setup.split(1);
         ring.publish(&[split(SPARE, HEADER + 60, 0, 0)]);
         eventually("its frame is taken", || ring.used_index.load() == 1);
@@ -87,61 +91,67 @@ pub const CASES: &[Case] = &[
         peer.is_parted();
         hold((setup, peer, spare))
     }),
-    stays("sealed memory cannot be truncated", |arena| {
+    stays("sealed memory cannot be truncated", |testbed| {
         let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
         let setup = HostileSetup::in_file(file, Shape::split());
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         assert_eq!(ftruncate(&setup.file, 0), Err(Errno::EPERM));
         hold((setup, peer))
     }),
-    stays("holes punched while frames cross", |arena| {
+    stays("holes punched while frames cross", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let busy = (sender_of(&setup), reader_of(&setup));
         let file = setup.file.try_clone().unwrap();
         let (from, len) = (setup.buffer(1, 0) - GUEST, 256 * 2048);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let punch = Hammer::swing(move || fallocate(&file, flags, from.cast_signed(), len).unwrap());
-        eventually("frames cross", || arena.traffic.far_frames() > 100);
+        let punch = Repeat::start(move || fallocate(&file, flags, from.cast_signed(), len).unwrap());
+        eventually("frames cross", || testbed.traffic.far_frames() > 100);
         hold((punch, busy, setup, peer))
     }),
     stays("memory in huge pages, if there are any", huge_pages),
-    loses("a region of no bytes", "has no bytes", |arena| announced(arena, |row| MemoryRegion { size: 0, ..row })),
-    loses("a region that wraps around the guest's addresses", "wraps around", |arena| {
-        announced(arena, |row| MemoryRegion { guest: u64::MAX - 4096, ..row })
+    loses("a region of no bytes", "has no bytes", |testbed| announced(testbed, |row| MemoryRegion { size: 0, ..row })),
+    loses("a region that wraps around the guest's addresses", "wraps around", |testbed| {
+        announced(testbed, |row| MemoryRegion { guest: u64::MAX - 4096, ..row })
     }),
-    loses("a region that wraps around the user's addresses", "wraps around", |arena| {
-        announced(arena, |row| MemoryRegion { user: u64::MAX - 4096, ..row })
+    loses("a region that wraps around the user's addresses", "wraps around", |testbed| {
+        announced(testbed, |row| MemoryRegion { user: u64::MAX - 4096, ..row })
     }),
-    loses("a region whose offset wraps around", "wraps around", |arena| {
-        announced(arena, |row| MemoryRegion { offset: u64::MAX - 4096, ..row })
+    loses("a region whose offset wraps around", "wraps around", |testbed| {
+        announced(testbed, |row| MemoryRegion { offset: u64::MAX - 4096, ..row })
     }),
-    loses("a region behind the end of its file", "fewer than the", |arena| {
-        announced(arena, |row| MemoryRegion { offset: 4096, ..row })
+    loses("a region behind the end of its file", "fewer than the", |testbed| {
+        announced(testbed, |row| MemoryRegion { offset: 4096, ..row })
     }),
-    loses("a region of 2^64 - 1 bytes", "are mapped", |arena| {
-        announced(arena, |row| MemoryRegion { size: u64::MAX, guest: 0, user: 0, ..row })
+    loses("a region of 2^64 - 1 bytes", "are mapped", |testbed| {
+        announced(testbed, |row| MemoryRegion { size: u64::MAX, guest: 0, user: 0, ..row })
     }),
-    loses("a hundred tebibytes of nothing", "are mapped", |arena| {
+    loses("a hundred tebibytes of nothing", "are mapped", |testbed| {
         let (setup, sparse) = (HostileSetup::new(), plain(100 << 40));
-        let peer = setup.greet(arena);
-        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 100 << 40, ..setup.row() }]), &[sparse.as_fd()]);
+        let peer = setup.greet(testbed);
+        peer.say(
+            &VhostUserRequest::SetMemTable(vec![MemoryRegion { size: 100 << 40, ..setup.row() }]),
+            &[sparse.as_fd()],
+        );
         peer.is_parted();
         hold((sparse, peer))
     }),
-    loses("a tebibyte of nothing, many times", "are mapped", |arena| {
+    loses("a tebibyte of nothing, many times", "are mapped", |testbed| {
         let (setup, sparse) = (HostileSetup::new(), plain(1 << 40));
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         let row = |number: u64| MemoryRegion { guest: number << 40, user: number << 40, size: 1 << 40, offset: 0 };
-        (0..5).for_each(|number| peer.say(&Request::AddMemReg(row(number)), &[sparse.as_fd()]));
+        (0..5).for_each(|number| peer.say(&VhostUserRequest::AddMemReg(row(number)), &[sparse.as_fd()]));
         peer.is_parted();
         hold((sparse, peer))
     }),
-    stays("64 GiB of nothing, and frames from its far corners", |arena| {
+    stays("64 GiB of nothing, and frames from its far corners", |testbed| {
         let setup = HostileSetup::new();
         ftruncate(&setup.file, 64 << 30).unwrap();
-        let peer = setup.greet(arena);
-        peer.say(&Request::SetMemTable(vec![MemoryRegion { size: 64 << 30, ..setup.row() }]), &[setup.file.as_fd()]);
+        let peer = setup.greet(testbed);
+        peer.say(
+            &VhostUserRequest::SetMemTable(vec![MemoryRegion { size: 64 << 30, ..setup.row() }]),
+            &[setup.file.as_fd()],
+        );
         (0..2).for_each(|index| setup.say_ring(&peer, index));
         setup.enable(&peer);
         let ring = setup.split(1);
@@ -152,50 +162,50 @@ pub const CASES: &[Case] = &[
         eventually("its frames are taken", || ring.used_index.load() == 16);
         hold((setup, peer))
     }),
-    loses("regions that overlap", "overlap", |arena| {
+    loses("regions that overlap", "overlap", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         let rows = vec![setup.row(), MemoryRegion { guest: GUEST + 4096, user: 0x1000, ..setup.row() }];
-        peer.say(&Request::SetMemTable(rows), &[setup.file.as_fd(), setup.file.as_fd()]);
+        peer.say(&VhostUserRequest::SetMemTable(rows), &[setup.file.as_fd(), setup.file.as_fd()]);
         peer.is_parted();
         hold((setup, peer))
     }),
-    stays("every guest address, by the same user addresses", |arena| {
+    stays("every guest address, by the same user addresses", |testbed| {
         let (setup, file) = (HostileSetup::new(), plain(1 << 20));
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         let row = |number: u64| MemoryRegion { guest: number << 20, size: 1 << 20, user: USER, offset: 0 };
-        peer.say(&Request::SetMemTable((0..32).map(row).collect()), &[file.as_fd(); 32]);
+        peer.say(&VhostUserRequest::SetMemTable((0..32).map(row).collect()), &[file.as_fd(); 32]);
         assert!(peer.is_heard());
         hold((setup, file, peer))
     }),
-    stays("a table without the memory of running rings, which wait", |arena| {
+    stays("a table without the memory of running rings, which wait", |testbed| {
         let (setup, other) = (HostileSetup::new(), sealable());
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let row = MemoryRegion { guest: 0, size: 4096, user: 0x1000, offset: 0 };
-        peer.say(&Request::SetMemTable(vec![row]), &[other.as_fd()]);
+        peer.say(&VhostUserRequest::SetMemTable(vec![row]), &[other.as_fd()]);
         assert!(peer.is_heard());
         nothing_is_taken(&setup, &peer);
         hold((setup, peer))
     }),
-    loses("rings placed where their memory was", "at user address", |arena| {
+    loses("rings placed where their memory was", "at user address", |testbed| {
         let (setup, other) = (HostileSetup::new(), sealable());
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let row = MemoryRegion { guest: 0, size: 4096, user: 0x1000, offset: 0 };
-        peer.say(&Request::SetMemTable(vec![row]), &[other.as_fd()]);
-        (0..2).for_each(|index| peer.say(&Request::SetVringAddr(setup.address(index)), &[]));
+        peer.say(&VhostUserRequest::SetMemTable(vec![row]), &[other.as_fd()]);
+        (0..2).for_each(|index| peer.say(&VhostUserRequest::SetVringAddr(setup.address(index)), &[]));
         peer.is_parted();
         hold((setup, peer))
     }),
-    loses("an empty table under running rings", "it has no regions", |arena| {
+    loses("an empty table under running rings", "it has no regions", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
-        peer.say(&Request::SetMemTable(vec![]), &[]);
+        let peer = setup.join(testbed);
+        peer.say(&VhostUserRequest::SetMemTable(vec![]), &[]);
         peer.is_parted();
         hold((setup, peer))
     }),
-    stays("another file under running rings, without end", |arena| {
+    stays("another file under running rings, without end", |testbed| {
         let (setup, other) = (HostileSetup::new(), HostileSetup::new());
-        let peer = setup.join(arena);
+        let peer = setup.join(testbed);
         let busy = (sender_of(&setup), sender_of(&other), reader_of(&setup), reader_of(&other));
         for round in 0..100 {
             if round % 2 == 0 { other.say_memory(&peer) } else { setup.say_memory(&peer) }
@@ -203,35 +213,35 @@ pub const CASES: &[Case] = &[
         assert!(peer.is_heard());
         hold((busy, setup, other, peer))
     }),
-    stays("the region of running rings removed, which wait", |arena| {
+    stays("the region of running rings removed, which wait", |testbed| {
         let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
-        let peer = two_regions(arena, &setup, &spare);
-        peer.say(&Request::RemMemReg(setup.row()), &[]);
+        let peer = two_regions(testbed, &setup, &spare);
+        peer.say(&VhostUserRequest::RemMemReg(setup.row()), &[]);
         assert!(peer.is_heard());
         nothing_is_taken(&setup, &peer);
         hold((setup, peer, spare))
     }),
-    loses("the region of a frame on its way removed", "not all in its memory", |arena| {
+    loses("the region of a frame on its way removed", "not all in its memory", |testbed| {
         let (setup, spare) = (HostileSetup::new(), plain(1 << 20));
-        let peer = two_regions(arena, &setup, &spare);
-        peer.say(&Request::RemMemReg(spare_row()), &[]);
+        let peer = two_regions(testbed, &setup, &spare);
+        peer.say(&VhostUserRequest::RemMemReg(spare_row()), &[]);
         assert!(peer.is_heard());
         setup.split(1).publish(&[split(SPARE, HEADER + 60, 0, 0)]);
         peer.is_parted();
         hold((setup, peer, spare))
     }),
-    loses("a region removed that never was", "there is no region of", |arena| {
+    loses("a region removed that never was", "there is no region of", |testbed| {
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
-        peer.say(&Request::RemMemReg(spare_row()), &[]);
+        let peer = setup.join(testbed);
+        peer.say(&VhostUserRequest::RemMemReg(spare_row()), &[]);
         peer.is_parted();
         hold((setup, peer))
     }),
-    loses("a sixty-fifth region", "it has 64 regions", |arena| {
+    loses("a sixty-fifth region", "it has 64 regions", |testbed| {
         let (setup, file) = (HostileSetup::new(), plain(4096));
-        let peer = setup.greet(arena);
+        let peer = setup.greet(testbed);
         let row = |number: u64| MemoryRegion { guest: number << 20, size: 4096, user: number << 20, offset: 0 };
-        (0..65).for_each(|number| peer.say(&Request::AddMemReg(row(number)), &[file.as_fd()]));
+        (0..65).for_each(|number| peer.say(&VhostUserRequest::AddMemReg(row(number)), &[file.as_fd()]));
         peer.is_parted();
         hold((file, peer))
     }),
@@ -259,22 +269,22 @@ fn truncated_then(setup: HostileSetup, peer: Peer, then: fn(&HostileSetup, &Peer
 }
 
 /// Takes all but the first bytes away while frames cross both ways.
-fn moving(arena: &Arena, shape: Shape, kept: u64) -> Held {
+fn moving(testbed: &Testbed, shape: Shape, kept: u64) -> Held {
     let setup = HostileSetup::of(shape);
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let busy = (sender_of(&setup), reader_of(&setup));
-    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    eventually("frames cross", || testbed.traffic.far_frames() > 100);
     ftruncate(&setup.file, kept.cast_signed()).unwrap();
     peer.is_parted();
     hold((busy, setup, peer))
 }
 
-fn shrinks_and_grows(arena: &Arena) -> Held {
+fn shrinks_and_grows(testbed: &Testbed) -> Held {
     let setup = HostileSetup::new();
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let busy = (sender_of(&setup), reader_of(&setup));
     let (file, len) = (setup.file.try_clone().unwrap(), setup.row().size.cast_signed());
-    let breathing = Hammer::swing(move || {
+    let breathing = Repeat::start(move || {
         ftruncate(&file, 0).unwrap();
         std::thread::yield_now();
         ftruncate(&file, len).unwrap();
@@ -283,7 +293,7 @@ fn shrinks_and_grows(arena: &Arena) -> Held {
     hold((breathing, busy, setup, peer))
 }
 
-fn huge_pages(arena: &Arena) -> Held {
+fn huge_pages(testbed: &Testbed) -> Held {
     let huge = memfd_create(c"huge", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB);
     let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap_or_default();
     let usable = free.trim().parse::<u32>().is_ok_and(|free| free >= 2);
@@ -292,25 +302,25 @@ fn huge_pages(arena: &Arena) -> Held {
         _ => memfd_create(c"small pages", MFdFlags::MFD_CLOEXEC).unwrap(),
     };
     let setup = HostileSetup::in_file(file, Shape::split());
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let busy = (sender_of(&setup), reader_of(&setup));
-    eventually("frames cross", || arena.traffic.far_frames() > 100);
+    eventually("frames cross", || testbed.traffic.far_frames() > 100);
     hold((busy, setup, peer))
 }
 
 /// Announces a row that lies.
-fn announced(arena: &Arena, lie: fn(MemoryRegion) -> MemoryRegion) -> Held {
+fn announced(testbed: &Testbed, lie: fn(MemoryRegion) -> MemoryRegion) -> Held {
     let setup = HostileSetup::new();
-    let peer = setup.greet(arena);
-    peer.say(&Request::SetMemTable(vec![lie(setup.row())]), &[setup.file.as_fd()]);
+    let peer = setup.greet(testbed);
+    peer.say(&VhostUserRequest::SetMemTable(vec![lie(setup.row())]), &[setup.file.as_fd()]);
     peer.is_parted();
     hold((setup, peer))
 }
 
 /// Connects with a second region beside its own.
-fn two_regions(arena: &Arena, setup: &HostileSetup, spare: &OwnedFd) -> Peer {
-    let peer = setup.join(arena);
-    assert!(peer.demand(&Request::AddMemReg(spare_row()), &[spare.as_fd()]));
+fn two_regions(testbed: &Testbed, setup: &HostileSetup, spare: &OwnedFd) -> Peer {
+    let peer = setup.join(testbed);
+    assert!(peer.demand(&VhostUserRequest::AddMemReg(spare_row()), &[spare.as_fd()]));
     peer
 }
 
@@ -318,13 +328,13 @@ fn spare_row() -> MemoryRegion {
     MemoryRegion { guest: SPARE, size: 1 << 20, user: SPARE, offset: 0 }
 }
 
-fn added_and_removed(arena: &Arena) -> Held {
+fn added_and_removed(testbed: &Testbed) -> Held {
     let setup = HostileSetup::new();
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let (busy, spare, open) = ((sender_of(&setup), reader_of(&setup)), plain(1 << 20), open_files());
     for _ in 0..300 {
-        peer.say(&Request::AddMemReg(spare_row()), &[spare.as_fd()]);
-        peer.say(&Request::RemMemReg(spare_row()), &[]);
+        peer.say(&VhostUserRequest::AddMemReg(spare_row()), &[spare.as_fd()]);
+        peer.say(&VhostUserRequest::RemMemReg(spare_row()), &[]);
     }
     assert!(peer.is_heard());
     // What a table had and its successor has not is closed where nobody waits for it.

@@ -16,7 +16,7 @@ mod split;
 mod tables;
 mod verdict;
 
-use crate::arena::Case;
+use crate::testbed::Case;
 
 pub const TABLES: &[&[Case]] = &[
     messages::CASES,

@@ -5,9 +5,9 @@ use std::thread;
 use ferrule_dataplane::offload::VnetHeader;
 use ferrule_dataplane::port::vhost_user::features::Features;
 
-use crate::arena::{Arena, Case, Expect, Far};
 use crate::common::{TestRng, eventually};
-use crate::held::{Hammer, Held, hold};
+use crate::held::{Held, Repeat, hold};
+use crate::testbed::{Case, Expect, Far, Testbed};
 use crate::vhost::rounds::reader_of;
 use crate::vhost::setup::{HEADER, HostileSetup, NEXT, Shape, packed, split};
 use crate::vhost::verdict::against;
@@ -15,32 +15,32 @@ use crate::vhost::verdict::against;
 /// Each towards a guest that takes finished frames only, and towards one that takes them as they are.
 pub const CASES: &[Case] = &[
     // CVE-2024-11614: a checksum far behind its packet.
-    finished("finished here: a checksum outside of its frame", |arena| sends(arena, CHECKSUM_OUTSIDE)),
-    unfinished("passed on: a checksum outside of its frame", |arena| sends(arena, CHECKSUM_OUTSIDE)),
-    finished("finished here: a checksum on the frame's last byte", |arena| sends(arena, CHECKSUM_AT_END)),
-    unfinished("passed on: a checksum on the frame's last byte", |arena| sends(arena, CHECKSUM_AT_END)),
-    finished("finished here: segments of no bytes", |arena| sends(arena, NO_SEGMENTS)),
-    unfinished("passed on: segments of no bytes", |arena| sends(arena, NO_SEGMENTS)),
-    finished("finished here: headers longer than the frame", |arena| sends(arena, LONG_HEADERS)),
-    unfinished("passed on: headers longer than the frame", |arena| sends(arena, LONG_HEADERS)),
-    finished("finished here: segments of what nobody knows", |arena| sends(arena, UNKNOWN)),
-    unfinished("passed on: segments of what nobody knows", |arena| sends(arena, UNKNOWN)),
-    finished("finished here: segments without a checksum", |arena| sends(arena, WITHOUT_CHECKSUM)),
-    unfinished("passed on: segments without a checksum", |arena| sends(arena, WITHOUT_CHECKSUM)),
-    finished("finished here: segments of a frame that is no TCP", |arena| sends(arena, TCP)),
-    finished("finished here: segments of one byte, 64 KiB of them", |arena| greedy(arena, 1)),
-    finished("finished here: the most segments that are made of a frame", |arena| greedy(arena, 32)),
-    unfinished("passed on: segments of one byte, 64 KiB of them", |arena| greedy(arena, 1)),
+    finished("finished here: a checksum outside of its frame", |testbed| sends(testbed, CHECKSUM_OUTSIDE)),
+    unfinished("passed on: a checksum outside of its frame", |testbed| sends(testbed, CHECKSUM_OUTSIDE)),
+    finished("finished here: a checksum on the frame's last byte", |testbed| sends(testbed, CHECKSUM_AT_END)),
+    unfinished("passed on: a checksum on the frame's last byte", |testbed| sends(testbed, CHECKSUM_AT_END)),
+    finished("finished here: segments of no bytes", |testbed| sends(testbed, NO_SEGMENTS)),
+    unfinished("passed on: segments of no bytes", |testbed| sends(testbed, NO_SEGMENTS)),
+    finished("finished here: headers longer than the frame", |testbed| sends(testbed, LONG_HEADERS)),
+    unfinished("passed on: headers longer than the frame", |testbed| sends(testbed, LONG_HEADERS)),
+    finished("finished here: segments of what nobody knows", |testbed| sends(testbed, UNKNOWN)),
+    unfinished("passed on: segments of what nobody knows", |testbed| sends(testbed, UNKNOWN)),
+    finished("finished here: segments without a checksum", |testbed| sends(testbed, WITHOUT_CHECKSUM)),
+    unfinished("passed on: segments without a checksum", |testbed| sends(testbed, WITHOUT_CHECKSUM)),
+    finished("finished here: segments of a frame that is no TCP", |testbed| sends(testbed, TCP)),
+    finished("finished here: segments of one byte, 64 KiB of them", |testbed| greedy(testbed, 1)),
+    finished("finished here: the most segments that are made of a frame", |testbed| greedy(testbed, 32)),
+    unfinished("passed on: segments of one byte, 64 KiB of them", |testbed| greedy(testbed, 1)),
     // Fetched twice, csum_start passed its check and was another one when it was used.
     finished("finished here: a header that changes while it is read", rewritten),
     unfinished("passed on: a header that changes while it is read", rewritten),
-    against(Far::Memif, "to memif: a header that was not agreed on", Expect::Stays, |arena| {
+    against(Far::Memif, "to memif: a header that was not agreed on", Expect::Stays, |testbed| {
         // Without the feature its bytes mean nothing, and the frame is what it is.
         let setup = HostileSetup::new();
-        let peer = setup.join(arena);
-        let before = arena.traffic.far_frames();
+        let peer = setup.join(testbed);
+        let before = testbed.traffic.far_frames();
         send(&setup, &NO_SEGMENTS, 10);
-        eventually("they arrive", || arena.traffic.far_frames() >= before + 10);
+        eventually("they arrive", || testbed.traffic.far_frames() >= before + 10);
         hold((setup, peer))
     }),
     unfinished("passed on: headers of random bytes", random),
@@ -65,11 +65,11 @@ const CHECKSUM: VnetHeader = VnetHeader {
 };
 const TCP: VnetHeader = VnetHeader { gso_type: VnetHeader::GSO_TCPV4, hdr_len: 54, gso_size: 100, ..CHECKSUM };
 
-const fn finished(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+const fn finished(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     against(Far::Finished, name, Expect::Stays, attack)
 }
 
-const fn unfinished(name: &'static str, attack: fn(&Arena) -> Held) -> Case {
+const fn unfinished(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     against(Far::Unfinished, name, Expect::Stays, attack)
 }
 
@@ -78,20 +78,20 @@ fn offloading(shape: Shape) -> HostileSetup {
 }
 
 /// Sends such frames in split and in packed rings: each is dropped and counted, and none arrives.
-fn sends(arena: &Arena, header: VnetHeader) -> Held {
-    let dropped = || arena.engine.wire(&arena.wire).unwrap().directions[0].dropped();
+fn sends(testbed: &Testbed, header: VnetHeader) -> Held {
+    let dropped = || testbed.engine.wire(&testbed.wire).unwrap().directions[0].dropped();
     for shape in [Shape::split(), Shape::packed()] {
         let setup = offloading(shape);
-        let peer = setup.join(arena);
-        let (before, arrived) = (dropped(), arena.traffic.far_frames());
+        let peer = setup.join(testbed);
+        let (before, arrived) = (dropped(), testbed.traffic.far_frames());
         send(&setup, &header, 100);
         eventually("they are dropped", || dropped() == before + 100);
-        assert_eq!(arena.traffic.far_frames(), arrived);
+        assert_eq!(testbed.traffic.far_frames(), arrived);
         drop(peer);
-        eventually("the end is free", || arena.shows("closed its socket"));
+        eventually("the end is free", || testbed.shows("closed its socket"));
     }
     let setup = offloading(Shape::split());
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     hold((setup, peer))
 }
 
@@ -121,14 +121,14 @@ fn write(setup: &HostileSetup, address: u64, bytes: &[u8]) {
 }
 
 /// Sends TCP frames of 64 KiB, without end, to be cut into segments of so many bytes.
-fn greedy(arena: &Arena, gso_size: u16) -> Held {
+fn greedy(testbed: &Testbed, gso_size: u16) -> Held {
     let setup = offloading(Shape::split());
     let header = VnetHeader { gso_size, ..TCP };
     let (pieces, len) = (32u16, 2031u32);
     let bytes = u32::from(pieces) * len - HEADER;
     // 64980 bytes.
     write(&setup, setup.buffer(1, 0), &[&header.emit()[..], &tcp_headers(bytes as u16)].concat());
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     let ring = setup.split(1);
     for slot in 0..pieces {
         let flags = if slot + 1 < pieces { NEXT } else { 0 };
@@ -137,12 +137,12 @@ fn greedy(arena: &Arena, gso_size: u16) -> Held {
     // Every entry names the same chain.
     (0..u32::from(ring.size)).for_each(|entry| ring.avail.write(2 + entry, 0));
     let taken = setup.split(1);
-    let hammer = Hammer::swing(move || {
+    let hammer = Repeat::start(move || {
         ring.avail_index.store(ring.used_index.load().wrapping_add(ring.size));
         thread::yield_now();
     });
     eventually("they are taken", || taken.used_index.load() > 0);
-    arena.traffic.must_move();
+    testbed.traffic.must_move();
     hold((hammer, setup, peer))
 }
 
@@ -157,14 +157,14 @@ fn tcp_headers(bytes: u16) -> Vec<u8> {
     frame
 }
 
-fn rewritten(arena: &Arena) -> Held {
+fn rewritten(testbed: &Testbed) -> Held {
     let setup = offloading(Shape::split());
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     send(&setup, &CHECKSUM, 200);
     let (ring, memory) = (setup.split(1), setup.memory.clone());
     let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
     let mut number = 0usize;
-    let hammer = Hammer::swing(move || {
+    let hammer = Repeat::start(move || {
         number += 1;
         let header = if number.is_multiple_of(2) { CHECKSUM } else { CHECKSUM_OUTSIDE }.emit();
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
@@ -175,20 +175,20 @@ fn rewritten(arena: &Arena) -> Held {
         ring.avail_index.store(ring.used_index.load().wrapping_add(200));
     });
     let reader = reader_of(&setup);
-    let before = arena.traffic.far_frames();
-    eventually("some arrive", || arena.traffic.far_frames() > before + 100);
+    let before = testbed.traffic.far_frames();
+    eventually("some arrive", || testbed.traffic.far_frames() > before + 100);
     hold((hammer, reader, setup, peer))
 }
 
-fn random(arena: &Arena) -> Held {
+fn random(testbed: &Testbed) -> Held {
     let mut rng = TestRng(0x0bad_5eed);
     let setup = offloading(Shape::split());
-    let peer = setup.join(arena);
+    let peer = setup.join(testbed);
     send(&setup, &CHECKSUM, 200);
     let (ring, memory) = (setup.split(1), setup.memory.clone());
     let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
     let taken = setup.split(1);
-    let hammer = Hammer::swing(move || {
+    let hammer = Repeat::start(move || {
         // Small numbers are nearer to what is good.
         let small = 0x007f_007f;
         for word in [0, 4, 8] {

@@ -5,17 +5,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ferrule_dataplane::port::vhost_user::channel::{Channel, ChannelError};
-use ferrule_dataplane::port::vhost_user::message::Request;
+use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
+use ferrule_dataplane::port::vhost_user::message::VhostUserRequest;
 use ferrule_dataplane::spec::SocketAddress;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::arena::Arena;
 use crate::raw;
+use crate::testbed::Testbed;
 
 /// A control socket without manners: it listens like any other, and says anything.
-pub struct Peer(RefCell<Channel>);
+pub struct Peer(RefCell<VhostUserChannel>);
 
 /// What a backend answered.
 pub struct Answer {
@@ -34,13 +34,13 @@ impl Answer {
 
 impl Peer {
     /// Connects and says nothing.
-    pub fn connect(arena: &Arena) -> Self {
-        Self::insist(&arena.socket)
+    pub fn connect(testbed: &Testbed) -> Self {
+        Self::insist(&testbed.socket)
     }
 
     /// Connects to a backend that may have many others at its door.
     pub fn insist(address: &SocketAddress) -> Self {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(peer) = Self::try_connect(address) {
                 return peer;
@@ -52,12 +52,12 @@ impl Peer {
 
     /// `None`: there is no descriptor left, or too many wait at the door.
     pub fn try_connect(address: &SocketAddress) -> Option<Self> {
-        Channel::connect(address).ok().map(Self::from)
+        VhostUserChannel::connect(address).ok().map(Self::from)
     }
 
     /// Sends any bytes with any descriptors. Whether the socket took them all.
     pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         let (mut left, mut files) = (bytes, files);
         while Instant::now() < deadline {
             match raw::send(&*self.0.borrow(), left, files) {
@@ -78,12 +78,12 @@ impl Peer {
     }
 
     /// Says something, and does not ask whether it was done.
-    pub fn say(&self, request: &Request, files: &[BorrowedFd<'_>]) {
+    pub fn say(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) {
         self.send(&request.emit(false), files);
     }
 
     /// Says something and wants an answer: whether it was done.
-    pub fn demand(&self, request: &Request, files: &[BorrowedFd<'_>]) -> bool {
+    pub fn demand(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) -> bool {
         self.send(&request.emit(true), files);
         let answer = self.hear().expect("an answer, since one was asked for");
         assert_eq!((answer.request, answer.flags, answer.payload.len()), (request.number(), REPLY, 8));
@@ -91,7 +91,7 @@ impl Peer {
     }
 
     /// Asks for something.
-    pub fn ask(&self, request: &Request, files: &[BorrowedFd<'_>]) -> Answer {
+    pub fn ask(&self, request: &VhostUserRequest, files: &[BorrowedFd<'_>]) -> Answer {
         self.send(&request.emit(false), files);
         let answer = self.hear().unwrap_or_else(|| panic!("no answer to {}", request.word()));
         assert_eq!((answer.request, answer.flags), (request.number(), REPLY));
@@ -100,13 +100,13 @@ impl Peer {
 
     /// Waits until everything said so far was heard. `false`: the other side has closed.
     pub fn is_heard(&self) -> bool {
-        self.send(&Request::GetFeatures.emit(false), &[]);
+        self.send(&VhostUserRequest::GetFeatures.emit(false), &[]);
         self.hear().is_some()
     }
 
     /// The next answer; `None`: the other side has closed.
     pub fn hear(&self) -> Option<Answer> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             match self.0.borrow_mut().receive() {
                 Ok(Some(envelope)) => {
@@ -120,7 +120,7 @@ impl Peer {
                     });
                 }
                 Ok(None) => assert!(Instant::now() < deadline, "nothing heard on the control socket"),
-                Err(ChannelError::Closed) => return None,
+                Err(VhostUserChannelError::Closed) => return None,
                 Err(error) => panic!("the backend says nonsense: {error}"),
             }
             self.wait(PollFlags::POLLIN);
@@ -143,8 +143,8 @@ impl Peer {
     }
 }
 
-impl From<Channel> for Peer {
-    fn from(channel: Channel) -> Self {
+impl From<VhostUserChannel> for Peer {
+    fn from(channel: VhostUserChannel) -> Self {
         Self(RefCell::new(channel))
     }
 }
@@ -161,4 +161,4 @@ pub const PLAIN: u32 = 1;
 pub const NEED_REPLY: u32 = 9;
 /// Flags of an answer.
 const REPLY: u32 = 5;
-const PATIENCE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(20);

@@ -2,17 +2,17 @@
 
 use std::thread;
 
-use crate::held::Hammer;
+use crate::held::Repeat;
 use crate::vhost::setup::{AVAIL, HEADER, HostileSetup, Packed, Split, USED, WRITE, packed, split};
 
 /// Sends frames on the first transmit ring.
-pub fn sender_of(setup: &HostileSetup) -> Hammer {
+pub fn sender_of(setup: &HostileSetup) -> Repeat {
     let buffers: Vec<u64> = (0..setup.shape.size).map(|slot| setup.buffer(1, slot)).collect();
     if setup.shape.is_packed() {
         let ring = setup.packed(1);
         let mut round = Round { next: (0, true), used: (0, true) };
         let mut waiting = 0;
-        return Hammer::swing(move || {
+        return Repeat::start(move || {
             while waiting < ring.size {
                 let slot = round.next.0;
                 round.give(&ring, packed(buffers[slot as usize], HEADER + 60 + slot, slot as u16, 0));
@@ -29,16 +29,16 @@ pub fn sender_of(setup: &HostileSetup) -> Hammer {
         ring.desc.write(slot, split(buffers[slot as usize], HEADER + 60 + slot, 0, 0));
         ring.avail.write(2 + slot, slot as u16);
     }
-    Hammer::swing(move || refill(&ring))
+    Repeat::start(move || refill(&ring))
 }
 
 /// Gives every filled buffer of the first receive ring back.
-pub fn reader_of(setup: &HostileSetup) -> Hammer {
+pub fn reader_of(setup: &HostileSetup) -> Repeat {
     if setup.shape.is_packed() {
         let (ring, len) = (setup.packed(0), setup.shape.buffer);
         let buffers: Vec<u64> = (0..setup.shape.size).map(|slot| setup.buffer(0, slot)).collect();
         let mut round = Round { next: (0, false), used: (0, true) };
-        return Hammer::swing(move || {
+        return Repeat::start(move || {
             while round.takes_back(&ring) {
                 let slot = round.next.0;
                 round.give(&ring, packed(buffers[slot as usize], len, slot as u16, WRITE));
@@ -47,7 +47,7 @@ pub fn reader_of(setup: &HostileSetup) -> Hammer {
         });
     }
     let ring = setup.split(0);
-    Hammer::swing(move || refill(&ring))
+    Repeat::start(move || refill(&ring))
 }
 
 /// Makes everything available again that was used. Entries and descriptors are what they always were.

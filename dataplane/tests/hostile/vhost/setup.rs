@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
-use ferrule_dataplane::port::vhost_user::message::{Request, VringAddress, VringFile, VringState};
+use ferrule_dataplane::port::vhost_user::message::{VhostUserRequest, VringAddress, VringFile, VringState};
 use ferrule_ffi::array::Array;
 use ferrule_ffi::region::{Index, Region};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use crate::arena::Arena;
 use crate::common::eventually;
+use crate::testbed::Testbed;
 use crate::vhost::peer::Peer;
 
 pub struct HostileSetup {
@@ -138,24 +138,24 @@ impl HostileSetup {
     }
 
     /// Connects and agrees on features.
-    pub fn greet(&self, arena: &Arena) -> Peer {
-        let peer = Peer::connect(arena);
+    pub fn greet(&self, testbed: &Testbed) -> Peer {
+        let peer = Peer::connect(testbed);
         self.negotiate(&peer);
         peer
     }
 
     /// Agrees on features.
     pub fn negotiate(&self, peer: &Peer) {
-        peer.say(&Request::SetOwner, &[]);
-        let offered = Features(peer.ask(&Request::GetFeatures, &[]).value());
+        peer.say(&VhostUserRequest::SetOwner, &[]);
+        let offered = Features(peer.ask(&VhostUserRequest::GetFeatures, &[]).value());
         assert!(offered.has(self.shape.features), "{offered:x?} are offered, {:x?} wanted", self.shape.features);
-        let protocol = peer.ask(&Request::GetProtocolFeatures, &[]).value();
-        peer.say(&Request::SetProtocolFeatures(protocol), &[]);
-        peer.say(&Request::SetFeatures(self.shape.features.0), &[]);
+        let protocol = peer.ask(&VhostUserRequest::GetProtocolFeatures, &[]).value();
+        peer.say(&VhostUserRequest::SetProtocolFeatures(protocol), &[]);
+        peer.say(&VhostUserRequest::SetFeatures(self.shape.features.0), &[]);
     }
 
     pub fn say_memory(&self, peer: &Peer) {
-        peer.say(&Request::SetMemTable(vec![self.row()]), &[self.file.as_fd()]);
+        peer.say(&VhostUserRequest::SetMemTable(vec![self.row()]), &[self.file.as_fd()]);
     }
 
     /// Says everything of a ring, and starts it.
@@ -167,22 +167,22 @@ impl HostileSetup {
     /// Says how long a ring is and where it lies.
     pub fn say_place(&self, peer: &Peer, index: u32) {
         let first = if self.shape.is_packed() { 0x8000_8000 } else { 0 };
-        peer.say(&Request::SetVringNum(VringState { index, num: self.shape.size }), &[]);
-        peer.say(&Request::SetVringBase(VringState { index, num: first }), &[]);
-        peer.say(&Request::SetVringAddr(self.address(index)), &[]);
+        peer.say(&VhostUserRequest::SetVringNum(VringState { index, num: self.shape.size }), &[]);
+        peer.say(&VhostUserRequest::SetVringBase(VringState { index, num: first }), &[]);
+        peer.say(&VhostUserRequest::SetVringAddr(self.address(index)), &[]);
     }
 
     /// Starts a ring.
     pub fn start(&self, peer: &Peer, index: u32) {
         let [kick, call] = &self.eventfds[index as usize];
         let ring = VringFile { index: index as u8, has_file: true };
-        peer.say(&Request::SetVringCall(ring), &[call.as_fd()]);
-        peer.say(&Request::SetVringKick(ring), &[kick.as_fd()]);
+        peer.say(&VhostUserRequest::SetVringCall(ring), &[call.as_fd()]);
+        peer.say(&VhostUserRequest::SetVringKick(ring), &[kick.as_fd()]);
     }
 
     /// Says everything but that rings carry frames.
-    pub fn announce(&self, arena: &Arena) -> Peer {
-        let peer = Peer::connect(arena);
+    pub fn announce(&self, testbed: &Testbed) -> Peer {
+        let peer = Peer::connect(testbed);
         self.announce_to(&peer);
         peer
     }
@@ -195,17 +195,17 @@ impl HostileSetup {
 
     pub fn enable(&self, peer: &Peer) {
         (0..self.rings()).for_each(|index| {
-            peer.say(&Request::SetVringEnable(VringState { index, num: 1 }), &[]);
+            peer.say(&VhostUserRequest::SetVringEnable(VringState { index, num: 1 }), &[]);
         });
-        peer.say(&Request::SetStatus(DRIVER_OK), &[]);
+        peer.say(&VhostUserRequest::SetStatus(DRIVER_OK), &[]);
     }
 
     /// Connects with it, and waits until frames can cross.
-    pub fn join(&self, arena: &Arena) -> Peer {
-        let peer = self.announce(arena);
+    pub fn join(&self, testbed: &Testbed) -> Peer {
+        let peer = self.announce(testbed);
         self.enable(&peer);
         assert!(peer.is_heard());
-        eventually("the wire is up", || arena.engine.wire(&arena.wire).unwrap().is_up());
+        eventually("the wire is up", || testbed.engine.wire(&testbed.wire).unwrap().is_up());
         peer
     }
 

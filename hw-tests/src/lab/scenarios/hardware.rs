@@ -92,7 +92,7 @@ pub fn dpdk(lab: &Lab) -> Result<()> {
         process.wait_for_times("Accumulated forward statistics", asked);
         process.wait_for_times("RX-total", 3 * asked);
         let received = port_counts(&process.output());
-        if received.iter().all(|count| *count >= FRAMES) || began.elapsed() > crate::PATIENCE {
+        if received.iter().all(|count| *count >= FRAMES) || began.elapsed() > crate::TIMEOUT {
             break received;
         }
     };

@@ -44,7 +44,7 @@ pub fn process(lab: &Lab) -> Result<()> {
             thread::sleep(after);
             testpmd::quit(holder);
         });
-        manager.release("dpdk", crate::PATIENCE)
+        manager.release("dpdk", crate::TIMEOUT)
     })?;
     assert!(began.elapsed() >= after);
 
@@ -80,7 +80,7 @@ pub fn namespace(lab: &Lab) -> Result<()> {
 
     ip(&["netns", "del", "pod"])?;
     // The kernel brings it back in its own time.
-    manager.release("pod", crate::PATIENCE)?;
+    manager.release("pod", crate::TIMEOUT)?;
     assert_eq!(manager.vf(vf)?.state, "free");
 
     // Somebody gave a VF to a pod without asking: no lease is in the way of a removal, but a holder is.
@@ -109,7 +109,7 @@ pub fn unseen(lab: &Lab) -> Result<()> {
     assert!(refused.message().contains("a process that /proc does not show has /dev/vfio/"), "{refused}");
     assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
     testpmd::quit(holder);
-    manager.release("pod", crate::PATIENCE)?;
+    manager.release("pod", crate::TIMEOUT)?;
     Ok(())
 }
 

@@ -201,16 +201,16 @@ pub fn times(lab: &Lab) -> Result<()> {
     lab.times("release", &mut releases);
     // Somebody else binds a driver: what the manager shows follows.
     let mut watch = manager.watch()?;
-    let mut news = Vec::new();
+    let mut times = Vec::new();
     for round in 0..ROUNDS {
         let driver = if round % 2 == 0 { "vfio-pci" } else { "igbvf" };
         vf.bind(driver)?;
         let began = Instant::now();
         watch.until(|list| list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == driver))?;
-        news.push(began.elapsed());
+        times.push(began.elapsed());
     }
-    lab.times("list change after a uevent", &mut news);
-    assert!(news.iter().all(|time| *time < Duration::from_millis(500)), "{news:?}");
+    lab.times("list change after a uevent", &mut times);
+    assert!(times.iter().all(|time| *time < Duration::from_millis(500)), "{times:?}");
     Ok(())
 }
 

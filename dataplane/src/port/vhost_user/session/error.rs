@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::table::TableError;
-use crate::port::vhost_user::channel::ChannelError;
+use crate::port::vhost_user::channel::VhostUserChannelError;
 use crate::port::vhost_user::message::{LogArea, VhostUserMessageError};
 use crate::port::vhost_user::vring::VringError;
 
@@ -97,7 +97,7 @@ pub enum RequestError {
 pub enum SessionError {
     /// The channel.
     #[error(transparent)]
-    Channel(#[from] ChannelError),
+    Channel(#[from] VhostUserChannelError),
     /// Not a message.
     #[error(transparent)]
     Message(#[from] VhostUserMessageError),

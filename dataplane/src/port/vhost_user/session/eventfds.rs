@@ -10,14 +10,14 @@ use super::error::RequestError;
 use super::{Handled, Session};
 use crate::port::any::LaneEnd;
 use crate::port::vhost_user::eventfd::{EventfdExchange, EventfdRole};
-use crate::port::vhost_user::message::{Request, VringFile};
+use crate::port::vhost_user::message::{VhostUserRequest, VringFile};
 
 impl Session {
     /// Whether no worker may have the rings while this request is handled.
-    pub fn needs_quiesce(&mut self, request: &Request) -> bool {
+    pub fn needs_quiesce(&mut self, request: &VhostUserRequest) -> bool {
         match request {
-            Request::SetVringCall(ring) => !self.can_exchange(*ring, EventfdRole::Call),
-            Request::SetVringKick(ring) => !self.can_exchange(*ring, EventfdRole::Kick),
+            VhostUserRequest::SetVringCall(ring) => !self.can_exchange(*ring, EventfdRole::Call),
+            VhostUserRequest::SetVringKick(ring) => !self.can_exchange(*ring, EventfdRole::Kick),
             request => request.needs_quiesce(),
         }
     }

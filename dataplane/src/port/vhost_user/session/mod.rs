@@ -31,17 +31,18 @@ use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::memory::GuestMemory;
-use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, Request};
+use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, VhostUserRequest};
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
-use crate::port::vhost_user::session::offer::Offer;
+use crate::port::vhost_user::session::offer::VhostUserOffer;
 use crate::port::vhost_user::session::table::MemoryTable;
 use crate::port::vhost_user::session::vring_config::VringConfig;
-use crate::port::vhost_user::vring::{GuestRx, GuestTx, VringError, VringLog, VringSetup};
+use crate::port::vhost_user::virtqueue::{GuestRx, GuestTx};
+use crate::port::vhost_user::vring::{VringError, VringLog, VringSetup};
 
 /// Everything that one frontend has said.
 pub struct Session {
-    offer: Offer,
+    offer: VhostUserOffer,
     pub(crate) features: Features,
     /// None: nothing was chosen yet.
     pub(crate) protocol: Option<ProtocolFeatures>,
@@ -80,9 +81,9 @@ impl MappedMemory {
 }
 
 /// A request that was understood, with what came with it.
-pub struct Message {
+pub struct VhostUserMessage {
     /// The request.
-    pub request: Request,
+    pub request: VhostUserRequest,
     need_reply: bool,
     files: Vec<PeerFile>,
 }
@@ -118,7 +119,7 @@ impl Handled {
 
 impl Session {
     /// A conversation with a frontend that has said nothing yet. What we populate of its memory is charged to `budget`.
-    pub fn new(offer: Offer, budget: &Arc<MemoryBudget>) -> Self {
+    pub fn new(offer: VhostUserOffer, budget: &Arc<MemoryBudget>) -> Self {
         let rings = 2 * usize::from(offer.queues);
         Self {
             offer,
@@ -136,8 +137,8 @@ impl Session {
 
     /// Handles one request. One that is refused changes nothing; without a wish for a reply, which would say so, it ends
     /// the conversation.
-    pub fn handle(&mut self, message: Message) -> Result<Response, SessionError> {
-        let Message { request, need_reply, files } = message;
+    pub fn handle(&mut self, message: VhostUserMessage) -> Result<Response, SessionError> {
+        let VhostUserMessage { request, need_reply, files } = message;
         let number = request.number();
         let reply = |body, file| Some((Reply { request: number, body }, file));
         match self.apply(request, files) {
@@ -255,7 +256,7 @@ impl Session {
     }
 }
 
-impl Message {
+impl VhostUserMessage {
     /// Understands what was received.
     pub fn new(envelope: RawMessage) -> Result<Self, SessionError> {
         let RawMessage { header, payload, files } = envelope;
@@ -267,7 +268,7 @@ impl Message {
         if header.is_reply() {
             return Err(SessionError::NotAsked);
         }
-        let request = Request::parse(header.request, payload)?;
+        let request = VhostUserRequest::parse(header.request, payload)?;
         Ok(Self { request, need_reply: header.needs_reply(), files })
     }
 
@@ -282,7 +283,7 @@ impl Message {
     }
 }
 
-impl Request {
+impl VhostUserRequest {
     /// Whether it brings a ring another eventfd.
     pub fn names_eventfd(&self) -> bool {
         matches!(self, Self::SetVringKick(_) | Self::SetVringCall(_))

@@ -6,7 +6,7 @@ use crate::spec::{EndSpec, MacAddress, VhostUserSpec};
 
 /// What one end offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
+pub struct VhostUserOffer {
     /// The answer to GET_FEATURES.
     pub features: Features,
     /// The answer to GET_PROTOCOL_FEATURES.
@@ -17,7 +17,7 @@ pub struct Offer {
     mac: Option<MacAddress>,
 }
 
-impl Offer {
+impl VhostUserOffer {
     /// What an end offers whose frames go to `far` and come from there.
     pub fn new(spec: &VhostUserSpec, far: &EndSpec) -> Self {
         let switches = &spec.features;
@@ -106,34 +106,37 @@ mod tests {
     #[test]
     fn offloads_are_offered_only_where_the_other_end_takes_them() {
         let far = EndSpec::VhostUser(spec());
-        assert!(Offer::new(&spec(), &far).features.has(OFFLOADS));
-        let features = Offer::new(&spec(), &memif()).features;
+        assert!(VhostUserOffer::new(&spec(), &far).features.has(OFFLOADS));
+        let features = VhostUserOffer::new(&spec(), &memif()).features;
         assert_eq!(features & OFFLOADS, Features::default());
         let mut finished = spec();
         finished.features.offloads = false;
-        assert_eq!(Offer::new(&spec(), &EndSpec::VhostUser(finished.clone())).features & OFFLOADS, Features::default());
-        assert_eq!(Offer::new(&finished, &far).features & OFFLOADS, Features::default());
+        assert_eq!(
+            VhostUserOffer::new(&spec(), &EndSpec::VhostUser(finished.clone())).features & OFFLOADS,
+            Features::default()
+        );
+        assert_eq!(VhostUserOffer::new(&finished, &far).features & OFFLOADS, Features::default());
     }
 
     #[test]
     fn what_is_switched_off_is_not_offered() {
         let mut spec = spec();
-        let all = Offer::new(&spec, &memif()).features;
+        let all = VhostUserOffer::new(&spec, &memif()).features;
         assert!(all.has(Features::RING_PACKED.with(Features::IN_ORDER).with(Features::MRG_RXBUF)));
         spec.features.packed = false;
-        let less = Offer::new(&spec, &memif()).features;
+        let less = VhostUserOffer::new(&spec, &memif()).features;
         assert_eq!(all, less | Features::RING_PACKED);
         assert!(!less.has(Features::RING_PACKED) && !less.has(Features::MQ));
         spec.queues = 2;
-        assert!(Offer::new(&spec, &memif()).features.has(Features::MQ));
+        assert!(VhostUserOffer::new(&spec, &memif()).features.has(Features::MQ));
     }
 
     #[test]
     fn the_configuration_holds_what_was_set_and_ends_where_it_ends() {
         let mut spec = spec();
-        assert!(!Offer::new(&spec, &memif()).protocol.has(ProtocolFeatures::CONFIG));
+        assert!(!VhostUserOffer::new(&spec, &memif()).protocol.has(ProtocolFeatures::CONFIG));
         (spec.mtu, spec.mac, spec.queues) = (Some(9000), Some("02:00:00:00:00:07".parse().unwrap()), 4);
-        let offer = Offer::new(&spec, &memif());
+        let offer = VhostUserOffer::new(&spec, &memif());
         assert!(offer.features.has(Features::MTU.with(Features::MAC)));
         assert!(offer.protocol.has(ProtocolFeatures::CONFIG));
         let bytes = offer.config(0, 20).unwrap();

@@ -15,68 +15,78 @@ use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::inflight;
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::message::{
-    Config, Inflight, LogArea, ReplyBody, Request, VringAddress, VringFile, VringState,
+    Config, Inflight, LogArea, ReplyBody, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use crate::port::vhost_user::vring::{SIZE_MAX, VringError};
 
 impl Session {
     /// Does what a request asks for, or nothing of it.
-    pub(super) fn apply(&mut self, request: Request, files: Vec<PeerFile>) -> Result<Handled, RequestError> {
+    pub(super) fn apply(&mut self, request: VhostUserRequest, files: Vec<PeerFile>) -> Result<Handled, RequestError> {
         self.check(&request, files.len())?;
         let mut files = files.into_iter();
         match request {
-            Request::GetFeatures => return Ok(Handled::value(self.offer.features.0)),
-            Request::GetProtocolFeatures => return Ok(Handled::value(self.offer.protocol.0)),
-            Request::GetQueueNum => return Ok(Handled::value(self.offer.queues.into())),
-            Request::GetMaxMemSlots => return Ok(Handled::value(SLOTS_MAX as u64)),
-            Request::GetStatus => return Ok(Handled::value(self.status.into())),
-            Request::GetConfig(asked) => return Ok(self.config(asked)),
-            Request::GetVringBase(VringState { index, .. }) => return self.stop(index),
-            Request::GetInflightFd(asked) => return self.make_inflight(asked),
-            Request::SendRarp(mac) => return Ok(Handled::Done { announce: Some(mac), exchange: None }),
-            Request::SetLogBase(area) => {
+            VhostUserRequest::GetFeatures => return Ok(Handled::value(self.offer.features.0)),
+            VhostUserRequest::GetProtocolFeatures => return Ok(Handled::value(self.offer.protocol.0)),
+            VhostUserRequest::GetQueueNum => return Ok(Handled::value(self.offer.queues.into())),
+            VhostUserRequest::GetMaxMemSlots => return Ok(Handled::value(SLOTS_MAX as u64)),
+            VhostUserRequest::GetStatus => return Ok(Handled::value(self.status.into())),
+            VhostUserRequest::GetConfig(asked) => return Ok(self.config(asked)),
+            VhostUserRequest::GetVringBase(VringState { index, .. }) => return self.stop(index),
+            VhostUserRequest::GetInflightFd(asked) => return self.make_inflight(asked),
+            VhostUserRequest::SendRarp(mac) => return Ok(Handled::Done { announce: Some(mac), exchange: None }),
+            VhostUserRequest::SetLogBase(area) => {
                 self.set_log(area, files.next())?;
                 // Without a payload, as DPDK answers; the text leaves it open and QEMU looks at the number only.
                 return Ok(Handled::Reply(ReplyBody::Empty, None));
             }
-            Request::SetFeatures(chosen) => self.set_features(Features(chosen))?,
-            Request::SetProtocolFeatures(chosen) => self.set_protocol(ProtocolFeatures(chosen))?,
-            Request::SetMemTable(rows) => {
+            VhostUserRequest::SetFeatures(chosen) => self.set_features(Features(chosen))?,
+            VhostUserRequest::SetProtocolFeatures(chosen) => self.set_protocol(ProtocolFeatures(chosen))?,
+            VhostUserRequest::SetMemTable(rows) => {
                 self.memory.set(rows, files.collect())?;
                 self.vrings.iter_mut().for_each(VringConfig::memory_changed);
             }
-            Request::AddMemReg(row) => self.memory.add(row, the_file(files.next(), "ADD_MEM_REG")?)?,
-            Request::RemMemReg(row) => {
+            VhostUserRequest::AddMemReg(row) => self.memory.add(row, the_file(files.next(), "ADD_MEM_REG")?)?,
+            VhostUserRequest::RemMemReg(row) => {
                 self.memory.remove(row)?;
                 self.vrings.iter_mut().for_each(VringConfig::memory_changed);
             }
-            Request::SetInflightFd(told) => self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?,
-            Request::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
-            Request::SetVringAddr(address) => self.set_address(address)?,
-            Request::SetVringBase(VringState { index, num }) => self.stopped_vring(index)?.set_base(num),
-            Request::SetVringEnable(VringState { index, num }) => self.vring_config(index)?.enabled = num != 0,
-            Request::SetVringKick(ring) => return self.set_kick(ring.index.into(), eventfd(ring, files.next())?),
-            Request::SetVringCall(ring) => return self.set_call(ring.index.into(), eventfd(ring, files.next())?),
+            VhostUserRequest::SetInflightFd(told) => {
+                self.adopt_inflight(told, the_file(files.next(), "SET_INFLIGHT_FD")?)?;
+            }
+            VhostUserRequest::SetVringNum(VringState { index, num }) => self.set_size(index, num)?,
+            VhostUserRequest::SetVringAddr(address) => self.set_address(address)?,
+            VhostUserRequest::SetVringBase(VringState { index, num }) => self.stopped_vring(index)?.set_base(num),
+            VhostUserRequest::SetVringEnable(VringState { index, num }) => self.vring_config(index)?.enabled = num != 0,
+            VhostUserRequest::SetVringKick(ring) => {
+                return self.set_kick(ring.index.into(), eventfd(ring, files.next())?);
+            }
+            VhostUserRequest::SetVringCall(ring) => {
+                return self.set_call(ring.index.into(), eventfd(ring, files.next())?);
+            }
             // A ring that breaks ends the connection, which says it better.
-            Request::SetVringErr(ring) => {
+            VhostUserRequest::SetVringErr(ring) => {
                 eventfd(ring, files.next())?;
                 self.vring_config(ring.index.into())?;
             }
-            Request::SetStatus(status) => self.set_status(status)?,
-            Request::ResetOwner => self.vrings.iter_mut().for_each(|vring_config| vring_config.enabled = false),
-            Request::ResetDevice => self.reset(),
-            Request::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => return Err(RequestError::Mtu(mtu)),
+            VhostUserRequest::SetStatus(status) => self.set_status(status)?,
+            VhostUserRequest::ResetOwner => {
+                self.vrings.iter_mut().for_each(|vring_config| vring_config.enabled = false);
+            }
+            VhostUserRequest::ResetDevice => self.reset(),
+            VhostUserRequest::NetSetMtu(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => {
+                return Err(RequestError::Mtu(mtu));
+            }
             // Nothing is to be done: each connection has its one owner, the log is looked at by whoever wants to, and
             // frames of any length are carried.
-            Request::SetOwner | Request::SetLogFd | Request::NetSetMtu(_) => {}
-            Request::SetConfig(_) => return Err(RequestError::ReadOnly),
-            Request::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
+            VhostUserRequest::SetOwner | VhostUserRequest::SetLogFd | VhostUserRequest::NetSetMtu(_) => {}
+            VhostUserRequest::SetConfig(_) => return Err(RequestError::ReadOnly),
+            VhostUserRequest::Other(_) => return Err(RequestError::Unsupported { request: request.word() }),
         }
         Ok(Handled::DONE)
     }
 
     /// Whether the request may be made, and has come with what belongs to it.
-    fn check(&self, request: &Request, files: usize) -> Result<(), RequestError> {
+    fn check(&self, request: &VhostUserRequest, files: usize) -> Result<(), RequestError> {
         // DPDK's virtio-user speaks of its status before it has chosen anything, when it is the one that listens and we
         // come back: it remembers what it chose the last time.
         if let Some((feature, name)) = needs(request)
@@ -197,33 +207,38 @@ impl Session {
 }
 
 /// Which protocol feature a request belongs to.
-fn needs(request: &Request) -> Option<(ProtocolFeatures, &'static str)> {
+fn needs(request: &VhostUserRequest) -> Option<(ProtocolFeatures, &'static str)> {
     Some(match request {
-        Request::SetLogBase(_) => (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
-        Request::GetQueueNum => (ProtocolFeatures::MQ, "MQ"),
-        Request::SendRarp(_) => (ProtocolFeatures::RARP, "RARP"),
-        Request::NetSetMtu(_) => (ProtocolFeatures::NET_MTU, "NET_MTU"),
-        Request::GetConfig(_) | Request::SetConfig(_) => (ProtocolFeatures::CONFIG, "CONFIG"),
-        Request::GetInflightFd(_) | Request::SetInflightFd(_) => (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD"),
-        Request::ResetDevice => (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
-        Request::GetMaxMemSlots | Request::AddMemReg(_) | Request::RemMemReg(_) => {
+        VhostUserRequest::SetLogBase(_) => (ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD"),
+        VhostUserRequest::GetQueueNum => (ProtocolFeatures::MQ, "MQ"),
+        VhostUserRequest::SendRarp(_) => (ProtocolFeatures::RARP, "RARP"),
+        VhostUserRequest::NetSetMtu(_) => (ProtocolFeatures::NET_MTU, "NET_MTU"),
+        VhostUserRequest::GetConfig(_) | VhostUserRequest::SetConfig(_) => (ProtocolFeatures::CONFIG, "CONFIG"),
+        VhostUserRequest::GetInflightFd(_) | VhostUserRequest::SetInflightFd(_) => {
+            (ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")
+        }
+        VhostUserRequest::ResetDevice => (ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE"),
+        VhostUserRequest::GetMaxMemSlots | VhostUserRequest::AddMemReg(_) | VhostUserRequest::RemMemReg(_) => {
             (ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")
         }
-        Request::SetStatus(_) | Request::GetStatus => (ProtocolFeatures::STATUS, "STATUS"),
+        VhostUserRequest::SetStatus(_) | VhostUserRequest::GetStatus => (ProtocolFeatures::STATUS, "STATUS"),
         _ => return None,
     })
 }
 
 /// As many files as the request has, no more and no fewer (CVE-2019-14818, CVE-2022-0669). What came beside is closed.
-fn check_files(request: &Request, count: usize) -> Result<(), RequestError> {
+fn check_files(request: &VhostUserRequest, count: usize) -> Result<(), RequestError> {
     let right = match request {
-        Request::SetMemTable(rows) => count == rows.len(),
-        Request::SetLogBase(_) | Request::SetLogFd | Request::SetInflightFd(_) | Request::AddMemReg(_) => count == 1,
-        Request::SetVringKick(ring) | Request::SetVringCall(ring) | Request::SetVringErr(ring) => {
-            count == usize::from(ring.has_file)
-        }
+        VhostUserRequest::SetMemTable(rows) => count == rows.len(),
+        VhostUserRequest::SetLogBase(_)
+        | VhostUserRequest::SetLogFd
+        | VhostUserRequest::SetInflightFd(_)
+        | VhostUserRequest::AddMemReg(_) => count == 1,
+        VhostUserRequest::SetVringKick(ring)
+        | VhostUserRequest::SetVringCall(ring)
+        | VhostUserRequest::SetVringErr(ring) => count == usize::from(ring.has_file),
         // Some frontends pass it once more.
-        Request::RemMemReg(_) => count <= 1,
+        VhostUserRequest::RemMemReg(_) => count <= 1,
         _ => count == 0,
     };
     if right { Ok(()) } else { Err(RequestError::Files { request: request.word(), count }) }

@@ -25,10 +25,10 @@ fn spec() -> VhostUserSpec {
 
 /// A session of a frontend that took every protocol feature.
 fn session() -> Session {
-    let offer = Offer::new(&spec(), &EndSpec::VhostUser(spec()));
+    let offer = VhostUserOffer::new(&spec(), &EndSpec::VhostUser(spec()));
     let protocol = offer.protocol;
     let mut session = Session::new(offer, &MemoryBudget::unlimited());
-    done(&mut session, Request::SetProtocolFeatures(protocol.0), vec![]);
+    done(&mut session, VhostUserRequest::SetProtocolFeatures(protocol.0), vec![]);
     session
 }
 
@@ -46,28 +46,32 @@ fn row() -> MemoryRegion {
 }
 
 /// The request as it would come over the socket.
-fn message(request: &Request, need_reply: bool, files: Vec<PeerFile>) -> Message {
+fn message(request: &VhostUserRequest, need_reply: bool, files: Vec<PeerFile>) -> VhostUserMessage {
     let bytes = request.emit(need_reply);
     let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().unwrap();
     let header = Header::parse(header).unwrap();
-    Message::new(RawMessage { header, payload: payload.to_vec(), files }).unwrap()
+    VhostUserMessage::new(RawMessage { header, payload: payload.to_vec(), files }).unwrap()
 }
 
-fn say(session: &mut Session, request: Request, files: Vec<PeerFile>) -> Result<Option<ReplyBody>, SessionError> {
+fn say(
+    session: &mut Session,
+    request: VhostUserRequest,
+    files: Vec<PeerFile>,
+) -> Result<Option<ReplyBody>, SessionError> {
     let answer = session.handle(message(&request, false, files))?;
     Ok(answer.reply.map(|(reply, _)| reply.body))
 }
 
-fn ask(session: &mut Session, request: Request) -> ReplyBody {
+fn ask(session: &mut Session, request: VhostUserRequest) -> ReplyBody {
     say(session, request, vec![]).unwrap().unwrap()
 }
 
-fn done(session: &mut Session, request: Request, files: Vec<PeerFile>) {
+fn done(session: &mut Session, request: VhostUserRequest, files: Vec<PeerFile>) {
     assert_eq!(say(session, request.clone(), files).unwrap(), None, "{}", request.word());
 }
 
 /// What the refusal of a request says, without a wish for a reply and with one.
-fn refused(session: &mut Session, request: &Request, files: impl Fn() -> Vec<PeerFile>) -> String {
+fn refused(session: &mut Session, request: &VhostUserRequest, files: impl Fn() -> Vec<PeerFile>) -> String {
     let answer = session.handle(message(request, true, files())).unwrap();
     assert_eq!(
         answer.reply.map(|(reply, _)| reply),
@@ -81,30 +85,34 @@ fn describe(session: &mut Session, index: u32) {
     let place = USER + u64::from(index) * 0x4000;
     let (desc, avail, used) = (place, place + 0x1000, place + 0x2000);
     let state = |num| VringState { index, num };
-    done(session, Request::SetVringNum(state(64)), vec![]);
-    done(session, Request::SetVringBase(state(0)), vec![]);
-    done(session, Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }), vec![]);
+    done(session, VhostUserRequest::SetVringNum(state(64)), vec![]);
+    done(session, VhostUserRequest::SetVringBase(state(0)), vec![]);
+    done(
+        session,
+        VhostUserRequest::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+        vec![],
+    );
     let ring = VringFile { index: index as u8, has_file: true };
-    done(session, Request::SetVringCall(ring), vec![eventfd_file()]);
-    done(session, Request::SetVringKick(ring), vec![eventfd_file()]);
+    done(session, VhostUserRequest::SetVringCall(ring), vec![eventfd_file()]);
+    done(session, VhostUserRequest::SetVringKick(ring), vec![eventfd_file()]);
 }
 
 fn enable(session: &mut Session, index: u32, on: bool) {
-    done(session, Request::SetVringEnable(VringState { index, num: on.into() }), vec![]);
+    done(session, VhostUserRequest::SetVringEnable(VringState { index, num: on.into() }), vec![]);
 }
 
 /// A session whose driver is ready, with both rings of so many pairs described and enabled.
 fn running(pairs: u32) -> Session {
     let mut session = session();
-    done(&mut session, Request::SetOwner, vec![]);
+    done(&mut session, VhostUserRequest::SetOwner, vec![]);
     let features = Features::VERSION_1 | Features::MRG_RXBUF | Features::PROTOCOL_FEATURES;
-    done(&mut session, Request::SetFeatures(features.0), vec![]);
-    done(&mut session, Request::SetMemTable(vec![row()]), vec![memory_file(MEMORY)]);
+    done(&mut session, VhostUserRequest::SetFeatures(features.0), vec![]);
+    done(&mut session, VhostUserRequest::SetMemTable(vec![row()]), vec![memory_file(MEMORY)]);
     for index in 0..2 * pairs {
         describe(&mut session, index);
         enable(&mut session, index, true);
     }
-    done(&mut session, Request::SetStatus(15), vec![]);
+    done(&mut session, VhostUserRequest::SetStatus(15), vec![]);
     session
 }
 
@@ -115,14 +123,18 @@ fn counts(session: &mut Session) -> Option<(usize, usize)> {
 #[test]
 fn what_is_offered_is_told_and_nothing_else_can_be_chosen() {
     let mut session = session();
-    let ReplyBody::Value(features) = ask(&mut session, Request::GetFeatures) else { panic!("a value") };
+    let ReplyBody::Value(features) = ask(&mut session, VhostUserRequest::GetFeatures) else { panic!("a value") };
     assert!(Features(features).has(Features::VERSION_1 | Features::MQ | Features::LOG_ALL));
-    assert_eq!(ask(&mut session, Request::GetQueueNum), ReplyBody::Value(2));
-    assert_eq!(ask(&mut session, Request::GetMaxMemSlots), ReplyBody::Value(64));
-    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
-    done(&mut session, Request::SetFeatures(features), vec![]);
-    assert!(refused(&mut session, &Request::SetFeatures(1 << 33), Vec::new).contains("0x200000000 were chosen"));
-    assert!(refused(&mut session, &Request::SetProtocolFeatures(1 << 5), Vec::new).contains("0x20 were chosen"));
+    assert_eq!(ask(&mut session, VhostUserRequest::GetQueueNum), ReplyBody::Value(2));
+    assert_eq!(ask(&mut session, VhostUserRequest::GetMaxMemSlots), ReplyBody::Value(64));
+    assert_eq!(ask(&mut session, VhostUserRequest::GetStatus), ReplyBody::Value(0));
+    done(&mut session, VhostUserRequest::SetFeatures(features), vec![]);
+    assert!(
+        refused(&mut session, &VhostUserRequest::SetFeatures(1 << 33), Vec::new).contains("0x200000000 were chosen")
+    );
+    assert!(
+        refused(&mut session, &VhostUserRequest::SetProtocolFeatures(1 << 5), Vec::new).contains("0x20 were chosen")
+    );
 }
 
 #[test]
@@ -130,18 +142,18 @@ fn a_request_needs_the_protocol_feature_that_it_belongs_to() {
     let inflight = Inflight { mmap_size: 0, mmap_offset: 0, queues: 1, queue_size: 1 };
     let config = Config { offset: 0, flags: 0, data: vec![0; 4] };
     for (request, feature) in [
-        (Request::SetLogBase(LogArea { size: 1, offset: 0 }), "LOG_SHMFD"),
-        (Request::GetQueueNum, "MQ"),
-        (Request::SendRarp([0; 6]), "RARP"),
-        (Request::NetSetMtu(1500), "NET_MTU"),
-        (Request::GetConfig(config), "CONFIG"),
-        (Request::GetInflightFd(inflight), "INFLIGHT_SHMFD"),
-        (Request::ResetDevice, "RESET_DEVICE"),
-        (Request::GetMaxMemSlots, "CONFIGURE_MEM_SLOTS"),
-        (Request::SetStatus(1), "STATUS"),
+        (VhostUserRequest::SetLogBase(LogArea { size: 1, offset: 0 }), "LOG_SHMFD"),
+        (VhostUserRequest::GetQueueNum, "MQ"),
+        (VhostUserRequest::SendRarp([0; 6]), "RARP"),
+        (VhostUserRequest::NetSetMtu(1500), "NET_MTU"),
+        (VhostUserRequest::GetConfig(config), "CONFIG"),
+        (VhostUserRequest::GetInflightFd(inflight), "INFLIGHT_SHMFD"),
+        (VhostUserRequest::ResetDevice, "RESET_DEVICE"),
+        (VhostUserRequest::GetMaxMemSlots, "CONFIGURE_MEM_SLOTS"),
+        (VhostUserRequest::SetStatus(1), "STATUS"),
     ] {
         let mut session = session();
-        done(&mut session, Request::SetProtocolFeatures(0), vec![]);
+        done(&mut session, VhostUserRequest::SetProtocolFeatures(0), vec![]);
         let problem = refused(&mut session, &request, Vec::new);
         assert_eq!(problem, format!("refused: {} without the protocol feature {feature}", request.word()));
     }
@@ -149,11 +161,12 @@ fn a_request_needs_the_protocol_feature_that_it_belongs_to() {
 
 #[test]
 fn a_frontend_that_remembers_another_connection_may_speak_before_it_chooses() {
-    let mut session = Session::new(Offer::new(&spec(), &EndSpec::VhostUser(spec())), &MemoryBudget::unlimited());
-    done(&mut session, Request::SetStatus(0), vec![]);
-    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
+    let mut session =
+        Session::new(VhostUserOffer::new(&spec(), &EndSpec::VhostUser(spec())), &MemoryBudget::unlimited());
+    done(&mut session, VhostUserRequest::SetStatus(0), vec![]);
+    assert_eq!(ask(&mut session, VhostUserRequest::GetStatus), ReplyBody::Value(0));
     let state = VringState { index: 3, num: 0 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(state));
+    assert_eq!(ask(&mut session, VhostUserRequest::GetVringBase(state)), ReplyBody::Vring(state));
 }
 
 #[test]
@@ -162,18 +175,18 @@ fn every_request_has_its_own_number_of_files() {
     let file = || memory_file(4096);
     let mut session = session();
     for (request, count) in [
-        (Request::GetFeatures, 1),
-        (Request::SetMemTable(vec![row()]), 0),
-        (Request::SetMemTable(vec![row()]), 2),
-        (Request::SetLogBase(LogArea { size: 1, offset: 0 }), 0),
-        (Request::SetVringKick(ring(true)), 0),
-        (Request::SetVringKick(ring(false)), 1),
-        (Request::SetVringCall(ring(true)), 2),
-        (Request::SetVringErr(ring(true)), 0),
-        (Request::AddMemReg(row()), 0),
-        (Request::RemMemReg(row()), 2),
-        (Request::SetVringNum(VringState { index: 0, num: 64 }), 1),
-        (Request::Other(21), 1),
+        (VhostUserRequest::GetFeatures, 1),
+        (VhostUserRequest::SetMemTable(vec![row()]), 0),
+        (VhostUserRequest::SetMemTable(vec![row()]), 2),
+        (VhostUserRequest::SetLogBase(LogArea { size: 1, offset: 0 }), 0),
+        (VhostUserRequest::SetVringKick(ring(true)), 0),
+        (VhostUserRequest::SetVringKick(ring(false)), 1),
+        (VhostUserRequest::SetVringCall(ring(true)), 2),
+        (VhostUserRequest::SetVringErr(ring(true)), 0),
+        (VhostUserRequest::AddMemReg(row()), 0),
+        (VhostUserRequest::RemMemReg(row()), 2),
+        (VhostUserRequest::SetVringNum(VringState { index: 0, num: 64 }), 1),
+        (VhostUserRequest::Other(21), 1),
     ] {
         let problem = refused(&mut session, &request, || (0..count).map(|_| file()).collect());
         assert!(problem.contains(&format!("{count} descriptors came with")), "{problem}");
@@ -184,7 +197,7 @@ fn every_request_has_its_own_number_of_files() {
 fn an_unknown_request_is_answered_with_failure_or_ends_the_conversation() {
     let mut session = session();
     for number in [0, 21, 22, 23, 26, 28, 33, 35, 41, 44, 45, u32::MAX] {
-        assert!(refused(&mut session, &Request::Other(number), Vec::new).contains("no use for"), "{number}");
+        assert!(refused(&mut session, &VhostUserRequest::Other(number), Vec::new).contains("no use for"), "{number}");
     }
 }
 
@@ -200,7 +213,7 @@ fn rings_run_when_both_of_a_pair_are_complete_and_the_driver_is_ready() {
     assert_eq!(counts(&mut session), Some((2, 1)));
     enable(&mut session, 2, true);
     assert_eq!(counts(&mut session), Some((2, 2)));
-    done(&mut session, Request::SetStatus(3), vec![]);
+    done(&mut session, VhostUserRequest::SetStatus(3), vec![]);
     assert_eq!(counts(&mut session), None);
 }
 
@@ -209,9 +222,9 @@ fn without_protocol_features_rings_run_from_their_start() {
     let mut session = running(1);
     for index in 0..2 {
         enable(&mut session, index, false);
-        ask(&mut session, Request::GetVringBase(VringState { index, num: 0 }));
+        ask(&mut session, VhostUserRequest::GetVringBase(VringState { index, num: 0 }));
     }
-    done(&mut session, Request::SetFeatures(Features::VERSION_1.0), vec![]);
+    done(&mut session, VhostUserRequest::SetFeatures(Features::VERSION_1.0), vec![]);
     describe(&mut session, 0);
     describe(&mut session, 1);
     assert_eq!(counts(&mut session), Some((1, 1)));
@@ -223,33 +236,39 @@ fn a_stopped_ring_tells_where_a_successor_begins_and_needs_a_new_start() {
     let rings = session.rings().unwrap().unwrap();
     session.park(rings);
     let state = VringState { index: 1, num: 0 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(state));
+    assert_eq!(ask(&mut session, VhostUserRequest::GetVringBase(state)), ReplyBody::Vring(state));
     assert_eq!(counts(&mut session), None);
-    done(&mut session, Request::SetVringBase(VringState { num: 7, ..state }), vec![]);
-    assert_eq!(ask(&mut session, Request::GetVringBase(state)), ReplyBody::Vring(VringState { num: 7, ..state }));
+    done(&mut session, VhostUserRequest::SetVringBase(VringState { num: 7, ..state }), vec![]);
+    assert_eq!(
+        ask(&mut session, VhostUserRequest::GetVringBase(state)),
+        ReplyBody::Vring(VringState { num: 7, ..state })
+    );
     let ring = VringFile { index: 1, has_file: false };
-    done(&mut session, Request::SetVringKick(ring), vec![]);
+    done(&mut session, VhostUserRequest::SetVringKick(ring), vec![]);
     assert_eq!(counts(&mut session), Some((1, 1)));
 }
 
 #[test]
 fn a_packed_ring_begins_with_both_wrap_counters_set() {
     let mut session = session();
-    done(&mut session, Request::SetFeatures((Features::VERSION_1 | Features::RING_PACKED).0), vec![]);
+    done(&mut session, VhostUserRequest::SetFeatures((Features::VERSION_1 | Features::RING_PACKED).0), vec![]);
     let state = VringState { index: 0, num: 0x8000_8000 };
-    assert_eq!(ask(&mut session, Request::GetVringBase(VringState { num: 0, ..state })), ReplyBody::Vring(state));
+    assert_eq!(
+        ask(&mut session, VhostUserRequest::GetVringBase(VringState { num: 0, ..state })),
+        ReplyBody::Vring(state)
+    );
 }
 
 #[test]
 fn what_stands_while_a_ring_runs_cannot_be_changed() {
     let mut session = running(1);
     let state = VringState { index: 0, num: 128 };
-    for request in [Request::SetVringNum(state), Request::SetVringBase(state)] {
+    for request in [VhostUserRequest::SetVringNum(state), VhostUserRequest::SetVringBase(state)] {
         assert!(refused(&mut session, &request, Vec::new).contains("vring 0: it is started"));
     }
     let features = session.features;
-    done(&mut session, Request::SetFeatures((features | Features::LOG_ALL).0), vec![]);
-    let more = Request::SetFeatures((features | Features::EVENT_IDX).0);
+    done(&mut session, VhostUserRequest::SetFeatures((features | Features::LOG_ALL).0), vec![]);
+    let more = VhostUserRequest::SetFeatures((features | Features::EVENT_IDX).0);
     assert!(refused(&mut session, &more, Vec::new).contains("change while rings are started"));
 }
 
@@ -260,18 +279,22 @@ fn an_index_beyond_the_rings_is_refused_wherever_it_stands() {
         let state = VringState { index, num: 64 };
         let address = VringAddress { index, log: false, desc: 0, used: 0, avail: 0, log_guest: 0 };
         for request in [
-            Request::SetVringNum(state),
-            Request::SetVringBase(state),
-            Request::GetVringBase(state),
-            Request::SetVringEnable(state),
-            Request::SetVringAddr(address),
+            VhostUserRequest::SetVringNum(state),
+            VhostUserRequest::SetVringBase(state),
+            VhostUserRequest::GetVringBase(state),
+            VhostUserRequest::SetVringEnable(state),
+            VhostUserRequest::SetVringAddr(address),
         ] {
             let problem = refused(&mut session, &request, Vec::new);
             assert!(problem.contains(&format!("vring {index}: there are {RINGS}")), "{problem}");
         }
     }
     let ring = VringFile { index: 4, has_file: true };
-    for request in [Request::SetVringKick(ring), Request::SetVringCall(ring), Request::SetVringErr(ring)] {
+    for request in [
+        VhostUserRequest::SetVringKick(ring),
+        VhostUserRequest::SetVringCall(ring),
+        VhostUserRequest::SetVringErr(ring),
+    ] {
         assert!(refused(&mut session, &request, || vec![eventfd_file()]).contains("vring 4: there are 4"));
     }
 }
@@ -280,7 +303,11 @@ fn an_index_beyond_the_rings_is_refused_wherever_it_stands() {
 fn a_kick_that_is_no_eventfd_is_refused() {
     let ring = VringFile { index: 0, has_file: true };
     let mut session = session();
-    for request in [Request::SetVringKick(ring), Request::SetVringCall(ring), Request::SetVringErr(ring)] {
+    for request in [
+        VhostUserRequest::SetVringKick(ring),
+        VhostUserRequest::SetVringCall(ring),
+        VhostUserRequest::SetVringErr(ring),
+    ] {
         assert!(refused(&mut session, &request, || vec![memory_file(4096)]).contains("not an eventfd"));
     }
 }
@@ -289,9 +316,9 @@ fn a_kick_that_is_no_eventfd_is_refused() {
 fn a_ring_that_lies_outside_of_the_memory_cannot_run() {
     let mut session = running(1);
     let lie = VringAddress { index: 1, log: false, desc: USER + MEMORY - 16, used: USER, avail: USER, log_guest: 0 };
-    done(&mut session, Request::SetVringAddr(lie), vec![]);
+    done(&mut session, VhostUserRequest::SetVringAddr(lie), vec![]);
     assert!(matches!(session.rings(), Err(VringError::Place { index: 1, .. })));
-    done(&mut session, Request::RemMemReg(row()), vec![]);
+    done(&mut session, VhostUserRequest::RemMemReg(row()), vec![]);
     // Nothing to run in is not a lie.
     assert_eq!(counts(&mut session), None);
 }
@@ -300,26 +327,30 @@ fn a_ring_that_lies_outside_of_the_memory_cannot_run() {
 fn memory_grows_and_shrinks_under_rings_that_stay() {
     let mut session = running(1);
     let more = MemoryRegion { guest: MEMORY, user: USER + MEMORY, ..row() };
-    done(&mut session, Request::AddMemReg(more), vec![memory_file(MEMORY)]);
+    done(&mut session, VhostUserRequest::AddMemReg(more), vec![memory_file(MEMORY)]);
     assert_eq!(counts(&mut session), Some((1, 1)));
-    done(&mut session, Request::RemMemReg(more), vec![]);
-    done(&mut session, Request::SetMemTable(vec![row(), more]), vec![memory_file(MEMORY), memory_file(MEMORY)]);
+    done(&mut session, VhostUserRequest::RemMemReg(more), vec![]);
+    done(
+        &mut session,
+        VhostUserRequest::SetMemTable(vec![row(), more]),
+        vec![memory_file(MEMORY), memory_file(MEMORY)],
+    );
     assert_eq!(counts(&mut session), Some((1, 1)));
 }
 
 #[test]
 fn resets_stop_rings_and_leave_what_is_the_frontend_s() {
     let mut session = running(2);
-    done(&mut session, Request::ResetOwner, vec![]);
+    done(&mut session, VhostUserRequest::ResetOwner, vec![]);
     assert_eq!(counts(&mut session), Some((2, 0)));
     (0..4).for_each(|index| enable(&mut session, index, true));
     assert_eq!(counts(&mut session), Some((2, 2)));
-    done(&mut session, Request::SetStatus(0), vec![]);
-    done(&mut session, Request::SetStatus(15), vec![]);
+    done(&mut session, VhostUserRequest::SetStatus(0), vec![]);
+    done(&mut session, VhostUserRequest::SetStatus(15), vec![]);
     assert_eq!(counts(&mut session), None);
     let mut session = running(1);
-    done(&mut session, Request::ResetDevice, vec![]);
-    assert_eq!(ask(&mut session, Request::GetStatus), ReplyBody::Value(0));
+    done(&mut session, VhostUserRequest::ResetDevice, vec![]);
+    assert_eq!(ask(&mut session, VhostUserRequest::GetStatus), ReplyBody::Value(0));
     assert_eq!(session.features, Features::default());
     assert!(session.memory.memory().is_some());
     assert_eq!(counts(&mut session), None);
@@ -328,7 +359,7 @@ fn resets_stop_rings_and_leave_what_is_the_frontend_s() {
 #[test]
 fn a_log_must_lie_in_its_file() {
     let mut session = session();
-    let log = |size, offset| Request::SetLogBase(LogArea { size, offset });
+    let log = |size, offset| VhostUserRequest::SetLogBase(LogArea { size, offset });
     let good = session.handle(message(&log(4096, 0), true, vec![memory_file(4096)])).unwrap();
     let (reply, _) = good.reply.unwrap();
     assert_eq!(reply, Reply { request: 6, body: ReplyBody::Empty });
@@ -343,7 +374,7 @@ fn inflight_memory_is_made_once_more_as_often_as_it_is_asked_for() {
     let mut session = session();
     let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 64 };
     let answer = |session: &mut Session| {
-        let answer = session.handle(message(&Request::GetInflightFd(asked), false, vec![])).unwrap();
+        let answer = session.handle(message(&VhostUserRequest::GetInflightFd(asked), false, vec![])).unwrap();
         let (reply, file) = answer.reply.unwrap();
         let ReplyBody::Inflight(inflight) = reply.body else { panic!("inflight memory") };
         (inflight, file.unwrap())
@@ -351,8 +382,8 @@ fn inflight_memory_is_made_once_more_as_often_as_it_is_asked_for() {
     let (first, file) = answer(&mut session);
     assert_eq!((first.queues, first.mmap_offset), (4, 0));
     assert_eq!(answer(&mut session).0, first);
-    done(&mut session, Request::SetInflightFd(first), vec![file.into()]);
-    let lie = Request::GetInflightFd(Inflight { queues: 5, ..asked });
+    done(&mut session, VhostUserRequest::SetInflightFd(first), vec![file.into()]);
+    let lie = VhostUserRequest::GetInflightFd(Inflight { queues: 5, ..asked });
     assert!(refused(&mut session, &lie, Vec::new).contains("5 queues; this end has 4"));
 }
 
@@ -385,13 +416,15 @@ fn memory_that_a_request_replaces_stays_mapped_for_whoever_drops_it() {
 fn the_configuration_is_read_and_not_written() {
     let mut session = session();
     let config = |offset, len| Config { offset, flags: 0, data: vec![0; len] };
-    let ReplyBody::Config(mtu) = ask(&mut session, Request::GetConfig(config(10, 2))) else { panic!("configuration") };
+    let ReplyBody::Config(mtu) = ask(&mut session, VhostUserRequest::GetConfig(config(10, 2))) else {
+        panic!("configuration")
+    };
     assert_eq!(mtu.data[..], 9000u16.to_le_bytes());
-    let ReplyBody::Config(none) = ask(&mut session, Request::GetConfig(config(255, 2))) else {
+    let ReplyBody::Config(none) = ask(&mut session, VhostUserRequest::GetConfig(config(255, 2))) else {
         panic!("configuration")
     };
     assert!(none.data.is_empty());
-    assert!(refused(&mut session, &Request::SetConfig(config(0, 6)), Vec::new).contains("read-only"));
+    assert!(refused(&mut session, &VhostUserRequest::SetConfig(config(0, 6)), Vec::new).contains("read-only"));
 }
 
 #[test]
@@ -402,17 +435,17 @@ fn small_things_are_acknowledged() {
         assert_eq!(answer.reply.map(|(reply, _)| reply.body), Some(ReplyBody::Value(0)));
         answer.announce
     };
-    assert_eq!(acknowledged(Request::NetSetMtu(1500)), None);
-    assert_eq!(acknowledged(Request::SendRarp([2, 0, 0, 0, 0, 1])), Some([2, 0, 0, 0, 0, 1]));
-    assert!(refused(&mut session, &Request::NetSetMtu(67), Vec::new).contains("MTU of 67"));
-    assert!(refused(&mut session, &Request::SetStatus(256), Vec::new).contains("0x100"));
+    assert_eq!(acknowledged(VhostUserRequest::NetSetMtu(1500)), None);
+    assert_eq!(acknowledged(VhostUserRequest::SendRarp([2, 0, 0, 0, 0, 1])), Some([2, 0, 0, 0, 0, 1]));
+    assert!(refused(&mut session, &VhostUserRequest::NetSetMtu(67), Vec::new).contains("MTU of 67"));
+    assert!(refused(&mut session, &VhostUserRequest::SetStatus(256), Vec::new).contains("0x100"));
 }
 
 #[test]
 fn a_reply_to_nothing_ends_the_conversation() {
     let header = Header { request: 1, flags: 5, size: 0 };
     let envelope = RawMessage { header, payload: vec![], files: vec![] };
-    assert!(matches!(Message::new(envelope), Err(SessionError::NotAsked)));
+    assert!(matches!(VhostUserMessage::new(envelope), Err(SessionError::NotAsked)));
 }
 
 #[test]
@@ -420,7 +453,7 @@ fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
     const FURTHER: u64 = 1 << 32;
     let mut session = running(1);
     let moved = MemoryRegion { user: USER + FURTHER, ..row() };
-    done(&mut session, Request::SetMemTable(vec![moved]), vec![memory_file(MEMORY)]);
+    done(&mut session, VhostUserRequest::SetMemTable(vec![moved]), vec![memory_file(MEMORY)]);
     assert_eq!(counts(&mut session), None, "the rings wait for their addresses");
     for index in 0..2 {
         assert_eq!(counts(&mut session), None);
@@ -428,13 +461,13 @@ fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
         let (desc, avail, used) = (place, place + 0x1000, place + 0x2000);
         done(
             &mut session,
-            Request::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
+            VhostUserRequest::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
             vec![],
         );
     }
     assert_eq!(counts(&mut session), Some((1, 1)));
     let lie = VringAddress { index: 1, log: false, desc: USER, used: USER, avail: USER, log_guest: 0 };
-    done(&mut session, Request::SetVringAddr(lie), vec![]);
+    done(&mut session, VhostUserRequest::SetVringAddr(lie), vec![]);
     assert!(matches!(session.rings(), Err(VringError::Place { index: 1, .. })));
 }
 
@@ -442,12 +475,12 @@ fn memory_that_comes_before_the_rings_new_addresses_is_no_lie() {
 fn eventfds_of_rings_that_are_out_are_exchanged_and_the_former_ones_kept_until_nobody_has_them() {
     let ring = |index, has_file| VringFile { index, has_file };
     let mut session = running(1);
-    let call = Request::SetVringCall(ring(0, true));
-    let kick = Request::SetVringKick(ring(1, true));
+    let call = VhostUserRequest::SetVringCall(ring(0, true));
+    let kick = VhostUserRequest::SetVringKick(ring(1, true));
     let mut rings = session.rings().unwrap().unwrap();
     assert!(!session.needs_quiesce(&call) && !session.needs_quiesce(&kick));
     // Polling begins, or ends; a ring starts.
-    for request in [Request::SetVringKick(ring(1, false)), Request::SetVringKick(ring(3, true))] {
+    for request in [VhostUserRequest::SetVringKick(ring(1, false)), VhostUserRequest::SetVringKick(ring(3, true))] {
         assert!(session.needs_quiesce(&request), "{request:?}");
     }
     for (request, vring, role) in [(&call, 0, EventfdRole::Call), (&kick, 1, EventfdRole::Kick)] {

@@ -4,7 +4,7 @@ use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, MemifSpec, Role, WireSp
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::netns::TestNetNs;
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
 /// An engine with one worker.
 pub fn engine() -> Engine {
@@ -33,7 +33,7 @@ pub fn wire_to_us(engine: &Engine, kernel: &KernelSpec) -> (String, Endpoint) {
     let wire = wire(kernel, &memif);
     let name = wire.name.clone();
     engine.add(wire).unwrap();
-    (name, Endpoint::open(&client(&memif), PATIENCE).unwrap())
+    (name, Endpoint::open(&client(&memif), TIMEOUT).unwrap())
 }
 
 /// How two namespaces are joined.
@@ -80,7 +80,7 @@ impl Pair {
         let pair = Self::new(shape, [server(), server()]);
         let open = |spec: &MemifSpec| {
             let spec = MemifSpec { ring: shape.ring, ..client(spec) };
-            Endpoint::open(&spec, PATIENCE).unwrap()
+            Endpoint::open(&spec, TIMEOUT).unwrap()
         };
         let ends = pair.middle.each_ref().map(open);
         pair.wait_for_carrier();

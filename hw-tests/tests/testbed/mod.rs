@@ -8,7 +8,7 @@ use ferrule_dataplane::status::WireStatus;
 use ferrule_dataplane::{Engine, Settings};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_hw_tests::testpmd::{Testpmd, TestpmdOptions};
-use ferrule_hw_tests::{PATIENCE, eventually, unique};
+use ferrule_hw_tests::{TIMEOUT, eventually, unique};
 
 /// How testpmd and our wires are joined.
 #[derive(Clone, Debug)]
@@ -36,14 +36,14 @@ impl Default for Link {
 }
 
 /// An engine with a wire for each of testpmd's two ports.
-pub struct Bed {
+pub struct Testbed {
     /// What serves the wires.
     pub engine: Engine,
     name: String,
     link: Link,
 }
 
-impl Bed {
+impl Testbed {
     /// The engine and its wires; nobody is at their ends yet.
     pub fn new(link: &Link) -> Self {
         Self::called(unique("pmd"), link)
@@ -51,15 +51,15 @@ impl Bed {
 
     /// The same with sockets known by `name`, to take the place of another.
     pub fn called(name: String, link: &Link) -> Self {
-        let bed = Self { engine: engine(), name, link: link.clone() };
+        let testbed = Self { engine: engine(), name, link: link.clone() };
         for port in 0..2 {
-            let towards_testpmd = bed.towards_testpmd(port);
-            let towards_us = MemifSpec { role: Role::Server, ..bed.end(port) };
+            let towards_testpmd = testbed.towards_testpmd(port);
+            let towards_us = MemifSpec { role: Role::Server, ..testbed.end(port) };
             let ends = [EndSpec::Memif(towards_us), EndSpec::Memif(towards_testpmd)];
-            let wire = WireSpec { trusted: link.trusted, ..WireSpec::new(bed.wire(port), ends) };
-            bed.engine.add(wire).unwrap();
+            let wire = WireSpec { trusted: link.trusted, ..WireSpec::new(testbed.wire(port), ends) };
+            testbed.engine.add(wire).unwrap();
         }
-        bed
+        testbed
     }
 
     /// By what name its sockets are known.
@@ -87,7 +87,7 @@ impl Bed {
 
     /// Our ends of both wires.
     pub fn ends(&self) -> [Endpoint; 2] {
-        [0, 1].map(|port| Endpoint::open(&self.end(port), PATIENCE).unwrap())
+        [0, 1].map(|port| Endpoint::open(&self.end(port), TIMEOUT).unwrap())
     }
 
     /// What wire `port` is doing.
@@ -137,6 +137,6 @@ pub fn engine() -> Engine {
 
 /// One testpmd at a time: it polls, and a machine may have two CPUs.
 pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }

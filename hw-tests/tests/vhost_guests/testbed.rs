@@ -14,7 +14,7 @@ use ferrule_hw_tests::vm::pieces::Pieces;
 use tempfile::{NamedTempFile, TempDir};
 
 /// What guests boot from, and a folder for their sockets.
-pub struct Bed {
+pub struct Testbed {
     pub folder: TempDir,
     pieces: Pieces,
     initramfs: NamedTempFile,
@@ -37,7 +37,7 @@ pub struct Nic {
     pub number: u8,
 }
 
-impl Bed {
+impl Testbed {
     /// None: it was said that `test` lacks something.
     pub fn new(test: &str) -> Option<Self> {
         static TURN: Mutex<()> = Mutex::new(());

@@ -1,0 +1,89 @@
+//! PFs and VFs by the names that people and policies have for them.
+
+use std::fs;
+
+use sriov_manager::fake::FakeNode;
+use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use sriov_manager::{Options, PciAddress, Vfs};
+
+fn pool(name: &str) -> Policies {
+    let pfs = vec![PfSelector { name: Some(name.to_owned()), ..PfSelector::default() }];
+    Policies { pools: vec![Pool { name: "all".to_owned(), pfs, num_vfs: Some(NumVfs::Exactly(3)), ..Pool::default() }] }
+}
+
+/// Another interface below a PF, as the kernel shows it.
+fn add_netdev(node: &FakeNode, pf: PciAddress, name: &str, files: &[(&str, &str)]) {
+    let directory = node.sysfs().file(pf, "net").join(name);
+    fs::create_dir(&directory).expect("a folder can be made");
+    for (file, text) in [("mtu", "1500"), ("ifindex", "900")].iter().chain(files) {
+        fs::write(directory.join(file), format!("{text}\n")).expect("a file can be written");
+    }
+}
+
+#[test]
+fn a_pf_is_known_by_every_name_and_address_that_people_have_for_it() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    node.add_altname(node.pf(1), "uplink-of-the-rack");
+    for (name, pf) in [
+        ("0000:03:00.0", node.pf(1)),
+        ("03:00.0", node.pf(1)),
+        ("ens1f1", node.pf(1)),
+        ("uplink-of-the-rack", node.pf(1)),
+        ("02:00.0", node.pf(0)),
+    ] {
+        assert_eq!(vfs.find_pf(name).unwrap(), pf, "{name}");
+    }
+    let error = vfs.find_pf("uplink").unwrap_err().to_string();
+    assert!(error.starts_with("there is no PF uplink; name it by its address or its interface"), "{error}");
+}
+
+#[test]
+fn a_vf_is_known_by_its_interface_and_by_an_address_without_the_domain() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 2).unwrap();
+    let vf = node.vf(0, 1);
+    fs::write(node.sysfs().file(vf, "driver_override"), "igbvf\n").unwrap();
+    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &vf.to_string()).unwrap();
+    vfs.rescan();
+    let netdev = node.sysfs().netdevs(vf).pop().unwrap();
+    for name in [vf.to_string(), vf.to_string().replace("0000:", ""), netdev] {
+        assert_eq!(vfs.find_vf(&name).unwrap(), vf, "{name}");
+    }
+    let error = vfs.find_vf("ens1f0").unwrap_err().to_string();
+    assert_eq!(error, "there is no VF ens1f0; `ferrule vf list` shows those that are there");
+}
+
+#[test]
+fn policies_may_name_a_pf_by_another_name_of_its_interface_also_one_that_it_gets_later() {
+    let node = FakeNode::new(2, 7);
+    node.add_altname(node.pf(1), "uplink");
+    let vfs = Vfs::open(Options { policies: pool("uplink"), ..node.options() }).unwrap();
+    let counts = |vfs: &Vfs| vfs.view().pfs.iter().map(|pf| pf.pf.vfs.len()).collect::<Vec<_>>();
+    assert_eq!(counts(&vfs), [0, 3]);
+    assert!(vfs.view().warnings.is_empty(), "{:?}", vfs.view().warnings);
+    drop(vfs);
+    let vfs = Vfs::open(Options { policies: pool("later"), ..node.options() }).unwrap();
+    assert!(vfs.view().warnings[0].contains("the pool all fits no PF"), "{:?}", vfs.view().warnings);
+    node.add_altname(node.pf(0), "later");
+    vfs.rescan();
+    assert_eq!(counts(&vfs), [3, 3]);
+}
+
+#[test]
+fn a_pf_is_spoken_to_through_its_own_port_and_not_through_a_representor_or_another_port() {
+    let node = FakeNode::new(1, 7);
+    let pf = node.pf(0);
+    let own = node.sysfs().netdevs(pf);
+    // Before it in the alphabet: the other ends of its VFs in its switch, and a second port.
+    add_netdev(&node, pf, "a0", &[("phys_port_name", "pf0vf0"), ("phys_switch_id", "0102")]);
+    add_netdev(&node, pf, "a1", &[("phys_port_name", "c1pf0sf7")]);
+    add_netdev(&node, pf, "b", &[("dev_port", "1")]);
+    assert_eq!(node.sysfs().netdevs(pf), [&own[0], "b", "a0", "a1"]);
+    fs::write(node.sysfs().file(pf, "net").join(&own[0]).join("phys_port_name"), "p0\n").unwrap();
+    assert_eq!(node.sysfs().interface(pf).unwrap().0, own[0]);
+    let vfs = node.open();
+    assert_eq!(vfs.view().pfs[0].pf.name(), own[0]);
+    assert_eq!(vfs.find_pf("b").unwrap(), pf, "all of its names are its own");
+}
