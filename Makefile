@@ -55,6 +55,7 @@ lint:
 	@echo "==> docs"
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 	@.ci/names
+	@.ci/circles
 	@.ci/licences
 
 bench: need-bench

@@ -105,7 +105,7 @@ impl RawFrontend {
     /// Chooses every protocol feature, and describes memory of so many pages.
     fn settle_in(&self, pages: u64) -> Region {
         self.say(&VhostUserRequest::SetProtocolFeatures(PROTOCOL), &[]);
-        let memory = Region::create("villain", pages * PAGE, &Arc::default()).unwrap();
+        let memory = Region::create("guest", pages * PAGE, &Arc::default()).unwrap();
         let row = MemoryRegion { guest: 0, size: pages * PAGE, user: 0, offset: 0 };
         self.say(&VhostUserRequest::SetMemTable(vec![row]), &[memory.file()]);
         memory
@@ -225,10 +225,10 @@ fn every_lie_ends_its_own_connection_and_nothing_else() {
     eventually("it is gone", || testbed.engine.wire(&testbed.name).unwrap().ends[0].word() == "listening");
     let before = open_files();
     for (name, attack) in CASES {
-        let mut villain = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
-        attack(&villain);
-        assert!(villain.is_parted_from(), "{name}: the connection stays");
-        drop(villain);
+        let mut frontend = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
+        attack(&frontend);
+        assert!(frontend.is_parted_from(), "{name}: the connection stays");
+        drop(frontend);
         testbed.honest_frontend_is_served();
         testbed.witness_moves();
     }
@@ -238,13 +238,13 @@ fn every_lie_ends_its_own_connection_and_nothing_else() {
 #[test]
 fn inflight_memory_asked_for_again_and_again_is_not_kept() {
     let testbed = Testbed::new();
-    let villain = &mut RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
-    villain.settle_in(1);
+    let frontend = &mut RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
+    frontend.settle_in(1);
     let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 1024 };
     let mut before = None;
     for round in 0..200 {
-        villain.say(&VhostUserRequest::GetInflightFd(asked), &[]);
-        eventually("it is answered", || villain.0.receive().unwrap().is_some());
+        frontend.say(&VhostUserRequest::GetInflightFd(asked), &[]);
+        eventually("it is answered", || frontend.0.receive().unwrap().is_some());
         if round == 10 {
             before = Some(open_files());
         }
@@ -258,13 +258,13 @@ fn memory_that_is_cut_while_in_use_costs_its_owner_the_wire() {
     let mut testbed = Testbed::new();
     let file = memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap();
     ftruncate(&file, 16 * 4096).unwrap();
-    let mut villain = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
-    villain.say(&VhostUserRequest::SetMemTable(vec![row(16)]), &[file.as_fd()]);
-    villain.start_rings(256, 0, 0x2000, 0x3000);
+    let mut frontend = RawFrontend(VhostUserChannel::connect(&testbed.spec().socket).unwrap());
+    frontend.say(&VhostUserRequest::SetMemTable(vec![row(16)]), &[file.as_fd()]);
+    frontend.start_rings(256, 0, 0x2000, 0x3000);
     let _memif = client(&testbed.name, 1);
     eventually("the wire is up", || testbed.engine.wire(&testbed.name).unwrap().queues == 1);
     ftruncate(&file, 0).unwrap();
-    assert!(villain.is_parted_from());
+    assert!(frontend.is_parted_from());
     testbed.witness_moves();
 }
 
@@ -302,12 +302,12 @@ fn bytes_without_sense_end_the_connection_or_wait_for_more() {
 }
 
 /// Bytes that need not be a message.
-fn raw(villain: &RawFrontend, bytes: &[u8]) {
-    let _ = villain.0.send(bytes, &[]);
+fn raw(frontend: &RawFrontend, bytes: &[u8]) {
+    let _ = frontend.0.send(bytes, &[]);
 }
 
-fn kick(villain: &RawFrontend, file: BorrowedFd<'_>) {
-    villain.say(&VhostUserRequest::SetVringKick(VringFile { index: 0, has_file: true }), &[file]);
+fn kick(frontend: &RawFrontend, file: BorrowedFd<'_>) {
+    frontend.say(&VhostUserRequest::SetVringKick(VringFile { index: 0, has_file: true }), &[file]);
 }
 
 fn row(pages: u64) -> MemoryRegion {
@@ -315,7 +315,7 @@ fn row(pages: u64) -> MemoryRegion {
 }
 
 fn memory(pages: u64) -> OwnedFd {
-    let region = Region::create("villain", pages * PAGE, &Arc::default()).unwrap();
+    let region = Region::create("guest", pages * PAGE, &Arc::default()).unwrap();
     region.file().try_clone_to_owned().unwrap()
 }
 

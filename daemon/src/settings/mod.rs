@@ -25,7 +25,7 @@ pub use watch::FileWatch;
 /// Parses a text and reads it. Every error that `read` noted comes back in one go; `file` is what they call the text.
 pub fn parse<T>(file: &str, text: &str, read: impl FnOnce(&Field<'_>, &Diagnostics) -> T) -> Result<T, ConfigErrors> {
     let node = Node::parse(text).map_err(|error| ConfigErrors { file: file.to_owned(), errors: vec![error] })?;
-    judge(file, |diagnostics| read(&Field::root(&node, diagnostics), diagnostics))
+    without_errors(file, |diagnostics| read(&Field::root(&node, diagnostics), diagnostics))
 }
 
 /// [`parse`] for a text of several documents, which `---` separates.
@@ -35,14 +35,14 @@ pub fn parse_documents<T>(
     read: impl FnOnce(&[Field<'_>], &Diagnostics) -> T,
 ) -> Result<T, ConfigErrors> {
     let nodes = Node::parse_all(text).map_err(|error| ConfigErrors { file: file.to_owned(), errors: vec![error] })?;
-    judge(file, |diagnostics| {
+    without_errors(file, |diagnostics| {
         let documents: Vec<_> = nodes.iter().map(|node| Field::root(node, diagnostics)).collect();
         read(&documents, diagnostics)
     })
 }
 
 /// What was read, if nothing was found wrong.
-fn judge<T>(file: &str, read: impl FnOnce(&Diagnostics) -> T) -> Result<T, ConfigErrors> {
+fn without_errors<T>(file: &str, read: impl FnOnce(&Diagnostics) -> T) -> Result<T, ConfigErrors> {
     let diagnostics = Diagnostics::default();
     let value = read(&diagnostics);
     let errors = diagnostics.into_errors();

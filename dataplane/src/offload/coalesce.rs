@@ -6,7 +6,7 @@
 //! differs. Each checksum is verified first: whoever segments or receives the whole makes new ones, so that a segment
 //! damaged on its way here would be laundered.
 //!
-//! Headers are judged and sent on from a copy of ours. Payloads stay where they are: a peer that changes them between
+//! Headers are checked and sent on from a copy of ours. Payloads stay where they are: a peer that changes them between
 //! the look at the checksum and the copy has sent other data, as it could have from the start.
 
 use ferrule_ffi::span::Span;

@@ -1,4 +1,4 @@
-//! Segmentation, judged by frames that another library builds, and by anything a sender may make up.
+//! Segmentation, compared with frames that another library builds, and by anything a sender may make up.
 
 use super::*;
 use etherparse::{IpHeaders, Ipv4Header, Ipv6Extensions, Ipv6Header, Ipv6RawExtHeader, Ipv6RoutingExtensions};

@@ -1,8 +1,8 @@
 //! What a wire should be, as data: the wanted state that [`Engine`](crate::Engine) is given.
 //!
 //! The types carry checked values only; text becomes one of them by `FromStr`, whose errors say
-//! what is wrong with the text. What can be judged without touching the machine (a wire between
-//! an IP end and an Ethernet end, say) is judged by [`WireSpec::check`].
+//! what is wrong with the text. What can be checked without touching the machine (a wire between
+//! an IP end and an Ethernet end, say) is checked by [`WireSpec::check`].
 //!
 //! This file holds the wire and the one enum that joins the kinds of ends; what an end of a kind may be is in
 //! `port/<kind>/spec.rs`. The values that they share: `role` (server or client, frames), `socket` (addresses and who may
@@ -102,7 +102,7 @@ impl WireSpec {
 
     fn check_words(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let mut judge = |good: bool, field: &str, problem: String| {
+        let mut check = |good: bool, field: &str, problem: String| {
             if !good {
                 errors.push(FieldError::new(field, problem));
             }
@@ -111,23 +111,23 @@ impl WireSpec {
             lengths.contains(&text.len()) && !text.chars().any(char::is_control)
         };
         let problem = format!("a wire needs a name of 1 to {WIRE_NAME_MAX} bytes without control characters");
-        judge(plain(&self.name, 1..=WIRE_NAME_MAX), "name", problem);
+        check(plain(&self.name, 1..=WIRE_NAME_MAX), "name", problem);
         let problem = format!("an owner has at most {OWNER_MAX} bytes without control characters");
-        judge(plain(&self.owner, 0..=OWNER_MAX), "owner", problem);
+        check(plain(&self.owner, 0..=OWNER_MAX), "owner", problem);
         let problem = format!("{} labels; at most {LABELS_MAX} are possible", self.labels.len());
-        judge(self.labels.len() <= LABELS_MAX, "labels", problem);
+        check(self.labels.len() <= LABELS_MAX, "labels", problem);
         for (key, value) in &self.labels {
             let of_key = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
             let problem = format!(
                 "the key `{}` is not one: 1 to {LABEL_KEY_MAX} letters, digits, `-`, `_`, `.` and `/` are possible",
                 key.escape_debug()
             );
-            judge(plain(key, 1..=LABEL_KEY_MAX) && key.bytes().all(of_key), "labels", problem);
+            check(plain(key, 1..=LABEL_KEY_MAX) && key.bytes().all(of_key), "labels", problem);
             let problem = format!(
                 "the value of `{}` has at most {LABEL_VALUE_MAX} bytes without control characters",
                 key.escape_debug()
             );
-            judge(plain(value, 0..=LABEL_VALUE_MAX), "labels", problem);
+            check(plain(value, 0..=LABEL_VALUE_MAX), "labels", problem);
         }
         errors
     }

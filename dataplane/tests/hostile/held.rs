@@ -1,4 +1,4 @@
-//! What an attack leaves running while it is judged.
+//! What an attack leaves running while its outcome is checked.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 /// Sockets, files, threads: gone when this is dropped.
 pub type Held = Box<dyn Any>;
 
-/// Keeps `what` until the case is judged.
+/// Keeps `what` until the outcome of the case was checked.
 pub fn hold(what: impl Any) -> Held {
     Box::new(what)
 }

@@ -1,7 +1,7 @@
 //! Bad peers: whatever one peer does, it loses at most its own wire.
 //!
 //! Each [`Case`] is an attack on one end of one wire, while two other wires on the same worker, one between memif and
-//! one between vhost-user peers, carry numbered frames both ways. Judged is always the same ([`Testbed::judge`]): the
+//! one between vhost-user peers, carry numbered frames both ways. What is checked is always the same ([`Testbed::check`]): the
 //! others moved on during the attack, without a gap; the wire says what was wrong; no descriptor was kept; and an
 //! honest peer takes the place at once.
 
@@ -54,7 +54,7 @@ fn withstand(suite: &str, tables: &[&'static [Case]]) {
     for case in &cases {
         let watchdog = Watchdog::over(case.name);
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-            Testbed::prepare(case, &engine).judge(case);
+            Testbed::prepare(case, &engine).check(case);
             if let Some(files) = files {
                 common::eventually("every descriptor of the case is closed", || testbed::open_files() <= files);
             }

@@ -1,4 +1,4 @@
-//! Where a case takes place, and what is judged after it.
+//! Where a case takes place, and what is checked after it.
 
 use std::fs;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ impl Testbed {
         Self { engine: Arc::clone(engine), wire, socket, traffic, victim, files }
     }
 
-    pub fn judge(self, case: &Case) {
+    pub fn check(self, case: &Case) {
         let begun = Instant::now();
         let held = (case.attack)(&self);
         let others = self.traffic.must_move().as_millis();

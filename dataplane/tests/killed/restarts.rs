@@ -106,37 +106,37 @@ impl Guest {
     /// Waits for the next backend, and tells it everything but where the rings were left, which nobody knows.
     fn accept(&mut self) {
         wait(&self.listener);
-        let mut talk = RawFrontend(self.listener.accept().unwrap().into());
+        let mut frontend = RawFrontend(self.listener.accept().unwrap().into());
         let protocol = ProtocolFeatures::INFLIGHT_SHMFD;
-        talk.say(&VhostUserRequest::SetOwner, &[]);
-        talk.say(&VhostUserRequest::SetProtocolFeatures(protocol.0), &[]);
-        talk.say(&VhostUserRequest::SetFeatures(self.features.0), &[]);
-        talk.say(&VhostUserRequest::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
+        frontend.say(&VhostUserRequest::SetOwner, &[]);
+        frontend.say(&VhostUserRequest::SetProtocolFeatures(protocol.0), &[]);
+        frontend.say(&VhostUserRequest::SetFeatures(self.features.0), &[]);
+        frontend.say(&VhostUserRequest::SetMemTable(vec![self.memory.row()]), &[self.memory.file()]);
         if let Some((area, file)) = &self.inflight {
-            talk.say(&VhostUserRequest::SetInflightFd(*area), &[file.as_fd()]);
+            frontend.say(&VhostUserRequest::SetInflightFd(*area), &[file.as_fd()]);
         } else {
             let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 2, queue_size: 64 };
-            self.inflight = Some(talk.make_inflight(asked));
+            self.inflight = Some(frontend.make_inflight(asked));
         }
         for index in 0..2u32 {
             let state = |num| VringState { index, num };
             let at = self.memory.addresses(index as usize);
             let file = VringFile { index: index as u8, has_file: true };
             let eventfds = &self.eventfds[index as usize];
-            talk.say(&VhostUserRequest::SetVringNum(state(64)), &[]);
+            frontend.say(&VhostUserRequest::SetVringNum(state(64)), &[]);
             let start = if self.features.has(Features::RING_PACKED) { 0x8000_8000 } else { 0 };
-            talk.say(&VhostUserRequest::SetVringBase(state(start)), &[]);
+            frontend.say(&VhostUserRequest::SetVringBase(state(start)), &[]);
             let (desc, avail, used) = (at.desc, at.avail, at.used);
-            talk.say(
+            frontend.say(
                 &VhostUserRequest::SetVringAddr(VringAddress { index, log: false, desc, used, avail, log_guest: 0 }),
                 &[],
             );
-            talk.say(&VhostUserRequest::SetVringCall(file), &[eventfds.call.as_fd()]);
+            frontend.say(&VhostUserRequest::SetVringCall(file), &[eventfds.call.as_fd()]);
             // First: what a ring sends that is started and not enabled goes nowhere.
-            talk.say(&VhostUserRequest::SetVringEnable(state(1)), &[]);
-            talk.say(&VhostUserRequest::SetVringKick(file), &[eventfds.kick.as_fd()]);
+            frontend.say(&VhostUserRequest::SetVringEnable(state(1)), &[]);
+            frontend.say(&VhostUserRequest::SetVringKick(file), &[eventfds.kick.as_fd()]);
         }
-        self.channel = Some(talk.0);
+        self.channel = Some(frontend.0);
     }
 
     /// Sends what there is room for, and receives what is there. How many frames have come, of `sent`.

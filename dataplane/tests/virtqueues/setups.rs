@@ -17,7 +17,7 @@ fn good(features: Features) -> VringSetup {
 }
 
 /// Why both kinds of ends refuse this ring, or that they take it.
-fn judge(setup: &VringSetup) -> Option<VringError> {
+fn check(setup: &VringSetup) -> Option<VringError> {
     let (tx, rx) = (GuestTx::new(setup).err(), GuestRx::new(setup).err());
     assert_eq!(tx, rx);
     tx
@@ -25,7 +25,7 @@ fn judge(setup: &VringSetup) -> Option<VringError> {
 
 #[test]
 fn a_ring_has_a_size_that_its_layout_allows() {
-    let size = |features, size| judge(&VringSetup { size, ..good(features) });
+    let size = |features, size| check(&VringSetup { size, ..good(features) });
     for bad in [0, 3, 63, SIZE_MAX + 1, u32::MAX] {
         assert_eq!(size(Features::default(), bad), Some(VringError::Size { index: 1, size: bad }));
     }
@@ -47,7 +47,7 @@ type Change = fn(&mut VringSetup, u64);
 fn all_of_a_ring_lies_aligned_in_one_region() {
     for features in [Features::default(), Features::RING_PACKED] {
         let good = good(features);
-        assert_eq!(judge(&good), None);
+        assert_eq!(check(&good), None);
         let row = *good.memory.regions().next().unwrap();
         let end = row.user + row.size;
         let parts: [(Change, u64); 3] = [
@@ -65,7 +65,7 @@ fn all_of_a_ring_lies_aligned_in_one_region() {
                 if inside_after_all(at) {
                     continue;
                 }
-                let error = judge(&setup);
+                let error = check(&setup);
                 let named = matches!(error, Some(VringError::Place { index: 1, address, .. }) if address == at);
                 assert!(named, "{features:x?}: {at:#x} with alignment {align}: {error:?}");
             }
@@ -75,7 +75,7 @@ fn all_of_a_ring_lies_aligned_in_one_region() {
 
 #[test]
 fn a_packed_ring_begins_inside_itself() {
-    let base = |base| judge(&VringSetup { base, ..good(Features::RING_PACKED) });
+    let base = |base| check(&VringSetup { base, ..good(Features::RING_PACKED) });
     for right in [0, 63, 0x8000, 0x803f, 0x8000_8000, 0x803f_0005, 0x0001_ffff] {
         assert_eq!(base(right), None, "{right:#x}");
     }

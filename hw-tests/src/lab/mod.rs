@@ -5,6 +5,7 @@
 //! - [`scenarios`]: all of them: this is where to add one;
 //! - [`pci`]: PFs and VFs as the kernel shows them;
 //! - [`manager`]: a running `sriov-manager`; [`testpmd`]: DPDK on VFs;
+//! - [`xdp`]: an XDP program for an interface;
 //! - [`topology`]: the machine;
 //! - [`runner`]: boots it, runs scenarios, keeps the machine fresh;
 //! - [`report`]: what is printed and left behind.
@@ -17,3 +18,4 @@ pub mod scenario;
 pub mod scenarios;
 pub mod testpmd;
 pub mod topology;
+pub mod xdp;

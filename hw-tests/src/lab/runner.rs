@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 
 use super::report::{Line, Report, Verdict};
 use super::scenario::{Figure, SKIPPED, Scenario};
-use super::topology;
+use super::topology::{self, Cards};
 use crate::vm::machine::{Machine, MachineOptions, make_disk};
 use crate::vm::pieces::Pieces;
 use crate::vm::protocol::End;
@@ -53,16 +53,17 @@ impl LabImage {
     /// Gives the terminal to a person inside, until the machine is switched off.
     pub fn shell(&self) -> Result<ExitStatus> {
         let disk = self.disk()?;
-        let mut options = self.options(&disk);
+        let mut options = self.options(&disk, Cards::InPlace);
         options.kernel.push("quiet".to_owned());
         let mut command = options.command(&self.pieces);
         command.args(["-chardev", "null,id=channel", "-serial", "mon:stdio"]);
         command.status().context("run QEMU")
     }
 
-    fn options(&self, disk: &NamedTempFile) -> MachineOptions {
+    fn options(&self, disk: &NamedTempFile, cards: Cards) -> MachineOptions {
         let initramfs = self.initramfs.path().to_owned();
-        MachineOptions { initramfs, kernel: topology::kernel(), qemu: topology::qemu(disk.path()), incoming: false }
+        let qemu = topology::qemu(disk.path(), cards);
+        MachineOptions { initramfs, kernel: topology::kernel(), qemu, incoming: false }
     }
 
     fn disk(&self) -> Result<NamedTempFile> {
@@ -107,7 +108,8 @@ impl MachineSlot<'_> {
     }
 
     fn run_part(&mut self, scenario: &Scenario, part: usize, line: &mut Line) -> Result<Verdict> {
-        let machine = self.machine()?;
+        let cards = if scenario.swapped_in == Some(part) { Cards::Swapped } else { Cards::InPlace };
+        let machine = self.machine(cards)?;
         let said_before = machine.console().len();
         let began = Instant::now();
         let program = ["/bin/vm-guest", "scenario", scenario.name, &part.to_string()];
@@ -127,8 +129,8 @@ impl MachineSlot<'_> {
         }
     }
 
-    /// The machine, booted if there is none.
-    fn machine(&mut self) -> Result<&mut Machine> {
+    /// The machine, booted if there is none: then its cards are placed so.
+    fn machine(&mut self, cards: Cards) -> Result<&mut Machine> {
         if self.machine.as_mut().is_none_or(Machine::has_ended) {
             // The old one first: both would write to the disk.
             self.machine = None;
@@ -136,7 +138,7 @@ impl MachineSlot<'_> {
                 Some(disk) => disk,
                 None => self.lab.disk()?,
             };
-            let machine = Machine::start(&self.lab.pieces, &self.lab.options(&disk));
+            let machine = Machine::start(&self.lab.pieces, &self.lab.options(&disk, cards));
             self.disk = Some(disk);
             let machine = machine?;
             let took = machine.wait_until_booted()?;

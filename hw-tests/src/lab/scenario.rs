@@ -20,6 +20,8 @@ pub struct Scenario {
     pub parts: &'static [Part],
     /// How long a part may take.
     pub timeout: Duration,
+    /// The part in which cards are in each other's slots.
+    pub swapped_in: Option<usize>,
 }
 
 /// It fails by an error or a panic, and is skipped by the error [`Lacks`].
@@ -28,7 +30,13 @@ pub type Part = fn(&Lab) -> Result<()>;
 impl Scenario {
     /// One that runs in one go.
     pub const fn new(name: &'static str, parts: &'static [Part]) -> Self {
-        Self { name, parts, timeout: Duration::from_secs(30) }
+        Self { name, parts, timeout: Duration::from_secs(30), swapped_in: None }
+    }
+
+    /// One with a part, not its last, in which the first two cards are in each other's slots.
+    #[must_use]
+    pub const fn with_cards_swapped_in(self, part: usize) -> Self {
+        Self { swapped_in: Some(part), ..self }
     }
 
     /// One that may take longer.

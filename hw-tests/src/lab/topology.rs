@@ -9,8 +9,18 @@ use anyhow::{Context, Result, ensure};
 use crate::vm::image::Image;
 use crate::vm::pieces::{Pieces, program};
 
+/// Which card is in which slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cards {
+    /// As always.
+    #[default]
+    InPlace,
+    /// The first two are in each other's slot, so that each has the other's addresses.
+    Swapped,
+}
+
 /// QEMU's arguments. The NICs are not joined: a VF reaches the other VFs of its PF.
-pub fn qemu(disk: &Path) -> Vec<String> {
+pub fn qemu(disk: &Path, cards: Cards) -> Vec<String> {
     let mut arguments =
         words("-M q35,kernel-irqchip=split -smp 2,sockets=2 -m 2048 -device intel-iommu,intremap=on,caching-mode=on");
     for node in 0..2 {
@@ -20,9 +30,10 @@ pub fn qemu(disk: &Path) -> Vec<String> {
              -device pxb-pcie,id=host{node},bus=pcie.0,bus_nr={bus},numa_node={node} \
              -device pcie-root-port,id=port{node},bus=host{node},chassis={slot},slot={slot} \
              -netdev hubport,id=net{node},hubid={node} \
-             -device igb,bus=port{node},netdev=net{node},mac=52:54:00:00:00:0{slot}",
+             -device igb,bus=port{node},netdev=net{node},mac=52:54:00:00:00:0{card}",
             bus = 0x20 * (node + 1),
             slot = node + 1,
+            card = if cards == Cards::Swapped { 2 - node } else { node + 1 },
         )));
     }
     // Without ACS on their port nothing keeps functions below it apart: one IOMMU group. A NIC with ARI says which of its
@@ -59,7 +70,8 @@ pub fn pieces() -> Result<Pieces> {
 
 /// What is inside.
 pub fn image(shell: Option<String>) -> Image {
-    let modules = "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q";
+    let modules =
+        "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q bonding bridge macvlan";
     // Without testpmd its scenario is skipped.
     let mut programs = testpmd().unwrap_or_default();
     programs.extend(program("unshare").map(|unshare| (unshare, "/bin/unshare".to_owned())));

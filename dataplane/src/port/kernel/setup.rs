@@ -42,13 +42,13 @@ impl Setup<'_> {
     pub fn apply(&mut self) -> Result<(), KernelError> {
         let Plan { link, addresses, routes } = Plan::of(self.spec);
         for (step, answer) in self.exchange(link)? {
-            self.judge(&step, answer)?;
+            self.check_answer(&step, answer)?;
         }
         if self.spec.uses_ipv6() {
             self.switch_ipv6_on()?;
         }
         for (step, answer) in self.exchange(addresses)? {
-            self.judge(&step, answer)?;
+            self.check_answer(&step, answer)?;
         }
         self.add_routes(routes)
     }
@@ -60,7 +60,7 @@ impl Setup<'_> {
             let tried = routes.len();
             let mut refusals = Vec::new();
             for (step, answer) in self.exchange(routes)? {
-                if let Err(error) = self.judge(&step, answer) {
+                if let Err(error) = self.check_answer(&step, answer) {
                     refusals.push((step, error));
                 }
             }
@@ -82,7 +82,7 @@ impl Setup<'_> {
         Ok(steps.into_iter().zip(answers).collect())
     }
 
-    fn judge(&self, step: &Step, answer: Answer) -> Result<(), KernelError> {
+    fn check_answer(&self, step: &Step, answer: Answer) -> Result<(), KernelError> {
         match (answer, step) {
             (Ok(_), _) => Ok(()),
             (Err(refusal), Step::Address(_) | Step::Route(_)) if self.adopted && refusal.errno == Errno::EEXIST => {

@@ -164,7 +164,7 @@ impl VethPair {
         let requests =
             self.ends.iter().map(|end| far_link_request(RouteNetlinkMessage::GetLink, end.index, end.namespace));
         let mut answers = netlink.exchange(requests.collect())?.into_iter();
-        Ok(self.ends.each_ref().map(|end| end.judge(answers.next().unwrap_or(Ok(None)))))
+        Ok(self.ends.each_ref().map(|end| end.stats_of(answers.next().unwrap_or(Ok(None)))))
     }
 
     fn remove(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
@@ -211,7 +211,7 @@ enum FindError {
 }
 
 impl VethEnd {
-    fn judge(&self, answer: Answer) -> Result<Stats64, FindError> {
+    fn stats_of(&self, answer: Answer) -> Result<Stats64, FindError> {
         let link = Link::from_answer(answer).map_err(|refusal| match refusal.errno {
             // EINVAL: the namespace id means nothing any more.
             Errno::ENODEV | Errno::EINVAL => FindError::Gone,

@@ -58,18 +58,18 @@ impl MemifSpec {
     /// Everything that is wrong with this end on its own.
     pub(crate) fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        let mut judge = |good: bool, field: &str, problem: String| {
+        let mut check = |good: bool, field: &str, problem: String| {
             if !good {
                 errors.push(FieldError::new(field, problem));
             }
         };
         let queues = format!("{} queues; 1 to {QUEUES_MAX} are possible", self.queues);
-        judge((1..=QUEUES_MAX).contains(&self.queues), "memif.queues", queues);
+        check((1..=QUEUES_MAX).contains(&self.queues), "memif.queues", queues);
         let ring = format!("{} descriptors; a power of two from {RING_MIN} to {RING_MAX} is wanted", self.ring);
-        judge(self.ring.is_power_of_two() && (RING_MIN..=RING_MAX).contains(&self.ring), "memif.ring", ring);
+        check(self.ring.is_power_of_two() && (RING_MIN..=RING_MAX).contains(&self.ring), "memif.ring", ring);
         let buffer = format!("{} bytes; a multiple of 64 from {BUFFER_MIN} to {BUFFER_MAX} is wanted", self.buffer);
         let whole = self.buffer.is_multiple_of(64) && (BUFFER_MIN..=BUFFER_MAX).contains(&self.buffer);
-        judge(whole, "memif.buffer", buffer);
+        check(whole, "memif.buffer", buffer);
         errors.extend(check_access("memif", &self.access, &self.socket, self.role));
         errors
     }

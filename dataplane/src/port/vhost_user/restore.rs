@@ -177,7 +177,7 @@ impl SavedSession {
         })
     }
 
-    /// Everything is judged once more, as if the frontend had said it now.
+    /// Everything is checked once more, as if the frontend had said it now.
     fn restore(self, mut session: Session, files: &mut SavedFiles) -> Result<Session, RestoreError> {
         let refused = |error: RequestError| invalid(error);
         session.set_features(Features(self.features)).map_err(refused)?;

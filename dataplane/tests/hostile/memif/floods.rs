@@ -51,7 +51,7 @@ fn flood(testbed: &Testbed, mut start: impl FnMut(&Peer, &HostileSetup) + Send +
     let mut open = VecDeque::new();
     let (count, counted) = std::sync::mpsc::channel();
     let place = testbed.socket.clone();
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         let peer = Peer::connect_to(&place);
         start(&peer, &setup);
         open.push_back(peer);
@@ -62,7 +62,7 @@ fn flood(testbed: &Testbed, mut start: impl FnMut(&Peer, &HostileSetup) + Send +
     });
     assert_eq!(counted.iter().take(5000).count(), 5000);
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-    hold(hammer)
+    hold(repeat)
 }
 
 fn many_visits(testbed: &Testbed) -> Held {

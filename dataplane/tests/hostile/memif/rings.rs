@@ -139,7 +139,7 @@ pub const CASES: &[Case] = &[
         let peer = setup.join(testbed);
         let busy = (sender_of(&setup), reader_of(&setup));
         let mut rng = TestRng(77);
-        let hammer = {
+        let repeat = {
             let (s2m, buffer) = (setup.s2m(), setup.buffer(0, 0));
             Repeat::start(move || {
                 let words = descriptor(0, 0, rng.roll() as u32 % 4096, buffer + rng.roll() as u32 % 65_536);
@@ -147,7 +147,7 @@ pub const CASES: &[Case] = &[
             })
         };
         eventually("frames cross", || testbed.traffic.far_frames() > 100);
-        hold((hammer, busy, setup, peer))
+        hold((repeat, busy, setup, peer))
     }),
 ];
 
@@ -182,9 +182,9 @@ fn one_byte_buffers(testbed: &Testbed) -> Held {
     };
     refill();
     let peer = setup.join(testbed);
-    let hammer = Repeat::start(refill);
+    let repeat = Repeat::start(refill);
     testbed.traffic.must_move();
-    hold((hammer, setup, peer))
+    hold((repeat, setup, peer))
 }
 
 fn greedy_sender(testbed: &Testbed) -> Held {
@@ -195,13 +195,13 @@ fn greedy_sender(testbed: &Testbed) -> Held {
         ring.table.write(slot, descriptor(if last { 0 } else { NEXT }, 0, 128, setup.buffer(0, 0)));
     }
     let peer = setup.join(testbed);
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         let whole = ring.tail.load() & !511;
         ring.head.store(whole.wrapping_add(ring.size));
         std::thread::yield_now();
     });
     testbed.traffic.must_move();
-    hold((hammer, setup, peer))
+    hold((repeat, setup, peer))
 }
 
 /// Rewrites its memory at random until it has lost its connection.
@@ -210,10 +210,10 @@ fn hammered(testbed: &Testbed, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
         let setup = HostileSetup::new();
         let peer: Peer = setup.join(testbed);
         let mut rng = TestRng(seed);
-        let hammer = Repeat::start(move || blow(&setup, &mut rng));
+        let repeat = Repeat::start(move || blow(&setup, &mut rng));
         testbed.traffic.must_move();
         assert!(peer.goodbye().is_some());
-        drop(hammer);
+        drop(repeat);
     }
     hold(())
 }

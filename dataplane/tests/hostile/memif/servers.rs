@@ -140,13 +140,13 @@ pub const CASES: &[Case] = &[
             let mut guest = host.welcome();
             guest.serve(hello());
             let (memory, mut rng) = (guest.regions[0].clone(), TestRng(seed));
-            let hammer = Repeat::start(move || {
+            let repeat = Repeat::start(move || {
                 let place = rng.roll() % memory.len() as u64;
                 memory.write_u32(place & !3, rng.roll() as u32).unwrap();
             });
             testbed.traffic.must_move();
             assert!(guest.goodbye().is_some());
-            drop(hammer);
+            drop(repeat);
         }
         hold(host)
     }),

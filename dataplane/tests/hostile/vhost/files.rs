@@ -141,10 +141,10 @@ pub const CASES: &[Case] = &[
         let peer = setup.join(testbed);
         let eventfd = setup.eventfds[1][0].try_clone().unwrap();
         fcntl(&eventfd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        let hammer = Repeat::start(move || {
+        let repeat = Repeat::start(move || {
             let _ = write(&eventfd, &1u64.to_ne_bytes());
         });
-        hold((hammer, setup, peer))
+        hold((repeat, setup, peer))
     }),
     stays("kicks and calls replaced without end", |testbed| {
         let (setup, open) = (HostileSetup::new(), open_files());

@@ -71,7 +71,7 @@ fn flood(testbed: &Testbed, start: fn(&Peer) -> bool) -> Held {
     let open = Arc::clone(&lately);
     let (count, counted) = mpsc::channel();
     let place = testbed.socket.clone();
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         let peer = Peer::insist(&place);
         let _ = start(&peer);
         let mut open = open.lock().unwrap();
@@ -84,5 +84,5 @@ fn flood(testbed: &Testbed, start: fn(&Peer) -> bool) -> Held {
     assert_eq!(counted.iter().take(3000).count(), 3000);
     testbed.traffic.must_move();
     assert!(log::lines() - said < 100, "{} lines in the log", log::lines() - said);
-    hold((hammer, lately))
+    hold((repeat, lately))
 }

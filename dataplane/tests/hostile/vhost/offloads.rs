@@ -137,13 +137,13 @@ fn greedy(testbed: &Testbed, gso_size: u16) -> Held {
     // Every entry names the same chain.
     (0..u32::from(ring.size)).for_each(|entry| ring.avail.write(2 + entry, 0));
     let taken = setup.split(1);
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         ring.avail_index.store(ring.used_index.load().wrapping_add(ring.size));
         thread::yield_now();
     });
     eventually("they are taken", || taken.used_index.load() > 0);
     testbed.traffic.must_move();
-    hold((hammer, setup, peer))
+    hold((repeat, setup, peer))
 }
 
 /// Ethernet, IPv4 and TCP in front of as many bytes, padded to whole words.
@@ -164,7 +164,7 @@ fn rewritten(testbed: &Testbed) -> Held {
     let (ring, memory) = (setup.split(1), setup.memory.clone());
     let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
     let mut number = 0usize;
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         number += 1;
         let header = if number.is_multiple_of(2) { CHECKSUM } else { CHECKSUM_OUTSIDE }.emit();
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
@@ -177,7 +177,7 @@ fn rewritten(testbed: &Testbed) -> Held {
     let reader = reader_of(&setup);
     let before = testbed.traffic.far_frames();
     eventually("some arrive", || testbed.traffic.far_frames() > before + 100);
-    hold((hammer, reader, setup, peer))
+    hold((repeat, reader, setup, peer))
 }
 
 fn random(testbed: &Testbed) -> Held {
@@ -188,7 +188,7 @@ fn random(testbed: &Testbed) -> Held {
     let (ring, memory) = (setup.split(1), setup.memory.clone());
     let places: Vec<_> = (0..200).map(|slot| setup.buffer(1, slot) - setup.row().guest).collect();
     let taken = setup.split(1);
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         // Small numbers are nearer to what is good.
         let small = 0x007f_007f;
         for word in [0, 4, 8] {
@@ -199,7 +199,7 @@ fn random(testbed: &Testbed) -> Held {
     });
     let reader = reader_of(&setup);
     eventually("they are taken", || taken.used_index.load() > 10_000);
-    hold((hammer, reader, setup, peer))
+    hold((repeat, reader, setup, peer))
 }
 
 /// Bytes of a short frame.

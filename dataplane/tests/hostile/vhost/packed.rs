@@ -201,10 +201,10 @@ fn hammered(testbed: &Testbed, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
         let peer = setup.announce(testbed);
         setup.enable(&peer);
         let mut rng = TestRng(seed);
-        let hammer = Repeat::start(move || blow(&setup, &mut rng));
+        let repeat = Repeat::start(move || blow(&setup, &mut rng));
         testbed.traffic.must_move();
         peer.is_parted();
-        drop(hammer);
+        drop(repeat);
     }
     hold(())
 }

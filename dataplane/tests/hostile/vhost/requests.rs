@@ -275,7 +275,7 @@ fn indexes_out_of_range(testbed: &Testbed) -> Held {
     hold((setup, peer))
 }
 
-/// Does something again and again while frames cross, and while it is judged.
+/// Does something again and again while frames cross, and while its outcome is checked.
 fn storm(testbed: &Testbed, blow: fn(&Peer, &HostileSetup, u32)) -> Held {
     let setup = HostileSetup::new();
     let peer = setup.join(testbed);

@@ -232,12 +232,12 @@ pub const CASES: &[Case] = &[
         let peer = setup.join(testbed);
         let busy = (sender_of(&setup), reader_of(&setup));
         let (ring, buffer, mut rng) = (setup.split(1), setup.buffer(1, 0), TestRng(77));
-        let hammer = Repeat::start(move || {
+        let repeat = Repeat::start(move || {
             let words = split(buffer + rng.roll() % 65_536, rng.roll() as u32 % 4096, 0, 0);
             ring.desc.write(rng.roll() as u32 % 256, words);
         });
         eventually("frames cross", || testbed.traffic.far_frames() > 100);
-        hold((hammer, busy, setup, peer))
+        hold((repeat, busy, setup, peer))
     }),
 ];
 
@@ -284,10 +284,10 @@ fn hammered(testbed: &Testbed, blow: fn(&HostileSetup, &mut TestRng)) -> Held {
         let peer = setup.announce(testbed);
         setup.enable(&peer);
         let mut rng = TestRng(seed);
-        let hammer = Repeat::start(move || blow(&setup, &mut rng));
+        let repeat = Repeat::start(move || blow(&setup, &mut rng));
         testbed.traffic.must_move();
         peer.is_parted();
-        drop(hammer);
+        drop(repeat);
     }
     hold(())
 }

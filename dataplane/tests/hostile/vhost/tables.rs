@@ -131,14 +131,14 @@ fn greedy(testbed: &Testbed, len: u32) -> Held {
         ring.avail.write(2 + u32::from(slot), slot);
     }
     let peer = setup.join(testbed);
-    let hammer = Repeat::start(move || {
+    let repeat = Repeat::start(move || {
         ring.avail_index.store(ring.used_index.load().wrapping_add(ring.size));
         std::thread::yield_now();
     });
     let taken = setup.split(1);
     eventually("they are taken", || taken.used_index.load() > 500);
     testbed.traffic.must_move();
-    hold((hammer, setup, peer))
+    hold((repeat, setup, peer))
 }
 
 fn rewritten(testbed: &Testbed) -> Held {
@@ -150,7 +150,7 @@ fn rewritten(testbed: &Testbed) -> Held {
     let (good, bad) = (split(setup.buffer(1, 9), HEADER, NEXT, 1), split(u64::MAX - 5, u32::MAX, NEXT | INDIRECT, 7));
     let mut number = 0u32;
     setup.table(place, &[good, split(setup.buffer(1, 9), 60, 0, 0)]);
-    let hammer = Repeat::start({
+    let repeat = Repeat::start({
         let memory: ferrule_ffi::array::Array<[u64; 2]> =
             ferrule_ffi::array::Array::new(&setup.memory, place - GUEST, 2).unwrap();
         move || {
@@ -160,5 +160,5 @@ fn rewritten(testbed: &Testbed) -> Held {
         }
     });
     peer.is_parted();
-    hold((hammer, setup, peer))
+    hold((repeat, setup, peer))
 }

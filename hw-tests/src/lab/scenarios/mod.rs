@@ -4,6 +4,7 @@
 //! - `groups`: a VF in a crowded IOMMU group;
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
+//! - `node`: what happens to a node while VFs are lent;
 //! - `crashes`: the manager killed at every point of its work;
 //! - `reboots`: leases after a power cut.
 
@@ -12,6 +13,7 @@ mod groups;
 mod hardware;
 mod holders;
 mod leases;
+mod node;
 mod reboots;
 
 use std::process::Command;
@@ -40,6 +42,10 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
     Scenario::new("a_manager_killed_while_the_kernel_hangs_has_a_successor", &[holders::killed_while_stuck]),
     Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]),
+    Scenario::new("what_the_host_uses_is_named_and_neither_lent_nor_removed", &[node::used_by_host]),
+    Scenario::new("a_pf_in_another_namespace_keeps_its_vfs_until_it_can_be_asked", &[node::pf_away]),
+    Scenario::new("a_vlan_goes_to_the_pf_that_is_meant_whatever_it_is_called", &[node::names_swapped]),
+    Scenario::new("a_full_disk_shows_everything_lends_nothing_and_loses_nothing", &[node::full_disk]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
