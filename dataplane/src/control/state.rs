@@ -24,7 +24,7 @@ use super::listener::{ListenAddress, ListenSocket, ListenerKey, SharedListener, 
 use super::poller::{Poller, SocketOwner, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::sockets::SocketJobs;
-use super::wire::{EndId, Wire, WireKey};
+use super::wire::{EndId, History, Wire, WireKey};
 use crate::counters::LinkCounters;
 use crate::mailbox::Mailbox;
 use crate::worker::{LaneId, Returned, WorkerHandle};
@@ -35,6 +35,8 @@ pub struct State {
     pub(super) jobs: Jobs,
     pub(super) wires: SlotMap<WireKey, Wire>,
     pub(super) names: BTreeMap<String, WireKey>,
+    /// Of wires that could not be made, by their names.
+    pub(super) histories: HashMap<String, History>,
     pub(super) listeners: SlotMap<ListenerKey, SharedListener>,
     pub(super) sockets: SocketJobs,
     pub(super) addresses: HashMap<ListenAddress, ListenerKey>,
@@ -80,6 +82,7 @@ impl State {
             jobs,
             wires: SlotMap::with_key(),
             names: BTreeMap::new(),
+            histories: HashMap::new(),
             listeners: SlotMap::with_key(),
             sockets: SocketJobs::default(),
             addresses: HashMap::new(),
@@ -173,7 +176,10 @@ impl State {
                 self.want_look.push(reply);
                 self.look_at_interfaces();
             }
-            EngineRequest::Subscribe(subscriber) => self.events.add(subscriber),
+            EngineRequest::Subscribe { subscriber, reply } => {
+                self.events.add(subscriber);
+                self.answer(reply, ());
+            }
         }
     }
 

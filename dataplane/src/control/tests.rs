@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::end::End;
+use super::events::{Event, Subscription, WireChange};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, EngineRequest, Inbox};
 use super::jobs::{Jobs, REAPED_MAX};
@@ -202,6 +203,22 @@ fn answer_to_init(state: &mut State, listener: ListenerKey, client: &MemifChanne
     state.continue_handshake(listener, token);
     assert!(matches!(client.receive(), Ok(Some((memif::MemifMessage::Hello(_), _)))));
     client.receive().unwrap().unwrap().0
+}
+
+#[test]
+fn a_subscription_is_there_once_readers_see_what_it_does_not_tell() {
+    let mut control = TestControl::new();
+    let (subscription, subscriber) = Subscription::new(8);
+    let (reply, answer) = sync_channel(1);
+    control.state.events.note("before", WireChange::Made);
+    let _ = control.state.handle(ControlMessage::Request(EngineRequest::Subscribe { subscriber, reply }));
+    assert!(answer.try_recv().is_err(), "nothing is published yet");
+    control.state.publish();
+    assert!(answer.try_recv().is_ok());
+    control.state.events.note("after", WireChange::Made);
+    control.state.publish();
+    let told: Vec<_> = std::iter::from_fn(|| subscription.try_next_event()).collect();
+    assert_eq!(told.last(), Some(&Event::Wire { wire: "after".to_owned(), change: WireChange::Made }));
 }
 
 /// Long enough for a machine that does much else.

@@ -68,6 +68,22 @@ pub struct Wire {
     pub log_limit: LogLimit,
 }
 
+/// What a wire takes along when it is made again: also after it could not be, until somebody removes it.
+pub struct History {
+    /// What it was to be.
+    pub spec: Arc<WireSpec>,
+    /// How often that has changed.
+    pub generation: u64,
+    /// What lanes counted.
+    pub counters: Arc<[LinkCounters; 2]>,
+    /// What the kernel counted.
+    pub carried: [Traffic; 2],
+    /// What the memory of its peers has cost.
+    pub budgets: [Arc<MemoryBudget>; 2],
+    /// What reapers have not dropped yet.
+    pub reaping: [ReapAccount; 2],
+}
+
 /// How far a wire has come.
 #[expect(clippy::large_enum_variant, reason = "there is one for each wire, and each becomes the largest of them")]
 pub enum Body {
@@ -174,6 +190,16 @@ impl Wire {
             is_stalled: [false; 2],
             log_limit: LogLimit::default(),
         }
+    }
+
+    /// Goes on where another form of it has ended.
+    pub fn go_on(&mut self, history: History) {
+        let History { spec, generation, counters, carried, budgets, reaping } = history;
+        for (budget, end) in budgets.iter().zip(&self.spec.ends) {
+            budget.set_limit(memory_limit(end));
+        }
+        self.generation = generation + u64::from(spec != self.spec);
+        (self.counters, self.carried, self.budgets, self.reaping) = (counters, carried, budgets, reaping);
     }
 
     /// Its ends, if workers join them.

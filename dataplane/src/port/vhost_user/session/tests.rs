@@ -392,9 +392,9 @@ fn memory_that_a_request_replaces_stays_mapped_for_whoever_drops_it() {
     let mut session = session();
     let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 64 };
     let requests = [
-        (Request::SetMemTable(vec![row()]), Some(MEMORY)),
-        (Request::SetLogBase(LogArea { size: 4096, offset: 0 }), Some(4096)),
-        (Request::GetInflightFd(asked), None),
+        (VhostUserRequest::SetMemTable(vec![row()]), Some(MEMORY)),
+        (VhostUserRequest::SetLogBase(LogArea { size: 4096, offset: 0 }), Some(4096)),
+        (VhostUserRequest::GetInflightFd(asked), None),
     ];
     for (request, file) in requests {
         for _ in 0..2 {
@@ -404,11 +404,11 @@ fn memory_that_a_request_replaces_stays_mapped_for_whoever_drops_it() {
             assert!(!before.is_same(&session.mapped()), "{}", request.word());
         }
         let before = session.mapped();
-        ask(&mut session, Request::GetFeatures);
+        ask(&mut session, VhostUserRequest::GetFeatures);
         assert!(before.is_same(&session.mapped()));
     }
     let before = session.mapped();
-    done(&mut session, Request::ResetDevice, vec![]);
+    done(&mut session, VhostUserRequest::ResetDevice, vec![]);
     assert!(!before.is_same(&session.mapped()), "without a log");
 }
 
