@@ -128,7 +128,7 @@ fn wire_of(yaml: &str) -> Result<WireSpec, String> {
 }
 
 fn wrong_ends(given: usize) -> CliError {
-    let message = format!("a wire has two ends: --end is needed twice, and was given {given} times");
+    let message = format!("a wire has two ends: --end is needed twice, and {given} came");
     let mut cli = Cli::command();
     cli.build();
     let add = cli.find_subcommand_mut("wire").and_then(|wire| wire.find_subcommand_mut("add"));

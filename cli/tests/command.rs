@@ -183,7 +183,7 @@ fn wrong_usage_ends_with_code_2() {
 fn what_is_missing_is_told_with_the_usage_of_its_command() {
     let fixture = Fixture::without_forwarder();
     let one_end = fixture.run(&["wire", "add", "--name", "a-b", "--end", "kernel:name=a"]).err;
-    assert!(one_end.contains("--end is needed twice, and was given 1 times"), "{one_end}");
+    assert!(one_end.contains("--end is needed twice, and 1 came"), "{one_end}");
     assert!(one_end.contains("Usage: ferrule wire add"), "{one_end}");
     let no_choice = fixture.run(&["vf", "acquire", "pod"]).err;
     assert!(no_choice.contains("--vf <ADDRESS>|--pool <NAME>"), "{no_choice}");

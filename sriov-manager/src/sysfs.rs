@@ -63,9 +63,9 @@ impl Sysfs {
         self.device_directory(address).exists()
     }
 
-    /// A number that differs between a function and one that came to its address later; 0: it is not there.
-    pub fn instance(&self, address: PciAddress) -> u64 {
-        fs::metadata(self.device_directory(address)).map_or(0, |metadata| metadata.ino())
+    /// A number that differs between a function and one that came to its address later; none: it is not there.
+    pub fn instance(&self, address: PciAddress) -> Option<u64> {
+        fs::metadata(self.device_directory(address)).ok().map(|metadata| metadata.ino())
     }
 
     /// A file of a device without the white space around it; none if it is not there or not to be read.

@@ -10,7 +10,7 @@ use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 
-use crate::pair::{Counts, Pair, frame};
+use crate::pair::{Counts, Pair, TX, frame};
 
 /// Every set of the features that change how rings are used.
 fn combinations() -> impl Iterator<Item = (Features, bool)> {
@@ -84,7 +84,8 @@ fn indexes_wrap_as_often_as_they_like() {
 
 #[test]
 fn a_full_ring_holds_frames_back_and_none_is_lost() {
-    for features in [Features::default(), Features::RING_PACKED, Features::RING_PACKED | Features::IN_ORDER] {
+    let in_order = Features::IN_ORDER;
+    for features in [Features::default(), in_order, Features::RING_PACKED, Features::RING_PACKED | in_order] {
         let mut pair = Pair::new(DriverSpec { size: 16, buffer: 128, header_apart: false }, features);
         let frames: Vec<_> = (0..40).map(|number| frame(number, 64)).collect();
         assert_eq!(pair.send(&frames), 16);
@@ -101,6 +102,19 @@ fn a_full_ring_holds_frames_back_and_none_is_lost() {
         assert_eq!(pair.turn().frames, 8);
         assert_eq!(pair.receive(), frames[32..]);
     }
+}
+
+#[test]
+fn the_used_entry_of_a_batch_names_the_last_chain_that_was_taken_and_not_one_that_found_no_room() {
+    let mut pair = Pair::new(DriverSpec { size: 8, buffer: 128, header_apart: false }, Features::IN_ORDER);
+    let frames: Vec<_> = (0..10).map(|number| frame(number, 64)).collect();
+    assert_eq!((pair.send(&frames[..5]), pair.visit()), (5, 5));
+    assert_eq!((pair.send(&frames[5..]), pair.visit()), (5, 3), "eight buffers, nobody has received yet");
+    let at = pair.memory.addresses(TX);
+    let offset = |user| user - pair.memory.row().user;
+    let used = pair.memory.region().read_u32(offset(at.used) + 4 + 8 * 5).unwrap();
+    let head_of = |entry: u64| u32::from(pair.memory.region().index(offset(at.avail) + 4 + 2 * entry).unwrap().load());
+    assert_eq!((used, head_of(7) == head_of(0)), (head_of(7), false), "the eighth frame's, not the ninth's");
 }
 
 #[test]

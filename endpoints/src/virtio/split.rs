@@ -176,19 +176,32 @@ impl SplitDriverTx {
     fn reclaim(&mut self) -> Result<(), Fault> {
         let ring = &mut self.ring;
         ring.refresh()?;
-        let (first, count) = (ring.done, ring.seen.wrapping_sub(ring.done));
-        for position in (0..count).map(|ahead| first.wrapping_add(ahead)) {
+        let in_order = self.features.has(Features::IN_ORDER);
+        let mut position = ring.done;
+        while position != ring.seen {
             let place = position & ring.mask;
-            let head = if self.features.has(Features::IN_ORDER) {
-                // They come back in order, and the used entries need not be read (2.7.9).
-                ring.heads[usize::from(place)]
-            } else {
-                let id = ring.used.read(place.into())[0];
-                u16::try_from(id).unwrap_or(u16::MAX)
-            };
-            self.ids.give(head)?;
+            let id = ring.used.read(place.into())[0];
+            let last = u16::try_from(id).unwrap_or(u16::MAX);
+            if !in_order {
+                self.ids.give(last)?;
+                position = position.wrapping_add(1);
+                continue;
+            }
+            // It stands for all chains up to the one that it names (2.7.9).
+            loop {
+                if position == ring.seen {
+                    let size = u32::from(ring.mask) + 1;
+                    return Err(Fault::Head { entry: place.into(), head: id, size });
+                }
+                let head = ring.heads[usize::from(position & ring.mask)];
+                self.ids.give(head)?;
+                position = position.wrapping_add(1);
+                if head == last {
+                    break;
+                }
+            }
         }
-        ring.done = ring.seen;
+        ring.done = position;
         Ok(())
     }
 }

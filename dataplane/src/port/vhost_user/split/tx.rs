@@ -17,6 +17,8 @@ pub struct SplitTx {
     segments: DescriptorChain,
     /// The heads of the chains that were shown, the next one's first.
     heads: [u16; BURST],
+    /// The head of the chain that was peeked, which need not be taken: the target can be full.
+    peeked_head: u16,
     /// The head of the last chain taken.
     last_head: u16,
     /// Whether frames can be unfinished.
@@ -36,6 +38,7 @@ impl SplitTx {
             ring,
             segments,
             heads: [0; BURST],
+            peeked_head: 0,
             last_head: 0,
             unfinished,
             header: VnetHeader::default(),
@@ -57,13 +60,13 @@ impl SplitTx {
     fn chain<'a>(
         ring: &'a SplitRing,
         segments: &mut DescriptorChain,
-        last_head: &mut u16,
+        peeked_head: &mut u16,
         header: Option<&'a mut VnetHeader>,
         gather: &'a mut [u8],
     ) -> Result<Option<Frame<'a>>, Fault> {
         segments.clear();
         let head = ring.collect(ring.next, segments)?;
-        *last_head = head;
+        *peeked_head = head;
         let Guest { memory, header_len, .. } = &ring.guest;
         let offload = segments.header(*header_len, head, memory, header)?;
         // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
@@ -133,11 +136,11 @@ impl Source for SplitTx {
 
     #[inline]
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Self { ring, segments, last_head, header, unfinished, .. } = self;
+        let Self { ring, segments, peeked_head, header, unfinished, .. } = self;
         if ring.waiting() == 0 {
             return Ok(None);
         }
-        Self::chain(ring, segments, last_head, unfinished.then_some(header), gather)
+        Self::chain(ring, segments, peeked_head, unfinished.then_some(header), gather)
     }
 
     fn cost(&self, _length: usize, _slots: u32) -> u64 {
@@ -146,7 +149,7 @@ impl Source for SplitTx {
 
     /// Every frame has one entry.
     fn advance(&mut self, _slots: u32) {
-        self.take(self.last_head);
+        self.take(self.peeked_head);
     }
 
     #[inline]
