@@ -306,7 +306,7 @@ impl Loan {
 }
 
 /// Why one peer's memory cannot be lent to the other.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoLoan {
     /// Each ring of one needs its like at the other.
     #[error("the lending peer has {s2m} rings one way and {m2s} the other")]
