@@ -75,9 +75,7 @@ fn leases_follow_their_cards_to_other_addresses_even_to_each_others() {
         lend(&vfs, id, node.vf(pf, 0), vlan).unwrap();
     }
     drop(vfs);
-    edit_journal(&node, |text| {
-        text.replace(CARDS[0], "first").replace(CARDS[1], CARDS[0]).replace("first", CARDS[1])
-    });
+    edit_journal(&node, |text| text.replace(CARDS[0], "first").replace(CARDS[1], CARDS[0]).replace("first", CARDS[1]));
     node.reboot("second");
     for pf in [0, 1] {
         node.kernel().write(&node.sysfs().file(node.pf(pf), "sriov_numvfs"), "1").unwrap();

@@ -359,7 +359,10 @@ async fn a_list_has_what_a_container_needs_of_a_function() {
         nodes: vec!["/dev/infiniband/umad2".into(), "/dev/infiniband/uverbs2".into()],
     };
     assert_eq!((lent.rdma, lent.acpi_index, lent.noiommu), (vec![rdma], Some(7), true));
-    assert_eq!((lent.vfio_group.as_str(), lent.vfio_device.as_str()), ("/dev/vfio/noiommu-200", "/dev/vfio/devices/vfio3"));
+    assert_eq!(
+        (lent.vfio_group.as_str(), lent.vfio_device.as_str()),
+        ("/dev/vfio/noiommu-200", "/dev/vfio/devices/vfio3")
+    );
     let list = client(&socket).await.list(v1::ListRequest::default()).await.unwrap().into_inner();
     assert_eq!(list.pfs[0].permanent_mac, "00:00:00:00:01:00");
     assert_eq!(list.pfs[0].mac, list.pfs[0].permanent_mac);
