@@ -24,7 +24,26 @@ impl SocketAccess {
     pub fn resolve(&self, usual_mode: u32) -> Result<Access, String> {
         let owner = self.owner.as_ref().map(User::id).transpose()?;
         let group = self.group.as_ref().map(Group::id).transpose()?;
-        Ok(Access { mode: self.mode.map_or(usual_mode, FileMode::bits), owner, group })
+        Ok(Access { mode: self.mode_or(usual_mode), owner, group })
+    }
+
+    /// The permission bits of the file.
+    pub fn mode_or(&self, usual: u32) -> u32 {
+        self.mode.map_or(usual, FileMode::bits)
+    }
+}
+
+/// What is said of it, and what is not.
+impl fmt::Display for SocketAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, group, mode } = self;
+        let said = [
+            owner.as_ref().map(|owner| format!("owner {owner}")),
+            group.as_ref().map(|group| format!("group {group}")),
+            mode.map(|mode| format!("mode {mode}")),
+        ];
+        let said: Vec<_> = said.into_iter().flatten().collect();
+        if said.is_empty() { f.write_str("the usual owner, group and mode") } else { f.write_str(&said.join(", ")) }
     }
 }
 

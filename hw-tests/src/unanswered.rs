@@ -1,5 +1,5 @@
-//! File systems (FUSE) that do not answer until they are unmounted: a file whose `close` waits for FLUSH, and a directory in
-//! which every look for a name waits.
+//! FUSE file systems that do not answer: a file whose `close` waits until somebody says otherwise, and a directory in which
+//! nothing can be looked up.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -9,31 +9,31 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::{NamedTempFile, TempPath};
 
-/// A file that cannot be closed. It is the root of its file system.
+/// The file. It is the root of its file system, which does not answer FLUSH.
 pub struct UnansweredFile {
-    file: Option<File>,
-    // In this order: the file system goes before the place where it is mounted.
-    mounted: Mounted,
-    _place: NamedTempFile,
+    _mount: Mount,
+    // Closed once nothing waits any more.
+    file: File,
+    _place: TempPath,
 }
 
 impl UnansweredFile {
-    /// Mounts its file system on a file, and opens it.
+    /// Mounts it on a file of its own, and opens it.
     ///
     /// # Panics
     /// It cannot be mounted: without root, for example.
     pub fn new() -> Self {
-        let place = NamedTempFile::new().expect("make a file");
-        let mounted = Mounted::at(place.path(), FILE_MODE);
-        let file = File::open(place.path()).expect("the file system answers OPEN");
-        Self { file: Some(file), mounted, _place: place }
+        let place = NamedTempFile::new().expect("make a file").into_temp_path();
+        let mount = Mount::new(&place, 0o100_666);
+        let file = File::open(&place).expect("the file system answers OPEN");
+        Self { _mount: mount, file, _place: place }
     }
 
     /// The file, open.
     pub fn file(&self) -> &File {
-        self.file.as_ref().expect("it is there until the value is dropped")
+        &self.file
     }
 }
 
@@ -43,68 +43,41 @@ impl Default for UnansweredFile {
     }
 }
 
-impl Drop for UnansweredFile {
-    fn drop(&mut self) {
-        // Whoever waits for an answer gets an error first.
-        self.mounted.abort();
-        self.file = None;
-    }
+/// A directory that is there, and in which every lookup waits until this is dropped. What was there before is beneath.
+pub struct UnansweredFolder {
+    _mount: Mount,
 }
 
-/// A directory in which nothing can be looked for.
-pub struct UnansweredDirectory {
-    _mounted: Mounted,
-    place: TempDir,
-}
-
-impl UnansweredDirectory {
-    /// Mounts its file system.
+impl UnansweredFolder {
+    /// Mounts it on a directory.
     ///
     /// # Panics
     /// It cannot be mounted: without root, for example.
-    pub fn new() -> Self {
-        let place = TempDir::new().expect("make a directory");
-        Self { _mounted: Mounted::at(place.path(), DIRECTORY_MODE), place }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        self.place.path()
+    pub fn on(place: &Path) -> Self {
+        Self { _mount: Mount::new(place, 0o40_777) }
     }
 }
 
-impl Default for UnansweredDirectory {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// A file system, until it is dropped.
-struct Mounted {
+struct Mount {
     place: PathBuf,
     server: Option<JoinHandle<()>>,
 }
 
-impl Mounted {
-    fn at(place: &Path, mode: u32) -> Self {
+impl Mount {
+    fn new(place: &Path, mode: u32) -> Self {
         let device = OpenOptions::new().read(true).write(true).open(FUSE).expect("open /dev/fuse");
         let options = format!("fd={},rootmode={mode:o},user_id=0,group_id=0", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("unanswered"), place, Some("fuse"), flags, Some(options.as_str())).expect("mount FUSE");
         let device = Arc::new(device);
-        let server = thread::spawn(move || serve(&device, mode));
-        Self { place: place.to_owned(), server: Some(server) }
-    }
-
-    /// All that waits for an answer gets an error, and nothing waits any more.
-    fn abort(&self) {
-        let _ = umount2(&self.place, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+        Self { place: place.to_path_buf(), server: Some(thread::spawn(move || serve(&device, mode))) }
     }
 }
 
-impl Drop for Mounted {
+impl Drop for Mount {
     fn drop(&mut self) {
-        self.abort();
+        // All that waits for an answer gets an error, and nothing waits any more.
+        let _ = umount2(&self.place, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
         if let Some(server) = self.server.take() {
             let _ = server.join();
         }
@@ -140,7 +113,7 @@ fn init() -> [u8; 64] {
     out
 }
 
-/// `struct fuse_attr_out`: something empty.
+/// `struct fuse_attr_out`: an empty file or directory that everybody may use.
 fn attributes(mode: u32) -> [u8; 104] {
     let mut out = [0; 104];
     for (at, value) in [(16, 1u32), (16 + 60, mode), (16 + 64, 1), (16 + 80, 4096)] {
@@ -149,8 +122,6 @@ fn attributes(mode: u32) -> [u8; 104] {
     out
 }
 
-const FILE_MODE: u32 = 0o100_666;
-const DIRECTORY_MODE: u32 = 0o040_755;
 const FUSE: &str = "/dev/fuse";
 const REQUEST_MAX: usize = 1 << 17;
 const GETATTR: u32 = 3;

@@ -15,7 +15,7 @@ use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Stream, both_ways, carry};
-use ferrule_hw_tests::unanswered::UnansweredDirectory;
+use ferrule_hw_tests::unanswered::UnansweredFolder;
 use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -145,10 +145,11 @@ fn a_file_system_that_does_not_answer_holds_up_only_its_own_wires() {
     let test = "a_file_system_that_does_not_answer_holds_up_only_its_own_wires";
     let fuse = Need::Device { path: "/dev/fuse", cure: "modprobe fuse" };
     let Some(testbed) = Testbed::new(test).filter(|_| !lacks(test, &[Need::Root, fuse])) else { return };
-    let hung = UnansweredDirectory::new();
+    let place = tempfile::tempdir().unwrap();
+    let hung = UnansweredFolder::on(place.path());
     let text = |name: &str| {
         let server = |socket: &Path| format!("{{memif: {{socket: {}, role: server}}}}", socket.display());
-        let ends = [hung.path().join(format!("{name}.sock")), testbed.socket(name, 1)].map(|socket| server(&socket));
+        let ends = [place.path().join(format!("{name}.sock")), testbed.socket(name, 1)].map(|socket| server(&socket));
         format!("{{name: {name}, ends: [{}]}}", ends.join(", "))
     };
     testbed.write(&[testbed.wire("good", ""), text("of-file")]);
