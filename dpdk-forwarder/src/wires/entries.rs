@@ -199,6 +199,8 @@ pub(super) fn with_processes_of(mut spec: WireSpec, before: &WireSpec) -> WireSp
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use ferrule_dataplane::status::Traffic;
 
     use super::*;
@@ -287,11 +289,11 @@ mod tests {
         // Another one has the number now: ours.
         let before = in_namespace_of(here, Some(7));
         entries.ask(before.clone(), Origin::File);
-        assert_eq!(entries.plan(&[wanted.clone()]).unwrap(), []);
+        assert_eq!(entries.plan(slice::from_ref(&wanted)).unwrap(), []);
         let named = in_namespace_of(here, Some(8));
-        assert_eq!(entries.plan(&[named.clone()]).unwrap(), [Step::Change(named)], "the file says which one");
+        assert_eq!(entries.plan(slice::from_ref(&named)).unwrap(), [Step::Change(named)], "the file says which one");
 
-        let Ok(steps) = Entries::default().plan(&[wanted.clone()]) else { panic!("nothing is in the way") };
+        let Ok(steps) = Entries::default().plan(slice::from_ref(&wanted)) else { panic!("nothing is in the way") };
         let [Step::Add(first)] = &steps[..] else { panic!("{steps:?}") };
         assert_ne!(*first, wanted, "it knows when the process was started");
         // A number that no process has: the wire of one that ended is not taken for another wire.

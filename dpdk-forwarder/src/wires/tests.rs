@@ -11,9 +11,9 @@ use crate::config::parse_wire;
 fn a_put_during_the_start_neither_takes_a_name_of_the_file_nor_ends_the_start() {
     let place = Fixture::new();
     let journal = place.journal();
-    place.wires(Some(journal)).put(place.wire("kept"), None).unwrap();
+    start(Some(journal)).put(place.wire("kept"), None).unwrap();
 
-    let wires = place.wires(Some(place.journal()));
+    let wires = start(Some(place.journal()));
     let starting = wires.start(&[place.wire("of-file")]);
     assert_eq!(names(&wires), ["kept", "of-file"], "listed from the beginning");
     assert!(matches!(wires.put(place.wire("of-file"), None), Err(ChangeError::FromFile(_))));
@@ -28,7 +28,7 @@ fn a_put_during_the_start_neither_takes_a_name_of_the_file_nor_ends_the_start() 
 #[test]
 fn of_puts_of_one_wire_the_last_one_counts_and_one_that_fails_goes_back_to_what_was_there() {
     let place = Fixture::new();
-    let wires = place.wires(Some(place.journal()));
+    let wires = start(Some(place.journal()));
     let first = place.wire("w");
     wires.put(first.clone(), None).unwrap();
     // Another wire is put meanwhile, so that its record comes behind.
@@ -54,7 +54,7 @@ fn of_puts_of_one_wire_the_last_one_counts_and_one_that_fails_goes_back_to_what_
 #[test]
 fn a_wire_that_cannot_be_made_is_listed_as_it_was_until_another_try_has_ended() {
     let place = Fixture::new();
-    let wires = place.wires(None);
+    let wires = start(None);
     wires.apply(&[place.impossible_wire("bad"), place.wire("good")]).unwrap();
     assert!(is_failed(&wires, "bad") && !is_failed(&wires, "good"));
     wires.retry();
@@ -64,6 +64,10 @@ fn a_wire_that_cannot_be_made_is_listed_as_it_was_until_another_try_has_ended() 
     assert!(!is_failed(&wires, "bad"));
     assert_eq!(wires.apply(&[place.wire("good")]).unwrap(), Changes { removed: 1, ..Changes::default() });
     assert_eq!(names(&wires), ["good"]);
+}
+
+fn start(journal: Option<Journal>) -> Wires {
+    Wires::new(Engine::start(&Settings::new(vec![0])).unwrap(), journal)
 }
 
 fn names(wires: &Wires) -> Vec<String> {
@@ -92,10 +96,6 @@ impl Fixture {
 
     fn journal(&self) -> Journal {
         Journal::open(&self.path("wires.journal")).unwrap()
-    }
-
-    fn wires(&self, journal: Option<Journal>) -> Wires {
-        Wires::new(Engine::start(&Settings::new(vec![0])).unwrap(), journal)
     }
 
     fn wire(&self, name: &str) -> WireSpec {
