@@ -259,8 +259,9 @@ fn several_are_of_one_pf_if_that_is_wanted() {
 #[test]
 fn a_place_prefers_its_node_and_fills_pfs_or_spreads_over_them() {
     let (node, vfs) = node(2, 3);
+    drop(vfs);
     fs::write(node.sysfs().file(node.vf(1, 2), "numa_node"), "1\n").unwrap();
-    vfs.rescan();
+    let vfs = owner_of(&node, None);
     let placed = |id: &str, place| vfs.acquire(&Request { place, ..of_pool(id) }).unwrap().vf;
     let near = Place { numa: Some(1), ..Place::default() };
     assert_eq!(placed("near", near), node.vf(1, 2));
@@ -410,9 +411,10 @@ fn a_kill_during_a_handing_over_leaves_one_of_both_leases_and_never_a_free_vf() 
 
 fn process(node: &FakeNode, pid: u32, started: u64) -> PathBuf {
     let directory = node.sysfs().path(&format!("proc/{pid}"));
-    fs::create_dir_all(&directory).unwrap();
+    fs::create_dir_all(&directory).expect("a directory below a temporary one can be made");
     let zeros = "0 ".repeat(18);
-    fs::write(directory.join("stat"), format!("{pid} (odd) name) S {zeros}{started} 0\n")).unwrap();
+    fs::write(directory.join("stat"), format!("{pid} (odd) name) S {zeros}{started} 0\n"))
+        .expect("a file below a temporary directory can be written");
     directory
 }
 

@@ -96,6 +96,8 @@ impl Vfs {
             let Some(what) = wants.taken(&state) else {
                 state.locked.extend(&wants.functions);
                 state.naming.extend(wants.names.iter().cloned());
+                drop(state);
+                self.changed();
                 return Ok((value, VfLock { vfs: self.clone(), wants }));
             };
             if self.is_closing() {
