@@ -163,7 +163,8 @@ fn end_specs(program: &Program, site: &DutSetup, sockets: &[SocketAddress; 2]) -
             // The client's memory is the one that a trusted wire passes on.
             let role = if number == 1 && program.is_trusted() { Role::Server } else { Role::Client };
             let spec = MemifSpec::new(sockets[number].clone(), role);
-            let prealloc = Prealloc::HugePages;
+            // Huge pages are no faster: see docs/performance.md.
+            let prealloc = Prealloc::SmallPages;
             EndSpec::Memif(MemifSpec { queues: site.queues, ring: RING, buffer: site.buffer, prealloc, ..spec })
         }
         EndKind::Vhost => {
