@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::address::PciAddress;
-use crate::sysfs::Sysfs;
+use crate::attributes::Mac;
+use crate::sysfs::{RdmaDevice, Sysfs};
 
 /// A look at the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,6 +71,14 @@ pub struct Function {
     pub netdevs: Vec<String>,
     /// Other names of these (`ip link property add`).
     pub altnames: Vec<String>,
+    /// `ARPHRD_*` of linux/if_arp.h: 1 is Ethernet, 32 InfiniBand; none: it has no interface in our namespace.
+    pub link_type: Option<u16>,
+    /// The address of its interface.
+    pub mac: Option<Mac>,
+    /// What the firmware calls it.
+    pub acpi_index: Option<u32>,
+    /// Its devices of RDMA.
+    pub rdma: Vec<RdmaDevice>,
 }
 
 impl Inventory {
@@ -214,6 +223,7 @@ impl Function {
     }
 
     fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
+        let netdevs = sysfs.netdevs(address);
         Self {
             vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
             device: sysfs.hex(address, "device").unwrap_or_default(),
@@ -222,17 +232,26 @@ impl Function {
             iommu_group: sysfs.iommu_group(address),
             // -1 on machines that do not say.
             numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
-            netdevs: sysfs.netdevs(address),
+            link_type: netdevs.first().and_then(|netdev| sysfs.link_type(address, netdev)),
+            mac: netdevs.first().and_then(|netdev| sysfs.mac(address, netdev)),
+            netdevs,
             // Sysfs does not show them.
             altnames: Vec::new(),
+            acpi_index: sysfs.number(address, "acpi_index"),
+            rdma: sysfs.rdma(address),
         }
     }
 
     /// What may change of a function that is the same one.
     fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> Self {
-        let Self { vendor, device, class, iommu_group, numa, .. } = *self;
+        let Self { vendor, device, class, iommu_group, numa, acpi_index, .. } = *self;
         let (driver, netdevs) = (sysfs.driver(address), sysfs.netdevs(address));
-        Self { vendor, device, class, driver, iommu_group, numa, netdevs, altnames: Vec::new() }
+        let (link_type, mac) = match netdevs.first() {
+            Some(netdev) => (sysfs.link_type(address, netdev), sysfs.mac(address, netdev)),
+            None => (None, None),
+        };
+        let (altnames, rdma) = (Vec::new(), sysfs.rdma(address));
+        Self { vendor, device, class, driver, iommu_group, numa, netdevs, altnames, link_type, mac, acpi_index, rdma }
     }
 }
 

@@ -24,6 +24,15 @@ pub struct Sysfs {
     root: PathBuf,
 }
 
+/// A device of RDMA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RdmaDevice {
+    /// Such as `mlx5_2`.
+    pub name: String,
+    /// Its nodes, such as `/dev/infiniband/uverbs2`.
+    pub nodes: Vec<String>,
+}
+
 impl Sysfs {
     /// The tree below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -160,6 +169,25 @@ impl Sysfs {
     pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
         let directory = self.file(address, "vfio-dev");
         names(&directory).ok()?.pop().filter(|name| directory.join(name).join("dev").exists())
+    }
+
+    /// The type of link of a network interface of a function: `ARPHRD_*` of linux/if_arp.h.
+    pub fn link_type(&self, address: PciAddress, netdev: &str) -> Option<u16> {
+        self.netdev_file(address, netdev, "type")?.parse().ok()
+    }
+
+    /// The devices of RDMA of a function, and their nodes. A function has one as a rule, and all nodes are its.
+    pub fn rdma(&self, address: PciAddress) -> Vec<RdmaDevice> {
+        let mut devices = names(&self.file(address, "infiniband")).unwrap_or_default();
+        if devices.is_empty() {
+            return Vec::new();
+        }
+        devices.sort_unstable();
+        let below = |class: &str| names(&self.file(address, class)).unwrap_or_default();
+        let mut nodes: Vec<_> = ["infiniband_verbs", "infiniband_mad"].into_iter().flat_map(below).collect();
+        nodes.sort_unstable();
+        let nodes: Vec<_> = nodes.iter().map(|node| format!("/dev/infiniband/{node}")).collect();
+        devices.into_iter().map(|name| RdmaDevice { name, nodes: nodes.clone() }).collect()
     }
 
     /// The MTU of a network interface of a function.

@@ -321,3 +321,50 @@ async fn policies_over_the_api_are_judged_kept_and_numbered() {
     assert_eq!(policies(&list).wanted_generation, 2);
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_has_what_a_container_needs_of_a_function() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let vf = node.vf(0, 0);
+    for (file, text) in [
+        ("infiniband/mlx5_2/x", ""),
+        ("infiniband_verbs/uverbs2/x", ""),
+        ("infiniband_mad/umad2/x", ""),
+        ("acpi_index", "7\n"),
+        ("vfio-dev/vfio3/dev", "511:3\n"),
+        ("iommu_group/name", "vfio-noiommu\n"),
+    ] {
+        let file = node.sysfs().file(vf, file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+    let noiommu = node.sysfs().path("sys/module/vfio/parameters");
+    std::fs::create_dir_all(&noiommu).unwrap();
+    std::fs::write(noiommu.join("enable_unsafe_noiommu_mode"), "Y\n").unwrap();
+    // It is looked at as a new one.
+    let elsewhere = node.sysfs().file(vf, "").with_extension("old");
+    std::fs::rename(node.sysfs().file(vf, ""), &elsewhere).unwrap();
+    std::fs::create_dir(node.sysfs().file(vf, "")).unwrap();
+    for entry in std::fs::read_dir(&elsewhere).unwrap().map(Result::unwrap) {
+        std::fs::rename(entry.path(), node.sysfs().file(vf, "").join(entry.file_name())).unwrap();
+    }
+    daemon.vfs().rescan();
+    let wanted = v1::AcquireRequest { vf: vf.to_string(), ..acquire("pod", v1::Driver::VfioPci) };
+    let lent = client(&socket).await.acquire(wanted).await.unwrap().into_inner().vf.unwrap();
+    let rdma = v1::Rdma {
+        device: "mlx5_2".into(),
+        nodes: vec!["/dev/infiniband/umad2".into(), "/dev/infiniband/uverbs2".into()],
+    };
+    assert_eq!((lent.rdma, lent.acpi_index, lent.noiommu), (vec![rdma], Some(7), true));
+    assert_eq!(
+        (lent.vfio_group.as_str(), lent.vfio_device.as_str()),
+        ("/dev/vfio/noiommu-200", "/dev/vfio/devices/vfio3")
+    );
+    let list = client(&socket).await.list(v1::ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!(list.pfs[0].permanent_mac, "00:00:00:00:01:00");
+    assert_eq!(list.pfs[0].mac, list.pfs[0].permanent_mac);
+    daemon.stop().await;
+}

@@ -259,8 +259,9 @@ fn several_are_of_one_pf_if_that_is_wanted() {
 #[test]
 fn a_place_prefers_its_node_and_fills_pfs_or_spreads_over_them() {
     let (node, vfs) = node(2, 3);
+    drop(vfs);
     fs::write(node.sysfs().file(node.vf(1, 2), "numa_node"), "1\n").unwrap();
-    vfs.rescan();
+    let vfs = owner_of(&node, None);
     let placed = |id: &str, place| vfs.acquire(&Request { place, ..of_pool(id) }).unwrap().vf;
     let near = Place { numa: Some(1), ..Place::default() };
     assert_eq!(placed("near", near), node.vf(1, 2));

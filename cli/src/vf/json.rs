@@ -131,7 +131,12 @@ fn pf(pf: &v1::Pf) -> Value {
         "short": some(&pf.short),
         "cordoned": some(&pf.cordoned),
         "mtu": pf.mtu,
+        "mac": some(&pf.mac),
         "permanent_mac": some(&pf.permanent_mac),
+        "link_type": some(&pf.link_type),
+        "alt_names": pf.alt_names,
+        "acpi_index": pf.acpi_index,
+        "rdma": pf.rdma.iter().map(rdma).collect::<Vec<_>>(),
     })
 }
 
@@ -155,7 +160,16 @@ fn vf(vf: &v1::Vf) -> Value {
         "vfio_group": some(&vf.vfio_group),
         "vfio_device": some(&vf.vfio_device),
         "noiommu": vf.noiommu,
+        "mac": some(&vf.mac),
+        "link_type": some(&vf.link_type),
+        "alt_names": vf.alt_names,
+        "acpi_index": vf.acpi_index,
+        "rdma": vf.rdma.iter().map(rdma).collect::<Vec<_>>(),
     })
+}
+
+fn rdma(rdma: &v1::Rdma) -> Value {
+    json!({ "device": rdma.device, "nodes": rdma.nodes })
 }
 
 fn lease(lease: &v1::Lease) -> Value {

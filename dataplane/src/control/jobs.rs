@@ -1,6 +1,6 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
-//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway.
+//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
 //! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::sockets`]).
 //! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
@@ -25,6 +25,7 @@ use super::wire::{EndId, WireKey};
 use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::{KernelSpec, SocketAddress};
+use ferrule_ffi::region::Region;
 use ferrule_ffi::tap::Tap;
 use ferrule_ffi::unix::{UnixListener, UnixSocket};
 
@@ -224,6 +225,11 @@ impl Jobs {
             drop(what);
             drop(share);
         });
+    }
+
+    /// Populates memory of ours that a new connection has, while its lanes may use it already.
+    pub fn populate(&self, regions: Vec<Region>) {
+        self.makers.submit(move || regions.iter().for_each(Region::populate));
     }
 
     /// Tells the kernel whether somebody is at the other end of an interface.

@@ -17,7 +17,7 @@ use super::poller::{SocketOwner, Token};
 use super::sockets::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
-use crate::socket::{Listener, SocketError};
+use crate::socket::{Listener, SocketError, USUAL_MODE};
 use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
 
 new_key_type! {
@@ -159,8 +159,8 @@ impl SharedListener {
 
     /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
     fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
-        let is = &self.kind.access;
-        matches!(address.address, SocketAddress::Path(_)) && (&is.group, is.mode()) != (&wanted.group, wanted.mode())
+        let said = |access: &SocketAccess| (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE));
+        matches!(address.address, SocketAddress::Path(_)) && said(&self.kind.access) != said(wanted)
     }
 
     /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
@@ -499,7 +499,7 @@ pub enum ListenError {
     /// Another wire listens there, for others than this one would let in.
     #[error(
         "its socket {address} is shared with wire `{wire}`, which has {theirs} there, and this wire {ours}: \
-         one file has one group and mode; give both wires the same, or choose another socket"
+         one file has one owner, group and mode; give both wires the same, or choose another socket"
     )]
     AccessDiffers {
         /// The socket.

@@ -21,7 +21,7 @@ use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep};
 use crate::socket::{self, SocketError};
-use crate::spec::EndSpec;
+use crate::spec::{EndSpec, Prealloc};
 
 /// What there is to listen to at an end.
 enum Heard {
@@ -129,6 +129,11 @@ impl State {
             && let Some(suppressed) = wire.log_limit.allow(Instant::now())
         {
             tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
+        }
+        if let EndSpec::Memif(spec) = &wire.spec.ends[id.end]
+            && spec.prealloc != Prealloc::Never
+        {
+            self.jobs.populate(connection.layout.own_regions());
         }
         let Some(served) = wire.workers_mut() else { return };
         if is_lender {

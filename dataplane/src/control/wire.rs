@@ -16,7 +16,7 @@ use crate::lane::{Lane, collect};
 use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
-use crate::spec::{EndSpec, MemifSpec, Role, WireSpec};
+use crate::spec::{EndSpec, MemifSpec, Prealloc, Role, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -282,7 +282,8 @@ pub fn memory_limit(end: &EndSpec) -> u64 {
 /// Rings and buffers of a memif client, and the rest of their last pages.
 fn own_memory(spec: &MemifSpec) -> u64 {
     let slots = 2 * u64::from(spec.queues) * u64::from(spec.ring);
-    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 2 * 4096
+    let last_page = if spec.prealloc == Prealloc::HugePages { 2 << 20 } else { 4096 };
+    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 4096 + last_page
 }
 
 fn interface_state(gone: Option<&String>) -> EndState {

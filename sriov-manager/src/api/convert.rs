@@ -5,8 +5,10 @@ use sriov_manager_client::v1;
 use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::holders::Holder;
+use crate::inventory::Function;
 use crate::lease::{Lease, Stage, Until, Wanted};
 use crate::policy::PeerCredentials;
+use crate::sysfs::RdmaDevice;
 use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.
@@ -62,11 +64,27 @@ fn pf(view: &PfView) -> v1::Pf {
         cordoned: view.cordon.as_ref().map(|cordon| cordon.why.clone()).unwrap_or_default(),
         mtu: view.pf.mtu,
         permanent_mac: view.card.map(|card| card.to_string()).unwrap_or_default(),
-        link_type: String::new(),
+        link_type: link_type(function),
         alt_names: function.altnames.clone(),
-        acpi_index: None,
-        rdma: Vec::new(),
+        acpi_index: function.acpi_index,
+        rdma: rdma(function),
+        mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     }
+}
+
+/// As the SR-IOV operator and NPWG write it.
+fn link_type(function: &Function) -> String {
+    match function.link_type {
+        None => String::new(),
+        Some(ARPHRD_ETHER) => "ETH".to_owned(),
+        Some(ARPHRD_INFINIBAND) => "IB".to_owned(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn rdma(function: &Function) -> Vec<v1::Rdma> {
+    let device = |device: &RdmaDevice| v1::Rdma { device: device.name.clone(), nodes: device.nodes.clone() };
+    function.rdma.iter().map(device).collect()
 }
 
 pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
@@ -105,10 +123,11 @@ pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
         vfio_group: node(group).unwrap_or_default(),
         vfio_device: node(view.vf.vfio_device.as_ref().map(|device| format!("devices/{device}"))).unwrap_or_default(),
         noiommu: is_vfio && view.noiommu,
-        link_type: String::new(),
+        link_type: link_type(function),
         alt_names: function.altnames.clone(),
-        acpi_index: None,
-        rdma: Vec::new(),
+        acpi_index: function.acpi_index,
+        rdma: rdma(function),
+        mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     }
 }
 
@@ -371,3 +390,8 @@ fn wanted(message: v1::Attributes) -> Result<Attributes, String> {
 pub(super) fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
+
+/// linux/if_arp.h.
+const ARPHRD_ETHER: u16 = 1;
+/// linux/if_arp.h.
+const ARPHRD_INFINIBAND: u16 = 32;

@@ -6,6 +6,7 @@
 use ferrule_ffi::span::Span;
 
 use crate::offload::VnetHeader;
+use crate::port::pieces::{PieceReader, Pieces};
 use crate::port::vhost_user::memory::{CachedRegion, GuestMemory};
 use crate::port::{FRAME_MAX, Fault, SEGMENT_COST};
 
@@ -237,6 +238,29 @@ impl DescriptorChain {
         Ok(Span::from(&gather[..at]))
     }
 
+    /// Adds where the bytes behind the first `skip` ones lie to `pieces`. `false`: they are too many pieces, or a frame that
+    /// is longer than any.
+    pub(crate) fn pieces<'a>(
+        &self,
+        skip: u32,
+        slot: u16,
+        memory: &'a GuestMemory,
+        pieces: &mut Pieces<'a>,
+    ) -> Result<bool, Fault> {
+        // The header may never be read, but it has to be there as well.
+        self.each(0, skip.into(), slot, memory, |_, _, _| Some(()))?;
+        let total = self.bytes(0).saturating_sub(skip.into());
+        if total > FRAME_MAX as u64 {
+            return Ok(false);
+        }
+        let mut fits = true;
+        self.each(skip, total, slot, memory, |address, len, _| {
+            fits &= pieces.try_push(memory.cached(0).span(address, len)?).is_ok();
+            Some(())
+        })?;
+        Ok(fits)
+    }
+
     /// What lies behind the first `skip` bytes, if it is one segment.
     fn last_of_all(&self, mut skip: u32) -> Option<Segment> {
         for (index, segment) in self.list.iter().enumerate() {
@@ -250,21 +274,18 @@ impl DescriptorChain {
         None
     }
 
-    /// Stores `bytes` behind the first `skip` ones. `written` hears of every place.
+    /// Stores what is left of a frame behind the first `skip` bytes. `written` hears of every place.
     pub(crate) fn fill(
         &self,
         skip: u32,
-        bytes: Span<'_>,
+        frame: &mut PieceReader<'_>,
         slot: u16,
         memory: &GuestMemory,
         mut written: impl FnMut(u64, u32),
     ) -> Result<(), Fault> {
-        let mut at = 0;
-        self.each(skip, bytes.len() as u64, slot, memory, |address, len, cached| {
-            let part = bytes.tail(at)?.head(len as usize)?;
-            at += len as usize;
+        self.each(skip, frame.len() as u64, slot, memory, |address, len, cached| {
             written(address, len);
-            part.copy_to(&mut cached.span_mut(address, len)?).then_some(())
+            frame.fill(cached.span_mut(address, len)?).then_some(())
         })
     }
 
