@@ -61,9 +61,8 @@ impl Peer {
     pub fn hear(&self) -> Option<MemifMessage> {
         let mut bytes = [0; MESSAGE_LEN];
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let mut receive = || {
-            recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty()).map(|received| received.bytes)
-        };
+        let mut receive =
+            || recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty()).map(|received| received.bytes);
         // A side that closes without having read everything is reported first, and what it said comes behind that.
         let received = match receive() {
             Err(nix::Error::ECONNRESET) => receive(),
