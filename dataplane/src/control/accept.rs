@@ -5,7 +5,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::disconnect::DisconnectReason;
-use super::listener::{ListenSocket, ListenerEnds, ListenerKey, SharedListener};
+use super::keys::ListenerKey;
+use super::listener::{ListenSocket, ListenerEnds, SharedListener};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::state::State;

@@ -8,8 +8,8 @@ use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
+use super::keys::SocketJobId;
 use super::poller::Token;
-use super::sockets::SocketJobId;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
 use crate::port::memif::channel::MemifChannel;

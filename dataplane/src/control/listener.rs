@@ -7,64 +7,21 @@ use std::time::Instant;
 
 use ferrule_ffi::socket_file::SocketLocation;
 use ferrule_ffi::unix::Kind;
-use slotmap::{Key, new_key_type};
+use slotmap::Key;
 
+use super::done::SocketOutcome;
 use super::handshake::Handshakes;
-use super::jobs::{ReapAccount, SocketOutcome};
+use super::jobs::ReapAccount;
+use super::keys::{EndId, ListenerKey, WireKey};
+use super::listen_address::{ListenAddress, ListenKind};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
 use super::poller::{SocketOwner, Token};
 use super::sockets::{SocketPurpose, directory};
 use super::state::State;
-use super::wire::{EndId, Wire, WireKey};
+use super::wire::Wire;
 use crate::socket::{Listener, SocketError, USUAL_MODE};
 use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
-
-new_key_type! {
-    /// A listening socket. The key of one that is gone finds nothing.
-    pub struct ListenerKey;
-}
-
-/// Where a socket listens: its address and, if that is abstract, its namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ListenAddress {
-    /// The address.
-    pub address: SocketAddress,
-    /// Whose abstract names are meant; none: the forwarder's own.
-    pub netns: Option<NetNs>,
-}
-
-impl ListenAddress {
-    /// Where an end listens; `None`: it does not.
-    pub fn of(end: &EndSpec) -> Option<Self> {
-        let (address, netns) = match end {
-            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
-            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
-            EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => return None,
-        };
-        let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
-        Some(Self { address: address.clone(), netns })
-    }
-}
-
-/// What a listening socket is like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenKind {
-    /// Packets or a stream.
-    pub kind: Kind,
-    /// Who may connect to its file.
-    pub access: SocketAccess,
-}
-
-impl ListenKind {
-    fn of(end: &EndSpec) -> Self {
-        match end {
-            EndSpec::Memif(spec) => Self { kind: Kind::SeqPacket, access: spec.access.clone() },
-            EndSpec::VhostUser(spec) => Self { kind: Kind::Stream, access: spec.access.clone() },
-            EndSpec::Kernel(_) => Self { kind: Kind::Stream, access: SocketAccess::default() },
-        }
-    }
-}
 
 /// A listening socket, the ends that peers find there, and the peers that no end has taken yet.
 pub struct SharedListener {

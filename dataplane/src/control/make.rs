@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
+use super::done::{Look, MakeError};
 use super::end::{End, EndKind};
 use super::events::WireChange;
 use super::inbox::Reply;
-use super::jobs::{Look, MakeError};
+use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
-use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit};
+use super::wire::{Body, KernelWire, Making, Removal, Replacement, Wire, WorkerWire, memory_limit};
 use crate::engine::{Applied, DRAIN_TIMEOUT, EngineError};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};

@@ -20,10 +20,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::disconnect::DisconnectReason;
 use super::events::WireChange;
+use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
 use super::state::State;
-use super::wire::{EndId, LanePlace, Wire, WireKey};
+use super::wire::{LanePlace, Wire};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::Put;
 use crate::port::any::inject;

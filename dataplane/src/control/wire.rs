@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
-use slotmap::new_key_type;
 
 use super::end::End;
 use super::inbox::Reply;
@@ -19,20 +18,6 @@ use crate::port::memif::layout::NoLoan;
 use crate::spec::{EndSpec, MemifSpec, Prealloc, Role, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
-
-new_key_type! {
-    /// A wire. The key of one that is gone finds nothing.
-    pub struct WireKey;
-}
-
-/// One end of a wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EndId {
-    /// The wire.
-    pub wire: WireKey,
-    /// 0 or 1.
-    pub end: usize,
-}
 
 /// A wire, from the moment that somebody asks for it until all of it is gone.
 pub struct Wire {
