@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
+use ferrule_dataplane::spec::{MemifSpec, Prealloc, Role, SocketAddress};
 use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::vhost_user::FrontendSpec;
 use ferrule_endpoints::virtio::DriverSpec;
@@ -163,7 +163,8 @@ fn end_specs(program: &Program, site: &DutSetup, sockets: &[SocketAddress; 2]) -
             // The client's memory is the one that a trusted wire passes on.
             let role = if number == 1 && program.is_trusted() { Role::Server } else { Role::Client };
             let spec = MemifSpec::new(sockets[number].clone(), role);
-            EndSpec::Memif(MemifSpec { queues: site.queues, ring: RING, buffer: site.buffer, ..spec })
+            let prealloc = Prealloc::HugePages;
+            EndSpec::Memif(MemifSpec { queues: site.queues, ring: RING, buffer: site.buffer, prealloc, ..spec })
         }
         EndKind::Vhost => {
             let rings = DriverSpec { size: RING, buffer: site.buffer, ..DriverSpec::default() };

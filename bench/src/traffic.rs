@@ -258,11 +258,26 @@ impl Sink {
         Some(stamp.time)
     }
 
-    /// Takes note of a frame of `length` bytes that nobody looked at.
+    /// Takes note of frames that nobody looked at, and that have so many bytes.
     #[inline(always)]
-    pub fn count_unseen(&mut self, length: usize) {
-        self.tally.frames += 1;
-        self.tally.bytes += length as u64;
+    pub fn count_unseen(&mut self, frames: usize, bytes: usize) {
+        self.tally.frames += frames as u64;
+        self.tally.bytes += bytes as u64;
+    }
+
+    /// The sequence number that is expected of the only flow; none, if there are several.
+    #[inline(always)]
+    pub fn expected(&self) -> Option<u64> {
+        if let [flow] = &*self.flows { Some(flow.next) } else { None }
+    }
+
+    /// Takes note of frames of the only flow which came as they are [expected](Self::expected), with so many bytes.
+    #[inline(always)]
+    pub fn count_expected(&mut self, frames: usize, bytes: usize) {
+        self.count_unseen(frames, bytes);
+        if let [flow] = &mut *self.flows {
+            flow.in_order(frames as u64);
+        }
     }
 
     /// What was seen so far.
@@ -297,8 +312,7 @@ impl Sink {
         let Some(place) = self.place(stamp.flow) else { return };
         let flow = &mut self.flows[place];
         if stamp.sequence == flow.next {
-            flow.next = flow.next.saturating_add(1);
-            flow.seen = flow.seen << 1 | 1;
+            flow.in_order(1);
         } else {
             flow.out_of_order(stamp.sequence, &mut self.tally);
         }
@@ -345,6 +359,14 @@ struct FlowState {
 }
 
 impl FlowState {
+    /// The next `count` frames came, each at its turn.
+    #[inline(always)]
+    fn in_order(&mut self, count: u64) {
+        self.next = self.next.saturating_add(count);
+        // Shifting by 64 or more is all zeros here, which Rust's `<<` does not promise.
+        self.seen = if count < 64 { !(!self.seen << count) } else { u64::MAX };
+    }
+
     #[cold]
     fn out_of_order(&mut self, sequence: u64, tally: &mut RxCounters) {
         if sequence > self.next {
@@ -550,6 +572,25 @@ mod tests {
             }
         }
         assert_eq!(sink.tally(), RxCounters { frames: 200, bytes: 100 * (64 + 1514), ..RxCounters::default() });
+    }
+
+    #[test]
+    fn frames_that_came_as_expected_count_as_if_each_had_been_seen() {
+        let (mut sink, mut flow) = (Sink::new(0..1, false), pattern(64, 0));
+        sink.see(flow.stamp(2));
+        for count in [1, 5, 64, 100] {
+            let next = sink.expected().unwrap();
+            sink.count_expected(count, 64 * count);
+            assert_eq!(sink.expected(), Some(next + count as u64));
+        }
+        // Numbers 0 and 1 are still missing, but too far behind to tell whether they came.
+        for sequence in [172, 172 - 63, 172 - 64, 1] {
+            sink.see(flow.stamp(sequence));
+        }
+        let tally = sink.tally();
+        assert_eq!((tally.frames, tally.bytes), (1 + 170 + 4, 64 * 175));
+        assert_eq!((tally.lost, tally.reordered, tally.duplicated), (2, 0, 4));
+        assert_eq!(Sink::new(0..2, false).expected(), None);
     }
 
     #[test]

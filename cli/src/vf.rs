@@ -1,14 +1,14 @@
 //! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one cannot be borrowed.
 //!
 //! It asks the running `sriov-manager`. With `--root`, list and explain read a tree themselves; nothing is changed then.
+//! Modules: `borrow` (acquire, hand over), `rule` (owners, cordons, policies), `direct` (a tree without a manager).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Subcommand};
-use sriov_manager_client::v1::acquire_request::Choice;
+use clap::{Args, Subcommand};
 use sriov_manager_client::{Client, ConnectError, connect, v1};
 use thiserror::Error;
 use tonic::Status;
@@ -18,11 +18,14 @@ use crate::text;
 use crate::wires::table::TableStyle;
 
 mod attributes;
+mod borrow;
 mod direct;
 mod json;
+mod rule;
 mod table;
 
-use attributes::AttributeArgs;
+use borrow::{AcquireArgs, HandOverArgs};
+use rule::RuleCommand;
 
 /// Options of `ferrule vf`.
 #[derive(Debug, Args)]
@@ -58,8 +61,10 @@ enum VfCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Borrow a VF
+    /// Borrow a VF, or several at once
     Acquire(AcquireArgs),
+    /// Give the VF of a lease to another one, clean and without a moment in which it is free
+    HandOver(HandOverArgs),
     /// Give a VF back
     Release {
         /// The lease, or the address of its VF
@@ -80,45 +85,21 @@ enum VfCommand {
         vf: String,
         /// The driver that it would be borrowed for: kernel, vfio-pci or none
         #[arg(long, value_name = "DRIVER", default_value = "kernel")]
-        driver: String,
+        driver: v1::Driver,
+        /// As this owner would borrow it
+        #[arg(long, value_name = "NAME")]
+        owner: Option<String>,
     },
-}
-
-/// Options of `ferrule vf acquire`.
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("choice").required(true).args(["vf", "pool"]))]
-struct AcquireArgs {
-    /// Your own name for the lease; the same request again changes nothing
-    #[arg(value_name = "LEASE")]
-    id: String,
-    /// The VF, by its address
-    #[arg(long, value_name = "ADDRESS")]
-    vf: Option<String>,
-    /// Any VF of a pool
-    #[arg(long, value_name = "NAME")]
-    pool: Option<String>,
-    /// For whom, in words [default: your name and terminal]
-    #[arg(long, value_name = "TEXT")]
-    holder: Option<String>,
-    /// The driver that the VF is to have: kernel, vfio-pci or none
-    #[arg(long, value_name = "DRIVER", default_value = "kernel")]
-    driver: String,
     #[command(flatten)]
-    attributes: AttributeArgs,
-    /// Print the steps, and do none
-    #[arg(long)]
-    dry_run: bool,
-    /// Even if the host itself uses the VF: its interface has an address, a bond or an XDP program
-    #[arg(long)]
-    force: bool,
+    Rule(RuleCommand),
 }
 
 /// Does what was asked for.
 pub async fn run(args: VfArgs) -> Result<(), CliError> {
     let out = match (&args.root, &args.command) {
         (Some(root), VfCommand::List) => list(&direct::list(root)?, args.json),
-        (Some(root), VfCommand::Explain { vf, driver }) => {
-            explained(vf, &direct::explain(root, vf, driver)?, args.json)
+        (Some(root), VfCommand::Explain { vf, driver, .. }) => {
+            explained(vf, &direct::explain(root, vf, *driver)?, args.json)
         }
         (Some(_), _) => return Err(VfCliError::ReadOnly.into()),
         (None, _) => ask(&args).await?,
@@ -131,7 +112,7 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
     let mut client = reach(&args.manager).await?;
     let json = args.json;
     Ok(match &args.command {
-        VfCommand::List => list(&client.list(v1::ListRequest {}).await?.into_inner(), json),
+        VfCommand::List => list(&client.list(v1::ListRequest::default()).await?.into_inner(), json),
         VfCommand::Create { counts, dry_run, force } => {
             let counts = counts.iter().map(|(pf, count)| v1::Count { pf: pf.clone(), count: *count }).collect();
             let created = client
@@ -147,23 +128,9 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
             }
             if json { json::created(&created) } else { told_created(&created, *dry_run) }
         }
-        VfCommand::Acquire(acquire) => {
-            let choice = match (&acquire.vf, &acquire.pool) {
-                (Some(vf), _) => Choice::Vf(vf.clone()),
-                (None, pool) => Choice::Pool(pool.clone().unwrap_or_default()),
-            };
-            let request = v1::AcquireRequest {
-                id: acquire.id.clone(),
-                holder: acquire.holder.clone().unwrap_or_else(myself),
-                choice: Some(choice),
-                driver: acquire.driver.clone(),
-                attributes: Some(acquire.attributes.message()),
-                dry_run: acquire.dry_run,
-                force: acquire.force,
-            };
-            let v1::AcquireResponse { vf, steps } = client.acquire(request).await?.into_inner();
-            if json { json::acquired(vf.as_ref(), &steps) } else { told_acquired(vf.as_ref(), &steps, acquire.dry_run) }
-        }
+        VfCommand::Acquire(acquire) => borrow::acquire(&mut client, acquire, json).await?,
+        VfCommand::HandOver(hand_over) => borrow::hand_over(&mut client, hand_over, json).await?,
+        VfCommand::Rule(rule) => rule::run(&mut client, rule, json).await?,
         VfCommand::Release { lease, wait, dry_run, accept } => {
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
             let request = v1::ReleaseRequest { lease: lease.clone(), wait_ms, dry_run: *dry_run, accept: *accept };
@@ -174,8 +141,9 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
                 (false, false) => format!("{vf}: given back\n"),
             }
         }
-        VfCommand::Explain { vf, driver } => {
-            let request = v1::ExplainRequest { vf: vf.clone(), driver: driver.clone() };
+        VfCommand::Explain { vf, driver, owner } => {
+            let owner = owner.clone().unwrap_or_default();
+            let request = v1::ExplainRequest { vf: vf.clone(), driver: (*driver).into(), owner };
             explained(vf, &client.explain(request).await?.into_inner().reasons, json)
         }
     })
@@ -189,7 +157,7 @@ fn list(response: &v1::ListResponse, json: bool) -> String {
     if json { json::list(response) } else { table::render(response, TableStyle::of_stdout()) }
 }
 
-fn explained(vf: &str, reasons: &[String], json: bool) -> String {
+fn explained(vf: &str, reasons: &[v1::Reason], json: bool) -> String {
     if json {
         return json::explained(vf, reasons);
     }
@@ -197,14 +165,14 @@ fn explained(vf: &str, reasons: &[String], json: bool) -> String {
         return format!("{vf} can be borrowed\n");
     }
     reasons.iter().fold(format!("{vf} cannot be borrowed:\n"), |mut out, reason| {
-        let _ = writeln!(out, "- {}", text::foreign(reason));
+        let _ = writeln!(out, "- {}", text::foreign(&reason.text));
         out
     })
 }
 
 fn told_created(created: &[v1::Created], dry_run: bool) -> String {
     let mut out = String::new();
-    for v1::Created { pf, from, to, steps, error } in created {
+    for v1::Created { pf, from, to, steps, error, .. } in created {
         let _ = match (error.is_empty(), dry_run, from == to) {
             (false, ..) => writeln!(out, "{pf}: failed"),
             (true, _, true) => writeln!(out, "{pf}: {to} VFs, as before"),
@@ -213,18 +181,6 @@ fn told_created(created: &[v1::Created], dry_run: bool) -> String {
         };
     }
     out
-}
-
-fn told_acquired(vf: Option<&v1::Vf>, steps: &[String], dry_run: bool) -> String {
-    let Some(vf) = vf else { return told_steps(steps) };
-    if dry_run {
-        return format!("{}\n{}", vf.address, told_steps(steps));
-    }
-    let group = vf.iommu_group.map_or_else(String::new, |group| format!(", IOMMU group {group}"));
-    let netdev = vf.netdevs.first().map_or_else(String::new, |netdev| format!(", interface {}", text::foreign(netdev)));
-    let driver = if vf.driver.is_empty() { "no driver" } else { &vf.driver };
-    let changed = if steps.is_empty() { ", nothing had to be done" } else { "" };
-    format!("{}: yours, {driver}{group}{netdev}{changed}\n", vf.address)
 }
 
 fn told_steps(steps: &[String]) -> String {
@@ -241,12 +197,6 @@ fn count(text: &str) -> Result<(String, u32), String> {
     let (pf, number) = text.split_once('=').ok_or("a PF and a number are wanted, as in `ens1f0=7`")?;
     let number = number.parse().map_err(|_| format!("`{number}`; a number of VFs is wanted"))?;
     Ok((pf.to_owned(), number))
-}
-
-fn myself() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    let name = user.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
-    format!("{name}, by hand")
 }
 
 /// Why `ferrule vf` failed.
@@ -269,6 +219,14 @@ pub enum VfCliError {
     Tree {
         /// The root.
         root: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of policies cannot be read.
+    #[error("read the policies {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
@@ -306,6 +264,9 @@ mod tests {
     #[test]
     fn reasons_are_told_one_a_line() {
         assert_eq!(explained("a", &[], false), "a can be borrowed\n");
-        assert_eq!(explained("a", &["x\x1b".into()], false), "a cannot be borrowed:\n- x\u{fffd}\n");
+        assert_eq!(
+            explained("a", &[v1::Reason { text: "x\x1b".into(), ..Default::default() }], false),
+            "a cannot be borrowed:\n- x\u{fffd}\n"
+        );
     }
 }

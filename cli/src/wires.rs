@@ -67,11 +67,14 @@ pub(crate) fn dropped(traffic: &Traffic) -> u64 {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use crate::admin::proto::{Drop, End, Origin, Traffic, Wire};
+    use crate::admin::proto::{Drop, End, Origin, Traffic, Wire, WireSpec};
 
     /// One wire that is up, one that waits, one that failed.
     pub(crate) fn wires() -> Vec<Wire> {
         let mut up = wire("a-b", [end("memif", "connected", "testpmd"), end("kernel", "up", "")], 2);
+        let labels = [("pod", "shop/web-0"), ("zone", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        up.spec = Some(WireSpec { owner: "cni".to_owned(), labels: labels.into(), ..WireSpec::default() });
+        up.generation = 3;
         up.directions = vec![traffic(1_234_567, 79_012_288, 12), traffic(42, 2688, 0)];
         let mut waiting = wire("b-c", [end("memif", "connecting", "connection refused"), end("kernel", "up", "")], 0);
         waiting.origin = Origin::Admin.into();
@@ -84,8 +87,8 @@ pub(crate) mod fixtures {
         let directions = vec![traffic(0, 0, 0), traffic(0, 0, 0)];
         let (name, full) = (name.to_owned(), "hold".to_owned());
         let (crossing, copied_because) = ("copied".to_owned(), String::new());
-        let origin = Origin::File.into();
-        Wire { name, origin, ends: ends.into(), directions, queues, full, crossing, copied_because, ..Wire::default() }
+        let (origin, ends, generation) = (Origin::File.into(), ends.into(), 1);
+        Wire { name, origin, ends, directions, queues, full, crossing, copied_because, generation, ..Wire::default() }
     }
 
     fn end(kind: &str, state: &str, detail: &str) -> End {

@@ -92,10 +92,11 @@ impl Engine {
     }
 
     /// What happens to wires from now on. A subscriber that has not received `capacity` events loses further ones, and
-    /// is told how many.
+    /// is told how many. What happened before is in what readers see by then. Blocks for a moment.
     pub fn subscribe(&self, capacity: usize) -> Subscription {
         let (subscription, subscriber) = Subscription::new(capacity);
-        self.control.inbox.post(ControlMessage::Request(EngineRequest::Subscribe(subscriber)));
+        // Without control there is nothing to be told, and the stream ends at once.
+        let _ = self.ask(|reply| EngineRequest::Subscribe { subscriber, reply }).recv();
         subscription
     }
 

@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
-use ferrule_ffi::socket_file::{Access, BindError, SocketFile};
+use ferrule_ffi::socket_file::{Access, BindError, SocketFile, SocketLocation};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::port::saved::{FileId, RestoreError, SavedFiles};
 use crate::spec::{Group, NetNs, SocketAccess, SocketAddress};
 
 /// Connects to whoever listens on `address`.
@@ -57,15 +60,67 @@ impl Listener {
         }
     }
 
-    /// Whether peers still reach us by the address: a path may have been removed with its directory, or bound by
-    /// another program. One system call.
-    pub fn leads_here(&self) -> bool {
-        self.file.as_ref().is_none_or(SocketFile::leads_here)
+    /// Where its file is, which another thread can ask whether it still leads here: a path may have been removed with
+    /// its directory, or bound by another program. None: an abstract name is ours while it is bound.
+    pub fn location(&self) -> Option<SocketLocation> {
+        self.file.as_ref().map(|file| file.location().clone())
+    }
+
+    /// Removes its file. The socket comes back: closing it closes what is under way to us, which may take as long as its
+    /// sender likes. An abstract name is free once its socket is closed, which is done here.
+    pub fn close(self) -> Option<UnixListener> {
+        self.file.map(|file| {
+            drop(file);
+            self.socket
+        })
+    }
+
+    /// Writes it down for a successor, which gets a copy of the socket: peers that have connected wait in it.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn save(&self, files: &mut SavedFiles) -> io::Result<SavedListener> {
+        let file = self.file.as_ref().map(SocketFile::location);
+        let file = file.map(|location| (location.path().to_path_buf(), location.identity()));
+        Ok(SavedListener { socket: files.push_copy(&self.socket)?, file })
+    }
+
+    /// Lets go of it, once a successor has it: its file stays, and nobody is turned away.
+    pub fn release(self) {
+        if let Some(file) = self.file {
+            file.release();
+        }
+    }
+
+    /// Whether the peers that came here may hold the descriptors of one more message.
+    pub fn has_room(&self) -> bool {
+        self.socket.account().has_room_for(MESSAGE_FILES_MAX)
     }
 
     /// The next client.
     pub fn accept(&self) -> io::Result<UnixSocket> {
         self.socket.accept()
+    }
+}
+
+/// A listening socket as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedListener {
+    socket: FileId,
+    /// The path, and the device and inode of its file.
+    file: Option<(PathBuf, (u64, u64))>,
+}
+
+impl SavedListener {
+    /// Listens on: peers that connected meanwhile come next.
+    ///
+    /// # Errors
+    /// The descriptor was not passed, or is no listening socket of this kind.
+    pub fn restore(self, kind: Kind, files: &mut SavedFiles) -> Result<Listener, RestoreError> {
+        let invalid = |source| RestoreError::File { what: "a listening socket", source };
+        let socket = UnixListener::from_fd(files.take(self.socket)?, kind).map_err(invalid)?;
+        let file = self.file.map(|(path, identity)| SocketFile::restore(SocketLocation::new(path, identity)));
+        Ok(Listener { socket, file })
     }
 }
 
@@ -131,6 +186,23 @@ pub enum SocketError {
         /// Why not.
         reason: String,
     },
+    /// Looking it up takes for ever, or everything that could do it is held up so.
+    #[error(
+        "reach {address}: looking it up has taken longer than {seconds} s; is it of a file system that does not answer \
+         (FUSE, NFS)?"
+    )]
+    Unanswered {
+        /// Which socket.
+        address: SocketAddress,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// A defect of ours.
+    #[error("reach {address}: the thread that was to do it has panicked; restart the forwarder, and report its log")]
+    Panicked {
+        /// Which socket.
+        address: SocketAddress,
+    },
     /// The server is not there, or does not let us in.
     #[error("connect to {address}: {source}")]
     Connect {
@@ -141,6 +213,8 @@ pub enum SocketError {
     },
 }
 
+/// No message of memif or vhost-user has more descriptors.
+const MESSAGE_FILES_MAX: usize = 32;
 /// Clients that may wait for `accept`.
 const BACKLOG: u8 = 128;
 
@@ -156,15 +230,20 @@ mod tests {
     fn a_listener_knows_whether_its_path_still_leads_to_it() {
         let path = std::env::temp_dir().join(format!("ferrule-listener-{}", std::process::id()));
         let listener = bind(&path, &SocketAccess::default()).unwrap();
-        assert!(listener.leads_here());
+        let location = listener.location().unwrap();
+        assert!(location.leads_here());
         assert!(matches!(bind(&path, &SocketAccess::default()), Err(SocketError::InUse { .. })));
         std::fs::remove_file(&path).unwrap();
-        assert!(!listener.leads_here());
+        assert!(!location.leads_here());
         let theirs = bind(&path, &SocketAccess::default()).unwrap();
-        assert!(theirs.leads_here() && !listener.leads_here());
+        assert!(theirs.location().unwrap().leads_here() && !location.leads_here());
+        assert!(listener.close().is_some() && path.exists(), "the file is another's by now");
+        assert!(theirs.close().is_some() && !path.exists());
         let name = format!("@ferrule-listener-{}", std::process::id());
-        let named = Listener::bind(Kind::Stream, &name.parse().unwrap(), None, &SocketAccess::default());
-        assert!(named.unwrap().leads_here(), "an abstract name is ours while it is bound");
+        let named = || Listener::bind(Kind::Stream, &name.parse().unwrap(), None, &SocketAccess::default()).unwrap();
+        assert!(named().location().is_none());
+        assert!(named().close().is_none(), "and the name is free");
+        drop(named());
     }
 
     #[test]

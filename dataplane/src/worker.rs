@@ -65,6 +65,8 @@ pub struct WorkerHandle {
     commands: Arc<Mailbox<Command>>,
     epoll: Arc<Epoll>,
     thread: Option<JoinHandle<()>>,
+    /// It has panicked: its thread is about to end, if it has not yet.
+    is_dead: bool,
     free: Vec<LaneId>,
     /// Kicks that lanes got while they were served.
     kicks: HashMap<LaneId, Vec<Arc<OwnedFd>>>,
@@ -98,7 +100,7 @@ impl WorkerHandle {
         };
         // The thread says whether it could be prepared before anything depends on it.
         let (prepared, outcome) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(format!("worker-{cpu}")).spawn(move || {
+        let thread = std::thread::Builder::new().name(thread_name(cpu)).spawn(move || {
             let _guard = guard;
             let result = prepare();
             let go = result.is_ok();
@@ -116,12 +118,22 @@ impl WorkerHandle {
             Err(_) => return Err(io::Error::other("a worker ended before it began")),
         }
         let free = (0..LANES_MAX as LaneId).rev().collect();
-        Ok(Self { cpu, busy, commands, epoll, thread: Some(thread), free, kicks: HashMap::new() })
+        Ok(Self { cpu, busy, commands, epoll, thread: Some(thread), is_dead: false, free, kicks: HashMap::new() })
     }
 
     /// The CPU that it is pinned to, and where it counts the time spent on moving frames, in ticks.
     pub fn meter(&self) -> (usize, Arc<AtomicU64>) {
         (self.cpu, Arc::clone(&self.busy))
+    }
+
+    /// Whether this is what its thread is called.
+    pub fn is_named(&self, thread: &str) -> bool {
+        thread == thread_name(self.cpu)
+    }
+
+    /// It has panicked: it takes no more lanes, and gives none back.
+    pub fn note_death(&mut self) {
+        self.is_dead = true;
     }
 
     /// How many lanes it has.
@@ -219,8 +231,12 @@ impl WorkerHandle {
     }
 
     fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.is_dead || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
+}
+
+fn thread_name(cpu: usize) -> String {
+    format!("worker-{cpu}")
 }
 
 impl Drop for WorkerHandle {
@@ -254,6 +270,7 @@ mod tests {
             commands: Arc::new(Mailbox::new(1).unwrap()),
             epoll: Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()),
             thread: Some(thread),
+            is_dead: false,
             free: vec![0],
             kicks: HashMap::new(),
         };

@@ -56,6 +56,43 @@ fn a_wire_is_made_what_is_wanted_and_no_peer_notices_what_it_cannot_see() {
 }
 
 #[test]
+fn a_wire_that_cannot_be_made_for_a_while_goes_on_where_it_was() {
+    let engine = engine();
+    let folder = tempfile::tempdir().unwrap();
+    let (name, spec) = memif_wire("history", Role::Server, Role::Server, Full::Hold);
+    engine.add(spec.clone()).unwrap();
+    let (mut a, mut b) = (client(&name, 0), client(&name, 1));
+    until_up(&engine, &name);
+    send(&mut a, 0, &[1; 60]);
+    assert_eq!(receive(&mut b, 0), [1; 60]);
+    eventually("the frame is counted", || engine.wire(&name).unwrap().directions[0].frames == 1);
+    let events = engine.subscribe(100);
+    // A directory is no place for a socket.
+    let mut other = spec;
+    let EndSpec::Memif(memif) = &mut other.ends[0] else { unreachable!("it is a memif wire") };
+    memif.socket = folder.path().to_str().unwrap().parse().unwrap();
+    for _ in 0..2 {
+        engine.apply(other.clone()).unwrap_err();
+    }
+    assert!(engine.wire(&name).is_none());
+    let told = changes(&events);
+    let is_failure = |change: &&WireChange| matches!(change, WireChange::Failed { end: Some(0), .. });
+    assert_eq!(told.iter().filter(is_failure).count(), 2, "{told:?}");
+    assert!(!told.contains(&WireChange::Removed), "{told:?}");
+    std::fs::remove_dir(folder.path()).unwrap();
+    engine.apply(other.clone()).unwrap();
+    let status = engine.wire(&name).unwrap();
+    assert_eq!((status.generation, status.directions[0].frames), (2, 1));
+
+    // Removed is removed, also while there is none.
+    engine.remove(&name).unwrap();
+    assert!(changes(&events).contains(&WireChange::Removed));
+    engine.apply(other).unwrap();
+    let status = engine.wire(&name).unwrap();
+    assert_eq!((status.generation, status.directions[0].frames), (1, 0));
+}
+
+#[test]
 fn what_happens_to_a_wire_is_told_in_its_order() {
     let engine = engine();
     let events = engine.subscribe(100);
@@ -174,6 +211,30 @@ fn a_socket_path_that_leads_elsewhere_is_listened_on_again() {
     let open = |number| Endpoint::open(&MemifSpec { role: Role::Client, ..spec(number) }, DEADLINE).unwrap();
     let _peers = [open(0), open(1)];
     until_up(&engine, &name);
+}
+
+#[test]
+fn wires_that_share_a_socket_file_agree_on_who_may_connect() {
+    let engine = engine();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shared.sock");
+    let wire = |id: u32, mode: Option<&str>| {
+        let mut shared = MemifSpec::new(path.to_str().unwrap().parse().unwrap(), Role::Server);
+        (shared.id, shared.access.mode) = (id, mode.map(|mode| mode.parse().unwrap()));
+        let name = unique("access");
+        let other = MemifSpec::new(format!("@{name}").parse().unwrap(), Role::Server);
+        WireSpec::new(name, [EndSpec::Memif(shared), EndSpec::Memif(other)])
+    };
+    let first = wire(0, None);
+    engine.add(first.clone()).unwrap();
+    let refused = wire(1, Some("0700"));
+    let error = engine.add(refused.clone()).unwrap_err().to_string();
+    for part in [&*first.name, &*refused.name, "770", "700"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // The mode that the first one has by default.
+    engine.add(wire(1, Some("0770"))).unwrap();
+    assert_eq!(engine.wires().len(), 2);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use common::{client, engine, eventually, memif_wire, receive, send, unique};
-use ferrule_dataplane::spec::{Full, Role};
+use common::{DEADLINE, client, engine, eventually, memif_wire, receive, send, server_spec, unique};
+use ferrule_dataplane::spec::{EndSpec, Full, Prealloc, Role};
 use ferrule_endpoints::memif::Endpoint;
 
 #[test]
@@ -103,7 +104,7 @@ fn a_client_end_reconnects_to_a_server_that_was_restarted() {
     let engine = engine();
     let (name, wire) = memif_wire("redial", Role::Client, Role::Server, Full::Hold);
     let far = match &wire.ends[0] {
-        ferrule_dataplane::spec::EndSpec::Memif(memif) => {
+        EndSpec::Memif(memif) => {
             let mut far = memif.clone();
             far.role = Role::Server;
             far
@@ -119,6 +120,38 @@ fn a_client_end_reconnects_to_a_server_that_was_restarted() {
         send(&mut b, 0, &[round; 61]);
         assert_eq!(receive(&mut a, 0), [round; 61]);
     }
+}
+
+#[test]
+fn buffers_of_a_client_end_are_populated_before_frames_come_if_the_spec_says_so() {
+    // Lengths that no other test has.
+    for (prealloc, buffer) in [(Prealloc::Never, 4160), (Prealloc::SmallPages, 4224), (Prealloc::HugePages, 4288)] {
+        let engine = engine();
+        let (name, mut wire) = memif_wire("prealloc", Role::Server, Role::Client, Full::Hold);
+        let EndSpec::Memif(end) = &mut wire.ends[1] else { unreachable!() };
+        (end.prealloc, end.ring, end.buffer) = (prealloc, 64, buffer);
+        engine.add(wire).unwrap();
+        let (mut near, mut far) = (client(&name, 0), Endpoint::open(&server_spec(&name, 1), DEADLINE).unwrap());
+        eventually("the wire is up", || engine.wire(&name).unwrap().is_up());
+        let bytes = u64::from(2 * 64 * buffer);
+        if prealloc == Prealloc::Never {
+            assert_eq!(populated(bytes), Some(0));
+        } else {
+            let of_either_size = || populated(bytes).or_else(|| populated(bytes.next_multiple_of(2 << 20)));
+            eventually("all is populated", || of_either_size() == Some(100));
+        }
+        send(&mut near, 0, &[7; 60]);
+        assert_eq!(receive(&mut far, 0), [7; 60]);
+    }
+}
+
+/// Percent of the buffers that are populated, of a client of this process with so many bytes of them.
+fn populated(bytes: u64) -> Option<u64> {
+    let files = std::fs::read_dir("/proc/self/fd").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let buffers =
+        files.filter(|file| file.read_link().is_ok_and(|link| link.to_string_lossy().contains("memif-buffers")));
+    let sizes = buffers.filter_map(|file| file.metadata().ok());
+    sizes.filter(|file| file.len() == bytes).map(|file| file.blocks() * 512 * 100 / bytes).next()
 }
 
 #[test]
@@ -147,7 +180,7 @@ fn one_socket_serves_many_ids_and_a_taken_one_is_refused() {
         let mut wire = memif_wire("", Role::Server, Role::Server, Full::Hold).1;
         wire.name = format!("{socket}-{id}");
         for (number, end) in wire.ends.iter_mut().enumerate() {
-            if let ferrule_dataplane::spec::EndSpec::Memif(memif) = end {
+            if let EndSpec::Memif(memif) = end {
                 memif.socket = format!("@{socket}").parse().unwrap();
                 memif.id = 2 * id + number as u32;
             }

@@ -1,4 +1,5 @@
 //! A successor goes on with live memif connections: saved, dropped without a word to the peers, and restored, under traffic.
+//! So it does with handshakes that are not finished, and with listening sockets at which peers wait.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,13 +18,17 @@ use ferrule_dataplane::lane::{collect, deal};
 use ferrule_dataplane::mailbox::Mailbox;
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::memif::channel::MemifChannel;
+use ferrule_dataplane::port::memif::handshake::{HandshakeError, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
-use ferrule_dataplane::port::memif::restore::SavedConnection;
+use ferrule_dataplane::port::memif::peer::{ClientHandshake, ClientStep};
+use ferrule_dataplane::port::memif::restore::{SavedClientHandshake, SavedClientOfOurs, SavedConnection};
 use ferrule_dataplane::port::saved::SavedFiles;
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
-use ferrule_dataplane::spec::{Full, MemifSpec, Role};
+use ferrule_dataplane::socket::{Listener, SavedListener};
+use ferrule_dataplane::spec::{Full, MemifSpec, Role, SocketAccess, SocketAddress};
 use ferrule_dataplane::worker::{Returned, WorkerHandle};
 use ferrule_ffi::memory_budget::MemoryBudget;
+use ferrule_ffi::unix::Kind;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 /// Our end of a connection.
@@ -99,6 +104,119 @@ fn copying_wires_go_on_with_the_next_frame_whichever_role_we_have() {
 #[test]
 fn a_trusted_wire_goes_on_with_every_frame_that_its_borrower_still_has() {
     hand_over_under_traffic(trusted());
+}
+
+#[test]
+fn peers_that_wait_at_a_listening_socket_find_the_successor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sock");
+    let name = format!("@ferrule-restore-{}", std::process::id());
+    for (kind, other) in [(Kind::SeqPacket, Kind::Stream), (Kind::Stream, Kind::SeqPacket)] {
+        for address in [path.to_str().unwrap(), &name] {
+            let address: SocketAddress = address.parse().unwrap();
+            let connect = |text: &[u8]| {
+                let peer = ferrule_dataplane::socket::connect(kind, &address, None).unwrap();
+                assert_eq!(peer.send(text, &[]).unwrap(), text.len());
+                peer
+            };
+            let listener = Listener::bind(kind, &address, None, &SocketAccess::default()).unwrap();
+            let mut peers = vec![connect(b"first"), connect(b"second")];
+            let mut files = SavedFiles::default();
+            let text = serde_json::to_string(&listener.save(&mut files).unwrap()).unwrap();
+            listener.release();
+            peers.push(connect(b"third"));
+            let saved = || serde_json::from_str::<SavedListener>(&text).unwrap();
+            let passed = files.into_inner();
+            let copies = || passed.iter().map(|file| file.try_clone().unwrap()).collect::<Vec<_>>();
+            assert!(saved().restore(other, &mut copies().into()).is_err(), "of another kind");
+            let successor = saved().restore(kind, &mut copies().into()).unwrap();
+            drop(passed);
+            for text in [&b"first"[..], b"second", b"third"] {
+                let mut buffer = [0; 16];
+                let packet = successor.accept().unwrap().receive(&mut buffer, 0).unwrap().unwrap();
+                assert_eq!(&buffer[..packet.len], text);
+            }
+            assert!(successor.location().is_none_or(|location| location.leads_here()));
+            drop(successor);
+            assert!(!path.exists());
+            assert!(ferrule_dataplane::socket::connect(kind, &address, None).is_err(), "nobody listens any more");
+        }
+    }
+}
+
+#[test]
+fn a_connected_socket_is_no_listening_one() {
+    let [ours, _theirs] = channels();
+    let listener = SavedListener::restore(
+        serde_json::from_str(r#"{"socket": 0, "file": null}"#).unwrap(),
+        Kind::SeqPacket,
+        &mut vec![OwnedFd::from(ours)].into(),
+    );
+    assert!(listener.is_err());
+}
+
+#[test]
+fn a_handshake_goes_on_after_each_of_its_messages() {
+    let spec = MemifSpec { queues: 2, ring: RING, ..spec() };
+    let budget = MemoryBudget::unlimited();
+    let offer = |_| Ok(MemifOffer { mode: spec.mode, secret: None, queues: 2, memory: &budget });
+    let [ours, theirs] = channels();
+    let mut out = Outbox::default();
+    let mut server = (ours, Server::greet(2, &mut out));
+    server.0.send(&mut out).unwrap();
+    let mut client = ClientHandshake::new(theirs, None, &budget, Instant::now() + DEADLINE);
+    let mut steps = 0;
+    let (mut near, mut far) = loop {
+        client = succeed_client(client, &budget);
+        let step = client.step(&spec).unwrap();
+        if let ClientStep::Connected(far) = step {
+            panic!("the server is not done: {}", far.peer);
+        }
+        server = succeed_server(server, offer);
+        let (message, files) = server.0.receive().unwrap().unwrap();
+        steps += 1;
+        server.1 = server.1.handle(message, files, offer, &mut out).unwrap();
+        server.0.send(&mut out).unwrap();
+        if let Server::Connected(near) = server.1 {
+            client = succeed_client(client, &budget);
+            let ClientStep::Connected(far) = client.step(&spec).unwrap() else { panic!("the server is done") };
+            break (near, far);
+        }
+    };
+    assert_eq!(steps, 8, "INIT, two regions, four rings, CONNECT");
+    cross(&mut near.queues, &mut far.queues);
+    cross(&mut far.queues, &mut near.queues);
+}
+
+fn cross(from: &mut Queues, to: &mut Queues) {
+    assert_eq!((from.senders.len(), to.receivers.len()), (2, 2));
+    for (sender, receiver) in from.senders.iter_mut().zip(&mut to.receivers) {
+        sender.refresh().unwrap();
+        assert_eq!(sender.put(&Frame { bytes: frame(7)[..].into(), offload: None, slots: 0 }).unwrap(), Put::Stored);
+        sender.publish();
+        assert!(receiver.refresh().unwrap());
+    }
+}
+
+/// Writes the server's side down, lets go of it and takes it up again.
+fn succeed_server<'a>(
+    (channel, server): (MemifChannel, Server),
+    offer: impl Fn(u32) -> Result<MemifOffer<'a>, HandshakeError>,
+) -> (MemifChannel, Server) {
+    let mut files = SavedFiles::default();
+    let saved = SavedClientOfOurs::save(&channel, &server, &mut files).unwrap();
+    drop((OwnedFd::from(channel), server));
+    let saved: SavedClientOfOurs = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+    saved.restore(offer, &mut files.into_inner().into()).unwrap()
+}
+
+/// The same for the client's side.
+fn succeed_client(client: ClientHandshake, budget: &Arc<MemoryBudget>) -> ClientHandshake {
+    let mut files = SavedFiles::default();
+    let saved = SavedClientHandshake::save(&client, &mut files, Instant::now()).unwrap();
+    drop(OwnedFd::from(client.channel));
+    let saved: SavedClientHandshake = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+    saved.restore(None, budget, &mut files.into_inner().into(), Instant::now()).unwrap()
 }
 
 /// Peers send and receive numbered frames all the time, while our side is saved, dropped and restored again and again.

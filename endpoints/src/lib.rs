@@ -18,5 +18,5 @@ pub mod responder;
 pub mod vhost_user;
 pub mod virtio;
 
-pub use in_place::InPlace;
+pub use in_place::{Alike, InPlace};
 pub use responder::Responder;

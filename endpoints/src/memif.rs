@@ -12,8 +12,9 @@ use ferrule_dataplane::port::memif::channel::MemifChannel;
 use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeError, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::socket::{Listener, SocketError};
-use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_dataplane::spec::{MemifSpec, Prealloc, Role};
 use ferrule_ffi::memory_budget::MemoryBudget;
+use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,7 +27,7 @@ pub struct Endpoint {
     /// Our ends of the rings.
     pub queues: Queues,
     channel: MemifChannel,
-    _layout: Layout,
+    layout: Layout,
     _listener: Option<Listener>,
 }
 
@@ -38,6 +39,11 @@ impl Endpoint {
             Role::Client => Self::connect(spec, deadline),
             Role::Server => Self::listen(spec, deadline),
         }
+    }
+
+    /// The files of the memory that the connection has, in the order of its regions.
+    pub fn regions(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.layout.regions().map(|(_, file)| file)
     }
 
     /// What becomes readable when the peer says something or goes; then ask [`Self::check_peer`].
@@ -105,7 +111,7 @@ impl Endpoint {
 
     fn new(channel: MemifChannel, connection: Connection) -> Self {
         let Connection { peer, layout, queues, .. } = connection;
-        Self { peer, queues, channel, _layout: layout, _listener: None }
+        Self { peer, queues, channel, layout, _listener: None }
     }
 }
 
@@ -118,6 +124,9 @@ fn lead_client(channel: MemifChannel, spec: &MemifSpec, deadline: Instant) -> Re
         client = client.handle(message, &files, spec, &mut out)?;
         channel.send(&mut out)?;
         if let Client::Connected(connection) = client {
+            if spec.prealloc != Prealloc::Never {
+                connection.layout.own_regions().iter().for_each(Region::populate);
+            }
             return Ok(Endpoint::new(channel, *connection));
         }
     }

@@ -31,6 +31,11 @@ impl DescriptorAccount {
         account_max().saturating_sub(self.held()).min(all.saturating_sub(HELD.load(Ordering::Relaxed)))
     }
 
+    /// Whether so many may come at once. Where there are few descriptors at all, fewer have to do.
+    pub fn has_room_for(&self, files: usize) -> bool {
+        self.room() >= files.min(account_max() / 2)
+    }
+
     /// Counts one that is there.
     pub(crate) fn count(self: &Arc<Self>) -> DescriptorShare {
         self.held.fetch_add(1, Ordering::Relaxed);

@@ -37,9 +37,7 @@ impl Health {
     pub fn cause(&self) -> Option<MemoryLost> {
         match self.state.load(Ordering::Acquire) {
             ALIVE => None,
-            OVER_BUDGET => {
-                Some(MemoryLost::OverBudget { limit: self.budget.as_ref().map_or(0, |budget| budget.limit()) })
-            }
+            OVER_BUDGET => Some(MemoryLost::over_budget(self.budget.as_ref().map_or(0, |budget| budget.limit()))),
             NOT_POPULATED => Some(MemoryLost::NotPopulated { errno: self.errno.load(Ordering::Relaxed) }),
             _ => Some(MemoryLost::Truncated),
         }
@@ -64,15 +62,16 @@ impl Health {
     }
 }
 
-/// Why the memory of a peer cannot be used any more.
+/// Why the memory of a peer cannot be used any more. All fields have 32 bits: it is a part of results that the data path
+/// moves, by loads that must not be wider than the stores before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryLost {
     /// The file ends before the page.
     Truncated,
     /// One more page that we would have to populate is more than the budget has.
     OverBudget {
-        /// Bytes of the budget.
-        limit: u64,
+        /// KiB of the budget.
+        limit_kib: u32,
     },
     /// The kernel has no page.
     NotPopulated {
@@ -81,15 +80,22 @@ pub enum MemoryLost {
     },
 }
 
+impl MemoryLost {
+    /// One page more than a budget of `limit` bytes has.
+    pub(crate) fn over_budget(limit: u64) -> Self {
+        Self::OverBudget { limit_kib: u32::try_from(limit >> 10).unwrap_or(u32::MAX) }
+    }
+}
+
 impl fmt::Display for MemoryLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Truncated => f.write_str("its shared memory was truncated while in use"),
-            Self::OverBudget { limit } => write!(
+            Self::OverBudget { limit_kib } => write!(
                 f,
                 "its memory limit of {} MiB is used up: that much of its shared memory had no pages until we used it; \
                  raise `memory:` of the end",
-                limit >> 20
+                limit_kib >> 10
             ),
             Self::NotPopulated { errno } => write!(
                 f,

@@ -18,6 +18,7 @@
 //!   ([`descriptor_account`]).
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
 //! - [`netlink`]: requests to rtnetlink, many in one system call.
+//! - [`ethtool`]: what the driver of an interface says of itself.
 //! - [`sysfs`]: device directories below any root.
 //! - [`tap`]: TAP devices with a virtio-net header.
 //! - [`ticks`]: the CPU's own clock.
@@ -28,6 +29,7 @@ pub mod array;
 pub mod child;
 mod closers;
 pub mod descriptor_account;
+pub mod ethtool;
 mod file_watch;
 mod guard;
 pub mod health;

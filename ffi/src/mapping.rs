@@ -38,13 +38,23 @@ impl Mapping {
     /// Maps the pages that `len` bytes of a file, from `offset` on, lie in; what we populate of them is charged to the
     /// budget of `health`, if it has one.
     pub(crate) fn metered_by(file: OwnedFd, offset: u64, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        // Without a reservation: mapping a sparse file of huge pages would take as many from the node at once.
+        Self::new(file, offset, len, MapFlags::MAP_NORESERVE)?.metered_and_guarded(health)
+    }
+
+    /// The same of a file of ours in huge pages, all of which the node keeps for it from now on.
+    pub(crate) fn reserved(file: OwnedFd, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        Self::new(file, 0, len, MapFlags::empty())?.metered_and_guarded(health)
+    }
+
+    fn metered_and_guarded(self, health: &Arc<Health>) -> io::Result<Self> {
         let budget = health.budget();
-        Self::new(file, offset, len)?.guard(health, |mapping, page| {
+        self.guard(health, |mapping, page| {
             budget.map(|budget| mapping.metered(budget, page)).transpose().map(Option::flatten)
         })
     }
 
-    fn new(file: OwnedFd, offset: u64, len: u64) -> io::Result<Self> {
+    fn new(file: OwnedFd, offset: u64, len: u64, reserve: MapFlags) -> io::Result<Self> {
         let end = offset.checked_add(len).ok_or_else(too_large)?;
         let stat = fstat(&file)?;
         // hugetlbfs maps and unmaps whole pages of its own size only, and at offsets that are multiples of it.
@@ -54,8 +64,7 @@ impl Mapping {
         let mapped = mapped.and_then(NonZeroUsize::new).ok_or_else(too_large)?;
         let from = off_t::try_from(first).map_err(|_| too_large())?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // Without a reservation: mapping a sparse file of huge pages would take as many from the node at once.
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        let flags = MapFlags::MAP_SHARED | reserve;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let base = unsafe { mmap(None, mapped, prot, flags, &file, from) }.map_err(|errno| {
             let why = match errno {
@@ -101,7 +110,7 @@ impl Mapping {
         if charge.take_up_to(missing) {
             return Ok(None);
         }
-        let lost = MemoryLost::OverBudget { limit: budget.limit() };
+        let lost = MemoryLost::over_budget(budget.limit());
         let text = format!("{} MiB of its file have no pages yet: {lost} ({error})", missing >> 20);
         Err(io::Error::new(io::ErrorKind::QuotaExceeded, text))
     }
@@ -234,7 +243,7 @@ mod tests {
         (0..4).for_each(|page| touch(&region, page));
         assert!(!health.is_dead());
         touch(&region, 4);
-        assert_eq!(health.cause(), Some(MemoryLost::OverBudget { limit: 4 * PAGE }));
+        assert_eq!(health.cause(), Some(MemoryLost::over_budget(4 * PAGE)));
         touch(&bystander, 0);
         assert_eq!((alive.cause(), others.used()), (None, PAGE));
         assert_eq!(budget.used(), 4 * PAGE);
@@ -306,7 +315,7 @@ mod tests {
         touch(&region, 512);
         assert_eq!((budget.used(), health.cause()), (4 * MIB, None));
         touch(&region, 1024);
-        assert_eq!(health.cause(), Some(MemoryLost::OverBudget { limit: 4 * MIB }));
+        assert_eq!(health.cause(), Some(MemoryLost::over_budget(4 * MIB)));
     }
 
     #[test]

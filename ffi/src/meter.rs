@@ -32,7 +32,7 @@ impl Meter {
         let number = (address - base) / self.page;
         let (word, bit) = (&self.charged[number / 64], 1 << (number % 64));
         let cost = if word.load(Ordering::Relaxed) & bit != 0 { Some(0) } else { self.charge.take(self.page as u64) };
-        let cost = cost.ok_or_else(|| MemoryLost::OverBudget { limit: self.charge.budget.limit() })?;
+        let cost = cost.ok_or_else(|| MemoryLost::over_budget(self.charge.budget.limit()))?;
         match userfault::populate(base + number * self.page, self.page) {
             Populated::Now => {
                 word.fetch_or(bit, Ordering::Relaxed);

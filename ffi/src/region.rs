@@ -95,6 +95,32 @@ impl Region {
         Self::whole(Mapping::metered_by(file, 0, len, health)?, 0, len)
     }
 
+    /// The same of at least `len` bytes in pages of 2 MiB, which are reserved for it.
+    ///
+    /// # Errors
+    /// The node has not so many free.
+    pub fn create_huge(name: &str, len: u64, health: &Arc<Health>) -> io::Result<Self> {
+        let name = CString::new(name)?;
+        let huge = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | huge)?;
+        // A peer that unmaps less than whole pages of it would fail.
+        let len = len.checked_next_multiple_of(HUGE_PAGE).ok_or(io::ErrorKind::InvalidInput)?;
+        ftruncate(&file, i64::try_from(len).map_err(io::Error::other)?)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
+        Self::whole(Mapping::reserved(file, len, health)?, 0, len)
+    }
+
+    /// Populates every page, if the budget allows that: later nobody waits for the kernel to do it. Takes as long as the kernel does,
+    /// while others use the region.
+    pub fn populate(&self) {
+        for offset in (0..self.len as u64).step_by(PAGE) {
+            // Every offset is inside.
+            if let Some(byte) = self.span_at(offset, 1) {
+                byte.touch();
+            }
+        }
+    }
+
     /// The window that `mapping` was made for.
     fn whole(mapping: Mapping, offset: u64, len: u64) -> io::Result<Self> {
         let base = mapping.place(offset);
@@ -338,10 +364,15 @@ impl Table {
     }
 }
 
+const PAGE: usize = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
+
+    use crate::memory_budget::MemoryBudget;
 
     fn region(len: u64) -> (Region, Arc<Health>) {
         let health = Arc::new(Health::default());
@@ -423,6 +454,40 @@ mod tests {
         for (offset, len) in [(4096, 3 * 4096 + 1), (4 * 4096, 1), (u64::MAX, 2), (u64::MAX - 4095, 4096), (0, 0)] {
             assert!(Region::map_window(file(), offset, len, &health).is_err(), "{offset} {len}");
         }
+    }
+
+    #[test]
+    fn a_region_that_was_populated_has_all_its_pages_and_its_budget_pays() {
+        let budget = MemoryBudget::new(1 << 20);
+        let region = Region::create("test", 64 * 4096, &Health::within(&budget)).unwrap();
+        let populated = || fstat(region.file()).unwrap().st_blocks * 512;
+        assert_eq!(populated(), 0);
+        region.populate();
+        assert_eq!(populated(), 64 * 4096);
+        assert_eq!(budget.used(), 64 * 4096);
+    }
+
+    #[test]
+    fn huge_pages_are_reserved_or_refused() {
+        let free = || {
+            let number = |name| {
+                let file = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
+                std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0)
+            };
+            number("free_hugepages").saturating_sub(number("resv_hugepages"))
+        };
+        let health = Arc::default();
+        assert!(Region::create_huge("test", 1 << 50, &health).is_err(), "no node has a PiB");
+        if free() < 2 {
+            println!(
+                "skipped: huge_pages_are_reserved_or_refused: lacks two free huge pages (echo 8 > /proc/sys/vm/nr_hugepages)"
+            );
+            return;
+        }
+        let region = Region::create_huge("test", (2 << 20) + 1, &health).unwrap();
+        assert_eq!(region.len(), 4 << 20);
+        region.populate();
+        assert!(region.write_u32((4 << 20) - 4, 7).is_some() && !health.is_dead());
     }
 
     #[test]

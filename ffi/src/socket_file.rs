@@ -32,30 +32,71 @@ pub struct Access {
 
 /// The file of a listening socket of ours. Removed when dropped, if it is still there and still ours.
 #[derive(Debug)]
-pub struct SocketFile {
+pub struct SocketFile(SocketLocation);
+
+impl SocketFile {
+    /// Whether the path still leads to this socket.
+    pub fn leads_here(&self) -> bool {
+        self.0.leads_here()
+    }
+
+    /// Where it was bound.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The file of a listening socket that a predecessor bound.
+    pub fn restore(location: SocketLocation) -> Self {
+        Self(location)
+    }
+
+    /// Lets go of the file, which a successor has: it stays.
+    pub fn release(self) {
+        std::mem::forget(self);
+    }
+
+    /// The same for another thread: looking can take for ever where a file system does not answer.
+    pub fn location(&self) -> &SocketLocation {
+        &self.0
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Ok(place) = Place::open(&self.0.path) {
+            // Nothing can be done about a failure, and a dead socket is replaced by the next listener anyway.
+            let _ = place.remove(self.0.identity);
+        }
+    }
+}
+
+/// Where a socket file was bound, and which file that was.
+#[derive(Clone, Debug)]
+pub struct SocketLocation {
     path: PathBuf,
     identity: Identity,
 }
 
-impl SocketFile {
-    /// Whether the path still leads to this socket: its directory may have been removed, or another program may have
-    /// bound a socket of its own there.
-    pub fn leads_here(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|found| Identity::of(&found) == self.identity)
+impl SocketLocation {
+    /// The file of this device and inode at a path, as [`Self::identity`] told it.
+    pub fn new(path: PathBuf, (device, inode): (u64, u64)) -> Self {
+        Self { path, identity: Identity(device, inode) }
     }
 
     /// Where it was bound.
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if let Ok(place) = Place::open(&self.path) {
-            // Nothing can be done about a failure, and a dead socket is replaced by the next listener anyway.
-            let _ = place.remove(self.identity);
-        }
+    /// Its device and inode.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.identity.0, self.identity.1)
+    }
+
+    /// Whether the path still leads to this socket: its directory may have been removed, or another program may have
+    /// bound a socket of its own there.
+    pub fn leads_here(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| Identity::of(&found) == self.identity)
     }
 }
 
@@ -76,7 +117,7 @@ pub fn listen_at(kind: Kind, path: &Path, access: Access, backlog: u8) -> Result
     let file = place.bound(&socket).map_err(|error| failed("find the file that was bound", error))?;
     let metadata = file.metadata().map_err(|error| failed("look at the file that was bound", error))?;
     // From here on the file goes when something fails.
-    let socket_file = SocketFile { path: path.to_owned(), identity: Identity::of(&metadata) };
+    let socket_file = SocketFile(SocketLocation { path: path.to_owned(), identity: Identity::of(&metadata) });
     if let Some(group) = access.group.filter(|&group| group != metadata.gid()) {
         fchownat(&file, "", None, Some(Gid::from_raw(group)), AtFlags::AT_EMPTY_PATH)
             .map_err(|errno| BindError::Group { group, source: errno.into() })?;
@@ -373,9 +414,9 @@ mod tests {
         assert!(place.ours().is_err(), "a file");
         fs::remove_file(&path).unwrap();
         let (socket, file) = listen_at(Kind::Stream, &path, ACCESS, 8).unwrap();
-        assert_eq!(Identity::of(&place.ours().unwrap().metadata().unwrap()), file.identity);
+        assert_eq!(Identity::of(&place.ours().unwrap().metadata().unwrap()), file.0.identity);
         if let Ok(told) = bound_file(socket.as_fd()) {
-            assert_eq!(Identity::of(&told.metadata().unwrap()), file.identity);
+            assert_eq!(Identity::of(&told.metadata().unwrap()), file.0.identity);
         }
     }
 

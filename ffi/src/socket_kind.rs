@@ -17,9 +17,13 @@ pub enum Kind {
 /// A socket that does not block and is bound to nothing.
 pub(crate) fn new_socket(kind: Kind) -> Result<OwnedFd, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let sort = match kind {
+    socket(AddressFamily::Unix, socket_type(kind), flags, None)
+}
+
+/// As the kernel calls it.
+pub(crate) fn socket_type(kind: Kind) -> SockType {
+    match kind {
         Kind::SeqPacket => SockType::SeqPacket,
         Kind::Stream => SockType::Stream,
-    };
-    socket(AddressFamily::Unix, sort, flags, None)
+    }
 }

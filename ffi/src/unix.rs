@@ -10,8 +10,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{self, PassCred};
 use nix::sys::socket::{
-    Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
-    listen, sendmsg, setsockopt, shutdown,
+    Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, UnixAddr, accept4, bind, connect, getsockopt, listen,
+    sendmsg, setsockopt, shutdown,
 };
 
 use crate::closers;
@@ -19,7 +19,7 @@ use crate::descriptor_account::{DescriptorAccount, account_max};
 use crate::peer_file::PeerFile;
 use crate::socket_file::{Access, BindError, SocketFile, connect_to, listen_at};
 pub use crate::socket_kind::Kind;
-use crate::socket_kind::new_socket;
+use crate::socket_kind::{new_socket, socket_type};
 
 /// A connected socket. It never blocks: an operation that would have to wait says `WouldBlock`.
 pub struct UnixSocket {
@@ -85,13 +85,7 @@ impl UnixSocket {
     /// # Errors
     /// It is no socket, or one of the other kind.
     pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
-        let wanted = match kind {
-            Kind::SeqPacket => SockType::SeqPacket,
-            Kind::Stream => SockType::Stream,
-        };
-        if getsockopt(&fd, sockopt::SockType)? != wanted {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
-        }
+        check_kind(&fd, kind, false)?;
         Self::connected(fd, kind, Arc::default())
     }
 
@@ -277,6 +271,15 @@ impl UnixListener {
         Ok((Self { fd, kind, account: Arc::default() }, file))
     }
 
+    /// A listening socket that another process had, with everybody who waits there.
+    ///
+    /// # Errors
+    /// It is no socket, does not listen, or is one of the other kind.
+    pub fn from_fd(fd: OwnedFd, kind: Kind) -> io::Result<Self> {
+        check_kind(&fd, kind, true)?;
+        Ok(Self { fd, kind, account: Arc::default() })
+    }
+
     /// What the peers that came here hold of our descriptors.
     pub fn account(&self) -> &DescriptorAccount {
         &self.account
@@ -294,6 +297,14 @@ impl AsFd for UnixListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether a descriptor from elsewhere is such a socket, and listens or does not.
+fn check_kind(fd: &OwnedFd, kind: Kind, listens: bool) -> io::Result<()> {
+    if getsockopt(fd, sockopt::SockType)? != socket_type(kind) || getsockopt(fd, sockopt::AcceptConn)? != listens {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another kind"));
+    }
+    Ok(())
 }
 
 /// The kernel passes no more descriptors than this with one packet (include/net/scm.h).

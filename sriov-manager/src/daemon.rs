@@ -29,7 +29,7 @@ use crate::policy::Policies;
 use crate::reload;
 use crate::sysfs::Sysfs;
 use crate::uevent::Uevents;
-use crate::vfs::{OpenError, Options, Vfs};
+use crate::vfs::{OpenError, Options, Recovery, Vfs};
 
 /// How to run a manager.
 pub struct DaemonOptions {
@@ -57,10 +57,19 @@ pub struct DaemonOptions {
 
 /// Runs a manager until `shutdown` is there. Leases outlive it.
 pub async fn run(options: DaemonOptions, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let mut daemon = Daemon::start(options).await?;
+    let mut daemon = Daemon::serve(options).await?;
+    let recovered = daemon.recovered();
+    tokio::pin!(shutdown);
     let result = tokio::select! {
-        () = shutdown => Ok(()),
+        () = &mut shutdown => Ok(()),
         error = daemon.failed() => Err(error),
+        () = recovered => {
+            daemon.announce();
+            tokio::select! {
+                () = shutdown => Ok(()),
+                error = daemon.failed() => Err(error),
+            }
+        }
     };
     daemon.stop().await;
     result
@@ -71,11 +80,20 @@ pub struct Daemon {
     vfs: Vfs,
     servers: Servers,
     look: JoinHandle<()>,
+    socket: PathBuf,
 }
 
 impl Daemon {
-    /// Returns when every VF is in a known state and everything listens.
+    /// [`Daemon::serve`], and waits until every VF is in a known state.
     pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
+        let daemon = Self::serve(options).await?;
+        daemon.recovered().await;
+        daemon.announce();
+        Ok(daemon)
+    }
+
+    /// Returns when everything listens. What the journal knows is shown at once, and brought to a known state meanwhile.
+    pub async fn serve(options: DaemonOptions) -> Result<Self, RunError> {
         let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, timeouts, observer } =
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
@@ -94,24 +112,44 @@ impl Daemon {
         // Before the first look, so that nothing happens unheard between the two.
         let uevents = if sysfs.is_live() { hear() } else { None };
         let options = Options { sysfs, kernel, state, policies, timeouts, observer };
-        let vfs = spawn_blocking(move || Vfs::open(options)).await??;
+        let policies_file = file.as_ref().map(|file| file.path.clone());
+        let load = move || -> Result<Vfs, OpenError> {
+            let vfs = Vfs::load(options)?;
+            vfs.take_policies_from(policies_file.as_deref());
+            Ok(vfs)
+        };
+        let vfs = spawn_blocking(load).await??;
 
-        let mut servers = Servers::new();
+        let mut servers = Servers::starting();
         servers.serve(api::serve(socket, vfs.clone(), servers.phase()));
         if let Some(listener) = listener {
             let shown = vfs.clone();
             servers.serve_page(listener, Arc::new(move || Snapshot::take(&shown).render()));
         }
-        let (reload, mut phase) = (reload::keep_equal(file, hangup, vfs.clone()), servers.phase());
+        let (mut recovery, mut phase) = (vfs.watch_recovery(), servers.phase());
+        let reload = reload::keep_equal(file, hangup, vfs.clone());
         servers.serve(async move {
+            let reload = async {
+                // Until then the numbers of VFs are those of the start.
+                let _ = recovery.wait_for(|recovery| *recovery >= Recovery::Leases).await;
+                reload.await;
+            };
             // An error means that the spine is gone, which is a stop as well.
-            tokio::select! { () = reload => {}, _ = phase.wait_for(|phase| *phase != Phase::Serving) => {} }
+            tokio::select! { () = reload => {}, _ = phase.wait_for(|phase| is_over(*phase)) => {} }
             Ok::<_, Infallible>(())
         });
         let look = follow(vfs.clone(), uevents, rescan, servers.phase()).map_err(RunError::Thread)?;
-        let daemon = Self { vfs, servers, look };
-        daemon.announce(&path);
-        Ok(daemon)
+        Ok(Self { vfs, servers, look, socket: path })
+    }
+
+    /// Returns when every VF is in a known state. A start that is stopped never is.
+    pub fn recovered(&self) -> impl Future<Output = ()> + use<> {
+        let mut recovery = self.vfs.watch_recovery();
+        async move {
+            if recovery.wait_for(|recovery| *recovery == Recovery::Done).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// The VFs.
@@ -144,11 +182,11 @@ impl Daemon {
         info!("stopped");
     }
 
-    fn announce(&self, socket: &std::path::Path) {
+    fn announce(&self) {
         let view = self.vfs.view();
         let leases = view.vfs.iter().filter(|vf| vf.lease.is_some()).count() + view.lost.len();
         let (pfs, vfs) = (view.pfs.len(), view.vfs.len());
-        self.servers.ready(format_args!("{pfs} PFs, {vfs} VFs, {leases} leases, {}", socket.display()));
+        self.servers.ready(format_args!("{pfs} PFs, {vfs} VFs, {leases} leases, {}", self.socket.display()));
     }
 }
 
@@ -158,8 +196,13 @@ fn hear() -> Option<Uevents> {
         .ok()
 }
 
-/// Looks at the tree when something happened, and now and then. What could not be finished before is gone on with in
-/// a thread of its own: it may have to wait for the kernel, and news shall not.
+fn is_over(phase: Phase) -> bool {
+    matches!(phase, Phase::Draining | Phase::Stopped)
+}
+
+/// Finishes the start; then looks at the tree when something happened, and now and then, and whether leases are at their end.
+/// What could not be finished before is gone on with in a thread of its own: it may have to wait for the kernel, and news shall
+/// not.
 fn follow(
     vfs: Vfs,
     mut uevents: Option<Uevents>,
@@ -171,8 +214,9 @@ fn follow(
     let reconciler = move || reconciling.iter().for_each(|()| reconciler.reconcile());
     let reconciler = thread::Builder::new().name("reconcile".to_owned()).spawn(reconciler)?;
     let work = move || {
-        let mut left = rescan;
-        while *phase.borrow() == Phase::Serving {
+        vfs.recover();
+        let (mut left, mut ends) = (rescan, ENDS_EVERY);
+        while !is_over(*phase.borrow()) {
             // Short, so that a stop is seen.
             let timeout = left.min(LOOK_UP);
             let heard = if let Some(socket) = &mut uevents {
@@ -185,12 +229,19 @@ fn follow(
                 thread::sleep(timeout);
                 false
             };
-            left = left.saturating_sub(timeout);
-            if heard || vfs.take_returned() || left.is_zero() {
+            (left, ends) = (left.saturating_sub(timeout), ends.saturating_sub(timeout));
+            let is_due = heard || vfs.take_returned() || left.is_zero();
+            if is_due {
                 vfs.look();
+                left = rescan;
+            }
+            let has_ended = ends.is_zero() && vfs.has_ended_leases();
+            if ends.is_zero() {
+                ends = ENDS_EVERY;
+            }
+            if is_due || has_ended {
                 // A look that is asked for already is soon enough.
                 let _ = reconcile.try_send(());
-                left = rescan;
             }
         }
         drop(reconcile);
@@ -228,5 +279,7 @@ pub enum RunError {
 
 /// How often it is looked whether to stop.
 const LOOK_UP: Duration = Duration::from_millis(100);
+/// How often it is looked whether what leases are for is gone.
+const ENDS_EVERY: Duration = Duration::from_millis(500);
 /// How long operations under way and clients may take at the end.
 const SERVERS_GRACE: Duration = Duration::from_secs(5);

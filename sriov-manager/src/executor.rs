@@ -115,7 +115,7 @@ impl Executor {
         let deadline = Instant::now() + self.timeouts.settle;
         loop {
             let current = self.current_at_once(vf)?;
-            if !matches!(current.report, VfReport::Untold(_)) || Instant::now() >= deadline {
+            if !matches!(current.report, VfReport::Untold(_)) || self.is_over(deadline) {
                 return Ok(current);
             }
             sleep(POLL);
@@ -126,7 +126,7 @@ impl Executor {
     pub fn current_at_once(&self, vf: &VirtualFunction) -> Result<Current, CallError> {
         let VirtualFunction { address, index, .. } = *vf;
         let began = Instant::now();
-        let (report, permanent_mac) = self.report(vf)?;
+        let Asked { report, permanent_mac, made_from } = self.report(vf)?;
         debug!(microseconds = began.elapsed().as_micros(), "asked the PF");
         let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
         let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
@@ -137,27 +137,40 @@ impl Executor {
             index,
             driver: self.sysfs.driver(address),
             report,
-            derived_mac: permanent_mac.map(|mac| mac.derived(index)),
+            derived_mac: made_from.map(|mac| mac.derived(index)),
+            card: permanent_mac,
             mtu: netdev.and_then(|netdev| self.sysfs.mtu(address, &netdev)),
             members,
         })
     }
 
-    /// What the PF says of a VF, and the address that the PF was made with.
-    fn report(&self, vf: &VirtualFunction) -> Result<(VfReport, Option<Mac>), CallError> {
-        let Some((netdev, interface)) = self.sysfs.interface(vf.pf) else { return Ok((VfReport::NoInterface, None)) };
+    /// The address that a PF was made with; none: it does not tell now.
+    pub fn permanent_mac(&self, pf: PciAddress) -> Option<Mac> {
+        let (netdev, interface) = self.sysfs.interface(pf)?;
+        let what = format!("ask {netdev} about itself");
+        let asked = self.watchdog.call(&what, &[pf], self.timeouts.call, move |kernel| kernel.pf_report(interface));
+        asked.ok()?.permanent_mac
+    }
+
+    /// What the PF says of a VF and of itself.
+    fn report(&self, vf: &VirtualFunction) -> Result<Asked, CallError> {
+        let nothing = |report| Asked { report, permanent_mac: None, made_from: None };
+        let Some((netdev, interface)) = self.sysfs.interface(vf.pf) else { return Ok(nothing(VfReport::NoInterface)) };
         let what = format!("ask {netdev} about its VFs");
         let asked =
             self.watchdog.call(&what, &[vf.address], self.timeouts.call, move |kernel| kernel.pf_report(interface));
         Ok(match asked {
             Ok(mut report) => {
-                let permanent_mac = report.permanent_mac.or_else(|| self.sysfs.mac(vf.pf, &netdev));
                 let state = report.vfs.remove(&vf.index).map(VfReport::Told);
                 let left_out =
                     || VfReport::Untold(format!("{netdev} left it out, as it does while the VF is in reset"));
-                (state.unwrap_or_else(left_out), permanent_mac)
+                Asked {
+                    report: state.unwrap_or_else(left_out),
+                    permanent_mac: report.permanent_mac,
+                    made_from: report.permanent_mac.or_else(|| self.sysfs.mac(vf.pf, &netdev)),
+                }
             }
-            Err(CallError::Refused(refusal)) => (VfReport::Untold(format!("{what}: {refusal}")), None),
+            Err(CallError::Refused(refusal)) => nothing(VfReport::Untold(format!("{what}: {refusal}"))),
             Err(stuck) => return Err(stuck),
         })
     }
@@ -286,7 +299,7 @@ impl Executor {
             let Err(error) = result else { return Ok(()) };
             // Drivers refuse while the VF is in reset, and say so in one of these ways.
             let is_busy = matches!(error.errno(), Some(Errno::EAGAIN | Errno::EBUSY));
-            if is_busy && Instant::now() < deadline {
+            if is_busy && !self.is_over(deadline) {
                 sleep(POLL);
                 continue;
             }
@@ -359,11 +372,16 @@ impl Executor {
         let deadline = Instant::now() + timeout;
         loop {
             let found = look();
-            if found.is_some() || Instant::now() >= deadline {
+            if found.is_some() || self.is_over(deadline) {
                 return found;
             }
             sleep(POLL);
         }
+    }
+
+    /// Nothing is waited for beyond its deadline, nor by a manager that stops.
+    fn is_over(&self, deadline: Instant) -> bool {
+        Instant::now() >= deadline || self.watchdog.is_stopping()
     }
 }
 
@@ -371,6 +389,16 @@ impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor").field("sysfs", &self.sysfs).finish_non_exhaustive()
     }
+}
+
+/// What a PF answered.
+struct Asked {
+    /// About the VF.
+    report: VfReport,
+    /// The address that the PF was made with.
+    permanent_mac: Option<Mac>,
+    /// The address that those of its VFs are made from.
+    made_from: Option<Mac>,
 }
 
 /// A step that failed.

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use crate::address::{PciAddress, VFIO_PCI};
 use crate::attributes::{Mac, VfState};
 use crate::executor::Timeouts;
+use crate::journal::FakeDisk;
 use crate::kernel::ForeignNetdev;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
@@ -214,7 +215,7 @@ impl FakeNode {
 
     /// The disk is full at the record of this number from now on, counting from one, and not after it.
     pub fn fill_disk_at_record(&self, vfs: &Vfs, number: usize) {
-        vfs.fail_record(number);
+        vfs.set_disk(FakeDisk { full_at: number, ..FakeDisk::default() });
     }
 
     /// From now on the node behaves so.

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::address::is_userspace_driver;
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
+use crate::lease::Until;
 use crate::sysfs::Sysfs;
 
 /// Somebody who uses a VF now.
@@ -119,6 +121,37 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> Vec<Holder> {
     .collect()
 }
 
+/// When a process was started, in the kernel's ticks since the boot; none: there is no such process any more.
+pub fn start_time(sysfs: &Sysfs, pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(sysfs.path(&format!("proc/{pid}/stat"))).ok()?;
+    // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let is_zombie = matches!(fields.next(), Some("Z" | "X"));
+    if is_zombie { None } else { fields.nth(STAT_START_TIME)?.parse().ok() }
+}
+
+/// The number of a network namespace by a file of it; none: it is not there.
+pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> Option<u64> {
+    fs::metadata(below(sysfs, path)).ok().map(|metadata| metadata.ino())
+}
+
+/// Whether what a lease was to last for is gone.
+pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
+    match until {
+        Until::Process { pid, start_time: started } => start_time(sysfs, *pid) != Some(*started),
+        Until::Namespace { path, inode } => namespace_inode(sysfs, path) != Some(*inode),
+        // A control group may be left behind empty; one that was never populated is not there yet.
+        Until::Cgroup { path } => match fs::read_to_string(below(sysfs, path).join("cgroup.events")) {
+            Ok(events) => events.lines().any(|line| line == "populated 0"),
+            Err(_) => !below(sysfs, path).is_dir(),
+        },
+    }
+}
+
+fn below(sysfs: &Sysfs, path: &Path) -> PathBuf {
+    sysfs.path(&path.strip_prefix("/").unwrap_or(path).to_string_lossy())
+}
+
 /// Whether every process of the machine is in `/proc`: whether this is the first process namespace.
 pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
     fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
@@ -135,5 +168,7 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
     text.trim().to_owned()
 }
 
+/// Field 22 of `/proc/PID/stat`, counted from the one behind the state (proc_pid_stat(5)).
+const STAT_START_TIME: usize = 18;
 /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::address::PciAddress;
+use crate::attributes::Mac;
 use crate::sysfs::Sysfs;
 
 /// A look at the node.
@@ -70,19 +71,45 @@ pub struct Function {
     pub netdevs: Vec<String>,
     /// Other names of these (`ip link property add`).
     pub altnames: Vec<String>,
+    /// `ARPHRD_*` of linux/if_arp.h: 1 is Ethernet, 32 InfiniBand; none: it has no interface in our namespace.
+    pub link_type: Option<u16>,
+    /// The address of its interface.
+    pub mac: Option<Mac>,
+    /// What the firmware calls it.
+    pub acpi_index: Option<u32>,
+    /// Its devices of RDMA.
+    pub rdma: Vec<RdmaDevice>,
+}
+
+/// A device of RDMA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RdmaDevice {
+    /// Such as `mlx5_2`.
+    pub name: String,
+    /// Its nodes, such as `/dev/infiniband/uverbs2`.
+    pub nodes: Vec<String>,
 }
 
 impl Inventory {
     /// Looks at the whole tree. A function that goes away meanwhile is left out.
     pub fn read(sysfs: &Sysfs) -> io::Result<Self> {
+        Self::read_after(sysfs, &Self::default())
+    }
+
+    /// [`Inventory::read`], with an earlier look: what never changes of a VF is not read again while it is the same VF. Of a node
+    /// with thousands of them that is half of the work.
+    pub fn read_after(sysfs: &Sysfs, before: &Self) -> io::Result<Self> {
         let mut inventory = Self::default();
         for address in sysfs.devices()? {
+            // A VF has no VFs of its own.
+            if inventory.vfs.contains_key(&address) {
+                continue;
+            }
             let Some(total_vfs) = sysfs.number::<u32>(address, "sriov_totalvfs") else { continue };
             let pf = PhysicalFunction::read(sysfs, address, total_vfs);
             for (&index, &vf) in &pf.vfs {
-                if sysfs.exists(vf) {
-                    inventory.vfs.insert(vf, VirtualFunction::read(sysfs, address, index, vf));
-                }
+                let read = VirtualFunction::read(sysfs, address, index, vf, before.vfs.get(&vf));
+                inventory.vfs.extend(read.map(|read| (vf, read)));
             }
             inventory.pfs.insert(address, pf);
         }
@@ -97,18 +124,13 @@ impl Inventory {
                 Some((pf.address, index))
             });
             let Some((pf, index)) = owner else { continue };
-            if sysfs.exists(vf) {
-                let mut read = VirtualFunction::read(sysfs, pf, index, vf);
-                // Those of an interface that is still there are told with the next look at the whole tree.
-                if let Some(before) =
-                    self.vfs.get(&vf).filter(|before| before.function.netdevs == read.function.netdevs)
-                {
-                    read.function.altnames.clone_from(&before.function.altnames);
-                }
-                self.vfs.insert(vf, read);
-            } else {
-                self.vfs.remove(&vf);
+            let before = self.vfs.remove(&vf);
+            let Some(mut read) = VirtualFunction::read(sysfs, pf, index, vf, before.as_ref()) else { continue };
+            // Those of an interface that is still there are told with the next look at the whole tree.
+            if let Some(before) = before.filter(|before| before.function.netdevs == read.function.netdevs) {
+                read.function.altnames = before.function.altnames;
             }
+            self.vfs.insert(vf, read);
         }
     }
 
@@ -179,16 +201,22 @@ impl PhysicalFunction {
 }
 
 impl VirtualFunction {
-    fn read(sysfs: &Sysfs, pf: PciAddress, index: u32, address: PciAddress) -> Self {
-        Self {
+    /// None: it is not there.
+    fn read(sysfs: &Sysfs, pf: PciAddress, index: u32, address: PciAddress, before: Option<&Self>) -> Option<Self> {
+        let instance = sysfs.instance(address)?;
+        let before = before.filter(|before| before.instance == instance);
+        Some(Self {
             address,
             pf,
             index,
-            function: Function::read(sysfs, address),
+            function: match before {
+                Some(before) => before.function.read_again(sysfs, address),
+                None => Function::read(sysfs, address),
+            },
             group_with: sysfs.group_members(address).into_iter().filter(|member| *member != address).collect(),
             vfio_device: sysfs.vfio_device(address),
-            instance: sysfs.instance(address),
-        }
+            instance,
+        })
     }
 }
 
@@ -204,6 +232,7 @@ impl Function {
     }
 
     fn read(sysfs: &Sysfs, address: PciAddress) -> Self {
+        let netdevs = sysfs.netdevs(address);
         Self {
             vendor: sysfs.hex(address, "vendor").unwrap_or_default(),
             device: sysfs.hex(address, "device").unwrap_or_default(),
@@ -212,12 +241,57 @@ impl Function {
             iommu_group: sysfs.iommu_group(address),
             // -1 on machines that do not say.
             numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
-            netdevs: sysfs.netdevs(address),
+            link_type: netdevs.first().and_then(|netdev| sysfs.link_type(address, netdev)),
+            mac: netdevs.first().and_then(|netdev| sysfs.mac(address, netdev)),
+            netdevs,
             // Sysfs does not show them.
             altnames: Vec::new(),
+            acpi_index: sysfs.number(address, "acpi_index"),
+            rdma: sysfs.rdma(address),
         }
+    }
+
+    /// What may change of a function that is the same one.
+    fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> Self {
+        let Self { vendor, device, class, iommu_group, numa, acpi_index, .. } = *self;
+        let (driver, netdevs) = (sysfs.driver(address), sysfs.netdevs(address));
+        let (link_type, mac) = match netdevs.first() {
+            Some(netdev) => (sysfs.link_type(address, netdev), sysfs.mac(address, netdev)),
+            None => (None, None),
+        };
+        let (altnames, rdma) = (Vec::new(), sysfs.rdma(address));
+        Self { vendor, device, class, driver, iommu_group, numa, netdevs, altnames, link_type, mac, acpi_index, rdma }
     }
 }
 
 /// The base class of network controllers (PCI code and id assignment specification, 1.3).
 const CLASS_NETWORK: u32 = 0x02;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeNode;
+
+    #[test]
+    fn what_an_earlier_look_knows_is_taken_over_while_the_vf_is_the_same() {
+        let node = FakeNode::new(1, 7);
+        let vfs = node.open();
+        vfs.create(node.pf(0), 2).unwrap();
+        let (sysfs, vf) = (node.sysfs(), node.vf(0, 1));
+        let first = Inventory::read(&sysfs).unwrap();
+        assert_eq!(Inventory::read_after(&sysfs, &first).unwrap(), first);
+        std::fs::write(sysfs.file(vf, "driver_override"), "igbvf\n").unwrap();
+        crate::kernel::Kernel::write(&*node.kernel(), &sysfs.probe_file(), &vf.to_string()).unwrap();
+        let bound = Inventory::read_after(&sysfs, &first).unwrap();
+        assert_eq!(bound, Inventory::read(&sysfs).unwrap(), "its driver and its interface are seen");
+        assert_ne!(bound, first);
+        // Another VF at the same address, which is another device.
+        vfs.create(node.pf(0), 0).unwrap();
+        vfs.create(node.pf(0), 2).unwrap();
+        std::fs::write(sysfs.file(vf, "device"), "0x1520\n").unwrap();
+        let remade = Inventory::read_after(&sysfs, &bound).unwrap();
+        assert_eq!(remade.vfs[&vf].function.device, 0x1520);
+        vfs.create(node.pf(0), 1).unwrap();
+        assert_eq!(Inventory::read_after(&sysfs, &remade).unwrap().vfs.len(), 1);
+    }
+}

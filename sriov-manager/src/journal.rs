@@ -16,9 +16,10 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::address::PciAddress;
-use crate::lease::{Lease, Resize};
+use crate::lease::{Claim, Cordon, Lease, PolicyDocument, Resize};
 
-/// The journal of a state directory, locked against a second writer.
+/// The journal of a state directory, locked against a second writer. What it says is [`Facts`], which whoever writes keeps:
+/// the disk may be slow, and what is true is asked for meanwhile.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -26,11 +27,11 @@ pub struct Journal {
     file: Option<File>,
     /// Lines in the file.
     lines: usize,
-    facts: Facts,
+    /// Lines from which on it is written anew.
+    rewrite_at: usize,
     _lock: Flock<File>,
-    /// Records until the disk is full for one.
     #[cfg(feature = "fake")]
-    fails_in: usize,
+    disk: FakeDisk,
 }
 
 /// What is true.
@@ -40,6 +41,12 @@ pub struct Facts {
     pub leases: BTreeMap<PciAddress, Lease>,
     /// Changes of the number of VFs that are under way, by PF.
     pub resizes: BTreeMap<PciAddress, Resize>,
+    /// VFs that only their owners' clients may have, by the name of the owner.
+    pub claims: BTreeMap<String, Claim>,
+    /// PFs of which no VF is lent to anybody new.
+    pub cordons: BTreeMap<PciAddress, Cordon>,
+    /// The policies that were given over the API.
+    pub policies: Option<PolicyDocument>,
     /// The boot during which the last start was; empty: there was none.
     pub boot: String,
 }
@@ -55,12 +62,43 @@ pub enum Record {
         /// To whom.
         lease: Option<Box<Lease>>,
     },
+    /// Several VFs are lent, or being lent, together: all of it is true, or none.
+    Leases {
+        /// The leases.
+        leases: Vec<Lease>,
+    },
+    /// Leases follow their cards to other addresses, all at once: two cards may have each other's.
+    Moved {
+        /// Where their VFs were.
+        from: Vec<PciAddress>,
+        /// The leases, with the addresses where they are.
+        leases: Vec<Lease>,
+    },
     /// The number of VFs is being changed; none: it was.
     Resize {
         /// The PF.
         pf: PciAddress,
         /// How.
         resize: Option<Resize>,
+    },
+    /// VFs have an owner; none: they have that owner no more.
+    Claim {
+        /// The owner.
+        owner: String,
+        /// What it owns.
+        claim: Option<Claim>,
+    },
+    /// No VF of a PF is lent to anybody new; none: they are again.
+    Cordon {
+        /// The PF.
+        pf: PciAddress,
+        /// Why.
+        cordon: Option<Cordon>,
+    },
+    /// Policies were given over the API.
+    Policies {
+        /// What they are.
+        document: PolicyDocument,
     },
     /// The manager was started.
     Boot {
@@ -70,12 +108,23 @@ pub enum Record {
 }
 
 impl Facts {
-    fn learn(&mut self, record: Record) {
+    /// Takes over what a record says.
+    pub fn learn(&mut self, record: Record) {
         match record {
             Record::Lease { vf, lease: Some(lease) } => drop(self.leases.insert(vf, *lease)),
             Record::Lease { vf, lease: None } => drop(self.leases.remove(&vf)),
+            Record::Leases { leases } => self.leases.extend(leases.into_iter().map(|lease| (lease.vf, lease))),
+            Record::Moved { from, leases } => {
+                self.leases.retain(|vf, _| !from.contains(vf));
+                self.leases.extend(leases.into_iter().map(|lease| (lease.vf, lease)));
+            }
             Record::Resize { pf, resize: Some(resize) } => drop(self.resizes.insert(pf, resize)),
             Record::Resize { pf, resize: None } => drop(self.resizes.remove(&pf)),
+            Record::Claim { owner, claim: Some(claim) } => drop(self.claims.insert(owner, claim)),
+            Record::Claim { owner, claim: None } => drop(self.claims.remove(&owner)),
+            Record::Cordon { pf, cordon: Some(cordon) } => drop(self.cordons.insert(pf, cordon)),
+            Record::Cordon { pf, cordon: None } => drop(self.cordons.remove(&pf)),
+            Record::Policies { document } => self.policies = Some(document),
             Record::Boot { id } => self.boot = id,
         }
     }
@@ -84,17 +133,17 @@ impl Facts {
         let boot = Record::Boot { id: self.boot.clone() };
         let leases = self.leases.iter().map(|(&vf, lease)| Record::Lease { vf, lease: Some(Box::new(lease.clone())) });
         let resizes = self.resizes.iter().map(|(&pf, resize)| Record::Resize { pf, resize: Some(resize.clone()) });
-        [boot].into_iter().chain(leases).chain(resizes)
-    }
-
-    fn len(&self) -> usize {
-        1 + self.leases.len() + self.resizes.len()
+        let claims = self.claims.iter();
+        let claims = claims.map(|(owner, claim)| Record::Claim { owner: owner.clone(), claim: Some(claim.clone()) });
+        let cordons = self.cordons.iter().map(|(&pf, cordon)| Record::Cordon { pf, cordon: Some(cordon.clone()) });
+        let policies = self.policies.iter().map(|document| Record::Policies { document: document.clone() });
+        [boot].into_iter().chain(leases).chain(resizes).chain(claims).chain(cordons).chain(policies)
     }
 }
 
 impl Journal {
     /// Locks a state directory, which is made if it is not there, and reads what it remembers.
-    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+    pub fn open(directory: &Path) -> Result<(Self, Facts), JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(|error| failed("make", error))?;
         let lock = directory.join("lock");
@@ -107,68 +156,105 @@ impl Journal {
         })?;
         let path = directory.join("journal");
         let facts = read(&path)?;
-        // A journal that cannot be written can still be read: VFs are shown, and each change says why not.
-        let (file, lines) = match rewrite(&path, &facts) {
-            Ok(file) => (Some(file), facts.len()),
-            Err(error) => {
-                warn!(path = %path.display(), %error, "the journal cannot be written: nothing is lent before it can be");
-                (None, usize::MAX)
-            }
-        };
-        Ok(Self {
+        let mut journal = Self {
             path,
-            file,
-            lines,
-            facts,
+            file: None,
+            lines: 0,
+            rewrite_at: 0,
             _lock: lock,
             #[cfg(feature = "fake")]
-            fails_in: 0,
-        })
+            disk: FakeDisk::default(),
+        };
+        // A journal that cannot be written can still be read: VFs are shown, and each change says why not.
+        if let Err(error) = journal.rewrite(&facts) {
+            warn!(path = %journal.path.display(), %error, "the journal cannot be written: nothing is lent before it can be");
+        }
+        Ok((journal, facts))
     }
 
-    /// The disk is full at the record of this number, counting from one.
+    /// How its disk behaves from now on.
     #[cfg(feature = "fake")]
-    pub(crate) fn fail_at(&mut self, number: usize) {
-        self.fails_in = number;
+    pub fn set_disk(&mut self, disk: FakeDisk) {
+        self.disk = disk;
     }
 
-    /// What is true.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    /// Makes a fact last: it is on the disk when this returns. `facts_with` tells everything that is true with it.
+    pub fn write(&mut self, record: &Record, facts_with: impl FnOnce() -> Facts) -> Result<(), JournalError> {
+        let written = self.try_write(record, facts_with);
+        written.map_err(|source| JournalError::Failed { tried: "write", path: self.path.clone(), source })
     }
 
-    /// Makes a fact last, then true: it is on the disk when this returns.
-    pub fn record(&mut self, record: &Record) -> Result<(), JournalError> {
-        let failed = |source| JournalError::Failed { tried: "write", path: self.path.clone(), source };
+    fn try_write(&mut self, record: &Record, facts_with: impl FnOnce() -> Facts) -> io::Result<()> {
         #[cfg(feature = "fake")]
-        {
-            let left = self.fails_in;
-            self.fails_in = left.saturating_sub(1);
-            if left == 1 {
-                return Err(failed(io::Error::from_raw_os_error(nix::libc::ENOSPC)));
-            }
+        self.disk.before_record()?;
+        let Some(file) = self.file.as_mut().filter(|_| self.lines < self.rewrite_at) else {
+            return self.rewrite(&facts_with());
+        };
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        if let Err(error) = file.write_all(&line).and_then(|()| file.sync_data()) {
+            // Half a line may be there.
+            self.file = None;
+            return Err(error);
         }
-        let mut facts = self.facts.clone();
-        facts.learn(record.clone());
-        match &mut self.file {
-            Some(file) if self.lines < REWRITE_AT || self.lines <= 2 * facts.len() => {
-                let mut line = serde_json::to_vec(record).map_err(|error| failed(error.into()))?;
-                line.push(b'\n');
-                if let Err(error) = file.write_all(&line).and_then(|()| file.sync_data()) {
-                    // Half a line may be there.
-                    self.file = None;
-                    return Err(failed(error));
-                }
-                self.lines += 1;
-            }
-            _ => {
-                // If this fails after its rename, what is open is no longer the journal.
-                self.file = None;
-                self.file = Some(rewrite(&self.path, &facts).map_err(failed)?);
-                self.lines = facts.len();
-            }
+        self.lines += 1;
+        Ok(())
+    }
+
+    /// Writes the file anew, with what is true and nothing else.
+    fn rewrite(&mut self, facts: &Facts) -> io::Result<()> {
+        // If this fails after its rename, what is open is no longer the journal.
+        self.file = None;
+        let beside = self.path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
+        let mut text = Vec::new();
+        let mut lines = 0;
+        for record in facts.records() {
+            serde_json::to_writer(&mut text, &record)?;
+            text.push(b'\n');
+            lines += 1;
         }
-        self.facts = facts;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&beside, &self.path)?;
+        #[cfg(feature = "fake")]
+        self.disk.after_rename()?;
+        // The rename itself lasts only when the directory does.
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        self.file = Some(file);
+        self.lines = lines;
+        self.rewrite_at = REWRITE_AT.max(2 * lines);
+        Ok(())
+    }
+}
+
+/// How the disk below a journal behaves, in tests.
+#[cfg(feature = "fake")]
+#[derive(Clone, Debug, Default)]
+pub struct FakeDisk {
+    /// It is full at the record of this number, counting from one.
+    pub full_at: usize,
+    /// It fails after the next rename.
+    pub fails_after_rename: bool,
+    /// No record comes back while somebody holds this.
+    pub frozen: Option<std::sync::Arc<std::sync::Mutex<()>>>,
+}
+
+#[cfg(feature = "fake")]
+impl FakeDisk {
+    fn before_record(&mut self) -> io::Result<()> {
+        if let Some(frozen) = &self.frozen {
+            drop(frozen.lock());
+        }
+        let left = self.full_at;
+        self.full_at = left.saturating_sub(1);
+        if left == 1 { Err(io::Error::from_raw_os_error(nix::libc::ENOSPC)) } else { Ok(()) }
+    }
+
+    fn after_rename(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.fails_after_rename) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
+        }
         Ok(())
     }
 }
@@ -211,22 +297,6 @@ fn understand(line: &[u8]) -> serde_json::Result<Record> {
         }
     }
     serde_json::from_value(value)
-}
-
-fn rewrite(path: &Path, facts: &Facts) -> io::Result<File> {
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
-    let mut text = Vec::new();
-    for record in facts.records() {
-        serde_json::to_writer(&mut text, &record)?;
-        text.push(b'\n');
-    }
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    // The rename itself lasts only when the directory does.
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-    Ok(file)
 }
 
 /// Why the journal cannot be used.
@@ -274,8 +344,29 @@ mod tests {
     use crate::attributes::Attributes;
     use crate::lease::{Stage, Wanted};
 
-    fn resize(to: u32) -> Resize {
-        Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }
+    /// A journal with its facts, as its owner keeps them.
+    struct Kept {
+        journal: Journal,
+        facts: Facts,
+    }
+
+    impl Kept {
+        fn open(directory: &Path) -> Self {
+            let (journal, facts) = Journal::open(directory).unwrap();
+            Self { journal, facts }
+        }
+
+        fn record(&mut self, record: &Record) -> Result<(), JournalError> {
+            let mut facts = self.facts.clone();
+            facts.learn(record.clone());
+            self.journal.write(record, || facts.clone())?;
+            self.facts = facts;
+            Ok(())
+        }
+    }
+
+    fn resize(to: u32) -> Record {
+        Record::Resize { pf: PF, resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }) }
     }
 
     const PF: PciAddress = PciAddress::new(0, 1, 0, 0);
@@ -283,26 +374,34 @@ mod tests {
     #[test]
     fn what_was_recorded_is_there_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(directory.path()).unwrap();
-        journal.record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
-        journal.record(&Record::Resize { pf: PF, resize: Some(resize(7)) }).unwrap();
-        let facts = journal.facts().clone();
-        drop(journal);
-        let journal = Journal::open(directory.path()).unwrap();
-        assert_eq!(journal.facts(), &facts);
-        assert_eq!(journal.facts().resizes[&PF].to, 7);
+        let mut kept = Kept::open(directory.path());
+        kept.record(&resize(4)).unwrap();
+        kept.record(&resize(7)).unwrap();
+        let claim = Claim { uid: 7, pools: vec!["fast".into()], vfs: [PF].into(), since: 1 };
+        kept.record(&Record::Claim { owner: "plugin".into(), claim: Some(claim) }).unwrap();
+        let cordon = Cordon { uid: 0, why: "firmware".into() };
+        kept.record(&Record::Cordon { pf: PF, cordon: Some(cordon) }).unwrap();
+        kept.record(&Record::Policies { document: PolicyDocument { generation: 3, text: "pools: []".into() } })
+            .unwrap();
+        let facts = kept.facts.clone();
+        drop(kept);
+        // Twice: the second time it was written anew.
+        for _ in 0..2 {
+            assert_eq!(Kept::open(directory.path()).facts, facts);
+        }
+        assert_eq!(facts.resizes[&PF].to, 7);
     }
 
     #[test]
     fn a_line_that_a_kill_cut_short_does_not_count() {
         let directory = tempfile::tempdir().unwrap();
-        Journal::open(directory.path()).unwrap().record(&Record::Resize { pf: PF, resize: Some(resize(4)) }).unwrap();
+        Kept::open(directory.path()).record(&resize(4)).unwrap();
         let path = directory.path().join("journal");
         let whole = fs::read(&path).unwrap();
         let line = serde_json::to_vec(&Record::Resize { pf: PF, resize: None }).unwrap();
         for cut in 0..=line.len() {
             fs::write(&path, [&whole[..], &line[..cut]].concat()).unwrap();
-            assert_eq!(Journal::open(directory.path()).unwrap().facts().resizes.len(), 1, "cut at {cut}");
+            assert_eq!(Kept::open(directory.path()).facts.resizes.len(), 1, "cut at {cut}");
         }
     }
 
@@ -334,17 +433,13 @@ mod tests {
             lease("0000:01:10.3", "releasing", "null"),
         ];
         fs::write(directory.path().join("journal"), format!("{}\n", lines.join("\n"))).unwrap();
-        let facts = Journal::open(directory.path()).unwrap().facts().clone();
+        let facts = Kept::open(directory.path()).facts;
         let stages: Vec<_> = facts.leases.values().map(|lease| lease.stage.clone()).collect();
         let from = Wanted { driver: Driver::Kernel, attributes: Attributes::default() };
         assert_eq!(stages, [Stage::New, Stage::Changing { from }, Stage::Lent, Stage::Releasing]);
         let lease = facts.leases.values().next().unwrap();
         assert_eq!((lease.fault.as_deref(), lease.before.state.as_ref().unwrap().vlan.id), (Some("t"), 3));
-        assert_eq!(
-            Journal::open(directory.path()).unwrap().facts(),
-            &facts,
-            "and is written anew as one of this release"
-        );
+        assert_eq!(Kept::open(directory.path()).facts, facts, "and is written anew as one of this release");
     }
 
     #[test]
@@ -360,27 +455,37 @@ mod tests {
     #[test]
     fn a_journal_that_cannot_be_written_is_read_and_says_so_with_each_record_until_it_can() {
         let directory = tempfile::tempdir().unwrap();
-        let record = |to| Record::Resize { pf: PF, resize: Some(resize(to)) };
-        Journal::open(directory.path()).unwrap().record(&record(4)).unwrap();
+        Kept::open(directory.path()).record(&resize(4)).unwrap();
         // In the way of the file that is to take the journal's place.
         let beside = directory.path().join("journal.new");
         fs::create_dir(&beside).unwrap();
-        let mut journal = Journal::open(directory.path()).unwrap();
-        assert_eq!(journal.facts().resizes[&PF].to, 4);
-        journal.record(&record(5)).unwrap_err();
-        assert_eq!(journal.facts().resizes[&PF].to, 4, "what is not on the disk is not true");
+        let mut kept = Kept::open(directory.path());
+        assert_eq!(kept.facts.resizes[&PF].to, 4);
+        kept.record(&resize(5)).unwrap_err();
         fs::remove_dir(&beside).unwrap();
-        journal.record(&record(6)).unwrap();
-        drop(journal);
-        assert_eq!(Journal::open(directory.path()).unwrap().facts().resizes[&PF].to, 6);
+        kept.record(&resize(6)).unwrap();
+        drop(kept);
+        assert_eq!(Kept::open(directory.path()).facts.resizes[&PF].to, 6);
+    }
+
+    #[test]
+    fn what_is_written_after_a_failure_behind_the_rename_is_in_the_file_that_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = Kept::open(directory.path());
+        kept.journal.lines = kept.journal.rewrite_at;
+        kept.journal.set_disk(FakeDisk { fails_after_rename: true, ..FakeDisk::default() });
+        kept.record(&resize(4)).unwrap_err();
+        kept.record(&resize(5)).unwrap();
+        drop(kept);
+        assert_eq!(Kept::open(directory.path()).facts.resizes[&PF].to, 5);
     }
 
     #[test]
     fn the_file_does_not_grow_without_end() {
         let directory = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(directory.path()).unwrap();
+        let mut kept = Kept::open(directory.path());
         for to in 0..REWRITE_AT as u32 + 10 {
-            journal.record(&Record::Resize { pf: PF, resize: Some(resize(to)) }).unwrap();
+            kept.record(&resize(to)).unwrap();
         }
         let lines = fs::read_to_string(directory.path().join("journal")).unwrap().lines().count();
         assert!(lines < 20, "{lines}");

@@ -9,13 +9,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use ferrule_ffi::netns::NetNs;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    LinkAttribute, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
-    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
+    LinkAttribute, LinkLayerType, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac,
+    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
@@ -125,8 +126,14 @@ impl Kernel for LiveKernel {
         for Namespace { file, pid } in foreign_namespaces()? {
             // One that just went away holds nothing.
             let Ok(namespace) = NetNs::open(&file) else { continue };
-            let links = namespace.run(|| Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())));
-            if let Some(netdev) = links??.iter().find_map(|link| of_device(link, vf)) {
+            let find = || -> Result<Option<String>, NetlinkError> {
+                let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+                let named = links.iter().find_map(|link| of_device(link, vf));
+                // Kernels before 5.14 do not name the device of a link; its driver does.
+                let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
+                Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
+            };
+            if let Some(netdev) = namespace.run(find)?? {
                 return Ok(Some(ForeignNetdev { netdev, namespace: file, pid }));
             }
         }
@@ -264,6 +271,20 @@ fn of_device(link: &RouteNetlinkMessage, vf: PciAddress) -> Option<String> {
         _ => None,
     });
     link.attributes.contains(&parent).then_some(name).flatten()
+}
+
+/// The name of a link of a device that the kernel does not name. Those without a device have a kind, or are the loopback.
+fn of_unnamed_device(link: &RouteNetlinkMessage) -> Option<String> {
+    let RouteNetlinkMessage::NewLink(link) = link else { return None };
+    let mut name = None;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(own) => name = Some(own.clone()),
+            LinkAttribute::ParentDevName(_) | LinkAttribute::LinkInfo(_) => return None,
+            _ => {}
+        }
+    }
+    name.filter(|_| link.header.link_layer_type != LinkLayerType::Loopback)
 }
 
 struct Namespace {

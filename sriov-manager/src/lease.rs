@@ -1,11 +1,12 @@
-//! Who has which VF, and what it was before.
+//! Who has which VF, and what it was before; and whose VFs are to lend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
-use crate::attributes::{Attributes, VfState};
+use crate::attributes::{Attributes, Mac, VfState};
 use crate::inventory::VirtualFunction;
 use crate::plan::Binding;
 
@@ -25,12 +26,21 @@ pub struct Lease {
     pub since: u64,
     /// The pool that it was asked from; none: by its address.
     pub pool: Option<String>,
+    /// The owner of the VF, who lent it on; none: nobody had claimed it.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// It is given back by itself when this is gone; none: when somebody says so.
+    #[serde(default)]
+    pub until: Option<Until>,
     /// The VF.
     pub vf: PciAddress,
     /// Its PF.
     pub pf: PciAddress,
     /// Its number there.
     pub index: u32,
+    /// The address that the PF was made with: after a reboot another card may be at its PCI address. None: it did not tell.
+    #[serde(default)]
+    pub card: Option<Mac>,
     /// What was asked.
     pub wanted: Wanted,
     /// What the VF was, and will be again.
@@ -59,6 +69,31 @@ impl Lease {
     }
 }
 
+/// What ends a lease when it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// A process.
+    Process {
+        /// Its number, as the manager sees it.
+        pid: u32,
+        /// When it was started, in the kernel's ticks since the boot: a number may be another process's later.
+        start_time: u64,
+    },
+    /// A network namespace.
+    Namespace {
+        /// A file of it, such as `/run/netns/pod`.
+        path: PathBuf,
+        /// The number of the namespace: another one may get the file's name.
+        inode: u64,
+    },
+    /// A control group. One without processes is as good as gone.
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+    },
+}
+
 /// What a lease asks of its VF.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
@@ -80,6 +115,12 @@ pub enum Stage {
         /// What was asked before.
         from: Wanted,
     },
+    /// The VF goes from one lease to another: it is cleaned, and made ready for the new one. Interrupted here, it goes back to
+    /// the lease that had it, which was at its end.
+    HandingOver {
+        /// That lease.
+        from: Box<Lease>,
+    },
     /// The VF is lent.
     Lent,
     /// The VF is being cleaned. Interrupted here, the cleaning goes on.
@@ -95,6 +136,7 @@ impl Stage {
         match self {
             Self::New => "new",
             Self::Changing { .. } => "changing",
+            Self::HandingOver { .. } => "handing-over",
             Self::Lent => "lent",
             Self::Releasing => "releasing",
             Self::Dirty => "dirty",
@@ -121,6 +163,37 @@ impl Before {
     pub fn bindings(&self) -> BTreeMap<PciAddress, Binding> {
         self.members.iter().map(|(&member, driver)| (member, Binding::to(driver.as_deref()))).collect()
     }
+}
+
+/// VFs that only one owner lends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The user whose process claimed them, and who alone lends them.
+    pub uid: u32,
+    /// Every VF of these pools, whenever it comes.
+    pub pools: Vec<String>,
+    /// And these VFs.
+    pub vfs: BTreeSet<PciAddress>,
+    /// When, in seconds since 1970. Of two claims of one VF the older one holds.
+    pub since: u64,
+}
+
+/// A PF of which no VF is lent to anybody new.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cordon {
+    /// Who said so.
+    pub uid: u32,
+    /// Why, in words for people.
+    pub why: String,
+}
+
+/// Policies as they were given over the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyDocument {
+    /// Grows with every document.
+    pub generation: u64,
+    /// As a policies file has it.
+    pub text: String,
 }
 
 /// A change of the number of VFs.

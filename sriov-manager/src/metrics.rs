@@ -1,6 +1,7 @@
 //! The VFs as Prometheus reads them, made anew for every scrape.
 
 use std::fmt;
+use std::sync::Arc;
 
 use ferrule_daemon::metrics::{self, Process, gauges};
 use prometheus_client::collector::Collector;
@@ -11,7 +12,7 @@ use crate::vfs::{VfView, Vfs, View};
 /// Everything that one scrape tells.
 #[derive(Debug)]
 pub struct Snapshot {
-    view: View,
+    view: Arc<View>,
     process: Option<Process>,
 }
 

@@ -148,6 +148,8 @@ pub struct Current {
     pub report: VfReport,
     /// The address that is made for it when it needs one; none: its PF's own is not known.
     pub derived_mac: Option<Mac>,
+    /// The address that its PF was made with; none: it did not tell.
+    pub card: Option<Mac>,
     /// The MTU of its interface.
     pub mtu: Option<u32>,
     /// Drivers of the VFs that share its IOMMU group.
@@ -295,6 +297,7 @@ mod tests {
             driver: driver.map(ToOwned::to_owned),
             report: VfReport::Told(VfState::default()),
             derived_mac: None,
+            card: None,
             mtu: Some(1500),
             members: BTreeMap::new(),
         }

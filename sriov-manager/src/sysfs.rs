@@ -16,6 +16,7 @@ use ferrule_ffi::sysfs::{net, pci_device};
 use sysfs_class::{PciDevice, SysClass};
 
 use crate::address::PciAddress;
+use crate::inventory::RdmaDevice;
 use crate::kernel::Interface;
 
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
@@ -63,9 +64,9 @@ impl Sysfs {
         self.device_directory(address).exists()
     }
 
-    /// A number that differs between a function and one that came to its address later; 0: it is not there.
-    pub fn instance(&self, address: PciAddress) -> u64 {
-        fs::metadata(self.device_directory(address)).map_or(0, |metadata| metadata.ino())
+    /// A number that differs between a function and one that came to its address later; none: it is not there.
+    pub fn instance(&self, address: PciAddress) -> Option<u64> {
+        fs::metadata(self.device_directory(address)).ok().map(|metadata| metadata.ino())
     }
 
     /// A file of a device without the white space around it; none if it is not there or not to be read.
@@ -160,6 +161,25 @@ impl Sysfs {
     pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
         let directory = self.file(address, "vfio-dev");
         names(&directory).ok()?.pop().filter(|name| directory.join(name).join("dev").exists())
+    }
+
+    /// The type of link of a network interface of a function: `ARPHRD_*` of linux/if_arp.h.
+    pub fn link_type(&self, address: PciAddress, netdev: &str) -> Option<u16> {
+        self.netdev_file(address, netdev, "type")?.parse().ok()
+    }
+
+    /// The devices of RDMA of a function, and their nodes. A function has one as a rule, and all nodes are its.
+    pub fn rdma(&self, address: PciAddress) -> Vec<RdmaDevice> {
+        let mut devices = names(&self.file(address, "infiniband")).unwrap_or_default();
+        if devices.is_empty() {
+            return Vec::new();
+        }
+        devices.sort_unstable();
+        let below = |class: &str| names(&self.file(address, class)).unwrap_or_default();
+        let mut nodes: Vec<_> = ["infiniband_verbs", "infiniband_mad"].into_iter().flat_map(below).collect();
+        nodes.sort_unstable();
+        let nodes: Vec<_> = nodes.iter().map(|node| format!("/dev/infiniband/{node}")).collect();
+        devices.into_iter().map(|name| RdmaDevice { name, nodes: nodes.clone() }).collect()
     }
 
     /// The MTU of a network interface of a function.

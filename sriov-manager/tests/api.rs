@@ -1,6 +1,5 @@
 //! The daemon on a made-up node, asked over its socket.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,46 +8,16 @@ use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
-use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use sriov_manager_client::cache::Latest;
-use sriov_manager_client::v1::acquire_request::Choice;
-use sriov_manager_client::{Client, VfCache, connect, v1};
+use sriov_manager_client::{VfCache, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
-    let pfs = vec![PfSelector { driver: Some("igb".into()), ..PfSelector::default() }];
-    let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(3)), ..Pool::default() };
-    let parts = node.options();
-    DaemonOptions {
-        sysfs: parts.sysfs,
-        kernel: parts.kernel,
-        state: parts.state,
-        socket,
-        metrics: Some(([127, 0, 0, 1], 0).into()),
-        rescan: Duration::from_millis(50),
-        policies: Policies { pools: vec![pool] },
-        file: None,
-        timeouts: parts.timeouts,
-        observer: None,
-    }
-}
+mod common;
 
-fn acquire(id: &str, driver: &str) -> v1::AcquireRequest {
-    v1::AcquireRequest {
-        id: id.into(),
-        holder: "a test".into(),
-        choice: Some(Choice::Pool("all".into())),
-        driver: driver.into(),
-        ..Default::default()
-    }
-}
-
-async fn client(socket: &Path) -> Client {
-    connect(socket).await.expect("the daemon serves its socket")
-}
+use common::{Watch, acquire, client, eventually, options};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
@@ -57,25 +26,18 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let list = asking.list(v1::ListRequest {}).await.unwrap().into_inner();
+    let list = asking.list(v1::ListRequest::default()).await.unwrap().into_inner();
     assert_eq!((list.pfs.len(), list.vfs.len()), (2, 6), "the policies' VFs were made");
-    assert!(list.vfs.iter().all(|vf| vf.state == "free" && vf.pools == ["all"]));
+    assert!(list.vfs.iter().all(|vf| vf.state() == v1::VfState::Free && vf.pools == ["all"]));
 
-    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    assert_eq!(watch.message().await.unwrap().unwrap().vfs.len(), 6, "the first list comes at once");
-    let v1::AcquireResponse { vf, steps } = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    let mut watch = Watch::start(&mut asking).await;
+    assert_eq!(watch.list.vfs.len(), 6, "the first list comes at once");
+    let v1::AcquireResponse { vf, steps } =
+        asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     let vf = vf.unwrap();
-    assert_eq!((vf.driver.as_str(), vf.state.as_str()), ("vfio-pci", "lent"));
+    assert_eq!((vf.driver.as_str(), vf.state()), ("vfio-pci", v1::VfState::Lent));
     assert!(!steps.is_empty());
-    let seen = async {
-        loop {
-            let list = watch.message().await.unwrap().unwrap();
-            if list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == "vfio-pci") {
-                break;
-            }
-        }
-    };
-    timeout(Duration::from_secs(10), seen).await.expect("the watch tells of the lease");
+    watch.until(|list| list.vfs.iter().any(|listed| listed.address == vf.address && listed.driver == "vfio-pci")).await;
 
     let metrics = scrape(daemon.metrics().unwrap()).await;
     let line = format!("ferrule_vf_lent{{pf=\"ens1f0\",vf=\"{}\"}} 1", vf.address);
@@ -86,7 +48,7 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     assert!(!socket.exists());
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let again = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner();
+    let again = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
     assert_eq!((again.vf.unwrap().address, again.steps.len()), (vf.address.clone(), 0));
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     assert_eq!(asking.release(release).await.unwrap().into_inner().vf, vf.address);
@@ -101,15 +63,19 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
     let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
-    let by_address = |vf: &str| v1::AcquireRequest { choice: Some(Choice::Vf(vf.into())), ..acquire("x", "kernel") };
+    let by_address =
+        |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
-    assert_eq!(code(asking.acquire(acquire("x", "dpdk")).await), Code::InvalidArgument);
+    assert_eq!(
+        code(asking.acquire(v1::AcquireRequest { driver: 99, ..acquire("x", v1::Driver::None) }).await),
+        Code::InvalidArgument
+    );
     for id in ["a", "b", "c"] {
-        asking.acquire(acquire(id, "none")).await.unwrap();
+        asking.acquire(acquire(id, v1::Driver::None)).await.unwrap();
     }
-    assert_eq!(code(asking.acquire(acquire("d", "none")).await), Code::ResourceExhausted);
-    let taken = asking.list(v1::ListRequest {}).await.unwrap().into_inner().vfs[0].address.clone();
+    assert_eq!(code(asking.acquire(acquire("d", v1::Driver::None)).await), Code::ResourceExhausted);
+    let taken = asking.list(v1::ListRequest::default()).await.unwrap().into_inner().vfs[0].address.clone();
     assert_eq!(code(asking.acquire(by_address(&taken)).await), Code::FailedPrecondition);
     assert_eq!(
         code(asking.acquire(v1::AcquireRequest { id: "b".into(), ..by_address(&taken) }).await),
@@ -149,13 +115,11 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    let mut watch = client(&socket).await.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    watch.message().await.unwrap();
+    let mut watch = Watch::start(&mut client(&socket).await).await;
     let kernel = Arc::clone(&node.kernel());
     let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
     sriov_manager::kernel::Kernel::write(&*kernel, &file, "0").unwrap();
-    let gone = async { while !watch.message().await.unwrap().unwrap().vfs.is_empty() {} };
-    timeout(Duration::from_secs(10), gone).await.expect("the next look sees it");
+    watch.until(|list| list.vfs.is_empty()).await;
     daemon.stop().await;
 }
 
@@ -165,17 +129,17 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    client(&socket).await.acquire(acquire("driver", "kernel")).await.unwrap();
+    client(&socket).await.acquire(acquire("driver", v1::Driver::Kernel)).await.unwrap();
     node.set(Scenario::UnbindHangs);
     let mut leaving = client(&socket).await;
     // It needs an unbind, which takes longer than this client waits.
-    let asked = leaving.acquire(acquire("driver", "vfio-pci"));
+    let asked = leaving.acquire(acquire("driver", v1::Driver::VfioPci));
     timeout(Duration::from_millis(300), asked).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "a change of a lease goes on: asked again, it is there");
     node.heal();
     eventually("the change ends", || daemon.vfs().facts().leases.values().all(|lease| lease.stage == Stage::Lent))
         .await;
-    let again = client(&socket).await.acquire(acquire("driver", "vfio-pci")).await.unwrap().into_inner();
+    let again = client(&socket).await.acquire(acquire("driver", v1::Driver::VfioPci)).await.unwrap().into_inner();
     assert!(again.steps.is_empty(), "whoever asks again has it: {again:?}");
 
     // The others have no driver: one more acquire makes one of them the kernel's, and its lease is new.
@@ -184,7 +148,8 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
-    let new = v1::AcquireRequest { choice: Some(Choice::Vf(by_hand.to_string())), ..acquire("new", "vfio-pci") };
+    let new =
+        v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.heal();
@@ -212,20 +177,20 @@ async fn a_release_waits_for_a_holder_only_as_long_as_somebody_waits_for_the_rel
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    let vf = asking.acquire(acquire("one", "vfio-pci")).await.unwrap().into_inner().vf.unwrap();
+    let vf = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
     let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 600_000, dry_run: false, ..Default::default() };
     timeout(Duration::from_millis(200), asking.release(release.clone())).await.unwrap_err();
-    let idle = || daemon.vfs().view().vfs.iter().all(|vf| !vf.busy);
-    eventually("nobody waits any more", idle).await;
     assert_eq!(daemon.vfs().facts().leases.len(), 1, "the lease stays");
 
     // And no longer than the daemon lives.
+    let looks = daemon.vfs().watch_unlocked();
+    let before = *looks.borrow();
     let waiting = tokio::spawn(async move { asking.release(release).await });
-    eventually("it waits", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
+    eventually("it has looked twice", || *looks.borrow() >= before + 2).await;
     timeout(Duration::from_secs(4), daemon.stop()).await.expect("a stop is not held up by who waits");
-    let refused = waiting.await.unwrap().unwrap_err();
-    assert!(refused.message().contains("sriov-manager is stopping"), "{refused}");
+    let stopped = waiting.await.unwrap().unwrap_err();
+    assert!(stopped.message().contains("sriov-manager is stopping"), "{stopped}");
     drop(file);
 }
 
@@ -243,8 +208,8 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     let options = DaemonOptions { policies: policies_now, file: Some(file), ..options(&node, at("vf.sock")) };
     let daemon = Daemon::start(options).await.unwrap();
     let mut asking = client(&at("vf.sock")).await;
-    let mut watch = asking.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    let first = watch.message().await.unwrap().unwrap();
+    let mut watch = Watch::start(&mut asking).await;
+    let first = watch.list.clone();
     assert!(first.vfs.len() == 3 && first.vfs.iter().all(|vf| vf.pools == ["fast"]));
 
     // As an editor does it.
@@ -253,30 +218,30 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
         std::fs::rename(at(".policies.yaml.swp"), at("policies.yaml")).unwrap();
     };
     replace(&policies("quick", 4));
-    let list = until(&mut watch, |list| list.vfs.len() == 4 && list.vfs[0].state == "free").await;
+    let list = watch.until(|list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
-    let request = v1::AcquireRequest { choice: Some(Choice::Pool("quick".into())), ..acquire("one", "none") };
+    let request = v1::AcquireRequest { pool: "quick".into(), ..acquire("one", v1::Driver::None) };
     asking.acquire(request).await.unwrap();
 
     replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");
-    let list = until(&mut watch, |list| !list.policies_refused.is_empty()).await;
-    assert!(list.policies_refused.contains("policies.yaml:3:"), "{}", list.policies_refused);
-    assert!(list.policies_refused.contains("nam"), "{}", list.policies_refused);
+    let list = watch.until(|list| !refused(list).is_empty()).await;
+    assert!(refused(&list).contains("policies.yaml:3:"), "{}", refused(&list));
+    assert!(refused(&list).contains("nam"), "{}", refused(&list));
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "those before hold on");
     std::fs::remove_file(at("policies.yaml")).unwrap();
     raise(Signal::SIGHUP).unwrap();
-    until(&mut watch, |list| list.policies_refused.contains("put it back")).await;
+    watch.until(|list| refused(list).contains("put it back")).await;
 
     // A lease forbids another number, and the new pool does not know the lease: both are told, and both stay.
     std::fs::write(at("policies.yaml"), policies("other", 5)).unwrap();
-    let list = until(&mut watch, |list| list.policies_refused.is_empty() && !list.pfs[0].short.is_empty()).await;
+    let list = watch.until(|list| refused(list).is_empty() && !list.pfs[0].short.is_empty()).await;
     assert!(list.pfs[0].short.contains("is lent as one"), "{list:?}");
     let lease = list.vfs[0].lease.clone().unwrap();
     assert_eq!((lease.id.as_str(), lease.forbidden.as_str()), ("one", "there is no pool quick any more"));
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     asking.release(release).await.unwrap();
     raise(Signal::SIGHUP).unwrap();
-    until(&mut watch, |list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
+    watch.until(|list| list.vfs.len() == 5 && list.pfs[0].short.is_empty()).await;
     daemon.stop().await;
 }
 
@@ -287,7 +252,7 @@ async fn what_cannot_be_cleaned_is_not_reset_at_every_look() {
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let mut asking = client(&socket).await;
-    asking.acquire(acquire("one", "vfio-pci")).await.unwrap();
+    asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap();
     node.set(Scenario::MacRefused);
     let release = v1::ReleaseRequest { lease: "one".into(), ..Default::default() };
     asking.release(release).await.unwrap_err();
@@ -306,7 +271,7 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     let node = FakeNode::new(1, 7);
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
-    let mut cache = VfCache::follow(&socket);
+    let mut cache = VfCache::follow(&socket, v1::WatchRequest::default());
     assert!(cache.latest().list.is_none());
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     let followed = async |cache: &mut VfCache, holds: &dyn Fn(&Latest) -> bool| {
@@ -316,11 +281,11 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     let lent = |count: usize| {
         move |latest: &Latest| {
             let list = latest.list.as_ref().filter(|_| latest.is_followed);
-            list.is_some_and(|list| list.vfs.iter().filter(|vf| vf.state == "lent").count() == count)
+            list.is_some_and(|list| list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Lent).count() == count)
         }
     };
     followed(&mut cache, &lent(0)).await;
-    client(&socket).await.acquire(acquire("one", "none")).await.unwrap();
+    client(&socket).await.acquire(acquire("one", v1::Driver::None)).await.unwrap();
     followed(&mut cache, &lent(1)).await;
     daemon.stop().await;
     followed(&mut cache, &|latest| !latest.is_followed && latest.list.is_some()).await;
@@ -329,28 +294,8 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     daemon.stop().await;
 }
 
-async fn until(
-    watch: &mut tonic::Streaming<v1::ListResponse>,
-    holds: impl Fn(&v1::ListResponse) -> bool,
-) -> v1::ListResponse {
-    let seen = async {
-        loop {
-            let list = watch.message().await.expect("the daemon lives").expect("the daemon lives");
-            if holds(&list) {
-                return list;
-            }
-        }
-    };
-    timeout(Duration::from_secs(10), seen).await.expect("a list shows it")
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let looking = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(Duration::from_secs(10), looking).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+fn refused(list: &v1::ListResponse) -> String {
+    list.node.clone().unwrap_or_default().policies_refused
 }
 
 async fn scrape(address: std::net::SocketAddr) -> String {

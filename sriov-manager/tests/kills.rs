@@ -12,7 +12,7 @@ use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::policy::PeerCredentials;
-use sriov_manager::vfs::{Choice, Options, Request};
+use sriov_manager::vfs::{Choice, Options, Place, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -44,6 +44,9 @@ fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
         wanted,
         peer: ROOT,
         force: false,
+        place: Place::default(),
+        owner: None,
+        until: None,
     }
 }
 
@@ -102,7 +105,7 @@ fn at_every_point_then(
 }
 
 fn all_usable(node: &FakeNode, vfs: &Vfs) {
-    for shown in vfs.view().vfs {
+    for shown in &vfs.view().vfs {
         assert_eq!(shown.vf.function.driver, node.sysfs().driver(shown.vf.address), "the list shows what is there");
     }
     for index in [0, 2] {

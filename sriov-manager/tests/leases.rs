@@ -8,7 +8,7 @@ use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool};
-use sriov_manager::vfs::{Choice, HostVfs, Options, Reason, ReleaseOptions, Remains, Request};
+use sriov_manager::vfs::{Caller, Choice, HostVfs, Options, Place, Reason, Remains, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -22,6 +22,9 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
         wanted: Wanted { driver, attributes },
         peer: ROOT,
         force: false,
+        place: Place::default(),
+        owner: None,
+        until: None,
     }
 }
 
@@ -355,8 +358,7 @@ fn what_cannot_be_restored_keeps_the_vf_until_it_can_or_is_accepted() {
 
     vfs.acquire(&request(vf, Driver::VfioPci, asked)).unwrap();
     node.set(Scenario::MacRefused);
-    let accepted = ReleaseOptions { wait: Duration::ZERO, remains: Remains::Accepted };
-    vfs.release_unless("pod", accepted, ROOT, &|| false).unwrap();
+    vfs.release_once("pod", Remains::Accepted, ROOT, Caller::PATIENT).unwrap();
     assert!(vfs.facts().leases.is_empty(), "somebody has looked at it");
 }
 

@@ -11,7 +11,7 @@ use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool, Principal};
-use sriov_manager::vfs::{Choice, Counts, HostVfs, Options, Reason, Request};
+use sriov_manager::vfs::{Caller, Choice, Counts, HostVfs, Options, Place, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -25,6 +25,9 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         wanted: Wanted { driver, attributes: Attributes::default() },
         peer: ROOT,
         force: false,
+        place: Place::default(),
+        owner: None,
+        until: None,
     }
 }
 
@@ -157,7 +160,12 @@ fn a_dry_run_tells_the_steps_and_does_none() {
     assert_eq!((node.fingerprint(), node.log().len()), (before, log));
     assert!(vfs.facts().leases.is_empty());
     vfs.acquire(&asked).unwrap();
-    assert!(vfs.plan_release(&asked.id, ROOT).unwrap().iter().any(|step| step.to_string().starts_with("reset")));
+    assert!(
+        vfs.plan_release(&asked.id, ROOT, Caller::PATIENT)
+            .unwrap()
+            .iter()
+            .any(|step| step.to_string().starts_with("reset"))
+    );
     assert_eq!(vfs.facts().leases.len(), 1);
 }
 
@@ -487,6 +495,9 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
             id: id.into(),
             holder: "x".into(),
             choice: Choice::Pool(pool.into()),
+            place: Place::default(),
+            owner: None,
+            until: None,
             wanted,
             peer,
             force: false,
@@ -550,7 +561,7 @@ fn a_pf_that_gets_its_name_or_loses_its_vfs_after_the_start_has_the_number_that_
     assert!(vfs.view().warnings[0].contains("the pool all fits no PF of this node"), "{:?}", vfs.view().warnings);
     node.return_pf(node.pf(0));
     vfs.rescan();
-    assert_eq!((count(&vfs), vfs.view().warnings), (3, vec![]));
+    assert_eq!((count(&vfs), vfs.view().warnings.clone()), (3, vec![]));
     // Its driver was loaded anew, say.
     node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_numvfs"), "0").unwrap();
     vfs.rescan();

@@ -8,13 +8,23 @@ use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::Wanted;
 use sriov_manager::policy::PeerCredentials;
-use sriov_manager::vfs::{Choice, Request};
+use sriov_manager::vfs::{Choice, Place, Request};
 use sriov_manager::{Driver, PciAddress, Vfs};
 
 fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
     let peer = PeerCredentials { uid: 0, gid: 0 };
     let wanted = Wanted { driver, attributes };
-    Request { id: "lease".into(), holder: "a test".into(), choice: Choice::Vf(vf), wanted, peer, force: false }
+    Request {
+        id: "lease".into(),
+        holder: "a test".into(),
+        choice: Choice::Vf(vf),
+        place: Place::default(),
+        owner: None,
+        until: None,
+        wanted,
+        peer,
+        force: false,
+    }
 }
 
 /// A node with VFs of which the first is the kernel's: something that a failure could change.

@@ -10,7 +10,7 @@ use ferrule_ffi::ticks;
 use crate::generator::{PREFETCH, RunError};
 use crate::latency::Latency;
 use crate::load::{Load, Touch};
-use crate::traffic::{Addresses, Pattern, Sink, SizeError, head_words, payload_digest, since};
+use crate::traffic::{Addresses, HEAD, Head, Pattern, Sink, SizeError, head_words, payload_digest, since};
 
 /// Looks at what arrives in one direction.
 pub(super) struct RxStream {
@@ -19,6 +19,8 @@ pub(super) struct RxStream {
     pub(super) latency: Option<Latency>,
     /// What [`payload_digest`] says of a frame of each size that was sent.
     payloads: Box<[(usize, u64)]>,
+    /// What the frames are like, if it is known of each before it comes.
+    expected: Option<Expected>,
     /// Where a frame that is verified is read to.
     room: Box<[u8]>,
     gather: Box<[u8]>,
@@ -32,8 +34,15 @@ impl RxStream {
             let frame = Span::from(pattern.frame());
             Ok((size, payload_digest(frame, &head_words(frame))))
         };
+        let expected = match (load.mix.sizes(), load.touch) {
+            (&[size], Touch::Whole | Touch::Stamped) if flows.len() == 1 && !load.latency => {
+                Some(Expected::new(&Pattern::new(size, flows.start, Addresses::default())?, load.touch))
+            }
+            _ => None,
+        };
         Ok(Self {
             touch: load.touch,
+            expected,
             sink: Sink::new(flows, load.touch == Touch::Verified),
             latency: load.latency.then(Latency::new),
             payloads: load.mix.sizes().iter().map(payload).collect::<Result<_, _>>()?,
@@ -81,15 +90,62 @@ impl RxStream {
     fn see_run(&mut self, source: &mut impl Source, now: u64) -> usize {
         let mut run = Run::new();
         source.run(&mut run);
-        for (place, &frame) in run.iter().enumerate() {
-            if self.touch != Touch::Untouched
-                && let Some(later) = run.get(place + PREFETCH)
-            {
+        if self.touch == Touch::Untouched {
+            self.sink.count_unseen(run.len(), run.iter().map(|frame| frame.len()).sum());
+            return run.len();
+        }
+        run.iter().take(PREFETCH).for_each(|frame| frame.prefetch());
+        let known = match (&self.expected, self.sink.expected()) {
+            (Some(expected), Some(next)) => {
+                let known = expected.leading(&run, next);
+                self.sink.count_expected(known, known * expected.head.size as usize);
+                known
+            }
+            _ => 0,
+        };
+        for (place, &frame) in run.iter().enumerate().skip(known) {
+            if let Some(later) = run.get(place + PREFETCH) {
                 later.prefetch();
             }
             see(frame, self.touch, &self.payloads, &mut self.sink, &mut self.latency, &mut self.room, now);
         }
         run.len()
+    }
+}
+
+/// The frames of one flow with one size, which differ in what is known of the next one: nothing need be taken out of them.
+struct Expected {
+    head: Head,
+    /// The exclusive or of what is behind the head, if that is looked at.
+    payload: Option<u64>,
+}
+
+impl Expected {
+    fn new(pattern: &Pattern, touch: Touch) -> Self {
+        let payload = Span::from(pattern.frame()).tail(HEAD).filter(|rest| touch == Touch::Whole && !rest.is_empty());
+        Self { head: pattern.head(), payload: payload.map(Span::xor) }
+    }
+
+    /// How many frames of a run are as expected, the first of them with sequence number `next`, until one is not.
+    // A function of its own: inlined into the loop around it, it would not get the registers it needs.
+    #[inline(never)]
+    fn leading(&self, run: &Run<'_>, next: u64) -> usize {
+        let head = self.head;
+        let mut known = 0;
+        for (place, &frame) in run.iter().enumerate() {
+            if let Some(later) = run.get(place + PREFETCH) {
+                later.prefetch();
+            }
+            let (words, expected) = (head_words(frame), head.stamp(next + place as u64, 0));
+            let differ =
+                words.iter().zip(&expected).fold(0, |differ, (word, expected)| differ | (word ^ expected.to_le()));
+            let intact = |sent| frame.tail(HEAD).map_or(0, Span::xor) == sent;
+            if differ != 0 || frame.len() != head.size as usize || !self.payload.is_none_or(intact) {
+                break;
+            }
+            known += 1;
+        }
+        known
     }
 }
 
@@ -106,7 +162,7 @@ fn see(
     let length = frame.len();
     let sent = match touch {
         Touch::Untouched => {
-            sink.count_unseen(length);
+            sink.count_unseen(1, length);
             None
         }
         Touch::Stamped => sink.see_head(&head_words(frame), length, true),

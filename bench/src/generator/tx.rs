@@ -1,7 +1,7 @@
 //! The frames of one queue.
 
 use ferrule_dataplane::port::{Frame, Put};
-use ferrule_endpoints::InPlace;
+use ferrule_endpoints::{Alike, InPlace};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::{Span, SpanMut};
 
@@ -78,11 +78,7 @@ impl TxStream {
     ) -> Result<u32, RunError> {
         target.refresh()?;
         let time = if self.stamp_time { now } else { 0 };
-        let mut sent = match self.touch {
-            Touch::Stamped => self.send_alike::<T, false>(target, count, time),
-            Touch::Whole => self.send_alike::<T, true>(target, count, time),
-            Touch::Untouched | Touch::Verified => 0,
-        };
+        let mut sent = self.send_alike(target, count, time);
         let mut begun = 0;
         while sent < count {
             if self.touch != Touch::Untouched {
@@ -114,31 +110,33 @@ impl TxStream {
     }
 
     /// The usual load, one flow of one size in buffers that are filled, in a loop that has nothing else to decide. How
-    /// many: what is left, if there is room for it, is no such frame. `WHOLE`: what is behind the head is written too.
-    #[inline(always)]
-    fn send_alike<T: InPlace, const WHOLE: bool>(&mut self, target: &mut T, count: u32, time: u64) -> u32 {
+    /// many: what is left, if there is room for it, is no such frame.
+    fn send_alike(&mut self, target: &mut impl InPlace, count: u32, time: u64) -> u32 {
         let [TxFlow { sequence, heads, .. }] = &mut self.flows[..] else { return 0 };
         let [head] = &heads[..] else { return 0 };
         if self.unfilled > 0 {
             return 0;
         }
         let (head, first) = (*head, *sequence);
-        let room = (head.size as usize).max(HEAD);
-        let payload = Span::from(self.payload.get(HEAD..).unwrap_or_default());
-        let mut sent = 0;
-        while sent < count {
-            prefetch(target, sent);
-            let Some(mut buffer) = target.buffer(sent).filter(|buffer| buffer.len() >= room) else {
-                break;
-            };
-            let _ = buffer.write_words(head.stamp(first + u64::from(sent), time));
-            if WHOLE && let Some((_, mut rest)) = buffer.split(HEAD) {
-                let _ = payload.copy_to(&mut rest);
+        let room = head.size.max(HEAD as u32);
+        let alike = Alike { count, length: head.size, room, prefetch: PREFETCH as u32 };
+        let write_head = |number: u32, buffer: &mut SpanMut<'_>| {
+            let _ = buffer.write_words(head.stamp(first + u64::from(number), time));
+        };
+        let sent = match self.touch {
+            Touch::Verified => 0,
+            Touch::Untouched => target.write_each(Alike { prefetch: 0, ..alike }, |_, _| ()),
+            Touch::Whole if room > HEAD as u32 => {
+                let payload = Span::from(self.payload.get(HEAD..).unwrap_or_default());
+                target.write_each(alike, |number, buffer| {
+                    write_head(number, buffer);
+                    if let Some((_, mut rest)) = buffer.split(HEAD) {
+                        let _ = payload.copy_to(&mut rest);
+                    }
+                })
             }
-            target.describe(sent, head.size);
-            sent += 1;
-        }
-        target.commit(sent);
+            Touch::Whole | Touch::Stamped => target.write_each(alike, write_head),
+        };
         *sequence += u64::from(sent);
         sent
     }

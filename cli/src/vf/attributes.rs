@@ -17,7 +17,7 @@ pub(super) struct AttributeArgs {
     qos: Option<u32>,
     /// Tag of the VLAN: 802.1q or 802.1ad
     #[arg(long, value_name = "PROTOCOL", requires = "vlan")]
-    vlan_protocol: Option<String>,
+    vlan_protocol: Option<v1::VlanProtocol>,
     /// Guaranteed transmit rate, in Mbit/s
     #[arg(long, value_name = "MBITS")]
     min_rate: Option<u32>,
@@ -32,7 +32,7 @@ pub(super) struct AttributeArgs {
     trust: Option<bool>,
     /// State of its link: auto (that of the PF), enable or disable
     #[arg(long, value_name = "STATE")]
-    link_state: Option<String>,
+    link_state: Option<v1::LinkState>,
     /// MTU of its interface (driver kernel only)
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
@@ -43,7 +43,7 @@ impl AttributeArgs {
         let vlan = |id| v1::Vlan {
             id,
             qos: self.qos.unwrap_or_default(),
-            protocol: self.vlan_protocol.clone().unwrap_or_default(),
+            protocol: self.vlan_protocol.unwrap_or_default().into(),
         };
         let rate = || v1::Rate { min: self.min_rate.unwrap_or_default(), max: self.max_rate.unwrap_or_default() };
         v1::Attributes {
@@ -52,7 +52,7 @@ impl AttributeArgs {
             rate: self.min_rate.or(self.max_rate).map(|_| rate()),
             spoof_check: self.spoof_check,
             trust: self.trust,
-            link_state: self.link_state.clone(),
+            link_state: self.link_state.map(Into::into),
             mtu: self.mtu,
         }
     }

@@ -7,7 +7,7 @@ use sriov_manager::holders;
 use sriov_manager::inventory::Inventory;
 use sriov_manager::kernel::{Kernel, LiveKernel};
 use sriov_manager::sysfs::Sysfs;
-use sriov_manager::vfs::View;
+use sriov_manager::vfs::{Reason, View};
 use sriov_manager_client::v1;
 
 use super::VfCliError;
@@ -15,23 +15,24 @@ use super::VfCliError;
 pub(super) fn list(root: &Path) -> Result<v1::ListResponse, VfCliError> {
     let sysfs = Sysfs::new(root);
     let inventory = read(&sysfs, root)?;
-    Ok(sriov_manager::api::response(&View::without_manager(&sysfs, &inventory)))
+    Ok(sriov_manager::api::response(&View::without_manager(&sysfs, &inventory), None))
 }
 
-pub(super) fn explain(root: &Path, vf: &str, driver: &str) -> Result<Vec<String>, VfCliError> {
+pub(super) fn explain(root: &Path, vf: &str, driver: v1::Driver) -> Result<Vec<v1::Reason>, VfCliError> {
     let sysfs = Sysfs::new(root);
     let mut inventory = read(&sysfs, root)?;
     if inventory.find_vf(vf).is_none() && sysfs.is_live() {
         // Without other names, if the kernel does not tell them.
         inventory.set_altnames(&LiveKernel.altnames().unwrap_or_default());
     }
-    let driver: Driver = driver.parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
+    let driver: Driver = driver.word().parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
     let Some(vf) = inventory.find_vf(vf) else {
         return Err(VfCliError::Wrong(format!("there is no VF {vf}; `ferrule vf list` shows those that are there")));
     };
     let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
     let held = holders::processes(&sysfs, &holders::nodes(&sysfs, vf));
-    Ok(blocked.iter().map(ToString::to_string).chain(held.iter().map(ToString::to_string)).collect())
+    let held = held.into_iter().map(Reason::Held);
+    Ok(blocked.into_iter().chain(held).map(|reason| sriov_manager::api::reason(&reason)).collect())
 }
 
 fn read(sysfs: &Sysfs, root: &Path) -> Result<Inventory, VfCliError> {

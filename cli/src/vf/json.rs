@@ -1,15 +1,25 @@
 //! VFs for programs. Keys may be added later; none is renamed or removed.
 
 use serde_json::{Value, json};
-use sriov_manager_client::v1;
+use sriov_manager_client::v1::{self, until::What};
 
 pub(super) fn list(response: &v1::ListResponse) -> String {
+    let node = response.node.clone().unwrap_or_default();
+    let policies = node.policies.clone().unwrap_or_default();
     text(&json!({
         "pfs": response.pfs.iter().map(pf).collect::<Vec<_>>(),
         "vfs": response.vfs.iter().map(vf).collect::<Vec<_>>(),
         "lost": response.lost.iter().map(lease).collect::<Vec<_>>(),
-        "warnings": response.warnings,
-        "policies_refused": some(&response.policies_refused),
+        "warnings": node.warnings,
+        "policies_refused": some(&node.policies_refused),
+        "policies": {
+            "wanted_generation": policies.wanted_generation,
+            "reached_generation": policies.reached_generation,
+            "file": some(&policies.file),
+        },
+        "generation": node.generation,
+        "recovery": node.recovery().word(),
+        "owners": node.owners.iter().map(owner).collect::<Vec<_>>(),
     }))
 }
 
@@ -30,12 +40,81 @@ pub(super) fn acquired(acquired: Option<&v1::Vf>, steps: &[String]) -> String {
     text(&json!({ "vf": acquired.map(vf), "steps": steps }))
 }
 
+pub(super) fn acquired_all(acquired: &[v1::AcquireResponse]) -> String {
+    let one = |one: &v1::AcquireResponse| json!({ "vf": one.vf.as_ref().map(vf), "steps": one.steps });
+    text(&json!({ "leases": acquired.iter().map(one).collect::<Vec<_>>() }))
+}
+
+pub(super) fn claimed(claimed: &v1::ClaimResponse) -> String {
+    let others = claimed.lent_to_others.iter().map(vf).collect::<Vec<_>>();
+    text(&json!({ "vfs": claimed.vfs, "lent_to_others": others }))
+}
+
+pub(super) fn blockers(blockers: &[v1::Blocker]) -> String {
+    text(&json!({ "blockers": blockers.iter().map(blocker).collect::<Vec<_>>() }))
+}
+
+pub(super) fn applied(applied: &v1::ApplyPoliciesResponse) -> String {
+    let change = |change: &v1::PolicyChange| {
+        json!({
+            "pf": change.pf,
+            "from": change.from,
+            "to": change.to,
+            "error": some(&change.error),
+            "blockers": change.blockers.iter().map(blocker).collect::<Vec<_>>(),
+        })
+    };
+    text(&json!({
+        "generation": applied.generation,
+        "changes": applied.changes.iter().map(change).collect::<Vec<_>>(),
+        "forbidden": applied.forbidden.iter().map(lease).collect::<Vec<_>>(),
+        "warnings": applied.warnings,
+    }))
+}
+
+/// What has only a name as its answer.
+pub(super) fn done(what: &str, name: &str) -> String {
+    text(&json!({ what: name }))
+}
+
 pub(super) fn released(vf: &str, steps: &[String]) -> String {
     text(&json!({ "vf": some(vf), "steps": steps }))
 }
 
-pub(super) fn explained(vf: &str, reasons: &[String]) -> String {
-    text(&json!({ "vf": vf, "available": reasons.is_empty(), "reasons": reasons }))
+pub(super) fn explained(vf: &str, reasons: &[v1::Reason]) -> String {
+    let details: Vec<_> = reasons.iter().map(reason).collect();
+    text(&json!({ "vf": vf, "available": reasons.is_empty(), "reasons": texts(reasons), "details": details }))
+}
+
+fn texts(reasons: &[v1::Reason]) -> Vec<&str> {
+    reasons.iter().map(|reason| reason.text.as_str()).collect()
+}
+
+fn reason(reason: &v1::Reason) -> Value {
+    let user = reason.user.clone().unwrap_or_default();
+    json!({
+        "kind": reason.kind().word(),
+        "text": reason.text,
+        "lease": some(&reason.lease),
+        "holder": some(&reason.holder),
+        "owner": some(&reason.owner),
+        "function": some(&reason.function),
+        "iommu_group": reason.iommu_group,
+        "driver": some(&reason.driver),
+        "pid": (user.pid != 0).then_some(user.pid),
+        "command": some(&user.command),
+        "file": some(&user.file),
+        "netdev": some(&user.netdev),
+        "namespace": some(&user.namespace),
+    })
+}
+
+fn blocker(blocker: &v1::Blocker) -> Value {
+    json!({ "vf": blocker.vf, "reason": blocker.reason.as_ref().map(reason) })
+}
+
+fn owner(owner: &v1::Owner) -> Value {
+    json!({ "name": owner.name, "uid": owner.uid, "pools": owner.pools, "vfs": owner.vfs, "since": owner.since })
 }
 
 fn pf(pf: &v1::Pf) -> Value {
@@ -50,6 +129,14 @@ fn pf(pf: &v1::Pf) -> Value {
         "numa": pf.numa,
         "stuck": some(&pf.stuck),
         "short": some(&pf.short),
+        "cordoned": some(&pf.cordoned),
+        "mtu": pf.mtu,
+        "mac": some(&pf.mac),
+        "permanent_mac": some(&pf.permanent_mac),
+        "link_type": some(&pf.link_type),
+        "alt_names": pf.alt_names,
+        "acpi_index": pf.acpi_index,
+        "rdma": pf.rdma.iter().map(rdma).collect::<Vec<_>>(),
     })
 }
 
@@ -65,11 +152,24 @@ fn vf(vf: &v1::Vf) -> Value {
         "netdevs": vf.netdevs,
         "vendor": id(vf.vendor),
         "device": id(vf.device),
-        "state": vf.state,
+        "state": vf.state().word(),
         "lease": vf.lease.as_ref().map(lease),
         "pools": vf.pools,
-        "reasons": vf.reasons,
+        "reasons": texts(&vf.reasons),
+        "owner": some(&vf.owner),
+        "vfio_group": some(&vf.vfio_group),
+        "vfio_device": some(&vf.vfio_device),
+        "noiommu": vf.noiommu,
+        "mac": some(&vf.mac),
+        "link_type": some(&vf.link_type),
+        "alt_names": vf.alt_names,
+        "acpi_index": vf.acpi_index,
+        "rdma": vf.rdma.iter().map(rdma).collect::<Vec<_>>(),
     })
+}
+
+fn rdma(rdma: &v1::Rdma) -> Value {
+    json!({ "device": rdma.device, "nodes": rdma.nodes })
 }
 
 fn lease(lease: &v1::Lease) -> Value {
@@ -81,19 +181,29 @@ fn lease(lease: &v1::Lease) -> Value {
         "uid": lease.uid,
         "since": lease.since,
         "pool": some(&lease.pool),
-        "driver": lease.driver,
-        "stage": lease.stage,
+        "driver": lease.driver().word(),
+        "stage": lease.stage().word(),
         "fault": some(&lease.fault),
         "forbidden": some(&lease.forbidden),
+        "owner": some(&lease.owner),
+        "until": lease.until.as_ref().and_then(until),
         "attributes": {
             "mac": attributes.mac,
-            "vlan": attributes.vlan.map(|v| json!({ "id": v.id, "qos": v.qos, "protocol": v.protocol })),
+            "vlan": attributes.vlan.map(|v| json!({ "id": v.id, "qos": v.qos, "protocol": v.protocol().word() })),
             "rate": attributes.rate.map(|rate| json!({ "min": rate.min, "max": rate.max })),
             "spoof_check": attributes.spoof_check,
             "trust": attributes.trust,
-            "link_state": attributes.link_state,
+            "link_state": attributes.link_state.map(|_| attributes.link_state().word()),
             "mtu": attributes.mtu,
         },
+    })
+}
+
+fn until(until: &v1::Until) -> Option<Value> {
+    Some(match until.what.as_ref()? {
+        What::Process(v1::Process { pid, start_time }) => json!({ "pid": pid, "start_time": start_time }),
+        What::NetworkNamespace(path) => json!({ "network_namespace": path }),
+        What::Cgroup(path) => json!({ "cgroup": path }),
     })
 }
 

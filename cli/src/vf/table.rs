@@ -43,24 +43,27 @@ pub(super) fn render(response: &v1::ListResponse, look: TableStyle) -> String {
 }
 
 fn state_cell(vf: &v1::Vf) -> Cell {
-    let stage = vf.lease.as_ref().map(|lease| lease.stage.as_str());
+    let stage = vf.lease.as_ref().map(|lease| lease.stage().word());
     let faulty = vf.lease.as_ref().is_some_and(|lease| !lease.fault.is_empty());
     let word = match stage {
-        Some("lent") | None => vf.state.clone(),
-        Some(stage) => stage.to_owned(),
+        Some("lent") | None => vf.state().word(),
+        Some(stage) => stage,
     };
-    let colour = match vf.state.as_str() {
+    let colour = match vf.state() {
         _ if faulty => Color::Red,
-        "free" => Color::Green,
-        "blocked" => Color::Red,
+        v1::VfState::Free => Color::Green,
+        v1::VfState::Blocked => Color::Red,
         _ => Color::Yellow,
     };
-    Cell::new(text::foreign(&word)).fg(colour)
+    Cell::new(word).fg(colour)
 }
 
 /// What a person should know and a table has no room for.
 fn remarks(response: &v1::ListResponse) -> Vec<String> {
-    let refused = (!response.policies_refused.is_empty()).then_some(&response.policies_refused);
+    let node = response.node.clone().unwrap_or_default();
+    let recovering = (node.recovery() == v1::Recovery::Leases || node.recovery() == v1::Recovery::Counts)
+        .then(|| "the manager has just started: what it knew before is being brought back".to_owned());
+    let refused = (!node.policies_refused.is_empty()).then_some(&node.policies_refused);
     let refused = refused.into_iter().flat_map(|why| {
         let told = "the policies file is refused, and the policies before it hold on:".to_owned();
         [told].into_iter().chain(why.lines().map(|line| format!("  {line}")))
@@ -77,14 +80,30 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         let v1::Lease { id, vf, forbidden, .. } = lease;
         format!("{vf}: lease {id}: the policies would not allow it now ({forbidden}); it stays until it is released")
     });
-    let blocked = response.vfs.iter().flat_map(|vf| vf.reasons.iter().map(|why| format!("{}: {why}", vf.address)));
+    let cordoned = response.pfs.iter().filter(|pf| !pf.cordoned.is_empty());
+    let cordoned =
+        cordoned.map(|pf| format!("{}: cordoned, no VF of it is lent to anybody new: {}", pf.address, pf.cordoned));
+    let is_cordon = |reason: &&v1::Reason| reason.kind() == v1::ReasonKind::Cordoned;
+    let of_vf = |vf: &v1::Vf| -> Vec<_> {
+        let reasons = vf.reasons.iter().filter(|reason| !is_cordon(reason));
+        reasons.map(|why| format!("{}: {}", vf.address, why.text)).collect()
+    };
+    let blocked = response.vfs.iter().flat_map(of_vf);
+    let owner = |owner: &v1::Owner| {
+        let what = owner.pools.iter().map(|pool| format!("the pool {pool}")).chain(owner.vfs.iter().cloned());
+        format!("{} alone lends {}", owner.name, what.collect::<Vec<_>>().join(", "))
+    };
+    let owners = node.owners.iter().map(owner);
     let lost = response
         .lost
         .iter()
         .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
-    let warnings = response.warnings.iter().cloned();
+    let warnings = node.warnings.iter().cloned();
     refused
+        .chain(recovering)
         .chain(warnings)
+        .chain(owners)
+        .chain(cordoned)
         .chain(short)
         .chain(stuck)
         .chain(faults)
@@ -116,13 +135,13 @@ mod tests {
             pf_name: "ens1f0".into(),
             iommu_group: Some(12),
             numa: Some(0),
-            state: "free".into(),
+            state: v1::VfState::Free.into(),
             ..Default::default()
         };
         let lease = v1::Lease {
             id: "pod/net1".into(),
             holder: "cnf\x1b[2J".into(),
-            stage: "releasing".into(),
+            stage: v1::Stage::Releasing.into(),
             fault: "unbind has not come back".into(),
             ..Default::default()
         };
@@ -130,7 +149,7 @@ mod tests {
             address: "0000:02:10.2".into(),
             index: 1,
             driver: "vfio-pci".into(),
-            state: "lent".into(),
+            state: v1::VfState::Lent.into(),
             lease: Some(lease),
             ..free.clone()
         };
@@ -150,7 +169,10 @@ mod tests {
     #[test]
     fn what_the_policies_want_and_cannot_have_is_told_in_full() {
         let mut response = response();
-        response.policies_refused = "p.yaml:3:5: pools[0].nam: no such setting\np.yaml:9:1: another".into();
+        let policies_refused = "p.yaml:3:5: pools[0].nam: no such setting\np.yaml:9:1: another".into();
+        let owner = v1::Owner { name: "plugin".into(), pools: vec!["fast".into()], ..Default::default() };
+        response.node = Some(v1::Node { policies_refused, owners: vec![owner], ..Default::default() });
+        response.pfs[0].cordoned = "new firmware".into();
         response.pfs[0].short = "a VF is lent".into();
         response.vfs[1].lease.as_mut().unwrap().forbidden = "there is no pool fast any more".into();
         let table = render(&response, PLAIN);
@@ -158,6 +180,8 @@ mod tests {
             "the policies file is refused, and the policies before it hold on:\n  p.yaml:3:5: pools[0].nam",
             "\n  p.yaml:9:1: another\n",
             "0000:02:00.0: not the number of VFs that the policies want: a VF is lent",
+            "plugin alone lends the pool fast",
+            "0000:02:00.0: cordoned, no VF of it is lent to anybody new: new firmware",
             "lease pod/net1: the policies would not allow it now (there is no pool fast any more)",
         ] {
             assert!(table.contains(line), "{line} in\n{table}");

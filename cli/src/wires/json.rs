@@ -24,6 +24,11 @@ struct Wire<'a> {
     name: &'a str,
     state: &'static str,
     origin: Option<&'static str>,
+    owner: Option<&'a str>,
+    labels: BTreeMap<&'a str, &'a str>,
+    generation: u64,
+    persistent: bool,
+    problem: Option<&'a str>,
     full: &'a str,
     crossing: &'a str,
     copied_because: Option<&'a str>,
@@ -46,6 +51,7 @@ struct Direction<'a> {
     to: usize,
     frames: u64,
     bytes: u64,
+    stalls: u64,
     drops: BTreeMap<&'a str, u64>,
 }
 
@@ -59,9 +65,14 @@ impl<'a> From<&'a proto::Wire> for Wire<'a> {
                 proto::Origin::File => Some("file"),
                 proto::Origin::Admin => Some("admin"),
             },
+            owner: wire.spec.as_ref().and_then(|spec| some(&spec.owner)),
+            labels: wire.spec.iter().flat_map(|spec| &spec.labels).map(|(key, value)| (&**key, &**value)).collect(),
+            generation: wire.generation,
+            persistent: wire.persistent,
+            problem: some(&wire.problem),
             full: &wire.full,
             crossing: &wire.crossing,
-            copied_because: Some(wire.copied_because.as_str()).filter(|reason| !reason.is_empty()),
+            copied_because: some(&wire.copied_because),
             queues: wire.queues,
             ends: wire.ends.iter().map(End::from).collect(),
             directions: wire.directions.iter().enumerate().map(Direction::from).collect(),
@@ -71,16 +82,20 @@ impl<'a> From<&'a proto::Wire> for Wire<'a> {
 
 impl<'a> From<&'a proto::End> for End<'a> {
     fn from(end: &'a proto::End) -> Self {
-        let detail = Some(end.detail.as_str()).filter(|detail| !detail.is_empty());
-        Self { kind: &end.kind, description: &end.description, state: &end.state, detail }
+        Self { kind: &end.kind, description: &end.description, state: &end.state, detail: some(&end.detail) }
     }
 }
 
 impl<'a> From<(usize, &'a proto::Traffic)> for Direction<'a> {
     fn from((from, traffic): (usize, &'a proto::Traffic)) -> Self {
         let drops = traffic.drops.iter().map(|drop| (drop.reason.as_str(), drop.frames)).collect();
-        Self { from, to: 1 - from.min(1), frames: traffic.frames, bytes: traffic.bytes, drops }
+        Self { from, to: 1 - from.min(1), frames: traffic.frames, bytes: traffic.bytes, stalls: traffic.stalls, drops }
     }
+}
+
+/// A text, if there is one.
+fn some(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
@@ -97,6 +112,11 @@ mod tests {
             "name": "a-b",
             "state": "up",
             "origin": "file",
+            "owner": "cni",
+            "labels": { "pod": "shop/web-0", "zone": "" },
+            "generation": 3,
+            "persistent": false,
+            "problem": null,
             "full": "hold",
             "crossing": "copied",
             "copied_because": null,
@@ -107,11 +127,22 @@ mod tests {
                 { "kind": "kernel", "description": "kernel nsm-1 in /run/netns/pod", "state": "up", "detail": null },
             ],
             "directions": [
-                { "from": 0, "to": 1, "frames": 1_234_567, "bytes": 79_012_288, "drops": { "full": 12, "too_long": 0 } },
-                { "from": 1, "to": 0, "frames": 42, "bytes": 2688, "drops": { "full": 0, "too_long": 0 } },
+                { "from": 0, "to": 1, "frames": 1_234_567, "bytes": 79_012_288, "stalls": 0,
+                  "drops": { "full": 12, "too_long": 0 } },
+                { "from": 1, "to": 0, "frames": 42, "bytes": 2688, "stalls": 0, "drops": { "full": 0, "too_long": 0 } },
             ],
         }] });
         assert_eq!(document, expected);
+    }
+
+    #[test]
+    fn what_keeps_a_wire_from_being_served_is_told() {
+        let mut wires = fixtures::wires();
+        (wires[1].problem, wires[1].persistent) = ("no worker has room".to_owned(), true);
+        let document: Value = serde_json::from_str(&render(&wires)).unwrap();
+        let wire = &document["wires"][1];
+        assert_eq!((&wire["problem"], &wire["persistent"]), (&json!("no worker has room"), &json!(true)));
+        assert_eq!((&wire["owner"], &wire["labels"]), (&Value::Null, &json!({})));
     }
 
     #[test]

@@ -101,11 +101,20 @@ fn remarks(wire: &Wire) -> Vec<String> {
         Some(format!("end {side}, {}, {trouble}", text::foreign(&end.description)))
     });
     let name = text::foreign(&wire.name);
+    // Whoever looks for what is wrong wants to know whether his change has arrived.
+    let generation = match wire.generation {
+        0 | 1 => String::new(),
+        generation => format!(" (generation {generation})"),
+    };
     let copied = Some(text::foreign(&wire.copied_because)).filter(|reason| !reason.is_empty());
     let copied = copied.map(|reason| format!("trusted, but its frames are copied: {reason}"));
     let problem = Some(text::foreign(&wire.problem)).filter(|problem| !problem.is_empty());
     let problem = problem.map(|problem| format!("not served, and tried again: {problem}"));
-    ends.chain(problem).chain(copied).chain(losses(wire)).map(|remark| format!("{name}: {remark}")).collect()
+    ends.chain(problem)
+        .chain(copied)
+        .chain(losses(wire))
+        .map(|remark| format!("{name}{generation}: {remark}"))
+        .collect()
 }
 
 /// What is wrong with an end, if anything, as the rest of a sentence about it.
@@ -159,6 +168,16 @@ mod tests {
     fn the_table_shows_each_wire_and_below_it_what_is_wrong() {
         let expected = include_str!("../../tests/fixtures/wires.txt");
         assert_eq!(render(&fixtures::wires(), PLAIN), expected);
+    }
+
+    #[test]
+    fn what_keeps_a_wire_from_being_served_is_said_with_the_generation_that_it_is_of() {
+        let mut wires = fixtures::wires();
+        (wires[0].problem, wires[0].directions) = ("no worker has room".to_owned(), Vec::new());
+        let text = render(&wires, PLAIN);
+        let expected = "\na-b (generation 3): not served, and tried again: no worker has room\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(text.contains("\nb-c: end A"), "{text}");
     }
 
     #[test]

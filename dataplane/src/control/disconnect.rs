@@ -21,6 +21,9 @@ pub enum DisconnectReason {
     /// Somebody else is the peer of its end.
     #[error("another frontend is connected")]
     Occupied,
+    /// Others came and went faster than what they gave us is dropped.
+    #[error("memory and descriptors of former frontends are still being released; try again")]
+    Releasing,
     /// It broke the rules of the rings.
     #[error("{0}")]
     Fault(Fault),

@@ -4,11 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::descriptor_account::DescriptorAccount;
 use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
 use super::poller::Token;
+use super::sockets::SocketJobId;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
 use crate::port::memif::channel::MemifChannel;
@@ -32,6 +34,8 @@ pub struct End {
     pub stale: Vec<LaneEnd>,
     /// How often its peers may have lanes recalled. It outlives them, or one that reconnects would have more.
     pub quiesces: TokenBucket,
+    /// What the peers that it goes to hold of our descriptors. It outlives them, for the same reason.
+    pub descriptors: Arc<DescriptorAccount>,
     /// Its peer has asked too often: it is not listened to until then.
     pub paused_until: Option<Instant>,
     /// The request that its peer has made was counted.
@@ -52,6 +56,8 @@ pub enum EndKind {
 pub enum ClientState {
     /// Nothing until then.
     Waiting(Instant),
+    /// Reaching its peer's socket, which this job does.
+    Connecting(SocketJobId),
     /// In memif's handshake, with its socket's token.
     Handshake(ClientHandshake, Token),
     /// There.
@@ -157,6 +163,7 @@ impl End {
             last_error: None,
             stale: Vec::new(),
             quiesces,
+            descriptors: Arc::default(),
             paused_until: None,
             is_counted: false,
         }
@@ -167,7 +174,8 @@ impl End {
         match &self.kind {
             EndKind::Server(peer) => peer.as_ref(),
             EndKind::Client(ClientState::Connected(peer)) => Some(peer),
-            EndKind::Client(ClientState::Waiting(_) | ClientState::Handshake(..)) | EndKind::Tap(..) => None,
+            EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_) | ClientState::Handshake(..))
+            | EndKind::Tap(..) => None,
         }
     }
 
@@ -176,7 +184,8 @@ impl End {
         match &mut self.kind {
             EndKind::Server(peer) => peer.as_mut(),
             EndKind::Client(ClientState::Connected(peer)) => Some(peer),
-            EndKind::Client(ClientState::Waiting(_) | ClientState::Handshake(..)) | EndKind::Tap(..) => None,
+            EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_) | ClientState::Handshake(..))
+            | EndKind::Tap(..) => None,
         }
     }
 
@@ -276,7 +285,7 @@ impl End {
                 match std::mem::replace(state, ClientState::Waiting(Instant::now() + RECONNECT)) {
                     ClientState::Connected(peer) => Some(Former::Peer(peer)),
                     ClientState::Handshake(handshake, token) => Some(Former::Handshake(handshake, token)),
-                    ClientState::Waiting(_) => None,
+                    ClientState::Waiting(_) | ClientState::Connecting(_) => None,
                 }
             }
             EndKind::Tap(_, gone) => {
@@ -293,12 +302,22 @@ impl End {
         }
     }
 
+    /// The job that reaches its peer's socket.
+    pub fn connecting(&self) -> Option<SocketJobId> {
+        match self.kind {
+            EndKind::Client(ClientState::Connecting(job)) => Some(job),
+            EndKind::Client(_) | EndKind::Server(_) | EndKind::Tap(..) => None,
+        }
+    }
+
     /// When control has to do something about it, and what.
     pub fn deadline(&self) -> Option<(Instant, Due)> {
         match &self.kind {
             EndKind::Client(ClientState::Waiting(until)) => return Some((*until, Due::Connect)),
             EndKind::Client(ClientState::Handshake(handshake, _)) => return Some((handshake.deadline, Due::GiveUp)),
-            EndKind::Client(ClientState::Connected(_)) | EndKind::Server(_) | EndKind::Tap(..) => {}
+            EndKind::Client(ClientState::Connecting(_) | ClientState::Connected(_))
+            | EndKind::Server(_)
+            | EndKind::Tap(..) => {}
         }
         let resume = self.paused_until.map(|at| (at, Due::Resume));
         resume.or_else(|| Some((self.frontend()?.silent_until?, Due::GiveUp)))
@@ -309,7 +328,7 @@ impl End {
         let last_error = self.last_error.clone();
         match &self.kind {
             EndKind::Server(None) => EndState::Listening { last_error },
-            EndKind::Client(ClientState::Waiting(_) | ClientState::Handshake(..)) => {
+            EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_) | ClientState::Handshake(..)) => {
                 EndState::Connecting { last_error }
             }
             EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => {

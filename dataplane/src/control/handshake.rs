@@ -86,7 +86,7 @@ impl State {
         let mut out = Outbox::default();
         let server = Server::greet(self.queues_offered(key), &mut out);
         if channel.send(&mut out).is_err() {
-            self.jobs.reap(channel);
+            self.reap_of_listener(key, channel);
             return Ok(());
         }
         let token = self.poller.watch(&channel, SocketOwner::Handshake(key))?;
@@ -157,7 +157,7 @@ impl State {
             handshake.channel.send_disconnect(reason);
         }
         self.forget_handshake(token, &handshake);
-        self.jobs.reap(handshake);
+        self.reap_of_listener(key, handshake);
         self.say_refused(key, reason);
         if let Some(end) = end {
             self.note_refusal(end, reason);
@@ -186,7 +186,7 @@ impl State {
         let end = self.listeners.get(key).and_then(|listener| listener.memif_end(connection.id));
         let Some(end) = end else {
             self.poller.forget(token, &channel);
-            return self.jobs.reap((channel, connection));
+            return self.reap_of_listener(key, (channel, connection));
         };
         self.poller.set_owner(token, SocketOwner::End(end));
         self.connect_memif(end, channel, connection, token);
@@ -202,6 +202,9 @@ impl State {
         };
         if served.ends[end.end].peer().is_some() {
             return Err(HandshakeError::AlreadyConnected(id));
+        }
+        if wire.reaping[end.end].is_full() {
+            return Err(HandshakeError::Releasing(id));
         }
         Ok(MemifOffer {
             mode: spec.mode,

@@ -60,7 +60,12 @@ pub enum EngineRequest {
         reply: Reply<()>,
     },
     /// Tell of every event from now on.
-    Subscribe(Subscriber),
+    Subscribe {
+        /// Whom.
+        subscriber: Subscriber,
+        /// The answer, once the snapshot shows all that was not told.
+        reply: Reply<()>,
+    },
 }
 
 /// Where one answer goes.

@@ -1,10 +1,11 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
-//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway.
-//! - *Binders* bind listening sockets, which nobody wants to wait behind hundreds of interfaces for.
-//! - *Closers* close what we made: interfaces and listening sockets. A removal waits for them.
+//! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
+//! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::sockets`]).
+//! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
-//!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them.
+//!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them. What waits for them is bounded
+//!   by its [`ReapAccount`]: who gives us more than is dropped is not listened to.
 //! - One thread looks after interfaces: carriers in the order in which they were wanted, counters.
 
 use std::io;
@@ -18,28 +19,69 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, Inbox};
-use super::listener::{ListenAddress, ListenKind, ListenerKey};
+use super::listener::ListenAddress;
+use super::sockets::{SocketJobId, SocketTask};
 use super::wire::{EndId, WireKey};
 use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
 use crate::socket::{Listener, SocketError};
-use crate::spec::KernelSpec;
+use crate::spec::{KernelSpec, SocketAddress};
+use ferrule_ffi::region::Region;
 use ferrule_ffi::tap::Tap;
+use ferrule_ffi::unix::{UnixListener, UnixSocket};
 
 /// What became of a job.
 #[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
 pub enum Done {
-    /// A socket listens, or cannot.
-    Bound(ListenerKey, Result<Listener, SocketError>),
+    /// A job at the address of a socket.
+    Socket(SocketJobId, SocketOutcome),
     /// The TAP interface of an end is there, or cannot be made.
     Tap(EndId, Result<Tap, MakeError>),
     /// A veth pair is there, or cannot be made.
     Veth(WireKey, Result<VethPair, MakeError>),
     /// What a wire had made is closed.
     Closed(WireKey),
-    /// A listening socket is closed, of which a wire was the last.
-    ListenerClosed(WireKey, ListenerKey),
     /// Interfaces were looked at.
     Looked(Look),
+}
+
+/// What became of a job at the address of a socket.
+pub enum SocketOutcome {
+    /// A socket listens there, or cannot.
+    Bound(ListenAddress, Result<Listener, SocketError>),
+    /// It is connected to whoever listens there, or cannot be.
+    Connected(Result<UnixSocket, SocketError>),
+    /// Whether each path leads to our socket.
+    Checked(Vec<bool>),
+    /// Its file is gone. What is left of it may have connections that nobody has accepted.
+    Closed(Option<UnixListener>),
+    /// The job has panicked.
+    Panicked(SocketAddress),
+}
+
+/// What reapers have not dropped yet of what the peers of an end, or of a listening socket, gave us.
+#[derive(Clone, Debug, Default)]
+pub struct ReapAccount(Arc<AtomicUsize>);
+
+impl ReapAccount {
+    /// Whether its peers have to wait. Each thing is bounded by what a connection may have.
+    pub fn is_full(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= REAPED_MAX
+    }
+
+    /// One thing more, until the share is dropped.
+    pub fn hold(&self) -> ReapShare {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        ReapShare(self.clone())
+    }
+}
+
+/// One of these things, until it is dropped.
+pub struct ReapShare(ReapAccount);
+
+impl Drop for ReapShare {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why an interface was not made: at which of the ends the kernel said no, and why.
@@ -86,7 +128,7 @@ pub struct Look {
 /// The threads.
 pub struct Jobs {
     makers: Pool,
-    binders: Pool,
+    sockets: Pool,
     closers: Pool,
     reapers: Pool,
     interfaces: Pool,
@@ -102,7 +144,7 @@ impl Jobs {
         let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
-            binders: pool("binder", BINDERS_MAX)?,
+            sockets: pool("socket", SOCKET_THREADS_MAX)?,
             closers: pool("closer", CLOSERS_MAX)?,
             reapers: pool("reaper", REAPERS_MAX)?,
             interfaces: pool("interfaces", 1)?,
@@ -111,18 +153,20 @@ impl Jobs {
         })
     }
 
-    /// Binds a listening socket.
-    pub fn bind(&self, key: ListenerKey, kind: ListenKind, address: ListenAddress) {
-        let inbox = self.inbox.clone();
-        self.binders.submit(move || {
-            let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
-            inbox.post(ControlMessage::Done(Done::Bound(key, bound)));
-        });
+    /// Does what looks up the address of a socket.
+    pub fn at_socket(&self, id: SocketJobId, address: SocketAddress, task: SocketTask) {
+        self.tell(&self.sockets, Done::Socket(id, SocketOutcome::Panicked(address)), move || Done::Socket(id, task()));
+    }
+
+    /// Does what nobody waits for any more.
+    pub fn at_socket_unwatched(&self, task: SocketTask) {
+        self.sockets.submit(move || drop(task()));
     }
 
     /// Makes a TAP interface.
     pub fn make_tap(&self, end: EndId, spec: KernelSpec) -> Ticket {
-        self.make(move || {
+        let lost = Done::Tap(end, Err(MakeError { end: end.end, problem: PANICKED.to_owned() }));
+        self.make(lost, move || {
             let made = make_tap(&spec).map_err(|problem| MakeError { end: end.end, problem });
             Done::Tap(end, made)
         })
@@ -131,18 +175,19 @@ impl Jobs {
     /// Makes the veth pair of a wire.
     pub fn make_veth(&self, wire: WireKey, name: String, specs: [KernelSpec; 2]) -> Ticket {
         let owner = Arc::clone(&self.owner);
-        self.make(move || {
+        let lost = Done::Veth(wire, Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
+        self.make(lost, move || {
             let made = VethPair::create(&owner, &name, [&specs[0], &specs[1]]);
             Done::Veth(wire, made.map_err(|(end, error)| MakeError { end, problem: error.to_string() }))
         })
     }
 
-    fn make(&self, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
-        let (ticket, inbox) = (Ticket::default(), self.inbox.clone());
-        let queued = ticket.clone();
+    fn make(&self, lost: Done, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
+        let ticket = Ticket::default();
+        let (queued, inbox) = (ticket.clone(), self.inbox.clone());
         self.makers.submit(move || {
             if queued.begin() {
-                inbox.post(ControlMessage::Done(make()));
+                Answer { inbox, done: Some(lost) }.post(make);
             }
         });
         ticket
@@ -150,19 +195,9 @@ impl Jobs {
 
     /// Closes what a wire had made.
     pub fn close(&self, wire: WireKey, what: impl Send + 'static) {
-        let inbox = self.inbox.clone();
-        self.closers.submit(move || {
+        self.tell(&self.closers, Done::Closed(wire), move || {
             drop(what);
-            inbox.post(ControlMessage::Done(Done::Closed(wire)));
-        });
-    }
-
-    /// Closes a listening socket, of which a wire was the last.
-    pub fn close_listener(&self, wire: WireKey, key: ListenerKey, listener: Listener) {
-        let inbox = self.inbox.clone();
-        self.closers.submit(move || {
-            drop(listener);
-            inbox.post(ControlMessage::Done(Done::ListenerClosed(wire, key)));
+            Done::Closed(wire)
         });
     }
 
@@ -171,9 +206,30 @@ impl Jobs {
         self.closers.submit(move || drop(what));
     }
 
+    /// Closes listening sockets when control ends, and waits a moment for it: their names should be free.
+    pub fn close_sockets(&self, listeners: Vec<Listener>) {
+        let (closing, closed) = std::sync::mpsc::channel::<()>();
+        for listener in listeners {
+            let closing = closing.clone();
+            self.sockets.submit(move || drop((listener, closing)));
+        }
+        drop(closing);
+        // It ends when the last one is closed.
+        let _ = closed.recv_timeout(LAST_CLOSE_MAX);
+    }
+
     /// Drops what a peer gave us.
-    pub fn reap(&self, what: impl Send + 'static) {
-        self.reapers.submit(move || drop(what));
+    pub fn reap(&self, account: &ReapAccount, what: impl Send + 'static) {
+        let share = account.hold();
+        self.reapers.submit(move || {
+            drop(what);
+            drop(share);
+        });
+    }
+
+    /// Populates memory of ours that a new connection has, while its lanes may use it already.
+    pub fn populate(&self, regions: Vec<Region>) {
+        self.makers.submit(move || regions.iter().for_each(Region::populate));
     }
 
     /// Tells the kernel whether somebody is at the other end of an interface.
@@ -186,12 +242,37 @@ impl Jobs {
 
     /// Looks at interfaces: reads the counters of pairs, and asks for taps that no lane has whether they are gone.
     pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
-        let inbox = self.inbox.clone();
-        self.interfaces.submit(move || {
+        self.tell(&self.interfaces, Done::Looked(Look::default()), move || {
             let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
             let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
-            inbox.post(ControlMessage::Done(Done::Looked(Look { pairs, gone })));
+            Done::Looked(Look { pairs, gone })
         });
+    }
+
+    /// Has a job done of which control is told: `lost`, if it panics.
+    fn tell(&self, pool: &Pool, lost: Done, job: impl FnOnce() -> Done + Send + 'static) {
+        let inbox = self.inbox.clone();
+        pool.submit(move || Answer { inbox, done: Some(lost) }.post(job));
+    }
+}
+
+/// What control is told of a job, whatever becomes of it: it waits for that.
+struct Answer {
+    inbox: Inbox,
+    done: Option<Done>,
+}
+
+impl Answer {
+    fn post(mut self, job: impl FnOnce() -> Done) {
+        self.done = Some(job());
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            self.inbox.post(ControlMessage::Done(done));
+        }
     }
 }
 
@@ -289,12 +370,19 @@ impl PoolShared {
     }
 }
 
+/// Why a job came to nothing that panicked.
+const PANICKED: &str = "the thread that was to do it has panicked; restart the forwarder, and report its log";
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
-const BINDERS_MAX: usize = 2;
+/// As many directories as half of that can hang before others wait behind them.
+const SOCKET_THREADS_MAX: usize = 64;
 const CLOSERS_MAX: usize = 4;
 /// As many peers can hold one up before others wait behind them.
 const REAPERS_MAX: usize = 64;
+/// What the peers of one end, or of one listening socket, may have reapers drop. A peer that goes leaves two or three.
+pub(super) const REAPED_MAX: usize = 64;
+/// How long the end of control waits for its listening sockets to be closed.
+const LAST_CLOSE_MAX: Duration = Duration::from_secs(1);
 /// How long a thread waits for more before it ends.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
@@ -372,5 +460,18 @@ mod tests {
         assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(()));
         assert_eq!(health.read(), Health::ThreadDied { thread: "panicking".to_owned() });
         assert!(matches!(messages.try_recv(), Ok(ControlMessage::Panicked(name)) if name == "panicking"));
+    }
+
+    #[test]
+    fn whoever_waits_for_a_job_that_panics_is_told() {
+        let (inbox, messages) = Inbox::new().unwrap();
+        let jobs = Jobs::new(inbox, InterfaceOwner::process(), &HealthCell::default()).unwrap();
+        let lost = || Done::Veth(WireKey::default(), Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
+        jobs.tell(&jobs.closers, lost(), || panic!("on purpose"));
+        let _ticket = jobs.make(lost(), || panic!("on purpose"));
+        let told = || messages.recv_timeout(Duration::from_secs(30)).unwrap();
+        let told: Vec<_> = (0..4).map(|_| told()).collect();
+        let is_lost = |message: &&ControlMessage| matches!(message, ControlMessage::Done(Done::Veth(_, Err(_))));
+        assert_eq!(told.iter().filter(is_lost).count(), 2);
     }
 }

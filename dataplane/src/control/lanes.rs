@@ -87,7 +87,7 @@ impl State {
             let lanes = std::mem::take(&mut served.lanes);
             let place = |(number, place)| match place {
                 LanePlace::Unserved(lane) => self.place(key, number, lane),
-                LanePlace::Served(..) | LanePlace::Back(_) => place,
+                LanePlace::Served(..) | LanePlace::Back(_) | LanePlace::Lost => place,
             };
             let lanes: Vec<_> = lanes.into_iter().enumerate().map(place).collect();
             let Some(served) = self.wires[key].workers_mut() else { continue };
@@ -145,6 +145,22 @@ impl State {
         }
     }
 
+    /// A worker has panicked: its lanes went with it, and none of them is waited for.
+    pub(super) fn worker_died(&mut self, worker: usize) {
+        self.workers[worker].note_death();
+        let lost: Vec<_> = self.served.extract_if(|&(place, _), _| place == worker).map(|(_, lane)| lane).collect();
+        for (key, number) in lost {
+            let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { continue };
+            served.lanes[number] = LanePlace::Lost;
+            served.problem = Some("the worker that had its queues has panicked; restart the forwarder".to_owned());
+            self.changed.insert(key);
+            if served.reunite() {
+                self.reap_stale(key);
+                self.finish_removal(key);
+            }
+        }
+    }
+
     /// Ends what an end has with its peer, which hears why if there is somebody left to tell.
     pub(super) fn disconnect(&mut self, id: EndId, reason: &DisconnectReason) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
@@ -195,7 +211,7 @@ impl State {
                     handshake.channel.send_disconnect(reason);
                 }
                 self.poller.forget(token, &handshake.channel);
-                self.jobs.reap(handshake);
+                self.reap(id, handshake);
             }
             Former::Peer(peer) => {
                 if peer.peer.is_frontend() {
@@ -205,19 +221,27 @@ impl State {
                     peer.peer.send_disconnect(reason);
                 }
                 self.poller.forget(peer.token, &peer.peer);
-                self.jobs.reap(peer);
+                self.reap(id, peer);
                 // What waits for the peer that is gone would wait in vain.
                 self.recall(id.wire, Duration::ZERO);
             }
         }
     }
 
+    /// Drops what a peer of an end gave us where nobody waits for that.
+    pub(super) fn reap(&mut self, id: EndId, what: impl Send + 'static) {
+        let account = self.wires.get(id.wire).map(|wire| wire.reaping[id.end].clone()).unwrap_or_default();
+        self.jobs.reap(&account, what);
+    }
+
     /// Drops rings of former peers where nobody waits for that.
     pub(super) fn reap_stale(&mut self, key: WireKey) {
-        let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
-        let stale: Vec<_> = served.ends.iter_mut().flat_map(|end| end.stale.drain(..)).collect();
-        if !stale.is_empty() {
-            self.jobs.reap(stale);
+        for end in 0..2 {
+            let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
+            let stale = std::mem::take(&mut served.ends[end].stale);
+            if !stale.is_empty() {
+                self.reap(EndId { wire: key, end }, stale);
+            }
         }
     }
 

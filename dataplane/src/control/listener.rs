@@ -4,17 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use ferrule_ffi::socket_file::SocketLocation;
 use ferrule_ffi::unix::Kind;
 use slotmap::{Key, new_key_type};
 
 use super::MESSAGES_PER_EVENT;
 use super::disconnect::DisconnectReason;
 use super::handshake::Handshakes;
+use super::jobs::{ReapAccount, SocketOutcome};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
-use super::poller::{SocketOwner, Token};
+use super::poller::{SocketOwner, Timer, Token};
+use super::sockets::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::{EndId, Wire, WireKey};
 use crate::socket::{Listener, SocketError};
@@ -76,6 +79,12 @@ pub struct SharedListener {
     ends: ListenerEnds,
     /// Ends of wires that are being made and wait for the socket.
     waiting: Vec<EndId>,
+    /// A job looks whether its path leads here.
+    is_checked: bool,
+    /// Why that is not known.
+    problem: Option<String>,
+    /// What reapers have not dropped yet of its peers without an end.
+    pub reaping: ReapAccount,
     /// memif clients in mid-handshake.
     pub handshakes: Handshakes,
     /// vhost-user frontends, the oldest first.
@@ -150,6 +159,19 @@ impl SharedListener {
         self.handshakes.held() + self.pending.values().map(PendingFrontend::held).sum::<usize>()
     }
 
+    /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
+    fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
+        let is = &self.kind.access;
+        matches!(address.address, SocketAddress::Path(_)) && (&is.group, is.mode()) != (&wanted.group, wanted.mode())
+    }
+
+    /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
+    fn largest_holder(&self) -> Option<(usize, std::cmp::Reverse<Token>)> {
+        let handshakes = self.handshakes.iter().map(|(&token, handshake)| (handshake.held(), token));
+        let pending = self.pending.iter().map(|(&token, frontend)| (frontend.held(), token));
+        handshakes.chain(pending).map(|(held, token)| (held, std::cmp::Reverse(token))).max()
+    }
+
     /// The end of which an id, or this socket, is taken.
     fn holder(&self, end: &EndSpec) -> Option<EndId> {
         match (&self.ends, end) {
@@ -199,16 +221,19 @@ impl State {
                 socket: ListenSocket::Binding,
                 ends: new_ends(id, end),
                 waiting: vec![id],
+                is_checked: false,
+                problem: None,
+                reaping: ReapAccount::default(),
                 handshakes: Handshakes::default(),
                 pending: BTreeMap::new(),
                 log_limit: LogLimit::default(),
             };
             let key = self.listeners.insert(listener);
-            self.addresses.insert(address.clone(), key);
-            self.jobs.bind(key, kind, address);
+            self.addresses.insert(address, key);
+            self.bind(key);
             return Ok(false);
         };
-        let listener = &mut self.listeners[key];
+        let listener = &self.listeners[key];
         if let Some(holder) = listener.holder(end) {
             let wire = self.wires.get(holder.wire).map(|wire| wire.spec.name.clone()).unwrap_or_default();
             return Err(match end {
@@ -218,6 +243,13 @@ impl State {
                 EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenError::SocketTaken { wire },
             });
         }
+        let other = listener.ends().first().and_then(|first| self.wires.get(first.wire));
+        if let Some(other) = other.filter(|_| listener.access_differs(&address, &kind.access)) {
+            let (wire, theirs) = (other.spec.name.clone(), listener.kind.access.clone());
+            let address = address.address;
+            return Err(ListenError::AccessDiffers { address, wire, theirs, ours: kind.access });
+        }
+        let listener = &mut self.listeners[key];
         listener.add(id, end);
         if matches!(listener.socket, ListenSocket::Open(..)) {
             return Ok(true);
@@ -247,7 +279,7 @@ impl State {
         if let Some(wire) = self.wires.get_mut(id.wire) {
             wire.closing += 1;
         }
-        self.jobs.close_listener(id.wire, key, socket);
+        self.close_listener(id.wire, key, &address, socket);
     }
 
     /// Drops the peers of a listening socket that no end has taken yet: what they held is free for others.
@@ -261,7 +293,13 @@ impl State {
         for (&token, frontend) in &pending {
             self.forget_frontend(token, frontend);
         }
-        self.jobs.reap((handshakes, pending));
+        self.reap_of_listener(key, (handshakes, pending));
+    }
+
+    /// Drops what a peer without an end gave us where nobody waits for that.
+    pub(super) fn reap_of_listener(&mut self, key: ListenerKey, what: impl Send + 'static) {
+        let account = self.listeners.get(key).map(|listener| listener.reaping.clone()).unwrap_or_default();
+        self.jobs.reap(&account, what);
     }
 
     /// An end does not wait for its listening socket any more. `false`: it did not.
@@ -275,14 +313,22 @@ impl State {
 
     /// A socket listens, or cannot.
     pub(super) fn listener_bound(&mut self, key: ListenerKey, bound: Result<Listener, SocketError>) {
-        let Some(listener) = self.listeners.get_mut(key) else { return self.jobs.discard(bound.ok()) };
+        let Some(listener) = self.listeners.get_mut(key) else { return };
         let waiting = std::mem::take(&mut listener.waiting);
         let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
-        let bound = bound.map_err(ListenError::Socket).and_then(|socket| {
-            let token = self.poller.watch_later(&socket, SocketOwner::Listener(key))?;
-            listener.socket = ListenSocket::Open(socket, token);
-            Ok(token)
-        });
+        let bound = match bound.map(|socket| (self.poller.watch_later(&socket, SocketOwner::Listener(key)), socket)) {
+            Ok((Ok(token), socket)) => {
+                listener.socket = ListenSocket::Open(socket, token);
+                Ok(token)
+            }
+            Ok((Err(error), socket)) => {
+                let address = listener.address.clone();
+                self.close_listener(WireKey::null(), ListenerKey::null(), &address, socket);
+                Err(ListenError::Epoll(error))
+            }
+            Err(error) => Err(ListenError::Socket(error)),
+        };
+        let Some(listener) = self.listeners.get_mut(key) else { return };
         let problem = bound.as_ref().err().map(ToString::to_string);
         if is_in_use {
             // Wires are behind it that were made before: it is kept for them.
@@ -296,7 +342,8 @@ impl State {
         {
             // Nobody wants it any more.
             self.poller.forget(token, &socket);
-            self.jobs.close_listener(WireKey::null(), key, socket);
+            let address = listener.address.clone();
+            self.close_listener(WireKey::null(), key, &address, socket);
         }
         for id in waiting {
             self.end_listens(id, problem.clone());
@@ -313,28 +360,86 @@ impl State {
         }
         // Somebody else wants it by now.
         listener.socket = ListenSocket::Binding;
-        self.jobs.bind(key, listener.kind.clone(), listener.address.clone());
+        self.bind(key);
     }
 
-    /// Listens again on socket files that do not lead here any more: somebody removed their directory, or bound them
-    /// himself.
+    fn bind(&mut self, key: ListenerKey) {
+        let Some(listener) = self.listeners.get(key) else { return };
+        let (kind, address) = (listener.kind.clone(), listener.address.clone());
+        let place = address.clone();
+        self.at_socket(SocketPurpose::Bind(key), &place, move || {
+            let bound = Listener::bind(kind.kind, &address.address, address.netns.as_ref(), &kind.access);
+            SocketOutcome::Bound(address, bound)
+        });
+    }
+
+    /// Has looked whether socket files still lead here: somebody may have removed their directory, or bound them himself.
     pub(super) fn check_socket_files(&mut self) {
-        let is_lost = |listener: &SharedListener| match &listener.socket {
-            ListenSocket::Open(socket, _) => !socket.leads_here(),
-            ListenSocket::Lost => true,
-            ListenSocket::Binding | ListenSocket::Closing => false,
-        };
-        let lost = self.listeners.iter().filter(|(_, listener)| is_lost(listener));
-        for key in lost.map(|(key, _)| key).collect::<Vec<_>>() {
-            let listener = &mut self.listeners[key];
-            match std::mem::replace(&mut listener.socket, ListenSocket::Closing) {
-                ListenSocket::Open(socket, token) => {
-                    let path = &listener.address.address;
-                    tracing::warn!(socket = %path, "the socket's path leads elsewhere; listening again");
-                    self.poller.forget(token, &socket);
-                    self.jobs.close_listener(WireKey::null(), key, socket);
+        let mut lost = Vec::new();
+        // Each directory is looked at by one job: there may be a thousand sockets in it.
+        let mut checked = HashMap::<_, Vec<_>>::new();
+        for (key, listener) in &mut self.listeners {
+            match &listener.socket {
+                ListenSocket::Open(socket, _) if !listener.is_checked => {
+                    let Some(file) = socket.location() else { continue };
+                    listener.is_checked = true;
+                    let place = checked.entry(directory(&listener.address)).or_default();
+                    place.push((key, file));
                 }
-                ListenSocket::Lost | ListenSocket::Binding | ListenSocket::Closing => self.listener_closed(key),
+                ListenSocket::Lost => lost.push(key),
+                ListenSocket::Open(..) | ListenSocket::Binding | ListenSocket::Closing => {}
+            }
+        }
+        for sockets in checked.into_values() {
+            let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+            let Some(address) = self.listeners.get(keys[0]).map(|listener| listener.address.clone()) else { continue };
+            self.at_socket(SocketPurpose::Check(keys.into()), &address, move || {
+                SocketOutcome::Checked(files.iter().map(SocketLocation::leads_here).collect())
+            });
+        }
+        for key in lost {
+            self.listener_closed(key);
+        }
+    }
+
+    /// It is known whether a socket file leads here. If not, it is listened on again.
+    pub(super) fn socket_file_checked(&mut self, key: ListenerKey, leads_here: bool) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        listener.is_checked = false;
+        if listener.problem.take().is_some() {
+            self.note_socket_problem(key, None);
+        }
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if leads_here || !matches!(listener.socket, ListenSocket::Open(..)) {
+            return;
+        }
+        if let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) {
+            let address = listener.address.clone();
+            tracing::warn!(socket = %address.address, "the socket's path leads elsewhere; listening again");
+            self.poller.forget(token, &socket);
+            self.close_listener(WireKey::null(), key, &address, socket);
+        }
+    }
+
+    /// Whether a socket file leads here cannot be found out.
+    pub(super) fn socket_file_unknown(&mut self, key: ListenerKey, problem: &str) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        listener.is_checked = false;
+        if listener.problem.as_deref() == Some(problem) {
+            return;
+        }
+        tracing::warn!(problem, "whether its path still leads here is not known");
+        listener.problem = Some(problem.to_owned());
+        self.note_socket_problem(key, Some(problem));
+    }
+
+    /// Every end of a listening socket that has no peer says what is wrong there.
+    fn note_socket_problem(&mut self, key: ListenerKey, problem: Option<&str>) {
+        for id in self.listeners.get(key).map(SharedListener::ends).unwrap_or_default() {
+            let served = self.wires.get_mut(id.wire).and_then(Wire::workers_mut);
+            if let Some(end) = served.map(|served| &mut served.ends[id.end]).filter(|end| end.peer().is_none()) {
+                end.last_error = problem.map(str::to_owned);
+                self.changed.insert(id.wire);
             }
         }
     }
@@ -342,7 +447,6 @@ impl State {
     /// A socket whose path had led elsewhere listens again, or cannot: every end there says so.
     fn listener_bound_again(&mut self, key: ListenerKey, bound: Result<Token, String>) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        let ends = listener.ends();
         match bound {
             Ok(token) => {
                 if let ListenSocket::Open(socket, _) = &listener.socket {
@@ -351,14 +455,7 @@ impl State {
             }
             Err(problem) => {
                 listener.socket = ListenSocket::Lost;
-                for id in ends {
-                    let served = self.wires.get_mut(id.wire).and_then(Wire::workers_mut);
-                    if let Some(end) = served.map(|served| &mut served.ends[id.end]).filter(|end| end.peer().is_none())
-                    {
-                        end.last_error = Some(problem.clone());
-                        self.changed.insert(id.wire);
-                    }
-                }
+                self.note_socket_problem(key, Some(&problem));
             }
         }
     }
@@ -376,7 +473,12 @@ impl State {
     pub(super) fn accept(&mut self, key: ListenerKey) {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(listener) = self.listeners.get(key) else { return };
-            let ListenSocket::Open(socket, _) = &listener.socket else { return };
+            let ListenSocket::Open(socket, token) = &listener.socket else { return };
+            if !socket.has_room() || listener.reaping.is_full() {
+                self.poller.listen(socket, *token, false);
+                self.poller.timers.set(Timer::Accept(key), Some(Instant::now() + ACCEPT_AGAIN));
+                return self.make_room_to_accept(key);
+            }
             let accepted = match socket.accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -389,6 +491,28 @@ impl State {
             if let Err(error) = come {
                 self.say_refused(key, &error);
             }
+        }
+    }
+
+    /// A listening socket whose peers held too much is tried again.
+    pub(super) fn accept_again(&mut self, key: ListenerKey) {
+        if let Some(ListenSocket::Open(socket, token)) = self.listeners.get(key).map(|listener| &listener.socket) {
+            self.poller.listen(socket, *token, true);
+        }
+    }
+
+    /// Peers that came to a listening socket hold as much as they may: others wait there until that is closed. One that
+    /// holds much of it, and is nobody's peer yet, goes.
+    fn make_room_to_accept(&mut self, key: ListenerKey) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
+            let (socket, suppressed) = (&listener.address.address, if_any(suppressed));
+            tracing::warn!(%socket, suppressed, "clients wait: what those before them sent is not closed yet");
+        }
+        let Some((held, std::cmp::Reverse(token))) = listener.largest_holder() else { return };
+        if held > HOLDER_MIN {
+            self.refuse_handshake(key, token, &DisconnectReason::Crowded);
+            self.refuse_frontend(key, token, &DisconnectReason::Crowded);
         }
     }
 
@@ -434,12 +558,8 @@ impl State {
             }
             let holders = self.listeners.iter().filter(|(other, _)| everywhere || *other == key);
             let largest = holders.filter_map(|(key, listener)| {
-                let handshakes = listener.handshakes.iter().map(|(token, handshake)| (handshake.held(), *token));
-                let pending = listener.pending.iter().map(|(token, frontend)| (frontend.held(), *token));
-                // Of those that hold the same, the oldest.
-                let (held, token) =
-                    handshakes.chain(pending).max_by_key(|&(held, token)| (held, std::cmp::Reverse(token)))?;
-                Some((held, std::cmp::Reverse(token), key))
+                let (held, token) = listener.largest_holder()?;
+                Some((held, token, key))
             });
             let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };
             self.refuse_handshake(key, token, &DisconnectReason::Crowded);
@@ -502,6 +622,21 @@ pub enum ListenError {
         /// The other wire.
         wire: String,
     },
+    /// Another wire listens there, for others than this one would let in.
+    #[error(
+        "its socket {address} is shared with wire `{wire}`, which has {theirs} there, and this wire {ours}: \
+         one file has one group and mode; give both wires the same, or choose another socket"
+    )]
+    AccessDiffers {
+        /// The socket.
+        address: SocketAddress,
+        /// The wire that was there first.
+        wire: String,
+        /// Who may connect by its wish.
+        theirs: SocketAccess,
+        /// And by the wish of the other.
+        ours: SocketAccess,
+    },
     /// The socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -510,6 +645,10 @@ pub enum ListenError {
     Epoll(#[from] io::Error),
 }
 
+/// How soon a listening socket is tried again whose peers held too much.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
+/// Who holds no more is left alone when others wait.
+const HOLDER_MIN: usize = 16;
 /// Enough for a client of the usual kind beside one with all the regions that there can be.
 const UNFINISHED_MIN: usize = 256;
 /// Far from the 65,530 mappings that a process may have, and from its descriptors where there are many.
@@ -518,24 +657,12 @@ const UNFINISHED_MAX: usize = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use ferrule_ffi::unix::UnixSocket;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-    use crate::control::health::HealthCell;
-    use crate::control::inbox::Inbox;
-    use crate::control::jobs::Jobs;
-    use crate::control::poller::Poller;
-    use crate::control::snapshot::Snapshot;
-    use crate::port::kernel;
+    use crate::control::tests::TestControl;
     use crate::spec::MemifSpec;
-
-    fn state() -> State {
-        let (inbox, _) = Inbox::new().unwrap();
-        let jobs = Jobs::new(inbox, kernel::InterfaceOwner::process(), &HealthCell::default()).unwrap();
-        State::new(Poller::new(&[]).unwrap(), jobs, Vec::new(), Arc::new(Snapshot::new(Vec::new()))).unwrap()
-    }
 
     /// A listening socket in a state, the end of a wire there, and a client in mid-handshake.
     fn with_client(state: &mut State, socket: ListenSocket) -> (ListenerKey, EndId, EndSpec, UnixSocket) {
@@ -555,7 +682,7 @@ mod tests {
     #[test]
     fn what_clients_hold_is_free_again_however_their_listening_socket_goes() {
         for socket in [ListenSocket::Lost, ListenSocket::Closing, ListenSocket::Binding] {
-            let mut state = state();
+            let TestControl { mut state, .. } = TestControl::new();
             let (key, id, end, _client) = with_client(&mut state, socket);
             let (&token, _) = state.listeners[key].handshakes.iter().next().unwrap();
             state.release_listener(id, &end);
@@ -566,7 +693,7 @@ mod tests {
 
     #[test]
     fn what_clients_hold_is_free_again_when_their_socket_cannot_be_bound() {
-        let mut state = state();
+        let TestControl { mut state, .. } = TestControl::new();
         let (key, _, _, _client) = with_client(&mut state, ListenSocket::Binding);
         let (&token, _) = state.listeners[key].handshakes.iter().next().unwrap();
         let address = state.listeners[key].address.address.clone();

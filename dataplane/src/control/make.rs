@@ -23,7 +23,9 @@ use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
-use super::wire::{Body, EndId, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit};
+use super::wire::{
+    Body, EndId, History, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit,
+};
 use crate::engine::{Applied, DRAIN_TIMEOUT, EngineError};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};
@@ -64,6 +66,9 @@ impl State {
         }
         let Some(&key) = self.names.get(&spec.name) else {
             let mut wire = Wire::new(spec, Applied::Made);
+            if let Some(history) = self.histories.remove(&wire.spec.name) {
+                wire.go_on(history);
+            }
             wire.waiting.push(reply);
             return self.begin(wire);
         };
@@ -78,6 +83,11 @@ impl State {
         match difference(&wire.spec, &spec) {
             Difference::Nothing if !is_made => wire.waiting.push(reply),
             Difference::Nothing if wire.has_failed_interface() => self.mend(key, reply),
+            // The other end keeps its peer.
+            Difference::Unseen if wire.has_failed_interface() => {
+                self.update(key, spec);
+                self.mend(key, reply);
+            }
             _ if wire.is_failed() => self.replace(key, spec, true, reply),
             Difference::Nothing => self.answer(reply, Ok(Applied::Unchanged)),
             Difference::Unseen if is_made => {
@@ -140,6 +150,7 @@ impl State {
     /// Removes a wire.
     pub(super) fn remove(&mut self, name: &str, timeout: Duration, reply: Reply<Result<(), EngineError>>) {
         let Some(&key) = self.names.get(name) else {
+            self.histories.remove(name);
             return self.answer(reply, Err(EngineError::NoSuchWire(name.to_owned())));
         };
         self.begin_removal(key, timeout);
@@ -453,14 +464,15 @@ impl State {
         for (number, end) in spec.ends.iter().enumerate() {
             self.release_listener(EndId { wire: key, end: number }, end);
         }
-        for end in ends {
+        for (number, end) in ends.enumerate() {
+            let id = EndId { wire: key, end: number };
             match end.kind {
                 EndKind::Tap(tap, _) => {
                     drop((end.rings, end.stale));
                     self.close_shared(key, tap);
                 }
-                EndKind::Server(peer) => self.jobs.reap((peer, end.rings, end.stale)),
-                EndKind::Client(state) => self.jobs.reap((state, end.rings, end.stale)),
+                EndKind::Server(peer) => self.reap(id, (peer, end.rings, end.stale)),
+                EndKind::Client(state) => self.reap(id, (state, end.rings, end.stale)),
             }
         }
     }
@@ -468,14 +480,28 @@ impl State {
     /// Nothing of a wire is left: its name is free, or taken by what is wanted in its place.
     fn is_gone(&mut self, key: WireKey) {
         let Some(wire) = self.wires.remove(key) else { return };
-        let Wire { spec, generation, counters, carried, budgets, waiting, removal, .. } = wire;
+        let Wire { spec, generation, counters, carried, budgets, reaping, waiting, removal, .. } = wire;
+        let history = History { spec: Arc::clone(&spec), generation, counters, carried, budgets, reaping };
         self.names.remove(&spec.name);
         self.map_changed = true;
         let Removal { replies, failure, next } = removal.unwrap_or_default();
-        if failure.is_none() {
-            tracing::info!(wire = spec.name, "wire removed");
-            self.events.note(&spec.name, WireChange::Removed);
+        let is_made_anew = next.as_ref().is_some_and(|next| next.same);
+        match &failure {
+            // Nobody has asked for its end.
+            Some(failure) if replies.is_empty() => {
+                let (end, reason) = match failure {
+                    EngineError::End { end, problem, .. } => (Some(*end), problem.clone()),
+                    other => (None, other.to_string()),
+                };
+                self.events.note(&spec.name, WireChange::Failed { end, reason });
+            }
+            None if is_made_anew => tracing::info!(wire = spec.name, "wire removed, to be made anew"),
+            Some(_) | None => {
+                tracing::info!(wire = spec.name, "wire removed");
+                self.events.note(&spec.name, WireChange::Removed);
+            }
         }
+        let is_kept = failure.is_some() && replies.is_empty();
         for reply in replies {
             self.answer(reply, Ok(()));
         }
@@ -487,13 +513,11 @@ impl State {
             let mut wire = Wire::new(spec, if same { Applied::Remade } else { Applied::Made });
             wire.waiting = replies;
             if same {
-                (wire.generation, wire.counters, wire.carried) = (generation + 1, counters, carried);
-                for (budget, end) in budgets.iter().zip(&wire.spec.ends) {
-                    budget.set_limit(memory_limit(end));
-                }
-                wire.budgets = budgets;
+                wire.go_on(history);
             }
             self.begin(wire);
+        } else if is_kept {
+            self.histories.insert(spec.name.clone(), history);
         }
         self.answer_drained();
     }

@@ -3,11 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use ferrule_ffi::unix::{Kind, UnixSocket};
+
 use super::disconnect::DisconnectReason;
 use super::end::{ClientState, EndKind, Peer};
 use super::events::WireChange;
+use super::jobs::{ReapAccount, SocketOutcome};
+use super::listener::ListenAddress;
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
+use super::sockets::{SocketJobId, SocketPurpose};
 use super::state::State;
 use super::wire::{EndId, Wire};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
@@ -15,7 +20,8 @@ use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep};
-use crate::spec::{EndSpec, MemifSpec};
+use crate::socket::{self, SocketError};
+use crate::spec::{EndSpec, Prealloc};
 
 /// What there is to listen to at an end.
 enum Heard {
@@ -29,10 +35,47 @@ impl State {
     pub(super) fn connect(&mut self, id: EndId) {
         let Some(wire) = self.wires.get(id.wire).filter(|wire| wire.removal.is_none()) else { return };
         let spec = Arc::clone(&wire.spec);
-        match &spec.ends[id.end] {
-            EndSpec::Memif(memif) => self.connect_to_server(id, memif),
-            EndSpec::VhostUser(vhost) => self.connect_to_frontend(id, vhost),
-            EndSpec::Kernel(_) => {}
+        if wire.reaping[id.end].is_full() {
+            return self.not_connected(id, STILL_RELEASED);
+        }
+        let (kind, address) = match &spec.ends[id.end] {
+            EndSpec::Memif(memif) => {
+                // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
+                if let Err(problem) = self.loan(id) {
+                    return self.not_connected(id, problem);
+                }
+                (Kind::SeqPacket, ListenAddress { address: memif.socket.clone(), netns: memif.netns.clone() })
+            }
+            EndSpec::VhostUser(vhost) => (Kind::Stream, ListenAddress { address: vhost.socket.clone(), netns: None }),
+            EndSpec::Kernel(_) => return,
+        };
+        let place = address.clone();
+        let job = self.at_socket(SocketPurpose::Connect(id), &place, move || {
+            SocketOutcome::Connected(socket::connect(kind, &address.address, address.netns.as_ref()))
+        });
+        if let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) {
+            served.ends[id.end].kind = EndKind::Client(ClientState::Connecting(job));
+        }
+    }
+
+    /// The socket of an end's peer is reached, or cannot be.
+    pub(super) fn connected(&mut self, id: EndId, job: SocketJobId, connected: Result<UnixSocket, SocketError>) {
+        let wire = self.wires.get(id.wire).filter(|wire| wire.removal.is_none());
+        let wire = wire.and_then(|wire| {
+            let end = &wire.workers()?.ends[id.end];
+            (end.connecting() == Some(job)).then_some((wire, &end.descriptors))
+        });
+        let Some((wire, descriptors)) = wire else {
+            // Nobody wants it any more.
+            return self.jobs.reap(&ReapAccount::default(), connected.ok());
+        };
+        let spec = Arc::clone(&wire.spec);
+        let connected = connected.map(|socket| socket.charged_to(descriptors));
+        match (connected, &spec.ends[id.end]) {
+            (Err(error), _) => self.not_connected(id, &error.to_string()),
+            (Ok(socket), EndSpec::Memif(_)) => self.greet_server(id, socket.into()),
+            (Ok(socket), EndSpec::VhostUser(_)) => self.greet_frontend(id, socket.into()),
+            (Ok(_), EndSpec::Kernel(_)) => {}
         }
     }
 
@@ -55,7 +98,9 @@ impl State {
                         ClientStep::Connected(connection) => Heard::Connected(connection),
                     })
                 }
-                EndKind::Server(None) | EndKind::Client(ClientState::Waiting(_)) | EndKind::Tap(..) => return,
+                EndKind::Server(None)
+                | EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_))
+                | EndKind::Tap(..) => return,
             };
             match heard {
                 Ok(Heard::Nothing) => return,
@@ -89,6 +134,11 @@ impl State {
         {
             tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
         }
+        if let EndSpec::Memif(spec) = &wire.spec.ends[id.end]
+            && spec.prealloc != Prealloc::Never
+        {
+            self.jobs.populate(connection.layout.own_regions());
+        }
         let Some(served) = wire.workers_mut() else { return };
         if is_lender {
             served.no_loan = no_loan;
@@ -117,15 +167,11 @@ impl State {
         self.set_timer(id);
     }
 
-    fn connect_to_server(&mut self, id: EndId, spec: &MemifSpec) {
-        // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
+    fn greet_server(&mut self, id: EndId, channel: MemifChannel) {
+        // The lender may have another peer by now, or none.
         let loan = match self.loan(id) {
             Ok(loan) => loan,
             Err(problem) => return self.not_connected(id, problem),
-        };
-        let channel = match MemifChannel::connect(&spec.socket, spec.netns.as_ref()) {
-            Ok(channel) => channel,
-            Err(error) => return self.not_connected(id, &error.to_string()),
         };
         match self.poller.watch(&channel, SocketOwner::End(id)) {
             Ok(token) => {
@@ -145,6 +191,11 @@ impl State {
         let borrower = self.wires.get(lender.wire).and_then(|wire| wire.spec.borrower());
         let Some(end) = borrower.filter(|&borrower| borrower != lender.end) else { return };
         let borrower = EndId { wire: lender.wire, end };
+        let served = self.wires.get(borrower.wire).and_then(|wire| wire.workers());
+        if served.is_some_and(|served| served.ends[end].connecting().is_some()) {
+            // It will find the new one.
+            return;
+        }
         self.disconnect(borrower, &DisconnectReason::Memif(HandshakeError::NewLender));
         if let Some(served) = self.wires.get_mut(borrower.wire).and_then(Wire::workers_mut) {
             served.ends[end].connect_now();
@@ -171,3 +222,6 @@ impl State {
         }
     }
 }
+
+/// Why nobody is let in, or connected to, for a moment.
+pub(super) const STILL_RELEASED: &str = "memory and descriptors of former peers are still being released";

@@ -15,6 +15,7 @@
 //! - [`snapshot`]: what readers see; [`events`]: what subscribers hear; [`health`]: whether all threads are there;
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
 //! - `make`: wires are made, changed and removed; `lanes`: they are joined and parted;
+//! - [`sockets`]: what looks up the path of a socket, and may hang there;
 //! - [`listener`]: listening sockets; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `memif` and `vhost_user`: peers of these kinds;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
@@ -34,10 +35,14 @@ mod memif;
 pub mod pending;
 pub mod poller;
 pub mod snapshot;
+pub mod sockets;
 pub mod state;
 pub mod token_bucket;
 mod vhost_user;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -92,7 +97,7 @@ impl Control {
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
             let _guard = guard;
             state.run(&messages, &returned);
-            state.stop();
+            state.stop(messages);
         })?;
         Ok(Self { inbox, snapshot, health, thread: Some(thread) })
     }

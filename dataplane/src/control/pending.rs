@@ -61,6 +61,8 @@ enum Occupancy {
     Starting,
     /// Somebody is there, or the wire is going.
     Occupied,
+    /// Nobody is there, and what others left is still being dropped.
+    Releasing,
 }
 
 impl State {
@@ -72,7 +74,7 @@ impl State {
             self.notice_loss(end);
             if self.occupancy(end) == Occupancy::Occupied {
                 self.say_refused(key, &DisconnectReason::Occupied);
-                self.jobs.reap(channel);
+                self.reap_of_listener(key, channel);
                 return Ok(());
             }
         }
@@ -112,6 +114,7 @@ impl State {
                 self.keep_within_quota(key);
             }
             Occupancy::Occupied => self.refuse_frontend(key, token, &DisconnectReason::Occupied),
+            Occupancy::Releasing => self.refuse_frontend(key, token, &DisconnectReason::Releasing),
         }
     }
 
@@ -130,8 +133,10 @@ impl State {
 
     fn admit_next_frontend(&mut self, end: EndId) {
         let Some(key) = self.listener_of(end) else { return };
-        if self.occupancy(end) != Occupancy::Free {
-            return;
+        match self.occupancy(end) {
+            Occupancy::Free => {}
+            Occupancy::Releasing => return self.refuse_frontends(end, &DisconnectReason::Releasing),
+            Occupancy::Starting | Occupancy::Occupied => return,
         }
         let next = self.listeners[key].pending.iter().find(|(_, frontend)| frontend.first.is_some());
         if let Some((&token, frontend)) = next {
@@ -140,11 +145,11 @@ impl State {
         }
     }
 
-    /// The end's frontend has rings: nobody needs to wait for anything.
-    pub(super) fn refuse_frontends(&mut self, end: EndId) {
+    /// Nobody who has come to this end needs to wait for anything.
+    pub(super) fn refuse_frontends(&mut self, end: EndId, reason: &DisconnectReason) {
         let Some(key) = self.listener_of(end) else { return };
         for token in self.listeners[key].pending.keys().copied().collect::<Vec<_>>() {
-            self.refuse_frontend(key, token, &DisconnectReason::Occupied);
+            self.refuse_frontend(key, token, reason);
         }
     }
 
@@ -165,7 +170,7 @@ impl State {
         let Some(frontend) = listener.pending.remove(&token) else { return };
         let end = listener.frontend_end();
         self.forget_frontend(token, &frontend);
-        self.jobs.reap(frontend);
+        self.reap_of_listener(key, frontend);
         self.say_refused(key, reason);
         if let Some(end) = end {
             self.note_refusal(end, reason);
@@ -192,9 +197,13 @@ impl State {
 
     fn occupancy(&self, end: EndId) -> Occupancy {
         let wire = self.wires.get(end.wire).filter(|wire| wire.removal.is_none());
-        let Some(served) = wire.and_then(|wire| wire.workers()) else { return Occupancy::Occupied };
+        let Some((wire, served)) = wire.and_then(|wire| Some((wire, wire.workers()?))) else {
+            return Occupancy::Occupied;
+        };
+        let is_releasing = wire.reaping[end.end].is_full();
         let end = &served.ends[end.end];
         match end.peer() {
+            None if is_releasing => Occupancy::Releasing,
             None => Occupancy::Free,
             Some(_) if end.present => Occupancy::Occupied,
             Some(_) => Occupancy::Starting,

@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::listener::ListenerKey;
+use super::sockets::SocketJobId;
 use super::wire::EndId;
 
 /// A socket in epoll; a lower one is older. A token is never used again, so an event of a socket that was forgotten
@@ -124,6 +125,10 @@ pub enum Timer {
     Handshake(Token),
     /// A frontend has waited too long.
     PendingFrontend(Token),
+    /// A listening socket is tried again whose peers held too much.
+    Accept(ListenerKey),
+    /// A job at the address of a socket takes too long.
+    SocketJob(SocketJobId),
     /// An end connects again, gives its peer up, or goes on with requests that were too many.
     End(EndId),
     /// Lanes that no worker could take are tried again.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -19,10 +20,11 @@ use super::end::Due;
 use super::events::{Events, WireChange};
 use super::inbox::{ControlMessage, EngineRequest, Reply};
 use super::jobs::{Done, Jobs};
-use super::listener::{ListenAddress, ListenerKey, SharedListener, Unfinished, reserve};
+use super::listener::{ListenAddress, ListenSocket, ListenerKey, SharedListener, Unfinished, reserve};
 use super::poller::{Poller, SocketOwner, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
-use super::wire::{EndId, Wire, WireKey};
+use super::sockets::SocketJobs;
+use super::wire::{EndId, History, Wire, WireKey};
 use crate::counters::LinkCounters;
 use crate::mailbox::Mailbox;
 use crate::worker::{LaneId, Returned, WorkerHandle};
@@ -33,7 +35,10 @@ pub struct State {
     pub(super) jobs: Jobs,
     pub(super) wires: SlotMap<WireKey, Wire>,
     pub(super) names: BTreeMap<String, WireKey>,
+    /// Of wires that could not be made, by their names.
+    pub(super) histories: HashMap<String, History>,
     pub(super) listeners: SlotMap<ListenerKey, SharedListener>,
+    pub(super) sockets: SocketJobs,
     pub(super) addresses: HashMap<ListenAddress, ListenerKey>,
     /// What peers that no end has taken yet hold.
     pub(super) unfinished: Unfinished,
@@ -77,7 +82,9 @@ impl State {
             jobs,
             wires: SlotMap::with_key(),
             names: BTreeMap::new(),
+            histories: HashMap::new(),
             listeners: SlotMap::with_key(),
+            sockets: SocketJobs::default(),
             addresses: HashMap::new(),
             unfinished: Unfinished::new(descriptors_max),
             vacated: Vec::new(),
@@ -103,17 +110,14 @@ impl State {
     pub fn run(&mut self, messages: &Receiver<ControlMessage>, returned: &Mailbox<Returned>) {
         loop {
             // The channel is looked at once more after its eventfd: whoever sends later writes to that.
-            let events = self.poller.wait(self.vacated.is_empty() && returned.may_sleep());
+            let events = self.poller.wait(self.vacated.is_empty() && self.sockets.is_told() && returned.may_sleep());
             returned.awake();
             while let Some(lane) = returned.take() {
                 self.lane_returned(lane);
             }
             for message in messages.try_iter() {
-                match message {
-                    ControlMessage::Request(request) => self.serve_request_of_caller(request),
-                    ControlMessage::Done(done) => self.job_done(done),
-                    ControlMessage::Panicked(thread) => self.events.note_death(thread),
-                    ControlMessage::Stop => return,
+                if self.handle(message).is_break() {
+                    return;
                 }
             }
             for token in events {
@@ -122,21 +126,45 @@ impl State {
             while let Some(timer) = self.poller.timers.expired(Instant::now()) {
                 self.timer_expired(timer);
             }
+            self.tell_unanswered();
             self.admit_frontends();
             self.publish();
         }
     }
 
     /// Ends: whatever is left goes to threads that nobody waits for.
-    pub fn stop(&mut self) {
+    pub fn stop(&mut self, messages: Receiver<ControlMessage>) {
         // Workers stop first, so that no lane is with one.
         drop(std::mem::take(&mut self.workers));
         let listeners: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
-        // Their files and names are free at once.
-        let rest = listeners.into_iter().map(|(_, SharedListener { handshakes, pending, .. })| (handshakes, pending));
-        self.jobs.reap(rest.collect::<Vec<_>>());
+        let (mut open, mut rest) = (Vec::new(), Vec::new());
+        for (_, SharedListener { address, socket, handshakes, pending, .. }) in listeners {
+            if let ListenSocket::Open(socket, _) = socket {
+                open.push((self.sockets.is_stuck(&address), socket));
+            }
+            rest.push((handshakes, pending));
+        }
+        // Those that can be closed come first.
+        open.sort_by_key(|&(is_stuck, _)| is_stuck);
+        self.jobs.close_sockets(open.into_iter().map(|(_, socket)| socket).collect());
+        for task in self.sockets.take_waiting() {
+            self.jobs.at_socket_unwatched(task);
+        }
+        // A listening socket may have come too late.
+        self.jobs.discard((rest, messages));
         let wires: Vec<_> = std::mem::take(&mut self.wires).into_iter().map(|(_, wire)| wire.body).collect();
         self.jobs.discard(wires);
+    }
+
+    /// Does what a message says, or ends.
+    pub(super) fn handle(&mut self, message: ControlMessage) -> ControlFlow<()> {
+        match message {
+            ControlMessage::Request(request) => self.serve_request_of_caller(request),
+            ControlMessage::Done(done) => self.job_done(done),
+            ControlMessage::Panicked(thread) => self.thread_died(thread),
+            ControlMessage::Stop => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
     }
 
     fn serve_request_of_caller(&mut self, request: EngineRequest) {
@@ -148,20 +176,27 @@ impl State {
                 self.want_look.push(reply);
                 self.look_at_interfaces();
             }
-            EngineRequest::Subscribe(subscriber) => self.events.add(subscriber),
+            EngineRequest::Subscribe { subscriber, reply } => {
+                self.events.add(subscriber);
+                self.answer(reply, ());
+            }
         }
+    }
+
+    /// A thread of the engine has panicked.
+    fn thread_died(&mut self, thread: String) {
+        if let Some(worker) = self.workers.iter().position(|worker| worker.is_named(&thread)) {
+            self.worker_died(worker);
+        }
+        self.events.note_death(thread);
     }
 
     fn job_done(&mut self, done: Done) {
         match done {
-            Done::Bound(key, bound) => self.listener_bound(key, bound),
+            Done::Socket(id, outcome) => self.socket_job_done(id, outcome),
             Done::Tap(end, made) => self.tap_made(end, made),
             Done::Veth(wire, made) => self.veth_made(wire, made),
             Done::Closed(wire) => self.part_closed(wire),
-            Done::ListenerClosed(wire, key) => {
-                self.listener_closed(key);
-                self.part_closed(wire);
-            }
             Done::Looked(look) => self.interfaces_looked_at(look),
         }
     }
@@ -190,6 +225,8 @@ impl State {
                     self.frontend_is_late(key, token);
                 }
             }
+            Timer::Accept(key) => self.accept_again(key),
+            Timer::SocketJob(id) => self.socket_job_is_late(id),
             Timer::End(end) => self.end_is_due(end),
             Timer::Lanes => self.serve_unserved_lanes(),
             Timer::Interfaces => self.look_at_interfaces(),
@@ -277,7 +314,7 @@ impl State {
     }
 
     /// Publishes what has changed, and then tells whoever waits for it.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         for key in std::mem::take(&mut self.changed) {
             let Some(wire) = self.wires.get_mut(key) else { continue };
             let state = wire.state();

@@ -35,7 +35,7 @@ use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::VhostUserOffer;
 use crate::port::vhost_user::session::{Response, Session, VhostUserMessage};
-use crate::spec::{EndSpec, VhostUserSpec};
+use crate::spec::EndSpec;
 
 /// What came of a look at what a frontend says.
 enum RequestOutcome {
@@ -48,12 +48,8 @@ enum RequestOutcome {
 }
 
 impl State {
-    /// Connects to a frontend that listens.
-    pub(super) fn connect_to_frontend(&mut self, id: EndId, spec: &VhostUserSpec) {
-        let channel = match VhostUserChannel::connect(&spec.socket) {
-            Ok(channel) => channel,
-            Err(error) => return self.not_connected(id, &error.to_string()),
-        };
+    /// We have connected to a frontend.
+    pub(super) fn greet_frontend(&mut self, id: EndId, channel: VhostUserChannel) {
         match self.poller.watch(&channel, SocketOwner::End(id)) {
             Ok(token) => self.connect_frontend(id, channel, token, None),
             Err(error) => self.not_connected(id, &format!("wait for the socket: {error}")),
@@ -144,6 +140,11 @@ impl State {
             self.pause(id, message);
             return Ok(RequestOutcome::Waits);
         }
+        if needs_quiesce && self.wires.get(id.wire).is_some_and(|wire| wire.reaping[id.end].is_full()) {
+            self.pause_until(id, Instant::now() + RELEASE_AGAIN);
+            self.pause(id, message);
+            return Ok(RequestOutcome::Waits);
+        }
         if needs_quiesce && lanes_are_out {
             return Ok(self.hold(id, message));
         }
@@ -172,10 +173,11 @@ impl State {
             _ => None,
         };
         // What a request replaces is unmapped where nobody waits for it.
-        let memory = if needs_quiesce { frontend.session.memory().cloned() } else { None };
+        let before = needs_quiesce.then(|| frontend.session.mapped());
         let answer = frontend.session.handle(message);
-        if let Some(memory) = memory {
-            self.jobs.reap(memory);
+        let replaced = before.filter(|before| !before.is_same(&frontend.session.mapped()));
+        if let Some(replaced) = replaced {
+            self.reap(id, replaced);
         }
         let Response { reply, exchange, announce } = answer?;
         if let Some(exchange) = exchange {
@@ -223,6 +225,7 @@ impl State {
                 }
             }
             LanePlace::Unserved(lane) | LanePlace::Back(lane) => lane.ends[id.end].exchange(&exchange),
+            LanePlace::Lost => {}
         }
     }
 
@@ -237,6 +240,12 @@ impl State {
             }
         }
         end.is_counted
+    }
+
+    fn pause_until(&mut self, id: EndId, until: Instant) {
+        if let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) {
+            served.ends[id.end].paused_until = Some(until);
+        }
     }
 
     /// Keeps a request that came too soon. Frames flow meanwhile.
@@ -278,7 +287,7 @@ impl State {
                     served.ends[id.end].set_rings(rings);
                     self.changed.insert(id.wire);
                     tracing::debug!(wire = name, end = id.end, pairs, "rings are there");
-                    self.refuse_frontends(id);
+                    self.refuse_frontends(id, &DisconnectReason::Occupied);
                 }
                 Ok(None) => self.set_carrier(id.wire, false),
                 Err(error) => return self.disconnect(id, &SessionError::from(error).into()),
@@ -311,6 +320,9 @@ impl State {
         }
     }
 }
+
+/// How soon a frontend is listened to again that has had more replaced than is unmapped yet.
+const RELEASE_AGAIN: Duration = Duration::from_millis(10);
 
 /// The process at the other end of a socket, as the kernel knows it.
 fn process_name(channel: &VhostUserChannel) -> String {

@@ -7,7 +7,7 @@ use slotmap::new_key_type;
 
 use super::end::End;
 use super::inbox::Reply;
-use super::jobs::Ticket;
+use super::jobs::{ReapAccount, Ticket};
 use super::log_limit::LogLimit;
 use super::snapshot::{KernelCounters, WireCell, WireState};
 use crate::counters::LinkCounters;
@@ -16,7 +16,7 @@ use crate::lane::{Lane, collect};
 use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
-use crate::spec::{EndSpec, MemifSpec, Role, WireSpec};
+use crate::spec::{EndSpec, MemifSpec, Prealloc, Role, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -46,6 +46,8 @@ pub struct Wire {
     pub carried: [Traffic; 2],
     /// What the memory of each end's peers, one after the other, may cost us.
     pub budgets: [Arc<MemoryBudget>; 2],
+    /// What reapers have not dropped yet of each end's peers, one after the other.
+    pub reaping: [ReapAccount; 2],
     /// How far it has come.
     pub body: Body,
     /// Somebody waits for it to be made.
@@ -64,6 +66,22 @@ pub struct Wire {
     pub is_stalled: [bool; 2],
     /// What is said of it in the log.
     pub log_limit: LogLimit,
+}
+
+/// What a wire takes along when it is made again: also after it could not be, until somebody removes it.
+pub struct History {
+    /// What it was to be.
+    pub spec: Arc<WireSpec>,
+    /// How often that has changed.
+    pub generation: u64,
+    /// What lanes counted.
+    pub counters: Arc<[LinkCounters; 2]>,
+    /// What the kernel counted.
+    pub carried: [Traffic; 2],
+    /// What the memory of its peers has cost.
+    pub budgets: [Arc<MemoryBudget>; 2],
+    /// What reapers have not dropped yet.
+    pub reaping: [ReapAccount; 2],
 }
 
 /// How far a wire has come.
@@ -146,6 +164,8 @@ pub enum LanePlace {
     Unserved(Box<Lane>),
     /// Back from a worker, to be taken apart with the others.
     Back(Box<Lane>),
+    /// Gone with a worker that has panicked.
+    Lost,
 }
 
 impl Wire {
@@ -157,6 +177,7 @@ impl Wire {
             spec: Arc::new(spec),
             generation: 1,
             budgets,
+            reaping: <_>::default(),
             counters: Arc::default(),
             carried: <_>::default(),
             body: Body::Making(making),
@@ -169,6 +190,16 @@ impl Wire {
             is_stalled: [false; 2],
             log_limit: LogLimit::default(),
         }
+    }
+
+    /// Goes on where another form of it has ended.
+    pub fn go_on(&mut self, history: History) {
+        let History { spec, generation, counters, carried, budgets, reaping } = history;
+        for (budget, end) in budgets.iter().zip(&self.spec.ends) {
+            budget.set_limit(memory_limit(end));
+        }
+        self.generation = generation + u64::from(spec != self.spec);
+        (self.counters, self.carried, self.budgets, self.reaping) = (counters, carried, budgets, reaping);
     }
 
     /// Its ends, if workers join them.
@@ -267,7 +298,8 @@ pub fn memory_limit(end: &EndSpec) -> u64 {
 /// Rings and buffers of a memif client, and the rest of their last pages.
 fn own_memory(spec: &MemifSpec) -> u64 {
     let slots = 2 * u64::from(spec.queues) * u64::from(spec.ring);
-    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 2 * 4096
+    let last_page = if spec.prealloc == Prealloc::HugePages { 2 << 20 } else { 4096 };
+    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 4096 + last_page
 }
 
 fn interface_state(gone: Option<&String>) -> EndState {
@@ -322,17 +354,22 @@ impl WorkerWire {
             return true;
         }
         let (mut first, mut second) = (Vec::new(), Vec::new());
+        let mut is_lost = false;
         for place in self.lanes.drain(..) {
-            if let LanePlace::Back(lane) | LanePlace::Unserved(lane) = place {
-                let [a, b] = lane.ends;
-                first.push(a);
-                second.push(b);
+            match place {
+                LanePlace::Back(lane) | LanePlace::Unserved(lane) => {
+                    let [a, b] = lane.ends;
+                    first.push(a);
+                    second.push(b);
+                }
+                LanePlace::Served(..) => {}
+                LanePlace::Lost => is_lost = true,
             }
         }
         for (end, halves) in self.ends.iter_mut().zip([first, second]) {
             let mut rings = collect(halves);
             // A peer that came meanwhile has brought rings of its own.
-            if end.present && end.rings.is_none() {
+            if end.present && end.rings.is_none() && !is_lost {
                 if let Some(frontend) = end.frontend() {
                     // An exchange may have missed them on their way.
                     frontend.session.renew_eventfds(&mut rings);
@@ -342,7 +379,9 @@ impl WorkerWire {
                 end.stale.push(rings);
             }
         }
-        self.problem = None;
+        if !is_lost {
+            self.problem = None;
+        }
         true
     }
 
@@ -350,7 +389,7 @@ impl WorkerWire {
     pub fn served(&self) -> impl Iterator<Item = (usize, LaneId)> {
         self.lanes.iter().filter_map(|place| match place {
             LanePlace::Served(worker, id) => Some((*worker, *id)),
-            LanePlace::Unserved(_) | LanePlace::Back(_) => None,
+            LanePlace::Unserved(_) | LanePlace::Back(_) | LanePlace::Lost => None,
         })
     }
 
@@ -361,7 +400,7 @@ impl WorkerWire {
             match place {
                 LanePlace::Back(_) => return false,
                 LanePlace::Unserved(_) => unserved = true,
-                LanePlace::Served(..) => {}
+                LanePlace::Served(..) | LanePlace::Lost => {}
             }
         }
         unserved

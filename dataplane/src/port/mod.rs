@@ -9,6 +9,7 @@ pub mod demux;
 pub mod frame_queue;
 pub mod kernel;
 pub mod memif;
+pub mod pieces;
 pub mod saved;
 pub mod vhost_user;
 
@@ -20,6 +21,7 @@ use ferrule_ffi::span::Span;
 use thiserror::Error;
 
 use crate::offload::{Accepts, VnetHeader};
+use crate::port::pieces::Pieces;
 use crate::status::DropReason;
 
 /// Where frames come from.
@@ -30,6 +32,12 @@ pub trait Source {
     /// The next frame, without taking it: asked again, it answers the same. A frame that lies in
     /// pieces is put together in `gather`, which has [`FRAME_MAX`] bytes.
     fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault>;
+
+    /// The next frame as [`peek`](Self::peek) shows it, but where it lies: its pieces are added to `pieces`. `None`: it is
+    /// for `peek`.
+    fn peek_pieces<'a>(&'a mut self, _pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
+        Ok(None)
+    }
 
     /// The next frames, as far as they are plain: each in one piece, with nothing left to do on it. None of them is
     /// taken, and what comes behind the run is for [`Self::peek`]. A kind of source that has no such frames shows
@@ -102,6 +110,18 @@ pub trait Target {
     /// Stores one frame.
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault>;
 
+    /// Whether it takes frames in pieces.
+    #[inline(always)]
+    fn takes_pieces(&self) -> bool {
+        false
+    }
+
+    /// Stores one frame that lies in pieces, whose offload it accepts. Only asked of a target that
+    /// [takes](Self::takes_pieces) such.
+    fn put_pieces(&mut self, _pieces: &[Span<'_>], _offload: Option<&VnetHeader>) -> Result<Put, Fault> {
+        Ok(Put::Refused(DropReason::Refused))
+    }
+
     /// What it took to find places for frames, stored or not, since this was last asked: in the same measure as
     /// [`Source::cost`].
     fn cost(&mut self) -> u64 {
@@ -146,6 +166,14 @@ pub type Run<'a> = ArrayVec<Span<'a>, BURST>;
 pub struct Frame<'a> {
     /// All of it, from its Ethernet (or, in IP mode, IP) header on.
     pub bytes: Span<'a>,
+    /// What is left to do on it; none: it is finished.
+    pub offload: Option<&'a VnetHeader>,
+    /// For [`Source::advance`].
+    pub slots: u32,
+}
+
+/// What is known of a frame beside the pieces that it lies in.
+pub struct PieceFrame<'a> {
     /// What is left to do on it; none: it is finished.
     pub offload: Option<&'a VnetHeader>,
     /// For [`Source::advance`].

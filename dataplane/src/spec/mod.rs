@@ -20,7 +20,7 @@ mod socket;
 
 pub use crate::port::kernel::spec::{KernelSpec, Route};
 pub use crate::port::memif::spec::{
-    BUFFER_MAX, BUFFER_MIN, MemifSpec, QUEUES_MAX, RING_MAX, RING_MIN, SECRET_MAX, Secret,
+    BUFFER_MAX, BUFFER_MIN, MemifSpec, Prealloc, QUEUES_MAX, RING_MAX, RING_MIN, SECRET_MAX, Secret,
 };
 pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
 pub use error::{FieldError, SpecError};

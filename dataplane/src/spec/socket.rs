@@ -68,6 +68,15 @@ impl SocketAccess {
     }
 }
 
+impl fmt::Display for SocketAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.group {
+            Some(group) => write!(f, "group {group} and mode {:o}", self.mode()),
+            None => write!(f, "no group and mode {:o}", self.mode()),
+        }
+    }
+}
+
 /// A group by its name or its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Group {

@@ -397,3 +397,84 @@ const EMPTY_ROUNDS_PER_CLOCK: u32 = 4;
 const VISITS_RECALLED: u16 = RING_MAX as u16;
 /// The same once the timeout is over: enough for everything in its longest ring, a burst at a time.
 const VISITS_LATE: u16 = RING_MAX as u16 / BURST as u16 + 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{BorrowedFd, OwnedFd};
+    use std::sync::atomic::AtomicBool;
+
+    use ferrule_ffi::notifier::eventfd;
+
+    use crate::counters::LinkCounters;
+    use crate::link::Nowhere;
+    use crate::port::any::LaneEnd;
+    use crate::port::{Frame, Source};
+    use crate::spec::Full;
+
+    /// Frames without end, once there are any.
+    struct Frames {
+        waiting: Arc<AtomicBool>,
+        notify: Option<OwnedFd>,
+    }
+
+    impl Source for Frames {
+        fn refresh(&mut self) -> Result<bool, Fault> {
+            Ok(self.waiting.load(Ordering::Relaxed))
+        }
+
+        fn peek<'a>(&'a mut self, _gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+            Ok(Some(Frame { bytes: [7; 60][..].into(), offload: None, slots: 1 }))
+        }
+
+        fn advance(&mut self, _slots: u32) {}
+
+        fn release(&mut self) {}
+
+        fn enable_notify(&mut self, _wanted: bool) {}
+
+        fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+            self.notify.as_ref().map(|eventfd| eventfd.as_fd())
+        }
+    }
+
+    fn lane(waiting: &Arc<AtomicBool>, notify: Option<BorrowedFd<'_>>) -> Lane {
+        let end = |waiting| {
+            let source = Frames { waiting, notify: notify.map(|eventfd| eventfd.try_clone_to_owned().unwrap()) };
+            LaneEnd::external([(Box::new(source) as _, Box::new(Nowhere) as _)])
+        };
+        let counters = [LinkCounters::default().lane(0), LinkCounters::default().lane(0)];
+        let ends = [end(Arc::clone(waiting)), end(<_>::default())];
+        Lane { ends, full: Full::Drop, counters, capture: None }
+    }
+
+    fn worker() -> Worker {
+        let commands = Arc::new(Mailbox::new(8).unwrap());
+        let returned = Arc::new(Mailbox::new(8).unwrap());
+        let epoll = Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        Worker::new(0, Idle::Adaptive, <_>::default(), commands, returned, Arc::new(epoll)).unwrap()
+    }
+
+    #[test]
+    fn a_sleeping_lane_that_nobody_notifies_is_looked_at_and_one_that_cannot_be_notified_far_sooner() {
+        let waiting = Arc::<AtomicBool>::default();
+        let mut worker = worker();
+        let nobody_writes = eventfd().unwrap();
+        for (id, notify) in [(0, None), (1, Some(nobody_writes.as_fd()))] {
+            assert!(worker.commands.try_post(Command::Serve(id, Box::new(lane(&waiting, notify)))).is_ok());
+        }
+        assert!(worker.take_commands() && !worker.round());
+        // The clock is the test's.
+        let quiet = ticks::now() + worker.intervals.look;
+        worker.rest_lanes(quiet);
+        assert_eq!((&worker.polled[..], worker.asleep), (&[][..], 2));
+        assert!(!worker.wake_lanes(quiet));
+        waiting.store(true, Ordering::Relaxed);
+        assert!(!worker.wake_lanes(quiet + worker.intervals.retry - 1));
+        assert!(worker.wake_lanes(quiet + worker.intervals.retry));
+        assert_eq!(worker.polled, [0]);
+        assert!(worker.round(), "its frames are taken");
+        assert!(worker.wake_lanes(quiet + worker.intervals.look));
+        assert_eq!((&worker.polled[..], worker.asleep), (&[0, 1][..], 0));
+    }
+}

@@ -13,9 +13,9 @@ use ferrule_dataplane::port::vhost_user::channel::VhostUserChannel;
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::message::{LogArea, VhostUserRequest, VringAddress, VringFile, VringState};
 use ferrule_dataplane::port::vhost_user::peer::VhostUserPeer;
-use ferrule_dataplane::port::vhost_user::restore::SavedVhostUserPeer;
-use ferrule_dataplane::port::vhost_user::session::Session;
+use ferrule_dataplane::port::vhost_user::restore::{SavedPendingFrontend, SavedVhostUserPeer};
 use ferrule_dataplane::port::vhost_user::session::offer::VhostUserOffer;
+use ferrule_dataplane::port::vhost_user::session::{Session, VhostUserMessage};
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Full, Role, VhostUserSpec};
 use ferrule_endpoints::virtio::{DriverMemory, DriverRx, DriverSpec, DriverTx, Eventfds};
@@ -169,6 +169,15 @@ impl Backend {
         }
     }
 
+    /// Handles one message of each.
+    fn serve_one(&mut self) {
+        for peer in &mut self.peers {
+            if let Some(message) = peer.receive().unwrap() {
+                peer.session.handle(message).unwrap();
+            }
+        }
+    }
+
     /// Visits both directions so many times.
     fn turn(&mut self, visits: usize) {
         let [Some(a), Some(b)] = &mut self.rings else { return };
@@ -283,6 +292,60 @@ fn a_successor_goes_on_under_traffic_and_no_guest_notices() {
         assert!(guests[0].send(&[1; 60]));
         backend.turn(1);
         assert!(nix::unistd::read(&*guests[1].eventfds[0].call, &mut [0; 8]).is_ok(), "{features:x?}");
+    }
+}
+
+#[test]
+fn a_session_goes_on_after_each_request_of_its_negotiation() {
+    let base = Features::VERSION_1.with(Features::PROTOCOL_FEATURES);
+    for (name, features) in [("split", base), ("packed", base.with(Features::RING_PACKED))] {
+        let ends = [0, 1].map(|end| connect(&format!("negotiation-{name}-{end}")));
+        let [(first, a), (second, b)] = ends;
+        let mut guests = [first, second].map(|channel| Guest::new(channel, features));
+        let mut backend = Backend::new([a, b]).succeed();
+        guests.iter().for_each(Guest::describe);
+        // 15 requests, each of which waits for a successor.
+        for _ in 0..15 {
+            backend.serve_one();
+            assert!(backend.rings.iter().all(Option::is_none));
+            backend = backend.succeed();
+        }
+        backend.serve();
+        assert!(backend.rings.iter().all(Option::is_some), "{name}");
+        assert!(guests[0].send(&frame(1, 100)) && guests[1].send(&frame(2, 200)));
+        backend.turn(1);
+        assert_eq!((guests[1].receive(), guests[0].receive()), (vec![frame(1, 100)], vec![frame(2, 200)]));
+    }
+}
+
+#[test]
+fn a_frontend_that_is_nobody_s_peer_yet_goes_on_with_what_it_has_said() {
+    let call = VhostUserRequest::SetVringCall(file_of(0)).emit(false);
+    let eventfd = Eventfds::new().unwrap().call;
+    for cut in [0, 1, 12, call.len() - 1, call.len()] {
+        let (frontend, peer) = connect(&format!("pending-{cut}"));
+        let mut channel = peer.channel;
+        if cut > 0 {
+            frontend.send(&call[..cut], &[eventfd.as_fd()]).unwrap();
+        }
+        let first = channel.receive().unwrap().map(|message| VhostUserMessage::new(message).unwrap());
+        assert_eq!(first.is_some(), cut == call.len());
+        let mut files = SavedFiles::default();
+        let saved = SavedPendingFrontend::save(&channel, first.as_ref(), &mut files).unwrap();
+        let text = serde_json::to_string(&saved).unwrap();
+        channel.release();
+        drop(first);
+        let saved: SavedPendingFrontend = serde_json::from_str(&text).unwrap();
+        let (mut channel, first) = saved.restore(&mut SavedFiles::from(files.into_inner())).unwrap();
+        assert_eq!(first.is_some(), cut == call.len());
+        let mut session = session();
+        if let Some(first) = first {
+            session.handle(first).unwrap();
+        } else {
+            let with: &[BorrowedFd<'_>] = if cut == 0 { &[eventfd.as_fd()] } else { &[] };
+            frontend.send(&call[cut..], with).unwrap();
+            session.handle(VhostUserMessage::new(channel.receive().unwrap().unwrap()).unwrap()).unwrap();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a wires file may say, and what is said about a wrong one.
 
 use ferrule_dataplane::spec::{
-    EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Process, Role, SocketAddress, VhostUserSpec,
+    EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, SocketAddress, VhostUserSpec,
 };
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ wires:
   - name: a-b
     ends:
       - memif: { socket: /run/ferrule/m.sock, id: 0, role: server }
-      - memif: { socket: "@abstract", id: 1, role: client, secret: s3cret, queues: 2, ring: 2048 }
+      - memif: { socket: "@abstract", id: 1, role: client, secret: s3cret, queues: 2, ring: 2048, prealloc: huge-pages }
   - name: pod-vm
     full: drop
     ends:
@@ -33,6 +33,7 @@ wires:
         secret: Some("s3cret".parse().unwrap()),
         queues: 2,
         ring: 2048,
+        prealloc: Prealloc::HugePages,
         ..MemifSpec::new(SocketAddress::Abstract("abstract".into()), Role::Client)
     };
     let server = MemifSpec::new("/run/ferrule/m.sock".parse().unwrap(), Role::Server);

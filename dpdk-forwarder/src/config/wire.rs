@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use ferrule_daemon::settings::{Diagnostics, Field, Table};
 use ferrule_dataplane::spec::{
-    ByteSize, EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Process, Role, Route, SocketAccess, SocketAddress,
-    VhostFeatures, VhostUserSpec, WireSpec,
+    ByteSize, EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route, SocketAccess,
+    SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
 };
 
 /// Reads and judges one wire.
@@ -108,6 +108,7 @@ fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         "queues",
         "ring",
         "buffer",
+        "prealloc",
         "group",
         "socket_mode",
         "memory",
@@ -135,6 +136,10 @@ fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     };
     memif.ring = number("ring", memif.ring);
     memif.buffer = number("buffer", memif.buffer);
+    let prealloc = table.optional("prealloc");
+    memif.prealloc = prealloc
+        .and_then(|field| field.choice(&Prealloc::ALL.map(|prealloc| (prealloc.word(), prealloc))))
+        .unwrap_or_default();
     // Out of range for the type is out of range for the wire: the check says it best.
     memif.queues = u16::try_from(number("queues", u32::from(memif.queues))).unwrap_or(u16::MAX);
     memif.access = read_access(&table);

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use sriov_manager_client::v1::acquire_request::Choice;
+use sriov_manager_client::cache::apply;
 use sriov_manager_client::v1::{
-    AcquireRequest, Attributes, Count, CreateRequest, Created, ExplainRequest, ListRequest, ListResponse,
-    ReleaseRequest, Vf, WatchRequest,
+    AcquireRequest, Attributes, Count, CreateRequest, Created, Driver, ExplainRequest, ListRequest, ListResponse,
+    ReleaseRequest, Vf, WatchRequest, WatchResponse,
 };
 use sriov_manager_client::{Client, connect};
 use tokio::runtime::{self, Runtime};
@@ -85,7 +85,7 @@ impl Manager {
 
     /// Every PF and VF.
     pub fn list(&self) -> Result<ListResponse, Status> {
-        self.call(async |mut client: Client| client.list(ListRequest {}).await)
+        self.call(async |mut client: Client| client.list(ListRequest::default()).await)
     }
 
     /// One VF of the list.
@@ -112,11 +112,10 @@ impl Manager {
         let request = AcquireRequest {
             id: id.to_owned(),
             holder: "the lab".to_owned(),
-            choice: Some(Choice::Vf(vf.address.clone())),
-            driver: driver.to_owned(),
+            vf: vf.address.clone(),
+            driver: driver.parse::<Driver>().map_err(Status::invalid_argument)?.into(),
             attributes,
-            dry_run: false,
-            force: false,
+            ..AcquireRequest::default()
         };
         Ok(self.call(async |mut client: Client| client.acquire(request).await)?.steps)
     }
@@ -130,14 +129,15 @@ impl Manager {
 
     /// Why a VF is not to be had.
     pub fn explain(&self, vf: &Function) -> Result<Vec<String>, Status> {
-        let request = ExplainRequest { vf: vf.address.clone(), driver: String::new() };
-        Ok(self.call(async |mut client: Client| client.explain(request).await)?.reasons)
+        let request = ExplainRequest { vf: vf.address.clone(), ..ExplainRequest::default() };
+        let reasons = self.call(async |mut client: Client| client.explain(request).await)?.reasons;
+        Ok(reasons.into_iter().map(|reason| reason.text).collect())
     }
 
     /// The list now, and again whenever something has changed.
     pub fn watch(&self) -> Result<Watch<'_>, Status> {
-        let lists = self.call(async |mut client: Client| client.watch(WatchRequest {}).await)?;
-        Ok(Watch { manager: self, lists })
+        let changes = self.call(async |mut client: Client| client.watch(WatchRequest::default()).await)?;
+        Ok(Watch { manager: self, changes, list: ListResponse::default() })
     }
 
     /// Runs `ferrule vf` with these arguments; returns what it printed.
@@ -192,7 +192,8 @@ impl Manager {
 /// Lists as they come.
 pub struct Watch<'a> {
     manager: &'a Manager,
-    lists: Streaming<ListResponse>,
+    changes: Streaming<WatchResponse>,
+    list: ListResponse,
 }
 
 impl Watch<'_> {
@@ -200,9 +201,10 @@ impl Watch<'_> {
     pub fn until(&mut self, holds: impl Fn(&ListResponse) -> bool) -> Result<(), Status> {
         let deadline = Instant::now() + ANSWER_MAX;
         while Instant::now() < deadline {
-            let next = async { self.lists.message().await };
-            let list = self.manager.within(next)?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
-            if holds(&list) {
+            let next = async { self.changes.message().await };
+            let change = self.manager.within(next)?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
+            apply(&mut self.list, change);
+            if holds(&self.list) {
                 return Ok(());
             }
         }

@@ -6,7 +6,7 @@ use std::thread;
 use ferrule_bench::Pattern;
 use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::engine::{Event, WireChange};
-use ferrule_dataplane::spec::{EndSpec, KernelSpec, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, Full, KernelSpec, WireSpec};
 use ferrule_dataplane::status::{DropReason, EndState};
 use ferrule_dataplane::{Applied, Engine, EngineError};
 use ferrule_endpoints::memif::Endpoint;
@@ -131,7 +131,17 @@ fn an_interface_that_is_gone_is_made_again_and_the_other_end_keeps_its_peer() {
     pod.wait_for_carrier("nsm-1");
     eventually("the wire is up", || engine.wire(&spec.name).unwrap().is_up());
     assert!(peer.check_peer().is_ok());
-    assert_eq!(engine.apply(spec).unwrap(), Applied::Unchanged);
+    assert_eq!(engine.apply(spec.clone()).unwrap(), Applied::Unchanged);
+
+    // So it does when something that no peer sees changes as well.
+    pod.ip("link delete nsm-1");
+    eventually("the loss is shown", || failure(&engine, &spec).is_some());
+    let changed = WireSpec { full: Full::Drop, owner: "somebody".to_owned(), ..spec };
+    assert_eq!(engine.apply(changed.clone()).unwrap(), Applied::Mended);
+    eventually("the wire is up", || engine.wire(&changed.name).unwrap().is_up());
+    assert!(peer.check_peer().is_ok());
+    let status = engine.wire(&changed.name).unwrap();
+    assert_eq!((&status.spec, status.generation), (&changed, 2));
 }
 
 /// Wires between a namespace and a memif end each.

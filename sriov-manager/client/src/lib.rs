@@ -4,13 +4,17 @@
 //!
 //! - [`v1`]: the messages, as `proto/ferrule/vf/v1/vf.proto` says them, with the server's side for the manager itself
 //! - [`connect()`]: a connection to the manager of this node
+//! - [`refusal()`]: why a call was refused, for programs
 //! - [`cache`]: the list of VFs, kept up to date
 
 pub mod cache;
 mod connect;
+mod refusal;
+mod words;
 
 pub use cache::VfCache;
 pub use connect::{Client, ConnectError, connect};
+pub use refusal::{refusal, refuse};
 
 /// The messages, the client and the server of the API, made from its `.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
@@ -19,6 +23,11 @@ pub mod v1 {
 
     /// Its descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("vf_descriptor");
+}
+
+#[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
+mod rpc {
+    tonic::include_proto!("google.rpc");
 }
 
 /// Where the manager listens unless told otherwise.

@@ -2,21 +2,48 @@
 
 use sriov_manager_client::v1;
 
-use crate::address::Driver;
+use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
-use crate::lease::{Lease, Wanted};
+use crate::holders::Holder;
+use crate::inventory::{Function, RdmaDevice};
+use crate::lease::{Lease, Stage, Until, Wanted};
 use crate::policy::PeerCredentials;
-use crate::vfs::{Choice, PfView, Reason, Request, VfView, View};
+use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
 
-/// The answer to a list or watch.
-pub fn response(view: &View) -> v1::ListResponse {
+/// The answer to a list, judged for a driver; none: for that of the pool.
+pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
     v1::ListResponse {
         pfs: view.pfs.iter().map(pf).collect(),
-        vfs: view.vfs.iter().map(vf).collect(),
+        vfs: view.vfs.iter().map(|view| vf(view, driver)).collect(),
         lost: view.lost.iter().map(|lost| lease(lost, None)).collect(),
+        node: Some(node(view)),
+    }
+}
+
+fn node(view: &View) -> v1::Node {
+    let owner = |(name, claim): (&String, &crate::lease::Claim)| v1::Owner {
+        name: name.clone(),
+        uid: claim.uid,
+        pools: claim.pools.clone(),
+        vfs: claim.vfs.iter().map(ToString::to_string).collect(),
+        since: claim.since,
+    };
+    let recovery = match view.recovery {
+        Recovery::Counts => v1::Recovery::Counts,
+        Recovery::Leases => v1::Recovery::Leases,
+        Recovery::Done => v1::Recovery::Done,
+    };
+    v1::Node {
         generation: view.generation,
         policies_refused: view.policies_refused.clone().unwrap_or_default(),
         warnings: view.warnings.clone(),
+        owners: view.claims.iter().map(owner).collect(),
+        recovery: recovery.into(),
+        policies: Some(v1::Policies {
+            wanted_generation: view.policies.wanted,
+            reached_generation: view.policies.reached,
+            file: view.policies.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default(),
+        }),
     }
 }
 
@@ -33,21 +60,49 @@ fn pf(view: &PfView) -> v1::Pf {
         numa: function.numa,
         stuck: view.stuck.as_ref().map(|stuck| stuck.what.clone()).unwrap_or_default(),
         short: view.short.clone().unwrap_or_default(),
+        cordoned: view.cordon.as_ref().map(|cordon| cordon.why.clone()).unwrap_or_default(),
+        mtu: view.pf.mtu,
+        permanent_mac: view.card.map(|card| card.to_string()).unwrap_or_default(),
+        link_type: link_type(function),
+        alt_names: function.altnames.clone(),
+        acpi_index: function.acpi_index,
+        rdma: rdma(function),
+        mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     }
 }
 
-pub(super) fn vf(view: &VfView) -> v1::Vf {
+/// As the SR-IOV operator and NPWG write it.
+fn link_type(function: &Function) -> String {
+    match function.link_type {
+        None => String::new(),
+        Some(ARPHRD_ETHER) => "ETH".to_owned(),
+        Some(ARPHRD_INFINIBAND) => "IB".to_owned(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn rdma(function: &Function) -> Vec<v1::Rdma> {
+    let device = |device: &RdmaDevice| v1::Rdma { device: device.name.clone(), nodes: device.nodes.clone() };
+    function.rdma.iter().map(device).collect()
+}
+
+pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
     let function = &view.vf.function;
-    let lent = |reason: &Reason| matches!(reason, Reason::Lent { .. });
+    let judged = view.reasons(driver.or(view.pool_driver).unwrap_or(Driver::None));
+    let reasons = || judged.iter().filter(|reason| !matches!(reason, Reason::Lent { .. }));
     let state = if view.lease.is_some() {
-        "lent"
-    } else if view.reasons.iter().any(|reason| !lent(reason)) {
-        "blocked"
+        v1::VfState::Lent
+    } else if reasons().next().is_some() {
+        v1::VfState::Blocked
     } else if view.busy {
-        "busy"
+        v1::VfState::Busy
     } else {
-        "free"
+        v1::VfState::Free
     };
+    let is_vfio = function.driver.as_deref() == Some(VFIO_PCI);
+    let node = |below: Option<String>| below.filter(|_| is_vfio).map(|below| format!("/dev/vfio/{below}"));
+    let group =
+        function.iommu_group.map(|group| if view.noiommu { format!("noiommu-{group}") } else { group.to_string() });
     v1::Vf {
         address: view.vf.address.to_string(),
         pf: view.vf.pf.to_string(),
@@ -59,14 +114,36 @@ pub(super) fn vf(view: &VfView) -> v1::Vf {
         netdevs: function.netdevs.clone(),
         vendor: function.vendor,
         device: function.device,
-        state: state.to_owned(),
+        state: state.into(),
         lease: view.lease.as_ref().map(|lent| lease(lent, view.forbidden.as_ref())),
         pools: view.pools.clone(),
-        reasons: view.reasons.iter().filter(|reason| !lent(reason)).map(ToString::to_string).collect(),
+        reasons: reasons().map(reason).collect(),
+        owner: view.owner.clone().unwrap_or_default(),
+        vfio_group: node(group).unwrap_or_default(),
+        vfio_device: node(view.vf.vfio_device.as_ref().map(|device| format!("devices/{device}"))).unwrap_or_default(),
+        noiommu: is_vfio && view.noiommu,
+        link_type: link_type(function),
+        alt_names: function.altnames.clone(),
+        acpi_index: function.acpi_index,
+        rdma: rdma(function),
+        mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
     }
 }
 
-fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
+pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
+    let stage = match lease.stage {
+        Stage::New => v1::Stage::New,
+        Stage::Changing { .. } => v1::Stage::Changing,
+        Stage::HandingOver { .. } => v1::Stage::HandingOver,
+        Stage::Lent => v1::Stage::Lent,
+        Stage::Releasing => v1::Stage::Releasing,
+        Stage::Dirty => v1::Stage::Dirty,
+    };
+    let driver = match lease.wanted.driver {
+        Driver::Kernel => v1::Driver::Kernel,
+        Driver::VfioPci => v1::Driver::VfioPci,
+        Driver::None => v1::Driver::None,
+    };
     v1::Lease {
         id: lease.id.clone(),
         holder: lease.holder.clone(),
@@ -74,60 +151,229 @@ fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         uid: lease.uid,
         since: lease.since,
         pool: lease.pool.clone().unwrap_or_default(),
-        driver: lease.wanted.driver.word().to_owned(),
+        driver: driver.into(),
         attributes: Some(attributes(&lease.wanted.attributes)),
-        stage: lease.stage.word().to_owned(),
+        stage: stage.into(),
         fault: lease.fault.clone().unwrap_or_default(),
         forbidden: forbidden.cloned().unwrap_or_default(),
+        owner: lease.owner.clone().unwrap_or_default(),
+        until: lease.until.as_ref().map(until_message),
     }
 }
 
+fn until_message(until: &Until) -> v1::Until {
+    let what = match until {
+        Until::Process { pid, start_time } => {
+            v1::until::What::Process(v1::Process { pid: *pid, start_time: *start_time })
+        }
+        Until::Namespace { path, .. } => v1::until::What::NetworkNamespace(path.display().to_string()),
+        Until::Cgroup { path } => v1::until::What::Cgroup(path.display().to_string()),
+    };
+    v1::Until { what: Some(what) }
+}
+
 fn attributes(attributes: &Attributes) -> v1::Attributes {
-    let vlan =
-        |vlan: Vlan| v1::Vlan { id: vlan.id.into(), qos: vlan.qos.into(), protocol: vlan.protocol.word().to_owned() };
+    let vlan = |vlan: Vlan| {
+        let protocol = match vlan.protocol {
+            VlanProtocol::Dot1Q => v1::VlanProtocol::Dot1q,
+            VlanProtocol::Dot1Ad => v1::VlanProtocol::Dot1ad,
+        };
+        v1::Vlan { id: vlan.id.into(), qos: vlan.qos.into(), protocol: protocol.into() }
+    };
+    let link_state = |state| match state {
+        LinkState::Auto => v1::LinkState::Auto.into(),
+        LinkState::Enable => v1::LinkState::Enable.into(),
+        LinkState::Disable => v1::LinkState::Disable.into(),
+    };
     v1::Attributes {
         mac: attributes.mac.map(|mac| mac.to_string()),
         vlan: attributes.vlan.map(vlan),
         rate: attributes.rate.map(|Rate { min, max }| v1::Rate { min, max }),
         spoof_check: attributes.spoof_check,
         trust: attributes.trust,
-        link_state: attributes.link_state.map(|state| state.word().to_owned()),
+        link_state: attributes.link_state.map(link_state),
         mtu: attributes.mtu,
     }
 }
 
-/// What is asked, or what of it cannot be read.
-pub(super) fn request(message: v1::AcquireRequest, peer: PeerCredentials) -> Result<Request, String> {
-    let v1::AcquireRequest { id, holder, choice, driver: word, attributes, force, .. } = message;
-    let choice = match choice {
-        Some(v1::acquire_request::Choice::Vf(vf)) => Choice::Vf(vf.parse().map_err(|error| format!("vf: {error}"))?),
-        Some(v1::acquire_request::Choice::Pool(pool)) => Choice::Pool(pool),
-        None => return Err("choice: a VF or a pool is wanted".to_owned()),
+/// A reason as programs read it.
+pub fn reason(reason: &Reason) -> v1::Reason {
+    use v1::ReasonKind as Kind;
+    let mut told = v1::Reason { text: reason.to_string(), ..Default::default() };
+    let kind = match reason {
+        Reason::Lent { id, holder, .. } => {
+            (told.lease, told.holder) = (id.clone(), holder.clone());
+            Kind::Lent
+        }
+        Reason::LostLease { id } => {
+            told.lease.clone_from(id);
+            Kind::LostLease
+        }
+        Reason::Resizing { pf } => of(&mut told, *pf, Kind::Resizing),
+        Reason::Held(holder) => {
+            told.user = Some(user(holder));
+            Kind::Held
+        }
+        Reason::UsedByHost(host_use) => {
+            told.user = Some(v1::User { netdev: host_use.netdev.clone(), ..Default::default() });
+            Kind::UsedByHost
+        }
+        Reason::Stuck { .. } => Kind::Stuck,
+        Reason::Claimed { owner, vf } => {
+            told.owner.clone_from(owner);
+            of(&mut told, *vf, Kind::Claimed)
+        }
+        Reason::NotClaimed { owner } => {
+            told.owner.clone_from(owner);
+            Kind::NotClaimed
+        }
+        Reason::Cordoned { pf, .. } => of(&mut told, *pf, Kind::Cordoned),
+        Reason::OtherPf { pf } => of(&mut told, *pf, Kind::OtherPf),
+        Reason::SameCall => Kind::SameCall,
+        Reason::PfInGroup { group, pf } => {
+            told.iommu_group = Some(*group);
+            of(&mut told, *pf, Kind::PfInGroup)
+        }
+        Reason::DeviceInGroup { group, device, driver } => {
+            (told.iommu_group, told.driver) = (Some(*group), driver.clone());
+            of(&mut told, *device, Kind::DeviceInGroup)
+        }
+        Reason::GroupLent { group, vf, id } => {
+            (told.iommu_group, told.lease) = (Some(*group), id.clone());
+            of(&mut told, *vf, Kind::GroupLent)
+        }
+        Reason::GroupHeld { group, vf, holder } => {
+            (told.iommu_group, told.user) = (Some(*group), Some(user(holder)));
+            of(&mut told, *vf, Kind::GroupHeld)
+        }
+        Reason::DriverMissing { driver } => {
+            told.driver.clone_from(driver);
+            Kind::DriverMissing
+        }
+        Reason::NoIommu => Kind::NoIommu,
+        Reason::Forbidden { .. } => Kind::Forbidden,
+        Reason::Unknown(_) => Kind::Unknown,
     };
-    let attributes = attributes.map(wanted).transpose()?.unwrap_or_default();
-    Ok(Request { id, holder, choice, wanted: Wanted { driver: driver(&word)?, attributes }, peer, force })
+    v1::Reason { kind: kind.into(), ..told }
 }
 
-pub(super) fn driver(word: &str) -> Result<Driver, String> {
-    if word.is_empty() { Ok(Driver::Kernel) } else { word.parse().map_err(|error| format!("driver: {error}")) }
+fn of(reason: &mut v1::Reason, function: PciAddress, kind: v1::ReasonKind) -> v1::ReasonKind {
+    reason.function = function.to_string();
+    kind
+}
+
+fn user(holder: &Holder) -> v1::User {
+    match holder {
+        Holder::Process { pid, comm, file } => {
+            v1::User { pid: *pid, command: comm.clone(), file: file.clone(), ..Default::default() }
+        }
+        Holder::Unseen { file } => v1::User { file: file.clone(), ..Default::default() },
+        Holder::Namespace { netdev, namespace, process } => {
+            let (pid, command) = process.clone().unwrap_or_default();
+            let namespace = namespace.display().to_string();
+            v1::User { pid, command, netdev: netdev.clone(), namespace, ..Default::default() }
+        }
+    }
+}
+
+/// Who asks, and from which process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub credentials: PeerCredentials,
+    /// None: its namespace of processes is not ours.
+    pub pid: Option<u32>,
+}
+
+/// What is asked, or what of it cannot be read.
+pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
+    let driver = optional_driver(message.driver)?;
+    let v1::AcquireRequest { id, holder, vf, pool, attributes, force, owner, until, place, .. } = message;
+    let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
+    let choice = match (vf, some(pool)) {
+        (Some(vf), None) => Choice::Vf(vf),
+        (None, Some(pool)) => Choice::Pool(pool),
+        (Some(vf), Some(pool)) => Choice::VfOfPool { vf, pool },
+        (None, None) => return Err("vf, pool: one of both is wanted".to_owned()),
+    };
+    // What the request does not say, its pool does.
+    let (pool_driver, pool_mtu) = vfs.pool_defaults(&choice);
+    let driver = driver.or(pool_driver).unwrap_or_default();
+    let mut attributes = attributes.map(wanted).transpose()?.unwrap_or_default();
+    if driver == Driver::Kernel {
+        attributes.mtu = attributes.mtu.or(pool_mtu);
+    }
+    Ok(Request {
+        place: place.map(|place| self::place(place, vfs)).transpose()?.unwrap_or_default(),
+        wanted: Wanted { driver, attributes },
+        until: until.map(|until| self::until(until, peer, vfs)).transpose()?,
+        owner: some(owner),
+        peer: peer.credentials,
+        id,
+        holder,
+        choice,
+        force,
+    })
+}
+
+fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {
+    let order = match known("order", place.order)? {
+        v1::Order::Spread => Order::Spread,
+        v1::Order::Pack => Order::Pack,
+    };
+    let pf = some(place.pf).map(|pf| vfs.find_pf(&pf).map_err(|error| format!("place: {error}"))).transpose()?;
+    Ok(Place { numa: place.numa, pf, order })
+}
+
+pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, String> {
+    match until.what {
+        Some(v1::until::What::Process(v1::Process { pid, start_time })) => {
+            let pid = if pid == 0 { peer.pid } else { Some(pid) };
+            let pid =
+                pid.ok_or("until: the process of this client is not seen from here: name it as the manager sees it")?;
+            if start_time != 0 {
+                return Ok(Until::Process { pid, start_time });
+            }
+            vfs.this_process(pid).ok_or_else(|| format!("until: there is no process {pid} here"))
+        }
+        Some(v1::until::What::NetworkNamespace(path)) => vfs
+            .this_namespace(path.clone().into())
+            .ok_or_else(|| format!("until: there is no network namespace {path} here")),
+        Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: path.into() }),
+        None => Err("until: a process, a network namespace or a control group is wanted".to_owned()),
+    }
+}
+
+/// None: the request says none.
+pub(super) fn optional_driver(driver: i32) -> Result<Option<Driver>, String> {
+    Ok(match known("driver", driver)? {
+        v1::Driver::Unspecified => None,
+        v1::Driver::Kernel => Some(Driver::Kernel),
+        v1::Driver::VfioPci => Some(Driver::VfioPci),
+        v1::Driver::None => Some(Driver::None),
+    })
+}
+
+/// What a newer client may mean is not guessed.
+fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, String> {
+    T::try_from(value).map_err(|_| format!("{field}: {value} is none that this release knows"))
 }
 
 fn wanted(message: v1::Attributes) -> Result<Attributes, String> {
-    let vlan = |vlan: v1::Vlan| {
-        let protocol = match vlan.protocol.to_ascii_lowercase().as_str() {
-            "" | "802.1q" => VlanProtocol::Dot1Q,
-            "802.1ad" => VlanProtocol::Dot1Ad,
-            other => return Err(format!("vlan protocol: `{other}`; `802.1q` or `802.1ad` is wanted")),
+    let link_state = |state| -> Result<_, String> {
+        Ok(match known("link state", state)? {
+            v1::LinkState::Auto => LinkState::Auto,
+            v1::LinkState::Enable => LinkState::Enable,
+            v1::LinkState::Disable => LinkState::Disable,
+        })
+    };
+    let vlan = |vlan: v1::Vlan| -> Result<_, String> {
+        let protocol = match known("vlan protocol", vlan.protocol)? {
+            v1::VlanProtocol::Dot1q => VlanProtocol::Dot1Q,
+            v1::VlanProtocol::Dot1ad => VlanProtocol::Dot1Ad,
         };
         // What is out of range for the type is out of range for the check, which says it best.
         let (id, qos) = (u16::try_from(vlan.id).unwrap_or(u16::MAX), u8::try_from(vlan.qos).unwrap_or(u8::MAX));
         Ok(Vlan { id, qos, protocol })
-    };
-    let link_state = |word: String| match word.as_str() {
-        "auto" => Ok(LinkState::Auto),
-        "enable" => Ok(LinkState::Enable),
-        "disable" => Ok(LinkState::Disable),
-        other => Err(format!("link state: `{other}`; `auto`, `enable` or `disable` is wanted")),
     };
     Ok(Attributes {
         mac: message.mac.map(|mac| mac.parse().map_err(|error| format!("mac: {error}"))).transpose()?,
@@ -139,3 +385,12 @@ fn wanted(message: v1::Attributes) -> Result<Attributes, String> {
         mtu: message.mtu,
     })
 }
+
+pub(super) fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// linux/if_arp.h.
+const ARPHRD_ETHER: u16 = 1;
+/// linux/if_arp.h.
+const ARPHRD_INFINIBAND: u16 = 32;

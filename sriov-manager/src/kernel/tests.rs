@@ -183,3 +183,20 @@ const IFLA_VF_RSS_QUERY_EN: u16 = 7;
 const IFLA_VF_TRUST: u16 = 9;
 const IFLA_VF_VLAN_LIST: u16 = 12;
 const IFLA_VF_VLAN_INFO: u16 = 1;
+
+#[test]
+fn a_driver_is_asked_about_links_whose_device_the_kernel_does_not_name_and_about_no_other() {
+    let link = |kind, attributes: Vec<LinkAttribute>| {
+        let mut link = LinkMessage::default();
+        link.header.link_layer_type = kind;
+        link.attributes = [vec![LinkAttribute::IfName("net1".into())], attributes].concat();
+        RouteNetlinkMessage::NewLink(link)
+    };
+    let vf = PciAddress::new(0, 2, 16, 0);
+    let of_old_kernel = link(LinkLayerType::Ether, vec![]);
+    assert_eq!((of_device(&of_old_kernel, vf), of_unnamed_device(&of_old_kernel)), (None, Some("net1".into())));
+    let named = link(LinkLayerType::Ether, vec![LinkAttribute::ParentDevName(vf.to_string())]);
+    assert_eq!((of_device(&named, vf), of_unnamed_device(&named)), (Some("net1".into()), None));
+    assert_eq!(of_unnamed_device(&link(LinkLayerType::Ether, vec![LinkAttribute::LinkInfo(vec![])])), None);
+    assert_eq!(of_unnamed_device(&link(LinkLayerType::Loopback, vec![])), None);
+}

@@ -1,4 +1,4 @@
-//! Lending a VF: choose, journal, apply, read back, or bring it back to what it was.
+//! Lending VFs: choose, journal, apply, read back, or bring them back to what they were.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,81 +8,67 @@ use tracing::info;
 use super::apply::must_be_told;
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
-use super::{Reason, VfError, Vfs};
+use super::request::{cancelled, check_all};
+use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
-use crate::lease::{Before, Lease, Stage, Wanted};
+use crate::journal::Record;
+use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Current, Step, Target, plan};
-use crate::policy::PeerCredentials;
-
-/// What a client asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The client's own name for the lease: asking twice under one name is asking once, and asking otherwise
-    /// under one name changes the lease.
-    pub id: String,
-    /// For whom, in words for people.
-    pub holder: String,
-    /// Which VF.
-    pub choice: Choice,
-    /// How it shall be.
-    pub wanted: Wanted,
-    /// Who asks.
-    pub peer: PeerCredentials,
-    /// Whether a VF is taken that the host itself uses.
-    pub force: bool,
-}
-
-/// Which VF.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This one.
-    Vf(PciAddress),
-    /// Any of a pool.
-    Pool(String),
-}
-
-/// A VF that was lent, or would be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acquired {
-    /// The VF.
-    pub vf: PciAddress,
-    /// The steps that were needed; none: it was as wanted.
-    pub steps: Vec<Step>,
-}
 
 impl Vfs {
     /// Lends a VF. The same request twice changes nothing.
     pub fn acquire(&self, request: &Request) -> Result<Acquired, VfError> {
-        self.acquire_unless(request, &|| false)
+        let mut acquired = self.acquire_all(std::slice::from_ref(request), false, Caller::PATIENT)?;
+        Ok(acquired.remove(0))
     }
 
-    /// [`Vfs::acquire`] for somebody who may go away: a new lease that nobody was told of is undone.
-    pub fn acquire_unless(&self, request: &Request, cancelled: &dyn Fn() -> bool) -> Result<Acquired, VfError> {
-        request.check()?;
+    /// Lends several VFs, all of them or none, also if the manager is killed meanwhile. With `same_pf` they are of one PF. New
+    /// leases that nobody was told of, because who asked has gone, are undone.
+    pub fn acquire_all(
+        &self,
+        requests: &[Request],
+        same_pf: bool,
+        caller: Caller<'_>,
+    ) -> Result<Vec<Acquired>, VfError> {
+        check_all(requests)?;
         let mut excluded = BTreeMap::new();
         loop {
-            let (chosen, lock) = self.lock_vfs(|state| {
-                if cancelled() { Err(request.cancelled()) } else { self.choose(state, request, &excluded) }
+            let (chosen, lock) = self.lock_vfs(caller.when_busy, |state| {
+                if (caller.has_left)() {
+                    return Err(cancelled(requests));
+                }
+                self.choose_all(state, requests, same_pf, &excluded)
             })?;
-            match (&chosen.lease, chosen.lease.as_ref().map(|lease| &lease.stage)) {
-                // What an earlier try began and did not bring to an end is undone first: nobody was told of it.
-                (Some(lease), Some(Stage::New)) => {
-                    info!(vf = %lease.vf, lease = lease.id, "an earlier try to lend it did not end, and is undone");
-                    self.clean(lease.clone(), Remains::Refused)?;
-                }
-                (Some(lease), Some(Stage::Changing { .. })) => {
-                    info!(vf = %lease.vf, lease = lease.id, "an earlier try to change it did not end, and is undone");
-                    self.go_back(lease)?;
-                }
-                _ => match self.lend(&chosen, request, cancelled) {
+            if !self.end_earlier_tries(&chosen)? {
+                match self.ready_all(&chosen, requests) {
                     // Others of the pool may be to be had.
-                    Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => {
-                        excluded.insert(vf, reasons);
-                    }
-                    lent => return lent,
-                },
+                    Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
+                    Err(NotReady::Failed(error)) => return Err(error),
+                    Ok(ready) => return self.lend(&chosen, ready, requests, caller),
+                }
+            }
+            drop(lock);
+        }
+    }
+
+    /// What [`Vfs::acquire_all`] would do.
+    pub fn plan_acquire_all(
+        &self,
+        requests: &[Request],
+        same_pf: bool,
+        caller: Caller<'_>,
+    ) -> Result<Vec<Acquired>, VfError> {
+        check_all(requests)?;
+        let mut excluded = Excluded::new();
+        loop {
+            let (chosen, lock) =
+                self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &excluded))?;
+            match self.ready_all(&chosen, requests) {
+                Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
+                Err(NotReady::Failed(error)) => return Err(error),
+                Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
             }
             drop(lock);
         }
@@ -90,50 +76,89 @@ impl Vfs {
 
     /// What [`Vfs::acquire`] would do.
     pub fn plan_acquire(&self, request: &Request) -> Result<Acquired, VfError> {
-        request.check()?;
-        let mut excluded = Excluded::new();
-        loop {
-            let (chosen, lock) = self.lock_vfs(|state| self.choose(state, request, &excluded))?;
-            match self.ready(&chosen, request) {
-                Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => {
-                    excluded.insert(vf, reasons);
-                }
-                ready => return ready.map(|Ready { lease, steps, .. }| Acquired { vf: lease.vf, steps }),
-            }
-            drop(lock);
-        }
+        let mut acquired = self.plan_acquire_all(std::slice::from_ref(request), false, Caller::PATIENT)?;
+        Ok(acquired.remove(0))
     }
 
-    /// Lends the VF that was chosen. It is locked.
-    fn lend(&self, chosen: &Chosen, request: &Request, cancelled: &dyn Fn() -> bool) -> Result<Acquired, VfError> {
-        let ready = self.ready(chosen, request)?;
-        let Ready { lease, steps, .. } = &ready;
-        let acquired = Acquired { vf: lease.vf, steps: steps.clone() };
-        if chosen.lease.as_ref() == Some(lease) {
-            return Ok(acquired);
+    /// What an earlier try began and did not bring to an end is undone first: nobody was told of it. Returns whether there was
+    /// such a one.
+    fn end_earlier_tries(&self, chosen: &[Chosen]) -> Result<bool, VfError> {
+        let mut had_any = false;
+        for lease in chosen.iter().filter_map(|chosen| chosen.lease.as_ref()) {
+            match lease.stage {
+                Stage::New => self.clean(lease.clone(), Remains::Refused)?,
+                Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease)?,
+                Stage::Lent | Stage::Releasing | Stage::Dirty => continue,
+            }
+            info!(vf = %lease.vf, lease = lease.id, "an earlier try did not end, and was undone");
+            had_any = true;
         }
-        self.record_lease(lease.vf, Some(lease.clone()))?;
-        if lease.stage == Stage::Lent {
-            // Only its words for people have changed.
-            return Ok(acquired);
+        Ok(had_any)
+    }
+
+    fn ready_all(&self, chosen: &[Chosen], requests: &[Request]) -> Result<Vec<Ready>, NotReady> {
+        let ready = |(chosen, request): (&Chosen, &Request)| match self.ready(chosen, request) {
+            Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => Err(NotReady::Another(vf, reasons)),
+            other => other.map_err(NotReady::Failed),
+        };
+        chosen.iter().zip(requests).map(ready).collect()
+    }
+
+    /// Lends the VFs that were chosen. They are locked.
+    fn lend(
+        &self,
+        chosen: &[Chosen],
+        mut ready: Vec<Ready>,
+        requests: &[Request],
+        caller: Caller<'_>,
+    ) -> Result<Vec<Acquired>, VfError> {
+        let acquired: Vec<_> = ready.iter().map(Ready::acquired).collect();
+        let is_over = ready.iter().all(|ready| ready.lease.stage == Stage::Lent);
+        if is_over {
+            // Nothing has to be done: one record says all of it.
+            let news = chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
+            self.record_leases(news.map(|(_, ready)| ready.lease).collect())?;
+        } else {
+            for (_, ready) in chosen.iter().zip(&mut ready).filter(|(chosen, _)| chosen.lease.is_none()) {
+                // None is lent before all are.
+                ready.lease.stage = Stage::New;
+            }
+            self.carry_out_all(chosen, ready)?;
         }
-        let lease = self.carry_out(chosen, ready)?;
-        if chosen.lease.is_none() && cancelled() {
-            info!(vf = %lease.vf, lease = lease.id, "whoever asked has gone: the lease is undone");
-            let lease = Lease { stage: Stage::Releasing, ..lease };
-            self.record_lease(lease.vf, Some(lease.clone()))?;
-            self.clean(lease, Remains::Refused)?;
-            return Err(request.cancelled());
+        let new = || chosen.iter().zip(requests).filter(|(chosen, _)| chosen.lease.is_none());
+        if new().next().is_some() && (caller.has_left)() {
+            for (chosen, request) in new() {
+                info!(vf = %chosen.vf.address, lease = request.id, "whoever asked has gone: the lease is undone");
+                self.take_back(chosen.vf.address)?;
+            }
+            return Err(cancelled(requests));
         }
-        info!(vf = %acquired.vf, lease = request.id, holder = request.holder, driver = %request.wanted.driver, "lent");
+        for ((chosen, request), acquired) in chosen.iter().zip(requests).zip(&acquired) {
+            if chosen.lease.is_some() && acquired.steps.is_empty() {
+                continue;
+            }
+            let driver = request.wanted.driver;
+            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, %driver, "lent");
+        }
         Ok(acquired)
+    }
+
+    /// Frees a VF whose lease nobody was told of.
+    fn take_back(&self, vf: PciAddress) -> Result<(), VfError> {
+        let Some(lease) = self.lock().facts.leases.get(&vf).cloned() else { return Ok(()) };
+        let lease = Lease { stage: Stage::Releasing, ..lease };
+        self.record_lease(vf, Some(lease.clone()))?;
+        self.clean(lease, Remains::Refused)
     }
 
     /// Looks at the VF, and plans. The VF is locked.
     fn ready(&self, chosen: &Chosen, request: &Request) -> Result<Ready, VfError> {
         let Chosen { vf, lease: held, .. } = chosen;
-        let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
-        let current = self.executor().current(vf).map_err(look)?;
+        let until = request.until.as_ref();
+        if let Some(until) = until.filter(|until| self.has_ended(until)) {
+            return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
+        }
+        let current = self.current(vf)?;
         let needs_pf = request.wanted.attributes.needs_pf();
         let mut lease = match held {
             None => {
@@ -143,6 +168,7 @@ impl Vfs {
             }
             Some(held) => {
                 must_be_told(&current, needs_pf || held.before.state.is_some())?;
+                is_its_card(held, &current)?;
                 changed_lease(held, &current, request)
             }
         };
@@ -157,7 +183,7 @@ impl Vfs {
             };
             steps.extend(lease.before.members.iter().filter_map(home));
         }
-        if held.as_ref().is_some_and(|held| held.wanted == lease.wanted) && steps.is_empty() {
+        if held.as_ref().is_none_or(|held| held.wanted == lease.wanted) && steps.is_empty() {
             lease.stage = Stage::Lent;
             lease.fault = None;
         }
@@ -187,61 +213,68 @@ impl Vfs {
         }
     }
 
-    /// Does the steps and records the outcome. The lease is in the journal.
-    fn carry_out(&self, chosen: &Chosen, ready: Ready) -> Result<Lease, VfError> {
-        let Ready { mut lease, steps, target } = ready;
-        let done = self.executor().apply(&steps).map_err(VfError::Step);
-        let Err(error) = done.and_then(|()| self.read_back(&chosen.vf, &target)) else {
+    /// Records what is about to be, does it, and records that it was done; or brings everything back to what it was.
+    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), VfError> {
+        let begun: Vec<_> =
+            chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease)).collect();
+        self.record_leases(begun.iter().map(|(_, ready)| ready.lease.clone()).collect())?;
+        for (chosen, ready) in &begun {
+            if let Err(error) = self.carry_out(chosen, ready) {
+                // A new lease is gone, a changed one is what it was.
+                let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, &ready.lease));
+                let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
+                return Err(if left.is_empty() {
+                    error
+                } else {
+                    let next = "which is tried again and again";
+                    VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }
+                });
+            }
+        }
+        let lent = |(_, ready): (&Chosen, Ready)| {
+            let mut lease = ready.lease;
             lease.stage = Stage::Lent;
             lease.fault = None;
             if lease.wanted.driver != Driver::VfioPci {
                 lease.before.members.clear();
             }
-            self.record_lease(lease.vf, Some(lease.clone()))?;
-            return Ok(lease);
+            lease
         };
-        // A new lease is gone, a changed one is what it was.
-        let undone = match lease.stage {
-            Stage::Changing { .. } => self.go_back(&lease),
-            _ => self.clean(lease, Remains::Refused),
-        };
-        Err(match undone {
-            Ok(()) => error,
-            Err(undo) => VfError::NotUndone {
-                error: Box::new(error),
-                next: "which is tried again and again",
-                undo: undo.to_string(),
-            },
-        })
+        self.record_leases(begun.into_iter().map(lent).collect())
+    }
+
+    fn carry_out(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
+        if ready.steps.is_empty() {
+            return Ok(());
+        }
+        self.executor().apply(&ready.steps).map_err(VfError::Step)?;
+        self.read_back(&chosen.vf, &ready.target)
+    }
+
+    fn undo(&self, chosen: &Chosen, lease: &Lease) -> Result<(), VfError> {
+        match lease.stage {
+            Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
+            // Only its words for people were to change.
+            Stage::Lent => self.record_lease(lease.vf, chosen.lease.clone()),
+            Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
+        }
+    }
+
+    /// All of them or none.
+    fn record_leases(&self, mut leases: Vec<Lease>) -> Result<(), VfError> {
+        match leases.len() {
+            0 => Ok(()),
+            1 => leases.pop().map_or(Ok(()), |lease| self.record_lease(lease.vf, Some(lease))),
+            _ => self.record(&Record::Leases { leases }),
+        }
     }
 }
 
-impl Request {
-    fn check(&self) -> Result<(), VfError> {
-        for (name, text) in [("id", &self.id), ("holder", &self.holder)] {
-            if text.is_empty() || text.len() > NAME_MAX || text.chars().any(char::is_control) {
-                let problem = format!("{name}: 1 to {NAME_MAX} bytes without control characters are wanted");
-                return Err(VfError::Wrong(problem));
-            }
-        }
-        if let Ok(address) = self.id.parse::<PciAddress>()
-            && self.choice != Choice::Vf(address)
-        {
-            return Err(VfError::Wrong(format!(
-                "id: {address} is the address of a VF, by which its lease is named as well: choose another id"
-            )));
-        }
-        self.wanted.attributes.check().map_err(|error| VfError::Wrong(error.to_string()))?;
-        if self.wanted.attributes.mtu.is_some() && self.wanted.driver != Driver::Kernel {
-            let problem = "mtu: only a VF with the driver `kernel` has an interface whose MTU can be set";
-            return Err(VfError::Wrong(problem.to_owned()));
-        }
-        Ok(())
-    }
-
-    fn cancelled(&self) -> VfError {
-        VfError::Cancelled { tried: format!("lend a VF as {}", self.id) }
-    }
+/// Why VFs that were chosen are not lent.
+enum NotReady {
+    /// This one is not to be had; another one may be.
+    Another(PciAddress, Vec<Reason>),
+    Failed(VfError),
 }
 
 /// A lease that is about to be.
@@ -251,22 +284,37 @@ struct Ready {
     target: Target,
 }
 
-fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
+impl Ready {
+    fn acquired(&self) -> Acquired {
+        Acquired { vf: self.lease.vf, steps: self.steps.clone() }
+    }
+}
+
+/// Nothing is done with a VF that came to the address of the one that is lent.
+pub(super) fn is_its_card(lease: &Lease, current: &Current) -> Result<(), VfError> {
+    match (lease.card, current.card) {
+        (Some(then), Some(now)) if then != now => {
+            Err(VfError::OtherCard { id: lease.id.clone(), vf: lease.vf, then, now })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let pool = match &request.choice {
-        Choice::Pool(pool) => Some(pool.clone()),
-        Choice::Vf(_) => None,
-    };
     Lease {
         id: request.id.clone(),
         holder: request.holder.clone(),
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
-        pool,
+        pool: request.choice.pool().cloned(),
+        owner: request.owner.clone(),
+        until: request.until.clone(),
         vf: vf.address,
         pf: vf.pf,
         index: vf.index,
+        card: current.card,
         wanted: request.wanted.clone(),
         before: Before {
             driver: current.driver.clone(),
@@ -291,6 +339,8 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
         before,
         wanted: request.wanted.clone(),
         holder: request.holder.clone(),
+        until: request.until.clone(),
+        card: held.card.or(current.card),
         stage: Stage::Changing { from: held.wanted.clone() },
         ..held.clone()
     }
@@ -300,6 +350,3 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
 fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
     if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }
-
-/// Enough for a pod's UID, a container's name and an interface.
-const NAME_MAX: usize = 256;

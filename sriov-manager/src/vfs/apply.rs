@@ -2,12 +2,12 @@
 
 use tracing::info;
 
+use super::acquire::is_its_card;
 use super::{VfError, Vfs};
-use crate::address::{Driver, PciAddress, VFIO_PCI};
+use crate::address::{Driver, VFIO_PCI};
 use crate::attributes::{Mac, VfReport, VfState};
 use crate::executor::CURE_INTERFACE;
 use crate::inventory::VirtualFunction;
-use crate::journal::Record;
 use crate::lease::{Lease, Stage, Wanted};
 use crate::plan::{Binding, Current, Step, Target, plan};
 
@@ -52,12 +52,17 @@ impl Vfs {
         sysfs.mac(vf.address, &netdev).filter(|mac| !mac.is_zero())
     }
 
-    /// Brings a lease whose change did not end back to what it was before, unless that takes the VF from somebody.
+    /// Brings a lease whose change or whose handing over did not end back to what it was before, unless that takes the VF from
+    /// somebody.
     pub(super) fn go_back(&self, lease: &Lease) -> Result<(), VfError> {
-        let (Stage::Changing { from }, Some(vf)) = (&lease.stage, self.function(lease)) else { return Ok(()) };
+        let Some(vf) = self.function(lease) else { return Ok(()) };
         // What the change asked for and the lease did not goes as well.
         let stage = Stage::Changing { from: lease.wanted.clone() };
-        let back = Lease { wanted: from.clone(), stage, ..lease.clone() };
+        let back = match &lease.stage {
+            Stage::Changing { from } => Lease { wanted: from.clone(), stage, ..lease.clone() },
+            Stage::HandingOver { from } => Lease { stage, before: lease.before.clone(), ..(**from).clone() },
+            Stage::New | Stage::Lent | Stage::Releasing | Stage::Dirty => return Ok(()),
+        };
         let done = self.apply_wanted(&back, &vf);
         let now = match &done {
             Ok(()) => Lease { stage: Stage::Lent, fault: None, ..back },
@@ -69,7 +74,8 @@ impl Vfs {
     /// Makes a VF what its lease wants, unless that takes it from somebody.
     pub(super) fn apply_wanted(&self, lease: &Lease, vf: &VirtualFunction) -> Result<(), VfError> {
         let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
-        let current = self.executor().current(vf).map_err(look)?;
+        let current = self.current(vf)?;
+        is_its_card(lease, &current)?;
         must_be_told(&current, lease.wanted.attributes.needs_pf() || lease.before.state.is_some())?;
         let target = self.target(lease, vf, &current);
         let steps = plan(&current, &target);
@@ -111,10 +117,6 @@ impl Vfs {
         }
         let left = left.iter().map(Step::to_string).collect::<Vec<_>>().join(", ");
         Err(VfError::NotAsWanted { vf: vf.address, left })
-    }
-
-    pub(super) fn record_lease(&self, vf: PciAddress, lease: Option<Lease>) -> Result<(), VfError> {
-        self.record(&mut self.lock(), &Record::Lease { vf, lease: lease.map(Box::new) })
     }
 }
 

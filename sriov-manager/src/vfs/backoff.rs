@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::address::PciAddress;
 
 /// When functions are tried again that failed.
+#[derive(Clone)]
 pub(super) struct Backoff {
     first: Duration,
     longest: Duration,

@@ -1,8 +1,10 @@
-//! Which VF a request gets.
+//! Which VFs requests get.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Choice, LockRequest, Reason, Request, State, VfError, Vfs};
+use super::reasons::Obstacles;
+use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Lease, Stage};
@@ -21,38 +23,93 @@ pub(super) struct Chosen {
 pub(super) type Excluded = BTreeMap<PciAddress, Vec<Reason>>;
 
 impl Vfs {
-    /// The VF that a request gets, as things stand.
-    pub(super) fn choose(
+    /// The driver and the MTU of the pool that is chosen from, for who names none.
+    pub fn pool_defaults(&self, choice: &Choice) -> (Option<Driver>, Option<u32>) {
+        let state = self.lock();
+        let pool = choice.pool().and_then(|pool| state.policies.pool(pool));
+        pool.map_or((None, None), |pool| (pool.driver, pool.mtu))
+    }
+
+    /// The VFs that requests get, as things stand. With `same_pf` they are all of one PF.
+    pub(super) fn choose_all(
         &self,
         state: &State,
-        request: &Request,
+        requests: &[Request],
+        same_pf: bool,
         excluded: &Excluded,
-    ) -> Result<(Chosen, LockRequest), VfError> {
-        let leases = &state.journal.facts().leases;
-        if let Some(lease) = leases.values().find(|lease| lease.id == request.id) {
-            return self.choose_again(state, request, lease);
+    ) -> Result<(Vec<Chosen>, LockRequest), VfError> {
+        if !same_pf {
+            return self.choose_each(state, requests, None, excluded);
         }
-        let vf = match &request.choice {
-            Choice::Vf(vf) => {
-                let function = state.vf(*vf)?;
-                may_have(state, function, request.peer)?;
-                let reasons = self.reasons(state, function, request.wanted.driver);
-                if !reasons.is_empty() {
-                    return Err(VfError::Unavailable { vf: *vf, reasons });
-                }
-                *vf
+        let mut first = None;
+        for &pf in state.inventory.pfs.keys() {
+            match self.choose_each(state, requests, Some(pf), excluded) {
+                Ok(chosen) => return Ok(chosen),
+                // A PF that has no VF of the pool says less than one that has too few.
+                Err(error) => first = Some(first.unwrap_or(error)),
             }
-            Choice::Pool(pool) => self.choose_of_pool(state, pool, request, excluded)?,
+        }
+        let why = first.map(|error: VfError| format!(": {error}")).unwrap_or_default();
+        Err(VfError::NoPfHasAll { count: requests.len(), why })
+    }
+
+    fn choose_each(
+        &self,
+        state: &State,
+        requests: &[Request],
+        pf: Option<PciAddress>,
+        excluded: &Excluded,
+    ) -> Result<(Vec<Chosen>, LockRequest), VfError> {
+        let mut chooser = Chooser { vfs: self, state, pf, excluded, taken: BTreeSet::new() };
+        let mut all = Vec::new();
+        let mut wants = LockRequest::default();
+        for request in requests {
+            let chosen = chooser.choose(request)?;
+            chooser.take(&chosen.vf, request);
+            wants.extend(LockRequest::of(&chosen.vf));
+            if chosen.lease.is_none() {
+                // Asked twice at the same moment is asked once.
+                wants.names.insert(request.id.clone());
+            }
+            all.push(chosen);
+        }
+        Ok((all, wants))
+    }
+}
+
+struct Chooser<'a> {
+    vfs: &'a Vfs,
+    state: &'a State,
+    pf: Option<PciAddress>,
+    excluded: &'a Excluded,
+    /// VFs that other requests of the same call get, and those that go with them.
+    taken: BTreeSet<PciAddress>,
+}
+
+impl Chooser<'_> {
+    fn take(&mut self, vf: &VirtualFunction, request: &Request) {
+        self.taken.insert(vf.address);
+        if request.wanted.driver == Driver::VfioPci {
+            self.taken.extend(&vf.group_with);
+        }
+    }
+
+    fn choose(&self, request: &Request) -> Result<Chosen, VfError> {
+        let state = self.state;
+        if let Some(lease) = state.facts.leases.values().find(|lease| lease.id == request.id) {
+            return self.choose_again(request, lease);
+        }
+        let (vf, is_any) = match &request.choice {
+            Choice::Vf(vf) => (self.this_one(*vf, None, request)?, false),
+            Choice::VfOfPool { vf, pool } => (self.this_one(*vf, Some(pool), request)?, false),
+            Choice::Pool(pool) => (self.one_of_pool(pool, request)?, true),
         };
-        let (mut chosen, mut wants) = chosen(state, vf, None)?;
-        chosen.is_any = matches!(request.choice, Choice::Pool(_));
-        // Asked twice at the same moment is asked once.
-        wants.name = Some(request.id.clone());
-        Ok((chosen, wants))
+        Ok(Chosen { vf: state.vf(vf)?.clone(), lease: None, is_any })
     }
 
     /// The VF of a lease that is there already.
-    fn choose_again(&self, state: &State, request: &Request, lease: &Lease) -> Result<(Chosen, LockRequest), VfError> {
+    fn choose_again(&self, request: &Request, lease: &Lease) -> Result<Chosen, VfError> {
+        let state = self.state;
         // Also root has names of its own: it would have another's VF, and take it for its own.
         if lease.uid != request.peer.uid {
             return Err(VfError::IdOfAnother { id: request.id.clone(), uid: lease.uid });
@@ -60,58 +117,57 @@ impl Vfs {
         let is_back = matches!(lease.stage, Stage::Releasing | Stage::Dirty);
         if is_back && state.locked.contains(&lease.vf) {
             // It is being taken back this moment. Whoever asks again so soon waits for that, and decides anew.
-            return chosen(state, lease.vf, None);
+            return Ok(Chosen { vf: state.vf(lease.vf)?.clone(), lease: None, is_any: false });
         }
-        let same = match &request.choice {
-            Choice::Vf(vf) => *vf == lease.vf,
-            Choice::Pool(pool) => lease.pool.as_ref() == Some(pool),
-        };
-        if !same || is_back {
+        let is_same = request.choice.is_of(lease) && request.owner == lease.owner;
+        if !is_same || is_back {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf });
         }
-        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| lease.is_of(vf)) else {
+        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
         if lease.wanted != request.wanted {
-            let own = |reason: &Reason| matches!(reason, Reason::Lent { .. });
-            let reasons = self.reasons(state, vf, request.wanted.driver);
-            let forbidden = state.policies.forbids(&state.inventory, lease).map(|why| Reason::Forbidden { why });
-            let reasons: Vec<_> = reasons.into_iter().filter(|reason| !own(reason)).chain(forbidden).collect();
+            let reasons = self.vfs.reasons_beside(state, vf, request.wanted.driver, lease);
             if !reasons.is_empty() {
                 return Err(VfError::Unavailable { vf: lease.vf, reasons });
             }
         }
-        chosen(state, lease.vf, Some(lease.clone()))
+        Ok(Chosen { vf: vf.clone(), lease: Some(lease.clone()), is_any: false })
     }
 
-    /// First a VF that needs no other driver, then one of the PF with the most free ones, then the lowest address.
-    fn choose_of_pool(
-        &self,
-        state: &State,
-        name: &str,
-        request: &Request,
-        excluded: &Excluded,
-    ) -> Result<PciAddress, VfError> {
-        let policies = &state.policies;
-        let Some(pool) = policies.pool(name) else {
-            let there: Vec<_> = policies.pools.iter().map(|pool| pool.name.as_str()).collect();
-            let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
-            return Err(VfError::NoSuchPool { pool: name.to_owned(), there });
-        };
+    /// A VF that is named.
+    fn this_one(&self, vf: PciAddress, pool: Option<&String>, request: &Request) -> Result<PciAddress, VfError> {
+        let function = self.state.vf(vf)?;
+        may_have(self.state, function, pool, request.peer)?;
+        let mut reasons = self.reasons(function, request, &Obstacles::new(&self.vfs.executor().sysfs));
+        if let Some(pf) = self.pf.or(request.place.pf).filter(|pf| *pf != function.pf) {
+            reasons.push(Reason::OtherPf { pf });
+        }
+        if reasons.is_empty() { Ok(vf) } else { Err(VfError::Unavailable { vf, reasons }) }
+    }
+
+    /// First a VF that nobody works on, then one of the wanted NUMA node, then one that needs no other driver, then one of the PF
+    /// that the order says, then the lowest address.
+    fn one_of_pool(&self, name: &str, request: &Request) -> Result<PciAddress, VfError> {
+        let (state, place) = (self.state, &request.place);
+        let pool = pool(state, name)?;
         if !pool.allows(request.peer) {
             let tried = format!("have a VF of the pool {name}");
             return Err(VfError::NotAllowed { uid: request.peer.uid, tried });
         }
         let inventory = &state.inventory;
         let divisions: BTreeMap<_, _> =
-            inventory.pfs.iter().map(|(&pf, known)| (pf, policies.division(known))).collect();
-        let is_of_pool = |vf: &&VirtualFunction| divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
-        let of_pool = inventory.vfs.values().filter(is_of_pool);
-        let reasons = |vf: &VirtualFunction| match excluded.get(&vf.address) {
-            Some(reasons) => reasons.clone(),
-            None => self.reasons(state, vf, request.wanted.driver),
+            inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
+        let is_meant = |vf: &&VirtualFunction| {
+            let is_of_pool = divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
+            is_of_pool && self.pf.or(place.pf).is_none_or(|wanted| wanted == vf.pf)
         };
-        let judged: Vec<_> = of_pool.map(|vf| (vf, reasons(vf))).collect();
+        let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
+        let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {
+            Some(reasons) => reasons.clone(),
+            None => self.reasons(vf, request, &obstacles),
+        };
+        let judged: Vec<_> = inventory.vfs.values().filter(is_meant).map(|vf| (vf, judge(vf))).collect();
         let mut free_of_pf = BTreeMap::<_, usize>::new();
         for (vf, _) in judged.iter().filter(|(_, reasons)| reasons.is_empty()) {
             *free_of_pf.entry(vf.pf).or_default() += 1;
@@ -119,9 +175,14 @@ impl Vfs {
         let fits = |vf: &VirtualFunction| holds(request.wanted.driver, vf.function.driver.as_deref());
         let free = judged.iter().filter(|(_, reasons)| reasons.is_empty()).map(|(vf, _)| *vf);
         let best = free.min_by_key(|vf| {
-            let most_free = std::cmp::Reverse(free_of_pf.get(&vf.pf).copied());
+            let free = free_of_pf.get(&vf.pf).copied().unwrap_or_default();
+            let (most, fewest) = match place.order {
+                Order::Spread => (Reverse(free), 0),
+                Order::Pack => (Reverse(0), free),
+            };
             let worked_on = [vf.address, vf.pf].iter().any(|function| state.locked.contains(function));
-            (worked_on, !fits(vf), most_free, vf.address)
+            let is_far = place.numa.is_some_and(|numa| vf.function.numa != Some(numa));
+            (worked_on, is_far, !fits(vf), most, fewest, vf.address)
         });
         best.map(|vf| vf.address).ok_or_else(|| {
             let first = judged.iter().find_map(|(vf, reasons)| Some(format!("{}: {}", vf.address, reasons.first()?)));
@@ -129,16 +190,42 @@ impl Vfs {
             VfError::NoneFree { pool: name.to_owned(), summary: format!("it has {} VFs{first}", judged.len()) }
         })
     }
+
+    fn reasons(&self, vf: &VirtualFunction, request: &Request, obstacles: &Obstacles<'_>) -> Vec<Reason> {
+        let pool = request.choice.pool().map(String::as_str);
+        let mut reasons = self.vfs.reasons(self.state, vf, request.wanted.driver, pool, obstacles);
+        reasons.extend(self.state.not_lent_by(vf, request));
+        if self.taken.contains(&vf.address) {
+            reasons.push(Reason::SameCall);
+        }
+        reasons
+    }
 }
 
-fn chosen(state: &State, vf: PciAddress, lease: Option<Lease>) -> Result<(Chosen, LockRequest), VfError> {
-    let vf = state.vf(vf)?.clone();
-    let wants = LockRequest::of(&vf);
-    Ok((Chosen { vf, lease, is_any: false }, wants))
+pub(super) fn pool<'a>(state: &'a State, name: &str) -> Result<&'a crate::policy::Pool, VfError> {
+    let policies = &state.policies;
+    policies.pool(name).ok_or_else(|| {
+        let there: Vec<_> = policies.pools.iter().map(|pool| pool.name.as_str()).collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        VfError::NoSuchPool { pool: name.to_owned(), there }
+    })
 }
 
-fn may_have(state: &State, vf: &VirtualFunction, peer: PeerCredentials) -> Result<(), VfError> {
-    let mut pools = state.policies.pools_of(&state.inventory, vf).peekable();
+/// Whether somebody may have a VF, of a pool that he names or of any.
+pub(super) fn may_have(
+    state: &State,
+    vf: &VirtualFunction,
+    named: Option<&String>,
+    peer: PeerCredentials,
+) -> Result<(), VfError> {
+    if let Some(name) = named
+        && !state.policies.pools_of(&state.inventory, vf).any(|of| of.name == *name)
+    {
+        pool(state, name)?;
+        return Err(VfError::NotOfPool { vf: vf.address, pool: name.clone() });
+    }
+    let is_meant = |of: &&crate::policy::Pool| named.is_none_or(|name| of.name == *name);
+    let mut pools = state.policies.pools_of(&state.inventory, vf).filter(is_meant).peekable();
     // A VF that is in no pool is lent by its address, to whoever may open the socket.
     if pools.peek().is_none() || pools.any(|pool| pool.allows(peer)) {
         return Ok(());

@@ -12,6 +12,7 @@ use crate::address::PciAddress;
 use crate::policy::NumVfs;
 
 /// What was last seen to with the numbers of VFs of PFs.
+#[derive(Clone)]
 pub(super) struct CountsSeen {
     /// What was wanted of a PF when it was last seen to.
     wanted: BTreeMap<PciAddress, NumVfs>,

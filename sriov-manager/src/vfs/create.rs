@@ -5,7 +5,7 @@ use std::thread;
 
 use tracing::{info, warn};
 
-use super::locks::LockRequest;
+use super::locks::{LockRequest, WhenBusy};
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
@@ -51,14 +51,14 @@ impl Vfs {
     }
 
     fn resize(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(|state| self.wants_resize(state, pf, count))?;
+        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count))?;
         let steps = steps(pf, &resize);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {
             return Ok(created);
         }
         self.nobody_holds(pf, host)?;
-        self.record(&mut self.lock(), &Record::Resize { pf, resize: Some(resize.clone()) })?;
+        self.record(&Record::Resize { pf, resize: Some(resize.clone()) })?;
         let done = self.executor().apply(&created.steps);
         let is_stuck = done.as_ref().is_err_and(|error| error.stuck);
         let outcome = match done {
@@ -70,7 +70,7 @@ impl Vfs {
             return outcome.map(|()| created);
         }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
-        self.record(&mut self.lock(), &Record::Resize { pf, resize: None })?;
+        self.record(&Record::Resize { pf, resize: None })?;
         outcome?;
         info!(%pf, from = created.from, to = count, "VFs made");
         drop(lock);
@@ -96,7 +96,7 @@ impl Vfs {
 
     /// What [`Vfs::create`] would do.
     pub fn plan_create(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(|state| self.wants_resize(state, pf, count))?;
+        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count))?;
         let steps = steps(pf, &resize);
         if !steps.is_empty() {
             self.nobody_holds(pf, host)?;
@@ -116,7 +116,7 @@ impl Vfs {
         }
         let from = function.vfs.len() as u32;
         let there = |vf: &PciAddress| function.vfs.values().any(|there| there == vf);
-        let lent = state.journal.facts().leases.values().find(|lease| there(&lease.vf));
+        let lent = state.facts.leases.values().find(|lease| there(&lease.vf));
         if let Some(lease) = lent.filter(|_| from != count) {
             let (id, holder) = (lease.id.clone(), lease.holder.clone());
             return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, holder });
@@ -126,7 +126,7 @@ impl Vfs {
         let autoprobe = self.executor().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
         let functions = function.vfs.values().copied().chain([pf]).collect();
         let resize = Resize { from, to: count, autoprobe, drivers };
-        Ok((resize, LockRequest { functions, quiet: [].into(), name: None }))
+        Ok((resize, LockRequest { functions, ..LockRequest::default() }))
     }
 
     fn nobody_holds(&self, pf: PciAddress, host: HostVfs) -> Result<(), VfError> {
@@ -203,7 +203,11 @@ impl Vfs {
             warn!(%pf, %error, "a change of its number of VFs was interrupted and could not be finished");
         }
         self.look();
-        self.record(&mut self.lock(), &Record::Resize { pf, resize: None })
+        if self.is_closing() {
+            // What was not waited for is finished by the next start.
+            return Ok(());
+        }
+        self.record(&Record::Resize { pf, resize: None })
     }
 }
 

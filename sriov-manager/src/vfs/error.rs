@@ -7,9 +7,11 @@ use thiserror::Error;
 
 use super::Reason;
 use crate::address::PciAddress;
+use crate::attributes::Mac;
 use crate::executor::StepError;
 use crate::holders::{Holder, HostUse};
 use crate::journal::JournalError;
+use crate::lease::Until;
 use crate::watchdog::CallError;
 
 /// Why the node's VFs cannot be owned.
@@ -85,6 +87,58 @@ pub enum VfError {
         /// Whose it is.
         uid: u32,
     },
+    /// Somebody else has that name.
+    #[error("the owner {owner} is the user {uid}'s; choose another name")]
+    OwnerOfAnother {
+        /// The name.
+        owner: String,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// There is none.
+    #[error("nobody of the name {owner} owns VFs; `ferrule vf list` shows who does")]
+    NoSuchOwner {
+        /// The name.
+        owner: String,
+    },
+    /// A VF is not of the pool that was named.
+    #[error("{vf} is not in the pool {pool}; `ferrule vf list --json` shows which are")]
+    NotOfPool {
+        /// The VF.
+        vf: PciAddress,
+        /// The pool.
+        pool: String,
+    },
+    /// No PF has enough VFs.
+    #[error("no PF has all {count} VFs that are asked for{why}")]
+    NoPfHasAll {
+        /// How many.
+        count: usize,
+        /// What is wrong with the first one.
+        why: String,
+    },
+    /// What a lease is for is gone already.
+    #[error("lend a VF as {id}: what it is for is gone already: {}", told_until(until))]
+    Ended {
+        /// The lease.
+        id: String,
+        /// What it is for.
+        until: Until,
+    },
+    /// Another card has come to the address of the one that is lent.
+    #[error(
+        "the lease {id} is of another card than the one that is now at the PF of {vf} ({now}, and it was {then}): put that card          back, or release the lease"
+    )]
+    OtherCard {
+        /// The lease.
+        id: String,
+        /// Its VF.
+        vf: PciAddress,
+        /// The address that its PF was made with.
+        then: Mac,
+        /// That of the PF which is there.
+        now: Mac,
+    },
     /// The VF of a lease is not there.
     #[error(
         "the VF {vf} of the lease {id} is gone: make it again with `ferrule vf create`, and the lease comes back; or release it, \
@@ -148,6 +202,14 @@ pub enum VfError {
     /// Somebody may not have it.
     #[error("the user {uid} may not {tried}; `who` of the pool in the policies says who may")]
     NotAllowed {
+        /// Who asked.
+        uid: u32,
+        /// For what.
+        tried: String,
+    },
+    /// Only root may.
+    #[error("the user {uid} may not {tried}: only root may")]
+    OnlyRoot {
         /// Who asked.
         uid: u32,
         /// For what.
@@ -225,7 +287,21 @@ pub enum VfError {
         /// The steps that would still be needed.
         left: String,
     },
+    /// Policies come from a file.
+    #[error("apply policies: the policies file {} is followed; change that, or start without `--config`", path.display())]
+    PoliciesFile {
+        /// Which.
+        path: PathBuf,
+    },
     /// The journal cannot be written, so nothing was done.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+fn told_until(until: &Until) -> String {
+    match until {
+        Until::Process { pid, .. } => format!("the process {pid}"),
+        Until::Namespace { path, .. } => format!("the network namespace {}", path.display()),
+        Until::Cgroup { path } => format!("the control group {}", path.display()),
+    }
 }

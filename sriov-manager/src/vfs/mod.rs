@@ -9,8 +9,9 @@
 //! - **One way back.** A failed acquire, a release and a start after a kill all bring a VF back to what it was by
 //!   the same plan.
 //!
-//! In reading order: `locks`, `acquire`, `release`, `create`, `recover`; `rules` (the policies, and other ones),
-//! `reasons` (why a VF is not to be had), `view` (what others see), `error`.
+//! In reading order: `locks`; `request`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
+//! themselves), `claims` (VFs that have an owner); `create` with `blockers`, `recover`; `rules` (the policies, and other
+//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -25,44 +26,61 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::address::{PciAddress, is_userspace_driver};
+use crate::address::PciAddress;
+use crate::attributes::Mac;
 use crate::executor::{Executor, Observer, Point, Timeouts};
-use crate::holders::{self, Holder, HostUse};
 use crate::inventory::{Inventory, PhysicalFunction, VirtualFunction};
 use crate::journal::{Facts, Journal, Record};
 use crate::kernel::Kernel;
-use crate::plan::Step;
+use crate::lease::Lease;
+use crate::plan::Current;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
-use crate::watchdog::{CallError, Watchdog};
+use crate::watchdog::{Stop, Watchdog};
 
 mod acquire;
 mod apply;
 mod backoff;
+mod blockers;
 mod choose;
+mod claims;
 mod counts;
 mod create;
+mod documents;
 mod error;
+mod handover;
+mod held;
 mod locks;
 mod names;
+mod parallel;
+mod reason;
 mod reasons;
 mod recover;
 mod release;
+mod request;
 mod rules;
+mod until;
 mod view;
 
-pub use acquire::{Acquired, Choice, Request};
+pub use claims::Claimed;
 pub use create::{Created, HostVfs};
+pub use documents::{Applied, PolicyChange};
 pub use error::{OpenError, VfError};
-pub use reasons::{Reason, obstacles};
-pub use release::{ReleaseOptions, Remains};
+pub use locks::{Caller, WhenBusy};
+pub use reason::Reason;
+pub use reasons::obstacles;
+pub use recover::Recovery;
+pub use release::Remains;
+pub(crate) use release::pause_before_next_look;
+pub use request::{Acquired, Choice, Order, Place, Request};
 pub use rules::{AdoptError, Adopted, Counts};
 
 use backoff::Backoff;
 use counts::CountsSeen;
 use locks::LockRequest;
 use names::Altnames;
-pub use view::{PfView, VfView, View};
+use view::Shown;
+pub use view::{PfView, PoliciesView, VfView, View};
 
 /// Every VF of the node. Clones are the same node.
 #[derive(Clone)]
@@ -87,40 +105,61 @@ pub struct Options {
 struct Inner {
     executor: Executor,
     state: Mutex<State>,
+    /// Held while a fact is written, and until it is in the state: so the order in the file is that in which facts became true.
+    /// Never taken under the lock of the state, which nobody holds while the disk is waited for.
+    journal: Mutex<Journal>,
     /// A VF is unlocked, or nobody shall wait any more.
     freed: Condvar,
+    /// The same, for whoever waits without a thread.
+    unlocked: watch::Sender<u64>,
     /// Nobody shall wait any more.
-    closing: AtomicBool,
-    /// Counts changes of what others can see.
-    generation: Arc<watch::Sender<u64>>,
+    stop: Arc<Stop>,
+    /// Counts moments at which what others can see may have changed.
+    ticks: Arc<watch::Sender<u64>>,
+    /// What others saw last.
+    shown: Mutex<Shown>,
+    /// How far the start is.
+    recovery: watch::Sender<Recovery>,
     /// A call into the kernel that was given up has come back since somebody asked.
     returned: Arc<AtomicBool>,
     /// Other names of interfaces.
     altnames: Altnames,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
+    /// Held while VFs get an owner, so that they do not get two.
+    claiming: Mutex<()>,
+    /// Held while other policies are made to hold.
+    applying: Mutex<()>,
     /// No other manager owns this tree, whatever its state directory.
     _tree: Flock<File>,
 }
 
+/// What is known. A clone is a look at it that holds up nobody.
+#[derive(Clone)]
 struct State {
-    inventory: Inventory,
+    inventory: Arc<Inventory>,
     /// VFs that were looked at since the last look at the whole tree began.
     fresh: BTreeSet<PciAddress>,
     /// Looks at the whole tree.
     looks: u64,
-    policies: Policies,
+    policies: Arc<Policies>,
     /// Why the policies are not those that were wanted last.
     policies_refused: Option<String>,
+    /// The file that the policies come from, and that is followed.
+    policies_file: Option<PathBuf>,
+    /// The number of those that every PF has been made to have.
+    policies_reached: u64,
     /// PFs that have not got the number of VFs that the policies want, and why.
     short: BTreeMap<PciAddress, String>,
     /// What was last seen to with the numbers of VFs of PFs.
     counts: CountsSeen,
     /// VFs that are others than those that were at their addresses before.
     remade: BTreeSet<PciAddress>,
+    /// The addresses that PFs were made with, as far as they told.
+    cards: BTreeMap<PciAddress, Mac>,
     /// Leases that could not be brought to what they should be.
     retries: Backoff,
-    journal: Journal,
+    facts: Arc<Facts>,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
     /// Names of leases that are being made.
@@ -128,59 +167,90 @@ struct State {
 }
 
 impl Vfs {
-    /// Locks the state directory, finishes or undoes what was under way, makes the VFs that the policies want, and
-    /// brings every lease back. What fails is logged and shown with its VF; it stops nothing else.
+    /// [`Vfs::load`] and [`Vfs::recover`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
+        let vfs = Self::load(options)?;
+        vfs.recover();
+        Ok(vfs)
+    }
+
+    /// Locks the state directory and reads what it remembers, and what the tree shows: enough to answer questions. Nothing is
+    /// touched yet.
+    pub fn load(options: Options) -> Result<Self, OpenError> {
         let Options { sysfs, kernel, state, policies, timeouts, observer } = options;
-        let journal = Journal::open(&state)?;
+        let (journal, facts) = Journal::open(&state)?;
         let tree = lock_tree(&sysfs)?;
         let inventory = Inventory::read(&sysfs).map_err(|source| OpenError::Sysfs { root: sysfs.path(""), source })?;
         let wrong = policies.check(&inventory);
         if !wrong.is_empty() {
             return Err(OpenError::Policies(wrong.join("; ")));
         }
-        let generation = Arc::new(watch::Sender::new(0));
-        let changed = Arc::clone(&generation);
+        let ticks = Arc::new(watch::Sender::new(0));
+        let changed = Arc::clone(&ticks);
         let returned = Arc::new(AtomicBool::new(false));
         let has_returned = Arc::clone(&returned);
+        let stop = Arc::new(Stop::default());
         // Called on a thread that has none of our files: it must not be the one that ends us, and close them.
-        let watchdog = Watchdog::new(kernel, move || {
+        let watchdog = Watchdog::new(kernel, Arc::clone(&stop), move || {
             info!("a call into the kernel that was given up has come back");
             has_returned.store(true, Ordering::Relaxed);
-            changed.send_modify(|generation| *generation += 1);
+            changed.send_modify(|ticks| *ticks += 1);
         });
+        let state = State {
+            inventory: Arc::new(inventory),
+            fresh: BTreeSet::new(),
+            looks: 0,
+            policies: Arc::new(policies),
+            policies_refused: None,
+            policies_file: None,
+            policies_reached: 0,
+            short: BTreeMap::new(),
+            counts: CountsSeen::default(),
+            remade: BTreeSet::new(),
+            cards: BTreeMap::new(),
+            retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+            facts: Arc::new(facts),
+            locked: BTreeSet::new(),
+            naming: BTreeSet::new(),
+        };
         let inner = Inner {
             executor: Executor { sysfs, watchdog, timeouts, observer },
-            state: Mutex::new(State {
-                inventory,
-                fresh: BTreeSet::new(),
-                looks: 0,
-                policies,
-                policies_refused: None,
-                short: BTreeMap::new(),
-                counts: CountsSeen::default(),
-                remade: BTreeSet::new(),
-                retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
-                journal,
-                locked: BTreeSet::new(),
-                naming: BTreeSet::new(),
-            }),
+            state: Mutex::new(state),
+            journal: Mutex::new(journal),
             freed: Condvar::new(),
-            closing: AtomicBool::new(false),
-            generation,
+            unlocked: watch::Sender::new(0),
+            stop,
+            ticks,
+            shown: Mutex::default(),
+            recovery: watch::Sender::new(Recovery::Counts),
             returned,
             altnames: Altnames::default(),
             looking: Mutex::default(),
+            claiming: Mutex::default(),
+            applying: Mutex::default(),
             _tree: tree,
         };
-        let vfs = Self(Arc::new(inner));
-        vfs.recover();
-        Ok(vfs)
+        Ok(Self(Arc::new(inner)))
     }
 
-    /// Tells of every change of what [`Vfs::view`] shows. The value is a count.
+    /// Tells when [`Vfs::view`] may show something else. The value is a count.
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.0.generation.subscribe()
+        self.0.ticks.subscribe()
+    }
+
+    /// Tells when somebody works on a VF no more, for whoever was told [`VfError::Busy`].
+    pub fn watch_unlocked(&self) -> watch::Receiver<u64> {
+        self.0.unlocked.subscribe()
+    }
+
+    /// How far the start is.
+    pub fn watch_recovery(&self) -> watch::Receiver<Recovery> {
+        self.0.recovery.subscribe()
+    }
+
+    /// How long an operation on the same VF is waited for.
+    pub fn busy_timeout(&self) -> Duration {
+        self.executor().timeouts.busy
     }
 
     /// Looks at the tree again, and goes on with what could not be finished before, however often it was tried.
@@ -196,10 +266,11 @@ impl Vfs {
 
     /// Whoever waits for a VF waits no longer: the daemon stops.
     pub(crate) fn close(&self) {
-        self.0.closing.store(true, Ordering::Relaxed);
+        self.0.stop.begin();
         // Under the lock, so that nobody is between the question and the wait.
         let _state = self.lock();
         self.0.freed.notify_all();
+        self.0.unlocked.send_modify(|count| *count += 1);
     }
 
     /// Whether a call into the kernel that was given up has come back since this was asked last: then something can be gone
@@ -209,15 +280,19 @@ impl Vfs {
     }
 
     fn is_closing(&self) -> bool {
-        self.0.closing.load(Ordering::Relaxed)
+        self.0.stop.has_begun()
     }
 
     /// Looks at the whole tree again.
     pub(crate) fn look(&self) {
         let _looking = self.0.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().fresh.clear();
+        let before = {
+            let mut state = self.lock();
+            state.fresh.clear();
+            state.inventory.clone()
+        };
         let began = Instant::now();
-        let inventory = Inventory::read(&self.0.executor.sysfs);
+        let inventory = Inventory::read_after(&self.0.executor.sysfs, &before);
         debug!(microseconds = began.elapsed().as_micros(), "looked at every device");
         match inventory {
             Ok(mut inventory) => {
@@ -228,13 +303,14 @@ impl Vfs {
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
+                state.cards.retain(|pf, _| inventory.pfs.contains_key(pf));
                 let is_remade = |vf: &&VirtualFunction| {
                     state.inventory.vfs.get(&vf.address).is_some_and(|before| before.instance != vf.instance)
                 };
                 let remade: Vec<_> = inventory.vfs.values().filter(is_remade).map(|vf| vf.address).collect();
                 state.remade.extend(remade);
-                if state.inventory != inventory {
-                    state.inventory = inventory;
+                if *state.inventory != inventory {
+                    state.inventory = Arc::new(inventory);
                     drop(state);
                     self.changed();
                 }
@@ -243,31 +319,42 @@ impl Vfs {
         }
     }
 
-    /// Looks at some VFs again.
+    /// Looks at some VFs again. Only their PFs are taken along: a node may have thousands of others.
     fn look_at(&self, vfs: &BTreeSet<PciAddress>) {
         loop {
-            let (mut inventory, looks) = {
+            let (known, looks) = {
                 let state = self.lock();
-                (state.inventory.clone(), state.looks)
+                (Arc::clone(&state.inventory), state.looks)
             };
-            inventory.reread(&self.0.executor.sysfs, vfs);
+            let is_theirs = |pf: &&PhysicalFunction| pf.vfs.values().any(|vf| vfs.contains(vf));
+            let pfs = known.pfs.values().filter(is_theirs).map(|pf| (pf.address, pf.clone())).collect();
+            drop(known);
+            let mut seen = Inventory { pfs, vfs: BTreeMap::new() };
+            seen.reread(&self.0.executor.sysfs, vfs);
             let mut state = self.lock();
             // A look at the whole tree that came in between may have seen newer things.
             if state.looks == looks {
-                state.inventory.adopt(&inventory, vfs);
+                let is_news = |vf: &PciAddress| {
+                    seen.vfs.get(vf).is_some_and(|vf| state.inventory.vfs.get(&vf.address) != Some(vf))
+                };
+                if vfs.iter().any(is_news) {
+                    Arc::make_mut(&mut state.inventory).adopt(&seen, vfs);
+                }
                 state.fresh.extend(vfs);
                 return;
             }
         }
     }
 
+    /// What others can see may be something else now.
     fn changed(&self) {
-        self.0.generation.send_modify(|generation| *generation += 1);
+        self.0.ticks.send_modify(|ticks| *ticks += 1);
     }
 
-    /// What the journal knows, for tests and tools.
+    /// What the journal knows.
     pub fn facts(&self) -> Facts {
-        self.lock().journal.facts().clone()
+        let facts = Arc::clone(&self.lock().facts);
+        Arc::unwrap_or_clone(facts)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -279,108 +366,42 @@ impl Vfs {
         &self.0.executor
     }
 
-    /// The disk is full at the record of this number from now on, counting from one.
+    /// The disk below the journal behaves so from now on.
     #[cfg(feature = "fake")]
-    pub(crate) fn fail_record(&self, number: usize) {
-        self.lock().journal.fail_at(number);
+    pub fn set_disk(&self, disk: crate::journal::FakeDisk) {
+        self.0.journal.lock().unwrap_or_else(PoisonError::into_inner).set_disk(disk);
     }
 
-    /// Makes a fact last, then tells who watches.
-    fn record(&self, state: &mut State, record: &Record) -> Result<(), VfError> {
+    /// Makes a fact last, then true, then tells who watches. The lock of the state must not be held.
+    fn record(&self, record: &Record) -> Result<(), VfError> {
         let began = Instant::now();
-        state.journal.record(record)?;
+        let mut journal = self.0.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let facts_with = || {
+            let mut facts = self.facts();
+            facts.learn(record.clone());
+            facts
+        };
+        journal.write(record, facts_with)?;
+        Arc::make_mut(&mut self.lock().facts).learn(record.clone());
+        drop(journal);
         debug!(microseconds = began.elapsed().as_micros(), "recorded");
         self.executor().observe(Point::Recorded(record));
         self.changed();
         Ok(())
     }
 
-    /// Who uses a VF now: processes by their open files, then namespaces.
-    fn holders(&self, vf: &VirtualFunction) -> Result<Vec<Holder>, CallError> {
-        let executor = self.executor();
-        let mut vf = vf.clone();
-        vf.function.driver = executor.sysfs.driver(vf.address);
-        vf.vfio_device = executor.sysfs.vfio_device(vf.address);
-        let nodes = holders::nodes(&executor.sysfs, &vf);
-        let mut holders = self.openers(vf.address, &nodes)?;
-        let Some(driver) = vf.function.driver.as_deref() else { return Ok(holders) };
-        if holders.is_empty() && !is_userspace_driver(driver) && executor.sysfs.netdevs(vf.address).is_empty() {
-            let address = vf.address;
-            let what = format!("look for the interface of {address} in other namespaces");
-            let foreign = executor
-                .watchdog
-                .call(&what, &[address], executor.timeouts.call, move |kernel| kernel.foreign_netdev(address))?;
-            holders.extend(foreign.map(|foreign| Holder::of_namespace(&executor.sysfs, foreign)));
-        }
-        Ok(holders)
+    fn record_lease(&self, vf: PciAddress, lease: Option<Lease>) -> Result<(), VfError> {
+        self.record(&Record::Lease { vf, lease: lease.map(Box::new) })
     }
 
-    /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.
-    fn openers(&self, vf: PciAddress, nodes: &[PathBuf]) -> Result<Vec<Holder>, CallError> {
-        let executor = self.executor();
-        let mut open = None;
-        for node in nodes.iter().filter(|node| !node.starts_with("/dev/vfio/devices")) {
-            let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
-            let what = format!("open {}", node.display());
-            let asked =
-                executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
-            match asked {
-                Ok(None) | Err(CallError::Refused(_)) => {}
-                Ok(Some(is_open)) => {
-                    open = Some((is_open, node));
-                    break;
-                }
-                Err(stuck) => return Err(stuck),
-            }
+    /// A VF as it is now, and which card its PF is.
+    fn current(&self, vf: &VirtualFunction) -> Result<Current, VfError> {
+        let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
+        let current = self.executor().current(vf).map_err(look)?;
+        if let Some(card) = current.card {
+            self.lock().cards.insert(vf.pf, card);
         }
-        // A device that has a node of its own can be open without its group.
-        let has_more = nodes.iter().any(|node| !node.starts_with("/dev/vfio") || node.starts_with("/dev/vfio/devices"));
-        if matches!(open, Some((false, _))) && !has_more {
-            return Ok(Vec::new());
-        }
-        let began = Instant::now();
-        let mut holders = holders::processes(&executor.sysfs, nodes);
-        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
-        if let (Some((true, node)), true) = (open, holders.is_empty()) {
-            holders.push(Holder::Unseen { file: node.display().to_string() });
-        }
-        Ok(holders)
-    }
-
-    /// What the host itself does with the interface of a VF.
-    fn host_use(&self, vf: &VirtualFunction) -> Result<Option<HostUse>, CallError> {
-        let executor = self.executor();
-        let Some((netdev, interface)) = executor.sysfs.interface(vf.address) else { return Ok(None) };
-        let uppers = executor.sysfs.upper_netdevs(vf.address, &netdev);
-        let mut uses: Vec<_> = uppers.iter().map(|upper| format!("{upper} is made of it")).collect();
-        let what = format!("ask what {netdev} is used for");
-        let asked = executor
-            .watchdog
-            .call(&what, &[vf.address], executor.timeouts.call, move |kernel| kernel.host_uses(interface));
-        match asked {
-            Ok(more) => uses.extend(more),
-            // It went away meanwhile, and with it what was made of it.
-            Err(CallError::Refused(refusal)) if refusal.errno == Errno::ENODEV => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
-    }
-
-    /// The first function among those that steps take from their drivers that somebody uses, and who.
-    fn disturbed(&self, vf: &VirtualFunction, steps: &[Step]) -> Result<Option<(PciAddress, Holder)>, CallError> {
-        let unbound = |address: PciAddress| {
-            steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == address))
-        };
-        let members: Vec<_> = {
-            let state = self.lock();
-            vf.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
-        };
-        for function in [vf].into_iter().chain(&members).filter(|function| unbound(function.address)) {
-            if let Some(holder) = self.holders(function)?.into_iter().next() {
-                return Ok(Some((function.address, holder)));
-            }
-        }
-        Ok(None)
+        Ok(current)
     }
 }
 
@@ -396,6 +417,12 @@ fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
 }
 
 impl State {
+    /// Whether a lease is of this VF: another one, or another card, may have come to its address.
+    fn is_of(&self, lease: &Lease, vf: &VirtualFunction) -> bool {
+        let cards = lease.card.zip(self.cards.get(&vf.pf).copied());
+        lease.is_of(vf) && cards.is_none_or(|(then, now)| then == now)
+    }
+
     fn vf(&self, vf: PciAddress) -> Result<&VirtualFunction, VfError> {
         self.inventory.vfs.get(&vf).ok_or_else(|| VfError::NoSuchVf { vf: vf.to_string() })
     }

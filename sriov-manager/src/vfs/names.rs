@@ -38,7 +38,7 @@ impl Vfs {
             if let Some(found) = find(&state.inventory) {
                 return Some(found);
             }
-            state.inventory.clone()
+            Inventory::clone(&state.inventory)
         };
         self.add_altnames(&mut inventory);
         find(&inventory)

@@ -1,22 +1,36 @@
 //! The start after a stop, a kill or a reboot, and going on later with what could not be finished.
 
-use std::collections::BTreeSet;
-use std::thread;
+use std::collections::HashMap;
 use std::time::Instant;
 
 use tracing::{error, info, warn};
 
 use super::counts::CountsSeen;
+use super::parallel::for_each_parallel;
 use super::release::Remains;
-use super::{LockRequest, VfError, Vfs};
+use super::{LockRequest, VfError, Vfs, WhenBusy};
 use crate::address::PciAddress;
+use crate::attributes::Mac;
+use crate::inventory::PhysicalFunction;
 use crate::journal::Record;
 use crate::lease::{Lease, Resize, Stage};
 
+/// How far a start is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recovery {
+    /// Numbers of VFs are being made what the policies want: VFs come and go.
+    Counts,
+    /// Leases are being brought back. VFs without one are lent.
+    Leases,
+    /// Everything was tried.
+    Done,
+}
+
 impl Vfs {
-    /// Brings everything that the journal knows to a known state. What the journal refuses is told: with a full disk nothing is
-    /// lent, and everything is shown all the same.
-    pub(super) fn recover(&self) {
+    /// Finishes or undoes what was under way, makes the VFs that the policies want, and brings every lease back. What fails is
+    /// logged and shown with its VF; it stops nothing else. What the journal refuses is told as well: with a full disk nothing is
+    /// lent, and everything is shown all the same. A stop ends it early; the next start goes on.
+    pub fn recover(&self) {
         let facts = self.facts();
         let boot = self.0.boot_id();
         if !facts.boot.is_empty() && facts.boot != boot {
@@ -25,11 +39,6 @@ impl Vfs {
                 "the node was rebooted: its VFs are made anew, and its leases brought back"
             );
         }
-        let told = |result: Result<(), VfError>| {
-            if let Err(error) = result {
-                error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
-            }
-        };
         for (&pf, resize) in &facts.resizes {
             info!(%pf, from = resize.from, to = resize.to, "finishing a change of its number of VFs");
             told(self.finish_resize(pf, resize));
@@ -40,26 +49,79 @@ impl Vfs {
             state.policies.counts(&state.inventory)
         };
         CountsSeen::see_to_all(&mut self.lock());
-        told(self.make_counts(&counts).map(drop));
+        if !self.is_closing() {
+            told(self.make_counts(&counts).map(drop));
+        }
         self.look();
-        // PFs beside each other: a reboot may have many leases to bring back.
-        let pfs: BTreeSet<_> = facts.leases.values().map(|lease| lease.pf).collect();
-        thread::scope(|scope| {
-            let leases = |pf| facts.leases.values().filter(move |lease| lease.pf == pf);
-            for &pf in &pfs {
-                scope.spawn(move || leases(pf).for_each(|lease| told(self.restore(lease))));
-            }
-        });
-        // What was brought back is not what was seen before.
-        self.look();
-        told(self.record(&mut self.lock(), &Record::Boot { id: boot }));
+        if facts.boot != boot {
+            told(self.follow_cards());
+        }
+        self.recovered_to(Recovery::Leases);
+        // At the same time: a reboot may have many leases to bring back, and some may have to wait for the kernel.
+        for_each_parallel(&self.leases(), |lease| told(self.restore_alone(lease, WhenBusy::Wait)));
+        if self.is_closing() {
+            return;
+        }
+        self.note_policies_reached();
+        told(self.record(&Record::Boot { id: boot }));
+        self.recovered_to(Recovery::Done);
     }
 
-    /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, and
-    /// with the numbers of VFs of PFs that came since.
+    fn recovered_to(&self, recovery: Recovery) {
+        self.0.recovery.send_replace(recovery);
+        self.changed();
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        self.lock().facts.leases.values().cloned().collect()
+    }
+
+    /// After a reboot cards may have other addresses: leases go with their cards.
+    fn follow_cards(&self) -> Result<(), VfError> {
+        let leases = self.leases();
+        if leases.iter().all(|lease| lease.card.is_none()) {
+            return Ok(());
+        }
+        let pfs: Vec<_> = self.lock().inventory.pfs.values().cloned().collect();
+        for_each_parallel(&pfs, |pf| {
+            if let Some(card) = self.executor().permanent_mac(pf.address) {
+                self.lock().cards.insert(pf.address, card);
+            }
+        });
+        let (from, moved) = {
+            let state = self.lock();
+            let mut pf_of = HashMap::<Mac, &PhysicalFunction>::new();
+            pf_of.extend(state.cards.iter().filter_map(|(pf, card)| Some((*card, state.inventory.pfs.get(pf)?))));
+            let follow = |lease: &Lease| {
+                let pf = pf_of.get(&lease.card?).filter(|pf| pf.address != lease.pf)?;
+                let vf = state.inventory.vfs.get(pf.vfs.get(&lease.index)?)?;
+                let mut moved = Lease { vf: vf.address, pf: pf.address, ..lease.clone() };
+                // After a reboot the others of its IOMMU group have the drivers of a start.
+                if !moved.before.members.is_empty() {
+                    moved.before.members = vf.group_with.iter().map(|&member| (member, None)).collect();
+                }
+                Some((lease.vf, moved))
+            };
+            leases.iter().filter_map(follow).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let left = |vf: &PciAddress| leases.iter().any(|lease| lease.vf == *vf) && !from.contains(vf);
+        if let Some(taken) = moved.iter().find(|lease| left(&lease.vf)) {
+            warn!(vf = %taken.vf, lease = taken.id, "the card of a lease is at another address, where another lease is: neither is moved");
+            return Ok(());
+        }
+        for (from, lease) in from.iter().zip(&moved) {
+            info!(%from, to = %lease.vf, lease = lease.id, "its card is at another address now, and the lease with it");
+        }
+        self.record(&Record::Moved { from, leases: moved })
+    }
+
+    /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, with
+    /// those that are at their end, and with the numbers of VFs of PFs that came since.
     pub(crate) fn reconcile(&self) {
-        let facts = self.facts();
-        for (&pf, resize) in &facts.resizes {
+        for (&pf, resize) in &self.facts().resizes {
             if let Err(error) = self.reconcile_resize(pf, resize) {
                 warn!(%pf, %error, "a change of its number of VFs cannot be finished");
             }
@@ -67,18 +129,19 @@ impl Vfs {
         if let Err(error) = self.reconcile_counts() {
             warn!(%error, "the numbers of VFs cannot be made what the policies want");
         }
-        for lease in facts.leases.values() {
-            if self.needs_reconciling(lease)
-                && let Err(error) = self.reconcile_one(lease)
-            {
+        self.note_policies_reached();
+        self.release_ended();
+        let due: Vec<_> = self.leases().into_iter().filter(|lease| self.needs_reconciling(lease)).collect();
+        for_each_parallel(&due, |lease| {
+            if let Err(error) = self.reconcile_one(lease) {
                 warn!(vf = %lease.vf, lease = lease.id, %error, "still not as it should be");
             }
-        }
+        });
     }
 
     fn needs_reconciling(&self, lease: &Lease) -> bool {
         let state = self.lock();
-        let vf = state.inventory.vfs.get(&lease.vf).filter(|vf| lease.is_of(vf));
+        let vf = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(lease, vf));
         let Some(vf) = vf else {
             // Told once; it is looked at again when the VF is back.
             return lease.fault.as_deref() != Some(GONE);
@@ -95,9 +158,9 @@ impl Vfs {
         if is_busy {
             return Ok(());
         }
-        let (now, lock) = self.lock_vfs(|state| {
-            let now = state.journal.facts().resizes.get(&pf).cloned();
-            Ok((now, LockRequest { functions: [pf].into(), quiet: BTreeSet::new(), name: None }))
+        let (now, lock) = self.lock_vfs(WhenBusy::Wait, |state| {
+            let now = state.facts.resizes.get(&pf).cloned();
+            Ok((now, LockRequest { functions: [pf].into(), ..LockRequest::default() }))
         })?;
         let result = if now.as_ref() == Some(resize) { self.finish_resize(pf, resize) } else { Ok(()) };
         drop(lock);
@@ -106,30 +169,33 @@ impl Vfs {
 
     /// Only if nobody works on it: whoever does will see to it.
     fn reconcile_one(&self, lease: &Lease) -> Result<(), VfError> {
-        {
-            let state = self.lock();
-            if LockRequest::of_lease(&state, lease).is_taken(&state) {
-                return Ok(());
-            }
-        }
-        let (now, lock) = self.lock_vfs(|state| {
-            let now = state.journal.facts().leases.get(&lease.vf).cloned();
-            Ok((now, LockRequest::of_lease(state, lease)))
-        })?;
-        // Whoever came in between saw to it.
-        if now.as_ref() != Some(lease) {
-            return Ok(());
-        }
         self.lock().remade.remove(&lease.vf);
-        let result = self.restore(lease);
+        let result = self.restore_alone(lease, WhenBusy::Refuse);
         let mut state = self.lock();
         let is_well = |lease: &Lease| lease.fault.is_none() && lease.stage == Stage::Lent;
-        if state.journal.facts().leases.get(&lease.vf).is_none_or(is_well) {
+        if state.facts.leases.get(&lease.vf).is_none_or(is_well) {
             state.retries.forget(lease.vf);
         } else {
             state.retries.failed(lease.vf, Instant::now());
         }
-        drop(state);
+        result
+    }
+
+    /// Brings a lease to a known state, unless somebody else has seen to it meanwhile, or does now.
+    fn restore_alone(&self, lease: &Lease, when_busy: WhenBusy) -> Result<(), VfError> {
+        if self.is_closing() {
+            return Ok(());
+        }
+        let locked = self.lock_vfs(when_busy, |state| {
+            let now = state.facts.leases.get(&lease.vf).cloned();
+            Ok((now, LockRequest::of_lease(state, lease)))
+        });
+        let (now, lock) = match locked {
+            Ok(locked) => locked,
+            Err(VfError::Busy { .. } | VfError::Stopping { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let result = if now.as_ref() == Some(lease) { self.restore(lease) } else { Ok(()) };
         drop(lock);
         result
     }
@@ -138,7 +204,9 @@ impl Vfs {
     fn restore(&self, lease: &Lease) -> Result<(), VfError> {
         let Some(vf) = self.function(lease) else {
             return match lease.stage {
-                Stage::Lent | Stage::Changing { .. } => self.fault(lease, Some(GONE.to_owned())),
+                Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. } => {
+                    self.fault(lease, Some(GONE.to_owned()))
+                }
                 // What was to be cleaned is gone.
                 Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
             };
@@ -148,7 +216,7 @@ impl Vfs {
                 let fault = self.apply_wanted(lease, &vf).err();
                 return self.fault(lease, fault.map(|error| error.to_string()));
             }
-            Stage::Changing { .. } => self.go_back(lease),
+            Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
             Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
         };
         match restored {
@@ -159,15 +227,20 @@ impl Vfs {
     }
 
     fn fault(&self, lease: &Lease, fault: Option<String>) -> Result<(), VfError> {
-        let mut state = self.lock();
-        let now = Lease { fault, ..lease.clone() };
-        if state.journal.facts().leases.get(&lease.vf) == Some(&now) {
+        if lease.fault == fault {
             return Ok(());
         }
+        let now = Lease { fault, ..lease.clone() };
         if let Some(fault) = &now.fault {
             warn!(vf = %lease.vf, lease = lease.id, fault, "a lease is not as it should be");
         }
-        self.record(&mut state, &Record::Lease { vf: lease.vf, lease: Some(Box::new(now)) })
+        self.record_lease(lease.vf, Some(now))
+    }
+}
+
+fn told(result: Result<(), VfError>) {
+    if let Err(error) = result {
+        error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
     }
 }
 

@@ -6,23 +6,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::acquire::is_its_card;
 use super::apply::must_be_told;
-use super::{LockRequest, State, VfError, Vfs};
+use super::{Caller, LockRequest, State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::attributes::{Attributes, VfState};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Before, Lease, Stage};
 use crate::plan::{Binding, Step, Target, plan, plan_members};
 use crate::policy::PeerCredentials;
-
-/// How to take a VF back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReleaseOptions {
-    /// How long its holder is waited for.
-    pub wait: Duration,
-    /// What of it the kernel does not let us restore.
-    pub remains: Remains,
-}
 
 /// What becomes of a VF of which something could not be brought back to what it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,88 +25,73 @@ pub enum Remains {
     Accepted,
 }
 
-impl ReleaseOptions {
-    /// Waits so long, and frees only a VF that is what it was.
-    pub fn waiting(wait: Duration) -> Self {
-        Self { wait, remains: Remains::Refused }
-    }
-}
-
 impl Vfs {
     /// Takes a VF back. `lease` is its name or the address of its VF. While somebody holds the VF it waits up to
     /// `wait`, and then leaves the lease as it is.
     pub fn release(&self, lease: &str, wait: Duration, peer: PeerCredentials) -> Result<Lease, VfError> {
-        self.release_unless(lease, ReleaseOptions::waiting(wait), peer, &|| false)
+        let deadline = Instant::now() + wait;
+        loop {
+            let began = Instant::now();
+            let released = self.release_once(lease, Remains::Refused, peer, Caller::PATIENT);
+            if !matches!(released, Err(VfError::Held { .. })) || Instant::now() >= deadline {
+                return released;
+            }
+            if self.is_closing() {
+                return Err(VfError::Stopping { tried: format!("release {lease}") });
+            }
+            sleep(pause_before_next_look(began.elapsed()).min(deadline.saturating_duration_since(Instant::now())));
+        }
     }
 
-    /// [`Vfs::release`] for somebody who may go away: then nobody waits for the holder any more.
-    pub fn release_unless(
+    /// [`Vfs::release`] without waiting for whoever holds the VF.
+    pub fn release_once(
         &self,
         lease: &str,
-        options: ReleaseOptions,
+        remains: Remains,
         peer: PeerCredentials,
-        cancelled: &dyn Fn() -> bool,
+        caller: Caller<'_>,
     ) -> Result<Lease, VfError> {
-        let (mut lease, lock) = self.lock_vfs(|state| find(state, lease, peer))?;
+        let (mut lease, lock) = self.lock_vfs(caller.when_busy, |state| {
+            if (caller.has_left)() {
+                return Err(VfError::Cancelled { tried: format!("release {lease}") });
+            }
+            find(state, lease, peer)
+        })?;
         if let Some(vf) = self.function(&lease) {
-            self.wait_for_holder(&vf, &lease, options.wait, cancelled)?;
+            self.nobody_holds_lease(&lease, &vf)?;
         }
         lease.stage = Stage::Releasing;
         lease.fault = None;
         self.record_lease(lease.vf, Some(lease.clone()))?;
-        self.clean(lease.clone(), options.remains)?;
+        self.clean(lease.clone(), remains)?;
         info!(vf = %lease.vf, lease = lease.id, "taken back");
         drop(lock);
         Ok(lease)
     }
 
     /// What [`Vfs::release`] would do.
-    pub fn plan_release(&self, lease: &str, peer: PeerCredentials) -> Result<Vec<Step>, VfError> {
-        let (lease, lock) = self.lock_vfs(|state| find(state, lease, peer))?;
+    pub fn plan_release(&self, lease: &str, peer: PeerCredentials, caller: Caller<'_>) -> Result<Vec<Step>, VfError> {
+        let (lease, lock) = self.lock_vfs(caller.when_busy, |state| find(state, lease, peer))?;
         let Some(vf) = self.function(&lease) else { return Ok(self.members_home(&lease)) };
-        let look = |error| VfError::Ask { tried: format!("look at {}", lease.vf), error };
-        let current = self.executor().current(&vf).map_err(look)?;
+        let current = self.current(&vf)?;
         drop(lock);
         Ok(plan(&current, &target_before(&lease.before)))
     }
 
-    fn wait_for_holder(
-        &self,
-        vf: &VirtualFunction,
-        lease: &Lease,
-        wait: Duration,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<(), VfError> {
+    /// Nobody has the VF of a lease, or another one that goes with it, in use.
+    pub(super) fn nobody_holds_lease(&self, lease: &Lease, vf: &VirtualFunction) -> Result<(), VfError> {
         let tried = format!("release {}", vf.address);
-        let ask = |error| VfError::Ask { tried: format!("release {}", vf.address), error };
         let members: Vec<_> = {
             let state = self.lock();
             lease.before.members.keys().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
         };
-        let deadline = Instant::now() + wait;
-        loop {
-            let began = Instant::now();
-            let mut holder = None;
-            for vf in [vf].into_iter().chain(&members) {
-                holder = self.holders(vf).map_err(ask)?.into_iter().next().map(|holder| (vf.address, holder));
-                if holder.is_some() {
-                    break;
-                }
+        for vf in [vf].into_iter().chain(&members) {
+            let holders = self.holders(vf).map_err(|error| VfError::Ask { tried: tried.clone(), error })?;
+            if let Some(holder) = holders.into_iter().next() {
+                return Err(VfError::Held { tried, vf: vf.address, holder });
             }
-            let Some((vf, holder)) = holder else { return Ok(()) };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(VfError::Held { tried, vf, holder });
-            }
-            if cancelled() {
-                return Err(VfError::Cancelled { tried });
-            }
-            if self.is_closing() {
-                return Err(VfError::Stopping { tried });
-            }
-            // Nobody tells when a process closes a file. To look through every process takes long where there are many.
-            sleep(HOLDER_POLL.max(began.elapsed() * HOLDER_REST).min(left));
         }
+        Ok(())
     }
 
     /// Brings a VF back to what it was before it was lent, as far as the kernel lets us, and frees it. Its lease is in the
@@ -143,7 +120,10 @@ impl Vfs {
             return self.executor().apply(&self.members_home(lease)).map_err(VfError::Step);
         };
         let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
-        let current = self.executor().current(&vf).map_err(look)?;
+        let current = self.current(&vf)?;
+        if is_its_card(lease, &current).is_err() {
+            return self.executor().apply(&self.members_home(lease)).map_err(VfError::Step);
+        }
         must_be_told(&current, lease.before.state.is_some() && remains == Remains::Refused)?;
         let target = target_before(&lease.before);
         let steps = plan(&current, &target);
@@ -179,13 +159,13 @@ impl Vfs {
     /// The VF of a lease, if it is there and is the same one.
     pub(super) fn function(&self, lease: &Lease) -> Option<VirtualFunction> {
         let state = self.lock();
-        state.inventory.vfs.get(&lease.vf).filter(|vf| lease.is_of(vf)).cloned()
+        state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(lease, vf)).cloned()
     }
 }
 
 /// A lease by the address of its VF or by its name.
-fn find(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
-    let leases = &state.journal.facts().leases;
+pub(super) fn find(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
+    let leases = &state.facts.leases;
     let by_address = name.parse().ok().and_then(|address| leases.get(&address));
     let lease = by_address.or_else(|| leases.values().find(|lease| lease.id == name));
     let lease = lease.ok_or_else(|| VfError::NoSuchLease { lease: name.to_owned() })?;
@@ -203,6 +183,12 @@ fn target_before(before: &Before) -> Target {
         members: before.bindings(),
         fresh: true,
     }
+}
+
+/// Nobody tells when a process closes a file, and to look through every process takes long where there are many: `look` is how
+/// long that took.
+pub(crate) fn pause_before_next_look(look: Duration) -> Duration {
+    HOLDER_POLL.max(look * HOLDER_REST)
 }
 
 /// How often it is looked whether a holder has let go.

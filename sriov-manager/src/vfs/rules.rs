@@ -1,5 +1,7 @@
 //! The policies, and other ones while the manager runs.
 
+use std::sync::Arc;
+
 use tracing::warn;
 
 use super::counts::CountsSeen;
@@ -35,7 +37,7 @@ impl Vfs {
             if !wrong.is_empty() {
                 return Err(AdoptError::Contradiction(wrong));
             }
-            let before = std::mem::replace(&mut state.policies, policies);
+            let before = std::mem::replace(&mut state.policies, Arc::new(policies));
             state.policies_refused = None;
             let inventory = &state.inventory;
             let says_new = |pf: &PciAddress| {
@@ -53,7 +55,7 @@ impl Vfs {
         self.changed();
         let short = self.make_counts(&counts).map_err(AdoptError::Journal)?;
         let state = self.lock();
-        let leases = state.journal.facts().leases.values();
+        let leases = state.facts.leases.values();
         let forbidden = leases.filter_map(|lease| {
             let why = state.policies.forbids(&state.inventory, lease)?;
             warn!(vf = %lease.vf, lease = lease.id, why, "the new policies would not allow this lease; it stays");

@@ -60,9 +60,9 @@ pub enum Server {
 
 /// What is known once INIT was accepted.
 pub struct ExpectLayout {
-    id: u32,
-    peer: String,
-    layout: Layout,
+    pub(super) id: u32,
+    pub(super) peer: String,
+    pub(super) layout: Layout,
 }
 
 /// An interface that a server offers.
@@ -158,10 +158,10 @@ pub enum Client {
 
 /// A client's conversation between HELLO and CONNECTED.
 pub struct Announcing {
-    peer: String,
-    layout: Layout,
-    no_loan: Option<NoLoan>,
-    rest: Outbox,
+    pub(super) peer: String,
+    pub(super) layout: Layout,
+    pub(super) no_loan: Option<NoLoan>,
+    pub(super) rest: Outbox,
 }
 
 impl Client {
@@ -274,6 +274,9 @@ pub enum HandshakeError {
     /// A client is there.
     #[error("interface id {0} is already connected")]
     AlreadyConnected(u32),
+    /// Clients came and went faster than what they gave us is dropped.
+    #[error("memory and descriptors of former clients of interface id {0} are still being released; try again")]
+    Releasing(u32),
     /// Ethernet or IP.
     #[error("mode mismatch: the client says {client}, the interface is {ours}")]
     Mode {

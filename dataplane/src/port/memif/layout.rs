@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::port::memif::message::{AddRegion, AddRing, Direction};
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, LENT_FROM, OfferedBuffers};
 use crate::port::memif::ring::{Buffers, Receiver, Ring, Sender, Slots, receives};
-use crate::spec::{MemifSpec, QUEUES_MAX, RING_MAX, Role};
+use crate::spec::{MemifSpec, Prealloc, QUEUES_MAX, RING_MAX, Role};
 
 /// Regions and rings of one connection.
 pub struct Layout {
@@ -88,7 +88,12 @@ impl Layout {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let mut layout = Self::with_rings(queues, ring, BufferPlace::Own(spec.buffer), health)?;
-        layout.regions.push(Region::create("memif-buffers", buffers_len, &layout.health)?);
+        let huge = match spec.prealloc {
+            // Some node's pages may be taken: small ones serve as well.
+            Prealloc::HugePages => Region::create_huge(BUFFERS, buffers_len, &layout.health).ok(),
+            Prealloc::SmallPages | Prealloc::Never => None,
+        };
+        layout.regions.push(huge.map_or_else(|| Region::create(BUFFERS, buffers_len, &layout.health), Ok)?);
         Ok(layout)
     }
 
@@ -125,6 +130,14 @@ impl Layout {
             buffers,
             health: Arc::clone(health),
         })
+    }
+
+    /// The regions that were made for this connection, to be populated before frames are.
+    pub fn own_regions(&self) -> Vec<Region> {
+        match self.buffers {
+            BufferPlace::Own(_) => self.regions.clone(),
+            BufferPlace::Announced | BufferPlace::ZeroCopy(_) => Vec::new(),
+        }
     }
 
     /// What of this connection, as server, can be lent to another peer.
@@ -305,7 +318,7 @@ impl Loan {
 }
 
 /// Why one peer's memory cannot be lent to the other.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoLoan {
     /// Each ring of one needs its like at the other.
     #[error("the lending peer has {s2m} rings one way and {m2s} the other")]
@@ -450,6 +463,8 @@ pub enum LayoutError {
 pub const REGIONS_MAX: usize = 64;
 /// Bytes of address space that one client gets: VPP's zero-copy clients share whole buffer pools.
 pub const MEMORY_MAX: u64 = 64 << 30;
+/// What a client calls the file of its buffers.
+const BUFFERS: &str = "memif-buffers";
 const COOKIE: u32 = 0x03E3_1F20;
 /// Bytes of a ring before its descriptors: head and tail on a cache line each.
 const RING_HEADER: u64 = 128;

@@ -36,7 +36,7 @@ pub struct ClientHandshake {
     /// When it is given up.
     pub deadline: Instant,
     /// Taken while it is being led.
-    client: Option<Client>,
+    pub(super) client: Option<Client>,
 }
 
 /// What one message of the server has brought.

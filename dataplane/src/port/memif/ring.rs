@@ -14,6 +14,8 @@
 mod in_place;
 pub mod zero_copy;
 
+pub use in_place::Alike;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -23,9 +25,11 @@ use ferrule_ffi::region::{Health, Index, Region, Table};
 use ferrule_ffi::span::{Span, SpanMut, copy_run};
 use serde::{Deserialize, Serialize};
 
+use crate::offload::VnetHeader;
 use crate::port::memif::message::Direction;
 use crate::port::memif::ring::zero_copy::{BorrowedSlots, OfferedBuffers};
-use crate::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, SEGMENT_COST, Source, Target};
+use crate::port::pieces::{PIECES_MAX, PieceReader, Pieces};
+use crate::port::{BURST, FRAME_MAX, Fault, Frame, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
 use crate::spec::Role;
 use crate::status::DropReason;
 
@@ -72,6 +76,8 @@ pub struct Receiver {
     filled: u16,
     /// The first slot not given back yet.
     held: u16,
+    /// Bytes of the frame that was peeked, if it was put together.
+    gathered: u64,
     /// Where the slots' buffers are.
     slots: Slots<OfferedBuffers>,
 }
@@ -162,7 +168,7 @@ impl Descriptor {
 
 impl Receiver {
     pub(crate) fn new(ring: Ring, slots: Slots<OfferedBuffers>) -> Self {
-        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, slots };
+        let mut receiver = Self { ring, next: 0, filled: 0, held: 0, gathered: 0, slots };
         receiver.enable_notify(false);
         receiver.offer(0, receiver.ring.size());
         receiver
@@ -170,7 +176,7 @@ impl Receiver {
 
     /// Goes on with a ring where a predecessor stopped. Of what the peer may have seen, nothing is written again.
     pub(super) fn restore(ring: Ring, slots: Slots<OfferedBuffers>, next: u16, held: u16) -> Self {
-        let mut receiver = Self { ring, next, filled: next, held, slots };
+        let mut receiver = Self { ring, next, filled: next, held, gathered: 0, slots };
         receiver.enable_notify(false);
         receiver
     }
@@ -298,7 +304,9 @@ impl Source for Receiver {
         }
         let descriptor = Descriptor::parse(self.ring.table.read(self.next));
         if descriptor.flags & NEXT != 0 {
-            return self.gather(gather).map(Some);
+            let frame = self.gather(gather)?;
+            self.gathered = frame.bytes.len() as u64;
+            return Ok(Some(frame));
         }
         let region = self.ring.regions.get(usize::from(descriptor.region));
         match region.and_then(|region| region.span(descriptor.offset, descriptor.length)) {
@@ -308,8 +316,34 @@ impl Source for Receiver {
         }
     }
 
-    fn cost(&self, length: usize, slots: u32) -> u64 {
-        if slots > 1 { length as u64 + u64::from(slots) * SEGMENT_COST } else { 0 }
+    fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
+        self.gathered = 0;
+        if self.next == self.filled || Descriptor::parse(self.ring.table.read(self.next)).flags & NEXT == 0 {
+            return Ok(None);
+        }
+        let mut length = 0;
+        for slots in 1..=PIECES_MAX as u16 {
+            let position = self.next.wrapping_add(slots - 1);
+            if position == self.filled {
+                break;
+            }
+            let piece = Descriptor::parse(self.ring.table.read(position));
+            let region = self.ring.regions.get(usize::from(piece.region));
+            let Some(bytes) = region.and_then(|region| region.span(piece.offset, piece.length)) else { break };
+            length += bytes.len();
+            if length > FRAME_MAX || (!bytes.is_empty() && pieces.try_push(bytes).is_err()) {
+                break;
+            }
+            if piece.flags & NEXT == 0 {
+                return Ok(Some(PieceFrame { offload: None, slots: slots.into() }));
+            }
+        }
+        // Whatever is unusual about it.
+        Ok(None)
+    }
+
+    fn cost(&self, _length: usize, slots: u32) -> u64 {
+        if slots > 1 { self.gathered + u64::from(slots) * SEGMENT_COST } else { 0 }
     }
 
     #[inline(always)]
@@ -451,16 +485,19 @@ impl Sender {
 
     /// Spreads a frame over as many consecutive slots as it needs, or stores nothing of it.
     #[cold]
-    fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        let mut rest = frame.bytes;
-        let mut pieces = 0;
+    fn scatter(&mut self, pieces: &[Span<'_>]) -> Result<Put, Fault> {
+        let mut rest = PieceReader::new(pieces);
+        if rest.is_empty() {
+            return Ok(Put::Refused(DropReason::TooShort));
+        }
+        let mut slots = 0;
         while !rest.is_empty() {
             // A receiver takes no more; and a peer that offers slots of a byte must not have us look
             // through thousands of them for each frame.
-            if pieces == SEGMENTS_MAX || pieces > self.ring.size() / 2 {
+            if slots == SEGMENTS_MAX || slots > self.ring.size() / 2 {
                 return Ok(Put::Refused(DropReason::TooLong));
             }
-            let position = self.next.wrapping_add(pieces);
+            let position = self.next.wrapping_add(slots);
             if position == self.limit {
                 // A frame of more pieces than a burst has slots would otherwise never see new room.
                 self.read_peer_index()?;
@@ -470,21 +507,18 @@ impl Sender {
             }
             let slot = self.slot(position);
             let length = slot.length.min(rest.len() as u32);
-            let (Some(piece), Some(behind), 1..) = (rest.head(length as usize), rest.tail(length as usize), length)
-            else {
-                return Err(slot.fault(position));
-            };
-            let mut room = self.room_at(slot, length, position)?;
-            if !piece.copy_to(&mut room) {
+            if length == 0 {
                 return Err(slot.fault(position));
             }
-            self.fill(position, slot, length, if behind.is_empty() { 0 } else { NEXT });
+            if !rest.fill(self.room_at(slot, length, position)?) {
+                return Err(slot.fault(position));
+            }
+            self.fill(position, slot, length, if rest.is_empty() { 0 } else { NEXT });
             // Also if it has to be stored once more, since there was not room for all of it.
             self.cost += u64::from(length) + SEGMENT_COST;
-            rest = behind;
-            pieces += 1;
+            slots += 1;
         }
-        self.next = self.next.wrapping_add(pieces);
+        self.next = self.next.wrapping_add(slots);
         Ok(Put::Stored)
     }
 }
@@ -521,7 +555,7 @@ impl Target for Sender {
         let slot = self.slot(self.next);
         let length = frame.bytes.len() as u32;
         if length > slot.length {
-            return self.scatter(frame);
+            return self.scatter(&[frame.bytes]);
         }
         if length == 0 {
             return Ok(Put::Refused(DropReason::TooShort));
@@ -533,6 +567,14 @@ impl Target for Sender {
         self.fill(self.next, slot, length, 0);
         self.next = self.next.wrapping_add(1);
         Ok(Put::Stored)
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn put_pieces(&mut self, pieces: &[Span<'_>], _offload: Option<&VnetHeader>) -> Result<Put, Fault> {
+        if self.next == self.limit { Ok(Put::Full) } else { self.scatter(pieces) }
     }
 
     fn cost(&mut self) -> u64 {

@@ -27,6 +27,8 @@ pub struct MemifSpec {
     pub ring: u32,
     /// Bytes of each buffer as client. As server the peer chooses.
     pub buffer: u32,
+    /// When the memory that we make as client is populated. As server it is the peer's.
+    pub prealloc: Prealloc,
     /// Who may connect to a socket that we listen on.
     pub access: SocketAccess,
     /// The most memory that the peers of this end may make the forwarder populate.
@@ -50,6 +52,7 @@ impl MemifSpec {
             queues: 1,
             ring: 1024,
             buffer: 2048,
+            prealloc: Prealloc::Never,
             access: SocketAccess::default(),
             memory: Self::MEMORY_DEFAULT,
         }
@@ -79,6 +82,32 @@ impl fmt::Display for MemifSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "memif {} id {} {}", self.socket, self.id, self.role)
     }
+}
+
+/// When the buffers of a memif client are populated, and with what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prealloc {
+    /// Each page when its first frame comes: a wire that carries none costs nothing.
+    #[default]
+    Never,
+    /// All pages when the connection is made.
+    SmallPages,
+    /// The same in pages of 2 MiB, if the node has free ones; else small pages.
+    HugePages,
+}
+
+impl Prealloc {
+    /// What it is called in settings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::SmallPages => "small-pages",
+            Self::HugePages => "huge-pages",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Never, Self::SmallPages, Self::HugePages];
 }
 
 /// A secret of at most 24 bytes. Neither `Debug` nor any error shows it.

@@ -6,6 +6,7 @@
 use ferrule_ffi::span::Span;
 
 use crate::offload::VnetHeader;
+use crate::port::pieces::{PieceReader, Pieces};
 use crate::port::vhost_user::memory::{CachedRegion, GuestMemory};
 use crate::port::{FRAME_MAX, Fault, SEGMENT_COST};
 
@@ -238,6 +239,29 @@ impl DescriptorChain {
         Ok(Span::from(&gather[..at]))
     }
 
+    /// Adds where the bytes behind the first `skip` ones lie to `pieces`. `false`: they are too many pieces, or a frame that
+    /// is longer than any.
+    pub(crate) fn pieces<'a>(
+        &self,
+        skip: u32,
+        slot: u16,
+        memory: &'a GuestMemory,
+        pieces: &mut Pieces<'a>,
+    ) -> Result<bool, Fault> {
+        // The header may never be read, but it has to be there as well.
+        self.each(0, skip.into(), slot, memory, |_, _, _| Some(()))?;
+        let total = self.bytes(0).saturating_sub(skip.into());
+        if total > FRAME_MAX as u64 {
+            return Ok(false);
+        }
+        let mut fits = true;
+        self.each(skip, total, slot, memory, |address, len, _| {
+            fits &= pieces.try_push(memory.cached(0).span(address, len)?).is_ok();
+            Some(())
+        })?;
+        Ok(fits)
+    }
+
     /// What lies behind the first `skip` bytes, if it is one segment.
     fn last_of_all(&self, mut skip: u32) -> Option<Segment> {
         for (index, segment) in self.list.iter().enumerate() {
@@ -251,21 +275,18 @@ impl DescriptorChain {
         None
     }
 
-    /// Stores `bytes` behind the first `skip` ones. `written` hears of every place.
+    /// Stores what is left of a frame behind the first `skip` bytes. `written` hears of every place.
     pub(crate) fn fill(
         &self,
         skip: u32,
-        bytes: Span<'_>,
+        frame: &mut PieceReader<'_>,
         slot: u16,
         memory: &GuestMemory,
         mut written: impl FnMut(u64, u32),
     ) -> Result<(), Fault> {
-        let mut at = 0;
-        self.each(skip, bytes.len() as u64, slot, memory, |address, len, cached| {
-            let part = bytes.tail(at)?.head(len as usize)?;
-            at += len as usize;
+        self.each(skip, frame.len() as u64, slot, memory, |address, len, cached| {
             // A page that is noted before its bytes are there can be sent without them, and is not noted again.
-            part.copy_to(&mut cached.span_mut(address, len)?).then(|| written(address, len))
+            frame.fill(cached.span_mut(address, len)?).then(|| written(address, len))
         })
     }
 
@@ -336,7 +357,8 @@ mod tests {
             assert!(bytes.iter().all(|&byte| byte == 7), "at {address:#x}");
             noted.set(noted.get() + len);
         };
-        chain.fill(0, Span::from(&[7; 128][..]), 0, &memory, see).unwrap();
+        let pieces = [Span::from(&[7; 128][..])];
+        chain.fill(0, &mut PieceReader::new(&pieces), 0, &memory, see).unwrap();
         assert_eq!(noted.get(), 128);
     }
 }

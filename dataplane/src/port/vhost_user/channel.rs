@@ -93,7 +93,7 @@ impl VhostUserChannel {
     }
 
     /// Lets go of the socket, which a successor has: its peer does not notice.
-    pub(crate) fn release(self) {
+    pub fn release(self) {
         drop(self.socket.into_fd());
     }
 

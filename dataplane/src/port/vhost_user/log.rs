@@ -19,6 +19,11 @@ impl DirtyLog {
         Self(Arc::new(bitmap))
     }
 
+    /// Whether this is the same mapping.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The file that it is a window of.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.0.file()

@@ -36,6 +36,11 @@ struct GuestRegion {
 }
 
 impl GuestMemory {
+    /// Whether this is the same table.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Puts a table together. Each region comes with the window of its file: `size` bytes from `offset` on.
     pub fn new(regions: Vec<(MemoryRegion, Region)>) -> Result<Self, MemoryError> {
         if regions.is_empty() {

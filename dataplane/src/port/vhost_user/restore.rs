@@ -33,6 +33,42 @@ pub struct SavedVhostUserPeer {
     silence_left: Option<Duration>,
 }
 
+/// A frontend that is not the peer of an end yet: it has said nothing whole, or waits for its turn.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedPendingFrontend {
+    socket: FileId,
+    half: SavedMessage,
+    first: Option<SavedMessage>,
+}
+
+impl SavedPendingFrontend {
+    /// Writes it down, with the first message that it has said if that is whole. Descriptors are copied.
+    ///
+    /// # Errors
+    /// There are no more descriptors to be had.
+    pub fn save(
+        channel: &VhostUserChannel,
+        first: Option<&VhostUserMessage>,
+        files: &mut SavedFiles,
+    ) -> io::Result<Self> {
+        let half = channel.half_message();
+        Ok(Self {
+            socket: files.push_copy(channel)?,
+            half: SavedMessage::new(&half.bytes, half.files, files)?,
+            first: first.map(|first| SavedMessage::new(&first.emit(), first.files(), files)).transpose()?,
+        })
+    }
+
+    /// Takes it up: its socket, and what it said first.
+    ///
+    /// # Errors
+    /// A descriptor is missing or is not what was saved.
+    pub fn restore(self, files: &mut SavedFiles) -> Result<(VhostUserChannel, Option<VhostUserMessage>), RestoreError> {
+        let channel = self.half.restore_channel(self.socket, files)?;
+        Ok((channel, self.first.map(|first| first.restore_message(files)).transpose()?))
+    }
+}
+
 /// Bytes of a message and what came with them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct SavedMessage {
@@ -82,15 +118,8 @@ impl SavedVhostUserPeer {
         files: &mut SavedFiles,
         now: Instant,
     ) -> Result<VhostUserPeer, RestoreError> {
-        let socket = files.take(self.socket)?;
-        let (bytes, half) = self.half.restore(files)?;
-        let channel = VhostUserChannel::restore(socket, &bytes, half);
-        let channel = channel.map_err(|source| RestoreError::File { what: "a control socket", source })?;
-        let held = self.held.map(|held| {
-            let (bytes, files) = held.restore(files)?;
-            let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or_else(|| invalid("half a request"))?;
-            VhostUserMessage::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
-        });
+        let channel = self.half.restore_channel(self.socket, files)?;
+        let held = self.held.map(|held| held.restore_message(files));
         Ok(VhostUserPeer {
             channel,
             session: self.session.restore(session, files)?,
@@ -109,6 +138,21 @@ impl SavedMessage {
     fn restore(self, files: &mut SavedFiles) -> Result<(Vec<u8>, Vec<PeerFile>), RestoreError> {
         let taken = self.files.into_iter().map(|id| files.take(id).map(PeerFile::from));
         Ok((self.bytes, taken.collect::<Result<_, _>>()?))
+    }
+
+    /// The socket on which this has come.
+    fn restore_channel(self, socket: FileId, files: &mut SavedFiles) -> Result<VhostUserChannel, RestoreError> {
+        let socket = files.take(socket)?;
+        let (bytes, half) = self.restore(files)?;
+        let channel = VhostUserChannel::restore(socket, &bytes, half);
+        channel.map_err(|source| RestoreError::File { what: "a control socket", source })
+    }
+
+    /// The message, which is whole.
+    fn restore_message(self, files: &mut SavedFiles) -> Result<VhostUserMessage, RestoreError> {
+        let (bytes, files) = self.restore(files)?;
+        let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or_else(|| invalid("half a request"))?;
+        VhostUserMessage::parse(&Header::parse(header).map_err(invalid)?, payload, files).map_err(invalid)
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use ferrule_dataplane::spec::{
-    ByteSize, EndSpec, FieldError, FileMode, Full, KernelSpec, MemifSpec, Mode, NetNs, Process, Role, Route, Secret,
-    SocketAccess, VhostFeatures, VhostUserSpec, WireSpec,
+    ByteSize, EndSpec, FieldError, FileMode, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route,
+    Secret, SocketAccess, VhostFeatures, VhostUserSpec, WireSpec,
 };
 
 use crate::admin::v1;
@@ -136,6 +136,12 @@ impl Reader {
         };
         let secret = self.optional::<Secret>("memif.secret", &memif.secret);
         let access = self.access("memif", memif.access.as_ref());
+        let prealloc = match v1::Prealloc::try_from(memif.prealloc) {
+            Ok(v1::Prealloc::Unspecified | v1::Prealloc::Never) => Prealloc::Never,
+            Ok(v1::Prealloc::SmallPages) => Prealloc::SmallPages,
+            Ok(v1::Prealloc::HugePages) => Prealloc::HugePages,
+            Err(_) => self.unknown("memif.prealloc", memif.prealloc, Prealloc::Never),
+        };
         let defaults = MemifSpec::new(socket?, role?);
         Some(MemifSpec {
             netns,
@@ -146,6 +152,7 @@ impl Reader {
             queues: memif.queues.map_or(defaults.queues, |queues| u16::try_from(queues).unwrap_or(u16::MAX)),
             ring: memif.ring.unwrap_or(defaults.ring),
             buffer: memif.buffer.unwrap_or(defaults.buffer),
+            prealloc,
             access,
             memory: memif.memory_bytes.map_or(defaults.memory, ByteSize::bytes),
             ..defaults
@@ -248,6 +255,11 @@ fn memif_to_proto(memif: &MemifSpec, secrets: Secrets) -> v1::MemifEnd {
         Mode::Ethernet => v1::FrameMode::Ethernet,
         Mode::Ip => v1::FrameMode::Ip,
     };
+    let prealloc = match memif.prealloc {
+        Prealloc::Never => v1::Prealloc::Never,
+        Prealloc::SmallPages => v1::Prealloc::SmallPages,
+        Prealloc::HugePages => v1::Prealloc::HugePages,
+    };
     let secret = memif.secret.as_ref().filter(|_| secrets == Secrets::Shown);
     v1::MemifEnd {
         socket: memif.socket.to_string(),
@@ -261,6 +273,7 @@ fn memif_to_proto(memif: &MemifSpec, secrets: Secrets) -> v1::MemifEnd {
         buffer: Some(memif.buffer),
         access: access_to_proto(&memif.access),
         memory_bytes: Some(memif.memory.as_bytes()),
+        prealloc: prealloc.into(),
     }
 }
 

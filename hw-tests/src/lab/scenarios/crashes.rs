@@ -71,11 +71,11 @@ pub fn changes(lab: &Lab) -> Result<()> {
 fn is_held_whole(manager: &Manager, vf: &Function, interface: &str) -> Result<bool> {
     let state = manager.vf(vf)?;
     let Some(lease) = state.lease else {
-        assert_eq!(state.state, "free");
+        assert_eq!(state.state().word(), "free");
         return Ok(false);
     };
-    ensure!((lease.stage.as_str(), lease.fault.as_str()) == ("lent", ""), "{lease:?}");
-    let driver = if lease.driver == "kernel" { "igbvf" } else { "vfio-pci" };
+    ensure!((lease.stage().word(), lease.fault.as_str()) == ("lent", ""), "{lease:?}");
+    let driver = if lease.driver().word() == "kernel" { "igbvf" } else { "vfio-pci" };
     assert_eq!(vf.driver().as_deref(), Some(driver));
     let address = lease.attributes.and_then(|attributes| attributes.mac);
     assert_eq!(vf_states(interface)?[0]["address"], Value::from(address));
@@ -98,7 +98,7 @@ pub fn counts(lab: &Lab) -> Result<()> {
             assert_eq!(pf[0].read("sriov_drivers_autoprobe")?, "1", "it is as it was before");
             let list = manager.list()?;
             assert_eq!(list.vfs.len(), pf[0].vfs().len());
-            assert!(list.vfs.iter().all(|vf| vf.state == "free"), "{list:?}");
+            assert!(list.vfs.iter().all(|vf| vf.state().word() == "free"), "{list:?}");
             Ok(())
         },
     )?;

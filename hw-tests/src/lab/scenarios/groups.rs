@@ -33,7 +33,7 @@ pub fn crowded(lab: &Lab) -> Result<()> {
     }
     let drivers = [pf, other, vf].map(Function::driver);
     assert_eq!(drivers, [Some("igb".to_owned()), Some("e1000e".to_owned()), None], "nothing was touched");
-    assert!(manager.list()?.vfs.iter().all(|vf| vf.state == "free"), "and nothing is lent");
+    assert!(manager.list()?.vfs.iter().all(|vf| vf.state().word() == "free"), "and nothing is lent");
 
     // A driver of the kernel takes one function of a group and leaves the others.
     manager.acquire("pod", vf, "kernel", None)?;

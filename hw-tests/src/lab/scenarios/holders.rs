@@ -29,7 +29,7 @@ pub fn process(lab: &Lab) -> Result<()> {
     let refused = manager.release("dpdk", Duration::ZERO).expect_err("it is held");
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains(name), "{refused}");
-    assert_eq!(manager.vf(lent)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
+    assert_eq!(manager.vf(lent)?.lease.map(|lease| lease.stage().word()), Some("lent"), "the lease stays");
     let reasons = manager.explain(free)?;
     assert!(reasons.iter().any(|reason| reason.contains(name)), "{reasons:?}");
     let refused = manager.acquire("other", free, "vfio-pci", None).expect_err("it is held");
@@ -81,7 +81,7 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     ip(&["netns", "del", "pod"])?;
     // The kernel brings it back in its own time.
     manager.release("pod", crate::TIMEOUT)?;
-    assert_eq!(manager.vf(vf)?.state, "free");
+    assert_eq!(manager.vf(vf)?.state().word(), "free");
 
     // Somebody gave a VF to a pod without asking: no lease is in the way of a removal, but a holder is.
     free.bind("igbvf")?;
@@ -107,7 +107,7 @@ pub fn unseen(lab: &Lab) -> Result<()> {
     let holder = testpmd::start(&[vf], &[])?;
     let refused = manager.release("pod", Duration::ZERO).expect_err("it is held");
     assert!(refused.message().contains("a process that /proc does not show has /dev/vfio/"), "{refused}");
-    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.stage), Some("lent".to_owned()), "the lease stays");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.stage().word()), Some("lent"), "the lease stays");
     testpmd::quit(holder);
     manager.release("pod", crate::TIMEOUT)?;
     Ok(())
@@ -145,7 +145,7 @@ pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
     lab.time("a start beside a killed manager whose call hangs", began.elapsed());
     assert_eq!(next.vf(vf)?.lease.map(|lease| lease.id), Some("stuck".to_owned()));
     testpmd::quit(holder);
-    eventually("the VF comes back by itself", || next.vf(vf).is_ok_and(|vf| vf.state == "free"));
+    eventually("the VF comes back by itself", || next.vf(vf).is_ok_and(|vf| vf.state().word() == "free"));
     Ok(())
 }
 
@@ -193,7 +193,7 @@ pub fn stuck(lab: &Lab) -> Result<()> {
     assert!(reasons.iter().any(|reason| reason.contains("stuck")), "{reasons:?}");
 
     testpmd::quit(holder);
-    eventually("the VF comes back by itself", || manager.vf(&vfs[0]).is_ok_and(|vf| vf.state == "free"));
+    eventually("the VF comes back by itself", || manager.vf(&vfs[0]).is_ok_and(|vf| vf.state().word() == "free"));
     manager.acquire("again", &vfs[0], "vfio-pci", None)?;
     manager.release("again", Duration::ZERO)?;
     Ok(())

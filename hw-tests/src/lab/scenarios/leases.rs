@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use sriov_manager_client::v1::{Attributes, Rate, Vlan};
+use sriov_manager_client::v1::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use tonic::{Code, Status};
 
 use crate::eventually;
@@ -45,7 +45,7 @@ pub fn fourteen_vfs(lab: &Lab) -> Result<()> {
             assert_eq!(vf.driver(), None, "no driver was bound that nobody asked for");
             let listed = manager.vf(vf)?;
             assert_eq!((&listed.pf, listed.index as usize), (&pf.address, index));
-            assert_eq!((listed.iommu_group, listed.state.as_str()), (vf.iommu_group(), "free"));
+            assert_eq!((listed.iommu_group, listed.state().word()), (vf.iommu_group(), "free"));
         }
     }
     // The same again is nothing to do; another number is made through none.
@@ -81,7 +81,7 @@ pub fn vfio_and_back(lab: &Lab) -> Result<()> {
     manager.acquire("dpdk", &vfs[0], "kernel", None)?;
     assert_eq!(vfs[0].driver().as_deref(), Some("igbvf"), "a lease can change its driver");
     manager.release("dpdk", Duration::ZERO)?;
-    assert_eq!(manager.vf(&vfs[0])?.state, "free");
+    assert_eq!(manager.vf(&vfs[0])?.state().word(), "free");
     Ok(())
 }
 
@@ -97,7 +97,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     let before = vf_states(&interface)?;
     let attributes = Attributes {
         mac: Some("02:00:00:00:00:07".to_owned()),
-        vlan: Some(Vlan { id: 100, qos: 3, protocol: String::new() }),
+        vlan: Some(Vlan { id: 100, qos: 3, protocol: 0 }),
         rate: Some(Rate { min: 0, max: 100 }),
         spoof_check: Some(false),
         trust: Some(true),
@@ -116,9 +116,9 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     let link = ip(&["link", "show", &inside])?;
     assert!(link.contains("02:00:00:00:00:07") && link.contains("mtu 1400"), "the VF itself knows: {link}");
     // What the NIC cannot do is refused by its driver, and the lease stays as it was.
-    let service_tag = Vlan { id: 100, qos: 3, protocol: "802.1ad".to_owned() };
+    let service_tag = Vlan { id: 100, qos: 3, protocol: VlanProtocol::Dot1ad.into() };
     for (wrong, told) in [
-        (Attributes { link_state: Some("enable".to_owned()), ..attributes.clone() }, "set link state enable of"),
+        (Attributes { link_state: Some(LinkState::Enable.into()), ..attributes.clone() }, "set link state enable of"),
         (Attributes { vlan: Some(service_tag), ..attributes.clone() }, "cannot do that: ask for the VF without it"),
         (Attributes { rate: Some(Rate { min: 10, max: 100 }), ..attributes.clone() }, "set rate min 10 max 100 of"),
     ] {
@@ -126,7 +126,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains(told), "{told} in {refused}");
         assert_eq!(vf_states(&interface)?, during);
-        assert_eq!(manager.vf(&vfs[1])?.lease.and_then(|lease| lease.attributes), Some(told_of(&attributes)));
+        assert_eq!(manager.vf(&vfs[1])?.lease.and_then(|lease| lease.attributes), Some(attributes.clone()));
     }
     manager.release("pod", Duration::ZERO)?;
     assert_eq!(vf_states(&interface)?, before, "released, it is what it was");
@@ -151,12 +151,6 @@ pub fn command_line(lab: &Lab) -> Result<()> {
     manager.ferrule(&["release", "dpdk"])?;
     assert_eq!(vf.driver(), None);
     Ok(())
-}
-
-/// As the API tells them.
-fn told_of(attributes: &Attributes) -> Attributes {
-    let vlan = attributes.vlan.clone().map(|vlan| Vlan { protocol: "802.1q".to_owned(), ..vlan });
-    Attributes { vlan, ..attributes.clone() }
 }
 
 pub fn times(lab: &Lab) -> Result<()> {

@@ -172,7 +172,7 @@ pub fn full_disk(lab: &Lab) -> Result<()> {
     assert!(refused.message().contains("No space left on device"), "{refused}");
     let whole = |manager: &Manager| -> Result<(), Status> {
         let lease = manager.vf(kept)?.lease.ok_or_else(|| Status::data_loss("the lease is gone"))?;
-        assert_eq!((lease.id.as_str(), lease.stage.as_str()), ("kept", "lent"));
+        assert_eq!((lease.id.as_str(), lease.stage().word()), ("kept", "lent"));
         assert_eq!(kept.driver().as_deref(), Some("vfio-pci"));
         let shown = manager.vf(other)?;
         let is_lent = shown.lease.is_some();
@@ -195,7 +195,7 @@ pub fn full_disk(lab: &Lab) -> Result<()> {
     manager.acquire("third", other, "vfio-pci", None)?;
     manager.release("third", Duration::ZERO)?;
     manager.release("kept", Duration::ZERO)?;
-    assert!(manager.list()?.vfs.iter().all(|vf| vf.state == "free"));
+    assert!(manager.list()?.vfs.iter().all(|vf| vf.state().word() == "free"));
     Ok(())
 }
 

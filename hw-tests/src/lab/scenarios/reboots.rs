@@ -44,17 +44,17 @@ pub fn four_again(lab: &Lab) -> Result<()> {
     assert_eq!(vfs[3].driver().as_deref(), Some("igbvf"));
     for (id, vf) in [("kept", &vfs[1]), ("lost", &vfs[3])] {
         let lease = manager.vf(vf)?.lease.with_context(|| format!("{} is lent", vf.address))?;
-        assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.fault.as_str()), (id, "lent", ""));
+        assert_eq!((lease.id.as_str(), lease.stage().word(), lease.fault.as_str()), (id, "lent", ""));
         manager.release(id, Duration::ZERO)?;
     }
-    assert!(manager.list()?.vfs.iter().all(|vf| vf.state == "free"));
+    assert!(manager.list()?.vfs.iter().all(|vf| vf.state().word() == "free"));
     Ok(())
 }
 
 fn is_kept(lab: &Lab, list: &ListResponse, vf: &Function) -> Result<()> {
     let listed = list.vfs.iter().find(|listed| listed.address == vf.address).context("the VF is listed")?;
     let lease = listed.lease.as_ref().context("the VF is lent")?;
-    assert_eq!((lease.id.as_str(), lease.stage.as_str(), lease.fault.as_str()), ("kept", "lent", ""));
+    assert_eq!((lease.id.as_str(), lease.stage().word(), lease.fault.as_str()), ("kept", "lent", ""));
     assert_eq!(vf.driver().as_deref(), Some("vfio-pci"));
     let interface = lab.pfs[0].interface().context("a PF has an interface")?;
     assert_eq!(vf_states(&interface)?[1]["address"], MAC);

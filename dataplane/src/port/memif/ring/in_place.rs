@@ -2,7 +2,20 @@
 
 use ferrule_ffi::span::SpanMut;
 
-use super::Sender;
+use super::{Descriptor, Sender, Slots};
+
+/// Frames of one length that are written one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Alike {
+    /// At most so many.
+    pub count: u32,
+    /// Bytes of each.
+    pub length: u32,
+    /// Bytes that are written of each, which may be more.
+    pub room: u32,
+    /// While one is written, the line of the one so many after it is asked for; 0: none.
+    pub prefetch: u32,
+}
 
 impl Sender {
     /// Slots of the ring: after so many frames each buffer has had one.
@@ -36,6 +49,39 @@ impl Sender {
         self.next = self.next.wrapping_add(count.min(self.room().into()) as u16);
     }
 
+    /// As client: sends frames as far as free buffers are known, each after `write` was shown its buffer and its number. How
+    /// many; they leave with the next [`publish`](crate::port::Target::publish). `None`: the buffers are the peer's, or
+    /// too short.
+    #[inline(always)]
+    pub fn write_own(&mut self, alike: Alike, mut write: impl FnMut(u32, &mut SpanMut<'_>)) -> Option<u32> {
+        let Slots::Own(buffers) = self.slots else { return None };
+        let region = self.ring.regions.get(usize::from(buffers.region))?;
+        if alike.length.max(alike.room) > buffers.size {
+            return None;
+        }
+        let (table, first, mask) = (&self.ring.table, self.next, self.ring.size() - 1);
+        let later = alike.prefetch as usize * buffers.size as usize;
+        let count = alike.count.min(self.room().into()) as u16;
+        let mut written = 0;
+        while written < count {
+            let slot = first.wrapping_add(written) & mask;
+            let descriptor = buffers.descriptor(slot);
+            let Some(mut buffer) = region.span_mut(descriptor.offset, buffers.size) else { break };
+            if later > 0 {
+                buffer.prefetch_at(later);
+            }
+            write(written.into(), &mut buffer);
+            let words = Descriptor { length: alike.length, ..descriptor }.emit();
+            // A server only reads it: left alone, its line stays with both.
+            if table.read(slot) != words {
+                table.write(slot, words);
+            }
+            written += 1;
+        }
+        self.next = first.wrapping_add(written);
+        Some(written.into())
+    }
+
     /// The position `ahead` of the next one, if it is free.
     #[inline(always)]
     fn ahead(&self, ahead: u32) -> Option<u16> {
@@ -45,6 +91,7 @@ impl Sender {
 
 #[cfg(test)]
 mod tests {
+    use super::Alike;
     use crate::port::memif::ring::tests::pair;
     use crate::port::{FRAME_MAX, Source, Target};
     use ferrule_ffi::span::Span;
@@ -79,6 +126,39 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn frames_of_one_size_are_written_as_far_as_there_are_buffers() {
+        let alike = Alike { count: 100, length: 60, room: 64, prefetch: 8 };
+        let (mut client, mut server) = pair(2048, 64);
+        let (sender, receiver) = (&mut client.senders[0], &mut server.receivers[0]);
+        for round in 0..5u8 {
+            sender.refresh().unwrap();
+            let mut numbers = Vec::new();
+            let sent = sender.write_own(alike, |number, buffer| {
+                numbers.push(number);
+                assert!(Span::from(&[round, number as u8][..]).copy_to(buffer));
+            });
+            assert_eq!((sent, sender.room()), (Some(64), 0));
+            assert!(numbers.into_iter().eq(0..64));
+            sender.publish();
+            assert!(receiver.refresh().unwrap());
+            let mut gather = vec![0; FRAME_MAX];
+            for number in 0..64 {
+                let frame = receiver.peek(&mut gather).unwrap().unwrap();
+                let mut bytes = [0; 60];
+                assert!(frame.bytes.len() == 60 && frame.bytes.copy_out(&mut bytes));
+                assert_eq!(bytes[..2], [round, number]);
+                receiver.advance(1);
+            }
+            receiver.release();
+        }
+        sender.refresh().unwrap();
+        assert_eq!(sender.write_own(Alike { length: 2049, ..alike }, |_, _| ()), None, "longer than a buffer");
+        let sender = &mut server.senders[0];
+        sender.refresh().unwrap();
+        assert_eq!(sender.write_own(alike, |_, _| ()), None, "the buffers are the client's");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
+use crate::port::pieces::PieceReader;
 use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
@@ -54,18 +55,19 @@ impl PackedRx {
     }
 
     /// Stores a frame in whatever buffers there are, or nothing of it.
-    fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+    fn scatter(&mut self, pieces: &[Span<'_>], offload: Option<&VnetHeader>) -> Result<Put, Fault> {
         if !self.ring.guest.enabled {
             return Ok(Put::Full);
         }
         if self.ring.shadow_used.remaining_capacity() < MERGED_MAX {
             self.owes_call |= self.ring.complete();
         }
-        let len = frame.bytes.len();
+        let mut frame = PieceReader::new(pieces);
+        let len = frame.len();
         if len == 0 {
             return Ok(Put::Refused(DropReason::TooShort));
         }
-        let mut header = frame.offload.copied().unwrap_or(FINISHED);
+        let mut header = offload.copied().unwrap_or(FINISHED);
         if header.check(len).is_err() {
             return Ok(Put::Refused(DropReason::BadOffload));
         }
@@ -103,8 +105,9 @@ impl PackedRx {
         };
         let header = header.emit();
         let slot = ring.next.index;
-        segments.fill(0, Span::from(&header[..header_len as usize]), slot, memory, &mut written)?;
-        segments.fill(header_len, frame.bytes, slot, memory, written)?;
+        let header = [Span::from(&header[..header_len as usize])];
+        segments.fill(0, &mut PieceReader::new(&header), slot, memory, &mut written)?;
+        segments.fill(header_len, &mut frame, slot, memory, written)?;
         buffers.into_iter().for_each(|taken| ring.take(taken));
         Ok(Put::Stored)
     }
@@ -154,8 +157,16 @@ impl Target for PackedRx {
         if stored {
             return Ok(Put::Stored);
         }
+        self.put_pieces(&[frame.bytes], frame.offload)
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn put_pieces(&mut self, pieces: &[Span<'_>], offload: Option<&VnetHeader>) -> Result<Put, Fault> {
         self.segments.clear();
-        let put = self.scatter(frame);
+        let put = self.scatter(pieces, offload);
         self.cost += self.segments.cost();
         put
     }

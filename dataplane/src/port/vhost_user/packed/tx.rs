@@ -3,12 +3,13 @@
 use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
+use crate::port::pieces::Pieces;
 use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::packed::{PackedRing, ShadowUsed};
 use crate::port::vhost_user::vring::{VringError, VringSetup};
-use crate::port::{BURST, Fault, Frame, Run, Source};
+use crate::port::{BURST, Fault, Frame, PieceFrame, Run, Source};
 
 /// Takes the frames of a guest from a packed ring.
 pub struct PackedTx {
@@ -44,15 +45,15 @@ impl PackedTx {
         self.ring.base()
     }
 
-    /// The frame of the next buffer, whatever it looks like.
+    /// Lists the segments of the next buffer, whatever it looks like. How many slots it has, and what is left to do on its
+    /// frame.
     #[cold]
-    fn chain<'a>(
-        ring: &'a PackedRing,
+    fn collect<'a>(
+        ring: &PackedRing,
         segments: &mut DescriptorChain,
         last_id: &mut u16,
         header: Option<&'a mut VnetHeader>,
-        gather: &'a mut [u8],
-    ) -> Result<Option<Frame<'a>>, Fault> {
+    ) -> Result<(u32, Option<&'a VnetHeader>), Fault> {
         segments.clear();
         let slot = ring.next.index;
         // Made available a moment ago and taken away again, which a guest must not do (2.8.21).
@@ -61,10 +62,7 @@ impl PackedTx {
         };
         *last_id = id;
         let Guest { memory, header_len, .. } = &ring.guest;
-        let offload = segments.header(*header_len, slot, memory, header)?;
-        // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
-        let bytes = segments.assemble(*header_len, slot, memory, gather)?;
-        Ok(Some(Frame { bytes, offload, slots: slots.into() }))
+        Ok((slots.into(), segments.header(*header_len, slot, memory, header)?))
     }
 
     /// Whether its frames go anywhere.
@@ -117,7 +115,22 @@ impl Source for PackedTx {
         if ring.available(ring.next).is_none() {
             return Ok(None);
         }
-        Self::chain(ring, segments, id, unfinished.then_some(header), gather)
+        let (slots, offload) = Self::collect(ring, segments, id, unfinished.then_some(header))?;
+        let Guest { memory, header_len, .. } = &ring.guest;
+        // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
+        let bytes = segments.assemble(*header_len, ring.next.index, memory, gather)?;
+        Ok(Some(Frame { bytes, offload, slots }))
+    }
+
+    fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
+        let Self { ring, segments, id, header, unfinished, .. } = self;
+        if ring.available(ring.next).is_none() {
+            return Ok(None);
+        }
+        let (slots, offload) = Self::collect(ring, segments, id, unfinished.then_some(header))?;
+        let Guest { memory, header_len, .. } = &ring.guest;
+        let fits = segments.pieces(*header_len, ring.next.index, memory, pieces)?;
+        Ok(fits.then_some(PieceFrame { offload, slots }))
     }
 
     fn cost(&self, _length: usize, _slots: u32) -> u64 {

@@ -49,12 +49,35 @@ pub struct Session {
     pub(crate) memory: MemoryTable,
     pub(crate) vrings: Vec<VringConfig>,
     pub(crate) log: Option<(LogArea, DirtyLog)>,
-    pub(crate) inflight: Option<InflightMemory>,
+    pub(crate) inflight: Option<Arc<InflightMemory>>,
     pub(crate) status: u8,
     /// Which vrings the rings are made from that are out now: sources, targets.
     out: [Vec<u32>; 2],
     /// Eventfds that were replaced in rings which are out, until no worker has them any more.
     retired: Vec<Arc<OwnedFd>>,
+}
+
+/// Memory of a frontend: its table, its dirty log, and what it keeps for us. It stays mapped as long as this is there.
+pub struct MappedMemory {
+    table: Option<GuestMemory>,
+    log: Option<DirtyLog>,
+    inflight: Option<Arc<InflightMemory>>,
+}
+
+impl MappedMemory {
+    /// Whether nothing of it was replaced.
+    pub fn is_same(&self, other: &Self) -> bool {
+        fn same<T>(a: Option<&T>, b: Option<&T>, is_same: fn(&T, &T) -> bool) -> bool {
+            match (a, b) {
+                (None, None) => true,
+                (Some(a), Some(b)) => is_same(a, b),
+                (None, Some(_)) | (Some(_), None) => false,
+            }
+        }
+        same(self.table.as_ref(), other.table.as_ref(), GuestMemory::is_same)
+            && same(self.log.as_ref(), other.log.as_ref(), DirtyLog::is_same)
+            && same(self.inflight.as_ref(), other.inflight.as_ref(), Arc::ptr_eq)
+    }
 }
 
 /// A request that was understood, with what came with it.
@@ -187,6 +210,15 @@ impl Session {
     /// The memory that its rings use.
     pub fn memory(&self) -> Option<&GuestMemory> {
         self.memory.memory()
+    }
+
+    /// All memory of the frontend that we have mapped.
+    pub fn mapped(&self) -> MappedMemory {
+        MappedMemory {
+            table: self.memory().cloned(),
+            log: self.log.as_ref().map(|(_, log)| log.clone()),
+            inflight: self.inflight.clone(),
+        }
     }
 
     /// How many queue pairs carry frames while rings are out.

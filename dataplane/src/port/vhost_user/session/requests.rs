@@ -1,6 +1,7 @@
 //! What each request does.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use ferrule_ffi::peer_file::PeerFile;
 use ferrule_ffi::region::Region;
@@ -119,14 +120,14 @@ impl Session {
         let (memory, answer, region) = made.map_err(RequestError::Inflight)?;
         let file = Region::file(&region).try_clone_to_owned();
         let file = file.map_err(|error| RequestError::Inflight(error.to_string()))?;
-        self.inflight = Some(memory);
+        self.inflight = Some(Arc::new(memory));
         Ok(Handled::Reply(ReplyBody::Inflight(answer), Some(file)))
     }
 
     pub(crate) fn adopt_inflight(&mut self, told: Inflight, file: PeerFile) -> Result<(), RequestError> {
         let (rings, health) = (self.vrings.len(), self.memory.health());
         let adopted = InflightMemory::adopt(told, file, rings, self.features, health);
-        self.inflight = Some(adopted.map_err(RequestError::Inflight)?);
+        self.inflight = Some(Arc::new(adopted.map_err(RequestError::Inflight)?));
         Ok(())
     }
 

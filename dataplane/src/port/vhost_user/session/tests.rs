@@ -421,6 +421,31 @@ fn inflight_memory_is_made_once_more_as_often_as_it_is_asked_for() {
 }
 
 #[test]
+fn memory_that_a_request_replaces_stays_mapped_for_whoever_drops_it() {
+    let mut session = session();
+    let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 4, queue_size: 64 };
+    let requests = [
+        (VhostUserRequest::SetMemTable(vec![row()]), Some(MEMORY)),
+        (VhostUserRequest::SetLogBase(LogArea { size: 4096, offset: 0 }), Some(4096)),
+        (VhostUserRequest::GetInflightFd(asked), None),
+    ];
+    for (request, file) in requests {
+        for _ in 0..2 {
+            let before = session.mapped();
+            let files = file.map(memory_file).into_iter().collect();
+            session.handle(message(&request, false, files)).unwrap();
+            assert!(!before.is_same(&session.mapped()), "{}", request.word());
+        }
+        let before = session.mapped();
+        ask(&mut session, VhostUserRequest::GetFeatures);
+        assert!(before.is_same(&session.mapped()));
+    }
+    let before = session.mapped();
+    done(&mut session, VhostUserRequest::ResetDevice, vec![]);
+    assert!(!before.is_same(&session.mapped()), "without a log");
+}
+
+#[test]
 fn the_configuration_is_read_and_not_written() {
     let mut session = session();
     let config = |offset, len| Config { offset, flags: 0, data: vec![0; len] };

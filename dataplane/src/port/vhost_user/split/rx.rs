@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use ferrule_ffi::span::{Span, SpanMut};
 
 use crate::offload::{Accepts, VnetHeader};
+use crate::port::pieces::PieceReader;
 use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::Features;
@@ -45,16 +46,17 @@ impl SplitRx {
     }
 
     /// Stores a frame in whatever chains there are, or nothing of it.
-    fn scatter(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+    fn scatter(&mut self, pieces: &[Span<'_>], offload: Option<&VnetHeader>) -> Result<Put, Fault> {
         if !self.ring.guest.enabled {
             return Ok(Put::Full);
         }
         let ring = &mut self.ring;
-        let len = frame.bytes.len();
+        let mut frame = PieceReader::new(pieces);
+        let len = frame.len();
         if len == 0 {
             return Ok(Put::Refused(DropReason::TooShort));
         }
-        let mut header = frame.offload.copied().unwrap_or(FINISHED);
+        let mut header = offload.copied().unwrap_or(FINISHED);
         if header.check(len).is_err() {
             return Ok(Put::Refused(DropReason::BadOffload));
         }
@@ -101,8 +103,9 @@ impl SplitRx {
             }
         };
         let header = header.emit();
-        segments.fill(0, Span::from(&header[..header_len as usize]), slot, memory, &mut written)?;
-        segments.fill(header_len, frame.bytes, slot, memory, written)?;
+        let header = [Span::from(&header[..header_len as usize])];
+        segments.fill(0, &mut PieceReader::new(&header), slot, memory, &mut written)?;
+        segments.fill(header_len, &mut frame, slot, memory, written)?;
         ring.next = ring.next.wrapping_add(chains);
         Ok(Put::Stored)
     }
@@ -149,8 +152,16 @@ impl Target for SplitRx {
         if stored {
             return Ok(Put::Stored);
         }
+        self.put_pieces(&[frame.bytes], frame.offload)
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn put_pieces(&mut self, pieces: &[Span<'_>], offload: Option<&VnetHeader>) -> Result<Put, Fault> {
         self.segments.clear();
-        let put = self.scatter(frame);
+        let put = self.scatter(pieces, offload);
         self.cost += self.segments.cost();
         put
     }

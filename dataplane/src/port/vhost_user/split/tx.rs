@@ -3,12 +3,13 @@
 use std::os::fd::BorrowedFd;
 
 use crate::offload::VnetHeader;
+use crate::port::pieces::Pieces;
 use crate::port::vhost_user::chain::DescriptorChain;
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::guest::{Guest, read_header, sent};
 use crate::port::vhost_user::split::SplitRing;
 use crate::port::vhost_user::vring::{VringError, VringSetup};
-use crate::port::{BURST, Fault, Frame, Run, Source};
+use crate::port::{BURST, Fault, Frame, PieceFrame, Run, Source};
 
 /// Takes the frames of a guest from a split ring.
 pub struct SplitTx {
@@ -55,23 +56,19 @@ impl SplitTx {
         self.ring.done.into()
     }
 
-    /// The frame at the next entry, whatever it looks like.
+    /// Lists the segments of the frame at the next entry, whatever it looks like. Its head, and what is left to do on it.
     #[cold]
-    fn chain<'a>(
-        ring: &'a SplitRing,
+    fn collect<'a>(
+        ring: &SplitRing,
         segments: &mut DescriptorChain,
         peeked_head: &mut u16,
         header: Option<&'a mut VnetHeader>,
-        gather: &'a mut [u8],
-    ) -> Result<Option<Frame<'a>>, Fault> {
+    ) -> Result<(u16, Option<&'a VnetHeader>), Fault> {
         segments.clear();
         let head = ring.collect(ring.next, segments)?;
         *peeked_head = head;
         let Guest { memory, header_len, .. } = &ring.guest;
-        let offload = segments.header(*header_len, head, memory, header)?;
-        // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
-        let bytes = segments.assemble(*header_len, head, memory, gather)?;
-        Ok(Some(Frame { bytes, offload, slots: 1 }))
+        Ok((head, segments.header(*header_len, head, memory, header)?))
     }
 
     /// Whether its frames go anywhere.
@@ -118,7 +115,8 @@ impl Source for SplitTx {
         ring.guest.cached = cached.number;
     }
 
-    #[inline(always)]
+    // A function of its own, as `run` is.
+    #[inline(never)]
     fn advance_run(&mut self, count: usize) {
         let Self { ring, heads, last_head, .. } = self;
         let taken = &heads[..count.min(BURST)];
@@ -140,7 +138,21 @@ impl Source for SplitTx {
         if ring.waiting() == 0 {
             return Ok(None);
         }
-        Self::chain(ring, segments, peeked_head, unfinished.then_some(header), gather)
+        let (head, offload) = Self::collect(ring, segments, peeked_head, unfinished.then_some(header))?;
+        let Guest { memory, header_len, .. } = &ring.guest;
+        // Empty, if there is no more than a header: every target refuses that and it is counted (CVE-2022-2132).
+        let bytes = segments.assemble(*header_len, head, memory, gather)?;
+        Ok(Some(Frame { bytes, offload, slots: 1 }))
+    }
+
+    fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
+        let Self { ring, segments, peeked_head, header, unfinished, .. } = self;
+        if ring.waiting() == 0 {
+            return Ok(None);
+        }
+        let (head, offload) = Self::collect(ring, segments, peeked_head, unfinished.then_some(header))?;
+        let Guest { memory, header_len, .. } = &ring.guest;
+        Ok(segments.pieces(*header_len, head, memory, pieces)?.then_some(PieceFrame { offload, slots: 1 }))
     }
 
     fn cost(&self, _length: usize, _slots: u32) -> u64 {

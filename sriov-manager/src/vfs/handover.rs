@@ -1,0 +1,136 @@
+//! A VF that goes from one lease to the next without being free in between, and without anything of its last tenant.
+
+use tracing::info;
+
+use super::acquire::{is_its_card, new_lease};
+use super::apply::must_be_told;
+use super::choose::may_have;
+use super::release::find;
+use super::{Acquired, Caller, Choice, LockRequest, Reason, Request, State, VfError, Vfs};
+use crate::address::Driver;
+use crate::attributes::{Attributes, VfState};
+use crate::inventory::VirtualFunction;
+use crate::lease::{Before, Lease, Stage};
+use crate::plan::{Current, Target, plan};
+
+impl Vfs {
+    /// Gives the VF of the lease `from` to the lease that `request` asks for, whose choice of a VF is not looked at: its driver is
+    /// unbound, it is reset, and everything that the new lease does not ask for is what it was before the first one. Whoever
+    /// holds the VF is not disturbed. If it fails, the VF is still `from`'s. Once it was done, the same again is an acquire.
+    pub fn hand_over(&self, from: &str, request: &Request, caller: Caller<'_>) -> Result<Acquired, VfError> {
+        let asked = |state: &State| state.facts.leases.values().find(|lease| lease.id == request.id).cloned();
+        let there = asked(&self.lock());
+        let is_done = self.lock().facts.leases.values().all(|lease| lease.id != from);
+        if let Some(lease) = there.filter(|lease| is_done && lease.id != from) {
+            let choice = match &lease.pool {
+                Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
+                None => Choice::Vf(lease.vf),
+            };
+            let again = Request { choice, ..request.clone() };
+            let mut acquired = self.acquire_all(&[again], false, caller)?;
+            return Ok(acquired.remove(0));
+        }
+        loop {
+            let ((lease, vf, request), lock) =
+                self.lock_vfs(caller.when_busy, |state| self.choose_heir(state, from, request))?;
+            match lease.stage {
+                Stage::Lent => {
+                    self.nobody_holds_lease(&lease, &vf)?;
+                    let acquired = self.carry_over(&lease, &vf, &request)?;
+                    drop(lock);
+                    return Ok(acquired);
+                }
+                // An earlier try that did not end is undone first.
+                _ => self.go_back(&lease)?,
+            }
+            drop(lock);
+        }
+    }
+
+    /// The lease that ends, its VF, and what is asked for it.
+    fn choose_heir(
+        &self,
+        state: &State,
+        from: &str,
+        request: &Request,
+    ) -> Result<((Lease, VirtualFunction, Request), LockRequest), VfError> {
+        let (lease, mut wants) = find(state, from, request.peer)?;
+        let choice = match &lease.pool {
+            Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
+            None => Choice::Vf(lease.vf),
+        };
+        let request = Request { choice, ..request.clone() };
+        request.check()?;
+        if let Some(other) = state.facts.leases.values().find(|other| other.id == request.id && other.vf != lease.vf) {
+            return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf });
+        }
+        let is_over = matches!(lease.stage, Stage::New | Stage::Releasing | Stage::Dirty);
+        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| !is_over && state.is_of(&lease, vf)) else {
+            return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
+        };
+        may_have(state, vf, request.choice.pool(), request.peer)?;
+        let mut reasons = self.reasons_beside(state, vf, request.wanted.driver, &lease);
+        reasons.extend(state.not_lent_by(vf, &request));
+        // The next tenant is a new one.
+        let cordon = state.facts.cordons.get(&vf.pf);
+        reasons.extend(cordon.map(|cordon| Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() }));
+        if !reasons.is_empty() {
+            return Err(VfError::Unavailable { vf: vf.address, reasons });
+        }
+        wants.names.insert(request.id.clone());
+        Ok(((lease, vf.clone(), request), wants))
+    }
+
+    fn carry_over(&self, from: &Lease, vf: &VirtualFunction, request: &Request) -> Result<Acquired, VfError> {
+        let current = self.current(vf)?;
+        is_its_card(from, &current)?;
+        must_be_told(&current, request.wanted.attributes.needs_pf() || from.before.state.is_some())?;
+        let mut before = from.before.clone();
+        if before.members.is_empty() && request.wanted.driver == Driver::VfioPci {
+            before.members = current.members.clone();
+        }
+        let lease = Lease {
+            before,
+            card: from.card.or(current.card),
+            stage: Stage::HandingOver { from: Box::new(from.clone()) },
+            ..new_lease(vf, &current, request)
+        };
+        let target = self.target_of_heir(&lease, vf, &current);
+        let steps = plan(&current, &target);
+        self.record_lease(vf.address, Some(lease.clone()))?;
+        let done = self.executor().apply(&steps).map_err(VfError::Step);
+        if let Err(error) = done.and_then(|()| self.read_back(vf, &target)) {
+            return Err(match self.go_back(&lease) {
+                Ok(()) => error,
+                Err(undo) => VfError::NotUndone {
+                    error: Box::new(error),
+                    next: "which is tried again and again",
+                    undo: undo.to_string(),
+                },
+            });
+        }
+        let mut lent = Lease { stage: Stage::Lent, ..lease };
+        if lent.wanted.driver != Driver::VfioPci {
+            lent.before.members.clear();
+        }
+        self.record_lease(vf.address, Some(lent))?;
+        info!(vf = %vf.address, from = from.id, lease = request.id, holder = request.holder, "handed over");
+        Ok(Acquired { vf: vf.address, steps })
+    }
+
+    /// Clean, and what is not asked for as it was before the first lease.
+    fn target_of_heir(&self, lease: &Lease, vf: &VirtualFunction, current: &Current) -> Target {
+        let Before { state, mtu, .. } = &lease.before;
+        let at_first = state.as_ref().map(VfState::as_wanted).unwrap_or_default();
+        let at_first = Attributes { mtu: *mtu, ..at_first };
+        let mut attributes = lease.wanted.attributes.or(&at_first);
+        // A driver in user space may take zeros for an address.
+        if lease.wanted.driver == Driver::VfioPci && attributes.mac.is_some_and(crate::attributes::Mac::is_zero) {
+            attributes.mac = current.derived_mac;
+        }
+        if lease.wanted.driver != Driver::Kernel {
+            attributes.mtu = None;
+        }
+        Target { attributes, fresh: true, ..self.target(lease, vf, current) }
+    }
+}

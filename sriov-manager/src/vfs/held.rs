@@ -1,0 +1,108 @@
+//! Who uses a VF now: processes, network namespaces, and the host itself.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use tracing::debug;
+
+use super::Vfs;
+use crate::address::{PciAddress, is_userspace_driver};
+use crate::holders::{self, Holder, HostUse};
+use crate::inventory::VirtualFunction;
+use crate::plan::Step;
+use crate::watchdog::CallError;
+
+impl Vfs {
+    /// Who uses a VF now: processes by their open files, then namespaces.
+    pub(super) fn holders(&self, vf: &VirtualFunction) -> Result<Vec<Holder>, CallError> {
+        let executor = self.executor();
+        let mut vf = vf.clone();
+        vf.function.driver = executor.sysfs.driver(vf.address);
+        vf.vfio_device = executor.sysfs.vfio_device(vf.address);
+        let nodes = holders::nodes(&executor.sysfs, &vf);
+        let mut holders = self.openers(vf.address, &nodes)?;
+        let Some(driver) = vf.function.driver.as_deref() else { return Ok(holders) };
+        if holders.is_empty() && !is_userspace_driver(driver) && executor.sysfs.netdevs(vf.address).is_empty() {
+            let address = vf.address;
+            let what = format!("look for the interface of {address} in other namespaces");
+            let foreign = executor
+                .watchdog
+                .call(&what, &[address], executor.timeouts.call, move |kernel| kernel.foreign_netdev(address))?;
+            holders.extend(foreign.map(|foreign| Holder::of_namespace(&executor.sysfs, foreign)));
+        }
+        Ok(holders)
+    }
+
+    /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.
+    fn openers(&self, vf: PciAddress, nodes: &[PathBuf]) -> Result<Vec<Holder>, CallError> {
+        let executor = self.executor();
+        let mut open = None;
+        for node in nodes.iter().filter(|node| !node.starts_with("/dev/vfio/devices")) {
+            let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
+            let what = format!("open {}", node.display());
+            let asked =
+                executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
+            match asked {
+                Ok(None) | Err(CallError::Refused(_)) => {}
+                Ok(Some(is_open)) => {
+                    open = Some((is_open, node));
+                    break;
+                }
+                Err(stuck) => return Err(stuck),
+            }
+        }
+        // A device that has a node of its own can be open without its group.
+        let has_more = nodes.iter().any(|node| !node.starts_with("/dev/vfio") || node.starts_with("/dev/vfio/devices"));
+        if matches!(open, Some((false, _))) && !has_more {
+            return Ok(Vec::new());
+        }
+        let began = Instant::now();
+        let mut holders = holders::processes(&executor.sysfs, nodes);
+        debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
+        if let (Some((true, node)), true) = (open, holders.is_empty()) {
+            holders.push(Holder::Unseen { file: node.display().to_string() });
+        }
+        Ok(holders)
+    }
+
+    /// What the host itself does with the interface of a VF.
+    pub(super) fn host_use(&self, vf: &VirtualFunction) -> Result<Option<HostUse>, CallError> {
+        let executor = self.executor();
+        let Some((netdev, interface)) = executor.sysfs.interface(vf.address) else { return Ok(None) };
+        let uppers = executor.sysfs.upper_netdevs(vf.address, &netdev);
+        let mut uses: Vec<_> = uppers.iter().map(|upper| format!("{upper} is made of it")).collect();
+        let what = format!("ask what {netdev} is used for");
+        let asked = executor
+            .watchdog
+            .call(&what, &[vf.address], executor.timeouts.call, move |kernel| kernel.host_uses(interface));
+        match asked {
+            Ok(more) => uses.extend(more),
+            // It went away meanwhile, and with it what was made of it.
+            Err(CallError::Refused(refusal)) if refusal.errno == Errno::ENODEV => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
+    }
+
+    /// The first function among those that steps take from their drivers that somebody uses, and who.
+    pub(super) fn disturbed(
+        &self,
+        vf: &VirtualFunction,
+        steps: &[Step],
+    ) -> Result<Option<(PciAddress, Holder)>, CallError> {
+        let unbound = |address: PciAddress| {
+            steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == address))
+        };
+        let members: Vec<_> = {
+            let state = self.lock();
+            vf.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
+        };
+        for function in [vf].into_iter().chain(&members).filter(|function| unbound(function.address)) {
+            if let Some(holder) = self.holders(function)?.into_iter().next() {
+                return Ok(Some((function.address, holder)));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,151 @@
+//! What a client asks for.
+
+use std::collections::BTreeSet;
+
+use super::VfError;
+use crate::address::{Driver, PciAddress};
+use crate::lease::{Lease, Until, Wanted};
+use crate::plan::Step;
+use crate::policy::PeerCredentials;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The client's own name for the lease: asking twice under one name is asking once, and asking otherwise
+    /// under one name changes the lease.
+    pub id: String,
+    /// For whom, in words for people.
+    pub holder: String,
+    /// Which VF.
+    pub choice: Choice,
+    /// Which of a pool.
+    pub place: Place,
+    /// In whose name: the owner who claimed the VF. None: nobody has.
+    pub owner: Option<String>,
+    /// The lease ends by itself when this is gone.
+    pub until: Option<Until>,
+    /// How it shall be.
+    pub wanted: Wanted,
+    /// Who asks.
+    pub peer: PeerCredentials,
+    /// Whether a VF is taken that the host itself uses.
+    pub force: bool,
+}
+
+/// Which VF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one.
+    Vf(PciAddress),
+    /// Any of a pool.
+    Pool(String),
+    /// This one, which must be of the pool, and is lent by the pool's rules.
+    VfOfPool {
+        /// The VF.
+        vf: PciAddress,
+        /// The pool.
+        pool: String,
+    },
+}
+
+/// A VF that was lent, or would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acquired {
+    /// The VF.
+    pub vf: PciAddress,
+    /// The steps that were needed; none: it was as wanted.
+    pub steps: Vec<Step>,
+}
+
+/// Which VF of a pool is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// One of this NUMA node, if there is one.
+    pub numa: Option<u32>,
+    /// Only one of this PF.
+    pub pf: Option<PciAddress>,
+    /// In which order PFs are used.
+    pub order: Order,
+}
+
+/// In which order the PFs of a pool are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The PF with the most free VFs first, so that load is shared.
+    #[default]
+    Spread,
+    /// The PF with the fewest free VFs first, so that whole PFs stay free.
+    Pack,
+}
+
+impl Choice {
+    /// Whether a lease was asked for so.
+    pub(super) fn is_of(&self, lease: &Lease) -> bool {
+        match self {
+            Self::Vf(vf) => *vf == lease.vf,
+            Self::Pool(pool) => lease.pool.as_ref() == Some(pool),
+            Self::VfOfPool { vf, pool } => *vf == lease.vf && lease.pool.as_ref() == Some(pool),
+        }
+    }
+
+    /// The pool that is named.
+    pub(super) fn pool(&self) -> Option<&String> {
+        match self {
+            Self::Vf(_) => None,
+            Self::Pool(pool) | Self::VfOfPool { pool, .. } => Some(pool),
+        }
+    }
+}
+
+impl Request {
+    pub(super) fn check(&self) -> Result<(), VfError> {
+        for (name, text) in [("id", &self.id), ("holder", &self.holder)] {
+            check_name(name, text)?;
+        }
+        if let Ok(address) = self.id.parse::<PciAddress>()
+            && !matches!(self.choice, Choice::Vf(vf) | Choice::VfOfPool { vf, .. } if vf == address)
+        {
+            return Err(VfError::Wrong(format!(
+                "id: {address} is the address of a VF, by which its lease is named as well: choose another id"
+            )));
+        }
+        self.wanted.attributes.check().map_err(|error| VfError::Wrong(error.to_string()))?;
+        if self.wanted.attributes.mtu.is_some() && self.wanted.driver != Driver::Kernel {
+            let problem = "mtu: only a VF with the driver `kernel` has an interface whose MTU can be set";
+            return Err(VfError::Wrong(problem.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// A word that people and programs name something by.
+pub(super) fn check_name(what: &str, text: &str) -> Result<(), VfError> {
+    if text.is_empty() || text.len() > NAME_MAX || text.chars().any(char::is_control) {
+        return Err(VfError::Wrong(format!("{what}: 1 to {NAME_MAX} bytes without control characters are wanted")));
+    }
+    Ok(())
+}
+
+pub(super) fn check_all(requests: &[Request]) -> Result<(), VfError> {
+    if requests.is_empty() || requests.len() > TOGETHER_MAX {
+        return Err(VfError::Wrong(format!("leases: 1 to {TOGETHER_MAX} at once are wanted, not {}", requests.len())));
+    }
+    let mut ids = BTreeSet::new();
+    for request in requests {
+        request.check()?;
+        if !ids.insert(&request.id) {
+            return Err(VfError::Wrong(format!("id: {} is asked for twice", request.id)));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn cancelled(requests: &[Request]) -> VfError {
+    let ids: Vec<_> = requests.iter().map(|request| request.id.as_str()).collect();
+    VfError::Cancelled { tried: format!("lend a VF as {}", ids.join(", ")) }
+}
+
+/// Enough for a pod's UID, a container's name and an interface.
+const NAME_MAX: usize = 256;
+/// VFs that are lent together: more than a pod ever had.
+const TOGETHER_MAX: usize = 64;

@@ -1,0 +1,95 @@
+//! Leases and the cards that they are of: PCI addresses may be others' after a reboot.
+
+use std::fs;
+use std::time::Duration;
+
+use sriov_manager::attributes::{Attributes, Vlan};
+use sriov_manager::fake::FakeNode;
+use sriov_manager::kernel::Kernel;
+use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::policy::PeerCredentials;
+use sriov_manager::vfs::{Choice, Place, Request};
+use sriov_manager::{Driver, PciAddress, VfError, Vfs};
+
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
+const CARDS: [&str; 2] = ["00:00:00:00:01:00", "00:00:00:00:01:01"];
+
+fn lend(vfs: &Vfs, id: &str, vf: PciAddress, vlan: u16) -> Result<(), VfError> {
+    let attributes = Attributes { vlan: Some(Vlan { id: vlan, ..Vlan::default() }), ..Attributes::default() };
+    let request = Request {
+        id: id.into(),
+        holder: "a test".into(),
+        choice: Choice::Vf(vf),
+        place: Place::default(),
+        owner: None,
+        until: None,
+        wanted: Wanted { driver: Driver::VfioPci, attributes },
+        peer: ROOT,
+        force: false,
+    };
+    vfs.acquire(&request).map(drop)
+}
+
+fn vlan_of(node: &FakeNode, pf: u8) -> u16 {
+    let (_, interface) = node.sysfs().interface(node.pf(pf)).expect("the PF has an interface");
+    node.kernel().pf_report(interface).expect("a node that is healthy does it").vfs[&0].vlan.id
+}
+
+/// As if cards had been other ones when the journal was written.
+fn edit_journal(node: &FakeNode, edit: impl Fn(String) -> String) {
+    let journal = node.state().join("journal");
+    let text = fs::read_to_string(&journal).expect("the journal is there");
+    assert!(text.contains(&format!("\"card\":\"{}\"", CARDS[0])), "a lease knows its card: {text}");
+    fs::write(&journal, edit(text)).expect("the journal can be written");
+}
+
+#[test]
+fn another_card_at_the_address_of_a_lease_is_not_touched_and_can_be_lent_when_the_lease_is_released() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 1).unwrap();
+    let vf = node.vf(0, 0);
+    lend(&vfs, "pod", vf, 7).unwrap();
+    drop(vfs);
+    edit_journal(&node, |text| text.replace(CARDS[0], "00:00:00:00:09:09"));
+    node.reboot("second");
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_numvfs"), "1").unwrap();
+    let (before, log) = (node.fingerprint(), node.log().len());
+    let vfs = node.open();
+    assert_eq!((node.fingerprint(), node.log().len()), (before.clone(), log), "nothing was written");
+    assert_eq!(vfs.view().lost.len(), 1);
+    assert!(vfs.facts().leases[&vf].fault.is_some());
+    let refused = lend(&vfs, "other", vf, 9).unwrap_err();
+    assert!(matches!(refused, VfError::Unavailable { .. }), "{refused}");
+    vfs.release("pod", Duration::ZERO, ROOT).unwrap();
+    assert_eq!(node.fingerprint(), before, "there is nothing of the lease to be cleaned");
+    lend(&vfs, "other", vf, 9).unwrap();
+}
+
+#[test]
+fn leases_follow_their_cards_to_other_addresses_even_to_each_others() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    for (pf, id, vlan) in [(0, "a", 7), (1, "b", 9)] {
+        vfs.create(node.pf(pf), 1).unwrap();
+        lend(&vfs, id, node.vf(pf, 0), vlan).unwrap();
+    }
+    drop(vfs);
+    edit_journal(&node, |text| text.replace(CARDS[0], "first").replace(CARDS[1], CARDS[0]).replace("first", CARDS[1]));
+    node.reboot("second");
+    for pf in [0, 1] {
+        node.kernel().write(&node.sysfs().file(node.pf(pf), "sriov_numvfs"), "1").unwrap();
+    }
+    let vfs = node.open();
+    let leases = vfs.facts().leases;
+    let id = |pf| leases[&node.vf(pf, 0)].id.as_str();
+    assert_eq!((id(0), id(1)), ("b", "a"));
+    assert!(leases.values().all(|lease| lease.stage == Stage::Lent && lease.fault.is_none()), "{leases:?}");
+    assert_eq!((vlan_of(&node, 0), vlan_of(&node, 1)), (9, 7));
+    assert_eq!(vfs.view().lost, []);
+    vfs.release("a", Duration::ZERO, ROOT).unwrap();
+    assert_eq!((vlan_of(&node, 0), vlan_of(&node, 1)), (9, 0));
+    drop(vfs);
+    // And a second start finds them where they are.
+    assert_eq!(node.open().facts().leases[&node.vf(0, 0)].id, "b");
+}

@@ -1,0 +1,370 @@
+//! Many clients, slow disks and kernels that hang: nobody is kept waiting by another.
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sriov_manager::daemon::{Daemon, DaemonOptions, run};
+use sriov_manager::executor::Timeouts;
+use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::journal::FakeDisk;
+use sriov_manager::lease::Stage;
+use sriov_manager_client::{connect, refusal, v1};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tonic::Code;
+
+mod common;
+
+use common::{Watch, acquire, client, eventually, options};
+
+/// Long enough for a busy machine, and shorter than what waited before.
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_that_wait_for_one_lease_keep_nobody_from_another() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let held = asking.acquire(acquire("held", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
+    let file = node.open_vfio(held.address.parse().unwrap(), 4242, "testpmd");
+    let release = v1::ReleaseRequest { lease: "held".into(), wait_ms: 600_000, ..Default::default() };
+    let before = *daemon.vfs().watch_unlocked().borrow();
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let (mut client, release) = (client(&socket).await, release.clone());
+        waiting.push(tokio::spawn(async move { client.release(release).await }));
+    }
+    eventually("all of them have looked", || *daemon.vfs().watch_unlocked().borrow() >= before + 300).await;
+    let other = timeout(SOON, asking.acquire(acquire("other", v1::Driver::VfioPci)));
+    other.await.expect("the waiting ones hold neither threads nor permits").unwrap();
+    drop(file);
+    let mut released = 0;
+    for one in waiting {
+        match timeout(SOON, one).await.expect("they are answered when the holder has gone").unwrap() {
+            Ok(_) => released += 1,
+            Err(status) => assert_eq!(status.code(), Code::NotFound, "{status}"),
+        }
+    }
+    assert_eq!(released, 1);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_busy_vf_has_no_thread_and_is_answered_when_it_is_free() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let vf = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
+    node.set(Scenario::UnbindHangs);
+    let mut releasing = client(&socket).await;
+    let release = v1::ReleaseRequest { lease: "one".into(), ..Default::default() };
+    let releasing = tokio::spawn(async move { releasing.release(release).await });
+    eventually("it is being released", || {
+        daemon.vfs().facts().leases.values().any(|lease| lease.stage == Stage::Releasing)
+    })
+    .await;
+    // More than one user's share of threads.
+    let mut waiting = Vec::new();
+    for number in 0..100 {
+        let vf = vf.address.clone();
+        let wanted = v1::AcquireRequest { vf, pool: String::new(), ..acquire("one", v1::Driver::VfioPci) };
+        let mut client = client(&socket).await;
+        waiting.push(tokio::spawn(async move { client.acquire(wanted).await.map(|_| number) }));
+    }
+    timeout(SOON, asking.acquire(acquire("other", v1::Driver::None))).await.expect("another VF is free").unwrap();
+    node.heal();
+    releasing.await.unwrap().unwrap();
+    for one in waiting {
+        timeout(SOON, one).await.expect("it is free now").unwrap().unwrap();
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_disk_holds_up_changes_and_no_answer() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let frozen = Arc::new(Mutex::new(()));
+    let disk = FakeDisk { frozen: Some(Arc::clone(&frozen)), ..FakeDisk::default() };
+    daemon.vfs().set_disk(disk);
+    let mut asking = client(&socket).await;
+    // A thread of its own has it frozen until it is told otherwise.
+    let (thaw, thawed) = mpsc::channel::<()>();
+    let (is_frozen, freezing) = mpsc::channel::<()>();
+    let freezer = thread::spawn(move || {
+        let _frozen = frozen.lock().unwrap();
+        is_frozen.send(()).unwrap();
+        let _ = thawed.recv();
+    });
+    freezing.recv().unwrap();
+    let mut changing = client(&socket).await;
+    let hung = tokio::spawn(async move { changing.acquire(acquire("one", v1::Driver::VfioPci)).await });
+    eventually("it waits for the disk", || daemon.vfs().view().vfs.iter().any(|vf| vf.busy)).await;
+    let list = timeout(SOON, asking.list(v1::ListRequest::default())).await.expect("a list needs no disk").unwrap();
+    let list = list.into_inner();
+    assert_eq!(list.vfs.iter().filter(|vf| vf.state() == v1::VfState::Busy).count(), 1);
+    let free = list.vfs.iter().find(|vf| vf.state() == v1::VfState::Free).unwrap();
+    let explain = v1::ExplainRequest { vf: free.address.clone(), ..Default::default() };
+    timeout(SOON, asking.explain(explain)).await.expect("neither does an explanation").unwrap();
+    thaw.send(()).unwrap();
+    freezer.join().unwrap();
+    hung.await.unwrap().unwrap();
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_answers_from_the_journal_at_once_and_obeys_a_stop_while_leases_hang() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    for id in ["a", "b", "c"] {
+        asking.acquire(acquire(id, v1::Driver::VfioPci)).await.unwrap();
+    }
+    daemon.stop().await;
+    // Somebody else bound them to the kernel's driver, so that each has to be unbound again: which hangs.
+    for index in 0..3 {
+        let vf = node.vf(0, index);
+        for (file, value) in [
+            (node.sysfs().unbind_file("vfio-pci"), vf.to_string()),
+            (node.sysfs().file(vf, "driver_override"), "igbvf".to_owned()),
+            (node.sysfs().probe_file(), vf.to_string()),
+        ] {
+            sriov_manager::kernel::Kernel::write(&*node.kernel(), &file, &value).unwrap();
+        }
+    }
+    node.set(Scenario::UnbindHangs);
+    let slow = Timeouts { call: Duration::from_mins(5), ..node.options().timeouts };
+    let slow = DaemonOptions { timeouts: slow, ..options(&node, socket.clone()) };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(run(slow, async move { drop(stopped.await) }));
+    let reached = async {
+        loop {
+            if let Ok(client) = connect(&socket).await {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut asking = timeout(SOON, reached).await.expect("it answers while it starts");
+    let list = timeout(SOON, asking.list(v1::ListRequest::default())).await.unwrap().unwrap().into_inner();
+    assert_eq!(list.vfs.iter().filter(|vf| vf.lease.is_some()).count(), 3);
+    assert_ne!(list.node.unwrap().recovery(), v1::Recovery::Done);
+    // The three hang at the same time.
+    eventually("all three are being unbound", || {
+        let hanging = std::fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+        let names = hanging.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.trim() == "kernel-call").count() >= 3
+    })
+    .await;
+    let began = Instant::now();
+    stop.send(()).unwrap();
+    timeout(SOON, running).await.expect("a stop is obeyed").unwrap().unwrap();
+    // Far less than one of the calls may take.
+    assert!(began.elapsed() < SOON);
+    node.heal();
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    eventually("the next start finishes it", || {
+        daemon.vfs().rescan();
+        let leases = daemon.vfs().facts().leases;
+        leases.len() == 3 && leases.values().all(|lease| lease.fault.is_none())
+    })
+    .await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_to_programs_what_it_says_to_people() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let vf = asking.acquire(acquire("pod", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
+    let file = node.open_vfio(vf.address.parse().unwrap(), 4242, "testpmd");
+    let status = asking.release(v1::ReleaseRequest { lease: "pod".into(), ..Default::default() }).await.unwrap_err();
+    let told = refusal(&status).unwrap();
+    let user = told.reasons[0].user.clone().unwrap();
+    assert_eq!((told.kind(), told.retryable, told.vf.as_str()), (v1::RefusalKind::Held, true, vf.address.as_str()));
+    assert_eq!((user.pid, user.command.as_str(), user.file.as_str()), (4242, "testpmd", "/dev/vfio/200"));
+    drop(file);
+    let wanted = v1::AcquireRequest { vf: vf.address.clone(), ..acquire("other", v1::Driver::None) };
+    let told = refusal(&asking.acquire(wanted).await.unwrap_err()).unwrap();
+    let why = &told.reasons[0];
+    assert_eq!(
+        (told.kind(), why.kind(), why.lease.as_str()),
+        (v1::RefusalKind::Unavailable, v1::ReasonKind::Lent, "pod")
+    );
+    let missing = asking.release(v1::ReleaseRequest { lease: "x".into(), ..Default::default() }).await.unwrap_err();
+    let told = refusal(&missing).unwrap();
+    assert_eq!((told.kind(), told.retryable, told.lease.as_str()), (v1::RefusalKind::NoSuchLease, false, "x"));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_claims_watches_lends_hands_over_and_is_told_of_no_others() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let claim = v1::ClaimRequest { owner: "plugin".into(), pools: vec!["all".into()], vfs: Vec::new() };
+    assert_eq!(asking.claim(claim).await.unwrap().into_inner().vfs.len(), 3);
+    let about = v1::WatchRequest { pools: vec!["all".into()], driver: v1::Driver::VfioPci.into() };
+    let mut watch = Watch::of(&mut asking, about).await;
+    assert!(watch.list.vfs.iter().all(|vf| vf.owner == "plugin" && vf.state() == v1::VfState::Free));
+    let own = |id: &str| v1::AcquireRequest { owner: "plugin".into(), ..acquire(id, v1::Driver::VfioPci) };
+    let stranger = asking.acquire(acquire("x", v1::Driver::VfioPci)).await.unwrap_err();
+    assert_eq!(stranger.code(), Code::ResourceExhausted);
+
+    // Until this process ends, which it does not.
+    let process = v1::until::What::Process(v1::Process::default());
+    let pid = std::process::id();
+    let directory = node.sysfs().path(&format!("proc/{pid}"));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("stat"), format!("{pid} (x) S {}9 0\n", "0 ".repeat(18))).unwrap();
+    let until = Some(v1::Until { what: Some(process) });
+    let both = vec![v1::AcquireRequest { until, ..own("a") }, own("b")];
+    let both = v1::AcquireAllRequest { leases: both, same_pf: true, dry_run: false };
+    let acquired = asking.acquire_all(both).await.unwrap().into_inner().leases;
+    let first = acquired[0].vf.clone().unwrap();
+    let told = first.lease.clone().unwrap().until.unwrap().what.unwrap();
+    assert_eq!(told, v1::until::What::Process(v1::Process { pid, start_time: 9 }));
+    let is_lent = |vf: &&v1::Vf| vf.lease.as_ref().is_some_and(|lease| lease.stage() == v1::Stage::Lent);
+    watch.until(|list| list.vfs.iter().filter(is_lent).count() == 2).await;
+
+    let heir = v1::HandOverRequest { from: "a".into(), to: Some(own("c")), wait_ms: 0 };
+    let vf = asking.hand_over(heir).await.unwrap().into_inner().vf.unwrap();
+    assert_eq!((vf.address.as_str(), vf.lease.unwrap().id.as_str()), (first.address.as_str(), "c"));
+    // The one of which nothing changed is not told again.
+    let mut told = Vec::new();
+    while watch
+        .list
+        .vfs
+        .iter()
+        .all(|vf| vf.lease.as_ref().is_none_or(|lease| lease.id != "c" || lease.stage() != v1::Stage::Lent))
+    {
+        let change = watch.next().await;
+        assert!(!change.is_whole);
+        told.extend(change.vfs.into_iter().map(|vf| vf.address));
+    }
+    assert!(told.iter().all(|vf| *vf == first.address), "{told:?}");
+
+    let update = v1::UpdateRequest { lease: "b".into(), holder: "container 2".into(), ..Default::default() };
+    assert_eq!(asking.update(update).await.unwrap().into_inner().lease.unwrap().holder, "container 2");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_given_back_when_its_process_has_ended_while_nobody_asks() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    // Nothing else makes it look.
+    let daemon = Daemon::start(DaemonOptions { rescan: Duration::from_hours(1), ..options(&node, socket.clone()) });
+    let daemon = daemon.await.unwrap();
+    let process = node.sysfs().path("proc/77");
+    std::fs::create_dir_all(&process).unwrap();
+    std::fs::write(process.join("stat"), format!("77 (x) S {}9 0\n", "0 ".repeat(18))).unwrap();
+    let what = Some(v1::until::What::Process(v1::Process { pid: 77, start_time: 0 }));
+    let wanted = v1::AcquireRequest { until: Some(v1::Until { what }), ..acquire("pod", v1::Driver::VfioPci) };
+    client(&socket).await.acquire(wanted).await.unwrap();
+    std::fs::remove_dir_all(&process).unwrap();
+    eventually("it is given back", || daemon.vfs().facts().leases.is_empty()).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_over_the_api_are_judged_kept_and_numbered() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let document = |count| format!("pools:\n  - name: quick\n    pfs: [{{ name: ens1f0 }}]\n    num_vfs: {count}\n");
+    let request = |document: String, dry_run| v1::ApplyPoliciesRequest { document, dry_run };
+    let vf = asking.acquire(acquire("pod", v1::Driver::VfioPci)).await.unwrap().into_inner().vf.unwrap();
+
+    let wrong = asking.apply_policies(request("pools: [{ nam: x }]".into(), false)).await.unwrap_err();
+    assert!(wrong.code() == Code::InvalidArgument && wrong.message().contains("nam"), "{wrong}");
+    let dry = asking.apply_policies(request(document(5), true)).await.unwrap().into_inner();
+    let change = &dry.changes[0];
+    assert_eq!((dry.generation, change.from, change.to, change.blockers.len()), (1, 3, 5, 1));
+    assert_eq!(dry.forbidden.len(), 1, "its pool is gone then");
+    assert_eq!(asking.list(v1::ListRequest::default()).await.unwrap().into_inner().vfs[0].pools, ["all"], "it was dry");
+
+    let applied = asking.apply_policies(request(document(5), false)).await.unwrap().into_inner();
+    assert!(applied.changes[0].error.contains("is lent as pod"), "{applied:?}");
+    assert_eq!(applied.changes[0].blockers[0].vf, vf.address);
+    let policies = |list: &v1::ListResponse| list.node.clone().unwrap_or_default().policies.unwrap_or_default();
+    let mut watch = Watch::start(&mut asking).await;
+    let told = policies(&watch.list);
+    assert_eq!((told.wanted_generation, told.reached_generation), (1, 0));
+    asking.release(v1::ReleaseRequest { lease: "pod".into(), ..Default::default() }).await.unwrap();
+    let again = asking.apply_policies(request(document(5), false)).await.unwrap().into_inner();
+    assert_eq!((again.generation, again.changes[0].error.as_str()), (2, ""));
+    watch.until(|list| policies(list).reached_generation == 2 && list.vfs.len() == 5).await;
+
+    // They are there after a restart, whatever that was started with.
+    daemon.stop().await;
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let list = client(&socket).await.list(v1::ListRequest::default()).await.unwrap().into_inner();
+    assert!(list.vfs.len() == 5 && list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
+    assert_eq!(policies(&list).wanted_generation, 2);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_has_what_a_container_needs_of_a_function() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let vf = node.vf(0, 0);
+    for (file, text) in [
+        ("infiniband/mlx5_2/x", ""),
+        ("infiniband_verbs/uverbs2/x", ""),
+        ("infiniband_mad/umad2/x", ""),
+        ("acpi_index", "7\n"),
+        ("vfio-dev/vfio3/dev", "511:3\n"),
+        ("iommu_group/name", "vfio-noiommu\n"),
+    ] {
+        let file = node.sysfs().file(vf, file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+    let noiommu = node.sysfs().path("sys/module/vfio/parameters");
+    std::fs::create_dir_all(&noiommu).unwrap();
+    std::fs::write(noiommu.join("enable_unsafe_noiommu_mode"), "Y\n").unwrap();
+    // It is looked at as a new one.
+    let elsewhere = node.sysfs().file(vf, "").with_extension("old");
+    std::fs::rename(node.sysfs().file(vf, ""), &elsewhere).unwrap();
+    std::fs::create_dir(node.sysfs().file(vf, "")).unwrap();
+    for entry in std::fs::read_dir(&elsewhere).unwrap().map(Result::unwrap) {
+        std::fs::rename(entry.path(), node.sysfs().file(vf, "").join(entry.file_name())).unwrap();
+    }
+    daemon.vfs().rescan();
+    let wanted = v1::AcquireRequest { vf: vf.to_string(), ..acquire("pod", v1::Driver::VfioPci) };
+    let lent = client(&socket).await.acquire(wanted).await.unwrap().into_inner().vf.unwrap();
+    let rdma = v1::Rdma {
+        device: "mlx5_2".into(),
+        nodes: vec!["/dev/infiniband/umad2".into(), "/dev/infiniband/uverbs2".into()],
+    };
+    assert_eq!((lent.rdma, lent.acpi_index, lent.noiommu), (vec![rdma], Some(7), true));
+    assert_eq!(
+        (lent.vfio_group.as_str(), lent.vfio_device.as_str()),
+        ("/dev/vfio/noiommu-200", "/dev/vfio/devices/vfio3")
+    );
+    let list = client(&socket).await.list(v1::ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!(list.pfs[0].permanent_mac, "00:00:00:00:01:00");
+    assert_eq!(list.pfs[0].mac, list.pfs[0].permanent_mac);
+    daemon.stop().await;
+}
