@@ -48,6 +48,7 @@ pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase
         changes: Limits::new(CHANGES, CHANGES_MAX),
         questions: Limits::new(QUESTIONS, QUESTIONS_MAX),
         releases: Queues::default(),
+        busy: Queues::default(),
     });
     let names = ["", v1::vfs_server::SERVICE_NAME];
     grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
@@ -61,6 +62,8 @@ struct Service {
     questions: Limits,
     /// Who waits for the holders of leases.
     releases: Queues,
+    /// Who waits for other operations on the same VFs.
+    busy: Queues,
 }
 
 impl Service {
@@ -77,6 +80,7 @@ impl Service {
         let left = Arc::new(AtomicBool::new(false));
         let _waiting = Waiting(Arc::clone(&left));
         let work = Arc::new(work);
+        let mut turn = None;
         loop {
             // Before the try, so that no news between the two is missed.
             let mut unlocked = self.vfs.watch_unlocked();
@@ -89,10 +93,14 @@ impl Service {
             })
             .await?;
             match done {
-                Err(VfError::Busy { .. }) if Instant::now() < deadline => {
-                    // At the deadline it is tried once more.
-                    let _ = timeout_at(deadline.into(), unlocked.changed()).await;
-                    self.is_serving()?;
+                Err(VfError::Busy { what }) if Instant::now() < deadline => {
+                    // Of those that wait for the same VF one tries again, so that it costs as much as there are of them. At the
+                    // deadline everybody does, once.
+                    if turn.is_some() {
+                        self.while_serving(deadline, unlocked.changed()).await?;
+                    } else {
+                        turn = self.while_serving(deadline, self.busy.turn(&what)).await?;
+                    }
                 }
                 other => return other.map_err(|error| refusal(&error)),
             }
@@ -141,17 +149,11 @@ impl Service {
             Err(held) => held,
         };
         let mut next = Instant::now() + pause_before_next_look(began.elapsed());
-        let Ok(_turn) = timeout_at(deadline.into(), self.releases.turn(lease)).await else {
+        let Some(_turn) = self.while_serving(deadline, self.releases.turn(lease)).await? else {
             return Err(refusal(&held));
         };
-        let mut phase = self.phase.clone();
         while Instant::now() < deadline {
-            tokio::select! {
-                () = sleep_until(next.min(deadline).into()) => {}
-                _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)) => {
-                    return Err(refusal(&VfError::Stopping { tried: format!("release {lease}") }));
-                }
-            }
+            self.while_serving(deadline, sleep_until(next.min(deadline).into())).await?;
             began = Instant::now();
             held = match attempt().await? {
                 Ok(done) => return Ok(done),
@@ -160,6 +162,16 @@ impl Service {
             next = Instant::now() + pause_before_next_look(began.elapsed());
         }
         Err(refusal(&held))
+    }
+
+    /// Waits for something until a deadline, unless the daemon stops. None: it did not come.
+    async fn while_serving<T>(&self, deadline: Instant, wanted: impl Future<Output = T>) -> Result<Option<T>, Status> {
+        let mut phase = self.phase.clone();
+        let came = tokio::select! {
+            came = timeout_at(deadline.into(), wanted) => came.ok(),
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)) => None,
+        };
+        self.is_serving().map(|()| came)
     }
 
     fn is_serving(&self) -> Result<(), Status> {
