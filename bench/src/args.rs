@@ -84,9 +84,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SOCKET,SOCKET", value_delimiter = ',', help_heading = "Who")]
     #[arg(conflicts_with_all = ["against", "forwarder"], num_args = 1..=2)]
     pub(crate) at: Vec<SocketAddress>,
-    /// What our forwarder's worker does without work: matters below saturation, for latency
-    #[arg(long, value_enum, value_name = "HOW", default_value = "adaptive", help_heading = "Who")]
-    pub(crate) idle: Idle,
+    /// What our forwarder's worker does without work: matters below saturation, for latency [default: adaptive]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Who")]
+    pub(crate) idle: Option<Idle>,
     /// CPUs of the workers [default: the first that may be used]
     #[arg(long, value_name = "CPU", value_delimiter = ',', help_heading = "Who")]
     pub(crate) worker: Vec<usize>,

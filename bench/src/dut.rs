@@ -128,7 +128,7 @@ impl Dut {
         let commands = processes.iter().map(|process| process.command.clone()).collect();
         let specs = end_specs(program, site, &sockets);
         let connect = |spec: &EndSpec| {
-            connect(spec, timeout(program, spec), &processes, cancel).map_err(|source| DutError::Connect {
+            connect(spec, timeout(program), &processes, cancel).map_err(|source| DutError::Connect {
                 program: program.to_string(),
                 source,
                 log: fs::read_to_string(&log).unwrap_or_default(),
@@ -175,11 +175,10 @@ fn end_specs(program: &Program, site: &DutSetup, sockets: &[SocketAddress; 2]) -
     [spec(0), spec(1)]
 }
 
-/// How long a program may take to meet an end of ours. One that runs already is there, or the path is wrong; but where we
-/// listen, it is the one that comes.
-fn timeout(program: &Program, spec: &EndSpec) -> Duration {
-    let listens = matches!(spec, EndSpec::Memif(memif) if memif.role == Role::Server);
-    if matches!(program, Program::Running { .. }) && !listens { RUNNING_TIMEOUT } else { START_TIMEOUT }
+/// How long a program may take to meet an end of ours. One that runs already is there, or the path is wrong; where we
+/// listen, it tries again several times a second.
+fn timeout(program: &Program) -> Duration {
+    if matches!(program, Program::Running { .. }) { RUNNING_TIMEOUT } else { START_TIMEOUT }
 }
 
 /// Tries until it works, a process of the program ends, or the time is over.

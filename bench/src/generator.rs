@@ -42,6 +42,8 @@ pub struct RunResult {
     pub idle: f64,
     /// Frames that arrived, both ways and while warming up too.
     pub moved: u64,
+    /// In a direction frames were sent and none arrived, while warming up neither.
+    pub has_dead_direction: bool,
 }
 
 impl RunResult {
@@ -107,19 +109,22 @@ pub fn run(load: &Load, near: &mut End, far: &mut End, cancel: &AtomicBool) -> R
     };
     near.check_peer().map_err(RunError::Gone)?;
     far.check_peer().map_err(RunError::Gone)?;
-    let mut moved = 0;
+    let mut warmed = [0; 2];
     if !load.warm_up.is_zero() {
         let pace = if load.pace == Pace::BackToBack { Pace::Saturate } else { load.pace };
         generator.phase(pace, Stop::After(load.warm_up), near, far, cancel)?;
-        moved = generator.moved();
+        warmed = generator.moved();
     }
     let times = generator.phase(load.pace, load.stop, near, far, cancel)?;
     near.check_peer().map_err(RunError::Gone)?;
     far.check_peer().map_err(RunError::Gone)?;
-    moved += generator.moved();
+    let moved = generator.moved();
+    let moved = [0, 1].map(|way| warmed[way] + moved[way]);
     let there = generator.there.outcome(&times);
     let back = generator.back.map(|back| back.outcome(&times));
-    Ok(RunResult { there, back, idle: times.idle, moved })
+    let is_dead = |(outcome, moved): (&Outcome, u64)| outcome.sent > 0 && moved == 0;
+    let has_dead_direction = std::iter::once(&there).chain(&back).zip(moved).any(is_dead);
+    Ok(RunResult { there, back, idle: times.idle, moved: moved.iter().sum(), has_dead_direction })
 }
 
 struct Generator {
@@ -140,8 +145,10 @@ impl Generator {
         std::iter::once(&mut self.there).chain(&mut self.back)
     }
 
-    fn moved(&mut self) -> u64 {
-        self.directions().map(|direction| direction.rx.sink.tally().frames).sum()
+    /// Frames that arrived, by direction.
+    fn moved(&self) -> [u64; 2] {
+        [Some(&self.there), self.back.as_ref()]
+            .map(|direction| direction.map_or(0, |direction| direction.rx.sink.tally().frames))
     }
 
     /// Sends until `stop`, and counts from 0.

@@ -33,7 +33,7 @@ pub struct Machine {
     pub kernel: String,
     /// The distribution.
     pub system: String,
-    /// The CPUs of the workers.
+    /// The CPUs of the workers; none: they are not known.
     pub worker_cpus: Vec<usize>,
     /// The CPU of the generator.
     pub generator_cpu: usize,
@@ -46,8 +46,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads all of it.
-    pub fn read(cpus: &Cpus) -> Self {
+    /// Reads all of it. Where the workers of a forwarder are that runs already is not known.
+    pub fn read(cpus: &Cpus, is_running: bool) -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let worker = cpus.workers.first().copied().unwrap_or_default();
         let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -64,7 +64,7 @@ impl Machine {
             memory_mib: memory.unwrap_or_default() / 1024,
             kernel: word("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
             system: setting(&system, "PRETTY_NAME").unwrap_or("unknown").to_owned(),
-            worker_cpus: cpus.workers.clone(),
+            worker_cpus: if is_running { Vec::new() } else { cpus.workers.clone() },
             generator_cpu: cpus.generator,
             command: std::env::args().collect::<Vec<_>>().join(" "),
             revision: revision(),
@@ -78,7 +78,11 @@ impl fmt::Display for Machine {
         let Self { cpu, tsc_mhz, kernel, worker_cpus, generator_cpu, .. } = self;
         let machine = self.virtualised.as_ref().map_or(String::new(), |whose| format!(" (virtual, {whose})"));
         write!(f, "{cpu}{machine}, TSC {tsc_mhz:.0} MHz, Linux {kernel}; ")?;
-        write!(f, "worker on CPU {worker_cpus:?}, generator on CPU {generator_cpu}")
+        match &worker_cpus[..] {
+            [] => f.write_str("worker's CPU unknown")?,
+            cpus => write!(f, "worker on CPU {cpus:?}")?,
+        }
+        write!(f, ", generator on CPU {generator_cpu}")
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Figure {
     pub unit: Unit,
     /// The figure.
     pub value: f64,
+    /// The generator made no more: it is a lower bound of what the wire takes.
+    pub is_generators: bool,
 }
 
 /// What a figure counts.
@@ -158,20 +160,25 @@ impl Method {
 
     /// What is known by now. The first figure is the one that programs are compared by.
     pub fn figures(&self) -> Vec<Figure> {
-        let rate = |name, value| Figure { name, unit: Unit::FramesPerSecond, value };
+        let figure = |name, unit, value| Figure { name, unit, value, is_generators: false };
+        let rate = |name, value| figure(name, Unit::FramesPerSecond, value);
         match self {
             Self::Once { seen, .. } => {
                 let seen = seen.unwrap_or_default();
-                vec![rate("rate", seen.arrived), Figure { name: "loss", unit: Unit::Share, value: seen.loss }]
+                vec![rate("rate", seen.arrived), figure("loss", Unit::Share, seen.loss)]
             }
             Self::Search(search) | Self::Latency { search, .. } => {
-                let found = |(at, goal): (usize, &Goal)| rate(goal.name, search.found(at).unwrap_or(0.0));
+                let found = |(at, goal): (usize, &Goal)| Figure {
+                    is_generators: search.is_generators(at),
+                    ..rate(goal.name, search.found(at).unwrap_or(0.0))
+                };
                 search.goals().iter().enumerate().map(found).collect()
             }
-            Self::LossRate(method) => vec![rate("no loss up to", method.clean().unwrap_or(0.0))],
-            Self::Bursts(method) => {
-                vec![Figure { name: "burst", unit: Unit::Frames, value: method.longest() as f64 }]
+            Self::LossRate(method) => {
+                let (value, is_generators) = method.clean().unwrap_or_default();
+                vec![Figure { is_generators, ..rate("no loss up to", value) }]
             }
+            Self::Bursts(method) => vec![figure("burst", Unit::Frames, method.longest() as f64)],
         }
     }
 
@@ -220,6 +227,14 @@ pub(crate) mod tests {
             };
             let arrived = offered.min(capacity);
             Measurement { offered, arrived, loss: 1.0 - arrived / offered }
+        }
+    }
+
+    /// The same wire behind a generator that makes so many frames in a second.
+    pub(crate) fn generator_of(most: f64, wire: impl Fn(&Trial) -> Measurement) -> impl Fn(&Trial) -> Measurement {
+        move |trial| match trial.pace {
+            Pace::PerSecond(rate) => wire(&Trial { pace: Pace::PerSecond(rate.min(most)), ..*trial }),
+            Pace::Saturate | Pace::BackToBack => wire(trial),
         }
     }
 

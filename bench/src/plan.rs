@@ -4,9 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferrule_dataplane::spec::SocketAddress;
-
-use crate::args::{Against, BenchArgs, MethodName, Rate};
+use crate::args::{Against, BenchArgs, MethodName, Rate, TouchArg};
 use crate::case::{Case, EndKind, TrafficDirection};
 use crate::dut::{self, Idle, Program};
 use crate::error::BenchError;
@@ -36,6 +34,8 @@ pub struct Plan {
     pub idle: Idle,
     /// Where.
     pub cpus: Cpus,
+    /// The forwarder was there before: its workers are where they are.
+    pub is_running: bool,
     /// Where the reports go, without their extension.
     pub report: PathBuf,
     rate: Option<Rate>,
@@ -59,7 +59,8 @@ impl Plan {
             flows: args.flows.max(u32::from(args.queues)),
             queues: args.queues,
             touch: args.touch.into(),
-            idle: args.idle,
+            idle: args.idle.unwrap_or(Idle::Adaptive),
+            is_running: !args.at.is_empty(),
             cpus,
             report: stem(&args.report),
             rate: args.rate,
@@ -153,8 +154,31 @@ fn check_options(args: &BenchArgs) -> Result<(), BenchError> {
     if args.method == Fixed && args.rate.is_none() {
         return refuse("--method fixed needs a rate; add --rate, as in --rate 1M".to_owned());
     }
+    if matches!(args.method, Fixed | Latency) && args.touch == TouchArg::Untouched {
+        return refuse(format!(
+            "--method {} looks at when each frame was sent, and --touch untouched looks at none; leave --touch out",
+            args.method.word()
+        ));
+    }
+    check_programs(args)?;
     if args.precision.is_some_and(|share| !(0.0005..=0.5).contains(&share.0)) {
         return refuse("--precision is from 0.05% to 50%".to_owned());
+    }
+    Ok(())
+}
+
+/// Whom to measure must be clear, and every one of them able to.
+fn check_programs(args: &BenchArgs) -> Result<(), BenchError> {
+    let refuse = |problem: &str| Err(BenchError::Usage(problem.to_owned()));
+    let is_running = !args.at.is_empty();
+    if is_running && args.at.len() != 2 {
+        return refuse("--at names two sockets, as in --at /run/a.sock,/run/b.sock");
+    }
+    if is_running && (args.idle.is_some() || !args.worker.is_empty()) {
+        return refuse("--idle and --worker are for a forwarder that is started here; leave them out with --at");
+    }
+    if args.against.contains(&Against::Ovs) && !args.suite && args.ends != [EndKind::Vhost; 2] {
+        return refuse("Open vSwitch has no memif; add --ends vhost,vhost, or leave out --against ovs");
     }
     Ok(())
 }
@@ -226,7 +250,7 @@ fn suite(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
 /// Ours, and all that can join such ends.
 fn programs(args: &BenchArgs, ends: [EndKind; 2], trusted: bool) -> Result<Vec<Program>, BenchError> {
     if let [near, far] = &args.at[..] {
-        let sockets: [SocketAddress; 2] = [near.clone(), far.clone()];
+        let sockets = [near.clone(), far.clone()];
         return Ok(vec![Program::Running { sockets, trusted }]);
     }
     let forwarder = dut::forwarder(args.forwarder.as_deref())?;
@@ -353,6 +377,10 @@ mod tests {
             ("--max-rate 1M", "throughput, latency, loss-rate, ndr-pdr"),
             ("--method fixed --rate 1M --precision 2%", "leave --precision out"),
             ("--method back-to-back --time 1s", "leave --time out"),
+            ("--method fixed --rate 1M --touch untouched", "leave --touch out"),
+            ("--method latency --touch untouched", "leave --touch out"),
+            ("--against ovs", "--ends vhost,vhost"),
+            ("--ends vhost,memif --against testpmd,ovs", "--ends vhost,vhost"),
         ] {
             let error = plan(words).err().unwrap_or_else(|| panic!("{words}"));
             assert!(error.is_usage() && error.to_string().contains(cure), "{words}: {error}");
@@ -363,6 +391,25 @@ mod tests {
         for words in ["--size 60", "--queues 16", "--method ndr-pdr --loss-goal 1%", "--time 1ms", "--warm-up 0s"] {
             assert!(plan(words).is_ok(), "{words}");
         }
+    }
+
+    #[test]
+    fn a_running_forwarder_has_two_sockets_and_settings_of_its_own() {
+        let plan = |words: &str| {
+            Plan::new(&TestArgs::try_parse_from(["bench"].into_iter().chain(words.split(' '))).unwrap().args)
+        };
+        for (words, cure) in [
+            ("--at /a", "two sockets"),
+            ("--at /a,/b --at /c", "two sockets"),
+            ("--at /a,/b --idle poll", "leave them out"),
+            ("--at /a,/b --worker 0", "leave them out"),
+        ] {
+            let error = plan(words).err().unwrap_or_else(|| panic!("{words}"));
+            assert!(error.is_usage() && error.to_string().contains(cure), "{words}: {error}");
+        }
+        let plan = plan("--at /a,/b").unwrap();
+        assert_eq!(plan.groups[0].programs.len(), 1);
+        assert!(matches!(plan.groups[0].programs[0], Program::Running { .. }) && plan.is_running);
     }
 
     #[test]

@@ -59,8 +59,8 @@ pub(crate) mod tests {
         };
         let round = |rate: f64| Round {
             figures: vec![
-                Figure { name: "rate", unit: Unit::FramesPerSecond, value: rate },
-                Figure { name: "loss", unit: Unit::Share, value: 0.01 },
+                Figure { name: "rate", unit: Unit::FramesPerSecond, value: rate, is_generators: false },
+                Figure { name: "loss", unit: Unit::Share, value: 0.01, is_generators: false },
             ],
             trials: vec![trial(rate, None), trial(rate / 2.0, Some(rate / 2.0))],
         };

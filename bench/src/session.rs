@@ -75,6 +75,8 @@ impl ProgramResult {
         let mut all: Vec<(Vec<f64>, Latency)> = Vec::new();
         for round in &self.rounds {
             let noted = round.trials.iter().filter_map(|tried| Some((tried.wanted?, tried.latency.as_ref()?)));
+            // One that no frame was looked at for knows nothing.
+            let noted = noted.filter(|(_, latency)| latency.count() > 0);
             for (place, (rate, latency)) in noted.enumerate() {
                 if place == all.len() {
                     all.push(Default::default());
@@ -126,7 +128,7 @@ impl TrialResult {
 /// Measures all that is planned.
 pub fn run(plan: &Plan, cancel: &AtomicBool) -> Result<Results, BenchError> {
     folder::sweep(&std::env::temp_dir());
-    let machine = Machine::read(&plan.cpus);
+    let machine = Machine::read(&plan.cpus, plan.is_running);
     let mut results =
         Results { machine, method: plan.describe(), programs: Vec::new(), cases: Vec::new(), notes: Vec::new() };
     let mut progress = Progress::new(plan.trials());
@@ -361,7 +363,8 @@ fn turn(
     dut.pause()?;
     let took = started.elapsed();
     let run = outcome.map_err(|source| BenchError::Run { program: dut.program.to_string(), source })?;
-    if run.moved == 0 {
+    // One way alone is no figure of both.
+    if run.moved == 0 || run.has_dead_direction {
         return Err(BenchError::NoFrames { program: dut.program.to_string(), case: case.name.clone() });
     }
     let busy = dut.cpu_time().zip(before).map(|(after, before)| after.saturating_sub(before));

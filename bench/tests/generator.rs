@@ -33,7 +33,7 @@ fn every_frame_arrives_once_and_in_order_whatever_is_touched() {
                 let average = outcome.received.bytes as f64 / 5000.0;
                 assert!((average / mix.average() - 1.0).abs() < 0.01, "{average} {mix}");
             }
-            assert!(run.back.is_some() && run.moved >= 10_000);
+            assert!(run.back.is_some() && run.moved >= 10_000 && !run.has_dead_direction);
         }
     }
 }
@@ -109,6 +109,22 @@ fn a_wire_that_loses_and_repeats_frames_is_found_out() {
     assert_eq!((outcome.sent, outcome.lost()), (10_000, 1000), "{outcome:?}");
     assert_eq!((outcome.received.frames, outcome.received.duplicated), (9010, 10));
     assert!(!outcome.is_perfect());
+}
+
+#[test]
+fn a_wire_that_carries_nothing_back_is_found_out() {
+    let (near, mut behind_near) = connected("one-way-near", 1, 256);
+    let (far, mut behind_far) = connected("one-way-far", 1, 256);
+    let (mut near, mut far) = (End::Memif(near), End::Memif(far));
+    let stop = AtomicBool::new(false);
+    let run = thread::scope(|scope| {
+        scope.spawn(|| lossy_wire(&mut behind_near, &mut behind_far, &stop));
+        let load = Load { both_ways: true, ..Load::new(Mix::new([64]).unwrap(), Duration::from_millis(50)) };
+        let run = generator::run(&load, &mut near, &mut far, &AtomicBool::new(false));
+        stop.store(true, Relaxed);
+        run.unwrap()
+    });
+    assert!(run.moved > 0 && run.has_dead_direction, "{run:?}");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dpdk_forwarder::admin::{AdminClient, ConnectError, connect};
 use dpdk_forwarder::config::ADMIN_DEFAULT;
+use ferrule_daemon::grpc::is_silent;
 use thiserror::Error;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::text::natural_order;
 pub use dpdk_forwarder::admin::v1 as proto;
@@ -61,16 +62,19 @@ impl Admin {
         response.map(|response| response.get_ref().change()).map_err(|status| self.error(&status))
     }
 
-    /// Removes one wire.
-    pub async fn remove(&mut self, name: String) -> Result<(), AdminError> {
+    /// Removes one wire. `true`: only the journal had it, and a wire of the wires file that has its name stays.
+    pub async fn remove(&mut self, name: String) -> Result<bool, AdminError> {
         let response = self.client.remove_wire(RemoveWireRequest { name }).await;
-        response.map(drop).map_err(|status| self.error(&status))
+        response.map(|response| response.get_ref().journal_only).map_err(|status| self.error(&status))
     }
 
     fn error(&self, status: &Status) -> AdminError {
+        if is_silent(status) {
+            return AdminError::NoAnswer { socket: self.socket.clone() };
+        }
         // Only a status that we made ourselves, of a broken connection, has a source.
-        let broken = status.source().is_some() || status.code() == Code::Unavailable;
-        if broken { self.gone() } else { AdminError::Refused { message: status.message().to_owned() } }
+        let is_broken = status.source().is_some();
+        if is_broken { self.gone() } else { AdminError::Refused { message: status.message().to_owned() } }
     }
 
     fn gone(&self) -> AdminError {
@@ -110,6 +114,12 @@ pub enum AdminError {
     /// The connection ended.
     #[error("the forwarder on {socket} went away; `ferrule wires` shows whether it is back")]
     Gone {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Somebody listens on the socket and says nothing at all.
+    #[error("the forwarder on {socket} does not answer; is it stopped, or a debugger at work?")]
+    NoAnswer {
         /// The socket.
         socket: PathBuf,
     },

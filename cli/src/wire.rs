@@ -116,7 +116,10 @@ async fn remove(RemoveArgs { names, socket }: RemoveArgs) -> Result<(), CliError
     let mut admin = Admin::connect(&socket.path).await?;
     let mut report = Outcomes::new(names.len());
     for name in names {
-        report.note("removed", &name.clone(), admin.remove(name).await)?;
+        match admin.remove(name.clone()).await {
+            Ok(true) => report.note("removed", &format!("{name} from the journal only"), Ok(()))?,
+            removed => report.note("removed", &name, removed.map(drop))?,
+        }
     }
     report.finish()
 }

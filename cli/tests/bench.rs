@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_dataplane::spec::{MemifSpec, Role};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_hw_tests::need::skip;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -19,7 +22,7 @@ use tempfile::TempDir;
 fn a_short_bench_prints_figures_and_writes_them_for_programs_and_browsers() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_short_bench_prints_figures_and_writes_them_for_programs_and_browsers", &lacking);
     }
     let folder = tempfile::tempdir().unwrap();
     let bench = bench(&folder, &["--time", "50ms", "--rounds", "2"]).output().unwrap();
@@ -57,7 +60,7 @@ fn a_short_bench_prints_figures_and_writes_them_for_programs_and_browsers() {
 fn latency_is_told_at_a_fixed_rate_and_a_search_finds_a_rate() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("latency_is_told_at_a_fixed_rate_and_a_search_finds_a_rate", &lacking);
     }
     let folder = tempfile::tempdir().unwrap();
     let fixed = ["--method", "fixed", "--rate", "20k", "--size", "64", "--time", "100ms", "--rounds", "2"];
@@ -85,7 +88,7 @@ fn latency_is_told_at_a_fixed_rate_and_a_search_finds_a_rate() {
 fn the_smallest_frames_of_ethernet_are_sent_whole() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("the_smallest_frames_of_ethernet_are_sent_whole", &lacking);
     }
     let folder = tempfile::tempdir().unwrap();
     let output =
@@ -98,27 +101,40 @@ fn the_smallest_frames_of_ethernet_are_sent_whole() {
 fn a_running_forwarder_that_is_not_there_is_told_soon() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_running_forwarder_that_is_not_there_is_told_soon", &lacking);
     }
     let folder = tempfile::tempdir().unwrap();
     let socket = |name: &str| folder.path().join(name).display().to_string();
-    for ends in ["memif,memif", "vhost,vhost"] {
+    // Of a trusted wire our far end listens: a forwarder that runs comes to it at once, or the path is not one of its own.
+    let near = socket("near.sock");
+    let server = MemifSpec::new(near.parse().unwrap(), Role::Server);
+    let server = thread::spawn(move || Endpoint::open(&server, Duration::from_mins(1)).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !Path::new(&near).exists() {
+        assert!(Instant::now() < deadline, "it listens");
+        thread::sleep(Duration::from_millis(1));
+    }
+    for (ends, at, missing) in [
+        (&["--ends", "memif,memif"][..], [socket("a.sock"), socket("b.sock")], "a.sock"),
+        (&["--ends", "vhost,vhost"], [socket("a.sock"), socket("b.sock")], "a.sock"),
+        (&["--trusted"], [near, socket("b.sock")], "b.sock"),
+    ] {
         let started = Instant::now();
-        let at = format!("{},{}", socket("a.sock"), socket("b.sock"));
-        let output = bench(&folder, &["--at", &at, "--ends", ends, "--size", "64"]).output().unwrap();
+        let output = bench(&folder, &[&["--at", &at.join(","), "--size", "64"], ends].concat()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains(&socket("a.sock")) && said.contains("No such file"), "{said}");
+        assert!(said.contains(&socket(missing)), "{said}");
         assert_eq!(output.status.code(), Some(1));
         // A program that is started may take 20 seconds to come up.
         assert!(started.elapsed() < Duration::from_secs(10), "it waited {:?}", started.elapsed());
     }
+    server.join().unwrap();
 }
 
 #[test]
 fn a_signal_ends_the_bench_and_neither_folders_nor_processes_stay() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_signal_ends_the_bench_and_neither_folders_nor_processes_stay", &lacking);
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let folder = tempfile::tempdir().unwrap();
@@ -136,7 +152,7 @@ fn a_signal_ends_the_bench_and_neither_folders_nor_processes_stay() {
 fn a_killed_bench_takes_its_programs_along_and_the_next_one_removes_its_folders() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_killed_bench_takes_its_programs_along_and_the_next_one_removes_its_folders", &lacking);
     }
     let folder = tempfile::tempdir().unwrap();
     let mut killed = until_it_measures(&folder);
@@ -200,7 +216,7 @@ fn wait_for_end(pid: u32) {
 fn lacking() -> Option<String> {
     let forwarder = Path::new(FERRULE).with_file_name("dpdk-forwarder");
     if !forwarder.exists() {
-        return Some(format!("{} is not built", forwarder.display()));
+        return Some(format!("{} (cargo build -p dpdk-forwarder)", forwarder.display()));
     }
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     (cpus < 2).then(|| "the worker and the generator need a CPU each".to_owned())

@@ -147,6 +147,25 @@ fn a_refusal_is_the_forwarders_own_words() {
 }
 
 #[test]
+fn what_the_forwarder_says_of_a_removal_is_told_in_its_own_words() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.run(&["wire", "remove", "of-file"]).out, "removed of-file from the journal only\n");
+    let said = fixture.run(&["wire", "remove", "draining"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("the forwarder is draining; ask its successor"), "{}", said.err);
+}
+
+#[test]
+fn a_forwarder_that_answers_nobody_is_not_waited_for_without_end() {
+    let fixture = Fixture::without_forwarder();
+    // As that of a stopped process: clients stay in its backlog.
+    let _stopped = std::os::unix::net::UnixListener::bind(fixture.socket()).unwrap();
+    let said = fixture.run(&["wires"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("does not answer; is it stopped"), "{}", said.err);
+}
+
+#[test]
 fn one_wire_that_fails_does_not_keep_the_others_from_being_removed() {
     let said = Fixture::new().run(&["wire", "remove", "x", "a-b"]);
     assert_eq!((said.code, said.out.as_str()), (Some(1), "removed a-b\n"));

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ferrule_hw_tests::need::skip;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -16,7 +17,7 @@ use serde_json::Value;
 #[test]
 fn every_wire_of_the_demo_passes_its_checks() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("every_wire_of_the_demo_passes_its_checks", &lacking);
     }
     let demo = demo(&["--json"]).spawn().unwrap();
     let pid = demo.id();
@@ -51,7 +52,7 @@ fn every_wire_of_the_demo_passes_its_checks() {
 #[test]
 fn a_forwarder_that_does_not_start_is_told_and_nothing_is_left() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_forwarder_that_does_not_start_is_told_and_nothing_is_left", &lacking);
     }
     let demo = demo(&["--json", "--forwarder", "/bin/false"]).spawn().unwrap();
     let pid = demo.id();
@@ -66,7 +67,7 @@ fn a_forwarder_that_does_not_start_is_told_and_nothing_is_left() {
 #[test]
 fn a_signal_ends_the_demo_and_nothing_is_left() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("a_signal_ends_the_demo_and_nothing_is_left", &lacking);
     }
     let mut demo = until_wires_are_up();
     kill(pid_of(&demo), Signal::SIGINT).unwrap();
@@ -77,7 +78,7 @@ fn a_signal_ends_the_demo_and_nothing_is_left() {
 #[test]
 fn the_next_demo_removes_what_a_killed_one_left() {
     if let Some(lacking) = lacking() {
-        return println!("skipped: {lacking}");
+        return skip("the_next_demo_removes_what_a_killed_one_left", &lacking);
     }
     let mut killed = until_wires_are_up();
     let directory = format!("/run/ferrule-demo-{}", killed.id());
@@ -137,7 +138,7 @@ fn assert_nothing_is_left_of(pid: u32) {
 fn lacking() -> Option<String> {
     let forwarder = Path::new(FERRULE).with_file_name("dpdk-forwarder");
     if !forwarder.exists() {
-        return Some(format!("{} is not built", forwarder.display()));
+        return Some(format!("{} (cargo build -p dpdk-forwarder)", forwarder.display()));
     }
     // It looks for what it needs before anything else.
     let output = demo(&["--forwarder", "/bin/false"]).output().unwrap();

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
@@ -79,7 +80,22 @@ pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
     let failed = |problem: String| ConnectError { path: path.to_owned(), problem };
     let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
     let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error)))?;
+    // A daemon at work answers them, whatever it works on; one that was stopped has its socket, and answers nobody.
+    let endpoint = endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
     endpoint.connect().await.map_err(|error| failed(root_cause(&error)))
+}
+
+/// Whether a request failed because the daemon is there and does not answer at all.
+pub fn is_silent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        // The type is private to hyper.
+        if error.to_string() == "keep-alive timed out" {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Nobody could be reached.
@@ -118,12 +134,28 @@ pub fn status(code: Code, message: &str) -> Status {
     Status::new(code, format!("{kept}...\nand {left} more lines"))
 }
 
+/// How long a request waits before the daemon is asked whether it is there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// HTTP/2 peers take 16 KiB of headers by default, and a byte may be escaped into three.
 const MESSAGE_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_that_has_its_socket_and_answers_nobody_is_told_from_one_that_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        // Clients stay in its backlog.
+        let _stopped = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut client = tonic_health::pb::health_client::HealthClient::new(connect(&path).await.unwrap());
+        let asked = client.check(tonic_health::pb::HealthCheckRequest::default());
+        let status = tokio::time::timeout(Duration::from_mins(1), asked).await.expect("it is given up").unwrap_err();
+        assert!(is_silent(&status), "{status:?}");
+        assert!(!is_silent(&Status::unavailable("keep-alive timed out")));
+    }
 
     #[test]
     fn a_message_too_long_for_a_header_is_cut_and_says_so() {

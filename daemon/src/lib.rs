@@ -4,7 +4,8 @@
 //!
 //! Modules in reading order:
 //! - [`settings`]: a file of settings, checked as a whole, every error at its line; and the file followed
-//! - [`socket`]: the Unix socket of an API, made and removed with care
+//! - [`api_socket`]: where an API listens and who may use it, in files and on command lines
+//! - [`socket`]: that Unix socket, made and removed with care
 //! - [`grpc`]: the API on it, with health and reflection; and how a client reaches it
 //! - [`page`]: the HTTP page for Prometheus and for probes
 //! - [`metrics`]: how the text of that page is written
@@ -12,6 +13,7 @@
 //! - [`mod@run`]: signals, servers and the end; [`reload`]: the file read again while the daemon runs
 //! - [`logging`]: the log, which nobody waits for
 
+pub mod api_socket;
 pub mod grpc;
 pub mod logging;
 pub mod metrics;
@@ -22,6 +24,7 @@ pub mod run;
 pub mod settings;
 pub mod socket;
 
+pub use api_socket::{ApiSocket, SocketFlags};
 pub use phase::Phase;
 pub use run::{ServerError, Servers, Shutdown, run};
 pub use socket::{ServiceSocket, SocketError};

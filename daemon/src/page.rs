@@ -17,6 +17,9 @@ use tokio::task::spawn_blocking;
 
 use crate::Phase;
 use crate::metrics::CONTENT_TYPE;
+use connection::BoundedListener;
+
+mod connection;
 
 /// Where scrapes come in.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ pub async fn serve(listener: Listener, render: Render, phase: watch::Receiver<Ph
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .with_state(Page { render, phase });
-    axum::serve(listener.socket, page)
+    axum::serve(BoundedListener::new(listener.socket), page)
         .with_graceful_shutdown(async move {
             // An error means that the spine is gone, which is a stop as well.
             let _ = stopped.wait_for(|phase| *phase == Phase::Stopped).await;

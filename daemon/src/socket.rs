@@ -6,7 +6,8 @@ use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferrule_ffi::socket_file::{self, Access, BindError, SocketFile};
+use ferrule_ffi::socket_access::SocketAccess;
+use ferrule_ffi::socket_file::{self, BindError, SocketFile};
 use ferrule_ffi::unix::Kind;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -23,24 +24,28 @@ pub struct ServiceSocket {
     file: SocketFile,
     /// What it is called when another one is in the way.
     program: &'static str,
+    access: SocketAccess,
     /// It was said that the path leads elsewhere.
     lost: bool,
 }
 
 impl ServiceSocket {
-    /// Listens at `path`, for owner and group only. Missing directories are made; a socket that nobody
-    /// listens on any more is replaced. Needs a tokio runtime.
-    pub fn bind(program: &'static str, path: &Path) -> Result<Self, SocketError> {
+    /// Listens at `path`, for owner and group unless `access` says otherwise. Missing directories are made; a socket that
+    /// nobody listens on any more is replaced. Needs a tokio runtime.
+    pub fn bind(program: &'static str, path: &Path, access: &SocketAccess) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Failed { path: path.to_owned(), source };
-        let bound = socket_file::listen_at(Kind::Stream, path, ACCESS, BACKLOG).map_err(|error| match error {
+        let numbers = access.resolve(USUAL_MODE).map_err(|problem| failed(io::Error::other(problem)))?;
+        let bound = socket_file::listen_at(Kind::Stream, path, numbers, BACKLOG).map_err(|error| match error {
             BindError::Taken => SocketError::Taken { program, path: path.to_owned() },
             BindError::NotASocket => SocketError::NotASocket { path: path.to_owned() },
-            error @ (BindError::Group { .. } | BindError::Failed { .. }) => failed(io::Error::other(error.to_string())),
+            error @ (BindError::Owner { .. } | BindError::Group { .. } | BindError::Failed { .. }) => {
+                failed(io::Error::other(error.to_string()))
+            }
         });
         let (socket, file) = bound?;
         // It does not block, as tokio demands.
         let listener = UnixListener::from_std(net::UnixListener::from(socket)).map_err(failed)?;
-        Ok(Self { listener, file, program, lost: false })
+        Ok(Self { listener, file, program, access: access.clone(), lost: false })
     }
 
     /// Clients as they come, until the stream is dropped; the task has ended when the file is gone. A path that does not
@@ -75,7 +80,7 @@ impl ServiceSocket {
             return;
         }
         let path = self.file.path();
-        match Self::bind(self.program, path) {
+        match Self::bind(self.program, path, &self.access) {
             Ok(again) => {
                 warn!(path = %path.display(), "the socket's path led elsewhere; it is listened on again");
                 *self = again;
@@ -117,7 +122,7 @@ pub enum SocketError {
 }
 
 /// Whoever may write may give orders: the owner and the group.
-const ACCESS: Access = Access { mode: 0o660, group: None };
+const USUAL_MODE: u32 = 0o660;
 /// How often a daemon looks whether its path still leads to it.
 const CHECK: Duration = Duration::from_secs(1);
 /// Between two tries to accept a client that failed.
@@ -131,14 +136,31 @@ mod tests {
 
     use super::*;
 
+    fn bind(path: &Path) -> Result<ServiceSocket, SocketError> {
+        ServiceSocket::bind("forwarder", path, &SocketAccess::default())
+    }
+
     #[tokio::test]
     async fn the_socket_is_made_with_its_directory_for_owner_and_group_and_goes_away() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b/admin.sock");
-        let socket = ServiceSocket::bind("forwarder", &path).unwrap();
+        let socket = bind(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_whom_it_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let access = SocketAccess { mode: "0606".parse().ok(), ..SocketAccess::default() };
+        let socket = ServiceSocket::bind("forwarder", &path, &access).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o606);
+        drop(socket);
+        let access = SocketAccess { owner: "no-such-user".parse().ok(), ..SocketAccess::default() };
+        let error = ServiceSocket::bind("forwarder", &path, &access).unwrap_err().to_string();
+        assert!(error.contains("there is no user `no-such-user`"), "{error}");
     }
 
     #[tokio::test]
@@ -147,8 +169,8 @@ mod tests {
         let path = directory.path().join("admin.sock");
         // A listener of the standard library leaves its file behind, like a process that was killed.
         drop(net::UnixListener::bind(&path).unwrap());
-        let socket = ServiceSocket::bind("forwarder", &path).unwrap();
-        let error = ServiceSocket::bind("forwarder", &path).unwrap_err();
+        let socket = bind(&path).unwrap();
+        let error = bind(&path).unwrap_err();
         assert!(matches!(error, SocketError::Taken { .. }), "{error}");
         assert!(path.exists(), "the live one keeps its file");
         drop(socket);
@@ -158,7 +180,7 @@ mod tests {
     async fn a_socket_whose_path_was_taken_away_is_there_again_within_seconds() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/admin.sock");
-        let (mut incoming, accepting) = ServiceSocket::bind("forwarder", &path).unwrap().accept();
+        let (mut incoming, accepting) = bind(&path).unwrap().accept();
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
         let client = async {
             loop {
@@ -179,9 +201,9 @@ mod tests {
     async fn another_program_s_socket_is_left_alone_until_it_has_gone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let mut ours = ServiceSocket::bind("forwarder", &path).unwrap();
+        let mut ours = bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let other = ServiceSocket::bind("forwarder", &path).unwrap();
+        let other = bind(&path).unwrap();
         ours.listen_again_if_lost();
         assert!(other.file.leads_here() && ours.lost);
         drop(other);
@@ -196,7 +218,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(ServiceSocket::bind("forwarder", &path).unwrap_err(), SocketError::NotASocket { .. }));
+        assert!(matches!(bind(&path).unwrap_err(), SocketError::NotASocket { .. }));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
@@ -204,9 +226,9 @@ mod tests {
     async fn a_successor_keeps_its_socket_when_we_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let ours = ServiceSocket::bind("forwarder", &path).unwrap();
+        let ours = bind(&path).unwrap();
         std::fs::rename(&path, directory.path().join("old")).unwrap();
-        let theirs = ServiceSocket::bind("forwarder", &path).unwrap();
+        let theirs = bind(&path).unwrap();
         drop(ours);
         assert!(path.exists());
         drop(theirs);

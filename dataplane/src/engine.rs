@@ -14,8 +14,10 @@ use crate::spec::WireSpec;
 use crate::status::{WireStatus, WorkerStatus};
 
 mod answer;
+mod pending;
 
 pub use answer::{Applied, EngineError};
+pub use pending::Pending;
 
 /// Makes, watches and removes wires. Dropping it removes all of them.
 ///
@@ -45,6 +47,21 @@ impl Engine {
         Ok(Self { control, drained: AtomicBool::new(false) })
     }
 
+    /// Asks for what [`Self::apply`] does, and does not wait for it. What is asked for later is done later.
+    pub fn begin_apply(&self, spec: WireSpec) -> Result<Pending<Applied>, EngineError> {
+        let name = spec.name.clone();
+        let answer = self.want(spec, false)?;
+        Ok(Pending { answer, name, late: EngineError::StillMaking, health: self.control.health.clone() })
+    }
+
+    /// Asks for what [`Self::remove`] does, and does not wait for it. Whoever waits for that wire to be made is told at once
+    /// that it will not be.
+    pub fn begin_remove(&self, name: &str) -> Pending<()> {
+        let (name, late) = (name.to_owned(), EngineError::StillRemoving);
+        let answer = self.ask(|reply| EngineRequest::Remove { name: name.clone(), timeout: DRAIN_TIMEOUT, reply });
+        Pending { answer, name, late, health: self.control.health.clone() }
+    }
+
     /// Makes a wire of which there must be none yet. Returns when its listeners listen and its interfaces exist; a
     /// client end may still be connecting. Blocks for some milliseconds: call it from a thread that may wait.
     pub fn add(&self, spec: WireSpec) -> Result<(), EngineError> {
@@ -66,12 +83,7 @@ impl Engine {
     /// Removes a wire and everything it made. Returns when no worker touches it any more and its interfaces and sockets
     /// are gone. Blocks. One that is just being made is not made.
     pub fn remove(&self, name: &str) -> Result<(), EngineError> {
-        let answer = self.ask(|reply| EngineRequest::Remove { name: name.to_owned(), timeout: DRAIN_TIMEOUT, reply });
-        match answer.recv_timeout(REMOVAL) {
-            Ok(removed) => removed,
-            Err(RecvTimeoutError::Timeout) => Err(EngineError::StillRemoving(name.to_owned())),
-            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
-        }
+        self.begin_remove(name).wait(REMOVAL_TIMEOUT)
     }
 
     /// Every wire, in the order of their names.
@@ -140,10 +152,7 @@ impl Engine {
     }
 
     fn ended(&self) -> EngineError {
-        match self.health() {
-            Health::Good => EngineError::Ended("the engine was stopped".to_owned()),
-            Health::ThreadDied { thread } => EngineError::Ended(format!("its thread `{thread}` has panicked")),
-        }
+        pending::ended(self.health())
     }
 
     /// Counters of kernel interfaces are read when somebody wants to see them. While the kernel is busy with interfaces
@@ -159,7 +168,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if !self.drained.load(Ordering::Relaxed) {
-            self.remove_all(DRAIN_TIMEOUT, REMOVAL);
+            self.remove_all(DRAIN_TIMEOUT, REMOVAL_TIMEOUT);
         }
     }
 }
@@ -167,7 +176,7 @@ impl Drop for Engine {
 /// How long frames under way may take to leave a wire that is removed while others stay.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long a removal may take: workers confirm within milliseconds.
-const REMOVAL: Duration = Duration::from_secs(5);
+pub const REMOVAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Counters of kernel interfaces that are not older are shown as they are.
 const COUNTERS_FRESH: Duration = Duration::from_millis(20);
 /// How long a reader waits for newer ones.

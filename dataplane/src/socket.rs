@@ -4,14 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
-use ferrule_ffi::socket_file::{Access, BindError, SocketFile, SocketLocation};
+use ferrule_ffi::socket_file::{BindError, SocketFile, SocketLocation};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::saved::{FileId, RestoreError, SavedFiles};
-use crate::spec::{Group, NetNs, SocketAccess, SocketAddress};
+use crate::spec::{NetNs, SocketAccess, SocketAddress};
 
 /// Connects to whoever listens on `address`.
 pub fn connect(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Result<UnixSocket, SocketError> {
@@ -41,8 +41,7 @@ impl Listener {
         let listen = |reason: String| SocketError::Listen { address: address.clone(), reason };
         match address {
             SocketAddress::Path(path) => {
-                let group = access.group.as_ref().map(group_id).transpose().map_err(listen)?;
-                let access = Access { mode: access.mode(), group };
+                let access = access.resolve(USUAL_MODE).map_err(listen)?;
                 let bound = UnixListener::bind_path(kind, path, access, BACKLOG).map_err(|error| match error {
                     BindError::Taken => taken(),
                     error => listen(error.to_string()),
@@ -130,17 +129,6 @@ impl AsFd for Listener {
     }
 }
 
-fn group_id(group: &Group) -> Result<u32, String> {
-    match group {
-        Group::Id(id) => Ok(*id),
-        Group::Name(name) => match nix::unistd::Group::from_name(name) {
-            Ok(Some(found)) => Ok(found.gid.as_raw()),
-            Ok(None) => Err(format!("there is no group `{name}` here; in a container, give its number")),
-            Err(errno) => Err(format!("look up the group `{name}`: {errno}")),
-        },
-    }
-}
-
 /// Does `work` where the abstract name is meant: such names belong to a network namespace.
 fn inside<T: Send>(
     name: &str,
@@ -213,6 +201,8 @@ pub enum SocketError {
     },
 }
 
+/// Owner and group may connect, as with VPP.
+pub const USUAL_MODE: u32 = 0o770;
 /// No message of memif or vhost-user has more descriptors.
 const MESSAGE_FILES_MAX: usize = 32;
 /// Clients that may wait for `accept`.
@@ -249,7 +239,7 @@ mod tests {
     #[test]
     fn a_group_that_is_not_here_is_named() {
         let path = std::env::temp_dir().join(format!("ferrule-no-group-{}", std::process::id()));
-        let access = SocketAccess { group: Some(Group::Name("no-such-group".into())), mode: None };
+        let access = SocketAccess { group: "no-such-group".parse().ok(), ..SocketAccess::default() };
         let error = bind(&path, &access).err().unwrap().to_string();
         assert!(error.contains("there is no group `no-such-group`"), "{error}");
         assert!(!path.exists());

@@ -24,7 +24,7 @@ use crate::config::{Config, WiresFile};
 use crate::journal::{Journal, JournalError};
 use crate::metrics::Snapshot;
 use crate::reload;
-use crate::wires::{ChangeError, Wires};
+use crate::wires::Wires;
 
 /// How to run a forwarder.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Options {
     pub config: Config,
     /// The file to follow; none: wires come from the admin API alone.
     pub file: Option<WiresFile>,
+    /// Names of the settings that the command line gave: those of the file mean nothing, at a reload either.
+    pub by_flag: Vec<&'static str>,
     /// How long frames in flight may take to leave at the end.
     pub drain_grace: Duration,
 }
@@ -54,10 +56,10 @@ pub struct Forwarder {
     admin: PathBuf,
     /// The admin API and the metrics page.
     servers: Servers,
-    /// Makes the first wires, then says so; it has ended once they were all made or tried.
-    first: Option<JoinHandle<Result<(), ChangeError>>>,
+    /// It has ended once the first wires were all made or tried.
+    first: Option<JoinHandle<()>>,
     /// What follows the file, and the hangups that came meanwhile, for when the first wires are there.
-    follow: Option<(Option<WiresFile>, Signal)>,
+    follow: Option<(Option<WiresFile>, Vec<&'static str>, Signal)>,
     /// Reload and retry: they are cut off when draining begins.
     keepers: Vec<JoinHandle<()>>,
     /// Ends with the name of a thread of the engine that died.
@@ -75,27 +77,31 @@ impl Forwarder {
 
     /// Returns when the admin API and the metrics page answer; the wires are made meanwhile.
     pub async fn launch(options: Options) -> Result<Self, RunError> {
-        let Options { config, file, drain_grace } = options;
+        let Options { config, file, by_flag, drain_grace } = options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         // Before any wire is touched: another forwarder at this socket means that we are the wrong one.
-        let socket = ServiceSocket::bind("forwarder", &config.admin)?;
+        let socket = ServiceSocket::bind("forwarder", &config.socket.path, &config.socket.access)?;
         let listener = match config.metrics {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
         let (settings, journal) = (config.settings(), config.journal.clone());
         // By it the next forwarder at this socket finds the interfaces that a killed one left.
-        let owner = config.admin.with_extension("id");
-        let wires = spawn_blocking(move || {
+        let admin = config.socket.path.clone();
+        let owner = admin.with_extension("id");
+        let (wires, starting) = spawn_blocking(move || {
             let journal = journal.as_deref().map(Journal::open).transpose()?;
             let engine = Engine::start_as(&settings, InterfaceOwner::open(&owner)?)?;
-            Ok::<_, RunError>(Arc::new(Wires::new(engine, journal)))
+            let wires = Arc::new(Wires::new(engine, journal));
+            // Before the admin API takes changes: file and journal come first.
+            let starting = wires.start(&config.wires);
+            Ok::<_, RunError>((wires, starting))
         })
         .await??;
 
         let mut servers = Servers::starting();
-        info!("admin API on {}", config.admin.display());
+        info!("admin API on {}", admin.display());
         servers.serve(admin::serve(socket, Arc::clone(&wires), servers.phase()));
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
@@ -107,24 +113,24 @@ impl Forwarder {
         let death = watch_engine(&wires).map_err(RunError::Threads)?;
         let first = {
             let wires = Arc::clone(&wires);
-            spawn_blocking(move || {
-                wires.apply(&config.wires)?;
-                wires.replay().map(drop)
-            })
+            spawn_blocking(move || wires.finish_start(starting))
         };
-        let (first, follow) = (Some(first), Some((file, hangup)));
-        Ok(Self { wires, admin: config.admin, servers, first, follow, keepers: Vec::new(), death, drain_grace })
+        let (first, follow) = (Some(first), Some((file, by_flag, hangup)));
+        Ok(Self { wires, admin, servers, first, follow, keepers: Vec::new(), death, drain_grace })
     }
 
-    /// Returns when every wire was made or tried.
+    /// Returns when every wire was made or tried, or something ended that should not have.
     pub async fn ready(&mut self) -> Result<(), RunError> {
-        if let Some(first) = &mut self.first {
-            let made = first.await;
-            self.first = None;
-            made??;
+        let Self { first, servers, death, .. } = self;
+        if let Some(first) = first {
+            tokio::select! {
+                made = first => made?,
+                error = failed(servers, death) => return Err(error),
+            }
         }
-        if let Some((file, hangup)) = self.follow.take() {
-            let reload = reload::keep_equal(file, hangup, Arc::clone(&self.wires));
+        self.first = None;
+        if let Some((file, by_flag, hangup)) = self.follow.take() {
+            let reload = reload::keep_equal(file, by_flag, hangup, Arc::clone(&self.wires));
             self.keepers = vec![tokio::spawn(reload), tokio::spawn(retry(Arc::clone(&self.wires)))];
             self.announce();
         }
@@ -151,10 +157,7 @@ impl Forwarder {
 
     /// Returns when something ended that should not have: a server, or a thread of the engine.
     pub async fn failed(&mut self) -> RunError {
-        tokio::select! {
-            error = self.servers.failed() => error.into(),
-            Ok(thread) = &mut self.death => RunError::ThreadDied(thread),
-        }
+        failed(&mut self.servers, &mut self.death).await
     }
 
     /// Drains: refuses changes, lets frames in flight leave, removes every wire, ends.
@@ -211,9 +214,6 @@ pub enum RunError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The wires could not be applied at all.
-    #[error(transparent)]
-    Wires(#[from] ChangeError),
     /// A thread of the engine panicked: its supervisor is to start the process again.
     #[error("the engine's thread `{0}` died; start the forwarder again, and report the lines before this one")]
     ThreadDied(String),
@@ -229,6 +229,13 @@ pub enum RunError {
     /// A server ended while it was needed.
     #[error(transparent)]
     Server(#[from] ServerError),
+}
+
+async fn failed(servers: &mut Servers, death: &mut oneshot::Receiver<String>) -> RunError {
+    tokio::select! {
+        error = servers.failed() => error.into(),
+        Ok(thread) = death => RunError::ThreadDied(thread),
+    }
 }
 
 /// Has the first death of a thread of the engine told. What else happens is for the API's watchers.
@@ -274,3 +281,25 @@ const EVENTS_MAX: usize = 256;
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// How long clients may take to read their last answers.
 const SERVERS_GRACE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use ferrule_daemon::ApiSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_dies_while_wires_are_made_is_seen_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config { socket: ApiSocket::at(directory.path().join("admin.sock")), ..Config::default() };
+        let options = Options { config, file: None, by_flag: Vec::new(), drain_grace: Duration::ZERO };
+        let mut forwarder = Forwarder::launch(options).await.unwrap();
+        let (sender, death) = oneshot::channel();
+        // Wires that are never made.
+        (forwarder.first, forwarder.death) = (Some(tokio::spawn(std::future::pending())), death);
+        sender.send("worker-0".to_owned()).unwrap();
+        let error = tokio::time::timeout(Duration::from_secs(20), forwarder.ready()).await.expect("it is seen");
+        assert!(matches!(error, Err(RunError::ThreadDied(thread)) if thread == "worker-0"));
+        forwarder.stop().await;
+    }
+}

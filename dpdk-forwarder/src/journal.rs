@@ -32,6 +32,8 @@ pub struct Journal {
     wires: BTreeMap<String, v1::WireSpec>,
     /// What is behind `length` could not be cut off: the file is written anew before the next record.
     dirty: bool,
+    /// Grows with every change of the file.
+    version: u64,
     _lock: Flock<File>,
 }
 
@@ -45,13 +47,41 @@ enum Record {
     Remove(String),
 }
 
-/// What a journal was before a change, to go back to.
+/// What a journal said of a wire before a change, to go back to.
 #[derive(Debug)]
 pub struct Undo {
-    length: u64,
-    records: usize,
     name: String,
     wire: Option<v1::WireSpec>,
+    place: Option<RecordSpan>,
+}
+
+/// Where a change lies in the file. As long as it is the last one, it can be cut off.
+#[derive(Clone, Copy, Debug)]
+struct RecordSpan {
+    length: u64,
+    records: usize,
+    /// Of the file, before the change and after it.
+    versions: (u64, u64),
+}
+
+impl Undo {
+    /// Goes back behind both of two changes of one wire.
+    pub fn of_both(earlier: Option<Self>, later: Option<Self>) -> Option<Self> {
+        let (Some(earlier), Some(later)) = (&earlier, &later) else { return earlier.or(later) };
+        let place = match (earlier.place, later.place) {
+            (Some(first), Some(second)) if first.versions.1 == second.versions.0 => {
+                Some(RecordSpan { versions: (first.versions.0, second.versions.1), ..first })
+            }
+            _ => None,
+        };
+        Some(Self { name: earlier.name.clone(), wire: earlier.wire.clone(), place })
+    }
+
+    /// Goes to this instead.
+    #[must_use]
+    pub fn to(self, wire: Option<v1::WireSpec>) -> Self {
+        Self { name: self.name, wire, place: None }
+    }
 }
 
 impl Journal {
@@ -69,7 +99,7 @@ impl Journal {
         let contents = Contents::read(path)?;
         let file = options().create(true).open(path).map_err(|source| failed("open", source))?;
         let Contents { wires, length, records, dirty } = contents;
-        let mut journal = Self { path: path.to_owned(), file, length, records, wires, dirty, _lock: lock };
+        let mut journal = Self { path: path.to_owned(), file, length, records, wires, dirty, version: 0, _lock: lock };
         if !journal.dirty {
             journal.cut().map_err(|source| failed("cut", source))?;
         }
@@ -102,22 +132,33 @@ impl Journal {
         self.append(name.to_owned(), Record::Remove(name.to_owned()))
     }
 
-    /// Takes the last change back.
+    /// Takes a change back. The last one is cut off, which takes no room.
     pub fn undo(&mut self, undo: Undo) -> Result<(), JournalError> {
-        let Undo { length, records, name, wire } = undo;
+        let Undo { name, wire, place } = undo;
+        let Some(place) = place.filter(|place| place.versions.1 == self.version) else {
+            let record = wire.map_or_else(|| Record::Remove(name.clone()), |wire| Record::Put(Box::new(wire)));
+            return self.append(name, record).map(drop);
+        };
         match wire {
             Some(wire) => self.wires.insert(name, wire),
             None => self.wires.remove(&name),
         };
-        (self.length, self.records) = (length, records);
+        (self.length, self.records) = (place.length, place.records);
+        self.version += 1;
         let cut = self.cut();
         self.dirty = cut.is_err();
         cut.map_err(|source| self.failed("write", source))
     }
 
     fn append(&mut self, name: String, record: Record) -> Result<Undo, JournalError> {
-        if self.dirty || (self.records >= REWRITE_AT && self.records > 2 * self.wires.len()) {
+        if self.dirty {
             self.rewrite().map_err(|source| self.failed("write", source))?;
+        } else if self.records >= REWRITE_AT
+            && self.records > 2 * self.wires.len()
+            && let Err(error) = self.rewrite()
+        {
+            // A disk without room for a second file may have some for a record.
+            warn!(path = %self.path.display(), %error, "the journal has grown and could not be written anew");
         }
         let mut line = serde_json::to_vec(&record).map_err(|error| self.failed("write", error.into()))?;
         line.push(b'\n');
@@ -127,14 +168,16 @@ impl Journal {
             self.dirty = self.cut().is_err();
             return Err(self.failed("write", source));
         }
-        let (length, records) = (self.length, self.records);
+        let place =
+            RecordSpan { length: self.length, records: self.records, versions: (self.version, self.version + 1) };
         self.length += line.len() as u64;
         self.records += 1;
+        self.version += 1;
         let wire = match record {
             Record::Put(wire) => self.wires.insert(name.clone(), *wire),
             Record::Remove(name) => self.wires.remove(&name),
         };
-        Ok(Undo { length, records, name, wire })
+        Ok(Undo { name, wire, place: Some(place) })
     }
 
     /// Cuts off what is not to count.
@@ -159,6 +202,7 @@ impl Journal {
             return Err(error);
         }
         // From here on the name leads to the new file, whatever becomes of the next call.
+        self.version += 1;
         (self.file, self.length, self.records, self.dirty) = (file, text.len() as u64, self.wires.len(), false);
         // So that the name lasts as well.
         let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -204,7 +248,9 @@ impl Contents {
                 contents.length += line.len() as u64;
             }
         }
-        let torn_only = damaged.len() <= 1 && damaged.first().is_none_or(|&line| line == count_lines(&bytes));
+        // Nobody was told that a record was written which has no end yet.
+        let is_torn = !bytes.is_empty() && !bytes.ends_with(b"\n");
+        let torn_only = damaged.is_empty() || (is_torn && damaged == [count_lines(&bytes)]);
         contents.dirty = !torn_only;
         if contents.dirty {
             let kept = beside(path, "damaged");
@@ -344,16 +390,51 @@ mod tests {
 
     #[test]
     fn a_damaged_line_costs_its_own_wire_and_the_file_is_kept() {
+        for (damaged, left) in [("a", "b"), ("b", "a")] {
+            let (_directory, path) = place();
+            let mut journal = Journal::open(&path).unwrap();
+            journal.put(wire("a")).unwrap();
+            journal.put(wire("b")).unwrap();
+            drop(journal);
+            // The last line may be one that a newer release wrote: it was acted on.
+            let name = format!("\"name\":\"{damaged}\"");
+            let text = fs::read_to_string(&path).unwrap();
+            assert!(text.contains(&name), "{text}");
+            let text = text.replace(&name, "\"name\":{}");
+            fs::write(&path, &text).unwrap();
+            assert_eq!(names(&Journal::open(&path).unwrap()), [left]);
+            assert_eq!(fs::read_to_string(beside(&path, "damaged")).unwrap(), text);
+            assert_eq!(names(&Journal::open(&path).unwrap()), [left]);
+        }
+    }
+
+    #[test]
+    fn a_change_is_taken_back_also_when_others_came_after_it() {
         let (_directory, path) = place();
         let mut journal = Journal::open(&path).unwrap();
+        let length = |path: &Path| fs::metadata(path).unwrap().len();
         journal.put(wire("a")).unwrap();
+        let before = length(&path);
+        let other = v1::WireSpec { owner: "other".to_owned(), ..wire("a") };
+        let first = journal.put(other.clone()).unwrap();
+        let second = journal.remove("a").unwrap();
+        let both = Undo::of_both(Some(first), Some(second)).unwrap();
+        journal.undo(both).unwrap();
+        assert_eq!((length(&path), &journal.wires["a"]), (before, &wire("a")), "both were cut off");
+
+        let first = journal.put(other.clone()).unwrap();
         journal.put(wire("b")).unwrap();
+        let second = journal.remove("a").unwrap();
+        journal.undo(Undo::of_both(Some(first), Some(second)).unwrap()).unwrap();
+        let new = journal.put(wire("c")).unwrap();
+        journal.put(wire("d")).unwrap();
+        journal.undo(new).unwrap();
+        let changed = journal.put(other.clone()).unwrap();
+        journal.undo(changed.to(Some(other.clone()))).unwrap();
         drop(journal);
-        let text = fs::read_to_string(&path).unwrap().replacen("put", "pu\0", 1);
-        fs::write(&path, &text).unwrap();
-        assert_eq!(names(&Journal::open(&path).unwrap()), ["b"]);
-        assert_eq!(fs::read_to_string(beside(&path, "damaged")).unwrap(), text);
-        assert_eq!(names(&Journal::open(&path).unwrap()), ["b"]);
+        let again = Journal::open(&path).unwrap();
+        assert_eq!(names(&again), ["a", "b", "d"]);
+        assert_eq!((&again.wires["a"], &again.wires["b"]), (&other, &wire("b")));
     }
 
     #[test]

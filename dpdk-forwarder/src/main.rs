@@ -6,6 +6,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::Parser;
 use dpdk_forwarder::config::{Config, WiresFile, file_path};
 use dpdk_forwarder::{Options, run};
+use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
@@ -19,9 +20,8 @@ struct Flags {
     /// The wires file; without it the forwarder starts with no wires
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Socket of the admin API; overrides the file
-    #[arg(long, value_name = "PATH")]
-    admin: Option<PathBuf>,
+    #[command(flatten)]
+    socket: SocketFlags,
     /// Address of the metrics page; overrides the file
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     metrics: Option<SocketAddr>,
@@ -58,10 +58,13 @@ fn main() -> ExitCode {
     };
     raise_file_limit();
     let mut config = file.as_ref().map_or_else(Config::default, |file| file.config.clone());
-    config.admin = flags.admin.unwrap_or(config.admin);
+    let mut by_flag = flags.socket.given();
+    by_flag.extend(flags.metrics.map(|_| "metrics"));
+    by_flag.extend(flags.journal.as_ref().map(|_| "journal"));
+    config.socket = config.socket.with(flags.socket);
     config.metrics = flags.metrics.or(config.metrics);
     config.journal = flags.journal.or(config.journal);
-    let options = Options { config, file, drain_grace: flags.drain_grace };
+    let options = Options { config, file, by_flag, drain_grace: flags.drain_grace };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
 }
 

@@ -12,9 +12,9 @@ use crate::config::{Config, WiresFile};
 use crate::wires::{ChangeError, Changes, Wires};
 
 /// Keeps the wires equal to the wires file, if there is one, until it is cancelled.
-pub(crate) async fn keep_equal(file: Option<WiresFile>, hangup: Signal, wires: Arc<Wires>) {
+pub(crate) async fn keep_equal(file: Option<WiresFile>, by_flag: Vec<&'static str>, hangup: Signal, wires: Arc<Wires>) {
     let file = file.map(|WiresFile { path, contents, config }| {
-        (Followed::new(WHAT, path, contents), Reloader { started: config, wires })
+        (Followed::new(WHAT, path, contents), Reloader { started: config, by_flag, wires })
     });
     reload_on_change(file, WHAT, hangup).await;
 }
@@ -22,12 +22,14 @@ pub(crate) async fn keep_equal(file: Option<WiresFile>, hangup: Signal, wires: A
 struct Reloader {
     /// What the file said when the forwarder started, for the settings that need a restart.
     started: Config,
+    /// The settings that it did not decide.
+    by_flag: Vec<&'static str>,
     wires: Arc<Wires>,
 }
 
 impl Reload for Reloader {
     async fn reload(&mut self, file: &mut Followed, cause: Cause) {
-        let Some(wanted) = wanted(file, &self.started, cause) else { return };
+        let Some(wanted) = wanted(file, &self.started, &self.by_flag, cause) else { return };
         let wires = Arc::clone(&self.wires);
         let path = file.path().display();
         match spawn_blocking(move || wires.apply(&wanted.wires)).await {
@@ -42,7 +44,7 @@ impl Reload for Reloader {
 }
 
 /// What the file wants now. None: nothing new, or nothing that can be used, which is logged.
-fn wanted(file: &mut Followed, started: &Config, cause: Cause) -> Option<Config> {
+fn wanted(file: &mut Followed, started: &Config, by_flag: &[&str], cause: Cause) -> Option<Config> {
     let contents = file.read(cause);
     let path = file.path();
     let contents = contents
@@ -52,7 +54,7 @@ fn wanted(file: &mut Followed, started: &Config, cause: Cause) -> Option<Config>
         .ok()??;
     match Config::from_bytes(path, &contents) {
         Ok(config) => {
-            for setting in started.needs_restart(&config) {
+            for setting in started.needs_restart(&config, by_flag) {
                 warn!(file = %path.display(), "{setting}");
             }
             Some(config)
@@ -80,7 +82,7 @@ mod tests {
         std::fs::write(&path, "workers: [0]\n").unwrap();
         let WiresFile { path, contents, config } = WiresFile::load(&path).unwrap();
         let mut file = Followed::new(WHAT, path.clone(), contents);
-        let mut wanted = |cause| wanted(&mut file, &config, cause);
+        let mut wanted = |cause| wanted(&mut file, &config, &[], cause);
 
         assert_eq!(wanted(Cause::Changed), None, "nothing new");
         assert!(wanted(Cause::Asked).is_some(), "somebody asked");

@@ -154,7 +154,7 @@ async fn a_wire_that_only_the_journal_remembers_can_be_removed_there() {
     let mut client = lab.client().await;
     assert_eq!(list(&mut client).await[0].origin(), v1::Origin::File);
     let remove = || v1::RemoveWireRequest { name: "both".to_owned() };
-    client.remove_wire(remove()).await.unwrap();
+    assert!(client.remove_wire(remove()).await.unwrap().into_inner().journal_only);
     assert_eq!(client.remove_wire(remove()).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(names(&list(&mut client).await), ["both"], "that of the file stays");
     forwarder.stop().await;
@@ -326,7 +326,12 @@ impl Lab {
 
     fn options(&self) -> Options {
         let file = WiresFile::load(&self.path()).unwrap();
-        Options { config: file.config.clone(), file: Some(file), drain_grace: Duration::from_millis(100) }
+        Options {
+            config: file.config.clone(),
+            file: Some(file),
+            by_flag: Vec::new(),
+            drain_grace: Duration::from_millis(100),
+        }
     }
 
     async fn start(&self) -> Forwarder {

@@ -12,7 +12,7 @@ use ferrule_dataplane::port::memif::channel::MemifChannel;
 use ferrule_dataplane::port::memif::handshake::{Client, Connection, HandshakeError, MemifOffer, Outbox, Server};
 use ferrule_dataplane::port::memif::layout::{Layout, Queues};
 use ferrule_dataplane::socket::{Listener, SocketError};
-use ferrule_dataplane::spec::{MemifSpec, Prealloc, Role};
+use ferrule_dataplane::spec::{MemifSpec, Prealloc, Role, SocketAddress};
 use ferrule_ffi::memory_budget::MemoryBudget;
 use ferrule_ffi::region::Region;
 use ferrule_ffi::unix::Kind;
@@ -99,7 +99,10 @@ impl Endpoint {
     fn listen(spec: &MemifSpec, deadline: Instant) -> Result<Self, EndpointError> {
         let listener = Listener::bind(Kind::SeqPacket, &spec.socket, spec.netns.as_ref(), &spec.access)?;
         loop {
-            wait(&listener, deadline)?;
+            wait(&listener, deadline).map_err(|error| match error {
+                EndpointError::Timeout => EndpointError::NoClient(spec.socket.clone()),
+                error => error,
+            })?;
             // A client that fails its handshake does not end the wait for a better one.
             if let Ok(socket) = listener.accept()
                 && let Ok(endpoint) = lead_server(socket.into(), spec, deadline)
@@ -177,9 +180,12 @@ pub enum EndpointError {
     /// The handshake.
     #[error("memif handshake: {0}")]
     HandshakeError(#[from] HandshakeError),
-    /// Nobody came in time.
+    /// The peer took too long.
     #[error("no peer came in time")]
     Timeout,
+    /// We listen, and nobody came.
+    #[error("nobody connected to {0}; is there a client end of the wire that has this socket?")]
+    NoClient(SocketAddress),
 }
 
 /// Between two tries to connect.

@@ -46,7 +46,7 @@ impl MemifResponder {
                         say(Event::Gone { peer: endpoint.peer.clone(), reason: gone.to_string() });
                     }
                 }
-                Err(EndpointError::Timeout) => {}
+                Err(EndpointError::Timeout | EndpointError::NoClient(_)) => {}
                 Err(error @ EndpointError::Socket(_)) if spec.role == Role::Server => return Err(error.into()),
                 Err(error) => {
                     let text = error.to_string();

@@ -13,7 +13,7 @@
 //!   (SIGBUS), and who tells when nobody has a file any more.
 //! - [`notifier`]: notifies a peer's eventfd without ever blocking, whatever the peer did to it.
 //! - [`unix`]: bytes and file descriptors over Unix sockets, of either `socket_kind`.
-//! - [`socket_file`]: the files of listening sockets, which others must not swap for links.
+//! - [`socket_file`]: the files of listening sockets, which others must not swap for links; [`socket_access`]: who may connect.
 //! - [`peer_file`]: descriptors that came that way, closed without waiting (by `closers`), and counted
 //!   ([`descriptor_account`]).
 //! - [`netns`]: network namespaces, entered by a short-lived thread.
@@ -42,6 +42,7 @@ pub mod notifier;
 pub mod peer_file;
 pub mod private_files;
 pub mod region;
+pub mod socket_access;
 pub mod socket_file;
 mod socket_kind;
 pub mod span;

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::socket::{Backlog, UnixAddr, bind, connect, listen};
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, UnlinkatFlags, fchownat, geteuid, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, unlinkat};
 use thiserror::Error;
 
 use crate::socket_kind::{Kind, new_socket};
@@ -26,6 +26,8 @@ use crate::socket_kind::{Kind, new_socket};
 pub struct Access {
     /// The permission bits, whatever the umask of the process.
     pub mode: u32,
+    /// The owner; none: who we are.
+    pub owner: Option<u32>,
     /// The group; none: what the kernel makes it.
     pub group: Option<u32>,
 }
@@ -118,11 +120,17 @@ pub fn listen_at(kind: Kind, path: &Path, access: Access, backlog: u8) -> Result
     let metadata = file.metadata().map_err(|error| failed("look at the file that was bound", error))?;
     // From here on the file goes when something fails.
     let socket_file = SocketFile(SocketLocation { path: path.to_owned(), identity: Identity::of(&metadata) });
-    if let Some(group) = access.group.filter(|&group| group != metadata.gid()) {
-        fchownat(&file, "", None, Some(Gid::from_raw(group)), AtFlags::AT_EMPTY_PATH)
-            .map_err(|errno| BindError::Group { group, source: errno.into() })?;
+    let other = |wanted: Option<u32>, is: u32| wanted.filter(|&wanted| wanted != is);
+    let (owner, group) = (other(access.owner, metadata.uid()), other(access.group, metadata.gid()));
+    if owner.is_some() || group.is_some() {
+        fchownat(&file, "", owner.map(Uid::from_raw), group.map(Gid::from_raw), AtFlags::AT_EMPTY_PATH).map_err(
+            |errno| match (owner, group) {
+                (None, Some(group)) => BindError::Group { group, source: errno.into() },
+                (owner, _) => BindError::Owner { owner: owner.unwrap_or_default(), source: errno.into() },
+            },
+        )?;
     }
-    if metadata.mode() & 0o777 != access.mode || access.group.is_some() {
+    if metadata.mode() & 0o777 != access.mode || access.group.is_some() || access.owner.is_some() {
         // The link in /proc leads to the file of the descriptor itself.
         fs::set_permissions(through(&file), Permissions::from_mode(access.mode))
             .map_err(|error| failed("set the mode", error))?;
@@ -177,6 +185,14 @@ pub enum BindError {
     Group {
         /// The group.
         group: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The owner cannot be set.
+    #[error("give it to user {owner}: {source}; that takes CAP_CHOWN")]
+    Owner {
+        /// The user.
+        owner: u32,
         /// Why not.
         source: io::Error,
     },
@@ -311,7 +327,7 @@ mod tests {
 
     use super::*;
 
-    const ACCESS: Access = Access { mode: 0o770, group: None };
+    const ACCESS: Access = Access { mode: 0o770, owner: None, group: None };
 
     /// A directory of this test, removed at its end.
     struct Folder(PathBuf);
@@ -343,7 +359,7 @@ mod tests {
         let folder = Folder::new("mode");
         for mode_wanted in [0o770, 0o660, 0o600, 0o777, 0o606] {
             let path = folder.path("a/b/s.sock");
-            let access = Access { mode: mode_wanted, group: None };
+            let access = Access { mode: mode_wanted, owner: None, group: None };
             let listening = listen_at(Kind::Stream, &path, access, 8).unwrap();
             assert_eq!(mode(&path), mode_wanted);
             drop(listening);
@@ -352,18 +368,18 @@ mod tests {
     }
 
     #[test]
-    fn the_file_belongs_to_the_group_that_was_asked_for() {
+    fn the_file_belongs_to_the_owner_and_the_group_that_were_asked_for() {
         let folder = Folder::new("group");
         let path = folder.path("s.sock");
-        let access = Access { mode: 0o660, group: Some(7) };
+        let access = Access { mode: 0o660, owner: Some(9), group: Some(7) };
         match listen_at(Kind::SeqPacket, &path, access, 8) {
             Ok(listening) => {
                 let metadata = fs::symlink_metadata(&path).unwrap();
-                assert_eq!((metadata.gid(), metadata.mode() & 0o777), (7, 0o660));
+                assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o777), (9, 7, 0o660));
                 drop(listening);
             }
             // Without the privilege; the test for that is that nothing is left behind.
-            Err(error) => assert!(matches!(error, BindError::Group { group: 7, .. }), "{error}"),
+            Err(error) => assert!(matches!(error, BindError::Owner { owner: 9, .. }), "{error}"),
         }
         assert!(!path.exists());
     }
@@ -389,7 +405,7 @@ mod tests {
             for round in 0..2000 {
                 // A mode that differs from what any umask leaves makes the most of the race.
                 let group = (round % 2 == 0).then_some(7);
-                let listening = listen_at(Kind::Stream, &path, Access { mode: 0o777, group }, 8);
+                let listening = listen_at(Kind::Stream, &path, Access { mode: 0o777, owner: None, group }, 8);
                 let owner = fs::metadata(&victim).unwrap();
                 assert_eq!((owner.mode() & 0o777, owner.gid()), (0o600, owner.uid()), "round {round}");
                 drop(listening);

@@ -2,16 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
+use dpdk_forwarder::admin::{AdminClient, Secrets, connect, spec_to_proto, v1};
+use dpdk_forwarder::config::parse_wire;
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::memif::Endpoint;
+use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Stream, both_ways, carry};
+use ferrule_hw_tests::unanswered::UnansweredFolder;
 use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -96,7 +100,6 @@ fn sigterm_delivers_what_was_published_says_goodbye_and_leaves_nothing() {
     assert_eq!(stream.send(&mut ends[0], 1000), 1000);
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for("draining");
-    assert_eq!(stream.tally().frames, 0);
     eventually("all has come", || {
         stream.receive(&mut ends[1]);
         stream.missing() == 0
@@ -129,10 +132,55 @@ fn a_stop_does_not_wait_for_the_wires_that_are_being_made() {
     let daemon = testbed.spawn("admin.sock");
     daemon.wait_for("admin API on");
     eventually("the first interface is there", || !pod.interfaces().is_empty());
+    let names = testbed.asked("admin.sock", async |client| names(client).await);
+    assert_eq!(names.len(), 600, "wires are listed while they are made");
     let (code, log) = end(daemon);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("draining") && log.contains("stopped") && !log.contains("ready:"), "{log}");
     pod.wait_for_interfaces(&[]);
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_holds_up_only_its_own_wires() {
+    let test = "a_file_system_that_does_not_answer_holds_up_only_its_own_wires";
+    let fuse = Need::Device { path: "/dev/fuse", cure: "modprobe fuse" };
+    let Some(testbed) = Testbed::new(test).filter(|_| !lacks(test, &[Need::Root, fuse])) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let hung = UnansweredFolder::on(place.path());
+    let text = |name: &str| {
+        let server = |socket: &Path| format!("{{memif: {{socket: {}, role: server}}}}", socket.display());
+        let ends = [place.path().join(format!("{name}.sock")), testbed.socket(name, 1)].map(|socket| server(&socket));
+        format!("{{name: {name}, ends: [{}]}}", ends.join(", "))
+    };
+    testbed.write(&[testbed.wire("good", ""), text("of-file")]);
+    let daemon = testbed.spawn("admin.sock");
+    daemon.wait_for("admin API on");
+    testbed.asked("admin.sock", async |client| {
+        assert_eq!(names(client).await, ["good", "of-file"]);
+        // The start still waits for that of the file.
+        let request = |wire: &str| v1::PutWireRequest {
+            wire: Some(spec_to_proto(&parse_wire(wire).unwrap(), Secrets::Shown)),
+            persist: None,
+        };
+        let (mut other, slow) = (client.clone(), request(&text("of-api")));
+        let put = tokio::spawn(async move { other.put_wire(slow).await });
+        client.put_wire(request(&testbed.wire("other", ""))).await.unwrap();
+        while !names(client).await.contains(&"of-api".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        client.remove_wire(v1::RemoveWireRequest { name: "of-api".to_owned() }).await.unwrap();
+        let aborted = put.await.unwrap().unwrap_err();
+        assert_eq!(aborted.code(), tonic::Code::Aborted, "{aborted}");
+        assert_eq!(names(client).await, ["good", "of-file", "other"]);
+    });
+    daemon.wait_for("is still being made: a file system or the kernel does not answer");
+    daemon.wait_for("ready: ");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("stopped");
+    // The kernel keeps a thread that waits for an answer, and the process with it.
+    drop(hung);
+    let (code, log) = daemon.wait();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 #[test]
@@ -210,6 +258,17 @@ impl Testbed {
         Process::start(command.arg("--config").arg(self.file()).arg("--admin").arg(self.folder.path().join(admin)))
     }
 
+    /// What a client of the admin API sees and does, within [`TIMEOUT`].
+    fn asked<T>(&self, admin: &str, ask: impl AsyncFnOnce(&mut AdminClient) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let path = self.folder.path().join(admin);
+        let work = async {
+            let mut client = connect(&path).await.unwrap();
+            ask(&mut client).await
+        };
+        runtime.block_on(async { tokio::time::timeout(TIMEOUT, work).await }).expect("the forwarder answers")
+    }
+
     /// A daemon that is ready.
     fn start(&self, admin: &str) -> Process {
         let daemon = self.spawn(admin);
@@ -225,6 +284,11 @@ impl Testbed {
     fn client(&self, wire: &str, end: usize) -> MemifSpec {
         MemifSpec::new(self.socket(wire, end).to_str().unwrap().parse().unwrap(), Role::Client)
     }
+}
+
+async fn names(client: &mut AdminClient) -> Vec<String> {
+    let wires = client.list_wires(v1::ListWiresRequest::default()).await.unwrap().into_inner().wires;
+    wires.into_iter().map(|wire| wire.name).collect()
 }
 
 /// Asks a daemon to end, and waits for that.

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
-use ferrule_daemon::{Phase, ServerError, Servers, ServiceSocket, SocketError};
+use ferrule_daemon::{ApiSocket, Phase, ServerError, Servers, ServiceSocket, SocketError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -39,8 +39,8 @@ pub struct DaemonOptions {
     pub kernel: Arc<dyn Kernel>,
     /// The directory of the journal.
     pub state: PathBuf,
-    /// Where the API listens.
-    pub socket: PathBuf,
+    /// Where the API listens, and who may use it.
+    pub socket: ApiSocket,
     /// Where Prometheus may ask; none: nowhere.
     pub metrics: Option<SocketAddr>,
     /// How often the tree is looked at without being told.
@@ -94,11 +94,11 @@ impl Daemon {
 
     /// Returns when everything listens. What the journal knows is shown at once, and brought to a known state meanwhile.
     pub async fn serve(options: DaemonOptions) -> Result<Self, RunError> {
-        let DaemonOptions { sysfs, kernel, state, socket: path, metrics, rescan, policies, file, timeouts, observer } =
+        let DaemonOptions { sysfs, kernel, state, socket: place, metrics, rescan, policies, file, timeouts, observer } =
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
-        let socket = ServiceSocket::bind("sriov-manager", &path)?;
+        let socket = ServiceSocket::bind("sriov-manager", &place.path, &place.access)?;
         let listener = match metrics {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
@@ -139,7 +139,7 @@ impl Daemon {
             Ok::<_, Infallible>(())
         });
         let look = follow(vfs.clone(), uevents, rescan, servers.phase()).map_err(RunError::Thread)?;
-        Ok(Self { vfs, servers, look, socket: path })
+        Ok(Self { vfs, servers, look, socket: place.path })
     }
 
     /// Returns when every VF is in a known state. A start that is stopped never is.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
@@ -23,9 +24,8 @@ struct Flags {
     /// The policies file; without it there are no pools, and VFs are lent by their addresses
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Socket of the API; overrides the file
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    socket: SocketFlags,
     /// Directory of the journal; overrides the file
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         sysfs: Sysfs::new(&flags.root),
         kernel: Arc::new(LiveKernel),
         state: flags.state.clone().unwrap_or(config.state),
-        socket: flags.socket.clone().unwrap_or(config.socket),
+        socket: config.socket.with(flags.socket),
         metrics: flags.metrics.or(config.metrics),
         rescan: flags.rescan.unwrap_or(config.rescan),
         policies: config.policies,

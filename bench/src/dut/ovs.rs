@@ -66,7 +66,6 @@ pub(super) fn start(
 
 /// How DPDK is to start, and where threads are to run.
 fn settings(site: &DutSetup) -> [String; 5] {
-    let mask = |cpus: &[usize]| format!("{:#x}", cpus.iter().fold(0u64, |mask, cpu| mask | 1 << (cpu % 64)));
     [
         "other_config:dpdk-init=true".to_owned(),
         // Without --legacy-mem the switch adds --in-memory, which does not go with --no-huge.
@@ -76,6 +75,15 @@ fn settings(site: &DutSetup) -> [String; 5] {
         format!("other_config:dpdk-lcore-mask={}", mask(&[site.other])),
         format!("other_config:pmd-cpu-mask={}", mask(&site.workers)),
     ]
+}
+
+/// As many CPUs as there may be, in hexadecimal.
+fn mask(cpus: &[usize]) -> String {
+    let mut digits = vec![0; cpus.iter().max().map_or(0, |cpu| cpu / 4) + 1];
+    for cpu in cpus {
+        digits[cpu / 4] |= 1 << (cpu % 4);
+    }
+    digits.iter().rev().fold("0x".to_owned(), |mask, digit: &u8| format!("{mask}{digit:x}"))
 }
 
 /// A switch that has everything in one folder.
@@ -153,5 +161,7 @@ mod tests {
         };
         let settings = settings(&site);
         assert!(settings[3].ends_with("=0x8") && settings[4].ends_with("=0x5"), "{settings:?}");
+        assert_eq!(mask(&[64]), "0x10000000000000000");
+        assert_eq!(mask(&[1, 6]), "0x42");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::method::search::is_slow;
 use crate::method::trial::{Measurement, Trial};
 
 /// Begins at the highest rate and goes down in tenths of it, until two rates one after the other lost nothing.
@@ -9,8 +10,16 @@ use crate::method::trial::{Measurement, Trial};
 pub struct LossRate {
     time: Duration,
     max: Option<f64>,
-    /// Rate and loss of each trial.
-    tried: Vec<(f64, f64)>,
+    tried: Vec<Tried>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    /// What was offered, and no more than was wanted.
+    rate: f64,
+    loss: f64,
+    /// The generator was too slow for what was wanted.
+    is_slow: bool,
 }
 
 impl LossRate {
@@ -23,7 +32,7 @@ impl LossRate {
     pub fn next(&self) -> Option<Trial> {
         let Some(max) = self.max else { return Some(Trial::saturating(self.time)) };
         let made = self.tried.len();
-        let clean = |&(_, loss): &(f64, f64)| loss == 0.0;
+        let clean = |tried: &Tried| tried.loss == 0.0;
         if made == STEPS || max <= 0.0 || (made >= 2 && self.tried[made - 2..].iter().all(clean)) {
             return None;
         }
@@ -34,13 +43,18 @@ impl LossRate {
     pub fn feed(&mut self, seen: Measurement) {
         match self.max {
             None => self.max = Some(seen.arrived * ABOVE),
-            Some(max) => self.tried.push((self.rate(max, self.tried.len()), seen.loss)),
+            Some(max) => {
+                let wanted = self.rate(max, self.tried.len());
+                let is_slow = is_slow(wanted, seen.offered);
+                self.tried.push(Tried { rate: wanted.min(seen.offered), loss: seen.loss, is_slow });
+            }
         }
     }
 
-    /// The highest rate at and below which nothing was lost.
-    pub fn clean(&self) -> Option<f64> {
-        self.tried.iter().rev().take_while(|(_, loss)| *loss == 0.0).last().map(|(rate, _)| *rate)
+    /// The highest rate at and below which nothing was lost, and whether it is what the generator makes.
+    pub fn clean(&self) -> Option<(f64, bool)> {
+        let clean = self.tried.iter().rev().take_while(|tried| tried.loss == 0.0).last();
+        clean.map(|tried| (tried.rate, tried.is_slow))
     }
 
     #[expect(clippy::unused_self, reason = "reads as a part of it")]
@@ -58,7 +72,7 @@ const ABOVE: f64 = 1.25;
 
 #[cfg(test)]
 mod tests {
-    use crate::method::tests::{SETTINGS, lead, wire_of};
+    use crate::method::tests::{SETTINGS, generator_of, lead, wire_of};
     use crate::method::{Method, MethodSettings};
 
     #[test]
@@ -69,6 +83,14 @@ mod tests {
         assert_eq!(rates, [10.0, 9.0, 8.0, 7.0, 6.0]);
         assert!((trials[0].1.loss - 0.25).abs() < 1e-9);
         assert!((method.figures()[0].value - 7e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_rate_that_the_generator_does_not_make_is_not_claimed() {
+        let mut method = Method::loss_rate(&MethodSettings { max_rate: Some(100e6), ..SETTINGS });
+        lead(&mut method, generator_of(30e6, wire_of(50e6)));
+        let figure = &method.figures()[0];
+        assert!((figure.value - 30e6).abs() < 1.0 && figure.is_generators, "{figure:?}");
     }
 
     #[test]

@@ -17,6 +17,10 @@ pub struct Search {
     /// What was tried, by phase.
     tried: Vec<Vec<Probe>>,
     count: usize,
+    /// Trials one after the other in which the generator was too slow.
+    slow: usize,
+    /// The generator is the limit: `max` is what it makes.
+    is_generators: bool,
 }
 
 /// How much loss is within it.
@@ -39,7 +43,10 @@ pub struct Phase {
 
 #[derive(Clone, Copy, Debug)]
 struct Probe {
+    /// What was wanted; where the generator is too slow for it, what it made.
     rate: f64,
+    /// What was offered, and no more than was wanted.
+    offered: f64,
     loss: f64,
 }
 
@@ -54,7 +61,7 @@ impl Search {
     /// Phases are passed through in their order.
     pub fn new(goals: Vec<Goal>, phases: Vec<Phase>, max: Option<f64>) -> Self {
         let tried = vec![Vec::new(); phases.len()];
-        Self { goals, phases, max, tried, count: 0 }
+        Self { goals, phases, max, tried, count: 0, slow: 0, is_generators: false }
     }
 
     /// What is looked for.
@@ -79,15 +86,35 @@ impl Search {
             return;
         };
         self.count += 1;
-        if let Some((rate, phase)) = self.next_rate(max) {
-            self.tried[phase].push(Probe { rate, loss: seen.loss });
+        let Some((rate, phase)) = self.next_rate(max) else { return };
+        let is_slow = is_slow(rate, seen.offered);
+        if is_slow && self.slow < SLOW_MAX {
+            // The machine may have done something else for a moment.
+            self.slow += 1;
+            return;
         }
+        self.slow = 0;
+        let rate = if is_slow { seen.offered } else { rate };
+        if is_slow {
+            (self.max, self.is_generators) = (Some(rate), true);
+        }
+        self.tried[phase].push(Probe { rate, offered: seen.offered.min(rate), loss: seen.loss });
     }
 
-    /// The highest rate known to be within a goal, by the longest trials that there were. None: there was none.
+    /// The highest rate that was offered and is known to be within a goal, by the longest trials that there were. None:
+    /// there was none.
     pub fn found(&self, goal: usize) -> Option<f64> {
+        self.best(goal).map(|probe| probe.offered)
+    }
+
+    /// Whether that is what the generator makes, and more might be.
+    pub fn is_generators(&self, goal: usize) -> bool {
+        self.is_generators && self.best(goal).zip(self.max).is_some_and(|(best, max)| best.rate >= max)
+    }
+
+    fn best(&self, goal: usize) -> Option<&Probe> {
         let last = self.tried.iter().rposition(|tried| !tried.is_empty())?;
-        self.bounds(last, self.goals[goal].loss).good
+        self.good(last, self.goals[goal].loss, self.bad(last, self.goals[goal].loss))
     }
 
     /// About how many trials there will be: the one without a pace, a phase's halvings for each goal, and its bounds.
@@ -121,7 +148,7 @@ impl Search {
                 None => max,
                 Some(Bounds { good, .. }) => good.unwrap_or(min),
             }),
-            Bounds { good: Some(good), bad: None } if good >= max => None,
+            Bounds { good: Some(good), .. } if good >= max => None,
             Bounds { good: Some(good), bad: None } => {
                 let hint = before.and_then(|before| before.bad).filter(|&bad| bad > good);
                 Some(hint.unwrap_or(good * (1.0 + 4.0 * width)).min(max))
@@ -136,22 +163,38 @@ impl Search {
                 Some(from_before.unwrap_or(below).max(min))
             }
             Bounds { good: Some(good), bad: Some(bad) } if (bad - good) / bad <= width => None,
-            Bounds { good: Some(good), bad: Some(bad) } => Some(f64::midpoint(good, bad)),
+            Bounds { good: Some(good), bad: Some(bad) } => Some(f64::midpoint(good, bad).min(max)),
         }
     }
 
     fn bounds(&self, phase: usize, goal: f64) -> Bounds {
-        let tried = &self.tried[phase];
-        let bad = tried.iter().filter(|tried| tried.loss > goal).map(|tried| tried.rate).min_by(f64::total_cmp);
-        let good = tried.iter().filter(|tried| tried.loss <= goal && bad.is_none_or(|bad| tried.rate < bad));
-        Bounds { good: good.map(|tried| tried.rate).max_by(f64::total_cmp), bad }
+        let bad = self.bad(phase, goal);
+        Bounds { good: self.good(phase, goal, bad).map(|probe| probe.rate), bad }
     }
+
+    fn bad(&self, phase: usize, goal: f64) -> Option<f64> {
+        self.tried[phase].iter().filter(|tried| tried.loss > goal).map(|tried| tried.rate).min_by(f64::total_cmp)
+    }
+
+    fn good(&self, phase: usize, goal: f64, bad: Option<f64>) -> Option<&Probe> {
+        let good = self.tried[phase].iter().filter(|tried| tried.loss <= goal);
+        good.filter(|tried| bad.is_none_or(|bad| tried.rate < bad)).max_by(|a, b| a.rate.total_cmp(&b.rate))
+    }
+}
+
+/// Whether the generator was too slow for a rate.
+pub(super) fn is_slow(wanted: f64, offered: f64) -> bool {
+    offered < wanted * OFFERED_MIN
 }
 
 /// How far above the rate of a saturated wire a search begins.
 const ABOVE: f64 = 1.05;
 /// Of the highest rate, the share that nothing below is tried of.
 const MIN_SHARE: f64 = 1.0 / 1024.0;
+/// Of the rate that is wanted, the share that a generator offers which is fast enough.
+const OFFERED_MIN: f64 = 0.98;
+/// How often a trial is made again in which the generator was too slow.
+const SLOW_MAX: usize = 2;
 /// A wire that answers at random must not be searched for ever.
 const TRIALS_MAX: usize = 120;
 
@@ -160,7 +203,7 @@ mod tests {
     use crate::load::Pace;
 
     use super::*;
-    use crate::method::tests::{SETTINGS, lead, wire_of};
+    use crate::method::tests::{SETTINGS, generator_of, lead, wire_of};
     use crate::method::{Method, MethodSettings};
 
     fn near(value: f64, expected: f64, precision: f64) -> bool {
@@ -188,6 +231,32 @@ mod tests {
         let trials = lead(&mut method, wire_of(1e6));
         assert_eq!(trials.len(), 1, "a wire that takes the highest rate is searched no further");
         assert!((method.figures()[0].value - 5e5).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_rate_that_the_generator_does_not_make_is_not_found() {
+        let settings = MethodSettings { max_rate: Some(100e6), ..SETTINGS };
+        for mut method in [Method::throughput(&settings), Method::ndr_pdr(&settings), Method::latency(&settings)] {
+            let trials = lead(&mut method, generator_of(30e6, wire_of(50e6)));
+            for figure in method.figures() {
+                assert!(near(figure.value, 30e6, 0.03) && figure.is_generators, "{figure:?}");
+            }
+            assert!(trials.len() < 20, "{} trials", trials.len());
+        }
+        // A wire that takes less than the generator makes is the limit.
+        let mut method = Method::throughput(&settings);
+        lead(&mut method, generator_of(30e6, wire_of(20e6)));
+        let found = &method.figures()[0];
+        assert!(near(found.value, 20e6, 0.01) && !found.is_generators, "{found:?}");
+        // One moment in which the machine did something else changes nothing.
+        let mut number = 0;
+        let mut method = Method::throughput(&SETTINGS);
+        lead(&mut method, |trial| {
+            number += 1;
+            generator_of(if number == 4 { 1e6 } else { 1e9 }, wire_of(20e6))(trial)
+        });
+        let found = &method.figures()[0];
+        assert!(near(found.value, 20e6, 0.01) && !found.is_generators, "{found:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Programs beside ours, figure by figure.
 
 use crate::method::Unit;
-use crate::session::{CaseResult, ProgramResult, TrialResult};
+use crate::session::{CaseResult, ProgramResult, Round, TrialResult};
 use crate::spread::Spread;
 
 /// One figure of one program in one case, by rounds, beside the same of ours.
@@ -13,8 +13,8 @@ pub struct Compared<'a> {
     pub spread: Spread,
     /// CPU cycles for each frame.
     pub cycles: Option<Spread>,
-    /// The share of time in which the generator had nothing to do.
-    pub idle: Option<Spread>,
+    /// The generator was the limit: the figure is a lower bound.
+    pub is_generators: bool,
     /// What was offered at a fixed rate, and what became of it; none: not every trial had a pace.
     pub paced: Option<Paced>,
     /// Ours by theirs; none: it is ours, or theirs is 0.
@@ -62,17 +62,21 @@ pub fn compare(case: &CaseResult) -> Vec<Compared<'_>> {
                 entry,
                 spread,
                 cycles: Spread::of(of_trials(entry, |trial| trial.cycles)),
-                idle: if figure.name == SATURATED {
-                    Spread::of(of_trials(entry, TrialResult::unpaced_idle))
-                } else {
-                    None
-                },
+                is_generators: is_generators(entry, at, figure.name),
                 paced: if figure.name == SATURATED { Paced::of(entry) } else { None },
                 ratio,
             });
         }
     }
     compared
+}
+
+/// Whether the generator was the limit: in most rounds it could not make more, or it never waited.
+fn is_generators(entry: &ProgramResult, figure: usize, name: &str) -> bool {
+    let of_generator = |round: &&Round| round.figures.get(figure).is_some_and(|figure| figure.is_generators);
+    let idle = || Spread::of(of_trials(entry, TrialResult::unpaced_idle));
+    2 * entry.rounds.iter().filter(of_generator).count() > entry.rounds.len()
+        || (name == SATURATED && idle().is_some_and(|idle| idle.median < IDLE_MIN))
 }
 
 fn values(entry: &ProgramResult, figure: usize) -> Vec<f64> {
@@ -95,4 +99,4 @@ pub const MILLION: f64 = 1e6;
 /// The figure of trials that may have no pace: only these can be the generator's own limit.
 const SATURATED: &str = "rate";
 /// A generator that has less to do than this is the limit itself.
-pub const IDLE_MIN: f64 = 0.05;
+const IDLE_MIN: f64 = 0.05;

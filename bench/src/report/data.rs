@@ -6,7 +6,7 @@ use std::io;
 
 use serde::Serialize;
 
-use super::compare::{Compared, IDLE_MIN, MILLION, compare};
+use super::compare::{Compared, MILLION, compare};
 use crate::machine::Machine;
 use crate::method::Unit;
 use crate::session::{CaseResult, ProgramResult, Results, TrialResult};
@@ -52,7 +52,8 @@ struct FigureJson<'a> {
     /// CPU cycles of the program for each frame: its CPU time by the scheduler, at the rate of the TSC.
     ours_cycles: Option<f64>,
     ours_cycles_spread: Option<Spread>,
-    /// The generator waited in less than a twentieth of the time: it was the limit.
+    /// The generator waited in less than a twentieth of the time, or did not make a rate that a search tried: it was the
+    /// limit.
     ours_limited_by_generator: bool,
     /// At a fixed rate: what was offered, the share of it that was lost, and the share of what was due that the generator
     /// was too late for.
@@ -121,7 +122,7 @@ fn line<'a>(
         ours_spread: ours.spread.by(scale),
         ours_cycles: ours.cycles.map(|cycles| cycles.median),
         ours_cycles_spread: ours.cycles,
-        ours_limited_by_generator: ours.idle.is_some_and(|idle| idle.median < IDLE_MIN),
+        ours_limited_by_generator: ours.is_generators,
         ours_offered_mpps: offered(ours),
         ours_loss: loss(ours),
         ours_skipped: skipped(ours),

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::compare::{Compared, IDLE_MIN, MILLION, bits, compare};
+use super::compare::{Compared, MILLION, bits, compare};
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
 use crate::case::line_rate;
 use crate::method::Unit;
@@ -75,7 +75,7 @@ fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, compar
             td { (compared.name) }
             td.n {
                 (format!("{:.decimals$} {unit}", spread.median))
-                @if compared.idle.is_some_and(|idle| idle.median < IDLE_MIN) {
+                @if compared.is_generators {
                     br; span.bad title="It had nothing to wait for in more than 95 % of the time." { "generator's limit" }
                 }
             }
@@ -317,7 +317,9 @@ fn environment(results: &Results) -> Markup {
             dt { "CPU" } dd { (machine.cpu) ", " (machine.cpus) " usable; TSC " (format!("{:.0} MHz", machine.tsc_mhz)) }
             dt { "Virtual machine" } dd { (virtualised) }
             dt { "Pinned" } dd {
-                "workers on CPU " (format!("{:?}", machine.worker_cpus)) ", generator on CPU " (machine.generator_cpu)
+                @if machine.worker_cpus.is_empty() { "workers' CPUs unknown" }
+                @else { "workers on CPU " (format!("{:?}", machine.worker_cpus)) }
+                ", generator on CPU " (machine.generator_cpu)
                 "; governor " (machine.governor) "; isolated CPUs: " (machine.isolated)
             }
             dt { "System" } dd { (machine.system) ", Linux " (machine.kernel) ", " (machine.memory_mib) " MiB" }

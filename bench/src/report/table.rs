@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::compare::{Compared, IDLE_MIN, MILLION, Paced, bits, compare};
+use super::compare::{Compared, MILLION, Paced, bits, compare};
 use crate::method::Unit;
 use crate::session::{CaseResult, Results};
 use crate::spread::Spread;
@@ -47,14 +47,12 @@ fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 9] {
     let decimals = if is_rate { 2 } else { 0 };
     let spread = compared.spread.by(scale);
     let range = |spread: Spread, decimals: usize| format!("{:.decimals$} - {:.decimals$}", spread.min, spread.max);
-    // A generator without a pause measured itself.
-    let limited = compared.idle.is_some_and(|idle| idle.median < IDLE_MIN);
     let text = |ratio: Option<Spread>, text: &dyn Fn(Spread) -> String| ratio.map(text).unwrap_or_default();
     [
         name.to_owned(),
         compared.entry.program.clone(),
         format!("{}, {unit}", compared.name),
-        format!("{:.decimals$}{}", spread.median, if limited { " (generator)" } else { "" }),
+        format!("{:.decimals$}{}", spread.median, if compared.is_generators { " (generator)" } else { "" }),
         range(spread, decimals),
         if is_rate { format!("{:.1}", bits(compared.spread.median, case) / 1e9) } else { String::new() },
         text(compared.cycles, &|cycles| format!("{:.0}", cycles.median)),
@@ -99,6 +97,7 @@ fn latencies(case: &CaseResult) -> Vec<[String; 9]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::Figure;
     use crate::report::tests::results;
 
     #[test]
@@ -129,6 +128,15 @@ mod tests {
         for trial in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds).flat_map(|r| &mut r.trials)
         {
             trial.idle = 0.01;
+        }
+        assert!(table(&results).to_string().contains("31.25 (generator)"));
+    }
+
+    #[test]
+    fn a_search_that_the_generator_ended_says_so() {
+        let mut results = results(&[64]);
+        for round in results.cases[0].entries.iter_mut().flat_map(|entry| &mut entry.rounds) {
+            round.figures[0] = Figure { name: "throughput", is_generators: true, ..round.figures[0].clone() };
         }
         assert!(table(&results).to_string().contains("31.25 (generator)"));
     }

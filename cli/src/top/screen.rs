@@ -13,14 +13,15 @@ use super::view::View;
 use crate::admin::Watch;
 use crate::{CliError, text};
 
-/// Shows `count` readings, or until a person has seen enough.
+/// Shows rates `count` times, or until a person has seen enough.
 pub(super) async fn run(mut watch: Watch, socket: &Path, count: Option<u64>) -> Result<(), CliError> {
     let mut signals = Signals::new()?;
     let mut view = View::new(socket.display().to_string(), text::colour_wanted());
     let mut readings = Readings::default();
     let mut screen = Screen::enter()?;
     let mut events = events();
-    let mut left = count;
+    // The first reading only gives the second something to be compared with.
+    let mut left = count.map(|count| count.saturating_add(1));
     loop {
         screen.terminal.draw(|frame| view.draw(frame))?;
         if left == Some(0) {

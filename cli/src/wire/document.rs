@@ -17,16 +17,19 @@ pub(super) struct Item {
     pub(super) yaml: String,
 }
 
-/// The wires of a document: one wire, a list of wires, or a wires file, of which only `wires:` is looked at.
+/// The wires of a document: one wire, a list of wires, or a wires file, of which only `wires:` is looked at. It is read to
+/// its end: what is behind the first wires is not left out without a word.
 pub(super) fn split(text: &str) -> Result<Vec<Item>, DocumentError> {
     let document = Node::read(text)?;
     let wires = match &document.content {
         Content::List(items) => items,
         Content::Map(entries) => {
-            match entries.iter().find(|(key, _)| key == "wires").map(|(_, wires)| &wires.content) {
-                None => std::slice::from_ref(&document),
-                Some(Content::List(items)) => items,
-                Some(_) => return Err(DocumentError::NoList),
+            let mut lists = entries.iter().filter(|(key, _)| key == "wires").map(|(_, wires)| wires);
+            match (lists.next().map(|wires| &wires.content), lists.next()) {
+                (_, Some(again)) => return Err(DocumentError::ListTwice { line: again.start.line() }),
+                (None, None) => std::slice::from_ref(&document),
+                (Some(Content::List(items)), None) => items,
+                (Some(_), None) => return Err(DocumentError::NoList),
             }
         }
         Content::Other(_) => return Err(DocumentError::NoWire),
@@ -54,11 +57,20 @@ enum Content {
 impl Node {
     fn read(text: &str) -> Result<Self, DocumentError> {
         let mut parser = Parser::new_from_str(text);
-        loop {
+        let document = loop {
             match next(&mut parser)? {
                 (Event::StreamStart | Event::DocumentStart(_) | Event::Nothing, _) => {}
                 (Event::StreamEnd, _) => return Err(DocumentError::NoWire),
-                first => return Self::below(first, &mut parser, DEPTH_MAX),
+                first => break Self::below(first, &mut parser, DEPTH_MAX),
+            }
+        }?;
+        loop {
+            match next(&mut parser)? {
+                (Event::StreamEnd, _) => return Ok(document),
+                (Event::DocumentStart(_), span) => {
+                    return Err(DocumentError::SecondDocument { line: span.start.line() });
+                }
+                _ => {}
             }
         }
     }
@@ -143,6 +155,20 @@ pub enum DocumentError {
     /// `wires` is not a list.
     #[error("`wires:` of this document is not a list")]
     NoList,
+    /// There are two lists, one of which nobody would see.
+    #[error("line {line}: `wires:` is there a second time; put all of the wires into one list")]
+    ListTwice {
+        /// Of the second one.
+        line: usize,
+    },
+    /// There is more behind the first document.
+    #[error(
+        "line {line}: a second document begins here; put all of the wires into one list, without `---` between them"
+    )]
+    SecondDocument {
+        /// Where it begins.
+        line: usize,
+    },
     /// It is nested without end.
     #[error("this document is nested deeper than {DEPTH_MAX} levels")]
     TooDeep,
@@ -212,6 +238,11 @@ idle: poll
             assert!(message(text).starts_with("there is no wire"), "{text}");
         }
         assert!(message("wires: { a: b }").contains("not a list"));
+        let two = "name: a\nends: []\n---\nname: b\nends: []\n";
+        assert!(message(two).starts_with("line 3: a second document"), "{}", message(two));
+        assert!(message("name: a\nends: []\n---\n[").contains("line"));
+        assert!(message("wires: [{name: a}]\nwires: [{name: b}]\n").starts_with("line 2: `wires:`"));
+        assert_eq!(split("---\nname: a\nends: []\n...\n").unwrap().len(), 1);
         assert!(message("wires:\n  - name: [\n").contains("line"));
         assert!(message(&"[".repeat(40)).contains("deeper"));
     }

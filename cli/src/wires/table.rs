@@ -128,7 +128,8 @@ pub(crate) fn trouble(wire: &Wire, end: &End) -> Option<String> {
         "failed" if wire.persistent || wire.origin() == Origin::File => {
             ("has failed and is tried again every few seconds", "the cause")
         }
-        "failed" => ("has failed; to have it back, remove the wire and add it again", "the cause"),
+        // Added once more, it is mended: the other end keeps its peer.
+        "failed" => ("has failed; to have it back, add the same wire again", "the cause"),
         _ => return None,
     };
     Some(if detail.is_empty() { what.to_owned() } else { format!("{what}; {cause}: {detail}") })

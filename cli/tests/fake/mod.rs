@@ -64,7 +64,9 @@ impl Admin for Canned {
 
     async fn remove_wire(&self, request: Request<RemoveWireRequest>) -> Result<Response<RemoveWireResponse>, Status> {
         match request.into_inner().name.as_str() {
-            "a-b" => Ok(Response::new(RemoveWireResponse {})),
+            "a-b" => Ok(Response::new(RemoveWireResponse { journal_only: false })),
+            "of-file" => Ok(Response::new(RemoveWireResponse { journal_only: true })),
+            "draining" => Err(Status::unavailable("the forwarder is draining; ask its successor")),
             name => Err(Status::not_found(format!("wire `{name}`: there is none of this name"))),
         }
     }

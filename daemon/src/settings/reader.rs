@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::tree::{Key, Node, Value};
@@ -120,13 +121,6 @@ impl<'a> Field<'a> {
         let Value::Map(entries) = &self.node.value else { return None };
         let (_, node) = entries.iter().find(|(entry, _)| entry.text == key)?;
         Some(Field { node, path: join(&self.path, key), ..*self })
-    }
-
-    /// Notes an error unless `path` can be that of a Unix socket.
-    pub fn check_socket(&self, path: &str) {
-        if !path.starts_with('/') || path.len() > SOCKET_PATH_MAX {
-            self.wrong(format!("`{path}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
-        }
     }
 
     /// The items of a list; nothing written is an empty list.
@@ -268,6 +262,15 @@ fn closest(text: &str, known: &'static [&'static str]) -> Option<&'static str> {
 
 fn join(parent: &str, child: &str) -> String {
     if parent.is_empty() { child.to_owned() } else { format!("{parent}.{child}") }
+}
+
+/// The path of an API's socket, as a file or a flag gives it; the error says what is wanted. Clients connect by the path
+/// itself, so it must fit into an address.
+pub fn socket_path(text: &str) -> Result<PathBuf, String> {
+    if !text.starts_with('/') || text.len() > SOCKET_PATH_MAX {
+        return Err(format!("`{text}`; an absolute path of at most {SOCKET_PATH_MAX} bytes is wanted"));
+    }
+    Ok(PathBuf::from(text))
 }
 
 /// `sun_path` has 108 bytes, one of them the closing NUL.

@@ -16,10 +16,11 @@
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
 //! - `make`: wires are made, changed and removed; `lanes`: they are joined and parted;
 //! - [`sockets`]: what looks up the path of a socket, and may hang there;
-//! - [`listener`]: listening sockets; [`handshake`] and [`pending`]: peers there that no end has yet;
+//! - [`listener`]: listening sockets; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `memif` and `vhost_user`: peers of these kinds;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
 
+pub mod accept;
 pub mod disconnect;
 pub mod end;
 pub mod events;

@@ -68,22 +68,6 @@ pub struct Wire {
     pub log_limit: LogLimit,
 }
 
-/// What a wire takes along when it is made again: also after it could not be, until somebody removes it.
-pub struct History {
-    /// What it was to be.
-    pub spec: Arc<WireSpec>,
-    /// How often that has changed.
-    pub generation: u64,
-    /// What lanes counted.
-    pub counters: Arc<[LinkCounters; 2]>,
-    /// What the kernel counted.
-    pub carried: [Traffic; 2],
-    /// What the memory of its peers has cost.
-    pub budgets: [Arc<MemoryBudget>; 2],
-    /// What reapers have not dropped yet.
-    pub reaping: [ReapAccount; 2],
-}
-
 /// How far a wire has come.
 #[expect(clippy::large_enum_variant, reason = "there is one for each wire, and each becomes the largest of them")]
 pub enum Body {
@@ -192,9 +176,9 @@ impl Wire {
         }
     }
 
-    /// Goes on where another form of it has ended.
-    pub fn go_on(&mut self, history: History) {
-        let History { spec, generation, counters, carried, budgets, reaping } = history;
+    /// Goes on where a former wire of this name has ended: with its counters, and with what its peers have cost.
+    pub fn go_on(&mut self, former: Self) {
+        let Self { spec, generation, counters, carried, budgets, reaping, .. } = former;
         for (budget, end) in budgets.iter().zip(&self.spec.ends) {
             budget.set_limit(memory_limit(end));
         }

@@ -50,6 +50,9 @@ pub enum EngineError {
     #[error("wire `{0}` was removed or changed by somebody else before it was made")]
     Cancelled(String),
     /// It takes longer than anybody should wait.
+    #[error("wire `{0}` is still being made: a file system or the kernel does not answer; it goes on")]
+    StillMaking(String),
+    /// It takes longer than anybody should wait.
     #[error("wire `{0}` is still being removed: a worker or the kernel is busy; it goes on")]
     StillRemoving(String),
     /// All wires are being removed.

@@ -30,7 +30,8 @@ pub use netns::{NetNs, OpenNetNs, Process};
 pub use role::{Mode, Role};
 pub use size::ByteSize;
 pub(crate) use socket::check_access;
-pub use socket::{FileMode, Group, SocketAccess, SocketAddress};
+
+pub use socket::{FileMode, Group, SocketAccess, SocketAddress, User};
 
 /// One wire: two ends and what to do when one of them does not take frames as fast as they come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,11 +275,15 @@ mod tests {
     fn group_and_mode_are_those_of_a_path_that_we_listen_on() {
         let end = |address: &str, role| {
             let mut vhost = VhostUserSpec::new(address.parse().unwrap(), role);
-            vhost.access = SocketAccess { group: Some(Group::Id(7)), mode: "0660".parse().ok() };
+            vhost.access =
+                SocketAccess { owner: Some(User::Id(9)), group: Some(Group::Id(7)), mode: "0660".parse().ok() };
             vhost.check().into_iter().map(|error| error.field).collect::<Vec<_>>()
         };
         assert_eq!(end("/run/vm.sock", Role::Server), [""; 0]);
-        assert_eq!(end("/run/vm.sock", Role::Client), ["vhost-user.group", "vhost-user.socket_mode"]);
-        assert_eq!(end("@vm", Role::Server), ["vhost-user.group", "vhost-user.socket_mode"]);
+        assert_eq!(
+            end("/run/vm.sock", Role::Client),
+            ["vhost-user.socket_owner", "vhost-user.group", "vhost-user.socket_mode"]
+        );
+        assert_eq!(end("@vm", Role::Server), ["vhost-user.socket_owner", "vhost-user.group", "vhost-user.socket_mode"]);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use ferrule_ffi::socket_access::{FileMode, Group, SocketAccess, User};
 use ferrule_ffi::socket_file;
 
 use super::{FieldError, Role, SpecError};
@@ -48,110 +49,8 @@ impl fmt::Display for SocketAddress {
     }
 }
 
-/// Who may connect to a socket that we listen on. It means nothing for an abstract name, which everybody in its
-/// namespace may connect to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SocketAccess {
-    /// The group that the file belongs to; none: what the kernel makes it.
-    pub group: Option<Group>,
-    /// The permission bits of the file; none: [`SocketAccess::MODE_DEFAULT`].
-    pub mode: Option<FileMode>,
-}
-
-impl SocketAccess {
-    /// Owner and group may connect, as with VPP.
-    pub const MODE_DEFAULT: u32 = 0o770;
-
-    /// The permission bits of the file.
-    pub fn mode(&self) -> u32 {
-        self.mode.map_or(Self::MODE_DEFAULT, FileMode::bits)
-    }
-}
-
-impl fmt::Display for SocketAccess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.group {
-            Some(group) => write!(f, "group {group} and mode {:o}", self.mode()),
-            None => write!(f, "no group and mode {:o}", self.mode()),
-        }
-    }
-}
-
-/// A group by its name or its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// By number.
-    Id(u32),
-    /// By its name in the group database of this machine, looked up when the socket is made.
-    Name(String),
-}
-
-impl FromStr for Group {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        if text.bytes().all(|byte| byte.is_ascii_digit())
-            && let Ok(id) = text.parse()
-            && id != u32::MAX
-        {
-            return Ok(Self::Id(id));
-        }
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.$".contains(&byte);
-        if text.is_empty() || text.len() > GROUP_MAX || text.starts_with('-') || !text.bytes().all(is_name) {
-            return Err(SpecError::new(
-                "group",
-                text,
-                "the name or the number of a group is wanted, as in `qemu` or `107`",
-            ));
-        }
-        Ok(Self::Name(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Group {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => write!(f, "{id}"),
-            Self::Name(name) => f.write_str(name),
-        }
-    }
-}
-
-/// Permission bits in octal, as `chmod` takes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileMode(u32);
-
-impl FileMode {
-    /// The bits.
-    pub fn bits(self) -> u32 {
-        self.0
-    }
-}
-
-impl FromStr for FileMode {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let digits = text.strip_prefix("0o").unwrap_or(text);
-        let octal = (3..=4).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-        u32::from_str_radix(digits, 8)
-            .ok()
-            .filter(|&bits| octal && bits <= 0o777)
-            .map(Self)
-            .ok_or_else(|| SpecError::new("mode", text, "permission bits in octal are wanted, as in `0660`"))
-    }
-}
-
-impl fmt::Display for FileMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04o}", self.0)
-    }
-}
-
 /// `sun_path` has 108 bytes; one is the leading NUL of an abstract name.
 const ABSTRACT_MAX: usize = 107;
-/// As `useradd` has it.
-const GROUP_MAX: usize = 32;
 
 /// What is wrong with who may connect, where nobody can.
 pub(crate) fn check_access(
@@ -164,11 +63,12 @@ pub(crate) fn check_access(
         (Role::Server, SocketAddress::Path(_)) => None,
         (Role::Client, _) => Some("means something for a server end only: as client the socket is the peer's"),
         (Role::Server, SocketAddress::Abstract(_)) => {
-            Some("means something for a path only: an abstract name has neither group nor mode")
+            Some("means something for a path only: an abstract name has no owner, group or mode")
         }
     };
     // `mode` of a memif end is what its frames begin with.
-    let fields = [("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
+    let owner = ("socket_owner", access.owner.is_some());
+    let fields = [owner, ("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
     let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
     given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
 }
@@ -190,21 +90,5 @@ mod tests {
         {
             assert!(bad.parse::<SocketAddress>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_group_is_a_name_or_a_number_and_a_mode_is_octal() {
-        assert_eq!("107".parse(), Ok(Group::Id(107)));
-        assert_eq!("libvirt-qemu".parse(), Ok(Group::Name("libvirt-qemu".into())));
-        for bad in ["", "-1", "a b", "a:b", &"x".repeat(33)] {
-            assert!(bad.parse::<Group>().is_err(), "{bad}");
-        }
-        for (good, bits) in [("0660", 0o660), ("770", 0o770), ("0o600", 0o600)] {
-            assert_eq!(good.parse::<FileMode>().map(FileMode::bits), Ok(bits));
-        }
-        for bad in ["", "66", "0880", "1777", "00660", "rw", "+660"] {
-            assert!(bad.parse::<FileMode>().is_err(), "{bad}");
-        }
-        assert_eq!(SocketAccess::default().mode(), 0o770);
     }
 }

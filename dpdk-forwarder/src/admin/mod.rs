@@ -20,7 +20,7 @@ use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 
 use crate::journal::JournalError;
-use crate::wires::{ChangeError, Listed, Put, Wires};
+use crate::wires::{ChangeError, Listed, Put, Removed, Wires};
 use v1::admin_server::{Admin, AdminServer};
 
 pub use client::{AdminClient, ConnectError, connect};
@@ -76,8 +76,8 @@ impl Admin for Service {
         request: Request<v1::RemoveWireRequest>,
     ) -> Result<Response<v1::RemoveWireResponse>, Status> {
         let name = request.into_inner().name;
-        self.change(move |wires| wires.remove(&name)).await?;
-        Ok(Response::new(v1::RemoveWireResponse {}))
+        let removed = self.change(move |wires| wires.remove(&name)).await?;
+        Ok(Response::new(v1::RemoveWireResponse { journal_only: removed == Removed::FromJournal }))
     }
 
     async fn list_wires(
@@ -196,7 +196,7 @@ fn refusal(error: &ChangeError) -> Status {
         | ChangeError::FromAdmin(_)
         | ChangeError::NoJournal(_) => Code::FailedPrecondition,
         ChangeError::Engine(EngineError::Cancelled(_)) => Code::Aborted,
-        ChangeError::Engine(EngineError::StillRemoving(_)) => Code::DeadlineExceeded,
+        ChangeError::Engine(EngineError::StillMaking(_) | EngineError::StillRemoving(_)) => Code::DeadlineExceeded,
         ChangeError::Engine(EngineError::Start(_) | EngineError::Ended(_))
         | ChangeError::Journal(JournalError::Locked { .. } | JournalError::Failed { .. }) => Code::Internal,
         ChangeError::Journal(JournalError::Full { .. }) => Code::ResourceExhausted,
@@ -231,6 +231,7 @@ mod tests {
             (ChangeError::NoJournal("a".into()), Code::FailedPrecondition),
             (ChangeError::OtherOwner { wire: "a".into(), owner: "nsm".into() }, Code::AlreadyExists),
             (full.into(), Code::ResourceExhausted),
+            (EngineError::StillMaking("a".into()).into(), Code::DeadlineExceeded),
             (EngineError::Draining.into(), Code::Unavailable),
             (ChangeError::Draining, Code::Unavailable),
         ];

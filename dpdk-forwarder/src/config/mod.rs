@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use ferrule_daemon::ApiSocket;
 use ferrule_daemon::settings::{Diagnostics, Field, FileSettings, SettingsFile, decode, parse};
 use ferrule_dataplane::spec::{FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
@@ -25,8 +26,8 @@ pub struct Config {
     pub workers: Vec<usize>,
     /// What a worker without work does.
     pub idle: Idle,
-    /// Where the admin API listens.
-    pub admin: PathBuf,
+    /// Where the admin API listens, and who may use it.
+    pub socket: ApiSocket,
     /// Where Prometheus may ask; none: nowhere.
     pub metrics: Option<SocketAddr>,
     /// Where wires of the admin API are kept for the next start; none: nowhere.
@@ -46,17 +47,20 @@ impl Config {
         Settings { idle: self.idle, ..Settings::new(self.workers.clone()) }
     }
 
-    /// The settings that differ from `self` in `newer` and that only a restart can change, one line each.
-    pub fn needs_restart(&self, newer: &Self) -> Vec<String> {
+    /// The settings that differ from `self` in `newer` and that only a restart can change, one line each. Those that were
+    /// given on the command line are left out: whatever the file says of them, nothing changes.
+    pub fn needs_restart(&self, newer: &Self, by_flag: &[&str]) -> Vec<String> {
         let mut changes = Vec::new();
         let mut compare = |name: &str, old: String, new: String| {
-            if old != new {
+            if old != new && !by_flag.contains(&name) {
                 changes.push(format!("{name}: {old} is in use, {new} in the file; a restart changes it"));
             }
         };
         compare("workers", format!("{:?}", self.workers), format!("{:?}", newer.workers));
         compare("idle", idle_word(self.idle).to_owned(), idle_word(newer.idle).to_owned());
-        compare("admin", self.admin.display().to_string(), newer.admin.display().to_string());
+        for ((name, old), (_, new)) in self.socket.in_words().into_iter().zip(newer.socket.in_words()) {
+            compare(name, old, new);
+        }
         let metrics =
             |config: &Self| config.metrics.map_or_else(|| "nothing".to_owned(), |address| address.to_string());
         compare("metrics", metrics(self), metrics(newer));
@@ -81,7 +85,7 @@ impl Default for Config {
         Self {
             workers: vec![0],
             idle: Idle::Adaptive,
-            admin: PathBuf::from(ADMIN_DEFAULT),
+            socket: ApiSocket::at(ADMIN_DEFAULT),
             metrics: None,
             journal: None,
             wires: Vec::new(),
@@ -103,7 +107,18 @@ pub fn parse_wire(text: &str) -> Result<WireSpec, ConfigErrors> {
 
 fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     let mut config = Config::default();
-    let Some(table) = root.table(&["workers", "idle", "admin", "metrics", "journal", "wires"]) else {
+    let Some(table) = root.table(&[
+        "workers",
+        "idle",
+        "socket",
+        "socket_owner",
+        "socket_group",
+        "socket_mode",
+        "admin",
+        "metrics",
+        "journal",
+        "wires",
+    ]) else {
         return config;
     };
     if let Some(workers) = table.optional("workers") {
@@ -113,12 +128,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         let words = [Idle::Adaptive, Idle::Poll].map(|idle| (idle_word(idle), idle));
         config.idle = idle.choice(&words).unwrap_or_default();
     }
-    if let Some(field) = table.optional("admin")
-        && let Some(path) = field.text()
-    {
-        config.admin = PathBuf::from(path);
-        field.check_socket(path);
-    }
+    config.socket = config.socket.read(&table, Some("admin"));
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     config.journal = table.optional("journal").and_then(|field| read_path(&field));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! What a wires file may say, and what is said about a wrong one.
 
 use ferrule_dataplane::spec::{
-    EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, SocketAddress, VhostUserSpec,
+    EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, SocketAccess, SocketAddress,
+    VhostUserSpec,
 };
 use proptest::prelude::*;
 
@@ -173,7 +174,7 @@ wires:
 ";
     assert_eq!(
         Config::parse("f", text).unwrap_err().to_string(),
-        "f:5:31: wires[1].ends[0].memif.socket: /run/m has another `group` or `socket_mode`, by the wire `a` on line 3; give both the same"
+        "f:5:31: wires[1].ends[0].memif.socket: /run/m has another `socket_owner`, `group` or `socket_mode`, by the wire `a` on line 3; give both the same"
     );
 }
 
@@ -219,16 +220,17 @@ fn a_key_given_twice_names_both_lines() {
 fn what_only_a_restart_can_change_is_listed() {
     let old = Config::default();
     let new = Config::parse("f", "workers: [1]\nidle: poll\nmetrics: 127.0.0.1:1\nadmin: /a\n").unwrap();
-    assert_eq!(old.needs_restart(&old), Vec::<String>::new());
+    assert_eq!(old.needs_restart(&old, &[]), Vec::<String>::new());
     assert_eq!(
-        old.needs_restart(&new),
+        old.needs_restart(&new, &[]),
         [
             "workers: [0] is in use, [1] in the file; a restart changes it",
             "idle: adaptive is in use, poll in the file; a restart changes it",
-            "admin: /run/ferrule/admin.sock is in use, /a in the file; a restart changes it",
+            "socket: /run/ferrule/admin.sock is in use, /a in the file; a restart changes it",
             "metrics: nothing is in use, 127.0.0.1:1 in the file; a restart changes it",
         ]
     );
+    assert_eq!(old.needs_restart(&new, &["workers", "idle", "socket", "metrics"]), Vec::<String>::new());
 }
 
 #[test]
@@ -262,13 +264,18 @@ fn a_wire_has_an_owner_and_labels_and_its_sockets_a_group_a_mode_and_a_limit_of_
     let wire = parse_wire(
         "{name: w, owner: nsm, labels: {app: nat, tier/x: \"7\"}, ends: [\
          {memif: {socket: /m, role: server, group: qemu, socket_mode: '0660', memory: 512MiB}}, \
-         {vhost-user: {socket: /v, role: server, group: 107, socket_mode: '600', memory: 4096}}]}",
+         {vhost-user: {socket: /v, role: server, socket_owner: 64055, group: 107, socket_mode: '600', memory: 4096}}]}",
     )
     .unwrap();
     assert_eq!((wire.owner.as_str(), wire.labels["app"].as_str(), wire.labels["tier/x"].as_str()), ("nsm", "nat", "7"));
     let [EndSpec::Memif(memif), EndSpec::VhostUser(vhost)] = &wire.ends else { panic!("memif and vhost-user") };
-    assert_eq!((&memif.access.group, memif.access.mode()), (&Some(Group::Name("qemu".into())), 0o660));
-    assert_eq!((&vhost.access.group, vhost.access.mode()), (&Some(Group::Id(107)), 0o600));
+    let access = |owner: &str, group: &str, mode: &str| SocketAccess {
+        owner: owner.parse().ok(),
+        group: group.parse().ok(),
+        mode: mode.parse().ok(),
+    };
+    assert_eq!(memif.access, access("", "qemu", "0660"));
+    assert_eq!(vhost.access, access("64055", "107", "0600"));
     assert_eq!((memif.memory.as_bytes(), vhost.memory.as_bytes()), (512 << 20, 4096));
 }
 

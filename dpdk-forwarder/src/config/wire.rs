@@ -108,6 +108,7 @@ fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         "queues",
         "ring",
         "buffer",
+        "socket_owner",
         "prealloc",
         "group",
         "socket_mode",
@@ -154,6 +155,7 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         "role",
         "mode",
         "queues",
+        "socket_owner",
         "group",
         "socket_mode",
         "memory",
@@ -210,6 +212,7 @@ fn read_role(field: &Field<'_>) -> Option<Role> {
 
 fn read_access(table: &Table<'_>) -> SocketAccess {
     SocketAccess {
+        owner: table.optional("socket_owner").and_then(|field| field.parse()),
         group: table.optional("group").and_then(|field| field.parse()),
         mode: table.optional("socket_mode").and_then(|field| field.parse()),
     }

@@ -9,18 +9,39 @@ use ferrule_dataplane::status::{EndState, WireStatus};
 use super::{ChangeError, Listed, Origin};
 use crate::plan::{Step, plan};
 
-/// Every wire that somebody wants.
+/// Every wire that somebody wants, and those that leave.
 #[derive(Debug, Default)]
-pub(super) struct Entries(BTreeMap<String, Entry>);
+pub(super) struct Entries {
+    wires: BTreeMap<String, Entry>,
+    last: Change,
+}
 
 /// A wire that somebody wants.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub spec: WireSpec,
     pub origin: Origin,
-    /// Why the engine could not make it; none: it did.
+    pub stage: Stage,
+    /// Why the engine could not make it when it answered last.
     pub failure: Option<Failure>,
+    /// The last change of it. Who waited for the engine finds by it whether somebody else changed the wire meanwhile.
+    pub change: Change,
 }
+
+/// How far a wire is, as far as we asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The engine is to make it, and has not answered.
+    Asked,
+    /// The engine has answered.
+    Answered,
+    /// The engine is to remove it, and has not answered. Nobody wants it any more.
+    Leaving,
+}
+
+/// Tells one change of a wire from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Change(u64);
 
 /// Why a wire could not be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +62,48 @@ impl From<&EngineError> for Failure {
 }
 
 impl Entries {
+    /// A wire that somebody wants.
     pub fn get(&self, name: &str) -> Option<&Entry> {
-        self.0.get(name)
+        self.wires.get(name).filter(|entry| entry.stage != Stage::Leaving)
     }
 
-    pub fn put(&mut self, entry: Entry) {
-        self.0.insert(entry.spec.name.clone(), entry);
+    /// Somebody wants this wire, and the engine is asked for it now. What an earlier try failed of is told until it answers.
+    pub fn ask(&mut self, spec: WireSpec, origin: Origin) -> Change {
+        let earlier = self.get(&spec.name).filter(|entry| entry.spec == spec);
+        let failure = earlier.and_then(|entry| entry.failure.clone());
+        let change = self.next_change();
+        self.wires.insert(spec.name.clone(), Entry { spec, origin, stage: Stage::Asked, failure, change });
+        change
+    }
+
+    /// The engine has answered.
+    pub fn answer(&mut self, name: &str, failure: Option<Failure>) {
+        if let Some(entry) = self.wires.get_mut(name) {
+            (entry.stage, entry.failure) = (Stage::Answered, failure);
+        }
+    }
+
+    /// Nobody wants it any more. It is listed while the engine removes it.
+    pub fn leave(&mut self, name: &str) -> Change {
+        let change = self.next_change();
+        if let Some(entry) = self.wires.get_mut(name) {
+            (entry.stage, entry.change) = (Stage::Leaving, change);
+        }
+        change
+    }
+
+    /// Whether nobody has changed the wire since `change`.
+    pub fn is_last(&self, name: &str, change: Change) -> bool {
+        self.wires.get(name).is_some_and(|entry| entry.change == change)
     }
 
     pub fn remove(&mut self, name: &str) {
-        self.0.remove(name);
+        self.wires.remove(name);
+    }
+
+    fn next_change(&mut self) -> Change {
+        self.last.0 += 1;
+        self.last
     }
 
     /// What makes the wires of the file those that are wanted.
@@ -60,18 +113,27 @@ impl Entries {
         if !taken.is_empty() {
             return Err(ChangeError::FromAdmin(taken));
         }
-        let of_file = self.0.values().filter(|entry| entry.origin == Origin::File);
-        let current: Vec<_> = of_file.map(|entry| entry.spec.clone()).collect();
-        let pin = |spec: &WireSpec| pinned(spec.clone(), self.get(&spec.name).map(|entry| &entry.spec));
+        let is_of_file = |entry: &&Entry| entry.origin == Origin::File && entry.stage != Stage::Leaving;
+        let current: Vec<_> = self.wires.values().filter(is_of_file).map(|entry| entry.spec.clone()).collect();
+        let pin = |spec: &WireSpec| {
+            let before = self.get(&spec.name).map(|entry| &entry.spec);
+            pinned(before.map_or_else(|| spec.clone(), |before| with_processes_of(spec.clone(), before)))
+        };
         Ok(plan(&current, &wanted.iter().map(pin).collect::<Vec<_>>()))
     }
 
-    /// The wires that could not be made or are broken now, and that nobody but us sees to.
-    pub fn to_retry(&self, broken: &[WireStatus]) -> Vec<Entry> {
-        let broken = |name: &str| broken.iter().any(|status| status.spec.name == name);
+    /// The wires that could not be made or have lost an end, and that nobody but us sees to. One that the engine still works
+    /// on is left alone.
+    pub fn to_retry(&self, statuses: &[WireStatus]) -> Vec<Entry> {
+        let statuses: HashMap<_, _> = statuses.iter().map(|status| (status.spec.name.as_str(), status)).collect();
+        let due = |entry: &&Entry| {
+            let status = statuses.get(entry.spec.name.as_str());
+            let is_being_made = status.is_some_and(|status| status.ends.contains(&EndState::Making));
+            (entry.failure.is_some() && !is_being_made) || status.is_some_and(|status| is_broken(status))
+        };
         let ours = |entry: &&Entry| entry.origin != Origin::Admin { persistent: false };
-        let due = |entry: &&Entry| entry.failure.is_some() || broken(&entry.spec.name);
-        self.0.values().filter(ours).filter(due).cloned().collect()
+        let answered = self.wires.values().filter(|entry| entry.stage == Stage::Answered);
+        answered.filter(ours).filter(due).cloned().collect()
     }
 
     /// Every wire with its state.
@@ -80,12 +142,19 @@ impl Entries {
             statuses.into_iter().map(|status| (status.spec.name.clone(), status)).collect();
         let mut status = |entry: &Entry| match (statuses.remove(&entry.spec.name), &entry.failure) {
             (Some(status), _) => Some(status),
-            (None, Some(failure)) => Some(not_made(&entry.spec, failure)),
+            (None, Some(failure)) if entry.stage != Stage::Leaving => Some(not_made(&entry.spec, failure)),
+            // The engine has not looked at it yet.
+            (None, None) if entry.stage == Stage::Asked => Some(not_made_yet(&entry.spec)),
             // For the moment between its removal from the engine and from here.
-            (None, None) => None,
+            (None, _) => None,
         };
-        self.0.values().filter_map(|entry| Some(Listed { origin: entry.origin, status: status(entry)? })).collect()
+        self.wires.values().filter_map(|entry| Some(Listed { origin: entry.origin, status: status(entry)? })).collect()
     }
+}
+
+/// An end is gone and does not come back by itself.
+fn is_broken(status: &WireStatus) -> bool {
+    status.problem.is_none() && status.ends.iter().any(|end| matches!(end, EndState::Failed { .. }))
 }
 
 /// The end that could not be made says why; the other one has nothing wrong with it.
@@ -97,19 +166,29 @@ fn not_made(spec: &WireSpec, failure: &Failure) -> WireStatus {
     status
 }
 
+fn not_made_yet(spec: &WireSpec) -> WireStatus {
+    WireStatus { ends: [EndState::Making, EndState::Making], ..WireStatus::failed(spec.clone(), "") }
+}
+
 const OTHER_END: &str = "not made, because the other end cannot be";
 
-/// The wire with its processes told from later ones of their numbers. A process that the same wire was told of before
-/// stays that one, unless another one has its number now.
-pub(super) fn pinned(mut spec: WireSpec, before: Option<&WireSpec>) -> WireSpec {
-    let before = before.cloned();
-    let mut known = before.map(|before| before.ends).into_iter().flatten().collect::<Vec<_>>();
-    for (index, end) in spec.ends.iter_mut().enumerate() {
-        let Some(netns) = end.netns_mut() else { continue };
-        *netns = netns.take().map(NetNs::pinned);
-        let Some(NetNs::Process(Process { pid, start_time: start_time @ None })) = netns else { continue };
-        // It has ended: what it was told from then still says which one is meant.
-        if let Some(Some(NetNs::Process(earlier))) = known.get_mut(index).and_then(|end| end.netns_mut())
+/// The wire with its processes told from later ones of their numbers.
+pub(super) fn pinned(mut spec: WireSpec) -> WireSpec {
+    for end in &mut spec.ends {
+        if let Some(netns) = end.netns_mut() {
+            *netns = netns.take().map(NetNs::pinned);
+        }
+    }
+    spec
+}
+
+/// The wire with the processes that it was told of before, where it names the same numbers: who has them now may be
+/// somebody else.
+pub(super) fn with_processes_of(mut spec: WireSpec, before: &WireSpec) -> WireSpec {
+    let mut earlier_ends = before.ends.clone();
+    for (end, earlier) in spec.ends.iter_mut().zip(&mut earlier_ends) {
+        if let Some(Some(NetNs::Process(Process { pid, start_time: start_time @ None }))) = end.netns_mut()
+            && let Some(Some(NetNs::Process(earlier))) = earlier.netns_mut()
             && earlier.pid == *pid
         {
             *start_time = earlier.start_time;
@@ -120,6 +199,8 @@ pub(super) fn pinned(mut spec: WireSpec, before: Option<&WireSpec>) -> WireSpec 
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use ferrule_dataplane::status::Traffic;
 
     use super::*;
@@ -132,7 +213,8 @@ mod tests {
         let mut entries = Entries::default();
         for (name, origin, failure) in list {
             let failure = failure.map(|problem| Failure { end: Some(1), problem: problem.to_owned() });
-            entries.put(Entry { spec: wire(name), origin: *origin, failure });
+            entries.ask(wire(name), *origin);
+            entries.answer(name, failure);
         }
         entries
     }
@@ -173,29 +255,60 @@ mod tests {
             ("mine", ADMIN, None),
             ("kept", PERSISTENT, Some("no")),
         ]);
-        let broken = [up(wire("broken")), up(wire("mine"))];
-        let names: Vec<_> = entries.to_retry(&broken).into_iter().map(|entry| entry.spec.name).collect();
-        assert_eq!(names, ["broken", "failed", "kept"]);
+        let making = |name| WireStatus { ends: [EndState::Up, EndState::Making], ..up(wire(name)) };
+        let lost = |name| WireStatus::failed(wire(name), "gone");
+        let due =
+            |statuses: &[_]| entries.to_retry(statuses).into_iter().map(|entry| entry.spec.name).collect::<Vec<_>>();
+        let statuses = [lost("broken"), up(wire("fine")), lost("mine")];
+        assert_eq!(due(&statuses), ["broken", "failed", "kept"]);
+        assert_eq!(due(&[making("failed")]), ["kept"], "the engine still works on it");
     }
 
     #[test]
-    fn a_process_of_a_wire_stays_the_one_that_was_meant() {
-        let text = |pid: u32| {
-            parse_wire(&format!(
-                "{{name: w, ends: [{{kernel: {{name: a, netns: 'pid:{pid}'}}}}, {{kernel: {{name: b}}}}]}}"
-            ))
-            .unwrap()
-        };
+    fn wires_are_listed_from_when_they_are_asked_for_until_they_have_left() {
+        let mut entries = Entries::default();
+        let change = entries.ask(wire("a"), Origin::File);
+        assert_eq!(entries.list(vec![])[0].status.ends, [EndState::Making, EndState::Making]);
+        assert!(entries.to_retry(&[up(wire("a"))]).is_empty(), "the engine is at it");
+        entries.answer("a", Some(Failure { end: None, problem: "no".into() }));
+        assert!(entries.is_last("a", change));
+        entries.ask(wire("a"), Origin::File);
+        assert!(!entries.is_last("a", change));
+        assert_eq!(entries.list(vec![])[0].status.ends[0], EndState::Failed { reason: "no".into() });
+        entries.leave("a");
+        assert!(entries.get("a").is_none() && entries.list(vec![]).is_empty());
+        assert_eq!(entries.list(vec![up(wire("a"))]).len(), 1, "the engine removes it");
+        assert_eq!(entries.plan(&[wire("a")]).unwrap(), [Step::Add(wire("a"))]);
+    }
+
+    #[test]
+    fn a_reload_takes_nobody_for_the_process_that_the_wire_was_told_of() {
         let here = std::process::id();
-        let first = pinned(text(here), None);
-        assert_ne!(first, text(here), "it knows when the process was started");
-        assert_eq!(pinned(text(here), Some(&first)), first, "a reload of the same text changes nothing");
+        let wanted = in_namespace_of(here, None);
+        let mut entries = Entries::default();
+        // Another one has the number now: ours.
+        let before = in_namespace_of(here, Some(7));
+        entries.ask(before.clone(), Origin::File);
+        assert_eq!(entries.plan(slice::from_ref(&wanted)).unwrap(), []);
+        let named = in_namespace_of(here, Some(8));
+        assert_eq!(entries.plan(slice::from_ref(&named)).unwrap(), [Step::Change(named)], "the file says which one");
+
+        let Ok(steps) = Entries::default().plan(slice::from_ref(&wanted)) else { panic!("nothing is in the way") };
+        let [Step::Add(first)] = &steps[..] else { panic!("{steps:?}") };
+        assert_ne!(*first, wanted, "it knows when the process was started");
         // A number that no process has: the wire of one that ended is not taken for another wire.
-        let mut gone = text(4_000_000);
-        let Some(netns) = gone.ends[0].netns_mut() else { panic!("a kernel end") };
-        *netns = Some(NetNs::Process(Process { pid: 4_000_000, start_time: Some(7) }));
-        assert_eq!(pinned(text(4_000_000), Some(&gone)), gone);
-        assert_eq!(pinned(text(4_000_000), None), text(4_000_000));
+        let gone = in_namespace_of(4_000_000, Some(7));
+        assert_eq!(with_processes_of(in_namespace_of(4_000_000, None), &gone), gone);
+        assert_eq!(with_processes_of(in_namespace_of(4_000_001, None), &gone), in_namespace_of(4_000_001, None));
+        assert_eq!(pinned(in_namespace_of(4_000_000, None)), in_namespace_of(4_000_000, None));
+    }
+
+    fn in_namespace_of(pid: u32, start_time: Option<u64>) -> WireSpec {
+        let text = "{name: w, ends: [{kernel: {name: a, netns: 'pid:1'}}, {kernel: {name: b}}]}";
+        let mut spec = parse_wire(text).unwrap();
+        let Some(netns) = spec.ends[0].netns_mut() else { panic!("a kernel end") };
+        *netns = Some(NetNs::Process(Process { pid, start_time }));
+        spec
     }
 
     fn wire(name: &str) -> WireSpec {

@@ -1,24 +1,33 @@
 //! The wires of this forwarder: what was wanted, by whom, and what became of it.
 //!
-//! Module: `entries` (what was asked for, by name; pure).
+//! A change has three parts: under the turn it is noted and the engine is asked; the engine's answer is awaited without
+//! the turn; then, if nobody else has changed the wire meanwhile, the outcome is noted. So one file system that does not
+//! answer holds up those who wait for its wires, and no one else.
+//!
+//! Modules in reading order: `entries` (what was asked for, by name; pure), `asked` (the engine's answers awaited), `put`
+//! (a change of the admin API, and back if it cannot be).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ferrule_dataplane::engine::{Applied, Health, Subscription};
-use ferrule_dataplane::spec::{EndSpec, WireSpec};
-use ferrule_dataplane::status::{EndState, WireStatus, WorkerStatus};
+use ferrule_dataplane::engine::{Applied, Health, Pending, REMOVAL_TIMEOUT, Subscription};
+use ferrule_dataplane::spec::WireSpec;
+use ferrule_dataplane::status::{WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use crate::admin::{Secrets, spec_from_proto, spec_to_proto};
+use crate::admin::spec_from_proto;
 use crate::journal::{Journal, JournalError};
 use crate::plan::Step;
-use entries::{Entries, Entry, Failure};
+use asked::{Asked, Wanted, await_answers};
+use entries::{Change, Entries, Entry, Failure, pinned};
+use put::Turn;
 
+mod asked;
 mod entries;
+mod put;
 
 /// Who asked for a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +59,15 @@ pub struct Put {
     pub generation: u64,
 }
 
+/// What was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// A wire of the admin API, and what the journal had of it.
+    Wire,
+    /// Only what the journal had of that name: the wire, if there is one, is that of the file.
+    FromJournal,
+}
+
 /// What a reload changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -61,113 +79,32 @@ pub struct Changes {
     pub added: usize,
 }
 
-/// The engine, and why each of its wires is there. All calls that change something block: they take turns, and the
-/// engine may wait for the kernel. Readers, [`Wires::drain`] and [`Wires::refuse_changes`] wait for none of them.
+/// The engine, and why each of its wires is there. Calls that change something block until the engine has answered, or has
+/// not for too long. Readers, [`Wires::drain`] and [`Wires::refuse_changes`] wait for none of them.
 pub struct Wires {
     engine: Engine,
     entries: Mutex<Entries>,
-    /// Held during a change. The journal is written by whoever has the turn.
-    turn: Mutex<Option<Journal>>,
+    /// Held while a change is noted and the engine is asked, so that all who ask do so in one order.
+    turn: Mutex<Turn>,
     draining: AtomicBool,
 }
+
+/// Wires that the engine was asked for at the start.
+pub struct Starting(Vec<Asked>);
 
 impl Wires {
     /// No wires yet.
     pub fn new(engine: Engine, journal: Option<Journal>) -> Self {
-        Self { engine, entries: Mutex::default(), turn: Mutex::new(journal), draining: AtomicBool::new(false) }
+        let turn = Mutex::new(Turn::new(journal));
+        Self { engine, entries: Mutex::default(), turn, draining: AtomicBool::new(false) }
     }
 
-    /// Makes a wire of the admin API what `spec` says. `persist` says whether it is made again when the forwarder starts
-    /// again; none: if there is a journal.
-    pub fn put(&self, spec: WireSpec, persist: Option<bool>) -> Result<Put, ChangeError> {
-        let mut journal = self.turn()?;
-        let persistent = persist.unwrap_or(journal.is_some());
-        if persistent && journal.is_none() {
-            return Err(ChangeError::NoJournal(spec.name));
-        }
-        let (name, origin) = (spec.name.clone(), Origin::Admin { persistent });
-        let before = self.entries().get(&name).cloned();
-        if let Some(before) = &before {
-            match before.origin {
-                Origin::File => return Err(ChangeError::FromFile(name)),
-                Origin::Admin { .. } if before.spec.owner != spec.owner => {
-                    return Err(ChangeError::OtherOwner { wire: name, owner: before.spec.owner.clone() });
-                }
-                Origin::Admin { .. } => {}
-            }
-        }
-        let spec = entries::pinned(spec, before.as_ref().map(|entry| &entry.spec));
-        let was_persistent = before.as_ref().is_some_and(|entry| entry.origin == Origin::Admin { persistent: true });
-        let same = before.as_ref().is_some_and(|entry| entry.spec == spec && entry.failure.is_none());
-        // Written before it is acted on.
-        let undo = match journal.as_mut() {
-            Some(journal) if persistent && !(same && was_persistent) => {
-                Some(journal.put(spec_to_proto(&spec, Secrets::Shown))?)
-            }
-            Some(journal) if was_persistent && !persistent => Some(journal.remove(&name)?),
-            _ => None,
-        };
-        match self.engine.apply(spec.clone()) {
-            Ok(applied) => {
-                if applied != Applied::Unchanged {
-                    info!(wire = name, ends = ends(&spec), ?applied, "wire put by the admin API");
-                }
-                self.entries().put(Entry { spec, origin, failure: None });
-                let generation = self.engine.wire(&name).map_or(0, |status| status.generation);
-                Ok(Put { applied, generation })
-            }
-            Err(problem) => {
-                if let (Some(journal), Some(undo)) = (journal.as_mut(), undo)
-                    && let Err(error) = journal.undo(undo)
-                {
-                    error!(wire = name, %error, "the journal keeps a wire that could not be made");
-                }
-                self.restore(before);
-                Err(problem.into())
-            }
-        }
-    }
-
-    /// Removes a wire that the admin API made, or that only the journal remembers.
-    pub fn remove(&self, name: &str) -> Result<(), ChangeError> {
-        let mut journal = self.turn()?;
-        let origin = self.entries().get(name).map(|entry| entry.origin);
-        let is_remembered = journal.as_ref().is_some_and(|journal| journal.has(name));
-        match origin {
-            Some(Origin::Admin { .. }) => {}
-            // Of a name that the file took, or wrong for this release.
-            _ if is_remembered => {}
-            Some(Origin::File) => return Err(ChangeError::FromFile(name.to_owned())),
-            None => return Err(EngineError::NoSuchWire(name.to_owned()).into()),
-        }
-        if let (Some(journal), true) = (journal.as_mut(), is_remembered) {
-            journal.remove(name)?;
-        }
-        if !matches!(origin, Some(Origin::Admin { .. })) {
-            info!(wire = name, "wire removed from the journal by the admin API");
-            return Ok(());
-        }
-        match self.engine.remove(name) {
-            // One that could not be made.
-            Ok(()) | Err(EngineError::NoSuchWire(_)) => {}
-            Err(error) => {
-                // The engine goes on with it.
-                if matches!(error, EngineError::StillRemoving(_)) {
-                    self.entries().remove(name);
-                }
-                return Err(error.into());
-            }
-        }
-        self.entries().remove(name);
-        info!(wire = name, "wire removed by the admin API");
-        Ok(())
-    }
-
-    /// Makes the wires that the journal remembers. One that cannot be made is logged and kept for [`Wires::retry`].
-    pub fn replay(&self) -> Result<usize, ChangeError> {
-        let journal = self.turn()?;
-        let mut wanted = Vec::new();
-        for wire in journal.iter().flat_map(Journal::wires) {
+    /// Asks for the wires of the file and for those that the journal remembers: from here on their names are taken. Comes
+    /// before anybody else can ask for wires.
+    pub fn start(&self, of_file: &[WireSpec]) -> Starting {
+        let turn = lock(&self.turn);
+        let mut wanted: Vec<_> = of_file.iter().map(|spec| self.want(pinned(spec.clone()), Origin::File)).collect();
+        for wire in turn.remembered() {
             if self.entries().get(&wire.name).is_some() {
                 error!(
                     wire = wire.name,
@@ -176,57 +113,96 @@ impl Wires {
                 continue;
             }
             match spec_from_proto(wire) {
-                Ok(spec) => wanted.push(spec),
+                Ok(spec) => wanted.push(self.want(spec, Origin::Admin { persistent: true })),
                 Err(errors) => {
                     error!(wire = wire.name, %errors, "a wire of the journal is wrong for this release; remove it, or put it again");
                 }
             }
         }
-        let count = wanted.len();
-        self.make_all(wanted, Origin::Admin { persistent: true });
-        Ok(count)
+        Starting(self.ask_all(wanted))
+    }
+
+    /// Waits until those were made or tried. One that cannot be made is logged and kept for [`Wires::retry`].
+    pub fn finish_start(&self, starting: Starting) {
+        self.finish(starting.0, Again::Once);
+    }
+
+    /// Removes a wire that the admin API made, or what only the journal remembers.
+    pub fn remove(&self, name: &str) -> Result<Removed, ChangeError> {
+        let mut turn = self.turn()?;
+        let origin = self.entries().get(name).map(|entry| entry.origin);
+        let is_of_admin = matches!(origin, Some(Origin::Admin { .. }));
+        let is_remembered = turn.remembers(name);
+        if !is_of_admin && !is_remembered {
+            return Err(match origin {
+                Some(_) => ChangeError::FromFile(name.to_owned()),
+                None => EngineError::NoSuchWire(name.to_owned()).into(),
+            });
+        }
+        turn.forget(name)?;
+        if !is_of_admin {
+            // Of a name that the file took, or wrong for this release.
+            info!(wire = name, "wire removed from the journal by the admin API");
+            return Ok(Removed::FromJournal);
+        }
+        let (change, leaving) = self.let_go(name);
+        drop(turn);
+        self.await_removal(name, change, &leaving, REMOVAL_TIMEOUT)?;
+        info!(wire = name, "wire removed by the admin API");
+        Ok(Removed::Wire)
     }
 
     /// Makes the wires of the file what `wanted` says. Wires of the admin API are left alone; when one of them has a name
     /// that is wanted, nothing is changed at all. A wire that cannot be made is logged and kept for [`Wires::retry`].
     /// Ends early when the forwarder begins to drain.
     pub fn apply(&self, wanted: &[WireSpec]) -> Result<Changes, ChangeError> {
-        let _turn = self.turn()?;
+        let turn = self.turn()?;
         let steps = self.entries().plan(wanted)?;
-        let mut changes = Changes::default();
-        let mut to_make = Vec::new();
+        let (mut changes, mut removals, mut to_make) = (Changes::default(), Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::Remove(name) => {
                     changes.removed += 1;
-                    self.forget(&name)?;
+                    let (change, leaving) = self.let_go(&name);
+                    removals.push((name, change, leaving));
                 }
                 Step::Change(spec) => {
                     changes.changed += 1;
-                    to_make.push(spec);
+                    to_make.push(self.want(spec, Origin::File));
                 }
                 Step::Add(spec) => {
                     changes.added += 1;
-                    to_make.push(spec);
+                    to_make.push(self.want(spec, Origin::File));
                 }
             }
         }
-        self.make_all(to_make, Origin::File);
+        drop(turn);
+        // First: what they free may be wanted by the others.
+        let end = Instant::now() + REMOVAL_TIMEOUT;
+        for (name, change, leaving) in removals {
+            match self.await_removal(&name, change, &leaving, end.saturating_duration_since(Instant::now())) {
+                Ok(()) => info!(wire = name, "wire removed"),
+                Err(EngineError::Draining) => return Err(ChangeError::Draining),
+                Err(problem) => warn!(wire = name, %problem, "a wire that leaves the file is not removed yet"),
+            }
+        }
+        let turn = self.turn()?;
+        let asked = self.ask_all(to_make);
+        drop(turn);
+        self.finish(asked, Again::Once);
         Ok(changes)
     }
 
     /// Tries again to make wires that could not be made, or that lost an end for good (its namespace went away and may be
-    /// back). One that could not be made now either is not touched: an end of it may have its peer.
+    /// back). While an interface cannot be made, the other end of its wire keeps its peer: that is the engine's work.
     pub fn retry(&self) {
-        let Ok(_turn) = self.turn() else { return };
-        let broken: Vec<_> = self.engine.wires().into_iter().filter(is_broken).collect();
-        let hopeless: Vec<_> =
-            broken.iter().filter(|status| !can_be_made(status)).map(|status| status.spec.name.as_str()).collect();
-        let due = self.entries().to_retry(&broken);
-        let due: Vec<_> = due.into_iter().filter(|entry| !hopeless.contains(&entry.spec.name.as_str())).collect();
-        for Entry { spec, origin, .. } in due {
-            self.make_all(vec![entries::pinned(spec, None)], origin);
-        }
+        let statuses = self.engine.wires();
+        let Ok(turn) = self.turn() else { return };
+        let due = self.entries().to_retry(&statuses);
+        let wanted = due.into_iter().map(|Entry { spec, origin, .. }| self.want(pinned(spec), origin)).collect();
+        let asked = self.ask_all(wanted);
+        drop(turn);
+        self.finish(asked, Again::No);
     }
 
     /// Every wire, in the order of their names.
@@ -260,58 +236,89 @@ impl Wires {
         self.engine.drain(grace);
     }
 
-    /// Makes or changes wires, and remembers them whether or not that worked.
-    fn make_all(&self, wanted: Vec<WireSpec>, origin: Origin) {
-        let mut results = self.engine.apply_all(wanted.clone());
-        // A wire may want what another one gave up only later: once all are there or were tried, the others have a turn.
-        for (spec, result) in wanted.iter().zip(&mut results) {
-            if matches!(result, Err(EngineError::End { .. })) && wanted.len() > 1 && !self.is_draining() {
-                *result = self.engine.apply(spec.clone());
+    /// Notes that somebody wants a wire. Under the turn.
+    fn want(&self, spec: WireSpec, origin: Origin) -> Wanted {
+        let change = self.entries().ask(spec.clone(), origin);
+        Wanted { spec, origin, change }
+    }
+
+    /// Asks the engine for those that nobody has changed meanwhile. Under the turn.
+    fn ask_all(&self, wanted: Vec<Wanted>) -> Vec<Asked> {
+        let mine = wanted.into_iter().filter(|wanted| self.entries().is_last(&wanted.spec.name, wanted.change));
+        mine.map(|wanted| Asked::of(&self.engine, wanted)).collect::<Vec<_>>()
+    }
+
+    /// Waits for what was asked for, and notes what became of it.
+    fn finish(&self, asked: Vec<Asked>, again: Again) {
+        let mut results = await_answers(&asked, ANSWER_TIMEOUT);
+        if again == Again::Once && asked.len() > 1 {
+            // A wire may want what another one gave up only later: once all are there or were tried, the others have a turn.
+            let Ok(turn) = self.turn() else { return };
+            let is_due = |&index: &usize| {
+                let Wanted { spec, change, .. } = &asked[index].wanted;
+                matches!(results[index], Err(EngineError::End { .. })) && self.entries().is_last(&spec.name, *change)
+            };
+            let which: Vec<_> = (0..asked.len()).filter(is_due).collect();
+            let second: Vec<_> = which.iter().map(|&index| asked[index].again(&self.engine)).collect();
+            drop(turn);
+            for (index, result) in which.into_iter().zip(await_answers(&second, ANSWER_TIMEOUT)) {
+                results[index] = result;
             }
         }
-        for (spec, result) in wanted.into_iter().zip(results) {
-            self.note(spec, origin, result);
+        for (Asked { wanted, .. }, result) in asked.into_iter().zip(results) {
+            self.note(&wanted, result);
         }
     }
 
-    fn note(&self, spec: WireSpec, origin: Origin, result: Result<Applied, EngineError>) {
+    /// Notes what became of a wire, unless somebody else has changed it meanwhile.
+    fn note(&self, wanted: &Wanted, result: Result<Applied, EngineError>) {
+        let _turn = lock(&self.turn);
+        let Wanted { spec, origin, change } = wanted;
+        if !self.entries().is_last(&spec.name, *change) {
+            return;
+        }
         let known = self.entries().get(&spec.name).and_then(|entry| entry.failure.clone());
         let failure = result.as_ref().err().map(Failure::from);
+        let then = match origin {
+            Origin::Admin { persistent: false } => "it is not tried again: put it again",
+            Origin::File | Origin::Admin { persistent: true } => "it will be tried again",
+        };
         match (result, &failure) {
             (Ok(Applied::Unchanged) | Err(EngineError::Draining), _) => {}
-            (Ok(applied), _) => info!(wire = spec.name, ends = ends(&spec), ?applied, "wire made"),
+            (Ok(applied), _) => info!(wire = spec.name, ends = ends(spec), ?applied, "wire made"),
             // The same again would only fill the log.
             (Err(_), failure) if known == *failure => {}
-            (Err(problem), _) => error!(wire = spec.name, %problem, "wire not made; it will be tried again"),
+            (Err(problem), _) => error!(wire = spec.name, %problem, "wire not made; {then}"),
         }
-        self.entries().put(Entry { spec, origin, failure });
+        self.entries().answer(&spec.name, failure);
     }
 
-    /// Goes back to what was there before a change that failed.
-    fn restore(&self, before: Option<Entry>) {
-        let Some(before) = before.filter(|entry| self.engine.wire(&entry.spec.name).is_none() && !self.is_draining())
-        else {
-            return;
+    /// Nobody wants a wire any more: the engine is asked to remove it. Under the turn.
+    fn let_go(&self, name: &str) -> (Change, Pending<()>) {
+        (self.entries().leave(name), self.engine.begin_remove(name))
+    }
+
+    /// Waits until the engine has removed a wire. One that takes longer is not ours any more: the engine goes on with it.
+    fn await_removal(
+        &self,
+        name: &str,
+        change: Change,
+        leaving: &Pending<()>,
+        limit: Duration,
+    ) -> Result<(), EngineError> {
+        let removed = match leaving.wait(limit) {
+            // One that could not be made.
+            Err(EngineError::NoSuchWire(_)) => Ok(()),
+            removed => removed,
         };
-        let result = self.engine.apply(before.spec.clone());
-        self.note(before.spec, before.origin, result);
-    }
-
-    fn forget(&self, name: &str) -> Result<(), ChangeError> {
-        match self.engine.remove(name) {
-            Ok(()) | Err(EngineError::NoSuchWire(_)) => {}
-            Err(EngineError::Draining) => return Err(ChangeError::Draining),
-            Err(problem) => {
-                // It leaves; the engine goes on with it.
-                warn!(wire = name, %problem, "a wire that leaves the file is not removed yet");
-            }
+        let _turn = lock(&self.turn);
+        if self.entries().is_last(name, change) {
+            self.entries().remove(name);
         }
-        self.entries().remove(name);
-        info!(wire = name, "wire removed");
-        Ok(())
+        removed
     }
 
-    fn turn(&self) -> Result<MutexGuard<'_, Option<Journal>>, ChangeError> {
+    fn turn(&self) -> Result<MutexGuard<'_, Turn>, ChangeError> {
         let turn = lock(&self.turn);
         if self.is_draining() { Err(ChangeError::Draining) } else { Ok(turn) }
     }
@@ -323,6 +330,13 @@ impl Wires {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         lock(&self.entries)
     }
+}
+
+/// Whether wires that could not be made are tried a second time at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    No,
+    Once,
 }
 
 /// Why a change was refused.
@@ -358,21 +372,6 @@ pub enum ChangeError {
     Draining,
 }
 
-/// An end is gone and does not come back by itself.
-fn is_broken(status: &WireStatus) -> bool {
-    status.problem.is_none() && status.ends.iter().any(|end| matches!(end, EndState::Failed { .. }))
-}
-
-/// Whether there is hope for the ends that failed: the namespace of one is there.
-fn can_be_made(status: &WireStatus) -> bool {
-    status.spec.ends.iter().zip(&status.ends).all(|(spec, state)| match (spec, state) {
-        (EndSpec::Kernel(kernel), EndState::Failed { .. }) => {
-            kernel.netns.as_ref().is_none_or(|netns| netns.open().is_ok())
-        }
-        _ => true,
-    })
-}
-
 fn ends(spec: &WireSpec) -> String {
     let [first, second] = &spec.ends;
     format!("{first} - {second}")
@@ -391,3 +390,10 @@ fn owner_text(owner: &str) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How long the engine may work on wires without a sign of life before nobody waits for them any more. An interface takes the
+/// kernel some ten milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use ferrule_daemon::ApiSocket;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sriov_manager::daemon::{DaemonOptions, run};
@@ -46,7 +47,7 @@ async fn main() -> Result<()> {
         sysfs: Sysfs::default(),
         kernel: Arc::new(LiveKernel),
         state: flags.state,
-        socket: flags.socket,
+        socket: ApiSocket::at(flags.socket),
         metrics: None,
         rescan: Duration::from_secs(30),
         policies: Policies::default(),

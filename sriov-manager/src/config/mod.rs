@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrule_daemon::ApiSocket;
 use ferrule_daemon::settings::{ConfigErrors, Field, FileSettings, LoadError, SettingsFile, decode, parse_documents};
 
 use crate::policy::Policies;
@@ -23,7 +24,7 @@ pub struct Config {
     /// The directory of the journal.
     pub state: PathBuf,
     /// Where the API listens.
-    pub socket: PathBuf,
+    pub socket: ApiSocket,
     /// Where Prometheus may ask; none: nowhere.
     pub metrics: Option<SocketAddr>,
     /// How often the tree is looked at without being told.
@@ -45,11 +46,12 @@ impl Config {
         let rescan = |config: &Self| humantime::format_duration(config.rescan).to_string();
         let settings = [
             ("state", path(&self.state), path(&newer.state)),
-            ("socket", path(&self.socket), path(&newer.socket)),
             ("metrics", metrics(self), metrics(newer)),
             ("rescan", rescan(self), rescan(newer)),
         ];
-        let different = settings.into_iter().filter(|(_, old, new)| old != new);
+        let sockets = self.socket.in_words().into_iter().zip(newer.socket.in_words());
+        let sockets = sockets.map(|((name, old), (_, new))| (name, old, new));
+        let different = settings.into_iter().chain(sockets).filter(|(_, old, new)| old != new);
         different.map(|(name, old, new)| format!("{name}: {old} before, {new} now; a restart changes it")).collect()
     }
 }
@@ -69,7 +71,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state: PathBuf::from(STATE_DEFAULT),
-            socket: PathBuf::from(SOCKET_DEFAULT),
+            socket: ApiSocket::at(SOCKET_DEFAULT),
             metrics: None,
             rescan: Duration::from_secs(30),
             policies: Policies::default(),
@@ -91,7 +93,7 @@ fn read_documents(documents: &[Field<'_>]) -> Config {
 
 fn read_own(root: &Field<'_>) -> Config {
     let mut config = Config::default();
-    let Some(table) = root.table(&["state", "socket", "metrics", "rescan", "pools"]) else { return config };
+    let Some(table) = root.table(OWN_KEYS) else { return config };
     if let Some(field) = table.optional("state")
         && let Some(path) = field.text()
     {
@@ -100,12 +102,7 @@ fn read_own(root: &Field<'_>) -> Config {
             field.wrong(format!("`{path}`; an absolute path is wanted"));
         }
     }
-    if let Some(field) = table.optional("socket")
-        && let Some(path) = field.text()
-    {
-        config.socket = PathBuf::from(path);
-        field.check_socket(path);
-    }
+    config.socket = config.socket.read(&table, None);
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9091`"));
     if let Some(field) = table.optional("rescan")
         && let Some(text) = field.text()
@@ -122,6 +119,8 @@ fn read_own(root: &Field<'_>) -> Config {
 
 /// Where the journal is unless told otherwise.
 pub const STATE_DEFAULT: &str = "/var/lib/ferrule/vf";
+const OWN_KEYS: &[&str] =
+    &["state", "socket", "socket_owner", "socket_group", "socket_mode", "metrics", "rescan", "pools"];
 const RESCAN_MIN: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrule_daemon::ApiSocket;
 use sriov_manager::daemon::DaemonOptions;
 use sriov_manager::fake::FakeNode;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
@@ -18,7 +19,7 @@ pub fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
         sysfs: parts.sysfs,
         kernel: parts.kernel,
         state: parts.state,
-        socket,
+        socket: ApiSocket::at(socket),
         metrics: Some(([127, 0, 0, 1], 0).into()),
         rescan: Duration::from_millis(50),
         policies: Policies { pools: vec![pool] },

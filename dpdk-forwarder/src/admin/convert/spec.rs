@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ferrule_dataplane::spec::{
     ByteSize, EndSpec, FieldError, FileMode, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route,
-    Secret, SocketAccess, VhostFeatures, VhostUserSpec, WireSpec,
+    Secret, SocketAccess, SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
 };
 
 use crate::admin::v1;
@@ -47,17 +47,43 @@ pub fn spec_from_proto(wire: &v1::WireSpec) -> Result<WireSpec, FieldErrors> {
         Ok(v1::Full::Drop) => Full::Drop,
         Err(_) => reader.unknown("full", wire.full, Full::Hold),
     };
-    let Ok(ends) = <[EndSpec; 2]>::try_from(ends) else { return Err(FieldErrors(reader.errors)) };
+    let ends = <[EndSpec; 2]>::try_from(ends);
+    let are_known = ends.is_ok();
     let spec = WireSpec {
         full,
         trusted: wire.trusted,
         owner: wire.owner.clone(),
         labels: wire.labels.clone().into_iter().collect(),
-        ..WireSpec::new(wire.name.clone(), ends)
+        ..WireSpec::new(wire.name.clone(), ends.unwrap_or_else(|_| stand_ins()))
     };
-    reader.errors.extend(spec.check());
-    reader.errors.extend(conflicts_within(&spec));
+    // What is wrong with the rest of the message is told also when an end cannot be read.
+    let found = spec.check().into_iter().chain(conflicts_within(&spec));
+    reader.errors.extend(found.filter(|error| are_known || !error.field.starts_with("ends")));
+    for error in &mut reader.errors {
+        error.field = field_of_message(&error.field);
+    }
     if reader.errors.is_empty() { Ok(spec) } else { Err(FieldErrors(reader.errors)) }
+}
+
+/// Ends that are in the way of nothing that is said of a wire.
+fn stand_ins() -> [EndSpec; 2] {
+    let end = |role| EndSpec::Memif(MemifSpec::new(SocketAddress::Abstract(format!("\u{fffd}{role:?}")), role));
+    [end(Role::Client), end(Role::Server)]
+}
+
+/// What the message calls a field of the wires file.
+fn field_of_message(field: &str) -> String {
+    let field = field.replace("vhost-user", "vhost_user");
+    let (path, name) = field.rsplit_once('.').map_or(("", &*field), |(path, name)| (path, name));
+    let name = match name {
+        "socket_owner" => "access.owner",
+        "group" => "access.group",
+        "socket_mode" => "access.mode",
+        "memory" => "memory_bytes",
+        feature if path.ends_with("vhost_user") && FEATURES.contains(&feature) => "without",
+        name => name,
+    };
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 /// Writes a wire, with its secrets if asked for.
@@ -238,7 +264,11 @@ impl Reader {
         let Some(access) = access else { return SocketAccess::default() };
         let mode =
             access.mode.and_then(|bits| self.parse::<FileMode>(&format!("{kind}.socket_mode"), &format!("{bits:04o}")));
-        SocketAccess { group: self.optional(&format!("{kind}.group"), &access.group), mode }
+        SocketAccess {
+            owner: self.optional(&format!("{kind}.socket_owner"), &access.owner),
+            group: self.optional(&format!("{kind}.group"), &access.group),
+            mode,
+        }
     }
 }
 
@@ -326,8 +356,9 @@ fn netns_to_proto(netns: &NetNs) -> v1::NetNs {
 }
 
 fn access_to_proto(access: &SocketAccess) -> Option<v1::SocketAccess> {
-    let SocketAccess { group, mode } = access;
-    (group.is_some() || mode.is_some()).then(|| v1::SocketAccess {
+    let SocketAccess { owner, group, mode } = access;
+    (*access != SocketAccess::default()).then(|| v1::SocketAccess {
+        owner: owner.as_ref().map(ToString::to_string).unwrap_or_default(),
         group: group.as_ref().map(ToString::to_string).unwrap_or_default(),
         mode: mode.map(FileMode::bits),
     })
@@ -392,7 +423,8 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_told_with_its_field() {
-        let memif = v1::MemifEnd { socket: "m".into(), queues: Some(70_000), ..v1::MemifEnd::default() };
+        let access = Some(v1::SocketAccess { owner: "a b".into(), group: "-".into(), mode: Some(0o7777) });
+        let memif = v1::MemifEnd { socket: "m".into(), queues: Some(70_000), access, ..v1::MemifEnd::default() };
         let netns = v1::NetNs { place: Some(Place::Path("pod".into())) };
         let routes = vec![v1::Route { to: "x".into(), via: "y".into() }];
         let kernel = v1::KernelEnd { name: "all".into(), netns: Some(netns), routes, ..v1::KernelEnd::default() };
@@ -409,13 +441,17 @@ mod tests {
             [
                 "ends[0].memif.socket",
                 "ends[0].memif.role",
+                "ends[0].memif.access.mode",
+                "ends[0].memif.access.owner",
+                "ends[0].memif.access.group",
                 "ends[1].kernel.netns",
                 "ends[1].kernel.routes[0].to",
                 "ends[1].kernel.routes[0].via",
                 "ends[1].kernel.name",
                 "ends[2].kind",
                 "ends",
-                "full"
+                "full",
+                "name"
             ]
         );
     }
