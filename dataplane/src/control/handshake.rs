@@ -7,7 +7,7 @@ use std::time::Instant;
 use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
-use super::keys::{EndId, ListenerKey};
+use super::keys::ListenerKey;
 use super::poller::{SocketOwner, Timer, Token};
 use super::state::State;
 use super::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};

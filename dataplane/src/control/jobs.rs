@@ -20,15 +20,12 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::done::{Done, Look, MakeError, SocketOutcome};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, Inbox};
-use super::jobs::SocketTask;
 use super::keys::{EndId, SocketJobId, WireKey};
-use super::listen_address::ListenAddress;
-use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
-use crate::socket::{Listener, SocketError};
+use crate::port::kernel::{InterfaceOwner, TapInterface, VethPair};
+use crate::socket::Listener;
 use crate::spec::{KernelSpec, SocketAddress};
 use ferrule_ffi::region::Region;
 use ferrule_ffi::tap::Tap;
-use ferrule_ffi::unix::{UnixListener, UnixSocket};
 
 /// What reapers have not dropped yet of what the peers of an end, or of a listening socket, gave us.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,6 @@ use std::io;
 use std::time::Instant;
 
 use ferrule_ffi::socket_file::SocketLocation;
-use ferrule_ffi::unix::Kind;
 use slotmap::Key;
 
 use super::done::SocketOutcome;
@@ -21,7 +20,7 @@ use super::sockets::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::Wire;
 use crate::socket::{Listener, SocketError, USUAL_MODE};
-use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
+use crate::spec::{EndSpec, SocketAccess, SocketAddress};
 
 /// A listening socket, the ends that peers find there, and the peers that no end has taken yet.
 pub struct SharedListener {
@@ -480,11 +479,11 @@ pub enum ListenError {
 mod tests {
     use super::*;
 
-    use ferrule_ffi::unix::UnixSocket;
+    use ferrule_ffi::unix::{Kind, UnixSocket};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     use crate::control::tests::TestControl;
-    use crate::spec::MemifSpec;
+    use crate::spec::{MemifSpec, Role};
 
     /// A listening socket in a state, the end of a wire there, and a client in mid-handshake.
     fn with_client(state: &mut State, socket: ListenSocket) -> (ListenerKey, EndId, EndSpec, UnixSocket) {

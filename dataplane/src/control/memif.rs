@@ -63,12 +63,16 @@ impl State {
     /// The socket of an end's peer is reached, or cannot be.
     pub(super) fn connected(&mut self, id: EndId, job: SocketJobId, connected: Result<UnixSocket, SocketError>) {
         let wire = self.wires.get(id.wire).filter(|wire| wire.removal.is_none());
-        let wire = wire.filter(|wire| wire.workers().is_some_and(|wire| wire.ends[id.end].connecting() == Some(job)));
-        let Some(wire) = wire else {
+        let wire = wire.and_then(|wire| {
+            let end = &wire.workers()?.ends[id.end];
+            (end.connecting() == Some(job)).then_some((wire, &end.descriptors))
+        });
+        let Some((wire, descriptors)) = wire else {
             // Nobody wants it any more.
             return self.jobs.reap(&ReapAccount::default(), connected.ok());
         };
         let spec = Arc::clone(&wire.spec);
+        let connected = connected.map(|socket| socket.charged_to(descriptors));
         match (connected, &spec.ends[id.end]) {
             (Err(error), _) => self.not_connected(id, &error.to_string()),
             (Ok(socket), EndSpec::Memif(_)) => self.greet_server(id, socket.into()),
