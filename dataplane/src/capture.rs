@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
+use ferrule_ffi::span::Span;
+
 use crate::offload::VnetHeader;
 use crate::port::{Fault, Frame, Source};
 
@@ -50,7 +52,8 @@ impl Capture {
         Some(seen)
     }
 
-    /// Frames that were moved while there was no room for them here, or that had begun to be moved before.
+    /// Frames that were moved while there was no room for them here, that had begun to be moved before, or that are longer
+    /// than any that a peer can send: another crate's source can have such.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -84,7 +87,7 @@ pub(crate) struct TracedSource<'a> {
     pub(crate) from: usize,
     /// When the visit began.
     pub(crate) ticks: u64,
-    /// Room for the longest frame.
+    /// Room for the longest frame of a peer.
     pub(crate) copy: &'a mut [u8],
     /// How much of it is the frame that was peeked.
     pub(crate) length: usize,
@@ -105,9 +108,16 @@ impl Source for TracedSource<'_> {
         let Some(frame) = source.peek(gather)? else { return Ok(None) };
         *length = frame.bytes.len();
         *offload = frame.offload.copied();
-        // No frame is longer than FRAME_MAX.
-        let _ = frame.bytes.copy_out(copy);
-        Ok(Some(Frame { bytes: copy[..*length].into(), offload: offload.as_ref(), slots: frame.slots }))
+        let bytes = match copy.get_mut(..*length) {
+            Some(copy) => {
+                // As long as the frame.
+                let _ = frame.bytes.copy_out(copy);
+                Span::from(&*copy)
+            }
+            // It goes the way that it would go without a capture.
+            None => frame.bytes,
+        };
+        Ok(Some(Frame { bytes, offload: offload.as_ref(), slots: frame.slots }))
     }
 
     fn cost(&self, length: usize, slots: u32) -> u64 {
@@ -115,11 +125,11 @@ impl Source for TracedSource<'_> {
     }
 
     fn advance(&mut self, slots: u32) {
-        if std::mem::take(&mut self.begun) {
-            self.capture.skip();
-        } else {
-            self.capture.add(self.ticks, self.from, &self.copy[..self.length]);
+        match self.copy.get(..self.length) {
+            Some(copy) if !self.begun => self.capture.add(self.ticks, self.from, copy),
+            _ => self.capture.skip(),
         }
+        self.begun = false;
         self.source.advance(slots);
     }
 

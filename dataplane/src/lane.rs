@@ -69,10 +69,12 @@ impl Lane {
         self.served_sources().for_each(|source| source.enable_notify(wanted));
     }
 
-    /// Whether a frame waits that a visit would take. A peer that broke its protocol counts as one: the next visit
-    /// finds out.
+    /// Whether a frame waits that a visit would take, or a target asks for one. A peer that broke its protocol counts as a
+    /// frame: the next visit finds out.
     pub fn has_work(&mut self) -> bool {
-        self.served_sources().any(|source| source.refresh().unwrap_or(true))
+        let is_asked_for =
+            self.ends.iter_mut().flat_map(|end| &mut end.targets).any(|to| to.as_dyn_mut().wants_visit());
+        is_asked_for || self.served_sources().any(|source| source.refresh().unwrap_or(true))
     }
 
     /// Whether a source has no way to notify us and loses frames if it is not looked at all the time.

@@ -279,7 +279,9 @@ fn finish(
     if segments.count() > SEGMENTS_MAX {
         return bad(tally);
     }
-    for index in *resume..segments.count() {
+    // One that has not so many is another frame than the one that was begun: its driver has begun anew.
+    let begin = if *resume < segments.count() { *resume } else { 0 };
+    for index in begin..segments.count() {
         let Some(segment) = segments.make(index, scratch) else { return bad(tally) };
         match store(segment, target, tally)? {
             Put::Stored => {}
@@ -337,6 +339,35 @@ mod tests {
         let (counters, mut scratch) = (LinkCounters::default(), Scratch::new(Notifier::new().unwrap()));
         assert_eq!(drain(&mut source, &counters.lane(0), &mut scratch).unwrap(), Visit::Moved);
         assert_eq!((source.resume, counters.read().dropped()), (0, 1));
+    }
+
+    #[test]
+    fn a_frame_of_fewer_segments_than_were_stored_is_another_one_and_stored_whole() {
+        let ((mut client, mut server), mut scratch) = (pair(2048, 32), vec![0; FRAME_MAX]);
+        // TCP over IPv4, of three segments.
+        let mut frame = vec![0; 54 + 300];
+        frame[12..18].copy_from_slice(&[8, 0, 0x45, 0, 1, 84]);
+        (frame[23], frame[46]) = (6, 0x50);
+        let header = VnetHeader {
+            flags: VnetHeader::NEEDS_CSUM,
+            gso_type: VnetHeader::GSO_TCPV4,
+            hdr_len: 54,
+            gso_size: 100,
+            csum_start: 34,
+            csum_offset: 16,
+            ..VnetHeader::default()
+        };
+        let mut stored_of = |begun: usize| {
+            let (mut tally, mut resume) = (Tally::default(), begun);
+            let target = &mut client.senders[0];
+            target.refresh().unwrap();
+            let put = finish(&mut frame.clone(), &header, target, &mut resume, &mut tally, &mut scratch);
+            assert_eq!(put, Ok(Put::Stored));
+            tally.frames
+        };
+        assert_eq!([0, 1, 2, 3, 9].map(&mut stored_of), [3, 2, 1, 3, 3]);
+        client.senders[0].publish();
+        assert!(server.receivers[0].refresh().unwrap());
     }
 
     /// What each visit took of long frames that a target has no place for.

@@ -8,6 +8,8 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,9 +26,11 @@ use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
 use ferrule_ffi::notifier::eventfd;
 use ferrule_ffi::region::Region;
-use ferrule_ffi::unix::{Kind, UnixSocket};
+use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::UnixAddr;
+use nix::sys::socket::sockopt::Linger;
+use nix::sys::socket::{UnixAddr, setsockopt};
 use nix::unistd::{ftruncate, pipe};
 
 /// An attacked wire, and another one whose frames must not notice.
@@ -299,6 +303,57 @@ fn bytes_without_sense_end_the_connection_or_wait_for_more() {
     }
     testbed.honest_frontend_is_served();
     testbed.witness_moves();
+}
+
+#[test]
+fn a_frontend_that_we_connect_to_holds_up_no_more_closers_by_having_us_connect_again() {
+    let testbed = Testbed::new();
+    let name = unique("charged");
+    let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+    let listener = UnixListener::bind(Kind::Stream, &address, 5).unwrap();
+    let memif = MemifSpec { role: Role::Server, ..client_spec(&name, 1) };
+    let ends = [EndSpec::VhostUser(VhostUserSpec::new(socket(&name), Role::Client)), EndSpec::Memif(memif)];
+    testbed.engine.add(WireSpec::new(name, ends)).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let message = VhostUserRequest::SetLogFd.emit(true);
+    let mut far_ends = Vec::new();
+    // Four threads close the descriptors of one account, and there are 64 in all.
+    for _ in 0..17 {
+        wait_for(&listener);
+        let mut frontend = VhostUserChannel::from(listener.accept().unwrap());
+        for _ in 0..4 {
+            let (near, far) = stuck_socket(&tcp);
+            // It comes with the first byte. Whoever closes it last waits: that must not be this thread.
+            frontend.send(&message[..4], &[near.as_fd()]).unwrap();
+            drop(near);
+            frontend.send(&message[4..], &[]).unwrap();
+            eventually("it is answered", || frontend.receive().unwrap().is_some());
+            far_ends.push(far);
+        }
+    }
+    let mut honest = VhostUserChannel::connect(&testbed.spec().socket).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    honest.send(&message, &[writer.as_fd()]).unwrap();
+    drop(writer);
+    eventually("it is answered", || honest.receive().unwrap().is_some());
+    // The other end of the pipe is closed.
+    wait_for(&reader);
+}
+
+/// A socket whose close waits for as long as its far end does not read.
+fn stuck_socket(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    while (&near).write(&[0; 16_384]).is_ok() {}
+    near.set_nonblocking(false).unwrap();
+    setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 1000 }).unwrap();
+    (near, far)
+}
+
+fn wait_for(descriptor: &impl AsFd) {
+    let mut waiting = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(nix::poll::poll(&mut waiting, PollTimeout::try_from(DEADLINE).unwrap()), Ok(1), "nothing happens");
 }
 
 /// Bytes that need not be a message.

@@ -571,6 +571,22 @@ fn a_guest_that_sleeps_is_notified_by_the_eventfd_that_it_named_last() {
 }
 
 #[test]
+fn an_eventfd_that_is_named_while_no_worker_has_the_ring_is_notified() {
+    let engine = engine();
+    let (name, wire) = mixed_wire("renamed", Role::Server, 1);
+    engine.add(wire).unwrap();
+    // Nobody is at the other end.
+    let mut guest = open(&frontend_spec(&name, 0));
+    eventually("its rings are there", || matches!(status(&engine, &name).ends[0], EndState::Connected { .. }));
+    for index in 0..2 {
+        let call = eventfd().unwrap();
+        guest.tell(&VhostUserRequest::SetVringCall(VringFile { index, has_file: true }), &[call.as_fd()]).unwrap();
+        let mut waiting = [PollFd::new(call.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll_fds(&mut waiting, PollTimeout::try_from(DEADLINE).unwrap()), Ok(1), "vring {index}");
+    }
+}
+
+#[test]
 fn two_guests_share_an_unfinished_checksum_and_memif_gets_it_finished() {
     let engine = engine();
     let (name, wire) = vhost_wire("offload");

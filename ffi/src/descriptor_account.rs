@@ -1,17 +1,17 @@
 //! How many of our descriptors the peers of one socket may hold.
 //!
 //! A descriptor that a peer sends takes a place in the table of this process, until it is closed, and closing can take as
-//! long as its sender likes (a file of a FUSE file system). So each is counted from its arrival until then, by the
-//! listening socket that its sender came to, and all of them by the process. Without room a peer's descriptors are not
-//! taken at all (`UnixSocket::receive`). Those that became part of a connection
-//! (mapped memory, the eventfds of rings) are bounded by what a connection may have, and are not counted any more.
+//! long as its sender likes (a file of a FUSE file system). So each is counted from its arrival until then, by the listening
+//! socket that its sender came to or the end that connected to it, and all of them by the process. Without room a peer's
+//! descriptors are not taken at all (`UnixSocket::receive`). Those that became part of a connection (mapped memory, the
+//! eventfds of rings) are bounded by what a connection may have, and are not counted any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// The descriptors of the peers of one listening socket, or of one socket that we connected.
+/// The descriptors of the peers of one listening socket, or of those that one of ours connects to, one after the other.
 #[derive(Debug, Default)]
 pub struct DescriptorAccount {
     held: AtomicUsize,

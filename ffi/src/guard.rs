@@ -3,8 +3,9 @@
 //! The CPU then raises SIGBUS at the access. The handler finds the mapping by its address. If its pages are counted
 //! ([`Meter`]) and the budget has room, the page is populated and the access repeated. Otherwise (the budget is used up,
 //! or the peer has truncated the file) the handler puts anonymous zero pages over the whole mapping and marks it dead; the
-//! thread goes on as if nothing had happened, and whoever owns the region sees the mark after its burst. A SIGBUS that is
-//! not ours goes to the handler that was there before.
+//! thread goes on as if nothing had happened, and whoever owns the region sees the mark after its burst. A fault that is
+//! not ours goes to the handler that was there before. A SIGBUS that is no fault of the thread that takes it says nothing
+//! of what anybody uses: no mapping is touched for it ([`Origin`]).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -158,13 +159,46 @@ fn install() {
     });
 }
 
-/// The handler. Async-signal-safe: atomics, ioctl, mmap, madvise and sigaction only.
+/// What a SIGBUS stems from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// An access of this thread, which is made once more when the handler returns.
+    Access,
+    /// The kernel says that memory is broken which nobody is using: an access to it raises a signal of its own.
+    Notice,
+    /// `kill` and its like.
+    Sent,
+}
+
+impl Origin {
+    /// By `si_code`. Nobody else can send a positive one (`rt_sigqueueinfo`).
+    fn of(code: libc::c_int) -> Self {
+        match code {
+            libc::BUS_MCEERR_AO => Self::Notice,
+            1.. => Self::Access,
+            ..=0 => Self::Sent,
+        }
+    }
+}
+
+/// The handler. Async-signal-safe: atomics, ioctl, mmap, madvise, sigaction and raise only.
 extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let errno = Errno::last_raw();
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
     let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
-    // The page is there, and its memory is broken: it is not populated again.
-    let is_broken = matches!(code, libc::BUS_MCEERR_AR | libc::BUS_MCEERR_AO);
+    match Origin::of(code) {
+        Origin::Access if absorb(address, code) => {}
+        // Not ours, or nothing can be done: the previous handler decides when the access is repeated.
+        Origin::Access => set_previous(),
+        Origin::Notice => {}
+        Origin::Sent => end_by_default(),
+    }
+    Errno::set_raw(errno);
+}
+
+/// Lets the access at `address`, which this thread repeats when the handler returns, go on; `false`: it is not ours, or
+/// nothing can be done.
+fn absorb(address: usize, code: libc::c_int) -> bool {
     let used = USED.load(Ordering::Acquire);
     // Missing pages of one mapping are used one after the other.
     let last = LAST.load(Ordering::Relaxed);
@@ -174,23 +208,41 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
         LAST.store(slot, Ordering::Relaxed);
         Some(found)
     });
-    let is_ours = found.is_some_and(|(base, len, owner)| {
-        // SAFETY: `Guarded` keeps the owner for as long as the entry stands, and a thread uses the mapping at this instant.
+    found.is_some_and(|(base, len, owner)| {
+        // SAFETY: `Guarded` keeps the owner for as long as the entry stands, and this thread uses the mapping at this
+        // instant: its access raised the signal.
         let owner = unsafe { &*owner };
-        if is_broken {
+        // The page is there, and its memory is broken: it is not populated again.
+        if code == libc::BUS_MCEERR_AR {
             return replace(base, len, owner, MemoryLost::NotPopulated { errno: libc::EHWPOISON });
         }
         resolve(address, base, len, owner)
-    });
-    if !is_ours {
-        // Not ours, or nothing can be done: the previous handler decides when the access is repeated.
-        let previous = PREVIOUS.load(Ordering::Acquire);
-        if !previous.is_null() {
-            // SAFETY: the pointer is to a leaked, never changed sigaction.
-            unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
-        }
+    })
+}
+
+fn set_previous() {
+    let previous = PREVIOUS.load(Ordering::Acquire);
+    if !previous.is_null() {
+        // SAFETY: the pointer is to a leaked, never changed sigaction.
+        unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
     }
-    Errno::set_raw(errno);
+}
+
+/// Does what a SIGBUS that was sent does without a handler. The previous handler would do: but Rust's own takes itself out
+/// and returns, and the process would live on without this guard.
+fn end_by_default() {
+    let previous = PREVIOUS.load(Ordering::Acquire);
+    // SAFETY: the pointer, if it is one, is to a leaked, never changed sigaction.
+    let was_ignored = unsafe { previous.as_ref() }.is_some_and(|previous| previous.sa_sigaction == libc::SIG_IGN);
+    if was_ignored {
+        return;
+    }
+    // SAFETY: a zeroed sigaction is a valid one, and stands for the default; the signal waits until the handler returns.
+    unsafe {
+        let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        libc::sigaction(libc::SIGBUS, &raw const default, std::ptr::null_mut());
+        libc::raise(libc::SIGBUS);
+    }
 }
 
 /// Populates the page at `address`, or replaces the whole mapping; `false`: neither can be done.
@@ -204,8 +256,8 @@ fn resolve(address: usize, base: usize, len: usize, owner: &Owner) -> bool {
 
 /// Puts zero pages over the whole mapping, which is dead from then on; `false`: it cannot be done.
 fn replace(base: usize, len: usize, owner: &Owner, lost: MemoryLost) -> bool {
-    // SAFETY: base..base+len is one mapping of ours, whose owner is alive because a thread is using it at this instant;
-    // anonymous pages replace it in place.
+    // SAFETY: base..base+len is one mapping of ours, whose owner is alive because this thread is using it at this instant
+    // (`absorb`); anonymous pages replace it in place.
     let mapped = unsafe {
         libc::mmap(
             base as *mut libc::c_void,
@@ -236,3 +288,45 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 static LAST: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new(), fresh: 0, held: 0, most: 0 });
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use crate::child::spawn_bound;
+    use crate::region::Region;
+
+    /// Set in the process that is to end.
+    const CHILD: &str = "FERRULE_TEST_SIGBUS";
+
+    #[test]
+    fn a_sigbus_that_was_sent_ends_the_process_and_does_not_leave_it_without_a_guard() {
+        if std::env::var_os(CHILD).is_some() {
+            setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+            let _guarded = Region::create("guarded", 4096, &Arc::default()).unwrap();
+            kill(Pid::this(), Signal::SIGBUS).unwrap();
+            // Whichever thread takes it.
+            return std::thread::sleep(Duration::from_secs(20));
+        }
+        let name = std::thread::current().name().unwrap().to_owned();
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = spawn_bound(child.args(["--exact", &name]).env(CHILD, "1")).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGBUS));
+    }
+
+    #[test]
+    fn only_an_access_of_this_thread_says_that_a_mapping_is_in_use() {
+        let accesses = [libc::BUS_ADRALN, libc::BUS_ADRERR, libc::BUS_OBJERR, libc::BUS_MCEERR_AR, libc::SI_KERNEL];
+        assert_eq!(accesses.map(Origin::of), [Origin::Access; 5]);
+        assert_eq!(Origin::of(libc::BUS_MCEERR_AO), Origin::Notice);
+        let sent = [libc::SI_USER, libc::SI_QUEUE, libc::SI_TKILL];
+        assert_eq!(sent.map(Origin::of), [Origin::Sent; 3]);
+    }
+}

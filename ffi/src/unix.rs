@@ -96,6 +96,14 @@ impl UnixSocket {
         Self::connected(socket, kind, Arc::default())
     }
 
+    /// What the peer sends counts in this account from now on: that of whoever connects, and connects again when the peer
+    /// has gone. Otherwise each connection would have an account of its own, and a peer as many as it likes.
+    #[must_use]
+    pub fn charged_to(mut self, account: &Arc<DescriptorAccount>) -> Self {
+        self.account = Arc::clone(account);
+        self
+    }
+
     /// The descriptor, for another process: the peer does not notice that this one lets go of it.
     pub fn into_fd(mut self) -> OwnedFd {
         self.fd.take().expect("it is there until the value is dropped")
@@ -374,6 +382,22 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(server.receive(&mut [0; 1], 100).unwrap().unwrap().files.len(), 100);
+    }
+
+    #[test]
+    fn the_connections_of_one_account_hold_descriptors_together() {
+        let account = Arc::default();
+        let file = File::open("/dev/null").unwrap();
+        let connected = ["first", "second"].map(|name| {
+            let name = format!("ferrule-ffi-charged-{name}-{}", std::process::id());
+            let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+            let listener = UnixListener::bind(Kind::Stream, &address, 5).unwrap();
+            let client = UnixSocket::connect(Kind::Stream, &address).unwrap().charged_to(&account);
+            let server = listener.accept().unwrap();
+            server.send(b"x", &[file.as_fd(); 3]).unwrap();
+            (client.receive(&mut [0; 1], 3).unwrap().unwrap().files, server)
+        });
+        assert_eq!((connected.map(|(files, _)| files.len()), account.held()), ([3, 3], 6));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::address::PciAddress;
 use crate::attributes::Mac;
-use crate::sysfs::Sysfs;
+use crate::sysfs::{RdmaDevice, Sysfs};
 
 /// A look at the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,15 +79,6 @@ pub struct Function {
     pub acpi_index: Option<u32>,
     /// Its devices of RDMA.
     pub rdma: Vec<RdmaDevice>,
-}
-
-/// A device of RDMA.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RdmaDevice {
-    /// Such as `mlx5_2`.
-    pub name: String,
-    /// Its nodes, such as `/dev/infiniband/uverbs2`.
-    pub nodes: Vec<String>,
 }
 
 impl Inventory {

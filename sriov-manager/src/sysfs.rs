@@ -16,13 +16,21 @@ use ferrule_ffi::sysfs::{net, pci_device};
 use sysfs_class::{PciDevice, SysClass};
 
 use crate::address::PciAddress;
-use crate::inventory::RdmaDevice;
 use crate::kernel::Interface;
 
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysfs {
     root: PathBuf,
+}
+
+/// A device of RDMA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RdmaDevice {
+    /// Such as `mlx5_2`.
+    pub name: String,
+    /// Its nodes, such as `/dev/infiniband/uverbs2`.
+    pub nodes: Vec<String>,
 }
 
 impl Sysfs {

@@ -4,12 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::descriptor_account::DescriptorAccount;
 use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
+use super::keys::SocketJobId;
 use super::poller::Token;
-use super::sockets::SocketJobId;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
 use crate::port::memif::channel::MemifChannel;
@@ -33,6 +34,8 @@ pub struct End {
     pub stale: Vec<LaneEnd>,
     /// How often its peers may have lanes recalled. It outlives them, or one that reconnects would have more.
     pub quiesces: TokenBucket,
+    /// What the peers that it goes to hold of our descriptors. It outlives them, for the same reason.
+    pub descriptors: Arc<DescriptorAccount>,
     /// Its peer has asked too often: it is not listened to until then.
     pub paused_until: Option<Instant>,
     /// The request that its peer has made was counted.
@@ -160,6 +163,7 @@ impl End {
             last_error: None,
             stale: Vec::new(),
             quiesces,
+            descriptors: Arc::default(),
             paused_until: None,
             is_counted: false,
         }

@@ -7,10 +7,9 @@ use std::time::Instant;
 use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
-use super::listener::ListenerKey;
+use super::keys::ListenerKey;
 use super::poller::{SocketOwner, Timer, Token};
 use super::state::State;
-use super::wire::EndId;
 use super::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError, MemifOffer, Outbox, Server};
@@ -217,8 +216,8 @@ impl State {
     /// The most queue pairs that any interface at a listening socket takes: HELLO is said before a client says which
     /// one it wants.
     fn queues_offered(&self, key: ListenerKey) -> u16 {
-        let ends = self.listeners.get(key).into_iter().flat_map(super::listener::SharedListener::memif_ends);
-        let queues = ends.filter_map(|end: EndId| memif_spec(&self.wires.get(end.wire)?.spec.ends[end.end]));
+        let Some(listener) = self.listeners.get(key) else { return 1 };
+        let queues = listener.memif_ends().filter_map(|end| memif_spec(&self.wires.get(end.wire)?.spec.ends[end.end]));
         queues.map(|spec| spec.queues).max().unwrap_or(1)
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use ferrule_ffi::notifier::eventfd;
 use nix::sys::eventfd::EventFd;
 
+use super::done::Done;
 use super::events::Subscriber;
-use super::jobs::Done;
 use crate::engine::{Applied, EngineError};
 use crate::spec::WireSpec;
 

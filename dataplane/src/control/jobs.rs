@@ -17,46 +17,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::done::{Done, Look, MakeError, SocketOutcome};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, Inbox};
-use super::listener::ListenAddress;
-use super::sockets::{SocketJobId, SocketTask};
-use super::wire::{EndId, WireKey};
-use crate::port::kernel::{InterfaceOwner, PairStatus, TapInterface, VethPair};
-use crate::socket::{Listener, SocketError};
+use super::keys::{EndId, SocketJobId, WireKey};
+use crate::port::kernel::{InterfaceOwner, TapInterface, VethPair};
+use crate::socket::Listener;
 use crate::spec::{KernelSpec, SocketAddress};
 use ferrule_ffi::region::Region;
 use ferrule_ffi::tap::Tap;
-use ferrule_ffi::unix::{UnixListener, UnixSocket};
-
-/// What became of a job.
-#[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
-pub enum Done {
-    /// A job at the address of a socket.
-    Socket(SocketJobId, SocketOutcome),
-    /// The TAP interface of an end is there, or cannot be made.
-    Tap(EndId, Result<Tap, MakeError>),
-    /// A veth pair is there, or cannot be made.
-    Veth(WireKey, Result<VethPair, MakeError>),
-    /// What a wire had made is closed.
-    Closed(WireKey),
-    /// Interfaces were looked at.
-    Looked(Look),
-}
-
-/// What became of a job at the address of a socket.
-pub enum SocketOutcome {
-    /// A socket listens there, or cannot.
-    Bound(ListenAddress, Result<Listener, SocketError>),
-    /// It is connected to whoever listens there, or cannot be.
-    Connected(Result<UnixSocket, SocketError>),
-    /// Whether each path leads to our socket.
-    Checked(Vec<bool>),
-    /// Its file is gone. What is left of it may have connections that nobody has accepted.
-    Closed(Option<UnixListener>),
-    /// The job has panicked.
-    Panicked(SocketAddress),
-}
 
 /// What reapers have not dropped yet of what the peers of an end, or of a listening socket, gave us.
 #[derive(Clone, Debug, Default)]
@@ -84,15 +53,6 @@ impl Drop for ReapShare {
     }
 }
 
-/// Why an interface was not made: at which of the ends the kernel said no, and why.
-#[derive(Debug)]
-pub struct MakeError {
-    /// 0 or 1.
-    pub end: usize,
-    /// What was tried, on what, why not, and what to do.
-    pub problem: String,
-}
-
 /// A job that waits for its turn, and can be cancelled until then.
 #[derive(Clone, Default)]
 pub struct Ticket(Arc<AtomicU8>);
@@ -116,14 +76,8 @@ const QUEUED: u8 = 0;
 const BEGUN: u8 = 1;
 const CANCELLED: u8 = 2;
 
-/// What the interfaces of all wires looked like.
-#[derive(Default)]
-pub struct Look {
-    /// Each pair that was asked for.
-    pub pairs: Vec<(WireKey, PairStatus)>,
-    /// TAP interfaces that are gone.
-    pub gone: Vec<EndId>,
-}
+/// What a socket thread does.
+pub type SocketTask = Box<dyn FnOnce() -> SocketOutcome + Send>;
 
 /// The threads.
 pub struct Jobs {

@@ -2,72 +2,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
-use std::fs::File;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ferrule_ffi::socket_file::SocketLocation;
-use ferrule_ffi::unix::Kind;
-use slotmap::{Key, new_key_type};
+use slotmap::Key;
 
-use super::MESSAGES_PER_EVENT;
-use super::disconnect::DisconnectReason;
+use super::done::SocketOutcome;
 use super::handshake::Handshakes;
-use super::jobs::{ReapAccount, SocketOutcome};
+use super::jobs::ReapAccount;
+use super::keys::{EndId, ListenerKey, WireKey};
+use super::listen_address::{ListenAddress, ListenKind};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
-use super::poller::{SocketOwner, Timer, Token};
+use super::poller::{SocketOwner, Token};
 use super::sockets::{SocketPurpose, directory};
 use super::state::State;
-use super::wire::{EndId, Wire, WireKey};
+use super::wire::Wire;
 use crate::socket::{Listener, SocketError, USUAL_MODE};
-use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
-
-new_key_type! {
-    /// A listening socket. The key of one that is gone finds nothing.
-    pub struct ListenerKey;
-}
-
-/// Where a socket listens: its address and, if that is abstract, its namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ListenAddress {
-    /// The address.
-    pub address: SocketAddress,
-    /// Whose abstract names are meant; none: the forwarder's own.
-    pub netns: Option<NetNs>,
-}
-
-impl ListenAddress {
-    /// Where an end listens; `None`: it does not.
-    pub fn of(end: &EndSpec) -> Option<Self> {
-        let (address, netns) = match end {
-            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
-            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
-            EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => return None,
-        };
-        let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
-        Some(Self { address: address.clone(), netns })
-    }
-}
-
-/// What a listening socket is like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenKind {
-    /// Packets or a stream.
-    pub kind: Kind,
-    /// Who may connect to its file.
-    pub access: SocketAccess,
-}
-
-impl ListenKind {
-    fn of(end: &EndSpec) -> Self {
-        match end {
-            EndSpec::Memif(spec) => Self { kind: Kind::SeqPacket, access: spec.access.clone() },
-            EndSpec::VhostUser(spec) => Self { kind: Kind::Stream, access: spec.access.clone() },
-            EndSpec::Kernel(_) => Self { kind: Kind::Stream, access: SocketAccess::default() },
-        }
-    }
-}
+use crate::spec::{EndSpec, SocketAccess, SocketAddress};
 
 /// A listening socket, the ends that peers find there, and the peers that no end has taken yet.
 pub struct SharedListener {
@@ -76,7 +29,8 @@ pub struct SharedListener {
     kind: ListenKind,
     /// The socket itself.
     pub socket: ListenSocket,
-    ends: ListenerEnds,
+    /// Whose peers come here.
+    pub ends: ListenerEnds,
     /// Ends of wires that are being made and wait for the socket.
     waiting: Vec<EndId>,
     /// A job looks whether its path leads here.
@@ -90,7 +44,7 @@ pub struct SharedListener {
     /// vhost-user frontends, the oldest first.
     pub pending: BTreeMap<Token, PendingFrontend>,
     /// What is said of the peers that were refused.
-    log_limit: LogLimit,
+    pub log_limit: LogLimit,
 }
 
 /// How far a listening socket is.
@@ -106,7 +60,7 @@ pub enum ListenSocket {
 }
 
 /// Whose peers come to a listening socket.
-enum ListenerEnds {
+pub enum ListenerEnds {
     /// Those of memif interfaces, by their ids.
     Memif(HashMap<u32, EndId>),
     /// Those of a vhost-user end; none: it has just gone.
@@ -166,7 +120,7 @@ impl SharedListener {
     }
 
     /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
-    fn largest_holder(&self) -> Option<(usize, std::cmp::Reverse<Token>)> {
+    pub fn largest_holder(&self) -> Option<(usize, std::cmp::Reverse<Token>)> {
         let handshakes = self.handshakes.iter().map(|(&token, handshake)| (handshake.held(), token));
         let pending = self.pending.iter().map(|(&token, frontend)| (frontend.held(), token));
         handshakes.chain(pending).map(|(held, token)| (held, std::cmp::Reverse(token))).max()
@@ -469,104 +423,6 @@ impl State {
         }
     }
 
-    /// Peers have come to a listening socket.
-    pub(super) fn accept(&mut self, key: ListenerKey) {
-        for _ in 0..MESSAGES_PER_EVENT {
-            let Some(listener) = self.listeners.get(key) else { return };
-            let ListenSocket::Open(socket, token) = &listener.socket else { return };
-            if !socket.has_room() || listener.reaping.is_full() {
-                self.poller.listen(socket, *token, false);
-                self.poller.timers.set(Timer::Accept(key), Some(Instant::now() + ACCEPT_AGAIN));
-                return self.make_room_to_accept(key);
-            }
-            let accepted = match socket.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => return self.cannot_accept(key, &error),
-            };
-            let come = match &listener.ends {
-                ListenerEnds::Memif(_) => self.begin_handshake(key, accepted),
-                ListenerEnds::VhostUser(_) => self.add_pending_frontend(key, accepted),
-            };
-            if let Err(error) = come {
-                self.say_refused(key, &error);
-            }
-        }
-    }
-
-    /// A listening socket whose peers held too much is tried again.
-    pub(super) fn accept_again(&mut self, key: ListenerKey) {
-        if let Some(ListenSocket::Open(socket, token)) = self.listeners.get(key).map(|listener| &listener.socket) {
-            self.poller.listen(socket, *token, true);
-        }
-    }
-
-    /// Peers that came to a listening socket hold as much as they may: others wait there until that is closed. One that
-    /// holds much of it, and is nobody's peer yet, goes.
-    fn make_room_to_accept(&mut self, key: ListenerKey) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
-            let (socket, suppressed) = (&listener.address.address, if_any(suppressed));
-            tracing::warn!(%socket, suppressed, "clients wait: what those before them sent is not closed yet");
-        }
-        let Some((held, std::cmp::Reverse(token))) = listener.largest_holder() else { return };
-        if held > HOLDER_MIN {
-            self.refuse_handshake(key, token, &DisconnectReason::Crowded);
-            self.refuse_frontend(key, token, &DisconnectReason::Crowded);
-        }
-    }
-
-    /// Out of descriptors. What peers without an end hold is what can be spared; without any, the client is
-    /// accepted by the reserve and closed, or it would wake this thread for ever.
-    fn cannot_accept(&mut self, key: ListenerKey, error: &io::Error) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
-            let socket = &listener.address.address;
-            tracing::warn!(%socket, %error, suppressed = if_any(suppressed), "a client cannot be accepted");
-        }
-        if self.unfinished.held == 0 {
-            drop(self.reserve.take());
-            if let ListenSocket::Open(socket, _) = &listener.socket {
-                drop(socket.accept());
-            }
-            self.reserve = reserve();
-            return;
-        }
-        let unfinished = |(key, listener): (ListenerKey, &SharedListener)| {
-            let handshakes = listener.handshakes.iter().map(|(&token, _)| token).collect::<Vec<_>>();
-            let pending = listener.pending.keys().copied().collect::<Vec<_>>();
-            (key, handshakes, pending)
-        };
-        for (key, handshakes, pending) in self.listeners.iter().map(unfinished).collect::<Vec<_>>() {
-            for token in handshakes {
-                self.refuse_handshake(key, token, &DisconnectReason::Crowded);
-            }
-            for token in pending {
-                self.refuse_frontend(key, token, &DisconnectReason::Crowded);
-            }
-        }
-    }
-
-    /// Has peers without an end hold no more than they may, at this listening socket and at all of them: the oldest of
-    /// those that hold most goes.
-    pub(super) fn keep_within_quota(&mut self, key: ListenerKey) {
-        loop {
-            let of_listener = self.listeners.get(key).map_or(0, SharedListener::held);
-            let everywhere = self.unfinished.held > self.unfinished.most;
-            if !everywhere && of_listener <= self.unfinished.most_of_listener() {
-                return;
-            }
-            let holders = self.listeners.iter().filter(|(other, _)| everywhere || *other == key);
-            let largest = holders.filter_map(|(key, listener)| {
-                let (held, token) = listener.largest_holder()?;
-                Some((held, token, key))
-            });
-            let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };
-            self.refuse_handshake(key, token, &DisconnectReason::Crowded);
-            self.refuse_frontend(key, token, &DisconnectReason::Crowded);
-        }
-    }
-
     /// Says that a peer was refused.
     pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
@@ -575,32 +431,6 @@ impl State {
             tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
         }
     }
-}
-
-/// What peers that no end has taken yet may hold: descriptors, each of which can be a mapping too.
-pub struct Unfinished {
-    /// What they hold now.
-    pub held: usize,
-    /// What they may hold together.
-    pub most: usize,
-}
-
-impl Unfinished {
-    /// A share of the descriptors that this process may have.
-    pub fn new(descriptors_max: u64) -> Self {
-        let share = usize::try_from(descriptors_max / 4).unwrap_or(usize::MAX);
-        Self { held: 0, most: share.clamp(UNFINISHED_MIN, UNFINISHED_MAX) }
-    }
-
-    /// What those of one listening socket may hold.
-    pub fn most_of_listener(&self) -> usize {
-        self.most / 2
-    }
-}
-
-/// What is given up for a moment when there are no descriptors left.
-pub(super) fn reserve() -> Option<File> {
-    File::open("/dev/null").ok()
 }
 
 /// Why an end cannot listen.
@@ -645,24 +475,15 @@ pub enum ListenError {
     Epoll(#[from] io::Error),
 }
 
-/// How soon a listening socket is tried again whose peers held too much.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
-/// Who holds no more is left alone when others wait.
-const HOLDER_MIN: usize = 16;
-/// Enough for a client of the usual kind beside one with all the regions that there can be.
-const UNFINISHED_MIN: usize = 256;
-/// Far from the 65,530 mappings that a process may have, and from its descriptors where there are many.
-const UNFINISHED_MAX: usize = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    use ferrule_ffi::unix::UnixSocket;
+    use ferrule_ffi::unix::{Kind, UnixSocket};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     use crate::control::tests::TestControl;
-    use crate::spec::MemifSpec;
+    use crate::spec::{MemifSpec, Role};
 
     /// A listening socket in a state, the end of a wire there, and a client in mid-handshake.
     fn with_client(state: &mut State, socket: ListenSocket) -> (ListenerKey, EndId, EndSpec, UnixSocket) {

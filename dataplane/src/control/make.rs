@@ -15,17 +15,16 @@ use std::time::{Duration, Instant};
 use ferrule_ffi::tap::Tap;
 
 use super::disconnect::DisconnectReason;
+use super::done::{Look, MakeError};
 use super::end::{End, EndKind};
 use super::events::WireChange;
 use super::inbox::Reply;
-use super::jobs::{Look, MakeError};
+use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State, WATCH_INTERVAL};
-use super::wire::{
-    Body, EndId, History, KernelWire, Making, Removal, Replacement, Wire, WireKey, WorkerWire, memory_limit,
-};
+use super::wire::{Body, KernelWire, Making, Removal, Replacement, Wire, WorkerWire, memory_limit};
 use crate::engine::{Applied, DRAIN_TIMEOUT, EngineError};
 use crate::port::kernel::{PairEnd, PairStatus, VethPair};
 use crate::spec::{EndSpec, Role, WireSpec};
@@ -66,8 +65,8 @@ impl State {
         }
         let Some(&key) = self.names.get(&spec.name) else {
             let mut wire = Wire::new(spec, Applied::Made);
-            if let Some(history) = self.histories.remove(&wire.spec.name) {
-                wire.go_on(history);
+            if let Some(former) = self.not_made.remove(&wire.spec.name) {
+                wire.go_on(former);
             }
             wire.waiting.push(reply);
             return self.begin(wire);
@@ -150,7 +149,7 @@ impl State {
     /// Removes a wire.
     pub(super) fn remove(&mut self, name: &str, timeout: Duration, reply: Reply<Result<(), EngineError>>) {
         let Some(&key) = self.names.get(name) else {
-            self.histories.remove(name);
+            self.not_made.remove(name);
             return self.answer(reply, Err(EngineError::NoSuchWire(name.to_owned())));
         };
         self.begin_removal(key, timeout);
@@ -479,12 +478,11 @@ impl State {
 
     /// Nothing of a wire is left: its name is free, or taken by what is wanted in its place.
     fn is_gone(&mut self, key: WireKey) {
-        let Some(wire) = self.wires.remove(key) else { return };
-        let Wire { spec, generation, counters, carried, budgets, reaping, waiting, removal, .. } = wire;
-        let history = History { spec: Arc::clone(&spec), generation, counters, carried, budgets, reaping };
+        let Some(mut wire) = self.wires.remove(key) else { return };
+        let (spec, waiting) = (Arc::clone(&wire.spec), std::mem::take(&mut wire.waiting));
         self.names.remove(&spec.name);
         self.map_changed = true;
-        let Removal { replies, failure, next } = removal.unwrap_or_default();
+        let Removal { replies, failure, next } = wire.removal.take().unwrap_or_default();
         let is_made_anew = next.as_ref().is_some_and(|next| next.same);
         match &failure {
             // Nobody has asked for its end.
@@ -510,14 +508,14 @@ impl State {
             self.answer(reply, Err(failure.clone()));
         }
         if let Some(Replacement { spec, replies, same }) = next {
-            let mut wire = Wire::new(spec, if same { Applied::Remade } else { Applied::Made });
-            wire.waiting = replies;
+            let mut next = Wire::new(spec, if same { Applied::Remade } else { Applied::Made });
+            next.waiting = replies;
             if same {
-                wire.go_on(history);
+                next.go_on(wire);
             }
-            self.begin(wire);
+            self.begin(next);
         } else if is_kept {
-            self.histories.insert(spec.name.clone(), history);
+            self.not_made.insert(spec.name.clone(), wire);
         }
         self.answer_drained();
     }

@@ -6,15 +6,17 @@ use std::time::Instant;
 use ferrule_ffi::unix::{Kind, UnixSocket};
 
 use super::disconnect::DisconnectReason;
+use super::done::SocketOutcome;
 use super::end::{ClientState, EndKind, Peer};
 use super::events::WireChange;
-use super::jobs::{ReapAccount, SocketOutcome};
-use super::listener::ListenAddress;
+use super::jobs::ReapAccount;
+use super::keys::{EndId, SocketJobId};
+use super::listen_address::ListenAddress;
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
-use super::sockets::{SocketJobId, SocketPurpose};
+use super::sockets::SocketPurpose;
 use super::state::State;
-use super::wire::{EndId, Wire};
+use super::wire::Wire;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
@@ -61,12 +63,16 @@ impl State {
     /// The socket of an end's peer is reached, or cannot be.
     pub(super) fn connected(&mut self, id: EndId, job: SocketJobId, connected: Result<UnixSocket, SocketError>) {
         let wire = self.wires.get(id.wire).filter(|wire| wire.removal.is_none());
-        let wire = wire.filter(|wire| wire.workers().is_some_and(|wire| wire.ends[id.end].connecting() == Some(job)));
-        let Some(wire) = wire else {
+        let wire = wire.and_then(|wire| {
+            let end = &wire.workers()?.ends[id.end];
+            (end.connecting() == Some(job)).then_some((wire, &end.descriptors))
+        });
+        let Some((wire, descriptors)) = wire else {
             // Nobody wants it any more.
             return self.jobs.reap(&ReapAccount::default(), connected.ok());
         };
         let spec = Arc::clone(&wire.spec);
+        let connected = connected.map(|socket| socket.charged_to(descriptors));
         match (connected, &spec.ends[id.end]) {
             (Err(error), _) => self.not_connected(id, &error.to_string()),
             (Ok(socket), EndSpec::Memif(_)) => self.greet_server(id, socket.into()),

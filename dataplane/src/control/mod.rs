@@ -11,23 +11,28 @@
 //! [`HANDSHAKES_MAX`] unfinished handshakes or [`PENDING_MAX`] frontends for each listening socket. What may be slow in
 //! the kernel is a job of another thread.
 //!
-//! - [`inbox`]: what other threads say; [`jobs`]: what other threads do; [`poller`]: sockets and deadlines;
+//! - [`keys`]: what everything is found by; [`inbox`]: what other threads say; [`jobs`]: what other threads do; [`done`]: what
+//!   became of that; [`poller`]: sockets and deadlines;
 //! - [`snapshot`]: what readers see; [`events`]: what subscribers hear; [`health`]: whether all threads are there;
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
 //! - `make`: wires are made, changed and removed; `lanes`: they are joined and parted;
 //! - [`sockets`]: what looks up the path of a socket, and may hang there;
-//! - [`listener`]: listening sockets; [`handshake`] and [`pending`]: peers there that no end has yet;
+//! - [`listener`]: listening sockets; [`listen_address`]: where; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `memif` and `vhost_user`: peers of these kinds;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
 
+pub mod accept;
 pub mod disconnect;
+pub mod done;
 pub mod end;
 pub mod events;
 pub mod handshake;
 pub mod health;
 pub mod inbox;
 pub mod jobs;
+pub mod keys;
 mod lanes;
+pub mod listen_address;
 pub mod listener;
 pub mod log_limit;
 mod make;

@@ -16,10 +16,9 @@ use std::time::Instant;
 use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
-use super::listener::{ListenerKey, SharedListener};
+use super::keys::{EndId, ListenerKey};
 use super::poller::{SocketOwner, Timer, Token};
 use super::state::State;
-use super::wire::EndId;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT, PENDING_MAX};
 use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::session::VhostUserMessage;
@@ -69,8 +68,8 @@ impl State {
     /// A frontend has come to a listening socket.
     pub(super) fn add_pending_frontend(&mut self, key: ListenerKey, socket: UnixSocket) -> io::Result<()> {
         let channel = VhostUserChannel::from(socket);
-        let end = self.listeners.get(key).and_then(SharedListener::frontend_end);
-        if let Some(end) = end {
+        let Some(listener) = self.listeners.get(key) else { return Ok(()) };
+        if let Some(end) = listener.frontend_end() {
             self.notice_loss(end);
             if self.occupancy(end) == Occupancy::Occupied {
                 self.say_refused(key, &DisconnectReason::Occupied);

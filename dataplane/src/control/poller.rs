@@ -1,5 +1,6 @@
 //! What the control thread waits for: sockets, by tokens, and deadlines.
 
+use super::keys::{EndId, ListenerKey, SocketJobId};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,10 +8,6 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-
-use super::listener::ListenerKey;
-use super::sockets::SocketJobId;
-use super::wire::EndId;
 
 /// A socket in epoll; a lower one is older. A token is never used again, so an event of a socket that was forgotten
 /// finds nobody.

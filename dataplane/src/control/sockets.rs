@@ -18,17 +18,15 @@ use std::time::{Duration, Instant};
 
 use slotmap::Key;
 
-use super::jobs::{ReapAccount, SocketOutcome};
-use super::listener::{ListenAddress, ListenerKey};
+use super::done::SocketOutcome;
+use super::jobs::ReapAccount;
+use super::jobs::SocketTask;
+use super::keys::{EndId, ListenerKey, SocketJobId, WireKey};
+use super::listen_address::ListenAddress;
 use super::poller::Timer;
 use super::state::State;
-use super::wire::{EndId, WireKey};
 use crate::socket::{Listener, SocketError};
 use crate::spec::SocketAddress;
-
-/// A job at a socket's address. Its number is never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SocketJobId(u64);
 
 /// Whom a job is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +40,6 @@ pub enum SocketPurpose {
     /// A listening socket is closed, for which a wire may wait.
     Close(WireKey, ListenerKey),
 }
-
-/// What is done on another thread.
-pub type SocketTask = Box<dyn FnOnce() -> SocketOutcome + Send>;
 
 /// A job that its directory does not answer: whom it was for, and where.
 pub struct Unanswered {

@@ -15,16 +15,20 @@ use nix::sys::resource::{Resource, getrlimit};
 use slotmap::SlotMap;
 
 use super::HANDSHAKE;
+use super::accept::{Unfinished, reserve};
 use super::disconnect::DisconnectReason;
+use super::done::Done;
 use super::end::Due;
 use super::events::{Events, WireChange};
 use super::inbox::{ControlMessage, EngineRequest, Reply};
-use super::jobs::{Done, Jobs};
-use super::listener::{ListenAddress, ListenSocket, ListenerKey, SharedListener, Unfinished, reserve};
+use super::jobs::Jobs;
+use super::keys::{EndId, ListenerKey, WireKey};
+use super::listen_address::ListenAddress;
+use super::listener::{ListenSocket, SharedListener};
 use super::poller::{Poller, SocketOwner, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
 use super::sockets::SocketJobs;
-use super::wire::{EndId, History, Wire, WireKey};
+use super::wire::Wire;
 use crate::counters::LinkCounters;
 use crate::mailbox::Mailbox;
 use crate::worker::{LaneId, Returned, WorkerHandle};
@@ -35,8 +39,8 @@ pub struct State {
     pub(super) jobs: Jobs,
     pub(super) wires: SlotMap<WireKey, Wire>,
     pub(super) names: BTreeMap<String, WireKey>,
-    /// Of wires that could not be made, by their names.
-    pub(super) histories: HashMap<String, History>,
+    /// What is left of wires that could not be made, until they are or somebody removes them.
+    pub(super) not_made: HashMap<String, Wire>,
     pub(super) listeners: SlotMap<ListenerKey, SharedListener>,
     pub(super) sockets: SocketJobs,
     pub(super) addresses: HashMap<ListenAddress, ListenerKey>,
@@ -82,7 +86,7 @@ impl State {
             jobs,
             wires: SlotMap::with_key(),
             names: BTreeMap::new(),
-            histories: HashMap::new(),
+            not_made: HashMap::new(),
             listeners: SlotMap::with_key(),
             sockets: SocketJobs::default(),
             addresses: HashMap::new(),

@@ -20,15 +20,17 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::disconnect::DisconnectReason;
 use super::events::WireChange;
+use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
 use super::state::State;
-use super::wire::{EndId, LanePlace, Wire, WireKey};
+use super::wire::{LanePlace, Wire};
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::Put;
 use crate::port::any::inject;
 use crate::port::vhost_user::channel::VhostUserChannel;
 use crate::port::vhost_user::eventfd::EventfdExchange;
+use crate::port::vhost_user::message::VhostUserRequest;
 use crate::port::vhost_user::peer::VhostUserPeer;
 use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
@@ -167,6 +169,10 @@ impl State {
         if let Some(rings) = parked {
             frontend.session.park(rings);
         }
+        let names_call = match &message.request {
+            VhostUserRequest::SetVringCall(ring) => Some(usize::from(ring.index)),
+            _ => None,
+        };
         // What a request replaces is unmapped where nobody waits for it.
         let before = needs_quiesce.then(|| frontend.session.mapped());
         let answer = frontend.session.handle(message);
@@ -182,6 +188,12 @@ impl State {
             return Ok(RequestOutcome::Waits);
         };
         let Some(frontend) = served.ends[id.end].frontend_mut() else { return Ok(RequestOutcome::Waits) };
+        // The guest may have been told something by the former one, when it listened to this one already. A worker that
+        // still has the ring notifies it once more when it has taken it over.
+        let named = names_call.and_then(|index| frontend.session.vrings.get(index)?.call.as_ref());
+        if let Some(call) = named {
+            let _ = self.notifier.notify(call.as_fd());
+        }
         if let Some((reply, file)) = reply {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
             frontend.channel.send(&reply.emit(), &files)?;

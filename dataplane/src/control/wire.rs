@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
-use slotmap::new_key_type;
 
 use super::end::End;
 use super::inbox::Reply;
@@ -19,20 +18,6 @@ use crate::port::memif::layout::NoLoan;
 use crate::spec::{EndSpec, MemifSpec, Prealloc, Role, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
-
-new_key_type! {
-    /// A wire. The key of one that is gone finds nothing.
-    pub struct WireKey;
-}
-
-/// One end of a wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EndId {
-    /// The wire.
-    pub wire: WireKey,
-    /// 0 or 1.
-    pub end: usize,
-}
 
 /// A wire, from the moment that somebody asks for it until all of it is gone.
 pub struct Wire {
@@ -66,22 +51,6 @@ pub struct Wire {
     pub is_stalled: [bool; 2],
     /// What is said of it in the log.
     pub log_limit: LogLimit,
-}
-
-/// What a wire takes along when it is made again: also after it could not be, until somebody removes it.
-pub struct History {
-    /// What it was to be.
-    pub spec: Arc<WireSpec>,
-    /// How often that has changed.
-    pub generation: u64,
-    /// What lanes counted.
-    pub counters: Arc<[LinkCounters; 2]>,
-    /// What the kernel counted.
-    pub carried: [Traffic; 2],
-    /// What the memory of its peers has cost.
-    pub budgets: [Arc<MemoryBudget>; 2],
-    /// What reapers have not dropped yet.
-    pub reaping: [ReapAccount; 2],
 }
 
 /// How far a wire has come.
@@ -192,9 +161,9 @@ impl Wire {
         }
     }
 
-    /// Goes on where another form of it has ended.
-    pub fn go_on(&mut self, history: History) {
-        let History { spec, generation, counters, carried, budgets, reaping } = history;
+    /// Goes on where a former wire of this name has ended: with its counters, and with what its peers have cost.
+    pub fn go_on(&mut self, former: Self) {
+        let Self { spec, generation, counters, carried, budgets, reaping, .. } = former;
         for (budget, end) in budgets.iter().zip(&self.spec.ends) {
             budget.set_limit(memory_limit(end));
         }

@@ -3,13 +3,14 @@
 //! Each key has a [frame queue](crate::port::frame_queue), whose other end a lane of a wire reads, on any worker. A queue that is full costs
 //! its own wire frames and holds nobody up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
+use thiserror::Error;
 
 use crate::port::frame_queue::QueueTarget;
 use crate::port::{BURST, Fault, Frame, Put, Target};
@@ -29,7 +30,12 @@ pub struct Demux {
 }
 
 /// Control's side of it.
-pub struct DemuxHandle(Arc<DemuxState>);
+pub struct DemuxHandle {
+    shared: Arc<DemuxState>,
+    /// The keys that have a queue, once the worker has taken all changes.
+    keys: Mutex<HashSet<u64>>,
+    keys_max: usize,
+}
 
 struct DemuxState {
     changes: ArrayQueue<Change>,
@@ -43,19 +49,40 @@ struct Change {
     target: Option<QueueTarget>,
 }
 
+/// Why a key gets no queue: the target comes back.
+#[derive(Debug, Error)]
+pub enum AddError {
+    /// There are as many as it was made for.
+    #[error(
+        "{keys_max} keys have queues, and no more were asked for when the demultiplexer was made; make it for more"
+    )]
+    TooManyKeys {
+        /// So many.
+        keys_max: usize,
+        /// The queue.
+        target: QueueTarget,
+    },
+    /// The lane was not visited since earlier changes.
+    #[error("the worker has not taken earlier changes yet; try again")]
+    Busy {
+        /// The queue.
+        target: QueueTarget,
+    },
+}
+
 impl Demux {
     /// For at most so many keys.
     pub fn new(classify: Classify, keys_max: usize) -> (Self, DemuxHandle) {
         let shared = DemuxState {
             changes: ArrayQueue::new(CHANGES_MAX),
-            retired: ArrayQueue::new(keys_max + CHANGES_MAX),
+            retired: ArrayQueue::new(CHANGES_MAX),
             unmatched: AtomicU64::new(0),
         };
         let shared = Arc::new(shared);
         // Twice the room, so that keys that come and go do not make it grow on a worker.
         let routes = HashMap::with_capacity(2 * keys_max);
         let demux = Self { classify, routes, touched: ArrayVec::new(), shared: Arc::clone(&shared) };
-        (demux, DemuxHandle(shared))
+        (demux, DemuxHandle { shared, keys: Mutex::default(), keys_max })
     }
 
     fn route(&mut self, frame: &Frame<'_>) -> Option<(u64, usize)> {
@@ -64,37 +91,11 @@ impl Demux {
         let (key, header) = (self.classify)(&head, frame.bytes.len())?;
         self.routes.contains_key(&key).then_some((key, header))
     }
-}
 
-impl DemuxHandle {
-    /// Frames of `key` go to this queue from now on.
-    ///
-    /// # Errors
-    /// The worker has not taken earlier changes yet: try again.
-    pub fn add(&self, key: u64, target: QueueTarget) -> Result<(), QueueTarget> {
-        let change = Change { key, target: Some(target) };
-        self.change(change).map_err(|change| change.target.expect("it was put there"))
-    }
-
-    /// Frames of `key` are dropped from now on. `false`: the worker has not taken earlier changes yet: try again.
-    pub fn remove(&self, key: u64) -> bool {
-        self.change(Change { key, target: None }).is_ok()
-    }
-
-    /// Frames that were for nobody.
-    pub fn unmatched(&self) -> u64 {
-        self.0.unmatched.load(Ordering::Relaxed)
-    }
-
-    fn change(&self, change: Change) -> Result<(), Change> {
-        while self.0.retired.pop().is_some() {}
-        self.0.changes.push(change)
-    }
-}
-
-impl Target for Demux {
-    fn refresh(&mut self) -> Result<(), Fault> {
+    /// Does what control has asked for, as far as there is room for the queues that are not used any more.
+    fn take_changes(&mut self) {
         while !self.shared.changes.is_empty()
+            && !self.shared.retired.is_full()
             && let Some(Change { key, target }) = self.shared.changes.pop()
         {
             let replaced = match target {
@@ -102,10 +103,55 @@ impl Target for Demux {
                 None => self.routes.remove(&key),
             };
             if let Some(replaced) = replaced {
-                // Room for all of them.
+                // There was room, and nobody else fills it.
                 let _ = self.shared.retired.push(replaced);
             }
         }
+    }
+}
+
+impl DemuxHandle {
+    /// Frames of `key` go to this queue from now on.
+    pub fn add(&self, key: u64, target: QueueTarget) -> Result<(), AddError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if !keys.contains(&key) && keys.len() == self.keys_max {
+            return Err(AddError::TooManyKeys { keys_max: self.keys_max, target });
+        }
+        if let Err(change) = self.change(Change { key, target: Some(target) }) {
+            return Err(AddError::Busy { target: change.target.expect("it was put there") });
+        }
+        keys.insert(key);
+        Ok(())
+    }
+
+    /// Frames of `key` are dropped from now on. `false`: the worker has not taken earlier changes yet: try again.
+    pub fn remove(&self, key: u64) -> bool {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = self.change(Change { key, target: None }).is_ok();
+        if removed {
+            keys.remove(&key);
+        }
+        removed
+    }
+
+    /// Drops the queues that the worker does not use any more. Every change does so too.
+    pub fn reap(&self) {
+        while self.shared.retired.pop().is_some() {}
+    }
+
+    /// Frames that were for nobody.
+    pub fn unmatched(&self) -> u64 {
+        self.shared.unmatched.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, change: Change) -> Result<(), Change> {
+        self.reap();
+        self.shared.changes.push(change)
+    }
+}
+
+impl Target for Demux {
+    fn refresh(&mut self) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -139,6 +185,16 @@ impl Target for Demux {
     }
 
     fn can_hold(&self) -> bool {
+        false
+    }
+
+    fn wants_visit(&self) -> bool {
+        !self.shared.changes.is_empty() && !self.shared.retired.is_full()
+    }
+
+    // At every visit, also when there are no frames.
+    fn reclaim(&mut self) -> bool {
+        self.take_changes();
         false
     }
 }

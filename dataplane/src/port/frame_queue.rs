@@ -5,6 +5,7 @@
 //! whose targets write a prefix of their own before each frame. Frames are copied into buffers of the queue, which were
 //! made with it.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -100,6 +101,12 @@ impl QueueTarget {
         let _ = queue.push(buffer);
         self.stored |= put == Put::Stored;
         put
+    }
+}
+
+impl fmt::Debug for QueueTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueTarget").field("prefix", &self.prefix).finish_non_exhaustive()
     }
 }
 

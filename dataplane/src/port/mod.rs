@@ -146,6 +146,11 @@ pub trait Target {
         true
     }
 
+    /// Whether it is to be visited although there may be nothing to send. Asked of lanes that sleep, a few times a second.
+    fn wants_visit(&self) -> bool {
+        false
+    }
+
     /// Takes back the buffers of frames that were sent, as far as they are free again. `true`: some are not yet, and
     /// the lane is to be visited for them although there may be nothing to send. Called at the begin of every visit.
     #[inline(always)]

@@ -190,9 +190,10 @@ impl Worker {
                 }
                 Command::Exchange(id, end, exchange) => {
                     let now = ticks::now();
-                    // Not there any more, if it broke in the meantime.
-                    let Some(active) = &mut self.lanes[usize::from(id)] else { continue };
-                    active.lane.ends[end].exchange(&exchange);
+                    // Not there any more, if it broke in the meantime: control gives the ring its eventfd.
+                    if let Some(active) = &mut self.lanes[usize::from(id)] {
+                        active.lane.ends[end].exchange(&exchange);
+                    }
                     // Whoever listens to the new eventfd already has missed what the former one was told.
                     if let (EventfdRole::Call, Some(call)) = (exchange.role, &exchange.eventfd) {
                         let _ = self.scratch.notifier.notify(call.as_fd());

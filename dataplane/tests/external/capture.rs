@@ -47,6 +47,26 @@ fn a_traced_lane_captures_what_it_stores_and_the_others_nothing() {
 }
 
 #[test]
+fn a_frame_longer_than_any_of_a_peer_s_crosses_a_traced_lane_uncaptured() {
+    let nics = [Arc::new(Nic::default()), Arc::new(Nic::default())];
+    let ends = nics.each_ref().map(|nic| {
+        let (rx, tx) = nic.queue(4096, true, true);
+        LaneEnd::external([(rx as _, tx as _)])
+    });
+    let mut bench = Bench::start();
+    bench.serve(ends, Full::Hold);
+    let capture = Arc::new(Capture::new(10, 64));
+    bench.worker.trace(bench.lanes[0], Some(Arc::clone(&capture)));
+    eventually("it is traced", || Arc::strong_count(&capture) == 2);
+    nics[0].received.lock().unwrap().extend([70_000, 60].map(|len| vec![3; len]));
+    eventually("both have left", || nics[1].sent.lock().unwrap().len() == 2);
+    let lengths: Vec<_> = nics[1].sent.lock().unwrap().iter().map(Vec::len).collect();
+    assert_eq!((lengths, capture.dropped()), (vec![70_000, 60], 1));
+    assert_eq!(capture.read(|frame| frame.length), Some(60));
+    bench.stop();
+}
+
+#[test]
 fn a_capture_that_nobody_reads_holds_nobody_up() {
     let nic = Arc::new(Nic::default());
     let (rx, tx) = nic.queue(4096, true, true);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ferrule_dataplane::port::any::LaneEnd;
-use ferrule_dataplane::port::demux::{Demux, HEAD};
+use ferrule_dataplane::port::demux::{AddError, Demux, HEAD};
 use ferrule_dataplane::port::frame_queue::{QueueSource, QueueTarget, frame_queue};
 use ferrule_dataplane::port::{Source, Target};
 use ferrule_dataplane::spec::Full;
@@ -90,6 +90,38 @@ fn a_source_is_split_over_wires_on_several_workers_and_one_that_is_stuck_holds_n
     for worker in workers {
         worker.stop();
     }
+}
+
+#[test]
+fn keys_come_and_go_while_nothing_comes_by_the_tunnel() {
+    const KEYS: usize = 100;
+    let nic = Arc::new(Nic::default());
+    let (rx, tx) = nic.queue(4096, false, true);
+    let mut uplink = Bench::start();
+    let (demux, handle) = Demux::new(key, KEYS);
+    let (_out, out_source) = frame_queue(256, 2048).unwrap();
+    let (nic_end, wires_end) = ((rx as _, tx as _), (Box::new(out_source) as _, Box::new(demux) as _));
+    uplink.serve([LaneEnd::external([nic_end]), LaneEnd::external([wires_end])], Full::Hold);
+    let add = |key| {
+        let mut target = Some(frame_queue(1, 64).unwrap().0);
+        eventually("the worker takes what was asked for before", || match handle.add(key, target.take().unwrap()) {
+            Err(AddError::Busy { target: back }) => {
+                target = Some(back);
+                false
+            }
+            added => {
+                added.unwrap();
+                true
+            }
+        });
+    };
+    (0..KEYS as u64).for_each(add);
+    let more = handle.add(KEYS as u64, frame_queue(1, 64).unwrap().0);
+    assert!(matches!(more, Err(AddError::TooManyKeys { keys_max: KEYS, .. })), "{more:?}");
+    eventually("the worker takes what was asked for before", || handle.remove(7));
+    add(KEYS as u64);
+    handle.reap();
+    uplink.stop();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ferrule_endpoints::virtio::DriverSpec;
 use ferrule_ffi::region::Region;
 use proptest::prelude::*;
 
-use crate::pair::{Counts, Pair, TX, frame};
+use crate::pair::{Counts, Pair, RX, TX, frame};
 
 /// Every set of the features that change how rings are used.
 fn combinations() -> impl Iterator<Item = (Features, bool)> {
@@ -115,6 +115,23 @@ fn the_used_entry_of_a_batch_names_the_last_chain_that_was_taken_and_not_one_tha
     let used = pair.memory.region().read_u32(offset(at.used) + 4 + 8 * 5).unwrap();
     let head_of = |entry: u64| u32::from(pair.memory.region().index(offset(at.avail) + 4 + 2 * entry).unwrap().load());
     assert_eq!((used, head_of(7) == head_of(0)), (head_of(7), false), "the eighth frame's, not the ninth's");
+}
+
+#[test]
+fn a_used_element_of_a_packed_ring_says_whether_its_buffer_was_written() {
+    const WRITE: u32 = 2;
+    for features in [Features::RING_PACKED, Features::RING_PACKED | Features::IN_ORDER] {
+        let mut pair = Pair::new(DriverSpec { size: 8, buffer: 128, header_apart: false }, features);
+        let frames: Vec<_> = (0..3).map(|number| frame(number, 64)).collect();
+        assert_eq!((pair.send(&frames), pair.turn().frames), (3, 3));
+        let flags = |ring, slot: u64| {
+            let at = pair.memory.addresses(ring).desc - pair.memory.row().user + 16 * slot;
+            pair.memory.region().read_u32(at + 12).unwrap() >> 16
+        };
+        assert_eq!([0, 1, 2].map(|slot| flags(RX, slot) & WRITE), [WRITE; 3]);
+        assert_eq!([0, 1, 2].map(|slot| flags(TX, slot) & WRITE), [0; 3]);
+        assert_eq!(pair.receive(), frames);
+    }
 }
 
 #[test]

@@ -98,12 +98,21 @@ impl PackedDriver {
         needs_event(self.device_event.read(0), old, self.next, self.size)
     }
 
-    /// The id and the length in the next used element, if there is one.
+    /// The id in the next used element, if there is one.
     #[inline(always)]
-    fn used(&self, position: Position) -> Option<(u16, u32)> {
+    fn used(&self, position: Position) -> Option<u16> {
         let second = self.desc.load_second(position.index.into());
         let used = (second >> 48) as u16 & (AVAIL | USED) == position.used();
-        used.then_some(((second >> 32) as u16, second as u32))
+        used.then_some((second >> 32) as u16)
+    }
+
+    /// The id and the length in the next used element, if there is one that says that the device has written so much.
+    #[inline(always)]
+    fn written(&self, position: Position) -> Option<(u16, u32)> {
+        let second = self.desc.load_second(position.index.into());
+        let flags = (second >> 48) as u16 & (AVAIL | USED | VirtqDescriptor::WRITE);
+        let written = flags == position.used() | VirtqDescriptor::WRITE;
+        written.then_some(((second >> 32) as u16, second as u32))
     }
 
     fn want_call(&self, wanted: bool) {
@@ -186,7 +195,7 @@ impl PackedDriverTx {
     #[inline]
     fn reclaim(&mut self) -> Result<(), Fault> {
         while self.free < self.ring.size
-            && let Some((id, _)) = self.ring.used(self.ring.done)
+            && let Some(id) = self.ring.used(self.ring.done)
         {
             loop {
                 let back = match &mut self.under_way {
@@ -362,10 +371,12 @@ impl PackedDriverRx {
     /// The id and the length in the used element at `position`.
     #[inline(always)]
     fn entry(ring: &PackedDriver, position: Position) -> Result<Option<(u16, u32)>, Fault> {
-        match ring.used(position) {
+        match ring.written(position) {
             Some((id, _)) if id >= ring.size => {
                 Err(Fault::Head { entry: position.index.into(), head: id.into(), size: ring.size.into() })
             }
+            // Its length means nothing without the flag (2.8.5).
+            None if ring.used(position).is_some() => Err(Fault::Direction { slot: position.index.into() }),
             entry => Ok(entry),
         }
     }

@@ -5,9 +5,10 @@ use sriov_manager_client::v1;
 use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::holders::Holder;
-use crate::inventory::{Function, RdmaDevice};
+use crate::inventory::Function;
 use crate::lease::{Lease, Stage, Until, Wanted};
 use crate::policy::PeerCredentials;
+use crate::sysfs::RdmaDevice;
 use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.

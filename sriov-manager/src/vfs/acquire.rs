@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
-use super::apply::must_be_told;
+use super::apply::{is_its_card, must_be_told};
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
 use super::request::{cancelled, check_all};
@@ -287,16 +287,6 @@ struct Ready {
 impl Ready {
     fn acquired(&self) -> Acquired {
         Acquired { vf: self.lease.vf, steps: self.steps.clone() }
-    }
-}
-
-/// Nothing is done with a VF that came to the address of the one that is lent.
-pub(super) fn is_its_card(lease: &Lease, current: &Current) -> Result<(), VfError> {
-    match (lease.card, current.card) {
-        (Some(then), Some(now)) if then != now => {
-            Err(VfError::OtherCard { id: lease.id.clone(), vf: lease.vf, then, now })
-        }
-        _ => Ok(()),
     }
 }
 

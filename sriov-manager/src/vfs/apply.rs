@@ -2,7 +2,6 @@
 
 use tracing::info;
 
-use super::acquire::is_its_card;
 use super::{VfError, Vfs};
 use crate::address::{Driver, VFIO_PCI};
 use crate::attributes::{Mac, VfReport, VfState};
@@ -128,4 +127,14 @@ pub(super) fn must_be_told(current: &Current, is_needed: bool) -> Result<(), VfE
         VfReport::Untold(why) => why.clone(),
     };
     if is_needed { Err(VfError::Untold { vf: current.vf, pf: current.pf, why }) } else { Ok(()) }
+}
+
+/// Nothing is done with a VF that came to the address of the one that is lent.
+pub(super) fn is_its_card(lease: &Lease, current: &Current) -> Result<(), VfError> {
+    match (lease.card, current.card) {
+        (Some(then), Some(now)) if then != now => {
+            Err(VfError::OtherCard { id: lease.id.clone(), vf: lease.vf, then, now })
+        }
+        _ => Ok(()),
+    }
 }

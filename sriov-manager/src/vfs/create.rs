@@ -44,9 +44,13 @@ impl Vfs {
     /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
     pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
         let created = self.resize(pf, count, host)?;
-        let mut state = self.lock();
-        state.short.remove(&pf);
-        state.counts.changed_by_hand(pf);
+        {
+            let mut state = self.lock();
+            state.short.remove(&pf);
+            state.counts.changed_by_hand(pf);
+        }
+        // Who looked since the VFs were made saw it short.
+        self.changed();
         Ok(created)
     }
 

@@ -2,8 +2,8 @@
 
 use tracing::info;
 
-use super::acquire::{is_its_card, new_lease};
-use super::apply::must_be_told;
+use super::acquire::new_lease;
+use super::apply::{is_its_card, must_be_told};
 use super::choose::may_have;
 use super::release::find;
 use super::{Acquired, Caller, Choice, LockRequest, Reason, Request, State, VfError, Vfs};

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::acquire::is_its_card;
-use super::apply::must_be_told;
+use super::apply::{is_its_card, must_be_told};
 use super::{Caller, LockRequest, State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::attributes::{Attributes, VfState};

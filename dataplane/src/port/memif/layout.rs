@@ -211,8 +211,7 @@ impl Layout {
         for (index, (size, file)) in std::mem::take(&mut self.announced).into_iter().enumerate() {
             // At most REGIONS_MAX.
             let index = index as u16;
-            // It was long enough when it was announced.
-            Region::check(&file, size).map_err(|_| LayoutError::Truncated { index })?;
+            // It was checked when it was announced, and what it was found to be then it need not be any more.
             let map = Region::map(file, size, &self.health);
             self.regions.push(map.map_err(|source| LayoutError::Map { index, size, source })?);
         }
@@ -391,12 +390,6 @@ pub enum LayoutError {
         size: u64,
         /// Why.
         source: io::Error,
-    },
-    /// The file does not do any more.
-    #[error("region {index}: its file was truncated before CONNECT")]
-    Truncated {
-        /// Which.
-        index: u16,
     },
     /// Rings come as 0, 1, 2 .. in each direction.
     #[error("unexpected index: {ring}, expected {expected}")]

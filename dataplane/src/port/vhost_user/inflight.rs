@@ -148,8 +148,8 @@ impl Positions {
     }
 }
 
-/// Says that the frontend knows itself where the ring was stopped (GET_VRING_BASE): what it says at the next start counts,
-/// as the driver may have begun anew.
+/// Says that the frontend knows itself where the ring was stopped (GET_VRING_BASE, SET_STATUS 0): what it says at the next
+/// start counts, as the driver may have begun anew.
 pub(crate) fn invalidate(block: &Region) {
     if let Some(version) = block.index(VERSION_AT) {
         version.store(0);

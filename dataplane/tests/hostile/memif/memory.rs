@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use ferrule_dataplane::port::memif::message::{AddRing, MemifMessage};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
@@ -24,7 +24,7 @@ pub const CASES: &[Case] = &[
         assert!(peer.goodbye().is_some());
         hold((setup, peer))
     }),
-    loses("memory truncated between ADD_REGION and ADD_RING", "truncated", |testbed| {
+    loses("memory truncated between ADD_REGION and ADD_RING", "the file holds 0 bytes, fewer than", |testbed| {
         let setup = HostileSetup::new();
         let peer = Peer::init(testbed);
         peer.region(0, setup.len, &setup.file);
@@ -37,10 +37,19 @@ pub const CASES: &[Case] = &[
         assert!(peer.goodbye().is_some());
         hold((setup, peer))
     }),
-    loses("memory truncated before CONNECT", "truncated", |testbed| {
+    loses("memory truncated before CONNECT", "the file holds 0 bytes, fewer than", |testbed| {
         let setup = HostileSetup::new();
         let peer = setup.announce(testbed);
         ftruncate(&setup.file, 0).unwrap();
+        peer.say(&MemifMessage::Connect { name: String::new() }, &[]);
+        assert!(peer.goodbye().is_some());
+        hold((setup, peer))
+    }),
+    loses("memory sealed against writing before CONNECT", "it is sealed against writing", |testbed| {
+        let file = memfd_create(c"sealable", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let setup = HostileSetup::in_file(file, 1, 8);
+        let peer = setup.announce(testbed);
+        fcntl(&setup.file, FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE))).unwrap();
         peer.say(&MemifMessage::Connect { name: String::new() }, &[]);
         assert!(peer.goodbye().is_some());
         hold((setup, peer))

@@ -61,8 +61,14 @@ impl Peer {
     pub fn hear(&self) -> Option<MemifMessage> {
         let mut bytes = [0; MESSAGE_LEN];
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let received = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty());
-        match received.map(|received| received.bytes) {
+        let mut receive =
+            || recvmsg::<()>(self.0.as_raw_fd(), &mut parts, None, MsgFlags::empty()).map(|received| received.bytes);
+        // A side that closes without having read everything is reported first, and what it said comes behind that.
+        let received = match receive() {
+            Err(nix::Error::ECONNRESET) => receive(),
+            received => received,
+        };
+        match received {
             Ok(0) | Err(nix::Error::ECONNRESET | nix::Error::EPIPE) => None,
             Ok(_) => Some(MemifMessage::parse(&bytes).unwrap()),
             Err(errno) => panic!("nothing heard on the control socket: {errno}"),

@@ -69,8 +69,14 @@ pub const CASES: &[Case] = &[
         peer.is_parted();
         hold((setup, peer))
     }),
-    loses("packed: a table in a table", "one inside another", |testbed| {
-        table(testbed, Shape::packed(), |setup, place| (setup.table(place, &[packed(place, 16, 0, INDIRECT)]), 16))
+    stays("packed: a table whose entry is flagged as a table", |testbed| {
+        let setup = HostileSetup::of(Shape::packed());
+        let peer = setup.join(testbed);
+        // The flag is reserved there, and ignored: a frame of four bytes.
+        let place = setup.table(setup.buffer(1, 0), &[packed(setup.buffer(1, 1), 16, 0, INDIRECT)]);
+        setup.packed(1).publish(&[packed(place, 16, 0, INDIRECT)]);
+        eventually("it is taken", || setup.packed(1).is_used(0));
+        hold((setup, peer))
     }),
     loses("packed: a table of 2^32 - 16 bytes", "stands for 4294967280 bytes", |testbed| {
         table(testbed, Shape::packed(), |_, place| (place, u32::MAX - 15))

@@ -219,7 +219,10 @@ impl Sender {
             if frame.pieces == SEGMENTS_MAX || piece.length as usize > FRAME_MAX || frame.length as usize > FRAME_MAX {
                 return Err(Fault::Oversize { slot: lender.next.into() });
             }
-            if frame.pieces == room {
+            if frame.pieces == self.ring.size() {
+                // It would find no room in an empty ring either.
+                frame.refused = Some(DropReason::TooLong);
+            } else if frame.pieces == room {
                 frame.refused = frame.refused.or(Some(DropReason::Full));
             } else if frame.refused.is_none() {
                 let own = self.next.wrapping_add(frame.pieces);
@@ -412,8 +415,13 @@ mod tests {
         }
 
         fn borrow(near_layout: &Layout) -> (Queues, Queues) {
+            Self::borrow_of(near_layout, 1 << 14)
+        }
+
+        /// To a borrower whose rings have at most so many slots.
+        fn borrow_of(near_layout: &Layout, ring_max: u32) -> (Queues, Queues) {
             let loan = near_layout.loan().unwrap();
-            let ring = loan.fit(64, 1, 1 << 14).unwrap();
+            let ring = loan.fit(64, 1, ring_max).unwrap();
             let mut lent = Layout::lend(&spec(), &loan, ring, &<_>::default()).unwrap();
             let (_, borrower) = server_of(&lent);
             (lent.queues().unwrap(), borrower)
@@ -524,6 +532,23 @@ mod tests {
         assert_eq!((out.taken, out.frames), (3, 2));
         assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 60);
         assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 61);
+        assert_eq!(pair.visit().unwrap()[0].0, Visit::Quiet, "what was dropped has gone back too");
+    }
+
+    #[test]
+    fn a_chain_longer_than_the_borrower_s_ring_is_dropped_and_the_others_pass() {
+        let mut pair = TrustedPair::new(64);
+        (pair.far, pair.borrower) = TrustedPair::borrow_of(&pair.near_layout, 4);
+        pair.visit().unwrap();
+        // Pieces of 2048 bytes: one, five, four.
+        for length in [60, 4 * 2048 + 1, 4 * 2048] {
+            assert_eq!(send(&mut pair.lender.senders[0], &vec![7; length]), Put::Stored);
+        }
+        let [(_, out), _] = pair.visit().unwrap();
+        assert_eq!((out.taken, &out.drops[..]), (2, &[(DropReason::TooLong, 1)][..]));
+        assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 60);
+        assert_eq!(pair.visit().unwrap()[0].0, Visit::Moved, "it has a slot for each of the four pieces");
+        assert_eq!(receive(&mut pair.borrower.receivers[0]).unwrap().len(), 4 * 2048);
         assert_eq!(pair.visit().unwrap()[0].0, Visit::Quiet, "what was dropped has gone back too");
     }
 

@@ -40,6 +40,9 @@ struct PackedRing {
     size: u16,
     /// One used element stands for a whole batch (2.8.14), which says nothing of lengths: for a transmit ring only.
     batches: bool,
+    /// What a used element says beside whose it is: WRITE, in its place, where we have written to the buffer. Without it
+    /// the length means nothing (2.8.5).
+    written: u64,
     guest: Guest,
     /// The guest address of the descriptors, for the dirty log.
     desc_guest: u64,
@@ -83,6 +86,7 @@ impl PackedRing {
             device_event: device_event.array(0, 1)?,
             size,
             batches: !writable && setup.features.has(Features::IN_ORDER),
+            written: if writable { u64::from(VirtqDescriptor::WRITE) << 48 } else { 0 },
             guest: Guest::new(setup),
             next,
             done: next,
@@ -181,7 +185,7 @@ impl PackedRing {
     /// Writes a used element; its address stays as it is.
     #[inline(always)]
     fn use_one(&self, at: Position, id: u16, len: u32) {
-        let second = u64::from(len) | u64::from(id) << 32 | u64::from(at.used()) << 48;
+        let second = u64::from(len) | u64::from(id) << 32 | u64::from(at.used()) << 48 | self.written;
         self.desc.store_second(at.index.into(), second);
     }
 

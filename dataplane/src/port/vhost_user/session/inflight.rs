@@ -61,6 +61,11 @@ impl InflightMemory {
         self.blocks.get(index)
     }
 
+    /// The blocks of all rings.
+    pub fn blocks(&self) -> impl Iterator<Item = &Region> {
+        self.blocks.iter()
+    }
+
     /// What the frontend knows of it.
     pub(crate) fn description(&self) -> Inflight {
         self.description

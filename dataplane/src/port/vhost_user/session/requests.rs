@@ -142,7 +142,10 @@ impl Session {
     fn set_status(&mut self, status: u64) -> Result<(), RequestError> {
         self.status = u8::try_from(status).map_err(|_| RequestError::Status(status))?;
         if self.status == 0 {
-            self.vrings.iter_mut().for_each(VringConfig::stop);
+            if let Some(memory) = &self.inflight {
+                memory.blocks().for_each(inflight::invalidate);
+            }
+            self.vrings.iter_mut().for_each(VringConfig::reset);
         }
         Ok(())
     }

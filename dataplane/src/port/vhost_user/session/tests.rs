@@ -357,6 +357,39 @@ fn resets_stop_rings_and_leave_what_is_the_frontend_s() {
 }
 
 #[test]
+fn a_driver_that_is_reset_begins_where_its_frontend_says_and_not_where_the_last_one_was() {
+    let mut session = session();
+    let features = Features::VERSION_1 | Features::PROTOCOL_FEATURES | Features::RING_PACKED;
+    done(&mut session, VhostUserRequest::SetFeatures(features.0), vec![]);
+    done(&mut session, VhostUserRequest::SetMemTable(vec![row()]), vec![memory_file(MEMORY)]);
+    let asked = Inflight { mmap_size: 0, mmap_offset: 0, queues: 2, queue_size: 64 };
+    assert!(matches!(ask(&mut session, VhostUserRequest::GetInflightFd(asked)), ReplyBody::Inflight(_)));
+    for index in 0..2 {
+        describe(&mut session, index);
+        enable(&mut session, index, true);
+        // The last driver's, in the middle of a frame.
+        session.vrings[index as usize].left_at(0x8005_8005, 3);
+    }
+    done(&mut session, VhostUserRequest::SetStatus(15), vec![]);
+    let rings = session.rings().unwrap().unwrap();
+    session.park(rings);
+    assert_eq!((session.vrings[1].base(features), session.vrings[1].segments()), (0x8005_8005, 3));
+    done(&mut session, VhostUserRequest::SetStatus(0), vec![]);
+    for index in 0..2 {
+        let state = VringState { index, num: 0x8000_8000 };
+        done(&mut session, VhostUserRequest::SetVringBase(state), vec![]);
+        let ring = VringFile { index: index as u8, has_file: true };
+        done(&mut session, VhostUserRequest::SetVringKick(ring), vec![eventfd_file()]);
+    }
+    done(&mut session, VhostUserRequest::SetStatus(15), vec![]);
+    let rings = session.rings().unwrap().unwrap();
+    assert_eq!(rings.sources[0].resume, 0);
+    session.park(rings);
+    let bases = [0, 1].map(|index: usize| session.vrings[index].base(features));
+    assert_eq!(bases, [0x8000_8000; 2]);
+}
+
+#[test]
 fn a_log_must_lie_in_its_file() {
     let mut session = session();
     let log = |size, offset| VhostUserRequest::SetLogBase(LogArea { size, offset });

@@ -71,10 +71,16 @@ impl VringConfig {
         }
     }
 
-    /// GET_VRING_BASE and every reset: nothing of the ring is touched, and nobody rings.
+    /// GET_VRING_BASE, and every reset: nothing of the ring is touched, and nobody rings.
     pub fn stop(&mut self) {
         self.stage = Stage::Stopped;
         self.call = None;
+    }
+
+    /// SET_STATUS 0: its driver begins anew, wherever the ring was.
+    pub fn reset(&mut self) {
+        self.stop();
+        (self.base, self.segments) = (None, 0);
     }
 
     /// Whether it was started and not stopped since.
