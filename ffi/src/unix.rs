@@ -397,7 +397,8 @@ mod tests {
             server.send(b"x", &[file.as_fd(); 3]).unwrap();
             (client.receive(&mut [0; 1], 3).unwrap().unwrap().files, server)
         });
-        assert_eq!((connected.map(|(files, _)| files.len()), account.held()), ([3, 3], 6));
+        let taken = connected.each_ref().map(|(files, _)| files.len());
+        assert_eq!((taken, account.held()), ([3, 3], 6));
     }
 
     #[test]

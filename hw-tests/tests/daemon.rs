@@ -2,17 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
-use dpdk_forwarder::admin::{AdminClient, connect, v1};
+use dpdk_forwarder::admin::{AdminClient, Secrets, connect, spec_to_proto, v1};
+use dpdk_forwarder::config::parse_wire;
 use ferrule_dataplane::spec::{MemifSpec, Role};
 use ferrule_endpoints::memif::Endpoint;
+use ferrule_hw_tests::need::{Need, lacks};
 use ferrule_hw_tests::netns::{TestNetNs, lacks_namespaces};
 use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::stream::{Stream, both_ways, carry};
+use ferrule_hw_tests::unanswered::UnansweredFolder;
 use ferrule_hw_tests::{TIMEOUT, eventually, forwarder};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -135,6 +138,51 @@ fn a_stop_does_not_wait_for_the_wires_that_are_being_made() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("draining") && log.contains("stopped") && !log.contains("ready:"), "{log}");
     pod.wait_for_interfaces(&[]);
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_holds_up_only_its_own_wires() {
+    let test = "a_file_system_that_does_not_answer_holds_up_only_its_own_wires";
+    let fuse = Need::Device { path: "/dev/fuse", cure: "modprobe fuse" };
+    let Some(testbed) = Testbed::new(test).filter(|_| !lacks(test, &[Need::Root, fuse])) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let text = |name: &str| {
+        let server = |socket: &Path| format!("{{memif: {{socket: {}, role: server}}}}", socket.display());
+        let ends = [place.path().join(format!("{name}.sock")), testbed.socket(name, 1)].map(|socket| server(&socket));
+        format!("{{name: {name}, ends: [{}]}}", ends.join(", "))
+    };
+    testbed.write(&[testbed.wire("good", ""), text("of-file")]);
+    // The folder goes first also after a failure: the kernel keeps a process of which a thread waits for an answer.
+    let (daemon, hung) = {
+        let hung = UnansweredFolder::on(place.path());
+        (testbed.spawn("admin.sock"), hung)
+    };
+    daemon.wait_for("admin API on");
+    testbed.asked("admin.sock", async |client| {
+        assert_eq!(names(client).await, ["good", "of-file"]);
+        // The start still waits for that of the file.
+        let request = |wire: &str| v1::PutWireRequest {
+            wire: Some(spec_to_proto(&parse_wire(wire).unwrap(), Secrets::Shown)),
+            persist: None,
+        };
+        let (mut other, slow) = (client.clone(), request(&text("of-api")));
+        let put = tokio::spawn(async move { other.put_wire(slow).await });
+        client.put_wire(request(&testbed.wire("other", ""))).await.unwrap();
+        while !names(client).await.contains(&"of-api".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        client.remove_wire(v1::RemoveWireRequest { name: "of-api".to_owned() }).await.unwrap();
+        let aborted = put.await.unwrap().unwrap_err();
+        assert_eq!(aborted.code(), tonic::Code::Aborted, "{aborted}");
+        assert_eq!(names(client).await, ["good", "of-file", "other"]);
+    });
+    daemon.wait_for("is it of a file system that does not answer");
+    daemon.wait_for("ready: ");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("stopped");
+    drop(hung);
+    let (code, log) = daemon.wait();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use sriov_manager_client::v1::until::What;
 use sriov_manager_client::{Client, v1};
 
@@ -12,12 +12,13 @@ use crate::text;
 
 /// Options of `ferrule vf acquire`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").args(["vf", "pool"]).required(true).multiple(true))]
 pub(super) struct AcquireArgs {
     /// Your own name for the lease; the same request again changes nothing. Several: all of them or none, of a pool
     #[arg(required = true, value_name = "LEASE")]
     ids: Vec<String>,
     /// The VF, by its address; with --pool, one of that pool
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "pool")]
+    #[arg(long, value_name = "ADDRESS")]
     vf: Option<String>,
     /// Any VF of a pool
     #[arg(long, value_name = "NAME")]

@@ -106,13 +106,18 @@ impl PackedDriver {
         used.then_some((second >> 32) as u16)
     }
 
-    /// The id and the length in the next used element, if there is one that says that the device has written so much.
+    /// The id and the length in the next used element, if there is one. Its length means nothing without WRITE (2.8.5).
     #[inline(always)]
-    fn written(&self, position: Position) -> Option<(u16, u32)> {
+    fn written(&self, position: Position) -> Result<Option<(u16, u32)>, Fault> {
         let second = self.desc.load_second(position.index.into());
         let flags = (second >> 48) as u16 & (AVAIL | USED | VirtqDescriptor::WRITE);
-        let written = flags == position.used() | VirtqDescriptor::WRITE;
-        written.then_some(((second >> 32) as u16, second as u32))
+        if flags == position.used() | VirtqDescriptor::WRITE {
+            Ok(Some(((second >> 32) as u16, second as u32)))
+        } else if flags == position.used() {
+            Err(Fault::Direction { slot: position.index.into() })
+        } else {
+            Ok(None)
+        }
     }
 
     fn want_call(&self, wanted: bool) {
@@ -371,12 +376,10 @@ impl PackedDriverRx {
     /// The id and the length in the used element at `position`.
     #[inline(always)]
     fn entry(ring: &PackedDriver, position: Position) -> Result<Option<(u16, u32)>, Fault> {
-        match ring.written(position) {
+        match ring.written(position)? {
             Some((id, _)) if id >= ring.size => {
                 Err(Fault::Head { entry: position.index.into(), head: id.into(), size: ring.size.into() })
             }
-            // Its length means nothing without the flag (2.8.5).
-            None if ring.used(position).is_some() => Err(Fault::Direction { slot: position.index.into() }),
             entry => Ok(entry),
         }
     }
