@@ -355,7 +355,7 @@ fn a_stopped_ring_is_not_touched_once_the_backend_has_said_so() {
     assert_eq!(status(&engine, &name).directions[0].frames, taken);
     put(&mut guest.queues.senders[0], &frame(100, 64), None);
     // Also the ring of the other direction waits: a pair runs or does not.
-    assert_eq!(status(&engine, &name).queues, 0);
+    eventually("its pair is shown as stopped", || status(&engine, &name).queues == 0);
     let base = guest.stop(0).unwrap();
     assert_eq!(base, 0);
     for number in 0..taken as usize {
@@ -531,7 +531,7 @@ fn memory_that_is_announced_before_the_rings_have_moved_parts_nobody() {
         .tell(&VhostUserRequest::SetMemTable(vec![MemoryRegion { user: row.user + FURTHER, ..row }]), &[file.as_fd()])
         .unwrap();
     for index in 0..2 {
-        assert_eq!(status(&engine, &name).queues, 0);
+        eventually("the rings are shown as stopped", || status(&engine, &name).queues == 0);
         let at = guest.memory().addresses(index as usize);
         let [desc, used, avail] = [at.desc, at.used, at.avail].map(|address| address + FURTHER);
         let address = VringAddress { index, log: false, desc, used, avail, log_guest: 0 };
