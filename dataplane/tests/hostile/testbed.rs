@@ -60,6 +60,8 @@ pub enum Expect {
     Free,
     /// The peer keeps its connection: it harms nobody else.
     Stays,
+    /// The peer keeps its connection or loses it, by what is seen of it when.
+    MayStay,
 }
 
 /// An engine with the attacked wire, its honest far end, and two bystanders, which are removed again in the end.
@@ -151,7 +153,7 @@ impl Testbed {
             Expect::Loses(text) => {
                 eventually(&format!("`{}` shows `{text}`, not {:?}", case.name, self.victim()), || self.shows(text));
             }
-            Expect::Free => {}
+            Expect::Free | Expect::MayStay => {}
             Expect::Stays => {
                 let state = self.victim();
                 let is_there = matches!(state, EndState::Starting { .. } | EndState::Connected { .. });
@@ -159,7 +161,7 @@ impl Testbed {
             }
         }
         // A peer that lost its place, or never had it, cannot keep it by going on. A listening one can.
-        let goes_on = !matches!(case.expect, Expect::Stays) && self.victim.listens();
+        let goes_on = !matches!(case.expect, Expect::Stays | Expect::MayStay) && self.victim.listens();
         let held = goes_on.then_some(held);
         let took = self.an_honest_peer_takes_the_place(case.name);
         drop(held);

@@ -18,6 +18,11 @@ pub const fn stays(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
     against(Far::Memif, name, Expect::Stays, attack)
 }
 
+/// The frontend keeps its connection or loses it.
+pub const fn may_stay(name: &'static str, attack: fn(&Testbed) -> Held) -> Case {
+    against(Far::Memif, name, Expect::MayStay, attack)
+}
+
 /// Any of these, with somebody in particular at the other end of the wire.
 pub const fn against(far: Far, name: &'static str, expect: Expect, attack: fn(&Testbed) -> Held) -> Case {
     Case { name, victim: Victim::VhostServer(far), expect, attack }
