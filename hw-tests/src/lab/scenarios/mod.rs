@@ -56,6 +56,11 @@ pub const ALL: &[Scenario] = &[
         "leases_outlive_power_cuts_with_other_counts",
         &[reboots::four_vfs, reboots::only_two, reboots::four_again],
     ),
+    Scenario::new(
+        "a_lease_goes_with_its_card_over_two_power_cuts_that_renumber_it",
+        &[reboots::on_its_card, reboots::on_its_card_elsewhere, reboots::on_its_card_again],
+    )
+    .with_cards_swapped_in(1),
 ];
 
 /// The one of this name.
