@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use ferrule_daemon::grpc::is_silent;
 use sriov_manager_client::{Client, ConnectError, connect, v1};
 use thiserror::Error;
 use tonic::Status;
@@ -81,7 +82,7 @@ enum VfCommand {
     },
     /// Say why a VF cannot be borrowed
     Explain {
-        /// The VF's address
+        /// The VF, by address or by a name of its interface
         vf: String,
         /// The driver that it would be borrowed for: kernel, vfio-pci or none
         #[arg(long, value_name = "DRIVER", default_value = "kernel")]
@@ -205,6 +206,9 @@ pub enum VfCliError {
     /// Nobody serves the socket.
     #[error("{0}, name its socket with --manager, or read the tree itself with `--root /`")]
     NoManager(#[from] ConnectError),
+    /// Somebody listens there and says nothing at all.
+    #[error("the manager does not answer; is it stopped, or a debugger at work?")]
+    NoAnswer,
     /// The connection ended.
     #[error("the manager went away while it was asked; its next start finishes or undoes it: see `ferrule vf list`")]
     Gone,
@@ -237,6 +241,9 @@ pub enum VfCliError {
 
 impl From<Status> for VfCliError {
     fn from(status: Status) -> Self {
+        if is_silent(&status) {
+            return Self::NoAnswer;
+        }
         // Only a status that was made here, of a broken connection, has a source.
         if std::error::Error::source(&status).is_some() {
             return Self::Gone;

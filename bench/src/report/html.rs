@@ -76,7 +76,7 @@ fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, compar
             td.n {
                 (format!("{:.decimals$} {unit}", spread.median))
                 @if compared.is_generators {
-                    br; span.bad title="It had nothing to wait for in more than 95 % of the time." { "generator's limit" }
+                    br; span.bad title="It had nothing to wait for in more than 95 % of the time, or did not make a rate that was tried." { "generator's limit" }
                 }
             }
             td.range { (range(spread, decimals)) }

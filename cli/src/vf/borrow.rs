@@ -69,7 +69,7 @@ pub(super) struct HandOverArgs {
 /// What a lease is like, whichever VF it has.
 #[derive(Debug, Args)]
 struct LeaseArgs {
-    /// For whom, in words [default: your name and terminal]
+    /// For whom, in words [default: your user name, and `by hand`]
     #[arg(long, value_name = "TEXT")]
     holder: Option<String>,
     /// In the name of this owner, who claimed the VF

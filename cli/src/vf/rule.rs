@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 use sriov_manager_client::{Client, v1};
 
 use super::{VfCliError, json};
@@ -33,7 +34,7 @@ pub(super) enum RuleCommand {
         /// The PF, by address or interface
         pf: String,
         /// Why, for others
-        #[arg(long, value_name = "TEXT", default_value = "by hand")]
+        #[arg(long, value_name = "TEXT", default_value = "by hand", value_parser = NonEmptyStringValueParser::new())]
         why: String,
     },
     /// Lend the VFs of a PF again

@@ -1,4 +1,4 @@
-//! Connections of the page: so many at a time, and none that says nothing for long. Everybody on the machine may open them,
+//! Connections of the page: so many at a time, and none that says nothing for long or stays for ever. Everybody on the machine may open them,
 //! and each holds a descriptor of the daemon.
 
 use std::io;
@@ -37,7 +37,8 @@ impl serve::Listener for BoundedListener {
             let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { std::future::pending().await };
             match self.socket.accept().await {
                 Ok((stream, peer)) => {
-                    return (Connection { stream, idle: Box::pin(sleep(IDLE_MAX)), _room: room }, peer);
+                    let (idle, deadline) = (Box::pin(sleep(IDLE_MAX)), Instant::now() + LIFE_MAX);
+                    return (Connection { stream, idle, deadline, _room: room }, peer);
                 }
                 Err(error) => {
                     warn!(%error, "a client of the metrics page cannot be accepted");
@@ -52,10 +53,11 @@ impl serve::Listener for BoundedListener {
     }
 }
 
-/// One connection. It fails when nothing has moved for too long.
+/// One connection. It fails when nothing has moved for too long, and when it is too old.
 pub(super) struct Connection {
     stream: TcpStream,
     idle: Pin<Box<Sleep>>,
+    deadline: Instant,
     _room: OwnedSemaphorePermit,
 }
 
@@ -63,7 +65,8 @@ impl Connection {
     /// What the stream said, unless it has had nothing to say for too long.
     fn unless_idle<T>(&mut self, cx: &mut Context<'_>, moved: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if moved.is_ready() {
-            self.idle.as_mut().reset(Instant::now() + IDLE_MAX);
+            let end = self.deadline.min(Instant::now() + IDLE_MAX);
+            self.idle.as_mut().reset(end);
         } else if self.idle.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -97,6 +100,8 @@ impl AsyncWrite for Connection {
 const CONNECTIONS_MAX: usize = 64;
 /// The next scrape may come on another connection.
 const IDLE_MAX: Duration = Duration::from_secs(5);
+/// Who sends a byte now and then makes room too. Prometheus connects again.
+const LIFE_MAX: Duration = Duration::from_secs(60);
 /// Between two tries to accept a client that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 

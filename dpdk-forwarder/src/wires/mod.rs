@@ -2,7 +2,7 @@
 //!
 //! A change has three parts: under the turn it is noted and the engine is asked; the engine's answer is awaited without
 //! the turn; then, if nobody else has changed the wire meanwhile, the outcome is noted. So one file system that does not
-//! answer holds up those who wait for its wires, and no one else.
+//! answer holds up those who wait for its wires, and no one else. The admin API lets 32 changes wait at once.
 //!
 //! Modules in reading order: `entries` (what was asked for, by name; pure), `asked` (the engine's answers awaited), `put`
 //! (a change of the admin API, and back if it cannot be).
