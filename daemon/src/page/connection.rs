@@ -101,7 +101,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// The next scrape may come on another connection.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Who sends a byte now and then makes room too. Prometheus connects again.
-const LIFE_MAX: Duration = Duration::from_secs(60);
+const LIFE_MAX: Duration = Duration::from_mins(1);
 /// Between two tries to accept a client that failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
