@@ -1,9 +1,12 @@
 //! Who holds a VF: a process with its VFIO node open, a network namespace with its interface, or the host itself.
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use nix::libc;
 
 use crate::address::is_userspace_driver;
 use crate::inventory::VirtualFunction;
@@ -122,30 +125,57 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> Vec<Holder> {
 }
 
 /// When a process was started, in the kernel's ticks since the boot; none: there is no such process any more.
-pub fn start_time(sysfs: &Sysfs, pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(sysfs.path(&format!("proc/{pid}/stat"))).ok()?;
+pub fn start_time(sysfs: &Sysfs, pid: u32) -> io::Result<Option<u64>> {
+    let text = unless_gone(fs::read_to_string(sysfs.path(&format!("proc/{pid}/stat"))))?;
+    Ok(text.as_deref().and_then(started))
+}
+
+/// The start time in a line of `/proc/PID/stat`; none: the process is a zombie.
+fn started(stat: &str) -> Option<u64> {
     // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let is_zombie = matches!(fields.next(), Some("Z" | "X"));
     if is_zombie { None } else { fields.nth(STAT_START_TIME)?.parse().ok() }
 }
 
 /// The number of a network namespace by a file of it; none: it is not there.
-pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> Option<u64> {
-    fs::metadata(below(sysfs, path)).ok().map(|metadata| metadata.ino())
+pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
+    Ok(unless_gone(fs::metadata(below(sysfs, path)))?.map(|metadata| metadata.ino()))
 }
 
-/// Whether what a lease was to last for is gone.
+/// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
+fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether what a lease was to last for is gone; not as long as that cannot be asked.
 pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
     match until {
-        Until::Process { pid, start_time: started } => start_time(sysfs, *pid) != Some(*started),
-        Until::Namespace { path, inode } => namespace_inode(sysfs, path) != Some(*inode),
+        Until::Process { pid, start_time: started } => start_time(sysfs, *pid).is_ok_and(|now| now != Some(*started)),
+        Until::Namespace { path, inode } => namespace_inode(sysfs, path).is_ok_and(|now| now != Some(*inode)),
         // A control group may be left behind empty; one that was never populated is not there yet.
-        Until::Cgroup { path } => match fs::read_to_string(below(sysfs, path).join("cgroup.events")) {
-            Ok(events) => events.lines().any(|line| line == "populated 0"),
-            Err(_) => !below(sysfs, path).is_dir(),
+        Until::Cgroup { path } => match unless_gone(cgroup_events(&below(sysfs, path))) {
+            Ok(Some(events)) => events.lines().any(|line| line == "populated 0"),
+            Ok(None) => !below(sysfs, path).is_dir(),
+            Err(_) => false,
         },
     }
+}
+
+/// The path is a client's: what is there may be a pipe, a device or a link to one, and may have no end.
+fn cgroup_events(cgroup: &Path) -> io::Result<String> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(cgroup.join("cgroup.events"))?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut events = String::new();
+    file.take(CGROUP_EVENTS_MAX).read_to_string(&mut events)?;
+    Ok(events)
 }
 
 fn below(sysfs: &Sysfs, path: &Path) -> PathBuf {
@@ -168,6 +198,8 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
     text.trim().to_owned()
 }
 
+/// It has a few lines.
+const CGROUP_EVENTS_MAX: u64 = 4096;
 /// Field 22 of `/proc/PID/stat`, counted from the one behind the state (proc_pid_stat(5)).
 const STAT_START_TIME: usize = 18;
 /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.

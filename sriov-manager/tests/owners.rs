@@ -530,3 +530,23 @@ fn an_acquire_that_has_nothing_to_do_is_one_record() {
     assert_eq!((steps, records.load(Ordering::Relaxed) - start), (vec![], 1));
     assert_eq!(vfs.facts().leases[&vf].stage, Stage::Lent);
 }
+
+#[test]
+fn a_control_group_that_is_a_pipe_or_has_no_end_holds_up_nobody() {
+    let (node, vfs) = node(1, 2);
+    let group = node.sysfs().path("home/client");
+    fs::create_dir_all(&group).unwrap();
+    let events = group.join("cgroup.events");
+    fs::write(&events, "populated 1\n").unwrap();
+    let until = Some(Until::Cgroup { path: "/home/client".into() });
+    vfs.acquire(&Request { until, ..of_pool("a") }).unwrap();
+    fs::remove_file(&events).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &events).unwrap();
+    vfs.rescan();
+    fs::remove_file(&events).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&events).status().unwrap();
+    assert!(made.success());
+    vfs.rescan();
+    // What cannot be asked is not gone.
+    assert_eq!(vfs.facts().leases.len(), 1);
+}

@@ -39,9 +39,12 @@ pub(super) struct UserCall {
     _place: OwnedSemaphorePermit,
 }
 
-/// The right to work.
+/// The right to work. It outlives a call that was cancelled, and so does what is known of its user.
 #[derive(Debug)]
-pub(super) struct Permits(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+pub(super) struct Permits(
+    #[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2],
+    #[expect(dead_code, reason = "held")] Arc<User>,
+);
 
 impl Limits {
     /// `working` at once of everybody, a quarter of that of one user.
@@ -72,7 +75,7 @@ impl UserCall {
         // In this order: who has too many at work must not hold what others wait for.
         let own = Arc::clone(&self.user.working).acquire_owned().await.map_err(gone)?;
         let shared = Arc::clone(&self.all).acquire_owned().await.map_err(gone)?;
-        Ok(Permits([own, shared]))
+        Ok(Permits([own, shared], Arc::clone(&self.user)))
     }
 }
 

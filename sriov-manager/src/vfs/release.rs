@@ -50,11 +50,24 @@ impl Vfs {
         peer: PeerCredentials,
         caller: Caller<'_>,
     ) -> Result<Lease, VfError> {
+        self.release_if(lease, remains, peer, caller, |_| true)
+    }
+
+    /// The same for a lease that is still what the caller means.
+    pub(super) fn release_if(
+        &self,
+        lease: &str,
+        remains: Remains,
+        peer: PeerCredentials,
+        caller: Caller<'_>,
+        is_meant: impl Fn(&Lease) -> bool,
+    ) -> Result<Lease, VfError> {
         let (mut lease, lock) = self.lock_vfs(caller.when_busy, |state| {
             if (caller.has_left)() {
                 return Err(VfError::Cancelled { tried: format!("release {lease}") });
             }
-            find(state, lease, peer)
+            let found = find(state, lease, peer)?;
+            if is_meant(&found.0) { Ok(found) } else { Err(VfError::NoSuchLease { lease: lease.to_owned() }) }
         })?;
         if let Some(vf) = self.function(&lease) {
             self.nobody_holds_lease(&lease, &vf)?;

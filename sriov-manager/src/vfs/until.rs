@@ -16,12 +16,12 @@ use crate::policy::PeerCredentials;
 impl Vfs {
     /// A process, from now on as itself and no other one that may get its number; none: it is not there.
     pub fn this_process(&self, pid: u32) -> Option<Until> {
-        Some(Until::Process { pid, start_time: start_time(&self.executor().sysfs, pid)? })
+        Some(Until::Process { pid, start_time: start_time(&self.executor().sysfs, pid).ok()?? })
     }
 
     /// A network namespace by a file of it; none: it is not there.
     pub fn this_namespace(&self, path: std::path::PathBuf) -> Option<Until> {
-        let inode = namespace_inode(&self.executor().sysfs, &path)?;
+        let inode = namespace_inode(&self.executor().sysfs, &path).ok()??;
         Some(Until::Namespace { path, inode })
     }
 
@@ -71,7 +71,8 @@ impl Vfs {
             let root = PeerCredentials { uid: 0, gid: 0 };
             let caller = Caller { when_busy: WhenBusy::Refuse, ..Caller::PATIENT };
             info!(vf = %lease.vf, lease = lease.id, "what the lease was for is gone");
-            match self.release_once(&lease.id, Remains::Refused, root, caller) {
+            // By its VF, and only if it is still the same: meanwhile it may have been given back, changed or lent again.
+            match self.release_if(&lease.vf.to_string(), Remains::Refused, root, caller, |now| now == lease) {
                 Ok(_) | Err(VfError::NoSuchLease { .. } | VfError::Busy { .. }) => {}
                 Err(error) => {
                     warn!(vf = %lease.vf, lease = lease.id, %error, "a lease that is at its end is not given back yet");
