@@ -88,19 +88,19 @@ struct LeaseArgs {
 #[derive(Debug, Args)]
 struct UntilArgs {
     /// Give it back by itself when this process has ended
-    #[arg(long, value_name = "PID", group = "until")]
-    until_pid: Option<u32>,
+    #[arg(long = "until-pid", value_name = "PID", group = "until")]
+    pid: Option<u32>,
     /// Give it back by itself when this network namespace is gone, as in /run/netns/pod
-    #[arg(long, value_name = "FILE", group = "until")]
-    until_netns: Option<String>,
+    #[arg(long = "until-netns", value_name = "FILE", group = "until")]
+    netns: Option<String>,
     /// Give it back by itself when this control group is gone or empty
-    #[arg(long, value_name = "DIR", group = "until")]
-    until_cgroup: Option<String>,
+    #[arg(long = "until-cgroup", value_name = "DIR", group = "until")]
+    cgroup: Option<String>,
 }
 
 /// Options of `ferrule vf update`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("news").args(["holder", "until_pid", "until_netns", "until_cgroup", "until_released"])
+#[command(group = ArgGroup::new("news").args(["holder", "pid", "netns", "cgroup", "until_released"])
     .required(true).multiple(true))]
 pub(super) struct UpdateArgs {
     /// The lease, or the address of its VF
@@ -117,9 +117,9 @@ pub(super) struct UpdateArgs {
 
 impl UntilArgs {
     fn message(&self) -> Option<v1::Until> {
-        let process = self.until_pid.map(|pid| What::Process(v1::Process { pid, start_time: 0 }));
-        let namespace = self.until_netns.clone().map(What::NetworkNamespace);
-        let what = process.or(namespace).or(self.until_cgroup.clone().map(What::Cgroup))?;
+        let process = self.pid.map(|pid| What::Process(v1::Process { pid, start_time: 0 }));
+        let namespace = self.netns.clone().map(What::NetworkNamespace);
+        let what = process.or(namespace).or(self.cgroup.clone().map(What::Cgroup))?;
         Some(v1::Until { what: Some(what) })
     }
 }
