@@ -429,7 +429,8 @@ mod tests {
     #[test]
     fn who_waits_at_a_socket_that_is_closed_is_turned_away_and_holds_up_nobody() {
         for kind in [Kind::SeqPacket, Kind::Stream] {
-            let address = UnixAddr::new_abstract(format!("ferrule-ffi-away-{kind:?}-{}", std::process::id()).as_bytes());
+            let address =
+                UnixAddr::new_abstract(format!("ferrule-ffi-away-{kind:?}-{}", std::process::id()).as_bytes());
             let address = address.unwrap();
             let account = Arc::default();
             let listener = UnixListener::bind(kind, &address, 5).unwrap().charged_to(&account);

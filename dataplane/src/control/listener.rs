@@ -381,7 +381,9 @@ impl State {
         }
         for sockets in checked.into_values() {
             let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
-            let Some(address) = self.listeners.get(keys[0].0).map(|listener| listener.address.clone()) else { continue };
+            let Some(address) = self.listeners.get(keys[0].0).map(|listener| listener.address.clone()) else {
+                continue;
+            };
             self.at_socket(SocketPurpose::Check(keys.into()), &address, move || {
                 SocketOutcome::Checked(files.iter().map(SocketLocation::leads_here).collect())
             });
@@ -594,7 +596,9 @@ mod tests {
         let vhost = EndSpec::VhostUser(VhostUserSpec::new(path.to_str().unwrap().parse().unwrap(), Role::Server));
         let mut private = memif_at(&path);
         private.access.mode = Some("0700".parse().unwrap());
-        for (wanted, kind, mode) in [(vhost, Kind::Stream, USUAL_MODE), (EndSpec::Memif(private), Kind::SeqPacket, 0o700)] {
+        for (wanted, kind, mode) in
+            [(vhost, Kind::Stream, USUAL_MODE), (EndSpec::Memif(private), Kind::SeqPacket, 0o700)]
+        {
             let mut control = TestControl::new();
             assert!(!control.state.claim_listener(first, &others).unwrap());
             // The wire is removed before its socket is there.

@@ -226,7 +226,8 @@ impl SocketJobs {
             self.classes[class as usize].overdue += 1;
             let Some(directory) = self.directories.get_mut(&path) else { return false };
             directory.overdue += 1;
-            let waiting: Vec<_> = directory.waiting.iter().flat_map(|waiting| &waiting.jobs).map(|&(id, _)| id).collect();
+            let waiting: Vec<_> =
+                directory.waiting.iter().flat_map(|waiting| &waiting.jobs).map(|&(id, _)| id).collect();
             for id in [id].into_iter().chain(waiting) {
                 self.give_up(id, Delay::Directory);
             }
