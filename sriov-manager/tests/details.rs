@@ -1,5 +1,7 @@
 //! What an operator fills its object of a node from: one list, with details.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use sriov_manager::PciAddress;
