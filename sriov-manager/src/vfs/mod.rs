@@ -72,6 +72,7 @@ pub use reasons::obstacles;
 pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
+pub(crate) use request::check_how_many;
 pub use request::{Acquired, Choice, Order, Place, Request};
 pub use rules::{AdoptError, Adopted, Counts};
 
