@@ -61,6 +61,8 @@ pub enum Scenario {
     LeftOut(u32),
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
+    /// A PF does not answer what is asked about its VFs, until [`FakeNode::heal`].
+    ReportHangs,
     /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }

@@ -150,8 +150,8 @@ fn of_pools(list: &v1::ListResponse, pools: &HashSet<String>) -> v1::ListRespons
     }
 }
 
-/// Pools of one question: more than a node has.
-const POOLS_MAX: usize = 256;
+/// Pools of one question or claim: more than a node has.
+pub(super) const POOLS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,7 @@ pub use convert::{reason, response};
 use calls::Service;
 use convert::{Peer, some};
 use limits::Places;
-use lists::ListFilter;
+use lists::{ListFilter, POOLS_MAX};
 use refusals::{refusal, wrong};
 
 /// Serves the API, health and reflection until the daemon has stopped.
@@ -100,7 +100,7 @@ impl v1::vfs_server::Vfs for Service {
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         // It gets the VF of the one that ends, from the same pool.
-        let pool = self.vfs.facts().leases.into_values().find(|lease| lease.id == from).and_then(|lease| lease.pool);
+        let pool = self.vfs.pool_handed_over(&from, &to.id);
         (to.vf, to.pool) = (PciAddress::new(0, 0, 0, 0).to_string(), pool.unwrap_or_default());
         self.may_change().await?;
         let to = self.requests(vec![to], call.peer).await?.remove(0);
@@ -163,7 +163,10 @@ impl v1::vfs_server::Vfs for Service {
         let v1::ClaimRequest { owner, pools, vfs } = request.into_inner();
         let parse = |vf: String| vf.parse().map_err(|error| wrong(format!("vfs: {error}")));
         let vfs = vfs.into_iter().map(parse).collect::<Result<_, _>>()?;
-        let claim = Claim { pools, vfs, ..Claim::default() };
+        if pools.len() > POOLS_MAX {
+            return Err(wrong(format!("pools: at most {POOLS_MAX} are wanted, not {}", pools.len())));
+        }
+        let claim = Claim { pools: pools.into_iter().collect(), vfs, ..Claim::default() };
         let claimed = self.change(&call, move |vfs, _| {
             let claimed = vfs.claim(&owner, claim.clone(), peer.credentials)?;
             let vf = |vf: &PciAddress| Some(convert::vf(&vfs.vf_view(*vf)?, None));

@@ -44,6 +44,7 @@ impl Kernel for FakeKernel {
     }
 
     fn pf_report(&self, pf: Interface) -> Result<PfReport, NetlinkError> {
+        self.hang_in(Scenario::ReportHangs);
         let pf = self.device_of(pf)?;
         let state = self.state();
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
@@ -116,7 +117,7 @@ impl Kernel for FakeKernel {
             return Ok(Some(true));
         }
         let shown = Path::new("/").join(node.strip_prefix(self.sysfs.path("")).unwrap_or(node));
-        Ok(Some(!processes(&self.sysfs, &[shown]).is_empty()))
+        Ok(Some(!processes(&self.sysfs, &[shown])?.is_empty()))
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
@@ -134,11 +135,14 @@ impl FakeKernel {
     }
 
     fn hang(&self, file: &str) {
-        let scenario = match file {
-            "unbind" => Scenario::UnbindHangs,
-            "sriov_numvfs" => Scenario::CountHangs,
-            _ => return,
-        };
+        match file {
+            "unbind" => self.hang_in(Scenario::UnbindHangs),
+            "sriov_numvfs" => self.hang_in(Scenario::CountHangs),
+            _ => {}
+        }
+    }
+
+    fn hang_in(&self, scenario: Scenario) {
         let mut state = self.state();
         while state.scenarios.contains(&scenario) {
             state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
