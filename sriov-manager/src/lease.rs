@@ -124,7 +124,7 @@ pub enum Stage {
         /// That lease.
         from: Box<Lease>,
     },
-    /// The VF is lent.
+    /// The VF is lent. Attributes that are set without another driver are so from the beginning: a start goes on with it.
     Lent,
     /// The VF is being cleaned. Interrupted here, the cleaning goes on.
     Releasing,

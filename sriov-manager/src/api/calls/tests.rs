@@ -92,12 +92,15 @@ async fn a_watch_has_a_place_of_its_user_until_its_client_leaves() {
 }
 
 #[tokio::test]
-async fn a_question_about_too_many_pools_and_a_request_for_too_many_leases_are_refused_before_they_are_read() {
+async fn too_many_pools_or_leases_of_one_request_are_refused_before_they_are_read() {
     let node = FakeNode::new(1, 7);
     let (service, _phase) = service(&node, true);
     let pools: Vec<_> = (0..257).map(|number| format!("pool {number}")).collect();
     let list = service.list(Request::new(v1::ListRequest { pools, driver: 0 })).await.unwrap_err();
     assert!(list.code() == Code::InvalidArgument && list.message().contains("pools: at most 256"), "{list}");
+    let pools: Vec<_> = (0..257).map(|number| format!("pool {number}")).collect();
+    let claim = service.claim(Request::new(v1::ClaimRequest { owner: "plugin".into(), pools, vfs: Vec::new() })).await;
+    assert!(claim.unwrap_err().message().contains("pools: at most 256"));
     // Nothing of it can be read.
     let leases = vec![v1::AcquireRequest::default(); 65];
     let all = v1::AcquireAllRequest { leases, same_pf: false, dry_run: false };
