@@ -42,7 +42,7 @@ fn nobody_else_is_lent_what_an_owner_has_claimed_not_even_root() {
     assert_eq!(vfs.explain_to(advertised, Driver::None, Some("plugin")).unwrap(), []);
 
     // Another user does not become the owner by saying so.
-    let chosen = Choice::VfOfPool { vf: advertised, pool: "first".into() };
+    let chosen = Choice::VfOfPools { vf: advertised, pools: vec!["first".into()] };
     let asked = by_plugin(request("pod", chosen, Driver::VfioPci));
     assert!(matches!(vfs.acquire(&Request { peer: USER, ..asked.clone() }), Err(VfError::Unavailable { .. })));
     assert!(matches!(vfs.claim("plugin", claim_pool("all"), USER), Err(VfError::OwnerOfAnother { .. })));
@@ -125,7 +125,7 @@ fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
     let error = vfs.acquire(&request("c", Choice::Vf(node.vf(0, 1)), Driver::None)).unwrap_err().to_string();
     assert!(error.contains("new firmware"), "{error}");
     let mut changed = request("kept", Choice::Vf(kept), Driver::VfioPci);
-    changed.wanted.attributes = Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() };
+    changed.attributes = Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() };
     vfs.acquire(&changed).expect("who has a VF keeps it, and may change it");
     let _file = node.open_vfio(kept, 9, "testpmd");
     let blockers = vfs.blockers(node.pf(0)).unwrap();
@@ -222,7 +222,7 @@ fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
     let node = FakeNode::new(2, 7);
     let vfs = node.open();
     vfs.apply_policies(RESTRICTED).unwrap();
-    vfs.acquire(&request("kept", Choice::Pool("fast".into()), Driver::VfioPci)).unwrap();
+    vfs.acquire(&request("kept", Choice::pool("fast"), Driver::VfioPci)).unwrap();
     vfs.claim("plugin", claim_pool("slow"), ROOT).unwrap();
     drop(vfs);
     // Both pools mean the same PF now, and want different numbers of VFs.
@@ -244,15 +244,15 @@ fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
         let shown = vfs.explain(vf, Driver::VfioPci).unwrap();
         assert!(shown.iter().any(|reason| matches!(reason, Reason::NoPolicies { .. })), "{shown:?}");
     }
-    let mut again = request("kept", Choice::Pool("fast".into()), Driver::VfioPci);
+    let mut again = request("kept", Choice::pool("fast"), Driver::VfioPci);
     assert_eq!(vfs.acquire(&again).unwrap().steps, [], "who has a VF keeps it");
-    again.wanted.driver = Driver::None;
+    again.driver = Some(Driver::None);
     assert!(matches!(vfs.acquire(&again), Err(VfError::Unavailable { .. })));
     let next = request("next", Choice::Vf(node.vf(0, 0)), Driver::VfioPci);
     assert!(matches!(vfs.hand_over("kept", &next, Caller::PATIENT), Err(VfError::NoPolicies { .. })));
     release(&vfs, "kept");
     vfs.apply_policies("pools: [{ name: fast, pfs: [{ driver: igb }] }]").unwrap();
-    vfs.acquire(&request("x", Choice::Pool("fast".into()), Driver::VfioPci)).unwrap();
+    vfs.acquire(&request("x", Choice::pool("fast"), Driver::VfioPci)).unwrap();
 }
 
 #[test]

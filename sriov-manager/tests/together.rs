@@ -31,7 +31,7 @@ fn acquire_all(vfs: &Vfs, requests: &[Request]) -> Result<Vec<PciAddress>, VfErr
 #[test]
 fn a_vf_of_a_pool_is_lent_by_the_pools_rules_and_no_other_is() {
     let (node, vfs) = node(2, 1);
-    let of_first = |vf| request("x", Choice::VfOfPool { vf, pool: "first".into() }, Driver::None);
+    let of_first = |vf| request("x", Choice::VfOfPools { vf, pools: vec!["first".into()] }, Driver::None);
     let error = vfs.acquire(&of_first(node.vf(1, 0))).unwrap_err();
     assert!(matches!(error, VfError::NotOfPool { .. }), "{error}");
     assert_eq!(vfs.acquire(&of_first(node.vf(0, 0))).unwrap().vf, node.vf(0, 0));
@@ -47,10 +47,10 @@ fn several_are_lent_or_none() {
     assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
     // The last one is refused by the kernel, after the others were made.
     let mut three = four[..3].to_vec();
-    three[2].wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
+    three[2].attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
     node.set(Scenario::MacRefused);
     for request in &mut three[..2] {
-        request.wanted.driver = Driver::None;
+        request.driver = Some(Driver::None);
     }
     assert!(matches!(acquire_all(&vfs, &three), Err(VfError::Step(_))));
     assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
@@ -71,10 +71,10 @@ fn several_of_which_one_is_there_leave_that_one_as_it_was_when_another_fails() {
     vfs.acquire(&of_pool("a")).unwrap();
     let kept = vfs.facts();
     let mut changed = of_pool("a");
-    changed.wanted.attributes = vlan(7);
+    changed.attributes = vlan(7);
     changed.holder = "another".into();
     let mut refused = of_pool("b");
-    refused.wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
+    refused.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
     node.set(Scenario::MacRefused);
     acquire_all(&vfs, &[changed, refused]).unwrap_err();
     let now = vfs.facts();
@@ -166,7 +166,7 @@ fn a_vf_goes_to_the_next_lease_reset_and_without_anything_of_the_last() {
     let before = node.fingerprint();
     let vf = node.vf(0, 0);
     let mut first = of_pool("a");
-    first.wanted.attributes = Attributes { trust: Some(true), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
+    first.attributes = Attributes { trust: Some(true), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
     vfs.acquire(&first).unwrap();
     let resets = || node.log().iter().filter(|line| line.ends_with("/reset 1")).count();
     let already = resets();
@@ -196,7 +196,7 @@ fn what_is_handed_over_is_named_by_its_lease_and_what_was_not_is_never_changed()
     let [first, other] = ["a", "other"].map(|id| vfs.acquire(&of_pool(id)).unwrap().vf);
     let kept = vfs.facts();
     let mut changed = of_pool("other");
-    changed.wanted.attributes = vlan(7);
+    changed.attributes = vlan(7);
     // Neither the address of the first lease's VF, nor a name that nobody has, makes it a change of the other lease.
     let by_address = vfs.hand_over(&first.to_string(), &changed, Caller::PATIENT).unwrap_err().to_string();
     assert!(by_address.contains("name the lease that ends"), "{by_address}");
@@ -210,8 +210,6 @@ fn what_is_handed_over_is_named_by_its_lease_and_what_was_not_is_never_changed()
     let another = vfs.hand_over("a", &changed, Caller::PATIENT).unwrap_err();
     assert!(matches!(another, VfError::NoSuchLease { .. }), "{another}");
     assert_eq!(vfs.facts().leases[&other], kept.leases[&other]);
-    // Also what is not said is then what the pool says.
-    assert_eq!(vfs.pool_handed_over("a", "b").as_deref(), Some("all"));
     // A lease may have its VF's address for a name.
     let vf = node.vf(0, 2);
     vfs.acquire(&request(&vf.to_string(), Choice::Vf(vf), Driver::VfioPci)).unwrap();
@@ -223,10 +221,10 @@ fn a_handing_over_that_fails_leaves_the_vf_with_the_lease_that_had_it() {
     let (node, vfs) = node(1, 1);
     let vf = node.vf(0, 0);
     let mut first = of_pool("a");
-    first.wanted.attributes = vlan(7);
+    first.attributes = vlan(7);
     vfs.acquire(&first).unwrap();
     let mut second = request("b", Choice::Vf(vf), Driver::Kernel);
-    second.wanted.attributes = vlan(9);
+    second.attributes = vlan(9);
     node.set(Scenario::NobodyProbes);
     vfs.hand_over("a", &second, Caller::PATIENT).unwrap_err();
     node.heal();
@@ -247,7 +245,7 @@ fn a_kill_during_a_handing_over_leaves_one_of_both_leases_and_never_a_free_vf() 
         let (node, vfs) = node(1, 1);
         let vf = node.vf(0, 0);
         let mut first = of_pool("a");
-        first.wanted.attributes = vlan(7);
+        first.attributes = vlan(7);
         vfs.acquire(&first).unwrap();
         drop(vfs);
         let passed = Arc::new(AtomicU64::new(0));
@@ -371,7 +369,7 @@ fn a_vf_is_reserved_first_and_gets_its_address_and_vlan_later_without_a_rebind()
     let (node, vfs) = node(1, 1);
     let vf = vfs.acquire(&of_pool("pod")).unwrap().vf;
     let mut later = of_pool("pod");
-    later.wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
+    later.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
     let _file = node.open_vfio(vf, 9, "qemu");
     let steps: Vec<_> = vfs.acquire(&later).unwrap().steps.iter().map(ToString::to_string).collect();
     assert!(steps.iter().all(|step| step.starts_with("set ")), "{steps:?}");
@@ -403,7 +401,7 @@ fn an_acquire_that_leaves_the_vf_on_its_driver_is_one_record() {
     let acquire = |attributes: Attributes| {
         let start = records.load(Ordering::Relaxed);
         let mut request = request("pod", Choice::Vf(vf), Driver::Kernel);
-        request.wanted.attributes = attributes;
+        request.attributes = attributes;
         let steps = vfs.acquire(&request).map(|acquired| acquired.steps.len());
         (steps.map_err(|error| error.to_string()), records.load(Ordering::Relaxed) - start)
     };
@@ -449,7 +447,7 @@ fn a_kill_while_attributes_are_set_leaves_those_before_or_those_that_were_asked(
         armed.store(passed.load(Ordering::Relaxed) + point, Ordering::Relaxed);
         let wanted = Attributes { trust: Some(true), ..vlan(7) };
         let mut changed = of_pool("pod");
-        changed.wanted.attributes = wanted.clone();
+        changed.attributes = wanted.clone();
         let survived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| vfs.acquire(&changed))).is_ok();
         drop(vfs);
         let vfs = owner_of(&node, None);

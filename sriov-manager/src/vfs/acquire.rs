@@ -8,13 +8,13 @@ use tracing::info;
 use super::apply::{is_its_card, must_be_told};
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
-use super::request::{cancelled, check_all};
+use super::request::{Resolved, cancelled, check_all};
 use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
-use crate::lease::{Before, Lease, Stage};
+use crate::lease::{Before, Lease, Stage, Wanted};
 use crate::plan::{Current, Step, Target, plan};
 
 impl Vfs {
@@ -42,7 +42,7 @@ impl Vfs {
                 self.choose_all(state, requests, same_pf, &excluded)
             })?;
             if !self.end_earlier_tries(&chosen)? {
-                let ready = self.ready_all(&chosen, requests);
+                let ready = self.ready_all(&chosen);
                 match ready.and_then(|ready| self.lend(&chosen, ready, requests, caller)) {
                     // Others of the pool may be to be had.
                     Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
@@ -66,7 +66,7 @@ impl Vfs {
         loop {
             let (chosen, lock) =
                 self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &excluded))?;
-            match self.ready_all(&chosen, requests) {
+            match self.ready_all(&chosen) {
                 Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                 Err(NotReady::Failed(error)) => return Err(error),
                 Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
@@ -97,9 +97,8 @@ impl Vfs {
         Ok(had_any)
     }
 
-    fn ready_all(&self, chosen: &[Chosen], requests: &[Request]) -> Result<Vec<Ready>, NotReady> {
-        let ready = |(chosen, request)| self.ready(chosen, request).map_err(|error| NotReady::of(chosen, error));
-        chosen.iter().zip(requests).map(ready).collect()
+    fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
+        chosen.iter().map(|chosen| self.ready(chosen).map_err(|error| NotReady::of(chosen, error))).collect()
     }
 
     /// Lends the VFs that were chosen. They are locked.
@@ -118,21 +117,21 @@ impl Vfs {
                 ready.settle();
             }
         }
-        self.carry_out_all(chosen, ready, requests)?;
-        let new = || chosen.iter().zip(requests).filter(|(chosen, _)| chosen.lease.is_none());
+        self.carry_out_all(chosen, ready)?;
+        let new = || chosen.iter().filter(|chosen| chosen.lease.is_none());
         if new().next().is_some() && (caller.has_left)() {
-            for (chosen, request) in new() {
-                info!(vf = %chosen.vf.address, lease = request.id, "whoever asked has gone: the lease is undone");
+            for chosen in new() {
+                info!(vf = %chosen.vf.address, lease = chosen.resolved.request.id, "whoever asked has gone: the lease is undone");
                 self.take_back(chosen.vf.address)?;
             }
             return Err(cancelled(requests).into());
         }
-        for ((chosen, request), acquired) in chosen.iter().zip(requests).zip(&acquired) {
+        for (chosen, acquired) in chosen.iter().zip(&acquired) {
             if chosen.lease.is_some() && acquired.steps.is_empty() {
                 continue;
             }
-            let driver = request.wanted.driver;
-            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, %driver, "lent");
+            let Resolved { request, wanted, .. } = &chosen.resolved;
+            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, driver = %wanted.driver, "lent");
         }
         Ok(acquired)
     }
@@ -146,29 +145,30 @@ impl Vfs {
     }
 
     /// Looks at the VF, and plans. The VF is locked.
-    fn ready(&self, chosen: &Chosen, request: &Request) -> Result<Ready, VfError> {
-        let Chosen { vf, lease: held, .. } = chosen;
+    fn ready(&self, chosen: &Chosen) -> Result<Ready, VfError> {
+        let Chosen { vf, lease: held, resolved, .. } = chosen;
+        let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
         if let Some(until) = until.filter(|until| self.has_ended(until)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
         let current = self.current(vf)?;
-        let needs_pf = request.wanted.attributes.needs_pf();
+        let needs_pf = wanted.attributes.needs_pf();
         let lease = match held {
             None => {
                 // What is not known now could not be restored later.
                 must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
-                new_lease(vf, &current, request)
+                new_lease(vf, &current, resolved)
             }
             Some(held) => {
                 must_be_told(&current, needs_pf || held.before.state.is_some())?;
                 is_its_card(held, &current)?;
-                changed_lease(held, &current, request)
+                changed_lease(held, &current, resolved)
             }
         };
         let target = self.target(&lease, vf, &current);
         let mut steps = plan(&current, &target);
-        if request.wanted.driver != Driver::VfioPci {
+        if wanted.driver != Driver::VfioPci {
             // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
             // the kernel could take as long as a driver that hangs.
             let home = |(&member, driver): (&_, &Option<_>)| {
@@ -205,13 +205,12 @@ impl Vfs {
 
     /// Records what is about to be, does it, and records that it was done, unless the first record says so; or brings everything
     /// back to what it was.
-    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>, requests: &[Request]) -> Result<(), NotReady> {
+    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), NotReady> {
         let is_news =
             |chosen: &Chosen, ready: &Ready| chosen.lease.as_ref() != Some(&ready.lease) || !ready.steps.is_empty();
         let begun: Vec<_> = chosen.iter().zip(ready).filter(|(chosen, ready)| is_news(chosen, ready)).collect();
         let first = begun.iter().filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
-        let new = chosen.iter().zip(requests).filter(|(chosen, _)| chosen.lease.is_none());
-        let new = new.map(|(chosen, request)| (&chosen.vf, request));
+        let new = chosen.iter().filter(|chosen| chosen.lease.is_none()).map(|chosen| (&chosen.vf, &chosen.resolved));
         self.record_unless_kept(new, first.map(|(_, ready)| ready.lease.clone()).collect()).map_err(|error| {
             let is_meant =
                 |chosen: &&Chosen| matches!(&error, VfError::Unavailable { vf, .. } if *vf == chosen.vf.address);
@@ -333,7 +332,8 @@ impl Ready {
     }
 }
 
-pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
+pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, pool, wanted } = resolved;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Lease {
         id: request.id.clone(),
@@ -341,7 +341,7 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
-        pool: request.choice.pool().cloned(),
+        pool: pool.clone(),
         owner: request.owner.clone(),
         until: request.until.clone(),
         vf: vf.address,
@@ -349,12 +349,12 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
         index: vf.index,
         card: current.card,
         handed_from: None,
-        wanted: request.wanted.clone(),
+        wanted: wanted.clone(),
         before: Before {
             driver: current.driver.clone(),
             state: current.report.told().cloned(),
             mtu: current.mtu,
-            members: members(current, request),
+            members: members(current, wanted),
         },
         stage: Stage::New,
         fault: None,
@@ -362,16 +362,17 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
 }
 
 /// A lease that is there, with another wish or with the same one.
-fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
+fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, wanted, .. } = resolved;
     let mut before = held.before.clone();
     if before.members.is_empty() {
-        before.members = members(current, request);
+        before.members = members(current, wanted);
     }
     // Of a PF that could not be asked at first nothing was changed until now.
     before.state = before.state.or_else(|| current.report.told().cloned());
     Lease {
         before,
-        wanted: request.wanted.clone(),
+        wanted: wanted.clone(),
         holder: request.holder.clone(),
         until: request.until.clone(),
         card: held.card.or(current.card),
@@ -381,6 +382,6 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
 }
 
 /// The others of the IOMMU group, if they go with the VF.
-fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
-    if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
+fn members(current: &Current, wanted: &Wanted) -> BTreeMap<PciAddress, Option<String>> {
+    if wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }

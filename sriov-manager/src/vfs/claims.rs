@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::info;
 
 use super::choose::pool;
-use super::request::check_name;
+use super::request::{Resolved, check_name};
 use super::{Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::inventory::VirtualFunction;
@@ -90,13 +90,13 @@ impl Vfs {
     /// Records leases for the first time, unless a VF of a new one was claimed, or its PF cordoned, since it was chosen.
     pub(super) fn record_unless_kept<'a>(
         &self,
-        new: impl IntoIterator<Item = (&'a VirtualFunction, &'a Request)>,
+        new: impl IntoIterator<Item = (&'a VirtualFunction, &'a Resolved)>,
         leases: Vec<Lease>,
     ) -> Result<(), VfError> {
         let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = {
             let state = self.lock();
-            new.into_iter().find_map(|(vf, request)| Some((vf.address, state.kept_from(vf, request)?)))
+            new.into_iter().find_map(|(vf, resolved)| Some((vf.address, state.kept_from(vf, resolved)?)))
         };
         match kept {
             Some((vf, reason)) => Err(VfError::Unavailable { vf, reasons: vec![reason] }),
@@ -117,8 +117,8 @@ impl State {
         claims.min_by_key(|(owner, claim)| (claim.since, *owner))
     }
 
-    /// Why a VF is not lent for a request: because of its owner.
-    pub(super) fn not_lent_by(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+    /// Why a VF is not lent for a request on a driver: because of its owner.
+    pub(super) fn not_lent_by(&self, vf: &VirtualFunction, request: &Request, driver: Driver) -> Option<Reason> {
         let is_his = |vf: &VirtualFunction| match (self.owner_of(vf), &request.owner) {
             (None, None) => Ok(()),
             (Some((owner, claim)), Some(named)) if owner == named && claim.uid == request.peer.uid => Ok(()),
@@ -130,7 +130,7 @@ impl State {
         }
         // The others of the IOMMU group go to vfio-pci as well.
         let members = vf.group_with.iter().filter_map(|member| self.inventory.vfs.get(member));
-        let mut members = members.filter(|_| request.wanted.driver == Driver::VfioPci);
+        let mut members = members.filter(|_| driver == Driver::VfioPci);
         members.find_map(|member| match self.owner_of(member) {
             Some((owner, _)) if request.owner.as_ref() != Some(owner) => {
                 Some(Reason::Claimed { owner: owner.clone(), vf: member.address })
@@ -140,8 +140,8 @@ impl State {
     }
 
     /// Why a VF is not lent to somebody new: because of its owner, or because its PF is being emptied.
-    pub(super) fn kept_from(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
-        self.not_lent_by(vf, request).or_else(|| self.cordoned(vf.pf))
+    pub(super) fn kept_from(&self, vf: &VirtualFunction, resolved: &Resolved) -> Option<Reason> {
+        self.not_lent_by(vf, &resolved.request, resolved.wanted.driver).or_else(|| self.cordoned(vf.pf))
     }
 
     pub(super) fn cordoned(&self, pf: PciAddress) -> Option<Reason> {

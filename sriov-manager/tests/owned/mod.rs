@@ -5,7 +5,6 @@ use std::time::Duration;
 use sriov_manager::attributes::Attributes;
 use sriov_manager::executor::Observer;
 use sriov_manager::fake::FakeNode;
-use sriov_manager::lease::Wanted;
 use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Choice, Options, Place, Request};
 use sriov_manager::{Driver, Vfs};
@@ -21,14 +20,15 @@ pub fn request(id: &str, choice: Choice, driver: Driver) -> Request {
         place: Place::default(),
         owner: None,
         until: None,
-        wanted: Wanted { driver, attributes: Attributes::default() },
+        driver: Some(driver),
+        attributes: Attributes::default(),
         peer: ROOT,
         force: false,
     }
 }
 
 pub fn of_pool(id: &str) -> Request {
-    request(id, Choice::Pool("all".into()), Driver::VfioPci)
+    request(id, Choice::pool("all"), Driver::VfioPci)
 }
 
 /// With the pools `all` and `first`, the VFs of the first PF.
