@@ -311,7 +311,7 @@ async fn a_request_has_a_size_and_a_document_of_a_mebibyte_is_within_it() {
         refused.code() == Code::InvalidArgument && refused.message().contains("at most 1048576 bytes"),
         "{refused}"
     );
-    let list = v1::ListRequest { pools: vec!["x".repeat(3 << 20)], driver: 0 };
+    let list = v1::ListRequest { pools: vec!["x".repeat(3 << 20)], ..Default::default() };
     assert_eq!(asking.list(list).await.unwrap_err().code(), Code::OutOfRange);
     daemon.stop().await;
 }

@@ -48,10 +48,21 @@ impl v1::vfs_server::Vfs for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
-        let call = self.begin_list(peer(request.extensions()))?;
-        let v1::ListRequest { pools, driver } = request.into_inner();
+        let peer = peer(request.extensions());
+        let call = self.begin_list(peer)?;
+        let v1::ListRequest { pools, driver, details } = request.into_inner();
         let wanted = ListFilter::new(pools, driver).map_err(wrong)?;
-        let (lists, permits) = (Arc::clone(&self.lists), call.permits().await?);
+        let lists = Arc::clone(&self.lists);
+        if details {
+            let detailed = self.ask(peer, move |vfs| {
+                let mut list = Arc::unwrap_or_clone(lists.now(&wanted));
+                let pfs: Vec<_> = list.pfs.iter().filter_map(|pf| pf.address.parse().ok()).collect();
+                convert::add_details(&mut list, &vfs.details(&pfs), &vfs.altnames());
+                Ok(list)
+            });
+            return Ok(Response::new(detailed.await?));
+        }
+        let permits = call.permits().await?;
         let list = blocking(move || {
             let _permits = permits;
             lists.now(&wanted)

@@ -96,7 +96,7 @@ async fn too_many_pools_or_leases_of_one_request_are_refused_before_they_are_rea
     let node = FakeNode::new(1, 7);
     let (service, _phase) = service(&node, true);
     let pools: Vec<_> = (0..257).map(|number| format!("pool {number}")).collect();
-    let list = service.list(Request::new(v1::ListRequest { pools, driver: 0 })).await.unwrap_err();
+    let list = service.list(Request::new(v1::ListRequest { pools, ..Default::default() })).await.unwrap_err();
     assert!(list.code() == Code::InvalidArgument && list.message().contains("pools: at most 256"), "{list}");
     let pools: Vec<_> = (0..257).map(|number| format!("pool {number}")).collect();
     let claim = service.claim(Request::new(v1::ClaimRequest { owner: "plugin".into(), pools, vfs: Vec::new() })).await;
