@@ -232,10 +232,20 @@ impl v1::vfs_server::Vfs for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let peer = peer(request.extensions());
         let message = request.into_inner();
         let driver = convert::optional_driver(message.driver).map_err(wrong)?;
         let wanted = ListFilter { driver, pools: message.pools };
         let lists = Arc::clone(&self.lists);
+        if message.details {
+            let detailed = self.ask(peer, move |vfs| {
+                let mut list = Arc::unwrap_or_clone(lists.now(&wanted));
+                let pfs: Vec<_> = list.pfs.iter().filter_map(|pf| pf.address.parse().ok()).collect();
+                convert::add_details(&mut list, &vfs.details(&pfs), &vfs.altnames());
+                Ok(list)
+            });
+            return Ok(Response::new(detailed.await?));
+        }
         let list = blocking(move || lists.now(&wanted)).await?;
         Ok(Response::new(Arc::unwrap_or_clone(list)))
     }
@@ -281,8 +291,7 @@ impl v1::vfs_server::Vfs for Service {
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         // It gets the VF of the one that ends, from the same pool.
-        let pool = self.vfs.facts().leases.into_values().find(|lease| lease.id == from).and_then(|lease| lease.pool);
-        (to.vf, to.pool) = (PciAddress::new(0, 0, 0, 0).to_string(), pool.unwrap_or_default());
+        (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
         self.may_change().await?;
         let to = self.requests(vec![to], peer).await?.remove(0);
         let lease = from.clone();
