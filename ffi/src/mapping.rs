@@ -28,7 +28,7 @@ pub(crate) struct Mapping {
     file: OwnedFd,
     guarded: Option<Guarded>,
     /// What its page tables were charged with, until it is unmapped.
-    _tables: Option<PageTableCharge>,
+    tables: Option<PageTableCharge>,
 }
 
 // SAFETY: base and len never change, and only `drop` uses them.
@@ -51,7 +51,7 @@ impl Mapping {
 
     fn metered_and_guarded(mut self, health: &Arc<Health>) -> io::Result<Self> {
         let budget = health.budget();
-        self._tables = budget.map(|budget| self.charge_page_tables(budget)).transpose()?;
+        self.tables = budget.map(|budget| self.charge_page_tables(budget)).transpose()?;
         self.guard(health, |mapping, page| {
             budget.map(|budget| mapping.metered(budget, page)).transpose().map(Option::flatten)
         })
@@ -81,7 +81,7 @@ impl Mapping {
         // A core file of ours is no place for tenants' memory.
         // SAFETY: the mapping was made above; only what a core file holds depends on it.
         let _ = unsafe { madvise(base, mapped.get(), MmapAdvise::MADV_DONTDUMP) };
-        Ok(Self { base: base.cast(), len: mapped.get(), first, file, guarded: None, _tables: None })
+        Ok(Self { base: base.cast(), len: mapped.get(), first, file, guarded: None, tables: None })
     }
 
     /// With the guard, which every mapping has before anybody uses it.
@@ -154,9 +154,10 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // The guard goes first: it must never name memory that somebody else maps.
         self.guarded = None;
-        // What the page tables were charged with goes back after this, with the other fields.
         // SAFETY: our own mapping; every Region, Index, Table and Span of it is gone.
         let _ = unsafe { munmap(self.base, self.len) };
+        // Not before its page tables are gone.
+        self.tables = None;
     }
 }
 
