@@ -275,7 +275,8 @@ impl Wires {
     }
 
     fn note_late(&self) {
-        for asked in std::mem::take(&mut *lock(&self.late)) {
+        let late = std::mem::take(&mut *lock(&self.late));
+        for asked in late {
             let Wanted { spec, change, .. } = &asked.wanted;
             match asked.poll(Duration::ZERO) {
                 Some(result) => self.note(&asked.wanted, result),
