@@ -161,7 +161,8 @@ fn clients_in_more_directories_that_hang_than_there_are_threads_leave_some_for_w
         let near = end(&format!("stuck/{number}/s"), Role::Client);
         WireSpec::new(name.clone(), [near, end(&format!("good/{name}"), Role::Server)])
     };
-    let says = |number: usize, problem: &str| match engine.wire(&format!("w{number}")).map(|wire| wire.ends[0].clone()) {
+    let says = |number: usize, problem: &str| match engine.wire(&format!("w{number}")).map(|wire| wire.ends[0].clone())
+    {
         Some(EndState::Connecting { last_error }) => last_error.is_some_and(|error| error.contains(problem)),
         _ => false,
     };

@@ -217,7 +217,8 @@ mod tests {
         open.heard(ends[2].0);
         let mut ended_at = |now: Instant| -> Vec<usize> {
             open.end_most_silent(now);
-            let is_ended = |end: &mut oneshot::Receiver<()>| end.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+            let is_ended =
+                |end: &mut oneshot::Receiver<()>| end.try_recv() == Err(oneshot::error::TryRecvError::Closed);
             (0..4).filter(|&number| is_ended(&mut ends[number].1)).collect()
         };
         let spoke = Instant::now();
