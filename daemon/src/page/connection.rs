@@ -79,10 +79,10 @@ struct OpenConnection {
 
 impl OpenConnections {
     fn add(&self) -> (u64, oneshot::Receiver<()>) {
-        let (_end, ended) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
         let (open, last) = &mut *self.lock();
         *last += 1;
-        open.insert(*last, OpenConnection { heard: None, _end });
+        open.insert(*last, OpenConnection { heard: None, _end: end });
         (*last, ended)
     }
 

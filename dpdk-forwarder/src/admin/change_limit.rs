@@ -37,8 +37,8 @@ impl ChangeLimit {
             let is_stuck = self.stuck_at.load(Ordering::Relaxed) == ended;
             match timeout(if is_stuck { Duration::ZERO } else { STUCK_AFTER }, &mut room).await {
                 Ok(room) => {
-                    let _room = room.expect("nobody closes it");
-                    return Ok(ChangeUnderWay { _room, ended: Arc::clone(&self.ended) });
+                    let room = room.expect("nobody closes it");
+                    return Ok(ChangeUnderWay { _room: room, ended: Arc::clone(&self.ended) });
                 }
                 Err(_) if self.ended.load(Ordering::Relaxed) == ended => {
                     self.stuck_at.store(ended, Ordering::Relaxed);
