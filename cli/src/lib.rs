@@ -115,6 +115,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Bench(error) if error.is_usage() => 2,
+            Self::Vf(vf::VfCliError::ReadOnly) => 2,
             _ => 1,
         }
     }
