@@ -27,8 +27,10 @@ pub fn explain(sysfs: &Sysfs, vf: &str, driver: Driver) -> Result<v1::ExplainRes
     }
     let Some(vf) = inventory.find_vf(vf) else { return Err(LookError::NoSuchVf(vf.to_owned())) };
     let blocked = obstacles(sysfs, &inventory, vf, driver);
-    let held = holders::processes(sysfs, &holders::nodes(sysfs, vf));
-    let held = held.into_iter().map(Reason::Held);
+    let held = match holders::processes(sysfs, &holders::nodes(sysfs, vf)) {
+        Ok(held) => held.into_iter().map(Reason::Held).collect(),
+        Err(error) => vec![Reason::Unknown(format!("who has it open is not known: look through /proc: {error}"))],
+    };
     Ok(v1::ExplainResponse { reasons: blocked.into_iter().chain(held).map(|reason| api::reason(&reason)).collect() })
 }
 

@@ -12,7 +12,7 @@ use crate::kernel::EswitchMode;
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::sysfs::RdmaDevice;
-use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
+use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfError, VfView, Vfs, View};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.
 pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
@@ -28,7 +28,7 @@ fn node(view: &View) -> v1::Node {
     let owner = |(name, claim): (&String, &crate::lease::Claim)| v1::Owner {
         name: name.clone(),
         uid: claim.uid,
-        pools: claim.pools.clone(),
+        pools: claim.pools.iter().cloned().collect(),
         vfs: claim.vfs.iter().map(ToString::to_string).collect(),
         since: claim.since,
     };
@@ -297,6 +297,7 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         }
         Reason::NoIommu => Kind::NoIommu,
         Reason::Forbidden { .. } => Kind::Forbidden,
+        Reason::NoPolicies { .. } => Kind::NoPolicies,
         Reason::Unknown(_) => Kind::Unknown,
     };
     v1::Reason { kind: kind.into(), ..told }
@@ -332,7 +333,7 @@ pub(super) struct Peer {
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
     let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
-    let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
+    let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
         (Some(vf), false) => Choice::VfOfPools { vf, pools },
@@ -351,6 +352,11 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         choice,
         force,
     })
+}
+
+/// A VF by its address, which need not be there any more, or by another name.
+pub(super) fn vf_address(vf: &str, vfs: &Vfs) -> Result<PciAddress, VfError> {
+    vf.parse().or_else(|_| vfs.find_vf(vf))
 }
 
 fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {
