@@ -93,6 +93,8 @@ pub struct FakeKernel {
     sysfs: Sysfs,
     state: Mutex<FakeState>,
     healed: Condvar,
+    /// Held while a number of VFs changes, as the kernel holds a lock of the PF.
+    counting: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -150,6 +152,7 @@ impl FakeNode {
                 sysfs,
                 state: Mutex::new(FakeState { group_size: 1, ..FakeState::default() }),
                 healed: Condvar::new(),
+                counting: Mutex::default(),
             }),
         };
         node.build(pfs).expect("a temporary directory can be filled");

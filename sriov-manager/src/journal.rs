@@ -366,7 +366,7 @@ mod tests {
     }
 
     fn resize(to: u32) -> Record {
-        Record::Resize { pf: PF, resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }) }
+        Record::Resize { pf: PF, resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new(), force: false }) }
     }
 
     const PF: PciAddress = PciAddress::new(0, 1, 0, 0);

@@ -207,4 +207,7 @@ pub struct Resize {
     pub autoprobe: bool,
     /// Drivers of the VFs before, to go back if it fails.
     pub drivers: BTreeMap<u32, String>,
+    /// Whether VFs that the host itself uses go as well.
+    #[serde(default)]
+    pub force: bool,
 }

@@ -153,6 +153,7 @@ impl FakeKernel {
 
     /// `sriov_numvfs_store` of drivers/pci/iov.c.
     fn set_count(&self, pf: PciAddress, value: &str) -> Result<(), NetlinkError> {
+        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let count: u32 = value.parse().map_err(|_| refusal(Errno::EINVAL))?;
         let total = self.sysfs.number(pf, "sriov_totalvfs").unwrap_or(0);
         let now = self.sysfs.virtfns(pf).len() as u32;
