@@ -1,7 +1,7 @@
 //! What we ask of the kernel beside reading: writes into sysfs, the VF attributes of a PF, who uses an interface, and
 //! whether a VFIO node is open.
 //!
-//! Modules: `vf_info` (the kernel's answer about the VFs of a PF).
+//! Modules: `vf_info` (the VFs of a PF), `devlink` (the switch of a card), `attribute` (what both are read from).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -23,8 +23,10 @@ use nix::errno::Errno;
 use nix::libc;
 
 use crate::address::PciAddress;
-use crate::attributes::{LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
+use crate::attributes::{Guid, LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
 
+mod attribute;
+mod devlink;
 mod vf_info;
 
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
@@ -43,6 +45,8 @@ pub trait Kernel: Send + Sync {
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError>;
     /// What the host does with an interface, in words: addresses, default routes, XDP programs.
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError>;
+    /// What the switch of a PF's card does; none: it has none, or its driver does not tell.
+    fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError>;
     /// Whether somebody has a node of VFIO open, or a device that was opened through it; none: there is no such node.
     fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError>;
 }
@@ -65,6 +69,17 @@ pub struct PfReport {
     pub device: Option<String>,
     /// Its VFs by their numbers. One whose driver is busy is not among them.
     pub vfs: BTreeMap<u32, VfState>,
+    /// The GUIDs that it gave its VFs, by their numbers.
+    pub guids: BTreeMap<u32, Guid>,
+}
+
+/// What the switch of a card does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EswitchMode {
+    /// It forwards by MAC address and VLAN.
+    Legacy,
+    /// By rules, with an interface here for the other end of each VF.
+    Switchdev,
 }
 
 /// An interface that is in another network namespace.
@@ -161,6 +176,10 @@ impl Kernel for LiveKernel {
             uses.push("an XDP program is attached to it".to_owned());
         }
         Ok(uses)
+    }
+
+    fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError> {
+        devlink::eswitch_mode(pf)
     }
 
     fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError> {

@@ -361,7 +361,7 @@ pub enum ChangeError {
     },
     /// There is nothing to persist in.
     #[error(
-        "wire `{0}` shall persist, and this forwarder has no journal; start it with `--journal PATH`, or `journal:` in its file"
+        "wire `{0}` cannot persist: this forwarder has no journal; start it with `--journal PATH`, or `journal:` in its file"
     )]
     NoJournal(String),
     /// The journal cannot be written.

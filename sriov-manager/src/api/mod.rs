@@ -232,10 +232,20 @@ impl v1::vfs_server::Vfs for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let peer = peer(request.extensions());
         let message = request.into_inner();
         let driver = convert::optional_driver(message.driver).map_err(wrong)?;
         let wanted = ListFilter { driver, pools: message.pools };
         let lists = Arc::clone(&self.lists);
+        if message.details {
+            let detailed = self.ask(peer, move |vfs| {
+                let mut list = Arc::unwrap_or_clone(lists.now(&wanted));
+                let pfs: Vec<_> = list.pfs.iter().filter_map(|pf| pf.address.parse().ok()).collect();
+                convert::add_details(&mut list, &vfs.details(&pfs), &vfs.altnames());
+                Ok(list)
+            });
+            return Ok(Response::new(detailed.await?));
+        }
         let list = blocking(move || lists.now(&wanted)).await?;
         Ok(Response::new(Arc::unwrap_or_clone(list)))
     }

@@ -77,7 +77,7 @@ impl Policies {
 
 /// A pool whose VFs cannot have the MTU that it says.
 fn above_pf_mtu(pool: &Pool, pf: &PhysicalFunction) -> Option<String> {
-    let (wanted, has) = (pool.mtu?, pf.mtu?);
+    let (wanted, has) = (pool.mtu?, pf.function.mtu?);
     (wanted > has).then(|| {
         format!(
             "the pool {} wants an MTU of {wanted}, and {} has {has}: give the PF as much (`ip link set {} mtu {wanted}`)",

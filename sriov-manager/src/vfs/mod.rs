@@ -11,7 +11,7 @@
 //!
 //! In reading order: `locks`; `request`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
 //! themselves), `claims` (VFs that have an owner); `create` with `blockers`, `recover`; `rules` (the policies, and other
-//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see), `error`.
+//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see) with `details` (what is asked for it), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -46,6 +46,7 @@ mod choose;
 mod claims;
 mod counts;
 mod create;
+mod details;
 mod documents;
 mod error;
 mod handover;
@@ -64,6 +65,7 @@ mod view;
 
 pub use claims::Claimed;
 pub use create::{Created, HostVfs};
+pub use details::PfDetails;
 pub use documents::{Applied, PolicyChange};
 pub use error::{OpenError, VfError};
 pub use locks::{Caller, WhenBusy};
@@ -124,6 +126,8 @@ struct Inner {
     returned: Arc<AtomicBool>,
     /// Other names of interfaces.
     altnames: Altnames,
+    /// Calls for details.
+    questions: Watchdog,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// Held while VFs get an owner, so that they do not get two.
@@ -214,7 +218,6 @@ impl Vfs {
             naming: BTreeSet::new(),
         };
         let inner = Inner {
-            executor: Executor { sysfs, watchdog, timeouts, observer },
             state: Mutex::new(state),
             journal: Mutex::new(journal),
             freed: Condvar::new(),
@@ -225,10 +228,12 @@ impl Vfs {
             recovery: watch::Sender::new(Recovery::Counts),
             returned,
             altnames: Altnames::default(),
+            questions: watchdog.for_questions(),
             looking: Mutex::default(),
             claiming: Mutex::default(),
             applying: Mutex::default(),
             _tree: tree,
+            executor: Executor { sysfs, watchdog, timeouts, observer },
         };
         Ok(Self(Arc::new(inner)))
     }
