@@ -377,7 +377,7 @@ mod tests {
         let mut kept = Kept::open(directory.path());
         kept.record(&resize(4)).unwrap();
         kept.record(&resize(7)).unwrap();
-        let claim = Claim { uid: 7, pools: vec!["fast".into()], vfs: [PF].into(), since: 1 };
+        let claim = Claim { uid: 7, pools: ["fast".into()].into(), vfs: [PF].into(), since: 1 };
         kept.record(&Record::Claim { owner: "plugin".into(), claim: Some(claim) }).unwrap();
         let cordon = Cordon { uid: 0, why: "firmware".into() };
         kept.record(&Record::Cordon { pf: PF, cordon: Some(cordon) }).unwrap();

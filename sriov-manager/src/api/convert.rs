@@ -28,7 +28,7 @@ fn node(view: &View) -> v1::Node {
     let owner = |(name, claim): (&String, &crate::lease::Claim)| v1::Owner {
         name: name.clone(),
         uid: claim.uid,
-        pools: claim.pools.clone(),
+        pools: claim.pools.iter().cloned().collect(),
         vfs: claim.vfs.iter().map(ToString::to_string).collect(),
         since: claim.since,
     };
@@ -297,6 +297,7 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         }
         Reason::NoIommu => Kind::NoIommu,
         Reason::Forbidden { .. } => Kind::Forbidden,
+        Reason::NoPolicies { .. } => Kind::NoPolicies,
         Reason::Unknown(_) => Kind::Unknown,
     };
     v1::Reason { kind: kind.into(), ..told }

@@ -128,7 +128,7 @@ impl Kernel for FakeKernel {
             return Ok(Some(true));
         }
         let shown = Path::new("/").join(node.strip_prefix(self.sysfs.path("")).unwrap_or(node));
-        Ok(Some(!processes(&self.sysfs, &[shown]).is_empty()))
+        Ok(Some(!processes(&self.sysfs, &[shown])?.is_empty()))
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {

@@ -27,6 +27,8 @@ impl Policies {
                 ));
             }
         }
+        // Of a PF that came or was renamed after they were taken.
+        warnings.extend(self.check(inventory));
         warnings.extend(inventory.pfs.values().flat_map(|pf| self.of_operator(pf)));
         warnings
     }

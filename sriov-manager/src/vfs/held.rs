@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tracing::debug;
 
@@ -58,12 +59,20 @@ impl Vfs {
             return Ok(Vec::new());
         }
         let began = Instant::now();
-        let mut holders = holders::processes(&executor.sysfs, nodes);
+        let holders = holders::processes(&executor.sysfs, nodes);
         debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
-        if let (Some((true, node)), true) = (open, holders.is_empty()) {
-            holders.push(Holder::Unseen { file: node.display().to_string() });
+        match (open, holders) {
+            // Somebody has it, whether he can be named or not.
+            (Some((true, node)), holders) if holders.as_ref().map_or(true, Vec::is_empty) => {
+                Ok(vec![Holder::Unseen { file: node.display().to_string() }])
+            }
+            (_, Ok(holders)) => Ok(holders),
+            (_, Err(error)) => {
+                let hint =
+                    format!("look for processes that have {vf} open ({error}); `/proc` and CAP_SYS_PTRACE are needed");
+                Err(CallError::Refused(NetlinkError { hint: Some(hint), ..error.into() }))
+            }
         }
-        Ok(holders)
     }
 
     /// What the host itself does with the interface of a VF.

@@ -74,6 +74,7 @@ pub use reasons::obstacles;
 pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
+pub(crate) use request::check_how_many;
 pub use request::{Acquired, Choice, Order, Place, Request};
 pub use rules::{AdoptError, Adopted, Counts};
 
@@ -130,7 +131,8 @@ struct Inner {
     questions: Watchdog,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
-    /// Held while VFs get an owner, so that they do not get two.
+    /// Held while VFs get an owner, so that they do not get two, and while they are lent anew or a PF is cordoned: whoever claims or
+    /// cordons knows of every lease that was before.
     claiming: Mutex<()>,
     /// Held while other policies are made to hold.
     applying: Mutex<()>,
@@ -149,6 +151,9 @@ struct State {
     policies: Arc<Policies>,
     /// Why the policies are not those that were wanted last.
     policies_refused: Option<String>,
+    /// Why nobody knows which policies hold: those that were given over the API cannot be used. Who may have which VF is in them,
+    /// so nothing is lent.
+    policies_unknown: Option<String>,
     /// The file that the policies come from, and that is followed.
     policies_file: Option<PathBuf>,
     /// The number of those that every PF has been made to have.
@@ -206,6 +211,7 @@ impl Vfs {
             looks: 0,
             policies: Arc::new(policies),
             policies_refused: None,
+            policies_unknown: None,
             policies_file: None,
             policies_reached: 0,
             short: BTreeMap::new(),
