@@ -43,6 +43,8 @@ pub enum Scenario {
     CountAtMost(u32),
     /// No driver takes a VF, and the kernel calls it a success.
     NobodyProbes,
+    /// A driver refuses this VF with this error.
+    ProbeRefused(PciAddress, i32),
     /// The VF's function cannot be reset alone.
     ResetUnsupported,
     /// The PF's driver knows no link state.

@@ -67,7 +67,8 @@ fn a_change_of_a_number_that_is_late_for_the_next_manager_as_well_is_finished_by
 fn while_a_change_of_a_number_is_late_nobody_begins_another_one() {
     let node = FakeNode::new(1, 7);
     let pfs = vec![PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() }];
-    let pool = |count| Pool { name: "all".into(), pfs: pfs.clone(), num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() };
+    let pool =
+        |count| Pool { name: "all".into(), pfs: pfs.clone(), num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() };
     let policies = |count| Policies { pools: vec![pool(count)] };
     let vfs = Vfs::open(Options { policies: policies(0), ..hasty(&node) }).unwrap();
     node.set(Scenario::CountHangs);

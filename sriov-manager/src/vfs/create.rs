@@ -10,7 +10,7 @@ use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
 use crate::journal::Record;
-use crate::lease::Resize;
+use crate::lease::{Lease, Resize};
 use crate::plan::{Binding, Step};
 use crate::watchdog::CallError;
 
@@ -128,7 +128,7 @@ impl Vfs {
         let there = |vf: &PciAddress| function.vfs.values().any(|there| there == vf);
         let lent = state.facts.leases.values().find(|lease| there(&lease.vf));
         if let Some(lease) = lent.filter(|_| from != count) {
-            let (id, holder) = (lease.id.clone(), lease.holder.clone());
+            let Lease { id, holder, .. } = lease.in_force().clone();
             return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, holder });
         }
         let driver = |(&index, vf)| Some((index, state.inventory.vfs.get(vf)?.function.driver.clone()?));
@@ -155,7 +155,7 @@ impl Vfs {
                 && let Some(host_use) =
                     self.host_use(&vf).map_err(|error| VfError::Ask { tried: tried.clone(), error })?
             {
-                return Err(VfError::UsedByHost { tried, vf: vf.address, host_use });
+                return Err(VfError::UsedByHost { tried, vf: vf.address, host_use, can_force: true });
             }
         }
         Ok(())

@@ -168,6 +168,8 @@ struct State {
     cards: BTreeMap<PciAddress, Mac>,
     /// Leases that could not be brought to what they should be.
     retries: Backoff,
+    /// VFs that could not be lent lately, for reasons that nobody sees before: others of a pool are tried first.
+    failed_to_lend: Backoff,
     facts: Arc<Facts>,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
@@ -219,6 +221,7 @@ impl Vfs {
             remade: BTreeSet::new(),
             cards: BTreeMap::new(),
             retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+            failed_to_lend: Backoff::new(PASS_OVER_FIRST, PASS_OVER_LONGEST),
             facts: Arc::new(facts),
             locked: BTreeSet::new(),
             naming: BTreeSet::new(),
@@ -271,6 +274,7 @@ impl Vfs {
             let mut state = self.lock();
             state.counts.forget_failures();
             state.retries.clear();
+            state.failed_to_lend.clear();
         }
         self.reconcile();
     }
@@ -461,3 +465,7 @@ impl Inner {
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// And for so long at last.
 const RETRY_LONGEST: Duration = Duration::from_mins(1);
+/// A VF that could not be lent is the last choice for so long at first.
+const PASS_OVER_FIRST: Duration = Duration::from_secs(30);
+/// And for so long at last.
+const PASS_OVER_LONGEST: Duration = Duration::from_mins(10);

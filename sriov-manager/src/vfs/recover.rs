@@ -54,6 +54,11 @@ impl Vfs {
         }
         self.look();
         told(self.follow_cards(WhenBusy::Wait));
+        {
+            // One that somebody works on for too long is compared later.
+            let State { facts, remade, .. } = &mut *self.lock();
+            remade.extend(facts.leases.keys());
+        }
         self.recovered_to(Recovery::Leases);
         // At the same time: a reboot may have many leases to bring back, and some may have to wait for the kernel.
         for_each_parallel(&self.leases(), |lease| told(self.restore_alone(lease, WhenBusy::Wait)));
@@ -214,9 +219,8 @@ impl Vfs {
     fn restore(&self, lease: &Lease) -> Result<(), VfError> {
         let Some(vf) = self.function(lease) else {
             return match lease.stage {
-                Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. } => {
-                    self.fault(lease, Some(GONE.to_owned()))
-                }
+                Stage::Lent => self.fault(lease, Some(GONE.to_owned())),
+                Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
                 // What was to be cleaned is gone.
                 Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
             };
@@ -292,4 +296,5 @@ fn told(result: Result<(), VfError>) {
 }
 
 /// A lease whose VF is not there stays: its client still believes in it, and the VF may come back.
-const GONE: &str = "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";
+pub(super) const GONE: &str =
+    "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";
