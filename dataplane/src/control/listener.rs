@@ -123,12 +123,13 @@ impl SharedListener {
 
     /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
     fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
-        matches!(address.address, SocketAddress::Path(_)) && allowed(&self.kind.access) != allowed(wanted)
+        let said = |access: &SocketAccess| (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE));
+        matches!(address.address, SocketAddress::Path(_)) && said(&self.kind.access) != said(wanted)
     }
 
     /// Whether its ends want another socket than the one that was asked for: others wanted that, and have gone meanwhile.
     fn is_of_others(&self) -> bool {
-        self.asked.kind != self.kind.kind || allowed(&self.asked.access) != allowed(&self.kind.access)
+        self.asked.kind != self.kind.kind || self.access_differs(&self.address, &self.asked.access)
     }
 
     /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
@@ -165,11 +166,6 @@ impl SharedListener {
             }
         }
     }
-}
-
-/// Who may connect, whether that was said or left out.
-fn allowed(access: &SocketAccess) -> impl PartialEq {
-    (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE))
 }
 
 fn new_ends(id: EndId, end: &EndSpec) -> ListenerEnds {

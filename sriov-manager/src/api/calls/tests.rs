@@ -43,7 +43,7 @@ async fn held(node: &FakeNode, service: &Service) -> OpenFile {
 async fn two_wait_and_a_third_is_refused<T>(call: impl AsyncFn() -> Result<Response<T>, Status>) {
     let wait = async |mut call: Pin<&mut dyn Future<Output = Result<Response<T>, Status>>>| {
         let polled = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        assert!(matches!(polled, Poll::Pending), "it waits: {:?}", polled.map(|answer| answer.err()));
+        assert!(matches!(polled, Poll::Pending), "it waits: {:?}", polled.map(Result::err));
     };
     let (first, mut second) = (pin!(call()), Box::pin(call()));
     wait(first).await;
