@@ -6,11 +6,10 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use nix::libc;
-use owned::{ROOT, node, of_pool, owner_of, release, request};
+use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 use sriov_manager::attributes::{Attributes, Mac, Vlan};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::lease::Stage;
-use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Caller, Choice, Place, Reason, Request, WhenBusy};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
@@ -134,7 +133,7 @@ fn what_is_wrong_on_every_pf_is_told_as_it_is() {
     assert!(matches!(error, VfError::NoSuchPool { .. }), "{error}");
     let error = ask(Choice::Vf(PciAddress::new(0, 9, 0, 0)));
     assert!(matches!(error, VfError::NoSuchVf { .. }), "{error}");
-    vfs.acquire(&Request { peer: PeerCredentials { uid: 1000, gid: 1000 }, ..of_pool("a") }).unwrap();
+    vfs.acquire(&Request { peer: USER, ..of_pool("a") }).unwrap();
     let error = ask(Choice::Vf(node.vf(0, 0)));
     assert!(matches!(error, VfError::IdOfAnother { .. }), "{error}");
 }
@@ -152,7 +151,7 @@ fn of_several_whose_client_has_gone_none_stays_lent_though_one_cannot_be_cleaned
         asked.get() > 1
     };
     let attributes = Attributes { mac: Some(left), ..Attributes::default() };
-    let both = [Request { attributes, ..of_pool("a") }, of_pool("b")];
+    let both = [Request { attributes, ..of_pool("a") }, request("b", Choice::pool("all"), Driver::None)];
     let caller = Caller { has_left: &has_left, when_busy: WhenBusy::Wait };
     vfs.acquire_all(&both, false, caller).unwrap_err();
     let leases = vfs.facts().leases;

@@ -101,7 +101,7 @@ impl Vfs {
         vf: PciAddress,
         steps: &[Step],
         host: HostVfs,
-    ) -> Result<Option<(PciAddress, User)>, CallError> {
+    ) -> Result<Option<(PciAddress, FunctionUser)>, CallError> {
         let unbound = steps.iter().filter_map(|step| match step {
             Step::Unbind { function, .. } => Some(*function),
             _ => None,
@@ -115,13 +115,13 @@ impl Vfs {
             };
             let Some(function) = known().or_else(looked) else { continue };
             if let Some(holder) = self.holders(&function)?.into_iter().next() {
-                return Ok(Some((address, User::Holder(holder))));
+                return Ok(Some((address, FunctionUser::Holder(holder))));
             }
             if address != vf
                 && host == HostVfs::Kept
                 && let Some(host_use) = self.host_use(&function)?
             {
-                return Ok(Some((address, User::Host(host_use))));
+                return Ok(Some((address, FunctionUser::Host(host_use))));
             }
         }
         Ok(None)
@@ -138,14 +138,14 @@ impl Vfs {
 }
 
 /// Who uses a function.
-pub(super) enum User {
+pub(super) enum FunctionUser {
     /// A process, or a namespace.
     Holder(Holder),
     /// The host itself.
     Host(HostUse),
 }
 
-impl User {
+impl FunctionUser {
     /// Why a VF is not available: another one of its IOMMU group is in use.
     pub fn in_group(self, group: u32, vf: PciAddress) -> Reason {
         match self {

@@ -3,7 +3,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 
-use super::held::User;
+use super::held::FunctionUser;
 use super::{Reason, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::{Inventory, VirtualFunction};
@@ -52,8 +52,8 @@ impl Vfs {
     /// Why a VF cannot go to vfio-pci together with another one of its IOMMU group.
     fn use_in_group(&self, group: u32, member: &VirtualFunction) -> Option<Reason> {
         let used = || -> Result<_, CallError> {
-            let holder = self.holders(member)?.into_iter().next().map(User::Holder);
-            Ok(holder.or(self.host_use(member)?.map(User::Host)))
+            let holder = self.holders(member)?.into_iter().next().map(FunctionUser::Holder);
+            Ok(holder.or(self.host_use(member)?.map(FunctionUser::Host)))
         };
         match used() {
             Ok(user) => Some(user?.in_group(group, member.address)),
