@@ -65,6 +65,7 @@ impl Lease {
     }
 
     /// [`Lease::in_force`] of the VF where it is now, with what that was before the first lease.
+    #[must_use]
     pub fn into_in_force(self) -> Self {
         match self.stage {
             Stage::HandingOver { from } => {

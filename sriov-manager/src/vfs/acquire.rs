@@ -99,20 +99,18 @@ impl Vfs {
 
     /// Passes over what is not available, as long as there may be another one that is.
     fn pass_over(&self, attempts: &mut Attempts, why: NotReady) -> Result<(), VfError> {
-        let (vf, error) = match why {
+        let (vf, pf, error) = match why {
             NotReady::Failed(error) => return Err(error),
             NotReady::Another(vf, reasons) => {
                 attempts.excluded.insert(vf, reasons);
                 return Ok(());
             }
-            NotReady::Faulty(vf, error) => (vf, error),
+            NotReady::Faulty { vf, pf, error } => (vf, pf, error),
         };
         let mut state = self.lock();
-        let is_like = |other: &&VirtualFunction| {
-            other.address != vf.address && other.pf == vf.pf && is_expected_of_its_pf(&error)
-        };
+        let is_like = |other: &&VirtualFunction| other.address != vf && other.pf == pf && is_expected_of_its_pf(&error);
         let like: Vec<_> = state.inventory.vfs.values().filter(is_like).map(|other| other.address).collect();
-        for vf in like.into_iter().chain([vf.address]) {
+        for vf in like.into_iter().chain([vf]) {
             state.failed_to_lend.failed(vf, Instant::now());
             attempts.excluded.insert(vf, vec![Reason::Unknown(error.to_string())]);
         }
@@ -342,7 +340,11 @@ enum NotReady {
     /// This one is not to be had; another one may be.
     Another(PciAddress, Vec<Reason>),
     /// This one failed, and is as it was; another one may do it.
-    Faulty(VirtualFunction, VfError),
+    Faulty {
+        vf: PciAddress,
+        pf: PciAddress,
+        error: VfError,
+    },
     Failed(VfError),
 }
 
@@ -353,7 +355,7 @@ impl NotReady {
             error @ (VfError::Untold { .. } | VfError::Ask { .. } | VfError::Step(_) | VfError::NotAsWanted { .. })
                 if chosen.is_any =>
             {
-                Self::Faulty(chosen.vf.clone(), error)
+                Self::Faulty { vf: chosen.vf.address, pf: chosen.vf.pf, error }
             }
             other => Self::Failed(other),
         }
