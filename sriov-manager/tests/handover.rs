@@ -32,10 +32,10 @@ fn stranded() -> (FakeNode, Vfs) {
         }
     });
     let vfs = owner_of(&node, Some(observer));
-    vfs.create(node.pf(0), 2).unwrap();
-    vfs.acquire(&Request { attributes: vlan(7), ..of_pool("a") }).unwrap();
+    vfs.create(node.pf(0), 2).expect("a node that is healthy does it");
+    vfs.acquire(&Request { attributes: vlan(7), ..of_pool("a") }).expect("a node that is healthy does it");
     let heir = Request { attributes: vlan(9), driver: Some(Driver::Kernel), ..of_pool("b") };
-    let error = vfs.hand_over("a", &heir, Caller::PATIENT).unwrap_err();
+    let error = vfs.hand_over("a", &heir, Caller::PATIENT).expect_err("the PF is away");
     assert!(matches!(error, VfError::NotUndone { .. }), "{error}");
     assert!(matches!(vfs.facts().leases[&node.vf(0, 0)].stage, Stage::HandingOver { .. }));
     drop(vfs);
@@ -150,9 +150,9 @@ fn group() -> (FakeNode, Vfs, [PciAddress; 2]) {
     let node = FakeNode::new(1, 7);
     node.share_groups(2);
     let vfs = owner_of(&node, None);
-    vfs.create(node.pf(0), 2).unwrap();
+    vfs.create(node.pf(0), 2).expect("a node that is healthy does it");
     let pair = [node.vf(0, 0), node.vf(0, 1)];
-    node.kernel().write(&node.sysfs().probe_file(), &pair[1].to_string()).unwrap();
+    node.kernel().write(&node.sysfs().probe_file(), &pair[1].to_string()).expect("a node that is healthy does it");
     vfs.rescan();
     (node, vfs, pair)
 }

@@ -117,8 +117,9 @@ fn cut_power_in_a_create(node: &FakeNode, host: HostVfs) {
             std::panic::resume_unwind(Box::new(()));
         }
     });
-    node.open().create(node.pf(0), 2).unwrap();
-    let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+    node.open().create(node.pf(0), 2).expect("a node that is healthy does it");
+    let vfs =
+        Vfs::open(Options { observer: Some(observer), ..node.options() }).expect("a node that is healthy does it");
     let killed = std::panic::AssertUnwindSafe(|| vfs.create_with(node.pf(0), 4, host));
     std::panic::catch_unwind(killed).expect_err("it is killed");
     drop(vfs);
@@ -180,11 +181,12 @@ fn lend(node: &FakeNode, vfs: &Vfs) {
         peer: ROOT,
         force: false,
     };
-    vfs.acquire(&request).unwrap();
+    vfs.acquire(&request).expect("a node that is healthy does it");
 }
 
 fn update(vfs: &Vfs) {
-    vfs.update("pod", Some("somebody else".into()), None, ROOT, Caller::PATIENT).unwrap();
+    vfs.update("pod", Some("somebody else".into()), None, ROOT, Caller::PATIENT)
+        .expect("a node that is healthy does it");
 }
 
 fn has_its_vlan(node: &FakeNode) -> bool {
@@ -194,7 +196,7 @@ fn has_its_vlan(node: &FakeNode) -> bool {
 /// Runs `meanwhile` while another operation works on the VF of the lease: the disk keeps it waiting.
 fn while_busy(node: &FakeNode, vfs: &Vfs, meanwhile: impl FnOnce()) {
     let frozen = Arc::new(Mutex::new(()));
-    let is_frozen = frozen.lock().unwrap();
+    let is_frozen = frozen.lock().expect("nobody panics with it");
     vfs.set_disk(FakeDisk { frozen: Some(Arc::clone(&frozen)), ..FakeDisk::default() });
     thread::scope(|scope| {
         scope.spawn(|| update(vfs));
