@@ -145,7 +145,7 @@ pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
 }
 
 /// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
-fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => Ok(None),

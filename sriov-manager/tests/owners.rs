@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use sriov_manager::attributes::{Attributes, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::journal::Record;
 use sriov_manager::lease::{Claim, Cordon, Stage};
 use sriov_manager::policy::{PfSelector, Policies, Pool, Principal};
-use sriov_manager::vfs::{Caller, Choice, Options, Reason, Request};
+use sriov_manager::vfs::{Caller, Choice, Options, Reason, Remains, Request};
 use sriov_manager::{Driver, VfError, Vfs};
 
 mod owned;
@@ -128,7 +129,7 @@ fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
     changed.attributes = Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() };
     vfs.acquire(&changed).expect("who has a VF keeps it, and may change it");
     let _file = node.open_vfio(kept, 9, "testpmd");
-    let blockers = vfs.blockers(node.pf(0)).unwrap();
+    let blockers = vfs.blockers(node.pf(0), ROOT).unwrap();
     assert!(matches!(&blockers[..], [(a, Reason::Lent { .. }), (b, Reason::Held(_))] if *a == kept && *b == kept));
     vfs.cordon(node.pf(0), None).unwrap();
     vfs.acquire(&of_pool("c")).unwrap();
@@ -291,4 +292,48 @@ fn a_vf_is_not_given_back_while_nobody_can_tell_who_has_it_open() {
     assert!(matches!(vfs.release("x", Duration::ZERO, ROOT), Err(VfError::Held { .. })));
     drop(file);
     release(&vfs, "x");
+}
+
+#[test]
+fn a_vf_that_was_not_tried_to_be_cleaned_is_free_as_it_is_for_root_alone() {
+    let (node, vfs) = node(1, 1);
+    let vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    let mine = Request { peer: USER, ..of_pool("x") };
+    vfs.acquire(&Request { attributes: Attributes { vlan, ..Attributes::default() }, ..mine }).unwrap();
+    node.move_pf_away(node.pf(0));
+    let accept = |peer| vfs.release_once("x", Remains::Accepted, peer, Caller::PATIENT).map(drop);
+    for _ in 0..2 {
+        assert!(matches!(accept(USER), Err(VfError::Untold { .. })), "its VLAN may be the next one's");
+    }
+    accept(ROOT).unwrap();
+    node.return_pf(node.pf(0));
+    // What was tried and refused, its user may accept.
+    vfs.acquire(&Request { peer: USER, ..of_pool("x") }).unwrap();
+    node.set(Scenario::MacRefused);
+    let refused = vfs.release("x", Duration::ZERO, USER).unwrap_err();
+    assert!(matches!(refused, VfError::Dirty { .. }), "{refused}");
+    accept(USER).unwrap();
+}
+
+#[test]
+fn who_is_not_root_opens_no_vf_that_another_has_been_lent() {
+    let (node, vfs) = node(1, 2);
+    let vf = vfs.acquire(&of_pool("x")).unwrap().vf;
+    let _file = node.open_vfio(vf, 9, "qemu");
+    let held = |peer| {
+        let blockers = vfs.blockers(node.pf(0), peer).unwrap();
+        blockers.iter().filter(|(_, reason)| matches!(reason, Reason::Held(_))).count()
+    };
+    assert_eq!((held(USER), held(ROOT)), (0, 1));
+}
+
+#[test]
+fn another_user_does_not_keep_a_manager_from_the_node() {
+    let node = FakeNode::new(1, 1);
+    let devices = std::fs::File::open(node.sysfs().path("sys/bus/pci/devices")).unwrap();
+    let _lock = Flock::lock(devices, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
+    let vfs = node.open();
+    let second = Vfs::load(Options { state: node.state().with_file_name("other"), ..node.options() });
+    assert!(second.is_err(), "another manager does");
+    drop(vfs);
 }

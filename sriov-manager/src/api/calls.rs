@@ -16,7 +16,7 @@ use super::convert::{self, Peer};
 use super::limits::{Places, Queues, UserCall};
 use super::lists::Lists;
 use super::refusals::{refusal, wrong};
-use super::response_to_acquire;
+use super::{only_root, response_to_acquire};
 use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
 
 /// What answers calls.
@@ -164,6 +164,9 @@ impl Service {
     ) -> Result<Vec<v1::AcquireResponse>, Status> {
         // First: each of them may take a question to the kernel to read.
         check_how_many(messages.len()).map_err(|error| refusal(&error))?;
+        if messages.iter().any(|message| message.force) {
+            only_root(call.peer, "take a VF that the host itself uses (`force`)")?;
+        }
         self.may_change().await?;
         let requests = self.requests(messages, call.peer).await?;
         let acquired = self.change(call, move |vfs, caller| {

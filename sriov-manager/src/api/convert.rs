@@ -12,7 +12,7 @@ use crate::kernel::EswitchMode;
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::sysfs::RdmaDevice;
-use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
+use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfError, VfView, Vfs, View};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.
 pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
@@ -340,7 +340,7 @@ pub(super) struct Peer {
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
     let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
-    let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
+    let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
         (Some(vf), false) => Choice::VfOfPools { vf, pools },
@@ -359,6 +359,11 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         choice,
         force,
     })
+}
+
+/// A VF by its address, which need not be there any more, or by another name.
+pub(super) fn vf_address(vf: &str, vfs: &Vfs) -> Result<PciAddress, VfError> {
+    vf.parse().or_else(|_| vfs.find_vf(vf))
 }
 
 fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {

@@ -3,6 +3,7 @@
 //! In reading order: `calls` (how they are made) with `limits` (what one user may have at once), `lists` (what is told, and what of
 //! it changed), `convert` (what others see as messages), `refusals` (errors as statuses).
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -170,15 +171,15 @@ impl v1::vfs_server::Vfs for Service {
     async fn claim(&self, request: Request<v1::ClaimRequest>) -> Result<Response<v1::ClaimResponse>, Status> {
         let call = self.begin_change(peer(request.extensions()))?;
         let peer = call.peer;
-        let v1::ClaimRequest { owner, pools, vfs } = request.into_inner();
-        let parse = |vf: String| vf.parse().map_err(|error| wrong(format!("vfs: {error}")));
-        let vfs = vfs.into_iter().map(parse).collect::<Result<_, _>>()?;
+        let v1::ClaimRequest { owner, pools, vfs: named } = request.into_inner();
         if pools.len() > POOLS_MAX {
             return Err(wrong(format!("pools: at most {POOLS_MAX} are wanted, not {}", pools.len())));
         }
-        let claim = Claim { pools: pools.into_iter().collect(), vfs, ..Claim::default() };
+        let pools: BTreeSet<_> = pools.into_iter().collect();
         let claimed = self.change(&call, move |vfs, _| {
-            let claimed = vfs.claim(&owner, claim.clone(), peer.credentials)?;
+            let named = named.iter().map(|vf| convert::vf_address(vf, vfs)).collect::<Result<_, _>>()?;
+            let claim = Claim { pools: pools.clone(), vfs: named, ..Claim::default() };
+            let claimed = vfs.claim(&owner, claim, peer.credentials)?;
             let vf = |vf: &PciAddress| Some(convert::vf(&vfs.vf_view(*vf)?, None));
             Ok(v1::ClaimResponse {
                 vfs: claimed.vfs.iter().map(ToString::to_string).collect(),
@@ -208,7 +209,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn blockers(&self, request: Request<v1::BlockersRequest>) -> Result<Response<v1::BlockersResponse>, Status> {
         let peer = peer(request.extensions());
         let v1::BlockersRequest { pf } = request.into_inner();
-        let found = self.ask(peer, move |vfs| vfs.blockers(vfs.find_pf(&pf)?)).await?;
+        let found = self.ask(peer, move |vfs| vfs.blockers(vfs.find_pf(&pf)?, peer.credentials)).await?;
         Ok(Response::new(v1::BlockersResponse { blockers: blockers(&found) }))
     }
 
@@ -297,11 +298,15 @@ fn peer(extensions: &Extensions) -> Peer {
 /// Others may borrow, but some things are everybody's.
 fn root(extensions: &Extensions, tried: &str) -> Result<Peer, Status> {
     let peer = peer(extensions);
+    only_root(peer, tried).map(|()| peer)
+}
+
+fn only_root(peer: Peer, tried: &str) -> Result<(), Status> {
     let uid = peer.credentials.uid;
     if uid != PeerCredentials::myself().uid && uid != 0 {
         return Err(refusal(&VfError::OnlyRoot { uid, tried: tried.to_owned() }));
     }
-    Ok(peer)
+    Ok(())
 }
 
 /// Bytes of a document of policies.

@@ -2,6 +2,7 @@
 
 use netlink_packet_core::Emitable;
 
+use super::xdp_sockets::Part;
 use super::*;
 use crate::attributes::Vlan;
 
@@ -249,4 +250,27 @@ fn a_driver_is_asked_about_links_whose_device_the_kernel_does_not_name_and_about
     assert_eq!((of_device(&named, vf), of_unnamed_device(&named)), (Some("net1".into()), None));
     assert_eq!(of_unnamed_device(&link(LinkLayerType::Ether, vec![LinkAttribute::LinkInfo(vec![])])), None);
     assert_eq!(of_unnamed_device(&link(LinkLayerType::Loopback, vec![])), None);
+}
+
+/// As Linux 6.12 answers `ss --xdp`: two sockets, bound to the interfaces 5 and 7, and the end of the dump.
+#[test]
+fn af_xdp_sockets_are_counted_by_their_interface() {
+    let socket = |interface: u32| {
+        let body = [&[44, 3, 0, 0][..], &9_u32.to_ne_bytes(), &[0; 8]].concat();
+        let info = [&12_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes(), &interface.to_ne_bytes(), &[0; 4]].concat();
+        [body, info].concat()
+    };
+    let message = |kind: u16, body: &[u8]| {
+        let length = 16 + body.len() as u32;
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[2, 0], &[0; 8], body].concat()
+    };
+    let [five, seven] = [5, 7].map(|interface| message(20, &socket(interface)));
+    let done = message(3, &[0; 4]);
+    let count = |bytes: &[u8]| xdp_sockets::count(bytes, 7).unwrap();
+    assert_eq!(count(&[&five[..], &seven].concat()), Part::More(1));
+    assert_eq!(count(&[&seven[..], &seven, &done].concat()), Part::Last(2));
+    // A kernel without it.
+    assert_eq!(count(&message(2, &(-2_i32).to_ne_bytes())), Part::NotTold);
+    assert!(xdp_sockets::count(&message(2, &(-1_i32).to_ne_bytes()), 7).is_err());
+    assert!(xdp_sockets::count(&seven[..20], 7).is_err(), "it is cut short");
 }

@@ -11,7 +11,7 @@ use crate::address::PciAddress;
 use crate::config::Config;
 use crate::journal::Record;
 use crate::lease::{Lease, PolicyDocument};
-use crate::policy::Policies;
+use crate::policy::{PeerCredentials, Policies};
 
 /// What became of policies, or would.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Vfs {
         // What is recorded holds: a PF that came since they were judged is as one that comes later.
         let adopted = self.hold_policies(policies, Counts::All)?;
         for (pf, why) in adopted.short {
-            let blockers = self.blockers(pf).unwrap_or_default();
+            let blockers = self.blockers(pf, ROOT).unwrap_or_default();
             if let Some(change) = applied.changes.iter_mut().find(|change| change.pf == pf) {
                 (change.error, change.blockers) = (Some(why), blockers);
             }
@@ -96,7 +96,7 @@ impl Vfs {
     pub fn plan_policies(&self, text: &str) -> Result<Applied, VfError> {
         let (_, mut applied) = self.judge_policies(text)?;
         for change in &mut applied.changes {
-            change.blockers = self.blockers(change.pf)?;
+            change.blockers = self.blockers(change.pf, ROOT)?;
         }
         Ok(applied)
     }
@@ -145,3 +145,6 @@ impl Vfs {
 fn parse(text: &str) -> Result<Policies, String> {
     Config::parse("policies", text).map(|config| config.policies).map_err(|error| error.to_string())
 }
+
+/// Only root applies policies.
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };

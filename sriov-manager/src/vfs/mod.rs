@@ -14,7 +14,7 @@
 //! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see) with `details` (what is asked for it), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -417,12 +417,12 @@ impl Vfs {
     }
 }
 
-/// Locks the node itself: the directory of its PCI devices, which every process of the machine sees as the same one.
+/// Locks the node itself: a file of its PCI bus, which every process of the machine sees as the same one. Only root can open it,
+/// so nobody else can hold the lock.
 fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
-    let path = sysfs.path("sys/bus/pci/devices");
     let failed = |source: io::Error| OpenError::Sysfs { root: sysfs.path(""), source };
-    let directory = File::open(&path).map_err(failed)?;
-    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    let file = OpenOptions::new().write(true).open(sysfs.probe_file()).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => OpenError::Owned { root: sysfs.path("") },
         errno => failed(errno.into()),
     })

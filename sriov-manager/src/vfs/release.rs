@@ -73,6 +73,9 @@ impl Vfs {
         if let Some(vf) = self.function(&lease) {
             self.nobody_holds_lease(&lease, &vf)?;
         }
+        // Before it was tried to clean it, a VF is not free for the next one with all that its last user set: root may say so.
+        let is_accepted = lease.stage == Stage::Dirty || peer.uid == 0;
+        let remains = if is_accepted { remains } else { Remains::Refused };
         lease.stage = Stage::Releasing;
         lease.fault = None;
         self.record_lease(lease.vf, Some(lease.clone()))?;

@@ -136,7 +136,7 @@ pub fn attributes(lab: &Lab) -> Result<()> {
 }
 
 /// A pod's interface goes to a process with a driver of its own, without anything of the pod, and is free at no moment.
-pub fn handed_over(lab: &Lab) -> Result<()> {
+pub fn handed_over_from_a_pod(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[0];
     let interface = pf.interface().context("a PF has an interface")?;
     let manager = Manager::start(lab, &ManagerOptions::default())?;
@@ -175,14 +175,8 @@ pub fn handed_over(lab: &Lab) -> Result<()> {
     assert_ne!(now[0]["address"], "02:00:00:00:00:07");
     assert_eq!((&now[0]["vlan_list"], &now[0]["trust"]), (&before[0]["vlan_list"], &before[0]["trust"]));
     assert_eq!(now[1], before[1], "its neighbour is left alone");
-    // It is whose it is said to be: a driver in user space starts, and then it is not handed on.
     manager.ferrule(&hand_over).context("the same again, whose answer did not arrive say")?;
-    let holder = testpmd::start(&[vf], &[])?;
-    let on = ["hand-over", "dpdk", "next", "--driver", "kernel"];
-    let refused = manager.ferrule(&on).expect_err("a process has it open").to_string();
-    assert!(refused.contains("(dpdk-testpmd)"), "{refused}");
-    testpmd::quit(holder);
-    manager.ferrule(&on)?;
+    manager.ferrule(&["hand-over", "dpdk", "next", "--driver", "kernel"])?;
     assert_eq!(vf.driver().as_deref(), Some("igbvf"));
     manager.release("next", Duration::ZERO)?;
     assert_eq!((vf.driver(), vf_states(&interface)?), (None, before), "what it was before the first of them");
@@ -206,6 +200,37 @@ pub fn command_line(lab: &Lab) -> Result<()> {
     assert!(why.contains("it is lent as dpdk"), "{why}");
     manager.ferrule(&["release", "dpdk"])?;
     assert_eq!(vf.driver(), None);
+    Ok(())
+}
+
+/// A lease ends, and the next one has its VF reset, without what the first one had set.
+pub fn handed_over(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    let interface = pf.interface().context("a PF has an interface")?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    manager.create(&lab.pfs[..1], 1)?;
+    let vf = &pf.vfs()[0];
+    let before = vf_states(&interface)?;
+    let vlan = Some(Vlan { id: 100, qos: 3, protocol: 0 });
+    let first =
+        Attributes { vlan, trust: Some(true), mac: Some("02:00:00:00:00:07".to_owned()), ..Attributes::default() };
+    manager.acquire("pod-1", vf, "vfio-pci", Some(first))?;
+    let holder = testpmd::start(&[vf], &[])?;
+    let refused = manager.hand_over("pod-1", "pod-2").expect_err("the first one's guest has it");
+    assert!(refused.message().contains("(dpdk-testpmd)"), "{refused}");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.id), Some("pod-1".to_owned()));
+    testpmd::quit(holder);
+    let steps = manager.hand_over("pod-1", "pod-2")?;
+    assert!(steps.iter().any(|step| step.starts_with("reset ")), "{steps:?}");
+    let now = &vf_states(&interface)?[0];
+    assert_eq!((&now["vlan_list"], &now["trust"]), (&before[0]["vlan_list"], &before[0]["trust"]));
+    assert_ne!(now["address"], "02:00:00:00:00:07");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.id), Some("pod-2".to_owned()));
+    assert!(manager.hand_over("pod-1", "pod-2")?.is_empty(), "the same again is nothing to do");
+    let refused = manager.hand_over(&vf.address, "pod-3").expect_err("a lease has a name");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    manager.release("pod-2", Duration::ZERO)?;
+    assert_eq!(vf_states(&interface)?, before, "what it was before the first one");
     Ok(())
 }
 

@@ -107,3 +107,29 @@ async fn too_many_pools_or_leases_of_one_request_are_refused_before_they_are_rea
     let all = service.acquire_all(Request::new(all)).await.unwrap_err();
     assert!(all.message().contains("leases: 1 to 64 at once are wanted, not 65"), "{all}");
 }
+
+#[tokio::test]
+async fn only_root_takes_what_the_host_itself_uses() {
+    let node = FakeNode::new(1, 7);
+    let (service, _phase) = service(&node, true);
+    let forced = v1::AcquireRequest { force: true, ..acquire("pod", node.vf(0, 0)) };
+    let refused = service.acquire(Request::new(forced)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    service.acquire(Request::new(acquire("pod", node.vf(0, 0)))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vf_is_named_by_its_address_or_in_a_way_that_people_have() {
+    let node = FakeNode::new(1, 7);
+    let (service, _phase) = service(&node, true);
+    let short = node.vf(0, 0).to_string().trim_start_matches("0000:").to_owned();
+    let claim = |vf: &str| v1::ClaimRequest { owner: "plugin".into(), vfs: vec![vf.into()], ..Default::default() };
+    let claimed = service.claim(Request::new(claim(&short))).await.unwrap().into_inner();
+    assert_eq!(claimed.vfs, [node.vf(0, 0).to_string()]);
+    assert_eq!(service.claim(Request::new(claim("eth9"))).await.unwrap_err().code(), Code::NotFound);
+    let by_plugin = v1::AcquireRequest { vf: short, owner: "plugin".into(), ..acquire("pod", node.vf(0, 0)) };
+    assert_eq!(
+        service.acquire(Request::new(by_plugin)).await.unwrap().into_inner().vf.unwrap().address,
+        claimed.vfs[0]
+    );
+}
