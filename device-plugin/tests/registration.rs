@@ -38,7 +38,7 @@ async fn lists_are_there_soon_and_again_after_streams_and_kubelets_broke() {
         site.until_healthy(DPDK, 3).await;
         println!("{release:?}: {:?} from the start of a kubelet to its first list", began.elapsed());
         site.kubelet().admit_again("crashing").unwrap();
-        site.until_healthy(KERNEL, 3).await;
+        site.until_healthy(KERNEL, 2).await;
         assert_eq!(site.kubelet().most_open_lists(), 1, "never two lists of a resource");
 
         // Upgraded in place.
