@@ -64,7 +64,7 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let mut asking = client(&socket).await;
     let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
     let by_address =
-        |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
+        |vf: &str| v1::AcquireRequest { vf: vf.into(), pools: Vec::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
     assert_eq!(
@@ -100,10 +100,11 @@ async fn a_second_manager_is_refused_at_the_socket_and_at_the_state() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    let error = Daemon::start(options(&node, socket.clone())).await.err().unwrap();
-    assert!(matches!(error, RunError::Socket(_)), "{error}");
-    let error = Daemon::start(options(&node, directory.path().join("other.sock"))).await.err().unwrap();
+    let other = directory.path().join("other.sock");
+    let error = Daemon::start(options(&node, other.clone())).await.err().unwrap();
     assert!(error.to_string().contains("another sriov-manager has it"), "{error}");
+    let error = Daemon::start(options(&FakeNode::new(1, 7), socket.clone())).await.err().unwrap();
+    assert!(matches!(error, RunError::Socket(_)), "{error}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o660);
     daemon.stop().await;
@@ -148,8 +149,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
-    let new =
-        v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
+    let new = v1::AcquireRequest { vf: by_hand.to_string(), pools: Vec::new(), ..acquire("new", v1::Driver::VfioPci) };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.heal();
@@ -220,7 +220,7 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     replace(&policies("quick", 4));
     let list = watch.until(|list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
-    let request = v1::AcquireRequest { pool: "quick".into(), ..acquire("one", v1::Driver::None) };
+    let request = v1::AcquireRequest { pools: vec!["quick".into()], ..acquire("one", v1::Driver::None) };
     asking.acquire(request).await.unwrap();
 
     replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");
@@ -291,6 +291,29 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     followed(&mut cache, &|latest| !latest.is_followed && latest.list.is_some()).await;
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     followed(&mut cache, &lent(1)).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_a_size_and_a_document_of_a_mebibyte_is_within_it() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let document = |bytes: usize| {
+        let pools = "pools: [{ name: all, pfs: [{ driver: igb }] }]\n";
+        let document = format!("{pools}#{}", "x".repeat(bytes - pools.len() - 1));
+        v1::ApplyPoliciesRequest { document, dry_run: true }
+    };
+    asking.apply_policies(document(1 << 20)).await.unwrap();
+    let refused = asking.apply_policies(document((1 << 20) + 1)).await.unwrap_err();
+    assert!(
+        refused.code() == Code::InvalidArgument && refused.message().contains("at most 1048576 bytes"),
+        "{refused}"
+    );
+    let list = v1::ListRequest { pools: vec!["x".repeat(3 << 20)], ..Default::default() };
+    assert_eq!(asking.list(list).await.unwrap_err().code(), Code::OutOfRange);
     daemon.stop().await;
 }
 

@@ -1,7 +1,7 @@
 //! What became of a job: what the threads of [`super::jobs`] tell control.
 
 use ferrule_ffi::tap::Tap;
-use ferrule_ffi::unix::{UnixListener, UnixSocket};
+use ferrule_ffi::unix::UnixSocket;
 
 use super::keys::{EndId, SocketJobId, WireKey};
 use super::listen_address::ListenAddress;
@@ -32,8 +32,8 @@ pub enum SocketOutcome {
     Connected(Result<UnixSocket, SocketError>),
     /// Whether each path leads to our socket.
     Checked(Vec<bool>),
-    /// Its file is gone. What is left of it may have connections that nobody has accepted.
-    Closed(Option<UnixListener>),
+    /// It is closed, and its file is gone.
+    Closed,
     /// The job has panicked.
     Panicked(SocketAddress),
 }

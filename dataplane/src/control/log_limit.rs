@@ -1,4 +1,4 @@
-//! A log_limit for the log that no peer can make hoarse.
+//! Limits how many lines a peer can cause in the log.
 
 use std::time::{Duration, Instant};
 

@@ -14,7 +14,7 @@ use super::keys::{EndId, SocketJobId};
 use super::listen_address::ListenAddress;
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
-use super::sockets::SocketPurpose;
+use super::socket_jobs::SocketPurpose;
 use super::state::State;
 use super::wire::Wire;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};

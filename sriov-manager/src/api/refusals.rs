@@ -53,6 +53,8 @@ fn code(error: &VfError) -> Code {
         | VfError::Dirty { .. }
         | VfError::UsedByHost { .. }
         | VfError::PoliciesFile { .. }
+        | VfError::NoPolicies { .. }
+        | VfError::PoolOfAnother { .. }
         | VfError::NotAsWanted { .. } => Code::FailedPrecondition,
         VfError::Journal(_) => Code::Internal,
     }
@@ -64,7 +66,10 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
     match error {
         VfError::NoSuchVf { vf } => told.vf.clone_from(vf),
         VfError::NoSuchPf { pf } => told.pf.clone_from(pf),
-        VfError::NoSuchPool { pool, .. } | VfError::NoneFree { pool, .. } => told.pool.clone_from(pool),
+        VfError::NoSuchPool { pool, .. } => told.pool.clone_from(pool),
+        VfError::NoneFree { pools, .. } => {
+            told.pool = if let [pool] = &pools[..] { pool.clone() } else { String::new() }
+        }
         VfError::NoSuchLease { lease } | VfError::IdOfAnother { id: lease, .. } | VfError::Ended { id: lease, .. } => {
             told.lease.clone_from(lease);
         }
@@ -75,6 +80,7 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
         | VfError::Dirty { id, vf, .. } => {
             (told.lease, told.vf) = (id.clone(), vf.to_string());
         }
+        VfError::PoolOfAnother { pool, owner } => (told.pool, told.owner) = (pool.clone(), owner.clone()),
         VfError::NotOfPool { vf, pool } => (told.vf, told.pool) = (vf.to_string(), pool.clone()),
         VfError::Untold { vf, pf, .. } => (told.vf, told.pf) = (vf.to_string(), pf.to_string()),
         VfError::UsedByHost { vf, host_use, .. } => {
@@ -107,6 +113,7 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
         | VfError::Cancelled { .. }
         | VfError::Stopping { .. }
         | VfError::PoliciesFile { .. }
+        | VfError::NoPolicies { .. }
         | VfError::Journal(_) => {}
     }
     told
@@ -143,6 +150,8 @@ fn kind(error: &VfError) -> Kind {
         VfError::Ask { .. } => Kind::NotAsked,
         VfError::NotAsWanted { .. } => Kind::NotAsWanted,
         VfError::PoliciesFile { .. } => Kind::PoliciesFile,
+        VfError::NoPolicies { .. } => Kind::NoPolicies,
+        VfError::PoolOfAnother { .. } => Kind::PoolOfAnother,
         VfError::Journal(_) => Kind::Journal,
     }
 }

@@ -8,13 +8,13 @@ use tracing::info;
 use super::apply::{is_its_card, must_be_told};
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
-use super::request::{cancelled, check_all};
+use super::request::{Resolved, cancelled, check_all};
 use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
-use crate::lease::{Before, Lease, Stage};
+use crate::lease::{Before, Lease, Stage, Wanted};
 use crate::plan::{Current, Step, Target, plan};
 
 impl Vfs {
@@ -42,11 +42,12 @@ impl Vfs {
                 self.choose_all(state, requests, same_pf, &excluded)
             })?;
             if !self.end_earlier_tries(&chosen)? {
-                match self.ready_all(&chosen, requests) {
+                let ready = self.ready_all(&chosen);
+                match ready.and_then(|ready| self.lend(&chosen, ready, requests, caller)) {
                     // Others of the pool may be to be had.
                     Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                     Err(NotReady::Failed(error)) => return Err(error),
-                    Ok(ready) => return self.lend(&chosen, ready, requests, caller),
+                    Ok(acquired) => return Ok(acquired),
                 }
             }
             drop(lock);
@@ -65,7 +66,7 @@ impl Vfs {
         loop {
             let (chosen, lock) =
                 self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &excluded))?;
-            match self.ready_all(&chosen, requests) {
+            match self.ready_all(&chosen) {
                 Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                 Err(NotReady::Failed(error)) => return Err(error),
                 Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
@@ -96,12 +97,8 @@ impl Vfs {
         Ok(had_any)
     }
 
-    fn ready_all(&self, chosen: &[Chosen], requests: &[Request]) -> Result<Vec<Ready>, NotReady> {
-        let ready = |(chosen, request): (&Chosen, &Request)| match self.ready(chosen, request) {
-            Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => Err(NotReady::Another(vf, reasons)),
-            other => other.map_err(NotReady::Failed),
-        };
-        chosen.iter().zip(requests).map(ready).collect()
+    fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
+        chosen.iter().map(|chosen| self.ready(chosen).map_err(|error| NotReady::of(chosen, error))).collect()
     }
 
     /// Lends the VFs that were chosen. They are locked.
@@ -111,34 +108,30 @@ impl Vfs {
         mut ready: Vec<Ready>,
         requests: &[Request],
         caller: Caller<'_>,
-    ) -> Result<Vec<Acquired>, VfError> {
+    ) -> Result<Vec<Acquired>, NotReady> {
         let acquired: Vec<_> = ready.iter().map(Ready::acquired).collect();
-        let is_over = ready.iter().all(|ready| ready.lease.stage == Stage::Lent);
-        if is_over {
-            // Nothing has to be done: one record says all of it.
-            let news = chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
-            self.record_leases(news.map(|(_, ready)| ready.lease).collect())?;
-        } else {
-            for (_, ready) in chosen.iter().zip(&mut ready).filter(|(chosen, _)| chosen.lease.is_none()) {
-                // None is lent before all are.
-                ready.lease.stage = Stage::New;
+        // Of several none is lent, or is another one, before all are.
+        let at_once = chosen.iter().zip(&ready).all(|(chosen, ready)| ready.is_done_by_a_start(chosen));
+        for (chosen, ready) in chosen.iter().zip(&mut ready) {
+            if at_once || ready.is_as_it_was(chosen) {
+                ready.settle();
             }
-            self.carry_out_all(chosen, ready)?;
         }
-        let new = || chosen.iter().zip(requests).filter(|(chosen, _)| chosen.lease.is_none());
+        self.carry_out_all(chosen, ready)?;
+        let new = || chosen.iter().filter(|chosen| chosen.lease.is_none());
         if new().next().is_some() && (caller.has_left)() {
-            for (chosen, request) in new() {
-                info!(vf = %chosen.vf.address, lease = request.id, "whoever asked has gone: the lease is undone");
+            for chosen in new() {
+                info!(vf = %chosen.vf.address, lease = chosen.resolved.request.id, "whoever asked has gone: the lease is undone");
                 self.take_back(chosen.vf.address)?;
             }
-            return Err(cancelled(requests));
+            return Err(cancelled(requests).into());
         }
-        for ((chosen, request), acquired) in chosen.iter().zip(requests).zip(&acquired) {
+        for (chosen, acquired) in chosen.iter().zip(&acquired) {
             if chosen.lease.is_some() && acquired.steps.is_empty() {
                 continue;
             }
-            let driver = request.wanted.driver;
-            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, %driver, "lent");
+            let Resolved { request, wanted, .. } = &chosen.resolved;
+            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, driver = %wanted.driver, "lent");
         }
         Ok(acquired)
     }
@@ -152,29 +145,30 @@ impl Vfs {
     }
 
     /// Looks at the VF, and plans. The VF is locked.
-    fn ready(&self, chosen: &Chosen, request: &Request) -> Result<Ready, VfError> {
-        let Chosen { vf, lease: held, .. } = chosen;
+    fn ready(&self, chosen: &Chosen) -> Result<Ready, VfError> {
+        let Chosen { vf, lease: held, resolved, .. } = chosen;
+        let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
         if let Some(until) = until.filter(|until| self.has_ended(until)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
         let current = self.current(vf)?;
-        let needs_pf = request.wanted.attributes.needs_pf();
-        let mut lease = match held {
+        let needs_pf = wanted.attributes.needs_pf();
+        let lease = match held {
             None => {
                 // What is not known now could not be restored later.
                 must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
-                new_lease(vf, &current, request)
+                new_lease(vf, &current, resolved)
             }
             Some(held) => {
                 must_be_told(&current, needs_pf || held.before.state.is_some())?;
                 is_its_card(held, &current)?;
-                changed_lease(held, &current, request)
+                changed_lease(held, &current, resolved)
             }
         };
         let target = self.target(&lease, vf, &current);
         let mut steps = plan(&current, &target);
-        if request.wanted.driver != Driver::VfioPci {
+        if wanted.driver != Driver::VfioPci {
             // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
             // the kernel could take as long as a driver that hangs.
             let home = |(&member, driver): (&_, &Option<_>)| {
@@ -182,10 +176,6 @@ impl Vfs {
                 unbound.then_some(Step::Override { function: member, driver: None })
             };
             steps.extend(lease.before.members.iter().filter_map(home));
-        }
-        if held.as_ref().is_none_or(|held| held.wanted == lease.wanted) && steps.is_empty() {
-            lease.stage = Stage::Lent;
-            lease.fault = None;
         }
         self.nobody_is_disturbed(chosen, &steps, request)?;
         Ok(Ready { lease, steps, target })
@@ -213,34 +203,41 @@ impl Vfs {
         }
     }
 
-    /// Records what is about to be, does it, and records that it was done; or brings everything back to what it was.
-    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), VfError> {
-        let begun: Vec<_> =
-            chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease)).collect();
-        self.record_leases(begun.iter().map(|(_, ready)| ready.lease.clone()).collect())?;
+    /// Records what is about to be, does it, and records that it was done, unless the first record says so; or brings everything
+    /// back to what it was.
+    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), NotReady> {
+        let is_news =
+            |chosen: &Chosen, ready: &Ready| chosen.lease.as_ref() != Some(&ready.lease) || !ready.steps.is_empty();
+        let begun: Vec<_> = chosen.iter().zip(ready).filter(|(chosen, ready)| is_news(chosen, ready)).collect();
+        let first = begun.iter().filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
+        let new = chosen.iter().filter(|chosen| chosen.lease.is_none()).map(|chosen| (&chosen.vf, &chosen.resolved));
+        self.record_unless_kept(new, first.map(|(_, ready)| ready.lease.clone()).collect()).map_err(|error| {
+            let is_meant =
+                |chosen: &&Chosen| matches!(&error, VfError::Unavailable { vf, .. } if *vf == chosen.vf.address);
+            match chosen.iter().find(is_meant) {
+                Some(chosen) => NotReady::of(chosen, error),
+                None => NotReady::Failed(error),
+            }
+        })?;
         for (chosen, ready) in &begun {
             if let Err(error) = self.carry_out(chosen, ready) {
                 // A new lease is gone, a changed one is what it was.
-                let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, &ready.lease));
+                let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, ready));
                 let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
-                return Err(if left.is_empty() {
+                return Err(NotReady::Failed(if left.is_empty() {
                     error
                 } else {
                     let next = "which is tried again and again";
                     VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }
-                });
+                }));
             }
         }
-        let lent = |(_, ready): (&Chosen, Ready)| {
-            let mut lease = ready.lease;
-            lease.stage = Stage::Lent;
-            lease.fault = None;
-            if lease.wanted.driver != Driver::VfioPci {
-                lease.before.members.clear();
-            }
-            lease
-        };
-        self.record_leases(begun.into_iter().map(lent).collect())
+        let unsettled = begun.into_iter().filter(|(_, ready)| ready.lease.stage != Stage::Lent);
+        let lent = unsettled.map(|(_, mut ready)| {
+            ready.settle();
+            ready.lease
+        });
+        Ok(self.record_leases(lent.collect())?)
     }
 
     fn carry_out(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
@@ -251,17 +248,24 @@ impl Vfs {
         self.read_back(&chosen.vf, &ready.target)
     }
 
-    fn undo(&self, chosen: &Chosen, lease: &Lease) -> Result<(), VfError> {
-        match lease.stage {
-            Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
+    fn undo(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
+        let lease = &ready.lease;
+        match (&lease.stage, &chosen.lease) {
+            (Stage::Changing { .. } | Stage::HandingOver { .. }, _) => self.go_back(lease),
+            (Stage::New | Stage::Releasing | Stage::Dirty, _) => self.clean(lease.clone(), Remains::Refused),
+            (Stage::Lent, None) => self.take_back(lease.vf),
             // Only its words for people were to change.
-            Stage::Lent => self.record_lease(lease.vf, chosen.lease.clone()),
-            Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
+            (Stage::Lent, Some(_)) if ready.steps.is_empty() => self.record_lease(lease.vf, chosen.lease.clone()),
+            (Stage::Lent, Some(before)) => {
+                let lease = Lease { stage: Stage::Changing { from: before.wanted.clone() }, ..lease.clone() };
+                self.record_lease(lease.vf, Some(lease.clone()))?;
+                self.go_back(&lease)
+            }
         }
     }
 
     /// All of them or none.
-    fn record_leases(&self, mut leases: Vec<Lease>) -> Result<(), VfError> {
+    pub(super) fn record_leases(&self, mut leases: Vec<Lease>) -> Result<(), VfError> {
         match leases.len() {
             0 => Ok(()),
             1 => leases.pop().map_or(Ok(()), |lease| self.record_lease(lease.vf, Some(lease))),
@@ -277,6 +281,21 @@ enum NotReady {
     Failed(VfError),
 }
 
+impl NotReady {
+    fn of(chosen: &Chosen, error: VfError) -> Self {
+        match error {
+            VfError::Unavailable { vf, reasons } if chosen.is_any => Self::Another(vf, reasons),
+            other => Self::Failed(other),
+        }
+    }
+}
+
+impl From<VfError> for NotReady {
+    fn from(error: VfError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// A lease that is about to be.
 struct Ready {
     lease: Lease,
@@ -285,12 +304,36 @@ struct Ready {
 }
 
 impl Ready {
+    /// Whether one record says all of it: there is nothing to do, or what a kill leaves undone is done by the next start, as what
+    /// drifted is. A start does not know of what was asked before and is not any more.
+    fn is_done_by_a_start(&self, chosen: &Chosen) -> bool {
+        let wanted = &self.lease.wanted.attributes;
+        let forgets_nothing =
+            || chosen.lease.as_ref().is_none_or(|before| wanted.or(&before.wanted.attributes) == *wanted);
+        self.steps.is_empty() || (self.steps.iter().all(Step::is_setting) && forgets_nothing())
+    }
+
+    /// Whether nothing of it changes but words.
+    fn is_as_it_was(&self, chosen: &Chosen) -> bool {
+        self.steps.is_empty() && chosen.lease.as_ref().is_some_and(|before| before.wanted == self.lease.wanted)
+    }
+
+    /// It is lent, as it was asked for.
+    fn settle(&mut self) {
+        let lease = &mut self.lease;
+        (lease.stage, lease.fault) = (Stage::Lent, None);
+        if lease.wanted.driver != Driver::VfioPci {
+            lease.before.members.clear();
+        }
+    }
+
     fn acquired(&self) -> Acquired {
         Acquired { vf: self.lease.vf, steps: self.steps.clone() }
     }
 }
 
-pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
+pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, pool, wanted } = resolved;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Lease {
         id: request.id.clone(),
@@ -298,19 +341,20 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
-        pool: request.choice.pool().cloned(),
+        pool: pool.clone(),
         owner: request.owner.clone(),
         until: request.until.clone(),
         vf: vf.address,
         pf: vf.pf,
         index: vf.index,
         card: current.card,
-        wanted: request.wanted.clone(),
+        handed_from: None,
+        wanted: wanted.clone(),
         before: Before {
             driver: current.driver.clone(),
             state: current.report.told().cloned(),
             mtu: current.mtu,
-            members: members(current, request),
+            members: members(current, wanted),
         },
         stage: Stage::New,
         fault: None,
@@ -318,16 +362,17 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
 }
 
 /// A lease that is there, with another wish or with the same one.
-fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
+fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, wanted, .. } = resolved;
     let mut before = held.before.clone();
     if before.members.is_empty() {
-        before.members = members(current, request);
+        before.members = members(current, wanted);
     }
     // Of a PF that could not be asked at first nothing was changed until now.
     before.state = before.state.or_else(|| current.report.told().cloned());
     Lease {
         before,
-        wanted: request.wanted.clone(),
+        wanted: wanted.clone(),
         holder: request.holder.clone(),
         until: request.until.clone(),
         card: held.card.or(current.card),
@@ -337,6 +382,6 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
 }
 
 /// The others of the IOMMU group, if they go with the VF.
-fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
-    if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
+fn members(current: &Current, wanted: &Wanted) -> BTreeMap<PciAddress, Option<String>> {
+    if wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }

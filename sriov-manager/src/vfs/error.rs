@@ -192,12 +192,12 @@ pub enum VfError {
         reasons: Vec<Reason>,
     },
     /// No VF of a pool is to be had.
-    #[error("no VF of the pool {pool} is to be had: {summary}; `ferrule vf explain` tells of each")]
+    #[error("no VF of {} is to be had: {why}; `ferrule vf explain` tells of each", told_pools(pools))]
     NoneFree {
-        /// The pool.
-        pool: String,
-        /// How many there are, and why the first is not.
-        summary: String,
+        /// The pools.
+        pools: Vec<String>,
+        /// Of each how many VFs it has, and why the first is not to be had.
+        why: String,
     },
     /// Somebody may not have it.
     #[error("the user {uid} may not {tried}; `who` of the pool in the policies says who may")]
@@ -293,9 +293,29 @@ pub enum VfError {
         /// Which.
         path: PathBuf,
     },
+    /// Nobody knows who may have what.
+    #[error("{}", Reason::NoPolicies { why: why.clone() })]
+    NoPolicies {
+        /// Why the policies cannot be used.
+        why: String,
+    },
+    /// A pool is another owner's.
+    #[error(
+        "the pool {pool} belongs to {owner}, who alone lends its VFs: claim another one, or end that claim (`ferrule vf unclaim {owner}`)"
+    )]
+    PoolOfAnother {
+        /// The pool.
+        pool: String,
+        /// Whose it is.
+        owner: String,
+    },
     /// The journal cannot be written, so nothing was done.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+fn told_pools(pools: &[String]) -> String {
+    format!("the pool{} {}", if pools.len() == 1 { "" } else { "s" }, pools.join(", "))
 }
 
 fn told_until(until: &Until) -> String {

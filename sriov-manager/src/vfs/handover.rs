@@ -4,9 +4,10 @@ use tracing::info;
 
 use super::acquire::new_lease;
 use super::apply::{is_its_card, must_be_told};
-use super::choose::may_have;
-use super::release::find;
-use super::{Acquired, Caller, Choice, LockRequest, Reason, Request, State, VfError, Vfs};
+use super::choose::{may_have, resolve};
+use super::release::find_named;
+use super::request::Resolved;
+use super::{Acquired, Caller, Choice, LockRequest, Request, State, VfError, Vfs};
 use crate::address::Driver;
 use crate::attributes::{Attributes, VfState};
 use crate::inventory::VirtualFunction;
@@ -17,26 +18,21 @@ impl Vfs {
     /// Gives the VF of the lease `from` to the lease that `request` asks for, whose choice of a VF is not looked at: its driver is
     /// unbound, it is reset, and everything that the new lease does not ask for is what it was before the first one. Whoever
     /// holds the VF is not disturbed. If it fails, the VF is still `from`'s. Once it was done, the same again is an acquire.
+    /// `from` is a name: at an address another lease may be the next moment.
     pub fn hand_over(&self, from: &str, request: &Request, caller: Caller<'_>) -> Result<Acquired, VfError> {
-        let asked = |state: &State| state.facts.leases.values().find(|lease| lease.id == request.id).cloned();
-        let there = asked(&self.lock());
-        let is_done = self.lock().facts.leases.values().all(|lease| lease.id != from);
-        if let Some(lease) = there.filter(|lease| is_done && lease.id != from) {
-            let choice = match &lease.pool {
-                Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
-                None => Choice::Vf(lease.vf),
-            };
-            let again = Request { choice, ..request.clone() };
+        let done = self.lock().handed_over(from, &request.id).cloned();
+        if let Some(lease) = done {
+            let again = Request { choice: Choice::again(&lease), ..request.clone() };
             let mut acquired = self.acquire_all(&[again], false, caller)?;
             return Ok(acquired.remove(0));
         }
         loop {
-            let ((lease, vf, request), lock) =
+            let ((lease, vf, resolved), lock) =
                 self.lock_vfs(caller.when_busy, |state| self.choose_heir(state, from, request))?;
             match lease.stage {
                 Stage::Lent => {
                     self.nobody_holds_lease(&lease, &vf)?;
-                    let acquired = self.carry_over(&lease, &vf, &request)?;
+                    let acquired = self.carry_over(&lease, &vf, &resolved)?;
                     drop(lock);
                     return Ok(acquired);
                 }
@@ -53,14 +49,11 @@ impl Vfs {
         state: &State,
         from: &str,
         request: &Request,
-    ) -> Result<((Lease, VirtualFunction, Request), LockRequest), VfError> {
-        let (lease, mut wants) = find(state, from, request.peer)?;
-        let choice = match &lease.pool {
-            Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
-            None => Choice::Vf(lease.vf),
-        };
-        let request = Request { choice, ..request.clone() };
+    ) -> Result<((Lease, VirtualFunction, Resolved), LockRequest), VfError> {
+        let (lease, mut wants) = find_named(state, from, request.peer)?;
+        let request = Request { choice: Choice::again(&lease), ..request.clone() };
         request.check()?;
+        let resolved = resolve(state, &request, lease.pool.as_ref())?;
         if let Some(other) = state.facts.leases.values().find(|other| other.id == request.id && other.vf != lease.vf) {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf });
         }
@@ -68,36 +61,37 @@ impl Vfs {
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| !is_over && state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
-        may_have(state, vf, request.choice.pool(), request.peer)?;
-        let mut reasons = self.reasons_beside(state, vf, request.wanted.driver, &lease);
-        reasons.extend(state.not_lent_by(vf, &request));
+        may_have(state, vf, lease.pool.as_ref(), request.peer)?;
+        let driver = resolved.wanted.driver;
+        let mut reasons = self.reasons_beside(state, vf, driver, &lease);
         // The next tenant is a new one.
-        let cordon = state.facts.cordons.get(&vf.pf);
-        reasons.extend(cordon.map(|cordon| Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() }));
+        reasons.extend(state.kept_from(vf, &resolved));
         if !reasons.is_empty() {
             return Err(VfError::Unavailable { vf: vf.address, reasons });
         }
         wants.names.insert(request.id.clone());
-        Ok(((lease, vf.clone(), request), wants))
+        Ok(((lease, vf.clone(), resolved), wants))
     }
 
-    fn carry_over(&self, from: &Lease, vf: &VirtualFunction, request: &Request) -> Result<Acquired, VfError> {
+    fn carry_over(&self, from: &Lease, vf: &VirtualFunction, resolved: &Resolved) -> Result<Acquired, VfError> {
+        let Resolved { request, wanted, .. } = resolved;
         let current = self.current(vf)?;
         is_its_card(from, &current)?;
-        must_be_told(&current, request.wanted.attributes.needs_pf() || from.before.state.is_some())?;
+        must_be_told(&current, wanted.attributes.needs_pf() || from.before.state.is_some())?;
         let mut before = from.before.clone();
-        if before.members.is_empty() && request.wanted.driver == Driver::VfioPci {
+        if before.members.is_empty() && wanted.driver == Driver::VfioPci {
             before.members = current.members.clone();
         }
         let lease = Lease {
             before,
             card: from.card.or(current.card),
+            handed_from: Some(from.id.clone()),
             stage: Stage::HandingOver { from: Box::new(from.clone()) },
-            ..new_lease(vf, &current, request)
+            ..new_lease(vf, &current, resolved)
         };
         let target = self.target_of_heir(&lease, vf, &current);
         let steps = plan(&current, &target);
-        self.record_lease(vf.address, Some(lease.clone()))?;
+        self.record_unless_kept([(vf, resolved)], vec![lease.clone()])?;
         let done = self.executor().apply(&steps).map_err(VfError::Step);
         if let Err(error) = done.and_then(|()| self.read_back(vf, &target)) {
             return Err(match self.go_back(&lease) {
@@ -132,5 +126,14 @@ impl Vfs {
             attributes.mtu = None;
         }
         Target { attributes, fresh: true, ..self.target(lease, vf, current) }
+    }
+}
+
+impl State {
+    /// The lease `to`, if the lease `from` was handed over to it and is no more.
+    fn handed_over(&self, from: &str, to: &str) -> Option<&Lease> {
+        let mut leases = self.facts.leases.values();
+        let is_over = leases.clone().all(|lease| lease.id != from);
+        leases.find(|lease| is_over && lease.id == to && lease.handed_from.as_deref() == Some(from))
     }
 }

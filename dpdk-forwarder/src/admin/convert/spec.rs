@@ -77,7 +77,7 @@ fn field_of_message(field: &str) -> String {
     let (path, name) = field.rsplit_once('.').map_or(("", &*field), |(path, name)| (path, name));
     let name = match name {
         "socket_owner" => "access.owner",
-        "group" => "access.group",
+        "socket_group" => "access.group",
         "socket_mode" => "access.mode",
         "memory" => "memory_bytes",
         feature if path.ends_with("vhost_user") && FEATURES.contains(&feature) => "without",
@@ -266,7 +266,7 @@ impl Reader {
             access.mode.and_then(|bits| self.parse::<FileMode>(&format!("{kind}.socket_mode"), &format!("{bits:04o}")));
         SocketAccess {
             owner: self.optional(&format!("{kind}.socket_owner"), &access.owner),
-            group: self.optional(&format!("{kind}.group"), &access.group),
+            group: self.optional(&format!("{kind}.socket_group"), &access.group),
             mode,
         }
     }
