@@ -16,8 +16,8 @@ mod resource;
 mod selector;
 
 pub use pf_functions::PfFunctions;
-pub use resource::{DeviceType, Policy, ResourceConfig, ResourceName};
-pub use selector::{Selector, VdpaType};
+pub use resource::{Policy, ResourceConfig, ResourceName};
+pub use selector::{DeviceType, Selector, VdpaType};
 
 /// A checked configuration.
 #[derive(Clone, Debug, Default, PartialEq)]

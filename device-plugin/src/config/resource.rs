@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use ferrule_daemon::settings::{ConfigError, Field};
 use sriov_manager_client::v1;
 
-use super::{Keys, Selector, selector};
+use super::selector::{self, DeviceType, Selector};
+use super::Keys;
 
 /// One entry of `resourceList`.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,18 +40,6 @@ pub struct ResourceName {
     pub prefix: String,
     /// Unique with it.
     pub name: String,
-}
-
-/// What kind of devices a resource has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceType {
-    /// Functions of NICs.
-    #[default]
-    NetDevice,
-    /// Accelerators: they are advertised, and never bound.
-    Accelerator,
-    /// Functions on the auxiliary bus: they are advertised, and never bound.
-    AuxNetDevice,
 }
 
 /// Which devices go first.

@@ -4,7 +4,6 @@ use std::str::FromStr;
 
 use ferrule_daemon::settings::{ConfigError, Field};
 
-use super::resource::DeviceType;
 use super::{Keys, PfFunctions};
 
 /// What of the node is meant: everything that is named must fit, one of the values of each.
@@ -38,6 +37,18 @@ pub struct Selector {
     pub need_vhost_net: bool,
     /// Only what has such a vDPA device.
     pub vdpa_type: Option<VdpaType>,
+}
+
+/// What kind of devices a resource has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceType {
+    /// Functions of NICs.
+    #[default]
+    NetDevice,
+    /// Accelerators: they are advertised, and never bound.
+    Accelerator,
+    /// Functions on the auxiliary bus: they are advertised, and never bound.
+    AuxNetDevice,
 }
 
 /// Who drives a vDPA device.
