@@ -21,6 +21,8 @@ pub struct Counts {
     pub start_failures: u64,
     /// Devices given back.
     pub released: u64,
+    /// Tries to give a device back that failed, mostly since somebody still holds it.
+    pub release_failures: u64,
     /// Registrations that the kubelet took.
     pub registrations: u64,
     /// Tries to register that failed.
@@ -62,6 +64,11 @@ impl Counters {
     /// A device was given back.
     pub fn released(&self, resource: &str) {
         self.change(resource, |counts| counts.released += 1);
+    }
+
+    /// A device could not be given back yet.
+    pub fn release_failed(&self, resource: &str) {
+        self.change(resource, |counts| counts.release_failures += 1);
     }
 
     /// The kubelet opened the list, or a try to register failed.

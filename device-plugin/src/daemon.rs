@@ -175,11 +175,8 @@ impl Daemon {
         prefix: String,
         hangup: Signal,
     ) -> impl Future<Output = Result<(), Infallible>> + Send + use<> {
-        let reloader = Reloader {
-            resources: self.allocator.resources.clone(),
-            endpoints: Arc::clone(&self.endpoints),
-            prefix,
-        };
+        let reloader =
+            Reloader { resources: self.allocator.resources.clone(), endpoints: Arc::clone(&self.endpoints), prefix };
         async move {
             reload_on_change(Some((file, reloader)), Config::FILE, hangup).await;
             Ok(())
@@ -203,8 +200,7 @@ impl Daemon {
     fn serve_page(&mut self, listener: page::Listener) {
         let (allocator, duty) = (Arc::clone(&self.allocator), Arc::clone(&self.duty));
         let render = move || Snapshot::take(&allocator.resources, &allocator.counters, duty.is_ours()).render();
-        let (allocator, on_duty, alive) =
-            (Arc::clone(&self.allocator), Arc::clone(&self.duty), Arc::clone(&self.duty));
+        let (allocator, on_duty, alive) = (Arc::clone(&self.allocator), Arc::clone(&self.duty), Arc::clone(&self.duty));
         let ready = move || ready(&allocator, &on_duty);
         let live = move || match alive.stalled() {
             Some(silent) => Err(format!("nothing was done for {} s", silent.as_secs())),

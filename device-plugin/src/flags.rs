@@ -133,7 +133,7 @@ mod tests {
 
     fn flags(words: &str) -> Flags {
         let words = ["device-plugin"].into_iter().chain(words.split_whitespace()).map(OsString::from);
-        Flags::try_parse_from(translate(words)).unwrap_or_else(|error| panic!("{words}: {error}", words = error))
+        Flags::try_parse_from(translate(words)).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]

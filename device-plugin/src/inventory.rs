@@ -71,7 +71,7 @@ pub struct Device {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Source {
     /// A VF: it is borrowed from `sriov-manager`.
-    Vf(VfState),
+    Vf(Box<VfState>),
     /// A function that nobody lends: it is given as it is.
     #[default]
     Function,
@@ -159,7 +159,7 @@ fn of_vf(vf: &v1::Vf, reasons_vfio: Vec<v1::Reason>, pf: Option<&v1::Pf>, host: 
     };
     Device {
         id: vf.address.clone(),
-        source: Source::Vf(state),
+        source: Source::Vf(Box::new(state)),
         pci: vf.address.clone(),
         vendor: format!("{:04x}", vf.vendor),
         device: format!("{:04x}", vf.device),

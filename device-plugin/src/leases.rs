@@ -40,6 +40,8 @@ pub struct Wanted {
     name: LeaseName,
     driver: v1::Driver,
     attributes: v1::Attributes,
+    /// Which pod has it, if that was told; for people.
+    pod: Option<String>,
 }
 
 impl LeaseName {
@@ -72,7 +74,8 @@ impl Wanted {
         if driver != v1::Driver::Kernel {
             attributes.mtu = None;
         }
-        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes })
+        let pod = lent.map(|lease| lease.holder.clone());
+        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
     }
 
     /// What its lease is called.
@@ -86,9 +89,10 @@ impl Wanted {
     }
 
     fn request(&self) -> v1::AcquireRequest {
+        let pod = self.pod.clone().unwrap_or_else(|| format!("a pod, by {}", self.name.resource));
         v1::AcquireRequest {
             id: self.name.to_string(),
-            holder: format!("a pod, by {}", self.name.resource),
+            holder: pod,
             vf: self.name.device.clone(),
             driver: self.driver.into(),
             attributes: Some(self.attributes.clone()),
@@ -112,7 +116,7 @@ impl Manager {
         for chunk in wanted.chunks(AT_ONCE_MAX) {
             let leases = chunk.iter().map(Wanted::request).collect();
             let request = v1::AcquireAllRequest { leases, ..Default::default() };
-            let answer = client.acquire_all(request).await.map_err(refused)?.into_inner();
+            let answer = client.acquire_all(request).await.map_err(|status| refused(&status))?.into_inner();
             vfs.extend(answer.leases.into_iter().filter_map(|lease| lease.vf));
         }
         Ok(vfs)
@@ -121,15 +125,15 @@ impl Manager {
     /// Lends a VF that a pod before had, cleaned of everything that was set for that one.
     pub async fn hand_over(&self, wanted: &Wanted) -> Result<Option<v1::Vf>, LeaseError> {
         let mut client = self.client().await?;
-        let request =
-            v1::HandOverRequest { from: wanted.name.to_string(), to: Some(wanted.request()), wait_ms: HOLDER_WAIT_MS };
+        let next = Wanted { pod: None, ..wanted.clone() }.request();
+        let request = v1::HandOverRequest { from: wanted.name.to_string(), to: Some(next), wait_ms: HOLDER_WAIT_MS };
         match client.hand_over(request).await {
             Ok(answer) => Ok(answer.into_inner().vf),
             // It was given back meanwhile, and is clean.
             Err(status) if status.code() == Code::NotFound => {
                 Ok(self.acquire(std::slice::from_ref(wanted)).await?.pop())
             }
-            Err(status) => Err(refused(status)),
+            Err(status) => Err(refused(&status)),
         }
     }
 
@@ -140,14 +144,14 @@ impl Manager {
         match client.release(request).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(refused(status)),
+            Err(status) => Err(refused(&status)),
         }
     }
 
     /// Says which pod has a VF, for people who look at the manager's list.
     pub async fn tell_holder(&self, name: &LeaseName, holder: String) -> Result<(), LeaseError> {
         let request = v1::UpdateRequest { lease: name.to_string(), holder, ..Default::default() };
-        self.client().await?.update(request).await.map(drop).map_err(refused)
+        self.client().await?.update(request).await.map(drop).map_err(|status| refused(&status))
     }
 
     /// These VFs, and no others, are lent by us alone.
@@ -156,13 +160,13 @@ impl Manager {
         if vfs.is_empty() {
             let unclaimed = client.unclaim(v1::UnclaimRequest { owner: OWNER.to_owned() }).await;
             return match unclaimed {
-                Err(status) if status.code() != Code::NotFound => Err(refused(status)),
+                Err(status) if status.code() != Code::NotFound => Err(refused(&status)),
                 _ => Ok(()),
             };
         }
         let request =
             v1::ClaimRequest { owner: OWNER.to_owned(), pools: Vec::new(), vfs: vfs.iter().cloned().collect() };
-        client.claim(request).await.map(drop).map_err(refused)
+        client.claim(request).await.map(drop).map_err(|status| refused(&status))
     }
 
     async fn client(&self) -> Result<Client, LeaseError> {
@@ -175,8 +179,8 @@ impl Manager {
     }
 }
 
-fn refused(status: Status) -> LeaseError {
-    match refusal(&status) {
+fn refused(status: &Status) -> LeaseError {
+    match refusal(status) {
         Some(refusal) => LeaseError::Refused { message: status.message().to_owned(), refusal: Box::new(refusal) },
         None => LeaseError::Away(format!("sriov-manager does not answer: {}", status.message())),
     }

@@ -49,7 +49,8 @@ impl Snapshot {
     }
 
     fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let of = |count: fn(&Counts) -> u64| self.counts.iter().map(move |(name, counts)| (resource(name), count(counts)));
+        let of =
+            |count: fn(&Counts) -> u64| self.counts.iter().map(move |(name, counts)| (resource(name), count(counts)));
         let help = "Calls of Allocate that gave devices";
         counters(encoder, ("ferrule_allocations", help), of(|counts| counts.allocated))?;
         let help = "Calls of Allocate that cost a pod its life";
@@ -59,6 +60,8 @@ impl Snapshot {
         let help = "Starts of containers that were put off, to be tried again";
         counters(encoder, ("ferrule_start_failures", help), of(|counts| counts.start_failures))?;
         counters(encoder, ("ferrule_releases", "Devices that were given back"), of(|counts| counts.released))?;
+        let help = "Tries to give a device back that failed, mostly since somebody still holds it";
+        counters(encoder, ("ferrule_release_failures", help), of(|counts| counts.release_failures))?;
         let help = "Registrations that the kubelet took";
         counters(encoder, ("ferrule_registrations", help), of(|counts| counts.registrations))?;
         let help = "Tries to register that failed";
@@ -79,7 +82,7 @@ impl Snapshot {
                 buckets.push((*limit, total - below));
                 below = total;
             }
-            buckets.push((f64::MAX, calls - below));
+            buckets.push((f64::INFINITY, calls - below));
             metric.encode_family(&resource(name))?.encode_histogram::<NoLabelSet>(
                 counts.allocate_seconds,
                 calls,

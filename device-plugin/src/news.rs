@@ -13,10 +13,10 @@ use tracing::{debug, info, warn};
 
 use crate::allocate::Allocator;
 use crate::checkpoint::Checkpoint;
-use crate::host::HostView;
 use crate::duty::Duty;
+use crate::host::HostView;
 use crate::inventory::Lists;
-use crate::leases::OWNER;
+use crate::leases::{LeaseError, OWNER};
 
 /// What is heard, and what came of it last.
 pub struct News {
@@ -64,7 +64,7 @@ impl News {
 
     /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint.
     pub async fn first(&mut self) {
-        if timeout(FIRST_WAIT, self.from_manager()).await.is_ok() {
+        if timeout(FIRST_WAIT, self.wait_for_manager()).await.is_ok() {
             return;
         }
         if let Some(lists) = self.checkpoint.read() {
@@ -73,10 +73,10 @@ impl News {
             return;
         }
         warn!("sriov-manager is away, and nothing is known of its VFs; it is waited for");
-        self.from_manager().await;
+        self.wait_for_manager().await;
     }
 
-    async fn from_manager(&mut self) {
+    async fn wait_for_manager(&mut self) {
         while self.kernel.latest().list.is_none() || self.vfio.latest().list.is_none() {
             tokio::select! { _ = self.kernel.changed() => {}, _ = self.vfio.changed() => {} }
         }
@@ -148,7 +148,8 @@ impl News {
         if has_claim && self.claimed.as_ref() == Some(&wanted) {
             return;
         }
-        match self.allocator.manager.claim(&wanted).await {
+        let claimed = timeout(CLAIM_WAIT, self.allocator.manager.claim(&wanted)).await;
+        match claimed.unwrap_or(Err(LeaseError::Late(CLAIM_WAIT))) {
             Ok(()) => {
                 info!(vfs = wanted.len(), "claimed");
                 self.claimed = Some(wanted);
@@ -162,6 +163,8 @@ impl News {
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// How long news are collected.
 const BATCH: Duration = Duration::from_millis(20);
+/// A manager that hangs must not keep news from the kubelet.
+const CLAIM_WAIT: Duration = Duration::from_secs(3);
 /// Links and errors of PFs: nobody tells of them.
 const PF_EVERY: Duration = Duration::from_secs(1);
 /// What sysfs alone tells.

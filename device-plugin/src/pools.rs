@@ -72,7 +72,8 @@ fn gone(
     let pool = before.iter().find(|pool| pool.resource.name.to_string() == name);
     let remembered = pool.map(|pool| pool.members.clone()).unwrap_or_default();
     let unknown = |id: &String| {
-        let device = Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Default::default()), ..Device::default() };
+        let device =
+            Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Box::default()), ..Device::default() };
         Member { device: Arc::new(device), selector: 0, is_gone: true }
     };
     let lost = inventory.lost.keys().map(|id| (id.clone(), unknown(id)));
@@ -87,8 +88,9 @@ fn selector_before(before: &[Pool], name: &str, id: &str) -> usize {
 
 fn fits(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool {
     let is_of_type = match (resource.device_type, &device.source) {
-        (DeviceType::NetDevice, Source::Vf(_)) | (DeviceType::Accelerator, Source::Accelerator) => true,
-        (DeviceType::AuxNetDevice, Source::SubFunction) => true,
+        (DeviceType::NetDevice, Source::Vf(_))
+        | (DeviceType::Accelerator, Source::Accelerator)
+        | (DeviceType::AuxNetDevice, Source::SubFunction) => true,
         // What is never borrowed cannot be bound.
         (DeviceType::NetDevice, Source::Function) => resource.driver.is_none(),
         _ => false,
@@ -96,7 +98,11 @@ fn fits(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool
     // Somebody who says what it shall be bound to takes it from no driver as well.
     let has_driver = device.driver.is_some() || resource.driver.is_some();
     let is_hosts = device.is_default_route && resource.device_type == DeviceType::NetDevice;
-    is_of_type && has_driver && !is_hosts && fits_ids(resource, selector, device) && fits_net(resource, selector, device)
+    is_of_type
+        && has_driver
+        && !is_hosts
+        && fits_ids(resource, selector, device)
+        && fits_net(resource, selector, device)
 }
 
 fn fits_ids(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool {
@@ -121,8 +127,8 @@ fn fits_net(resource: &ResourceConfig, selector: &Selector, device: &Device) -> 
             && selector.vdpa_type.is_none_or(|kind| device.vdpa.as_ref().is_some_and(|vdpa| vdpa.kind == kind))
     };
     one_of(&selector.link_types, device.link_type.as_deref())
-        && means(&selector.pf_names, device, device.pf_names.iter().map(String::as_str))
-        && means(&selector.root_devices, device, device.pf.as_deref().into_iter())
+        && means(&selector.pf_names, device, &device.pf_names.iter().map(String::as_str))
+        && means(&selector.root_devices, device, &device.pf.as_deref().into_iter())
         && (!selector.is_rdma || !device.rdma.devices.is_empty())
         && (!is_plain || only_net())
 }
@@ -131,7 +137,7 @@ fn one_of(wanted: &[String], has: Option<&str>) -> bool {
     wanted.is_empty() || has.is_some_and(|has| wanted.iter().any(|wanted| wanted == has))
 }
 
-fn means<'a>(wanted: &[PfFunctions], device: &Device, names: impl Iterator<Item = &'a str> + Clone) -> bool {
+fn means<'a>(wanted: &[PfFunctions], device: &Device, names: &(impl Iterator<Item = &'a str> + Clone)) -> bool {
     wanted.is_empty() || wanted.iter().any(|functions| functions.means(names.clone(), device.index))
 }
 

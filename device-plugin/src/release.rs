@@ -43,10 +43,8 @@ async fn look(allocator: &Arc<Allocator>, listing: crate::grants::Listing) {
     let ours = allocator.resources.names();
     let now = Instant::now();
     let (told, due) = allocator.resources.with_grants(|grants| {
-        let listing = listing
-            .into_iter()
-            .filter(|(name, _)| ours.contains(&name.resource) || grants.is_held(name))
-            .collect();
+        let listing =
+            listing.into_iter().filter(|(name, _)| ours.contains(&name.resource) || grants.is_held(name)).collect();
         (grants.note_listing(&listing, now), grants.due(now))
     });
     for (name, pod) in told {
@@ -84,6 +82,7 @@ async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
             } else {
                 warn!(lease = %name, %error, "not given back; it is tried again");
             }
+            allocator.counters.release_failed(&name.resource);
             allocator.resources.with_grants(|grants| grants.postpone(name, Instant::now() + RETRY_AFTER));
         }
     }

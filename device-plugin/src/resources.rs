@@ -118,7 +118,11 @@ impl Resources {
     }
 
     /// Devices of a resource that a kubelet names. The error names the first that it was never told of, or that is gone.
-    pub fn members(&self, resource: &str, ids: &BTreeSet<String>) -> Result<Vec<(Arc<ResourceConfig>, Member)>, String> {
+    pub fn members(
+        &self,
+        resource: &str,
+        ids: &BTreeSet<String>,
+    ) -> Result<Vec<(Arc<ResourceConfig>, Member)>, String> {
         let state = self.lock();
         let Some(pool) = state.pool(resource) else { return Err(format!("there is no resource {resource}")) };
         let member = |id: &String| match pool.members.get(id) {
@@ -165,9 +169,7 @@ impl Resources {
     pub fn to_claim(&self) -> BTreeSet<String> {
         let state = self.lock();
         let members = state.pools.iter().flat_map(|pool| pool.members.values()).filter(|member| !member.is_gone);
-        let is_ours = |member: &&Member| {
-            member.device.vf().is_some_and(|vf| vf.owner.is_empty() || vf.owner == OWNER)
-        };
+        let is_ours = |member: &&Member| member.device.vf().is_some_and(|vf| vf.owner.is_empty() || vf.owner == OWNER);
         members.filter(is_ours).map(|member| member.device.id.clone()).collect()
     }
 

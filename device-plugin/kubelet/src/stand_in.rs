@@ -178,9 +178,8 @@ impl Kubelet {
                 let _ = ticks.changed().await;
             }
         };
-        if tokio::time::timeout(UNTIL_MAX, seen).await.is_err() {
-            panic!("not within {} s: {what}", UNTIL_MAX.as_secs());
-        }
+        let is_late = tokio::time::timeout(UNTIL_MAX, seen).await.is_err();
+        assert!(!is_late, "not within {} s: {what}", UNTIL_MAX.as_secs());
     }
 
     /// Admits one container of a pod that wants so many devices of a resource: those that the pod has left from an init container
@@ -262,11 +261,7 @@ impl Kubelet {
     }
 
     /// Starts a container that was admitted: its plugins are asked first. Returns what they gave it when it was admitted.
-    pub async fn start_container(
-        &self,
-        pod: &str,
-        container: &str,
-    ) -> Result<Vec<ContainerAllocateResponse>, Refusal> {
+    pub async fn start_container(&self, pod: &str, container: &str) -> Result<Vec<ContainerAllocateResponse>, Refusal> {
         let wanted = self.shared.devices().of_container(pod, container);
         for (resource, ids) in wanted {
             // After a restart of the kubelet it does not know whether a plugin wants to be asked.

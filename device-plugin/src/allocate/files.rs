@@ -131,7 +131,8 @@ mod tests {
         let files = DeviceFiles { cdi: directory.path().join("cdi"), device_info: directory.path().join("dp") };
         let resource = ResourceName { prefix: "intel.com".into(), name: "sriov".into() };
         let id = "0000:3b:02.1".to_owned();
-        let device = Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Default::default()), ..Device::default() };
+        let device =
+            Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Box::default()), ..Device::default() };
         let node = Node { host: "/dev/vfio/noiommu-4".into(), container: "/dev/vfio/4".into() };
         files.write_info(&resource, &device, false).unwrap();
         files.write_cdi(&resource, &device, std::slice::from_ref(&node)).unwrap();

@@ -93,7 +93,8 @@ type Info = BTreeMap<&'static str, BTreeMap<String, String>>;
 fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &Host) -> (Info, Vec<Node>) {
     let device = &member.device;
     let same = |path: &str| Node { host: path.to_owned(), container: path.to_owned() };
-    let words = |words: &[(&str, &str)]| words.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let words =
+        |words: &[(&str, &str)]| words.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let mut info = Info::from([("generic", words(&[("deviceID", &device.id)]))]);
     let mut nodes = Vec::new();
     match bound {
@@ -131,7 +132,7 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
     let extra: BTreeMap<String, String> = ["*", &device.id]
         .iter()
         .filter_map(|key| resource.additional_info.get(*key))
-        .flat_map(|extra| extra.clone())
+        .flat_map(BTreeMap::clone)
         .collect();
     if !extra.is_empty() {
         info.insert("extra", extra);
@@ -151,13 +152,9 @@ fn rdma_info(nodes: &[String], devices: &[String]) -> BTreeMap<String, String> {
 fn go_json(value: &impl serde::Serialize) -> String {
     // Maps of texts cannot fail.
     let text = serde_json::to_string(value).unwrap_or_default();
-    text.chars().fold(String::new(), |mut out, char| {
-        match char {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", u32::from(char))),
-            _ => out.push(char),
-        }
-        out
-    })
+    ['<', '>', '&', '\u{2028}', '\u{2029}']
+        .into_iter()
+        .fold(text, |text, char| text.replace(char, &format!("\\u{:04x}", u32::from(char))))
 }
 
 /// The class of a CDI device, as the Go plugin names them.
@@ -193,7 +190,7 @@ mod tests {
             id: "0000:3b:02.1".into(),
             pci: "0000:3b:02.1".into(),
             driver: Some(driver.into()),
-            source: Source::Vf(crate::inventory::VfState::default()),
+            source: Source::Vf(Box::default()),
             iommu_group: Some(42),
             ..Device::default()
         };

@@ -107,8 +107,7 @@ impl Allocator {
         let ids: BTreeSet<String> = ids.iter().cloned().collect();
         let is_held = |id: &String| self.resources.with_grants(|grants| grants.is_held(&LeaseName::new(resource, id)));
         let listing = if ids.iter().any(is_held) { self.pod_resources.list_soon().await } else { None };
-        let allotted =
-            self.resources.allocate(resource, &ids, listing.as_ref()).map_err(AllocateError::Unknown)?;
+        let allotted = self.resources.allocate(resource, &ids, listing.as_ref()).map_err(AllocateError::Unknown)?;
         let lent = timeout(ALLOCATE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
         let vfs = match lent {
             Ok(vfs) => vfs,
@@ -125,7 +124,9 @@ impl Allocator {
         let answer = self.answer(resource, &allotted, &vfs).inspect_err(|_| self.forget_new(&allotted))?;
         let now = Instant::now();
         self.resources.with_grants(|grants| {
-            ids.iter().for_each(|id| grants.answered(&LeaseName::new(resource, id), now));
+            for id in &ids {
+                grants.answered(&LeaseName::new(resource, id), now);
+            }
         });
         Ok(answer)
     }
@@ -205,7 +206,11 @@ impl Allocator {
         if !others.is_empty() {
             vfs.extend(self.acquire(&others).await?);
         }
-        self.resources.with_grants(|grants| wanted.iter().for_each(|(wanted, _)| grants.lent(wanted.name())));
+        self.resources.with_grants(|grants| {
+            for (wanted, _) in &wanted {
+                grants.lent(wanted.name());
+            }
+        });
         Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
     }
 
@@ -315,9 +320,10 @@ fn has_nodes(given: &Given, id: &str) -> bool {
 
 fn candidate(resource: &ResourceConfig, member: &Member) -> Candidate {
     let device = &member.device;
-    let is_others = device.vf().and_then(|vf| vf.lease.as_ref()).is_some_and(|lease| {
-        LeaseName::parse(lease).is_none_or(|name| name.resource != resource.name.to_string())
-    });
+    let is_others = device
+        .vf()
+        .and_then(|vf| vf.lease.as_ref())
+        .is_some_and(|lease| LeaseName::parse(lease).is_none_or(|name| name.resource != resource.name.to_string()));
     let must_be_bound = resource.driver.is_some() && resource.driver != device.present_driver();
     let cost = if is_others { COST_TAKEN } else { u8::from(must_be_bound) };
     Candidate { id: device.id.clone(), card: device.card().to_owned(), cost }

@@ -80,7 +80,11 @@ mod tests {
         assert_eq!(prefer(Some(Policy::Pack), &all, &[], 3), ["b0", "b1", "a0"]);
         assert_eq!(prefer(Some(Policy::Spread), &all, &[], 4), ["c0", "a0", "b0", "c1"]);
         assert_eq!(prefer(Some(Policy::SamePf), &all, &[], 3), ["a0", "a1", "a2"], "the smallest that has enough");
-        assert_eq!(prefer(Some(Policy::SamePf), &all, &["b1".into()], 3), ["b1", "b0", "a0"], "that of the first, then another");
+        assert_eq!(
+            prefer(Some(Policy::SamePf), &all, &["b1".into()], 3),
+            ["b1", "b0", "a0"],
+            "that of the first, then another"
+        );
         assert_eq!(prefer(None, &all, &["c2".into()], 2), ["c2", "a0"]);
     }
 

@@ -17,7 +17,8 @@ impl PfFunctions {
         let Some((pf, list)) = text.split_once('#') else {
             return Ok(Self { pf: text.to_owned(), vfs: None });
         };
-        let wrong = || format!("`{text}` means no function; numbers of VFs are wanted after one `#`, as in `{pf}#0-3,7`");
+        let wrong =
+            || format!("`{text}` means no function; numbers of VFs are wanted after one `#`, as in `{pf}#0-3,7`");
         let range = |part: &str| -> Option<RangeInclusive<u32>> {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)

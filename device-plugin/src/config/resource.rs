@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use ferrule_daemon::settings::{ConfigError, Field};
 use sriov_manager_client::v1;
 
-use super::selector::{self, DeviceType, Selector};
 use super::Keys;
+use super::selector::{self, DeviceType, Selector};
 
 /// One entry of `resourceList`.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +210,8 @@ fn read_info(field: &Field<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
 }
 
 fn is_name(name: &str) -> bool {
-    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    (1..=NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
 }
 
 const KEYS: &[&str] = &[

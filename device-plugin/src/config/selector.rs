@@ -92,7 +92,10 @@ pub(super) fn read(
     let need_vhost_net = flag(&keys, "needVhostNet", &mut errors);
     let vdpa_type = keys.get("vdpaType").filter(|field| !field.is_empty()).and_then(|field| {
         let parsed = one_word(field).map(str::parse);
-        parsed.unwrap_or_else(|| Err("one word is wanted".to_owned())).map_err(|wrong| errors.push(field.error(wrong))).ok()
+        parsed
+            .unwrap_or_else(|| Err("one word is wanted".to_owned()))
+            .map_err(|wrong| errors.push(field.error(wrong)))
+            .ok()
     });
     if let Some(field) = keys.get("isRdma").filter(|_| is_rdma && vdpa_type.is_some()) {
         field.wrong("`isRdma` and `vdpaType` exclude each other; make two entries of it");

@@ -78,7 +78,8 @@ async fn keep_watching(path: PathBuf, sender: watch::Sender<Seen>) {
                 }
                 let events = inotify.take()?;
                 look(&path, &sender);
-                let is_gone = |mask: AddWatchFlags| mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF);
+                let is_gone =
+                    |mask: AddWatchFlags| mask.intersects(AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF);
                 if events.iter().any(|event| is_gone(event.mask)) {
                     return Ok::<(), std::io::Error>(());
                 }

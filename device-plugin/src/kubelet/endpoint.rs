@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -105,7 +105,7 @@ impl Endpoint {
             closing: closing.clone(),
         };
         let name = socket_name(&self.resource);
-        let serving = Serving::start(self.directory.join(&name), server, closing)?;
+        let serving = Serving::start(&self.directory.join(&name), server, closing)?;
         let mut seen = self.seen.clone();
         let ended = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => Ok(Ended::Stopped),
@@ -119,11 +119,7 @@ impl Endpoint {
     }
 
     /// Registers; returns when the kubelet has no list any more.
-    async fn registered(
-        &self,
-        name: &str,
-        stream: &mut watch::Receiver<ListStream>,
-    ) -> Result<Ended, RegisterError> {
+    async fn registered(&self, name: &str, stream: &mut watch::Receiver<ListStream>) -> Result<Ended, RegisterError> {
         timeout(REGISTER_WAIT, self.register(name)).await.map_err(|_| RegisterError::Hangs)??;
         let is_late = timeout(OPEN_WAIT, stream.wait_for(|stream| *stream != ListStream::Awaited)).await.is_err();
         if is_late {
@@ -185,9 +181,9 @@ struct Serving {
 type Connections = Arc<Mutex<Vec<StdUnixStream>>>;
 
 impl Serving {
-    fn start(path: PathBuf, server: ResourceServer, mut closing: watch::Receiver<bool>) -> Result<Self, RegisterError> {
-        let failed = |source| RegisterError::Bind { path: path.clone(), source };
-        let (socket, file) = listen_at(Kind::Stream, &path, ACCESS, BACKLOG)?;
+    fn start(path: &Path, server: ResourceServer, mut closing: watch::Receiver<bool>) -> Result<Self, RegisterError> {
+        let failed = |source| RegisterError::Bind { path: path.to_owned(), source };
+        let (socket, file) = listen_at(Kind::Stream, path, ACCESS, BACKLOG)?;
         let listener = UnixListener::from_std(StdUnixListener::from(socket)).map_err(failed)?;
         let connections = Connections::default();
         let (clients, incoming) = mpsc::channel(1);
@@ -304,7 +300,7 @@ mod tests {
         let resource = format!("{}/{}", "prefix.example.com", "x".repeat(63));
         let (first, second) = (socket_name(&resource), socket_name(&resource));
         assert_ne!(first, second);
-        let path = std::path::Path::new(ferrule_kubelet::PLUGINS_DIRECTORY).join(&first);
+        let path = Path::new(ferrule_kubelet::PLUGINS_DIRECTORY).join(&first);
         assert!(path.as_os_str().len() <= 107, "{}", path.display());
     }
 }

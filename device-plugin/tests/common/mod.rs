@@ -1,6 +1,6 @@
 //! A node made of files with a manager, a kubelet and a plugin, for several tests.
 
-#![allow(dead_code, reason = "each test uses some of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses some of it; and it is a test")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -122,7 +122,9 @@ impl Devices {
 
     pub fn cut_all(&mut self) {
         let names: Vec<_> = self.resources.keys().cloned().collect();
-        names.iter().for_each(|name| self.cut(name));
+        for name in names {
+            self.cut(&name);
+        }
     }
 
     pub fn open_lists(&self, resource: &str) -> usize {
@@ -160,7 +162,8 @@ impl Devices {
         }
         let of = |entry: &&PodEntry| entry.resource == resource;
         let left = |entry: &&PodEntry| entry.pod == pod && entry.kind == Container::Init;
-        let reused = self.pods.iter().filter(of).filter(left).flat_map(|entry| entry.ids.clone()).take(wanted).collect();
+        let reused =
+            self.pods.iter().filter(of).filter(left).flat_map(|entry| entry.ids.clone()).take(wanted).collect();
         let used: BTreeSet<String> = self.pods.iter().filter(of).flat_map(|entry| entry.ids.clone()).collect();
         let available: BTreeSet<String> = healthy.difference(&used).cloned().collect();
         let reused: BTreeSet<String> = reused;
@@ -226,12 +229,13 @@ impl Devices {
     /// Every pod with its containers, and one entry for each device. Plain init containers are left out.
     pub fn list(&self) -> ListPodResourcesResponse {
         let mut pods: BTreeMap<&str, BTreeMap<&str, Vec<ContainerDevices>>> = BTreeMap::new();
-        for entry in self.pods.iter() {
+        for entry in &self.pods {
             let containers = pods.entry(&entry.pod).or_default();
             if entry.kind == Container::Init {
                 continue;
             }
-            let one = |id: &String| ContainerDevices { resource_name: entry.resource.clone(), device_ids: vec![id.clone()] };
+            let one =
+                |id: &String| ContainerDevices { resource_name: entry.resource.clone(), device_ids: vec![id.clone()] };
             containers.entry(&entry.container).or_default().extend(entry.ids.iter().map(one));
         }
         let container =

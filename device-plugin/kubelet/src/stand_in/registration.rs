@@ -96,10 +96,7 @@ fn check(request: &RegisterRequest) -> Result<(), Status> {
 
 #[tonic::async_trait]
 impl PodResourcesLister for Lister {
-    async fn list(
-        &self,
-        _: Request<ListPodResourcesRequest>,
-    ) -> Result<Response<ListPodResourcesResponse>, Status> {
+    async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
         Ok(Response::new(self.0.devices().list()))
     }
 }
