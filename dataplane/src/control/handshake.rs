@@ -14,7 +14,6 @@ use super::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError, MemifOffer, Outbox, Server};
 use crate::port::memif::message::MemifMessage;
-use crate::spec::{EndSpec, MemifSpec};
 
 /// A client that has not finished its handshake.
 pub struct Handshake {
@@ -196,7 +195,7 @@ impl State {
         let end = self.listeners.get(key).and_then(|listener| listener.memif_end(id));
         let (wire, end) =
             end.and_then(|end| Some((self.wires.get(end.wire)?, end))).ok_or(HandshakeError::UnknownId(id))?;
-        let (Some(spec), Some(served)) = (memif_spec(&wire.spec.ends[end.end]), wire.workers()) else {
+        let (Some(spec), Some(served)) = (wire.spec.ends[end.end].as_memif(), wire.workers()) else {
             return Err(HandshakeError::UnknownId(id));
         };
         if served.ends[end.end].peer().is_some() {
@@ -217,14 +216,7 @@ impl State {
     /// one it wants.
     fn queues_offered(&self, key: ListenerKey) -> u16 {
         let Some(listener) = self.listeners.get(key) else { return 1 };
-        let queues = listener.memif_ends().filter_map(|end| memif_spec(&self.wires.get(end.wire)?.spec.ends[end.end]));
+        let queues = listener.memif_ends().filter_map(|end| self.wires.get(end.wire)?.spec.ends[end.end].as_memif());
         queues.map(|spec| spec.queues).max().unwrap_or(1)
-    }
-}
-
-fn memif_spec(end: &EndSpec) -> Option<&MemifSpec> {
-    match end {
-        EndSpec::Memif(spec) => Some(spec),
-        EndSpec::VhostUser(_) | EndSpec::Kernel(_) => None,
     }
 }

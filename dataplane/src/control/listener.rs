@@ -130,7 +130,9 @@ impl SharedListener {
     fn holder(&self, end: &EndSpec) -> Option<EndId> {
         match (&self.ends, end) {
             (ListenerEnds::Memif(ids), EndSpec::Memif(spec)) => ids.get(&spec.id).copied(),
-            (ListenerEnds::Memif(ids), EndSpec::VhostUser(_) | EndSpec::Kernel(_)) => ids.values().next().copied(),
+            (ListenerEnds::Memif(ids), EndSpec::VhostUser(_) | EndSpec::Kernel(_) | EndSpec::External(_)) => {
+                ids.values().next().copied()
+            }
             (ListenerEnds::VhostUser(holder), _) => *holder,
         }
     }
@@ -158,7 +160,7 @@ impl SharedListener {
 fn new_ends(id: EndId, end: &EndSpec) -> ListenerEnds {
     match end {
         EndSpec::Memif(spec) => ListenerEnds::Memif(HashMap::from([(spec.id, id)])),
-        EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenerEnds::VhostUser(Some(id)),
+        EndSpec::VhostUser(_) | EndSpec::Kernel(_) | EndSpec::External(_) => ListenerEnds::VhostUser(Some(id)),
     }
 }
 
@@ -166,8 +168,7 @@ impl State {
     /// Takes a place at the listening socket of an end that listens. `false`: the socket is not there yet, and
     /// [`Self::listener_bound`] will say what became of it. No peer is let in before the wire is there.
     pub(super) fn claim_listener(&mut self, id: EndId, end: &EndSpec) -> Result<bool, ListenError> {
-        let Some(address) = ListenAddress::of(end) else { return Ok(true) };
-        let kind = ListenKind::of(end);
+        let (Some(address), Some(kind)) = (ListenAddress::of(end), ListenKind::of(end)) else { return Ok(true) };
         let Some(&key) = self.addresses.get(&address) else {
             let listener = SharedListener {
                 address: address.clone(),
@@ -194,7 +195,9 @@ impl State {
                 EndSpec::Memif(spec) if listener.memif_end(spec.id).is_some() => {
                     ListenError::IdTaken { id: spec.id, address: address.address, wire }
                 }
-                EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenError::SocketTaken { wire },
+                EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) | EndSpec::External(_) => {
+                    ListenError::SocketTaken { wire }
+                }
             });
         }
         let other = listener.ends().first().and_then(|first| self.wires.get(first.wire));

@@ -64,7 +64,7 @@ fn end(spec: &EndSpec, state: &EndState) -> v1::End {
         }
         EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
         EndState::Up | EndState::Making | EndState::Removing => String::new(),
-        EndState::Failed { reason } => reason.clone(),
+        EndState::Failed { reason } | EndState::Lost { reason } => reason.clone(),
     };
     v1::End { kind: spec.kind().to_owned(), description: spec.to_string(), state: state.word().to_owned(), detail }
 }
