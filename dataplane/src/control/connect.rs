@@ -1,7 +1,6 @@
 //! Ends that go to their peers: they connect, again and again.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use ferrule_ffi::unix::UnixSocket;
 
@@ -61,7 +60,7 @@ impl State {
         let Some(served) = wire.workers_mut() else { return };
         let is_news = served.ends[id.end].last_error.as_deref() != Some(problem);
         served.ends[id.end].disconnect(problem.to_owned());
-        if is_news && let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+        if let Some(suppressed) = wire.allow_line(id.end, problem) {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
             tracing::info!(wire, end, problem, suppressed, "not connected; trying again");
         }

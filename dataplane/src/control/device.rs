@@ -240,7 +240,7 @@ impl End {
             Ok(made) => {
                 self.rings = Some(device.set(made));
                 self.present = true;
-                self.last_error = None;
+                (self.last_error, self.logged) = (None, None);
                 Ok(())
             }
             Err(problem) => {
@@ -352,8 +352,8 @@ impl State {
                 Ok(Applied::Mended)
             }
             Some(problem) => {
-                let is_news = end.last_error.replace(problem.clone()).as_ref() != Some(&problem);
-                if is_news && let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+                end.last_error = Some(problem.clone());
+                if let Some(suppressed) = wire.allow_line(id.end, &problem) {
                     let (end, suppressed) = (id.end, if_any(suppressed));
                     tracing::warn!(wire = name, end, problem, suppressed, "device cannot be made again yet");
                 }

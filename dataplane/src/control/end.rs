@@ -31,6 +31,8 @@ pub struct End {
     pub present: bool,
     /// Why it was last away.
     pub last_error: Option<String>,
+    /// The last such reason that the log tells, since somebody was there.
+    pub logged: Option<String>,
     /// How often its peers may have lanes recalled. It outlives them, or one that reconnects would have more.
     pub quiesces: TokenBucket,
     /// What the peers that it goes to hold of our descriptors. It outlives them, for the same reason.
@@ -119,6 +121,7 @@ impl End {
             kind,
             present: false,
             last_error: None,
+            logged: None,
             quiesces,
             descriptors: Arc::default(),
             paused_until: None,
@@ -215,7 +218,7 @@ impl End {
             EndKind::Client(_) => EndKind::Client(ClientState::Connected(peer)),
             EndKind::Device(_) => unreachable!("no peer connects to a device"),
         };
-        self.last_error = None;
+        (self.last_error, self.logged) = (None, None);
     }
 
     /// The peer, or the try to reach one, is gone. What is left of it comes back, to be closed.

@@ -173,13 +173,10 @@ impl State {
         let Some(served) = wire.workers_mut() else { return };
         let end = &mut served.ends[id.end];
         let (had_peer, had_device) = (end.peer().is_some(), end.as_device().is_some_and(DeviceEnd::is_up));
-        let before = end.last_error.take();
         let text = reason.to_string();
         let former = end.disconnect(text.clone());
-        let is_news = had_peer || before.as_ref() != Some(&text);
-        if is_news
-            && (had_peer || !is_removed)
-            && let Some(suppressed) = wire.log_limit.allow(Instant::now())
+        if (had_peer || !is_removed)
+            && let Some(suppressed) = wire.allow_line(id.end, &text)
         {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
             match (had_peer, had_device) {

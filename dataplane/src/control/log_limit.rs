@@ -1,4 +1,4 @@
-//! A log_limit for the log that no peer can make hoarse.
+//! A limit for the log that no peer can flood.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
 //! A wire as control sees it: what was asked for, and how far it has come.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 
@@ -194,6 +195,21 @@ impl Wire {
             Body::Workers(wire) => Some(wire),
             Body::Making(_) | Body::Kernel(_) | Body::Closed => None,
         }
+    }
+
+    /// Whether the log is to tell now why an end is away: it has not told that yet, and not too much else. If so: how many
+    /// lines were not said since the last one.
+    pub fn allow_line(&mut self, end: usize, reason: &str) -> Option<u64> {
+        let logged = match &mut self.body {
+            Body::Workers(wire) => &mut wire.ends[end].logged,
+            Body::Making(_) | Body::Kernel(_) | Body::Closed => return None,
+        };
+        if logged.as_deref() == Some(reason) {
+            return None;
+        }
+        let suppressed = self.log_limit.allow(Instant::now())?;
+        *logged = Some(reason.to_owned());
+        Some(suppressed)
     }
 
     /// The queues that are joined now.
