@@ -1,7 +1,7 @@
 //! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one cannot be borrowed.
 //!
 //! It asks the running `sriov-manager`. With `--root`, list and explain read a tree themselves; nothing is changed then.
-//! Modules: `borrow` (acquire, hand over), `rule` (owners, cordons, policies), `direct` (a tree without a manager).
+//! Modules: `borrow` (acquire, hand over, update), `rule` (owners, cordons, policies), `direct` (a tree without a manager).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -25,7 +25,7 @@ mod json;
 mod rule;
 mod table;
 
-use borrow::{AcquireArgs, HandOverArgs};
+use borrow::{AcquireArgs, HandOverArgs, UpdateArgs};
 use rule::RuleCommand;
 
 /// Options of `ferrule vf`.
@@ -66,6 +66,8 @@ enum VfCommand {
     Acquire(AcquireArgs),
     /// Give the VF of a lease to another one, clean and without a moment in which it is free
     HandOver(HandOverArgs),
+    /// Say for whom a lease is, and what ends it, without touching its VF
+    Update(UpdateArgs),
     /// Give a VF back
     Release {
         /// The lease, or the address of its VF
@@ -131,6 +133,7 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
         }
         VfCommand::Acquire(acquire) => borrow::acquire(&mut client, acquire, json).await?,
         VfCommand::HandOver(hand_over) => borrow::hand_over(&mut client, hand_over, json).await?,
+        VfCommand::Update(update) => borrow::update(&mut client, update, json).await?,
         VfCommand::Rule(rule) => rule::run(&mut client, rule, json).await?,
         VfCommand::Release { lease, wait, dry_run, accept } => {
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);

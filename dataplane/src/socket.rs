@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use ferrule_ffi::descriptor_account::DescriptorAccount;
 use ferrule_ffi::socket_file::{BindError, SocketFile, SocketLocation};
 use ferrule_ffi::unix::{Kind, UnixListener, UnixSocket};
 use nix::sys::socket::UnixAddr;
@@ -22,9 +24,11 @@ pub fn connect(kind: Kind, address: &SocketAddress, netns: Option<&NetNs>) -> Re
     }
 }
 
-/// A listening control socket. A path is removed again when this is dropped, if it is still ours.
+/// A listening control socket. When this is dropped its file is removed, if it is still ours, and whoever waits there is
+/// turned away. The removal looks the path up; nothing waits for a peer.
 pub struct Listener {
-    socket: UnixListener,
+    /// There until it is dropped or released.
+    socket: Option<UnixListener>,
     file: Option<SocketFile>,
 }
 
@@ -46,7 +50,7 @@ impl Listener {
                     BindError::Taken => taken(),
                     error => listen(error.to_string()),
                 });
-                bound.map(|(socket, file)| Self { socket, file: Some(file) })
+                bound.map(|(socket, file)| Self { socket: Some(socket), file: Some(file) })
             }
             SocketAddress::Abstract(name) => {
                 let bound = inside(name, netns, |unix| UnixListener::bind(kind, &unix, BACKLOG))?;
@@ -54,7 +58,7 @@ impl Listener {
                     io::ErrorKind::AddrInUse => taken(),
                     _ => listen(error.to_string()),
                 })?;
-                Ok(Self { socket, file: None })
+                Ok(Self { socket: Some(socket), file: None })
             }
         }
     }
@@ -65,13 +69,11 @@ impl Listener {
         self.file.as_ref().map(|file| file.location().clone())
     }
 
-    /// Removes its file. The socket comes back: closing it closes what is under way to us, which may take as long as its
-    /// sender likes. An abstract name is free once its socket is closed, which is done here.
-    pub fn close(self) -> Option<UnixListener> {
-        self.file.map(|file| {
-            drop(file);
-            self.socket
-        })
+    /// What its peers hold of our descriptors counts in this account, which outlives it.
+    #[must_use]
+    pub fn charged_to(mut self, account: &Arc<DescriptorAccount>) -> Self {
+        self.socket = self.socket.take().map(|socket| socket.charged_to(account));
+        self
     }
 
     /// Writes it down for a successor, which gets a copy of the socket: peers that have connected wait in it.
@@ -81,24 +83,39 @@ impl Listener {
     pub fn save(&self, files: &mut SavedFiles) -> io::Result<SavedListener> {
         let file = self.file.as_ref().map(SocketFile::location);
         let file = file.map(|location| (location.path().to_path_buf(), location.identity()));
-        Ok(SavedListener { socket: files.push_copy(&self.socket)?, file })
+        Ok(SavedListener { socket: files.push_copy(self.socket())?, file })
     }
 
     /// Lets go of it, once a successor has it: its file stays, and nobody is turned away.
-    pub fn release(self) {
-        if let Some(file) = self.file {
+    pub fn release(mut self) {
+        if let Some(file) = self.file.take() {
             file.release();
         }
+        drop(self.socket.take());
     }
 
     /// Whether the peers that came here may hold the descriptors of one more message.
     pub fn has_room(&self) -> bool {
-        self.socket.account().has_room_for(MESSAGE_FILES_MAX)
+        self.socket().account().has_room_for(MESSAGE_FILES_MAX)
     }
 
     /// The next client.
     pub fn accept(&self) -> io::Result<UnixSocket> {
-        self.socket.accept()
+        self.socket().accept()
+    }
+
+    fn socket(&self) -> &UnixListener {
+        self.socket.as_ref().expect("it is there until the value is dropped")
+    }
+}
+
+impl Drop for Listener {
+    /// The file goes first: while the socket is there, no other file can have its inode.
+    fn drop(&mut self) {
+        drop(self.file.take());
+        if let Some(socket) = self.socket.take() {
+            socket.turn_away();
+        }
     }
 }
 
@@ -119,13 +136,13 @@ impl SavedListener {
         let invalid = |source| RestoreError::File { what: "a listening socket", source };
         let socket = UnixListener::from_fd(files.take(self.socket)?, kind).map_err(invalid)?;
         let file = self.file.map(|(path, identity)| SocketFile::restore(SocketLocation::new(path, identity)));
-        Ok(Listener { socket, file })
+        Ok(Listener { socket: Some(socket), file })
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket().as_fd()
     }
 }
 
@@ -174,7 +191,7 @@ pub enum SocketError {
         /// Why not.
         reason: String,
     },
-    /// Looking it up takes for ever, or everything that could do it is held up so.
+    /// Looking it up takes for ever.
     #[error(
         "reach {address}: looking it up has taken longer than {seconds} s; is it of a file system that does not answer \
          (FUSE, NFS)?"
@@ -184,6 +201,21 @@ pub enum SocketError {
         address: SocketAddress,
         /// How long was waited.
         seconds: u64,
+    },
+    /// Everything that could look it up is held up elsewhere.
+    #[error(
+        "reach {address}: no thread was free for it within {seconds} s: lookups in {directories} directories do not return, in \
+         {example} for one; are those of a file system that does not answer (FUSE, NFS)?"
+    )]
+    NoThread {
+        /// Which socket.
+        address: SocketAddress,
+        /// How long was waited.
+        seconds: u64,
+        /// How many hold a thread.
+        directories: usize,
+        /// One of them.
+        example: PathBuf,
     },
     /// A defect of ours.
     #[error("reach {address}: the thread that was to do it has panicked; restart the forwarder, and report its log")]
@@ -227,12 +259,13 @@ mod tests {
         assert!(!location.leads_here());
         let theirs = bind(&path, &SocketAccess::default()).unwrap();
         assert!(theirs.location().unwrap().leads_here() && !location.leads_here());
-        assert!(listener.close().is_some() && path.exists(), "the file is another's by now");
-        assert!(theirs.close().is_some() && !path.exists());
+        drop(listener);
+        assert!(path.exists(), "the file is another's by now");
+        drop(theirs);
+        assert!(!path.exists());
         let name = format!("@ferrule-listener-{}", std::process::id());
         let named = || Listener::bind(Kind::Stream, &name.parse().unwrap(), None, &SocketAccess::default()).unwrap();
         assert!(named().location().is_none());
-        assert!(named().close().is_none(), "and the name is free");
         drop(named());
     }
 

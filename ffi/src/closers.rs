@@ -99,7 +99,7 @@ const ACCOUNT_THREADS_MAX: usize = 4;
 const IDLE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::descriptor_account::DescriptorAccount;
     use std::net::{TcpListener, TcpStream};
@@ -110,7 +110,7 @@ mod tests {
     use nix::sys::socket::sockopt::Linger;
 
     /// A socket whose close waits for as long as its far end does not read.
-    fn stuck(listener: &TcpListener) -> (OwnedFd, TcpStream) {
+    pub(crate) fn stuck(listener: &TcpListener) -> (OwnedFd, TcpStream) {
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();

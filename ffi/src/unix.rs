@@ -280,9 +280,32 @@ impl UnixListener {
         Ok(Self { fd, kind, account: Arc::default() })
     }
 
+    /// What whoever comes here sends counts in this account from now on: that of the path, which may be listened on again.
+    #[must_use]
+    pub fn charged_to(mut self, account: &Arc<DescriptorAccount>) -> Self {
+        self.account = Arc::clone(account);
+        self
+    }
+
     /// What the peers that came here hold of our descriptors.
     pub fn account(&self) -> &DescriptorAccount {
         &self.account
+    }
+
+    /// Closes it. Nobody can connect any more, and whoever waits here sees the end. What they sent may hold descriptors,
+    /// which the kernel closes with their sockets, for as long as their senders like: so each is taken out, and a closer
+    /// closes it at the cost of the account. This does not wait for any of them.
+    pub fn turn_away(self) {
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+        loop {
+            match self.accept() {
+                Ok(waiting) => drop(waiting),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // No descriptors are left to take them out with: they go as one.
+                Err(_) => return closers::close(self.fd, self.account.count()),
+            }
+        }
     }
 
     /// The next connection.
@@ -316,7 +339,9 @@ const CONTROL_WORDS: usize = (16 + 4 * SCM_MAX_FD).div_ceil(8) + (16 + size_of::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::closers::tests::stuck;
     use std::fs::File;
+    use std::net::TcpListener;
     use std::time::{Duration, Instant};
 
     fn pair(kind: Kind, name: &str) -> (UnixSocket, UnixSocket) {
@@ -399,6 +424,49 @@ mod tests {
         });
         let taken = connected.each_ref().map(|(files, _)| files.len());
         assert_eq!((taken, account.held()), ([3, 3], 6));
+    }
+
+    #[test]
+    fn who_waits_at_a_socket_that_is_closed_is_turned_away_and_holds_up_nobody() {
+        for kind in [Kind::SeqPacket, Kind::Stream] {
+            let address =
+                UnixAddr::new_abstract(format!("ferrule-ffi-away-{kind:?}-{}", std::process::id()).as_bytes());
+            let address = address.unwrap();
+            let account = Arc::default();
+            let listener = UnixListener::bind(kind, &address, 5).unwrap().charged_to(&account);
+            let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+            // The close of what each sent waits for as long as its far end does not read.
+            let waiting: Vec<_> = (0..3)
+                .map(|_| {
+                    let (file, far) = stuck(&tcp);
+                    let client = UnixSocket::connect(kind, &address).unwrap();
+                    client.send(b"x", &[file.as_fd()]).unwrap();
+                    (client, far)
+                })
+                .collect();
+            let (closed, is_closed) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                listener.turn_away();
+                let _ = closed.send(());
+            });
+            assert_eq!(is_closed.recv_timeout(Duration::from_secs(20)), Ok(()), "nothing waits for a peer");
+            assert_eq!(account.held(), 3);
+            assert!(UnixSocket::connect(kind, &address).is_err());
+            for (client, _) in &waiting {
+                // What it had sent is lost, which the kernel may say first.
+                match client.receive(&mut [0; 1], 0) {
+                    Ok(packet) => assert!(packet.is_none()),
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{kind:?}"),
+                }
+            }
+            let _again = UnixListener::bind(kind, &address, 5).unwrap();
+            drop(waiting);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while account.held() > 0 {
+                assert!(Instant::now() < deadline, "{} are held", account.held());
+                std::thread::yield_now();
+            }
+        }
     }
 
     #[test]

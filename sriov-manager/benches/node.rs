@@ -9,7 +9,6 @@ use sriov_manager::api::response;
 use sriov_manager::attributes::Attributes;
 use sriov_manager::fake::FakeNode;
 use sriov_manager::inventory::Inventory;
-use sriov_manager::lease::Wanted;
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, HostVfs, Place, Request};
 use sriov_manager::{Driver, PciAddress, Vfs};
@@ -51,7 +50,7 @@ fn acquire_without_rebind(vfs: &Vfs, node: &FakeNode) {
     let (mut acquires, mut lists) = (Vec::new(), Vec::new());
     for index in LEASES..2 * LEASES {
         let vf = node.vf((index % u32::from(PFS)) as u8, index / u32::from(PFS));
-        let request = Request { wanted: Wanted { driver: Driver::None, ..Wanted::default() }, ..request(vf, index) };
+        let request = Request { driver: Some(Driver::None), ..request(vf, index) };
         let began = Instant::now();
         vfs.acquire(&request).unwrap_or_else(|error| panic!("{vf}: {error}"));
         acquires.push(began.elapsed());
@@ -79,7 +78,8 @@ fn request(vf: PciAddress, index: u32) -> Request {
         place: Place::default(),
         owner: None,
         until: None,
-        wanted: Wanted { driver: Driver::VfioPci, attributes: Attributes::default() },
+        driver: Some(Driver::VfioPci),
+        attributes: Attributes::default(),
         peer: PeerCredentials::myself(),
         force: false,
     }

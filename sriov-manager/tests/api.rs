@@ -64,7 +64,7 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
     let mut asking = client(&socket).await;
     let code = |result: Result<tonic::Response<v1::AcquireResponse>, tonic::Status>| result.unwrap_err().code();
     let by_address =
-        |vf: &str| v1::AcquireRequest { vf: vf.into(), pool: String::new(), ..acquire("x", v1::Driver::Kernel) };
+        |vf: &str| v1::AcquireRequest { vf: vf.into(), pools: Vec::new(), ..acquire("x", v1::Driver::Kernel) };
     assert_eq!(code(asking.acquire(by_address("0000:ff:00.0")).await), Code::NotFound);
     assert_eq!(code(asking.acquire(by_address("nonsense")).await), Code::InvalidArgument);
     assert_eq!(
@@ -148,8 +148,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
-    let new =
-        v1::AcquireRequest { vf: by_hand.to_string(), pool: String::new(), ..acquire("new", v1::Driver::VfioPci) };
+    let new = v1::AcquireRequest { vf: by_hand.to_string(), pools: Vec::new(), ..acquire("new", v1::Driver::VfioPci) };
     timeout(Duration::from_millis(300), leaving.acquire(new.clone())).await.unwrap_err();
     assert_eq!(daemon.vfs().facts().leases.len(), 2, "it is under way");
     node.heal();
@@ -220,7 +219,7 @@ async fn the_policies_file_is_followed_and_a_bad_one_changes_nothing_and_is_told
     replace(&policies("quick", 4));
     let list = watch.until(|list| list.vfs.len() == 4 && list.vfs[0].state() == v1::VfState::Free).await;
     assert!(list.vfs.iter().all(|vf| vf.pools == ["quick"]), "{list:?}");
-    let request = v1::AcquireRequest { pool: "quick".into(), ..acquire("one", v1::Driver::None) };
+    let request = v1::AcquireRequest { pools: vec!["quick".into()], ..acquire("one", v1::Driver::None) };
     asking.acquire(request).await.unwrap();
 
     replace("pools:\n  - name: quick\n    pfs: [{ nam: ens1f0 }]\n");

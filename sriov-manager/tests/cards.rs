@@ -6,7 +6,7 @@ use std::time::Duration;
 use sriov_manager::attributes::{Attributes, Vlan};
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::lease::Stage;
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Place, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
@@ -23,7 +23,8 @@ fn lend(vfs: &Vfs, id: &str, vf: PciAddress, vlan: u16) -> Result<(), VfError> {
         place: Place::default(),
         owner: None,
         until: None,
-        wanted: Wanted { driver: Driver::VfioPci, attributes },
+        driver: Some(Driver::VfioPci),
+        attributes,
         peer: ROOT,
         force: false,
     };

@@ -72,7 +72,7 @@ async fn who_waits_for_a_busy_vf_has_no_thread_and_is_answered_when_it_is_free()
     let mut waiting = Vec::new();
     for number in 0..100 {
         let vf = vf.address.clone();
-        let wanted = v1::AcquireRequest { vf, pool: String::new(), ..acquire("one", v1::Driver::VfioPci) };
+        let wanted = v1::AcquireRequest { vf, pools: Vec::new(), ..acquire("one", v1::Driver::VfioPci) };
         let mut client = client(&socket).await;
         waiting.push(tokio::spawn(async move { client.acquire(wanted).await.map(|_| number) }));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sriov_manager::attributes::{Attributes, Mac, VfChange, Vlan};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::lease::Stage;
 use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Caller, Choice, HostVfs, Options, Place, Reason, Remains, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
@@ -19,7 +19,8 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
         id: "pod".to_owned(),
         holder: "a test".to_owned(),
         choice: Choice::Vf(vf),
-        wanted: Wanted { driver, attributes },
+        driver: Some(driver),
+        attributes,
         peer: ROOT,
         force: false,
         place: Place::default(),
@@ -50,7 +51,7 @@ fn owner(node: &FakeNode) -> Vfs {
 
 fn of_pool(id: &str, driver: Driver) -> Request {
     let any = PciAddress::new(0, 0, 0, 0);
-    Request { id: id.into(), choice: Choice::Pool("all".into()), ..request(any, driver, Attributes::default()) }
+    Request { id: id.into(), choice: Choice::pool("all"), ..request(any, driver, Attributes::default()) }
 }
 
 fn release(vfs: &Vfs, lease: &str) -> Result<(), VfError> {
@@ -83,7 +84,7 @@ fn a_repeat_after_drift_that_the_pf_refuses_leaves_the_lease_lent() {
     vfs.acquire(&asked).unwrap_err();
     assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"), "the VF was not taken from under its holder");
     let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.wanted, lease.id.as_str()), (asked.wanted.clone(), "pod"));
+    assert_eq!((lease.wanted.attributes, lease.id.as_str()), (asked.attributes.clone(), "pod"));
     node.heal();
     vfs.acquire(&asked).unwrap();
     assert!(node.fingerprint().contains("Mac([2, 0, 0, 0, 0, 9])"), "and is made good when the PF lets us");

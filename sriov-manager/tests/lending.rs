@@ -8,7 +8,7 @@ use sriov_manager::attributes::{Attributes, LinkState, Mac, Rate, Vlan, VlanProt
 use sriov_manager::executor::Timeouts;
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::lease::Stage;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool, Principal};
 use sriov_manager::vfs::{Caller, Choice, Counts, HostVfs, Options, Place, Reason, Request};
@@ -22,7 +22,8 @@ fn request(vf: PciAddress, driver: Driver) -> Request {
         id: format!("lease-{vf}"),
         holder: "a test".to_owned(),
         choice: Choice::Vf(vf),
-        wanted: Wanted { driver, attributes: Attributes::default() },
+        driver: Some(driver),
+        attributes: Attributes::default(),
         peer: ROOT,
         force: false,
         place: Place::default(),
@@ -91,7 +92,7 @@ fn more_than_ten_vfs_are_in_the_order_of_their_numbers() {
     // The attributes of VF 10 must go to VF 10, not to the third in the order of text.
     let vf = vfs.view().vfs[10].vf.address;
     let mut asked = request(vf, Driver::None);
-    asked.wanted.attributes = all_attributes();
+    asked.attributes = all_attributes();
     let steps = vfs.acquire(&asked).unwrap().steps;
     assert!(steps[0].to_string().contains("(VF 10 of 0000:02:00.0)"), "{steps:?}");
 }
@@ -115,7 +116,7 @@ fn every_attribute_is_set_read_back_and_restored() {
     let before = node.fingerprint();
     let vf = node.vf(0, 1);
     let mut asked = request(vf, Driver::Kernel);
-    asked.wanted.attributes = Attributes { mtu: Some(9000), ..all_attributes() };
+    asked.attributes = Attributes { mtu: Some(9000), ..all_attributes() };
     vfs.acquire(&asked).unwrap();
     let set = node.fingerprint();
     for part in ["Mac([2, 0, 0, 0, 0, 66])", "id: 100", "Dot1Ad", "max: 500", "trust: Some(true)", "Enable"] {
@@ -140,10 +141,10 @@ fn the_same_request_twice_changes_nothing_and_another_changes_only_what_differs(
     assert_eq!(vfs.acquire(&asked).unwrap().steps, []);
     assert_eq!((node.log().len(), vfs.facts()), (log, facts));
 
-    asked.wanted.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    asked.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
     let steps = vfs.acquire(&asked).unwrap().steps;
     assert_eq!(steps.len(), 1, "only the VLAN: {steps:?}");
-    asked.wanted.attributes.vlan = None;
+    asked.attributes.vlan = None;
     let steps = vfs.acquire(&asked).unwrap().steps;
     assert_eq!(steps.len(), 1, "and back to what it was: {steps:?}");
     vfs.release(&asked.id, Duration::ZERO, ROOT).unwrap();
@@ -295,9 +296,9 @@ fn a_lease_in_use_is_not_taken_from_its_driver_by_another_wish_and_its_user_is_n
     assert!(error.starts_with("change the lease lease-0000:02:10.0: "), "{error}");
     assert!(error.contains("process 4242 (testpmd)"), "{error}");
     assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
-    assert_eq!(vfs.facts().leases[&vf].wanted, asked.wanted, "the lease is what it was");
+    assert_eq!(vfs.facts().leases[&vf].wanted.attributes, asked.attributes, "the lease is what it was");
     // What the PF alone is told disturbs nobody.
-    asked.wanted.attributes = all_attributes();
+    asked.attributes = all_attributes();
     let steps = vfs.acquire(&asked).unwrap().steps;
     assert!(steps.iter().all(|step| matches!(step, Step::Set { .. })), "{steps:?}");
     drop(file);
@@ -311,7 +312,7 @@ fn one_name_asked_for_by_many_at_once_is_one_lease() {
     let pools = vec![Pool { name: "fast".into(), pfs, ..Pool::default() }];
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
     vfs.create(node.pf(0), 7).unwrap();
-    let asked = Request { choice: Choice::Pool("fast".into()), ..request(node.vf(0, 0), Driver::VfioPci) };
+    let asked = Request { choice: Choice::pool("fast"), ..request(node.vf(0, 0), Driver::VfioPci) };
     for _ in 0..10 {
         let start = Barrier::new(4);
         let ask = || {
@@ -347,7 +348,7 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let vfs = Vfs::open(Options { policies: first.clone(), ..node.options() }).unwrap();
     let ask = |id: &str, pool: &str, peer| Request {
         id: id.into(),
-        choice: Choice::Pool(pool.into()),
+        choice: Choice::pool(pool),
         peer,
         ..request(node.vf(0, 0), Driver::VfioPci)
     };
@@ -371,10 +372,7 @@ fn new_policies_leave_leases_and_say_which_they_would_not_allow() {
     let shown: Vec<_> = view.vfs.iter().filter(|vf| vf.forbidden.is_some()).map(|vf| vf.vf.index).collect();
     assert_eq!(shown, [0, 2]);
     assert_eq!(vfs.acquire(&ask("a", "fast", NOBODY)).unwrap().steps, [], "the same request is no news");
-    let changed = Request {
-        wanted: Wanted { driver: Driver::None, attributes: Attributes::default() },
-        ..ask("a", "fast", NOBODY)
-    };
+    let changed = Request { driver: Some(Driver::None), attributes: Attributes::default(), ..ask("a", "fast", NOBODY) };
     let error = vfs.acquire(&changed).unwrap_err().to_string();
     assert!(error.contains("there is no pool fast any more"), "{error}");
     vfs.release("a", Duration::ZERO, NOBODY).unwrap();
@@ -490,15 +488,15 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
     vfs.create_all(&[(node.pf(0), 4), (node.pf(1), 4)], HostVfs::Kept);
     let ask = |id: &str, pool: &str, driver, peer| {
-        let wanted = Wanted { driver, attributes: Attributes::default() };
         vfs.acquire(&Request {
             id: id.into(),
             holder: "x".into(),
-            choice: Choice::Pool(pool.into()),
+            choice: Choice::pool(pool),
             place: Place::default(),
             owner: None,
             until: None,
-            wanted,
+            driver: Some(driver),
+            attributes: Attributes::default(),
             peer,
             force: false,
         })
@@ -609,7 +607,7 @@ fn a_driver_that_somebody_changed_and_vfs_that_were_remade_are_seen_at_the_next_
     assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"), "nobody held it, so it is as it was lent");
 
     let mut vlan = request(node.vf(0, 1), Driver::None);
-    vlan.wanted.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    vlan.attributes.vlan = Some(Vlan { id: 7, ..Vlan::default() });
     vfs.acquire(&vlan).unwrap();
     let numvfs = node.sysfs().file(node.pf(0), "sriov_numvfs");
     node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_drivers_autoprobe"), "0").unwrap();

@@ -10,7 +10,7 @@ use sriov_manager::attributes::{Attributes, Mac, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::{Claim, Cordon, Stage, Until, Wanted};
+use sriov_manager::lease::{Claim, Cordon, Stage, Until};
 use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool, Principal};
 use sriov_manager::vfs::{Caller, Choice, Options, Order, Place, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
@@ -26,14 +26,15 @@ fn request(id: &str, choice: Choice, driver: Driver) -> Request {
         place: Place::default(),
         owner: None,
         until: None,
-        wanted: Wanted { driver, attributes: Attributes::default() },
+        driver: Some(driver),
+        attributes: Attributes::default(),
         peer: ROOT,
         force: false,
     }
 }
 
 fn of_pool(id: &str) -> Request {
-    request(id, Choice::Pool("all".into()), Driver::VfioPci)
+    request(id, Choice::pool("all"), Driver::VfioPci)
 }
 
 fn by_plugin(request: Request) -> Request {
@@ -94,7 +95,7 @@ fn nobody_else_is_lent_what_an_owner_has_claimed_not_even_root() {
     assert_eq!(vfs.explain_to(advertised, Driver::None, Some("plugin")).unwrap(), []);
 
     // Another user does not become the owner by saying so.
-    let chosen = Choice::VfOfPool { vf: advertised, pool: "first".into() };
+    let chosen = Choice::VfOfPools { vf: advertised, pools: vec!["first".into()] };
     let asked = by_plugin(request("pod", chosen, Driver::VfioPci));
     assert!(matches!(vfs.acquire(&Request { peer: USER, ..asked.clone() }), Err(VfError::Unavailable { .. })));
     assert!(matches!(vfs.claim("plugin", claim_pool("all"), USER), Err(VfError::OwnerOfAnother { .. })));
@@ -177,7 +178,7 @@ fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
     let error = vfs.acquire(&request("c", Choice::Vf(node.vf(0, 1)), Driver::None)).unwrap_err().to_string();
     assert!(error.contains("new firmware"), "{error}");
     let mut changed = request("kept", Choice::Vf(kept), Driver::VfioPci);
-    changed.wanted.attributes = vlan(7);
+    changed.attributes = vlan(7);
     vfs.acquire(&changed).expect("who has a VF keeps it, and may change it");
     let _file = node.open_vfio(kept, 9, "testpmd");
     let blockers = vfs.blockers(node.pf(0)).unwrap();
@@ -191,7 +192,7 @@ fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
 #[test]
 fn a_vf_of_a_pool_is_lent_by_the_pools_rules_and_no_other_is() {
     let (node, vfs) = node(2, 1);
-    let of_first = |vf| request("x", Choice::VfOfPool { vf, pool: "first".into() }, Driver::None);
+    let of_first = |vf| request("x", Choice::VfOfPools { vf, pools: vec!["first".into()] }, Driver::None);
     let error = vfs.acquire(&of_first(node.vf(1, 0))).unwrap_err();
     assert!(matches!(error, VfError::NotOfPool { .. }), "{error}");
     assert_eq!(vfs.acquire(&of_first(node.vf(0, 0))).unwrap().vf, node.vf(0, 0));
@@ -207,10 +208,10 @@ fn several_are_lent_or_none() {
     assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
     // The last one is refused by the kernel, after the others were made.
     let mut three = four[..3].to_vec();
-    three[2].wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
+    three[2].attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
     node.set(Scenario::MacRefused);
     for request in &mut three[..2] {
-        request.wanted.driver = Driver::None;
+        request.driver = Some(Driver::None);
     }
     assert!(matches!(acquire_all(&vfs, &three), Err(VfError::Step(_))));
     assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
@@ -231,10 +232,10 @@ fn several_of_which_one_is_there_leave_that_one_as_it_was_when_another_fails() {
     vfs.acquire(&of_pool("a")).unwrap();
     let kept = vfs.facts();
     let mut changed = of_pool("a");
-    changed.wanted.attributes = vlan(7);
+    changed.attributes = vlan(7);
     changed.holder = "another".into();
     let mut refused = of_pool("b");
-    refused.wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
+    refused.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
     node.set(Scenario::MacRefused);
     acquire_all(&vfs, &[changed, refused]).unwrap_err();
     let now = vfs.facts();
@@ -326,7 +327,7 @@ fn a_vf_goes_to_the_next_lease_reset_and_without_anything_of_the_last() {
     let before = node.fingerprint();
     let vf = node.vf(0, 0);
     let mut first = of_pool("a");
-    first.wanted.attributes = Attributes { trust: Some(true), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
+    first.attributes = Attributes { trust: Some(true), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
     vfs.acquire(&first).unwrap();
     let resets = || node.log().iter().filter(|line| line.ends_with("/reset 1")).count();
     let already = resets();
@@ -355,10 +356,10 @@ fn a_handing_over_that_fails_leaves_the_vf_with_the_lease_that_had_it() {
     let (node, vfs) = node(1, 1);
     let vf = node.vf(0, 0);
     let mut first = of_pool("a");
-    first.wanted.attributes = vlan(7);
+    first.attributes = vlan(7);
     vfs.acquire(&first).unwrap();
     let mut second = request("b", Choice::Vf(vf), Driver::Kernel);
-    second.wanted.attributes = vlan(9);
+    second.attributes = vlan(9);
     node.set(Scenario::NobodyProbes);
     vfs.hand_over("a", &second, Caller::PATIENT).unwrap_err();
     node.heal();
@@ -379,7 +380,7 @@ fn a_kill_during_a_handing_over_leaves_one_of_both_leases_and_never_a_free_vf() 
         let (node, vfs) = node(1, 1);
         let vf = node.vf(0, 0);
         let mut first = of_pool("a");
-        first.wanted.attributes = vlan(7);
+        first.attributes = vlan(7);
         vfs.acquire(&first).unwrap();
         drop(vfs);
         let passed = Arc::new(AtomicU64::new(0));
@@ -503,7 +504,7 @@ fn a_vf_is_reserved_first_and_gets_its_address_and_vlan_later_without_a_rebind()
     let (node, vfs) = node(1, 1);
     let vf = vfs.acquire(&of_pool("pod")).unwrap().vf;
     let mut later = of_pool("pod");
-    later.wanted.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
+    later.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
     let _file = node.open_vfio(vf, 9, "qemu");
     let steps: Vec<_> = vfs.acquire(&later).unwrap().steps.iter().map(ToString::to_string).collect();
     assert!(steps.iter().all(|step| step.starts_with("set ")), "{steps:?}");

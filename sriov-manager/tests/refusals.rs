@@ -6,14 +6,12 @@ use nix::errno::Errno;
 use sriov_manager::attributes::{Attributes, LinkState, Vlan};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::Wanted;
 use sriov_manager::policy::PeerCredentials;
 use sriov_manager::vfs::{Choice, Place, Request};
 use sriov_manager::{Driver, PciAddress, Vfs};
 
 fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
     let peer = PeerCredentials { uid: 0, gid: 0 };
-    let wanted = Wanted { driver, attributes };
     Request {
         id: "lease".into(),
         holder: "a test".into(),
@@ -21,7 +19,8 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
         place: Place::default(),
         owner: None,
         until: None,
-        wanted,
+        driver: Some(driver),
+        attributes,
         peer,
         force: false,
     }

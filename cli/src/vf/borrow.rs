@@ -1,4 +1,4 @@
-//! `ferrule vf acquire` and `hand-over`: what is asked for, and what is told of it.
+//! `ferrule vf acquire`, `hand-over` and `update`: what is asked for, and what is told of it.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::text;
 
 /// Options of `ferrule vf acquire`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("which").args(["vf", "pool"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("which").args(["vf", "pools"]).required(true).multiple(true))]
 pub(super) struct AcquireArgs {
     /// Your own name for the lease; the same request again changes nothing. Several: all of them or none, of a pool
     #[arg(required = true, value_name = "LEASE")]
@@ -20,9 +20,9 @@ pub(super) struct AcquireArgs {
     /// The VF, by its address; with --pool, one of that pool
     #[arg(long, value_name = "ADDRESS")]
     vf: Option<String>,
-    /// Any VF of a pool
-    #[arg(long, value_name = "NAME")]
-    pool: Option<String>,
+    /// Any VF of a pool; given several times: of the first pool that has one
+    #[arg(long = "pool", value_name = "NAME")]
+    pools: Vec<String>,
     #[command(flatten)]
     place: PlaceArgs,
     #[command(flatten)]
@@ -78,30 +78,60 @@ struct LeaseArgs {
     /// The driver that the VF is to have: kernel, vfio-pci or none [default: the pool's, or kernel]
     #[arg(long, value_name = "DRIVER")]
     driver: Option<v1::Driver>,
-    /// Give it back by itself when this process has ended
-    #[arg(long, value_name = "PID", group = "until")]
-    until_pid: Option<u32>,
-    /// Give it back by itself when this network namespace is gone, as in /run/netns/pod
-    #[arg(long, value_name = "FILE", group = "until")]
-    until_netns: Option<String>,
-    /// Give it back by itself when this control group is gone or empty
-    #[arg(long, value_name = "DIR", group = "until")]
-    until_cgroup: Option<String>,
+    #[command(flatten)]
+    until: UntilArgs,
     #[command(flatten)]
     attributes: AttributeArgs,
 }
 
+/// What ends a lease by itself.
+#[derive(Debug, Args)]
+struct UntilArgs {
+    /// Give it back by itself when this process has ended
+    #[arg(long = "until-pid", value_name = "PID", group = "until")]
+    pid: Option<u32>,
+    /// Give it back by itself when this network namespace is gone, as in /run/netns/pod
+    #[arg(long = "until-netns", value_name = "FILE", group = "until")]
+    netns: Option<String>,
+    /// Give it back by itself when this control group is gone or empty
+    #[arg(long = "until-cgroup", value_name = "DIR", group = "until")]
+    cgroup: Option<String>,
+}
+
+/// Options of `ferrule vf update`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("news").args(["holder", "pid", "netns", "cgroup", "until_released"])
+    .required(true).multiple(true))]
+pub(super) struct UpdateArgs {
+    /// The lease, or the address of its VF
+    lease: String,
+    /// For whom it is, in words
+    #[arg(long, value_name = "TEXT")]
+    holder: Option<String>,
+    #[command(flatten)]
+    until: UntilArgs,
+    /// Nothing but a release ends it any more
+    #[arg(long, group = "until")]
+    until_released: bool,
+}
+
+impl UntilArgs {
+    fn message(&self) -> Option<v1::Until> {
+        let process = self.pid.map(|pid| What::Process(v1::Process { pid, start_time: 0 }));
+        let namespace = self.netns.clone().map(What::NetworkNamespace);
+        let what = process.or(namespace).or(self.cgroup.clone().map(What::Cgroup))?;
+        Some(v1::Until { what: Some(what) })
+    }
+}
+
 impl LeaseArgs {
     fn request(&self, id: &str) -> v1::AcquireRequest {
-        let process = self.until_pid.map(|pid| What::Process(v1::Process { pid, start_time: 0 }));
-        let namespace = self.until_netns.clone().map(What::NetworkNamespace);
-        let what = process.or(namespace).or(self.until_cgroup.clone().map(What::Cgroup));
         v1::AcquireRequest {
             id: id.to_owned(),
             holder: self.holder.clone().unwrap_or_else(myself),
             owner: self.owner.clone().unwrap_or_default(),
             driver: self.driver.unwrap_or_default().into(),
-            until: what.map(|what| v1::Until { what: Some(what) }),
+            until: self.until.message(),
             attributes: Some(self.attributes.message()),
             ..Default::default()
         }
@@ -115,7 +145,7 @@ pub(super) async fn acquire(client: &mut Client, args: &AcquireArgs, json: bool)
     let place = v1::Place { numa: *numa, pf: pf.clone().unwrap_or_default(), order: order.into() };
     let request = |id: &String| v1::AcquireRequest {
         vf: args.vf.clone().unwrap_or_default(),
-        pool: args.pool.clone().unwrap_or_default(),
+        pools: args.pools.clone(),
         place: Some(place.clone()),
         force: args.force,
         dry_run: args.dry_run,
@@ -140,16 +170,40 @@ pub(super) async fn hand_over(client: &mut Client, args: &HandOverArgs, json: bo
     Ok(if json { json::acquired(vf.as_ref(), &steps) } else { told(vf.as_ref(), &steps, false) })
 }
 
+/// Says for whom a lease is, and what ends it.
+pub(super) async fn update(client: &mut Client, args: &UpdateArgs, json: bool) -> Result<String, VfCliError> {
+    let request = v1::UpdateRequest {
+        lease: args.lease.clone(),
+        holder: args.holder.clone().unwrap_or_default(),
+        until: args.until.message(),
+        until_released: args.until_released,
+    };
+    let lease = client.update(request).await?.into_inner().lease.unwrap_or_default();
+    if json {
+        return Ok(json::updated(&lease));
+    }
+    let end = match lease.until.and_then(|until| until.what) {
+        None => "somebody releases it".to_owned(),
+        Some(What::Process(process)) => format!("process {} has ended", process.pid),
+        Some(What::NetworkNamespace(file)) => format!("the network namespace {} is gone", text::foreign(&file)),
+        Some(What::Cgroup(directory)) => format!("the control group {} is gone or empty", text::foreign(&directory)),
+    };
+    let (id, holder) = (text::foreign(&lease.id), text::foreign(&lease.holder));
+    Ok(format!("{}: lease {id}, for {holder}, until {end}\n", lease.vf))
+}
+
 fn told(vf: Option<&v1::Vf>, steps: &[String], dry_run: bool) -> String {
     let Some(vf) = vf else { return told_steps(steps) };
     if dry_run {
         return format!("{}\n{}", vf.address, told_steps(steps));
     }
+    let pool = vf.lease.as_ref().map(|lease| &lease.pool).filter(|pool| !pool.is_empty());
+    let pool = pool.map_or_else(String::new, |pool| format!(" of the pool {}", text::foreign(pool)));
     let group = vf.iommu_group.map_or_else(String::new, |group| format!(", IOMMU group {group}"));
     let netdev = vf.netdevs.first().map_or_else(String::new, |netdev| format!(", interface {}", text::foreign(netdev)));
     let driver = if vf.driver.is_empty() { "no driver" } else { &vf.driver };
     let changed = if steps.is_empty() { ", nothing had to be done" } else { "" };
-    format!("{}: yours, {driver}{group}{netdev}{changed}\n", vf.address)
+    format!("{}{pool}: yours, {driver}{group}{netdev}{changed}\n", vf.address)
 }
 
 fn myself() -> String {

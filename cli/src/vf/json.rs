@@ -72,6 +72,10 @@ pub(super) fn applied(applied: &v1::ApplyPoliciesResponse) -> String {
     }))
 }
 
+pub(super) fn updated(updated: &v1::Lease) -> String {
+    text(&json!({ "lease": lease(updated) }))
+}
+
 /// What has only a name as its answer.
 pub(super) fn done(what: &str, name: &str) -> String {
     text(&json!({ what: name }))

@@ -10,7 +10,7 @@ use super::jobs::ReapAccount;
 use super::keys::{EndId, SocketJobId};
 use super::listen_address::ListenAddress;
 use super::log_limit::if_any;
-use super::sockets::SocketPurpose;
+use super::socket_jobs::SocketPurpose;
 use super::state::State;
 use super::wire::Wire;
 use crate::socket::{self, SocketError};

@@ -1,6 +1,6 @@
 //! What became of a job: what the threads of [`super::jobs`] tell control.
 
-use ferrule_ffi::unix::{UnixListener, UnixSocket};
+use ferrule_ffi::unix::UnixSocket;
 
 use super::device::NewDevice;
 use super::keys::{EndId, SocketJobId, WireKey};
@@ -33,8 +33,8 @@ pub enum SocketOutcome {
     Connected(Result<UnixSocket, SocketError>),
     /// Whether each path leads to our socket.
     Checked(Vec<bool>),
-    /// Its file is gone. What is left of it may have connections that nobody has accepted.
-    Closed(Option<UnixListener>),
+    /// It is closed, and its file is gone.
+    Closed,
     /// The job has panicked.
     Panicked(SocketAddress),
 }

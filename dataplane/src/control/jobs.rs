@@ -2,7 +2,7 @@
 //!
 //! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
 //! - *Device threads* make, look after and close devices of other crates, each of which may hang.
-//! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::sockets`]).
+//! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::socket_jobs`]).
 //! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
 //!   that lingers, gigabytes to unmap), so there can be many, and nobody waits for them. What waits for them is bounded
@@ -194,12 +194,16 @@ impl Jobs {
         self.closers.submit(move || drop(what));
     }
 
-    /// Closes listening sockets when control ends, and waits a moment for it: their names should be free.
+    /// Closes listening sockets when control ends, and waits a moment for it: their names should be free, and their files
+    /// gone.
     pub fn close_sockets(&self, listeners: Vec<Listener>) {
         let (closing, closed) = std::sync::mpsc::channel::<()>();
         for listener in listeners {
             let closing = closing.clone();
-            self.sockets.submit(move || drop((listener, closing)));
+            self.sockets.submit(move || {
+                drop(listener);
+                drop(closing);
+            });
         }
         drop(closing);
         // It ends when the last one is closed.
@@ -386,8 +390,8 @@ impl PoolShared {
 const PANICKED: &str = "the thread that was to do it has panicked; restart the forwarder, and report its log";
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
-/// As many directories as half of that can hang before others wait behind them.
-const SOCKET_THREADS_MAX: usize = 64;
+/// No more jobs are begun at once ([`super::socket_jobs`]).
+pub(super) const SOCKET_THREADS_MAX: usize = 64;
 /// A device that hangs has at most four of them: it is made or closed, asked, and told of its link twice.
 const DEVICE_THREADS_MAX: usize = 64;
 const CLOSERS_MAX: usize = 4;

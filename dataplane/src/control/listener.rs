@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
+use ferrule_ffi::descriptor_account::DescriptorAccount;
 use ferrule_ffi::socket_file::SocketLocation;
 use slotmap::Key;
 
@@ -16,7 +18,7 @@ use super::listen_address::{ListenAddress, ListenKind};
 use super::log_limit::{LogLimit, if_any};
 use super::pending::PendingFrontend;
 use super::poller::{SocketOwner, Token};
-use super::sockets::{SocketPurpose, directory};
+use super::socket_jobs::{SocketPurpose, directory};
 use super::state::State;
 use super::wire::Wire;
 use crate::socket::{Listener, SocketError, USUAL_MODE};
@@ -26,17 +28,23 @@ use crate::spec::{EndSpec, SocketAccess, SocketAddress};
 pub struct SharedListener {
     /// Where it listens.
     pub address: ListenAddress,
+    /// What its ends want it to be like.
     kind: ListenKind,
+    /// What was asked of the job that binds it, or has bound it.
+    asked: ListenKind,
     /// The socket itself.
     pub socket: ListenSocket,
     /// Whose peers come here.
     pub ends: ListenerEnds,
     /// Ends of wires that are being made and wait for the socket.
     waiting: Vec<EndId>,
-    /// A job looks whether its path leads here.
-    is_checked: bool,
+    /// The socket of which a job looks whether its path leads here.
+    checked: Option<Token>,
     /// Why that is not known.
     problem: Option<String>,
+    /// What peers that come here hold of our descriptors. It outlives the socket: who has its path listened on again has
+    /// no more room for that.
+    descriptors: Arc<DescriptorAccount>,
     /// What reapers have not dropped yet of its peers without an end.
     pub reaping: ReapAccount,
     /// memif clients in mid-handshake.
@@ -115,8 +123,12 @@ impl SharedListener {
 
     /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
     fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
-        let said = |access: &SocketAccess| (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE));
-        matches!(address.address, SocketAddress::Path(_)) && said(&self.kind.access) != said(wanted)
+        matches!(address.address, SocketAddress::Path(_)) && allowed(&self.kind.access) != allowed(wanted)
+    }
+
+    /// Whether its ends want another socket than the one that was asked for: others wanted that, and have gone meanwhile.
+    fn is_of_others(&self) -> bool {
+        self.asked.kind != self.kind.kind || allowed(&self.asked.access) != allowed(&self.kind.access)
     }
 
     /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
@@ -157,6 +169,11 @@ impl SharedListener {
     }
 }
 
+/// Who may connect, whether that was said or left out.
+fn allowed(access: &SocketAccess) -> impl PartialEq {
+    (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE))
+}
+
 fn new_ends(id: EndId, end: &EndSpec) -> ListenerEnds {
     match end {
         EndSpec::Memif(spec) => ListenerEnds::Memif(HashMap::from([(spec.id, id)])),
@@ -172,12 +189,14 @@ impl State {
         let Some(&key) = self.addresses.get(&address) else {
             let listener = SharedListener {
                 address: address.clone(),
-                kind: kind.clone(),
+                asked: kind.clone(),
+                kind,
                 socket: ListenSocket::Binding,
                 ends: new_ends(id, end),
                 waiting: vec![id],
-                is_checked: false,
+                checked: None,
                 problem: None,
+                descriptors: Arc::default(),
                 reaping: ReapAccount::default(),
                 handshakes: Handshakes::default(),
                 pending: BTreeMap::new(),
@@ -271,7 +290,12 @@ impl State {
     /// A socket listens, or cannot.
     pub(super) fn listener_bound(&mut self, key: ListenerKey, bound: Result<Listener, SocketError>) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
+        if !listener.ends.is_empty() && listener.is_of_others() {
+            return self.bind_another(key, bound.ok());
+        }
         let waiting = std::mem::take(&mut listener.waiting);
+        let descriptors = Arc::clone(&listener.descriptors);
+        let bound = bound.map(|socket| socket.charged_to(&descriptors));
         let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
         let bound = match bound.map(|socket| (self.poller.watch_later(&socket, SocketOwner::Listener(key)), socket)) {
             Ok((Ok(token), socket)) => {
@@ -320,8 +344,19 @@ impl State {
         self.bind(key);
     }
 
+    /// Those for whom a socket was bound have gone, and whoever has come in their place wants another: that one is closed
+    /// before.
+    fn bind_another(&mut self, key: ListenerKey, socket: Option<Listener>) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        let Some(socket) = socket else { return self.bind(key) };
+        listener.socket = ListenSocket::Closing;
+        let address = listener.address.clone();
+        self.close_listener(WireKey::null(), key, &address, socket);
+    }
+
     fn bind(&mut self, key: ListenerKey) {
-        let Some(listener) = self.listeners.get(key) else { return };
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        listener.asked = listener.kind.clone();
         let (kind, address) = (listener.kind.clone(), listener.address.clone());
         let place = address.clone();
         self.at_socket(SocketPurpose::Bind(key), &place, move || {
@@ -337,11 +372,11 @@ impl State {
         let mut checked = HashMap::<_, Vec<_>>::new();
         for (key, listener) in &mut self.listeners {
             match &listener.socket {
-                ListenSocket::Open(socket, _) if !listener.is_checked => {
+                ListenSocket::Open(socket, token) if listener.checked != Some(*token) => {
                     let Some(file) = socket.location() else { continue };
-                    listener.is_checked = true;
+                    listener.checked = Some(*token);
                     let place = checked.entry(directory(&listener.address)).or_default();
-                    place.push((key, file));
+                    place.push(((key, *token), file));
                 }
                 ListenSocket::Lost => lost.push(key),
                 ListenSocket::Open(..) | ListenSocket::Binding | ListenSocket::Closing => {}
@@ -349,7 +384,9 @@ impl State {
         }
         for sockets in checked.into_values() {
             let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
-            let Some(address) = self.listeners.get(keys[0]).map(|listener| listener.address.clone()) else { continue };
+            let Some(address) = self.listeners.get(keys[0].0).map(|listener| listener.address.clone()) else {
+                continue;
+            };
             self.at_socket(SocketPurpose::Check(keys.into()), &address, move || {
                 SocketOutcome::Checked(files.iter().map(SocketLocation::leads_here).collect())
             });
@@ -359,15 +396,17 @@ impl State {
         }
     }
 
-    /// It is known whether a socket file leads here. If not, it is listened on again.
-    pub(super) fn socket_file_checked(&mut self, key: ListenerKey, leads_here: bool) {
+    /// It is known whether a socket file leads here. If not, it is listened on again, unless that has happened meanwhile.
+    pub(super) fn socket_file_checked(&mut self, key: ListenerKey, token: Token, leads_here: bool) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        listener.is_checked = false;
+        if listener.checked.take_if(|checked| *checked == token).is_none() {
+            return;
+        }
         if listener.problem.take().is_some() {
             self.note_socket_problem(key, None);
         }
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        if leads_here || !matches!(listener.socket, ListenSocket::Open(..)) {
+        if leads_here || !matches!(listener.socket, ListenSocket::Open(_, open) if open == token) {
             return;
         }
         if let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) {
@@ -379,9 +418,11 @@ impl State {
     }
 
     /// Whether a socket file leads here cannot be found out.
-    pub(super) fn socket_file_unknown(&mut self, key: ListenerKey, problem: &str) {
+    pub(super) fn socket_file_unknown(&mut self, key: ListenerKey, token: Token, problem: &str) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        listener.is_checked = false;
+        if listener.checked.take_if(|checked| *checked == token).is_none() {
+            return;
+        }
         if listener.problem.as_deref() == Some(problem) {
             return;
         }
@@ -412,6 +453,8 @@ impl State {
             }
             Err(problem) => {
                 listener.socket = ListenSocket::Lost;
+                // It is over once the socket that comes after it is found at its path.
+                listener.problem = Some(problem.clone());
                 self.note_socket_problem(key, Some(&problem));
             }
         }
@@ -482,11 +525,15 @@ pub enum ListenError {
 mod tests {
     use super::*;
 
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
     use ferrule_ffi::unix::{Kind, UnixSocket};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     use crate::control::tests::TestControl;
-    use crate::spec::{MemifSpec, Role};
+    use crate::spec::{MemifSpec, Role, VhostUserSpec};
 
     /// A listening socket in a state, the end of a wire there, and a client in mid-handshake.
     fn with_client(state: &mut State, socket: ListenSocket) -> (ListenerKey, EndId, EndSpec, UnixSocket) {
@@ -525,5 +572,99 @@ mod tests {
         assert_eq!(state.unfinished.held, 0);
         assert_eq!(state.poller.owner(token), None);
         assert!(state.listeners.is_empty() && state.addresses.is_empty());
+    }
+
+    fn memif_at(path: &Path) -> MemifSpec {
+        MemifSpec::new(path.to_str().unwrap().parse().unwrap(), Role::Server)
+    }
+
+    /// The socket that listens for an end, once it does.
+    fn listening(control: &mut TestControl, end: &EndSpec, before: Option<Token>) -> (ListenerKey, Token) {
+        let address = ListenAddress::of(end).unwrap();
+        control.handle_until(|state| {
+            let key = *state.addresses.get(&address)?;
+            match &state.listeners[key].socket {
+                &ListenSocket::Open(_, token) if Some(token) != before => Some((key, token)),
+                _ => None,
+            }
+        })
+    }
+
+    #[test]
+    fn who_takes_an_address_over_while_it_is_being_bound_has_the_socket_that_he_wants() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let others = EndSpec::Memif(memif_at(&path));
+        let [first, second] = [0, 1].map(|end| EndId { wire: WireKey::null(), end });
+        let vhost = EndSpec::VhostUser(VhostUserSpec::new(path.to_str().unwrap().parse().unwrap(), Role::Server));
+        let mut private = memif_at(&path);
+        private.access.mode = Some("0700".parse().unwrap());
+        for (wanted, kind, mode) in
+            [(vhost, Kind::Stream, USUAL_MODE), (EndSpec::Memif(private), Kind::SeqPacket, 0o700)]
+        {
+            let mut control = TestControl::new();
+            assert!(!control.state.claim_listener(first, &others).unwrap());
+            // The wire is removed before its socket is there.
+            assert!(control.state.stop_waiting(first, &others));
+            control.state.release_listener(first, &others);
+            assert!(!control.state.claim_listener(second, &wanted).unwrap());
+            listening(&mut control, &wanted, None);
+            let _client = UnixSocket::connect_path(kind, &path).unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode);
+        }
+    }
+
+    #[test]
+    fn what_peers_hold_counts_on_when_their_path_is_listened_on_again() {
+        let mut control = TestControl::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let end = EndSpec::Memif(memif_at(&path));
+        assert!(!control.state.claim_listener(EndId { wire: WireKey::null(), end: 0 }, &end).unwrap());
+        let (key, token) = listening(&mut control, &end, None);
+        let has_room = |state: &State| match &state.listeners[key].socket {
+            ListenSocket::Open(socket, _) => socket.has_room(),
+            _ => panic!("it listens"),
+        };
+        let client = UnixSocket::connect_path(Kind::SeqPacket, &path).unwrap();
+        let ListenSocket::Open(socket, _) = &control.state.listeners[key].socket else { panic!("it listens") };
+        let server = socket.accept().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut files = Vec::new();
+        while has_room(&control.state) {
+            client.send(b"x", &[null.as_fd(); 20]).unwrap();
+            files.extend(server.receive(&mut [0; 1], 20).unwrap().unwrap().files);
+        }
+        std::fs::remove_file(&path).unwrap();
+        control.state.check_socket_files();
+        listening(&mut control, &end, Some(token));
+        assert!(!has_room(&control.state), "{} descriptors are held", files.len());
+        drop(files);
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        while !has_room(&control.state) {
+            assert!(Instant::now() < deadline, "there is room again");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_answer_about_a_former_socket_does_not_close_the_one_that_listens_now() {
+        let mut control = TestControl::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let end = EndSpec::Memif(memif_at(&path));
+        assert!(!control.state.claim_listener(EndId { wire: WireKey::null(), end: 0 }, &end).unwrap());
+        let (key, former) = listening(&mut control, &end, None);
+        // Two looks are under way: the second one at the socket that has come in place of the first.
+        control.state.listeners[key].checked = Some(former);
+        control.state.socket_file_checked(key, former, false);
+        let (_, token) = listening(&mut control, &end, Some(former));
+        control.state.listeners[key].checked = Some(token);
+        control.state.socket_file_checked(key, former, false);
+        control.state.socket_file_unknown(key, former, "of the former");
+        let listener = &control.state.listeners[key];
+        assert!(matches!(listener.socket, ListenSocket::Open(_, open) if open == token));
+        assert_eq!((listener.checked, &listener.problem), (Some(token), &None));
+        let _client = UnixSocket::connect_path(Kind::SeqPacket, &path).unwrap();
     }
 }

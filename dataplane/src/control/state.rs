@@ -27,7 +27,7 @@ use super::listen_address::ListenAddress;
 use super::listener::{ListenSocket, SharedListener};
 use super::poller::{Poller, SocketOwner, Timer, Token};
 use super::snapshot::{Snapshot, WireCell, WireMap};
-use super::sockets::SocketJobs;
+use super::socket_jobs::SocketJobs;
 use super::wire::Wire;
 use crate::counters::LinkCounters;
 use crate::mailbox::Mailbox;

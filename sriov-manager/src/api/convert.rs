@@ -6,7 +6,7 @@ use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::holders::Holder;
 use crate::inventory::Function;
-use crate::lease::{Lease, Stage, Until, Wanted};
+use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::sysfs::RdmaDevice;
 use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
@@ -287,25 +287,18 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let driver = optional_driver(message.driver)?;
-    let v1::AcquireRequest { id, holder, vf, pool, attributes, force, owner, until, place, .. } = message;
+    let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
     let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
-    let choice = match (vf, some(pool)) {
-        (Some(vf), None) => Choice::Vf(vf),
-        (None, Some(pool)) => Choice::Pool(pool),
-        (Some(vf), Some(pool)) => Choice::VfOfPool { vf, pool },
-        (None, None) => return Err("vf, pool: one of both is wanted".to_owned()),
+    let choice = match (vf, pools.is_empty()) {
+        (Some(vf), true) => Choice::Vf(vf),
+        (Some(vf), false) => Choice::VfOfPools { vf, pools },
+        (None, false) => Choice::Pools(pools),
+        (None, true) => return Err("vf, pools: one of both is wanted".to_owned()),
     };
-    // What the request does not say, its pool does.
-    let (pool_driver, pool_mtu) = vfs.pool_defaults(&choice);
-    let driver = driver.or(pool_driver).unwrap_or_default();
-    let mut attributes = attributes.map(wanted).transpose()?.unwrap_or_default();
-    if driver == Driver::Kernel {
-        attributes.mtu = attributes.mtu.or(pool_mtu);
-    }
     Ok(Request {
         place: place.map(|place| self::place(place, vfs)).transpose()?.unwrap_or_default(),
-        wanted: Wanted { driver, attributes },
+        driver: optional_driver(driver)?,
+        attributes: attributes.map(wanted).transpose()?.unwrap_or_default(),
         until: until.map(|until| self::until(until, peer, vfs)).transpose()?,
         owner: some(owner),
         peer: peer.credentials,

@@ -281,8 +281,7 @@ impl v1::vfs_server::Vfs for Service {
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         // It gets the VF of the one that ends, from the same pool.
-        let pool = self.vfs.facts().leases.into_values().find(|lease| lease.id == from).and_then(|lease| lease.pool);
-        (to.vf, to.pool) = (PciAddress::new(0, 0, 0, 0).to_string(), pool.unwrap_or_default());
+        (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
         self.may_change().await?;
         let to = self.requests(vec![to], peer).await?.remove(0);
         let lease = from.clone();

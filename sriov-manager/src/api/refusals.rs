@@ -64,7 +64,10 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
     match error {
         VfError::NoSuchVf { vf } => told.vf.clone_from(vf),
         VfError::NoSuchPf { pf } => told.pf.clone_from(pf),
-        VfError::NoSuchPool { pool, .. } | VfError::NoneFree { pool, .. } => told.pool.clone_from(pool),
+        VfError::NoSuchPool { pool, .. } => told.pool.clone_from(pool),
+        VfError::NoneFree { pools, .. } => {
+            told.pool = if let [pool] = &pools[..] { pool.clone() } else { String::new() }
+        }
         VfError::NoSuchLease { lease } | VfError::IdOfAnother { id: lease, .. } | VfError::Ended { id: lease, .. } => {
             told.lease.clone_from(lease);
         }

@@ -8,13 +8,13 @@ use tracing::info;
 use super::apply::{is_its_card, must_be_told};
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
-use super::request::{cancelled, check_all};
+use super::request::{Resolved, cancelled, check_all};
 use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
-use crate::lease::{Before, Lease, Stage};
+use crate::lease::{Before, Lease, Stage, Wanted};
 use crate::plan::{Current, Step, Target, plan};
 
 impl Vfs {
@@ -42,7 +42,7 @@ impl Vfs {
                 self.choose_all(state, requests, same_pf, &excluded)
             })?;
             if !self.end_earlier_tries(&chosen)? {
-                match self.ready_all(&chosen, requests) {
+                match self.ready_all(&chosen) {
                     // Others of the pool may be to be had.
                     Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                     Err(NotReady::Failed(error)) => return Err(error),
@@ -65,7 +65,7 @@ impl Vfs {
         loop {
             let (chosen, lock) =
                 self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &excluded))?;
-            match self.ready_all(&chosen, requests) {
+            match self.ready_all(&chosen) {
                 Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                 Err(NotReady::Failed(error)) => return Err(error),
                 Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
@@ -96,12 +96,12 @@ impl Vfs {
         Ok(had_any)
     }
 
-    fn ready_all(&self, chosen: &[Chosen], requests: &[Request]) -> Result<Vec<Ready>, NotReady> {
-        let ready = |(chosen, request): (&Chosen, &Request)| match self.ready(chosen, request) {
+    fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
+        let ready = |chosen: &Chosen| match self.ready(chosen) {
             Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => Err(NotReady::Another(vf, reasons)),
             other => other.map_err(NotReady::Failed),
         };
-        chosen.iter().zip(requests).map(ready).collect()
+        chosen.iter().map(ready).collect()
     }
 
     /// Lends the VFs that were chosen. They are locked.
@@ -125,20 +125,20 @@ impl Vfs {
             }
             self.carry_out_all(chosen, ready)?;
         }
-        let new = || chosen.iter().zip(requests).filter(|(chosen, _)| chosen.lease.is_none());
+        let new = || chosen.iter().filter(|chosen| chosen.lease.is_none());
         if new().next().is_some() && (caller.has_left)() {
-            for (chosen, request) in new() {
-                info!(vf = %chosen.vf.address, lease = request.id, "whoever asked has gone: the lease is undone");
+            for chosen in new() {
+                info!(vf = %chosen.vf.address, lease = chosen.resolved.request.id, "whoever asked has gone: the lease is undone");
                 self.take_back(chosen.vf.address)?;
             }
             return Err(cancelled(requests));
         }
-        for ((chosen, request), acquired) in chosen.iter().zip(requests).zip(&acquired) {
+        for (chosen, acquired) in chosen.iter().zip(&acquired) {
             if chosen.lease.is_some() && acquired.steps.is_empty() {
                 continue;
             }
-            let driver = request.wanted.driver;
-            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, %driver, "lent");
+            let Resolved { request, wanted, .. } = &chosen.resolved;
+            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, driver = %wanted.driver, "lent");
         }
         Ok(acquired)
     }
@@ -152,29 +152,30 @@ impl Vfs {
     }
 
     /// Looks at the VF, and plans. The VF is locked.
-    fn ready(&self, chosen: &Chosen, request: &Request) -> Result<Ready, VfError> {
-        let Chosen { vf, lease: held, .. } = chosen;
+    fn ready(&self, chosen: &Chosen) -> Result<Ready, VfError> {
+        let Chosen { vf, lease: held, resolved, .. } = chosen;
+        let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
         if let Some(until) = until.filter(|until| self.has_ended(until)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
         let current = self.current(vf)?;
-        let needs_pf = request.wanted.attributes.needs_pf();
+        let needs_pf = wanted.attributes.needs_pf();
         let mut lease = match held {
             None => {
                 // What is not known now could not be restored later.
                 must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
-                new_lease(vf, &current, request)
+                new_lease(vf, &current, resolved)
             }
             Some(held) => {
                 must_be_told(&current, needs_pf || held.before.state.is_some())?;
                 is_its_card(held, &current)?;
-                changed_lease(held, &current, request)
+                changed_lease(held, &current, resolved)
             }
         };
         let target = self.target(&lease, vf, &current);
         let mut steps = plan(&current, &target);
-        if request.wanted.driver != Driver::VfioPci {
+        if wanted.driver != Driver::VfioPci {
             // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
             // the kernel could take as long as a driver that hangs.
             let home = |(&member, driver): (&_, &Option<_>)| {
@@ -290,7 +291,8 @@ impl Ready {
     }
 }
 
-pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Request) -> Lease {
+pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, pool, wanted } = resolved;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Lease {
         id: request.id.clone(),
@@ -298,19 +300,19 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
-        pool: request.choice.pool().cloned(),
+        pool: pool.clone(),
         owner: request.owner.clone(),
         until: request.until.clone(),
         vf: vf.address,
         pf: vf.pf,
         index: vf.index,
         card: current.card,
-        wanted: request.wanted.clone(),
+        wanted: wanted.clone(),
         before: Before {
             driver: current.driver.clone(),
             state: current.report.told().cloned(),
             mtu: current.mtu,
-            members: members(current, request),
+            members: members(current, wanted),
         },
         stage: Stage::New,
         fault: None,
@@ -318,16 +320,17 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, request: &Reque
 }
 
 /// A lease that is there, with another wish or with the same one.
-fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
+fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease {
+    let Resolved { request, wanted, .. } = resolved;
     let mut before = held.before.clone();
     if before.members.is_empty() {
-        before.members = members(current, request);
+        before.members = members(current, wanted);
     }
     // Of a PF that could not be asked at first nothing was changed until now.
     before.state = before.state.or_else(|| current.report.told().cloned());
     Lease {
         before,
-        wanted: request.wanted.clone(),
+        wanted: wanted.clone(),
         holder: request.holder.clone(),
         until: request.until.clone(),
         card: held.card.or(current.card),
@@ -337,6 +340,6 @@ fn changed_lease(held: &Lease, current: &Current, request: &Request) -> Lease {
 }
 
 /// The others of the IOMMU group, if they go with the VF.
-fn members(current: &Current, request: &Request) -> BTreeMap<PciAddress, Option<String>> {
-    if request.wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
+fn members(current: &Current, wanted: &Wanted) -> BTreeMap<PciAddress, Option<String>> {
+    if wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }

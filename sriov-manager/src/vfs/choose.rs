@@ -4,11 +4,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::reasons::Obstacles;
+use super::request::Resolved;
 use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Lease, Stage};
-use crate::policy::PeerCredentials;
+use crate::policy::{PeerCredentials, Pool};
 
 /// The VF that a request gets. It is locked.
 pub(super) struct Chosen {
@@ -17,20 +18,18 @@ pub(super) struct Chosen {
     pub lease: Option<Lease>,
     /// Another one would do as well.
     pub is_any: bool,
+    /// What is asked of it.
+    pub resolved: Resolved,
+    /// How many pools would have been liked better.
+    rank: usize,
 }
 
 /// VFs that are not to be had although they seemed to be, and why.
 pub(super) type Excluded = BTreeMap<PciAddress, Vec<Reason>>;
 
 impl Vfs {
-    /// The driver and the MTU of the pool that is chosen from, for who names none.
-    pub fn pool_defaults(&self, choice: &Choice) -> (Option<Driver>, Option<u32>) {
-        let state = self.lock();
-        let pool = choice.pool().and_then(|pool| state.policies.pool(pool));
-        pool.map_or((None, None), |pool| (pool.driver, pool.mtu))
-    }
-
-    /// The VFs that requests get, as things stand. With `same_pf` they are all of one PF.
+    /// The VFs that requests get, as things stand. With `same_pf` they are all of one PF, of the one where they come from the
+    /// pools that are liked best.
     pub(super) fn choose_all(
         &self,
         state: &State,
@@ -41,16 +40,22 @@ impl Vfs {
         if !same_pf {
             return self.choose_each(state, requests, None, excluded);
         }
-        let mut first = None;
+        let (mut best, mut first) = (None, None);
         for &pf in state.inventory.pfs.keys() {
             match self.choose_each(state, requests, Some(pf), excluded) {
-                Ok(chosen) => return Ok(chosen),
-                // A PF that has no VF of the pool says less than one that has too few.
-                Err(error) => first = Some(first.unwrap_or(error)),
+                Ok(found) => {
+                    let rank: usize = found.0.iter().map(|chosen| chosen.rank).sum();
+                    if best.as_ref().is_none_or(|(other, _)| rank < *other) {
+                        best = Some((rank, found));
+                    }
+                }
+                Err(error) => first = first.or(Some(error)),
             }
         }
-        let why = first.map(|error: VfError| format!(": {error}")).unwrap_or_default();
-        Err(VfError::NoPfHasAll { count: requests.len(), why })
+        best.map(|(_, found)| found).ok_or_else(|| {
+            let why = first.map(|error| format!(": {error}")).unwrap_or_default();
+            VfError::NoPfHasAll { count: requests.len(), why }
+        })
     }
 
     fn choose_each(
@@ -65,7 +70,7 @@ impl Vfs {
         let mut wants = LockRequest::default();
         for request in requests {
             let chosen = chooser.choose(request)?;
-            chooser.take(&chosen.vf, request);
+            chooser.take(&chosen);
             wants.extend(LockRequest::of(&chosen.vf));
             if chosen.lease.is_none() {
                 // Asked twice at the same moment is asked once.
@@ -87,24 +92,22 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    fn take(&mut self, vf: &VirtualFunction, request: &Request) {
-        self.taken.insert(vf.address);
-        if request.wanted.driver == Driver::VfioPci {
-            self.taken.extend(&vf.group_with);
+    fn take(&mut self, chosen: &Chosen) {
+        self.taken.insert(chosen.vf.address);
+        if chosen.resolved.wanted.driver == Driver::VfioPci {
+            self.taken.extend(&chosen.vf.group_with);
         }
     }
 
     fn choose(&self, request: &Request) -> Result<Chosen, VfError> {
-        let state = self.state;
-        if let Some(lease) = state.facts.leases.values().find(|lease| lease.id == request.id) {
+        if let Some(lease) = self.state.facts.leases.values().find(|lease| lease.id == request.id) {
             return self.choose_again(request, lease);
         }
-        let (vf, is_any) = match &request.choice {
-            Choice::Vf(vf) => (self.this_one(*vf, None, request)?, false),
-            Choice::VfOfPool { vf, pool } => (self.this_one(*vf, Some(pool), request)?, false),
-            Choice::Pool(pool) => (self.one_of_pool(pool, request)?, true),
-        };
-        Ok(Chosen { vf: state.vf(vf)?.clone(), lease: None, is_any })
+        match &request.choice {
+            Choice::Vf(vf) => self.this_one(*vf, &[], request),
+            Choice::VfOfPools { vf, pools } => self.this_one(*vf, pools, request),
+            Choice::Pools(pools) => self.one_of_pools(pools, request),
+        }
     }
 
     /// The VF of a lease that is there already.
@@ -117,7 +120,8 @@ impl Chooser<'_> {
         let is_back = matches!(lease.stage, Stage::Releasing | Stage::Dirty);
         if is_back && state.locked.contains(&lease.vf) {
             // It is being taken back this moment. Whoever asks again so soon waits for that, and decides anew.
-            return Ok(Chosen { vf: state.vf(lease.vf)?.clone(), lease: None, is_any: false });
+            let resolved = resolve(state, request, lease.pool.as_ref())?;
+            return Ok(Chosen { vf: state.vf(lease.vf)?.clone(), lease: None, is_any: false, resolved, rank: 0 });
         }
         let is_same = request.choice.is_of(lease) && request.owner == lease.owner;
         if !is_same || is_back {
@@ -126,35 +130,63 @@ impl Chooser<'_> {
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
-        if lease.wanted != request.wanted {
-            let reasons = self.vfs.reasons_beside(state, vf, request.wanted.driver, lease);
+        let resolved = resolve(state, request, lease.pool.as_ref())?;
+        if lease.wanted != resolved.wanted {
+            let reasons = self.vfs.reasons_beside(state, vf, resolved.wanted.driver, lease);
             if !reasons.is_empty() {
                 return Err(VfError::Unavailable { vf: lease.vf, reasons });
             }
         }
-        Ok(Chosen { vf: vf.clone(), lease: Some(lease.clone()), is_any: false })
+        Ok(Chosen { vf: vf.clone(), lease: Some(lease.clone()), is_any: false, resolved, rank: 0 })
     }
 
-    /// A VF that is named.
-    fn this_one(&self, vf: PciAddress, pool: Option<&String>, request: &Request) -> Result<PciAddress, VfError> {
-        let function = self.state.vf(vf)?;
-        may_have(self.state, function, pool, request.peer)?;
-        let mut reasons = self.reasons(function, request, &Obstacles::new(&self.vfs.executor().sysfs));
+    /// A VF that is named, of the first of the pools that it is in.
+    fn this_one(&self, vf: PciAddress, pools: &[String], request: &Request) -> Result<Chosen, VfError> {
+        let state = self.state;
+        let function = state.vf(vf)?;
+        let is_in = |name: &&String| state.policies.pools_of(&state.inventory, function).any(|of| of.name == **name);
+        let pool = pools.iter().find(is_in).or(pools.first());
+        may_have(state, function, pool, request.peer)?;
+        let resolved = resolve(state, request, pool)?;
+        let mut reasons = self.reasons(function, &resolved, &Obstacles::new(&self.vfs.executor().sysfs));
         if let Some(pf) = self.pf.or(request.place.pf).filter(|pf| *pf != function.pf) {
             reasons.push(Reason::OtherPf { pf });
         }
-        if reasons.is_empty() { Ok(vf) } else { Err(VfError::Unavailable { vf, reasons }) }
+        if !reasons.is_empty() {
+            return Err(VfError::Unavailable { vf, reasons });
+        }
+        Ok(Chosen { vf: function.clone(), lease: None, is_any: false, resolved, rank: 0 })
+    }
+
+    /// A VF of the first pool that has one. A pool that is not there, or not for this user, is told also if it is not the first.
+    fn one_of_pools(&self, names: &[String], request: &Request) -> Result<Chosen, VfError> {
+        let state = self.state;
+        let found = |name: &String| {
+            let pool = pool(state, name)?;
+            if !pool.allows(request.peer) {
+                let tried = format!("have a VF of the pool {name}");
+                return Err(VfError::NotAllowed { uid: request.peer.uid, tried });
+            }
+            Ok((pool, request.resolve(Some(name), Some(pool))?))
+        };
+        let pools: Vec<_> = names.iter().map(found).collect::<Result<_, _>>()?;
+        let mut without = Vec::new();
+        for (rank, (pool, resolved)) in pools.into_iter().enumerate() {
+            match self.one_of_pool(pool, &resolved) {
+                Ok(vf) => return Ok(Chosen { vf: vf.clone(), lease: None, is_any: true, resolved, rank }),
+                Err(why) => {
+                    let subject = if names.len() == 1 { "it" } else { &pool.name };
+                    without.push(format!("{subject} {why}"));
+                }
+            }
+        }
+        Err(VfError::NoneFree { pools: names.to_vec(), why: without.join("; ") })
     }
 
     /// First a VF that nobody works on, then one of the wanted NUMA node, then one that needs no other driver, then one of the PF
-    /// that the order says, then the lowest address.
-    fn one_of_pool(&self, name: &str, request: &Request) -> Result<PciAddress, VfError> {
-        let (state, place) = (self.state, &request.place);
-        let pool = pool(state, name)?;
-        if !pool.allows(request.peer) {
-            let tried = format!("have a VF of the pool {name}");
-            return Err(VfError::NotAllowed { uid: request.peer.uid, tried });
-        }
+    /// that the order says, then the lowest address; or what it has instead.
+    fn one_of_pool(&self, pool: &Pool, resolved: &Resolved) -> Result<&VirtualFunction, String> {
+        let (state, place) = (self.state, &resolved.request.place);
         let inventory = &state.inventory;
         let divisions: BTreeMap<_, _> =
             inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
@@ -165,14 +197,14 @@ impl Chooser<'_> {
         let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
         let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {
             Some(reasons) => reasons.clone(),
-            None => self.reasons(vf, request, &obstacles),
+            None => self.reasons(vf, resolved, &obstacles),
         };
         let judged: Vec<_> = inventory.vfs.values().filter(is_meant).map(|vf| (vf, judge(vf))).collect();
         let mut free_of_pf = BTreeMap::<_, usize>::new();
         for (vf, _) in judged.iter().filter(|(_, reasons)| reasons.is_empty()) {
             *free_of_pf.entry(vf.pf).or_default() += 1;
         }
-        let fits = |vf: &VirtualFunction| holds(request.wanted.driver, vf.function.driver.as_deref());
+        let fits = |vf: &VirtualFunction| holds(resolved.wanted.driver, vf.function.driver.as_deref());
         let free = judged.iter().filter(|(_, reasons)| reasons.is_empty()).map(|(vf, _)| *vf);
         let best = free.min_by_key(|vf| {
             let free = free_of_pf.get(&vf.pf).copied().unwrap_or_default();
@@ -184,17 +216,17 @@ impl Chooser<'_> {
             let is_far = place.numa.is_some_and(|numa| vf.function.numa != Some(numa));
             (worked_on, is_far, !fits(vf), most, fewest, vf.address)
         });
-        best.map(|vf| vf.address).ok_or_else(|| {
+        best.ok_or_else(|| {
             let first = judged.iter().find_map(|(vf, reasons)| Some(format!("{}: {}", vf.address, reasons.first()?)));
             let first = first.map(|first| format!(", the first is {first}")).unwrap_or_default();
-            VfError::NoneFree { pool: name.to_owned(), summary: format!("it has {} VFs{first}", judged.len()) }
+            format!("has {} VFs{first}", judged.len())
         })
     }
 
-    fn reasons(&self, vf: &VirtualFunction, request: &Request, obstacles: &Obstacles<'_>) -> Vec<Reason> {
-        let pool = request.choice.pool().map(String::as_str);
-        let mut reasons = self.vfs.reasons(self.state, vf, request.wanted.driver, pool, obstacles);
-        reasons.extend(self.state.not_lent_by(vf, request));
+    fn reasons(&self, vf: &VirtualFunction, resolved: &Resolved, obstacles: &Obstacles<'_>) -> Vec<Reason> {
+        let Resolved { request, pool, wanted } = resolved;
+        let mut reasons = self.vfs.reasons(self.state, vf, wanted.driver, pool.as_deref(), obstacles);
+        reasons.extend(self.state.not_lent_by(vf, request, wanted.driver));
         if self.taken.contains(&vf.address) {
             reasons.push(Reason::SameCall);
         }
@@ -202,7 +234,12 @@ impl Chooser<'_> {
     }
 }
 
-pub(super) fn pool<'a>(state: &'a State, name: &str) -> Result<&'a crate::policy::Pool, VfError> {
+/// What is asked of a VF of a pool. A pool that is gone says nothing.
+pub(super) fn resolve(state: &State, request: &Request, pool: Option<&String>) -> Result<Resolved, VfError> {
+    request.resolve(pool, pool.and_then(|name| state.policies.pool(name)))
+}
+
+pub(super) fn pool<'a>(state: &'a State, name: &str) -> Result<&'a Pool, VfError> {
     let policies = &state.policies;
     policies.pool(name).ok_or_else(|| {
         let there: Vec<_> = policies.pools.iter().map(|pool| pool.name.as_str()).collect();
@@ -224,7 +261,7 @@ pub(super) fn may_have(
         pool(state, name)?;
         return Err(VfError::NotOfPool { vf: vf.address, pool: name.clone() });
     }
-    let is_meant = |of: &&crate::policy::Pool| named.is_none_or(|name| of.name == *name);
+    let is_meant = |of: &&Pool| named.is_none_or(|name| of.name == *name);
     let mut pools = state.policies.pools_of(&state.inventory, vf).filter(is_meant).peekable();
     // A VF that is in no pool is lent by its address, to whoever may open the socket.
     if pools.peek().is_none() || pools.any(|pool| pool.allows(peer)) {

@@ -92,8 +92,8 @@ impl State {
         claims.min_by_key(|(owner, claim)| (claim.since, *owner))
     }
 
-    /// Why a VF is not lent for a request: because of its owner.
-    pub(super) fn not_lent_by(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+    /// Why a VF is not lent for a request on a driver: because of its owner.
+    pub(super) fn not_lent_by(&self, vf: &VirtualFunction, request: &Request, driver: Driver) -> Option<Reason> {
         let is_his = |vf: &VirtualFunction| match (self.owner_of(vf), &request.owner) {
             (None, None) => Ok(()),
             (Some((owner, claim)), Some(named)) if owner == named && claim.uid == request.peer.uid => Ok(()),
@@ -105,7 +105,7 @@ impl State {
         }
         // The others of the IOMMU group go to vfio-pci as well.
         let members = vf.group_with.iter().filter_map(|member| self.inventory.vfs.get(member));
-        let mut members = members.filter(|_| request.wanted.driver == Driver::VfioPci);
+        let mut members = members.filter(|_| driver == Driver::VfioPci);
         members.find_map(|member| match self.owner_of(member) {
             Some((owner, _)) if request.owner.as_ref() != Some(owner) => {
                 Some(Reason::Claimed { owner: owner.clone(), vf: member.address })

@@ -192,12 +192,12 @@ pub enum VfError {
         reasons: Vec<Reason>,
     },
     /// No VF of a pool is to be had.
-    #[error("no VF of the pool {pool} is to be had: {summary}; `ferrule vf explain` tells of each")]
+    #[error("no VF of {} is to be had: {why}; `ferrule vf explain` tells of each", told_pools(pools))]
     NoneFree {
-        /// The pool.
-        pool: String,
-        /// How many there are, and why the first is not.
-        summary: String,
+        /// The pools.
+        pools: Vec<String>,
+        /// Of each how many VFs it has, and why the first is not to be had.
+        why: String,
     },
     /// Somebody may not have it.
     #[error("the user {uid} may not {tried}; `who` of the pool in the policies says who may")]
@@ -296,6 +296,10 @@ pub enum VfError {
     /// The journal cannot be written, so nothing was done.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+fn told_pools(pools: &[String]) -> String {
+    format!("the pool{} {}", if pools.len() == 1 { "" } else { "s" }, pools.join(", "))
 }
 
 fn told_until(until: &Until) -> String {

@@ -4,8 +4,9 @@ use tracing::info;
 
 use super::acquire::new_lease;
 use super::apply::{is_its_card, must_be_told};
-use super::choose::may_have;
+use super::choose::{may_have, resolve};
 use super::release::find;
+use super::request::Resolved;
 use super::{Acquired, Caller, Choice, LockRequest, Reason, Request, State, VfError, Vfs};
 use crate::address::Driver;
 use crate::attributes::{Attributes, VfState};
@@ -22,21 +23,17 @@ impl Vfs {
         let there = asked(&self.lock());
         let is_done = self.lock().facts.leases.values().all(|lease| lease.id != from);
         if let Some(lease) = there.filter(|lease| is_done && lease.id != from) {
-            let choice = match &lease.pool {
-                Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
-                None => Choice::Vf(lease.vf),
-            };
-            let again = Request { choice, ..request.clone() };
+            let again = Request { choice: Choice::again(&lease), ..request.clone() };
             let mut acquired = self.acquire_all(&[again], false, caller)?;
             return Ok(acquired.remove(0));
         }
         loop {
-            let ((lease, vf, request), lock) =
+            let ((lease, vf, resolved), lock) =
                 self.lock_vfs(caller.when_busy, |state| self.choose_heir(state, from, request))?;
             match lease.stage {
                 Stage::Lent => {
                     self.nobody_holds_lease(&lease, &vf)?;
-                    let acquired = self.carry_over(&lease, &vf, &request)?;
+                    let acquired = self.carry_over(&lease, &vf, &resolved)?;
                     drop(lock);
                     return Ok(acquired);
                 }
@@ -53,14 +50,11 @@ impl Vfs {
         state: &State,
         from: &str,
         request: &Request,
-    ) -> Result<((Lease, VirtualFunction, Request), LockRequest), VfError> {
+    ) -> Result<((Lease, VirtualFunction, Resolved), LockRequest), VfError> {
         let (lease, mut wants) = find(state, from, request.peer)?;
-        let choice = match &lease.pool {
-            Some(pool) => Choice::VfOfPool { vf: lease.vf, pool: pool.clone() },
-            None => Choice::Vf(lease.vf),
-        };
-        let request = Request { choice, ..request.clone() };
+        let request = Request { choice: Choice::again(&lease), ..request.clone() };
         request.check()?;
+        let resolved = resolve(state, &request, lease.pool.as_ref())?;
         if let Some(other) = state.facts.leases.values().find(|other| other.id == request.id && other.vf != lease.vf) {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf });
         }
@@ -68,9 +62,10 @@ impl Vfs {
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| !is_over && state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
-        may_have(state, vf, request.choice.pool(), request.peer)?;
-        let mut reasons = self.reasons_beside(state, vf, request.wanted.driver, &lease);
-        reasons.extend(state.not_lent_by(vf, &request));
+        may_have(state, vf, lease.pool.as_ref(), request.peer)?;
+        let driver = resolved.wanted.driver;
+        let mut reasons = self.reasons_beside(state, vf, driver, &lease);
+        reasons.extend(state.not_lent_by(vf, &request, driver));
         // The next tenant is a new one.
         let cordon = state.facts.cordons.get(&vf.pf);
         reasons.extend(cordon.map(|cordon| Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() }));
@@ -78,22 +73,23 @@ impl Vfs {
             return Err(VfError::Unavailable { vf: vf.address, reasons });
         }
         wants.names.insert(request.id.clone());
-        Ok(((lease, vf.clone(), request), wants))
+        Ok(((lease, vf.clone(), resolved), wants))
     }
 
-    fn carry_over(&self, from: &Lease, vf: &VirtualFunction, request: &Request) -> Result<Acquired, VfError> {
+    fn carry_over(&self, from: &Lease, vf: &VirtualFunction, resolved: &Resolved) -> Result<Acquired, VfError> {
+        let Resolved { request, wanted, .. } = resolved;
         let current = self.current(vf)?;
         is_its_card(from, &current)?;
-        must_be_told(&current, request.wanted.attributes.needs_pf() || from.before.state.is_some())?;
+        must_be_told(&current, wanted.attributes.needs_pf() || from.before.state.is_some())?;
         let mut before = from.before.clone();
-        if before.members.is_empty() && request.wanted.driver == Driver::VfioPci {
+        if before.members.is_empty() && wanted.driver == Driver::VfioPci {
             before.members = current.members.clone();
         }
         let lease = Lease {
             before,
             card: from.card.or(current.card),
             stage: Stage::HandingOver { from: Box::new(from.clone()) },
-            ..new_lease(vf, &current, request)
+            ..new_lease(vf, &current, resolved)
         };
         let target = self.target_of_heir(&lease, vf, &current);
         let steps = plan(&current, &target);

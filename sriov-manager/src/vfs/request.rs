@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::VfError;
 use crate::address::{Driver, PciAddress};
+use crate::attributes::Attributes;
 use crate::lease::{Lease, Until, Wanted};
 use crate::plan::Step;
-use crate::policy::PeerCredentials;
+use crate::policy::{PeerCredentials, Pool};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +25,10 @@ pub struct Request {
     pub owner: Option<String>,
     /// The lease ends by itself when this is gone.
     pub until: Option<Until>,
-    /// How it shall be.
-    pub wanted: Wanted,
+    /// What is to drive it; none: what its pool says, or else the kernel.
+    pub driver: Option<Driver>,
+    /// What the PF shall say of it, and the MTU of its interface, which its pool may say as well.
+    pub attributes: Attributes,
     /// Who asks.
     pub peer: PeerCredentials,
     /// Whether a VF is taken that the host itself uses.
@@ -37,15 +40,24 @@ pub struct Request {
 pub enum Choice {
     /// This one.
     Vf(PciAddress),
-    /// Any of a pool.
-    Pool(String),
-    /// This one, which must be of the pool, and is lent by the pool's rules.
-    VfOfPool {
+    /// Any of these pools, of the first of them that has one.
+    Pools(Vec<String>),
+    /// This one, by the rules of the first of the pools that it is in.
+    VfOfPools {
         /// The VF.
         vf: PciAddress,
-        /// The pool.
-        pool: String,
+        /// The pools.
+        pools: Vec<String>,
     },
+}
+
+/// What is asked of a VF that is chosen: what the request does not say, the pool does.
+#[derive(Clone, Debug)]
+pub(super) struct Resolved {
+    pub request: Request,
+    /// The pool that the VF is taken from.
+    pub pool: Option<String>,
+    pub wanted: Wanted,
 }
 
 /// A VF that was lent, or would be.
@@ -79,42 +91,68 @@ pub enum Order {
 }
 
 impl Choice {
-    /// Whether a lease was asked for so.
-    pub(super) fn is_of(&self, lease: &Lease) -> bool {
-        match self {
-            Self::Vf(vf) => *vf == lease.vf,
-            Self::Pool(pool) => lease.pool.as_ref() == Some(pool),
-            Self::VfOfPool { vf, pool } => *vf == lease.vf && lease.pool.as_ref() == Some(pool),
+    /// Any of one pool.
+    pub fn pool(name: impl Into<String>) -> Self {
+        Self::Pools(vec![name.into()])
+    }
+
+    /// The VF of a lease, as it was asked for.
+    pub(super) fn again(lease: &Lease) -> Self {
+        match &lease.pool {
+            Some(pool) => Self::VfOfPools { vf: lease.vf, pools: vec![pool.clone()] },
+            None => Self::Vf(lease.vf),
         }
     }
 
-    /// The pool that is named.
-    pub(super) fn pool(&self) -> Option<&String> {
+    /// Whether a lease was asked for so.
+    pub(super) fn is_of(&self, lease: &Lease) -> bool {
+        let is_from = |pools: &[String]| lease.pool.as_ref().is_some_and(|pool| pools.contains(pool));
+        match self {
+            Self::Vf(vf) => *vf == lease.vf,
+            Self::Pools(pools) => is_from(pools),
+            Self::VfOfPools { vf, pools } => *vf == lease.vf && is_from(pools),
+        }
+    }
+
+    fn pools(&self) -> Option<&[String]> {
         match self {
             Self::Vf(_) => None,
-            Self::Pool(pool) | Self::VfOfPool { pool, .. } => Some(pool),
+            Self::Pools(pools) | Self::VfOfPools { pools, .. } => Some(pools),
         }
     }
 }
 
 impl Request {
+    /// What is asked of a VF from a pool, or of one that is named alone.
+    pub(super) fn resolve(&self, name: Option<&String>, pool: Option<&Pool>) -> Result<Resolved, VfError> {
+        let driver = self.driver.or(pool.and_then(|pool| pool.driver)).unwrap_or_default();
+        let mut attributes = self.attributes.clone();
+        if driver == Driver::Kernel {
+            attributes.mtu = attributes.mtu.or(pool.and_then(|pool| pool.mtu));
+        } else if attributes.mtu.is_some() {
+            let problem = "mtu: only a VF with the driver `kernel` has an interface whose MTU can be set";
+            return Err(VfError::Wrong(problem.to_owned()));
+        }
+        Ok(Resolved { request: self.clone(), pool: name.cloned(), wanted: Wanted { driver, attributes } })
+    }
+
     pub(super) fn check(&self) -> Result<(), VfError> {
         for (name, text) in [("id", &self.id), ("holder", &self.holder)] {
             check_name(name, text)?;
         }
         if let Ok(address) = self.id.parse::<PciAddress>()
-            && !matches!(self.choice, Choice::Vf(vf) | Choice::VfOfPool { vf, .. } if vf == address)
+            && !matches!(self.choice, Choice::Vf(vf) | Choice::VfOfPools { vf, .. } if vf == address)
         {
             return Err(VfError::Wrong(format!(
                 "id: {address} is the address of a VF, by which its lease is named as well: choose another id"
             )));
         }
-        self.wanted.attributes.check().map_err(|error| VfError::Wrong(error.to_string()))?;
-        if self.wanted.attributes.mtu.is_some() && self.wanted.driver != Driver::Kernel {
-            let problem = "mtu: only a VF with the driver `kernel` has an interface whose MTU can be set";
-            return Err(VfError::Wrong(problem.to_owned()));
+        if let Some(pools) = self.choice.pools()
+            && !(1..=POOLS_MAX).contains(&pools.len())
+        {
+            return Err(VfError::Wrong(format!("pools: 1 to {POOLS_MAX} are wanted, not {}", pools.len())));
         }
-        Ok(())
+        self.attributes.check().map_err(|error| VfError::Wrong(error.to_string()))
     }
 }
 
@@ -149,3 +187,5 @@ pub(super) fn cancelled(requests: &[Request]) -> VfError {
 const NAME_MAX: usize = 256;
 /// VFs that are lent together: more than a pod ever had.
 const TOGETHER_MAX: usize = 64;
+/// Pools that one VF may come from: each is searched in turn.
+const POOLS_MAX: usize = 16;

@@ -31,7 +31,13 @@ pub fn options(node: &FakeNode, socket: PathBuf) -> DaemonOptions {
 
 pub fn acquire(id: &str, driver: v1::Driver) -> v1::AcquireRequest {
     let driver = driver.into();
-    v1::AcquireRequest { id: id.into(), holder: "a test".into(), pool: "all".into(), driver, ..Default::default() }
+    v1::AcquireRequest {
+        id: id.into(),
+        holder: "a test".into(),
+        pools: vec!["all".into()],
+        driver,
+        ..Default::default()
+    }
 }
 
 /// A watch, and the list as it is known by it.
