@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::disconnect::DisconnectReason;
 use super::keys::ListenerKey;
-use super::listener::{ListenSocket, ListenerEnds, SharedListener};
+use super::listener::{ListenSocket, SharedListener};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::state::State;
@@ -54,11 +54,8 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.cannot_accept(key, &error),
             };
-            let come = match &listener.ends {
-                ListenerEnds::Memif(_) => self.begin_handshake(key, accepted),
-                ListenerEnds::VhostUser(_) => self.add_pending_frontend(key, accepted),
-            };
-            if let Err(error) = come {
+            let protocol = listener.ends.protocol();
+            if let Err(error) = self.welcome(key, protocol, accepted) {
                 self.say_refused(key, &error);
             }
         }

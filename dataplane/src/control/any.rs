@@ -1,18 +1,23 @@
 //! The kinds of peers, joined. This is the one file of control that names them all: each match here leads to the file of
 //! a kind, `memif.rs` or `vhost_user.rs`. What has no peer is a [device](super::device), whatever its kind.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ferrule_ffi::health::MemoryLost;
 use ferrule_ffi::unix::UnixSocket;
 
 use super::disconnect::DisconnectReason;
-use super::end::End;
-use super::keys::EndId;
+use super::end::{ConnectedPeer, End};
+use super::keys::{EndId, ListenerKey};
+use super::poller::Token;
 use super::state::State;
+use crate::port::any::LaneEnd;
+use crate::port::memif::channel::MemifChannel;
+use crate::port::memif::handshake::Connection;
 use crate::port::memif::peer::MemifPeer;
 use crate::port::vhost_user::peer::VhostUserPeer;
-use crate::spec::{Attachment, PeerProtocol};
+use crate::spec::PeerProtocol;
 
 /// What is asked of a peer, whatever it speaks.
 pub trait PeerConnection: AsFd {
@@ -51,6 +56,20 @@ impl AsFd for Peer {
 }
 
 impl End {
+    /// A memif peer has come, with its rings.
+    pub fn connect_memif(&mut self, channel: MemifChannel, connection: Connection, token: Token) {
+        let Connection { peer: name, layout, queues, .. } = connection;
+        let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
+        self.set_peer(ConnectedPeer { peer, name, token });
+        self.rings = Some(LaneEnd::memif(queues));
+        self.present = true;
+    }
+
+    /// A frontend has come; its rings are there once it has described them.
+    pub fn connect_frontend(&mut self, frontend: VhostUserPeer, name: String, token: Token) {
+        self.set_peer(ConnectedPeer { peer: Peer::VhostUser(Box::new(frontend)), name, token });
+    }
+
     /// The peer that is there, if it speaks memif.
     pub fn memif(&self) -> Option<&MemifPeer> {
         match &self.peer()?.peer {
@@ -95,10 +114,15 @@ impl State {
         }
     }
 
-    fn protocol(&self, id: EndId) -> Option<PeerProtocol> {
-        match self.wires.get(id.wire)?.spec.ends[id.end].attachment() {
-            Attachment::Socket(socket) => Some(socket.protocol),
-            Attachment::Device(_) => None,
+    /// A peer has come to a listening socket, whose end is not known yet.
+    pub(super) fn welcome(&mut self, key: ListenerKey, protocol: PeerProtocol, socket: UnixSocket) -> io::Result<()> {
+        match protocol {
+            PeerProtocol::Memif => self.begin_handshake(key, socket),
+            PeerProtocol::VhostUser => self.add_pending_frontend(key, socket),
         }
+    }
+
+    fn protocol(&self, id: EndId) -> Option<PeerProtocol> {
+        Some(self.wires.get(id.wire)?.spec.ends[id.end].socket()?.protocol)
     }
 }

@@ -14,7 +14,6 @@ use super::socket_jobs::SocketPurpose;
 use super::state::State;
 use super::wire::Wire;
 use crate::socket::{self, SocketError};
-use crate::spec::Attachment;
 
 impl State {
     /// Starts to connect a client end.
@@ -28,7 +27,7 @@ impl State {
         if let Err(problem) = self.loan(id) {
             return self.not_connected(id, problem);
         }
-        let Attachment::Socket(socket) = spec.ends[id.end].attachment() else { return };
+        let Some(socket) = spec.ends[id.end].socket() else { return };
         let kind = socket.protocol.socket_kind();
         let place = ListenAddress { address: socket.address.clone(), netns: socket.netns.cloned() };
         let address = place.clone();

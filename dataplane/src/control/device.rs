@@ -27,10 +27,10 @@ use crate::status::{DeviceStatus, EndState, LinkState};
 
 /// A device as a job has made it.
 pub struct NewDevice {
+    /// Its rings, for the end. They are dropped before the device, wherever nobody wants it any more.
+    pub rings: LaneEnd,
     /// The device.
     pub device: Arc<dyn Device>,
-    /// Its rings, for the end.
-    pub rings: LaneEnd,
     /// What it said of itself then.
     pub status: DeviceStatus,
     /// By which it says that it is lost, or has said so already.
@@ -306,10 +306,10 @@ impl State {
     /// A device that was lost is closed: it is made again at once if somebody waits for that, or else after a while.
     fn device_closed(&mut self, id: EndId) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let (is_removed, is_wanted) = (wire.removal.is_some(), !wire.waiting.is_empty());
-        if let Some(device) = self.device_mut(id) {
-            device.wait();
-        }
+        let (is_removed, is_awaited) = (wire.removal.is_some(), !wire.waiting.is_empty());
+        let Some(device) = self.device_mut(id) else { return };
+        device.wait();
+        let is_wanted = device.is_failed() && is_awaited;
         if is_removed {
             return self.finish_removal(id.wire);
         }
@@ -338,8 +338,10 @@ impl State {
     /// A device that was lost is there again, or cannot be made.
     fn device_made_again(&mut self, id: EndId, made: Result<NewDevice, String>) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let (name, waiting) = (wire.spec.name.clone(), std::mem::take(&mut wire.waiting));
-        let is_removed = wire.removal.is_some();
+        let (name, is_removed) = (wire.spec.name.clone(), wire.removal.is_some());
+        // Nobody waits for one that comes back by itself.
+        let is_awaited = wire.workers().is_some_and(|served| served.ends[id.end].is_failed());
+        let waiting = if is_awaited { std::mem::take(&mut wire.waiting) } else { Vec::new() };
         let Some(end) = wire.workers_mut().map(|served| &mut served.ends[id.end]) else { return };
         let problem = end.set_device(made).err();
         if is_removed {

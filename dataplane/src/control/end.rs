@@ -12,10 +12,7 @@ use super::poller::Token;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
 use crate::port::device::DeviceSpec;
-use crate::port::memif::channel::MemifChannel;
-use crate::port::memif::handshake::Connection;
-use crate::port::memif::peer::{ClientHandshake, MemifPeer};
-use crate::port::vhost_user::peer::VhostUserPeer;
+use crate::port::memif::peer::ClientHandshake;
 use crate::status::EndState;
 
 /// One end of a wire that workers join.
@@ -185,20 +182,6 @@ impl End {
         self.as_device().is_some_and(DeviceEnd::is_failed)
     }
 
-    /// A memif peer has come, with its rings.
-    pub fn connect_memif(&mut self, channel: MemifChannel, connection: Connection, token: Token) {
-        let Connection { peer: name, layout, queues, .. } = connection;
-        let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
-        self.set_peer(ConnectedPeer { peer, name, token });
-        self.rings = Some(LaneEnd::memif(queues));
-        self.present = true;
-    }
-
-    /// A frontend has come; its rings are there once it has described them.
-    pub fn connect_frontend(&mut self, frontend: VhostUserPeer, name: String, token: Token) {
-        self.set_peer(ConnectedPeer { peer: Peer::VhostUser(Box::new(frontend)), name, token });
-    }
-
     /// The frontend has described its rings.
     pub fn set_rings(&mut self, rings: LaneEnd) {
         self.rings = Some(rings);
@@ -212,7 +195,8 @@ impl End {
         Some(rings)
     }
 
-    fn set_peer(&mut self, peer: ConnectedPeer) {
+    /// Somebody has come.
+    pub fn set_peer(&mut self, peer: ConnectedPeer) {
         self.kind = match self.kind {
             EndKind::Server(_) => EndKind::Server(Some(peer)),
             EndKind::Client(_) => EndKind::Client(ClientState::Connected(peer)),

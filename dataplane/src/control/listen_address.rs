@@ -2,7 +2,7 @@
 
 use ferrule_ffi::unix::Kind;
 
-use crate::spec::{Attachment, EndSpec, NetNs, PeerSocket, Role, SocketAccess, SocketAddress};
+use crate::spec::{EndSpec, NetNs, PeerSocket, Role, SocketAccess, SocketAddress};
 
 /// Where a socket listens: its address and, if that is abstract, its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub struct ListenAddress {
 impl ListenAddress {
     /// Where an end listens; `None`: it does not.
     pub fn of(end: &EndSpec) -> Option<Self> {
-        let socket = socket_of(end).filter(|socket| socket.role == Role::Server)?;
+        let socket = end.socket().filter(|socket| socket.role == Role::Server)?;
         let netns = socket.netns.filter(|_| matches!(socket.address, SocketAddress::Abstract(_))).cloned();
         Some(Self { address: socket.address.clone(), netns })
     }
@@ -32,16 +32,8 @@ pub struct ListenKind {
 }
 
 impl ListenKind {
-    /// What an end that listens wants; `None`: it does not listen.
-    pub fn of(end: &EndSpec) -> Option<Self> {
-        let socket = socket_of(end)?;
-        Some(Self { kind: socket.protocol.socket_kind(), access: socket.access.clone() })
-    }
-}
-
-fn socket_of(end: &EndSpec) -> Option<PeerSocket<'_>> {
-    match end.attachment() {
-        Attachment::Socket(socket) => Some(socket),
-        Attachment::Device(_) => None,
+    /// What an end wants that listens there.
+    pub(super) fn of(socket: &PeerSocket<'_>) -> Self {
+        Self { kind: socket.protocol.socket_kind(), access: socket.access.clone() }
     }
 }

@@ -120,7 +120,7 @@ impl State {
             let id = EndId { wire: key, end: number };
             match end.attachment() {
                 Attachment::Device(device) => {
-                    let ticket = self.jobs.make_device(id, FIRST_DEVICE, spec.name.clone(), device);
+                    let ticket = self.jobs.make_device(id, FIRST_DEVICE, spec.name.clone(), device.share());
                     if let Some(making) = self.making(key) {
                         making.await_job(ticket);
                     }
@@ -188,7 +188,7 @@ impl State {
                 let Some(wire) = self.wires.get_mut(id.wire) else { return self.jobs.discard_device(made) };
                 let carried = std::mem::take(&mut wire.device_counters[id.end]);
                 if let Attachment::Device(device) = wire.spec.ends[id.end].attachment() {
-                    let end = End::device(device, made, carried);
+                    let end = End::device(device.share(), made, carried);
                     self.end_is_there(id, end);
                 }
             }

@@ -38,10 +38,10 @@ pub trait Device: Send + Sync {
 
 /// A device that has just been made.
 pub struct MadeDevice {
-    /// The device.
-    pub device: Arc<dyn Device>,
     /// Its queues: they refer to the device, or to what outlives it.
     pub rings: LaneEnd,
+    /// The device.
+    pub device: Arc<dyn Device>,
 }
 
 /// What a device is made from.
@@ -54,6 +54,9 @@ pub(crate) trait DeviceSpec: Send + Sync {
 
     /// Whether one that is lost may come back: then it is made again, and again, by us. If not, whoever wants it says so.
     fn comes_back(&self) -> bool;
+
+    /// The same, for jobs.
+    fn share(&self) -> Arc<dyn DeviceSpec>;
 }
 
 /// For whom a device is made.

@@ -119,7 +119,7 @@ impl PortSpec for ExternalSpec {
     }
 
     fn attachment(&self) -> Attachment<'_> {
-        Attachment::Device(Arc::new(self.clone()))
+        Attachment::Device(self)
     }
 
     fn mode(&self) -> Mode {
@@ -142,5 +142,9 @@ impl DeviceSpec for ExternalSpec {
 
     fn comes_back(&self) -> bool {
         true
+    }
+
+    fn share(&self) -> Arc<dyn DeviceSpec> {
+        Arc::new(self.clone())
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{
-    Attachment, EndIdentity, ExternalSpec, FieldError, KernelSpec, MemifSpec, Mode, NetNs, PortSpec, Role,
+    Attachment, EndIdentity, ExternalSpec, FieldError, KernelSpec, MemifSpec, Mode, NetNs, PeerSocket, PortSpec, Role,
     VhostUserSpec,
 };
 
@@ -90,6 +90,14 @@ impl EndSpec {
 
     pub(crate) fn attachment(&self) -> Attachment<'_> {
         self.as_port().attachment()
+    }
+
+    /// Where it meets its peers, if it has any.
+    pub(crate) fn socket(&self) -> Option<PeerSocket<'_>> {
+        match self.attachment() {
+            Attachment::Socket(socket) => Some(socket),
+            Attachment::Device(_) => None,
+        }
     }
 
     pub(crate) fn check(&self) -> Vec<FieldError> {

@@ -1,7 +1,6 @@
 //! What is asked of the specification of an end, whatever its kind. Each kind answers in `port/<kind>/spec.rs`.
 
 use std::fmt;
-use std::sync::Arc;
 
 use ferrule_ffi::unix::Kind;
 
@@ -57,7 +56,7 @@ pub(crate) enum Attachment<'a> {
     /// A peer, which is met at a socket, comes and goes, and brings its rings.
     Socket(PeerSocket<'a>),
     /// A device, which we make.
-    Device(Arc<dyn DeviceSpec>),
+    Device(&'a dyn DeviceSpec),
 }
 
 /// The socket at which an end meets its peers.
@@ -72,6 +71,9 @@ pub(crate) struct PeerSocket<'a> {
     pub access: &'a SocketAccess,
     /// What is spoken there.
     pub protocol: PeerProtocol,
+    /// What tells its peers from those of other ends at the same socket; none: nothing does, and it has the socket for
+    /// itself.
+    pub id: Option<u32>,
 }
 
 /// What peers speak at a socket.

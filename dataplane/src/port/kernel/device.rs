@@ -50,4 +50,8 @@ impl DeviceSpec for KernelSpec {
     fn comes_back(&self) -> bool {
         false
     }
+
+    fn share(&self) -> Arc<dyn DeviceSpec> {
+        Arc::new(self.clone())
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -60,7 +59,7 @@ impl PortSpec for KernelSpec {
     }
 
     fn attachment(&self) -> Attachment<'_> {
-        Attachment::Device(Arc::new(self.clone()))
+        Attachment::Device(self)
     }
 
     fn takes_offloads(&self) -> bool {

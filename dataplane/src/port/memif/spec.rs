@@ -108,6 +108,7 @@ impl PortSpec for MemifSpec {
             role: self.role,
             access: &self.access,
             protocol: PeerProtocol::Memif,
+            id: Some(self.id),
         })
     }
 

@@ -85,6 +85,7 @@ impl PortSpec for VhostUserSpec {
             role: self.role,
             access: &self.access,
             protocol: PeerProtocol::VhostUser,
+            id: None,
         })
     }
 
