@@ -56,12 +56,12 @@ pub struct NicSpec {
 struct NicDevice(NicSpec);
 
 impl Slot {
-    pub fn state(&self) -> MutexGuard<'_, SlotState> {
-        self.state.lock().unwrap()
+    pub fn state(&self) -> SlotState {
+        self.lock().clone()
     }
 
     pub fn change(&self, change: impl FnOnce(&mut SlotState)) {
-        change(&mut self.state());
+        change(&mut self.lock());
         self.changed.notify_all();
     }
 
@@ -71,8 +71,12 @@ impl Slot {
         notice.lost(&reason);
     }
 
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock().unwrap()
+    }
+
     fn answer(&self) -> MutexGuard<'_, SlotState> {
-        self.changed.wait_while(self.state(), |state| state.hangs).unwrap()
+        self.changed.wait_while(self.lock(), |state| state.hangs).unwrap()
     }
 }
 
