@@ -21,6 +21,7 @@ use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::vhost_user::FrontendSpec;
 use ferrule_endpoints::virtio::DriverSpec;
 use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use self::error::ConnectError;
 pub use self::error::DutError;
@@ -149,6 +150,18 @@ impl Dut {
     /// Stops it where it is.
     pub fn pause(&self) -> Result<(), Errno> {
         self.processes.iter().try_for_each(Process::pause)
+    }
+
+    /// The threads of a forwarder that runs already which may run on one CPU only, this one. Those that we start have CPUs of
+    /// their own.
+    pub fn threads_pinned_to(&self, cpu: usize) -> Vec<String> {
+        if !matches!(self.program, Program::Running { .. }) {
+            return Vec::new();
+        }
+        // None: it is in a PID namespace that is not seen from here.
+        let peer = self.ends.iter().filter_map(|end| getsockopt(&end.control(), PeerCredentials).ok());
+        let process = peer.map(|peer| peer.pid()).find(|&pid| pid > 0);
+        process.map(|pid| process::threads_pinned_to(pid, cpu)).unwrap_or_default()
     }
 
     /// CPU time that all its threads have had, if it is ours to know.

@@ -97,6 +97,7 @@ pub(crate) mod tests {
                     version: "1".to_owned(),
                     commands: vec![format!("{name} --run")],
                     agreements: vec!["memif".to_owned()],
+                    warnings: Vec::new(),
                 })
                 .into(),
             cases: sizes.iter().map(case).collect(),

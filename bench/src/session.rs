@@ -49,6 +49,8 @@ pub struct ProgramInfo {
     pub commands: Vec<String>,
     /// What each of our ends agreed on with it.
     pub agreements: Vec<String>,
+    /// What is wrong with the place where it runs.
+    pub warnings: Vec<String>,
 }
 
 /// What was measured of a case.
@@ -178,7 +180,9 @@ fn measure_group(
         let started = Dut::start(program, &site, cancel).map_err(BenchError::from);
         match started.and_then(|dut| settle(plan, group, dut, cancel)) {
             Ok(dut) => {
-                results.programs.push(describe(&dut, group));
+                let info = describe(&dut, group, plan.cpus.generator);
+                info.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
+                results.programs.push(info);
                 duts.push(Some(dut));
             }
             // Without ours there is nothing to compare.
@@ -215,13 +219,23 @@ fn settle(plan: &Plan, group: &Group, mut dut: Dut, cancel: &AtomicBool) -> Resu
     }
 }
 
-fn describe(dut: &Dut, group: &Group) -> ProgramInfo {
+fn describe(dut: &Dut, group: &Group, generator: usize) -> ProgramInfo {
+    let sharing = dut.threads_pinned_to(generator);
+    let warning = || {
+        format!(
+            "{} of the {} may run on CPU {generator} only, which is the generator's: they take turns, and the figures are far \
+             too low; choose another with --generator",
+            sharing.join(", "),
+            dut.program
+        )
+    };
     ProgramInfo {
         name: dut.program.to_string(),
         ends: format!("{}-{}", group.ends[0], group.ends[1]),
         version: dut.version.clone(),
         commands: dut.commands.clone(),
         agreements: dut.ends.iter().map(ferrule_endpoints::end::End::agreement).collect(),
+        warnings: (!sharing.is_empty()).then(warning).into_iter().collect(),
     }
 }
 

@@ -113,7 +113,7 @@ impl CliError {
     /// What the process ends with: 2 for what makes no sense, 1 for what failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Vf(vf::VfCliError::ReadOnly) => 2,
             Self::Bench(error) if error.is_usage() => 2,
             _ => 1,
         }

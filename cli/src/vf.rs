@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ferrule_daemon::grpc::is_silent;
+use sriov_manager_client::cache::apply;
 use sriov_manager_client::{Client, ConnectError, connect, v1};
 use thiserror::Error;
 use tonic::Status;
@@ -49,7 +50,7 @@ pub struct VfArgs {
 #[derive(Debug, Subcommand)]
 enum VfCommand {
     /// Show every PF and VF, and who has it
-    List,
+    List(ListArgs),
     /// Set the number of VFs of PFs, all at the same time
     Create {
         /// PFs by address or interface, each with a number: `ens1f0=7`
@@ -97,10 +98,40 @@ enum VfCommand {
     Rule(RuleCommand),
 }
 
+/// Options of `ferrule vf list`.
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Only VFs of this pool, and their PFs; may be given several times
+    #[arg(long = "pool", value_name = "NAME")]
+    pools: Vec<String>,
+    /// Say of each VF whether it can be borrowed for this driver: kernel, vfio-pci or none [default: that of its pool]
+    #[arg(long, value_name = "DRIVER")]
+    driver: Option<v1::Driver>,
+    /// Ask drivers and cards as well, for --json: link speed, eswitch mode, other names, what PFs say of their VFs
+    #[arg(long, conflicts_with = "watch")]
+    details: bool,
+    /// Show it again whenever something has changed, until you interrupt it; with --json one document a line
+    #[arg(long)]
+    watch: bool,
+}
+
+impl ListArgs {
+    fn request(&self) -> v1::ListRequest {
+        v1::ListRequest {
+            pools: self.pools.clone(),
+            driver: self.driver.unwrap_or_default().into(),
+            details: self.details,
+        }
+    }
+}
+
 /// Does what was asked for.
 pub async fn run(args: VfArgs) -> Result<(), CliError> {
+    if let (None, VfCommand::List(which @ ListArgs { watch: true, .. })) = (&args.root, &args.command) {
+        return watch(&args.manager, which, args.json).await;
+    }
     let out = match (&args.root, &args.command) {
-        (Some(root), VfCommand::List) => list(&direct::list(root)?, args.json),
+        (Some(root), VfCommand::List(_)) => list(&direct::list(root)?, args.json),
         (Some(root), VfCommand::Explain { vf, driver, .. }) => {
             explained(vf, &direct::explain(root, vf, *driver)?, args.json)
         }
@@ -115,7 +146,7 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
     let mut client = reach(&args.manager).await?;
     let json = args.json;
     Ok(match &args.command {
-        VfCommand::List => list(&client.list(v1::ListRequest::default()).await?.into_inner(), json),
+        VfCommand::List(which) => list(&client.list(which.request()).await?.into_inner(), json),
         VfCommand::Create { counts, dry_run, force } => {
             let counts = counts.iter().map(|(pf, count)| v1::Count { pf: pf.clone(), count: *count }).collect();
             let created = client
@@ -151,6 +182,22 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
             explained(vf, &client.explain(request).await?.into_inner().reasons, json)
         }
     })
+}
+
+/// Shows the list whenever something in it has changed.
+async fn watch(socket: &Path, which: &ListArgs, json: bool) -> Result<(), CliError> {
+    let v1::ListRequest { pools, driver, .. } = which.request();
+    let mut changes =
+        reach(socket).await?.watch(v1::WatchRequest { pools, driver }).await.map_err(VfCliError::from)?.into_inner();
+    let mut known = v1::ListResponse::default();
+    while let Some(change) = changes.message().await.map_err(VfCliError::from)? {
+        apply(&mut known, change);
+        let shown = if json { json::line(&known) } else { list(&known, false) + "\n" };
+        let mut out = std::io::stdout();
+        out.write_all(shown.as_bytes())?;
+        out.flush()?;
+    }
+    Err(VfCliError::Ended.into())
 }
 
 async fn reach(socket: &Path) -> Result<Client, VfCliError> {
@@ -215,6 +262,9 @@ pub enum VfCliError {
     /// The connection ended.
     #[error("the manager went away while it was asked; its next start finishes or undoes it: see `ferrule vf list`")]
     Gone,
+    /// It stopped while it was watched.
+    #[error("the manager has stopped; its next start goes on with the leases: watch again then")]
+    Ended,
     /// The manager's own words.
     #[error("{0}")]
     Refused(String),

@@ -13,12 +13,12 @@ use crate::admin::proto::{Change, WireSpec};
 use crate::admin::{Admin, AdminError, AdminSocket};
 use crate::{Cli, CliError};
 
-mod document;
-mod short;
+mod end_arg;
+mod split_file;
 
-pub use document::DocumentError;
-use document::Item;
-pub use short::{EndArg, LabelArg};
+pub use end_arg::{EndArg, LabelArg};
+pub use split_file::DocumentError;
+use split_file::Item;
 
 /// The commands below `ferrule wire`.
 #[derive(Debug, Subcommand)]
@@ -91,9 +91,9 @@ pub async fn run(command: WireCommand) -> Result<(), CliError> {
 async fn add(args: AddArgs) -> Result<(), CliError> {
     let persist = args.persist;
     let items = match &args.file {
-        Some(file) => document::split(&read(file)?)?,
+        Some(file) => split_file::split(&read(file)?)?,
         None if args.end.len() != 2 => return Err(wrong_ends(args.end.len())),
-        None => vec![short::item(&args)],
+        None => vec![end_arg::item(&args)],
     };
     let mut admin = Admin::connect(&args.socket.path).await?;
     let mut report = Outcomes::new(items.len());

@@ -189,6 +189,8 @@ fn wrong_usage_ends_with_code_2() {
         &["bench", "--socket", "x"],
         &["completions", "bash", "--socket", "x"],
         &["vf", "list", "--socket", "x"],
+        // A tree is only read.
+        &["vf", "--root", "/", "create", "ens1f0=1", "--dry-run"],
         &["bench", "--time", "0s"],
         &["bench", "--rate", "1M"],
         &["fly"],

@@ -3,7 +3,7 @@
 //! Two threads, two shared places: the *work* (a queue, a ring's index) and the *flag* (asleep, ring
 //! interrupts wanted). Whoever hands over work stores it, fences, and loads the flag; whoever goes to
 //! sleep stores the flag, fences, and looks at the work once more. The two fences are in one order, so
-//! one of the two sees what the other stored: either the sleeper finds the work, or it is rung.
+//! one of the two sees what the other stored: either the sleeper finds the work, or it is notified.
 //! A ring of memif follows the same order with its MASK_INT flag (`memif::ring`).
 //! `tests/model.rs` checks it over all interleavings.
 

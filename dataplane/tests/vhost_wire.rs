@@ -16,7 +16,7 @@ use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserCh
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    Header, Reply, ReplyBody, VhostUserRequest, VringAddress, VringFile, VringState,
+    Header, ReplyBody, VhostUserReply, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, MemifSpec, Role, VhostUserSpec, WireSpec};
@@ -701,6 +701,6 @@ fn replies_have_the_flags_that_dpdk_compares_with() {
     });
     let answer = answer.unwrap();
     assert_eq!(answer.header, Header { request: 1, flags: 5, size: 8 });
-    let ReplyBody::Value(features) = Reply::parse(1, &answer.payload).unwrap().body else { panic!("a value") };
+    let ReplyBody::Value(features) = VhostUserReply::parse(1, &answer.payload).unwrap().body else { panic!("a value") };
     assert!(Features(features).has(Features::VERSION_1));
 }

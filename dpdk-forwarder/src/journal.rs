@@ -1,4 +1,4 @@
-//! The wires of the admin API that shall outlive the forwarder, in one file that is written before anything is done.
+//! The wires of the admin API that outlive the forwarder (`persist`), in one file that is written before anything is done.
 //!
 //! The file is a list of records, one JSON text a line, each about one wire; a later record about the same wire replaces
 //! the earlier. A line counts when it ends: what a kill or a full disk cut short was not acted on. A change that turns
@@ -41,9 +41,9 @@ pub struct Journal {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
-    /// This wire shall be there.
+    /// This wire is to be there.
     Put(Box<v1::WireSpec>),
-    /// The wire of this name shall not.
+    /// The wire of this name is not.
     Remove(String),
 }
 
@@ -112,22 +112,22 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The wires that shall be there, in the order of their names.
+    /// The wires that are to be there, in the order of their names.
     pub fn wires(&self) -> impl Iterator<Item = &v1::WireSpec> {
         self.wires.values()
     }
 
-    /// Whether a wire shall be there.
+    /// Whether a wire is to be there.
     pub fn has(&self, name: &str) -> bool {
         self.wires.contains_key(name)
     }
 
-    /// Makes it last that a wire shall be there: it is on the disk when this returns.
+    /// Records that a wire is to be there: it is on the disk when this returns.
     pub fn put(&mut self, wire: v1::WireSpec) -> Result<Undo, JournalError> {
         self.append(wire.name.clone(), Record::Put(Box::new(wire)))
     }
 
-    /// Makes it last that a wire shall not be there.
+    /// Records that a wire is not to be there.
     pub fn remove(&mut self, name: &str) -> Result<Undo, JournalError> {
         self.append(name.to_owned(), Record::Remove(name.to_owned()))
     }

@@ -1,5 +1,6 @@
 //! An end that a program of ours sends from and receives at, of any kind.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use ferrule_dataplane::port::memif::handshake::HandshakeError;
@@ -33,6 +34,14 @@ impl End {
         match spec {
             EndSpec::Memif(spec) => Ok(Self::Memif(Endpoint::open(spec, timeout)?)),
             EndSpec::Vhost(spec) => Ok(Self::Vhost(Frontend::open(spec, timeout)?)),
+        }
+    }
+
+    /// The control socket, by which the peer says something or goes; then ask [`Self::check_peer`].
+    pub fn control(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Memif(endpoint) => endpoint.control(),
+            Self::Vhost(frontend) => frontend.control(),
         }
     }
 

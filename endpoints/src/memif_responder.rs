@@ -207,7 +207,7 @@ pub enum ResponderError {
     #[error("it broke the rules: {0}")]
     Fault(#[from] Fault),
     /// No notifier could be rung.
-    #[error("ring the peer: {0}")]
+    #[error("notify the peer: {0}")]
     Notifier(#[source] std::io::Error),
 }
 

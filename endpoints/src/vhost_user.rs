@@ -13,7 +13,8 @@ use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserCh
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::memory::MemoryRegion;
 use ferrule_dataplane::port::vhost_user::message::{
-    LogArea, Reply, ReplyBody, VhostUserMessageError, VhostUserRequest, VringAddress, VringFile, VringState, word_of,
+    LogArea, ReplyBody, VhostUserMessageError, VhostUserReply, VhostUserRequest, VringAddress, VringFile, VringState,
+    word_of,
 };
 use ferrule_dataplane::socket::{Listener, SocketError};
 use ferrule_dataplane::spec::{SocketAccess, SocketAddress};
@@ -314,7 +315,7 @@ impl Conversation {
             if !envelope.header.is_reply() || envelope.header.request != number {
                 return Err(FrontendError::Unasked { message: word_of(envelope.header.request) });
             }
-            return Ok(Reply::parse(number, &envelope.payload)?.body);
+            return Ok(VhostUserReply::parse(number, &envelope.payload)?.body);
         }
     }
 

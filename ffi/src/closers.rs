@@ -1,11 +1,12 @@
 //! Threads that do nothing but close descriptors: each can be held up by one of them.
 //!
-//! The peers of one account hold up a few threads at most; what they sent beyond that waits behind their own.
+//! The peers of one account hold up a few threads at most; what they sent beyond that waits behind their own. An account
+//! that holds up none gets a thread, however many the others hold up.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -29,28 +30,41 @@ struct Queue {
 
 impl Queue {
     fn has_closable(&self) -> bool {
-        self.files.iter().any(|(_, share)| may_close(share))
+        self.files.iter().any(|(_, share)| self.may_close(share))
     }
 
-    /// The next whose account does not hold up its threads already.
+    /// Whether its account does not hold up its threads already.
+    fn may_close(&self, share: &DescriptorShare) -> bool {
+        let most = if self.threads > THREADS_MAX { 1 } else { ACCOUNT_THREADS_MAX };
+        share.account().closing.load(Ordering::Relaxed) < most
+    }
+
+    /// Whether another thread is to be started for this.
+    fn wants_thread(&self, share: &DescriptorShare) -> bool {
+        let account = share.account();
+        let is_first = || {
+            let is_queued = self.files.iter().any(|(_, other)| Arc::ptr_eq(other.account(), account));
+            account.closing.load(Ordering::Relaxed) == 0 && !is_queued
+        };
+        self.files.len() >= self.idle && (self.threads < THREADS_MAX || is_first())
+    }
+
+    /// The next that may be closed.
     fn next(&mut self) -> Option<(OwnedFd, DescriptorShare)> {
-        let at = self.files.iter().position(|(_, share)| may_close(share))?;
+        let at = self.files.iter().position(|(_, share)| self.may_close(share))?;
         let next = self.files.remove(at)?;
         next.1.account().closing.fetch_add(1, Ordering::Relaxed);
         Some(next)
     }
 }
 
-fn may_close(share: &DescriptorShare) -> bool {
-    share.account().closing.load(Ordering::Relaxed) < ACCOUNT_THREADS_MAX
-}
-
 impl Closers {
     fn close(&'static self, file: OwnedFd, share: DescriptorShare) {
         let mut queue = self.lock();
+        let wants_thread = queue.wants_thread(&share);
         queue.files.push_back((file, share));
-        if queue.files.len() > queue.idle && queue.threads < THREADS_MAX {
-            // If there is no thread to be had, the next descriptor asks again.
+        if wants_thread {
+            // If the kernel gives no thread, the next descriptor asks again.
             let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run());
             queue.threads += usize::from(started.is_ok());
         }
@@ -91,7 +105,7 @@ impl Closers {
 
 static CLOSERS: Closers =
     Closers { queue: Mutex::new(Queue { files: VecDeque::new(), threads: 0, idle: 0 }), more: Condvar::new() };
-/// As many descriptors can be stuck before others wait behind them.
+/// Of all accounts, beside one for each account that has no other.
 const THREADS_MAX: usize = 64;
 /// Of one account.
 const ACCOUNT_THREADS_MAX: usize = 4;
@@ -103,7 +117,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::descriptor_account::DescriptorAccount;
     use std::net::{TcpListener, TcpStream};
-    use std::sync::Arc;
     use std::time::Instant;
 
     use nix::sys::socket::setsockopt;
@@ -118,6 +131,31 @@ pub(crate) mod tests {
         near.set_nonblocking(false).unwrap();
         setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 1000 }).unwrap();
         (near.into(), far)
+    }
+
+    #[test]
+    fn many_who_hold_up_their_threads_hold_up_nobody_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let hostile: Vec<_> = (0..20).map(|_| Arc::new(DescriptorAccount::default())).collect();
+        let fars: Vec<_> = (0..=ACCOUNT_THREADS_MAX)
+            .flat_map(|_| &hostile)
+            .map(|account| {
+                let (near, far) = stuck(&listener);
+                close(near, account.count());
+                far
+            })
+            .collect();
+        let other = Arc::new(DescriptorAccount::default());
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        close(writer, other.count());
+        assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0);
+        assert!(hostile.iter().all(|account| account.held() > ACCOUNT_THREADS_MAX));
+        drop(fars);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while hostile.iter().any(|account| account.held() > 0) {
+            assert!(Instant::now() < deadline, "all are closed within 20 s");
+            thread::yield_now();
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use crate::file_watch::charge_of;
 use crate::guard::Guarded;
 use crate::health::{Health, MemoryLost};
-use crate::memory_budget::MemoryBudget;
+use crate::memory_budget::{MemoryBudget, PageTableCharge};
 use crate::meter::Meter;
 use crate::userfault;
 
@@ -27,6 +27,8 @@ pub(crate) struct Mapping {
     first: u64,
     file: OwnedFd,
     guarded: Option<Guarded>,
+    /// What its page tables were charged with, until it is unmapped.
+    tables: Option<PageTableCharge>,
 }
 
 // SAFETY: base and len never change, and only `drop` uses them.
@@ -47,8 +49,9 @@ impl Mapping {
         Self::new(file, 0, len, MapFlags::empty())?.metered_and_guarded(health)
     }
 
-    fn metered_and_guarded(self, health: &Arc<Health>) -> io::Result<Self> {
+    fn metered_and_guarded(mut self, health: &Arc<Health>) -> io::Result<Self> {
         let budget = health.budget();
+        self.tables = budget.map(|budget| self.charge_page_tables(budget)).transpose()?;
         self.guard(health, |mapping, page| {
             budget.map(|budget| mapping.metered(budget, page)).transpose().map(Option::flatten)
         })
@@ -78,7 +81,7 @@ impl Mapping {
         // A core file of ours is no place for tenants' memory.
         // SAFETY: the mapping was made above; only what a core file holds depends on it.
         let _ = unsafe { madvise(base, mapped.get(), MmapAdvise::MADV_DONTDUMP) };
-        Ok(Self { base: base.cast(), len: mapped.get(), first, file, guarded: None })
+        Ok(Self { base: base.cast(), len: mapped.get(), first, file, guarded: None, tables: None })
     }
 
     /// With the guard, which every mapping has before anybody uses it.
@@ -91,6 +94,21 @@ impl Mapping {
         let base = self.base.as_ptr() as usize;
         self.guarded = Some(Guarded::new(base, self.len, Arc::clone(health), meter)?);
         Ok(self)
+    }
+
+    /// Charges the page tables that the mapping may come to have. Nothing tells when one is made: its owner can populate
+    /// all of a sparse file, at its own cost, and have us touch one page of each table.
+    fn charge_page_tables(&self, budget: &Arc<MemoryBudget>) -> io::Result<PageTableCharge> {
+        let page = page_size(&self.file)?;
+        let bytes = page_tables(self.len, page);
+        PageTableCharge::take(budget, bytes).ok_or_else(|| {
+            let (mapped, page, tables, limit) = (self.len >> 20, page >> 10, bytes.div_ceil(1 << 20), budget.limit() >> 20);
+            let text = format!(
+                "mapping {mapped} MiB of it in pages of {page} KiB may take {tables} MiB of page tables, which its memory \
+                 limit of {limit} MiB has no room for; raise `memory:` of the end, or have the peer use huge pages"
+            );
+            io::Error::new(io::ErrorKind::QuotaExceeded, text)
+        })
     }
 
     /// What counts the pages that we populate; none where the kernel does not tell: then all that may ever be populated
@@ -138,7 +156,17 @@ impl Drop for Mapping {
         self.guarded = None;
         // SAFETY: our own mapping; every Region, Index, Table and Span of it is gone.
         let _ = unsafe { munmap(self.base, self.len) };
+        // Not before its page tables are gone.
+        self.tables = None;
     }
+}
+
+/// Bytes that the page tables of a mapping take at most, with the bit that the meter keeps for each page. What is
+/// smaller than one table is left out: a peer has only so many regions.
+fn page_tables(len: usize, page: usize) -> u64 {
+    let bits = (len / page) as u64 * (8 * size_of::<u64>() as u64 + 1);
+    let bytes = bits / 8;
+    bytes - bytes % PAGE
 }
 
 /// The pages of a file in memory.
@@ -307,15 +335,47 @@ mod tests {
         let file = memfd_create(c"huge", flags).unwrap();
         // Nothing is reserved: far more than the machine has.
         ftruncate(&file, 1 << 40).unwrap();
-        let budget = MemoryBudget::new(4 * MIB);
+        let tables = page_tables(1 << 40, 2 << 20);
+        let limit = tables + 4 * MIB;
+        let budget = MemoryBudget::new(limit);
         let (region, health) = mapped(&file, 1 << 40, &budget).unwrap();
         touch(&region, 0);
         touch(&region, 511);
-        assert_eq!((budget.used(), health.cause()), (2 * MIB, None));
+        assert_eq!((budget.used() - tables, health.cause()), (2 * MIB, None));
         touch(&region, 512);
-        assert_eq!((budget.used(), health.cause()), (4 * MIB, None));
+        assert_eq!((budget.used() - tables, health.cause()), (4 * MIB, None));
         touch(&region, 1024);
-        assert_eq!(health.cause(), Some(MemoryLost::over_budget(4 * MIB)));
+        assert_eq!(health.cause(), Some(MemoryLost::over_budget(limit)));
+    }
+
+    #[test]
+    fn page_tables_are_charged_until_the_memory_is_unmapped() {
+        const GIB: u64 = 1 << 30;
+        let file = sparse(GIB);
+        // The peer's own pages, one for each table: only the tables are ours to pay.
+        for table in 0..GIB / (2 * MIB) {
+            let start = (table * 2 * MIB).cast_signed();
+            fallocate(&file, FallocateFlags::empty(), start, PAGE.cast_signed()).unwrap();
+        }
+        let budget = MemoryBudget::new(4 * MIB);
+        let before = page_tables_of_this_process();
+        let (region, health) = mapped(&file, GIB, &budget).unwrap();
+        (0..512).for_each(|table| touch(&region, table * 512));
+        let (grown, charged) = (page_tables_of_this_process() - before, budget.used());
+        assert_eq!(health.cause(), None);
+        assert!(charged >= 2 * MIB && grown > charged * 9 / 10, "charged {charged}, {grown} in use");
+        drop(region);
+        assert_eq!(budget.used(), 0);
+        let error = mapped(&sparse(64 * GIB), 64 * GIB, &budget).err().unwrap();
+        assert!(error.to_string().contains("may take 130 MiB of page tables"), "{error}");
+        assert_eq!(budget.used(), 0);
+    }
+
+    /// `VmPTE` of /proc/self/status, in bytes.
+    fn page_tables_of_this_process() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
     #[test]

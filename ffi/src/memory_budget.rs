@@ -52,7 +52,7 @@ impl MemoryBudget {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Bytes that we populated in files which somebody still has.
+    /// Bytes that we populated in files which somebody still has, and of the page tables of what is mapped.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
@@ -61,6 +61,26 @@ impl MemoryBudget {
         let limit = self.limit();
         let more = |used: u64| used.checked_add(bytes).filter(|&used| used <= limit);
         self.used.try_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+/// What the page tables of one mapping were charged with. They end with it.
+#[derive(Debug)]
+pub(crate) struct PageTableCharge {
+    budget: Arc<MemoryBudget>,
+    bytes: u64,
+}
+
+impl PageTableCharge {
+    /// `None`: the budget has not so much.
+    pub(crate) fn take(budget: &Arc<MemoryBudget>, bytes: u64) -> Option<Self> {
+        budget.take(bytes).then(|| Self { budget: Arc::clone(budget), bytes })
+    }
+}
+
+impl Drop for PageTableCharge {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

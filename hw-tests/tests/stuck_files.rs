@@ -142,6 +142,40 @@ fn a_directory_that_does_not_answer_holds_up_its_own_wires_only() {
     drop(stuck);
 }
 
+#[test]
+fn clients_in_more_directories_that_hang_than_there_are_threads_leave_some_for_who_listens() {
+    let test = "clients_in_more_directories_that_hang_than_there_are_threads_leave_some_for_who_listens";
+    let fuse = Need::Device { path: "/dev/fuse", cure: "modprobe fuse" };
+    if lacks(test, &[Need::Root, fuse]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("stuck")).unwrap();
+    let stuck = UnansweredFolder::on(&folder.path().join("stuck"));
+    let engine = Engine::start(&Settings::new(vec![0])).unwrap();
+    let end = |place: &str, role| {
+        EndSpec::Memif(MemifSpec::new(folder.path().join(place).to_str().unwrap().parse().unwrap(), role))
+    };
+    let wire = |number: usize| {
+        let name = format!("w{number}");
+        let near = end(&format!("stuck/{number}/s"), Role::Client);
+        WireSpec::new(name.clone(), [near, end(&format!("good/{name}"), Role::Server)])
+    };
+    let says = |number: usize, problem: &str| match engine.wire(&format!("w{number}")).map(|wire| wire.ends[0].clone())
+    {
+        Some(EndState::Connecting { last_error }) => last_error.is_some_and(|error| error.contains(problem)),
+        _ => false,
+    };
+    let made = engine.apply_all((0..100).map(wire).collect());
+    assert!(made.iter().all(|made| matches!(made, Ok(Applied::Made))), "{made:?}");
+    eventually("one says that its directory does not answer", || (0..100).any(|n| says(n, "does not answer")));
+    eventually("one says who has the threads", || (0..100).any(|n| says(n, "no thread was free")));
+    // Whoever listens has a thread all the same.
+    assert!(matches!(engine.apply(wire(100)), Ok(Applied::Made)));
+    drop(stuck);
+    eventually("all go on", || (0..100).all(|number| says(number, "No such file or directory")));
+}
+
 fn has_ended(peer: &UnixSocket) -> bool {
     nix::sys::socket::recv(peer.as_fd().as_raw_fd(), &mut [0; 256], nix::sys::socket::MsgFlags::MSG_DONTWAIT)
         .is_ok_and(|len| len == 0)

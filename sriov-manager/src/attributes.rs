@@ -69,6 +69,17 @@ impl From<Mac> for String {
     }
 }
 
+/// A name of 64 bits that a fabric of InfiniBand knows a port or a device by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guid(pub u64);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g, h, i] = self.0.to_be_bytes();
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}:{h:02x}:{i:02x}")
+    }
+}
+
 /// A VLAN that the NIC adds and takes away; id 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vlan {

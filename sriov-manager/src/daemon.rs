@@ -98,11 +98,6 @@ impl Daemon {
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
-        let socket = ServiceSocket::bind("sriov-manager", &place.path, &place.access)?;
-        let listener = match metrics {
-            Some(address) => Some(page::Listener::bind(address).await?),
-            None => None,
-        };
         if sysfs.is_live() && !holders::sees_every_process(&sysfs) {
             warn!(
                 "this is not the machine's first process namespace: who holds a VF outside of it is neither seen nor named, \
@@ -119,6 +114,12 @@ impl Daemon {
             Ok(vfs)
         };
         let vfs = spawn_blocking(load).await??;
+        // Not before the node is ours: whoever reaches the socket is answered.
+        let socket = ServiceSocket::bind("sriov-manager", &place.path, &place.access)?;
+        let listener = match metrics {
+            Some(address) => Some(page::Listener::bind(address).await?),
+            None => None,
+        };
 
         let mut servers = Servers::starting();
         servers.serve(api::serve(socket, vfs.clone(), servers.phase()));

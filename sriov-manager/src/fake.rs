@@ -18,10 +18,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::address::{PciAddress, VFIO_PCI};
-use crate::attributes::{Mac, VfState};
+use crate::attributes::{Guid, Mac, VfState};
 use crate::executor::Timeouts;
 use crate::journal::FakeDisk;
-use crate::kernel::ForeignNetdev;
+use crate::kernel::{EswitchMode, ForeignNetdev};
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
 use crate::vfs::{Options, Vfs};
@@ -59,6 +59,8 @@ pub enum Scenario {
     MacRefused,
     /// The PF's driver is busy with this VF and leaves it out of what it tells.
     LeftOut(u32),
+    /// A question about a PF never comes back, until [`FakeNode::heal`].
+    ReportHangs,
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
     /// Unbinding never comes back, until [`FakeNode::heal`].
@@ -101,6 +103,10 @@ struct FakeState {
     states: BTreeMap<PciAddress, VfState>,
     /// PFs whose interface is in another namespace, and what it is called.
     away: BTreeMap<PciAddress, String>,
+    /// What the switches of cards do.
+    eswitch_modes: BTreeMap<PciAddress, EswitchMode>,
+    /// GUIDs that PFs gave their VFs.
+    guids: BTreeMap<PciAddress, Guid>,
     /// The permanent addresses of PFs.
     permanent: BTreeMap<PciAddress, Mac>,
     /// Other names of interfaces, by their own names.

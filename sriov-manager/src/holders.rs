@@ -110,18 +110,19 @@ pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<PathBuf> {
     groups.chain(devices).chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node)).collect()
 }
 
-/// Processes that have one of these nodes open, as `/proc/*/fd` shows them.
-pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> Vec<Holder> {
+/// Processes that have one of these nodes open, as `/proc/*/fd` shows them. What cannot be looked at may be one: that is an error.
+pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> io::Result<Vec<Holder>> {
+    let mut found = Vec::new();
     if nodes.is_empty() {
-        return Vec::new();
+        return Ok(found);
     }
-    let Ok(processes) = fs::read_dir(sysfs.path("proc")) else { return Vec::new() };
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: u32| {
-        let file = open_file(&sysfs.path(&format!("proc/{pid}/fd")), nodes);
-        file.map(|file| Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() })
-    })
-    .collect()
+    for entry in fs::read_dir(sysfs.path("proc"))? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some(file) = open_file(&sysfs.path(&format!("proc/{pid}/fd")), nodes)? {
+            found.push(Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() });
+        }
+    }
+    Ok(found)
 }
 
 /// When a process was started, in the kernel's ticks since the boot; none: there is no such process any more.
@@ -144,7 +145,7 @@ pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
 }
 
 /// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
-fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => Ok(None),
@@ -187,10 +188,17 @@ pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
     fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }
 
-fn open_file(directory: &Path, nodes: &[PathBuf]) -> Option<PathBuf> {
-    // A process that ends meanwhile holds nothing.
-    let files = fs::read_dir(directory).ok()?;
-    files.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).find(|file| nodes.contains(file))
+fn open_file(directory: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>> {
+    // A process that ends meanwhile, or closes a file, holds nothing.
+    let Some(files) = unless_gone(fs::read_dir(directory))? else { return Ok(None) };
+    for entry in files {
+        let Some(entry) = unless_gone(entry)? else { return Ok(None) };
+        let file = unless_gone(fs::read_link(entry.path()))?;
+        if let Some(file) = file.filter(|file| nodes.contains(file)) {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
 }
 
 fn comm(sysfs: &Sysfs, pid: u32) -> String {

@@ -29,8 +29,12 @@ pub struct PhysicalFunction {
     pub vf_device: Option<u32>,
     /// Its VFs by their numbers.
     pub vfs: BTreeMap<u32, PciAddress>,
-    /// The MTU of its interface.
-    pub mtu: Option<u32>,
+    /// Whether its interface is set up.
+    pub admin_up: Option<bool>,
+    /// Whether its interface has a link; none: it does not tell.
+    pub link_up: Option<bool>,
+    /// Interfaces of its switch, by the numbers of the VFs at their other ends.
+    pub representors: BTreeMap<u32, String>,
 }
 
 /// One VF.
@@ -75,6 +79,8 @@ pub struct Function {
     pub link_type: Option<u16>,
     /// The address of its interface.
     pub mac: Option<Mac>,
+    /// The MTU of its interface.
+    pub mtu: Option<u32>,
     /// What the firmware calls it.
     pub acpi_index: Option<u32>,
     /// Its devices of RDMA.
@@ -175,7 +181,9 @@ impl PhysicalFunction {
             total_vfs,
             vf_device: sysfs.hex(address, "sriov_vf_device"),
             vfs: sysfs.virtfns(address),
-            mtu: function.netdevs.first().and_then(|netdev| sysfs.mtu(address, netdev)),
+            admin_up: function.netdevs.first().and_then(|netdev| sysfs.is_admin_up(address, netdev)),
+            link_up: function.netdevs.first().and_then(|netdev| sysfs.is_link_up(address, netdev)),
+            representors: if function.netdevs.len() > 1 { sysfs.representors(address) } else { BTreeMap::new() },
             function,
         }
     }
@@ -234,6 +242,7 @@ impl Function {
             numa: sysfs.number::<i64>(address, "numa_node").and_then(|node| u32::try_from(node).ok()),
             link_type: netdevs.first().and_then(|netdev| sysfs.link_type(address, netdev)),
             mac: netdevs.first().and_then(|netdev| sysfs.mac(address, netdev)),
+            mtu: netdevs.first().and_then(|netdev| sysfs.mtu(address, netdev)),
             netdevs,
             // Sysfs does not show them.
             altnames: Vec::new(),
@@ -246,12 +255,22 @@ impl Function {
     fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> Self {
         let Self { vendor, device, class, iommu_group, numa, acpi_index, .. } = *self;
         let (driver, netdevs) = (sysfs.driver(address), sysfs.netdevs(address));
-        let (link_type, mac) = match netdevs.first() {
-            Some(netdev) => (sysfs.link_type(address, netdev), sysfs.mac(address, netdev)),
-            None => (None, None),
-        };
-        let (altnames, rdma) = (Vec::new(), sysfs.rdma(address));
-        Self { vendor, device, class, driver, iommu_group, numa, netdevs, altnames, link_type, mac, acpi_index, rdma }
+        let netdev = netdevs.first();
+        Self {
+            vendor,
+            device,
+            class,
+            driver,
+            iommu_group,
+            numa,
+            link_type: netdev.and_then(|netdev| sysfs.link_type(address, netdev)),
+            mac: netdev.and_then(|netdev| sysfs.mac(address, netdev)),
+            mtu: netdev.and_then(|netdev| sysfs.mtu(address, netdev)),
+            netdevs,
+            altnames: Vec::new(),
+            acpi_index,
+            rdma: sysfs.rdma(address),
+        }
     }
 }
 

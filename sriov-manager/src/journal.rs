@@ -5,8 +5,9 @@
 //! and when the file has grown, it is written anew with what is still true, beside the old one, and renamed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -146,10 +147,14 @@ impl Journal {
     pub fn open(directory: &Path) -> Result<(Self, Facts), JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(|error| failed("make", error))?;
+        // Whoever can open a file can hold its lock. On a disk that is only read they are as an earlier start left them.
+        let _ = fs::set_permissions(directory, Permissions::from_mode(0o700));
         let lock = directory.join("lock");
         // A disk that is full or only read has it from an earlier start.
-        let lock = File::create(&lock).or_else(|error| File::open(&lock).map_err(|_| error));
+        let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&lock);
+        let lock = open.or_else(|error| File::open(&lock).map_err(|_| error));
         let lock = lock.map_err(|error| failed("lock", error))?;
+        let _ = lock.set_permissions(Permissions::from_mode(0o600));
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: directory.to_owned() },
             errno => failed("lock", errno.into()),
@@ -377,7 +382,7 @@ mod tests {
         let mut kept = Kept::open(directory.path());
         kept.record(&resize(4)).unwrap();
         kept.record(&resize(7)).unwrap();
-        let claim = Claim { uid: 7, pools: vec!["fast".into()], vfs: [PF].into(), since: 1 };
+        let claim = Claim { uid: 7, pools: ["fast".into()].into(), vfs: [PF].into(), since: 1 };
         kept.record(&Record::Claim { owner: "plugin".into(), claim: Some(claim) }).unwrap();
         let cordon = Cordon { uid: 0, why: "firmware".into() };
         kept.record(&Record::Cordon { pf: PF, cordon: Some(cordon) }).unwrap();
@@ -450,6 +455,20 @@ mod tests {
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         drop(first);
         Journal::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn only_its_user_can_hold_its_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for _ in 0..2 {
+            drop(Journal::open(&state).unwrap());
+            assert_eq!((mode(&state), mode(&state.join("lock"))), (0o700, 0o600));
+            // As an earlier release left them.
+            fs::set_permissions(&state, Permissions::from_mode(0o755)).unwrap();
+            fs::set_permissions(state.join("lock"), Permissions::from_mode(0o644)).unwrap();
+        }
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! What we ask of the kernel beside reading: writes into sysfs, the VF attributes of a PF, who uses an interface, and
 //! whether a VFIO node is open.
 //!
-//! Modules: `vf_info` (the kernel's answer about the VFs of a PF).
+//! Modules: `vf_info` (the VFs of a PF), `devlink` (the switch of a card), `xdp_sockets` (who takes frames of an interface),
+//! `attribute` (what these are read from), `namespaces` (those of others).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
@@ -23,9 +25,16 @@ use nix::errno::Errno;
 use nix::libc;
 
 use crate::address::PciAddress;
-use crate::attributes::{LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
+use crate::attributes::{Guid, LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
+use crate::holders::unless_gone;
 
+mod attribute;
+mod devlink;
+mod namespaces;
 mod vf_info;
+mod xdp_sockets;
+
+use namespaces::{Namespace, Namespaces};
 
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
 pub trait Kernel: Send + Sync {
@@ -43,6 +52,8 @@ pub trait Kernel: Send + Sync {
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError>;
     /// What the host does with an interface, in words: addresses, default routes, XDP programs.
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError>;
+    /// What the switch of a PF's card does; none: it has none, or its driver does not tell.
+    fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError>;
     /// Whether somebody has a node of VFIO open, or a device that was opened through it; none: there is no such node.
     fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError>;
 }
@@ -65,6 +76,17 @@ pub struct PfReport {
     pub device: Option<String>,
     /// Its VFs by their numbers. One whose driver is busy is not among them.
     pub vfs: BTreeMap<u32, VfState>,
+    /// The GUIDs that it gave its VFs, by their numbers.
+    pub guids: BTreeMap<u32, Guid>,
+}
+
+/// What the switch of a card does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EswitchMode {
+    /// It forwards by MAC address and VLAN.
+    Legacy,
+    /// By rules, with an interface here for the other end of each VF.
+    Switchdev,
 }
 
 /// An interface that is in another network namespace.
@@ -123,21 +145,12 @@ impl Kernel for LiveKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
-        for Namespace { file, pid } in foreign_namespaces()? {
-            // One that just went away holds nothing.
-            let Ok(namespace) = NetNs::open(&file) else { continue };
-            let find = || -> Result<Option<String>, NetlinkError> {
-                let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-                let named = links.iter().find_map(|link| of_device(link, vf));
-                // Kernels before 5.14 do not name the device of a link; its driver does.
-                let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
-                Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
-            };
-            if let Some(netdev) = namespace.run(find)?? {
-                return Ok(Some(ForeignNetdev { netdev, namespace: file, pid }));
-            }
+        let mut namespaces = Namespaces::of_others()?;
+        let known = namespaces.of_processes_and_names()?;
+        match find_netdev(known, vf)? {
+            Some(found) => Ok(Some(found)),
+            None => find_netdev(namespaces.of_threads_and_files()?, vf),
         }
-        Ok(None)
     }
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
@@ -160,10 +173,21 @@ impl Kernel for LiveKernel {
         {
             uses.push("an XDP program is attached to it".to_owned());
         }
+        match xdp_sockets::bound_to(interface.index)? {
+            None | Some(0) => {}
+            Some(1) => uses.push("an AF_XDP socket is bound to it".to_owned()),
+            Some(count) => uses.push(format!("{count} AF_XDP sockets are bound to it")),
+        }
         Ok(uses)
     }
 
+    fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError> {
+        devlink::eswitch_mode(pf)
+    }
+
     fn is_vfio_open(&self, node: &Path) -> Result<Option<bool>, NetlinkError> {
+        let lock = probe_lock(node);
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
         // A group can be opened once. Devices keep their group open, also when its own file was closed.
         match OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node) {
             Ok(_) => Ok(Some(false)),
@@ -172,6 +196,25 @@ impl Kernel for LiveKernel {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The interface of a VF, if it is in one of these namespaces.
+fn find_netdev(namespaces: Vec<Namespace>, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+    for Namespace { file, pid } in namespaces {
+        // One that just went away holds nothing.
+        let Some(namespace) = unless_gone(NetNs::open(&file))? else { continue };
+        let find = || -> Result<Option<String>, NetlinkError> {
+            let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+            let named = links.iter().find_map(|link| of_device(link, vf));
+            // Kernels before 5.14 do not name the device of a link; its driver does.
+            let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
+            Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
+        };
+        if let Some(netdev) = namespace.run(find)?? {
+            return Ok(Some(ForeignNetdev { netdev, namespace: file, pid }));
+        }
+    }
+    Ok(None)
 }
 
 fn numbered(interface: Interface) -> LinkMessage {
@@ -287,32 +330,11 @@ fn of_unnamed_device(link: &RouteNetlinkMessage) -> Option<String> {
     name.filter(|_| link.header.link_layer_type != LinkLayerType::Loopback)
 }
 
-struct Namespace {
-    file: PathBuf,
-    pid: Option<u32>,
-}
-
-/// Every network namespace but ours: those of processes, then those that only have a name.
-fn foreign_namespaces() -> io::Result<Vec<Namespace>> {
-    let identity = |file: &Path| fs::metadata(file).map(|metadata| (metadata.dev(), metadata.ino()));
-    let mut seen = BTreeSet::from([identity(Path::new("/proc/self/ns/net"))?]);
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let file = entry.path().join("ns/net");
-        if identity(&file).is_ok_and(|identity| seen.insert(identity)) {
-            found.push(Namespace { file, pid: Some(pid) });
-        }
-    }
-    for directory in ["/run/netns", "/var/run/netns"] {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
-        for file in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if identity(&file).is_ok_and(|identity| seen.insert(identity)) {
-                found.push(Namespace { file, pid: None });
-            }
-        }
-    }
-    Ok(found)
+/// The lock of a VFIO node. A group can be opened once: a look at the same moment as another one would find it open.
+fn probe_lock(node: &Path) -> Arc<Mutex<()>> {
+    static PROBED: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut probed = PROBED.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(probed.entry(node.to_owned()).or_default())
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ pub struct Lease {
     /// The address that the PF was made with: after a reboot another card may be at its PCI address. None: it did not tell.
     #[serde(default)]
     pub card: Option<Mac>,
+    /// The lease from which it was handed over; none: it was not.
+    #[serde(default)]
+    pub handed_from: Option<String>,
     /// What was asked.
     pub wanted: Wanted,
     /// What the VF was, and will be again.
@@ -121,7 +124,7 @@ pub enum Stage {
         /// That lease.
         from: Box<Lease>,
     },
-    /// The VF is lent.
+    /// The VF is lent. Attributes that are set without another driver are so from the beginning: a start goes on with it.
     Lent,
     /// The VF is being cleaned. Interrupted here, the cleaning goes on.
     Releasing,
@@ -171,11 +174,18 @@ pub struct Claim {
     /// The user whose process claimed them, and who alone lends them.
     pub uid: u32,
     /// Every VF of these pools, whenever it comes.
-    pub pools: Vec<String>,
+    pub pools: BTreeSet<String>,
     /// And these VFs.
     pub vfs: BTreeSet<PciAddress>,
-    /// When, in seconds since 1970. Of two claims of one VF the older one holds.
+    /// When it was made or made wider, in seconds since 1970. Of two claims of one VF the older one holds.
     pub since: u64,
+}
+
+impl Claim {
+    /// Whether it covers everything that another one does.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.pools.is_superset(&other.pools) && self.vfs.is_superset(&other.vfs)
+    }
 }
 
 /// A PF of which no VF is lent to anybody new.

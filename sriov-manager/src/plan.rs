@@ -83,6 +83,13 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Whether it only sets something of a function, which stays on its driver: done again it is the same.
+    pub fn is_setting(&self) -> bool {
+        matches!(self, Self::Set { .. } | Self::ClearMac { .. } | Self::Mtu { .. })
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

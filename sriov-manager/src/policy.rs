@@ -160,6 +160,11 @@ impl Policies {
         })
     }
 
+    /// Whether policies of the operator say that somebody else makes the VFs of a PF.
+    pub fn is_externally_managed(&self, pf: &PhysicalFunction) -> bool {
+        merge(&self.pools, pf).is_some_and(|merged| merged.is_externally_managed)
+    }
+
     /// Why a lease would not be made now; none: it would. A lease whose VF is not there is not judged.
     pub fn forbids(&self, inventory: &Inventory, lease: &Lease) -> Option<String> {
         let vf = inventory.vfs.get(&lease.vf)?;

@@ -16,6 +16,7 @@ use ferrule_ffi::sysfs::{net, pci_device};
 use sysfs_class::{PciDevice, SysClass};
 
 use crate::address::PciAddress;
+use crate::attributes::Guid;
 use crate::kernel::Interface;
 
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
@@ -31,6 +32,8 @@ pub struct RdmaDevice {
     pub name: String,
     /// Its nodes, such as `/dev/infiniband/uverbs2`.
     pub nodes: Vec<String>,
+    /// The GUID that it has in its fabric.
+    pub guid: Option<Guid>,
 }
 
 impl Sysfs {
@@ -187,7 +190,43 @@ impl Sysfs {
         let mut nodes: Vec<_> = ["infiniband_verbs", "infiniband_mad"].into_iter().flat_map(below).collect();
         nodes.sort_unstable();
         let nodes: Vec<_> = nodes.iter().map(|node| format!("/dev/infiniband/{node}")).collect();
-        devices.into_iter().map(|name| RdmaDevice { name, nodes: nodes.clone() }).collect()
+        let device = |name: String| {
+            // Four words of four digits.
+            let guid = self.text(address, &format!("infiniband/{name}/node_guid"));
+            let guid = guid.and_then(|text| u64::from_str_radix(&text.replace(':', ""), 16).ok()).map(Guid);
+            RdmaDevice { name, nodes: nodes.clone(), guid }
+        };
+        devices.into_iter().map(device).collect()
+    }
+
+    /// Interfaces of a PF's switch, by the numbers of the VFs at their other ends.
+    pub fn representors(&self, pf: PciAddress) -> BTreeMap<u32, String> {
+        let all = names(&self.file(pf, "net")).unwrap_or_default();
+        let vf = |netdev: String| {
+            let port = self.netdev_file(pf, &netdev, "phys_port_name")?;
+            Some((represented_vf(&port)?, netdev))
+        };
+        all.into_iter().filter_map(vf).collect()
+    }
+
+    /// Whether a network interface of a function is set up.
+    pub fn is_admin_up(&self, address: PciAddress, netdev: &str) -> Option<bool> {
+        let flags = self.netdev_file(address, netdev, "flags")?;
+        let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()?;
+        Some(flags & IFF_UP != 0)
+    }
+
+    /// Whether a network interface of a function has a link; none: its driver does not tell.
+    pub fn is_link_up(&self, address: PciAddress, netdev: &str) -> Option<bool> {
+        let state = self.netdev_file(address, netdev, "operstate")?;
+        (state != "unknown").then_some(state == "up")
+    }
+
+    /// The speed of the link of a network interface of a function, in Mbit/s. The driver is asked, and waits for the lock of all
+    /// interfaces: whoever calls this may wait as well.
+    pub fn link_speed(&self, address: PciAddress, netdev: &str) -> Option<u32> {
+        // -1 of one without a link.
+        self.netdev_file(address, netdev, "speed")?.parse().ok()
     }
 
     /// The MTU of a network interface of a function.
@@ -228,6 +267,13 @@ fn is_representor(port: &str) -> bool {
     port.contains("pf")
 }
 
+/// The VF of this machine at whose other end a port is. Those of another machine's begin with the number of a controller.
+fn represented_vf(port: &str) -> Option<u32> {
+    let (pf, vf) = port.strip_prefix("pf")?.split_once("vf")?;
+    pf.parse::<u32>().ok()?;
+    vf.parse().ok()
+}
+
 fn names(directory: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
 }
@@ -237,5 +283,7 @@ pub(crate) fn link_name(link: &Path) -> Option<String> {
     fs::read_link(link).ok()?.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)
 }
 
+/// linux/if.h.
+const IFF_UP: u32 = 1;
 const DEVICES: &str = "sys/bus/pci/devices";
 const DRIVERS: &str = "sys/bus/pci/drivers";

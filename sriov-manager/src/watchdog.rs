@@ -74,6 +74,13 @@ impl Watchdog {
         Self { kernel, threads: Arc::default(), stop, stuck: Arc::default(), returned: Arc::new(returned) }
     }
 
+    /// One of the same kernel and threads for questions that nothing depends on: a function that is stuck in one of them is not
+    /// stuck for anything else.
+    #[must_use]
+    pub fn for_questions(&self) -> Self {
+        Self { stuck: Arc::default(), returned: Arc::new(|| {}), ..self.clone() }
+    }
+
     /// Whether nothing is to be waited for any more.
     pub fn is_stopping(&self) -> bool {
         self.stop.is_due()

@@ -100,10 +100,11 @@ async fn a_second_manager_is_refused_at_the_socket_and_at_the_state() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
-    let error = Daemon::start(options(&node, socket.clone())).await.err().unwrap();
-    assert!(matches!(error, RunError::Socket(_)), "{error}");
-    let error = Daemon::start(options(&node, directory.path().join("other.sock"))).await.err().unwrap();
+    let other = directory.path().join("other.sock");
+    let error = Daemon::start(options(&node, other.clone())).await.err().unwrap();
     assert!(error.to_string().contains("another sriov-manager has it"), "{error}");
+    let error = Daemon::start(options(&FakeNode::new(1, 7), socket.clone())).await.err().unwrap();
+    assert!(matches!(error, RunError::Socket(_)), "{error}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o660);
     daemon.stop().await;
@@ -290,6 +291,29 @@ async fn a_cache_follows_the_list_over_a_restart_of_the_manager() {
     followed(&mut cache, &|latest| !latest.is_followed && latest.list.is_some()).await;
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
     followed(&mut cache, &lent(1)).await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_a_size_and_a_document_of_a_mebibyte_is_within_it() {
+    let node = FakeNode::new(1, 7);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    let document = |bytes: usize| {
+        let pools = "pools: [{ name: all, pfs: [{ driver: igb }] }]\n";
+        let document = format!("{pools}#{}", "x".repeat(bytes - pools.len() - 1));
+        v1::ApplyPoliciesRequest { document, dry_run: true }
+    };
+    asking.apply_policies(document(1 << 20)).await.unwrap();
+    let refused = asking.apply_policies(document((1 << 20) + 1)).await.unwrap_err();
+    assert!(
+        refused.code() == Code::InvalidArgument && refused.message().contains("at most 1048576 bytes"),
+        "{refused}"
+    );
+    let list = v1::ListRequest { pools: vec!["x".repeat(3 << 20)], ..Default::default() };
+    assert_eq!(asking.list(list).await.unwrap_err().code(), Code::OutOfRange);
     daemon.stop().await;
 }
 

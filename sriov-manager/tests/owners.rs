@@ -1,82 +1,30 @@
-//! VFs that have an owner, several at once, handing over, and leases that end by themselves.
+//! VFs that have an owner, PFs that are cordoned, and policies without which nobody has anything.
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use sriov_manager::attributes::{Attributes, Mac, Vlan};
+use nix::fcntl::{Flock, FlockArg};
+use sriov_manager::attributes::{Attributes, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::kernel::Kernel;
-use sriov_manager::lease::{Claim, Cordon, Stage, Until};
-use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool, Principal};
-use sriov_manager::vfs::{Caller, Choice, Options, Order, Place, Reason, Request};
-use sriov_manager::{Driver, PciAddress, VfError, Vfs};
+use sriov_manager::journal::Record;
+use sriov_manager::lease::{Claim, Cordon, Stage};
+use sriov_manager::policy::{PfSelector, Policies, Pool, Principal};
+use sriov_manager::vfs::{Caller, Choice, Options, Reason, Remains, Request};
+use sriov_manager::{Driver, VfError, Vfs};
 
-const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
-const USER: PeerCredentials = PeerCredentials { uid: 1000, gid: 1000 };
+mod owned;
 
-fn request(id: &str, choice: Choice, driver: Driver) -> Request {
-    Request {
-        id: id.into(),
-        holder: "a test".into(),
-        choice,
-        place: Place::default(),
-        owner: None,
-        until: None,
-        driver: Some(driver),
-        attributes: Attributes::default(),
-        peer: ROOT,
-        force: false,
-    }
-}
-
-fn of_pool(id: &str) -> Request {
-    request(id, Choice::pool("all"), Driver::VfioPci)
-}
+use owned::{ROOT, USER, node, of_pool, owner_of, release, request};
 
 fn by_plugin(request: Request) -> Request {
     Request { owner: Some("plugin".into()), ..request }
 }
 
-fn vlan(id: u16) -> Attributes {
-    Attributes { vlan: Some(Vlan { id, ..Vlan::default() }), ..Attributes::default() }
-}
-
-/// With the pools `all` and `first`, the VFs of the first PF.
-fn owner_of(node: &FakeNode, observer: Option<Observer>) -> Vfs {
-    let all = vec![PfSelector { driver: Some("igb".into()), ..PfSelector::default() }];
-    let first = vec![PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() }];
-    let pool = |name: &str, pfs| Pool { name: name.into(), pfs, ..Pool::default() };
-    let policies = Policies { pools: vec![pool("all", all), pool("first", first)] };
-    Vfs::open(Options { policies, observer, ..node.options() }).expect("a made-up node can be owned")
-}
-
-fn node(pfs: u8, vfs: u32) -> (FakeNode, Vfs) {
-    let node = FakeNode::new(pfs, 7);
-    let owner = owner_of(&node, None);
-    for pf in 0..pfs {
-        owner.create(node.pf(pf), vfs).expect("a node that is healthy does it");
-    }
-    (node, owner)
-}
-
-fn acquire_all(vfs: &Vfs, requests: &[Request]) -> Result<Vec<PciAddress>, VfError> {
-    let acquired = vfs.acquire_all(requests, false, Caller::PATIENT)?;
-    Ok(acquired.iter().map(|acquired| acquired.vf).collect())
-}
-
-fn release(vfs: &Vfs, lease: &str) {
-    vfs.release(lease, Duration::ZERO, ROOT).expect("a node that is healthy does it");
-}
-
 fn claim_pool(pool: &str) -> Claim {
-    Claim { pools: vec![pool.into()], ..Claim::default() }
+    Claim { pools: [pool.into()].into(), ..Claim::default() }
 }
-
-// Owners.
 
 #[test]
 fn nobody_else_is_lent_what_an_owner_has_claimed_not_even_root() {
@@ -178,376 +126,214 @@ fn a_cordoned_pf_lends_to_nobody_new_and_says_what_it_waits_for() {
     let error = vfs.acquire(&request("c", Choice::Vf(node.vf(0, 1)), Driver::None)).unwrap_err().to_string();
     assert!(error.contains("new firmware"), "{error}");
     let mut changed = request("kept", Choice::Vf(kept), Driver::VfioPci);
-    changed.attributes = vlan(7);
+    changed.attributes = Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() };
     vfs.acquire(&changed).expect("who has a VF keeps it, and may change it");
     let _file = node.open_vfio(kept, 9, "testpmd");
-    let blockers = vfs.blockers(node.pf(0)).unwrap();
+    let blockers = vfs.blockers(node.pf(0), ROOT).unwrap();
     assert!(matches!(&blockers[..], [(a, Reason::Lent { .. }), (b, Reason::Held(_))] if *a == kept && *b == kept));
     vfs.cordon(node.pf(0), None).unwrap();
     vfs.acquire(&of_pool("c")).unwrap();
 }
 
-// This one, and several at once.
-
 #[test]
-fn a_vf_of_a_pool_is_lent_by_the_pools_rules_and_no_other_is() {
-    let (node, vfs) = node(2, 1);
-    let of_first = |vf| request("x", Choice::VfOfPools { vf, pools: vec!["first".into()] }, Driver::None);
-    let error = vfs.acquire(&of_first(node.vf(1, 0))).unwrap_err();
-    assert!(matches!(error, VfError::NotOfPool { .. }), "{error}");
-    assert_eq!(vfs.acquire(&of_first(node.vf(0, 0))).unwrap().vf, node.vf(0, 0));
-    assert_eq!(vfs.acquire(&of_first(node.vf(0, 0))).unwrap().steps, [], "the same again is the same");
+fn a_claim_is_not_made_wider_over_a_pool_that_another_has_claimed_before_it_has_a_vf() {
+    let (node, vfs) = node(2, 0);
+    vfs.create(node.pf(1), 2).unwrap();
+    let one = |index| Claim { vfs: [node.vf(1, index)].into(), ..Claim::default() };
+    vfs.claim("old", one(0), ROOT).unwrap();
+    assert!(vfs.claim("plugin", claim_pool("first"), ROOT).unwrap().vfs.is_empty());
+    let wider = Claim { pools: ["first".into()].into(), ..one(0) };
+    let error = vfs.claim("old", wider, ROOT).unwrap_err();
+    assert!(error.to_string().contains("the pool first belongs to plugin"), "{error}");
+    vfs.create(node.pf(0), 2).unwrap();
+    assert!(vfs.view().vfs.iter().filter(|vf| vf.vf.pf == node.pf(0)).all(|vf| vf.owner.as_deref() == Some("plugin")));
 }
 
 #[test]
-fn several_are_lent_or_none() {
-    let (node, vfs) = node(1, 3);
-    let before = node.fingerprint();
-    let four: Vec<_> = ["a", "b", "c", "d"].map(of_pool).into();
-    assert!(matches!(acquire_all(&vfs, &four), Err(VfError::NoneFree { .. })));
-    assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
-    // The last one is refused by the kernel, after the others were made.
-    let mut three = four[..3].to_vec();
-    three[2].attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
-    node.set(Scenario::MacRefused);
-    for request in &mut three[..2] {
-        request.driver = Some(Driver::None);
-    }
-    assert!(matches!(acquire_all(&vfs, &three), Err(VfError::Step(_))));
-    assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
-    node.heal();
-    let got = acquire_all(&vfs, &three).unwrap();
-    assert_eq!(vfs.facts().leases.len(), 3);
-    assert_eq!(acquire_all(&vfs, &three).unwrap(), got, "the same again is the same");
-    for id in ["a", "b", "c"] {
-        release(&vfs, id);
-    }
-    assert_eq!(node.fingerprint(), before);
-    assert!(matches!(acquire_all(&vfs, &[of_pool("a"), of_pool("a")]), Err(VfError::Wrong(_))));
-}
-
-#[test]
-fn several_of_which_one_is_there_leave_that_one_as_it_was_when_another_fails() {
+fn a_claim_is_as_old_as_the_widest_that_it_was() {
     let (node, vfs) = node(1, 2);
-    vfs.acquire(&of_pool("a")).unwrap();
-    let kept = vfs.facts();
-    let mut changed = of_pool("a");
-    changed.attributes = vlan(7);
-    changed.holder = "another".into();
-    let mut refused = of_pool("b");
-    refused.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
-    node.set(Scenario::MacRefused);
-    acquire_all(&vfs, &[changed, refused]).unwrap_err();
-    let now = vfs.facts();
-    assert_eq!(now.leases.len(), 1);
-    let (old, new) = (&kept.leases[&node.vf(0, 0)], &now.leases[&node.vf(0, 0)]);
-    assert_eq!((&new.wanted, &new.stage), (&old.wanted, &Stage::Lent));
-    assert!(!node.fingerprint().contains("id: 7"));
-}
-
-#[test]
-fn several_are_of_one_pf_if_that_is_wanted() {
-    let (node, vfs) = node(2, 2);
-    vfs.acquire(&request("x", Choice::Vf(node.vf(0, 0)), Driver::None)).unwrap();
-    let two = [of_pool("a"), of_pool("b")];
-    let together = vfs.acquire_all(&two, true, Caller::PATIENT).unwrap();
-    let pf = |vf: PciAddress| vfs.facts().leases[&vf].pf;
-    assert_eq!(together.iter().map(|acquired| pf(acquired.vf)).collect::<Vec<_>>(), [node.pf(1); 2]);
-    let error = vfs.acquire_all(&[of_pool("c"), of_pool("d")], true, Caller::PATIENT).unwrap_err();
-    assert!(matches!(error, VfError::NoPfHasAll { count: 2, .. }), "{error}");
-}
-
-#[test]
-fn a_place_prefers_its_node_and_fills_pfs_or_spreads_over_them() {
-    let (node, vfs) = node(2, 3);
     drop(vfs);
-    fs::write(node.sysfs().file(node.vf(1, 2), "numa_node"), "1\n").unwrap();
-    let vfs = owner_of(&node, None);
-    let placed = |id: &str, place| vfs.acquire(&Request { place, ..of_pool(id) }).unwrap().vf;
-    let near = Place { numa: Some(1), ..Place::default() };
-    assert_eq!(placed("near", near), node.vf(1, 2));
-    assert!(node.vf(1, 2) != placed("also", near), "another one if there is none left there");
-    // The first PF has two left, the second two; one more makes the difference.
-    let only = Place { pf: Some(node.pf(0)), ..Place::default() };
-    let packed = Place { order: Order::Pack, ..Place::default() };
-    let first = placed("only", only);
-    assert_eq!(vfs.facts().leases[&first].pf, node.pf(0));
-    let of = |vf| vfs.facts().leases[&vf].pf;
-    assert_eq!(of(placed("packed", packed)), node.pf(0));
-    assert_eq!(of(placed("spread", Place::default())), node.pf(1));
-}
-
-/// What a kill looks like from inside.
-struct Killed;
-
-#[test]
-fn a_kill_while_several_are_lent_leaves_all_of_them_or_none() {
-    let mut outcomes = [0, 0];
-    for point in 1.. {
-        let (node, vfs) = node(1, 2);
-        let before = node.fingerprint();
-        drop(vfs);
-        let passed = Arc::new(AtomicU64::new(0));
-        let armed = Arc::new(AtomicU64::new(u64::MAX));
-        let (count, at) = (Arc::clone(&passed), Arc::clone(&armed));
-        let observer: Observer = Arc::new(move |_: &Point<'_>| {
-            if count.fetch_add(1, Ordering::Relaxed) + 1 == at.load(Ordering::Relaxed) {
-                std::panic::resume_unwind(Box::new(Killed));
-            }
-        });
-        let vfs = owner_of(&node, Some(observer));
-        armed.store(passed.load(Ordering::Relaxed) + point, Ordering::Relaxed);
-        let work = std::panic::AssertUnwindSafe(|| acquire_all(&vfs, &[of_pool("a"), of_pool("b")]));
-        let survived = std::panic::catch_unwind(work).is_ok();
-        drop(vfs);
-        let vfs = owner_of(&node, None);
-        let leases = vfs.facts().leases;
-        assert!(
-            leases.values().all(|lease| lease.stage == Stage::Lent && lease.fault.is_none()),
-            "{point}: {leases:?}"
-        );
-        match leases.len() {
-            0 => assert_eq!(node.fingerprint(), before, "killed at {point}"),
-            2 => outcomes[1] += 1,
-            other => panic!("{other} of two are lent after a kill at {point}"),
-        }
-        outcomes[0] += u32::from(leases.is_empty());
-        if survived {
-            break;
-        }
-    }
-    assert!(outcomes[0] >= 6 && outcomes[1] >= 1, "{outcomes:?}");
-}
-
-// Handing over.
-
-#[test]
-fn a_vf_goes_to_the_next_lease_reset_and_without_anything_of_the_last() {
-    let (node, vfs) = node(1, 1);
-    let before = node.fingerprint();
-    let vf = node.vf(0, 0);
-    let mut first = of_pool("a");
-    first.attributes = Attributes { trust: Some(true), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
-    vfs.acquire(&first).unwrap();
-    let resets = || node.log().iter().filter(|line| line.ends_with("/reset 1")).count();
-    let already = resets();
-    let file = node.open_vfio(vf, 9, "testpmd");
-    let error = vfs.hand_over("a", &of_pool("b"), Caller::PATIENT).unwrap_err();
-    assert!(matches!(error, VfError::Held { .. }), "{error}");
-    assert_eq!(vfs.facts().leases[&vf].id, "a", "who holds it keeps it");
-    drop(file);
-    assert_eq!(vfs.hand_over("a", &of_pool("b"), Caller::PATIENT).unwrap().vf, vf);
-    assert_eq!(resets(), already + 1);
-    let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.id.as_str(), &lease.stage, lease.pool.as_deref()), ("b", &Stage::Lent, Some("all")));
-    let shown = node.fingerprint();
-    assert!(!shown.contains("id: 7") && !shown.contains("trust: Some(true)") && !shown.contains("0, 0, 9]"), "{shown}");
-    assert_eq!(
-        vfs.hand_over("a", &of_pool("b"), Caller::PATIENT).unwrap().steps,
-        [],
-        "once it was done it is an acquire"
+    let vf = |index: u32| node.vf(0, index);
+    let line = format!(
+        r#"{{"claim":{{"owner":"plugin","claim":{{"uid":0,"pools":[],"vfs":["{}"],"since":5}}}}}}"#,
+        [vf(0), vf(1)].map(|vf| vf.to_string()).join("\",\"")
     );
-    release(&vfs, "b");
-    assert_eq!(node.fingerprint(), before, "what it was before the first lease");
+    std::fs::write(node.state().join("journal"), format!("{line}\n")).unwrap();
+    let vfs = owner_of(&node, None);
+    let since = |vfs: &Vfs| vfs.facts().claims["plugin"].since;
+    vfs.claim("plugin", Claim { vfs: [vf(0)].into(), ..Claim::default() }, ROOT).unwrap();
+    assert_eq!(since(&vfs), 5, "it is narrower");
+    vfs.claim("plugin", Claim { vfs: [vf(0), vf(1)].into(), ..Claim::default() }, ROOT).unwrap();
+    assert!(since(&vfs) > 5, "it is wider than before");
 }
 
 #[test]
-fn a_handing_over_that_fails_leaves_the_vf_with_the_lease_that_had_it() {
-    let (node, vfs) = node(1, 1);
-    let vf = node.vf(0, 0);
-    let mut first = of_pool("a");
-    first.attributes = vlan(7);
-    vfs.acquire(&first).unwrap();
-    let mut second = request("b", Choice::Vf(vf), Driver::Kernel);
-    second.attributes = vlan(9);
-    node.set(Scenario::NobodyProbes);
-    vfs.hand_over("a", &second, Caller::PATIENT).unwrap_err();
-    node.heal();
-    vfs.rescan();
-    let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.id.as_str(), &lease.stage, &lease.fault), ("a", &Stage::Lent, &None));
-    assert!(node.fingerprint().contains("id: 7"));
-    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("vfio-pci"));
-    vfs.hand_over("a", &second, Caller::PATIENT).unwrap();
-    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("igbvf"));
-    let other = vfs.hand_over("nobody", &of_pool("c"), Caller::PATIENT).unwrap_err();
-    assert!(matches!(other, VfError::NoSuchLease { .. }), "{other}");
+fn one_user_is_not_any_number_of_owners() {
+    let node = FakeNode::new(1, 7);
+    let none = vec![PfSelector { driver: Some("ice".into()), ..PfSelector::default() }];
+    let pool = |number| Pool { name: format!("pool-{number}"), pfs: none.clone(), ..Pool::default() };
+    let policies = Policies { pools: (0..66).map(pool).collect() };
+    let vfs = Vfs::open(Options { policies, ..node.options() }).unwrap();
+    let claim =
+        |number: usize, peer| vfs.claim(&format!("owner-{number}"), claim_pool(&format!("pool-{number}")), peer);
+    for number in 0..64 {
+        claim(number, USER).unwrap();
+    }
+    let error = claim(64, USER).unwrap_err().to_string();
+    assert!(error.contains("is 64 owners already"), "{error}");
+    claim(65, ROOT).expect("another user is another one");
+    claim(0, USER).expect("he has that one");
+    vfs.unclaim("owner-0", USER).unwrap();
+    claim(64, USER).unwrap();
 }
 
 #[test]
-fn a_kill_during_a_handing_over_leaves_one_of_both_leases_and_never_a_free_vf() {
-    for point in 1.. {
+fn an_acquire_under_way_has_a_lease_that_a_claim_or_a_cordon_tells_of_or_none() {
+    for cordon in [false, true] {
         let (node, vfs) = node(1, 1);
-        let vf = node.vf(0, 0);
-        let mut first = of_pool("a");
-        first.attributes = vlan(7);
-        vfs.acquire(&first).unwrap();
-        drop(vfs);
-        let passed = Arc::new(AtomicU64::new(0));
-        let armed = Arc::new(AtomicU64::new(u64::MAX));
-        let (count, at) = (Arc::clone(&passed), Arc::clone(&armed));
-        let observer: Observer = Arc::new(move |_: &Point<'_>| {
-            if count.fetch_add(1, Ordering::Relaxed) + 1 == at.load(Ordering::Relaxed) {
-                std::panic::resume_unwind(Box::new(Killed));
-            }
-        });
-        let vfs = owner_of(&node, Some(observer));
-        armed.store(passed.load(Ordering::Relaxed) + point, Ordering::Relaxed);
-        let work = std::panic::AssertUnwindSafe(|| vfs.hand_over("a", &of_pool("b"), Caller::PATIENT));
-        let survived = std::panic::catch_unwind(work).is_ok();
-        drop(vfs);
-        let vfs = owner_of(&node, None);
-        let lease = vfs.facts().leases[&vf].clone();
-        assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{point}");
-        let has_vlan = node.fingerprint().contains("id: 7");
-        assert_eq!(has_vlan, lease.id == "a", "{point}: {}", node.fingerprint());
-        if survived {
-            assert_eq!(lease.id, "b");
-            return;
+        node.set(Scenario::ReportHangs);
+        let asking = vfs.clone();
+        let acquire = thread::spawn(move || asking.acquire(&of_pool("x")).map(drop));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !vfs.view().vfs[0].busy {
+            assert!(Instant::now() < deadline, "the VF was chosen");
+            thread::sleep(Duration::from_millis(1));
         }
+        if cordon {
+            vfs.cordon(node.pf(0), Some(Cordon { uid: 0, why: "new firmware".into() })).unwrap();
+        } else {
+            assert_eq!(vfs.claim("plugin", claim_pool("all"), ROOT).unwrap().lent_to_others, []);
+        }
+        node.heal();
+        let refused = acquire.join().unwrap().expect_err("it was not lent before");
+        assert!(matches!(refused, VfError::NoneFree { .. }), "{refused}");
+        assert!(vfs.facts().leases.is_empty());
     }
 }
 
-// Leases that end by themselves.
+// Policies that were given over the API.
 
-fn process(node: &FakeNode, pid: u32, started: u64) -> PathBuf {
-    let directory = node.sysfs().path(&format!("proc/{pid}"));
-    fs::create_dir_all(&directory).expect("a directory below a temporary one can be made");
-    let zeros = "0 ".repeat(18);
-    fs::write(directory.join("stat"), format!("{pid} (odd) name) S {zeros}{started} 0\n"))
-        .expect("a file below a temporary directory can be written");
-    directory
-}
+const RESTRICTED: &str = "pools:
+  - { name: fast, pfs: [{ name: ens1f0 }], num_vfs: 2, who: [root] }
+  - { name: slow, pfs: [{ address: 0000:03:00.0 }], num_vfs: 3 }
+";
 
 #[test]
-fn a_lease_ends_with_its_process_and_not_with_another_of_that_number() {
-    let (node, vfs) = node(1, 2);
-    let before = node.fingerprint();
-    let directory = process(&node, 77, 1234);
-    let until = vfs.this_process(77).unwrap();
-    assert_eq!(until, Until::Process { pid: 77, start_time: 1234 });
-    vfs.acquire(&Request { until: Some(until.clone()), ..of_pool("pod") }).unwrap();
-    vfs.rescan();
-    assert_eq!(vfs.facts().leases.len(), 1, "it lives");
+fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    vfs.apply_policies(RESTRICTED).unwrap();
+    vfs.acquire(&request("kept", Choice::pool("fast"), Driver::VfioPci)).unwrap();
+    vfs.claim("plugin", claim_pool("slow"), ROOT).unwrap();
     drop(vfs);
-    // It ends while no manager runs, and another process gets its number.
-    fs::remove_dir_all(&directory).unwrap();
-    process(&node, 77, 9999);
-    let vfs = owner_of(&node, None);
+    // Both pools mean the same PF now, and want different numbers of VFs.
+    node.swap_pf_names(node.pf(0), node.pf(1));
+    let vfs = Vfs::load(node.options()).unwrap();
+    vfs.take_policies_from(None);
+    vfs.recover();
     vfs.rescan();
-    assert!(vfs.facts().leases.is_empty());
-    assert_eq!(node.fingerprint(), before);
-    let error = vfs.acquire(&Request { until: Some(until), ..of_pool("pod") }).unwrap_err();
-    assert!(matches!(error, VfError::Ended { .. }), "{error}");
+    assert!(vfs.view().policies_refused.as_ref().unwrap().contains("different numbers of VFs"));
+    assert_eq!((vfs.view().policies.wanted, vfs.view().policies.reached), (1, 0), "nothing was made what they want");
+    for vf in [node.vf(0, 1), node.vf(1, 0)] {
+        for peer in [ROOT, USER] {
+            let asked = Request { peer, ..request("x", Choice::Vf(vf), Driver::VfioPci) };
+            let refused = vfs.acquire(&asked).unwrap_err();
+            assert!(refused.to_string().contains("nobody knows who may have what"), "{refused}");
+            let claim = Claim { vfs: [vf].into(), ..Claim::default() };
+            assert!(matches!(vfs.claim("other", claim, peer), Err(VfError::NoPolicies { .. })));
+        }
+        let shown = vfs.explain(vf, Driver::VfioPci).unwrap();
+        assert!(shown.iter().any(|reason| matches!(reason, Reason::NoPolicies { .. })), "{shown:?}");
+    }
+    let mut again = request("kept", Choice::pool("fast"), Driver::VfioPci);
+    assert_eq!(vfs.acquire(&again).unwrap().steps, [], "who has a VF keeps it");
+    again.driver = Some(Driver::None);
+    assert!(matches!(vfs.acquire(&again), Err(VfError::Unavailable { .. })));
+    let next = request("next", Choice::Vf(node.vf(0, 0)), Driver::VfioPci);
+    assert!(matches!(vfs.hand_over("kept", &next, Caller::PATIENT), Err(VfError::NoPolicies { .. })));
+    release(&vfs, "kept");
+    vfs.apply_policies("pools: [{ name: fast, pfs: [{ driver: igb }] }]").unwrap();
+    vfs.acquire(&request("x", Choice::pool("fast"), Driver::VfioPci)).unwrap();
 }
 
 #[test]
-fn a_lease_at_its_end_stays_while_somebody_else_still_holds_its_vf() {
-    let (node, vfs) = node(1, 1);
-    let directory = process(&node, 77, 1);
-    let until = vfs.this_process(77);
-    let vf = vfs.acquire(&Request { until, ..of_pool("pod") }).unwrap().vf;
-    let file = node.open_vfio(vf, 9, "testpmd");
-    fs::remove_dir_all(&directory).unwrap();
-    vfs.rescan();
-    assert_eq!(vfs.facts().leases[&vf].stage, Stage::Lent);
-    drop(file);
-    vfs.rescan();
-    assert!(vfs.facts().leases.is_empty());
-}
-
-#[test]
-fn a_lease_ends_with_its_namespace_or_control_group() {
-    let (node, vfs) = node(1, 2);
-    let namespace = node.sysfs().path("run/netns/pod");
-    let group = node.sysfs().path("sys/fs/cgroup/pod");
-    fs::create_dir_all(namespace.parent().unwrap()).unwrap();
-    fs::create_dir_all(&group).unwrap();
-    fs::write(&namespace, "").unwrap();
-    fs::write(group.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-    let of_namespace = vfs.this_namespace("/run/netns/pod".into());
-    let of_group = Some(Until::Cgroup { path: "/sys/fs/cgroup/pod".into() });
-    vfs.acquire(&Request { until: of_namespace, ..of_pool("a") }).unwrap();
-    vfs.acquire(&Request { until: of_group, ..of_pool("b") }).unwrap();
-    vfs.rescan();
-    assert_eq!(vfs.facts().leases.len(), 2);
-    fs::write(group.join("cgroup.events"), "populated 0\nfrozen 0\n").unwrap();
-    vfs.rescan();
-    assert_eq!(vfs.facts().leases.values().map(|lease| lease.id.as_str()).collect::<Vec<_>>(), ["a"]);
-    fs::remove_file(&namespace).unwrap();
-    vfs.rescan();
-    assert!(vfs.facts().leases.is_empty());
-}
-
-#[test]
-fn whom_a_lease_is_for_is_told_anew_without_touching_the_vf() {
-    let (node, vfs) = node(1, 1);
-    let vf = vfs.acquire(&of_pool("pod")).unwrap().vf;
-    let log = node.log().len();
-    process(&node, 77, 5);
-    let until = vfs.this_process(77);
-    let update = |holder: Option<&str>, until, peer| {
-        vfs.update("pod", holder.map(ToOwned::to_owned), until, peer, Caller::PATIENT)
-    };
-    update(Some("container 2"), Some(until.clone()), ROOT).unwrap();
-    let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.holder.as_str(), &lease.until), ("container 2", &until));
-    update(None, Some(None), ROOT).unwrap();
-    let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.holder.as_str(), &lease.until), ("container 2", &None));
-    assert!(matches!(update(Some("x"), None, USER), Err(VfError::NotAllowed { .. })));
-    assert_eq!(node.log().len(), log);
-}
-
-#[test]
-fn a_vf_is_reserved_first_and_gets_its_address_and_vlan_later_without_a_rebind() {
-    let (node, vfs) = node(1, 1);
-    let vf = vfs.acquire(&of_pool("pod")).unwrap().vf;
-    let mut later = of_pool("pod");
-    later.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..vlan(7) };
-    let _file = node.open_vfio(vf, 9, "qemu");
-    let steps: Vec<_> = vfs.acquire(&later).unwrap().steps.iter().map(ToString::to_string).collect();
-    assert!(steps.iter().all(|step| step.starts_with("set ")), "{steps:?}");
-}
-
-// What an acquire costs.
-
-#[test]
-fn an_acquire_that_has_nothing_to_do_is_one_record() {
-    let (node, vfs) = node(1, 1);
-    let vf = node.vf(0, 0);
-    node.kernel().write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
-    drop(vfs);
-    let records = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&records);
+fn policies_that_are_recorded_hold_also_if_a_pf_makes_them_contradict_each_other_meanwhile() {
+    let node = Arc::new(FakeNode::new(2, 7));
+    let vfs = Arc::new(Mutex::new(None::<Vfs>));
+    let (seen, changed) = (Arc::clone(&vfs), Arc::clone(&node));
     let observer: Observer = Arc::new(move |point: &Point<'_>| {
-        if matches!(point, Point::Recorded(_)) {
-            counted.fetch_add(1, Ordering::Relaxed);
+        if let (Point::Recorded(Record::Policies { .. }), Some(vfs)) = (point, seen.lock().unwrap().take()) {
+            changed.swap_pf_names(changed.pf(0), changed.pf(1));
+            vfs.rescan();
         }
     });
-    let vfs = owner_of(&node, Some(observer));
-    let start = records.load(Ordering::Relaxed);
-    let steps = vfs.acquire(&request("pod", Choice::Vf(vf), Driver::Kernel)).unwrap().steps;
-    assert_eq!((steps, records.load(Ordering::Relaxed) - start), (vec![], 1));
+    let owner = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+    *vfs.lock().unwrap() = Some(owner.clone());
+    let applied = owner.apply_policies(RESTRICTED).unwrap();
+    assert_eq!(applied.generation, owner.facts().policies.unwrap().generation);
+    let view = owner.view();
+    assert!(view.vfs.iter().any(|vf| vf.pools.contains(&"slow".to_owned())), "they hold");
+    assert!(view.warnings.iter().any(|warning| warning.contains("different numbers")), "{:?}", view.warnings);
+}
+
+// What cannot be asked is not free.
+
+#[test]
+fn a_vf_is_not_given_back_while_nobody_can_tell_who_has_it_open() {
+    let (node, vfs) = node(1, 1);
+    let vf = vfs.acquire(&of_pool("x")).unwrap().vf;
+    let file = node.open_vfio(vf, 9, "testpmd");
+    let [there, away] = ["proc", "away"].map(|name| node.sysfs().path(name));
+    std::fs::rename(&there, &away).unwrap();
+    let refused = vfs.release("x", Duration::ZERO, ROOT).unwrap_err();
+    assert!(matches!(refused, VfError::Ask { .. }) && refused.to_string().contains("/proc"), "{refused}");
     assert_eq!(vfs.facts().leases[&vf].stage, Stage::Lent);
+    std::fs::rename(&away, &there).unwrap();
+    assert!(matches!(vfs.release("x", Duration::ZERO, ROOT), Err(VfError::Held { .. })));
+    drop(file);
+    release(&vfs, "x");
 }
 
 #[test]
-fn a_control_group_that_is_a_pipe_or_has_no_end_holds_up_nobody() {
+fn a_vf_that_was_not_tried_to_be_cleaned_is_free_as_it_is_for_root_alone() {
+    let (node, vfs) = node(1, 1);
+    let vlan = Some(Vlan { id: 7, ..Vlan::default() });
+    let mine = Request { peer: USER, ..of_pool("x") };
+    vfs.acquire(&Request { attributes: Attributes { vlan, ..Attributes::default() }, ..mine }).unwrap();
+    node.move_pf_away(node.pf(0));
+    let accept = |peer| vfs.release_once("x", Remains::Accepted, peer, Caller::PATIENT).map(drop);
+    for _ in 0..2 {
+        assert!(matches!(accept(USER), Err(VfError::Untold { .. })), "its VLAN may be the next one's");
+    }
+    accept(ROOT).unwrap();
+    node.return_pf(node.pf(0));
+    // What was tried and refused, its user may accept.
+    vfs.acquire(&Request { peer: USER, ..of_pool("x") }).unwrap();
+    node.set(Scenario::MacRefused);
+    let refused = vfs.release("x", Duration::ZERO, USER).unwrap_err();
+    assert!(matches!(refused, VfError::Dirty { .. }), "{refused}");
+    accept(USER).unwrap();
+}
+
+#[test]
+fn who_is_not_root_opens_no_vf_that_another_has_been_lent() {
     let (node, vfs) = node(1, 2);
-    let group = node.sysfs().path("home/client");
-    fs::create_dir_all(&group).unwrap();
-    let events = group.join("cgroup.events");
-    fs::write(&events, "populated 1\n").unwrap();
-    let until = Some(Until::Cgroup { path: "/home/client".into() });
-    vfs.acquire(&Request { until, ..of_pool("a") }).unwrap();
-    fs::remove_file(&events).unwrap();
-    std::os::unix::fs::symlink("/dev/zero", &events).unwrap();
-    vfs.rescan();
-    fs::remove_file(&events).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(&events).status().unwrap();
-    assert!(made.success());
-    vfs.rescan();
-    // What cannot be asked is not gone.
-    assert_eq!(vfs.facts().leases.len(), 1);
+    let vf = vfs.acquire(&of_pool("x")).unwrap().vf;
+    let _file = node.open_vfio(vf, 9, "qemu");
+    let held = |peer| {
+        let blockers = vfs.blockers(node.pf(0), peer).unwrap();
+        blockers.iter().filter(|(_, reason)| matches!(reason, Reason::Held(_))).count()
+    };
+    assert_eq!((held(USER), held(ROOT)), (0, 1));
+}
+
+#[test]
+fn another_user_does_not_keep_a_manager_from_the_node() {
+    let node = FakeNode::new(1, 1);
+    let devices = std::fs::File::open(node.sysfs().path("sys/bus/pci/devices")).unwrap();
+    let _lock = Flock::lock(devices, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
+    let vfs = node.open();
+    let second = Vfs::load(Options { state: node.state().with_file_name("other"), ..node.options() });
+    assert!(second.is_err(), "another manager does");
+    drop(vfs);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ferrule_ffi::child::spawn_bound;
 use nix::errno::Errno;
+use nix::libc::pid_t;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -79,6 +80,17 @@ impl Drop for Process {
     }
 }
 
+/// The threads of a process that may run on this CPU only.
+pub fn threads_pinned_to(pid: pid_t, cpu: usize) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let name = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        (field("Cpus_allowed_list:")? == cpu.to_string()).then_some(field("Name:")?.to_owned())
+    };
+    tasks.filter_map(name).collect()
+}
+
 /// Runs a command to its end.
 pub fn run(command: &mut Command, package: &'static str) -> Result<(), StartError> {
     let output = match command.stdin(Stdio::null()).output() {
@@ -107,6 +119,11 @@ fn line(command: &Command) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+
     use super::*;
 
     #[test]
@@ -121,6 +138,27 @@ mod tests {
         let pid = process.pid();
         drop(process);
         assert_eq!(kill(pid, None), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_thread_that_may_run_on_one_cpu_only_is_found_there() {
+        let usable = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let cpu = (0..CpuSet::count()).find(|&cpu| usable.is_set(cpu).unwrap()).unwrap();
+        let (end, ended) = mpsc::channel::<()>();
+        let (ready, is_ready) = mpsc::channel();
+        let pinned = thread::Builder::new().name("pinned".to_owned()).spawn(move || {
+            let mut only = CpuSet::new();
+            only.set(cpu).unwrap();
+            sched_setaffinity(Pid::from_raw(0), &only).unwrap();
+            ready.send(()).unwrap();
+            let _ = ended.recv();
+        });
+        is_ready.recv().unwrap();
+        let here = Pid::this().as_raw();
+        assert!(threads_pinned_to(here, cpu).contains(&"pinned".to_owned()));
+        assert!(!threads_pinned_to(here, cpu + 1).contains(&"pinned".to_owned()));
+        drop(end);
+        pinned.unwrap().join().unwrap();
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn details(results: &Results) -> io::Result<String> {
         version: &program.version,
         commands: &program.commands,
         agreements: &program.agreements,
+        warnings: &program.warnings,
     });
     let cases = results.cases.iter().map(|case| CaseJson {
         name: &case.case.name,
@@ -156,6 +157,7 @@ struct ProgramJson<'a> {
     version: &'a str,
     commands: &'a [String],
     agreements: &'a [String],
+    warnings: &'a [String],
 }
 
 #[derive(Serialize)]

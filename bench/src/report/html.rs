@@ -336,6 +336,7 @@ fn programs(results: &Results) -> Markup {
         @for program in &results.programs {
             h3 { (program.name) ", " (program.ends) }
             p.soft { (program.version) @for agreement in &program.agreements { br; (agreement) } }
+            @for warning in &program.warnings { p.note { "Warning: " (warning) } }
             @if !program.commands.is_empty() { pre { (program.commands.join("\n")) } }
         }
     }
@@ -441,9 +442,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_at_the_top() {
+    fn what_is_missing_is_said_and_what_is_wrong_with_a_program_too() {
         let mut results = results(&[64]);
         results.notes.push("start ovs: not installed".to_owned());
-        assert!(page(&results).contains("Not in this report: start ovs: not installed"));
+        results.programs[0].warnings.push("on one CPU".to_owned());
+        let text = page(&results);
+        assert!(text.contains("Not in this report: start ovs: not installed") && text.contains("Warning: on one CPU"));
     }
 }

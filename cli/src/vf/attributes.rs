@@ -1,6 +1,7 @@
-//! What a lease may ask of its VF, as options.
+//! What a lease may ask of its VF: as options, and for programs.
 
 use clap::Args;
+use serde_json::{Value, json};
 use sriov_manager_client::v1;
 
 /// Attributes; what is not given stays as it is.
@@ -56,6 +57,20 @@ impl AttributeArgs {
             mtu: self.mtu,
         }
     }
+}
+
+/// As programs read them.
+pub(super) fn json(attributes: &v1::Attributes) -> Value {
+    let vlan = |vlan: v1::Vlan| json!({ "id": vlan.id, "qos": vlan.qos, "protocol": vlan.protocol().word() });
+    json!({
+        "mac": attributes.mac,
+        "vlan": attributes.vlan.map(vlan),
+        "rate": attributes.rate.map(|rate| json!({ "min": rate.min, "max": rate.max })),
+        "spoof_check": attributes.spoof_check,
+        "trust": attributes.trust,
+        "link_state": attributes.link_state.map(|_| attributes.link_state().word()),
+        "mtu": attributes.mtu,
+    })
 }
 
 fn on_off(text: &str) -> Result<bool, String> {

@@ -30,8 +30,10 @@ pub(super) fn explain(root: &Path, vf: &str, driver: v1::Driver) -> Result<Vec<v
         return Err(VfCliError::Wrong(format!("there is no VF {vf}; `ferrule vf list` shows those that are there")));
     };
     let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
-    let held = holders::processes(&sysfs, &holders::nodes(&sysfs, vf));
-    let held = held.into_iter().map(Reason::Held);
+    let held = match holders::processes(&sysfs, &holders::nodes(&sysfs, vf)) {
+        Ok(held) => held.into_iter().map(Reason::Held).collect(),
+        Err(error) => vec![Reason::Unknown(format!("who has it open is not known: look through /proc: {error}"))],
+    };
     Ok(blocked.into_iter().chain(held).map(|reason| sriov_manager::api::reason(&reason)).collect())
 }
 

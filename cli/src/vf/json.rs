@@ -3,10 +3,21 @@
 use serde_json::{Value, json};
 use sriov_manager_client::v1::{self, until::What};
 
+use super::attributes;
+
 pub(super) fn list(response: &v1::ListResponse) -> String {
+    text(&list_value(response))
+}
+
+/// A list in one line.
+pub(super) fn line(response: &v1::ListResponse) -> String {
+    format!("{}\n", list_value(response))
+}
+
+fn list_value(response: &v1::ListResponse) -> Value {
     let node = response.node.clone().unwrap_or_default();
     let policies = node.policies.clone().unwrap_or_default();
-    text(&json!({
+    json!({
         "pfs": response.pfs.iter().map(pf).collect::<Vec<_>>(),
         "vfs": response.vfs.iter().map(vf).collect::<Vec<_>>(),
         "lost": response.lost.iter().map(lease).collect::<Vec<_>>(),
@@ -20,7 +31,7 @@ pub(super) fn list(response: &v1::ListResponse) -> String {
         "generation": node.generation,
         "recovery": node.recovery().word(),
         "owners": node.owners.iter().map(owner).collect::<Vec<_>>(),
-    }))
+    })
 }
 
 pub(super) fn created(created: &[v1::Created]) -> String {
@@ -141,6 +152,11 @@ fn pf(pf: &v1::Pf) -> Value {
         "alt_names": pf.alt_names,
         "acpi_index": pf.acpi_index,
         "rdma": pf.rdma.iter().map(rdma).collect::<Vec<_>>(),
+        "admin_up": pf.admin_up,
+        "link_up": pf.link_up,
+        "link_speed": pf.link_speed,
+        "eswitch_mode": some(pf.eswitch_mode().word()),
+        "externally_managed": pf.externally_managed,
     })
 }
 
@@ -169,6 +185,10 @@ fn vf(vf: &v1::Vf) -> Value {
         "alt_names": vf.alt_names,
         "acpi_index": vf.acpi_index,
         "rdma": vf.rdma.iter().map(rdma).collect::<Vec<_>>(),
+        "mtu": vf.mtu,
+        "guid": some(&vf.guid),
+        "representor": some(&vf.representor),
+        "told": vf.told.as_ref().map(attributes::json),
     })
 }
 
@@ -177,7 +197,6 @@ fn rdma(rdma: &v1::Rdma) -> Value {
 }
 
 fn lease(lease: &v1::Lease) -> Value {
-    let attributes = lease.attributes.clone().unwrap_or_default();
     json!({
         "id": lease.id,
         "holder": lease.holder,
@@ -191,15 +210,7 @@ fn lease(lease: &v1::Lease) -> Value {
         "forbidden": some(&lease.forbidden),
         "owner": some(&lease.owner),
         "until": lease.until.as_ref().and_then(until),
-        "attributes": {
-            "mac": attributes.mac,
-            "vlan": attributes.vlan.map(|v| json!({ "id": v.id, "qos": v.qos, "protocol": v.protocol().word() })),
-            "rate": attributes.rate.map(|rate| json!({ "min": rate.min, "max": rate.max })),
-            "spoof_check": attributes.spoof_check,
-            "trust": attributes.trust,
-            "link_state": attributes.link_state.map(|_| attributes.link_state().word()),
-            "mtu": attributes.mtu,
-        },
+        "attributes": attributes::json(lease.attributes.as_ref().unwrap_or(&v1::Attributes::default())),
     })
 }
 

@@ -1,5 +1,6 @@
 //! Peers that come to a listening socket are let in, and what they may hold before an end has them is bounded.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -131,6 +132,15 @@ impl State {
             let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };
             self.refuse_handshake(key, token, &DisconnectReason::Crowded);
             self.refuse_frontend(key, token, &DisconnectReason::Crowded);
+        }
+    }
+
+    /// Says that a peer was refused.
+    pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
+            let socket = &listener.address.address;
+            tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
         }
     }
 }

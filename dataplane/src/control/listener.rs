@@ -1,10 +1,8 @@
 //! Listening sockets. Wires with memif server ends can share one, since a client says which interface id it wants.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ferrule_ffi::descriptor_account::DescriptorAccount;
 use slotmap::Key;
@@ -15,7 +13,7 @@ use super::jobs::ReapAccount;
 use super::keys::{EndId, ListenerKey, WireKey};
 use super::listen_address::{ListenAddress, ListenKind};
 use super::listener_ends::ListenerEnds;
-use super::log_limit::{LogLimit, if_any};
+use super::log_limit::LogLimit;
 use super::pending::PendingFrontend;
 use super::poller::{SocketOwner, Token};
 use super::socket_jobs::SocketPurpose;
@@ -74,12 +72,13 @@ impl SharedListener {
 
     /// Whether whoever may connect here is not who should. An abstract name has no file that would keep anybody out.
     fn access_differs(&self, address: &ListenAddress, wanted: &SocketAccess) -> bool {
-        matches!(address.address, SocketAddress::Path(_)) && allowed(&self.kind.access) != allowed(wanted)
+        let said = |access: &SocketAccess| (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE));
+        matches!(address.address, SocketAddress::Path(_)) && said(&self.kind.access) != said(wanted)
     }
 
     /// Whether its ends want another socket than the one that was asked for: others wanted that, and have gone meanwhile.
     fn is_of_others(&self) -> bool {
-        self.asked.kind != self.kind.kind || allowed(&self.asked.access) != allowed(&self.kind.access)
+        self.asked.kind != self.kind.kind || self.access_differs(&self.address, &self.asked.access)
     }
 
     /// The peer without an end that holds most descriptors; of those that hold the same, the oldest.
@@ -88,11 +87,6 @@ impl SharedListener {
         let pending = self.pending.iter().map(|(&token, frontend)| (frontend.held(), token));
         handshakes.chain(pending).map(|(held, token)| (held, std::cmp::Reverse(token))).max()
     }
-}
-
-/// Who may connect, whether that was said or left out.
-fn allowed(access: &SocketAccess) -> impl PartialEq {
-    (access.owner.clone(), access.group.clone(), access.mode_or(USUAL_MODE))
 }
 
 impl State {
@@ -302,15 +296,6 @@ impl State {
             self.poller.listen(socket, *token, true);
         }
     }
-
-    /// Says that a peer was refused.
-    pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
-            let socket = &listener.address.address;
-            tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
-        }
-    }
 }
 
 /// Why an end cannot listen.
@@ -362,6 +347,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::time::Instant;
 
     use ferrule_ffi::unix::{Kind, UnixSocket};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

@@ -1,4 +1,4 @@
-//! A limit for the log that no peer can flood.
+//! Limits how many lines a peer can cause in the log.
 
 use std::time::{Duration, Instant};
 

@@ -95,7 +95,7 @@ impl Poller {
 
     /// Sleeps until a socket has something to say, another thread wakes this one, or a deadline has passed; with
     /// `sleep: false` only looks.
-    pub fn wait(&self, sleep: bool) -> Events {
+    pub fn wait(&self, sleep: bool) -> ReadyTokens {
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         let timeout = if sleep { until(self.timers.earliest()) } else { EpollTimeout::ZERO };
         let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
@@ -113,7 +113,7 @@ impl Poller {
 }
 
 /// Sockets that have something to say.
-pub type Events = ArrayVec<Token, EVENTS_MAX>;
+pub type ReadyTokens = ArrayVec<Token, EVENTS_MAX>;
 
 /// What is to be done at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -37,11 +37,11 @@ pub enum EngineError {
     #[error("there is no wire `{0}`")]
     NoSuchWire(String),
     /// Something outside said no: the message names what, where, why and the cure.
-    #[error("wire `{wire}`: end {end}: {problem}")]
+    #[error("wire `{wire}`: end {}: {problem}", ["A", "B"].get(*end).unwrap_or(&"?"))]
     End {
         /// The wire's name.
         wire: String,
-        /// Which end: 0 or 1.
+        /// Which end: 0, shown as A, or 1, shown as B.
         end: usize,
         /// What was tried, on what, why not, and what to do.
         problem: String,

@@ -213,11 +213,11 @@ pub enum Fault {
     Descriptor {
         /// Its slot.
         slot: u32,
-        /// Its fields.
+        /// The region that it names.
         region: u32,
-        /// Its fields.
+        /// The first byte, from the region's start.
         offset: u32,
-        /// Its fields.
+        /// How many bytes.
         length: u32,
     },
     /// A chain goes on where nothing was published.

@@ -194,7 +194,7 @@ mod tests {
                 "labels",
                 "ends[0].memif.queues",
                 "ends[0].memif.ring",
-                "ends[0].memif.group",
+                "ends[0].memif.socket_group",
                 "ends[1].kernel.mtu",
                 "ends",
                 "trusted"
@@ -213,8 +213,11 @@ mod tests {
         assert_eq!(end("/run/vm.sock", Role::Server), [""; 0]);
         assert_eq!(
             end("/run/vm.sock", Role::Client),
-            ["vhost-user.socket_owner", "vhost-user.group", "vhost-user.socket_mode"]
+            ["vhost-user.socket_owner", "vhost-user.socket_group", "vhost-user.socket_mode"]
         );
-        assert_eq!(end("@vm", Role::Server), ["vhost-user.socket_owner", "vhost-user.group", "vhost-user.socket_mode"]);
+        assert_eq!(
+            end("@vm", Role::Server),
+            ["vhost-user.socket_owner", "vhost-user.socket_group", "vhost-user.socket_mode"]
+        );
     }
 }

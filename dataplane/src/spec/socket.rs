@@ -68,7 +68,7 @@ pub(crate) fn check_access(
     };
     // `mode` of a memif end is what its frames begin with.
     let owner = ("socket_owner", access.owner.is_some());
-    let fields = [owner, ("group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
+    let fields = [owner, ("socket_group", access.group.is_some()), ("socket_mode", access.mode.is_some())];
     let given = fields.into_iter().filter_map(|(field, given)| given.then_some(field));
     given.filter_map(move |field| Some(FieldError::new(&format!("{kind}.{field}"), problem?)))
 }

@@ -238,7 +238,7 @@ impl Worker {
             };
             if shared {
                 let before = std::mem::replace(&mut stamp, ticks::now());
-                self.shares.charge(&mut active.debt, stamp.saturating_sub(before), active.visit == Visit::Moved);
+                self.shares.charge(&mut active.debt, stamp.saturating_sub(before), active.visit);
             }
             let leaves = active.recall.as_mut().is_some_and(|recall| recall.is_over(active.visit, self.clock.now));
             if leaves || fault.is_some() {

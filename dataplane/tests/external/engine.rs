@@ -154,7 +154,7 @@ fn a_refusal_says_what_where_why_and_the_cure_and_leaves_nothing() {
     let (engine, slot, name) = (engine(), Arc::new(Slot::default()), unique("refused"));
     slot.change(|state| state.is_empty = true);
     let error = engine.apply(wire(&name, &NicSpec::new(&slot, 3))).unwrap_err().to_string();
-    let wanted = format!("wire `{name}`: end 1: probe nic 3: its slot is empty; plug it in, or choose another");
+    let wanted = format!("wire `{name}`: end B: probe nic 3: its slot is empty; plug it in, or choose another");
     assert_eq!(error, wanted);
     assert!(engine.wire(&name).is_none() && !slot.state().is_open);
     // What can be said without trying is said with its field.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ferrule_dataplane::port::vhost_user::channel::{VhostUserChannel, VhostUserChannelError};
 use ferrule_dataplane::port::vhost_user::features::{Features, ProtocolFeatures};
 use ferrule_dataplane::port::vhost_user::message::{
-    Inflight, Reply, ReplyBody, VhostUserRequest, VringAddress, VringFile, VringState,
+    Inflight, ReplyBody, VhostUserReply, VhostUserRequest, VringAddress, VringFile, VringState,
 };
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{EndSpec, Role, VhostUserSpec, WireSpec};
@@ -201,7 +201,8 @@ impl RawFrontend {
             match self.0.receive() {
                 Ok(Some(answer)) => {
                     let file = answer.files.into_iter().next().unwrap().into_memory().unwrap();
-                    let ReplyBody::Inflight(area) = Reply::parse(request.number(), &answer.payload).unwrap().body
+                    let ReplyBody::Inflight(area) =
+                        VhostUserReply::parse(request.number(), &answer.payload).unwrap().body
                     else {
                         panic!("not what was asked for")
                     };

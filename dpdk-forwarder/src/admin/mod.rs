@@ -1,6 +1,7 @@
 //! The admin API: gRPC on a Unix socket. `proto/ferrule/admin/v1/admin.proto` says what it promises.
 //!
-//! Modules: [`v1`] (what is made from the `.proto`), `convert` (wires as messages), `client` (for programs that ask).
+//! Modules: [`v1`] (what is made from the `.proto`), `convert` (wires as messages), `change_limit` (how many changes are
+//! under way), `client` (for programs that ask).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,11 +22,13 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::journal::JournalError;
 use crate::wires::{ChangeError, Listed, Put, Removed, Wires};
+use change_limit::ChangeLimit;
 use v1::admin_server::{Admin, AdminServer};
 
 pub use client::{AdminClient, ConnectError, connect};
 pub use convert::{FieldErrors, Secrets, spec_from_proto, spec_to_proto};
 
+mod change_limit;
 mod client;
 mod convert;
 #[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
@@ -38,8 +41,8 @@ pub(crate) async fn serve(
     phase: watch::Receiver<Phase>,
 ) -> Result<(), ServeError> {
     let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-    let changes = Arc::new(Semaphore::new(CHANGES_MAX));
-    let api = AdminServer::new(Service { wires, phase: phase.clone(), changes, watchers });
+    let [changes, removals] = [CHANGES_MAX; 2].map(ChangeLimit::new);
+    let api = AdminServer::new(Service { wires, phase: phase.clone(), changes, removals, watchers });
     let names = ["", v1::admin_server::SERVICE_NAME];
     grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
 }
@@ -47,8 +50,10 @@ pub(crate) async fn serve(
 struct Service {
     wires: Arc<Wires>,
     phase: watch::Receiver<Phase>,
-    /// One for each change that may wait for its turn on a thread.
-    changes: Arc<Semaphore>,
+    /// Wires that are put.
+    changes: ChangeLimit,
+    /// And those that are removed: that is what helps when the others wait for a file system that hangs.
+    removals: ChangeLimit,
     /// One for each client that may watch events.
     watchers: Arc<Semaphore>,
 }
@@ -62,7 +67,7 @@ impl Admin for Service {
         let v1::PutWireRequest { wire, persist } = request.into_inner();
         let wire = wire.ok_or_else(|| Status::invalid_argument("wire: missing; what the wire should be is wanted"))?;
         let spec = spec_from_proto(&wire).map_err(|errors| status(Code::InvalidArgument, &errors.to_string()))?;
-        let Put { applied, generation } = self.change(move |wires| wires.put(spec, persist)).await?;
+        let Put { applied, generation } = self.change(&self.changes, move |wires| wires.put(spec, persist)).await?;
         let change = match applied {
             Applied::Made => v1::Change::Made,
             Applied::Updated | Applied::Remade | Applied::Mended => v1::Change::Updated,
@@ -76,7 +81,7 @@ impl Admin for Service {
         request: Request<v1::RemoveWireRequest>,
     ) -> Result<Response<v1::RemoveWireResponse>, Status> {
         let name = request.into_inner().name;
-        let removed = self.change(move |wires| wires.remove(&name)).await?;
+        let removed = self.change(&self.removals, move |wires| wires.remove(&name)).await?;
         Ok(Response::new(v1::RemoveWireResponse { journal_only: removed == Removed::FromJournal }))
     }
 
@@ -139,14 +144,14 @@ impl Service {
     /// Makes a change. Few wait for their turn on a thread, so that readers always have one; the others wait here.
     async fn change<T: Send + 'static>(
         &self,
+        limit: &ChangeLimit,
         work: impl FnOnce(&Wires) -> Result<T, ChangeError> + Send + 'static,
     ) -> Result<T, Status> {
-        let permit = Arc::clone(&self.changes).acquire_owned().await;
-        let permit = permit.map_err(|_| Status::unavailable("the forwarder is stopping; ask its successor"))?;
+        let under_way = limit.begin().await.map_err(|error| status(Code::ResourceExhausted, &error.to_string()))?;
         let wires = Arc::clone(&self.wires);
         let changed = blocking(move || {
             // Held until the change is done, also when its client does not wait for that.
-            let _permit = permit;
+            let _under_way = under_way;
             work(&wires)
         });
         changed.await?.map_err(|error| refusal(&error))

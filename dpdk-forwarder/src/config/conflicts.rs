@@ -110,7 +110,7 @@ impl<'a> Seen<'a> {
         let later = Place { wire, field: format!("ends[{end}].memif.socket") };
         let first = self.access.entry(&memif.socket).or_insert_with(|| (&memif.access, later.clone()));
         if *first.0 != memif.access {
-            let problem = format!("{} has another `socket_owner`, `group` or `socket_mode`", memif.socket);
+            let problem = format!("{} has another `socket_owner`, `socket_group` or `socket_mode`", memif.socket);
             let (earlier, cure) = (first.1.clone(), "give both the same");
             self.conflicts.push(Conflict { later, earlier, problem, cure });
         }

@@ -174,7 +174,7 @@ wires:
 ";
     assert_eq!(
         Config::parse("f", text).unwrap_err().to_string(),
-        "f:5:31: wires[1].ends[0].memif.socket: /run/m has another `socket_owner`, `group` or `socket_mode`, by the wire `a` on line 3; give both the same"
+        "f:5:31: wires[1].ends[0].memif.socket: /run/m has another `socket_owner`, `socket_group` or `socket_mode`, by the wire `a` on line 3; give both the same"
     );
 }
 
@@ -249,12 +249,14 @@ fn a_vhost_user_end_says_who_listens_and_what_the_guest_may_use() {
 }
 
 #[test]
-fn the_old_name_of_a_vhost_user_role_is_still_read_but_not_beside_the_new_one() {
+fn old_names_of_keys_are_still_read_but_not_beside_the_new_ones() {
     let wire = |vhost| parse_wire(&format!("name: w\nends: [{{ vhost-user: {vhost} }}, {{ kernel: {{ name: a }} }}]"));
     let new = wire("{ socket: /run/vm.sock, role: server }").unwrap();
     assert_eq!(new, wire("{ socket: /run/vm.sock, mode: server }").unwrap());
     let both = wire("{ socket: /run/vm.sock, role: server, mode: server }").unwrap_err().to_string();
     assert!(both.contains("`mode` is its old name: remove it"), "{both}");
+    let both = wire("{ socket: /run/vm.sock, role: server, group: a, socket_group: b }").unwrap_err().to_string();
+    assert!(both.contains("`group` is its old name: remove it"), "{both}");
     let none = wire("{ socket: /run/vm.sock }").unwrap_err().to_string();
     assert!(none.contains("vhost-user.role: missing"), "{none}");
 }
@@ -263,7 +265,7 @@ fn the_old_name_of_a_vhost_user_role_is_still_read_but_not_beside_the_new_one() 
 fn a_wire_has_an_owner_and_labels_and_its_sockets_a_group_a_mode_and_a_limit_of_memory() {
     let wire = parse_wire(
         "{name: w, owner: nsm, labels: {app: nat, tier/x: \"7\"}, ends: [\
-         {memif: {socket: /m, role: server, group: qemu, socket_mode: '0660', memory: 512MiB}}, \
+         {memif: {socket: /m, role: server, socket_group: qemu, socket_mode: '0660', memory: 512MiB}}, \
          {vhost-user: {socket: /v, role: server, socket_owner: 64055, group: 107, socket_mode: '600', memory: 4096}}]}",
     )
     .unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ferrule_daemon::settings::{Diagnostics, Field, Table};
 use ferrule_dataplane::spec::{
-    ByteSize, EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route, SocketAccess,
+    ByteSize, EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route, SocketAccess,
     SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
 };
 
@@ -110,6 +110,7 @@ fn read_memif(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         "buffer",
         "socket_owner",
         "prealloc",
+        "socket_group",
         "group",
         "socket_mode",
         "memory",
@@ -156,6 +157,7 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         "mode",
         "queues",
         "socket_owner",
+        "socket_group",
         "group",
         "socket_mode",
         "memory",
@@ -213,9 +215,19 @@ fn read_role(field: &Field<'_>) -> Option<Role> {
 fn read_access(table: &Table<'_>) -> SocketAccess {
     SocketAccess {
         owner: table.optional("socket_owner").and_then(|field| field.parse()),
-        group: table.optional("group").and_then(|field| field.parse()),
+        group: read_group(table),
         mode: table.optional("socket_mode").and_then(|field| field.parse()),
     }
+}
+
+/// `group` is the old name of the key.
+fn read_group(table: &Table<'_>) -> Option<Group> {
+    let old = table.optional("group");
+    let Some(field) = table.optional("socket_group") else { return old?.parse() };
+    if let Some(old) = old {
+        old.wrong("`socket_group` says it already; `group` is its old name: remove it");
+    }
+    field.parse()
 }
 
 fn read_memory(table: &Table<'_>, default: ByteSize) -> ByteSize {

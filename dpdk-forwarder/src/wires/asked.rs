@@ -36,7 +36,8 @@ impl Asked {
         Self::of(engine, self.wanted.clone())
     }
 
-    fn poll(&self, limit: Duration) -> Option<Result<Applied, EngineError>> {
+    /// The engine's answer; `None`: it has none yet.
+    pub fn poll(&self, limit: Duration) -> Option<Result<Applied, EngineError>> {
         match &self.answer {
             Ok(pending) => pending.poll(limit),
             Err(error) => Some(Err(error.clone())),

@@ -2,7 +2,8 @@
 //!
 //! A change has three parts: under the turn it is noted and the engine is asked; the engine's answer is awaited without
 //! the turn; then, if nobody else has changed the wire meanwhile, the outcome is noted. So one file system that does not
-//! answer holds up those who wait for its wires, and no one else. The admin API lets 32 changes wait at once.
+//! answer holds up those who wait for its wires, and no one else. The admin API lets 32 changes wait at once, and refuses
+//! others while none of them ends.
 //!
 //! Modules in reading order: `entries` (what was asked for, by name; pure), `asked` (the engine's answers awaited), `put`
 //! (a change of the admin API, and back if it cannot be).
@@ -86,6 +87,8 @@ pub struct Wires {
     entries: Mutex<Entries>,
     /// Held while a change is noted and the engine is asked, so that all who ask do so in one order.
     turn: Mutex<Turn>,
+    /// Wires that were put, and whose answer nobody waits for any more. It is noted when it comes.
+    late: Mutex<Vec<Asked>>,
     draining: AtomicBool,
 }
 
@@ -96,7 +99,7 @@ impl Wires {
     /// No wires yet.
     pub fn new(engine: Engine, journal: Option<Journal>) -> Self {
         let turn = Mutex::new(Turn::new(journal));
-        Self { engine, entries: Mutex::default(), turn, draining: AtomicBool::new(false) }
+        Self { engine, entries: Mutex::default(), turn, late: Mutex::default(), draining: AtomicBool::new(false) }
     }
 
     /// Asks for the wires of the file and for those that the journal remembers: from here on their names are taken. Comes
@@ -193,9 +196,10 @@ impl Wires {
         Ok(changes)
     }
 
-    /// Tries again to make wires that could not be made, or that lost an end for good (its namespace went away and may be
+    /// Notes what became of wires that took longer than anybody waits. Then tries again to make wires that could not be made, or that lost an end for good (its namespace went away and may be
     /// back). While an interface cannot be made, the other end of its wire keeps its peer: that is the engine's work.
     pub fn retry(&self) {
+        self.note_late();
         let statuses = self.engine.wires();
         let Ok(turn) = self.turn() else { return };
         let due = self.entries().to_retry(&statuses);
@@ -267,6 +271,18 @@ impl Wires {
         }
         for (Asked { wanted, .. }, result) in asked.into_iter().zip(results) {
             self.note(&wanted, result);
+        }
+    }
+
+    fn note_late(&self) {
+        let late = std::mem::take(&mut *lock(&self.late));
+        for asked in late {
+            let Wanted { spec, change, .. } = &asked.wanted;
+            match asked.poll(Duration::ZERO) {
+                Some(result) => self.note(&asked.wanted, result),
+                None if self.entries().is_last(&spec.name, *change) => lock(&self.late).push(asked),
+                None => {}
+            }
         }
     }
 
@@ -361,7 +377,7 @@ pub enum ChangeError {
     },
     /// There is nothing to persist in.
     #[error(
-        "wire `{0}` shall persist, and this forwarder has no journal; start it with `--journal PATH`, or `journal:` in its file"
+        "wire `{0}` cannot persist: this forwarder has no journal; start it with `--journal PATH`, or `journal:` in its file"
     )]
     NoJournal(String),
     /// The journal cannot be written.

@@ -75,8 +75,8 @@ impl Wires {
     pub fn put(&self, spec: WireSpec, persist: Option<bool>) -> Result<Put, ChangeError> {
         let asked = [self.begin_put(spec, persist)?];
         let result = await_answers(&asked, ANSWER_TIMEOUT).swap_remove(0);
-        let [Asked { wanted, .. }] = asked;
-        self.finish_put(wanted, result)
+        let [asked] = asked;
+        self.finish_put(asked, result)
     }
 
     pub(super) fn begin_put(&self, spec: WireSpec, persist: Option<bool>) -> Result<Asked, ChangeError> {
@@ -105,8 +105,8 @@ impl Wires {
         Ok(Asked::of(&self.engine, self.want(spec, origin)))
     }
 
-    pub(super) fn finish_put(&self, wanted: Wanted, result: Result<Applied, EngineError>) -> Result<Put, ChangeError> {
-        let Wanted { spec, origin, change } = wanted;
+    pub(super) fn finish_put(&self, asked: Asked, result: Result<Applied, EngineError>) -> Result<Put, ChangeError> {
+        let Wanted { spec, origin, change } = asked.wanted.clone();
         let name = spec.name.clone();
         let mut turn = lock(&self.turn);
         let is_last = self.entries().is_last(&name, change);
@@ -134,6 +134,7 @@ impl Wires {
                 warn!(wire = name, %problem, "a wire put by the admin API takes long");
                 turn.unfinished.remove(&name);
                 self.entries().answer(&name, Some(Failure::from(&problem)));
+                lock(&self.late).push(asked);
                 Err(problem.into())
             }
             Err(problem) => {

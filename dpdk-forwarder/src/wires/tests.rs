@@ -36,7 +36,7 @@ fn of_puts_of_one_wire_the_last_one_counts_and_one_that_fails_goes_back_to_what_
     let asked = wires.begin_put(impossible, None).unwrap();
     wires.put(place.wire("other"), None).unwrap();
     let answers = await_answers(std::slice::from_ref(&asked), ANSWER_TIMEOUT);
-    let error = wires.finish_put(asked.wanted, answers.into_iter().next().unwrap()).unwrap_err();
+    let error = wires.finish_put(asked, answers.into_iter().next().unwrap()).unwrap_err();
     assert!(matches!(error, ChangeError::Engine(EngineError::End { .. })), "{error}");
     assert_eq!(wires.list()[1].status.spec, first);
     assert!(!wires.list()[1].status.ends[0].word().is_empty() && !is_failed(&wires, "w"));
@@ -45,7 +45,7 @@ fn of_puts_of_one_wire_the_last_one_counts_and_one_that_fails_goes_back_to_what_
     let asked = wires.begin_put(place.impossible_wire("w"), None).unwrap();
     assert_eq!(wires.remove("w").unwrap(), Removed::Wire);
     let answers = await_answers(std::slice::from_ref(&asked), ANSWER_TIMEOUT);
-    wires.finish_put(asked.wanted, answers.into_iter().next().unwrap()).unwrap_err();
+    wires.finish_put(asked, answers.into_iter().next().unwrap()).unwrap_err();
     assert_eq!(names(&wires), ["other"]);
     drop(wires);
     assert_eq!(place.journal().wires().map(|wire| wire.name.as_str()).collect::<Vec<_>>(), ["other"]);
@@ -64,6 +64,30 @@ fn a_wire_that_cannot_be_made_is_listed_as_it_was_until_another_try_has_ended() 
     assert!(!is_failed(&wires, "bad"));
     assert_eq!(wires.apply(&[place.wire("good")]).unwrap(), Changes { removed: 1, ..Changes::default() });
     assert_eq!(names(&wires), ["good"]);
+}
+
+#[test]
+fn a_wire_that_took_too_long_says_what_became_of_it_also_when_nobody_tries_it_again() {
+    let place = Fixture::new();
+    let wires = start(None);
+    let put = |name: &str, spec: WireSpec| {
+        let asked = wires.begin_put(spec, Some(false)).unwrap();
+        let late = EngineError::StillMaking(name.to_owned());
+        assert!(matches!(wires.finish_put(asked, Err(late)), Err(ChangeError::Engine(EngineError::StillMaking(_)))));
+    };
+    put("never", place.impossible_wire("never"));
+    put("at-last", place.wire("at-last"));
+    let reason = |name: &str| wires.entries().get(name).unwrap().failure.clone().map(|failure| failure.problem);
+    assert!(["never", "at-last"].into_iter().all(|name| reason(name).unwrap().contains("still being made")));
+    let end = Instant::now() + ANSWER_TIMEOUT;
+    while !lock(&wires.late).is_empty() {
+        assert!(Instant::now() < end, "the engine answers");
+        wires.retry();
+    }
+    let problem = reason("never").unwrap();
+    assert!(problem.contains("never-dir") && !problem.contains("still being made"), "{problem}");
+    assert_eq!(reason("at-last"), None);
+    assert!(is_failed(&wires, "never") && !is_failed(&wires, "at-last"));
 }
 
 fn start(journal: Option<Journal>) -> Wires {

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use sriov_manager_client::cache::apply;
 use sriov_manager_client::v1::{
-    AcquireRequest, Attributes, Count, CreateRequest, Created, Driver, ExplainRequest, ListRequest, ListResponse,
-    ReleaseRequest, Vf, WatchRequest, WatchResponse,
+    AcquireRequest, Attributes, Count, CreateRequest, Created, Driver, ExplainRequest, HandOverRequest, ListRequest,
+    ListResponse, ReleaseRequest, Vf, WatchRequest, WatchResponse,
 };
 use sriov_manager_client::{Client, connect};
 use tokio::runtime::{self, Runtime};
@@ -132,6 +132,31 @@ impl Manager {
         let request = ExplainRequest { vf: vf.address.clone(), ..ExplainRequest::default() };
         let reasons = self.call(async |mut client: Client| client.explain(request).await)?.reasons;
         Ok(reasons.into_iter().map(|reason| reason.text).collect())
+    }
+
+    /// Asks that so many times at the same time; returns everything that was told.
+    pub fn explain_at_once(&self, vf: &Function, times: usize) -> Result<Vec<String>, Status> {
+        let request = ExplainRequest { vf: vf.address.clone(), ..ExplainRequest::default() };
+        let ask = |()| {
+            let (mut client, request) = (self.client.clone(), request.clone());
+            self.runtime.spawn(async move { client.explain(request).await })
+        };
+        let asked: Vec<_> = std::iter::repeat_n((), times).map(ask).collect();
+        let mut told = Vec::new();
+        for one in asked {
+            let answer = self.within(async { one.await.map_err(|error| Status::internal(error.to_string()))? })?;
+            told.extend(answer.into_inner().reasons.into_iter().map(|reason| reason.text));
+        }
+        Ok(told)
+    }
+
+    /// Gives the VF of a lease to another lease on `vfio-pci`.
+    pub fn hand_over(&self, from: &str, to: &str) -> Result<Vec<String>, Status> {
+        let driver = Driver::VfioPci.into();
+        let to =
+            AcquireRequest { id: to.to_owned(), holder: "the lab".to_owned(), driver, ..AcquireRequest::default() };
+        let request = HandOverRequest { from: from.to_owned(), to: Some(to), wait_ms: 0 };
+        Ok(self.call(async |mut client: Client| client.hand_over(request).await)?.steps)
     }
 
     /// The list now, and again whenever something has changed.

@@ -53,6 +53,17 @@ impl FromStr for v1::Driver {
     }
 }
 
+impl v1::EswitchMode {
+    /// As people read it; empty: not known.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "",
+            Self::Legacy => "legacy",
+            Self::Switchdev => "switchdev",
+        }
+    }
+}
+
 impl v1::LinkState {
     /// As people read and write it.
     pub fn word(self) -> &'static str {

@@ -1,15 +1,18 @@
 //! What others see as messages, and requests as what the library takes.
 
+use std::collections::{BTreeMap, HashMap};
+
 use sriov_manager_client::v1;
 
 use crate::address::{Driver, PciAddress, VFIO_PCI};
 use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use crate::holders::Holder;
 use crate::inventory::Function;
+use crate::kernel::EswitchMode;
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
 use crate::sysfs::RdmaDevice;
-use crate::vfs::{Choice, Order, PfView, Place, Reason, Recovery, Request, VfView, Vfs, View};
+use crate::vfs::{Choice, Order, PfDetails, PfView, Place, Reason, Recovery, Request, VfError, VfView, Vfs, View};
 
 /// The answer to a list, judged for a driver; none: for that of the pool.
 pub fn response(view: &View, driver: Option<Driver>) -> v1::ListResponse {
@@ -25,7 +28,7 @@ fn node(view: &View) -> v1::Node {
     let owner = |(name, claim): (&String, &crate::lease::Claim)| v1::Owner {
         name: name.clone(),
         uid: claim.uid,
-        pools: claim.pools.clone(),
+        pools: claim.pools.iter().cloned().collect(),
         vfs: claim.vfs.iter().map(ToString::to_string).collect(),
         since: claim.since,
     };
@@ -62,13 +65,50 @@ fn pf(view: &PfView) -> v1::Pf {
         stuck: view.stuck.as_ref().map(|stuck| stuck.what.clone()).unwrap_or_default(),
         short: view.short.clone().unwrap_or_default(),
         cordoned: view.cordon.as_ref().map(|cordon| cordon.why.clone()).unwrap_or_default(),
-        mtu: view.pf.mtu,
+        mtu: function.mtu,
         permanent_mac: view.card.map(|card| card.to_string()).unwrap_or_default(),
         link_type: link_type(function),
         alt_names: function.altnames.clone(),
         acpi_index: function.acpi_index,
         rdma: rdma(function),
         mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        admin_up: view.pf.admin_up,
+        link_up: view.pf.link_up,
+        link_speed: None,
+        eswitch_mode: v1::EswitchMode::Unspecified.into(),
+        externally_managed: view.externally_managed,
+    }
+}
+
+/// Puts what PFs were asked for into a list.
+pub(super) fn add_details(
+    list: &mut v1::ListResponse,
+    details: &BTreeMap<PciAddress, PfDetails>,
+    altnames: &BTreeMap<String, Vec<String>>,
+) {
+    let others = |netdev: &String| altnames.get(netdev).cloned().unwrap_or_default();
+    let details: HashMap<_, _> = details.iter().map(|(pf, details)| (pf.to_string(), details)).collect();
+    for pf in &mut list.pfs {
+        pf.alt_names = others(&pf.netdev);
+        let Some(told) = details.get(&pf.address) else { continue };
+        pf.link_speed = told.link_speed;
+        pf.eswitch_mode = match told.eswitch_mode {
+            None => v1::EswitchMode::Unspecified,
+            Some(EswitchMode::Legacy) => v1::EswitchMode::Legacy,
+            Some(EswitchMode::Switchdev) => v1::EswitchMode::Switchdev,
+        }
+        .into();
+        if let Some(mac) = told.report.permanent_mac {
+            pf.permanent_mac = mac.to_string();
+        }
+    }
+    for vf in &mut list.vfs {
+        vf.alt_names = vf.netdevs.iter().flat_map(others).collect();
+        let Some(told) = details.get(&vf.pf) else { continue };
+        vf.told = told.report.vfs.get(&vf.index).map(|state| attributes(&state.as_wanted()));
+        if let (true, Some(guid)) = (vf.guid.is_empty(), told.report.guids.get(&vf.index)) {
+            vf.guid = guid.to_string();
+        }
     }
 }
 
@@ -128,6 +168,10 @@ pub(super) fn vf(view: &VfView, driver: Option<Driver>) -> v1::Vf {
         acpi_index: function.acpi_index,
         rdma: rdma(function),
         mac: function.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: function.mtu,
+        guid: function.rdma.iter().find_map(|device| device.guid).map(|guid| guid.to_string()).unwrap_or_default(),
+        representor: view.representor.clone().unwrap_or_default(),
+        told: None,
     }
 }
 
@@ -253,6 +297,7 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         }
         Reason::NoIommu => Kind::NoIommu,
         Reason::Forbidden { .. } => Kind::Forbidden,
+        Reason::NoPolicies { .. } => Kind::NoPolicies,
         Reason::Unknown(_) => Kind::Unknown,
     };
     v1::Reason { kind: kind.into(), ..told }
@@ -288,7 +333,7 @@ pub(super) struct Peer {
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
     let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
-    let vf = some(vf).map(|vf| vf.parse().map_err(|error| format!("vf: {error}"))).transpose()?;
+    let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
         (Some(vf), false) => Choice::VfOfPools { vf, pools },
@@ -307,6 +352,11 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         choice,
         force,
     })
+}
+
+/// A VF by its address, which need not be there any more, or by another name.
+pub(super) fn vf_address(vf: &str, vfs: &Vfs) -> Result<PciAddress, VfError> {
+    vf.parse().or_else(|_| vfs.find_vf(vf))
 }
 
 fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {

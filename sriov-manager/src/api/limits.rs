@@ -1,7 +1,7 @@
 //! How much of the manager one user may have at once, and waiting without a thread.
 //!
-//! A call that waits (for a holder to let go, for another operation on the same VF, for the start) is a task and nothing else.
-//! What works has a thread and two permits: one of its user, of whom there are fewer than there are in all, and one of the
+//! A call that waits (for a holder to let go, for another operation on the same VF, for the start) is a task and nothing else, and
+//! so is a watch without news. They are counted all the same, from their first moment on. What works has a thread and two permits: one of its user, of whom there are fewer than there are in all, and one of the
 //! manager. So nobody's calls keep another's from being worked on, whoever hangs in the kernel.
 
 use std::collections::HashMap;
@@ -12,12 +12,38 @@ use tonic::Status;
 
 use super::refusals::too_many;
 
+/// The places of everybody's calls.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Calls that change something.
+    pub changes: Limits,
+    /// Calls that ask the kernel something.
+    pub questions: Limits,
+    pub lists: Limits,
+    pub watches: Limits,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        // Of the 512 threads that tokio has for what may wait, half are for changes, and some for questions that may have to wait
+        // for the kernel. Lists wait for nobody, and have their own so that they do not wait for those that do.
+        Self {
+            changes: Limits::new("changes", 256, CALLS_MAX),
+            questions: Limits::new("questions", 64, CALLS_MAX),
+            lists: Limits::new("lists", 32, CALLS_MAX),
+            watches: Limits::new("watches", 32, WATCHES_MAX),
+        }
+    }
+}
+
 /// What everybody shares.
 #[derive(Debug)]
 pub(super) struct Limits {
     kind: &'static str,
     /// How many of one user are at work at once.
     share: usize,
+    /// How many of one user are at work or wait.
+    calls: usize,
     /// At work, of everybody.
     all: Arc<Semaphore>,
     users: Mutex<HashMap<u32, Arc<User>>>,
@@ -47,9 +73,10 @@ pub(super) struct Permits(
 );
 
 impl Limits {
-    /// `working` at once of everybody, a quarter of that of one user.
-    pub fn new(kind: &'static str, working: usize) -> Self {
-        Self { kind, share: (working / SHARE).max(1), all: Arc::new(Semaphore::new(working)), users: Mutex::default() }
+    /// `working` at once of everybody, a quarter of that of one user, of whom `calls` may be under way.
+    pub fn new(kind: &'static str, working: usize, calls: usize) -> Self {
+        let share = (working / SHARE).max(1);
+        Self { kind, share, calls, all: Arc::new(Semaphore::new(working)), users: Mutex::default() }
     }
 
     /// Begins a call of a user, unless he has too many.
@@ -58,11 +85,13 @@ impl Limits {
         // Who has no call under way need not be remembered.
         users.retain(|_, user| Arc::strong_count(user) > 1);
         let share =
-            || User { working: Arc::new(Semaphore::new(self.share)), calls: Arc::new(Semaphore::new(CALLS_MAX)) };
+            || User { working: Arc::new(Semaphore::new(self.share)), calls: Arc::new(Semaphore::new(self.calls)) };
         let user = Arc::clone(users.entry(uid).or_insert_with(|| Arc::new(share())));
         let place = Arc::clone(&user.calls).try_acquire_owned().map_err(|_| {
-            let kind = self.kind;
-            too_many(&format!("the user {uid} has {CALLS_MAX} {kind} under way: wait for some of them to be answered"))
+            let Self { kind, calls, .. } = self;
+            too_many(&format!(
+                "the user {uid} has {calls} {kind} under way: end some of them, or wait for their answers"
+            ))
         })?;
         Ok(UserCall { all: Arc::clone(&self.all), user, _place: place })
     }
@@ -95,18 +124,12 @@ impl Queues {
     }
 }
 
-/// Calls that change something.
-pub(super) const CHANGES: &str = "changes";
-/// Calls that ask the kernel something.
-pub(super) const QUESTIONS: &str = "questions";
-/// Of the 512 threads that tokio has for what may wait, half are for changes.
-pub(super) const CHANGES_MAX: usize = 256;
-/// And some for questions that may have to wait for the kernel; lists need none for long.
-pub(super) const QUESTIONS_MAX: usize = 64;
 /// The share of one user.
 const SHARE: usize = 4;
 /// A call that waits costs some kilobytes.
 const CALLS_MAX: usize = 2048;
+/// A watch keeps the last list that it told.
+const WATCHES_MAX: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -114,10 +137,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_who_has_all_of_his_share_at_work_leaves_others_theirs() {
-        let limits = Limits::new(QUESTIONS, QUESTIONS_MAX);
+        let limits = Places::default().questions;
         let mut held = Vec::new();
         let greedy = limits.enter(1000).unwrap();
-        for _ in 0..QUESTIONS_MAX / SHARE {
+        for _ in 0..limits.share {
             held.push(greedy.permits().await.unwrap());
         }
         assert_eq!(greedy.user.working.available_permits(), 0);

@@ -11,7 +11,8 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
-use super::convert::response;
+use super::convert::{optional_driver, response};
+use super::limits::UserCall;
 use crate::address::Driver;
 use crate::vfs::Vfs;
 
@@ -26,9 +27,22 @@ pub(super) struct Lists {
 #[derive(Clone, Debug)]
 pub(super) struct ListFilter {
     /// VFs of these pools; none: all.
-    pub pools: Vec<String>,
+    pools: HashSet<String>,
     /// For which driver VFs are judged.
-    pub driver: Option<Driver>,
+    driver: Option<Driver>,
+}
+
+impl ListFilter {
+    /// What is asked, or what of it cannot be meant.
+    pub fn new(pools: Vec<String>, driver: i32) -> Result<Self, String> {
+        if pools.len() > POOLS_MAX {
+            return Err(format!(
+                "pools: at most {POOLS_MAX} are wanted, not {}; without any all are told",
+                pools.len()
+            ));
+        }
+        Ok(Self { pools: pools.into_iter().collect(), driver: optional_driver(driver)? })
+    }
 }
 
 impl Lists {
@@ -60,7 +74,9 @@ pub(super) fn watch(
     lists: Arc<Lists>,
     wanted: ListFilter,
     phase: watch::Receiver<Phase>,
+    call: UserCall,
 ) -> impl Stream<Item = Result<v1::WatchResponse, Status>> + Send {
+    let call = Arc::new(call);
     let ticks = WatchStream::new(lists.vfs.watch()).map(|_| Phase::Serving);
     let mut before: Option<Arc<v1::ListResponse>> = None;
     // The stream must end by itself when the daemon stops: a graceful server waits for it.
@@ -68,8 +84,15 @@ pub(super) fn watch(
         .merge(WatchStream::new(phase).filter(|phase| *phase == Phase::Stopped))
         .take_while(|phase| *phase != Phase::Stopped)
         .then(move |_| {
-            let (lists, wanted) = (Arc::clone(&lists), wanted.clone());
-            async move { blocking(move || lists.now(&wanted)).await }
+            let (lists, wanted, call) = (Arc::clone(&lists), wanted.clone(), Arc::clone(&call));
+            async move {
+                let permits = call.permits().await?;
+                let now = blocking(move || {
+                    let _permits = permits;
+                    lists.now(&wanted)
+                });
+                now.await
+            }
         })
         .filter_map(move |now| match now {
             Ok(now) => {
@@ -115,7 +138,7 @@ fn by<T>(items: &[T], address: impl Fn(&T) -> &String) -> HashMap<&str, &T> {
     items.iter().map(|item| (address(item).as_str(), item)).collect()
 }
 
-fn of_pools(list: &v1::ListResponse, pools: &[String]) -> v1::ListResponse {
+fn of_pools(list: &v1::ListResponse, pools: &HashSet<String>) -> v1::ListResponse {
     let is_wanted = |vf: &&v1::Vf| vf.pools.iter().any(|pool| pools.contains(pool));
     let vfs: Vec<_> = list.vfs.iter().filter(is_wanted).cloned().collect();
     let pfs: HashSet<&str> = vfs.iter().map(|vf| vf.pf.as_str()).collect();
@@ -126,6 +149,9 @@ fn of_pools(list: &v1::ListResponse, pools: &[String]) -> v1::ListResponse {
         vfs,
     }
 }
+
+/// Pools of one question or claim: more than a node has.
+pub(super) const POOLS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -165,8 +191,8 @@ mod tests {
 
     #[test]
     fn a_pool_is_told_of_its_own_vfs_and_of_their_pfs() {
-        let of_x = of_pools(&list(&[vf("a", "x", ""), vf("b", "y", "")], 1), &["x".into()]);
+        let of_x = of_pools(&list(&[vf("a", "x", ""), vf("b", "y", "")], 1), &["x".into()].into());
         assert_eq!((of_x.vfs, of_x.pfs.len()), (vec![vf("a", "x", "")], 1));
-        assert!(of_pools(&list(&[vf("b", "y", "")], 1), &["x".into()]).pfs.is_empty());
+        assert!(of_pools(&list(&[vf("b", "y", "")], 1), &["x".into()].into()).pfs.is_empty());
     }
 }

@@ -53,6 +53,8 @@ fn code(error: &VfError) -> Code {
         | VfError::Dirty { .. }
         | VfError::UsedByHost { .. }
         | VfError::PoliciesFile { .. }
+        | VfError::NoPolicies { .. }
+        | VfError::PoolOfAnother { .. }
         | VfError::NotAsWanted { .. } => Code::FailedPrecondition,
         VfError::Journal(_) => Code::Internal,
     }
@@ -78,6 +80,7 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
         | VfError::Dirty { id, vf, .. } => {
             (told.lease, told.vf) = (id.clone(), vf.to_string());
         }
+        VfError::PoolOfAnother { pool, owner } => (told.pool, told.owner) = (pool.clone(), owner.clone()),
         VfError::NotOfPool { vf, pool } => (told.vf, told.pool) = (vf.to_string(), pool.clone()),
         VfError::Untold { vf, pf, .. } => (told.vf, told.pf) = (vf.to_string(), pf.to_string()),
         VfError::UsedByHost { vf, host_use, .. } => {
@@ -110,6 +113,7 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
         | VfError::Cancelled { .. }
         | VfError::Stopping { .. }
         | VfError::PoliciesFile { .. }
+        | VfError::NoPolicies { .. }
         | VfError::Journal(_) => {}
     }
     told
@@ -146,6 +150,8 @@ fn kind(error: &VfError) -> Kind {
         VfError::Ask { .. } => Kind::NotAsked,
         VfError::NotAsWanted { .. } => Kind::NotAsWanted,
         VfError::PoliciesFile { .. } => Kind::PoliciesFile,
+        VfError::NoPolicies { .. } => Kind::NoPolicies,
+        VfError::PoolOfAnother { .. } => Kind::PoolOfAnother,
         VfError::Journal(_) => Kind::Journal,
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::FakeNode;
 use super::tree::{NIC_DEVICE, link, make, put};
 use crate::address::PciAddress;
-use crate::attributes::Mac;
-use crate::kernel::ForeignNetdev;
+use crate::attributes::{Guid, Mac};
+use crate::kernel::{EswitchMode, ForeignNetdev};
 
 impl FakeNode {
     /// A NIC that is no VF, bound to `e1000e`, is in the IOMMU group of a VF.
@@ -82,6 +82,28 @@ impl FakeNode {
     pub fn add_altname(&self, pf: PciAddress, name: &str) {
         let netdev = self.kernel.sysfs.netdevs(pf).pop().expect("a PF has an interface");
         self.kernel.state().altnames.entry(netdev).or_default().push(name.to_owned());
+    }
+
+    /// The switch of a PF's card does this.
+    pub fn set_eswitch_mode(&self, pf: PciAddress, mode: EswitchMode) {
+        self.kernel.state().eswitch_modes.insert(pf, mode);
+    }
+
+    /// A PF gives a VF a GUID.
+    pub fn set_guid(&self, vf: PciAddress, guid: Guid) {
+        self.kernel.state().guids.insert(vf, guid);
+    }
+
+    /// The interface of a VF at the other end of the PF's switch is there.
+    pub fn make_representor(&self, pf: PciAddress, index: u32, name: &str) {
+        self.kernel.make_netdev(pf, name, Mac([2, 0, 0, 0, 1, index as u8]));
+        put(&self.kernel.sysfs.file(pf, "net").join(name).join("phys_port_name"), &format!("pf0vf{index}\n"));
+    }
+
+    /// A file of an interface says this from now on.
+    pub fn put_netdev_file(&self, function: PciAddress, file: &str, text: &str) {
+        let netdev = self.kernel.sysfs.netdevs(function).into_iter().next().expect("it has an interface");
+        put(&self.kernel.sysfs.file(function, "net").join(netdev).join(file), &format!("{text}\n"));
     }
 
     /// A bond gives the interface of a PF another address. The permanent one stays.

@@ -13,13 +13,17 @@ use super::{FakeKernel, FakeState, Scenario};
 use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfChange, VfState};
 use crate::holders::processes;
-use crate::kernel::{ForeignNetdev, Interface, Kernel, PfReport};
+use crate::kernel::{EswitchMode, ForeignNetdev, Interface, Kernel, PfReport};
 
 impl Kernel for FakeKernel {
     fn write(&self, file: &Path, value: &str) -> Result<(), NetlinkError> {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let value = value.trim();
-        self.hang(&name);
+        match name.as_str() {
+            "unbind" => self.hang(Scenario::UnbindHangs),
+            "sriov_numvfs" => self.hang(Scenario::CountHangs),
+            _ => {}
+        }
         let device = || {
             let parent = file.parent().and_then(|parent| parent.file_name()?.to_str()?.parse().ok());
             parent.ok_or(refusal(Errno::ENOENT))
@@ -44,12 +48,16 @@ impl Kernel for FakeKernel {
     }
 
     fn pf_report(&self, pf: Interface) -> Result<PfReport, NetlinkError> {
+        self.hang(Scenario::ReportHangs);
         let pf = self.device_of(pf)?;
         let state = self.state();
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
         let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
-        let vfs = vfs.map(|(index, vf)| (index, state.states.get(&vf).cloned().unwrap_or_default())).collect();
-        Ok(PfReport { permanent_mac: state.permanent.get(&pf).copied(), device: Some(pf.to_string()), vfs })
+        let vfs: BTreeMap<_, _> = vfs.collect();
+        let guids = vfs.iter().filter_map(|(&index, vf)| Some((index, *state.guids.get(vf)?))).collect();
+        let vfs =
+            vfs.into_iter().map(|(index, vf)| (index, state.states.get(&vf).cloned().unwrap_or_default())).collect();
+        Ok(PfReport { permanent_mac: state.permanent.get(&pf).copied(), device: Some(pf.to_string()), vfs, guids })
     }
 
     fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError> {
@@ -107,6 +115,10 @@ impl Kernel for FakeKernel {
         Ok(self.state().altnames.clone())
     }
 
+    fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError> {
+        Ok(self.state().eswitch_modes.get(&pf).copied())
+    }
+
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError> {
         Ok(self.state().host_uses.get(&interface.index).cloned().unwrap_or_default())
     }
@@ -116,7 +128,7 @@ impl Kernel for FakeKernel {
             return Ok(Some(true));
         }
         let shown = Path::new("/").join(node.strip_prefix(self.sysfs.path("")).unwrap_or(node));
-        Ok(Some(!processes(&self.sysfs, &[shown]).is_empty()))
+        Ok(Some(!processes(&self.sysfs, &[shown])?.is_empty()))
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
@@ -133,12 +145,7 @@ impl FakeKernel {
         self.state().scenarios.contains(&scenario)
     }
 
-    fn hang(&self, file: &str) {
-        let scenario = match file {
-            "unbind" => Scenario::UnbindHangs,
-            "sriov_numvfs" => Scenario::CountHangs,
-            _ => return,
-        };
+    fn hang(&self, scenario: Scenario) {
         let mut state = self.state();
         while state.scenarios.contains(&scenario) {
             state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);

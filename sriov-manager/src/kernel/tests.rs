@@ -2,6 +2,7 @@
 
 use netlink_packet_core::Emitable;
 
+use super::xdp_sockets::Part;
 use super::*;
 use crate::attributes::Vlan;
 
@@ -167,6 +168,55 @@ fn what_the_host_does_with_an_interface_is_told_in_words() {
     assert!(uses.contains(&"it has the address 127.0.0.1/8".to_owned()), "{uses:?}");
 }
 
+#[test]
+fn the_guid_that_a_pf_gave_a_vf_is_understood() {
+    let guid = |vf: u32, guid: u64| [&vf.to_ne_bytes()[..], &[0; 4], &guid.to_ne_bytes()].concat();
+    let vf = |index, number| {
+        let said = [attribute(IFLA_VF_MAC, &mac(index)), attribute(IFLA_VF_IB_NODE_GUID, &guid(index, number))];
+        attribute(IFLA_VF_INFO, &said.concat())
+    };
+    let list = [vf(0, 0x0002_c903_0012_3456), vf(1, 0)].concat();
+    let report = vf_info::parse(&attribute(IFLA_VFINFO_LIST, &list));
+    assert_eq!((report.vfs.len(), report.guids.len()), (2, 1), "zeros are none");
+    assert_eq!(report.guids[&0].to_string(), "00:02:c9:03:00:12:34:56");
+}
+
+/// No NIC at hand has a switch: the question is the one that `devlink dev eswitch show` of iproute2 6.1 asks, the answers are
+/// made up as net/devlink/dev.c of Linux 6.12 puts them together.
+#[test]
+fn the_mode_of_a_switch_is_asked_and_read_as_devlink_does() {
+    let header = |kind: u16, body: &[u8]| {
+        let length = (16 + body.len()) as u32;
+        let flags = 1_u16;
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], body].concat()
+    };
+    let asked = header(16, b"\x03\x01\0\0\x0c\0\x02\0devlink\0");
+    assert_eq!(devlink::family_question(), asked);
+    let device = [attribute(1, b"pci\0"), attribute(2, b"0000:3b:00.0\0")].concat();
+    let asked = header(21, &[&[29, 1, 0, 0][..], &device].concat());
+    assert_eq!(devlink::mode_question(21, PciAddress::new(0, 0x3b, 0, 0)), asked);
+
+    let family = [attribute(2, b"devlink\0"), attribute(1, &21_u16.to_ne_bytes())].concat();
+    assert_eq!(devlink::read_family(&header(16, &[&[1, 2, 0, 0][..], &family].concat())), Ok(21));
+    let mode = |mode: u16| {
+        let said = [device.clone(), attribute(25, &mode.to_ne_bytes()), attribute(26, &[0])].concat();
+        devlink::read_mode(Ok(header(21, &[&[29, 1, 0, 0][..], &said].concat())))
+    };
+    assert_eq!((mode(0), mode(1)), (Ok(Some(EswitchMode::Legacy)), Ok(Some(EswitchMode::Switchdev))));
+    assert_eq!(mode(2), Ok(None), "a mode that is newer");
+    let refused = |errno: Errno| devlink::read_mode(Ok(header(2, &(-(errno as i32)).to_ne_bytes())));
+    for none in [Errno::ENODEV, Errno::EOPNOTSUPP, Errno::ENOENT] {
+        assert_eq!(refused(none), Ok(None));
+    }
+    assert_eq!(refused(Errno::EPERM).unwrap_err().errno, Errno::EPERM);
+    assert_eq!(devlink::read_mode(Ok(vec![1, 2, 3])).unwrap_err().errno, Errno::EBADMSG);
+}
+
+#[test]
+fn a_card_that_is_not_there_has_no_switch() {
+    assert_eq!(LiveKernel.eswitch_mode(PciAddress::new(0xffff, 0xff, 31, 7)), Ok(None));
+}
+
 // linux/rtnetlink.h, linux/netlink.h and linux/if_link.h.
 const NLA_F_NESTED: u16 = 1 << 15;
 const IFLA_VFINFO_LIST: u16 = 22;
@@ -181,6 +231,7 @@ const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
 const IFLA_VF_RSS_QUERY_EN: u16 = 7;
 const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_IB_NODE_GUID: u16 = 10;
 const IFLA_VF_VLAN_LIST: u16 = 12;
 const IFLA_VF_VLAN_INFO: u16 = 1;
 
@@ -199,4 +250,27 @@ fn a_driver_is_asked_about_links_whose_device_the_kernel_does_not_name_and_about
     assert_eq!((of_device(&named, vf), of_unnamed_device(&named)), (Some("net1".into()), None));
     assert_eq!(of_unnamed_device(&link(LinkLayerType::Ether, vec![LinkAttribute::LinkInfo(vec![])])), None);
     assert_eq!(of_unnamed_device(&link(LinkLayerType::Loopback, vec![])), None);
+}
+
+/// As Linux 6.12 answers `ss --xdp`: two sockets, bound to the interfaces 5 and 7, and the end of the dump.
+#[test]
+fn af_xdp_sockets_are_counted_by_their_interface() {
+    let socket = |interface: u32| {
+        let body = [&[44, 3, 0, 0][..], &9_u32.to_ne_bytes(), &[0; 8]].concat();
+        let info = [&12_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes(), &interface.to_ne_bytes(), &[0; 4]].concat();
+        [body, info].concat()
+    };
+    let message = |kind: u16, body: &[u8]| {
+        let length = 16 + body.len() as u32;
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[2, 0], &[0; 8], body].concat()
+    };
+    let [five, seven] = [5, 7].map(|interface| message(20, &socket(interface)));
+    let done = message(3, &[0; 4]);
+    let count = |bytes: &[u8]| xdp_sockets::count(bytes, 7).unwrap();
+    assert_eq!(count(&[&five[..], &seven].concat()), Part::More(1));
+    assert_eq!(count(&[&seven[..], &seven, &done].concat()), Part::Last(2));
+    // A kernel without it.
+    assert_eq!(count(&message(2, &(-2_i32).to_ne_bytes())), Part::NotTold);
+    assert!(xdp_sockets::count(&message(2, &(-1_i32).to_ne_bytes()), 7).is_err());
+    assert!(xdp_sockets::count(&seven[..20], 7).is_err(), "it is cut short");
 }

@@ -13,7 +13,8 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::PfReport;
-use crate::attributes::{LinkState, Mac, Rate, VfState, Vlan, VlanProtocol};
+use super::attribute::{ALIGNMENT, ATTRIBUTE_HEADER, Attribute, NLMSG_ERROR, NLMSG_HEADER, read_u16, read_u32};
+use crate::attributes::{Guid, LinkState, Mac, Rate, VfState, Vlan, VlanProtocol};
 
 /// Asks about the interface of a number.
 pub fn ask(interface: u32) -> Result<PfReport, NetlinkError> {
@@ -77,15 +78,18 @@ pub(super) fn parse(attributes: &[u8]) -> PfReport {
 fn read_list(list: &[u8], report: &mut PfReport) -> usize {
     let mut read = 0;
     while let Some(vf) = Attribute::first(&list[read..]).filter(|attribute| attribute.kind == IFLA_VF_INFO) {
-        report.vfs.extend(parse_vf(vf.value));
+        if let Some((index, state, guid)) = parse_vf(vf.value) {
+            report.vfs.insert(index, state);
+            report.guids.extend(guid.map(|guid| (index, guid)));
+        }
         read = (read + vf.length.next_multiple_of(ALIGNMENT)).min(list.len());
     }
     read
 }
 
 /// The number of a VF and what is said of it.
-fn parse_vf(mut rest: &[u8]) -> Option<(u32, VfState)> {
-    let mut index = None;
+fn parse_vf(mut rest: &[u8]) -> Option<(u32, VfState, Option<Guid>)> {
+    let (mut index, mut guid) = (None, None);
     let mut state = VfState::default();
     while let Some(Attribute { kind, length, value }) = Attribute::first(rest) {
         let word = |number: usize| read_u32(value, 4 * number);
@@ -107,6 +111,11 @@ fn parse_vf(mut rest: &[u8]) -> Option<(u32, VfState)> {
             IFLA_VF_RATE => state.rate = Some(Rate { min: word(1)?, max: word(2)? }),
             IFLA_VF_SPOOFCHK => state.spoof_check = switch(),
             IFLA_VF_TRUST => state.trust = switch(),
+            // `struct ifla_vf_guid`: the number is at a multiple of its length.
+            IFLA_VF_IB_NODE_GUID => {
+                let number = u64::from_ne_bytes(*value.get(size_of::<u64>()..)?.first_chunk()?);
+                guid = Some(Guid(number)).filter(|guid| guid.0 != 0);
+            }
             IFLA_VF_LINK_STATE => {
                 state.link_state = match word(1)? {
                     0 => Some(LinkState::Auto),
@@ -119,7 +128,7 @@ fn parse_vf(mut rest: &[u8]) -> Option<(u32, VfState)> {
         }
         rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
     }
-    Some((index?, state))
+    Some((index?, state, guid))
 }
 
 /// `struct ifla_vf_vlan_info`: the protocol is in the order of the network.
@@ -131,45 +140,15 @@ fn parse_vlan(info: &[u8]) -> Option<Vlan> {
     Some(Vlan { id: read_u32(info, 4)?.try_into().ok()?, qos: read_u32(info, 8)?.try_into().ok()?, protocol })
 }
 
-/// `struct nlattr` and what is behind it.
-struct Attribute<'a> {
-    kind: u16,
-    /// With its header.
-    length: usize,
-    value: &'a [u8],
-}
-
-impl<'a> Attribute<'a> {
-    fn first(bytes: &'a [u8]) -> Option<Self> {
-        let length = usize::from(read_u16(bytes, 0)?);
-        let kind = read_u16(bytes, 2)? & NLA_TYPE_MASK;
-        let value = bytes.get(ATTRIBUTE_HEADER..length).unwrap_or_default();
-        (length >= ATTRIBUTE_HEADER && length <= bytes.len()).then_some(Self { kind, length, value })
-    }
-}
-
-fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
 /// A link's answer is 2 to 4 KiB, and some 160 bytes for each VF, of which a PF has at most 65535 and never so many.
 const ANSWER_MAX: usize = 1 << 20;
 /// The value of a switch that a driver does not tell (`rtnl_fill_vfinfo`).
 const NOT_TOLD: u32 = u32::MAX;
 
-// linux/netlink.h, linux/rtnetlink.h and linux/if_link.h.
-const NLMSG_HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
+// linux/rtnetlink.h and linux/if_link.h.
 const RTM_NEWLINK: u16 = 16;
 /// Behind the header is a `struct ifinfomsg`.
 const LINK_ATTRIBUTES: usize = NLMSG_HEADER + 16;
-const ATTRIBUTE_HEADER: usize = 4;
-const ALIGNMENT: usize = 4;
-const NLA_TYPE_MASK: u16 = 0x3fff;
 const IFLA_VFINFO_LIST: u16 = 22;
 const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_PARENT_DEV_NAME: u16 = 56;
@@ -180,4 +159,5 @@ const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
 const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_IB_NODE_GUID: u16 = 10;
 const IFLA_VF_VLAN_LIST: u16 = 12;

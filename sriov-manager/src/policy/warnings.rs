@@ -27,6 +27,8 @@ impl Policies {
                 ));
             }
         }
+        // Of a PF that came or was renamed after they were taken.
+        warnings.extend(self.check(inventory));
         warnings.extend(inventory.pfs.values().flat_map(|pf| self.of_operator(pf)));
         warnings
     }
@@ -77,7 +79,7 @@ impl Policies {
 
 /// A pool whose VFs cannot have the MTU that it says.
 fn above_pf_mtu(pool: &Pool, pf: &PhysicalFunction) -> Option<String> {
-    let (wanted, has) = (pool.mtu?, pf.mtu?);
+    let (wanted, has) = (pool.mtu?, pf.function.mtu?);
     (wanted > has).then(|| {
         format!(
             "the pool {} wants an MTU of {wanted}, and {} has {has}: give the PF as much (`ip link set {} mtu {wanted}`)",

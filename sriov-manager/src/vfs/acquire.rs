@@ -42,11 +42,12 @@ impl Vfs {
                 self.choose_all(state, requests, same_pf, &excluded)
             })?;
             if !self.end_earlier_tries(&chosen)? {
-                match self.ready_all(&chosen) {
+                let ready = self.ready_all(&chosen);
+                match ready.and_then(|ready| self.lend(&chosen, ready, requests, caller)) {
                     // Others of the pool may be to be had.
                     Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
                     Err(NotReady::Failed(error)) => return Err(error),
-                    Ok(ready) => return self.lend(&chosen, ready, requests, caller),
+                    Ok(acquired) => return Ok(acquired),
                 }
             }
             drop(lock);
@@ -97,11 +98,7 @@ impl Vfs {
     }
 
     fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
-        let ready = |chosen: &Chosen| match self.ready(chosen) {
-            Err(VfError::Unavailable { vf, reasons }) if chosen.is_any => Err(NotReady::Another(vf, reasons)),
-            other => other.map_err(NotReady::Failed),
-        };
-        chosen.iter().map(ready).collect()
+        chosen.iter().map(|chosen| self.ready(chosen).map_err(|error| NotReady::of(chosen, error))).collect()
     }
 
     /// Lends the VFs that were chosen. They are locked.
@@ -111,27 +108,23 @@ impl Vfs {
         mut ready: Vec<Ready>,
         requests: &[Request],
         caller: Caller<'_>,
-    ) -> Result<Vec<Acquired>, VfError> {
+    ) -> Result<Vec<Acquired>, NotReady> {
         let acquired: Vec<_> = ready.iter().map(Ready::acquired).collect();
-        let is_over = ready.iter().all(|ready| ready.lease.stage == Stage::Lent);
-        if is_over {
-            // Nothing has to be done: one record says all of it.
-            let news = chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
-            self.record_leases(news.map(|(_, ready)| ready.lease).collect())?;
-        } else {
-            for (_, ready) in chosen.iter().zip(&mut ready).filter(|(chosen, _)| chosen.lease.is_none()) {
-                // None is lent before all are.
-                ready.lease.stage = Stage::New;
+        // Of several none is lent, or is another one, before all are.
+        let at_once = chosen.iter().zip(&ready).all(|(chosen, ready)| ready.is_done_by_a_start(chosen));
+        for (chosen, ready) in chosen.iter().zip(&mut ready) {
+            if at_once || ready.is_as_it_was(chosen) {
+                ready.settle();
             }
-            self.carry_out_all(chosen, ready)?;
         }
+        self.carry_out_all(chosen, ready)?;
         let new = || chosen.iter().filter(|chosen| chosen.lease.is_none());
         if new().next().is_some() && (caller.has_left)() {
             for chosen in new() {
                 info!(vf = %chosen.vf.address, lease = chosen.resolved.request.id, "whoever asked has gone: the lease is undone");
                 self.take_back(chosen.vf.address)?;
             }
-            return Err(cancelled(requests));
+            return Err(cancelled(requests).into());
         }
         for (chosen, acquired) in chosen.iter().zip(&acquired) {
             if chosen.lease.is_some() && acquired.steps.is_empty() {
@@ -161,7 +154,7 @@ impl Vfs {
         }
         let current = self.current(vf)?;
         let needs_pf = wanted.attributes.needs_pf();
-        let mut lease = match held {
+        let lease = match held {
             None => {
                 // What is not known now could not be restored later.
                 must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
@@ -183,10 +176,6 @@ impl Vfs {
                 unbound.then_some(Step::Override { function: member, driver: None })
             };
             steps.extend(lease.before.members.iter().filter_map(home));
-        }
-        if held.as_ref().is_none_or(|held| held.wanted == lease.wanted) && steps.is_empty() {
-            lease.stage = Stage::Lent;
-            lease.fault = None;
         }
         self.nobody_is_disturbed(chosen, &steps, request)?;
         Ok(Ready { lease, steps, target })
@@ -214,34 +203,41 @@ impl Vfs {
         }
     }
 
-    /// Records what is about to be, does it, and records that it was done; or brings everything back to what it was.
-    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), VfError> {
-        let begun: Vec<_> =
-            chosen.iter().zip(ready).filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease)).collect();
-        self.record_leases(begun.iter().map(|(_, ready)| ready.lease.clone()).collect())?;
+    /// Records what is about to be, does it, and records that it was done, unless the first record says so; or brings everything
+    /// back to what it was.
+    fn carry_out_all(&self, chosen: &[Chosen], ready: Vec<Ready>) -> Result<(), NotReady> {
+        let is_news =
+            |chosen: &Chosen, ready: &Ready| chosen.lease.as_ref() != Some(&ready.lease) || !ready.steps.is_empty();
+        let begun: Vec<_> = chosen.iter().zip(ready).filter(|(chosen, ready)| is_news(chosen, ready)).collect();
+        let first = begun.iter().filter(|(chosen, ready)| chosen.lease.as_ref() != Some(&ready.lease));
+        let new = chosen.iter().filter(|chosen| chosen.lease.is_none()).map(|chosen| (&chosen.vf, &chosen.resolved));
+        self.record_unless_kept(new, first.map(|(_, ready)| ready.lease.clone()).collect()).map_err(|error| {
+            let is_meant =
+                |chosen: &&Chosen| matches!(&error, VfError::Unavailable { vf, .. } if *vf == chosen.vf.address);
+            match chosen.iter().find(is_meant) {
+                Some(chosen) => NotReady::of(chosen, error),
+                None => NotReady::Failed(error),
+            }
+        })?;
         for (chosen, ready) in &begun {
             if let Err(error) = self.carry_out(chosen, ready) {
                 // A new lease is gone, a changed one is what it was.
-                let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, &ready.lease));
+                let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, ready));
                 let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
-                return Err(if left.is_empty() {
+                return Err(NotReady::Failed(if left.is_empty() {
                     error
                 } else {
                     let next = "which is tried again and again";
                     VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }
-                });
+                }));
             }
         }
-        let lent = |(_, ready): (&Chosen, Ready)| {
-            let mut lease = ready.lease;
-            lease.stage = Stage::Lent;
-            lease.fault = None;
-            if lease.wanted.driver != Driver::VfioPci {
-                lease.before.members.clear();
-            }
-            lease
-        };
-        self.record_leases(begun.into_iter().map(lent).collect())
+        let unsettled = begun.into_iter().filter(|(_, ready)| ready.lease.stage != Stage::Lent);
+        let lent = unsettled.map(|(_, mut ready)| {
+            ready.settle();
+            ready.lease
+        });
+        Ok(self.record_leases(lent.collect())?)
     }
 
     fn carry_out(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
@@ -252,17 +248,24 @@ impl Vfs {
         self.read_back(&chosen.vf, &ready.target)
     }
 
-    fn undo(&self, chosen: &Chosen, lease: &Lease) -> Result<(), VfError> {
-        match lease.stage {
-            Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
+    fn undo(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
+        let lease = &ready.lease;
+        match (&lease.stage, &chosen.lease) {
+            (Stage::Changing { .. } | Stage::HandingOver { .. }, _) => self.go_back(lease),
+            (Stage::New | Stage::Releasing | Stage::Dirty, _) => self.clean(lease.clone(), Remains::Refused),
+            (Stage::Lent, None) => self.take_back(lease.vf),
             // Only its words for people were to change.
-            Stage::Lent => self.record_lease(lease.vf, chosen.lease.clone()),
-            Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
+            (Stage::Lent, Some(_)) if ready.steps.is_empty() => self.record_lease(lease.vf, chosen.lease.clone()),
+            (Stage::Lent, Some(before)) => {
+                let lease = Lease { stage: Stage::Changing { from: before.wanted.clone() }, ..lease.clone() };
+                self.record_lease(lease.vf, Some(lease.clone()))?;
+                self.go_back(&lease)
+            }
         }
     }
 
     /// All of them or none.
-    fn record_leases(&self, mut leases: Vec<Lease>) -> Result<(), VfError> {
+    pub(super) fn record_leases(&self, mut leases: Vec<Lease>) -> Result<(), VfError> {
         match leases.len() {
             0 => Ok(()),
             1 => leases.pop().map_or(Ok(()), |lease| self.record_lease(lease.vf, Some(lease))),
@@ -278,6 +281,21 @@ enum NotReady {
     Failed(VfError),
 }
 
+impl NotReady {
+    fn of(chosen: &Chosen, error: VfError) -> Self {
+        match error {
+            VfError::Unavailable { vf, reasons } if chosen.is_any => Self::Another(vf, reasons),
+            other => Self::Failed(other),
+        }
+    }
+}
+
+impl From<VfError> for NotReady {
+    fn from(error: VfError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// A lease that is about to be.
 struct Ready {
     lease: Lease,
@@ -286,6 +304,29 @@ struct Ready {
 }
 
 impl Ready {
+    /// Whether one record says all of it: there is nothing to do, or what a kill leaves undone is done by the next start, as what
+    /// drifted is. A start does not know of what was asked before and is not any more.
+    fn is_done_by_a_start(&self, chosen: &Chosen) -> bool {
+        let wanted = &self.lease.wanted.attributes;
+        let forgets_nothing =
+            || chosen.lease.as_ref().is_none_or(|before| wanted.or(&before.wanted.attributes) == *wanted);
+        self.steps.is_empty() || (self.steps.iter().all(Step::is_setting) && forgets_nothing())
+    }
+
+    /// Whether nothing of it changes but words.
+    fn is_as_it_was(&self, chosen: &Chosen) -> bool {
+        self.steps.is_empty() && chosen.lease.as_ref().is_some_and(|before| before.wanted == self.lease.wanted)
+    }
+
+    /// It is lent, as it was asked for.
+    fn settle(&mut self) {
+        let lease = &mut self.lease;
+        (lease.stage, lease.fault) = (Stage::Lent, None);
+        if lease.wanted.driver != Driver::VfioPci {
+            lease.before.members.clear();
+        }
+    }
+
     fn acquired(&self) -> Acquired {
         Acquired { vf: self.lease.vf, steps: self.steps.clone() }
     }
@@ -307,6 +348,7 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Reso
         pf: vf.pf,
         index: vf.index,
         card: current.card,
+        handed_from: None,
         wanted: wanted.clone(),
         before: Before {
             driver: current.driver.clone(),

@@ -3,10 +3,12 @@
 use super::reasons::Obstacles;
 use super::{Reason, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
+use crate::policy::PeerCredentials;
 
 impl Vfs {
-    /// What forbids another number of VFs of a PF, VF by VF, all at once: whoever empties it wants to know of all.
-    pub fn blockers(&self, pf: PciAddress) -> Result<Vec<(PciAddress, Reason)>, VfError> {
+    /// What forbids another number of VFs of a PF, VF by VF, all at once: whoever empties it wants to know of all. Whether somebody
+    /// has a VF open is asked by opening it, which can get in the way of its tenant: of one that is lent only root is told.
+    pub fn blockers(&self, pf: PciAddress, peer: PeerCredentials) -> Result<Vec<(PciAddress, Reason)>, VfError> {
         let (state, vfs) = {
             let state = self.lock().clone();
             let vfs: Vec<_> =
@@ -25,8 +27,9 @@ impl Vfs {
             let known: Vec<_> =
                 self.reasons(&state, &vf, Driver::None, None, &obstacles).into_iter().filter(forbids).collect();
             let is_stuck = known.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
+            let is_lent = known.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
             blockers.extend(known.into_iter().map(|reason| (vf.address, reason)));
-            if is_stuck {
+            if is_stuck || (is_lent && peer.uid != 0) {
                 continue;
             }
             match self.holders(&vf) {

@@ -9,7 +9,7 @@ use super::{Choice, LockRequest, Order, Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::VirtualFunction;
 use crate::lease::{Lease, Stage};
-use crate::policy::{PeerCredentials, Pool};
+use crate::policy::{PeerCredentials, Policies, Pool};
 
 /// The VF that a request gets. It is locked.
 pub(super) struct Chosen {
@@ -234,13 +234,21 @@ impl Chooser<'_> {
     }
 }
 
+/// The policies, without which nobody may have anything.
+fn known_policies(state: &State) -> Result<&Policies, VfError> {
+    match &state.policies_unknown {
+        Some(why) => Err(VfError::NoPolicies { why: why.clone() }),
+        None => Ok(&state.policies),
+    }
+}
+
 /// What is asked of a VF of a pool. A pool that is gone says nothing.
 pub(super) fn resolve(state: &State, request: &Request, pool: Option<&String>) -> Result<Resolved, VfError> {
     request.resolve(pool, pool.and_then(|name| state.policies.pool(name)))
 }
 
 pub(super) fn pool<'a>(state: &'a State, name: &str) -> Result<&'a Pool, VfError> {
-    let policies = &state.policies;
+    let policies = known_policies(state)?;
     policies.pool(name).ok_or_else(|| {
         let there: Vec<_> = policies.pools.iter().map(|pool| pool.name.as_str()).collect();
         let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
@@ -255,14 +263,15 @@ pub(super) fn may_have(
     named: Option<&String>,
     peer: PeerCredentials,
 ) -> Result<(), VfError> {
+    let policies = known_policies(state)?;
     if let Some(name) = named
-        && !state.policies.pools_of(&state.inventory, vf).any(|of| of.name == *name)
+        && !policies.pools_of(&state.inventory, vf).any(|of| of.name == *name)
     {
         pool(state, name)?;
         return Err(VfError::NotOfPool { vf: vf.address, pool: name.clone() });
     }
     let is_meant = |of: &&Pool| named.is_none_or(|name| of.name == *name);
-    let mut pools = state.policies.pools_of(&state.inventory, vf).filter(is_meant).peekable();
+    let mut pools = policies.pools_of(&state.inventory, vf).filter(is_meant).peekable();
     // A VF that is in no pool is lent by its address, to whoever may open the socket.
     if pools.peek().is_none() || pools.any(|pool| pool.allows(peer)) {
         return Ok(());

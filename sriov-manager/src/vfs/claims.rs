@@ -4,17 +4,18 @@
 //! is lent under his name and to his user alone, so that nobody else at the socket takes what was promised. A claim outlives
 //! its owner's process and ours. Leases that were there before stay, whoever has them.
 
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
 use super::choose::pool;
-use super::request::check_name;
+use super::request::{Resolved, check_name};
 use super::{Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
-use crate::lease::{Claim, Cordon};
+use crate::lease::{Claim, Cordon, Lease};
 use crate::policy::PeerCredentials;
 
 /// What an owner has now.
@@ -30,7 +31,7 @@ impl Vfs {
     /// From now on only `owner` lends these VFs. What he claimed before and does not any more is anybody's.
     pub fn claim(&self, owner: &str, wanted: Claim, peer: PeerCredentials) -> Result<Claimed, VfError> {
         check_name("owner", owner)?;
-        let _claiming = self.0.claiming.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
         let claim = {
             let state = self.lock();
@@ -38,7 +39,11 @@ impl Vfs {
             if let Some(before) = before.filter(|before| before.uid != peer.uid) {
                 return Err(VfError::OwnerOfAnother { owner: owner.to_owned(), uid: before.uid });
             }
-            let since = before.map_or(since, |before| before.since);
+            if before.is_none() {
+                state.may_own(peer)?;
+            }
+            // One that is made wider is not older than what others have claimed since.
+            let since = before.filter(|before| before.covers(&wanted)).map_or(since, |before| before.since);
             let claim = Claim { uid: peer.uid, since, ..wanted };
             state.may_claim(owner, &claim, peer)?;
             claim
@@ -52,7 +57,7 @@ impl Vfs {
 
     /// The VFs of an owner are anybody's from now on. Leases that he made stay.
     pub fn unclaim(&self, owner: &str, peer: PeerCredentials) -> Result<(), VfError> {
-        let _claiming = self.0.claiming.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let state = self.lock();
             let claim = state.facts.claims.get(owner);
@@ -68,6 +73,7 @@ impl Vfs {
 
     /// No VF of a PF is lent to anybody new from now on, or they are again. Leases that are there stay, and can be changed.
     pub fn cordon(&self, pf: PciAddress, cordon: Option<Cordon>) -> Result<(), VfError> {
+        let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
         let now = {
             let state = self.lock();
             state.pf(pf)?;
@@ -77,6 +83,25 @@ impl Vfs {
             self.record(&Record::Cordon { pf, cordon })?;
         }
         Ok(())
+    }
+}
+
+impl Vfs {
+    /// Records leases for the first time, unless a VF of a new one was claimed, or its PF cordoned, since it was chosen.
+    pub(super) fn record_unless_kept<'a>(
+        &self,
+        new: impl IntoIterator<Item = (&'a VirtualFunction, &'a Resolved)>,
+        leases: Vec<Lease>,
+    ) -> Result<(), VfError> {
+        let _claiming = self.0.claiming.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let state = self.lock();
+            new.into_iter().find_map(|(vf, resolved)| Some((vf.address, state.kept_from(vf, resolved)?)))
+        };
+        match kept {
+            Some((vf, reason)) => Err(VfError::Unavailable { vf, reasons: vec![reason] }),
+            None => self.record_leases(leases),
+        }
     }
 }
 
@@ -114,6 +139,24 @@ impl State {
         })
     }
 
+    /// Why a VF is not lent to somebody new: because of its owner, or because its PF is being emptied.
+    pub(super) fn kept_from(&self, vf: &VirtualFunction, resolved: &Resolved) -> Option<Reason> {
+        self.not_lent_by(vf, &resolved.request, resolved.wanted.driver).or_else(|| self.cordoned(vf.pf))
+    }
+
+    pub(super) fn cordoned(&self, pf: PciAddress) -> Option<Reason> {
+        self.facts.cordons.get(&pf).map(|cordon| Reason::Cordoned { pf, why: cordon.why.clone() })
+    }
+
+    fn may_own(&self, peer: PeerCredentials) -> Result<(), VfError> {
+        let names = self.facts.claims.values().filter(|claim| claim.uid == peer.uid).count();
+        if names >= OWNERS_MAX {
+            let problem = format!("owner: the user {} is {OWNERS_MAX} owners already: end a claim first", peer.uid);
+            return Err(VfError::Wrong(problem));
+        }
+        Ok(())
+    }
+
     fn may_claim(&self, owner: &str, wanted: &Claim, peer: PeerCredentials) -> Result<(), VfError> {
         if wanted.pools.is_empty() && wanted.vfs.is_empty() {
             return Err(VfError::Wrong("claim: a pool or a VF is wanted".to_owned()));
@@ -122,6 +165,14 @@ impl State {
             if !pool(self, name)?.allows(peer) {
                 return Err(VfError::NotAllowed { uid: peer.uid, tried: format!("claim the pool {name}") });
             }
+        }
+        // Also one that has no VF yet.
+        let of_another = |(other, claim): (&String, &Claim)| {
+            let pool = claim.pools.intersection(&wanted.pools).next().filter(|_| other != owner)?;
+            Some(VfError::PoolOfAnother { pool: pool.clone(), owner: other.clone() })
+        };
+        if let Some(error) = self.facts.claims.iter().find_map(of_another) {
+            return Err(error);
         }
         for &vf in &wanted.vfs {
             super::choose::may_have(self, self.vf(vf)?, None, peer)?;
@@ -154,3 +205,6 @@ impl State {
         claimed
     }
 }
+
+/// Owners that one user can be: a claim is in the journal and in every list.
+const OWNERS_MAX: usize = 64;

@@ -1,17 +1,17 @@
 //! Policies as the API gives them: checked, kept over restarts, numbered.
 
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use tracing::{error, info};
 
 use super::rules::Counts;
-use super::{AdoptError, Reason, VfError, Vfs};
+use super::{Reason, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::config::Config;
 use crate::journal::Record;
 use crate::lease::{Lease, PolicyDocument};
-use crate::policy::Policies;
+use crate::policy::{PeerCredentials, Policies};
 
 /// What became of policies, or would.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,22 +51,25 @@ impl Vfs {
             state.facts.policies.clone().filter(|_| file.is_none())
         };
         let Some(document) = document else { return };
-        match parse(&document.text) {
-            Ok(policies) => {
-                let mut state = self.lock();
-                let wrong = policies.check(&state.inventory);
-                if wrong.is_empty() {
-                    state.policies = std::sync::Arc::new(policies);
-                } else {
-                    state.policies_refused = Some(wrong.join("\n"));
-                }
-            }
-            // Of another release, say.
+        let parsed = parse(&document.text);
+        let mut state = self.lock();
+        let good = parsed.and_then(|policies| {
+            let wrong = policies.check(&state.inventory);
+            if wrong.is_empty() { Ok(policies) } else { Err(wrong.join("\n")) }
+        });
+        match good {
+            Ok(policies) => state.policies = Arc::new(policies),
+            // They are of another release, or the node is another one than it was.
             Err(problem) => {
-                error!(problem, "the policies that were given over the API cannot be read any more");
-                self.lock().policies_refused = Some(problem);
+                error!(
+                    problem,
+                    "the policies that were given over the API cannot be used; nothing is lent before others are"
+                );
+                state.policies_refused = Some(problem.clone());
+                state.policies_unknown = Some(problem);
             }
         }
+        drop(state);
         self.changed();
     }
 
@@ -76,12 +79,10 @@ impl Vfs {
         let (policies, mut applied) = self.judge_policies(text)?;
         let document = PolicyDocument { generation: applied.generation, text: text.to_owned() };
         self.record(&Record::Policies { document })?;
-        let adopted = self.adopt_policies(policies, Counts::All).map_err(|error| match error {
-            AdoptError::Contradiction(wrong) => VfError::Wrong(wrong.join("\n")),
-            AdoptError::Journal(error) => error,
-        })?;
+        // What is recorded holds: a PF that came since they were judged is as one that comes later.
+        let adopted = self.hold_policies(policies, Counts::All)?;
         for (pf, why) in adopted.short {
-            let blockers = self.blockers(pf).unwrap_or_default();
+            let blockers = self.blockers(pf, ROOT).unwrap_or_default();
             if let Some(change) = applied.changes.iter_mut().find(|change| change.pf == pf) {
                 (change.error, change.blockers) = (Some(why), blockers);
             }
@@ -95,7 +96,7 @@ impl Vfs {
     pub fn plan_policies(&self, text: &str) -> Result<Applied, VfError> {
         let (_, mut applied) = self.judge_policies(text)?;
         for change in &mut applied.changes {
-            change.blockers = self.blockers(change.pf)?;
+            change.blockers = self.blockers(change.pf, ROOT)?;
         }
         Ok(applied)
     }
@@ -130,6 +131,7 @@ impl Vfs {
         let mut state = self.lock();
         let wanted = state.facts.policies.as_ref().map_or(0, |document| document.generation);
         if state.policies_reached != wanted
+            && state.policies_refused.is_none()
             && state.short.is_empty()
             && state.policies.counts(&state.inventory).is_empty()
         {
@@ -143,3 +145,6 @@ impl Vfs {
 fn parse(text: &str) -> Result<Policies, String> {
     Config::parse("policies", text).map(|config| config.policies).map_err(|error| error.to_string())
 }
+
+/// Only root applies policies.
+const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };

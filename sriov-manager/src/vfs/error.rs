@@ -293,6 +293,22 @@ pub enum VfError {
         /// Which.
         path: PathBuf,
     },
+    /// Nobody knows who may have what.
+    #[error("{}", Reason::NoPolicies { why: why.clone() })]
+    NoPolicies {
+        /// Why the policies cannot be used.
+        why: String,
+    },
+    /// A pool is another owner's.
+    #[error(
+        "the pool {pool} belongs to {owner}, who alone lends its VFs: claim another one, or end that claim (`ferrule vf unclaim {owner}`)"
+    )]
+    PoolOfAnother {
+        /// The pool.
+        pool: String,
+        /// Whose it is.
+        owner: String,
+    },
     /// The journal cannot be written, so nothing was done.
     #[error(transparent)]
     Journal(#[from] JournalError),

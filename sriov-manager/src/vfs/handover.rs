@@ -5,9 +5,9 @@ use tracing::info;
 use super::acquire::new_lease;
 use super::apply::{is_its_card, must_be_told};
 use super::choose::{may_have, resolve};
-use super::release::find;
+use super::release::find_named;
 use super::request::Resolved;
-use super::{Acquired, Caller, Choice, LockRequest, Reason, Request, State, VfError, Vfs};
+use super::{Acquired, Caller, Choice, LockRequest, Request, State, VfError, Vfs};
 use crate::address::Driver;
 use crate::attributes::{Attributes, VfState};
 use crate::inventory::VirtualFunction;
@@ -18,11 +18,10 @@ impl Vfs {
     /// Gives the VF of the lease `from` to the lease that `request` asks for, whose choice of a VF is not looked at: its driver is
     /// unbound, it is reset, and everything that the new lease does not ask for is what it was before the first one. Whoever
     /// holds the VF is not disturbed. If it fails, the VF is still `from`'s. Once it was done, the same again is an acquire.
+    /// `from` is a name: at an address another lease may be the next moment.
     pub fn hand_over(&self, from: &str, request: &Request, caller: Caller<'_>) -> Result<Acquired, VfError> {
-        let asked = |state: &State| state.facts.leases.values().find(|lease| lease.id == request.id).cloned();
-        let there = asked(&self.lock());
-        let is_done = self.lock().facts.leases.values().all(|lease| lease.id != from);
-        if let Some(lease) = there.filter(|lease| is_done && lease.id != from) {
+        let done = self.lock().handed_over(from, &request.id).cloned();
+        if let Some(lease) = done {
             let again = Request { choice: Choice::again(&lease), ..request.clone() };
             let mut acquired = self.acquire_all(&[again], false, caller)?;
             return Ok(acquired.remove(0));
@@ -51,7 +50,7 @@ impl Vfs {
         from: &str,
         request: &Request,
     ) -> Result<((Lease, VirtualFunction, Resolved), LockRequest), VfError> {
-        let (lease, mut wants) = find(state, from, request.peer)?;
+        let (lease, mut wants) = find_named(state, from, request.peer)?;
         let request = Request { choice: Choice::again(&lease), ..request.clone() };
         request.check()?;
         let resolved = resolve(state, &request, lease.pool.as_ref())?;
@@ -65,10 +64,8 @@ impl Vfs {
         may_have(state, vf, lease.pool.as_ref(), request.peer)?;
         let driver = resolved.wanted.driver;
         let mut reasons = self.reasons_beside(state, vf, driver, &lease);
-        reasons.extend(state.not_lent_by(vf, &request, driver));
         // The next tenant is a new one.
-        let cordon = state.facts.cordons.get(&vf.pf);
-        reasons.extend(cordon.map(|cordon| Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() }));
+        reasons.extend(state.kept_from(vf, &resolved));
         if !reasons.is_empty() {
             return Err(VfError::Unavailable { vf: vf.address, reasons });
         }
@@ -88,12 +85,13 @@ impl Vfs {
         let lease = Lease {
             before,
             card: from.card.or(current.card),
+            handed_from: Some(from.id.clone()),
             stage: Stage::HandingOver { from: Box::new(from.clone()) },
             ..new_lease(vf, &current, resolved)
         };
         let target = self.target_of_heir(&lease, vf, &current);
         let steps = plan(&current, &target);
-        self.record_lease(vf.address, Some(lease.clone()))?;
+        self.record_unless_kept([(vf, resolved)], vec![lease.clone()])?;
         let done = self.executor().apply(&steps).map_err(VfError::Step);
         if let Err(error) = done.and_then(|()| self.read_back(vf, &target)) {
             return Err(match self.go_back(&lease) {
@@ -128,5 +126,14 @@ impl Vfs {
             attributes.mtu = None;
         }
         Target { attributes, fresh: true, ..self.target(lease, vf, current) }
+    }
+}
+
+impl State {
+    /// The lease `to`, if the lease `from` was handed over to it and is no more.
+    fn handed_over(&self, from: &str, to: &str) -> Option<&Lease> {
+        let mut leases = self.facts.leases.values();
+        let is_over = leases.clone().all(|lease| lease.id != from);
+        leases.find(|lease| is_over && lease.id == to && lease.handed_from.as_deref() == Some(from))
     }
 }

@@ -1,8 +1,9 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tracing::debug;
 
@@ -39,17 +40,9 @@ impl Vfs {
         let executor = self.executor();
         let mut open = None;
         for node in nodes.iter().filter(|node| !node.starts_with("/dev/vfio/devices")) {
-            let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
-            let what = format!("open {}", node.display());
-            let asked =
-                executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
-            match asked {
-                Ok(None) | Err(CallError::Refused(_)) => {}
-                Ok(Some(is_open)) => {
-                    open = Some((is_open, node));
-                    break;
-                }
-                Err(stuck) => return Err(stuck),
+            if let Some(is_open) = self.is_open(vf, node)? {
+                open = Some((is_open, node));
+                break;
             }
         }
         // A device that has a node of its own can be open without its group.
@@ -58,12 +51,34 @@ impl Vfs {
             return Ok(Vec::new());
         }
         let began = Instant::now();
-        let mut holders = holders::processes(&executor.sysfs, nodes);
+        let holders = holders::processes(&executor.sysfs, nodes);
         debug!(microseconds = began.elapsed().as_micros(), "looked for processes that hold it");
-        if let (Some((true, node)), true) = (open, holders.is_empty()) {
-            holders.push(Holder::Unseen { file: node.display().to_string() });
+        match (open, holders) {
+            // Somebody has it who cannot be named, or had it: a look of somebody else takes a moment.
+            (Some((true, node)), holders) if holders.as_ref().map_or(true, Vec::is_empty) => {
+                let unseen = || Holder::Unseen { file: node.display().to_string() };
+                Ok(if self.is_open(vf, node)? == Some(false) { Vec::new() } else { vec![unseen()] })
+            }
+            (_, Ok(holders)) => Ok(holders),
+            (_, Err(error)) => {
+                let hint =
+                    format!("look for processes that have {vf} open ({error}); `/proc` and CAP_SYS_PTRACE are needed");
+                Err(CallError::Refused(NetlinkError { hint: Some(hint), ..error.into() }))
+            }
         }
-        Ok(holders)
+    }
+
+    /// Whether a group of VFIO is open; none: it is not there, or the kernel does not say.
+    fn is_open(&self, vf: PciAddress, node: &Path) -> Result<Option<bool>, CallError> {
+        let executor = self.executor();
+        let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
+        let what = format!("open {}", node.display());
+        let asked =
+            executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
+        match asked {
+            Err(CallError::Refused(_)) => Ok(None),
+            asked => asked,
+        }
     }
 
     /// What the host itself does with the interface of a VF.

@@ -11,10 +11,10 @@
 //!
 //! In reading order: `locks`; `request`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
 //! themselves), `claims` (VFs that have an owner); `create` with `blockers`, `recover`; `rules` (the policies, and other
-//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see), `error`.
+//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see) with `details` (what is asked for it), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +46,7 @@ mod choose;
 mod claims;
 mod counts;
 mod create;
+mod details;
 mod documents;
 mod error;
 mod handover;
@@ -64,6 +65,7 @@ mod view;
 
 pub use claims::Claimed;
 pub use create::{Created, HostVfs};
+pub use details::PfDetails;
 pub use documents::{Applied, PolicyChange};
 pub use error::{OpenError, VfError};
 pub use locks::{Caller, WhenBusy};
@@ -72,6 +74,7 @@ pub use reasons::obstacles;
 pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
+pub(crate) use request::check_how_many;
 pub use request::{Acquired, Choice, Order, Place, Request};
 pub use rules::{AdoptError, Adopted, Counts};
 
@@ -124,9 +127,12 @@ struct Inner {
     returned: Arc<AtomicBool>,
     /// Other names of interfaces.
     altnames: Altnames,
+    /// Calls for details.
+    questions: Watchdog,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
-    /// Held while VFs get an owner, so that they do not get two.
+    /// Held while VFs get an owner, so that they do not get two, and while they are lent anew or a PF is cordoned: whoever claims or
+    /// cordons knows of every lease that was before.
     claiming: Mutex<()>,
     /// Held while other policies are made to hold.
     applying: Mutex<()>,
@@ -145,6 +151,9 @@ struct State {
     policies: Arc<Policies>,
     /// Why the policies are not those that were wanted last.
     policies_refused: Option<String>,
+    /// Why nobody knows which policies hold: those that were given over the API cannot be used. Who may have which VF is in them,
+    /// so nothing is lent.
+    policies_unknown: Option<String>,
     /// The file that the policies come from, and that is followed.
     policies_file: Option<PathBuf>,
     /// The number of those that every PF has been made to have.
@@ -202,6 +211,7 @@ impl Vfs {
             looks: 0,
             policies: Arc::new(policies),
             policies_refused: None,
+            policies_unknown: None,
             policies_file: None,
             policies_reached: 0,
             short: BTreeMap::new(),
@@ -214,7 +224,6 @@ impl Vfs {
             naming: BTreeSet::new(),
         };
         let inner = Inner {
-            executor: Executor { sysfs, watchdog, timeouts, observer },
             state: Mutex::new(state),
             journal: Mutex::new(journal),
             freed: Condvar::new(),
@@ -225,10 +234,12 @@ impl Vfs {
             recovery: watch::Sender::new(Recovery::Counts),
             returned,
             altnames: Altnames::default(),
+            questions: watchdog.for_questions(),
             looking: Mutex::default(),
             claiming: Mutex::default(),
             applying: Mutex::default(),
             _tree: tree,
+            executor: Executor { sysfs, watchdog, timeouts, observer },
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -405,12 +416,12 @@ impl Vfs {
     }
 }
 
-/// Locks the node itself: the directory of its PCI devices, which every process of the machine sees as the same one.
+/// Locks the node itself: a file of its PCI bus, which every process of the machine sees as the same one. Only root can open it,
+/// so nobody else can hold the lock.
 fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
-    let path = sysfs.path("sys/bus/pci/devices");
     let failed = |source: io::Error| OpenError::Sysfs { root: sysfs.path(""), source };
-    let directory = File::open(&path).map_err(failed)?;
-    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    let file = OpenOptions::new().write(true).open(sysfs.probe_file()).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EWOULDBLOCK => OpenError::Owned { root: sysfs.path("") },
         errno => failed(errno.into()),
     })

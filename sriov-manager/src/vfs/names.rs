@@ -44,8 +44,13 @@ impl Vfs {
         find(&inventory)
     }
 
-    /// Puts other names into a look at the node, as far as the kernel tells them in time.
+    /// Puts other names into a look at the node.
     pub(super) fn add_altnames(&self, inventory: &mut Inventory) {
+        inventory.set_altnames(&self.altnames());
+    }
+
+    /// Other names of interfaces, by their own names, as far as the kernel tells them in time.
+    pub fn altnames(&self) -> BTreeMap<String, Vec<String>> {
         let Altnames { known, asking } = &self.0.altnames;
         let lock = || known.lock().unwrap_or_else(PoisonError::into_inner);
         if !asking.swap(true, Ordering::Relaxed) {
@@ -60,6 +65,6 @@ impl Vfs {
                 Err(error) => warn!(%error, "other names of interfaces stay as they were known"),
             }
         }
-        inventory.set_altnames(&lock());
+        lock().clone()
     }
 }

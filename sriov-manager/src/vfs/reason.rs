@@ -112,6 +112,11 @@ pub enum Reason {
         /// Why.
         why: String,
     },
+    /// The policies that were given over the API cannot be used, so nobody knows who may have it.
+    NoPolicies {
+        /// Why not.
+        why: String,
+    },
     /// The kernel could not be asked.
     Unknown(String),
 }
@@ -177,6 +182,11 @@ impl fmt::Display for Reason {
             Self::Forbidden { why } => {
                 write!(f, "the policies do not allow this lease any more ({why}): it can stay as it is or be released")
             }
+            Self::NoPolicies { why } => write!(
+                f,
+                "nothing is lent, since nobody knows who may have what: the policies that were given over the API cannot be used \
+                 ({why}); apply others"
+            ),
             Self::Unknown(problem) => f.write_str(problem),
         }
     }

@@ -91,9 +91,8 @@ impl Vfs {
         if state.facts.resizes.contains_key(&vf.pf) {
             reasons.push(Reason::Resizing { pf: vf.pf });
         }
-        if let Some(cordon) = state.facts.cordons.get(&vf.pf) {
-            reasons.push(Reason::Cordoned { pf: vf.pf, why: cordon.why.clone() });
-        }
+        reasons.extend(state.cordoned(vf.pf));
+        reasons.extend(state.policies_unknown.clone().map(|why| Reason::NoPolicies { why }));
         let lent = vf.function.iommu_group.into_iter().flat_map(|group| {
             vf.group_with.iter().filter_map(move |&member| {
                 let lease = leases.get(&member)?;

@@ -72,6 +72,9 @@ impl Vfs {
         if let Some(vf) = self.function(&lease) {
             self.nobody_holds_lease(&lease, &vf)?;
         }
+        // Before it was tried to clean it, a VF is not free for the next one with all that its last user set: root may say so.
+        let is_accepted = lease.stage == Stage::Dirty || peer.uid == 0;
+        let remains = if is_accepted { remains } else { Remains::Refused };
         lease.stage = Stage::Releasing;
         lease.fault = None;
         self.record_lease(lease.vf, Some(lease.clone()))?;
@@ -180,7 +183,21 @@ pub(super) fn find(state: &State, name: &str, peer: PeerCredentials) -> Result<(
     let leases = &state.facts.leases;
     let by_address = name.parse().ok().and_then(|address| leases.get(&address));
     let lease = by_address.or_else(|| leases.values().find(|lease| lease.id == name));
-    let lease = lease.ok_or_else(|| VfError::NoSuchLease { lease: name.to_owned() })?;
+    whose(state, lease.ok_or_else(|| VfError::NoSuchLease { lease: name.to_owned() })?, peer)
+}
+
+/// A lease by its name.
+pub(super) fn find_named(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
+    let lease = state.facts.leases.values().find(|lease| lease.id == name);
+    let missing = || match name.parse::<PciAddress>() {
+        Ok(vf) => VfError::Wrong(format!("from: {vf} is the address of a VF: name the lease that ends")),
+        Err(_) => VfError::NoSuchLease { lease: name.to_owned() },
+    };
+    whose(state, lease.ok_or_else(missing)?, peer)
+}
+
+/// A lease, for whoever may end it.
+fn whose(state: &State, lease: &Lease, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
     if lease.uid != peer.uid && peer.uid != 0 {
         return Err(VfError::NotAllowed { uid: peer.uid, tried: format!("release the lease {}", lease.id) });
     }

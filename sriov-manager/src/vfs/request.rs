@@ -164,10 +164,16 @@ pub(super) fn check_name(what: &str, text: &str) -> Result<(), VfError> {
     Ok(())
 }
 
-pub(super) fn check_all(requests: &[Request]) -> Result<(), VfError> {
-    if requests.is_empty() || requests.len() > TOGETHER_MAX {
-        return Err(VfError::Wrong(format!("leases: 1 to {TOGETHER_MAX} at once are wanted, not {}", requests.len())));
+/// How many leases are asked for at once.
+pub(crate) fn check_how_many(count: usize) -> Result<(), VfError> {
+    if !(1..=TOGETHER_MAX).contains(&count) {
+        return Err(VfError::Wrong(format!("leases: 1 to {TOGETHER_MAX} at once are wanted, not {count}")));
     }
+    Ok(())
+}
+
+pub(super) fn check_all(requests: &[Request]) -> Result<(), VfError> {
+    check_how_many(requests.len())?;
     let mut ids = BTreeSet::new();
     for request in requests {
         request.check()?;

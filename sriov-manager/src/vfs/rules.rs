@@ -31,14 +31,19 @@ impl Vfs {
     /// From now on these policies hold. Leases stay, also those that they would not allow. Policies that
     /// contradict each other on this node are refused with everything that is wrong, and those before hold on.
     pub fn adopt_policies(&self, policies: Policies, which: Counts) -> Result<Adopted, AdoptError> {
+        let wrong = policies.check(&self.lock().inventory);
+        if !wrong.is_empty() {
+            return Err(AdoptError::Contradiction(wrong));
+        }
+        self.hold_policies(policies, which).map_err(AdoptError::Journal)
+    }
+
+    /// From now on these policies hold, which were found good.
+    pub(super) fn hold_policies(&self, policies: Policies, which: Counts) -> Result<Adopted, VfError> {
         let counts: Vec<_> = {
             let mut state = self.lock();
-            let wrong = policies.check(&state.inventory);
-            if !wrong.is_empty() {
-                return Err(AdoptError::Contradiction(wrong));
-            }
             let before = std::mem::replace(&mut state.policies, Arc::new(policies));
-            state.policies_refused = None;
+            (state.policies_refused, state.policies_unknown) = (None, None);
             let inventory = &state.inventory;
             let says_new = |pf: &PciAddress| {
                 let pf = inventory.pfs.get(pf);
@@ -53,7 +58,7 @@ impl Vfs {
             counts
         };
         self.changed();
-        let short = self.make_counts(&counts).map_err(AdoptError::Journal)?;
+        let short = self.make_counts(&counts)?;
         let state = self.lock();
         let leases = state.facts.leases.values();
         let forbidden = leases.filter_map(|lease| {

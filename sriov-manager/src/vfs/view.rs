@@ -68,6 +68,8 @@ pub struct PfView {
     pub cordon: Option<Cordon>,
     /// The address that it was made with, if it told.
     pub card: Option<Mac>,
+    /// Policies say that somebody else makes its VFs.
+    pub externally_managed: bool,
 }
 
 /// A VF.
@@ -77,6 +79,8 @@ pub struct VfView {
     pub vf: VirtualFunction,
     /// What its PF is called.
     pub pf_name: String,
+    /// The interface of the PF's switch at whose other end it is.
+    pub representor: Option<String>,
     /// Who has it.
     pub lease: Option<Lease>,
     /// Why the policies would not allow that lease now.
@@ -113,12 +117,19 @@ impl VfView {
 impl View {
     /// What the tree alone shows, without a manager: nobody knows who borrowed what.
     pub fn without_manager(sysfs: &Sysfs, inventory: &Inventory) -> Self {
-        let pf_view =
-            |pf: &PhysicalFunction| PfView { pf: pf.clone(), stuck: None, short: None, cordon: None, card: None };
+        let pf_view = |pf: &PhysicalFunction| PfView {
+            pf: pf.clone(),
+            stuck: None,
+            short: None,
+            cordon: None,
+            card: None,
+            externally_managed: false,
+        };
         let pfs = inventory.pfs.values().map(pf_view).collect();
         let view = |vf: &VirtualFunction| VfView {
             vf: vf.clone(),
             pf_name: inventory.pfs.get(&vf.pf).map(PhysicalFunction::name).unwrap_or_default(),
+            representor: inventory.pfs.get(&vf.pf).and_then(|pf| pf.representors.get(&vf.index).cloned()),
             lease: None,
             forbidden: None,
             pools: Vec::new(),
@@ -177,15 +188,17 @@ impl Vfs {
             short: state.short.get(&pf.address).cloned(),
             cordon: state.facts.cordons.get(&pf.address).cloned(),
             card: state.cards.get(&pf.address).copied(),
+            externally_managed: state.policies.is_externally_managed(pf),
         };
         let obstacles = Obstacles::new(&self.executor().sysfs);
-        let view = |vf: &VirtualFunction, pf_name: &str| {
+        let view = |vf: &VirtualFunction, pf: &PhysicalFunction, pf_name: &str| {
             let lease = state.facts.leases.get(&vf.address).filter(|lease| state.is_of(lease, vf));
             let reasons = |driver| self.reasons(state, vf, driver, None, &obstacles);
             let pools: Vec<_> = state.policies.pools_of(inventory, vf).collect();
             let pool_driver = pools.first().and_then(|pool| pool.driver);
             VfView {
                 pf_name: pf_name.to_owned(),
+                representor: pf.representors.get(&vf.index).cloned(),
                 lease: lease.cloned(),
                 forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
                 pool_driver: pool_driver.filter(|driver| pools.iter().all(|pool| pool.driver == Some(*driver))),
@@ -201,7 +214,7 @@ impl Vfs {
         };
         let of_pf = |pf: &PhysicalFunction| -> Vec<VfView> {
             let name = pf.name();
-            pf.vfs.values().filter_map(|vf| Some(view(inventory.vfs.get(vf)?, &name))).collect()
+            pf.vfs.values().filter_map(|vf| Some(view(inventory.vfs.get(vf)?, pf, &name))).collect()
         };
         let is_there = |lease: &&Lease| inventory.vfs.get(&lease.vf).is_some_and(|vf| state.is_of(lease, vf));
         View {

@@ -1,6 +1,6 @@
 //! The messages of vhost-user (QEMU, docs/interop/vhost-user.rst): a header of 12 bytes, a payload in host byte order.
 //!
-//! A [`VhostUserRequest`] goes from the frontend to the backend, a [`Reply`] back. The other way round nothing is asked: the
+//! A [`VhostUserRequest`] goes from the frontend to the backend, a [`VhostUserReply`] back. The other way round nothing is asked: the
 //! channel for it (BACKEND_REQ) is not offered.
 
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ pub enum VhostUserRequest {
     SetMemTable(Vec<MemoryRegion>),
     /// 6: where to log what is written, with a file. Reply: empty, if LOG_SHMFD was chosen.
     SetLogBase(LogArea),
-    /// 7: what to ring when something was logged, with an eventfd.
+    /// 7: what to notify when something was logged: an eventfd.
     SetLogFd,
     /// 8: descriptors of a ring.
     SetVringNum(VringState),
@@ -78,11 +78,11 @@ pub enum VhostUserRequest {
     SetVringBase(VringState),
     /// 11: stop a ring. Reply: where a successor begins.
     GetVringBase(VringState),
-    /// 12: what the guest rings, with an eventfd or without.
+    /// 12: what the guest notifies us by: an eventfd, or none.
     SetVringKick(VringFile),
-    /// 13: what we ring, with an eventfd or without.
+    /// 13: what we notify the guest by: an eventfd, or none.
     SetVringCall(VringFile),
-    /// 14: what we ring when a ring breaks, with an eventfd or without.
+    /// 14: what we notify the frontend by when a ring breaks: an eventfd, or none.
     SetVringErr(VringFile),
     /// 15: which protocol features there are. Reply: a value.
     GetProtocolFeatures,
@@ -190,7 +190,7 @@ pub struct Inflight {
 
 /// What a backend answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct VhostUserReply {
     /// The number of the request.
     pub request: u32,
     /// The answer.
@@ -377,7 +377,7 @@ impl VhostUserRequest {
     }
 }
 
-impl Reply {
+impl VhostUserReply {
     /// The message as it goes over the socket. Its flags are these and no others: DPDK's virtio-user compares them.
     pub fn emit(&self) -> Vec<u8> {
         let mut out = PayloadWriter::new(self.request, VERSION | FLAG_REPLY);

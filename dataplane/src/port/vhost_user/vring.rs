@@ -32,9 +32,9 @@ pub struct VringSetup {
     pub enabled: bool,
     /// What was negotiated.
     pub features: Features,
-    /// What the guest rings; none: it asks us to poll ("Ring initialization" of the protocol).
+    /// What the guest notifies us by; none: it asks us to poll ("Ring initialization" of the protocol).
     pub kick: Option<Arc<OwnedFd>>,
-    /// What we ring; none: it does not want to be rung.
+    /// What we notify the guest by; none: it does not want to be notified.
     pub call: Option<Arc<OwnedFd>>,
     /// Where the descriptors lead.
     pub memory: GuestMemory,

@@ -71,7 +71,7 @@ impl Reader {
             access.mode.and_then(|bits| self.parse::<FileMode>(&format!("{kind}.socket_mode"), &format!("{bits:04o}")));
         SocketAccess {
             owner: self.optional(&format!("{kind}.socket_owner"), &access.owner),
-            group: self.optional(&format!("{kind}.group"), &access.group),
+            group: self.optional(&format!("{kind}.socket_group"), &access.group),
             mode,
         }
     }

@@ -74,7 +74,7 @@ fn field_of_message(field: &str) -> String {
     let (path, name) = field.rsplit_once('.').map_or(("", &*field), |(path, name)| (path, name));
     let name = match name {
         "socket_owner" => "access.owner",
-        "group" => "access.group",
+        "socket_group" => "access.group",
         "socket_mode" => "access.mode",
         "memory" => "memory_bytes",
         feature if path.ends_with("vhost_user") && FEATURES.contains(&feature) => "without",

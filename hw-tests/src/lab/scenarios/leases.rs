@@ -12,6 +12,7 @@ use crate::eventually;
 use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::pci::VFS_MAX;
 use crate::lab::scenario::Lab;
+use crate::lab::testpmd;
 
 use super::{ip, vf_states};
 
@@ -150,6 +151,37 @@ pub fn command_line(lab: &Lab) -> Result<()> {
     assert!(why.contains("it is lent as dpdk"), "{why}");
     manager.ferrule(&["release", "dpdk"])?;
     assert_eq!(vf.driver(), None);
+    Ok(())
+}
+
+/// A lease ends, and the next one has its VF reset, without what the first one had set.
+pub fn handed_over(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    let interface = pf.interface().context("a PF has an interface")?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    manager.create(&lab.pfs[..1], 1)?;
+    let vf = &pf.vfs()[0];
+    let before = vf_states(&interface)?;
+    let vlan = Some(Vlan { id: 100, qos: 3, protocol: 0 });
+    let first =
+        Attributes { vlan, trust: Some(true), mac: Some("02:00:00:00:00:07".to_owned()), ..Attributes::default() };
+    manager.acquire("pod-1", vf, "vfio-pci", Some(first))?;
+    let holder = testpmd::start(&[vf], &[])?;
+    let refused = manager.hand_over("pod-1", "pod-2").expect_err("the first one's guest has it");
+    assert!(refused.message().contains("(dpdk-testpmd)"), "{refused}");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.id), Some("pod-1".to_owned()));
+    testpmd::quit(holder);
+    let steps = manager.hand_over("pod-1", "pod-2")?;
+    assert!(steps.iter().any(|step| step.starts_with("reset ")), "{steps:?}");
+    let now = &vf_states(&interface)?[0];
+    assert_eq!((&now["vlan_list"], &now["trust"]), (&before[0]["vlan_list"], &before[0]["trust"]));
+    assert_ne!(now["address"], "02:00:00:00:00:07");
+    assert_eq!(manager.vf(vf)?.lease.map(|lease| lease.id), Some("pod-2".to_owned()));
+    assert!(manager.hand_over("pod-1", "pod-2")?.is_empty(), "the same again is nothing to do");
+    let refused = manager.hand_over(&vf.address, "pod-3").expect_err("a lease has a name");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    manager.release("pod-2", Duration::ZERO)?;
+    assert_eq!(vf_states(&interface)?, before, "what it was before the first one");
     Ok(())
 }
 

@@ -84,10 +84,10 @@ fn a_reply_has_the_number_of_its_request_and_flags_5() {
         (31, ReplyBody::Inflight(inflight), vec![1, 0, 0, 0, 0x100_0002, 0]),
     ];
     for (request, body, words) in cases {
-        let reply = Reply { request, body };
+        let reply = VhostUserReply { request, body };
         let bytes = reply.emit();
         assert_eq!(bytes, message(request, 5, &words));
-        assert_eq!(Reply::parse(request, &bytes[HEADER_LEN..]), Ok(reply));
+        assert_eq!(VhostUserReply::parse(request, &bytes[HEADER_LEN..]), Ok(reply));
     }
 }
 
@@ -147,7 +147,7 @@ proptest! {
     fn bytes_are_no_message_or_one_but_never_a_panic(header: [u8; HEADER_LEN], payload: Vec<u8>) {
         if let Ok(header) = Header::parse(&header) {
             let _ = VhostUserRequest::parse(header.request, &payload);
-            let _ = Reply::parse(header.request, &payload);
+            let _ = VhostUserReply::parse(header.request, &payload);
         }
     }
 }

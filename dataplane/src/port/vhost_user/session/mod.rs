@@ -31,7 +31,7 @@ use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::features::{Features, ProtocolFeatures};
 use crate::port::vhost_user::log::DirtyLog;
 use crate::port::vhost_user::memory::GuestMemory;
-use crate::port::vhost_user::message::{Header, LogArea, Reply, ReplyBody, VhostUserRequest};
+use crate::port::vhost_user::message::{Header, LogArea, ReplyBody, VhostUserReply, VhostUserRequest};
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::inflight::InflightMemory;
 use crate::port::vhost_user::session::offer::VhostUserOffer;
@@ -92,7 +92,7 @@ pub struct VhostUserMessage {
 #[derive(Default)]
 pub struct Response {
     /// What to say to the frontend, with a file.
-    pub reply: Option<(Reply, Option<OwnedFd>)>,
+    pub reply: Option<(VhostUserReply, Option<OwnedFd>)>,
     /// A worker is to notify, or to be notified, by another eventfd.
     pub exchange: Option<EventfdExchange>,
     /// A guest has moved here: the network is to learn this address.
@@ -140,7 +140,7 @@ impl Session {
     pub fn handle(&mut self, message: VhostUserMessage) -> Result<Response, SessionError> {
         let VhostUserMessage { request, need_reply, files } = message;
         let number = request.number();
-        let reply = |body, file| Some((Reply { request: number, body }, file));
+        let reply = |body, file| Some((VhostUserReply { request: number, body }, file));
         match self.apply(request, files) {
             Ok(Handled::Done { announce, exchange }) => {
                 let reply = need_reply.then(|| reply(ReplyBody::Value(0), None)).flatten();

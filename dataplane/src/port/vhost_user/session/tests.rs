@@ -75,7 +75,7 @@ fn refused(session: &mut Session, request: &VhostUserRequest, files: impl Fn() -
     let answer = session.handle(message(request, true, files())).unwrap();
     assert_eq!(
         answer.reply.map(|(reply, _)| reply),
-        Some(Reply { request: request.number(), body: ReplyBody::Value(1) })
+        Some(VhostUserReply { request: request.number(), body: ReplyBody::Value(1) })
     );
     say(session, request.clone(), files()).unwrap_err().to_string()
 }
@@ -395,7 +395,7 @@ fn a_log_must_lie_in_its_file() {
     let log = |size, offset| VhostUserRequest::SetLogBase(LogArea { size, offset });
     let good = session.handle(message(&log(4096, 0), true, vec![memory_file(4096)])).unwrap();
     let (reply, _) = good.reply.unwrap();
-    assert_eq!(reply, Reply { request: 6, body: ReplyBody::Empty });
+    assert_eq!(reply, VhostUserReply { request: 6, body: ReplyBody::Empty });
     for (size, offset) in [(4097, 0), (4096, 1), (u64::MAX, 1), (1, u64::MAX), (0, 0), (0, 4096)] {
         let problem = refused(&mut session, &log(size, offset), || vec![memory_file(4096)]);
         assert!(problem.contains("log "), "{problem}");

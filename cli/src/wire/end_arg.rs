@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
 
-use super::document::Item;
+use super::split_file::Item;
 use super::{AddArgs, Full};
 
 /// An end as written after `--end`.

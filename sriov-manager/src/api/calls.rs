@@ -1,0 +1,236 @@
+//! How calls are made: each has a place among those of its user from its first moment to its answer, a thread while it works, and
+//! none while it waits: for the start, for its turn, for somebody who works on the same VF, for whoever holds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ferrule_daemon::Phase;
+use ferrule_daemon::grpc::blocking;
+use sriov_manager_client::v1;
+use tokio::sync::watch;
+use tokio::time::{sleep_until, timeout_at};
+use tonic::Status;
+
+use super::convert::{self, Peer};
+use super::limits::{Places, Queues, UserCall};
+use super::lists::Lists;
+use super::refusals::{refusal, wrong};
+use super::{only_root, response_to_acquire};
+use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
+
+/// What answers calls.
+pub(super) struct Service {
+    pub vfs: Vfs,
+    pub phase: watch::Receiver<Phase>,
+    pub lists: Arc<Lists>,
+    places: Places,
+    /// Who waits for the holders of leases.
+    releases: Queues,
+    /// Who waits for other operations on the same VFs.
+    busy: Queues,
+}
+
+/// A call that changes something, from its first moment to its answer.
+pub(super) struct Change {
+    pub peer: Peer,
+    place: UserCall,
+}
+
+impl Service {
+    pub fn new(vfs: Vfs, phase: watch::Receiver<Phase>, places: Places) -> Self {
+        let lists = Arc::new(Lists::new(vfs.clone()));
+        Self { vfs, phase, lists, places, releases: Queues::default(), busy: Queues::default() }
+    }
+
+    /// Begins a call that changes something, unless its user has too many under way.
+    pub fn begin_change(&self, peer: Peer) -> Result<Change, Status> {
+        Ok(Change { peer, place: self.places.changes.enter(peer.credentials.uid)? })
+    }
+
+    /// Begins a list.
+    pub fn begin_list(&self, peer: Peer) -> Result<UserCall, Status> {
+        self.places.lists.enter(peer.credentials.uid)
+    }
+
+    /// Begins a watch, which has its place until its client leaves.
+    pub fn begin_watch(&self, peer: Peer) -> Result<UserCall, Status> {
+        self.places.watches.enter(peer.credentials.uid)
+    }
+
+    /// Does what changes something: on a thread while it works, and without one while it waits for its turn or for somebody who
+    /// works on the same VF.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        call: &Change,
+        work: impl Fn(&Vfs, Caller<'_>) -> Result<T, VfError> + Send + Sync + 'static,
+    ) -> Result<T, Status> {
+        self.may_change().await?;
+        let deadline = Instant::now() + self.vfs.busy_timeout();
+        let left = Arc::new(AtomicBool::new(false));
+        let _waiting = Waiting(Arc::clone(&left));
+        let work = Arc::new(work);
+        let mut turn = None;
+        loop {
+            // Before the try, so that no news between the two is missed.
+            let mut unlocked = self.vfs.watch_unlocked();
+            let permits = call.place.permits().await?;
+            let (vfs, work, left) = (self.vfs.clone(), Arc::clone(&work), Arc::clone(&left));
+            let done = blocking(move || {
+                let _permits = permits;
+                let has_left = || left.load(Ordering::Relaxed);
+                work(&vfs, Caller { has_left: &has_left, when_busy: WhenBusy::Refuse })
+            })
+            .await?;
+            match done {
+                Err(VfError::Busy { what }) if Instant::now() < deadline => {
+                    // Of those that wait for the same VF one tries again, so that it costs as much as there are of them. At the
+                    // deadline everybody does, once.
+                    if turn.is_some() {
+                        self.while_serving(deadline, unlocked.changed()).await?;
+                    } else {
+                        turn = self.while_serving(deadline, self.busy.turn(&what)).await?;
+                    }
+                }
+                other => return other.map_err(|error| refusal(&error)),
+            }
+        }
+    }
+
+    /// Asks something that may have to wait for the kernel.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        peer: Peer,
+        work: impl FnOnce(&Vfs) -> Result<T, VfError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let permits = self.places.questions.enter(peer.credentials.uid)?.permits().await?;
+        let vfs = self.vfs.clone();
+        let answer = blocking(move || {
+            let _permits = permits;
+            work(&vfs)
+        });
+        answer.await?.map_err(|error| refusal(&error))
+    }
+
+    /// Tries what fails while somebody holds a VF again and again, for so long. Of those that wait for the same lease one looks.
+    pub async fn until_let_go<T: Send + 'static>(
+        &self,
+        call: &Change,
+        lease: &str,
+        wait_ms: u32,
+        work: impl Fn(&Vfs, Caller<'_>) -> Result<T, VfError> + Send + Sync + 'static,
+    ) -> Result<T, Status> {
+        if wait_ms > WAIT_MS_MAX {
+            return Err(wrong(format!("wait_ms {wait_ms}; at most {WAIT_MS_MAX} is wanted")));
+        }
+        let deadline = Instant::now() + Duration::from_millis(wait_ms.into());
+        let work = Arc::new(work);
+        let attempt = async || {
+            let work = Arc::clone(&work);
+            let tried = self.change(call, move |vfs, caller| match work(vfs, caller) {
+                Err(error @ VfError::Held { .. }) => Ok(Err(error)),
+                other => other.map(Ok),
+            });
+            tried.await
+        };
+        let mut began = Instant::now();
+        let mut held = match attempt().await? {
+            Ok(done) => return Ok(done),
+            Err(held) => held,
+        };
+        let mut next = Instant::now() + pause_before_next_look(began.elapsed());
+        let Some(_turn) = self.while_serving(deadline, self.releases.turn(lease)).await? else {
+            return Err(refusal(&held));
+        };
+        while Instant::now() < deadline {
+            self.while_serving(deadline, sleep_until(next.min(deadline).into())).await?;
+            began = Instant::now();
+            held = match attempt().await? {
+                Ok(done) => return Ok(done),
+                Err(held) => held,
+            };
+            next = Instant::now() + pause_before_next_look(began.elapsed());
+        }
+        Err(refusal(&held))
+    }
+
+    /// Lends VFs, or tells what would be done.
+    pub async fn acquire_all_of(
+        &self,
+        call: &Change,
+        messages: Vec<v1::AcquireRequest>,
+        same_pf: bool,
+        dry_run: bool,
+    ) -> Result<Vec<v1::AcquireResponse>, Status> {
+        // First: each of them may take a question to the kernel to read.
+        check_how_many(messages.len()).map_err(|error| refusal(&error))?;
+        if messages.iter().any(|message| message.force) {
+            only_root(call.peer, "take a VF that the host itself uses (`force`)")?;
+        }
+        self.may_change().await?;
+        let requests = self.requests(messages, call.peer).await?;
+        let acquired = self.change(call, move |vfs, caller| {
+            let acquired = if dry_run {
+                vfs.plan_acquire_all(&requests, same_pf, caller)?
+            } else {
+                vfs.acquire_all(&requests, same_pf, caller)?
+            };
+            Ok(acquired.iter().map(|acquired| response_to_acquire(vfs, acquired)).collect())
+        });
+        acquired.await
+    }
+
+    /// What messages ask for.
+    pub async fn requests(&self, messages: Vec<v1::AcquireRequest>, peer: Peer) -> Result<Vec<Request>, Status> {
+        let read = move |vfs: &Vfs| -> Result<Vec<_>, VfError> {
+            let read = |message| convert::request(message, peer, vfs).map_err(VfError::Wrong);
+            messages.into_iter().map(read).collect()
+        };
+        self.ask(peer, read).await
+    }
+
+    /// Waits until VFs no longer come and go because of the start.
+    pub async fn may_change(&self) -> Result<(), Status> {
+        self.is_serving()?;
+        let (mut recovery, mut phase) = (self.vfs.watch_recovery(), self.phase.clone());
+        tokio::select! {
+            _ = recovery.wait_for(|recovery| *recovery >= Recovery::Leases) => {}
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)) => {}
+        }
+        self.is_serving()
+    }
+
+    /// Waits for something until a deadline, unless the daemon stops. None: it did not come.
+    async fn while_serving<T>(&self, deadline: Instant, wanted: impl Future<Output = T>) -> Result<Option<T>, Status> {
+        let mut phase = self.phase.clone();
+        let came = tokio::select! {
+            came = timeout_at(deadline.into(), wanted) => came.ok(),
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)) => None,
+        };
+        self.is_serving().map(|()| came)
+    }
+
+    fn is_serving(&self) -> Result<(), Status> {
+        match *self.phase.borrow() {
+            Phase::Starting | Phase::Serving => Ok(()),
+            Phase::Draining | Phase::Stopped => {
+                Err(refusal(&VfError::Stopping { tried: "take a call that changes something".to_owned() }))
+            }
+        }
+    }
+}
+
+/// Held by the answer that somebody waits for: it is dropped when he goes.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ten minutes: whoever waits longer had better ask again.
+const WAIT_MS_MAX: u32 = 600_000;
+
+#[cfg(test)]
+mod tests;
