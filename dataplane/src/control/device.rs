@@ -125,7 +125,7 @@ impl DeviceEnd {
 
     /// The device that is there, to be asked what it is doing, and its number; `None`: not now. That an interface is
     /// gone is noticed by its lane, if that is with a worker.
-    pub(super) fn to_look_at(&mut self, is_idle: bool) -> Option<(u64, Arc<dyn Device>)> {
+    pub(super) fn begin_look(&mut self, is_idle: bool) -> Option<(u64, Arc<dyn Device>)> {
         match &self.state {
             DeviceState::Up { device, .. } if !self.is_looked_at && (is_idle || !device.answers_at_once()) => {
                 self.is_looked_at = true;

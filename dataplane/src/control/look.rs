@@ -30,7 +30,7 @@ impl State {
                     for (number, end) in served.ends.iter_mut().enumerate() {
                         let id = EndId { wire: key, end: number };
                         let End { kind: EndKind::Device(device), rings, .. } = end else { continue };
-                        match device.to_look_at(rings.is_some()) {
+                        match device.begin_look(rings.is_some()) {
                             Some((number, device)) if device.answers_at_once() => devices.push((id, number, device)),
                             Some((number, device)) => self.jobs.look_at_device(id, number, device),
                             None => {}
