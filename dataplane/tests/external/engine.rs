@@ -26,6 +26,9 @@ fn until_up(engine: &Engine, name: &str) {
     eventually("the wire is up", || status(engine, name).is_up());
 }
 
+/// How a NIC is lost.
+type Lose = fn(&Slot);
+
 /// Sends a frame each way.
 fn exchange(slot: &Slot, peer: &mut Endpoint, number: u8) {
     let already = slot.nic.sent.lock().unwrap().len();
@@ -96,7 +99,7 @@ fn missed(engine: &Engine, name: &str) -> Option<u64> {
 
 #[test]
 fn one_that_is_lost_is_made_again_when_it_is_back_and_the_peer_at_the_other_end_stays() {
-    let ways: [(&str, fn(&Slot)); 3] = [
+    let ways: [(&str, Lose); 3] = [
         ("pulled out", |slot| slot.tell_loss("pulled out")),
         ("its slot is empty", |_| {}),
         ("the device is gone", |slot| slot.nic.is_gone.store(true, Relaxed)),

@@ -23,6 +23,7 @@ pub struct Slot {
 
 /// How the slot is, and what was done with it.
 #[derive(Clone, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct SlotState {
     pub is_empty: bool,
     pub link_is_down: bool,
