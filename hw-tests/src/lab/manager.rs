@@ -50,6 +50,8 @@ pub struct ManagerOptions {
     pub die_at: Option<u64>,
     /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `crash-manager` too.
     pub pause_before_unbind: Option<PathBuf>,
+    /// It logs no step of its work, which takes time.
+    pub quiet: bool,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
 }
@@ -256,7 +258,12 @@ impl ManagerOptions {
         } else {
             Command::new("sriov-manager")
         };
-        command.args(["--log-level", "debug"]).arg("--socket").arg(socket).arg("--state").arg(state);
+        command
+            .args(["--log-level", if self.quiet { "warn" } else { "debug" }])
+            .arg("--socket")
+            .arg(socket)
+            .arg("--state")
+            .arg(state);
         if let Some(policies) = &self.policies {
             let file = lab.state().join("policies.yaml");
             fs::write(&file, policies).context("write the policies")?;
