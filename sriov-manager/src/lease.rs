@@ -56,6 +56,36 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The lease that has the VF: until it is handed over, the one that is at its end.
+    pub fn in_force(&self) -> &Self {
+        match &self.stage {
+            Stage::HandingOver { from } => from,
+            _ => self,
+        }
+    }
+
+    /// [`Lease::in_force`] of the VF where it is now, with what that was before the first lease.
+    #[must_use]
+    pub fn into_in_force(self) -> Self {
+        match self.stage {
+            Stage::HandingOver { from } => {
+                let Self { vf, pf, index, card, before, .. } = self;
+                Self { vf, pf, index, card, before, ..*from }
+            }
+            _ => self,
+        }
+    }
+
+    /// Whether the others of the VF's IOMMU group are its lease's as well, or were, and may be again.
+    pub fn takes_group(&self) -> bool {
+        let before = match &self.stage {
+            Stage::Changing { from } => Some(from.driver),
+            Stage::HandingOver { from } => Some(from.wanted.driver),
+            Stage::New | Stage::Lent | Stage::Releasing | Stage::Dirty => None,
+        };
+        [Some(self.wanted.driver), before].contains(&Some(Driver::VfioPci))
+    }
+
     /// Whether a VF has the driver that it wants, or another one of that kind.
     pub fn is_driven_as_wanted(&self, vf: &VirtualFunction) -> bool {
         let driver = vf.function.driver.as_deref();
@@ -217,4 +247,7 @@ pub struct Resize {
     pub autoprobe: bool,
     /// Drivers of the VFs before, to go back if it fails.
     pub drivers: BTreeMap<u32, String>,
+    /// Whether VFs that the host itself uses go as well.
+    #[serde(default)]
+    pub force: bool,
 }

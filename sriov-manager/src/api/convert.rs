@@ -184,6 +184,8 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         Stage::Releasing => v1::Stage::Releasing,
         Stage::Dirty => v1::Stage::Dirty,
     };
+    // While the VF is handed over, who has it is told, and how far that is.
+    let (fault, lease) = (&lease.fault, lease.in_force());
     let driver = match lease.wanted.driver {
         Driver::Kernel => v1::Driver::Kernel,
         Driver::VfioPci => v1::Driver::VfioPci,
@@ -199,7 +201,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         driver: driver.into(),
         attributes: Some(attributes(&lease.wanted.attributes)),
         stage: stage.into(),
-        fault: lease.fault.clone().unwrap_or_default(),
+        fault: fault.clone().unwrap_or_default(),
         forbidden: forbidden.cloned().unwrap_or_default(),
         owner: lease.owner.clone().unwrap_or_default(),
         until: lease.until.as_ref().map(until_message),
@@ -290,6 +292,11 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         Reason::GroupHeld { group, vf, holder } => {
             (told.iommu_group, told.user) = (Some(*group), Some(user(holder)));
             of(&mut told, *vf, Kind::GroupHeld)
+        }
+        Reason::GroupUsedByHost { group, vf, host_use } => {
+            told.iommu_group = Some(*group);
+            told.user = Some(v1::User { netdev: host_use.netdev.clone(), ..Default::default() });
+            of(&mut told, *vf, Kind::UsedByHost)
         }
         Reason::DriverMissing { driver } => {
             told.driver.clone_from(driver);

@@ -159,6 +159,8 @@ pub enum VfError {
         pf: PciAddress,
         /// Why not, and what to do.
         why: String,
+        /// Nor of any other of its VFs.
+        of_any: bool,
     },
     /// Something of a VF could not be brought back to what it was.
     #[error(
@@ -174,7 +176,7 @@ pub enum VfError {
         left: String,
     },
     /// The host itself uses a VF.
-    #[error("{tried}: {vf}: {host_use}; end that, or do it all the same (`--force`)")]
+    #[error("{tried}: {vf}: {host_use}; end that{}", if *can_force { ", or do it all the same (`--force`)" } else { "" })]
     UsedByHost {
         /// What was tried.
         tried: String,
@@ -182,6 +184,8 @@ pub enum VfError {
         vf: PciAddress,
         /// What for.
         host_use: HostUse,
+        /// Whether it is done all the same if somebody asks for that.
+        can_force: bool,
     },
     /// The VF is not to be had.
     #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]

@@ -1,5 +1,6 @@
 //! VFs made, lent, set and given back by the manager.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -137,6 +138,54 @@ pub fn attributes(lab: &Lab) -> Result<()> {
     }
     manager.release("pod", Duration::ZERO)?;
     assert_eq!(vf_states(&interface)?, before, "released, it is what it was");
+    Ok(())
+}
+
+/// A pod's interface goes to a process with a driver of its own, without anything of the pod, and is free at no moment.
+pub fn handed_over_from_a_pod(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    let interface = pf.interface().context("a PF has an interface")?;
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    manager.create(&lab.pfs[..1], 2)?;
+    let vfs = pf.vfs();
+    let vf = &vfs[0];
+    let before = vf_states(&interface)?;
+    let attributes = Attributes {
+        mac: Some("02:00:00:00:00:07".to_owned()),
+        vlan: Some(Vlan { id: 100, qos: 3, protocol: 0 }),
+        trust: Some(true),
+        mtu: Some(1400),
+        ..Attributes::default()
+    };
+    manager.acquire("pod", vf, "kernel", Some(attributes))?;
+    ip(&["netns", "add", "pod"])?;
+    ip(&["link", "set", &vf.wait_for_interface(), "netns", "pod", "name", "net1"])?;
+    let hand_over = ["hand-over", "pod", "dpdk", "--driver", "vfio-pci"];
+    let refused = manager.ferrule(&hand_over).expect_err("its interface is in the pod").to_string();
+    assert!(refused.contains("net1") && refused.contains("/run/netns/pod"), "{refused}");
+    assert_eq!(vf.driver().as_deref(), Some("igbvf"), "it was left alone");
+    ip(&["netns", "del", "pod"])?;
+    vf.wait_for_interface();
+
+    let mut watch = manager.watch()?;
+    manager.ferrule(&hand_over)?;
+    let was_free = Cell::new(false);
+    watch.until(|list| {
+        let listed = list.vfs.iter().find(|listed| listed.address == vf.address);
+        was_free.set(was_free.get() || listed.is_none_or(|listed| listed.lease.is_none()));
+        listed.and_then(|listed| listed.lease.as_ref()).is_some_and(|lease| lease.id == "dpdk")
+    })?;
+    assert!(!was_free.get(), "it goes from one to the other");
+    assert_eq!(vf.driver().as_deref(), Some("vfio-pci"));
+    let now = vf_states(&interface)?;
+    assert_ne!(now[0]["address"], "02:00:00:00:00:07");
+    assert_eq!((&now[0]["vlan_list"], &now[0]["trust"]), (&before[0]["vlan_list"], &before[0]["trust"]));
+    assert_eq!(now[1], before[1], "its neighbour is left alone");
+    manager.ferrule(&hand_over).context("the same again, whose answer did not arrive say")?;
+    manager.ferrule(&["hand-over", "dpdk", "next", "--driver", "kernel"])?;
+    assert_eq!(vf.driver().as_deref(), Some("igbvf"));
+    manager.release("next", Duration::ZERO)?;
+    assert_eq!((vf.driver(), vf_states(&interface)?), (None, before), "what it was before the first of them");
     Ok(())
 }
 
