@@ -50,7 +50,7 @@ pub struct ManagerOptions {
     pub die_at: Option<u64>,
     /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `crash-manager` too.
     pub pause_before_unbind: Option<PathBuf>,
-    /// It logs no step of its work, which takes time.
+    /// It does not log each step of its work, which takes time.
     pub quiet: bool,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
@@ -113,7 +113,7 @@ impl Manager {
     ) -> Result<Vec<String>, Status> {
         let request = AcquireRequest {
             id: id.to_owned(),
-            holder: "the lab".to_owned(),
+            tenant: "the lab".to_owned(),
             vf: vf.address.clone(),
             driver: driver.parse::<Driver>().map_err(Status::invalid_argument)?.into(),
             attributes,
@@ -156,7 +156,7 @@ impl Manager {
     pub fn hand_over(&self, from: &str, to: &str) -> Result<Vec<String>, Status> {
         let driver = Driver::VfioPci.into();
         let to =
-            AcquireRequest { id: to.to_owned(), holder: "the lab".to_owned(), driver, ..AcquireRequest::default() };
+            AcquireRequest { id: to.to_owned(), tenant: "the lab".to_owned(), driver, ..AcquireRequest::default() };
         let request = HandOverRequest { from: from.to_owned(), to: Some(to), wait_ms: 0 };
         Ok(self.call(async |mut client: Client| client.hand_over(request).await)?.steps)
     }
@@ -259,7 +259,7 @@ impl ManagerOptions {
             Command::new("sriov-manager")
         };
         command
-            .args(["--log-level", if self.quiet { "warn" } else { "debug" }])
+            .args(["--log-level", if self.quiet { "info" } else { "debug" }])
             .arg("--socket")
             .arg(socket)
             .arg("--state")

@@ -124,7 +124,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
         let call = self.begin_change(peer(request.extensions()))?;
         let peer = call.peer;
-        let v1::UpdateRequest { lease, holder, until, until_released } = request.into_inner();
+        let v1::UpdateRequest { lease, tenant, until, until_released } = request.into_inner();
         if until.is_some() && until_released {
             return Err(wrong("until, until_released: one of both is wanted".to_owned()));
         }
@@ -132,7 +132,7 @@ impl v1::vfs_server::Vfs for Service {
             let until =
                 until.clone().map(|until| convert::until(until, peer, vfs)).transpose().map_err(VfError::Wrong)?;
             let until = if until_released { Some(None) } else { until.map(Some) };
-            let lease = vfs.update(&lease, some(holder.clone()), until, peer.credentials, caller)?;
+            let lease = vfs.update(&lease, some(tenant.clone()), until, peer.credentials, caller)?;
             Ok(convert::lease(&lease, None))
         });
         Ok(Response::new(v1::UpdateResponse { lease: Some(updated.await?) }))
