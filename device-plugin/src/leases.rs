@@ -74,7 +74,7 @@ impl Wanted {
         if driver != v1::Driver::Kernel {
             attributes.mtu = None;
         }
-        let pod = lent.map(|lease| lease.holder.clone());
+        let pod = lent.map(|lease| lease.tenant.clone());
         Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
     }
 
@@ -92,7 +92,7 @@ impl Wanted {
         let pod = self.pod.clone().unwrap_or_else(|| format!("a pod, by {}", self.name.resource));
         v1::AcquireRequest {
             id: self.name.to_string(),
-            holder: pod,
+            tenant: pod,
             vf: self.name.device.clone(),
             driver: self.driver.into(),
             attributes: Some(self.attributes.clone()),
@@ -149,8 +149,8 @@ impl Manager {
     }
 
     /// Says which pod has a VF, for people who look at the manager's list.
-    pub async fn tell_holder(&self, name: &LeaseName, holder: String) -> Result<(), LeaseError> {
-        let request = v1::UpdateRequest { lease: name.to_string(), holder, ..Default::default() };
+    pub async fn tell_tenant(&self, name: &LeaseName, tenant: String) -> Result<(), LeaseError> {
+        let request = v1::UpdateRequest { lease: name.to_string(), tenant, ..Default::default() };
         self.client().await?.update(request).await.map(drop).map_err(|status| refused(&status))
     }
 

@@ -49,7 +49,7 @@ async fn look(allocator: &Arc<Allocator>, listing: crate::grants::Listing) {
     });
     for (name, pod) in told {
         // Only words for people: a lease without them is as good.
-        if let Err(error) = timeout(CALL_WAIT, allocator.manager.tell_holder(&name, pod)).await.unwrap_or(Ok(())) {
+        if let Err(error) = timeout(CALL_WAIT, allocator.manager.tell_tenant(&name, pod)).await.unwrap_or(Ok(())) {
             debug!(lease = %name, %error, "the lease does not say which pod has it");
         }
     }

@@ -38,7 +38,7 @@ async fn one_pool_serves_both_drivers_and_every_vf_comes_back_clean() {
     let refused = site.kubelet().admit("three", "main", DPDK, 1).await.unwrap_err();
     assert!(matches!(refused, Refusal::TooFew { .. } | Refusal::Allocate(_)), "{refused}");
     site.until_list("the manager tells which pod has it", |list| {
-        let of = |vf: &v1::Vf| vf.lease.as_ref().is_some_and(|lease| lease.holder == "pod default/one");
+        let of = |vf: &v1::Vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant == "pod default/one");
         list.vfs.iter().any(of)
     })
     .await;
@@ -72,7 +72,7 @@ async fn containers_of_a_pod_share_a_vf_and_the_next_pod_gets_it_cleaned() {
     site.kubelet().start_container("one", "main").await.unwrap();
     assert_eq!(resets(), after_first, "it is the same pod's");
     site.until_list("the pod is known", |list| {
-        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.holder.contains("one")))
+        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
     })
     .await;
 
@@ -98,7 +98,7 @@ async fn what_somebody_still_holds_is_not_taken_from_him() {
     site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
     let held = site.node.open_vfio(site.node.vf(0, 0), 4711, "testpmd");
     site.until_list("the pod is known", |list| {
-        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.holder.contains("one")))
+        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
     })
     .await;
     site.kubelet().end_pod("one");
@@ -139,7 +139,7 @@ async fn what_others_have_is_not_given_away_and_what_is_claimed_is_not_lent_to_t
     let address = |index| site.node.vf(0, index).to_string();
     let acquire = |id: &str, vf: String| v1::AcquireRequest {
         id: id.into(),
-        holder: "a person".into(),
+        tenant: "a person".into(),
         vf,
         ..Default::default()
     };
@@ -303,7 +303,7 @@ async fn attributes_are_the_pfs_while_a_pod_has_the_vf() {
     let set = site.node.fingerprint();
     assert!(set.contains("100") && set != before, "{set}");
     site.until_list("the pod is known", |list| {
-        list.vfs.iter().filter(|vf| vf.lease.as_ref().is_some_and(|lease| lease.holder.contains("one"))).count() == 2
+        list.vfs.iter().filter(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one"))).count() == 2
     })
     .await;
     site.kubelet().end_pod("one");

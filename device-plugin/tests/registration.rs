@@ -156,7 +156,7 @@ async fn a_resource_is_renamed_while_the_plugin_runs_and_a_wrong_file_changes_no
     assert_eq!(site.kubelet().open_lists(DPDK), 0, "the old name is closed at once");
     // What a pod has by the old name is its until it ends.
     site.until_list("the pod is known", |list| {
-        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.holder.contains("one")))
+        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
     })
     .await;
     site.kubelet().end_pod("one");

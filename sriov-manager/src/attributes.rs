@@ -250,7 +250,9 @@ pub struct AttributeError(String);
 pub enum VfReport {
     /// The PF has no interface in this network namespace, so it cannot be asked.
     NoInterface,
-    /// The PF did not tell of it now, and why.
+    /// The PF told of others and not of this one now, and why.
+    LeftOut(String),
+    /// The PF did not tell of any now, and why.
     Untold(String),
     /// This.
     Told(VfState),
@@ -261,7 +263,7 @@ impl VfReport {
     pub fn told(&self) -> Option<&VfState> {
         match self {
             Self::Told(state) => Some(state),
-            Self::NoInterface | Self::Untold(_) => None,
+            Self::NoInterface | Self::LeftOut(_) | Self::Untold(_) => None,
         }
     }
 }

@@ -115,7 +115,7 @@ impl Executor {
         let deadline = Instant::now() + self.timeouts.settle;
         loop {
             let current = self.current_at_once(vf)?;
-            if !matches!(current.report, VfReport::Untold(_)) || self.is_over(deadline) {
+            if !matches!(current.report, VfReport::LeftOut(_) | VfReport::Untold(_)) || self.is_over(deadline) {
                 return Ok(current);
             }
             sleep(POLL);
@@ -163,7 +163,7 @@ impl Executor {
             Ok(mut report) => {
                 let state = report.vfs.remove(&vf.index).map(VfReport::Told);
                 let left_out =
-                    || VfReport::Untold(format!("{netdev} left it out, as it does while the VF is in reset"));
+                    || VfReport::LeftOut(format!("{netdev} left it out, as it does while the VF is in reset"));
                 Asked {
                     report: state.unwrap_or_else(left_out),
                     permanent_mac: report.permanent_mac,

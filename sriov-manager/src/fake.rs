@@ -43,6 +43,8 @@ pub enum Scenario {
     CountAtMost(u32),
     /// No driver takes a VF, and the kernel calls it a success.
     NobodyProbes,
+    /// A driver refuses this VF with this error.
+    ProbeRefused(PciAddress, i32),
     /// The VF's function cannot be reset alone.
     ResetUnsupported,
     /// The PF's driver knows no link state.
@@ -95,6 +97,8 @@ pub struct FakeKernel {
     sysfs: Sysfs,
     state: Mutex<FakeState>,
     healed: Condvar,
+    /// Held while a number of VFs changes, as the kernel holds a lock of the PF.
+    counting: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -156,6 +160,7 @@ impl FakeNode {
                 sysfs,
                 state: Mutex::new(FakeState { group_size: 1, ..FakeState::default() }),
                 healed: Condvar::new(),
+                counting: Mutex::default(),
             }),
         };
         node.build(pfs).expect("a temporary directory can be filled");

@@ -109,6 +109,11 @@ pub enum Record {
 }
 
 impl Facts {
+    /// The lease of this name that is in force. One that is to begin when a VF is handed over is none yet.
+    pub fn lease_named(&self, id: &str) -> Option<&Lease> {
+        self.leases.values().find(|lease| lease.in_force().id == id)
+    }
+
     /// Takes over what a record says.
     pub fn learn(&mut self, record: Record) {
         match record {
@@ -371,7 +376,10 @@ mod tests {
     }
 
     fn resize(to: u32) -> Record {
-        Record::Resize { pf: PF, resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new() }) }
+        Record::Resize {
+            pf: PF,
+            resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new(), force: false }),
+        }
     }
 
     const PF: PciAddress = PciAddress::new(0, 1, 0, 0);

@@ -16,7 +16,8 @@ pub struct Lease {
     /// The client's own name for it: asking twice under one name is asking once.
     pub id: String,
     /// For whom, in the client's words.
-    pub holder: String,
+    #[serde(alias = "holder")]
+    pub tenant: String,
     /// The user whose process asked.
     pub uid: u32,
     /// The group of that process; none: the lease is from before leases knew.
@@ -56,6 +57,36 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The lease that has the VF: until it is handed over, the one that is at its end.
+    pub fn in_force(&self) -> &Self {
+        match &self.stage {
+            Stage::HandingOver { from } => from,
+            _ => self,
+        }
+    }
+
+    /// [`Lease::in_force`] of the VF where it is now, with what that was before the first lease.
+    #[must_use]
+    pub fn into_in_force(self) -> Self {
+        match self.stage {
+            Stage::HandingOver { from } => {
+                let Self { vf, pf, index, card, before, .. } = self;
+                Self { vf, pf, index, card, before, ..*from }
+            }
+            _ => self,
+        }
+    }
+
+    /// Whether the others of the VF's IOMMU group are its lease's as well, or were, and may be again.
+    pub fn takes_group(&self) -> bool {
+        let before = match &self.stage {
+            Stage::Changing { from } => Some(from.driver),
+            Stage::HandingOver { from } => Some(from.wanted.driver),
+            Stage::New | Stage::Lent | Stage::Releasing | Stage::Dirty => None,
+        };
+        [Some(self.wanted.driver), before].contains(&Some(Driver::VfioPci))
+    }
+
     /// Whether a VF has the driver that it wants, or another one of that kind.
     pub fn is_driven_as_wanted(&self, vf: &VirtualFunction) -> bool {
         let driver = vf.function.driver.as_deref();
@@ -113,7 +144,7 @@ pub enum Stage {
     /// The VF is being made ready and is nobody's yet. Interrupted here, it goes back to what it was.
     New,
     /// The VF is lent and is being changed, or made again what it drifted from. Interrupted here, it goes back to
-    /// `from`, and is never cleaned: its holder has it.
+    /// `from`, and is never cleaned: its tenant has it.
     Changing {
         /// What was asked before.
         from: Wanted,
@@ -217,4 +248,7 @@ pub struct Resize {
     pub autoprobe: bool,
     /// Drivers of the VFs before, to go back if it fails.
     pub drivers: BTreeMap<u32, String>,
+    /// Whether VFs that the host itself uses go as well.
+    #[serde(default)]
+    pub force: bool,
 }

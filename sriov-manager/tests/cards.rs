@@ -18,7 +18,7 @@ fn lend(vfs: &Vfs, id: &str, vf: PciAddress, vlan: u16) -> Result<(), VfError> {
     let attributes = Attributes { vlan: Some(Vlan { id: vlan, ..Vlan::default() }), ..Attributes::default() };
     let request = Request {
         id: id.into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Vf(vf),
         place: Place::default(),
         owner: None,
@@ -93,4 +93,59 @@ fn leases_follow_their_cards_to_other_addresses_even_to_each_others() {
     drop(vfs);
     // And a second start finds them where they are.
     assert_eq!(node.open().facts().leases[&node.vf(0, 0)].id, "b");
+}
+
+#[test]
+fn leases_follow_cards_that_tell_which_they_are_only_later() {
+    let node = FakeNode::new(2, 7);
+    let vfs = node.open();
+    for (pf, id, vlan) in [(0, "a", 7), (1, "b", 9)] {
+        vfs.create(node.pf(pf), 1).unwrap();
+        lend(&vfs, id, node.vf(pf, 0), vlan).unwrap();
+    }
+    drop(vfs);
+    edit_journal(&node, |text| text.replace(CARDS[0], "first").replace(CARDS[1], CARDS[0]).replace("first", CARDS[1]));
+    node.reboot("second");
+    for pf in [0, 1] {
+        node.kernel().write(&node.sysfs().file(node.pf(pf), "sriov_numvfs"), "1").unwrap();
+        node.move_pf_away(node.pf(pf));
+    }
+    let vfs = node.open();
+    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].id, "a", "nobody can know");
+    node.return_pf(node.pf(0));
+    node.return_pf(node.pf(1));
+    vfs.rescan();
+    vfs.rescan();
+    let leases = vfs.facts().leases;
+    let id = |pf| leases[&node.vf(pf, 0)].id.as_str();
+    assert_eq!((id(0), id(1)), ("b", "a"));
+    assert!(leases.values().all(|lease| lease.stage == Stage::Lent && lease.fault.is_none()), "{leases:?}");
+    assert_eq!((vlan_of(&node, 0), vlan_of(&node, 1)), (9, 7));
+}
+
+#[test]
+fn a_lease_at_whose_cards_place_another_one_stays_keeps_no_other_from_following() {
+    let node = FakeNode::new(3, 7);
+    let vfs = node.open();
+    for (pf, id, vlan) in [(0, "a", 7), (1, "b", 9), (2, "c", 11)] {
+        vfs.create(node.pf(pf), 2).unwrap();
+        lend(&vfs, id, node.vf(pf, 0), vlan).unwrap();
+    }
+    lend(&vfs, "d", node.vf(1, 1), 13).unwrap();
+    drop(vfs);
+    // The card of `d` is now where `a` is of VF 0, and that of `c` where `b` is of VF 0.
+    let lines = |text: String| -> String {
+        let edit = |line: &str| match () {
+            () if line.contains(r#""id":"d""#) => line.replace(CARDS[1], CARDS[0]),
+            () if line.contains(r#""id":"c""#) => line.replace("00:00:00:00:01:02", CARDS[1]),
+            () => line.to_owned(),
+        };
+        text.lines().map(|line| edit(line) + "\n").collect()
+    };
+    edit_journal(&node, lines);
+    let vfs = node.open();
+    let leases = vfs.facts().leases;
+    assert_eq!(leases[&node.vf(0, 1)].id, "d", "it goes with its card");
+    assert_eq!(leases[&node.vf(2, 0)].id, "c", "where its card is another lease stays");
+    assert_eq!((vlan_of(&node, 0), vlan_of(&node, 1)), (7, 9));
 }

@@ -184,6 +184,8 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         Stage::Releasing => v1::Stage::Releasing,
         Stage::Dirty => v1::Stage::Dirty,
     };
+    // While the VF is handed over, who has it is told, and how far that is.
+    let (fault, lease) = (&lease.fault, lease.in_force());
     let driver = match lease.wanted.driver {
         Driver::Kernel => v1::Driver::Kernel,
         Driver::VfioPci => v1::Driver::VfioPci,
@@ -191,7 +193,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
     };
     v1::Lease {
         id: lease.id.clone(),
-        holder: lease.holder.clone(),
+        tenant: lease.tenant.clone(),
         vf: lease.vf.to_string(),
         uid: lease.uid,
         since: lease.since,
@@ -199,7 +201,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         driver: driver.into(),
         attributes: Some(attributes(&lease.wanted.attributes)),
         stage: stage.into(),
-        fault: lease.fault.clone().unwrap_or_default(),
+        fault: fault.clone().unwrap_or_default(),
         forbidden: forbidden.cloned().unwrap_or_default(),
         owner: lease.owner.clone().unwrap_or_default(),
         until: lease.until.as_ref().map(until_message),
@@ -246,8 +248,8 @@ pub fn reason(reason: &Reason) -> v1::Reason {
     use v1::ReasonKind as Kind;
     let mut told = v1::Reason { text: reason.to_string(), ..Default::default() };
     let kind = match reason {
-        Reason::Lent { id, holder, .. } => {
-            (told.lease, told.holder) = (id.clone(), holder.clone());
+        Reason::Lent { id, tenant, .. } => {
+            (told.lease, told.tenant) = (id.clone(), tenant.clone());
             Kind::Lent
         }
         Reason::LostLease { id } => {
@@ -291,6 +293,11 @@ pub fn reason(reason: &Reason) -> v1::Reason {
             (told.iommu_group, told.user) = (Some(*group), Some(user(holder)));
             of(&mut told, *vf, Kind::GroupHeld)
         }
+        Reason::GroupUsedByHost { group, vf, host_use } => {
+            told.iommu_group = Some(*group);
+            told.user = Some(v1::User { netdev: host_use.netdev.clone(), ..Default::default() });
+            of(&mut told, *vf, Kind::UsedByHost)
+        }
         Reason::DriverMissing { driver } => {
             told.driver.clone_from(driver);
             Kind::DriverMissing
@@ -332,7 +339,7 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
+    let v1::AcquireRequest { id, tenant, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
     let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
@@ -348,7 +355,7 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         owner: some(owner),
         peer: peer.credentials,
         id,
-        holder,
+        tenant,
         choice,
         force,
     })

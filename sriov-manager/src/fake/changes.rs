@@ -17,6 +17,13 @@ impl FakeNode {
         link("../../drivers/e1000e", &kernel.sysfs.file(nic, "driver"));
     }
 
+    /// A VF alone is taken away, as by `remove` in sysfs.
+    pub fn remove_vf(&self, vf: PciAddress) {
+        let pf = self.kernel.sysfs.physfn(vf).expect("a VF has a PF");
+        let index = self.kernel.sysfs.virtfns(pf).into_iter().find(|(_, there)| *there == vf);
+        self.kernel.remove_vf(pf, index.expect("a PF knows its VFs").0, vf);
+    }
+
     /// A PF is driven by a driver of which nobody knows what drives its VFs.
     pub fn give_pf_an_odd_driver(&self, pf: PciAddress) {
         link("../../drivers/odd", &self.kernel.sysfs.file(pf, "driver"));

@@ -160,6 +160,7 @@ impl FakeKernel {
 
     /// `sriov_numvfs_store` of drivers/pci/iov.c.
     fn set_count(&self, pf: PciAddress, value: &str) -> Result<(), NetlinkError> {
+        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let count: u32 = value.parse().map_err(|_| refusal(Errno::EINVAL))?;
         let total = self.sysfs.number(pf, "sriov_totalvfs").unwrap_or(0);
         let now = self.sysfs.virtfns(pf).len() as u32;
@@ -221,19 +222,26 @@ impl FakeKernel {
 
     pub(super) fn remove_vfs(&self, pf: PciAddress) {
         for (index, vf) in self.sysfs.virtfns(pf) {
-            let _ = fs::remove_file(self.sysfs.file(pf, &format!("virtfn{index}")));
             if let Some(group) = self.sysfs.iommu_group(vf) {
                 let _ = fs::remove_dir_all(self.group(group));
             }
-            // Kept elsewhere, so that what comes to its place has another number, as in sysfs.
-            let gone = self.sysfs.path("gone");
-            make(&gone);
-            let mut state = self.state();
-            state.gone += 1;
-            let _ = fs::rename(self.sysfs.file(vf, ""), gone.join(state.gone.to_string()));
-            state.states.remove(&vf);
+            self.remove_vf(pf, index, vf);
         }
         put(&self.sysfs.file(pf, "sriov_numvfs"), "0\n");
+    }
+
+    pub(super) fn remove_vf(&self, pf: PciAddress, index: u32, vf: PciAddress) {
+        let _ = fs::remove_file(self.sysfs.file(pf, &format!("virtfn{index}")));
+        if let Some(group) = self.sysfs.iommu_group(vf) {
+            let _ = fs::remove_file(self.group(group).join("devices").join(vf.to_string()));
+        }
+        // Kept elsewhere, so that what comes to its place has another number, as in sysfs.
+        let gone = self.sysfs.path("gone");
+        make(&gone);
+        let mut state = self.state();
+        state.gone += 1;
+        let _ = fs::rename(self.sysfs.file(vf, ""), gone.join(state.gone.to_string()));
+        state.states.remove(&vf);
     }
 
     /// `drivers_probe_store` of drivers/base/bus.c with `pci_device_can_probe` of drivers/pci/pci-driver.c.
@@ -243,6 +251,13 @@ impl FakeKernel {
         }
         if self.sysfs.driver(function).is_some() || self.has(Scenario::NobodyProbes) {
             return Ok(());
+        }
+        let refused = self.state().scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::ProbeRefused(vf, errno) if *vf == function => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = refused {
+            return Err(refusal(Errno::from_raw(errno)));
         }
         let reserved = self.sysfs.text(function, "driver_override").filter(|text| !text.is_empty());
         let Some(pf) = self.sysfs.physfn(function) else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! Lending VFs: choose, journal, apply, read back, or bring them back to what they were.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
@@ -9,13 +9,14 @@ use super::apply::{is_its_card, must_be_told};
 use super::choose::{Chosen, Excluded};
 use super::release::Remains;
 use super::request::{Resolved, cancelled, check_all};
-use super::{Acquired, Caller, Reason, Request, VfError, Vfs};
+use super::{Acquired, Caller, HostVfs, Reason, Request, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
 use crate::lease::{Before, Lease, Stage, Wanted};
 use crate::plan::{Current, Step, Target, plan};
+use crate::watchdog::CallError;
 
 impl Vfs {
     /// Lends a VF. The same request twice changes nothing.
@@ -33,20 +34,19 @@ impl Vfs {
         caller: Caller<'_>,
     ) -> Result<Vec<Acquired>, VfError> {
         check_all(requests)?;
-        let mut excluded = BTreeMap::new();
+        let mut attempts = Attempts::default();
         loop {
-            let (chosen, lock) = self.lock_vfs(caller.when_busy, |state| {
+            let decided = self.lock_vfs(caller.when_busy, |state| {
                 if (caller.has_left)() {
                     return Err(cancelled(requests));
                 }
-                self.choose_all(state, requests, same_pf, &excluded)
-            })?;
+                self.choose_all(state, requests, same_pf, &attempts.excluded)
+            });
+            let (chosen, lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
             if !self.end_earlier_tries(&chosen)? {
                 let ready = self.ready_all(&chosen);
                 match ready.and_then(|ready| self.lend(&chosen, ready, requests, caller)) {
-                    // Others of the pool may be to be had.
-                    Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
-                    Err(NotReady::Failed(error)) => return Err(error),
+                    Err(why) => self.pass_over(&mut attempts, why)?,
                     Ok(acquired) => return Ok(acquired),
                 }
             }
@@ -62,13 +62,13 @@ impl Vfs {
         caller: Caller<'_>,
     ) -> Result<Vec<Acquired>, VfError> {
         check_all(requests)?;
-        let mut excluded = Excluded::new();
+        let mut attempts = Attempts::default();
         loop {
-            let (chosen, lock) =
-                self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &excluded))?;
+            let decided =
+                self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &attempts.excluded));
+            let (chosen, lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
             match self.ready_all(&chosen) {
-                Err(NotReady::Another(vf, reasons)) => drop(excluded.insert(vf, reasons)),
-                Err(NotReady::Failed(error)) => return Err(error),
+                Err(why) => self.pass_over(&mut attempts, why)?,
                 Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
             }
             drop(lock);
@@ -97,6 +97,32 @@ impl Vfs {
         Ok(had_any)
     }
 
+    /// Passes over what is not available, as long as there may be another one that is.
+    fn pass_over(&self, attempts: &mut Attempts, why: NotReady) -> Result<(), VfError> {
+        let (vf, pf, error) = match why {
+            NotReady::Failed(error) => return Err(error),
+            NotReady::Another(vf, reasons) => {
+                attempts.excluded.insert(vf, reasons);
+                return Ok(());
+            }
+            NotReady::Faulty { vf, pf, error } => (vf, pf, error),
+        };
+        let mut state = self.lock();
+        let is_like = |other: &&VirtualFunction| other.address != vf && other.pf == pf && is_expected_of_its_pf(&error);
+        let like: Vec<_> = state.inventory.vfs.values().filter(is_like).map(|other| other.address).collect();
+        for vf in like.into_iter().chain([vf]) {
+            state.failed_to_lend.failed(vf, Instant::now());
+            attempts.excluded.insert(vf, vec![Reason::Unknown(error.to_string())]);
+        }
+        attempts.failures += 1;
+        let first = attempts.first.take().unwrap_or(error);
+        if attempts.failures >= FAILURES_MAX {
+            return Err(first);
+        }
+        attempts.first = Some(first);
+        Ok(())
+    }
+
     fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
         chosen.iter().map(|chosen| self.ready(chosen).map_err(|error| NotReady::of(chosen, error))).collect()
     }
@@ -120,10 +146,13 @@ impl Vfs {
         self.carry_out_all(chosen, ready)?;
         let new = || chosen.iter().filter(|chosen| chosen.lease.is_none());
         if new().next().is_some() && (caller.has_left)() {
-            for chosen in new() {
+            let undo = |chosen: &Chosen| {
                 info!(vf = %chosen.vf.address, lease = chosen.resolved.request.id, "whoever asked has gone: the lease is undone");
-                self.take_back(chosen.vf.address)?;
-            }
+                self.take_back(chosen.vf.address)
+            };
+            // All of them, also if one cannot be cleaned now.
+            let undone: Vec<_> = new().map(undo).collect();
+            undone.into_iter().collect::<Result<(), _>>()?;
             return Err(cancelled(requests).into());
         }
         for (chosen, acquired) in chosen.iter().zip(&acquired) {
@@ -131,7 +160,7 @@ impl Vfs {
                 continue;
             }
             let Resolved { request, wanted, .. } = &chosen.resolved;
-            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, driver = %wanted.driver, "lent");
+            info!(vf = %chosen.vf.address, lease = request.id, tenant = request.tenant, driver = %wanted.driver, "lent");
         }
         Ok(acquired)
     }
@@ -177,13 +206,13 @@ impl Vfs {
             };
             steps.extend(lease.before.members.iter().filter_map(home));
         }
-        self.nobody_is_disturbed(chosen, &steps, request)?;
+        self.takes_from_nobody(chosen, &steps, request)?;
         Ok(Ready { lease, steps, target })
     }
 
     /// Nobody's VF is taken from its driver: not by a new lease, for somebody may have taken it who did not ask, nor by
     /// another wish of who has it.
-    fn nobody_is_disturbed(&self, chosen: &Chosen, steps: &[Step], request: &Request) -> Result<(), VfError> {
+    fn takes_from_nobody(&self, chosen: &Chosen, steps: &[Step], request: &Request) -> Result<(), VfError> {
         let Chosen { vf, lease, .. } = chosen;
         let id = &request.id;
         let ask = |error| VfError::Ask { tried: format!("lend {} as {id}", vf.address), error };
@@ -196,10 +225,11 @@ impl Vfs {
                 return unavailable(Reason::UsedByHost(host_use));
             }
         }
-        let Some((function, holder)) = self.disturbed(vf, steps).map_err(ask)? else { return Ok(()) };
+        let host = if request.force { HostVfs::Taken } else { HostVfs::Kept };
+        let Some((function, user)) = self.disturbed(vf.address, steps, host).map_err(ask)? else { return Ok(()) };
         match vf.function.iommu_group {
-            Some(group) if function != vf.address => unavailable(Reason::GroupHeld { group, vf: function, holder }),
-            _ => Err(VfError::Held { tried: format!("change the lease {id}"), vf: vf.address, holder }),
+            Some(group) if function != vf.address => unavailable(user.in_group(group, function)),
+            _ => Err(user.in_the_way(&format!("change the lease {id}"), function, false)),
         }
     }
 
@@ -224,12 +254,17 @@ impl Vfs {
                 // A new lease is gone, a changed one is what it was.
                 let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, ready));
                 let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
-                return Err(NotReady::Failed(if left.is_empty() {
-                    error
-                } else {
-                    let next = "which is tried again and again";
-                    VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }
-                }));
+                if left.is_empty() {
+                    return Err(NotReady::of(chosen, error));
+                }
+                let next = "which is tried again and again";
+                return Err(VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }.into());
+            }
+        }
+        {
+            let mut state = self.lock();
+            for chosen in chosen {
+                state.failed_to_lend.forget(chosen.vf.address);
             }
         }
         let unsettled = begun.into_iter().filter(|(_, ready)| ready.lease.stage != Stage::Lent);
@@ -274,10 +309,42 @@ impl Vfs {
     }
 }
 
+/// What an acquire has tried so far.
+#[derive(Default)]
+struct Attempts {
+    /// What is not chosen again.
+    excluded: Excluded,
+    /// How many VFs seemed to be available, and failed.
+    failures: usize,
+    first: Option<VfError>,
+}
+
+impl Attempts {
+    /// Why there is no other one to try: what failed first says more than that all are passed over.
+    fn first_failure_or(&mut self, error: VfError) -> VfError {
+        match error {
+            VfError::NoneFree { .. } | VfError::NoPfHasAll { .. } => self.first.take().unwrap_or(error),
+            other => other,
+        }
+    }
+}
+
+/// Whether the same is to be expected of the other VFs of the PF.
+fn is_expected_of_its_pf(error: &VfError) -> bool {
+    use CallError::{Before, Late};
+    matches!(error, VfError::Untold { of_any: true, .. } | VfError::Ask { error: Late { .. } | Before { .. }, .. })
+}
+
 /// Why VFs that were chosen are not lent.
 enum NotReady {
     /// This one is not to be had; another one may be.
     Another(PciAddress, Vec<Reason>),
+    /// This one failed, and is as it was; another one may do it.
+    Faulty {
+        vf: PciAddress,
+        pf: PciAddress,
+        error: VfError,
+    },
     Failed(VfError),
 }
 
@@ -285,6 +352,11 @@ impl NotReady {
     fn of(chosen: &Chosen, error: VfError) -> Self {
         match error {
             VfError::Unavailable { vf, reasons } if chosen.is_any => Self::Another(vf, reasons),
+            error @ (VfError::Untold { .. } | VfError::Ask { .. } | VfError::Step(_) | VfError::NotAsWanted { .. })
+                if chosen.is_any =>
+            {
+                Self::Faulty { vf: chosen.vf.address, pf: chosen.vf.pf, error }
+            }
             other => Self::Failed(other),
         }
     }
@@ -337,7 +409,7 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Reso
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Lease {
         id: request.id.clone(),
-        holder: request.holder.clone(),
+        tenant: request.tenant.clone(),
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
@@ -373,7 +445,7 @@ fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease 
     Lease {
         before,
         wanted: wanted.clone(),
-        holder: request.holder.clone(),
+        tenant: request.tenant.clone(),
         until: request.until.clone(),
         card: held.card.or(current.card),
         stage: Stage::Changing { from: held.wanted.clone() },
@@ -385,3 +457,6 @@ fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease 
 fn members(current: &Current, wanted: &Wanted) -> BTreeMap<PciAddress, Option<String>> {
     if wanted.driver == Driver::VfioPci { current.members.clone() } else { BTreeMap::new() }
 }
+
+/// So many VFs of pools are tried for one call: each may take seconds.
+const FAILURES_MAX: usize = 4;

@@ -2,6 +2,7 @@
 
 use tracing::info;
 
+use super::recover::GONE;
 use super::{VfError, Vfs};
 use crate::address::{Driver, VFIO_PCI};
 use crate::attributes::{Mac, VfReport, VfState};
@@ -54,13 +55,17 @@ impl Vfs {
     /// Brings a lease whose change or whose handing over did not end back to what it was before, unless that takes the VF from
     /// somebody.
     pub(super) fn go_back(&self, lease: &Lease) -> Result<(), VfError> {
-        let Some(vf) = self.function(lease) else { return Ok(()) };
         // What the change asked for and the lease did not goes as well.
         let stage = Stage::Changing { from: lease.wanted.clone() };
         let back = match &lease.stage {
             Stage::Changing { from } => Lease { wanted: from.clone(), stage, ..lease.clone() },
-            Stage::HandingOver { from } => Lease { stage, before: lease.before.clone(), ..(**from).clone() },
+            Stage::HandingOver { .. } => Lease { stage, ..lease.clone().into_in_force() },
             Stage::New | Stage::Lent | Stage::Releasing | Stage::Dirty => return Ok(()),
+        };
+        let Some(vf) = self.function(lease) else {
+            // With it went what would have to be undone.
+            let lost = Lease { stage: Stage::Lent, fault: Some(GONE.to_owned()), ..back };
+            return self.record_lease(lease.vf, Some(lost));
         };
         let done = self.apply_wanted(&back, &vf);
         let now = match &done {
@@ -81,14 +86,14 @@ impl Vfs {
         if steps.is_empty() {
             return Ok(());
         }
+        let tried = format!("bring back the lease {}", lease.id);
         // Somebody who works with the VF as it is shall not be surprised by what drifted behind his back, either.
-        let holder = match lease.stage {
-            Stage::Lent => self.holders(vf).map_err(look)?.into_iter().next().map(|holder| (vf.address, holder)),
-            _ => self.disturbed(vf, &steps).map_err(look)?,
-        };
-        if let Some((vf, holder)) = holder {
-            return Err(VfError::Held { tried: format!("bring back the lease {}", lease.id), vf, holder });
+        if lease.stage == Stage::Lent
+            && let Some(holder) = self.holders(vf).map_err(look)?.into_iter().next()
+        {
+            return Err(VfError::Held { tried, vf: vf.address, holder });
         }
+        self.nobody_is_disturbed(vf.address, &steps, &tried)?;
         info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");
         self.executor().apply(&steps).map_err(VfError::Step)?;
         self.read_back(vf, &target)
@@ -121,12 +126,13 @@ impl Vfs {
 
 /// Where the PF has to be asked, nothing is done before it has told: a VF of which nothing is known may be anything.
 pub(super) fn must_be_told(current: &Current, is_needed: bool) -> Result<(), VfError> {
-    let why = match &current.report {
+    let (why, of_any) = match &current.report {
         VfReport::Told(_) => return Ok(()),
-        VfReport::NoInterface => format!("the PF has no interface here; {CURE_INTERFACE}"),
-        VfReport::Untold(why) => why.clone(),
+        VfReport::NoInterface => (format!("the PF has no interface here; {CURE_INTERFACE}"), true),
+        VfReport::Untold(why) => (why.clone(), true),
+        VfReport::LeftOut(why) => (why.clone(), false),
     };
-    if is_needed { Err(VfError::Untold { vf: current.vf, pf: current.pf, why }) } else { Ok(()) }
+    if is_needed { Err(VfError::Untold { vf: current.vf, pf: current.pf, why, of_any }) } else { Ok(()) }
 }
 
 /// Nothing is done with a VF that came to the address of the one that is lent.

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::reasons::Obstacles;
 use super::request::Resolved;
@@ -40,7 +41,7 @@ impl Vfs {
         if !same_pf {
             return self.choose_each(state, requests, None, excluded);
         }
-        let (mut best, mut first) = (None, None);
+        let (mut best, mut lacks) = (None, None::<VfError>);
         for &pf in state.inventory.pfs.keys() {
             match self.choose_each(state, requests, Some(pf), excluded) {
                 Ok(found) => {
@@ -49,11 +50,16 @@ impl Vfs {
                         best = Some((rank, found));
                     }
                 }
-                Err(error) => first = first.or(Some(error)),
+                // What the first PF lacks, unless that is only to be another one.
+                Err(error @ (VfError::NoneFree { .. } | VfError::Unavailable { .. })) => {
+                    lacks = lacks.filter(|lacks| !is_elsewhere(lacks)).or(Some(error));
+                }
+                // The same on every PF.
+                Err(error) => return Err(error),
             }
         }
         best.map(|(_, found)| found).ok_or_else(|| {
-            let why = first.map(|error| format!(": {error}")).unwrap_or_default();
+            let why = lacks.map(|error| format!(": {error}")).unwrap_or_default();
             VfError::NoPfHasAll { count: requests.len(), why }
         })
     }
@@ -92,6 +98,18 @@ struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
+    /// Whether another request of the same call gets the VF, or another one of its IOMMU group that would have to go with it.
+    fn is_taken(&self, vf: &VirtualFunction, driver: Driver) -> bool {
+        let others = vf.group_with.iter().filter(|_| driver == Driver::VfioPci);
+        others.chain([&vf.address]).any(|function| self.taken.contains(function))
+    }
+
+    /// The PF on which a VF has to be, if it is not there.
+    fn other_pf(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+        let other = [self.pf, request.place.pf].into_iter().flatten().find(|pf| *pf != vf.pf);
+        other.map(|pf| Reason::OtherPf { pf })
+    }
+
     fn take(&mut self, chosen: &Chosen) {
         self.taken.insert(chosen.vf.address);
         if chosen.resolved.wanted.driver == Driver::VfioPci {
@@ -100,7 +118,7 @@ impl Chooser<'_> {
     }
 
     fn choose(&self, request: &Request) -> Result<Chosen, VfError> {
-        if let Some(lease) = self.state.facts.leases.values().find(|lease| lease.id == request.id) {
+        if let Some(lease) = self.state.facts.lease_named(&request.id) {
             return self.choose_again(request, lease);
         }
         match &request.choice {
@@ -111,8 +129,8 @@ impl Chooser<'_> {
     }
 
     /// The VF of a lease that is there already.
-    fn choose_again(&self, request: &Request, lease: &Lease) -> Result<Chosen, VfError> {
-        let state = self.state;
+    fn choose_again(&self, request: &Request, found: &Lease) -> Result<Chosen, VfError> {
+        let (state, lease) = (self.state, found.clone().into_in_force());
         // Also root has names of its own: it would have another's VF, and take it for its own.
         if lease.uid != request.peer.uid {
             return Err(VfError::IdOfAnother { id: request.id.clone(), uid: lease.uid });
@@ -123,21 +141,28 @@ impl Chooser<'_> {
             let resolved = resolve(state, request, lease.pool.as_ref())?;
             return Ok(Chosen { vf: state.vf(lease.vf)?.clone(), lease: None, is_any: false, resolved, rank: 0 });
         }
-        let is_same = request.choice.is_of(lease) && request.owner == lease.owner;
+        let is_same = request.choice.is_of(&lease) && request.owner == lease.owner;
         if !is_same || is_back {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf });
         }
-        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(lease, vf)) else {
+        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
         let resolved = resolve(state, request, lease.pool.as_ref())?;
+        let mut reasons: Vec<_> = self.other_pf(vf, request).into_iter().collect();
         if lease.wanted != resolved.wanted {
-            let reasons = self.vfs.reasons_beside(state, vf, resolved.wanted.driver, lease);
-            if !reasons.is_empty() {
-                return Err(VfError::Unavailable { vf: lease.vf, reasons });
+            let driver = resolved.wanted.driver;
+            reasons.extend(self.vfs.reasons_beside(state, vf, driver, &lease));
+            reasons.extend(self.is_taken(vf, driver).then_some(Reason::SameCall));
+            if driver == Driver::VfioPci && lease.wanted.driver != Driver::VfioPci {
+                // What another one has claimed since stays where it is.
+                reasons.extend(state.group_not_lent_by(vf, request));
             }
         }
-        Ok(Chosen { vf: vf.clone(), lease: Some(lease.clone()), is_any: false, resolved, rank: 0 })
+        if !reasons.is_empty() {
+            return Err(VfError::Unavailable { vf: lease.vf, reasons });
+        }
+        Ok(Chosen { vf: vf.clone(), lease: Some(found.clone()), is_any: false, resolved, rank: 0 })
     }
 
     /// A VF that is named, of the first of the pools that it is in.
@@ -149,9 +174,7 @@ impl Chooser<'_> {
         may_have(state, function, pool, request.peer)?;
         let resolved = resolve(state, request, pool)?;
         let mut reasons = self.reasons(function, &resolved, &Obstacles::new(&self.vfs.executor().sysfs));
-        if let Some(pf) = self.pf.or(request.place.pf).filter(|pf| *pf != function.pf) {
-            reasons.push(Reason::OtherPf { pf });
-        }
+        reasons.extend(self.other_pf(function, request));
         if !reasons.is_empty() {
             return Err(VfError::Unavailable { vf, reasons });
         }
@@ -183,7 +206,7 @@ impl Chooser<'_> {
         Err(VfError::NoneFree { pools: names.to_vec(), why: without.join("; ") })
     }
 
-    /// First a VF that nobody works on, then one of the wanted NUMA node, then one that needs no other driver, then one of the PF
+    /// First a VF that nobody works on, then one that has not failed lately, then one of the wanted NUMA node, then one that needs no other driver, then one of the PF
     /// that the order says, then the lowest address; or what it has instead.
     fn one_of_pool(&self, pool: &Pool, resolved: &Resolved) -> Result<&VirtualFunction, String> {
         let (state, place) = (self.state, &resolved.request.place);
@@ -192,7 +215,7 @@ impl Chooser<'_> {
             inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
         let is_meant = |vf: &&VirtualFunction| {
             let is_of_pool = divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
-            is_of_pool && self.pf.or(place.pf).is_none_or(|wanted| wanted == vf.pf)
+            is_of_pool && self.other_pf(vf, &resolved.request).is_none()
         };
         let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
         let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {
@@ -204,6 +227,7 @@ impl Chooser<'_> {
         for (vf, _) in judged.iter().filter(|(_, reasons)| reasons.is_empty()) {
             *free_of_pf.entry(vf.pf).or_default() += 1;
         }
+        let now = Instant::now();
         let fits = |vf: &VirtualFunction| holds(resolved.wanted.driver, vf.function.driver.as_deref());
         let free = judged.iter().filter(|(_, reasons)| reasons.is_empty()).map(|(vf, _)| *vf);
         let best = free.min_by_key(|vf| {
@@ -214,7 +238,8 @@ impl Chooser<'_> {
             };
             let worked_on = [vf.address, vf.pf].iter().any(|function| state.locked.contains(function));
             let is_far = place.numa.is_some_and(|numa| vf.function.numa != Some(numa));
-            (worked_on, is_far, !fits(vf), most, fewest, vf.address)
+            let has_failed = state.failed_to_lend.is_waiting(vf.address, now);
+            (worked_on, has_failed, is_far, !fits(vf), most, fewest, vf.address)
         });
         best.ok_or_else(|| {
             let first = judged.iter().find_map(|(vf, reasons)| Some(format!("{}: {}", vf.address, reasons.first()?)));
@@ -227,9 +252,7 @@ impl Chooser<'_> {
         let Resolved { request, pool, wanted } = resolved;
         let mut reasons = self.vfs.reasons(self.state, vf, wanted.driver, pool.as_deref(), obstacles);
         reasons.extend(self.state.not_lent_by(vf, request, wanted.driver));
-        if self.taken.contains(&vf.address) {
-            reasons.push(Reason::SameCall);
-        }
+        reasons.extend(self.is_taken(vf, wanted.driver).then_some(Reason::SameCall));
         reasons
     }
 }
@@ -240,6 +263,12 @@ fn known_policies(state: &State) -> Result<&Policies, VfError> {
         Some(why) => Err(VfError::NoPolicies { why: why.clone() }),
         None => Ok(&state.policies),
     }
+}
+
+/// Whether nothing was wrong but that a VF is of another PF.
+fn is_elsewhere(error: &VfError) -> bool {
+    let is_other_pf = |reason: &Reason| matches!(reason, Reason::OtherPf { .. });
+    matches!(error, VfError::Unavailable { reasons, .. } if reasons.iter().all(is_other_pf))
 }
 
 /// What is asked of a VF of a pool. A pool that is gone says nothing.

@@ -125,12 +125,13 @@ impl State {
             (Some((owner, _)), _) => Err(Reason::Claimed { owner: owner.clone(), vf: vf.address }),
             (None, Some(named)) => Err(Reason::NotClaimed { owner: named.clone() }),
         };
-        if let Err(reason) = is_his(vf) {
-            return Some(reason);
-        }
-        // The others of the IOMMU group go to vfio-pci as well.
-        let members = vf.group_with.iter().filter_map(|member| self.inventory.vfs.get(member));
-        let mut members = members.filter(|_| driver == Driver::VfioPci);
+        let takes_others = driver == Driver::VfioPci;
+        is_his(vf).err().or_else(|| takes_others.then(|| self.group_not_lent_by(vf, request)).flatten())
+    }
+
+    /// The same for the others of its IOMMU group, which go to vfio-pci as well.
+    pub(super) fn group_not_lent_by(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+        let mut members = vf.group_with.iter().filter_map(|member| self.inventory.vfs.get(member));
         members.find_map(|member| match self.owner_of(member) {
             Some((owner, _)) if request.owner.as_ref() != Some(owner) => {
                 Some(Reason::Claimed { owner: owner.clone(), vf: member.address })

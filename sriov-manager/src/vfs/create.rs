@@ -10,8 +10,9 @@ use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
 use crate::journal::Record;
-use crate::lease::Resize;
+use crate::lease::{Lease, Resize};
 use crate::plan::{Binding, Step};
+use crate::watchdog::CallError;
 
 /// What becomes of VFs that the host itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,27 +56,22 @@ impl Vfs {
     }
 
     fn resize(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count))?;
-        let steps = steps(pf, &resize);
+        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count, host))?;
+        let steps = steps(pf, resize.from, count);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {
             return Ok(created);
         }
         self.nobody_holds(pf, host)?;
         self.record(&Record::Resize { pf, resize: Some(resize.clone()) })?;
-        let done = self.executor().apply(&created.steps);
-        let is_stuck = done.as_ref().is_err_and(|error| error.stuck);
-        let outcome = match done {
-            Ok(()) => self.autoprobe(pf, &resize),
-            Err(error) => Err(self.back_to(pf, &resize, error)),
-        };
-        if is_stuck {
+        let outcome = self.change_number(pf, &resize, &created.steps);
+        if let Err(Unfinished { is_late: true, error }) = outcome {
             // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
-            return outcome.map(|()| created);
+            return Err(error);
         }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&Record::Resize { pf, resize: None })?;
-        outcome?;
+        outcome.map_err(|unfinished| unfinished.error)?;
         info!(%pf, from = created.from, to = count, "VFs made");
         drop(lock);
         Ok(created)
@@ -100,8 +96,8 @@ impl Vfs {
 
     /// What [`Vfs::create`] would do.
     pub fn plan_create(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count))?;
-        let steps = steps(pf, &resize);
+        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count, host))?;
+        let steps = steps(pf, resize.from, count);
         if !steps.is_empty() {
             self.nobody_holds(pf, host)?;
         }
@@ -109,8 +105,18 @@ impl Vfs {
         Ok(Created { pf, from: resize.from, to: count, steps })
     }
 
-    fn wants_resize(&self, state: &State, pf: PciAddress, count: u32) -> Result<(Resize, LockRequest), VfError> {
+    fn wants_resize(
+        &self,
+        state: &State,
+        pf: PciAddress,
+        count: u32,
+        host: HostVfs,
+    ) -> Result<(Resize, LockRequest), VfError> {
         let function = state.pf(pf)?;
+        // What an earlier change has found is what comes back when it has ended. One that is under way is waited for.
+        if state.facts.resizes.contains_key(&pf) && !state.locked.contains(&pf) {
+            return Err(VfError::Busy { what: format!("the number of VFs of {}", function.name()) });
+        }
         if count > function.total_vfs {
             return Err(VfError::Wrong(format!(
                 "set the number of VFs of {} to {count}: it offers at most {}; more may need a setting of its firmware",
@@ -122,14 +128,14 @@ impl Vfs {
         let there = |vf: &PciAddress| function.vfs.values().any(|there| there == vf);
         let lent = state.facts.leases.values().find(|lease| there(&lease.vf));
         if let Some(lease) = lent.filter(|_| from != count) {
-            let (id, holder) = (lease.id.clone(), lease.holder.clone());
-            return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, holder });
+            let Lease { id, tenant, .. } = lease.in_force().clone();
+            return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, tenant });
         }
         let driver = |(&index, vf)| Some((index, state.inventory.vfs.get(vf)?.function.driver.clone()?));
         let drivers: BTreeMap<_, _> = function.vfs.iter().filter_map(driver).collect();
         let autoprobe = self.executor().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
         let functions = function.vfs.values().copied().chain([pf]).collect();
-        let resize = Resize { from, to: count, autoprobe, drivers };
+        let resize = Resize { from, to: count, autoprobe, drivers, force: host == HostVfs::Taken };
         Ok((resize, LockRequest { functions, ..LockRequest::default() }))
     }
 
@@ -149,64 +155,79 @@ impl Vfs {
                 && let Some(host_use) =
                     self.host_use(&vf).map_err(|error| VfError::Ask { tried: tried.clone(), error })?
             {
-                return Err(VfError::UsedByHost { tried, vf: vf.address, host_use });
+                return Err(VfError::UsedByHost { tried, vf: vf.address, host_use, can_force: true });
             }
         }
         Ok(())
     }
 
-    fn autoprobe(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
-        // Off, it would surprise whoever binds a driver by hand.
-        self.executor().apply(&[Step::Autoprobe { pf, on: resize.autoprobe }]).map_err(VfError::Step)
-    }
-
-    /// Goes back to the VFs that were there, on the drivers that they had.
-    fn back_to(&self, pf: PciAddress, resize: &Resize, error: StepError) -> VfError {
-        let undone = self.rebuild(pf, resize.from, &resize.drivers);
+    /// Does the steps of a change that is in the journal, or goes back to the VFs that were there, on the drivers that they had.
+    fn change_number(&self, pf: PciAddress, resize: &Resize, steps: &[Step]) -> Result<(), Unfinished> {
+        let refused = match self.executor().apply(steps) {
+            Ok(()) => return self.autoprobe(pf, resize).map_err(Unfinished::of),
+            Err(late) if late.stuck => return Err(Unfinished::of(late)),
+            Err(refused) => refused,
+        };
+        let undone = self.rebuild(pf, resize);
         let autoprobe = self.autoprobe(pf, resize);
-        match undone.and(autoprobe) {
-            Ok(()) => VfError::Step(error),
-            Err(undo) => VfError::NotUndone {
-                error: Box::new(VfError::Step(error)),
-                next: "so the PF is left as it is: see `ferrule vf list`, then ask for a number that it takes",
-                undo: undo.to_string(),
-            },
-        }
+        let is_late = autoprobe.as_ref().is_err_and(|error| error.stuck);
+        let error = VfError::Step(refused);
+        Err(match undone.and(autoprobe) {
+            Ok(()) => Unfinished { error, is_late },
+            Err(undo) => {
+                let next = "so the PF is left as it is: see `ferrule vf list`, then ask for a number that it takes";
+                let next = if is_late { "which is tried again when the kernel comes back" } else { next };
+                let undo = undo.to_string();
+                Unfinished { error: VfError::NotUndone { error: Box::new(error), next, undo }, is_late }
+            }
+        })
     }
 
-    fn rebuild(&self, pf: PciAddress, count: u32, drivers: &BTreeMap<u32, String>) -> Result<(), VfError> {
+    fn autoprobe(&self, pf: PciAddress, resize: &Resize) -> Result<(), StepError> {
+        // Off, it would surprise whoever binds a driver by hand.
+        self.executor().apply(&[Step::Autoprobe { pf, on: resize.autoprobe }])
+    }
+
+    /// Makes the VFs again that were there before a change, and binds them to the drivers that they had.
+    fn rebuild(&self, pf: PciAddress, resize: &Resize) -> Result<(), StepError> {
         let there = self.executor().sysfs.virtfns(pf).len() as u32;
-        if there != count {
-            let through_zero = [Step::Count { pf, count: 0 }, Step::Count { pf, count }];
-            let steps =
-                if there == 0 || count == 0 { &through_zero[usize::from(there == 0)..][..1] } else { &through_zero };
-            self.executor().apply(steps).map_err(VfError::Step)?;
-        }
+        self.executor().apply(&steps(pf, there, resize.from))?;
         for (index, function) in self.executor().sysfs.virtfns(pf) {
-            let wanted = drivers.get(&index).map(String::as_str);
+            let wanted = resize.drivers.get(&index).map(String::as_str);
             if self.executor().sysfs.driver(function).as_deref() != wanted
                 && let Binding::To(driver) = Binding::to(wanted)
             {
                 let reserve = |driver| Step::Override { function, driver };
                 let steps =
                     [reserve(Some(driver.clone())), Step::Probe { function, driver: Some(driver) }, reserve(None)];
-                self.executor().apply(&steps).map_err(VfError::Step)?;
+                self.executor().apply(&steps)?;
             }
         }
         Ok(())
     }
 
-    /// Finishes a change that a kill interrupted: it was allowed when it began.
+    /// Finishes a change that was interrupted, or goes back: it was allowed when it began, but not to take VFs from whoever came to
+    /// use them since. One that the kernel is late with again is kept for later.
     pub(super) fn finish_resize(&self, pf: PciAddress, resize: &Resize) -> Result<(), VfError> {
-        let done = self.nobody_holds(pf, HostVfs::Taken).and_then(|()| {
-            self.executor().apply(&[Step::Autoprobe { pf, on: false }]).map_err(VfError::Step)?;
-            self.rebuild(pf, resize.to, &BTreeMap::new())
-        });
-        let autoprobe = self.autoprobe(pf, resize);
-        if let Err(error) = done.and(autoprobe) {
-            warn!(%pf, %error, "a change of its number of VFs was interrupted and could not be finished");
-        }
+        let there = self.executor().sysfs.virtfns(pf).len() as u32;
+        let host = if resize.force { HostVfs::Taken } else { HostVfs::Kept };
+        let steps = steps(pf, there, resize.to);
+        let free = if steps.is_empty() { Ok(()) } else { self.nobody_holds(pf, host) };
+        let finished = match free {
+            Ok(()) => self.change_number(pf, resize, &steps),
+            // The VFs that are there stay.
+            Err(error) => {
+                let is_late = self.autoprobe(pf, resize).is_err_and(|error| error.stuck);
+                Err(Unfinished { is_late: is_late || is_late_answer(&error), error })
+            }
+        };
         self.look();
+        if let Err(Unfinished { error, is_late }) = finished {
+            warn!(%pf, %error, is_late, "a change of its number of VFs was interrupted and could not be finished");
+            if is_late {
+                return Ok(());
+            }
+        }
         if self.is_closing() {
             // What was not waited for is finished by the next start.
             return Ok(());
@@ -215,8 +236,24 @@ impl Vfs {
     }
 }
 
-fn steps(pf: PciAddress, resize: &Resize) -> Vec<Step> {
-    let Resize { from, to, .. } = *resize;
+/// Why the number of VFs is not what was wanted.
+struct Unfinished {
+    error: VfError,
+    /// The kernel has not come back, and whether drivers are looked for is not what it was.
+    is_late: bool,
+}
+
+impl Unfinished {
+    fn of(error: StepError) -> Self {
+        Self { is_late: error.stuck, error: VfError::Step(error) }
+    }
+}
+
+fn is_late_answer(error: &VfError) -> bool {
+    matches!(error, VfError::Ask { error: CallError::Late { .. } | CallError::Before { .. }, .. })
+}
+
+fn steps(pf: PciAddress, from: u32, to: u32) -> Vec<Step> {
     if from == to {
         return Vec::new();
     }

@@ -159,6 +159,8 @@ pub enum VfError {
         pf: PciAddress,
         /// Why not, and what to do.
         why: String,
+        /// Nor of any other of its VFs.
+        of_any: bool,
     },
     /// Something of a VF could not be brought back to what it was.
     #[error(
@@ -174,7 +176,7 @@ pub enum VfError {
         left: String,
     },
     /// The host itself uses a VF.
-    #[error("{tried}: {vf}: {host_use}; end that, or do it all the same (`--force`)")]
+    #[error("{tried}: {vf}: {host_use}; end that{}", if *can_force { ", or do it all the same (`--force`)" } else { "" })]
     UsedByHost {
         /// What was tried.
         tried: String,
@@ -182,6 +184,8 @@ pub enum VfError {
         vf: PciAddress,
         /// What for.
         host_use: HostUse,
+        /// Whether it is done all the same if somebody asks for that.
+        can_force: bool,
     },
     /// The VF is not to be had.
     #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
@@ -216,7 +220,7 @@ pub enum VfError {
         tried: String,
     },
     /// VFs of a PF are lent.
-    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {holder}; release it first")]
+    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {tenant}; release it first")]
     Lent {
         /// The PF.
         pf: String,
@@ -225,7 +229,7 @@ pub enum VfError {
         /// The lease.
         id: String,
         /// To whom.
-        holder: String,
+        tenant: String,
     },
     /// Somebody uses it.
     #[error("{tried}: {vf} is held: {holder}; end the holder, then ask again")]

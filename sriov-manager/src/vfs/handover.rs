@@ -7,7 +7,7 @@ use super::apply::{is_its_card, must_be_told};
 use super::choose::{may_have, resolve};
 use super::release::find_named;
 use super::request::Resolved;
-use super::{Acquired, Caller, Choice, LockRequest, Request, State, VfError, Vfs};
+use super::{Acquired, Caller, Choice, HostVfs, LockRequest, Request, State, VfError, Vfs};
 use crate::address::Driver;
 use crate::attributes::{Attributes, VfState};
 use crate::inventory::VirtualFunction;
@@ -50,11 +50,12 @@ impl Vfs {
         from: &str,
         request: &Request,
     ) -> Result<((Lease, VirtualFunction, Resolved), LockRequest), VfError> {
-        let (lease, mut wants) = find_named(state, from, request.peer)?;
+        let (found, mut wants) = find_named(state, from, request.peer)?;
+        let lease = found.clone().into_in_force();
         let request = Request { choice: Choice::again(&lease), ..request.clone() };
         request.check()?;
         let resolved = resolve(state, &request, lease.pool.as_ref())?;
-        if let Some(other) = state.facts.leases.values().find(|other| other.id == request.id && other.vf != lease.vf) {
+        if let Some(other) = state.facts.lease_named(&request.id).filter(|other| other.vf != lease.vf) {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf });
         }
         let is_over = matches!(lease.stage, Stage::New | Stage::Releasing | Stage::Dirty);
@@ -70,7 +71,7 @@ impl Vfs {
             return Err(VfError::Unavailable { vf: vf.address, reasons });
         }
         wants.names.insert(request.id.clone());
-        Ok(((lease, vf.clone(), resolved), wants))
+        Ok(((found, vf.clone(), resolved), wants))
     }
 
     fn carry_over(&self, from: &Lease, vf: &VirtualFunction, resolved: &Resolved) -> Result<Acquired, VfError> {
@@ -91,6 +92,13 @@ impl Vfs {
         };
         let target = self.target_of_heir(&lease, vf, &current);
         let steps = plan(&current, &target);
+        // The others of the IOMMU group may go along only now.
+        let tried = format!("hand over {}", vf.address);
+        let host = if request.force { HostVfs::Taken } else { HostVfs::Kept };
+        let ask = |error| VfError::Ask { tried: tried.clone(), error };
+        if let Some((vf, user)) = self.disturbed(vf.address, &steps, host).map_err(ask)? {
+            return Err(user.in_the_way(&tried, vf, true));
+        }
         self.record_unless_kept([(vf, resolved)], vec![lease.clone()])?;
         let done = self.executor().apply(&steps).map_err(VfError::Step);
         if let Err(error) = done.and_then(|()| self.read_back(vf, &target)) {
@@ -108,7 +116,7 @@ impl Vfs {
             lent.before.members.clear();
         }
         self.record_lease(vf.address, Some(lent))?;
-        info!(vf = %vf.address, from = from.id, lease = request.id, holder = request.holder, "handed over");
+        info!(vf = %vf.address, from = from.id, lease = request.id, tenant = request.tenant, "handed over");
         Ok(Acquired { vf: vf.address, steps })
     }
 
@@ -132,8 +140,7 @@ impl Vfs {
 impl State {
     /// The lease `to`, if the lease `from` was handed over to it and is no more.
     fn handed_over(&self, from: &str, to: &str) -> Option<&Lease> {
-        let mut leases = self.facts.leases.values();
-        let is_over = leases.clone().all(|lease| lease.id != from);
-        leases.find(|lease| is_over && lease.id == to && lease.handed_from.as_deref() == Some(from))
+        let is_over = self.facts.lease_named(from).is_none();
+        self.facts.lease_named(to).filter(|lease| is_over && lease.handed_from.as_deref() == Some(from))
     }
 }

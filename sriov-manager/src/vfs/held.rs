@@ -7,7 +7,7 @@ use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tracing::debug;
 
-use super::Vfs;
+use super::{HostVfs, Reason, VfError, Vfs};
 use crate::address::{PciAddress, is_userspace_driver};
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::VirtualFunction;
@@ -100,24 +100,72 @@ impl Vfs {
         Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
     }
 
-    /// The first function among those that steps take from their drivers that somebody uses, and who.
+    /// The first function among those that steps take from their drivers that somebody uses, and who. What the host does with the
+    /// interface of the VF that a lease is of is the lease's affair; what it does with those of others counts, unless it is taken.
     pub(super) fn disturbed(
         &self,
-        vf: &VirtualFunction,
+        vf: PciAddress,
         steps: &[Step],
-    ) -> Result<Option<(PciAddress, Holder)>, CallError> {
-        let unbound = |address: PciAddress| {
-            steps.iter().any(|step| matches!(step, Step::Unbind { function, .. } if *function == address))
-        };
-        let members: Vec<_> = {
-            let state = self.lock();
-            vf.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned()).collect()
-        };
-        for function in [vf].into_iter().chain(&members).filter(|function| unbound(function.address)) {
-            if let Some(holder) = self.holders(function)?.into_iter().next() {
-                return Ok(Some((function.address, holder)));
+        host: HostVfs,
+    ) -> Result<Option<(PciAddress, FunctionUser)>, CallError> {
+        let unbound = steps.iter().filter_map(|step| match step {
+            Step::Unbind { function, .. } => Some(*function),
+            _ => None,
+        });
+        for address in unbound {
+            // One that came since the last look is somebody's as well.
+            let known = || self.lock().inventory.vfs.get(&address).cloned();
+            let looked = || {
+                self.look();
+                known()
+            };
+            let Some(function) = known().or_else(looked) else { continue };
+            if let Some(holder) = self.holders(&function)?.into_iter().next() {
+                return Ok(Some((address, FunctionUser::Holder(holder))));
+            }
+            if address != vf
+                && host == HostVfs::Kept
+                && let Some(host_use) = self.host_use(&function)?
+            {
+                return Ok(Some((address, FunctionUser::Host(host_use))));
             }
         }
         Ok(None)
+    }
+
+    /// Nobody uses what steps take from their drivers on a way back.
+    pub(super) fn nobody_is_disturbed(&self, vf: PciAddress, steps: &[Step], tried: &str) -> Result<(), VfError> {
+        let ask = |error| VfError::Ask { tried: tried.to_owned(), error };
+        match self.disturbed(vf, steps, HostVfs::Kept).map_err(ask)? {
+            Some((vf, user)) => Err(user.in_the_way(tried, vf, false)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Who uses a function.
+pub(super) enum FunctionUser {
+    /// A process, or a namespace.
+    Holder(Holder),
+    /// The host itself.
+    Host(HostUse),
+}
+
+impl FunctionUser {
+    /// Why a VF is not available: another one of its IOMMU group is in use.
+    pub fn in_group(self, group: u32, vf: PciAddress) -> Reason {
+        match self {
+            Self::Holder(holder) => Reason::GroupHeld { group, vf, holder },
+            Self::Host(host_use) => Reason::GroupUsedByHost { group, vf, host_use },
+        }
+    }
+
+    /// Why something was not done. With `can_force` it is done all the same if somebody asks for that.
+    pub fn in_the_way(self, tried: &str, vf: PciAddress, can_force: bool) -> VfError {
+        let tried = tried.to_owned();
+        match self {
+            Self::Holder(holder) => VfError::Held { tried, vf, holder },
+            Self::Host(host_use) => VfError::UsedByHost { tried, vf, host_use, can_force },
+        }
     }
 }

@@ -162,12 +162,14 @@ struct State {
     short: BTreeMap<PciAddress, String>,
     /// What was last seen to with the numbers of VFs of PFs.
     counts: CountsSeen,
-    /// VFs that are others than those that were at their addresses before.
+    /// VFs with a lease that are others than before, and that nobody has compared with it since.
     remade: BTreeSet<PciAddress>,
     /// The addresses that PFs were made with, as far as they told.
     cards: BTreeMap<PciAddress, Mac>,
     /// Leases that could not be brought to what they should be.
     retries: Backoff,
+    /// VFs that could not be lent lately, for reasons that nobody sees before: others of a pool are tried first.
+    failed_to_lend: Backoff,
     facts: Arc<Facts>,
     /// Functions that somebody works on.
     locked: BTreeSet<PciAddress>,
@@ -219,6 +221,7 @@ impl Vfs {
             remade: BTreeSet::new(),
             cards: BTreeMap::new(),
             retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+            failed_to_lend: Backoff::new(PASS_OVER_FIRST, PASS_OVER_LONGEST),
             facts: Arc::new(facts),
             locked: BTreeSet::new(),
             naming: BTreeSet::new(),
@@ -271,6 +274,7 @@ impl Vfs {
             let mut state = self.lock();
             state.counts.forget_failures();
             state.retries.clear();
+            state.failed_to_lend.clear();
         }
         self.reconcile();
     }
@@ -315,11 +319,7 @@ impl Vfs {
                 inventory.adopt(&state.inventory, &state.fresh);
                 state.looks += 1;
                 state.cards.retain(|pf, _| inventory.pfs.contains_key(pf));
-                let is_remade = |vf: &&VirtualFunction| {
-                    state.inventory.vfs.get(&vf.address).is_some_and(|before| before.instance != vf.instance)
-                };
-                let remade: Vec<_> = inventory.vfs.values().filter(is_remade).map(|vf| vf.address).collect();
-                state.remade.extend(remade);
+                state.note_remade(&inventory);
                 if *state.inventory != inventory {
                     state.inventory = Arc::new(inventory);
                     drop(state);
@@ -349,6 +349,7 @@ impl Vfs {
                     seen.vfs.get(vf).is_some_and(|vf| state.inventory.vfs.get(&vf.address) != Some(vf))
                 };
                 if vfs.iter().any(is_news) {
+                    state.note_remade(&seen);
                     Arc::make_mut(&mut state.inventory).adopt(&seen, vfs);
                 }
                 state.fresh.extend(vfs);
@@ -428,6 +429,16 @@ fn lock_tree(sysfs: &Sysfs) -> Result<Flock<File>, OpenError> {
 }
 
 impl State {
+    /// A VF that is another one than at the last look, or that came back since, has nothing of what its lease wants.
+    fn note_remade(&mut self, seen: &Inventory) {
+        let is_remade = |vf: &PciAddress| {
+            let instance = |inventory: &Inventory| inventory.vfs.get(vf).map(|vf| vf.instance);
+            instance(seen).is_some() && instance(seen) != instance(&self.inventory)
+        };
+        let remade = self.facts.leases.keys().copied().filter(is_remade);
+        self.remade.extend(remade);
+    }
+
     /// Whether a lease is of this VF: another one, or another card, may have come to its address.
     fn is_of(&self, lease: &Lease, vf: &VirtualFunction) -> bool {
         let cards = lease.card.zip(self.cards.get(&vf.pf).copied());
@@ -454,3 +465,7 @@ impl Inner {
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// And for so long at last.
 const RETRY_LONGEST: Duration = Duration::from_mins(1);
+/// A VF that could not be lent is the last choice for so long at first.
+const PASS_OVER_FIRST: Duration = Duration::from_secs(30);
+/// And for so long at last.
+const PASS_OVER_LONGEST: Duration = Duration::from_mins(10);

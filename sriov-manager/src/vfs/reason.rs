@@ -15,7 +15,7 @@ pub enum Reason {
         /// The lease.
         id: String,
         /// To whom.
-        holder: String,
+        tenant: String,
         /// How far it is.
         stage: Stage,
         /// What is wrong with it.
@@ -100,6 +100,15 @@ pub enum Reason {
         /// By whom.
         holder: Holder,
     },
+    /// The host itself uses a VF of its IOMMU group.
+    GroupUsedByHost {
+        /// The group.
+        group: u32,
+        /// That VF.
+        vf: PciAddress,
+        /// What for.
+        host_use: HostUse,
+    },
     /// The driver is not there.
     DriverMissing {
         /// Which.
@@ -126,11 +135,11 @@ impl fmt::Display for Reason {
         match self {
             Self::Lent {
                 id,
-                holder,
+                tenant,
                 stage: Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. },
                 fault,
             } => {
-                write!(f, "it is lent as {id} to {holder}")?;
+                write!(f, "it is lent as {id} to {tenant}")?;
                 fault.iter().try_for_each(|fault| write!(f, " ({fault})"))
             }
             Self::Lent { id, stage: Stage::New, .. } => write!(f, "it is being lent as {id}"),
@@ -174,6 +183,10 @@ impl fmt::Display for Reason {
             Self::GroupHeld { group, vf, holder } => {
                 write!(f, "its IOMMU group {group} goes as a whole, and {vf} of it is in use: {holder}")
             }
+            Self::GroupUsedByHost { group, vf, host_use } => write!(
+                f,
+                "its IOMMU group {group} goes as a whole, and of {vf} of it {host_use}; end that, or take it all the same (`--force`)"
+            ),
             Self::DriverMissing { driver } => write!(f, "the driver {driver} is not loaded: `modprobe {driver}`"),
             Self::NoIommu => f.write_str(
                 "it has no IOMMU group: turn the IOMMU on (kernel arguments `intel_iommu=on iommu=pt`), or for \

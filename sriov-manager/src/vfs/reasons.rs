@@ -3,12 +3,14 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 
+use super::held::FunctionUser;
 use super::{Reason, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::inventory::{Inventory, VirtualFunction};
 use crate::lease::Lease;
 use crate::policy::Policies;
 use crate::sysfs::Sysfs;
+use crate::watchdog::CallError;
 
 impl Vfs {
     /// Why a VF is not to be had on a driver; nothing: it is. Holders are looked for as well.
@@ -40,13 +42,23 @@ impl Vfs {
             }
         }
         if let (Some(group), true) = (function.function.iommu_group, reasons.is_empty()) {
-            let held = |vf: VirtualFunction| Some((vf.address, self.holders(&vf).ok()?.into_iter().next()?));
-            let held = members.into_iter().filter_map(held);
-            reasons.extend(held.map(|(vf, holder)| Reason::GroupHeld { group, vf, holder }));
+            reasons.extend(members.iter().filter_map(|member| self.use_in_group(group, member)));
         }
         let claim = state.owner_of(&function).map(|(owner, _)| owner.as_str()).filter(|of| owner != Some(*of));
         reasons.extend(claim.map(|of| Reason::Claimed { owner: of.to_owned(), vf }));
         Ok(reasons)
+    }
+
+    /// Why a VF cannot go to vfio-pci together with another one of its IOMMU group.
+    fn use_in_group(&self, group: u32, member: &VirtualFunction) -> Option<Reason> {
+        let used = || -> Result<_, CallError> {
+            let holder = self.holders(member)?.into_iter().next().map(FunctionUser::Holder);
+            Ok(holder.or(self.host_use(member)?.map(FunctionUser::Host)))
+        };
+        match used() {
+            Ok(user) => Some(user?.in_group(group, member.address)),
+            Err(error) => Some(Reason::Unknown(error.to_string())),
+        }
     }
 
     /// Why a VF is not to be had on a driver, beside being lent as `lease`.
@@ -76,9 +88,10 @@ impl Vfs {
         let leases = &state.facts.leases;
         let mut reasons = Vec::new();
         if let Some(lease) = leases.get(&vf.address) {
-            let (id, holder, fault) = (lease.id.clone(), lease.holder.clone(), lease.fault.clone());
+            let Lease { id, tenant, .. } = lease.in_force().clone();
+            let fault = lease.fault.clone();
             reasons.push(if state.is_of(lease, vf) {
-                Reason::Lent { id, holder, stage: lease.stage.clone(), fault }
+                Reason::Lent { id, tenant, stage: lease.stage.clone(), fault }
             } else {
                 Reason::LostLease { id }
             });
@@ -96,8 +109,8 @@ impl Vfs {
         let lent = vf.function.iommu_group.into_iter().flat_map(|group| {
             vf.group_with.iter().filter_map(move |&member| {
                 let lease = leases.get(&member)?;
-                let together = driver != Driver::VfioPci && lease.wanted.driver != Driver::VfioPci;
-                (!together).then(|| Reason::GroupLent { group, vf: member, id: lease.id.clone() })
+                let together = driver != Driver::VfioPci && !lease.takes_group();
+                (!together).then(|| Reason::GroupLent { group, vf: member, id: lease.in_force().id.clone() })
             })
         });
         reasons.extend(lent);

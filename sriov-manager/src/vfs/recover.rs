@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::counts::CountsSeen;
 use super::parallel::for_each_parallel;
 use super::release::Remains;
-use super::{LockRequest, VfError, Vfs, WhenBusy};
+use super::{LockRequest, State, VfError, Vfs, WhenBusy};
 use crate::address::PciAddress;
 use crate::attributes::Mac;
 use crate::inventory::PhysicalFunction;
@@ -53,8 +53,11 @@ impl Vfs {
             told(self.make_counts(&counts).map(drop));
         }
         self.look();
-        if facts.boot != boot {
-            told(self.follow_cards());
+        told(self.follow_cards(WhenBusy::Wait));
+        {
+            // One that somebody works on for too long is compared later.
+            let State { facts, remade, .. } = &mut *self.lock();
+            remade.extend(facts.leases.keys());
         }
         self.recovered_to(Recovery::Leases);
         // At the same time: a reboot may have many leases to bring back, and some may have to wait for the kernel.
@@ -76,46 +79,49 @@ impl Vfs {
         self.lock().facts.leases.values().cloned().collect()
     }
 
-    /// After a reboot cards may have other addresses: leases go with their cards.
-    fn follow_cards(&self) -> Result<(), VfError> {
-        let leases = self.leases();
-        if leases.iter().all(|lease| lease.card.is_none()) {
-            return Ok(());
-        }
-        let pfs: Vec<_> = self.lock().inventory.pfs.values().cloned().collect();
-        for_each_parallel(&pfs, |pf| {
-            if let Some(card) = self.executor().permanent_mac(pf.address) {
-                self.lock().cards.insert(pf.address, card);
+    /// After a reboot, or in another slot, cards have other addresses: leases go with their cards. Those that are at their cards
+    /// are not looked at, and PFs that have told which card they are are not asked again.
+    fn follow_cards(&self, when_busy: WhenBusy) -> Result<(), VfError> {
+        let unknown: Vec<_> = {
+            let state = self.lock();
+            let is_home = |lease: &Lease| lease.card.is_none() || state.cards.get(&lease.pf) == lease.card.as_ref();
+            if state.facts.leases.values().all(is_home) {
+                return Ok(());
+            }
+            state.inventory.pfs.keys().copied().filter(|pf| !state.cards.contains_key(pf)).collect()
+        };
+        for_each_parallel(&unknown, |&pf| {
+            if let Some(card) = self.executor().permanent_mac(pf) {
+                self.lock().cards.insert(pf, card);
             }
         });
-        let (from, moved) = {
-            let state = self.lock();
-            let mut pf_of = HashMap::<Mac, &PhysicalFunction>::new();
-            pf_of.extend(state.cards.iter().filter_map(|(pf, card)| Some((*card, state.inventory.pfs.get(pf)?))));
-            let follow = |lease: &Lease| {
-                let pf = pf_of.get(&lease.card?).filter(|pf| pf.address != lease.pf)?;
-                let vf = state.inventory.vfs.get(pf.vfs.get(&lease.index)?)?;
-                let mut moved = Lease { vf: vf.address, pf: pf.address, ..lease.clone() };
-                // After a reboot the others of its IOMMU group have the drivers of a start.
-                if !moved.before.members.is_empty() {
-                    moved.before.members = vf.group_with.iter().map(|&member| (member, None)).collect();
-                }
-                Some((lease.vf, moved))
-            };
-            leases.iter().filter_map(follow).unzip::<_, _, Vec<_>, Vec<_>>()
+        let decided = self.lock_vfs(when_busy, |state| {
+            let moves = state.moves();
+            let mut wants = LockRequest::default();
+            for Move { from, lease, group } in &moves {
+                wants.functions.extend([*from, lease.vf]);
+                wants.functions.extend(group);
+                wants.quiet.insert(lease.pf);
+            }
+            Ok((moves, wants))
+        });
+        let (moves, lock) = match decided {
+            Ok(decided) => decided,
+            // Whoever works on them now goes first.
+            Err(VfError::Busy { .. } | VfError::Stopping { .. }) => return Ok(()),
+            Err(error) => return Err(error),
         };
-        if moved.is_empty() {
+        if moves.is_empty() {
             return Ok(());
         }
-        let left = |vf: &PciAddress| leases.iter().any(|lease| lease.vf == *vf) && !from.contains(vf);
-        if let Some(taken) = moved.iter().find(|lease| left(&lease.vf)) {
-            warn!(vf = %taken.vf, lease = taken.id, "the card of a lease is at another address, where another lease is: neither is moved");
-            return Ok(());
-        }
-        for (from, lease) in from.iter().zip(&moved) {
+        for Move { from, lease, .. } in &moves {
             info!(%from, to = %lease.vf, lease = lease.id, "its card is at another address now, and the lease with it");
         }
-        self.record(&Record::Moved { from, leases: moved })
+        let (from, leases): (_, Vec<_>) = moves.into_iter().map(|Move { from, lease, .. }| (from, lease)).unzip();
+        self.record(&Record::Moved { from, leases: leases.clone() })?;
+        self.lock().remade.extend(leases.iter().map(|lease| lease.vf));
+        drop(lock);
+        Ok(())
     }
 
     /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, with
@@ -130,6 +136,10 @@ impl Vfs {
             warn!(%error, "the numbers of VFs cannot be made what the policies want");
         }
         self.note_policies_reached();
+        // A PF may tell which card it is only now: its driver was late, or its interface was away.
+        if let Err(error) = self.follow_cards(WhenBusy::Refuse) {
+            warn!(%error, "leases cannot go with their cards");
+        }
         self.release_ended();
         let due: Vec<_> = self.leases().into_iter().filter(|lease| self.needs_reconciling(lease)).collect();
         for_each_parallel(&due, |lease| {
@@ -169,7 +179,6 @@ impl Vfs {
 
     /// Only if nobody works on it: whoever does will see to it.
     fn reconcile_one(&self, lease: &Lease) -> Result<(), VfError> {
-        self.lock().remade.remove(&lease.vf);
         let result = self.restore_alone(lease, WhenBusy::Refuse);
         let mut state = self.lock();
         let is_well = |lease: &Lease| lease.fault.is_none() && lease.stage == Stage::Lent;
@@ -181,21 +190,27 @@ impl Vfs {
         result
     }
 
-    /// Brings a lease to a known state, unless somebody else has seen to it meanwhile, or does now.
+    /// Brings the lease of a VF, as it is by now, to a known state.
     fn restore_alone(&self, lease: &Lease, when_busy: WhenBusy) -> Result<(), VfError> {
         if self.is_closing() {
             return Ok(());
         }
         let locked = self.lock_vfs(when_busy, |state| {
             let now = state.facts.leases.get(&lease.vf).cloned();
-            Ok((now, LockRequest::of_lease(state, lease)))
+            let wants = LockRequest::of_lease(state, now.as_ref().unwrap_or(lease));
+            Ok((now, wants))
         });
         let (now, lock) = match locked {
             Ok(locked) => locked,
             Err(VfError::Busy { .. } | VfError::Stopping { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let result = if now.as_ref() == Some(lease) { self.restore(lease) } else { Ok(()) };
+        // What was told about the lease meanwhile says nothing of its VF. If that is remade once more from here on, it is marked anew.
+        let was_remade = self.lock().remade.remove(&lease.vf);
+        let result = now.map_or(Ok(()), |now| self.restore(&now));
+        if result.is_err() && was_remade {
+            self.lock().remade.insert(lease.vf);
+        }
         drop(lock);
         result
     }
@@ -204,9 +219,8 @@ impl Vfs {
     fn restore(&self, lease: &Lease) -> Result<(), VfError> {
         let Some(vf) = self.function(lease) else {
             return match lease.stage {
-                Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. } => {
-                    self.fault(lease, Some(GONE.to_owned()))
-                }
+                Stage::Lent => self.fault(lease, Some(GONE.to_owned())),
+                Stage::Changing { .. } | Stage::HandingOver { .. } => self.go_back(lease),
                 // What was to be cleaned is gone.
                 Stage::New | Stage::Releasing | Stage::Dirty => self.clean(lease.clone(), Remains::Refused),
             };
@@ -238,6 +252,43 @@ impl Vfs {
     }
 }
 
+/// A lease that goes with its card.
+struct Move {
+    /// Where its VF was.
+    from: PciAddress,
+    /// The lease, with the addresses where its card is.
+    lease: Lease,
+    /// The others of its VF's IOMMU group there.
+    group: Vec<PciAddress>,
+}
+
+impl State {
+    /// Leases whose cards are at other addresses, where no other lease stays.
+    fn moves(&self) -> Vec<Move> {
+        let mut pf_of = HashMap::<Mac, &PhysicalFunction>::new();
+        pf_of.extend(self.cards.iter().filter_map(|(pf, card)| Some((*card, self.inventory.pfs.get(pf)?))));
+        let follow = |lease: &Lease| {
+            let pf = pf_of.get(&lease.card?).filter(|pf| pf.address != lease.pf)?;
+            let vf = self.inventory.vfs.get(pf.vfs.get(&lease.index)?)?;
+            let mut moved = Lease { vf: vf.address, pf: pf.address, ..lease.clone() };
+            // There the others of its IOMMU group have the drivers of a start.
+            if !moved.before.members.is_empty() {
+                moved.before.members = vf.group_with.iter().map(|&member| (member, None)).collect();
+            }
+            Some(Move { from: lease.vf, lease: moved, group: vf.group_with.clone() })
+        };
+        let mut moves: Vec<_> = self.facts.leases.values().filter_map(follow).collect();
+        let stays = |vf: PciAddress, moves: &[Move]| {
+            self.facts.leases.contains_key(&vf) && moves.iter().all(|other| other.from != vf)
+        };
+        while let Some(at) = moves.iter().position(|to| stays(to.lease.vf, &moves)) {
+            let Move { lease, .. } = moves.swap_remove(at);
+            debug!(vf = %lease.vf, lease = lease.id, "the card of a lease is at another address, where another lease is: it is not moved");
+        }
+        moves
+    }
+}
+
 fn told(result: Result<(), VfError>) {
     if let Err(error) = result {
         error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
@@ -245,4 +296,5 @@ fn told(result: Result<(), VfError>) {
 }
 
 /// A lease whose VF is not there stays: its client still believes in it, and the VF may come back.
-const GONE: &str = "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";
+pub(super) const GONE: &str =
+    "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";

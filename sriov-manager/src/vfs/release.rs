@@ -62,13 +62,14 @@ impl Vfs {
         caller: Caller<'_>,
         is_meant: impl Fn(&Lease) -> bool,
     ) -> Result<Lease, VfError> {
-        let (mut lease, lock) = self.lock_vfs(caller.when_busy, |state| {
+        let (lease, lock) = self.lock_vfs(caller.when_busy, |state| {
             if (caller.has_left)() {
                 return Err(VfError::Cancelled { tried: format!("release {lease}") });
             }
             let found = find(state, lease, peer)?;
             if is_meant(&found.0) { Ok(found) } else { Err(VfError::NoSuchLease { lease: lease.to_owned() }) }
         })?;
+        let mut lease = lease.into_in_force();
         if let Some(vf) = self.function(&lease) {
             self.nobody_holds_lease(&lease, &vf)?;
         }
@@ -87,6 +88,7 @@ impl Vfs {
     /// What [`Vfs::release`] would do.
     pub fn plan_release(&self, lease: &str, peer: PeerCredentials, caller: Caller<'_>) -> Result<Vec<Step>, VfError> {
         let (lease, lock) = self.lock_vfs(caller.when_busy, |state| find(state, lease, peer))?;
+        let lease = lease.into_in_force();
         let Some(vf) = self.function(&lease) else { return Ok(self.members_home(&lease)) };
         let current = self.current(&vf)?;
         drop(lock);
@@ -130,21 +132,22 @@ impl Vfs {
     }
 
     fn way_back(&self, lease: &Lease, remains: Remains) -> Result<(), VfError> {
-        let Some(vf) = self.function(lease) else {
-            // The VF is gone, and with it everything that was to be cleaned but the others of its group.
-            return self.executor().apply(&self.members_home(lease)).map_err(VfError::Step);
+        let tried = format!("release {}", lease.vf);
+        let bring_members_home = || {
+            let steps = self.members_home(lease);
+            self.nobody_is_disturbed(lease.vf, &steps, &tried)?;
+            self.executor().apply(&steps).map_err(VfError::Step)
         };
-        let look = |error| VfError::Ask { tried: format!("look at {}", vf.address), error };
+        // The VF is gone, and with it everything that was to be cleaned but the others of its group.
+        let Some(vf) = self.function(lease) else { return bring_members_home() };
         let current = self.current(&vf)?;
         if is_its_card(lease, &current).is_err() {
-            return self.executor().apply(&self.members_home(lease)).map_err(VfError::Step);
+            return bring_members_home();
         }
         must_be_told(&current, lease.before.state.is_some() && remains == Remains::Refused)?;
         let target = target_before(&lease.before);
         let steps = plan(&current, &target);
-        if let Some((held, holder)) = self.disturbed(&vf, &steps).map_err(look)? {
-            return Err(VfError::Held { tried: format!("release {}", vf.address), vf: held, holder });
-        }
+        self.nobody_is_disturbed(vf.address, &steps, &tried)?;
         let mut errors = self.executor().apply_all(&steps);
         if let Some(passing) = errors.iter().position(|error| !error.is_final()) {
             return Err(VfError::Step(errors.swap_remove(passing)));
@@ -182,13 +185,18 @@ impl Vfs {
 pub(super) fn find(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
     let leases = &state.facts.leases;
     let by_address = name.parse().ok().and_then(|address| leases.get(&address));
-    let lease = by_address.or_else(|| leases.values().find(|lease| lease.id == name));
-    whose(state, lease.ok_or_else(|| VfError::NoSuchLease { lease: name.to_owned() })?, peer)
+    if let Some(lease) = by_address.or_else(|| state.facts.lease_named(name)) {
+        return whose(state, lease, peer);
+    }
+    // A VF is being handed over to it this moment. Whoever asks waits for that, and decides anew.
+    let begins = |lease: &&Lease| lease.id == name && state.locked.contains(&lease.vf);
+    let lease = leases.values().find(begins).ok_or_else(|| VfError::NoSuchLease { lease: name.to_owned() })?;
+    Ok((lease.clone(), LockRequest::of_lease(state, lease)))
 }
 
 /// A lease by its name.
 pub(super) fn find_named(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
-    let lease = state.facts.leases.values().find(|lease| lease.id == name);
+    let lease = state.facts.lease_named(name);
     let missing = || match name.parse::<PciAddress>() {
         Ok(vf) => VfError::Wrong(format!("from: {vf} is the address of a VF: name the lease that ends")),
         Err(_) => VfError::NoSuchLease { lease: name.to_owned() },
@@ -198,8 +206,9 @@ pub(super) fn find_named(state: &State, name: &str, peer: PeerCredentials) -> Re
 
 /// A lease, for whoever may end it.
 fn whose(state: &State, lease: &Lease, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
-    if lease.uid != peer.uid && peer.uid != 0 {
-        return Err(VfError::NotAllowed { uid: peer.uid, tried: format!("release the lease {}", lease.id) });
+    let Lease { id, uid, .. } = lease.in_force();
+    if *uid != peer.uid && peer.uid != 0 {
+        return Err(VfError::NotAllowed { uid: peer.uid, tried: format!("release the lease {id}") });
     }
     Ok((lease.clone(), LockRequest::of_lease(state, lease)))
 }

@@ -36,6 +36,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("attributes_are_set_read_back_through_the_pf_and_restored", &[leases::attributes]),
     Scenario::new("a_vf_whose_group_holds_a_nic_of_the_kernel_is_not_for_vfio", &[groups::crowded]),
     Scenario::new("ferrule_vf_does_the_same_for_a_person", &[leases::command_line]),
+    Scenario::new("a_vf_is_handed_over_from_a_pod_to_vfio_pci", &[leases::handed_over_from_a_pod]),
     Scenario::new("a_vf_goes_to_the_next_lease_reset_and_clean", &[leases::handed_over]),
     Scenario::new("leases_and_news_are_quick", &[leases::times]),
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
