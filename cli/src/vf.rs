@@ -133,7 +133,7 @@ pub async fn run(args: VfArgs) -> Result<(), CliError> {
     let out = match (&args.root, &args.command) {
         (Some(root), VfCommand::List(_)) => list(&direct::list(root)?, args.json),
         (Some(root), VfCommand::Explain { vf, driver, .. }) => {
-            explained(vf, &direct::explain(root, vf, *driver)?, args.json)
+            explained(vf, &direct::explain(root, vf, *driver)?.reasons, args.json)
         }
         (Some(_), _) => return Err(VfCliError::ReadOnly.into()),
         (None, _) => ask(&args).await?,
@@ -271,11 +271,11 @@ pub enum VfCliError {
     /// A tree is only read.
     #[error("with --root only list and explain work: start `sriov-manager --root` on the tree to change it")]
     ReadOnly,
-    /// The tree cannot be read.
-    #[error("read the PCI devices below {}: {source}; --root names the directory that holds `sys`", root.display())]
-    Tree {
-        /// The root.
-        root: PathBuf,
+    /// The program that reads trees does not.
+    #[error(
+        "start `sriov-manager`, which reads the tree: {source}; put it beside `ferrule`, or where a shell finds it"
+    )]
+    Program {
         /// Why not.
         source: std::io::Error,
     },
@@ -287,9 +287,6 @@ pub enum VfCliError {
         /// Why not.
         source: std::io::Error,
     },
-    /// No such VF, or no such word.
-    #[error("{0}")]
-    Wrong(String),
 }
 
 impl From<Status> for VfCliError {

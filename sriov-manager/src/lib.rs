@@ -13,6 +13,7 @@
 //! - [`policy`]: what there shall be, and who may have it
 //! - [`config`]: the policies file
 //! - [`daemon`], `reload`, [`api`], [`metrics`], [`uevent`]: the daemon around it
+//! - [`look`]: what a tree shows without a daemon
 //! - `fake` (a feature): a node made of files, for tests
 //!
 //! Files of settings, the socket, health and the metrics page are those of every daemon here: `ferrule_daemon`.
@@ -30,6 +31,7 @@ pub mod inventory;
 pub mod journal;
 pub mod kernel;
 pub mod lease;
+pub mod look;
 pub mod metrics;
 pub mod plan;
 pub mod policy;

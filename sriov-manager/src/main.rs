@@ -1,20 +1,24 @@
 //! `sriov-manager`: configuration, start, run, stop.
 
+use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
+use prost::Message;
+use sriov_manager::Driver;
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
 use sriov_manager::executor::Timeouts;
 use sriov_manager::kernel::LiveKernel;
+use sriov_manager::look;
 use sriov_manager::sysfs::Sysfs;
 
 /// Owns every SR-IOV VF of a node: makes, binds, lends, cleans and restores them.
@@ -46,10 +50,38 @@ struct Flags {
     /// Check the policies file and exit: 0 if it is good, 64 if not
     #[arg(long, requires = "config")]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is done in place of serving.
+#[derive(Subcommand)]
+enum Command {
+    /// Say what the tree below --root shows, as a message of the API: for `ferrule vf --root`
+    #[command(subcommand)]
+    Look(Look),
+}
+
+/// What can be asked of a tree.
+#[derive(Subcommand)]
+enum Look {
+    /// Every PF and VF: a `ListResponse`
+    List,
+    /// Why a VF cannot be borrowed: an `ExplainResponse`
+    Explain {
+        /// The VF, by address or by a name of its interface
+        vf: String,
+        /// The driver that it would be borrowed for: kernel, vfio-pci or none
+        #[arg(long, value_name = "DRIVER", default_value = "kernel")]
+        driver: Driver,
+    },
 }
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if let Some(Command::Look(what)) = flags.command {
+        return look(&Sysfs::new(flags.root), what);
+    }
     let file = match flags.config.as_deref().map(PoliciesFile::load).transpose() {
         Ok(file) => file,
         Err(error) => return refuse_settings(&error),
@@ -80,4 +112,25 @@ fn main() -> ExitCode {
         observer: None,
     };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
+}
+
+fn look(sysfs: &Sysfs, what: Look) -> ExitCode {
+    if io::stdout().is_terminal() {
+        eprintln!("look: a message for programs; `ferrule vf --root` shows it");
+        return ExitCode::FAILURE;
+    }
+    let message = match what {
+        Look::List => look::list(sysfs).map(|list| list.encode_to_vec()),
+        Look::Explain { vf, driver } => look::explain(sysfs, &vf, driver).map(|reasons| reasons.encode_to_vec()),
+    };
+    let written = message
+        .map_err(|error| error.to_string())
+        .and_then(|message| io::stdout().write_all(&message).map_err(|error| format!("write the answer: {error}")));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,42 +1,36 @@
-//! List and explain without a manager: what the tree itself shows. Who borrowed what is not in it.
+//! List and explain without a manager: its program reads the tree as a child of ours, so that we need not hold all of it.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use sriov_manager::Driver;
-use sriov_manager::holders;
-use sriov_manager::inventory::Inventory;
-use sriov_manager::kernel::{Kernel, LiveKernel};
-use sriov_manager::sysfs::Sysfs;
-use sriov_manager::vfs::{Reason, View};
+use prost::Message;
 use sriov_manager_client::v1;
 
 use super::VfCliError;
 
 pub(super) fn list(root: &Path) -> Result<v1::ListResponse, VfCliError> {
-    let sysfs = Sysfs::new(root);
-    let inventory = read(&sysfs, root)?;
-    Ok(sriov_manager::api::response(&View::without_manager(&sysfs, &inventory), None))
+    look(root, &["list"])
 }
 
-pub(super) fn explain(root: &Path, vf: &str, driver: v1::Driver) -> Result<Vec<v1::Reason>, VfCliError> {
-    let sysfs = Sysfs::new(root);
-    let mut inventory = read(&sysfs, root)?;
-    if inventory.find_vf(vf).is_none() && sysfs.is_live() {
-        // Without other names, if the kernel does not tell them.
-        inventory.set_altnames(&LiveKernel.altnames().unwrap_or_default());
+pub(super) fn explain(root: &Path, vf: &str, driver: v1::Driver) -> Result<v1::ExplainResponse, VfCliError> {
+    look(root, &["explain", "--driver", driver.word(), "--", vf])
+}
+
+fn look<M: Message + Default>(root: &Path, what: &[&str]) -> Result<M, VfCliError> {
+    let failed = |source| VfCliError::Program { source };
+    let output = Command::new(program()).arg("--root").arg(root).arg("look").args(what).output().map_err(failed)?;
+    if !output.status.success() {
+        return Err(VfCliError::Refused(String::from_utf8_lossy(&output.stderr).trim_end().to_owned()));
     }
-    let driver: Driver = driver.word().parse().map_err(|error| VfCliError::Wrong(format!("{error}")))?;
-    let Some(vf) = inventory.find_vf(vf) else {
-        return Err(VfCliError::Wrong(format!("there is no VF {vf}; `ferrule vf list` shows those that are there")));
-    };
-    let blocked = sriov_manager::vfs::obstacles(&sysfs, &inventory, vf, driver);
-    let held = match holders::processes(&sysfs, &holders::nodes(&sysfs, vf)) {
-        Ok(held) => held.into_iter().map(Reason::Held).collect(),
-        Err(error) => vec![Reason::Unknown(format!("who has it open is not known: look through /proc: {error}"))],
-    };
-    Ok(blocked.into_iter().chain(held).map(|reason| sriov_manager::api::reason(&reason)).collect())
+    let unreadable = |error| failed(io::Error::new(io::ErrorKind::InvalidData, error));
+    M::decode(&*output.stdout).map_err(unreadable)
 }
 
-fn read(sysfs: &Sysfs, root: &Path) -> Result<Inventory, VfCliError> {
-    Inventory::read(sysfs).map_err(|source| VfCliError::Tree { root: root.to_owned(), source })
+/// The one beside us, which is of the same release, or else the one that a shell would find.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|ours| ours.with_file_name(PROGRAM));
+    beside.filter(|program| program.exists()).unwrap_or_else(|| PROGRAM.into())
 }
+
+const PROGRAM: &str = "sriov-manager";

@@ -15,7 +15,7 @@ pub enum Reason {
         /// The lease.
         id: String,
         /// To whom.
-        holder: String,
+        tenant: String,
         /// How far it is.
         stage: Stage,
         /// What is wrong with it.
@@ -135,11 +135,11 @@ impl fmt::Display for Reason {
         match self {
             Self::Lent {
                 id,
-                holder,
+                tenant,
                 stage: Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. },
                 fault,
             } => {
-                write!(f, "it is lent as {id} to {holder}")?;
+                write!(f, "it is lent as {id} to {tenant}")?;
                 fault.iter().try_for_each(|fault| write!(f, " ({fault})"))
             }
             Self::Lent { id, stage: Stage::New, .. } => write!(f, "it is being lent as {id}"),
