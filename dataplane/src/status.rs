@@ -1,8 +1,9 @@
 //! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::spec::WireSpec;
+use crate::spec::{MacAddress, WireSpec};
 
 /// One wire as it stood when it was asked for.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub struct WireStatus {
     pub generation: u64,
     /// The state of each end, in the order of `spec.ends`.
     pub ends: [EndState; 2],
+    /// What the devices among them say of themselves.
+    pub devices: [Option<DeviceStatus>; 2],
     /// Frames from end 0 to end 1, and from end 1 to end 0.
     pub directions: [Traffic; 2],
     /// How frames cross.
@@ -31,6 +34,7 @@ impl WireStatus {
             spec,
             generation: 0,
             ends: [end.clone(), end],
+            devices: [None, None],
             directions: <_>::default(),
             crossing: Crossing::Copied,
             queues: 0,
@@ -92,9 +96,14 @@ pub enum EndState {
         /// The name that the peer gave, or that of its process.
         peer: String,
     },
-    /// A kernel interface that exists.
+    /// A device that exists: a kernel interface, or a port of another crate.
     Up,
-    /// Being made: the interface or the listening socket is not there yet.
+    /// A device that is gone, and is made again as soon as that is possible.
+    Lost {
+        /// Why it is gone, or why it could not be made again.
+        reason: String,
+    },
+    /// Being made: the device or the listening socket is not there yet.
     Making,
     /// Being removed.
     Removing,
@@ -106,7 +115,7 @@ pub enum EndState {
 }
 
 impl EndState {
-    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up`, `making`, `removing` or `failed`.
+    /// One word for a table: `listening`, `connecting`, `starting`, `connected`, `up`, `lost`, `making`, `removing` or `failed`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Listening { .. } => "listening",
@@ -114,11 +123,41 @@ impl EndState {
             Self::Starting { .. } => "starting",
             Self::Connected { .. } => "connected",
             Self::Up => "up",
+            Self::Lost { .. } => "lost",
             Self::Making => "making",
             Self::Removing => "removing",
             Self::Failed { .. } => "failed",
         }
     }
+}
+
+/// What a device says of itself: its driver knows, and whoever looks at its wire is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// What it is, in words: `mlx5_core 0000:3b:02.1, 25 Gbit/s`; empty: it has nothing to say.
+    pub words: String,
+    /// Whether its link is up. While it is not, the other end of the wire is told that nobody is here, if it can be.
+    pub link: LinkState,
+    /// The MAC address that it has.
+    pub mac: Option<MacAddress>,
+    /// Its MTU.
+    pub mtu: Option<u32>,
+    /// The NUMA node that its memory should be on.
+    pub numa_node: Option<u32>,
+    /// What it counts itself, by names such as `rx_missed`: since it was made, and of a wire's status since the wire was.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What a device knows of its link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkState {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It is up.
+    Up,
+    /// It is down: no frame crosses it.
+    Down,
 }
 
 /// What crossed in one direction since the wire was made, over all queues and reconnects.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use ferrule_daemon::metrics::{self, Labels, Process, counters, gauges};
-use ferrule_dataplane::status::{DropReason, WorkerStatus};
+use ferrule_dataplane::status::{DropReason, LinkState, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
@@ -44,17 +44,38 @@ impl Snapshot {
             ("ferrule_wire_generation", "How often the wire has changed, from 1 on"),
             self.wires.iter().map(|wire| (of_wire(wire), wire.status.generation)),
         )?;
-        let ends = self.wires.iter().flat_map(|wire| {
-            let ends = wire.status.spec.ends.iter().zip(&wire.status.ends).enumerate();
-            ends.map(move |(index, (spec, state))| {
-                let mut labels = of_wire(wire);
-                labels.push(("end", index.to_string()));
-                labels.push(("kind", spec.kind().to_owned()));
+        let states = self.wires.iter().flat_map(|wire| {
+            let states = wire.status.ends.iter().enumerate();
+            states.map(move |(end, state)| {
+                let mut labels = of_end(wire, end);
                 labels.push(("state", state.word().to_owned()));
                 (labels, 1_u64)
             })
         });
-        gauges(encoder, ("ferrule_end_state", "The state of each end of each wire"), ends)
+        gauges(encoder, ("ferrule_end_state", "The state of each end of each wire"), states)
+    }
+
+    fn devices(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let devices = || {
+            self.wires.iter().flat_map(|wire| {
+                let devices = wire.status.devices.iter().enumerate();
+                devices.filter_map(move |(end, device)| Some((of_end(wire, end), device.as_ref()?)))
+            })
+        };
+        let links = devices().filter_map(|(labels, device)| match device.link {
+            LinkState::Up => Some((labels, 1_u64)),
+            LinkState::Down => Some((labels, 0)),
+            LinkState::Unknown => None,
+        });
+        gauges(encoder, ("ferrule_device_link_up", "Whether the link of the device is up, if it knows"), links)?;
+        let counts = devices().flat_map(|(labels, device)| {
+            device.counters.iter().map(move |(name, count)| {
+                let mut labels = labels.clone();
+                labels.push(("counter", name.clone()));
+                (labels, *count)
+            })
+        });
+        counters(encoder, ("ferrule_device_count", "What the driver of the device counts"), counts)
     }
 
     fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -111,6 +132,7 @@ impl Collector for Snapshot {
         let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauges(encoder, ("ferrule_build_info", "The forwarder that runs"), [(build, 1_u64)])?;
         self.wires(encoder)?;
+        self.devices(encoder)?;
         self.traffic(encoder)?;
         self.workers(encoder)?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))
@@ -124,14 +146,23 @@ fn of_wire(wire: &Listed) -> Labels {
     [("wire", spec.name.clone())].into_iter().chain(owner).collect()
 }
 
+/// The labels that everything about an end has.
+fn of_end(wire: &Listed, end: usize) -> Labels {
+    let mut labels = of_wire(wire);
+    labels.push(("end", end.to_string()));
+    labels.push(("kind", wire.status.spec.ends[end].kind().to_owned()));
+    labels
+}
+
 /// The labels of [`WireStatus::directions`](ferrule_dataplane::status::WireStatus::directions).
 const DIRECTIONS: [&str; 2] = ["0-1", "1-0"];
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use ferrule_dataplane::status::{EndState, Traffic, WireStatus};
+    use ferrule_dataplane::status::{DeviceStatus, EndState, Traffic, WireStatus};
 
     use super::*;
     use crate::config::parse_wire;
@@ -145,7 +176,10 @@ mod tests {
         .unwrap();
         let directions = [Traffic { frames: 7, bytes: 420, drops: [3, 0, 0, 0, 1, 0], stalls: 5 }, Traffic::default()];
         let ends = [EndState::Listening { last_error: None }, EndState::Up];
-        let status = WireStatus { ends, directions, queues: 2, generation: 4, ..WireStatus::failed(spec, "") };
+        let counters = BTreeMap::from([("rx_missed".to_owned(), 6)]);
+        let device = DeviceStatus { link: LinkState::Down, counters, ..DeviceStatus::default() };
+        let devices = [None, Some(device)];
+        let status = WireStatus { ends, devices, directions, queues: 2, generation: 4, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
         let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
         for line in [
@@ -161,6 +195,8 @@ mod tests {
             r#"ferrule_wire_generation{wire="a\"b",owner="nsm"} 4"#,
             r#"ferrule_end_state{wire="a\"b",owner="nsm",end="0",kind="memif",state="listening"} 1"#,
             r#"ferrule_end_state{wire="a\"b",owner="nsm",end="1",kind="kernel",state="up"} 1"#,
+            r#"ferrule_device_link_up{wire="a\"b",owner="nsm",end="1",kind="kernel"} 0"#,
+            r#"ferrule_device_count_total{wire="a\"b",owner="nsm",end="1",kind="kernel",counter="rx_missed"} 6"#,
             r#"ferrule_worker_queues{cpu="3"} 2"#,
             r#"ferrule_worker_busy_seconds_total{cpu="3"} 1.5"#,
             "# TYPE ferrule_wire_drops counter",

@@ -73,7 +73,7 @@ fn lend(vfs: &Vfs, node: &FakeNode, index: u32) {
 fn request(vf: PciAddress, index: u32) -> Request {
     Request {
         id: format!("lease {index}"),
-        holder: "a bench".to_owned(),
+        tenant: "a bench".to_owned(),
         choice: Choice::Vf(vf),
         place: Place::default(),
         owner: None,

@@ -16,7 +16,8 @@ pub struct Lease {
     /// The client's own name for it: asking twice under one name is asking once.
     pub id: String,
     /// For whom, in the client's words.
-    pub holder: String,
+    #[serde(alias = "holder")]
+    pub tenant: String,
     /// The user whose process asked.
     pub uid: u32,
     /// The group of that process; none: the lease is from before leases knew.
@@ -143,7 +144,7 @@ pub enum Stage {
     /// The VF is being made ready and is nobody's yet. Interrupted here, it goes back to what it was.
     New,
     /// The VF is lent and is being changed, or made again what it drifted from. Interrupted here, it goes back to
-    /// `from`, and is never cleaned: its holder has it.
+    /// `from`, and is never cleaned: its tenant has it.
     Changing {
         /// What was asked before.
         from: Wanted,

@@ -18,7 +18,7 @@ fn lend(vfs: &Vfs, id: &str, vf: PciAddress, vlan: u16) -> Result<(), VfError> {
     let attributes = Attributes { vlan: Some(Vlan { id: vlan, ..Vlan::default() }), ..Attributes::default() };
     let request = Request {
         id: id.into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Vf(vf),
         place: Place::default(),
         owner: None,

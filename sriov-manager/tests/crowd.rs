@@ -258,8 +258,8 @@ async fn a_plugin_claims_watches_lends_hands_over_and_is_told_of_no_others() {
     }
     assert!(told.iter().all(|vf| [&first.address, &second.address].contains(&vf)), "{told:?}");
 
-    let update = v1::UpdateRequest { lease: "b".into(), holder: "container 2".into(), ..Default::default() };
-    assert_eq!(asking.update(update).await.unwrap().into_inner().lease.unwrap().holder, "container 2");
+    let update = v1::UpdateRequest { lease: "b".into(), tenant: "container 2".into(), ..Default::default() };
+    assert_eq!(asking.update(update).await.unwrap().into_inner().lease.unwrap().tenant, "container 2");
     daemon.stop().await;
 }
 

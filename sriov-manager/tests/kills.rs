@@ -38,7 +38,7 @@ fn request(vf: PciAddress, driver: Driver, vlan: Option<u16>) -> Request {
     };
     Request {
         id: format!("lease-{vf}"),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Vf(vf),
         driver: Some(driver),
         attributes,

@@ -17,7 +17,7 @@ const USER: PeerCredentials = PeerCredentials { uid: 1000, gid: 1000 };
 fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
     Request {
         id: "pod".to_owned(),
-        holder: "a test".to_owned(),
+        tenant: "a test".to_owned(),
         choice: Choice::Vf(vf),
         driver: Some(driver),
         attributes,
@@ -468,8 +468,8 @@ fn a_new_holder_of_the_same_lease_is_recorded() {
     let asked = request(node.vf(0, 0), Driver::None, Attributes::default());
     vfs.acquire(&asked).unwrap();
     let log = node.log().len();
-    assert_eq!(vfs.acquire(&Request { holder: "another".into(), ..asked }).unwrap().steps, []);
-    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].holder, "another");
+    assert_eq!(vfs.acquire(&Request { tenant: "another".into(), ..asked }).unwrap().steps, []);
+    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].tenant, "another");
     assert_eq!(node.log().len(), log);
 }
 

@@ -20,7 +20,7 @@ const NOBODY: PeerCredentials = PeerCredentials { uid: 65534, gid: 65534 };
 fn request(vf: PciAddress, driver: Driver) -> Request {
     Request {
         id: format!("lease-{vf}"),
-        holder: "a test".to_owned(),
+        tenant: "a test".to_owned(),
         choice: Choice::Vf(vf),
         driver: Some(driver),
         attributes: Attributes::default(),
@@ -490,7 +490,7 @@ fn a_pool_gives_a_vf_that_needs_no_other_driver_and_says_when_there_is_none() {
     let ask = |id: &str, pool: &str, driver, peer| {
         vfs.acquire(&Request {
             id: id.into(),
-            holder: "x".into(),
+            tenant: "x".into(),
             choice: Choice::pool(pool),
             place: Place::default(),
             owner: None,

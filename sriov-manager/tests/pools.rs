@@ -32,7 +32,7 @@ fn node(pfs: u8, vfs_of_pf: u32) -> (FakeNode, Vfs) {
 fn request(id: &str, pools: &[&str]) -> Request {
     Request {
         id: id.into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Pools(pools.iter().map(ToString::to_string).collect()),
         place: Place::default(),
         owner: None,

@@ -171,7 +171,7 @@ fn a_number_that_is_refused_after_a_kill_brings_the_old_vfs_back_on_their_driver
 fn lend(node: &FakeNode, vfs: &Vfs) {
     let request = Request {
         id: "pod".into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Vf(node.vf(0, 0)),
         place: Place::default(),
         owner: None,
@@ -235,7 +235,7 @@ fn a_lease_whose_words_change_during_a_start_is_brought_back_all_the_same() {
         });
     });
     assert_eq!(*vfs.watch_recovery().borrow(), Recovery::Done);
-    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].holder, "somebody else");
+    assert_eq!(vfs.facts().leases[&node.vf(0, 0)].tenant, "somebody else");
     assert!(has_its_vlan(&node), "{}", node.fingerprint());
 }
 

@@ -14,7 +14,7 @@ fn request(vf: PciAddress, driver: Driver, attributes: Attributes) -> Request {
     let peer = PeerCredentials { uid: 0, gid: 0 };
     Request {
         id: "lease".into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice: Choice::Vf(vf),
         place: Place::default(),
         owner: None,

@@ -72,7 +72,7 @@ fn several_of_which_one_is_there_leave_that_one_as_it_was_when_another_fails() {
     let kept = vfs.facts();
     let mut changed = of_pool("a");
     changed.attributes = vlan(7);
-    changed.holder = "another".into();
+    changed.tenant = "another".into();
     let mut refused = of_pool("b");
     refused.attributes = Attributes { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Attributes::default() };
     node.set(Scenario::MacRefused);
@@ -351,15 +351,15 @@ fn whom_a_lease_is_for_is_told_anew_without_touching_the_vf() {
     let log = node.log().len();
     process(&node, 77, 5);
     let until = vfs.this_process(77);
-    let update = |holder: Option<&str>, until, peer| {
-        vfs.update("pod", holder.map(ToOwned::to_owned), until, peer, Caller::PATIENT)
+    let update = |tenant: Option<&str>, until, peer| {
+        vfs.update("pod", tenant.map(ToOwned::to_owned), until, peer, Caller::PATIENT)
     };
     update(Some("container 2"), Some(until.clone()), ROOT).unwrap();
     let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.holder.as_str(), &lease.until), ("container 2", &until));
+    assert_eq!((lease.tenant.as_str(), &lease.until), ("container 2", &until));
     update(None, Some(None), ROOT).unwrap();
     let lease = vfs.facts().leases[&vf].clone();
-    assert_eq!((lease.holder.as_str(), &lease.until), ("container 2", &None));
+    assert_eq!((lease.tenant.as_str(), &lease.until), ("container 2", &None));
     assert!(matches!(update(Some("x"), None, USER), Err(VfError::NotAllowed { .. })));
     assert_eq!(node.log().len(), log);
 }

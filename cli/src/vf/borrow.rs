@@ -71,7 +71,7 @@ pub(super) struct HandOverArgs {
 struct LeaseArgs {
     /// For whom, in words [default: your user name, and `by hand`]
     #[arg(long, value_name = "TEXT")]
-    holder: Option<String>,
+    tenant: Option<String>,
     /// In the name of this owner, who claimed the VF
     #[arg(long, value_name = "NAME")]
     owner: Option<String>,
@@ -100,14 +100,14 @@ struct UntilArgs {
 
 /// Options of `ferrule vf update`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("news").args(["holder", "pid", "netns", "cgroup", "until_released"])
+#[command(group = ArgGroup::new("news").args(["tenant", "pid", "netns", "cgroup", "until_released"])
     .required(true).multiple(true))]
 pub(super) struct UpdateArgs {
     /// The lease, or the address of its VF
     lease: String,
     /// For whom it is, in words
     #[arg(long, value_name = "TEXT")]
-    holder: Option<String>,
+    tenant: Option<String>,
     #[command(flatten)]
     until: UntilArgs,
     /// Nothing but a release ends it any more
@@ -128,7 +128,7 @@ impl LeaseArgs {
     fn request(&self, id: &str) -> v1::AcquireRequest {
         v1::AcquireRequest {
             id: id.to_owned(),
-            holder: self.holder.clone().unwrap_or_else(myself),
+            tenant: self.tenant.clone().unwrap_or_else(myself),
             owner: self.owner.clone().unwrap_or_default(),
             driver: self.driver.unwrap_or_default().into(),
             until: self.until.message(),
@@ -174,7 +174,7 @@ pub(super) async fn hand_over(client: &mut Client, args: &HandOverArgs, json: bo
 pub(super) async fn update(client: &mut Client, args: &UpdateArgs, json: bool) -> Result<String, VfCliError> {
     let request = v1::UpdateRequest {
         lease: args.lease.clone(),
-        holder: args.holder.clone().unwrap_or_default(),
+        tenant: args.tenant.clone().unwrap_or_default(),
         until: args.until.message(),
         until_released: args.until_released,
     };
@@ -188,8 +188,8 @@ pub(super) async fn update(client: &mut Client, args: &UpdateArgs, json: bool) -
         Some(What::NetworkNamespace(file)) => format!("the network namespace {} is gone", text::foreign(&file)),
         Some(What::Cgroup(directory)) => format!("the control group {} is gone or empty", text::foreign(&directory)),
     };
-    let (id, holder) = (text::foreign(&lease.id), text::foreign(&lease.holder));
-    Ok(format!("{}: lease {id}, for {holder}, until {end}\n", lease.vf))
+    let (id, tenant) = (text::foreign(&lease.id), text::foreign(&lease.tenant));
+    Ok(format!("{}: lease {id}, for {tenant}, until {end}\n", lease.vf))
 }
 
 fn told(vf: Option<&v1::Vf>, steps: &[String], dry_run: bool) -> String {

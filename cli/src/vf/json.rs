@@ -111,7 +111,7 @@ fn reason(reason: &v1::Reason) -> Value {
         "kind": reason.kind().word(),
         "text": reason.text,
         "lease": some(&reason.lease),
-        "holder": some(&reason.holder),
+        "tenant": some(&reason.tenant),
         "owner": some(&reason.owner),
         "function": some(&reason.function),
         "iommu_group": reason.iommu_group,
@@ -199,7 +199,7 @@ fn rdma(rdma: &v1::Rdma) -> Value {
 fn lease(lease: &v1::Lease) -> Value {
     json!({
         "id": lease.id,
-        "holder": lease.holder,
+        "tenant": lease.tenant,
         "vf": lease.vf,
         "uid": lease.uid,
         "since": lease.since,

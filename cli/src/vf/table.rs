@@ -14,7 +14,7 @@ pub(super) fn render(response: &v1::ListResponse, look: TableStyle) -> String {
     }
     let words = ["PF", "VF", "ADDRESS"];
     let mut table =
-        look.table(&[&words[..], &["GROUP", "NUMA", "DRIVER", "NETDEV", "STATE", "LEASE", "HOLDER"]].concat(), &[]);
+        look.table(&[&words[..], &["GROUP", "NUMA", "DRIVER", "NETDEV", "STATE", "LEASE", "TENANT"]].concat(), &[]);
     let cell = |text: &str| Cell::new(if text.is_empty() { "-".into() } else { text::foreign(text) });
     let number = |number: Option<u32>| number.map_or_else(|| right("-"), right);
     for pf in &response.pfs {
@@ -27,7 +27,7 @@ pub(super) fn render(response: &v1::ListResponse, look: TableStyle) -> String {
             let lease = vf.lease.clone().unwrap_or_default();
             let mut row = vec![cell(name), right(vf.index), cell(&vf.address), number(vf.iommu_group), number(vf.numa)];
             row.extend([cell(&vf.driver), cell(&vf.netdevs.join(",")), state_cell(vf)]);
-            row.extend([cell(&lease.id), cell(&lease.holder)]);
+            row.extend([cell(&lease.id), cell(&lease.tenant)]);
             table.add_row(row);
         }
     }
@@ -97,7 +97,7 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
     let lost = response
         .lost
         .iter()
-        .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.holder, lease.fault));
+        .map(|lease| format!("{}: lease {} of {}: {}", lease.vf, lease.id, lease.tenant, lease.fault));
     let warnings = node.warnings.iter().cloned();
     refused
         .chain(recovering)
@@ -140,7 +140,7 @@ mod tests {
         };
         let lease = v1::Lease {
             id: "pod/net1".into(),
-            holder: "cnf\x1b[2J".into(),
+            tenant: "cnf\x1b[2J".into(),
             stage: v1::Stage::Releasing.into(),
             fault: "unbind has not come back".into(),
             ..Default::default()
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(lines[2], ["ens1f0", "0", "0000:02:10.0", "12", "0", "-", "-", "free", "-", "-"]);
         assert_eq!(lines[3][..8], ["ens1f0", "1", "0000:02:10.2", "12", "0", "vfio-pci", "-", "releasing"]);
         assert!(table.contains("0000:02:10.2: lease pod/net1: unbind has not come back"), "{table}");
-        assert!(!table.contains('\x1b'), "a holder cannot give orders to the terminal");
+        assert!(!table.contains('\x1b'), "a tenant cannot give orders to the terminal");
     }
 
     #[test]

@@ -124,6 +124,7 @@ pub(crate) fn trouble(wire: &Wire, end: &End) -> Option<String> {
         "listening" => ("waits for a peer", "the last one was turned away or left"),
         "connecting" => ("has not reached its peer and tries again", "the last try failed"),
         "starting" => ("waits for the driver of its guest", "the peer"),
+        "lost" => ("is lost, and is made again as soon as it is back", "the cause"),
         // The forwarder sees to those that outlive it.
         "failed" if wire.persistent || wire.origin() == Origin::File => {
             ("has failed and is tried again every few seconds", "the cause")

@@ -1,12 +1,13 @@
 //! Peers that come to a listening socket are let in, and what they may hold before an end has them is bounded.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::disconnect::DisconnectReason;
 use super::keys::ListenerKey;
-use super::listener::{ListenSocket, ListenerEnds, SharedListener};
+use super::listener::{ListenSocket, SharedListener};
 use super::log_limit::if_any;
 use super::poller::Timer;
 use super::state::State;
@@ -54,11 +55,8 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.cannot_accept(key, &error),
             };
-            let come = match &listener.ends {
-                ListenerEnds::Memif(_) => self.begin_handshake(key, accepted),
-                ListenerEnds::VhostUser(_) => self.add_pending_frontend(key, accepted),
-            };
-            if let Err(error) = come {
+            let protocol = listener.ends.protocol();
+            if let Err(error) = self.welcome(key, protocol, accepted) {
                 self.say_refused(key, &error);
             }
         }
@@ -134,6 +132,15 @@ impl State {
             let Some((_, std::cmp::Reverse(token), key)) = largest.max() else { return };
             self.refuse_handshake(key, token, &DisconnectReason::Crowded);
             self.refuse_frontend(key, token, &DisconnectReason::Crowded);
+        }
+    }
+
+    /// Says that a peer was refused.
+    pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
+            let socket = &listener.address.address;
+            tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
         }
     }
 }

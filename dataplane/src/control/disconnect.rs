@@ -30,6 +30,9 @@ pub enum DisconnectReason {
     /// It closed its socket, which nobody had noticed.
     #[error("the peer closed its socket")]
     Closed,
+    /// A device says that it is lost.
+    #[error("{0}")]
+    Device(String),
     /// What memif says.
     #[error(transparent)]
     Memif(#[from] memif::HandshakeError),

@@ -1,21 +1,22 @@
 //! What became of a job: what the threads of [`super::jobs`] tell control.
 
-use ferrule_ffi::tap::Tap;
 use ferrule_ffi::unix::UnixSocket;
 
+use super::device::NewDevice;
 use super::keys::{EndId, SocketJobId, WireKey};
 use super::listen_address::ListenAddress;
 use crate::port::kernel::{PairStatus, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::SocketAddress;
+use crate::status::DeviceStatus;
 
 /// What became of a job.
 #[expect(clippy::large_enum_variant, reason = "a few lie in the inbox for a moment")]
 pub enum Done {
     /// A job at the address of a socket.
     Socket(SocketJobId, SocketOutcome),
-    /// The TAP interface of an end is there, or cannot be made.
-    Tap(EndId, Result<Tap, MakeError>),
+    /// What became of the device of an end that has this number.
+    Device(EndId, u64, DeviceNews),
     /// A veth pair is there, or cannot be made.
     Veth(WireKey, Result<VethPair, MakeError>),
     /// What a wire had made is closed.
@@ -38,7 +39,19 @@ pub enum SocketOutcome {
     Panicked(SocketAddress),
 }
 
-/// Why an interface was not made: at which of the ends the kernel said no, and why.
+/// What became of a device.
+pub enum DeviceNews {
+    /// It is there, or cannot be made: what was tried, on what, why not, and what to do.
+    Made(Result<NewDevice, String>),
+    /// It has said what it is doing, or that it is lost.
+    Status(Result<DeviceStatus, String>),
+    /// It has said, of its own accord, that it is lost.
+    Lost,
+    /// It is closed.
+    Closed,
+}
+
+/// Why a veth pair was not made: at which of the ends the kernel said no, and why.
 #[derive(Debug)]
 pub struct MakeError {
     /// 0 or 1.
@@ -52,6 +65,6 @@ pub struct MakeError {
 pub struct Look {
     /// Each pair that was asked for.
     pub pairs: Vec<(WireKey, PairStatus)>,
-    /// TAP interfaces that are gone.
-    pub gone: Vec<EndId>,
+    /// Each device that was asked for, with its number.
+    pub devices: Vec<(EndId, u64, Result<DeviceStatus, String>)>,
 }

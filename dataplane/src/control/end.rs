@@ -1,37 +1,35 @@
-//! One end of a wire: what it is, whether its peer is there, and its rings while no lane has them.
+//! One end of a wire: what it is, whether its peer or device is there, and its rings while no lane has them.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::descriptor_account::DescriptorAccount;
-use ferrule_ffi::health::MemoryLost;
-use ferrule_ffi::tap::Tap;
 
-use super::disconnect::DisconnectReason;
+use super::any::Peer;
+use super::device::{DeviceCounters, DeviceEnd, NewDevice};
 use super::keys::SocketJobId;
 use super::poller::Token;
 use super::token_bucket::TokenBucket;
 use crate::port::any::LaneEnd;
-use crate::port::memif::channel::MemifChannel;
-use crate::port::memif::handshake::Connection;
-use crate::port::memif::layout::Layout;
-use crate::port::memif::peer::{ClientHandshake, MemifPeer};
-use crate::port::vhost_user::peer::VhostUserPeer;
+use crate::port::device::DeviceSpec;
+use crate::port::memif::peer::ClientHandshake;
 use crate::status::EndState;
 
 /// One end of a wire that workers join.
 pub struct End {
-    /// What it is.
-    pub kind: EndKind,
     /// Its rings, while no lane has them.
     pub rings: Option<LaneEnd>,
+    /// Rings of peers that have gone, or of its device that is lost, to be dropped where nobody waits. Like `rings`, they
+    /// are dropped before the device.
+    pub stale: Vec<LaneEnd>,
+    /// What it is.
+    pub kind: EndKind,
     /// Whether the rings that are there, or that lanes have, are those of the present peer.
     pub present: bool,
     /// Why it was last away.
     pub last_error: Option<String>,
-    /// Rings of peers that have gone, to be dropped where nobody waits.
-    pub stale: Vec<LaneEnd>,
+    /// The last such reason that the log tells, since somebody was there.
+    pub logged: Option<String>,
     /// How often its peers may have lanes recalled. It outlives them, or one that reconnects would have more.
     pub quiesces: TokenBucket,
     /// What the peers that it goes to hold of our descriptors. It outlives them, for the same reason.
@@ -48,8 +46,8 @@ pub enum EndKind {
     Server(Option<ConnectedPeer>),
     /// One that goes to its peer.
     Client(ClientState),
-    /// A TAP interface, and why it is gone if it is.
-    Tap(Arc<Tap>, Option<String>),
+    /// One without a peer, which we make.
+    Device(DeviceEnd),
 }
 
 /// What one that goes to its peer is doing.
@@ -74,49 +72,6 @@ pub struct ConnectedPeer {
     pub token: Token,
 }
 
-/// The kinds of peers, each with the socket whose end is the connection's end.
-pub enum Peer {
-    /// One that speaks memif and has finished its handshake.
-    Memif(Box<MemifPeer>),
-    /// One that speaks vhost-user, whatever it has said so far.
-    VhostUser(Box<VhostUserPeer>),
-}
-
-impl Peer {
-    /// Why its memory cannot be used any more, if so.
-    pub fn memory_lost(&self) -> Option<MemoryLost> {
-        match self {
-            Self::Memif(peer) => peer.layout.memory_lost(),
-            Self::VhostUser(peer) => peer.session.memory_lost(),
-        }
-    }
-
-    /// Whether others may wait to take its place.
-    pub fn is_frontend(&self) -> bool {
-        match self {
-            Self::Memif(_) => false,
-            Self::VhostUser(_) => true,
-        }
-    }
-
-    /// Tells it why the connection ends, if its protocol has words for that.
-    pub fn send_disconnect(&self, reason: &DisconnectReason) {
-        match self {
-            Self::Memif(peer) => peer.channel.send_disconnect(reason),
-            Self::VhostUser(_) => {}
-        }
-    }
-}
-
-impl AsFd for Peer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Memif(peer) => peer.channel.as_fd(),
-            Self::VhostUser(peer) => peer.channel.as_fd(),
-        }
-    }
-}
-
 /// What is left of a peer, or of a try to reach one.
 pub enum Former {
     /// One that was connected.
@@ -134,6 +89,8 @@ pub enum Due {
     GiveUp,
     /// To go on with requests that came too fast.
     Resume,
+    /// To make its device again.
+    Make,
 }
 
 impl End {
@@ -147,21 +104,21 @@ impl End {
         Self::new(EndKind::Client(ClientState::Waiting(Instant::now())))
     }
 
-    /// A kernel interface's end.
-    pub fn tap(tap: Tap) -> Self {
-        let tap = Arc::new(tap);
-        let rings = LaneEnd::tap(&tap);
-        Self { rings: Some(rings), present: true, ..Self::new(EndKind::Tap(tap, None)) }
+    /// The end of a device that has just been made; `carried`: what those of a former wire have counted.
+    pub(super) fn device(spec: Arc<dyn DeviceSpec>, made: NewDevice, carried: DeviceCounters) -> Self {
+        let (device, rings) = DeviceEnd::new(spec, made, carried);
+        Self { rings: Some(rings), present: true, ..Self::new(EndKind::Device(device)) }
     }
 
     fn new(kind: EndKind) -> Self {
         let quiesces = TokenBucket::new(QUIESCES_BURST, QUIESCES_INTERVAL);
         Self {
-            kind,
             rings: None,
+            stale: Vec::new(),
+            kind,
             present: false,
             last_error: None,
-            stale: Vec::new(),
+            logged: None,
             quiesces,
             descriptors: Arc::default(),
             paused_until: None,
@@ -175,7 +132,7 @@ impl End {
             EndKind::Server(peer) => peer.as_ref(),
             EndKind::Client(ClientState::Connected(peer)) => Some(peer),
             EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_) | ClientState::Handshake(..))
-            | EndKind::Tap(..) => None,
+            | EndKind::Device(_) => None,
         }
     }
 
@@ -185,31 +142,7 @@ impl End {
             EndKind::Server(peer) => peer.as_mut(),
             EndKind::Client(ClientState::Connected(peer)) => Some(peer),
             EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_) | ClientState::Handshake(..))
-            | EndKind::Tap(..) => None,
-        }
-    }
-
-    /// The shared memory of a memif peer that is there.
-    pub fn layout(&self) -> Option<&Layout> {
-        match &self.peer()?.peer {
-            Peer::Memif(peer) => Some(&peer.layout),
-            Peer::VhostUser(_) => None,
-        }
-    }
-
-    /// The peer that is there, if it speaks vhost-user.
-    pub fn frontend(&self) -> Option<&VhostUserPeer> {
-        match &self.peer()?.peer {
-            Peer::VhostUser(peer) => Some(peer),
-            Peer::Memif(_) => None,
-        }
-    }
-
-    /// The same, to bring it on.
-    pub fn frontend_mut(&mut self) -> Option<&mut VhostUserPeer> {
-        match &mut self.peer_mut()?.peer {
-            Peer::VhostUser(peer) => Some(peer),
-            Peer::Memif(_) => None,
+            | EndKind::Device(_) => None,
         }
     }
 
@@ -218,36 +151,35 @@ impl End {
         self.paused_until.is_none() && self.frontend().is_some_and(|frontend| frontend.held.is_some())
     }
 
-    /// Whether anybody is there.
-    pub fn has_peer(&self) -> bool {
-        matches!(self.kind, EndKind::Tap(_, None)) || self.peer().is_some()
+    /// The device, if it has one.
+    pub fn as_device(&self) -> Option<&DeviceEnd> {
+        match &self.kind {
+            EndKind::Device(device) => Some(device),
+            EndKind::Server(_) | EndKind::Client(_) => None,
+        }
+    }
+
+    /// Whether frames can leave by it, as far as anybody knows.
+    pub fn has_link(&self) -> bool {
+        self.as_device().is_none_or(DeviceEnd::has_link)
+    }
+
+    /// Whether a job makes or closes its device.
+    pub fn is_busy(&self) -> bool {
+        self.as_device().is_some_and(DeviceEnd::is_busy)
+    }
+
+    /// Its device is not wanted any more.
+    pub fn cancel_device(&mut self) {
+        match &mut self.kind {
+            EndKind::Device(device) => device.cancel(),
+            EndKind::Server(_) | EndKind::Client(_) => {}
+        }
     }
 
     /// Whether it is gone and cannot come back by itself.
     pub fn is_failed(&self) -> bool {
-        matches!(self.kind, EndKind::Tap(_, Some(_)))
-    }
-
-    /// The kernel interface, if it is one that is there.
-    pub fn interface(&self) -> Option<&Arc<Tap>> {
-        match &self.kind {
-            EndKind::Tap(tap, None) => Some(tap),
-            EndKind::Tap(_, Some(_)) | EndKind::Server(_) | EndKind::Client(_) => None,
-        }
-    }
-
-    /// A memif peer has come, with its rings.
-    pub fn connect_memif(&mut self, channel: MemifChannel, connection: Connection, token: Token) {
-        let Connection { peer: name, layout, queues, .. } = connection;
-        let peer = Peer::Memif(Box::new(MemifPeer { channel, layout }));
-        self.set_peer(ConnectedPeer { peer, name, token });
-        self.rings = Some(LaneEnd::memif(queues));
-        self.present = true;
-    }
-
-    /// A frontend has come; its rings are there once it has described them.
-    pub fn connect_frontend(&mut self, frontend: VhostUserPeer, name: String, token: Token) {
-        self.set_peer(ConnectedPeer { peer: Peer::VhostUser(Box::new(frontend)), name, token });
+        self.as_device().is_some_and(DeviceEnd::is_failed)
     }
 
     /// The frontend has described its rings.
@@ -263,13 +195,14 @@ impl End {
         Some(rings)
     }
 
-    fn set_peer(&mut self, peer: ConnectedPeer) {
+    /// Somebody has come.
+    pub fn set_peer(&mut self, peer: ConnectedPeer) {
         self.kind = match self.kind {
             EndKind::Server(_) => EndKind::Server(Some(peer)),
             EndKind::Client(_) => EndKind::Client(ClientState::Connected(peer)),
-            EndKind::Tap(..) => unreachable!("no peer connects to a kernel interface"),
+            EndKind::Device(_) => unreachable!("no peer connects to a device"),
         };
-        self.last_error = None;
+        (self.last_error, self.logged) = (None, None);
     }
 
     /// The peer, or the try to reach one, is gone. What is left of it comes back, to be closed.
@@ -278,7 +211,7 @@ impl End {
         self.present = false;
         self.paused_until = None;
         self.is_counted = false;
-        self.last_error = Some(reason.clone());
+        self.last_error = Some(reason);
         match &mut self.kind {
             EndKind::Server(peer) => peer.take().map(Former::Peer),
             EndKind::Client(state) => {
@@ -288,8 +221,8 @@ impl End {
                     ClientState::Waiting(_) | ClientState::Connecting(_) => None,
                 }
             }
-            EndKind::Tap(_, gone) => {
-                gone.get_or_insert(reason);
+            EndKind::Device(device) => {
+                device.lose();
                 None
             }
         }
@@ -306,7 +239,7 @@ impl End {
     pub fn connecting(&self) -> Option<SocketJobId> {
         match self.kind {
             EndKind::Client(ClientState::Connecting(job)) => Some(job),
-            EndKind::Client(_) | EndKind::Server(_) | EndKind::Tap(..) => None,
+            EndKind::Client(_) | EndKind::Server(_) | EndKind::Device(_) => None,
         }
     }
 
@@ -315,9 +248,8 @@ impl End {
         match &self.kind {
             EndKind::Client(ClientState::Waiting(until)) => return Some((*until, Due::Connect)),
             EndKind::Client(ClientState::Handshake(handshake, _)) => return Some((handshake.deadline, Due::GiveUp)),
-            EndKind::Client(ClientState::Connecting(_) | ClientState::Connected(_))
-            | EndKind::Server(_)
-            | EndKind::Tap(..) => {}
+            EndKind::Device(device) => return device.deadline(),
+            EndKind::Client(ClientState::Connecting(_) | ClientState::Connected(_)) | EndKind::Server(_) => {}
         }
         let resume = self.paused_until.map(|at| (at, Due::Resume));
         resume.or_else(|| Some((self.frontend()?.silent_until?, Due::GiveUp)))
@@ -335,8 +267,7 @@ impl End {
                 let peer = peer.name.clone();
                 if self.present { EndState::Connected { peer } } else { EndState::Starting { peer } }
             }
-            EndKind::Tap(_, None) => EndState::Up,
-            EndKind::Tap(_, Some(reason)) => EndState::Failed { reason: reason.clone() },
+            EndKind::Device(device) => device.state(last_error.as_ref()),
         }
     }
 }

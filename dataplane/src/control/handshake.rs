@@ -14,7 +14,6 @@ use super::{HANDSHAKE, HANDSHAKES_MAX, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError, MemifOffer, Outbox, Server};
 use crate::port::memif::message::MemifMessage;
-use crate::spec::{EndSpec, MemifSpec};
 
 /// A client that has not finished its handshake.
 pub struct Handshake {
@@ -151,7 +150,7 @@ impl State {
     pub(super) fn refuse_handshake(&mut self, key: ListenerKey, token: Token, reason: &DisconnectReason) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let Some(handshake) = listener.handshakes.remove(token) else { return };
-        let end = handshake.wanted.and_then(|id| listener.memif_end(id));
+        let end = handshake.wanted.and_then(|id| listener.ends.get(Some(id)));
         if reason.should_tell_peer() {
             handshake.channel.send_disconnect(reason);
         }
@@ -176,13 +175,13 @@ impl State {
         if let Some(handshake) = listener.handshakes.clients.get_mut(&token) {
             handshake.wanted.get_or_insert(id);
         }
-        if let Some(end) = listener.memif_end(id) {
+        if let Some(end) = listener.ends.get(Some(id)) {
             self.notice_loss(end);
         }
     }
 
     fn finish_handshake(&mut self, key: ListenerKey, channel: MemifChannel, connection: Connection, token: Token) {
-        let end = self.listeners.get(key).and_then(|listener| listener.memif_end(connection.id));
+        let end = self.listeners.get(key).and_then(|listener| listener.ends.get(Some(connection.id)));
         let Some(end) = end else {
             self.poller.forget(token, &channel);
             return self.reap_of_listener(key, (channel, connection));
@@ -193,10 +192,10 @@ impl State {
 
     /// The interface of an id, if it is free.
     fn offer(&self, key: ListenerKey, id: u32) -> Result<MemifOffer<'_>, HandshakeError> {
-        let end = self.listeners.get(key).and_then(|listener| listener.memif_end(id));
+        let end = self.listeners.get(key).and_then(|listener| listener.ends.get(Some(id)));
         let (wire, end) =
             end.and_then(|end| Some((self.wires.get(end.wire)?, end))).ok_or(HandshakeError::UnknownId(id))?;
-        let (Some(spec), Some(served)) = (memif_spec(&wire.spec.ends[end.end]), wire.workers()) else {
+        let (Some(spec), Some(served)) = (wire.spec.ends[end.end].as_memif(), wire.workers()) else {
             return Err(HandshakeError::UnknownId(id));
         };
         if served.ends[end.end].peer().is_some() {
@@ -217,14 +216,7 @@ impl State {
     /// one it wants.
     fn queues_offered(&self, key: ListenerKey) -> u16 {
         let Some(listener) = self.listeners.get(key) else { return 1 };
-        let queues = listener.memif_ends().filter_map(|end| memif_spec(&self.wires.get(end.wire)?.spec.ends[end.end]));
+        let queues = listener.ends.all().filter_map(|end| self.wires.get(end.wire)?.spec.ends[end.end].as_memif());
         queues.map(|spec| spec.queues).max().unwrap_or(1)
-    }
-}
-
-fn memif_spec(end: &EndSpec) -> Option<&MemifSpec> {
-    match end {
-        EndSpec::Memif(spec) => Some(spec),
-        EndSpec::VhostUser(_) | EndSpec::Kernel(_) => None,
     }
 }

@@ -1,6 +1,7 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
 //! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
+//! - *Device threads* make, look after and close devices of other crates, each of which may hang.
 //! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::socket_jobs`]).
 //! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
@@ -17,15 +18,17 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::done::{Done, Look, MakeError, SocketOutcome};
+use super::device::NewDevice;
+use super::done::{DeviceNews, Done, Look, MakeError, SocketOutcome};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, Inbox};
 use super::keys::{EndId, SocketJobId, WireKey};
-use crate::port::kernel::{InterfaceOwner, TapInterface, VethPair};
+use crate::port::any::LaneEnd;
+use crate::port::device::{Device, DeviceContext, DeviceLink, DeviceSpec, LossNotice, MadeDevice};
+use crate::port::kernel::{InterfaceOwner, VethPair};
 use crate::socket::Listener;
 use crate::spec::{KernelSpec, SocketAddress};
 use ferrule_ffi::region::Region;
-use ferrule_ffi::tap::Tap;
 
 /// What reapers have not dropped yet of what the peers of an end, or of a listening socket, gave us.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +85,7 @@ pub type SocketTask = Box<dyn FnOnce() -> SocketOutcome + Send>;
 /// The threads.
 pub struct Jobs {
     makers: Pool,
+    devices: Pool,
     sockets: Pool,
     closers: Pool,
     reapers: Pool,
@@ -98,6 +102,7 @@ impl Jobs {
         let pool = |name, threads_max| Pool::new(name, threads_max, health, &inbox);
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
+            devices: pool("device", DEVICE_THREADS_MAX)?,
             sockets: pool("socket", SOCKET_THREADS_MAX)?,
             closers: pool("closer", CLOSERS_MAX)?,
             reapers: pool("reaper", REAPERS_MAX)?,
@@ -117,29 +122,31 @@ impl Jobs {
         self.sockets.submit(move || drop(task()));
     }
 
-    /// Makes a TAP interface.
-    pub fn make_tap(&self, end: EndId, spec: KernelSpec) -> Ticket {
-        let lost = Done::Tap(end, Err(MakeError { end: end.end, problem: PANICKED.to_owned() }));
-        self.make(lost, move || {
-            let made = make_tap(&spec).map_err(|problem| MakeError { end: end.end, problem });
-            Done::Tap(end, made)
-        })
+    /// Makes a device of that number for an end of a wire.
+    pub(super) fn make_device(&self, end: EndId, number: u64, wire: String, spec: Arc<dyn DeviceSpec>) -> Ticket {
+        let made = move |made| Done::Device(end, number, DeviceNews::Made(made));
+        let inbox = self.inbox.clone();
+        let loss =
+            LossNotice::new(move || inbox.post(ControlMessage::Done(Done::Device(end, number, DeviceNews::Lost))));
+        let context = DeviceContext { wire, end: end.end, loss };
+        let pool = if spec.is_made_by_kernel() { &self.makers } else { &self.devices };
+        self.make(pool, made(Err(PANICKED.to_owned())), move || made(make_device(&*spec, context)))
     }
 
     /// Makes the veth pair of a wire.
     pub fn make_veth(&self, wire: WireKey, name: String, specs: [KernelSpec; 2]) -> Ticket {
         let owner = Arc::clone(&self.owner);
         let lost = Done::Veth(wire, Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
-        self.make(lost, move || {
+        self.make(&self.makers, lost, move || {
             let made = VethPair::create(&owner, &name, [&specs[0], &specs[1]]);
             Done::Veth(wire, made.map_err(|(end, error)| MakeError { end, problem: error.to_string() }))
         })
     }
 
-    fn make(&self, lost: Done, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
+    fn make(&self, pool: &Pool, lost: Done, make: impl FnOnce() -> Done + Send + 'static) -> Ticket {
         let ticket = Ticket::default();
         let (queued, inbox) = (ticket.clone(), self.inbox.clone());
-        self.makers.submit(move || {
+        pool.submit(move || {
             if queued.begin() {
                 Answer { inbox, done: Some(lost) }.post(make);
             }
@@ -147,12 +154,39 @@ impl Jobs {
         ticket
     }
 
-    /// Closes what a wire had made.
-    pub fn close(&self, wire: WireKey, what: impl Send + 'static) {
+    /// Closes the veth pair that a wire had made, as soon as nobody looks at it any more.
+    pub fn close_pair(&self, wire: WireKey, pair: Arc<VethPair>) {
         self.tell(&self.closers, Done::Closed(wire), move || {
-            drop(what);
+            drop(LastOwner(pair));
             Done::Closed(wire)
         });
+    }
+
+    /// Closes the device that a wire had, after its rings.
+    pub(super) fn close_device(&self, wire: WireKey, rings: Vec<LaneEnd>, device: Arc<dyn Device>) {
+        self.tell(self.closer(&*device), Done::Closed(wire), move || {
+            close_device(rings, device);
+            Done::Closed(wire)
+        });
+    }
+
+    /// The same for one that is lost, and of a wire that stays.
+    pub(super) fn close_lost(&self, end: EndId, number: u64, rings: Vec<LaneEnd>, device: Arc<dyn Device>) {
+        let pool = self.closer(&*device);
+        self.tell(pool, Done::Device(end, number, DeviceNews::Closed), move || {
+            close_device(rings, device);
+            Done::Device(end, number, DeviceNews::Closed)
+        });
+    }
+
+    /// Closes a device that nobody wants any more.
+    pub(super) fn discard_device(&self, made: NewDevice) {
+        let NewDevice { device, rings, .. } = made;
+        self.closer(&*device).submit(move || close_device(vec![rings], device));
+    }
+
+    fn closer(&self, device: &dyn Device) -> &Pool {
+        if device.answers_at_once() { &self.closers } else { &self.devices }
     }
 
     /// Closes what nobody wants any more.
@@ -190,21 +224,25 @@ impl Jobs {
         self.makers.submit(move || regions.iter().for_each(Region::populate));
     }
 
-    /// Tells the kernel whether somebody is at the other end of an interface.
-    pub fn set_carrier(&self, tap: Arc<Tap>, up: bool) {
-        self.interfaces.submit(move || {
-            // It fails only when the interface is gone, which its lane finds out.
-            let _ = tap.set_carrier(up);
+    /// Tells a device whether somebody is at the other end.
+    pub(super) fn set_link(&self, link: Arc<DeviceLink>) {
+        let pool = if link.answers_at_once() { &self.interfaces } else { &self.devices };
+        pool.submit(move || link.tell());
+    }
+
+    /// Looks at interfaces: reads the counters of pairs, and asks devices that answer at once what they are doing.
+    pub(super) fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, devices: Vec<(EndId, u64, Arc<dyn Device>)>) {
+        self.tell(&self.interfaces, Done::Looked(Look::default()), move || {
+            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
+            let devices = devices.into_iter().map(|(end, number, device)| (end, number, device.status())).collect();
+            Done::Looked(Look { pairs, devices })
         });
     }
 
-    /// Looks at interfaces: reads the counters of pairs, and asks for taps that no lane has whether they are gone.
-    pub fn look(&self, pairs: Vec<(WireKey, Arc<VethPair>)>, taps: Vec<(EndId, Arc<Tap>)>) {
-        self.tell(&self.interfaces, Done::Looked(Look::default()), move || {
-            let pairs = pairs.into_iter().map(|(wire, pair)| (wire, pair.status())).collect();
-            let gone = taps.into_iter().filter(|(_, tap)| tap.is_gone()).map(|(end, _)| end).collect();
-            Done::Looked(Look { pairs, gone })
-        });
+    /// Asks a device what it is doing that may take its time.
+    pub(super) fn look_at_device(&self, end: EndId, number: u64, device: Arc<dyn Device>) {
+        let news = move |status| Done::Device(end, number, DeviceNews::Status(status));
+        self.tell(&self.devices, news(Err(PANICKED.to_owned())), move || news(device.status()));
     }
 
     /// Has a job done of which control is told: `lost`, if it panics.
@@ -234,11 +272,31 @@ impl Drop for Answer {
     }
 }
 
-/// An interface whose frames we finish where the kernel leaves something undone: its other end is in userspace.
-fn make_tap(spec: &KernelSpec) -> Result<Tap, String> {
-    let TapInterface { tap, .. } = TapInterface::create(spec).map_err(|error| error.to_string())?;
-    tap.set_offloads(true).map_err(|error| format!("let {} leave offloads to us: {error}", spec.name))?;
-    Ok(tap)
+fn make_device(spec: &dyn DeviceSpec, context: DeviceContext) -> Result<NewDevice, String> {
+    let MadeDevice { device, rings } = spec.make(&context)?;
+    match device.status() {
+        Ok(status) => Ok(NewDevice { device, rings, status, loss: context.loss }),
+        Err(reason) => {
+            close_device(vec![rings], device);
+            Err(reason)
+        }
+    }
+}
+
+fn close_device(rings: Vec<LaneEnd>, device: Arc<dyn Device>) {
+    drop(rings);
+    drop(LastOwner(device));
+}
+
+/// Closes what a thread may still be looking at as soon as it is not.
+struct LastOwner<T: ?Sized>(Arc<T>);
+
+impl<T: ?Sized> Drop for LastOwner<T> {
+    fn drop(&mut self) {
+        while Arc::strong_count(&self.0) > 1 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Threads that take tasks in their order. One is always there, so that every task has its turn also when no other
@@ -334,6 +392,8 @@ const PANICKED: &str = "the thread that was to do it has panicked; restart the f
 const MAKERS_MAX: usize = 4;
 /// No more jobs are begun at once ([`super::socket_jobs`]).
 pub(super) const SOCKET_THREADS_MAX: usize = 64;
+/// A device that hangs has at most four of them: it is made or closed, asked, and told of its link twice.
+const DEVICE_THREADS_MAX: usize = 64;
 const CLOSERS_MAX: usize = 4;
 /// As many peers can hold one up before others wait behind them.
 const REAPERS_MAX: usize = 64;
@@ -426,7 +486,7 @@ mod tests {
         let jobs = Jobs::new(inbox, InterfaceOwner::process(), &HealthCell::default()).unwrap();
         let lost = || Done::Veth(WireKey::default(), Err(MakeError { end: 0, problem: PANICKED.to_owned() }));
         jobs.tell(&jobs.closers, lost(), || panic!("on purpose"));
-        let _ticket = jobs.make(lost(), || panic!("on purpose"));
+        let _ticket = jobs.make(&jobs.makers, lost(), || panic!("on purpose"));
         let told = || messages.recv_timeout(Duration::from_secs(30)).unwrap();
         let told: Vec<_> = (0..4).map(|_| told()).collect();
         let is_lost = |message: &&ControlMessage| matches!(message, ControlMessage::Done(Done::Veth(_, Err(_))));

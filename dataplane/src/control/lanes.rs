@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::device::DeviceEnd;
 use super::disconnect::DisconnectReason;
 use super::end::Former;
 use super::events::WireChange;
@@ -28,7 +29,7 @@ impl State {
                 served.lanes.push(place);
             }
         }
-        self.set_carrier(key, true);
+        self.set_joined(key, true);
         let wire = &mut self.wires[key];
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
             tracing::info!(wire = spec.name, queues = wire.queues(), suppressed = if_any(suppressed), "wire up");
@@ -132,7 +133,8 @@ impl State {
         // A peer that has come since then brought rings of its own, and is not to blame.
         let blamed = fault.filter(|&(end, _)| served.ends[end].present && served.ends[end].rings.is_none());
         // What is read where pages are missing looks like many a fault.
-        let lost = |end: usize| served.ends[end].peer().and_then(|peer| peer.peer.memory_lost()).map(Fault::Memory);
+        let lost =
+            |end: usize| served.ends[end].peer().and_then(|peer| peer.peer.as_dyn().memory_lost()).map(Fault::Memory);
         let blamed = blamed.map(|(end, fault)| (end, lost(end).unwrap_or(fault)));
         let done = served.lane_back(number, lane);
         if let Some((end, fault)) = blamed {
@@ -141,6 +143,7 @@ impl State {
         self.reap_stale(key);
         if done {
             self.finish_removal(key);
+            self.close_lost_devices(key);
             self.lanes_are_back(key);
             self.join(key);
         }
@@ -158,6 +161,7 @@ impl State {
             if served.reunite() {
                 self.reap_stale(key);
                 self.finish_removal(key);
+                self.close_lost_devices(key);
             }
         }
     }
@@ -168,37 +172,35 @@ impl State {
         let is_removed = wire.removal.is_some();
         let Some(served) = wire.workers_mut() else { return };
         let end = &mut served.ends[id.end];
-        let (had_peer, had_interface) = (end.peer().is_some(), end.interface().is_some());
-        let before = end.last_error.take();
+        let (had_peer, had_device) = (end.peer().is_some(), end.as_device().is_some_and(DeviceEnd::is_up));
         let text = reason.to_string();
         let former = end.disconnect(text.clone());
-        let is_news = had_peer || before.as_ref() != Some(&text);
-        if is_news
-            && (had_peer || !is_removed)
-            && let Some(suppressed) = wire.log_limit.allow(Instant::now())
+        if (had_peer || !is_removed)
+            && let Some(suppressed) = wire.allow_line(id.end, &text)
         {
             let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
-            match (had_peer, had_interface) {
+            match (had_peer, had_device) {
                 (true, _) => tracing::info!(wire, end, %reason, suppressed, "peer gone"),
-                (false, true) => tracing::warn!(wire, end, %reason, suppressed, "interface gone"),
+                (false, true) => tracing::warn!(wire, end, %reason, suppressed, "device gone"),
                 (false, false) => tracing::warn!(wire, end, %reason, suppressed, "not connected; trying again"),
             }
         }
         self.changed.insert(id.wire);
         if had_peer {
             self.events.note(&wire.spec.name, WireChange::PeerGone { end: id.end, reason: text });
-        } else if had_interface && !is_removed {
+        } else if had_device && !is_removed {
             self.events.note(&wire.spec.name, WireChange::Failed { end: Some(id.end), reason: text });
         }
         if !is_removed {
-            self.set_carrier(id.wire, false);
+            self.set_joined(id.wire, false);
         }
         self.set_timer(id);
         match former {
             Some(former) => self.close_former(id, former, reason),
-            // Nobody can use what is left of an interface.
-            None if had_interface => {
+            // Nobody can use what is left of a device.
+            None if had_device => {
                 self.recall(id.wire, Duration::ZERO);
+                self.close_lost_devices(id.wire);
             }
             None => {}
         }
@@ -215,11 +217,11 @@ impl State {
                 self.reap(id, handshake);
             }
             Former::Peer(peer) => {
-                if peer.peer.is_frontend() {
+                if peer.peer.as_dyn().has_queue() {
                     self.vacated.push(id);
                 }
                 if reason.should_tell_peer() {
-                    peer.peer.send_disconnect(reason);
+                    peer.peer.as_dyn().send_disconnect(reason);
                 }
                 self.poller.forget(peer.token, &peer.peer);
                 self.reap(id, peer);
@@ -239,6 +241,10 @@ impl State {
     pub(super) fn reap_stale(&mut self, key: WireKey) {
         for end in 0..2 {
             let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
+            if served.ends[end].as_device().is_some() {
+                // They go before their device, by the same job.
+                continue;
+            }
             let stale = std::mem::take(&mut served.ends[end].stale);
             if !stale.is_empty() {
                 self.reap(EndId { wire: key, end }, stale);
@@ -246,15 +252,23 @@ impl State {
         }
     }
 
-    /// Tells the kernel whether somebody is at the other end of the interfaces of a wire.
-    pub(super) fn set_carrier(&mut self, key: WireKey, up: bool) {
-        let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) else { return };
-        // A peer can have this asked for as often as it likes.
-        if served.carrier.replace(up) == Some(up) {
-            return;
+    /// Notes whether both ends of a wire are there.
+    pub(super) fn set_joined(&mut self, key: WireKey, is_joined: bool) {
+        if let Some(served) = self.wires.get_mut(key).and_then(Wire::workers_mut) {
+            served.is_joined = is_joined;
+            self.tell_links(key);
         }
-        for tap in served.ends.iter().filter_map(|end| end.interface()) {
-            self.jobs.set_carrier(Arc::clone(tap), up);
+    }
+
+    /// Tells the devices of a wire whether somebody is at the other end, if that is news: a peer can have this asked for
+    /// as often as it likes.
+    pub(super) fn tell_links(&self, key: WireKey) {
+        let Some(served) = self.wires.get(key).and_then(|wire| wire.workers()) else { return };
+        for (number, end) in served.ends.iter().enumerate() {
+            let up = served.is_joined && served.ends[1 - number].has_link();
+            if let Some(link) = end.as_device().and_then(|device| device.want_link(up)) {
+                self.jobs.set_link(link);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use ferrule_ffi::unix::Kind;
 
-use crate::spec::{EndSpec, NetNs, Role, SocketAccess, SocketAddress};
+use crate::spec::{EndSpec, NetNs, PeerSocket, Role, SocketAccess, SocketAddress};
 
 /// Where a socket listens: its address and, if that is abstract, its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,13 +16,9 @@ pub struct ListenAddress {
 impl ListenAddress {
     /// Where an end listens; `None`: it does not.
     pub fn of(end: &EndSpec) -> Option<Self> {
-        let (address, netns) = match end {
-            EndSpec::Memif(spec) if spec.role == Role::Server => (&spec.socket, spec.netns.as_ref()),
-            EndSpec::VhostUser(spec) if spec.role == Role::Server => (&spec.socket, None),
-            EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => return None,
-        };
-        let netns = netns.filter(|_| matches!(address, SocketAddress::Abstract(_))).cloned();
-        Some(Self { address: address.clone(), netns })
+        let socket = end.socket().filter(|socket| socket.role == Role::Server)?;
+        let netns = socket.netns.filter(|_| matches!(socket.address, SocketAddress::Abstract(_))).cloned();
+        Some(Self { address: socket.address.clone(), netns })
     }
 }
 
@@ -36,12 +32,8 @@ pub struct ListenKind {
 }
 
 impl ListenKind {
-    /// What an end that listens wants.
-    pub fn of(end: &EndSpec) -> Self {
-        match end {
-            EndSpec::Memif(spec) => Self { kind: Kind::SeqPacket, access: spec.access.clone() },
-            EndSpec::VhostUser(spec) => Self { kind: Kind::Stream, access: spec.access.clone() },
-            EndSpec::Kernel(_) => Self { kind: Kind::Stream, access: SocketAccess::default() },
-        }
+    /// What an end wants that listens there.
+    pub(super) fn of(socket: &PeerSocket<'_>) -> Self {
+        Self { kind: socket.protocol.socket_kind(), access: socket.access.clone() }
     }
 }

@@ -1,13 +1,10 @@
 //! Listening sockets. Wires with memif server ends can share one, since a client says which interface id it wants.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Display;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use ferrule_ffi::descriptor_account::DescriptorAccount;
-use ferrule_ffi::socket_file::SocketLocation;
 use slotmap::Key;
 
 use super::done::SocketOutcome;
@@ -15,12 +12,12 @@ use super::handshake::Handshakes;
 use super::jobs::ReapAccount;
 use super::keys::{EndId, ListenerKey, WireKey};
 use super::listen_address::{ListenAddress, ListenKind};
-use super::log_limit::{LogLimit, if_any};
+use super::listener_ends::ListenerEnds;
+use super::log_limit::LogLimit;
 use super::pending::PendingFrontend;
 use super::poller::{SocketOwner, Token};
-use super::socket_jobs::{SocketPurpose, directory};
+use super::socket_jobs::SocketPurpose;
 use super::state::State;
-use super::wire::Wire;
 use crate::socket::{Listener, SocketError, USUAL_MODE};
 use crate::spec::{EndSpec, SocketAccess, SocketAddress};
 
@@ -39,9 +36,9 @@ pub struct SharedListener {
     /// Ends of wires that are being made and wait for the socket.
     waiting: Vec<EndId>,
     /// The socket of which a job looks whether its path leads here.
-    checked: Option<Token>,
+    pub(super) checked: Option<Token>,
     /// Why that is not known.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
     /// What peers that come here hold of our descriptors. It outlives the socket: who has its path listened on again has
     /// no more room for that.
     descriptors: Arc<DescriptorAccount>,
@@ -67,55 +64,7 @@ pub enum ListenSocket {
     Lost,
 }
 
-/// Whose peers come to a listening socket.
-pub enum ListenerEnds {
-    /// Those of memif interfaces, by their ids.
-    Memif(HashMap<u32, EndId>),
-    /// Those of a vhost-user end; none: it has just gone.
-    VhostUser(Option<EndId>),
-}
-
-impl ListenerEnds {
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Memif(ids) => ids.is_empty(),
-            Self::VhostUser(end) => end.is_none(),
-        }
-    }
-}
-
 impl SharedListener {
-    /// The end that frontends come to, if they do.
-    pub fn frontend_end(&self) -> Option<EndId> {
-        match &self.ends {
-            ListenerEnds::Memif(_) => None,
-            ListenerEnds::VhostUser(end) => *end,
-        }
-    }
-
-    /// The end of a memif interface.
-    pub fn memif_end(&self, id: u32) -> Option<EndId> {
-        match &self.ends {
-            ListenerEnds::Memif(ids) => ids.get(&id).copied(),
-            ListenerEnds::VhostUser(_) => None,
-        }
-    }
-
-    /// Every end that memif clients find here.
-    pub fn memif_ends(&self) -> impl Iterator<Item = EndId> {
-        match &self.ends {
-            ListenerEnds::Memif(ids) => Some(ids.values().copied()),
-            ListenerEnds::VhostUser(_) => None,
-        }
-        .into_iter()
-        .flatten()
-    }
-
-    /// Every end whose peers come here.
-    fn ends(&self) -> Vec<EndId> {
-        self.memif_ends().chain(self.frontend_end()).collect()
-    }
-
     /// Descriptors that peers without an end hold here.
     pub fn held(&self) -> usize {
         self.handshakes.held() + self.pending.values().map(PendingFrontend::held).sum::<usize>()
@@ -138,56 +87,21 @@ impl SharedListener {
         let pending = self.pending.iter().map(|(&token, frontend)| (frontend.held(), token));
         handshakes.chain(pending).map(|(held, token)| (held, std::cmp::Reverse(token))).max()
     }
-
-    /// The end of which an id, or this socket, is taken.
-    fn holder(&self, end: &EndSpec) -> Option<EndId> {
-        match (&self.ends, end) {
-            (ListenerEnds::Memif(ids), EndSpec::Memif(spec)) => ids.get(&spec.id).copied(),
-            (ListenerEnds::Memif(ids), EndSpec::VhostUser(_) | EndSpec::Kernel(_)) => ids.values().next().copied(),
-            (ListenerEnds::VhostUser(holder), _) => *holder,
-        }
-    }
-
-    fn add(&mut self, id: EndId, end: &EndSpec) {
-        match (&mut self.ends, end) {
-            (ListenerEnds::Memif(ids), EndSpec::Memif(spec)) => {
-                ids.insert(spec.id, id);
-            }
-            // Nobody has it any more.
-            (ends, _) => *ends = new_ends(id, end),
-        }
-    }
-
-    fn remove(&mut self, id: EndId) {
-        match &mut self.ends {
-            ListenerEnds::Memif(ids) => ids.retain(|_, end| *end != id),
-            ListenerEnds::VhostUser(end) => {
-                end.take_if(|end| *end == id);
-            }
-        }
-    }
-}
-
-fn new_ends(id: EndId, end: &EndSpec) -> ListenerEnds {
-    match end {
-        EndSpec::Memif(spec) => ListenerEnds::Memif(HashMap::from([(spec.id, id)])),
-        EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenerEnds::VhostUser(Some(id)),
-    }
 }
 
 impl State {
     /// Takes a place at the listening socket of an end that listens. `false`: the socket is not there yet, and
     /// [`Self::listener_bound`] will say what became of it. No peer is let in before the wire is there.
     pub(super) fn claim_listener(&mut self, id: EndId, end: &EndSpec) -> Result<bool, ListenError> {
-        let Some(address) = ListenAddress::of(end) else { return Ok(true) };
-        let kind = ListenKind::of(end);
+        let (Some(socket), Some(address)) = (end.socket(), ListenAddress::of(end)) else { return Ok(true) };
+        let kind = ListenKind::of(&socket);
         let Some(&key) = self.addresses.get(&address) else {
             let listener = SharedListener {
                 address: address.clone(),
                 asked: kind.clone(),
                 kind,
                 socket: ListenSocket::Binding,
-                ends: new_ends(id, end),
+                ends: ListenerEnds::new(id, &socket),
                 waiting: vec![id],
                 checked: None,
                 problem: None,
@@ -203,23 +117,21 @@ impl State {
             return Ok(false);
         };
         let listener = &self.listeners[key];
-        if let Some(holder) = listener.holder(end) {
+        if let Some(holder) = listener.ends.holder(&socket) {
             let wire = self.wires.get(holder.wire).map(|wire| wire.spec.name.clone()).unwrap_or_default();
-            return Err(match end {
-                EndSpec::Memif(spec) if listener.memif_end(spec.id).is_some() => {
-                    ListenError::IdTaken { id: spec.id, address: address.address, wire }
-                }
-                EndSpec::Memif(_) | EndSpec::VhostUser(_) | EndSpec::Kernel(_) => ListenError::SocketTaken { wire },
+            return Err(match socket.id.filter(|_| listener.ends.protocol() == socket.protocol) {
+                Some(id) => ListenError::IdTaken { id, address: address.address, wire },
+                None => ListenError::SocketTaken { wire },
             });
         }
-        let other = listener.ends().first().and_then(|first| self.wires.get(first.wire));
+        let other = listener.ends.all().next().and_then(|first| self.wires.get(first.wire));
         if let Some(other) = other.filter(|_| listener.access_differs(&address, &kind.access)) {
             let (wire, theirs) = (other.spec.name.clone(), listener.kind.access.clone());
             let address = address.address;
             return Err(ListenError::AccessDiffers { address, wire, theirs, ours: kind.access });
         }
         let listener = &mut self.listeners[key];
-        listener.add(id, end);
+        listener.ends.add(id, &socket);
         if matches!(listener.socket, ListenSocket::Open(..)) {
             return Ok(true);
         }
@@ -233,7 +145,7 @@ impl State {
         let Some(address) = ListenAddress::of(end) else { return };
         let Some(&key) = self.addresses.get(&address) else { return };
         let listener = &mut self.listeners[key];
-        listener.remove(id);
+        listener.ends.remove(id);
         if !listener.ends.is_empty() {
             return;
         }
@@ -289,7 +201,7 @@ impl State {
         let waiting = std::mem::take(&mut listener.waiting);
         let descriptors = Arc::clone(&listener.descriptors);
         let bound = bound.map(|socket| socket.charged_to(&descriptors));
-        let is_in_use = listener.ends().iter().any(|end| !waiting.contains(end));
+        let is_in_use = listener.ends.all().any(|end| !waiting.contains(&end));
         let bound = match bound.map(|socket| (self.poller.watch_later(&socket, SocketOwner::Listener(key)), socket)) {
             Ok((Ok(token), socket)) => {
                 listener.socket = ListenSocket::Open(socket, token);
@@ -358,83 +270,6 @@ impl State {
         });
     }
 
-    /// Has looked whether socket files still lead here: somebody may have removed their directory, or bound them himself.
-    pub(super) fn check_socket_files(&mut self) {
-        let mut lost = Vec::new();
-        // Each directory is looked at by one job: there may be a thousand sockets in it.
-        let mut checked = HashMap::<_, Vec<_>>::new();
-        for (key, listener) in &mut self.listeners {
-            match &listener.socket {
-                ListenSocket::Open(socket, token) if listener.checked != Some(*token) => {
-                    let Some(file) = socket.location() else { continue };
-                    listener.checked = Some(*token);
-                    let place = checked.entry(directory(&listener.address)).or_default();
-                    place.push(((key, *token), file));
-                }
-                ListenSocket::Lost => lost.push(key),
-                ListenSocket::Open(..) | ListenSocket::Binding | ListenSocket::Closing => {}
-            }
-        }
-        for sockets in checked.into_values() {
-            let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
-            let Some(address) = self.listeners.get(keys[0].0).map(|listener| listener.address.clone()) else {
-                continue;
-            };
-            self.at_socket(SocketPurpose::Check(keys.into()), &address, move || {
-                SocketOutcome::Checked(files.iter().map(SocketLocation::leads_here).collect())
-            });
-        }
-        for key in lost {
-            self.listener_closed(key);
-        }
-    }
-
-    /// It is known whether a socket file leads here. If not, it is listened on again, unless that has happened meanwhile.
-    pub(super) fn socket_file_checked(&mut self, key: ListenerKey, token: Token, leads_here: bool) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if listener.checked.take_if(|checked| *checked == token).is_none() {
-            return;
-        }
-        if listener.problem.take().is_some() {
-            self.note_socket_problem(key, None);
-        }
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if leads_here || !matches!(listener.socket, ListenSocket::Open(_, open) if open == token) {
-            return;
-        }
-        if let ListenSocket::Open(socket, token) = std::mem::replace(&mut listener.socket, ListenSocket::Closing) {
-            let address = listener.address.clone();
-            tracing::warn!(socket = %address.address, "the socket's path leads elsewhere; listening again");
-            self.poller.forget(token, &socket);
-            self.close_listener(WireKey::null(), key, &address, socket);
-        }
-    }
-
-    /// Whether a socket file leads here cannot be found out.
-    pub(super) fn socket_file_unknown(&mut self, key: ListenerKey, token: Token, problem: &str) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if listener.checked.take_if(|checked| *checked == token).is_none() {
-            return;
-        }
-        if listener.problem.as_deref() == Some(problem) {
-            return;
-        }
-        tracing::warn!(problem, "whether its path still leads here is not known");
-        listener.problem = Some(problem.to_owned());
-        self.note_socket_problem(key, Some(problem));
-    }
-
-    /// Every end of a listening socket that has no peer says what is wrong there.
-    fn note_socket_problem(&mut self, key: ListenerKey, problem: Option<&str>) {
-        for id in self.listeners.get(key).map(SharedListener::ends).unwrap_or_default() {
-            let served = self.wires.get_mut(id.wire).and_then(Wire::workers_mut);
-            if let Some(end) = served.map(|served| &mut served.ends[id.end]).filter(|end| end.peer().is_none()) {
-                end.last_error = problem.map(str::to_owned);
-                self.changed.insert(id.wire);
-            }
-        }
-    }
-
     /// A socket whose path had led elsewhere listens again, or cannot: every end there says so.
     fn listener_bound_again(&mut self, key: ListenerKey, bound: Result<Token, String>) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
@@ -459,15 +294,6 @@ impl State {
         let listener = key.and_then(|&key| self.listeners.get(key));
         if let Some(ListenSocket::Open(socket, token)) = listener.map(|listener| &listener.socket) {
             self.poller.listen(socket, *token, true);
-        }
-    }
-
-    /// Says that a peer was refused.
-    pub(super) fn say_refused(&mut self, key: ListenerKey, reason: &dyn Display) {
-        let Some(listener) = self.listeners.get_mut(key) else { return };
-        if let Some(suppressed) = listener.log_limit.allow(Instant::now()) {
-            let socket = &listener.address.address;
-            tracing::warn!(%socket, %reason, suppressed = if_any(suppressed), "refused a peer");
         }
     }
 }
@@ -521,6 +347,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
+    use std::time::Instant;
 
     use ferrule_ffi::unix::{Kind, UnixSocket};
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

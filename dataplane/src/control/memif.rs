@@ -1,123 +1,75 @@
 //! memif peers: clients that have finished their handshake, and the servers that our clients connect to.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ferrule_ffi::unix::{Kind, UnixSocket};
+use ferrule_ffi::health::MemoryLost;
 
+use super::any::PeerConnection;
 use super::disconnect::DisconnectReason;
-use super::done::SocketOutcome;
-use super::end::{ClientState, EndKind, Peer};
+use super::end::{ClientState, EndKind};
 use super::events::WireChange;
-use super::jobs::ReapAccount;
-use super::keys::{EndId, SocketJobId};
-use super::listen_address::ListenAddress;
+use super::keys::EndId;
 use super::log_limit::if_any;
 use super::poller::{SocketOwner, Token};
-use super::socket_jobs::SocketPurpose;
 use super::state::State;
 use super::wire::Wire;
 use super::{HANDSHAKE, MESSAGES_PER_EVENT};
 use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
-use crate::port::memif::peer::{ClientHandshake, ClientStep};
-use crate::socket::{self, SocketError};
-use crate::spec::{EndSpec, Prealloc};
+use crate::port::memif::peer::{ClientHandshake, ClientStep, MemifPeer};
+use crate::spec::Prealloc;
 
-/// What there is to listen to at an end.
-enum Heard {
-    Nothing,
-    More,
-    Connected(Box<Connection>),
+impl PeerConnection for MemifPeer {
+    fn memory_lost(&self) -> Option<MemoryLost> {
+        self.layout.memory_lost()
+    }
+
+    fn has_queue(&self) -> bool {
+        false
+    }
+
+    fn send_disconnect(&self, reason: &DisconnectReason) {
+        self.channel.send_disconnect(reason);
+    }
+}
+
+impl AsFd for MemifPeer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
 }
 
 impl State {
-    /// Starts to connect a client end.
-    pub(super) fn connect(&mut self, id: EndId) {
-        let Some(wire) = self.wires.get(id.wire).filter(|wire| wire.removal.is_none()) else { return };
-        let spec = Arc::clone(&wire.spec);
-        if wire.reaping[id.end].is_full() {
-            return self.not_connected(id, STILL_RELEASED);
-        }
-        let (kind, address) = match &spec.ends[id.end] {
-            EndSpec::Memif(memif) => {
-                // Before connecting: a server that is left again at once may not survive it (DPDK 22.11).
-                if let Err(problem) = self.loan(id) {
-                    return self.not_connected(id, problem);
-                }
-                (Kind::SeqPacket, ListenAddress { address: memif.socket.clone(), netns: memif.netns.clone() })
-            }
-            EndSpec::VhostUser(vhost) => (Kind::Stream, ListenAddress { address: vhost.socket.clone(), netns: None }),
-            EndSpec::Kernel(_) => return,
-        };
-        let place = address.clone();
-        let job = self.at_socket(SocketPurpose::Connect(id), &place, move || {
-            SocketOutcome::Connected(socket::connect(kind, &address.address, address.netns.as_ref()))
-        });
-        if let Some(served) = self.wires.get_mut(id.wire).and_then(Wire::workers_mut) {
-            served.ends[id.end].kind = EndKind::Client(ClientState::Connecting(job));
-        }
-    }
-
-    /// The socket of an end's peer is reached, or cannot be.
-    pub(super) fn connected(&mut self, id: EndId, job: SocketJobId, connected: Result<UnixSocket, SocketError>) {
-        let wire = self.wires.get(id.wire).filter(|wire| wire.removal.is_none());
-        let wire = wire.and_then(|wire| {
-            let end = &wire.workers()?.ends[id.end];
-            (end.connecting() == Some(job)).then_some((wire, &end.descriptors))
-        });
-        let Some((wire, descriptors)) = wire else {
-            // Nobody wants it any more.
-            return self.jobs.reap(&ReapAccount::default(), connected.ok());
-        };
-        let spec = Arc::clone(&wire.spec);
-        let connected = connected.map(|socket| socket.charged_to(descriptors));
-        match (connected, &spec.ends[id.end]) {
-            (Err(error), _) => self.not_connected(id, &error.to_string()),
-            (Ok(socket), EndSpec::Memif(_)) => self.greet_server(id, socket.into()),
-            (Ok(socket), EndSpec::VhostUser(_)) => self.greet_frontend(id, socket.into()),
-            (Ok(_), EndSpec::Kernel(_)) => {}
-        }
-    }
-
-    /// The socket of an end has something to say: an answer in the handshake, a goodbye, or whatever a frontend wants.
-    pub(super) fn hear_peer(&mut self, id: EndId) {
+    /// The socket of a memif end has something to say.
+    pub(super) fn hear_memif(&mut self, id: EndId) {
         for _ in 0..MESSAGES_PER_EVENT {
             let Some(wire) = self.wires.get_mut(id.wire) else { return };
-            let spec = Arc::clone(&wire.spec);
+            let wire_spec = Arc::clone(&wire.spec);
+            let Some(spec) = wire_spec.ends[id.end].as_memif() else { return };
             let Some(served) = wire.workers_mut() else { return };
-            let heard = match &mut served.ends[id.end].kind {
-                EndKind::Server(Some(peer)) | EndKind::Client(ClientState::Connected(peer)) => match &peer.peer {
-                    Peer::Memif(peer) => peer.listen().map(|()| Heard::Nothing),
-                    Peer::VhostUser(_) => return self.serve_frontend(id),
-                },
-                EndKind::Client(ClientState::Handshake(handshake, _)) => {
-                    let EndSpec::Memif(spec) = &spec.ends[id.end] else { return };
-                    handshake.step(spec).map(|step| match step {
-                        ClientStep::Nothing => Heard::Nothing,
-                        ClientStep::Continued => Heard::More,
-                        ClientStep::Connected(connection) => Heard::Connected(connection),
-                    })
+            if let Some(peer) = served.ends[id.end].memif() {
+                // One message is as good as many: none leaves it connected.
+                if let Err(error) = peer.listen() {
+                    self.disconnect(id, &error.into());
                 }
-                EndKind::Server(None)
-                | EndKind::Client(ClientState::Waiting(_) | ClientState::Connecting(_))
-                | EndKind::Tap(..) => return,
-            };
-            match heard {
-                Ok(Heard::Nothing) => return,
-                Ok(Heard::More) => {}
-                Ok(Heard::Connected(connection)) => {
-                    let kind = &mut served.ends[id.end].kind;
-                    let waiting = EndKind::Client(ClientState::Waiting(Instant::now()));
-                    if let EndKind::Client(ClientState::Handshake(handshake, token)) = std::mem::replace(kind, waiting)
-                    {
-                        self.connect_memif(id, handshake.channel, *connection, token);
-                    }
-                    return;
-                }
-                Err(error) => return self.disconnect(id, &error.into()),
+                return;
             }
+            let kind = &mut served.ends[id.end].kind;
+            let EndKind::Client(ClientState::Handshake(handshake, _)) = kind else { return };
+            let connection = match handshake.step(spec) {
+                Ok(ClientStep::Nothing) => return,
+                Ok(ClientStep::Continued) => continue,
+                Ok(ClientStep::Connected(connection)) => connection,
+                Err(error) => return self.disconnect(id, &error.into()),
+            };
+            let waiting = EndKind::Client(ClientState::Waiting(Instant::now()));
+            if let EndKind::Client(ClientState::Handshake(handshake, token)) = std::mem::replace(kind, waiting) {
+                self.connect_memif(id, handshake.channel, *connection, token);
+            }
+            return;
         }
     }
 
@@ -136,7 +88,7 @@ impl State {
         {
             tracing::warn!(wire = name, %reason, suppressed = if_any(suppressed), "trusted, but frames are copied");
         }
-        if let EndSpec::Memif(spec) = &wire.spec.ends[id.end]
+        if let Some(spec) = wire.spec.ends[id.end].as_memif()
             && spec.prealloc != Prealloc::Never
         {
             self.jobs.populate(connection.layout.own_regions());
@@ -153,23 +105,8 @@ impl State {
         self.join(id.wire);
     }
 
-    /// Notes why a client end is not connected, and when it is tried again.
-    pub(super) fn not_connected(&mut self, id: EndId, problem: &str) {
-        let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let Some(served) = wire.workers_mut() else { return };
-        let is_news = served.ends[id.end].last_error.as_deref() != Some(problem);
-        served.ends[id.end].disconnect(problem.to_owned());
-        if is_news && let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
-            tracing::info!(wire, end, problem, suppressed, "not connected; trying again");
-        }
-        if is_news {
-            self.changed.insert(id.wire);
-        }
-        self.set_timer(id);
-    }
-
-    fn greet_server(&mut self, id: EndId, channel: MemifChannel) {
+    /// We have connected to a server.
+    pub(super) fn greet_server(&mut self, id: EndId, channel: MemifChannel) {
         // The lender may have another peer by now, or none.
         let loan = match self.loan(id) {
             Ok(loan) => loan,
@@ -206,16 +143,16 @@ impl State {
     }
 
     /// What a client end lends to its server, if it does.
-    fn loan(&mut self, id: EndId) -> Result<Option<Loan>, &'static str> {
+    pub(super) fn loan(&mut self, id: EndId) -> Result<Option<Loan>, &'static str> {
         let Some(wire) = self.wires.get_mut(id.wire) else { return Ok(None) };
         if wire.spec.borrower() != Some(id.end) {
             return Ok(None);
         }
         let Some(served) = wire.workers_mut() else { return Ok(None) };
-        let Some(lender) = served.ends[1 - id.end].layout() else {
+        let Some(lender) = served.ends[1 - id.end].memif() else {
             return Err("the other end has no peer yet, whose memory is to be lent");
         };
-        match lender.loan() {
+        match lender.layout.loan() {
             Ok(loan) => Ok(Some(loan)),
             Err(reason) => {
                 served.no_loan = Some(reason);
@@ -224,6 +161,3 @@ impl State {
         }
     }
 }
-
-/// Why nobody is let in, or connected to, for a moment.
-pub(super) const STILL_RELEASED: &str = "memory and descriptors of former peers are still being released";

@@ -15,13 +15,17 @@
 //!   became of that; [`poller`]: sockets and deadlines;
 //! - [`snapshot`]: what readers see; [`events`]: what subscribers hear; [`health`]: whether all threads are there;
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
-//! - `make`: wires are made, changed and removed; `lanes`: they are joined and parted;
+//! - `make` and `remove`: wires are made, changed and removed; `lanes`: they are joined and parted;
+//! - [`device`]: ends without a peer; `look`: how they are looked after;
 //! - [`sockets`]: what looks up the path of a socket, and may hang there;
 //! - [`listener`]: listening sockets; [`listen_address`]: where; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
-//! - `memif` and `vhost_user`: peers of these kinds;
+//! - `connect`: ends that go to their peers; [`any`]: the kinds of peers, joined; `memif` and `vhost_user`: each of them;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.
 
 pub mod accept;
+pub mod any;
+mod connect;
+pub mod device;
 pub mod disconnect;
 pub mod done;
 pub mod end;
@@ -34,12 +38,16 @@ pub mod keys;
 mod lanes;
 pub mod listen_address;
 pub mod listener;
+pub mod listener_ends;
 pub mod log_limit;
+mod look;
 mod make;
 mod memif;
 pub mod pending;
 pub mod poller;
+mod remove;
 pub mod snapshot;
+mod socket_files;
 pub mod socket_jobs;
 mod sockets;
 pub mod state;

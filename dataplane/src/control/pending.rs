@@ -69,7 +69,7 @@ impl State {
     pub(super) fn add_pending_frontend(&mut self, key: ListenerKey, socket: UnixSocket) -> io::Result<()> {
         let channel = VhostUserChannel::from(socket);
         let Some(listener) = self.listeners.get(key) else { return Ok(()) };
-        if let Some(end) = listener.frontend_end() {
+        if let Some(end) = listener.ends.get(None) {
             self.notice_loss(end);
             if self.occupancy(end) == Occupancy::Occupied {
                 self.say_refused(key, &DisconnectReason::Occupied);
@@ -91,7 +91,7 @@ impl State {
     /// A frontend that is no peer yet may have said something.
     pub(super) fn hear_pending_frontend(&mut self, key: ListenerKey, token: Token) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        let Some(end) = listener.frontend_end() else { return };
+        let Some(end) = listener.ends.get(None) else { return };
         let Some(frontend) = listener.pending.get_mut(&token).filter(|frontend| frontend.first.is_none()) else {
             return;
         };
@@ -167,7 +167,7 @@ impl State {
     pub(super) fn refuse_frontend(&mut self, key: ListenerKey, token: Token, reason: &DisconnectReason) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let Some(frontend) = listener.pending.remove(&token) else { return };
-        let end = listener.frontend_end();
+        let end = listener.ends.get(None);
         self.forget_frontend(token, &frontend);
         self.reap_of_listener(key, frontend);
         self.say_refused(key, reason);
@@ -185,7 +185,7 @@ impl State {
 
     fn admit_frontend(&mut self, key: ListenerKey, token: Token) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
-        let Some(end) = listener.frontend_end() else { return };
+        let Some(end) = listener.ends.get(None) else { return };
         let Some(frontend) = listener.pending.remove(&token) else { return };
         self.unfinished.held -= frontend.held();
         self.poller.timers.set(Timer::PendingFrontend(token), None);

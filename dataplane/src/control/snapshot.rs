@@ -10,7 +10,7 @@ use ferrule_ffi::ticks;
 
 use crate::counters::LinkCounters;
 use crate::spec::WireSpec;
-use crate::status::{Crossing, EndState, Traffic, WireStatus, WorkerStatus};
+use crate::status::{Crossing, DeviceStatus, EndState, Traffic, WireStatus, WorkerStatus};
 
 /// All wires and workers, as control last published them.
 pub struct Snapshot {
@@ -78,6 +78,8 @@ pub struct WireState {
     pub generation: u64,
     /// Both ends.
     pub ends: [EndState; 2],
+    /// What devices say of themselves.
+    pub devices: [Option<DeviceStatus>; 2],
     /// How frames cross.
     pub crossing: Crossing,
     /// Queues that are joined.
@@ -119,6 +121,7 @@ impl WireCell {
             spec: (*state.spec).clone(),
             generation: state.generation,
             ends: state.ends.clone(),
+            devices: state.devices.clone(),
             directions,
             crossing: state.crossing.clone(),
             queues: state.queues,

@@ -198,7 +198,7 @@ impl State {
     fn job_done(&mut self, done: Done) {
         match done {
             Done::Socket(id, outcome) => self.socket_job_done(id, outcome),
-            Done::Tap(end, made) => self.tap_made(end, made),
+            Done::Device(end, number, news) => self.hear_of_device(end, number, news),
             Done::Veth(wire, made) => self.veth_made(wire, made),
             Done::Closed(wire) => self.part_closed(wire),
             Done::Looked(look) => self.interfaces_looked_at(look),
@@ -269,6 +269,7 @@ impl State {
             Some((_, Due::Connect)) => self.connect(id),
             Some((_, Due::GiveUp)) => self.disconnect(id, &DisconnectReason::TooSlow(HANDSHAKE.as_secs())),
             Some((_, Due::Resume)) => self.resume_paused(id),
+            Some((_, Due::Make)) => self.make_again(id),
             None => {}
         }
     }
@@ -352,5 +353,5 @@ impl State {
 
 /// How often socket files and wires are looked at.
 pub(super) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How often kernel interfaces are looked at when nobody asks.
+/// How often interfaces and devices are looked at when nobody asks.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);

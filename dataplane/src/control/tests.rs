@@ -10,7 +10,8 @@ use super::events::{Event, Subscription, WireChange};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, EngineRequest, Inbox};
 use super::jobs::{Jobs, REAPED_MAX};
-use super::keys::{ListenerKey, WireKey};
+use super::keys::{EndId, ListenerKey, WireKey};
+use super::log_limit::LogLimit;
 use super::poller::Poller;
 use super::snapshot::{Snapshot, WorkerCell};
 use super::state::State;
@@ -219,6 +220,52 @@ fn a_subscription_is_there_once_readers_see_what_it_does_not_tell() {
     control.state.publish();
     let told: Vec<_> = std::iter::from_fn(|| subscription.try_next_event()).collect();
     assert_eq!(told.last(), Some(&Event::Wire { wire: "after".to_owned(), change: WireChange::Made }));
+}
+
+#[test]
+fn a_reason_that_the_log_had_no_room_for_is_told_when_it_has() {
+    let mut control = TestControl::new();
+    let wire = control.add_wire("log");
+    let id = EndId { wire, end: 0 };
+    let state = &mut control.state;
+    let logged = |state: &State| state.wires[wire].workers().unwrap().ends[0].logged.clone();
+    while state.wires[wire].log_limit.allow(Instant::now()).is_some() {}
+    state.not_connected(id, "no room");
+    assert_eq!(logged(state), None);
+    // Its time is over.
+    state.wires[wire].log_limit = LogLimit::default();
+    state.not_connected(id, "no room");
+    assert_eq!(logged(state).as_deref(), Some("no room"));
+    assert_eq!(state.wires[wire].allow_line(0, "no room"), None);
+}
+
+#[test]
+fn only_wires_that_have_been_there_are_remembered_when_they_cannot_be_made() {
+    let mut control = TestControl::new();
+    let folder = tempfile::tempdir().unwrap();
+    // A directory is no place for a socket.
+    let bad = format!("{}", folder.path().display());
+    let mut apply = |name: &str, socket: &str| {
+        let end = |socket: String| EndSpec::Memif(MemifSpec::new(socket.parse().unwrap(), Role::Server));
+        let (reply, answer) = sync_channel(1);
+        let ends = [end(socket.to_owned()), end(format!("@{name}-1"))];
+        control.state.apply(WireSpec::new(name, ends), false, reply);
+        let made = control.handle_until(|_| answer.try_recv().ok());
+        (made, control.state.not_made.len())
+    };
+    for number in 0..20 {
+        let (made, remembered) = apply(&format!("never-{number}"), &bad);
+        assert!(made.is_err());
+        assert_eq!(remembered, 0);
+    }
+    assert!(apply("once", "@once-0").0.is_ok());
+    for _ in 0..2 {
+        let (made, remembered) = apply("once", &bad);
+        assert!(made.is_err());
+        assert_eq!(remembered, 1);
+    }
+    assert!(apply("once", "@once-0").0.is_ok());
+    assert!(control.state.not_made.is_empty());
 }
 
 /// Long enough for a machine that does much else.

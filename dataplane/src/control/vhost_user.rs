@@ -12,12 +12,14 @@
 //! So a reply to GET_VRING_BASE means that nobody touches the ring any more. Requests that quiesce rings too often wait:
 //! frames flow meanwhile, and the socket is not listened to.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use ferrule_ffi::health::MemoryLost;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use super::any::PeerConnection;
 use super::disconnect::DisconnectReason;
 use super::events::WireChange;
 use super::keys::{EndId, WireKey};
@@ -36,7 +38,6 @@ use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::VhostUserOffer;
 use crate::port::vhost_user::session::{Response, Session, VhostUserMessage};
-use crate::spec::EndSpec;
 
 /// What came of a look at what a frontend says.
 enum RequestOutcome {
@@ -46,6 +47,25 @@ enum RequestOutcome {
     Nothing,
     /// It waits, or its frontend has gone.
     Waits,
+}
+
+impl PeerConnection for VhostUserPeer {
+    fn memory_lost(&self) -> Option<MemoryLost> {
+        self.session.memory_lost()
+    }
+
+    fn has_queue(&self) -> bool {
+        true
+    }
+
+    // The protocol has no words for it.
+    fn send_disconnect(&self, _reason: &DisconnectReason) {}
+}
+
+impl AsFd for VhostUserPeer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
 }
 
 impl State {
@@ -67,7 +87,7 @@ impl State {
         first: Option<VhostUserMessage>,
     ) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
-        let EndSpec::VhostUser(spec) = &wire.spec.ends[id.end] else { return };
+        let Some(spec) = wire.spec.ends[id.end].as_vhost_user() else { return };
         let session = Session::new(VhostUserOffer::new(spec, &wire.spec.ends[1 - id.end]), &wire.budgets[id.end]);
         let peer = process_name(&channel);
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
@@ -290,7 +310,7 @@ impl State {
                     tracing::debug!(wire = name, end = id.end, pairs, "rings are there");
                     self.refuse_frontends(id, &DisconnectReason::Occupied);
                 }
-                Ok(None) => self.set_carrier(id.wire, false),
+                Ok(None) => self.set_joined(id.wire, false),
                 Err(error) => return self.disconnect(id, &SessionError::from(error).into()),
             }
         }

@@ -1,9 +1,11 @@
 //! A wire as control sees it: what was asked for, and how far it has come.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ferrule_ffi::memory_budget::MemoryBudget;
 
+use super::device::{DeviceCounters, DeviceEnd};
 use super::end::End;
 use super::inbox::Reply;
 use super::jobs::{ReapAccount, Ticket};
@@ -15,7 +17,8 @@ use crate::lane::{Lane, collect};
 use crate::port::any::LaneEnd;
 use crate::port::kernel::VethPair;
 use crate::port::memif::layout::NoLoan;
-use crate::spec::{EndSpec, MemifSpec, Prealloc, Role, WireSpec};
+use crate::port::memif::peer::MemifPeer;
+use crate::spec::{Attachment, WireSpec};
 use crate::status::{Crossing, EndState, Traffic};
 use crate::worker::LaneId;
 
@@ -33,8 +36,12 @@ pub struct Wire {
     pub budgets: [Arc<MemoryBudget>; 2],
     /// What reapers have not dropped yet of each end's peers, one after the other.
     pub reaping: [ReapAccount; 2],
+    /// What the devices of each end counted before the wire was made again.
+    pub device_counters: [DeviceCounters; 2],
     /// How far it has come.
     pub body: Body,
+    /// All of it has been there, this time or before.
+    pub was_made: bool,
     /// Somebody waits for it to be made.
     pub waiting: Vec<Reply<Result<Applied, EngineError>>>,
     /// It is being removed.
@@ -113,16 +120,16 @@ pub struct Replacement {
 
 /// Two ends that workers join whenever both are there.
 pub struct WorkerWire {
+    /// The lanes that workers have, hand back or have no room for, by their number. They are dropped before the ends.
+    pub lanes: Vec<LanePlace>,
     /// In the order of the specification.
     pub ends: [End; 2],
-    /// The lanes that workers have, hand back or have no room for, by their number.
-    pub lanes: Vec<LanePlace>,
     /// Why the memory of one end is not lent to the other, if it should be.
     pub no_loan: Option<NoLoan>,
     /// Why some lanes cannot be served.
     pub problem: Option<String>,
-    /// What the kernel was told last: whether somebody is at the other end of its interface.
-    pub carrier: Option<bool>,
+    /// Both ends are there, as devices are told.
+    pub is_joined: bool,
 }
 
 /// Where a lane is.
@@ -140,8 +147,8 @@ pub enum LanePlace {
 impl Wire {
     /// A wire that nothing was made of yet.
     pub fn new(spec: WireSpec, outcome: Applied) -> Self {
-        let making = Making { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome };
-        let budgets = spec.ends.each_ref().map(|end| MemoryBudget::new(memory_limit(end)));
+        let making = Making::nothing(outcome);
+        let budgets = spec.ends.each_ref().map(|end| MemoryBudget::new(end.memory_limit()));
         Self {
             spec: Arc::new(spec),
             generation: 1,
@@ -149,7 +156,9 @@ impl Wire {
             reaping: <_>::default(),
             counters: Arc::default(),
             carried: <_>::default(),
+            device_counters: <_>::default(),
             body: Body::Making(making),
+            was_made: false,
             waiting: Vec::new(),
             removal: None,
             closing: 0,
@@ -163,12 +172,13 @@ impl Wire {
 
     /// Goes on where a former wire of this name has ended: with its counters, and with what its peers have cost.
     pub fn go_on(&mut self, former: Self) {
-        let Self { spec, generation, counters, carried, budgets, reaping, .. } = former;
+        let Self { spec, generation, counters, carried, budgets, reaping, device_counters, was_made, .. } = former;
         for (budget, end) in budgets.iter().zip(&self.spec.ends) {
-            budget.set_limit(memory_limit(end));
+            budget.set_limit(end.memory_limit());
         }
         self.generation = generation + u64::from(spec != self.spec);
         (self.counters, self.carried, self.budgets, self.reaping) = (counters, carried, budgets, reaping);
+        (self.device_counters, self.was_made) = (device_counters, was_made);
     }
 
     /// Its ends, if workers join them.
@@ -185,6 +195,21 @@ impl Wire {
             Body::Workers(wire) => Some(wire),
             Body::Making(_) | Body::Kernel(_) | Body::Closed => None,
         }
+    }
+
+    /// Whether the log is to tell now why an end is away: it has not told that yet, and not too much else. If so: how many
+    /// lines were not said since the last one.
+    pub fn allow_line(&mut self, end: usize, reason: &str) -> Option<u64> {
+        let logged = match &mut self.body {
+            Body::Workers(wire) => &mut wire.ends[end].logged,
+            Body::Making(_) | Body::Kernel(_) | Body::Closed => return None,
+        };
+        if logged.as_deref() == Some(reason) {
+            return None;
+        }
+        let suppressed = self.log_limit.allow(Instant::now())?;
+        *logged = Some(reason.to_owned());
+        Some(suppressed)
     }
 
     /// The queues that are joined now.
@@ -205,9 +230,14 @@ impl Wire {
         }
     }
 
-    /// Whether an interface is gone whose other end has a peer to keep.
-    pub fn has_failed_interface(&self) -> bool {
+    /// Whether a device is gone whose other end has a peer to keep.
+    pub fn has_failed_device(&self) -> bool {
         self.workers().is_some() && self.is_failed()
+    }
+
+    /// Whether there is something to be looked at from time to time.
+    pub fn has_device(&self) -> bool {
+        self.spec.ends.iter().any(|end| matches!(end.attachment(), Attachment::Device(_)))
     }
 
     /// All that has crossed and that no counter of lanes will count again.
@@ -233,6 +263,7 @@ impl Wire {
             spec: Arc::clone(&self.spec),
             generation: self.generation,
             ends,
+            devices: [0, 1].map(|end| self.workers()?.ends[end].as_device().map(DeviceEnd::status)),
             crossing: self.crossing(),
             queues: self.queues(),
             problem: self.workers().and_then(|wire| wire.problem.clone()),
@@ -245,30 +276,10 @@ impl Wire {
         let (Some(borrower), Some(wire)) = (self.spec.borrower(), self.workers()) else { return Crossing::Copied };
         match &wire.no_loan {
             Some(reason) => Crossing::CopiedThough { reason: reason.to_string() },
-            None if wire.ends[borrower].layout().is_some_and(super::super::port::memif::layout::Layout::is_lent) => {
-                Crossing::Switched
-            }
+            None if wire.ends[borrower].memif().is_some_and(MemifPeer::is_lent) => Crossing::Switched,
             None => Crossing::Copied,
         }
     }
-}
-
-/// The most memory that the peers of an end may make us populate.
-pub fn memory_limit(end: &EndSpec) -> u64 {
-    match end {
-        // A client has memory of its own, all of which it may populate.
-        EndSpec::Memif(spec) if spec.role == Role::Client => spec.memory.as_bytes() + own_memory(spec),
-        EndSpec::Memif(spec) => spec.memory.as_bytes(),
-        EndSpec::VhostUser(spec) => spec.memory.as_bytes(),
-        EndSpec::Kernel(_) => 0,
-    }
-}
-
-/// Rings and buffers of a memif client, and the rest of their last pages.
-fn own_memory(spec: &MemifSpec) -> u64 {
-    let slots = 2 * u64::from(spec.queues) * u64::from(spec.ring);
-    let last_page = if spec.prealloc == Prealloc::HugePages { 2 << 20 } else { 4096 };
-    slots * (u64::from(spec.buffer) + 16) + 2 * u64::from(spec.queues) * 128 + 4096 + last_page
 }
 
 fn interface_state(gone: Option<&String>) -> EndState {
@@ -279,6 +290,11 @@ fn interface_state(gone: Option<&String>) -> EndState {
 }
 
 impl Making {
+    /// Nothing, and nothing is waited for.
+    pub fn nothing(outcome: Applied) -> Self {
+        Self { ends: [None, None], pair: None, outstanding: 0, tickets: Vec::new(), outcome }
+    }
+
     /// Waits for one more part, which a job makes.
     pub fn await_job(&mut self, ticket: Ticket) {
         self.outstanding += 1;
@@ -295,7 +311,7 @@ impl Making {
 impl WorkerWire {
     /// Two ends that nothing joins yet.
     pub fn new(ends: [End; 2]) -> Self {
-        Self { ends, lanes: Vec::new(), no_loan: None, problem: None, carrier: None }
+        Self { lanes: Vec::new(), ends, no_loan: None, problem: None, is_joined: false }
     }
 
     /// Takes the rings of both ends, if they are there, nobody wants to change them, and no lane is out.

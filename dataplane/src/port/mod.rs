@@ -6,6 +6,8 @@
 
 pub mod any;
 pub mod demux;
+pub mod device;
+pub mod external;
 pub mod frame_queue;
 pub mod kernel;
 pub mod memif;
@@ -284,6 +286,9 @@ pub enum Fault {
     /// A kernel interface is not there any more.
     #[error("the kernel interface is gone (errno {0}); was its namespace deleted?")]
     InterfaceGone(i32),
+    /// A device of another crate is not there any more.
+    #[error("the device is gone")]
+    DeviceGone,
 }
 
 /// Messages of one peer handled at a time, before others have their turn.

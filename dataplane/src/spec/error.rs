@@ -33,11 +33,12 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    pub(crate) fn new(field: &str, problem: impl Into<String>) -> Self {
+    /// What is wrong with `field`, and what would be right.
+    pub fn new(field: &str, problem: impl Into<String>) -> Self {
         Self { field: field.to_owned(), problem: problem.into() }
     }
 
-    pub(super) fn below(self, parent: &str) -> Self {
+    pub(crate) fn below(self, parent: &str) -> Self {
         Self { field: format!("{parent}.{}", self.field), ..self }
     }
 }

@@ -4,29 +4,35 @@
 //! what is wrong with the text. What can be checked without touching the machine (a wire between
 //! an IP end and an Ethernet end, say) is checked by [`WireSpec::check`].
 //!
-//! This file holds the wire and the one enum that joins the kinds of ends; what an end of a kind may be is in
-//! `port/<kind>/spec.rs`. The values that they share: `role` (server or client, frames), `socket` (addresses and who may
-//! connect), `netns`, `interface` (names and MAC addresses), `size` (bytes), `error`.
+//! This file holds the wire; `end` is the one enum that joins the kinds of ends, `port` what is asked of each of them, and
+//! what an end of a kind may be is in `port/<kind>/spec.rs`. The values that they share: `role` (server or client,
+//! frames), `socket` (addresses and who may connect), `netns`, `interface` (names and MAC addresses), `size` (bytes),
+//! `error`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
+mod end;
 mod error;
 mod interface;
 mod netns;
+mod port;
 mod role;
 mod size;
 mod socket;
 
+pub use crate::port::external::{ExternalPort, ExternalSpec};
 pub use crate::port::kernel::spec::{KernelSpec, Route};
 pub use crate::port::memif::spec::{
     BUFFER_MAX, BUFFER_MIN, MemifSpec, Prealloc, QUEUES_MAX, RING_MAX, RING_MIN, SECRET_MAX, Secret,
 };
 pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
+pub use end::EndSpec;
 pub use error::{FieldError, SpecError};
 pub use interface::{InterfaceName, MacAddress};
 pub(crate) use interface::{MTU_MAX, MTU_MIN};
 pub use netns::{NetNs, OpenNetNs, Process};
+pub use port::EndIdentity;
+pub(crate) use port::{Attachment, PeerProtocol, PeerSocket, PortSpec};
 pub use role::{Mode, Role};
 pub use size::ByteSize;
 pub(crate) use socket::check_access;
@@ -86,8 +92,9 @@ impl WireSpec {
                 format!("one end carries {} frames and the other {}; both must be the same", a.mode(), b.mode());
             errors.push(FieldError::new("ends", problem));
         }
-        if let Some(problem) = EndSpec::same(a, b) {
-            errors.push(FieldError::new("ends", format!("both ends are {problem}")));
+        let identity = a.identity();
+        if identity == b.identity() {
+            errors.push(FieldError::new("ends", format!("both ends are {}", identity.words)));
         }
         if self.trusted && self.full == Full::Drop {
             let problem = "a trusted wire cannot drop what a full end has no room for, since slots go back to their \
@@ -135,11 +142,7 @@ impl WireSpec {
 
     /// Of a trusted wire, the end whose peer gets the other's memory.
     pub fn borrower(&self) -> Option<usize> {
-        let role = |end: &EndSpec| match end {
-            EndSpec::Memif(memif) => Some(memif.role),
-            EndSpec::VhostUser(_) | EndSpec::Kernel(_) => None,
-        };
-        match self.ends.each_ref().map(role) {
+        match self.ends.each_ref().map(EndSpec::lending_role) {
             _ if !self.trusted => None,
             [Some(Role::Server), Some(Role::Client)] => Some(1),
             [Some(Role::Client), Some(Role::Server)] => Some(0),
@@ -156,78 +159,6 @@ impl WireSpec {
             }
         }
         self
-    }
-}
-
-/// One end of a wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndSpec {
-    /// A memif 2.0 shared-memory interface.
-    Memif(MemifSpec),
-    /// The device of a virtual machine or of a virtio-user process.
-    VhostUser(VhostUserSpec),
-    /// A network interface of the kernel.
-    Kernel(KernelSpec),
-}
-
-impl EndSpec {
-    /// What its frames begin with.
-    pub fn mode(&self) -> Mode {
-        match self {
-            Self::Memif(memif) => memif.mode,
-            Self::VhostUser(_) | Self::Kernel(_) => Mode::Ethernet,
-        }
-    }
-
-    /// One word for its kind: `memif`, `vhost-user` or `kernel`.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Memif(_) => "memif",
-            Self::VhostUser(_) => "vhost-user",
-            Self::Kernel(_) => "kernel",
-        }
-    }
-
-    /// The namespace that it names, if its kind has one.
-    pub fn netns_mut(&mut self) -> Option<&mut Option<NetNs>> {
-        match self {
-            Self::Memif(memif) => Some(&mut memif.netns),
-            Self::Kernel(kernel) => Some(&mut kernel.netns),
-            Self::VhostUser(_) => None,
-        }
-    }
-
-    fn check(&self) -> Vec<FieldError> {
-        match self {
-            Self::Memif(memif) => memif.check(),
-            Self::VhostUser(vhost) => vhost.check(),
-            Self::Kernel(kernel) => kernel.check(),
-        }
-    }
-
-    /// What both ends of a wire would be, if they are one and the same thing.
-    fn same(a: &Self, b: &Self) -> Option<String> {
-        match (a, b) {
-            (Self::Memif(a), Self::Memif(b)) => (a.socket == b.socket && a.netns == b.netns && a.id == b.id)
-                .then(|| format!("memif {} id {}", a.socket, a.id)),
-            (Self::VhostUser(a), Self::VhostUser(b)) => {
-                (a.socket == b.socket).then(|| format!("vhost-user {}", a.socket))
-            }
-            (Self::Kernel(a), Self::Kernel(b)) => {
-                (a.netns == b.netns && a.name == b.name).then(|| format!("interface {} of the same namespace", a.name))
-            }
-            (Self::Memif(_) | Self::VhostUser(_) | Self::Kernel(_), _) => None,
-        }
-    }
-}
-
-impl fmt::Display for EndSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memif(memif) => memif.fmt(f),
-            Self::VhostUser(vhost) => vhost.fmt(f),
-            Self::Kernel(kernel) => kernel.fmt(f),
-        }
     }
 }
 

@@ -5,7 +5,9 @@
 mod capture;
 #[path = "../common/mod.rs"]
 mod common;
+mod engine;
 mod nic;
+mod port;
 mod split;
 mod worker;
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use ferrule_dataplane::port::{BURST, FRAME_MAX, Fault, Frame, Put, Run, Source, Target};
@@ -16,6 +16,8 @@ pub struct Nic {
     pub sent: Mutex<Vec<Vec<u8>>>,
     /// Buffers of the transmit queue that the hardware is done with.
     pub completed: AtomicUsize,
+    /// Its registers read as ones.
+    pub is_gone: AtomicBool,
     pub calls: Calls,
 }
 
@@ -61,6 +63,9 @@ impl Nic {
 impl Source for NicRx {
     fn refresh(&mut self) -> Result<bool, Fault> {
         self.nic.calls.refresh.fetch_add(1, Relaxed);
+        if self.nic.is_gone.load(Relaxed) {
+            return Err(Fault::DeviceGone);
+        }
         let mut received = self.nic.received.lock().unwrap();
         while self.burst.len() < BURST
             && let Some(frame) = received.pop_front()

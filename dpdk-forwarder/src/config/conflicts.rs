@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ferrule_dataplane::spec::{
-    EndSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAccess, SocketAddress, VhostUserSpec, WireSpec,
+    EndSpec, ExternalSpec, KernelSpec, MemifSpec, NetNs, Role, SocketAccess, SocketAddress, VhostUserSpec, WireSpec,
 };
 
 /// Two wires that cannot both be made.
@@ -40,6 +40,7 @@ pub(super) fn conflicts(wires: &[WireSpec]) -> Vec<Conflict> {
                 EndSpec::Memif(memif) => seen.memif(wire, end, memif),
                 EndSpec::VhostUser(vhost) => seen.vhost_user(wire, end, vhost),
                 EndSpec::Kernel(kernel) => seen.kernel(wire, end, kernel),
+                EndSpec::External(external) => seen.external(wire, end, external),
             }
         }
     }
@@ -63,6 +64,8 @@ struct Seen<'a> {
     /// Who may connect, by socket.
     access: HashMap<&'a SocketAddress, (&'a SocketAccess, Place)>,
     interfaces: HashMap<(Option<PathBuf>, &'a str), Place>,
+    /// What ports of other crates take for themselves.
+    external: HashMap<String, Place>,
     roles: HashMap<&'a Path, (Role, u32, Place)>,
     conflicts: Vec<Conflict>,
 }
@@ -152,6 +155,16 @@ impl<'a> Seen<'a> {
         if earlier.wire != wire {
             let problem = format!("interface {} of the same namespace is made already", kernel.name);
             self.conflicts.push(Conflict { later, earlier, problem, cure: "rename one of them" });
+        }
+    }
+
+    fn external(&mut self, wire: usize, end: usize, external: &ExternalSpec) {
+        let later = Place { wire, field: format!("ends[{end}].{}", external.kind()) };
+        let identity = external.identity();
+        let earlier = self.external.entry(identity.clone()).or_insert_with(|| later.clone()).clone();
+        if earlier.wire != wire {
+            let problem = format!("{identity} is taken already");
+            self.conflicts.push(Conflict { later, earlier, problem, cure: "choose another device for one of them" });
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct ManagerOptions {
     pub die_at: Option<u64>,
     /// It makes this file when it is about to unbind a VF, and goes on when the file is gone. It is a `crash-manager` too.
     pub pause_before_unbind: Option<PathBuf>,
+    /// It does not log each step of its work, which takes time.
+    pub quiet: bool,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
 }
@@ -111,7 +113,7 @@ impl Manager {
     ) -> Result<Vec<String>, Status> {
         let request = AcquireRequest {
             id: id.to_owned(),
-            holder: "the lab".to_owned(),
+            tenant: "the lab".to_owned(),
             vf: vf.address.clone(),
             driver: driver.parse::<Driver>().map_err(Status::invalid_argument)?.into(),
             attributes,
@@ -154,7 +156,7 @@ impl Manager {
     pub fn hand_over(&self, from: &str, to: &str) -> Result<Vec<String>, Status> {
         let driver = Driver::VfioPci.into();
         let to =
-            AcquireRequest { id: to.to_owned(), holder: "the lab".to_owned(), driver, ..AcquireRequest::default() };
+            AcquireRequest { id: to.to_owned(), tenant: "the lab".to_owned(), driver, ..AcquireRequest::default() };
         let request = HandOverRequest { from: from.to_owned(), to: Some(to), wait_ms: 0 };
         Ok(self.call(async |mut client: Client| client.hand_over(request).await)?.steps)
     }
@@ -256,7 +258,12 @@ impl ManagerOptions {
         } else {
             Command::new("sriov-manager")
         };
-        command.args(["--log-level", "debug"]).arg("--socket").arg(socket).arg("--state").arg(state);
+        command
+            .args(["--log-level", if self.quiet { "info" } else { "debug" }])
+            .arg("--socket")
+            .arg(socket)
+            .arg("--state")
+            .arg(state);
         if let Some(policies) = &self.policies {
             let file = lab.state().join("policies.yaml");
             fs::write(&file, policies).context("write the policies")?;

@@ -167,9 +167,10 @@ impl Service {
         if messages.iter().any(|message| message.force) {
             only_root(call.peer, "take a VF that the host itself uses (`force`)")?;
         }
-        self.may_change().await?;
-        let requests = self.requests(messages, call.peer).await?;
+        let peer = call.peer;
         let acquired = self.change(call, move |vfs, caller| {
+            let requests: Vec<_> =
+                messages.iter().map(|message| read_request(message, peer, vfs)).collect::<Result<_, _>>()?;
             let acquired = if dry_run {
                 vfs.plan_acquire_all(&requests, same_pf, caller)?
             } else {
@@ -180,17 +181,8 @@ impl Service {
         acquired.await
     }
 
-    /// What messages ask for.
-    pub async fn requests(&self, messages: Vec<v1::AcquireRequest>, peer: Peer) -> Result<Vec<Request>, Status> {
-        let read = move |vfs: &Vfs| -> Result<Vec<_>, VfError> {
-            let read = |message| convert::request(message, peer, vfs).map_err(VfError::Wrong);
-            messages.into_iter().map(read).collect()
-        };
-        self.ask(peer, read).await
-    }
-
     /// Waits until VFs no longer come and go because of the start.
-    pub async fn may_change(&self) -> Result<(), Status> {
+    async fn may_change(&self) -> Result<(), Status> {
         self.is_serving()?;
         let (mut recovery, mut phase) = (self.vfs.watch_recovery(), self.phase.clone());
         tokio::select! {
@@ -218,6 +210,11 @@ impl Service {
             }
         }
     }
+}
+
+/// What a message asks for. The kernel may have to be asked for it: that is done where waiting holds up nobody.
+pub(super) fn read_request(message: &v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, VfError> {
+    convert::request(message.clone(), peer, vfs).map_err(VfError::Wrong)
 }
 
 /// Held by the answer that somebody waits for: it is dropped when he goes.

@@ -193,7 +193,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
     };
     v1::Lease {
         id: lease.id.clone(),
-        holder: lease.holder.clone(),
+        tenant: lease.tenant.clone(),
         vf: lease.vf.to_string(),
         uid: lease.uid,
         since: lease.since,
@@ -224,8 +224,8 @@ pub fn reason(reason: &Reason) -> v1::Reason {
     use v1::ReasonKind as Kind;
     let mut told = v1::Reason { text: reason.to_string(), ..Default::default() };
     let kind = match reason {
-        Reason::Lent { id, holder, .. } => {
-            (told.lease, told.holder) = (id.clone(), holder.clone());
+        Reason::Lent { id, tenant, .. } => {
+            (told.lease, told.tenant) = (id.clone(), tenant.clone());
             Kind::Lent
         }
         Reason::LostLease { id } => {
@@ -315,7 +315,7 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let v1::AcquireRequest { id, holder, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
+    let v1::AcquireRequest { id, tenant, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
     let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
@@ -335,7 +335,7 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
         owner: some(owner),
         peer: peer.credentials,
         id,
-        holder,
+        tenant,
         choice,
         force,
     })

@@ -30,7 +30,7 @@ mod refusals;
 
 pub use convert::{reason, response};
 
-use calls::Service;
+use calls::{Service, read_request};
 use convert::{Peer, some};
 use limits::Places;
 use lists::{ListFilter, POOLS_MAX};
@@ -113,10 +113,9 @@ impl v1::vfs_server::Vfs for Service {
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         // It gets the VF of the one that ends, from the same pool.
         (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
-        self.may_change().await?;
-        let to = self.requests(vec![to], call.peer).await?.remove(0);
-        let lease = from.clone();
+        let (lease, peer) = (from.clone(), call.peer);
         let handed = self.until_let_go(&call, &lease, wait_ms, move |vfs, caller| {
+            let to = read_request(&to, peer, vfs)?;
             Ok(response_to_acquire(vfs, &vfs.hand_over(&from, &to, caller)?))
         });
         Ok(Response::new(handed.await?))
@@ -125,7 +124,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
         let call = self.begin_change(peer(request.extensions()))?;
         let peer = call.peer;
-        let v1::UpdateRequest { lease, holder, until, until_released } = request.into_inner();
+        let v1::UpdateRequest { lease, tenant, until, until_released } = request.into_inner();
         if until.is_some() && until_released {
             return Err(wrong("until, until_released: one of both is wanted".to_owned()));
         }
@@ -133,7 +132,7 @@ impl v1::vfs_server::Vfs for Service {
             let until =
                 until.clone().map(|until| convert::until(until, peer, vfs)).transpose().map_err(VfError::Wrong)?;
             let until = if until_released { Some(None) } else { until.map(Some) };
-            let lease = vfs.update(&lease, some(holder.clone()), until, peer.credentials, caller)?;
+            let lease = vfs.update(&lease, some(tenant.clone()), until, peer.credentials, caller)?;
             Ok(convert::lease(&lease, None))
         });
         Ok(Response::new(v1::UpdateResponse { lease: Some(updated.await?) }))

@@ -160,7 +160,7 @@ impl Vfs {
                 continue;
             }
             let Resolved { request, wanted, .. } = &chosen.resolved;
-            info!(vf = %chosen.vf.address, lease = request.id, holder = request.holder, driver = %wanted.driver, "lent");
+            info!(vf = %chosen.vf.address, lease = request.id, tenant = request.tenant, driver = %wanted.driver, "lent");
         }
         Ok(acquired)
     }
@@ -409,7 +409,7 @@ pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Reso
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Lease {
         id: request.id.clone(),
-        holder: request.holder.clone(),
+        tenant: request.tenant.clone(),
         uid: request.peer.uid,
         gid: Some(request.peer.gid),
         since: since.as_secs(),
@@ -445,7 +445,7 @@ fn changed_lease(held: &Lease, current: &Current, resolved: &Resolved) -> Lease 
     Lease {
         before,
         wanted: wanted.clone(),
-        holder: request.holder.clone(),
+        tenant: request.tenant.clone(),
         until: request.until.clone(),
         card: held.card.or(current.card),
         stage: Stage::Changing { from: held.wanted.clone() },

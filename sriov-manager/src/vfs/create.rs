@@ -128,8 +128,8 @@ impl Vfs {
         let there = |vf: &PciAddress| function.vfs.values().any(|there| there == vf);
         let lent = state.facts.leases.values().find(|lease| there(&lease.vf));
         if let Some(lease) = lent.filter(|_| from != count) {
-            let Lease { id, holder, .. } = lease.in_force().clone();
-            return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, holder });
+            let Lease { id, tenant, .. } = lease.in_force().clone();
+            return Err(VfError::Lent { pf: function.name(), vf: lease.vf, id, tenant });
         }
         let driver = |(&index, vf)| Some((index, state.inventory.vfs.get(vf)?.function.driver.clone()?));
         let drivers: BTreeMap<_, _> = function.vfs.iter().filter_map(driver).collect();

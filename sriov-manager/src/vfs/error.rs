@@ -220,7 +220,7 @@ pub enum VfError {
         tried: String,
     },
     /// VFs of a PF are lent.
-    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {holder}; release it first")]
+    #[error("the VFs of {pf} stay as they are: {vf} is lent as {id} to {tenant}; release it first")]
     Lent {
         /// The PF.
         pf: String,
@@ -229,7 +229,7 @@ pub enum VfError {
         /// The lease.
         id: String,
         /// To whom.
-        holder: String,
+        tenant: String,
     },
     /// Somebody uses it.
     #[error("{tried}: {vf} is held: {holder}; end the holder, then ask again")]

@@ -116,7 +116,7 @@ impl Vfs {
             lent.before.members.clear();
         }
         self.record_lease(vf.address, Some(lent))?;
-        info!(vf = %vf.address, from = from.id, lease = request.id, holder = request.holder, "handed over");
+        info!(vf = %vf.address, from = from.id, lease = request.id, tenant = request.tenant, "handed over");
         Ok(Acquired { vf: vf.address, steps })
     }
 

@@ -15,7 +15,7 @@ pub enum Reason {
         /// The lease.
         id: String,
         /// To whom.
-        holder: String,
+        tenant: String,
         /// How far it is.
         stage: Stage,
         /// What is wrong with it.
@@ -64,7 +64,7 @@ pub enum Reason {
         /// Which is wanted.
         pf: PciAddress,
     },
-    /// Another lease of the same request gets it.
+    /// Another lease of the same request gets it, or another VF of its IOMMU group.
     SameCall,
     /// The PF is in its IOMMU group.
     PfInGroup {
@@ -135,11 +135,11 @@ impl fmt::Display for Reason {
         match self {
             Self::Lent {
                 id,
-                holder,
+                tenant,
                 stage: Stage::Lent | Stage::Changing { .. } | Stage::HandingOver { .. },
                 fault,
             } => {
-                write!(f, "it is lent as {id} to {holder}")?;
+                write!(f, "it is lent as {id} to {tenant}")?;
                 fault.iter().try_for_each(|fault| write!(f, " ({fault})"))
             }
             Self::Lent { id, stage: Stage::New, .. } => write!(f, "it is being lent as {id}"),
@@ -166,7 +166,9 @@ impl fmt::Display for Reason {
                 write!(f, "its PF {pf} is cordoned ({why}): `ferrule vf uncordon {pf}` when that is over")
             }
             Self::OtherPf { pf } => write!(f, "it is not of the PF {pf}"),
-            Self::SameCall => f.write_str("another lease of the same request gets it"),
+            Self::SameCall => {
+                f.write_str("another lease of the same request gets it, or another VF of its IOMMU group")
+            }
             Self::PfInGroup { group, pf } => write!(
                 f,
                 "its IOMMU group {group} also holds the PF {pf}, which is never taken from the kernel: the \

@@ -88,10 +88,10 @@ impl Vfs {
         let leases = &state.facts.leases;
         let mut reasons = Vec::new();
         if let Some(lease) = leases.get(&vf.address) {
-            let Lease { id, holder, .. } = lease.in_force().clone();
+            let Lease { id, tenant, .. } = lease.in_force().clone();
             let fault = lease.fault.clone();
             reasons.push(if state.is_of(lease, vf) {
-                Reason::Lent { id, holder, stage: lease.stage.clone(), fault }
+                Reason::Lent { id, tenant, stage: lease.stage.clone(), fault }
             } else {
                 Reason::LostLease { id }
             });

@@ -16,7 +16,7 @@ pub struct Request {
     /// under one name changes the lease.
     pub id: String,
     /// For whom, in words for people.
-    pub holder: String,
+    pub tenant: String,
     /// Which VF.
     pub choice: Choice,
     /// Which of a pool.
@@ -137,7 +137,7 @@ impl Request {
     }
 
     pub(super) fn check(&self) -> Result<(), VfError> {
-        for (name, text) in [("id", &self.id), ("holder", &self.holder)] {
+        for (name, text) in [("id", &self.id), ("tenant", &self.tenant)] {
             check_name(name, text)?;
         }
         if let Ok(address) = self.id.parse::<PciAddress>()

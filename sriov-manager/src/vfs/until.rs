@@ -29,13 +29,13 @@ impl Vfs {
     pub fn update(
         &self,
         lease: &str,
-        holder: Option<String>,
+        tenant: Option<String>,
         until: Option<Option<Until>>,
         peer: PeerCredentials,
         caller: Caller<'_>,
     ) -> Result<Lease, VfError> {
-        if let Some(holder) = &holder {
-            super::request::check_name("holder", holder)?;
+        if let Some(tenant) = &tenant {
+            super::request::check_name("tenant", tenant)?;
         }
         let (now, lock) = loop {
             let found = self.lock_vfs(caller.when_busy, |state| super::release::find(state, lease, peer))?;
@@ -46,7 +46,7 @@ impl Vfs {
             self.go_back(&found.0)?;
         };
         let updated = Lease {
-            holder: holder.unwrap_or_else(|| now.holder.clone()),
+            tenant: tenant.unwrap_or_else(|| now.tenant.clone()),
             until: until.unwrap_or_else(|| now.until.clone()),
             ..now.clone()
         };

@@ -33,7 +33,7 @@ pub fn acquire(id: &str, driver: v1::Driver) -> v1::AcquireRequest {
     let driver = driver.into();
     v1::AcquireRequest {
         id: id.into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         pools: vec!["all".into()],
         driver,
         ..Default::default()

@@ -15,7 +15,7 @@ pub const USER: PeerCredentials = PeerCredentials { uid: 1000, gid: 1000 };
 pub fn request(id: &str, choice: Choice, driver: Driver) -> Request {
     Request {
         id: id.into(),
-        holder: "a test".into(),
+        tenant: "a test".into(),
         choice,
         place: Place::default(),
         owner: None,

@@ -10,7 +10,7 @@
 //!
 //! In reading order:
 //! - [`spec`]: what an interface should be.
-//! - `tap`: an interface whose other end is a file descriptor.
+//! - `tap`: an interface whose other end is a file descriptor; `device`: the same as control sees it.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
 //! - `setup`: what a specification asks of an interface, as netlink requests.
@@ -19,6 +19,7 @@
 //! - [`restore`]: what a successor process is given of a TAP interface.
 //! - `error`: what can go wrong, and the cure.
 
+mod device;
 mod error;
 mod message;
 mod namespace;

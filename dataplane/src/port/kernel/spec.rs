@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::spec::{FieldError, InterfaceName, MTU_MAX, MTU_MIN, MacAddress, NetNs};
+use crate::spec::{Attachment, EndIdentity, FieldError, InterfaceName, MTU_MAX, MTU_MIN, MacAddress, NetNs, PortSpec};
 
 /// An interface of the kernel, made inside a network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,9 +29,14 @@ impl KernelSpec {
     pub fn new(name: InterfaceName) -> Self {
         Self { netns: None, name, mac: None, mtu: None, addresses: Vec::new(), routes: Vec::new() }
     }
+}
 
-    /// Everything that is wrong with this end on its own.
-    pub(crate) fn check(&self) -> Vec<FieldError> {
+impl PortSpec for KernelSpec {
+    fn kind(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         if let Some(mtu) = self.mtu
             && !(MTU_MIN..=MTU_MAX).contains(&mtu)
@@ -47,6 +52,18 @@ impl KernelSpec {
             }
         }
         errors
+    }
+
+    fn identity(&self) -> EndIdentity {
+        EndIdentity { netns: self.netns.clone(), words: format!("interface {} of the same namespace", self.name) }
+    }
+
+    fn attachment(&self) -> Attachment<'_> {
+        Attachment::Device(self)
+    }
+
+    fn takes_offloads(&self) -> bool {
+        true
     }
 }
 

@@ -20,6 +20,11 @@ pub struct MemifPeer {
 }
 
 impl MemifPeer {
+    /// Whether its memory is that of another peer.
+    pub fn is_lent(&self) -> bool {
+        self.layout.is_lent()
+    }
+
     /// Listens to its control socket. Nothing that a peer can say there leaves it connected.
     pub fn listen(&self) -> Result<(), HandshakeError> {
         match self.channel.receive()? {

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::spec::{ByteSize, FieldError, Mode, NetNs, Role, SocketAccess, SocketAddress, SpecError, check_access};
+use crate::spec::{
+    Attachment, ByteSize, EndIdentity, FieldError, Mode, NetNs, PeerProtocol, PeerSocket, PortSpec, Role, SocketAccess,
+    SocketAddress, SpecError, check_access,
+};
 
 /// A memif end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +61,25 @@ impl MemifSpec {
         }
     }
 
-    /// Everything that is wrong with this end on its own.
-    pub(crate) fn check(&self) -> Vec<FieldError> {
+    /// Takes over what no peer sees.
+    pub(crate) fn adopt_unseen(&mut self, newer: &Self) {
+        self.memory = newer.memory;
+    }
+
+    /// Bytes of the rings and buffers that we make as client, and of the rest of their last pages.
+    fn own_memory(&self) -> u64 {
+        let slots = 2 * u64::from(self.queues) * u64::from(self.ring);
+        let last_page = if self.prealloc == Prealloc::HugePages { 2 << 20 } else { 4096 };
+        slots * (u64::from(self.buffer) + 16) + 2 * u64::from(self.queues) * 128 + 4096 + last_page
+    }
+}
+
+impl PortSpec for MemifSpec {
+    fn kind(&self) -> &'static str {
+        "memif"
+    }
+
+    fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let mut check = |good: bool, field: &str, problem: String| {
             if !good {
@@ -75,6 +95,37 @@ impl MemifSpec {
         check(whole, "memif.buffer", buffer);
         errors.extend(check_access("memif", &self.access, &self.socket, self.role));
         errors
+    }
+
+    fn identity(&self) -> EndIdentity {
+        EndIdentity { netns: self.netns.clone(), words: format!("memif {} id {}", self.socket, self.id) }
+    }
+
+    fn attachment(&self) -> Attachment<'_> {
+        Attachment::Socket(PeerSocket {
+            address: &self.socket,
+            netns: self.netns.as_ref(),
+            role: self.role,
+            access: &self.access,
+            protocol: PeerProtocol::Memif,
+            id: Some(self.id),
+        })
+    }
+
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn memory_limit(&self) -> u64 {
+        match self.role {
+            Role::Server => self.memory.as_bytes(),
+            // A client has memory of its own, all of which it may populate.
+            Role::Client => self.memory.as_bytes() + self.own_memory(),
+        }
+    }
+
+    fn lending_role(&self) -> Option<Role> {
+        Some(self.role)
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 
 use crate::port::memif::spec::QUEUES_MAX;
 use crate::spec::{
-    ByteSize, FieldError, MTU_MAX, MTU_MIN, MacAddress, Role, SocketAccess, SocketAddress, check_access,
+    Attachment, ByteSize, EndIdentity, FieldError, MTU_MAX, MTU_MIN, MacAddress, PeerProtocol, PeerSocket, PortSpec,
+    Role, SocketAccess, SocketAddress, check_access,
 };
 
 /// A vhost-user end: we are the backend, whoever listens.
@@ -46,8 +47,18 @@ impl VhostUserSpec {
         }
     }
 
-    /// Everything that is wrong with this end on its own.
-    pub(crate) fn check(&self) -> Vec<FieldError> {
+    /// Takes over what no peer sees.
+    pub(crate) fn adopt_unseen(&mut self, newer: &Self) {
+        self.memory = newer.memory;
+    }
+}
+
+impl PortSpec for VhostUserSpec {
+    fn kind(&self) -> &'static str {
+        "vhost-user"
+    }
+
+    fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         if self.queues == 0 || self.queues > QUEUES_MAX {
             let problem = format!("{} queue pairs; 1 to {QUEUES_MAX} are possible", self.queues);
@@ -61,6 +72,29 @@ impl VhostUserSpec {
         }
         errors.extend(check_access("vhost-user", &self.access, &self.socket, self.role));
         errors
+    }
+
+    fn identity(&self) -> EndIdentity {
+        EndIdentity { netns: None, words: format!("vhost-user {}", self.socket) }
+    }
+
+    fn attachment(&self) -> Attachment<'_> {
+        Attachment::Socket(PeerSocket {
+            address: &self.socket,
+            netns: None,
+            role: self.role,
+            access: &self.access,
+            protocol: PeerProtocol::VhostUser,
+            id: None,
+        })
+    }
+
+    fn memory_limit(&self) -> u64 {
+        self.memory.as_bytes()
+    }
+
+    fn takes_offloads(&self) -> bool {
+        self.features.offloads
     }
 }
 

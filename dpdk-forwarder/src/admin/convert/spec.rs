@@ -1,17 +1,14 @@
 //! What a wire should be: messages of the admin API and of the journal, and the checked types behind them.
 
 use std::fmt;
-use std::str::FromStr;
 
-use ferrule_dataplane::spec::{
-    ByteSize, EndSpec, FieldError, FileMode, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route,
-    Secret, SocketAccess, SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
-};
+use ferrule_dataplane::spec::{EndSpec, FieldError, Full, MemifSpec, Role, SocketAddress, WireSpec};
 
+use super::end;
+use super::reader::Reader;
+use super::vhost_user::FEATURES;
 use crate::admin::v1;
 use crate::config::conflicts_within;
-use v1::end_spec::Kind;
-use v1::net_ns::Place;
 
 /// Everything that is wrong with a message of a wire, each with the field it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +32,7 @@ pub fn spec_from_proto(wire: &v1::WireSpec) -> Result<WireSpec, FieldErrors> {
         .enumerate()
         .filter_map(|(index, end)| {
             reader.path = format!("ends[{index}]");
-            reader.end(end)
+            end::from_proto(&mut reader, end)
         })
         .collect();
     reader.path.clear();
@@ -94,7 +91,7 @@ pub fn spec_to_proto(spec: &WireSpec, secrets: Secrets) -> v1::WireSpec {
     };
     v1::WireSpec {
         name: spec.name.clone(),
-        ends: spec.ends.iter().map(|end| v1::EndSpec { kind: Some(kind_to_proto(end, secrets)) }).collect(),
+        ends: spec.ends.iter().map(|end| end::to_proto(end, secrets)).collect(),
         full: full.into(),
         trusted: spec.trusted,
         owner: spec.owner.clone(),
@@ -111,277 +108,12 @@ pub enum Secrets {
     Shown,
 }
 
-/// Collects what is wrong with the fields of one message.
-#[derive(Default)]
-struct Reader {
-    /// The end that is being read.
-    path: String,
-    errors: Vec<FieldError>,
-}
-
-impl Reader {
-    fn wrong(&mut self, field: &str, problem: impl Into<String>) {
-        let field = if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) };
-        self.errors.push(FieldError { field, problem: problem.into() });
-    }
-
-    fn unknown<T>(&mut self, field: &str, number: i32, stand_in: T) -> T {
-        self.wrong(field, format!("{number} is none of its values"));
-        stand_in
-    }
-
-    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
-        text.parse().map_err(|error| self.wrong(field, format!("{error}"))).ok()
-    }
-
-    /// As [`Self::parse`]; an empty text is none.
-    fn optional<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
-        if text.is_empty() { None } else { self.parse(field, text) }
-    }
-
-    fn end(&mut self, end: &v1::EndSpec) -> Option<EndSpec> {
-        match &end.kind {
-            Some(Kind::Memif(memif)) => self.memif(memif).map(EndSpec::Memif),
-            Some(Kind::VhostUser(vhost)) => self.vhost_user(vhost).map(EndSpec::VhostUser),
-            Some(Kind::Kernel(kernel)) => self.kernel(kernel).map(EndSpec::Kernel),
-            None => {
-                self.wrong("kind", "an end is one of `memif`, `vhost_user` or `kernel`");
-                None
-            }
-        }
-    }
-
-    fn memif(&mut self, memif: &v1::MemifEnd) -> Option<MemifSpec> {
-        let socket = self.parse("memif.socket", &memif.socket);
-        let role = self.role("memif.role", memif.role);
-        let netns = memif.netns.as_ref().and_then(|netns| self.netns("memif.netns", netns));
-        let mode = match v1::FrameMode::try_from(memif.mode) {
-            Ok(v1::FrameMode::Unspecified | v1::FrameMode::Ethernet) => Mode::Ethernet,
-            Ok(v1::FrameMode::Ip) => Mode::Ip,
-            Err(_) => self.unknown("memif.mode", memif.mode, Mode::Ethernet),
-        };
-        let secret = self.optional::<Secret>("memif.secret", &memif.secret);
-        let access = self.access("memif", memif.access.as_ref());
-        let prealloc = match v1::Prealloc::try_from(memif.prealloc) {
-            Ok(v1::Prealloc::Unspecified | v1::Prealloc::Never) => Prealloc::Never,
-            Ok(v1::Prealloc::SmallPages) => Prealloc::SmallPages,
-            Ok(v1::Prealloc::HugePages) => Prealloc::HugePages,
-            Err(_) => self.unknown("memif.prealloc", memif.prealloc, Prealloc::Never),
-        };
-        let defaults = MemifSpec::new(socket?, role?);
-        Some(MemifSpec {
-            netns,
-            id: memif.id,
-            mode,
-            secret,
-            // Out of range for the type is out of range for the wire: the check says it best.
-            queues: memif.queues.map_or(defaults.queues, |queues| u16::try_from(queues).unwrap_or(u16::MAX)),
-            ring: memif.ring.unwrap_or(defaults.ring),
-            buffer: memif.buffer.unwrap_or(defaults.buffer),
-            prealloc,
-            access,
-            memory: memif.memory_bytes.map_or(defaults.memory, ByteSize::bytes),
-            ..defaults
-        })
-    }
-
-    fn vhost_user(&mut self, vhost: &v1::VhostUserEnd) -> Option<VhostUserSpec> {
-        let socket = self.parse("vhost-user.socket", &vhost.socket);
-        let role = self.role("vhost-user.role", vhost.role);
-        let mac = self.optional("vhost-user.mac", &vhost.mac);
-        let features = self.features(&vhost.without);
-        let access = self.access("vhost-user", vhost.access.as_ref());
-        let defaults = VhostUserSpec::new(socket?, role?);
-        Some(VhostUserSpec {
-            queues: vhost.queues.map_or(defaults.queues, |queues| u16::try_from(queues).unwrap_or(u16::MAX)),
-            features,
-            mtu: vhost.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
-            mac,
-            access,
-            memory: vhost.memory_bytes.map_or(defaults.memory, ByteSize::bytes),
-            ..defaults
-        })
-    }
-
-    fn features(&mut self, without: &[String]) -> VhostFeatures {
-        let mut features = VhostFeatures::default();
-        for name in without {
-            match feature(&mut features, name) {
-                Some(offered) => *offered = false,
-                None => self.wrong("vhost-user.without", format!("`{name}`; one of {} is wanted", FEATURES.join(", "))),
-            }
-        }
-        features
-    }
-
-    fn kernel(&mut self, kernel: &v1::KernelEnd) -> Option<KernelSpec> {
-        let netns = kernel.netns.as_ref().and_then(|netns| self.netns("kernel.netns", netns));
-        let mac = self.optional("kernel.mac", &kernel.mac);
-        let addresses = kernel.addresses.iter().enumerate();
-        let addresses = addresses
-            .filter_map(|(index, address)| self.parse(&format!("kernel.addresses[{index}]"), address))
-            .collect();
-        let mut routes = Vec::new();
-        for (index, route) in kernel.routes.iter().enumerate() {
-            let to = self.parse(&format!("kernel.routes[{index}].to"), &route.to);
-            let via = self.optional(&format!("kernel.routes[{index}].via"), &route.via);
-            routes.extend(to.map(|to| Route { to, via }));
-        }
-        let name = self.parse("kernel.name", &kernel.name)?;
-        Some(KernelSpec { netns, mac, mtu: kernel.mtu, addresses, routes, ..KernelSpec::new(name) })
-    }
-
-    fn role(&mut self, field: &str, role: i32) -> Option<Role> {
-        match v1::Role::try_from(role) {
-            Ok(v1::Role::Server) => Some(Role::Server),
-            Ok(v1::Role::Client) => Some(Role::Client),
-            Ok(v1::Role::Unspecified) => {
-                self.wrong(field, "missing; SERVER or CLIENT is wanted");
-                None
-            }
-            Err(_) => self.unknown(field, role, None),
-        }
-    }
-
-    fn netns(&mut self, field: &str, netns: &v1::NetNs) -> Option<NetNs> {
-        match &netns.place {
-            Some(Place::Path(path)) if path.starts_with('/') && !path.contains('\0') => {
-                return Some(NetNs::Path(path.into()));
-            }
-            Some(Place::Process(process)) if (1..=i32::MAX.cast_unsigned()).contains(&process.pid) => {
-                return Some(NetNs::Process(Process { pid: process.pid, start_time: process.start_time }));
-            }
-            Some(Place::Path(path)) => self.wrong(field, format!("`{path}`; an absolute path is wanted")),
-            Some(Place::Process(process)) => {
-                self.wrong(field, format!("{}; the number of a process is wanted", process.pid));
-            }
-            None => self.wrong(field, "a path or a process is wanted; leave it out for the forwarder's own namespace"),
-        }
-        None
-    }
-
-    fn access(&mut self, kind: &str, access: Option<&v1::SocketAccess>) -> SocketAccess {
-        let Some(access) = access else { return SocketAccess::default() };
-        let mode =
-            access.mode.and_then(|bits| self.parse::<FileMode>(&format!("{kind}.socket_mode"), &format!("{bits:04o}")));
-        SocketAccess {
-            owner: self.optional(&format!("{kind}.socket_owner"), &access.owner),
-            group: self.optional(&format!("{kind}.socket_group"), &access.group),
-            mode,
-        }
-    }
-}
-
-fn kind_to_proto(end: &EndSpec, secrets: Secrets) -> Kind {
-    match end {
-        EndSpec::Memif(memif) => Kind::Memif(memif_to_proto(memif, secrets)),
-        EndSpec::VhostUser(vhost) => Kind::VhostUser(vhost_user_to_proto(vhost)),
-        EndSpec::Kernel(kernel) => Kind::Kernel(kernel_to_proto(kernel)),
-    }
-}
-
-fn memif_to_proto(memif: &MemifSpec, secrets: Secrets) -> v1::MemifEnd {
-    let mode = match memif.mode {
-        Mode::Ethernet => v1::FrameMode::Ethernet,
-        Mode::Ip => v1::FrameMode::Ip,
-    };
-    let prealloc = match memif.prealloc {
-        Prealloc::Never => v1::Prealloc::Never,
-        Prealloc::SmallPages => v1::Prealloc::SmallPages,
-        Prealloc::HugePages => v1::Prealloc::HugePages,
-    };
-    let secret = memif.secret.as_ref().filter(|_| secrets == Secrets::Shown);
-    v1::MemifEnd {
-        socket: memif.socket.to_string(),
-        netns: memif.netns.as_ref().map(netns_to_proto),
-        id: memif.id,
-        role: role_to_proto(memif.role).into(),
-        mode: mode.into(),
-        secret: secret.map(|secret| secret.text().into_owned()).unwrap_or_default(),
-        queues: Some(memif.queues.into()),
-        ring: Some(memif.ring),
-        buffer: Some(memif.buffer),
-        access: access_to_proto(&memif.access),
-        memory_bytes: Some(memif.memory.as_bytes()),
-        prealloc: prealloc.into(),
-    }
-}
-
-fn vhost_user_to_proto(vhost: &VhostUserSpec) -> v1::VhostUserEnd {
-    let mut features = vhost.features;
-    let without = FEATURES.iter().filter(|name| feature(&mut features, name).is_some_and(|offered| !*offered));
-    v1::VhostUserEnd {
-        socket: vhost.socket.to_string(),
-        role: role_to_proto(vhost.role).into(),
-        queues: Some(vhost.queues.into()),
-        mtu: vhost.mtu.map(Into::into),
-        mac: vhost.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        without: without.map(|name| (*name).to_owned()).collect(),
-        access: access_to_proto(&vhost.access),
-        memory_bytes: Some(vhost.memory.as_bytes()),
-    }
-}
-
-fn kernel_to_proto(kernel: &KernelSpec) -> v1::KernelEnd {
-    let route = |route: &Route| v1::Route {
-        to: route.to.to_string(),
-        via: route.via.map(|via| via.to_string()).unwrap_or_default(),
-    };
-    v1::KernelEnd {
-        netns: kernel.netns.as_ref().map(netns_to_proto),
-        name: kernel.name.to_string(),
-        mac: kernel.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: kernel.mtu,
-        addresses: kernel.addresses.iter().map(ToString::to_string).collect(),
-        routes: kernel.routes.iter().map(route).collect(),
-    }
-}
-
-fn role_to_proto(role: Role) -> v1::Role {
-    match role {
-        Role::Server => v1::Role::Server,
-        Role::Client => v1::Role::Client,
-    }
-}
-
-fn netns_to_proto(netns: &NetNs) -> v1::NetNs {
-    let place = match netns {
-        NetNs::Process(Process { pid, start_time }) => {
-            Place::Process(v1::Process { pid: *pid, start_time: *start_time })
-        }
-        // An open descriptor means something in this process only.
-        NetNs::Path(_) | NetNs::Open(_) => Place::Path(netns.path().to_string_lossy().into_owned()),
-    };
-    v1::NetNs { place: Some(place) }
-}
-
-fn access_to_proto(access: &SocketAccess) -> Option<v1::SocketAccess> {
-    let SocketAccess { owner, group, mode } = access;
-    (*access != SocketAccess::default()).then(|| v1::SocketAccess {
-        owner: owner.as_ref().map(ToString::to_string).unwrap_or_default(),
-        group: group.as_ref().map(ToString::to_string).unwrap_or_default(),
-        mode: mode.map(FileMode::bits),
-    })
-}
-
-fn feature<'a>(features: &'a mut VhostFeatures, name: &str) -> Option<&'a mut bool> {
-    match name {
-        "packed" => Some(&mut features.packed),
-        "in_order" => Some(&mut features.in_order),
-        "mrg_rxbuf" => Some(&mut features.mrg_rxbuf),
-        "indirect" => Some(&mut features.indirect),
-        "event_idx" => Some(&mut features.event_idx),
-        "offloads" => Some(&mut features.offloads),
-        _ => None,
-    }
-}
-
-const FEATURES: [&str; 6] = ["packed", "in_order", "mrg_rxbuf", "indirect", "event_idx", "offloads"];
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Config, parse_wire};
+    use v1::end_spec::Kind;
+    use v1::net_ns::Place;
 
     #[test]
     fn every_wire_of_the_sample_file_survives_the_way_there_and_back() {

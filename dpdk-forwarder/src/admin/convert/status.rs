@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use ferrule_dataplane::engine::{Event, WireChange};
-use ferrule_dataplane::spec::{EndSpec, Full};
-use ferrule_dataplane::status::{Crossing, DropReason, EndState, Traffic, WorkerStatus};
+use ferrule_dataplane::spec::Full;
+use ferrule_dataplane::status::{
+    Crossing, DeviceStatus, DropReason, EndState, LinkState, Traffic, WireStatus, WorkerStatus,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use super::spec::{Secrets, spec_to_proto};
@@ -44,7 +46,7 @@ fn wire(listed: &Listed) -> v1::Wire {
     v1::Wire {
         name: status.spec.name.clone(),
         origin: origin.into(),
-        ends: status.spec.ends.iter().zip(&status.ends).map(|(spec, state)| end(spec, state)).collect(),
+        ends: (0..2).map(|number| end(status, number)).collect(),
         directions: status.directions.iter().map(traffic).collect(),
         queues: u32::try_from(status.queues).unwrap_or(u32::MAX),
         full: full.to_owned(),
@@ -57,16 +59,32 @@ fn wire(listed: &Listed) -> v1::Wire {
     }
 }
 
-fn end(spec: &EndSpec, state: &EndState) -> v1::End {
+fn end(status: &WireStatus, number: usize) -> v1::End {
+    let (spec, state) = (&status.spec.ends[number], &status.ends[number]);
     let detail = match state {
         EndState::Listening { last_error } | EndState::Connecting { last_error } => {
             last_error.clone().unwrap_or_default()
         }
         EndState::Starting { peer } | EndState::Connected { peer } => peer.clone(),
-        EndState::Up | EndState::Making | EndState::Removing => String::new(),
-        EndState::Failed { reason } => reason.clone(),
+        EndState::Up => status.devices[number].as_ref().map(device_words).unwrap_or_default(),
+        EndState::Making | EndState::Removing => String::new(),
+        EndState::Failed { reason } | EndState::Lost { reason } => reason.clone(),
     };
     v1::End { kind: spec.kind().to_owned(), description: spec.to_string(), state: state.word().to_owned(), detail }
+}
+
+/// What a device says of itself, in a line.
+fn device_words(device: &DeviceStatus) -> String {
+    let link = match device.link {
+        LinkState::Unknown => None,
+        LinkState::Up => Some("link up".to_owned()),
+        LinkState::Down => Some("link down".to_owned()),
+    };
+    let words = Some(device.words.clone()).filter(|words| !words.is_empty());
+    let mac = device.mac.map(|mac| format!("MAC {mac}"));
+    let mtu = device.mtu.map(|mtu| format!("MTU {mtu}"));
+    let numa_node = device.numa_node.map(|node| format!("NUMA node {node}"));
+    [words, link, mac, mtu, numa_node].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn traffic(traffic: &Traffic) -> v1::Traffic {
@@ -115,8 +133,6 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ferrule_dataplane::status::WireStatus;
-
     use super::*;
     use crate::config::parse_wire;
 
@@ -160,5 +176,26 @@ mod tests {
             drops,
             [("full", 1), ("too_long", 0), ("too_short", 0), ("bad_offload", 0), ("refused", 2), ("disabled", 0)]
         );
+    }
+
+    #[test]
+    fn a_device_says_what_it_knows_of_itself() {
+        let device = DeviceStatus {
+            words: "mlx5_core 0000:3b:02.1".into(),
+            link: LinkState::Down,
+            mac: Some("02:00:00:00:00:07".parse().unwrap()),
+            mtu: Some(9000),
+            numa_node: Some(1),
+            ..DeviceStatus::default()
+        };
+        let spec = parse_wire("{name: w, ends: [{kernel: {name: a}}, {kernel: {name: b}}]}").unwrap();
+        let ends = [EndState::Up, EndState::Lost { reason: "pulled out".into() }];
+        let status = WireStatus { ends, devices: [Some(device), None], ..WireStatus::failed(spec, "") };
+        assert_eq!(
+            end(&status, 0).detail,
+            "mlx5_core 0000:3b:02.1, link down, MAC 02:00:00:00:00:07, MTU 9000, NUMA node 1"
+        );
+        let lost = end(&status, 1);
+        assert_eq!((&*lost.state, &*lost.detail), ("lost", "pulled out"));
     }
 }

@@ -1,17 +1,23 @@
 //! VFs made, lent, set and given back by the manager.
 
 use std::cell::Cell;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use ferrule_ffi::netlink::NetlinkError;
 use serde_json::Value;
+use sriov_manager::attributes::{Mac, VfChange};
+use sriov_manager::kernel::{Interface, Kernel as _, LiveKernel};
 use sriov_manager_client::v1::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
 use tonic::{Code, Status};
 
 use crate::eventually;
 use crate::lab::manager::{Manager, ManagerOptions};
-use crate::lab::pci::VFS_MAX;
+use crate::lab::pci::{Function, VFS_MAX};
 use crate::lab::scenario::Lab;
 use crate::lab::testpmd;
 
@@ -236,7 +242,7 @@ pub fn handed_over(lab: &Lab) -> Result<()> {
 
 pub fn times(lab: &Lab) -> Result<()> {
     const ROUNDS: usize = 20;
-    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    let manager = Manager::start(lab, &ManagerOptions { quiet: true, ..ManagerOptions::default() })?;
     manager.create(&lab.pfs[..1], 2)?;
     let vfs = lab.pfs[0].vfs();
     let [vf, ready] = [&vfs[0], &vfs[1]];
@@ -254,6 +260,7 @@ pub fn times(lab: &Lab) -> Result<()> {
     lab.times("kernel: unbind from vfio-pci and reset", &mut resets);
     // A VF that has the driver already, and one that has none.
     ready.bind("vfio-pci")?;
+    floor(lab, ready, ROUNDS)?;
     let [mut asked, mut kept, mut rebinds, mut changes, mut releases] = [(); 5].map(|()| Vec::new());
     for round in 0..ROUNDS {
         asked.push(rested(|| manager.explain(vf))?);
@@ -289,6 +296,35 @@ pub fn times(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// What the parts of an acquire without a rebind take alone: a record on the disk, and each question to the kernel.
+fn floor(lab: &Lab, vf: &Function, rounds: usize) -> Result<()> {
+    let pf = &lab.pfs[0];
+    let name = pf.interface().context("a PF has an interface")?;
+    let index = pf.read(&format!("net/{name}/ifindex"))?.parse()?;
+    let interface = Interface { index, device: pf.address.parse()? };
+    let group = vf.iommu_group().context("a VF has an IOMMU group")?;
+    let node = PathBuf::from(format!("/dev/vfio/{group}"));
+    let mut file = File::create(lab.state().join("records"))?;
+    let [mut records, mut reports, mut settings, mut opens] = [(); 4].map(|()| Vec::new());
+    for round in 0..rounds {
+        records.push(rested(|| file.write_all(&[b'x'; RECORD]).and_then(|()| file.sync_data()))?);
+        reports.push(rested(|| told(LiveKernel.pf_report(interface)))?);
+        let mac = Mac([2, 0, 0, 0, 0, round as u8]);
+        settings.push(rested(|| told(LiveKernel.set_vf(interface, 1, VfChange::Mac(mac))))?);
+        opens.push(rested(|| told(LiveKernel.is_vfio_open(&node)))?);
+    }
+    told(LiveKernel.set_vf(interface, 1, VfChange::Mac(Mac::default())))?;
+    lab.times("kernel: a record on the disk", &mut records);
+    lab.times("kernel: what a PF says of its VFs", &mut reports);
+    lab.times("kernel: an address for a VF", &mut settings);
+    lab.times("kernel: open and close a VFIO group", &mut opens);
+    Ok(())
+}
+
+fn told<T>(answer: Result<T, NetlinkError>) -> Result<T> {
+    answer.map_err(|refusal| anyhow!("{refusal}"))
+}
+
 /// How long it takes on a machine that is at rest: all of this one is a single thread, and the manager looks at every device
 /// when the last operation's uevents have come.
 fn rested<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, E> {
@@ -300,3 +336,6 @@ fn timed<T, E>(work: impl FnOnce() -> Result<T, E>) -> Result<Duration, E> {
     let began = Instant::now();
     work().map(|_| began.elapsed())
 }
+
+/// A line of the journal.
+const RECORD: usize = 700;

@@ -30,7 +30,7 @@ fn service(node: &FakeNode, recover: bool) -> (Service, watch::Sender<Phase>) {
 
 fn acquire(id: &str, vf: PciAddress) -> v1::AcquireRequest {
     let driver = v1::Driver::VfioPci.into();
-    v1::AcquireRequest { id: id.into(), holder: "a test".into(), vf: vf.to_string(), driver, ..Default::default() }
+    v1::AcquireRequest { id: id.into(), tenant: "a test".into(), vf: vf.to_string(), driver, ..Default::default() }
 }
 
 /// A VF that is lent as `held` and that a process has open.

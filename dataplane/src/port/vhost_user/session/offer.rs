@@ -21,12 +21,7 @@ impl VhostUserOffer {
     /// What an end offers whose frames go to `far` and come from there.
     pub fn new(spec: &VhostUserSpec, far: &EndSpec) -> Self {
         let switches = &spec.features;
-        let takes_unfinished = match far {
-            EndSpec::VhostUser(vhost) => vhost.features.offloads,
-            EndSpec::Kernel(_) => true,
-            // Frames there are finished and have no place to say otherwise.
-            EndSpec::Memif(_) => false,
-        };
+        let takes_unfinished = far.takes_offloads();
         let optional = [
             (switches.packed, Features::RING_PACKED),
             (switches.in_order, Features::IN_ORDER),

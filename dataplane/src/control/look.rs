@@ -1,0 +1,88 @@
+//! Interfaces and other devices are looked at, now and then and when somebody asks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::done::{DeviceNews, Look};
+use super::end::{End, EndKind};
+use super::events::WireChange;
+use super::keys::EndId;
+use super::log_limit::if_any;
+use super::poller::Timer;
+use super::snapshot::KernelCounters;
+use super::state::{LOOK_INTERVAL, State};
+use super::wire::{Body, Wire};
+use crate::port::kernel::{PairEnd, PairStatus};
+
+impl State {
+    /// Has interfaces and devices looked at: counters are read, and those that are gone are found. One look at a time: who
+    /// asks meanwhile waits for the next one.
+    pub(super) fn look_at_interfaces(&mut self) {
+        if std::mem::replace(&mut self.look_in_flight, true) {
+            return;
+        }
+        self.looking = std::mem::take(&mut self.want_look);
+        let (mut pairs, mut devices) = (Vec::new(), Vec::new());
+        for (key, wire) in &mut self.wires {
+            match &mut wire.body {
+                Body::Kernel(kernel) => pairs.push((key, Arc::clone(&kernel.pair))),
+                Body::Workers(served) => {
+                    for (number, end) in served.ends.iter_mut().enumerate() {
+                        let id = EndId { wire: key, end: number };
+                        let End { kind: EndKind::Device(device), rings, .. } = end else { continue };
+                        match device.begin_look(rings.is_some()) {
+                            Some((number, device)) if device.answers_at_once() => devices.push((id, number, device)),
+                            Some((number, device)) => self.jobs.look_at_device(id, number, device),
+                            None => {}
+                        }
+                    }
+                }
+                Body::Making(_) | Body::Closed => {}
+            }
+        }
+        self.jobs.look(pairs, devices);
+    }
+
+    /// Interfaces were looked at.
+    pub(super) fn interfaces_looked_at(&mut self, look: Look) {
+        for (key, PairStatus { traffic, ends }) in look.pairs {
+            let Some(wire) = self.wires.get_mut(key) else { continue };
+            let Body::Kernel(kernel) = &mut wire.body else { continue };
+            self.changed.insert(key);
+            kernel.counters = KernelCounters { read: Instant::now(), directions: traffic };
+            for (end, state) in ends.into_iter().enumerate() {
+                match state {
+                    PairEnd::Up => {}
+                    PairEnd::Gone(_) if kernel.gone[end].is_some() => {}
+                    PairEnd::Gone(error) => {
+                        let reason = error.to_string();
+                        tracing::warn!(wire = wire.spec.name, end, reason, "interface gone");
+                        let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
+                        self.events.note(&wire.spec.name, change);
+                        kernel.gone[end] = Some(reason);
+                    }
+                    // What could not be asked is not gone.
+                    PairEnd::Unknown(error) => {
+                        if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
+                            let (wire, suppressed) = (&wire.spec.name, if_any(suppressed));
+                            tracing::warn!(wire, end, %error, suppressed, "an interface cannot be looked at now");
+                        }
+                    }
+                }
+            }
+        }
+        for (id, number, status) in look.devices {
+            self.hear_of_device(id, number, DeviceNews::Status(status));
+        }
+        for reply in std::mem::take(&mut self.looking) {
+            self.answer(reply, ());
+        }
+        if self.wires.values().any(Wire::has_device) {
+            self.poller.timers.set(Timer::Interfaces, Some(Instant::now() + LOOK_INTERVAL));
+        }
+        self.look_in_flight = false;
+        if !self.want_look.is_empty() {
+            self.look_at_interfaces();
+        }
+    }
+}
