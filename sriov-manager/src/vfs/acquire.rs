@@ -344,6 +344,8 @@ enum NotReady {
     Faulty {
         vf: PciAddress,
         pf: PciAddress,
+        /// The same is to be expected of the other VFs of its PF.
+        of_its_pf: bool,
         error: VfError,
     },
     Failed(VfError),
