@@ -1,5 +1,6 @@
 //! Files that others read about a device that a pod has: CDI specs for the container runtime, and device-info files for CNI plugins.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use super::given::{Node, cdi_class};
 use crate::config::ResourceName;
 use crate::inventory::{Device, Source};
+use crate::lease_name::LeaseName;
 
 /// How containers get device nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -47,6 +49,36 @@ impl DeviceFiles {
         replace(&self.cdi_path(resource, &device.id), &spec, 0o644)
     }
 
+    /// Removes what there is of devices that no pod has: left by a process before, or by another plugin. Two specs of one name make
+    /// a runtime know neither. `resources`: whose device-info files are ours.
+    pub fn keep_only(&self, held: &[LeaseName], resources: &[String]) -> io::Result<()> {
+        let kept: BTreeSet<PathBuf> =
+            held.iter().filter_map(Self::of_lease).flat_map(|name| self.paths(&name)).collect();
+        let prefixes: Vec<_> = resources.iter().map(|resource| format!("{}-", resource.replace('/', "-"))).collect();
+        let is_ours = |name: &str| {
+            let is_info = name.ends_with("-device.json") && prefixes.iter().any(|prefix| name.starts_with(prefix));
+            is_info || name.starts_with(CDI_PREFIX)
+        };
+        for directory in [&self.cdi, &self.device_info] {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let is_ours = entry.file_name().to_str().is_some_and(is_ours);
+                if is_ours && !kept.contains(&entry.path()) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn of_lease(name: &LeaseName) -> Option<(ResourceName, String)> {
+        let (prefix, resource) = name.resource.split_once('/')?;
+        Some((ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() }, name.device.clone()))
+    }
+
+    fn paths(&self, (resource, id): &(ResourceName, String)) -> [PathBuf; 2] {
+        [self.info_path(resource, id), self.cdi_path(resource, id)]
+    }
+
     /// Removes what there is of a device that no pod has any more.
     pub fn remove(&self, resource: &ResourceName, id: &str) -> io::Result<()> {
         for path in [self.info_path(resource, id), self.cdi_path(resource, id)] {
@@ -63,7 +95,7 @@ impl DeviceFiles {
     }
 
     fn cdi_path(&self, resource: &ResourceName, id: &str) -> PathBuf {
-        self.cdi.join(format!("sriov-dp-{}_{}_{id}.json", resource.prefix, resource.name))
+        self.cdi.join(format!("{CDI_PREFIX}{}_{}_{id}.json", resource.prefix, resource.name))
     }
 }
 
@@ -119,6 +151,8 @@ fn replace(path: &Path, value: &Value, mode: u32) -> io::Result<()> {
     written
 }
 
+/// As of the Go plugin.
+const CDI_PREFIX: &str = "sriov-dp-";
 const INFO_VERSION: &str = "1.1.0";
 
 #[cfg(test)]
