@@ -58,6 +58,12 @@ impl Wanted {
         Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
     }
 
+    /// The same, with the pod that the kubelet lists with it, if it does.
+    #[must_use]
+    pub fn of_pod(self, pod: Option<String>) -> Self {
+        Self { pod: pod.or(self.pod), ..self }
+    }
+
     /// What its lease is called.
     pub fn name(&self) -> &LeaseName {
         &self.name

@@ -18,11 +18,12 @@ use crate::pod_resources::Pods;
 
 /// Looks again and again, and whenever `news` says so. Never ends by itself.
 pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
-    let mut was_told = false;
+    let (mut was_told, mut is_whole) = (false, false);
     loop {
         match allocator.pod_resources.list().await {
             Ok(pods) => {
                 was_told = false;
+                is_whole = pods.is_whole;
                 look(&allocator, pods).await;
             }
             Err(error) if was_told => debug!(%error, "nothing can be given back"),
@@ -32,7 +33,7 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
             }
         }
         let is_ending = allocator.resources.with_grants(|grants| grants.is_ending());
-        let pause = if is_ending { LOOK_SOON } else { LOOK_LATER };
+        let pause = if is_ending || !is_whole { LOOK_SOON } else { LOOK_LATER };
         tokio::select! {
             () = sleep(pause) => {}
             // What has just changed settles first.
@@ -52,6 +53,8 @@ async fn look(allocator: &Arc<Allocator>, pods: Pods) {
     });
     allocator.try_refused().await;
     for (name, pod) in told {
+        // Whoever asks for it anew says who has it as well.
+        let _lock = allocator.locks.lock(std::iter::once(name.device.clone())).await;
         // Only words for people: a lease without them is as good.
         if let Err(error) = timeout(CALL_WAIT, allocator.manager.tell_tenant(&name, pod)).await.unwrap_or(Ok(())) {
             debug!(lease = %name, %error, "the lease does not say which pod has it");

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::given::{Node, cdi_class};
-use crate::config::ResourceName;
+use crate::config::{ResourceName, Selector};
 use crate::inventory::{Device, Source};
 use crate::lease_name::LeaseName;
 
@@ -36,10 +36,10 @@ pub struct DeviceFiles {
 
 impl DeviceFiles {
     /// Writes the device-info file of a device.
-    pub fn write_info(&self, resource: &ResourceName, device: &Device, is_rdma: bool) -> io::Result<()> {
+    pub fn write_info(&self, resource: &ResourceName, device: &Device, selector: Option<&Selector>) -> io::Result<()> {
         let path = self.info_path(resource, &device.id);
         fs::create_dir_all(&self.device_info)?;
-        replace(&path, &device_info(device, is_rdma), 0o444)
+        replace(&path, &device_info(device, selector), 0o444)
     }
 
     /// Writes the CDI spec of a device. One for each device: a spec that is changed has no moment at which others miss theirs.
@@ -122,15 +122,16 @@ fn cdi_spec(kind: &str, id: &str, nodes: &[Node]) -> Value {
     json!({"cdiVersion": "0.5.0", "kind": kind, "devices": [{"name": id, "containerEdits": {"deviceNodes": nodes}}]})
 }
 
-fn device_info(device: &Device, is_rdma: bool) -> Value {
-    if let Some(vdpa) = &device.vdpa {
+fn device_info(device: &Device, selector: Option<&Selector>) -> Value {
+    let wants_vdpa = selector.is_some_and(|selector| selector.vdpa_type.is_some());
+    if let Some(vdpa) = device.vdpa.as_ref().filter(|_| wants_vdpa) {
         let driver = if vdpa.path.is_some() { "vhost" } else { "virtio" };
         let mut section = json!({"parent-device": vdpa.name, "driver": driver, "pci-address": device.pci});
         section["path"] = json!(vdpa.path.clone().unwrap_or_default());
         return json!({"type": "vdpa", "version": INFO_VERSION, "vdpa": section});
     }
     let mut pci = json!({"pci-address": device.pci});
-    if is_rdma && !device.rdma.devices.is_empty() {
+    if selector.is_some_and(|selector| selector.is_rdma) && !device.rdma.devices.is_empty() {
         pci["rdma-device"] = json!(device.rdma.devices.join(","));
     }
     json!({"type": "pci", "version": INFO_VERSION, "pci": pci})
@@ -168,7 +169,7 @@ mod tests {
         let device =
             Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Box::default()), ..Device::default() };
         let node = Node { host: "/dev/vfio/noiommu-4".into(), container: "/dev/vfio/4".into() };
-        files.write_info(&resource, &device, false).unwrap();
+        files.write_info(&resource, &device, None).unwrap();
         files.write_cdi(&resource, &device, std::slice::from_ref(&node)).unwrap();
         let info = fs::read_to_string(directory.path().join("dp/intel.com-sriov-0000:3b:02.1-device.json")).unwrap();
         let wanted = json!({"type": "pci", "version": "1.1.0", "pci": {"pci-address": id}});

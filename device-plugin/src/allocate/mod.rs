@@ -266,6 +266,11 @@ impl Allocator {
             return Ok(BTreeMap::new());
         }
         let _locks = self.locks.lock(wanted.iter().map(|(wanted, _)| wanted.name().device.clone())).await;
+        let pod = |wanted: Wanted| {
+            let pod = self.resources.with_grants(|grants| grants.pod(wanted.name()).map(ToOwned::to_owned));
+            wanted.of_pod(pod)
+        };
+        let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
             info!(lease = %wanted.name(), "cleaned for the next pod");
@@ -372,8 +377,7 @@ impl Allocator {
     fn write_files(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
         for Allotted { resource, member, .. } in allotted {
             let device = &member.device;
-            let is_rdma = member.selector(resource).is_some_and(|selector| selector.is_rdma);
-            if let Err(error) = self.files.write_info(&resource.name, device, is_rdma) {
+            if let Err(error) = self.files.write_info(&resource.name, device, member.selector(resource)) {
                 warn!(device = device.id, %error, "write the device-info file");
             }
             if let Some(nodes) = given.nodes_of.get(&device.id).filter(|_| self.cdi != CdiMode::Off)
