@@ -275,7 +275,11 @@ async fn vfs_that_go_leave_the_list_unless_a_pod_has_them() {
         })
         .await;
     assert!(site.kubelet().admit_again("one").is_err(), "it is lost, and its pod is told");
-    assert_eq!(site.kubelet().counts(KERNEL).unwrap().capacity, 0);
+    site.kubelet()
+        .until("the other resource has none", |kubelet| {
+            kubelet.counts(KERNEL).is_some_and(|counts| counts.capacity == 0)
+        })
+        .await;
     site.stop().await;
 }
 
