@@ -64,7 +64,7 @@ pub enum Reason {
         /// Which is wanted.
         pf: PciAddress,
     },
-    /// Another lease of the same request gets it.
+    /// Another lease of the same request gets it, or another VF of its IOMMU group.
     SameCall,
     /// The PF is in its IOMMU group.
     PfInGroup {
@@ -166,7 +166,9 @@ impl fmt::Display for Reason {
                 write!(f, "its PF {pf} is cordoned ({why}): `ferrule vf uncordon {pf}` when that is over")
             }
             Self::OtherPf { pf } => write!(f, "it is not of the PF {pf}"),
-            Self::SameCall => f.write_str("another lease of the same request gets it"),
+            Self::SameCall => {
+                f.write_str("another lease of the same request gets it, or another VF of its IOMMU group")
+            }
             Self::PfInGroup { group, pf } => write!(
                 f,
                 "its IOMMU group {group} also holds the PF {pf}, which is never taken from the kernel: the \
