@@ -101,14 +101,24 @@ pub const CASES: &[Case] = &[
     loses("a region of no bytes", "a region of no bytes", |testbed| region_of(testbed, 0)),
     loses("a region of 2^64 - 1 bytes", "above 68719476736 bytes", |testbed| region_of(testbed, u64::MAX)),
     loses("a region of a byte too many", "above 68719476736 bytes", |testbed| region_of(testbed, (64 << 30) + 1)),
-    stays("64 GiB of nothing", |testbed| {
+    stays("16 GiB of nothing", |testbed| {
         let file = memfd_create(c"sparse", MFdFlags::MFD_CLOEXEC).unwrap();
         let mut setup = HostileSetup::in_file(file, 1, 8);
-        setup.len = 64 << 30;
+        setup.len = 16 << 30;
         ftruncate(&setup.file, setup.len.cast_signed()).unwrap();
         let peer = setup.join(testbed);
         (0..10).for_each(|number| setup.s2m().send(u32::MAX - 4096 * number, 60));
         crate::common::eventually("its frames are taken", || setup.s2m().tail.load() == 10);
+        hold((setup, peer))
+    }),
+    loses("64 GiB of nothing, whose page tables cost more than the limit", "of page tables", |testbed| {
+        let file = memfd_create(c"sparse", MFdFlags::MFD_CLOEXEC).unwrap();
+        let mut setup = HostileSetup::in_file(file, 1, 8);
+        setup.len = 64 << 30;
+        ftruncate(&setup.file, setup.len.cast_signed()).unwrap();
+        let peer = setup.announce(testbed);
+        peer.say(&MemifMessage::Connect { name: "setup".to_owned() }, &[]);
+        assert!(peer.goodbye().is_some());
         hold((setup, peer))
     }),
     loses("a sixty-fifth region", "more than 64 regions", |testbed| {

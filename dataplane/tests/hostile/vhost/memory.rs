@@ -136,7 +136,7 @@ pub const CASES: &[Case] = &[
         peer.is_parted();
         hold((sparse, peer))
     }),
-    loses("a tebibyte of nothing, many times", "are mapped", |testbed| {
+    loses("a tebibyte of nothing, many times", "of page tables", |testbed| {
         let (setup, sparse) = (HostileSetup::new(), plain(1 << 40));
         let peer = setup.greet(testbed);
         let row = |number: u64| MemoryRegion { guest: number << 40, user: number << 40, size: 1 << 40, offset: 0 };
