@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use ferrule_ffi::netns::NetNs;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, Prop};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::libc;
 
@@ -223,7 +223,8 @@ fn numbered(interface: Interface) -> LinkMessage {
 /// An address that somebody gave an interface: the kernel itself gives one of IPv6 for the link alone.
 fn address_of(message: &RouteNetlinkMessage, interface: u32) -> Option<String> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    if message.header.index != interface || message.header.scope == AddressScope::Link {
+    let is_from_kernel = message.header.family == AddressFamily::Inet6 && message.header.scope == AddressScope::Link;
+    if message.header.index != interface || is_from_kernel {
         return None;
     }
     let address = message.attributes.iter().find_map(|attribute| match attribute {
