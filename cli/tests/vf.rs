@@ -140,7 +140,7 @@ async fn several_pools_and_several_leases_are_named_by_repeating_them() {
     let lent = fixture.json("acquire e f --pool fast --pool spare --driver none").await;
     assert_eq!(lent["leases"][1]["vf"]["lease"]["pool"], "spare");
     let none = fixture.refused("acquire g --pool fast --pool spare").await;
-    assert!(none.starts_with("no VF of the pools fast, spare is to be had: fast has 3 VFs, "), "{none}");
+    assert!(none.starts_with("no VF of the pools fast, spare is available: fast has 3 VFs, "), "{none}");
     fixture.daemon.stop().await;
 }
 

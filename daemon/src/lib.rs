@@ -11,10 +11,12 @@
 //! - [`metrics`]: how the text of that page is written
 //! - [`phase`]: what a daemon is doing, for all of them
 //! - [`mod@run`]: signals, servers and the end; [`reload`]: the file read again while the daemon runs
+//! - [`inotify`]: news of directories
 //! - [`logging`]: the log, which nobody waits for
 
 pub mod api_socket;
 pub mod grpc;
+pub mod inotify;
 pub mod logging;
 pub mod metrics;
 pub mod page;

@@ -1,4 +1,4 @@
-//! The page for Prometheus and for probes: `/metrics` and `/healthz`.
+//! The page for Prometheus and for probes: `/metrics`, `/healthz`, and of a daemon that knows more than its phase `/livez` and `/readyz`.
 
 use std::fmt;
 use std::io;
@@ -59,13 +59,39 @@ pub struct ListenError {
 /// Makes the text of a scrape; it may wait.
 pub type Render = Arc<dyn Fn() -> Result<String, fmt::Error> + Send + Sync>;
 
+/// Says what is wrong, if something is; it does not wait.
+pub type Probe = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the kubelet asks of a pod.
+#[derive(Clone)]
+pub struct Probes {
+    /// Wrong: only a new process helps.
+    pub live: Probe,
+    /// Wrong: it does not do its work now.
+    pub ready: Probe,
+}
+
+impl Default for Probes {
+    /// Whoever answers lives, and is ready while its phase says so.
+    fn default() -> Self {
+        Self { live: Arc::new(|| Ok(())), ready: Arc::new(|| Ok(())) }
+    }
+}
+
 /// Serves the page until the daemon has stopped.
-pub async fn serve(listener: Listener, render: Render, phase: watch::Receiver<Phase>) -> io::Result<()> {
+pub async fn serve(
+    listener: Listener,
+    render: Render,
+    probes: Probes,
+    phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
     let mut stopped = phase.clone();
     let page = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
-        .with_state(Page { render, phase });
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .with_state(Page { render, probes, phase });
     axum::serve(BoundedListener::new(listener.socket), page)
         .with_graceful_shutdown(async move {
             // An error means that the spine is gone, which is a stop as well.
@@ -77,6 +103,7 @@ pub async fn serve(listener: Listener, render: Render, phase: watch::Receiver<Ph
 #[derive(Clone)]
 struct Page {
     render: Render,
+    probes: Probes,
     phase: watch::Receiver<Phase>,
 }
 
@@ -84,6 +111,25 @@ async fn metrics(State(page): State<Page>) -> Response {
     match spawn_blocking(move || (page.render)()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read\n").into_response(),
+    }
+}
+
+async fn livez(State(page): State<Page>) -> Response {
+    answer((page.probes.live)(), "live\n")
+}
+
+async fn readyz(State(page): State<Page>) -> Response {
+    match *page.phase.borrow() {
+        Phase::Serving => answer((page.probes.ready)(), "ready\n"),
+        Phase::Starting => answer(Err("it is starting".to_owned()), ""),
+        Phase::Draining | Phase::Stopped => answer(Err("it is stopping".to_owned()), ""),
+    }
+}
+
+fn answer(probed: Result<(), String>, good: &'static str) -> Response {
+    match probed {
+        Ok(()) => (StatusCode::OK, good).into_response(),
+        Err(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 

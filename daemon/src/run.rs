@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::Phase;
-use crate::page::{self, Render};
+use crate::page::{self, Probes, Render};
 use crate::settings::LoadError;
 
 /// Ready when the daemon is to stop.
@@ -106,8 +106,13 @@ impl Servers {
 
     /// Serves the page for Prometheus and for probes on `listener`.
     pub fn serve_page(&mut self, listener: page::Listener, render: Render) {
+        self.serve_page_with(listener, render, Probes::default());
+    }
+
+    /// The same for a daemon that knows more of itself than its phase.
+    pub fn serve_page_with(&mut self, listener: page::Listener, render: Render, probes: Probes) {
         self.page = Some(listener.address());
-        let page = page::serve(listener, render, self.phase());
+        let page = page::serve(listener, render, probes, self.phase());
         self.serve(async { page.await.map_err(|error| format!("serve metrics: {error}")) });
     }
 

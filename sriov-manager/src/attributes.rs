@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sriov_manager_client::v1;
 use thiserror::Error;
 
 /// A MAC address; all zeros means that the PF has set none.
@@ -156,9 +157,9 @@ impl LinkState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attributes {
-    /// The address that the VF shall have.
+    /// The address that the VF is to have.
     pub mac: Option<Mac>,
-    /// The VLAN that it shall be in; id 0: none.
+    /// The VLAN that it is to be in; id 0: none.
     pub vlan: Option<Vlan>,
     /// What it may send.
     pub rate: Option<Rate>,
@@ -240,6 +241,72 @@ impl Attributes {
     }
 }
 
+impl From<&Attributes> for v1::Attributes {
+    fn from(attributes: &Attributes) -> Self {
+        let vlan = |vlan: Vlan| {
+            let protocol = match vlan.protocol {
+                VlanProtocol::Dot1Q => v1::VlanProtocol::Dot1q,
+                VlanProtocol::Dot1Ad => v1::VlanProtocol::Dot1ad,
+            };
+            v1::Vlan { id: vlan.id.into(), qos: vlan.qos.into(), protocol: protocol.into() }
+        };
+        let link_state = |state| match state {
+            LinkState::Auto => v1::LinkState::Auto.into(),
+            LinkState::Enable => v1::LinkState::Enable.into(),
+            LinkState::Disable => v1::LinkState::Disable.into(),
+        };
+        v1::Attributes {
+            mac: attributes.mac.map(|mac| mac.to_string()),
+            vlan: attributes.vlan.map(vlan),
+            rate: attributes.rate.map(|Rate { min, max }| v1::Rate { min, max }),
+            spoof_check: attributes.spoof_check,
+            trust: attributes.trust,
+            link_state: attributes.link_state.map(link_state),
+            mtu: attributes.mtu,
+        }
+    }
+}
+
+impl TryFrom<v1::Attributes> for Attributes {
+    type Error = AttributeError;
+
+    fn try_from(message: v1::Attributes) -> Result<Self, AttributeError> {
+        let link_state = |state| -> Result<_, AttributeError> {
+            Ok(match known("link state", state)? {
+                v1::LinkState::Auto => LinkState::Auto,
+                v1::LinkState::Enable => LinkState::Enable,
+                v1::LinkState::Disable => LinkState::Disable,
+            })
+        };
+        let vlan = |vlan: v1::Vlan| -> Result<_, AttributeError> {
+            let protocol = match known("vlan protocol", vlan.protocol)? {
+                v1::VlanProtocol::Dot1q => VlanProtocol::Dot1Q,
+                v1::VlanProtocol::Dot1ad => VlanProtocol::Dot1Ad,
+            };
+            // What is out of range for the type is out of range for the check, which says it best.
+            let (id, qos) = (u16::try_from(vlan.id).unwrap_or(u16::MAX), u8::try_from(vlan.qos).unwrap_or(u8::MAX));
+            Ok(Vlan { id, qos, protocol })
+        };
+        Ok(Attributes {
+            mac: message
+                .mac
+                .map(|mac| mac.parse().map_err(|error| AttributeError(format!("mac: {error}"))))
+                .transpose()?,
+            vlan: message.vlan.map(vlan).transpose()?,
+            rate: message.rate.map(|v1::Rate { min, max }| Rate { min, max }),
+            spoof_check: message.spoof_check,
+            trust: message.trust,
+            link_state: message.link_state.map(link_state).transpose()?,
+            mtu: message.mtu,
+        })
+    }
+}
+
+/// What a newer client may mean is not guessed.
+fn known<T: TryFrom<i32>>(what: &str, value: i32) -> Result<T, AttributeError> {
+    T::try_from(value).map_err(|_| AttributeError(format!("{what}: {value} is none that this release knows")))
+}
+
 /// Something that cannot be meant.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -316,6 +383,18 @@ impl VfState {
         changes.extend(change(self.trust, wanted.trust).map(VfChange::Trust));
         changes.extend(change(self.link_state, wanted.link_state).map(VfChange::LinkState));
         changes
+    }
+
+    /// What a PF says once it was told something.
+    pub fn change(&mut self, change: VfChange) {
+        match change {
+            VfChange::Mac(mac) => self.mac = mac,
+            VfChange::Vlan(vlan) => self.vlan = vlan,
+            VfChange::Rate(rate) => self.rate = Some(rate),
+            VfChange::SpoofCheck(on) => self.spoof_check = Some(on),
+            VfChange::Trust(on) => self.trust = Some(on),
+            VfChange::LinkState(state) => self.link_state = Some(state),
+        }
     }
 
     /// To go back to all of it.

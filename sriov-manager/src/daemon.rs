@@ -45,7 +45,7 @@ pub struct DaemonOptions {
     pub metrics: Option<SocketAddr>,
     /// How often the tree is looked at without being told.
     pub rescan: Duration,
-    /// What there shall be.
+    /// What there is to be.
     pub policies: Policies,
     /// The file that says so, which is followed; none: it is said once and for all.
     pub file: Option<PoliciesFile>,
@@ -202,7 +202,7 @@ fn is_over(phase: Phase) -> bool {
 }
 
 /// Finishes the start; then looks at the tree when something happened, and now and then, and whether leases are at their end.
-/// What could not be finished before is gone on with in a thread of its own: it may have to wait for the kernel, and news shall
+/// What could not be finished before is gone on with in a thread of its own: it may have to wait for the kernel, and news does
 /// not.
 fn follow(
     vfs: Vfs,

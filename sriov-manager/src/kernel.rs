@@ -15,16 +15,13 @@ use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    LinkAttribute, LinkLayerType, LinkMessage, LinkVfInfo, LinkXdp, Prop, VfInfo, VfInfoLinkState, VfInfoMac,
-    VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, Prop};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::address::PciAddress;
-use crate::attributes::{Guid, LinkState, Mac, Rate, VfChange, VfState, VlanProtocol};
+use crate::attributes::{Guid, Mac, VfChange, VfState};
 
 mod attribute;
 mod devlink;
@@ -132,7 +129,7 @@ impl Kernel for LiveKernel {
 
     fn set_vf(&self, pf: Interface, index: u32, change: VfChange) -> Result<(), NetlinkError> {
         let mut link = numbered(pf);
-        link.attributes.push(vf_info(index, change));
+        link.attributes.push(vf_info::tell(index, change));
         set_link(link)
     }
 
@@ -243,33 +240,6 @@ fn has_xdp(link: &LinkMessage) -> bool {
 
 fn set_link(link: LinkMessage) -> Result<(), NetlinkError> {
     Netlink::open()?.request(Request { message: RouteNetlinkMessage::SetLink(link), flags: 0 }).map(drop)
-}
-
-/// One thing about a VF.
-fn vf_info(index: u32, change: VfChange) -> LinkAttribute {
-    let info = match change {
-        VfChange::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
-        VfChange::Vlan(vlan) => {
-            let protocol = match vlan.protocol {
-                VlanProtocol::Dot1Q => WireProtocol::Ieee8021Q,
-                VlanProtocol::Dot1Ad => WireProtocol::Ieee8021Ad,
-            };
-            let info = VfVlanInfo::new(index, u32::from(vlan.id), u32::from(vlan.qos), protocol);
-            VfInfo::VlanList(vec![VfVlan::Info(info)])
-        }
-        VfChange::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
-        VfChange::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
-        VfChange::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
-        VfChange::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
-            index,
-            match state {
-                LinkState::Auto => VfLinkState::Auto,
-                LinkState::Enable => VfLinkState::Enable,
-                LinkState::Disable => VfLinkState::Disable,
-            },
-        )),
-    };
-    LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
 }
 
 /// The name of a link, and its others.

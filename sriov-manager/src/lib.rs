@@ -10,7 +10,7 @@
 //! - [`plan`]: from a VF that is to a VF that is wanted, as steps
 //! - [`executor`], [`watchdog`], [`kernel`]: the steps done, and nobody hanging with them
 //! - [`journal`]: what must outlive a kill
-//! - [`policy`]: what there shall be, and who may have it
+//! - [`policy`]: what there is to be, and who may have it
 //! - [`config`]: the policies file
 //! - [`daemon`], `reload`, [`api`], [`metrics`], [`uevent`]: the daemon around it
 //! - [`look`]: what a tree shows without a daemon

@@ -168,7 +168,7 @@ pub struct Current {
 pub struct Target {
     /// What it is bound to.
     pub binding: Binding,
-    /// What the PF shall say of it, and the MTU of its interface.
+    /// What the PF is to say of it, and the MTU of its interface.
     pub attributes: Attributes,
     /// What the others of its IOMMU group are bound to.
     pub members: BTreeMap<PciAddress, Binding>,

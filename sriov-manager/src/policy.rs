@@ -1,4 +1,4 @@
-//! Which VFs there shall be, in which pools, and who may have them. Checked: `config` reads it from text.
+//! Which VFs there are to be, in which pools, and who may have them. Checked: `config` reads it from text.
 //!
 //! Modules: `merged` (policies of the SR-IOV network operator, which divide the VFs of a PF among pools).
 
@@ -32,7 +32,7 @@ pub struct Pool {
     pub name: String,
     /// The VFs of PFs that any of these fits.
     pub pfs: Vec<PfSelector>,
-    /// How many VFs such a PF shall have; none: as it is.
+    /// How many VFs such a PF is to have; none: as it is.
     pub num_vfs: Option<NumVfs>,
     /// What a VF is lent with to whoever names no driver; none: `kernel`, or policies of the operator that make this pool
     /// disagree.
@@ -45,7 +45,7 @@ pub struct Pool {
     pub who: Option<Vec<Principal>>,
 }
 
-/// How many VFs a PF shall have.
+/// How many VFs a PF is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumVfs {
     /// So many.
@@ -140,7 +140,7 @@ impl Policies {
         })
     }
 
-    /// How many VFs PFs shall have that do not have as many. Pools that disagree are refused by [`Policies::check`].
+    /// How many VFs PFs are to have that do not have as many. Pools that disagree are refused by [`Policies::check`].
     pub fn counts(&self, inventory: &Inventory) -> Vec<(PciAddress, u32)> {
         let wanted = |pf: &PhysicalFunction| match self.wanted_count(pf)? {
             NumVfs::Exactly(count) => Some(count),
@@ -151,7 +151,7 @@ impl Policies {
         inventory.pfs.values().filter_map(different).collect()
     }
 
-    /// How many VFs a PF shall have; none: nothing is said about it, or somebody else makes them.
+    /// How many VFs a PF is to have; none: nothing is said about it, or somebody else makes them.
     pub fn wanted_count(&self, pf: &PhysicalFunction) -> Option<NumVfs> {
         let mut pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
         pools.find_map(|pool| pool.num_vfs).or_else(|| {

@@ -1,4 +1,4 @@
-//! `ferrule vf claim`, `cordon`, `blockers`, `apply` and their opposites: who may lend what, and what there shall be.
+//! `ferrule vf claim`, `cordon`, `blockers`, `apply` and their opposites: who may lend what, and what there is to be.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

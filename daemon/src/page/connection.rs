@@ -202,7 +202,7 @@ mod tests {
     use tokio::sync::watch;
     use tokio::time::timeout;
 
-    use super::super::{Listener, serve};
+    use super::super::{Listener, Probes, serve};
     use super::*;
     use crate::Phase;
 
@@ -256,7 +256,7 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.address();
         let (phase, phases) = watch::channel(Phase::Serving);
-        let server = tokio::spawn(serve(listener, Arc::new(|| Ok(String::new())), phases));
+        let server = tokio::spawn(serve(listener, Arc::new(|| Ok(String::new())), Probes::default(), phases));
         let mut silent = Vec::new();
         for _ in 0..150 {
             silent.push(TcpStream::connect(address).await.unwrap());

@@ -19,7 +19,7 @@ mod watch;
 
 pub use file::{FileSettings, SettingsFile};
 pub use follow::{Cause, Followed};
-pub use reader::{Diagnostics, Field, Table, socket_path};
+pub use reader::{Diagnostics, Field, Table, closest, socket_path};
 pub use watch::FileWatch;
 
 /// Parses a text and reads it. Every error that `read` noted comes back in one go; `file` is what they call the text.

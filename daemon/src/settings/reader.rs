@@ -54,6 +54,11 @@ impl<'a> Field<'a> {
         self.diagnostics.add(self.node.at, self.path.clone(), problem);
     }
 
+    /// An error of this field that is not noted: the caller decides what becomes of it.
+    pub fn error(&self, problem: impl Into<String>) -> ConfigError {
+        ConfigError { at: self.node.at, field: self.path.clone(), problem: problem.into() }
+    }
+
     /// Notes an error of a field below this one, at its own place if it has one.
     pub fn wrong_below(&self, relative: &str, problem: impl Into<String>) {
         self.diagnostics.add(self.node.locate(relative), join(&self.path, relative), problem);
@@ -67,6 +72,16 @@ impl<'a> Field<'a> {
     /// Whether it is a mapping.
     pub fn is_table(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
+    }
+
+    /// Whether it is a list.
+    pub fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
+    /// Whether nothing is written.
+    pub fn is_null(&self) -> bool {
+        matches!(self.node.value, Value::Null)
     }
 
     /// Whether it is one value.
@@ -252,7 +267,7 @@ impl<'a> Table<'a> {
 }
 
 /// The known word that was probably meant.
-fn closest(text: &str, known: &'static [&'static str]) -> Option<&'static str> {
+pub fn closest(text: &str, known: &[&'static str]) -> Option<&'static str> {
     let distance = |word: &str| strsim::damerau_levenshtein(text, word);
     let best = known.iter().copied().min_by_key(|word| distance(word))?;
     // One slip in a short word, two in a longer one: more would be guessing.

@@ -8,32 +8,24 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::inotify::{AddWatchFlags, InotifyEvent};
+
+use crate::inotify::AsyncInotify;
 
 /// Watches one file.
 #[derive(Debug)]
 pub struct FileWatch {
     path: PathBuf,
     target: Option<PathBuf>,
-    inotify: AsyncFd<Descriptor>,
+    inotify: AsyncInotify,
 }
 
 impl FileWatch {
     /// Watches from now on. Needs a tokio runtime.
-    #[expect(
-        deprecated,
-        reason = "unsafe only for types that do not own their descriptor; ours does, and the successor is an unsafe fn"
-    )]
     pub fn new(path: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let inotify = AsyncFd::with_interest(Descriptor(inotify), Interest::READABLE)?;
-        let mut watch = Self { path: path.to_owned(), target: None, inotify };
+        let mut watch = Self { path: path.to_owned(), target: None, inotify: AsyncInotify::new()? };
         watch.follow()?;
         Ok(watch)
     }
@@ -41,8 +33,7 @@ impl FileWatch {
     /// Returns when the file may have new contents. May be cancelled.
     pub async fn changed(&mut self) -> io::Result<()> {
         loop {
-            // Cleared before the events are drained: what comes in between makes it ready again.
-            self.inotify.readable().await?.clear_ready();
+            self.inotify.wait().await?;
             if self.check()? {
                 return Ok(());
             }
@@ -51,14 +42,7 @@ impl FileWatch {
 
     /// Whether anything that happened since the last look concerns the file.
     fn check(&mut self) -> io::Result<bool> {
-        let mut events = Vec::new();
-        loop {
-            match self.inotify.get_ref().0.read_events() {
-                Ok(more) => events.extend(more),
-                Err(Errno::EAGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let events = self.inotify.take()?;
         let before = self.target.clone();
         self.follow()?;
         let paths = [Some(&self.path), before.as_ref(), self.target.as_ref()];
@@ -71,18 +55,9 @@ impl FileWatch {
         // None while the file is away: its own directory tells when it is back.
         self.target = self.path.canonicalize().ok();
         for path in [Some(&self.path), self.target.as_ref()].into_iter().flatten() {
-            self.inotify.get_ref().0.add_watch(directory(path), flags())?;
+            self.inotify.watch(directory(path), flags())?;
         }
         Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
     }
 }
 

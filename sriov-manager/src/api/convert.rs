@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use sriov_manager_client::v1;
 
 use crate::address::{Driver, PciAddress, VFIO_PCI};
-use crate::attributes::{Attributes, LinkState, Rate, Vlan, VlanProtocol};
+use crate::attributes::Attributes;
 use crate::holders::Holder;
 use crate::inventory::Function;
 use crate::kernel::EswitchMode;
@@ -105,7 +105,7 @@ pub(super) fn add_details(
     for vf in &mut list.vfs {
         vf.alt_names = vf.netdevs.iter().flat_map(others).collect();
         let Some(told) = details.get(&vf.pf) else { continue };
-        vf.told = told.report.vfs.get(&vf.index).map(|state| attributes(&state.as_wanted()));
+        vf.told = told.report.vfs.get(&vf.index).map(|state| (&state.as_wanted()).into());
         if let (true, Some(guid)) = (vf.guid.is_empty(), told.report.guids.get(&vf.index)) {
             vf.guid = guid.to_string();
         }
@@ -199,7 +199,7 @@ pub(super) fn lease(lease: &Lease, forbidden: Option<&String>) -> v1::Lease {
         since: lease.since,
         pool: lease.pool.clone().unwrap_or_default(),
         driver: driver.into(),
-        attributes: Some(attributes(&lease.wanted.attributes)),
+        attributes: Some((&lease.wanted.attributes).into()),
         stage: stage.into(),
         fault: fault.clone().unwrap_or_default(),
         forbidden: forbidden.cloned().unwrap_or_default(),
@@ -217,30 +217,6 @@ fn until_message(until: &Until) -> v1::Until {
         Until::Cgroup { path } => v1::until::What::Cgroup(path.display().to_string()),
     };
     v1::Until { what: Some(what) }
-}
-
-fn attributes(attributes: &Attributes) -> v1::Attributes {
-    let vlan = |vlan: Vlan| {
-        let protocol = match vlan.protocol {
-            VlanProtocol::Dot1Q => v1::VlanProtocol::Dot1q,
-            VlanProtocol::Dot1Ad => v1::VlanProtocol::Dot1ad,
-        };
-        v1::Vlan { id: vlan.id.into(), qos: vlan.qos.into(), protocol: protocol.into() }
-    };
-    let link_state = |state| match state {
-        LinkState::Auto => v1::LinkState::Auto.into(),
-        LinkState::Enable => v1::LinkState::Enable.into(),
-        LinkState::Disable => v1::LinkState::Disable.into(),
-    };
-    v1::Attributes {
-        mac: attributes.mac.map(|mac| mac.to_string()),
-        vlan: attributes.vlan.map(vlan),
-        rate: attributes.rate.map(|Rate { min, max }| v1::Rate { min, max }),
-        spoof_check: attributes.spoof_check,
-        trust: attributes.trust,
-        link_state: attributes.link_state.map(link_state),
-        mtu: attributes.mtu,
-    }
 }
 
 /// A reason as programs read it.
@@ -350,7 +326,11 @@ pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Res
     Ok(Request {
         place: place.map(|place| self::place(place, vfs)).transpose()?.unwrap_or_default(),
         driver: optional_driver(driver)?,
-        attributes: attributes.map(wanted).transpose()?.unwrap_or_default(),
+        attributes: attributes
+            .map(Attributes::try_from)
+            .transpose()
+            .map_err(|error| error.to_string())?
+            .unwrap_or_default(),
         until: until.map(|until| self::until(until, peer, vfs)).transpose()?,
         owner: some(owner),
         peer: peer.credentials,
@@ -407,34 +387,6 @@ pub(super) fn optional_driver(driver: i32) -> Result<Option<Driver>, String> {
 /// What a newer client may mean is not guessed.
 fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, String> {
     T::try_from(value).map_err(|_| format!("{field}: {value} is none that this release knows"))
-}
-
-fn wanted(message: v1::Attributes) -> Result<Attributes, String> {
-    let link_state = |state| -> Result<_, String> {
-        Ok(match known("link state", state)? {
-            v1::LinkState::Auto => LinkState::Auto,
-            v1::LinkState::Enable => LinkState::Enable,
-            v1::LinkState::Disable => LinkState::Disable,
-        })
-    };
-    let vlan = |vlan: v1::Vlan| -> Result<_, String> {
-        let protocol = match known("vlan protocol", vlan.protocol)? {
-            v1::VlanProtocol::Dot1q => VlanProtocol::Dot1Q,
-            v1::VlanProtocol::Dot1ad => VlanProtocol::Dot1Ad,
-        };
-        // What is out of range for the type is out of range for the check, which says it best.
-        let (id, qos) = (u16::try_from(vlan.id).unwrap_or(u16::MAX), u8::try_from(vlan.qos).unwrap_or(u8::MAX));
-        Ok(Vlan { id, qos, protocol })
-    };
-    Ok(Attributes {
-        mac: message.mac.map(|mac| mac.parse().map_err(|error| format!("mac: {error}"))).transpose()?,
-        vlan: message.vlan.map(vlan).transpose()?,
-        rate: message.rate.map(|v1::Rate { min, max }| Rate { min, max }),
-        spoof_check: message.spoof_check,
-        trust: message.trust,
-        link_state: message.link_state.map(link_state).transpose()?,
-        mtu: message.mtu,
-    })
 }
 
 pub(super) fn some(text: String) -> Option<String> {

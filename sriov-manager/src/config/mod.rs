@@ -29,7 +29,7 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How often the tree is looked at without being told.
     pub rescan: Duration,
-    /// What there shall be, and who may have it.
+    /// What there is to be, and who may have it.
     pub policies: Policies,
 }
 

@@ -92,15 +92,7 @@ impl Kernel for FakeKernel {
         if state.scenarios.contains(&Scenario::SettingIgnored) {
             return Ok(());
         }
-        let told = state.states.entry(vf).or_default();
-        match change {
-            VfChange::Mac(mac) => told.mac = mac,
-            VfChange::Vlan(vlan) => told.vlan = vlan,
-            VfChange::Rate(rate) => told.rate = Some(rate),
-            VfChange::SpoofCheck(on) => told.spoof_check = Some(on),
-            VfChange::Trust(on) => told.trust = Some(on),
-            VfChange::LinkState(state) => told.link_state = Some(state),
-        }
+        state.states.entry(vf).or_default().change(change);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use netlink_packet_core::Emitable;
 
 use super::xdp_sockets::Part;
 use super::*;
-use crate::attributes::Vlan;
+use crate::attributes::{LinkState, Rate, Vlan, VlanProtocol};
 
 /// An attribute of netlink: length, kind, value, padding.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -47,8 +47,8 @@ fn what_a_pf_is_told_is_what_ip_link_tells_it() {
         (VfChange::LinkState(LinkState::Enable), attribute(IFLA_VF_LINK_STATE, &words(&[3, 1]))),
         (VfChange::LinkState(LinkState::Disable), attribute(IFLA_VF_LINK_STATE, &words(&[3, 2]))),
     ] {
-        let mut sent = vec![0; vf_info(3, change).buffer_len()];
-        vf_info(3, change).emit(&mut sent);
+        let mut sent = vec![0; vf_info::tell(3, change).buffer_len()];
+        vf_info::tell(3, change).emit(&mut sent);
         assert_eq!(plain(&sent), attribute(IFLA_VFINFO_LIST, &attribute(IFLA_VF_INFO, &wanted)), "{change}");
     }
 }

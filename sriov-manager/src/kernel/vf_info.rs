@@ -1,5 +1,5 @@
-//! What the kernel answers about the VFs of a PF (`rtnl_fill_ifinfo` of net/core/rtnetlink.c), read by hand for two reasons:
-//! a list of more than 64 KiB, some 400 VFs, has a length that has wrapped around; and of a switch, -1 means that the driver
+//! What a PF is told about a VF, and what the kernel answers about its VFs (`rtnl_fill_ifinfo` of net/core/rtnetlink.c). The answer is
+//! read by hand for two reasons: a list of more than 64 KiB, some 400 VFs, has a length that has wrapped around; and of a switch, -1 means that the driver
 //! does not tell, which is not `off`.
 
 use std::io;
@@ -7,14 +7,17 @@ use std::io;
 use ferrule_ffi::netlink::NetlinkError;
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{
+    LinkAttribute, LinkExtentMask, LinkMessage, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate,
+    VfInfoSpoofCheck, VfInfoTrust, VfLinkState, VfVlan, VfVlanInfo, VlanProtocol as WireProtocol,
+};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use super::PfReport;
 use super::attribute::{ALIGNMENT, ATTRIBUTE_HEADER, Attribute, NLMSG_ERROR, NLMSG_HEADER, read_u16, read_u32};
-use crate::attributes::{Guid, LinkState, Mac, Rate, VfState, Vlan, VlanProtocol};
+use crate::attributes::{Guid, LinkState, Mac, Rate, VfChange, VfState, Vlan, VlanProtocol};
 
 /// Asks about the interface of a number.
 pub fn ask(interface: u32) -> Result<PfReport, NetlinkError> {
@@ -44,6 +47,33 @@ pub fn ask(interface: u32) -> Result<PfReport, NetlinkError> {
             Err(NetlinkError { errno: Errno::EBADMSG, hint: Some(format!("no link in the answer about {interface}")) })
         }
     }
+}
+
+/// What a PF is told: one thing about a VF.
+pub(super) fn tell(index: u32, change: VfChange) -> LinkAttribute {
+    let info = match change {
+        VfChange::Mac(mac) => VfInfo::Mac(VfInfoMac::new(index, &mac.0)),
+        VfChange::Vlan(vlan) => {
+            let protocol = match vlan.protocol {
+                VlanProtocol::Dot1Q => WireProtocol::Ieee8021Q,
+                VlanProtocol::Dot1Ad => WireProtocol::Ieee8021Ad,
+            };
+            let info = VfVlanInfo::new(index, u32::from(vlan.id), u32::from(vlan.qos), protocol);
+            VfInfo::VlanList(vec![VfVlan::Info(info)])
+        }
+        VfChange::Rate(Rate { min, max }) => VfInfo::Rate(VfInfoRate::new(index, min, max)),
+        VfChange::SpoofCheck(on) => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(index, on)),
+        VfChange::Trust(on) => VfInfo::Trust(VfInfoTrust::new(index, on)),
+        VfChange::LinkState(state) => VfInfo::LinkState(VfInfoLinkState::new(
+            index,
+            match state {
+                LinkState::Auto => VfLinkState::Auto,
+                LinkState::Enable => VfLinkState::Enable,
+                LinkState::Disable => VfLinkState::Disable,
+            },
+        )),
+    };
+    LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])])
 }
 
 /// Reads the attributes of a link.

@@ -14,7 +14,7 @@ pub struct OperatorPolicy {
     pub name: String,
     /// Of two policies the one with the lower number is more important.
     pub priority: u32,
-    /// How many VFs a PF shall have. Its VFs are the first so many, unless the selector says which.
+    /// How many VFs a PF is to have. Its VFs are the first so many, unless the selector says which.
     pub num_vfs: u32,
     /// What drives a VF that is lent.
     pub driver: Driver,

@@ -337,7 +337,7 @@ fn is_expected_of_its_pf(error: &VfError) -> bool {
 
 /// Why VFs that were chosen are not lent.
 enum NotReady {
-    /// This one is not to be had; another one may be.
+    /// This one is not available; another one may be.
     Another(PciAddress, Vec<Reason>),
     /// This one failed, and is as it was; another one may do it.
     Faulty {

@@ -87,7 +87,7 @@ impl Vfs {
             return Ok(());
         }
         let tried = format!("bring back the lease {}", lease.id);
-        // Somebody who works with the VF as it is shall not be surprised by what drifted behind his back, either.
+        // Somebody who works with the VF as it is is not to be surprised by what drifted behind his back, either.
         if lease.stage == Stage::Lent
             && let Some(holder) = self.holders(vf).map_err(look)?.into_iter().next()
         {

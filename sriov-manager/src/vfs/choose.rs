@@ -25,7 +25,7 @@ pub(super) struct Chosen {
     rank: usize,
 }
 
-/// VFs that are not to be had although they seemed to be, and why.
+/// VFs that are not available although they seemed to be, and why.
 pub(super) type Excluded = BTreeMap<PciAddress, Vec<Reason>>;
 
 impl Vfs {

@@ -187,20 +187,20 @@ pub enum VfError {
         /// Whether it is done all the same if somebody asks for that.
         can_force: bool,
     },
-    /// The VF is not to be had.
-    #[error("{vf} is not to be had: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    /// The VF is not available.
+    #[error("{vf} is not available: {}", reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Unavailable {
         /// The VF.
         vf: PciAddress,
         /// Why.
         reasons: Vec<Reason>,
     },
-    /// No VF of a pool is to be had.
-    #[error("no VF of {} is to be had: {why}; `ferrule vf explain` tells of each", told_pools(pools))]
+    /// No VF of a pool is available.
+    #[error("no VF of {} is available: {why}; `ferrule vf explain` tells of each", told_pools(pools))]
     NoneFree {
         /// The pools.
         pools: Vec<String>,
-        /// Of each how many VFs it has, and why the first is not to be had.
+        /// Of each how many VFs it has, and why the first is not available.
         why: String,
     },
     /// Somebody may not have it.

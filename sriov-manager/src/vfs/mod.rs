@@ -11,7 +11,7 @@
 //!
 //! In reading order: `locks`; `request`; `acquire` with `choose` and `apply`, `handover`, `release`, `until` (leases that end by
 //! themselves), `claims` (VFs that have an owner); `create` with `blockers`, `recover`; `rules` (the policies, and other
-//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not to be had), `view` (what others see) with `details` (what is asked for it), `error`.
+//! ones) with `documents` (as the API gives them), `held` (who uses a VF), `reason` and `reasons` (why a VF is not available), `view` (what others see) with `details` (what is asked for it), `error`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -97,7 +97,7 @@ pub struct Options {
     pub kernel: Arc<dyn Kernel>,
     /// Where the journal is.
     pub state: PathBuf,
-    /// What there shall be, and who may have it.
+    /// What there is to be, and who may have it.
     pub policies: Policies,
     /// How long anything may take.
     pub timeouts: Timeouts,
@@ -111,11 +111,11 @@ struct Inner {
     /// Held while a fact is written, and until it is in the state: so the order in the file is that in which facts became true.
     /// Never taken under the lock of the state, which nobody holds while the disk is waited for.
     journal: Mutex<Journal>,
-    /// A VF is unlocked, or nobody shall wait any more.
+    /// A VF is unlocked, or nobody is to wait any more.
     freed: Condvar,
     /// The same, for whoever waits without a thread.
     unlocked: watch::Sender<u64>,
-    /// Nobody shall wait any more.
+    /// Nobody is to wait any more.
     stop: Arc<Stop>,
     /// Counts moments at which what others can see may have changed.
     ticks: Arc<watch::Sender<u64>>,

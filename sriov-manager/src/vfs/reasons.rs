@@ -1,4 +1,4 @@
-//! Why a VF is not to be had.
+//! Why a VF is not available.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::sysfs::Sysfs;
 use crate::watchdog::CallError;
 
 impl Vfs {
-    /// Why a VF is not to be had on a driver; nothing: it is. Holders are looked for as well.
+    /// Why a VF is not available on a driver; nothing: it is. Holders are looked for as well.
     pub fn explain(&self, vf: PciAddress, driver: Driver) -> Result<Vec<Reason>, VfError> {
         self.explain_to(vf, driver, None)
     }
@@ -61,7 +61,7 @@ impl Vfs {
         }
     }
 
-    /// Why a VF is not to be had on a driver, beside being lent as `lease`.
+    /// Why a VF is not available on a driver, beside being lent as `lease`.
     pub(super) fn reasons_beside(
         &self,
         state: &State,
@@ -76,7 +76,7 @@ impl Vfs {
         reasons.into_iter().filter(is_beside).chain(forbidden).collect()
     }
 
-    /// Why a VF is not to be had, of a pool if one is named, by whoever owns it, as things stand.
+    /// Why a VF is not available, of a pool if one is named, by whoever owns it, as things stand.
     pub(super) fn reasons(
         &self,
         state: &State,

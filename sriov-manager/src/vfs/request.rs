@@ -27,7 +27,7 @@ pub struct Request {
     pub until: Option<Until>,
     /// What is to drive it; none: what its pool says, or else the kernel.
     pub driver: Option<Driver>,
-    /// What the PF shall say of it, and the MTU of its interface, which its pool may say as well.
+    /// What the PF is to say of it, and the MTU of its interface, which its pool may say as well.
     pub attributes: Attributes,
     /// Who asks.
     pub peer: PeerCredentials,

@@ -95,7 +95,7 @@ pub struct VfView {
     pub noiommu: bool,
     /// Whether something is being done to it.
     pub busy: bool,
-    /// Why it is not to be had, whatever the driver. One of them is that it is lent.
+    /// Why it is not available, whatever the driver. One of them is that it is lent.
     pub reasons: Vec<Reason>,
     /// Why not by the kernel's driver.
     pub reasons_kernel: Vec<Reason>,
@@ -104,7 +104,7 @@ pub struct VfView {
 }
 
 impl VfView {
-    /// Why it is not to be had by a driver.
+    /// Why it is not available by a driver.
     pub fn reasons(&self, driver: Driver) -> &[Reason] {
         match driver {
             Driver::None => &self.reasons,

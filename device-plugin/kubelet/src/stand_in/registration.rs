@@ -1,0 +1,107 @@
+//! Who is connected, by the rules of a release; and the list of pods.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::{PluginError, Release, Scenario, Shared};
+use crate::VERSION;
+use crate::pod_resources::pod_resources_lister_server::PodResourcesLister;
+use crate::pod_resources::{ListPodResourcesRequest, ListPodResourcesResponse};
+use crate::v1beta1::registration_server::Registration;
+use crate::v1beta1::{Empty, RegisterRequest};
+
+/// Takes registrations.
+pub(super) struct Registrar(pub Arc<Shared>);
+
+/// Lists pods.
+pub(super) struct Lister(pub Arc<Shared>);
+
+#[tonic::async_trait]
+impl Registration for Registrar {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+        let request = request.into_inner();
+        let shared = &self.0;
+        if shared.has(&Scenario::HangsInRegister) {
+            std::future::pending::<()>().await;
+        }
+        if refuses_once(shared) {
+            return Err(Status::unknown("the kubelet is in a mood"));
+        }
+        check(&request)?;
+        let RegisterRequest { endpoint, resource_name: resource, .. } = request;
+        if shared.release == Release::V1_37 {
+            let is_twice = shared.devices().sockets.insert((resource.clone(), endpoint.clone()));
+            if !is_twice {
+                let path = shared.plugins.join(&endpoint);
+                return Err(Status::unknown(format!("device plugin already connected: {}", path.display())));
+            }
+        }
+        let connected = timeout(DIAL_MAX, shared.connect(&endpoint)).await;
+        let connected = connected.map_err(|_| "failed to dial device plugin: context deadline exceeded".to_owned());
+        let plugin = connected
+            .and_then(|connected| connected.map_err(|error: PluginError| error.to_string()))
+            .map_err(Status::unknown)?;
+        let id = shared.devices().registered(&resource, plugin.clone());
+        shared.tick();
+        if !shared.has(&Scenario::OpensNoList) {
+            let watched = tokio::spawn(watch(Arc::clone(shared), resource.clone(), id, plugin));
+            shared.devices().watched_by(&resource, id, watched.abort_handle());
+        }
+        Ok(Response::new(Empty {}))
+    }
+}
+
+/// Takes over every list of a plugin, until it ends.
+async fn watch(shared: Arc<Shared>, resource: String, id: u64, plugin: super::Plugin) {
+    if let Ok(mut lists) = plugin.list_and_watch().await {
+        shared.devices().opened(&resource, id);
+        shared.tick();
+        while let Ok(Some(list)) = lists.message().await {
+            shared.devices().listed(&resource, list.devices);
+            shared.tick();
+        }
+    }
+    shared.devices().closed(&resource, id, shared.release);
+    shared.tick();
+}
+
+fn refuses_once(shared: &Shared) -> bool {
+    let mut scenarios = shared.scenarios();
+    let left = scenarios.iter().find_map(|scenario| match scenario {
+        Scenario::Refuses(left) if *left > 0 => Some(*left),
+        _ => None,
+    });
+    let Some(left) = left else { return false };
+    scenarios.remove(&Scenario::Refuses(left));
+    scenarios.insert(Scenario::Refuses(left - 1));
+    true
+}
+
+fn check(request: &RegisterRequest) -> Result<(), Status> {
+    if request.version != VERSION {
+        let version = &request.version;
+        return Err(Status::unknown(format!(
+            "requested API version {version:?} is not supported by kubelet. Supported version is [{VERSION:?}]"
+        )));
+    }
+    let name = &request.resource_name;
+    let is_extended = name.split_once('/').is_some_and(|(domain, name)| {
+        !domain.is_empty() && !name.is_empty() && !domain.ends_with("kubernetes.io") && !domain.starts_with("requests.")
+    });
+    if is_extended { Ok(()) } else { Err(Status::unknown(format!("the ResourceName {name:?} is invalid"))) }
+}
+
+#[tonic::async_trait]
+impl PodResourcesLister for Lister {
+    async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
+        Ok(Response::new(self.0.devices().list()))
+    }
+}
+
+/// Sockets that registered, by resource.
+pub(super) type Sockets = BTreeSet<(String, String)>;
+
+const DIAL_MAX: std::time::Duration = std::time::Duration::from_secs(10);

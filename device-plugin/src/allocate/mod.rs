@@ -1,0 +1,335 @@
+//! What is done when a pod gets devices, and before each start of its containers.
+//!
+//! The kubelet forgives nothing at Allocate: an error there kills the pod. Before a start it tries again for as long as it takes. So
+//! Allocate waits for the manager a moment only, answers from what is known of the device whatever it is bound to, and leaves
+//! what could heal to PreStartContainer; it fails only for what can never be.
+//!
+//! Modules: `given` (environment and nodes), `files` (what runtimes and CNI plugins read), `preferred` (which devices go first),
+//! `locks` (one at a time for each device).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ferrule_kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse};
+use sriov_manager_client::v1;
+use thiserror::Error;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use crate::config::ResourceConfig;
+use crate::counters::Counters;
+use crate::grants::Tenant;
+use crate::host::Host;
+use crate::leases::{LeaseError, LeaseName, Manager, Wanted};
+use crate::pod_resources::PodResources;
+use crate::pools::Member;
+use crate::resources::{Allotted, Resources};
+
+mod files;
+mod given;
+mod locks;
+mod preferred;
+
+pub use files::{CdiMode, DeviceFiles};
+use given::{Bound, Given, give};
+pub use locks::DeviceLocks;
+use preferred::{COST_TAKEN, Candidate, prefer};
+
+/// Gives devices to pods.
+#[derive(Debug)]
+pub struct Allocator {
+    /// What there is.
+    pub resources: Resources,
+    /// Who lends VFs.
+    pub manager: Manager,
+    /// Who has what.
+    pub pod_resources: PodResources,
+    /// What sysfs says.
+    pub host: Host,
+    /// For runtimes and CNI plugins.
+    pub files: DeviceFiles,
+    /// How containers get device nodes.
+    pub cdi: CdiMode,
+    /// One at a time for each device.
+    pub locks: DeviceLocks,
+    /// For metrics.
+    pub counters: Arc<Counters>,
+}
+
+/// Why a pod does not get its devices.
+#[derive(Debug, Error)]
+pub enum AllocateError {
+    /// The kubelet names what it was never told of, or what is gone.
+    #[error("{0}; the kubelet's list is old, and the next pod is given another device")]
+    Unknown(String),
+    /// It will not be lent.
+    #[error("{devices}: {error}")]
+    Lease {
+        /// Which, or several of which one.
+        devices: String,
+        /// Why.
+        error: LeaseError,
+    },
+    /// It goes to VFIO, and has no group.
+    #[error("{device} is to be given to vfio-pci and has no IOMMU group: turn the IOMMU on (`intel_iommu=on`)")]
+    NoGroup {
+        /// Which.
+        device: String,
+    },
+    /// What a container runtime is to read could not be written.
+    #[error("write the CDI spec of {device}: {error}")]
+    Spec {
+        /// Of which device.
+        device: String,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl Allocator {
+    /// Gives devices to a container.
+    pub async fn allocate(&self, resource: &str, ids: &[String]) -> Result<ContainerAllocateResponse, AllocateError> {
+        let began = Instant::now();
+        let result = self.allocate_devices(resource, ids).await;
+        self.counters.allocated(resource, began.elapsed(), result.is_ok());
+        if let Err(error) = &result {
+            warn!(resource, devices = ids.join(","), %error, "a pod is refused");
+        }
+        result
+    }
+
+    async fn allocate_devices(
+        &self,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<ContainerAllocateResponse, AllocateError> {
+        let ids: BTreeSet<String> = ids.iter().cloned().collect();
+        let is_held = |id: &String| self.resources.with_grants(|grants| grants.is_held(&LeaseName::new(resource, id)));
+        let listing = if ids.iter().any(is_held) { self.pod_resources.list_soon().await } else { None };
+        let allotted = self.resources.allocate(resource, &ids, listing.as_ref()).map_err(AllocateError::Unknown)?;
+        let lent = timeout(ALLOCATE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
+        let vfs = match lent {
+            Ok(vfs) => vfs,
+            Err(error) if error.is_final() => {
+                self.forget_new(&allotted);
+                return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
+            }
+            Err(error) => {
+                warn!(resource, %error, "a pod's devices are not ready; it is tried again before its container starts");
+                self.counters.postponed(resource);
+                BTreeMap::new()
+            }
+        };
+        let answer = self.answer(resource, &allotted, &vfs).inspect_err(|_| self.forget_new(&allotted))?;
+        let now = Instant::now();
+        self.resources.with_grants(|grants| {
+            for id in &ids {
+                grants.answered(&LeaseName::new(resource, id), now);
+            }
+        });
+        Ok(answer)
+    }
+
+    /// Makes sure, before a container starts, that its devices are as they shall be.
+    pub async fn prepare(&self, resource: &str, ids: &[String]) -> Result<(), AllocateError> {
+        let ids: BTreeSet<String> = ids.iter().cloned().collect();
+        let members = self.resources.members(resource, &ids).map_err(AllocateError::Unknown)?;
+        let now = Instant::now();
+        let allotted: Vec<_> = members
+            .into_iter()
+            .map(|(config, member)| {
+                let name = LeaseName::new(resource, &member.device.id);
+                let must_be_cleaned = self.resources.with_grants(|grants| grants.start(&name, now));
+                let tenant = if must_be_cleaned { Tenant::Next } else { Tenant::Same };
+                Allotted { resource: config, member, tenant }
+            })
+            .collect();
+        let lent = timeout(PREPARE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(PREPARE_WAIT)));
+        let vfs = match lent {
+            Ok(vfs) => vfs,
+            // What a pod has needs no manager, only what is not as it shall be.
+            Err(LeaseError::Away(_) | LeaseError::Late(_)) if self.are_in_order(&allotted) => BTreeMap::new(),
+            Err(error) => {
+                return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
+            }
+        };
+        // Another group is not the container's any more, but its files may be missing.
+        let given = self.given(&allotted, &vfs)?;
+        self.write_files(&allotted, &given)
+    }
+
+    /// Which of the available devices go first.
+    pub fn prefer(&self, resource: &str, available: &[String], must_include: &[String], size: i32) -> Vec<String> {
+        let size = usize::try_from(size).unwrap_or(0);
+        let one = |id: &String| self.resources.members(resource, &BTreeSet::from([id.clone()])).ok()?.pop();
+        let members: Vec<_> = available.iter().filter_map(one).collect();
+        let policy = members.first().and_then(|(config, _)| config.policy);
+        let candidates: Vec<_> = members.iter().map(|(config, member)| candidate(config, member)).collect();
+        prefer(policy, &candidates, must_include, size)
+    }
+
+    /// Writes anew what others read about devices that pods have: a start of the machine, or of the plugin, may have lost it.
+    pub fn write_files_again(&self) {
+        let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
+        for name in held {
+            let members = self.resources.members(&name.resource, &BTreeSet::from([name.device.clone()]));
+            let allotted: Vec<_> = members
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(resource, member)| Allotted { resource, member, tenant: Tenant::Same })
+                .collect();
+            let written = self.given(&allotted, &BTreeMap::new()).and_then(|given| self.write_files(&allotted, &given));
+            if let Err(error) = written {
+                warn!(lease = %name, %error, "a file could not be written; it is tried again before a container starts");
+            }
+        }
+    }
+
+    /// Lends the VFs among the devices: new ones together, and each that another pod had by itself. Returns those that the manager told.
+    async fn lend(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
+        let wanted: Vec<_> = allotted
+            .iter()
+            .filter_map(|device| Some((Wanted::new(&device.resource, &device.member.device)?, device.tenant)))
+            .collect();
+        if wanted.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let _locks = self.locks.lock(wanted.iter().map(|(wanted, _)| wanted.name().device.clone())).await;
+        let mut vfs = Vec::new();
+        for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
+            info!(lease = %wanted.name(), "cleaned for the next pod");
+            vfs.extend(self.manager.hand_over(wanted).await?);
+        }
+        let others: Vec<_> =
+            wanted.iter().filter(|(_, tenant)| *tenant != Tenant::Next).map(|(wanted, _)| wanted.clone()).collect();
+        if !others.is_empty() {
+            vfs.extend(self.acquire(&others).await?);
+        }
+        self.resources.with_grants(|grants| {
+            for (wanted, _) in &wanted {
+                grants.lent(wanted.name());
+            }
+        });
+        Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
+    }
+
+    /// A VF that has just come may not be claimed yet.
+    async fn acquire(&self, wanted: &[Wanted]) -> Result<Vec<v1::Vf>, LeaseError> {
+        match self.manager.acquire(wanted).await {
+            Err(error) if error.is_unclaimed() => {
+                self.manager.claim(&self.resources.to_claim()).await?;
+                self.manager.acquire(wanted).await
+            }
+            other => other,
+        }
+    }
+
+    /// Whether all leases are there, as far as is known, and each VF is on the driver of its lease.
+    fn are_in_order(&self, allotted: &[Allotted]) -> bool {
+        let is_in_order = |device: &Allotted| {
+            let Some(wanted) = Wanted::new(&device.resource, &device.member.device) else { return true };
+            let driver = self.host.driver(&device.member.device.pci);
+            let is_bound = match wanted.driver() {
+                v1::Driver::VfioPci => driver.as_deref() == Some("vfio-pci"),
+                _ => driver.is_some_and(|driver| driver != "vfio-pci"),
+            };
+            let is_lent = self.resources.with_grants(|grants| grants.is_in_order(wanted.name()));
+            debug!(lease = %wanted.name(), is_lent, is_bound, "looked at without the manager");
+            is_bound && is_lent
+        };
+        allotted.iter().all(is_in_order)
+    }
+
+    /// The pod is refused: what it alone had it has not.
+    fn forget_new(&self, allotted: &[Allotted]) {
+        self.resources.with_grants(|grants| {
+            for device in allotted.iter().filter(|device| device.tenant == Tenant::New) {
+                grants.remove(&LeaseName::new(&device.resource.name.to_string(), &device.member.device.id));
+            }
+        });
+    }
+
+    fn answer(
+        &self,
+        resource: &str,
+        allotted: &[Allotted],
+        vfs: &BTreeMap<String, v1::Vf>,
+    ) -> Result<ContainerAllocateResponse, AllocateError> {
+        let given = self.given(allotted, vfs)?;
+        if let Err(error) = self.write_files(allotted, &given) {
+            // It is tried again before the container starts.
+            warn!(resource, %error, "a file could not be written; make room on its disk");
+        }
+        let mut answer =
+            ContainerAllocateResponse { envs: given.envs.clone().into_iter().collect(), ..Default::default() };
+        let named: Vec<_> = allotted
+            .iter()
+            .map(|device| (&device.resource.name, &*device.member.device))
+            .filter(|(_, device)| has_nodes(&given, &device.id))
+            .collect();
+        let names = named.iter().map(|(resource, device)| files::cdi_name(resource, device));
+        match self.cdi {
+            CdiMode::Off => answer.devices = given.nodes.into_iter().map(Into::into).collect(),
+            CdiMode::Field => answer.cdi_devices = names.map(|name| CdiDevice { name }).collect(),
+            CdiMode::Annotation => {
+                if let Some((resource, device)) = named.first() {
+                    let key = files::cdi_annotation(resource, &device.source);
+                    answer.annotations.insert(key, names.collect::<Vec<_>>().join(","));
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    fn given(&self, allotted: &[Allotted], vfs: &BTreeMap<String, v1::Vf>) -> Result<Given, AllocateError> {
+        let Some(first) = allotted.first() else { return Ok(Given::default()) };
+        let bound = |device: &Allotted| {
+            let id = &device.member.device.id;
+            Bound::of(&device.resource, &device.member, vfs.get(id), &self.host)
+                .ok_or_else(|| AllocateError::NoGroup { device: id.clone() })
+        };
+        let bound = allotted.iter().map(bound).collect::<Result<Vec<_>, _>>()?;
+        let devices: Vec<_> = allotted.iter().map(|device| &device.member).zip(bound).collect();
+        Ok(give(&first.resource, &devices, &self.host))
+    }
+
+    /// Writes what others read. Without a device-info file a pod starts all the same; without a CDI spec it does not.
+    fn write_files(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
+        for Allotted { resource, member, .. } in allotted {
+            let device = &member.device;
+            let is_rdma = member.selector(resource).is_some_and(|selector| selector.is_rdma);
+            if let Err(error) = self.files.write_info(&resource.name, device, is_rdma) {
+                warn!(device = device.id, %error, "write the device-info file");
+            }
+            if let Some(nodes) = given.nodes_of.get(&device.id).filter(|_| self.cdi != CdiMode::Off)
+                && !nodes.is_empty()
+            {
+                let written = self.files.write_cdi(&resource.name, device, nodes);
+                written.map_err(|error| AllocateError::Spec { device: device.id.clone(), error })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A spec without a node is no spec.
+fn has_nodes(given: &Given, id: &str) -> bool {
+    given.nodes_of.get(id).is_some_and(|nodes| !nodes.is_empty())
+}
+
+fn candidate(resource: &ResourceConfig, member: &Member) -> Candidate {
+    let device = &member.device;
+    let is_others = device
+        .vf()
+        .and_then(|vf| vf.lease.as_ref())
+        .is_some_and(|lease| LeaseName::parse(lease).is_none_or(|name| name.resource != resource.name.to_string()));
+    let must_be_bound = resource.driver.is_some() && resource.driver != device.present_driver();
+    let cost = if is_others { COST_TAKEN } else { u8::from(must_be_bound) };
+    Candidate { id: device.id.clone(), card: device.card().to_owned(), cost }
+}
+
+/// The kubelet admits no other pod meanwhile.
+const ALLOCATE_WAIT: Duration = Duration::from_secs(3);
+/// The kubelet waits for 30 s.
+const PREPARE_WAIT: Duration = Duration::from_secs(25);

@@ -1,0 +1,118 @@
+//! The configuration: the file of the Go sriov-network-device-plugin as it is, key for key, and keys of our own that it would ignore.
+//!
+//! As that plugin does, keys match without regard to case, keys that nobody knows are ignored, and an entry whose selectors cannot
+//! be read is left out while the others are used; each such thing is a warning. Modules: `resource` (one entry), `selector` (what of
+//! the node it means), `pf_functions` (some functions of a PF).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ferrule_daemon::settings::{ConfigError, ConfigErrors, Field, LoadError, closest, decode, parse};
+
+mod pf_functions;
+mod resource;
+mod selector;
+
+pub use pf_functions::PfFunctions;
+pub use resource::{Policy, ResourceConfig, ResourceName};
+pub use selector::{DeviceType, Selector, VdpaType};
+
+/// A checked configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// In the order of the file: a device goes to the first that takes it.
+    pub resources: Vec<Arc<ResourceConfig>>,
+    /// What was left out or is not as it seems, in the order of the text.
+    pub warnings: Vec<ConfigError>,
+}
+
+impl Config {
+    /// What errors and the log call the file.
+    pub const FILE: &'static str = "configuration";
+
+    /// Checks a text; `file` is what its errors call it, `prefix` what a resource has in front of its name that names none.
+    pub fn parse(file: &str, text: &str, prefix: &str) -> Result<Self, ConfigErrors> {
+        parse(file, text, |root, _| read(root, prefix))
+    }
+
+    /// Checks the contents of the file at `path`.
+    pub fn from_bytes(path: &Path, contents: &[u8], prefix: &str) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?, prefix)?)
+    }
+}
+
+/// A good configuration as it was read, to tell later whether it changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it held.
+    pub contents: Vec<u8>,
+    /// What that means.
+    pub config: Config,
+}
+
+impl ConfigFile {
+    /// Reads and checks a file.
+    pub fn load(path: &Path, prefix: &str) -> Result<Self, LoadError> {
+        let read = |source| LoadError::Read { what: Config::FILE, path: path.to_owned(), source };
+        let contents = fs::read(path).map_err(read)?;
+        let config = Config::from_bytes(path, &contents, prefix)?;
+        Ok(Self { path: path.to_owned(), contents, config })
+    }
+}
+
+fn read(root: &Field<'_>, prefix: &str) -> Config {
+    let mut config = Config::default();
+    let Some(keys) = Keys::of(root, &["resourceList"], &mut config.warnings) else { return config };
+    let Some(list) = keys.get("resourceList") else {
+        root.wrong("`resourceList` is missing; a list of resources is wanted, as in `{\"resourceList\": []}`");
+        return config;
+    };
+    let mut lines = BTreeMap::new();
+    for entry in list.items().unwrap_or_default() {
+        let Some(resource) = resource::read(&entry, prefix, &mut config.warnings) else { continue };
+        let name = resource.name.to_string();
+        let line = entry.line_of("");
+        if let Some(first) = lines.get(&name) {
+            entry.wrong(format!(
+                "the resource `{name}` is on line {first} already; give one of them another `resourceName`, or make \
+                 both one entry with a list of selectors"
+            ));
+            continue;
+        }
+        lines.insert(name, line);
+        config.resources.push(Arc::new(resource));
+    }
+    config
+}
+
+/// The keys of a mapping, found as Go finds them: without regard to case, and the last of several.
+struct Keys<'a>(Vec<(&'a str, Field<'a>)>);
+
+impl<'a> Keys<'a> {
+    /// The mapping, if it is one. An unknown key that looks like a known one is a warning.
+    fn of(field: &Field<'a>, known: &[&'static str], warnings: &mut Vec<ConfigError>) -> Option<Self> {
+        let entries = field.entries()?;
+        for (key, value) in &entries {
+            if known.iter().any(|known| known.eq_ignore_ascii_case(key)) {
+                continue;
+            }
+            if let Some(meant) = closest(key, known) {
+                warnings.push(value.error(format!("this key means nothing and is ignored; did you mean `{meant}`?")));
+            }
+        }
+        Some(Self(entries))
+    }
+
+    /// The value of a key; none: it is not there, or nothing is written.
+    fn get(&self, key: &str) -> Option<&Field<'a>> {
+        let found = self.0.iter().rev().find(|(written, _)| written.eq_ignore_ascii_case(key));
+        found.map(|(_, field)| field).filter(|field| !field.is_null())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! One resource: its name, what it is made of, and what a pod gets with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use ferrule_daemon::settings::{ConfigError, Field};
+use sriov_manager_client::v1;
+
+use super::Keys;
+use super::selector::{self, DeviceType, Selector};
+
+/// One entry of `resourceList`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResourceConfig {
+    /// What pods ask for.
+    pub name: ResourceName,
+    /// What kind of devices it has.
+    pub device_type: DeviceType,
+    /// The kubelet is not told of NUMA nodes.
+    pub exclude_topology: bool,
+    /// What of the node it has; one that fits is enough.
+    pub selectors: Vec<Selector>,
+    /// By device or `*`: what its pods are told beside.
+    pub additional_info: BTreeMap<String, BTreeMap<String, String>>,
+    /// What a VF is bound to when a pod gets it; none: what it is on. Resources that name one may share VFs.
+    pub driver: Option<v1::Driver>,
+    /// Which devices go first.
+    pub policy: Option<Policy>,
+    /// What the PF shall decide about a VF while a pod has it.
+    pub attributes: v1::Attributes,
+    /// A PF without a link makes its free VFs unhealthy.
+    pub needs_link: bool,
+}
+
+/// The name of a resource.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ResourceName {
+    /// A domain.
+    pub prefix: String,
+    /// Unique with it.
+    pub name: String,
+}
+
+/// Which devices go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The PF with the fewest free devices.
+    Pack,
+    /// The PF with the most free devices, one after the other.
+    Spread,
+    /// All of one PF, if one has enough.
+    SamePf,
+}
+
+impl ResourceName {
+    /// The environment variable in which a container finds its devices. Its shell cannot read a name with a hyphen; pods of the Go
+    /// plugin expect it all the same.
+    pub fn variable(&self) -> String {
+        format!("PCIDEVICE_{}_{}", self.prefix, self.name).to_uppercase().replace('.', "_")
+    }
+}
+
+impl fmt::Display for ResourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.prefix, self.name)
+    }
+}
+
+/// Reads one entry. None: it cannot be used, which is a warning or an error.
+pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigError>) -> Option<ResourceConfig> {
+    let keys = Keys::of(entry, KEYS, warnings)?;
+    let name = keys.get("resourceName").and_then(Field::text);
+    let name_is_good = name.is_some_and(is_name);
+    if !name_is_good {
+        let at = keys.get("resourceName").unwrap_or(entry);
+        at.wrong("a `resourceName` of letters, digits, `_` and `-` is wanted, at most 63 of them");
+    }
+    let prefix = keys.get("resourcePrefix").and_then(Field::text).filter(|text| !text.is_empty()).unwrap_or(prefix);
+    let device_type = match keys.get("deviceType").filter(|field| !field.is_empty()) {
+        Some(field) => field.choice(DEVICE_TYPES)?,
+        None => DeviceType::default(),
+    };
+    let own = read_own(&keys, device_type, warnings);
+    let selectors = read_selectors(entry, &keys, device_type, warnings)?;
+    if !name_is_good {
+        return None;
+    }
+    let (driver, policy, attributes, needs_link) = own;
+    Some(ResourceConfig {
+        name: ResourceName { prefix: prefix.to_owned(), name: name?.to_owned() },
+        device_type,
+        exclude_topology: keys.get("excludeTopology").and_then(|field| field.choice(BOOLS)).unwrap_or(false),
+        selectors,
+        additional_info: keys.get("additionalInfo").map(read_info).unwrap_or_default(),
+        driver,
+        policy,
+        attributes,
+        needs_link,
+    })
+}
+
+/// An object is the old form, a list of one. None: nothing can be used of it, which is a warning.
+fn read_selectors(
+    entry: &Field<'_>,
+    keys: &Keys<'_>,
+    device_type: DeviceType,
+    warnings: &mut Vec<ConfigError>,
+) -> Option<Vec<Selector>> {
+    let Some(field) = keys.get("selectors") else {
+        warnings.push(entry.error("it has no `selectors`, and is left out; `{}` means every device of its type"));
+        return None;
+    };
+    let items = if field.is_list() { field.items()? } else { vec![field.clone()] };
+    if items.is_empty() {
+        warnings.push(field.error("a list without a selector means no device, and the entry is left out"));
+        return None;
+    }
+    let mut wrong = Vec::new();
+    let mut selectors = Vec::new();
+    for item in &items {
+        match selector::read(item, device_type, warnings) {
+            Ok(selector) => selectors.push(selector),
+            Err(errors) => wrong.extend(errors),
+        }
+    }
+    if wrong.is_empty() {
+        return Some(selectors);
+    }
+    for mut error in wrong {
+        error.problem.push_str("; the entry is left out");
+        warnings.push(error);
+    }
+    None
+}
+
+type Own = (Option<v1::Driver>, Option<Policy>, v1::Attributes, bool);
+
+/// The keys that the Go plugin does not know.
+fn read_own(keys: &Keys<'_>, device_type: DeviceType, warnings: &mut Vec<ConfigError>) -> Own {
+    let driver = keys.get("driver").and_then(|field| {
+        if device_type != DeviceType::NetDevice {
+            field.wrong("only a `netDevice` is bound; others are advertised as they are: remove it");
+        }
+        field.choice(&[("kernel", v1::Driver::Kernel), ("vfio-pci", v1::Driver::VfioPci)])
+    });
+    let policy = keys.get("policy").and_then(|field| field.choice(POLICIES));
+    if let Some(field) = keys.get("software") {
+        field.wrong("software endpoints are not served by this release; remove it");
+    }
+    let attributes = keys.get("attributes").map(|field| {
+        if device_type != DeviceType::NetDevice {
+            field.wrong("only a `netDevice` has attributes: remove it");
+        }
+        read_attributes(field, driver, warnings)
+    });
+    let needs_link = keys.get("needsLink").and_then(|field| field.choice(BOOLS)).unwrap_or(true);
+    (driver, policy, attributes.unwrap_or_default(), needs_link)
+}
+
+/// With the words of the SR-IOV network operator's `SriovNetwork`.
+fn read_attributes(field: &Field<'_>, driver: Option<v1::Driver>, warnings: &mut Vec<ConfigError>) -> v1::Attributes {
+    let Some(keys) = Keys::of(field, ATTRIBUTES, warnings) else { return v1::Attributes::default() };
+    let number = |key: &str, range: RangeInclusive<u64>| keys.get(key).and_then(|field| field.number::<u32>(range));
+    let switch = |key: &str| keys.get(key).and_then(|field| field.choice(SWITCH));
+    let vlan = number("vlan", 0..=4094).map(|id| v1::Vlan {
+        id,
+        qos: number("vlanQoS", 0..=7).unwrap_or(0),
+        protocol: keys
+            .get("vlanProto")
+            .and_then(Field::parse::<v1::VlanProtocol>)
+            .unwrap_or(v1::VlanProtocol::Dot1q)
+            .into(),
+    });
+    for key in ["vlanQoS", "vlanProto"] {
+        if let Some(field) = keys.get(key).filter(|_| vlan.is_none()) {
+            field.wrong("it is of a VLAN, and there is no `vlan`");
+        }
+    }
+    let (min, max) = (number("minTxRate", RATES), number("maxTxRate", RATES));
+    if let (Some(field), Some(min), Some(max)) = (keys.get("minTxRate"), min, max)
+        && max != 0
+        && min > max
+    {
+        field.wrong(format!("`{min}` is above `maxTxRate`, which is {max}"));
+    }
+    let mtu = number("mtu", 68..=65535);
+    if let (Some(field), Some(v1::Driver::VfioPci)) = (keys.get("mtu"), driver) {
+        field.wrong("a VF on `vfio-pci` has no interface whose MTU can be set");
+    }
+    let rate = (min.is_some() || max.is_some()).then(|| v1::Rate { min: min.unwrap_or(0), max: max.unwrap_or(0) });
+    v1::Attributes {
+        mac: None,
+        vlan,
+        rate,
+        spoof_check: switch("spoofChk"),
+        trust: switch("trust"),
+        link_state: keys.get("linkState").and_then(Field::parse::<v1::LinkState>).map(Into::into),
+        mtu,
+    }
+}
+
+fn read_info(field: &Field<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let texts = |field: &Field<'_>| -> BTreeMap<String, String> {
+        let entries = field.entries().unwrap_or_default();
+        entries.iter().filter_map(|(key, value)| Some(((*key).to_owned(), value.text()?.to_owned()))).collect()
+    };
+    let devices = field.entries().unwrap_or_default();
+    devices.iter().map(|(device, info)| ((*device).to_owned(), texts(info))).collect()
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+const KEYS: &[&str] = &[
+    "resourceName",
+    "resourcePrefix",
+    "deviceType",
+    "excludeTopology",
+    "selectors",
+    "additionalInfo",
+    "driver",
+    "policy",
+    "attributes",
+    "software",
+    "needsLink",
+];
+const ATTRIBUTES: &[&str] =
+    &["vlan", "vlanQoS", "vlanProto", "minTxRate", "maxTxRate", "spoofChk", "trust", "linkState", "mtu"];
+const DEVICE_TYPES: &[(&str, DeviceType)] = &[
+    ("netDevice", DeviceType::NetDevice),
+    ("accelerator", DeviceType::Accelerator),
+    ("auxNetDevice", DeviceType::AuxNetDevice),
+];
+const POLICIES: &[(&str, Policy)] = &[("pack", Policy::Pack), ("spread", Policy::Spread), ("same-pf", Policy::SamePf)];
+const BOOLS: &[(&str, bool)] = &[("true", true), ("false", false)];
+const SWITCH: &[(&str, bool)] = &[("on", true), ("off", false)];
+const RATES: RangeInclusive<u64> = 0..=u32::MAX as u64;
+/// Of the part of a qualified name after the slash.
+const NAME_MAX: usize = 63;

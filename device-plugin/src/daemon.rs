@@ -1,0 +1,259 @@
+//! The daemon without its command line: start, serve, stop.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ferrule_daemon::page::{self, ListenError, Probes};
+use ferrule_daemon::reload::reload_on_change;
+use ferrule_daemon::settings::Followed;
+use ferrule_daemon::{Phase, ServerError, Servers};
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Notify, watch};
+use tracing::info;
+
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, ConfigFile};
+use crate::counters::Counters;
+use crate::duty::{Duty, DutyLock};
+use crate::host::Host;
+use crate::kubelet::{Directory, Endpoints};
+use crate::leases::Manager;
+use crate::metrics::Snapshot;
+use crate::news::News;
+use crate::pod_resources::PodResources;
+use crate::release::keep_releasing;
+use crate::reload::{Reloader, warn_of};
+use crate::resources::Resources;
+
+/// How to run a plugin.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The configuration, which is followed.
+    pub file: ConfigFile,
+    /// What a resource has in front of its name that names none.
+    pub prefix: String,
+    /// The tree that holds `sys`, `proc` and `dev`.
+    pub root: PathBuf,
+    /// The socket of `sriov-manager`.
+    pub manager: PathBuf,
+    /// The kubelet's directory of device plugins.
+    pub plugins: PathBuf,
+    /// The kubelet's podresources socket.
+    pub pod_resources: PathBuf,
+    /// The directory of the checkpoint and of the lock.
+    pub state: PathBuf,
+    /// For runtimes and CNI plugins.
+    pub files: DeviceFiles,
+    /// How containers get device nodes.
+    pub cdi: CdiMode,
+    /// Where Prometheus and probes may ask; none: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Runs a plugin until `shutdown` is there. What pods have stays theirs.
+pub async fn run(options: DaemonOptions, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let mut daemon = Daemon::start(options).await?;
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        error = daemon.failed() => Err(error),
+    };
+    daemon.stop().await;
+    result
+}
+
+/// A plugin that runs.
+pub struct Daemon {
+    allocator: Arc<Allocator>,
+    servers: Servers,
+    endpoints: Arc<Mutex<Option<Endpoints>>>,
+    lock: Arc<Mutex<Option<DutyLock>>>,
+    duty: Arc<Duty>,
+}
+
+impl Daemon {
+    /// Returns when everything that does not need the kubelet or the manager is there.
+    pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
+        // First of all, so that a hangup during the start is kept for later instead of ending us.
+        let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
+        let listener = match options.metrics {
+            Some(address) => Some(page::Listener::bind(address).await?),
+            None => None,
+        };
+        let ConfigFile { path, contents, config } = options.file.clone();
+        warn_of(&path.display().to_string(), &config);
+        let allocator = Arc::new(Allocator {
+            resources: Resources::new(config),
+            manager: Manager::at(&options.manager),
+            pod_resources: PodResources::at(&options.pod_resources),
+            host: Host::new(&options.root),
+            files: options.files.clone(),
+            cdi: options.cdi,
+            locks: DeviceLocks::default(),
+            counters: Arc::new(Counters::default()),
+        });
+        let mut daemon = Self {
+            allocator: Arc::clone(&allocator),
+            servers: Servers::starting(),
+            endpoints: Arc::default(),
+            lock: Arc::default(),
+            duty: Arc::default(),
+        };
+        if let Some(listener) = listener {
+            daemon.serve_page(listener);
+        }
+        daemon.serve_until_stopped(daemon.work(&options));
+        daemon.serve_until_stopped(daemon.reload(Followed::new(Config::FILE, path, contents), options.prefix, hangup));
+        let resources = allocator.resources.names().len();
+        daemon.servers.ready(format_args!("{resources} resources, {}", options.plugins.display()));
+        Ok(daemon)
+    }
+
+    /// Where the metrics page listens; with port 0 in the settings, the port that was given.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.servers.page()
+    }
+
+    /// Returns when something ended that should not have.
+    pub async fn failed(&mut self) -> RunError {
+        self.servers.failed().await.into()
+    }
+
+    /// Closes the lists, and then lets the next plugin have its turn.
+    pub async fn stop(mut self) {
+        info!("stopping; pods keep what they have");
+        self.servers.drain();
+        if let Some(endpoints) = self.endpoints.lock().await.take() {
+            endpoints.stop().await;
+        }
+        self.servers.stop(SERVERS_GRACE).await;
+        self.lock.lock().await.take();
+        info!("stopped");
+    }
+
+    /// Everything but the configuration: first what is slow, then the turn is waited for, then the kubelet is served.
+    fn work(&self, options: &DaemonOptions) -> impl Future<Output = Result<(), RunError>> + Send + use<> {
+        let (allocator, duty) = (Arc::clone(&self.allocator), Arc::clone(&self.duty));
+        let (endpoints, lock) = (Arc::clone(&self.endpoints), Arc::clone(&self.lock));
+        let options = options.clone();
+        async move {
+            let checkpoint = Checkpoint::new(&options.state, allocator.host.boot_id());
+            let changed = Arc::new(Notify::new());
+            let mut news = News::new(
+                Arc::clone(&allocator),
+                &options.manager,
+                checkpoint,
+                Arc::clone(&changed),
+                Arc::clone(&duty),
+            );
+            news.first().await;
+            let telling = news.keep_telling();
+            let serving = async {
+                let failed = |source| RunError::Lock { path: options.state.clone(), source };
+                let taken = DutyLock::take(&options.state).await.map_err(failed)?;
+                *lock.lock().await = Some(taken);
+                duty.take();
+                allocator.write_files_again();
+                let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
+                all.follow().await;
+                *endpoints.lock().await = Some(all);
+                keep_releasing(allocator, changed).await;
+                Ok(())
+            };
+            tokio::select! { () = telling => Ok(()), served = serving => served }
+        }
+    }
+
+    fn reload(
+        &self,
+        file: Followed,
+        prefix: String,
+        hangup: Signal,
+    ) -> impl Future<Output = Result<(), Infallible>> + Send + use<> {
+        let reloader =
+            Reloader { resources: self.allocator.resources.clone(), endpoints: Arc::clone(&self.endpoints), prefix };
+        async move {
+            reload_on_change(Some((file, reloader)), Config::FILE, hangup).await;
+            Ok(())
+        }
+    }
+
+    /// Ends with the daemon, not before it.
+    fn serve_until_stopped<E: std::fmt::Display + Send + 'static>(
+        &mut self,
+        work: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let mut phase = self.servers.phase();
+        self.servers.serve(async move {
+            tokio::select! {
+                done = work => done,
+                () = stopping(&mut phase) => Ok(()),
+            }
+        });
+    }
+
+    fn serve_page(&mut self, listener: page::Listener) {
+        let (allocator, duty) = (Arc::clone(&self.allocator), Arc::clone(&self.duty));
+        let render = move || Snapshot::take(&allocator.resources, &allocator.counters, duty.is_ours()).render();
+        let (allocator, on_duty, alive) = (Arc::clone(&self.allocator), Arc::clone(&self.duty), Arc::clone(&self.duty));
+        let ready = move || ready(&allocator, &on_duty);
+        let live = move || match alive.stalled() {
+            Some(silent) => Err(format!("nothing was done for {} s", silent.as_secs())),
+            None => Ok(()),
+        };
+        self.servers.serve_page_with(
+            listener,
+            Arc::new(render),
+            Probes { live: Arc::new(live), ready: Arc::new(ready) },
+        );
+    }
+}
+
+/// An error means that the spine is gone, which is a stop as well.
+async fn stopping(phase: &mut watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await;
+}
+
+/// Whether the kubelet can give away every resource; or, while another plugin does this, whether this one could take over.
+fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
+    if !allocator.resources.is_known() {
+        return Err("no VF is known: sriov-manager has not answered yet".to_owned());
+    }
+    if !duty.is_ours() {
+        return Ok(());
+    }
+    let counts = allocator.counters.all();
+    let is_open = |name: &String| counts.get(name).is_some_and(|counts| counts.is_registered);
+    let closed: Vec<_> = allocator.resources.names().into_iter().filter(|name| !is_open(name)).collect();
+    if closed.is_empty() { Ok(()) } else { Err(format!("the kubelet has not taken {}", closed.join(", "))) }
+}
+
+/// Why a plugin did not start, or ended early.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The metrics page cannot listen.
+    #[error(transparent)]
+    Metrics(#[from] ListenError),
+    /// Signals cannot be heard.
+    #[error("listen for SIGHUP: {0}")]
+    Signals(io::Error),
+    /// Nobody can know whether another plugin serves the node.
+    #[error("lock {}: {source}; choose another directory with `--state`", path.display())]
+    Lock {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A server ended while it was needed.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+/// How long clients of the page may take at the end.
+const SERVERS_GRACE: std::time::Duration = std::time::Duration::from_millis(500);

@@ -1,0 +1,160 @@
+//! The command line: ours, and that of the Go plugin and of its container's entry point.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use ferrule_daemon::logging::LogFlags;
+use ferrule_daemon::page::parse_address;
+use ferrule_kubelet::{PLUGINS_DIRECTORY, POD_RESOURCES_SOCKET};
+use sriov_manager_client::SOCKET_DEFAULT;
+
+use crate::allocate::{CdiMode, DeviceFiles};
+use crate::config::ConfigFile;
+use crate::daemon::DaemonOptions;
+
+/// Advertises VFs to the kubelet, binds each when a pod gets it, and takes it back.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Flags {
+    /// The configuration, as of the Go sriov-network-device-plugin
+    #[arg(long, alias = "config", value_name = "FILE", default_value = "/etc/pcidp/config.json")]
+    pub config_file: PathBuf,
+    /// What a resource has in front of its name that names no prefix
+    #[arg(long, value_name = "DOMAIN", default_value = "intel.com")]
+    pub resource_prefix: String,
+    /// Name devices by CDI in an annotation, as the Go plugin does; the same as `--cdi annotation`
+    #[arg(long, conflicts_with = "cdi")]
+    use_cdi: bool,
+    /// How containers get device nodes; by CDI only if the runtime knows it
+    #[arg(long, value_name = "HOW", value_enum, default_value = "off")]
+    cdi: CdiMode,
+    /// Socket of sriov-manager
+    #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
+    manager: PathBuf,
+    /// The kubelet's directory of device plugins, which `--root-dir` of the kubelet does not move
+    #[arg(long, value_name = "DIR", default_value = PLUGINS_DIRECTORY)]
+    plugins: PathBuf,
+    /// The kubelet's podresources socket, which `--root-dir` of the kubelet moves
+    #[arg(long, value_name = "PATH", default_value = POD_RESOURCES_SOCKET)]
+    pod_resources: PathBuf,
+    /// Directory of the checkpoint and of the lock, the same for all plugins of a node
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ferrule/device-plugin")]
+    state: PathBuf,
+    /// Directory of CDI specs
+    #[arg(long, value_name = "DIR", default_value = "/var/run/cdi")]
+    cdi_dir: PathBuf,
+    /// Directory of device-info files
+    #[arg(long, value_name = "DIR", default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
+    device_info_dir: PathBuf,
+    /// The directory that holds `sys`, `proc` and `dev`
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Address of the metrics page and of the probes
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    metrics: Option<SocketAddr>,
+    /// How to log
+    #[command(flatten)]
+    pub log: LogFlags,
+    /// Check the configuration and exit: 0 if it is good, 64 if not
+    #[arg(long)]
+    pub check: bool,
+}
+
+impl Flags {
+    /// Those of this process. What of the Go plugin's means nothing here is left out.
+    pub fn read() -> Self {
+        Self::parse_from(translate(std::env::args_os()))
+    }
+
+    /// How to run, with the configuration that was read.
+    pub fn options(&self, file: ConfigFile) -> DaemonOptions {
+        DaemonOptions {
+            file,
+            prefix: self.resource_prefix.clone(),
+            root: self.root.clone(),
+            manager: self.manager.clone(),
+            plugins: self.plugins.clone(),
+            pod_resources: self.pod_resources.clone(),
+            state: self.state.clone(),
+            files: DeviceFiles { cdi: self.cdi_dir.clone(), device_info: self.device_info_dir.clone() },
+            cdi: if self.use_cdi { CdiMode::Annotation } else { self.cdi },
+            metrics: self.metrics,
+        }
+    }
+}
+
+/// Go's library takes `-flag` for `--flag` and `--flag=true` for a switch. What its log library takes has no meaning here, but for
+/// how much is logged.
+pub fn translate(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args = args.peekable();
+    let mut out: Vec<OsString> = args.next().into_iter().collect();
+    while let Some(arg) = args.next() {
+        let Some(text) = arg.to_str().filter(|text| text.starts_with('-') && text.len() > 2 || *text == "-v") else {
+            out.push(arg);
+            continue;
+        };
+        let flag = text.trim_start_matches('-');
+        let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        match name {
+            "logtostderr" | "alsologtostderr" => {}
+            "use-cdi" if value.as_deref() == Some("false") => {}
+            "use-cdi" => out.push("--use-cdi".into()),
+            "log_dir" | "log-dir" | "stderrthreshold" | "vmodule" | "log_backtrace_at" => {
+                if value.is_none() {
+                    args.next();
+                }
+            }
+            "v" | "log-level" => {
+                let value = value.map(OsString::from).or_else(|| args.next()).unwrap_or_default();
+                out.extend(["--log-level".into(), level(value)]);
+            }
+            _ => out.push(format!("--{flag}").into()),
+        }
+    }
+    out
+}
+
+/// The Go plugin counts upwards from 0, with 10 as its usual one.
+fn level(value: OsString) -> OsString {
+    match value.to_str().and_then(|text| text.parse::<u32>().ok()) {
+        Some(number) if number > USUAL_GO_LEVEL => "debug".into(),
+        Some(_) => "info".into(),
+        None => value,
+    }
+}
+
+const USUAL_GO_LEVEL: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(words: &str) -> Flags {
+        let words = ["device-plugin"].into_iter().chain(words.split_whitespace()).map(OsString::from);
+        Flags::try_parse_from(translate(words)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn the_command_lines_of_the_go_plugin_are_taken_as_they_are() {
+        let entry_point = flags(
+            "--log-dir sriovdp --log-level 10 --resource-prefix openshift.io --config-file /etc/pcidp/node1 --use-cdi",
+        );
+        assert_eq!(entry_point.resource_prefix, "openshift.io");
+        assert_eq!(entry_point.config_file, PathBuf::from("/etc/pcidp/node1"));
+        assert!(entry_point.use_cdi);
+        let plugin = flags("-logtostderr=true -v 20 -stderrthreshold=INFO -config-file=/c -use-cdi=false -log_dir /x");
+        assert_eq!(plugin.config_file, PathBuf::from("/c"));
+        assert!(!plugin.use_cdi);
+        assert_eq!(flags("").config_file, PathBuf::from("/etc/pcidp/config.json"));
+        let ours = flags("--cdi field --log-level debug --metrics 127.0.0.1:9092 --manager /run/vf.sock");
+        assert_eq!((ours.cdi, ours.manager), (CdiMode::Field, PathBuf::from("/run/vf.sock")));
+    }
+
+    #[test]
+    fn short_flags_of_ours_are_left_alone() {
+        let words = ["device-plugin", "-h"].map(OsString::from);
+        assert_eq!(translate(words.clone().into_iter()), words);
+    }
+}

@@ -1,0 +1,258 @@
+//! Which devices were given to pods, and which of them are free again.
+//!
+//! The kubelet tells when it gives a device away, and never that it has it back. Its list of pods shows who has what, but not the
+//! devices of plain init containers. So what was listed once and is not any more is free after a moment; what was never
+//! listed is believed to be held for long. Time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::leases::LeaseName;
+
+/// Every device that a pod has, or may have.
+#[derive(Debug, Default)]
+pub struct Grants {
+    grants: BTreeMap<LeaseName, Grant>,
+}
+
+/// Who has which device, as the kubelet lists it.
+pub type Listing = BTreeMap<LeaseName, String>;
+
+/// A device that a pod has, or may have.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// When the kubelet was answered last.
+    allocated: Instant,
+    /// The pod that the kubelet listed.
+    pod: Option<String>,
+    /// Since when it is not listed.
+    absent_since: Option<Instant>,
+    /// Its lease was seen in the manager's list.
+    is_lent: bool,
+    /// The VF has what was set for the pod before.
+    needs_cleaning: bool,
+    /// Giving it back failed; not before then again.
+    retry_at: Option<Instant>,
+}
+
+/// For whom a device is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenant {
+    /// It was free.
+    New,
+    /// For another container of the pod that has it.
+    Same,
+    /// For another pod than that which had it.
+    Next,
+}
+
+impl Grants {
+    /// Whether a pod has it, or may have it.
+    pub fn is_held(&self, name: &LeaseName) -> bool {
+        self.grants.contains_key(name)
+    }
+
+    /// Whether some pod has something.
+    pub fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+
+    /// All of them.
+    pub fn names(&self) -> impl Iterator<Item = &LeaseName> {
+        self.grants.keys()
+    }
+
+    /// The kubelet gives a device to a pod. `is_listed`: it lists the device now.
+    pub fn allocate(&mut self, name: &LeaseName, is_listed: bool, now: Instant) -> Tenant {
+        let Some(grant) = self.grants.get_mut(name) else {
+            self.grants.insert(name.clone(), Grant::new(now));
+            return Tenant::New;
+        };
+        let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
+        if is_same {
+            grant.allocated = now;
+            // Nobody was told of it before it was clean.
+            return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
+        }
+        *grant = Grant { is_lent: grant.is_lent, needs_cleaning: true, ..Grant::new(now) };
+        Tenant::Next
+    }
+
+    /// The kubelet was answered: what it asks for at once is for the same pod.
+    pub fn answered(&mut self, name: &LeaseName, now: Instant) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.allocated = now;
+        }
+    }
+
+    /// The VF is lent, and clean.
+    pub fn lent(&mut self, name: &LeaseName) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.needs_cleaning = false;
+        }
+    }
+
+    /// A container is about to start with a device. Returns whether it has to be cleaned first.
+    pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
+        let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
+        grant.absent_since = None;
+        grant.needs_cleaning
+    }
+
+    /// Whether its lease is there and as it shall be, as far as is known.
+    pub fn is_in_order(&self, name: &LeaseName) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.is_lent && !grant.needs_cleaning)
+    }
+
+    /// It is free.
+    pub fn remove(&mut self, name: &LeaseName) {
+        self.grants.remove(name);
+    }
+
+    /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
+    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, Duration>, now: Instant) {
+        self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
+        for (name, age) in leases {
+            let began = now.checked_sub(*age).unwrap_or(now);
+            self.grants.entry(name.clone()).or_insert_with(|| Grant::new(began)).is_lent = true;
+        }
+    }
+
+    /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known.
+    pub fn note_listing(&mut self, listing: &Listing, now: Instant) -> Vec<(LeaseName, String)> {
+        let mut news = Vec::new();
+        for (name, pod) in listing {
+            // What is never borrowed has no lease by which it would be known.
+            let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
+            grant.absent_since = None;
+            if grant.pod.as_ref() != Some(pod) {
+                grant.pod = Some(pod.clone());
+                news.push((name.clone(), pod.clone()));
+            }
+        }
+        for (_, grant) in self.grants.iter_mut().filter(|(name, _)| !listing.contains_key(name)) {
+            grant.absent_since.get_or_insert(now);
+        }
+        news
+    }
+
+    /// Those that are to be given back.
+    pub fn due(&self, now: Instant) -> Vec<LeaseName> {
+        let due = self.grants.iter().filter(|(_, grant)| grant.is_due(now));
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether this one is to be given back now: the kubelet may have given it away again.
+    pub fn is_due(&self, name: &LeaseName, now: Instant) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.is_due(now))
+    }
+
+    /// It could not be given back.
+    pub fn postpone(&mut self, name: &LeaseName, until: Instant) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.retry_at = Some(until);
+        }
+    }
+
+    /// Whether something will be due soon, so that it is looked at often.
+    pub fn is_ending(&self) -> bool {
+        self.grants.values().any(|grant| grant.absent_since.is_some() || grant.pod.is_none())
+    }
+
+    /// Devices that pods have, by resource.
+    pub fn by_resource(&self) -> BTreeMap<&str, BTreeSet<&str>> {
+        let mut by_resource: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for name in self.grants.keys() {
+            by_resource.entry(&name.resource).or_default().insert(&name.device);
+        }
+        by_resource
+    }
+}
+
+impl Grant {
+    fn new(now: Instant) -> Self {
+        Self { allocated: now, pod: None, absent_since: None, is_lent: false, needs_cleaning: false, retry_at: None }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let Some(absent) = self.absent_since else { return false };
+        let is_over = if self.pod.is_some() { true } else { now.duration_since(self.allocated) >= UNLISTED_FOR };
+        is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
+    }
+}
+
+/// One pod's containers are asked for one after the other, without a pause.
+const SAME_POD_FOR: Duration = Duration::from_secs(1);
+/// How long a device that was listed has to be off the list.
+const ABSENT_FOR: Duration = Duration::from_secs(2);
+/// How long a device that was never listed may belong to an init container.
+const UNLISTED_FOR: Duration = Duration::from_mins(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> LeaseName {
+        LeaseName::new("a/b", "0000:3b:02.1")
+    }
+
+    fn listed() -> Listing {
+        Listing::from([(name(), "pod".to_owned())])
+    }
+
+    #[test]
+    fn what_was_listed_is_free_a_moment_after_it_is_not() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(grants.allocate(&name(), false, start), Tenant::New);
+        grants.note_listing(&Listing::new(), at(1));
+        assert!(grants.due(at(200)).is_empty(), "it was not listed yet: a start may take long");
+        assert_eq!(grants.note_listing(&listed(), at(200)).len(), 1);
+        assert_eq!(grants.note_listing(&listed(), at(201)).len(), 0, "it is known");
+        grants.note_listing(&Listing::new(), at(202));
+        assert!(grants.due(at(203)).is_empty());
+        grants.note_listing(&listed(), at(203));
+        assert!(grants.due(at(205)).is_empty(), "it was back");
+        grants.note_listing(&Listing::new(), at(206));
+        assert_eq!(grants.due(at(208)), [name()]);
+        grants.postpone(&name(), at(210));
+        assert!(grants.due(at(209)).is_empty() && !grants.due(at(210)).is_empty());
+    }
+
+    #[test]
+    fn what_was_never_listed_may_be_an_init_containers() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        grants.allocate(&name(), false, start);
+        grants.note_listing(&Listing::new(), start);
+        assert!(grants.due(start + UNLISTED_FOR / 2).is_empty());
+        assert_eq!(grants.due(start + UNLISTED_FOR), [name()]);
+    }
+
+    #[test]
+    fn a_container_of_the_same_pod_is_told_from_the_next_pod() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        grants.allocate(&name(), false, start);
+        grants.answered(&name(), after(2000));
+        assert_eq!(grants.allocate(&name(), false, after(2500)), Tenant::Same, "the main container after the init one");
+        assert_eq!(grants.allocate(&name(), true, after(60_000)), Tenant::Same, "its pod is there");
+        assert_eq!(grants.allocate(&name(), false, after(70_000)), Tenant::Next);
+        assert_eq!(grants.allocate(&name(), false, after(70_001)), Tenant::Next, "it is not clean yet");
+        assert!(grants.start(&name(), after(70_002)), "nor now");
+        grants.lent(&name());
+        assert!(!grants.start(&name(), after(70_003)));
+        assert_eq!(grants.allocate(&name(), false, after(70_004)), Tenant::Same);
+    }
+
+    #[test]
+    fn leases_of_a_process_before_are_grants_and_those_that_others_end_are_not() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        grants.note_leases(&BTreeMap::from([(name(), Duration::ZERO)]), start);
+        assert!(grants.is_held(&name()) && grants.is_in_order(&name()));
+        let other = LeaseName::new("a/b", "0000:3b:02.2");
+        grants.allocate(&other, false, start);
+        grants.note_leases(&BTreeMap::new(), start);
+        assert!(!grants.is_held(&name()), "somebody released it");
+        assert!(grants.is_held(&other), "its lease is not in the list yet");
+    }
+}

@@ -1,0 +1,213 @@
+//! Whether a device may be given to a new pod, and whether one that a pod has is lost.
+//!
+//! The two are not the same. A held device that is told to be unhealthy is counted twice by the scheduler and costs its pod the next
+//! restart of the kubelet; so only what is beyond repair makes it so. What is free may be unhealthy at no cost.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use sriov_manager_client::v1;
+
+use crate::config::ResourceConfig;
+use crate::host::PfCondition;
+use crate::leases::{LeaseName, OWNER};
+use crate::pools::Member;
+
+/// Why a device is not to be given away, or is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It is not there.
+    Gone,
+    /// The link of its PF to the machine had a fatal error.
+    FatalError,
+    /// A pod has it by another resource.
+    OtherResource(String),
+    /// Somebody has borrowed it who is no pod.
+    Lent(String),
+    /// Somebody else alone may lend it.
+    Owned(String),
+    /// It was given back, and cannot be cleaned.
+    Dirty(String),
+    /// `sriov-manager` would not lend it.
+    Blocked(String),
+    /// Its PF has no link.
+    NoLink,
+}
+
+impl Problem {
+    /// One word for a label.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::FatalError => "fatal-error",
+            Self::OtherResource(_) => "other-resource",
+            Self::Lent(_) => "lent",
+            Self::Owned(_) => "owned",
+            Self::Dirty(_) => "dirty",
+            Self::Blocked(_) => "blocked",
+            Self::NoLink => "no-link",
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("it is not there any more"),
+            Self::FatalError => f.write_str("the PCI Express link of its PF had a fatal error"),
+            Self::OtherResource(name) => write!(f, "a pod has it by the resource {name}"),
+            Self::Lent(lease) => write!(f, "it is lent as {lease}"),
+            Self::Owned(owner) => write!(f, "{owner} alone may lend it"),
+            Self::Dirty(fault) => write!(f, "it was given back and cannot be cleaned: {fault}"),
+            Self::Blocked(reason) => f.write_str(reason),
+            Self::NoLink => f.write_str("its PF has no link"),
+        }
+    }
+}
+
+/// What is wrong with a member of a resource; none: it is healthy.
+pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &PfHealth) -> Option<Problem> {
+    if member.is_gone {
+        return Some(Problem::Gone);
+    }
+    let pf = pfs.of(member.device.card());
+    if is_held {
+        return pf.had_fatal_error.then_some(Problem::FatalError);
+    }
+    let of_vf = member.device.vf().and_then(|vf| {
+        if let Some(lease) = &vf.lease {
+            return of_lease(lease, &resource.name.to_string());
+        }
+        if !vf.owner.is_empty() && vf.owner != OWNER {
+            return Some(Problem::Owned(vf.owner.clone()));
+        }
+        if !vf.pf_problem.is_empty() {
+            return Some(Problem::Blocked(vf.pf_problem.clone()));
+        }
+        let reasons = match resource.driver.or(member.device.present_driver()) {
+            Some(v1::Driver::VfioPci) => &vf.reasons_vfio,
+            _ => &vf.reasons_kernel,
+        };
+        // Something is being done to it for a moment: what, is known when it is done.
+        reasons.first().filter(|_| !vf.is_busy).map(|reason| Problem::Blocked(reason.text.clone()))
+    });
+    of_vf
+        .or(pf.had_fatal_error.then_some(Problem::FatalError))
+        .or((resource.needs_link && pf.is_without_link).then_some(Problem::NoLink))
+}
+
+/// Of a VF that is lent and that no pod has by this resource.
+fn of_lease(lease: &v1::Lease, resource: &str) -> Option<Problem> {
+    let is_ending = matches!(lease.stage(), v1::Stage::Releasing | v1::Stage::Dirty);
+    match LeaseName::parse(lease) {
+        _ if is_ending && !lease.fault.is_empty() => Some(Problem::Dirty(lease.fault.clone())),
+        Some(name) if name.resource != resource => Some(Problem::OtherResource(name.resource)),
+        // On its way back to us, or a pod has just got it.
+        Some(_) => None,
+        None => Some(Problem::Lent(lease.id.clone())),
+    }
+}
+
+/// How PFs are, as it is told: what changes for a moment only is not.
+#[derive(Debug, Default)]
+pub struct PfHealth {
+    pfs: BTreeMap<String, PfRecord>,
+}
+
+/// How a PF is, as it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PfState {
+    /// Its link has been away for a while.
+    pub is_without_link: bool,
+    /// A fatal error happened not long ago.
+    pub had_fatal_error: bool,
+}
+
+#[derive(Debug)]
+struct PfRecord {
+    last: PfCondition,
+    /// Since when the link is as it is.
+    link_since: Instant,
+    is_without_link: bool,
+    fatal_until: Option<Instant>,
+}
+
+impl PfHealth {
+    /// What is told of a PF.
+    pub fn of(&self, pf: &str) -> PfState {
+        self.pfs.get(pf).map_or_else(PfState::default, |record| PfState {
+            is_without_link: record.is_without_link,
+            had_fatal_error: record.fatal_until.is_some(),
+        })
+    }
+
+    /// Takes over how a PF was found. Returns whether something else is told of it.
+    pub fn note(&mut self, pf: &str, found: PfCondition, now: Instant) -> bool {
+        let is_without_link = found.has_link == Some(false);
+        let record = self.pfs.entry(pf.to_owned()).or_insert_with(|| PfRecord {
+            last: found,
+            link_since: now,
+            is_without_link,
+            fatal_until: None,
+        });
+        let before = (record.is_without_link, record.fatal_until.is_some());
+        if found.has_link != record.last.has_link {
+            record.link_since = now;
+        }
+        let wait = if is_without_link { LINK_DOWN_AFTER } else { LINK_UP_AFTER };
+        if now.duration_since(record.link_since) >= wait {
+            record.is_without_link = is_without_link;
+        }
+        if found.fatal_errors > record.last.fatal_errors {
+            record.fatal_until = Some(now + FATAL_FOR);
+        }
+        record.fatal_until = record.fatal_until.filter(|until| *until > now);
+        record.last = found;
+        before != (record.is_without_link, record.fatal_until.is_some())
+    }
+}
+
+/// A link that is away for less than this is a flap.
+const LINK_DOWN_AFTER: Duration = Duration::from_secs(3);
+/// And one that is back has to stay for this long.
+const LINK_UP_AFTER: Duration = Duration::from_secs(5);
+/// How long after a fatal error nothing of the PF is given away.
+const FATAL_FOR: Duration = Duration::from_mins(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(up: bool) -> PfCondition {
+        PfCondition { has_link: Some(up), fatal_errors: 0 }
+    }
+
+    #[test]
+    fn a_flap_is_not_told_and_a_link_that_is_away_is() {
+        let mut pfs = PfHealth::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!pfs.note("a", link(true), at(0)));
+        assert!(!pfs.note("a", link(false), at(1)));
+        assert!(!pfs.note("a", link(true), at(2)), "a flap");
+        assert!(!pfs.note("a", link(false), at(3)));
+        assert!(!pfs.note("a", link(false), at(5)));
+        assert!(pfs.note("a", link(false), at(6)) && pfs.of("a").is_without_link);
+        assert!(!pfs.note("a", link(true), at(7)) && pfs.of("a").is_without_link, "not for a moment");
+        assert!(pfs.note("a", link(true), at(12)) && !pfs.of("a").is_without_link);
+        assert!(!pfs.note("b", link(false), at(0)) && pfs.of("b").is_without_link, "at first it is as it is");
+    }
+
+    #[test]
+    fn a_fatal_error_is_told_for_a_while_and_old_ones_are_not() {
+        let mut pfs = PfHealth::default();
+        let start = Instant::now();
+        let errors = |fatal_errors| PfCondition { has_link: None, fatal_errors };
+        pfs.note("a", errors(3), start);
+        assert_eq!(pfs.of("a"), PfState::default(), "they happened before");
+        assert!(pfs.note("a", errors(4), start) && pfs.of("a").had_fatal_error);
+        assert!(!pfs.note("a", errors(4), start + FATAL_FOR / 2));
+        assert!(pfs.note("a", errors(4), start + FATAL_FOR) && !pfs.of("a").had_fatal_error);
+    }
+}

@@ -1,0 +1,259 @@
+//! What is asked of `sriov-manager`: VFs claimed as a whole, and each lent while a pod has it.
+//!
+//! The claim is the plugin's and stays: nobody else lends what was promised to the kubelet. A lease is named after its resource and its
+//! device, so that whoever starts again finds what pods have in the manager's own journal.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sriov_manager_client::{Client, connect, refusal, v1};
+use thiserror::Error;
+use tokio::sync::Mutex;
+use tonic::{Code, Status};
+
+use crate::config::ResourceConfig;
+use crate::inventory::Device;
+
+/// The manager of this node.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    socket: PathBuf,
+    /// Once there is one, it connects again by itself.
+    client: Arc<Mutex<Option<Client>>>,
+}
+
+/// The name of a lease of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseName {
+    /// By which a pod has it.
+    pub resource: String,
+    /// Its address.
+    pub device: String,
+}
+
+/// A VF that is to be lent.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    name: LeaseName,
+    driver: v1::Driver,
+    attributes: v1::Attributes,
+    /// Which pod has it, if that was told; for people.
+    pod: Option<String>,
+}
+
+impl LeaseName {
+    /// Of a device of a resource.
+    pub fn new(resource: &str, device: &str) -> Self {
+        Self { resource: resource.to_owned(), device: device.to_owned() }
+    }
+
+    /// None: it is not one of ours.
+    pub fn parse(lease: &v1::Lease) -> Option<Self> {
+        let (resource, device) = lease.id.rsplit_once('@').filter(|_| lease.owner == OWNER)?;
+        Some(Self::new(resource, device))
+    }
+}
+
+impl fmt::Display for LeaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.resource, self.device)
+    }
+}
+
+impl Wanted {
+    /// A VF as its resource wants it. None: it is on a driver that the manager does not bind to, and is given as it is.
+    pub fn new(resource: &ResourceConfig, device: &Device) -> Option<Self> {
+        device.vf()?;
+        // One that is lent is on the driver of its lease, whatever became of it since.
+        let lent = device.vf().and_then(|vf| vf.lease.as_ref()).filter(|lease| LeaseName::parse(lease).is_some());
+        let driver = resource.driver.or(lent.map(v1::Lease::driver)).or(device.present_driver())?;
+        let mut attributes = resource.attributes.clone();
+        if driver != v1::Driver::Kernel {
+            attributes.mtu = None;
+        }
+        let pod = lent.map(|lease| lease.tenant.clone());
+        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
+    }
+
+    /// What its lease is called.
+    pub fn name(&self) -> &LeaseName {
+        &self.name
+    }
+
+    /// What it shall be bound to.
+    pub fn driver(&self) -> v1::Driver {
+        self.driver
+    }
+
+    fn request(&self) -> v1::AcquireRequest {
+        let pod = self.pod.clone().unwrap_or_else(|| format!("a pod, by {}", self.name.resource));
+        v1::AcquireRequest {
+            id: self.name.to_string(),
+            tenant: pod,
+            vf: self.name.device.clone(),
+            driver: self.driver.into(),
+            attributes: Some(self.attributes.clone()),
+            owner: OWNER.to_owned(),
+            ..Default::default()
+        }
+    }
+}
+
+impl Manager {
+    /// That whose socket is at this path. It need not be there yet.
+    pub fn at(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), client: Arc::default() }
+    }
+
+    /// Lends VFs, all of them or none. What is lent already is made to be as wanted.
+    pub async fn acquire(&self, wanted: &[Wanted]) -> Result<Vec<v1::Vf>, LeaseError> {
+        let mut client = self.client().await?;
+        let mut vfs = Vec::new();
+        // What a chunk leaves behind when a later one fails is given back as what no pod has.
+        for chunk in wanted.chunks(AT_ONCE_MAX) {
+            let leases = chunk.iter().map(Wanted::request).collect();
+            let request = v1::AcquireAllRequest { leases, ..Default::default() };
+            let answer = client.acquire_all(request).await.map_err(|status| refused(&status))?.into_inner();
+            vfs.extend(answer.leases.into_iter().filter_map(|lease| lease.vf));
+        }
+        Ok(vfs)
+    }
+
+    /// Lends a VF that a pod before had, cleaned of everything that was set for that one.
+    pub async fn hand_over(&self, wanted: &Wanted) -> Result<Option<v1::Vf>, LeaseError> {
+        let mut client = self.client().await?;
+        let next = Wanted { pod: None, ..wanted.clone() }.request();
+        let request = v1::HandOverRequest { from: wanted.name.to_string(), to: Some(next), wait_ms: HOLDER_WAIT_MS };
+        match client.hand_over(request).await {
+            Ok(answer) => Ok(answer.into_inner().vf),
+            // It was given back meanwhile, and is clean.
+            Err(status) if status.code() == Code::NotFound => {
+                Ok(self.acquire(std::slice::from_ref(wanted)).await?.pop())
+            }
+            Err(status) => Err(refused(&status)),
+        }
+    }
+
+    /// Gives a VF back. One that is not lent is good as it is.
+    pub async fn release(&self, name: &LeaseName) -> Result<(), LeaseError> {
+        let mut client = self.client().await?;
+        let request = v1::ReleaseRequest { lease: name.to_string(), ..Default::default() };
+        match client.release(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(refused(&status)),
+        }
+    }
+
+    /// Says which pod has a VF, for people who look at the manager's list.
+    pub async fn tell_tenant(&self, name: &LeaseName, tenant: String) -> Result<(), LeaseError> {
+        let request = v1::UpdateRequest { lease: name.to_string(), tenant, ..Default::default() };
+        self.client().await?.update(request).await.map(drop).map_err(|status| refused(&status))
+    }
+
+    /// These VFs, and no others, are lent by us alone.
+    pub async fn claim(&self, vfs: &BTreeSet<String>) -> Result<(), LeaseError> {
+        let mut client = self.client().await?;
+        if vfs.is_empty() {
+            let unclaimed = client.unclaim(v1::UnclaimRequest { owner: OWNER.to_owned() }).await;
+            return match unclaimed {
+                Err(status) if status.code() != Code::NotFound => Err(refused(&status)),
+                _ => Ok(()),
+            };
+        }
+        let request =
+            v1::ClaimRequest { owner: OWNER.to_owned(), pools: Vec::new(), vfs: vfs.iter().cloned().collect() };
+        client.claim(request).await.map(drop).map_err(|status| refused(&status))
+    }
+
+    async fn client(&self) -> Result<Client, LeaseError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        let connected = connect(&self.socket).await.map_err(|error| LeaseError::Away(error.to_string()))?;
+        Ok(client.insert(connected).clone())
+    }
+}
+
+fn refused(status: &Status) -> LeaseError {
+    match refusal(status) {
+        Some(refusal) => LeaseError::Refused { message: status.message().to_owned(), refusal: Box::new(refusal) },
+        None => LeaseError::Away(format!("sriov-manager does not answer: {}", status.message())),
+    }
+}
+
+/// Why a VF is not lent, or not given back.
+#[derive(Debug, Error)]
+pub enum LeaseError {
+    /// Nobody could be asked.
+    #[error("{0}")]
+    Away(String),
+    /// The manager said no.
+    #[error("{message}")]
+    Refused {
+        /// In words.
+        message: String,
+        /// For programs.
+        refusal: Box<v1::Refusal>,
+    },
+    /// It took too long.
+    #[error("sriov-manager has not answered for {}", humantime(.0))]
+    Late(Duration),
+}
+
+impl LeaseError {
+    /// Whether trying again cannot help: somebody else has it, or the node cannot do it.
+    pub fn is_final(&self) -> bool {
+        use v1::{ReasonKind as Reason, RefusalKind as Kind};
+        let Self::Refused { refusal, .. } = self else { return false };
+        let final_reasons = [
+            Reason::Lent,
+            Reason::Claimed,
+            Reason::Cordoned,
+            Reason::NoIommu,
+            Reason::DriverMissing,
+            Reason::Forbidden,
+            Reason::PfInGroup,
+            Reason::DeviceInGroup,
+            Reason::GroupLent,
+            Reason::UsedByHost,
+        ];
+        match refusal.kind() {
+            Kind::NoSuchVf
+            | Kind::Wrong
+            | Kind::IdTaken
+            | Kind::IdOfAnother
+            | Kind::OwnerOfAnother
+            | Kind::NotAllowed
+            | Kind::UsedByHost => true,
+            Kind::Unavailable => refusal.reasons.iter().any(|reason| final_reasons.contains(&reason.kind())),
+            _ => false,
+        }
+    }
+
+    /// Whether a claim is what is missing.
+    pub fn is_unclaimed(&self) -> bool {
+        let Self::Refused { refusal, .. } = self else { return false };
+        refusal.reasons.iter().any(|reason| reason.kind() == v1::ReasonKind::NotClaimed)
+    }
+
+    /// Whether somebody still uses the VF.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. } if refusal.kind() == v1::RefusalKind::Held)
+    }
+}
+
+fn humantime(time: &Duration) -> String {
+    format!("{} s", time.as_secs())
+}
+
+/// The owner of our claim, and of our leases.
+pub const OWNER: &str = "device-plugin";
+/// The manager's limit.
+const AT_ONCE_MAX: usize = 64;
+/// A pod that has ended may take a moment to let go.
+const HOLDER_WAIT_MS: u32 = 1000;

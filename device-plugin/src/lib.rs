@@ -1,0 +1,35 @@
+//! The kubelet's view of a node's VFs: they are advertised, bound when a pod gets them, and given back when it has gone.
+//!
+//! It writes nothing into sysfs and does not link `sriov-manager`: it borrows VFs from that as everybody does. What pods have is in
+//! the manager's journal and in the kubelet's checkpoint; the plugin keeps no state that cannot be lost.
+//!
+//! Modules in reading order:
+//! - [`config`]: the Go plugin's configuration, and our own keys
+//! - [`host`], [`inventory`], [`pools`]: what there is, and which resource has it: a pure function
+//! - [`health`], [`grants`]: what may be given away, what pods have
+//! - [`resources`]: all of it together, as the kubelet is to see it
+//! - [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back
+//! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
+//! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
+//! - [`flags`]: its command line, which takes that of the Go plugin
+
+pub mod allocate;
+pub mod checkpoint;
+pub mod config;
+pub mod counters;
+pub mod daemon;
+pub mod duty;
+pub mod flags;
+pub mod grants;
+pub mod health;
+pub mod host;
+pub mod inventory;
+pub mod kubelet;
+pub mod leases;
+pub mod metrics;
+pub mod news;
+pub mod pod_resources;
+pub mod pools;
+pub mod release;
+mod reload;
+pub mod resources;

@@ -1,0 +1,171 @@
+//! What the manager and sysfs tell, brought to the resources; and the claim kept as wide as these.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sriov_manager_client::{VfCache, v1};
+use tokio::sync::Notify;
+use tokio::task::block_in_place;
+use tokio::time::{interval, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::allocate::Allocator;
+use crate::checkpoint::Checkpoint;
+use crate::duty::Duty;
+use crate::host::HostView;
+use crate::inventory::Lists;
+use crate::leases::{LeaseError, OWNER};
+
+/// What is heard, and what came of it last.
+pub struct News {
+    allocator: Arc<Allocator>,
+    kernel: VfCache,
+    vfio: VfCache,
+    checkpoint: Checkpoint,
+    /// Is told when leases may have changed.
+    changed: Arc<Notify>,
+    /// What this process may do, and when it was last seen at work.
+    duty: Arc<Duty>,
+    lists: Lists,
+    view: HostView,
+    looked: Option<Instant>,
+    claimed: Option<BTreeSet<String>>,
+    is_disk_told: bool,
+}
+
+impl News {
+    /// Listens to the manager whose socket is at `path`.
+    pub fn new(
+        allocator: Arc<Allocator>,
+        path: &Path,
+        checkpoint: Checkpoint,
+        changed: Arc<Notify>,
+        duty: Arc<Duty>,
+    ) -> Self {
+        let follow = |driver: v1::Driver| {
+            VfCache::follow(path, v1::WatchRequest { driver: driver.into(), ..Default::default() })
+        };
+        Self {
+            allocator,
+            kernel: follow(v1::Driver::Kernel),
+            vfio: follow(v1::Driver::VfioPci),
+            checkpoint,
+            changed,
+            duty,
+            lists: Lists::default(),
+            view: HostView::default(),
+            looked: None,
+            claimed: None,
+            is_disk_told: false,
+        }
+    }
+
+    /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint.
+    pub async fn first(&mut self) {
+        if timeout(FIRST_WAIT, self.wait_for_manager()).await.is_ok() {
+            return;
+        }
+        if let Some(lists) = self.checkpoint.read() {
+            info!("sriov-manager is away; devices are those that it told last");
+            self.take(lists);
+            return;
+        }
+        warn!("sriov-manager is away, and nothing is known of its VFs; it is waited for");
+        self.wait_for_manager().await;
+    }
+
+    async fn wait_for_manager(&mut self) {
+        while self.kernel.latest().list.is_none() || self.vfio.latest().list.is_none() {
+            tokio::select! { _ = self.kernel.changed() => {}, _ = self.vfio.changed() => {} }
+        }
+        self.take_latest();
+    }
+
+    /// Takes over everything that is new. Never ends by itself. Needs a runtime of several threads.
+    pub async fn keep_telling(mut self) {
+        let mut ticks = interval(PF_EVERY);
+        loop {
+            self.duty.beat();
+            let is_tick = tokio::select! {
+                _ = self.kernel.changed() => false,
+                _ = self.vfio.changed() => false,
+                _ = ticks.tick() => true,
+            };
+            if is_tick {
+                block_in_place(|| self.allocator.resources.look_at_pfs(&self.allocator.host));
+                if self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY) {
+                    self.looked = None;
+                    self.take(self.lists.clone());
+                }
+            } else {
+                // News come in flocks.
+                sleep(BATCH).await;
+                self.take_latest();
+                self.changed.notify_one();
+            }
+            self.claim().await;
+        }
+    }
+
+    fn take_latest(&mut self) {
+        let (Some(kernel), Some(vfio)) = (self.kernel.latest().list, self.vfio.latest().list) else { return };
+        let lists = Lists { kernel, vfio };
+        self.take(lists);
+        match self.checkpoint.write(&self.lists) {
+            Ok(_) => self.is_disk_told = false,
+            Err(error) if self.is_disk_told => debug!(%error, "the checkpoint cannot be written"),
+            Err(error) => {
+                warn!(%error, "the checkpoint cannot be written: a plugin that starts while sriov-manager is away knows no VF; make room on its disk");
+                self.is_disk_told = true;
+            }
+        }
+    }
+
+    fn take(&mut self, lists: Lists) {
+        // Sysfs is read whole only when functions have come or gone.
+        let functions = |lists: &Lists| {
+            let vfs: Vec<_> = lists.kernel.vfs.iter().map(|vf| (vf.address.clone(), vf.driver.clone())).collect();
+            (lists.kernel.pfs.len(), vfs)
+        };
+        if self.looked.is_none() || functions(&lists) != functions(&self.lists) {
+            self.view = block_in_place(|| self.allocator.host.look());
+            self.looked = Some(Instant::now());
+        }
+        self.lists = lists;
+        self.allocator.resources.set_inventory(&self.lists, &self.view);
+    }
+
+    /// The claim is what the kubelet was told of. The manager keeps it; a new one has it from its journal.
+    async fn claim(&mut self) {
+        if !self.kernel.latest().is_followed || !self.duty.is_ours() {
+            return;
+        }
+        let wanted = self.allocator.resources.to_claim();
+        let owners = self.lists.kernel.node.as_ref().map(|node| node.owners.as_slice()).unwrap_or_default();
+        let has_claim = wanted.is_empty() || owners.iter().any(|owner| owner.name == OWNER);
+        if has_claim && self.claimed.as_ref() == Some(&wanted) {
+            return;
+        }
+        let claimed = timeout(CLAIM_WAIT, self.allocator.manager.claim(&wanted)).await;
+        match claimed.unwrap_or(Err(LeaseError::Late(CLAIM_WAIT))) {
+            Ok(()) => {
+                info!(vfs = wanted.len(), "claimed");
+                self.claimed = Some(wanted);
+            }
+            Err(error) => debug!(%error, "the VFs cannot be claimed now; it is tried again"),
+        }
+    }
+}
+
+/// A manager that is there answers in milliseconds.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// How long news are collected.
+const BATCH: Duration = Duration::from_millis(20);
+/// A manager that hangs must not keep news from the kubelet.
+const CLAIM_WAIT: Duration = Duration::from_secs(3);
+/// Links and errors of PFs: nobody tells of them.
+const PF_EVERY: Duration = Duration::from_secs(1);
+/// What sysfs alone tells.
+const HOST_EVERY: Duration = Duration::from_secs(10);

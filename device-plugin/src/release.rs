@@ -1,0 +1,98 @@
+//! Gives back what no pod has any more.
+//!
+//! The kubelet never says that a device is free. Its list of pods is asked for, often while something is about to change, and a
+//! device that left it is given back; the manager refuses that while somebody still holds it, and then it is tried again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::allocate::Allocator;
+use crate::config::ResourceName;
+use crate::leases::{LeaseError, LeaseName};
+
+/// Looks again and again, and whenever `news` says so. Never ends by itself.
+pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
+    let mut was_told = false;
+    loop {
+        match allocator.pod_resources.list().await {
+            Ok(listing) => {
+                was_told = false;
+                look(&allocator, listing).await;
+            }
+            Err(error) if was_told => debug!(%error, "nothing can be given back"),
+            Err(error) => {
+                warn!(%error, "nothing can be given back until it is known what pods have; it is tried again");
+                was_told = true;
+            }
+        }
+        let is_ending = allocator.resources.with_grants(|grants| grants.is_ending());
+        let pause = if is_ending { LOOK_SOON } else { LOOK_LATER };
+        tokio::select! {
+            () = sleep(pause) => {}
+            // What has just changed settles first.
+            () = news.notified() => sleep(LOOK_SOON).await,
+        }
+    }
+}
+
+async fn look(allocator: &Arc<Allocator>, listing: crate::grants::Listing) {
+    let ours = allocator.resources.names();
+    let now = Instant::now();
+    let (told, due) = allocator.resources.with_grants(|grants| {
+        let listing =
+            listing.into_iter().filter(|(name, _)| ours.contains(&name.resource) || grants.is_held(name)).collect();
+        (grants.note_listing(&listing, now), grants.due(now))
+    });
+    for (name, pod) in told {
+        // Only words for people: a lease without them is as good.
+        if let Err(error) = timeout(CALL_WAIT, allocator.manager.tell_tenant(&name, pod)).await.unwrap_or(Ok(())) {
+            debug!(lease = %name, %error, "the lease does not say which pod has it");
+        }
+    }
+    for name in due {
+        give_back(allocator, &name).await;
+    }
+}
+
+async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
+    let _lock = allocator.locks.lock(std::iter::once(name.device.clone())).await;
+    // While the lock was waited for, the kubelet may have given it to the next pod.
+    if !allocator.resources.with_grants(|grants| grants.is_due(name, Instant::now())) {
+        return;
+    }
+    match timeout(CALL_WAIT, allocator.manager.release(name)).await.unwrap_or(Err(LeaseError::Late(CALL_WAIT))) {
+        Ok(()) => {
+            info!(lease = %name, "given back");
+            if let Some((prefix, resource)) = name.resource.split_once('/') {
+                let resource = ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() };
+                if let Err(error) = allocator.files.remove(&resource, &name.device) {
+                    warn!(lease = %name, %error, "remove the files of a device");
+                }
+            }
+            allocator.counters.released(&name.resource);
+            allocator.resources.with_grants(|grants| grants.remove(name));
+        }
+        Err(error) => {
+            if error.is_held() {
+                debug!(lease = %name, %error, "not given back yet");
+            } else {
+                warn!(lease = %name, %error, "not given back; it is tried again");
+            }
+            allocator.counters.release_failed(&name.resource);
+            allocator.resources.with_grants(|grants| grants.postpone(name, Instant::now() + RETRY_AFTER));
+        }
+    }
+}
+
+/// Between looks while something changes.
+const LOOK_SOON: Duration = Duration::from_secs(1);
+/// And while nothing does.
+const LOOK_LATER: Duration = Duration::from_secs(10);
+/// A VF is reset and may change its driver meanwhile.
+const CALL_WAIT: Duration = Duration::from_secs(30);
+/// After somebody still held it.
+const RETRY_AFTER: Duration = Duration::from_secs(3);

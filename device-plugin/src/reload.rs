@@ -1,0 +1,59 @@
+//! Keeps the resources equal to the configuration: on SIGHUP, and whenever the file has new contents.
+
+use std::sync::Arc;
+
+use ferrule_daemon::reload::Reload;
+use ferrule_daemon::settings::{Cause, Followed};
+use tokio::sync::Mutex;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::kubelet::Endpoints;
+use crate::resources::Resources;
+
+/// What the file changes.
+pub(crate) struct Reloader {
+    pub resources: Resources,
+    /// None: another plugin serves the node.
+    pub endpoints: Arc<Mutex<Option<Endpoints>>>,
+    pub prefix: String,
+}
+
+impl Reload for Reloader {
+    async fn reload(&mut self, file: &mut Followed, cause: Cause) {
+        let contents = file.read(cause);
+        let path = file.path();
+        let contents = match contents {
+            Ok(Some(contents)) => contents,
+            Ok(None) => return,
+            Err(error) => {
+                warn!(file = %path.display(), %error, "cannot read the configuration; the resources stay as they are");
+                return;
+            }
+        };
+        match Config::from_bytes(path, &contents, &self.prefix) {
+            Ok(config) => {
+                warn_of(&path.display().to_string(), &config);
+                let resources = config.resources.len();
+                self.resources.set_config(config);
+                if let Some(endpoints) = &mut *self.endpoints.lock().await {
+                    endpoints.follow().await;
+                }
+                info!(file = %path.display(), resources, "configuration applied");
+            }
+            Err(problem) => {
+                for line in problem.lines() {
+                    error!("{line}");
+                }
+                error!(file = %path.display(), "configuration refused; the resources stay as they are");
+            }
+        }
+    }
+}
+
+/// Logs what is not as it seems.
+pub(crate) fn warn_of(file: &str, config: &Config) {
+    for warning in &config.warnings {
+        warn!("{file}:{warning}");
+    }
+}

@@ -1,0 +1,185 @@
+//! The plugin and kubelets of both releases: registered, cut, restarted, replaced.
+
+use std::time::{Duration, Instant};
+
+use device_plugin::daemon::Daemon;
+use ferrule_kubelet::stand_in::{Release, Scenario};
+use sriov_manager::fake::FakeNode;
+
+mod common;
+
+use common::{DPDK, KERNEL, SHARED, Site};
+
+const RELEASES: [Release; 2] = [Release::V1_36, Release::V1_37];
+
+async fn site(release: Release) -> Site {
+    let mut site = Site::new(FakeNode::new(1, 7), SHARED);
+    site.start_manager(3).await;
+    site.start_kubelet(release);
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_there_soon_and_again_after_streams_and_kubelets_broke() {
+    for release in RELEASES {
+        let mut site = site(release).await;
+        site.start_plugin().await;
+        site.until_healthy(DPDK, 3).await;
+        site.until_healthy(KERNEL, 3).await;
+        site.until_page("/readyz", "200 OK").await;
+        assert_eq!(site.plugin_sockets().len(), 2, "one for each resource");
+
+        site.kubelet().drop_stream(DPDK);
+        site.until_healthy(DPDK, 3).await;
+        site.kubelet().admit("crashing", "main", DPDK, 1).await.unwrap();
+
+        let began = Instant::now();
+        site.restart_kubelet(release);
+        site.until_healthy(DPDK, 3).await;
+        println!("{release:?}: {:?} from the start of a kubelet to its first list", began.elapsed());
+        site.kubelet().admit_again("crashing").unwrap();
+        site.until_healthy(KERNEL, 2).await;
+        assert_eq!(site.kubelet().most_open_lists(), 1, "never two lists of a resource");
+
+        // Upgraded in place.
+        site.restart_kubelet(Release::V1_37);
+        site.until_healthy(DPDK, 3).await;
+        site.kubelet().admit_again("crashing").unwrap();
+        site.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_away_for_a_while_is_waited_for() {
+    let mut site = site(Release::V1_36).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    let stopped = site.kubelet.take().unwrap().stop();
+    site.until_page("/readyz", "the kubelet has not taken").await;
+    assert!(site.page("/livez").await.contains("200 OK"), "it lives all the same");
+    site.kubelet = Some(stopped.start().unwrap());
+    site.until_healthy(DPDK, 3).await;
+    // And one that was never there, nor its directory.
+    site.stop_plugin().await;
+    site.kubelet = None;
+    std::fs::remove_dir_all(&site.options.plugins).unwrap();
+    site.start_plugin().await;
+    site.until_page("/readyz", "the kubelet has not taken").await;
+    site.start_kubelet(Release::V1_37);
+    site.until_healthy(DPDK, 3).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_and_hangs_are_tried_again_under_new_names() {
+    for release in RELEASES {
+        let mut site = site(release).await;
+        site.kubelet().set(Scenario::Refuses(5));
+        site.start_plugin().await;
+        site.until_healthy(DPDK, 3).await;
+        site.until_healthy(KERNEL, 3).await;
+        site.until_page("/metrics", "ferrule_registration_failures_total").await;
+
+        // One that hangs is restarted: nobody waits for its answer.
+        site.kubelet().set(Scenario::HangsInRegister);
+        site.kubelet().drop_stream(DPDK);
+        site.kubelet().until("nobody has the list", |kubelet| kubelet.healthy(DPDK).is_empty()).await;
+        site.restart_kubelet(release);
+        site.until_healthy(DPDK, 3).await;
+
+        // One that takes it and asks for nothing is not believed.
+        site.kubelet().set(Scenario::OpensNoList);
+        site.kubelet().drop_stream(KERNEL);
+        let registered = site.kubelet().registrations();
+        site.kubelet().until("it is registered twice", |kubelet| kubelet.registrations() >= registered + 2).await;
+        site.kubelet().heal();
+        site.until_healthy(KERNEL, 3).await;
+        site.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_plugin_takes_over_when_the_first_has_closed_its_lists() {
+    for release in RELEASES {
+        let mut site = site(release).await;
+        site.start_plugin().await;
+        site.until_healthy(DPDK, 3).await;
+        site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+        for _ in 0..5 {
+            let first = site.plugin.take().unwrap();
+            site.start_plugin().await;
+            // Ready to take over, and so ready for a rolling update that waits for it.
+            site.until_page("/readyz", "200 OK").await;
+            site.until_page("/metrics", "ferrule_device_plugin_on_duty 0").await;
+            let registered = site.kubelet().registrations();
+            first.stop().await;
+            site.kubelet().until("both are registered", |kubelet| kubelet.registrations() >= registered + 2).await;
+            site.until_healthy(DPDK, 3).await;
+            site.until_healthy(KERNEL, 2).await;
+            site.kubelet().admit_again("one").unwrap();
+        }
+        assert_eq!(site.kubelet().most_open_lists(), 1);
+        assert_eq!(site.plugin_sockets().len(), 2);
+        site.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_is_replaced_twenty_times_loses_nothing() {
+    for release in RELEASES {
+        let mut site = site(release).await;
+        site.start_plugin().await;
+        site.until_healthy(DPDK, 3).await;
+        site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+        for _ in 0..20 {
+            site.stop_plugin().await;
+            site.kubelet().until("the old list is closed", |kubelet| kubelet.healthy(DPDK).is_empty()).await;
+            site.start_plugin().await;
+            site.until_healthy(DPDK, 3).await;
+            site.kubelet().admit_again("one").unwrap();
+            site.kubelet().start_container("one", "main").await.unwrap();
+        }
+        assert_eq!(site.kubelet().most_open_lists(), 1);
+        site.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_is_renamed_while_the_plugin_runs_and_a_wrong_file_changes_nothing() {
+    let mut site = site(Release::V1_36).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+    site.write_config("{\"resourceList\": [{\"resourceName\": \"a b\"}]}");
+    site.write_config(&SHARED.replace("\"dpdk\"", "\"fast\""));
+    site.until_healthy("intel.com/fast", 2).await;
+    assert_eq!(site.kubelet().open_lists(DPDK), 0, "the old name is closed at once");
+    // What a pod has by the old name is its until it ends.
+    site.until_list("the pod is known", |list| {
+        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
+    })
+    .await;
+    site.kubelet().end_pod("one");
+    site.until_healthy("intel.com/fast", 3).await;
+    site.until_healthy(KERNEL, 3).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_a_killed_plugin_left_are_removed_and_those_of_others_are_not() {
+    let mut site = site(Release::V1_36).await;
+    let at = |name: &str| site.options.plugins.join(name);
+    drop(std::os::unix::net::UnixListener::bind(at("ferrule-intel.com_dpdk-1-1.sock")).unwrap());
+    let _other = std::os::unix::net::UnixListener::bind(at("nvidia.sock")).unwrap();
+    let other = at("nvidia.sock");
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.until_healthy(KERNEL, 3).await;
+    assert_eq!(site.plugin_sockets().len(), 3);
+    assert!(other.exists());
+    let Site { plugin, .. } = &mut site;
+    let plugin: Daemon = plugin.take().unwrap();
+    plugin.stop().await;
+    assert_eq!(site.plugin_sockets(), [other], "ours are gone");
+    tokio::time::timeout(Duration::from_secs(10), site.stop()).await.unwrap();
+}
