@@ -128,15 +128,12 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut rest = name;
     while let Some((&first, behind)) = rest.split_first() {
         let digits = behind.get(..3).filter(|_| first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &behind[3..];
-            }
-            None => {
-                out.push(first);
-                rest = behind;
-            }
+        if let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            out.push(byte);
+            rest = &behind[3..];
+        } else {
+            out.push(first);
+            rest = behind;
         }
     }
     out
