@@ -243,7 +243,7 @@ mod tests {
         let node = directory.path().join("node");
         let _node = fs::File::create(&node).unwrap();
         let own = Path::new("/proc/self/fd");
-        assert_eq!(open_file(own, &[node.clone()]).unwrap(), Some(node));
+        assert_eq!(open_file(own, std::slice::from_ref(&node)).unwrap(), Some(node));
         assert_eq!(open_file(own, &[directory.path().join("other")]).unwrap(), None);
     }
 }
