@@ -26,7 +26,7 @@ use crate::kubelet::{Directory, Endpoints};
 use crate::leases::Manager;
 use crate::metrics::Snapshot;
 use crate::news::News;
-use crate::pod_resources::PodResources;
+use crate::pod_resources::{PodResources, Witness};
 use crate::release::keep_releasing;
 use crate::reload::{Reloader, warn_of};
 use crate::resources::Resources;
@@ -46,6 +46,8 @@ pub struct DaemonOptions {
     pub plugins: PathBuf,
     /// The kubelet's podresources socket.
     pub pod_resources: PathBuf,
+    /// What makes the kubelet's list of pods believed.
+    pub witness: Witness,
     /// The directory of the checkpoint and of the lock.
     pub state: PathBuf,
     /// For runtimes and CNI plugins.
@@ -90,7 +92,7 @@ impl Daemon {
         let allocator = Arc::new(Allocator {
             resources: Resources::new(config),
             manager: Manager::at(&options.manager),
-            pod_resources: PodResources::at(&options.pod_resources),
+            pod_resources: PodResources::at(&options.pod_resources, options.witness.clone()),
             host: Host::new(&options.root),
             files: options.files.clone(),
             cdi: options.cdi,
@@ -131,8 +133,8 @@ impl Daemon {
         if let Some(endpoints) = self.endpoints.lock().await.take() {
             endpoints.stop().await;
         }
-        self.servers.stop(SERVERS_GRACE).await;
         self.lock.lock().await.take();
+        self.servers.stop(SERVERS_GRACE).await;
         info!("stopped");
     }
 
@@ -159,9 +161,11 @@ impl Daemon {
                 *lock.lock().await = Some(taken);
                 duty.take();
                 allocator.write_files_again();
+                let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
-                *endpoints.lock().await = Some(all);
+                *running = Some(all);
+                drop(running);
                 keep_releasing(allocator, changed).await;
                 Ok(())
             };
@@ -221,8 +225,8 @@ async fn stopping(phase: &mut watch::Receiver<Phase>) {
 
 /// Whether the kubelet can give away every resource; or, while another plugin does this, whether this one could take over.
 fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
-    if !allocator.resources.is_known() {
-        return Err("no VF is known: sriov-manager has not answered yet".to_owned());
+    if !allocator.resources.is_managed() {
+        return Err("no VF is known: sriov-manager has not answered yet; start it, or look at its log".to_owned());
     }
     if !duty.is_ours() {
         return Ok(());

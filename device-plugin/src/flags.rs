@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use ferrule_daemon::logging::LogFlags;
@@ -13,6 +14,7 @@ use sriov_manager_client::SOCKET_DEFAULT;
 use crate::allocate::{CdiMode, DeviceFiles};
 use crate::config::ConfigFile;
 use crate::daemon::DaemonOptions;
+use crate::pod_resources::{POD, Witness};
 
 /// Advertises VFs to the kubelet, binds each when a pod gets it, and takes it back.
 #[derive(Debug, Parser)]
@@ -39,6 +41,15 @@ pub struct Flags {
     /// The kubelet's podresources socket, which `--root-dir` of the kubelet moves
     #[arg(long, value_name = "PATH", default_value = POD_RESOURCES_SOCKET)]
     pod_resources: PathBuf,
+    /// Namespace of the plugin's own pod: a list of pods without that pod is not believed
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", requires = "pod_name")]
+    pod_namespace: Option<String>,
+    /// Name of the plugin's own pod
+    #[arg(long, env = "POD_NAME", value_name = "NAME", requires = "pod_namespace")]
+    pod_name: Option<String>,
+    /// How long after its start a kubelet is not believed that a pod has gone
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    kubelet_settle: Duration,
     /// Directory of the checkpoint and of the lock, the same for all plugins of a node
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ferrule/device-plugin")]
     state: PathBuf,
@@ -77,6 +88,14 @@ impl Flags {
             manager: self.manager.clone(),
             plugins: self.plugins.clone(),
             pod_resources: self.pod_resources.clone(),
+            witness: Witness {
+                own_pod: self
+                    .pod_namespace
+                    .as_ref()
+                    .zip(self.pod_name.as_ref())
+                    .map(|(namespace, name)| format!("{POD}{namespace}/{name}")),
+                settle: self.kubelet_settle,
+            },
             state: self.state.clone(),
             files: DeviceFiles { cdi: self.cdi_dir.clone(), device_info: self.device_info_dir.clone() },
             cdi: if self.use_cdi { CdiMode::Annotation } else { self.cdi },
@@ -101,7 +120,7 @@ pub fn translate(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
             "logtostderr" | "alsologtostderr" => {}
             "use-cdi" if value.as_deref() == Some("false") => {}
             "use-cdi" => out.push("--use-cdi".into()),
-            "log_dir" | "log-dir" | "stderrthreshold" | "vmodule" | "log_backtrace_at" => {
+            "log_dir" | "log-dir" | "stderrthreshold" | "vmodule" | "log_backtrace_at" | "log_link" | "logbuflevel" => {
                 if value.is_none() {
                     args.next();
                 }

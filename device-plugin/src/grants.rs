@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::leases::LeaseName;
+use crate::lease_name::LeaseName;
 
 /// Every device that a pod has, or may have.
 #[derive(Debug, Default)]
@@ -31,6 +31,8 @@ pub struct Grant {
     is_lent: bool,
     /// The VF has what was set for the pod before.
     needs_cleaning: bool,
+    /// The manager was asked for it, and lent it.
+    is_ready: bool,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
 }
@@ -88,8 +90,14 @@ impl Grants {
     /// The VF is lent, and clean.
     pub fn lent(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
-            grant.needs_cleaning = false;
+            (grant.needs_cleaning, grant.is_ready) = (false, true);
         }
+    }
+
+    /// For whom the manager is still to be asked for it; none: it was, or nobody wants it any more.
+    pub fn unready(&self, name: &LeaseName) -> Option<Tenant> {
+        let grant = self.grants.get(name).filter(|grant| !grant.is_ready)?;
+        Some(if grant.needs_cleaning { Tenant::Next } else { Tenant::New })
     }
 
     /// A container is about to start with a device. Returns whether it has to be cleaned first.
@@ -104,6 +112,20 @@ impl Grants {
         self.grants.get(name).is_some_and(|grant| grant.is_lent && !grant.needs_cleaning)
     }
 
+    /// The pod that the kubelet listed with it.
+    pub fn pod(&self, name: &LeaseName) -> Option<&str> {
+        self.grants.get(name)?.pod.as_deref()
+    }
+
+    /// It has been given back, clean; if the kubelet gave it to the next pod meanwhile, that has it and no lease yet.
+    pub fn released(&mut self, name: &LeaseName, now: Instant) {
+        if self.is_due(name, now) {
+            self.remove(name);
+        } else if let Some(grant) = self.grants.get_mut(name) {
+            (grant.is_lent, grant.needs_cleaning, grant.is_ready) = (false, false, false);
+        }
+    }
+
     /// It is free.
     pub fn remove(&mut self, name: &LeaseName) {
         self.grants.remove(name);
@@ -114,12 +136,14 @@ impl Grants {
         self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
         for (name, age) in leases {
             let began = now.checked_sub(*age).unwrap_or(now);
-            self.grants.entry(name.clone()).or_insert_with(|| Grant::new(began)).is_lent = true;
+            let of_before = || Grant { is_ready: true, ..Grant::new(began) };
+            self.grants.entry(name.clone()).or_insert_with(of_before).is_lent = true;
         }
     }
 
-    /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known.
-    pub fn note_listing(&mut self, listing: &Listing, now: Instant) -> Vec<(LeaseName, String)> {
+    /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
+    /// a kubelet that has just started may not know its pods yet.
+    pub fn note_listing(&mut self, listing: &Listing, is_whole: bool, now: Instant) -> Vec<(LeaseName, String)> {
         let mut news = Vec::new();
         for (name, pod) in listing {
             // What is never borrowed has no lease by which it would be known.
@@ -131,7 +155,7 @@ impl Grants {
             }
         }
         for (_, grant) in self.grants.iter_mut().filter(|(name, _)| !listing.contains_key(name)) {
-            grant.absent_since.get_or_insert(now);
+            grant.absent_since = is_whole.then(|| grant.absent_since.unwrap_or(now));
         }
         news
     }
@@ -159,6 +183,15 @@ impl Grants {
         self.grants.values().any(|grant| grant.absent_since.is_some() || grant.pod.is_none())
     }
 
+    /// Which resources pods have each device by.
+    pub fn by_device(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut by_device: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for name in self.grants.keys() {
+            by_device.entry(&name.device).or_default().push(&name.resource);
+        }
+        by_device
+    }
+
     /// Devices that pods have, by resource.
     pub fn by_resource(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut by_resource: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -171,7 +204,15 @@ impl Grants {
 
 impl Grant {
     fn new(now: Instant) -> Self {
-        Self { allocated: now, pod: None, absent_since: None, is_lent: false, needs_cleaning: false, retry_at: None }
+        Self {
+            allocated: now,
+            pod: None,
+            absent_since: None,
+            is_lent: false,
+            needs_cleaning: false,
+            is_ready: false,
+            retry_at: None,
+        }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -205,25 +246,51 @@ mod tests {
         let (mut grants, start) = (Grants::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(grants.allocate(&name(), false, start), Tenant::New);
-        grants.note_listing(&Listing::new(), at(1));
+        grants.note_listing(&Listing::new(), true, at(1));
         assert!(grants.due(at(200)).is_empty(), "it was not listed yet: a start may take long");
-        assert_eq!(grants.note_listing(&listed(), at(200)).len(), 1);
-        assert_eq!(grants.note_listing(&listed(), at(201)).len(), 0, "it is known");
-        grants.note_listing(&Listing::new(), at(202));
+        assert_eq!(grants.note_listing(&listed(), true, at(200)).len(), 1);
+        assert_eq!(grants.note_listing(&listed(), true, at(201)).len(), 0, "it is known");
+        grants.note_listing(&Listing::new(), true, at(202));
         assert!(grants.due(at(203)).is_empty());
-        grants.note_listing(&listed(), at(203));
+        grants.note_listing(&listed(), true, at(203));
         assert!(grants.due(at(205)).is_empty(), "it was back");
-        grants.note_listing(&Listing::new(), at(206));
+        grants.note_listing(&Listing::new(), true, at(206));
         assert_eq!(grants.due(at(208)), [name()]);
         grants.postpone(&name(), at(210));
         assert!(grants.due(at(209)).is_empty() && !grants.due(at(210)).is_empty());
     }
 
     #[test]
+    fn a_kubelet_that_does_not_know_its_pods_yet_takes_nothing_from_them() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        grants.allocate(&name(), false, start);
+        grants.note_listing(&listed(), true, at(1));
+        grants.note_listing(&Listing::new(), false, at(2));
+        assert!(grants.due(at(60)).is_empty());
+        grants.note_listing(&Listing::new(), true, at(60));
+        assert!(grants.due(at(61)).is_empty() && !grants.due(at(62)).is_empty());
+    }
+
+    #[test]
+    fn what_was_given_to_the_next_pod_while_it_was_released_is_that_pods() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        grants.allocate(&name(), false, start);
+        grants.note_listing(&listed(), true, at(1));
+        grants.note_listing(&Listing::new(), true, at(2));
+        assert!(grants.is_due(&name(), at(5)));
+        assert_eq!(grants.allocate(&name(), false, at(6)), Tenant::Next);
+        grants.released(&name(), at(7));
+        assert!(grants.is_held(&name()), "it is not free");
+        assert!(!grants.start(&name(), at(8)), "and it is clean");
+    }
+
+    #[test]
     fn what_was_never_listed_may_be_an_init_containers() {
         let (mut grants, start) = (Grants::default(), Instant::now());
         grants.allocate(&name(), false, start);
-        grants.note_listing(&Listing::new(), start);
+        grants.note_listing(&Listing::new(), true, start);
         assert!(grants.due(start + UNLISTED_FOR / 2).is_empty());
         assert_eq!(grants.due(start + UNLISTED_FOR), [name()]);
     }

@@ -11,7 +11,7 @@ use sriov_manager_client::v1;
 
 use crate::config::ResourceConfig;
 use crate::host::PfCondition;
-use crate::leases::{LeaseName, OWNER};
+use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::Member;
 
 /// Why a device is not to be given away, or is lost.
@@ -31,6 +31,8 @@ pub enum Problem {
     Dirty(String),
     /// `sriov-manager` would not lend it.
     Blocked(String),
+    /// It was refused to a pod not long ago.
+    Refused(String),
     /// Its PF has no link.
     NoLink,
 }
@@ -46,6 +48,7 @@ impl Problem {
             Self::Owned(_) => "owned",
             Self::Dirty(_) => "dirty",
             Self::Blocked(_) => "blocked",
+            Self::Refused(_) => "refused",
             Self::NoLink => "no-link",
         }
     }
@@ -61,6 +64,7 @@ impl fmt::Display for Problem {
             Self::Owned(owner) => write!(f, "{owner} alone may lend it"),
             Self::Dirty(fault) => write!(f, "it was given back and cannot be cleaned: {fault}"),
             Self::Blocked(reason) => f.write_str(reason),
+            Self::Refused(why) => write!(f, "it was refused to a pod: {why}"),
             Self::NoLink => f.write_str("its PF has no link"),
         }
     }
@@ -73,6 +77,11 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Pf
     }
     let pf = pfs.of(member.device.card());
     if is_held {
+        // We have given it back, so its pod has gone; what is left of it must not come to the next.
+        let lease = member.device.vf().and_then(|vf| vf.lease.as_ref());
+        if let Some(lease) = lease.filter(|lease| is_ending(lease) && !lease.fault.is_empty()) {
+            return Some(Problem::Dirty(lease.fault.clone()));
+        }
         return pf.had_fatal_error.then_some(Problem::FatalError);
     }
     let of_vf = member.device.vf().and_then(|vf| {
@@ -99,14 +108,17 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Pf
 
 /// Of a VF that is lent and that no pod has by this resource.
 fn of_lease(lease: &v1::Lease, resource: &str) -> Option<Problem> {
-    let is_ending = matches!(lease.stage(), v1::Stage::Releasing | v1::Stage::Dirty);
     match LeaseName::parse(lease) {
-        _ if is_ending && !lease.fault.is_empty() => Some(Problem::Dirty(lease.fault.clone())),
+        _ if is_ending(lease) && !lease.fault.is_empty() => Some(Problem::Dirty(lease.fault.clone())),
         Some(name) if name.resource != resource => Some(Problem::OtherResource(name.resource)),
         // On its way back to us, or a pod has just got it.
         Some(_) => None,
         None => Some(Problem::Lent(lease.id.clone())),
     }
+}
+
+fn is_ending(lease: &v1::Lease) -> bool {
+    matches!(lease.stage(), v1::Stage::Releasing | v1::Stage::Dirty)
 }
 
 /// How PFs are, as it is told: what changes for a moment only is not.

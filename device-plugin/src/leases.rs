@@ -4,7 +4,6 @@
 //! device, so that whoever starts again finds what pods have in the manager's own journal.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,9 @@ use tokio::sync::Mutex;
 use tonic::{Code, Status};
 
 use crate::config::ResourceConfig;
+use crate::grants::Tenant;
 use crate::inventory::Device;
+use crate::lease_name::{LeaseName, OWNER};
 
 /// The manager of this node.
 #[derive(Clone, Debug)]
@@ -23,15 +24,6 @@ pub struct Manager {
     socket: PathBuf,
     /// Once there is one, it connects again by itself.
     client: Arc<Mutex<Option<Client>>>,
-}
-
-/// The name of a lease of ours.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LeaseName {
-    /// By which a pod has it.
-    pub resource: String,
-    /// Its address.
-    pub device: String,
 }
 
 /// A VF that is to be lent.
@@ -44,38 +36,32 @@ pub struct Wanted {
     pod: Option<String>,
 }
 
-impl LeaseName {
-    /// Of a device of a resource.
-    pub fn new(resource: &str, device: &str) -> Self {
-        Self { resource: resource.to_owned(), device: device.to_owned() }
-    }
-
-    /// None: it is not one of ours.
-    pub fn parse(lease: &v1::Lease) -> Option<Self> {
-        let (resource, device) = lease.id.rsplit_once('@').filter(|_| lease.owner == OWNER)?;
-        Some(Self::new(resource, device))
-    }
-}
-
-impl fmt::Display for LeaseName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.resource, self.device)
-    }
-}
-
 impl Wanted {
     /// A VF as its resource wants it. None: it is on a driver that the manager does not bind to, and is given as it is.
-    pub fn new(resource: &ResourceConfig, device: &Device) -> Option<Self> {
+    pub fn new(resource: &ResourceConfig, device: &Device, tenant: Tenant) -> Option<Self> {
         device.vf()?;
         // One that is lent is on the driver of its lease, whatever became of it since.
         let lent = device.vf().and_then(|vf| vf.lease.as_ref()).filter(|lease| LeaseName::parse(lease).is_some());
-        let driver = resource.driver.or(lent.map(v1::Lease::driver)).or(device.present_driver())?;
+        let of_lease = lent.map(v1::Lease::driver);
+        let driver = match tenant {
+            // Whatever the configuration says now: a container of its pod has the nodes of this one.
+            Tenant::Same => of_lease.or(resource.driver),
+            Tenant::New | Tenant::Next => resource.driver.or(of_lease),
+        };
+        let driver = driver.or(device.present_driver())?;
         let mut attributes = resource.attributes.clone();
-        if driver != v1::Driver::Kernel {
+        // Nor has an interface that is in its pod an MTU for us.
+        if driver != v1::Driver::Kernel || tenant == Tenant::Same && device.netdevs.is_empty() {
             attributes.mtu = None;
         }
         let pod = lent.map(|lease| lease.tenant.clone());
         Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
+    }
+
+    /// The same, with the pod that the kubelet lists with it, if it does.
+    #[must_use]
+    pub fn of_pod(self, pod: Option<String>) -> Self {
+        Self { pod: pod.or(self.pod), ..self }
     }
 
     /// What its lease is called.
@@ -120,6 +106,12 @@ impl Manager {
             vfs.extend(answer.leases.into_iter().filter_map(|lease| lease.vf));
         }
         Ok(vfs)
+    }
+
+    /// Whether a VF would be lent.
+    pub async fn try_acquire(&self, wanted: &Wanted) -> Result<(), LeaseError> {
+        let request = v1::AcquireRequest { dry_run: true, ..wanted.request() };
+        self.client().await?.acquire(request).await.map(drop).map_err(|status| refused(&status))
     }
 
     /// Lends a VF that a pod before had, cleaned of everything that was set for that one.
@@ -235,6 +227,12 @@ impl LeaseError {
         }
     }
 
+    /// The VF that it is about, if that was told.
+    pub fn vf(&self) -> Option<&str> {
+        let Self::Refused { refusal, .. } = self else { return None };
+        Some(refusal.vf.as_str()).filter(|vf| !vf.is_empty())
+    }
+
     /// Whether a claim is what is missing.
     pub fn is_unclaimed(&self) -> bool {
         let Self::Refused { refusal, .. } = self else { return false };
@@ -251,8 +249,6 @@ fn humantime(time: &Duration) -> String {
     format!("{} s", time.as_secs())
 }
 
-/// The owner of our claim, and of our leases.
-pub const OWNER: &str = "device-plugin";
 /// The manager's limit.
 const AT_ONCE_MAX: usize = 64;
 /// A pod that has ended may take a moment to let go.

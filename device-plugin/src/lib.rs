@@ -8,7 +8,7 @@
 //! - [`host`], [`inventory`], [`pools`]: what there is, and which resource has it: a pure function
 //! - [`health`], [`grants`]: what may be given away, what pods have
 //! - [`resources`]: all of it together, as the kubelet is to see it
-//! - [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back
+//! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back
 //! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
 //! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
 //! - [`flags`]: its command line, which takes that of the Go plugin
@@ -25,6 +25,7 @@ pub mod health;
 pub mod host;
 pub mod inventory;
 pub mod kubelet;
+pub mod lease_name;
 pub mod leases;
 pub mod metrics;
 pub mod news;

@@ -16,7 +16,8 @@ use crate::checkpoint::Checkpoint;
 use crate::duty::Duty;
 use crate::host::HostView;
 use crate::inventory::Lists;
-use crate::leases::{LeaseError, OWNER};
+use crate::lease_name::OWNER;
+use crate::leases::LeaseError;
 
 /// What is heard, and what came of it last.
 pub struct News {
@@ -32,6 +33,8 @@ pub struct News {
     view: HostView,
     looked: Option<Instant>,
     claimed: Option<BTreeSet<String>>,
+    /// Refused, until sysfs is looked at again.
+    unclaimable: BTreeSet<String>,
     is_disk_told: bool,
 }
 
@@ -58,6 +61,7 @@ impl News {
             view: HostView::default(),
             looked: None,
             claimed: None,
+            unclaimable: BTreeSet::new(),
             is_disk_told: false,
         }
     }
@@ -72,8 +76,8 @@ impl News {
             self.take(lists);
             return;
         }
-        warn!("sriov-manager is away, and nothing is known of its VFs; it is waited for");
-        self.wait_for_manager().await;
+        warn!("sriov-manager is away, and nothing is known of its VFs; what needs no manager is served");
+        self.take(Lists::default());
     }
 
     async fn wait_for_manager(&mut self) {
@@ -97,6 +101,7 @@ impl News {
                 block_in_place(|| self.allocator.resources.look_at_pfs(&self.allocator.host));
                 if self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY) {
                     self.looked = None;
+                    self.unclaimable.clear();
                     self.take(self.lists.clone());
                 }
             } else {
@@ -142,7 +147,8 @@ impl News {
         if !self.kernel.latest().is_followed || !self.duty.is_ours() {
             return;
         }
-        let wanted = self.allocator.resources.to_claim();
+        let mut wanted = self.allocator.resources.to_claim();
+        wanted.retain(|vf| !self.unclaimable.contains(vf));
         let owners = self.lists.kernel.node.as_ref().map(|node| node.owners.as_slice()).unwrap_or_default();
         let has_claim = wanted.is_empty() || owners.iter().any(|owner| owner.name == OWNER);
         if has_claim && self.claimed.as_ref() == Some(&wanted) {
@@ -154,7 +160,14 @@ impl News {
                 info!(vfs = wanted.len(), "claimed");
                 self.claimed = Some(wanted);
             }
-            Err(error) => debug!(%error, "the VFs cannot be claimed now; it is tried again"),
+            // One that somebody else has, or that has gone, must not keep the others from us.
+            Err(error) => match error.vf() {
+                Some(vf) if wanted.contains(vf) => {
+                    warn!(vf, %error, "not claimed; the others are");
+                    self.unclaimable.insert(vf.to_owned());
+                }
+                _ => debug!(%error, "the VFs cannot be claimed now; it is tried again"),
+            },
         }
     }
 }

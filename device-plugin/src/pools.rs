@@ -31,9 +31,11 @@ pub struct Member {
 }
 
 /// Gives every device to its resources. `before` is what they had: a device that a pod has stays where it is, whatever the
-/// configuration says now, and whether it is there or not. `is_held` tells of a resource's name and a device's id.
+/// configuration says now, and whether it is there or not. `retired`: resources that are not asked for any more and of which pods have
+/// something, which is all that they have. `is_held` tells of a resource's name and a device's id.
 pub fn pools(
     config: &Config,
+    retired: &[Arc<ResourceConfig>],
     inventory: &Inventory,
     before: &[Pool],
     is_held: impl Fn(&str, &str) -> bool,
@@ -41,11 +43,14 @@ pub fn pools(
     let mut exclusive = BTreeSet::new();
     let mut shared = BTreeSet::new();
     let mut pools = Vec::new();
-    for resource in &config.resources {
+    let asked_for = config.resources.iter().map(|resource| (resource, false));
+    for (resource, is_retired) in asked_for.chain(retired.iter().map(|resource| (resource, true))) {
         let name = resource.name.to_string();
         let mut members = BTreeMap::new();
         for device in inventory.devices.values() {
-            let is_taken = exclusive.contains(&device.id) || resource.driver.is_none() && shared.contains(&device.id);
+            let is_taken = is_retired
+                || exclusive.contains(&device.id)
+                || resource.driver.is_none() && shared.contains(&device.id);
             let fits = || resource.selectors.iter().position(|selector| fits(resource, selector, device));
             let selector = if is_taken { None } else { fits() };
             let held = selector.is_none() && is_held(&name, &device.id);

@@ -12,16 +12,19 @@ use tracing::{debug, info, warn};
 
 use crate::allocate::Allocator;
 use crate::config::ResourceName;
-use crate::leases::{LeaseError, LeaseName};
+use crate::lease_name::LeaseName;
+use crate::leases::LeaseError;
+use crate::pod_resources::Pods;
 
 /// Looks again and again, and whenever `news` says so. Never ends by itself.
 pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
-    let mut was_told = false;
+    let (mut was_told, mut is_whole) = (false, false);
     loop {
         match allocator.pod_resources.list().await {
-            Ok(listing) => {
+            Ok(pods) => {
                 was_told = false;
-                look(&allocator, listing).await;
+                is_whole = pods.is_whole;
+                look(&allocator, pods).await;
             }
             Err(error) if was_told => debug!(%error, "nothing can be given back"),
             Err(error) => {
@@ -30,7 +33,7 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
             }
         }
         let is_ending = allocator.resources.with_grants(|grants| grants.is_ending());
-        let pause = if is_ending { LOOK_SOON } else { LOOK_LATER };
+        let pause = if is_ending || !is_whole { LOOK_SOON } else { LOOK_LATER };
         tokio::select! {
             () = sleep(pause) => {}
             // What has just changed settles first.
@@ -39,15 +42,19 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
     }
 }
 
-async fn look(allocator: &Arc<Allocator>, listing: crate::grants::Listing) {
-    let ours = allocator.resources.names();
+async fn look(allocator: &Arc<Allocator>, pods: Pods) {
+    // By whatever name: it may have been renamed, or another plugin's.
+    let ours = allocator.resources.device_ids();
     let now = Instant::now();
     let (told, due) = allocator.resources.with_grants(|grants| {
-        let listing =
-            listing.into_iter().filter(|(name, _)| ours.contains(&name.resource) || grants.is_held(name)).collect();
-        (grants.note_listing(&listing, now), grants.due(now))
+        let is_ours = |name: &LeaseName| ours.contains(&name.device) || grants.is_held(name);
+        let listing = pods.listing.into_iter().filter(|(name, _)| is_ours(name)).collect();
+        (grants.note_listing(&listing, pods.is_whole, now), grants.due(now))
     });
+    allocator.try_refused().await;
     for (name, pod) in told {
+        // Whoever asks for it anew says who has it as well.
+        let _lock = allocator.locks.lock(std::iter::once(name.device.clone())).await;
         // Only words for people: a lease without them is as good.
         if let Err(error) = timeout(CALL_WAIT, allocator.manager.tell_tenant(&name, pod)).await.unwrap_or(Ok(())) {
             debug!(lease = %name, %error, "the lease does not say which pod has it");
@@ -67,14 +74,15 @@ async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
     match timeout(CALL_WAIT, allocator.manager.release(name)).await.unwrap_or(Err(LeaseError::Late(CALL_WAIT))) {
         Ok(()) => {
             info!(lease = %name, "given back");
-            if let Some((prefix, resource)) = name.resource.split_once('/') {
+            allocator.resources.with_grants(|grants| grants.released(name, Instant::now()));
+            let is_free = !allocator.resources.with_grants(|grants| grants.is_held(name));
+            if let Some((prefix, resource)) = name.resource.split_once('/').filter(|_| is_free) {
                 let resource = ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() };
                 if let Err(error) = allocator.files.remove(&resource, &name.device) {
                     warn!(lease = %name, %error, "remove the files of a device");
                 }
             }
             allocator.counters.released(&name.resource);
-            allocator.resources.with_grants(|grants| grants.remove(name));
         }
         Err(error) => {
             if error.is_held() {

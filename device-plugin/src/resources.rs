@@ -17,7 +17,7 @@ use crate::grants::{Grants, Listing, Tenant};
 use crate::health::{PfHealth, Problem, judge};
 use crate::host::{Host, HostView, PfCondition};
 use crate::inventory::{Inventory, Lists};
-use crate::leases::{LeaseName, OWNER};
+use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::{Member, Pool, pools};
 
 /// Everything that is known, for everybody who asks.
@@ -37,8 +37,21 @@ struct State {
     pfs: PfHealth,
     /// Interfaces of PFs, by their addresses.
     pf_netdevs: BTreeMap<String, String>,
+    /// Not asked for any more, and pods have devices of them.
+    retired: Vec<Arc<ResourceConfig>>,
+    /// Devices that a pod was refused, and why: by their ids.
+    refused: BTreeMap<String, Refused>,
+    /// Whether the manager has told of its VFs.
+    is_managed: bool,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
+}
+
+/// A device that a pod was refused.
+#[derive(Clone, Debug)]
+struct Refused {
+    why: String,
+    since: Instant,
 }
 
 /// A device that the kubelet gives to a pod.
@@ -63,12 +76,8 @@ impl Resources {
     /// From now on there are these.
     pub fn set_config(&self, config: Config) {
         let mut state = self.lock();
-        let names: BTreeSet<String> = config.resources.iter().map(|resource| resource.name.to_string()).collect();
-        state.lists.retain(|name, _| names.contains(name));
-        for name in names {
-            state.lists.entry(name).or_insert_with(|| watch::Sender::new(None));
-        }
-        state.config = Arc::new(config);
+        let before = std::mem::replace(&mut state.config, Arc::new(config));
+        state.retired.extend(before.resources.iter().cloned());
         state.refresh();
     }
 
@@ -82,6 +91,8 @@ impl Resources {
         let age = |lease: &v1::Lease| Duration::from_secs(now.saturating_sub(lease.since));
         let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, age(lease)))).collect();
         state.grants.note_leases(&ours, Instant::now());
+        // A checkpoint has no node.
+        state.is_managed |= list.node.is_some();
         state.inventory = Some(Inventory::new(lists, host));
         state.refresh();
     }
@@ -112,9 +123,59 @@ impl Resources {
         self.lock().lists.keys().cloned().collect()
     }
 
-    /// Whether anything is known of devices.
-    pub fn is_known(&self) -> bool {
-        self.lock().inventory.is_some()
+    /// Whether the manager has told of its VFs.
+    pub fn is_managed(&self) -> bool {
+        self.lock().is_managed
+    }
+
+    /// Ids of all devices of all resources.
+    pub fn device_ids(&self) -> BTreeSet<String> {
+        self.lock().pools.iter().flat_map(|pool| pool.members.keys().cloned()).collect()
+    }
+
+    /// A pod was refused these: nobody is given them until it is known that they are to be had.
+    pub fn refuse(&self, ids: &BTreeSet<String>, why: &str) {
+        let mut state = self.lock();
+        for id in ids {
+            state.refused.insert(id.clone(), Refused { why: why.to_owned(), since: Instant::now() });
+        }
+        state.refresh();
+    }
+
+    /// Those that were refused a while ago, by a resource that has them.
+    pub fn refused(&self) -> Vec<(Arc<ResourceConfig>, Member)> {
+        let state = self.lock();
+        let due = state.refused.iter().filter(|(_, refused)| refused.since.elapsed() >= REFUSED_FOR);
+        let of = |id: &String| {
+            let mut pools = state.pools.iter();
+            pools.find_map(|pool| Some((Arc::clone(&pool.resource), pool.members.get(id)?.clone())))
+        };
+        due.filter_map(|(id, _)| of(id)).collect()
+    }
+
+    /// It is to be had again; or, with a reason, it is still not.
+    pub fn retried(&self, id: &str, refusal: Option<String>) {
+        let mut state = self.lock();
+        match refusal {
+            Some(why) => drop(state.refused.insert(id.to_owned(), Refused { why, since: Instant::now() })),
+            None => drop(state.refused.remove(id)),
+        }
+        state.refresh();
+    }
+
+    /// What it costs to give a device to a pod: 0 if it is as it is to be, [`COST_TAKEN`] if it is another pod's.
+    pub fn cost(&self, resource: &ResourceConfig, member: &Member) -> u8 {
+        let state = self.lock();
+        let (device, resource_name) = (&member.device, resource.name.to_string());
+        let name = LeaseName::new(&resource_name, &device.id);
+        let is_others = other_holder(&state.grants.by_device(), &name).is_some();
+        if is_others || state.refused.contains_key(&device.id) || judge(resource, member, false, &state.pfs).is_some() {
+            return COST_TAKEN;
+        }
+        // Whoever had it last may not have let go of it yet.
+        let was_ours = state.grants.is_held(&name) || device.vf().is_some_and(|vf| vf.lease.is_some());
+        let must_be_bound = resource.driver.is_some() && resource.driver != device.present_driver();
+        u8::from(must_be_bound) + 2 * u8::from(was_ours)
     }
 
     /// Devices of a resource that a kubelet names. The error names the first that it was never told of, or that is gone.
@@ -143,6 +204,12 @@ impl Resources {
         let members = self.members(resource, ids)?;
         let mut state = self.lock();
         let now = Instant::now();
+        let held_by = state.grants.by_device();
+        for id in ids {
+            if let Some(problem) = other_holder(&held_by, &LeaseName::new(resource, id)) {
+                return Err(format!("{resource} cannot give {id} away: {problem}"));
+            }
+        }
         let allotted = |(resource, member): (Arc<ResourceConfig>, Member)| {
             let name = LeaseName::new(&resource.name.to_string(), &member.device.id);
             let is_listed = listing.is_some_and(|listing| listing.contains_key(&name));
@@ -215,21 +282,25 @@ impl State {
 
     /// Makes everything anew from what is known.
     fn refresh(&mut self) {
+        self.retire();
         let Some(inventory) = &self.inventory else { return };
         let grants = &self.grants;
+        let held_by = grants.by_device();
         let is_held = |resource: &str, id: &str| grants.is_held(&LeaseName::new(resource, id));
-        let pools = pools(&self.config, inventory, &self.pools, is_held);
+        let pools = pools(&self.config, &self.retired, inventory, &self.pools, is_held);
         let names: Vec<String> = pools.iter().map(|pool| pool.resource.name.to_string()).collect();
         let mut problems = BTreeMap::new();
         for (pool, resource) in pools.iter().zip(&names) {
             let mut devices = Vec::with_capacity(pool.members.len());
             for (id, member) in &pool.members {
                 let name = LeaseName::new(resource, id);
-                let has_other = || other_holder(grants, &names, &name);
+
                 let is_held = grants.is_held(&name);
                 let problem = judge(&pool.resource, member, is_held, &self.pfs);
                 // The manager's list may not show the lease yet.
-                let problem = problem.or_else(|| if is_held { None } else { has_other() });
+                let problem = problem.or_else(|| if is_held { None } else { other_holder(&held_by, &name) });
+                let refused = || Some(Problem::Refused(self.refused.get(id)?.why.clone()));
+                let problem = problem.or_else(|| if is_held { None } else { refused() });
                 devices.push(told(&pool.resource, member, problem.is_none()));
                 problems.extend(problem.map(|problem| (name, problem)));
             }
@@ -246,12 +317,35 @@ impl State {
         log_changes(&self.problems, &problems);
         (self.pools, self.problems) = (pools, problems);
     }
+
+    /// A resource that nobody asks for any more is kept for as long as a pod has something of it: its containers start again only
+    /// while it is there. One of a process before is known by what pods have.
+    fn retire(&mut self) {
+        let asked_for: BTreeSet<String> =
+            self.config.resources.iter().map(|resource| resource.name.to_string()).collect();
+        let held: BTreeSet<String> = self.grants.by_resource().keys().map(|name| (*name).to_owned()).collect();
+        let mut seen = asked_for.clone();
+        // The newest of several of one name.
+        self.retired.reverse();
+        self.retired.retain(|resource| {
+            let name = resource.name.to_string();
+            held.contains(&name) && seen.insert(name)
+        });
+        for name in held.difference(&seen) {
+            self.retired.extend(ResourceConfig::of_name(name).map(Arc::new));
+        }
+        let all = asked_for.union(&held);
+        self.lists.retain(|name, _| asked_for.contains(name) || held.contains(name));
+        for name in all {
+            self.lists.entry(name.clone()).or_insert_with(|| watch::Sender::new(None));
+        }
+    }
 }
 
 /// The other resource by which a pod has a device.
-fn other_holder(grants: &Grants, resources: &[String], name: &LeaseName) -> Option<Problem> {
-    let mut others = resources.iter().filter(|other| **other != name.resource);
-    others.find(|other| grants.is_held(&LeaseName::new(other, &name.device))).cloned().map(Problem::OtherResource)
+fn other_holder(held_by: &BTreeMap<&str, Vec<&str>>, name: &LeaseName) -> Option<Problem> {
+    let mut resources = held_by.get(name.device.as_str())?.iter();
+    resources.find(|other| **other != name.resource).map(|other| Problem::OtherResource((*other).to_owned()))
 }
 
 fn told(resource: &ResourceConfig, member: &Member, is_healthy: bool) -> v1beta1::Device {
@@ -262,6 +356,11 @@ fn told(resource: &ResourceConfig, member: &Member, is_healthy: bool) -> v1beta1
         topology: numa.map(|id| v1beta1::TopologyInfo { nodes: vec![v1beta1::NumaNode { id: i64::from(id) }] }),
     }
 }
+
+/// How long a device that was refused is given to nobody, before it is looked whether it is to be had.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// Of a device that is another pod's, or is not to be had.
+pub const COST_TAKEN: u8 = 9;
 
 /// A device that pods use by another resource is no news; what is wrong is.
 fn log_changes(before: &BTreeMap<LeaseName, Problem>, now: &BTreeMap<LeaseName, Problem>) {

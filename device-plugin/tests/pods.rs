@@ -3,8 +3,9 @@
 use std::fs;
 
 use device_plugin::allocate::CdiMode;
-use ferrule_kubelet::stand_in::{Refusal, Release};
+use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
 use sriov_manager::fake::FakeNode;
+use sriov_manager::kernel::Kernel as _;
 use sriov_manager_client::v1;
 
 mod common;
@@ -108,6 +109,45 @@ async fn what_somebody_still_holds_is_not_taken_from_him() {
     assert_eq!((vf.driver.as_str(), vf.state()), ("vfio-pci", v1::VfState::Lent));
     drop(held);
     site.until_list("it is free", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_knows_no_pods_yet_takes_nothing_from_them() {
+    let site = Site::start(1, SHARED).await;
+    site.until_healthy(DPDK, 1).await;
+    site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+    site.until_list("the pod is known", |list| {
+        list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
+    })
+    .await;
+    site.kubelet().set(Scenario::ListsNobody);
+    // As long as it takes to give back what is off the list, and as long again.
+    let listed = site.kubelet().listings();
+    site.kubelet().until("it was asked often", |kubelet| kubelet.listings() >= listed + 6).await;
+    assert_eq!(site.list().await.vfs[0].state(), v1::VfState::Lent);
+    site.kubelet().heal();
+    site.kubelet().end_pod("one");
+    site.until_list("it is free", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_that_a_pod_was_refused_is_not_given_to_the_next() {
+    let site = Site::start(2, SHARED).await;
+    site.until_healthy(KERNEL, 2).await;
+    let first = site.node.vf(0, 0).to_string();
+    // Somebody binds it, and it gets an address by DHCP: no list tells of that.
+    let (sysfs, vf) = (site.node.sysfs(), site.node.vf(0, 0));
+    fs::write(sysfs.file(vf, "driver_override"), "igbvf\n").unwrap();
+    site.node.kernel().write(&sysfs.probe_file(), &first).unwrap();
+    site.until_list("it is bound", |list| list.vfs[0].driver == "igbvf").await;
+    site.node.use_by_host(vf, &["the address 10.0.0.7/24"]);
+    let refused = site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap_err();
+    assert!(refused.to_string().contains("10.0.0.7"), "{refused}");
+    site.until_healthy(KERNEL, 1).await;
+    assert!(!site.kubelet().healthy(KERNEL).contains(&first));
+    site.kubelet().admit("two", "main", KERNEL, 1).await.unwrap();
     site.stop().await;
 }
 
@@ -216,7 +256,6 @@ async fn a_start_repairs_what_somebody_did_to_a_held_vf() {
     site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
     let vf = site.node.vf(0, 0);
     fs::remove_file(site.node.sysfs().file(vf, "driver")).unwrap();
-    site.until_list("its driver is seen to be lost", |list| list.vfs[0].driver.is_empty()).await;
     assert_eq!(site.kubelet().healthy(DPDK).len(), 1, "a held device is not broken by what can be repaired");
     site.kubelet().start_container("one", "main").await.unwrap();
     assert_eq!(site.vf(&vf.to_string()).await.driver, "vfio-pci");
@@ -236,7 +275,11 @@ async fn vfs_that_go_leave_the_list_unless_a_pod_has_them() {
         })
         .await;
     assert!(site.kubelet().admit_again("one").is_err(), "it is lost, and its pod is told");
-    assert_eq!(site.kubelet().counts(KERNEL).unwrap().capacity, 0);
+    site.kubelet()
+        .until("the other resource has none", |kubelet| {
+            kubelet.counts(KERNEL).is_some_and(|counts| counts.capacity == 0)
+        })
+        .await;
     site.stop().await;
 }
 

@@ -153,8 +153,18 @@ async fn a_resource_is_renamed_while_the_plugin_runs_and_a_wrong_file_changes_no
     site.write_config("{\"resourceList\": [{\"resourceName\": \"a b\"}]}");
     site.write_config(&SHARED.replace("\"dpdk\"", "\"fast\""));
     site.until_healthy("intel.com/fast", 2).await;
-    assert_eq!(site.kubelet().open_lists(DPDK), 0, "the old name is closed at once");
-    // What a pod has by the old name is its until it ends.
+    // What a pod has by the old name is its until it ends, and its containers start again.
+    let held = site.kubelet().devices_of("one");
+    site.kubelet().until("the old name has only that", |kubelet| kubelet.healthy(DPDK) == held).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert!(site.kubelet().healthy("intel.com/fast").is_disjoint(&held));
+    // Also if the plugin that knew it is gone.
+    site.stop_plugin().await;
+    site.options.file = device_plugin::config::ConfigFile::load(&site.options.file.path, "intel.com").unwrap();
+    site.start_plugin().await;
+    site.until_healthy("intel.com/fast", 2).await;
+    site.kubelet().until("the old name is there", |kubelet| kubelet.healthy(DPDK) == held).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
     site.until_list("the pod is known", |list| {
         list.vfs.iter().any(|vf| vf.lease.as_ref().is_some_and(|lease| lease.tenant.contains("one")))
     })
@@ -162,6 +172,7 @@ async fn a_resource_is_renamed_while_the_plugin_runs_and_a_wrong_file_changes_no
     site.kubelet().end_pod("one");
     site.until_healthy("intel.com/fast", 3).await;
     site.until_healthy(KERNEL, 3).await;
+    site.kubelet().until("the old name is closed", |kubelet| kubelet.open_lists(DPDK) == 0).await;
     site.stop().await;
 }
 

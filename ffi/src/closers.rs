@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -42,11 +42,8 @@ impl Queue {
     /// Whether another thread is to be started for this.
     fn wants_thread(&self, share: &DescriptorShare) -> bool {
         let account = share.account();
-        let is_first = || {
-            let is_queued = self.files.iter().any(|(_, other)| Arc::ptr_eq(other.account(), account));
-            account.closing.load(Ordering::Relaxed) == 0 && !is_queued
-        };
-        self.files.len() >= self.idle && (self.threads < THREADS_MAX || is_first())
+        let has_none = account.closing.load(Ordering::Relaxed) == 0 && !account.thread_comes.load(Ordering::Relaxed);
+        self.files.len() >= self.idle && (self.threads < THREADS_MAX || has_none)
     }
 
     /// The next that may be closed.
@@ -54,6 +51,7 @@ impl Queue {
         let at = self.files.iter().position(|(_, share)| self.may_close(share))?;
         let next = self.files.remove(at)?;
         next.1.account().closing.fetch_add(1, Ordering::Relaxed);
+        next.1.account().thread_comes.store(false, Ordering::Relaxed);
         Some(next)
     }
 }
@@ -61,13 +59,13 @@ impl Queue {
 impl Closers {
     fn close(&'static self, file: OwnedFd, share: DescriptorShare) {
         let mut queue = self.lock();
-        let wants_thread = queue.wants_thread(&share);
-        queue.files.push_back((file, share));
-        if wants_thread {
+        if queue.wants_thread(&share) {
             // If the kernel gives no thread, the next descriptor asks again.
-            let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run());
-            queue.threads += usize::from(started.is_ok());
+            let started = thread::Builder::new().name("closer".to_owned()).spawn(|| self.run()).is_ok();
+            queue.threads += usize::from(started);
+            share.account().thread_comes.store(started, Ordering::Relaxed);
         }
+        queue.files.push_back((file, share));
         // One that is closing looks for more by itself.
         let is_waited_for = queue.idle > 0;
         drop(queue);
@@ -117,6 +115,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::descriptor_account::DescriptorAccount;
     use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
     use std::time::Instant;
 
     use nix::sys::socket::setsockopt;

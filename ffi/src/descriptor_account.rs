@@ -7,7 +7,7 @@
 //! eventfds of rings) are bounded by what a connection may have, and are not counted any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -17,6 +17,8 @@ pub struct DescriptorAccount {
     held: AtomicUsize,
     /// Threads that close one of them.
     pub(crate) closing: AtomicUsize,
+    /// A thread was started for it, and has not taken one yet.
+    pub(crate) thread_comes: AtomicBool,
 }
 
 impl DescriptorAccount {

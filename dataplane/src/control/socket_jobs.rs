@@ -344,8 +344,11 @@ impl SocketJobs {
     /// The tasks of jobs that are no more.
     fn drop_given_up(&mut self, path: &Path) {
         let Some(directory) = self.directories.get_mut(path) else { return };
-        for waiting in &mut directory.waiting {
+        for (waiting, threads) in directory.waiting.iter_mut().zip(&mut self.classes) {
             waiting.jobs.retain(|(id, _)| self.jobs.contains_key(id));
+            if waiting.jobs.is_empty() && std::mem::take(&mut waiting.has_turn) {
+                threads.turns.retain(|turn| turn != path);
+            }
         }
         self.forget_idle(path);
     }
@@ -490,6 +493,19 @@ mod tests {
         let left = SOCKET_THREADS_MAX - CHECK_THREADS_MAX - CONNECT_THREADS_MAX;
         assert_eq!(hang(&mut jobs, "bind", 1000, &bind()).len(), left);
         assert_eq!(unanswered(&mut jobs).len(), SOCKET_THREADS_MAX);
+    }
+
+    #[test]
+    fn a_directory_that_waits_for_a_thread_has_one_turn_however_often_it_is_asked_for() {
+        let mut jobs = SocketJobs::default();
+        hang(&mut jobs, "check", CHECK_THREADS_MAX, &SocketPurpose::Check(Arc::new([])));
+        for _ in 0..100 {
+            let (id, begun) = jobs.submit(SocketPurpose::Check(Arc::new([])), &at("/good/s"), task());
+            assert!(begun.is_empty() && !jobs.expire(id));
+        }
+        let (_, begun) = jobs.submit(SocketPurpose::Check(Arc::new([])), &at("/good/s"), task());
+        assert!(begun.is_empty());
+        assert_eq!(jobs.classes[JobClass::Check as usize].turns, [Path::new("/good")]);
     }
 
     #[test]

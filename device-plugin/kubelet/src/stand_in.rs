@@ -53,6 +53,8 @@ pub enum Scenario {
     HangsInRegister,
     /// It takes registrations, and asks for no list.
     OpensNoList,
+    /// It does not know its pods yet: nobody is listed.
+    ListsNobody,
 }
 
 /// Where a kubelet is, and how it behaves.
@@ -157,6 +159,11 @@ impl Kubelet {
     /// How many registrations it took so far.
     pub fn registrations(&self) -> u64 {
         self.shared.devices().registrations
+    }
+
+    /// How often it was asked for its pods.
+    pub fn listings(&self) -> u64 {
+        self.shared.devices().listings
     }
 
     /// How many lists of a resource are open now, whoever sends them.
@@ -277,6 +284,11 @@ impl Kubelet {
     /// healthy, and nothing is allocated anew.
     pub fn admit_again(&self, pod: &str) -> Result<(), Refusal> {
         self.shared.devices().admit_again(pod)
+    }
+
+    /// A pod without devices runs from now on, and is listed.
+    pub fn run_pod(&self, pod: &str) {
+        self.shared.devices().run_pod(pod);
     }
 
     /// The pod has gone. The kubelet tells nobody.

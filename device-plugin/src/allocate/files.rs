@@ -1,5 +1,6 @@
 //! Files that others read about a device that a pod has: CDI specs for the container runtime, and device-info files for CNI plugins.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::given::{Node, cdi_class};
-use crate::config::ResourceName;
+use crate::config::{ResourceName, Selector};
 use crate::inventory::{Device, Source};
+use crate::lease_name::LeaseName;
 
 /// How containers get device nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -34,10 +36,10 @@ pub struct DeviceFiles {
 
 impl DeviceFiles {
     /// Writes the device-info file of a device.
-    pub fn write_info(&self, resource: &ResourceName, device: &Device, is_rdma: bool) -> io::Result<()> {
+    pub fn write_info(&self, resource: &ResourceName, device: &Device, selector: Option<&Selector>) -> io::Result<()> {
         let path = self.info_path(resource, &device.id);
         fs::create_dir_all(&self.device_info)?;
-        replace(&path, &device_info(device, is_rdma), 0o444)
+        replace(&path, &device_info(device, selector), 0o444)
     }
 
     /// Writes the CDI spec of a device. One for each device: a spec that is changed has no moment at which others miss theirs.
@@ -45,6 +47,36 @@ impl DeviceFiles {
         fs::create_dir_all(&self.cdi)?;
         let spec = cdi_spec(&cdi_kind(resource, &device.source), &device.id, nodes);
         replace(&self.cdi_path(resource, &device.id), &spec, 0o644)
+    }
+
+    /// Removes what there is of devices that no pod has: left by a process before, or by another plugin. Two specs of one name make
+    /// a runtime know neither. `resources`: whose device-info files are ours.
+    pub fn keep_only(&self, held: &[LeaseName], resources: &[String]) -> io::Result<()> {
+        let kept: BTreeSet<PathBuf> =
+            held.iter().filter_map(Self::of_lease).flat_map(|name| self.paths(&name)).collect();
+        let prefixes: Vec<_> = resources.iter().map(|resource| format!("{}-", resource.replace('/', "-"))).collect();
+        let is_ours = |name: &str| {
+            let is_info = name.ends_with("-device.json") && prefixes.iter().any(|prefix| name.starts_with(prefix));
+            is_info || name.starts_with(CDI_PREFIX)
+        };
+        for directory in [&self.cdi, &self.device_info] {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let is_ours = entry.file_name().to_str().is_some_and(is_ours);
+                if is_ours && !kept.contains(&entry.path()) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn of_lease(name: &LeaseName) -> Option<(ResourceName, String)> {
+        let (prefix, resource) = name.resource.split_once('/')?;
+        Some((ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() }, name.device.clone()))
+    }
+
+    fn paths(&self, (resource, id): &(ResourceName, String)) -> [PathBuf; 2] {
+        [self.info_path(resource, id), self.cdi_path(resource, id)]
     }
 
     /// Removes what there is of a device that no pod has any more.
@@ -63,7 +95,7 @@ impl DeviceFiles {
     }
 
     fn cdi_path(&self, resource: &ResourceName, id: &str) -> PathBuf {
-        self.cdi.join(format!("sriov-dp-{}_{}_{id}.json", resource.prefix, resource.name))
+        self.cdi.join(format!("{CDI_PREFIX}{}_{}_{id}.json", resource.prefix, resource.name))
     }
 }
 
@@ -90,15 +122,16 @@ fn cdi_spec(kind: &str, id: &str, nodes: &[Node]) -> Value {
     json!({"cdiVersion": "0.5.0", "kind": kind, "devices": [{"name": id, "containerEdits": {"deviceNodes": nodes}}]})
 }
 
-fn device_info(device: &Device, is_rdma: bool) -> Value {
-    if let Some(vdpa) = &device.vdpa {
+fn device_info(device: &Device, selector: Option<&Selector>) -> Value {
+    let wants_vdpa = selector.is_some_and(|selector| selector.vdpa_type.is_some());
+    if let Some(vdpa) = device.vdpa.as_ref().filter(|_| wants_vdpa) {
         let driver = if vdpa.path.is_some() { "vhost" } else { "virtio" };
         let mut section = json!({"parent-device": vdpa.name, "driver": driver, "pci-address": device.pci});
         section["path"] = json!(vdpa.path.clone().unwrap_or_default());
         return json!({"type": "vdpa", "version": INFO_VERSION, "vdpa": section});
     }
     let mut pci = json!({"pci-address": device.pci});
-    if is_rdma && !device.rdma.devices.is_empty() {
+    if selector.is_some_and(|selector| selector.is_rdma) && !device.rdma.devices.is_empty() {
         pci["rdma-device"] = json!(device.rdma.devices.join(","));
     }
     json!({"type": "pci", "version": INFO_VERSION, "pci": pci})
@@ -119,6 +152,8 @@ fn replace(path: &Path, value: &Value, mode: u32) -> io::Result<()> {
     written
 }
 
+/// As of the Go plugin.
+const CDI_PREFIX: &str = "sriov-dp-";
 const INFO_VERSION: &str = "1.1.0";
 
 #[cfg(test)]
@@ -134,7 +169,7 @@ mod tests {
         let device =
             Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Box::default()), ..Device::default() };
         let node = Node { host: "/dev/vfio/noiommu-4".into(), container: "/dev/vfio/4".into() };
-        files.write_info(&resource, &device, false).unwrap();
+        files.write_info(&resource, &device, None).unwrap();
         files.write_cdi(&resource, &device, std::slice::from_ref(&node)).unwrap();
         let info = fs::read_to_string(directory.path().join("dp/intel.com-sriov-0000:3b:02.1-device.json")).unwrap();
         let wanted = json!({"type": "pci", "version": "1.1.0", "pci": {"pci-address": id}});

@@ -48,11 +48,11 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// What a device of a resource will be on. `vf` is what `sriov-manager` said when it lent it; without that it is known from the group
+    /// What a device that goes to `driver` will be on. `vf` is what `sriov-manager` said when it lent it; without that it is known from the group
     /// that the device has whatever it is bound to. None: it goes to VFIO and has no group yet.
-    pub fn of(resource: &ResourceConfig, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Option<Self> {
+    pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Option<Self> {
         let device = &member.device;
-        if resource.driver.or(device.present_driver()) == Some(v1::Driver::VfioPci) {
+        if driver == Some(v1::Driver::VfioPci) {
             if let Some(group) = vf.map(|vf| &vf.vfio_group).filter(|group| !group.is_empty()) {
                 return Some(Self::Vfio(group.clone()));
             }
@@ -205,7 +205,7 @@ mod tests {
         );
         let host = Host::new("/nowhere");
         let member = member("vfio-pci");
-        let bound = Bound::of(&resource, &member, None, &host).unwrap();
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
         let given = give(&resource, &[(&member, bound)], &host);
         assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A"], "0000:3b:02.1");
         assert_eq!(
@@ -226,7 +226,7 @@ mod tests {
         fs::create_dir_all(&group).unwrap();
         fs::write(group.join("name"), "vfio-noiommu\n").unwrap();
         let (host, member) = (Host::new(root.path()), member("vfio-pci"));
-        let bound = Bound::of(&resource, &member, None, &host).unwrap();
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
         assert_eq!(bound, Bound::Vfio("/dev/vfio/noiommu-42".into()));
         let given = give(&resource, &[(&member, bound)], &host);
         let node = Node { host: "/dev/vfio/noiommu-42".into(), container: "/dev/vfio/42".into() };

@@ -5,7 +5,7 @@
 //! what could heal to PreStartContainer; it fails only for what can never be.
 //!
 //! Modules: `given` (environment and nodes), `files` (what runtimes and CNI plugins read), `preferred` (which devices go first),
-//! `locks` (one at a time for each device).
+//! `locks` (one at a time for each device), `later` (what was not ready at once).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ferrule_kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse};
 use sriov_manager_client::v1;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
@@ -21,20 +22,22 @@ use crate::config::ResourceConfig;
 use crate::counters::Counters;
 use crate::grants::Tenant;
 use crate::host::Host;
-use crate::leases::{LeaseError, LeaseName, Manager, Wanted};
-use crate::pod_resources::PodResources;
+use crate::lease_name::LeaseName;
+use crate::leases::{LeaseError, Manager, Wanted};
+use crate::pod_resources::{POD, PodResources};
 use crate::pools::Member;
 use crate::resources::{Allotted, Resources};
 
 mod files;
 mod given;
+mod later;
 mod locks;
 mod preferred;
 
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use locks::DeviceLocks;
-use preferred::{COST_TAKEN, Candidate, prefer};
+use preferred::{Candidate, prefer};
 
 /// Gives devices to pods.
 #[derive(Debug)]
@@ -55,6 +58,24 @@ pub struct Allocator {
     pub locks: DeviceLocks,
     /// For metrics.
     pub counters: Arc<Counters>,
+}
+
+/// The calls of Allocate that are under way, while this is kept.
+#[derive(Debug)]
+pub struct UnderWay(watch::Sender<usize>);
+
+impl UnderWay {
+    /// One more.
+    pub fn new(calls: &watch::Sender<usize>) -> Self {
+        calls.send_modify(|calls| *calls += 1);
+        Self(calls.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|calls| *calls -= 1);
+    }
 }
 
 /// Why a pod does not get its devices.
@@ -89,7 +110,11 @@ pub enum AllocateError {
 
 impl Allocator {
     /// Gives devices to a container.
-    pub async fn allocate(&self, resource: &str, ids: &[String]) -> Result<ContainerAllocateResponse, AllocateError> {
+    pub async fn allocate(
+        self: &Arc<Self>,
+        resource: &str,
+        ids: &[String],
+    ) -> Result<ContainerAllocateResponse, AllocateError> {
         let began = Instant::now();
         let result = self.allocate_devices(resource, ids).await;
         self.counters.allocated(resource, began.elapsed(), result.is_ok());
@@ -100,7 +125,7 @@ impl Allocator {
     }
 
     async fn allocate_devices(
-        &self,
+        self: &Arc<Self>,
         resource: &str,
         ids: &[String],
     ) -> Result<ContainerAllocateResponse, AllocateError> {
@@ -113,11 +138,16 @@ impl Allocator {
             Ok(vfs) => vfs,
             Err(error) if error.is_final() => {
                 self.forget_new(&allotted);
+                // Whoever comes next is not given them again at once.
+                let refused = error.vf().map_or_else(|| ids.clone(), |vf| BTreeSet::from([vf.to_owned()]));
+                self.resources.refuse(&refused, &error.to_string());
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
             }
             Err(error) => {
-                warn!(resource, %error, "a pod's devices are not ready; it is tried again before its container starts");
+                warn!(resource, %error, "a pod's devices are not ready yet; it is tried again until they are");
                 self.counters.postponed(resource);
+                // CNI plugins come before PreStartContainer, and want them as soon as can be.
+                tokio::spawn(later::lend_later(Arc::clone(self), allotted.clone()));
                 BTreeMap::new()
             }
         };
@@ -136,11 +166,13 @@ impl Allocator {
         let ids: BTreeSet<String> = ids.iter().cloned().collect();
         let members = self.resources.members(resource, &ids).map_err(AllocateError::Unknown)?;
         let now = Instant::now();
+        let strangers = self.strangers(resource, &members).await;
         let allotted: Vec<_> = members
             .into_iter()
             .map(|(config, member)| {
                 let name = LeaseName::new(resource, &member.device.id);
                 let must_be_cleaned = self.resources.with_grants(|grants| grants.start(&name, now));
+                let must_be_cleaned = must_be_cleaned || strangers.contains(&member.device.id);
                 let tenant = if must_be_cleaned { Tenant::Next } else { Tenant::Same };
                 Allotted { resource: config, member, tenant }
             })
@@ -148,8 +180,11 @@ impl Allocator {
         let lent = timeout(PREPARE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(PREPARE_WAIT)));
         let vfs = match lent {
             Ok(vfs) => vfs,
-            // What a pod has needs no manager, only what is not as it shall be.
-            Err(LeaseError::Away(_) | LeaseError::Late(_)) if self.are_in_order(&allotted) => BTreeMap::new(),
+            // What a pod has needs no manager, only what is not as it is to be.
+            Err(error) if !error.is_final() && self.are_in_order(&allotted) => {
+                debug!(resource, %error, "a container starts with what its pod has, which is in order");
+                BTreeMap::new()
+            }
             Err(error) => {
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
             }
@@ -165,13 +200,46 @@ impl Allocator {
         let one = |id: &String| self.resources.members(resource, &BTreeSet::from([id.clone()])).ok()?.pop();
         let members: Vec<_> = available.iter().filter_map(one).collect();
         let policy = members.first().and_then(|(config, _)| config.policy);
-        let candidates: Vec<_> = members.iter().map(|(config, member)| candidate(config, member)).collect();
+        let candidates: Vec<_> = members
+            .iter()
+            .map(|(config, member)| Candidate {
+                id: member.device.id.clone(),
+                card: member.device.card().to_owned(),
+                cost: self.resources.cost(config, member),
+            })
+            .collect();
         prefer(policy, &candidates, must_include, size)
     }
 
-    /// Writes anew what others read about devices that pods have: a start of the machine, or of the plugin, may have lost it.
+    /// Devices whose lease is told to be another pod's than that which the kubelet lists: a process before did not come to clean them.
+    async fn strangers(&self, resource: &str, members: &[(Arc<ResourceConfig>, Member)]) -> BTreeSet<String> {
+        let told = |member: &Member| {
+            let lease = member.device.vf().and_then(|vf| vf.lease.clone())?;
+            Some(lease.tenant).filter(|tenant| tenant.starts_with(POD))
+        };
+        let unknown: Vec<_> = members
+            .iter()
+            .map(|(_, member)| (LeaseName::new(resource, &member.device.id), told(member)))
+            .filter(|(name, _)| self.resources.with_grants(|grants| grants.pod(name).is_none()))
+            .filter_map(|(name, told)| Some((name, told?)))
+            .collect();
+        if unknown.is_empty() {
+            return BTreeSet::new();
+        }
+        let Some(listing) = self.pod_resources.list_soon().await else { return BTreeSet::new() };
+        let is_strange = |(name, told): &(LeaseName, String)| listing.get(name).is_some_and(|pod| pod != told);
+        unknown.into_iter().filter(is_strange).map(|(name, _)| name.device).collect()
+    }
+
+    /// Writes anew what others read about devices that pods have: a start of the machine, or of the plugin, may have lost it. What
+    /// there is of others is removed, once it is known what pods have.
     pub fn write_files_again(&self) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
+        if self.resources.is_managed()
+            && let Err(error) = self.files.keep_only(&held, &self.resources.names())
+        {
+            warn!(%error, "remove files of devices that no pod has");
+        }
         for name in held {
             let members = self.resources.members(&name.resource, &BTreeSet::from([name.device.clone()]));
             let allotted: Vec<_> = members
@@ -190,12 +258,19 @@ impl Allocator {
     async fn lend(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
         let wanted: Vec<_> = allotted
             .iter()
-            .filter_map(|device| Some((Wanted::new(&device.resource, &device.member.device)?, device.tenant)))
+            .filter_map(|device| {
+                Some((Wanted::new(&device.resource, &device.member.device, device.tenant)?, device.tenant))
+            })
             .collect();
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
         let _locks = self.locks.lock(wanted.iter().map(|(wanted, _)| wanted.name().device.clone())).await;
+        let pod = |wanted: Wanted| {
+            let pod = self.resources.with_grants(|grants| grants.pod(wanted.name()).map(ToOwned::to_owned));
+            wanted.of_pod(pod)
+        };
+        let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
             info!(lease = %wanted.name(), "cleaned for the next pod");
@@ -218,7 +293,9 @@ impl Allocator {
     async fn acquire(&self, wanted: &[Wanted]) -> Result<Vec<v1::Vf>, LeaseError> {
         match self.manager.acquire(wanted).await {
             Err(error) if error.is_unclaimed() => {
-                self.manager.claim(&self.resources.to_claim()).await?;
+                if let Err(error) = self.manager.claim(&self.resources.to_claim()).await {
+                    debug!(%error, "the VFs cannot be claimed now");
+                }
                 self.manager.acquire(wanted).await
             }
             other => other,
@@ -228,7 +305,7 @@ impl Allocator {
     /// Whether all leases are there, as far as is known, and each VF is on the driver of its lease.
     fn are_in_order(&self, allotted: &[Allotted]) -> bool {
         let is_in_order = |device: &Allotted| {
-            let Some(wanted) = Wanted::new(&device.resource, &device.member.device) else { return true };
+            let Some(wanted) = Wanted::new(&device.resource, &device.member.device, device.tenant) else { return true };
             let driver = self.host.driver(&device.member.device.pci);
             let is_bound = match wanted.driver() {
                 v1::Driver::VfioPci => driver.as_deref() == Some("vfio-pci"),
@@ -286,7 +363,9 @@ impl Allocator {
         let Some(first) = allotted.first() else { return Ok(Given::default()) };
         let bound = |device: &Allotted| {
             let id = &device.member.device.id;
-            Bound::of(&device.resource, &device.member, vfs.get(id), &self.host)
+            let wanted = Wanted::new(&device.resource, &device.member.device, device.tenant);
+            let driver = wanted.map(|wanted| wanted.driver()).or(device.member.device.present_driver());
+            Bound::of(driver, &device.member, vfs.get(id), &self.host)
                 .ok_or_else(|| AllocateError::NoGroup { device: id.clone() })
         };
         let bound = allotted.iter().map(bound).collect::<Result<Vec<_>, _>>()?;
@@ -298,8 +377,7 @@ impl Allocator {
     fn write_files(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
         for Allotted { resource, member, .. } in allotted {
             let device = &member.device;
-            let is_rdma = member.selector(resource).is_some_and(|selector| selector.is_rdma);
-            if let Err(error) = self.files.write_info(&resource.name, device, is_rdma) {
+            if let Err(error) = self.files.write_info(&resource.name, device, member.selector(resource)) {
                 warn!(device = device.id, %error, "write the device-info file");
             }
             if let Some(nodes) = given.nodes_of.get(&device.id).filter(|_| self.cdi != CdiMode::Off)
@@ -318,18 +396,7 @@ fn has_nodes(given: &Given, id: &str) -> bool {
     given.nodes_of.get(id).is_some_and(|nodes| !nodes.is_empty())
 }
 
-fn candidate(resource: &ResourceConfig, member: &Member) -> Candidate {
-    let device = &member.device;
-    let is_others = device
-        .vf()
-        .and_then(|vf| vf.lease.as_ref())
-        .is_some_and(|lease| LeaseName::parse(lease).is_none_or(|name| name.resource != resource.name.to_string()));
-    let must_be_bound = resource.driver.is_some() && resource.driver != device.present_driver();
-    let cost = if is_others { COST_TAKEN } else { u8::from(must_be_bound) };
-    Candidate { id: device.id.clone(), card: device.card().to_owned(), cost }
-}
-
-/// The kubelet admits no other pod meanwhile.
-const ALLOCATE_WAIT: Duration = Duration::from_secs(3);
+/// The kubelet has no deadline, and admits no other pod meanwhile.
+const ALLOCATE_WAIT: Duration = Duration::from_secs(10);
 /// The kubelet waits for 30 s.
 const PREPARE_WAIT: Duration = Duration::from_secs(25);

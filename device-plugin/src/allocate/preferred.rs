@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Policy;
+use crate::resources::COST_TAKEN;
 
 /// A device that may be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +59,6 @@ fn best(policy: Policy, free: &[&Candidate], chosen: &[&Candidate], wanted: usiz
     let ranked = free.iter().enumerate().min_by_key(|(place, candidate)| (rank(candidate), *place));
     ranked.map_or(0, |(place, _)| place)
 }
-
-/// Somebody else has it.
-pub const COST_TAKEN: u8 = 9;
 
 #[cfg(test)]
 mod tests {

@@ -53,6 +53,24 @@ pub enum Policy {
     SamePf,
 }
 
+impl ResourceConfig {
+    /// A resource of which nothing but the name is known. None: it has no prefix.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let (prefix, name) = name.split_once('/')?;
+        Some(Self {
+            name: ResourceName { prefix: prefix.to_owned(), name: name.to_owned() },
+            device_type: DeviceType::default(),
+            exclude_topology: false,
+            selectors: Vec::new(),
+            additional_info: BTreeMap::new(),
+            driver: None,
+            policy: None,
+            attributes: v1::Attributes::default(),
+            needs_link: false,
+        })
+    }
+}
+
 impl ResourceName {
     /// The environment variable in which a container finds its devices. Its shell cannot read a name with a hyphen; pods of the Go
     /// plugin expect it all the same.

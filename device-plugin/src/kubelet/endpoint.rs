@@ -97,11 +97,13 @@ impl Endpoint {
         let Some(list) = self.allocator.resources.list(&self.resource) else { return Ok(Ended::Stopped) };
         let (stream, mut opened) = watch::channel(ListStream::Awaited);
         let (close, closing) = watch::channel(false);
+        let (calls, mut under_way) = watch::channel(0);
         let server = ResourceServer {
             resource: self.resource.clone(),
             allocator: Arc::clone(&self.allocator),
             list,
             stream,
+            calls,
             closing: closing.clone(),
         };
         let name = socket_name(&self.resource);
@@ -112,6 +114,10 @@ impl Endpoint {
             why = lost(&mut seen, kubelet, &serving.file) => Ok(Ended::Lost(why)),
             ended = self.registered(&name, &mut opened) => ended,
         };
+        if matches!(ended, Ok(Ended::Stopped)) {
+            // The kubelet drops the connection with the list, and a pod whose Allocate is under way with that.
+            let _ = timeout(CALLS_WAIT, under_way.wait_for(|calls| *calls == 0)).await;
+        }
         // All of it is gone before the next try, also a call that may have worked: a socket is registered once.
         close.send_replace(true);
         serving.stop().await;

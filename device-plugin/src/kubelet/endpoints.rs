@@ -31,6 +31,8 @@ impl Endpoints {
 
     /// From now on there are endpoints for all resources, and for no others.
     pub async fn follow(&mut self) {
+        // One whose resource pods have let go of has ended by itself.
+        self.running.retain(|_, (_, task)| !task.is_finished());
         let wanted = self.allocator.resources.names();
         let gone: Vec<_> = self.running.keys().filter(|name| !wanted.contains(name)).cloned().collect();
         for name in gone {

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
-use crate::allocate::Allocator;
+use crate::allocate::{Allocator, UnderWay};
 use crate::resources::DeviceList;
 
 /// Answers for one resource, while one registration of it lasts.
@@ -22,6 +22,8 @@ pub(super) struct ResourceServer {
     pub allocator: Arc<Allocator>,
     pub list: watch::Receiver<DeviceList>,
     pub stream: watch::Sender<ListStream>,
+    /// Calls of Allocate under way.
+    pub calls: watch::Sender<usize>,
     /// The list is to be closed.
     pub closing: watch::Receiver<bool>,
 }
@@ -85,6 +87,7 @@ impl DevicePlugin for ResourceServer {
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
+        let _under_way = UnderWay::new(&self.calls);
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
             let allocated = self.allocator.allocate(&self.resource, &container.devices_ids).await;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use device_plugin::allocate::{CdiMode, DeviceFiles};
 use device_plugin::config::ConfigFile;
 use device_plugin::daemon::{Daemon, DaemonOptions};
+use device_plugin::pod_resources::Witness;
 use ferrule_daemon::ApiSocket;
 use ferrule_kubelet::KUBELET_SOCKET;
 use ferrule_kubelet::stand_in::{Kubelet, Options, Release};
@@ -51,6 +52,7 @@ impl Site {
             manager: at("vf.sock"),
             plugins: at("device-plugins"),
             pod_resources: at("pod-resources/kubelet.sock"),
+            witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },
             state: at("state"),
             files: DeviceFiles { cdi: at("cdi"), device_info: at("devinfo/dp") },
             cdi: CdiMode::Off,
@@ -97,7 +99,9 @@ impl Site {
     }
 
     pub fn start_kubelet(&mut self, release: Release) {
-        self.kubelet = Some(Kubelet::start(self.kubelet_options(release)).unwrap());
+        let kubelet = Kubelet::start(self.kubelet_options(release)).unwrap();
+        kubelet.run_pod("device-plugin");
+        self.kubelet = Some(kubelet);
     }
 
     pub fn restart_kubelet(&mut self, release: Release) {

@@ -16,7 +16,10 @@ pub(crate) struct Devices {
     resources: BTreeMap<String, Resource>,
     pub(super) sockets: Sockets,
     pods: Vec<PodEntry>,
+    /// Pods without devices.
+    others: BTreeSet<String>,
     pub(super) registrations: u64,
+    pub(super) listings: u64,
     pub(super) most_open: usize,
 }
 
@@ -62,8 +65,16 @@ impl Devices {
     /// What outlives the kubelet: who has what, and nothing of devices themselves.
     pub fn checkpoint(&mut self) -> Self {
         let pods = std::mem::take(&mut self.pods);
+        let others = self.others.clone();
         let known = self.resources.keys().map(|name| (name.clone(), Resource::default())).collect();
-        Self { pods, resources: known, registrations: self.registrations, most_open: self.most_open, ..Self::default() }
+        Self {
+            pods,
+            others,
+            resources: known,
+            registrations: self.registrations,
+            most_open: self.most_open,
+            ..Self::default()
+        }
     }
 
     pub fn registered(&mut self, resource: &str, plugin: Plugin) -> u64 {
@@ -222,13 +233,19 @@ impl Devices {
         Ok(())
     }
 
+    pub fn run_pod(&mut self, pod: &str) {
+        self.others.insert(pod.to_owned());
+    }
+
     pub fn end_pod(&mut self, pod: &str) {
+        self.others.remove(pod);
         self.pods.retain(|entry| entry.pod != pod);
     }
 
     /// Every pod with its containers, and one entry for each device. Plain init containers are left out.
     pub fn list(&self) -> ListPodResourcesResponse {
         let mut pods: BTreeMap<&str, BTreeMap<&str, Vec<ContainerDevices>>> = BTreeMap::new();
+        pods.extend(self.others.iter().map(|pod| (pod.as_str(), BTreeMap::new())));
         for entry in &self.pods {
             let containers = pods.entry(&entry.pod).or_default();
             if entry.kind == Container::Init {

@@ -97,6 +97,11 @@ fn check(request: &RegisterRequest) -> Result<(), Status> {
 #[tonic::async_trait]
 impl PodResourcesLister for Lister {
     async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
+        self.0.devices().listings += 1;
+        self.0.tick();
+        if self.0.has(&Scenario::ListsNobody) {
+            return Ok(Response::new(ListPodResourcesResponse::default()));
+        }
         Ok(Response::new(self.0.devices().list()))
     }
 }

@@ -1,0 +1,65 @@
+//! What could not be lent at once: it is asked for again until it is lent, or until nobody wants it any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::Allocator;
+use crate::grants::Tenant;
+use crate::lease_name::LeaseName;
+use crate::leases::{LeaseError, Wanted};
+use crate::resources::Allotted;
+
+/// Lends devices that a pod was admitted with.
+pub(super) async fn lend_later(allocator: Arc<Allocator>, allotted: Vec<Allotted>) {
+    let mut pause = PAUSE_FIRST;
+    loop {
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        let left: Vec<_> = allotted.iter().filter_map(|device| unready(&allocator, device)).collect();
+        let Some(first) = left.first() else { return };
+        let resource = first.resource.name.to_string();
+        match timeout(LEND_WAIT, allocator.lend(&left)).await.unwrap_or(Err(LeaseError::Late(LEND_WAIT))) {
+            Ok(_) => {
+                info!(resource, devices = left.len(), "a pod's devices are ready now");
+                return;
+            }
+            Err(error) if error.is_final() => {
+                warn!(resource, %error, "a pod that was admitted will not have its devices; delete it");
+                return;
+            }
+            Err(error) => debug!(resource, %error, "a pod's devices are not ready yet"),
+        }
+    }
+}
+
+fn unready(allocator: &Allocator, device: &Allotted) -> Option<Allotted> {
+    let name = LeaseName::new(&device.resource.name.to_string(), &device.member.device.id);
+    let tenant = allocator.resources.with_grants(|grants| grants.unready(&name))?;
+    Some(Allotted { tenant, ..device.clone() })
+}
+
+impl Allocator {
+    /// Looks whether devices that a pod was refused are to be had by now.
+    pub async fn try_refused(&self) {
+        for (resource, member) in self.resources.refused() {
+            let id = &member.device.id;
+            let Some(wanted) = Wanted::new(&resource, &member.device, Tenant::New) else {
+                self.resources.retried(id, None);
+                continue;
+            };
+            match timeout(LEND_WAIT, self.manager.try_acquire(&wanted)).await {
+                Ok(Ok(())) => self.resources.retried(id, None),
+                Ok(Err(error)) if error.is_final() => self.resources.retried(id, Some(error.to_string())),
+                // Nobody knows; it is looked at again.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+const LEND_WAIT: Duration = Duration::from_secs(25);
