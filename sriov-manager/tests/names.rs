@@ -118,7 +118,7 @@ fn two_who_ask_for_a_name_at_the_same_moment_are_both_told() {
 
 /// Whether a thread of this process sleeps.
 fn is_waiting(name: &str) -> bool {
-    let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(Result::ok);
+    let threads = fs::read_dir("/proc/self/task").expect("a process has threads").filter_map(Result::ok);
     let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
     let stat = format!("({name}) S ");
     stats.into_iter().any(|text| text.contains(&stat))
