@@ -494,3 +494,39 @@ fn a_lost_lease_that_is_released_frees_the_others_of_its_group() {
     let of = |text: &str| text.lines().find(|line| line.contains(&member.to_string())).map(ToOwned::to_owned);
     assert_eq!(of(&node.fingerprint()), of(&before), "neither bound nor reserved");
 }
+
+#[test]
+fn nobody_opens_the_group_of_a_tenant_to_tell_of_another_vf_of_it() {
+    let node = FakeNode::new(1, 7);
+    node.share_groups(2);
+    let vfs = owner(&node);
+    vfs.create(node.pf(0), 2).unwrap();
+    let [lent, beside] = [node.vf(0, 0), node.vf(0, 1)];
+    vfs.acquire(&request(lent, Driver::VfioPci, Attributes::default())).unwrap();
+    let _file = node.open_vfio(lent, 11, "qemu");
+    let is_held = |reason: &Reason| matches!(reason, Reason::Held(_));
+    for driver in [Driver::None, Driver::Kernel, Driver::VfioPci] {
+        let reasons = vfs.explain(beside, driver).unwrap();
+        assert!(reasons.iter().any(|reason| matches!(reason, Reason::GroupLent { .. })), "{reasons:?}");
+        assert!(!reasons.iter().any(is_held), "to know it the group was opened: {reasons:?}");
+    }
+    let held = |peer| vfs.blockers(node.pf(0), peer).unwrap().iter().filter(|(_, reason)| is_held(reason)).count();
+    assert_eq!((held(USER), held(ROOT)), (0, 2), "only root is told");
+}
+
+#[test]
+fn a_name_whose_vf_cannot_be_cleaned_now_can_be_asked_for_later() {
+    let (node, vfs) = node(1, 2);
+    vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap();
+    node.set(Scenario::LeftOut(0));
+    release(&vfs, "pod").unwrap_err();
+    let error = vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap_err();
+    assert!(matches!(error, VfError::IdTaken { is_ending: true, .. }), "{error}");
+    assert!(error.to_string().contains("which is being cleaned: ask again"), "{error}");
+    node.heal();
+    vfs.rescan();
+    vfs.acquire(&of_pool("pod", Driver::VfioPci)).unwrap();
+    let other = Request { owner: Some("plugin".into()), ..of_pool("pod", Driver::VfioPci) };
+    let error = vfs.acquire(&other).unwrap_err();
+    assert!(matches!(error, VfError::IdTaken { is_ending: false, .. }), "{error}");
+}

@@ -639,6 +639,27 @@ fn a_change_of_a_number_that_hung_is_finished_when_the_kernel_comes_back() {
 }
 
 #[test]
+fn a_number_made_by_hand_that_is_late_is_not_undone_by_the_policies() {
+    let node = FakeNode::new(1, 7);
+    let timeouts = Timeouts { count: Duration::from_millis(150), ..node.options().timeouts };
+    let policies = with_count(named("ens1f0"), 2);
+    let vfs = Vfs::open(Options { policies, timeouts, ..node.options() }).unwrap();
+    assert_eq!(vfs.view().vfs.len(), 2);
+    node.set(Scenario::CountHangs);
+    vfs.create(node.pf(0), 5).unwrap_err();
+    vfs.rescan();
+    node.heal();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !vfs.facts().resizes.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", vfs.facts());
+        vfs.rescan();
+        thread::sleep(Duration::from_millis(5));
+    }
+    vfs.rescan();
+    assert_eq!(vfs.view().vfs.len(), 5, "what somebody wants by hand stays");
+}
+
+#[test]
 fn two_managers_of_one_node_are_refused_whatever_their_state_directories() {
     let node = FakeNode::new(1, 7);
     let first = node.open();

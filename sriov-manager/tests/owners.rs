@@ -257,6 +257,24 @@ fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
 }
 
 #[test]
+fn policies_that_cannot_be_used_any_more_leave_tenants_on_the_drivers_that_they_named() {
+    let node = FakeNode::new(2, 7);
+    std::fs::create_dir_all(node.sysfs().path("sys/bus/pci/drivers/othervf")).unwrap();
+    std::fs::write(node.sysfs().unbind_file("othervf"), "").unwrap();
+    let vfs = node.open();
+    vfs.apply_policies(&RESTRICTED.replace("name: fast", "name: fast, kernel_driver: othervf")).unwrap();
+    let vf = vfs.acquire(&request("kept", Choice::pool("fast"), Driver::Kernel)).unwrap().vf;
+    assert_eq!(node.sysfs().driver(vf).as_deref(), Some("othervf"));
+    drop(vfs);
+    node.swap_pf_names(node.pf(0), node.pf(1));
+    let vfs = Vfs::load(node.options()).unwrap();
+    vfs.take_policies_from(None);
+    vfs.recover();
+    assert!(vfs.view().policies_refused.is_some());
+    assert_eq!((node.sysfs().driver(vf).as_deref(), &vfs.facts().leases[&vf].fault), (Some("othervf"), &None));
+}
+
+#[test]
 fn policies_that_are_recorded_hold_also_if_a_pf_makes_them_contradict_each_other_meanwhile() {
     let node = Arc::new(FakeNode::new(2, 7));
     let vfs = Arc::new(Mutex::new(None::<Vfs>));

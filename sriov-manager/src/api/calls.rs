@@ -1,8 +1,8 @@
 //! How calls are made: each has a place among those of its user from its first moment to its answer, a thread while it works, and
 //! none while it waits: for the start, for its turn, for somebody who works on the same VF, for whoever holds it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ferrule_daemon::Phase;
@@ -16,7 +16,7 @@ use super::convert::{self, Peer};
 use super::limits::{Places, Queues, UserCall};
 use super::lists::Lists;
 use super::refusals::{refusal, wrong};
-use super::{only_root, response_to_acquire};
+use super::{may_force, response_to_acquire};
 use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
 
 /// What answers calls.
@@ -164,13 +164,12 @@ impl Service {
     ) -> Result<Vec<v1::AcquireResponse>, Status> {
         // First: each of them may take a question to the kernel to read.
         check_how_many(messages.len()).map_err(|error| refusal(&error))?;
-        if messages.iter().any(|message| message.force) {
-            only_root(call.peer, "take a VF that the host itself uses (`force`)")?;
-        }
-        let peer = call.peer;
+        messages.iter().try_for_each(|message| may_force(call.peer, message))?;
+        let (peer, known) = (call.peer, OnceLock::new());
         let acquired = self.change(call, move |vfs, caller| {
-            let requests: Vec<_> =
-                messages.iter().map(|message| read_request(message, peer, vfs)).collect::<Result<_, _>>()?;
+            let read =
+                || messages.iter().map(|message| read_request(message, peer, vfs)).collect::<Result<Vec<_>, _>>();
+            let requests = read_once(&known, read)?;
             let acquired = if dry_run {
                 vfs.plan_acquire_all(&requests, same_pf, caller)?
             } else {
@@ -215,6 +214,17 @@ impl Service {
 /// What a message asks for. The kernel may have to be asked for it: that is done where waiting holds up nobody.
 pub(super) fn read_request(message: &v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, VfError> {
     convert::request(message.clone(), peer, vfs).map_err(VfError::Wrong)
+}
+
+/// Reads what a call asks for when it is tried first: a process or a namespace that it names may be another one later.
+pub(super) fn read_once<T: Clone>(
+    known: &OnceLock<T>,
+    read: impl FnOnce() -> Result<T, VfError>,
+) -> Result<T, VfError> {
+    match known.get() {
+        Some(known) => Ok(known.clone()),
+        None => read().map(|read| known.get_or_init(|| read).clone()),
+    }
 }
 
 /// Held by the answer that somebody waits for: it is dropped when he goes.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ferrule_daemon::grpc::{self, ServeError, blocking};
 use ferrule_daemon::{Phase, ServiceSocket};
@@ -30,7 +30,7 @@ mod refusals;
 
 pub use convert::{reason, response};
 
-use calls::{Service, read_request};
+use calls::{Service, read_once, read_request};
 use convert::{Peer, some};
 use limits::Places;
 use lists::{ListFilter, POOLS_MAX};
@@ -111,11 +111,12 @@ impl v1::vfs_server::Vfs for Service {
         let call = self.begin_change(peer(request.extensions()))?;
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
+        may_force(call.peer, &to)?;
         // It gets the VF of the one that ends, from the same pool.
         (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
-        let (lease, peer) = (from.clone(), call.peer);
+        let (lease, peer, heir) = (from.clone(), call.peer, OnceLock::new());
         let handed = self.until_let_go(&call, &lease, wait_ms, move |vfs, caller| {
-            let to = read_request(&to, peer, vfs)?;
+            let to = read_once(&heir, || read_request(&to, peer, vfs))?;
             Ok(response_to_acquire(vfs, &vfs.hand_over(&from, &to, caller)?))
         });
         Ok(Response::new(handed.await?))
@@ -128,9 +129,10 @@ impl v1::vfs_server::Vfs for Service {
         if until.is_some() && until_released {
             return Err(wrong("until, until_released: one of both is wanted".to_owned()));
         }
+        let known = OnceLock::new();
         let updated = self.change(&call, move |vfs, caller| {
-            let until =
-                until.clone().map(|until| convert::until(until, peer, vfs)).transpose().map_err(VfError::Wrong)?;
+            let read = |until: v1::Until| convert::until(until, peer, vfs).map_err(VfError::Wrong);
+            let until = read_once(&known, || until.clone().map(read).transpose())?;
             let until = if until_released { Some(None) } else { until.map(Some) };
             let lease = vfs.update(&lease, some(tenant.clone()), until, peer.credentials, caller)?;
             Ok(convert::lease(&lease, None))
@@ -298,6 +300,11 @@ fn peer(extensions: &Extensions) -> Peer {
 fn root(extensions: &Extensions, tried: &str) -> Result<Peer, Status> {
     let peer = peer(extensions);
     only_root(peer, tried).map(|()| peer)
+}
+
+/// What the host itself uses is taken for root alone.
+fn may_force(peer: Peer, message: &v1::AcquireRequest) -> Result<(), Status> {
+    if message.force { only_root(peer, "take a VF that the host itself uses (`force`)") } else { Ok(()) }
 }
 
 fn only_root(peer: Peer, tried: &str) -> Result<(), Status> {

@@ -74,7 +74,7 @@ pub(super) fn details(error: &VfError) -> v1::Refusal {
             told.lease.clone_from(lease);
         }
         VfError::NoSuchOwner { owner } | VfError::OwnerOfAnother { owner, .. } => told.owner.clone_from(owner),
-        VfError::IdTaken { id, vf }
+        VfError::IdTaken { id, vf, .. }
         | VfError::Lost { id, vf }
         | VfError::OtherCard { id, vf, .. }
         | VfError::Dirty { id, vf, .. } => {
@@ -168,7 +168,8 @@ fn is_retryable(error: &VfError) -> bool {
         | VfError::Lent { .. }
         | VfError::Ask { .. }
         | VfError::Journal(_)
-        | VfError::NotUndone { .. } => true,
+        | VfError::NotUndone { .. }
+        | VfError::IdTaken { is_ending: true, .. } => true,
         VfError::Step(step) => !step.is_final(),
         VfError::Unavailable { reasons, .. } => reasons.iter().all(|reason| {
             matches!(

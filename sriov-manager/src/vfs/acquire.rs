@@ -99,16 +99,16 @@ impl Vfs {
 
     /// Passes over what is not available, as long as there may be another one that is.
     fn pass_over(&self, attempts: &mut Attempts, why: NotReady) -> Result<(), VfError> {
-        let (vf, pf, error) = match why {
+        let (vf, pf, of_its_pf, error) = match why {
             NotReady::Failed(error) => return Err(error),
             NotReady::Another(vf, reasons) => {
                 attempts.excluded.insert(vf, reasons);
                 return Ok(());
             }
-            NotReady::Faulty { vf, pf, error } => (vf, pf, error),
+            NotReady::Faulty { vf, pf, of_its_pf, error } => (vf, pf, of_its_pf, error),
         };
         let mut state = self.lock();
-        let is_like = |other: &&VirtualFunction| other.address != vf && other.pf == pf && is_expected_of_its_pf(&error);
+        let is_like = |other: &&VirtualFunction| of_its_pf && other.address != vf && other.pf == pf;
         let like: Vec<_> = state.inventory.vfs.values().filter(is_like).map(|other| other.address).collect();
         for vf in like.into_iter().chain([vf]) {
             state.failed_to_lend.failed(vf, Instant::now());
@@ -124,7 +124,15 @@ impl Vfs {
     }
 
     fn ready_all(&self, chosen: &[Chosen]) -> Result<Vec<Ready>, NotReady> {
-        chosen.iter().map(|chosen| self.ready(chosen).map_err(|error| NotReady::of(chosen, error))).collect()
+        let ready = |chosen: &Chosen| {
+            // What the PF does not say of this one in time it says of none.
+            let current = self.current(&chosen.vf).map_err(|error| {
+                let of_its_pf = matches!(error, VfError::Ask { error: CallError::Late { .. }, .. });
+                NotReady::of(chosen, error, of_its_pf)
+            })?;
+            self.ready(chosen, &current).map_err(|error| NotReady::of_vf(chosen, error))
+        };
+        chosen.iter().map(ready).collect()
     }
 
     /// Lends the VFs that were chosen. They are locked.
@@ -174,29 +182,28 @@ impl Vfs {
     }
 
     /// Looks at the VF, and plans. The VF is locked.
-    fn ready(&self, chosen: &Chosen) -> Result<Ready, VfError> {
+    fn ready(&self, chosen: &Chosen, current: &Current) -> Result<Ready, VfError> {
         let Chosen { vf, lease: held, resolved, .. } = chosen;
         let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
         if let Some(until) = until.filter(|until| self.has_ended(until)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
-        let current = self.current(vf)?;
         let needs_pf = wanted.attributes.needs_pf();
         let lease = match held {
             None => {
                 // What is not known now could not be restored later.
-                must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
-                new_lease(vf, &current, resolved)
+                must_be_told(current, needs_pf || current.report != VfReport::NoInterface)?;
+                new_lease(vf, current, resolved)
             }
             Some(held) => {
-                must_be_told(&current, needs_pf || held.before.state.is_some())?;
-                is_its_card(held, &current)?;
-                changed_lease(held, &current, resolved)
+                must_be_told(current, needs_pf || held.before.state.is_some())?;
+                is_its_card(held, current)?;
+                changed_lease(held, current, resolved)
             }
         };
-        let target = self.target(&lease, vf, &current);
-        let mut steps = plan(&current, &target);
+        let target = self.target(&lease, vf, current);
+        let mut steps = plan(current, &target);
         if wanted.driver != Driver::VfioPci {
             // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
             // the kernel could take as long as a driver that hangs.
@@ -245,7 +252,7 @@ impl Vfs {
             let is_meant =
                 |chosen: &&Chosen| matches!(&error, VfError::Unavailable { vf, .. } if *vf == chosen.vf.address);
             match chosen.iter().find(is_meant) {
-                Some(chosen) => NotReady::of(chosen, error),
+                Some(chosen) => NotReady::of_vf(chosen, error),
                 None => NotReady::Failed(error),
             }
         })?;
@@ -255,7 +262,7 @@ impl Vfs {
                 let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, ready));
                 let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
                 if left.is_empty() {
-                    return Err(NotReady::of(chosen, error));
+                    return Err(NotReady::of_vf(chosen, error));
                 }
                 let next = "which is tried again and again";
                 return Err(VfError::NotUndone { error: Box::new(error), next, undo: left.join("; ") }.into());
@@ -329,12 +336,6 @@ impl Attempts {
     }
 }
 
-/// Whether the same is to be expected of the other VFs of the PF.
-fn is_expected_of_its_pf(error: &VfError) -> bool {
-    use CallError::{Before, Late};
-    matches!(error, VfError::Untold { of_any: true, .. } | VfError::Ask { error: Late { .. } | Before { .. }, .. })
-}
-
 /// Why VFs that were chosen are not lent.
 enum NotReady {
     /// This one is not available; another one may be.
@@ -343,19 +344,26 @@ enum NotReady {
     Faulty {
         vf: PciAddress,
         pf: PciAddress,
+        /// The same is to be expected of the other VFs of its PF.
+        of_its_pf: bool,
         error: VfError,
     },
     Failed(VfError),
 }
 
 impl NotReady {
-    fn of(chosen: &Chosen, error: VfError) -> Self {
+    fn of_vf(chosen: &Chosen, error: VfError) -> Self {
+        let of_its_pf = matches!(error, VfError::Untold { of_any: true, .. });
+        Self::of(chosen, error, of_its_pf)
+    }
+
+    fn of(chosen: &Chosen, error: VfError, of_its_pf: bool) -> Self {
         match error {
             VfError::Unavailable { vf, reasons } if chosen.is_any => Self::Another(vf, reasons),
             error @ (VfError::Untold { .. } | VfError::Ask { .. } | VfError::Step(_) | VfError::NotAsWanted { .. })
                 if chosen.is_any =>
             {
-                Self::Faulty { vf: chosen.vf.address, pf: chosen.vf.pf, error }
+                Self::Faulty { vf: chosen.vf.address, pf: chosen.vf.pf, of_its_pf, error }
             }
             other => Self::Failed(other),
         }

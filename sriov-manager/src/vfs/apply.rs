@@ -4,7 +4,7 @@ use tracing::info;
 
 use super::recover::GONE;
 use super::{VfError, Vfs};
-use crate::address::{Driver, VFIO_PCI};
+use crate::address::{Driver, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfReport, VfState};
 use crate::executor::CURE_INTERFACE;
 use crate::inventory::VirtualFunction;
@@ -38,8 +38,11 @@ impl Vfs {
             Driver::None => Binding::None,
             Driver::Kernel => {
                 let state = self.lock();
-                let named = state.policies.kernel_driver(&state.inventory, vf, lease.pool.as_deref());
-                named.map_or(Binding::Found, Binding::To)
+                // While nobody knows what its pool says, the driver that it has is the one.
+                let is_driven = current.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+                let is_kept = state.policies_unknown.is_some() && is_driven;
+                let named = || state.policies.kernel_driver(&state.inventory, vf, lease.pool.as_deref());
+                if is_kept { Binding::Found } else { named().map_or(Binding::Found, Binding::To) }
             }
         };
         Target { binding, attributes: wanted, members, fresh: false }

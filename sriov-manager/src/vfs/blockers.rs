@@ -1,6 +1,6 @@
 //! Everything that forbids another number of VFs of a PF.
 
-use super::reasons::Obstacles;
+use super::reasons::{Obstacles, is_tenants};
 use super::{Reason, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
 use crate::policy::PeerCredentials;
@@ -24,10 +24,10 @@ impl Vfs {
                     Reason::Lent { .. } | Reason::LostLease { .. } | Reason::Stuck { .. } | Reason::Resizing { .. }
                 )
             };
-            let known: Vec<_> =
-                self.reasons(&state, &vf, Driver::None, None, &obstacles).into_iter().filter(forbids).collect();
+            let all = self.reasons(&state, &vf, Driver::None, None, &obstacles);
+            let is_lent = is_tenants(&vf, &all);
+            let known: Vec<_> = all.into_iter().filter(forbids).collect();
             let is_stuck = known.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
-            let is_lent = known.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
             blockers.extend(known.into_iter().map(|reason| (vf.address, reason)));
             if is_stuck || (is_lent && peer.uid != 0) {
                 continue;

@@ -143,7 +143,7 @@ impl Chooser<'_> {
         }
         let is_same = request.choice.is_of(&lease) && request.owner == lease.owner;
         if !is_same || is_back {
-            return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf });
+            return Err(VfError::IdTaken { id: request.id.clone(), vf: lease.vf, is_ending: is_back });
         }
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });

@@ -52,7 +52,7 @@ impl Vfs {
     pub(super) fn reconcile_counts(&self) -> Result<(), VfError> {
         let due: Vec<_> = {
             let mut state = self.lock();
-            let State { inventory, counts, policies, .. } = &mut *state;
+            let State { inventory, counts, policies, facts, .. } = &mut *state;
             counts.wanted.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.by_hand.retain(|pf| inventory.pfs.contains_key(pf));
             counts.retries.retain(|pf| inventory.pfs.contains_key(&pf));
@@ -61,7 +61,9 @@ impl Vfs {
                 let Some(function) = inventory.pfs.get(pf) else { return false };
                 let is_new = counts.wanted.get(pf) != policies.wanted_count(function).as_ref();
                 let is_empty = function.vfs.is_empty() && !counts.by_hand.contains(pf);
-                (is_new || is_empty) && !counts.retries.is_waiting(*pf, now)
+                // What is under way ends first.
+                let is_changing = facts.resizes.contains_key(pf);
+                (is_new || is_empty) && !is_changing && !counts.retries.is_waiting(*pf, now)
             };
             policies.counts(inventory).into_iter().filter(is_due).collect()
         };

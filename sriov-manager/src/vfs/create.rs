@@ -44,15 +44,19 @@ impl Vfs {
 
     /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
     pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let created = self.resize(pf, count, host)?;
+        let created = self.resize(pf, count, host);
         {
             let mut state = self.lock();
-            state.short.remove(&pf);
-            state.counts.changed_by_hand(pf);
+            // Also one that is late, and gone on with.
+            let is_busy = matches!(created, Err(VfError::Busy { .. }));
+            if created.is_ok() || (state.facts.resizes.contains_key(&pf) && !is_busy) {
+                state.short.remove(&pf);
+                state.counts.changed_by_hand(pf);
+            }
         }
         // Who looked since the VFs were made saw it short.
         self.changed();
-        Ok(created)
+        created
     }
 
     fn resize(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {

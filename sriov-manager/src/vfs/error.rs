@@ -72,12 +72,17 @@ pub enum VfError {
     #[error("{0}")]
     Wrong(String),
     /// The name of the lease is in use for another VF.
-    #[error("the lease {id} is there already, of {vf}; release it first, or choose another name")]
+    #[error(
+        "the lease {id} is there already, of {vf}{}, or choose another name",
+        if *is_ending { ", which is being cleaned: ask again" } else { "; release it first" }
+    )]
     IdTaken {
         /// The name.
         id: String,
         /// Its VF.
         vf: PciAddress,
+        /// Its VF is being cleaned, and the name is free then.
+        is_ending: bool,
     },
     /// The name of the lease is in use by somebody else.
     #[error("the lease {id} is the user {uid}'s; choose another name")]

@@ -56,7 +56,7 @@ impl Vfs {
         request.check()?;
         let resolved = resolve(state, &request, lease.pool.as_ref())?;
         if let Some(other) = state.facts.lease_named(&request.id).filter(|other| other.vf != lease.vf) {
-            return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf });
+            return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf, is_ending: false });
         }
         let is_over = matches!(lease.stage, Stage::New | Stage::Releasing | Stage::Dirty);
         let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| !is_over && state.is_of(&lease, vf)) else {
@@ -97,7 +97,7 @@ impl Vfs {
         let host = if request.force { HostVfs::Taken } else { HostVfs::Kept };
         let ask = |error| VfError::Ask { tried: tried.clone(), error };
         if let Some((vf, user)) = self.disturbed(vf.address, &steps, host).map_err(ask)? {
-            return Err(user.in_the_way(&tried, vf, true));
+            return Err(user.in_the_way(&tried, vf, false));
         }
         self.record_unless_kept([(vf, resolved)], vec![lease.clone()])?;
         let done = self.executor().apply(&steps).map_err(VfError::Step);

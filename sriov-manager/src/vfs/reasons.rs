@@ -36,7 +36,7 @@ impl Vfs {
             let reasons = self.reasons(&state, &function, driver, None, &obstacles);
             (state, function, members, reasons)
         };
-        let lent = reasons.iter().any(|reason| matches!(reason, Reason::Lent { .. }));
+        let lent = is_tenants(&function, &reasons);
         let stuck = reasons.iter().any(|reason| matches!(reason, Reason::Stuck { .. }));
         if !lent && !stuck {
             match self.holders(&function) {
@@ -125,6 +125,16 @@ impl Vfs {
         obstacles.add_to(&mut reasons, &state.inventory, vf, driver, named);
         reasons
     }
+}
+
+/// Whether somebody has a VF by a lease, of it or of another one of its IOMMU group: to open that could get in the way.
+pub(super) fn is_tenants(vf: &VirtualFunction, reasons: &[Reason]) -> bool {
+    let goes_as_a_whole = vf.function.driver.as_deref().is_some_and(is_userspace_driver);
+    reasons.iter().any(|reason| match reason {
+        Reason::Lent { .. } => true,
+        Reason::GroupLent { .. } => goes_as_a_whole,
+        _ => false,
+    })
 }
 
 /// What keeps a VF from a driver, as the tree alone shows it.

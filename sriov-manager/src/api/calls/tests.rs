@@ -116,6 +116,19 @@ async fn only_root_takes_what_the_host_itself_uses() {
     let refused = service.acquire(Request::new(forced)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     service.acquire(Request::new(acquire("pod", node.vf(0, 0)))).await.unwrap();
+    let to = Some(v1::AcquireRequest { force: true, ..acquire("next", node.vf(0, 0)) });
+    let forced = v1::HandOverRequest { from: "pod".into(), to, wait_ms: 0 };
+    let refused = service.hand_over(Request::new(forced)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+}
+
+#[test]
+fn what_a_call_asks_for_is_read_once_and_a_failure_is_not_remembered() {
+    let known = OnceLock::new();
+    let wrong = || Err(VfError::Wrong("not now".to_owned()));
+    read_once::<u32>(&known, wrong).unwrap_err();
+    assert_eq!(read_once(&known, || Ok(7)).unwrap(), 7);
+    assert_eq!(read_once(&known, || Ok(8)).unwrap(), 7, "a process of that number may be another one now");
 }
 
 #[tokio::test]
