@@ -87,9 +87,9 @@ enum VfCommand {
     Explain {
         /// The VF, by address or by a name of its interface
         vf: String,
-        /// The driver that it would be borrowed for: kernel, vfio-pci or none
-        #[arg(long, value_name = "DRIVER", default_value = "kernel")]
-        driver: v1::Driver,
+        /// The driver that it would be borrowed for: kernel, vfio-pci or none [default: that of its pool, or kernel]
+        #[arg(long, value_name = "DRIVER")]
+        driver: Option<v1::Driver>,
         /// As this owner would borrow it
         #[arg(long, value_name = "NAME")]
         owner: Option<String>,
@@ -133,7 +133,7 @@ pub async fn run(args: VfArgs) -> Result<(), CliError> {
     let out = match (&args.root, &args.command) {
         (Some(root), VfCommand::List(_)) => list(&direct::list(root)?, args.json),
         (Some(root), VfCommand::Explain { vf, driver, .. }) => {
-            explained(vf, &direct::explain(root, vf, *driver)?.reasons, args.json)
+            explained(vf, &direct::explain(root, vf, driver.unwrap_or(v1::Driver::Kernel))?.reasons, args.json)
         }
         (Some(_), _) => return Err(VfCliError::ReadOnly.into()),
         (None, _) => ask(&args).await?,
@@ -178,7 +178,7 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
         }
         VfCommand::Explain { vf, driver, owner } => {
             let owner = owner.clone().unwrap_or_default();
-            let request = v1::ExplainRequest { vf: vf.clone(), driver: (*driver).into(), owner };
+            let request = v1::ExplainRequest { vf: vf.clone(), driver: driver.unwrap_or_default().into(), owner };
             explained(vf, &client.explain(request).await?.into_inner().reasons, json)
         }
     })

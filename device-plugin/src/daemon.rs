@@ -14,7 +14,7 @@ use ferrule_daemon::{Phase, ServerError, Servers};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks};
 use crate::checkpoint::Checkpoint;
@@ -156,9 +156,14 @@ impl Daemon {
             news.first().await;
             let telling = news.keep_telling();
             let serving = async {
-                let failed = |source| RunError::Lock { path: options.state.clone(), source };
-                let taken = DutyLock::take(&options.state).await.map_err(failed)?;
-                *lock.lock().await = Some(taken);
+                match DutyLock::take(&options.state).await {
+                    Ok(taken) => *lock.lock().await = Some(taken),
+                    // A disk that is full or only to be read costs no pod.
+                    Err(error) => {
+                        let directory = options.state.display();
+                        warn!(%directory, %error, "nobody knows whether another plugin serves this node: it cannot be locked");
+                    }
+                }
                 duty.take();
                 allocator.write_files_again();
                 let mut running = endpoints.lock().await;
@@ -246,14 +251,6 @@ pub enum RunError {
     /// Signals cannot be heard.
     #[error("listen for SIGHUP: {0}")]
     Signals(io::Error),
-    /// Nobody can know whether another plugin serves the node.
-    #[error("lock {}: {source}; choose another directory with `--state`", path.display())]
-    Lock {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// A server ended while it was needed.
     #[error(transparent)]
     Server(#[from] ServerError),

@@ -121,7 +121,8 @@ impl Host {
             }
             view.pkeys.extend(self.pkey(&address).map(|key| (address.clone(), key)));
             let is_vf = file("physfn").exists();
-            if file("virtfn0").exists() {
+            // Not by one of them: a VF may be removed alone, and its link then leads nowhere.
+            if !is_vf && names(&self.device(&address)).iter().any(|name| name.starts_with("virtfn")) {
                 // Whoever changes its number of VFs may change it; its VFs are what is given away.
                 view.nic_pfs.extend((class == CLASS_NETWORK).then_some(address));
             } else if class == CLASS_ACCELERATOR || !is_vf {

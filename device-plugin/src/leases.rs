@@ -241,7 +241,9 @@ impl LeaseError {
 
     /// Whether somebody still uses the VF.
     pub fn is_held(&self) -> bool {
-        matches!(self, Self::Refused { refusal, .. } if refusal.kind() == v1::RefusalKind::Held)
+        let Self::Refused { refusal, .. } = self else { return false };
+        let is_held = |reason: &v1::Reason| reason.kind() == v1::ReasonKind::Held;
+        refusal.kind() == v1::RefusalKind::Held || refusal.reasons.iter().any(is_held)
     }
 }
 

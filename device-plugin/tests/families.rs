@@ -190,5 +190,11 @@ async fn the_go_plugins_examples_have_the_same_devices_on_a_node_of_a_thousand_v
     }
     times.sort_unstable();
     println!("Allocate without another driver: p50 {:?}, longest {:?}", times[10], times[19]);
+    // The first of a PF, alone: the others stay.
+    let began = Instant::now();
+    let gone = site.node.vf(0, 0);
+    fs::remove_dir_all(site.node.sysfs().file(gone, "")).unwrap();
+    assert!(!until(kubelet, "intel.com/intel_sriov_netdevice", 255).await.contains(&gone.to_string()));
+    println!("{:?} from a VF that goes to the kubelet's list; the manager looks every 50 ms here", began.elapsed());
     site.stop().await;
 }

@@ -152,6 +152,27 @@ async fn a_vf_that_a_pod_was_refused_is_not_given_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_a_lease_starts_its_containers_again_while_it_holds_its_vf() {
+    let site = Site::start(1, SHARED).await;
+    site.until_healthy(DPDK, 1).await;
+    site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+    // As a pod that another plugin gave a VF: it has it, on its driver, and the manager knows no lease.
+    let release =
+        v1::ReleaseRequest { lease: site.list().await.vfs[0].lease.clone().unwrap().id, ..Default::default() };
+    site.client().await.release(release).await.unwrap();
+    let (sysfs, vf) = (site.node.sysfs(), site.node.vf(0, 0));
+    fs::write(sysfs.file(vf, "driver_override"), "vfio-pci\n").unwrap();
+    site.node.kernel().write(&sysfs.probe_file(), &vf.to_string()).unwrap();
+    let held = site.node.open_vfio(vf, 4711, "testpmd");
+    site.kubelet().start_container("one", "main").await.unwrap();
+    // When nobody holds it, it is lent as it should be.
+    drop(held);
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(site.vf(&vf.to_string()).await.state(), v1::VfState::Lent);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
     let site = Site::start(2, SHARED).await;
     site.until_healthy(DPDK, 2).await;

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -202,7 +202,7 @@ fn is_over(phase: Phase) -> bool {
 }
 
 /// Finishes the start; then looks at the tree when something happened, and now and then, and whether leases are at their end.
-/// What could not be finished before is gone on with in a thread of its own: it may have to wait for the kernel, and news does
+/// What could not be finished before is gone on with in threads of their own: it may have to wait for the kernel, and news does
 /// not.
 fn follow(
     vfs: Vfs,
@@ -210,10 +210,9 @@ fn follow(
     rescan: Duration,
     phase: watch::Receiver<Phase>,
 ) -> io::Result<JoinHandle<()>> {
-    let (reconcile, reconciling) = sync_channel::<()>(1);
-    let reconciler = vfs.clone();
-    let reconciler = move || reconciling.iter().for_each(|()| reconciler.reconcile());
-    let reconciler = thread::Builder::new().name("reconcile".to_owned()).spawn(reconciler)?;
+    let (reconcile, reconciler) = worker(&vfs, "reconcile", Vfs::reconcile)?;
+    // A number of VFs may take minutes, and leases end meanwhile.
+    let (end, ender) = worker(&vfs, "ends", Vfs::release_ended)?;
     let work = move || {
         vfs.recover();
         let (mut left, mut ends) = (rescan, ENDS_EVERY);
@@ -240,16 +239,28 @@ fn follow(
             if ends.is_zero() {
                 ends = ENDS_EVERY;
             }
-            if is_due || has_ended {
-                // A look that is asked for already is soon enough.
+            // A turn that is asked for already is soon enough.
+            if is_due {
                 let _ = reconcile.try_send(());
             }
+            if has_ended {
+                let _ = end.try_send(());
+            }
         }
-        drop(reconcile);
+        drop((reconcile, end));
         // A panic there was told; here is only to be waited.
-        let _ = reconciler.join();
+        let _ = (reconciler.join(), ender.join());
     };
     thread::Builder::new().name("look".to_owned()).spawn(work)
+}
+
+/// A thread that does something whenever it is asked to, until nobody can ask any more.
+fn worker(vfs: &Vfs, name: &str, work: fn(&Vfs)) -> io::Result<(SyncSender<()>, JoinHandle<()>)> {
+    let (ask, asked) = sync_channel(1);
+    let vfs = vfs.clone();
+    let thread = thread::Builder::new().name(name.to_owned());
+    let thread = thread.spawn(move || asked.iter().for_each(|()| work(&vfs)))?;
+    Ok((ask, thread))
 }
 
 /// Why a manager did not start, or ended early.

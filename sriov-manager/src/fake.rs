@@ -63,6 +63,8 @@ pub enum Scenario {
     LeftOut(u32),
     /// A question about a PF never comes back, until [`FakeNode::heal`].
     ReportHangs,
+    /// The question for other names of interfaces never comes back, until [`FakeNode::heal`].
+    AltnamesHang,
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
     /// Unbinding never comes back, until [`FakeNode::heal`].

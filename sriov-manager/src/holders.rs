@@ -144,6 +144,15 @@ pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
     Ok(unless_gone(fs::metadata(below(sysfs, path)))?.map(|metadata| metadata.ino()))
 }
 
+/// Where a link leads; none: it is gone, or what it leads to has a longer name than any that is looked for. Anybody can have a file
+/// open whose name is too long to be read.
+pub(crate) fn link_target(link: &Path) -> io::Result<Option<PathBuf>> {
+    match fs::read_link(link) {
+        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(None),
+        target => unless_gone(target),
+    }
+}
+
 /// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
 pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     match asked {
@@ -193,7 +202,7 @@ fn open_file(directory: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>>
     let Some(files) = unless_gone(fs::read_dir(directory))? else { return Ok(None) };
     for entry in files {
         let Some(entry) = unless_gone(entry)? else { return Ok(None) };
-        let file = unless_gone(fs::read_link(entry.path()))?;
+        let file = link_target(&entry.path())?;
         if let Some(file) = file.filter(|file| nodes.contains(file)) {
             return Ok(Some(file));
         }
@@ -212,3 +221,29 @@ const CGROUP_EVENTS_MAX: u64 = 4096;
 const STAT_START_TIME: usize = 18;
 /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+
+    use super::*;
+
+    #[test]
+    fn a_file_whose_name_is_too_long_to_be_read_hides_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut deep = OwnedFd::from(fs::File::open(directory.path()).unwrap());
+        let name = "x".repeat(250);
+        for _ in 0..20 {
+            mkdirat(&deep, name.as_str(), Mode::S_IRWXU).unwrap();
+            deep = openat(&deep, name.as_str(), OFlag::O_DIRECTORY | OFlag::O_RDONLY, Mode::empty()).unwrap();
+        }
+        let node = directory.path().join("node");
+        let _node = fs::File::create(&node).unwrap();
+        let own = Path::new("/proc/self/fd");
+        assert_eq!(open_file(own, std::slice::from_ref(&node)).unwrap(), Some(node));
+        assert_eq!(open_file(own, &[directory.path().join("other")]).unwrap(), None);
+    }
+}

@@ -5,9 +5,9 @@
 //! and when the file has grown, it is written anew with what is still true, beside the old one, and renamed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -151,14 +151,17 @@ impl Journal {
     /// Locks a state directory, which is made if it is not there, and reads what it remembers.
     pub fn open(directory: &Path) -> Result<(Self, Facts), JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(|error| failed("make", error))?;
-        // Whoever can open a file can hold its lock. On a disk that is only read they are as an earlier start left them.
-        let _ = fs::set_permissions(directory, Permissions::from_mode(0o700));
+        if let Some(parent) = directory.parent() {
+            fs::create_dir_all(parent).map_err(|error| failed("make", error))?;
+        }
+        // One that is there is somebody's, who says what it is like.
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed("make", error))?;
         let lock = directory.join("lock");
         // A disk that is full or only read has it from an earlier start.
         let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&lock);
         let lock = open.or_else(|error| File::open(&lock).map_err(|_| error));
         let lock = lock.map_err(|error| failed("lock", error))?;
+        // Whoever can open it can hold it. On a disk that is only read it is as an earlier start left it.
         let _ = lock.set_permissions(Permissions::from_mode(0o600));
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => JournalError::Locked { path: directory.to_owned() },
@@ -470,13 +473,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        for _ in 0..2 {
-            drop(Journal::open(&state).unwrap());
-            assert_eq!((mode(&state), mode(&state.join("lock"))), (0o700, 0o600));
-            // As an earlier release left them.
-            fs::set_permissions(&state, Permissions::from_mode(0o755)).unwrap();
-            fs::set_permissions(state.join("lock"), Permissions::from_mode(0o644)).unwrap();
-        }
+        drop(Journal::open(&state).unwrap());
+        assert_eq!((mode(&state), mode(&state.join("lock"))), (0o700, 0o600));
+        // As an earlier release left the lock, in a directory of somebody who wants it so.
+        fs::set_permissions(&state, Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(state.join("lock"), Permissions::from_mode(0o644)).unwrap();
+        drop(Journal::open(&state).unwrap());
+        assert_eq!((mode(&state), mode(&state.join("lock"))), (0o755, 0o600));
     }
 
     #[test]

@@ -13,17 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
-use ferrule_ffi::netns::NetNs;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, Prop};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::address::PciAddress;
 use crate::attributes::{Guid, Mac, VfChange, VfState};
-use crate::holders::unless_gone;
 
 mod attribute;
 mod devlink;
@@ -31,7 +29,7 @@ mod namespaces;
 mod vf_info;
 mod xdp_sockets;
 
-use namespaces::{Namespace, Namespaces};
+use namespaces::{NamespaceFile, find_elsewhere};
 
 /// The kernel, or one made of files. Every call may hang: only the watchdog makes them.
 pub trait Kernel: Send + Sync {
@@ -142,12 +140,10 @@ impl Kernel for LiveKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
-        let mut namespaces = Namespaces::of_others()?;
-        let known = namespaces.of_processes_and_names()?;
-        match find_netdev(known, vf)? {
-            Some(found) => Ok(Some(found)),
-            None => find_netdev(namespaces.of_threads_and_files()?, vf),
-        }
+        find_elsewhere(|namespace, NamespaceFile { path, pid }| {
+            let found = namespace.run(|| find_netdev(vf))??;
+            Ok(found.map(|netdev| ForeignNetdev { netdev, namespace: path.clone(), pid: *pid }))
+        })
     }
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
@@ -195,23 +191,13 @@ impl Kernel for LiveKernel {
     }
 }
 
-/// The interface of a VF, if it is in one of these namespaces.
-fn find_netdev(namespaces: Vec<Namespace>, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
-    for Namespace { file, pid } in namespaces {
-        // One that just went away holds nothing.
-        let Some(namespace) = unless_gone(NetNs::open(&file))? else { continue };
-        let find = || -> Result<Option<String>, NetlinkError> {
-            let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-            let named = links.iter().find_map(|link| of_device(link, vf));
-            // Kernels before 5.14 do not name the device of a link; its driver does.
-            let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
-            Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
-        };
-        if let Some(netdev) = namespace.run(find)?? {
-            return Ok(Some(ForeignNetdev { netdev, namespace: file, pid }));
-        }
-    }
-    Ok(None)
+/// The interface of a VF, if it is in the namespace of this thread.
+fn find_netdev(vf: PciAddress) -> Result<Option<String>, NetlinkError> {
+    let links = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let named = links.iter().find_map(|link| of_device(link, vf));
+    // Kernels before 5.14 do not name the device of a link; its driver does.
+    let is_of_vf = |netdev: &String| ethtool::bus_info(netdev).is_ok_and(|place| place == vf.to_string());
+    Ok(named.or_else(|| links.iter().filter_map(of_unnamed_device).find(is_of_vf)))
 }
 
 fn numbered(interface: Interface) -> LinkMessage {
@@ -223,7 +209,8 @@ fn numbered(interface: Interface) -> LinkMessage {
 /// An address that somebody gave an interface: the kernel itself gives one of IPv6 for the link alone.
 fn address_of(message: &RouteNetlinkMessage, interface: u32) -> Option<String> {
     let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-    if message.header.index != interface || message.header.scope == AddressScope::Link {
+    let is_from_kernel = message.header.family == AddressFamily::Inet6 && message.header.scope == AddressScope::Link;
+    if message.header.index != interface || is_from_kernel {
         return None;
     }
     let address = message.attributes.iter().find_map(|attribute| match attribute {

@@ -5,11 +5,11 @@ use std::io;
 use sriov_manager_client::v1;
 use thiserror::Error;
 
-use crate::address::Driver;
+use crate::address::{Driver, is_userspace_driver};
 use crate::api;
-use crate::holders;
-use crate::inventory::Inventory;
-use crate::kernel::{Kernel, LiveKernel};
+use crate::holders::{self, Holder, HostUse};
+use crate::inventory::{Inventory, VirtualFunction};
+use crate::kernel::Kernel;
 use crate::sysfs::Sysfs;
 use crate::vfs::{Reason, View, obstacles};
 
@@ -18,20 +18,49 @@ pub fn list(sysfs: &Sysfs) -> Result<v1::ListResponse, LookError> {
     Ok(api::response(&View::without_manager(sysfs, &read(sysfs)?), None))
 }
 
-/// Why a VF cannot be borrowed for a driver, by its address or a name of its interface.
-pub fn explain(sysfs: &Sysfs, vf: &str, driver: Driver) -> Result<v1::ExplainResponse, LookError> {
+/// Why a VF cannot be borrowed for a driver, by its address or a name of its interface. `kernel`: that of the tree, which is asked
+/// for other names, for interfaces in other namespaces, and for what the host does with this one.
+pub fn explain(
+    sysfs: &Sysfs,
+    kernel: Option<&dyn Kernel>,
+    vf: &str,
+    driver: Driver,
+) -> Result<v1::ExplainResponse, LookError> {
     let mut inventory = read(sysfs)?;
-    if inventory.find_vf(vf).is_none() && sysfs.is_live() {
+    if let (None, Some(kernel)) = (inventory.find_vf(vf), kernel) {
         // Without other names, if the kernel does not tell them.
-        inventory.set_altnames(&LiveKernel.altnames().unwrap_or_default());
+        inventory.set_altnames(&kernel.altnames().unwrap_or_default());
     }
     let Some(vf) = inventory.find_vf(vf) else { return Err(LookError::NoSuchVf(vf.to_owned())) };
     let blocked = obstacles(sysfs, &inventory, vf, driver);
-    let held = match holders::processes(sysfs, &holders::nodes(sysfs, vf)) {
+    let mut used = match holders::processes(sysfs, &holders::nodes(sysfs, vf)) {
         Ok(held) => held.into_iter().map(Reason::Held).collect(),
         Err(error) => vec![Reason::Unknown(format!("who has it open is not known: look through /proc: {error}"))],
     };
-    Ok(v1::ExplainResponse { reasons: blocked.into_iter().chain(held).map(|reason| api::reason(&reason)).collect() })
+    if let Some(kernel) = kernel {
+        used.extend(use_of_interface(sysfs, kernel, vf));
+    }
+    Ok(v1::ExplainResponse { reasons: blocked.into_iter().chain(used).map(|reason| api::reason(&reason)).collect() })
+}
+
+/// Who has the interface of a VF in another namespace, or what the host does with it here.
+fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) -> Option<Reason> {
+    let unknown = |error| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
+    let Some((netdev, interface)) = sysfs.interface(vf.address) else {
+        let has_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+        return match kernel.foreign_netdev(vf.address) {
+            _ if !has_interface => None,
+            Ok(foreign) => Some(Reason::Held(Holder::of_namespace(sysfs, foreign?))),
+            Err(error) => unknown(error),
+        };
+    };
+    let mut uses: Vec<_> =
+        sysfs.upper_netdevs(vf.address, &netdev).iter().map(|upper| format!("{upper} is made of it")).collect();
+    match kernel.host_uses(interface) {
+        Ok(more) => uses.extend(more),
+        Err(error) => return unknown(error),
+    }
+    (!uses.is_empty()).then_some(Reason::UsedByHost(HostUse { netdev, uses }))
 }
 
 /// Why nothing can be said.
@@ -70,15 +99,36 @@ mod tests {
         assert!(shown.vfs.iter().all(|vf| vf.lease.is_none() && vf.state() == v1::VfState::Free));
         let vf = node.vf(0, 1);
         let _file = node.open_vfio(vf, 4242, "testpmd");
-        let reasons = explain(&node.sysfs(), &vf.to_string(), Driver::VfioPci).unwrap().reasons;
+        let reasons = explain(&node.sysfs(), None, &vf.to_string(), Driver::VfioPci).unwrap().reasons;
         assert_eq!(reasons.len(), 1);
         assert_eq!(reasons[0].user.as_ref().unwrap().pid, 4242);
     }
 
     #[test]
+    fn a_vf_in_a_pod_or_that_the_host_uses_cannot_be_borrowed() {
+        let node = FakeNode::new(1, 7);
+        let vfs = node.open();
+        vfs.create(node.pf(0), 2).unwrap();
+        drop(vfs);
+        let (in_pod, of_host) = (node.vf(0, 0), node.vf(0, 1));
+        let kernel = node.kernel();
+        for vf in [in_pod, of_host] {
+            kernel.write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
+        }
+        node.move_netdev(in_pod, 4242, "pause");
+        node.use_by_host(of_host, &["it has the address 10.0.0.7/24"]);
+        let kinds = |vf: crate::PciAddress| -> Vec<_> {
+            let told = explain(&node.sysfs(), Some(&*kernel), &vf.to_string(), Driver::Kernel).unwrap().reasons;
+            told.iter().map(v1::Reason::kind).collect()
+        };
+        assert_eq!(kinds(in_pod), [v1::ReasonKind::Held]);
+        assert_eq!(kinds(of_host), [v1::ReasonKind::UsedByHost]);
+    }
+
+    #[test]
     fn what_is_not_there_is_told_with_the_cure() {
         let node = FakeNode::new(1, 7);
-        let error = explain(&node.sysfs(), "ens1f0v9", Driver::Kernel).unwrap_err().to_string();
+        let error = explain(&node.sysfs(), None, "ens1f0v9", Driver::Kernel).unwrap_err().to_string();
         assert!(error.contains("there is no VF ens1f0v9"), "{error}");
         let error = list(&Sysfs::new("/nowhere")).unwrap_err().to_string();
         assert!(error.starts_with("read the PCI devices below /nowhere/: ") && error.contains("--root"), "{error}");

@@ -17,7 +17,7 @@ use sriov_manager::Driver;
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{DaemonOptions, run};
 use sriov_manager::executor::Timeouts;
-use sriov_manager::kernel::LiveKernel;
+use sriov_manager::kernel::{Kernel, LiveKernel};
 use sriov_manager::look;
 use sriov_manager::sysfs::Sysfs;
 
@@ -121,7 +121,11 @@ fn look(sysfs: &Sysfs, what: Look) -> ExitCode {
     }
     let message = match what {
         Look::List => look::list(sysfs).map(|list| list.encode_to_vec()),
-        Look::Explain { vf, driver } => look::explain(sysfs, &vf, driver).map(|reasons| reasons.encode_to_vec()),
+        Look::Explain { vf, driver } => {
+            // A made-up tree has interfaces that this kernel does not know.
+            let kernel = sysfs.is_live().then_some(&LiveKernel as &dyn Kernel);
+            look::explain(sysfs, kernel, &vf, driver).map(|reasons| reasons.encode_to_vec())
+        }
     };
     let written = message
         .map_err(|error| error.to_string())

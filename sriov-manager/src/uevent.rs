@@ -75,7 +75,8 @@ impl Uevents {
 /// `add@/devices/...`, then `KEY=value` texts, each with a NUL behind it (lib/kobject_uevent.c).
 fn is_ours(message: &[u8]) -> bool {
     let subsystem = message.split(|&byte| byte == 0).find_map(|text| text.strip_prefix(b"SUBSYSTEM="));
-    matches!(subsystem, Some(b"pci" | b"net" | b"vfio" | b"vfio-dev" | b"iommu"))
+    // A driver that is loaded makes VFs available.
+    matches!(subsystem, Some(b"pci" | b"net" | b"vfio" | b"vfio-dev" | b"iommu" | b"module" | b"drivers"))
 }
 
 /// `nlmsg_multicast_filtered(.., 1, ..)` of lib/kobject_uevent.c.
@@ -93,6 +94,7 @@ mod tests {
     fn only_devices_of_ours_are_news() {
         assert!(is_ours(b"bind@/devices/pci0000:00/0000:02:10.0\0ACTION=bind\0SUBSYSTEM=pci\0SEQNUM=7\0"));
         assert!(is_ours(b"add@/x\0SUBSYSTEM=net\0INTERFACE=eth0\0"));
+        assert!(is_ours(b"add@/bus/pci/drivers/vfio-pci\0SUBSYSTEM=drivers\0"));
         assert!(!is_ours(b"add@/x\0SUBSYSTEM=block\0"));
         assert!(!is_ours(b"add@/x\0XSUBSYSTEM=net\0"));
         assert!(!is_ours(b""));

@@ -283,6 +283,32 @@ async fn a_lease_is_given_back_when_its_process_has_ended_while_nobody_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_vfs_that_hangs_keeps_no_lease_from_its_end() {
+    let (node, directory) = (FakeNode::new(2, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    // Long enough for nobody to look between the two lines that make the number hang.
+    let daemon = Daemon::start(DaemonOptions { rescan: Duration::from_secs(2), ..options(&node, socket.clone()) });
+    let daemon = daemon.await.unwrap();
+    let process = node.sysfs().path("proc/77");
+    std::fs::create_dir_all(&process).unwrap();
+    std::fs::write(process.join("stat"), format!("77 (x) S {}9 0\n", "0 ".repeat(18))).unwrap();
+    let what = Some(v1::until::What::Process(v1::Process { pid: 77, start_time: 0 }));
+    let until = Some(v1::Until { what });
+    let wanted = v1::AcquireRequest { vf: node.vf(0, 0).to_string(), until, ..acquire("pod", v1::Driver::VfioPci) };
+    client(&socket).await.acquire(wanted).await.unwrap();
+    let count = node.sysfs().file(node.pf(1), "sriov_numvfs");
+    sriov_manager::kernel::Kernel::write(&*node.kernel(), &count, "0").unwrap();
+    node.set(Scenario::CountHangs);
+    let is_resizing = || !daemon.vfs().facts().resizes.is_empty();
+    eventually("VFs are made anew", is_resizing).await;
+    std::fs::remove_dir_all(&process).unwrap();
+    eventually("it is given back", || daemon.vfs().facts().leases.is_empty()).await;
+    assert!(is_resizing(), "the number still hangs");
+    node.heal();
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn policies_over_the_api_are_judged_kept_and_numbered() {
     let node = FakeNode::new(1, 7);
     let directory = tempfile::tempdir().unwrap();

@@ -102,6 +102,47 @@ async fn what_sysfs_shows_is_in_every_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_loaded_makes_vfs_available_at_the_next_look() {
+    let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let rescan = Duration::from_hours(1);
+    let daemon = Daemon::start(DaemonOptions { rescan, ..options(&node, socket.clone()) }).await.unwrap();
+    let mut client = client(&socket).await;
+    let request = || v1::ListRequest { driver: v1::Driver::VfioPci.into(), ..Default::default() };
+    let mut states = async || -> Vec<_> {
+        let list = client.list(request()).await.unwrap().into_inner();
+        list.vfs.iter().map(v1::Vf::state).collect()
+    };
+    assert_eq!(states().await, [v1::VfState::Free; 3]);
+    let (driver, unloaded) = (node.sysfs().path("sys/bus/pci/drivers/vfio-pci"), node.sysfs().path("unloaded"));
+    std::fs::rename(&driver, &unloaded).unwrap();
+    daemon.vfs().rescan();
+    assert_eq!(states().await, [v1::VfState::Blocked; 3]);
+    std::fs::rename(&unloaded, &driver).unwrap();
+    daemon.vfs().rescan();
+    assert_eq!(states().await, [v1::VfState::Free; 3]);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_is_explained_for_the_driver_of_its_pool_unless_one_is_named() {
+    let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let mut options = options(&node, socket.clone());
+    options.policies.pools[0].driver = Some(sriov_manager::Driver::VfioPci);
+    let daemon = Daemon::start(options).await.unwrap();
+    std::fs::remove_dir_all(node.sysfs().path("sys/bus/pci/drivers/vfio-pci")).unwrap();
+    let mut client = client(&socket).await;
+    let vf = node.vf(0, 0).to_string();
+    let mut explain = async |driver: v1::Driver| {
+        let request = v1::ExplainRequest { vf: vf.clone(), driver: driver.into(), ..Default::default() };
+        client.explain(request).await.unwrap().into_inner().reasons.len()
+    };
+    assert_eq!((explain(v1::Driver::Unspecified).await, explain(v1::Driver::Kernel).await), (1, 0));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pf_that_does_not_answer_holds_up_neither_the_list_nor_leases() {
     let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
     let (daemon, mut client) = start(&node, &directory).await;

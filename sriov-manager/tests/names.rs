@@ -1,8 +1,10 @@
 //! PFs and VFs by the names that people and policies have for them.
 
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use sriov_manager::{Options, PciAddress, Vfs};
 
@@ -86,4 +88,38 @@ fn a_pf_is_spoken_to_through_its_own_port_and_not_through_a_representor_or_anoth
     let vfs = node.open();
     assert_eq!(vfs.view().pfs[0].pf.name(), own[0]);
     assert_eq!(vfs.find_pf("b").unwrap(), pf, "all of its names are its own");
+}
+
+#[test]
+fn two_who_ask_for_a_name_at_the_same_moment_are_both_told() {
+    let node = FakeNode::new(1, 1);
+    let vfs = node.open();
+    node.add_altname(node.pf(0), "a-long-name");
+    node.set(Scenario::AltnamesHang);
+    let ask = |name: &str| {
+        let vfs = vfs.clone();
+        let asking = thread::Builder::new().name(name.to_owned());
+        asking.spawn(move || vfs.find_pf("a-long-name").map_err(|error| error.to_string())).unwrap()
+    };
+    let asked = ["asks-first", "asks-second"].map(|name| {
+        let asked = ask(name);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_waiting(name) && !asked.is_finished() {
+            assert!(Instant::now() < deadline, "{name} waits");
+            thread::sleep(Duration::from_millis(1));
+        }
+        asked
+    });
+    node.heal();
+    for asked in asked {
+        assert_eq!(asked.join().unwrap(), Ok(node.pf(0)));
+    }
+}
+
+/// Whether a thread of this process sleeps.
+fn is_waiting(name: &str) -> bool {
+    let threads = fs::read_dir("/proc/self/task").expect("a process has threads").filter_map(Result::ok);
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    let stat = format!("({name}) S ");
+    stats.into_iter().any(|text| text.contains(&stat))
 }

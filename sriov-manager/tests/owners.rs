@@ -40,7 +40,7 @@ fn nobody_else_is_lent_what_an_owner_has_claimed_not_even_root() {
     }
     assert!(matches!(vfs.acquire(&of_pool("c")), Err(VfError::NoneFree { .. })));
     assert!(matches!(&vfs.explain(advertised, Driver::None).unwrap()[..], [Reason::Claimed { .. }]));
-    assert_eq!(vfs.explain_to(advertised, Driver::None, Some("plugin")).unwrap(), []);
+    assert_eq!(vfs.explain_to(advertised, Some(Driver::None), Some("plugin")).unwrap(), []);
 
     // Another user does not become the owner by saying so.
     let chosen = Choice::VfOfPools { vf: advertised, pools: vec!["first".into()] };

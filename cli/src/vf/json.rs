@@ -112,6 +112,8 @@ fn reason(reason: &v1::Reason) -> Value {
         "text": reason.text,
         "lease": some(&reason.lease),
         "tenant": some(&reason.tenant),
+        // Its old name.
+        "holder": some(&reason.tenant),
         "owner": some(&reason.owner),
         "function": some(&reason.function),
         "iommu_group": reason.iommu_group,
@@ -200,6 +202,8 @@ fn lease(lease: &v1::Lease) -> Value {
     json!({
         "id": lease.id,
         "tenant": lease.tenant,
+        // Its old name.
+        "holder": lease.tenant,
         "vf": lease.vf,
         "uid": lease.uid,
         "since": lease.since,

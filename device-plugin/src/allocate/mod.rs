@@ -185,6 +185,11 @@ impl Allocator {
                 debug!(resource, %error, "a container starts with what its pod has, which is in order");
                 BTreeMap::new()
             }
+            // Its own pod holds it, which another plugin gave it, or whose lease was lost.
+            Err(error) if error.is_held() && self.are_listed(&allotted).await => {
+                debug!(resource, %error, "a container starts with what its pod has without a lease");
+                BTreeMap::new()
+            }
             Err(error) => {
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
             }
@@ -302,15 +307,30 @@ impl Allocator {
         }
     }
 
+    /// Whether the kubelet lists all of them, and each VF is on the driver that it is to be on.
+    async fn are_listed(&self, allotted: &[Allotted]) -> bool {
+        let Some(listing) = self.pod_resources.list_soon().await else { return false };
+        allotted.iter().all(|device| {
+            let name = LeaseName::new(&device.resource.name.to_string(), &device.member.device.id);
+            device.tenant == Tenant::Same && listing.contains_key(&name) && self.is_bound(device)
+        })
+    }
+
+    /// Whether a VF is on the driver that it is to be on.
+    fn is_bound(&self, device: &Allotted) -> bool {
+        let Some(wanted) = Wanted::new(&device.resource, &device.member.device, device.tenant) else { return true };
+        let driver = self.host.driver(&device.member.device.pci);
+        match wanted.driver() {
+            v1::Driver::VfioPci => driver.as_deref() == Some("vfio-pci"),
+            _ => driver.is_some_and(|driver| driver != "vfio-pci"),
+        }
+    }
+
     /// Whether all leases are there, as far as is known, and each VF is on the driver of its lease.
     fn are_in_order(&self, allotted: &[Allotted]) -> bool {
         let is_in_order = |device: &Allotted| {
             let Some(wanted) = Wanted::new(&device.resource, &device.member.device, device.tenant) else { return true };
-            let driver = self.host.driver(&device.member.device.pci);
-            let is_bound = match wanted.driver() {
-                v1::Driver::VfioPci => driver.as_deref() == Some("vfio-pci"),
-                _ => driver.is_some_and(|driver| driver != "vfio-pci"),
-            };
+            let is_bound = self.is_bound(device);
             let is_lent = self.resources.with_grants(|grants| grants.is_in_order(wanted.name()));
             debug!(lease = %wanted.name(), is_lent, is_bound, "looked at without the manager");
             is_bound && is_lent

@@ -35,8 +35,8 @@ pub struct Seen {
 pub struct KubeletSocket {
     device: u64,
     inode: u64,
-    /// An inode may be used again at once.
-    changed_ns: i64,
+    /// An inode may be used again at once; and others than its kubelet may change its owner or label.
+    made_ns: i64,
 }
 
 impl Directory {
@@ -105,8 +105,8 @@ fn look(path: &Path, sender: &watch::Sender<Seen>) {
 
 fn kubelet(path: &Path) -> Option<KubeletSocket> {
     let found = fs::metadata(path.join(KUBELET_SOCKET)).ok()?;
-    let changed_ns = found.ctime() * 1_000_000_000 + found.ctime_nsec();
-    Some(KubeletSocket { device: found.dev(), inode: found.ino(), changed_ns })
+    let made_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+    Some(KubeletSocket { device: found.dev(), inode: found.ino(), made_ns })
 }
 
 fn flags() -> AddWatchFlags {

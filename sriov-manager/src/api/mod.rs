@@ -162,7 +162,7 @@ impl v1::vfs_server::Vfs for Service {
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let peer = peer(request.extensions());
         let message = request.into_inner();
-        let driver = convert::optional_driver(message.driver).map_err(wrong)?.unwrap_or_default();
+        let driver = convert::optional_driver(message.driver).map_err(wrong)?;
         let v1::ExplainRequest { vf, owner, .. } = message;
         let explain = move |vfs: &Vfs| vfs.explain_to(vfs.find_vf(&vf)?, driver, some(owner).as_deref());
         let reasons = self.ask(peer, explain).await?;

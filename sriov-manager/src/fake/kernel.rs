@@ -104,6 +104,7 @@ impl Kernel for FakeKernel {
     }
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
+        self.hang(Scenario::AltnamesHang);
         Ok(self.state().altnames.clone())
     }
 

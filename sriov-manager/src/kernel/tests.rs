@@ -169,6 +169,20 @@ fn what_the_host_does_with_an_interface_is_told_in_words() {
 }
 
 #[test]
+fn an_address_for_the_link_alone_is_the_kernels_only_if_it_is_of_ipv6() {
+    let told = |family, address: &str, scope| {
+        let mut message = AddressMessage::default();
+        (message.header.family, message.header.index, message.header.prefix_len) = (family, 7, 16);
+        message.header.scope = scope;
+        message.attributes.push(AddressAttribute::Address(address.parse().unwrap()));
+        address_of(&RouteNetlinkMessage::NewAddress(message), 7)
+    };
+    assert_eq!(told(AddressFamily::Inet6, "fe80::1", AddressScope::Link), None);
+    let chosen = told(AddressFamily::Inet, "169.254.0.1", AddressScope::Link);
+    assert_eq!(chosen.as_deref(), Some("it has the address 169.254.0.1/16"));
+}
+
+#[test]
 fn the_guid_that_a_pf_gave_a_vf_is_understood() {
     let guid = |vf: u32, guid: u64| [&vf.to_ne_bytes()[..], &[0; 4], &guid.to_ne_bytes()].concat();
     let vf = |index, number| {

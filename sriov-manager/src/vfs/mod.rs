@@ -322,9 +322,10 @@ impl Vfs {
                 state.note_remade(&inventory);
                 if *state.inventory != inventory {
                     state.inventory = Arc::new(inventory);
-                    drop(state);
-                    self.changed();
                 }
+                drop(state);
+                // Not all that is shown is of the inventory: a driver may have been loaded.
+                self.changed();
             }
             Err(error) => warn!(%error, "cannot look at the PCI devices; what is known stays as it was"),
         }

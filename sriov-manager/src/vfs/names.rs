@@ -2,21 +2,47 @@
 //! the kernel is asked for them where a name is nobody's own.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::warn;
 
 use super::{VfError, Vfs};
 use crate::address::PciAddress;
 use crate::inventory::Inventory;
+use crate::watchdog::CallError;
 
 /// Other names of interfaces, by their own names.
+#[derive(Clone, Default)]
+pub(super) struct Altnames(Arc<(Mutex<Known>, Condvar)>);
+
 #[derive(Default)]
-pub(super) struct Altnames {
-    known: Mutex<BTreeMap<String, Vec<String>>>,
+struct Known {
+    altnames: BTreeMap<String, Vec<String>>,
     /// The kernel was asked, and has not answered yet: it is not asked again before it has.
-    asking: Arc<AtomicBool>,
+    is_asked: bool,
+}
+
+impl Altnames {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel has answered, or will not.
+    fn answer(&self, altnames: Option<BTreeMap<String, Vec<String>>>) {
+        let mut known = self.lock();
+        known.is_asked = false;
+        if let Some(altnames) = altnames {
+            known.altnames = altnames;
+        }
+        self.0.1.notify_all();
+    }
+
+    /// Waits for the answer to somebody else's question, which is as good.
+    fn wait(&self, known: MutexGuard<'_, Known>, timeout: Duration) {
+        let waited = self.0.1.wait_timeout_while(known, timeout, |known| known.is_asked);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 impl Vfs {
@@ -51,20 +77,27 @@ impl Vfs {
 
     /// Other names of interfaces, by their own names, as far as the kernel tells them in time.
     pub fn altnames(&self) -> BTreeMap<String, Vec<String>> {
-        let Altnames { known, asking } = &self.0.altnames;
-        let lock = || known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !asking.swap(true, Ordering::Relaxed) {
-            let (executor, answered) = (self.executor(), Arc::clone(asking));
+        let (altnames, executor) = (&self.0.altnames, self.executor());
+        let mut known = altnames.lock();
+        if known.is_asked {
+            altnames.wait(known, executor.timeouts.call);
+        } else {
+            known.is_asked = true;
+            drop(known);
+            let answered = altnames.clone();
             let asked = executor.watchdog.call(&"ask for other names", &[], executor.timeouts.call, move |kernel| {
-                let altnames = kernel.altnames();
-                answered.store(false, Ordering::Relaxed);
-                altnames
+                let told = kernel.altnames();
+                answered.answer(told.as_ref().ok().cloned());
+                told.map(drop)
             });
-            match asked {
-                Ok(altnames) => *lock() = altnames,
-                Err(error) => warn!(%error, "other names of interfaces stay as they were known"),
+            if let Err(error) = asked {
+                warn!(%error, "other names of interfaces stay as they were known");
+                // One that is late answers yet; one that was not begun does not.
+                if matches!(error, CallError::Refused(_)) {
+                    altnames.answer(None);
+                }
             }
         }
-        lock().clone()
+        altnames.lock().altnames.clone()
     }
 }

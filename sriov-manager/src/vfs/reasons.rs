@@ -15,14 +15,21 @@ use crate::watchdog::CallError;
 impl Vfs {
     /// Why a VF is not available on a driver; nothing: it is. Holders are looked for as well.
     pub fn explain(&self, vf: PciAddress, driver: Driver) -> Result<Vec<Reason>, VfError> {
-        self.explain_to(vf, driver, None)
+        self.explain_to(vf, Some(driver), None)
     }
 
-    /// [`Vfs::explain`] to the owner of VFs.
-    pub fn explain_to(&self, vf: PciAddress, driver: Driver, owner: Option<&str>) -> Result<Vec<Reason>, VfError> {
+    /// [`Vfs::explain`] to the owner of VFs. Without a driver: on that of the VF's first pool, as an acquire from it.
+    pub fn explain_to(
+        &self,
+        vf: PciAddress,
+        driver: Option<Driver>,
+        owner: Option<&str>,
+    ) -> Result<Vec<Reason>, VfError> {
         let (state, function, members, mut reasons) = {
             let state = self.lock().clone();
             let function = state.vf(vf)?.clone();
+            let of_pool = || state.policies.pools_of(&state.inventory, &function).next().and_then(|pool| pool.driver);
+            let driver = driver.or_else(of_pool).unwrap_or_default();
             let members = function.group_with.iter().filter_map(|member| state.inventory.vfs.get(member).cloned());
             let members: Vec<_> = if driver == Driver::VfioPci { members.collect() } else { Vec::new() };
             let obstacles = Obstacles::new(&self.executor().sysfs);

@@ -70,7 +70,7 @@ impl Vfs {
     }
 
     /// Gives leases back that are at their end, unless somebody still holds their VFs.
-    pub(super) fn release_ended(&self) {
+    pub(crate) fn release_ended(&self) {
         for_each_parallel(&self.ended_leases(), |lease| {
             if self.0.stop.has_begun() {
                 return;

@@ -117,7 +117,7 @@ pub fn namespace(lab: &Lab) -> Result<()> {
 
 const KEEP: &str = "
     mkdir -p /run/docker/netns && touch /run/docker/netns/pod || exit
-    mount --bind /run/netns/pod /run/docker/netns/pod && ip netns del pod || exit
+    mount --bind /run/netns/pod /run/docker/netns/pod && /bin/ip netns del pod || exit
     echo elsewhere
     read line
     exec 9</run/docker/netns/pod
