@@ -111,15 +111,16 @@ async fn a_lease_is_asked_for_changed_explained_and_given_back() {
     let process = fixture.node.sysfs().path(&format!("proc/{pid}"));
     std::fs::create_dir_all(&process).unwrap();
     std::fs::write(process.join("stat"), format!("{pid} (pod) S {}7 0\n", "0 ".repeat(18))).unwrap();
-    let updated = fixture.told(&format!("update pod/net1 --holder pod-7 --until-pid {pid}")).await;
+    let updated = fixture.told(&format!("update pod/net1 --tenant pod-7 --until-pid {pid}")).await;
     assert_eq!(updated, format!("{vf}: lease pod/net1, for pod-7, until process {pid} has ended\n"));
     let list = fixture.json("list --pool fast").await;
     assert_eq!(list["vfs"].as_array().unwrap().len(), 3, "those of the other pool are left out");
     let lease = &list["vfs"][0]["lease"];
-    assert_eq!((&lease["holder"], &lease["until"]["pid"]), (&"pod-7".into(), &pid.into()));
+    assert_eq!((&lease["tenant"], &lease["until"]["pid"]), (&"pod-7".into(), &pid.into()));
     assert_eq!(lease["attributes"]["vlan"]["id"], 7);
+    assert_eq!(lease["holder"], lease["tenant"], "by its old name as well");
     let updated = fixture.json("update pod/net1 --until-released").await;
-    assert_eq!((&updated["lease"]["until"], &updated["lease"]["holder"]), (&Value::Null, &"pod-7".into()));
+    assert_eq!((&updated["lease"]["until"], &updated["lease"]["tenant"]), (&Value::Null, &"pod-7".into()));
 
     let handed = fixture.told("hand-over pod/net1 next --driver none").await;
     assert!(handed.starts_with(&format!("{vf} of the pool fast: yours, no driver")), "{handed}");
