@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_dataplane::Engine;
+use ferrule_dataplane::engine::{Event, Subscription, WireChange};
 use ferrule_dataplane::port::vhost_user::features::Features;
 use ferrule_dataplane::spec::{EndSpec, MemifSpec, QUEUES_MAX, Role, SocketAddress, VhostUserSpec, WireSpec};
 use ferrule_dataplane::status::EndState;
@@ -74,6 +75,8 @@ pub struct Testbed {
     pub traffic: Traffic,
     victim: Victim,
     files: usize,
+    /// A listening peer is connected to again at once, and then the end shows no reason any more.
+    events: Subscription,
 }
 
 impl Victim {
@@ -141,8 +144,8 @@ impl Testbed {
         traffic.must_move();
         // The least of a few: an end that connects has a descriptor more while it tries.
         let files = (0..3).map(|_| (open_files(), thread::sleep(Duration::from_millis(1))).0).min().unwrap();
-        let socket = address(&wire);
-        Self { engine: Arc::clone(engine), wire, socket, traffic, victim, files }
+        let (socket, events) = (address(&wire), engine.subscribe(EVENTS_MAX));
+        Self { engine: Arc::clone(engine), wire, socket, traffic, victim, files, events }
     }
 
     pub fn check(self, case: &Case) {
@@ -176,9 +179,15 @@ impl Testbed {
         self.engine.wire(&self.wire).unwrap().ends[0].clone()
     }
 
-    /// Whether the attacked end is without a peer, and says this.
+    /// Whether the attacked end is without a peer and says this, or a peer of it has gone with this reason.
     pub fn shows(&self, text: &str) -> bool {
-        match self.victim() {
+        let gone = std::iter::from_fn(|| self.events.try_next_event()).any(|event| match event {
+            Event::Wire { wire, change: WireChange::PeerGone { end: 0, reason } } => {
+                wire == self.wire && reason.contains(text)
+            }
+            _ => false,
+        });
+        gone || match self.victim() {
             EndState::Listening { last_error } | EndState::Connecting { last_error } => {
                 last_error.is_some_and(|error| error.contains(text))
             }
@@ -237,4 +246,6 @@ fn address(socket: &str) -> SocketAddress {
 pub const SECRET: &str = "open sesame";
 /// Queue pairs that an attacked vhost-user end offers.
 pub const PAIRS: u16 = 4;
+/// What an attack may cause before it is looked at.
+const EVENTS_MAX: usize = 1024;
 const UNFINISHED: Features = Features::GUEST_CSUM.with(Features::GUEST_TSO4).with(Features::GUEST_TSO6);
