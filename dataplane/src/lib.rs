@@ -6,7 +6,7 @@
 //! In reading order:
 //! - [`spec`]: what a wire should be; [`status`]: what it is doing;
 //! - [`settings`], [`engine`]: makes, watches and removes wires; [`control`]: the thread behind it;
-//! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`visit`] and [`counters`]: what comes of it;
+//! - [`worker`]: the polling threads; [`lane`] and [`link`]: what they run; [`visit`], [`counters`] and [`traffic`]: what comes of it;
 //! - [`capture`]: copies of frames for whoever looks at them;
 //! - [`port`]: what a link needs of its ends; [`port::memif`], [`port::vhost_user`] and [`port::kernel`]: the kinds of
 //!   them; [`port::any`]: the kinds joined; [`socket`]: where peers meet us; [`offload`]: checksums
@@ -28,6 +28,7 @@ pub mod socket;
 pub mod spec;
 pub mod status;
 mod sync;
+pub mod traffic;
 pub mod visit;
 pub mod worker;
 

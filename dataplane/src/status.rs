@@ -1,9 +1,10 @@
 //! What a wire is doing, as data: snapshots that [`Engine`](crate::Engine) hands out.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::spec::{MacAddress, WireSpec};
+pub use crate::port::device_status::{DeviceStatus, LinkState};
+use crate::spec::WireSpec;
+pub use crate::traffic::{DropReason, Traffic};
 
 /// One wire as it stood when it was asked for.
 #[derive(Clone, Debug)]
@@ -127,104 +128,6 @@ impl EndState {
             Self::Making => "making",
             Self::Removing => "removing",
             Self::Failed { .. } => "failed",
-        }
-    }
-}
-
-/// What a device says of itself: its driver knows, and whoever looks at its wire is shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceStatus {
-    /// What it is, in words: `mlx5_core 0000:3b:02.1, 25 Gbit/s`; empty: it has nothing to say.
-    pub words: String,
-    /// Whether its link is up. While it is not, the other end of the wire is told that nobody is here, if it can be.
-    pub link: LinkState,
-    /// The MAC address that it has.
-    pub mac: Option<MacAddress>,
-    /// Its MTU.
-    pub mtu: Option<u32>,
-    /// The NUMA node that its memory should be on.
-    pub numa_node: Option<u32>,
-    /// What it counts itself, by names such as `rx_missed`: since it was made, and of a wire's status since the wire was.
-    pub counters: BTreeMap<String, u64>,
-}
-
-/// What a device knows of its link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LinkState {
-    /// Nothing.
-    #[default]
-    Unknown,
-    /// It is up.
-    Up,
-    /// It is down: no frame crosses it.
-    Down,
-}
-
-/// What crossed in one direction since the wire was made, over all queues and reconnects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Frames delivered.
-    pub frames: u64,
-    /// Bytes delivered, without FCS.
-    pub bytes: u64,
-    /// Visits that ended early since the target was full and the wire says `hold`.
-    pub stalls: u64,
-    /// Frames not delivered, by reason, in the order of [`DropReason::ALL`].
-    pub drops: [u64; DropReason::ALL.len()],
-}
-
-impl Traffic {
-    /// Frames dropped for any reason.
-    pub fn dropped(&self) -> u64 {
-        self.drops.iter().sum()
-    }
-}
-
-impl std::ops::Add for Traffic {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            frames: self.frames + other.frames,
-            bytes: self.bytes + other.bytes,
-            stalls: self.stalls + other.stalls,
-            drops: std::array::from_fn(|reason| self.drops[reason] + other.drops[reason]),
-        }
-    }
-}
-
-/// Why a frame was not delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum DropReason {
-    /// The target had no room, and the wire says `drop`.
-    Full,
-    /// Longer than the target can ever take.
-    TooLong,
-    /// Too short to be a frame of the target, or empty.
-    TooShort,
-    /// Its offload header contradicts its contents.
-    BadOffload,
-    /// The kernel refused it.
-    Refused,
-    /// Its guest sent it by a ring that is not enabled.
-    Disabled,
-}
-
-impl DropReason {
-    /// Every reason, in the order of [`Traffic::drops`].
-    pub const ALL: [Self; 6] =
-        [Self::Full, Self::TooLong, Self::TooShort, Self::BadOffload, Self::Refused, Self::Disabled];
-
-    /// The reason as a label: `full`, `too_long`, `too_short`, `bad_offload`, `refused`, `disabled`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::TooLong => "too_long",
-            Self::TooShort => "too_short",
-            Self::BadOffload => "bad_offload",
-            Self::Refused => "refused",
-            Self::Disabled => "disabled",
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 use crate::address::is_userspace_driver;
+use crate::gone::{link_target, unless_gone};
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
 use crate::lease::Until;
@@ -142,24 +143,6 @@ fn started(stat: &str) -> Option<u64> {
 /// The number of a network namespace by a file of it; none: it is not there.
 pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
     Ok(unless_gone(fs::metadata(below(sysfs, path)))?.map(|metadata| metadata.ino()))
-}
-
-/// Where a link leads; none: it is gone, or what it leads to has a longer name than any that is looked for. Anybody can have a file
-/// open whose name is too long to be read.
-pub(crate) fn link_target(link: &Path) -> io::Result<Option<PathBuf>> {
-    match fs::read_link(link) {
-        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(None),
-        target => unless_gone(target),
-    }
-}
-
-/// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
-pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
-    match asked {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Whether what a lease was to last for is gone; not as long as that cannot be asked.

@@ -6,7 +6,7 @@
 //! Modules in reading order:
 //! - [`vfs`]: every VF and who has which: what everything else is for
 //! - [`lease`], [`attributes`], [`address`]: the nouns
-//! - [`inventory`], [`sysfs`], [`holders`]: what the node shows
+//! - [`inventory`], [`sysfs`], [`holders`]: what the node shows; `gone`: what it does not show any more
 //! - [`plan`]: from a VF that is to a VF that is wanted, as steps
 //! - [`executor`], [`watchdog`], [`kernel`]: the steps done, and nobody hanging with them
 //! - [`journal`]: what must outlive a kill
@@ -26,6 +26,7 @@ pub mod daemon;
 pub mod executor;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod gone;
 pub mod holders;
 pub mod inventory;
 pub mod journal;

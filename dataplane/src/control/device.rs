@@ -12,30 +12,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::disconnect::DisconnectReason;
-use super::done::DeviceNews;
+use super::done::{DeviceNews, NewDevice};
 use super::end::{Due, End, EndKind};
 use super::events::WireChange;
 use super::jobs::Ticket;
 use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::state::State;
-use super::wire::Wire;
 use crate::engine::{Applied, EngineError};
 use crate::port::any::LaneEnd;
 use crate::port::device::{Device, DeviceLink, DeviceSpec, LossNotice};
 use crate::status::{DeviceStatus, EndState, LinkState};
-
-/// A device as a job has made it.
-pub struct NewDevice {
-    /// Its rings, for the end. They are dropped before the device, wherever nobody wants it any more.
-    pub rings: LaneEnd,
-    /// The device.
-    pub device: Arc<dyn Device>,
-    /// What it said of itself then.
-    pub status: DeviceStatus,
-    /// By which it says that it is lost, or has said so already.
-    pub loss: LossNotice,
-}
 
 /// The device of an end, and how far it is.
 pub struct DeviceEnd {
@@ -379,11 +366,7 @@ impl State {
     }
 
     fn device_mut(&mut self, id: EndId) -> Option<&mut DeviceEnd> {
-        let served = self.wires.get_mut(id.wire).and_then(Wire::workers_mut)?;
-        match &mut served.ends[id.end].kind {
-            EndKind::Device(device) => Some(device),
-            EndKind::Server(_) | EndKind::Client(_) => None,
-        }
+        self.wires.get_mut(id.wire)?.device_mut(id.end)
     }
 }
 

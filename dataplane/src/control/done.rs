@@ -1,10 +1,13 @@
 //! What became of a job: what the threads of [`super::jobs`] tell control.
 
+use std::sync::Arc;
+
 use ferrule_ffi::unix::UnixSocket;
 
-use super::device::NewDevice;
 use super::keys::{EndId, SocketJobId, WireKey};
 use super::listen_address::ListenAddress;
+use crate::port::any::LaneEnd;
+use crate::port::device::{Device, LossNotice};
 use crate::port::kernel::{PairStatus, VethPair};
 use crate::socket::{Listener, SocketError};
 use crate::spec::SocketAddress;
@@ -49,6 +52,18 @@ pub enum DeviceNews {
     Lost,
     /// It is closed.
     Closed,
+}
+
+/// A device as a job has made it.
+pub struct NewDevice {
+    /// Its rings, for the end. They are dropped before the device, wherever nobody wants it any more.
+    pub rings: LaneEnd,
+    /// The device.
+    pub device: Arc<dyn Device>,
+    /// What it said of itself then.
+    pub status: DeviceStatus,
+    /// By which it says that it is lost, or has said so already.
+    pub loss: LossNotice,
 }
 
 /// Why a veth pair was not made: at which of the ends the kernel said no, and why.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use ferrule_ffi::descriptor_account::DescriptorAccount;
 
 use super::any::Peer;
-use super::device::{DeviceCounters, DeviceEnd, NewDevice};
+use super::device::{DeviceCounters, DeviceEnd};
+use super::done::NewDevice;
 use super::keys::SocketJobId;
 use super::poller::Token;
 use super::token_bucket::TokenBucket;

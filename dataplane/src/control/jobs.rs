@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::device::NewDevice;
-use super::done::{DeviceNews, Done, Look, MakeError, SocketOutcome};
+use super::done::{DeviceNews, Done, Look, MakeError, NewDevice, SocketOutcome};
 use super::health::{HealthCell, ThreadGuard};
 use super::inbox::{ControlMessage, Inbox};
 use super::keys::{EndId, SocketJobId, WireKey};

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{FIRST_DEVICE, NewDevice};
-use super::done::MakeError;
+use super::device::FIRST_DEVICE;
+use super::done::{MakeError, NewDevice};
 use super::end::End;
 use super::events::WireChange;
 use super::inbox::Reply;

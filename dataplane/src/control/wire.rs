@@ -6,7 +6,7 @@ use std::time::Instant;
 use ferrule_ffi::memory_budget::MemoryBudget;
 
 use super::device::{DeviceCounters, DeviceEnd};
-use super::end::End;
+use super::end::{End, EndKind};
 use super::inbox::Reply;
 use super::jobs::{ReapAccount, Ticket};
 use super::log_limit::LogLimit;
@@ -194,6 +194,14 @@ impl Wire {
         match &mut self.body {
             Body::Workers(wire) => Some(wire),
             Body::Making(_) | Body::Kernel(_) | Body::Closed => None,
+        }
+    }
+
+    /// The device of one of its ends, if that is one and workers join it.
+    pub(super) fn device_mut(&mut self, end: usize) -> Option<&mut DeviceEnd> {
+        match &mut self.workers_mut()?.ends[end].kind {
+            EndKind::Device(device) => Some(device),
+            EndKind::Server(_) | EndKind::Client(_) => None,
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::port::any::LaneEnd;
-use crate::status::DeviceStatus;
+use crate::port::device_status::DeviceStatus;
 
 /// A device that is there. It is dropped once it is lost or its wire goes, after all of its rings, on a thread that may
 /// wait; whoever removes the wire waits for that.

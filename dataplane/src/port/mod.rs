@@ -7,6 +7,7 @@
 pub mod any;
 pub mod demux;
 pub mod device;
+pub mod device_status;
 pub mod external;
 pub mod frame_queue;
 pub mod kernel;

@@ -1,5 +1,5 @@
 //! The kinds of ends, joined. This is the one file of the specification that names them all: whoever wants to know
-//! something of an end asks it here, and the answer is in `port/<kind>/spec.rs`.
+//! something of an end asks it here, and the answer is in `port/<kind>/port_spec.rs`.
 
 use std::fmt;
 

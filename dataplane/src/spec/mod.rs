@@ -7,12 +7,13 @@
 //! This file holds the wire; `end` is the one enum that joins the kinds of ends, `port` what is asked of each of them, and
 //! what an end of a kind may be is in `port/<kind>/spec.rs`. The values that they share: `role` (server or client,
 //! frames), `socket` (addresses and who may connect), `netns`, `interface` (names and MAC addresses), `size` (bytes),
-//! `error`.
+//! `full` (what happens when a target is), `error`.
 
 use std::collections::BTreeMap;
 
 mod end;
 mod error;
+mod full;
 mod interface;
 mod netns;
 mod port;
@@ -28,6 +29,7 @@ pub use crate::port::memif::spec::{
 pub use crate::port::vhost_user::spec::{VhostFeatures, VhostUserSpec};
 pub use end::EndSpec;
 pub use error::{FieldError, SpecError};
+pub use full::Full;
 pub use interface::{InterfaceName, MacAddress};
 pub(crate) use interface::{MTU_MAX, MTU_MIN};
 pub use netns::{NetNs, OpenNetNs, Process};
@@ -55,16 +57,6 @@ pub struct WireSpec {
     pub owner: String,
     /// What the owner wants to find it by.
     pub labels: BTreeMap<String, String>,
-}
-
-/// What a link does with a frame when its target is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Full {
-    /// Leave it in the source's ring: back-pressure, nothing lost.
-    #[default]
-    Hold,
-    /// Drop it and count it.
-    Drop,
 }
 
 impl WireSpec {

@@ -1,4 +1,4 @@
-//! What is asked of the specification of an end, whatever its kind. Each kind answers in `port/<kind>/spec.rs`.
+//! What is asked of the specification of an end, whatever its kind. Each kind answers in `port/<kind>/port_spec.rs`.
 
 use std::fmt;
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use ferrule_ffi::netns::NetNs;
 use nix::sys::stat::fstat;
 
-use crate::holders::{link_target, unless_gone};
+use crate::gone::{link_target, unless_gone};
 
 /// A file of a network namespace.
 pub(super) struct NamespaceFile {

@@ -2,7 +2,6 @@
 
 use tracing::info;
 
-use super::recover::GONE;
 use super::{VfError, Vfs};
 use crate::address::{Driver, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfReport, VfState};
@@ -147,3 +146,7 @@ pub(super) fn is_its_card(lease: &Lease, current: &Current) -> Result<(), VfErro
         _ => Ok(()),
     }
 }
+
+/// A lease whose VF is not there stays: its client still believes in it, and the VF may come back.
+pub(super) const GONE: &str =
+    "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";

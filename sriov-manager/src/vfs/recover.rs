@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tracing::{debug, error, info, warn};
 
+use super::apply::GONE;
 use super::counts::CountsSeen;
 use super::parallel::for_each_parallel;
 use super::release::Remains;
@@ -294,7 +295,3 @@ fn told(result: Result<(), VfError>) {
         error!(%error, "what the start did cannot be recorded; VFs are shown, and nothing is lent before it can be");
     }
 }
-
-/// A lease whose VF is not there stays: its client still believes in it, and the VF may come back.
-pub(super) const GONE: &str =
-    "its VF is gone: make it again with `ferrule vf create`, and the lease comes back, or release it";

@@ -9,7 +9,7 @@
 //! devices, long after the pod is gone. So namespaces are entered only while an interface is made.
 //!
 //! In reading order:
-//! - [`spec`]: what an interface should be.
+//! - [`spec`]: what an interface should be; `port_spec`: what is asked of it like of every end.
 //! - `tap`: an interface whose other end is a file descriptor; `device`: the same as control sees it.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
@@ -24,6 +24,7 @@ mod error;
 mod message;
 mod namespace;
 mod owner;
+mod port_spec;
 pub mod restore;
 pub mod ring;
 mod setup;

@@ -1,6 +1,6 @@
 //! memif 2.0: shared-memory packet interfaces, the protocol of VPP, DPDK and libmemif, in pure Rust.
 //!
-//! - [`spec`]: what an end should be;
+//! - [`spec`]: what an end should be; `port_spec`: what is asked of it like of every end;
 //! - [`message`]: the 128 bytes of each message;
 //! - [`handshake`]: the conversation, without I/O;
 //! - [`layout`]: regions and rings, checked;
@@ -16,6 +16,7 @@ pub mod handshake;
 pub mod layout;
 pub mod message;
 pub mod peer;
+mod port_spec;
 pub mod restore;
 pub mod ring;
 pub mod spec;

@@ -4,10 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::spec::{
-    Attachment, ByteSize, EndIdentity, FieldError, Mode, NetNs, PeerProtocol, PeerSocket, PortSpec, Role, SocketAccess,
-    SocketAddress, SpecError, check_access,
-};
+use crate::spec::{ByteSize, Mode, NetNs, Role, SocketAccess, SocketAddress, SpecError};
 
 /// A memif end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,66 +63,13 @@ impl MemifSpec {
         self.memory = newer.memory;
     }
 
-    /// Bytes of the rings and buffers that we make as client, and of the rest of their last pages.
-    fn own_memory(&self) -> u64 {
+    /// Bytes of the rings and buffers that we make as client, of the rest of their last pages, and of their page tables.
+    pub(super) fn own_memory(&self) -> u64 {
         let slots = 2 * u64::from(self.queues) * u64::from(self.ring);
         let last_page = if self.prealloc == Prealloc::HugePages { 2 << 20 } else { 4096 };
-        slots * (u64::from(self.buffer) + 16) + 2 * u64::from(self.queues) * 128 + 4096 + last_page
-    }
-}
-
-impl PortSpec for MemifSpec {
-    fn kind(&self) -> &'static str {
-        "memif"
-    }
-
-    fn check(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let mut check = |good: bool, field: &str, problem: String| {
-            if !good {
-                errors.push(FieldError::new(field, problem));
-            }
-        };
-        let queues = format!("{} queues; 1 to {QUEUES_MAX} are possible", self.queues);
-        check((1..=QUEUES_MAX).contains(&self.queues), "memif.queues", queues);
-        let ring = format!("{} descriptors; a power of two from {RING_MIN} to {RING_MAX} is wanted", self.ring);
-        check(self.ring.is_power_of_two() && (RING_MIN..=RING_MAX).contains(&self.ring), "memif.ring", ring);
-        let buffer = format!("{} bytes; a multiple of 64 from {BUFFER_MIN} to {BUFFER_MAX} is wanted", self.buffer);
-        let whole = self.buffer.is_multiple_of(64) && (BUFFER_MIN..=BUFFER_MAX).contains(&self.buffer);
-        check(whole, "memif.buffer", buffer);
-        errors.extend(check_access("memif", &self.access, &self.socket, self.role));
-        errors
-    }
-
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: self.netns.clone(), words: format!("memif {} id {}", self.socket, self.id) }
-    }
-
-    fn attachment(&self) -> Attachment<'_> {
-        Attachment::Socket(PeerSocket {
-            address: &self.socket,
-            netns: self.netns.as_ref(),
-            role: self.role,
-            access: &self.access,
-            protocol: PeerProtocol::Memif,
-            id: Some(self.id),
-        })
-    }
-
-    fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    fn memory_limit(&self) -> u64 {
-        match self.role {
-            Role::Server => self.memory.as_bytes(),
-            // A client has memory of its own, all of which it may populate.
-            Role::Client => self.memory.as_bytes() + self.own_memory(),
-        }
-    }
-
-    fn lending_role(&self) -> Option<Role> {
-        Some(self.role)
+        let own = slots * (u64::from(self.buffer) + 16) + 2 * u64::from(self.queues) * 128 + 4096 + last_page;
+        // An entry of 8 bytes, and a bit of ours, for each 4 KiB.
+        own + own / 504
     }
 }
 

@@ -1,6 +1,6 @@
 //! vhost-user: a virtual machine's or a virtio-user process's network device, served in pure Rust.
 //!
-//! - [`spec`]: what an end should be;
+//! - [`spec`]: what an end should be; `port_spec`: what is asked of it like of every end;
 //! - [`message`]: the bytes of each message; [`channel`]: a control socket, one message at a time;
 //! - [`features`]: the bits that both sides negotiate; [`session`]: the conversation, without I/O;
 //! - [`peer`]: a frontend as control sees it; [`restore`]: one written down for a successor process;
@@ -23,6 +23,7 @@ pub mod memory;
 pub mod message;
 pub mod packed;
 pub mod peer;
+mod port_spec;
 pub mod rarp;
 pub mod restore;
 pub mod session;

@@ -2,11 +2,7 @@
 
 use std::fmt;
 
-use crate::port::memif::spec::QUEUES_MAX;
-use crate::spec::{
-    Attachment, ByteSize, EndIdentity, FieldError, MTU_MAX, MTU_MIN, MacAddress, PeerProtocol, PeerSocket, PortSpec,
-    Role, SocketAccess, SocketAddress, check_access,
-};
+use crate::spec::{ByteSize, MacAddress, Role, SocketAccess, SocketAddress};
 
 /// A vhost-user end: we are the backend, whoever listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,51 +46,6 @@ impl VhostUserSpec {
     /// Takes over what no peer sees.
     pub(crate) fn adopt_unseen(&mut self, newer: &Self) {
         self.memory = newer.memory;
-    }
-}
-
-impl PortSpec for VhostUserSpec {
-    fn kind(&self) -> &'static str {
-        "vhost-user"
-    }
-
-    fn check(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        if self.queues == 0 || self.queues > QUEUES_MAX {
-            let problem = format!("{} queue pairs; 1 to {QUEUES_MAX} are possible", self.queues);
-            errors.push(FieldError::new("vhost-user.queues", problem));
-        }
-        if let Some(mtu) = self.mtu
-            && !(MTU_MIN..=MTU_MAX).contains(&u32::from(mtu))
-        {
-            let problem = format!("{mtu} bytes; {MTU_MIN} to {MTU_MAX} are possible");
-            errors.push(FieldError::new("vhost-user.mtu", problem));
-        }
-        errors.extend(check_access("vhost-user", &self.access, &self.socket, self.role));
-        errors
-    }
-
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: None, words: format!("vhost-user {}", self.socket) }
-    }
-
-    fn attachment(&self) -> Attachment<'_> {
-        Attachment::Socket(PeerSocket {
-            address: &self.socket,
-            netns: None,
-            role: self.role,
-            access: &self.access,
-            protocol: PeerProtocol::VhostUser,
-            id: None,
-        })
-    }
-
-    fn memory_limit(&self) -> u64 {
-        self.memory.as_bytes()
-    }
-
-    fn takes_offloads(&self) -> bool {
-        self.features.offloads
     }
 }
 

@@ -4,7 +4,7 @@
 use ferrule_dataplane::spec::{EndSpec, ExternalSpec};
 
 use super::reader::Reader;
-use super::spec::Secrets;
+use super::secrets::Secrets;
 use super::{kernel, memif, vhost_user};
 use crate::admin::v1;
 use v1::end_spec::Kind;

@@ -3,7 +3,7 @@
 use ferrule_dataplane::spec::{ByteSize, MemifSpec, Mode, Prealloc, Secret};
 
 use super::reader::{Reader, access_to_proto, netns_to_proto, role_to_proto};
-use super::spec::Secrets;
+use super::secrets::Secrets;
 use crate::admin::v1;
 
 pub(super) fn from_proto(reader: &mut Reader, memif: &v1::MemifEnd) -> Option<MemifSpec> {

@@ -6,6 +6,7 @@ use ferrule_dataplane::spec::{EndSpec, FieldError, Full, MemifSpec, Role, Socket
 
 use super::end;
 use super::reader::Reader;
+use super::secrets::Secrets;
 use super::vhost_user::FEATURES;
 use crate::admin::v1;
 use crate::config::conflicts_within;
@@ -97,15 +98,6 @@ pub fn spec_to_proto(spec: &WireSpec, secrets: Secrets) -> v1::WireSpec {
         owner: spec.owner.clone(),
         labels: spec.labels.clone().into_iter().collect(),
     }
-}
-
-/// Whether secrets are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Secrets {
-    /// They are left out.
-    Hidden,
-    /// They are written, for whoever has to make the wire.
-    Shown,
 }
 
 #[cfg(test)]

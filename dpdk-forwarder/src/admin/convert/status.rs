@@ -9,7 +9,8 @@ use ferrule_dataplane::status::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-use super::spec::{Secrets, spec_to_proto};
+use super::secrets::Secrets;
+use super::spec::spec_to_proto;
 use crate::admin::v1;
 use crate::wires::{Listed, Origin};
 
