@@ -97,7 +97,9 @@ mod tests {
         let shown = list(&node.sysfs()).unwrap();
         assert_eq!((shown.pfs.len(), shown.vfs.len()), (1, 2));
         assert!(shown.vfs.iter().all(|vf| vf.lease.is_none() && vf.state() == v1::VfState::Free));
-        let vf = node.vf(0, 1);
+        let (vf, kernel) = (node.vf(0, 1), node.kernel());
+        kernel.write(&node.sysfs().file(vf, "driver_override"), "vfio-pci").unwrap();
+        kernel.write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
         let _file = node.open_vfio(vf, 4242, "testpmd");
         let reasons = explain(&node.sysfs(), None, &vf.to_string(), Driver::VfioPci).unwrap().reasons;
         assert_eq!(reasons.len(), 1);

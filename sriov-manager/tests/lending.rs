@@ -535,9 +535,10 @@ fn whoever_watches_is_told_of_every_change() {
     changes.mark_unchanged();
     vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci)).unwrap();
     assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
+    let before = vfs.view().generation;
+    // What is shown hangs on more than the inventory (loaded modules, say), so each look has it looked at again.
     vfs.rescan();
-    assert!(!changes.has_changed().unwrap(), "a look that finds nothing new is no news");
+    assert_eq!(vfs.view().generation, before, "a look that finds nothing new is no news");
 }
 
 fn with_count(pf: PfSelector, count: u32) -> Policies {
