@@ -17,7 +17,7 @@
 //! - [`wire`] and [`end`]: one wire, its ends and lanes; [`state`]: all of them;
 //! - `make` and `remove`: wires are made, changed and removed; `lanes`: they are joined and parted;
 //! - [`device`]: ends without a peer; `look`: how they are looked after;
-//! - [`sockets`]: what looks up the path of a socket, and may hang there;
+//! - `sockets`: what looks up the path of a socket, and may hang there;
 //! - [`listener`]: listening sockets; [`listen_address`]: where; [`accept`]: who is let in there; [`handshake`] and [`pending`]: peers there that no end has yet;
 //! - `connect`: ends that go to their peers; [`any`]: the kinds of peers, joined; `memif` and `vhost_user`: each of them;
 //! - [`disconnect`]: why an end and its peer part; [`log_limit`] and [`token_bucket`]: how often is too often.

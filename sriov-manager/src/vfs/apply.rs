@@ -103,7 +103,10 @@ impl Vfs {
 
     /// Looks whether a VF is what it was made.
     pub(super) fn read_back(&self, vf: &VirtualFunction, target: &Target) -> Result<(), VfError> {
-        let settled = Target { fresh: false, ..target.clone() };
+        let mut settled = Target { fresh: false, ..target.clone() };
+        if settled.attributes.mac.is_some_and(Mac::is_zero) && leaves_address_to_driver(&settled.binding) {
+            settled.attributes.mac = None;
+        }
         let needs_pf = target.attributes.needs_pf();
         let is_done = || {
             let current = self.executor().current_at_once(vf).ok()?;
@@ -124,6 +127,11 @@ impl Vfs {
         let left = left.iter().map(Step::to_string).collect::<Vec<_>>().join(", ");
         Err(VfError::NotAsWanted { vf: vf.address, left })
     }
+}
+
+/// A driver of the kernel takes an address of its own where none was given, and tells the PF.
+fn leaves_address_to_driver(binding: &Binding) -> bool {
+    matches!(binding, Binding::Found) || matches!(binding, Binding::To(driver) if !is_userspace_driver(driver))
 }
 
 /// Where the PF has to be asked, nothing is done before it has told: a VF of which nothing is known may be anything.

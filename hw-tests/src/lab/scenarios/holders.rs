@@ -1,6 +1,5 @@
 //! VFs that somebody does not let go.
 
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use crate::eventually;
 use crate::lab::manager::{Manager, ManagerOptions};
 use crate::lab::scenario::Lab;
 use crate::lab::testpmd;
-use crate::process::Process;
 
 use super::ip;
 
@@ -92,38 +90,12 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     let created = manager.create(pf, 0)?;
     assert!(created[0].error.contains("/run/netns/pod") && created[0].error.contains(&free.address), "{created:?}");
     assert_eq!(pf[0].vfs().len(), 2);
-    // A namespace that a container engine gave a name, and then one that has none and is kept by an open file alone.
-    let mut keep = Command::new("sh");
-    keep.args(["-c", KEEP]);
-    let mut keeper = Process::start(&mut keep);
-    keeper.wait_for("elsewhere");
-    let created = manager.create(pf, 0)?;
-    assert!(
-        created[0].error.contains("/run/docker/netns/pod") && created[0].error.contains(&free.address),
-        "{created:?}"
-    );
-    keeper.type_in("\n");
-    keeper.wait_for("nameless");
-    let created = manager.create(pf, 0)?;
-    let told = format!("in the network namespace of process {} (sh)", keeper.id());
-    assert!(created[0].error.contains(&told), "{told} in {created:?}");
-    assert_eq!(pf[0].vfs().len(), 2);
-    keeper.kill();
+    ip(&["netns", "del", "pod"])?;
     free.wait_for_interface();
     let created = manager.create(pf, 0)?;
     assert!(created[0].error.is_empty() && pf[0].vfs().is_empty(), "{created:?}");
     Ok(())
 }
-
-const KEEP: &str = "
-    mkdir -p /run/docker/netns && touch /run/docker/netns/pod || exit
-    mount --bind /run/netns/pod /run/docker/netns/pod && /bin/ip netns del pod || exit
-    echo elsewhere
-    read line
-    exec 9</run/docker/netns/pod
-    umount /run/docker/netns/pod && echo nameless
-    read line
-";
 
 /// To look whether a VF is open is to open it: those who look at the same moment do not take each other for its holder.
 pub fn looks_at_once(lab: &Lab) -> Result<()> {
