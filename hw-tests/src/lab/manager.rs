@@ -283,4 +283,4 @@ impl ManagerOptions {
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// How long an answer may take: changing the number of VFs of a PF is 2 s of the kernel's own.
-const ANSWER_MAX: Duration = Duration::from_secs(20);
+const ANSWER_MAX: Duration = Duration::from_mins(1);
