@@ -115,7 +115,9 @@ impl DeviceEnd {
     pub(super) fn begin_look(&mut self, is_idle: bool) -> Option<(u64, Arc<dyn Device>)> {
         match &self.state {
             DeviceState::Up { device, .. } if !self.is_looked_at && (is_idle || !device.answers_at_once()) => {
-                self.is_looked_at = true;
+                // Those that answer at once are asked together, one such job at a time: if it ends without an answer,
+                // they are asked again.
+                self.is_looked_at = !device.answers_at_once();
                 Some((self.number, Arc::clone(device)))
             }
             DeviceState::Up { .. }

@@ -30,7 +30,7 @@ pub trait Device: Send + Sync {
     /// Somebody is at the other end of its wire, or nobody is any more. It begins without anybody.
     fn set_link(&self, _up: bool) {}
 
-    /// Whether its calls return at once. If not, each has a thread for itself, or one that hangs would hold up others.
+    /// Whether its calls return at once. If not, each call has one of 64 threads for itself: as many that hang hold up the others.
     fn answers_at_once(&self) -> bool {
         false
     }
