@@ -4,6 +4,9 @@
 #   make test     every test that can run here
 #   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
 #   make lab-shell  a shell inside
+#   make node     a real kubelet, with API server and containerd, in namespaces; ONLY=word runs some of it. The first time it builds
+#                 them from Go modules: docs/node.md says what that costs
+#   make node-shell  a shell there, with kubectl
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make lint     format, clippy, docs, licences
 
@@ -15,9 +18,10 @@ DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
+NODE_PACKAGES := busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkg-config python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
-.PHONY: demo test lab lab-shell vm-pieces lint bench help
+.PHONY: demo test lab lab-shell vm-pieces node node-shell node-pieces lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +50,20 @@ lab-shell: need-test vm-pieces
 # Without them what needs them is skipped, aloud.
 vm-pieces: need-vm
 	@hw-tests/vm-pieces target/lab || echo "==> no virtual machines here"
+
+node: need-node node-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin
+	@target/debug/node run $(ONLY)
+
+node-shell: need-node node-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p ferrule
+	@target/debug/node shell
+
+# Without them what needs them is skipped, aloud.
+node-pieces: need-node
+	@hw-tests/node/build target/node || echo "==> no Kubernetes node here"
 
 lint:
 	@echo "==> format"
