@@ -23,6 +23,8 @@ pub type Listing = BTreeMap<LeaseName, String>;
 pub struct Grant {
     /// When the kubelet was answered last.
     allocated: Instant,
+    /// When a container started with it last.
+    started: Option<Instant>,
     /// The pod that the kubelet listed.
     pod: Option<String>,
     /// Since when it is not listed.
@@ -33,6 +35,8 @@ pub struct Grant {
     needs_cleaning: bool,
     /// The manager was asked for it, and lent it.
     is_ready: bool,
+    /// The pod that it was given to was refused: nobody has it.
+    is_refused: bool,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
 }
@@ -72,7 +76,7 @@ impl Grants {
         };
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
-            grant.allocated = now;
+            (grant.allocated, grant.is_refused) = (now, false);
             // Nobody was told of it before it was clean.
             return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
         }
@@ -96,15 +100,23 @@ impl Grants {
 
     /// For whom the manager is still to be asked for it; none: it was, or nobody wants it any more.
     pub fn unready(&self, name: &LeaseName) -> Option<Tenant> {
-        let grant = self.grants.get(name).filter(|grant| !grant.is_ready)?;
+        let grant = self.grants.get(name).filter(|grant| !grant.is_ready && !grant.is_refused)?;
         Some(if grant.needs_cleaning { Tenant::Next } else { Tenant::New })
     }
 
     /// A container is about to start with a device. Returns whether it has to be cleaned first.
     pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
         let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
-        grant.absent_since = None;
+        // That of the answer stays: it says which calls of Allocate are for the same pod.
+        (grant.absent_since, grant.started, grant.is_refused) = (None, Some(now), false);
         grant.needs_cleaning
+    }
+
+    /// The pod that the kubelet gave it to is refused: it is given back as soon as can be, unless that pod is listed with it.
+    pub fn refused(&mut self, name: &LeaseName) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.is_refused = true;
+        }
     }
 
     /// Whether its lease is there and as it shall be, as far as is known.
@@ -206,18 +218,21 @@ impl Grant {
     fn new(now: Instant) -> Self {
         Self {
             allocated: now,
+            started: None,
             pod: None,
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
             is_ready: false,
+            is_refused: false,
             retry_at: None,
         }
     }
 
     fn is_due(&self, now: Instant) -> bool {
         let Some(absent) = self.absent_since else { return false };
-        let is_over = if self.pod.is_some() { true } else { now.duration_since(self.allocated) >= UNLISTED_FOR };
+        let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
+        let is_over = self.pod.is_some() || self.is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }
@@ -293,6 +308,35 @@ mod tests {
         grants.note_listing(&Listing::new(), true, start);
         assert!(grants.due(start + UNLISTED_FOR / 2).is_empty());
         assert_eq!(grants.due(start + UNLISTED_FOR), [name()]);
+    }
+
+    #[test]
+    fn an_init_container_that_starts_again_keeps_what_it_has_for_as_long_again() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        grants.allocate(&name(), false, start);
+        let again = start + UNLISTED_FOR / 2;
+        grants.start(&name(), again);
+        grants.note_listing(&Listing::new(), true, again);
+        assert!(grants.due(start + UNLISTED_FOR).is_empty(), "it runs");
+        assert_eq!(grants.due(again + UNLISTED_FOR), [name()]);
+        assert_eq!(grants.allocate(&name(), false, again), Tenant::Next, "a start says nothing of who is asked for");
+    }
+
+    #[test]
+    fn what_a_refused_pod_had_is_given_back_without_a_wait_for_a_listing() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        grants.allocate(&name(), false, start);
+        // The pod before had it, and the next one is refused.
+        assert_eq!(grants.allocate(&name(), false, at(3)), Tenant::Next);
+        grants.note_listing(&Listing::new(), true, at(4));
+        assert!(grants.due(at(10)).is_empty(), "that pod is not refused yet");
+        grants.refused(&name());
+        assert_eq!(grants.due(at(10)), [name()]);
+        assert_eq!(grants.unready(&name()), None, "nobody asks for it any more");
+        // And given away again before anybody came to it.
+        assert_eq!(grants.allocate(&name(), false, at(11)), Tenant::Next);
+        assert!(grants.due(at(20)).is_empty());
     }
 
     #[test]

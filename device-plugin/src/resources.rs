@@ -65,6 +65,13 @@ pub struct Allotted {
     pub tenant: Tenant,
 }
 
+impl Allotted {
+    /// What its lease is called.
+    pub fn lease_name(&self) -> LeaseName {
+        LeaseName::new(&self.resource.name.to_string(), &self.member.device.id)
+    }
+}
+
 impl Resources {
     /// Those of a configuration, of which nothing is known yet.
     pub fn new(config: Config) -> Self {

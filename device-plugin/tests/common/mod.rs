@@ -63,7 +63,12 @@ impl Site {
 
     /// One PF with so many VFs, on which everything runs.
     pub async fn start(vfs: u32, config: &str) -> Self {
-        let mut site = Self::new(FakeNode::new(1, 7), config);
+        Self::start_on(FakeNode::new(1, 7), vfs, config).await
+    }
+
+    /// The same on another node.
+    pub async fn start_on(node: FakeNode, vfs: u32, config: &str) -> Self {
+        let mut site = Self::new(node, config);
         site.start_manager(vfs).await;
         site.start_kubelet(Release::V1_36);
         site.start_plugin().await;
@@ -71,6 +76,10 @@ impl Site {
     }
 
     pub async fn start_manager(&mut self, vfs: u32) {
+        self.manager = Some(self.made_manager(vfs).await);
+    }
+
+    pub async fn made_manager(&self, vfs: u32) -> Manager {
         let pfs = vec![PfSelector { vendor: Some(0x8086), ..PfSelector::default() }];
         let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(vfs)), ..Pool::default() };
         let parts = self.node.options();
@@ -86,7 +95,7 @@ impl Site {
             timeouts: parts.timeouts,
             observer: None,
         };
-        self.manager = Some(Manager::start(options).await.unwrap());
+        Manager::start(options).await.unwrap()
     }
 
     pub async fn stop_manager(&mut self) {
