@@ -13,6 +13,8 @@ use crate::lease_name::LeaseName;
 #[derive(Debug, Default)]
 pub struct Grants {
     grants: BTreeMap<LeaseName, Grant>,
+    /// Grows whenever a device is given to somebody, or is free.
+    generation: u64,
 }
 
 /// Who has which device, as the kubelet lists it.
@@ -63,6 +65,11 @@ impl Grants {
         self.grants.is_empty()
     }
 
+    /// Another one than before, if there are others than before.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// All of them.
     pub fn names(&self) -> impl Iterator<Item = &LeaseName> {
         self.grants.keys()
@@ -71,7 +78,7 @@ impl Grants {
     /// The kubelet gives a device to a pod. `is_listed`: it lists the device now.
     pub fn allocate(&mut self, name: &LeaseName, is_listed: bool, now: Instant) -> Tenant {
         let Some(grant) = self.grants.get_mut(name) else {
-            self.grants.insert(name.clone(), Grant::new(now));
+            self.entry(name, now);
             return Tenant::New;
         };
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
@@ -106,7 +113,7 @@ impl Grants {
 
     /// A container is about to start with a device. Returns whether it has to be cleaned first.
     pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
-        let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
+        let grant = self.entry(name, now);
         // That of the answer stays: it says which calls of Allocate are for the same pod.
         (grant.absent_since, grant.started, grant.is_refused) = (None, Some(now), false);
         grant.needs_cleaning
@@ -121,7 +128,8 @@ impl Grants {
 
     /// Whether its lease is there and as it shall be, as far as is known.
     pub fn is_in_order(&self, name: &LeaseName) -> bool {
-        self.grants.get(name).is_some_and(|grant| grant.is_lent && !grant.needs_cleaning)
+        // The manager's answer is known before its list.
+        self.grants.get(name).is_some_and(|grant| (grant.is_lent || grant.is_ready) && !grant.needs_cleaning)
     }
 
     /// The pod that the kubelet listed with it.
@@ -140,16 +148,21 @@ impl Grants {
 
     /// It is free.
     pub fn remove(&mut self, name: &LeaseName) {
-        self.grants.remove(name);
+        self.generation += u64::from(self.grants.remove(name).is_some());
     }
 
     /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
     pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, Duration>, now: Instant) {
+        let before = self.grants.len();
         self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
+        self.generation += u64::from(self.grants.len() != before);
         for (name, age) in leases {
-            let began = now.checked_sub(*age).unwrap_or(now);
-            let of_before = || Grant { is_ready: true, ..Grant::new(began) };
-            self.grants.entry(name.clone()).or_insert_with(of_before).is_lent = true;
+            if let Some(grant) = self.grants.get_mut(name) {
+                grant.is_lent = true;
+            } else {
+                let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
+                (grant.is_lent, grant.is_ready) = (true, true);
+            }
         }
     }
 
@@ -159,7 +172,7 @@ impl Grants {
         let mut news = Vec::new();
         for (name, pod) in listing {
             // What is never borrowed has no lease by which it would be known.
-            let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
+            let grant = self.entry(name, now);
             grant.absent_since = None;
             if grant.pod.as_ref() != Some(pod) {
                 grant.pod = Some(pod.clone());
@@ -211,6 +224,16 @@ impl Grants {
             by_resource.entry(&name.resource).or_default().insert(&name.device);
         }
         by_resource
+    }
+}
+
+impl Grants {
+    /// What there is, or a new one.
+    fn entry(&mut self, name: &LeaseName, began: Instant) -> &mut Grant {
+        self.grants.entry(name.clone()).or_insert_with(|| {
+            self.generation += 1;
+            Grant::new(began)
+        })
     }
 }
 

@@ -38,7 +38,8 @@ mod told;
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use locks::DeviceLocks;
-use preferred::{Candidate, prefer};
+pub use preferred::Candidate;
+use preferred::prefer;
 pub use told::ToldNodes;
 
 /// Gives devices to pods.
@@ -231,17 +232,7 @@ impl Allocator {
     /// Which of the available devices go first.
     pub fn prefer(&self, resource: &str, available: &[String], must_include: &[String], size: i32) -> Vec<String> {
         let size = usize::try_from(size).unwrap_or(0);
-        let one = |id: &String| self.resources.members(resource, &BTreeSet::from([id.clone()])).ok()?.pop();
-        let members: Vec<_> = available.iter().filter_map(one).collect();
-        let policy = members.first().and_then(|(config, _)| config.policy);
-        let candidates: Vec<_> = members
-            .iter()
-            .map(|(config, member)| Candidate {
-                id: member.device.id.clone(),
-                card: member.device.card().to_owned(),
-                cost: self.resources.cost(config, member),
-            })
-            .collect();
+        let (policy, candidates) = self.resources.candidates(resource, available);
         prefer(policy, &candidates, must_include, size)
     }
 

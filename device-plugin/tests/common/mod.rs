@@ -26,6 +26,8 @@ pub struct Site {
     pub node: FakeNode,
     pub directory: TempDir,
     pub options: DaemonOptions,
+    /// How often the manager looks at what no event tells: made-up nodes have no events.
+    pub rescan: Duration,
     pub manager: Option<Manager>,
     pub kubelet: Option<Kubelet>,
     pub plugin: Option<Daemon>,
@@ -58,7 +60,7 @@ impl Site {
             cdi: CdiMode::Off,
             metrics: Some(([127, 0, 0, 1], 0).into()),
         };
-        Self { node, directory, options, manager: None, kubelet: None, plugin: None }
+        Self { node, directory, options, rescan: Duration::from_millis(50), manager: None, kubelet: None, plugin: None }
     }
 
     /// One PF with so many VFs, on which everything runs.
@@ -89,7 +91,7 @@ impl Site {
             state: parts.state,
             socket: ApiSocket::at(&self.options.manager),
             metrics: None,
-            rescan: Duration::from_millis(50),
+            rescan: self.rescan,
             policies: Policies { pools: vec![pool] },
             file: None,
             timeouts: parts.timeouts,
@@ -155,6 +157,18 @@ impl Site {
             }
         };
         timeout(DEADLINE, seen).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    }
+
+    /// Waits until the plugin has kept this for the next one.
+    pub async fn until_checkpoint(&self, text: &str) {
+        let file = self.options.state.join("lists");
+        let holds = || std::fs::read(&file).is_ok_and(|kept| String::from_utf8_lossy(&kept).contains(text));
+        let kept = async {
+            while !holds() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, kept).await.unwrap_or_else(|_| panic!("the checkpoint has no `{text}`"));
     }
 
     /// The text of a page of the plugin.
