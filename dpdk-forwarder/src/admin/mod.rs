@@ -25,8 +25,8 @@ use crate::wires::{ChangeError, Listed, Put, Removed, Wires};
 use change_limit::ChangeLimit;
 use v1::admin_server::{Admin, AdminServer};
 
-pub use dpdk_forwarder_client::{AdminClient, ConnectError, connect, v1};
 pub use convert::{FieldErrors, Secrets, spec_from_proto, spec_to_proto};
+pub use dpdk_forwarder_client::{AdminClient, ConnectError, connect, v1};
 
 mod change_limit;
 mod convert;
