@@ -37,7 +37,7 @@ impl FakeKernel {
 
     /// `vfio_noiommu_group_alloc` of drivers/vfio/group.c: a function without a group gets one with its driver.
     pub(super) fn make_noiommu_group(&self, address: PciAddress) {
-        let number = (0..).find(|number| !self.group(*number).exists()).unwrap_or_default();
+        let number = (0..=u32::MAX).find(|number| !self.group(*number).exists()).unwrap_or_default();
         make(&self.group(number).join("devices"));
         put(&self.group(number).join("name"), "vfio-noiommu\n");
         link(&format!("../../../../kernel/iommu_groups/{number}"), &self.sysfs.file(address, "iommu_group"));
