@@ -35,12 +35,20 @@ pub struct Grant {
     is_lent: bool,
     /// The VF has what was set for the pod before.
     needs_cleaning: bool,
-    /// The manager was asked for it, and lent it.
-    is_ready: bool,
-    /// The pod that it was given to was refused: nobody has it.
-    is_refused: bool,
+    progress: Progress,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
+}
+
+/// How far it is on its way to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// The manager is still to be asked for it.
+    Pending,
+    /// The manager lent it.
+    Ready,
+    /// The pod was refused: nobody has it.
+    Refused,
 }
 
 /// For whom a device is asked for.
@@ -83,7 +91,8 @@ impl Grants {
         };
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
-            (grant.allocated, grant.is_refused) = (now, false);
+            grant.allocated = now;
+            grant.want_again();
             // Nobody was told of it before it was clean.
             return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
         }
@@ -101,13 +110,13 @@ impl Grants {
     /// The VF is lent, and clean.
     pub fn lent(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
-            (grant.needs_cleaning, grant.is_ready) = (false, true);
+            (grant.needs_cleaning, grant.progress) = (false, Progress::Ready);
         }
     }
 
     /// For whom the manager is still to be asked for it; none: it was, or nobody wants it any more.
     pub fn unready(&self, name: &LeaseName) -> Option<Tenant> {
-        let grant = self.grants.get(name).filter(|grant| !grant.is_ready && !grant.is_refused)?;
+        let grant = self.grants.get(name).filter(|grant| grant.progress == Progress::Pending)?;
         Some(if grant.needs_cleaning { Tenant::Next } else { Tenant::New })
     }
 
@@ -115,21 +124,24 @@ impl Grants {
     pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
         let grant = self.entry(name, now);
         // That of the answer stays: it says which calls of Allocate are for the same pod.
-        (grant.absent_since, grant.started, grant.is_refused) = (None, Some(now), false);
+        (grant.absent_since, grant.started) = (None, Some(now));
+        grant.want_again();
         grant.needs_cleaning
     }
 
     /// The pod that the kubelet gave it to is refused: it is given back as soon as can be, unless that pod is listed with it.
     pub fn refused(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
-            grant.is_refused = true;
+            grant.progress = Progress::Refused;
         }
     }
 
     /// Whether its lease is there and as it shall be, as far as is known.
     pub fn is_in_order(&self, name: &LeaseName) -> bool {
         // The manager's answer is known before its list.
-        self.grants.get(name).is_some_and(|grant| (grant.is_lent || grant.is_ready) && !grant.needs_cleaning)
+        self.grants
+            .get(name)
+            .is_some_and(|grant| (grant.is_lent || grant.progress == Progress::Ready) && !grant.needs_cleaning)
     }
 
     /// The pod that the kubelet listed with it.
@@ -142,7 +154,7 @@ impl Grants {
         if self.is_due(name, now) {
             self.remove(name);
         } else if let Some(grant) = self.grants.get_mut(name) {
-            (grant.is_lent, grant.needs_cleaning, grant.is_ready) = (false, false, false);
+            (grant.is_lent, grant.needs_cleaning, grant.progress) = (false, false, Progress::Pending);
         }
     }
 
@@ -161,7 +173,7 @@ impl Grants {
                 grant.is_lent = true;
             } else {
                 let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
-                (grant.is_lent, grant.is_ready) = (true, true);
+                (grant.is_lent, grant.progress) = (true, Progress::Ready);
             }
         }
     }
@@ -246,16 +258,23 @@ impl Grant {
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
-            is_ready: false,
-            is_refused: false,
+            progress: Progress::Pending,
             retry_at: None,
+        }
+    }
+
+    /// Somebody has it after all.
+    fn want_again(&mut self) {
+        if self.progress == Progress::Refused {
+            self.progress = Progress::Pending;
         }
     }
 
     fn is_due(&self, now: Instant) -> bool {
         let Some(absent) = self.absent_since else { return false };
         let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
-        let is_over = self.pod.is_some() || self.is_refused || now.duration_since(last) >= UNLISTED_FOR;
+        let is_refused = self.progress == Progress::Refused;
+        let is_over = self.pod.is_some() || is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }
