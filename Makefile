@@ -12,7 +12,7 @@ CARGO := cargo
 RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
-TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
