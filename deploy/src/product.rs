@@ -155,5 +155,5 @@ fn pack(files: &Files) -> Result<Layer, ProductError> {
 /// Where programs are in an image.
 const PROGRAMS: &str = "/usr/bin";
 
-/// Ours, and that of the C library.
-const LICENSES: &str = "Apache-2.0 AND LGPL-2.1-or-later";
+/// Ours, that of the C library, and that of libgcc.
+const LICENSES: &str = "Apache-2.0 AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1";
