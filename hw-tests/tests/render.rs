@@ -66,7 +66,10 @@ fn values_change_what_they_name() {
     let container = &pod["containers"][0];
     assert_eq!(container["image"], "registry.example/x/device-plugin:2");
     assert_eq!(container["args"].as_array().unwrap().last().unwrap(), "--cdi=field");
-    assert_eq!(container["resources"], json!({"requests": {"cpu": "20m", "memory": "24Mi"}, "limits": {"memory": "1Gi"}}));
+    assert_eq!(
+        container["resources"],
+        json!({"requests": {"cpu": "20m", "memory": "24Mi"}, "limits": {"memory": "1Gi"}})
+    );
     assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux", "nic": "yes"}));
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "secret"}]));
     let pod = &objects["DaemonSet/dpdk-forwarder"]["spec"]["template"]["spec"];
@@ -112,7 +115,9 @@ fn rendered(command: &mut Command) -> BTreeMap<String, Value> {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     let objects: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap();
     let with_name = |mut object: Value| {
-        for text in object.get_mut("data").and_then(Value::as_object_mut).into_iter().flat_map(serde_json::Map::values_mut) {
+        for text in
+            object.get_mut("data").and_then(Value::as_object_mut).into_iter().flat_map(serde_json::Map::values_mut)
+        {
             *text = serde_saphyr::from_str(text.as_str().unwrap()).unwrap();
         }
         let word = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();

@@ -280,9 +280,8 @@ fn unpack(image: &Path, root: &Path) {
     let layout = tempfile::tempdir().unwrap();
     tar::Archive::new(fs::File::open(image).unwrap()).unpack(layout.path()).unwrap();
     let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
-    let blob = |descriptor: &Value| {
-        layout.path().join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"))
-    };
+    let blob =
+        |descriptor: &Value| layout.path().join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"));
     let index = json(&layout.path().join("index.json"));
     let manifest = json(&blob(&index["manifests"][0]));
     for layer in manifest["layers"].as_array().unwrap() {

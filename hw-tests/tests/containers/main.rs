@@ -52,7 +52,9 @@ fn every_overlay_s_configuration_is_good_for_the_command_line_of_the_manifest() 
     let test = "every_overlay_s_configuration_is_good_for_the_command_line_of_the_manifest";
     let Some(node) = Node::new(test) else { return };
     let mut tried = 0;
-    for (daemon, file) in [("device-plugin", "config.json"), ("sriov-manager", "policies.yaml"), ("dpdk-forwarder", "wires.yaml")] {
+    for (daemon, file) in
+        [("device-plugin", "config.json"), ("sriov-manager", "policies.yaml"), ("dpdk-forwarder", "wires.yaml")]
+    {
         let container = Container::of(daemon);
         for overlay in ["software", "sriov", "dpdk"] {
             let configured = container::deploy().join("kustomize").join(overlay).join(file);
@@ -123,7 +125,7 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
 /// Names of metrics in the expressions of a dashboard.
 fn metrics(dashboard: &str) -> BTreeSet<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let words = dashboard.lines().filter(|line| line.contains("\"expr\":")).flat_map(|line| line.split(|c| !is_name(c)));
+    let words =
+        dashboard.lines().filter(|line| line.contains("\"expr\":")).flat_map(|line| line.split(|c| !is_name(c)));
     words.filter(|word| word.starts_with("ferrule_") || word.starts_with("process_")).collect()
 }
-
