@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use ferrule_deploy::product::Product;
@@ -85,6 +86,7 @@ impl Container {
 
 /// A made-up host: its own `/run` and `/var`, this machine's `/sys`, `/proc` and `/dev`, and unpacked images.
 pub struct Node {
+    images: &'static Path,
     folder: TempDir,
     netns: TestNetNs,
     next: Cell<u32>,
@@ -96,16 +98,15 @@ impl Node {
         if lacks(test, &[Need::Root, STRIP, CAPSH, UNSHARE, NSENTER, IP, TUN]) {
             return None;
         }
-        let folder = tempfile::tempdir().unwrap();
-        for image in product(test)?.write(folder.path()).unwrap() {
-            unpack(&image.path, &folder.path().join("images").join(image.path.file_stem().unwrap()));
-        }
-        Some(Self { folder, netns: TestNetNs::new(), next: Cell::new(0) })
+        let images = images(test)?;
+        Some(Self { images, folder: tempfile::tempdir().unwrap(), netns: TestNetNs::new(), next: Cell::new(0) })
     }
 
     /// Where something of the host is.
     pub fn host(&self, path: &str) -> PathBuf {
-        if ["/sys", "/proc", "/dev", "/run/netns"].iter().any(|real| path.starts_with(real)) {
+        // Nobody had VFIO on here yet: no device is there, as on a node without.
+        let is_real = ["/sys", "/proc", "/dev", "/run/netns"].iter().any(|real| path.starts_with(real));
+        if is_real && Path::new(path).exists() {
             return PathBuf::from(path);
         }
         let made_up = self.folder.path().join("host").join(path.trim_start_matches('/'));
@@ -173,7 +174,7 @@ impl Node {
         mounts: &[(PathBuf, String, bool)],
         capabilities: Option<&[String]>,
     ) -> Command {
-        let image = self.folder.path().join("images").join(image);
+        let image = self.images.join(image);
         let root = self.folder("root");
         let mut script = format!("mount --bind {0} {1}\n", image.display(), root.display());
         for (source, target, _) in mounts {
@@ -189,7 +190,7 @@ impl Node {
         }
         for (source, target, is_read_only) in mounts {
             let target = in_root(&root, target);
-            script += &format!("mount --bind {} {}\n", source.display(), target.display());
+            script += &format!("mount --rbind {} {}\n", source.display(), target.display());
             if *is_read_only {
                 script += &format!("mount -o remount,bind,ro {}\n", target.display());
             }
@@ -263,6 +264,22 @@ pub fn product(test: &str) -> Option<Product> {
     }
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Some(Product { binaries, prefix: "localhost/ferrule".to_owned(), tag: version })
+}
+
+/// Unpacked, once for all tests. None: it was said what lacks.
+fn images(test: &str) -> Option<&'static Path> {
+    static IMAGES: OnceLock<PathBuf> = OnceLock::new();
+    let product = product(test)?;
+    let unpacked = IMAGES.get_or_init(|| {
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
+        // Of a run before; it may not be there.
+        let _ = fs::remove_dir_all(&all);
+        for image in product.write(&all).unwrap() {
+            unpack(&image.path, &all.join(image.path.file_stem().unwrap()));
+        }
+        all
+    });
+    Some(unpacked)
 }
 
 /// The folder `deploy`.
