@@ -54,7 +54,7 @@ impl Layer {
 
 /// In hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// Adds an entry as of root and of 1970.
