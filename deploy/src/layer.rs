@@ -1,6 +1,7 @@
 //! Files as a layer: sorted, of root, without times, so that the same files are the same bytes.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use flate2::{Compression, GzBuilder};
@@ -54,7 +55,12 @@ impl Layer {
 
 /// In hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
+    let mut text = String::new();
+    for byte in Sha256::digest(bytes) {
+        // A string takes everything.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Adds an entry as of root and of 1970.
