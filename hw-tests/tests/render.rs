@@ -38,7 +38,7 @@ fn the_chart_sends_what_the_overlays_send() {
     let Some(helm) = Helm::find(test) else { return };
     for (overlay, daemons) in OVERLAYS {
         let mut values = json!({"devicePlugin": {"enabled": false}, "sriovManager": {"enabled": false}, "dpdkForwarder": {"enabled": false}});
-        for (daemon, key, file) in daemons {
+        for (_, key, file) in daemons {
             values[key] = json!({"enabled": true});
             let path = deploy().join("kustomize").join(overlay).join(file);
             if let Ok(text) = fs::read_to_string(path) {
