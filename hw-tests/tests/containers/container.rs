@@ -110,13 +110,8 @@ impl Node {
             return PathBuf::from(path);
         }
         let made_up = self.folder.path().join("host").join(path.trim_start_matches('/'));
-        fs::create_dir_all(if path.ends_with(".sock") { made_up.parent().unwrap() } else { &made_up }).unwrap();
+        fs::create_dir_all(&made_up).unwrap();
         made_up
-    }
-
-    /// A network namespace of a pod.
-    pub fn netns(&self) -> TestNetNs {
-        TestNetNs::new()
     }
 
     /// An empty folder.
@@ -156,6 +151,38 @@ impl Node {
         Process::start(&mut self.command(&running.daemon, program, &words(args), &mounts, Some(&[]))).wait()
     }
 
+    /// The init container of the overlay `uninstall`.
+    pub fn uninstall(&self) -> (Option<i32>, String) {
+        let mounts = [
+            ("/run", "/host/run"),
+            ("/var/lib", "/host/var/lib"),
+            ("/dev/vfio", "/dev/vfio"),
+            ("/run/netns", "/run/netns"),
+        ]
+        .map(|(source, target)| (self.host(source), target.to_owned(), false));
+        let args = words(&["uninstall", "--host=/host"]);
+        Process::start(&mut self.command("sriov-manager", "ferrule", &args, &mounts, None)).wait()
+    }
+
+    /// Files and directories of the host but those that were there before us: the kubelet's, and what is everybody's.
+    pub fn left(&self) -> Vec<PathBuf> {
+        let mut left = Vec::new();
+        let mut folders = vec![self.folder.path().join("host")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if name.contains("ferrule") || (path.is_file() && name != "kubelet.sock") {
+                    left.push(path.clone());
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                }
+            }
+        }
+        left
+    }
+
     fn of(&self, container: &Container, program: &str, args: &[String], config: &[(&str, &str)]) -> Command {
         let files = self.folder("config");
         for (name, text) in config {
@@ -176,34 +203,31 @@ impl Node {
     ) -> Command {
         let image = self.images.join(image);
         let root = self.folder("root");
-        let mut script = format!("mount --bind {0} {1}\n", image.display(), root.display());
+        let at = |target: &str| root.join(target.trim_start_matches('/')).display().to_string();
+        let mut script = vec![format!("mount --bind {} {}", image.display(), at(""))];
         for (source, target, _) in mounts {
-            let target = in_root(&root, target);
+            let (above, _) = target.rsplit_once('/').unwrap();
             let make = if source.is_dir() { "mkdir -p" } else { "touch" };
-            script += &format!("mkdir -p {}\n{make} {}\n", target.parent().unwrap().display(), target.display());
+            script.push(format!("mkdir -p {}; {make} {}", at(above), at(target)));
         }
-        script += &format!("mkdir -p {0}/proc {0}/sys {0}/dev\ntouch {0}/dev/null\n", root.display());
-        script += &format!("mount -o remount,bind,ro {0}\nmount --rbind /proc {0}/proc\n", root.display());
-        script += &format!("mount --bind /sys {0}/sys\nmount --bind /dev/null {0}/dev/null\n", root.display());
+        script.push(format!("mkdir -p {} {} {}; touch {}", at("proc"), at("sys"), at("dev"), at("dev/null")));
+        script.push(format!("mount -o remount,bind,ro {}; mount --rbind /proc {}", at(""), at("proc")));
+        script.push(format!("mount --bind /sys {}; mount --bind /dev/null {}", at("sys"), at("dev/null")));
         if capabilities.is_some() {
-            script += &format!("mount -o remount,bind,ro {}/sys\n", root.display());
+            script.push(format!("mount -o remount,bind,ro {}", at("sys")));
         }
         for (source, target, is_read_only) in mounts {
-            let target = in_root(&root, target);
-            script += &format!("mount --rbind {} {}\n", source.display(), target.display());
+            script.push(format!("mount --rbind {} {}", source.display(), at(target)));
             if *is_read_only {
-                script += &format!("mount -o remount,bind,ro {}\n", target.display());
+                script.push(format!("mount -o remount,bind,ro {}", at(target)));
             }
         }
-        let drop = capabilities.map(|kept| format!("--drop={} --no-new-privs", all_but(kept).join(",")));
-        script += &format!(
-            "exec capsh {} --chroot={} --shell=/usr/bin/{program} -- \"$@\"\n",
-            drop.unwrap_or_default(),
-            root.display()
-        );
+        let drop = capabilities.map(|kept| format!("--no-new-privs --drop={}", all_but(kept).join(",")));
+        let drop = drop.unwrap_or_default();
+        script.push(format!("exec capsh {drop} --chroot={} --shell=/usr/bin/{program} -- \"$@\"", at("")));
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.netns.path().display()));
-        command.args(["unshare", "--mount", "sh", "-euc", &script, "sh"]).args(args);
+        command.args(["unshare", "--mount", "sh", "-euc", &script.join("\n"), "sh"]).args(args);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.envs([("POD_NAME", "device-plugin-x"), ("POD_NAMESPACE", "ferrule")]);
         command
@@ -313,10 +337,6 @@ fn all_but(kept: &[String]) -> Vec<String> {
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let all = shown.lines().find_map(|line| line.strip_prefix("Bounding set =")).unwrap();
     all.split(',').map(str::to_owned).filter(|name| !kept.contains(name)).collect()
-}
-
-fn in_root(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
 }
 
 fn words(args: &[&str]) -> Vec<String> {

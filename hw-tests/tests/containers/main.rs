@@ -8,6 +8,7 @@ use std::path::Path;
 
 use ferrule_deploy::layer::sha256;
 use ferrule_hw_tests::need::lacks;
+use ferrule_hw_tests::netns::TestNetNs;
 use ferrule_kubelet::stand_in::{Kubelet, Options, Release};
 
 use container::{Container, Node};
@@ -75,12 +76,12 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
     let Some(node) = Node::new(test) else { return };
     let kubelet = Kubelet::start(Options {
         plugins: node.host("/var/lib/kubelet/device-plugins"),
-        pod_resources: node.host("/var/lib/kubelet/pod-resources/kubelet.sock"),
+        pod_resources: node.host("/var/lib/kubelet/pod-resources").join("kubelet.sock"),
         release: Release::V1_36,
     })
     .unwrap();
     let (manager, forwarder) = (Container::of("sriov-manager"), Container::of("dpdk-forwarder").with_kernel_ends());
-    let pod = node.netns();
+    let pod = TestNetNs::new();
     let wires = format!(
         "wires: [{{name: w, ends: [{{memif: {{socket: /run/ferrule/m.sock, role: server}}}}, \
          {{kernel: {{name: net1, netns: {}}}}}]}}]",
@@ -117,9 +118,16 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
     };
     let missing: Vec<_> = used.iter().filter(|name| !of_family(name)).collect();
     assert!(missing.is_empty(), "the dashboard shows what nobody tells: {missing:?}\nthere is: {there:?}");
+    let (code, said) = node.uninstall();
+    assert!(code == Some(1) && said.contains("device-plugin still runs on this node"), "{said}");
     for daemon in [plugin, forwarder, manager] {
         daemon.stop();
     }
+    assert!(node.host("/var/lib/ferrule/vf").join("journal").exists());
+    let (code, said) = node.uninstall();
+    assert_eq!(code, Some(0), "{said}");
+    let left = node.left();
+    assert!(left.is_empty(), "an uninstall leaves {left:?}");
 }
 
 /// Names of metrics in the expressions of a dashboard.
