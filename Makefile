@@ -8,6 +8,7 @@
 #                 them from Go modules: docs/node.md says what that costs
 #   make node-shell  a shell there, with kubectl
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
+#   make images   OCI images of the daemons, in target/images, without a container engine
 #   make lint     format, clippy, docs, licences
 
 SHELL := /bin/bash
@@ -15,13 +16,14 @@ CARGO := cargo
 RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
-TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
-NODE_PACKAGES := busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkg-config python3 util-linux
+IMAGES_PACKAGES := binutils gcc libc6-dev
+NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
-.PHONY: demo test lab lab-shell vm-pieces node node-shell node-pieces lint bench help
+.PHONY: demo test lab lab-shell vm-pieces node node-shell node-pieces images lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,7 +55,8 @@ vm-pieces: need-vm
 
 node: need-node node-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin
+	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p dpdk-forwarder -p sriov-manager -p ferrule -p ferrule-deploy
+	@target/debug/images --binaries target/debug --out target/node/images
 	@target/debug/node run $(ONLY)
 
 node-shell: need-node node-pieces
@@ -64,6 +67,12 @@ node-shell: need-node node-pieces
 # Without them what needs them is skipped, aloud.
 node-pieces: need-node
 	@hw-tests/node/build target/node || echo "==> no Kubernetes node here"
+
+images: need-images
+	@echo "==> building (release)"
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p sriov-manager -p device-plugin -p ferrule
+	@echo "==> images"
+	@$(CARGO) run --quiet --release --locked -p ferrule-deploy --bin images
 
 lint:
 	@echo "==> format"

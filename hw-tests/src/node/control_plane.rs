@@ -33,7 +33,9 @@ impl ControlPlane {
         let controllers = start("kube-controller-manager", &CONTROLLER_MANAGER);
         let scheduler = start("kube-scheduler", &SCHEDULER);
         // Without it no pod is admitted.
-        until_within(START_MAX, "there is a service account", || kubectl.run(&["get", "serviceaccount", "default"]).map(Some))?;
+        until_within(START_MAX, "there is a service account", || {
+            kubectl.run(&["get", "serviceaccount", "default"]).map(Some)
+        })?;
         Ok(Self { _processes: [etcd, api_server, controllers, scheduler] })
     }
 }

@@ -32,7 +32,9 @@ impl Kubelet {
         }
         let kubelet = Self { process: Process::start(&mut command) };
         until("the kubelet takes registrations", || {
-            let listens = std::os::unix::net::UnixStream::connect(Path::new(ferrule_kubelet::PLUGINS_DIRECTORY).join(ferrule_kubelet::KUBELET_SOCKET));
+            let listens = std::os::unix::net::UnixStream::connect(
+                Path::new(ferrule_kubelet::PLUGINS_DIRECTORY).join(ferrule_kubelet::KUBELET_SOCKET),
+            );
             Ok(listens.ok().map(drop))
         })?;
         Ok(kubelet)

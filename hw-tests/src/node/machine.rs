@@ -91,7 +91,8 @@ impl Node {
         until("the node is ready", || {
             let node = self.kubectl.get(&["node", NODE])?;
             let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            let is_ready = conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+            let is_ready =
+                conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
             let is_tainted = node["spec"]["taints"].as_array().is_some_and(|taints| !taints.is_empty());
             ensure!(is_ready && !is_tainted, "conditions {conditions:?}, taints {}", node["spec"]["taints"]);
             Ok(Some(()))
@@ -255,7 +256,8 @@ impl Node {
     /// What is known about a pod's state: phase, reasons and messages.
     pub fn why(&self, pod: &str) -> Result<String> {
         let status = &self.pod(pod)?["status"];
-        let words = ["phase", "reason", "message", "conditions", "containerStatuses"].map(|word| format!("{word} {}", status[word]));
+        let words = ["phase", "reason", "message", "conditions", "containerStatuses"]
+            .map(|word| format!("{word} {}", status[word]));
         Ok(format!("pod {pod}: {}", words.join(", ")))
     }
 

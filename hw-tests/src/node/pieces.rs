@@ -21,7 +21,8 @@ impl Pieces {
     /// Those of this build, for a node of this kind. An error says what is missing and how to get it.
     pub fn find(stand: Stand) -> Result<Self> {
         let pieces = Self { folder: folder()?, ours: profile_folder() };
-        let mut missing: Vec<_> = NEEDS.into_iter().filter(|need| !need.is_met()).map(|need| need.to_string()).collect();
+        let mut missing: Vec<_> =
+            NEEDS.into_iter().filter(|need| !need.is_met()).map(|need| need.to_string()).collect();
         let programs = RUNTIME.iter().chain(match stand {
             Stand::Cluster => CLUSTER.iter(),
             Stand::Standalone => STANDALONE.iter(),
@@ -82,5 +83,6 @@ const NEEDS: [Need; 6] = [
     Need::Program { name: "openssl", package: "openssl" },
 ];
 const RUNTIME: [&str; 7] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "host-local", "loopback", "ptp"];
-const CLUSTER: [&str; 6] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
+const CLUSTER: [&str; 6] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
 const STANDALONE: [&str; 1] = ["kubelet-1.37"];

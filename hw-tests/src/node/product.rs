@@ -79,7 +79,8 @@ devicePlugin:
         let file = self.pieces.run().join("values.yaml");
         fs::write(&file, values).context("write the values")?;
         let chart = deploy().join("chart");
-        let arguments = ["install", "ferrule", &chart.to_string_lossy(), "--create-namespace", "--wait", "--timeout=60s"];
+        let arguments =
+            ["install", "ferrule", &chart.to_string_lossy(), "--create-namespace", "--wait", "--timeout=60s"];
         run(self.helm().args(arguments).arg("--values").arg(&file)).with_context(|| self.pods_of_product()).map(drop)
     }
 
@@ -117,7 +118,11 @@ devicePlugin:
     /// What is known of its pods: for errors.
     fn pods_of_product(&self) -> String {
         let ask = |arguments: &[&str]| self.kubectl.run(&[&["--namespace", NAMESPACE], arguments].concat());
-        let told = [ask(&["get", "pods", "--output=wide"]), ask(&["describe", "pods"]), ask(&["logs", "--selector", SELECTOR])];
+        let told = [
+            ask(&["get", "pods", "--output=wide"]),
+            ask(&["describe", "pods"]),
+            ask(&["logs", "--selector", SELECTOR]),
+        ];
         told.map(|told| told.unwrap_or_else(|error| format!("{error:#}"))).join("\n")
     }
 
@@ -142,7 +147,8 @@ devicePlugin:
             }
         };
         let base = format!("../deploy/kustomize/{}", overlay.name());
-        let text = format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\n{patches}");
+        let text =
+            format!("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [{base}]\n{patches}");
         fs::write(folder.join("kustomization.yaml"), text).context("write kustomization.yaml")?;
         Ok(folder)
     }

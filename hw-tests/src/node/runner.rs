@@ -26,7 +26,8 @@ use crate::lab::report::{Line, Report, Verdict};
 pub fn run(scenarios: &[&'static Scenario]) -> Result<Report> {
     let mut report = Report::new(TITLE, scenarios.iter().map(|scenario| scenario.name));
     for stand in [Stand::Cluster, Stand::Standalone] {
-        let mut left: VecDeque<_> = scenarios.iter().filter(|scenario| scenario.stand == stand).map(|scenario| scenario.name).collect();
+        let mut left: VecDeque<_> =
+            scenarios.iter().filter(|scenario| scenario.stand == stand).map(|scenario| scenario.name).collect();
         if left.is_empty() {
             continue;
         }

@@ -155,7 +155,8 @@ wires:
 
 /// No socket of a plugin.
 fn leaves_nothing_with_the_kubelet() -> Result<()> {
-    let entries = fs::read_dir(Path::new(ferrule_kubelet::PLUGINS_DIRECTORY)).context("read the kubelet's directory")?;
+    let entries =
+        fs::read_dir(Path::new(ferrule_kubelet::PLUGINS_DIRECTORY)).context("read the kubelet's directory")?;
     let names: Vec<_> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     let others: Vec<_> = names.iter().filter(|name| !OF_KUBELET.contains(&name.as_str())).collect();
     ensure!(others.is_empty(), "in the kubelet's directory are {others:?}");
