@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ferrule_daemon::ApiSocket;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use sriov_manager::daemon::{Daemon, DaemonOptions};
@@ -40,7 +40,7 @@ impl Hardware {
     pub fn remake_vfs(&mut self) -> Result<()> {
         self.stop_manager();
         let file = self.nic.sysfs().file(self.nic.pf(0), "sriov_numvfs");
-        self.nic.kernel().write(&file, "0").context("remove all VFs")?;
+        self.nic.kernel().write(&file, "0").map_err(|error| anyhow!("remove all VFs: {error}"))?;
         self.start_manager()?;
         self.make_group_nodes()
     }

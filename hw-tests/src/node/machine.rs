@@ -66,6 +66,13 @@ impl Node {
             node.wait_until_ready()?;
         }
         node.write_plugin_config(CONFIG)?;
+        // The plugin takes nothing back while it does not see its own pod on the list. As a process it has none, so this is it.
+        let witness = Pod::new(WITNESS).inside(WITNESS_NAMESPACE);
+        if is_alone {
+            node.write_static(&witness)?
+        } else {
+            node.run(&witness)?
+        }
         Ok(node)
     }
 
@@ -112,7 +119,10 @@ impl Node {
     pub fn spawn_plugin(&self, flags: &[&str]) -> Result<Process> {
         let mut command = logged(&self.pieces, &self.pieces.our_program(PLUGIN));
         command.arg("--config-file").arg(self.plugin_config()).arg("--root").arg(self.hardware.root());
-        command.args(["--kubelet-settle", "5s"]).args(flags);
+        // What is tested begins after it: a kubelet is believed sooner.
+        command.args(["--kubelet-settle", "5s", "--pod-namespace", WITNESS_NAMESPACE, "--pod-name"]);
+        let is_static = self.stand == Stand::Standalone;
+        command.arg(if is_static { format!("{WITNESS}-{NODE}") } else { WITNESS.to_owned() }).args(flags);
         Ok(Process::start(&mut command))
     }
 
@@ -286,6 +296,9 @@ pub fn shell(node: &mut Node) -> Result<()> {
     command.env("KUBECONFIG", super::kubectl::kubeconfig(&node.pieces)).current_dir(node.pieces.run());
     command.status().context("run bash").map(drop)
 }
+
+const WITNESS: &str = "witness";
+const WITNESS_NAMESPACE: &str = "kube-system";
 
 /// Two resources that share all VFs.
 pub const CONFIG: &str = r#"{"resourceList": [

@@ -13,13 +13,20 @@ pub struct Pod {
     script: String,
     limits: Vec<(String, u32)>,
     restarts: &'static str,
+    namespace: &'static str,
 }
 
 impl Pod {
     /// One that prints what it was given, and then `started`, and stays.
     pub fn new(name: &str) -> Self {
         let script = "env; ls -l /dev/vfio; echo started; trap 'exit 0' TERM; sleep 100000 & wait".to_owned();
-        Self { name: name.to_owned(), script, limits: Vec::new(), restarts: "Never" }
+        Self { name: name.to_owned(), script, limits: Vec::new(), restarts: "Never", namespace: "default" }
+    }
+
+    /// In another namespace.
+    #[must_use]
+    pub fn inside(self, namespace: &'static str) -> Self {
+        Self { namespace, ..self }
     }
 
     /// With so many of a resource.
@@ -51,7 +58,7 @@ impl Pod {
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": "default"},
+            "metadata": {"name": self.name, "namespace": self.namespace},
             "spec": {
                 "restartPolicy": self.restarts,
                 "terminationGracePeriodSeconds": 1,

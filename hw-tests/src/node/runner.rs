@@ -54,7 +54,7 @@ pub fn open_shell() -> Result<()> {
     // The one who types interrupts what runs in the shell, and not this.
     let runtime = tokio::runtime::Runtime::new().context("make a runtime")?;
     runtime.spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
-    let status = inside(&folder.0, &["inside-shell"])?.status().context("run unshare")?;
+    let status = inside(&folder.pieces, &["inside-shell"])?.status().context("run unshare")?;
     ensure!(status.success(), "the shell ended: {status}");
     Ok(())
 }
@@ -230,23 +230,29 @@ fn end(child: &mut Child) -> Result<()> {
 }
 
 /// The node's files. They go with this value, and so do its cgroups.
-struct NodeFolder(Pieces);
+struct NodeFolder {
+    pieces: Pieces,
+    /// Held as long as there is a node: two of them would share cgroups.
+    _lock: fs::File,
+}
 
 impl NodeFolder {
     fn new(pieces: Pieces) -> Result<Self> {
+        let lock = fs::File::create(pieces.folder.join("lock")).context("make the file that is locked")?;
+        lock.try_lock().context("another node of this tree runs")?;
         cgroups::remove()?;
         let _ = fs::remove_dir_all(pieces.run());
         fs::create_dir_all(pieces.run().join("tmp")).with_context(|| format!("make {}", pieces.run().display()))?;
-        Ok(Self(pieces))
+        Ok(Self { pieces, _lock: lock })
     }
 
     /// Puts the logs where they stay; returns where. Their folder says how many scenarios were done when the node ended.
     fn keep_logs(&self, done: usize) -> Result<String> {
-        fs::create_dir_all(self.0.folder.join("logs")).context("make a folder for logs")?;
-        let logs = self.0.folder.join("logs").join(done.to_string());
+        fs::create_dir_all(self.pieces.folder.join("logs")).context("make a folder for logs")?;
+        let logs = self.pieces.folder.join("logs").join(done.to_string());
         let _ = fs::remove_dir_all(&logs);
-        if fs::exists(self.0.run().join("logs"))? {
-            fs::rename(self.0.run().join("logs"), &logs).context("keep the logs")?;
+        if fs::exists(self.pieces.run().join("logs"))? {
+            fs::rename(self.pieces.run().join("logs"), &logs).context("keep the logs")?;
         }
         Ok(logs.display().to_string())
     }
@@ -257,7 +263,7 @@ impl Drop for NodeFolder {
         if let Err(error) = cgroups::remove() {
             eprintln!("{error:#}");
         }
-        let _ = fs::remove_dir_all(self.0.run());
+        let _ = fs::remove_dir_all(self.pieces.run());
     }
 }
 

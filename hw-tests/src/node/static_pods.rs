@@ -38,13 +38,17 @@ impl Node {
         })
     }
 
-    /// Runs a pod; returns what it printed until it said `started`.
-    pub fn run_static_until_started(&self, pod: &Pod) -> Result<String> {
-        let folder = self.pieces.run().join("manifests");
-        let file = folder.join(format!("{}.json", pod.name));
+    /// Has the kubelet run a pod.
+    pub fn write_static(&self, pod: &Pod) -> Result<()> {
+        let file = self.pieces.run().join("manifests").join(format!("{}.json", pod.name));
         // A file that is half written is an error of the kubelet's.
         let new = self.pieces.run().join("manifest.new");
-        fs::write(&new, pod.object().to_string()).and_then(|()| fs::rename(&new, &file)).context("write a manifest")?;
+        fs::write(&new, pod.object().to_string()).and_then(|()| fs::rename(&new, &file)).context("write a manifest")
+    }
+
+    /// Runs a pod; returns what it printed until it said `started`.
+    pub fn run_static_until_started(&self, pod: &Pod) -> Result<String> {
+        self.write_static(pod)?;
         until(&format!("pod {} says started", pod.name), || {
             let said = said_by(&pod.name)?;
             ensure!(said.lines().any(|line| line == "started"), "it said:\n{said}");
@@ -52,13 +56,17 @@ impl Node {
         })
     }
 
-    /// Ends all pods; returns when they are gone.
+    /// Ends all pods of scenarios; returns when they are gone.
     pub fn delete_static_pods(&self) -> Result<()> {
         for entry in fs::read_dir(self.pieces.run().join("manifests")).context("read the manifests")?.flatten() {
-            fs::remove_file(entry.path()).context("remove a manifest")?;
+            let text = fs::read_to_string(entry.path()).context("read a manifest")?;
+            if text.contains("\"namespace\":\"default\"") {
+                fs::remove_file(entry.path()).context("remove a manifest")?;
+            }
         }
         until("no pod's logs are left", || {
-            let left = fs::read_dir(LOGS).context("read the folder of logs")?.count();
+            let entries = fs::read_dir(LOGS).context("read the folder of logs")?.flatten();
+            let left = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("default_")).count();
             ensure!(left == 0, "{left} are");
             Ok(Some(()))
         })

@@ -41,6 +41,8 @@ pub fn gets_nodes_by_cdi(node: &mut Node) -> Result<()> {
         let specs = specs.collect::<Result<Vec<_>, _>>()?.concat();
         ensure!(specs.contains(&vf.vfio_group), "--cdi {how}: {} is in no spec:\n{specs}", vf.vfio_group);
         node.delete(how)?;
+        // The next plugin takes back at once what this one saw on the list.
+        node.until_counts(KERNEL, VFS, VFS)?;
     }
     node.stop_plugin()?;
     node.start_plugin(&[])

@@ -44,14 +44,15 @@ pub fn resource_gets_another_name(node: &mut Node) -> Result<()> {
     let said = node.run_until_started(&Pod::new("one").with(DPDK, 1))?;
     let held = variable(&said, "PCIDEVICE_INTEL_COM_DPDK")?.to_owned();
     node.write_plugin_config(&CONFIG.replace("\"dpdk\"", "\"fast\""))?;
-    // That of the pod is not to be had by the new name. The old one is on the node for as long as the kubelet remembers it.
+    // That of the pod is not to be had by the new name, and is all that is left of the old one.
     node.until_counts("intel.com/fast", VFS, VFS - 1)?;
-    node.until_counts(DPDK, VFS, 0)?;
+    node.until_counts(DPDK, 1, 1)?;
     node.until_phase("one", "Running")?;
     let said = node.run_until_started(&Pod::new("two").with("intel.com/fast", VFS - 1))?;
     let given = variable(&said, "PCIDEVICE_INTEL_COM_FAST")?;
     ensure!(!given.contains(&held), "{held} is the first pod's, and the second one got {given}");
     node.delete("one")?;
     node.delete("two")?;
-    node.until_counts("intel.com/fast", VFS, VFS)
+    node.until_counts("intel.com/fast", VFS, VFS)?;
+    node.until_devices(DPDK, 0)
 }

@@ -8,6 +8,7 @@ use super::restarts::hand_over;
 use crate::node::hardware::VFS;
 use crate::node::machine::{DPDK, KERNEL, Node};
 use crate::node::pod::{Pod, nodes, variable};
+use crate::node::until;
 
 pub fn registers_lists_and_allocates(node: &mut Node) -> Result<()> {
     let said = node.run_static_until_started(&Pod::new("one").with(DPDK, 1))?;
@@ -56,7 +57,12 @@ pub fn kubelet_starts_again(node: &mut Node) -> Result<()> {
         node.until_devices(DPDK, VFS)?;
         node.time("from the kubelet's start to all devices", began.elapsed());
     }
-    ensure!(node.devices_of("running")? == [vf], "it had {vf}, and the kubelet says {:?}", node.devices_of("running")?);
+    // It lists no pod before it has admitted it again.
+    until("the pod has what it had", || {
+        let devices = node.devices_of("running")?;
+        ensure!(devices == [vf], "it had {vf}, and the kubelet says {devices:?}");
+        Ok(Some(()))
+    })?;
     ensure!(node.hardware.vf(vf)?.driver == "vfio-pci", "{vf} was taken from a running pod");
     node.run_static_until_started(&Pod::new("next").with(DPDK, 1)).map(drop)
 }
