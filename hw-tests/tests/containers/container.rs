@@ -172,7 +172,7 @@ impl Node {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
-                if name.contains("ferrule") || (path.is_file() && name != "kubelet.sock") {
+                if name.contains("ferrule") || (!path.is_dir() && name != "kubelet.sock") {
                     left.push(path.clone());
                 }
                 if path.is_dir() {
