@@ -50,6 +50,41 @@ fn every_wire_of_the_demo_passes_its_checks() {
 }
 
 #[test]
+fn two_pods_get_what_the_device_plugin_gives_and_ping_each_other() {
+    if let Some(lacking) = lacking() {
+        return skip("two_pods_get_what_the_device_plugin_gives_and_ping_each_other", &lacking);
+    }
+    let demo = demo(&["pod", "--json"]).spawn().unwrap();
+    let pid = demo.id();
+    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
+    let (said, progress) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success(), "{said}\n{progress}");
+    let document: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&document["passed"], &document["problem"]), (&true.into(), &Value::Null));
+    let steps = document["steps"].as_array().unwrap();
+    let seen = |name: &str| {
+        let step = steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no step {name}: {said}"));
+        assert_eq!(step["passed"], true, "{step:#}");
+        step["seen"].as_str().unwrap()
+    };
+    assert!(seen("pod one").contains("mount /run/ferrule/soft-port-0 (read-only)"), "{said}");
+    assert!(seen("pod two").contains("PCIDEVICE_EXAMPLE_COM_PORT=soft-port-1"), "{said}");
+    assert!(seen("wire").contains("default/one and default/two"), "{said}");
+    assert!(seen("ping").contains("5 sent, 0 % lost"), "{said}");
+    assert!(seen("frames").contains(" 0 dropped"), "{said}");
+    assert!(seen("pod two deleted").contains("all 4 devices are free"), "{said}");
+    assert_nothing_is_left_of(pid);
+
+    let failed = self::demo(&["pod", "--json", "--device-plugin", "/bin/false"]).spawn().unwrap();
+    let pid = failed.id();
+    let Output { status, stdout, .. } = failed.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&stdout).unwrap();
+    let reason = "device-plugin /bin/false: ended before it was ready (exit status: 1); it logged nothing";
+    assert_eq!((status.code(), &document["passed"], &document["problem"]), (Some(1), &false.into(), &reason.into()));
+    assert_nothing_is_left_of(pid);
+}
+
+#[test]
 fn a_forwarder_that_does_not_start_is_told_and_nothing_is_left() {
     if let Some(lacking) = lacking() {
         return skip("a_forwarder_that_does_not_start_is_told_and_nothing_is_left", &lacking);
@@ -136,9 +171,11 @@ fn assert_nothing_is_left_of(pid: u32) {
 
 /// What this machine lacks for a demo.
 fn lacking() -> Option<String> {
-    let forwarder = Path::new(FERRULE).with_file_name("dpdk-forwarder");
-    if !forwarder.exists() {
-        return Some(format!("{} (cargo build -p dpdk-forwarder)", forwarder.display()));
+    for name in ["dpdk-forwarder", "device-plugin"] {
+        let program = Path::new(FERRULE).with_file_name(name);
+        if !program.exists() {
+            return Some(format!("{} (cargo build -p {name})", program.display()));
+        }
     }
     // It looks for what it needs before anything else.
     let output = demo(&["--forwarder", "/bin/false"]).output().unwrap();

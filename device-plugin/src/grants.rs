@@ -141,6 +141,11 @@ impl Grants {
         }
     }
 
+    /// A process before gave it to a pod, which its wire tells.
+    pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
+        self.grants.entry(name.clone()).or_insert_with(|| Grant { pod, ..Grant::new(now) });
+    }
+
     /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
     /// a kubelet that has just started may not know its pods yet.
     pub fn note_listing(&mut self, listing: &Listing, is_whole: bool, now: Instant) -> Vec<(LeaseName, String)> {

@@ -49,6 +49,7 @@ pub fn pools(
         let mut members = BTreeMap::new();
         for device in inventory.devices.values() {
             let is_taken = is_retired
+                || resource.software.is_some()
                 || exclusive.contains(&device.id)
                 || resource.driver.is_none() && shared.contains(&device.id);
             let fits = || resource.selectors.iter().position(|selector| fits(resource, selector, device));
