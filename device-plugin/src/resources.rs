@@ -19,7 +19,7 @@ use crate::host::{Host, HostView, PfCondition};
 use crate::inventory::{Device, Inventory, Lists, SoftwareEnd};
 use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::{Member, Pool, pools};
-use crate::software::{Endpoint, Holder, Pair, PairState, Pairs};
+use crate::software::{Holder, Pair, PairState, Pairs, SoftwareEndpoint};
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -326,7 +326,7 @@ impl State {
     }
 
     fn pair_state(&self, pair: &Arc<Pair>) -> PairState {
-        let holder = |end: &Endpoint| {
+        let holder = |end: &SoftwareEndpoint| {
             if !self.grants.is_held(&end.name) {
                 return Holder::Nobody;
             }

@@ -15,7 +15,7 @@ use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;
 use crate::resources::{Allotted, COST_TAKEN};
-use crate::software::{Candidate, PairState, WireError, container_path, prefer};
+use crate::software::{FreeEndpoint, PairState, WireError, container_path, prefer};
 
 impl Allocator {
     /// Makes sure that the wires of these are there.
@@ -86,18 +86,18 @@ impl Allocator {
         must_include: &[String],
         size: usize,
     ) -> Vec<String> {
-        let candidate = |(resource, member): &(Arc<ResourceConfig>, Member)| {
+        let free = |(resource, member): &(Arc<ResourceConfig>, Member)| {
             let id = &member.device.id;
             let state = self.resources.pair(id)?;
-            Some(Candidate {
+            Some(FreeEndpoint {
                 id: id.clone(),
                 wire: state.pair.name().to_owned(),
                 is_awaited: state.clone().without(id).is_held(),
                 is_taken: self.resources.cost(resource, member) >= COST_TAKEN,
             })
         };
-        let candidates: Vec<_> = members.iter().filter_map(candidate).collect();
-        prefer(&candidates, must_include, size)
+        let free: Vec<_> = members.iter().filter_map(free).collect();
+        prefer(&free, must_include, size)
     }
 
     /// What is mounted into a container. Read-only: it can be connected to, and not removed.

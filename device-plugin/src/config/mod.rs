@@ -106,11 +106,24 @@ fn read(root: &Field<'_>, presets: &Presets) -> Config {
         config.resources.push(Arc::new(resource));
         entries.push(entry);
     }
-    software::preset(&mut config.resources, presets);
-    for (place, problem) in software::problems(&config.resources) {
+    if let Some(count) = presets.software {
+        config.resources.iter_mut().for_each(|resource| preset(resource, count));
+    }
+    let resources = config.resources.iter().enumerate();
+    let software: Vec<_> = resources
+        .filter_map(|(place, resource)| Some((place, resource.name.name.as_str(), resource.software.as_ref()?)))
+        .collect();
+    for (place, problem) in software::problems(&software) {
         entries[place].wrong_below("software", problem);
     }
     config
+}
+
+/// A resource of NICs that says nothing of software endpoints has so many.
+fn preset(resource: &mut Arc<ResourceConfig>, count: u32) {
+    if resource.device_type == DeviceType::NetDevice && resource.software.is_none() {
+        Arc::make_mut(resource).software = Some(Software::of_count(count));
+    }
 }
 
 /// The keys of a mapping, found as Go finds them: without regard to case, and the last of several.

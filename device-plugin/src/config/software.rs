@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 use ferrule_daemon::settings::{ConfigError, Field};
 
-use super::resource::ResourceConfig;
-use super::selector::DeviceType;
-use super::{Keys, Presets};
+use super::Keys;
 
 /// Endpoints of the forwarder, instead of devices of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +16,13 @@ pub struct Software {
     pub kind: SoftwareKind,
     /// The resource, by its name alone, whose endpoints they are joined with, by number. None: with each other, 0 with 1, 2 with 3.
     pub peer: Option<String>,
+}
+
+impl Software {
+    /// So many memif endpoints, joined with each other.
+    pub fn of_count(count: u32) -> Self {
+        Self { count, kind: SoftwareKind::default(), peer: None }
+    }
 }
 
 /// What a pod finds in its directory.
@@ -44,7 +48,7 @@ impl SoftwareKind {
 /// A number is short for so many memif endpoints.
 pub(super) fn read(field: &Field<'_>, warnings: &mut Vec<ConfigError>) -> Option<Software> {
     if !field.is_table() {
-        return Some(Software { count: field.number(COUNTS)?, kind: SoftwareKind::default(), peer: None });
+        return Some(Software::of_count(field.number(COUNTS)?));
     }
     let keys = Keys::of(field, KEYS, warnings)?;
     let count = keys.get("count").map(|field| field.number(COUNTS));
@@ -63,27 +67,11 @@ pub(super) fn read(field: &Field<'_>, warnings: &mut Vec<ConfigError>) -> Option
     })
 }
 
-/// Gives resources what the command line says of all of them: those of NICs that say nothing themselves.
-pub(super) fn preset(resources: &mut [Arc<ResourceConfig>], presets: &Presets) {
-    let Some(count) = presets.software else { return };
-    for resource in resources {
-        if resource.device_type == DeviceType::NetDevice && resource.software.is_none() {
-            let software = Software { count, kind: SoftwareKind::default(), peer: None };
-            Arc::make_mut(resource).software = Some(software);
-        }
-    }
-}
-
-/// What is wrong with the endpoints of resources together, each with the place of its resource in the list.
-pub(super) fn problems(resources: &[Arc<ResourceConfig>]) -> Vec<(usize, String)> {
-    let all: Vec<(usize, &str, &Software)> = resources
-        .iter()
-        .enumerate()
-        .filter_map(|(place, resource)| Some((place, resource.name.name.as_str(), resource.software.as_ref()?)))
-        .collect();
+/// What is wrong with the endpoints of resources together. Each resource comes with a place, which its problem has as well, and its name.
+pub(super) fn problems(all: &[(usize, &str, &Software)]) -> Vec<(usize, String)> {
     let mut by_name = BTreeMap::new();
     let mut problems = Vec::new();
-    for &(place, name, software) in &all {
+    for &(place, name, software) in all {
         if name.len() > NAME_MAX {
             problems.push((place, format!("the name `{name}` of a resource with them has at most {NAME_MAX} bytes")));
         }
@@ -92,7 +80,7 @@ pub(super) fn problems(resources: &[Arc<ResourceConfig>]) -> Vec<(usize, String)
             problems.push((place, problem.to_owned()));
         }
     }
-    for &(place, name, software) in &all {
+    for &(place, name, software) in all {
         let Some(peer) = software.peer.as_deref() else {
             if software.count % 2 == 1 {
                 let count = software.count;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 /// An endpoint that may be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct FreeEndpoint {
     /// What the kubelet calls it.
     pub id: String,
     /// The wire that it would be an end of.
@@ -17,18 +17,18 @@ pub struct Candidate {
 
 /// `size` of the available endpoints with all of `must_include`, or as many as there are: those whose other end a pod has go first, so
 /// that the second pod is joined with the first one; and no two of one wire, unless there are no others.
-pub fn prefer(available: &[Candidate], must_include: &[String], size: usize) -> Vec<String> {
-    let mut chosen: Vec<&Candidate> =
-        available.iter().filter(|candidate| must_include.contains(&candidate.id)).take(size).collect();
-    let mut free: Vec<_> = available.iter().filter(|candidate| !must_include.contains(&candidate.id)).collect();
+pub fn prefer(available: &[FreeEndpoint], must_include: &[String], size: usize) -> Vec<String> {
+    let mut chosen: Vec<&FreeEndpoint> =
+        available.iter().filter(|endpoint| must_include.contains(&endpoint.id)).take(size).collect();
+    let mut free: Vec<_> = available.iter().filter(|endpoint| !must_include.contains(&endpoint.id)).collect();
     let number = |id: &str| id.rsplit('-').next().and_then(|number| number.parse::<u32>().ok());
-    free.sort_by_key(|candidate| (candidate.is_taken, !candidate.is_awaited, number(&candidate.id)));
+    free.sort_by_key(|endpoint| (endpoint.is_taken, !endpoint.is_awaited, number(&endpoint.id)));
     while chosen.len() < size && !free.is_empty() {
-        let wires: BTreeSet<&str> = chosen.iter().map(|candidate| candidate.wire.as_str()).collect();
-        let is_good = |candidate: &&Candidate| !candidate.is_taken && !wires.contains(candidate.wire.as_str());
+        let wires: BTreeSet<&str> = chosen.iter().map(|endpoint| endpoint.wire.as_str()).collect();
+        let is_good = |endpoint: &&FreeEndpoint| !endpoint.is_taken && !wires.contains(endpoint.wire.as_str());
         chosen.push(free.remove(free.iter().position(is_good).unwrap_or(0)));
     }
-    chosen.into_iter().map(|candidate| candidate.id.clone()).collect()
+    chosen.into_iter().map(|endpoint| endpoint.id.clone()).collect()
 }
 
 #[cfg(test)]
@@ -36,9 +36,9 @@ mod tests {
     use super::*;
 
     /// Endpoints 0 to 11, of which those of `held` are not available.
-    fn available(held: &[usize]) -> Vec<Candidate> {
+    fn available(held: &[usize]) -> Vec<FreeEndpoint> {
         let free = (0..12).rev().filter(|number| !held.contains(number));
-        free.map(|number| Candidate {
+        free.map(|number| FreeEndpoint {
             id: format!("soft-a-{number}"),
             wire: format!("soft-a-{}", number / 2 * 2),
             is_awaited: held.contains(&(number ^ 1)),

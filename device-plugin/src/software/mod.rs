@@ -12,7 +12,7 @@ mod pairs;
 mod place;
 mod wire;
 
-pub use choice::{Candidate, prefer};
+pub use choice::{FreeEndpoint, prefer};
 pub use forwarder::{Forwarder, WireError};
-pub use pairs::{Endpoint, Holder, Pair, PairState, Pairs, is_endpoint};
+pub use pairs::{Holder, Pair, PairState, Pairs, SoftwareEndpoint, is_endpoint};
 pub use place::{Place, container_path, container_socket, eal_argument};

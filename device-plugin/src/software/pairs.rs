@@ -8,7 +8,7 @@ use crate::lease_name::LeaseName;
 
 /// One end of a wire that a pod may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct SoftwareEndpoint {
     /// Its resource, and what the kubelet calls it.
     pub name: LeaseName,
     /// What a pod finds.
@@ -19,7 +19,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
     /// Both.
-    pub ends: [Endpoint; 2],
+    pub ends: [SoftwareEndpoint; 2],
 }
 
 impl Pair {
@@ -34,7 +34,7 @@ impl Pair {
     }
 
     /// The end of this name, and the one that it is joined with.
-    pub fn seen_from(&self, id: &str) -> Option<(&Endpoint, &Endpoint)> {
+    pub fn seen_from(&self, id: &str) -> Option<(&SoftwareEndpoint, &SoftwareEndpoint)> {
         let [a, b] = &self.ends;
         match id {
             _ if a.name.device == id => Some((a, b)),
@@ -127,7 +127,11 @@ impl Pairs {
     }
 
     /// Endpoints of a resource, and why one that is free is not to be had. What is not asked for any more is one while a pod has it.
-    pub fn of_resource(&self, resource: &str, is_held: impl Fn(&LeaseName) -> bool) -> Vec<(Endpoint, Option<String>)> {
+    pub fn of_resource(
+        &self,
+        resource: &str,
+        is_held: impl Fn(&LeaseName) -> bool,
+    ) -> Vec<(SoftwareEndpoint, Option<String>)> {
         let left = self.in_use.keys().filter(|id| !self.asked_for.contains_key(*id));
         let endpoint = |id: &String| {
             let (end, _) = self.of(id)?.seen_from(id)?;
@@ -165,7 +169,7 @@ fn asked_for(config: &Config) -> BTreeMap<String, Arc<Pair>> {
     let end = |name: &str, number: u32| {
         let (resource, software) = named.get(name)?;
         let name = LeaseName::new(resource, &format!("{ID_PREFIX}{name}-{number}"));
-        Some(Endpoint { name, kind: software.kind })
+        Some(SoftwareEndpoint { name, kind: software.kind })
     };
     let mut pairs = BTreeMap::new();
     for (&name, (_, software)) in &named {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dpdk_forwarder_client::v1;
 
-use super::pairs::{Endpoint, Holder, Pair, PairState};
+use super::pairs::{Holder, Pair, PairState, SoftwareEndpoint};
 use super::place::Place;
 use crate::config::SoftwareKind;
 use crate::lease_name::{LeaseName, OWNER};
@@ -38,7 +38,7 @@ pub(super) fn read(wire: &v1::WireSpec, place: &Place) -> Option<PairState> {
     let end = |number: usize, spec| {
         let (socket, kind) = socket(spec)?;
         let resource = wire.labels.get(&format!("{RESOURCE}{number}"))?;
-        Some(Endpoint { name: LeaseName::new(resource, &place.id_of(Path::new(socket))?), kind })
+        Some(SoftwareEndpoint { name: LeaseName::new(resource, &place.id_of(Path::new(socket))?), kind })
     };
     let holder = |number: usize| match wire.labels.get(&format!("{HELD_BY}{number}")).map(String::as_str) {
         None => Holder::Nobody,
@@ -59,7 +59,7 @@ pub(super) fn is_as(wire: &v1::Wire, wanted: &v1::WireSpec) -> bool {
     is_sound && spec.labels == wanted.labels && spec.owner == wanted.owner && has_sockets
 }
 
-fn end_spec(end: &Endpoint, place: &Place) -> v1::EndSpec {
+fn end_spec(end: &SoftwareEndpoint, place: &Place) -> v1::EndSpec {
     let id = &end.name.device;
     let socket = place.socket(id, end.kind).display().to_string();
     // Whoever comes to its directory may connect: the one pod that has it.
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn state(holders: [Holder; 2]) -> PairState {
-        let end = |resource: &str, id: &str, kind| Endpoint { name: LeaseName::new(resource, id), kind };
+        let end = |resource: &str, id: &str, kind| SoftwareEndpoint { name: LeaseName::new(resource, id), kind };
         let ends = [
             end("intel.com/a", "soft-a-0", SoftwareKind::Memif),
             end("intel.com/b", "soft-b-0", SoftwareKind::VhostUser),

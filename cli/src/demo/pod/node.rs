@@ -16,7 +16,7 @@ use crate::demo::testbed::Testbed;
 use crate::demo::{DemoError, Stop, plan};
 
 /// A node without a NIC. What is declared first ends first: the plugin before whom it asks.
-pub(super) struct Node<'a> {
+pub(super) struct DemoNode<'a> {
     handle: &'a Handle,
     plugin: Daemon,
     pub(super) kubelet: Kubelet,
@@ -24,7 +24,7 @@ pub(super) struct Node<'a> {
     forwarder: Daemon,
 }
 
-impl<'a> Node<'a> {
+impl<'a> DemoNode<'a> {
     /// Starts the forwarder, the kubelet's stand-in and the plugin, in this order.
     pub(super) fn start(
         [forwarder, plugin]: [PathBuf; 2],

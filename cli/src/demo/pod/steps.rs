@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use super::container::Container;
-use super::node::{ENDPOINTS, Node, RESOURCE, VARIABLE};
+use super::node::{DemoNode, ENDPOINTS, RESOURCE, VARIABLE};
 use super::report::PodReport;
 use crate::admin::proto::Wire;
 use crate::demo::daemon::{Daemon, beside_us};
@@ -50,7 +50,7 @@ fn perform(
     let testbed = Testbed::make(progress)?;
     progress.say(format_args!("made namespaces {0}-a and {0}-b: two pods to be", testbed.name()));
     progress.say("starting dpdk-forwarder, a stand-in for the kubelet, and device-plugin");
-    let mut node = Node::start([forwarder.clone(), plugin], node_cpu, &testbed, handle, stop)?;
+    let mut node = DemoNode::start([forwarder.clone(), plugin], node_cpu, &testbed, handle, stop)?;
     let mut show = PodDemo { testbed: &testbed, forwarder, cpu: pod_cpu, stop, progress, report };
 
     show.advertised(&mut node)?;
@@ -73,7 +73,7 @@ struct PodDemo<'a> {
 }
 
 impl PodDemo<'_> {
-    fn advertised(&mut self, node: &mut Node<'_>) -> Result<(), DemoError> {
+    fn advertised(&mut self, node: &mut DemoNode<'_>) -> Result<(), DemoError> {
         let problem = format!("the kubelet was not told of {ENDPOINTS} healthy devices");
         self.until(node, "advertised", &problem, |node| Ok(node.healthy().len() == ENDPOINTS))?;
         let ids = node.healthy().join(", ");
@@ -83,7 +83,7 @@ impl PodDemo<'_> {
     }
 
     /// Each gets an endpoint, and an interface in its namespace from the sidecar.
-    fn run_pods(&mut self, node: &mut Node<'_>) -> Result<[Daemon; 2], DemoError> {
+    fn run_pods(&mut self, node: &mut DemoNode<'_>) -> Result<[Daemon; 2], DemoError> {
         let mut run = |side: usize| {
             let Pod { step, name, process } = PODS[side];
             self.stop.check()?;
@@ -110,7 +110,7 @@ impl PodDemo<'_> {
         Ok([run(0)?, run(1)?])
     }
 
-    fn wire(&mut self, node: &mut Node<'_>) -> Result<(), DemoError> {
+    fn wire(&mut self, node: &mut DemoNode<'_>) -> Result<(), DemoError> {
         let testbed = self.testbed;
         self.until(node, "wire", "the two endpoints are not joined, or an interface is not up", |node| {
             let wires = node.wires()?;
@@ -125,7 +125,7 @@ impl PodDemo<'_> {
         Ok(())
     }
 
-    fn ping(&mut self, node: &mut Node<'_>) -> Result<(), DemoError> {
+    fn ping(&mut self, node: &mut DemoNode<'_>) -> Result<(), DemoError> {
         self.stop.check()?;
         self.progress.say(format_args!("pod one pings pod two, {} times", ping::COUNT));
         let pinged = ping::ping(self.testbed.namespace(0), address(1));
@@ -150,7 +150,7 @@ impl PodDemo<'_> {
     }
 
     /// One after the other: the first one leaves the second its socket, and with the second the wire goes.
-    fn end_pods(&mut self, node: &mut Node<'_>, [one, two]: [Daemon; 2]) -> Result<(), DemoError> {
+    fn end_pods(&mut self, node: &mut DemoNode<'_>, [one, two]: [Daemon; 2]) -> Result<(), DemoError> {
         self.progress.say("deleting pod one; the kubelet tells nobody, so its list of pods is looked at");
         one.stop()?;
         node.kubelet.end_pod(PODS[0].name);
@@ -180,10 +180,10 @@ impl PodDemo<'_> {
 
     fn until(
         &self,
-        node: &mut Node<'_>,
+        node: &mut DemoNode<'_>,
         step: &'static str,
         problem: &str,
-        mut holds: impl FnMut(&mut Node<'_>) -> Result<bool, DemoError>,
+        mut holds: impl FnMut(&mut DemoNode<'_>) -> Result<bool, DemoError>,
     ) -> Result<(), DemoError> {
         let deadline = Instant::now() + TIMEOUT;
         while !holds(node)? {
