@@ -185,8 +185,8 @@ impl Daemon {
                 *running = Some(all);
                 drop(running);
                 tokio::select! {
-                    () = keep_releasing(Arc::clone(&allocator), changed) => {}
-                    () = keep_wired(allocator) => {}
+                    () = keep_releasing(Arc::clone(&allocator), Arc::clone(&changed)) => {}
+                    () = keep_wired(allocator, changed) => {}
                 }
                 Ok(())
             };

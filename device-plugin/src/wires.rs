@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dpdk_forwarder_client::v1;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -13,12 +14,13 @@ use crate::software::WireError;
 
 /// Takes over what pods have from wires that are there, and then keeps all wires as they should be, also when the forwarder starts again.
 /// Never ends by itself.
-pub async fn keep_wired(allocator: Arc<Allocator>) {
+/// Tells `news` when a wire or a peer has come or gone: a pod may have.
+pub async fn keep_wired(allocator: Arc<Allocator>, news: Arc<Notify>) {
     let mut was_told = false;
     loop {
         // Where nobody asked for software endpoints, there need be no forwarder.
         if allocator.resources.has_software() {
-            match watch(&allocator, &mut was_told).await {
+            match watch(&allocator, &news, &mut was_told).await {
                 Err(error) if was_told => debug!(%error, "wires of pods stay as they are"),
                 Err(error) => {
                     warn!(%error, "wires of pods stay as they are until the forwarder answers");
@@ -32,17 +34,28 @@ pub async fn keep_wired(allocator: Arc<Allocator>) {
 }
 
 /// Until the forwarder does not answer any more, or nobody wants software endpoints.
-async fn watch(allocator: &Allocator, was_told: &mut bool) -> Result<(), WireError> {
+async fn watch(allocator: &Allocator, news: &Notify, was_told: &mut bool) -> Result<(), WireError> {
     allocator.adopt_wires().await?;
     let mut watched = allocator.forwarder.watch().await?;
+    let mut before = Vec::new();
     while allocator.resources.has_software() {
         let wires = watched.next().await?;
         if std::mem::take(was_told) {
             info!("the forwarder answers again");
         }
+        let now: Vec<_> = wires.iter().map(ends).collect();
+        if now != before {
+            before = now;
+            news.notify_one();
+        }
         compare(allocator, &wires).await;
     }
     Ok(())
+}
+
+/// Whether somebody is at each end.
+fn ends(wire: &v1::Wire) -> (String, Vec<String>) {
+    (wire.name.clone(), wire.ends.iter().map(|end| end.state.clone()).collect())
 }
 
 async fn compare(allocator: &Allocator, wires: &[v1::Wire]) {
