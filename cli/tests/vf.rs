@@ -246,3 +246,29 @@ async fn a_tree_is_read_by_the_managers_program_and_without_a_manager() {
     assert!(said.err.contains("only list and explain work"), "{}", said.err);
     fixture.daemon.stop().await;
 }
+
+#[tokio::test]
+async fn an_uninstall_gives_everything_back() {
+    let fixture = Fixture::new().await;
+    fixture.told("acquire pod-1/net1 --pool fast --driver vfio-pci").await;
+    fixture.told("claim device-plugin --pool spare").await;
+    let mut client = sriov_manager_client::connect(&fixture.socket()).await.unwrap();
+    let done = ferrule::uninstall::give_back(&mut client, false, Duration::ZERO).await.unwrap();
+    assert!(done.contains("given back, of ") && done.contains("device-plugin: claims nothing any more"), "{done}");
+    let list = client.list(sriov_manager_client::v1::ListRequest::default()).await.unwrap().into_inner();
+    assert!(list.vfs.iter().all(|vf| vf.lease.is_none()) && list.node.unwrap().owners.is_empty());
+    assert_eq!(list.vfs.len(), 6, "VFs are left unless it is said");
+    let done = ferrule::uninstall::give_back(&mut client, true, Duration::ZERO).await.unwrap();
+    assert_eq!(done.matches(": no VFs, 3 before").count(), 2, "{done}");
+}
+
+#[tokio::test]
+async fn an_uninstall_leaves_what_somebody_has() {
+    let fixture = Fixture::new().await;
+    let vf = fixture.node.vf(0, 0);
+    fixture.told(&format!("acquire pod-1/net1 --vf {vf} --pool fast --driver vfio-pci")).await;
+    let _open = fixture.node.open_vfio(vf, 4242, "testpmd");
+    let mut client = sriov_manager_client::connect(&fixture.socket()).await.unwrap();
+    let error = ferrule::uninstall::give_back(&mut client, true, Duration::ZERO).await.unwrap_err().to_string();
+    assert!(error.contains("nothing was removed") && error.contains("testpmd"), "{error}");
+}

@@ -272,7 +272,10 @@ impl FakeKernel {
         }
         // vfio-pci wants a group of which nothing else is in the kernel's executor when it is opened; binding needs one.
         if driver == VFIO_PCI && self.sysfs.iommu_group(function).is_none() {
-            return Err(refusal(Errno::EINVAL));
+            if !self.allows_noiommu() {
+                return Err(refusal(Errno::EINVAL));
+            }
+            self.make_noiommu_group(function);
         }
         link(&format!("../../drivers/{driver}"), &self.sysfs.file(function, "driver"));
         if !is_userspace_driver(&driver) {
@@ -298,6 +301,9 @@ impl FakeKernel {
         }
         let _ = fs::remove_file(self.sysfs.file(function, "driver"));
         let _ = fs::remove_dir_all(self.sysfs.file(function, "net"));
+        if driver == VFIO_PCI {
+            self.remove_noiommu_group(function);
+        }
         self.state().moved.remove(&function);
         Ok(())
     }
