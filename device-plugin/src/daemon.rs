@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks};
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile, Presets};
 use crate::counters::Counters;
@@ -104,6 +104,7 @@ impl Daemon {
             host: Host::new(&options.root),
             files: options.files.clone(),
             cdi: options.cdi,
+            told: ToldNodes::at(&options.state),
             locks: DeviceLocks::default(),
             counters: Arc::new(Counters::default()),
         });
@@ -178,6 +179,8 @@ impl Daemon {
                 {
                     warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
                 }
+                // What the plugin before told until its end.
+                allocator.told.load();
                 allocator.write_files_again();
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));

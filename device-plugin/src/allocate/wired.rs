@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
 use tokio::sync::OwnedMutexGuard;
 
-use super::Allocator;
+use super::{Allocator, Candidate};
 use crate::config::ResourceConfig;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
@@ -21,14 +20,11 @@ impl Allocator {
     /// Makes sure that the wires of these are there.
     pub(super) async fn wire(&self, allotted: &[Allotted]) -> Result<(), LeaseError> {
         let mut by_wire: BTreeMap<String, Vec<LeaseName>> = BTreeMap::new();
-        for Allotted { resource, member, .. } in
-            allotted.iter().filter(|device| device.member.device.software().is_some())
-        {
-            let id = &member.device.id;
+        for device in allotted.iter().filter(|device| device.member.device.software().is_some()) {
+            let id = &device.member.device.id;
             let unknown = || WireError::Unknown { id: id.clone() };
             let pair = self.resources.pair(id).ok_or_else(unknown)?;
-            let name = LeaseName::new(&resource.name.to_string(), id);
-            by_wire.entry(pair.pair.name().to_owned()).or_default().push(name);
+            by_wire.entry(pair.pair.name().to_owned()).or_default().push(device.lease_name());
         }
         for (wire, names) in by_wire {
             self.wire_again(&wire).await?;
@@ -80,23 +76,20 @@ impl Allocator {
     }
 
     /// Which of these endpoints of a resource go first.
-    pub(super) fn prefer_software(
+    pub(super) fn prefer_endpoints(
         &self,
-        members: &[(Arc<ResourceConfig>, Member)],
+        resource: &str,
+        available: &[String],
         must_include: &[String],
         size: usize,
     ) -> Vec<String> {
-        let free = |(resource, member): &(Arc<ResourceConfig>, Member)| {
-            let id = &member.device.id;
-            let state = self.resources.pair(id)?;
-            Some(FreeEndpoint {
-                id: id.clone(),
-                wire: state.pair.name().to_owned(),
-                is_awaited: state.clone().without(id).is_held(),
-                is_taken: self.resources.cost(resource, member) >= COST_TAKEN,
-            })
+        let (_, candidates) = self.resources.candidates(resource, available);
+        let free = |Candidate { id, cost, .. }: Candidate| {
+            let state = self.resources.pair(&id)?;
+            let (wire, is_awaited) = (state.pair.name().to_owned(), state.without(&id).is_held());
+            Some(FreeEndpoint { id, wire, is_awaited, is_taken: cost >= COST_TAKEN })
         };
-        let free: Vec<_> = members.iter().filter_map(free).collect();
+        let free: Vec<_> = candidates.into_iter().filter_map(free).collect();
         prefer(&free, must_include, size)
     }
 
