@@ -60,7 +60,7 @@ impl Bound {
     pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Self {
         let device = &member.device;
         if let Some(end) = device.software() {
-            return Some(Self::Software(end.kind));
+            return Self::Software(end.kind);
         }
         if driver == Some(v1::Driver::VfioPci) {
             if let Some(group) = vf.map(|vf| &vf.vfio_group).filter(|group| !group.is_empty()) {
