@@ -267,7 +267,7 @@ mod tests {
             .map(|id| Member { device: Arc::new(Device::of_software(id, end.clone())), selector: 0, is_gone: false })
             .into();
         let host = Host::new("/nowhere");
-        let bound = |member: &Member| Bound::of(Some(v1::Driver::VfioPci), member, None, &host).unwrap();
+        let bound = |member: &Member| Bound::of(Some(v1::Driver::VfioPci), member, None, &host);
         let devices: Vec<_> = ends.iter().map(|member| (member, bound(member))).collect();
         let given = give(&resource, &devices, &host);
         assert_eq!(given.envs["PCIDEVICE_INTEL_COM_A"], "soft-a-0,soft-a-2");
