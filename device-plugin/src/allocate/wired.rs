@@ -63,9 +63,9 @@ impl Allocator {
         let Some(state) = self.resources.pair(&name.device).filter(|_| is_due) else { return Ok(()) };
         let left = state.without(&name.device);
         if left.is_held() {
-            self.forwarder.put(&left).await?
+            self.forwarder.put(&left).await?;
         } else {
-            self.forwarder.remove(&left).await?
+            self.forwarder.remove(&left).await?;
         }
         Ok(())
     }
