@@ -13,7 +13,7 @@ CARGO := cargo
 RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
-TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils gcc libc6-dev
@@ -26,9 +26,11 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p device-plugin -p ferrule
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
+	@echo "==> ferrule demo pod"
+	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo pod
 
 test: need-test vm-pieces
 	@echo "==> building"
