@@ -290,8 +290,8 @@ pub fn product(test: &str) -> Option<Product> {
     Some(Product { binaries, prefix: "localhost/ferrule".to_owned(), tag: version })
 }
 
-/// Unpacked, once for all tests. None: it was said what lacks.
-fn images(test: &str) -> Option<&'static Path> {
+/// Made and unpacked, once for all tests: for each a file and a folder. None: it was said what lacks.
+pub fn images(test: &str) -> Option<&'static Path> {
     static IMAGES: OnceLock<PathBuf> = OnceLock::new();
     let product = product(test)?;
     let unpacked = IMAGES.get_or_init(|| {
