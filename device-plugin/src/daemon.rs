@@ -21,6 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile};
 use crate::counters::Counters;
 use crate::duty::{Duty, DutyLock};
+use crate::explain;
 use crate::host::Host;
 use crate::kubelet::{Directory, Endpoints};
 use crate::leases::Manager;
@@ -42,6 +43,8 @@ pub struct DaemonOptions {
     pub root: PathBuf,
     /// The socket of `sriov-manager`.
     pub manager: PathBuf,
+    /// Where to listen for people who ask why.
+    pub socket: PathBuf,
     /// The kubelet's directory of device plugins.
     pub plugins: PathBuf,
     /// The kubelet's podresources socket.
@@ -174,7 +177,8 @@ impl Daemon {
                 all.follow().await;
                 *running = Some(all);
                 drop(running);
-                keep_releasing(allocator, changed).await;
+                let asked = explain::serve(options.socket.clone(), Arc::clone(&allocator));
+                tokio::join!(keep_releasing(allocator, changed), asked);
                 Ok(())
             };
             tokio::select! { () = telling => Ok(()), served = serving => served }

@@ -35,6 +35,9 @@ pub struct Flags {
     /// Socket of sriov-manager
     #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
     manager: PathBuf,
+    /// Where to listen for `ferrule vf explain`
+    #[arg(long, value_name = "PATH", default_value = device_plugin_client::SOCKET_DEFAULT)]
+    socket: PathBuf,
     /// The kubelet's directory of device plugins, which `--root-dir` of the kubelet does not move
     #[arg(long, value_name = "DIR", default_value = PLUGINS_DIRECTORY)]
     plugins: PathBuf,
@@ -86,6 +89,7 @@ impl Flags {
             prefix: self.resource_prefix.clone(),
             root: self.root.clone(),
             manager: self.manager.clone(),
+            socket: self.socket.clone(),
             plugins: self.plugins.clone(),
             pod_resources: self.pod_resources.clone(),
             witness: Witness {

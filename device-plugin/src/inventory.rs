@@ -81,6 +81,18 @@ pub enum Source {
     SubFunction,
 }
 
+impl Source {
+    /// What it is, in words.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Vf(_) => "a VF",
+            Self::Function => "a NIC without VFs",
+            Self::Accelerator => "an accelerator",
+            Self::SubFunction => "a sub-function",
+        }
+    }
+}
+
 /// How a VF is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VfState {

@@ -15,11 +15,13 @@ use tracing::{info, warn};
 use crate::allocate::Candidate;
 use crate::config::{Config, Policy, ResourceConfig};
 use crate::grants::{Grants, Listing, Tenant};
-use crate::health::{PfHealth, Problem, judge};
-use crate::host::{Host, HostView, PfCondition};
+use crate::health::{FunctionHealth, Problem, judge};
+use crate::host::{FunctionCondition, Host, HostView};
 use crate::inventory::{Inventory, Lists};
 use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::{Member, Pool, pools};
+
+mod report;
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ struct State {
     inventory: Option<Inventory>,
     pools: Vec<Pool>,
     grants: Grants,
-    pfs: PfHealth,
+    pfs: FunctionHealth,
     /// Interfaces of PFs, by their addresses.
     pf_netdevs: BTreeMap<String, String>,
     /// Not asked for any more, and pods have devices of them.
@@ -44,6 +46,10 @@ struct State {
     refused: BTreeMap<String, Refused>,
     /// Whether the manager has told of its VFs.
     is_managed: bool,
+    /// Whether it tells of them now.
+    is_followed: bool,
+    /// Why it is not known what pods have.
+    pods_problem: Option<String>,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
 }
@@ -102,20 +108,24 @@ impl Resources {
         state.grants.note_leases(&ours, Instant::now());
         // A checkpoint has no node.
         state.is_managed |= list.node.is_some();
+        let State { pfs, pf_netdevs, .. } = &mut *state;
+        pfs.keep_only(|function| pf_netdevs.contains_key(function) || inventory.devices.contains_key(function));
         state.inventory = Some(inventory);
         state.refresh();
     }
 
-    /// Looks how the PFs are.
-    pub fn look_at_pfs(&self, host: &Host) {
-        let pfs = self.lock().pf_netdevs.clone();
-        let found: Vec<(String, PfCondition)> =
-            pfs.into_iter().map(|(pf, netdev)| (pf.clone(), host.pf_condition(&pf, &netdev))).collect();
+    /// Looks how the PFs are, and the VFs that pods have; or all VFs.
+    pub fn look_at_functions(&self, host: &Host, all_vfs: bool) {
+        let wanted = self.lock().to_look_at(all_vfs);
+        let found: Vec<(String, FunctionCondition)> = wanted
+            .into_iter()
+            .map(|(function, netdev)| (function.clone(), host.condition(&function, &netdev)))
+            .collect();
         let mut state = self.lock();
         let now = Instant::now();
         let mut is_news = false;
-        for (pf, condition) in found {
-            is_news |= state.pfs.note(&pf, condition, now);
+        for (function, condition) in found {
+            is_news |= state.pfs.note(&function, condition, now);
         }
         if is_news {
             state.refresh();
@@ -135,6 +145,16 @@ impl Resources {
     /// Whether the manager has told of its VFs.
     pub fn is_managed(&self) -> bool {
         self.lock().is_managed
+    }
+
+    /// Whether the manager tells of its VFs now.
+    pub fn note_manager(&self, is_followed: bool) {
+        self.lock().is_followed = is_followed;
+    }
+
+    /// Why it is not known what pods have, if it is not.
+    pub fn note_pods_problem(&self, problem: Option<String>) {
+        self.lock().pods_problem = problem;
     }
 
     /// Ids of all devices of all resources.
@@ -286,6 +306,17 @@ pub struct Shown {
 impl State {
     fn pool(&self, resource: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.resource.name.to_string() == resource)
+    }
+
+    /// Addresses, with the interface of those whose link matters.
+    fn to_look_at(&self, all_vfs: bool) -> BTreeMap<String, String> {
+        let held_by = self.grants.by_device();
+        let devices = self.inventory.iter().flat_map(|inventory| inventory.devices.values());
+        let vfs = devices.filter(|device| device.vf().is_some());
+        let vfs = vfs.filter(|device| all_vfs || held_by.contains_key(device.id.as_str()));
+        let mut wanted: BTreeMap<String, String> = vfs.map(|vf| (vf.id.clone(), String::new())).collect();
+        wanted.extend(self.pf_netdevs.clone());
+        wanted
     }
 
     /// 0: it is as it is to be; [`COST_TAKEN`]: it is another pod's, or is not to be had.

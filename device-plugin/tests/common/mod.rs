@@ -52,6 +52,7 @@ impl Site {
             prefix: "intel.com".into(),
             root: node.sysfs().path(""),
             manager: at("vf.sock"),
+            socket: at("device-plugin.sock"),
             plugins: at("device-plugins"),
             pod_resources: at("pod-resources/kubelet.sock"),
             witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },

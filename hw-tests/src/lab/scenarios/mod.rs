@@ -6,6 +6,7 @@
 //! - `holders`: VFs that somebody does not let go;
 //! - `node`: what happens to a node while VFs are lent;
 //! - `crashes`: the manager killed at every point of its work;
+//! - `pods`: VFs that pods get by the device plugin;
 //! - `reboots`: leases after a power cut.
 
 mod crashes;
@@ -14,6 +15,7 @@ mod hardware;
 mod holders;
 mod leases;
 mod node;
+mod pods;
 mod reboots;
 
 use std::process::Command;
@@ -49,6 +51,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_pf_in_another_namespace_keeps_its_vfs_until_it_can_be_asked", &[node::pf_away]),
     Scenario::new("a_vlan_goes_to_the_pf_that_is_meant_whatever_it_is_called", &[node::names_swapped]),
     Scenario::new("a_full_disk_shows_everything_lends_nothing_and_loses_nothing", &[node::full_disk]),
+    Scenario::new("pods_get_the_vfs_of_one_pool_on_two_drivers_in_turn", &[pods::in_turn])
+        .within(Duration::from_mins(2)),
+    Scenario::new("a_kubelet_is_answered_and_told_soon", &[pods::times]).within(Duration::from_mins(3)),
+    Scenario::new("killed_plugins_a_full_disk_and_a_manager_away_cost_no_pod", &[pods::mishaps])
+        .within(Duration::from_mins(4)),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
