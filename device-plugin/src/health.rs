@@ -96,7 +96,8 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Fu
         }
         return of_errors();
     }
-    if resource.driver.is_none() && member.device.driver.is_none() {
+    let is_bare = member.device.driver.is_none() && member.device.software().is_none();
+    if is_bare && resource.driver.is_none() {
         return Some(Problem::DriverLost);
     }
     let of_vf = member.device.vf().and_then(|vf| {
@@ -116,7 +117,9 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Fu
         // Something is being done to it for a moment: what, is known when it is done.
         reasons.first().filter(|_| !vf.is_busy).map(|reason| Problem::Blocked(reason.text.clone()))
     });
-    of_vf.or_else(of_errors).or((resource.needs_link && pf.is_without_link).then_some(Problem::NoLink))
+    let of_software = member.device.software().and_then(|end| end.blocked.clone()).map(Problem::Blocked);
+    let of_link = (resource.needs_link && pf.is_without_link).then_some(Problem::NoLink);
+    of_vf.or(of_software).or_else(of_errors).or(of_link)
 }
 
 /// Of a VF that is lent and that no pod has by this resource.

@@ -50,7 +50,10 @@ pub fn pools(
         let earlier = before_of(before, &name);
         let mut members = BTreeMap::new();
         for (place, device) in inventory.devices.values().enumerate() {
-            let is_taken = is_retired || exclusive[place] || resource.driver.is_none() && shared[place];
+            let is_taken = is_retired
+                || resource.software.is_some()
+                || exclusive[place]
+                || resource.driver.is_none() && shared[place];
             let fits = || resource.selectors.iter().position(|selector| misfit(resource, selector, device).is_none());
             let selector = if is_taken { None } else { fits() };
             // One that somebody took its driver from stays, as ill: it may be back in a moment.

@@ -13,7 +13,9 @@ impl Resources {
     /// The whole of it. `is_registered`: whether the kubelet has a resource's list.
     pub fn report(&self, is_registered: impl Fn(&str) -> bool) -> told::Report {
         let state = self.lock();
-        let devices = state.inventory.iter().flat_map(|inventory| inventory.devices.values());
+        let of_node = state.inventory.iter().flat_map(|inventory| inventory.devices.values());
+        let members = state.pools.iter().flat_map(|pool| pool.members.values().map(|member| &member.device));
+        let devices = of_node.chain(members.filter(|device| device.software().is_some()));
         told::Report {
             problems: state.own_problems(),
             resources: state.pools.iter().map(|pool| state.told_resource(pool, &is_registered)).collect(),
@@ -26,7 +28,9 @@ impl Resources {
 impl State {
     fn own_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.is_managed {
+        if !self.needs_manager() {
+            // Nothing is asked of it.
+        } else if !self.is_managed {
             problems.push("sriov-manager has told of no VF yet: start it, or look at its log".to_owned());
         } else if !self.is_followed {
             problems.push(
@@ -88,6 +92,9 @@ impl State {
 
 /// `taken_by`: the first resource further up that has it.
 fn why_not(resource: &ResourceConfig, device: &Device, taken_by: Option<&ResourceConfig>) -> String {
+    if resource.software.is_some() || device.software().is_some() {
+        return "software endpoints are of their own resource, which has nothing else".to_owned();
+    }
     let reasons: Vec<_> = resource
         .selectors
         .iter()

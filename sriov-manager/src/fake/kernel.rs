@@ -51,6 +51,13 @@ impl Kernel for FakeKernel {
         self.hang(Scenario::ReportHangs);
         let pf = self.device_of(pf)?;
         let state = self.state();
+        let refused = state.scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::ReportRefused(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = refused {
+            return Err(refusal(Errno::from_raw(errno)));
+        }
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
         let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
         let vfs: BTreeMap<_, _> = vfs.collect();
