@@ -1,1 +1,0 @@
-compile_error!("a look only");
