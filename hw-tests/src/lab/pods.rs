@@ -166,4 +166,4 @@ fn plugin(directory: &Path, state: &Path) -> Command {
 /// A list of pods without it is not believed.
 const OWN_POD: &str = "device-plugin";
 /// An emulated machine is slow.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);

@@ -134,7 +134,7 @@ pub fn mishaps(lab: &Lab) -> Result<()> {
     let full = lab.state().join("full");
     fs::create_dir_all(&full).context("make a folder")?;
     mount(Some("tmpfs"), &full, Some("tmpfs"), MsFlags::empty(), Some("size=16k")).context("mount a small tmpfs")?;
-    fs::write(full.join("filler"), [0; 64 << 10]).expect_err("it is full");
+    fs::write(full.join("filler"), vec![0; 64 << 10]).expect_err("it is full");
     let told = on_a_full_disk(lab);
     umount2(&full, MntFlags::MNT_DETACH).context("unmount the tmpfs")?;
     told
