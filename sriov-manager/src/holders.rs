@@ -42,6 +42,9 @@ pub enum Holder {
         /// A process inside and its name.
         process: Option<(u32, String)>,
     },
+    /// The VF's interface is in a network namespace that nothing here leads to: only a socket or a mount of somebody in another
+    /// mount namespace keeps it, or a process that is not seen here has it.
+    UnseenNamespace,
 }
 
 impl Holder {
@@ -49,7 +52,7 @@ impl Holder {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Self::Process { pid, .. } => Some(*pid),
-            Self::Unseen { .. } => None,
+            Self::Unseen { .. } | Self::UnseenNamespace => None,
             Self::Namespace { process, .. } => process.as_ref().map(|(pid, _)| *pid),
         }
     }
@@ -79,6 +82,10 @@ impl fmt::Display for Holder {
             Self::Namespace { netdev, namespace, process: None } => {
                 write!(f, "its interface {netdev} is in the network namespace {}", namespace.display())
             }
+            Self::UnseenNamespace => f.write_str(
+                "its interface is in a network namespace that no process, file or mount here leads to (in a container without \
+                 `hostPID`, or kept by a socket alone)",
+            ),
         }
     }
 }
@@ -129,15 +136,26 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> io::Result<Vec<Holder>> {
 /// When a process was started, in the kernel's ticks since the boot; none: there is no such process any more.
 pub fn start_time(sysfs: &Sysfs, pid: u32) -> io::Result<Option<u64>> {
     let text = unless_gone(fs::read_to_string(sysfs.path(&format!("proc/{pid}/stat"))))?;
-    Ok(text.as_deref().and_then(started))
+    let stat = text.as_deref().and_then(ProcessStat::parse);
+    Ok(stat.filter(|stat| !stat.is_zombie).map(|stat| stat.started))
 }
 
-/// The start time in a line of `/proc/PID/stat`; none: the process is a zombie.
-fn started(stat: &str) -> Option<u64> {
-    // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let is_zombie = matches!(fields.next(), Some("Z" | "X"));
-    if is_zombie { None } else { fields.nth(STAT_START_TIME)?.parse().ok() }
+/// What a `/proc/PID/stat` says of a process or a thread.
+pub(crate) struct ProcessStat {
+    /// It has ended, and its parent has not asked about it yet.
+    pub is_zombie: bool,
+    /// When it was started, in the kernel's ticks since the boot.
+    pub started: u64,
+}
+
+impl ProcessStat {
+    /// Reads the line.
+    pub fn parse(stat: &str) -> Option<Self> {
+        // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let is_zombie = matches!(fields.next()?, "Z" | "X");
+        Some(Self { is_zombie, started: fields.nth(STAT_START_TIME)?.parse().ok()? })
+    }
 }
 
 /// The number of a network namespace by a file of it; none: it is not there.

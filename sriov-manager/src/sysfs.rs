@@ -149,6 +149,15 @@ impl Sysfs {
         Some((netdev, Interface { index, device: address }))
     }
 
+    /// Whether a function has a network interface, and none in our network namespace. The kernel keeps the folder for as long as
+    /// there is any, and shows in it those of one namespace (`get_device_parent` and `cleanup_glue_dir` of drivers/base/core.c).
+    pub fn has_netdev_elsewhere(&self, address: PciAddress) -> bool {
+        match names(&self.file(address, "net")) {
+            Ok(here) => here.is_empty(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     fn netdev_file(&self, address: PciAddress, netdev: &str, file: &str) -> Option<String> {
         let text = fs::read_to_string(self.file(address, "net").join(netdev).join(file)).ok()?;
         Some(text.trim().to_owned())

@@ -73,7 +73,8 @@ impl Kernel for FakeKernel {
             if left > 1 {
                 state.scenarios.insert(Scenario::SettingAgain(left - 1));
             }
-            return Err(refusal(Errno::EAGAIN));
+            // ice says the latter.
+            return Err(refusal(if left % 2 == 0 { Errno::EAGAIN } else { Errno::EBUSY }));
         }
         let is_refused = match change {
             VfChange::Mac(mac) => {
@@ -105,6 +106,7 @@ impl Kernel for FakeKernel {
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
         self.hang(Scenario::AltnamesHang);
+        assert!(!self.has(Scenario::AltnamesPanic), "a made-up defect");
         Ok(self.state().altnames.clone())
     }
 
@@ -125,6 +127,9 @@ impl Kernel for FakeKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+        if self.has(Scenario::NetdevComesMeanwhile) {
+            self.make_netdev(vf, &netdev_name(vf), Mac([2, 0, 0, 0, 0, 1]));
+        }
         Ok(self.state().moved.get(&vf).cloned())
     }
 }

@@ -1,14 +1,14 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tracing::debug;
 
 use super::{HostVfs, Reason, VfError, Vfs};
-use crate::address::{PciAddress, is_userspace_driver};
+use crate::address::PciAddress;
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::VirtualFunction;
 use crate::plan::Step;
@@ -23,16 +23,24 @@ impl Vfs {
         vf.vfio_device = executor.sysfs.vfio_device(vf.address);
         let nodes = holders::nodes(&executor.sysfs, &vf);
         let mut holders = self.openers(vf.address, &nodes)?;
-        let Some(driver) = vf.function.driver.as_deref() else { return Ok(holders) };
-        if holders.is_empty() && !is_userspace_driver(driver) && executor.sysfs.netdevs(vf.address).is_empty() {
-            let address = vf.address;
-            let what = format!("look for the interface of {address} in other namespaces");
-            let foreign = executor
-                .watchdog
-                .call(&what, &[address], executor.timeouts.call, move |kernel| kernel.foreign_netdev(address))?;
-            holders.extend(foreign.map(|foreign| Holder::of_namespace(&executor.sysfs, foreign)));
+        if holders.is_empty() && executor.sysfs.has_netdev_elsewhere(vf.address) {
+            holders.extend(self.interface_elsewhere(vf.address)?);
         }
         Ok(holders)
+    }
+
+    /// Who has the interface of a VF that is in another network namespace, as far as it is known; none: it is not there, after all.
+    fn interface_elsewhere(&self, vf: PciAddress) -> Result<Option<Holder>, CallError> {
+        let executor = self.executor();
+        let what = format!("look for the interface of {vf} in other namespaces");
+        let foreign =
+            executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.foreign_netdev(vf))?;
+        if let Some(foreign) = foreign {
+            return Ok(Some(Holder::of_namespace(&executor.sysfs, foreign)));
+        }
+        // One that is being made or removed is in no namespace for a moment, or came to another one behind the search.
+        let is_settled = || (!executor.sysfs.has_netdev_elsewhere(vf)).then_some(());
+        Ok(executor.appears(is_settled, NETDEV_SETTLES).is_none().then_some(Holder::UnseenNamespace))
     }
 
     /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.
@@ -169,3 +177,6 @@ impl FunctionUser {
         }
     }
 }
+
+/// An interface that is being made or removed is in no namespace for less than this.
+const NETDEV_SETTLES: Duration = Duration::from_millis(200);
