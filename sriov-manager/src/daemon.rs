@@ -185,6 +185,9 @@ impl Daemon {
 
     fn announce(&self) {
         let view = self.vfs.view();
+        for warning in &view.warnings {
+            warn!("{warning}");
+        }
         let leases = view.vfs.iter().filter(|vf| vf.lease.is_some()).count() + view.lost.len();
         let (pfs, vfs) = (view.pfs.len(), view.vfs.len());
         self.servers.ready(format_args!("{pfs} PFs, {vfs} VFs, {leases} leases, {}", self.socket.display()));

@@ -2,7 +2,7 @@
 //!
 //! Modules: `merged` (policies of the SR-IOV network operator, which divide the VFs of a PF among pools).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix::unistd::{Group, User};
 use thiserror::Error;
@@ -43,6 +43,24 @@ pub struct Pool {
     pub kernel_driver: Option<String>,
     /// Who may have them; none: whoever may open the socket.
     pub who: Option<Vec<Principal>>,
+    /// Where it is from.
+    pub source: Source,
+}
+
+/// Where in a text something stands, for whoever has to change it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// What the text is called.
+    pub file: String,
+    /// The lines of its fields, by their names here; none: it is not from a text.
+    pub lines: BTreeMap<&'static str, usize>,
+}
+
+impl Source {
+    /// What a line about a field begins with, as compilers have it.
+    pub fn prefix(&self, field: &str) -> String {
+        self.lines.get(field).map_or_else(String::new, |line| format!("{}:{line}: ", self.file))
+    }
 }
 
 /// How many VFs a PF is to have.
@@ -196,15 +214,22 @@ impl Policies {
         let mut wrong = Vec::new();
         for pf in inventory.pfs.values() {
             let pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-            let counts: Vec<_> = pools.filter_map(|pool| Some((&pool.name, pool.num_vfs?))).collect();
+            let counts: Vec<_> = pools.filter_map(|pool| Some((pool, pool.num_vfs?))).collect();
             if let [(first, count), rest @ ..] = &counts[..]
                 && let Some((other, _)) = rest.iter().find(|(_, other)| other != count)
             {
-                wrong.push(format!("the pools {first} and {other} want different numbers of VFs of {}", pf.name()));
+                wrong.push(format!(
+                    "{}the pools {} and {} want different numbers of VFs of {}: make their `num_vfs` the same",
+                    other.source.prefix("num_vfs"),
+                    first.name,
+                    other.name,
+                    pf.name()
+                ));
             }
             if let Some((first, other)) = merge(&self.pools, pf).and_then(|merged| merged.disagree) {
                 wrong.push(format!(
-                    "the policies {} and {} disagree about `externallyManaged` of {}",
+                    "{}the policies {} and {} disagree about `externallyManaged` of {}: make it the same",
+                    other.source.prefix("externally_managed"),
                     first.name,
                     other.name,
                     pf.name()
@@ -240,6 +265,14 @@ impl Pool {
         }
         self.driver = Some(driver).filter(|_| same_driver);
         self.mtu = mtu.filter(|_| same_mtu && driver == Driver::Kernel);
+    }
+
+    /// Notes what the text is called that it is from.
+    pub(crate) fn name_source(&mut self, file: &str) {
+        let policies = self.pfs.iter_mut().filter_map(|selector| selector.policy.as_mut());
+        for source in policies.map(|policy| &mut policy.source).chain([&mut self.source]) {
+            file.clone_into(&mut source.file);
+        }
     }
 
     fn names_group(&self) -> bool {

@@ -45,6 +45,9 @@ async fn adopt(vfs: &Vfs, file: &Followed, policies: Policies, cause: Cause) {
     match spawn_blocking(move || changed.adopt_policies(policies, counts)).await {
         Ok(Ok(Adopted { forbidden, short })) => {
             let (forbidden, short) = (forbidden.len(), short.len());
+            for warning in &vfs.view().warnings {
+                warn!("{warning}");
+            }
             info!(file = %path, pools, forbidden_leases = forbidden, short_pfs = short, "policies file applied");
         }
         Ok(Err(error)) => refuse(vfs, file, &[error.to_string()]),

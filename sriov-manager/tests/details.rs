@@ -9,7 +9,7 @@ use sriov_manager::attributes::Guid;
 use sriov_manager::daemon::{Daemon, DaemonOptions};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::EswitchMode;
-use sriov_manager::policy::{OperatorPolicy, PfSelector, Policies, Pool};
+use sriov_manager::policy::{OperatorPolicy, PfSelector, Policies, Pool, Source};
 use sriov_manager_client::{Client, v1};
 use tokio::time::timeout;
 
@@ -174,6 +174,7 @@ async fn a_pf_whose_vfs_somebody_else_makes_says_so() {
         driver: sriov_manager::Driver::Kernel,
         mtu: None,
         is_externally_managed: true,
+        source: Source::default(),
     };
     let selector = PfSelector { name: Some("ens1f1".into()), policy: Some(policy), ..PfSelector::default() };
     let policies = Policies { pools: vec![Pool { name: "outside".into(), pfs: vec![selector], ..Pool::default() }] };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ferrule_daemon::ApiSocket;
 use ferrule_daemon::settings::{ConfigErrors, Field, FileSettings, LoadError, SettingsFile, decode, parse_documents};
 
-use crate::policy::Policies;
+use crate::policy::{Policies, Source};
 use sriov_manager_client::SOCKET_DEFAULT;
 
 mod nsm;
@@ -36,7 +36,11 @@ pub struct Config {
 impl Config {
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
-        parse_documents(file, text, |documents, _| read_documents(documents))
+        let mut config = parse_documents(file, text, |documents, _| read_documents(documents))?;
+        for pool in &mut config.policies.pools {
+            pool.name_source(file);
+        }
+        Ok(config)
     }
 
     /// What another file says about settings that only a restart changes, in words.
@@ -115,6 +119,12 @@ fn read_own(root: &Field<'_>) -> Config {
     let entries = table.optional("pools").and_then(|field| field.items()).unwrap_or_default();
     config.policies = pools::read(&entries);
     config
+}
+
+/// Where fields are, which a path below `field` names each. What they are of is given its file later.
+fn source(field: &Field<'_>, fields: &[(&'static str, &str)]) -> Source {
+    let lines = fields.iter().map(|&(name, path)| (name, field.line_of(path))).collect();
+    Source { file: String::new(), lines }
 }
 
 /// Where the journal is unless told otherwise.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use ferrule_daemon::settings::Field;
 
 use super::pools::{driver_name, vf_driver_name};
+use super::source;
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
 pub(super) fn read(root: &Field<'_>) -> Policies {
@@ -43,6 +44,7 @@ pub(super) fn read(root: &Field<'_>) -> Policies {
                     name,
                     num_vfs: Some(NumVfs::AllIfNone),
                     kernel_driver: vf_driver.clone(),
+                    source: source(&field, &["name", "pfs", "num_vfs"].map(|name| (name, ""))),
                     ..Pool::default()
                 });
                 if pool.kernel_driver != vf_driver {

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use ferrule_daemon::settings::{Field, Table};
 
 use super::pools::{MTU_RANGE, VFS_MAX, hex_id, ranges};
-use crate::policy::{OperatorPolicy, PfSelector, Policies, Pool};
+use super::source;
+use crate::policy::{OperatorPolicy, PfSelector, Policies, Pool, Source};
 use crate::{Driver, PciAddress};
 
 pub(super) fn read(documents: &[Field<'_>]) -> Policies {
@@ -70,11 +71,18 @@ impl Reader {
             name_field.wrong(format!("the policy `{name}` is on line {first} already"));
         }
         if let Some(spec) = table.required("spec", "what the policy says").and_then(|spec| spec.table(SPEC_KEYS)) {
-            self.policy(name, &spec);
+            let fields = [
+                ("name", "metadata.name"),
+                ("pfs", "spec.nicSelector"),
+                ("num_vfs", "spec.numVfs"),
+                ("mtu", "spec.mtu"),
+                ("externally_managed", "spec.externallyManaged"),
+            ];
+            self.policy(name, &spec, source(field, &fields));
         }
     }
 
-    fn policy(&mut self, name: &str, spec: &Table<'_>) {
+    fn policy(&mut self, name: &str, spec: &Table<'_>, source: Source) {
         let resource = spec.required("resourceName", "the name of the resource");
         let resource = resource.and_then(|field| field.text()).unwrap_or_default();
         let count = spec.required("numVfs", "how many VFs").and_then(|field| field.number::<u32>(0..=VFS_MAX));
@@ -102,13 +110,14 @@ impl Reader {
             driver,
             mtu,
             is_externally_managed: switch("externallyManaged") == Some(true),
+            source: source.clone(),
         };
         // The operator passes over a policy that wants none.
         if num_vfs == 0 || resource.is_empty() {
             return;
         }
         let pool = self.pools.entry(resource.to_owned());
-        let pool = pool.or_insert_with(|| Pool { name: resource.to_owned(), ..Pool::default() });
+        let pool = pool.or_insert_with(|| Pool { name: resource.to_owned(), source, ..Pool::default() });
         pool.pfs.extend(selectors.into_iter().map(|selector| PfSelector { policy: Some(policy.clone()), ..selector }));
         pool.take_use_of_policies();
     }

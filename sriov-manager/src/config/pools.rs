@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::Field;
 
+use super::source;
 use crate::Driver;
 use crate::policy::{NumVfs, PfSelector, Policies, Pool};
 
@@ -57,6 +58,7 @@ fn read_pool(field: &Field<'_>) -> Pool {
         mtu,
         kernel_driver: table.optional("kernel_driver").and_then(|field| vf_driver_name(&field)),
         who: who.map(|items| items.iter().filter_map(Field::parse).collect()),
+        source: source(field, &["name", "pfs", "num_vfs", "mtu"].map(|name| (name, name))),
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::Driver;
 use crate::fake::FakeNode;
 use crate::inventory::Inventory;
-use crate::policy::{NumVfs, OperatorPolicy, PfSelector, Policies, Pool, Principal};
+use crate::policy::{NumVfs, OperatorPolicy, PfSelector, Policies, Pool, Principal, Source};
 
 #[test]
 fn our_own_form_is_read_as_it_is_written() {
@@ -43,6 +43,10 @@ pools:
         mtu: Some(9000),
         kernel_driver: Some("igbvf".into()),
         who,
+        source: Source {
+            file: "policies.yaml".into(),
+            lines: [("name", 7), ("pfs", 9), ("num_vfs", 11), ("mtu", 13)].into(),
+        },
     };
     assert_eq!(config.policies.pools, [pool]);
     assert_eq!((config.rescan, config.state), (Duration::from_secs(10), PathBuf::from("/var/lib/x")));
@@ -142,6 +146,7 @@ fn policies_of_the_operator_are_read_and_what_cannot_be_kept_is_refused() {
         driver: Driver::VfioPci,
         mtu: None,
         is_externally_managed: false,
+        source: pool.source.clone(),
     };
     assert!(pool.pfs.iter().all(|pf| pf.policy.as_ref() == Some(&read)), "{pool:?}");
     assert_eq!(pool.driver, Some(Driver::VfioPci), "its `deviceType` is kept");
@@ -243,6 +248,48 @@ fn what_a_policy_of_the_operator_does_not_come_to_is_told() {
     let disagree = policy("a", (10, 8), "ens1f0#0-3", "x", "externallyManaged: true")
         + &policy("b", (10, 8), "ens1f0#4-7", "y", "");
     assert!(told(&disagree).1.contains("the policies a and b disagree about `externallyManaged` of ens1f0"));
+}
+
+#[test]
+fn what_policies_do_not_come_to_is_told_with_its_file_and_line() {
+    let node = FakeNode::new(2, 63);
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
+    let own = policies(
+        "pools:
+  - name: nowhere
+    pfs:
+      - { name: ens9f0 }
+  - name: a
+    pfs: [{ name: ens1f0, vfs: \"0-9\" }]
+    num_vfs: 4
+    mtu: 9000
+  - name: b
+    pfs: [{ name: ens1f0 }]
+
+    num_vfs: 5
+",
+    );
+    let warnings = own.warnings(&inventory);
+    for told in [
+        "f:4: the pool nowhere fits no PF",
+        "f:6: the pool a names VF 9 of ens1f0, which is to have 4: raise `num_vfs`",
+        "f:8: the pool a wants an MTU of 9000",
+        "f:12: the pools a and b want different numbers of VFs of ens1f0: make their `num_vfs` the same",
+    ] {
+        assert!(warnings.iter().any(|warning| warning.starts_with(told)), "{told} in {warnings:#?}");
+    }
+    let operators = policy("a", (10, 8), "ens1f0#0-3", "x", "externallyManaged: true")
+        + &policy("b", (10, 8), "ens1f0#4-7", "y", "\n  externallyManaged: false")
+        + &policy("c", (20, 4), "ens1f1", "z", "")
+        + &policy("d", (10, 4), "ens1f1", "w", "");
+    let warnings = policies(&operators).warnings(&inventory);
+    let told = [
+        "f:19: the policies a and b disagree about `externallyManaged` of ens1f0",
+        "f:23: the policy c has no VFs of ens1f1: d is more important",
+    ];
+    for told in told {
+        assert!(warnings.iter().any(|warning| warning.starts_with(told)), "{told} in {warnings:#?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{PfSelector, Pool};
+use super::{PfSelector, Pool, Source};
 use crate::address::Driver;
 use crate::inventory::PhysicalFunction;
 
@@ -22,6 +22,8 @@ pub struct OperatorPolicy {
     pub mtu: Option<u32>,
     /// Somebody else makes the VFs.
     pub is_externally_managed: bool,
+    /// Where it is from.
+    pub source: Source,
 }
 
 /// What all policies of the operator say of one PF.

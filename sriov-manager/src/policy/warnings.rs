@@ -12,7 +12,8 @@ impl Policies {
             let pfs: Vec<_> = inventory.pfs.values().filter(fits).collect();
             if pfs.is_empty() {
                 warnings.push(format!(
-                    "the pool {} fits no PF of this node: compare its `pfs` with the PFs above (a name may be another one now)",
+                    "{}the pool {} fits no PF of this node: compare its `pfs` with the PFs above (a name may be another one now)",
+                    pool.source.prefix("pfs"),
                     pool.name
                 ));
             }
@@ -22,7 +23,8 @@ impl Policies {
             }
             if pool.driver.is_none() && pool.pfs.iter().any(|selector| selector.policy.is_some()) {
                 warnings.push(format!(
-                    "the policies of the pool {} want its VFs on different drivers: whoever borrows one has to name the driver",
+                    "{}the policies of the pool {} want its VFs on different drivers: whoever borrows one has to name the driver",
+                    pool.source.prefix("name"),
                     pool.name
                 ));
             }
@@ -43,7 +45,8 @@ impl Policies {
         let highest = fitting.filter_map(|selector| selector.vfs.as_ref()?.last()).max();
         highest.filter(|highest| **highest >= will_have).map(|highest| {
             format!(
-                "the pool {} names VF {highest} of {}, which is to have {will_have}: raise `num_vfs` or lower the range",
+                "{}the pool {} names VF {highest} of {}, which is to have {will_have}: raise `num_vfs` or lower the range",
+                pool.source.prefix("pfs"),
                 pool.name,
                 pf.name()
             )
@@ -59,7 +62,8 @@ impl Policies {
             .iter()
             .map(|(gone, by)| {
                 format!(
-                    "the policy {} has no VFs of {}: {} is more important, and names the same VFs or the same resource",
+                    "{}the policy {} has no VFs of {}: {} is more important, and names the same VFs or the same resource",
+                    gone.source.prefix("name"),
                     gone.name,
                     pf.name(),
                     by.name
@@ -67,8 +71,10 @@ impl Policies {
             })
             .collect();
         if merged.is_externally_managed && there < merged.num_vfs as usize {
+            let first = merged.groups.first().map(|group| group.policy.source.prefix("externally_managed"));
             warnings.push(format!(
-                "{} has {there} VFs and its policies want {}, which are made elsewhere (`externallyManaged`): make them there",
+                "{}{} has {there} VFs and its policies want {}, which are made elsewhere (`externallyManaged`): make them there",
+                first.unwrap_or_default(),
                 pf.name(),
                 merged.num_vfs
             ));
@@ -82,7 +88,8 @@ fn above_pf_mtu(pool: &Pool, pf: &PhysicalFunction) -> Option<String> {
     let (wanted, has) = (pool.mtu?, pf.function.mtu?);
     (wanted > has).then(|| {
         format!(
-            "the pool {} wants an MTU of {wanted}, and {} has {has}: give the PF as much (`ip link set {} mtu {wanted}`)",
+            "{}the pool {} wants an MTU of {wanted}, and {} has {has}: give the PF as much (`ip link set {} mtu {wanted}`)",
+            pool.source.prefix("mtu"),
             pool.name,
             pf.name(),
             pf.name()
