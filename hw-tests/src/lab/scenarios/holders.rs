@@ -1,9 +1,17 @@
 //! VFs that somebody does not let go.
 
-use std::thread;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use ferrule_ffi::netns::NetNs;
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -96,6 +104,140 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     assert!(created[0].error.is_empty() && pf[0].vfs().is_empty(), "{created:?}");
     Ok(())
 }
+
+/// Namespaces that have no name of `ip netns`: of a process, of a thread alone, kept by an open file, mounted as a container engine
+/// does it, and kept by a socket, to which nothing leads. An interface in any of them keeps its VF.
+pub fn nameless_namespaces(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[..1];
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    manager.create(pf, 1)?;
+    let vf = &pf[0].vfs()[0];
+    let own = std::process::id();
+    let is_in = |place: String| format!("its interface net1 is in the network namespace{place}");
+    let keepers: [(&str, Keep, &dyn Fn(&Kept) -> String); 5] = [
+        ("a process", Kept::by_process, &|kept| is_in(format!(" of process {} (sleep), /proc/{0}/ns/net", kept.pid()))),
+        ("a thread", Kept::by_thread, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/task/"))),
+        ("an open file", Kept::by_file, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/fd/"))),
+        ("an engine's mount", Kept::by_mount, &|_| is_in(format!(" {ENGINE}"))),
+        ("a socket", Kept::by_socket, &|_| "its interface is in a network namespace that no process, file or mount".into()),
+    ];
+    for (what, keep, told) in keepers {
+        step(&format!("{what} has the interface"), || {
+            manager.acquire("pod", vf, "kernel", None)?;
+            let namespace = NetNs::private()?;
+            let file = format!("/proc/{own}/fd/{}", namespace.as_fd().as_raw_fd());
+            ip(&["link", "set", &vf.wait_for_interface(), "netns", &file, "name", "net1"])?;
+            let kept = keep(namespace)?;
+            let told = told(&kept);
+            let refused = manager.release("pod", Duration::ZERO).expect_err("its interface is in the namespace");
+            assert_eq!(refused.code(), Code::FailedPrecondition);
+            assert!(refused.message().contains(&told), "{what}: {told} in {refused}");
+            assert_eq!(vf.driver().as_deref(), Some("igbvf"), "it is left alone");
+            let created = manager.create(pf, 0)?;
+            assert!(!created[0].error.is_empty() && pf[0].vfs().len() == 1, "{what}: {created:?}");
+            drop(kept);
+            Ok(())
+        })?;
+        // The kernel brings it back in its own time.
+        step(&format!("{what} has it no more"), || Ok(manager.release("pod", crate::TIMEOUT)?))?;
+        assert_eq!(manager.vf(vf)?.state().word(), "free");
+    }
+    Ok(())
+}
+
+/// Who keeps a namespace. It ends with this value.
+enum Kept {
+    Process(Child),
+    Thread(Option<Sender<()>>, Option<JoinHandle<()>>),
+    File(#[expect(dead_code, reason = "it is open")] NetNs),
+    Mount,
+    Socket(#[expect(dead_code, reason = "it is open")] UdpSocket),
+}
+
+type Keep = fn(NetNs) -> Result<Kept>;
+
+impl Kept {
+    fn by_process(namespace: NetNs) -> Result<Self> {
+        Ok(Self::Process(namespace.run(|| Command::new("sleep").arg("1000").spawn())??))
+    }
+
+    fn by_thread(namespace: NetNs) -> Result<Self> {
+        let (end, until) = channel();
+        let (inside, is_inside) = channel();
+        let thread = thread::spawn(move || {
+            inside.send(setns(&namespace, CloneFlags::CLONE_NEWNET)).expect("somebody waits for it");
+            drop(namespace);
+            // It ends by an error: nothing is ever sent.
+            let _ = until.recv();
+        });
+        is_inside.recv().context("wait for the thread")??;
+        Ok(Self::Thread(Some(end), Some(thread)))
+    }
+
+    fn by_file(namespace: NetNs) -> Result<Self> {
+        Ok(Self::File(namespace))
+    }
+
+    fn by_mount(namespace: NetNs) -> Result<Self> {
+        let at = Path::new(ENGINE);
+        std::fs::create_dir_all(at.parent().unwrap_or(at)).context("make the engine's folder")?;
+        std::fs::write(at, "").context("make the engine's file")?;
+        let file = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
+        mount(Some(file.as_str()), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("mount the namespace")?;
+        Ok(Self::Mount)
+    }
+
+    fn by_socket(namespace: NetNs) -> Result<Self> {
+        Ok(Self::Socket(namespace.run(|| UdpSocket::bind("0.0.0.0:0"))??))
+    }
+
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Process(process) => process.id(),
+            _ => std::process::id(),
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        match self {
+            Self::Process(process) => {
+                let _ = process.kill().and_then(|()| process.wait());
+            }
+            Self::Thread(end, thread) => {
+                drop(end.take());
+                let _ = thread.take().map(JoinHandle::join);
+            }
+            Self::Mount => {
+                let _ = umount(ENGINE);
+                let _ = std::fs::remove_file(ENGINE);
+            }
+            Self::File(_) | Self::Socket(_) => {}
+        }
+    }
+}
+
+/// Does something, and ends the scenario with its name if that takes too long: a call into the kernel may hang.
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (done, is_done) = channel::<()>();
+    let name = what.to_owned();
+    let deadline = thread::spawn(move || {
+        if is_done.recv_timeout(STEP_MAX) == Err(RecvTimeoutError::Timeout) {
+            println!("{name}: not done within {STEP_MAX:?}");
+            std::process::exit(1);
+        }
+    });
+    let result = work().with_context(|| what.to_owned());
+    drop(done);
+    deadline.join().expect("a thread that only waits does not panic");
+    result
+}
+
+/// Where Docker gives a namespace its name.
+const ENGINE: &str = "/run/docker/netns/engine";
+/// One step of a scenario of several.
+const STEP_MAX: Duration = Duration::from_secs(15);
 
 /// To look whether a VF is open is to open it: those who look at the same moment do not take each other for its holder.
 pub fn looks_at_once(lab: &Lab) -> Result<()> {
