@@ -285,7 +285,7 @@ fn what_policies_do_not_come_to_is_told_with_its_file_and_line() {
     let warnings = policies(&operators).warnings(&inventory);
     let told = [
         "f:19: the policies a and b disagree about `externallyManaged` of ens1f0",
-        "f:23: the policy c has no VFs of ens1f1: d is more important",
+        "f:22: the policy c has no VFs of ens1f1: d is more important",
     ];
     for told in told {
         assert!(warnings.iter().any(|warning| warning.starts_with(told)), "{told} in {warnings:#?}");
