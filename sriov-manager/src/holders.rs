@@ -1,15 +1,16 @@
 //! Who holds a VF: a process with its VFIO node open, a network namespace with its interface, or the host itself.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
+use ferrule_ffi::netns::{namespace_at, open_of, open_plain};
+use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 
 use crate::address::is_userspace_driver;
-use crate::gone::{link_target, unless_gone};
+use crate::gone::{link_target, open_files, unless_gone};
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
 use crate::lease::Until;
@@ -110,12 +111,17 @@ pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<PathBuf> {
     if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
         return Vec::new();
     }
-    let groups = vf.function.iommu_group.iter();
-    let groups = groups.flat_map(|group| [format!("vfio/{group}"), format!("vfio/noiommu-{group}")]);
     // The group is one thing to whoever holds it, also by the device of another VF.
     let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
     let devices = vf.vfio_device.iter().cloned().chain(members).map(|device| format!("vfio/devices/{device}"));
-    groups.chain(devices).chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node)).collect()
+    let own = devices.chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node));
+    group_nodes(vf).chain(own).collect()
+}
+
+/// The nodes of a VF's VFIO group, of which at most one is there.
+pub fn group_nodes(vf: &VirtualFunction) -> impl Iterator<Item = PathBuf> {
+    let groups = vf.function.iommu_group.into_iter();
+    groups.flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")]).map(PathBuf::from)
 }
 
 /// Processes that have one of these nodes open, as `/proc/*/fd` shows them. What cannot be looked at may be one: that is an error.
@@ -126,7 +132,7 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> io::Result<Vec<Holder>> {
     }
     for entry in fs::read_dir(sysfs.path("proc"))? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if let Some(file) = open_file(&sysfs.path(&format!("proc/{pid}/fd")), nodes)? {
+        if let Some(file) = open_file(&sysfs.path(&format!("proc/{pid}")), nodes)? {
             found.push(Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() });
         }
     }
@@ -158,18 +164,22 @@ impl ProcessStat {
     }
 }
 
-/// The number of a network namespace by a file of it; none: it is not there.
+/// The number of a network namespace by a file of it; none: it is not there, or is something else.
 pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
-    Ok(unless_gone(fs::metadata(below(sysfs, path)))?.map(|metadata| metadata.ino()))
+    let path = below(sysfs, path);
+    if sysfs.is_live() {
+        return Ok(unless_gone(namespace_at(&path))?.flatten().map(|(_, inode)| inode));
+    }
+    Ok(unless_gone(fs::metadata(path))?.map(|metadata| metadata.ino()))
 }
 
-/// Whether what a lease was to last for is gone; not as long as that cannot be asked.
+/// Whether what a lease was to last for is gone; not as long as that cannot be asked. What a path leads to may hang.
 pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
     match until {
         Until::Process { pid, start_time: started } => start_time(sysfs, *pid).is_ok_and(|now| now != Some(*started)),
         Until::Namespace { path, inode } => namespace_inode(sysfs, path).is_ok_and(|now| now != Some(*inode)),
         // A control group may be left behind empty; one that was never populated is not there yet.
-        Until::Cgroup { path } => match unless_gone(cgroup_events(&below(sysfs, path))) {
+        Until::Cgroup { path } => match unless_gone(cgroup_events(sysfs, path)) {
             Ok(Some(events)) => events.lines().any(|line| line == "populated 0"),
             Ok(None) => !below(sysfs, path).is_dir(),
             Err(_) => false,
@@ -178,12 +188,9 @@ pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
 }
 
 /// The path is a client's: what is there may be a pipe, a device or a link to one, and may have no end.
-fn cgroup_events(cgroup: &Path) -> io::Result<String> {
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(cgroup.join("cgroup.events"))?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+fn cgroup_events(sysfs: &Sysfs, cgroup: &Path) -> io::Result<String> {
+    let path = below(sysfs, cgroup).join("cgroup.events");
+    let file = if sysfs.is_live() { open_of(&path, CGROUP2_SUPER_MAGIC)? } else { open_plain(&path, |_| Ok(true))? };
     let mut events = String::new();
     file.take(CGROUP_EVENTS_MAX).read_to_string(&mut events)?;
     Ok(events)
@@ -198,12 +205,10 @@ pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
     fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }
 
-fn open_file(directory: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>> {
+fn open_file(process: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>> {
     // A process that ends meanwhile, or closes a file, holds nothing.
-    let Some(files) = unless_gone(fs::read_dir(directory))? else { return Ok(None) };
-    for entry in files {
-        let Some(entry) = unless_gone(entry)? else { return Ok(None) };
-        let file = link_target(&entry.path())?;
+    for file in open_files(process)? {
+        let file = link_target(&file)?;
         if let Some(file) = file.filter(|file| nodes.contains(file)) {
             return Ok(Some(file));
         }
@@ -243,7 +248,7 @@ mod tests {
         }
         let node = directory.path().join("node");
         let _node = fs::File::create(&node).unwrap();
-        let own = Path::new("/proc/self/fd");
+        let own = Path::new("/proc/self");
         assert_eq!(open_file(own, std::slice::from_ref(&node)).unwrap(), Some(node));
         assert_eq!(open_file(own, &[directory.path().join("other")]).unwrap(), None);
     }

@@ -10,11 +10,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ferrule_ffi::netlink::NetlinkError;
-use ferrule_ffi::netns::NetNs;
+use ferrule_ffi::netns::{NetNs, namespace_at};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use crate::gone::{link_target, unless_gone};
+use crate::gone::{entries, open_files, unless_gone};
 use crate::holders::ProcessStat;
 
 /// A file of a network namespace.
@@ -124,11 +124,16 @@ impl Search {
         if file.inode.is_some_and(has_seen) {
             return Ok(Opened::Seen);
         }
-        let Some(metadata) = unless_gone(fs::metadata(&file.path))? else { return self.is_gone(file) };
-        if self.seen.contains(&(metadata.dev(), metadata.ino())) {
+        let Some(identity) = unless_gone(namespace_at(&file.path))? else { return self.is_gone(file) };
+        if identity.is_some_and(|identity| self.seen.contains(&identity)) {
             return Ok(Opened::Seen);
         }
-        let Some(namespace) = unless_gone(NetNs::open(&file.path))? else { return self.is_gone(file) };
+        let namespace = match NetNs::open(&file.path) {
+            // Something else was opened in its place meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput && file.pid.is_some() => return Ok(Opened::Seen),
+            opened => unless_gone(opened)?,
+        };
+        let Some(namespace) = namespace else { return self.is_gone(file) };
         // The number of the process may be another one's by now.
         let opened = fstat(namespace.as_fd())?;
         let is_new = self.seen.insert((opened.st_dev, opened.st_ino));
@@ -163,9 +168,10 @@ fn of_everything() -> io::Result<Vec<NamespaceFile>> {
     for (pid, folder) in processes()? {
         let threads = entries(&folder.join("task"))?.into_iter().map(|thread| thread.join("ns/net"));
         files.extend(threads.map(|path| NamespaceFile::of_process(pid, path)));
-        for path in entries(&folder.join("fd"))? {
-            if link_target(&path)?.is_some_and(|target| target.as_os_str().as_bytes().starts_with(PREFIX)) {
-                files.push(NamespaceFile::of_process(pid, path));
+        for path in open_files(&folder)? {
+            // By what it is: it is called as whoever opened it did, and that may be gone.
+            if let Some((_, inode)) = unless_gone(namespace_at(&path))?.flatten() {
+                files.push(NamespaceFile { inode: Some(inode), ..NamespaceFile::of_process(pid, path) });
             }
         }
     }
@@ -189,12 +195,6 @@ fn names() -> io::Result<Vec<NamespaceFile>> {
 fn processes() -> io::Result<Vec<(u32, PathBuf)>> {
     let pid = |folder: PathBuf| Some((folder.file_name()?.to_str()?.parse().ok()?, folder));
     Ok(entries(Path::new("/proc"))?.into_iter().filter_map(pid).collect())
-}
-
-fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let Some(entries) = unless_gone(fs::read_dir(folder))? else { return Ok(Vec::new()) };
-    let path = |entry: io::Result<fs::DirEntry>| unless_gone(entry.map(|entry| entry.path())).transpose();
-    entries.filter_map(path).collect()
 }
 
 /// The numbers of network namespaces and where they are mounted, by a `mountinfo` (proc_pid_mountinfo(5)). Others' mounts may have
@@ -302,6 +302,7 @@ mod tests {
     #[test]
     fn a_namespace_that_cannot_be_looked_at_hides_no_other_and_is_an_error_where_nothing_is_found() {
         let mut search = search();
+        // A name that something else hides.
         let files = || Ok(vec![file("/etc/passwd"), file("/proc/self/ns/net")]);
         assert!(matches!(search.again_and_again(files, &|_, file| Ok(Some(file.path.clone()))), Found::Yes(path)
             if path == Path::new("/proc/self/ns/net")));
@@ -313,7 +314,32 @@ mod tests {
         };
         let refusal = || NetlinkError { errno: Errno::EPERM, hint: None };
         let failing = find_elsewhere(|_, _| Err::<Option<()>, _>(refusal()));
-        assert_eq!(failing.unwrap_err().errno, Errno::EPERM);
+        // Or why another one could not be looked at.
+        failing.unwrap_err();
+    }
+
+    #[test]
+    fn a_file_that_became_another_one_is_passed_over() {
+        let file = || NamespaceFile::of_process(std::process::id(), "/dev/null".into());
+        let mut search = search();
+        assert_eq!(looks(&mut search, file), (None, 1));
+        assert!(search.failed.is_none());
+    }
+
+    #[test]
+    fn a_namespace_that_is_only_open_as_a_file_is_found_whatever_that_is_called() {
+        let other = match NetNs::private() {
+            Ok(other) => other,
+            Err(error) => return println!("skipped: a namespace of its own ({error})"),
+        };
+        let wanted = fstat(other.as_fd()).unwrap();
+        let found = find_elsewhere(|namespace, file| {
+            let is_it = fstat(namespace.as_fd()).is_ok_and(|seen| seen.st_ino == wanted.st_ino);
+            Ok(is_it.then(|| (file.pid, file.path.clone())))
+        });
+        let (pid, path) = found.unwrap().expect("this process has it open");
+        assert_eq!(pid, Some(std::process::id()));
+        assert!(path.starts_with(format!("/proc/{}/fd", std::process::id())), "{}", path.display());
     }
 
     #[test]
