@@ -69,6 +69,8 @@ pub enum Scenario {
     AltnamesPanic,
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
+    /// Other network namespaces cannot be looked into.
+    NamespacesUnknown,
     /// The interface of a VF is there once it was looked for elsewhere, as when a driver has just taken the VF.
     NetdevComesMeanwhile,
     /// Unbinding never comes back, until [`FakeNode::heal`].

@@ -127,6 +127,9 @@ impl Kernel for FakeKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+        if self.has(Scenario::NamespacesUnknown) {
+            return Err(refusal(Errno::EACCES));
+        }
         if self.has(Scenario::NetdevComesMeanwhile) {
             self.make_netdev(vf, &netdev_name(vf), Mac([2, 0, 0, 0, 0, 1]));
         }

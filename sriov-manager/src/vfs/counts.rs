@@ -93,10 +93,7 @@ impl Vfs {
                 Err(error) => {
                     warn!(%pf, %error, "the VFs that the policies want could not be made");
                     state.counts.retries.failed(pf, Instant::now());
-                    // Nothing was touched, and nothing will be before whoever is in the way has gone.
-                    let is_in_the_way = error.is_about_holders()
-                        || matches!(error, VfError::Lent { .. } | VfError::UsedByHost { .. } | VfError::Busy { .. });
-                    match wanted.filter(|_| !is_in_the_way) {
+                    match wanted.filter(|_| !may_pass(&error)) {
                         Some(wanted) => drop(state.counts.wanted.insert(pf, wanted)),
                         None => drop(state.counts.wanted.remove(&pf)),
                     }
@@ -107,6 +104,21 @@ impl Vfs {
         self.lock().short.extend(short.iter().cloned());
         self.changed();
         Ok(short)
+    }
+}
+
+/// Whether the same may be done later although the policies say nothing else: whoever is in the way has gone, the kernel answers, the
+/// driver is there or has time.
+fn may_pass(error: &VfError) -> bool {
+    match error {
+        VfError::Lent { .. }
+        | VfError::Held { .. }
+        | VfError::UsedByHost { .. }
+        | VfError::Busy { .. }
+        | VfError::Ask { .. }
+        | VfError::Stopping { .. } => true,
+        VfError::Step(step) => !step.is_final(),
+        _ => false,
     }
 }
 

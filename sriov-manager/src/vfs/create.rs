@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::thread;
 
+use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::locks::{LockRequest, WhenBusy};
+use super::locks::{LockRequest, VfLock, WhenBusy};
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
@@ -90,7 +91,7 @@ impl Vfs {
     }
 
     fn resize(&self, by: WantedBy, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
+        let (resize, lock) = self.lock_as_it_is(by, pf, count, host)?;
         let steps = steps(pf, resize.from, count);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {
@@ -107,13 +108,35 @@ impl Vfs {
             }
             return Err(error);
         }
+        if outcome.is_ok() {
+            // Before the record: from there on the policies look at it.
+            self.note_resized(pf, &resize);
+        }
         // Also after a failure that could not be undone: nothing better is known to be tried again.
         self.record(&Record::Resize { pf, resize: None })?;
         outcome.map_err(|unfinished| unfinished.error)?;
-        self.note_resized(pf, &resize);
         info!(%pf, from = created.from, to = count, "VFs made");
         drop(lock);
         Ok(created)
+    }
+
+    /// Locks a PF of which it is known which VFs it has: others make them as well, and the kernel tells of that only when all are there.
+    fn lock_as_it_is(
+        &self,
+        by: WantedBy,
+        pf: PciAddress,
+        count: u32,
+        host: HostVfs,
+    ) -> Result<(Resize, VfLock), VfError> {
+        for _ in 0..LOOKS {
+            let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
+            if self.executor().sysfs.virtfns(pf).len() == resize.from as usize {
+                return Ok((resize, lock));
+            }
+            // The node is looked at when it goes.
+            drop(lock);
+        }
+        Err(VfError::Busy { what: format!("the number of VFs of {}", self.lock().pf(pf)?.name()) })
     }
 
     /// A PF has the number that was wanted. To be called before anybody else changes it.
@@ -125,8 +148,7 @@ impl Vfs {
 
     /// What [`Vfs::create`] would do.
     pub fn plan_create(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) =
-            self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, WantedBy::Hand, pf, count, host))?;
+        let (resize, lock) = self.lock_as_it_is(WantedBy::Hand, pf, count, host)?;
         let steps = steps(pf, resize.from, count);
         if !steps.is_empty() {
             self.nobody_holds(pf, host)?;
@@ -200,7 +222,8 @@ impl Vfs {
             Err(late) if late.stuck => return Err(Unfinished::of(late)),
             Err(refused) => refused,
         };
-        let undone = self.rebuild(pf, resize);
+        let has_vfs = !self.executor().sysfs.virtfns(pf).is_empty();
+        let undone = if has_vfs && leaves_vfs(&refused) { Ok(()) } else { self.rebuild(pf, resize) };
         let autoprobe = self.autoprobe(pf, resize);
         let is_late = autoprobe.as_ref().is_err_and(|error| error.stuck);
         let error = VfError::Step(refused);
@@ -281,6 +304,16 @@ impl Unfinished {
     }
 }
 
+/// Whether VFs that are there after a refusal are not of the change: those of before, or somebody's who was quicker (the kernel
+/// says EBUSY to another number than none).
+fn leaves_vfs(refused: &StepError) -> bool {
+    match (&refused.step, refused.errno) {
+        (_, None) => false,
+        (Step::Count { count, .. }, Some(errno)) => *count == 0 || errno == Errno::EBUSY,
+        _ => true,
+    }
+}
+
 fn is_late_answer(error: &VfError) -> bool {
     matches!(error, VfError::Ask { error: CallError::Late { .. } | CallError::Before { .. }, .. })
 }
@@ -299,3 +332,6 @@ fn steps(pf: PciAddress, from: u32, to: u32) -> Vec<Step> {
     }
     steps
 }
+
+/// So often it is looked again at which VFs a PF has: somebody else may be making them.
+const LOOKS: usize = 3;
