@@ -75,6 +75,29 @@ fn a_lease_whose_interface_is_in_a_namespace_that_nothing_leads_to_is_not_given_
 }
 
 #[test]
+fn a_vf_that_has_lost_its_driver_while_somebody_has_it_open_is_in_use() {
+    let (node, vfs, vf) = node();
+    vfs.acquire(&request(vf)).unwrap();
+    drop(vfs);
+    let group = node.sysfs().iommu_group(vf).unwrap();
+    let nodes = node.sysfs().path("dev/vfio");
+    fs::create_dir_all(&nodes).unwrap();
+    fs::write(nodes.join(group.to_string()), "").unwrap();
+    // As the kernel leaves it while an unbind hangs, whoever called it being dead by now.
+    let holder = node.open_vfio(vf, 4242, "testpmd");
+    fs::remove_file(node.sysfs().file(vf, "driver")).unwrap();
+    let resets = |node: &FakeNode| node.log().iter().filter(|line| line.contains("/reset ")).count();
+    let before = resets(&node);
+    let vfs = node.open();
+    let refused = vfs.release("pod", Duration::ZERO, ROOT).unwrap_err().to_string();
+    assert!(refused.contains("(testpmd)"), "{refused}");
+    assert_eq!(resets(&node), before, "it is not reset under its holder");
+    drop(holder);
+    vfs.release("pod", Duration::ZERO, ROOT).unwrap();
+    assert!(resets(&node) > before);
+}
+
+#[test]
 fn a_vf_whose_driver_makes_no_interface_or_has_not_made_it_yet_is_free() {
     let (node, vfs, vf) = node();
     fs::remove_dir_all(node.sysfs().file(vf, "net")).unwrap();

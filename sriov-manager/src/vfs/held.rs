@@ -1,5 +1,6 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,12 @@ impl Vfs {
         let mut vf = vf.clone();
         vf.function.driver = executor.sysfs.driver(vf.address);
         vf.vfio_device = executor.sysfs.vfio_device(vf.address);
-        let nodes = holders::nodes(&executor.sysfs, &vf);
+        let mut nodes = holders::nodes(&executor.sysfs, &vf);
+        let has_driver = |member: &PciAddress| executor.sysfs.driver(*member).is_some();
+        if vf.function.driver.is_none() && !vf.group_with.iter().any(has_driver) {
+            // The kernel takes a driver away before it waits for whoever has the device open.
+            nodes = holders::group_nodes(&vf).filter(|node| self.is_there(node)).collect();
+        }
         let mut holders = self.openers(vf.address, &nodes)?;
         if holders.is_empty() && executor.sysfs.has_netdev_elsewhere(vf.address) {
             holders.extend(self.interface_elsewhere(vf.address)?);
@@ -76,10 +82,18 @@ impl Vfs {
         }
     }
 
+    fn is_there(&self, node: &Path) -> bool {
+        self.below_root(node).exists()
+    }
+
+    fn below_root(&self, node: &Path) -> PathBuf {
+        self.executor().sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy())
+    }
+
     /// Whether a group of VFIO is open; none: it is not there, or the kernel does not say.
     fn is_open(&self, vf: PciAddress, node: &Path) -> Result<Option<bool>, CallError> {
         let executor = self.executor();
-        let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
+        let below = self.below_root(node);
         let what = format!("open {}", node.display());
         let asked =
             executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
@@ -108,7 +122,7 @@ impl Vfs {
         Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
     }
 
-    /// The first function among those that steps take from their drivers that somebody uses, and who. What the host does with the
+    /// The first function among those that steps take from their drivers, or reset, that somebody uses, and who. What the host does with the
     /// interface of the VF that a lease is of is the lease's affair; what it does with those of others counts, unless it is taken.
     pub(super) fn disturbed(
         &self,
@@ -116,11 +130,8 @@ impl Vfs {
         steps: &[Step],
         host: HostVfs,
     ) -> Result<Option<(PciAddress, FunctionUser)>, CallError> {
-        let unbound = steps.iter().filter_map(|step| match step {
-            Step::Unbind { function, .. } => Some(*function),
-            _ => None,
-        });
-        for address in unbound {
+        let touched: BTreeSet<_> = steps.iter().filter_map(Step::disturbs).collect();
+        for address in touched {
             // One that came since the last look is somebody's as well.
             let known = || self.lock().inventory.vfs.get(&address).cloned();
             let looked = || {
