@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -37,12 +37,18 @@ impl Altnames {
     }
 
     /// Begins a question, unless there is one: then waits for its answer, which is as good.
-    fn ask(&self, timeout: Duration) -> Option<Answer> {
+    fn ask(&self, wait: Duration, is_stopping: impl Fn() -> bool) -> Option<Answer> {
+        let deadline = Instant::now() + wait;
         let mut known = self.lock();
         if known.asked.is_some() {
-            let is_awaited = |known: &mut Known| known.asked.is_some_and(|asked| !asked.is_late);
-            let waited = self.0.1.wait_timeout_while(known, timeout, is_awaited);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            while known.asked.is_some_and(|asked| !asked.is_late) && !is_stopping() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let waited = self.0.1.wait_timeout(known, left.min(STOP_POLL));
+                known = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
             return None;
         }
         known.questions += 1;
@@ -100,20 +106,25 @@ impl Vfs {
             }
             Inventory::clone(&state.inventory)
         };
-        self.add_altnames(&mut inventory);
+        inventory.set_altnames(&self.altnames());
         find(&inventory)
     }
 
-    /// Puts other names into a look at the node.
-    pub(super) fn add_altnames(&self, inventory: &mut Inventory) {
-        inventory.set_altnames(&self.altnames());
+    /// Puts other names into a look at the node, which waits for nobody else's question.
+    pub(super) fn add_altnames_to_look(&self, inventory: &mut Inventory) {
+        inventory.set_altnames(&self.altnames_within(Duration::ZERO));
     }
 
     /// Other names of interfaces, by their own names, as far as the kernel tells them in time: while an answer is late, as they were
     /// known before.
     pub fn altnames(&self) -> BTreeMap<String, Vec<String>> {
+        self.altnames_within(self.executor().timeouts.call)
+    }
+
+    /// The same; somebody else's question is waited for so long.
+    fn altnames_within(&self, wait: Duration) -> BTreeMap<String, Vec<String>> {
         let (altnames, executor) = (&self.0.altnames, self.executor());
-        if let Some(answer) = altnames.ask(executor.timeouts.call) {
+        if let Some(answer) = altnames.ask(wait, || executor.watchdog.is_stopping()) {
             let number = answer.number;
             let asked = executor.watchdog.call(&"ask for other names", &[], executor.timeouts.call, move |kernel| {
                 answer.is(kernel.altnames()?);
@@ -127,3 +138,6 @@ impl Vfs {
         altnames.lock().altnames.clone()
     }
 }
+
+/// How often somebody who waits looks whether a stop is due.
+const STOP_POLL: Duration = Duration::from_millis(100);
