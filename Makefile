@@ -5,6 +5,7 @@
 #   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
 #   make lab-shell  a shell inside
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
+#   make images   OCI images of the daemons, in target/images, without a container engine
 #   make lint     format, clippy, docs, licences
 
 SHELL := /bin/bash
@@ -12,12 +13,13 @@ CARGO := cargo
 RELEASE := target/release
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
-TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev procps python3
+TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
+IMAGES_PACKAGES := binutils gcc libc6-dev
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
-.PHONY: demo test lab lab-shell vm-pieces lint bench help
+.PHONY: demo test lab lab-shell vm-pieces images lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +48,12 @@ lab-shell: need-test vm-pieces
 # Without them what needs them is skipped, aloud.
 vm-pieces: need-vm
 	@hw-tests/vm-pieces target/lab || echo "==> no virtual machines here"
+
+images: need-images
+	@echo "==> building (release)"
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p sriov-manager -p device-plugin -p ferrule
+	@echo "==> images"
+	@$(CARGO) run --quiet --release --locked -p ferrule-deploy --bin images
 
 lint:
 	@echo "==> format"

@@ -9,6 +9,7 @@
 //! - [`top`]: what is moving now.
 //! - `bench`: what goes through a wire, beside a peer's program; the crate `ferrule-bench`.
 //! - [`vf`]: SR-IOV VFs of the node.
+//! - [`uninstall`]: what is left on a node is removed.
 //! - [`completions`]: completions for a shell.
 //!
 //! They share [`admin`], the connection to the forwarder, and [`text`], how numbers and foreign texts are shown.
@@ -22,6 +23,7 @@ pub mod completions;
 pub mod demo;
 pub mod text;
 pub mod top;
+pub mod uninstall;
 pub mod vf;
 pub mod wire;
 pub mod wires;
@@ -51,6 +53,8 @@ pub enum Command {
     Bench(Box<bench::BenchArgs>),
     /// SR-IOV VFs: show, make, borrow, give back
     Vf(Box<vf::VfArgs>),
+    /// Remove what Ferrule left on this node, once its daemons are gone: VFs are given back, files are removed
+    Uninstall(uninstall::UninstallArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -65,6 +69,7 @@ impl Cli {
             Command::Top(args) => top::run(&args).await,
             Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Vf(args) => vf::run(*args).await,
+            Command::Uninstall(args) => uninstall::run(&args).await,
             Command::Completions(args) => completions::run(&args),
         }
     }
@@ -99,6 +104,9 @@ pub enum CliError {
     /// The VFs' manager cannot be asked, or said no.
     #[error(transparent)]
     Vf(#[from] vf::VfCliError),
+    /// Something of Ferrule is still on the node.
+    #[error(transparent)]
+    Uninstall(#[from] uninstall::UninstallError),
     /// Our own output went wrong.
     #[error("write the output: {0}")]
     Output(#[from] std::io::Error),

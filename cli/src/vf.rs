@@ -27,6 +27,7 @@ mod rule;
 mod table;
 
 use borrow::{AcquireArgs, HandOverArgs, UpdateArgs};
+pub(crate) use direct::manager_program;
 use rule::RuleCommand;
 
 /// Options of `ferrule vf`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ferrule_daemon::ApiSocket;
 use serde_json::Value;
 use sriov_manager::daemon::{Daemon, DaemonOptions};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use tempfile::TempDir;
 
@@ -127,6 +127,13 @@ async fn a_lease_is_asked_for_changed_explained_and_given_back() {
     let steps = fixture.told("release next --dry-run").await;
     assert!(steps.contains(&format!("reset {vf}")), "{steps}");
     assert_eq!(fixture.told("release next --wait 1s").await, format!("{vf}: given back\n"));
+    fixture.told("acquire dirty --pool fast --driver vfio-pci --bound-to none").await;
+    let unbound = fixture.refused(&format!("acquire x --vf {} --bound-to vfio-pci", fixture.node.vf(0, 1))).await;
+    assert!(unbound.contains("it is not bound to vfio-pci"), "{unbound}");
+    fixture.node.set(Scenario::MacRefused);
+    assert!(fixture.refused("release dirty").await.contains("--accept"));
+    assert_eq!(fixture.told("release dirty --accept").await, format!("{vf}: given back\n"));
+    fixture.node.heal();
     assert!(fixture.refused("release next").await.starts_with("there is no lease next; "));
     fixture.daemon.stop().await;
 }
@@ -140,6 +147,12 @@ async fn several_pools_and_several_leases_are_named_by_repeating_them() {
     assert!(either.starts_with(&format!("{} of the pool spare: yours", fixture.node.vf(1, 0))), "{either}");
     let lent = fixture.json("acquire e f --pool fast --pool spare --driver none").await;
     assert_eq!(lent["leases"][1]["vf"]["lease"]["pool"], "spare");
+    let group = fixture.json("list").await["vfs"][5]["iommu_group"].as_u64().unwrap();
+    let other = fixture.refused(&format!("acquire g --pool fast --pool spare --iommu-group {group}")).await;
+    assert!(
+        other.starts_with("no VF of the pools fast, spare is available: fast has 0 VFs; spare has 1 VFs, "),
+        "{other}"
+    );
     let none = fixture.refused("acquire g --pool fast --pool spare").await;
     assert!(none.starts_with("no VF of the pools fast, spare is available: fast has 3 VFs, "), "{none}");
     fixture.daemon.stop().await;
@@ -232,4 +245,30 @@ async fn a_tree_is_read_by_the_managers_program_and_without_a_manager() {
     assert_eq!(said.code, Some(2), "{}", said.err);
     assert!(said.err.contains("only list and explain work"), "{}", said.err);
     fixture.daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_uninstall_gives_everything_back() {
+    let fixture = Fixture::new().await;
+    fixture.told("acquire pod-1/net1 --pool fast --driver vfio-pci").await;
+    fixture.told("claim device-plugin --pool spare").await;
+    let mut client = sriov_manager_client::connect(&fixture.socket()).await.unwrap();
+    let done = ferrule::uninstall::give_back(&mut client, false, Duration::ZERO).await.unwrap();
+    assert!(done.contains("given back, of ") && done.contains("device-plugin: claims nothing any more"), "{done}");
+    let list = client.list(sriov_manager_client::v1::ListRequest::default()).await.unwrap().into_inner();
+    assert!(list.vfs.iter().all(|vf| vf.lease.is_none()) && list.node.unwrap().owners.is_empty());
+    assert_eq!(list.vfs.len(), 6, "VFs are left unless it is said");
+    let done = ferrule::uninstall::give_back(&mut client, true, Duration::ZERO).await.unwrap();
+    assert_eq!(done.matches(": no VFs, 3 before").count(), 2, "{done}");
+}
+
+#[tokio::test]
+async fn an_uninstall_leaves_what_somebody_has() {
+    let fixture = Fixture::new().await;
+    let vf = fixture.node.vf(0, 0);
+    fixture.told(&format!("acquire pod-1/net1 --vf {vf} --pool fast --driver vfio-pci")).await;
+    let _open = fixture.node.open_vfio(vf, 4242, "testpmd");
+    let mut client = sriov_manager_client::connect(&fixture.socket()).await.unwrap();
+    let error = ferrule::uninstall::give_back(&mut client, true, Duration::ZERO).await.unwrap_err().to_string();
+    assert!(error.contains("nothing was removed") && error.contains("testpmd"), "{error}");
 }

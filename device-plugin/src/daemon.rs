@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{info, warn};
 
-use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks};
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile};
 use crate::counters::Counters;
@@ -96,6 +96,7 @@ impl Daemon {
             host: Host::new(&options.root),
             files: options.files.clone(),
             cdi: options.cdi,
+            told: ToldNodes::at(&options.state),
             locks: DeviceLocks::default(),
             counters: Arc::new(Counters::default()),
         });
@@ -165,6 +166,8 @@ impl Daemon {
                     }
                 }
                 duty.take();
+                // What the plugin before told until its end.
+                allocator.told.load();
                 allocator.write_files_again();
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));

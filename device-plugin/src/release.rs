@@ -76,6 +76,9 @@ async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
             info!(lease = %name, "given back");
             allocator.resources.with_grants(|grants| grants.released(name, Instant::now()));
             let is_free = !allocator.resources.with_grants(|grants| grants.is_held(name));
+            if is_free {
+                allocator.told.tell([(name.clone(), None)]);
+            }
             if let Some((prefix, resource)) = name.resource.split_once('/').filter(|_| is_free) {
                 let resource = ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() };
                 if let Err(error) = allocator.files.remove(&resource, &name.device) {

@@ -19,7 +19,8 @@ pub(super) fn explain(root: &Path, vf: &str, driver: v1::Driver) -> Result<v1::E
 
 fn look<M: Message + Default>(root: &Path, what: &[&str]) -> Result<M, VfCliError> {
     let failed = |source| VfCliError::Program { source };
-    let output = Command::new(program()).arg("--root").arg(root).arg("look").args(what).output().map_err(failed)?;
+    let output =
+        Command::new(manager_program()).arg("--root").arg(root).arg("look").args(what).output().map_err(failed)?;
     if !output.status.success() {
         return Err(VfCliError::Refused(String::from_utf8_lossy(&output.stderr).trim_end().to_owned()));
     }
@@ -28,7 +29,7 @@ fn look<M: Message + Default>(root: &Path, what: &[&str]) -> Result<M, VfCliErro
 }
 
 /// The one beside us, which is of the same release, or else the one that a shell would find.
-fn program() -> PathBuf {
+pub(crate) fn manager_program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|ours| ours.with_file_name(PROGRAM));
     beside.filter(|program| program.exists()).unwrap_or_else(|| PROGRAM.into())
 }

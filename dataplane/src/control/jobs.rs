@@ -1,7 +1,8 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
 //! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
-//! - *Device threads* make, look after and close devices of other crates, each of which may hang.
+//! - *Device threads* make and close devices of other crates. Others ask what these are doing, and others again tell them of
+//!   their links: each call may hang, and as many devices that hang in one of these must not keep others from the other two.
 //! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::socket_jobs`]).
 //! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
@@ -85,6 +86,8 @@ pub type SocketTask = Box<dyn FnOnce() -> SocketOutcome + Send>;
 pub struct Jobs {
     makers: Pool,
     devices: Pool,
+    device_looks: Pool,
+    device_links: Pool,
     sockets: Pool,
     closers: Pool,
     reapers: Pool,
@@ -102,6 +105,8 @@ impl Jobs {
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
             devices: pool("device", DEVICE_THREADS_MAX)?,
+            device_looks: pool("device look", DEVICE_THREADS_MAX)?,
+            device_links: pool("device link", DEVICE_THREADS_MAX)?,
             sockets: pool("socket", SOCKET_THREADS_MAX)?,
             closers: pool("closer", CLOSERS_MAX)?,
             reapers: pool("reaper", REAPERS_MAX)?,
@@ -225,7 +230,7 @@ impl Jobs {
 
     /// Tells a device whether somebody is at the other end.
     pub(super) fn set_link(&self, link: Arc<DeviceLink>) {
-        let pool = if link.answers_at_once() { &self.interfaces } else { &self.devices };
+        let pool = if link.answers_at_once() { &self.interfaces } else { &self.device_links };
         pool.submit(move || link.tell());
     }
 
@@ -241,7 +246,7 @@ impl Jobs {
     /// Asks a device what it is doing that may take its time.
     pub(super) fn look_at_device(&self, end: EndId, number: u64, device: Arc<dyn Device>) {
         let news = move |status| Done::Device(end, number, DeviceNews::Status(status));
-        self.tell(&self.devices, news(Err(PANICKED.to_owned())), move || news(device.status()));
+        self.tell(&self.device_looks, news(Err(PANICKED.to_owned())), move || news(device.status()));
     }
 
     /// Has a job done of which control is told: `lost`, if it panics.
@@ -391,7 +396,8 @@ const PANICKED: &str = "the thread that was to do it has panicked; restart the f
 const MAKERS_MAX: usize = 4;
 /// No more jobs are begun at once ([`super::socket_jobs`]).
 pub(super) const SOCKET_THREADS_MAX: usize = 64;
-/// A device that hangs has at most four of them: it is made or closed, asked, and told of its link twice.
+/// Of each of the three kinds. A device that hangs has one that makes or closes it, one that asks it, and two that tell it of
+/// its link.
 const DEVICE_THREADS_MAX: usize = 64;
 const CLOSERS_MAX: usize = 4;
 /// As many peers can hold one up before others wait behind them.
@@ -490,5 +496,64 @@ mod tests {
         let told: Vec<_> = (0..4).map(|_| told()).collect();
         let is_lost = |message: &&ControlMessage| matches!(message, ControlMessage::Done(Done::Veth(_, Err(_))));
         assert_eq!(told.iter().filter(is_lost).count(), 2);
+    }
+
+    /// A device that hangs when it is asked or told anything, until its test lets go.
+    struct Hung(Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl Hung {
+        fn hang(&self) {
+            let _ = self.0.lock().map(|free| free.recv());
+        }
+    }
+
+    impl Device for Hung {
+        fn status(&self) -> Result<crate::port::device_status::DeviceStatus, String> {
+            self.hang();
+            Ok(crate::port::device_status::DeviceStatus::default())
+        }
+
+        fn set_link(&self, _up: bool) {
+            self.hang();
+        }
+    }
+
+    struct Refused;
+
+    impl DeviceSpec for Refused {
+        fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, String> {
+            Err("refused".to_owned())
+        }
+
+        fn is_made_by_kernel(&self) -> bool {
+            false
+        }
+
+        fn comes_back(&self) -> bool {
+            true
+        }
+
+        fn share(&self) -> Arc<dyn DeviceSpec> {
+            Arc::new(Self)
+        }
+    }
+
+    #[test]
+    fn devices_that_hang_when_they_are_asked_or_told_hold_up_nobody_who_makes_one() {
+        let (inbox, messages) = Inbox::new().unwrap();
+        let jobs = Jobs::new(inbox, InterfaceOwner::process(), &HealthCell::default()).unwrap();
+        let end = EndId { wire: WireKey::default(), end: 0 };
+        let mut free = Vec::new();
+        for _ in 0..DEVICE_THREADS_MAX {
+            let (sender, receiver) = channel();
+            free.push(sender);
+            let device: Arc<dyn Device> = Arc::new(Hung(Mutex::new(receiver)));
+            jobs.look_at_device(end, 0, Arc::clone(&device));
+            jobs.set_link(Arc::new(DeviceLink::new(device)));
+        }
+        let _ticket = jobs.make_device(end, 1, "wire".to_owned(), Arc::new(Refused));
+        let made = messages.recv_timeout(Duration::from_secs(30)).unwrap();
+        let refused = |made: &Result<NewDevice, String>| made.as_ref().err().is_some_and(|reason| reason == "refused");
+        assert!(matches!(made, ControlMessage::Done(Done::Device(_, 1, DeviceNews::Made(made))) if refused(&made)));
     }
 }

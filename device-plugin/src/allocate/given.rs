@@ -19,6 +19,10 @@ pub struct Given {
     pub nodes: Vec<Node>,
     /// By device: its own, for CDI.
     pub nodes_of: BTreeMap<String, Vec<Node>>,
+    /// By device: the node of its VFIO group on the host, if it has one.
+    pub groups: BTreeMap<String, String>,
+    /// The first device that goes to VFIO and has no group yet.
+    pub without_group: Option<String>,
 }
 
 /// A device node.
@@ -39,8 +43,8 @@ impl From<Node> for DeviceSpec {
 /// What a device is on when the container starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// A program has it through this node of its group.
-    Vfio(String),
+    /// A program has it through this node of its group; none: without an IOMMU, VFIO makes the group when it is bound.
+    Vfio(Option<String>),
     /// A program has it through these nodes.
     Uio(Vec<String>),
     /// The kernel, or nobody, has it.
@@ -49,19 +53,18 @@ pub enum Bound {
 
 impl Bound {
     /// What a device that goes to `driver` will be on. `vf` is what `sriov-manager` said when it lent it; without that it is known from the group
-    /// that the device has whatever it is bound to. None: it goes to VFIO and has no group yet.
-    pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Option<Self> {
+    /// that the device has whatever it is bound to.
+    pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Self {
         let device = &member.device;
         if driver == Some(v1::Driver::VfioPci) {
             if let Some(group) = vf.map(|vf| &vf.vfio_group).filter(|group| !group.is_empty()) {
-                return Some(Self::Vfio(group.clone()));
+                return Self::Vfio(Some(group.clone()));
             }
-            let group = device.iommu_group?;
-            let word = if host.is_noiommu(group) { "noiommu-" } else { "" };
-            return Some(Self::Vfio(format!("/dev/vfio/{word}{group}")));
+            let word = |group| if host.is_noiommu(group) { "noiommu-" } else { "" };
+            return Self::Vfio(device.iommu_group.map(|group| format!("/dev/vfio/{}{group}", word(group))));
         }
         let is_uio = device.driver.as_deref().is_some_and(|driver| UIO_DRIVERS.contains(&driver));
-        Some(if is_uio { Self::Uio(host.uio_nodes(&device.pci)) } else { Self::Kernel })
+        if is_uio { Self::Uio(host.uio_nodes(&device.pci)) } else { Self::Kernel }
     }
 }
 
@@ -79,6 +82,12 @@ pub fn give(resource: &ResourceConfig, devices: &[(&Member, Bound)], host: &Host
             }
         }
         given.nodes_of.insert(id.clone(), nodes);
+        if let Bound::Vfio(group) = bound {
+            match group {
+                Some(group) => drop(given.groups.insert(id.clone(), group.clone())),
+                None => drop(given.without_group.get_or_insert_with(|| id.clone())),
+            }
+        }
     }
     let ids: Vec<_> = devices.iter().map(|(member, _)| member.device.id.as_str()).collect();
     let variable = resource.name.variable();
@@ -98,7 +107,11 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
     let mut info = Info::from([("generic", words(&[("deviceID", &device.id)]))]);
     let mut nodes = Vec::new();
     match bound {
-        Bound::Vfio(group) => {
+        Bound::Vfio(None) => {
+            info.insert("vfio", words(&[("mount", VFIO)]));
+            nodes.push(same(VFIO));
+        }
+        Bound::Vfio(Some(group)) => {
             // DPDK looks for the plain number, also of a group without an IOMMU.
             let container = group.replace("/noiommu-", "/");
             info.insert("vfio", words(&[("mount", VFIO), ("dev-mount", &container)]));
@@ -205,7 +218,7 @@ mod tests {
         );
         let host = Host::new("/nowhere");
         let member = member("vfio-pci");
-        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host);
         let given = give(&resource, &[(&member, bound)], &host);
         assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A"], "0000:3b:02.1");
         assert_eq!(
@@ -226,8 +239,8 @@ mod tests {
         fs::create_dir_all(&group).unwrap();
         fs::write(group.join("name"), "vfio-noiommu\n").unwrap();
         let (host, member) = (Host::new(root.path()), member("vfio-pci"));
-        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
-        assert_eq!(bound, Bound::Vfio("/dev/vfio/noiommu-42".into()));
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host);
+        assert_eq!(bound, Bound::Vfio(Some("/dev/vfio/noiommu-42".into())));
         let given = give(&resource, &[(&member, bound)], &host);
         let node = Node { host: "/dev/vfio/noiommu-42".into(), container: "/dev/vfio/42".into() };
         assert_eq!(given.nodes[1], node);

@@ -1,7 +1,7 @@
-//! The admin API: gRPC on a Unix socket. `proto/ferrule/admin/v1/admin.proto` says what it promises.
+//! The admin API: gRPC on a Unix socket. `client/proto/ferrule/admin/v1/admin.proto` says what it promises.
 //!
-//! Modules: [`v1`] (what is made from the `.proto`), `convert` (wires as messages), `change_limit` (how many changes are
-//! under way), `client` (for programs that ask).
+//! Messages and client are in the crate `dpdk-forwarder-client`. Modules: `convert` (wires as messages), `change_limit` (how many
+//! changes are under way).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,14 +25,11 @@ use crate::wires::{ChangeError, Listed, Put, Removed, Wires};
 use change_limit::ChangeLimit;
 use v1::admin_server::{Admin, AdminServer};
 
-pub use client::{AdminClient, ConnectError, connect};
 pub use convert::{FieldErrors, Secrets, spec_from_proto, spec_to_proto};
+pub use dpdk_forwarder_client::{AdminClient, ConnectError, connect, v1};
 
 mod change_limit;
-mod client;
 mod convert;
-#[allow(missing_docs, unused_qualifications, clippy::pedantic, reason = "generated")]
-pub mod v1;
 
 /// Serves the admin API, health and reflection until the forwarder has stopped.
 pub(crate) async fn serve(

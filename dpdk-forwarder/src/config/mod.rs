@@ -14,6 +14,7 @@ use ferrule_dataplane::spec::{FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
 
 use conflicts::{Conflict, conflicts};
+pub use dpdk_forwarder_client::ADMIN_DEFAULT;
 pub use ferrule_daemon::settings::{ConfigError, ConfigErrors, LoadError, Position};
 
 mod conflicts;
@@ -213,8 +214,6 @@ fn idle_word(idle: Idle) -> &'static str {
     }
 }
 
-/// Where the admin API listens unless told otherwise.
-pub const ADMIN_DEFAULT: &str = "/run/ferrule/admin.sock";
 /// The last CPU of a `cpu_set_t`.
 const CPU_MAX: usize = 1023;
 

@@ -6,7 +6,7 @@ use ferrule_daemon::grpc;
 use thiserror::Error;
 use tonic::transport::Channel;
 
-use super::v1;
+use crate::v1;
 
 /// A client of the admin API.
 pub type AdminClient = v1::admin_client::AdminClient<Channel>;

@@ -1,0 +1,144 @@
+//! The manifests, the examples and the dashboard, held against Kubernetes' types and against each other.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+#[test]
+fn every_object_has_only_fields_that_kubernetes_knows() {
+    let mut seen = BTreeSet::new();
+    for (path, object) in objects() {
+        let kind = text(&object, "/kind");
+        let known = match kind {
+            "DaemonSet" => known_as::<DaemonSet>(&object),
+            "Deployment" => known_as::<Deployment>(&object),
+            "ConfigMap" => known_as::<ConfigMap>(&object),
+            "Namespace" => known_as::<Namespace>(&object),
+            "Pod" => known_as::<Pod>(&object),
+            "ServiceAccount" => known_as::<ServiceAccount>(&object),
+            // Of other APIs: Kubernetes has no types of them.
+            "PodMonitor" | "Kustomization" | "Component" | "NetworkAttachmentDefinition" => object.clone(),
+            other => panic!("{}: a {other} is not expected", path.display()),
+        };
+        assert_eq!(known, object, "{}: a field is unknown, or not of the type that it should be", path.display());
+        seen.insert(kind.to_owned());
+    }
+    for kind in ["DaemonSet", "ConfigMap", "Namespace", "Pod", "ServiceAccount"] {
+        assert!(seen.contains(kind), "no {kind} was found");
+    }
+}
+
+#[test]
+fn only_the_manager_is_privileged_and_nobody_has_a_token() {
+    for daemon in DAEMONS {
+        let daemon_set = daemon_set(daemon);
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false, "{daemon}");
+        assert_eq!(pod["priorityClassName"], "system-node-critical", "{daemon}");
+        let context = &pod["containers"][0]["securityContext"];
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{daemon}");
+        let is_manager = daemon == "sriov-manager";
+        for (what, value) in [("hostNetwork", pod), ("hostPID", pod), ("privileged", context)] {
+            assert_eq!(value[what] == true, is_manager, "{daemon}: {what}");
+        }
+        if !is_manager {
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{daemon}");
+            assert_eq!(context["capabilities"], serde_json::json!({"drop": ["ALL"]}), "{daemon}");
+        }
+    }
+}
+
+#[test]
+fn whatever_is_mounted_is_a_volume_and_every_volume_is_mounted() {
+    for daemon in DAEMONS {
+        let daemon_set = daemon_set(daemon);
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        let names = |value: &Value| -> BTreeSet<String> {
+            value.as_array().unwrap().iter().map(|entry| text(entry, "/name").to_owned()).collect()
+        };
+        assert_eq!(names(&pod["volumes"]), names(&pod["containers"][0]["volumeMounts"]), "{daemon}");
+        let selector = &daemon_set["spec"]["selector"]["matchLabels"];
+        assert_eq!(selector, &daemon_set["spec"]["template"]["metadata"]["labels"], "{daemon}");
+    }
+}
+
+/// A pod of the host's network has a port of the host, of which there is one.
+#[test]
+fn who_comes_before_the_old_one_goes_has_no_port_of_the_host() {
+    for daemon in DAEMONS {
+        let daemon_set = daemon_set(daemon);
+        let surges = daemon_set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"] != 0;
+        assert_eq!(surges, daemon == "device-plugin", "{daemon}");
+        let pod = &daemon_set["spec"]["template"]["spec"];
+        let ports = pod["containers"][0]["ports"].as_array().unwrap();
+        let has_host_port = pod["hostNetwork"] == true || ports.iter().any(|port| port.get("hostPort").is_some());
+        assert!(!(surges && has_host_port), "{daemon}");
+    }
+}
+
+#[test]
+fn images_and_chart_are_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    for daemon in DAEMONS {
+        let image = daemon_set(daemon)["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+        assert_eq!(image, format!("localhost/ferrule/{daemon}:{version}"));
+    }
+    let chart = parse(&root().join("chart/Chart.yaml")).remove(0);
+    assert_eq!([text(&chart, "/version"), text(&chart, "/appVersion")], [version; 2]);
+}
+
+fn known_as<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object}"));
+    serde_json::to_value(typed).unwrap()
+}
+
+fn daemon_set(daemon: &str) -> Value {
+    parse(&root().join(format!("chart/manifests/{daemon}/daemonset.yaml"))).remove(0)
+}
+
+/// Of everything that is applied as it is. Patches are parts of objects, and what a chart has of its own is no object.
+fn objects() -> Vec<(PathBuf, Value)> {
+    let mut files = Vec::new();
+    for folder in ["chart/manifests", "kustomize", "examples"] {
+        collect(&root().join(folder), &mut files);
+    }
+    let is_object = |path: &PathBuf| !["patch.yaml", "policies.yaml"].iter().any(|name| path.ends_with(name));
+    files
+        .into_iter()
+        .filter(is_object)
+        .flat_map(|path| parse(&path).into_iter().map(move |object| (path.clone(), object)))
+        .collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "yaml") {
+            files.push(path);
+        }
+    }
+}
+
+fn parse(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no {pointer} in {value}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+const DAEMONS: [&str; 3] = ferrule_deploy::product::DAEMONS;

@@ -1,0 +1,180 @@
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+#include <rte_errno.h>
+#include <rte_ethdev.h>
+#include <rte_lcore.h>
+#include <rte_log.h>
+#include <rte_mbuf.h>
+#include <rte_prefetch.h>
+
+/* Threads. */
+
+static pthread_key_t at_exit;
+static pthread_once_t at_exit_made = PTHREAD_ONCE_INIT;
+static __thread bool is_known;
+
+static void unregister(void *unused)
+{
+	(void)unused;
+	rte_thread_unregister();
+}
+
+static void make_at_exit(void)
+{
+	pthread_key_create(&at_exit, unregister);
+}
+
+/* A thread with an id has a cache of its own in every mempool. If DPDK has no more ids, it works all the same. */
+static __attribute__((noinline, cold)) void register_thread(void)
+{
+	is_known = true;
+	if (rte_lcore_id() != LCORE_ID_ANY || rte_thread_register() != 0)
+		return;
+	pthread_once(&at_exit_made, make_at_exit);
+	pthread_setspecific(at_exit, &at_exit);
+}
+
+static inline void know_thread(void)
+{
+	if (unlikely(!is_known))
+		register_thread();
+}
+
+int ferrule_errno(void)
+{
+	return rte_errno;
+}
+
+/* Log. */
+
+static ssize_t log_write(void *cookie, const char *text, size_t len)
+{
+	((ferrule_log_fn)cookie)(rte_log_cur_msg_loglevel(), text, len);
+	return len;
+}
+
+int ferrule_log_open(ferrule_log_fn write)
+{
+	cookie_io_functions_t functions = { .write = log_write };
+	FILE *stream = fopencookie((void *)write, "w", functions);
+
+	if (stream == NULL)
+		return -errno;
+	return rte_openlog_stream(stream) == 0 ? 0 : -EIO;
+}
+
+/* Frames. */
+
+static inline void view(struct ferrule_frame *frame, struct rte_mbuf *mbuf)
+{
+	frame->mbuf = mbuf;
+	frame->data = rte_pktmbuf_mtod(mbuf, uint8_t *);
+	frame->len = mbuf->pkt_len;
+	frame->first = mbuf->data_len;
+	frame->segments = mbuf->nb_segs;
+	rte_prefetch0(frame->data);
+}
+
+uint16_t ferrule_rx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count,
+			  uint64_t *refused)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+	uint16_t received, shown = 0;
+
+	know_thread();
+	received = rte_eth_rx_burst(port, queue, mbufs, RTE_MIN(count, FERRULE_BURST));
+	for (uint16_t i = 0; i < received; i++) {
+		if (unlikely(mbufs[i]->pkt_len > FERRULE_FRAME_MAX || mbufs[i]->nb_segs > FERRULE_SEGMENTS_MAX)) {
+			rte_pktmbuf_free(mbufs[i]);
+			++*refused;
+			continue;
+		}
+		view(&frames[shown++], mbufs[i]);
+	}
+	return shown;
+}
+
+static inline uint16_t transmit(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count, bool is_new)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+
+	know_thread();
+	count = RTE_MIN(count, FERRULE_BURST);
+	for (uint16_t i = 0; i < count; i++) {
+		mbufs[i] = frames[i].mbuf;
+		if (is_new) {
+			mbufs[i]->data_len = frames[i].len;
+			mbufs[i]->pkt_len = frames[i].len;
+		}
+	}
+	return rte_eth_tx_burst(port, queue, mbufs, count);
+}
+
+uint16_t ferrule_tx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count)
+{
+	return transmit(port, queue, frames, count, true);
+}
+
+uint16_t ferrule_tx_move(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count)
+{
+	return transmit(port, queue, frames, count, false);
+}
+
+int ferrule_alloc(struct rte_mempool *pool, struct ferrule_frame *frames, uint16_t count)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+
+	if (count > FERRULE_BURST)
+		return -EINVAL;
+	know_thread();
+	if (rte_pktmbuf_alloc_bulk(pool, mbufs, count) != 0)
+		return -ENOMEM;
+	for (uint16_t i = 0; i < count; i++) {
+		frames[i].mbuf = mbufs[i];
+		frames[i].data = rte_pktmbuf_mtod(mbufs[i], uint8_t *);
+		frames[i].len = 0;
+		frames[i].first = rte_pktmbuf_tailroom(mbufs[i]);
+		frames[i].segments = 1;
+	}
+	return 0;
+}
+
+void ferrule_free(struct ferrule_frame *frames, uint16_t count)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+
+	count = RTE_MIN(count, FERRULE_BURST);
+	for (uint16_t i = 0; i < count; i++)
+		mbufs[i] = frames[i].mbuf;
+	rte_pktmbuf_free_bulk(mbufs, count);
+}
+
+uint16_t ferrule_segments(const struct rte_mbuf *mbuf, struct ferrule_segment *segments, uint16_t max)
+{
+	uint16_t count = 0;
+
+	for (; mbuf != NULL && count < max; mbuf = mbuf->next) {
+		segments[count].data = rte_pktmbuf_mtod(mbuf, const uint8_t *);
+		segments[count].len = mbuf->data_len;
+		count++;
+	}
+	return count;
+}
+
+/* Ports. */
+
+int ferrule_link_get(uint16_t port, struct ferrule_link *link)
+{
+	struct rte_eth_link state = { 0 };
+	int status = rte_eth_link_get_nowait(port, &state);
+
+	link->speed = state.link_speed;
+	link->is_up = state.link_status == RTE_ETH_LINK_UP;
+	return status;
+}

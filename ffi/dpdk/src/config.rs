@@ -1,0 +1,176 @@
+//! What a port is made of: checked against what its driver can, before anything is tried.
+
+use ferrule_dpdk_sys as sys;
+
+use crate::error::PortError;
+use crate::pool::CACHE;
+use crate::queue::BURST;
+
+/// What is asked of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Queue pairs. Received frames are spread over them by their addresses and ports (RSS), if the device can.
+    pub queues: u16,
+    /// Its MTU; none: what the device has.
+    pub mtu: Option<u16>,
+    /// Bytes of a buffer; none: as many as a frame has. Longer frames come in several buffers then.
+    pub buffer: Option<u16>,
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        Self { queues: 1, mtu: None, buffer: None }
+    }
+}
+
+/// The longest MTU: a frame has to fit into one buffer.
+pub const MTU_MAX: u16 = 65_000;
+/// The shortest MTU (RFC 791).
+pub const MTU_MIN: u16 = 68;
+
+/// How a port is configured.
+pub(crate) struct Plan {
+    pub mtu: u16,
+    /// The longest frame: the MTU, an Ethernet header and two VLAN tags.
+    pub frame_max: u32,
+    /// Bytes of a buffer.
+    pub room: u16,
+    pub rss: u64,
+    pub rx_offloads: u64,
+    pub tx_offloads: u64,
+}
+
+impl Plan {
+    /// For a device that says `info` of itself, and has `mtu` now.
+    pub fn new(config: &PortConfig, info: &sys::rte_eth_dev_info, mtu: u16, device: &str) -> Result<Self, PortError> {
+        let refused = |cause: String| Err(PortError::new(device, "the configuration", cause));
+        let queues_max = info.max_rx_queues.min(info.max_tx_queues);
+        if !(1..=queues_max).contains(&config.queues) {
+            return refused(format!("{} queues; it has 1 to {queues_max}", config.queues));
+        }
+        let mtu = config.mtu.unwrap_or(mtu);
+        let least = info.min_mtu.max(MTU_MIN);
+        // As DPDK reckons: a driver that tells both says what is around a packet.
+        let around = match info.max_rx_pktlen.checked_sub(u32::from(info.max_mtu)) {
+            Some(around @ 1..) if info.max_mtu != u16::MAX => around,
+            _ => ETHERNET + CRC,
+        };
+        let longest = u16::try_from(info.max_rx_pktlen.saturating_sub(around)).unwrap_or(u16::MAX);
+        let most = info.max_mtu.min(longest).min(MTU_MAX);
+        if !(least..=most).contains(&mtu) {
+            return refused(format!("an MTU of {mtu}; {least} to {most} are possible"));
+        }
+        let frame_max = u32::from(mtu) + HEADERS;
+        let whole = (frame_max + CRC).max(ROOM_MIN).max(info.min_rx_bufsize).next_multiple_of(CACHE_LINE);
+        let room = config.buffer.map_or(whole, u32::from);
+        let is_scattered = room < frame_max + CRC;
+        if is_scattered && info.rx_offload_capa & sys::FERRULE_RX_OFFLOAD_SCATTER == 0 {
+            return refused(format!("buffers of {room} bytes for frames of {frame_max}; it needs one for each frame"));
+        }
+        Ok(Self {
+            mtu,
+            frame_max,
+            room: u16::try_from(room).unwrap_or(u16::MAX - sys::RTE_PKTMBUF_HEADROOM as u16),
+            rss: if config.queues > 1 { info.flow_type_rss_offloads & sys::FERRULE_RSS_IP_TCP_UDP } else { 0 },
+            rx_offloads: if is_scattered { sys::FERRULE_RX_OFFLOAD_SCATTER } else { 0 },
+            tx_offloads: info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS,
+        })
+    }
+
+    /// What DPDK is told.
+    pub fn conf(&self) -> sys::rte_eth_conf {
+        // SAFETY: of numbers and pointers that may be null; zeros are what DPDK's own programs begin with.
+        let mut conf: sys::rte_eth_conf = unsafe { std::mem::zeroed() };
+        conf.rxmode.mtu = u32::from(self.mtu);
+        conf.rxmode.offloads = self.rx_offloads;
+        conf.txmode.offloads = self.tx_offloads;
+        if self.rss != 0 {
+            conf.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
+            conf.rx_adv_conf.rss_conf.rss_hf = self.rss;
+        }
+        conf
+    }
+}
+
+/// Buffers of a queue with so many descriptors: both of its rings full, and the ring of another port that its frames go to, and
+/// what threads have at hand.
+pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
+    let at_hand = 2 * (CACHE + CACHE / 2) + 4 * BURST as u32;
+    // DPDK's pools waste least at this size.
+    (u32::from(rx) + u32::from(tx) + u32::from(DESCRIPTORS) + at_hand).next_power_of_two() - 1
+}
+
+/// Descriptors of a ring, if the driver has no other wish.
+pub(crate) const DESCRIPTORS: u16 = 1024;
+/// An Ethernet header and two VLAN tags.
+const HEADERS: u32 = ETHERNET + 2 * 4;
+const ETHERNET: u32 = 14;
+const CRC: u32 = 4;
+/// Many NICs want no smaller ones.
+const ROOM_MIN: u32 = 2048;
+const CACHE_LINE: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> sys::rte_eth_dev_info {
+        // SAFETY: of numbers and pointers that may be null.
+        let mut info: sys::rte_eth_dev_info = unsafe { std::mem::zeroed() };
+        (info.max_rx_queues, info.max_tx_queues, info.min_mtu, info.max_mtu) = (4, 2, 68, 9000);
+        (info.flow_type_rss_offloads, info.max_rx_pktlen) = (u64::MAX, u32::MAX);
+        info
+    }
+
+    #[test]
+    fn the_longest_frame_that_a_driver_tells_bounds_the_mtu() {
+        let mtu_max = |max_mtu, max_rx_pktlen| {
+            let info = sys::rte_eth_dev_info { max_mtu, max_rx_pktlen, ..info() };
+            (68..=9000).rev().find(|&mtu| plan(PortConfig { mtu: Some(mtu), ..<_>::default() }, &info).is_ok())
+        };
+        // net_tap; a driver with room for VLAN tags; one that knows no limit.
+        assert_eq!(
+            [mtu_max(u16::MAX, 1522), mtu_max(1500, 1526), mtu_max(8000, u32::MAX)].map(Option::unwrap),
+            [1504, 1500, 8000]
+        );
+    }
+
+    fn plan(config: PortConfig, info: &sys::rte_eth_dev_info) -> Result<Plan, String> {
+        Plan::new(&config, info, 1500, "net_x").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_device_cannot_is_refused_with_what_it_can() {
+        let info = info();
+        let refusals = [
+            (PortConfig { queues: 3, ..<_>::default() }, "3 queues; it has 1 to 2"),
+            (PortConfig { queues: 0, ..<_>::default() }, "0 queues; it has 1 to 2"),
+            (PortConfig { mtu: Some(9001), ..<_>::default() }, "an MTU of 9001; 68 to 9000 are possible"),
+            (
+                PortConfig { buffer: Some(512), ..<_>::default() },
+                "buffers of 512 bytes for frames of 1522; it needs one for each frame",
+            ),
+        ];
+        for (config, cause) in refusals {
+            assert_eq!(plan(config, &info).err(), Some(format!("the configuration of net_x: {cause}")));
+        }
+    }
+
+    #[test]
+    fn a_buffer_has_room_for_a_frame_unless_it_is_to_be_smaller() {
+        let mut info = info();
+        let room = |mtu, info: &_| plan(PortConfig { mtu, ..<_>::default() }, info).unwrap().room;
+        assert_eq!([None, Some(1500), Some(9000)].map(|mtu| room(mtu, &info)), [2048, 2048, 9088]);
+        info.max_mtu = u16::MAX;
+        assert_eq!(room(Some(MTU_MAX), &info), 65_088);
+        info.rx_offload_capa = sys::FERRULE_RX_OFFLOAD_SCATTER;
+        let scattered = plan(PortConfig { buffer: Some(512), ..<_>::default() }, &info).unwrap();
+        assert_eq!((scattered.room, scattered.rx_offloads), (512, sys::FERRULE_RX_OFFLOAD_SCATTER));
+    }
+
+    #[test]
+    fn only_several_queues_need_rss() {
+        let rss = [1, 2].map(|queues| plan(PortConfig { queues, ..<_>::default() }, &info()).unwrap().rss);
+        assert_eq!(rss, [0, sys::FERRULE_RSS_IP_TCP_UDP]);
+    }
+}

@@ -1,0 +1,39 @@
+//! DPDK behind safe types: started when somebody asks for it, never linked.
+//!
+//! It is *not* a wrapper of everything: it has what an end of a wire needs. It knows nothing of wires.
+//!
+//! ```text
+//!   Eal::start --> Port::open(devargs) --> (Port, [(RxQueue, TxQueue)])
+//!   once in a      probe, configure,         control       one worker each
+//!   process        queues, start
+//! ```
+//! In reading order:
+//! - [`eal`]: DPDK's environment, started once in a process, when it is needed.
+//! - [`port`]: a device, from its devargs to its end. [`config`]: what it is made of; [`stats`]: what it tells.
+//! - [`queue`]: its queues: frames as slices.
+//! - [`error`]: which call failed on which device, and why.
+//! - `library`, `log`, `pool`: how libdpdk is loaded, where its log goes, and what frames lie in.
+//!
+//! Where this was built without libdpdk, nothing of that is there, and [`MISSING`] says why.
+
+/// What was missing when this was built, if anything was.
+pub use ferrule_dpdk_sys::MISSING;
+
+#[cfg(not(no_dpdk))]
+pub mod config;
+#[cfg(not(no_dpdk))]
+pub mod eal;
+#[cfg(not(no_dpdk))]
+pub mod error;
+#[cfg(not(no_dpdk))]
+mod library;
+#[cfg(not(no_dpdk))]
+mod log;
+#[cfg(not(no_dpdk))]
+mod pool;
+#[cfg(not(no_dpdk))]
+pub mod port;
+#[cfg(not(no_dpdk))]
+pub mod queue;
+#[cfg(not(no_dpdk))]
+pub mod stats;

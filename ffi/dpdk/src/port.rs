@@ -1,0 +1,318 @@
+//! A device, from its devargs to its end.
+
+use std::ffi::{CStr, CString};
+use std::mem::{MaybeUninit, zeroed};
+use std::ptr::{null, null_mut};
+use std::sync::Arc;
+
+use ferrule_dpdk_sys::{Dpdk, rte_device, rte_eth_dev_info, rte_ether_addr};
+use nix::errno::Errno;
+
+use crate::config::{DESCRIPTORS, Plan, PortConfig, buffers};
+use crate::eal::{Control, Eal};
+use crate::error::{PortError, cause};
+use crate::log;
+use crate::pool::Mempool;
+use crate::queue::{BURST, RxQueue, TxQueue};
+
+/// What receives and what sends, queue by queue.
+pub type QueuePairs = Vec<(RxQueue, TxQueue)>;
+
+/// A port that runs. When it and all of its queues are dropped, it is stopped and closed, and its device is removed; that
+/// may take its time.
+pub struct Port {
+    eal: &'static Eal,
+    device: String,
+    id: u16,
+    /// Ports of the device: all of them are closed.
+    ports: Vec<u16>,
+    handle: *mut rte_device,
+    driver: String,
+    frame_max: u32,
+    room: u16,
+    takes_chains: bool,
+    is_promiscuous: bool,
+    pools: Vec<Mempool>,
+    is_started: bool,
+}
+
+// SAFETY: DPDK's control calls on a port may be made from any thread. Those that must not be made at the same time are made
+// by `open` and `drop` only, which hold `Eal::control`. `handle` is used there only.
+unsafe impl Send for Port {}
+// SAFETY: as above; the other methods read statistics and states, which DPDK allows while a port runs.
+unsafe impl Sync for Port {}
+
+impl Port {
+    /// Makes the device that `devargs` names (`net_af_packet0,iface=eth1`; `0000:3b:02.1`), and starts it. Its queue pairs in
+    /// their order.
+    ///
+    /// # Errors
+    /// It cannot be made, or cannot do what `config` asks for. Nothing of it is left then.
+    pub fn open(eal: &'static Eal, devargs: &str, config: &PortConfig) -> Result<(Arc<Self>, QueuePairs), PortError> {
+        check_name(devargs)?;
+        let mut control = eal.control();
+        control.free_retired(eal);
+        let mut port = Self::probe(eal, devargs)?;
+        if let Err(error) = port.set_up(config, &mut control) {
+            port.close(&mut control);
+            return Err(error);
+        }
+        drop(control);
+        let port = Arc::new(port);
+        let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {
+            (RxQueue::new(Arc::clone(&port), queue), TxQueue::new(Arc::clone(&port), queue, &pool.pointer))
+        });
+        let queues = queues.collect();
+        Ok((port, queues))
+    }
+
+    /// The devargs that it was made of.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// The name of its driver.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// DPDK's number of it.
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// The longest frame that it sends, without its checksum.
+    pub fn frame_max(&self) -> usize {
+        self.frame_max as usize
+    }
+
+    /// The longest frame of which it sends a copy: that has to lie in one buffer.
+    pub(crate) fn copy_max(&self) -> usize {
+        self.frame_max().min(usize::from(self.room))
+    }
+
+    /// Whether it receives what is for other addresses than its own.
+    pub fn is_promiscuous(&self) -> bool {
+        self.is_promiscuous
+    }
+
+    /// Whether it sends frames that lie in several buffers.
+    pub(crate) fn takes_chains(&self) -> bool {
+        self.takes_chains
+    }
+
+    pub(crate) fn dpdk(&self) -> &'static Dpdk {
+        &self.eal.dpdk
+    }
+
+    /// Makes a device of which nothing is configured yet.
+    fn probe(eal: &'static Eal, devargs: &str) -> Result<Self, PortError> {
+        let refused = |cause: String| PortError::new(devargs, "rte_dev_probe", cause);
+        let text = CString::new(devargs).map_err(|_| refused("a zero byte".to_owned()))?;
+        let before = eal.ports();
+        if before.len() >= Eal::ports_max() {
+            let cause = format!("there are {} ports already, as many as this DPDK can have", before.len());
+            return Err(refused(cause));
+        }
+        // SAFETY: a string, of which DPDK keeps a copy. `Eal::control` is held.
+        let (status, said) = log::collect(|| unsafe { eal.dpdk.rte_dev_probe(text.as_ptr()) });
+        if status < 0 {
+            return Err(refused(cause(status, &said)));
+        }
+        let ports: Vec<_> = eal.ports().difference(&before).copied().collect();
+        let Some(&id) = ports.first() else {
+            return Err(refused(NO_NEW_PORT.to_owned()));
+        };
+        Ok(Self {
+            eal,
+            device: devargs.to_owned(),
+            id,
+            ports,
+            handle: null_mut(),
+            driver: String::new(),
+            frame_max: 0,
+            room: 0,
+            takes_chains: false,
+            is_promiscuous: false,
+            pools: Vec::new(),
+            is_started: false,
+        })
+    }
+
+    /// Configures it, and starts it.
+    fn set_up(&mut self, config: &PortConfig, control: &mut Control) -> Result<(), PortError> {
+        let id = self.id;
+        let info = self.info()?;
+        self.handle = info.device;
+        if self.ports.len() > 1 {
+            let cause = format!("it has {} ports, and an end of a wire is one", self.ports.len());
+            return Err(PortError::new(&self.device, "rte_dev_probe", cause));
+        }
+        // SAFETY: the driver's name is a string that is there as long as the driver.
+        let driver = unsafe { info.driver_name.as_ref().map(|name| CStr::from_ptr(name)) };
+        self.driver = driver.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut mtu = 0;
+        // SAFETY: the port is there until `self` is dropped, and `mtu` has room for the answer.
+        self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(id, &raw mut mtu) })?;
+        let plan = Plan::new(config, &info, mtu, &self.device)?;
+        (self.frame_max, self.room, self.takes_chains) = (plan.frame_max, plan.room, plan.tx_offloads != 0);
+        let (conf, queues) = (plan.conf(), config.queues);
+        self.call("rte_eth_dev_configure", |dpdk| {
+            // SAFETY: the port is there, and `conf` is copied.
+            unsafe { dpdk.rte_eth_dev_configure(id, queues, queues, &raw const conf) }
+        })?;
+        if config.mtu.is_some() {
+            // SAFETY: the port is there.
+            let set = self.call("rte_eth_dev_set_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_set_mtu(id, plan.mtu) });
+            unless_unsupported(set)?;
+        }
+        let (mut rx, mut tx) = (DESCRIPTORS, DESCRIPTORS);
+        self.call("rte_eth_dev_adjust_nb_rx_tx_desc", |dpdk| {
+            // SAFETY: the port is there; both numbers are read and written during the call.
+            unsafe { dpdk.rte_eth_dev_adjust_nb_rx_tx_desc(id, &raw mut rx, &raw mut tx) }
+        })?;
+        // SAFETY: it reads a number, for any port.
+        let node = unsafe { self.dpdk().rte_eth_dev_socket_id(id) };
+        for queue in 0..queues {
+            let pool = Mempool::create(self.eal, control, &self.device, buffers(rx, tx), plan.room, node)?;
+            let mbufs = pool.pointer.0.as_ptr();
+            self.pools.push(pool);
+            self.call("rte_eth_rx_queue_setup", |dpdk| {
+                // SAFETY: the port is there and not started. The pool is freed after it is closed.
+                unsafe { dpdk.rte_eth_rx_queue_setup(id, queue, rx, node.cast_unsigned(), null(), mbufs) }
+            })?;
+            self.call("rte_eth_tx_queue_setup", |dpdk| {
+                // SAFETY: the port is there and not started.
+                unsafe { dpdk.rte_eth_tx_queue_setup(id, queue, tx, node.cast_unsigned(), null()) }
+            })?;
+        }
+        // SAFETY: the port is there, with all of its queues.
+        self.call("rte_eth_dev_start", |dpdk| unsafe { dpdk.rte_eth_dev_start(id) })?;
+        self.is_started = true;
+        // What a driver does not allow is not asked for again: then the other end must have the port's address.
+        // SAFETY: the port is there.
+        let all = self.call("rte_eth_promiscuous_enable", |dpdk| unsafe { dpdk.rte_eth_promiscuous_enable(id) });
+        self.is_promiscuous =
+            all.inspect_err(|error| tracing::info!("{error}; only its own address is received")).is_ok();
+        Ok(())
+    }
+
+    /// What its driver says of it.
+    pub(crate) fn info(&self) -> Result<rte_eth_dev_info, PortError> {
+        let mut info = MaybeUninit::<rte_eth_dev_info>::zeroed();
+        self.call("rte_eth_dev_info_get", |dpdk| {
+            // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
+            unsafe { dpdk.rte_eth_dev_info_get(self.id, info.as_mut_ptr()) }
+        })?;
+        // SAFETY: of numbers and pointers that may be null: zeros are a value, and the call has filled it.
+        Ok(unsafe { info.assume_init() })
+    }
+
+    /// Its MAC address.
+    pub fn mac(&self) -> Result<[u8; 6], PortError> {
+        // SAFETY: of bytes.
+        let mut address: rte_ether_addr = unsafe { zeroed() };
+        self.call("rte_eth_macaddr_get", |dpdk| {
+            // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
+            unsafe { dpdk.rte_eth_macaddr_get(self.id, &raw mut address) }
+        })?;
+        Ok(address.addr_bytes)
+    }
+
+    /// Brings its link up or down, as far as its driver can.
+    pub fn set_link(&self, up: bool) -> Result<(), PortError> {
+        unless_unsupported(if up {
+            // SAFETY: the port is there until `self` is dropped.
+            self.call("rte_eth_dev_set_link_up", |dpdk| unsafe { dpdk.rte_eth_dev_set_link_up(self.id) })
+        } else {
+            // SAFETY: as above.
+            self.call("rte_eth_dev_set_link_down", |dpdk| unsafe { dpdk.rte_eth_dev_set_link_down(self.id) })
+        })
+    }
+
+    /// Calls DPDK, which answers with a negative errno if it refuses.
+    pub(crate) fn call(&self, name: &'static str, call: impl FnOnce(&'static Dpdk) -> i32) -> Result<i32, PortError> {
+        let (status, said) = log::collect(|| call(self.dpdk()));
+        if status >= 0 {
+            return Ok(status);
+        }
+        Err(PortError { status, ..PortError::new(&self.device, name, cause(status, &said)) })
+    }
+
+    /// What is still in the rings of a device that only pretends to be one would be lost with them, and its pool kept.
+    fn drain(&self) {
+        let mut refused = 0;
+        // SAFETY: of numbers and pointers that may be null.
+        let mut frames = [unsafe { zeroed() }; BURST];
+        for queue in 0..self.pools.len() as u16 {
+            for _ in 0..2 * usize::from(DESCRIPTORS) / BURST {
+                // SAFETY: the port is started, and none of its queues is there any more. There is room for a burst.
+                unsafe {
+                    let dpdk = self.dpdk();
+                    let count =
+                        dpdk.ferrule_rx_burst(self.id, queue, frames.as_mut_ptr(), BURST as u16, &raw mut refused);
+                    dpdk.ferrule_free(frames.as_mut_ptr(), count);
+                    if count == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, control: &mut Control) {
+        if self.is_started {
+            self.drain();
+        }
+        let warn = |outcome: Result<i32, PortError>| {
+            if let Err(error) = outcome {
+                tracing::warn!("{error}");
+            }
+        };
+        for id in std::mem::take(&mut self.ports) {
+            // SAFETY: the port is there, and none of its queues any more.
+            warn(self.call("rte_eth_dev_stop", |dpdk| unsafe { dpdk.rte_eth_dev_stop(id) }));
+            // SAFETY: as above; nobody uses its number from now on.
+            warn(self.call("rte_eth_dev_close", |dpdk| unsafe { dpdk.rte_eth_dev_close(id) }));
+        }
+        if !self.handle.is_null() {
+            let handle = self.handle;
+            // SAFETY: the device was made by us, and all of its ports are closed.
+            warn(self.call("rte_dev_remove", |dpdk| unsafe { dpdk.rte_dev_remove(handle) }));
+        }
+        for pool in self.pools.drain(..) {
+            pool.retire(control);
+        }
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if !self.ports.is_empty() {
+            let mut control = self.eal.control();
+            self.close(&mut control);
+        }
+    }
+}
+
+/// Devices of other kinds have names of the same form, and would be made before it is seen that they have no port.
+fn check_name(devargs: &str) -> Result<(), PortError> {
+    let name = devargs.split(',').next().unwrap_or_default();
+    let is_address = name.contains([':', '.']) && !name.contains(['=', '/', ' ']);
+    if is_address || name.starts_with("net_") || name.starts_with("eth_") {
+        return Ok(());
+    }
+    let cause = format!("`{name}` is neither a network driver's name (net_tap0) nor an address (0000:3b:02.1)");
+    Err(PortError::new(devargs, "the name", cause))
+}
+
+/// What a driver does not know is left as it is.
+fn unless_unsupported(outcome: Result<i32, PortError>) -> Result<(), PortError> {
+    match outcome {
+        Err(error) if error.status != -(Errno::ENOTSUP as i32) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// DPDK finds nothing wrong with a device that is there already.
+const NO_NEW_PORT: &str = "this process has that device already, or it has no Ethernet port";

@@ -1,0 +1,101 @@
+//! What a port tells of itself while it runs.
+
+use std::collections::BTreeMap;
+use std::mem::zeroed;
+use std::ptr::null_mut;
+
+use ferrule_dpdk_sys::{ferrule_link, rte_eth_stats, rte_eth_xstat, rte_eth_xstat_name};
+
+use crate::error::PortError;
+use crate::port::Port;
+
+/// What a port does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortStatus {
+    /// Whether its link is up.
+    pub link_is_up: bool,
+    /// The speed of it in Mbit/s, if the driver knows.
+    pub speed_mbps: Option<u32>,
+    /// Its MTU.
+    pub mtu: u16,
+    /// The NUMA node that it is on, if it is on one.
+    pub numa_node: Option<u32>,
+}
+
+impl Port {
+    /// Its link, MTU and node.
+    ///
+    /// # Errors
+    /// The device is gone, or its driver does not answer.
+    pub fn status(&self) -> Result<PortStatus, PortError> {
+        // SAFETY: it asks the driver, for a port that is there until `self` is dropped.
+        if unsafe { self.dpdk().rte_eth_dev_is_removed(self.id()) } != 0 {
+            return Err(PortError::new(self.device(), "rte_eth_dev_is_removed", "the device was removed".to_owned()));
+        }
+        let mut link = ferrule_link { speed: 0, is_up: 0 };
+        // SAFETY: the port is there, and there is room for the answer.
+        self.call("rte_eth_link_get_nowait", |dpdk| unsafe { dpdk.ferrule_link_get(self.id(), &raw mut link) })?;
+        let mut mtu = 0;
+        // SAFETY: as above.
+        self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(self.id(), &raw mut mtu) })?;
+        // SAFETY: it reads a number, for any port.
+        let node = unsafe { self.dpdk().rte_eth_dev_socket_id(self.id()) };
+        Ok(PortStatus {
+            link_is_up: link.is_up != 0,
+            speed_mbps: Some(link.speed).filter(|&speed| speed != 0 && speed != u32::MAX),
+            mtu,
+            numa_node: u32::try_from(node).ok(),
+        })
+    }
+
+    /// Its counters: those that every port has, and its driver's own (`xstats`), which begin with `x_`.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>, PortError> {
+        // SAFETY: of numbers.
+        let mut stats: rte_eth_stats = unsafe { zeroed() };
+        // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
+        self.call("rte_eth_stats_get", |dpdk| unsafe { dpdk.rte_eth_stats_get(self.id(), &raw mut stats) })?;
+        let named = [
+            ("rx_frames", stats.ipackets),
+            ("tx_frames", stats.opackets),
+            ("rx_bytes", stats.ibytes),
+            ("tx_bytes", stats.obytes),
+            ("rx_missed", stats.imissed),
+            ("rx_errors", stats.ierrors),
+            ("tx_errors", stats.oerrors),
+            ("rx_no_buffer", stats.rx_nombuf),
+        ];
+        let mut counters: BTreeMap<_, _> = named.map(|(name, value)| (name.to_owned(), value)).into();
+        counters.extend(self.xstats()?.into_iter().map(|(name, value)| (format!("x_{name}"), value)));
+        Ok(counters)
+    }
+
+    fn xstats(&self) -> Result<Vec<(String, u64)>, PortError> {
+        let (id, count) = (self.id(), self.xstat_names(&mut [])?);
+        // SAFETY: of characters.
+        let mut names = vec![unsafe { zeroed::<rte_eth_xstat_name>() }; count];
+        self.xstat_names(&mut names)?;
+        // SAFETY: of numbers.
+        let mut values = vec![unsafe { zeroed::<rte_eth_xstat>() }; count];
+        let written = self.call("rte_eth_xstats_get", |dpdk| {
+            // SAFETY: the port is there, and there is room for as many as are told.
+            unsafe { dpdk.rte_eth_xstats_get(id, values.as_mut_ptr(), count as u32) }
+        })?;
+        values.truncate(usize::try_from(written).unwrap_or_default());
+        Ok(values.iter().filter_map(|stat| Some((text(&names.get(stat.id as usize)?.name), stat.value))).collect())
+    }
+
+    /// Writes the names that there is room for. How many there are.
+    fn xstat_names(&self, room: &mut [rte_eth_xstat_name]) -> Result<usize, PortError> {
+        let (names, count) = if room.is_empty() { (null_mut(), 0) } else { (room.as_mut_ptr(), room.len() as u32) };
+        let written = self.call("rte_eth_xstats_get_names", |dpdk| {
+            // SAFETY: the port is there until `self` is dropped, and there is room for as many as are told.
+            unsafe { dpdk.rte_eth_xstats_get_names(self.id(), names, count) }
+        })?;
+        Ok(usize::try_from(written).unwrap_or_default())
+    }
+}
+
+fn text(characters: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<_> = characters.iter().map(|&c| c.cast_unsigned()).take_while(|&c| c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

@@ -1,0 +1,62 @@
+//! DPDK that does not start: the cause is told, and the process lives. It starts once in a process, so each case has one.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Command;
+
+/// How the process of a case is told which one it is.
+const CASE: &str = "FERRULE_DPDK_CASE";
+
+#[test]
+fn what_keeps_it_from_starting_is_told() {
+    if let Some(missing) = ferrule_dpdk::MISSING {
+        println!("skipped: what_keeps_it_from_starting_is_told: {missing}");
+        return;
+    }
+    if std::env::var_os(CASE).is_some() {
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let in_shell = |case: &str, script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(&program).args(["--exact", "the_process_of_a_case", "--nocapture"]);
+        let output = command.env(CASE, case).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case}: {text}");
+        text
+    };
+    let text = in_shell("memory", "exec \"$@\"");
+    assert!(text.contains("start DPDK: ") && text.contains("DPDK says"), "{text}");
+    if std::fs::read_to_string("/proc/sys/vm/nr_hugepages").is_ok_and(|count| count.trim() == "0") {
+        let text = in_shell("hugepages", "exec \"$@\"");
+        assert!(text.contains("start DPDK: ") && text.contains("hugepage"), "{text}");
+    } else {
+        println!("skipped: hugepages that there are not: there are some");
+    }
+    if nix::unistd::geteuid().is_root() {
+        let hide = "for file in $(ldconfig -p | sed -n 's/.*=> \\(.*librte_eal.so.*\\)/\\1/p'); do \
+                    mount --bind /dev/null \"$file\" || exit 1; done; exec \"$@\"";
+        let text = in_shell("library", &format!("exec unshare -m sh -c '{}' sh \"$@\"", hide.replace('\'', "'\\''")));
+        assert!(text.contains("load libdpdk ") && text.contains("librte_eal.so"), "{text}");
+        assert!(text.contains("install libdpdk"), "{text}");
+    } else {
+        println!("skipped: a library that is missing: root, to hide it");
+    }
+}
+
+#[cfg(not(no_dpdk))]
+#[test]
+fn the_process_of_a_case() {
+    use ferrule_dpdk::eal::{Eal, EalSettings};
+
+    let Ok(case) = std::env::var(CASE) else { return };
+    let settings = match &*case {
+        "memory" => EalSettings { memory_mib: 1 << 30, hugepages: false },
+        "hugepages" => EalSettings { memory_mib: 64, hugepages: true },
+        _ => EalSettings::default(),
+    };
+    let error = Eal::start(settings).err().unwrap();
+    println!("{error}; {}", error.cure());
+    // Asked again, it says so again, and nothing worse.
+    assert_eq!(Eal::start(EalSettings::default()).err(), Some(error));
+}

@@ -1,0 +1,139 @@
+//! The images and the manifests, tried without a cluster: each daemon runs with nothing but the files of its image, and with the
+//! mounts, the rights and the command line of its manifest.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use ferrule_deploy::layer::sha256;
+use ferrule_hw_tests::need::lacks;
+use ferrule_hw_tests::netns::TestNetNs;
+use ferrule_kubelet::stand_in::{Kubelet, Options, Release};
+
+use container::{Container, Node};
+
+mod container;
+
+#[test]
+fn the_same_programs_are_the_same_images() {
+    let test = "the_same_programs_are_the_same_images";
+    if lacks(test, &[container::STRIP]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let Some(product) = container::product(test) else { return };
+    let images = ["a", "b"].map(|name| product.write(&folder.path().join(name)).unwrap());
+    for (a, b) in images[0].iter().zip(&images[1]) {
+        assert_eq!((&a.reference, &a.digest), (&b.reference, &b.digest));
+        let bytes = |path: &Path| sha256(&fs::read(path).unwrap());
+        assert_eq!(bytes(&a.path), bytes(&b.path), "{}", a.reference);
+    }
+    assert_eq!(images[0].len(), 3);
+}
+
+#[test]
+fn programs_run_with_the_files_of_their_image() {
+    let Some(node) = Node::new("programs_run_with_the_files_of_their_image") else { return };
+    for daemon in ["device-plugin", "dpdk-forwarder", "sriov-manager"] {
+        let version = node.run(daemon, daemon, &["--version"]);
+        assert_eq!(version, (Some(0), format!("{daemon} {}\n", env!("CARGO_PKG_VERSION"))));
+        let (code, help) = node.run(daemon, "ferrule", &["--help"]);
+        assert!(code == Some(0) && help.contains("Virtual wires"), "{help}");
+    }
+    // By its name: who is called what is in the image too.
+    let files = node.folder("etc");
+    fs::write(files.join("wires.yaml"), "{socket_group: root, wires: []}").unwrap();
+    let (code, said) = node.run_with(&files, "dpdk-forwarder", &["--config=/etc/ferrule/wires.yaml", "--check"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn every_overlay_s_configuration_is_good_for_the_command_line_of_the_manifest() {
+    let test = "every_overlay_s_configuration_is_good_for_the_command_line_of_the_manifest";
+    let Some(node) = Node::new(test) else { return };
+    let mut tried = 0;
+    for (daemon, file) in
+        [("device-plugin", "config.json"), ("sriov-manager", "policies.yaml"), ("dpdk-forwarder", "wires.yaml")]
+    {
+        let container = Container::of(daemon);
+        for overlay in ["software", "sriov", "dpdk"] {
+            let configured = container::deploy().join("kustomize").join(overlay).join(file);
+            let config = fs::read_to_string(configured).unwrap_or_else(|_| container.config(file));
+            let (code, said) = node.check(&container, file, &config);
+            assert_eq!(code, Some(0), "{overlay}: {daemon}: {said}");
+            tried += 1;
+        }
+        let (code, said) = node.check(&container, file, "[");
+        assert_eq!(code, Some(64), "{daemon} reads another file than its ConfigMap's: {said}");
+    }
+    assert_eq!(tried, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboard_shows_what_there_is() {
+    let test = "each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboard_shows_what_there_is";
+    let Some(node) = Node::new(test) else { return };
+    let kubelet = Kubelet::start(Options {
+        plugins: node.host("/var/lib/kubelet/device-plugins"),
+        pod_resources: node.host("/var/lib/kubelet/pod-resources").join("kubelet.sock"),
+        release: Release::V1_36,
+    })
+    .unwrap();
+    let (manager, forwarder) = (Container::of("sriov-manager"), Container::of("dpdk-forwarder").with_kernel_ends());
+    let pod = TestNetNs::new();
+    let wires = format!(
+        "wires: [{{name: w, ends: [{{memif: {{socket: /run/ferrule/m.sock, role: server}}}}, \
+         {{kernel: {{name: net1, netns: {}}}}}]}}]",
+        pod.path().display()
+    );
+    let manager = node.start(&manager, &[("policies.yaml", &manager.config("policies.yaml"))]);
+    let forwarder = node.start(&forwarder, &[("wires.yaml", &wires)]);
+    manager.until_ready();
+    forwarder.until_ready();
+    assert_eq!(pod.interfaces(), ["net1"]);
+    let (code, shown) = node.exec(&forwarder, "ferrule", &["wires"]);
+    assert!(code == Some(0) && shown.contains("net1"), "{shown}");
+    let (code, shown) = node.exec(&manager, "ferrule", &["vf", "list"]);
+    assert_eq!(code, Some(0), "{shown}");
+
+    let plugin = Container::of("device-plugin");
+    let config = r#"{"resourceList": [{"resourceName": "none", "selectors": {"pfNames": ["no-such-pf"]}}]}"#;
+    let plugin = node.start(&plugin, &[("config.json", config)]);
+    plugin.until_ready();
+    kubelet.until("the list is there", |kubelet| kubelet.counts("intel.com/none").is_some()).await;
+
+    let pages = [&manager, &forwarder, &plugin].map(|daemon| daemon.page("/metrics"));
+    let there: BTreeSet<&str> = pages
+        .iter()
+        .flat_map(|page| page.lines())
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let dashboard = fs::read_to_string(container::deploy().join("grafana/ferrule.json")).unwrap();
+    let used = metrics(&dashboard);
+    assert!(used.len() > 30, "{used:?}");
+    let of_family = |name: &str| {
+        let ends = ["", "_total", "_bucket", "_sum", "_count"];
+        ends.iter().any(|end| name.strip_suffix(end).is_some_and(|family| there.contains(family)))
+    };
+    let missing: Vec<_> = used.iter().filter(|name| !of_family(name)).collect();
+    assert!(missing.is_empty(), "the dashboard shows what nobody tells: {missing:?}\nthere is: {there:?}");
+    let (code, said) = node.uninstall();
+    assert!(code == Some(1) && said.contains("device-plugin still runs on this node"), "{said}");
+    for daemon in [plugin, forwarder, manager] {
+        daemon.stop();
+    }
+    assert!(node.host("/var/lib/ferrule/vf").join("journal").exists());
+    let (code, said) = node.uninstall();
+    assert_eq!(code, Some(0), "{said}");
+    let left = node.left();
+    assert!(left.is_empty(), "an uninstall leaves {left:?}");
+}
+
+/// Names of metrics in the expressions of a dashboard.
+fn metrics(dashboard: &str) -> BTreeSet<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words =
+        dashboard.lines().filter(|line| line.contains("\"expr\":")).flat_map(|line| line.split(|c| !is_name(c)));
+    words.filter(|word| word.starts_with("ferrule_") || word.starts_with("process_")).collect()
+}

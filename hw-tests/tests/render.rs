@@ -1,0 +1,140 @@
+//! What `kubectl apply -k` and `helm install` send is the same.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ferrule_hw_tests::need::{Need, lacks, skip};
+use serde_json::{Value, json};
+
+#[test]
+fn overlays_are_whole() {
+    if lacks("overlays_are_whole", &[KUBECTL]) {
+        return;
+    }
+    for (overlay, daemons) in OVERLAYS {
+        let objects = kustomize(overlay);
+        let names: Vec<_> = objects.keys().map(String::as_str).collect();
+        let expected: Vec<_> = ["ConfigMap", "DaemonSet", "ServiceAccount"]
+            .iter()
+            .flat_map(|kind| daemons.iter().map(move |(daemon, ..)| format!("{kind}/{daemon}")))
+            .collect();
+        assert_eq!(names, expected, "{overlay}");
+        for (name, object) in &objects {
+            assert_eq!(object["metadata"]["namespace"], "ferrule", "{overlay}: {name}");
+        }
+    }
+}
+
+#[test]
+fn the_chart_sends_what_the_overlays_send() {
+    let test = "the_chart_sends_what_the_overlays_send";
+    if lacks(test, &[KUBECTL]) {
+        return;
+    }
+    let Some(helm) = Helm::find(test) else { return };
+    for (overlay, daemons) in OVERLAYS {
+        let mut values = json!({"devicePlugin": {"enabled": false}, "sriovManager": {"enabled": false}, "dpdkForwarder": {"enabled": false}});
+        for (_, key, file) in daemons {
+            values[key] = json!({"enabled": true});
+            let path = deploy().join("kustomize").join(overlay).join(file);
+            if let Ok(text) = fs::read_to_string(path) {
+                values[key]["config"] = serde_saphyr::from_str(&text).unwrap();
+            }
+        }
+        assert_eq!(helm.template(&values), kustomize(overlay), "{overlay}");
+    }
+}
+
+#[test]
+fn values_change_what_they_name() {
+    let Some(helm) = Helm::find("values_change_what_they_name") else { return };
+    let objects = helm.template(&json!({
+        "image": {"prefix": "registry.example/x", "tag": "2", "pullSecrets": [{"name": "secret"}]},
+        "devicePlugin": {
+            "args": ["--cdi=field"],
+            "pod": {"nodeSelector": {"nic": "yes"}},
+            "container": {"resources": {"limits": {"memory": "1Gi"}}},
+        },
+        "dpdkForwarder": {"enabled": true, "kernelEnds": true},
+        "monitoring": {"enabled": true},
+    }));
+    let pod = &objects["DaemonSet/device-plugin"]["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "registry.example/x/device-plugin:2");
+    assert_eq!(container["args"].as_array().unwrap().last().unwrap(), "--cdi=field");
+    assert_eq!(
+        container["resources"],
+        json!({"requests": {"cpu": "20m", "memory": "24Mi"}, "limits": {"memory": "1Gi"}})
+    );
+    assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux", "nic": "yes"}));
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "secret"}]));
+    let pod = &objects["DaemonSet/dpdk-forwarder"]["spec"]["template"]["spec"];
+    let capabilities = &pod["containers"][0]["securityContext"]["capabilities"];
+    assert_eq!(capabilities, &json!({"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN"]}));
+    assert!(pod["volumes"].as_array().unwrap().iter().any(|volume| volume["name"] == "tun"));
+    assert_eq!(objects["PodMonitor/ferrule"]["metadata"]["namespace"], "ferrule");
+}
+
+/// `helm` of `PATH`, or of the variable `HELM`.
+struct Helm(PathBuf);
+
+impl Helm {
+    fn find(test: &str) -> Option<Self> {
+        let named = std::env::var_os("HELM").map(PathBuf::from).filter(|path| path.is_file());
+        let searched = || HELM.is_met().then(|| PathBuf::from("helm"));
+        let found = named.or_else(searched);
+        if found.is_none() {
+            skip(test, "helm (https://helm.sh, or HELM=FILE)");
+        }
+        found.map(Self)
+    }
+
+    fn template(&self, values: &Value) -> BTreeMap<String, Value> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(values.to_string().as_bytes()).unwrap();
+        let mut command = Command::new(&self.0);
+        command.args(["template", "ferrule", "--namespace", "ferrule", "--kube-version", "1.33", "--values"]);
+        rendered(command.arg(file.path()).arg(deploy().join("chart")))
+    }
+}
+
+fn kustomize(overlay: &str) -> BTreeMap<String, Value> {
+    let mut objects = rendered(Command::new("kubectl").arg("kustomize").arg(deploy().join("kustomize").join(overlay)));
+    // Helm makes it itself.
+    objects.remove("Namespace/ferrule").expect("an overlay makes its namespace");
+    objects
+}
+
+/// By kind and name; what a ConfigMap holds is compared by what it means.
+fn rendered(command: &mut Command) -> BTreeMap<String, Value> {
+    let output = command.output().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    let with_name = |mut object: Value| {
+        for text in
+            object.get_mut("data").and_then(Value::as_object_mut).into_iter().flat_map(serde_json::Map::values_mut)
+        {
+            *text = serde_saphyr::from_str(text.as_str().unwrap()).unwrap();
+        }
+        let word = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap().to_owned();
+        (format!("{}/{}", word("/kind"), word("/metadata/name")), object)
+    };
+    objects.into_iter().map(with_name).collect()
+}
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("deploy")
+}
+
+type Daemon = (&'static str, &'static str, &'static str);
+const PLUGIN: Daemon = ("device-plugin", "devicePlugin", "config.json");
+const FORWARDER: Daemon = ("dpdk-forwarder", "dpdkForwarder", "wires.yaml");
+const MANAGER: Daemon = ("sriov-manager", "sriovManager", "policies.yaml");
+const OVERLAYS: [(&str, &[Daemon]); 3] =
+    [("software", &[PLUGIN, FORWARDER]), ("sriov", &[PLUGIN, MANAGER]), ("dpdk", &[PLUGIN, FORWARDER, MANAGER])];
+const KUBECTL: Need = Need::Program { name: "kubectl", package: "kubernetes-client" };
+const HELM: Need = Need::Program { name: "helm", package: "helm" };
