@@ -73,7 +73,14 @@ struct LateCalls {
 impl Watchdog {
     /// `returned` is called when a call that was given up has come back.
     pub fn new(kernel: Arc<dyn Kernel>, stop: Arc<Stop>, returned: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { kernel, threads: Arc::default(), stop, stuck: Arc::default(), returned: Arc::new(returned), late_max: usize::MAX }
+        Self {
+            kernel,
+            threads: Arc::default(),
+            stop,
+            stuck: Arc::default(),
+            returned: Arc::new(returned),
+            late_max: usize::MAX,
+        }
     }
 
     /// One of the same kernel and threads for questions that nothing depends on: a function that is stuck in one of them is not

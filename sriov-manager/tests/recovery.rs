@@ -112,7 +112,10 @@ fn a_number_that_somebody_sets_while_the_policies_numbers_are_made_elsewhere_sta
     thread::scope(|scope| {
         let making = scope.spawn(|| vfs.adopt_policies(policies(2, 2), Counts::Changed).unwrap());
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !waiting.load(Ordering::Acquire) || vfs.facts().resizes.contains_key(&quick) || node.sysfs().virtfns(quick).is_empty() {
+        while !waiting.load(Ordering::Acquire)
+            || vfs.facts().resizes.contains_key(&quick)
+            || node.sysfs().virtfns(quick).is_empty()
+        {
             assert!(Instant::now() < deadline, "the quick one is made, the slow one is not");
             thread::sleep(Duration::from_millis(1));
         }

@@ -58,7 +58,8 @@ pub(super) fn find_elsewhere<T>(
         Found::Yes(found) => Ok(Some(found)),
         Found::No { missed: Some(path) } => {
             let path = path.display();
-            let hint = format!("{path}, or another one, went away while namespaces were looked at, {LOOKS} times; ask again");
+            let hint =
+                format!("{path}, or another one, went away while namespaces were looked at, {LOOKS} times; ask again");
             Err(NetlinkError { errno: Errno::EAGAIN, hint: Some(hint) })
         }
         Found::No { missed: None } => search.failed.map_or(Ok(None), Err),
@@ -351,9 +352,6 @@ mod tests {
             34 22 0:4 net:[4026532290] /run/\xff rw - nsfs nsfs rw\n";
         let mounts: Vec<_> = namespace_mounts(mountinfo).collect();
         let named = |inode, name: &[u8]| (Some(inode), PathBuf::from(OsStr::from_bytes(name)));
-        assert_eq!(
-            mounts,
-            [named(4_026_532_288, b"/run/docker/netns/a b"), named(4_026_532_290, b"/run/\xff")]
-        );
+        assert_eq!(mounts, [named(4_026_532_288, b"/run/docker/netns/a b"), named(4_026_532_290, b"/run/\xff")]);
     }
 }

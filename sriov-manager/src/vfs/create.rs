@@ -129,7 +129,8 @@ impl Vfs {
         host: HostVfs,
     ) -> Result<(Resize, VfLock), VfError> {
         for _ in 0..LOOKS {
-            let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
+            let (resize, lock) =
+                self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
             if self.executor().sysfs.virtfns(pf).len() == resize.from as usize {
                 return Ok((resize, lock));
             }

@@ -70,9 +70,10 @@ impl Vfs {
             return is_gone(&sysfs, until);
         }
         let asked = until.clone();
-        let ended = self.0.questions.call(&"look for what the lease is for", &[vf], ANSWER_MAX, move |_| {
-            Ok(is_gone(&sysfs, &asked))
-        });
+        let ended = self
+            .0
+            .questions
+            .call(&"look for what the lease is for", &[vf], ANSWER_MAX, move |_| Ok(is_gone(&sysfs, &asked)));
         ended.unwrap_or(false)
     }
 

@@ -119,7 +119,9 @@ pub fn nameless_namespaces(lab: &Lab) -> Result<()> {
         ("a thread", Kept::by_thread, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/task/"))),
         ("an open file", Kept::by_file, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/fd/"))),
         ("an engine's mount", Kept::by_mount, &|_| is_in(format!(" {ENGINE}"))),
-        ("a socket", Kept::by_socket, &|_| "its interface is in a network namespace that no process, file or mount".into()),
+        ("a socket", Kept::by_socket, &|_| {
+            "its interface is in a network namespace that no process, file or mount".into()
+        }),
     ];
     for (what, keep, told) in keepers {
         step(&format!("{what} has the interface"), || {
