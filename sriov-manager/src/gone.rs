@@ -46,6 +46,27 @@ pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// What a `/proc/PID/stat` says of a process or a thread.
+pub(crate) struct ProcessStat {
+    /// It has ended, and its parent has not asked about it yet.
+    pub is_zombie: bool,
+    /// When it was started, in the kernel's ticks since the boot.
+    pub started: u64,
+}
+
+impl ProcessStat {
+    /// Reads the line.
+    pub fn parse(stat: &str) -> Option<Self> {
+        // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let is_zombie = matches!(fields.next()?, "Z" | "X");
+        Some(Self { is_zombie, started: fields.nth(STAT_START_TIME)?.parse().ok()? })
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`, counted from the one behind the state (proc_pid_stat(5)).
+const STAT_START_TIME: usize = 18;
+
 #[cfg(test)]
 mod tests {
     use super::*;

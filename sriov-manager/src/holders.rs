@@ -10,7 +10,7 @@ use ferrule_ffi::netns::{namespace_at, open_of, open_plain};
 use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 
 use crate::address::is_userspace_driver;
-use crate::gone::{link_target, open_files, unless_gone};
+use crate::gone::{ProcessStat, link_target, open_files, unless_gone};
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
 use crate::lease::Until;
@@ -146,24 +146,6 @@ pub fn start_time(sysfs: &Sysfs, pid: u32) -> io::Result<Option<u64>> {
     Ok(stat.filter(|stat| !stat.is_zombie).map(|stat| stat.started))
 }
 
-/// What a `/proc/PID/stat` says of a process or a thread.
-pub(crate) struct ProcessStat {
-    /// It has ended, and its parent has not asked about it yet.
-    pub is_zombie: bool,
-    /// When it was started, in the kernel's ticks since the boot.
-    pub started: u64,
-}
-
-impl ProcessStat {
-    /// Reads the line.
-    pub fn parse(stat: &str) -> Option<Self> {
-        // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
-        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-        let is_zombie = matches!(fields.next()?, "Z" | "X");
-        Some(Self { is_zombie, started: fields.nth(STAT_START_TIME)?.parse().ok()? })
-    }
-}
-
 /// The number of a network namespace by a file of it; none: it is not there, or is something else.
 pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
     let path = below(sysfs, path);
@@ -223,8 +205,6 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
 
 /// It has a few lines.
 const CGROUP_EVENTS_MAX: u64 = 4096;
-/// Field 22 of `/proc/PID/stat`, counted from the one behind the state (proc_pid_stat(5)).
-const STAT_START_TIME: usize = 18;
 /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 

@@ -14,8 +14,7 @@ use ferrule_ffi::netns::{NetNs, namespace_at};
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
 
-use crate::gone::{entries, open_files, unless_gone};
-use crate::holders::ProcessStat;
+use crate::gone::{ProcessStat, entries, open_files, unless_gone};
 
 /// A file of a network namespace.
 pub(super) struct NamespaceFile {
