@@ -113,41 +113,77 @@ pub fn nameless_namespaces(lab: &Lab) -> Result<()> {
     manager.create(pf, 1)?;
     let vf = &pf[0].vfs()[0];
     let own = std::process::id();
-    let is_in = |place: String| format!("its interface net1 is in the network namespace{place}");
-    let keepers: [(&str, Keep, &dyn Fn(&Kept) -> String); 5] = [
-        ("a process", Kept::by_process, &|kept| is_in(format!(" of process {} (sleep), /proc/{0}/ns/net", kept.pid()))),
-        ("a thread", Kept::by_thread, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/task/"))),
-        ("an open file", Kept::by_file, &|_| is_in(format!(" of process {own} (vm-guest), /proc/{own}/fd/"))),
-        ("an engine's mount", Kept::by_mount, &|_| is_in(format!(" {ENGINE}"))),
-        ("a socket", Kept::by_socket, &|_| {
-            "its interface is in a network namespace that no process, file or mount".into()
-        }),
-    ];
-    for (what, keep, told) in keepers {
-        step(&format!("{what} has the interface"), || {
+    for keeper in Keeper::ALL {
+        step(&format!("{keeper:?} has the interface"), || {
             manager.acquire("pod", vf, "kernel", None)?;
             let namespace = NetNs::private()?;
             let file = format!("/proc/{own}/fd/{}", namespace.as_fd().as_raw_fd());
             ip(&["link", "set", &vf.wait_for_interface(), "netns", &file, "name", "net1"])?;
-            let kept = keep(namespace)?;
-            let told = told(&kept);
+            let kept = keeper.keep(namespace)?;
+            let told = kept.told();
             let refused = manager.release("pod", Duration::ZERO).expect_err("its interface is in the namespace");
             assert_eq!(refused.code(), Code::FailedPrecondition);
-            assert!(refused.message().contains(&told), "{what}: {told} in {refused}");
+            assert!(refused.message().contains(&told), "{keeper:?}: {told} in {refused}");
             assert_eq!(vf.driver().as_deref(), Some("igbvf"), "it is left alone");
             let created = manager.create(pf, 0)?;
-            assert!(!created[0].error.is_empty() && pf[0].vfs().len() == 1, "{what}: {created:?}");
+            assert!(!created[0].error.is_empty() && pf[0].vfs().len() == 1, "{keeper:?}: {created:?}");
             drop(kept);
             Ok(())
         })?;
         // The kernel brings it back in its own time.
-        step(&format!("{what} has it no more"), || Ok(manager.release("pod", crate::TIMEOUT)?))?;
+        step(&format!("{keeper:?} has it no more"), || Ok(manager.release("pod", crate::TIMEOUT)?))?;
         assert_eq!(manager.vf(vf)?.state().word(), "free");
     }
     Ok(())
 }
 
-/// Who keeps a namespace. It ends with this value.
+/// What keeps a namespace.
+#[derive(Clone, Copy, Debug)]
+enum Keeper {
+    Process,
+    Thread,
+    File,
+    /// As a container engine names it.
+    Mount,
+    /// Nothing leads from it to its namespace.
+    Socket,
+}
+
+impl Keeper {
+    const ALL: [Self; 5] = [Self::Process, Self::Thread, Self::File, Self::Mount, Self::Socket];
+
+    /// Keeps a namespace, and nothing else does.
+    fn keep(self, namespace: NetNs) -> Result<Kept> {
+        Ok(match self {
+            Self::Process => Kept::Process(namespace.run(|| Command::new("sleep").arg("1000").spawn())??),
+            Self::Thread => {
+                let (end, until) = channel();
+                let (inside, is_inside) = channel();
+                let thread = thread::spawn(move || {
+                    inside.send(setns(&namespace, CloneFlags::CLONE_NEWNET)).expect("somebody waits for it");
+                    drop(namespace);
+                    // It ends by an error: nothing is ever sent.
+                    let _ = until.recv();
+                });
+                is_inside.recv().context("wait for the thread")??;
+                Kept::Thread(Some(end), Some(thread))
+            }
+            Self::File => Kept::File(namespace),
+            Self::Mount => {
+                let at = Path::new(ENGINE);
+                std::fs::create_dir_all(at.parent().unwrap_or(at)).context("make the engine's folder")?;
+                std::fs::write(at, "").context("make the engine's file")?;
+                let file = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
+                mount(Some(file.as_str()), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                    .context("mount the namespace")?;
+                Kept::Mount
+            }
+            Self::Socket => Kept::Socket(namespace.run(|| UdpSocket::bind("0.0.0.0:0"))??),
+        })
+    }
+}
+
+/// A namespace that is kept until this value goes.
 enum Kept {
     Process(Child),
     Thread(Option<Sender<()>>, Option<JoinHandle<()>>),
@@ -156,47 +192,17 @@ enum Kept {
     Socket(#[expect(dead_code, reason = "it is open")] UdpSocket),
 }
 
-type Keep = fn(NetNs) -> Result<Kept>;
-
 impl Kept {
-    fn by_process(namespace: NetNs) -> Result<Self> {
-        Ok(Self::Process(namespace.run(|| Command::new("sleep").arg("1000").spawn())??))
-    }
-
-    fn by_thread(namespace: NetNs) -> Result<Self> {
-        let (end, until) = channel();
-        let (inside, is_inside) = channel();
-        let thread = thread::spawn(move || {
-            inside.send(setns(&namespace, CloneFlags::CLONE_NEWNET)).expect("somebody waits for it");
-            drop(namespace);
-            // It ends by an error: nothing is ever sent.
-            let _ = until.recv();
-        });
-        is_inside.recv().context("wait for the thread")??;
-        Ok(Self::Thread(Some(end), Some(thread)))
-    }
-
-    fn by_file(namespace: NetNs) -> Result<Self> {
-        Ok(Self::File(namespace))
-    }
-
-    fn by_mount(namespace: NetNs) -> Result<Self> {
-        let at = Path::new(ENGINE);
-        std::fs::create_dir_all(at.parent().unwrap_or(at)).context("make the engine's folder")?;
-        std::fs::write(at, "").context("make the engine's file")?;
-        let file = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
-        mount(Some(file.as_str()), at, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("mount the namespace")?;
-        Ok(Self::Mount)
-    }
-
-    fn by_socket(namespace: NetNs) -> Result<Self> {
-        Ok(Self::Socket(namespace.run(|| UdpSocket::bind("0.0.0.0:0"))??))
-    }
-
-    fn pid(&self) -> u32 {
+    /// How the manager tells where the interface is.
+    fn told(&self) -> String {
+        let own = std::process::id();
+        let is_in = |place: String| format!("its interface net1 is in the network namespace{place}");
         match self {
-            Self::Process(process) => process.id(),
-            _ => std::process::id(),
+            Self::Process(process) => is_in(format!(" of process {} (sleep), /proc/{0}/ns/net", process.id())),
+            Self::Thread(..) => is_in(format!(" of process {own} (vm-guest), /proc/{own}/task/")),
+            Self::File(_) => is_in(format!(" of process {own} (vm-guest), /proc/{own}/fd/")),
+            Self::Mount => is_in(format!(" {ENGINE}")),
+            Self::Socket(_) => "its interface is in a network namespace that no process, file or mount".to_owned(),
         }
     }
 }
