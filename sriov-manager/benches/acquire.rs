@@ -83,6 +83,7 @@ async fn acquire(client: &mut Client, vf: &str) {
 }
 
 /// The moment before something.
+#[derive(Clone, Copy)]
 struct Begun {
     at: Instant,
     cpu: i64,
