@@ -178,6 +178,12 @@ impl Grants {
         }
     }
 
+    /// A process before gave it to a pod, which its wire tells.
+    pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
+        let grant = self.entry(name, now);
+        grant.pod = grant.pod.take().or(pod);
+    }
+
     /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
     /// a kubelet that has just started may not know its pods yet.
     pub fn note_listing(&mut self, listing: &Listing, is_whole: bool, now: Instant) -> Vec<(LeaseName, String)> {

@@ -18,6 +18,7 @@ use crate::config::ResourceConfig;
 use crate::grants::Tenant;
 use crate::inventory::Device;
 use crate::lease_name::{LeaseName, OWNER};
+use crate::software::WireError;
 
 /// The manager of this node.
 #[derive(Clone, Debug)]
@@ -214,8 +215,11 @@ pub enum LeaseError {
         /// For programs.
         refusal: Box<v1::Refusal>,
     },
+    /// A wire is not as it should be.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// It took too long.
-    #[error("sriov-manager has not answered for {}", humantime(.0))]
+    #[error("no answer for {}: look at the log of sriov-manager, or of dpdk-forwarder for software endpoints", humantime(.0))]
     Late(Duration),
 }
 

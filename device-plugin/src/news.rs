@@ -69,8 +69,13 @@ impl News {
         }
     }
 
-    /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint.
+    /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint. Software
+    /// endpoints need neither.
     pub async fn first(&mut self) {
+        if !self.allocator.resources.needs_manager() {
+            self.take(Lists::default());
+            return;
+        }
         if timeout(FIRST_WAIT, self.wait_for_manager()).await.is_ok() {
             return;
         }

@@ -49,7 +49,10 @@ pub fn pools(
         let name = resource.name.to_string();
         let mut members = BTreeMap::new();
         for (place, device) in inventory.devices.values().enumerate() {
-            let is_taken = is_retired || exclusive[place] || resource.driver.is_none() && shared[place];
+            let is_taken = is_retired
+                || resource.software.is_some()
+                || exclusive[place]
+                || resource.driver.is_none() && shared[place];
             let fits = || resource.selectors.iter().position(|selector| fits(resource, selector, device));
             let selector = if is_taken { None } else { fits() };
             let held = selector.is_none() && is_held(&name, &device.id);

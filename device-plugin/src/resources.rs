@@ -17,9 +17,10 @@ use crate::config::{Config, Policy, ResourceConfig};
 use crate::grants::{Grants, Listing, Tenant};
 use crate::health::{PfHealth, Problem, judge};
 use crate::host::{Host, HostView, PfCondition};
-use crate::inventory::{Inventory, Lists};
+use crate::inventory::{Device, Inventory, Lists, SoftwareEnd};
 use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::{Member, Pool, pools};
+use crate::software::{Holder, Pair, PairState, Pairs, SoftwareEndpoint};
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub type DeviceList = Option<Arc<Vec<v1beta1::Device>>>;
 #[derive(Debug, Default)]
 struct State {
     config: Arc<Config>,
+    /// Software endpoints, and how they are joined.
+    pairs: Pairs,
     /// None: neither the manager nor the checkpoint told yet.
     inventory: Option<Inventory>,
     pools: Vec<Pool>,
@@ -84,6 +87,7 @@ impl Resources {
     /// From now on there are these.
     pub fn set_config(&self, config: Config) {
         let mut state = self.lock();
+        state.pairs.set_config(&config);
         let before = std::mem::replace(&mut state.config, Arc::new(config));
         state.retired.extend(before.resources.iter().cloned());
         state.refresh();
@@ -132,9 +136,49 @@ impl Resources {
         self.lock().lists.keys().cloned().collect()
     }
 
-    /// Whether the manager has told of its VFs.
+    /// Whether the manager has told of its VFs, or nobody needs any.
     pub fn is_managed(&self) -> bool {
-        self.lock().is_managed
+        let state = self.lock();
+        state.is_managed || !state.needs_manager()
+    }
+
+    /// Whether some resource has devices of the node.
+    pub fn needs_manager(&self) -> bool {
+        self.lock().needs_manager()
+    }
+
+    /// Whether there are software endpoints, or pods have some.
+    pub fn has_software(&self) -> bool {
+        let state = self.lock();
+        state.config.resources.iter().any(|resource| resource.software.is_some())
+            || state.pairs.in_use().next().is_some()
+    }
+
+    /// Pairs of software endpoints of which pods have something.
+    pub fn pairs_in_use(&self) -> Vec<PairState> {
+        let state = self.lock();
+        state.pairs.in_use().map(|pair| state.pair_state(pair)).collect()
+    }
+
+    /// The pair of a software endpoint, as it stands; none: it is no endpoint's name.
+    pub fn pair(&self, id: &str) -> Option<PairState> {
+        let state = self.lock();
+        state.pairs.of(id).map(|pair| state.pair_state(pair))
+    }
+
+    /// Takes over pairs whose wires are there, with what pods have of them.
+    pub fn adopt(&self, states: &[PairState]) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        for PairState { pair, holders } in states {
+            state.pairs.adopt(pair);
+            for (end, holder) in pair.ends.iter().zip(holders) {
+                if let Holder::Pod(pod) = holder {
+                    state.grants.adopt(&end.name, pod.clone(), now);
+                }
+            }
+        }
+        state.refresh();
     }
 
     /// Ids of all devices of all resources.
@@ -284,6 +328,20 @@ pub struct Shown {
 }
 
 impl State {
+    fn needs_manager(&self) -> bool {
+        self.config.resources.iter().any(|resource| resource.software.is_none())
+    }
+
+    fn pair_state(&self, pair: &Arc<Pair>) -> PairState {
+        let holder = |end: &SoftwareEndpoint| {
+            if !self.grants.is_held(&end.name) {
+                return Holder::Nobody;
+            }
+            Holder::Pod(self.grants.pod(&end.name).map(ToOwned::to_owned))
+        };
+        PairState { pair: Arc::clone(pair), holders: pair.ends.each_ref().map(holder) }
+    }
+
     fn pool(&self, resource: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.resource.name.to_string() == resource)
     }
@@ -305,10 +363,19 @@ impl State {
     /// Makes everything anew from what is known.
     fn refresh(&mut self) {
         self.retire();
+        let grants = &self.grants;
+        self.pairs.note_held(|name| grants.is_held(name));
         let Some(inventory) = &self.inventory else { return };
         let held_by = self.grants.by_device();
         let is_held = |resource: &str, id: &str| is_held_by(&held_by, resource, id);
-        let pools = pools(&self.config, &self.retired, inventory, &self.pools, is_held);
+        let mut pools = pools(&self.config, &self.retired, inventory, &self.pools, is_held);
+        for pool in &mut pools {
+            let endpoints = self.pairs.of_resource(&pool.resource.name.to_string(), |name| grants.is_held(name));
+            pool.members.extend(endpoints.into_iter().map(|(end, blocked)| {
+                let device = Device::of_software(&end.name.device, SoftwareEnd { kind: end.kind, blocked });
+                (end.name.device, Member { device: Arc::new(device), selector: 0, is_gone: false })
+            }));
+        }
         let mut problems = BTreeMap::new();
         for pool in &pools {
             let resource = pool.resource.name.to_string();

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use ferrule_kubelet::v1beta1::DeviceSpec;
 use sriov_manager_client::v1;
 
-use crate::config::{ResourceConfig, VdpaType};
+use crate::config::{ResourceConfig, SoftwareKind, VdpaType};
 use crate::host::Host;
 use crate::inventory::{Source, UIO_DRIVERS};
 use crate::pools::Member;
+use crate::software::{container_socket, eal_argument};
 
 /// Environment and nodes of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub enum Bound {
     Uio(Vec<String>),
     /// The kernel, or nobody, has it.
     Kernel,
+    /// It is an endpoint of the forwarder.
+    Software(SoftwareKind),
 }
 
 impl Bound {
@@ -56,6 +59,9 @@ impl Bound {
     /// that the device has whatever it is bound to.
     pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Self {
         let device = &member.device;
+        if let Some(end) = device.software() {
+            return Self::Software(end.kind);
+        }
         if driver == Some(v1::Driver::VfioPci) {
             if let Some(group) = vf.map(|vf| &vf.vfio_group).filter(|group| !group.is_empty()) {
                 return Self::Vfio(Some(group.clone()));
@@ -92,8 +98,22 @@ pub fn give(resource: &ResourceConfig, devices: &[(&Member, Bound)], host: &Host
     let ids: Vec<_> = devices.iter().map(|(member, _)| member.device.id.as_str()).collect();
     let variable = resource.name.variable();
     given.envs.insert(format!("{variable}_INFO"), go_json(&told));
+    // A pod that starts DPDK with it runs on VFs and on software endpoints as it is.
+    let eal: Option<Vec<String>> = devices.iter().map(|(member, bound)| eal(member, bound)).collect();
+    if let Some(eal) = eal.filter(|eal| !eal.is_empty()) {
+        given.envs.insert(format!("{variable}_EAL"), eal.join(" "));
+    }
     given.envs.insert(variable, ids.join(","));
     given
+}
+
+/// The argument by which DPDK takes a device; none: it is the kernel's.
+fn eal(member: &Member, bound: &Bound) -> Option<String> {
+    match bound {
+        Bound::Vfio(_) | Bound::Uio(_) => Some(format!("-a {}", member.device.pci)),
+        Bound::Software(kind) => Some(eal_argument(&member.device.id, *kind)),
+        Bound::Kernel => None,
+    }
 }
 
 /// By provider: names and values.
@@ -123,13 +143,17 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
             nodes.extend(uio.iter().map(|node| same(node)));
         }
         Bound::Kernel => {}
+        Bound::Software(kind) => {
+            let socket = container_socket(&device.id, *kind);
+            info.insert(kind.word(), words(&[("path", &socket), ("role", "client")]));
+        }
     }
     let selector = member.selector(resource);
     if selector.is_some_and(|selector| selector.need_vhost_net) && VHOST.iter().all(|node| host.path(node).exists()) {
         info.insert("vhost", words(&[("net-mount", VHOST[0]), ("tun-mount", VHOST[1])]));
         nodes.extend(VHOST.iter().map(|node| same(node)));
     }
-    if selector.is_some_and(|selector| selector.is_rdma) {
+    if selector.is_some_and(|selector| selector.is_rdma) && device.software().is_none() {
         let mut rdma = device.rdma.nodes.clone();
         if !rdma.is_empty() && host.path(RDMA_CM).exists() {
             rdma.push(RDMA_CM.to_owned());
@@ -176,6 +200,7 @@ pub fn cdi_class(source: &Source) -> &'static str {
         Source::Vf(_) | Source::Function => "net-pci",
         Source::Accelerator => "net-accel",
         Source::SubFunction => "net-sf",
+        Source::Software(_) => "net-software",
     }
 }
 
@@ -191,7 +216,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::host::{Rdma, Vdpa};
-    use crate::inventory::Device;
+    use crate::inventory::{Device, SoftwareEnd};
 
     fn resource(entry: &str) -> Arc<ResourceConfig> {
         let text = format!("{{\"resourceList\": [{entry}]}}");
@@ -229,6 +254,33 @@ mod tests {
         );
         let nodes: Vec<_> = given.nodes.iter().map(|node| (node.host.as_str(), node.container.as_str())).collect();
         assert_eq!(nodes, [(VFIO, VFIO), ("/dev/vfio/42", "/dev/vfio/42")]);
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"], "-a 0000:3b:02.1");
+        let given = give(&resource, &[(&member, Bound::Kernel)], &host);
+        assert!(!given.envs.contains_key("PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"));
+    }
+
+    #[test]
+    fn a_software_endpoint_comes_with_the_variables_of_a_vf() {
+        let resource = resource(r#"{"resourceName": "a", "software": 2, "selectors": {"isRdma": true}}"#);
+        let end = SoftwareEnd { kind: SoftwareKind::Memif, blocked: None };
+        let ends: Vec<_> = ["soft-a-0", "soft-a-2"]
+            .map(|id| Member { device: Arc::new(Device::of_software(id, end.clone())), selector: 0, is_gone: false })
+            .into();
+        let host = Host::new("/nowhere");
+        let bound = |member: &Member| Bound::of(Some(v1::Driver::VfioPci), member, None, &host);
+        let devices: Vec<_> = ends.iter().map(|member| (member, bound(member))).collect();
+        let given = give(&resource, &devices, &host);
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_A"], "soft-a-0,soft-a-2");
+        let info = |id: &str| {
+            format!(
+                "\"{id}\":{{\"generic\":{{\"deviceID\":\"{id}\"}},\
+                 \"memif\":{{\"path\":\"/run/ferrule/{id}/memif.sock\",\"role\":\"client\"}}}}"
+            )
+        };
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_A_INFO"], format!("{{{},{}}}", info("soft-a-0"), info("soft-a-2")));
+        let eal = &given.envs["PCIDEVICE_INTEL_COM_A_EAL"];
+        assert!(eal.starts_with("--vdev=net_memif_a_0,") && eal.contains(" --vdev=net_memif_a_2,"), "{eal}");
+        assert!(given.nodes.is_empty());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! what could heal to PreStartContainer; it fails only for what can never be.
 //!
 //! Modules: `given` (environment and nodes), `files` (what runtimes and CNI plugins read), `preferred` (which devices go first),
-//! `locks` (one at a time for each device), `later` (what was not ready at once), `told` (what containers were told before).
+//! `locks` (one at a time for each device), `later` (what was not ready at once), `told` (what containers were told before), `wired`
+//! (software endpoints).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::leases::{LeaseError, Manager, Wanted};
 use crate::pod_resources::{POD, PodResources};
 use crate::pools::Member;
 use crate::resources::{Allotted, Resources};
+use crate::software::{Forwarder, is_endpoint};
 
 mod files;
 mod given;
@@ -34,6 +36,7 @@ mod later;
 mod locks;
 mod preferred;
 mod told;
+mod wired;
 
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
@@ -49,6 +52,8 @@ pub struct Allocator {
     pub resources: Resources,
     /// Who lends VFs.
     pub manager: Manager,
+    /// Who makes wires of software endpoints.
+    pub forwarder: Forwarder,
     /// Who has what.
     pub pod_resources: PodResources,
     /// What sysfs says.
@@ -232,6 +237,9 @@ impl Allocator {
     /// Which of the available devices go first.
     pub fn prefer(&self, resource: &str, available: &[String], must_include: &[String], size: i32) -> Vec<String> {
         let size = usize::try_from(size).unwrap_or(0);
+        if available.iter().any(|id| is_endpoint(id)) {
+            return self.prefer_endpoints(resource, available, must_include, size);
+        }
         let (policy, candidates) = self.resources.candidates(resource, available);
         prefer(policy, &candidates, must_include, size)
     }
@@ -281,6 +289,7 @@ impl Allocator {
 
     /// Lends the VFs among the devices: new ones together, and each that another pod had by itself. Returns those that the manager told.
     async fn lend(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
+        self.wire(allotted).await?;
         let wanted: Vec<_> = allotted
             .iter()
             .filter_map(|device| {
@@ -393,6 +402,10 @@ impl Allocator {
     /// Whether all leases are there, as far as is known, and each VF is on the driver of its lease.
     fn are_in_order(&self, allotted: &[Allotted]) -> bool {
         let is_in_order = |device: &Allotted| {
+            if device.member.device.software().is_some() {
+                // Its wire is there while the forwarder is.
+                return false;
+            }
             let Some(wanted) = Wanted::new(&device.resource, &device.member.device, device.tenant) else { return true };
             let is_bound = self.is_bound(device);
             let is_lent = self.resources.with_grants(|grants| grants.is_in_order(wanted.name()));
@@ -434,8 +447,11 @@ impl Allocator {
         // What CDI names is looked up at each start.
         let is_told = |id: &String| given.groups.get(id).filter(|_| self.cdi == CdiMode::Off).cloned();
         self.told.tell(allotted.iter().map(|device| (device.lease_name(), is_told(&device.member.device.id))));
-        let mut answer =
-            ContainerAllocateResponse { envs: given.envs.clone().into_iter().collect(), ..Default::default() };
+        let mut answer = ContainerAllocateResponse {
+            envs: given.envs.clone().into_iter().collect(),
+            mounts: self.mounts(allotted),
+            ..Default::default()
+        };
         let named: Vec<_> = allotted
             .iter()
             .map(|device| (&device.resource.name, &*device.member.device))
@@ -470,7 +486,7 @@ impl Allocator {
     fn write_files(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
         for Allotted { resource, member, .. } in allotted {
             let device = &member.device;
-            if let Err(error) = self.files.write_info(&resource.name, device, member.selector(resource)) {
+            if let Err(error) = self.write_info(resource, member) {
                 warn!(device = device.id, %error, "write the device-info file");
             }
             if let Some(nodes) = given.nodes_of.get(&device.id).filter(|_| self.cdi != CdiMode::Off)

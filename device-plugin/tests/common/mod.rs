@@ -49,9 +49,11 @@ impl Site {
         std::fs::write(at("config.json"), config).unwrap();
         let options = DaemonOptions {
             file: ConfigFile::load(&at("config.json"), "intel.com").unwrap(),
-            prefix: "intel.com".into(),
+            presets: "intel.com".into(),
             root: node.sysfs().path(""),
             manager: at("vf.sock"),
+            forwarder: at("admin.sock"),
+            software: at("software"),
             plugins: at("device-plugins"),
             pod_resources: at("pod-resources/kubelet.sock"),
             witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },
