@@ -38,7 +38,11 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Run { only } => return run(&only),
-        Command::List => ALL.iter().for_each(|scenario| println!("{}", scenario.name)),
+        Command::List => {
+            for scenario in ALL {
+                println!("{}", scenario.name);
+            }
+        }
         Command::Shell => runner::open_shell()?,
         Command::InsideRun { names } => runner::run_inside(&names)?,
         Command::InsideShell => runner::shell_inside()?,

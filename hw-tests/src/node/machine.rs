@@ -69,9 +69,9 @@ impl Node {
         // The plugin takes nothing back while it does not see its own pod on the list. As a process it has none, so this is it.
         let witness = Pod::new(WITNESS).inside(WITNESS_NAMESPACE);
         if is_alone {
-            node.write_static(&witness)?
+            node.write_static(&witness)?;
         } else {
-            node.run(&witness)?
+            node.run(&witness)?;
         }
         Ok(node)
     }

@@ -51,6 +51,6 @@ pub fn until_within<T>(time: Duration, what: &str, mut ask: impl FnMut() -> Resu
 }
 
 /// How long anything may take on a busy machine of two cores.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 const POLL: Duration = Duration::from_millis(50);

@@ -40,7 +40,9 @@ pub fn run(scenarios: &[&'static Scenario]) -> Result<Report> {
             Err(missing) => {
                 let why = format!("lacks {missing:#}");
                 let verdict = if crate::need::may_skip() { Verdict::Skipped } else { Verdict::Failed };
-                left.iter().for_each(|name| report.add(Line::new(name, verdict(why.clone()))));
+                for name in left {
+                    report.add(Line::new(name, verdict(why.clone())));
+                }
             }
         }
     }
@@ -54,7 +56,7 @@ pub fn open_shell() -> Result<()> {
     // The one who types interrupts what runs in the shell, and not this.
     let runtime = tokio::runtime::Runtime::new().context("make a runtime")?;
     runtime.spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
-    let status = inside(&folder.pieces, &["inside-shell"])?.status().context("run unshare")?;
+    let status = inside(&folder.pieces, &["inside-shell"]).status().context("run unshare")?;
     ensure!(status.success(), "the shell ended: {status}");
     Ok(())
 }
@@ -62,7 +64,7 @@ pub fn open_shell() -> Result<()> {
 /// Runs scenarios on one node, until all are done or one fails. Those that ran are taken off the list.
 fn run_some(pieces: &Pieces, stand: Stand, left: &mut VecDeque<&'static str>, report: &mut Report) -> Result<()> {
     let folder = NodeFolder::new(pieces.clone())?;
-    let mut command = inside(pieces, &["inside-run"])?;
+    let mut command = inside(pieces, &["inside-run"]);
     command.args(left.iter()).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
     let began = Instant::now();
     let mut child = command.spawn().context("run unshare")?;
@@ -179,14 +181,14 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// This program, in namespaces of its own.
-fn inside(pieces: &Pieces, arguments: &[&str]) -> Result<Command> {
+fn inside(pieces: &Pieces, arguments: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh"]);
     command.arg(script("inside")).arg(pieces.run());
     // Not the program that runs: that may be a test.
     command.arg(pieces.our_program("node")).args(arguments);
     command.env("TMPDIR", pieces.run().join("tmp"));
-    Ok(command)
+    command
 }
 
 /// Ends this process, and all others inside with it, when the one that started it is gone.
