@@ -26,9 +26,11 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
+	@$(CARGO) build --release --locked -p dpdk-forwarder -p device-plugin -p ferrule
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
+	@echo "==> ferrule demo pod"
+	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo pod
 
 test: need-test vm-pieces
 	@echo "==> building"

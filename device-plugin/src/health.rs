@@ -101,7 +101,9 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Pf
         // Something is being done to it for a moment: what, is known when it is done.
         reasons.first().filter(|_| !vf.is_busy).map(|reason| Problem::Blocked(reason.text.clone()))
     });
+    let of_software = member.device.software().and_then(|end| end.blocked.clone()).map(Problem::Blocked);
     of_vf
+        .or(of_software)
         .or(pf.had_fatal_error.then_some(Problem::FatalError))
         .or((resource.needs_link && pf.is_without_link).then_some(Problem::NoLink))
 }

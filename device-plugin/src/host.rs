@@ -161,6 +161,11 @@ impl Host {
         names(&self.device(address).join("uio")).into_iter().map(|name| format!("/dev/{name}")).collect()
     }
 
+    /// Whether VFIO makes groups for functions without an IOMMU, each when it is bound.
+    pub fn allows_noiommu(&self) -> bool {
+        text(&self.path("sys/module/vfio/parameters/enable_unsafe_noiommu_mode")).as_deref() == Some("Y")
+    }
+
     /// Whether an IOMMU group is one without an IOMMU.
     pub fn is_noiommu(&self, group: u32) -> bool {
         text(&self.path(&format!("sys/kernel/iommu_groups/{group}/name"))).as_deref() == Some("vfio-noiommu")

@@ -7,8 +7,10 @@
 //! - [`config`]: the Go plugin's configuration, and our own keys
 //! - [`host`], [`inventory`], [`pools`]: what there is, and which resource has it: a pure function
 //! - [`health`], [`grants`]: what may be given away, what pods have
+//! - [`software`]: endpoints of the forwarder for pods of nodes without a NIC
 //! - [`resources`]: all of it together, as the kubelet is to see it
-//! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back
+//! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back; [`wires`]: software endpoints are
+//!   joined
 //! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
 //! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
 //! - [`flags`]: its command line, which takes that of the Go plugin
@@ -34,3 +36,5 @@ pub mod pools;
 pub mod release;
 mod reload;
 pub mod resources;
+pub mod software;
+pub mod wires;

@@ -4,7 +4,7 @@
 //! that name a driver share what fits them: a device is bound when it is given away, and is unhealthy in the others until it
 //! is back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Config, DeviceType, PfFunctions, ResourceConfig, Selector, VdpaType};
@@ -40,24 +40,26 @@ pub fn pools(
     before: &[Pool],
     is_held: impl Fn(&str, &str) -> bool,
 ) -> Vec<Pool> {
-    let mut exclusive = BTreeSet::new();
-    let mut shared = BTreeSet::new();
+    // By the place of each device.
+    let mut exclusive = vec![false; inventory.devices.len()];
+    let mut shared = exclusive.clone();
     let mut pools = Vec::new();
     let asked_for = config.resources.iter().map(|resource| (resource, false));
     for (resource, is_retired) in asked_for.chain(retired.iter().map(|resource| (resource, true))) {
         let name = resource.name.to_string();
         let mut members = BTreeMap::new();
-        for device in inventory.devices.values() {
+        for (place, device) in inventory.devices.values().enumerate() {
             let is_taken = is_retired
-                || exclusive.contains(&device.id)
-                || resource.driver.is_none() && shared.contains(&device.id);
+                || resource.software.is_some()
+                || exclusive[place]
+                || resource.driver.is_none() && shared[place];
             let fits = || resource.selectors.iter().position(|selector| fits(resource, selector, device));
             let selector = if is_taken { None } else { fits() };
             let held = selector.is_none() && is_held(&name, &device.id);
             let kept = held.then(|| selector_before(before, &name, &device.id)).or(selector);
             if let Some(selector) = kept {
                 let taken = if resource.driver.is_some() { &mut shared } else { &mut exclusive };
-                taken.insert(device.id.clone());
+                taken[place] = true;
                 members.insert(device.id.clone(), Member { device: Arc::clone(device), selector, is_gone: false });
             }
         }

@@ -51,6 +51,13 @@ impl Kernel for FakeKernel {
         self.hang(Scenario::ReportHangs);
         let pf = self.device_of(pf)?;
         let state = self.state();
+        let refused = state.scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::ReportRefused(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = refused {
+            return Err(refusal(Errno::from_raw(errno)));
+        }
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
         let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
         let vfs: BTreeMap<_, _> = vfs.collect();
@@ -265,7 +272,10 @@ impl FakeKernel {
         }
         // vfio-pci wants a group of which nothing else is in the kernel's executor when it is opened; binding needs one.
         if driver == VFIO_PCI && self.sysfs.iommu_group(function).is_none() {
-            return Err(refusal(Errno::EINVAL));
+            if !self.allows_noiommu() {
+                return Err(refusal(Errno::EINVAL));
+            }
+            self.make_noiommu_group(function);
         }
         link(&format!("../../drivers/{driver}"), &self.sysfs.file(function, "driver"));
         if !is_userspace_driver(&driver) {
@@ -291,6 +301,9 @@ impl FakeKernel {
         }
         let _ = fs::remove_file(self.sysfs.file(function, "driver"));
         let _ = fs::remove_dir_all(self.sysfs.file(function, "net"));
+        if driver == VFIO_PCI {
+            self.remove_noiommu_group(function);
+        }
         self.state().moved.remove(&function);
         Ok(())
     }

@@ -87,7 +87,7 @@ pub struct VfView {
     pub forbidden: Option<String>,
     /// Pools that it is in.
     pub pools: Vec<String>,
-    /// The driver that VFs of its pool are lent with to who names none; none: the pool does not say, or its pools disagree.
+    /// The driver that VFs of its pool are lent with to who names none; none: it is in no pool, or its pools disagree.
     pub pool_driver: Option<Driver>,
     /// Who alone lends it.
     pub owner: Option<String>,
@@ -195,13 +195,15 @@ impl Vfs {
             let lease = state.facts.leases.get(&vf.address).filter(|lease| state.is_of(lease, vf));
             let reasons = |driver| self.reasons(state, vf, driver, None, &obstacles);
             let pools: Vec<_> = state.policies.pools_of(inventory, vf).collect();
-            let pool_driver = pools.first().and_then(|pool| pool.driver);
+            // As an acquire from it.
+            let pool_driver = pools.first().map(|pool| pool.driver.unwrap_or_default());
             VfView {
                 pf_name: pf_name.to_owned(),
                 representor: pf.representors.get(&vf.index).cloned(),
                 lease: lease.cloned(),
                 forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
-                pool_driver: pool_driver.filter(|driver| pools.iter().all(|pool| pool.driver == Some(*driver))),
+                pool_driver: pool_driver
+                    .filter(|driver| pools.iter().all(|pool| pool.driver.unwrap_or_default() == *driver)),
                 pools: pools.iter().map(|pool| pool.name.clone()).collect(),
                 owner: state.owner_of(vf).map(|(owner, _)| owner.clone()),
                 noiommu: obstacles.is_noiommu(vf),

@@ -6,7 +6,7 @@ use ferrule_dataplane::spec::{EndSpec, ExternalSpec};
 use super::reader::Reader;
 use super::secrets::Secrets;
 use super::{kernel, memif, vhost_user};
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 use v1::end_spec::Kind;
 
 /// Reads an end; `None`: the reader knows why not.
