@@ -305,6 +305,7 @@ impl Allocator {
             wanted.of_pod(pod)
         };
         let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
+        let (began, is_rebind) = (Instant::now(), allotted.iter().any(|device| !self.is_bound(device)));
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
             info!(lease = %wanted.name(), "cleaned for the next pod");
@@ -320,6 +321,9 @@ impl Allocator {
                 grants.lent(wanted.name());
             }
         });
+        if is_rebind && let Some((wanted, _)) = wanted.first() {
+            self.counters.rebound(&wanted.name().resource, began.elapsed());
+        }
         Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
     }
 
