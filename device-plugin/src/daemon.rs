@@ -22,6 +22,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile, Presets};
 use crate::counters::Counters;
 use crate::duty::{Duty, DutyLock};
+use crate::explain;
 use crate::host::Host;
 use crate::kubelet::{Directory, Endpoints};
 use crate::leases::Manager;
@@ -45,6 +46,8 @@ pub struct DaemonOptions {
     pub root: PathBuf,
     /// The socket of `sriov-manager`.
     pub manager: PathBuf,
+    /// Where to listen for people who ask why.
+    pub socket: PathBuf,
     /// The admin socket of `dpdk-forwarder`, which serves software endpoints.
     pub forwarder: PathBuf,
     /// Where sockets of software endpoints are.
@@ -174,8 +177,9 @@ impl Daemon {
                     }
                 }
                 duty.take();
-                if allocator.resources.has_software()
-                    && let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                // Whatever the configuration says now: a process before may have given endpoints to pods.
+                if let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                    && allocator.resources.has_software()
                 {
                     warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
                 }
@@ -187,9 +191,11 @@ impl Daemon {
                 all.follow().await;
                 *running = Some(all);
                 drop(running);
+                let asked = explain::serve(options.socket.clone(), Arc::clone(&allocator));
                 tokio::select! {
                     () = keep_releasing(Arc::clone(&allocator), Arc::clone(&changed)) => {}
                     () = keep_wired(allocator, changed) => {}
+                    () = asked => {}
                 }
                 Ok(())
             };

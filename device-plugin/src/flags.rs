@@ -36,6 +36,9 @@ pub struct Flags {
     /// Socket of sriov-manager
     #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
     manager: PathBuf,
+    /// Where to listen for `ferrule vf explain`
+    #[arg(long, value_name = "PATH", default_value = device_plugin_client::SOCKET_DEFAULT)]
+    socket: PathBuf,
     /// Give every `netDevice` resource that says nothing of it so many software endpoints instead of VFs: an even number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     software: Option<u32>,
@@ -101,6 +104,7 @@ impl Flags {
             presets: self.presets(),
             root: self.root.clone(),
             manager: self.manager.clone(),
+            socket: self.socket.clone(),
             forwarder: self.forwarder.clone(),
             software: self.software_dir.clone(),
             plugins: self.plugins.clone(),

@@ -31,6 +31,8 @@ pub struct Grant {
     pod: Option<String>,
     /// Since when it is not listed.
     absent_since: Option<Instant>,
+    /// A process before saw it listed.
+    was_listed: bool,
     /// Its lease was seen in the manager's list.
     is_lent: bool,
     /// The VF has what was set for the pod before.
@@ -38,6 +40,15 @@ pub struct Grant {
     progress: Progress,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
+}
+
+/// A lease of ours, as the manager lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownLease {
+    /// How old it is.
+    pub age: Duration,
+    /// It names a pod, which is told only of what the kubelet listed.
+    pub was_listed: bool,
 }
 
 /// How far it is on its way to its pod.
@@ -164,24 +175,26 @@ impl Grants {
     }
 
     /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
-    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, Duration>, now: Instant) {
+    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, KnownLease>, now: Instant) {
         let before = self.grants.len();
         self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
         self.generation += u64::from(self.grants.len() != before);
-        for (name, age) in leases {
+        for (name, KnownLease { age, was_listed }) in leases {
             if let Some(grant) = self.grants.get_mut(name) {
                 grant.is_lent = true;
             } else {
                 let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
-                (grant.is_lent, grant.progress) = (true, Progress::Ready);
+                (grant.is_lent, grant.was_listed, grant.progress) = (true, *was_listed, Progress::Ready);
             }
         }
     }
 
     /// A process before gave it to a pod, which its wire tells.
     pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
-        let grant = self.entry(name, now);
-        grant.pod = grant.pod.take().or(pod);
+        // What is held already may be the next pod's.
+        if !self.is_held(name) {
+            self.entry(name, now).pod = pod;
+        }
     }
 
     /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
@@ -201,6 +214,11 @@ impl Grants {
             grant.absent_since = is_whole.then(|| grant.absent_since.unwrap_or(now));
         }
         news
+    }
+
+    /// Whether its pod is not listed any more.
+    pub fn is_leaving(&self, name: &LeaseName) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.absent_since.is_some())
     }
 
     /// Those that are to be given back.
@@ -261,6 +279,7 @@ impl Grant {
             allocated: now,
             started: None,
             pod: None,
+            was_listed: false,
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
@@ -280,7 +299,7 @@ impl Grant {
         let Some(absent) = self.absent_since else { return false };
         let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
         let is_refused = self.progress == Progress::Refused;
-        let is_over = self.pod.is_some() || is_refused || now.duration_since(last) >= UNLISTED_FOR;
+        let is_over = self.pod.is_some() || self.was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }
@@ -298,6 +317,10 @@ mod tests {
 
     fn name() -> LeaseName {
         LeaseName::new("a/b", "0000:3b:02.1")
+    }
+
+    fn lease(was_listed: bool) -> KnownLease {
+        KnownLease { age: Duration::ZERO, was_listed }
     }
 
     fn listed() -> Listing {
@@ -406,12 +429,23 @@ mod tests {
     #[test]
     fn leases_of_a_process_before_are_grants_and_those_that_others_end_are_not() {
         let (mut grants, start) = (Grants::default(), Instant::now());
-        grants.note_leases(&BTreeMap::from([(name(), Duration::ZERO)]), start);
+        grants.note_leases(&BTreeMap::from([(name(), lease(false))]), start);
         assert!(grants.is_held(&name()) && grants.is_in_order(&name()));
         let other = LeaseName::new("a/b", "0000:3b:02.2");
         grants.allocate(&other, false, start);
         grants.note_leases(&BTreeMap::new(), start);
         assert!(!grants.is_held(&name()), "somebody released it");
         assert!(grants.is_held(&other), "its lease is not in the list yet");
+    }
+
+    #[test]
+    fn what_a_process_before_saw_listed_needs_no_second_listing() {
+        for (was_listed, is_due_soon) in [(true, true), (false, false)] {
+            let (mut grants, start) = (Grants::default(), Instant::now());
+            grants.note_leases(&BTreeMap::from([(name(), lease(was_listed))]), start);
+            grants.note_listing(&Listing::new(), true, start);
+            assert_eq!(grants.is_due(&name(), start + ABSENT_FOR), is_due_soon);
+            assert!(grants.is_due(&name(), start + UNLISTED_FOR));
+        }
     }
 }

@@ -93,6 +93,19 @@ pub struct SoftwareEnd {
     pub blocked: Option<String>,
 }
 
+impl Source {
+    /// What it is, in words.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Vf(_) => "a VF",
+            Self::Function => "a NIC without VFs",
+            Self::Accelerator => "an accelerator",
+            Self::SubFunction => "a sub-function",
+            Self::Software(_) => "a software endpoint",
+        }
+    }
+}
+
 /// How a VF is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VfState {

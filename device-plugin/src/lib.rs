@@ -13,6 +13,7 @@
 //!   joined
 //! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
 //! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
+//! - [`explain`]: everything that is known, for people who ask why
 //! - [`flags`]: its command line, which takes that of the Go plugin
 
 pub mod allocate;
@@ -21,6 +22,7 @@ pub mod config;
 pub mod counters;
 pub mod daemon;
 pub mod duty;
+pub mod explain;
 pub mod flags;
 pub mod grants;
 pub mod health;

@@ -100,14 +100,16 @@ impl News {
         let mut ticks = interval(PF_EVERY);
         loop {
             self.duty.beat();
+            self.allocator.resources.note_manager(self.kernel.latest().is_followed);
             let is_tick = tokio::select! {
                 _ = self.kernel.changed() => false,
                 _ = self.vfio.changed() => false,
                 _ = ticks.tick() => true,
             };
             if is_tick {
-                block_in_place(|| self.allocator.resources.look_at_pfs(&self.allocator.host));
-                if self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY) {
+                let is_host_due = self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY);
+                block_in_place(|| self.allocator.resources.look_at_functions(&self.allocator.host, is_host_due));
+                if is_host_due {
                     self.looked = None;
                     self.unclaimable.clear();
                     self.take(self.lists.clone());

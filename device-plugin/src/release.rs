@@ -24,11 +24,14 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
         match allocator.pod_resources.list().await {
             Ok(pods) => {
                 was_told = false;
+                allocator.resources.note_pods_problem(None);
                 is_whole = pods.is_whole;
                 look(&allocator, pods).await;
             }
             Err(error) if was_told => debug!(%error, "nothing can be given back"),
             Err(error) => {
+                let problem = format!("nothing can be given back until it is known what pods have: {error}");
+                allocator.resources.note_pods_problem(Some(problem));
                 warn!(%error, "nothing can be given back until it is known what pods have; it is tried again");
                 was_told = true;
             }

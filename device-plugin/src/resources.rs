@@ -13,14 +13,17 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::allocate::Candidate;
-use crate::config::{Config, Policy, ResourceConfig};
-use crate::grants::{Grants, Listing, Tenant};
-use crate::health::{PfHealth, Problem, judge};
-use crate::host::{Host, HostView, PfCondition};
+use crate::config::{Config, DeviceType, Policy, ResourceConfig};
+use crate::grants::{Grants, KnownLease, Listing, Tenant};
+use crate::health::{FunctionHealth, Problem, judge};
+use crate::host::{FunctionCondition, Host, HostView};
 use crate::inventory::{Device, Inventory, Lists, SoftwareEnd};
 use crate::lease_name::{LeaseName, OWNER};
+use crate::pod_resources::POD;
 use crate::pools::{Member, Pool, pools};
 use crate::software::{Holder, Pair, PairState, Pairs, SoftwareEndpoint};
+
+mod report;
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -38,7 +41,7 @@ struct State {
     inventory: Option<Inventory>,
     pools: Vec<Pool>,
     grants: Grants,
-    pfs: PfHealth,
+    pfs: FunctionHealth,
     /// Interfaces of PFs, by their addresses.
     pf_netdevs: BTreeMap<String, String>,
     /// Not asked for any more, and pods have devices of them.
@@ -47,6 +50,10 @@ struct State {
     refused: BTreeMap<String, Refused>,
     /// Whether the manager has told of its VFs.
     is_managed: bool,
+    /// Whether it tells of them now.
+    is_followed: bool,
+    /// Why it is not known what pods have.
+    pods_problem: Option<String>,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
 }
@@ -101,25 +108,32 @@ impl Resources {
         state.pf_netdevs = list.pfs.iter().map(|pf| (pf.address.clone(), pf.netdev.clone())).collect();
         let leases = list.vfs.iter().filter_map(|vf| vf.lease.as_ref()).chain(&list.lost);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let age = |lease: &v1::Lease| Duration::from_secs(now.saturating_sub(lease.since));
-        let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, age(lease)))).collect();
+        let known = |lease: &v1::Lease| KnownLease {
+            age: Duration::from_secs(now.saturating_sub(lease.since)),
+            was_listed: lease.tenant.starts_with(POD),
+        };
+        let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, known(lease)))).collect();
         state.grants.note_leases(&ours, Instant::now());
         // A checkpoint has no node.
         state.is_managed |= list.node.is_some();
+        let State { pfs, pf_netdevs, .. } = &mut *state;
+        pfs.keep_only(|function| pf_netdevs.contains_key(function) || inventory.devices.contains_key(function));
         state.inventory = Some(inventory);
         state.refresh();
     }
 
-    /// Looks how the PFs are.
-    pub fn look_at_pfs(&self, host: &Host) {
-        let pfs = self.lock().pf_netdevs.clone();
-        let found: Vec<(String, PfCondition)> =
-            pfs.into_iter().map(|(pf, netdev)| (pf.clone(), host.pf_condition(&pf, &netdev))).collect();
+    /// Looks how the PFs are, and the VFs that pods have; or all VFs.
+    pub fn look_at_functions(&self, host: &Host, all_vfs: bool) {
+        let wanted = self.lock().to_look_at(all_vfs);
+        let found: Vec<(String, FunctionCondition)> = wanted
+            .into_iter()
+            .map(|(function, netdev)| (function.clone(), host.condition(&function, &netdev)))
+            .collect();
         let mut state = self.lock();
         let now = Instant::now();
         let mut is_news = false;
-        for (pf, condition) in found {
-            is_news |= state.pfs.note(&pf, condition, now);
+        for (function, condition) in found {
+            is_news |= state.pfs.note(&function, condition, now);
         }
         if is_news {
             state.refresh();
@@ -142,7 +156,7 @@ impl Resources {
         state.is_managed || !state.needs_manager()
     }
 
-    /// Whether some resource has devices of the node.
+    /// Whether some resource has VFs.
     pub fn needs_manager(&self) -> bool {
         self.lock().needs_manager()
     }
@@ -152,6 +166,11 @@ impl Resources {
         let state = self.lock();
         state.config.resources.iter().any(|resource| resource.software.is_some())
             || state.pairs.in_use().next().is_some()
+    }
+
+    /// Whether it is known which wires a process before made.
+    pub fn are_wires_known(&self) -> bool {
+        self.lock().pairs.are_wires_known()
     }
 
     /// Pairs of software endpoints of which pods have something.
@@ -170,8 +189,8 @@ impl Resources {
     pub fn adopt(&self, states: &[PairState]) {
         let mut state = self.lock();
         let now = Instant::now();
+        state.pairs.adopt(states.iter().map(|state| &state.pair));
         for PairState { pair, holders } in states {
-            state.pairs.adopt(pair);
             for (end, holder) in pair.ends.iter().zip(holders) {
                 if let Holder::Pod(pod) = holder {
                     state.grants.adopt(&end.name, pod.clone(), now);
@@ -179,6 +198,16 @@ impl Resources {
             }
         }
         state.refresh();
+    }
+
+    /// Whether the manager tells of its VFs now.
+    pub fn note_manager(&self, is_followed: bool) {
+        self.lock().is_followed = is_followed;
+    }
+
+    /// Why it is not known what pods have, if it is not.
+    pub fn note_pods_problem(&self, problem: Option<String>) {
+        self.lock().pods_problem = problem;
     }
 
     /// Ids of all devices of all resources.
@@ -268,8 +297,13 @@ impl Resources {
             let tenant = state.grants.allocate(&name, is_listed, now);
             Allotted { resource, member, tenant }
         };
-        let allotted = members.into_iter().map(allotted).collect();
-        state.judge_again(ids);
+        let allotted: Vec<_> = members.into_iter().map(allotted).collect();
+        if allotted.iter().any(|one: &Allotted| one.member.device.software().is_some()) {
+            // What is left of a pair changes with each of its ends.
+            state.refresh();
+        } else {
+            state.judge_again(ids);
+        }
         Ok(allotted)
     }
 
@@ -329,7 +363,8 @@ pub struct Shown {
 
 impl State {
     fn needs_manager(&self) -> bool {
-        self.config.resources.iter().any(|resource| resource.software.is_none())
+        let mut resources = self.config.resources.iter();
+        resources.any(|resource| resource.software.is_none() && resource.device_type == DeviceType::NetDevice)
     }
 
     fn pair_state(&self, pair: &Arc<Pair>) -> PairState {
@@ -344,6 +379,17 @@ impl State {
 
     fn pool(&self, resource: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.resource.name.to_string() == resource)
+    }
+
+    /// Addresses, with the interface of those whose link matters.
+    fn to_look_at(&self, all_vfs: bool) -> BTreeMap<String, String> {
+        let held_by = self.grants.by_device();
+        let devices = self.inventory.iter().flat_map(|inventory| inventory.devices.values());
+        let vfs = devices.filter(|device| device.vf().is_some());
+        let vfs = vfs.filter(|device| all_vfs || held_by.contains_key(device.id.as_str()));
+        let mut wanted: BTreeMap<String, String> = vfs.map(|vf| (vf.id.clone(), String::new())).collect();
+        wanted.extend(self.pf_netdevs.clone());
+        wanted
     }
 
     /// 0: it is as it is to be; [`COST_TAKEN`]: it is another pod's, or is not to be had.

@@ -49,7 +49,7 @@ pub enum Scenario {
     ResetUnsupported,
     /// The PF's driver knows no link state.
     LinkStateUnsupported,
-    /// The PF's driver says `still in reset` this many times.
+    /// The PF's driver says this many times that the VF is still in reset, as drivers say it.
     SettingAgain(u32),
     /// The PF's driver takes a setting and does nothing.
     SettingIgnored,
@@ -67,8 +67,14 @@ pub enum Scenario {
     ReportHangs,
     /// The question for other names of interfaces never comes back, until [`FakeNode::heal`].
     AltnamesHang,
+    /// Whoever asks for other names of interfaces dies.
+    AltnamesPanic,
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
+    /// Other network namespaces cannot be looked into.
+    NamespacesUnknown,
+    /// The interface of a VF is there once it was looked for elsewhere, as when a driver has just taken the VF.
+    NetdevComesMeanwhile,
     /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }
@@ -241,6 +247,12 @@ impl FakeNode {
     /// The node behaves again, and what hung comes back.
     pub fn heal(&self) {
         self.kernel.state().scenarios.clear();
+        self.kernel.healed.notify_all();
+    }
+
+    /// The node behaves again in one respect, and what hung in it comes back.
+    pub fn heal_from(&self, scenario: Scenario) {
+        self.kernel.state().scenarios.remove(&scenario);
         self.kernel.healed.notify_all();
     }
 

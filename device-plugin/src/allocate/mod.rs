@@ -269,6 +269,7 @@ impl Allocator {
     pub fn write_files_again(&self) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
         if self.resources.is_managed()
+            && (self.resources.are_wires_known() || !self.resources.has_software())
             && let Err(error) = self.files.keep_only(&held, &self.resources.names())
         {
             warn!(%error, "remove files of devices that no pod has");
@@ -305,6 +306,7 @@ impl Allocator {
             wanted.of_pod(pod)
         };
         let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
+        let (began, is_rebind) = (Instant::now(), allotted.iter().any(|device| !self.is_bound(device)));
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
             info!(lease = %wanted.name(), "cleaned for the next pod");
@@ -320,6 +322,9 @@ impl Allocator {
                 grants.lent(wanted.name());
             }
         });
+        if is_rebind && let Some((wanted, _)) = wanted.first() {
+            self.counters.rebound(&wanted.name().resource, began.elapsed());
+        }
         Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
     }
 

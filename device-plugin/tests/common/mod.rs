@@ -52,6 +52,7 @@ impl Site {
             presets: "intel.com".into(),
             root: node.sysfs().path(""),
             manager: at("vf.sock"),
+            socket: at("device-plugin.sock"),
             forwarder: at("admin.sock"),
             software: at("software"),
             plugins: at("device-plugins"),

@@ -310,6 +310,7 @@ fn user(holder: &Holder) -> v1::User {
             let namespace = namespace.display().to_string();
             v1::User { pid, command, netdev: netdev.clone(), namespace, ..Default::default() }
         }
+        Holder::UnseenNamespace => v1::User::default(),
     }
 }
 

@@ -286,11 +286,11 @@ fn an_mtu_of_a_policy_of_the_operator_is_kept_or_told() {
         assert!(told.starts_with(warning) && told.lines().count() == 1, "{warning} in {told}");
     };
     // Whatever drives the VFs: a user of DPDK sends no frames either that are longer than its PF's.
-    let wanted = "f:8: the policies of ens1f0 want an MTU of 9000, and it has 1500: ";
+    let wanted = "f:9: the policies of ens1f0 want an MTU of 9000, and it has 1500: ";
     is_one(&policies(&with("a", "ens1f0", "netdevice", 9000)), Some(9000), wanted);
     is_one(&policies(&with("a", "ens1f0", "vfio-pci", 9000)), None, wanted);
     let both = |first, second| policies(&(with("a", "ens1f0", first, 1400) + &with("b", "ens1f1", second, 1300)));
-    is_one(&both("netdevice", "netdevice"), None, "f:8: the policies of the pool x want different MTUs: ");
+    is_one(&both("netdevice", "netdevice"), None, "f:9: the policies of the pool x want different MTUs: ");
     // Only an interface has one, in whichever order they stand.
     let drivers = "f:3: the policies of the pool x want its VFs on different drivers";
     is_one(&both("netdevice", "vfio-pci"), Some(1400), drivers);

@@ -158,10 +158,17 @@ impl FakeNode {
         let directory = self.kernel.sysfs.path(&format!("proc/{pid}"));
         make(&directory);
         put(&directory.join("comm"), &format!("{comm}\n"));
-        let netdev = self.kernel.sysfs.netdevs(vf).pop().unwrap_or_default();
-        let _ = fs::remove_dir_all(self.kernel.sysfs.file(vf, "net"));
+        let netdev = self.hide_netdev(vf);
         let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
         self.kernel.state().moved.insert(vf, ForeignNetdev { netdev, namespace, pid: Some(pid) });
+    }
+
+    /// Moves the interface of a VF into a namespace that nothing leads to. Returns what it was called.
+    pub fn hide_netdev(&self, vf: PciAddress) -> String {
+        let netdev = self.kernel.sysfs.netdevs(vf).pop().unwrap_or_default();
+        // The folder stays for as long as there is an interface anywhere.
+        let _ = fs::remove_dir_all(self.kernel.sysfs.file(vf, "net").join(&netdev));
+        netdev
     }
 
     /// The interface of a VF comes back, as it does when a namespace ends.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -80,7 +81,8 @@ impl Kernel for FakeKernel {
             if left > 1 {
                 state.scenarios.insert(Scenario::SettingAgain(left - 1));
             }
-            return Err(refusal(Errno::EAGAIN));
+            // ice says the latter.
+            return Err(refusal(if left % 2 == 0 { Errno::EAGAIN } else { Errno::EBUSY }));
         }
         let is_refused = match change {
             VfChange::Mac(mac) => {
@@ -112,6 +114,10 @@ impl Kernel for FakeKernel {
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
         self.hang(Scenario::AltnamesHang);
+        if self.has(Scenario::AltnamesPanic) {
+            // Without a word: to tell where it happened takes seconds on a busy machine.
+            resume_unwind(Box::new(()));
+        }
         Ok(self.state().altnames.clone())
     }
 
@@ -132,6 +138,12 @@ impl Kernel for FakeKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+        if self.has(Scenario::NamespacesUnknown) {
+            return Err(refusal(Errno::EACCES));
+        }
+        if self.has(Scenario::NetdevComesMeanwhile) {
+            self.make_netdev(vf, &netdev_name(vf), Mac([2, 0, 0, 0, 0, 1]));
+        }
         Ok(self.state().moved.get(&vf).cloned())
     }
 }

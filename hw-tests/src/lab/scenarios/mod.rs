@@ -43,6 +43,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("leases_and_news_are_quick", &[leases::times]),
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
     Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
+    Scenario::new("a_vf_whose_netdev_is_in_a_namespace_without_a_name_is_not_taken", &[holders::nameless_namespaces])
+        .within(Duration::from_mins(2)),
     Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
     Scenario::new("looks_at_the_same_moment_take_nobody_for_a_holder", &[holders::looks_at_once]),
     Scenario::new("a_manager_killed_while_the_kernel_hangs_has_a_successor", &[holders::killed_while_stuck]),
