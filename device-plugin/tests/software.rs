@@ -293,6 +293,8 @@ async fn a_reload_leaves_pods_what_they_have() {
     node.site.until_page("/metrics", "ferrule_resource_held{resource=\"intel.com/port\"} 3").await;
     cross(&mut a, &mut b);
     node.site.kubelet().admit_again("three").unwrap();
+    // Its process ends with it.
+    drop(a);
     node.site.kubelet().end_pod("three");
     node.site.until_healthy(PORT, 3).await;
     b.check_peer().unwrap();
