@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use ferrule_hw_tests::node::runner;
-use ferrule_hw_tests::node::scenario::Scenario;
+use ferrule_hw_tests::node::scenario::NodeScenario;
 use ferrule_hw_tests::node::scenarios::ALL;
 
 /// A Kubernetes node for tests
@@ -51,7 +51,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(only: &[String]) -> Result<ExitCode> {
-    let wanted = |scenario: &&Scenario| only.is_empty() || only.iter().any(|part| scenario.name.contains(part));
+    let wanted = |scenario: &&NodeScenario| only.is_empty() || only.iter().any(|part| scenario.name.contains(part));
     let wanted: Vec<_> = ALL.iter().filter(wanted).collect();
     ensure!(!wanted.is_empty(), "no scenario has one of {only:?} in its name");
     let began = Instant::now();

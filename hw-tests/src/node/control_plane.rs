@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::kubectl::Kubectl;
-use super::pieces::Pieces;
+use super::pieces::NodePieces;
 use super::runtime::{logged, run};
 use super::until_within;
 use crate::process::Process;
@@ -20,7 +20,7 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// Starts them; returns when the API server is ready and knows the default service account.
-    pub fn start(pieces: &Pieces, kubectl: &Kubectl) -> Result<Self> {
+    pub fn start(pieces: &NodePieces, kubectl: &Kubectl) -> Result<Self> {
         let folder = pieces.run();
         make_keys(&folder)?;
         let start = |name: &str, arguments: &[&str]| {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::pieces::Pieces;
+use super::pieces::NodePieces;
 use super::runtime::run;
 
 /// The program and whom it asks.
@@ -19,7 +19,7 @@ pub struct Kubectl {
 
 impl Kubectl {
     /// That of a node.
-    pub fn new(pieces: &Pieces) -> Self {
+    pub fn new(pieces: &NodePieces) -> Self {
         Self { program: pieces.program("kubectl"), config: kubeconfig(pieces) }
     }
 
@@ -55,6 +55,6 @@ impl Kubectl {
 }
 
 /// How to reach the API server.
-pub fn kubeconfig(pieces: &Pieces) -> PathBuf {
+pub fn kubeconfig(pieces: &NodePieces) -> PathBuf {
     pieces.run().join("config/kubeconfig.yaml")
 }

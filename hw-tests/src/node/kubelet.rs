@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::kubectl::kubeconfig;
-use super::pieces::Pieces;
+use super::pieces::NodePieces;
 use super::runtime::logged;
 use super::scenario::Stand;
 use super::until;
@@ -18,7 +18,7 @@ pub struct Kubelet {
 
 impl Kubelet {
     /// Starts one; returns when plugins can register.
-    pub fn start(pieces: &Pieces, stand: Stand) -> Result<Self> {
+    pub fn start(pieces: &NodePieces, stand: Stand) -> Result<Self> {
         let program = match stand {
             Stand::Cluster => "kubelet",
             Stand::Standalone => "kubelet-1.37",

@@ -12,7 +12,7 @@ use super::control_plane::ControlPlane;
 use super::hardware::{Hardware, VFS};
 use super::kubectl::Kubectl;
 use super::kubelet::{Kubelet, NODE};
-use super::pieces::{PLUGIN, Pieces};
+use super::pieces::{NodePieces, PLUGIN};
 use super::pod::Pod;
 use super::runtime::{Runtime, logged, write_config};
 use super::scenario::Stand;
@@ -23,7 +23,7 @@ use crate::process::Process;
 /// A running node, inside its namespaces. It is gone with this value.
 pub struct Node {
     /// Its programs and files.
-    pub pieces: Pieces,
+    pub pieces: NodePieces,
     /// Its NIC.
     pub hardware: Hardware,
     /// How its API server is asked. Nobody answers where there is none.
@@ -39,7 +39,7 @@ pub struct Node {
 
 impl Node {
     /// Starts everything but the plugin.
-    pub fn start(pieces: Pieces, stand: Stand) -> Result<Self> {
+    pub fn start(pieces: NodePieces, stand: Stand) -> Result<Self> {
         let manifests = pieces.run().join("manifests");
         for folder in ["logs", "manifests", "volume-plugins"] {
             fs::create_dir_all(pieces.run().join(folder)).context("make the node's folders")?;

@@ -10,14 +10,14 @@ use crate::vm::pieces::profile_folder;
 
 /// Where everything is.
 #[derive(Clone, Debug)]
-pub struct Pieces {
+pub struct NodePieces {
     /// `target/node`: programs, logs and what runs.
     pub folder: PathBuf,
     /// Where the programs of this repository are.
     pub ours: PathBuf,
 }
 
-impl Pieces {
+impl NodePieces {
     /// Those of this build, for a node of this kind. An error says what is missing and how to get it.
     pub fn find(stand: Stand) -> Result<Self> {
         let pieces = Self { folder: folder()?, ours: profile_folder() };

@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroups;
 use super::machine::{Node, shell};
-use super::pieces::{Pieces, script};
-use super::scenario::{Scenario, Stand};
+use super::pieces::{NodePieces, script};
+use super::scenario::{NodeScenario, Stand};
 use super::scenarios::ALL;
 use crate::lab::report::{Line, Report, Verdict};
 
 /// Runs scenarios, each on its kind of node.
-pub fn run(scenarios: &[&'static Scenario]) -> Result<Report> {
+pub fn run(scenarios: &[&'static NodeScenario]) -> Result<Report> {
     let mut report = Report::new(TITLE, scenarios.iter().map(|scenario| scenario.name));
     for stand in [Stand::Cluster, Stand::Standalone] {
         let mut left: VecDeque<_> =
@@ -31,7 +31,7 @@ pub fn run(scenarios: &[&'static Scenario]) -> Result<Report> {
         if left.is_empty() {
             continue;
         }
-        match Pieces::find(stand) {
+        match NodePieces::find(stand) {
             Ok(pieces) => {
                 while !left.is_empty() {
                     run_some(&pieces, stand, &mut left, &mut report)?;
@@ -51,7 +51,7 @@ pub fn run(scenarios: &[&'static Scenario]) -> Result<Report> {
 
 /// Gives the terminal to a person on a node.
 pub fn open_shell() -> Result<()> {
-    let pieces = Pieces::find(Stand::Cluster)?;
+    let pieces = NodePieces::find(Stand::Cluster)?;
     let folder = NodeFolder::new(pieces)?;
     // The one who types interrupts what runs in the shell, and not this.
     let runtime = tokio::runtime::Runtime::new().context("make a runtime")?;
@@ -62,7 +62,7 @@ pub fn open_shell() -> Result<()> {
 }
 
 /// Runs scenarios on one node, until all are done or one fails. Those that ran are taken off the list.
-fn run_some(pieces: &Pieces, stand: Stand, left: &mut VecDeque<&'static str>, report: &mut Report) -> Result<()> {
+fn run_some(pieces: &NodePieces, stand: Stand, left: &mut VecDeque<&'static str>, report: &mut Report) -> Result<()> {
     let folder = NodeFolder::new(pieces.clone())?;
     let mut command = inside(pieces, &["inside-run"]);
     command.args(left.iter()).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -159,11 +159,11 @@ pub fn shell_inside() -> Result<()> {
 }
 
 fn start(stand: Stand) -> Result<Node> {
-    let node = catch_unwind(AssertUnwindSafe(|| Node::start(Pieces::find(stand)?, stand)));
+    let node = catch_unwind(AssertUnwindSafe(|| Node::start(NodePieces::find(stand)?, stand)));
     node.unwrap_or_else(|panic| bail!("{}", text_of(&*panic)))
 }
 
-fn verdict(scenario: &Scenario, node: &mut Node) -> Verdict {
+fn verdict(scenario: &NodeScenario, node: &mut Node) -> Verdict {
     let done = catch_unwind(AssertUnwindSafe(|| {
         node.make_fresh().context("make the node fresh")?;
         (scenario.run)(node)
@@ -181,7 +181,7 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// This program, in namespaces of its own.
-fn inside(pieces: &Pieces, arguments: &[&str]) -> Command {
+fn inside(pieces: &NodePieces, arguments: &[&str]) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--mount-proc", "--kill-child", "sh"]);
     command.arg(script("inside")).arg(pieces.run());
@@ -233,13 +233,13 @@ fn end(child: &mut Child) -> Result<()> {
 
 /// The node's files. They go with this value, and so do its cgroups.
 struct NodeFolder {
-    pieces: Pieces,
+    pieces: NodePieces,
     /// Held as long as there is a node: two of them would share cgroups.
     _lock: fs::File,
 }
 
 impl NodeFolder {
-    fn new(pieces: Pieces) -> Result<Self> {
+    fn new(pieces: NodePieces) -> Result<Self> {
         let lock = fs::File::create(pieces.folder.join("lock")).context("make the file that is locked")?;
         lock.try_lock().context("another node of this tree runs")?;
         cgroups::remove()?;

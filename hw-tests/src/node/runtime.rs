@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::pieces::{Pieces, script};
+use super::pieces::{NodePieces, script};
 use super::until;
 use crate::process::Process;
 
@@ -17,7 +17,7 @@ pub struct Runtime {
 
 impl Runtime {
     /// Starts it, and brings the image of pods into it.
-    pub fn start(pieces: &Pieces) -> Result<Self> {
+    pub fn start(pieces: &NodePieces) -> Result<Self> {
         let mut command = logged(pieces, &pieces.program("containerd"));
         command.arg("--config").arg(pieces.run().join("config/containerd.toml"));
         // Its shim is looked for there.
@@ -34,14 +34,14 @@ impl Runtime {
 }
 
 /// A client of containerd, in Kubernetes' corner of it.
-pub fn ctr(pieces: &Pieces, arguments: &[&str]) -> Command {
+pub fn ctr(pieces: &NodePieces, arguments: &[&str]) -> Command {
     let mut command = Command::new(pieces.program("ctr"));
     command.args(["--namespace", "k8s.io"]).args(arguments);
     command
 }
 
 /// A program whose output goes to a file of its name in the logs; arguments follow.
-pub fn logged(pieces: &Pieces, program: &Path) -> Command {
+pub fn logged(pieces: &NodePieces, program: &Path) -> Command {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut command = Command::new("sh");
     command.args(["-c", "log=$1; shift; exec \"$@\" >>\"$log\" 2>&1", "sh"]);
@@ -50,7 +50,7 @@ pub fn logged(pieces: &Pieces, program: &Path) -> Command {
 }
 
 /// Where a program logs.
-pub fn log_of(pieces: &Pieces, name: &str) -> PathBuf {
+pub fn log_of(pieces: &NodePieces, name: &str) -> PathBuf {
     pieces.run().join("logs").join(format!("{name}.log"))
 }
 
@@ -63,7 +63,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 }
 
 /// Writes the configuration of all programs into the node's folder.
-pub fn write_config(pieces: &Pieces, more_of_kubelet: &str) -> Result<()> {
+pub fn write_config(pieces: &NodePieces, more_of_kubelet: &str) -> Result<()> {
     let run = pieces.run();
     for (file, text) in CONFIG {
         let text = text

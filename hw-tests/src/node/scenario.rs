@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::machine::Node;
 
 /// Something that has to hold on a real node, as one function.
-pub struct Scenario {
+pub struct NodeScenario {
     /// A sentence, as a test has it.
     pub name: &'static str,
     /// On which node.
@@ -23,7 +23,7 @@ pub enum Stand {
     Standalone,
 }
 
-impl Scenario {
+impl NodeScenario {
     /// One on a cluster.
     pub const fn cluster(name: &'static str, run: fn(&mut Node) -> Result<()>) -> Self {
         Self { name, stand: Stand::Cluster, run }
