@@ -26,7 +26,7 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked -p dpdk-forwarder -p ferrule
+	@$(CARGO) build --release --locked --no-default-features -p dpdk-forwarder -p ferrule
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
 

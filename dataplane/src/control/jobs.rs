@@ -232,10 +232,10 @@ impl Jobs {
     }
 
     /// Tells a device whether somebody is at the other end.
-    pub(super) fn set_link(&self, link: Arc<DeviceLink>) {
+    pub(super) fn set_link(&self, link: &Arc<DeviceLink>) {
         let pool = if link.answers_at_once() { &self.interfaces } else { &self.device_links };
         // Who closes the device drops its link first, and waits for those that have begun.
-        let link = Arc::downgrade(&link);
+        let link = Arc::downgrade(link);
         pool.submit(move || {
             if let Some(link) = link.upgrade() {
                 link.tell();
@@ -253,9 +253,9 @@ impl Jobs {
     }
 
     /// Asks a device what it is doing that may take its time.
-    pub(super) fn look_at_device(&self, end: EndId, number: u64, device: Arc<dyn Device>) {
+    pub(super) fn look_at_device(&self, end: EndId, number: u64, device: &Arc<dyn Device>) {
         let news = move |status| Done::Device(end, number, DeviceNews::Status(status));
-        let device = Arc::downgrade(&device);
+        let device = Arc::downgrade(device);
         self.tell(&self.device_looks, news(Err(PANICKED.to_owned())), move || {
             news(device.upgrade().map_or_else(|| Err(CLOSED.to_owned()), |device| device.status()))
         });
@@ -575,8 +575,8 @@ mod tests {
         let hung: Vec<_> = hung.collect();
         let links: Vec<_> = hung.iter().map(|device| Arc::new(DeviceLink::new(Arc::clone(device)))).collect();
         for (device, link) in hung.iter().zip(&links) {
-            jobs.look_at_device(end, 0, Arc::clone(device));
-            jobs.set_link(Arc::clone(link));
+            jobs.look_at_device(end, 0, device);
+            jobs.set_link(link);
         }
         // All hang before the others come.
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
@@ -588,8 +588,8 @@ mod tests {
         // A healthy one waits to be asked and told meanwhile, and is closed all the same.
         let healthy: Arc<dyn Device> = Arc::new(Healthy);
         let link = Arc::new(DeviceLink::new(Arc::clone(&healthy)));
-        jobs.look_at_device(end, 2, Arc::clone(&healthy));
-        jobs.set_link(Arc::clone(&link));
+        jobs.look_at_device(end, 2, &healthy);
+        jobs.set_link(&link);
         drop(link);
         jobs.close_lost(end, 2, Vec::new(), healthy);
         let closed = messages.recv_timeout(Duration::from_secs(30)).unwrap();
