@@ -596,7 +596,9 @@ mod tests {
         assert!(matches!(closed, ControlMessage::Done(Done::Device(_, 2, DeviceNews::Closed))));
         // And when those that hang are to be closed, others are made.
         drop(links);
-        hung.into_iter().for_each(|device| jobs.close_lost(end, 0, Vec::new(), device));
+        for device in hung {
+            jobs.close_lost(end, 0, Vec::new(), device);
+        }
         let _ticket = jobs.make_device(end, 1, "wire".to_owned(), Arc::new(Refused));
         let made = messages.recv_timeout(Duration::from_secs(30)).unwrap();
         let refused = |made: &Result<NewDevice, String>| made.as_ref().err().is_some_and(|reason| reason == "refused");

@@ -263,7 +263,9 @@ impl Port {
             // SAFETY: the device was made by us, and all of its ports are closed.
             warn(self.call("rte_dev_remove", |dpdk| unsafe { dpdk.rte_dev_remove(handle) }));
         }
-        self.pools.drain(..).for_each(|pool| control.retire(pool));
+        for pool in self.pools.drain(..) {
+            control.retire(pool);
+        }
     }
 }
 
