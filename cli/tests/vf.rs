@@ -9,7 +9,7 @@ use std::time::Duration;
 use ferrule_daemon::ApiSocket;
 use serde_json::Value;
 use sriov_manager::daemon::{Daemon, DaemonOptions};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
 use tempfile::TempDir;
 
@@ -127,6 +127,13 @@ async fn a_lease_is_asked_for_changed_explained_and_given_back() {
     let steps = fixture.told("release next --dry-run").await;
     assert!(steps.contains(&format!("reset {vf}")), "{steps}");
     assert_eq!(fixture.told("release next --wait 1s").await, format!("{vf}: given back\n"));
+    fixture.told("acquire dirty --pool fast --driver vfio-pci --bound-to none").await;
+    let unbound = fixture.refused(&format!("acquire x --vf {} --bound-to vfio-pci", fixture.node.vf(0, 1))).await;
+    assert!(unbound.contains("it is not bound to vfio-pci"), "{unbound}");
+    fixture.node.set(Scenario::MacRefused);
+    assert!(fixture.refused("release dirty").await.contains("--accept"));
+    assert_eq!(fixture.told("release dirty --accept").await, format!("{vf}: given back\n"));
+    fixture.node.heal();
     assert!(fixture.refused("release next").await.starts_with("there is no lease next; "));
     fixture.daemon.stop().await;
 }
@@ -140,6 +147,12 @@ async fn several_pools_and_several_leases_are_named_by_repeating_them() {
     assert!(either.starts_with(&format!("{} of the pool spare: yours", fixture.node.vf(1, 0))), "{either}");
     let lent = fixture.json("acquire e f --pool fast --pool spare --driver none").await;
     assert_eq!(lent["leases"][1]["vf"]["lease"]["pool"], "spare");
+    let group = fixture.json("list").await["vfs"][5]["iommu_group"].as_u64().unwrap();
+    let other = fixture.refused(&format!("acquire g --pool fast --pool spare --iommu-group {group}")).await;
+    assert!(
+        other.starts_with("no VF of the pools fast, spare is available: fast has 0 VFs; spare has 1 VFs, "),
+        "{other}"
+    );
     let none = fixture.refused("acquire g --pool fast --pool spare").await;
     assert!(none.starts_with("no VF of the pools fast, spare is available: fast has 3 VFs, "), "{none}");
     fixture.daemon.stop().await;

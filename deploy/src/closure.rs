@@ -79,10 +79,11 @@ fn parse(bytes: &[u8]) -> Result<(Arch, Option<PathBuf>), Why> {
     Ok((arch, path.map(|path| PathBuf::from(OsStr::from_bytes(path)))))
 }
 
-/// Without this machine's cache of libraries and its environment: what is found then is found in the image too, where neither is.
+/// Without this machine's cache of libraries, its environment and what it has for its own CPU only: what is found then is found in the
+/// image too, on any CPU.
 fn list(loader: &Path, program: &Path) -> Result<Vec<PathBuf>, Why> {
     let mut command = Command::new(loader);
-    command.args(["--inhibit-cache", "--list"]).arg(program).env_clear();
+    command.args(["--inhibit-cache", "--glibc-hwcaps-mask", "", "--list"]).arg(program).env_clear();
     let output = command.output().map_err(|error| Why::Loader { loader: loader.to_owned(), error })?;
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let unresolved = text.lines().find(|line| line.contains("not found"));

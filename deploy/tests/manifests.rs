@@ -51,6 +51,9 @@ fn only_the_manager_is_privileged_and_nobody_has_a_token() {
         if !is_manager {
             assert_eq!(context["allowPrivilegeEscalation"], false, "{daemon}");
             assert_eq!(context["capabilities"], serde_json::json!({"drop": ["ALL"]}), "{daemon}");
+            // The forwarder counts memory of its peers by a call that the profiles of runtimes forbid.
+            let profile = if daemon == "dpdk-forwarder" { "Unconfined" } else { "RuntimeDefault" };
+            assert_eq!(context["seccompProfile"]["type"], profile, "{daemon}");
         }
     }
 }
@@ -67,6 +70,50 @@ fn whatever_is_mounted_is_a_volume_and_every_volume_is_mounted() {
         let selector = &daemon_set["spec"]["selector"]["matchLabels"];
         assert_eq!(selector, &daemon_set["spec"]["template"]["metadata"]["labels"], "{daemon}");
     }
+}
+
+/// A private copy of a mount keeps a volume busy that the host has let go of.
+#[test]
+fn mounts_below_what_is_mounted_come_and_go_with_the_host() {
+    let mut seen = 0;
+    for (path, object) in objects().into_iter().filter(|(_, object)| text(object, "/kind") == "DaemonSet") {
+        let pod = &object["spec"]["template"]["spec"];
+        let above = |volume: &&Value| {
+            let path = volume.pointer("/hostPath/path").and_then(Value::as_str);
+            path.is_some_and(|path| ["/", "/run", "/run/netns", "/var", "/var/lib"].contains(&path))
+        };
+        let names: Vec<_> =
+            pod["volumes"].as_array().unwrap().iter().filter(above).map(|volume| &volume["name"]).collect();
+        let containers = ["containers", "initContainers"].into_iter().filter_map(|kind| pod[kind].as_array()).flatten();
+        for mount in containers.filter_map(|container| container["volumeMounts"].as_array()).flatten() {
+            if names.contains(&&mount["name"]) {
+                assert_eq!(mount["mountPropagation"], "HostToContainer", "{}: {mount}", path.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 4, "{seen}");
+}
+
+#[test]
+fn examples_ask_for_what_an_overlay_has() {
+    let mut resources = BTreeSet::new();
+    for overlay in ["software", "sriov", "dpdk"] {
+        let file = root().join("kustomize").join(overlay).join("config.json");
+        let config: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let list = config["resourceList"].as_array().unwrap();
+        assert!(!list.is_empty(), "{overlay}");
+        resources.extend(list.iter().map(|resource| format!("intel.com/{}", text(resource, "/resourceName"))));
+    }
+    let mut asked = 0;
+    for (path, pod) in objects().into_iter().filter(|(_, object)| text(object, "/kind") == "Pod") {
+        let limits = pod["spec"]["containers"][0]["resources"]["limits"].as_object().unwrap();
+        for name in limits.keys().filter(|name| name.contains('/')) {
+            assert!(resources.contains(name), "{}: {name} is of no overlay", path.display());
+            asked += 1;
+        }
+    }
+    assert_eq!(asked, 4);
 }
 
 /// A pod of the host's network has a port of the host, of which there is one.

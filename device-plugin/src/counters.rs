@@ -29,10 +29,31 @@ pub struct Counts {
     pub registration_failures: u64,
     /// Whether the kubelet has the list open.
     pub is_registered: bool,
-    /// Calls of Allocate that took at most as long as each of [`BUCKETS`].
-    pub allocate_buckets: [u64; BUCKETS.len()],
-    /// How long all of them took, in seconds.
-    pub allocate_seconds: f64,
+    /// How long calls of Allocate took.
+    pub allocate_times: Times,
+    /// How long it took until VFs were lent that had to be bound to another driver.
+    pub rebind_times: Times,
+}
+
+/// How long something took, each time.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// How often it took at most as long as each of [`BUCKETS`].
+    pub at_most: [u64; BUCKETS.len()],
+    /// How often there was something to measure.
+    pub count: u64,
+    /// All together, in seconds.
+    pub seconds: f64,
+}
+
+impl Times {
+    fn add(&mut self, took: Duration) {
+        self.count += 1;
+        self.seconds += took.as_secs_f64();
+        for (bucket, limit) in self.at_most.iter_mut().zip(BUCKETS) {
+            *bucket += u64::from(took.as_secs_f64() <= limit);
+        }
+    }
 }
 
 impl Counters {
@@ -44,11 +65,13 @@ impl Counters {
             } else {
                 counts.refused += 1;
             }
-            counts.allocate_seconds += took.as_secs_f64();
-            for (bucket, limit) in counts.allocate_buckets.iter_mut().zip(BUCKETS) {
-                *bucket += u64::from(took.as_secs_f64() <= limit);
-            }
+            counts.allocate_times.add(took);
         });
+    }
+
+    /// VFs were lent that had to be bound to another driver.
+    pub fn rebound(&self, resource: &str, took: Duration) {
+        self.change(resource, |counts| counts.rebind_times.add(took));
     }
 
     /// Devices were not ready at once.

@@ -14,13 +14,15 @@ use ferrule_daemon::{Phase, ServerError, Servers};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks};
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes};
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, ConfigFile};
+use crate::config::{Config, ConfigFile, Presets};
 use crate::counters::Counters;
 use crate::duty::{Duty, DutyLock};
+use crate::explain;
 use crate::host::Host;
 use crate::kubelet::{Directory, Endpoints};
 use crate::leases::Manager;
@@ -30,18 +32,26 @@ use crate::pod_resources::{PodResources, Witness};
 use crate::release::keep_releasing;
 use crate::reload::{Reloader, warn_of};
 use crate::resources::Resources;
+use crate::software::{Forwarder, Place};
+use crate::wires::keep_wired;
 
 /// How to run a plugin.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
     /// The configuration, which is followed.
     pub file: ConfigFile,
-    /// What a resource has in front of its name that names none.
-    pub prefix: String,
+    /// What the command line says of resources that say nothing themselves.
+    pub presets: Presets,
     /// The tree that holds `sys`, `proc` and `dev`.
     pub root: PathBuf,
     /// The socket of `sriov-manager`.
     pub manager: PathBuf,
+    /// Where to listen for people who ask why.
+    pub socket: PathBuf,
+    /// The admin socket of `dpdk-forwarder`, which serves software endpoints.
+    pub forwarder: PathBuf,
+    /// Where sockets of software endpoints are.
+    pub software: PathBuf,
     /// The kubelet's directory of device plugins.
     pub plugins: PathBuf,
     /// The kubelet's podresources socket.
@@ -92,10 +102,12 @@ impl Daemon {
         let allocator = Arc::new(Allocator {
             resources: Resources::new(config),
             manager: Manager::at(&options.manager),
+            forwarder: Forwarder::at(&options.forwarder, Place::at(&options.software)),
             pod_resources: PodResources::at(&options.pod_resources, options.witness.clone()),
             host: Host::new(&options.root),
             files: options.files.clone(),
             cdi: options.cdi,
+            told: ToldNodes::at(&options.state),
             locks: DeviceLocks::default(),
             counters: Arc::new(Counters::default()),
         });
@@ -110,7 +122,7 @@ impl Daemon {
             daemon.serve_page(listener);
         }
         daemon.serve_until_stopped(daemon.work(&options));
-        daemon.serve_until_stopped(daemon.reload(Followed::new(Config::FILE, path, contents), options.prefix, hangup));
+        daemon.serve_until_stopped(daemon.reload(Followed::new(Config::FILE, path, contents), options.presets, hangup));
         let resources = allocator.resources.names().len();
         daemon.servers.ready(format_args!("{resources} resources, {}", options.plugins.display()));
         Ok(daemon)
@@ -165,13 +177,25 @@ impl Daemon {
                     }
                 }
                 duty.take();
+                if allocator.resources.has_software()
+                    && let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                {
+                    warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
+                }
+                // What the plugin before told until its end.
+                allocator.told.load();
                 allocator.write_files_again();
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
                 *running = Some(all);
                 drop(running);
-                keep_releasing(allocator, changed).await;
+                let asked = explain::serve(options.socket.clone(), Arc::clone(&allocator));
+                tokio::select! {
+                    () = keep_releasing(Arc::clone(&allocator), Arc::clone(&changed)) => {}
+                    () = keep_wired(allocator, changed) => {}
+                    () = asked => {}
+                }
                 Ok(())
             };
             tokio::select! { () = telling => Ok(()), served = serving => served }
@@ -181,11 +205,11 @@ impl Daemon {
     fn reload(
         &self,
         file: Followed,
-        prefix: String,
+        presets: Presets,
         hangup: Signal,
     ) -> impl Future<Output = Result<(), Infallible>> + Send + use<> {
         let reloader =
-            Reloader { resources: self.allocator.resources.clone(), endpoints: Arc::clone(&self.endpoints), prefix };
+            Reloader { resources: self.allocator.resources.clone(), endpoints: Arc::clone(&self.endpoints), presets };
         async move {
             reload_on_change(Some((file, reloader)), Config::FILE, hangup).await;
             Ok(())
@@ -236,6 +260,9 @@ fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
     if !duty.is_ours() {
         return Ok(());
     }
+    if let Some(problem) = allocator.forwarder.problem().filter(|_| allocator.resources.has_software()) {
+        return Err(format!("no software endpoint is joined: {problem}"));
+    }
     let counts = allocator.counters.all();
     let is_open = |name: &String| counts.get(name).is_some_and(|counts| counts.is_registered);
     let closed: Vec<_> = allocator.resources.names().into_iter().filter(|name| !is_open(name)).collect();
@@ -256,5 +283,7 @@ pub enum RunError {
     Server(#[from] ServerError),
 }
 
+/// A forwarder that is there answers in milliseconds.
+const ADOPT_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// How long clients of the page may take at the end.
 const SERVERS_GRACE: std::time::Duration = std::time::Duration::from_millis(500);

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use dpdk_forwarder_client::ADMIN_DEFAULT;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_kubelet::{PLUGINS_DIRECTORY, POD_RESOURCES_SOCKET};
 use sriov_manager_client::SOCKET_DEFAULT;
 
 use crate::allocate::{CdiMode, DeviceFiles};
-use crate::config::ConfigFile;
+use crate::config::{ConfigFile, Presets};
 use crate::daemon::DaemonOptions;
 use crate::pod_resources::{POD, Witness};
 
@@ -35,6 +36,18 @@ pub struct Flags {
     /// Socket of sriov-manager
     #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
     manager: PathBuf,
+    /// Where to listen for `ferrule vf explain`
+    #[arg(long, value_name = "PATH", default_value = device_plugin_client::SOCKET_DEFAULT)]
+    socket: PathBuf,
+    /// Give every `netDevice` resource that says nothing of it so many software endpoints instead of VFs: an even number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    software: Option<u32>,
+    /// Admin socket of dpdk-forwarder, which serves software endpoints
+    #[arg(long, value_name = "PATH", default_value = ADMIN_DEFAULT)]
+    forwarder: PathBuf,
+    /// Directory of software endpoints' sockets; the same for dpdk-forwarder
+    #[arg(long, value_name = "DIR", default_value = "/run/ferrule/software")]
+    software_dir: PathBuf,
     /// The kubelet's directory of device plugins, which `--root-dir` of the kubelet does not move
     #[arg(long, value_name = "DIR", default_value = PLUGINS_DIRECTORY)]
     plugins: PathBuf,
@@ -79,13 +92,21 @@ impl Flags {
         Self::parse_from(translate(std::env::args_os()))
     }
 
+    /// What resources have that say nothing themselves.
+    pub fn presets(&self) -> Presets {
+        Presets { prefix: self.resource_prefix.clone(), software: self.software }
+    }
+
     /// How to run, with the configuration that was read.
     pub fn options(&self, file: ConfigFile) -> DaemonOptions {
         DaemonOptions {
             file,
-            prefix: self.resource_prefix.clone(),
+            presets: self.presets(),
             root: self.root.clone(),
             manager: self.manager.clone(),
+            socket: self.socket.clone(),
+            forwarder: self.forwarder.clone(),
+            software: self.software_dir.clone(),
             plugins: self.plugins.clone(),
             pod_resources: self.pod_resources.clone(),
             witness: Witness {

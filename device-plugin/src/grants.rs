@@ -13,6 +13,8 @@ use crate::lease_name::LeaseName;
 #[derive(Debug, Default)]
 pub struct Grants {
     grants: BTreeMap<LeaseName, Grant>,
+    /// Grows whenever a device is given to somebody, or is free.
+    generation: u64,
 }
 
 /// Who has which device, as the kubelet lists it.
@@ -23,18 +25,41 @@ pub type Listing = BTreeMap<LeaseName, String>;
 pub struct Grant {
     /// When the kubelet was answered last.
     allocated: Instant,
+    /// When a container started with it last.
+    started: Option<Instant>,
     /// The pod that the kubelet listed.
     pod: Option<String>,
     /// Since when it is not listed.
     absent_since: Option<Instant>,
+    /// A process before saw it listed.
+    was_listed: bool,
     /// Its lease was seen in the manager's list.
     is_lent: bool,
     /// The VF has what was set for the pod before.
     needs_cleaning: bool,
-    /// The manager was asked for it, and lent it.
-    is_ready: bool,
+    progress: Progress,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
+}
+
+/// A lease of ours, as the manager lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownLease {
+    /// How old it is.
+    pub age: Duration,
+    /// It names a pod, which is told only of what the kubelet listed.
+    pub was_listed: bool,
+}
+
+/// How far it is on its way to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// The manager is still to be asked for it.
+    Pending,
+    /// The manager lent it.
+    Ready,
+    /// The pod was refused: nobody has it.
+    Refused,
 }
 
 /// For whom a device is asked for.
@@ -59,6 +84,11 @@ impl Grants {
         self.grants.is_empty()
     }
 
+    /// Another one than before, if there are others than before.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// All of them.
     pub fn names(&self) -> impl Iterator<Item = &LeaseName> {
         self.grants.keys()
@@ -67,12 +97,13 @@ impl Grants {
     /// The kubelet gives a device to a pod. `is_listed`: it lists the device now.
     pub fn allocate(&mut self, name: &LeaseName, is_listed: bool, now: Instant) -> Tenant {
         let Some(grant) = self.grants.get_mut(name) else {
-            self.grants.insert(name.clone(), Grant::new(now));
+            self.entry(name, now);
             return Tenant::New;
         };
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
             grant.allocated = now;
+            grant.want_again();
             // Nobody was told of it before it was clean.
             return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
         }
@@ -90,26 +121,38 @@ impl Grants {
     /// The VF is lent, and clean.
     pub fn lent(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
-            (grant.needs_cleaning, grant.is_ready) = (false, true);
+            (grant.needs_cleaning, grant.progress) = (false, Progress::Ready);
         }
     }
 
     /// For whom the manager is still to be asked for it; none: it was, or nobody wants it any more.
     pub fn unready(&self, name: &LeaseName) -> Option<Tenant> {
-        let grant = self.grants.get(name).filter(|grant| !grant.is_ready)?;
+        let grant = self.grants.get(name).filter(|grant| grant.progress == Progress::Pending)?;
         Some(if grant.needs_cleaning { Tenant::Next } else { Tenant::New })
     }
 
     /// A container is about to start with a device. Returns whether it has to be cleaned first.
     pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
-        let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
-        grant.absent_since = None;
+        let grant = self.entry(name, now);
+        // That of the answer stays: it says which calls of Allocate are for the same pod.
+        (grant.absent_since, grant.started) = (None, Some(now));
+        grant.want_again();
         grant.needs_cleaning
+    }
+
+    /// The pod that the kubelet gave it to is refused: it is given back as soon as can be, unless that pod is listed with it.
+    pub fn refused(&mut self, name: &LeaseName) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.progress = Progress::Refused;
+        }
     }
 
     /// Whether its lease is there and as it shall be, as far as is known.
     pub fn is_in_order(&self, name: &LeaseName) -> bool {
-        self.grants.get(name).is_some_and(|grant| grant.is_lent && !grant.needs_cleaning)
+        // The manager's answer is known before its list.
+        self.grants
+            .get(name)
+            .is_some_and(|grant| (grant.is_lent || grant.progress == Progress::Ready) && !grant.needs_cleaning)
     }
 
     /// The pod that the kubelet listed with it.
@@ -122,23 +165,34 @@ impl Grants {
         if self.is_due(name, now) {
             self.remove(name);
         } else if let Some(grant) = self.grants.get_mut(name) {
-            (grant.is_lent, grant.needs_cleaning, grant.is_ready) = (false, false, false);
+            (grant.is_lent, grant.needs_cleaning, grant.progress) = (false, false, Progress::Pending);
         }
     }
 
     /// It is free.
     pub fn remove(&mut self, name: &LeaseName) {
-        self.grants.remove(name);
+        self.generation += u64::from(self.grants.remove(name).is_some());
     }
 
     /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
-    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, Duration>, now: Instant) {
+    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, KnownLease>, now: Instant) {
+        let before = self.grants.len();
         self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
-        for (name, age) in leases {
-            let began = now.checked_sub(*age).unwrap_or(now);
-            let of_before = || Grant { is_ready: true, ..Grant::new(began) };
-            self.grants.entry(name.clone()).or_insert_with(of_before).is_lent = true;
+        self.generation += u64::from(self.grants.len() != before);
+        for (name, KnownLease { age, was_listed }) in leases {
+            if let Some(grant) = self.grants.get_mut(name) {
+                grant.is_lent = true;
+            } else {
+                let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
+                (grant.is_lent, grant.was_listed, grant.progress) = (true, *was_listed, Progress::Ready);
+            }
         }
+    }
+
+    /// A process before gave it to a pod, which its wire tells.
+    pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
+        let grant = self.entry(name, now);
+        grant.pod = grant.pod.take().or(pod);
     }
 
     /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
@@ -147,7 +201,7 @@ impl Grants {
         let mut news = Vec::new();
         for (name, pod) in listing {
             // What is never borrowed has no lease by which it would be known.
-            let grant = self.grants.entry(name.clone()).or_insert_with(|| Grant::new(now));
+            let grant = self.entry(name, now);
             grant.absent_since = None;
             if grant.pod.as_ref() != Some(pod) {
                 grant.pod = Some(pod.clone());
@@ -202,22 +256,43 @@ impl Grants {
     }
 }
 
+impl Grants {
+    /// What there is, or a new one.
+    fn entry(&mut self, name: &LeaseName, began: Instant) -> &mut Grant {
+        self.grants.entry(name.clone()).or_insert_with(|| {
+            self.generation += 1;
+            Grant::new(began)
+        })
+    }
+}
+
 impl Grant {
     fn new(now: Instant) -> Self {
         Self {
             allocated: now,
+            started: None,
             pod: None,
+            was_listed: false,
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
-            is_ready: false,
+            progress: Progress::Pending,
             retry_at: None,
+        }
+    }
+
+    /// Somebody has it after all.
+    fn want_again(&mut self) {
+        if self.progress == Progress::Refused {
+            self.progress = Progress::Pending;
         }
     }
 
     fn is_due(&self, now: Instant) -> bool {
         let Some(absent) = self.absent_since else { return false };
-        let is_over = if self.pod.is_some() { true } else { now.duration_since(self.allocated) >= UNLISTED_FOR };
+        let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
+        let is_refused = self.progress == Progress::Refused;
+        let is_over = self.pod.is_some() || self.was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }
@@ -235,6 +310,10 @@ mod tests {
 
     fn name() -> LeaseName {
         LeaseName::new("a/b", "0000:3b:02.1")
+    }
+
+    fn lease(was_listed: bool) -> KnownLease {
+        KnownLease { age: Duration::ZERO, was_listed }
     }
 
     fn listed() -> Listing {
@@ -296,6 +375,35 @@ mod tests {
     }
 
     #[test]
+    fn an_init_container_that_starts_again_keeps_what_it_has_for_as_long_again() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        grants.allocate(&name(), false, start);
+        let again = start + UNLISTED_FOR / 2;
+        grants.start(&name(), again);
+        grants.note_listing(&Listing::new(), true, again);
+        assert!(grants.due(start + UNLISTED_FOR).is_empty(), "it runs");
+        assert_eq!(grants.due(again + UNLISTED_FOR), [name()]);
+        assert_eq!(grants.allocate(&name(), false, again), Tenant::Next, "a start says nothing of who is asked for");
+    }
+
+    #[test]
+    fn what_a_refused_pod_had_is_given_back_without_a_wait_for_a_listing() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        grants.allocate(&name(), false, start);
+        // The pod before had it, and the next one is refused.
+        assert_eq!(grants.allocate(&name(), false, at(3)), Tenant::Next);
+        grants.note_listing(&Listing::new(), true, at(4));
+        assert!(grants.due(at(10)).is_empty(), "that pod is not refused yet");
+        grants.refused(&name());
+        assert_eq!(grants.due(at(10)), [name()]);
+        assert_eq!(grants.unready(&name()), None, "nobody asks for it any more");
+        // And given away again before anybody came to it.
+        assert_eq!(grants.allocate(&name(), false, at(11)), Tenant::Next);
+        assert!(grants.due(at(20)).is_empty());
+    }
+
+    #[test]
     fn a_container_of_the_same_pod_is_told_from_the_next_pod() {
         let (mut grants, start) = (Grants::default(), Instant::now());
         let after = |ms| start + Duration::from_millis(ms);
@@ -314,12 +422,23 @@ mod tests {
     #[test]
     fn leases_of_a_process_before_are_grants_and_those_that_others_end_are_not() {
         let (mut grants, start) = (Grants::default(), Instant::now());
-        grants.note_leases(&BTreeMap::from([(name(), Duration::ZERO)]), start);
+        grants.note_leases(&BTreeMap::from([(name(), lease(false))]), start);
         assert!(grants.is_held(&name()) && grants.is_in_order(&name()));
         let other = LeaseName::new("a/b", "0000:3b:02.2");
         grants.allocate(&other, false, start);
         grants.note_leases(&BTreeMap::new(), start);
         assert!(!grants.is_held(&name()), "somebody released it");
         assert!(grants.is_held(&other), "its lease is not in the list yet");
+    }
+
+    #[test]
+    fn what_a_process_before_saw_listed_needs_no_second_listing() {
+        for (was_listed, is_due_soon) in [(true, true), (false, false)] {
+            let (mut grants, start) = (Grants::default(), Instant::now());
+            grants.note_leases(&BTreeMap::from([(name(), lease(was_listed))]), start);
+            grants.note_listing(&Listing::new(), true, start);
+            assert_eq!(grants.is_due(&name(), start + ABSENT_FOR), is_due_soon);
+            assert!(grants.is_due(&name(), start + UNLISTED_FOR));
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sriov_manager_client::v1;
 
 use crate::config::ResourceConfig;
-use crate::host::PfCondition;
+use crate::host::FunctionCondition;
 use crate::lease_name::{LeaseName, OWNER};
 use crate::pools::Member;
 
@@ -21,6 +21,10 @@ pub enum Problem {
     Gone,
     /// The link of its PF to the machine had a fatal error.
     FatalError,
+    /// It had one itself.
+    OwnFatalError,
+    /// It is on no driver, and its resource takes devices as they are.
+    DriverLost,
     /// A pod has it by another resource.
     OtherResource(String),
     /// Somebody has borrowed it who is no pod.
@@ -43,6 +47,8 @@ impl Problem {
         match self {
             Self::Gone => "gone",
             Self::FatalError => "fatal-error",
+            Self::OwnFatalError => "own-fatal-error",
+            Self::DriverLost => "driver-lost",
             Self::OtherResource(_) => "other-resource",
             Self::Lent(_) => "lent",
             Self::Owned(_) => "owned",
@@ -59,6 +65,8 @@ impl fmt::Display for Problem {
         match self {
             Self::Gone => f.write_str("it is not there any more"),
             Self::FatalError => f.write_str("the PCI Express link of its PF had a fatal error"),
+            Self::OwnFatalError => f.write_str("it had a fatal PCI Express error itself"),
+            Self::DriverLost => f.write_str("it is on no driver any more: bind it, or give its resource a `driver`"),
             Self::OtherResource(name) => write!(f, "a pod has it by the resource {name}"),
             Self::Lent(lease) => write!(f, "it is lent as {lease}"),
             Self::Owned(owner) => write!(f, "{owner} alone may lend it"),
@@ -71,18 +79,26 @@ impl fmt::Display for Problem {
 }
 
 /// What is wrong with a member of a resource; none: it is healthy.
-pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &PfHealth) -> Option<Problem> {
+pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &FunctionHealth) -> Option<Problem> {
     if member.is_gone {
         return Some(Problem::Gone);
     }
-    let pf = pfs.of(member.device.card());
+    let (pf, own) = (pfs.of(member.device.card()), pfs.of(&member.device.pci));
+    let of_errors = || {
+        let of_pf = pf.had_fatal_error.then_some(Problem::FatalError);
+        of_pf.or(own.had_fatal_error.then_some(Problem::OwnFatalError))
+    };
     if is_held {
         // We have given it back, so its pod has gone; what is left of it must not come to the next.
         let lease = member.device.vf().and_then(|vf| vf.lease.as_ref());
         if let Some(lease) = lease.filter(|lease| is_ending(lease) && !lease.fault.is_empty()) {
             return Some(Problem::Dirty(lease.fault.clone()));
         }
-        return pf.had_fatal_error.then_some(Problem::FatalError);
+        return of_errors();
+    }
+    let is_bare = member.device.driver.is_none() && member.device.software().is_none();
+    if is_bare && resource.driver.is_none() {
+        return Some(Problem::DriverLost);
     }
     let of_vf = member.device.vf().and_then(|vf| {
         if let Some(lease) = &vf.lease {
@@ -101,9 +117,9 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Pf
         // Something is being done to it for a moment: what, is known when it is done.
         reasons.first().filter(|_| !vf.is_busy).map(|reason| Problem::Blocked(reason.text.clone()))
     });
-    of_vf
-        .or(pf.had_fatal_error.then_some(Problem::FatalError))
-        .or((resource.needs_link && pf.is_without_link).then_some(Problem::NoLink))
+    let of_software = member.device.software().and_then(|end| end.blocked.clone()).map(Problem::Blocked);
+    let of_link = (resource.needs_link && pf.is_without_link).then_some(Problem::NoLink);
+    of_vf.or(of_software).or_else(of_errors).or(of_link)
 }
 
 /// Of a VF that is lent and that no pod has by this resource.
@@ -121,15 +137,15 @@ fn is_ending(lease: &v1::Lease) -> bool {
     matches!(lease.stage(), v1::Stage::Releasing | v1::Stage::Dirty)
 }
 
-/// How PFs are, as it is told: what changes for a moment only is not.
+/// How PFs and VFs are, as it is told: what changes for a moment only is not.
 #[derive(Debug, Default)]
-pub struct PfHealth {
-    pfs: BTreeMap<String, PfRecord>,
+pub struct FunctionHealth {
+    functions: BTreeMap<String, FunctionRecord>,
 }
 
-/// How a PF is, as it is told.
+/// How a function is, as it is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PfState {
+pub struct FunctionState {
     /// Its link has been away for a while.
     pub is_without_link: bool,
     /// A fatal error happened not long ago.
@@ -137,27 +153,32 @@ pub struct PfState {
 }
 
 #[derive(Debug)]
-struct PfRecord {
-    last: PfCondition,
+struct FunctionRecord {
+    last: FunctionCondition,
     /// Since when the link is as it is.
     link_since: Instant,
     is_without_link: bool,
     fatal_until: Option<Instant>,
 }
 
-impl PfHealth {
-    /// What is told of a PF.
-    pub fn of(&self, pf: &str) -> PfState {
-        self.pfs.get(pf).map_or_else(PfState::default, |record| PfState {
+impl FunctionHealth {
+    /// What is told of a function.
+    pub fn of(&self, pf: &str) -> FunctionState {
+        self.functions.get(pf).map_or_else(FunctionState::default, |record| FunctionState {
             is_without_link: record.is_without_link,
             had_fatal_error: record.fatal_until.is_some(),
         })
     }
 
-    /// Takes over how a PF was found. Returns whether something else is told of it.
-    pub fn note(&mut self, pf: &str, found: PfCondition, now: Instant) -> bool {
+    /// Only these are there now.
+    pub fn keep_only(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.functions.retain(|address, _| is_there(address));
+    }
+
+    /// Takes over how a function was found. Returns whether something else is told of it.
+    pub fn note(&mut self, pf: &str, found: FunctionCondition, now: Instant) -> bool {
         let is_without_link = found.has_link == Some(false);
-        let record = self.pfs.entry(pf.to_owned()).or_insert_with(|| PfRecord {
+        let record = self.functions.entry(pf.to_owned()).or_insert_with(|| FunctionRecord {
             last: found,
             link_since: now,
             is_without_link,
@@ -191,13 +212,13 @@ const FATAL_FOR: Duration = Duration::from_mins(1);
 mod tests {
     use super::*;
 
-    fn link(up: bool) -> PfCondition {
-        PfCondition { has_link: Some(up), fatal_errors: 0 }
+    fn link(up: bool) -> FunctionCondition {
+        FunctionCondition { has_link: Some(up), fatal_errors: 0 }
     }
 
     #[test]
     fn a_flap_is_not_told_and_a_link_that_is_away_is() {
-        let mut pfs = PfHealth::default();
+        let mut pfs = FunctionHealth::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(!pfs.note("a", link(true), at(0)));
@@ -213,11 +234,11 @@ mod tests {
 
     #[test]
     fn a_fatal_error_is_told_for_a_while_and_old_ones_are_not() {
-        let mut pfs = PfHealth::default();
+        let mut pfs = FunctionHealth::default();
         let start = Instant::now();
-        let errors = |fatal_errors| PfCondition { has_link: None, fatal_errors };
+        let errors = |fatal_errors| FunctionCondition { has_link: None, fatal_errors };
         pfs.note("a", errors(3), start);
-        assert_eq!(pfs.of("a"), PfState::default(), "they happened before");
+        assert_eq!(pfs.of("a"), FunctionState::default(), "they happened before");
         assert!(pfs.note("a", errors(4), start) && pfs.of("a").had_fatal_error);
         assert!(!pfs.note("a", errors(4), start + FATAL_FOR / 2));
         assert!(pfs.note("a", errors(4), start + FATAL_FOR) && !pfs.of("a").had_fatal_error);

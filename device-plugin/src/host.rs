@@ -90,9 +90,9 @@ pub struct Vdpa {
     pub path: Option<String>,
 }
 
-/// How a PF is at this moment.
+/// How a function is at this moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PfCondition {
+pub struct FunctionCondition {
     /// Whether its interface has a link; none: it has none here, or does not tell.
     pub has_link: Option<bool>,
     /// Fatal errors on its PCI Express link since it was found.
@@ -135,8 +135,8 @@ impl Host {
         view
     }
 
-    /// How a PF is now.
-    pub fn pf_condition(&self, address: &str, netdev: &str) -> PfCondition {
+    /// How a function is now. `netdev`: its interface, if a link is asked for.
+    pub fn condition(&self, address: &str, netdev: &str) -> FunctionCondition {
         let carrier = || {
             let net = self.device(address).join("net").join(netdev);
             // An interface that is down refuses to tell, and has none.
@@ -145,7 +145,7 @@ impl Host {
         };
         let errors = text(&self.device(address).join("aer_dev_fatal")).unwrap_or_default();
         let total = errors.lines().find_map(|line| line.strip_prefix("TOTAL_ERR_FATAL "));
-        PfCondition {
+        FunctionCondition {
             has_link: if netdev.is_empty() { None } else { carrier() },
             fatal_errors: total.and_then(|total| total.trim().parse().ok()).unwrap_or(0),
         }
@@ -159,6 +159,11 @@ impl Host {
     /// The nodes of a function on a driver of the uio family, such as `/dev/uio3`.
     pub fn uio_nodes(&self, address: &str) -> Vec<String> {
         names(&self.device(address).join("uio")).into_iter().map(|name| format!("/dev/{name}")).collect()
+    }
+
+    /// Whether VFIO makes groups for functions without an IOMMU, each when it is bound.
+    pub fn allows_noiommu(&self) -> bool {
+        text(&self.path("sys/module/vfio/parameters/enable_unsafe_noiommu_mode")).as_deref() == Some("Y")
     }
 
     /// Whether an IOMMU group is one without an IOMMU.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sriov_manager_client::v1;
 
+use crate::config::SoftwareKind;
 use crate::host::{CLASS_NETWORK, HostFunction, HostView, Rdma, SubFunction, Vdpa};
 
 /// Every device, by its id.
@@ -79,6 +80,30 @@ pub enum Source {
     Accelerator,
     /// A function on the auxiliary bus: the same.
     SubFunction,
+    /// An endpoint of the forwarder.
+    Software(SoftwareEnd),
+}
+
+/// An endpoint of the forwarder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoftwareEnd {
+    /// What a pod finds.
+    pub kind: SoftwareKind,
+    /// Why it is not to be had while it is free.
+    pub blocked: Option<String>,
+}
+
+impl Source {
+    /// What it is, in words.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Vf(_) => "a VF",
+            Self::Function => "a NIC without VFs",
+            Self::Accelerator => "an accelerator",
+            Self::SubFunction => "a sub-function",
+            Self::Software(_) => "a software endpoint",
+        }
+    }
 }
 
 /// How a VF is.
@@ -125,7 +150,20 @@ impl Device {
     pub fn vf(&self) -> Option<&VfState> {
         match &self.source {
             Source::Vf(state) => Some(state),
-            Source::Function | Source::Accelerator | Source::SubFunction => None,
+            Source::Function | Source::Accelerator | Source::SubFunction | Source::Software(_) => None,
+        }
+    }
+
+    /// An endpoint of the forwarder, which is no part of the node.
+    pub fn of_software(id: &str, end: SoftwareEnd) -> Self {
+        Self { id: id.to_owned(), source: Source::Software(end), ..Self::default() }
+    }
+
+    /// The endpoint, if it is one.
+    pub fn software(&self) -> Option<&SoftwareEnd> {
+        match &self.source {
+            Source::Software(end) => Some(end),
+            _ => None,
         }
     }
 

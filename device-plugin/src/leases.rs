@@ -12,11 +12,13 @@ use sriov_manager_client::{Client, connect, refusal, v1};
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tonic::{Code, Status};
+use tracing::debug;
 
 use crate::config::ResourceConfig;
 use crate::grants::Tenant;
 use crate::inventory::Device;
 use crate::lease_name::{LeaseName, OWNER};
+use crate::software::WireError;
 
 /// The manager of this node.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Wanted {
     attributes: v1::Attributes,
     /// Which pod has it, if that was told; for people.
     pod: Option<String>,
+    /// It was free: whoever does not get all that he wants does not keep it.
+    is_new: bool,
 }
 
 impl Wanted {
@@ -55,7 +59,13 @@ impl Wanted {
             attributes.mtu = None;
         }
         let pod = lent.map(|lease| lease.tenant.clone());
-        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
+        Some(Self {
+            name: LeaseName::new(&resource.name.to_string(), &device.id),
+            driver,
+            attributes,
+            pod,
+            is_new: tenant == Tenant::New,
+        })
     }
 
     /// The same, with the pod that the kubelet lists with it, if it does.
@@ -98,14 +108,27 @@ impl Manager {
     pub async fn acquire(&self, wanted: &[Wanted]) -> Result<Vec<v1::Vf>, LeaseError> {
         let mut client = self.client().await?;
         let mut vfs = Vec::new();
-        // What a chunk leaves behind when a later one fails is given back as what no pod has.
-        for chunk in wanted.chunks(AT_ONCE_MAX) {
+        for (number, chunk) in wanted.chunks(AT_ONCE_MAX).enumerate() {
             let leases = chunk.iter().map(Wanted::request).collect();
             let request = v1::AcquireAllRequest { leases, ..Default::default() };
-            let answer = client.acquire_all(request).await.map_err(|status| refused(&status))?.into_inner();
-            vfs.extend(answer.leases.into_iter().filter_map(|lease| lease.vf));
+            match client.acquire_all(request).await {
+                Ok(answer) => vfs.extend(answer.into_inner().leases.into_iter().filter_map(|lease| lease.vf)),
+                Err(status) => {
+                    self.undo(&wanted[..number * AT_ONCE_MAX]).await;
+                    return Err(refused(&status));
+                }
+            }
         }
         Ok(vfs)
+    }
+
+    /// Gives back what was free before it was asked for. What cannot be given back is so later, as what no pod has.
+    async fn undo(&self, wanted: &[Wanted]) {
+        for wanted in wanted.iter().filter(|wanted| wanted.is_new) {
+            if let Err(error) = self.release(&wanted.name).await {
+                debug!(lease = %wanted.name, %error, "not given back yet");
+            }
+        }
     }
 
     /// Whether a VF would be lent.
@@ -192,8 +215,11 @@ pub enum LeaseError {
         /// For programs.
         refusal: Box<v1::Refusal>,
     },
+    /// A wire is not as it should be.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// It took too long.
-    #[error("sriov-manager has not answered for {}", humantime(.0))]
+    #[error("no answer for {}: look at the log of sriov-manager, or of dpdk-forwarder for software endpoints", humantime(.0))]
     Late(Duration),
 }
 

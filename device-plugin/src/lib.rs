@@ -7,10 +7,13 @@
 //! - [`config`]: the Go plugin's configuration, and our own keys
 //! - [`host`], [`inventory`], [`pools`]: what there is, and which resource has it: a pure function
 //! - [`health`], [`grants`]: what may be given away, what pods have
+//! - [`software`]: endpoints of the forwarder for pods of nodes without a NIC
 //! - [`resources`]: all of it together, as the kubelet is to see it
-//! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back
+//! - [`lease_name`], [`leases`], [`allocate`]: a pod gets devices; [`release`]: they come back; [`wires`]: software endpoints are
+//!   joined
 //! - [`kubelet`], [`pod_resources`]: the kubelet's protocols
 //! - [`daemon`], [`news`], [`duty`], [`checkpoint`], `reload`, [`metrics`], [`counters`]: the daemon around it
+//! - [`explain`]: everything that is known, for people who ask why
 //! - [`flags`]: its command line, which takes that of the Go plugin
 
 pub mod allocate;
@@ -19,6 +22,7 @@ pub mod config;
 pub mod counters;
 pub mod daemon;
 pub mod duty;
+pub mod explain;
 pub mod flags;
 pub mod grants;
 pub mod health;
@@ -34,3 +38,5 @@ pub mod pools;
 pub mod release;
 mod reload;
 pub mod resources;
+pub mod software;
+pub mod wires;

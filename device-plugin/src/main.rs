@@ -9,7 +9,7 @@ use ferrule_daemon::run::refuse_settings;
 
 fn main() -> ExitCode {
     let flags = Flags::read();
-    let file = match ConfigFile::load(&flags.config_file, &flags.resource_prefix) {
+    let file = match ConfigFile::load(&flags.config_file, flags.presets()) {
         Ok(file) => file,
         Err(error) => return refuse_settings(&error),
     };

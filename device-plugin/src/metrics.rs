@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use crate::counters::{BUCKETS, Counters, Counts};
+use crate::counters::{BUCKETS, Counters, Counts, Times};
 use crate::resources::{Resources, Shown};
 
 /// Everything that one scrape tells.
@@ -68,27 +68,32 @@ impl Snapshot {
         counters(encoder, ("ferrule_registration_failures", help), of(|counts| counts.registration_failures))?;
         let help = "Whether the kubelet has the list of the resource open";
         gauges(encoder, ("ferrule_registered", help), of(|counts| u64::from(counts.is_registered)))?;
-        let mut metric = encoder.encode_descriptor(
-            "ferrule_allocate_seconds",
-            "How long a call of Allocate took, in seconds",
-            None,
-            MetricType::Histogram,
-        )?;
+        self.times(encoder, ("ferrule_allocate_seconds", "How long a call of Allocate took, in seconds"), |counts| {
+            &counts.allocate_times
+        })?;
+        let help = "How long it took until VFs were lent that had to be bound to another driver, in seconds";
+        self.times(encoder, ("ferrule_rebind_seconds", help), |counts| &counts.rebind_times)
+    }
+
+    fn times(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        of: fn(&Counts) -> &Times,
+    ) -> fmt::Result {
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (name, counts) in &self.counts {
-            let calls = counts.allocated + counts.refused;
+            let Times { at_most, count, seconds } = of(counts);
             let mut below = 0;
             let mut buckets = Vec::new();
-            for (limit, total) in BUCKETS.iter().zip(counts.allocate_buckets) {
+            for (limit, total) in BUCKETS.iter().zip(at_most) {
                 buckets.push((*limit, total - below));
-                below = total;
+                below = *total;
             }
-            buckets.push((f64::INFINITY, calls - below));
-            metric.encode_family(&resource(name))?.encode_histogram::<NoLabelSet>(
-                counts.allocate_seconds,
-                calls,
-                &buckets,
-                None,
-            )?;
+            buckets.push((f64::INFINITY, count - below));
+            let labels = resource(name);
+            let mut family = metric.encode_family(&labels)?;
+            family.encode_histogram::<NoLabelSet>(*seconds, *count, &buckets, None)?;
         }
         Ok(())
     }

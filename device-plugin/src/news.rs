@@ -32,6 +32,8 @@ pub struct News {
     lists: Lists,
     view: HostView,
     looked: Option<Instant>,
+    /// When news were taken over last.
+    taken: Option<Instant>,
     claimed: Option<BTreeSet<String>>,
     /// Refused, until sysfs is looked at again.
     unclaimable: BTreeSet<String>,
@@ -60,14 +62,20 @@ impl News {
             lists: Lists::default(),
             view: HostView::default(),
             looked: None,
+            taken: None,
             claimed: None,
             unclaimable: BTreeSet::new(),
             is_disk_told: false,
         }
     }
 
-    /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint.
+    /// Returns when devices are known: from the manager, or, if that does not answer in a moment, from the checkpoint. Software
+    /// endpoints need neither.
     pub async fn first(&mut self) {
+        if !self.allocator.resources.needs_manager() {
+            self.take(Lists::default());
+            return;
+        }
         if timeout(FIRST_WAIT, self.wait_for_manager()).await.is_ok() {
             return;
         }
@@ -92,22 +100,26 @@ impl News {
         let mut ticks = interval(PF_EVERY);
         loop {
             self.duty.beat();
+            self.allocator.resources.note_manager(self.kernel.latest().is_followed);
             let is_tick = tokio::select! {
                 _ = self.kernel.changed() => false,
                 _ = self.vfio.changed() => false,
                 _ = ticks.tick() => true,
             };
             if is_tick {
-                block_in_place(|| self.allocator.resources.look_at_pfs(&self.allocator.host));
-                if self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY) {
+                let is_host_due = self.looked.is_none_or(|looked| looked.elapsed() >= HOST_EVERY);
+                block_in_place(|| self.allocator.resources.look_at_functions(&self.allocator.host, is_host_due));
+                if is_host_due {
                     self.looked = None;
                     self.unclaimable.clear();
                     self.take(self.lists.clone());
                 }
             } else {
-                // News come in flocks.
-                sleep(BATCH).await;
+                // News come in flocks, and what is made of them takes time from those who are answered.
+                let since = self.taken.map_or(NEWS_EVERY, |taken| taken.elapsed());
+                sleep(BATCH.max(NEWS_EVERY.saturating_sub(since))).await;
                 self.take_latest();
+                self.taken = Some(Instant::now());
                 self.changed.notify_one();
             }
             self.claim().await;
@@ -118,7 +130,7 @@ impl News {
         let (Some(kernel), Some(vfio)) = (self.kernel.latest().list, self.vfio.latest().list) else { return };
         let lists = Lists { kernel, vfio };
         self.take(lists);
-        match self.checkpoint.write(&self.lists) {
+        match block_in_place(|| self.checkpoint.write(&self.lists)) {
             Ok(_) => self.is_disk_told = false,
             Err(error) if self.is_disk_told => debug!(%error, "the checkpoint cannot be written"),
             Err(error) => {
@@ -131,7 +143,7 @@ impl News {
     fn take(&mut self, lists: Lists) {
         // Sysfs is read whole only when functions have come or gone.
         let functions = |lists: &Lists| {
-            let vfs: Vec<_> = lists.kernel.vfs.iter().map(|vf| (vf.address.clone(), vf.driver.clone())).collect();
+            let vfs: Vec<_> = lists.kernel.vfs.iter().map(|vf| vf.address.clone()).collect();
             (lists.kernel.pfs.len(), vfs)
         };
         if self.looked.is_none() || functions(&lists) != functions(&self.lists) {
@@ -176,6 +188,8 @@ impl News {
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// How long news are collected.
 const BATCH: Duration = Duration::from_millis(20);
+/// How often at most they are taken over.
+const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// A manager that hangs must not keep news from the kubelet.
 const CLAIM_WAIT: Duration = Duration::from_secs(3);
 /// Links and errors of PFs: nobody tells of them.

@@ -4,7 +4,7 @@
 //! that name a driver share what fits them: a device is bound when it is given away, and is unhealthy in the others until it
 //! is back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Config, DeviceType, PfFunctions, ResourceConfig, Selector, VdpaType};
@@ -40,28 +40,33 @@ pub fn pools(
     before: &[Pool],
     is_held: impl Fn(&str, &str) -> bool,
 ) -> Vec<Pool> {
-    let mut exclusive = BTreeSet::new();
-    let mut shared = BTreeSet::new();
+    // By the place of each device.
+    let mut exclusive = vec![false; inventory.devices.len()];
+    let mut shared = exclusive.clone();
     let mut pools = Vec::new();
     let asked_for = config.resources.iter().map(|resource| (resource, false));
     for (resource, is_retired) in asked_for.chain(retired.iter().map(|resource| (resource, true))) {
         let name = resource.name.to_string();
+        let earlier = before_of(before, &name);
         let mut members = BTreeMap::new();
-        for device in inventory.devices.values() {
+        for (place, device) in inventory.devices.values().enumerate() {
             let is_taken = is_retired
-                || exclusive.contains(&device.id)
-                || resource.driver.is_none() && shared.contains(&device.id);
-            let fits = || resource.selectors.iter().position(|selector| fits(resource, selector, device));
+                || resource.software.is_some()
+                || exclusive[place]
+                || resource.driver.is_none() && shared[place];
+            let fits = || resource.selectors.iter().position(|selector| misfit(resource, selector, device).is_none());
             let selector = if is_taken { None } else { fits() };
-            let held = selector.is_none() && is_held(&name, &device.id);
-            let kept = held.then(|| selector_before(before, &name, &device.id)).or(selector);
+            // One that somebody took its driver from stays, as ill: it may be back in a moment.
+            let is_lost = || !is_taken && is_without_driver(resource, device, earlier);
+            let stays = selector.is_none() && (is_held(&name, &device.id) || is_lost());
+            let kept = stays.then(|| selector_before(earlier, &device.id)).or(selector);
             if let Some(selector) = kept {
                 let taken = if resource.driver.is_some() { &mut shared } else { &mut exclusive };
-                taken.insert(device.id.clone());
+                taken[place] = true;
                 members.insert(device.id.clone(), Member { device: Arc::clone(device), selector, is_gone: false });
             }
         }
-        members.extend(gone(before, inventory, &name, &is_held));
+        members.extend(gone(earlier, inventory, &name, &is_held));
         pools.push(Pool { resource: Arc::clone(resource), members });
     }
     pools
@@ -69,13 +74,12 @@ pub fn pools(
 
 /// What a pod has and is not there any more. One that nobody remembers, because this process did not see it, is known by its lease.
 fn gone(
-    before: &[Pool],
+    before: Option<&Pool>,
     inventory: &Inventory,
     name: &str,
     is_held: impl Fn(&str, &str) -> bool,
 ) -> BTreeMap<String, Member> {
-    let pool = before.iter().find(|pool| pool.resource.name.to_string() == name);
-    let remembered = pool.map(|pool| pool.members.clone()).unwrap_or_default();
+    let remembered = before.map(|pool| pool.members.clone()).unwrap_or_default();
     let unknown = |id: &String| {
         let device =
             Device { id: id.clone(), pci: id.clone(), source: Source::Vf(Box::default()), ..Device::default() };
@@ -86,56 +90,141 @@ fn gone(
     all.map(|(id, member)| (id, Member { is_gone: true, ..member })).collect()
 }
 
-fn selector_before(before: &[Pool], name: &str, id: &str) -> usize {
-    let pool = before.iter().find(|pool| pool.resource.name.to_string() == name);
-    pool.and_then(|pool| pool.members.get(id)).map_or(0, |member| member.selector)
+fn before_of<'a>(before: &'a [Pool], name: &str) -> Option<&'a Pool> {
+    before.iter().find(|pool| pool.resource.name.to_string() == name)
 }
 
-fn fits(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool {
-    let is_of_type = match (resource.device_type, &device.source) {
-        (DeviceType::NetDevice, Source::Vf(_))
-        | (DeviceType::Accelerator, Source::Accelerator)
-        | (DeviceType::AuxNetDevice, Source::SubFunction) => true,
-        // What is never borrowed cannot be bound.
-        (DeviceType::NetDevice, Source::Function) => resource.driver.is_none(),
-        _ => false,
-    };
+fn selector_before(before: Option<&Pool>, id: &str) -> usize {
+    before.and_then(|pool| pool.members.get(id)).map_or(0, |member| member.selector)
+}
+
+/// Whether a device that a resource had is on no driver, which it needs to be.
+fn is_without_driver(resource: &ResourceConfig, device: &Device, before: Option<&Pool>) -> bool {
+    let was_member = || before.is_some_and(|pool| pool.members.contains_key(&device.id));
+    let is_unbound = |selector: &Selector| misfit(resource, selector, device) == Some(Misfit::Unbound);
+    device.driver.is_none() && was_member() && resource.selectors.iter().any(is_unbound)
+}
+
+/// Why a device is none of a resource, by one of its selectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// It is of another type.
+    Type(DeviceType),
+    /// Nobody can bind it, and the resource wants it bound.
+    NeverBound,
+    /// It is on no driver, and the resource says none.
+    Unbound,
+    /// The host's default route leads through it.
+    DefaultRoute,
+    /// What this key of the selector wants is another.
+    Key(&'static str),
+}
+
+/// None: it fits.
+pub fn misfit(resource: &ResourceConfig, selector: &Selector, device: &Device) -> Option<Misfit> {
+    let is_of_type = matches!(
+        (resource.device_type, &device.source),
+        (DeviceType::NetDevice, Source::Vf(_) | Source::Function)
+            | (DeviceType::Accelerator, Source::Accelerator)
+            | (DeviceType::AuxNetDevice, Source::SubFunction)
+    );
+    if !is_of_type {
+        return Some(Misfit::Type(resource.device_type));
+    }
+    // What is never borrowed cannot be bound.
+    if device.source == Source::Function && resource.driver.is_some() {
+        return Some(Misfit::NeverBound);
+    }
     // Somebody who says what it shall be bound to takes it from no driver as well.
-    let has_driver = device.driver.is_some() || resource.driver.is_some();
-    let is_hosts = device.is_default_route && resource.device_type == DeviceType::NetDevice;
-    is_of_type
-        && has_driver
-        && !is_hosts
-        && fits_ids(resource, selector, device)
-        && fits_net(resource, selector, device)
+    if device.driver.is_none() && resource.driver.is_none() {
+        return Some(Misfit::Unbound);
+    }
+    if device.is_default_route && resource.device_type == DeviceType::NetDevice {
+        return Some(Misfit::DefaultRoute);
+    }
+    let key = wrong_id(resource, selector, device).or_else(|| wrong_net(resource, selector, device));
+    key.map(Misfit::Key)
 }
 
-fn fits_ids(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool {
+fn wrong_id(resource: &ResourceConfig, selector: &Selector, device: &Device) -> Option<&'static str> {
     let is_aux = resource.device_type == DeviceType::AuxNetDevice;
-    one_of(&selector.vendors, Some(&device.vendor))
-        && one_of(&selector.devices, Some(&device.device))
-        && one_of(&selector.drivers, device.driver.as_deref())
-        && (is_aux || one_of(&selector.pci_addresses, Some(&device.pci)))
+    first_wrong([
+        ("vendors", one_of(&selector.vendors, Some(&device.vendor))),
+        ("devices", one_of(&selector.devices, Some(&device.device))),
+        ("drivers", one_of(&selector.drivers, device.driver.as_deref())),
+        ("pciAddresses", is_aux || one_of(&selector.pci_addresses, Some(&device.pci))),
+    ])
 }
 
 /// What the Go plugin looks at of NICs only.
-fn fits_net(resource: &ResourceConfig, selector: &Selector, device: &Device) -> bool {
+fn wrong_net(resource: &ResourceConfig, selector: &Selector, device: &Device) -> Option<&'static str> {
     if resource.device_type == DeviceType::Accelerator {
-        return true;
+        return None;
     }
-    let acpi_index = device.acpi_index.map(|index| index.to_string());
-    let is_plain = resource.device_type == DeviceType::NetDevice;
-    let only_net = || {
-        one_of(&selector.acpi_indexes, acpi_index.as_deref())
-            && one_of(&selector.pkeys, device.pkey.as_deref())
-            && selector.ddp_profiles.is_empty()
-            && selector.vdpa_type.is_none_or(|kind| device.vdpa.as_ref().is_some_and(|vdpa| vdpa.kind == kind))
+    let has_vdpa = |kind| device.vdpa.as_ref().is_some_and(|vdpa| vdpa.kind == kind);
+    let of_all = first_wrong([
+        ("linkTypes", one_of(&selector.link_types, device.link_type.as_deref())),
+        ("pfNames", means(&selector.pf_names, device, &device.pf_names.iter().map(String::as_str))),
+        ("rootDevices", means(&selector.root_devices, device, &device.pf.as_deref().into_iter())),
+        ("isRdma", !selector.is_rdma || !device.rdma.devices.is_empty()),
+    ]);
+    if resource.device_type != DeviceType::NetDevice {
+        return of_all;
+    }
+    let acpi_index = || device.acpi_index.map(|index| index.to_string());
+    of_all.or_else(|| {
+        first_wrong([
+            (
+                "acpiIndexes",
+                selector.acpi_indexes.is_empty() || one_of(&selector.acpi_indexes, acpi_index().as_deref()),
+            ),
+            ("pKeys", one_of(&selector.pkeys, device.pkey.as_deref())),
+            ("ddpProfiles", selector.ddp_profiles.is_empty()),
+            ("vdpaType", selector.vdpa_type.is_none_or(has_vdpa)),
+        ])
+    })
+}
+
+fn first_wrong<const N: usize>(keys: [(&'static str, bool); N]) -> Option<&'static str> {
+    keys.into_iter().find(|(_, is_right)| !is_right).map(|(key, _)| key)
+}
+
+impl Misfit {
+    /// In words, of a device and the selector that it does not fit.
+    pub fn words(self, selector: &Selector, device: &Device) -> String {
+        match self {
+            Self::Type(wanted) => format!("`deviceType` is {}, and it is {}", wanted.word(), device.source.word()),
+            Self::NeverBound => {
+                "it has no VFs and is no VF, so nobody can bind it to the `driver` of the resource".to_owned()
+            }
+            Self::Unbound => "it is on no driver: bind it, or give the resource a `driver`".to_owned(),
+            Self::DefaultRoute => "the host's default route leads through it".to_owned(),
+            Self::Key(key) => wrong_words(key, selector, device),
+        }
+    }
+}
+
+fn wrong_words(key: &str, selector: &Selector, device: &Device) -> String {
+    let known = |text: Option<&str>| text.unwrap_or("none").to_owned();
+    let index = device.index.map(|index| format!(" number {index}")).unwrap_or_default();
+    let means = |wanted: &[PfFunctions]| wanted.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (wanted, has) = match key {
+        "vendors" => (selector.vendors.clone(), device.vendor.clone()),
+        "devices" => (selector.devices.clone(), device.device.clone()),
+        "drivers" => (selector.drivers.clone(), known(device.driver.as_deref())),
+        "pciAddresses" => (selector.pci_addresses.clone(), device.pci.clone()),
+        "linkTypes" => (selector.link_types.clone(), known(device.link_type.as_deref())),
+        "pfNames" => (means(&selector.pf_names), format!("{}{index}", device.pf_names.join(" or "))),
+        "rootDevices" => (means(&selector.root_devices), format!("{}{index}", known(device.pf.as_deref()))),
+        "acpiIndexes" => {
+            (selector.acpi_indexes.clone(), known(device.acpi_index.map(|index| index.to_string()).as_deref()))
+        }
+        "pKeys" => (selector.pkeys.clone(), known(device.pkey.as_deref())),
+        "isRdma" => return "`isRdma` wants RDMA devices, and it has none".to_owned(),
+        "ddpProfiles" => return "`ddpProfiles` matches nothing here: profiles are not read".to_owned(),
+        _ => return format!("`{key}` wants what it is not"),
     };
-    one_of(&selector.link_types, device.link_type.as_deref())
-        && means(&selector.pf_names, device, &device.pf_names.iter().map(String::as_str))
-        && means(&selector.root_devices, device, &device.pf.as_deref().into_iter())
-        && (!selector.is_rdma || !device.rdma.devices.is_empty())
-        && (!is_plain || only_net())
+    format!("`{key}` wants {}, and it has {}", wanted.join(" or "), if has.is_empty() { "none" } else { &has })
 }
 
 fn one_of(wanted: &[String], has: Option<&str>) -> bool {

@@ -15,6 +15,7 @@ use crate::config::ResourceName;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pod_resources::Pods;
+use crate::software::is_endpoint;
 
 /// Looks again and again, and whenever `news` says so. Never ends by itself.
 pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
@@ -23,11 +24,14 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
         match allocator.pod_resources.list().await {
             Ok(pods) => {
                 was_told = false;
+                allocator.resources.note_pods_problem(None);
                 is_whole = pods.is_whole;
                 look(&allocator, pods).await;
             }
             Err(error) if was_told => debug!(%error, "nothing can be given back"),
             Err(error) => {
+                let problem = format!("nothing can be given back until it is known what pods have: {error}");
+                allocator.resources.note_pods_problem(Some(problem));
                 warn!(%error, "nothing can be given back until it is known what pods have; it is tried again");
                 was_told = true;
             }
@@ -52,7 +56,8 @@ async fn look(allocator: &Arc<Allocator>, pods: Pods) {
         (grants.note_listing(&listing, pods.is_whole, now), grants.due(now))
     });
     allocator.try_refused().await;
-    for (name, pod) in told {
+    // Wires say it by themselves, since they are looked at all the time.
+    for (name, pod) in told.into_iter().filter(|(name, _)| !is_endpoint(&name.device)) {
         // Whoever asks for it anew says who has it as well.
         let _lock = allocator.locks.lock(std::iter::once(name.device.clone())).await;
         // Only words for people: a lease without them is as good.
@@ -71,11 +76,20 @@ async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
     if !allocator.resources.with_grants(|grants| grants.is_due(name, Instant::now())) {
         return;
     }
-    match timeout(CALL_WAIT, allocator.manager.release(name)).await.unwrap_or(Err(LeaseError::Late(CALL_WAIT))) {
+    let given_back = async {
+        if is_endpoint(&name.device) {
+            return allocator.take_back(name).await;
+        }
+        allocator.manager.release(name).await
+    };
+    match timeout(CALL_WAIT, given_back).await.unwrap_or(Err(LeaseError::Late(CALL_WAIT))) {
         Ok(()) => {
             info!(lease = %name, "given back");
             allocator.resources.with_grants(|grants| grants.released(name, Instant::now()));
             let is_free = !allocator.resources.with_grants(|grants| grants.is_held(name));
+            if is_free {
+                allocator.told.tell([(name.clone(), None)]);
+            }
             if let Some((prefix, resource)) = name.resource.split_once('/').filter(|_| is_free) {
                 let resource = ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() };
                 if let Err(error) = allocator.files.remove(&resource, &name.device) {

@@ -7,7 +7,7 @@ use ferrule_daemon::settings::{Cause, Followed};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Presets};
 use crate::kubelet::Endpoints;
 use crate::resources::Resources;
 
@@ -16,7 +16,7 @@ pub(crate) struct Reloader {
     pub resources: Resources,
     /// None: another plugin serves the node.
     pub endpoints: Arc<Mutex<Option<Endpoints>>>,
-    pub prefix: String,
+    pub presets: Presets,
 }
 
 impl Reload for Reloader {
@@ -31,7 +31,7 @@ impl Reload for Reloader {
                 return;
             }
         };
-        match Config::from_bytes(path, &contents, &self.prefix) {
+        match Config::from_bytes(path, &contents, self.presets.clone()) {
             Ok(config) => {
                 warn_of(&path.display().to_string(), &config);
                 let resources = config.resources.len();

@@ -12,13 +12,18 @@ use sriov_manager_client::v1;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{Config, ResourceConfig};
-use crate::grants::{Grants, Listing, Tenant};
-use crate::health::{PfHealth, Problem, judge};
-use crate::host::{Host, HostView, PfCondition};
-use crate::inventory::{Inventory, Lists};
+use crate::allocate::Candidate;
+use crate::config::{Config, Policy, ResourceConfig};
+use crate::grants::{Grants, KnownLease, Listing, Tenant};
+use crate::health::{FunctionHealth, Problem, judge};
+use crate::host::{FunctionCondition, Host, HostView};
+use crate::inventory::{Device, Inventory, Lists, SoftwareEnd};
 use crate::lease_name::{LeaseName, OWNER};
+use crate::pod_resources::POD;
 use crate::pools::{Member, Pool, pools};
+use crate::software::{Holder, Pair, PairState, Pairs, SoftwareEndpoint};
+
+mod report;
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -30,11 +35,13 @@ pub type DeviceList = Option<Arc<Vec<v1beta1::Device>>>;
 #[derive(Debug, Default)]
 struct State {
     config: Arc<Config>,
+    /// Software endpoints, and how they are joined.
+    pairs: Pairs,
     /// None: neither the manager nor the checkpoint told yet.
     inventory: Option<Inventory>,
     pools: Vec<Pool>,
     grants: Grants,
-    pfs: PfHealth,
+    pfs: FunctionHealth,
     /// Interfaces of PFs, by their addresses.
     pf_netdevs: BTreeMap<String, String>,
     /// Not asked for any more, and pods have devices of them.
@@ -43,6 +50,10 @@ struct State {
     refused: BTreeMap<String, Refused>,
     /// Whether the manager has told of its VFs.
     is_managed: bool,
+    /// Whether it tells of them now.
+    is_followed: bool,
+    /// Why it is not known what pods have.
+    pods_problem: Option<String>,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
 }
@@ -65,6 +76,13 @@ pub struct Allotted {
     pub tenant: Tenant,
 }
 
+impl Allotted {
+    /// What its lease is called.
+    pub fn lease_name(&self) -> LeaseName {
+        LeaseName::new(&self.resource.name.to_string(), &self.member.device.id)
+    }
+}
+
 impl Resources {
     /// Those of a configuration, of which nothing is known yet.
     pub fn new(config: Config) -> Self {
@@ -76,6 +94,7 @@ impl Resources {
     /// From now on there are these.
     pub fn set_config(&self, config: Config) {
         let mut state = self.lock();
+        state.pairs.set_config(&config);
         let before = std::mem::replace(&mut state.config, Arc::new(config));
         state.retired.extend(before.resources.iter().cloned());
         state.refresh();
@@ -83,30 +102,38 @@ impl Resources {
 
     /// Takes over what the manager and sysfs tell.
     pub fn set_inventory(&self, lists: &Lists, host: &HostView) {
-        let mut state = self.lock();
         let list = &lists.kernel;
+        let inventory = Inventory::new(lists, host);
+        let mut state = self.lock();
         state.pf_netdevs = list.pfs.iter().map(|pf| (pf.address.clone(), pf.netdev.clone())).collect();
         let leases = list.vfs.iter().filter_map(|vf| vf.lease.as_ref()).chain(&list.lost);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let age = |lease: &v1::Lease| Duration::from_secs(now.saturating_sub(lease.since));
-        let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, age(lease)))).collect();
+        let known = |lease: &v1::Lease| KnownLease {
+            age: Duration::from_secs(now.saturating_sub(lease.since)),
+            was_listed: lease.tenant.starts_with(POD),
+        };
+        let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, known(lease)))).collect();
         state.grants.note_leases(&ours, Instant::now());
         // A checkpoint has no node.
         state.is_managed |= list.node.is_some();
-        state.inventory = Some(Inventory::new(lists, host));
+        let State { pfs, pf_netdevs, .. } = &mut *state;
+        pfs.keep_only(|function| pf_netdevs.contains_key(function) || inventory.devices.contains_key(function));
+        state.inventory = Some(inventory);
         state.refresh();
     }
 
-    /// Looks how the PFs are.
-    pub fn look_at_pfs(&self, host: &Host) {
-        let pfs = self.lock().pf_netdevs.clone();
-        let found: Vec<(String, PfCondition)> =
-            pfs.into_iter().map(|(pf, netdev)| (pf.clone(), host.pf_condition(&pf, &netdev))).collect();
+    /// Looks how the PFs are, and the VFs that pods have; or all VFs.
+    pub fn look_at_functions(&self, host: &Host, all_vfs: bool) {
+        let wanted = self.lock().to_look_at(all_vfs);
+        let found: Vec<(String, FunctionCondition)> = wanted
+            .into_iter()
+            .map(|(function, netdev)| (function.clone(), host.condition(&function, &netdev)))
+            .collect();
         let mut state = self.lock();
         let now = Instant::now();
         let mut is_news = false;
-        for (pf, condition) in found {
-            is_news |= state.pfs.note(&pf, condition, now);
+        for (function, condition) in found {
+            is_news |= state.pfs.note(&function, condition, now);
         }
         if is_news {
             state.refresh();
@@ -123,9 +150,59 @@ impl Resources {
         self.lock().lists.keys().cloned().collect()
     }
 
-    /// Whether the manager has told of its VFs.
+    /// Whether the manager has told of its VFs, or nobody needs any.
     pub fn is_managed(&self) -> bool {
-        self.lock().is_managed
+        let state = self.lock();
+        state.is_managed || !state.needs_manager()
+    }
+
+    /// Whether some resource has devices of the node.
+    pub fn needs_manager(&self) -> bool {
+        self.lock().needs_manager()
+    }
+
+    /// Whether there are software endpoints, or pods have some.
+    pub fn has_software(&self) -> bool {
+        let state = self.lock();
+        state.config.resources.iter().any(|resource| resource.software.is_some())
+            || state.pairs.in_use().next().is_some()
+    }
+
+    /// Pairs of software endpoints of which pods have something.
+    pub fn pairs_in_use(&self) -> Vec<PairState> {
+        let state = self.lock();
+        state.pairs.in_use().map(|pair| state.pair_state(pair)).collect()
+    }
+
+    /// The pair of a software endpoint, as it stands; none: it is no endpoint's name.
+    pub fn pair(&self, id: &str) -> Option<PairState> {
+        let state = self.lock();
+        state.pairs.of(id).map(|pair| state.pair_state(pair))
+    }
+
+    /// Takes over pairs whose wires are there, with what pods have of them.
+    pub fn adopt(&self, states: &[PairState]) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        for PairState { pair, holders } in states {
+            state.pairs.adopt(pair);
+            for (end, holder) in pair.ends.iter().zip(holders) {
+                if let Holder::Pod(pod) = holder {
+                    state.grants.adopt(&end.name, pod.clone(), now);
+                }
+            }
+        }
+        state.refresh();
+    }
+
+    /// Whether the manager tells of its VFs now.
+    pub fn note_manager(&self, is_followed: bool) {
+        self.lock().is_followed = is_followed;
+    }
+
+    /// Why it is not known what pods have, if it is not.
+    pub fn note_pods_problem(&self, problem: Option<String>) {
+        self.lock().pods_problem = problem;
     }
 
     /// Ids of all devices of all resources.
@@ -163,19 +240,18 @@ impl Resources {
         state.refresh();
     }
 
-    /// What it costs to give a device to a pod: 0 if it is as it is to be, [`COST_TAKEN`] if it is another pod's.
-    pub fn cost(&self, resource: &ResourceConfig, member: &Member) -> u8 {
+    /// What each of these devices of a resource costs when it is given to a pod, and how it is to be chosen. Those that it has not are
+    /// left out.
+    pub fn candidates(&self, resource: &str, ids: &[String]) -> (Option<Policy>, Vec<Candidate>) {
         let state = self.lock();
-        let (device, resource_name) = (&member.device, resource.name.to_string());
-        let name = LeaseName::new(&resource_name, &device.id);
-        let is_others = other_holder(&state.grants.by_device(), &name).is_some();
-        if is_others || state.refused.contains_key(&device.id) || judge(resource, member, false, &state.pfs).is_some() {
-            return COST_TAKEN;
-        }
-        // Whoever had it last may not have let go of it yet.
-        let was_ours = state.grants.is_held(&name) || device.vf().is_some_and(|vf| vf.lease.is_some());
-        let must_be_bound = resource.driver.is_some() && resource.driver != device.present_driver();
-        u8::from(must_be_bound) + 2 * u8::from(was_ours)
+        let Some(pool) = state.pool(resource) else { return (None, Vec::new()) };
+        let held_by = state.grants.by_device();
+        let candidate = |id: &String| {
+            let member = pool.members.get(id).filter(|member| !member.is_gone)?;
+            let cost = state.cost(pool, resource, member, &held_by);
+            Some(Candidate { id: id.clone(), card: member.device.card().to_owned(), cost })
+        };
+        (pool.resource.policy, ids.iter().filter_map(candidate).collect())
     }
 
     /// Devices of a resource that a kubelet names. The error names the first that it was never told of, or that is gone.
@@ -206,7 +282,7 @@ impl Resources {
         let now = Instant::now();
         let held_by = state.grants.by_device();
         for id in ids {
-            if let Some(problem) = other_holder(&held_by, &LeaseName::new(resource, id)) {
+            if let Some(problem) = other_holder(&held_by, resource, id) {
                 return Err(format!("{resource} cannot give {id} away: {problem}"));
             }
         }
@@ -216,17 +292,22 @@ impl Resources {
             let tenant = state.grants.allocate(&name, is_listed, now);
             Allotted { resource, member, tenant }
         };
-        let allotted = members.into_iter().map(allotted).collect();
-        state.refresh();
+        let allotted: Vec<_> = members.into_iter().map(allotted).collect();
+        if allotted.iter().any(|one: &Allotted| one.member.device.software().is_some()) {
+            // What is left of a pair changes with each of its ends.
+            state.refresh();
+        } else {
+            state.judge_again(ids);
+        }
         Ok(allotted)
     }
 
     /// Changes what is known of grants; lists follow.
     pub fn with_grants<T>(&self, change: impl FnOnce(&mut Grants) -> T) -> T {
         let mut state = self.lock();
-        let before: Vec<LeaseName> = state.grants.names().cloned().collect();
+        let before = state.grants.generation();
         let result = change(&mut state.grants);
-        if !state.grants.names().eq(&before) {
+        if state.grants.generation() != before {
             state.refresh();
         }
         result
@@ -276,35 +357,75 @@ pub struct Shown {
 }
 
 impl State {
+    fn needs_manager(&self) -> bool {
+        self.config.resources.iter().any(|resource| resource.software.is_none())
+    }
+
+    fn pair_state(&self, pair: &Arc<Pair>) -> PairState {
+        let holder = |end: &SoftwareEndpoint| {
+            if !self.grants.is_held(&end.name) {
+                return Holder::Nobody;
+            }
+            Holder::Pod(self.grants.pod(&end.name).map(ToOwned::to_owned))
+        };
+        PairState { pair: Arc::clone(pair), holders: pair.ends.each_ref().map(holder) }
+    }
+
     fn pool(&self, resource: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.resource.name.to_string() == resource)
+    }
+
+    /// Addresses, with the interface of those whose link matters.
+    fn to_look_at(&self, all_vfs: bool) -> BTreeMap<String, String> {
+        let held_by = self.grants.by_device();
+        let devices = self.inventory.iter().flat_map(|inventory| inventory.devices.values());
+        let vfs = devices.filter(|device| device.vf().is_some());
+        let vfs = vfs.filter(|device| all_vfs || held_by.contains_key(device.id.as_str()));
+        let mut wanted: BTreeMap<String, String> = vfs.map(|vf| (vf.id.clone(), String::new())).collect();
+        wanted.extend(self.pf_netdevs.clone());
+        wanted
+    }
+
+    /// 0: it is as it is to be; [`COST_TAKEN`]: it is another pod's, or is not to be had.
+    fn cost(&self, pool: &Pool, resource: &str, member: &Member, held_by: &HeldBy<'_>) -> u8 {
+        let device = &member.device;
+        let is_others = other_holder(held_by, resource, &device.id).is_some();
+        let is_ill = || judge(&pool.resource, member, false, &self.pfs).is_some();
+        if is_others || self.refused.contains_key(&device.id) || is_ill() {
+            return COST_TAKEN;
+        }
+        // Whoever had it last may not have let go of it yet.
+        let was_ours = held_by.contains_key(device.id.as_str()) || device.vf().is_some_and(|vf| vf.lease.is_some());
+        let must_be_bound = pool.resource.driver.is_some() && pool.resource.driver != device.present_driver();
+        u8::from(must_be_bound) + 2 * u8::from(was_ours)
     }
 
     /// Makes everything anew from what is known.
     fn refresh(&mut self) {
         self.retire();
-        let Some(inventory) = &self.inventory else { return };
         let grants = &self.grants;
-        let held_by = grants.by_device();
-        let is_held = |resource: &str, id: &str| grants.is_held(&LeaseName::new(resource, id));
-        let pools = pools(&self.config, &self.retired, inventory, &self.pools, is_held);
-        let names: Vec<String> = pools.iter().map(|pool| pool.resource.name.to_string()).collect();
+        self.pairs.note_held(|name| grants.is_held(name));
+        let Some(inventory) = &self.inventory else { return };
+        let held_by = self.grants.by_device();
+        let is_held = |resource: &str, id: &str| is_held_by(&held_by, resource, id);
+        let mut pools = pools(&self.config, &self.retired, inventory, &self.pools, is_held);
+        for pool in &mut pools {
+            let endpoints = self.pairs.of_resource(&pool.resource.name.to_string(), |name| grants.is_held(name));
+            pool.members.extend(endpoints.into_iter().map(|(end, blocked)| {
+                let device = Device::of_software(&end.name.device, SoftwareEnd { kind: end.kind, blocked });
+                (end.name.device, Member { device: Arc::new(device), selector: 0, is_gone: false })
+            }));
+        }
         let mut problems = BTreeMap::new();
-        for (pool, resource) in pools.iter().zip(&names) {
+        for pool in &pools {
+            let resource = pool.resource.name.to_string();
             let mut devices = Vec::with_capacity(pool.members.len());
             for (id, member) in &pool.members {
-                let name = LeaseName::new(resource, id);
-
-                let is_held = grants.is_held(&name);
-                let problem = judge(&pool.resource, member, is_held, &self.pfs);
-                // The manager's list may not show the lease yet.
-                let problem = problem.or_else(|| if is_held { None } else { other_holder(&held_by, &name) });
-                let refused = || Some(Problem::Refused(self.refused.get(id)?.why.clone()));
-                let problem = problem.or_else(|| if is_held { None } else { refused() });
+                let problem = self.problem(pool, &resource, member, &held_by);
                 devices.push(told(&pool.resource, member, problem.is_none()));
-                problems.extend(problem.map(|problem| (name, problem)));
+                problems.extend(problem.map(|problem| (LeaseName::new(&resource, id), problem)));
             }
-            if let Some(list) = self.lists.get(resource) {
+            if let Some(list) = self.lists.get(&resource) {
                 list.send_if_modified(|before| {
                     let is_news = before.as_deref() != Some(&devices);
                     if is_news {
@@ -316,6 +437,46 @@ impl State {
         }
         log_changes(&self.problems, &problems);
         (self.pools, self.problems) = (pools, problems);
+    }
+
+    /// These were given to pods, which changes nothing but what is told of them.
+    fn judge_again(&mut self, ids: &BTreeSet<String>) {
+        let held_by = self.grants.by_device();
+        let mut problems = self.problems.clone();
+        for pool in &self.pools {
+            let resource = pool.resource.name.to_string();
+            let mut changed = BTreeMap::new();
+            for member in ids.iter().filter_map(|id| pool.members.get(id)) {
+                let name = LeaseName::new(&resource, &member.device.id);
+                let problem = self.problem(pool, &resource, member, &held_by);
+                if problem.as_ref() != self.problems.get(&name) {
+                    changed.insert(name.device.clone(), told(&pool.resource, member, problem.is_none()));
+                    match problem {
+                        Some(problem) => drop(problems.insert(name, problem)),
+                        None => drop(problems.remove(&name)),
+                    }
+                }
+            }
+            if let Some(list) = self.lists.get(&resource).filter(|_| !changed.is_empty()) {
+                list.send_if_modified(|list| replace(list, changed));
+            }
+        }
+        log_changes(&self.problems, &problems);
+        self.problems = problems;
+    }
+
+    /// What is wrong with a device of a resource; none: it is healthy.
+    fn problem(&self, pool: &Pool, resource: &str, member: &Member, held_by: &HeldBy<'_>) -> Option<Problem> {
+        let id = &member.device.id;
+        let is_held = is_held_by(held_by, resource, id);
+        let of_device = judge(&pool.resource, member, is_held, &self.pfs);
+        if is_held {
+            return of_device;
+        }
+        // The manager's list may not show the lease yet.
+        let of_others = || other_holder(held_by, resource, id);
+        let refused = || Some(Problem::Refused(self.refused.get(id)?.why.clone()));
+        of_device.or_else(of_others).or_else(refused)
     }
 
     /// A resource that nobody asks for any more is kept for as long as a pod has something of it: its containers start again only
@@ -342,10 +503,30 @@ impl State {
     }
 }
 
+/// By device: the resources by which pods have it.
+type HeldBy<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+fn is_held_by(held_by: &HeldBy<'_>, resource: &str, id: &str) -> bool {
+    held_by.get(id).is_some_and(|resources| resources.contains(&resource))
+}
+
 /// The other resource by which a pod has a device.
-fn other_holder(held_by: &BTreeMap<&str, Vec<&str>>, name: &LeaseName) -> Option<Problem> {
-    let mut resources = held_by.get(name.device.as_str())?.iter();
-    resources.find(|other| **other != name.resource).map(|other| Problem::OtherResource((*other).to_owned()))
+fn other_holder(held_by: &HeldBy<'_>, resource: &str, id: &str) -> Option<Problem> {
+    let other = held_by.get(id)?.iter().find(|other| **other != resource)?;
+    Some(Problem::OtherResource((*other).to_owned()))
+}
+
+/// Replaces devices of a list. Returns whether it is another one than before.
+fn replace(list: &mut DeviceList, devices: BTreeMap<String, v1beta1::Device>) -> bool {
+    let Some(list) = list else { return false };
+    let mut is_news = false;
+    for (id, device) in devices {
+        if let Some(place) = list.iter().position(|there| there.id == id && *there != device) {
+            Arc::make_mut(list)[place] = device;
+            is_news = true;
+        }
+    }
+    is_news
 }
 
 fn told(resource: &ResourceConfig, member: &Member, is_healthy: bool) -> v1beta1::Device {

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferrule_kubelet::stand_in::{Kubelet, Release};
 use sriov_manager::PciAddress;
 use sriov_manager::fake::{FakeNode, FakePf};
+use sriov_manager_client::v1;
+use tokio::time::sleep;
 
 mod common;
 
@@ -150,6 +152,8 @@ async fn until(kubelet: &Kubelet, resource: &str, count: usize) -> BTreeSet<Stri
 #[tokio::test(flavor = "multi_thread")]
 async fn the_go_plugins_examples_have_the_same_devices_on_a_node_of_a_thousand_vfs() {
     let mut site = Site::new(node(), EXAMPLES);
+    // As the manager has it when it runs for real.
+    site.rescan = Duration::from_secs(30);
     site.start_manager(VFS).await;
     site.start_kubelet(Release::V1_37);
     let began = Instant::now();
@@ -182,19 +186,69 @@ async fn the_go_plugins_examples_have_the_same_devices_on_a_node_of_a_thousand_v
     assert!(info.contains(r#""rdma":{"rdma_dev":"mlx5_0","uverbs":"/dev/infiniband/uverbs0"}"#), "{info}");
     kubelet.start_container("one", "main").await.unwrap();
 
-    let mut times = Vec::new();
-    for number in 0..20 {
-        let began = Instant::now();
-        kubelet.admit(&format!("dpdk{number}"), "main", "intel.com/intel_sriov_dpdk", 1).await.unwrap();
-        times.push(began.elapsed());
-    }
-    times.sort_unstable();
-    println!("Allocate without another driver: p50 {:?}, longest {:?}", times[10], times[19]);
-    // The first of a PF, alone: the others stay.
+    figures(&site).await;
+
+    // The first of a PF, alone: the others stay. Here nothing but a look tells the manager.
+    site.stop_manager().await;
+    site.rescan = Duration::from_millis(50);
+    site.start_manager(VFS).await;
+    let kubelet = site.kubelet();
     let began = Instant::now();
     let gone = site.node.vf(0, 0);
     fs::remove_dir_all(site.node.sysfs().file(gone, "")).unwrap();
     assert!(!until(kubelet, "intel.com/intel_sriov_netdevice", 255).await.contains(&gone.to_string()));
     println!("{:?} from a VF that goes to the kubelet's list; the manager looks every 50 ms here", began.elapsed());
     site.stop().await;
+}
+
+/// How long calls and news take on this node, with nothing but them at work.
+async fn figures(site: &Site) {
+    let kubelet = site.kubelet();
+    let available = |resource: &str| kubelet.healthy(resource).into_iter().collect::<Vec<_>>();
+    for (what, resource) in
+        [("without another driver", "intel.com/intel_sriov_dpdk"), ("with another driver", "intel.com/igb_any")]
+    {
+        let (mut preferred, mut allocated) = (Vec::new(), Vec::new());
+        for _ in 0..100 {
+            let free = available(resource);
+            let free: Vec<_> = free.iter().map(String::as_str).collect();
+            // Calls of a kubelet are apart; what comes of the last one is over.
+            sleep(Duration::from_millis(50)).await;
+            let began = Instant::now();
+            let chosen = kubelet.prefer(resource, &free, &[], 1).await.unwrap().remove(0);
+            preferred.push(began.elapsed());
+            let began = Instant::now();
+            kubelet.allocate_ids(resource, &[&chosen]).await.unwrap();
+            allocated.push(began.elapsed());
+        }
+        println!("Allocate {what}: {}; the choice before it: {}", told(allocated), told(preferred));
+    }
+    let mut client = site.client().await;
+    let mut times = Vec::new();
+    for index in 0..20 {
+        sleep(Duration::from_millis(50)).await;
+        let (id, owner) = (format!("direct-{index}"), "device-plugin".to_owned());
+        let (vf, driver) = (site.node.vf(1, 100 + index).to_string(), v1::Driver::VfioPci.into());
+        let request = v1::AcquireRequest { id, owner, vf, driver, tenant: "a test".into(), ..Default::default() };
+        let began = Instant::now();
+        client.acquire(request).await.unwrap();
+        times.push(began.elapsed());
+    }
+    println!("the manager alone, without another driver: {}", told(times));
+    let mut times = Vec::new();
+    let resource = "intel.com/intel_sriov_netdevice";
+    for round in 0..20 {
+        let why = if round % 2 == 0 { "a new cable" } else { "" };
+        let began = Instant::now();
+        client.cordon(v1::CordonRequest { pf: "ens1f0".into(), why: why.into() }).await.unwrap();
+        let wanted = if why.is_empty() { VFS as usize } else { 0 };
+        kubelet.until("the PF's VFs are told of", |kubelet| kubelet.healthy(resource).len() == wanted).await;
+        times.push(began.elapsed());
+    }
+    println!("news of a PF with {VFS} VFs, until they are in the kubelet's list: {}", told(times));
+}
+
+fn told(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    format!("p50 {:.1?}, p99 {:.1?}", times[times.len() / 2], times[times.len() * 99 / 100])
 }

@@ -236,6 +236,7 @@ async fn a_manager_that_is_away_costs_no_pod() {
     site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
     site.kubelet().start_container("one", "main").await.unwrap();
     site.until_healthy(KERNEL, 1).await;
+    site.until_checkpoint("intel.com/dpdk@").await;
     site.stop_manager().await;
 
     // A container that crashed comes back: what it has is as it shall be.
@@ -285,20 +286,25 @@ async fn a_start_repairs_what_somebody_did_to_a_held_vf() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vfs_that_go_leave_the_list_unless_a_pod_has_them() {
-    let site = Site::start(2, SHARED).await;
-    site.until_healthy(DPDK, 2).await;
+    let site = Site::start(3, SHARED).await;
+    site.until_healthy(DPDK, 3).await;
     site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
-    // The card falls off the bus, with all of its VFs.
-    site.node.reboot("first");
+    // The first, which the pod has, and the last. A PF that lost all of its VFs would get them back.
+    let held = site.kubelet().devices_of("one");
+    let gone = [site.node.vf(0, 0), site.node.vf(0, 2)];
+    assert!(held.contains(&gone[0].to_string()), "{held:?}");
+    for vf in gone {
+        site.node.remove_vf(vf);
+    }
     site.kubelet()
-        .until("only the held one is told of, as ill", |kubelet| {
-            kubelet.counts(DPDK).is_some_and(|counts| (counts.capacity, counts.allocatable) == (1, 0))
+        .until("the held one is told of, as ill, and the other is not", |kubelet| {
+            kubelet.counts(DPDK).is_some_and(|counts| (counts.capacity, counts.allocatable) == (2, 1))
         })
         .await;
     assert!(site.kubelet().admit_again("one").is_err(), "it is lost, and its pod is told");
     site.kubelet()
-        .until("the other resource has none", |kubelet| {
-            kubelet.counts(KERNEL).is_some_and(|counts| counts.capacity == 0)
+        .until("the other resource has what is left", |kubelet| {
+            kubelet.counts(KERNEL).is_some_and(|counts| (counts.capacity, counts.allocatable) == (1, 1))
         })
         .await;
     site.stop().await;

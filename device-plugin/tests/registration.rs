@@ -145,6 +145,71 @@ async fn a_plugin_that_is_replaced_twenty_times_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_is_killed_twenty_times_loses_nothing() {
+    let mut site = site(Release::V1_36).await;
+    let start = |site: &Site| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_device-plugin"));
+        let options = &site.options;
+        for (flag, path) in [
+            ("--config-file", &options.file.path),
+            ("--root", &options.root),
+            ("--manager", &options.manager),
+            ("--socket", &options.socket),
+            ("--plugins", &options.plugins),
+            ("--pod-resources", &options.pod_resources),
+            ("--state", &options.state),
+            ("--cdi-dir", &options.files.cdi),
+            ("--device-info-dir", &options.files.device_info),
+        ] {
+            command.arg(flag).arg(path);
+        }
+        command.args(["--log-level", "error", "--kubelet-settle", "0s"]).spawn().unwrap()
+    };
+    let mut plugin = start(&site);
+    site.until_healthy(DPDK, 3).await;
+    site.kubelet().admit("one", "main", DPDK, 1).await.unwrap();
+    for _ in 0..20 {
+        let registered = site.kubelet().registrations();
+        plugin.kill().unwrap();
+        plugin.wait().unwrap();
+        plugin = start(&site);
+        site.kubelet().until("both are registered", |kubelet| kubelet.registrations() >= registered + 2).await;
+        site.until_healthy(DPDK, 3).await;
+        site.until_healthy(KERNEL, 2).await;
+        site.kubelet().admit_again("one").unwrap();
+        site.kubelet().start_container("one", "main").await.unwrap();
+    }
+    assert_eq!(site.kubelet().most_open_lists(), 1);
+    assert_eq!(site.plugin_sockets().len(), 2, "those of the killed are gone");
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
+    site.stop_manager().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_answers_nonsense_is_tried_again_until_it_does_not() {
+    let mut site = site(Release::V1_37).await;
+    let kubelet = site.kubelet.take().unwrap().stop();
+    let socket = site.options.plugins.join(ferrule_kubelet::KUBELET_SOCKET);
+    std::fs::remove_file(&socket).unwrap();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    site.start_plugin().await;
+    // Text, bytes that look like HTTP/2, and an end at once.
+    for nonsense in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[0, 0, 4, 4, 0, 0, 0, 0, 0, 0xff, 0xff], &[]] {
+        for _ in 0..2 {
+            let (mut client, _) = tokio::time::timeout(common::DEADLINE, listener.accept()).await.unwrap().unwrap();
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut client, nonsense).await;
+        }
+    }
+    site.until_page("/metrics", "ferrule_registration_failures_total{resource=\"intel.com/dpdk\"}").await;
+    assert!(site.page("/livez").await.contains("200 OK"));
+    drop(listener);
+    site.kubelet = Some(kubelet.start().unwrap());
+    site.until_healthy(DPDK, 3).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resource_is_renamed_while_the_plugin_runs_and_a_wrong_file_changes_nothing() {
     let mut site = site(Release::V1_36).await;
     site.start_plugin().await;

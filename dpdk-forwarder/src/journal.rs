@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tracing::{error, warn};
 
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 
 /// The journal, locked against a second writer.
 #[derive(Debug)]

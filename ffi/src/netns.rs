@@ -1,14 +1,20 @@
 //! Network namespaces: open one, and run a piece of work inside it.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{FsType, NSFS_MAGIC, fstatfs};
 
 /// An open network namespace. As long as this value lives, so does the namespace, even when its
 /// processes and its file are gone: hold it while working there, not for the life of a wire.
@@ -16,11 +22,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 pub struct NetNs(OwnedFd);
 
 impl NetNs {
-    /// Opens a namespace file such as `/run/netns/pod` or `/proc/42/ns/net`.
+    /// Opens a namespace file such as `/run/netns/pod` or `/proc/42/ns/net`. Nothing else is opened on the way, whatever the path
+    /// leads to: to open a device may do something.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // Not blocking: opening a FIFO by mistake would wait for its writer.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Self::try_from(OwnedFd::from(file))
+        let opened = open_of(path, NSFS_MAGIC).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => not_a_namespace(),
+            _ => error,
+        });
+        Self::try_from(OwnedFd::from(opened?))
     }
 
     /// The namespace of the calling thread.
@@ -62,7 +71,7 @@ impl TryFrom<OwnedFd> for NetNs {
     /// One that somebody else opened.
     fn try_from(file: OwnedFd) -> io::Result<Self> {
         if !is_network_namespace(file.as_fd()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is not a network namespace"));
+            return Err(not_a_namespace());
         }
         Ok(Self(file))
     }
@@ -80,12 +89,53 @@ impl AsFd for NetNs {
     }
 }
 
+/// The device and number of the namespace that a path leads to, of whatever kind it is; none: it leads to something else. No file
+/// system is asked, so that one that does not answer holds up nobody.
+pub fn namespace_at(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let own = identity_at(Path::new("/proc/self/ns/net"))?;
+    Ok(Some(identity_at(path)?).filter(|(device, _)| *device == own.0))
+}
+
+fn identity_at(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut told = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path ends with a zero byte, and `told` has room for what the kernel writes.
+    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_INO, told.as_mut_ptr()) };
+    Errno::result(done)?;
+    // SAFETY: a structure of integers, all of which were zero before the kernel wrote some of them.
+    let told = unsafe { told.assume_init() };
+    Ok((libc::makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino))
+}
+
+/// Opens a file for reading if it is a plain one of a file system. Others are not opened: to open a device may do something, and
+/// whoever named the path may have put one there.
+pub fn open_of(path: &Path, file_system: FsType) -> io::Result<File> {
+    open_plain(path, |file| Ok(fstatfs(file).map_err(io::Error::from)?.filesystem_type() == file_system))
+}
+
+/// [`open_of`], of any file system.
+pub fn open_plain(path: &Path, is_meant: impl FnOnce(&File) -> io::Result<bool>) -> io::Result<File> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let is_plain = SFlag::from_bits_truncate(fstat(&place)?.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
+    if !is_plain || !is_meant(&place)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is not of the kind that is wanted"));
+    }
+    // The same one, whatever the path leads to by now.
+    let again = format!("/proc/thread-self/fd/{}", place.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(again)
+}
+
 /// A thread that changes its namespace must not be used for anything else afterwards.
 fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         thread.join().or_else(|panic| resume_unwind(panic))
     })
+}
+
+fn not_a_namespace() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the file is not a network namespace")
 }
 
 fn is_network_namespace(file: BorrowedFd<'_>) -> bool {
@@ -113,6 +163,26 @@ mod tests {
             assert!(error.to_string().contains("not a network namespace"), "{path}: {error}");
         }
         assert_eq!(NetNs::open(Path::new("/no/such")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_device_is_not_opened() {
+        // To open it fails with ENXIO: nobody reads.
+        let directory = std::env::temp_dir().join(format!("netns-{}", std::process::id()));
+        nix::unistd::mkfifo(&directory, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = open_plain(&directory, |_| Ok(true)).unwrap_err();
+        std::fs::remove_file(&directory).unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let error = open_plain(Path::new("/dev/null"), |_| Ok(true)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_namespace_is_known_without_opening_it() {
+        let own = std::fs::metadata("/proc/self/ns/net").unwrap();
+        assert_eq!(namespace_at(Path::new("/proc/self/ns/net")).unwrap(), Some((own.dev(), own.ino())));
+        assert_eq!(namespace_at(Path::new("/dev/null")).unwrap(), None);
+        assert_eq!(namespace_at(Path::new("/no/such")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

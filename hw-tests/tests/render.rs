@@ -79,14 +79,15 @@ fn values_change_what_they_name() {
     assert_eq!(objects["PodMonitor/ferrule"]["metadata"]["namespace"], "ferrule");
 }
 
-/// `helm` of `PATH`, or of the variable `HELM`.
+/// `helm` of the variable `HELM`, of `PATH`, or of what `make node` builds.
 struct Helm(PathBuf);
 
 impl Helm {
     fn find(test: &str) -> Option<Self> {
         let named = std::env::var_os("HELM").map(PathBuf::from).filter(|path| path.is_file());
         let searched = || HELM.is_met().then(|| PathBuf::from("helm"));
-        let found = named.or_else(searched);
+        let built = || Some(Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("node").join("bin/helm"));
+        let found = named.or_else(searched).or_else(|| built().filter(|path| path.is_file()));
         if found.is_none() {
             skip(test, "helm (https://helm.sh, or HELM=FILE)");
         }

@@ -238,7 +238,7 @@ fn follow(
                 vfs.look();
                 left = rescan;
             }
-            let has_ended = ends.is_zero() && vfs.has_ended_leases();
+            let may_end = ends.is_zero() && vfs.has_leases_that_end();
             if ends.is_zero() {
                 ends = ENDS_EVERY;
             }
@@ -246,7 +246,7 @@ fn follow(
             if is_due {
                 let _ = reconcile.try_send(());
             }
-            if has_ended {
+            if may_end {
                 let _ = end.try_send(());
             }
         }

@@ -49,7 +49,7 @@ pub enum Scenario {
     ResetUnsupported,
     /// The PF's driver knows no link state.
     LinkStateUnsupported,
-    /// The PF's driver says `still in reset` this many times.
+    /// The PF's driver says this many times that the VF is still in reset, as drivers say it.
     SettingAgain(u32),
     /// The PF's driver takes a setting and does nothing.
     SettingIgnored,
@@ -61,12 +61,20 @@ pub enum Scenario {
     MacRefused,
     /// The PF's driver is busy with this VF and leaves it out of what it tells.
     LeftOut(u32),
+    /// A question about a PF is answered with this error.
+    ReportRefused(i32),
     /// A question about a PF never comes back, until [`FakeNode::heal`].
     ReportHangs,
     /// The question for other names of interfaces never comes back, until [`FakeNode::heal`].
     AltnamesHang,
+    /// Whoever asks for other names of interfaces dies.
+    AltnamesPanic,
     /// A change of the number of VFs never comes back, until [`FakeNode::heal`].
     CountHangs,
+    /// Other network namespaces cannot be looked into.
+    NamespacesUnknown,
+    /// The interface of a VF is there once it was looked for elsewhere, as when a driver has just taken the VF.
+    NetdevComesMeanwhile,
     /// Unbinding never comes back, until [`FakeNode::heal`].
     UnbindHangs,
 }
@@ -242,6 +250,12 @@ impl FakeNode {
         self.kernel.healed.notify_all();
     }
 
+    /// The node behaves again in one respect, and what hung in it comes back.
+    pub fn heal_from(&self, scenario: Scenario) {
+        self.kernel.state().scenarios.remove(&scenario);
+        self.kernel.healed.notify_all();
+    }
+
     /// VFs made from now on share IOMMU groups of this size.
     pub fn share_groups(&self, size: u32) {
         self.kernel.state().group_size = size.max(1);
@@ -291,33 +305,47 @@ impl FakeNode {
         put(&self.kernel.sysfs.path("proc/sys/kernel/random/boot_id"), &format!("{boot}\n"));
     }
 
+    /// A card is plugged in while the node runs.
+    pub fn add_pf(&self, pf: &FakePf<'_>) {
+        let number = self.kernel.state().permanent.len();
+        self.make_pf(u8::try_from(number).unwrap_or(u8::MAX), pf).expect("a temporary directory can be filled");
+    }
+
     fn build(&self, pfs: &[FakePf<'_>]) -> io::Result<()> {
         let sysfs = &self.kernel.sysfs;
-        let drivers = pfs.iter().map(|pf| pf.driver).chain(["igbvf", VFIO_PCI]);
-        for driver in drivers {
-            fs::create_dir_all(sysfs.path(&format!("sys/bus/pci/drivers/{driver}")))?;
-            fs::write(sysfs.unbind_file(driver), "")?;
+        for driver in ["igbvf", VFIO_PCI] {
+            self.load_driver(driver)?;
         }
         fs::write(sysfs.probe_file(), "")?;
         fs::create_dir_all(sysfs.path("proc/sys/kernel/random"))?;
         fs::write(sysfs.path("proc/sys/kernel/random/boot_id"), "first\n")?;
-        for (number, pf) in (0..).zip(pfs) {
-            let FakePf { address, name, vendor, device, driver, total_vfs } = *pf;
-            self.kernel.make_device(address, [vendor, device], u32::from(number));
-            for (file, text) in [
-                ("sriov_totalvfs", format!("{total_vfs}\n")),
-                ("sriov_numvfs", "0\n".to_owned()),
-                ("sriov_drivers_autoprobe", "1\n".to_owned()),
-                ("sriov_vf_device", "10ca\n".to_owned()),
-            ] {
-                fs::write(sysfs.file(address, file), text)?;
-            }
-            symlink(format!("../../drivers/{driver}"), sysfs.file(address, "driver"))?;
-            let mac = Mac([0, 0, 0, 0, 1, number]);
-            self.kernel.state().permanent.insert(address, mac);
-            self.kernel.make_netdev(address, name, mac);
+        (0..).zip(pfs).try_for_each(|(number, pf)| self.make_pf(number, pf))
+    }
+
+    fn make_pf(&self, number: u8, pf: &FakePf<'_>) -> io::Result<()> {
+        let FakePf { address, name, vendor, device, driver, total_vfs } = *pf;
+        self.load_driver(driver)?;
+        self.kernel.make_device(address, [vendor, device], u32::from(number));
+        let sysfs = &self.kernel.sysfs;
+        for (file, text) in [
+            ("sriov_totalvfs", format!("{total_vfs}\n")),
+            ("sriov_numvfs", "0\n".to_owned()),
+            ("sriov_drivers_autoprobe", "1\n".to_owned()),
+            ("sriov_vf_device", "10ca\n".to_owned()),
+        ] {
+            fs::write(sysfs.file(address, file), text)?;
         }
+        symlink(format!("../../drivers/{driver}"), sysfs.file(address, "driver"))?;
+        let mac = Mac([0, 0, 0, 0, 1, number]);
+        self.kernel.state().permanent.insert(address, mac);
+        self.kernel.make_netdev(address, name, mac);
         Ok(())
+    }
+
+    fn load_driver(&self, driver: &str) -> io::Result<()> {
+        let sysfs = &self.kernel.sysfs;
+        fs::create_dir_all(sysfs.path(&format!("sys/bus/pci/drivers/{driver}")))?;
+        fs::write(sysfs.unbind_file(driver), "")
     }
 }
 

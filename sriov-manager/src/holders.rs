@@ -1,15 +1,16 @@
 //! Who holds a VF: a process with its VFIO node open, a network namespace with its interface, or the host itself.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
+use ferrule_ffi::netns::{namespace_at, open_of, open_plain};
+use nix::sys::statfs::CGROUP2_SUPER_MAGIC;
 
 use crate::address::is_userspace_driver;
-use crate::gone::{link_target, unless_gone};
+use crate::gone::{ProcessStat, link_target, open_files, unless_gone};
 use crate::inventory::VirtualFunction;
 use crate::kernel::ForeignNetdev;
 use crate::lease::Until;
@@ -42,6 +43,9 @@ pub enum Holder {
         /// A process inside and its name.
         process: Option<(u32, String)>,
     },
+    /// The VF's interface is in a network namespace that nothing here leads to: only a socket or a mount of somebody in another
+    /// mount namespace keeps it, or a process that is not seen here has it.
+    UnseenNamespace,
 }
 
 impl Holder {
@@ -49,7 +53,7 @@ impl Holder {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Self::Process { pid, .. } => Some(*pid),
-            Self::Unseen { .. } => None,
+            Self::Unseen { .. } | Self::UnseenNamespace => None,
             Self::Namespace { process, .. } => process.as_ref().map(|(pid, _)| *pid),
         }
     }
@@ -79,6 +83,10 @@ impl fmt::Display for Holder {
             Self::Namespace { netdev, namespace, process: None } => {
                 write!(f, "its interface {netdev} is in the network namespace {}", namespace.display())
             }
+            Self::UnseenNamespace => f.write_str(
+                "its interface is in a network namespace that no process, file or mount here leads to (in a container without \
+                 `hostPID`, or kept by a socket alone)",
+            ),
         }
     }
 }
@@ -103,12 +111,17 @@ pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<PathBuf> {
     if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
         return Vec::new();
     }
-    let groups = vf.function.iommu_group.iter();
-    let groups = groups.flat_map(|group| [format!("vfio/{group}"), format!("vfio/noiommu-{group}")]);
     // The group is one thing to whoever holds it, also by the device of another VF.
     let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
     let devices = vf.vfio_device.iter().cloned().chain(members).map(|device| format!("vfio/devices/{device}"));
-    groups.chain(devices).chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node)).collect()
+    let own = devices.chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node));
+    group_nodes(vf).chain(own).collect()
+}
+
+/// The nodes of a VF's VFIO group, of which at most one is there.
+pub fn group_nodes(vf: &VirtualFunction) -> impl Iterator<Item = PathBuf> {
+    let groups = vf.function.iommu_group.into_iter();
+    groups.flat_map(|group| [format!("/dev/vfio/{group}"), format!("/dev/vfio/noiommu-{group}")]).map(PathBuf::from)
 }
 
 /// Processes that have one of these nodes open, as `/proc/*/fd` shows them. What cannot be looked at may be one: that is an error.
@@ -119,7 +132,7 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> io::Result<Vec<Holder>> {
     }
     for entry in fs::read_dir(sysfs.path("proc"))? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if let Some(file) = open_file(&sysfs.path(&format!("proc/{pid}/fd")), nodes)? {
+        if let Some(file) = open_file(&sysfs.path(&format!("proc/{pid}")), nodes)? {
             found.push(Holder::Process { pid, comm: comm(sysfs, pid), file: file.display().to_string() });
         }
     }
@@ -129,29 +142,26 @@ pub fn processes(sysfs: &Sysfs, nodes: &[PathBuf]) -> io::Result<Vec<Holder>> {
 /// When a process was started, in the kernel's ticks since the boot; none: there is no such process any more.
 pub fn start_time(sysfs: &Sysfs, pid: u32) -> io::Result<Option<u64>> {
     let text = unless_gone(fs::read_to_string(sysfs.path(&format!("proc/{pid}/stat"))))?;
-    Ok(text.as_deref().and_then(started))
+    let stat = text.as_deref().and_then(ProcessStat::parse);
+    Ok(stat.filter(|stat| !stat.is_zombie).map(|stat| stat.started))
 }
 
-/// The start time in a line of `/proc/PID/stat`; none: the process is a zombie.
-fn started(stat: &str) -> Option<u64> {
-    // The name of the program is in parentheses and may have spaces and parentheses in it (proc_pid_stat(5)).
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let is_zombie = matches!(fields.next(), Some("Z" | "X"));
-    if is_zombie { None } else { fields.nth(STAT_START_TIME)?.parse().ok() }
-}
-
-/// The number of a network namespace by a file of it; none: it is not there.
+/// The number of a network namespace by a file of it; none: it is not there, or is something else.
 pub fn namespace_inode(sysfs: &Sysfs, path: &Path) -> io::Result<Option<u64>> {
-    Ok(unless_gone(fs::metadata(below(sysfs, path)))?.map(|metadata| metadata.ino()))
+    let path = below(sysfs, path);
+    if sysfs.is_live() {
+        return Ok(unless_gone(namespace_at(&path))?.flatten().map(|(_, inode)| inode));
+    }
+    Ok(unless_gone(fs::metadata(path))?.map(|metadata| metadata.ino()))
 }
 
-/// Whether what a lease was to last for is gone; not as long as that cannot be asked.
+/// Whether what a lease was to last for is gone; not as long as that cannot be asked. What a path leads to may hang.
 pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
     match until {
         Until::Process { pid, start_time: started } => start_time(sysfs, *pid).is_ok_and(|now| now != Some(*started)),
         Until::Namespace { path, inode } => namespace_inode(sysfs, path).is_ok_and(|now| now != Some(*inode)),
         // A control group may be left behind empty; one that was never populated is not there yet.
-        Until::Cgroup { path } => match unless_gone(cgroup_events(&below(sysfs, path))) {
+        Until::Cgroup { path } => match unless_gone(cgroup_events(sysfs, path)) {
             Ok(Some(events)) => events.lines().any(|line| line == "populated 0"),
             Ok(None) => !below(sysfs, path).is_dir(),
             Err(_) => false,
@@ -160,12 +170,9 @@ pub fn is_gone(sysfs: &Sysfs, until: &Until) -> bool {
 }
 
 /// The path is a client's: what is there may be a pipe, a device or a link to one, and may have no end.
-fn cgroup_events(cgroup: &Path) -> io::Result<String> {
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(cgroup.join("cgroup.events"))?;
-    if !file.metadata()?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+fn cgroup_events(sysfs: &Sysfs, cgroup: &Path) -> io::Result<String> {
+    let path = below(sysfs, cgroup).join("cgroup.events");
+    let file = if sysfs.is_live() { open_of(&path, CGROUP2_SUPER_MAGIC)? } else { open_plain(&path, |_| Ok(true))? };
     let mut events = String::new();
     file.take(CGROUP_EVENTS_MAX).read_to_string(&mut events)?;
     Ok(events)
@@ -180,12 +187,10 @@ pub(crate) fn sees_every_process(sysfs: &Sysfs) -> bool {
     fs::read_link(sysfs.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }
 
-fn open_file(directory: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>> {
+fn open_file(process: &Path, nodes: &[PathBuf]) -> io::Result<Option<PathBuf>> {
     // A process that ends meanwhile, or closes a file, holds nothing.
-    let Some(files) = unless_gone(fs::read_dir(directory))? else { return Ok(None) };
-    for entry in files {
-        let Some(entry) = unless_gone(entry)? else { return Ok(None) };
-        let file = link_target(&entry.path())?;
+    for file in open_files(process)? {
+        let file = link_target(&file)?;
         if let Some(file) = file.filter(|file| nodes.contains(file)) {
             return Ok(Some(file));
         }
@@ -200,8 +205,6 @@ fn comm(sysfs: &Sysfs, pid: u32) -> String {
 
 /// It has a few lines.
 const CGROUP_EVENTS_MAX: u64 = 4096;
-/// Field 22 of `/proc/PID/stat`, counted from the one behind the state (proc_pid_stat(5)).
-const STAT_START_TIME: usize = 18;
 /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: 0xeffffffc.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
@@ -225,7 +228,7 @@ mod tests {
         }
         let node = directory.path().join("node");
         let _node = fs::File::create(&node).unwrap();
-        let own = Path::new("/proc/self/fd");
+        let own = Path::new("/proc/self");
         assert_eq!(open_file(own, std::slice::from_ref(&node)).unwrap(), Some(node));
         assert_eq!(open_file(own, &[directory.path().join("other")]).unwrap(), None);
     }

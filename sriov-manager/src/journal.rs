@@ -381,7 +381,14 @@ mod tests {
     fn resize(to: u32) -> Record {
         Record::Resize {
             pf: PF,
-            resize: Some(Resize { from: 0, to, autoprobe: true, drivers: BTreeMap::new(), force: false }),
+            resize: Some(Resize {
+                from: 0,
+                to,
+                autoprobe: true,
+                drivers: BTreeMap::new(),
+                force: false,
+                by_hand: false,
+            }),
         }
     }
 

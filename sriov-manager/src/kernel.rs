@@ -140,7 +140,7 @@ impl Kernel for LiveKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
-        find_elsewhere(|namespace, NamespaceFile { path, pid }| {
+        find_elsewhere(|namespace, NamespaceFile { path, pid, .. }| {
             let found = namespace.run(|| find_netdev(vf))??;
             Ok(found.map(|netdev| ForeignNetdev { netdev, namespace: path.clone(), pid: *pid }))
         })

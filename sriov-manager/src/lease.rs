@@ -251,4 +251,7 @@ pub struct Resize {
     /// Whether VFs that the host itself uses go as well.
     #[serde(default)]
     pub force: bool,
+    /// Whether somebody wants it, whatever the policies say.
+    #[serde(default)]
+    pub by_hand: bool,
 }

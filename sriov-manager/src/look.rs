@@ -5,7 +5,7 @@ use std::io;
 use sriov_manager_client::v1;
 use thiserror::Error;
 
-use crate::address::{Driver, is_userspace_driver};
+use crate::address::Driver;
 use crate::api;
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::{Inventory, VirtualFunction};
@@ -46,14 +46,14 @@ pub fn explain(
 /// Who has the interface of a VF in another namespace, or what the host does with it here.
 fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) -> Option<Reason> {
     let unknown = |error| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
-    let Some((netdev, interface)) = sysfs.interface(vf.address) else {
-        let has_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+    if sysfs.has_netdev_elsewhere(vf.address) {
         return match kernel.foreign_netdev(vf.address) {
-            _ if !has_interface => None,
-            Ok(foreign) => Some(Reason::Held(Holder::of_namespace(sysfs, foreign?))),
+            Ok(Some(foreign)) => Some(Reason::Held(Holder::of_namespace(sysfs, foreign))),
+            Ok(None) => Some(Reason::Held(Holder::UnseenNamespace)),
             Err(error) => unknown(error),
         };
-    };
+    }
+    let (netdev, interface) = sysfs.interface(vf.address)?;
     let mut uses: Vec<_> =
         sysfs.upper_netdevs(vf.address, &netdev).iter().map(|upper| format!("{upper} is made of it")).collect();
     match kernel.host_uses(interface) {

@@ -84,6 +84,14 @@ pub enum Step {
 }
 
 impl Step {
+    /// The function whose user it would disturb.
+    pub fn disturbs(&self) -> Option<PciAddress> {
+        match self {
+            Self::Unbind { function, .. } | Self::Reset { function } => Some(*function),
+            _ => None,
+        }
+    }
+
     /// Whether it only sets something of a function, which stays on its driver: done again it is the same.
     pub fn is_setting(&self) -> bool {
         matches!(self, Self::Set { .. } | Self::ClearMac { .. } | Self::Mtu { .. })

@@ -87,6 +87,8 @@ pub struct PfSelector {
     pub driver: Option<String>,
     /// Numbers of the VFs that are meant; none: all.
     pub vfs: Option<BTreeSet<u32>>,
+    /// How many VFs such a PF is to have; none: what the pool says.
+    pub num_vfs: Option<NumVfs>,
     /// The policy of the SR-IOV network operator that this is of. Which VFs of a PF are meant is decided by all of them
     /// together.
     pub policy: Option<OperatorPolicy>,
@@ -171,10 +173,17 @@ impl Policies {
 
     /// How many VFs a PF is to have; none: nothing is said about it, or somebody else makes them.
     pub fn wanted_count(&self, pf: &PhysicalFunction) -> Option<NumVfs> {
-        let mut pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-        pools.find_map(|pool| pool.num_vfs).or_else(|| {
+        self.named_counts(pf).next().map(|(_, count)| count).or_else(|| {
             let merged = merge(&self.pools, pf).filter(|merged| !merged.is_externally_managed)?;
             Some(NumVfs::Exactly(merged.num_vfs))
+        })
+    }
+
+    /// How many VFs a PF is to have, by each entry of each pool that says so.
+    fn named_counts<'a>(&'a self, pf: &'a PhysicalFunction) -> impl Iterator<Item = (&'a Pool, NumVfs)> {
+        self.pools.iter().flat_map(move |pool| {
+            let fitting = pool.pfs.iter().filter(|selector| selector.fits(pf));
+            fitting.filter_map(move |selector| Some((pool, selector.num_vfs.or(pool.num_vfs)?)))
         })
     }
 
@@ -213,16 +222,18 @@ impl Policies {
     pub fn check(&self, inventory: &Inventory) -> Vec<String> {
         let mut wrong = Vec::new();
         for pf in inventory.pfs.values() {
-            let pools = self.pools.iter().filter(|pool| pool.pfs.iter().any(|selector| selector.fits(pf)));
-            let counts: Vec<_> = pools.filter_map(|pool| Some((pool, pool.num_vfs?))).collect();
+            let counts: Vec<_> = self.named_counts(pf).collect();
             if let [(first, count), rest @ ..] = &counts[..]
                 && let Some((other, _)) = rest.iter().find(|(_, other)| other != count)
             {
+                let who = if first.name == other.name {
+                    format!("entries of the pool {}", first.name)
+                } else {
+                    format!("the pools {} and {}", first.name, other.name)
+                };
                 wrong.push(format!(
-                    "{}the pools {} and {} want different numbers of VFs of {}: make their `num_vfs` the same",
+                    "{}{who} want different numbers of VFs of {}: make their `num_vfs` the same",
                     other.source.prefix("num_vfs"),
-                    first.name,
-                    other.name,
                     pf.name()
                 ));
             }
@@ -255,16 +266,19 @@ impl Division<'_> {
 impl Pool {
     /// Takes over driver and MTU of the operator's policies that it is made of, where they agree.
     pub(crate) fn take_use_of_policies(&mut self) {
-        let mut policies = self.pfs.iter().filter_map(|selector| selector.policy.as_ref());
-        let Some(first) = policies.next() else { return };
-        let (driver, mtu) = (first.driver, first.mtu);
-        let (mut same_driver, mut same_mtu) = (true, true);
-        for policy in policies {
-            same_driver &= policy.driver == driver;
-            same_mtu &= policy.mtu == mtu;
-        }
-        self.driver = Some(driver).filter(|_| same_driver);
-        self.mtu = mtu.filter(|_| same_mtu && driver == Driver::Kernel);
+        let drivers: Vec<_> = self.policies().map(|policy| policy.driver).collect();
+        self.driver = drivers.first().copied().filter(|first| drivers.iter().all(|driver| driver == first));
+        let mtus = self.mtus_of_policies();
+        self.mtu = mtus.first().copied().flatten().filter(|_| mtus.len() == 1);
+    }
+
+    /// The MTUs that the operator's policies say for VFs that are interfaces. More than one: they disagree.
+    fn mtus_of_policies(&self) -> BTreeSet<Option<u32>> {
+        self.policies().filter(|policy| policy.driver == Driver::Kernel).map(|policy| policy.mtu).collect()
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &OperatorPolicy> {
+        self.pfs.iter().filter_map(|selector| selector.policy.as_ref())
     }
 
     /// Notes what the text is called that it is from.
@@ -306,7 +320,8 @@ impl PfSelector {
 
     /// Whether it says nothing, and so would fit every PF.
     pub fn is_empty(&self) -> bool {
-        *self == Self { vfs: self.vfs.clone(), policy: self.policy.clone(), ..Self::default() }
+        let Self { vfs, num_vfs, policy, .. } = self.clone();
+        *self == Self { vfs, num_vfs, policy, ..Self::default() }
     }
 }
 

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -149,9 +149,20 @@ impl Sysfs {
         Some((netdev, Interface { index, device: address }))
     }
 
+    /// Whether a function has a network interface, and none in our network namespace. The kernel keeps the folder for as long as
+    /// there is any, and shows in it those of one namespace (`get_device_parent` and `cleanup_glue_dir` of drivers/base/core.c).
+    pub fn has_netdev_elsewhere(&self, address: PciAddress) -> bool {
+        match names(&self.file(address, "net")) {
+            Ok(here) => here.is_empty(),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+
     fn netdev_file(&self, address: PciAddress, netdev: &str, file: &str) -> Option<String> {
-        let text = fs::read_to_string(self.file(address, "net").join(netdev).join(file)).ok()?;
-        Some(text.trim().to_owned())
+        // It is at most a page, which the kernel gives at once: there is no need to ask how much it is, or for more.
+        let mut text = [0; PAGE];
+        let length = File::open(self.file(address, "net").join(netdev).join(file)).ok()?.read(&mut text).ok()?;
+        Some(str::from_utf8(text.get(..length)?).ok()?.trim().to_owned())
     }
 
     /// Interfaces that are made on top of one of a function: bonds, bridges, VLANs and their like.
@@ -283,6 +294,8 @@ pub(crate) fn link_name(link: &Path) -> Option<String> {
     fs::read_link(link).ok()?.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)
 }
 
+/// Of a file of sysfs.
+const PAGE: usize = 4096;
 /// linux/if.h.
 const IFF_UP: u32 = 1;
 const DEVICES: &str = "sys/bus/pci/devices";

@@ -30,6 +30,8 @@ pub struct Watchdog {
     stop: Arc<Stop>,
     stuck: Arc<Mutex<LateCalls>>,
     returned: Arc<dyn Fn() + Send + Sync>,
+    /// So many may be late.
+    late_max: usize,
 }
 
 /// A call that has not come back.
@@ -71,14 +73,21 @@ struct LateCalls {
 impl Watchdog {
     /// `returned` is called when a call that was given up has come back.
     pub fn new(kernel: Arc<dyn Kernel>, stop: Arc<Stop>, returned: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { kernel, threads: Arc::default(), stop, stuck: Arc::default(), returned: Arc::new(returned) }
+        Self {
+            kernel,
+            threads: Arc::default(),
+            stop,
+            stuck: Arc::default(),
+            returned: Arc::new(returned),
+            late_max: usize::MAX,
+        }
     }
 
     /// One of the same kernel and threads for questions that nothing depends on: a function that is stuck in one of them is not
     /// stuck for anything else.
     #[must_use]
     pub fn for_questions(&self) -> Self {
-        Self { stuck: Arc::default(), returned: Arc::new(|| {}), ..self.clone() }
+        Self { stuck: Arc::default(), returned: Arc::new(|| {}), late_max: LATE_QUESTIONS_MAX, ..self.clone() }
     }
 
     /// Whether nothing is to be waited for any more.
@@ -97,6 +106,10 @@ impl Watchdog {
     ) -> Result<T, CallError> {
         if let Some((function, stuck)) = about.iter().find_map(|&function| Some((function, self.stuck(function)?))) {
             return Err(CallError::Before { function, what: stuck.what, seconds: stuck.since.elapsed().as_secs() });
+        }
+        if self.late_calls().calls.len() >= self.late_max {
+            let hint = format!("{} questions have not been answered yet", self.late_max);
+            return Err(CallError::Refused(NetlinkError { errno: Errno::EAGAIN, hint: Some(hint) }));
         }
         let since = Instant::now();
         let call = Call { id: self.late_calls().take_id(), watchdog: self.clone() };
@@ -268,6 +281,8 @@ impl CallError {
     }
 }
 
+/// Each is a thread that waits, and clients may name paths that never answer.
+const LATE_QUESTIONS_MAX: usize = 64;
 /// Threads that are kept for the next calls.
 const IDLE_MAX: usize = 8;
 /// What is under way when a stop begins has so long to end.

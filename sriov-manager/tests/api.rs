@@ -103,6 +103,7 @@ async fn a_second_manager_is_refused_at_the_socket_and_at_the_state() {
     let other = directory.path().join("other.sock");
     let error = Daemon::start(options(&node, other.clone())).await.err().unwrap();
     assert!(error.to_string().contains("another sriov-manager has it"), "{error}");
+    assert!(!other.exists(), "nobody is answered by one that has not got the node");
     let error = Daemon::start(options(&FakeNode::new(1, 7), socket.clone())).await.err().unwrap();
     assert!(matches!(error, RunError::Socket(_)), "{error}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());

@@ -9,7 +9,7 @@ use sriov_manager::attributes::Guid;
 use sriov_manager::daemon::{Daemon, DaemonOptions};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::EswitchMode;
-use sriov_manager::policy::{OperatorPolicy, PfSelector, Policies, Pool, Source};
+use sriov_manager::policy::{NumVfs, OperatorPolicy, PfSelector, Policies, Pool, Source};
 use sriov_manager_client::{Client, v1};
 use tokio::time::timeout;
 
@@ -139,6 +139,41 @@ async fn a_vf_is_explained_for_the_driver_of_its_pool_unless_one_is_named() {
         client.explain(request).await.unwrap().into_inner().reasons.len()
     };
     assert_eq!((explain(v1::Driver::Unspecified).await, explain(v1::Driver::Kernel).await), (1, 0));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_is_listed_for_the_driver_that_an_acquire_from_its_pool_takes() {
+    let (node, directory) = (FakeNode::new(2, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let mut options = options(&node, socket.clone());
+    let pool = |name: &str, pf: &str, driver| Pool {
+        name: name.into(),
+        pfs: vec![PfSelector { name: Some(pf.into()), ..PfSelector::default() }],
+        num_vfs: Some(NumVfs::Exactly(1)),
+        driver,
+        ..Pool::default()
+    };
+    let dpdk = pool("dpdk", "ens1f1", Some(sriov_manager::Driver::VfioPci));
+    options.policies.pools = vec![pool("kernel", "ens1f0", None), dpdk];
+    let daemon = Daemon::start(options).await.unwrap();
+    let mut client = client(&socket).await;
+    for (missing, states) in
+        [("igbvf", [v1::VfState::Blocked, v1::VfState::Free]), ("vfio-pci", [v1::VfState::Free, v1::VfState::Blocked])]
+    {
+        let driver = node.sysfs().path("sys/bus/pci/drivers").join(missing);
+        let unloaded = node.sysfs().path("unloaded");
+        std::fs::rename(&driver, &unloaded).unwrap();
+        daemon.vfs().rescan();
+        let list = client.list(v1::ListRequest::default()).await.unwrap().into_inner();
+        assert_eq!(list.vfs.iter().map(v1::Vf::state).collect::<Vec<_>>(), states, "without {missing}");
+        for (vf, state) in list.vfs.iter().zip(states) {
+            let request = v1::AcquireRequest { pools: vf.pools.clone(), ..acquire("x", v1::Driver::Unspecified) };
+            let acquired = client.acquire(v1::AcquireRequest { dry_run: true, ..request }).await;
+            assert_eq!(acquired.is_ok(), state == v1::VfState::Free, "without {missing}: {acquired:?}");
+        }
+        std::fs::rename(&unloaded, &driver).unwrap();
+    }
     daemon.stop().await;
 }
 

@@ -160,6 +160,19 @@ fn group() -> (FakeNode, Vfs, [PciAddress; 2]) {
 const DEFAULT_ROUTE: &[&str] = &["the default route goes over it"];
 
 #[test]
+fn what_an_heir_sets_through_a_pf_that_was_away_at_first_goes_with_it() {
+    let (node, vfs) = node(1, 1);
+    let before = node.fingerprint();
+    node.move_pf_away(node.pf(0));
+    vfs.acquire(&of_pool("a")).unwrap();
+    node.return_pf(node.pf(0));
+    let attributes = Attributes { trust: Some(true), ..vlan(100) };
+    vfs.hand_over("a", &Request { attributes, ..of_pool("b") }, Caller::PATIENT).unwrap();
+    release(&vfs, "b");
+    assert_eq!(node.fingerprint(), before, "the next one is not in its VLAN");
+}
+
+#[test]
 fn another_vf_of_the_group_that_the_host_uses_is_not_taken_along_unless_forced() {
     let (node, vfs, [asked, neighbour]) = group();
     node.use_by_host(neighbour, DEFAULT_ROUTE);

@@ -1,6 +1,9 @@
 //! Killed at every point of every operation, and started again: everything known, nothing leaked.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,8 +14,9 @@ use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Wanted};
+use sriov_manager::plan::Step;
 use sriov_manager::policy::PeerCredentials;
-use sriov_manager::vfs::{Choice, Options, Place, Request};
+use sriov_manager::vfs::{Caller, Choice, Options, Place, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
@@ -147,7 +151,7 @@ fn a_kill_during_an_acquire_leaves_the_vf_lent_or_as_it_was() {
 
 #[test]
 fn a_kill_during_a_release_ends_with_the_vf_free_and_as_it_was_or_still_lent() {
-    let before = std::cell::RefCell::new(String::new());
+    let before = RefCell::new(String::new());
     for driver in [Driver::VfioPci, Driver::Kernel] {
         let points = at_every_point(
             |node, vfs| {
@@ -214,6 +218,99 @@ fn a_kill_during_a_repeat_that_makes_drift_good_never_takes_the_lease_away() {
             },
         );
         assert!(points >= 3, "{driver}: {points} points");
+    }
+}
+
+/// What is killed.
+type Work<'a> = &'a dyn Fn(&FakeNode, &Vfs) -> Result<(), VfError>;
+
+/// Somebody gives the first VF another driver, or its interface another address, behind the manager's back: to make that good it is
+/// bound anew.
+fn drift_from_driver(node: &FakeNode, driver: Driver) {
+    let (vf, kernel) = (node.vf(0, 0), node.kernel());
+    let write = |file: PathBuf, value: &str| kernel.write(&file, value).expect("the made-up kernel takes it");
+    match driver {
+        Driver::VfioPci => write(node.sysfs().unbind_file("vfio-pci"), &vf.to_string()),
+        Driver::None => {
+            write(node.sysfs().file(vf, "driver_override"), "igbvf");
+            write(node.sysfs().probe_file(), &vf.to_string());
+        }
+        Driver::Kernel => {
+            let (_, pf) = node.sysfs().interface(node.pf(0)).expect("the PF is here");
+            kernel.set_vf(pf, 0, VfChange::Mac(Mac([2, 0, 0, 0, 0, 66]))).expect("the made-up PF takes it");
+        }
+    }
+}
+
+#[test]
+fn a_kill_during_a_repeat_that_binds_the_vf_anew_never_takes_the_lease_away() {
+    for (driver, wanted) in [(Driver::VfioPci, Some("vfio-pci")), (Driver::Kernel, Some("igbvf")), (Driver::None, None)]
+    {
+        let points = at_every_point(
+            |node, vfs| drop(vfs.acquire(&request(node.vf(0, 0), driver, Some(7))).unwrap()),
+            |node, vfs| {
+                drift_from_driver(node, driver);
+                let repeated = vfs.acquire(&request(node.vf(0, 0), driver, Some(7)))?;
+                assert!(!repeated.steps.iter().all(Step::is_setting), "{driver}: {:?}", repeated.steps);
+                Ok(())
+            },
+            |node, vfs, point| {
+                let lease = &vfs.facts().leases[&node.vf(0, 0)];
+                assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{driver} killed at {point}");
+                assert_eq!(node.sysfs().driver(node.vf(0, 0)).as_deref(), wanted, "{driver} killed at {point}");
+                let shown = node.fingerprint();
+                assert!(shown.contains("Mac([2, 0, 0, 0, 0, 7])"), "{driver} killed at {point}: {shown}");
+                assert!(!shown.contains("Mac([2, 0, 0, 0, 0, 66])"), "{driver} killed at {point}: {shown}");
+                all_usable(node, vfs);
+            },
+        );
+        assert!(points >= 4, "{driver}: {points} points");
+    }
+}
+
+#[test]
+fn whoever_opens_the_vf_after_a_kill_keeps_it_on_every_way_back() {
+    let lease = |node: &FakeNode| node.vf(0, 0).to_string();
+    let change = |node: &FakeNode, vfs: &Vfs| vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, Some(9))).map(drop);
+    let hand_over = |node: &FakeNode, vfs: &Vfs| {
+        let heir = Request { id: "heir".to_owned(), ..request(node.vf(0, 0), Driver::VfioPci, Some(9)) };
+        vfs.hand_over(&lease(node), &heir, Caller::PATIENT).map(drop)
+    };
+    let release = |node: &FakeNode, vfs: &Vfs| vfs.release(&lease(node), Duration::ZERO, ROOT).map(drop);
+    let works: [(&str, Driver, Work<'_>); 3] = [
+        ("Changing", Driver::Kernel, &change),
+        ("HandingOver", Driver::Kernel, &hand_over),
+        ("Releasing", Driver::VfioPci, &release),
+    ];
+    for (stage, before, work) in works {
+        let (opened, kept) = (RefCell::new(None), RefCell::new(BTreeSet::new()));
+        at_every_point_then(
+            |node, vfs| drop(vfs.acquire(&request(node.vf(0, 0), before, Some(7))).unwrap()),
+            work,
+            |node| {
+                let is_on_vfio = node.sysfs().driver(node.vf(0, 0)).as_deref() == Some("vfio-pci");
+                let open = || (node.open_vfio(node.vf(0, 0), 11, "qemu"), node.log().len());
+                opened.replace(is_on_vfio.then(open));
+            },
+            |node, vfs, point| {
+                if let Some((file, log)) = opened.take() {
+                    assert_eq!(node.sysfs().driver(node.vf(0, 0)).as_deref(), Some("vfio-pci"), "{stage}, {point}");
+                    assert_eq!(node.log()[log..], [] as [String; 0], "{stage}, killed at {point}: nothing is written");
+                    let lease = vfs.facts().leases[&node.vf(0, 0)].clone();
+                    if let Some(fault) = lease.fault {
+                        assert!(fault.contains("process 11 (qemu)"), "{stage}, killed at {point}: {fault}");
+                        kept.borrow_mut().insert(format!("{:?}", lease.stage).split(' ').next().map(str::to_owned));
+                    }
+                    drop(file);
+                    vfs.rescan();
+                }
+                if let Some(lease) = vfs.facts().leases.get(&node.vf(0, 0)) {
+                    assert_eq!((&lease.stage, &lease.fault), (&Stage::Lent, &None), "{stage}, killed at {point}");
+                }
+                all_usable(node, vfs);
+            },
+        );
+        assert_eq!(kept.take(), BTreeSet::from([Some(stage.to_owned())]), "somebody was waited for in that stage");
     }
 }
 

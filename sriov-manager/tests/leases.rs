@@ -1,12 +1,18 @@
 //! What a lease keeps through drift, failures, PFs that do not tell, strangers and odd names.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use sriov_manager::attributes::{Attributes, Mac, VfChange, Vlan};
+use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::Stage;
+use sriov_manager::plan::Step;
 use sriov_manager::policy::{PeerCredentials, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Caller, Choice, HostVfs, Options, Place, Reason, Remains, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
@@ -119,6 +125,30 @@ fn what_was_not_recorded_in_the_end_is_not_told_as_done() {
 }
 
 #[test]
+fn a_worker_that_dies_in_a_try_leaves_one_that_did_not_end_to_the_same_manager() {
+    let node = FakeNode::new(1, 7);
+    let has_died = AtomicBool::new(false);
+    let observer: Observer = Arc::new(move |point: &Point<'_>| {
+        if matches!(point, Point::After(Step::Probe { .. })) && !has_died.swap(true, Ordering::Relaxed) {
+            // Without the message of a panic: this one is meant.
+            resume_unwind(Box::new("a made-up defect"));
+        }
+    });
+    let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+    vfs.create(node.pf(0), 1).unwrap();
+    let (vf, before) = (node.vf(0, 0), node.fingerprint());
+    let asked = request(vf, Driver::VfioPci, vlan(7));
+    catch_unwind(AssertUnwindSafe(|| vfs.acquire(&asked))).unwrap_err();
+    assert_eq!(vfs.facts().leases[&vf].stage, Stage::New);
+    // It was bound when the worker died: told as done without a try of its own, the VLAN would be missing and the lease undone later.
+    assert!(!vfs.acquire(&asked).unwrap().steps.is_empty());
+    vfs.rescan();
+    assert_eq!((&vfs.facts().leases[&vf].stage, vlan_of(&node, 0, 0)), (&Stage::Lent, 7));
+    release(&vfs, "pod").unwrap();
+    assert_eq!(node.fingerprint(), before);
+}
+
+#[test]
 fn a_way_back_waits_for_whoever_came_to_hold_the_vf() {
     let (node, vfs) = node(1, 2);
     let vf = node.vf(0, 0);
@@ -187,6 +217,30 @@ fn a_vf_that_the_pf_leaves_out_is_not_lent_and_not_freed() {
     vfs.rescan();
     assert_eq!(node.fingerprint(), before);
     assert!(vfs.facts().leases.is_empty());
+}
+
+#[test]
+fn a_pf_that_answers_with_an_error_tells_of_no_vf_and_nothing_is_guessed() {
+    let (node, vfs) = node(1, 2);
+    let before = node.fingerprint();
+    for errno in [Errno::EBUSY, Errno::EIO] {
+        node.set(Scenario::ReportRefused(errno as i32));
+        for attributes in [vlan(7), Attributes::default()] {
+            let refused = vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, attributes)).unwrap_err();
+            assert!(matches!(refused, VfError::Untold { of_any: true, .. }), "{refused}");
+            assert!(refused.to_string().contains("ask ens1f0 about its VFs: "), "{refused}");
+        }
+        assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
+        node.heal();
+        vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, vlan(7))).unwrap();
+        node.set(Scenario::ReportRefused(errno as i32));
+        let refused = release(&vfs, "pod").unwrap_err();
+        assert!(matches!(refused, VfError::Untold { .. }), "{refused}");
+        assert_eq!(vfs.facts().leases[&node.vf(0, 0)].stage, Stage::Releasing, "nobody gets it with that VLAN");
+        node.heal();
+        vfs.rescan();
+        assert_eq!((node.fingerprint(), vfs.facts().leases.len()), (before.clone(), 0));
+    }
 }
 
 #[test]

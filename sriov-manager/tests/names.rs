@@ -116,6 +116,47 @@ fn two_who_ask_for_a_name_at_the_same_moment_are_both_told() {
     }
 }
 
+#[test]
+fn while_an_answer_is_late_nobody_else_waits_for_it_and_what_was_known_counts() {
+    let node = FakeNode::new(1, 1);
+    node.add_altname(node.pf(0), "first");
+    let mut options = node.options();
+    // Whoever waits for it a second time, or a third, is seen.
+    options.timeouts.call = Duration::from_secs(2);
+    let vfs = Vfs::open(options).unwrap();
+    assert_eq!(vfs.find_pf("first").unwrap(), node.pf(0));
+    node.set(Scenario::AltnamesHang);
+    vfs.find_pf("second").unwrap_err();
+    let began = Instant::now();
+    for _ in 0..3 {
+        vfs.find_pf("second").unwrap_err();
+        assert_eq!(vfs.find_pf("first").unwrap(), node.pf(0), "as it was known");
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "somebody waited: {:?}", began.elapsed());
+    node.add_altname(node.pf(0), "second");
+    node.heal();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while vfs.find_pf("second").is_err() {
+        assert!(Instant::now() < deadline, "it is asked again once the late answer is there");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_question_that_dies_is_put_again() {
+    let node = FakeNode::new(1, 1);
+    let vfs = node.open();
+    node.add_altname(node.pf(0), "uplink");
+    node.set(Scenario::AltnamesPanic);
+    vfs.find_pf("uplink").unwrap_err();
+    node.heal();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while vfs.find_pf("uplink").is_err() {
+        assert!(Instant::now() < deadline, "it is asked again");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Whether a thread of this process sleeps.
 fn is_waiting(name: &str) -> bool {
     let threads = fs::read_dir("/proc/self/task").expect("a process has threads").filter_map(Result::ok);

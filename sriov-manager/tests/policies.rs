@@ -46,7 +46,7 @@ const EXAMPLES: &[Example] = &[
         file: "quickstart",
         pfs: &[("0000:18:00.0", "ens1f0", X710, 0), ("0000:18:00.1", "ens1f1", X710, 2)],
         pools: &[("intelnics", Driver::Kernel, "ens1f1#0-1")],
-        told: &["the pool intelnics wants an MTU of 9000, and ens1f1 has 1500"],
+        told: &["the policies of ens1f1 want an MTU of 9000, and it has 1500"],
     },
     Example {
         file: "multicast",
@@ -80,7 +80,7 @@ const EXAMPLES: &[Example] = &[
         file: "planes",
         pfs: &[("0000:ca:00.0", "ens801f0", E810, 4), ("0000:ca:00.1", "ens801f1", E810, 0)],
         pools: &[("c_plane", Driver::VfioPci, "ens801f0#2-3"), ("u_plane", Driver::VfioPci, "ens801f0#0-1")],
-        told: &[],
+        told: &["the policies of ens801f0 want an MTU of 9216, and it has 1500"],
     },
     Example {
         file: "external",
@@ -92,7 +92,7 @@ const EXAMPLES: &[Example] = &[
         file: "two-ports",
         pfs: &[("0000:5c:00.0", "p1", CX6DX, 0), ("0000:5c:00.1", "p2", CX6DX, 8)],
         pools: &[("p2rdma", Driver::Kernel, "p2#0-7")],
-        told: &["the pool p2rdma wants an MTU of 9000, and p2 has 1500"],
+        told: &["the policies of p2 want an MTU of 9000, and it has 1500"],
     },
     Example {
         file: "front-haul",
@@ -102,7 +102,7 @@ const EXAMPLES: &[Example] = &[
             ("0000:87:00.0", "ens7f0", XXV710, 8),
         ],
         pools: &[("intelnics0", Driver::Kernel, "ens1f0#0-7 ens7f0#0-7")],
-        told: &["and ens1f0 has 1500", "and ens7f0 has 1500"],
+        told: &["the policies of ens1f0 want an MTU of 9000", "the policies of ens7f0 want an MTU of 9000"],
     },
     Example {
         file: "profile",

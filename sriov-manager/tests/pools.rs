@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs;
+
 use sriov_manager::attributes::Attributes;
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel;
@@ -147,4 +149,31 @@ fn together_on_one_pf_means_the_pf_whose_pools_are_liked_best() {
     let two = [request("d", &["kernel", "user-space"]), request("e", &["kernel", "user-space"])];
     let lent = vfs.acquire_all(&two, true, Caller::PATIENT).unwrap();
     assert_eq!(lent.iter().map(|one| one.vf).collect::<Vec<_>>(), [node.vf(0, 0), node.vf(0, 1)]);
+}
+
+#[test]
+fn a_vf_of_two_pools_is_driven_as_the_one_says_that_it_is_lent_from() {
+    let node = FakeNode::new(1, 8);
+    for driver in ["driver-of-a", "driver-of-c"] {
+        let folder = node.sysfs().path(&format!("sys/bus/pci/drivers/{driver}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("unbind"), "").unwrap();
+    }
+    let pool = |name: &str, kernel_driver: Option<&str>| Pool {
+        name: name.into(),
+        pfs: vec![PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() }],
+        kernel_driver: kernel_driver.map(ToOwned::to_owned),
+        ..Pool::default()
+    };
+    let pools = vec![pool("a", Some("driver-of-a")), pool("b", None), pool("c", Some("driver-of-c"))];
+    let vfs = Vfs::open(Options { policies: Policies { pools }, ..node.options() }).unwrap();
+    vfs.create(node.pf(0), 1).unwrap();
+    let vf = node.vf(0, 0);
+    for (pool, driver) in [("b", "igbvf"), ("a", "driver-of-a"), ("c", "driver-of-c"), ("b", "igbvf")] {
+        vfs.acquire(&Request { driver: Some(Driver::Kernel), ..request("one", &[pool]) }).unwrap();
+        assert_eq!(node.sysfs().driver(vf).as_deref(), Some(driver), "{pool}");
+        vfs.rescan();
+        assert_eq!(node.sysfs().driver(vf).as_deref(), Some(driver), "{pool}");
+        vfs.release("one", std::time::Duration::ZERO, ROOT).unwrap();
+    }
 }

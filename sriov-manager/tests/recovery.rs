@@ -14,7 +14,7 @@ use sriov_manager::kernel::Kernel;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool};
 use sriov_manager::vfs::{Caller, Choice, Counts, HostVfs, Options, Place, Recovery, Request};
-use sriov_manager::{Driver, VfError, Vfs};
+use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 const ROOT: PeerCredentials = PeerCredentials { uid: 0, gid: 0 };
 
@@ -87,6 +87,67 @@ fn while_a_change_of_a_number_is_late_nobody_begins_another_one() {
     assert_eq!((count(&vfs), autoprobe(&node).as_str()), (4, "1"), "what the policies want is made when that is over");
 }
 
+/// Policies that want this number of VFs of each PF.
+fn policies(pfs: u8, count: u32) -> Policies {
+    let selector = |number| PfSelector { name: Some(format!("ens1f{number}")), ..PfSelector::default() };
+    let pfs = (0..pfs).map(selector).collect();
+    Policies { pools: vec![Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() }] }
+}
+
+#[test]
+fn a_number_that_somebody_sets_while_the_policies_numbers_are_made_elsewhere_stays() {
+    let node = FakeNode::new(2, 7);
+    let (slow, quick) = (node.pf(0), node.pf(1));
+    let gate = Arc::new(Mutex::new(()));
+    let waiting = Arc::new(AtomicBool::new(false));
+    let (at_gate, waits) = (Arc::clone(&gate), Arc::clone(&waiting));
+    let observer: Observer = Arc::new(move |point: &Point<'_>| {
+        if matches!(point, Point::Before(Step::Count { pf, count: 2 }) if *pf == slow) {
+            waits.store(true, Ordering::Release);
+            drop(at_gate.lock());
+        }
+    });
+    let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+    let shut = gate.lock().unwrap();
+    thread::scope(|scope| {
+        let making = scope.spawn(|| vfs.adopt_policies(policies(2, 2), Counts::Changed).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !waiting.load(Ordering::Acquire)
+            || vfs.facts().resizes.contains_key(&quick)
+            || node.sysfs().virtfns(quick).is_empty()
+        {
+            assert!(Instant::now() < deadline, "the quick one is made, the slow one is not");
+            thread::sleep(Duration::from_millis(1));
+        }
+        vfs.create(quick, 0).unwrap();
+        drop(shut);
+        making.join().unwrap();
+    });
+    vfs.rescan();
+    let counts = [slow, quick].map(|pf| node.sysfs().virtfns(pf).len());
+    assert_eq!(counts, [2, 0], "what somebody wanted stays");
+}
+
+#[test]
+fn a_number_by_hand_that_was_late_counts_as_such_only_if_it_was_made() {
+    for (is_refused, left) in [(true, 2), (false, 0)] {
+        let node = FakeNode::new(1, 7);
+        let vfs = Vfs::open(Options { policies: policies(1, 2), ..hasty(&node) }).unwrap();
+        node.set(Scenario::CountHangs);
+        vfs.create(node.pf(0), 5).unwrap_err();
+        if is_refused {
+            node.set(Scenario::CountRefused(2, libc::ENOMEM));
+        }
+        node.heal_from(Scenario::CountHangs);
+        rescan_until_finished(&vfs);
+        assert_eq!(count(&vfs), if is_refused { 2 } else { 5 });
+        // The PF's driver is loaded anew.
+        set_count(&node, "0");
+        vfs.rescan();
+        assert_eq!(count(&vfs), left, "refused: {is_refused}");
+    }
+}
+
 #[test]
 fn a_way_back_that_is_late_is_gone_on_with() {
     let node = Arc::new(FakeNode::new(1, 7));
@@ -108,6 +169,22 @@ fn a_way_back_that_is_late_is_gone_on_with() {
     node.set(Scenario::CountRefused(2, libc::ENOMEM));
     rescan_until_finished(&vfs);
     assert_eq!((count(&vfs), autoprobe(&node).as_str()), (2, "1"));
+}
+
+#[test]
+fn no_vf_is_lent_while_a_change_of_its_pfs_number_is_late() {
+    let node = FakeNode::new(1, 7);
+    let vfs = Vfs::open(hasty(&node)).unwrap();
+    vfs.create(node.pf(0), 2).unwrap();
+    node.set(Scenario::CountHangs);
+    vfs.create(node.pf(0), 5).unwrap_err();
+    let vf = node.vf(0, 0);
+    let refused = vfs.acquire(&request(vf)).unwrap_err();
+    assert!(matches!(&refused, VfError::Unavailable { vf: of, .. } if *of == vf), "{refused}");
+    assert_eq!(vfs.facts().leases.len(), 0);
+    node.heal();
+    rescan_until_finished(&vfs);
+    vfs.acquire(&request(vf)).unwrap();
 }
 
 /// Cuts the power in a change of the number of VFs from 2 to 4, before its first VF goes.
@@ -167,12 +244,12 @@ fn a_number_that_is_refused_after_a_kill_brings_the_old_vfs_back_on_their_driver
 
 // Leases beside other operations.
 
-/// A lease of the first VF whose VLAN alone shows whether its VF is as it was lent.
-fn lend(node: &FakeNode, vfs: &Vfs) {
-    let request = Request {
+/// A lease whose VLAN alone shows whether its VF is as it was lent.
+fn request(vf: PciAddress) -> Request {
+    Request {
         id: "pod".into(),
         tenant: "a test".into(),
-        choice: Choice::Vf(node.vf(0, 0)),
+        choice: Choice::Vf(vf),
         place: Place::default(),
         owner: None,
         until: None,
@@ -180,8 +257,11 @@ fn lend(node: &FakeNode, vfs: &Vfs) {
         attributes: Attributes { vlan: Some(Vlan { id: 7, ..Vlan::default() }), ..Attributes::default() },
         peer: ROOT,
         force: false,
-    };
-    vfs.acquire(&request).expect("a node that is healthy does it");
+    }
+}
+
+fn lend(node: &FakeNode, vfs: &Vfs) {
+    vfs.acquire(&request(node.vf(0, 0))).expect("a node that is healthy does it");
 }
 
 fn update(vfs: &Vfs) {

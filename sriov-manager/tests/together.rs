@@ -10,7 +10,7 @@ use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::{Stage, Until};
-use sriov_manager::vfs::{Caller, Choice, Order, Place, Request};
+use sriov_manager::vfs::{Caller, Choice, Order, Place, Reason, Request};
 use sriov_manager::{Driver, PciAddress, VfError, Vfs};
 
 mod owned;
@@ -114,6 +114,37 @@ fn a_place_prefers_its_node_and_fills_pfs_or_spreads_over_them() {
     let of = |vf| vfs.facts().leases[&vf].pf;
     assert_eq!(of(placed("packed", packed)), node.pf(0));
     assert_eq!(of(placed("spread", Place::default())), node.pf(1));
+}
+
+#[test]
+fn a_place_names_an_iommu_group_or_what_a_vf_is_bound_to() {
+    let (node, vfs) = node(2, 3);
+    for (vf, driver) in [(node.vf(0, 1), "vfio-pci"), (node.vf(1, 1), "igbvf")] {
+        node.kernel().write(&node.sysfs().file(vf, "driver_override"), driver).unwrap();
+        node.kernel().write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
+    }
+    vfs.rescan();
+    let ask = |id: &str, place| vfs.acquire(&Request { place, ..of_pool(id) });
+    let bound = |driver| Place { bound_to: Some(driver), ..Place::default() };
+    // Without that one it would be the first, or one that needs no other driver.
+    assert_eq!(ask("kernel", bound(Driver::Kernel)).unwrap().vf, node.vf(1, 1));
+    assert_eq!(ask("vfio", bound(Driver::VfioPci)).unwrap().vf, node.vf(0, 1));
+    let group = node.sysfs().iommu_group(node.vf(1, 2));
+    let of_group = Place { iommu_group: group, ..Place::default() };
+    assert_eq!(ask("group", of_group).unwrap().vf, node.vf(1, 2));
+    let error = ask("none", Place { iommu_group: Some(1), ..Place::default() }).unwrap_err();
+    assert!(matches!(error, VfError::NoneFree { .. }), "{error}");
+    // What a VF is bound to says which one is chosen: the same again is the same, though it is on vfio-pci by now.
+    assert_eq!(ask("kernel", bound(Driver::Kernel)).unwrap().steps, []);
+    let named = |place| Request { place, ..request("x", Choice::Vf(node.vf(0, 0)), Driver::VfioPci) };
+    for (place, reason) in [
+        (of_group, Reason::OtherGroup { group: group.unwrap() }),
+        (bound(Driver::VfioPci), Reason::NotBoundTo { wanted: Driver::VfioPci }),
+    ] {
+        let error = vfs.acquire(&named(place)).unwrap_err();
+        assert!(matches!(&error, VfError::Unavailable { reasons, .. } if *reasons == [reason.clone()]), "{error}");
+    }
+    vfs.acquire(&named(bound(Driver::None))).unwrap();
 }
 
 /// What a kill looks like from inside.

@@ -1,11 +1,14 @@
 //! The wires of the demo: names, addresses, and the wires file that makes them.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ferrule_dataplane::spec::{MacAddress, MemifSpec, Role, SocketAddress};
 
+use super::DemoError;
+use super::daemon::Launch;
 use super::testbed::Testbed;
 
 /// What is shown: a wire, or two of them in a row.
@@ -97,6 +100,20 @@ pub(super) fn generator_specs(testbed: &Testbed) -> [MemifSpec; 2] {
 /// Where the forwarder serves its admin API.
 pub(super) fn admin_socket(testbed: &Testbed) -> PathBuf {
     testbed.directory().join("admin.sock")
+}
+
+/// A forwarder of this name with a file of these contents, which is named after it.
+pub(super) fn forwarder(
+    testbed: &Testbed,
+    name: &'static str,
+    program: PathBuf,
+    contents: &str,
+) -> Result<Launch, DemoError> {
+    let file = testbed.directory().join(format!("{name}.yaml"));
+    let failed = |error| DemoError::testbed(format!("write {}", file.display()), error);
+    fs::write(&file, contents).map_err(failed)?;
+    let arguments = ["--config".into(), file.into_os_string(), "--drain-grace".into(), "200ms".into()].into();
+    Ok(Launch { name, program, arguments })
 }
 
 /// The wires file.

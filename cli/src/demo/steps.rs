@@ -12,7 +12,7 @@ use nix::net::if_::InterfaceFlags;
 use tokio::runtime::Handle;
 
 use super::counters::{self, PeerCount};
-use super::forwarder::Forwarder;
+use super::daemon::{Daemon, beside_us};
 use super::ping::{self, Pinged};
 use super::plan::{self, DemoWire};
 use super::rate::{self, Ends};
@@ -36,7 +36,9 @@ fn perform(program: Option<PathBuf>, handle: &Handle, stop: &Stop, progress: Pro
     // What is declared later is dropped earlier: the forwarder goes before its namespaces.
     let testbed = Testbed::make(progress)?;
     progress.say(format_args!("made namespaces {0}-a and {0}-b", testbed.name()));
-    let mut forwarder = Forwarder::start(program, &testbed, worker_cpu, stop)?;
+    let program = program.map_or_else(|| beside_us("forwarder", "dpdk-forwarder", "--forwarder"), Ok)?;
+    let launch = plan::forwarder(&testbed, "forwarder", program, &plan::wires_file(&testbed, worker_cpu))?;
+    let mut forwarder = Daemon::start(launch, &testbed, stop, |mut command| command.spawn())?;
     progress.say(format_args!("started dpdk-forwarder, process {}, worker on CPU {worker_cpu}", forwarder.pid()));
     let responder = ResponderThread::start(DemoWire::KernelMemif, plan::responder_spec(&testbed))?;
     let ends = Ends::open(&plan::generator_specs(&testbed));
@@ -285,7 +287,7 @@ impl<'a> DemoRun<'a> {
 struct ForwarderView<'a> {
     admin: Admin,
     handle: &'a Handle,
-    forwarder: &'a mut Forwarder,
+    forwarder: &'a mut Daemon,
 }
 
 impl ForwarderView<'_> {
@@ -302,7 +304,7 @@ fn parts(wires: &[Wire], demo_wire: DemoWire) -> Vec<&Wire> {
 }
 
 /// Names of the interfaces of this namespace through which the kernel sends.
-fn running_interfaces() -> Vec<String> {
+pub(super) fn running_interfaces() -> Vec<String> {
     let interfaces = getifaddrs().into_iter().flatten();
     let running = interfaces.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING));
     running.map(|interface| interface.interface_name).collect()

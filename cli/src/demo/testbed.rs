@@ -64,9 +64,9 @@ impl Testbed {
         Path::new(NETNS).join(self.namespace_name(SIDES[side]))
     }
 
-    /// Lets a later demo find the forwarder should this one be killed.
-    pub(super) fn note_forwarder(&self, pid: u32) -> Result<(), DemoError> {
-        let path = self.directory().join(FORWARDER_PID);
+    /// Lets a later demo find a daemon should this one be killed.
+    pub(super) fn note_daemon(&self, name: &str, pid: u32) -> Result<(), DemoError> {
+        let path = self.directory().join(format!("{name}{PID_FILE}"));
         fs::write(&path, pid.to_string())
             .map_err(|error| DemoError::testbed(format!("write {}", path.display()), error))
     }
@@ -86,10 +86,8 @@ impl Drop for Testbed {
 /// Removes what there is of a testbed.
 fn remove(name: &str) {
     let directory = Path::new(RUN).join(name);
-    if let Some(forwarder) = fs::read_to_string(directory.join(FORWARDER_PID)).ok().and_then(|pid| pid.parse().ok())
-        && is_run_with(forwarder, &directory)
-    {
-        let _ = kill(Pid::from_raw(forwarder), Signal::SIGKILL);
+    for daemon in daemons(&directory).filter(|daemon| is_run_with(*daemon, &directory)) {
+        let _ = kill(Pid::from_raw(daemon), Signal::SIGKILL);
     }
     for side in SIDES {
         let namespace = format!("{name}-{side}");
@@ -104,6 +102,13 @@ fn remove(name: &str) {
     {
         eprintln!("remove {}: {error}", directory.display());
     }
+}
+
+/// Processes that were noted.
+fn daemons(directory: &Path) -> impl Iterator<Item = i32> {
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let notes = files.filter(|file| file.file_name().to_string_lossy().ends_with(PID_FILE));
+    notes.filter_map(|note| fs::read_to_string(note.path()).ok()?.parse().ok())
 }
 
 /// Whether the command line of process `pid` names something in `directory`: the number may be another's by now.
@@ -152,7 +157,7 @@ const SIDES: [&str; 2] = ["a", "b"];
 const RUN: &str = "/run";
 /// Where `ip netns` keeps its names.
 const NETNS: &str = "/run/netns";
-const FORWARDER_PID: &str = "forwarder.pid";
+const PID_FILE: &str = ".pid";
 
 #[cfg(test)]
 mod tests {

@@ -44,6 +44,12 @@ struct PlaceArgs {
     /// Only a VF of this PF, by address or interface
     #[arg(long, value_name = "PF")]
     pf: Option<String>,
+    /// Only a VF of this IOMMU group
+    #[arg(long, value_name = "GROUP")]
+    iommu_group: Option<u32>,
+    /// Only a VF that is bound so already: kernel, vfio-pci, or none
+    #[arg(long, value_name = "DRIVER")]
+    bound_to: Option<v1::Driver>,
     /// Use the PF with the fewest free VFs first; otherwise that with the most
     #[arg(long)]
     pack: bool,
@@ -140,9 +146,15 @@ impl LeaseArgs {
 
 /// Borrows VFs.
 pub(super) async fn acquire(client: &mut Client, args: &AcquireArgs, json: bool) -> Result<String, VfCliError> {
-    let PlaceArgs { numa, pf, pack, same_pf } = &args.place;
+    let PlaceArgs { numa, pf, iommu_group, bound_to, pack, same_pf } = &args.place;
     let order = if *pack { v1::Order::Pack } else { v1::Order::Spread };
-    let place = v1::Place { numa: *numa, pf: pf.clone().unwrap_or_default(), order: order.into() };
+    let place = v1::Place {
+        numa: *numa,
+        pf: pf.clone().unwrap_or_default(),
+        order: order.into(),
+        iommu_group: *iommu_group,
+        bound_to: bound_to.unwrap_or_default().into(),
+    };
     let request = |id: &String| v1::AcquireRequest {
         vf: args.vf.clone().unwrap_or_default(),
         pools: args.pools.clone(),

@@ -96,6 +96,12 @@ pub(super) fn released(vf: &str, steps: &[String]) -> String {
     text(&json!({ "vf": some(vf), "steps": steps }))
 }
 
+/// What the device plugin said, or a part of it.
+pub(super) fn report(report: &impl serde::Serialize) -> String {
+    // Its parts are texts and lists, which cannot fail.
+    text(&serde_json::to_value(report).unwrap_or_default())
+}
+
 pub(super) fn explained(vf: &str, reasons: &[v1::Reason]) -> String {
     let details: Vec<_> = reasons.iter().map(reason).collect();
     text(&json!({ "vf": vf, "available": reasons.is_empty(), "reasons": texts(reasons), "details": details }))

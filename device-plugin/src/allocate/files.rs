@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::given::{Node, cdi_class};
-use crate::config::{ResourceName, Selector};
+use crate::config::{ResourceName, Selector, SoftwareKind};
 use crate::inventory::{Device, Source};
 use crate::lease_name::LeaseName;
 
@@ -40,6 +40,24 @@ impl DeviceFiles {
         let path = self.info_path(resource, &device.id);
         fs::create_dir_all(&self.device_info)?;
         replace(&path, &device_info(device, selector), 0o444)
+    }
+
+    /// Writes that of a software endpoint, whose socket is here on the host: what the pod is at it.
+    pub fn write_software_info(
+        &self,
+        resource: &ResourceName,
+        id: &str,
+        kind: SoftwareKind,
+        socket: &Path,
+    ) -> io::Result<()> {
+        fs::create_dir_all(&self.device_info)?;
+        let section = match kind {
+            SoftwareKind::Memif => json!({"role": "slave", "mode": "ethernet", "path": socket}),
+            SoftwareKind::VhostUser => json!({"mode": "client", "path": socket}),
+        };
+        let mut info = json!({"type": kind.word(), "version": INFO_VERSION});
+        info[kind.word()] = section;
+        replace(&self.info_path(resource, id), &info, 0o444)
     }
 
     /// Writes the CDI spec of a device. One for each device: a spec that is changed has no moment at which others miss theirs.
@@ -180,6 +198,13 @@ mod tests {
         assert_eq!(spec["devices"][0]["containerEdits"]["deviceNodes"][0]["hostPath"], node.host);
         assert_eq!(cdi_name(&resource, &device), "intel.com/net-pci=0000:3b:02.1");
         assert_eq!(cdi_annotation(&resource, &device.source), "cdi.k8s.io/intel.com_net-pci");
+        let socket = Path::new("/run/ferrule/software/soft-a-0/memif.sock");
+        files.write_software_info(&resource, "soft-a-0", SoftwareKind::Memif, socket).unwrap();
+        let info = fs::read_to_string(directory.path().join("dp/intel.com-sriov-soft-a-0-device.json")).unwrap();
+        let memif = json!({"role": "slave", "mode": "ethernet", "path": socket});
+        let wanted = json!({"type": "memif", "version": "1.1.0", "memif": memif});
+        assert_eq!(serde_json::from_str::<Value>(&info).unwrap(), wanted);
+        files.remove(&resource, "soft-a-0").unwrap();
         files.remove(&resource, &id).unwrap();
         files.remove(&resource, &id).unwrap();
         assert_eq!(fs::read_dir(directory.path().join("cdi")).unwrap().count(), 0);

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use ferrule_kubelet::v1beta1::DeviceSpec;
 use sriov_manager_client::v1;
 
-use crate::config::{ResourceConfig, VdpaType};
+use crate::config::{ResourceConfig, SoftwareKind, VdpaType};
 use crate::host::Host;
 use crate::inventory::{Source, UIO_DRIVERS};
 use crate::pools::Member;
+use crate::software::{container_socket, eal_argument};
 
 /// Environment and nodes of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,10 @@ pub struct Given {
     pub nodes: Vec<Node>,
     /// By device: its own, for CDI.
     pub nodes_of: BTreeMap<String, Vec<Node>>,
+    /// By device: the node of its VFIO group on the host, if it has one.
+    pub groups: BTreeMap<String, String>,
+    /// The first device that goes to VFIO and has no group yet.
+    pub without_group: Option<String>,
 }
 
 /// A device node.
@@ -39,29 +44,33 @@ impl From<Node> for DeviceSpec {
 /// What a device is on when the container starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// A program has it through this node of its group.
-    Vfio(String),
+    /// A program has it through this node of its group; none: without an IOMMU, VFIO makes the group when it is bound.
+    Vfio(Option<String>),
     /// A program has it through these nodes.
     Uio(Vec<String>),
     /// The kernel, or nobody, has it.
     Kernel,
+    /// It is an endpoint of the forwarder.
+    Software(SoftwareKind),
 }
 
 impl Bound {
     /// What a device that goes to `driver` will be on. `vf` is what `sriov-manager` said when it lent it; without that it is known from the group
-    /// that the device has whatever it is bound to. None: it goes to VFIO and has no group yet.
-    pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Option<Self> {
+    /// that the device has whatever it is bound to.
+    pub fn of(driver: Option<v1::Driver>, member: &Member, vf: Option<&v1::Vf>, host: &Host) -> Self {
         let device = &member.device;
+        if let Some(end) = device.software() {
+            return Self::Software(end.kind);
+        }
         if driver == Some(v1::Driver::VfioPci) {
             if let Some(group) = vf.map(|vf| &vf.vfio_group).filter(|group| !group.is_empty()) {
-                return Some(Self::Vfio(group.clone()));
+                return Self::Vfio(Some(group.clone()));
             }
-            let group = device.iommu_group?;
-            let word = if host.is_noiommu(group) { "noiommu-" } else { "" };
-            return Some(Self::Vfio(format!("/dev/vfio/{word}{group}")));
+            let word = |group| if host.is_noiommu(group) { "noiommu-" } else { "" };
+            return Self::Vfio(device.iommu_group.map(|group| format!("/dev/vfio/{}{group}", word(group))));
         }
         let is_uio = device.driver.as_deref().is_some_and(|driver| UIO_DRIVERS.contains(&driver));
-        Some(if is_uio { Self::Uio(host.uio_nodes(&device.pci)) } else { Self::Kernel })
+        if is_uio { Self::Uio(host.uio_nodes(&device.pci)) } else { Self::Kernel }
     }
 }
 
@@ -79,12 +88,32 @@ pub fn give(resource: &ResourceConfig, devices: &[(&Member, Bound)], host: &Host
             }
         }
         given.nodes_of.insert(id.clone(), nodes);
+        if let Bound::Vfio(group) = bound {
+            match group {
+                Some(group) => drop(given.groups.insert(id.clone(), group.clone())),
+                None => drop(given.without_group.get_or_insert_with(|| id.clone())),
+            }
+        }
     }
     let ids: Vec<_> = devices.iter().map(|(member, _)| member.device.id.as_str()).collect();
     let variable = resource.name.variable();
     given.envs.insert(format!("{variable}_INFO"), go_json(&told));
+    // A pod that starts DPDK with it runs on VFs and on software endpoints as it is.
+    let eal: Option<Vec<String>> = devices.iter().map(|(member, bound)| eal(member, bound)).collect();
+    if let Some(eal) = eal.filter(|eal| !eal.is_empty()) {
+        given.envs.insert(format!("{variable}_EAL"), eal.join(" "));
+    }
     given.envs.insert(variable, ids.join(","));
     given
+}
+
+/// The argument by which DPDK takes a device; none: it is the kernel's.
+fn eal(member: &Member, bound: &Bound) -> Option<String> {
+    match bound {
+        Bound::Vfio(_) | Bound::Uio(_) => Some(format!("-a {}", member.device.pci)),
+        Bound::Software(kind) => Some(eal_argument(&member.device.id, *kind)),
+        Bound::Kernel => None,
+    }
 }
 
 /// By provider: names and values.
@@ -98,7 +127,11 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
     let mut info = Info::from([("generic", words(&[("deviceID", &device.id)]))]);
     let mut nodes = Vec::new();
     match bound {
-        Bound::Vfio(group) => {
+        Bound::Vfio(None) => {
+            info.insert("vfio", words(&[("mount", VFIO)]));
+            nodes.push(same(VFIO));
+        }
+        Bound::Vfio(Some(group)) => {
             // DPDK looks for the plain number, also of a group without an IOMMU.
             let container = group.replace("/noiommu-", "/");
             info.insert("vfio", words(&[("mount", VFIO), ("dev-mount", &container)]));
@@ -110,13 +143,17 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
             nodes.extend(uio.iter().map(|node| same(node)));
         }
         Bound::Kernel => {}
+        Bound::Software(kind) => {
+            let socket = container_socket(&device.id, *kind);
+            info.insert(kind.word(), words(&[("path", &socket), ("role", "client")]));
+        }
     }
     let selector = member.selector(resource);
     if selector.is_some_and(|selector| selector.need_vhost_net) && VHOST.iter().all(|node| host.path(node).exists()) {
         info.insert("vhost", words(&[("net-mount", VHOST[0]), ("tun-mount", VHOST[1])]));
         nodes.extend(VHOST.iter().map(|node| same(node)));
     }
-    if selector.is_some_and(|selector| selector.is_rdma) {
+    if selector.is_some_and(|selector| selector.is_rdma) && device.software().is_none() {
         let mut rdma = device.rdma.nodes.clone();
         if !rdma.is_empty() && host.path(RDMA_CM).exists() {
             rdma.push(RDMA_CM.to_owned());
@@ -163,6 +200,7 @@ pub fn cdi_class(source: &Source) -> &'static str {
         Source::Vf(_) | Source::Function => "net-pci",
         Source::Accelerator => "net-accel",
         Source::SubFunction => "net-sf",
+        Source::Software(_) => "net-software",
     }
 }
 
@@ -178,7 +216,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::host::{Rdma, Vdpa};
-    use crate::inventory::Device;
+    use crate::inventory::{Device, SoftwareEnd};
 
     fn resource(entry: &str) -> Arc<ResourceConfig> {
         let text = format!("{{\"resourceList\": [{entry}]}}");
@@ -205,7 +243,7 @@ mod tests {
         );
         let host = Host::new("/nowhere");
         let member = member("vfio-pci");
-        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host);
         let given = give(&resource, &[(&member, bound)], &host);
         assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A"], "0000:3b:02.1");
         assert_eq!(
@@ -216,6 +254,33 @@ mod tests {
         );
         let nodes: Vec<_> = given.nodes.iter().map(|node| (node.host.as_str(), node.container.as_str())).collect();
         assert_eq!(nodes, [(VFIO, VFIO), ("/dev/vfio/42", "/dev/vfio/42")]);
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"], "-a 0000:3b:02.1");
+        let given = give(&resource, &[(&member, Bound::Kernel)], &host);
+        assert!(!given.envs.contains_key("PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"));
+    }
+
+    #[test]
+    fn a_software_endpoint_comes_with_the_variables_of_a_vf() {
+        let resource = resource(r#"{"resourceName": "a", "software": 2, "selectors": {"isRdma": true}}"#);
+        let end = SoftwareEnd { kind: SoftwareKind::Memif, blocked: None };
+        let ends: Vec<_> = ["soft-a-0", "soft-a-2"]
+            .map(|id| Member { device: Arc::new(Device::of_software(id, end.clone())), selector: 0, is_gone: false })
+            .into();
+        let host = Host::new("/nowhere");
+        let bound = |member: &Member| Bound::of(Some(v1::Driver::VfioPci), member, None, &host);
+        let devices: Vec<_> = ends.iter().map(|member| (member, bound(member))).collect();
+        let given = give(&resource, &devices, &host);
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_A"], "soft-a-0,soft-a-2");
+        let info = |id: &str| {
+            format!(
+                "\"{id}\":{{\"generic\":{{\"deviceID\":\"{id}\"}},\
+                 \"memif\":{{\"path\":\"/run/ferrule/{id}/memif.sock\",\"role\":\"client\"}}}}"
+            )
+        };
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_A_INFO"], format!("{{{},{}}}", info("soft-a-0"), info("soft-a-2")));
+        let eal = &given.envs["PCIDEVICE_INTEL_COM_A_EAL"];
+        assert!(eal.starts_with("--vdev=net_memif_a_0,") && eal.contains(" --vdev=net_memif_a_2,"), "{eal}");
+        assert!(given.nodes.is_empty());
     }
 
     #[test]
@@ -226,8 +291,8 @@ mod tests {
         fs::create_dir_all(&group).unwrap();
         fs::write(group.join("name"), "vfio-noiommu\n").unwrap();
         let (host, member) = (Host::new(root.path()), member("vfio-pci"));
-        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host).unwrap();
-        assert_eq!(bound, Bound::Vfio("/dev/vfio/noiommu-42".into()));
+        let bound = Bound::of(Some(v1::Driver::VfioPci), &member, None, &host);
+        assert_eq!(bound, Bound::Vfio(Some("/dev/vfio/noiommu-42".into())));
         let given = give(&resource, &[(&member, bound)], &host);
         let node = Node { host: "/dev/vfio/noiommu-42".into(), container: "/dev/vfio/42".into() };
         assert_eq!(given.nodes[1], node);

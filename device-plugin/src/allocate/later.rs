@@ -8,7 +8,6 @@ use tracing::{debug, info, warn};
 
 use super::Allocator;
 use crate::grants::Tenant;
-use crate::lease_name::LeaseName;
 use crate::leases::{LeaseError, Wanted};
 use crate::resources::Allotted;
 
@@ -36,8 +35,7 @@ pub(super) async fn lend_later(allocator: Arc<Allocator>, allotted: Vec<Allotted
 }
 
 fn unready(allocator: &Allocator, device: &Allotted) -> Option<Allotted> {
-    let name = LeaseName::new(&device.resource.name.to_string(), &device.member.device.id);
-    let tenant = allocator.resources.with_grants(|grants| grants.unready(&name))?;
+    let tenant = allocator.resources.with_grants(|grants| grants.unready(&device.lease_name()))?;
     Some(Allotted { tenant, ..device.clone() })
 }
 

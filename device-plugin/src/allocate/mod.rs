@@ -5,7 +5,8 @@
 //! what could heal to PreStartContainer; it fails only for what can never be.
 //!
 //! Modules: `given` (environment and nodes), `files` (what runtimes and CNI plugins read), `preferred` (which devices go first),
-//! `locks` (one at a time for each device), `later` (what was not ready at once).
+//! `locks` (one at a time for each device), `later` (what was not ready at once), `told` (what containers were told before), `wired`
+//! (software endpoints).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use ferrule_kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse};
 use sriov_manager_client::v1;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::ResourceConfig;
@@ -27,17 +28,22 @@ use crate::leases::{LeaseError, Manager, Wanted};
 use crate::pod_resources::{POD, PodResources};
 use crate::pools::Member;
 use crate::resources::{Allotted, Resources};
+use crate::software::{Forwarder, is_endpoint};
 
 mod files;
 mod given;
 mod later;
 mod locks;
 mod preferred;
+mod told;
+mod wired;
 
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use locks::DeviceLocks;
-use preferred::{Candidate, prefer};
+pub use preferred::Candidate;
+use preferred::prefer;
+pub use told::ToldNodes;
 
 /// Gives devices to pods.
 #[derive(Debug)]
@@ -46,6 +52,8 @@ pub struct Allocator {
     pub resources: Resources,
     /// Who lends VFs.
     pub manager: Manager,
+    /// Who makes wires of software endpoints.
+    pub forwarder: Forwarder,
     /// Who has what.
     pub pod_resources: PodResources,
     /// What sysfs says.
@@ -54,6 +62,8 @@ pub struct Allocator {
     pub files: DeviceFiles,
     /// How containers get device nodes.
     pub cdi: CdiMode,
+    /// Which of them containers were told of.
+    pub told: ToldNodes,
     /// One at a time for each device.
     pub locks: DeviceLocks,
     /// For metrics.
@@ -98,6 +108,29 @@ pub enum AllocateError {
         /// Which.
         device: String,
     },
+    /// It goes to VFIO without an IOMMU, and was not bound while the kubelet could wait.
+    #[error(
+        "{device} has a VFIO group only when it is bound, since the machine has no IOMMU, and that was not done within {} s: look at \
+         sriov-manager, or name devices by CDI (`--cdi field`), which can wait",
+        GROUP_WAIT.as_secs()
+    )]
+    GroupLater {
+        /// Which.
+        device: String,
+    },
+    /// The container has the node of another group.
+    #[error(
+        "{device} is {now}, and its container was told of {told} when its pod was admitted: the machine was started, or the VF was made, \
+         since then. Delete the pod; with `--cdi field` the next one finds its device all the same"
+    )]
+    OtherGroup {
+        /// Which.
+        device: String,
+        /// The node then.
+        told: String,
+        /// The node now.
+        now: String,
+    },
     /// What a container runtime is to read could not be written.
     #[error("write the CDI spec of {device}: {error}")]
     Spec {
@@ -133,11 +166,10 @@ impl Allocator {
         let is_held = |id: &String| self.resources.with_grants(|grants| grants.is_held(&LeaseName::new(resource, id)));
         let listing = if ids.iter().any(is_held) { self.pod_resources.list_soon().await } else { None };
         let allotted = self.resources.allocate(resource, &ids, listing.as_ref()).map_err(AllocateError::Unknown)?;
-        let lent = timeout(ALLOCATE_WAIT, self.lend(&allotted)).await.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
-        let vfs = match lent {
-            Ok(vfs) => vfs,
+        let (vfs, is_postponed) = match self.lend_to_answer(&allotted).await {
+            Ok(vfs) => (vfs, false),
             Err(error) if error.is_final() => {
-                self.forget_new(&allotted);
+                self.refuse_pod(&allotted, false);
                 // Whoever comes next is not given them again at once.
                 let refused = error.vf().map_or_else(|| ids.clone(), |vf| BTreeSet::from([vf.to_owned()]));
                 self.resources.refuse(&refused, &error.to_string());
@@ -146,12 +178,14 @@ impl Allocator {
             Err(error) => {
                 warn!(resource, %error, "a pod's devices are not ready yet; it is tried again until they are");
                 self.counters.postponed(resource);
-                // CNI plugins come before PreStartContainer, and want them as soon as can be.
-                tokio::spawn(later::lend_later(Arc::clone(self), allotted.clone()));
-                BTreeMap::new()
+                (BTreeMap::new(), true)
             }
         };
-        let answer = self.answer(resource, &allotted, &vfs).inspect_err(|_| self.forget_new(&allotted))?;
+        let answer = self.answer(resource, &allotted, &vfs).inspect_err(|_| self.refuse_pod(&allotted, true))?;
+        if is_postponed {
+            // CNI plugins come before PreStartContainer, and want them as soon as can be.
+            tokio::spawn(later::lend_later(Arc::clone(self), allotted));
+        }
         let now = Instant::now();
         self.resources.with_grants(|grants| {
             for id in &ids {
@@ -195,24 +229,18 @@ impl Allocator {
             }
         };
         // Another group is not the container's any more, but its files may be missing.
-        let given = self.given(&allotted, &vfs)?;
+        let given = self.given(&allotted, &vfs);
+        self.check_groups(&allotted, &given)?;
         self.write_files(&allotted, &given)
     }
 
     /// Which of the available devices go first.
     pub fn prefer(&self, resource: &str, available: &[String], must_include: &[String], size: i32) -> Vec<String> {
         let size = usize::try_from(size).unwrap_or(0);
-        let one = |id: &String| self.resources.members(resource, &BTreeSet::from([id.clone()])).ok()?.pop();
-        let members: Vec<_> = available.iter().filter_map(one).collect();
-        let policy = members.first().and_then(|(config, _)| config.policy);
-        let candidates: Vec<_> = members
-            .iter()
-            .map(|(config, member)| Candidate {
-                id: member.device.id.clone(),
-                card: member.device.card().to_owned(),
-                cost: self.resources.cost(config, member),
-            })
-            .collect();
+        if available.iter().any(|id| is_endpoint(id)) {
+            return self.prefer_endpoints(resource, available, must_include, size);
+        }
+        let (policy, candidates) = self.resources.candidates(resource, available);
         prefer(policy, &candidates, must_include, size)
     }
 
@@ -252,7 +280,7 @@ impl Allocator {
                 .into_iter()
                 .map(|(resource, member)| Allotted { resource, member, tenant: Tenant::Same })
                 .collect();
-            let written = self.given(&allotted, &BTreeMap::new()).and_then(|given| self.write_files(&allotted, &given));
+            let written = self.write_files(&allotted, &self.given(&allotted, &BTreeMap::new()));
             if let Err(error) = written {
                 warn!(lease = %name, %error, "a file could not be written; it is tried again before a container starts");
             }
@@ -261,6 +289,7 @@ impl Allocator {
 
     /// Lends the VFs among the devices: new ones together, and each that another pod had by itself. Returns those that the manager told.
     async fn lend(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
+        self.wire(allotted).await?;
         let wanted: Vec<_> = allotted
             .iter()
             .filter_map(|device| {
@@ -276,6 +305,7 @@ impl Allocator {
             wanted.of_pod(pod)
         };
         let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
+        let (began, is_rebind) = (Instant::now(), allotted.iter().any(|device| !self.is_bound(device)));
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
             info!(lease = %wanted.name(), "cleaned for the next pod");
@@ -291,7 +321,55 @@ impl Allocator {
                 grants.lent(wanted.name());
             }
         });
+        if is_rebind && let Some((wanted, _)) = wanted.first() {
+            self.counters.rebound(&wanted.name().resource, began.elapsed());
+        }
         Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
+    }
+
+    /// The same for an answer to the kubelet, which waits for a moment.
+    async fn lend_to_answer(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
+        if !allotted.iter().any(|device| self.must_be_bound_to_answer(device)) {
+            return timeout(ALLOCATE_WAIT, self.lend(allotted)).await.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
+        }
+        let until_lent = async {
+            loop {
+                match self.lend(allotted).await {
+                    Err(error) if !error.is_final() => {
+                        debug!(%error, "the devices cannot be named before they are bound; it is tried again");
+                        sleep(GROUP_RETRY_AFTER).await;
+                    }
+                    lent => return lent,
+                }
+            }
+        };
+        timeout(GROUP_WAIT, until_lent).await.unwrap_or(Err(LeaseError::Late(GROUP_WAIT)))
+    }
+
+    /// Whether nobody knows which node a VF will have before it is bound.
+    fn must_be_bound_to_answer(&self, device: &Allotted) -> bool {
+        let wanted = || Wanted::new(&device.resource, &device.member.device, device.tenant);
+        self.cdi == CdiMode::Off
+            && device.member.device.iommu_group.is_none()
+            && self.host.allows_noiommu()
+            && wanted().is_some_and(|wanted| wanted.driver() == v1::Driver::VfioPci)
+    }
+
+    /// Whether the groups are those that the container was told of, if that is known.
+    fn check_groups(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
+        if let Some(device) = given.without_group.clone() {
+            return Err(AllocateError::NoGroup { device });
+        }
+        for device in allotted {
+            let id = &device.member.device.id;
+            let (Some(now), Some(told)) = (given.groups.get(id), self.told.node(&device.lease_name())) else {
+                continue;
+            };
+            if *now != told {
+                return Err(AllocateError::OtherGroup { device: id.clone(), told, now: now.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// A VF that has just come may not be claimed yet.
@@ -311,8 +389,7 @@ impl Allocator {
     async fn are_listed(&self, allotted: &[Allotted]) -> bool {
         let Some(listing) = self.pod_resources.list_soon().await else { return false };
         allotted.iter().all(|device| {
-            let name = LeaseName::new(&device.resource.name.to_string(), &device.member.device.id);
-            device.tenant == Tenant::Same && listing.contains_key(&name) && self.is_bound(device)
+            device.tenant == Tenant::Same && listing.contains_key(&device.lease_name()) && self.is_bound(device)
         })
     }
 
@@ -329,6 +406,10 @@ impl Allocator {
     /// Whether all leases are there, as far as is known, and each VF is on the driver of its lease.
     fn are_in_order(&self, allotted: &[Allotted]) -> bool {
         let is_in_order = |device: &Allotted| {
+            if device.member.device.software().is_some() {
+                // Its wire is there while the forwarder is.
+                return false;
+            }
             let Some(wanted) = Wanted::new(&device.resource, &device.member.device, device.tenant) else { return true };
             let is_bound = self.is_bound(device);
             let is_lent = self.resources.with_grants(|grants| grants.is_in_order(wanted.name()));
@@ -338,11 +419,12 @@ impl Allocator {
         allotted.iter().all(is_in_order)
     }
 
-    /// The pod is refused: what it alone had it has not.
-    fn forget_new(&self, allotted: &[Allotted]) {
+    /// The pod is refused: it has nothing. `is_lent`: what was free before may be lent by now.
+    fn refuse_pod(&self, allotted: &[Allotted], is_lent: bool) {
         self.resources.with_grants(|grants| {
-            for device in allotted.iter().filter(|device| device.tenant == Tenant::New) {
-                grants.remove(&LeaseName::new(&device.resource.name.to_string(), &device.member.device.id));
+            for device in allotted {
+                let name = device.lease_name();
+                if device.tenant == Tenant::New && !is_lent { grants.remove(&name) } else { grants.refused(&name) }
             }
         });
     }
@@ -353,13 +435,27 @@ impl Allocator {
         allotted: &[Allotted],
         vfs: &BTreeMap<String, v1::Vf>,
     ) -> Result<ContainerAllocateResponse, AllocateError> {
-        let given = self.given(allotted, vfs)?;
+        let given = self.given(allotted, vfs);
+        if let Some(device) = given.without_group.clone() {
+            if !self.host.allows_noiommu() {
+                return Err(AllocateError::NoGroup { device });
+            }
+            if self.cdi == CdiMode::Off {
+                return Err(AllocateError::GroupLater { device });
+            }
+        }
         if let Err(error) = self.write_files(allotted, &given) {
             // It is tried again before the container starts.
             warn!(resource, %error, "a file could not be written; make room on its disk");
         }
-        let mut answer =
-            ContainerAllocateResponse { envs: given.envs.clone().into_iter().collect(), ..Default::default() };
+        // What CDI names is looked up at each start.
+        let is_told = |id: &String| given.groups.get(id).filter(|_| self.cdi == CdiMode::Off).cloned();
+        self.told.tell(allotted.iter().map(|device| (device.lease_name(), is_told(&device.member.device.id))));
+        let mut answer = ContainerAllocateResponse {
+            envs: given.envs.clone().into_iter().collect(),
+            mounts: self.mounts(allotted),
+            ..Default::default()
+        };
         let named: Vec<_> = allotted
             .iter()
             .map(|device| (&device.resource.name, &*device.member.device))
@@ -379,25 +475,22 @@ impl Allocator {
         Ok(answer)
     }
 
-    fn given(&self, allotted: &[Allotted], vfs: &BTreeMap<String, v1::Vf>) -> Result<Given, AllocateError> {
-        let Some(first) = allotted.first() else { return Ok(Given::default()) };
+    fn given(&self, allotted: &[Allotted], vfs: &BTreeMap<String, v1::Vf>) -> Given {
+        let Some(first) = allotted.first() else { return Given::default() };
         let bound = |device: &Allotted| {
-            let id = &device.member.device.id;
             let wanted = Wanted::new(&device.resource, &device.member.device, device.tenant);
             let driver = wanted.map(|wanted| wanted.driver()).or(device.member.device.present_driver());
-            Bound::of(driver, &device.member, vfs.get(id), &self.host)
-                .ok_or_else(|| AllocateError::NoGroup { device: id.clone() })
+            Bound::of(driver, &device.member, vfs.get(&device.member.device.id), &self.host)
         };
-        let bound = allotted.iter().map(bound).collect::<Result<Vec<_>, _>>()?;
-        let devices: Vec<_> = allotted.iter().map(|device| &device.member).zip(bound).collect();
-        Ok(give(&first.resource, &devices, &self.host))
+        let devices: Vec<_> = allotted.iter().map(|device| (&device.member, bound(device))).collect();
+        give(&first.resource, &devices, &self.host)
     }
 
     /// Writes what others read. Without a device-info file a pod starts all the same; without a CDI spec it does not.
     fn write_files(&self, allotted: &[Allotted], given: &Given) -> Result<(), AllocateError> {
         for Allotted { resource, member, .. } in allotted {
             let device = &member.device;
-            if let Err(error) = self.files.write_info(&resource.name, device, member.selector(resource)) {
+            if let Err(error) = self.write_info(resource, member) {
                 warn!(device = device.id, %error, "write the device-info file");
             }
             if let Some(nodes) = given.nodes_of.get(&device.id).filter(|_| self.cdi != CdiMode::Off)
@@ -418,5 +511,8 @@ fn has_nodes(given: &Given, id: &str) -> bool {
 
 /// The kubelet has no deadline, and admits no other pod meanwhile.
 const ALLOCATE_WAIT: Duration = Duration::from_secs(10);
+/// The same for a VF that the answer cannot name before it is bound: a manager that is updated is back by then.
+const GROUP_WAIT: Duration = Duration::from_secs(30);
+const GROUP_RETRY_AFTER: Duration = Duration::from_millis(200);
 /// The kubelet waits for 30 s.
 const PREPARE_WAIT: Duration = Duration::from_secs(25);

@@ -2,7 +2,7 @@
 //!
 //! As that plugin does, keys match without regard to case, keys that nobody knows are ignored, and an entry whose selectors cannot
 //! be read is left out while the others are used; each such thing is a warning. Modules: `resource` (one entry), `selector` (what of
-//! the node it means), `pf_functions` (some functions of a PF).
+//! the node it means), `pf_functions` (some functions of a PF), `software` (endpoints without a NIC).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,10 +14,12 @@ use ferrule_daemon::settings::{ConfigError, ConfigErrors, Field, LoadError, clos
 mod pf_functions;
 mod resource;
 mod selector;
+mod software;
 
 pub use pf_functions::PfFunctions;
 pub use resource::{Policy, ResourceConfig, ResourceName};
 pub use selector::{DeviceType, Selector, VdpaType};
+pub use software::{Software, SoftwareKind};
 
 /// A checked configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,18 +30,34 @@ pub struct Config {
     pub warnings: Vec<ConfigError>,
 }
 
+/// What the command line says of resources that say nothing themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Presets {
+    /// What they have in front of their name.
+    pub prefix: String,
+    /// How many software endpoints those of NICs have instead of VFs; none: their VFs.
+    pub software: Option<u32>,
+}
+
+impl From<&str> for Presets {
+    fn from(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), software: None }
+    }
+}
+
 impl Config {
     /// What errors and the log call the file.
     pub const FILE: &'static str = "configuration";
 
-    /// Checks a text; `file` is what its errors call it, `prefix` what a resource has in front of its name that names none.
-    pub fn parse(file: &str, text: &str, prefix: &str) -> Result<Self, ConfigErrors> {
-        parse(file, text, |root, _| read(root, prefix))
+    /// Checks a text; `file` is what its errors call it.
+    pub fn parse(file: &str, text: &str, presets: impl Into<Presets>) -> Result<Self, ConfigErrors> {
+        let presets = presets.into();
+        parse(file, text, |root, _| read(root, &presets))
     }
 
     /// Checks the contents of the file at `path`.
-    pub fn from_bytes(path: &Path, contents: &[u8], prefix: &str) -> Result<Self, LoadError> {
-        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?, prefix)?)
+    pub fn from_bytes(path: &Path, contents: &[u8], presets: impl Into<Presets>) -> Result<Self, LoadError> {
+        Ok(Self::parse(&path.display().to_string(), decode(path, contents)?, presets)?)
     }
 }
 
@@ -56,15 +74,15 @@ pub struct ConfigFile {
 
 impl ConfigFile {
     /// Reads and checks a file.
-    pub fn load(path: &Path, prefix: &str) -> Result<Self, LoadError> {
+    pub fn load(path: &Path, presets: impl Into<Presets>) -> Result<Self, LoadError> {
         let read = |source| LoadError::Read { what: Config::FILE, path: path.to_owned(), source };
         let contents = fs::read(path).map_err(read)?;
-        let config = Config::from_bytes(path, &contents, prefix)?;
+        let config = Config::from_bytes(path, &contents, presets)?;
         Ok(Self { path: path.to_owned(), contents, config })
     }
 }
 
-fn read(root: &Field<'_>, prefix: &str) -> Config {
+fn read(root: &Field<'_>, presets: &Presets) -> Config {
     let mut config = Config::default();
     let Some(keys) = Keys::of(root, &["resourceList"], &mut config.warnings) else { return config };
     let Some(list) = keys.get("resourceList") else {
@@ -72,8 +90,9 @@ fn read(root: &Field<'_>, prefix: &str) -> Config {
         return config;
     };
     let mut lines = BTreeMap::new();
+    let mut entries = Vec::new();
     for entry in list.items().unwrap_or_default() {
-        let Some(resource) = resource::read(&entry, prefix, &mut config.warnings) else { continue };
+        let Some(resource) = resource::read(&entry, &presets.prefix, &mut config.warnings) else { continue };
         let name = resource.name.to_string();
         let line = entry.line_of("");
         if let Some(first) = lines.get(&name) {
@@ -85,8 +104,26 @@ fn read(root: &Field<'_>, prefix: &str) -> Config {
         }
         lines.insert(name, line);
         config.resources.push(Arc::new(resource));
+        entries.push(entry);
+    }
+    if let Some(count) = presets.software {
+        config.resources.iter_mut().for_each(|resource| preset(resource, count));
+    }
+    let resources = config.resources.iter().enumerate();
+    let software: Vec<_> = resources
+        .filter_map(|(place, resource)| Some((place, resource.name.name.as_str(), resource.software.as_ref()?)))
+        .collect();
+    for (place, problem) in software::problems(&software) {
+        entries[place].wrong_below("software", problem);
     }
     config
+}
+
+/// A resource of NICs that says nothing of software endpoints has so many.
+fn preset(resource: &mut Arc<ResourceConfig>, count: u32) {
+    if resource.device_type == DeviceType::NetDevice && resource.software.is_none() {
+        Arc::make_mut(resource).software = Some(Software::of_count(count));
+    }
 }
 
 /// The keys of a mapping, found as Go finds them: without regard to case, and the last of several.

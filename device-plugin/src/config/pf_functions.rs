@@ -1,5 +1,6 @@
 //! Some functions of a PF, as the configuration writes them: `ens1f0`, `ens1f0#0-3,7`, `0000:3b:00.0#1`.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 /// Some functions of a PF.
@@ -41,6 +42,17 @@ impl PfFunctions {
     }
 }
 
+impl fmt::Display for PfFunctions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(vfs) = &self.vfs else { return f.write_str(&self.pf) };
+        let range = |range: &RangeInclusive<u32>| match (range.start(), range.end()) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
+        write!(f, "{}#{}", self.pf, vfs.iter().map(range).collect::<Vec<_>>().join(","))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +60,7 @@ mod tests {
     #[test]
     fn numbers_and_ranges_count_from_zero_and_hold_both_ends() {
         let functions = PfFunctions::parse("ens1f0#0,2-4,7").unwrap();
+        assert_eq!(functions.to_string(), "ens1f0#0,2-4,7");
         let has = |name: &str, index| functions.means([name].into_iter(), index);
         let vfs: Vec<_> = (0..10).filter(|&index| has("ENS1F0", Some(index))).collect();
         assert_eq!(vfs, [0, 2, 3, 4, 7]);

@@ -9,6 +9,7 @@ use sriov_manager_client::v1;
 
 use super::Keys;
 use super::selector::{self, DeviceType, Selector};
+use super::software::{self, Software};
 
 /// One entry of `resourceList`.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,8 @@ pub struct ResourceConfig {
     pub attributes: v1::Attributes,
     /// A PF without a link makes its free VFs unhealthy.
     pub needs_link: bool,
+    /// It has endpoints of the forwarder, and nothing of the node.
+    pub software: Option<Software>,
 }
 
 /// The name of a resource.
@@ -67,6 +70,7 @@ impl ResourceConfig {
             policy: None,
             attributes: v1::Attributes::default(),
             needs_link: false,
+            software: None,
         })
     }
 }
@@ -100,7 +104,15 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         None => DeviceType::default(),
     };
     let own = read_own(&keys, device_type, warnings);
-    let selectors = read_selectors(entry, &keys, device_type, warnings)?;
+    let software = keys.get("software").and_then(|field| {
+        if device_type == DeviceType::Accelerator {
+            field.wrong("an endpoint without a NIC is no accelerator: remove it");
+        }
+        software::read(field, warnings)
+    });
+    // They select what it does not have.
+    let is_selected = software.is_none() || keys.get("selectors").is_some();
+    let selectors = if is_selected { read_selectors(entry, &keys, device_type, warnings)? } else { Vec::new() };
     if !name_is_good {
         return None;
     }
@@ -115,6 +127,7 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         policy,
         attributes,
         needs_link,
+        software,
     })
 }
 
@@ -163,9 +176,6 @@ fn read_own(keys: &Keys<'_>, device_type: DeviceType, warnings: &mut Vec<ConfigE
         field.choice(&[("kernel", v1::Driver::Kernel), ("vfio-pci", v1::Driver::VfioPci)])
     });
     let policy = keys.get("policy").and_then(|field| field.choice(POLICIES));
-    if let Some(field) = keys.get("software") {
-        field.wrong("software endpoints are not served by this release; remove it");
-    }
     let attributes = keys.get("attributes").map(|field| {
         if device_type != DeviceType::NetDevice {
             field.wrong("only a `netDevice` has attributes: remove it");

@@ -51,6 +51,17 @@ pub enum DeviceType {
     AuxNetDevice,
 }
 
+impl DeviceType {
+    /// As the configuration writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NetDevice => "netDevice",
+            Self::Accelerator => "accelerator",
+            Self::AuxNetDevice => "auxNetDevice",
+        }
+    }
+}
+
 /// Who drives a vDPA device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VdpaType {

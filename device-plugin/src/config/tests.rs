@@ -89,7 +89,7 @@ fn everything_that_is_wrong_is_told_in_one_go_with_its_place_and_a_cure() {
   {"resourceName": "y", "selectors": {"isRdma": true, "vdpaType": "vhost"}},
   {"resourceName": "y", "selectors": {}},
   {"resourceName": "z", "deviceType": "auxNetDevice", "selectors": {}},
-  {"resourceName": "w", "driver": "uio", "policy": "random", "software": 4, "selectors": {},
+  {"resourceName": "w", "driver": "uio", "policy": "random", "software": "many", "selectors": {},
    "attributes": {"vlan": 5000, "vlanQoS": 9, "trust": "yes", "minTxRate": 9, "maxTxRate": 3, "mtu": 1}},
   {"resourceName": "v", "deviceType": "accelerator", "driver": "kernel", "selectors": {}},
   {"selectors": {}}
@@ -105,7 +105,7 @@ fn everything_that_is_wrong_is_told_in_one_go_with_its_place_and_a_cure() {
         "resourceList[4].selectors: an `auxNetDevice` is a sub-function",
         "resourceList[5].driver: `uio`; `kernel` or `vfio-pci` is wanted",
         "resourceList[5].policy: `random`; `pack` or `spread` or `same-pf` is wanted",
-        "resourceList[5].software: software endpoints are not served by this release; remove it",
+        "resourceList[5].software: `many`; a number from 1 to 1024 is wanted",
         "resourceList[5].attributes.vlan: `5000`; a number from 0 to 4094 is wanted",
         "resourceList[5].attributes.trust: `yes`; `on` or `off` is wanted",
         "resourceList[5].attributes.minTxRate: `9` is above `maxTxRate`, which is 3",
@@ -127,4 +127,76 @@ fn a_name_that_two_prefixes_have_is_two_resources() {
     assert_eq!(parse(both).unwrap().resources.len(), 2);
     let same = both.replace("other.io", "intel.com");
     assert!(parse(&same).unwrap_err()[0].contains("already"));
+}
+
+#[test]
+fn software_endpoints_are_a_number_or_a_mapping_and_need_no_selectors() {
+    let config = parse(
+        r#"{"resourceList": [
+  {"resourceName": "left", "Software": {"count": 3, "KIND": "vhost-user", "peer": "right"}},
+  {"resourceName": "right", "software": {"count": 3, "peer": "left"}, "selectors": {"pfNames": ["ens1f0"]}},
+  {"resourceName": "pairs", "driver": "vfio-pci", "software": 8}
+]}"#,
+    )
+    .unwrap();
+    assert_eq!(warnings(&config), [""; 0]);
+    let software = |place: usize| config.resources[place].software.clone().unwrap();
+    assert_eq!(software(0), Software { count: 3, kind: SoftwareKind::VhostUser, peer: Some("right".into()) });
+    assert_eq!((software(1).kind, software(2).count, software(2).peer), (SoftwareKind::Memif, 8, None));
+}
+
+#[test]
+fn wrong_software_endpoints_are_told_with_what_would_be_right() {
+    let long = "x".repeat(55);
+    let text = r#"{"resourceList": [
+  {"resourceName": "odd", "software": 3},
+  {"resourceName": "few", "software": {"count": 2, "peer": "many"}},
+  {"resourceName": "many", "software": {"count": 4}},
+  {"resourceName": "lost", "software": {"count": 2, "peer": "nobody"}},
+  {"resourceName": "self", "software": {"count": 2, "peer": "self"}},
+  {"resourceName": "a", "software": {"count": 4, "peer": "many"}},
+  {"resourceName": "b", "software": {"count": 2, "peer": "lost"}},
+  {"resourceName": "many", "resourcePrefix": "other.com", "software": 2},
+  {"resourceName": "LONG", "software": 2},
+  {"resourceName": "kind", "software": {"count": 2, "kind": "veth"}},
+  {"resourceName": "none", "software": {"kind": "memif"}},
+  {"resourceName": "fpga", "deviceType": "accelerator", "software": 2}
+]}"#;
+    let errors = parse(&text.replace("LONG", &long)).unwrap_err();
+    let told: Vec<_> = errors.iter().map(|error| error.split_once(": ").unwrap().1.to_owned()).collect();
+    let at = |place: usize, problem: &str| format!("resourceList[{place}].software{problem}");
+    // The entry `many` that is told of is the later one, which is the peer's as well.
+    for wanted in [
+        at(0, ": `3`; endpoints of one resource are joined two by two: an even number is wanted, or a `peer`"),
+        at(3, ": there is no resource `nobody` with software endpoints in this file"),
+        at(4, ": without a `peer` they are joined with each other: remove it"),
+        at(5, ": it has 4 endpoints and its peer `many` 2: give both the same number"),
+        at(6, ": its peer `lost` names another, `nobody`"),
+        at(7, ": another resource with them has this `resourceName`: a prefix does not tell them apart"),
+        at(8, &format!(": the name `{long}` of a resource with them has at most 54 bytes")),
+        at(9, ".kind: `veth`; `memif` or `vhost-user` is wanted"),
+        at(10, ": `count` is missing; a number of endpoints is wanted, as in `{\"count\": 8}`"),
+        at(11, ": an endpoint without a NIC is no accelerator: remove it"),
+    ] {
+        assert!(told.contains(&wanted), "{wanted}\n{}", told.join("\n"));
+    }
+    let two = r#"{"resourceList": [{"resourceName": "a", "software": {"count": 2, "peer": "c"}},
+        {"resourceName": "b", "software": {"count": 2, "peer": "c"}}, {"resourceName": "c", "software": 2}]}"#;
+    let errors = parse(two).unwrap_err();
+    assert_eq!(errors.iter().filter(|error| error.contains("is the peer of several resources")).count(), 2);
+}
+
+#[test]
+fn the_command_line_turns_the_file_of_a_node_with_nics_into_one_without() {
+    let text = r#"{"resourceList": [
+  {"resourceName": "dpdk", "driver": "vfio-pci", "selectors": {"pfNames": ["ens1f0"]}},
+  {"resourceName": "own", "software": {"count": 2, "kind": "vhost-user"}},
+  {"resourceName": "fpga", "deviceType": "accelerator", "selectors": {}}
+]}"#;
+    let presets = |software| Presets { prefix: "intel.com".into(), software: Some(software) };
+    let config = Config::parse("f", text, presets(8)).unwrap();
+    let counts: Vec<_> =
+        config.resources.iter().map(|resource| resource.software.as_ref().map(|software| software.count)).collect();
+    assert_eq!(counts, [Some(8), Some(2), None]);
+    assert!(Config::parse("f", text, presets(7)).unwrap_err().to_string().contains("an even number"));
 }

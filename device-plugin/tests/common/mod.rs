@@ -26,6 +26,8 @@ pub struct Site {
     pub node: FakeNode,
     pub directory: TempDir,
     pub options: DaemonOptions,
+    /// How often the manager looks at what no event tells: made-up nodes have no events.
+    pub rescan: Duration,
     pub manager: Option<Manager>,
     pub kubelet: Option<Kubelet>,
     pub plugin: Option<Daemon>,
@@ -47,9 +49,12 @@ impl Site {
         std::fs::write(at("config.json"), config).unwrap();
         let options = DaemonOptions {
             file: ConfigFile::load(&at("config.json"), "intel.com").unwrap(),
-            prefix: "intel.com".into(),
+            presets: "intel.com".into(),
             root: node.sysfs().path(""),
             manager: at("vf.sock"),
+            socket: at("device-plugin.sock"),
+            forwarder: at("admin.sock"),
+            software: at("software"),
             plugins: at("device-plugins"),
             pod_resources: at("pod-resources/kubelet.sock"),
             witness: Witness { own_pod: Some("pod default/device-plugin".into()), settle: Duration::ZERO },
@@ -58,12 +63,17 @@ impl Site {
             cdi: CdiMode::Off,
             metrics: Some(([127, 0, 0, 1], 0).into()),
         };
-        Self { node, directory, options, manager: None, kubelet: None, plugin: None }
+        Self { node, directory, options, rescan: Duration::from_millis(50), manager: None, kubelet: None, plugin: None }
     }
 
     /// One PF with so many VFs, on which everything runs.
     pub async fn start(vfs: u32, config: &str) -> Self {
-        let mut site = Self::new(FakeNode::new(1, 7), config);
+        Self::start_on(FakeNode::new(1, 7), vfs, config).await
+    }
+
+    /// The same on another node.
+    pub async fn start_on(node: FakeNode, vfs: u32, config: &str) -> Self {
+        let mut site = Self::new(node, config);
         site.start_manager(vfs).await;
         site.start_kubelet(Release::V1_36);
         site.start_plugin().await;
@@ -71,6 +81,10 @@ impl Site {
     }
 
     pub async fn start_manager(&mut self, vfs: u32) {
+        self.manager = Some(self.made_manager(vfs).await);
+    }
+
+    pub async fn made_manager(&self, vfs: u32) -> Manager {
         let pfs = vec![PfSelector { vendor: Some(0x8086), ..PfSelector::default() }];
         let pool = Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(vfs)), ..Pool::default() };
         let parts = self.node.options();
@@ -80,13 +94,13 @@ impl Site {
             state: parts.state,
             socket: ApiSocket::at(&self.options.manager),
             metrics: None,
-            rescan: Duration::from_millis(50),
+            rescan: self.rescan,
             policies: Policies { pools: vec![pool] },
             file: None,
             timeouts: parts.timeouts,
             observer: None,
         };
-        self.manager = Some(Manager::start(options).await.unwrap());
+        Manager::start(options).await.unwrap()
     }
 
     pub async fn stop_manager(&mut self) {
@@ -146,6 +160,18 @@ impl Site {
             }
         };
         timeout(DEADLINE, seen).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    }
+
+    /// Waits until the plugin has kept this for the next one.
+    pub async fn until_checkpoint(&self, text: &str) {
+        let file = self.options.state.join("lists");
+        let holds = || std::fs::read(&file).is_ok_and(|kept| String::from_utf8_lossy(&kept).contains(text));
+        let kept = async {
+            while !holds() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, kept).await.unwrap_or_else(|_| panic!("the checkpoint has no `{text}`"));
     }
 
     /// The text of a page of the plugin.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use dpdk_forwarder_client::v1;
 use ferrule_dataplane::EngineError;
 use ferrule_dataplane::engine::Applied;
 use ferrule_dataplane::spec::WireSpec;
@@ -10,7 +11,7 @@ use tracing::{error, info, warn};
 use super::asked::{Asked, Wanted, await_answers};
 use super::entries::{Entry, Failure, Stage, pinned, with_processes_of};
 use super::{ANSWER_TIMEOUT, ChangeError, Origin, Put, Wires, ends, lock};
-use crate::admin::{Secrets, spec_to_proto, v1};
+use crate::admin::{Secrets, spec_to_proto};
 use crate::journal::{Journal, JournalError, Undo};
 
 /// What belongs to whoever makes a change.

@@ -3,11 +3,11 @@
 //! It is the daemon of the crate with an observer; the program that people run has no such thing.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
 use clap::Parser;
 use ferrule_daemon::ApiSocket;
 use nix::sys::signal::{Signal, kill};
@@ -39,8 +39,7 @@ struct Flags {
     call_timeout: Duration,
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> Result<()> {
+fn main() -> ExitCode {
     let flags = Flags::parse();
     tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(std::io::stderr).init();
     let options = DaemonOptions {
@@ -55,7 +54,7 @@ async fn main() -> Result<()> {
         timeouts: Timeouts { call: flags.call_timeout, ..Timeouts::default() },
         observer: Some(observer(flags.die_at, flags.pause_before_unbind)),
     };
-    Ok(run(options, std::future::pending()).await?)
+    ferrule_daemon::run(|shutdown| run(options, shutdown))
 }
 
 /// Counts points, and ends the process at the wanted one without a chance to tidy up.

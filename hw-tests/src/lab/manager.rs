@@ -54,6 +54,8 @@ pub struct ManagerOptions {
     pub quiet: bool,
     /// It sees no process but its own, as in a container with a process namespace of its own.
     pub alone: bool,
+    /// Its state directory and its socket are not those of the others of this scenario.
+    pub elsewhere: bool,
 }
 
 impl Manager {
@@ -67,8 +69,8 @@ impl Manager {
 
     /// Starts one that may end before it is ready.
     pub fn start_crashing(lab: &Lab, options: &ManagerOptions) -> Result<Start> {
-        let socket = lab.state().join("vf.sock");
-        let mut process = Process::start(&mut options.command(lab, &socket)?);
+        let socket = options.socket(lab);
+        let mut process = Self::spawn(lab, options)?;
         let deadline = Instant::now() + START_MAX;
         while !process.output().contains("ready: ") && process.ended().is_none() {
             ensure!(Instant::now() < deadline, "the manager is not ready after {START_MAX:?}:\n{}", process.output());
@@ -83,6 +85,11 @@ impl Manager {
                 Ok(Start::Ended(process.wait().1))
             }
         }
+    }
+
+    /// Starts one that need not get ready.
+    pub fn spawn(lab: &Lab, options: &ManagerOptions) -> Result<Process> {
+        Ok(Process::start(&mut options.command(lab, &options.socket(lab))?))
     }
 
     /// Every PF and VF.
@@ -240,8 +247,18 @@ impl Watch<'_> {
 }
 
 impl ManagerOptions {
+    /// Where its API is.
+    pub fn socket(&self, lab: &Lab) -> PathBuf {
+        lab.state().join(if self.elsewhere { "other.sock" } else { "vf.sock" })
+    }
+
+    /// Where its journal is.
+    pub fn state(&self, lab: &Lab) -> PathBuf {
+        lab.state().join(if self.elsewhere { "other" } else { "manager" })
+    }
+
     fn command(&self, lab: &Lab, socket: &Path) -> Result<Command> {
-        let state = lab.state().join("manager");
+        let state = self.state(lab);
         if self.die_at.is_some() || self.pause_before_unbind.is_some() {
             let mut command = Command::new("crash-manager");
             command.arg("--socket").arg(socket).arg("--state").arg(state).args(self.call_timeout());

@@ -172,7 +172,7 @@ impl Node {
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
                 let name = path.file_name().unwrap().to_string_lossy().into_owned();
-                if name.contains("ferrule") || (path.is_file() && name != "kubelet.sock") {
+                if name.contains("ferrule") || (!path.is_dir() && name != "kubelet.sock") {
                     left.push(path.clone());
                 }
                 if path.is_dir() {
@@ -290,8 +290,8 @@ pub fn product(test: &str) -> Option<Product> {
     Some(Product { binaries, prefix: "localhost/ferrule".to_owned(), tag: version })
 }
 
-/// Unpacked, once for all tests. None: it was said what lacks.
-fn images(test: &str) -> Option<&'static Path> {
+/// Made and unpacked, once for all tests: for each a file and a folder. None: it was said what lacks.
+pub fn images(test: &str) -> Option<&'static Path> {
     static IMAGES: OnceLock<PathBuf> = OnceLock::new();
     let product = product(test)?;
     let unpacked = IMAGES.get_or_init(|| {

@@ -128,7 +128,7 @@ impl Service {
         let attempt = async || {
             let work = Arc::clone(&work);
             let tried = self.change(call, move |vfs, caller| match work(vfs, caller) {
-                Err(error @ VfError::Held { .. }) => Ok(Err(error)),
+                Err(error) if error.is_about_holders() => Ok(Err(error)),
                 other => other.map(Ok),
             });
             tried.await

@@ -252,6 +252,14 @@ pub fn reason(reason: &Reason) -> v1::Reason {
         }
         Reason::Cordoned { pf, .. } => of(&mut told, *pf, Kind::Cordoned),
         Reason::OtherPf { pf } => of(&mut told, *pf, Kind::OtherPf),
+        Reason::OtherGroup { group } => {
+            told.iommu_group = Some(*group);
+            Kind::OtherGroup
+        }
+        Reason::NotBoundTo { wanted } => {
+            told.driver = wanted.to_string();
+            Kind::NotBoundTo
+        }
         Reason::SameCall => Kind::SameCall,
         Reason::PfInGroup { group, pf } => {
             told.iommu_group = Some(*group);
@@ -302,6 +310,7 @@ fn user(holder: &Holder) -> v1::User {
             let namespace = namespace.display().to_string();
             v1::User { pid, command, netdev: netdev.clone(), namespace, ..Default::default() }
         }
+        Holder::UnseenNamespace => v1::User::default(),
     }
 }
 
@@ -352,7 +361,8 @@ fn place(place: v1::Place, vfs: &Vfs) -> Result<Place, String> {
         v1::Order::Pack => Order::Pack,
     };
     let pf = some(place.pf).map(|pf| vfs.find_pf(&pf).map_err(|error| format!("place: {error}"))).transpose()?;
-    Ok(Place { numa: place.numa, pf, order })
+    let bound_to = optional_driver(place.bound_to)?;
+    Ok(Place { numa: place.numa, pf, iommu_group: place.iommu_group, bound_to, order })
 }
 
 pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, String> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use ferrule_daemon::settings::Field;
+use ferrule_daemon::settings::{Field, Table};
 
 use super::source;
 use crate::Driver;
@@ -53,7 +53,7 @@ fn read_pool(field: &Field<'_>) -> Pool {
     Pool {
         name: name.map(|(_, name)| name.to_owned()).unwrap_or_default(),
         pfs: items.iter().filter_map(read_selector).collect(),
-        num_vfs: table.optional("num_vfs").and_then(|field| field.number(0..=VFS_MAX)).map(NumVfs::Exactly),
+        num_vfs: count(&table),
         driver,
         mtu,
         kernel_driver: table.optional("kernel_driver").and_then(|field| vf_driver_name(&field)),
@@ -63,7 +63,7 @@ fn read_pool(field: &Field<'_>) -> Pool {
 }
 
 fn read_selector(field: &Field<'_>) -> Option<PfSelector> {
-    let table = field.table(&["name", "address", "vendor", "device", "driver", "vfs"])?;
+    let table = field.table(&["name", "address", "vendor", "device", "driver", "vfs", "num_vfs"])?;
     let hex = |key| table.optional(key).and_then(|field| hex_id(&field));
     let selector = PfSelector {
         name: table.optional("name").and_then(|field| field.text()).map(ToOwned::to_owned),
@@ -72,6 +72,7 @@ fn read_selector(field: &Field<'_>) -> Option<PfSelector> {
         device: hex("device"),
         driver: table.optional("driver").and_then(|field| driver_name(&field)),
         vfs: table.optional("vfs").and_then(|field| ranges(&field, field.text()?)),
+        num_vfs: count(&table),
         policy: None,
     };
     let says_something =
@@ -80,6 +81,11 @@ fn read_selector(field: &Field<'_>) -> Option<PfSelector> {
         field.wrong("a PF is named by at least one of name, address, vendor, device, driver");
     }
     Some(selector)
+}
+
+/// How many VFs a PF is to have.
+fn count(table: &Table<'_>) -> Option<NumVfs> {
+    table.optional("num_vfs").and_then(|field| field.number(0..=VFS_MAX)).map(NumVfs::Exactly)
 }
 
 /// Four hexadecimal digits, with or without `0x`.

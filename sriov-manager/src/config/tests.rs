@@ -53,6 +53,32 @@ pools:
 }
 
 #[test]
+fn the_pfs_of_a_pool_may_have_different_numbers_of_vfs() {
+    let node = FakeNode::new(3, 63);
+    let inventory = Inventory::read(&node.sysfs()).unwrap();
+    let text = |last: &str| {
+        format!(
+            "pools:
+  - name: a
+    pfs: [{{ name: ens1f0, num_vfs: 8 }}, {{ name: ens1f1, num_vfs: 4 }}, {{ name: ens1f2 }}{last}]
+    num_vfs: 2
+"
+        )
+    };
+    let read = policies(&text(""));
+    let counts: Vec<_> = inventory.pfs.values().map(|pf| read.wanted_count(pf)).collect();
+    assert_eq!(counts, [8, 4, 2].map(|count| Some(NumVfs::Exactly(count))));
+    assert_eq!(read.check(&inventory), [""; 0]);
+    let twice = policies(&text(", { vendor: '8086', num_vfs: 8 }"));
+    assert_eq!(
+        twice.check(&inventory)[0],
+        "f:4: entries of the pool a want different numbers of VFs of ens1f1: make their `num_vfs` the same"
+    );
+    let nothing = Config::parse("f", "pools: [{ name: a, pfs: [{ num_vfs: 3 }] }]").unwrap_err().to_string();
+    assert!(nothing.contains("a PF is named by at least one of name"), "{nothing}");
+}
+
+#[test]
 fn the_sample_of_the_docs_is_a_good_file() {
     let config = Config::parse("docs/vf-policies.yaml", include_str!("../../../docs/vf-policies.yaml")).unwrap();
     assert!(!config.policies.pools.is_empty());
@@ -240,14 +266,35 @@ fn what_a_policy_of_the_operator_does_not_come_to_is_told() {
     assert!(told(&elsewhere).0.contains(wanted), "{:?}", told(&elsewhere));
     let inventory = Inventory::read(&node.sysfs()).unwrap();
     assert_eq!(policies(&elsewhere).counts(&inventory), [], "and are not made here");
-    let jumbo = policy("a", (10, 8), "ens1f0", "x", "mtu: 9000");
-    assert!(told(&jumbo).0.contains("the pool x wants an MTU of 9000, and ens1f0 has 1500"), "{:?}", told(&jumbo));
     let mixed = policy("a", (10, 8), "ens1f0", "x", "") + &policy("b", (10, 8), "ens1f1", "x", "deviceType: vfio-pci");
     assert_eq!(policies(&mixed).pools[0].driver, None);
     assert!(told(&mixed).0.contains("has to name the driver"), "{:?}", told(&mixed));
     let disagree = policy("a", (10, 8), "ens1f0#0-3", "x", "externallyManaged: true")
         + &policy("b", (10, 8), "ens1f0#4-7", "y", "");
     assert!(told(&disagree).1.contains("the policies a and b disagree about `externallyManaged` of ens1f0"));
+}
+
+#[test]
+fn an_mtu_of_a_policy_of_the_operator_is_kept_or_told() {
+    let inventory = Inventory::read(&FakeNode::new(2, 63).sysfs()).unwrap();
+    let told = |policies: &Policies| policies.warnings(&inventory).join("\n");
+    let with =
+        |name, pf, kind: &str, mtu: u32| policy(name, (10, 8), pf, "x", &format!("mtu: {mtu}\n  deviceType: {kind}"));
+    let is_one = |policies: &Policies, mtu, warning: &str| {
+        assert_eq!(policies.pools[0].mtu, mtu, "{policies:?}");
+        let told = told(policies);
+        assert!(told.starts_with(warning) && told.lines().count() == 1, "{warning} in {told}");
+    };
+    // Whatever drives the VFs: a user of DPDK sends no frames either that are longer than its PF's.
+    let wanted = "f:9: the policies of ens1f0 want an MTU of 9000, and it has 1500: ";
+    is_one(&policies(&with("a", "ens1f0", "netdevice", 9000)), Some(9000), wanted);
+    is_one(&policies(&with("a", "ens1f0", "vfio-pci", 9000)), None, wanted);
+    let both = |first, second| policies(&(with("a", "ens1f0", first, 1400) + &with("b", "ens1f1", second, 1300)));
+    is_one(&both("netdevice", "netdevice"), None, "f:9: the policies of the pool x want different MTUs: ");
+    // Only an interface has one, in whichever order they stand.
+    let drivers = "f:3: the policies of the pool x want its VFs on different drivers";
+    is_one(&both("netdevice", "vfio-pci"), Some(1400), drivers);
+    is_one(&both("vfio-pci", "netdevice"), Some(1300), drivers);
 }
 
 #[test]

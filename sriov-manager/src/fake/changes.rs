@@ -4,12 +4,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::FakeNode;
-use super::tree::{NIC_DEVICE, link, make, put};
+use super::tree::{NIC_DEVICE, NOIOMMU_FILE, link, make, put};
 use crate::address::PciAddress;
 use crate::attributes::{Guid, Mac};
 use crate::kernel::{EswitchMode, ForeignNetdev};
 
 impl FakeNode {
+    /// The machine has no IOMMU from now on, and VFIO is allowed to work without one.
+    pub fn take_iommu_away(&self) {
+        let sysfs = &self.kernel.sysfs;
+        let parameter = sysfs.path(NOIOMMU_FILE);
+        make(parameter.parent().unwrap_or(&parameter));
+        put(&parameter, "Y\n");
+        for function in sysfs.devices().unwrap_or_default() {
+            let _ = fs::remove_file(sysfs.file(function, "iommu_group"));
+        }
+        let _ = fs::remove_dir_all(sysfs.path("sys/kernel/iommu_groups"));
+    }
+
+    /// A VF has another IOMMU group, as after a start of the machine.
+    pub fn renumber_group(&self, vf: PciAddress, group: u32) {
+        let sysfs = &self.kernel.sysfs;
+        let before = self.kernel.group(sysfs.iommu_group(vf).unwrap_or_default());
+        let _ = fs::rename(before, self.kernel.group(group));
+        link(&format!("../../../../kernel/iommu_groups/{group}"), &sysfs.file(vf, "iommu_group"));
+    }
+
     /// A NIC that is no VF, bound to `e1000e`, is in the IOMMU group of a VF.
     pub fn put_nic_in_group(&self, vf: PciAddress, nic: PciAddress) {
         let kernel = &self.kernel;
@@ -138,10 +158,17 @@ impl FakeNode {
         let directory = self.kernel.sysfs.path(&format!("proc/{pid}"));
         make(&directory);
         put(&directory.join("comm"), &format!("{comm}\n"));
-        let netdev = self.kernel.sysfs.netdevs(vf).pop().unwrap_or_default();
-        let _ = fs::remove_dir_all(self.kernel.sysfs.file(vf, "net"));
+        let netdev = self.hide_netdev(vf);
         let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
         self.kernel.state().moved.insert(vf, ForeignNetdev { netdev, namespace, pid: Some(pid) });
+    }
+
+    /// Moves the interface of a VF into a namespace that nothing leads to. Returns what it was called.
+    pub fn hide_netdev(&self, vf: PciAddress) -> String {
+        let netdev = self.kernel.sysfs.netdevs(vf).pop().unwrap_or_default();
+        // The folder stays for as long as there is an interface anywhere.
+        let _ = fs::remove_dir_all(self.kernel.sysfs.file(vf, "net").join(&netdev));
+        netdev
     }
 
     /// The interface of a VF comes back, as it does when a namespace ends.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -51,6 +52,13 @@ impl Kernel for FakeKernel {
         self.hang(Scenario::ReportHangs);
         let pf = self.device_of(pf)?;
         let state = self.state();
+        let refused = state.scenarios.iter().find_map(|scenario| match scenario {
+            Scenario::ReportRefused(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = refused {
+            return Err(refusal(Errno::from_raw(errno)));
+        }
         let is_left_out = |index: &u32| state.scenarios.contains(&Scenario::LeftOut(*index));
         let vfs = self.sysfs.virtfns(pf).into_iter().filter(|(index, _)| !is_left_out(index));
         let vfs: BTreeMap<_, _> = vfs.collect();
@@ -73,7 +81,8 @@ impl Kernel for FakeKernel {
             if left > 1 {
                 state.scenarios.insert(Scenario::SettingAgain(left - 1));
             }
-            return Err(refusal(Errno::EAGAIN));
+            // ice says the latter.
+            return Err(refusal(if left % 2 == 0 { Errno::EAGAIN } else { Errno::EBUSY }));
         }
         let is_refused = match change {
             VfChange::Mac(mac) => {
@@ -105,6 +114,10 @@ impl Kernel for FakeKernel {
 
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
         self.hang(Scenario::AltnamesHang);
+        if self.has(Scenario::AltnamesPanic) {
+            // Without a word: to tell where it happened takes seconds on a busy machine.
+            resume_unwind(Box::new(()));
+        }
         Ok(self.state().altnames.clone())
     }
 
@@ -125,6 +138,12 @@ impl Kernel for FakeKernel {
     }
 
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError> {
+        if self.has(Scenario::NamespacesUnknown) {
+            return Err(refusal(Errno::EACCES));
+        }
+        if self.has(Scenario::NetdevComesMeanwhile) {
+            self.make_netdev(vf, &netdev_name(vf), Mac([2, 0, 0, 0, 0, 1]));
+        }
         Ok(self.state().moved.get(&vf).cloned())
     }
 }
@@ -265,7 +284,10 @@ impl FakeKernel {
         }
         // vfio-pci wants a group of which nothing else is in the kernel's executor when it is opened; binding needs one.
         if driver == VFIO_PCI && self.sysfs.iommu_group(function).is_none() {
-            return Err(refusal(Errno::EINVAL));
+            if !self.allows_noiommu() {
+                return Err(refusal(Errno::EINVAL));
+            }
+            self.make_noiommu_group(function);
         }
         link(&format!("../../drivers/{driver}"), &self.sysfs.file(function, "driver"));
         if !is_userspace_driver(&driver) {
@@ -291,6 +313,9 @@ impl FakeKernel {
         }
         let _ = fs::remove_file(self.sysfs.file(function, "driver"));
         let _ = fs::remove_dir_all(self.sysfs.file(function, "net"));
+        if driver == VFIO_PCI {
+            self.remove_noiommu_group(function);
+        }
         self.state().moved.remove(&function);
         Ok(())
     }

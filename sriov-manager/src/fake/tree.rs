@@ -31,6 +31,28 @@ impl FakeKernel {
         self.sysfs.path(&format!("sys/kernel/iommu_groups/{group}"))
     }
 
+    pub(super) fn allows_noiommu(&self) -> bool {
+        fs::read_to_string(self.sysfs.path(NOIOMMU_FILE)).is_ok_and(|text| text.trim() == "Y")
+    }
+
+    /// `vfio_noiommu_group_alloc` of drivers/vfio/group.c: a function without a group gets one with its driver.
+    pub(super) fn make_noiommu_group(&self, address: PciAddress) {
+        let number = (0..=u32::MAX).find(|number| !self.group(*number).exists()).unwrap_or_default();
+        make(&self.group(number).join("devices"));
+        put(&self.group(number).join("name"), "vfio-noiommu\n");
+        link(&format!("../../../../kernel/iommu_groups/{number}"), &self.sysfs.file(address, "iommu_group"));
+    }
+
+    /// And loses it with its driver.
+    pub(super) fn remove_noiommu_group(&self, address: PciAddress) {
+        let group = self.sysfs.file(address, "iommu_group");
+        if fs::read_to_string(group.join("name")).is_ok_and(|name| name.trim() == "vfio-noiommu") {
+            let number = self.sysfs.iommu_group(address).unwrap_or_default();
+            let _ = fs::remove_dir_all(self.group(number));
+            let _ = fs::remove_file(group);
+        }
+    }
+
     pub(super) fn make_netdev(&self, address: PciAddress, name: &str, mac: Mac) {
         let directory = self.sysfs.file(address, "net").join(name);
         make(&directory);
@@ -84,5 +106,6 @@ pub(super) fn link(target: &str, link: &Path) {
     symlink(target, link).expect("a link below a temporary directory can be made");
 }
 
+pub(super) const NOIOMMU_FILE: &str = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
 pub(super) const VF_DEVICE: u32 = 0x10ca;
 pub(super) const NIC_DEVICE: u32 = 0x10d3;

@@ -1,6 +1,6 @@
 //! What is said to rtnetlink and what it says, byte by byte: no NIC at hand can do all of it.
 
-use netlink_packet_core::Emitable;
+use netlink_packet_core::{Emitable, NetlinkDeserializable, NetlinkHeader};
 
 use super::xdp_sockets::Part;
 use super::*;
@@ -231,7 +231,28 @@ fn a_card_that_is_not_there_has_no_switch() {
     assert_eq!(LiveKernel.eswitch_mode(PciAddress::new(0xffff, 0xff, 31, 7)), Ok(None));
 }
 
+/// As Linux 6.12 sends a link after `ip link property add dev ens1f0 altname ...` (`rtnl_fill_prop_list` of net/core/rtnetlink.c).
+#[test]
+fn other_names_of_an_interface_are_understood() {
+    let link = |more: &[u8]| {
+        let header = [&[0, 0, 1, 0][..], &7_u32.to_ne_bytes(), &[0; 8]].concat();
+        let payload = [&header[..], &attribute(IFLA_IFNAME, b"ens1f0\0"), more].concat();
+        let mut header = NetlinkHeader::default();
+        header.message_type = RTM_NEWLINK;
+        altnames_of(&RouteNetlinkMessage::deserialize(&header, &payload).unwrap())
+    };
+    let names =
+        [&b"storage0\0"[..], b"a-name-that-is-longer-than-15-bytes\0"].map(|name| attribute(IFLA_ALT_IFNAME, name));
+    let others = ["storage0", "a-name-that-is-longer-than-15-bytes"].map(ToOwned::to_owned).to_vec();
+    assert_eq!(link(&attribute(IFLA_PROP_LIST | NLA_F_NESTED, &names.concat())), Some(("ens1f0".to_owned(), others)));
+    assert_eq!(link(&[]), None);
+}
+
 // linux/rtnetlink.h, linux/netlink.h and linux/if_link.h.
+const RTM_NEWLINK: u16 = 16;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
 const NLA_F_NESTED: u16 = 1 << 15;
 const IFLA_VFINFO_LIST: u16 = 22;
 const IFLA_PERM_ADDRESS: u16 = 54;

@@ -1,6 +1,6 @@
 //! What of policies means nothing on a node, or something else than it says.
 
-use super::{NumVfs, Policies, Pool, merge};
+use super::{Merged, NumVfs, Policies, Pool, merge};
 use crate::inventory::{Inventory, PhysicalFunction};
 
 impl Policies {
@@ -29,6 +29,7 @@ impl Policies {
                 ));
             }
         }
+        warnings.extend(self.pools.iter().filter_map(different_mtus));
         // Of a PF that came or was renamed after they were taken.
         warnings.extend(self.check(inventory));
         warnings.extend(inventory.pfs.values().flat_map(|pf| self.of_operator(pf)));
@@ -70,6 +71,7 @@ impl Policies {
                 )
             })
             .collect();
+        warnings.extend(above_mtu_of_merged(&merged, pf));
         if merged.is_externally_managed && there < merged.num_vfs as usize {
             let first = merged.groups.first().map(|group| group.policy.source.prefix("externally_managed"));
             warnings.push(format!(
@@ -86,13 +88,40 @@ impl Policies {
 /// A pool whose VFs cannot have the MTU that it says.
 fn above_pf_mtu(pool: &Pool, pf: &PhysicalFunction) -> Option<String> {
     let (wanted, has) = (pool.mtu?, pf.function.mtu?);
-    (wanted > has).then(|| {
+    let is_own = pool.policies().next().is_none();
+    (is_own && wanted > has).then(|| {
         format!(
             "{}the pool {} wants an MTU of {wanted}, and {} has {has}: give the PF as much (`ip link set {} mtu {wanted}`)",
             pool.source.prefix("mtu"),
             pool.name,
             pf.name(),
             pf.name()
+        )
+    })
+}
+
+/// Policies of the operator want an MTU that the PF has not got. The operator sets it on the PF, whatever drives the VFs: frames of that
+/// size do not reach a user of DPDK either.
+fn above_mtu_of_merged(merged: &Merged<'_>, pf: &PhysicalFunction) -> Option<String> {
+    let (wanted, has) = (merged.mtu?, pf.function.mtu?);
+    let first = merged.groups.iter().find(|group| group.policy.mtu == Some(wanted));
+    (wanted > has).then(|| {
+        format!(
+            "{}the policies of {} want an MTU of {wanted}, and it has {has}: give it as much (`ip link set {} mtu {wanted}`)",
+            first.map(|group| group.policy.source.prefix("mtu")).unwrap_or_default(),
+            pf.name(),
+            pf.name()
+        )
+    })
+}
+
+/// A pool whose policies want different MTUs: it has none of them.
+fn different_mtus(pool: &Pool) -> Option<String> {
+    (pool.mtus_of_policies().len() > 1).then(|| {
+        format!(
+            "{}the policies of the pool {} want different MTUs: a VF is lent with the one that it has, unless whoever borrows it names one",
+            pool.source.prefix("mtu"),
+            pool.name
         )
     })
 }

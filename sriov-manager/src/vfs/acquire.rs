@@ -186,7 +186,7 @@ impl Vfs {
         let Chosen { vf, lease: held, resolved, .. } = chosen;
         let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
-        if let Some(until) = until.filter(|until| self.has_ended(until)) {
+        if let Some(until) = until.filter(|until| self.has_ended(vf.address, until)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
         let needs_pf = wanted.attributes.needs_pf();

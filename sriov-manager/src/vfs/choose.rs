@@ -104,10 +104,18 @@ impl Chooser<'_> {
         others.chain([&vf.address]).any(|function| self.taken.contains(function))
     }
 
-    /// The PF on which a VF has to be, if it is not there.
-    fn other_pf(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
-        let other = [self.pf, request.place.pf].into_iter().flatten().find(|pf| *pf != vf.pf);
-        other.map(|pf| Reason::OtherPf { pf })
+    /// Why a VF is not of the place that is asked for.
+    fn other_place(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+        let mut pfs = [self.pf, request.place.pf].into_iter().flatten();
+        let group = request.place.iommu_group.filter(|group| vf.function.iommu_group != Some(*group));
+        let other_pf = pfs.find(|pf| *pf != vf.pf).map(|pf| Reason::OtherPf { pf });
+        other_pf.or(group.map(|group| Reason::OtherGroup { group }))
+    }
+
+    /// Why a VF that is not lent yet is not to be chosen.
+    fn not_meant(&self, vf: &VirtualFunction, request: &Request) -> Option<Reason> {
+        let bound_to = request.place.bound_to.filter(|driver| !holds(*driver, vf.function.driver.as_deref()));
+        self.other_place(vf, request).or(bound_to.map(|wanted| Reason::NotBoundTo { wanted }))
     }
 
     fn take(&mut self, chosen: &Chosen) {
@@ -149,7 +157,7 @@ impl Chooser<'_> {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
         let resolved = resolve(state, request, lease.pool.as_ref())?;
-        let mut reasons: Vec<_> = self.other_pf(vf, request).into_iter().collect();
+        let mut reasons: Vec<_> = self.other_place(vf, request).into_iter().collect();
         if lease.wanted != resolved.wanted {
             let driver = resolved.wanted.driver;
             reasons.extend(self.vfs.reasons_beside(state, vf, driver, &lease));
@@ -174,7 +182,7 @@ impl Chooser<'_> {
         may_have(state, function, pool, request.peer)?;
         let resolved = resolve(state, request, pool)?;
         let mut reasons = self.reasons(function, &resolved, &Obstacles::new(&self.vfs.executor().sysfs));
-        reasons.extend(self.other_pf(function, request));
+        reasons.extend(self.not_meant(function, request));
         if !reasons.is_empty() {
             return Err(VfError::Unavailable { vf, reasons });
         }
@@ -215,7 +223,7 @@ impl Chooser<'_> {
             inventory.pfs.iter().map(|(&pf, known)| (pf, state.policies.division(known))).collect();
         let is_meant = |vf: &&VirtualFunction| {
             let is_of_pool = divisions.get(&vf.pf).is_some_and(|of| of.holds(pool, vf.index));
-            is_of_pool && self.other_pf(vf, &resolved.request).is_none()
+            is_of_pool && self.not_meant(vf, &resolved.request).is_none()
         };
         let obstacles = Obstacles::new(&self.vfs.executor().sysfs);
         let judge = |vf: &VirtualFunction| match self.excluded.get(&vf.address) {

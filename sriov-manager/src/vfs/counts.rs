@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::backoff::Backoff;
-use super::create::HostVfs;
+use super::create::{HostVfs, WantedBy};
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::policy::NumVfs;
@@ -29,9 +29,13 @@ impl Default for CountsSeen {
 }
 
 impl CountsSeen {
-    /// The number of a PF was changed by hand.
-    pub fn changed_by_hand(&mut self, pf: PciAddress) {
-        self.by_hand.insert(pf);
+    /// The number of a PF was changed: by hand, or as the policies want it.
+    pub fn changed(&mut self, pf: PciAddress, by_hand: bool) {
+        if by_hand {
+            self.by_hand.insert(pf);
+        } else {
+            self.by_hand.remove(&pf);
+        }
     }
 
     /// What failed is tried again at once.
@@ -73,9 +77,12 @@ impl Vfs {
     /// Makes the numbers of VFs that policies want, or says why not, here and with each PF. Only the journal fails it.
     pub(super) fn make_counts(&self, counts: &[(PciAddress, u32)]) -> Result<Vec<(PciAddress, String)>, VfError> {
         let mut short = Vec::new();
-        for (pf, created) in self.create_all(counts, HostVfs::Kept) {
+        for (pf, _) in counts {
+            // From here on: who changes one of them while others are made means it.
+            self.lock().counts.by_hand.remove(pf);
+        }
+        for (pf, created) in self.create_all_by(WantedBy::Policies, counts, HostVfs::Kept) {
             let mut state = self.lock();
-            state.counts.by_hand.remove(&pf);
             let wanted = state.inventory.pfs.get(&pf).and_then(|function| state.policies.wanted_count(function));
             match created {
                 Ok(_) => {
@@ -86,12 +93,7 @@ impl Vfs {
                 Err(error) => {
                     warn!(%pf, %error, "the VFs that the policies want could not be made");
                     state.counts.retries.failed(pf, Instant::now());
-                    // Nothing was touched, and nothing will be before whoever is in the way has gone.
-                    let is_in_the_way = matches!(
-                        error,
-                        VfError::Lent { .. } | VfError::Held { .. } | VfError::UsedByHost { .. } | VfError::Busy { .. }
-                    );
-                    match wanted.filter(|_| !is_in_the_way) {
+                    match wanted.filter(|_| !may_pass(&error)) {
                         Some(wanted) => drop(state.counts.wanted.insert(pf, wanted)),
                         None => drop(state.counts.wanted.remove(&pf)),
                     }
@@ -102,6 +104,21 @@ impl Vfs {
         self.lock().short.extend(short.iter().cloned());
         self.changed();
         Ok(short)
+    }
+}
+
+/// Whether the same may be done later although the policies say nothing else: whoever is in the way has gone, the kernel answers, the
+/// driver is there or has time.
+fn may_pass(error: &VfError) -> bool {
+    match error {
+        VfError::Lent { .. }
+        | VfError::Held { .. }
+        | VfError::UsedByHost { .. }
+        | VfError::Busy { .. }
+        | VfError::Ask { .. }
+        | VfError::Stopping { .. } => true,
+        VfError::Step(step) => !step.is_final(),
+        _ => false,
     }
 }
 

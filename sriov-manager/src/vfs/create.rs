@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::thread;
 
+use nix::errno::Errno;
 use tracing::{info, warn};
 
-use super::locks::{LockRequest, WhenBusy};
+use super::locks::{LockRequest, VfLock, WhenBusy};
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
@@ -21,6 +22,15 @@ pub enum HostVfs {
     Kept,
     /// They go as well.
     Taken,
+}
+
+/// Who wants a number of VFs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WantedBy {
+    /// The policies.
+    Policies,
+    /// Somebody, whatever the policies say.
+    Hand,
 }
 
 /// What became of a PF.
@@ -44,41 +54,7 @@ impl Vfs {
 
     /// [`Vfs::create`], also where the host itself uses a VF, if that is wanted.
     pub fn create_with(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let created = self.resize(pf, count, host);
-        {
-            let mut state = self.lock();
-            // Also one that is late, and gone on with.
-            let is_busy = matches!(created, Err(VfError::Busy { .. }));
-            if created.is_ok() || (state.facts.resizes.contains_key(&pf) && !is_busy) {
-                state.short.remove(&pf);
-                state.counts.changed_by_hand(pf);
-            }
-        }
-        // Who looked since the VFs were made saw it short.
-        self.changed();
-        created
-    }
-
-    fn resize(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count, host))?;
-        let steps = steps(pf, resize.from, count);
-        let created = Created { pf, from: resize.from, to: count, steps };
-        if created.steps.is_empty() {
-            return Ok(created);
-        }
-        self.nobody_holds(pf, host)?;
-        self.record(&Record::Resize { pf, resize: Some(resize.clone()) })?;
-        let outcome = self.change_number(pf, &resize, &created.steps);
-        if let Err(Unfinished { is_late: true, error }) = outcome {
-            // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
-            return Err(error);
-        }
-        // Also after a failure that could not be undone: nothing better is known to be tried again.
-        self.record(&Record::Resize { pf, resize: None })?;
-        outcome.map_err(|unfinished| unfinished.error)?;
-        info!(%pf, from = created.from, to = count, "VFs made");
-        drop(lock);
-        Ok(created)
+        self.create_by(WantedBy::Hand, pf, count, host)
     }
 
     /// [`Vfs::create`] for several PFs at the same time.
@@ -87,8 +63,17 @@ impl Vfs {
         counts: &[(PciAddress, u32)],
         host: HostVfs,
     ) -> Vec<(PciAddress, Result<Created, VfError>)> {
+        self.create_all_by(WantedBy::Hand, counts, host)
+    }
+
+    pub(super) fn create_all_by(
+        &self,
+        by: WantedBy,
+        counts: &[(PciAddress, u32)],
+        host: HostVfs,
+    ) -> Vec<(PciAddress, Result<Created, VfError>)> {
         thread::scope(|scope| {
-            let work = |(pf, count): (PciAddress, u32)| (pf, scope.spawn(move || self.create_with(pf, count, host)));
+            let work = |(pf, count): (PciAddress, u32)| (pf, scope.spawn(move || self.create_by(by, pf, count, host)));
             let threads: Vec<_> = counts.iter().copied().map(work).collect();
             let join = |(pf, thread): (_, thread::ScopedJoinHandle<'_, _>)| match thread.join() {
                 Ok(result) => (pf, result),
@@ -98,9 +83,73 @@ impl Vfs {
         })
     }
 
+    fn create_by(&self, by: WantedBy, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
+        let created = self.resize(by, pf, count, host);
+        // Who looked since the VFs were made saw it short.
+        self.changed();
+        created
+    }
+
+    fn resize(&self, by: WantedBy, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
+        let (resize, lock) = self.lock_as_it_is(by, pf, count, host)?;
+        let steps = steps(pf, resize.from, count);
+        let created = Created { pf, from: resize.from, to: count, steps };
+        if created.steps.is_empty() {
+            self.note_resized(pf, &resize);
+            return Ok(created);
+        }
+        self.nobody_holds(pf, host)?;
+        self.record(&Record::Resize { pf, resize: Some(resize.clone()) })?;
+        let outcome = self.change_number(pf, &resize, &created.steps);
+        if let Err(Unfinished { is_late: true, error }) = outcome {
+            // It is gone on with when the kernel has come back: whether drivers are looked for would stay off otherwise.
+            if by == WantedBy::Hand {
+                self.lock().short.remove(&pf);
+            }
+            return Err(error);
+        }
+        if outcome.is_ok() {
+            // Before the record: from there on the policies look at it.
+            self.note_resized(pf, &resize);
+        }
+        // Also after a failure that could not be undone: nothing better is known to be tried again.
+        self.record(&Record::Resize { pf, resize: None })?;
+        outcome.map_err(|unfinished| unfinished.error)?;
+        info!(%pf, from = created.from, to = count, "VFs made");
+        drop(lock);
+        Ok(created)
+    }
+
+    /// Locks a PF of which it is known which VFs it has: others make them as well, and the kernel tells of that only when all are there.
+    fn lock_as_it_is(
+        &self,
+        by: WantedBy,
+        pf: PciAddress,
+        count: u32,
+        host: HostVfs,
+    ) -> Result<(Resize, VfLock), VfError> {
+        for _ in 0..LOOKS {
+            let (resize, lock) =
+                self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, by, pf, count, host))?;
+            if self.executor().sysfs.virtfns(pf).len() == resize.from as usize {
+                return Ok((resize, lock));
+            }
+            // The node is looked at when it goes.
+            drop(lock);
+        }
+        Err(VfError::Busy { what: format!("the number of VFs of {}", self.lock().pf(pf)?.name()) })
+    }
+
+    /// A PF has the number that was wanted. To be called before anybody else changes it.
+    fn note_resized(&self, pf: PciAddress, resize: &Resize) {
+        let mut state = self.lock();
+        state.short.remove(&pf);
+        state.counts.changed(pf, resize.by_hand);
+    }
+
     /// What [`Vfs::create`] would do.
     pub fn plan_create(&self, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
-        let (resize, lock) = self.lock_vfs(WhenBusy::Wait, |state| self.wants_resize(state, pf, count, host))?;
+        let (resize, lock) = self.lock_as_it_is(WantedBy::Hand, pf, count, host)?;
         let steps = steps(pf, resize.from, count);
         if !steps.is_empty() {
             self.nobody_holds(pf, host)?;
@@ -112,6 +161,7 @@ impl Vfs {
     fn wants_resize(
         &self,
         state: &State,
+        by: WantedBy,
         pf: PciAddress,
         count: u32,
         host: HostVfs,
@@ -139,7 +189,8 @@ impl Vfs {
         let drivers: BTreeMap<_, _> = function.vfs.iter().filter_map(driver).collect();
         let autoprobe = self.executor().sysfs.text(pf, "sriov_drivers_autoprobe").is_none_or(|text| text != "0");
         let functions = function.vfs.values().copied().chain([pf]).collect();
-        let resize = Resize { from, to: count, autoprobe, drivers, force: host == HostVfs::Taken };
+        let (force, by_hand) = (host == HostVfs::Taken, by == WantedBy::Hand);
+        let resize = Resize { from, to: count, autoprobe, drivers, force, by_hand };
         Ok((resize, LockRequest { functions, ..LockRequest::default() }))
     }
 
@@ -172,7 +223,8 @@ impl Vfs {
             Err(late) if late.stuck => return Err(Unfinished::of(late)),
             Err(refused) => refused,
         };
-        let undone = self.rebuild(pf, resize);
+        let has_vfs = !self.executor().sysfs.virtfns(pf).is_empty();
+        let undone = if has_vfs && leaves_vfs(&refused) { Ok(()) } else { self.rebuild(pf, resize) };
         let autoprobe = self.autoprobe(pf, resize);
         let is_late = autoprobe.as_ref().is_err_and(|error| error.stuck);
         let error = VfError::Step(refused);
@@ -218,7 +270,7 @@ impl Vfs {
         let steps = steps(pf, there, resize.to);
         let free = if steps.is_empty() { Ok(()) } else { self.nobody_holds(pf, host) };
         let finished = match free {
-            Ok(()) => self.change_number(pf, resize, &steps),
+            Ok(()) => self.change_number(pf, resize, &steps).inspect(|()| self.note_resized(pf, resize)),
             // The VFs that are there stay.
             Err(error) => {
                 let is_late = self.autoprobe(pf, resize).is_err_and(|error| error.stuck);
@@ -253,6 +305,16 @@ impl Unfinished {
     }
 }
 
+/// Whether VFs that are there after a refusal are not of the change: those of before, or somebody's who was quicker (the kernel
+/// says EBUSY to another number than none).
+fn leaves_vfs(refused: &StepError) -> bool {
+    match (&refused.step, refused.errno) {
+        (_, None) => false,
+        (Step::Count { count, .. }, Some(errno)) => *count == 0 || errno == Errno::EBUSY,
+        _ => true,
+    }
+}
+
 fn is_late_answer(error: &VfError) -> bool {
     matches!(error, VfError::Ask { error: CallError::Late { .. } | CallError::Before { .. }, .. })
 }
@@ -271,3 +333,6 @@ fn steps(pf: PciAddress, from: u32, to: u32) -> Vec<Step> {
     }
     steps
 }
+
+/// So often it is looked again at which VFs a PF has: somebody else may be making them.
+const LOOKS: usize = 3;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use thiserror::Error;
 
 use super::Reason;
@@ -321,6 +322,17 @@ pub enum VfError {
     /// The journal cannot be written, so nothing was done.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+impl VfError {
+    /// Whether somebody uses a VF, or came and went while that was looked at: the next look may tell something else.
+    pub fn is_about_holders(&self) -> bool {
+        match self {
+            Self::Held { .. } => true,
+            Self::Ask { error, .. } => error.errno() == Some(Errno::EAGAIN),
+            _ => false,
+        }
+    }
 }
 
 fn told_pools(pools: &[String]) -> String {

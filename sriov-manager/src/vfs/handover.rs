@@ -80,6 +80,8 @@ impl Vfs {
         is_its_card(from, &current)?;
         must_be_told(&current, wanted.attributes.needs_pf() || from.before.state.is_some())?;
         let mut before = from.before.clone();
+        // Of a PF that could not be asked at first nothing was changed until now.
+        before.state = before.state.or_else(|| current.report.told().cloned());
         if before.members.is_empty() && wanted.driver == Driver::VfioPci {
             before.members = current.members.clone();
         }

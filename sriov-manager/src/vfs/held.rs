@@ -1,14 +1,15 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferrule_ffi::netlink::NetlinkError;
 use nix::errno::Errno;
 use tracing::debug;
 
 use super::{HostVfs, Reason, VfError, Vfs};
-use crate::address::{PciAddress, is_userspace_driver};
+use crate::address::PciAddress;
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::VirtualFunction;
 use crate::plan::Step;
@@ -21,18 +22,31 @@ impl Vfs {
         let mut vf = vf.clone();
         vf.function.driver = executor.sysfs.driver(vf.address);
         vf.vfio_device = executor.sysfs.vfio_device(vf.address);
-        let nodes = holders::nodes(&executor.sysfs, &vf);
+        let mut nodes = holders::nodes(&executor.sysfs, &vf);
+        let has_driver = |member: &PciAddress| executor.sysfs.driver(*member).is_some();
+        if vf.function.driver.is_none() && !vf.group_with.iter().any(has_driver) {
+            // The kernel takes a driver away before it waits for whoever has the device open.
+            nodes = holders::group_nodes(&vf).filter(|node| self.is_there(node)).collect();
+        }
         let mut holders = self.openers(vf.address, &nodes)?;
-        let Some(driver) = vf.function.driver.as_deref() else { return Ok(holders) };
-        if holders.is_empty() && !is_userspace_driver(driver) && executor.sysfs.netdevs(vf.address).is_empty() {
-            let address = vf.address;
-            let what = format!("look for the interface of {address} in other namespaces");
-            let foreign = executor
-                .watchdog
-                .call(&what, &[address], executor.timeouts.call, move |kernel| kernel.foreign_netdev(address))?;
-            holders.extend(foreign.map(|foreign| Holder::of_namespace(&executor.sysfs, foreign)));
+        if holders.is_empty() && executor.sysfs.has_netdev_elsewhere(vf.address) {
+            holders.extend(self.interface_elsewhere(vf.address)?);
         }
         Ok(holders)
+    }
+
+    /// Who has the interface of a VF that is in another network namespace, as far as it is known; none: it is not there, after all.
+    fn interface_elsewhere(&self, vf: PciAddress) -> Result<Option<Holder>, CallError> {
+        let executor = self.executor();
+        let what = format!("look for the interface of {vf} in other namespaces");
+        let foreign =
+            executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.foreign_netdev(vf))?;
+        if let Some(foreign) = foreign {
+            return Ok(Some(Holder::of_namespace(&executor.sysfs, foreign)));
+        }
+        // One that is being made or removed is in no namespace for a moment, or came to another one behind the search.
+        let is_settled = || (!executor.sysfs.has_netdev_elsewhere(vf)).then_some(());
+        Ok(executor.appears(is_settled, NETDEV_SETTLES).is_none().then_some(Holder::UnseenNamespace))
     }
 
     /// Who has one of the nodes of a VF open. The kernel says at once whether a VFIO group is; `/proc` says by whom.
@@ -68,10 +82,18 @@ impl Vfs {
         }
     }
 
+    fn is_there(&self, node: &Path) -> bool {
+        self.below_root(node).exists()
+    }
+
+    fn below_root(&self, node: &Path) -> PathBuf {
+        self.executor().sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy())
+    }
+
     /// Whether a group of VFIO is open; none: it is not there, or the kernel does not say.
     fn is_open(&self, vf: PciAddress, node: &Path) -> Result<Option<bool>, CallError> {
         let executor = self.executor();
-        let below = executor.sysfs.path(&node.strip_prefix("/").unwrap_or(node).to_string_lossy());
+        let below = self.below_root(node);
         let what = format!("open {}", node.display());
         let asked =
             executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
@@ -100,7 +122,7 @@ impl Vfs {
         Ok((!uses.is_empty()).then_some(HostUse { netdev, uses }))
     }
 
-    /// The first function among those that steps take from their drivers that somebody uses, and who. What the host does with the
+    /// The first function among those that steps take from their drivers, or reset, that somebody uses, and who. What the host does with the
     /// interface of the VF that a lease is of is the lease's affair; what it does with those of others counts, unless it is taken.
     pub(super) fn disturbed(
         &self,
@@ -108,11 +130,8 @@ impl Vfs {
         steps: &[Step],
         host: HostVfs,
     ) -> Result<Option<(PciAddress, FunctionUser)>, CallError> {
-        let unbound = steps.iter().filter_map(|step| match step {
-            Step::Unbind { function, .. } => Some(*function),
-            _ => None,
-        });
-        for address in unbound {
+        let touched: BTreeSet<_> = steps.iter().filter_map(Step::disturbs).collect();
+        for address in touched {
             // One that came since the last look is somebody's as well.
             let known = || self.lock().inventory.vfs.get(&address).cloned();
             let looked = || {
@@ -169,3 +188,6 @@ impl FunctionUser {
         }
     }
 }
+
+/// An interface that is being made or removed is in no namespace for less than this.
+const NETDEV_SETTLES: Duration = Duration::from_millis(200);

@@ -313,7 +313,7 @@ impl Vfs {
             Ok(mut inventory) => {
                 let needs_altnames = self.lock().policies.names_nobody(&inventory);
                 if needs_altnames {
-                    self.add_altnames(&mut inventory);
+                    self.add_altnames_to_look(&mut inventory);
                 }
                 let mut state = self.lock();
                 inventory.adopt(&state.inventory, &state.fresh);
@@ -340,8 +340,10 @@ impl Vfs {
             };
             let is_theirs = |pf: &&PhysicalFunction| pf.vfs.values().any(|vf| vfs.contains(vf));
             let pfs = known.pfs.values().filter(is_theirs).map(|pf| (pf.address, pf.clone())).collect();
+            // What does not change of them is not read again.
+            let there = vfs.iter().filter_map(|vf| Some((*vf, known.vfs.get(vf)?.clone()))).collect();
             drop(known);
-            let mut seen = Inventory { pfs, vfs: BTreeMap::new() };
+            let mut seen = Inventory { pfs, vfs: there };
             seen.reread(&self.0.executor.sysfs, vfs);
             let mut state = self.lock();
             // A look at the whole tree that came in between may have seen newer things.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::address::PciAddress;
+use crate::address::{Driver, PciAddress};
 use crate::executor::CURE_UNBIND;
 use crate::holders::{Holder, HostUse};
 use crate::lease::Stage;
@@ -63,6 +63,16 @@ pub enum Reason {
     OtherPf {
         /// Which is wanted.
         pf: PciAddress,
+    },
+    /// It is not of the IOMMU group that is wanted.
+    OtherGroup {
+        /// Which is wanted.
+        group: u32,
+    },
+    /// It is not bound as it was wanted to be before it is lent.
+    NotBoundTo {
+        /// To which driver.
+        wanted: Driver,
     },
     /// Another lease of the same request gets it, or another VF of its IOMMU group.
     SameCall,
@@ -166,6 +176,9 @@ impl fmt::Display for Reason {
                 write!(f, "its PF {pf} is cordoned ({why}): `ferrule vf uncordon {pf}` when that is over")
             }
             Self::OtherPf { pf } => write!(f, "it is not of the PF {pf}"),
+            Self::OtherGroup { group } => write!(f, "it is not of the IOMMU group {group}"),
+            Self::NotBoundTo { wanted: Driver::None } => write!(f, "it is bound to a driver"),
+            Self::NotBoundTo { wanted } => write!(f, "it is not bound to {wanted}"),
             Self::SameCall => {
                 f.write_str("another lease of the same request gets it, or another VF of its IOMMU group")
             }

@@ -32,7 +32,7 @@ impl Vfs {
         loop {
             let began = Instant::now();
             let released = self.release_once(lease, Remains::Refused, peer, Caller::PATIENT);
-            if !matches!(released, Err(VfError::Held { .. })) || Instant::now() >= deadline {
+            if !released.as_ref().is_err_and(VfError::is_about_holders) || Instant::now() >= deadline {
                 return released;
             }
             if self.is_closing() {

@@ -76,6 +76,10 @@ pub struct Place {
     pub numa: Option<u32>,
     /// Only one of this PF.
     pub pf: Option<PciAddress>,
+    /// Only one of this IOMMU group.
+    pub iommu_group: Option<u32>,
+    /// Only one that is bound so already, or to nothing. It says which VF is chosen, and nothing about one that is lent already.
+    pub bound_to: Option<Driver>,
     /// In which order PFs are used.
     pub order: Order,
 }

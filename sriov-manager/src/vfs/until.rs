@@ -2,13 +2,14 @@
 //!
 //! The journal knows what a lease is for, so nobody has to wait for it to end, and a start after a kill goes on looking.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::parallel::for_each_parallel;
 use super::release::Remains;
 use super::{Caller, VfError, Vfs, WhenBusy};
+use crate::address::PciAddress;
 use crate::holders::{is_gone, namespace_inode, start_time};
 use crate::lease::{Lease, Stage, Until};
 use crate::policy::PeerCredentials;
@@ -21,8 +22,10 @@ impl Vfs {
 
     /// A network namespace by a file of it; none: it is not there.
     pub fn this_namespace(&self, path: std::path::PathBuf) -> Option<Until> {
-        let inode = namespace_inode(&self.executor().sysfs, &path).ok()??;
-        Some(Until::Namespace { path, inode })
+        let (sysfs, asked) = (self.executor().sysfs.clone(), path.clone());
+        let what = format!("look for the network namespace {}", path.display());
+        let inode = self.0.questions.call(&what, &[], ANSWER_MAX, move |_| Ok(namespace_inode(&sysfs, &asked)?));
+        Some(Until::Namespace { path, inode: inode.ok()?? })
     }
 
     /// Tells for whom a lease is, and what ends it, without touching its VF. What is not given stays.
@@ -50,7 +53,7 @@ impl Vfs {
             until: until.unwrap_or_else(|| now.until.clone()),
             ..now.clone()
         };
-        if let Some(until) = updated.until.as_ref().filter(|until| self.has_ended(until)) {
+        if let Some(until) = updated.until.as_ref().filter(|until| self.has_ended(now.vf, until)) {
             return Err(VfError::Ended { id: updated.id, until: until.clone() });
         }
         if updated != now {
@@ -60,13 +63,23 @@ impl Vfs {
         Ok(updated)
     }
 
-    pub(super) fn has_ended(&self, until: &Until) -> bool {
-        is_gone(&self.executor().sysfs, until)
+    /// Whether what the lease of a VF is for is gone. A path may lead to what does not answer: as long as it is waited for, it is not.
+    pub(super) fn has_ended(&self, vf: PciAddress, until: &Until) -> bool {
+        let sysfs = self.executor().sysfs.clone();
+        if let Until::Process { .. } = until {
+            return is_gone(&sysfs, until);
+        }
+        let asked = until.clone();
+        let ended = self
+            .0
+            .questions
+            .call(&"look for what the lease is for", &[vf], ANSWER_MAX, move |_| Ok(is_gone(&sysfs, &asked)));
+        ended.unwrap_or(false)
     }
 
-    /// Whether there is a lease that is at its end and is not known to wait for something.
-    pub(crate) fn has_ended_leases(&self) -> bool {
-        !self.ended_leases().is_empty()
+    /// Whether there is a lease that may come to its end by itself.
+    pub(crate) fn has_leases_that_end(&self) -> bool {
+        self.lock().facts.leases.values().any(|lease| lease.until.is_some())
     }
 
     /// Gives leases back that are at their end, unless somebody still holds their VFs.
@@ -98,9 +111,12 @@ impl Vfs {
             (std::sync::Arc::clone(&state.facts), waiting)
         };
         let is_due = |lease: &&Lease| {
-            let ended = lease.until.as_ref().is_some_and(|until| self.has_ended(until));
+            let ended = lease.until.as_ref().is_some_and(|until| self.has_ended(lease.vf, until));
             ended && lease.stage == Stage::Lent && !waiting.contains(&lease.vf)
         };
         facts.leases.values().filter(is_due).cloned().collect()
     }
 }
+
+/// What a path leads to is at hand, or does not answer at all.
+const ANSWER_MAX: Duration = Duration::from_millis(500);

@@ -87,7 +87,7 @@ pub struct VfView {
     pub forbidden: Option<String>,
     /// Pools that it is in.
     pub pools: Vec<String>,
-    /// The driver that VFs of its pool are lent with to who names none; none: the pool does not say, or its pools disagree.
+    /// The driver that VFs of its pool are lent with to who names none; none: it is in no pool, or its pools disagree.
     pub pool_driver: Option<Driver>,
     /// Who alone lends it.
     pub owner: Option<String>,
@@ -191,30 +191,10 @@ impl Vfs {
             externally_managed: state.policies.is_externally_managed(pf),
         };
         let obstacles = Obstacles::new(&self.executor().sysfs);
-        let view = |vf: &VirtualFunction, pf: &PhysicalFunction, pf_name: &str| {
-            let lease = state.facts.leases.get(&vf.address).filter(|lease| state.is_of(lease, vf));
-            let reasons = |driver| self.reasons(state, vf, driver, None, &obstacles);
-            let pools: Vec<_> = state.policies.pools_of(inventory, vf).collect();
-            let pool_driver = pools.first().and_then(|pool| pool.driver);
-            VfView {
-                pf_name: pf_name.to_owned(),
-                representor: pf.representors.get(&vf.index).cloned(),
-                lease: lease.cloned(),
-                forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
-                pool_driver: pool_driver.filter(|driver| pools.iter().all(|pool| pool.driver == Some(*driver))),
-                pools: pools.iter().map(|pool| pool.name.clone()).collect(),
-                owner: state.owner_of(vf).map(|(owner, _)| owner.clone()),
-                noiommu: obstacles.is_noiommu(vf),
-                busy: state.locked.contains(&vf.address),
-                reasons: reasons(Driver::None),
-                reasons_kernel: reasons(Driver::Kernel),
-                reasons_vfio: reasons(Driver::VfioPci),
-                vf: vf.clone(),
-            }
-        };
         let of_pf = |pf: &PhysicalFunction| -> Vec<VfView> {
             let name = pf.name();
-            pf.vfs.values().filter_map(|vf| Some(view(inventory.vfs.get(vf)?, pf, &name))).collect()
+            let view = |vf: &PciAddress| Some(self.view_of_vf(state, inventory.vfs.get(vf)?, (pf, &name), &obstacles));
+            pf.vfs.values().filter_map(view).collect()
         };
         let is_there = |lease: &&Lease| inventory.vfs.get(&lease.vf).is_some_and(|vf| state.is_of(lease, vf));
         View {
@@ -234,8 +214,42 @@ impl Vfs {
         }
     }
 
-    /// One VF as it is now.
+    fn view_of_vf(
+        &self,
+        state: &State,
+        vf: &VirtualFunction,
+        (pf, pf_name): (&PhysicalFunction, &str),
+        obstacles: &Obstacles<'_>,
+    ) -> VfView {
+        let inventory = &state.inventory;
+        let lease = state.facts.leases.get(&vf.address).filter(|lease| state.is_of(lease, vf));
+        let reasons = |driver| self.reasons(state, vf, driver, None, obstacles);
+        let pools: Vec<_> = state.policies.pools_of(inventory, vf).collect();
+        // As an acquire from it.
+        let pool_driver = pools.first().map(|pool| pool.driver.unwrap_or_default());
+        VfView {
+            pf_name: pf_name.to_owned(),
+            representor: pf.representors.get(&vf.index).cloned(),
+            lease: lease.cloned(),
+            forbidden: lease.and_then(|lease| state.policies.forbids(inventory, lease)),
+            pool_driver: pool_driver
+                .filter(|driver| pools.iter().all(|pool| pool.driver.unwrap_or_default() == *driver)),
+            pools: pools.iter().map(|pool| pool.name.clone()).collect(),
+            owner: state.owner_of(vf).map(|(owner, _)| owner.clone()),
+            noiommu: obstacles.is_noiommu(vf),
+            busy: state.locked.contains(&vf.address),
+            reasons: reasons(Driver::None),
+            reasons_kernel: reasons(Driver::Kernel),
+            reasons_vfio: reasons(Driver::VfioPci),
+            vf: vf.clone(),
+        }
+    }
+
+    /// One VF as it is now, without a look at the others, of which there may be thousands.
     pub fn vf_view(&self, vf: PciAddress) -> Option<VfView> {
-        self.view().vfs.iter().find(|view| view.vf.address == vf).cloned()
+        let state = self.lock().clone();
+        let function = state.inventory.vfs.get(&vf)?;
+        let pf = state.inventory.pfs.get(&function.pf)?;
+        Some(self.view_of_vf(&state, function, (pf, &pf.name()), &Obstacles::new(&self.executor().sysfs)))
     }
 }

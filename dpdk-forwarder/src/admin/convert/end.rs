@@ -7,7 +7,7 @@ use ferrule_ethdev::EthdevSpec;
 use super::reader::Reader;
 use super::secrets::Secrets;
 use super::{ethdev, kernel, memif, vhost_user};
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 use v1::end_spec::Kind;
 
 /// Reads an end; `None`: the reader knows why not.

@@ -1,9 +1,9 @@
 //! A DPDK device as a message.
 
+use dpdk_forwarder_client::v1;
 use ferrule_ethdev::EthdevSpec;
 
 use super::reader::Reader;
-use crate::admin::v1;
 
 pub(super) fn from_proto(reader: &mut Reader, ethdev: &v1::EthdevEnd) -> Option<EthdevSpec> {
     if ethdev.device.is_empty() {

@@ -3,7 +3,7 @@
 use ferrule_dataplane::spec::{KernelSpec, Route};
 
 use super::reader::{Reader, netns_to_proto};
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 
 pub(super) fn from_proto(reader: &mut Reader, kernel: &v1::KernelEnd) -> Option<KernelSpec> {
     let netns = kernel.netns.as_ref().and_then(|netns| reader.netns("kernel.netns", netns));

@@ -4,7 +4,7 @@ use ferrule_dataplane::spec::{ByteSize, MemifSpec, Mode, Prealloc, Secret};
 
 use super::reader::{Reader, access_to_proto, netns_to_proto, role_to_proto};
 use super::secrets::Secrets;
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 
 pub(super) fn from_proto(reader: &mut Reader, memif: &v1::MemifEnd) -> Option<MemifSpec> {
     let socket = reader.parse("memif.socket", &memif.socket);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ferrule_dataplane::spec::{FieldError, FileMode, NetNs, Process, Role, SocketAccess};
 
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 use v1::net_ns::Place;
 
 /// Collects what is wrong with the fields of one message.

@@ -8,8 +8,8 @@ use super::end;
 use super::reader::Reader;
 use super::secrets::Secrets;
 use super::vhost_user::FEATURES;
-use crate::admin::v1;
 use crate::config::conflicts_within;
+use dpdk_forwarder_client::v1;
 
 /// Everything that is wrong with a message of a wire, each with the field it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::secrets::Secrets;
 use super::spec::spec_to_proto;
-use crate::admin::v1;
 use crate::wires::{Listed, Origin};
+use dpdk_forwarder_client::v1;
 
 /// The answer to a list or watch, with the time of now.
 pub(in crate::admin) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> v1::ListWiresResponse {

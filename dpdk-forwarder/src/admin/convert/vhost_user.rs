@@ -3,7 +3,7 @@
 use ferrule_dataplane::spec::{ByteSize, VhostFeatures, VhostUserSpec};
 
 use super::reader::{Reader, access_to_proto, role_to_proto};
-use crate::admin::v1;
+use dpdk_forwarder_client::v1;
 
 pub(super) fn from_proto(reader: &mut Reader, vhost: &v1::VhostUserEnd) -> Option<VhostUserSpec> {
     let socket = reader.parse("vhost-user.socket", &vhost.socket);

@@ -1,9 +1,17 @@
 //! VFs that somebody does not let go.
 
-use std::thread;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use ferrule_ffi::netns::NetNs;
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use tonic::Code;
 
@@ -97,6 +105,148 @@ pub fn namespace(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Namespaces that have no name of `ip netns`: of a process, of a thread alone, kept by an open file, mounted as a container engine
+/// does it, and kept by a socket, to which nothing leads. An interface in any of them keeps its VF.
+pub fn nameless_namespaces(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[..1];
+    let manager = Manager::start(lab, &ManagerOptions::default())?;
+    manager.create(pf, 1)?;
+    let vf = &pf[0].vfs()[0];
+    let own = std::process::id();
+    for keeper in Keeper::ALL {
+        step(&format!("{keeper:?} has the interface"), || {
+            manager.acquire("pod", vf, "kernel", None)?;
+            let namespace = NetNs::private()?;
+            let file = format!("/proc/{own}/fd/{}", namespace.as_fd().as_raw_fd());
+            ip(&["link", "set", &vf.wait_for_interface(), "netns", &file, "name", "net1"])?;
+            let kept = keeper.keep(namespace)?;
+            let told = kept.told();
+            let refused = manager.release("pod", Duration::ZERO).expect_err("its interface is in the namespace");
+            assert_eq!(refused.code(), Code::FailedPrecondition);
+            assert!(refused.message().contains(&told), "{keeper:?}: {told} in {refused}");
+            assert_eq!(vf.driver().as_deref(), Some("igbvf"), "it is left alone");
+            let created = manager.create(pf, 0)?;
+            assert!(!created[0].error.is_empty() && pf[0].vfs().len() == 1, "{keeper:?}: {created:?}");
+            drop(kept);
+            Ok(())
+        })?;
+        // The kernel brings it back in its own time.
+        step(&format!("{keeper:?} has it no more"), || Ok(manager.release("pod", crate::TIMEOUT)?))?;
+        assert_eq!(manager.vf(vf)?.state().word(), "free");
+    }
+    Ok(())
+}
+
+/// What keeps a namespace.
+#[derive(Clone, Copy, Debug)]
+enum Keeper {
+    Process,
+    Thread,
+    File,
+    /// As a container engine names it.
+    Mount,
+    /// Nothing leads from it to its namespace.
+    Socket,
+}
+
+impl Keeper {
+    const ALL: [Self; 5] = [Self::Process, Self::Thread, Self::File, Self::Mount, Self::Socket];
+
+    /// Keeps a namespace, and nothing else does.
+    fn keep(self, namespace: NetNs) -> Result<Kept> {
+        Ok(match self {
+            Self::Process => Kept::Process(namespace.run(|| Command::new("sleep").arg("1000").spawn())??),
+            Self::Thread => {
+                let (end, until) = channel();
+                let (inside, is_inside) = channel();
+                let thread = thread::spawn(move || {
+                    inside.send(setns(&namespace, CloneFlags::CLONE_NEWNET)).expect("somebody waits for it");
+                    drop(namespace);
+                    // It ends by an error: nothing is ever sent.
+                    let _ = until.recv();
+                });
+                is_inside.recv().context("wait for the thread")??;
+                Kept::Thread(Some(end), Some(thread))
+            }
+            Self::File => Kept::File(namespace),
+            Self::Mount => {
+                let at = Path::new(ENGINE);
+                std::fs::create_dir_all(at.parent().unwrap_or(at)).context("make the engine's folder")?;
+                std::fs::write(at, "").context("make the engine's file")?;
+                let file = format!("/proc/self/fd/{}", namespace.as_fd().as_raw_fd());
+                mount(Some(file.as_str()), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                    .context("mount the namespace")?;
+                Kept::Mount
+            }
+            Self::Socket => Kept::Socket(namespace.run(|| UdpSocket::bind("0.0.0.0:0"))??),
+        })
+    }
+}
+
+/// A namespace that is kept until this value goes.
+enum Kept {
+    Process(Child),
+    Thread(Option<Sender<()>>, Option<JoinHandle<()>>),
+    File(#[expect(dead_code, reason = "it is open")] NetNs),
+    Mount,
+    Socket(#[expect(dead_code, reason = "it is open")] UdpSocket),
+}
+
+impl Kept {
+    /// How the manager tells where the interface is.
+    fn told(&self) -> String {
+        let own = std::process::id();
+        let is_in = |place: String| format!("its interface net1 is in the network namespace{place}");
+        match self {
+            Self::Process(process) => is_in(format!(" of process {} (sleep), /proc/{0}/ns/net", process.id())),
+            Self::Thread(..) => is_in(format!(" of process {own} (vm-guest), /proc/{own}/task/")),
+            Self::File(_) => is_in(format!(" of process {own} (vm-guest), /proc/{own}/fd/")),
+            Self::Mount => is_in(format!(" {ENGINE}")),
+            Self::Socket(_) => "its interface is in a network namespace that no process, file or mount".to_owned(),
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        match self {
+            Self::Process(process) => {
+                let _ = process.kill().and_then(|()| process.wait());
+            }
+            Self::Thread(end, thread) => {
+                drop(end.take());
+                let _ = thread.take().map(JoinHandle::join);
+            }
+            Self::Mount => {
+                let _ = umount(ENGINE);
+                let _ = std::fs::remove_file(ENGINE);
+            }
+            Self::File(_) | Self::Socket(_) => {}
+        }
+    }
+}
+
+/// Does something, and ends the scenario with its name if that takes too long: a call into the kernel may hang.
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (done, is_done) = channel::<()>();
+    let name = what.to_owned();
+    let deadline = thread::spawn(move || {
+        if is_done.recv_timeout(STEP_MAX) == Err(RecvTimeoutError::Timeout) {
+            println!("{name}: not done within {STEP_MAX:?}");
+            std::process::exit(1);
+        }
+    });
+    let result = work().with_context(|| what.to_owned());
+    drop(done);
+    deadline.join().expect("a thread that only waits does not panic");
+    result
+}
+
+/// Where Docker gives a namespace its name.
+const ENGINE: &str = "/run/docker/netns/engine";
+/// One step of a scenario of several.
+const STEP_MAX: Duration = Duration::from_secs(15);
+
 /// To look whether a VF is open is to open it: those who look at the same moment do not take each other for its holder.
 pub fn looks_at_once(lab: &Lab) -> Result<()> {
     let manager = Manager::start(lab, &ManagerOptions::default())?;
@@ -156,7 +306,10 @@ pub fn killed_while_stuck(lab: &Lab) -> Result<()> {
     let began = Instant::now();
     let next = Manager::start(lab, &ManagerOptions::default())?;
     lab.time("a start beside a killed manager whose call hangs", began.elapsed());
-    assert_eq!(next.vf(vf)?.lease.map(|lease| lease.id), Some("stuck".to_owned()));
+    let lease = next.vf(vf)?.lease.context("it is still lent")?;
+    assert_eq!(lease.id, "stuck");
+    // The VF has lost its driver by now, and its group is open all the same: nothing is begun that would hang as well.
+    assert!(lease.fault.contains("(dpdk-testpmd)"), "{}", lease.fault);
     testpmd::quit(holder);
     eventually("the VF comes back by itself", || next.vf(vf).is_ok_and(|vf| vf.state().word() == "free"));
     Ok(())

@@ -5,6 +5,7 @@
 //! - `leases`: VFs made, lent, set and given back by `sriov-manager`;
 //! - `holders`: VFs that somebody does not let go;
 //! - `node`: what happens to a node while VFs are lent;
+//! - `service`: the manager as a service of the node: stopped, started twice, on a disk that is only to be read;
 //! - `crashes`: the manager killed at every point of its work;
 //! - `reboots`: leases after a power cut.
 
@@ -15,6 +16,7 @@ mod holders;
 mod leases;
 mod node;
 mod reboots;
+mod service;
 
 use std::process::Command;
 use std::time::Duration;
@@ -41,6 +43,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("leases_and_news_are_quick", &[leases::times]),
     Scenario::new("a_vf_that_a_process_holds_is_not_taken_and_the_process_is_named", &[holders::process]),
     Scenario::new("a_vf_whose_netdev_is_in_a_namespace_is_not_taken", &[holders::namespace]),
+    Scenario::new("a_vf_whose_netdev_is_in_a_namespace_without_a_name_is_not_taken", &[holders::nameless_namespaces])
+        .within(Duration::from_mins(2)),
     Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
     Scenario::new("looks_at_the_same_moment_take_nobody_for_a_holder", &[holders::looks_at_once]),
     Scenario::new("a_manager_killed_while_the_kernel_hangs_has_a_successor", &[holders::killed_while_stuck]),
@@ -48,6 +52,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("what_the_host_uses_is_named_and_neither_lent_nor_removed", &[node::used_by_host]),
     Scenario::new("a_pf_in_another_namespace_keeps_its_vfs_until_it_can_be_asked", &[node::pf_away]),
     Scenario::new("a_vlan_goes_to_the_pf_that_is_meant_whatever_it_is_called", &[node::names_swapped]),
+    Scenario::new("a_pf_is_found_by_another_name_of_its_interface", &[node::other_name]),
+    Scenario::new("a_stop_is_obeyed_while_the_kernel_hangs_and_during_a_start", &[service::stopped]),
+    Scenario::new("a_second_manager_of_a_node_is_refused_wherever_its_state_is", &[service::second]),
+    Scenario::new("a_disk_that_is_only_to_be_read_shows_everything_and_lends_nothing", &[service::read_only_disk]),
+    Scenario::new("a_lease_ends_with_the_network_namespace_that_it_is_for", &[service::until_namespace]),
     Scenario::new("a_full_disk_shows_everything_lends_nothing_and_loses_nothing", &[node::full_disk]),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),

@@ -154,6 +154,26 @@ pub fn names_swapped(lab: &Lab) -> Result<()> {
     swap()
 }
 
+/// A PF and a VF are named by other names that their interfaces have.
+pub fn other_name(lab: &Lab) -> Result<()> {
+    let pf = &lab.pfs[0];
+    let interface = pf.interface().context("a PF has an interface")?;
+    ip(&["link", "property", "add", "dev", &interface, "altname", "storage-of-the-first-rack"])?;
+    let policies =
+        "pools:\n  - name: rack\n    pfs: [{ name: storage-of-the-first-rack }]\n    num_vfs: 2\n".to_owned();
+    let manager = Manager::start(lab, &ManagerOptions { policies: Some(policies), ..ManagerOptions::default() })?;
+    assert_eq!(pf.vfs().len(), 2, "the policy found its PF");
+    let told = manager.ferrule(&["create", "storage-of-the-first-rack=1"])?;
+    assert!(told.contains("1 VFs, 2 before"), "{told}");
+    let vf = &pf.vfs()[0];
+    vf.bind("igbvf")?;
+    ip(&["link", "property", "add", "dev", &vf.wait_for_interface(), "altname", "net1-of-the-first-rack"])?;
+    let told = manager.ferrule(&["explain", "net1-of-the-first-rack"])?;
+    assert!(told.contains("can be borrowed"), "{told}");
+    ip(&["link", "property", "del", "dev", &interface, "altname", "storage-of-the-first-rack"])?;
+    Ok(())
+}
+
 /// With a disk that is full everything is shown, nothing is lent, and nothing that was lent is lost.
 pub fn full_disk(lab: &Lab) -> Result<()> {
     let pf = &lab.pfs[0];

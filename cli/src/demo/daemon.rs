@@ -1,9 +1,9 @@
-//! The forwarder under demonstration: the real program as a child process.
+//! A daemon under demonstration: the real program as a child process.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::ffi::OsString;
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -13,40 +13,51 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::testbed::Testbed;
-use super::{DemoError, Stop, plan};
+use super::{DemoError, Stop};
 
-/// A forwarder that runs. Dropping it kills it.
-pub(super) struct Forwarder {
+/// Which daemon, and how it is started.
+#[derive(Clone, Debug)]
+pub(super) struct Launch {
+    /// What it is to the reader of an error, and its name in the testbed: each runs once.
+    pub(super) name: &'static str,
+    /// Its program.
+    pub(super) program: PathBuf,
+    /// Its command line, which names something in the testbed's directory: by that a later demo knows it.
+    pub(super) arguments: Vec<OsString>,
+}
+
+/// A daemon that runs. Dropping it kills it.
+pub(super) struct Daemon {
+    name: &'static str,
     program: PathBuf,
     child: Child,
     lines: Receiver<String>,
     log: Vec<String>,
 }
 
-impl Forwarder {
-    /// Starts `program`, or the one beside us, with the wires of the demo on a worker on `cpu`, and waits until it says
-    /// that it is ready. Ended early, it has told its log in the error.
+impl Daemon {
+    /// Starts it, with `spawn` where it is to run, and waits until it says that it is ready. Ended early, it has told its log in the
+    /// error.
     pub(super) fn start(
-        program: Option<PathBuf>,
+        launch: Launch,
         testbed: &Testbed,
-        cpu: usize,
         stop: &Stop,
+        spawn: impl FnOnce(Command) -> io::Result<Child>,
     ) -> Result<Self, DemoError> {
-        let program = program.map_or_else(beside_us, Ok)?;
-        let wires = testbed.directory().join("wires.yaml");
-        fs::write(&wires, plan::wires_file(testbed, cpu))
-            .map_err(|error| DemoError::testbed(format!("write {}", wires.display()), error))?;
-        let mut child = command(&program, &wires).spawn().map_err(|error| DemoError::Forwarder {
+        let command = command(&launch);
+        let Launch { name, program, .. } = launch;
+        let mut child = spawn(command).map_err(|error| DemoError::Daemon {
+            name,
             program: program.clone(),
             problem: format!("start it: {error}"),
         })?;
         let stderr = BufReader::new(child.stderr.take().expect("standard error was asked for"));
         let (sender, lines) = channel();
         thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut forwarder = Self { program, child, lines, log: Vec::new() };
-        testbed.note_forwarder(forwarder.pid())?;
-        forwarder.until_ready(stop)?;
-        Ok(forwarder)
+        let mut daemon = Self { name, program, child, lines, log: Vec::new() };
+        testbed.note_daemon(name, daemon.pid())?;
+        daemon.until_ready(stop)?;
+        Ok(daemon)
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -68,7 +79,7 @@ impl Forwarder {
         } else {
             format!("{problem}; its log:\n  {}", log.join("\n  "))
         };
-        DemoError::Forwarder { program: self.program.clone(), problem }
+        DemoError::Daemon { name: self.name, program: self.program.clone(), problem }
     }
 
     /// Ends it as an administrator would, and wants it to end well.
@@ -115,7 +126,7 @@ impl Forwarder {
     }
 }
 
-impl Drop for Forwarder {
+impl Drop for Daemon {
     fn drop(&mut self) {
         // Ended already, if all went well.
         let _ = self.child.kill();
@@ -123,27 +134,28 @@ impl Drop for Forwarder {
     }
 }
 
-fn command(program: &Path, wires: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg("--config").arg(wires).args(["--drain-grace", "200ms"]);
+fn command(launch: &Launch) -> Command {
+    let mut command = Command::new(&launch.program);
+    command.args(&launch.arguments);
     // Ctrl-C is for us: we stop it in our own time.
     command.process_group(0).env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
 
-fn beside_us() -> Result<PathBuf, DemoError> {
+/// The program of this name that was built with us; `option` names another one.
+pub(super) fn beside_us(name: &'static str, crate_name: &str, option: &str) -> Result<PathBuf, DemoError> {
     let ours = std::env::current_exe().map_err(|error| DemoError::testbed("find this program's directory", error))?;
-    let program = ours.with_file_name(PROGRAM);
+    let program = ours.with_file_name(crate_name);
     if program.is_file() {
         return Ok(program);
     }
-    let problem =
-        "it is not beside this program; build it with `cargo build -p dpdk-forwarder`, or name one with --forwarder";
-    Err(DemoError::Forwarder { program, problem: problem.to_owned() })
+    let problem = format!(
+        "it is not beside this program; build it with `cargo build -p {crate_name}`, or name one with {option}"
+    );
+    Err(DemoError::Daemon { name, program, problem })
 }
 
-const PROGRAM: &str = "dpdk-forwarder";
 /// How long it may take to start, or to end.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);

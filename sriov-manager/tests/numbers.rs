@@ -1,0 +1,124 @@
+//! Numbers of VFs while others change them as well.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sriov_manager::executor::{Observer, Point};
+use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::journal::Record;
+use sriov_manager::kernel::Kernel;
+use sriov_manager::plan::Step;
+use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use sriov_manager::vfs::Options;
+use sriov_manager::{VfError, Vfs};
+
+/// Policies that want this number of VFs of the first PF.
+fn policies(count: u32) -> Policies {
+    let pfs = vec![PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() }];
+    Policies { pools: vec![Pool { name: "all".into(), pfs, num_vfs: Some(NumVfs::Exactly(count)), ..Pool::default() }] }
+}
+
+/// Behind the manager's back, as a script at boot does it.
+fn set_count(node: &FakeNode, count: u32) {
+    node.kernel().write(&node.sysfs().file(node.pf(0), "sriov_numvfs"), &count.to_string()).unwrap();
+}
+
+fn autoprobe(node: &FakeNode) -> Option<String> {
+    node.sysfs().text(node.pf(0), "sriov_drivers_autoprobe")
+}
+
+#[test]
+fn vfs_that_somebody_else_made_are_looked_at_before_they_are_removed() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    set_count(&node, 4);
+    node.use_by_host(node.vf(0, 1), &["it has the address 10.0.0.7/24"]);
+    let refused = vfs.create(node.pf(0), 6).unwrap_err();
+    assert!(matches!(refused, VfError::UsedByHost { .. }), "{refused}");
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 4);
+}
+
+#[test]
+fn a_change_that_somebody_else_is_quicker_than_leaves_what_that_one_made() {
+    for from in [0, 2] {
+        let node = Arc::new(FakeNode::new(1, 7));
+        node.open().create(node.pf(0), from).unwrap();
+        let beside = Arc::clone(&node);
+        let observer: Observer = Arc::new(move |point: &Point<'_>| {
+            if matches!(point, Point::Before(Step::Count { count: 6, .. })) {
+                set_count(&beside, 4);
+            }
+        });
+        let vfs = Vfs::open(Options { observer: Some(observer), ..node.options() }).unwrap();
+        let refused = vfs.create(node.pf(0), 6).unwrap_err();
+        assert!(matches!(refused, VfError::Step(_)), "{refused}");
+        assert!(refused.to_string().contains("somebody else changed the number meanwhile"), "{refused}");
+        assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 4, "from {from}: they are somebody's");
+        assert_eq!(autoprobe(&node).as_deref(), Some("1"));
+        assert!(vfs.facts().resizes.is_empty());
+    }
+}
+
+#[test]
+fn a_number_that_is_set_by_hand_is_not_undone_by_a_look_in_that_moment() {
+    let node = FakeNode::new(1, 7);
+    let (seen, looking) = (Arc::new(OnceLock::<Vfs>::new()), Arc::new(Mutex::new(Vec::new())));
+    let (manager, looks) = (Arc::clone(&seen), Arc::clone(&looking));
+    let observer: Observer = Arc::new(move |point: &Point<'_>| {
+        if let (Point::Recorded(Record::Resize { resize: None, .. }), Some(vfs)) = (point, manager.get()) {
+            // The uevents of VFs that went lead to a look, on another thread.
+            let vfs = vfs.clone();
+            looks.lock().unwrap().push(thread::spawn(move || vfs.rescan()));
+            let deadline = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < deadline {
+                thread::yield_now();
+            }
+        }
+    });
+    let vfs = Vfs::open(Options { policies: policies(3), observer: Some(observer), ..node.options() }).unwrap();
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 3);
+    seen.set(vfs.clone()).unwrap_or_else(|_| panic!("it is set once"));
+    vfs.create(node.pf(0), 0).unwrap();
+    let looks: Vec<_> = looking.lock().unwrap().drain(..).collect();
+    assert_eq!(looks.len(), 1);
+    for look in looks {
+        look.join().unwrap();
+    }
+    vfs.rescan();
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 0);
+}
+
+#[test]
+fn a_number_that_could_not_be_made_because_a_question_failed_is_made_later() {
+    let node = FakeNode::new(1, 7);
+    set_count(&node, 2);
+    let (vf, kernel, sysfs) = (node.vf(0, 0), node.kernel(), node.sysfs());
+    kernel.write(&sysfs.file(vf, "driver_override"), "igbvf").unwrap();
+    if sysfs.driver(vf).is_none() {
+        kernel.write(&sysfs.probe_file(), &vf.to_string()).unwrap();
+    }
+    node.move_netdev(vf, 4242, "pause");
+    node.set(Scenario::NamespacesUnknown);
+    let vfs = Vfs::open(Options { policies: policies(4), ..node.options() }).unwrap();
+    let short = vfs.view().pfs[0].short.clone().unwrap();
+    assert!(short.starts_with("change the number of VFs of ens1f0: "), "{short}");
+    node.heal();
+    node.return_netdev(vf);
+    vfs.rescan();
+    assert_eq!((node.sysfs().virtfns(node.pf(0)).len(), &vfs.view().pfs[0].short), (4, &None));
+}
+
+#[test]
+fn a_driver_that_has_no_time_is_asked_for_a_number_again() {
+    let node = FakeNode::new(1, 7);
+    set_count(&node, 2);
+    node.set(Scenario::CountRefused(2, nix::libc::EBUSY));
+    let vfs = Vfs::open(Options { policies: policies(4), ..node.options() }).unwrap();
+    assert!(vfs.view().pfs[0].short.is_some());
+    node.heal();
+    vfs.rescan();
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 4);
+}
