@@ -27,7 +27,11 @@ pub(crate) fn make(spec: &EthdevSpec, context: &DeviceContext) -> Result<MadeDev
         buffer: None,
     };
     let (port, queues) = Port::open(eal, &spec.device, &config).map_err(|error| {
-        spec.error("make", format!("{}: {}", error.call, error.cause), "see DPDK's page of that driver for its devargs")
+        let cure = match error.call {
+            "rte_pktmbuf_pool_create" => "raise `dpdk.memory` in the wires file",
+            _ => "see DPDK's page of that driver for its devargs",
+        };
+        spec.error("make", format!("{}: {}", error.call, error.cause), cure)
     })?;
     info!(
         wire = context.wire,

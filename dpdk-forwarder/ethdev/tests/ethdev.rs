@@ -42,7 +42,7 @@ fn frames_cross_between_a_memif_peer_and_a_ring_up_to_9000_bytes() {
 
     eventually("the device has counted", || device_counter(&engine, &name, "tx_frames") == Some(frames));
     let device = status(&engine, &name).devices[1].clone().unwrap();
-    assert_eq!((&*device.words, device.mtu), ("net_ring0 (net_ring)", Some(9000)));
+    assert_eq!((&*device.words, device.mtu), ("net_ring0 (net_ring), 10000 Mbit/s", Some(9000)));
     assert!(device.mac.is_some() && device.link == LinkState::Up);
 
     // The same again is the same; another MTU is another device.
@@ -106,7 +106,7 @@ fn what_a_device_refuses_fails_its_own_wire_and_no_other() {
     until_up(&engine, &memif);
     let refusals = [
         (EthdevSpec::new("net_nothing0"), "end B: make DPDK device net_nothing0: rte_dev_probe: "),
-        (EthdevSpec { queues: 200, ..EthdevSpec::new("net_null0") }, "the configuration: 200 queues; it has 1 to "),
+        (EthdevSpec { queues: 200, ..EthdevSpec::new("net_ring0") }, "the configuration: 200 queues; it has 1 to "),
         (EthdevSpec { queues: 0, ..EthdevSpec::new("net_null0") }, "ends[1].ethdev.queues: 0 queues; 1 to 256"),
     ];
     for (number, (ethdev, reason)) in (0..).zip(&refusals) {
