@@ -83,7 +83,7 @@ wires:
         "dpdk.hugepages: `x`; `true` or `false` is wanted",
         "wires[0].ends[0].ethdev.mtu: 1; 68 to 65000 are possible",
         "wires[1].ends[0].ethdev: DPDK device net_null0 is taken already, by the wire `a` on line 3; choose another device for one of them",
-        "wires[1].ends[1].ethdev.device: missing; devargs as in `net_af_packet0,iface=eth1` are wanted",
+        "wires[1].ends[1].ethdev.device: missing; a text of devargs as in `net_af_packet0,iface=eth1` is wanted",
         "wires[1].ends[1].ethdev.queues: 0 queues; 1 to 256 are possible",
     ];
     let missing: Vec<_> = wanted.iter().filter(|line| !told.contains(line)).collect();

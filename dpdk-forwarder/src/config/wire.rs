@@ -266,7 +266,8 @@ fn read_ethdev(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     let Some(table) = field.table(&["device", "queues", "mtu"]) else {
         return End { mode_known: true, ..End::unknown(diagnostics) };
     };
-    let device = table.required("device", "devargs as in `net_af_packet0,iface=eth1`").and_then(|field| field.text());
+    let device =
+        table.required("device", "a text of devargs as in `net_af_packet0,iface=eth1`").and_then(|field| field.text());
     let number = |key| table.optional(key).and_then(|field: Field<'_>| field.number(0..=u64::from(u32::MAX)));
     let ethdev = EthdevSpec {
         queues: number("queues").unwrap_or(1),
