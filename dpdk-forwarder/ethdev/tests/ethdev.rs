@@ -10,7 +10,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use common::{client, client_spec, engine, eventually, memif_wire, receive, send, unique};
-use ferrule_dataplane::port::external::ExternalPort;
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::status::{EndState, LinkState, WireStatus};
 use ferrule_dataplane::{Applied, Engine};
@@ -64,7 +63,9 @@ fn frames_cross_two_wires_and_the_veth_pair_between_their_packet_sockets() {
             engine.apply(wire(&names[end], &socket)).unwrap();
             client(&names[end], 0)
         });
-        names.each_ref().map(|name| until_up(engine, name));
+        for name in &names {
+            until_up(engine, name);
+        }
         for (number, &len) in (0..).zip(&LENGTHS) {
             for from in [0, 1] {
                 send(&mut peers[from], 0, &frame(len, number));
@@ -83,7 +84,9 @@ fn frames_are_moved_between_two_devices_both_ways() {
         let ends = ["net_af_packet1,iface=veth1", "net_ring1"].map(|device| end(&EthdevSpec::new(device)));
         engine.apply(WireSpec::new(&inner, ends)).unwrap();
         let mut peer = client(&outer, 0);
-        [&outer, &inner].map(|name| until_up(engine, name));
+        for name in [&outer, &inner] {
+            until_up(engine, name);
+        }
         for (number, &len) in (0..).zip(&LENGTHS) {
             send(&mut peer, 0, &frame(len, number));
             assert_eq!(next_of_ours(&mut peer), frame(len, number), "{len} bytes");
