@@ -177,8 +177,9 @@ impl Daemon {
                     }
                 }
                 duty.take();
-                if allocator.resources.has_software()
-                    && let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                // Whatever the configuration says now: a process before may have given endpoints to pods.
+                if let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                    && allocator.resources.has_software()
                 {
                     warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
                 }

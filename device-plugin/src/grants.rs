@@ -191,8 +191,10 @@ impl Grants {
 
     /// A process before gave it to a pod, which its wire tells.
     pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
-        let grant = self.entry(name, now);
-        grant.pod = grant.pod.take().or(pod);
+        // What is held already may be the next pod's.
+        if !self.is_held(name) {
+            self.entry(name, now).pod = pod;
+        }
     }
 
     /// Takes over what the kubelet lists. Returns the pods of those whose pod was not known. `is_whole`: who is not listed has nothing;
@@ -212,6 +214,11 @@ impl Grants {
             grant.absent_since = is_whole.then(|| grant.absent_since.unwrap_or(now));
         }
         news
+    }
+
+    /// Whether its pod is not listed any more.
+    pub fn is_leaving(&self, name: &LeaseName) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.absent_since.is_some())
     }
 
     /// Those that are to be given back.

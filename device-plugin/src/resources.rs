@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::allocate::Candidate;
-use crate::config::{Config, Policy, ResourceConfig};
+use crate::config::{Config, DeviceType, Policy, ResourceConfig};
 use crate::grants::{Grants, KnownLease, Listing, Tenant};
 use crate::health::{FunctionHealth, Problem, judge};
 use crate::host::{FunctionCondition, Host, HostView};
@@ -156,7 +156,7 @@ impl Resources {
         state.is_managed || !state.needs_manager()
     }
 
-    /// Whether some resource has devices of the node.
+    /// Whether some resource has VFs.
     pub fn needs_manager(&self) -> bool {
         self.lock().needs_manager()
     }
@@ -166,6 +166,11 @@ impl Resources {
         let state = self.lock();
         state.config.resources.iter().any(|resource| resource.software.is_some())
             || state.pairs.in_use().next().is_some()
+    }
+
+    /// Whether it is known which wires a process before made.
+    pub fn are_wires_known(&self) -> bool {
+        self.lock().pairs.are_wires_known()
     }
 
     /// Pairs of software endpoints of which pods have something.
@@ -184,8 +189,8 @@ impl Resources {
     pub fn adopt(&self, states: &[PairState]) {
         let mut state = self.lock();
         let now = Instant::now();
+        state.pairs.adopt(states.iter().map(|state| &state.pair));
         for PairState { pair, holders } in states {
-            state.pairs.adopt(pair);
             for (end, holder) in pair.ends.iter().zip(holders) {
                 if let Holder::Pod(pod) = holder {
                     state.grants.adopt(&end.name, pod.clone(), now);
@@ -358,7 +363,8 @@ pub struct Shown {
 
 impl State {
     fn needs_manager(&self) -> bool {
-        self.config.resources.iter().any(|resource| resource.software.is_none())
+        let mut resources = self.config.resources.iter();
+        resources.any(|resource| resource.software.is_none() && resource.device_type == DeviceType::NetDevice)
     }
 
     fn pair_state(&self, pair: &Arc<Pair>) -> PairState {

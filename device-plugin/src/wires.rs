@@ -18,10 +18,11 @@ use crate::software::WireError;
 pub async fn keep_wired(allocator: Arc<Allocator>, news: Arc<Notify>) {
     let mut was_told = false;
     loop {
-        // Where nobody asked for software endpoints, there need be no forwarder.
-        if allocator.resources.has_software() {
+        // Where nobody asked for software endpoints, there need be no forwarder; but one that is there may have wires of pods.
+        let is_wanted = allocator.resources.has_software();
+        if is_wanted || !allocator.resources.are_wires_known() {
             match watch(&allocator, &news, &mut was_told).await {
-                Err(error) if was_told => debug!(%error, "wires of pods stay as they are"),
+                Err(error) if was_told || !is_wanted => debug!(%error, "wires of pods stay as they are"),
                 Err(error) => {
                     warn!(%error, "wires of pods stay as they are until the forwarder answers");
                     was_told = true;
@@ -29,13 +30,16 @@ pub async fn keep_wired(allocator: Arc<Allocator>, news: Arc<Notify>) {
                 Ok(()) => {}
             }
         }
-        sleep(PAUSE).await;
+        sleep(if is_wanted { PAUSE } else { PAUSE_UNWANTED }).await;
     }
 }
 
 /// Until the forwarder does not answer any more, or nobody wants software endpoints.
 async fn watch(allocator: &Allocator, news: &Notify, was_told: &mut bool) -> Result<(), WireError> {
     allocator.adopt_wires().await?;
+    if !allocator.resources.has_software() {
+        return Ok(());
+    }
     let mut watched = allocator.forwarder.watch().await?;
     let mut before = Vec::new();
     while allocator.resources.has_software() {
@@ -76,3 +80,5 @@ async fn compare(allocator: &Allocator, wires: &[v1::Wire]) {
 }
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// Where there is nothing to be made.
+const PAUSE_UNWANTED: Duration = Duration::from_secs(2);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use device_plugin::config::ConfigFile;
 use dpdk_forwarder::config::WiresFile;
 use dpdk_forwarder::{Forwarder, Options};
 use dpdk_forwarder_client::{connect, v1};
@@ -292,6 +293,8 @@ async fn a_reload_leaves_pods_what_they_have() {
     node.site.until_page("/metrics", "ferrule_resource_held{resource=\"intel.com/port\"} 3").await;
     cross(&mut a, &mut b);
     node.site.kubelet().admit_again("three").unwrap();
+    // Its process ends with it.
+    drop(a);
     node.site.kubelet().end_pod("three");
     node.site.until_healthy(PORT, 3).await;
     b.check_peer().unwrap();
@@ -305,6 +308,56 @@ async fn a_reload_leaves_pods_what_they_have() {
         node.site.kubelet().end_pod(pod);
     }
     node.until_wires("no pod has any", <[_]>::is_empty).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_keep_what_they_have_when_software_is_turned_off_and_the_plugin_starts_again() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+    node.until_named(&["one", "two"]).await;
+    node.site.stop_plugin().await;
+    node.site.write_config(r#"{"resourceList": []}"#);
+    let file = node.site.options.file.path.clone();
+    node.site.options.file = ConfigFile::load(&file, "intel.com").unwrap();
+    node.site.start_plugin().await;
+    node.site.until_healthy(PORT, 2).await;
+    node.until_started("one").await;
+    node.site.kubelet().admit_again("one").unwrap();
+    cross(&mut memif(&one), &mut memif(&two));
+    node.site.kubelet().end_pod("one");
+    node.site.kubelet().end_pod("two");
+    node.until_wires("no pod has it", <[_]>::is_empty).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_outlives_its_pod_is_cut_for_the_next() {
+    let node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+    node.until_named(&["one", "two"]).await;
+    let _kept_by_somebody = memif(&one);
+    node.site.kubelet().end_pod("one");
+    node.until_named(&["two"]).await;
+    let three = node.run("three", PORT).await;
+    assert_eq!(three.envs[VARIABLE], "soft-port-0");
+    cross(&mut memif(&three), &mut memif(&two));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_joined_with_one_that_waits_and_not_with_one_that_has_gone() {
+    let node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    for (pod, endpoint) in [("one", "soft-port-0"), ("two", "soft-port-1"), ("waits", "soft-port-2")] {
+        assert_eq!(node.run(pod, PORT).await.envs[VARIABLE], endpoint);
+    }
+    node.site.kubelet().end_pod("one");
+    node.site.kubelet().end_pod("two");
+    let partner = node.site.kubelet().admit("partner", "main", PORT, 1).await.unwrap();
+    assert_eq!(partner.envs[VARIABLE], "soft-port-3");
     node.stop().await;
 }
 

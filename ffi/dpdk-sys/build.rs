@@ -20,6 +20,7 @@ fn main() {
         }
         Err(missing) => {
             println!("cargo::rustc-cfg=no_dpdk");
+            watch_packages(&out);
             println!("cargo::rustc-env=FERRULE_DPDK_MISSING={missing}");
         }
     }
@@ -62,6 +63,19 @@ fn watch_pkg_config() {
     for directory in path.split(':').filter(|directory| Path::new(directory).is_dir()) {
         println!("cargo::rerun-if-changed={directory}");
     }
+}
+
+/// What is missing may come with any package: the list of them is watched; where it is not known, each build looks again.
+fn watch_packages(out: &Path) {
+    let lists = [
+        "/var/lib/dpkg/status",
+        "/var/lib/rpm",
+        "/usr/lib/sysimage/rpm",
+        "/lib/apk/db/installed",
+        "/var/lib/pacman/local",
+    ];
+    let known = lists.into_iter().map(PathBuf::from).find(|list| list.exists());
+    println!("cargo::rerun-if-changed={}", known.unwrap_or_else(|| out.join("not-there")).display());
 }
 
 fn compile_shim(flags: &[String], shim: &Path) -> Result<(), String> {
@@ -122,7 +136,7 @@ fn one_line(text: &str) -> String {
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
 /// What Rust calls in libdpdk itself.
-const FUNCTIONS: [&str; 33] = [
+const FUNCTIONS: [&str; 27] = [
     "rte_dev_name",
     "rte_dev_probe",
     "rte_dev_remove",
@@ -147,13 +161,7 @@ const FUNCTIONS: [&str; 33] = [
     "rte_eth_tx_queue_setup",
     "rte_eth_xstats_get",
     "rte_eth_xstats_get_names",
-    "rte_lcore_count",
-    "rte_log_set_global_level",
-    "rte_mempool_free",
     "rte_mempool_in_use_count",
     "rte_pktmbuf_pool_create",
-    "rte_socket_count",
-    "rte_socket_id_by_idx",
-    "rte_strerror",
     "rte_version",
 ];

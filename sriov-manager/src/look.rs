@@ -5,7 +5,7 @@ use std::io;
 use sriov_manager_client::v1;
 use thiserror::Error;
 
-use crate::address::Driver;
+use crate::address::{Driver, is_userspace_driver};
 use crate::api;
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::{Inventory, VirtualFunction};
@@ -46,11 +46,14 @@ pub fn explain(
 /// Who has the interface of a VF in another namespace, or what the host does with it here.
 fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) -> Option<Reason> {
     let unknown = |error| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
-    if sysfs.has_netdev_elsewhere(vf.address) {
+    let makes_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+    if makes_interface && sysfs.netdevs(vf.address).is_empty() {
+        let is_elsewhere = sysfs.has_netdev_elsewhere(vf.address);
         return match kernel.foreign_netdev(vf.address) {
             Ok(Some(foreign)) => Some(Reason::Held(Holder::of_namespace(sysfs, foreign))),
-            Ok(None) => Some(Reason::Held(Holder::UnseenNamespace)),
-            Err(error) => unknown(error),
+            Ok(None) => is_elsewhere.then_some(Reason::Held(Holder::UnseenNamespace)),
+            Err(error) if is_elsewhere => unknown(error),
+            Err(_) => None,
         };
     }
     let (netdev, interface) = sysfs.interface(vf.address)?;

@@ -1,8 +1,9 @@
 //! What may be slow in the kernel runs on threads of its own: control sends a job and gets a [`Done`] back.
 //!
 //! - *Makers* make interfaces: a few, since the kernel makes interfaces one after the other anyway. They populate memory too.
-//! - *Device threads* make and close devices of other crates. Others ask what these are doing, and others again tell them of
-//!   their links: each call may hang, and as many devices that hang in one of these must not keep others from the other two.
+//! - *Device threads* make devices of other crates. Others close them, others ask what they are doing, and others again tell
+//!   them of their links: each call may hang, and as many devices that hang in one of these must not keep others from the rest. A
+//!   question that waits for its turn keeps no device from being closed.
 //! - *Socket threads* do what looks a socket's path up, and may hang with its file system ([`super::socket_jobs`]).
 //! - *Closers* close interfaces that we made. A removal waits for them.
 //! - *Reapers* drop what peers gave us: their sockets, descriptors and memory. Each can be held up by one peer (a socket
@@ -86,6 +87,7 @@ pub type SocketTask = Box<dyn FnOnce() -> SocketOutcome + Send>;
 pub struct Jobs {
     makers: Pool,
     devices: Pool,
+    device_closers: Pool,
     device_looks: Pool,
     device_links: Pool,
     sockets: Pool,
@@ -105,6 +107,7 @@ impl Jobs {
         Ok(Self {
             makers: pool("maker", MAKERS_MAX)?,
             devices: pool("device", DEVICE_THREADS_MAX)?,
+            device_closers: pool("device closer", DEVICE_THREADS_MAX)?,
             device_looks: pool("device look", DEVICE_THREADS_MAX)?,
             device_links: pool("device link", DEVICE_THREADS_MAX)?,
             sockets: pool("socket", SOCKET_THREADS_MAX)?,
@@ -190,7 +193,7 @@ impl Jobs {
     }
 
     fn closer(&self, device: &dyn Device) -> &Pool {
-        if device.answers_at_once() { &self.closers } else { &self.devices }
+        if device.answers_at_once() { &self.closers } else { &self.device_closers }
     }
 
     /// Closes what nobody wants any more.
@@ -229,9 +232,15 @@ impl Jobs {
     }
 
     /// Tells a device whether somebody is at the other end.
-    pub(super) fn set_link(&self, link: Arc<DeviceLink>) {
+    pub(super) fn set_link(&self, link: &Arc<DeviceLink>) {
         let pool = if link.answers_at_once() { &self.interfaces } else { &self.device_links };
-        pool.submit(move || link.tell());
+        // Who closes the device drops its link first, and waits for those that have begun.
+        let link = Arc::downgrade(link);
+        pool.submit(move || {
+            if let Some(link) = link.upgrade() {
+                link.tell();
+            }
+        });
     }
 
     /// Looks at interfaces: reads the counters of pairs, and asks devices that answer at once what they are doing.
@@ -244,9 +253,12 @@ impl Jobs {
     }
 
     /// Asks a device what it is doing that may take its time.
-    pub(super) fn look_at_device(&self, end: EndId, number: u64, device: Arc<dyn Device>) {
+    pub(super) fn look_at_device(&self, end: EndId, number: u64, device: &Arc<dyn Device>) {
         let news = move |status| Done::Device(end, number, DeviceNews::Status(status));
-        self.tell(&self.device_looks, news(Err(PANICKED.to_owned())), move || news(device.status()));
+        let device = Arc::downgrade(device);
+        self.tell(&self.device_looks, news(Err(PANICKED.to_owned())), move || {
+            news(device.upgrade().map_or_else(|| Err(CLOSED.to_owned()), |device| device.status()))
+        });
     }
 
     /// Has a job done of which control is told: `lost`, if it panics.
@@ -292,7 +304,7 @@ fn close_device(rings: Vec<LaneEnd>, device: Arc<dyn Device>) {
     drop(LastOwner(device));
 }
 
-/// Closes what a thread may still be looking at as soon as it is not.
+/// Closes what threads may still be looking at as soon as none of them is.
 struct LastOwner<T: ?Sized>(Arc<T>);
 
 impl<T: ?Sized> Drop for LastOwner<T> {
@@ -392,11 +404,13 @@ impl PoolShared {
 
 /// Why a job came to nothing that panicked.
 const PANICKED: &str = "the thread that was to do it has panicked; restart the forwarder, and report its log";
+/// What is told of a device that was closed before its turn to be asked came; nobody listens any more.
+const CLOSED: &str = "it was closed";
 /// More would only wait for each other in the kernel, which makes interfaces under one lock.
 const MAKERS_MAX: usize = 4;
 /// No more jobs are begun at once ([`super::socket_jobs`]).
 pub(super) const SOCKET_THREADS_MAX: usize = 64;
-/// Of each of the three kinds. A device that hangs has one that makes or closes it, one that asks it, and two that tell it of
+/// Of each of the four kinds. A device that hangs has one that makes or closes it, one that asks it, and two that tell it of
 /// its link.
 const DEVICE_THREADS_MAX: usize = 64;
 const CLOSERS_MAX: usize = 4;
@@ -538,18 +552,52 @@ mod tests {
         }
     }
 
+    /// Answers at once.
+    struct Healthy;
+
+    impl Device for Healthy {
+        fn status(&self) -> Result<crate::port::device_status::DeviceStatus, String> {
+            Ok(crate::port::device_status::DeviceStatus::default())
+        }
+    }
+
     #[test]
-    fn devices_that_hang_when_they_are_asked_or_told_hold_up_nobody_who_makes_one() {
+    fn devices_that_hang_when_they_are_asked_or_told_hold_up_nobody_who_makes_or_closes_another() {
         let (inbox, messages) = Inbox::new().unwrap();
         let jobs = Jobs::new(inbox, InterfaceOwner::process(), &HealthCell::default()).unwrap();
         let end = EndId { wire: WireKey::default(), end: 0 };
         let mut free = Vec::new();
-        for _ in 0..DEVICE_THREADS_MAX {
+        let hung = (0..DEVICE_THREADS_MAX).map(|_| {
             let (sender, receiver) = channel();
             free.push(sender);
-            let device: Arc<dyn Device> = Arc::new(Hung(Mutex::new(receiver)));
-            jobs.look_at_device(end, 0, Arc::clone(&device));
-            jobs.set_link(Arc::new(DeviceLink::new(device)));
+            Arc::new(Hung(Mutex::new(receiver))) as Arc<dyn Device>
+        });
+        let hung: Vec<_> = hung.collect();
+        let links: Vec<_> = hung.iter().map(|device| Arc::new(DeviceLink::new(Arc::clone(device)))).collect();
+        for (device, link) in hung.iter().zip(&links) {
+            jobs.look_at_device(end, 0, device);
+            jobs.set_link(link);
+        }
+        // All hang before the others come.
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while hung.iter().any(|device| Arc::strong_count(device) < 3) || links.iter().any(|l| Arc::strong_count(l) < 2)
+        {
+            assert!(std::time::Instant::now() < deadline, "not all of them were asked and told");
+            thread::sleep(Duration::from_millis(1));
+        }
+        // A healthy one waits to be asked and told meanwhile, and is closed all the same.
+        let healthy: Arc<dyn Device> = Arc::new(Healthy);
+        let link = Arc::new(DeviceLink::new(Arc::clone(&healthy)));
+        jobs.look_at_device(end, 2, &healthy);
+        jobs.set_link(&link);
+        drop(link);
+        jobs.close_lost(end, 2, Vec::new(), healthy);
+        let closed = messages.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(matches!(closed, ControlMessage::Done(Done::Device(_, 2, DeviceNews::Closed))));
+        // And when those that hang are to be closed, others are made.
+        drop(links);
+        for device in hung {
+            jobs.close_lost(end, 0, Vec::new(), device);
         }
         let _ticket = jobs.make_device(end, 1, "wire".to_owned(), Arc::new(Refused));
         let made = messages.recv_timeout(Duration::from_secs(30)).unwrap();

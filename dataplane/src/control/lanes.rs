@@ -267,7 +267,7 @@ impl State {
         for (number, end) in served.ends.iter().enumerate() {
             let up = served.is_joined && served.ends[1 - number].has_link();
             if let Some(link) = end.as_device().and_then(|device| device.want_link(up)) {
-                self.jobs.set_link(link);
+                self.jobs.set_link(&link);
             }
         }
     }

@@ -32,7 +32,7 @@ impl State {
                         let End { kind: EndKind::Device(device), rings, .. } = end else { continue };
                         match device.begin_look(rings.is_some()) {
                             Some((number, device)) if device.answers_at_once() => devices.push((id, number, device)),
-                            Some((number, device)) => self.jobs.look_at_device(id, number, device),
+                            Some((number, device)) => self.jobs.look_at_device(id, number, &device),
                             None => {}
                         }
                     }

@@ -30,7 +30,7 @@ pub trait Device: Send + Sync {
     /// Somebody is at the other end of its wire, or nobody is any more. It begins without anybody.
     fn set_link(&self, _up: bool) {}
 
-    /// Whether its calls return at once. If not, each call has one of 64 threads of its kind (made or closed, asked, told of its link) for
+    /// Whether its calls return at once. If not, each call has one of 64 threads of its kind (made, closed, asked, told of its link) for
     /// itself: as many that hang hold up the others of that kind.
     fn answers_at_once(&self) -> bool {
         false

@@ -111,7 +111,7 @@ pub fn give(resource: &ResourceConfig, devices: &[(&Member, Bound)], host: &Host
 /// The argument by which DPDK takes a device; none: it is the kernel's.
 fn eal(member: &Member, bound: &Bound) -> Option<String> {
     match bound {
-        Bound::Vfio(_) | Bound::Uio(_) => Some(format!("-a {}", member.device.pci)),
+        Bound::Vfio(_) | Bound::Uio(_) => Some(format!("--allow={}", member.device.pci)),
         Bound::Software(kind) => Some(eal_argument(&member.device.id, *kind)),
         Bound::Kernel => None,
     }
@@ -255,7 +255,7 @@ mod tests {
         );
         let nodes: Vec<_> = given.nodes.iter().map(|node| (node.host.as_str(), node.container.as_str())).collect();
         assert_eq!(nodes, [(VFIO, VFIO), ("/dev/vfio/42", "/dev/vfio/42")]);
-        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"], "-a 0000:3b:02.1");
+        assert_eq!(given.envs["PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"], "--allow=0000:3b:02.1");
         let given = give(&resource, &[(&member, Bound::Kernel)], &host);
         assert!(!given.envs.contains_key("PCIDEVICE_INTEL_COM_SRIOV-NET_A_EAL"));
     }

@@ -269,6 +269,7 @@ impl Allocator {
     pub fn write_files_again(&self) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
         if self.resources.is_managed()
+            && (self.resources.are_wires_known() || !self.resources.has_software())
             && let Err(error) = self.files.keep_only(&held, &self.resources.names())
         {
             warn!(%error, "remove files of devices that no pod has");

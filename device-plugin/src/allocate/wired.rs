@@ -7,9 +7,11 @@ use std::time::Instant;
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
 use tokio::sync::OwnedMutexGuard;
+use tracing::warn;
 
 use super::{Allocator, Candidate};
 use crate::config::ResourceConfig;
+use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;
@@ -19,27 +21,50 @@ use crate::software::{FreeEndpoint, PairState, WireError, container_path, prefer
 impl Allocator {
     /// Makes sure that the wires of these are there.
     pub(super) async fn wire(&self, allotted: &[Allotted]) -> Result<(), LeaseError> {
-        let mut by_wire: BTreeMap<String, Vec<LeaseName>> = BTreeMap::new();
+        let mut by_wire: BTreeMap<String, Vec<&Allotted>> = BTreeMap::new();
         for device in allotted.iter().filter(|device| device.member.device.software().is_some()) {
             let id = &device.member.device.id;
             let unknown = || WireError::Unknown { id: id.clone() };
             let pair = self.resources.pair(id).ok_or_else(unknown)?;
-            by_wire.entry(pair.pair.name().to_owned()).or_default().push(device.lease_name());
+            by_wire.entry(pair.pair.name().to_owned()).or_default().push(device);
         }
-        for (wire, names) in by_wire {
-            self.wire_again(&wire).await?;
-            self.resources.with_grants(|grants| names.iter().for_each(|name| grants.lent(name)));
+        for (wire, devices) in by_wire {
+            let of_before = devices.iter().filter(|device| device.tenant == Tenant::Next);
+            let of_before: Vec<_> = of_before.map(|device| device.member.device.id.as_str()).collect();
+            self.wire_without(&wire, &of_before).await?;
+            self.resources.with_grants(|grants| devices.iter().for_each(|device| grants.lent(&device.lease_name())));
         }
         Ok(())
     }
 
     /// Makes a wire what it should be now, if a pod has something of it.
     pub async fn wire_again(&self, wire: &str) -> Result<(), WireError> {
+        self.wire_without(wire, &[]).await
+    }
+
+    /// The same, with nobody at these ends who came before.
+    async fn wire_without(&self, wire: &str, of_before: &[&str]) -> Result<(), WireError> {
         let _lock = self.lock_wire(wire).await;
         match self.resources.pair(wire).filter(PairState::is_held) {
-            Some(state) => self.forwarder.put(&state).await,
+            Some(state) => self.put_without(&state, of_before).await,
             None => Ok(()),
         }
+    }
+
+    /// A connection may outlive its pod: whoever has its files keeps it. A wire that is made anew has none.
+    async fn put_without(&self, state: &PairState, of_before: &[&str]) -> Result<(), WireError> {
+        for id in of_before {
+            if self.forwarder.has_peer(state, id).await? {
+                warn!(
+                    wire = state.pair.name(),
+                    endpoint = id,
+                    "its pod has gone, and its peer has not: the wire is made anew"
+                );
+                self.forwarder.ask_to_remove(state.pair.name()).await?;
+                break;
+            }
+        }
+        self.forwarder.put(state).await
     }
 
     /// Removes a wire that no pod has anything of.
@@ -63,7 +88,7 @@ impl Allocator {
         let Some(state) = self.resources.pair(&name.device).filter(|_| is_due) else { return Ok(()) };
         let left = state.without(&name.device);
         if left.is_held() {
-            self.forwarder.put(&left).await?;
+            self.put_without(&left, &[&name.device]).await?;
         } else {
             self.forwarder.remove(&left).await?;
         }
@@ -86,7 +111,12 @@ impl Allocator {
         let (_, candidates) = self.resources.candidates(resource, available);
         let free = |Candidate { id, cost, .. }: Candidate| {
             let state = self.resources.pair(&id)?;
-            let (wire, is_awaited) = (state.pair.name().to_owned(), state.without(&id).is_held());
+            let (_, other) = state.pair.seen_from(&id)?;
+            // What the kubelet may give away no pod has, whatever is known here.
+            let is_left = available.contains(&other.name.device)
+                || self.resources.with_grants(|grants| grants.is_leaving(&other.name));
+            let wire = state.pair.name().to_owned();
+            let is_awaited = !is_left && state.without(&id).is_held();
             Some(FreeEndpoint { id, wire, is_awaited, is_taken: cost >= COST_TAKEN })
         };
         let free: Vec<_> = candidates.into_iter().filter_map(free).collect();

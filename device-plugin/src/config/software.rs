@@ -1,6 +1,6 @@
 //! The key `software`: endpoints of a resource that need no NIC, and how they are joined.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use ferrule_daemon::settings::{ConfigError, Field};
@@ -71,12 +71,19 @@ pub(super) fn read(field: &Field<'_>, warnings: &mut Vec<ConfigError>) -> Option
 pub(super) fn problems(all: &[(usize, &str, &Software)]) -> Vec<(usize, String)> {
     let mut by_name = BTreeMap::new();
     let mut problems = Vec::new();
+    let mut words = BTreeSet::new();
     for &(place, name, software) in all {
+        // A device of DPDK is named after it, and has no hyphen.
+        if !words.insert(name.replace('-', "_")) && !by_name.contains_key(name) {
+            let problem =
+                "another resource with them has this name but for `-` and `_`, and DPDK cannot tell them apart";
+            problems.push((place, problem.to_owned()));
+        }
         if name.len() > NAME_MAX {
             problems.push((place, format!("the name `{name}` of a resource with them has at most {NAME_MAX} bytes")));
         }
         if by_name.insert(name, software).is_some() {
-            let problem = "another resource with them has this `resourceName`: a prefix does not tell them apart";
+            let problem = "another resource with them has this `resourceName`: a prefix does not tell them apart, give one another";
             problems.push((place, problem.to_owned()));
         }
     }
@@ -114,5 +121,5 @@ const KEYS: &[&str] = &["count", "kind", "peer"];
 const KINDS: &[(&str, SoftwareKind)] = &[("memif", SoftwareKind::Memif), ("vhost-user", SoftwareKind::VhostUser)];
 /// As many as the command line may ask for (`--software`).
 const COUNTS: RangeInclusive<u64> = 1..=1024;
-/// With it, a wire's name has at most 64 bytes, and a socket's path in a pod 107.
-const NAME_MAX: usize = 54;
+/// With it, a device of DPDK has a name of at most 63 bytes, a wire one of 64, and a socket's path in a pod 107.
+const NAME_MAX: usize = 42;

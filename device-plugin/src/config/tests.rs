@@ -160,7 +160,8 @@ fn wrong_software_endpoints_are_told_with_what_would_be_right() {
   {"resourceName": "LONG", "software": 2},
   {"resourceName": "kind", "software": {"count": 2, "kind": "veth"}},
   {"resourceName": "none", "software": {"kind": "memif"}},
-  {"resourceName": "fpga", "deviceType": "accelerator", "software": 2}
+  {"resourceName": "fpga", "deviceType": "accelerator", "software": 2},
+  {"resourceName": "l-r", "software": 2}, {"resourceName": "l_r", "software": 2}
 ]}"#;
     let errors = parse(&text.replace("LONG", &long)).unwrap_err();
     let told: Vec<_> = errors.iter().map(|error| error.split_once(": ").unwrap().1.to_owned()).collect();
@@ -172,10 +173,14 @@ fn wrong_software_endpoints_are_told_with_what_would_be_right() {
         at(4, ": without a `peer` they are joined with each other: remove it"),
         at(5, ": it has 4 endpoints and its peer `many` 2: give both the same number"),
         at(6, ": its peer `lost` names another, `nobody`"),
-        at(7, ": another resource with them has this `resourceName`: a prefix does not tell them apart"),
-        at(8, &format!(": the name `{long}` of a resource with them has at most 54 bytes")),
+        at(
+            7,
+            ": another resource with them has this `resourceName`: a prefix does not tell them apart, give one another",
+        ),
+        at(8, &format!(": the name `{long}` of a resource with them has at most 42 bytes")),
         at(9, ".kind: `veth`; `memif` or `vhost-user` is wanted"),
         at(10, ": `count` is missing; a number of endpoints is wanted, as in `{\"count\": 8}`"),
+        at(13, ": another resource with them has this name but for `-` and `_`, and DPDK cannot tell them apart"),
         at(11, ": an endpoint without a NIC is no accelerator: remove it"),
     ] {
         assert!(told.contains(&wanted), "{wanted}\n{}", told.join("\n"));

@@ -84,6 +84,14 @@ impl Forwarder {
         wire::read(wire.spec.as_ref()?, &self.place)
     }
 
+    /// Whether somebody is connected at this end of a wire.
+    pub async fn has_peer(&self, state: &PairState, id: &str) -> Result<bool, WireError> {
+        let wires = self.list().await?;
+        let wire = wires.iter().find(|wire| wire.name == state.pair.name());
+        let mut ends = wire.into_iter().flat_map(|wire| &wire.ends).zip(&state.pair.ends);
+        Ok(ends.any(|(end, pod)| pod.name.device == id && end.state != "listening"))
+    }
+
     /// Our wires as they stand now.
     pub async fn list(&self) -> Result<Vec<v1::Wire>, WireError> {
         let answer = self.client().await?.list_wires(ours()).await.map_err(|status| self.refused(&status))?;

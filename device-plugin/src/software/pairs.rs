@@ -87,6 +87,8 @@ pub struct Pairs {
     asked_for: BTreeMap<String, Arc<Pair>>,
     /// The same.
     in_use: BTreeMap<String, Arc<Pair>>,
+    /// The forwarder was asked for the wires of a process before.
+    are_wires_known: bool,
 }
 
 impl Pairs {
@@ -99,6 +101,10 @@ impl Pairs {
     pub fn note_held(&mut self, is_held: impl Fn(&LeaseName) -> bool) {
         let is_in_use = |pair: &Pair| pair.ends.iter().any(|end| is_held(&end.name));
         self.in_use.retain(|_, pair| is_in_use(pair));
+        // What pods have may be joined in another way than the configuration says now.
+        if !self.are_wires_known {
+            return;
+        }
         let started: Vec<_> = self
             .asked_for
             .iter()
@@ -108,12 +114,20 @@ impl Pairs {
         self.in_use.extend(started);
     }
 
-    /// A pair whose wire is there already, made by a process before.
-    pub fn adopt(&mut self, pair: &Arc<Pair>) {
-        if pair.ends.iter().all(|end| !self.in_use.contains_key(&end.name.device)) {
-            let ids = pair.ends.iter().map(|end| end.name.device.clone());
-            self.in_use.extend(ids.map(|id| (id, Arc::clone(pair))));
+    /// Takes over pairs whose wires are there already, made by a process before.
+    pub fn adopt<'a>(&mut self, pairs: impl IntoIterator<Item = &'a Arc<Pair>>) {
+        self.are_wires_known = true;
+        for pair in pairs {
+            if pair.ends.iter().all(|end| !self.in_use.contains_key(&end.name.device)) {
+                let ids = pair.ends.iter().map(|end| end.name.device.clone());
+                self.in_use.extend(ids.map(|id| (id, Arc::clone(pair))));
+            }
         }
+    }
+
+    /// Whether the wires of a process before were taken over.
+    pub fn are_wires_known(&self) -> bool {
+        self.are_wires_known
     }
 
     /// Each pair that is in use, once.
@@ -202,6 +216,7 @@ mod tests {
     fn pairs(entries: &str) -> Pairs {
         let mut pairs = Pairs::default();
         pairs.set_config(&config(entries));
+        pairs.adopt([]);
         pairs
     }
 
@@ -275,8 +290,12 @@ mod tests {
     fn a_wire_of_a_process_before_is_taken_over_as_it_is() {
         let old = pairs(r#"{"resourceName": "a", "software": {"count": 2, "kind": "vhost-user"}}"#);
         let pair = Arc::clone(old.of("soft-a-0").unwrap());
-        let mut pairs = pairs(r#"{"resourceName": "a", "software": 2}"#);
-        pairs.adopt(&pair);
+        let mut pairs = Pairs::default();
+        pairs.set_config(&config(r#"{"resourceName": "a", "software": 2}"#));
+        // The kubelet's list is read before the forwarder answers.
+        hold(&mut pairs, &["soft-a-1"]);
+        assert_eq!(pairs.in_use().count(), 0, "how it is joined is not known yet");
+        pairs.adopt([&pair]);
         hold(&mut pairs, &["soft-a-1"]);
         assert_eq!(pairs.of("soft-a-1").unwrap().ends[1].kind, SoftwareKind::VhostUser, "what its pod was given");
         assert_eq!(free(&pairs, "intel.com/a"), [""; 0], "the other end is the same wire's");

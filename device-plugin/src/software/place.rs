@@ -68,7 +68,7 @@ pub fn container_socket(id: &str, kind: SoftwareKind) -> String {
 
 /// What makes a port of DPDK of it. A name of a virtual device has no hyphen.
 pub fn eal_argument(id: &str, kind: SoftwareKind) -> String {
-    let (name, socket) = (id.trim_start_matches("soft-").replace('-', "_"), container_socket(id, kind));
+    let (name, socket) = (id.strip_prefix("soft-").unwrap_or(id).replace('-', "_"), container_socket(id, kind));
     match kind {
         SoftwareKind::Memif => format!("--vdev=net_memif_{name},role=client,id=0,socket={socket},socket-abstract=no"),
         SoftwareKind::VhostUser => format!("--vdev=net_virtio_user_{name},path={socket},queues=1"),
@@ -91,8 +91,11 @@ mod tests {
 
     #[test]
     fn paths_in_pods_fit_into_an_address_and_those_on_the_host_lead_back() {
-        let longest = format!("soft-{}-1023", "x".repeat(54));
+        let longest = format!("soft-{}-1023", "x".repeat(42));
         assert!(container_socket(&longest, SoftwareKind::VhostUser).len() <= 107);
+        let argument = eal_argument(&longest, SoftwareKind::VhostUser);
+        let name = argument.trim_start_matches("--vdev=").split(',').next().unwrap();
+        assert!(name.len() <= 63, "{name}");
         let place = Place::at("/run/ferrule/software");
         let socket = place.socket("soft-a-1", SoftwareKind::Memif);
         assert_eq!(socket, Path::new("/run/ferrule/software/soft-a-1/memif.sock"));

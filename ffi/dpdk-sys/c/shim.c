@@ -11,6 +11,7 @@
 #include <rte_lcore.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
+#include <rte_memory.h>
 #include <rte_prefetch.h>
 
 /* Threads. */
@@ -49,6 +50,24 @@ static inline void know_thread(void)
 int ferrule_errno(void)
 {
 	return rte_errno;
+}
+
+/* Memory. */
+
+static int refuse(int node, size_t current, size_t wanted)
+{
+	(void)node;
+	(void)current;
+	(void)wanted;
+	return -1;
+}
+
+int ferrule_forbid_growth(void)
+{
+	for (unsigned int i = 0; i < rte_socket_count(); i++)
+		if (rte_mem_alloc_validator_register("ferrule", refuse, rte_socket_id_by_idx(i), 0) != 0)
+			return -rte_errno;
+	return 0;
 }
 
 /* Log. */

@@ -41,6 +41,9 @@ typedef void (*ferrule_log_fn)(uint32_t level, const char *text, size_t len);
 /* Sends the log to `write`. 0, or a negative errno. */
 int ferrule_log_open(ferrule_log_fn write);
 
+/* From now on DPDK takes no memory more than it has. 0, or a negative errno. */
+int ferrule_forbid_growth(void);
+
 /* rte_errno of this thread. */
 int ferrule_errno(void);
 

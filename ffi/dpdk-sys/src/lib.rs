@@ -6,6 +6,8 @@
 //!
 //! Where libdpdk, libclang or a C compiler was missing, only [`MISSING`] is there.
 
+#![cfg_attr(no_dpdk, allow(rustdoc::broken_intra_doc_links, reason = "what the overview names is not there"))]
+
 /// What was missing when this was built, if anything was: then it has no bindings.
 pub const MISSING: Option<&str> = option_env!("FERRULE_DPDK_MISSING");
 

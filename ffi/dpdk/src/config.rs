@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub rss: u64,
     pub rx_offloads: u64,
     pub tx_offloads: u64,
+    /// Buffers that a frame may lie in when it is sent: a NIC may take more for an attack.
+    pub segments_max: u16,
 }
 
 impl Plan {
@@ -61,8 +63,13 @@ impl Plan {
             return refused(format!("an MTU of {mtu}; {least} to {most} are possible"));
         }
         let frame_max = u32::from(mtu) + HEADERS;
-        let whole = (frame_max + CRC).max(ROOM_MIN).max(info.min_rx_bufsize).next_multiple_of(CACHE_LINE);
+        let whole = (frame_max + CRC).max(info.min_rx_bufsize);
+        // Few sizes, so that pools can be used again.
+        let whole = ROOMS.into_iter().find(|&room| room >= whole).unwrap_or(whole);
         let room = config.buffer.map_or(whole, u32::from);
+        if room > ROOM_MAX {
+            return refused(format!("buffers of {room} bytes; {ROOM_MAX} are the most"));
+        }
         let is_scattered = room < frame_max + CRC;
         if is_scattered && info.rx_offload_capa & sys::FERRULE_RX_OFFLOAD_SCATTER == 0 {
             return refused(format!("buffers of {room} bytes for frames of {frame_max}; it needs one for each frame"));
@@ -70,9 +77,17 @@ impl Plan {
         Ok(Self {
             mtu,
             frame_max,
-            room: u16::try_from(room).unwrap_or(u16::MAX - sys::RTE_PKTMBUF_HEADROOM as u16),
+            room: room as u16,
             rss: if config.queues > 1 { info.flow_type_rss_offloads & sys::FERRULE_RSS_IP_TCP_UDP } else { 0 },
             rx_offloads: if is_scattered { sys::FERRULE_RX_OFFLOAD_SCATTER } else { 0 },
+            segments_max: match (
+                info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS,
+                info.tx_desc_lim.nb_mtu_seg_max,
+            ) {
+                (0, _) => 1,
+                (_, 0) => u16::MAX,
+                (_, most) => most,
+            },
             tx_offloads: info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS,
         })
     }
@@ -106,9 +121,10 @@ pub(crate) const DESCRIPTORS: u16 = 1024;
 const HEADERS: u32 = ETHERNET + 2 * 4;
 const ETHERNET: u32 = 14;
 const CRC: u32 = 4;
-/// Many NICs want no smaller ones.
-const ROOM_MIN: u32 = 2048;
-const CACHE_LINE: u32 = 64;
+/// Sizes of buffers: many NICs want no smaller ones than the first.
+const ROOMS: [u32; 5] = [2048, 4096, 9216, 16_384, ROOM_MAX];
+/// The length of a buffer has 16 bits, with what DPDK keeps in front.
+const ROOM_MAX: u32 = 65_535 - sys::RTE_PKTMBUF_HEADROOM;
 
 #[cfg(test)]
 mod tests {
@@ -146,6 +162,7 @@ mod tests {
             (PortConfig { queues: 3, ..<_>::default() }, "3 queues; it has 1 to 2"),
             (PortConfig { queues: 0, ..<_>::default() }, "0 queues; it has 1 to 2"),
             (PortConfig { mtu: Some(9001), ..<_>::default() }, "an MTU of 9001; 68 to 9000 are possible"),
+            (PortConfig { buffer: Some(65_500), ..<_>::default() }, "buffers of 65500 bytes; 65407 are the most"),
             (
                 PortConfig { buffer: Some(512), ..<_>::default() },
                 "buffers of 512 bytes for frames of 1522; it needs one for each frame",
@@ -160,12 +177,23 @@ mod tests {
     fn a_buffer_has_room_for_a_frame_unless_it_is_to_be_smaller() {
         let mut info = info();
         let room = |mtu, info: &_| plan(PortConfig { mtu, ..<_>::default() }, info).unwrap().room;
-        assert_eq!([None, Some(1500), Some(9000)].map(|mtu| room(mtu, &info)), [2048, 2048, 9088]);
+        assert_eq!([None, Some(1500), Some(9000)].map(|mtu| room(mtu, &info)), [2048, 2048, 9216]);
         info.max_mtu = u16::MAX;
-        assert_eq!(room(Some(MTU_MAX), &info), 65_088);
+        assert_eq!(u32::from(room(Some(MTU_MAX), &info)), ROOM_MAX);
         info.rx_offload_capa = sys::FERRULE_RX_OFFLOAD_SCATTER;
         let scattered = plan(PortConfig { buffer: Some(512), ..<_>::default() }, &info).unwrap();
         assert_eq!((scattered.room, scattered.rx_offloads), (512, sys::FERRULE_RX_OFFLOAD_SCATTER));
+    }
+
+    #[test]
+    fn a_frame_is_sent_in_as_many_buffers_as_the_driver_takes() {
+        let most = |capa, nb_mtu_seg_max| {
+            let mut info = sys::rte_eth_dev_info { tx_offload_capa: capa, ..info() };
+            info.tx_desc_lim.nb_mtu_seg_max = nb_mtu_seg_max;
+            plan(PortConfig::default(), &info).unwrap().segments_max
+        };
+        let chains = sys::FERRULE_TX_OFFLOAD_MULTI_SEGS;
+        assert_eq!([most(0, 8), most(chains, 8), most(chains, 0)], [1, 8, u16::MAX]);
     }
 
     #[test]

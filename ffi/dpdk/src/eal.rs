@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};
-use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::{fs, thread};
 
-use ferrule_dpdk_sys::{Dpdk, RTE_MAX_ETHPORTS, VERSION, rte_mempool};
+use ferrule_dpdk_sys::{Dpdk, RTE_MAX_ETHPORTS, VERSION};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
 use crate::error::{StartError, cause};
 use crate::library;
 use crate::log;
+use crate::pool::Mempool;
 
 /// How it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,9 @@ pub struct EalSettings {
     /// Memory for the frames of all ports, in MiB: a queue takes 17 at an MTU of 1500, and 10 of hugepages. It is reserved, and
     /// taken as ports are made.
     pub memory_mib: u32,
-    /// Whether it lies in hugepages. A NIC without an IOMMU needs them; they are taken at the start, all at once.
+    /// Whether it lies in hugepages, an equal part on each NUMA node. A NIC without an IOMMU needs them. All are taken at the
+    /// start: DPDK has a SIGBUS handler of its own, for the whole process, while it takes one. So it has to be started before
+    /// memory of peers is used (`ferrule_ffi::region`).
     pub hugepages: bool,
 }
 
@@ -40,17 +42,11 @@ pub struct Eal {
 /// What only one thread does at a time.
 #[derive(Default)]
 pub(crate) struct Control {
-    /// Pools of ports that are closed, of which frames are still somewhere.
-    retired: Vec<PoolPointer>,
-    pools_made: u64,
+    /// Pools of ports that are closed. They are not freed but used again, by ports whose frames are as long: frames of them may
+    /// still be with other ports, and DPDK cannot tell for certain that none is while other threads give some back.
+    retired: Vec<Mempool>,
+    pools_made: usize,
 }
-
-pub(crate) struct PoolPointer(pub NonNull<rte_mempool>);
-
-// SAFETY: DPDK's pools may be used from any thread.
-unsafe impl Send for PoolPointer {}
-// SAFETY: as above; what they do concurrently is made for it.
-unsafe impl Sync for PoolPointer {}
 
 impl Eal {
     /// Starts it, or shows the one that was started before, whatever the settings then were. It may take seconds.
@@ -101,12 +97,9 @@ impl Eal {
         ports
     }
 
-    /// Pools of closed ports that are kept because some of their frames are still with another port. They are freed when ports
-    /// are opened or closed.
-    pub fn retired_pools(&self) -> usize {
-        let mut control = self.control();
-        control.free_retired(self);
-        control.retired.len()
+    /// Pools that were made. They stay, and are used again.
+    pub fn pools(&self) -> usize {
+        self.control().pools_made
     }
 
     /// For whoever makes or closes a port.
@@ -122,24 +115,15 @@ impl Control {
         CString::new(format!("ferrule-{}", self.pools_made)).unwrap_or_default()
     }
 
-    /// Frees a pool as soon as all of its frames are back.
-    pub fn retire(&mut self, eal: &Eal, pool: PoolPointer) {
+    /// Keeps a pool for the next port that can use it.
+    pub fn retire(&mut self, pool: Mempool) {
         self.retired.push(pool);
-        self.free_retired(eal);
     }
 
-    pub fn free_retired(&mut self, eal: &Eal) {
-        self.retired.retain(|pool| {
-            // SAFETY: it is a pool that was not freed: those that are leave the list. No queue has it any more, so nobody
-            // takes a frame of it while the last one comes back.
-            unsafe {
-                let in_use = eal.dpdk.rte_mempool_in_use_count(pool.0.as_ptr());
-                if in_use == 0 {
-                    eal.dpdk.rte_mempool_free(pool.0.as_ptr());
-                }
-                in_use > 0
-            }
-        });
+    /// A retired pool for which that holds, to be used again.
+    pub fn reuse(&mut self, is_wanted: impl Fn(&Mempool) -> bool) -> Option<Mempool> {
+        let place = self.retired.iter().position(is_wanted)?;
+        Some(self.retired.swap_remove(place))
     }
 }
 
@@ -147,7 +131,7 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     let failed = |reason: String| StartError::Eal { reason };
     log::open(&dpdk).map_err(failed)?;
     let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(|error| failed(format!("its CPUs: {error}")))?;
-    let arguments = arguments(settings, &cpus);
+    let arguments = arguments(settings, &cpus, nodes());
     // DPDK keeps pointers into them.
     let arguments: &'static [CString] = Box::leak(arguments.into_boxed_slice());
     let pointers = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
@@ -161,12 +145,19 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
         let errno = unsafe { dpdk.ferrule_errno() };
         return Err(failed(cause(-errno.abs(), &said)));
     }
+    if settings.hugepages {
+        // SAFETY: the environment is there. From now on it takes no page more, whoever asks.
+        let (status, said) = log::collect(|| unsafe { dpdk.ferrule_forbid_growth() });
+        if status < 0 {
+            return Err(failed(format!("its memory cannot be bounded: {}", cause(status, &said))));
+        }
+    }
     let eal = Eal { dpdk, has_hugepages: settings.hugepages, control: Mutex::default() };
     tracing::info!(version = eal.version(), built_for = VERSION, ?settings, "DPDK has started");
     Ok(Box::leak(Box::new(eal)))
 }
 
-fn arguments(settings: EalSettings, cpus: &CpuSet) -> Vec<CString> {
+fn arguments(settings: EalSettings, cpus: &CpuSet, nodes: u32) -> Vec<CString> {
     let cpus: Vec<_> =
         (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).map(|cpu| cpu.to_string()).collect();
     let mut arguments = vec![
@@ -177,12 +168,23 @@ fn arguments(settings: EalSettings, cpus: &CpuSet) -> Vec<CString> {
         "--allow=0000:00:00.0".to_owned(),
         "--no-telemetry".to_owned(),
         "--file-prefix=ferrule".to_owned(),
-        format!("-m{}", settings.memory_mib),
     ];
-    let memory: &[&str] =
-        if settings.hugepages { &["--in-memory"] } else { &["--no-huge", "--no-shconf", "--iova-mode=va"] };
-    arguments.extend(memory.iter().map(|&argument| argument.to_owned()));
+    if settings.hugepages {
+        let share = (settings.memory_mib / nodes.max(1)).to_string();
+        let shares = vec![share; nodes.max(1) as usize].join(",");
+        arguments.extend(["--in-memory".to_owned(), format!("--socket-mem={shares}")]);
+    } else {
+        let memory = format!("-m{}", settings.memory_mib);
+        arguments.extend(["--no-huge", "--no-shconf", "--iova-mode=va", &memory].map(str::to_owned));
+    }
     arguments.into_iter().filter_map(|argument| CString::new(argument).ok()).collect()
+}
+
+/// How many NUMA nodes there are.
+fn nodes() -> u32 {
+    let entries = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count().max(1) as u32
 }
 
 static STARTED: Mutex<Option<Result<&'static Eal, StartError>>> = Mutex::new(None);
@@ -198,14 +200,11 @@ mod tests {
             cpus.set(cpu).unwrap();
         }
         let words = |hugepages| {
-            let arguments = arguments(EalSettings { memory_mib: 64, hugepages }, &cpus);
+            let arguments = arguments(EalSettings { memory_mib: 64, hugepages }, &cpus, 2);
             arguments.iter().map(|argument| argument.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
-        assert!(words(false).contains(&"--lcores=0@(0,3)".to_owned()) && words(false).contains(&"-m64".to_owned()));
-        let [plain, huge] = [false, true].map(|hugepages| {
-            let words = words(hugepages);
-            ["--no-huge", "--in-memory"].map(|word| words.iter().any(|other| other == word))
-        });
-        assert_eq!([plain, huge], [[true, false], [false, true]]);
+        let has = |hugepages, wanted: &str| words(hugepages).iter().any(|word| word == wanted);
+        assert!(has(false, "--lcores=0@(0,3)") && has(false, "-m64") && has(false, "--no-huge"));
+        assert!(has(true, "--in-memory") && has(true, "--socket-mem=32,32") && !has(true, "--no-huge"));
     }
 }

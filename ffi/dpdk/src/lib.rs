@@ -16,6 +16,8 @@
 //!
 //! Where this was built without libdpdk, nothing of that is there, and [`MISSING`] says why.
 
+#![cfg_attr(no_dpdk, allow(rustdoc::broken_intra_doc_links, reason = "what the overview names is not there"))]
+
 /// What was missing when this was built, if anything was.
 pub use ferrule_dpdk_sys::MISSING;
 

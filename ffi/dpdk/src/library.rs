@@ -17,7 +17,7 @@ pub(crate) fn load() -> Result<Dpdk, StartError> {
     let library = match open(in_memory()) {
         Ok(library) => library,
         // It cannot be because of the place.
-        Err(reason) if reason.contains(NOT_FOUND) => return Err(refused(reason)),
+        Err(reason) if reason.contains(NOT_FOUND) && !reason.starts_with(OPENED) => return Err(refused(reason)),
         Err(reason) => open(tempfile::tempfile()).map_err(|other| {
             refused(if other == reason {
                 other
@@ -41,12 +41,14 @@ fn open(file: io::Result<File>) -> Result<Library, String> {
     let words = |error: &dyn Display| error.to_string();
     let mut file = file.map_err(|error| words(&error))?;
     file.write_all(SHIM).map_err(|error| words(&error))?;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = format!("{OPENED}{}", file.as_raw_fd());
     // SAFETY: what runs now are the constructors of the shim, which has none, and of libdpdk, which enter its drivers into
     // its own lists. `Dpdk` keeps the library for as long as its functions are used.
     unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| words(&error))
 }
 
+/// Where a file that is open can be opened once more.
+const OPENED: &str = "/proc/self/fd/";
 /// What the loader says of a library that is not installed.
 const NOT_FOUND: &str = "cannot open shared object file";
 

@@ -2,30 +2,53 @@
 
 use std::ptr::NonNull;
 
-use ferrule_dpdk_sys::RTE_PKTMBUF_HEADROOM;
+use ferrule_dpdk_sys::{RTE_PKTMBUF_HEADROOM, rte_mempool};
 
-use crate::eal::{Control, Eal, PoolPointer};
+use crate::eal::{Control, Eal};
 use crate::error::{PortError, cause};
 use crate::log;
 
-/// A pool of mbufs. When it is dropped, it is freed once all of them are back.
+/// A pool of mbufs. It is never freed, but used again ([`Control`]).
 pub(crate) struct Mempool {
-    eal: &'static Eal,
-    pub pointer: PoolPointer,
+    pub pointer: NonNull<rte_mempool>,
+    shape: Shape,
+}
+
+// SAFETY: DPDK's pools may be used from any thread.
+unsafe impl Send for Mempool {}
+// SAFETY: as above; what threads do to a pool at the same time is made for it.
+unsafe impl Sync for Mempool {}
+
+/// What makes pools equal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// How many mbufs.
+    pub count: u32,
+    /// Bytes that a frame has room for in each.
+    pub room: u16,
+    /// The NUMA node that they are wanted on.
+    pub node: i32,
 }
 
 impl Mempool {
-    /// `count` mbufs with room for `room` bytes each, near `node`.
-    pub fn create(
-        eal: &'static Eal,
-        control: &mut Control,
-        device: &str,
-        count: u32,
-        room: u16,
-        node: i32,
-    ) -> Result<Self, PortError> {
+    /// A pool of that shape, new or used before.
+    pub fn get(eal: &Eal, control: &mut Control, device: &str, shape: Shape) -> Result<Self, PortError> {
+        // One of which most is still with others would starve the port. The count may be wrong while they give some back.
+        let is_wanted = |pool: &Self| {
+            // SAFETY: pools are never freed.
+            let in_use = unsafe { eal.dpdk.rte_mempool_in_use_count(pool.pointer.as_ptr()) };
+            pool.shape == shape && in_use <= shape.count / 4
+        };
+        match control.reuse(is_wanted) {
+            Some(pool) => Ok(pool),
+            None => Self::create(eal, control, device, shape),
+        }
+    }
+
+    fn create(eal: &Eal, control: &mut Control, device: &str, shape: Shape) -> Result<Self, PortError> {
+        let Shape { count, room, node } = shape;
         let name = control.pool_name();
-        let room = room + RTE_PKTMBUF_HEADROOM as u16;
+        let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
         let create = |node| {
             let made = log::collect(|| {
                 // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
@@ -44,12 +67,7 @@ impl Mempool {
             let cause = format!("{count} buffers of {room} bytes: {}", cause(-errno, &said));
             return Err(PortError::new(device, "rte_pktmbuf_pool_create", cause));
         };
-        Ok(Self { eal, pointer: PoolPointer(pointer) })
-    }
-
-    /// Gives it back. Its port is closed, and has no queue any more.
-    pub fn retire(self, control: &mut Control) {
-        control.retire(self.eal, self.pointer);
+        Ok(Self { pointer, shape })
     }
 }
 

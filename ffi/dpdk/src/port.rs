@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ferrule_dpdk_sys::{Dpdk, rte_device, rte_eth_dev_info, rte_ether_addr};
 use nix::errno::Errno;
@@ -12,7 +12,7 @@ use crate::config::{DESCRIPTORS, Plan, PortConfig, buffers};
 use crate::eal::{Control, Eal};
 use crate::error::{PortError, cause};
 use crate::log;
-use crate::pool::Mempool;
+use crate::pool::{Mempool, Shape};
 use crate::queue::{BURST, RxQueue, TxQueue};
 
 /// What receives and what sends, queue by queue.
@@ -30,16 +30,18 @@ pub struct Port {
     driver: String,
     frame_max: u32,
     room: u16,
-    takes_chains: bool,
+    segments_max: u16,
     is_promiscuous: bool,
     pools: Vec<Mempool>,
     is_started: bool,
+    /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
+    turn: Mutex<()>,
 }
 
-// SAFETY: DPDK's control calls on a port may be made from any thread. Those that must not be made at the same time are made
-// by `open` and `drop` only, which hold `Eal::control`. `handle` is used there only.
+// SAFETY: DPDK's control calls on a port may be made from any thread. `handle` is used by `open` and `drop` only, which hold
+// `Eal::control`.
 unsafe impl Send for Port {}
-// SAFETY: as above; the other methods read statistics and states, which DPDK allows while a port runs.
+// SAFETY: control calls on one port are made one after the other (`turn`), beside the bursts of its queues, as DPDK allows.
 unsafe impl Sync for Port {}
 
 impl Port {
@@ -51,7 +53,6 @@ impl Port {
     pub fn open(eal: &'static Eal, devargs: &str, config: &PortConfig) -> Result<(Arc<Self>, QueuePairs), PortError> {
         check_name(devargs)?;
         let mut control = eal.control();
-        control.free_retired(eal);
         let mut port = Self::probe(eal, devargs)?;
         if let Err(error) = port.set_up(config, &mut control) {
             port.close(&mut control);
@@ -60,7 +61,7 @@ impl Port {
         drop(control);
         let port = Arc::new(port);
         let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {
-            (RxQueue::new(Arc::clone(&port), queue), TxQueue::new(Arc::clone(&port), queue, &pool.pointer))
+            (RxQueue::new(Arc::clone(&port), queue), TxQueue::new(Arc::clone(&port), queue, pool))
         });
         let queues = queues.collect();
         Ok((port, queues))
@@ -96,9 +97,9 @@ impl Port {
         self.is_promiscuous
     }
 
-    /// Whether it sends frames that lie in several buffers.
-    pub(crate) fn takes_chains(&self) -> bool {
-        self.takes_chains
+    /// Buffers that a frame may lie in when it is sent.
+    pub(crate) fn segments_max(&self) -> u16 {
+        self.segments_max
     }
 
     pub(crate) fn dpdk(&self) -> &'static Dpdk {
@@ -132,10 +133,11 @@ impl Port {
             driver: String::new(),
             frame_max: 0,
             room: 0,
-            takes_chains: false,
+            segments_max: 1,
             is_promiscuous: false,
             pools: Vec::new(),
             is_started: false,
+            turn: Mutex::default(),
         })
     }
 
@@ -155,7 +157,7 @@ impl Port {
         // SAFETY: the port is there until `self` is dropped, and `mtu` has room for the answer.
         self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(id, &raw mut mtu) })?;
         let plan = Plan::new(config, &info, mtu, &self.device)?;
-        (self.frame_max, self.room, self.takes_chains) = (plan.frame_max, plan.room, plan.tx_offloads != 0);
+        (self.frame_max, self.room, self.segments_max) = (plan.frame_max, plan.room, plan.segments_max);
         let (conf, queues) = (plan.conf(), config.queues);
         self.call("rte_eth_dev_configure", |dpdk| {
             // SAFETY: the port is there, and `conf` is copied.
@@ -173,9 +175,10 @@ impl Port {
         })?;
         // SAFETY: it reads a number, for any port.
         let node = unsafe { self.dpdk().rte_eth_dev_socket_id(id) };
+        let shape = Shape { count: buffers(rx, tx), room: plan.room, node };
         for queue in 0..queues {
-            let pool = Mempool::create(self.eal, control, &self.device, buffers(rx, tx), plan.room, node)?;
-            let mbufs = pool.pointer.0.as_ptr();
+            let pool = Mempool::get(self.eal, control, &self.device, shape)?;
+            let mbufs = pool.pointer.as_ptr();
             self.pools.push(pool);
             self.call("rte_eth_rx_queue_setup", |dpdk| {
                 // SAFETY: the port is there and not started. The pool is freed after it is closed.
@@ -232,7 +235,10 @@ impl Port {
 
     /// Calls DPDK, which answers with a negative errno if it refuses.
     pub(crate) fn call(&self, name: &'static str, call: impl FnOnce(&'static Dpdk) -> i32) -> Result<i32, PortError> {
-        let (status, said) = log::collect(|| call(self.dpdk()));
+        let (status, said) = {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            log::collect(|| call(self.dpdk()))
+        };
         if status >= 0 {
             return Ok(status);
         }
@@ -281,7 +287,7 @@ impl Port {
             warn(self.call("rte_dev_remove", |dpdk| unsafe { dpdk.rte_dev_remove(handle) }));
         }
         for pool in self.pools.drain(..) {
-            pool.retire(control);
+            control.retire(pool);
         }
     }
 }
@@ -298,7 +304,10 @@ impl Drop for Port {
 /// Devices of other kinds have names of the same form, and would be made before it is seen that they have no port.
 fn check_name(devargs: &str) -> Result<(), PortError> {
     let name = devargs.split(',').next().unwrap_or_default();
-    let is_address = name.contains([':', '.']) && !name.contains(['=', '/', ' ']);
+    // A PCI address, or a device of the auxiliary bus (mlx5_core.sf.4). A bus in front (`vdev:`) could be of anything.
+    let is_pci = name.contains(':') && name.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
+    let is_address =
+        is_pci || (name.contains('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c)));
     if is_address || name.starts_with("net_") || name.starts_with("eth_") {
         return Ok(());
     }

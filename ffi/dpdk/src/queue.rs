@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use ferrule_dpdk_sys::{FERRULE_BURST, FERRULE_SEGMENTS_MAX, ferrule_frame, ferrule_segment, rte_mempool};
 use ferrule_ffi::span::{Span, SpanMut};
 
-use crate::eal::PoolPointer;
+use crate::pool::Mempool;
 use crate::port::Port;
 
 /// Frames of a burst.
@@ -42,7 +42,7 @@ impl RxQueue {
     /// Whether there is a frame to take. Asks the device if none is left of the last burst.
     #[inline]
     pub fn poll(&mut self) -> bool {
-        if self.taken == self.received {
+        if !self.has_pending() {
             self.release();
             // SAFETY: the port is started while one of its queues is there, this is the only owner of the queue, and there
             // is room for a burst.
@@ -57,6 +57,12 @@ impl RxQueue {
             };
             (self.released, self.taken, self.received) = (0, 0, usize::from(received));
         }
+        self.has_pending()
+    }
+
+    /// Whether a frame of the last burst was not taken yet.
+    #[inline]
+    pub fn has_pending(&self) -> bool {
         self.taken < self.received
     }
 
@@ -130,8 +136,19 @@ pub struct TxQueue {
     stored: usize,
 }
 
-// SAFETY: as for `RxQueue`; the pool is freed after the port is closed, which the queue keeps open.
+// SAFETY: as for `RxQueue`; a pool is never freed.
 unsafe impl Send for TxQueue {}
+
+/// Frames that were sent as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovedFrames {
+    /// How many.
+    pub count: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The device did not take all that it was offered.
+    pub is_full: bool,
+}
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,8 +164,8 @@ pub enum Stored {
 }
 
 impl TxQueue {
-    pub(crate) fn new(port: Arc<Port>, queue: u16, pool: &PoolPointer) -> Self {
-        Self { port, queue, pool: pool.0.as_ptr(), frames: Box::new(no_frames()), stored: 0 }
+    pub(crate) fn new(port: Arc<Port>, queue: u16, pool: &Mempool) -> Self {
+        Self { port, queue, pool: pool.pointer.as_ptr(), frames: Box::new(no_frames()), stored: 0 }
     }
 
     /// Stores copies of the first frames, as far as there is room and each may be sent. How many.
@@ -161,11 +178,10 @@ impl TxQueue {
         let Some(empty) = self.empty(count) else { return 0 };
         for (frame, source) in empty.iter_mut().zip(run) {
             // It has as much room as the port was made with, unless its pool is not what it was made as.
-            if !source.copy_to(&mut room(frame)) {
+            if !fill(frame, &[*source], source.len()) {
                 frame.len = 0;
                 break;
             }
-            frame.len = source.len() as u32;
         }
         let full = empty.iter().take_while(|frame| frame.len > 0).count();
         // SAFETY: mbufs that are ours and were not used.
@@ -184,8 +200,7 @@ impl TxQueue {
             return Stored::TooLong;
         }
         let Some(frame) = self.empty(1).and_then(|frames| frames.first_mut()) else { return Stored::Full };
-        frame.len = len as u32;
-        if !copy_pieces(pieces, room(frame)) {
+        if !fill(frame, pieces, len) {
             // SAFETY: one mbuf that is ours and was not used.
             unsafe { self.port.dpdk().ferrule_free(self.frames[self.stored..].as_mut_ptr(), 1) };
             return Stored::TooLong;
@@ -212,18 +227,16 @@ impl TxQueue {
     }
 
     /// Sends up to `max` of the frames that were received and not taken, without copying them: they are taken, and their
-    /// buffers come back to their own port's pool. How many, and their bytes. None, as long as others wait to be sent; a frame
-    /// that this port cannot send as it is stays, and those behind it.
+    /// buffers come back to their own port's pool. None, as long as others wait to be sent; a frame that this port cannot send
+    /// as it is stays, and those behind it.
     #[inline]
-    pub fn move_from(&mut self, rx: &mut RxQueue, max: usize) -> (usize, u64) {
+    pub fn move_from(&mut self, rx: &mut RxQueue, max: usize) -> MovedFrames {
         if !self.flush() {
-            return (0, 0);
+            return MovedFrames { count: 0, bytes: 0, is_full: true };
         }
         rx.release();
-        let (frame_max, takes_chains) = (self.port.frame_max(), self.port.takes_chains());
-        let can_move = |frame: &&ferrule_frame| {
-            (FRAME_MIN..=frame_max).contains(&(frame.len as usize)) && (frame.segments == 1 || takes_chains)
-        };
+        let limits = (self.port.frame_max(), self.port.segments_max());
+        let can_move = |frame: &&ferrule_frame| can_move(frame, limits);
         let count = rx.pending().iter().take(max).take_while(can_move).count();
         let frames = &mut rx.frames[rx.taken..rx.taken + count];
         // SAFETY: as in `flush`. Those that are sent are the device's from now on: the receive queue looks at none of them
@@ -234,7 +247,7 @@ impl TxQueue {
         let bytes = frames[..sent].iter().map(|frame| u64::from(frame.len)).sum();
         rx.taken += sent;
         rx.released = rx.taken;
-        (sent, bytes)
+        MovedFrames { count: sent, bytes, is_full: sent < count }
     }
 
     /// Frames that wait to be sent.
@@ -259,23 +272,32 @@ impl Drop for TxQueue {
     }
 }
 
-/// Copies the pieces one behind the other; `false`, if they do not fit.
-fn copy_pieces(pieces: &[Span<'_>], mut room: SpanMut<'_>) -> bool {
+/// Copies a frame into an empty one, and fills it up to what Ethernet demands: a NIC may take a shorter one for an attack.
+/// `false`, if it does not fit.
+#[inline(always)]
+fn fill(frame: &mut ferrule_frame, pieces: &[Span<'_>], len: usize) -> bool {
+    // SAFETY: the data of an mbuf that was just allocated for us alone, with as much room behind it.
+    let room = unsafe { std::slice::from_raw_parts_mut(frame.data, usize::from(frame.first)) };
+    if len < WIRE_MIN {
+        let Some(padding) = room.get_mut(len..WIRE_MIN) else { return false };
+        padding.fill(0);
+    }
+    frame.len = len.max(WIRE_MIN) as u32;
+    let mut rest = SpanMut::from(room);
     for piece in pieces {
-        if !piece.copy_to(&mut room) {
+        if !piece.copy_to(&mut rest) {
             return false;
         }
-        let Some(behind) = room.tail(piece.len()) else { return false };
-        room = behind;
+        let Some(behind) = rest.tail(piece.len()) else { return false };
+        rest = behind;
     }
     true
 }
 
-/// The room that an empty frame has.
+/// Whether a frame can be sent as it is, by a port with these limits: the longest frame, and the most buffers of one.
 #[inline(always)]
-fn room(frame: &mut ferrule_frame) -> SpanMut<'_> {
-    // SAFETY: the data of an mbuf that was just allocated for us alone, with as much room behind it.
-    unsafe { std::slice::from_raw_parts_mut(frame.data, usize::from(frame.first)) }.into()
+fn can_move(frame: &ferrule_frame, (frame_max, segments_max): (usize, u16)) -> bool {
+    (WIRE_MIN..=frame_max).contains(&(frame.len as usize)) && frame.segments <= segments_max
 }
 
 fn no_frames() -> [ferrule_frame; BURST] {
@@ -285,3 +307,33 @@ fn no_frames() -> [ferrule_frame; BURST] {
 
 /// Two addresses and a type.
 const FRAME_MIN: usize = 14;
+/// The shortest frame of Ethernet, without its checksum.
+const WIRE_MIN: usize = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_nic_would_take_for_an_attack_is_not_moved() {
+        let can = |len, segments| {
+            let [frame, ..] = no_frames();
+            can_move(&ferrule_frame { len, segments, ..frame }, (1522, 8))
+        };
+        assert_eq!([can(60, 1), can(1522, 8)], [true; 2]);
+        assert_eq!([can(59, 1), can(1523, 1), can(1000, 9)], [false; 3]);
+    }
+
+    #[test]
+    fn a_short_frame_is_filled_up_with_zeros_and_none_is_written_beyond_its_room() {
+        let mut memory = [7; 128];
+        let [frame, ..] = no_frames();
+        let mut frame = ferrule_frame { data: memory.as_mut_ptr(), first: 100, ..frame };
+        assert!(fill(&mut frame, &[Span::from(&[1; 10][..]), Span::from(&[2; 4][..])], 14));
+        assert_eq!(frame.len, 60);
+        assert!(!fill(&mut frame, &[Span::from(&[3; 64][..]), Span::from(&[4; 37][..])], 101));
+        frame.first = 59;
+        assert!(!fill(&mut frame, &[Span::from(&[5; 14][..])], 14));
+        assert_eq!((&memory[..2], &memory[100..]), (&[3, 3][..], &[7; 28][..]));
+    }
+}

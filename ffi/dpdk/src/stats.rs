@@ -29,7 +29,8 @@ impl Port {
     /// The device is gone, or its driver does not answer.
     pub fn status(&self) -> Result<PortStatus, PortError> {
         // SAFETY: it asks the driver, for a port that is there until `self` is dropped.
-        if unsafe { self.dpdk().rte_eth_dev_is_removed(self.id()) } != 0 {
+        let removed = self.call("rte_eth_dev_is_removed", |dpdk| unsafe { dpdk.rte_eth_dev_is_removed(self.id()) })?;
+        if removed != 0 {
             return Err(PortError::new(self.device(), "rte_eth_dev_is_removed", "the device was removed".to_owned()));
         }
         let mut link = ferrule_link { speed: 0, is_up: 0 };
@@ -80,7 +81,11 @@ impl Port {
             // SAFETY: the port is there, and there is room for as many as are told.
             unsafe { dpdk.rte_eth_xstats_get(id, values.as_mut_ptr(), count as u32) }
         })?;
-        values.truncate(usize::try_from(written).unwrap_or_default());
+        match usize::try_from(written) {
+            Ok(written) if written <= count => values.truncate(written),
+            // There are more by now, and none was written: next time.
+            _ => values.clear(),
+        }
         Ok(values.iter().filter_map(|stat| Some((text(&names.get(stat.id as usize)?.name), stat.value))).collect())
     }
 

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use tracing::debug;
 
 use super::{HostVfs, Reason, VfError, Vfs};
-use crate::address::PciAddress;
+use crate::address::{PciAddress, is_userspace_driver};
 use crate::holders::{self, Holder, HostUse};
 use crate::inventory::VirtualFunction;
 use crate::plan::Step;
@@ -29,7 +29,8 @@ impl Vfs {
             nodes = holders::group_nodes(&vf).filter(|node| self.is_there(node)).collect();
         }
         let mut holders = self.openers(vf.address, &nodes)?;
-        if holders.is_empty() && executor.sysfs.has_netdev_elsewhere(vf.address) {
+        let makes_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
+        if holders.is_empty() && makes_interface && executor.sysfs.netdevs(vf.address).is_empty() {
             holders.extend(self.interface_elsewhere(vf.address)?);
         }
         Ok(holders)
@@ -40,9 +41,13 @@ impl Vfs {
         let executor = self.executor();
         let what = format!("look for the interface of {vf} in other namespaces");
         let foreign =
-            executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.foreign_netdev(vf))?;
-        if let Some(foreign) = foreign {
-            return Ok(Some(Holder::of_namespace(&executor.sysfs, foreign)));
+            executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.foreign_netdev(vf));
+        match foreign {
+            Ok(Some(foreign)) => return Ok(Some(Holder::of_namespace(&executor.sysfs, foreign))),
+            // Where there is no interface at all, it does not matter what could not be looked at.
+            Err(CallError::Refused(_)) if !executor.sysfs.has_netdev_elsewhere(vf) => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(None) => {}
         }
         // One that is being made or removed is in no namespace for a moment, or came to another one behind the search.
         let is_settled = || (!executor.sysfs.has_netdev_elsewhere(vf)).then_some(());
