@@ -4,6 +4,9 @@
 #   make test     every test that can run here
 #   make lab      real SR-IOV, IOMMU and VFIO in a virtual machine; ONLY=word runs some of it
 #   make lab-shell  a shell inside
+#   make node     a real kubelet, with API server and containerd, in namespaces; ONLY=word runs some of it. The first time it builds
+#                 them from Go modules: docs/node.md says what that costs
+#   make node-shell  a shell there, with kubectl
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make images   OCI images of the daemons, in target/images, without a container engine
 #   make lint     format, clippy, docs, licences
@@ -17,12 +20,13 @@ TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils gcc libc6-dev
+NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
 # What the demo does not measure is not optimized: 62 of the build's CPU seconds become 11.
 DEMO_QUICK := $(foreach crate,device-plugin ferrule-kubelet,--config profile.release.package.$(crate).opt-level=0)
 
-.PHONY: demo test lab lab-shell vm-pieces images lint bench help
+.PHONY: demo test lab lab-shell vm-pieces node node-shell node-pieces images lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -53,6 +57,21 @@ lab-shell: need-test vm-pieces
 # Without them what needs them is skipped, aloud.
 vm-pieces: need-vm
 	@hw-tests/vm-pieces target/lab || echo "==> no virtual machines here"
+
+node: need-node node-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p dpdk-forwarder -p sriov-manager -p ferrule -p ferrule-deploy
+	@target/debug/images --binaries target/debug --out target/node/images
+	@target/debug/node run $(ONLY)
+
+node-shell: need-node node-pieces
+	@echo "==> building"
+	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p ferrule
+	@target/debug/node shell
+
+# Without them what needs them is skipped, aloud.
+node-pieces: need-node
+	@hw-tests/node/build target/node || echo "==> no Kubernetes node here"
 
 images: need-images
 	@echo "==> building (release)"

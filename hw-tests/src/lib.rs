@@ -13,7 +13,8 @@
 //! - [`stream`]: numbered frames between two memif ends, checked on arrival;
 //! - [`unanswered`]: a file that cannot be closed;
 //! - [`vm`]: virtual machines, and [`guest`]: what runs inside them;
-//! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`).
+//! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`);
+//! - [`node`]: scenarios on a Kubernetes node (`make node`).
 
 pub mod cgroup;
 pub mod content;
@@ -22,6 +23,7 @@ pub mod guest;
 pub mod lab;
 pub mod need;
 pub mod netns;
+pub mod node;
 pub mod process;
 pub mod stream;
 pub mod testpmd;

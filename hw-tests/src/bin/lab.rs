@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use ferrule_hw_tests::lab::report::{Line, Report, Verdict};
+use ferrule_hw_tests::lab::report::Report;
 use ferrule_hw_tests::lab::runner::LabImage;
 use ferrule_hw_tests::lab::scenario::Scenario;
 use ferrule_hw_tests::lab::{scenarios, topology};
-use ferrule_hw_tests::need;
 use ferrule_hw_tests::vm::pieces::folder;
 
 /// The virtual SR-IOV lab
@@ -45,25 +44,13 @@ fn run(only: &[String]) -> Result<bool> {
     let began = Instant::now();
     let report = match topology::pieces() {
         Ok(pieces) => LabImage::new(pieces, None)?.run(&wanted),
-        Err(missing) => skip(&wanted, &format!("lacks {missing:#}")),
+        Err(missing) => {
+            let names = wanted.iter().map(|scenario| scenario.name);
+            Report::of_none("lab", names, &format!("lacks {missing:#}"))
+        }
     };
     println!("{:>8}  all of it  ({:.0} s)", "took", began.elapsed().as_secs_f64());
     report.finish(&folder().join("report.json"))
-}
-
-/// Nothing can run here. Where nothing may be skipped (see `need`), that is a failure.
-fn skip(wanted: &[&'static Scenario], why: &str) -> Report {
-    let verdict = if need::may_skip() { Verdict::Skipped } else { Verdict::Failed };
-    let mut report = Report::new(wanted);
-    for scenario in wanted {
-        report.add(Line {
-            scenario: scenario.name,
-            verdict: verdict(why.to_owned()),
-            seconds: 0.0,
-            figures: Vec::new(),
-        });
-    }
-    report
 }
 
 fn shell() -> Result<bool> {

@@ -1,26 +1,29 @@
-//! What the lab prints, and what it leaves in `target/lab/report.json`.
+//! What the lab and the node print, and what they leave in a `report.json`.
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::scenario::{Figure, Scenario};
+use super::scenario::Figure;
+use crate::need;
 
 /// What became of all scenarios.
 pub struct Report {
+    /// The first word of the last line.
+    title: &'static str,
     /// Their order.
     names: Vec<&'static str>,
     lines: Vec<Line>,
 }
 
 /// What became of one.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
     /// Its name.
-    pub scenario: &'static str,
+    pub scenario: String,
     /// How it ended.
     pub verdict: Verdict,
     /// How long it took, boots not counted.
@@ -30,7 +33,7 @@ pub struct Line {
 }
 
 /// How a scenario ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// What has to hold holds.
@@ -41,10 +44,27 @@ pub enum Verdict {
     Skipped(String),
 }
 
+impl Line {
+    /// One that took no time and measured nothing.
+    pub fn new(scenario: &str, verdict: Verdict) -> Self {
+        Self { scenario: scenario.to_owned(), verdict, seconds: 0.0, figures: Vec::new() }
+    }
+}
+
 impl Report {
-    /// An empty one, for these.
-    pub fn new(scenarios: &[&'static Scenario]) -> Self {
-        Self { names: scenarios.iter().map(|scenario| scenario.name).collect(), lines: Vec::new() }
+    /// An empty one, for scenarios of these names.
+    pub fn new(title: &'static str, names: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { title, names: names.into_iter().collect(), lines: Vec::new() }
+    }
+
+    /// One in which none could run, and why. Where nothing may be skipped (see `need`), that is a failure.
+    pub fn of_none(title: &'static str, names: impl IntoIterator<Item = &'static str>, why: &str) -> Self {
+        let verdict = if need::may_skip() { Verdict::Skipped } else { Verdict::Failed };
+        let mut report = Self::new(title, names);
+        for name in report.names.clone() {
+            report.add(Line::new(name, verdict(why.to_owned())));
+        }
+        report
     }
 
     /// Adds one, and says so.
@@ -62,7 +82,7 @@ impl Report {
             println!("{:>10}{text}", "");
         }
         self.lines.push(line);
-        self.lines.sort_by_key(|line| self.names.iter().position(|name| *name == line.scenario));
+        self.lines.sort_by_key(|line| self.names.iter().position(|name| **name == *line.scenario));
     }
 
     /// How many passed, failed and were skipped.
@@ -87,7 +107,7 @@ impl Report {
             let written = file.and_then(|mut file| writeln!(file, "{passed} {failed} {skipped}"));
             written.with_context(|| format!("write {}", summary.display()))?;
         }
-        println!("lab: {passed} passed, {failed} failed, {skipped} skipped");
+        println!("{}: {passed} passed, {failed} failed, {skipped} skipped", self.title);
         Ok(failed == 0)
     }
 }

@@ -36,7 +36,7 @@ impl LabImage {
         // Taken from the end.
         queue.sort_by_key(|scenario| (scenario.timeout, scenario.parts.len()));
         let queue = Mutex::new(queue);
-        let report = Mutex::new(Report::new(scenarios));
+        let report = Mutex::new(Report::new("lab", scenarios.iter().map(|scenario| scenario.name)));
         thread::scope(|scope| {
             for slot in 0..MACHINES.min(scenarios.len()) {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -89,7 +89,7 @@ impl MachineSlot<'_> {
     }
 
     fn run(&mut self, scenario: &'static Scenario) -> Line {
-        let mut line = Line { scenario: scenario.name, verdict: Verdict::Passed, seconds: 0.0, figures: Vec::new() };
+        let mut line = Line::new(scenario.name, Verdict::Passed);
         for part in 0..scenario.parts.len() {
             if part > 0 {
                 // Switched off as a power cut does it.

@@ -67,7 +67,7 @@ pub fn folder() -> PathBuf {
 }
 
 /// `target/debug` or another: where this program is, or the folder above for a test in `deps`.
-fn profile_folder() -> PathBuf {
+pub fn profile_folder() -> PathBuf {
     let here = std::env::current_exe().expect("a running program has a file");
     let folder = here.parent().unwrap_or(Path::new("/"));
     if folder.ends_with("deps") { folder.parent().unwrap_or(folder).to_owned() } else { folder.to_owned() }

@@ -147,6 +147,15 @@ impl Devices {
         Some(Counts { capacity, allocatable: self.healthy(resource).len() })
     }
 
+    /// Healthy devices of all resources, one entry each as the kubelet tells them.
+    pub fn allocatable(&self) -> Vec<ContainerDevices> {
+        let of = |resource: &String| {
+            let device = |id| ContainerDevices { resource_name: resource.clone(), device_ids: vec![id] };
+            self.healthy(resource).into_iter().map(device).collect::<Vec<_>>()
+        };
+        self.resources.keys().flat_map(of).collect()
+    }
+
     pub fn healthy(&self, resource: &str) -> BTreeSet<String> {
         let Some(resource) = self.resources.get(resource).filter(|resource| resource.is_connected) else {
             return BTreeSet::new();

@@ -9,7 +9,9 @@ use tonic::{Request, Response, Status};
 use super::{PluginError, Release, Scenario, Shared};
 use crate::VERSION;
 use crate::pod_resources::pod_resources_lister_server::PodResourcesLister;
-use crate::pod_resources::{ListPodResourcesRequest, ListPodResourcesResponse};
+use crate::pod_resources::{
+    AllocatableResourcesRequest, AllocatableResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse,
+};
 use crate::v1beta1::registration_server::Registration;
 use crate::v1beta1::{Empty, RegisterRequest};
 
@@ -103,6 +105,13 @@ impl PodResourcesLister for Lister {
             return Ok(Response::new(ListPodResourcesResponse::default()));
         }
         Ok(Response::new(self.0.devices().list()))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<AllocatableResourcesRequest>,
+    ) -> Result<Response<AllocatableResourcesResponse>, Status> {
+        Ok(Response::new(AllocatableResourcesResponse { devices: self.0.devices().allocatable() }))
     }
 }
 
