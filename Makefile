@@ -33,7 +33,7 @@ help:
 
 demo: need-demo
 	@echo "==> building (release)"
-	@$(CARGO) build --release --locked $(DEMO_QUICK) -p dpdk-forwarder -p device-plugin -p ferrule
+	@$(CARGO) build --release --locked --no-default-features $(DEMO_QUICK) -p dpdk-forwarder -p device-plugin -p ferrule
 	@echo "==> ferrule demo"
 	@sudo=$$([ $$(id -u) = 0 ] || echo sudo); $$sudo $(RELEASE)/ferrule demo
 	@echo "==> ferrule demo pod"

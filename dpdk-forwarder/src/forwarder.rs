@@ -87,6 +87,7 @@ impl Forwarder {
             None => None,
         };
         let (settings, journal) = (config.settings(), config.journal.clone());
+        ferrule_ethdev::configure(config.dpdk);
         // By it the next forwarder at this socket finds the interfaces that a killed one left.
         let admin = config.socket.path.clone();
         let owner = admin.with_extension("id");

@@ -16,7 +16,7 @@ use crate::port::memif::layout::Queues;
 use crate::port::memif::ring::{Receiver, Sender, zero_copy};
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::virtqueue::{GuestRx, GuestTx};
-use crate::port::{Fault, Frame, Put, Source, Target};
+use crate::port::{Fault, Frame, Moved, Put, Source, Target};
 use crate::spec::Full;
 use crate::visit::{Broken, Tally, Visit};
 
@@ -179,8 +179,38 @@ pub fn forward(
         AnySource::Vhost(GuestTx::Split(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
         AnySource::Vhost(GuestTx::Packed(source)) => to_any(&mut **source, target, full, resume, counters, scratch),
         AnySource::Tap(source) => to_any(source, target, full, resume, counters, scratch),
-        AnySource::External(source) => to_any(&mut **source, target, full, resume, counters, scratch),
+        AnySource::External(source) => {
+            if let AnyTarget::External(target) = target
+                && *resume == 0
+                && let Some(outcome) = move_frames(&mut **source, &mut **target, full, counters)
+            {
+                return outcome;
+            }
+            to_any(&mut **source, target, full, resume, counters, scratch)
+        }
     }
+}
+
+/// Moves frames between two devices of one kind without copying them. `None`: what comes next goes the long way.
+fn move_frames(
+    source: &mut dyn Source,
+    target: &mut dyn Target,
+    full: Full,
+    counters: &LaneCounters,
+) -> Option<Result<Visit, Broken>> {
+    target.as_any()?;
+    let reclaims = target.reclaim();
+    match source.refresh() {
+        Err(fault) => return Some(Err(Broken::Source(fault))),
+        Ok(false) => return Some(Ok(if reclaims { Visit::Stalled } else { Visit::Quiet })),
+        Ok(true) => {}
+    }
+    let Moved { frames, bytes, is_full } = source.move_to(target.as_any()?)?;
+    if frames > 0 {
+        counters.add(&Tally { taken: frames, frames: frames as u64, bytes, ..Tally::default() });
+        return Some(Ok(Visit::Moved));
+    }
+    (is_full && full == Full::Hold && target.can_hold()).then_some(Ok(Visit::Stalled))
 }
 
 /// The same, and what is copied is captured as frames of end `from`. Of a trusted wire, nothing is copied.

@@ -16,6 +16,7 @@ pub mod pieces;
 pub mod saved;
 pub mod vhost_user;
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
@@ -49,6 +50,13 @@ pub trait Source {
 
     /// Takes the first `count` frames of the run that was last shown.
     fn advance_run(&mut self, _count: usize) {}
+
+    /// Sends the frames that come next by a target of its own kind as they are, up to a burst, and takes those that were sent:
+    /// buffers go from one device to the other, and nothing is copied. Frames that the target holds back go first. `None`: it
+    /// does not know that target.
+    fn move_to(&mut self, _target: &mut dyn Any) -> Option<Moved> {
+        None
+    }
 
     /// What it took to show the frame that was peeked, of `length` bytes in `slots`, beside moving it once: bytes
     /// copied to put it together, and [`SEGMENT_COST`] for each piece looked at.
@@ -131,6 +139,11 @@ pub trait Target {
         0
     }
 
+    /// The target itself, if frames can be moved to it ([`Source::move_to`]).
+    fn as_any(&mut self) -> Option<&mut dyn Any> {
+        None
+    }
+
     /// Lets the peer see everything stored. `true`: it wants to be notified.
     fn publish(&mut self) -> bool;
 
@@ -160,6 +173,17 @@ pub trait Target {
     fn reclaim(&mut self) -> bool {
         false
     }
+}
+
+/// Frames that were sent without being copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// How many. None, and room for more: what comes next cannot be moved, and has to be copied.
+    pub frames: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The target had no room for more.
+    pub is_full: bool,
 }
 
 /// Plain frames, in their order.

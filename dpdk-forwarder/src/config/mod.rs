@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use ferrule_daemon::ApiSocket;
 use ferrule_daemon::settings::{Diagnostics, Field, FileSettings, SettingsFile, decode, parse};
-use ferrule_dataplane::spec::{FieldError, WireSpec};
+use ferrule_dataplane::spec::{ByteSize, FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
+use ferrule_ethdev::DpdkSettings;
 
 use conflicts::{Conflict, conflicts};
 pub use dpdk_forwarder_client::ADMIN_DEFAULT;
@@ -33,6 +34,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where wires of the admin API are kept for the next start; none: nowhere.
     pub journal: Option<PathBuf>,
+    /// How DPDK is started, when a wire asks for it.
+    pub dpdk: DpdkSettings,
     /// The wires, in the order of the file.
     pub wires: Vec<WireSpec>,
 }
@@ -69,6 +72,9 @@ impl Config {
             config.journal.as_ref().map_or_else(|| "nothing".to_owned(), |path| path.display().to_string())
         };
         compare("journal", journal(self), journal(newer));
+        let memory = |config: &Self| format!("{}MiB", config.dpdk.memory_mib);
+        compare("dpdk.memory", memory(self), memory(newer));
+        compare("dpdk.hugepages", self.dpdk.hugepages.to_string(), newer.dpdk.hugepages.to_string());
         changes
     }
 }
@@ -89,6 +95,7 @@ impl Default for Config {
             socket: ApiSocket::at(ADMIN_DEFAULT),
             metrics: None,
             journal: None,
+            dpdk: DpdkSettings::default(),
             wires: Vec::new(),
         }
     }
@@ -118,6 +125,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         "admin",
         "metrics",
         "journal",
+        "dpdk",
         "wires",
     ]) else {
         return config;
@@ -132,10 +140,27 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     config.socket = config.socket.read(&table, Some("admin"));
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     config.journal = table.optional("journal").and_then(|field| read_path(&field));
+    config.dpdk = table.optional("dpdk").map_or_else(DpdkSettings::default, |field| read_dpdk(&field));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
     report_conflicts(&config.wires, &entries);
     config
+}
+
+fn read_dpdk(field: &Field<'_>) -> DpdkSettings {
+    let mut dpdk = DpdkSettings::default();
+    let Some(table) = field.table(&["memory", "hugepages"]) else { return dpdk };
+    if let Some(field) = table.optional("memory")
+        && let Some(memory) = field.parse::<ByteSize>()
+    {
+        match u32::try_from(memory.as_bytes() / MIB) {
+            Ok(mib) if DPDK_MEMORY_MIB.contains(&mib) => dpdk.memory_mib = mib,
+            _ => field.wrong(format!("{memory}; 64MiB to 1024GiB are possible")),
+        }
+    }
+    let hugepages = table.optional("hugepages");
+    dpdk.hugepages = hugepages.and_then(|field| field.choice(&[("true", true), ("false", false)])).unwrap_or_default();
+    dpdk
 }
 
 fn read_path(field: &Field<'_>) -> Option<PathBuf> {
@@ -214,6 +239,9 @@ fn idle_word(idle: Idle) -> &'static str {
     }
 }
 
+const MIB: u64 = 1 << 20;
+/// Less does not hold the frames of a few queues.
+const DPDK_MEMORY_MIB: RangeInclusive<u32> = 64..=1 << 20;
 /// The last CPU of a `cpu_set_t`.
 const CPU_MAX: usize = 1023;
 

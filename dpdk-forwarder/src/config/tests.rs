@@ -4,6 +4,7 @@ use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, SocketAccess, SocketAddress,
     VhostUserSpec,
 };
+use ferrule_ethdev::EthdevSpec;
 use proptest::prelude::*;
 
 use super::*;
@@ -55,6 +56,38 @@ fn the_sample_of_the_docs_is_a_good_file() {
     let config = Config::parse("docs/wires.yaml", include_str!("../../../docs/wires.yaml")).unwrap();
     assert!(config.wires.len() >= 3);
     assert_eq!(config.metrics, Some("127.0.0.1:9090".parse().unwrap()));
+}
+
+#[test]
+fn dpdk_and_its_devices_are_read_and_checked() {
+    let text = "\
+dpdk: { memory: 2GiB, hugepages: true }
+wires: [{ name: a, ends: [{ ethdev: { device: net_null0, queues: 2, mtu: 9000 } }, { kernel: { name: a } }] }]
+";
+    let config = Config::parse("f", text).unwrap();
+    assert_eq!(config.dpdk, DpdkSettings { memory_mib: 2048, hugepages: true });
+    let wanted = EthdevSpec { queues: 2, mtu: Some(9000), ..EthdevSpec::new("net_null0") };
+    assert_eq!(config.wires[0].ends[0], EndSpec::External(wanted.into()));
+    assert_eq!(Config::default().needs_restart(&config, &[]).len(), 2);
+
+    let text = "\
+dpdk: { memory: 1MiB, hugepages: x }
+wires:
+  - { name: a, ends: [{ ethdev: { device: 'net_null0,a=b', mtu: 1 } }, { kernel: { name: a } }] }
+  - { name: b, ends: [{ ethdev: { device: net_null0 } }, { ethdev: { queues: 0 } }] }
+";
+    let told = Config::parse("f", text).unwrap_err().to_string();
+    let told: Vec<_> = told.lines().map(|line| line.split_once(": ").unwrap().1).collect();
+    let wanted = [
+        "dpdk.memory: 1MiB; 64MiB to 1024GiB are possible",
+        "dpdk.hugepages: `x`; `true` or `false` is wanted",
+        "wires[0].ends[0].ethdev.mtu: 1; 68 to 65000 are possible",
+        "wires[1].ends[0].ethdev: DPDK device net_null0 is taken already, by the wire `a` on line 3; choose another device for one of them",
+        "wires[1].ends[1].ethdev.device: missing; a text of devargs as in `net_af_packet0,iface=eth1` is wanted",
+        "wires[1].ends[1].ethdev.queues: 0 queues; 1 to 256 are possible",
+    ];
+    let missing: Vec<_> = wanted.iter().filter(|line| !told.contains(line)).collect();
+    assert!(missing.is_empty() && told.len() == wanted.len(), "{missing:?} of {told:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use ferrule_dataplane::spec::{
     ByteSize, EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route, SocketAccess,
     SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
 };
+use ferrule_ethdev::EthdevSpec;
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, diagnostics: &Diagnostics) -> WireSpec {
@@ -81,16 +82,17 @@ impl End {
 }
 
 fn read_end(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
-    let table = field.table(&["memif", "vhost-user", "kernel"]);
+    let table = field.table(&["memif", "vhost-user", "kernel", "ethdev"]);
     match table.as_ref().and_then(Table::only) {
         Some(("memif", memif)) => read_memif(&memif, diagnostics),
         Some(("kernel", kernel)) => read_kernel(&kernel, diagnostics),
         Some(("vhost-user", vhost)) => read_vhost_user(&vhost, diagnostics),
+        Some(("ethdev", ethdev)) => read_ethdev(&ethdev, diagnostics),
         // An unknown kind is reported already.
         Some(_) => End::unknown(diagnostics),
         None => {
             if table.is_some() {
-                field.wrong("an end is one of `memif: {..}`, `vhost-user: {..}` or `kernel: {..}`");
+                field.wrong("an end is one of `memif: {..}`, `vhost-user: {..}`, `kernel: {..}` or `ethdev: {..}`");
             }
             End::unknown(diagnostics)
         }
@@ -258,6 +260,21 @@ fn read_kernel(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         routes: list("routes").iter().filter_map(read_route).collect(),
     };
     End { spec: EndSpec::Kernel(kernel), mode_known: true }
+}
+
+fn read_ethdev(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
+    let Some(table) = field.table(&["device", "queues", "mtu"]) else {
+        return End { mode_known: true, ..End::unknown(diagnostics) };
+    };
+    let device =
+        table.required("device", "a text of devargs as in `net_af_packet0,iface=eth1`").and_then(|field| field.text());
+    let number = |key| table.optional(key).and_then(|field: Field<'_>| field.number(0..=u64::from(u32::MAX)));
+    let ethdev = EthdevSpec {
+        queues: number("queues").unwrap_or(1),
+        mtu: number("mtu"),
+        ..EthdevSpec::new(device.map_or_else(|| stand_in(diagnostics), ToOwned::to_owned))
+    };
+    End { spec: EndSpec::External(ethdev.into()), mode_known: true }
 }
 
 fn read_route(field: &Field<'_>) -> Option<Route> {

@@ -4,7 +4,6 @@ use ferrule_dpdk_sys as sys;
 
 use crate::error::PortError;
 use crate::pool::CACHE;
-use crate::queue::BURST;
 
 /// What is asked of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +114,8 @@ pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
     (u32::from(rx) + u32::from(tx) + u32::from(DESCRIPTORS) + at_hand).next_power_of_two() - 1
 }
 
+/// Frames of a burst.
+pub const BURST: usize = sys::FERRULE_BURST as usize;
 /// Descriptors of a ring, if the driver has no other wish.
 pub(crate) const DESCRIPTORS: u16 = 1024;
 /// An Ethernet header and two VLAN tags.

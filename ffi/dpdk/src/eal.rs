@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::error::{StartError, cause};
 use crate::library;
 use crate::log;
-use crate::pool::Mempool;
+use crate::pool::Pools;
 
 /// How it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +36,8 @@ impl Default for EalSettings {
 pub struct Eal {
     pub(crate) dpdk: Dpdk,
     pub(crate) has_hugepages: bool,
-    control: Mutex<Control>,
-}
-
-/// What only one thread does at a time.
-#[derive(Default)]
-pub(crate) struct Control {
-    /// Pools of ports that are closed. They are not freed but used again, by ports whose frames are as long: frames of them may
-    /// still be with other ports, and DPDK cannot tell for certain that none is while other threads give some back.
-    retired: Vec<Mempool>,
-    pools_made: usize,
+    /// Whoever has it may make and close ports.
+    control: Mutex<Pools>,
 }
 
 impl Eal {
@@ -99,31 +91,12 @@ impl Eal {
 
     /// Pools that were made. They stay, and are used again.
     pub fn pools(&self) -> usize {
-        self.control().pools_made
+        self.control().made()
     }
 
     /// For whoever makes or closes a port.
-    pub(crate) fn control(&self) -> MutexGuard<'_, Control> {
+    pub(crate) fn control(&self) -> MutexGuard<'_, Pools> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Control {
-    /// A name that no pool has.
-    pub fn pool_name(&mut self) -> CString {
-        self.pools_made += 1;
-        CString::new(format!("ferrule-{}", self.pools_made)).unwrap_or_default()
-    }
-
-    /// Keeps a pool for the next port that can use it.
-    pub fn retire(&mut self, pool: Mempool) {
-        self.retired.push(pool);
-    }
-
-    /// A retired pool for which that holds, to be used again.
-    pub fn reuse(&mut self, is_wanted: impl Fn(&Mempool) -> bool) -> Option<Mempool> {
-        let place = self.retired.iter().position(is_wanted)?;
-        Some(self.retired.swap_remove(place))
     }
 }
 

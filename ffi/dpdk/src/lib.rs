@@ -9,7 +9,7 @@
 //! ```
 //! In reading order:
 //! - [`eal`]: DPDK's environment, started once in a process, when it is needed.
-//! - [`port`]: a device, from its devargs to its end. [`config`]: what it is made of; [`stats`]: what it tells.
+//! - [`port`]: a device, from its devargs to its end. [`open`]: how it is made, with its queues; [`config`]: what it is made of; [`stats`]: what it tells.
 //! - [`queue`]: its queues: frames as slices.
 //! - [`error`]: which call failed on which device, and why.
 //! - `library`, `log`, `pool`: how libdpdk is loaded, where its log goes, and what frames lie in.
@@ -31,6 +31,8 @@ pub mod error;
 mod library;
 #[cfg(not(no_dpdk))]
 mod log;
+#[cfg(not(no_dpdk))]
+pub mod open;
 #[cfg(not(no_dpdk))]
 mod pool;
 #[cfg(not(no_dpdk))]

@@ -1,14 +1,14 @@
 //! What frames lie in.
 
+use std::ffi::CString;
 use std::ptr::NonNull;
 
-use ferrule_dpdk_sys::{RTE_PKTMBUF_HEADROOM, rte_mempool};
+use ferrule_dpdk_sys::{Dpdk, RTE_PKTMBUF_HEADROOM, rte_mempool};
 
-use crate::eal::{Control, Eal};
 use crate::error::{PortError, cause};
 use crate::log;
 
-/// A pool of mbufs. It is never freed, but used again ([`Control`]).
+/// A pool of mbufs. It is never freed, but used again ([`Pools`]).
 pub(crate) struct Mempool {
     pub pointer: NonNull<rte_mempool>,
     shape: Shape,
@@ -30,47 +30,67 @@ pub(crate) struct Shape {
     pub node: i32,
 }
 
-impl Mempool {
-    /// A pool of that shape, new or used before.
-    pub fn get(eal: &Eal, control: &mut Control, device: &str, shape: Shape) -> Result<Self, PortError> {
-        // One of which most is still with others would starve the port. The count may be wrong while they give some back.
-        let is_wanted = |pool: &Self| {
-            // SAFETY: pools are never freed.
-            let in_use = unsafe { eal.dpdk.rte_mempool_in_use_count(pool.pointer.as_ptr()) };
-            pool.shape == shape && in_use <= shape.count / 4
-        };
-        match control.reuse(is_wanted) {
-            Some(pool) => Ok(pool),
-            None => Self::create(eal, control, device, shape),
-        }
+/// Pools of ports that are closed. They are not freed but used again, by ports whose frames are as long: frames of them may still be
+/// with other ports, and DPDK cannot tell for certain that none is while other threads give some back.
+#[derive(Default)]
+pub(crate) struct Pools {
+    retired: Vec<Mempool>,
+    made: usize,
+}
+
+impl Pools {
+    /// How many were made.
+    pub fn made(&self) -> usize {
+        self.made
     }
 
-    fn create(eal: &Eal, control: &mut Control, device: &str, shape: Shape) -> Result<Self, PortError> {
-        let Shape { count, room, node } = shape;
-        let name = control.pool_name();
-        let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
-        let create = |node| {
-            let made = log::collect(|| {
-                // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
-                unsafe { eal.dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
-            });
-            (NonNull::new(made.0), made.1)
-        };
-        // Memory that is not in hugepages is of no known node.
-        let (pointer, said) = match create(if eal.has_hugepages { node } else { ANY_NODE }) {
-            (None, _) if node != ANY_NODE => create(ANY_NODE),
-            made => made,
-        };
-        let Some(pointer) = pointer else {
-            // SAFETY: it reads a variable of this thread.
-            let errno = unsafe { eal.dpdk.ferrule_errno() };
-            let cause = format!("{count} buffers of {room} bytes: {}", cause(-errno, &said));
-            return Err(PortError::new(device, "rte_pktmbuf_pool_create", cause));
-        };
-        Ok(Self { pointer, shape })
+    /// Keeps a pool for the next port that can use it.
+    pub fn retire(&mut self, pool: Mempool) {
+        self.retired.push(pool);
     }
+
+    /// A pool of that shape, used before or new.
+    pub fn get(&mut self, dpdk: &Dpdk, device: &str, shape: Shape) -> Result<Mempool, PortError> {
+        // One of which much is still with others would starve the port. The count may be wrong while they give some back.
+        let is_wanted = |pool: &Mempool| {
+            // SAFETY: pools are never freed.
+            let in_use = unsafe { dpdk.rte_mempool_in_use_count(pool.pointer.as_ptr()) };
+            pool.shape == shape && in_use <= shape.count / 4
+        };
+        if let Some(place) = self.retired.iter().position(is_wanted) {
+            return Ok(self.retired.swap_remove(place));
+        }
+        let pool = create(dpdk, &format!("ferrule-{}", self.made), device, shape)?;
+        self.made += 1;
+        Ok(pool)
+    }
+}
+
+fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool, PortError> {
+    let Shape { count, room, node } = shape;
+    let name = CString::new(name).unwrap_or_default();
+    let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
+    let create = |node| {
+        let made = log::collect(|| {
+            // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
+            unsafe { dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
+        });
+        (NonNull::new(made.0), made.1)
+    };
+    // A node whose part of the memory is used up is worse than another one.
+    let (pointer, said) = match create(node) {
+        (None, _) if node != ANY_NODE => create(ANY_NODE),
+        made => made,
+    };
+    let Some(pointer) = pointer else {
+        // SAFETY: it reads a variable of this thread.
+        let errno = unsafe { dpdk.ferrule_errno() };
+        let cause = format!("{count} buffers of {room} bytes: {}", cause(-errno, &said));
+        return Err(PortError::new(device, "rte_pktmbuf_pool_create", cause));
+    };
+    Ok(Mempool { pointer, shape })
 }
 
 /// Mbufs that each thread has at hand.
 pub(crate) const CACHE: u32 = 256;
-const ANY_NODE: i32 = -1;
+pub(crate) const ANY_NODE: i32 = -1;

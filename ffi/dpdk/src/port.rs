@@ -3,20 +3,16 @@
 use std::ffi::{CStr, CString};
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use ferrule_dpdk_sys::{Dpdk, rte_device, rte_eth_dev_info, rte_ether_addr};
 use nix::errno::Errno;
 
-use crate::config::{DESCRIPTORS, Plan, PortConfig, buffers};
-use crate::eal::{Control, Eal};
+use crate::config::{BURST, DESCRIPTORS, Plan, PortConfig, buffers};
+use crate::eal::Eal;
 use crate::error::{PortError, cause};
 use crate::log;
-use crate::pool::{Mempool, Shape};
-use crate::queue::{BURST, RxQueue, TxQueue};
-
-/// What receives and what sends, queue by queue.
-pub type QueuePairs = Vec<(RxQueue, TxQueue)>;
+use crate::pool::{ANY_NODE, Mempool, Pools, Shape};
 
 /// A port that runs. When it and all of its queues are dropped, it is stopped and closed, and its device is removed; that
 /// may take its time.
@@ -32,7 +28,7 @@ pub struct Port {
     room: u16,
     segments_max: u16,
     is_promiscuous: bool,
-    pools: Vec<Mempool>,
+    pub(crate) pools: Vec<Mempool>,
     is_started: bool,
     /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
     turn: Mutex<()>,
@@ -45,28 +41,6 @@ unsafe impl Send for Port {}
 unsafe impl Sync for Port {}
 
 impl Port {
-    /// Makes the device that `devargs` names (`net_af_packet0,iface=eth1`; `0000:3b:02.1`), and starts it. Its queue pairs in
-    /// their order.
-    ///
-    /// # Errors
-    /// It cannot be made, or cannot do what `config` asks for. Nothing of it is left then.
-    pub fn open(eal: &'static Eal, devargs: &str, config: &PortConfig) -> Result<(Arc<Self>, QueuePairs), PortError> {
-        check_name(devargs)?;
-        let mut control = eal.control();
-        let mut port = Self::probe(eal, devargs)?;
-        if let Err(error) = port.set_up(config, &mut control) {
-            port.close(&mut control);
-            return Err(error);
-        }
-        drop(control);
-        let port = Arc::new(port);
-        let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {
-            (RxQueue::new(Arc::clone(&port), queue), TxQueue::new(Arc::clone(&port), queue, pool))
-        });
-        let queues = queues.collect();
-        Ok((port, queues))
-    }
-
     /// The devargs that it was made of.
     pub fn device(&self) -> &str {
         &self.device
@@ -107,8 +81,9 @@ impl Port {
     }
 
     /// Makes a device of which nothing is configured yet.
-    fn probe(eal: &'static Eal, devargs: &str) -> Result<Self, PortError> {
+    pub(crate) fn probe(eal: &'static Eal, devargs: &str) -> Result<Self, PortError> {
         let refused = |cause: String| PortError::new(devargs, "rte_dev_probe", cause);
+        check_name(devargs)?;
         let text = CString::new(devargs).map_err(|_| refused("a zero byte".to_owned()))?;
         let before = eal.ports();
         if before.len() >= Eal::ports_max() {
@@ -142,7 +117,7 @@ impl Port {
     }
 
     /// Configures it, and starts it.
-    fn set_up(&mut self, config: &PortConfig, control: &mut Control) -> Result<(), PortError> {
+    pub(crate) fn set_up(&mut self, config: &PortConfig, control: &mut Pools) -> Result<(), PortError> {
         let id = self.id;
         let info = self.info()?;
         self.handle = info.device;
@@ -175,9 +150,11 @@ impl Port {
         })?;
         // SAFETY: it reads a number, for any port.
         let node = unsafe { self.dpdk().rte_eth_dev_socket_id(id) };
-        let shape = Shape { count: buffers(rx, tx), room: plan.room, node };
+        // Memory that is not in hugepages is of no known node.
+        let pool_node = if self.eal.has_hugepages { node } else { ANY_NODE };
+        let shape = Shape { count: buffers(rx, tx), room: plan.room, node: pool_node };
         for queue in 0..queues {
-            let pool = Mempool::get(self.eal, control, &self.device, shape)?;
+            let pool = control.get(self.dpdk(), &self.device, shape)?;
             let mbufs = pool.pointer.as_ptr();
             self.pools.push(pool);
             self.call("rte_eth_rx_queue_setup", |dpdk| {
@@ -266,7 +243,7 @@ impl Port {
         }
     }
 
-    fn close(&mut self, control: &mut Control) {
+    pub(crate) fn close(&mut self, control: &mut Pools) {
         if self.is_started {
             self.drain();
         }

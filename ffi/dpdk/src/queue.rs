@@ -4,14 +4,13 @@ use std::mem::zeroed;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use ferrule_dpdk_sys::{FERRULE_BURST, FERRULE_SEGMENTS_MAX, ferrule_frame, ferrule_segment, rte_mempool};
+use ferrule_dpdk_sys::{FERRULE_SEGMENTS_MAX, ferrule_frame, ferrule_segment, rte_mempool};
 use ferrule_ffi::span::{Span, SpanMut};
 
+use crate::config::BURST;
 use crate::pool::Mempool;
 use crate::port::Port;
 
-/// Frames of a burst.
-pub const BURST: usize = FERRULE_BURST as usize;
 /// Pieces of a frame.
 pub const SEGMENTS_MAX: usize = FERRULE_SEGMENTS_MAX as usize;
 

@@ -33,6 +33,13 @@ fn what_keeps_it_from_starting_is_told() {
     } else {
         println!("skipped: hugepages that there are not: there are some");
     }
+    let free = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    if std::fs::read_to_string(free).is_ok_and(|count| count.trim().parse::<u32>().is_ok_and(|count| count >= 128)) {
+        let text = in_shell("bound", "exec \"$@\"");
+        assert!(text.contains("out of memory") && text.contains("as many hugepages as before"), "{text}");
+    } else {
+        println!("skipped: memory in hugepages is bounded: 128 free hugepages");
+    }
     if nix::unistd::geteuid().is_root() {
         let hide = "for file in $(ldconfig -p | sed -n 's/.*=> \\(.*librte_eal.so.*\\)/\\1/p'); do \
                     mount --bind /dev/null \"$file\" || exit 1; done; exec \"$@\"";
@@ -50,6 +57,9 @@ fn the_process_of_a_case() {
     use ferrule_dpdk::eal::{Eal, EalSettings};
 
     let Ok(case) = std::env::var(CASE) else { return };
+    if case == "bound" {
+        return take_all_of_64_mib();
+    }
     let settings = match &*case {
         "memory" => EalSettings { memory_mib: 1 << 30, hugepages: false },
         "hugepages" => EalSettings { memory_mib: 64, hugepages: true },
@@ -59,4 +69,27 @@ fn the_process_of_a_case() {
     println!("{error}; {}", error.cure());
     // Asked again, it says so again, and nothing worse.
     assert_eq!(Eal::start(EalSettings::default()).err(), Some(error));
+}
+
+/// Makes ports until there is no memory, of what was taken at the start.
+#[cfg(not(no_dpdk))]
+fn take_all_of_64_mib() {
+    use ferrule_dpdk::config::PortConfig;
+    use ferrule_dpdk::eal::{Eal, EalSettings};
+    use ferrule_dpdk::port::Port;
+
+    let free = || std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").unwrap();
+    let eal = Eal::start(EalSettings { memory_mib: 64, hugepages: true }).unwrap();
+    let before = free();
+    let mut ports = Vec::new();
+    let refusal = loop {
+        match Port::open(eal, &format!("net_null{}", ports.len()), &PortConfig::default()) {
+            Ok(port) => ports.push(port),
+            Err(error) => break error,
+        }
+        assert!(ports.len() < 32, "32 ports of 10 MiB each lie in 64 MiB");
+    };
+    assert!(!ports.is_empty(), "{refusal}");
+    assert_eq!(free(), before);
+    println!("{refusal}; as many hugepages as before");
 }

@@ -2,10 +2,11 @@
 //! of each.
 
 use ferrule_dataplane::spec::{EndSpec, ExternalSpec};
+use ferrule_ethdev::EthdevSpec;
 
 use super::reader::Reader;
 use super::secrets::Secrets;
-use super::{kernel, memif, vhost_user};
+use super::{ethdev, kernel, memif, vhost_user};
 use dpdk_forwarder_client::v1;
 use v1::end_spec::Kind;
 
@@ -15,17 +16,18 @@ pub(super) fn from_proto(reader: &mut Reader, end: &v1::EndSpec) -> Option<EndSp
         Some(Kind::Memif(memif)) => memif::from_proto(reader, memif).map(EndSpec::Memif),
         Some(Kind::VhostUser(vhost)) => vhost_user::from_proto(reader, vhost).map(EndSpec::VhostUser),
         Some(Kind::Kernel(kernel)) => kernel::from_proto(reader, kernel).map(EndSpec::Kernel),
+        Some(Kind::Ethdev(ethdev)) => ethdev::from_proto(reader, ethdev).map(|ethdev| EndSpec::External(ethdev.into())),
         Some(Kind::External(external)) => {
             let problem = format!(
-                "an end of kind `{}` cannot be asked for in this forwarder; `memif`, `vhost_user` and `kernel` are \
-                 possible",
+                "an end of kind `{}` cannot be asked for in this forwarder; `memif`, `vhost_user`, `kernel` and \
+                 `ethdev` are possible",
                 external.kind.escape_debug()
             );
             reader.wrong("kind", problem);
             None
         }
         None => {
-            reader.wrong("kind", "an end is one of `memif`, `vhost_user` or `kernel`");
+            reader.wrong("kind", "an end is one of `memif`, `vhost_user`, `kernel` or `ethdev`");
             None
         }
     }
@@ -37,7 +39,10 @@ pub(super) fn to_proto(end: &EndSpec, secrets: Secrets) -> v1::EndSpec {
         EndSpec::Memif(memif) => Kind::Memif(memif::to_proto(memif, secrets)),
         EndSpec::VhostUser(vhost) => Kind::VhostUser(vhost_user::to_proto(vhost)),
         EndSpec::Kernel(kernel) => Kind::Kernel(kernel::to_proto(kernel)),
-        EndSpec::External(external) => Kind::External(external_to_proto(external)),
+        EndSpec::External(external) => match external.downcast_ref::<EthdevSpec>() {
+            Some(ethdev) => Kind::Ethdev(ethdev::to_proto(ethdev)),
+            None => Kind::External(external_to_proto(external)),
+        },
     };
     v1::EndSpec { kind: Some(kind) }
 }

@@ -1,9 +1,10 @@
 //! Between messages of the admin API and what they mean.
 //!
-//! Modules: `spec` (what a wire should be, both ways), `end` (the kinds of ends, joined), `memif`, `vhost_user`, `kernel`
-//! (one kind each), `reader` (what they share), `secrets` (whether these are written), `status` (what a wire is doing).
+//! Modules: `spec` (what a wire should be, both ways), `end` (the kinds of ends, joined), `memif`, `vhost_user`, `kernel`,
+//! `ethdev` (one kind each), `reader` (what they share), `secrets` (whether these are written), `status` (what a wire is doing).
 
 mod end;
+mod ethdev;
 mod kernel;
 mod memif;
 mod reader;

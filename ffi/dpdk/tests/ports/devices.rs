@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use ferrule_dpdk::config::PortConfig;
-use ferrule_dpdk::queue::{BURST, Stored};
+use ferrule_dpdk::config::{BURST, PortConfig};
+use ferrule_dpdk::queue::Stored;
 use ferrule_ffi::span::Span;
 
 use crate::link::{Link, dpdk, eventually, frame, in_namespace};

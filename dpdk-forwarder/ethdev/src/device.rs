@@ -1,0 +1,86 @@
+//! The port of an end, made when its wire is made.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ferrule_dataplane::port::any::LaneEnd;
+use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
+use ferrule_dataplane::port::device_status::{DeviceStatus, LinkState};
+use ferrule_dataplane::port::external::DeviceError;
+use ferrule_dataplane::port::{Source, Target};
+use ferrule_dataplane::spec::MacAddress;
+use ferrule_dpdk::config::PortConfig;
+use ferrule_dpdk::port::Port;
+use tracing::{info, warn};
+
+use crate::queue::{EthdevSource, EthdevTarget};
+use crate::settings::start;
+use crate::spec::EthdevSpec;
+
+/// Makes it, and starts DPDK if it is the first one.
+pub(crate) fn make(spec: &EthdevSpec, context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
+    let eal = start().map_err(|error| spec.error("make", error.to_string(), error.cure()))?;
+    let config = PortConfig {
+        // Both were checked.
+        queues: u16::try_from(spec.queues).unwrap_or(u16::MAX),
+        mtu: spec.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
+        buffer: None,
+    };
+    let (port, queues) = Port::open(eal, &spec.device, &config).map_err(|error| {
+        let cure = match error.call {
+            "rte_pktmbuf_pool_create" => "raise `dpdk.memory` in the wires file",
+            _ => "see DPDK's page of that driver for its devargs",
+        };
+        spec.error("make", format!("{}: {}", error.call, error.cause), cure)
+    })?;
+    info!(
+        wire = context.wire,
+        end = context.end,
+        device = spec.device,
+        driver = port.driver(),
+        port = port.id(),
+        promiscuous = port.is_promiscuous(),
+        "the DPDK device is there"
+    );
+    let queues = queues.into_iter().map(|(rx, tx)| {
+        let ends: (Box<dyn Source + Send>, Box<dyn Target + Send>) =
+            (Box::new(EthdevSource::new(rx)), Box::new(EthdevTarget::new(tx)));
+        ends
+    });
+    let rings = LaneEnd::external(queues);
+    Ok(MadeDevice { rings, device: Arc::new(EthdevDevice { port, is_told_down: AtomicBool::new(false) }) })
+}
+
+struct EthdevDevice {
+    port: Arc<Port>,
+    /// Its link is down because we have brought it down.
+    is_told_down: AtomicBool,
+}
+
+impl Device for EthdevDevice {
+    fn status(&self) -> Result<DeviceStatus, String> {
+        let status = self.port.status().map_err(|error| error.to_string())?;
+        let speed = status.speed_mbps.map(|mbps| format!(", {mbps} Mbit/s")).unwrap_or_default();
+        // What we brought down says nothing of the other side, and two ends must not keep each other down.
+        let link = match (self.is_told_down.load(Ordering::Relaxed), status.link_is_up) {
+            (true, _) => LinkState::Unknown,
+            (false, true) => LinkState::Up,
+            (false, false) => LinkState::Down,
+        };
+        Ok(DeviceStatus {
+            words: format!("{} ({}){speed}", self.port.device(), self.port.driver()),
+            link,
+            mac: self.port.mac().ok().map(MacAddress),
+            mtu: Some(status.mtu.into()),
+            numa_node: status.numa_node,
+            counters: self.port.counters().map_err(|error| error.to_string())?,
+        })
+    }
+
+    fn set_link(&self, up: bool) {
+        self.is_told_down.store(!up, Ordering::Relaxed);
+        if let Err(error) = self.port.set_link(up) {
+            warn!("{error}");
+        }
+    }
+}

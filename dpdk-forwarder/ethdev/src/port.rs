@@ -1,0 +1,99 @@
+//! Such an end as the engine sees it: a kind of ports of another crate.
+
+use ferrule_dataplane::port::device::{DeviceContext, MadeDevice};
+use ferrule_dataplane::port::external::{DeviceError, ExternalPort};
+use ferrule_dataplane::spec::FieldError;
+
+use crate::spec::EthdevSpec;
+
+/// What was missing when this was built, if anything was: then no such end can be made.
+#[cfg(feature = "dpdk")]
+pub const MISSING: Option<&str> = ferrule_dpdk::MISSING;
+/// What was missing when this was built.
+#[cfg(not(feature = "dpdk"))]
+pub const MISSING: Option<&str> = Some("its feature `dpdk` was off");
+
+impl ExternalPort for EthdevSpec {
+    fn kind(&self) -> &'static str {
+        "ethdev"
+    }
+
+    fn identity(&self) -> String {
+        format!("DPDK device {}", self.name())
+    }
+
+    fn is_same(&self, other: &dyn ExternalPort) -> bool {
+        other.downcast_ref() == Some(self)
+    }
+
+    fn check(&self) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        if self.name().is_empty() || self.device.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            let problem = format!(
+                "`{}`; devargs are wanted, as in `net_af_packet0,iface=eth1` or `0000:3b:02.1`",
+                self.device.escape_debug()
+            );
+            errors.push(FieldError::new("device", problem));
+        }
+        if !(1..=QUEUES_MAX).contains(&self.queues) {
+            errors.push(FieldError::new("queues", format!("{} queues; 1 to {QUEUES_MAX} are possible", self.queues)));
+        }
+        if let Some(mtu) = self.mtu
+            && !(MTU_MIN..=MTU_MAX).contains(&mtu)
+        {
+            errors.push(FieldError::new("mtu", format!("{mtu}; {MTU_MIN} to {MTU_MAX} are possible")));
+        }
+        errors
+    }
+
+    #[cfg(not(no_dpdk))]
+    fn make(&self, context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
+        crate::device::make(self, context)
+    }
+
+    #[cfg(no_dpdk)]
+    fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
+        let reason = format!("this forwarder was built without DPDK: {}", MISSING.unwrap_or_default());
+        Err(self.error(
+            "make",
+            reason,
+            "build it where libdpdk (22.11 or newer), pkg-config and libclang are installed",
+        ))
+    }
+}
+
+/// As many as a wire can have.
+const QUEUES_MAX: u32 = 256;
+/// The shortest MTU (RFC 791).
+const MTU_MIN: u32 = 68;
+/// A frame has to fit into one buffer.
+const MTU_MAX: u32 = 65_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_an_end_is_said_of_each_field() {
+        let good = EthdevSpec { mtu: Some(9000), ..EthdevSpec::new("net_ring0,a=b") };
+        assert_eq!(good.check(), []);
+        let wrong = EthdevSpec { device: ",x y".to_owned(), queues: 0, mtu: Some(67) };
+        let told: Vec<_> =
+            wrong.check().into_iter().map(|error| format!("{}: {}", error.field, error.problem)).collect();
+        let wanted = [
+            "device: `,x y`; devargs are wanted, as in `net_af_packet0,iface=eth1` or `0000:3b:02.1`",
+            "queues: 0 queues; 1 to 256 are possible",
+            "mtu: 67; 68 to 65000 are possible",
+        ];
+        assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn two_ends_are_one_device_if_their_names_are_equal_and_the_same_end_if_all_is() {
+        let ends = ["net_ring0,a=b", "net_ring0", "net_ring01"].map(EthdevSpec::new);
+        assert_eq!(ends.each_ref().map(ExternalPort::identity)[..2], ["DPDK device net_ring0"; 2]);
+        assert_ne!(ends[1].identity(), ends[2].identity());
+        assert!(ends[0].is_same(&ends[0].clone()) && !ends[0].is_same(&ends[1]));
+        assert_eq!(ends[0].to_string(), "ethdev net_ring0,a=b");
+    }
+}

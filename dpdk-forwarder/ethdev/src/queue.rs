@@ -1,0 +1,155 @@
+//! What workers do with the queues of a device: a frame is copied once, between the other end's memory and an mbuf.
+
+use std::any::Any;
+use std::os::fd::BorrowedFd;
+
+use ferrule_dataplane::offload::VnetHeader;
+use ferrule_dataplane::port::pieces::Pieces;
+use ferrule_dataplane::port::{BURST, Fault, Frame, Moved, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
+use ferrule_dataplane::status::DropReason;
+use ferrule_dpdk::queue::{MovedFrames, RxQueue, Stored, TxQueue};
+use ferrule_ffi::span::Span;
+
+/// What comes from a device.
+pub(crate) struct EthdevSource(RxQueue);
+
+impl EthdevSource {
+    pub fn new(rx: RxQueue) -> Self {
+        Self(rx)
+    }
+}
+
+impl Source for EthdevSource {
+    #[inline]
+    fn refresh(&mut self) -> Result<bool, Fault> {
+        Ok(self.0.poll())
+    }
+
+    fn peek<'a>(&'a mut self, gather: &'a mut [u8]) -> Result<Option<Frame<'a>>, Fault> {
+        if let Some(bytes) = self.0.plain().next() {
+            return Ok(Some(Frame { bytes: bytes.into(), offload: None, slots: 1 }));
+        }
+        if !self.0.has_pending() {
+            return Ok(None);
+        }
+        let (mut len, mut slots) = (0, 0);
+        for piece in self.0.pieces() {
+            // The queue shows no frame that is longer than any may be.
+            let Some(room) = gather.get_mut(len..len + piece.len()) else { break };
+            room.copy_from_slice(piece);
+            (len, slots) = (len + piece.len(), slots + 1);
+        }
+        Ok(Some(Frame { bytes: Span::from(&gather[..len]), offload: None, slots }))
+    }
+
+    fn peek_pieces<'a>(&'a mut self, pieces: &mut Pieces<'a>) -> Result<Option<PieceFrame<'a>>, Fault> {
+        if !self.0.has_pending() || self.0.plain().next().is_some() {
+            return Ok(None);
+        }
+        pieces.extend(self.0.pieces().into_iter().map(Span::from));
+        let slots = pieces.len() as u32;
+        Ok((slots > 0).then_some(PieceFrame { offload: None, slots }))
+    }
+
+    #[inline]
+    fn run<'a>(&'a mut self, run: &mut Run<'a>) {
+        run.extend(self.0.plain().map(Span::from));
+    }
+
+    #[inline]
+    fn advance_run(&mut self, count: usize) {
+        self.0.take(count);
+    }
+
+    #[inline]
+    fn move_to(&mut self, target: &mut dyn Any) -> Option<Moved> {
+        let EthdevTarget(tx) = target.downcast_mut::<EthdevTarget>()?;
+        let MovedFrames { count, bytes, is_full } = tx.move_from(&mut self.0, BURST);
+        Some(Moved { frames: count, bytes, is_full })
+    }
+
+    fn cost(&self, length: usize, slots: u32) -> u64 {
+        if slots > 1 { length as u64 + u64::from(slots) * SEGMENT_COST } else { 0 }
+    }
+
+    fn advance(&mut self, _slots: u32) {
+        self.0.take(1);
+    }
+
+    #[inline]
+    fn release(&mut self) {
+        self.0.release();
+    }
+
+    fn enable_notify(&mut self, _wanted: bool) {}
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn must_poll(&self) -> bool {
+        true
+    }
+}
+
+/// What goes to a device.
+pub(crate) struct EthdevTarget(TxQueue);
+
+impl EthdevTarget {
+    pub fn new(tx: TxQueue) -> Self {
+        Self(tx)
+    }
+}
+
+impl Target for EthdevTarget {
+    fn refresh(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    #[inline]
+    fn put_run(&mut self, run: &[Span<'_>]) -> usize {
+        self.0.store_run(run)
+    }
+
+    fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
+        Ok(put(self.0.store(&[frame.bytes])))
+    }
+
+    fn takes_pieces(&self) -> bool {
+        true
+    }
+
+    fn put_pieces(&mut self, pieces: &[Span<'_>], _offload: Option<&VnetHeader>) -> Result<Put, Fault> {
+        Ok(put(self.0.store(pieces)))
+    }
+
+    #[inline]
+    fn as_any(&mut self) -> Option<&mut dyn Any> {
+        Some(self)
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        self.0.flush();
+        false
+    }
+
+    fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// What the device did not take is tried again.
+    #[inline]
+    fn reclaim(&mut self) -> bool {
+        !self.0.flush()
+    }
+}
+
+fn put(stored: Stored) -> Put {
+    match stored {
+        Stored::Yes => Put::Stored,
+        Stored::Full => Put::Full,
+        Stored::TooLong => Put::Refused(DropReason::TooLong),
+        Stored::TooShort => Put::Refused(DropReason::TooShort),
+    }
+}

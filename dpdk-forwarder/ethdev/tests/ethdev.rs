@@ -1,0 +1,221 @@
+//! Wires with DPDK devices that need no NIC: what goes in at one end comes out at the other.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../../dataplane/tests/common/mod.rs"]
+mod common;
+
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use common::{client, client_spec, engine, eventually, memif_wire, receive, send, unique};
+use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
+use ferrule_dataplane::status::{EndState, LinkState, WireStatus};
+use ferrule_dataplane::{Applied, Engine};
+use ferrule_endpoints::memif::Endpoint;
+use ferrule_ethdev::EthdevSpec;
+use nix::sched::{CloneFlags, unshare};
+
+const LENGTHS: [usize; 7] = [60, 64, 65, 128, 1000, 1513, 1514];
+
+#[test]
+fn frames_cross_between_a_memif_peer_and_a_ring_up_to_9000_bytes() {
+    let Some(_turn) = turn("frames_cross_between_a_memif_peer_and_a_ring_up_to_9000_bytes") else { return };
+    let (engine, name) = (engine(), unique("ring"));
+    let ring = EthdevSpec { mtu: Some(9000), ..EthdevSpec::new("net_ring0") };
+    assert_eq!(engine.apply(wire(&name, &ring)).unwrap(), Applied::Made);
+    let mut peer = client(&name, 0);
+    until_up(&engine, &name);
+    let lengths = [&LENGTHS[..], &[2049, 4000, 9014]].concat();
+    for (number, &len) in (0..).zip(&lengths) {
+        send(&mut peer, 0, &frame(len, number));
+        assert_eq!(receive(&mut peer, 0), frame(len, number), "{len} bytes");
+    }
+    let frames = lengths.len() as u64;
+    let seen = status(&engine, &name);
+    assert_eq!(seen.directions.map(|traffic| traffic.frames), [frames; 2]);
+    // Longer than its MTU.
+    send(&mut peer, 0, &frame(9023, 1));
+    eventually("it is refused", || status(&engine, &name).directions[0].drops.iter().sum::<u64>() == 1);
+
+    eventually("the device has counted", || device_counter(&engine, &name, "tx_frames") == Some(frames));
+    let device = status(&engine, &name).devices[1].clone().unwrap();
+    assert_eq!((&*device.words, device.mtu), ("net_ring0 (net_ring), 10000 Mbit/s", Some(9000)));
+    assert!(device.mac.is_some() && device.link == LinkState::Up);
+
+    // The same again is the same; another MTU is another device.
+    assert_eq!(engine.apply(wire(&name, &ring)).unwrap(), Applied::Unchanged);
+    assert_eq!(engine.apply(wire(&name, &EthdevSpec::new("net_ring0"))).unwrap(), Applied::Remade);
+    let mut peer = client(&name, 0);
+    until_up(&engine, &name);
+    send(&mut peer, 0, &frame(64, 1));
+    assert_eq!(receive(&mut peer, 0), frame(64, 1));
+}
+
+#[test]
+fn frames_cross_two_wires_and_the_veth_pair_between_their_packet_sockets() {
+    let name = "frames_cross_two_wires_and_the_veth_pair_between_their_packet_sockets";
+    in_namespace(name, |engine| {
+        let names = ["left", "right"].map(unique);
+        let mut peers = [0, 1].map(|end| {
+            let socket = EthdevSpec::new(format!("net_af_packet{end},iface=veth{end}"));
+            engine.apply(wire(&names[end], &socket)).unwrap();
+            client(&names[end], 0)
+        });
+        for name in &names {
+            until_up(engine, name);
+        }
+        for (number, &len) in (0..).zip(&LENGTHS) {
+            for from in [0, 1] {
+                send(&mut peers[from], 0, &frame(len, number));
+                assert_eq!(next_of_ours(&mut peers[1 - from]), frame(len, number), "{len} bytes from peer {from}");
+            }
+        }
+    });
+}
+
+#[test]
+fn frames_are_moved_between_two_devices_both_ways() {
+    in_namespace("frames_are_moved_between_two_devices_both_ways", |engine| {
+        let [outer, inner] = ["outer", "inner"].map(unique);
+        engine.apply(wire(&outer, &EthdevSpec::new("net_af_packet0,iface=veth0"))).unwrap();
+        // What comes to veth1 goes into the ring, and comes back from there.
+        let ends = ["net_af_packet1,iface=veth1", "net_ring1"].map(|device| end(&EthdevSpec::new(device)));
+        engine.apply(WireSpec::new(&inner, ends)).unwrap();
+        let mut peer = client(&outer, 0);
+        for name in [&outer, &inner] {
+            until_up(engine, name);
+        }
+        for (number, &len) in (0..).zip(&LENGTHS) {
+            send(&mut peer, 0, &frame(len, number));
+            assert_eq!(next_of_ours(&mut peer), frame(len, number), "{len} bytes");
+        }
+        let counted = status(engine, &inner).directions.map(|traffic| traffic.frames);
+        assert!(counted.iter().all(|&frames| frames >= LENGTHS.len() as u64), "{counted:?}");
+        // In either order: frames of one are in buffers of the other.
+        engine.remove(&inner).unwrap();
+        engine.remove(&outer).unwrap();
+    });
+}
+
+#[test]
+fn what_a_device_refuses_fails_its_own_wire_and_no_other() {
+    let Some(_turn) = turn("what_a_device_refuses_fails_its_own_wire_and_no_other") else { return };
+    let engine = engine();
+    let (memif, spec) = memif_wire("other", Role::Server, Role::Server, Full::Hold);
+    engine.apply(spec).unwrap();
+    let mut peers = [0, 1].map(|number| client(&memif, number));
+    until_up(&engine, &memif);
+    let refusals = [
+        (EthdevSpec::new("net_nothing0"), "end B: make DPDK device net_nothing0: rte_dev_probe: "),
+        (EthdevSpec { queues: 200, ..EthdevSpec::new("net_ring0") }, "the configuration: 200 queues; it has 1 to "),
+        (EthdevSpec { queues: 0, ..EthdevSpec::new("net_null0") }, "ends[1].ethdev.queues: 0 queues; 1 to 256"),
+    ];
+    for (number, (ethdev, reason)) in (0..).zip(&refusals) {
+        let error = engine.apply(wire(&unique("refused"), ethdev)).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        send(&mut peers[0], 0, &frame(64, number));
+        assert_eq!(receive(&mut peers[1], 0), frame(64, number));
+    }
+    // As many as DPDK can have, and one more.
+    let names: Vec<_> = (0..33).map(|number| unique(&format!("null{number}"))).collect();
+    let null = |number: usize| wire(&names[number], &EthdevSpec::new(format!("net_null{number},size=64")));
+    for number in 0..32 {
+        engine.apply(null(number)).unwrap();
+    }
+    let error = engine.apply(null(32)).unwrap_err().to_string();
+    assert!(error.contains("there are 32 ports already"), "{error}");
+    engine.remove(&names[0]).unwrap();
+    engine.apply(null(32)).unwrap();
+    send(&mut peers[1], 0, &frame(64, 9));
+    assert_eq!(receive(&mut peers[0], 0), frame(64, 9));
+}
+
+#[test]
+fn without_dpdk_a_wire_says_so() {
+    if has_dpdk() {
+        return;
+    }
+    let error = engine().apply(wire(&unique("none"), &EthdevSpec::new("net_null0"))).unwrap_err().to_string();
+    assert!(error.contains("make DPDK device net_null0: this forwarder was built without DPDK: "), "{error}");
+}
+
+/// Whether this was built with it.
+fn has_dpdk() -> bool {
+    ferrule_ethdev::MISSING.is_none()
+}
+
+/// A test's turn: DPDK's devices are the process's. `None`: there is no DPDK.
+fn turn(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    if !has_dpdk() {
+        println!("skipped: {test}: DPDK when this was built");
+        return None;
+    }
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs a test with an engine whose threads have a network namespace to themselves, with a veth pair.
+fn in_namespace(test: &str, run: impl FnOnce(&Engine) + Send + 'static) {
+    let Some(_turn) = turn(test) else { return };
+    let name = test.to_owned();
+    let thread = thread::spawn(move || {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            println!("skipped: {name}: a network namespace ({error})");
+            return;
+        }
+        for arguments in ["link add veth0 type veth peer name veth1", "link set veth0 up", "link set veth1 up"] {
+            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        run(&engine());
+    });
+    thread.join().unwrap();
+}
+
+fn end(ethdev: &EthdevSpec) -> EndSpec {
+    EndSpec::External(ethdev.clone().into())
+}
+
+/// A wire between a memif interface and a device.
+fn wire(name: &str, ethdev: &EthdevSpec) -> WireSpec {
+    let memif = MemifSpec { role: Role::Server, ..client_spec(name, 0) };
+    WireSpec::new(name, [EndSpec::Memif(memif), end(ethdev)])
+}
+
+fn status(engine: &Engine, name: &str) -> WireStatus {
+    engine.wire(name).unwrap()
+}
+
+fn until_up(engine: &Engine, name: &str) {
+    eventually("the wire is up", || {
+        let status = status(engine, name);
+        assert!(!status.ends.iter().any(|end| matches!(end, EndState::Lost { .. })), "{:?}", status.ends);
+        status.is_up()
+    });
+}
+
+fn device_counter(engine: &Engine, name: &str, counter: &str) -> Option<u64> {
+    status(engine, name).devices[1].as_ref()?.counters.get(counter).copied()
+}
+
+/// The next frame that is not the kernel's own.
+fn next_of_ours(peer: &mut Endpoint) -> Vec<u8> {
+    loop {
+        let frame = receive(peer, 0);
+        if frame[12..14] == ETHERTYPE {
+            return frame;
+        }
+    }
+}
+
+fn frame(len: usize, number: u8) -> Vec<u8> {
+    let mut frame: Vec<_> = (0..len).map(|place| (place as u8).wrapping_mul(31).wrapping_add(number)).collect();
+    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+    frame[12..14].copy_from_slice(&ETHERTYPE);
+    frame
+}
+
+/// For local experiments (IEEE 802).
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
