@@ -3,8 +3,8 @@
 use ferrule_hw_tests::need::skip;
 use ferrule_hw_tests::node::pieces::NodePieces;
 use ferrule_hw_tests::node::runner;
-use ferrule_hw_tests::node::scenario::Stand;
 use ferrule_hw_tests::node::scenarios::ALL;
+use ferrule_hw_tests::node::stand::Stand;
 
 #[test]
 fn a_real_kubelet_lists_and_allocates_our_devices() {

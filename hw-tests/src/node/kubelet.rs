@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::kubectl::kubeconfig;
 use super::pieces::NodePieces;
 use super::runtime::logged;
-use super::scenario::Stand;
+use super::stand::Stand;
 use super::until;
 use crate::process::Process;
 

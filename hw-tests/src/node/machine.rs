@@ -15,7 +15,7 @@ use super::kubelet::{Kubelet, NODE};
 use super::pieces::{NodePieces, PLUGIN};
 use super::pod::Pod;
 use super::runtime::{Runtime, logged, write_config};
-use super::scenario::Stand;
+use super::stand::Stand;
 use super::until;
 use crate::lab::scenario::Figure;
 use crate::process::Process;

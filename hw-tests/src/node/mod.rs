@@ -1,6 +1,6 @@
 //! A Kubernetes node made of the real programs, in namespaces of its own (`make node`). `docs/node.md` says how to use it.
 //!
-//! - [`scenario`]: what a scenario is; [`scenarios`]: all of them: this is where to add one;
+//! - [`stand`]: kinds of node; [`scenario`]: what a scenario is; [`scenarios`]: all of them: this is where to add one;
 //! - [`machine`]: the node that they have: [`runtime`], [`control_plane`], [`kubelet`], [`hardware`], and the plugin;
 //! - [`kubectl`], [`pod`]: how it is asked and what is run on it; [`static_pods`]: the same without an API server;
 //! - [`product`]: the product as a user brings it onto a node;
@@ -20,6 +20,7 @@ pub mod runner;
 pub mod runtime;
 pub mod scenario;
 pub mod scenarios;
+pub mod stand;
 pub mod static_pods;
 
 use std::thread;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::scenario::Stand;
+use super::stand::Stand;
 use crate::need::Need;
 use crate::vm::pieces::profile_folder;
 

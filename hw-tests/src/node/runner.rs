@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::cgroups;
 use super::machine::{Node, shell};
 use super::pieces::{NodePieces, script};
-use super::scenario::{NodeScenario, Stand};
+use super::scenario::NodeScenario;
 use super::scenarios::ALL;
+use super::stand::Stand;
 use crate::lab::report::{Line, Report, Verdict};
 
 /// Runs scenarios, each on its kind of node.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::machine::Node;
+use super::stand::Stand;
 
 /// Something that has to hold on a real node, as one function.
 pub struct NodeScenario {
@@ -12,15 +13,6 @@ pub struct NodeScenario {
     pub stand: Stand,
     /// What runs. It fails by an error or a panic.
     pub run: fn(&mut Node) -> Result<()>,
-}
-
-/// A kind of node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stand {
-    /// Kubernetes 1.36 with a control plane.
-    Cluster,
-    /// A kubelet 1.37 alone, with static pods.
-    Standalone,
 }
 
 impl NodeScenario {
