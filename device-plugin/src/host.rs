@@ -161,11 +161,6 @@ impl Host {
         names(&self.device(address).join("uio")).into_iter().map(|name| format!("/dev/{name}")).collect()
     }
 
-    /// The IOMMU group of a function; without an IOMMU it has one only while it is bound to VFIO.
-    pub fn iommu_group(&self, address: &str) -> Option<u32> {
-        link(&self.device(address).join("iommu_group"))?.parse().ok()
-    }
-
     /// Whether VFIO makes groups for functions without an IOMMU, each when it is bound.
     pub fn allows_noiommu(&self) -> bool {
         text(&self.path("sys/module/vfio/parameters/enable_unsafe_noiommu_mode")).as_deref() == Some("Y")

@@ -12,7 +12,7 @@ use sriov_manager_client::v1;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::allocate::Candidate;
+use crate::allocate::{COST_TAKEN, Candidate};
 use crate::config::{Config, DeviceType, Policy, ResourceConfig};
 use crate::grants::{Grants, KnownLease, Listing, Tenant};
 use crate::health::{FunctionHealth, Problem, judge};
@@ -546,8 +546,6 @@ fn told(resource: &ResourceConfig, member: &Member, is_healthy: bool) -> v1beta1
 
 /// How long a device that was refused is given to nobody, before it is looked whether it is to be had.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// Of a device that is another pod's, or is not to be had.
-pub const COST_TAKEN: u8 = 9;
 
 /// A device that pods use by another resource is no news; what is wrong is.
 fn log_changes(before: &BTreeMap<LeaseName, Problem>, now: &BTreeMap<LeaseName, Problem>) {

@@ -253,7 +253,7 @@ impl Function {
 
     /// What may change of a function that is the same one.
     fn read_again(&self, sysfs: &Sysfs, address: PciAddress) -> Self {
-        let Self { vendor, device, class, iommu_group, numa, acpi_index, .. } = *self;
+        let Self { vendor, device, class, numa, acpi_index, .. } = *self;
         let (driver, netdevs) = (sysfs.driver(address), sysfs.netdevs(address));
         let netdev = netdevs.first();
         Self {
@@ -261,7 +261,8 @@ impl Function {
             device,
             class,
             driver,
-            iommu_group,
+            // VFIO makes one for a function without an IOMMU when it is bound.
+            iommu_group: sysfs.iommu_group(address),
             numa,
             link_type: netdev.and_then(|netdev| sysfs.link_type(address, netdev)),
             mac: netdev.and_then(|netdev| sysfs.mac(address, netdev)),

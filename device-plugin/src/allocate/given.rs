@@ -67,8 +67,7 @@ impl Bound {
                 return Self::Vfio(Some(group.clone()));
             }
             let word = |group| if host.is_noiommu(group) { "noiommu-" } else { "" };
-            let group = device.iommu_group.or_else(|| host.iommu_group(&device.pci));
-            return Self::Vfio(group.map(|group| format!("/dev/vfio/{}{group}", word(group))));
+            return Self::Vfio(device.iommu_group.map(|group| format!("/dev/vfio/{}{group}", word(group))));
         }
         let is_uio = device.driver.as_deref().is_some_and(|driver| UIO_DRIVERS.contains(&driver));
         if is_uio { Self::Uio(host.uio_nodes(&device.pci)) } else { Self::Kernel }

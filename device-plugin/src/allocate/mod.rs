@@ -41,8 +41,8 @@ mod wired;
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use locks::DeviceLocks;
-pub use preferred::Candidate;
 use preferred::prefer;
+pub use preferred::{COST_TAKEN, Candidate};
 pub use told::ToldNodes;
 
 /// Gives devices to pods.

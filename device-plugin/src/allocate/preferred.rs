@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::Policy;
-use crate::resources::COST_TAKEN;
 
 /// A device that may be chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +58,9 @@ fn best(policy: Policy, free: &[&Candidate], chosen: &[&Candidate], wanted: usiz
     let ranked = free.iter().enumerate().min_by_key(|(place, candidate)| (rank(candidate), *place));
     ranked.map_or(0, |(place, _)| place)
 }
+
+/// Of a device that is another pod's, or is not to be had.
+pub const COST_TAKEN: u8 = 9;
 
 #[cfg(test)]
 mod tests {

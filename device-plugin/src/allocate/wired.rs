@@ -15,7 +15,7 @@ use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;
-use crate::resources::{Allotted, COST_TAKEN};
+use crate::resources::Allotted;
 use crate::software::{FreeEndpoint, PairState, WireError, container_path, prefer};
 
 impl Allocator {
