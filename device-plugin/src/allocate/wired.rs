@@ -9,7 +9,7 @@ use ferrule_kubelet::v1beta1::Mount;
 use tokio::sync::OwnedMutexGuard;
 use tracing::warn;
 
-use super::{Allocator, Candidate};
+use super::{Allocator, COST_TAKEN, Candidate};
 use crate::config::ResourceConfig;
 use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
