@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::runtime;
@@ -48,7 +49,17 @@ pub fn refuse_settings(error: &LoadError) -> ExitCode {
     ExitCode::from(EX_USAGE)
 }
 
+/// Every queue of a wire and every client of a socket holds some descriptors; the soft limit is made for shells.
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
 fn run_with_signals<F: Future>(serve: impl FnOnce(Shutdown) -> F) -> io::Result<F::Output> {
+    raise_file_limit();
     let runtime = runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let served = runtime.block_on(async {
         // Heard from here on, so that a stop during the start is kept for later.

@@ -10,8 +10,6 @@ use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing::warn;
 
 /// Joins memif, vhost-user and kernel interfaces by virtual wires.
 #[derive(Parser)]
@@ -56,7 +54,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    raise_file_limit();
     let mut config = file.as_ref().map_or_else(Config::default, |file| file.config.clone());
     let mut by_flag = flags.socket.given();
     by_flag.extend(flags.metrics.map(|_| "metrics"));
@@ -66,13 +63,4 @@ fn main() -> ExitCode {
     config.journal = flags.journal.or(config.journal);
     let options = Options { config, file, by_flag, drain_grace: flags.drain_grace };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
-}
-
-/// Every queue of every wire holds some descriptors; the soft limit is made for shells.
-fn raise_file_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!(%error, "cannot raise the limit of open files");
-    }
 }

@@ -37,11 +37,15 @@ pub(crate) fn open_files(process: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(Vec::new())
 }
 
-/// What is not there is gone. What cannot be asked, for want of descriptors say, is not.
+/// What is not there is gone; a file of sysfs whose device went says ENODEV. What cannot be asked, for want of descriptors say, is not.
 pub(crate) fn unless_gone<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR)) => Ok(None),
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR | libc::ENODEV)) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -88,7 +88,8 @@ pub struct Function {
 }
 
 impl Inventory {
-    /// Looks at the whole tree. A function that goes away meanwhile is left out.
+    /// Looks at the whole tree. A function that goes away meanwhile is left out; where one cannot be asked, it is an error: whoever
+    /// took a VF for gone would have it lent uncleaned.
     pub fn read(sysfs: &Sysfs) -> io::Result<Self> {
         Self::read_after(sysfs, &Self::default())
     }
@@ -102,8 +103,8 @@ impl Inventory {
             if inventory.vfs.contains_key(&address) {
                 continue;
             }
-            let Some(total_vfs) = sysfs.number::<u32>(address, "sriov_totalvfs") else { continue };
-            let pf = PhysicalFunction::read(sysfs, address, total_vfs);
+            let Some(total_vfs) = sysfs.total_vfs(address)? else { continue };
+            let pf = PhysicalFunction::read(sysfs, address, total_vfs)?;
             for (&index, &vf) in &pf.vfs {
                 let read = VirtualFunction::read(sysfs, address, index, vf, before.vfs.get(&vf));
                 inventory.vfs.extend(read.map(|read| (vf, read)));
@@ -174,18 +175,18 @@ fn address(text: &str) -> Option<PciAddress> {
 }
 
 impl PhysicalFunction {
-    fn read(sysfs: &Sysfs, address: PciAddress, total_vfs: u32) -> Self {
+    fn read(sysfs: &Sysfs, address: PciAddress, total_vfs: u32) -> io::Result<Self> {
         let function = Function::read(sysfs, address);
-        Self {
+        Ok(Self {
             address,
             total_vfs,
             vf_device: sysfs.hex(address, "sriov_vf_device"),
-            vfs: sysfs.virtfns(address),
+            vfs: sysfs.read_virtfns(address)?,
             admin_up: function.netdevs.first().and_then(|netdev| sysfs.is_admin_up(address, netdev)),
             link_up: function.netdevs.first().and_then(|netdev| sysfs.is_link_up(address, netdev)),
             representors: if function.netdevs.len() > 1 { sysfs.representors(address) } else { BTreeMap::new() },
             function,
-        }
+        })
     }
 
     /// Its interface, through which its VFs are set.

@@ -28,8 +28,12 @@ pub struct Journal {
     file: Option<File>,
     /// Lines in the file.
     lines: usize,
+    /// Their length.
+    bytes: usize,
     /// Lines from which on it is written anew.
     rewrite_at: usize,
+    /// The length from which on it is.
+    rewrite_at_bytes: usize,
     _lock: Flock<File>,
     #[cfg(feature = "fake")]
     disk: FakeDisk,
@@ -173,7 +177,9 @@ impl Journal {
             path,
             file: None,
             lines: 0,
+            bytes: 0,
             rewrite_at: 0,
+            rewrite_at_bytes: 0,
             _lock: lock,
             #[cfg(feature = "fake")]
             disk: FakeDisk::default(),
@@ -200,7 +206,8 @@ impl Journal {
     fn try_write(&mut self, record: &Record, facts_with: impl FnOnce() -> Facts) -> io::Result<()> {
         #[cfg(feature = "fake")]
         self.disk.before_record()?;
-        let Some(file) = self.file.as_mut().filter(|_| self.lines < self.rewrite_at) else {
+        let is_long = self.lines >= self.rewrite_at || self.bytes >= self.rewrite_at_bytes;
+        let Some(file) = self.file.as_mut().filter(|_| !is_long) else {
             return self.rewrite(&facts_with());
         };
         let mut line = serde_json::to_vec(record)?;
@@ -211,6 +218,7 @@ impl Journal {
             return Err(error);
         }
         self.lines += 1;
+        self.bytes += line.len();
         Ok(())
     }
 
@@ -237,6 +245,8 @@ impl Journal {
         self.file = Some(file);
         self.lines = lines;
         self.rewrite_at = REWRITE_AT.max(2 * lines);
+        self.bytes = text.len();
+        self.rewrite_at_bytes = REWRITE_AT_BYTES.max(2 * text.len());
         Ok(())
     }
 }
@@ -349,6 +359,8 @@ pub enum JournalError {
 
 /// Lines from which on the file is written anew when most of them are no longer true.
 const REWRITE_AT: usize = 1000;
+/// And at this length, if no fact is longer: leases may have long names and paths.
+const REWRITE_AT_BYTES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -526,5 +538,19 @@ mod tests {
         }
         let lines = fs::read_to_string(directory.path().join("journal")).unwrap().lines().count();
         assert!(lines < 20, "{lines}");
+    }
+
+    #[test]
+    fn long_facts_do_not_make_it_grow_either() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = Kept::open(directory.path());
+        let drivers: BTreeMap<_, _> = (0..4).map(|index| (index, "x".repeat(2000))).collect();
+        for to in 0..500 {
+            let Record::Resize { pf, resize: Some(resize) } = resize(to) else { unreachable!("it is one") };
+            let long = Resize { drivers: drivers.clone(), ..resize };
+            kept.record(&Record::Resize { pf, resize: Some(long) }).unwrap();
+        }
+        let length = fs::metadata(directory.path().join("journal")).unwrap().len();
+        assert!(length < REWRITE_AT_BYTES as u64 + 20_000, "{length}");
     }
 }

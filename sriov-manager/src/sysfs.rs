@@ -17,6 +17,7 @@ use sysfs_class::{PciDevice, SysClass};
 
 use crate::address::PciAddress;
 use crate::attributes::Guid;
+use crate::gone::unless_gone;
 use crate::kernel::Interface;
 
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
@@ -112,14 +113,25 @@ impl Sysfs {
         devices.iter().filter_map(|name| name.parse().ok()).chain([address]).collect()
     }
 
-    /// The VFs of a PF by their numbers, in the order of the numbers: `virtfn10` comes after `virtfn9`.
+    /// How many VFs a function can have; none: it is no PF, or it has gone.
+    pub fn total_vfs(&self, address: PciAddress) -> io::Result<Option<u32>> {
+        let text = unless_gone(fs::read_to_string(self.file(address, "sriov_totalvfs")))?;
+        Ok(text.and_then(|text| text.trim().parse().ok()))
+    }
+
+    /// [`Sysfs::read_virtfns`], where what cannot be asked has none.
     pub fn virtfns(&self, pf: PciAddress) -> BTreeMap<u32, PciAddress> {
-        let entries = names(&self.device_directory(pf)).unwrap_or_default();
+        self.read_virtfns(pf).unwrap_or_default()
+    }
+
+    /// The VFs of a PF by their numbers, in the order of the numbers: `virtfn10` comes after `virtfn9`.
+    pub fn read_virtfns(&self, pf: PciAddress) -> io::Result<BTreeMap<u32, PciAddress>> {
+        let entries = unless_gone(names(&self.device_directory(pf)))?.unwrap_or_default();
         let vf = |name: &String| {
             let index = name.strip_prefix("virtfn")?.parse().ok()?;
             Some((index, link_name(&self.file(pf, name))?.parse().ok()?))
         };
-        entries.iter().filter_map(vf).collect()
+        Ok(entries.iter().filter_map(vf).collect())
     }
 
     /// The PF of a VF; none: it is no VF.

@@ -297,6 +297,23 @@ async fn a_lease_is_given_back_when_its_process_has_ended_while_nobody_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_a_lease_ends_with_is_absolute_and_no_longer_than_the_kernel_takes() {
+    let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    for path in ["pods/a".to_owned(), format!("/{}", "x".repeat(5000))] {
+        for what in [v1::until::What::Cgroup(path.clone()), v1::until::What::NetworkNamespace(path)] {
+            let until = Some(v1::Until { what: Some(what) });
+            let wanted = v1::AcquireRequest { until, ..acquire("pod", v1::Driver::VfioPci) };
+            let refused = client(&socket).await.acquire(wanted).await.unwrap_err();
+            assert!(refused.message().contains("an absolute one of less than 4096 is wanted"), "{refused}");
+        }
+    }
+    assert!(daemon.vfs().facts().leases.is_empty());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_number_of_vfs_that_hangs_keeps_no_lease_from_its_end() {
     let (node, directory) = (FakeNode::new(2, 7), tempfile::tempdir().unwrap());
     let socket = directory.path().join("vf.sock");

@@ -1,6 +1,7 @@
 //! What others see as messages, and requests as what the library takes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use sriov_manager_client::v1;
 
@@ -376,13 +377,26 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
             }
             vfs.this_process(pid).ok_or_else(|| format!("until: there is no process {pid} here"))
         }
-        Some(v1::until::What::NetworkNamespace(path)) => vfs
-            .this_namespace(path.clone().into())
-            .ok_or_else(|| format!("until: there is no network namespace {path} here")),
-        Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: path.into() }),
+        Some(v1::until::What::NetworkNamespace(path)) => {
+            let path = until_path(path)?;
+            let shown = path.display().to_string();
+            vfs.this_namespace(path).ok_or_else(|| format!("until: there is no network namespace {shown} here"))
+        }
+        Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: until_path(path)? }),
         None => Err("until: a process, a network namespace or a control group is wanted".to_owned()),
     }
 }
+
+/// It is kept with the lease, and goes into each list.
+fn until_path(path: String) -> Result<PathBuf, String> {
+    if path.starts_with('/') && path.len() < UNTIL_PATH_MAX {
+        return Ok(path.into());
+    }
+    Err(format!("until: a path of {} bytes; an absolute one of less than {UNTIL_PATH_MAX} is wanted", path.len()))
+}
+
+/// As long as the kernel takes one (`PATH_MAX`).
+const UNTIL_PATH_MAX: usize = 4096;
 
 /// None: the request says none.
 pub(super) fn optional_driver(driver: i32) -> Result<Option<Driver>, String> {

@@ -233,6 +233,13 @@ fn a_card_that_is_not_there_has_no_switch() {
 
 /// As Linux 6.12 sends a link after `ip link property add dev ens1f0 altname ...` (`rtnl_fill_prop_list` of net/core/rtnetlink.c).
 #[test]
+fn the_address_of_an_infiniband_port_tells_no_card() {
+    let report = |length| vf_info::parse(&attribute(IFLA_PERM_ADDRESS, &vec![1; length]));
+    assert_eq!(report(6).permanent_mac, Some(Mac([1; 6])));
+    assert_eq!(report(20).permanent_mac, None);
+}
+
+#[test]
 fn other_names_of_an_interface_are_understood() {
     let link = |more: &[u8]| {
         let header = [&[0, 0, 1, 0][..], &7_u32.to_ne_bytes(), &[0; 8]].concat();

@@ -91,7 +91,8 @@ pub(super) fn parse(attributes: &[u8]) -> PfReport {
                     length = ATTRIBUTE_HEADER + read;
                 }
             }
-            IFLA_PERM_ADDRESS => report.permanent_mac = attribute.value.first_chunk().copied().map(Mac),
+            // An InfiniBand port has 20 bytes, of which no part says which card it is.
+            IFLA_PERM_ADDRESS => report.permanent_mac = attribute.value.try_into().ok().map(Mac),
             IFLA_PARENT_DEV_NAME => {
                 let name = attribute.value.split(|&byte| byte == 0).next().unwrap_or_default();
                 report.device = Some(String::from_utf8_lossy(name).into_owned());

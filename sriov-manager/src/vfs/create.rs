@@ -144,7 +144,8 @@ impl Vfs {
     fn note_resized(&self, pf: PciAddress, resize: &Resize) {
         let mut state = self.lock();
         state.short.remove(&pf);
-        state.counts.changed(pf, resize.by_hand);
+        let wanted = state.inventory.pfs.get(&pf).and_then(|pf| state.policies.wanted_count(pf));
+        state.counts.changed(pf, resize.by_hand, wanted);
     }
 
     /// What [`Vfs::create`] would do.

@@ -22,6 +22,7 @@ impl Vfs {
         let mut vf = vf.clone();
         vf.function.driver = executor.sysfs.driver(vf.address);
         vf.vfio_device = executor.sysfs.vfio_device(vf.address);
+        vf.function.iommu_group = executor.sysfs.iommu_group(vf.address);
         let mut nodes = holders::nodes(&executor.sysfs, &vf);
         let has_driver = |member: &PciAddress| executor.sysfs.driver(*member).is_some();
         if vf.function.driver.is_none() && !vf.group_with.iter().any(has_driver) {

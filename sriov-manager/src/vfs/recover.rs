@@ -266,10 +266,16 @@ struct Move {
 impl State {
     /// Leases whose cards are at other addresses, where no other lease stays.
     fn moves(&self) -> Vec<Move> {
-        let mut pf_of = HashMap::<Mac, &PhysicalFunction>::new();
-        pf_of.extend(self.cards.iter().filter_map(|(pf, card)| Some((*card, self.inventory.pfs.get(pf)?))));
+        // An address that two PFs tell says of neither which card it is.
+        let mut pf_of = HashMap::<Mac, Option<&PhysicalFunction>>::new();
+        for (pf, card) in &self.cards {
+            if let Some(pf) = self.inventory.pfs.get(pf) {
+                pf_of.entry(*card).and_modify(|of| *of = None).or_insert(Some(pf));
+            }
+        }
         let follow = |lease: &Lease| {
-            let pf = pf_of.get(&lease.card?).filter(|pf| pf.address != lease.pf)?;
+            let is_at_home = lease.card.is_some() && self.cards.get(&lease.pf) == lease.card.as_ref();
+            let pf = pf_of.get(&lease.card?).copied().flatten().filter(|_| !is_at_home)?;
             let vf = self.inventory.vfs.get(pf.vfs.get(&lease.index)?)?;
             let mut moved = Lease { vf: vf.address, pf: pf.address, ..lease.clone() };
             // There the others of its IOMMU group have the drivers of a start.

@@ -111,8 +111,9 @@ impl Vfs {
             (std::sync::Arc::clone(&state.facts), waiting)
         };
         let is_due = |lease: &&Lease| {
-            let ended = lease.until.as_ref().is_some_and(|until| self.has_ended(lease.vf, until));
-            ended && lease.stage == Stage::Lent && !waiting.contains(&lease.vf)
+            // The question about a path has a thread answer it: it comes last.
+            let may_end = lease.stage == Stage::Lent && !waiting.contains(&lease.vf);
+            may_end && lease.until.as_ref().is_some_and(|until| self.has_ended(lease.vf, until))
         };
         facts.leases.values().filter(is_due).cloned().collect()
     }
