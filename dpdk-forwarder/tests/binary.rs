@@ -36,7 +36,7 @@ fn a_good_file_passes_the_check_with_exit_code_0() {
             .output()
             .unwrap();
     assert_eq!(status.code(), Some(0));
-    assert!(String::from_utf8(stdout).unwrap().ends_with("wires.yaml: 6 wires, nothing wrong\n"));
+    assert!(String::from_utf8(stdout).unwrap().ends_with("wires.yaml: 7 wires, nothing wrong\n"));
 }
 
 #[test]

@@ -150,8 +150,8 @@ wires.yaml:14:83: wires[1].ends[1].memif.buffer: 100 bytes; a multiple of 64 fro
 wires.yaml:16:11: wires[2].ends: a wire has exactly two ends, not 1
 wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract name as in `\"@name\"` is wanted
 wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
-wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel
-wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel
+wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel, ethdev
+wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel, ethdev
 wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, owner, labels, ends";
     assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
 }
