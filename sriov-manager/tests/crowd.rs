@@ -382,10 +382,11 @@ async fn policies_over_the_api_are_judged_kept_and_numbered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_iommu_the_answer_names_the_group_that_vfio_made_at_the_bind() {
     let node = FakeNode::new(1, 7);
-    node.take_iommu_away();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("vf.sock");
     let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    node.take_iommu_away();
+    daemon.vfs().rescan();
     let wanted = v1::AcquireRequest { vf: node.vf(0, 0).to_string(), ..acquire("pod", v1::Driver::VfioPci) };
     let lent = client(&socket).await.acquire(wanted).await.unwrap().into_inner().vf.unwrap();
     assert_eq!(lent.vfio_group, "/dev/vfio/noiommu-0");

@@ -170,12 +170,21 @@ fn of_everything() -> io::Result<Vec<NamespaceFile>> {
         files.extend(threads.map(|path| NamespaceFile::of_process(pid, path)));
         for path in open_files(&folder)? {
             // By what it is: it is called as whoever opened it did, and that may be gone.
-            if let Some((_, inode)) = unless_gone(namespace_at(&path))?.flatten() {
+            if let Some((_, inode)) = opened_namespace(&path)? {
                 files.push(NamespaceFile { inode: Some(inode), ..NamespaceFile::of_process(pid, path) });
             }
         }
     }
     Ok(files)
+}
+
+/// The namespace that a file of a process is. Where a file system refuses to tell, it is not that of namespaces, which tells
+/// everybody: it is FUSE of another user, or one whose server is gone, and anybody can have a file of such a one open.
+fn opened_namespace(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    match namespace_at(path) {
+        Err(error) if error.kind() != io::ErrorKind::OutOfMemory => Ok(None),
+        told => told,
+    }
 }
 
 /// Names of namespaces, as `ip netns` and container engines give them: here, or where the first process is.
