@@ -93,7 +93,10 @@ fn at_every_point_then(
                 .expect("a node that is healthy does it");
             work(&node, &vfs).expect("a node that is healthy does it");
         }));
-        let killed = survived.is_err();
+        let killed = match survived {
+            Err(panic) if !panic.is::<Killed>() => resume_unwind(panic),
+            survived => survived.is_err(),
+        };
         meanwhile(&node);
         let vfs = node.open();
         judge(&node, &vfs, point);
@@ -270,7 +273,7 @@ fn a_kill_during_a_repeat_that_binds_the_vf_anew_never_takes_the_lease_away() {
 
 #[test]
 fn whoever_opens_the_vf_after_a_kill_keeps_it_on_every_way_back() {
-    let lease = |node: &FakeNode| node.vf(0, 0).to_string();
+    let lease = |node: &FakeNode| request(node.vf(0, 0), Driver::VfioPci, None).id;
     let change = |node: &FakeNode, vfs: &Vfs| vfs.acquire(&request(node.vf(0, 0), Driver::VfioPci, Some(9))).map(drop);
     let hand_over = |node: &FakeNode, vfs: &Vfs| {
         let heir = Request { id: "heir".to_owned(), ..request(node.vf(0, 0), Driver::VfioPci, Some(9)) };
