@@ -31,15 +31,12 @@ pub struct Grant {
     pod: Option<String>,
     /// Since when it is not listed.
     absent_since: Option<Instant>,
-    /// A process before saw it listed.
-    was_listed: bool,
+    origin: Origin,
     /// Its lease was seen in the manager's list.
     is_lent: bool,
     /// The VF has what was set for the pod before.
     needs_cleaning: bool,
     progress: Progress,
-    /// The kubelet's list alone tells of it: another plugin may serve its resource.
-    is_of_others: bool,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
 }
@@ -51,6 +48,17 @@ pub struct KnownLease {
     pub age: Duration,
     /// It names a pod, which is told only of what the kubelet listed.
     pub was_listed: bool,
+}
+
+/// How it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// We gave it to a pod, or a process before did.
+    Given,
+    /// A process before gave it to a pod, and saw it listed.
+    GivenAndListed,
+    /// The kubelet's list alone tells of it: another plugin may serve its resource.
+    Listing,
 }
 
 /// How far it is on its way to its pod.
@@ -105,7 +113,7 @@ impl Grants {
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
             grant.allocated = now;
-            grant.is_of_others = false;
+            grant.became_ours();
             grant.want_again();
             // Nobody was told of it before it was clean.
             return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
@@ -138,7 +146,8 @@ impl Grants {
     pub fn start(&mut self, name: &LeaseName, now: Instant) -> bool {
         let grant = self.entry(name, now);
         // That of the answer stays: it says which calls of Allocate are for the same pod.
-        (grant.absent_since, grant.started, grant.is_of_others) = (None, Some(now), false);
+        (grant.absent_since, grant.started) = (None, Some(now));
+        grant.became_ours();
         grant.want_again();
         grant.needs_cleaning
     }
@@ -190,11 +199,14 @@ impl Grants {
         self.generation += u64::from(self.grants.len() != before);
         for (name, KnownLease { age, was_listed }) in leases {
             if let Some(grant) = self.grants.get_mut(name) {
-                self.generation += u64::from(std::mem::take(&mut grant.is_of_others));
+                self.generation += u64::from(grant.became_ours());
                 grant.is_lent = true;
             } else {
                 let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
-                (grant.is_lent, grant.was_listed, grant.progress) = (true, *was_listed, Progress::Ready);
+                (grant.is_lent, grant.progress) = (true, Progress::Ready);
+                if *was_listed {
+                    grant.origin = Origin::GivenAndListed;
+                }
             }
         }
     }
@@ -203,7 +215,7 @@ impl Grants {
     pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
         match self.grants.get_mut(name) {
             // What is held already may be the next pod's.
-            Some(grant) => self.generation += u64::from(std::mem::take(&mut grant.is_of_others)),
+            Some(grant) => self.generation += u64::from(grant.became_ours()),
             None => self.entry(name, now).pod = pod,
         }
     }
@@ -216,7 +228,9 @@ impl Grants {
             // What is never borrowed has no lease by which it would be known.
             let is_new = !self.grants.contains_key(name);
             let grant = self.entry(name, now);
-            grant.is_of_others |= is_new;
+            if is_new {
+                grant.origin = Origin::Listing;
+            }
             grant.absent_since = None;
             if grant.pod.as_ref() != Some(pod) {
                 grant.pod = Some(pod.clone());
@@ -268,7 +282,7 @@ impl Grants {
 
     /// Resources that we gave devices of to pods, or a process before did.
     pub fn given_resources(&self) -> BTreeSet<&str> {
-        let ours = self.grants.iter().filter(|(_, grant)| !grant.is_of_others);
+        let ours = self.grants.iter().filter(|(_, grant)| grant.origin != Origin::Listing);
         ours.map(|(name, _)| name.resource.as_str()).collect()
     }
 
@@ -298,14 +312,22 @@ impl Grant {
             allocated: now,
             started: None,
             pod: None,
-            was_listed: false,
+            origin: Origin::Given,
             absent_since: None,
             is_lent: false,
-            is_of_others: false,
             needs_cleaning: false,
             progress: Progress::Pending,
             retry_at: None,
         }
+    }
+
+    /// It is not the kubelet alone any more that tells of it. Returns whether it was.
+    fn became_ours(&mut self) -> bool {
+        let was_listing = self.origin == Origin::Listing;
+        if was_listing {
+            self.origin = Origin::Given;
+        }
+        was_listing
     }
 
     /// Somebody has it after all.
@@ -318,8 +340,9 @@ impl Grant {
     fn is_due(&self, now: Instant) -> bool {
         let Some(absent) = self.absent_since else { return false };
         let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
+        let was_listed = self.origin == Origin::GivenAndListed;
         let is_refused = self.progress == Progress::Refused;
-        let is_over = self.pod.is_some() || self.was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
+        let is_over = self.pod.is_some() || was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }

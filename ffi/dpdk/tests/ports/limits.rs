@@ -62,7 +62,7 @@ fn threads_that_served_a_port_before_leave_it_buffers() {
     };
     let link = Mutex::new(Some(open()));
     thread::scope(|scope| {
-        let (served, serves) = mpsc::channel();
+        let (served, news) = mpsc::channel();
         // Each is there until the end: another thread would get what it has at hand.
         let mut ends = Vec::new();
         for _ in 0..16 {
@@ -79,7 +79,7 @@ fn threads_that_served_a_port_before_leave_it_buffers() {
                 served.send(()).unwrap();
                 let _ = ended.recv();
             });
-            serves.recv().unwrap();
+            news.recv().unwrap();
         }
         let mut link = link.lock().unwrap().take().unwrap();
         assert!(stores(&mut link), "the port stays open");
