@@ -17,14 +17,14 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes};
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes, keep_trying_refused};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile, Presets};
 use crate::counters::Counters;
 use crate::duty::{Duty, DutyLock};
 use crate::explain;
 use crate::host::Host;
-use crate::kubelet::{Directory, Endpoints};
+use crate::kubelet::{Directory, Endpoints, keep_following};
 use crate::leases::Manager;
 use crate::metrics::Snapshot;
 use crate::news::News;
@@ -194,6 +194,8 @@ impl Daemon {
                 let asked = explain::serve(options.socket.clone(), Arc::clone(&allocator));
                 tokio::select! {
                     () = keep_releasing(Arc::clone(&allocator), Arc::clone(&changed)) => {}
+                    () = keep_trying_refused(Arc::clone(&allocator)) => {}
+                    () = keep_following(Arc::clone(&endpoints), allocator.resources.clone()) => {}
                     () = keep_wired(allocator, changed) => {}
                     () = asked => {}
                 }

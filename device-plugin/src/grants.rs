@@ -31,8 +31,7 @@ pub struct Grant {
     pod: Option<String>,
     /// Since when it is not listed.
     absent_since: Option<Instant>,
-    /// A process before saw it listed.
-    was_listed: bool,
+    origin: Origin,
     /// Its lease was seen in the manager's list.
     is_lent: bool,
     /// The VF has what was set for the pod before.
@@ -49,6 +48,17 @@ pub struct KnownLease {
     pub age: Duration,
     /// It names a pod, which is told only of what the kubelet listed.
     pub was_listed: bool,
+}
+
+/// How it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// We gave it to a pod, or a process before did.
+    Given,
+    /// A process before gave it to a pod, and saw it listed.
+    GivenAndListed,
+    /// The kubelet's list alone tells of it: another plugin may serve its resource.
+    Listing,
 }
 
 /// How far it is on its way to its pod.
@@ -103,6 +113,7 @@ impl Grants {
         let is_same = is_listed || now.duration_since(grant.allocated) < SAME_POD_FOR;
         if is_same {
             grant.allocated = now;
+            grant.became_ours();
             grant.want_again();
             // Nobody was told of it before it was clean.
             return if grant.needs_cleaning { Tenant::Next } else { Tenant::Same };
@@ -136,6 +147,7 @@ impl Grants {
         let grant = self.entry(name, now);
         // That of the answer stays: it says which calls of Allocate are for the same pod.
         (grant.absent_since, grant.started) = (None, Some(now));
+        grant.became_ours();
         grant.want_again();
         grant.needs_cleaning
     }
@@ -176,24 +188,35 @@ impl Grants {
 
     /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
     pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, KnownLease>, now: Instant) {
+        // The kubelet gave it to the next pod while that of the pod before was ended: it is to be lent anew.
+        for (name, grant) in &mut self.grants {
+            if grant.progress == Progress::Pending && !leases.contains_key(name) {
+                grant.is_lent = false;
+            }
+        }
         let before = self.grants.len();
         self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
         self.generation += u64::from(self.grants.len() != before);
         for (name, KnownLease { age, was_listed }) in leases {
             if let Some(grant) = self.grants.get_mut(name) {
+                self.generation += u64::from(grant.became_ours());
                 grant.is_lent = true;
             } else {
                 let grant = self.entry(name, now.checked_sub(*age).unwrap_or(now));
-                (grant.is_lent, grant.was_listed, grant.progress) = (true, *was_listed, Progress::Ready);
+                (grant.is_lent, grant.progress) = (true, Progress::Ready);
+                if *was_listed {
+                    grant.origin = Origin::GivenAndListed;
+                }
             }
         }
     }
 
     /// A process before gave it to a pod, which its wire tells.
     pub fn adopt(&mut self, name: &LeaseName, pod: Option<String>, now: Instant) {
-        // What is held already may be the next pod's.
-        if !self.is_held(name) {
-            self.entry(name, now).pod = pod;
+        match self.grants.get_mut(name) {
+            // What is held already may be the next pod's.
+            Some(grant) => self.generation += u64::from(grant.became_ours()),
+            None => self.entry(name, now).pod = pod,
         }
     }
 
@@ -203,7 +226,11 @@ impl Grants {
         let mut news = Vec::new();
         for (name, pod) in listing {
             // What is never borrowed has no lease by which it would be known.
+            let is_new = !self.grants.contains_key(name);
             let grant = self.entry(name, now);
+            if is_new {
+                grant.origin = Origin::Listing;
+            }
             grant.absent_since = None;
             if grant.pod.as_ref() != Some(pod) {
                 grant.pod = Some(pod.clone());
@@ -253,6 +280,12 @@ impl Grants {
         by_device
     }
 
+    /// Resources that we gave devices of to pods, or a process before did.
+    pub fn given_resources(&self) -> BTreeSet<&str> {
+        let ours = self.grants.iter().filter(|(_, grant)| grant.origin != Origin::Listing);
+        ours.map(|(name, _)| name.resource.as_str()).collect()
+    }
+
     /// Devices that pods have, by resource.
     pub fn by_resource(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut by_resource: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -279,13 +312,22 @@ impl Grant {
             allocated: now,
             started: None,
             pod: None,
-            was_listed: false,
+            origin: Origin::Given,
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
             progress: Progress::Pending,
             retry_at: None,
         }
+    }
+
+    /// It is not the kubelet alone any more that tells of it. Returns whether it was.
+    fn became_ours(&mut self) -> bool {
+        let was_listing = self.origin == Origin::Listing;
+        if was_listing {
+            self.origin = Origin::Given;
+        }
+        was_listing
     }
 
     /// Somebody has it after all.
@@ -298,8 +340,9 @@ impl Grant {
     fn is_due(&self, now: Instant) -> bool {
         let Some(absent) = self.absent_since else { return false };
         let last = self.started.map_or(self.allocated, |started| started.max(self.allocated));
+        let was_listed = self.origin == Origin::GivenAndListed;
         let is_refused = self.progress == Progress::Refused;
-        let is_over = self.pod.is_some() || self.was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
+        let is_over = self.pod.is_some() || was_listed || is_refused || now.duration_since(last) >= UNLISTED_FOR;
         is_over && now.duration_since(absent) >= ABSENT_FOR && self.retry_at.is_none_or(|retry| now >= retry)
     }
 }
@@ -436,6 +479,36 @@ mod tests {
         grants.note_leases(&BTreeMap::new(), start);
         assert!(!grants.is_held(&name()), "somebody released it");
         assert!(grants.is_held(&other), "its lease is not in the list yet");
+    }
+
+    #[test]
+    fn a_lease_that_ends_late_takes_nothing_from_the_next_pod() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        grants.allocate(&name(), false, start);
+        grants.lent(&name());
+        grants.note_leases(&BTreeMap::from([(name(), lease(true))]), start);
+        assert_eq!(grants.allocate(&name(), false, at(3)), Tenant::Next);
+        grants.note_leases(&BTreeMap::new(), at(60));
+        assert!(grants.is_held(&name()));
+        assert_eq!(grants.unready(&name()), Some(Tenant::Next), "the manager is still asked for it");
+        grants.lent(&name());
+        grants.note_leases(&BTreeMap::from([(name(), lease(true))]), at(61));
+        grants.note_leases(&BTreeMap::new(), at(62));
+        assert!(!grants.is_held(&name()), "somebody released it");
+    }
+
+    #[test]
+    fn a_resource_that_the_kubelet_alone_tells_of_is_not_ours_until_its_lease_is_seen() {
+        let (mut grants, start) = (Grants::default(), Instant::now());
+        grants.note_listing(&listed(), true, start);
+        assert!(grants.is_held(&name()) && grants.given_resources().is_empty());
+        let before = grants.generation();
+        grants.note_leases(&BTreeMap::from([(name(), lease(true))]), start);
+        assert_eq!(grants.given_resources(), BTreeSet::from(["a/b"]));
+        assert_ne!(grants.generation(), before);
+        grants.note_listing(&listed(), true, start);
+        assert_eq!(grants.given_resources().len(), 1, "a listing takes nothing from it");
     }
 
     #[test]

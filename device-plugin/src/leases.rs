@@ -12,7 +12,6 @@ use sriov_manager_client::{Client, connect, refusal, v1};
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tonic::{Code, Status};
-use tracing::debug;
 
 use crate::config::ResourceConfig;
 use crate::grants::Tenant;
@@ -36,8 +35,6 @@ pub struct Wanted {
     attributes: v1::Attributes,
     /// Which pod has it, if that was told; for people.
     pod: Option<String>,
-    /// It was free: whoever does not get all that he wants does not keep it.
-    is_new: bool,
 }
 
 impl Wanted {
@@ -58,14 +55,9 @@ impl Wanted {
         if driver != v1::Driver::Kernel || tenant == Tenant::Same && device.netdevs.is_empty() {
             attributes.mtu = None;
         }
-        let pod = lent.map(|lease| lease.tenant.clone());
-        Some(Self {
-            name: LeaseName::new(&resource.name.to_string(), &device.id),
-            driver,
-            attributes,
-            pod,
-            is_new: tenant == Tenant::New,
-        })
+        // It may name the pod before.
+        let pod = lent.filter(|_| tenant == Tenant::Same).map(|lease| lease.tenant.clone());
+        Some(Self { name: LeaseName::new(&resource.name.to_string(), &device.id), driver, attributes, pod })
     }
 
     /// The same, with the pod that the kubelet lists with it, if it does.
@@ -104,31 +96,17 @@ impl Manager {
         Self { socket: socket.into(), client: Arc::default() }
     }
 
-    /// Lends VFs, all of them or none. What is lent already is made to be as wanted.
+    /// Lends VFs. What is lent already is made to be as wanted. If it fails, some may be lent, but none of up to [`AT_ONCE_MAX`].
     pub async fn acquire(&self, wanted: &[Wanted]) -> Result<Vec<v1::Vf>, LeaseError> {
         let mut client = self.client().await?;
         let mut vfs = Vec::new();
-        for (number, chunk) in wanted.chunks(AT_ONCE_MAX).enumerate() {
+        for chunk in wanted.chunks(AT_ONCE_MAX) {
             let leases = chunk.iter().map(Wanted::request).collect();
             let request = v1::AcquireAllRequest { leases, ..Default::default() };
-            match client.acquire_all(request).await {
-                Ok(answer) => vfs.extend(answer.into_inner().leases.into_iter().filter_map(|lease| lease.vf)),
-                Err(status) => {
-                    self.undo(&wanted[..number * AT_ONCE_MAX]).await;
-                    return Err(refused(&status));
-                }
-            }
+            let answer = client.acquire_all(request).await.map_err(|status| refused(&status))?;
+            vfs.extend(answer.into_inner().leases.into_iter().filter_map(|lease| lease.vf));
         }
         Ok(vfs)
-    }
-
-    /// Gives back what was free before it was asked for. What cannot be given back is so later, as what no pod has.
-    async fn undo(&self, wanted: &[Wanted]) {
-        for wanted in wanted.iter().filter(|wanted| wanted.is_new) {
-            if let Err(error) = self.release(&wanted.name).await {
-                debug!(lease = %wanted.name, %error, "not given back yet");
-            }
-        }
     }
 
     /// Whether a VF would be lent.
@@ -277,7 +255,7 @@ fn humantime(time: &Duration) -> String {
     format!("{} s", time.as_secs())
 }
 
-/// The manager's limit.
-const AT_ONCE_MAX: usize = 64;
+/// The manager's limit: it lends so many together or none of them.
+pub const AT_ONCE_MAX: usize = 64;
 /// A pod that has ended may take a moment to let go.
 const HOLDER_WAIT_MS: u32 = 1000;

@@ -55,7 +55,6 @@ async fn look(allocator: &Arc<Allocator>, pods: Pods) {
         let listing = pods.listing.into_iter().filter(|(name, _)| is_ours(name)).collect();
         (grants.note_listing(&listing, pods.is_whole, now), grants.due(now))
     });
-    allocator.try_refused().await;
     // Wires say it by themselves, since they are looked at all the time.
     for (name, pod) in told.into_iter().filter(|(name, _)| !is_endpoint(&name.device)) {
         // Whoever asks for it anew says who has it as well.

@@ -56,6 +56,8 @@ struct State {
     pods_problem: Option<String>,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
+    /// Theirs.
+    names: watch::Sender<BTreeSet<String>>,
 }
 
 /// A device that a pod was refused.
@@ -148,6 +150,11 @@ impl Resources {
     /// Names of all resources.
     pub fn names(&self) -> Vec<String> {
         self.lock().lists.keys().cloned().collect()
+    }
+
+    /// The same now and from now on.
+    pub fn watch_names(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.lock().names.subscribe()
     }
 
     /// Whether the manager has told of its VFs, or nobody needs any.
@@ -243,6 +250,13 @@ impl Resources {
             None => drop(state.refused.remove(id)),
         }
         state.refresh();
+    }
+
+    /// It is not known whether it is to be had.
+    pub fn retry_later(&self, id: &str) {
+        if let Some(refused) = self.lock().refused.get_mut(id) {
+            refused.since = Instant::now();
+        }
     }
 
     /// What each of these devices of a resource costs when it is given to a pod, and how it is to be chosen. Those that it has not are
@@ -486,11 +500,13 @@ impl State {
     }
 
     /// A resource that nobody asks for any more is kept for as long as a pod has something of it: its containers start again only
-    /// while it is there. One of a process before is known by what pods have.
+    /// while it is there. One of a process before is known by what it gave them: of what the kubelet alone tells, another plugin may
+    /// serve the resource.
     fn retire(&mut self) {
         let asked_for: BTreeSet<String> =
             self.config.resources.iter().map(|resource| resource.name.to_string()).collect();
         let held: BTreeSet<String> = self.grants.by_resource().keys().map(|name| (*name).to_owned()).collect();
+        let given: BTreeSet<String> = self.grants.given_resources().into_iter().map(str::to_owned).collect();
         let mut seen = asked_for.clone();
         // The newest of several of one name.
         self.retired.reverse();
@@ -498,14 +514,22 @@ impl State {
             let name = resource.name.to_string();
             held.contains(&name) && seen.insert(name)
         });
-        for name in held.difference(&seen) {
+        for name in given.difference(&seen) {
             self.retired.extend(ResourceConfig::of_name(name).map(Arc::new));
         }
-        let all = asked_for.union(&held);
-        self.lists.retain(|name, _| asked_for.contains(name) || held.contains(name));
-        for name in all {
+        let retired = self.retired.iter().map(|resource| resource.name.to_string());
+        let all: BTreeSet<String> = asked_for.into_iter().chain(retired).collect();
+        self.lists.retain(|name, _| all.contains(name));
+        for name in &all {
             self.lists.entry(name.clone()).or_insert_with(|| watch::Sender::new(None));
         }
+        self.names.send_if_modified(|names| {
+            let is_news = *names != all;
+            if is_news {
+                *names = all;
+            }
+            is_news
+        });
     }
 }
 

@@ -57,6 +57,18 @@ impl Node {
         self.forwarder.take().unwrap().stop().await;
     }
 
+    /// The next plugin reads the configuration anew, and finds no forwarder. Returns where it is.
+    fn hide_forwarder(&mut self) -> PathBuf {
+        let path = self.site.options.file.path.clone();
+        self.site.options.file = ConfigFile::load(&path, "intel.com").unwrap();
+        let hidden = self.site.directory.path().join("hidden.sock");
+        std::mem::replace(&mut self.site.options.forwarder, hidden)
+    }
+
+    fn show_forwarder(&self, admin: &Path) {
+        std::os::unix::fs::symlink(admin, &self.site.options.forwarder).unwrap();
+    }
+
     /// A pod with one endpoint, whose container starts.
     async fn run(&self, pod: &str, resource: &str) -> ContainerAllocateResponse {
         let answer = self.site.kubelet().admit(pod, "main", resource, 1).await.unwrap();
@@ -329,6 +341,53 @@ async fn pods_keep_what_they_have_when_software_is_turned_off_and_the_plugin_sta
     node.site.kubelet().end_pod("one");
     node.site.kubelet().end_pod("two");
     node.until_wires("no pod has it", <[_]>::is_empty).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pods_have_is_served_once_it_is_known_without_a_reload() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+    node.until_named(&["one", "two"]).await;
+    node.site.stop_plugin().await;
+    node.site.write_config(r#"{"resourceList": []}"#);
+    let admin = node.hide_forwarder();
+    node.site.start_plugin().await;
+    node.site.until_page("/readyz", "200 OK").await;
+    node.show_forwarder(&admin);
+    node.site.until_healthy(PORT, 2).await;
+    node.until_started("one").await;
+    node.site.until_page("/readyz", "200 OK").await;
+    cross(&mut memif(&one), &mut memif(&two));
+    node.site.kubelet().end_pod("one");
+    node.site.kubelet().end_pod("two");
+    node.until_wires("no pod has it", <[_]>::is_empty).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_stay_joined_as_they_were_when_one_starts_again_before_the_forwarder_was_asked() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+    node.until_named(&["one", "two"]).await;
+    let (mut a, mut b) = (memif(&one), memif(&two));
+    cross(&mut a, &mut b);
+    node.site.stop_plugin().await;
+    node.site.write_config(
+        r#"{"resourceList": [
+            {"resourceName": "port", "software": {"count": 4, "peer": "zone"}},
+            {"resourceName": "zone", "software": {"count": 4}}]}"#,
+    );
+    let admin = node.hide_forwarder();
+    node.site.start_plugin().await;
+    node.site.kubelet().until("it is served", |kubelet| kubelet.open_lists(PORT) == 1).await;
+    node.site.kubelet().start_container("one", "main").await.unwrap_err();
+    node.show_forwarder(&admin);
+    node.until_started("one").await;
+    b.check_peer().unwrap();
+    cross(&mut a, &mut b);
     node.stop().await;
 }
 

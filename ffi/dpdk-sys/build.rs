@@ -136,7 +136,7 @@ fn one_line(text: &str) -> String {
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
 /// What Rust calls in libdpdk itself.
-const FUNCTIONS: [&str; 27] = [
+const FUNCTIONS: [&str; 26] = [
     "rte_dev_name",
     "rte_dev_probe",
     "rte_dev_remove",
@@ -161,7 +161,6 @@ const FUNCTIONS: [&str; 27] = [
     "rte_eth_tx_queue_setup",
     "rte_eth_xstats_get",
     "rte_eth_xstats_get_names",
-    "rte_mempool_in_use_count",
     "rte_pktmbuf_pool_create",
     "rte_version",
 ];

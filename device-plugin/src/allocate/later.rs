@@ -39,9 +39,17 @@ fn unready(allocator: &Allocator, device: &Allotted) -> Option<Allotted> {
     Some(Allotted { tenant, ..device.clone() })
 }
 
+/// Looks again and again whether devices that a pod was refused are to be had by now. Nothing else waits for a manager that does not
+/// answer. Never ends by itself.
+pub async fn keep_trying_refused(allocator: Arc<Allocator>) {
+    loop {
+        sleep(REFUSED_PAUSE).await;
+        allocator.try_refused().await;
+    }
+}
+
 impl Allocator {
-    /// Looks whether devices that a pod was refused are to be had by now.
-    pub async fn try_refused(&self) {
+    async fn try_refused(&self) {
         for (resource, member) in self.resources.refused() {
             let id = &member.device.id;
             let Some(wanted) = Wanted::new(&resource, &member.device, Tenant::New) else {
@@ -51,8 +59,10 @@ impl Allocator {
             match timeout(LEND_WAIT, self.manager.try_acquire(&wanted)).await {
                 Ok(Ok(())) => self.resources.retried(id, None),
                 Ok(Err(error)) if error.is_final() => self.resources.retried(id, Some(error.to_string())),
-                // Nobody knows; it is looked at again.
-                Ok(Err(_)) | Err(_) => {}
+                // Nobody knows, of none of them; they are looked at again.
+                Ok(Err(_)) => return,
+                // The others come first next time.
+                Err(_) => return self.resources.retry_later(id),
             }
         }
     }
@@ -60,4 +70,6 @@ impl Allocator {
 
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Between looks at those that were refused.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 const LEND_WAIT: Duration = Duration::from_secs(25);

@@ -24,7 +24,7 @@ use crate::counters::Counters;
 use crate::grants::Tenant;
 use crate::host::Host;
 use crate::lease_name::LeaseName;
-use crate::leases::{LeaseError, Manager, Wanted};
+use crate::leases::{AT_ONCE_MAX, LeaseError, Manager, Wanted};
 use crate::pod_resources::{POD, PodResources};
 use crate::pools::Member;
 use crate::resources::{Allotted, Resources};
@@ -40,6 +40,7 @@ mod wired;
 
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
+pub use later::keep_trying_refused;
 pub use locks::DeviceLocks;
 use preferred::prefer;
 pub use preferred::{COST_TAKEN, Candidate};
@@ -169,7 +170,8 @@ impl Allocator {
         let (vfs, is_postponed) = match self.lend_to_answer(&allotted).await {
             Ok(vfs) => (vfs, false),
             Err(error) if error.is_final() => {
-                self.refuse_pod(&allotted, false);
+                // Of more than are lent together, some are lent, and given back as what no pod has.
+                self.refuse_pod(&allotted, allotted.len() > AT_ONCE_MAX);
                 // Whoever comes next is not given them again at once.
                 let refused = error.vf().map_or_else(|| ids.clone(), |vf| BTreeSet::from([vf.to_owned()]));
                 self.resources.refuse(&refused, &error.to_string());

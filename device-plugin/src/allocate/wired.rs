@@ -22,7 +22,11 @@ impl Allocator {
     /// Makes sure that the wires of these are there.
     pub(super) async fn wire(&self, allotted: &[Allotted]) -> Result<(), LeaseError> {
         let mut by_wire: BTreeMap<String, Vec<&Allotted>> = BTreeMap::new();
-        for device in allotted.iter().filter(|device| device.member.device.software().is_some()) {
+        let devices: Vec<_> = allotted.iter().filter(|device| device.member.device.software().is_some()).collect();
+        if !devices.is_empty() {
+            self.know_wires().await?;
+        }
+        for device in devices {
             let id = &device.member.device.id;
             let unknown = || WireError::Unknown { id: id.clone() };
             let pair = self.resources.pair(id).ok_or_else(unknown)?;
@@ -82,6 +86,7 @@ impl Allocator {
 
     /// Takes an endpoint back from a pod that has gone: with the last of its pods, the wire goes too.
     pub async fn take_back(&self, name: &LeaseName) -> Result<(), LeaseError> {
+        self.know_wires().await?;
         let Some(state) = self.resources.pair(&name.device) else { return Ok(()) };
         let _lock = self.lock_wire(state.pair.name()).await;
         let is_due = self.resources.with_grants(|grants| grants.is_due(name, Instant::now()));
@@ -147,6 +152,11 @@ impl Allocator {
             }
             None => self.files.write_info(&resource.name, device, member.selector(resource)),
         }
+    }
+
+    /// Until wires of a process before are known, pods would be joined as the configuration says now, whatever they have.
+    async fn know_wires(&self) -> Result<(), WireError> {
+        if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires().await }
     }
 
     /// Learns from wires that are there what pods have.

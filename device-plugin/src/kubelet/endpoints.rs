@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::warn;
@@ -13,6 +13,7 @@ use tracing::warn;
 use super::directory::Directory;
 use super::endpoint::{Endpoint, SETTLE, SOCKET_PREFIX};
 use crate::allocate::Allocator;
+use crate::resources::Resources;
 
 /// The tasks.
 #[derive(Debug)]
@@ -64,6 +65,17 @@ impl Endpoints {
             end(stop, task).await;
         }
         sleep(SETTLE).await;
+    }
+}
+
+/// Follows all resources as they become known: what pods have of a process before may be told late. Never ends by itself.
+pub async fn keep_following(endpoints: Arc<Mutex<Option<Endpoints>>>, resources: Resources) {
+    let mut names = resources.watch_names();
+    names.mark_changed();
+    while names.changed().await.is_ok() {
+        if let Some(endpoints) = &mut *endpoints.lock().await {
+            endpoints.follow().await;
+        }
     }
 }
 

@@ -11,4 +11,4 @@ mod server;
 
 pub use directory::{Directory, KubeletSocket};
 pub use endpoint::Endpoint;
-pub use endpoints::Endpoints;
+pub use endpoints::{Endpoints, keep_following};

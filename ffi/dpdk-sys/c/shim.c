@@ -174,6 +174,11 @@ void ferrule_free(struct ferrule_frame *frames, uint16_t count)
 	rte_pktmbuf_free_bulk(mbufs, count);
 }
 
+uint32_t ferrule_pool_count(const struct rte_mempool *pool)
+{
+	return rte_mempool_get_ops(pool->ops_index)->get_count(pool);
+}
+
 uint16_t ferrule_segments(const struct rte_mbuf *mbuf, struct ferrule_segment *segments, uint16_t max)
 {
 	uint16_t count = 0;

@@ -62,6 +62,9 @@ uint16_t ferrule_tx_move(uint16_t port, uint16_t queue, struct ferrule_frame *fr
 /* Empty frames of one segment. 0, or a negative errno and none. */
 int ferrule_alloc(struct rte_mempool *pool, struct ferrule_frame *frames, uint16_t count);
 
+/* How many mbufs are in a pool itself: neither in use nor in the cache of a thread. */
+uint32_t ferrule_pool_count(const struct rte_mempool *pool);
+
 /* Frees frames, chains as a whole. */
 void ferrule_free(struct ferrule_frame *frames, uint16_t count);
 

@@ -107,9 +107,9 @@ impl Plan {
 }
 
 /// Buffers of a queue with so many descriptors: both of its rings full, and the ring of another port that its frames go to, and
-/// what threads have at hand.
+/// what threads have at hand: also those that do not serve it any more.
 pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
-    let at_hand = 2 * (CACHE + CACHE / 2) + 4 * BURST as u32;
+    let at_hand = THREADS * (CACHE + CACHE / 2) + 4 * BURST as u32;
     // DPDK's pools waste least at this size.
     (u32::from(rx) + u32::from(tx) + u32::from(DESCRIPTORS) + at_hand).next_power_of_two() - 1
 }
@@ -118,6 +118,8 @@ pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
 pub const BURST: usize = sys::FERRULE_BURST as usize;
 /// Descriptors of a ring, if the driver has no other wish.
 pub(crate) const DESCRIPTORS: u16 = 1024;
+/// As many may have served a port, or closed it.
+const THREADS: u32 = 8;
 /// An Ethernet header and two VLAN tags.
 const HEADERS: u32 = ETHERNET + 2 * 4;
 const ETHERNET: u32 = 14;
@@ -195,6 +197,14 @@ mod tests {
         };
         let chains = sys::FERRULE_TX_OFFLOAD_MULTI_SEGS;
         assert_eq!([most(0, 8), most(chains, 8), most(chains, 0)], [1, 8, u16::MAX]);
+    }
+
+    #[test]
+    fn threads_that_served_a_port_before_leave_enough_for_its_rings() {
+        let at_hand = 8 * 96;
+        assert!(buffers(1024, 1024) - at_hand >= 3 * 1024);
+        assert!(buffers(64, 64) - at_hand >= 64 + 64 + 1024);
+        assert_eq!(buffers(1024, 1024), 4095, "a queue takes no more memory for that");
     }
 
     #[test]

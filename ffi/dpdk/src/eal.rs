@@ -20,7 +20,7 @@ pub struct EalSettings {
     /// Memory for the frames of all ports, in MiB: a queue takes 17 at an MTU of 1500, and 10 of hugepages. It is reserved, and
     /// taken as ports are made.
     pub memory_mib: u32,
-    /// Whether it lies in hugepages, an equal part on each NUMA node. A NIC without an IOMMU needs them. All are taken at the
+    /// Whether it lies in hugepages, an equal part on each NUMA node that has as many free. A NIC without an IOMMU needs them. All are taken at the
     /// start: DPDK has a SIGBUS handler of its own, for the whole process, while it takes one. So it has to be started before
     /// memory of peers is used (`ferrule_ffi::region`).
     pub hugepages: bool,
@@ -104,7 +104,7 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     let failed = |reason: String| StartError::Eal { reason };
     log::open(&dpdk).map_err(failed)?;
     let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(|error| failed(format!("its CPUs: {error}")))?;
-    let arguments = arguments(settings, &cpus, nodes());
+    let arguments = arguments(settings, &cpus, &free_hugepages());
     // DPDK keeps pointers into them.
     let arguments: &'static [CString] = Box::leak(arguments.into_boxed_slice());
     let pointers = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
@@ -130,7 +130,7 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     Ok(Box::leak(Box::new(eal)))
 }
 
-fn arguments(settings: EalSettings, cpus: &CpuSet, nodes: u32) -> Vec<CString> {
+fn arguments(settings: EalSettings, cpus: &CpuSet, free: &[(usize, u32)]) -> Vec<CString> {
     let cpus: Vec<_> =
         (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).map(|cpu| cpu.to_string()).collect();
     let mut arguments = vec![
@@ -143,8 +143,8 @@ fn arguments(settings: EalSettings, cpus: &CpuSet, nodes: u32) -> Vec<CString> {
         "--file-prefix=ferrule".to_owned(),
     ];
     if settings.hugepages {
-        let share = (settings.memory_mib / nodes.max(1)).to_string();
-        let shares = vec![share; nodes.max(1) as usize].join(",");
+        let shares: Vec<_> = shares(settings.memory_mib, free).iter().map(u32::to_string).collect();
+        let shares = shares.join(",");
         arguments.extend(["--in-memory".to_owned(), format!("--socket-mem={shares}")]);
     } else {
         let memory = format!("-m{}", settings.memory_mib);
@@ -153,11 +153,50 @@ fn arguments(settings: EalSettings, cpus: &CpuSet, nodes: u32) -> Vec<CString> {
     arguments.into_iter().filter_map(|argument| CString::new(argument).ok()).collect()
 }
 
-/// How many NUMA nodes there are.
-fn nodes() -> u32 {
+/// Memory by number of the NUMA node, of which each has so many MiB free: DPDK does not start if one has not what is asked of it.
+/// If they do not suffice, it says so itself.
+fn shares(memory: u32, free: &[(usize, u32)]) -> Vec<u32> {
+    let mut nodes: Vec<_> = free.iter().filter(|(_, free)| *free > 0).collect();
+    // Whoever has least goes first: the others take what it has not.
+    nodes.sort_unstable_by_key(|(node, free)| (*free, *node));
+    let last = nodes.iter().map(|(node, _)| *node).max().unwrap_or(0);
+    let mut shares = vec![0; last + 1];
+    let mut left = memory;
+    for (place, (node, free)) in nodes.iter().enumerate() {
+        let share = (left / (nodes.len() - place) as u32).min(*free);
+        shares[*node] = share;
+        left -= share;
+    }
+    let node = nodes.last().map_or(0, |(node, _)| *node);
+    shares[node] += left;
+    shares
+}
+
+/// MiB of free hugepages of all sizes on each NUMA node that we may take memory of.
+fn free_hugepages() -> Vec<(usize, u32)> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:")).unwrap_or("0").trim();
     let entries = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|rest| rest.parse::<u32>().is_ok());
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count().max(1) as u32
+    let nodes = entries.filter_map(|entry| {
+        let node: usize = entry.file_name().to_str()?.strip_prefix("node")?.parse().ok()?;
+        let sizes = fs::read_dir(entry.path().join("hugepages")).into_iter().flatten().flatten();
+        let free = sizes.filter_map(|size| {
+            let kib: u64 = size.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let count: u64 = fs::read_to_string(size.path().join("free_hugepages")).ok()?.trim().parse().ok()?;
+            Some(count * kib / 1024)
+        });
+        Some((node, u32::try_from(free.sum::<u64>()).unwrap_or(u32::MAX)))
+    });
+    nodes.filter(|(node, _)| lists(allowed, *node)).collect()
+}
+
+/// Whether a list of numbers and ranges, as the kernel writes them (`0-1,4`), has this one.
+fn lists(text: &str, number: usize) -> bool {
+    text.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let bounds = first.parse().ok().zip(last.parse().ok());
+        bounds.is_some_and(|(first, last): (usize, usize)| (first..=last).contains(&number))
+    })
 }
 
 static STARTED: Mutex<Option<Result<&'static Eal, StartError>>> = Mutex::new(None);
@@ -173,11 +212,30 @@ mod tests {
             cpus.set(cpu).unwrap();
         }
         let words = |hugepages| {
-            let arguments = arguments(EalSettings { memory_mib: 64, hugepages }, &cpus, 2);
+            let arguments = arguments(EalSettings { memory_mib: 64, hugepages }, &cpus, &[(0, 512), (1, 512)]);
             arguments.iter().map(|argument| argument.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         let has = |hugepages, wanted: &str| words(hugepages).iter().any(|word| word == wanted);
         assert!(has(false, "--lcores=0@(0,3)") && has(false, "-m64") && has(false, "--no-huge"));
         assert!(has(true, "--in-memory") && has(true, "--socket-mem=32,32") && !has(true, "--no-huge"));
+    }
+
+    #[test]
+    fn a_node_is_asked_for_no_more_hugepages_than_it_has() {
+        assert_eq!(shares(1024, &[(0, 512), (1, 0), (3, 512)]), [512, 0, 0, 512]);
+        assert_eq!(shares(1024, &[(0, 4096), (1, 100)]), [924, 100]);
+        assert_eq!(shares(1001, &[(0, 4096), (8, 4096)]), [500, 0, 0, 0, 0, 0, 0, 0, 501]);
+        // DPDK tells what is missing.
+        assert_eq!(shares(1024, &[(0, 100), (1, 200)]), [100, 924]);
+        assert_eq!(shares(64, &[]), [64]);
+        assert_eq!(shares(64, &[(0, 0), (1, 0)]), [64]);
+    }
+
+    #[test]
+    fn memory_is_taken_where_the_kernel_allows_it() {
+        let listed = |text| (0..8).filter(|&node| lists(text, node)).collect::<Vec<_>>();
+        assert_eq!(listed("0"), [0]);
+        assert_eq!(listed("0-2,5"), [0, 1, 2, 5]);
+        assert!(listed("").is_empty());
     }
 }

@@ -51,11 +51,11 @@ impl Pools {
 
     /// A pool of that shape, used before or new.
     pub fn get(&mut self, dpdk: &Dpdk, device: &str, shape: Shape) -> Result<Mempool, PortError> {
-        // One of which much is still with others would starve the port. The count may be wrong while they give some back.
+        // One of which much is with others, or in caches of threads that served a port before, would starve the port.
         let is_wanted = |pool: &Mempool| {
             // SAFETY: pools are never freed.
-            let in_use = unsafe { dpdk.rte_mempool_in_use_count(pool.pointer.as_ptr()) };
-            pool.shape == shape && in_use <= shape.count / 4
+            let there = unsafe { dpdk.ferrule_pool_count(pool.pointer.as_ptr()) };
+            pool.shape == shape && there >= shape.count - shape.count / 4
         };
         if let Some(place) = self.retired.iter().position(is_wanted) {
             return Ok(self.retired.swap_remove(place));
@@ -91,6 +91,6 @@ fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool
     Ok(Mempool { pointer, shape })
 }
 
-/// Mbufs that each thread has at hand.
-pub(crate) const CACHE: u32 = 256;
+/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever.
+pub(crate) const CACHE: u32 = 64;
 pub(crate) const ANY_NODE: i32 = -1;

@@ -1,11 +1,13 @@
 //! What is closed is gone, and what there is too much of is refused.
 
-use std::fs;
+use std::sync::{Mutex, mpsc};
+use std::{fs, thread};
 
 use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::Eal;
 use ferrule_dpdk::port::Port;
 use ferrule_dpdk::queue::MovedFrames;
+use ferrule_ffi::span::Span;
 
 use crate::link::{Link, dpdk, frame, in_namespace};
 
@@ -47,6 +49,43 @@ fn frames_of_a_closed_port_that_are_still_with_another_keep_their_memory() {
     third.send(&frame(64, 2));
     assert_eq!(second.receive(), (frame(64, 1), 1));
     assert_eq!(third.receive(), (frame(64, 2), 1));
+}
+
+#[test]
+fn threads_that_served_a_port_before_leave_it_buffers() {
+    let (eal, _turn) = dpdk();
+    let open = || Link::open(eal, "net_null8,size=64", PortConfig::default());
+    let stores = |link: &mut Link| {
+        let frame = frame(64, 1);
+        let tx = &mut link.queues[0].1;
+        tx.store_run(&[Span::from(&*frame); 64]) == 64 && tx.flush()
+    };
+    let link = Mutex::new(Some(open()));
+    thread::scope(|scope| {
+        let (served, news) = mpsc::channel();
+        // Each is there until the end: another thread would get what it has at hand.
+        let mut ends = Vec::new();
+        for _ in 0..16 {
+            let (end, ended) = mpsc::channel::<()>();
+            ends.push(end);
+            let (link, served) = (&link, served.clone());
+            scope.spawn(move || {
+                if let Some(link) = &mut *link.lock().unwrap() {
+                    let (rx, _) = &mut link.queues[0];
+                    rx.poll();
+                    rx.take(64);
+                    rx.release();
+                }
+                served.send(()).unwrap();
+                let _ = ended.recv();
+            });
+            news.recv().unwrap();
+        }
+        let mut link = link.lock().unwrap().take().unwrap();
+        assert!(stores(&mut link), "the port stays open");
+        drop(link);
+        assert!(stores(&mut open()), "it is opened anew");
+    });
 }
 
 #[test]
