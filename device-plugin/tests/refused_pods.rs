@@ -51,7 +51,7 @@ async fn a_pod_that_does_not_get_all_of_many_vfs_keeps_none() {
     site.node.use_by_host(vf, &["the address 10.0.0.7/24"]);
     let refused = site.kubelet().admit("one", "main", KERNEL, 70).await.unwrap_err();
     assert!(refused.to_string().contains("10.0.0.7"), "{refused}");
-    assert_eq!(site.list().await.vfs.iter().filter(|vf| vf.lease.is_some()).count(), 0);
+    site.until_list("none is kept", |list| list.vfs.iter().all(|vf| vf.lease.is_none())).await;
     site.until_healthy(DPDK, 69).await;
     site.stop().await;
 }
