@@ -397,19 +397,23 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(path)?;
     UnixListener::bind(path)
 }
 
-/// Top-level sockets, all of them; nothing else.
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Top-level sockets, all of them; nothing else. A plugin whose list has ended removes its own meanwhile.
 fn remove_sockets(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_socket() {
-            fs::remove_file(entry.path())?;
+            remove_if_there(&entry.path())?;
         }
     }
     Ok(())
