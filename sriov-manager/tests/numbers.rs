@@ -12,7 +12,7 @@ use sriov_manager::journal::Record;
 use sriov_manager::kernel::Kernel;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
-use sriov_manager::vfs::{HostVfs, Options};
+use sriov_manager::vfs::Options;
 use sriov_manager::{VfError, Vfs};
 
 /// Policies that want this number of VFs of the first PF.
@@ -89,18 +89,6 @@ fn a_number_that_is_set_by_hand_is_not_undone_by_a_look_in_that_moment() {
     }
     vfs.rescan();
     assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 0);
-}
-
-#[test]
-fn a_number_by_hand_stays_where_the_policies_could_not_have_theirs() {
-    let node = FakeNode::new(1, 7);
-    set_count(&node, 2);
-    node.use_by_host(node.vf(0, 1), &["it has the address 10.0.0.7/24"]);
-    let vfs = Vfs::open(Options { policies: policies(4), ..node.options() }).unwrap();
-    assert!(vfs.view().pfs[0].short.is_some());
-    vfs.create_with(node.pf(0), 1, HostVfs::Taken).unwrap();
-    vfs.rescan();
-    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 1);
 }
 
 #[test]

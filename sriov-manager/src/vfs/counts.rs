@@ -29,14 +29,10 @@ impl Default for CountsSeen {
 }
 
 impl CountsSeen {
-    /// The number of a PF was changed: by hand, or as the policies want it, which is `wanted` now.
-    pub fn changed(&mut self, pf: PciAddress, by_hand: bool, wanted: Option<NumVfs>) {
+    /// The number of a PF was changed: by hand, or as the policies want it.
+    pub fn changed(&mut self, pf: PciAddress, by_hand: bool) {
         if by_hand {
             self.by_hand.insert(pf);
-            self.retries.forget(pf);
-            // Only something else that they want is news, also where they could not have theirs before.
-            self.wanted.remove(&pf);
-            self.wanted.extend(wanted.map(|wanted| (pf, wanted)));
         } else {
             self.by_hand.remove(&pf);
         }

@@ -144,8 +144,7 @@ impl Vfs {
     fn note_resized(&self, pf: PciAddress, resize: &Resize) {
         let mut state = self.lock();
         state.short.remove(&pf);
-        let wanted = state.inventory.pfs.get(&pf).and_then(|pf| state.policies.wanted_count(pf));
-        state.counts.changed(pf, resize.by_hand, wanted);
+        state.counts.changed(pf, resize.by_hand);
     }
 
     /// What [`Vfs::create`] would do.
