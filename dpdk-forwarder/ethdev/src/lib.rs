@@ -15,7 +15,7 @@
 mod device;
 pub mod port;
 #[cfg(not(no_dpdk))]
-mod queue;
+pub mod queue;
 pub mod settings;
 pub mod spec;
 pub mod vf;

@@ -203,7 +203,9 @@ impl Port {
 
     /// Whether the interface of the kernel that it is made of is gone. Most drivers do not notice.
     pub(crate) fn has_lost_interface(&self) -> bool {
-        self.interface != 0 && if_indextoname(self.interface) == Err(Errno::ENXIO)
+        // nix takes the null pointer, by which libc says that there is none, for a name of no character.
+        let has_name = |name: CString| !name.is_empty();
+        self.interface != 0 && !if_indextoname(self.interface).map_or_else(|error| error != Errno::ENXIO, has_name)
     }
 
     /// What its driver says of it.

@@ -107,7 +107,9 @@ impl Leases {
         let outcome = self.look().map(|()| {
             let wanted = wanted();
             let names: Vec<_> = self.known().leases.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
-            names.iter().try_for_each(|name| self.give_back_one(name))
+            // One that somebody holds does not stop the others.
+            let given: Vec<_> = names.iter().map(|name| self.give_back_one(name)).collect();
+            given.into_iter().collect()
         });
         let problem = outcome.and_then(|given| given).err().filter(|_| !self.known().leases.is_empty());
         let problem = problem.map(|problem| problem.to_string());
@@ -147,22 +149,24 @@ impl Leases {
             }
         }
         let given = self.ask(async |mut client| match client.release(release(name)).await {
-            // It ended by other hands.
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            answer => Ok(answer.map(drop)?),
+            // It was never lent, or somebody else has given it back.
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            answer => Ok(answer.map(|_| true)?),
         });
         let mut known = self.known();
         match &given {
-            Ok(()) => {
+            Ok(was_lent) => {
                 known.leases.remove(name);
-                info!(lease = name, "the VF of a wire is given back");
+                if *was_lent {
+                    info!(lease = name, "the VF of a wire is given back");
+                }
             }
             Err(_) => {
                 known.leases.insert(name.to_owned(), State::Unused);
             }
         }
         self.changed.notify_all();
-        given
+        given.map(drop)
     }
 
     /// Notes that a device is made of it, as soon as it is not just given back.
