@@ -49,7 +49,12 @@ pub fn run() -> Result<(), Box<dyn Error>> {
         }
         let [ours, small, large] = costs.map(median);
         // The ratio of rates: more is better.
-        println!("| `{}` | {ours:.2} | {small:.2} | {:.2} | {large:.2} | {:.2} |", devices[0], small / ours, large / ours);
+        println!(
+            "| `{}` | {ours:.2} | {small:.2} | {:.2} | {large:.2} | {:.2} |",
+            devices[0],
+            small / ours,
+            large / ours
+        );
     }
     println!("\n| Size | Our memif, ns a frame | `net_memif` of DPDK | ratio |\n| --- | ---: | ---: | ---: |");
     for size in [64, 1518] {
@@ -176,7 +181,9 @@ impl Testpmd {
         self.process.type_in("show port stats all\n");
         self.process.wait_for_times("TX-packets: ", 2 * self.asked);
         let output = self.process.output();
-        let counts = output.lines().filter_map(|line| line.split_once("TX-packets: ")?.1.split_whitespace().next()?.parse().ok());
+        let counts = output
+            .lines()
+            .filter_map(|line| line.split_once("TX-packets: ")?.1.split_whitespace().next()?.parse().ok());
         let counts: Vec<u64> = counts.collect();
         counts.iter().rev().take(2).sum()
     }
