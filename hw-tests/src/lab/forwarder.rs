@@ -1,7 +1,7 @@
 //! A running `dpdk-forwarder` that borrows VFs, for scenarios.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -82,8 +82,8 @@ impl Forwarder {
     }
 }
 
-fn text(manager: &std::path::Path, wires: &[String]) -> String {
+fn text(manager: &Path, wires: &[String]) -> String {
     let dpdk = "dpdk: { memory: 128MiB }\n";
-    let wires: String = wires.iter().map(|wire| format!("  - {wire}\n")).collect();
-    format!("workers: [0]\n{dpdk}sriov_manager: {}\nwires:\n{wires}", manager.display())
+    let wires: Vec<_> = wires.iter().map(|wire| format!("  - {wire}\n")).collect();
+    format!("workers: [0]\n{dpdk}sriov_manager: {}\nwires:\n{}", manager.display(), wires.concat())
 }

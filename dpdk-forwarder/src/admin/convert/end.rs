@@ -17,7 +17,7 @@ pub(super) fn from_proto(reader: &mut Reader, end: &v1::EndSpec) -> Option<EndSp
         Some(Kind::VhostUser(vhost)) => vhost_user::from_proto(reader, vhost).map(EndSpec::VhostUser),
         Some(Kind::Kernel(kernel)) => kernel::from_proto(reader, kernel).map(EndSpec::Kernel),
         Some(Kind::Ethdev(ethdev)) => ethdev::from_proto(reader, ethdev).map(|ethdev| EndSpec::External(ethdev.into())),
-        Some(Kind::Vf(vf)) => vf::from_proto(reader, vf).map(|vf| EndSpec::External(vf.into())),
+        Some(Kind::Vf(vf)) => Some(EndSpec::External(vf::from_proto(reader, vf).into())),
         Some(Kind::External(external)) => {
             let problem = format!(
                 "an end of kind `{}` cannot be asked for in this forwarder; `memif`, `vhost_user`, `kernel`, \

@@ -5,16 +5,16 @@ use ferrule_ethdev::{VfAttributes, VfSpec};
 
 use super::reader::Reader;
 
-pub(super) fn from_proto(reader: &mut Reader, vf: &v1::VfEnd) -> Option<VfSpec> {
+pub(super) fn from_proto(reader: &mut Reader, vf: &v1::VfEnd) -> VfSpec {
     let mac = reader.optional("vf.mac", &vf.mac);
     let vlan = vf.vlan.map(|vlan| u16::try_from(vlan).unwrap_or(u16::MAX));
-    Some(VfSpec {
+    VfSpec {
         address: Some(vf.address.clone()).filter(|address| !address.is_empty()),
         pools: vf.pools.clone(),
         queues: vf.queues.unwrap_or(1),
         mtu: vf.mtu,
         attributes: VfAttributes { mac, vlan, trust: vf.trust, spoof_check: vf.spoof_check },
-    })
+    }
 }
 
 pub(super) fn to_proto(vf: &VfSpec) -> v1::VfEnd {
