@@ -32,7 +32,7 @@ use ferrule_hw_tests::process::Process;
 use ferrule_hw_tests::{TIMEOUT, eventually};
 
 pub fn run() -> Result<(), Box<dyn Error>> {
-    if lacks("ports", TESTPMD) {
+    if lacks("ports", &[TESTPMD]) {
         return Ok(());
     }
     let engine = Engine::start(&Settings { idle: Idle::Poll, ..Settings::new(vec![WORKER]) })?;
