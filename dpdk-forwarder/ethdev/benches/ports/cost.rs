@@ -129,7 +129,7 @@ fn of_memif(engine: &Engine, through_dpdk: bool, size: usize) -> Result<f64, Box
             let before = now();
             thread::sleep(TURN);
             let after = now();
-            (after.0 - before.0).as_nanos() as f64 / (after.1 - before.1) as f64
+            after.0.saturating_sub(before.0).as_nanos() as f64 / (after.1 - before.1) as f64
         });
         generator::run(&load, near, far, &AtomicBool::new(false)).map(|_| measured.join().unwrap_or(f64::NAN))
     })?;
@@ -231,7 +231,7 @@ impl ExternalPort for Primed {
             tx.flush();
         }
         let target: Box<dyn Target + Send> = Box::new(EthdevTarget::new(tx));
-        let rings = LaneEnd::external([(Box::new(EthdevSource::new(rx)) as _, target)].into_iter());
+        let rings = LaneEnd::external([(Box::new(EthdevSource::new(rx)) as _, target)]);
         Ok(MadeDevice { rings, device: Arc::new(PrimedDevice { _port: port }) })
     }
 }
