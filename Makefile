@@ -20,7 +20,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils gcc libc6-dev
-NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf python3 util-linux
+NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf prometheus python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
 # What the demo does not measure is not optimized: 62 of the build's CPU seconds become 11.
