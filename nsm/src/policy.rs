@@ -97,7 +97,7 @@ mod tests {
     use crate::identity::test_identities::Identities;
     use crate::token::Token;
 
-    const LIFETIME: Duration = Duration::from_secs(600);
+    const LIFETIME: Duration = Duration::from_mins(10);
 
     /// A path of nsc, nsmgr and fwd, as the forwarder sees it: the last token is its own, for nsmgr.
     struct Mesh {

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::identity::test_identities::{Identities, certificate_of};
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     #[test]
     fn a_token_is_believed_by_whom_it_is_for_until_it_runs_out() {

@@ -48,7 +48,9 @@ impl Ipam {
         let excluded = excluded(context)?;
         let before = self.links.remove(id).unwrap_or_default();
         let wanted: Vec<Link> = before.iter().copied().chain(links_of(context)).collect();
-        before.iter().for_each(|link| self.give_back(link));
+        for link in &before {
+            self.give_back(link);
+        }
         // What is of our prefixes and is not given here is somebody else's by now.
         wanted
             .iter()
@@ -60,7 +62,9 @@ impl Ipam {
             let known = wanted.iter().copied().find(|link| pool.can_have(link, &excluded));
             let Some(link) = known.or_else(|| pool.find(&excluded)) else {
                 let error = IpamError::Full(pool.prefix);
-                links.iter().for_each(|link| self.give_back(link));
+                for link in &links {
+                    self.give_back(link);
+                }
                 return Err(error);
             };
             pool.take(&link);

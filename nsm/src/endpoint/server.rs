@@ -35,14 +35,8 @@ impl KernelEndpoint {
     /// What the answer says of the interface; its name stays as long as the connection.
     fn mechanism(&self, id: &str, service: &str) -> Mechanism {
         let mut interfaces = lock(&self.interfaces);
-        let name = match interfaces.get(id) {
-            Some(name) => name.clone(),
-            None => {
-                let name = interface_name(service);
-                interfaces.insert(id.to_owned(), name.clone());
-                name
-            }
-        };
+        let name = interfaces.entry(id.to_owned()).or_insert_with(|| interface_name(service)).clone();
+        drop(interfaces);
         let parameters = [(INODE_URL.to_owned(), self.inode.to_string()), ("name".to_owned(), name)];
         Mechanism { cls: "LOCAL".to_owned(), r#type: KERNEL.to_owned(), parameters: parameters.into() }
     }

@@ -23,7 +23,7 @@ use crate::test_process::TestProcess;
 use crate::transport::{Address, Allowed, Connection as Channel, DialOptions, ListenLimits, Listener, server};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const LIFETIME: Duration = Duration::from_secs(600);
+const LIFETIME: Duration = Duration::from_mins(10);
 
 /// An endpoint of two addresses at a socket, and a caller.
 struct Mesh {

@@ -144,7 +144,7 @@ mod tests {
         let limit = Duration::from_millis(1);
         assert_eq!(files.receive(inode, limit).await.unwrap_err(), FileError::Late(inode, limit));
         files.end();
-        assert_eq!(files.receive(inode, Duration::from_secs(60)).await.unwrap_err(), FileError::Ended(inode));
+        assert_eq!(files.receive(inode, Duration::from_mins(1)).await.unwrap_err(), FileError::Ended(inode));
     }
 
     #[tokio::test]
@@ -154,7 +154,7 @@ mod tests {
         let inode = Inode::of(&file).unwrap();
         let waiting = tokio::spawn({
             let files = files.clone();
-            async move { files.receive(inode, Duration::from_secs(60)).await }
+            async move { files.receive(inode, Duration::from_mins(1)).await }
         });
         tokio::task::yield_now().await;
         files.arrived(vec![PeerFile::from(file)]);

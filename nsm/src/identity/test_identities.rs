@@ -15,7 +15,7 @@ impl Identities {
 
     /// The process of this path, for an hour.
     pub(crate) fn identity(&self, path: &str) -> Identity {
-        self.identity_for(path, Duration::from_secs(3600), self.0.bundles().unwrap())
+        self.identity_for(path, Duration::from_hours(1), self.0.bundles().unwrap())
     }
 
     /// The process of this path, for so long, trusting these.

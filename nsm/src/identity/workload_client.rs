@@ -97,7 +97,7 @@ impl WorkloadSocket {
                         backoff = Backoff::default();
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "the Workload API's new identity is not fit: the old one stays")
+                        tracing::warn!(%error, "the Workload API's new identity is not fit: the old one stays");
                     }
                 }
             }
@@ -113,7 +113,7 @@ impl WorkloadSocket {
                         return;
                     }
                     Err(status) => {
-                        tracing::warn!(%status, "the Workload API does not answer: the identity stays as it is")
+                        tracing::warn!(%status, "the Workload API does not answer: the identity stays as it is");
                     }
                 }
             };

@@ -17,7 +17,7 @@ use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use crate::test_process::TestProcess;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A Workload API at a path, until it is stopped.
 struct Served {

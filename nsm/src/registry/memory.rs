@@ -44,7 +44,7 @@ pub struct RegistryLimits {
 impl Default for RegistryLimits {
     fn default() -> Self {
         Self {
-            lifetime: Duration::from_secs(60),
+            lifetime: Duration::from_mins(1),
             endpoints_max: 16 << 10,
             services_max: 4 << 10,
             owned_max: 1 << 10,
@@ -274,13 +274,13 @@ fn check_owner(name: &str, owner: &str, caller: &str) -> Result<(), Registration
 /// Without a payload a service is of packets.
 const PAYLOAD_DEFAULT: &str = "IP";
 /// When nothing can run out.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const START: Duration = Duration::from_secs(1_800_000_000);
+    const START: Duration = Duration::from_hours(500_000);
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + START + Duration::from_secs(seconds)

@@ -40,7 +40,7 @@ impl Registration {
         match timeout(self.client.timeout(), gone).await {
             Ok(Ok(())) => {}
             Ok(Err(status)) => {
-                tracing::warn!(name = self.endpoint.name, %status, "not unregistered: it runs out by itself")
+                tracing::warn!(name = self.endpoint.name, %status, "not unregistered: it runs out by itself");
             }
             Err(_) => tracing::warn!(name = self.endpoint.name, "not unregistered in time: it runs out by itself"),
         }
@@ -82,8 +82,8 @@ fn refresh_after(expires: Option<SystemTime>, now: SystemTime, call: Duration) -
 
 const RETRY: Duration = Duration::from_millis(200);
 /// The registry does not say when: as most do.
-const UNKNOWN: Duration = Duration::from_secs(60);
-const REFRESH_MAX: Duration = Duration::from_secs(3600);
+const UNKNOWN: Duration = Duration::from_mins(1);
+const REFRESH_MAX: Duration = Duration::from_hours(1);
 
 #[cfg(test)]
 mod tests {

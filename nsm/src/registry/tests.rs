@@ -36,7 +36,7 @@ impl Served {
             Listener::bind(&bound, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap()
         });
         let listener = bound.await.unwrap();
-        let calls = RegistryServer::new(Arc::clone(&registry), Duration::from_secs(600));
+        let calls = RegistryServer::new(Arc::clone(&registry), Duration::from_mins(10));
         let router = server().add_service(calls.endpoints()).add_service(calls.services());
         let running = Arc::clone(&registry);
         process.spawn(async move {

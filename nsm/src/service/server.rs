@@ -244,8 +244,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     Some(match unit {
-        "H" => Duration::from_secs(count * 3600),
-        "M" => Duration::from_secs(count * 60),
+        "H" => Duration::from_hours(count),
+        "M" => Duration::from_mins(count),
         "S" => Duration::from_secs(count),
         "m" => Duration::from_millis(count),
         "u" => Duration::from_micros(count),
@@ -262,7 +262,7 @@ impl From<PathError> for Status {
 
 /// As the Go programs wait.
 const LIMIT_DEFAULT: Duration = Duration::from_secs(15);
-const LIMIT_MAX: Duration = Duration::from_secs(120);
+const LIMIT_MAX: Duration = Duration::from_mins(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 /// A handler keeps to its limit by itself, and takes back what it has begun: this is for one that hangs.
 const GRACE: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ use crate::token::test_tokens::{put, signed_as};
 use crate::transport::Peer;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const LIFETIME: Duration = Duration::from_secs(600);
+const LIFETIME: Duration = Duration::from_mins(10);
 
 /// Writes down what it is asked for, and does what the labels say.
 #[derive(Clone, Default)]

@@ -50,7 +50,7 @@ impl Default for DialOptions {
         Self {
             allowed: Allowed::AnyTrusted,
             timeout: Duration::from_millis(750),
-            token_lifetime: Duration::from_secs(600),
+            token_lifetime: Duration::from_mins(10),
         }
     }
 }

@@ -129,7 +129,7 @@ async fn federated_trust_domains_know_each_other() {
     let [ours, theirs] = ["example.org", "other.example"].map(Identities::new);
     let mut both = ours.0.bundles().unwrap();
     both.set(theirs.0.trust_domain().clone(), &[theirs.0.certificate().clone()]).unwrap();
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     let directory = tempfile::tempdir().unwrap();
     let served = Served::unix(directory.path(), ours.identity_for("/fwd", hour, both.clone())).await;
     let connection = served.dial(&theirs.identity_for("/nsmgr", hour, both)).await;
@@ -141,7 +141,7 @@ async fn strangers_are_refused_by_either_end() {
     let identities = Identities::new("example.org");
     // The same name, another key.
     let strangers = Identities::new("example.org");
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     let directory = tempfile::tempdir().unwrap();
     let served = Served::unix(directory.path(), identities.identity("/fwd")).await;
     let refused = Connection::dial(&served.address, &strangers.identity("/nsmgr"), &patient()).await;
