@@ -102,7 +102,7 @@ impl SpiffeWorkloadApi for OneIdentity {
         tokio::spawn(async move {
             let _permit = permit;
             loop {
-                let message = api.message(&id).map_err(refusal);
+                let message = api.message(&id).map_err(|error| refusal(&error));
                 let is_last = message.is_err();
                 if sender.send(message).await.is_err() || is_last {
                     return;
@@ -118,7 +118,7 @@ impl SpiffeWorkloadApi for OneIdentity {
 }
 
 /// Asking again helps only if the library failed.
-fn refusal(error: AuthorityError) -> Status {
+fn refusal(error: &AuthorityError) -> Status {
     match error {
         AuthorityError::TrustDomain(..) => Status::invalid_argument(error.to_string()),
         AuthorityError::Certificate(_) => Status::unavailable(error.to_string()),

@@ -103,7 +103,7 @@ impl RegistryCache {
 async fn again<V, F: Future<Output = Result<(), Status>>>(table: &KnownTable<V>, follow: impl Fn() -> F) {
     let mut delay = RETRY_MIN;
     loop {
-        if let Err(status) = follow().await {
+        if let Err(status) = Box::pin(follow()).await {
             tracing::debug!(%status, "the registry is not watched any more");
         }
         delay = if table.forget() { RETRY_MIN } else { (delay * 2).min(RETRY_MAX) };

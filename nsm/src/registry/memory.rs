@@ -93,16 +93,13 @@ impl MemoryRegistry {
         let expires = asked.unwrap_or(latest).min(latest).min(now + self.limits.lifetime);
         let mut state = self.lock();
         let known = state.endpoints.get(&endpoint.name).map(|known| content(&known.endpoint));
-        match known {
-            Some(known) => {
-                check_owner(&endpoint.name, owner(&known.path_ids), owner(&endpoint.path_ids))?;
-                endpoint.initial_registration_time = known.initial_registration_time;
-            }
-            None => {
-                let count = state.endpoints.len();
-                state.make_room(owner(&endpoint.path_ids), count, self.limits.endpoints_max, self.limits.owned_max)?;
-                endpoint.initial_registration_time.get_or_insert_with(|| now.into());
-            }
+        if let Some(known) = known {
+            check_owner(&endpoint.name, owner(&known.path_ids), owner(&endpoint.path_ids))?;
+            endpoint.initial_registration_time = known.initial_registration_time;
+        } else {
+            let count = state.endpoints.len();
+            state.make_room(owner(&endpoint.path_ids), count, self.limits.endpoints_max, self.limits.owned_max)?;
+            endpoint.initial_registration_time.get_or_insert_with(|| now.into());
         }
         endpoint.expiration_time = Some(expires.into());
         let is_sooner = state.endpoints.values().all(|other| expires < other.expires);
@@ -120,7 +117,7 @@ impl MemoryRegistry {
     pub fn register_service(&self, mut service: NetworkService) -> Result<NetworkService, RegistrationError> {
         check_service(&service)?;
         if service.payload.is_empty() {
-            service.payload = PAYLOAD_DEFAULT.to_owned();
+            PAYLOAD_DEFAULT.clone_into(&mut service.payload);
         }
         let mut state = self.lock();
         let known = state.services.get(&service.name).and_then(|known| known.network_service.clone());

@@ -1,6 +1,7 @@
 //! The files that mechanisms name: the namespace that an interface is wanted in, say.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +28,9 @@ impl MechanismFiles {
             // Anything else would be looked up here, with our rights.
             let inode: Inode =
                 url.parse().map_err(|error| Status::invalid_argument(format!("{INODE_URL}: {error}")))?;
-            if !received.contains_key(&inode) {
+            if let Entry::Vacant(vacant) = received.entry(inode) {
                 let file = files.receive(inode, FILE_TIMEOUT).await;
-                let file = file.map_err(|error| Status::invalid_argument(format!("{INODE_URL}: {error}")))?;
-                received.insert(inode, file);
+                vacant.insert(file.map_err(|error| Status::invalid_argument(format!("{INODE_URL}: {error}")))?);
             }
         }
         Ok(Self(received))
