@@ -105,7 +105,8 @@ pub fn vf_to_vf(lab: &Lab) -> Result<()> {
 /// A VF goes while it is polled, and a PF is reset. The wire of another PF goes on.
 pub fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     let manager = start_manager(lab)?;
-    let (mut near, other) = (Network::on(lab, 0, "k")?, Network::on(lab, 1, "other")?);
+    Network::on(lab, 0, "k")?;
+    let other = Network::on(lab, 1, "other")?;
     let sockets = ["w", "other"].map(|name| lab.state().join(format!("{name}.sock")).to_string_lossy().into_owned());
     let forwarder = Forwarder::start(lab, &[to_memif(0, "w", &sockets[0]), to_memif(1, "other", &sockets[1])])?;
     let responders = sockets.each_ref().map(|socket| responder(socket));
@@ -137,7 +138,7 @@ pub fn goes_and_comes_back(lab: &Lab) -> Result<()> {
     lab.time("VFs made again", began.elapsed());
     forwarder.until_up("w")?;
     lab.time("VFs made again: the wire is up", began.elapsed());
-    near = Network::on(lab, 0, "k")?;
+    let near = Network::on(lab, 0, "k")?;
     ping("k", "10.0.0.2", 5)?;
     watched.check()?;
 
