@@ -211,7 +211,7 @@ impl Executor {
             }
             Err(CallError::Refused(refusal)) => {
                 nothing(VfReport::Untold(format!("{what}: {refusal}")), Some(interface))
-            },
+            }
             Err(stuck) => return Err(stuck),
         })
     }

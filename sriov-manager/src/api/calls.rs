@@ -82,11 +82,7 @@ impl Service {
     }
 
     /// A list, and how much memory it takes.
-    async fn make_list(
-        &self,
-        call: &UserCall,
-        wanted: &Arc<ListFilter>,
-    ) -> Result<(v1::ListResponse, usize), Status> {
+    async fn make_list(&self, call: &UserCall, wanted: &Arc<ListFilter>) -> Result<(v1::ListResponse, usize), Status> {
         let permits = call.permits().await?;
         let (lists, wanted) = (Arc::clone(&self.lists), Arc::clone(wanted));
         let made = blocking(move || {

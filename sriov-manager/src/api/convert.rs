@@ -383,7 +383,8 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
         Some(v1::until::What::NetworkNamespace(path)) => {
             let path = until_path(path)?;
             let shown = path.display().to_string();
-            let found = vfs.this_namespace(path, peer.credentials.uid).map_err(|error| format!("until: {shown}: {error}"))?;
+            let found =
+                vfs.this_namespace(path, peer.credentials.uid).map_err(|error| format!("until: {shown}: {error}"))?;
             found.ok_or_else(|| format!("until: there is no network namespace {shown} here"))
         }
         Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: until_path(path)? }),

@@ -138,8 +138,7 @@ impl DatedList {
 
     /// What of it is news to somebody.
     fn news(&self, known: &Known, wanted: &ListFilter) -> Told {
-        let is_news =
-            |dated: &Dated| dated.since > known.generation || !known.functions.contains(&dated.address);
+        let is_news = |dated: &Dated| dated.since > known.generation || !known.functions.contains(&dated.address);
         let mut there = HashSet::new();
         let mut pfs_there: HashSet<&str> = HashSet::new();
         let (mut vfs, mut pfs) = (Vec::new(), Vec::new());
@@ -216,8 +215,7 @@ fn change(known: &mut Option<Known>, now: &DatedList, wanted: &ListFilter) -> Op
         || !vfs.is_empty()
         || !gone.is_empty()
         || without_number(&before.node) != without_number(&node);
-    *known =
-        Some(Known { generation: now.generation, functions: there, lost: lost.clone(), node: node.clone() });
+    *known = Some(Known { generation: now.generation, functions: there, lost: lost.clone(), node: node.clone() });
     let lost = is_lost_news.then_some(v1::LostLeases { leases: lost });
     is_news.then_some(v1::WatchResponse { is_whole, pfs, vfs, gone, lost, node })
 }
