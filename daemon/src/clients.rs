@@ -109,9 +109,6 @@ impl Clients {
 async fn refuse(mut stream: UnixStream, why: &str) -> io::Result<()> {
     // Before it has said something, the end of the connection would be all that it sees.
     let _ = stream.read(&mut [0; 1024]).await?;
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const GO_AWAY: u8 = 7;
-    const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
     let length = u8::try_from(8 + why.len()).unwrap_or(u8::MAX);
     let said = &why.as_bytes()[..usize::from(length) - 8];
     let header = [0, 0, length, GO_AWAY, 0, 0, 0, 0, 0];
@@ -211,6 +208,11 @@ impl Drop for Place {
     }
 }
 
+/// A frame of HTTP/2 (RFC 9113) that sets nothing, which comes first.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// The type of the frame that ends a connection, and the reason: too much is asked.
+const GO_AWAY: u8 = 7;
+const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
 /// Each program that talks to a daemon has one or two.
 const OWN_MAX: usize = 512;
 const USER_MAX: usize = 128;
