@@ -12,8 +12,8 @@ use tokio::runtime::{self, Runtime};
 
 use super::manager::ManagerOptions;
 use super::scenario::Lab;
+use crate::eventually;
 use crate::process::Process;
-use crate::{TIMEOUT, eventually};
 
 /// The daemon as a process, killed with this value, and a connection to it.
 pub struct Forwarder {
@@ -56,7 +56,7 @@ impl Forwarder {
         let began = Instant::now();
         let mut wire = self.wire(name)?;
         while wire.queues == 0 {
-            ensure!(began.elapsed() < TIMEOUT, "{name} is not up: {:?}\n{}", wire.ends, self.process.output());
+            ensure!(began.elapsed() < UP_MAX, "{name} is not up: {:?}\n{}", wire.ends, self.process.output());
             wire = self.wire(name)?;
         }
         Ok(began.elapsed())
@@ -82,8 +82,12 @@ impl Forwarder {
     }
 }
 
+/// A VF is bound, opened and its memory told to the IOMMU.
+const UP_MAX: Duration = Duration::from_mins(1);
+
 fn text(manager: &Path, wires: &[String]) -> String {
-    let dpdk = "dpdk: { memory: 128MiB }\n";
+    // Emulated, each page of memory that the IOMMU is told of takes milliseconds: of large pages there are few.
+    let dpdk = "dpdk: { memory: 128MiB, hugepages: true }\n";
     let wires: Vec<_> = wires.iter().map(|wire| format!("  - {wire}\n")).collect();
     format!("workers: [0]\n{dpdk}sriov_manager: {}\nwires:\n{}", manager.display(), wires.concat())
 }

@@ -104,15 +104,16 @@ impl Leases {
     /// Gives back every lease of this forwarder that no wire wants and no device is made of, also those that the forwarder before it left. What
     /// cannot be given back now is tried again when this is called again.
     pub fn give_back(&self, wanted: impl FnOnce() -> BTreeSet<String>) {
-        let outcome = self.look().and_then(|()| {
-            let wanted = wanted();
-            let names: Vec<_> = self.known().leases.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        let looked = self.look();
+        let wanted = wanted();
+        let names: Vec<_> = self.known().leases.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        let outcome = looked.and_then(|()| {
             // One that somebody holds does not stop the others.
             let given: Vec<_> = names.iter().map(|name| self.give_back_one(name)).collect();
             given.into_iter().collect::<Result<(), _>>()
         });
-        let problem = outcome.err().filter(|_| !self.known().leases.is_empty());
-        let problem = problem.map(|problem| problem.to_string());
+        // Without a manager there may be nothing that it should take.
+        let problem = outcome.err().filter(|_| !names.is_empty()).map(|problem| problem.to_string());
         let mut known = self.known();
         if known.told != problem
             && let Some(problem) = &problem
