@@ -217,8 +217,8 @@ fn ask_for_lists_and_read_none(socket: &Path, window: u32) -> net::UnixStream {
         said.extend(frame(HEADERS, END_HEADERS, stream, &headers));
         said.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
     }
-    let mut client = net::UnixStream::connect(socket).unwrap();
-    client.write_all(&said).unwrap();
+    let mut client = net::UnixStream::connect(socket).expect("the daemon serves its socket");
+    client.write_all(&said).expect("it reads what is said");
     client
 }
 
