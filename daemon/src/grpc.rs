@@ -142,6 +142,8 @@ const MESSAGE_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use ferrule_ffi::socket_access::SocketAccess;
+
     use super::*;
 
     #[tokio::test]
@@ -161,7 +163,7 @@ mod tests {
     async fn a_user_with_very_many_connections_is_told_so_and_what_he_has_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let socket = ServiceSocket::bind("forwarder", &path, &Default::default()).unwrap();
+        let socket = ServiceSocket::bind("forwarder", &path, &SocketAccess::default()).unwrap();
         let (stop, phase) = watch::channel(Phase::Serving);
         let serving = tokio::spawn(serve(socket, Routes::default(), &[], &[""], phase));
         let health = async || tonic_health::pb::health_client::HealthClient::new(connect(&path).await.unwrap());
@@ -180,7 +182,7 @@ mod tests {
         let mut said = refused.to_string();
         let mut source = refused.source();
         while let Some(error) = source {
-            said += &format!(": {error}");
+            said += &error.to_string();
             source = error.source();
         }
         assert!(said.contains("connections: end some of them"), "{said}");
