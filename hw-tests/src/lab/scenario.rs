@@ -181,7 +181,7 @@ fn kill_strays() -> Result<()> {
 }
 
 /// The programs that scenarios start.
-const STRAYS: [&str; 3] = ["sriov-manager", "crash-manager", "dpdk-testpmd"];
+const STRAYS: [&str; 4] = ["sriov-manager", "crash-manager", "device-plugin", "dpdk-testpmd"];
 
 const FIGURE: &str = "figure ";
 
