@@ -3,6 +3,7 @@
 use std::fs;
 
 use device_plugin::allocate::CdiMode;
+use device_plugin::config::ConfigFile;
 use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel as _;
@@ -180,8 +181,11 @@ async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
     for ids in [["0000:ff:00.0"], [""], ["../../etc"]] {
         let error = kubelet.allocate_ids(DPDK, &ids).await.unwrap_err().to_string();
         assert!(error.contains("has no device"), "{error}");
+        let error = kubelet.start_ids(DPDK, &ids).await.unwrap_err().to_string();
+        assert!(error.contains("has no device"), "{error}");
     }
     kubelet.allocate_ids(DPDK, &[]).await.unwrap();
+    kubelet.start_ids(DPDK, &[]).await.unwrap();
     let (a, b) = (site.node.vf(0, 0).to_string(), site.node.vf(0, 1).to_string());
     assert_eq!(kubelet.prefer(DPDK, &[&a, &b], &[], 1).await.unwrap().len(), 1);
     assert_eq!(kubelet.prefer(DPDK, &["x", "y"], &["z"], 1).await.unwrap(), Vec::<String>::new());
@@ -190,6 +194,39 @@ async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
     // The same id twice in one call is one device.
     let answer = kubelet.allocate_ids(DPDK, &[&a, &a]).await.unwrap();
     assert_eq!(only_device(&answer, "PCIDEVICE_INTEL_COM_DPDK"), a);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_file_and_a_flag_of_the_go_plugin_say_is_what_the_kubelet_and_a_pod_see() {
+    let config = r#"{"resourceList": [
+        {"resourceName": "near", "driver": "kernel", "selectors": {"pfNames": ["ens1f0#0"]},
+         "additionalInfo": {"*": {"rack": "7", "token": "all"}, "DEVICE": {"token": "its own"}}},
+        {"resourceName": "far", "resourcePrefix": "other.io", "excludeTopology": true, "driver": "kernel",
+         "selectors": [{"pfNames": ["ens9"]}, {"pfNames": ["ens1f0#1-2"]}]}]}"#;
+    let fake = FakeNode::new(1, 7);
+    let vf = |index| fake.vf(0, index).to_string();
+    let [first, second, third] = [vf(0), vf(1), vf(2)];
+    let mut site = Site::new(fake, &config.replace("DEVICE", &first));
+    // `--resource-prefix`, for entries that say none.
+    site.options.file = ConfigFile::load(&site.options.file.path, "openshift.io").unwrap();
+    site.start_manager(3).await;
+    site.start_kubelet(Release::V1_37);
+    site.start_plugin().await;
+    let (near, far) = ("openshift.io/near", "other.io/far");
+    site.until_healthy(near, 1).await;
+    site.until_healthy(far, 2).await;
+    let kubelet = site.kubelet();
+    assert_eq!((kubelet.numa_nodes(near, &first), kubelet.numa_nodes(far, &second)), (vec![0], vec![]));
+    // It was told of both, and never of one by the name of the other.
+    let error = kubelet.allocate_ids(near, &[&second]).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{near} has no device {second}")), "{error}");
+    let answer = kubelet.admit("one", "main", near, 1).await.unwrap();
+    let info = &answer.envs["PCIDEVICE_OPENSHIFT_IO_NEAR_INFO"];
+    assert!(info.contains(r#""extra":{"rack":"7","token":"its own"}"#), "{info}");
+    let answer = kubelet.admit("two", "main", far, 2).await.unwrap();
+    assert_eq!(answer.envs["PCIDEVICE_OTHER_IO_FAR"], format!("{second},{third}"));
+    assert!(!answer.envs["PCIDEVICE_OTHER_IO_FAR_INFO"].contains("extra"));
     site.stop().await;
 }
 

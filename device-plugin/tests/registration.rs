@@ -99,6 +99,26 @@ async fn refusals_and_hangs_are_tried_again_under_new_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_hangs_in_register_holds_up_nothing_else_and_is_asked_again() {
+    let mut site = site(Release::V1_37).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.until_healthy(KERNEL, 3).await;
+    site.kubelet().set(Scenario::HangsInRegister);
+    site.kubelet().drop_stream(DPDK);
+    site.until_page("/readyz", "the kubelet has not taken intel.com/dpdk").await;
+    site.until_page("/metrics", "ferrule_registration_failures_total{resource=\"intel.com/dpdk\"} 1").await;
+    assert!(site.page("/livez").await.contains("200 OK"));
+    // The other resource is served meanwhile.
+    site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+    site.kubelet().start_container("one", "main").await.unwrap();
+    site.kubelet().heal();
+    site.until_healthy(DPDK, 3).await;
+    site.until_page("/readyz", "200 OK").await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_plugin_takes_over_when_the_first_has_closed_its_lists() {
     for release in RELEASES {
         let mut site = site(release).await;

@@ -252,6 +252,13 @@ impl Kubelet {
         plugin.allocate(&ids).await.map_err(Refusal::Allocate)
     }
 
+    /// Calls PreStartContainer with ids of the caller's choice.
+    pub async fn start_ids(&self, resource: &str, ids: &[&str]) -> Result<(), Refusal> {
+        let plugin = self.shared.devices().plugin(resource)?;
+        let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
+        plugin.pre_start(&ids).await.map_err(Refusal::PreStart)
+    }
+
     /// Asks which devices go first, with arguments of the caller's choice.
     pub async fn prefer(
         &self,

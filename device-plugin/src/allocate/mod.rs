@@ -41,7 +41,7 @@ mod wired;
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use later::keep_trying_refused;
-pub use locks::DeviceLocks;
+pub use locks::{DeviceLock, DeviceLocks};
 use preferred::prefer;
 pub use preferred::{COST_TAKEN, Candidate};
 pub use told::ToldNodes;
@@ -271,8 +271,8 @@ impl Allocator {
     pub fn write_files_again(&self) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
         if self.resources.is_managed()
-            && (self.resources.are_wires_known() || !self.resources.has_software())
-            && let Err(error) = self.files.keep_only(&held, &self.resources.names())
+            && let Err(error) =
+                self.files.keep_only(&held, &self.resources.names(), self.resources.are_wires_known())
         {
             warn!(%error, "remove files of devices that no pod has");
         }

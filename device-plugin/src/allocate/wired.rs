@@ -6,10 +6,9 @@ use std::time::Instant;
 
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
-use tokio::sync::OwnedMutexGuard;
 use tracing::warn;
 
-use super::{Allocator, COST_TAKEN, Candidate};
+use super::{Allocator, COST_TAKEN, Candidate, DeviceLock};
 use crate::config::ResourceConfig;
 use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
@@ -48,27 +47,34 @@ impl Allocator {
 
     /// The same, with nobody at these ends who came before.
     async fn wire_without(&self, wire: &str, of_before: &[&str]) -> Result<(), WireError> {
-        let _lock = self.lock_wire(wire).await;
+        let lock = self.lock_wire(wire).await;
         match self.resources.pair(wire).filter(PairState::is_held) {
-            Some(state) => self.put_without(&state, of_before).await,
+            Some(state) => self.put_without(&state, of_before, &lock).await,
             None => Ok(()),
         }
     }
 
-    /// A connection may outlive its pod: whoever has its files keeps it. A wire that is made anew has none.
-    async fn put_without(&self, state: &PairState, of_before: &[&str]) -> Result<(), WireError> {
+    /// A connection may outlive its pod, and so may an open descriptor of the socket's path: whoever has one keeps it. So the path is
+    /// another one from now on, and a wire that is made anew has no connection.
+    async fn put_without(&self, state: &PairState, of_before: &[&str], lock: &DeviceLock) -> Result<(), WireError> {
         for id in of_before {
+            self.forwarder.renew_directory(id)?;
+        }
+        let is_shared = of_before.iter().fold(state.clone(), |left, id| left.without(id)).is_held();
+        if !is_shared && !of_before.is_empty() {
+            // It cuts nobody, and waits for nothing.
+            return self.forwarder.put_anew(state, lock).await;
+        }
+        self.forwarder.put(state, lock).await?;
+        for id in of_before {
+            // Nobody comes by the path of before any more.
             if self.forwarder.has_peer(state, id).await? {
-                warn!(
-                    wire = state.pair.name(),
-                    endpoint = id,
-                    "its pod has gone, and its peer has not: the wire is made anew"
-                );
-                self.forwarder.ask_to_remove(state.pair.name()).await?;
-                break;
+                let wire = state.pair.name();
+                warn!(wire, endpoint = id, "its pod has gone, and its peer has not: the wire is made anew");
+                return self.forwarder.put_anew(state, lock).await;
             }
         }
-        self.forwarder.put(state).await
+        Ok(())
     }
 
     /// Removes a wire that no pod has anything of.
@@ -88,12 +94,12 @@ impl Allocator {
     pub async fn take_back(&self, name: &LeaseName) -> Result<(), LeaseError> {
         self.know_wires().await?;
         let Some(state) = self.resources.pair(&name.device) else { return Ok(()) };
-        let _lock = self.lock_wire(state.pair.name()).await;
+        let lock = self.lock_wire(state.pair.name()).await;
         let is_due = self.resources.with_grants(|grants| grants.is_due(name, Instant::now()));
         let Some(state) = self.resources.pair(&name.device).filter(|_| is_due) else { return Ok(()) };
         let left = state.without(&name.device);
         if left.is_held() {
-            self.put_without(&left, &[&name.device]).await?;
+            self.put_without(&left, &[&name.device], &lock).await?;
         } else {
             self.forwarder.remove(&left).await?;
         }
@@ -101,7 +107,7 @@ impl Allocator {
     }
 
     /// A wire has the name of one of its ends, whose own lock is another.
-    async fn lock_wire(&self, wire: &str) -> Vec<OwnedMutexGuard<()>> {
+    async fn lock_wire(&self, wire: &str) -> DeviceLock {
         self.locks.lock(std::iter::once(format!("the wire {wire}"))).await
     }
 
@@ -159,11 +165,15 @@ impl Allocator {
         if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires().await }
     }
 
-    /// Learns from wires that are there what pods have.
+    /// Learns from wires that are there what pods have; the first time, files of endpoints are brought in line with that.
     pub async fn adopt_wires(&self) -> Result<(), WireError> {
         let wires = self.forwarder.list().await?;
         let states: Vec<_> = wires.iter().filter_map(|wire| self.forwarder.read(wire)).collect();
+        let is_first = !self.resources.are_wires_known();
         self.resources.adopt(&states);
+        if is_first {
+            self.write_files_again();
+        }
         Ok(())
     }
 }

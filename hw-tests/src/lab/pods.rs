@@ -31,12 +31,15 @@ impl PodNode {
     /// `config`: the plugin's. `state`: where it keeps what it keeps. The manager is that of `manager`.
     pub fn start(lab: &Lab, manager: Manager, config: &str, state: &Path) -> Result<Self> {
         let directory = lab.state();
+        // A Unix address has 107 bytes, and the kubelet's own directory is as short.
+        let kubelet_at = PathBuf::from(KUBELET);
+        let _ = fs::remove_dir_all(&kubelet_at);
         fs::write(directory.join("config.json"), config).context("write the plugin's configuration")?;
         let runtime =
             runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("make a runtime")?;
         let kubelet = {
             let _guard = runtime.enter();
-            let (plugins, pod_resources) = (directory.join("plugins"), directory.join("pod-resources.sock"));
+            let (plugins, pod_resources) = (kubelet_at.join(PLUGINS), kubelet_at.join(POD_RESOURCES));
             Kubelet::start(Options { plugins, pod_resources, release: Release::V1_36 }).context("start a kubelet")?
         };
         kubelet.run_pod(OWN_POD);
@@ -152,12 +155,13 @@ fn plugin(directory: &Path, state: &Path) -> Command {
         ("--config-file", "config.json"),
         ("--manager", "vf.sock"),
         ("--socket", "device-plugin.sock"),
-        ("--plugins", "plugins"),
-        ("--pod-resources", "pod-resources.sock"),
         ("--cdi-dir", "cdi"),
         ("--device-info-dir", "devinfo"),
     ] {
         command.arg(flag).arg(directory.join(file));
+    }
+    for (flag, path) in [("--plugins", PLUGINS), ("--pod-resources", POD_RESOURCES)] {
+        command.arg(flag).arg(Path::new(KUBELET).join(path));
     }
     command.arg("--state").arg(state);
     command
@@ -165,5 +169,9 @@ fn plugin(directory: &Path, state: &Path) -> Command {
 
 /// A list of pods without it is not believed.
 const OWN_POD: &str = "device-plugin";
-/// An emulated machine is slow.
-const DEADLINE: Duration = Duration::from_mins(1);
+/// Where the kubelet's stand-in is.
+const KUBELET: &str = "/run/kubelet";
+const PLUGINS: &str = "device-plugins";
+const POD_RESOURCES: &str = "pod-resources/kubelet.sock";
+/// An emulated machine is slow, and one beside builds more so.
+const DEADLINE: Duration = Duration::from_mins(2);

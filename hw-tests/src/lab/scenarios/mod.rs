@@ -61,10 +61,10 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_lease_ends_with_the_network_namespace_that_it_is_for", &[service::until_namespace]),
     Scenario::new("a_full_disk_shows_everything_lends_nothing_and_loses_nothing", &[node::full_disk]),
     Scenario::new("pods_get_the_vfs_of_one_pool_on_two_drivers_in_turn", &[pods::in_turn])
-        .within(Duration::from_mins(2)),
-    Scenario::new("a_kubelet_is_answered_and_told_soon", &[pods::times]).within(Duration::from_mins(3)),
+        .within(Duration::from_mins(5)),
+    Scenario::new("a_kubelet_is_answered_and_told_soon", &[pods::times]).within(Duration::from_mins(5)),
     Scenario::new("killed_plugins_a_full_disk_and_a_manager_away_cost_no_pod", &[pods::mishaps])
-        .within(Duration::from_mins(4)),
+        .within(Duration::from_mins(8)),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
