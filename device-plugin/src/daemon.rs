@@ -185,9 +185,7 @@ impl Daemon {
                 allocator.told.load();
                 // Whatever the configuration says now: a process before may have given endpoints to pods.
                 let adopted = timeout(ADOPT_WAIT, allocator.adopt_wires()).await;
-                if !allocator.resources.are_wires_known() {
-                    allocator.write_files_again();
-                }
+                allocator.write_files_at_start().await;
                 if let Ok(Err(error)) = adopted
                     && allocator.resources.has_software()
                 {
@@ -265,7 +263,7 @@ async fn stopping(phase: &mut watch::Receiver<Phase>) {
 /// Whether the kubelet can give away every resource; or, while another plugin does this, whether this one could take over.
 fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
     if !allocator.resources.is_managed() {
-        return Err("no VF is known: sriov-manager has not answered yet; start it, or look at its log".to_owned());
+        return Err("sriov-manager has not answered yet, and what it told a plugin before may be old; start it, or look at its log".to_owned());
     }
     if !duty.is_ours() {
         return Ok(());

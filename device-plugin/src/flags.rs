@@ -13,7 +13,7 @@ use ferrule_kubelet::{PLUGINS_DIRECTORY, POD_RESOURCES_SOCKET};
 use sriov_manager_client::SOCKET_DEFAULT;
 
 use crate::allocate::{CdiMode, DeviceFiles};
-use crate::config::{ConfigFile, Presets};
+use crate::config::{ConfigFile, Presets, parse_prefix};
 use crate::daemon::DaemonOptions;
 use crate::pod_resources::{POD, Witness};
 
@@ -25,7 +25,7 @@ pub struct Flags {
     #[arg(long, alias = "config", value_name = "FILE", default_value = "/etc/pcidp/config.json")]
     pub config_file: PathBuf,
     /// What a resource has in front of its name that names no prefix
-    #[arg(long, value_name = "DOMAIN", default_value = "intel.com")]
+    #[arg(long, value_name = "DOMAIN", default_value = "intel.com", value_parser = parse_prefix)]
     pub resource_prefix: String,
     /// Name devices by CDI in an annotation, as the Go plugin does; the same as `--cdi annotation`
     #[arg(long, conflicts_with = "cdi")]
@@ -225,9 +225,16 @@ mod tests {
 
     #[test]
     fn what_is_wrong_on_the_command_line_is_refused() {
-        for wrong in
-            ["--software 0", "--software 1025", "--use-cdi --cdi field", "--cdi maybe", "--pod-name me", "--metrics x", "--nonsense"]
-        {
+        for wrong in [
+            "--software 0",
+            "--software 1025",
+            "--use-cdi --cdi field",
+            "--cdi maybe",
+            "--pod-name me",
+            "--resource-prefix Intel.com",
+            "--metrics x",
+            "--nonsense",
+        ] {
             let words = ["device-plugin"].into_iter().chain(wrong.split_whitespace()).map(OsString::from);
             assert!(Flags::try_parse_from(translate(words)).is_err(), "{wrong}");
         }

@@ -314,7 +314,11 @@ mod tests {
                 let told = |value: &str| wrong_key(kind, source.clone(), &format!("\"{key}\": {value}"));
                 assert_eq!(told(fits), None, "{kind}: {key}");
                 assert_eq!(told(does_not), counts.then_some(*key), "{kind}: {key}");
-                assert_eq!(told(if *key == "vdpaType" { "\"\"" } else { "[]" }), None, "{kind}: {key}: empty means any");
+                assert_eq!(
+                    told(if *key == "vdpaType" { "\"\"" } else { "[]" }),
+                    None,
+                    "{kind}: {key}: empty means any"
+                );
             }
         }
         // Nothing here has a profile that is read.
@@ -347,7 +351,11 @@ mod tests {
         let device = Arc::new(device(vf()));
         let inventory = Inventory { devices: [(device.id.clone(), device)].into(), ..Inventory::default() };
         let pools = pools(&config, &[], &inventory, &[], |_, _| false);
-        assert_eq!((pools[0].members["0000:3b:02.1"].selector, pools[1].members.len()), (1, 0), "the first entry has it");
+        assert_eq!(
+            (pools[0].members["0000:3b:02.1"].selector, pools[1].members.len()),
+            (1, 0),
+            "the first entry has it"
+        );
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Pods get VFs and give them back: a manager on a made-up node, a kubelet stand-in, and the plugin between them.
 
 use std::fs;
+use std::time::Duration;
 
 use device_plugin::allocate::CdiMode;
 use device_plugin::config::ConfigFile;
+use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
+use sriov_manager::PciAddress;
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel as _;
 use sriov_manager_client::v1;
+use tokio::time::sleep;
 
 mod common;
 
@@ -80,14 +84,14 @@ async fn containers_of_a_pod_share_a_vf_and_the_next_pod_gets_it_cleaned() {
 
     // The kubelet gives it to the next pod before anybody has given it back, and later than one pod's containers are asked for.
     site.kubelet().end_pod("one");
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    sleep(Duration::from_millis(1100)).await;
     site.kubelet().admit("two", "main", DPDK, 1).await.unwrap();
     assert!(resets() > after_first, "{:?}", site.node.log());
     assert_eq!(site.vf(&vf.to_string()).await.driver, "vfio-pci");
     site.kubelet().start_container("two", "main").await.unwrap();
     let after_second = resets();
     site.kubelet().end_pod("two");
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    sleep(Duration::from_millis(1100)).await;
     site.kubelet().admit("three", "main", DPDK, 1).await.unwrap();
     assert!(resets() > after_second, "each next pod gets it clean");
     site.stop().await;
@@ -296,7 +300,7 @@ async fn a_manager_that_is_away_costs_no_pod() {
     site.until_healthy(DPDK, 2).await;
     let started = async {
         while site.kubelet().start_container("two", "main").await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(common::DEADLINE, started).await.expect("the kubelet's next try is good");
@@ -305,6 +309,77 @@ async fn a_manager_that_is_away_costs_no_pod() {
         (vf.driver.clone(), Some(vf.vfio_group)),
         ("vfio-pci".to_owned(), answer.devices.last().map(|node| node.host_path.clone()))
     );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_an_interface_is_admitted_when_it_is_lent_and_not_before() {
+    let mut site = Site::start(2, SHARED).await;
+    site.until_healthy(KERNEL, 2).await;
+    // The pod before had one, and the manager goes before that is given back: the next pod gets either.
+    site.kubelet().admit("before", "main", KERNEL, 2).await.unwrap();
+    site.until_list("both are lent", |list| list.vfs.iter().all(|vf| vf.lease.is_some())).await;
+    site.stop_manager().await;
+    site.kubelet().end_pod("before");
+    let admitted = async {
+        let answer = site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+        let vf = only_device(&answer, "PCIDEVICE_INTEL_COM_KERNEL").parse().unwrap();
+        // As a CNI plugin does, before the container starts.
+        site.node.move_netdev(vf, 4711, "one");
+        vf
+    };
+    let seen = async {
+        let is_given = |report: &Report| report.resource(KERNEL).unwrap().held().any(|(_, holder)| !holder.is_ready);
+        while !Report::read(&site.options.socket).await.is_ok_and(|report| is_given(&report)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        site.made_manager(2).await
+    };
+    let (vf, manager): (PciAddress, _) = tokio::join!(admitted, seen);
+    let lease = site.vf(&vf.to_string()).await.lease.unwrap();
+    assert_eq!(lease.id, format!("{KERNEL}@{vf}"));
+    site.kubelet().start_container("one", "main").await.unwrap();
+    // And after a crash.
+    site.kubelet().start_container("one", "main").await.unwrap();
+    site.manager = Some(manager);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_pf_was_told_for_a_pod_stays_whatever_the_configuration_says_by_then() {
+    let config = r#"{"resourceList": [{"resourceName": "net", "driver": "kernel", "selectors": {"pfNames": ["ens1f0"]},
+        "attributes": {"vlan": 100, "spoofChk": "off", "mtu": 9000}}]}"#;
+    let mut site = Site::start(1, config).await;
+    let net = "intel.com/net";
+    site.until_healthy(net, 1).await;
+    site.kubelet().admit("one", "main", net, 1).await.unwrap();
+    site.kubelet().start_container("one", "main").await.unwrap();
+    let vf = site.node.vf(0, 0);
+    site.node.move_netdev(vf, 4711, "one");
+    let told = async |site: &Site| {
+        let lease = site.vf(&vf.to_string()).await.lease.unwrap();
+        let attributes = lease.attributes.unwrap_or_default();
+        (attributes.vlan.map(|vlan| vlan.id), attributes.spoof_check, attributes.mtu, lease.fault)
+    };
+    let wanted = (Some(100), Some(false), Some(9000), String::new());
+    assert_eq!(told(&site).await, wanted);
+    // Its interface is in the pod, and its container crashes.
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
+    // Other attributes are the next pod's.
+    let extra = r#"{"resourceList": [{"resourceName": "extra", "selectors": {"vendors": ["ffff"]}},"#;
+    site.write_config(&config.replace("100", "200").replace(r#"{"resourceList": ["#, extra));
+    site.kubelet().until("the file is read", |kubelet| kubelet.open_lists("intel.com/extra") == 1).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
+    // So are those of nobody, after the resource has gone.
+    site.stop_plugin().await;
+    site.write_config(r#"{"resourceList": []}"#);
+    site.options.file = ConfigFile::load(&site.options.file.path, "intel.com").unwrap();
+    site.start_plugin().await;
+    site.until_healthy(net, 1).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
     site.stop().await;
 }
 

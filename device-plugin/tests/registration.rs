@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use device_plugin::daemon::Daemon;
+use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Release, Scenario};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario as Fault};
 
 mod common;
 
@@ -115,6 +116,31 @@ async fn a_kubelet_that_hangs_in_register_holds_up_nothing_else_and_is_asked_aga
     site.kubelet().heal();
     site.until_healthy(DPDK, 3).await;
     site.until_page("/readyz", "200 OK").await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_stops_answers_the_pod_that_is_being_admitted() {
+    let mut site = site(Release::V1_36).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.node.set(Fault::ReportHangs);
+    let plugin = site.plugin.take().unwrap();
+    let stopped = async {
+        let is_asked = |report: &Report| report.resource(DPDK).is_some_and(|dpdk| dpdk.held().count() == 1);
+        while !Report::read(&site.options.socket).await.is_ok_and(|report| is_asked(&report)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::join!(plugin.stop(), async {
+            // Long enough for a plugin that does not wait.
+            let closed = site.kubelet().until("the list is closed", |kubelet| kubelet.open_lists(DPDK) == 0);
+            let is_closed = tokio::time::timeout(Duration::from_millis(500), closed).await.is_ok();
+            site.node.heal();
+            assert!(!is_closed, "a pod that is being admitted is lost with the list");
+        });
+    };
+    let (answer, ()) = tokio::join!(site.kubelet().admit("one", "main", DPDK, 1), stopped);
+    assert_eq!(answer.unwrap().envs.len(), 3);
     site.stop().await;
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use device_plugin::config::ConfigFile;
+use device_plugin_client::Report;
 use dpdk_forwarder::config::WiresFile;
 use dpdk_forwarder::{Forwarder, Options};
 use dpdk_forwarder_client::{connect, v1};
@@ -284,6 +285,8 @@ async fn a_forwarder_that_is_away_costs_no_pod() {
     assert!(matches!(error, Refusal::PreStart(_)), "{error}");
     assert!(error.to_string().contains("start one with `dpdk-forwarder"), "{error}");
     node.site.until_page("/metrics", "ferrule_allocations_postponed_total{resource=\"intel.com/port\"} 1").await;
+    let told = Report::read(&node.site.options.socket).await.unwrap().problems.join("\n");
+    assert!(told.contains("do not start until dpdk-forwarder joins them: no forwarder answers on"), "{told}");
 
     node.start_forwarder().await;
     node.until_started("one").await;
@@ -452,12 +455,39 @@ fn connects(path: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn directories_that_a_killed_plugin_left_are_removed_and_those_of_pods_are_not() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let one = node.run("one", PORT).await;
+    node.until_named(&["one"]).await;
+    node.site.stop_plugin().await;
+    let software = node.site.options.software.clone();
+    let directory = |id: &str| software.join(id);
+    let left = ["soft-port-2", "soft-other-7"].map(|id| directory(id));
+    for left in &left {
+        fs::create_dir(left).unwrap();
+        fs::write(left.join("memif.sock"), "").unwrap();
+    }
+    node.site.start_plugin().await;
+    let deadline = Instant::now() + DEADLINE;
+    while left.iter().any(|left| is_there(left)) {
+        assert!(Instant::now() < deadline, "they are left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_there(&directory("soft-port-0")) && is_there(&directory("soft-port-1")), "both ends of a pod's wire");
+    let two = node.run("two", PORT).await;
+    cross(&mut memif(&one), &mut memif(&two));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn device_info_files_of_endpoints_are_removed_once_it_is_known_that_no_pod_has_them() {
     let mut node = Node::start(FOUR).await;
     node.site.until_healthy(PORT, 4).await;
     node.run("one", PORT).await;
     node.until_named(&["one"]).await;
-    let file = |id: &str| node.site.options.files.device_info.join(format!("intel.com-port-{id}-device.json"));
+    let infos = node.site.options.files.device_info.clone();
+    let file = |id: &str| infos.join(format!("intel.com-port-{id}-device.json"));
     let (held, left) = (file("soft-port-0"), file("soft-port-3"));
     fs::write(&left, "{}").unwrap();
     node.site.stop_plugin().await;

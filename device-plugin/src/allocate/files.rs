@@ -100,6 +100,11 @@ impl DeviceFiles {
         [self.info_path(resource, id), self.cdi_path(resource, id)]
     }
 
+    /// The same as [`Self::remove`], by the name of a lease.
+    pub fn remove_of(&self, name: &LeaseName) -> io::Result<()> {
+        Self::of_lease(name).map_or(Ok(()), |(resource, id)| self.remove(&resource, &id))
+    }
+
     /// Removes what there is of a device that no pod has any more.
     pub fn remove(&self, resource: &ResourceName, id: &str) -> io::Result<()> {
         for path in [self.info_path(resource, id), self.cdi_path(resource, id)] {

@@ -6,11 +6,10 @@ use std::time::Instant;
 
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Allocator, COST_TAKEN, Candidate, DeviceLock};
 use crate::config::ResourceConfig;
-use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;
@@ -32,9 +31,15 @@ impl Allocator {
             by_wire.entry(pair.pair.name().to_owned()).or_default().push(device);
         }
         for (wire, devices) in by_wire {
-            let of_before = devices.iter().filter(|device| device.tenant == Tenant::Next);
-            let of_before: Vec<_> = of_before.map(|device| device.member.device.id.as_str()).collect();
-            self.wire_without(&wire, &of_before).await?;
+            let lock = self.lock_wire(&wire).await;
+            // While it was waited for, somebody else may have done it, and the container may run.
+            let needs_cleaning =
+                |device: &&&Allotted| self.resources.with_grants(|grants| grants.needs_cleaning(&device.lease_name()));
+            let of_before = devices.iter().filter(needs_cleaning).map(|device| device.member.device.id.as_str());
+            let of_before: Vec<_> = of_before.collect();
+            if let Some(state) = self.resources.pair(&wire).filter(PairState::is_held) {
+                self.put_without(&state, &of_before, &lock).await?;
+            }
             self.resources.with_grants(|grants| devices.iter().for_each(|device| grants.lent(&device.lease_name())));
         }
         Ok(())
@@ -42,14 +47,9 @@ impl Allocator {
 
     /// Makes a wire what it should be now, if a pod has something of it.
     pub async fn wire_again(&self, wire: &str) -> Result<(), WireError> {
-        self.wire_without(wire, &[]).await
-    }
-
-    /// The same, with nobody at these ends who came before.
-    async fn wire_without(&self, wire: &str, of_before: &[&str]) -> Result<(), WireError> {
         let lock = self.lock_wire(wire).await;
         match self.resources.pair(wire).filter(PairState::is_held) {
-            Some(state) => self.put_without(&state, of_before, &lock).await,
+            Some(state) => self.put_without(&state, &[], &lock).await,
             None => Ok(()),
         }
     }
@@ -104,6 +104,21 @@ impl Allocator {
             self.forwarder.remove(&left).await?;
         }
         Ok(())
+    }
+
+    /// Removes directories of endpoints that no pod has, left by a plugin that was killed. What pods have must be known.
+    pub async fn sweep(&self) {
+        for id in self.forwarder.place.ids() {
+            let wire = self.resources.pair(&id).map_or_else(|| id.clone(), |state| state.pair.name().to_owned());
+            let _lock = self.lock_wire(&wire).await;
+            if self.resources.pair(&id).is_some_and(|state| state.is_held()) {
+                continue;
+            }
+            match self.forwarder.place.remove(&id) {
+                Ok(()) => info!(endpoint = id, "its directory is removed: no pod has it"),
+                Err(error) => warn!(endpoint = id, %error, "remove its directory, which no pod has"),
+            }
+        }
     }
 
     /// A wire has the name of one of its ends, whose own lock is another.
@@ -162,18 +177,24 @@ impl Allocator {
 
     /// Until wires of a process before are known, pods would be joined as the configuration says now, whatever they have.
     async fn know_wires(&self) -> Result<(), WireError> {
-        if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires().await }
+        if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires_later().await }
     }
 
-    /// Learns from wires that are there what pods have; the first time, files of endpoints are brought in line with that.
+    /// The same as [`Self::adopt_wires`] after the start. If nothing was known of them, files of endpoints are brought in line with them.
+    pub async fn adopt_wires_later(&self) -> Result<(), WireError> {
+        let were_known = self.resources.are_wires_known();
+        self.adopt_wires().await?;
+        if !were_known {
+            self.write_files_again();
+        }
+        Ok(())
+    }
+
+    /// Learns from wires that are there what pods have.
     pub async fn adopt_wires(&self) -> Result<(), WireError> {
         let wires = self.forwarder.list().await?;
         let states: Vec<_> = wires.iter().filter_map(|wire| self.forwarder.read(wire)).collect();
-        let is_first = !self.resources.are_wires_known();
         self.resources.adopt(&states);
-        if is_first {
-            self.write_files_again();
-        }
         Ok(())
     }
 }

@@ -25,8 +25,7 @@ impl Guests {
         let open = |side: usize| {
             let (given, socket) = &given[side];
             let spec = EndSpec::Vhost(FrontendSpec::new(SocketAddress::Path(socket.into())));
-            let container =
-                Container { netns: testbed.namespace(side), mounts: &given.mounts, files: Vec::new() };
+            let container = Container { netns: testbed.namespace(side), mounts: &given.mounts, files: Vec::new() };
             let opened = container.run(move || End::open(&spec, rate::TIMEOUT).map_err(io::Error::other));
             opened.map_err(|error| format!("connect to {socket} in the pod: {error}"))
         };

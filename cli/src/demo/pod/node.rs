@@ -99,6 +99,8 @@ fn plugin_launch(testbed: &Testbed, program: PathBuf) -> Result<Launch, DemoErro
         ("--forwarder", plan::admin_socket(testbed)),
         ("--software-dir", directory.join("software")),
         ("--manager", directory.join("vf.sock")),
+        // Not that of a plugin which serves this machine.
+        ("--socket", directory.join("device-plugin.sock")),
         ("--plugins", directory.join(PLUGINS)),
         ("--pod-resources", directory.join(PODS).join(KUBELET_SOCKET)),
         ("--state", directory.join("state")),

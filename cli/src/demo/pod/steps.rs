@@ -106,7 +106,8 @@ impl PodDemo<'_> {
                 mounts: &given.mounts,
                 files: vec![self.testbed.directory().join(format!("{process}.yaml"))],
             };
-            let sidecar = Daemon::start(launch, self.testbed, self.stop, |mut command| container.run(move || command.spawn()))?;
+            let sidecar =
+                Daemon::start(launch, self.testbed, self.stop, |mut command| container.run(move || command.spawn()))?;
             self.report.good(step, told(&given));
             Ok::<_, DemoError>(sidecar)
         };

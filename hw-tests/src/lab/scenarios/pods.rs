@@ -49,8 +49,9 @@ pub fn in_turn(lab: &Lab) -> Result<()> {
             node.kubelet().end_pod(pod);
         }
     }
-    node.until_healthy(KERNEL, 2)?;
-    node.until_told(DPDK, "all are free", |told| told.held().count() == 0)?;
+    for resource in [DPDK, KERNEL] {
+        node.until_told(resource, "all are free", |told| told.free().count() == 2)?;
+    }
     let after: Vec<_> = lab.pfs[0].vfs().iter().map(Function::driver).collect();
     ensure!(before == after, "drivers are as they were: {before:?}, {after:?}");
     Ok(())
