@@ -7,7 +7,6 @@ use device_plugin::allocate::CdiMode;
 use device_plugin::config::ConfigFile;
 use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
-use sriov_manager::PciAddress;
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel as _;
 use sriov_manager_client::v1;
@@ -314,35 +313,44 @@ async fn a_manager_that_is_away_costs_no_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_with_an_interface_is_admitted_when_it_is_lent_and_not_before() {
-    let mut site = Site::start(2, SHARED).await;
-    site.until_healthy(KERNEL, 2).await;
-    // The pod before had one, and the manager goes before that is given back: the next pod gets either.
-    site.kubelet().admit("before", "main", KERNEL, 2).await.unwrap();
-    site.until_list("both are lent", |list| list.vfs.iter().all(|vf| vf.lease.is_some())).await;
-    site.stop_manager().await;
-    site.kubelet().end_pod("before");
-    let admitted = async {
-        let answer = site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
-        let vf = only_device(&answer, "PCIDEVICE_INTEL_COM_KERNEL").parse().unwrap();
-        // As a CNI plugin does, before the container starts.
-        site.node.move_netdev(vf, 4711, "one");
-        vf
-    };
-    let seen = async {
-        let is_given = |report: &Report| report.resource(KERNEL).unwrap().held().any(|(_, holder)| !holder.is_ready);
-        while !Report::read(&site.options.socket).await.is_ok_and(|report| is_given(&report)) {
-            sleep(Duration::from_millis(10)).await;
+    for had_one_before in [false, true] {
+        let mut site = Site::start(1, SHARED).await;
+        site.until_healthy(KERNEL, 1).await;
+        if had_one_before {
+            // And nobody can give it back once the manager has gone.
+            site.kubelet().admit("before", "main", KERNEL, 1).await.unwrap();
+            // Whoever is admitted within a second is the same pod's next container.
+            sleep(Duration::from_millis(1100)).await;
         }
-        site.made_manager(2).await
-    };
-    let (vf, manager): (PciAddress, _) = tokio::join!(admitted, seen);
-    let lease = site.vf(&vf.to_string()).await.lease.unwrap();
-    assert_eq!(lease.id, format!("{KERNEL}@{vf}"));
-    site.kubelet().start_container("one", "main").await.unwrap();
-    // And after a crash.
-    site.kubelet().start_container("one", "main").await.unwrap();
-    site.manager = Some(manager);
-    site.stop().await;
+        site.stop_manager().await;
+        site.kubelet().end_pod("before");
+        let vf = site.node.vf(0, 0);
+        let admitted = async {
+            site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+            // As a CNI plugin does, before the container starts.
+            site.node.move_netdev(vf, 4711, "one");
+        };
+        let seen = async {
+            let is_given =
+                |report: &Report| report.resource(KERNEL).unwrap().held().any(|(_, holder)| !holder.is_ready);
+            let given = async {
+                while !Report::read(&site.options.socket).await.is_ok_and(|report| is_given(&report)) {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(common::DEADLINE, given).await.expect("it is given to a pod");
+            site.made_manager(1).await
+        };
+        let ((), manager) = tokio::join!(admitted, seen);
+        let lease = site.vf(&vf.to_string()).await.lease.map(|lease| lease.id);
+        assert_eq!(lease, Some(format!("{KERNEL}@{vf}")));
+        // And once more, after a crash.
+        for _ in 0..2 {
+            site.kubelet().start_container("one", "main").await.unwrap();
+        }
+        site.manager = Some(manager);
+        site.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -167,6 +167,11 @@ impl PodDemo<'_> {
         let exchanged = Guests::open(self.testbed, &given).and_then(|mut guests| guests.exchange());
         let seen = exchanged.map_err(|problem| node.failed("vhost-user", &problem))?;
         self.report.good("vhost-user", format!("three and four: {seen}"));
+        // A pod that was never listed may be one that starts.
+        self.until(node, "pod three", "their wire does not name both pods", |node| {
+            let names = GUESTS.map(|guest| format!("default/{}", guest.name));
+            Ok(node.wires()?.iter().any(|wire| holders(wire) == names))
+        })?;
         GUESTS.iter().for_each(|guest| node.kubelet.end_pod(guest.name));
         Ok(())
     }

@@ -93,8 +93,12 @@ pub fn times(lab: &Lab) -> Result<()> {
     for (name, vf, what) in [("ready", &vfs[0], "without rebind"), ("bound", &vfs[1], "with rebind to vfio-pci")] {
         let resource = format!("intel.com/{name}");
         node.until_healthy(&resource, 1)?;
-        let (mut allocated, mut lent) = (Vec::new(), Vec::new());
+        let (mut asked, mut allocated, mut lent) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
+            rest();
+            let began = Instant::now();
+            node.block_on(node.kubelet().allocate_ids(&resource, &[]))?;
+            asked.push(began.elapsed());
             rest();
             let began = Instant::now();
             node.admit("pod", &resource)?;
@@ -111,6 +115,7 @@ pub fn times(lab: &Lab) -> Result<()> {
             node.manager().release("alone", Duration::ZERO)?;
             node.until_healthy(&resource, 1)?;
         }
+        lab.times(&format!("an Allocate of nothing, beside those {what}"), &mut asked);
         lab.times(&format!("choice and Allocate, {what}"), &mut allocated);
         lab.times(&format!("the manager's part of it, {what}"), &mut lent);
     }
