@@ -20,7 +20,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
 # Of Open vSwitch only the programs are used: the bench starts them in a folder of its own.
 BENCH_PACKAGES := $(TEST_PACKAGES) openvswitch-switch-dpdk
 IMAGES_PACKAGES := binutils gcc libc6-dev
-NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf python3 util-linux
+NODE_PACKAGES := binutils busybox-static gcc iproute2 libc6-dev libseccomp-dev openssl pkgconf prometheus python3 util-linux
 VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-utils
 
 # What the demo does not measure is not optimized: 62 of the build's CPU seconds become 11.
@@ -46,12 +46,12 @@ test: need-test vm-pieces
 
 lab: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p ferrule
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
 	@target/debug/lab run $(ONLY)
 
 lab-shell: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p ferrule
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
 	@target/debug/lab shell
 
 # Without them what needs them is skipped, aloud.

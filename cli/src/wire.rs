@@ -39,7 +39,7 @@ pub struct AddArgs {
     #[arg(long, requires = "end")]
     name: Option<String>,
     /// An end; two are needed. As in `memif:socket=@x,id=0,role=server`, `vhost-user:socket=PATH,role=server` or
-    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`
+    /// `kernel:netns=PATH,name=nsm-1,address=10.0.0.1/30`, `vf:pool=fast` or `vf:address=0000:3b:02.1`
     #[arg(long, value_name = "KIND:KEY=VALUE,...", requires = "name")]
     end: Vec<EndArg>,
     /// What happens to frames when the other end is full

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::VdpaType;
 
-/// The tree that holds `sys`, `proc` and `dev`.
+/// The tree that holds `sys` and `proc`; in a pod, of these what its manifest mounts.
 #[derive(Clone, Debug)]
 pub struct Host {
     root: PathBuf,
@@ -105,9 +105,9 @@ impl Host {
         Self { root: root.into() }
     }
 
-    /// A file below it, by its path on the node.
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
+    fn path(&self, path: &str) -> PathBuf {
+        debug_assert!(is_below_one(path, &READS), "{path} is in none of {READS:?}");
+        self.root.join(path)
     }
 
     /// Looks at everything. What goes away meanwhile is left out.
@@ -169,6 +169,12 @@ impl Host {
     /// Whether an IOMMU group is one without an IOMMU.
     pub fn is_noiommu(&self, group: u32) -> bool {
         text(&self.path(&format!("sys/kernel/iommu_groups/{group}/name"))).as_deref() == Some("vfio-noiommu")
+    }
+
+    /// Whether the kernel has a device by this name that is no part of hardware, such as `vhost-net`: not before its module is loaded.
+    /// sysfs says so; a pod that saw the node itself could open terminals of the host beside it.
+    pub fn has_misc_device(&self, name: &str) -> bool {
+        self.path("sys/devices/virtual/misc").join(name).exists()
     }
 
     /// What tells one start of the machine from the next.
@@ -277,12 +283,44 @@ fn hex(file: &Path) -> Option<u32> {
     u32::from_str_radix(text(file)?.trim_start_matches("0x"), 16).ok()
 }
 
+fn is_below_one(path: &str, parts: &[impl AsRef<Path>]) -> bool {
+    parts.iter().any(|part| Path::new(path).starts_with(part))
+}
+
 /// The last part of where a link leads.
 fn link(file: &Path) -> Option<String> {
     Some(fs::read_link(file).ok()?.file_name()?.to_str()?.to_owned())
 }
 
+/// All that is read of the host. Links of `sys/bus` lead into `sys/devices`.
+const READS: [&str; 6] = [
+    "sys/bus",
+    "sys/devices",
+    "sys/kernel/iommu_groups",
+    "sys/module",
+    "proc/net/route",
+    "proc/sys/kernel/random/boot_id",
+];
+
 /// The base class of network controllers (PCI code and id assignment specification, 1.3).
 pub const CLASS_NETWORK: u8 = 0x02;
 /// The base class of processing accelerators (the same, 1.19).
 pub const CLASS_ACCELERATOR: u8 = 0x12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_mounts_all_that_is_read_of_the_host() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/manifests/device-plugin/daemonset.yaml");
+        let manifest = fs::read_to_string(file).unwrap();
+        assert!(manifest.contains("--root=/host"));
+        let mounts: Vec<_> = manifest
+            .lines()
+            .filter_map(|line| line.split_once("mountPath: /host/")?.1.split([',', ' ']).next())
+            .collect();
+        let missing: Vec<_> = READS.into_iter().filter(|part| !is_below_one(part, &mounts)).collect();
+        assert!(missing.is_empty(), "{missing:?} are below none of {mounts:?}");
+    }
+}

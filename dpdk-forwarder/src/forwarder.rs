@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::admin;
@@ -60,7 +60,7 @@ pub struct Forwarder {
     first: Option<JoinHandle<()>>,
     /// What follows the file, and the hangups that came meanwhile, for when the first wires are there.
     follow: Option<(Option<WiresFile>, Vec<&'static str>, Signal)>,
-    /// Reload and retry: they are cut off when draining begins.
+    /// Reload, retry and the leases of wires that are gone: they are cut off when draining begins.
     keepers: Vec<JoinHandle<()>>,
     /// Ends with the name of a thread of the engine that died.
     death: oneshot::Receiver<String>,
@@ -88,6 +88,7 @@ impl Forwarder {
         };
         let (settings, journal) = (config.settings(), config.journal.clone());
         ferrule_ethdev::configure(config.dpdk);
+        ferrule_ethdev::configure_leases(config.lease_settings());
         // By it the next forwarder at this socket finds the interfaces that a killed one left.
         let admin = config.socket.path.clone();
         let owner = admin.with_extension("id");
@@ -132,7 +133,8 @@ impl Forwarder {
         self.first = None;
         if let Some((file, by_flag, hangup)) = self.follow.take() {
             let reload = reload::keep_equal(file, by_flag, hangup, Arc::clone(&self.wires));
-            self.keepers = vec![tokio::spawn(reload), tokio::spawn(retry(Arc::clone(&self.wires)))];
+            let (retry, leases) = (retry(Arc::clone(&self.wires)), give_leases_back(Arc::clone(&self.wires)));
+            self.keepers = vec![tokio::spawn(reload), tokio::spawn(retry), tokio::spawn(leases)];
             self.announce();
         }
         Ok(())
@@ -276,9 +278,22 @@ async fn retry(wires: Arc<Wires>) {
     }
 }
 
+/// Gives back the VFs that no wire wants any more. Never ends by itself. When the forwarder stops, wires go and leases stay.
+async fn give_leases_back(wires: Arc<Wires>) {
+    loop {
+        let shown = Arc::clone(&wires);
+        let given = spawn_blocking(move || ferrule_ethdev::leases().give_back(|| shown.wanted_leases())).await;
+        if let Err(error) = given {
+            warn!(%error, "giving back VFs failed");
+        }
+        // Once more after a while: the manager may not have been there.
+        let _ = timeout(RETRY_INTERVAL, wires.leases_changed()).await;
+    }
+}
+
 /// Of the engine, that were not looked at yet.
 const EVENTS_MAX: usize = 256;
-/// How often a wire that could not be made is tried again.
+/// How often a wire that could not be made, or a lease that could not be given back, is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// How long clients may take to read their last answers.
 const SERVERS_GRACE: Duration = Duration::from_secs(1);
@@ -299,7 +314,7 @@ mod tests {
         // Wires that are never made.
         (forwarder.first, forwarder.death) = (Some(tokio::spawn(std::future::pending())), death);
         sender.send("worker-0".to_owned()).unwrap();
-        let error = tokio::time::timeout(Duration::from_secs(20), forwarder.ready()).await.expect("it is seen");
+        let error = timeout(Duration::from_secs(20), forwarder.ready()).await.expect("it is seen");
         assert!(matches!(error, Err(RunError::ThreadDied(thread)) if thread == "worker-0"));
         forwarder.stop().await;
     }

@@ -11,7 +11,7 @@ use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
 
-/// Joins memif, vhost-user and kernel interfaces by virtual wires.
+/// Joins memif, vhost-user and kernel interfaces, VFs and other DPDK devices by virtual wires.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {

@@ -136,12 +136,17 @@ fn one_line(text: &str) -> String {
 const OLDEST: &str = "22.11";
 const LIBRARIES: [&str; 4] = ["rte_eal", "rte_ethdev", "rte_mbuf", "rte_mempool"];
 /// What Rust calls in libdpdk itself.
-const FUNCTIONS: [&str; 26] = [
+const FUNCTIONS: [&str; 33] = [
+    "rte_dev_event_callback_register",
+    "rte_dev_event_callback_unregister",
     "rte_dev_name",
     "rte_dev_probe",
     "rte_dev_remove",
     "rte_eal_init",
+    "rte_eth_allmulticast_enable",
     "rte_eth_dev_adjust_nb_rx_tx_desc",
+    "rte_eth_dev_callback_register",
+    "rte_eth_dev_callback_unregister",
     "rte_eth_dev_close",
     "rte_eth_dev_configure",
     "rte_eth_dev_get_mtu",
@@ -163,4 +168,6 @@ const FUNCTIONS: [&str; 26] = [
     "rte_eth_xstats_get_names",
     "rte_pktmbuf_pool_create",
     "rte_version",
+    "rte_vfio_enable",
+    "rte_vfio_is_enabled",
 ];

@@ -50,6 +50,12 @@ impl PeerFile {
         is_eventfd(self.as_fd()).then(|| self.take())
     }
 
+    /// The descriptor for whoever keeps it, not counted any more. Whoever drops it may have to wait, so look first at what it is: one
+    /// that was opened with `O_PATH` closes at once.
+    pub fn into_kept(mut self) -> OwnedFd {
+        self.take()
+    }
+
     fn take(&mut self) -> OwnedFd {
         self.file.take().expect("it is there until the value is consumed")
     }

@@ -79,6 +79,11 @@ pub fn may_skip() -> bool {
     env::var_os("FERRULE_SKIP").is_none_or(|value| value != "never")
 }
 
+/// Whether what fails runs once more, alone (`FERRULE_AGAIN=1`, as in `.ci/run`), before it counts as failed.
+pub fn second_chance() -> bool {
+    env::var_os("FERRULE_AGAIN").is_some_and(|value| value == "1")
+}
+
 /// DPDK's test program.
 pub const TESTPMD: Need = Need::Program { name: "dpdk-testpmd", package: "dpdk-dev" };
 

@@ -22,7 +22,7 @@ impl FromStr for EndArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
         if kind.is_empty() || !kind.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-            return Err("an end begins with its kind, as in `memif:`, `vhost-user:` or `kernel:`".to_owned());
+            return Err("an end begins with its kind, as in `memif:`, `vhost-user:`, `kernel:` or `vf:`".to_owned());
         }
         let mut end = Self { kind: kind.to_owned(), fields: Map::new() };
         for field in fields.split(',').filter(|field| !field.is_empty()) {
@@ -38,9 +38,11 @@ impl FromStr for EndArg {
 impl EndArg {
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let (key, value) = match key {
-            "address" => return self.push("addresses", value.into()),
+            // A VF has one, and an interface may have many.
+            "address" if self.kind != "vf" => return self.push("addresses", value.into()),
+            "pool" => return self.push(key, value.into()),
             "route" => return self.push("routes", route(value)),
-            "id" | "queues" | "ring" | "buffer" | "mtu" => (key, number(value)),
+            "id" | "queues" | "ring" | "buffer" | "mtu" | "vlan" => (key, number(value)),
             _ => (key, value.into()),
         };
         match self.fields.insert(key.to_owned(), value) {
@@ -118,6 +120,8 @@ mod tests {
         let ends = [
             "memif:socket=@x,id=0,role=server,secret=0123",
             "kernel:netns=/run/netns/pod,name=nsm-1,address=10.0.0.1/30,address=fd00::1/64,route=10.1.0.0/16 via 10.0.0.2,mtu=1500",
+            "vf:pool=fast,pool=spare,vlan=7,mac=02:00:00:00:00:01",
+            "vf:address=0000:3b:02.1",
         ];
         let item = item(&AddArgs {
             file: None,
@@ -143,6 +147,8 @@ mod tests {
                     "netns": "/run/netns/pod", "name": "nsm-1", "addresses": ["10.0.0.1/30", "fd00::1/64"],
                     "routes": [{ "to": "10.1.0.0/16", "via": "10.0.0.2" }], "mtu": 1500,
                 } },
+                { "vf": { "pool": ["fast", "spare"], "vlan": 7, "mac": "02:00:00:00:00:01" } },
+                { "vf": { "address": "0000:3b:02.1" } },
             ],
         });
         assert_eq!(serde_json::from_str::<Value>(&item.yaml).unwrap(), expected);

@@ -21,8 +21,9 @@ pub trait ExternalPort: Any + fmt::Debug + fmt::Display + Send + Sync {
     /// One word for its kind, as in settings and metrics: `vf`.
     fn kind(&self) -> &'static str;
 
-    /// What it takes for itself, in a few words: `vf 0000:3b:02.1`. Two ends of which it is the same cannot both be there.
-    fn identity(&self) -> String;
+    /// What it takes for itself, in a few words: `vf 0000:3b:02.1`. Two ends of which it is the same cannot both be there. None: whatever
+    /// it takes, another one of the same words can be there beside it.
+    fn identity(&self) -> Option<String>;
 
     /// Whether `other` says the same. If so, a wire that is asked for once more is left alone; if not, it is made anew.
     /// A type with `PartialEq` says `other.downcast_ref() == Some(self)`.
@@ -114,8 +115,8 @@ impl PortSpec for ExternalSpec {
         self.0.check().into_iter().map(|error| error.below(self.0.kind())).collect()
     }
 
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: None, words: self.0.identity() }
+    fn identity(&self) -> Option<EndIdentity> {
+        Some(EndIdentity { netns: None, words: self.0.identity()? })
     }
 
     fn attachment(&self) -> Attachment<'_> {

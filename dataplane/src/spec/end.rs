@@ -41,8 +41,8 @@ impl EndSpec {
         self.as_port().kind()
     }
 
-    /// What it takes for itself.
-    pub fn identity(&self) -> EndIdentity {
+    /// What it takes for itself; none: nothing that another end could take.
+    pub fn identity(&self) -> Option<EndIdentity> {
         self.as_port().identity()
     }
 

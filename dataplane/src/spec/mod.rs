@@ -84,8 +84,9 @@ impl WireSpec {
                 format!("one end carries {} frames and the other {}; both must be the same", a.mode(), b.mode());
             errors.push(FieldError::new("ends", problem));
         }
-        let identity = a.identity();
-        if identity == b.identity() {
+        if let Some(identity) = a.identity()
+            && Some(&identity) == b.identity().as_ref()
+        {
             errors.push(FieldError::new("ends", format!("both ends are {}", identity.words)));
         }
         if self.trusted && self.full == Full::Drop {

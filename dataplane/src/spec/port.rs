@@ -15,8 +15,8 @@ pub(crate) trait PortSpec: fmt::Display {
     /// Everything that is wrong with it on its own.
     fn check(&self) -> Vec<FieldError>;
 
-    /// What it takes for itself.
-    fn identity(&self) -> EndIdentity;
+    /// What it takes for itself; none: nothing that another end could take.
+    fn identity(&self) -> Option<EndIdentity>;
 
     /// Where its frames come from and go to.
     fn attachment(&self) -> Attachment<'_>;

@@ -92,7 +92,7 @@ impl NicSpec {
 
     fn error(&self, tried: &str, reason: &str, cure: &str) -> DeviceError {
         let [tried, reason, cure] = [tried, reason, cure].map(str::to_owned);
-        DeviceError { tried, device: self.identity(), reason, cure }
+        DeviceError { tried, device: format!("nic {}", self.number), reason, cure }
     }
 }
 
@@ -119,8 +119,8 @@ impl ExternalPort for NicSpec {
         "nic"
     }
 
-    fn identity(&self) -> String {
-        format!("nic {}", self.number)
+    fn identity(&self) -> Option<String> {
+        Some(format!("nic {}", self.number))
     }
 
     fn is_same(&self, other: &dyn ExternalPort) -> bool {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ferrule_kubelet::v1beta1::DeviceSpec;
 use sriov_manager_client::v1;
+use tracing::warn;
 
 use crate::config::{ResourceConfig, SoftwareKind, VdpaType};
 use crate::host::Host;
@@ -149,13 +150,13 @@ fn of_device(resource: &ResourceConfig, member: &Member, bound: &Bound, host: &H
         }
     }
     let selector = member.selector(resource);
-    if selector.is_some_and(|selector| selector.need_vhost_net) && VHOST.iter().all(|node| host.path(node).exists()) {
+    if selector.is_some_and(|selector| selector.need_vhost_net) && has_vhost_net(resource, host) {
         info.insert("vhost", words(&[("net-mount", VHOST[0]), ("tun-mount", VHOST[1])]));
         nodes.extend(VHOST.iter().map(|node| same(node)));
     }
     if selector.is_some_and(|selector| selector.is_rdma) && device.software().is_none() {
         let mut rdma = device.rdma.nodes.clone();
-        if !rdma.is_empty() && host.path(RDMA_CM).exists() {
+        if !rdma.is_empty() && host.has_misc_device("rdma_cm") {
             rdma.push(RDMA_CM.to_owned());
         }
         info.insert("rdma", rdma_info(&rdma, &device.rdma.devices));
@@ -192,6 +193,15 @@ fn go_json(value: &impl serde::Serialize) -> String {
     ['<', '>', '&', '\u{2028}', '\u{2029}']
         .into_iter()
         .fold(text, |text, char| text.replace(char, &format!("\\u{:04x}", u32::from(char))))
+}
+
+/// Whether there are the nodes that `needVhostNet` asks for. A pod is not refused because of them: the Go plugin does not either.
+fn has_vhost_net(resource: &ResourceConfig, host: &Host) -> bool {
+    let missing: Vec<_> = ["vhost-net", "tun"].into_iter().filter(|name| !host.has_misc_device(name)).collect();
+    if !missing.is_empty() {
+        warn!(resource = %resource.name, ?missing, "no node of needVhostNet is given: load the modules vhost_net and tun on the node");
+    }
+    missing.is_empty()
 }
 
 /// The class of a CDI device, as the Go plugin names them.
@@ -301,8 +311,9 @@ mod tests {
     #[test]
     fn rdma_vdpa_and_vhost_bring_their_nodes_each_once() {
         let root = tempfile::tempdir().unwrap();
-        for node in ["dev/vhost-net", "dev/net/tun", "dev/infiniband/rdma_cm"] {
-            fs::create_dir_all(root.path().join(node)).unwrap();
+        let misc = root.path().join("sys/devices/virtual/misc");
+        for name in ["vhost-net", "tun", "rdma_cm"] {
+            fs::create_dir_all(misc.join(name)).unwrap();
         }
         let host = Host::new(root.path());
         let selectors = r#"{"resourceName": "a", "selectors": {"isRdma": true, "needVhostNet": true}}"#;

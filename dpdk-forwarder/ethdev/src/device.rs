@@ -10,6 +10,8 @@ use ferrule_dataplane::port::external::DeviceError;
 use ferrule_dataplane::port::{Source, Target};
 use ferrule_dataplane::spec::MacAddress;
 use ferrule_dpdk::config::PortConfig;
+use ferrule_dpdk::eal::Eal;
+use ferrule_dpdk::error::PortError;
 use ferrule_dpdk::port::Port;
 use tracing::{info, warn};
 
@@ -17,26 +19,39 @@ use crate::queue::{EthdevSource, EthdevTarget};
 use crate::settings::start;
 use crate::spec::EthdevSpec;
 
-/// Makes it, and starts DPDK if it is the first one.
+/// Makes the device of an end, and starts DPDK if it is the first one.
 pub(crate) fn make(spec: &EthdevSpec, context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
     let eal = start().map_err(|error| spec.error("make", error.to_string(), error.cure()))?;
-    let config = PortConfig {
-        // Both were checked.
-        queues: u16::try_from(spec.queues).unwrap_or(u16::MAX),
-        mtu: spec.mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
-        buffer: None,
-    };
-    let (port, queues) = Port::open(eal, &spec.device, &config).map_err(|error| {
+    let (port, rings) = open(eal, &spec.device, (spec.queues, spec.mtu), context).map_err(|error| {
         let cure = match error.call {
-            "rte_pktmbuf_pool_create" => "raise `dpdk.memory` in the wires file",
+            POOL_CALL => RAISE_MEMORY,
             _ => "see DPDK's page of that driver for its devargs",
         };
         spec.error("make", format!("{}: {}", error.call, error.cause), cure)
     })?;
+    let words = format!("{} ({})", port.device(), port.driver());
+    Ok(MadeDevice { rings, device: Arc::new(EthdevDevice::new(port, words)) })
+}
+
+/// Opens a port of so many queues, with this MTU.
+pub(crate) fn open(
+    eal: &'static Eal,
+    devargs: &str,
+    (queues, mtu): (u32, Option<u32>),
+    context: &DeviceContext,
+) -> Result<(Arc<Port>, LaneEnd), PortError> {
+    let config = PortConfig {
+        // Both were checked.
+        queues: u16::try_from(queues).unwrap_or(u16::MAX),
+        mtu: mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
+        buffer: None,
+    };
+    let loss = context.loss.clone();
+    let (port, queues) = Port::open(eal, devargs, &config, Arc::new(move |why| loss.lost(&why)))?;
     info!(
         wire = context.wire,
         end = context.end,
-        device = spec.device,
+        device = devargs,
         driver = port.driver(),
         port = port.id(),
         promiscuous = port.is_promiscuous(),
@@ -47,14 +62,26 @@ pub(crate) fn make(spec: &EthdevSpec, context: &DeviceContext) -> Result<MadeDev
             (Box::new(EthdevSource::new(rx)), Box::new(EthdevTarget::new(tx)));
         ends
     });
-    let rings = LaneEnd::external(queues);
-    Ok(MadeDevice { rings, device: Arc::new(EthdevDevice { port, is_told_down: AtomicBool::new(false) }) })
+    Ok((port, LaneEnd::external(queues)))
 }
 
-struct EthdevDevice {
+/// The call that fails when DPDK's memory is used up, and what to do.
+pub(crate) const POOL_CALL: &str = "rte_pktmbuf_pool_create";
+pub(crate) const RAISE_MEMORY: &str = "raise `dpdk.memory` in the wires file";
+
+/// A port that runs.
+pub(crate) struct EthdevDevice {
     port: Arc<Port>,
+    /// What it is.
+    words: String,
     /// Its link is down because we have brought it down.
     is_told_down: AtomicBool,
+}
+
+impl EthdevDevice {
+    pub fn new(port: Arc<Port>, words: String) -> Self {
+        Self { port, words, is_told_down: AtomicBool::new(false) }
+    }
 }
 
 impl Device for EthdevDevice {
@@ -68,7 +95,7 @@ impl Device for EthdevDevice {
             (false, false) => LinkState::Down,
         };
         Ok(DeviceStatus {
-            words: format!("{} ({}){speed}", self.port.device(), self.port.driver()),
+            words: format!("{}{speed}", self.words),
             link,
             mac: self.port.mac().ok().map(MacAddress),
             mtu: Some(status.mtu.into()),

@@ -18,8 +18,8 @@ impl ExternalPort for EthdevSpec {
         "ethdev"
     }
 
-    fn identity(&self) -> String {
-        format!("DPDK device {}", self.name())
+    fn identity(&self) -> Option<String> {
+        Some(format!("DPDK device {}", self.name()))
     }
 
     fn is_same(&self, other: &dyn ExternalPort) -> bool {
@@ -35,14 +35,7 @@ impl ExternalPort for EthdevSpec {
             );
             errors.push(FieldError::new("device", problem));
         }
-        if !(1..=QUEUES_MAX).contains(&self.queues) {
-            errors.push(FieldError::new("queues", format!("{} queues; 1 to {QUEUES_MAX} are possible", self.queues)));
-        }
-        if let Some(mtu) = self.mtu
-            && !(MTU_MIN..=MTU_MAX).contains(&mtu)
-        {
-            errors.push(FieldError::new("mtu", format!("{mtu}; {MTU_MIN} to {MTU_MAX} are possible")));
-        }
+        check_queues_and_mtu(self.queues, self.mtu, &mut errors);
         errors
     }
 
@@ -53,12 +46,30 @@ impl ExternalPort for EthdevSpec {
 
     #[cfg(no_dpdk)]
     fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
-        let reason = format!("this forwarder was built without DPDK: {}", MISSING.unwrap_or_default());
-        Err(self.error(
-            "make",
-            reason,
-            "build it where libdpdk (22.11 or newer), pkg-config and libclang are installed",
-        ))
+        Err(built_without(format!("DPDK device {}", self.name())))
+    }
+}
+
+/// What is wrong with the queues and the MTU of a device, whatever it is.
+pub(crate) fn check_queues_and_mtu(queues: u32, mtu: Option<u32>, errors: &mut Vec<FieldError>) {
+    if !(1..=QUEUES_MAX).contains(&queues) {
+        errors.push(FieldError::new("queues", format!("{queues} queues; 1 to {QUEUES_MAX} are possible")));
+    }
+    if let Some(mtu) = mtu
+        && !(MTU_MIN..=MTU_MAX).contains(&mtu)
+    {
+        errors.push(FieldError::new("mtu", format!("{mtu}; {MTU_MIN} to {MTU_MAX} are possible")));
+    }
+}
+
+/// Why a device is not made.
+#[cfg(no_dpdk)]
+pub(crate) fn built_without(device: String) -> DeviceError {
+    DeviceError {
+        tried: "make".to_owned(),
+        device,
+        reason: format!("this forwarder was built without DPDK: {}", MISSING.unwrap_or_default()),
+        cure: "build it where libdpdk (22.11 or newer), pkg-config and libclang are installed".to_owned(),
     }
 }
 
@@ -91,7 +102,8 @@ mod tests {
     #[test]
     fn two_ends_are_one_device_if_their_names_are_equal_and_the_same_end_if_all_is() {
         let ends = ["net_ring0,a=b", "net_ring0", "net_ring01"].map(EthdevSpec::new);
-        assert_eq!(ends.each_ref().map(ExternalPort::identity)[..2], ["DPDK device net_ring0"; 2]);
+        let identity = Some("DPDK device net_ring0".to_owned());
+        assert_eq!(ends.each_ref().map(ExternalPort::identity)[..2], [identity.clone(), identity]);
         assert_ne!(ends[1].identity(), ends[2].identity());
         assert!(ends[0].is_same(&ends[0].clone()) && !ends[0].is_same(&ends[1]));
         assert_eq!(ends[0].to_string(), "ethdev net_ring0,a=b");

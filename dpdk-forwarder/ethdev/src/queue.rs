@@ -11,9 +11,10 @@ use ferrule_dpdk::queue::{MovedFrames, RxQueue, Stored, TxQueue};
 use ferrule_ffi::span::Span;
 
 /// What comes from a device.
-pub(crate) struct EthdevSource(RxQueue);
+pub struct EthdevSource(RxQueue);
 
 impl EthdevSource {
+    /// Of this queue.
     pub fn new(rx: RxQueue) -> Self {
         Self(rx)
     }
@@ -93,9 +94,10 @@ impl Source for EthdevSource {
 }
 
 /// What goes to a device.
-pub(crate) struct EthdevTarget(TxQueue);
+pub struct EthdevTarget(TxQueue);
 
 impl EthdevTarget {
+    /// By this queue.
     pub fn new(tx: TxQueue) -> Self {
         Self(tx)
     }

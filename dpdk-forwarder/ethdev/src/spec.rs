@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+#[cfg(not(no_dpdk))]
 use ferrule_dataplane::port::external::DeviceError;
 
 /// An end that is a DPDK device.
@@ -26,6 +27,7 @@ impl EthdevSpec {
         self.device.split(',').next().unwrap_or_default()
     }
 
+    #[cfg(not(no_dpdk))]
     pub(crate) fn error(&self, tried: &str, reason: impl Into<String>, cure: impl Into<String>) -> DeviceError {
         let device = format!("DPDK device {}", self.name());
         DeviceError { tried: tried.to_owned(), device, reason: reason.into(), cure: cure.into() }

@@ -8,13 +8,14 @@ mod common;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use common::{client, client_spec, engine, eventually, memif_wire, receive, send, unique};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
 use ferrule_dataplane::status::{EndState, LinkState, WireStatus};
 use ferrule_dataplane::{Applied, Engine};
 use ferrule_endpoints::memif::Endpoint;
-use ferrule_ethdev::EthdevSpec;
+use ferrule_ethdev::{EthdevSpec, VfSpec};
 use nix::sched::{CloneFlags, unshare};
 
 const LENGTHS: [usize; 7] = [60, 64, 65, 128, 1000, 1513, 1514];
@@ -133,12 +134,62 @@ fn what_a_device_refuses_fails_its_own_wire_and_no_other() {
 }
 
 #[test]
+fn a_device_whose_interface_goes_is_closed_and_comes_back_with_it_and_no_other_wire_loses_a_frame() {
+    in_namespace("a_device_whose_interface_goes_is_closed_and_comes_back_with_it", |engine| {
+        let (memif, spec) = memif_wire("other", Role::Server, Role::Server, Full::Hold);
+        engine.apply(spec).unwrap();
+        let mut others = [0, 1].map(|number| client(&memif, number));
+        until_up(engine, &memif);
+        for (device, interface, make) in [
+            ("net_af_packet0,iface=veth0", "veth0", Some("link add veth0 type veth peer name veth1")),
+            // It makes its interface itself.
+            ("net_tap0,iface=tap7", "tap7", None),
+        ] {
+            let name = unique("lost");
+            engine.apply(wire(&name, &EthdevSpec::new(device))).unwrap();
+            let _peer = client(&name, 0);
+            until_up(engine, &name);
+            ip(&format!("link del {interface}"));
+            let began = Instant::now();
+            let mut number = 0_u8;
+            let mut others_go_on = || {
+                number = number.wrapping_add(1);
+                send(&mut others[0], 0, &frame(64, number));
+                assert_eq!(receive(&mut others[1], 0), frame(64, number));
+            };
+            let is_lost = || matches!(status(engine, &name).ends[1], EndState::Lost { .. });
+            if make.is_some() {
+                eventually("it is lost", || {
+                    others_go_on();
+                    is_lost()
+                });
+                println!("{device}: closed after {:?}", began.elapsed());
+            }
+            make.into_iter().chain(["link set veth0 up", "link set veth1 up"]).for_each(ip);
+            eventually("it is back", || {
+                others_go_on();
+                let shown = Command::new("ip").args(["link", "show", interface]).output().unwrap();
+                shown.status.success() && status(engine, &name).is_up()
+            });
+            println!("{device}: back after {:?}", began.elapsed());
+            engine.remove(&name).unwrap();
+        }
+    });
+}
+
+#[test]
 fn without_dpdk_a_wire_says_so() {
     if has_dpdk() {
         return;
     }
     let error = engine().apply(wire(&unique("none"), &EthdevSpec::new("net_null0"))).unwrap_err().to_string();
     assert!(error.contains("make DPDK device net_null0: this forwarder was built without DPDK: "), "{error}");
+    let vf = WireSpec::new(
+        unique("vf"),
+        [end(&EthdevSpec::new("net_null0")), EndSpec::External(VfSpec::of_pool("fast").into())],
+    );
+    let error = engine().apply(vf).unwrap_err().to_string();
+    assert!(error.contains("this forwarder was built without DPDK: "), "{error}");
 }
 
 /// Whether this was built with it.
@@ -166,12 +217,16 @@ fn in_namespace(test: &str, run: impl FnOnce(&Engine) + Send + 'static) {
             return;
         }
         for arguments in ["link add veth0 type veth peer name veth1", "link set veth0 up", "link set veth1 up"] {
-            let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-            assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            ip(arguments);
         }
         run(&engine());
     });
     thread.join().unwrap();
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn end(ethdev: &EthdevSpec) -> EndSpec {

@@ -160,7 +160,7 @@ impl<'a> Seen<'a> {
 
     fn external(&mut self, wire: usize, end: usize, external: &ExternalSpec) {
         let later = Place { wire, field: format!("ends[{end}].{}", external.kind()) };
-        let identity = external.identity();
+        let Some(identity) = external.identity() else { return };
         let earlier = self.external.entry(identity.clone()).or_insert_with(|| later.clone()).clone();
         if earlier.wire != wire {
             let problem = format!("{identity} is taken already");

@@ -12,7 +12,7 @@ use ferrule_daemon::ApiSocket;
 use ferrule_daemon::settings::{Diagnostics, Field, FileSettings, SettingsFile, decode, parse};
 use ferrule_dataplane::spec::{ByteSize, FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
-use ferrule_ethdev::DpdkSettings;
+use ferrule_ethdev::{DpdkSettings, LeaseSettings};
 
 use conflicts::{Conflict, conflicts};
 pub use dpdk_forwarder_client::ADMIN_DEFAULT;
@@ -36,6 +36,8 @@ pub struct Config {
     pub journal: Option<PathBuf>,
     /// How DPDK is started, when a wire asks for it.
     pub dpdk: DpdkSettings,
+    /// The socket of the manager that lends VFs.
+    pub sriov_manager: PathBuf,
     /// The wires, in the order of the file.
     pub wires: Vec<WireSpec>,
 }
@@ -49,6 +51,12 @@ impl Config {
     /// What the workers are started with.
     pub fn settings(&self) -> Settings {
         Settings { idle: self.idle, ..Settings::new(self.workers.clone()) }
+    }
+
+    /// Where VFs come from, and by which name this forwarder has them.
+    pub fn lease_settings(&self) -> LeaseSettings {
+        let forwarder = format!("dpdk-forwarder {}", self.socket.path.display());
+        LeaseSettings { manager: self.sriov_manager.clone(), forwarder }
     }
 
     /// The settings that differ from `self` in `newer` and that only a restart can change, one line each. Those that were
@@ -75,6 +83,8 @@ impl Config {
         let memory = |config: &Self| format!("{}MiB", config.dpdk.memory_mib);
         compare("dpdk.memory", memory(self), memory(newer));
         compare("dpdk.hugepages", self.dpdk.hugepages.to_string(), newer.dpdk.hugepages.to_string());
+        let manager = |config: &Self| config.sriov_manager.display().to_string();
+        compare("sriov_manager", manager(self), manager(newer));
         changes
     }
 }
@@ -96,6 +106,7 @@ impl Default for Config {
             metrics: None,
             journal: None,
             dpdk: DpdkSettings::default(),
+            sriov_manager: LeaseSettings::default().manager,
             wires: Vec::new(),
         }
     }
@@ -126,6 +137,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         "metrics",
         "journal",
         "dpdk",
+        "sriov_manager",
         "wires",
     ]) else {
         return config;
@@ -141,6 +153,8 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     config.metrics = table.optional("metrics").and_then(|field| field.parse_as("an address as in `127.0.0.1:9090`"));
     config.journal = table.optional("journal").and_then(|field| read_path(&field));
     config.dpdk = table.optional("dpdk").map_or_else(DpdkSettings::default, |field| read_dpdk(&field));
+    let manager = table.optional("sriov_manager").and_then(|field| read_path(&field));
+    config.sriov_manager = manager.unwrap_or(config.sriov_manager);
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
     report_conflicts(&config.wires, &entries);

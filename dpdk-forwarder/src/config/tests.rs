@@ -4,10 +4,11 @@ use ferrule_dataplane::spec::{
     EndSpec, Full, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, SocketAccess, SocketAddress,
     VhostUserSpec,
 };
-use ferrule_ethdev::EthdevSpec;
+use ferrule_ethdev::{EthdevSpec, VfAttributes, VfSpec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::admin::{Secrets, spec_from_proto, spec_to_proto};
 
 #[test]
 fn the_file_of_the_issue_is_read_exactly_like_it_is_written() {
@@ -91,6 +92,52 @@ wires:
 }
 
 #[test]
+fn vfs_are_read_and_checked() {
+    let text = "\
+sriov_manager: /run/vf.sock
+wires:
+  - { name: a, ends: [{ vf: { pool: fast } }, { vf: { pool: [fast, spare], queues: 2, mtu: 9000 } }] }
+  - name: b
+    ends:
+      - vf: { address: '0000:3b:02.1', mac: '02:00:00:00:00:01', vlan: 7, trust: true, spoof_check: false }
+      - kernel: { name: a }
+";
+    let config = Config::parse("f", text).unwrap();
+    assert_eq!(config.lease_settings().manager.to_str(), Some("/run/vf.sock"));
+    assert_eq!(Config::default().needs_restart(&config, &[]).len(), 1);
+    let two = VfSpec { queues: 2, mtu: Some(9000), ..VfSpec::of_pool("fast") };
+    let two = VfSpec { pools: vec!["fast".into(), "spare".into()], ..two };
+    assert_eq!(
+        config.wires[0].ends,
+        [EndSpec::External(VfSpec::of_pool("fast").into()), EndSpec::External(two.into())]
+    );
+    let mac = Some("02:00:00:00:00:01".parse().unwrap());
+    let attributes = VfAttributes { mac, vlan: Some(7), trust: Some(true), spoof_check: Some(false) };
+    let at = VfSpec { attributes, ..VfSpec::at("0000:3b:02.1") };
+    assert_eq!(config.wires[1].ends[0], EndSpec::External(at.into()));
+    for wire in config.wires {
+        assert_eq!(spec_from_proto(&spec_to_proto(&wire, Secrets::Shown)), Ok(wire));
+    }
+
+    let text = "\
+wires:
+  - { name: a, ends: [{ vf: { address: '0000:3b:02.1' } }, { vf: { address: '0000:3b:02.1' } }] }
+  - { name: b, ends: [{ vf: { address: '0000:3b:02.1' } }, { vf: { trust: maybe, vlan: 4095 } }] }
+";
+    let told = Config::parse("f", text).unwrap_err().to_string();
+    let told: Vec<_> = told.lines().map(|line| line.split_once(": ").unwrap().1).collect();
+    let wanted = [
+        "wires[0].ends: both ends are vf 0000:3b:02.1",
+        "wires[1].ends[0].vf: vf 0000:3b:02.1 is taken already, by the wire `a` on line 2; choose another device for one of them",
+        "wires[1].ends[1].vf.trust: `maybe`; `true` or `false` is wanted",
+        "wires[1].ends[1].vf.pool: missing; a pool of sriov-manager is wanted, or the `address` of a VF",
+        "wires[1].ends[1].vf.vlan: 4095; 1 to 4094 are possible",
+    ];
+    let missing: Vec<_> = wanted.iter().filter(|line| !told.contains(line)).collect();
+    assert!(missing.is_empty() && told.len() == wanted.len(), "{missing:?} of {told:?}");
+}
+
+#[test]
 fn an_empty_file_means_the_defaults_and_no_wires() {
     for text in ["", "# nothing yet\n", "wires:\n", "wires: []\n", "---\n"] {
         assert_eq!(Config::parse("f", text), Ok(Config::default()), "{text:?}");
@@ -150,8 +197,8 @@ wires.yaml:14:83: wires[1].ends[1].memif.buffer: 100 bytes; a multiple of 64 fro
 wires.yaml:16:11: wires[2].ends: a wire has exactly two ends, not 1
 wires.yaml:16:21: wires[2].ends[0].memif.socket: missing; a path or an abstract name as in `\"@name\"` is wanted
 wires.yaml:16:21: wires[2].ends[0].memif.role: missing; `server` or `client` is wanted
-wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel, ethdev
-wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel, ethdev
+wires.yaml:18:14: wires[3].ends[0].tap: unknown key; the keys here are memif, vhost-user, kernel, ethdev, vf
+wires.yaml:18:25: wires[3].ends[1]: a mapping is wanted, with the keys memif, vhost-user, kernel, ethdev, vf
 wires.yaml:19:5: wires[3].colour: unknown key; the keys here are name, full, trusted, owner, labels, ends";
     assert_eq!(Config::parse("wires.yaml", text).unwrap_err().to_string(), expected);
 }

@@ -10,7 +10,7 @@ use ferrule_dataplane::spec::{
     ByteSize, EndSpec, Full, Group, KernelSpec, MemifSpec, Mode, NetNs, Prealloc, Process, Role, Route, SocketAccess,
     SocketAddress, VhostFeatures, VhostUserSpec, WireSpec,
 };
-use ferrule_ethdev::EthdevSpec;
+use ferrule_ethdev::{EthdevSpec, VfAttributes, VfSpec};
 
 /// Reads and judges one wire.
 pub(super) fn read(field: &Field<'_>, diagnostics: &Diagnostics) -> WireSpec {
@@ -82,17 +82,20 @@ impl End {
 }
 
 fn read_end(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
-    let table = field.table(&["memif", "vhost-user", "kernel", "ethdev"]);
+    let table = field.table(&["memif", "vhost-user", "kernel", "ethdev", "vf"]);
     match table.as_ref().and_then(Table::only) {
         Some(("memif", memif)) => read_memif(&memif, diagnostics),
         Some(("kernel", kernel)) => read_kernel(&kernel, diagnostics),
         Some(("vhost-user", vhost)) => read_vhost_user(&vhost, diagnostics),
         Some(("ethdev", ethdev)) => read_ethdev(&ethdev, diagnostics),
+        Some(("vf", vf)) => read_vf(&vf, diagnostics),
         // An unknown kind is reported already.
         Some(_) => End::unknown(diagnostics),
         None => {
             if table.is_some() {
-                field.wrong("an end is one of `memif: {..}`, `vhost-user: {..}`, `kernel: {..}` or `ethdev: {..}`");
+                field.wrong(
+                    "an end is one of `memif: {..}`, `vhost-user: {..}`, `kernel: {..}`, `ethdev: {..}` or `vf: {..}`",
+                );
             }
             End::unknown(diagnostics)
         }
@@ -275,6 +278,32 @@ fn read_ethdev(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
         ..EthdevSpec::new(device.map_or_else(|| stand_in(diagnostics), ToOwned::to_owned))
     };
     End { spec: EndSpec::External(ethdev.into()), mode_known: true }
+}
+
+fn read_vf(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
+    let Some(table) = field.table(&["address", "pool", "queues", "mtu", "mac", "vlan", "trust", "spoof_check"]) else {
+        return End { mode_known: true, ..End::unknown(diagnostics) };
+    };
+    let number = |key| table.optional(key).and_then(|field: Field<'_>| field.number(0..=u64::from(u32::MAX)));
+    let switch = |key| table.optional(key).and_then(|field| field.choice(&[("true", true), ("false", false)]));
+    let pool = table.optional("pool");
+    let pools = pool.iter().flat_map(|field| {
+        let items = if field.is_text() { vec![field.clone()] } else { field.items().unwrap_or_default() };
+        items.into_iter().filter_map(|item| item.text().map(ToOwned::to_owned)).collect::<Vec<_>>()
+    });
+    let vf = VfSpec {
+        address: table.optional("address").and_then(|field| field.text()).map(ToOwned::to_owned),
+        pools: pools.collect(),
+        queues: number("queues").unwrap_or(1),
+        mtu: number("mtu"),
+        attributes: VfAttributes {
+            mac: table.optional("mac").and_then(|field| field.parse()),
+            vlan: table.optional("vlan").and_then(|field| field.number(0..=u64::from(u16::MAX))),
+            trust: switch("trust"),
+            spoof_check: switch("spoof_check"),
+        },
+    };
+    End { spec: EndSpec::External(vf.into()), mode_known: true }
 }
 
 fn read_route(field: &Field<'_>) -> Option<Route> {

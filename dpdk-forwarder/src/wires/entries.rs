@@ -1,10 +1,11 @@
 //! What was asked for, by name. Pure: it knows the engine's answers, not the engine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ferrule_dataplane::EngineError;
-use ferrule_dataplane::spec::{NetNs, Process, WireSpec};
+use ferrule_dataplane::spec::{EndSpec, NetNs, Process, WireSpec};
 use ferrule_dataplane::status::{EndState, WireStatus};
+use ferrule_ethdev::{VfSpec, lease_name};
 
 use super::{ChangeError, Listed, Origin};
 use crate::plan::{Step, plan};
@@ -104,6 +105,15 @@ impl Entries {
     fn next_change(&mut self) -> Change {
         self.last.0 += 1;
         self.last
+    }
+
+    /// The leases of the VFs that its wires have as ends.
+    pub fn leases(&self) -> BTreeSet<String> {
+        let ends = self.wires.values().flat_map(|entry| {
+            entry.spec.ends.iter().enumerate().map(|(number, end)| (entry.spec.name.as_str(), number, end))
+        });
+        let is_vf = |end: &EndSpec| matches!(end, EndSpec::External(end) if end.downcast_ref::<VfSpec>().is_some());
+        ends.filter(|(.., end)| is_vf(end)).map(|(wire, number, _)| lease_name(wire, number)).collect()
     }
 
     /// What makes the wires of the file those that are wanted.

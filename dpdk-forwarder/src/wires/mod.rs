@@ -8,6 +8,7 @@
 //! Modules in reading order: `entries` (what was asked for, by name; pure), `asked` (the engine's answers awaited), `put`
 //! (a change of the admin API, and back if it cannot be).
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use ferrule_dataplane::spec::WireSpec;
 use ferrule_dataplane::status::{WireStatus, WorkerStatus};
 use ferrule_dataplane::{Engine, EngineError};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::admin::spec_from_proto;
@@ -90,6 +92,8 @@ pub struct Wires {
     /// Wires that were put, and whose answer nobody waits for any more. It is noted when it comes.
     late: Mutex<Vec<Asked>>,
     draining: AtomicBool,
+    /// A wire has gone, or is another one.
+    leases: Notify,
 }
 
 /// Wires that the engine was asked for at the start.
@@ -99,7 +103,8 @@ impl Wires {
     /// No wires yet.
     pub fn new(engine: Engine, journal: Option<Journal>) -> Self {
         let turn = Mutex::new(Turn::new(journal));
-        Self { engine, entries: Mutex::default(), turn, late: Mutex::default(), draining: AtomicBool::new(false) }
+        let (entries, late, draining) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Self { engine, entries, turn, late, draining, leases: Notify::new() }
     }
 
     /// Asks for the wires of the file and for those that the journal remembers: from here on their names are taken. Comes
@@ -209,6 +214,16 @@ impl Wires {
         self.finish(asked, Again::No);
     }
 
+    /// The leases of VFs that wires want, those that are being removed too.
+    pub fn wanted_leases(&self) -> BTreeSet<String> {
+        self.entries().leases()
+    }
+
+    /// Returns when fewer leases may be wanted than before.
+    pub async fn leases_changed(&self) {
+        self.leases.notified().await;
+    }
+
     /// Every wire, in the order of their names.
     pub fn list(&self) -> Vec<Listed> {
         self.entries().list(self.engine.wires())
@@ -307,6 +322,7 @@ impl Wires {
             (Err(problem), _) => error!(wire = spec.name, %problem, "wire not made; {then}"),
         }
         self.entries().answer(&spec.name, failure);
+        self.leases.notify_one();
     }
 
     /// Nobody wants a wire any more: the engine is asked to remove it. Under the turn.
@@ -331,6 +347,7 @@ impl Wires {
         if self.entries().is_last(name, change) {
             self.entries().remove(name);
         }
+        self.leases.notify_one();
         removed
     }
 

@@ -111,6 +111,7 @@ impl Wires {
         let name = spec.name.clone();
         let mut turn = lock(&self.turn);
         let is_last = self.entries().is_last(&name, change);
+        self.leases.notify_one();
         match result {
             Ok(applied) => {
                 if applied != Applied::Unchanged {

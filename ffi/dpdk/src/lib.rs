@@ -9,7 +9,7 @@
 //! ```
 //! In reading order:
 //! - [`eal`]: DPDK's environment, started once in a process, when it is needed.
-//! - [`port`]: a device, from its devargs to its end. [`open`]: how it is made, with its queues; [`config`]: what it is made of; [`stats`]: what it tells.
+//! - [`port`]: a device, from its devargs to its end. [`open`]: how it is made, with its queues; [`config`]: what it is made of; [`stats`]: what it tells; [`watch`]: what it says of its own end.
 //! - [`queue`]: its queues: frames as slices.
 //! - [`error`]: which call failed on which device, and why.
 //! - `library`, `log`, `pool`: how libdpdk is loaded, where its log goes, and what frames lie in.
@@ -41,3 +41,5 @@ pub mod port;
 pub mod queue;
 #[cfg(not(no_dpdk))]
 pub mod stats;
+#[cfg(not(no_dpdk))]
+pub mod watch;

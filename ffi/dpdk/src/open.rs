@@ -7,23 +7,30 @@ use crate::eal::Eal;
 use crate::error::PortError;
 use crate::port::Port;
 use crate::queue::{RxQueue, TxQueue};
+use crate::watch::LossFn;
 
 /// What receives and what sends, queue by queue.
 pub type QueuePairs = Vec<(RxQueue, TxQueue)>;
 
 impl Port {
     /// Makes the device that `devargs` names (`net_af_packet0,iface=eth1`; `0000:3b:02.1`), and starts it. Its queue pairs in
-    /// their order.
+    /// their order. `lost` is called, on a thread of DPDK's on which the port must not be closed, when the device says that it is lost.
     ///
     /// # Errors
     /// It cannot be made, or cannot do what `config` asks for. Nothing of it is left then.
-    pub fn open(eal: &'static Eal, devargs: &str, config: &PortConfig) -> Result<(Arc<Self>, QueuePairs), PortError> {
+    pub fn open(
+        eal: &'static Eal,
+        devargs: &str,
+        config: &PortConfig,
+        lost: LossFn,
+    ) -> Result<(Arc<Self>, QueuePairs), PortError> {
         let mut control = eal.control();
         let mut port = Self::probe(eal, devargs)?;
         if let Err(error) = port.set_up(config, &mut control) {
             port.close(&mut control);
             return Err(error);
         }
+        port.watch(lost);
         drop(control);
         let port = Arc::new(port);
         let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {

@@ -5,14 +5,16 @@ use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, PoisonError};
 
-use ferrule_dpdk_sys::{Dpdk, rte_device, rte_eth_dev_info, rte_ether_addr};
+use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_dev_info, rte_ether_addr};
 use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
 
 use crate::config::{BURST, DESCRIPTORS, Plan, PortConfig, buffers};
 use crate::eal::Eal;
 use crate::error::{PortError, cause};
 use crate::log;
 use crate::pool::{ANY_NODE, Mempool, Pools, Shape};
+use crate::watch::{LossFn, Watch};
 
 /// A port that runs. When it and all of its queues are dropped, it is stopped and closed, and its device is removed; that
 /// may take its time.
@@ -30,6 +32,9 @@ pub struct Port {
     is_promiscuous: bool,
     pub(crate) pools: Vec<Mempool>,
     is_started: bool,
+    /// The interface of the kernel that it is made of, if it is of one, by its number.
+    interface: u32,
+    watch: Option<Watch>,
     /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
     turn: Mutex<()>,
 }
@@ -90,6 +95,7 @@ impl Port {
             let cause = format!("there are {} ports already, as many as this DPDK can have", before.len());
             return Err(refused(cause));
         }
+        enable_vfio(eal);
         // SAFETY: a string, of which DPDK keeps a copy. `Eal::control` is held.
         let (status, said) = log::collect(|| unsafe { eal.dpdk.rte_dev_probe(text.as_ptr()) });
         if status < 0 {
@@ -112,6 +118,8 @@ impl Port {
             is_promiscuous: false,
             pools: Vec::new(),
             is_started: false,
+            interface: 0,
+            watch: None,
             turn: Mutex::default(),
         })
     }
@@ -120,7 +128,7 @@ impl Port {
     pub(crate) fn set_up(&mut self, config: &PortConfig, control: &mut Pools) -> Result<(), PortError> {
         let id = self.id;
         let info = self.info()?;
-        self.handle = info.device;
+        (self.handle, self.interface) = (info.device, info.if_index);
         if self.ports.len() > 1 {
             let cause = format!("it has {} ports, and an end of a wire is one", self.ports.len());
             return Err(PortError::new(&self.device, "rte_dev_probe", cause));
@@ -132,8 +140,11 @@ impl Port {
         // SAFETY: the port is there until `self` is dropped, and `mtu` has room for the answer.
         self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(id, &raw mut mtu) })?;
         let plan = Plan::new(config, &info, mtu, &self.device)?;
+        // SAFETY: the driver's flags, which are there as long as the device.
+        let can_tell = unsafe { info.dev_flags.as_ref() }.is_some_and(|flags| flags & FERRULE_DEV_INTR_RMV != 0);
         (self.frame_max, self.room, self.segments_max) = (plan.frame_max, plan.room, plan.segments_max);
-        let (conf, queues) = (plan.conf(), config.queues);
+        let (mut conf, queues) = (plan.conf(), config.queues);
+        conf.intr_conf.set_rmv(can_tell.into());
         self.call("rte_eth_dev_configure", |dpdk| {
             // SAFETY: the port is there, and `conf` is copied.
             unsafe { dpdk.rte_eth_dev_configure(id, queues, queues, &raw const conf) }
@@ -174,7 +185,27 @@ impl Port {
         let all = self.call("rte_eth_promiscuous_enable", |dpdk| unsafe { dpdk.rte_eth_promiscuous_enable(id) });
         self.is_promiscuous =
             all.inspect_err(|error| tracing::info!("{error}; only its own address is received")).is_ok();
+        // Where that is not allowed, neighbours of IPv6 are found at least.
+        // SAFETY: the port is there.
+        let groups = self.call("rte_eth_allmulticast_enable", |dpdk| unsafe { dpdk.rte_eth_allmulticast_enable(id) });
+        if let Err(error) = groups {
+            tracing::debug!("{error}");
+        }
         Ok(())
+    }
+
+    /// Has `lost` called when the device says that it is removed or was reset, or the kernel asks for it back. It must not close the port.
+    pub(crate) fn watch(&mut self, lost: LossFn) {
+        // SAFETY: the name is a string of the device, which is there until it is removed.
+        let name = unsafe { CStr::from_ptr(self.dpdk().rte_dev_name(self.handle)) }.to_owned();
+        self.watch = Some(Watch::new(self.dpdk(), self.id, name, lost));
+    }
+
+    /// Whether the interface of the kernel that it is made of is gone. Most drivers do not notice.
+    pub(crate) fn has_lost_interface(&self) -> bool {
+        // nix takes the null pointer, by which libc says that there is none, for a name of no character.
+        let has_name = |name: CString| !name.is_empty();
+        self.interface != 0 && !if_indextoname(self.interface).map_or_else(|error| error != Errno::ENXIO, has_name)
     }
 
     /// What its driver says of it.
@@ -244,6 +275,7 @@ impl Port {
     }
 
     pub(crate) fn close(&mut self, control: &mut Pools) {
+        self.watch = None;
         if self.is_started {
             self.drain();
         }
@@ -277,6 +309,19 @@ impl Drop for Port {
         }
     }
 }
+
+/// DPDK looks for VFIO when it starts. Its modules may have been loaded since.
+fn enable_vfio(eal: &Eal) {
+    // SAFETY: a string. `Eal::control` is held, and no device is on VFIO as long as it is not enabled.
+    unsafe {
+        if eal.dpdk.rte_vfio_is_enabled(VFIO.as_ptr()) == 0 {
+            eal.dpdk.rte_vfio_enable(VFIO.as_ptr());
+        }
+    }
+}
+
+/// The module.
+const VFIO: &CStr = c"vfio";
 
 /// Devices of other kinds have names of the same form, and would be made before it is seen that they have no port.
 fn check_name(devargs: &str) -> Result<(), PortError> {

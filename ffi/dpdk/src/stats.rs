@@ -33,6 +33,9 @@ impl Port {
         if removed != 0 {
             return Err(PortError::new(self.device(), "rte_eth_dev_is_removed", "the device was removed".to_owned()));
         }
+        if self.has_lost_interface() {
+            return Err(PortError::new(self.device(), "the interface", "it is gone".to_owned()));
+        }
         let mut link = ferrule_link { speed: 0, is_up: 0 };
         // SAFETY: the port is there, and there is room for the answer.
         self.call("rte_eth_link_get_nowait", |dpdk| unsafe { dpdk.ferrule_link_get(self.id(), &raw mut link) })?;

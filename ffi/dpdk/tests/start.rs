@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Command;
+use std::sync::Arc;
 
 /// How the process of a case is told which one it is.
 const CASE: &str = "FERRULE_DPDK_CASE";
@@ -83,7 +84,7 @@ fn take_all_of_64_mib() {
     let before = free();
     let mut ports = Vec::new();
     let refusal = loop {
-        match Port::open(eal, &format!("net_null{}", ports.len()), &PortConfig::default()) {
+        match Port::open(eal, &format!("net_null{}", ports.len()), &PortConfig::default(), Arc::new(|_| {})) {
             Ok(port) => ports.push(port),
             Err(error) => break error,
         }

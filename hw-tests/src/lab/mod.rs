@@ -4,13 +4,14 @@
 //! - [`scenario`]: what a scenario is, and what it has inside the machine;
 //! - [`scenarios`]: all of them: this is where to add one;
 //! - [`pci`]: PFs and VFs as the kernel shows them;
-//! - [`manager`]: a running `sriov-manager`; [`testpmd`]: DPDK on VFs;
+//! - [`manager`]: a running `sriov-manager`; [`forwarder`]: a running `dpdk-forwarder`; [`testpmd`]: DPDK on VFs;
 //! - [`pods`]: a node that gives VFs to pods;
 //! - [`xdp`]: an XDP program for an interface;
 //! - [`topology`]: the machine;
 //! - [`runner`]: boots it, runs scenarios, keeps the machine fresh;
 //! - [`report`]: what is printed and left behind.
 
+pub mod forwarder;
 pub mod manager;
 pub mod pci;
 pub mod pods;

@@ -40,6 +40,8 @@ pub enum Verdict {
     Passed,
     /// It does not, and what is known about that.
     Failed(String),
+    /// It did not, and did when it ran again, alone: what was known about that.
+    Unsteady(String),
     /// It could not run here, and why.
     Skipped(String),
 }
@@ -72,6 +74,7 @@ impl Report {
         let (word, more) = match &line.verdict {
             Verdict::Passed => ("ok", ""),
             Verdict::Failed(why) => ("FAILED", why.as_str()),
+            Verdict::Unsteady(_) => ("unsteady", "failed above, and passed alone"),
             Verdict::Skipped(why) => ("skipped", why.as_str()),
         };
         println!("{word:>8}  {}  ({:.1} s)", line.scenario, line.seconds);
@@ -85,14 +88,34 @@ impl Report {
         self.lines.sort_by_key(|line| self.names.iter().position(|name| **name == *line.scenario));
     }
 
-    /// How many passed, failed and were skipped.
+    /// Whether a scenario failed.
+    pub fn failed(&self, name: &str) -> bool {
+        self.lines.iter().any(|line| line.scenario == name && matches!(line.verdict, Verdict::Failed(_)))
+    }
+
+    /// What became of those that ran again: one that passed now is unsteady.
+    pub fn again(&mut self, report: Self) {
+        for mut line in report.lines {
+            let Some(at) = self.lines.iter().position(|before| before.scenario == line.scenario) else { continue };
+            let before = self.lines.remove(at);
+            if let (Verdict::Failed(why), Verdict::Passed) = (before.verdict, &line.verdict) {
+                line.verdict = Verdict::Unsteady(why);
+            }
+            self.add(line);
+        }
+    }
+
+    /// How many passed (the unsteady ones among them), failed and were skipped.
     pub fn counts(&self) -> [usize; 3] {
-        let count = |is: fn(&Verdict) -> bool| self.lines.iter().filter(|line| is(&line.verdict)).count();
         [
-            count(|verdict| matches!(verdict, Verdict::Passed)),
-            count(|verdict| matches!(verdict, Verdict::Failed(_))),
-            count(|verdict| matches!(verdict, Verdict::Skipped(_))),
+            self.count(|verdict| matches!(verdict, Verdict::Passed | Verdict::Unsteady(_))),
+            self.count(|verdict| matches!(verdict, Verdict::Failed(_))),
+            self.count(|verdict| matches!(verdict, Verdict::Skipped(_))),
         ]
+    }
+
+    fn count(&self, is: fn(&Verdict) -> bool) -> usize {
+        self.lines.iter().filter(|line| is(&line.verdict)).count()
     }
 
     /// Writes the report and prints its last line; returns whether nothing failed.
@@ -102,12 +125,39 @@ impl Report {
         let text = serde_json::to_string_pretty(&self.lines).context("write the report")?;
         fs::write(to, text + "\n").with_context(|| format!("write {}", to.display()))?;
         let [passed, failed, skipped] = self.counts();
+        let unsteady = self.count(|verdict| matches!(verdict, Verdict::Unsteady(_)));
         if let Some(summary) = std::env::var_os("FERRULE_SUMMARY") {
             let file = fs::File::options().create(true).append(true).open(&summary);
-            let written = file.and_then(|mut file| writeln!(file, "{passed} {failed} {skipped}"));
+            let written = file.and_then(|mut file| writeln!(file, "{passed} {failed} {skipped} {unsteady}"));
             written.with_context(|| format!("write {}", summary.display()))?;
         }
         println!("{}: {passed} passed, {failed} failed, {skipped} skipped", self.title);
         Ok(failed == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_failed_and_passes_alone_is_unsteady_and_one_that_fails_again_is_not() {
+        let names = ["steady", "unsteady", "broken"];
+        let failed = |why: &str| Verdict::Failed(why.to_owned());
+        let report = |verdicts: [(&str, Verdict); 2]| {
+            let mut report = Report::new("lab", names);
+            for (name, verdict) in verdicts {
+                report.add(Line::new(name, verdict));
+            }
+            report
+        };
+        let mut whole = report([("broken", failed("once")), ("unsteady", failed("once"))]);
+        whole.add(Line::new("steady", Verdict::Passed));
+        whole.again(report([("broken", failed("twice")), ("unsteady", Verdict::Passed)]));
+
+        let verdicts: Vec<_> = whole.lines.iter().map(|line| (line.scenario.as_str(), line.verdict.clone())).collect();
+        let unsteady = Verdict::Unsteady("once".to_owned());
+        assert_eq!(verdicts, [("steady", Verdict::Passed), ("unsteady", unsteady), ("broken", failed("twice"))]);
+        assert_eq!(whole.counts(), [2, 1, 0]);
     }
 }

@@ -1,13 +1,11 @@
 //! DPDK's test program on VFs: who carries frames, and who holds a VF.
 
-use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::pci::Function;
 use super::scenario::Lacks;
-use super::topology::PMDS;
 use crate::process::Process;
 use crate::vm::pieces::program;
 
@@ -18,9 +16,6 @@ pub fn start(vfs: &[&Function], arguments: &[String]) -> Result<Process> {
     let mut command = Command::new("stdbuf");
     // Two threads on the node of the first PF, one of which only waits for commands.
     command.arg("-oL").arg(testpmd).args(["--in-memory", "--no-telemetry", "--lcores", "0@1,1@0"]);
-    for driver in fs::read_dir(PMDS).context("read DPDK's drivers")?.flatten() {
-        command.arg("-d").arg(driver.path());
-    }
     for vf in vfs {
         command.args(["-a", &vf.address]);
     }

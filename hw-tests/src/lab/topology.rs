@@ -78,7 +78,7 @@ pub fn image(shell: Option<String>) -> Image {
     Image {
         modules: modules.split(' ').collect(),
         programs,
-        own: vec!["sriov-manager", "crash-manager", "device-plugin", "ferrule"],
+        own: vec!["sriov-manager", "crash-manager", "device-plugin", "dpdk-forwarder", "responder", "ferrule"],
         shell,
     }
 }
@@ -91,16 +91,14 @@ fn testpmd() -> Result<Vec<(PathBuf, String)>> {
     let mut parts = vec![(testpmd, "/bin/dpdk-testpmd".to_owned()), (program("stdbuf")?, "/bin/stdbuf".to_owned())];
     parts.push((stdbuf.clone(), stdbuf.to_string_lossy().into_owned()));
     let folder = pmds().context("find DPDK's drivers")?;
-    for driver in ["mempool_ring", "net_e1000"] {
+    for driver in ["mempool_ring", "net_e1000", "net_virtio"] {
         let library = folder.join(format!("librte_{driver}.so"));
         ensure!(library.exists(), "no {}", library.display());
-        parts.push((library, format!("{PMDS}/librte_{driver}.so")));
+        // Where DPDK looks for them.
+        parts.push((library.clone(), library.to_string_lossy().into_owned()));
     }
     Ok(parts)
 }
-
-/// Where the drivers are inside.
-pub const PMDS: &str = "/lib/dpdk";
 
 /// Where Debian has them: `/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0`.
 fn pmds() -> Option<PathBuf> {

@@ -4,6 +4,7 @@
 //! `/dev/null`, so that a runtime can put them into containers.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl Hardware {
             kernel: parts.kernel,
             state: parts.state,
             socket: ApiSocket::at(SOCKET_DEFAULT),
-            metrics: None,
+            metrics: Some(MANAGER_METRICS),
             // The files tell of no change.
             rescan: Duration::from_millis(100),
             policies: Policies { pools: vec![pool] },
@@ -120,6 +121,9 @@ fn make_node(name: &str) -> Result<()> {
     let (kind, mode) = (SFlag::S_IFCHR, Mode::from_bits_truncate(0o666));
     mknod(&path, kind, mode, makedev(1, 3)).with_context(|| format!("make the device node {}", path.display()))
 }
+
+/// Where its manager's metrics are.
+pub const MANAGER_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9091);
 
 /// How many VFs there are.
 pub const VFS: u32 = 4;

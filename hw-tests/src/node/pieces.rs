@@ -74,13 +74,14 @@ pub fn script(name: &str) -> PathBuf {
 /// The program of the device plugin.
 pub const PLUGIN: &str = "device-plugin";
 
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 7] = [
     Need::Root,
     Need::Program { name: "unshare", package: "util-linux" },
     Need::Program { name: "ip", package: "iproute2" },
     Need::Program { name: "busybox", package: "busybox-static" },
     Need::Program { name: "python3", package: "python3" },
     Need::Program { name: "openssl", package: "openssl" },
+    Need::Program { name: "prometheus", package: "prometheus" },
 ];
 const RUNTIME: [&str; 7] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "host-local", "loopback", "ptp"];
 const CLUSTER: [&str; 6] =

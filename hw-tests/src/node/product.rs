@@ -18,6 +18,8 @@ pub enum Overlay {
     Sriov,
     /// Endpoints of the forwarder.
     Software,
+    /// All three daemons, with endpoints of the forwarder. The manager has the machine's own NICs, and no pool of them.
+    Dpdk,
 }
 
 impl Node {
@@ -140,9 +142,12 @@ devicePlugin:
                 self.make_missing_files()?;
                 self.patches_for_nic()
             }
-            Overlay::Software => {
+            Overlay::Software | Overlay::Dpdk => {
                 let config = format!(r#"{{"resourceList": [{{"resourceName": "dpdk", "software": {SOFTWARE}}}]}}"#);
                 fs::write(base.join("config.json"), config).context("fill in config.json")?;
+                if overlay == Overlay::Dpdk {
+                    fs::write(base.join("policies.yaml"), "pools: []\n").context("fill in policies.yaml")?;
+                }
                 String::new()
             }
         };
@@ -207,13 +212,16 @@ impl Overlay {
         match self {
             Self::Sriov => "sriov",
             Self::Software => "software",
+            Self::Dpdk => "dpdk",
         }
     }
 
-    fn daemon_sets(self) -> &'static [&'static str] {
+    /// What it makes.
+    pub fn daemon_sets(self) -> &'static [&'static str] {
         match self {
             Self::Sriov => &["device-plugin"],
             Self::Software => &["dpdk-forwarder", "device-plugin"],
+            Self::Dpdk => &["dpdk-forwarder", "sriov-manager", "device-plugin"],
         }
     }
 }
@@ -224,10 +232,11 @@ fn deploy() -> PathBuf {
 }
 
 /// Volumes of device-plugin that show the host, below which path.
-const HOST_FILES: [(&str, &str, &str); 5] = [
+const HOST_FILES: [(&str, &str, &str); 6] = [
     ("sys-bus", "sys/bus", "Directory"),
     ("sys-devices", "sys/devices", "Directory"),
     ("sys-iommu-groups", "sys/kernel/iommu_groups", "Directory"),
+    ("sys-module", "sys/module", "Directory"),
     ("routes", "proc/net/route", "File"),
     ("boot-id", "proc/sys/kernel/random/boot_id", "File"),
 ];

@@ -77,7 +77,8 @@ pub fn write_config(pieces: &NodePieces, more_of_kubelet: &str) -> Result<()> {
     Ok(())
 }
 
-fn program(name: &str) -> Result<PathBuf> {
+/// Where a program of this machine is.
+pub fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
     found.with_context(|| format!("no {name} in PATH"))

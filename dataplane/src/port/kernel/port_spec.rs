@@ -26,8 +26,8 @@ impl PortSpec for KernelSpec {
         errors
     }
 
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: self.netns.clone(), words: format!("interface {} of the same namespace", self.name) }
+    fn identity(&self) -> Option<EndIdentity> {
+        Some(EndIdentity { netns: self.netns.clone(), words: format!("interface {} of the same namespace", self.name) })
     }
 
     fn attachment(&self) -> Attachment<'_> {

@@ -26,8 +26,8 @@ impl PortSpec for MemifSpec {
         errors
     }
 
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: self.netns.clone(), words: format!("memif {} id {}", self.socket, self.id) }
+    fn identity(&self) -> Option<EndIdentity> {
+        Some(EndIdentity { netns: self.netns.clone(), words: format!("memif {} id {}", self.socket, self.id) })
     }
 
     fn attachment(&self) -> Attachment<'_> {

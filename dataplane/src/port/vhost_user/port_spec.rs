@@ -27,8 +27,8 @@ impl PortSpec for VhostUserSpec {
         errors
     }
 
-    fn identity(&self) -> EndIdentity {
-        EndIdentity { netns: None, words: format!("vhost-user {}", self.socket) }
+    fn identity(&self) -> Option<EndIdentity> {
+        Some(EndIdentity { netns: None, words: format!("vhost-user {}", self.socket) })
     }
 
     fn attachment(&self) -> Attachment<'_> {

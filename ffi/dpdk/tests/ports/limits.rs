@@ -1,6 +1,6 @@
 //! What is closed is gone, and what there is too much of is refused.
 
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, thread};
 
 use ferrule_dpdk::config::PortConfig;
@@ -91,7 +91,7 @@ fn threads_that_served_a_port_before_leave_it_buffers() {
 #[test]
 fn one_port_more_than_dpdk_can_have_is_refused_and_says_so() {
     let (eal, _turn) = dpdk();
-    let open = |number| Port::open(eal, &format!("net_null{number},size=64"), &PortConfig::default());
+    let open = |number| Port::open(eal, &format!("net_null{number},size=64"), &PortConfig::default(), Arc::new(|_| {}));
     let ports: Vec<_> = (0..Eal::ports_max()).map(|number| open(number).unwrap()).collect();
     let error = open(Eal::ports_max()).err().unwrap().to_string();
     assert!(error.contains("there are 32 ports already, as many as this DPDK can have"), "{error}");

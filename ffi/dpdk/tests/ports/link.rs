@@ -28,7 +28,7 @@ pub struct Link {
 
 impl Link {
     pub fn open(eal: &'static Eal, devargs: &str, config: PortConfig) -> Self {
-        let (port, queues) = Port::open(eal, devargs, &config).unwrap();
+        let (port, queues) = Port::open(eal, devargs, &config, Arc::new(|_| {})).unwrap();
         Self { queues, port }
     }
 

@@ -1,5 +1,7 @@
 //! What DPDK refuses is told with the device, the call and the cause, and leaves nothing.
 
+use std::sync::Arc;
+
 use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::port::Port;
 
@@ -26,14 +28,14 @@ fn a_refusal_names_the_device_the_call_and_the_cause_and_leaves_nothing() {
         ("net_null0", PortConfig { mtu: Some(67), ..PortConfig::default() }, "an MTU of 67; 68 to"),
     ];
     for (devargs, config, cause) in refusals {
-        let error = Port::open(eal, devargs, &config).err().map(|error| error.to_string());
+        let error = Port::open(eal, devargs, &config, Arc::new(|_| {})).err().map(|error| error.to_string());
         let error = error.unwrap_or_else(|| panic!("{devargs} was made"));
         assert!(error.contains(cause), "{devargs}: {error}");
         assert_eq!(eal.ports().len(), 0, "{devargs}");
     }
     // And after all that, it is made.
     let link = Link::open(eal, "net_null0", PortConfig::default());
-    let error = Port::open(eal, "net_null0", &PortConfig::default()).err().unwrap().to_string();
+    let error = Port::open(eal, "net_null0", &PortConfig::default(), Arc::new(|_| {})).err().unwrap().to_string();
     assert_eq!(error, "rte_dev_probe of net_null0: this process has that device already, or it has no Ethernet port");
     drop(link);
     drop(Link::open(eal, "net_null0", PortConfig::default()));

@@ -4,6 +4,7 @@ use super::scenario::NodeScenario;
 
 mod allocation;
 mod changes;
+mod dashboard;
 mod product;
 mod restarts;
 mod standalone;
@@ -27,6 +28,7 @@ pub const ALL: &[NodeScenario] = &[
     NodeScenario::cluster("the_product_comes_by_helm", product::comes_by_helm),
     NodeScenario::cluster("two_pods_are_joined_without_a_nic", product::joins_two_pods_without_a_nic),
     NodeScenario::cluster("uninstall_leaves_nothing", product::uninstall_leaves_nothing),
+    NodeScenario::cluster("the_dashboard_shows_what_happens", dashboard::shows_what_happens),
     NodeScenario::standalone("kubelet_1_37_registers_lists_and_allocates", standalone::registers_lists_and_allocates),
     NodeScenario::standalone(
         "kubelet_1_37_takes_20_plugins_after_each_other",

@@ -1,7 +1,8 @@
 //! The product comes onto the node as a user brings it, is updated, and goes.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use super::restarts::{crashing, until_restarted};
 use crate::node::hardware::VFS;
 use crate::node::machine::{CONFIG, DPDK, KERNEL, Node};
 use crate::node::pod::{CONTAINER, Pod, variable};
-use crate::node::product::{Overlay, SOFTWARE};
+use crate::node::product::{NAMESPACE, Overlay, SOFTWARE};
 use crate::node::runtime::IMAGE;
 use crate::node::until;
 
@@ -19,6 +20,7 @@ pub fn comes_is_updated_and_goes(node: &mut Node) -> Result<()> {
     node.import_images()?;
     node.apply_overlay(Overlay::Sriov)?;
     node.until_counts(DPDK, VFS, VFS)?;
+    has_seccomp("device-plugin", FILTERED)?;
     let said = node.run_until_started(&Pod::new("running").with(DPDK, 1))?;
     let vf = variable(&said, "PCIDEVICE_INTEL_COM_DPDK")?.to_owned();
     node.run_until_started(&crashing("crashing"))?;
@@ -61,6 +63,8 @@ pub fn joins_two_pods_without_a_nic(node: &mut Node) -> Result<()> {
     node.import_images()?;
     node.apply_overlay(Overlay::Software)?;
     node.until_counts(DPDK, SOFTWARE, SOFTWARE)?;
+    has_seccomp("device-plugin", FILTERED)?;
+    has_seccomp("dpdk-forwarder", NOT_FILTERED)?;
     for (name, address) in [("left", "10.77.0.1"), ("right", "10.77.0.2")] {
         node.kubectl.apply(&joined_pod(name, address))?;
     }
@@ -83,11 +87,26 @@ pub fn uninstall_leaves_nothing(node: &mut Node) -> Result<()> {
     node.stop_plugin()?;
     node.hardware.stop_manager();
     node.import_images()?;
-    node.apply_overlay(Overlay::Software)?;
+    let before = files_for_others();
+    node.apply_overlay(Overlay::Dpdk)?;
     node.until_counts(DPDK, SOFTWARE, SOFTWARE)?;
+    // Kubernetes gives a privileged container no profile.
+    has_seccomp("sriov-manager", NOT_FILTERED)?;
     node.run_until_started(&Pod::new("one").with(DPDK, 1))?;
+    for daemon_set in Overlay::Dpdk.daemon_sets() {
+        node.update(Overlay::Dpdk, daemon_set)?;
+    }
+    node.kubectl.run(&["--namespace", NAMESPACE, "exec", "daemonset/sriov-manager", "--", "ferrule", "vf", "list"])?;
+    node.until_phase("one", "Running")?;
+    ensure!(node.restarts("one")? == 0, "the running pod was started again");
     node.delete("one")?;
-    node.delete_overlay(Overlay::Software)?;
+    // The first step of the page: only a plugin that runs takes back what a pod had.
+    until("the plugin has taken back what the pod had", || {
+        let files = files_for_others();
+        ensure!(files == before, "CDI specs and device-info files: {files:?}");
+        Ok(Some(()))
+    })?;
+    node.delete_overlay(Overlay::Dpdk)?;
     node.until_product_is_gone()?;
     node.uninstall()?;
     leaves_nothing_with_the_kubelet()?;
@@ -97,7 +116,13 @@ pub fn uninstall_leaves_nothing(node: &mut Node) -> Result<()> {
     node.start_plugin(&[])
 }
 
-fn ping(node: &Node) -> Result<()> {
+/// What the plugin writes for runtimes and CNI plugins.
+fn files_for_others() -> BTreeSet<PathBuf> {
+    let files = FOR_OTHERS.iter().filter_map(|folder| fs::read_dir(folder).ok());
+    files.flat_map(Iterator::flatten).map(|entry| entry.path()).collect()
+}
+
+pub fn ping(node: &Node) -> Result<()> {
     until("the pods reach each other", || {
         let ping = ["exec", "left", "--container", CONTAINER, "--", "ping", "-c", "5", "-W", "2", "10.77.0.2"];
         let said = node.kubectl.run(&ping)?;
@@ -107,7 +132,7 @@ fn ping(node: &Node) -> Result<()> {
 }
 
 /// A pod whose interface `net1` is the other end of its memif endpoint: a forwarder of its own joins them.
-fn joined_pod(name: &str, address: &str) -> Value {
+pub fn joined_pod(name: &str, address: &str) -> Value {
     let wires = format!(
         "workers: [0]
 socket: /wires/admin.sock
@@ -153,6 +178,22 @@ wires:
     })
 }
 
+/// Whether the system calls of a daemon's container are filtered, as its manifest says: the kernel tells.
+fn has_seccomp(program: &str, wanted: &str) -> Result<()> {
+    let mut found = 0;
+    for process in fs::read_dir("/proc")?.flatten().map(|entry| entry.path()) {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        if name.trim_end() == program {
+            let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+            let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).unwrap_or_default().trim();
+            ensure!(mode == wanted, "{program} has seccomp mode {mode}, not {wanted}");
+            found += 1;
+        }
+    }
+    ensure!(found > 0, "no {program} runs");
+    Ok(())
+}
+
 /// No socket of a plugin.
 fn leaves_nothing_with_the_kubelet() -> Result<()> {
     let entries =
@@ -163,7 +204,13 @@ fn leaves_nothing_with_the_kubelet() -> Result<()> {
     Ok(())
 }
 
-/// What the software overlay makes on a host.
+/// What the daemons make on a host.
 const OF_PRODUCT: [&str; 2] = ["/run/ferrule", "/var/lib/ferrule"];
+/// Its folders in what is others'.
+const FOR_OTHERS: [&str; 2] = ["/var/run/cdi", "/var/run/k8s.cni.cncf.io/devinfo/dp"];
+
+/// Modes of seccomp, as `/proc/PID/status` has them.
+const FILTERED: &str = "2";
+const NOT_FILTERED: &str = "0";
 
 const OF_KUBELET: [&str; 2] = ["kubelet.sock", "kubelet_internal_checkpoint"];

@@ -86,7 +86,7 @@ pub fn plugin_hands_over_to_the_next(node: &mut Node) -> Result<()> {
 pub fn hand_over(node: &mut Node) -> Result<()> {
     for _ in 0..5 {
         let second = node.spawn_plugin(&["--metrics", SECOND])?;
-        until("the second plugin is ready", || Ok(is_ready(SECOND)?.then_some(())))?;
+        until("the second plugin is ready", || Ok(is_ready(SECOND, "/readyz")?.then_some(())))?;
         // The list was never gone: the first one has it.
         ensure!(node.allocatable_devices(DPDK)?.len() == VFS as usize, "a second plugin cut the first");
         let began = Instant::now();
@@ -119,10 +119,11 @@ pub fn until_restarted(node: &Node, pod: &str, times: u64) -> Result<()> {
     })
 }
 
-fn is_ready(address: &str) -> Result<bool> {
+/// Whether a daemon says by its page that it is ready.
+pub fn is_ready(address: &str, path: &str) -> Result<bool> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address)?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "it says {answer}");

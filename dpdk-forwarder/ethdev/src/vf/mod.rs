@@ -1,0 +1,13 @@
+//! VFs of SR-IOV NICs as ends of wires: lent by `sriov-manager`, polled through `vfio-pci`.
+//!
+//! ```text
+//!   wire --> lease `wire/NAME/A` --> VF on vfio-pci --> DPDK device --> queues
+//!            stays while the wire is wanted,            closed when it is lost, or its wire is not served
+//!            over restarts of the forwarder
+//! ```
+//! [`spec`]: what a wire says of such an end. [`leases`]: its VF, asked for and given back. `device`: the VF, made when its wire is.
+
+#[cfg(not(no_dpdk))]
+mod device;
+pub mod leases;
+pub mod spec;

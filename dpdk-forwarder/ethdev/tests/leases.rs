@@ -1,0 +1,141 @@
+//! Leases of wires, of a real manager on a node made of files.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrule_daemon::ApiSocket;
+use ferrule_ethdev::vf::leases::{Lease, LeaseError, Leases};
+use ferrule_ethdev::{LeaseSettings, VfAttributes, VfSpec, lease_name};
+use sriov_manager::daemon::{Daemon, DaemonOptions};
+use sriov_manager::fake::FakeNode;
+use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
+use sriov_manager_client::{connect, v1};
+use tokio::task::spawn_blocking;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_outlives_the_forwarder_and_ends_with_its_wire() {
+    let site = Site::start().await;
+    let first = site.leases("us");
+    let (lease, vf) = borrow(&first, "w", &fast()).await.unwrap();
+    assert_eq!((lease.name(), vf.driver.as_str()), ("wire/w/A", "vfio-pci"));
+    let again = borrow(&first, "w", &fast()).await.err().unwrap();
+    assert!(matches!(again, LeaseError::InUse(_)), "{again}");
+    give_back(&first, &[]).await;
+    assert_eq!(site.lent().await, ["wire/w/A of us"], "its device is there");
+    // Killed, and started again: what no wire wants any more is given back, and what is another forwarder's stays.
+    let (others, _) = borrow(&site.leases("them"), "theirs", &fast()).await.unwrap();
+    let (gone, _) = borrow(&first, "gone", &fast()).await.unwrap();
+    std::mem::forget([lease, others, gone]);
+    let second = site.leases("us");
+    give_back(&second, &["w"]).await;
+    assert_eq!(site.lent().await, ["wire/theirs/A of them", "wire/w/A of us"]);
+    let (lease, same) = borrow(&second, "w", &fast()).await.unwrap();
+    assert_eq!(same.address, vf.address);
+    drop(lease);
+    give_back(&second, &["w"]).await;
+    assert_eq!(site.lent().await.len(), 2, "a device that is lost comes back");
+    give_back(&second, &[]).await;
+    assert_eq!(site.lent().await, ["wire/theirs/A of them"]);
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wire_that_wants_another_vf_has_it_by_the_same_name() {
+    let site = Site::start().await;
+    let leases = site.leases("us");
+    let (lease, of_pool) = borrow(&leases, "w", &fast()).await.unwrap();
+    drop(lease);
+    let other = site.node.vf(0, 3).to_string();
+    assert_ne!(of_pool.address, other);
+    let attributes = VfAttributes { vlan: Some(7), mac: Some("02:00:00:00:00:09".parse().unwrap()), ..<_>::default() };
+    let (_lease, vf) = borrow(&leases, "w", &VfSpec { attributes, ..VfSpec::at(&*other) }).await.unwrap();
+    assert_eq!(vf.address, other);
+    let told = vf.lease.unwrap().attributes.unwrap();
+    assert_eq!((told.vlan.unwrap().id, told.mac.as_deref()), (7, Some("02:00:00:00:00:09")));
+    assert_eq!(site.lent().await, ["wire/w/A of us"]);
+    let error = borrow(&site.leases("them"), "w", &fast()).await.err().unwrap();
+    assert_eq!(error.to_string(), "the lease `wire/w/A` is of us");
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_manager_or_a_vf_it_is_said_what_is_missing_and_nothing_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = directory.path().join("vf.sock");
+    let leases = Leases::new(LeaseSettings { manager, forwarder: "us".to_owned() });
+    let error = borrow(&leases, "w", &fast()).await.err().unwrap();
+    assert!(error.to_string().contains("vf.sock (no such file): start one with `sriov-manager`"), "{error}");
+    give_back(&leases, &[]).await;
+
+    let site = Site::start().await;
+    let leases = site.leases("us");
+    let error = borrow(&leases, "w", &VfSpec::of_pool("slow")).await.err().unwrap().to_string();
+    assert!(error.contains("slow"), "{error}");
+    give_back(&leases, &[]).await;
+    let (_lease, _vf) = borrow(&leases, "w", &fast()).await.unwrap();
+    site.manager.stop().await;
+}
+
+/// A node of one PF with four VFs in the pool `fast`, and its manager.
+struct Site {
+    node: FakeNode,
+    socket: std::path::PathBuf,
+    _directory: tempfile::TempDir,
+    manager: Daemon,
+}
+
+impl Site {
+    async fn start() -> Self {
+        let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+        let socket = directory.path().join("vf.sock");
+        let pfs = vec![PfSelector { vendor: Some(0x8086), ..PfSelector::default() }];
+        let pool = Pool { name: "fast".into(), pfs, num_vfs: Some(NumVfs::Exactly(4)), ..Pool::default() };
+        let parts = node.options();
+        let options = DaemonOptions {
+            sysfs: parts.sysfs,
+            kernel: parts.kernel,
+            state: parts.state,
+            socket: ApiSocket::at(&socket),
+            metrics: None,
+            rescan: Duration::from_millis(50),
+            policies: Policies { pools: vec![pool] },
+            file: None,
+            timeouts: parts.timeouts,
+            observer: None,
+        };
+        let manager = Daemon::start(options).await.unwrap();
+        Self { node, socket, _directory: directory, manager }
+    }
+
+    fn leases(&self, forwarder: &str) -> Arc<Leases> {
+        Leases::new(LeaseSettings { manager: self.socket.clone(), forwarder: forwarder.to_owned() })
+    }
+
+    /// Every lease, and whose it is.
+    async fn lent(&self) -> Vec<String> {
+        let mut client = connect(&self.socket).await.unwrap();
+        let list = client.list(v1::ListRequest::default()).await.unwrap().into_inner();
+        let leases = list.vfs.into_iter().filter_map(|vf| vf.lease);
+        let mut lent: Vec<_> = leases.map(|lease| format!("{} of {}", lease.id, lease.tenant)).collect();
+        lent.sort();
+        lent
+    }
+}
+
+async fn borrow(leases: &Arc<Leases>, wire: &str, spec: &VfSpec) -> Result<(Lease, v1::Vf), LeaseError> {
+    let (leases, name, spec) = (Arc::clone(leases), lease_name(wire, 0), spec.clone());
+    spawn_blocking(move || leases.borrow(&name, &spec)).await.unwrap()
+}
+
+async fn give_back(leases: &Arc<Leases>, wanted: &[&str]) {
+    let leases = Arc::clone(leases);
+    let wanted: BTreeSet<_> = wanted.iter().map(|wire| lease_name(wire, 0)).collect();
+    spawn_blocking(move || leases.give_back(|| wanted)).await.unwrap();
+}
+
+fn fast() -> VfSpec {
+    VfSpec::of_pool("fast")
+}

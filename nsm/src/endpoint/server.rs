@@ -1,0 +1,129 @@
+//! An endpoint: it gives its clients addresses, and the place where its end of the link is to be.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+use tonic::Status;
+
+use super::ipam::{Ipam, IpamError};
+use crate::files::Inode;
+use crate::proto::connection::{Connection, Mechanism};
+use crate::service::{Call, Handler, INODE_URL};
+use crate::transport::Peer;
+
+/// Serves connections of kernel interfaces, which its forwarder makes in a network namespace of the endpoint's.
+pub struct KernelEndpoint {
+    namespace: Arc<OwnedFd>,
+    inode: Inode,
+    ipam: Mutex<Ipam>,
+    /// By the ids of their connections.
+    interfaces: Mutex<BTreeMap<String, String>>,
+}
+
+impl KernelEndpoint {
+    /// With its ends in this namespace, and addresses out of these prefixes.
+    ///
+    /// # Errors
+    /// The kernel cannot say which file it is.
+    pub fn new(namespace: Arc<OwnedFd>, prefixes: &[IpNet]) -> std::io::Result<Self> {
+        let inode = Inode::of(&namespace)?;
+        Ok(Self { namespace, inode, ipam: Mutex::new(Ipam::new(prefixes)), interfaces: Mutex::default() })
+    }
+
+    /// What the answer says of the interface; its name stays as long as the connection.
+    fn mechanism(&self, id: &str, service: &str) -> Mechanism {
+        let mut interfaces = lock(&self.interfaces);
+        let name = interfaces.entry(id.to_owned()).or_insert_with(|| interface_name(service)).clone();
+        drop(interfaces);
+        let parameters = [(INODE_URL.to_owned(), self.inode.to_string()), ("name".to_owned(), name)];
+        Mechanism { cls: "LOCAL".to_owned(), r#type: KERNEL.to_owned(), parameters: parameters.into() }
+    }
+
+    fn forget(&self, id: &str) {
+        lock(&self.ipam).release(id);
+        lock(&self.interfaces).remove(id);
+    }
+}
+
+#[tonic::async_trait]
+impl Handler for KernelEndpoint {
+    async fn request(&self, call: Call) -> Result<Connection, Status> {
+        let mut connection = call.connection;
+        let wanted = connection.mechanism.iter().chain(&call.preferences);
+        if !wanted.into_iter().any(|mechanism| mechanism.r#type == KERNEL) {
+            return Err(Status::unimplemented(
+                "cannot support any of the requested mechanism: this endpoint has KERNEL only",
+            ));
+        }
+        let files = call.peer.as_ref().and_then(Peer::files);
+        let files = files.ok_or_else(|| {
+            Status::failed_precondition("a namespace cannot be passed over TCP: connect to the endpoint's Unix socket")
+        })?;
+        let context = connection.context.get_or_insert_default().ip_context.get_or_insert_default();
+        lock(&self.ipam).assign(&connection.id, context)?;
+        connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service));
+        // We call nobody: what lies behind was another's.
+        if let Some(path) = &mut connection.path {
+            call.place.trim(path);
+        }
+        if let Err(error) = files.send(Arc::clone(&self.namespace)) {
+            if call.known.is_none() {
+                self.forget(&connection.id);
+            }
+            return Err(Status::unavailable(format!("cannot pass the namespace: {error}")));
+        }
+        Ok(connection)
+    }
+
+    async fn close(&self, call: Call) -> Result<(), Status> {
+        self.forget(&call.connection.id);
+        Ok(())
+    }
+}
+
+impl From<IpamError> for Status {
+    fn from(error: IpamError) -> Self {
+        match error {
+            IpamError::Full(_) => Self::resource_exhausted(error.to_string()),
+            IpamError::Excluded(_) | IpamError::TooManyExcluded(_) => Self::invalid_argument(error.to_string()),
+        }
+    }
+}
+
+/// Some of the service's name, and letters that no other has.
+fn interface_name(service: &str) -> String {
+    let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-' || *letter == '_';
+    let mut name: String = service.chars().filter(is_plain).take(INTERFACE_SERVICE_MAX).collect();
+    name.push('-');
+    let random = crate::path::new_id();
+    let rest = INTERFACE_MAX - name.len();
+    name.extend(random.chars().filter(char::is_ascii_alphanumeric).take(rest));
+    name
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const KERNEL: &str = "KERNEL";
+/// IFNAMSIZ, less the zero at its end.
+const INTERFACE_MAX: usize = 15;
+const INTERFACE_SERVICE_MAX: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_has_a_name_that_the_kernel_takes() {
+        for service in ["icmp-responder", "", "a/b c", "überlang-überlang"] {
+            let name = interface_name(service);
+            assert_eq!(name.len(), INTERFACE_MAX, "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "{name}");
+        }
+        assert!(interface_name("icmp-responder").starts_with("icmp-respo-"));
+        assert_ne!(interface_name("x"), interface_name("x"));
+    }
+}

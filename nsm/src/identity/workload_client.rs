@@ -1,0 +1,249 @@
+//! The Workload API, the client's side: who we are, from whoever runs this machine.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::bundles::{BundleError, Bundles};
+use super::source::{Identity, IdentitySource};
+use super::spiffe_id::SpiffeIdError;
+use super::svid::{Svid, SvidError};
+use crate::proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use crate::proto::workload::{X509svidRequest, X509svidResponse};
+
+/// Where the Workload API is, as `SPIFFE_ENDPOINT_SOCKET` says it: `unix:///path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSocket(PathBuf);
+
+/// Why no identity can be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkloadError {
+    /// The address is none.
+    #[error("{0} is no address of a Workload API: it is unix:///path")]
+    Address(String),
+    /// It says that asking again is of no use.
+    #[error("the Workload API at {0} refuses for good: {1}")]
+    Refused(String, Box<Status>),
+}
+
+/// Why an answer of the Workload API gives no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponseError {
+    /// None for us.
+    #[error("there is no identity in it")]
+    Empty,
+    /// Certificates and key do not go together.
+    #[error("{0}")]
+    Svid(#[from] SvidError),
+    /// It names no trust domain.
+    #[error("a bundle of {0}: {1}")]
+    Domain(String, SpiffeIdError),
+    /// Not one certificate behind the other.
+    #[error("a list of certificates is cut off, or holds something else")]
+    Certificates,
+    /// The authorities are none.
+    #[error("{0}")]
+    Bundle(#[from] BundleError),
+}
+
+impl WorkloadSocket {
+    /// The socket at this path.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Waits until the Workload API gives an identity, however long that takes, and follows its rotation as long as anybody has the source.
+    pub async fn identity(&self) -> Result<IdentitySource, WorkloadError> {
+        let mut backoff = Backoff::default();
+        let (mut stream, first) = loop {
+            match self.first().await {
+                Ok(found) => break found,
+                Err(status) if is_final(&status) => {
+                    return Err(WorkloadError::Refused(self.0.display().to_string(), Box::new(status)));
+                }
+                Err(status) => tracing::warn!(socket = %self.0.display(), %status, "no identity yet, asking again"),
+            }
+            backoff.wait().await;
+        };
+        let (sender, source) = IdentitySource::new(first);
+        let socket = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = socket.follow(&mut stream, &sender) => {}
+            }
+        });
+        Ok(source)
+    }
+
+    /// Sets each identity that comes; returns only when asking again is of no use.
+    async fn follow(&self, stream: &mut Streaming<X509svidResponse>, sender: &watch::Sender<Identity>) {
+        let mut backoff = Backoff::default();
+        loop {
+            while let Ok(Some(response)) = stream.message().await {
+                match identity(&response) {
+                    Ok(identity) => {
+                        sender.send_replace(identity);
+                        backoff = Backoff::default();
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the Workload API's new identity is not fit: the old one stays");
+                    }
+                }
+            }
+            *stream = loop {
+                backoff.wait().await;
+                match self.first().await {
+                    Ok((stream, identity)) => {
+                        sender.send_replace(identity);
+                        break stream;
+                    }
+                    Err(status) if is_final(&status) => {
+                        tracing::error!(%status, "the Workload API refuses for good: the identity will run out");
+                        return;
+                    }
+                    Err(status) => {
+                        tracing::warn!(%status, "the Workload API does not answer: the identity stays as it is");
+                    }
+                }
+            };
+        }
+    }
+
+    /// A new stream with its first identity.
+    async fn first(&self) -> Result<(Streaming<X509svidResponse>, Identity), Status> {
+        let mut client = SpiffeWorkloadApiClient::new(self.connect().await?);
+        let mut request = Request::new(X509svidRequest {});
+        request.metadata_mut().insert(HEADER, MetadataValue::from_static("true"));
+        let mut stream = client.fetch_x509svid(request).await?.into_inner();
+        let response = stream.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
+        let identity =
+            identity(&response).map_err(|error| Status::unavailable(format!("its answer is not fit: {error}")))?;
+        Ok((stream, identity))
+    }
+
+    pub(super) async fn connect(&self) -> Result<Channel, Status> {
+        let path = self.0.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let connecting = endpoint.connect_with_connector(connector);
+        let channel =
+            timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| Status::unavailable("it does not accept"))?;
+        channel.map_err(|error| Status::unavailable(format!("cannot connect: {}", crate::causes(&error))))
+    }
+}
+
+impl FromStr for WorkloadSocket {
+    type Err = WorkloadError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:"));
+        match path {
+            Some(path) if path.starts_with('/') => Ok(Self::at(path)),
+            _ => Err(WorkloadError::Address(text.to_owned())),
+        }
+    }
+}
+
+/// The wait before each further try.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(RETRY_MIN)
+    }
+}
+
+impl Backoff {
+    async fn wait(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY_MAX);
+    }
+}
+
+fn identity(response: &X509svidResponse) -> Result<Identity, ResponseError> {
+    let svid = response.svids.first().ok_or(ResponseError::Empty)?;
+    let key = PrivatePkcs8KeyDer::from(svid.x509_svid_key.as_slice());
+    let ours = Svid::new(certificates(&svid.x509_svid)?, &key)?;
+    let mut bundles = Bundles::default();
+    for (domain, authorities) in &response.federated_bundles {
+        let domain = domain.parse().map_err(|error| ResponseError::Domain(domain.clone(), error))?;
+        bundles.set(domain, &certificates(authorities)?)?;
+    }
+    bundles.set(ours.certificate().id().trust_domain().clone(), &certificates(&svid.bundle)?)?;
+    Ok(Identity { svid: Arc::new(ours), bundles: Arc::new(bundles) })
+}
+
+/// Certificates that lie one behind the other.
+fn certificates(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, ResponseError> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        let (certificate, rest) = der
+            .split_at_checked(der_len(der).ok_or(ResponseError::Certificates)?)
+            .ok_or(ResponseError::Certificates)?;
+        found.push(CertificateDer::from(certificate.to_vec()));
+        der = rest;
+    }
+    Ok(found)
+}
+
+/// How long the DER sequence is that begins here; a certificate has two bytes of length, or one if it is tiny.
+fn der_len(der: &[u8]) -> Option<usize> {
+    match *der {
+        [0x30, short @ 0..=0x7f, ..] => Some(2 + usize::from(short)),
+        [0x30, 0x81, len, ..] => Some(3 + usize::from(len)),
+        [0x30, 0x82, high, low, ..] => Some(4 + usize::from(u16::from_be_bytes([high, low]))),
+        _ => None,
+    }
+}
+
+/// These end a client of the Workload API for good.
+fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::InvalidArgument | Code::Cancelled)
+}
+
+/// Every call has it: a proxy that is tricked into calling does not.
+pub(super) const HEADER: &str = "workload.spiffe.io";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_unix_socket() {
+        assert_eq!(
+            "unix:///run/spire/agent.sock".parse::<WorkloadSocket>().unwrap(),
+            WorkloadSocket::at("/run/spire/agent.sock")
+        );
+        for text in ["/run/spire/agent.sock", "tcp://127.0.0.1:8081", "unix:agent.sock"] {
+            assert!(matches!(text.parse::<WorkloadSocket>(), Err(WorkloadError::Address(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn certificates_lie_one_behind_the_other() {
+        assert_eq!(
+            certificates(b"\x30\x01a\x30\x81\x02bc").unwrap(),
+            [b"\x30\x01a"[..].into(), b"\x30\x81\x02bc"[..].into()]
+        );
+        for cut in [&b"\x30"[..], b"\x30\x02a", b"\x30\x82\x01", b"\x31\x01a", b"\x30\x83\x00\x00\x01a"] {
+            assert!(matches!(certificates(cut), Err(ResponseError::Certificates)), "{cut:?}");
+        }
+    }
+}

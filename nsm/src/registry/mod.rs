@@ -1,0 +1,27 @@
+//! Which services there are and who offers them: a registry in memory, its calls, and how one asks it.
+//!
+//! - [`select`], [`labels`]: what a query, a client and a manager mean (pure)
+//! - [`MemoryRegistry`]: what is registered, with limits and expiry; [`RegistryServer`]: its calls, with tokens checked
+//! - [`RegistryClient`], [`RegistryCache`], [`Registration`]: asking, knowing without asking, staying registered
+//! - [`RegistryPath`], [`Entered`]: the way of a registration
+
+mod cache;
+mod client;
+pub mod labels;
+mod limits;
+mod memory;
+mod path;
+mod registration;
+pub mod select;
+mod server;
+
+#[cfg(test)]
+mod tests;
+
+pub use cache::RegistryCache;
+pub use client::{FoundEndpoint, RegistryClient};
+pub use limits::RegistrationError;
+pub use memory::{MemoryRegistry, RegistryLimits};
+pub use path::{Entered, RegistryPath, RegistrySegment};
+pub use registration::Registration;
+pub use server::RegistryServer;

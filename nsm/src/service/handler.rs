@@ -1,0 +1,38 @@
+//! What a process does for the connections that it is asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::Status;
+
+use crate::path::Place;
+use crate::proto::connection::{Connection, Mechanism};
+use crate::transport::Peer;
+
+/// What is behind a [`super::ConnectionServer`]: it has checked who calls, and calls it for one connection after the other.
+#[tonic::async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Makes a connection, or refreshes it: the same request again must change nothing. What failed must leave nothing behind, and a
+    /// refresh that failed what was there. The answer keeps our id and index.
+    async fn request(&self, call: Call) -> Result<Connection, Status>;
+
+    /// Takes down what an earlier request has made. What does not exist any more is no error.
+    async fn close(&self, call: Call) -> Result<(), Status>;
+}
+
+/// One request, refresh or close.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is asked for: id and index are ours, the tokens are in their places. To be closed: what was answered last.
+    pub connection: Connection,
+    /// What the caller can have at its end, best first.
+    pub preferences: Vec<Mechanism>,
+    /// What was answered last; none for a new connection.
+    pub known: Option<Arc<Connection>>,
+    /// Where we are in the path.
+    pub place: Place,
+    /// Who calls; none when we close by ourselves, since nobody has refreshed it.
+    pub peer: Option<Peer>,
+    /// How long it may take.
+    pub limit: Duration,
+}

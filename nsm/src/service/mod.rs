@@ -1,0 +1,21 @@
+//! Serving connections and asking for them: what a manager, a forwarder and an endpoint have in common.
+//!
+//! - [`ConnectionServer`]: who calls, is it allowed, whose turn is it, how long does it live; [`Handler`], [`Call`]: what is behind it
+//! - [`NextHop`]: calling the next process; [`MechanismFiles`]: the namespaces that mechanisms name
+//! - [`check_request`], [`check_connection`]: how large a connection may be
+
+mod handler;
+mod limits;
+mod mechanism_files;
+mod next_hop;
+mod server;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+pub use handler::{Call, Handler};
+pub use limits::{SizeError, check_connection, check_request};
+pub use mechanism_files::{INODE_URL, MechanismFiles};
+pub use next_hop::NextHop;
+pub use server::ConnectionServer;

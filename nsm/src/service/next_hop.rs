@@ -1,0 +1,85 @@
+//! Calling the next process of a connection.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+use tonic::{Request, Status};
+
+use super::limits::{MESSAGE_MAX, check_connection};
+use crate::policy::check_callee;
+use crate::proto::connection::Connection;
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::proto::networkservice::network_service_client::NetworkServiceClient;
+use crate::transport::{Calls, Connection as Channel};
+
+/// The next process, over one connection to it.
+#[derive(Clone)]
+pub struct NextHop(Channel);
+
+impl NextHop {
+    /// Over this connection, which goes on as long as the mesh's connection does: its end says that the process is gone.
+    pub fn new(connection: Channel) -> Self {
+        Self(connection)
+    }
+
+    /// Who is called.
+    pub fn connection(&self) -> &Channel {
+        &self.0
+    }
+
+    /// Asks for a connection, whose id and index are ours, with the files that it names. The answer has the same id and index, and
+    /// only tokens that are believed.
+    pub async fn request(
+        &self,
+        message: NetworkServiceRequest,
+        files: &[Arc<OwnedFd>],
+        limit: Duration,
+    ) -> Result<Connection, Status> {
+        let asked = message.connection.as_ref().map(|asked| (asked.id.clone(), index(asked)));
+        let (id, own) = asked.ok_or_else(|| Status::internal("a request without a connection"))?;
+        self.pass(files)?;
+        let answer = within(limit, self.client().request(with_limit(message, limit))).await?.into_inner();
+        check_connection(&answer)?;
+        if answer.id != id || index(&answer) != own {
+            let callee = self.0.peer().certificate().id();
+            return Err(Status::internal(format!("{callee} has answered for another connection than {id}")));
+        }
+        let path = answer.path.clone().unwrap_or_default();
+        check_callee(&path, own, self.0.peer().certificate(), SystemTime::now())?;
+        Ok(answer)
+    }
+
+    /// Closes a connection, whose id and index are ours.
+    pub async fn close(&self, connection: Connection, files: &[Arc<OwnedFd>], limit: Duration) -> Result<(), Status> {
+        self.pass(files)?;
+        within(limit, self.client().close(with_limit(connection, limit))).await.map(drop)
+    }
+
+    fn pass(&self, files: &[Arc<OwnedFd>]) -> Result<(), Status> {
+        // Over TCP nothing is passed, and what is named stays where it is.
+        let Some(passed) = self.0.peer().files() else { return Ok(()) };
+        let cannot = |error| Status::unavailable(format!("cannot pass a file with the call: {error}"));
+        files.iter().try_for_each(|file| passed.send(Arc::clone(file)).map(drop).map_err(cannot))
+    }
+
+    fn client(&self) -> NetworkServiceClient<Calls> {
+        NetworkServiceClient::new(self.0.calls()).max_decoding_message_size(MESSAGE_MAX)
+    }
+}
+
+fn index(connection: &Connection) -> usize {
+    connection.path.as_ref().map_or(0, |path| path.index as usize)
+}
+
+fn with_limit<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = || Status::deadline_exceeded(format!("the next process has not answered within {limit:?}"));
+    timeout(limit, call).await.unwrap_or_else(|_| Err(late()))
+}

@@ -1,0 +1,268 @@
+//! The calls of a process that connections go through: who calls, is it allowed, whose turn is it; then the handler.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{sleep, timeout};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+use super::handler::{Call, Handler};
+use super::limits::{MESSAGE_MAX, check_connection, check_request};
+use super::table::{ConnectionTable, Held};
+use crate::monitor::Monitor;
+use crate::path::{PathError, Place};
+use crate::policy::{check_caller, check_signer};
+use crate::proto::connection::{Connection, State};
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::proto::networkservice::network_service_server::{NetworkService, NetworkServiceServer};
+use crate::token::{Claims, Token};
+use crate::transport::Peer;
+
+/// Serves connections for a process of some name.
+pub struct ConnectionServer<H>(Arc<Serving<H>>);
+
+struct Serving<H> {
+    name: String,
+    token_lifetime: Duration,
+    handler: H,
+    table: Arc<ConnectionTable>,
+    monitor: Monitor,
+}
+
+impl<H: Handler> ConnectionServer<H> {
+    /// For a process whose tokens live so long.
+    pub fn new(name: &str, token_lifetime: Duration, handler: H) -> Self {
+        let (name, table, monitor) = (name.to_owned(), Arc::default(), Monitor::default());
+        Self(Arc::new(Serving { name, token_lifetime, handler, table, monitor }))
+    }
+
+    /// For a server.
+    pub fn service(&self) -> NetworkServiceServer<Self> {
+        NetworkServiceServer::new(self.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// What is told of its connections. It must be served as well: without it callers think that the process is gone.
+    pub fn monitor(&self) -> &Monitor {
+        &self.0.monitor
+    }
+
+    /// What is behind it.
+    pub fn handler(&self) -> &H {
+        &self.0.handler
+    }
+}
+
+impl<H> Clone for ConnectionServer<H> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[tonic::async_trait]
+impl<H: Handler> NetworkService for ConnectionServer<H> {
+    async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Connection>, Status> {
+        let incoming = self.0.enter(&request)?;
+        let request = request.into_inner();
+        check_request(&request)?;
+        let NetworkServiceRequest { connection, mechanism_preferences } = request;
+        let mut connection = connection.unwrap_or_default();
+        let place = Place::enter(&mut connection, &self.0.name)?;
+        incoming.check(&mut connection, place)?;
+        let expires = place.caller_expires(&connection);
+        let expires = expires
+            .ok_or_else(|| Status::invalid_argument("the previous path segment does not say when it expires"))?;
+        let Incoming { peer, limit, .. } = incoming;
+        let call = Call { connection, preferences: mechanism_preferences, known: None, place, peer: Some(peer), limit };
+        // What was begun is brought to its end, whether or not the caller waits for it.
+        let serving = Arc::clone(&self.0);
+        let answer = tokio::spawn(serving.request(call, expires)).await;
+        answer.map_err(|error| Status::internal(format!("the request was not finished: {error}")))?.map(Response::new)
+    }
+
+    async fn close(&self, request: Request<Connection>) -> Result<Response<()>, Status> {
+        let incoming = self.0.enter(&request)?;
+        let mut connection = request.into_inner();
+        check_connection(&connection)?;
+        let place = Place::enter(&mut connection, &self.0.name)?;
+        let serving = Arc::clone(&self.0);
+        let answer = tokio::spawn(serving.close(connection, place, incoming)).await;
+        answer.map_err(|error| Status::internal(format!("the close was not finished: {error}")))?.map(Response::new)
+    }
+}
+
+impl<H: Handler> Serving<H> {
+    /// Who calls.
+    fn enter<T>(&self, request: &Request<T>) -> Result<Incoming, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no certificate"))?.clone();
+        let theirs = Token::from_headers(request.metadata());
+        let theirs = theirs.map_err(|error| Status::permission_denied(format!("no sufficient privileges: {error}")))?;
+        let now = SystemTime::now();
+        let ours = Token::sign(peer.svid(), peer.certificate().id(), self.token_lifetime, now);
+        Ok(Incoming { peer, theirs, ours, now, limit: limit(request.metadata()) })
+    }
+
+    async fn request(self: Arc<Self>, mut call: Call, expires: SystemTime) -> Result<Connection, Status> {
+        let mut held = self.table.hold(&call.connection.id).await?;
+        check_client(held.entry().known.as_deref(), &call.connection)?;
+        // Whoever was about to close it because nobody refreshed it comes too late.
+        held.stop_timer();
+        if call.connection.state() == State::ReselectRequested {
+            self.close_held(&mut held, call.peer.clone(), call.limit).await;
+            call.connection.set_state(State::Up);
+        }
+        call.known.clone_from(&held.entry().known);
+        let (place, id, peer, limit) = (call.place, call.connection.id.clone(), call.peer.clone(), call.limit);
+        let late = || Status::deadline_exceeded(format!("{} has not made the connection within {limit:?}", self.name));
+        let made = timeout(limit + GRACE, self.handler.request(call)).await.unwrap_or_else(|_| Err(late()));
+        let is_ours = |answer: &Connection| {
+            answer.id == id && answer.path.as_ref().is_some_and(|path| path.index as usize == place.own)
+        };
+        let made = made.and_then(|answer| {
+            if is_ours(&answer) { Ok(answer) } else { Err(Status::internal("the answer has another id or index")) }
+        });
+        // Time to close it is kept.
+        let closes = (expires - limit).max(SystemTime::now());
+        let mut answer = match made {
+            Ok(answer) => answer,
+            Err(status) => {
+                self.monitor.down(&id);
+                if held.entry().known.is_some() {
+                    self.start_timer(&mut held, closes);
+                }
+                return Err(status);
+            }
+        };
+        answer.set_state(State::Up);
+        let entry = held.entry();
+        entry.known = Some(Arc::new(answer.clone()));
+        entry.caller = peer.map(|peer| peer.certificate().id().clone());
+        self.start_timer(&mut held, closes);
+        self.monitor.update(answer.clone());
+        place.leave(&mut answer)?;
+        Ok(answer)
+    }
+
+    async fn close(self: Arc<Self>, mut asked: Connection, place: Place, incoming: Incoming) -> Result<(), Status> {
+        let mut held = self.table.hold(&asked.id).await?;
+        let Some(known) = held.entry().known.clone() else { return Ok(()) };
+        // What lies further left may have run out meanwhile: whoever asked for it last may always give it back.
+        let judged = incoming.check(&mut asked, place);
+        let is_caller = held.entry().caller.as_ref() == Some(incoming.peer.certificate().id());
+        let segments = asked.path.as_ref().map_or(&[][..], |path| &path.path_segments);
+        if !is_caller || check_signer(segments, place.caller, incoming.peer.certificate()).is_err() {
+            judged?;
+            check_client(Some(&known), &asked)?;
+        }
+        self.close_held(&mut held, Some(incoming.peer), incoming.limit).await;
+        Ok(())
+    }
+
+    /// Closes what is there. What the handler could not take down is gone here all the same: nobody would ask again.
+    async fn close_held(&self, held: &mut Held, peer: Option<Peer>, limit: Duration) {
+        held.stop_timer();
+        let Some(known) = held.entry().known.take() else { return };
+        let own = known.path.as_ref().map_or(0, |path| path.index as usize);
+        let place = Place { own, caller: own.saturating_sub(1) };
+        let connection = Connection::clone(&known);
+        let call = Call { connection, preferences: Vec::new(), known: Some(Arc::clone(&known)), place, peer, limit };
+        match timeout(limit + GRACE, self.handler.close(call)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(status)) => tracing::warn!(id = known.id, %status, "the connection was not closed cleanly"),
+            Err(_) => tracing::warn!(id = known.id, ?limit, "the connection was not closed in time"),
+        }
+        self.monitor.delete(&known.id);
+    }
+
+    /// Closes a connection when its caller's token runs out: nobody has refreshed it.
+    fn start_timer(self: &Arc<Self>, held: &mut Held, closes: SystemTime) {
+        let Some(id) = held.entry().known.as_ref().map(|known| known.id.clone()) else { return };
+        let serving = Arc::clone(self);
+        let timer = tokio::spawn(async move {
+            sleep(closes.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            // From here on nobody may stop it half-way: it stops itself when it is not the newest any more.
+            tokio::spawn(serving.time_out(id, closes));
+        });
+        held.entry().timer = Some(timer.abort_handle());
+        held.entry().closes = Some(closes);
+    }
+
+    async fn time_out(self: Arc<Self>, id: String, closes: SystemTime) {
+        let Ok(mut held) = self.table.hold(&id).await else { return };
+        if held.entry().closes == Some(closes) && held.entry().timer.is_some() {
+            tracing::info!(id, "nobody has refreshed the connection: it is closed");
+            self.close_held(&mut held, None, CLOSE_LIMIT).await;
+        }
+    }
+}
+
+/// A call whose peer is known, and not yet judged.
+struct Incoming {
+    peer: Peer,
+    theirs: Option<Token>,
+    ours: Token,
+    now: SystemTime,
+    limit: Duration,
+}
+
+impl Incoming {
+    /// Puts the tokens into the path, and judges what is there then.
+    fn check(&self, connection: &mut Connection, place: Place) -> Result<(), Status> {
+        place.put_tokens(connection, self.theirs.as_ref(), &self.ours);
+        let path = connection.path.get_or_insert_default();
+        Ok(check_caller(path, place, self.peer.certificate(), self.now)?)
+    }
+}
+
+/// The ids in a path are known to all who watch: a connection is its client's, whoever knows its id. The tokens' chain binds the
+/// client to who calls.
+fn check_client(known: Option<&Connection>, asked: &Connection) -> Result<(), Status> {
+    let Some(known) = known.and_then(client) else { return Ok(()) };
+    let asked = client(asked).unwrap_or_default();
+    if known == asked {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "no sufficient privileges: the connection is one of {known}, not of {asked}"
+    )))
+}
+
+fn client(connection: &Connection) -> Option<String> {
+    let first = connection.path.as_ref()?.path_segments.first()?;
+    Claims::parse(&first.token).ok().map(|claims| claims.subject)
+}
+
+/// How long the caller waits.
+fn limit(headers: &MetadataMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
+    asked.map_or(LIMIT_DEFAULT, |asked| asked.min(LIMIT_MAX))
+}
+
+/// Up to 8 digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_hours(count),
+        "M" => Duration::from_mins(count),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+impl From<PathError> for Status {
+    fn from(error: PathError) -> Self {
+        Self::new(Code::InvalidArgument, error.to_string())
+    }
+}
+
+/// As the Go programs wait.
+const LIMIT_DEFAULT: Duration = Duration::from_secs(15);
+const LIMIT_MAX: Duration = Duration::from_mins(2);
+const CLOSE_LIMIT: Duration = Duration::from_secs(15);
+/// A handler keeps to its limit by itself, and takes back what it has begun: this is for one that hangs.
+const GRACE: Duration = Duration::from_secs(5);

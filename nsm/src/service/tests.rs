@@ -1,0 +1,279 @@
+//! A process that serves connections, and callers good and bad. No sockets: what a connection shows is put beside each call.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tonic::{Code, Request, Status};
+
+use super::{Call, ConnectionServer, Handler};
+use crate::identity::Identity;
+use crate::identity::test_identities::Identities;
+use crate::proto::connection::{Connection, Mechanism, Path, PathSegment, State};
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::proto::networkservice::network_service_server::NetworkService;
+use crate::token::Token;
+use crate::token::test_tokens::{put, signed_as};
+use crate::transport::Peer;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const LIFETIME: Duration = Duration::from_mins(10);
+
+/// Writes down what it is asked for, and does what the labels say.
+#[derive(Clone, Default)]
+struct Recorder {
+    seen: Arc<Mutex<Vec<String>>>,
+    closed: Arc<Notify>,
+    go_on: Arc<Notify>,
+}
+
+#[tonic::async_trait]
+impl Handler for Recorder {
+    async fn request(&self, call: Call) -> Result<Connection, Status> {
+        let mut connection = call.connection;
+        let kind = if call.known.is_some() { "refresh" } else { "request" };
+        self.seen.lock().unwrap().push(kind.to_owned());
+        match connection.labels.get("do").map(String::as_str) {
+            Some("fail") => return Err(Status::failed_precondition("no device")),
+            Some("wait") => self.go_on.notified().await,
+            Some("other") => connection.id = "other".to_owned(),
+            _ => {}
+        }
+        connection.mechanism = call.preferences.first().cloned();
+        Ok(connection)
+    }
+
+    async fn close(&self, _: Call) -> Result<(), Status> {
+        self.seen.lock().unwrap().push("close".to_owned());
+        self.closed.notify_one();
+        Err(Status::unavailable("what does not work does not keep the rest from being closed"))
+    }
+}
+
+/// nsmgr serves, nsc calls; somebody else is there too.
+struct Mesh {
+    server: ConnectionServer<Recorder>,
+    recorder: Recorder,
+    nsmgr: Identity,
+    nsc: Identity,
+    other: Identity,
+}
+
+impl Mesh {
+    fn new() -> Self {
+        let identities = Identities::new("example.org");
+        let [nsmgr, nsc, other] = ["/nsmgr", "/nsc", "/other"].map(|path| identities.identity(path));
+        let recorder = Recorder::default();
+        Self { server: ConnectionServer::new("nsmgr", LIFETIME, recorder.clone()), recorder, nsmgr, nsc, other }
+    }
+
+    /// A call of somebody, with a good token.
+    fn by<T>(&self, caller: &Identity, message: T) -> Request<T> {
+        let token = Token::sign(&caller.svid, self.nsmgr.svid.certificate().id(), LIFETIME, SystemTime::now());
+        self.with_token(caller, message, &token)
+    }
+
+    fn with_token<T>(&self, caller: &Identity, message: T, token: &Token) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(Peer::seen_by(&self.nsmgr, caller));
+        put(request.metadata_mut(), token);
+        request
+    }
+
+    async fn request(&self, connection: Connection) -> Result<Connection, Status> {
+        let request = self.by(&self.nsc, asking(connection));
+        timeout(DEADLINE, self.server.request(request)).await.expect("an answer").map(tonic::Response::into_inner)
+    }
+
+    async fn close(&self, caller: &Identity, connection: Connection) -> Result<(), Status> {
+        let request = self.by(caller, connection);
+        timeout(DEADLINE, self.server.close(request)).await.expect("an answer").map(tonic::Response::into_inner)
+    }
+
+    fn seen(&self) -> Vec<String> {
+        std::mem::take(&mut *self.recorder.seen.lock().unwrap())
+    }
+
+    fn states(&self) -> Vec<State> {
+        self.server.monitor().connections().iter().map(Connection::state).collect()
+    }
+}
+
+/// As the client sends it first.
+fn first() -> Connection {
+    let segment = PathSegment { name: "nsc".to_owned(), id: "n".to_owned(), ..PathSegment::default() };
+    Connection {
+        id: "n".to_owned(),
+        path: Some(Path { index: 0, path_segments: vec![segment] }),
+        ..Connection::default()
+    }
+}
+
+fn doing(what: &str, mut connection: Connection) -> Connection {
+    connection.labels.insert("do".to_owned(), what.to_owned());
+    connection
+}
+
+fn asking(connection: Connection) -> NetworkServiceRequest {
+    let mechanism = Mechanism { cls: "LOCAL".to_owned(), r#type: "KERNEL".to_owned(), ..Mechanism::default() };
+    NetworkServiceRequest { connection: Some(connection), mechanism_preferences: vec![mechanism] }
+}
+
+#[tokio::test]
+async fn a_connection_is_made_refreshed_shown_and_closed() {
+    let mesh = Mesh::new();
+    let answer = mesh.request(first()).await.unwrap();
+    let path = answer.path.as_ref().unwrap();
+    assert_eq!((answer.id.as_str(), path.index, path.path_segments.len()), ("n", 0, 2));
+    assert_eq!(answer.mechanism.as_ref().unwrap().r#type, "KERNEL");
+    let shown = mesh.server.monitor().connections();
+    assert_eq!((&shown[0].id, shown[0].path.as_ref().unwrap().index), (&path.path_segments[1].id, 1));
+    let again = mesh.request(answer.clone()).await.unwrap();
+    assert_eq!(again.path.as_ref().unwrap().path_segments[1].id, path.path_segments[1].id);
+    mesh.close(&mesh.nsc, again.clone()).await.unwrap();
+    mesh.close(&mesh.nsc, again).await.unwrap();
+    assert_eq!(mesh.seen(), ["request", "refresh", "close"], "the second close is of nothing");
+    assert!(mesh.states().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_that_fails_leaves_nothing_and_a_refresh_that_fails_what_was_there() {
+    let mesh = Mesh::new();
+    assert_eq!(mesh.request(doing("fail", first())).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(mesh.request(doing("other", first())).await.unwrap_err().code(), Code::Internal);
+    assert!(mesh.states().is_empty());
+    let answer = mesh.request(first()).await.unwrap();
+    assert_eq!(mesh.request(doing("fail", answer.clone())).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(mesh.states(), [State::Down]);
+    mesh.request(answer).await.unwrap();
+    assert_eq!(mesh.states(), [State::Up]);
+    assert_eq!(mesh.seen(), ["request", "request", "request", "refresh", "refresh"]);
+}
+
+#[tokio::test]
+async fn a_new_choice_closes_what_was_there() {
+    let mesh = Mesh::new();
+    let mut answer = mesh.request(first()).await.unwrap();
+    answer.set_state(State::ReselectRequested);
+    assert_eq!(mesh.request(answer).await.unwrap().state(), State::Up);
+    assert_eq!(mesh.seen(), ["request", "close", "request"]);
+}
+
+#[tokio::test]
+async fn what_nobody_refreshes_is_closed() {
+    let mesh = Mesh::new();
+    let mut request = mesh.by(&mesh.nsc, asking(first()));
+    // The token's time, less the time that the call has: nothing is left.
+    let token =
+        Token::sign(&mesh.nsc.svid, mesh.nsmgr.svid.certificate().id(), Duration::from_secs(2), SystemTime::now());
+    put(request.metadata_mut(), &token);
+    request.metadata_mut().insert("grpc-timeout", "2S".parse().unwrap());
+    mesh.server.request(request).await.unwrap();
+    timeout(DEADLINE, mesh.recorder.closed.notified()).await.expect("a close");
+    assert_eq!(mesh.seen(), ["request", "close"]);
+    timeout(DEADLINE, async {
+        while !mesh.states().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is shown no more");
+}
+
+#[tokio::test]
+async fn a_request_goes_on_when_its_caller_goes_and_the_next_one_waits() {
+    let mesh = Mesh::new();
+    let answer = mesh.request(first()).await.unwrap();
+    let waiting = mesh.server.request(mesh.by(&mesh.nsc, asking(doing("wait", answer.clone()))));
+    let gone = timeout(Duration::from_millis(10), waiting).await;
+    assert!(gone.is_err(), "the caller has gone");
+    let (next, ()) = tokio::join!(mesh.request(answer), async { mesh.recorder.go_on.notify_one() });
+    next.unwrap();
+    assert_eq!(mesh.seen(), ["request", "refresh", "refresh"]);
+    assert_eq!(mesh.states(), [State::Up]);
+}
+
+#[tokio::test]
+async fn callers_that_are_not_believed_are_refused_and_leave_nothing() {
+    let mesh = Mesh::new();
+    let own = mesh.nsmgr.svid.certificate().id();
+    let now = SystemTime::now();
+    let signed = |by: &Identity, lifetime| Token::sign(&by.svid, own, lifetime, now);
+    let foreign =
+        Token { text: signed_as(&mesh.nsc.svid, "spiffe://example.org/other", own.as_str()), expires: now + LIFETIME };
+    let elsewhere = Token::sign(&mesh.nsc.svid, mesh.other.svid.certificate().id(), LIFETIME, now);
+    for (what, token) in [
+        ("run out", signed(&mesh.nsc, Duration::ZERO)),
+        ("another key", signed(&mesh.other, LIFETIME)),
+        ("another name", foreign),
+        ("for another", elsewhere),
+        ("none", Token { text: "x.y.z".to_owned(), expires: now + LIFETIME }),
+    ] {
+        let refused = mesh.server.request(mesh.with_token(&mesh.nsc, asking(first()), &token)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{what}: {refused}");
+        assert!(refused.message().starts_with("no sufficient privileges"), "{refused}");
+    }
+    let mut without = Request::new(asking(first()));
+    without.extensions_mut().insert(Peer::seen_by(&mesh.nsmgr, &mesh.nsc));
+    assert_eq!(mesh.server.request(without).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(mesh.request(Connection::default()).await.unwrap_err().code(), Code::PermissionDenied, "an empty path");
+    assert!(mesh.seen().is_empty() && mesh.states().is_empty());
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused() {
+    let mesh = Mesh::new();
+    let mut index = first();
+    index.path.as_mut().unwrap().index = 5;
+    let mut id = first();
+    id.id = "x".to_owned();
+    let mut long = first();
+    long.path.as_mut().unwrap().path_segments.resize(65, PathSegment::default());
+    let mut labels = first();
+    labels.labels = (0..1000).map(|at| (at.to_string(), "x".repeat(100))).collect();
+    for connection in [index, id, long, labels] {
+        assert_eq!(mesh.request(connection).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert!(mesh.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_is_its_clients() {
+    let mesh = Mesh::new();
+    let answer = mesh.request(first()).await.unwrap();
+    // Somebody else has learned its ids, from a monitor say.
+    let stolen = || answer.clone();
+    let refused = mesh.server.request(mesh.by(&mesh.other, asking(stolen()))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(mesh.close(&mesh.other, stolen()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(mesh.seen(), ["request"]);
+    assert_eq!(mesh.states(), [State::Up]);
+    mesh.close(&mesh.nsc, answer).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_asked_last_may_close_with_a_stale_path_and_nobody_else() {
+    let mesh = Mesh::new();
+    // A manager before us, whose client's token has run out meanwhile.
+    let segment = |name: &str, token: String| PathSegment {
+        name: name.to_owned(),
+        id: name.to_owned(),
+        token,
+        ..PathSegment::default()
+    };
+    let client =
+        |lifetime| Token::sign(&mesh.other.svid, mesh.nsc.svid.certificate().id(), lifetime, SystemTime::now()).text;
+    let path = |lifetime| Path {
+        index: 1,
+        path_segments: vec![segment("client", client(lifetime)), segment("manager", String::new())],
+    };
+    let asked = |lifetime| Connection { id: "manager".to_owned(), path: Some(path(lifetime)), ..Connection::default() };
+    let answer = mesh.request(asked(LIFETIME)).await.unwrap();
+    let mut stale = answer.clone();
+    stale.path.as_mut().unwrap().path_segments[0].token = client(Duration::ZERO);
+    assert_eq!(mesh.close(&mesh.other, stale.clone()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(mesh.seen(), ["request"]);
+    mesh.close(&mesh.nsc, stale).await.unwrap();
+    assert_eq!(mesh.seen(), ["close"]);
+}

@@ -1,0 +1,151 @@
+//! Connecting: one channel is exactly one connection, since files and tokens belong to it.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ferrule_ffi::unix::{Kind, UnixSocket};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::address::Address;
+use super::connection::{Peer, SecureStream, Socket};
+use super::tls::{Allowed, client_config};
+use crate::files::FileStream;
+use crate::identity::Identity;
+use crate::token::TokenHeaders;
+
+/// A connection to one process. It is not made again when it ends: that would be another one, without the files and perhaps
+/// with another certificate.
+#[derive(Clone)]
+pub struct Connection {
+    calls: Calls,
+    peer: Peer,
+    ended: watch::Receiver<()>,
+}
+
+/// What clients of services are made with: each call carries a token.
+pub type Calls = InterceptedService<Channel, TokenHeaders>;
+
+/// How one connects.
+#[derive(Clone, Debug)]
+pub struct DialOptions {
+    /// Who may be there.
+    pub allowed: Allowed,
+    /// How long it may take, all together.
+    pub timeout: Duration,
+    /// How long a token lives at most.
+    pub token_lifetime: Duration,
+}
+
+impl Default for DialOptions {
+    fn default() -> Self {
+        Self {
+            allowed: Allowed::AnyTrusted,
+            timeout: Duration::from_millis(750),
+            token_lifetime: Duration::from_mins(10),
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect to {address}: {problem}")]
+pub struct DialError {
+    address: Address,
+    problem: String,
+}
+
+impl Connection {
+    /// Connects to whoever listens at an address.
+    pub async fn dial(address: &Address, identity: &Identity, options: &DialOptions) -> Result<Self, DialError> {
+        let error = |problem| DialError { address: address.clone(), problem };
+        match timeout(options.timeout, connect(address, identity, options)).await {
+            Ok(made) => made.map_err(|problem| error(crate::causes(&*problem))),
+            Err(_) => Err(error(format!("no answer within {:?}", options.timeout))),
+        }
+    }
+
+    /// For a client of a service.
+    pub fn calls(&self) -> Calls {
+        self.calls.clone()
+    }
+
+    /// Who is there, who we are to it, and the files that are passed.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Waits until it is over.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        // It ends by the drop of its sender, which never sends.
+        let _ = ended.changed().await;
+    }
+
+    /// Whether it is over.
+    pub fn has_ended(&self) -> bool {
+        self.ended.has_changed().is_err()
+    }
+}
+
+async fn connect(
+    address: &Address,
+    identity: &Identity,
+    options: &DialOptions,
+) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    let socket = match address {
+        Address::Unix(path) => Socket::Unix(FileStream::new(connect_unix(path).await?)?),
+        Address::Tcp(host_port) => {
+            let stream = TcpStream::connect(host_port).await?;
+            stream.set_nodelay(true)?;
+            Socket::Tcp(stream)
+        }
+    };
+    let connector = TlsConnector::from(client_config(identity, options.allowed.clone())?);
+    let tls = connector.connect(ServerName::try_from(AUTHORITY)?, socket).await?;
+    let mut stream = SecureStream::new(tls.into(), Arc::clone(&identity.svid), None)?;
+    let (peer, ended) = (stream.peer().clone(), stream.ended());
+    let tokens = TokenHeaders::new(Arc::clone(peer.svid()), Arc::clone(peer.certificate()), options.token_lifetime);
+    let calls = InterceptedService::new(channel(stream).await?, tokens);
+    Ok(Connection { calls, peer, ended })
+}
+
+/// A channel over this stream and no other.
+async fn channel(stream: SecureStream) -> Result<Channel, tonic::transport::Error> {
+    let stream = Arc::new(Mutex::new(Some(stream)));
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = || io::Error::new(io::ErrorKind::NotConnected, "the connection has ended: connect again");
+        std::future::ready(stream.map(TokioIo::new).ok_or_else(ended))
+    });
+    Endpoint::from_static("http://localhost")
+        .origin(Uri::from_static("https://localhost"))
+        .http2_max_header_list_size(HEADERS_MAX)
+        .connect_with_connector(connector)
+        .await
+}
+
+/// A path is looked up by a thread: a file system may take for ever to answer. A listener that is busy does not let one wait.
+async fn connect_unix(path: &Path) -> io::Result<UnixSocket> {
+    loop {
+        let owned = path.to_owned();
+        match tokio::task::spawn_blocking(move || UnixSocket::connect_path(Kind::Stream, &owned)).await? {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BUSY_RETRY).await,
+            done => return done,
+        }
+    }
+}
+
+/// Not checked by anybody: certificates name processes.
+const AUTHORITY: &str = "localhost";
+/// A registration's answer has three tokens in a header, of long SPIFFE IDs perhaps.
+const HEADERS_MAX: u32 = 64 << 10;
+const BUSY_RETRY: Duration = Duration::from_millis(5);
