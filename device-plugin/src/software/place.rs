@@ -45,7 +45,8 @@ impl Place {
 
     /// Makes it accessible to its owner only, unless it has other things of others.
     fn close(&self) -> io::Result<()> {
-        if fs::metadata(&self.0)?.permissions().mode() & 0o077 == 0 {
+        let of_others = fs::metadata(&self.0)?.permissions().mode() & 0o077;
+        if of_others == 0 {
             return Ok(());
         }
         let is_ours = |name: &OsString| name.to_str().is_some_and(is_endpoint);

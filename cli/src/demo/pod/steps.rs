@@ -172,7 +172,9 @@ impl PodDemo<'_> {
             let names = GUESTS.map(|guest| format!("default/{}", guest.name));
             Ok(node.wires()?.iter().any(|wire| holders(wire) == names))
         })?;
-        GUESTS.iter().for_each(|guest| node.kubelet.end_pod(guest.name));
+        for guest in GUESTS {
+            node.kubelet.end_pod(guest.name);
+        }
         Ok(())
     }
 
