@@ -463,7 +463,7 @@ async fn directories_that_a_killed_plugin_left_are_removed_and_those_of_pods_are
     node.site.stop_plugin().await;
     let software = node.site.options.software.clone();
     let directory = |id: &str| software.join(id);
-    let left = ["soft-port-2", "soft-other-7"].map(|id| directory(id));
+    let left = ["soft-port-2", "soft-other-7"].map(directory);
     for left in &left {
         fs::create_dir(left).unwrap();
         fs::write(left.join("memif.sock"), "").unwrap();
