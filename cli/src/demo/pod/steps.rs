@@ -296,14 +296,14 @@ mod tests {
     fn a_socket_is_found_as_a_program_in_the_pod_finds_it() {
         let mut given = ContainerAllocateResponse::default();
         assert!(socket_of(&given).unwrap_err().contains("has no PCIDEVICE_EXAMPLE_COM_.._INFO"));
-        const VARIABLE: &str = "PCIDEVICE_EXAMPLE_COM_PORT";
+        let variable = "PCIDEVICE_EXAMPLE_COM_PORT_INFO";
         let info =
             r#"{"soft-port-0":{"generic":{"deviceID":"soft-port-0"},"memif":{"path":"/a.sock","role":"client"}}}"#;
-        given.envs.insert(format!("{VARIABLE}_INFO"), info.into());
+        given.envs.insert(variable.to_owned(), info.into());
         assert_eq!(socket_of(&given).unwrap(), "/a.sock");
-        given.envs.insert(format!("{VARIABLE}_INFO"), info.replace("memif", "vhost-user"));
+        given.envs.insert(variable.to_owned(), info.replace("memif", "vhost-user"));
         assert_eq!(socket_of(&given).unwrap(), "/a.sock");
-        given.envs.insert(format!("{VARIABLE}_INFO"), "{}".into());
+        given.envs.insert(variable.to_owned(), "{}".into());
         assert!(socket_of(&given).unwrap_err().contains("no device"));
     }
 }
