@@ -68,11 +68,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("killed_plugins_a_full_disk_and_a_manager_away_cost_no_pod", &[pods::mishaps])
         .within(Duration::from_mins(8)),
     Scenario::new("frames_cross_between_a_vf_and_memif_a_namespace_and_vhost_user", &[wires::frames_cross])
-        .within(Duration::from_mins(4)),
-    Scenario::new("frames_cross_between_two_vfs_of_one_pf", &[wires::vf_to_vf]).within(Duration::from_mins(4)),
+        .within(Duration::from_mins(6)),
+    Scenario::new("frames_cross_between_two_vfs_of_one_pf", &[wires::vf_to_vf]).within(Duration::from_mins(6)),
     Scenario::new("a_polled_vf_goes_and_comes_back_and_no_other_wire_loses_a_frame", &[wires::goes_and_comes_back])
-        .within(Duration::from_mins(4)),
-    Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(4)),
+        .within(Duration::from_mins(6)),
+    Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(6)),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
