@@ -287,7 +287,7 @@ mod tests {
 
         async fn put_wire(&self, _: Request<v1::PutWireRequest>) -> Result<Response<v1::PutWireResponse>, Status> {
             self.asked.send("put").unwrap();
-            Ok(Response::new(Default::default()))
+            Ok(Response::new(v1::PutWireResponse::default()))
         }
 
         async fn remove_wire(
@@ -296,14 +296,14 @@ mod tests {
         ) -> Result<Response<v1::RemoveWireResponse>, Status> {
             self.asked.send("remove").unwrap();
             self.may_remove.notified().await;
-            Ok(Response::new(Default::default()))
+            Ok(Response::new(v1::RemoveWireResponse::default()))
         }
 
         async fn list_wires(
             &self,
             _: Request<v1::ListWiresRequest>,
         ) -> Result<Response<v1::ListWiresResponse>, Status> {
-            Ok(Response::new(Default::default()))
+            Ok(Response::new(v1::ListWiresResponse::default()))
         }
 
         async fn watch_wires(
