@@ -35,7 +35,7 @@ struct Echo;
 impl NetworkService for Echo {
     async fn request(&self, request: Request<NetworkServiceRequest>) -> Result<Response<Wire>, Status> {
         let peer = request.extensions().get::<Peer>().expect("every call has it").clone();
-        let token = Token::from_headers(request.metadata()).unwrap().expect("every call has one");
+        let token = Token::from_headers(request.metadata(), peer.certificate()).unwrap().expect("every call has one");
         let claims = Claims::verify(&token.text, peer.certificate())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
         assert_eq!(claims.audience, [peer.svid().certificate().id().to_string()]);
