@@ -84,7 +84,7 @@ impl LinkWatch {
 /// Why it is closed.
 const NO_LINK: &str = "its link is down, as after a reset of its PF: it is opened anew";
 /// A VF that was opened while its PF was being reset may never have a link.
-const DOWN_MAX: Duration = Duration::from_secs(30);
+const DOWN_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -95,9 +95,9 @@ mod tests {
         let began = Instant::now();
         let mut link = LinkWatch::new(began);
         let mut look = |state, seconds| link.is_to_be_opened_anew(state, began + Duration::from_secs(seconds));
-        assert!(!look(LinkState::Down, 1) && !look(LinkState::Down, 29) && look(LinkState::Down, 30));
+        assert!(!look(LinkState::Down, 1) && !look(LinkState::Down, 9) && look(LinkState::Down, 10));
         assert!(!look(LinkState::Unknown, 31), "we have brought it down");
-        assert!(!look(LinkState::Down, 60) && look(LinkState::Down, 61));
+        assert!(!look(LinkState::Down, 40) && look(LinkState::Down, 41));
         assert!(!look(LinkState::Up, 62) && look(LinkState::Down, 63));
     }
 }
