@@ -155,7 +155,13 @@ impl Executor {
     /// What the PF says of a VF and of itself.
     fn report(&self, vf: &VirtualFunction) -> Result<Asked, CallError> {
         let nothing = |report| Asked { report, permanent_mac: None, made_from: None };
-        let Some((netdev, interface)) = self.sysfs.interface(vf.pf) else { return Ok(nothing(VfReport::NoInterface)) };
+        let (netdev, interface) = match self.sysfs.read_interface(vf.pf) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(nothing(VfReport::NoInterface)),
+            Err(error) => {
+                return Ok(nothing(VfReport::Untold(format!("look for the interface of {}: {error}", vf.pf))));
+            }
+        };
         let what = format!("ask {netdev} about its VFs");
         let asked =
             self.watchdog.call(&what, &[vf.address], self.timeouts.call, move |kernel| kernel.pf_report(interface));
