@@ -142,6 +142,8 @@ const MESSAGE_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use ferrule_ffi::socket_access::SocketAccess;
+
     use super::*;
 
     #[tokio::test]
@@ -155,6 +157,51 @@ mod tests {
         let status = tokio::time::timeout(Duration::from_mins(1), asked).await.expect("it is given up").unwrap_err();
         assert!(is_silent(&status), "{status:?}");
         assert!(!is_silent(&Status::unavailable("keep-alive timed out")));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_with_very_many_connections_is_told_so_and_what_he_has_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let socket = ServiceSocket::bind("forwarder", &path, &SocketAccess::default()).unwrap();
+        let (stop, phase) = watch::channel(Phase::Serving);
+        let serving = tokio::spawn(serve(socket, Routes::default(), &[], &[""], phase));
+        let health = async || tonic_health::pb::health_client::HealthClient::new(connect(&path).await.unwrap());
+        let check = tonic_health::pb::HealthCheckRequest::default;
+        let mut first = health().await;
+        first.check(check()).await.unwrap();
+        let mut idle = Vec::new();
+        let refused = loop {
+            let mut next = health().await;
+            match next.check(check()).await {
+                Ok(_) => idle.push(next),
+                Err(status) => break status,
+            }
+            assert!(idle.len() < 2000, "there is a limit");
+        };
+        let mut said = refused.to_string();
+        let mut source = refused.source();
+        while let Some(error) = source {
+            said += &error.to_string();
+            source = error.source();
+        }
+        assert!(said.contains("connections: end some of them"), "{said}");
+        first.check(check()).await.unwrap();
+        // Thousands that are not even waited for.
+        for _ in 0..3000 {
+            drop(tokio::net::UnixStream::connect(&path).await);
+        }
+        first.check(check()).await.unwrap();
+        drop(idle);
+        let again = async {
+            while health().await.check(check()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), again).await.expect("places are given back");
+        drop(first);
+        stop.send(Phase::Stopped).unwrap();
+        serving.await.unwrap().unwrap();
     }
 
     #[test]

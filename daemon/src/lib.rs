@@ -6,6 +6,7 @@
 //! - [`settings`]: a file of settings, checked as a whole, every error at its line; and the file followed
 //! - [`api_socket`]: where an API listens and who may use it, in files and on command lines
 //! - [`socket`]: that Unix socket, made and removed with care
+//! - [`clients`]: how many of them one user may be
 //! - [`grpc`]: the API on it, with health and reflection; and how a client reaches it
 //! - [`page`]: the HTTP page for Prometheus and for probes
 //! - [`metrics`]: how the text of that page is written
@@ -15,6 +16,7 @@
 //! - [`logging`]: the log, which nobody waits for
 
 pub mod api_socket;
+pub mod clients;
 pub mod grpc;
 pub mod inotify;
 pub mod logging;

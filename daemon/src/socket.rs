@@ -10,12 +10,14 @@ use ferrule_ffi::socket_access::SocketAccess;
 use ferrule_ffi::socket_file::{self, BindError, SocketFile};
 use ferrule_ffi::unix::Kind;
 use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{error, warn};
+
+use crate::clients::{Clients, SocketClient};
 
 /// A listening socket whose file goes away with it.
 #[derive(Debug)]
@@ -48,14 +50,16 @@ impl ServiceSocket {
         Ok(Self { listener, file, program, access: access.clone(), lost: false })
     }
 
-    /// Clients as they come, until the stream is dropped; the task has ended when the file is gone. A path that does not
-    /// lead here any more, because its directory was removed or another program bound it, is listened on again.
-    pub fn accept(self) -> (ReceiverStream<io::Result<UnixStream>>, JoinHandle<()>) {
+    /// Clients as they come, until the stream is dropped; the task has ended when the file is gone. Of one user there are
+    /// only so many at once (see [`crate::clients`]). A path that does not lead here any more, because its directory was
+    /// removed or another program bound it, is listened on again.
+    pub fn accept(self) -> (ReceiverStream<io::Result<SocketClient>>, JoinHandle<()>) {
         let (clients, incoming) = mpsc::channel(1);
         (ReceiverStream::new(incoming), tokio::spawn(self.accept_for(clients)))
     }
 
-    async fn accept_for(mut self, clients: mpsc::Sender<io::Result<UnixStream>>) {
+    async fn accept_for(mut self, clients: mpsc::Sender<io::Result<SocketClient>>) {
+        let admitted = Clients::new();
         let mut checks = interval(CHECK);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -63,7 +67,8 @@ impl ServiceSocket {
                 () = clients.closed() => return,
                 _ = checks.tick() => self.listen_again_if_lost(),
                 client = self.listener.accept() => match client {
-                    Ok((client, _)) => if clients.send(Ok(client)).await.is_err() { return },
+                    Ok((client, _)) => if let Some(client) = admitted.admit(client)
+                        && clients.send(Ok(client)).await.is_err() { return },
                     Err(error) => {
                         // Out of descriptors: the client waits at the socket, which would be ready again at once.
                         warn!(path = %self.file.path().display(), %error, "a client cannot be accepted");
@@ -133,6 +138,8 @@ const BACKLOG: u8 = 128;
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
+
+    use tokio::net::UnixStream;
 
     use super::*;
 

@@ -11,18 +11,23 @@
 //! - [`monitor`]: what becomes of connections
 //! - [`service`]: serving connections
 //! - [`endpoint`]: an endpoint with addresses for its clients
+//! - [`manager`]: which forwarder a connection goes through; [`client`]: keeps one connection
 //! - [`files`]: network namespaces and sockets that are passed beside calls
 
+pub mod client;
 pub mod endpoint;
 mod feed;
 pub mod files;
 pub mod identity;
+pub mod manager;
 pub mod monitor;
 pub mod path;
 pub mod policy;
 pub mod proto;
 pub mod registry;
 pub mod service;
+#[cfg(test)]
+mod test_mesh;
 #[cfg(test)]
 mod test_process;
 pub mod token;

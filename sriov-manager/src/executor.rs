@@ -15,6 +15,7 @@ use crate::address::{PciAddress, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfChange, VfReport};
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
+use crate::kernel::{Interface, PfReport};
 use crate::plan::{Current, Step};
 use crate::sysfs::Sysfs;
 use crate::watchdog::{CallError, Watchdog};
@@ -88,6 +89,40 @@ impl Executor {
         Ok(())
     }
 
+    /// Does steps that only tell a PF something, through the interface that it had a moment ago, and asks it in the same call what it
+    /// says after the last of them; none: it did not answer that, or not at once.
+    pub fn tell(&self, steps: &[Step], interface: Interface) -> Result<Option<PfReport>, StepError> {
+        let mut report = None;
+        for (number, step) in steps.iter().enumerate() {
+            let Step::Set { function, index, change, .. } = *step else {
+                self.apply(slice::from_ref(step))?;
+                continue;
+            };
+            let is_last = number + 1 == steps.len();
+            self.observe(Point::Before(step));
+            let told = self.watchdog.call(step, &[function], self.timeouts.call, move |kernel| {
+                kernel.set_vf(interface, index, change)?;
+                Ok(is_last.then(|| kernel.pf_report(interface).ok()).flatten())
+            });
+            let done = match told {
+                Ok(told) => {
+                    report = told;
+                    Ok(())
+                }
+                // It is in reset, or has another interface by now.
+                Err(CallError::Refused(refusal)) if NOT_NOW.contains(&refusal.errno) => self.perform(step),
+                Err(error) => {
+                    let cure = set_cure(change, error.errno());
+                    Err(StepError::new(step, error, cure))
+                }
+            };
+            self.observe(Point::After(step));
+            debug!(%step, done = done.is_ok());
+            done?;
+        }
+        Ok(report)
+    }
+
     /// Does as many of the steps as can be done, for a way back: what is refused is told in the end. A function that stays
     /// on its driver, or that the kernel is stuck with, is left alone from there on.
     pub fn apply_all(&self, steps: &[Step]) -> Vec<StepError> {
@@ -126,7 +161,7 @@ impl Executor {
     pub fn current_at_once(&self, vf: &VirtualFunction) -> Result<Current, CallError> {
         let VirtualFunction { address, index, .. } = *vf;
         let began = Instant::now();
-        let Asked { report, permanent_mac, made_from } = self.report(vf)?;
+        let Asked { report, interface, permanent_mac, made_from } = self.report(vf)?;
         debug!(microseconds = began.elapsed().as_micros(), "asked the PF");
         let vfs = vf.group_with.iter().filter(|member| self.sysfs.physfn(**member).is_some());
         let members: BTreeMap<_, _> = vfs.map(|&member| (member, self.sysfs.driver(member))).collect();
@@ -140,6 +175,7 @@ impl Executor {
             derived_mac: made_from.map(|mac| mac.derived(index)),
             card: permanent_mac,
             mtu: netdev.and_then(|netdev| self.sysfs.mtu(address, &netdev)),
+            interface,
             members,
         })
     }
@@ -154,12 +190,13 @@ impl Executor {
 
     /// What the PF says of a VF and of itself.
     fn report(&self, vf: &VirtualFunction) -> Result<Asked, CallError> {
-        let nothing = |report| Asked { report, permanent_mac: None, made_from: None };
+        let nothing = |report, interface| Asked { report, interface, permanent_mac: None, made_from: None };
         let (netdev, interface) = match self.sysfs.read_interface(vf.pf) {
             Ok(Some(found)) => found,
-            Ok(None) => return Ok(nothing(VfReport::NoInterface)),
+            Ok(None) => return Ok(nothing(VfReport::NoInterface, None)),
             Err(error) => {
-                return Ok(nothing(VfReport::Untold(format!("look for the interface of {}: {error}", vf.pf))));
+                let why = format!("look for the interface of {}: {error}", vf.pf);
+                return Ok(nothing(VfReport::Untold(why), None));
             }
         };
         let what = format!("ask {netdev} about its VFs");
@@ -172,11 +209,14 @@ impl Executor {
                     || VfReport::LeftOut(format!("{netdev} left it out, as it does while the VF is in reset"));
                 Asked {
                     report: state.unwrap_or_else(left_out),
+                    interface: Some(interface),
                     permanent_mac: report.permanent_mac,
                     made_from: report.permanent_mac.or_else(|| self.sysfs.mac(vf.pf, &netdev)),
                 }
             }
-            Err(CallError::Refused(refusal)) => nothing(VfReport::Untold(format!("{what}: {refusal}"))),
+            Err(CallError::Refused(refusal)) => {
+                nothing(VfReport::Untold(format!("{what}: {refusal}")), Some(interface))
+            }
             Err(stuck) => return Err(stuck),
         })
     }
@@ -391,6 +431,9 @@ impl Executor {
     }
 }
 
+/// What a PF says that may take the same a moment later, or through another interface.
+const NOT_NOW: [Errno; 3] = [Errno::EAGAIN, Errno::EBUSY, Errno::ENODEV];
+
 impl fmt::Debug for Executor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Executor").field("sysfs", &self.sysfs).finish_non_exhaustive()
@@ -401,6 +444,8 @@ impl fmt::Debug for Executor {
 struct Asked {
     /// About the VF.
     report: VfReport,
+    /// Through which interface it was asked.
+    interface: Option<Interface>,
     /// The address that the PF was made with.
     permanent_mac: Option<Mac>,
     /// The address that those of its VFs are made from.

@@ -51,12 +51,14 @@ fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) ->
     let unknown = |error: NetlinkError| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
     let makes_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
     if makes_interface && sysfs.netdevs(vf.address).is_empty() {
-        let is_elsewhere = sysfs.has_netdev_elsewhere(vf.address);
+        if !sysfs.has_netdev_elsewhere(vf.address) {
+            return None;
+        }
         return match kernel.foreign_netdev(vf.address) {
             Ok(Some(foreign)) => Some(Reason::Held(Holder::of_namespace(sysfs, foreign))),
-            Ok(None) => is_elsewhere.then_some(Reason::Held(Holder::UnseenNamespace)),
-            Err(error) if is_elsewhere => unknown(error),
-            Err(_) => None,
+            // It may have ended meanwhile.
+            Ok(None) => sysfs.has_netdev_elsewhere(vf.address).then_some(Reason::Held(Holder::UnseenNamespace)),
+            Err(error) => unknown(error),
         };
     }
     let (netdev, interface) = match sysfs.read_interface(vf.address) {

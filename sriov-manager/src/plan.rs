@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{PciAddress, is_userspace_driver};
 use crate::attributes::{Attributes, Mac, VfChange, VfReport};
+use crate::kernel::Interface;
 
 /// One thing that is done to a function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +168,8 @@ pub struct Current {
     pub card: Option<Mac>,
     /// The MTU of its interface.
     pub mtu: Option<u32>,
+    /// The interface of its PF, which was asked a moment ago; none: it has none here.
+    pub interface: Option<Interface>,
     /// Drivers of the VFs that share its IOMMU group.
     pub members: BTreeMap<PciAddress, Option<String>>,
 }
@@ -314,6 +317,7 @@ mod tests {
             derived_mac: None,
             card: None,
             mtu: Some(1500),
+            interface: None,
             members: BTreeMap::new(),
         }
     }

@@ -1,9 +1,14 @@
 //! Many clients, slow disks and kernels that hang: nobody is kept waiting by another.
 
+use std::error::Error;
+use std::io::Write;
+use std::os::unix::net;
+use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use sriov_manager::daemon::{Daemon, DaemonOptions, run};
 use sriov_manager::executor::Timeouts;
 use sriov_manager::fake::{FakeNode, Scenario};
@@ -11,6 +16,7 @@ use sriov_manager::journal::FakeDisk;
 use sriov_manager::lease::Stage;
 use sriov_manager::policy::NumVfs;
 use sriov_manager_client::{connect, refusal, v1};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::Code;
@@ -34,9 +40,13 @@ async fn hundreds_that_wait_for_one_lease_keep_nobody_from_another() {
     let release = v1::ReleaseRequest { lease: "held".into(), wait_ms: 600_000, ..Default::default() };
     let before = *daemon.vfs().watch_unlocked().borrow();
     let mut waiting = Vec::new();
-    for _ in 0..300 {
-        let (mut client, release) = (client(&socket).await, release.clone());
-        waiting.push(tokio::spawn(async move { client.release(release).await }));
+    for _ in 0..3 {
+        // Of one program, which has one connection for all that it asks.
+        let asking = client(&socket).await;
+        for _ in 0..100 {
+            let (mut asking, release) = (asking.clone(), release.clone());
+            waiting.push(tokio::spawn(async move { asking.release(release).await }));
+        }
     }
     eventually("all of them have looked", || *daemon.vfs().watch_unlocked().borrow() >= before + 300).await;
     let other = timeout(SOON, asking.acquire(acquire("other", v1::Driver::VfioPci)));
@@ -84,6 +94,132 @@ async fn who_waits_for_a_busy_vf_has_no_thread_and_is_answered_when_it_is_free()
         timeout(SOON, one).await.expect("it is free now").unwrap().unwrap();
     }
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_connections_of_one_user_leave_the_manager_at_work() {
+    let (node, directory) = (FakeNode::new(1, 7), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let daemon = Daemon::start(options(&node, socket.clone())).await.unwrap();
+    let mut asking = client(&socket).await;
+    asking.list(v1::ListRequest::default()).await.unwrap();
+    // What the daemon gives its own user is less than this.
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let share = 512.min(files as usize / 4);
+    let mut idle = Vec::new();
+    while idle.len() < share + 50 {
+        idle.extend(UnixStream::connect(&socket).await);
+    }
+    for _ in 0..3000 {
+        drop(UnixStream::connect(&socket).await);
+    }
+    let lent = timeout(SOON, asking.acquire(acquire("pod", v1::Driver::VfioPci))).await;
+    lent.expect("who has a connection is served").unwrap();
+    // Those of a flood are not told why, but closed at once; who comes a moment later is.
+    let told = async { while !why_refused(&socket).await.contains("connections: end some of them") {} };
+    timeout(SOON, told).await.expect("who is refused is told why");
+    drop(idle);
+    let again = async {
+        loop {
+            if let Ok(mut client) = connect(&socket).await
+                && client.list(v1::ListRequest::default()).await.is_ok()
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, again).await.expect("places are given back");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_reads_his_lists_has_no_more_than_his_share_of_memory() {
+    let (node, directory) = (FakeNode::new(4, 120), tempfile::tempdir().unwrap());
+    let socket = directory.path().join("vf.sock");
+    let mut options = options(&node, socket.clone());
+    options.policies.pools[0].num_vfs = Some(NumVfs::Exactly(120));
+    let daemon = Daemon::start(DaemonOptions { rescan: Duration::from_hours(1), ..options }).await.unwrap();
+    let mut asking = client(&socket).await.max_decoding_message_size(usize::MAX);
+    asking.list(v1::ListRequest::default()).await.unwrap();
+    // One that lets nothing be sent, and one that lets all be sent, and reads nothing.
+    for (round, window) in [0, i32::MAX as u32].into_iter().enumerate() {
+        let silent: Vec<_> = (0..8).map(|_| ask_for_lists_and_read_none(&socket, window)).collect();
+        let refused = async {
+            loop {
+                match asking.list(v1::ListRequest::default()).await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    Err(status) => return status,
+                }
+            }
+        };
+        let refused = timeout(Duration::from_mins(1), refused).await.expect("there is a limit");
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.message().contains("that nobody reads"), "{refused}");
+        assert!(refusal(&refused).unwrap().retryable);
+        let vf = timeout(SOON, asking.acquire(acquire(&format!("pod {round}"), v1::Driver::VfioPci))).await;
+        vf.expect("what is no list goes on").unwrap();
+        drop(silent);
+        let again = async { while asking.list(v1::ListRequest::default()).await.is_err() {} };
+        timeout(SOON, again).await.expect("their share is free when they have gone");
+    }
+    daemon.stop().await;
+}
+
+/// What a client is told that asks for a list and gets none.
+async fn why_refused(socket: &Path) -> String {
+    let refused: Box<dyn Error> = match connect(socket).await {
+        Ok(mut client) => match client.list(v1::ListRequest::default()).await {
+            Ok(_) => return "nothing".to_owned(),
+            Err(status) => Box::new(status),
+        },
+        Err(error) => Box::new(error),
+    };
+    let mut said = refused.to_string();
+    let mut source = refused.source();
+    while let Some(error) = source {
+        said += &error.to_string();
+        source = error.source();
+    }
+    said
+}
+
+/// 190 calls of `List`, of which no answer is read, in the words of HTTP/2 (RFC 9113) and HPACK (RFC 7541). `window`: how much of each
+/// answer may be sent.
+fn ask_for_lists_and_read_none(socket: &Path, window: u32) -> net::UnixStream {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const WINDOW_UPDATE: u8 = 8;
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let header = |name: &str, value: &str| {
+        [&[0, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
+    };
+    let headers = [
+        header(":method", "POST"),
+        header(":scheme", "http"),
+        header(":authority", "localhost"),
+        header(":path", "/ferrule.vf.v1.Vfs/List"),
+        header("content-type", "application/grpc"),
+        header("te", "trailers"),
+    ]
+    .concat();
+    let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    said.extend(frame(SETTINGS, 0, 0, &[&INITIAL_WINDOW_SIZE[..], &window.to_be_bytes()].concat()));
+    said.extend(frame(WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes()));
+    for stream in (1..380).step_by(2) {
+        said.extend(frame(HEADERS, END_HEADERS, stream, &headers));
+        said.extend(frame(DATA, END_STREAM, stream, &[0; 5]));
+    }
+    let mut client = net::UnixStream::connect(socket).expect("the daemon serves its socket");
+    client.write_all(&said).expect("it reads what is said");
+    client
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use sriov_manager::journal::Record;
 use sriov_manager::kernel::Kernel;
 use sriov_manager::plan::Step;
 use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
-use sriov_manager::vfs::Options;
+use sriov_manager::vfs::{Counts, HostVfs, Options};
 use sriov_manager::{VfError, Vfs};
 
 /// Policies that want this number of VFs of the first PF.
@@ -60,6 +60,22 @@ fn a_change_that_somebody_else_is_quicker_than_leaves_what_that_one_made() {
         assert_eq!(autoprobe(&node).as_deref(), Some("1"));
         assert!(vfs.facts().resizes.is_empty());
     }
+}
+
+#[test]
+fn a_number_that_is_set_by_hand_stays_where_the_policies_number_could_not_be_made() {
+    let node = FakeNode::new(1, 7);
+    set_count(&node, 2);
+    node.use_by_host(node.vf(0, 1), &["it has the address 10.0.0.7/24"]);
+    let vfs = Vfs::open(Options { policies: policies(4), ..node.options() }).unwrap();
+    let short = vfs.view().pfs[0].short.clone();
+    assert!(short.is_some_and(|why| why.contains("10.0.0.7")));
+    vfs.create_with(node.pf(0), 1, HostVfs::Taken).unwrap();
+    vfs.rescan();
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 1);
+    // What the policies want from now on is another matter.
+    vfs.adopt_policies(policies(3), Counts::Changed).unwrap();
+    assert_eq!(node.sysfs().virtfns(node.pf(0)).len(), 3);
 }
 
 #[test]

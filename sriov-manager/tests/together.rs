@@ -361,7 +361,7 @@ fn a_lease_ends_with_its_namespace_or_control_group() {
     fs::create_dir_all(&group).unwrap();
     fs::write(&namespace, "").unwrap();
     fs::write(group.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-    let of_namespace = vfs.this_namespace("/run/netns/pod".into());
+    let of_namespace = vfs.this_namespace("/run/netns/pod".into(), 0).unwrap();
     let of_group = Some(Until::Cgroup { path: "/sys/fs/cgroup/pod".into() });
     vfs.acquire(&Request { until: of_namespace, ..of_pool("a") }).unwrap();
     vfs.acquire(&Request { until: of_group, ..of_pool("b") }).unwrap();

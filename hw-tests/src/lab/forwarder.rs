@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +13,6 @@ use tokio::runtime::{self, Runtime};
 
 use super::manager::ManagerOptions;
 use super::scenario::Lab;
-use crate::eventually;
 use crate::process::Process;
 
 /// The daemon as a process, killed with this value, and a connection to it.
@@ -32,8 +32,8 @@ impl Forwarder {
         fs::write(&file, text(&manager, wires)).context("write the wires file")?;
         let mut command = Command::new("dpdk-forwarder");
         command.arg("--config").arg(&file).arg("--socket").arg(&admin);
-        let process = Process::start(&mut command);
-        process.wait_for("admin API on ");
+        let mut process = Process::start(&mut command);
+        wait_until("the forwarder serves", || process.output().contains("admin API on ") || process.ended().is_some())?;
         let runtime = runtime::Builder::new_current_thread().enable_all().build().context("make a runtime")?;
         let client = runtime.block_on(connect(&admin))?;
         Ok(Self { process, runtime, client, file, manager })
@@ -54,20 +54,18 @@ impl Forwarder {
     /// Waits until frames can cross a wire; returns how long that took.
     pub fn until_up(&self, name: &str) -> Result<Duration> {
         let began = Instant::now();
-        let mut wire = self.wire(name)?;
-        while wire.queues == 0 {
-            ensure!(began.elapsed() < UP_MAX, "{name} is not up: {:?}\n{}", wire.ends, self.process.output());
-            wire = self.wire(name)?;
-        }
+        let is_up = || self.wire(name).is_ok_and(|wire| wire.queues > 0);
+        let up = wait_until("frames can cross", is_up);
+        up.with_context(|| format!("{name}: {:?}", self.wire(name).map(|wire| wire.ends)))?;
         Ok(began.elapsed())
     }
 
     /// Waits until an end of a wire is in this state; returns how long that took.
     pub fn until_end(&self, name: &str, end: usize, state: &str) -> Result<Duration> {
         let began = Instant::now();
-        eventually(&format!("end {end} of {name} is {state}"), || {
+        wait_until(&format!("end {end} of {name} is {state}"), || {
             self.wire(name).is_ok_and(|wire| wire.ends[end].state == state)
-        });
+        })?;
         Ok(began.elapsed())
     }
 
@@ -75,15 +73,19 @@ impl Forwarder {
     pub fn kill(mut self) {
         self.process.kill();
     }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        self.process.output()
-    }
 }
 
-/// A VF is bound, opened and its memory told to the IOMMU.
-const UP_MAX: Duration = Duration::from_mins(1);
+/// Waits for what an emulated machine takes long for when its host is busy: pages told to an IOMMU, DPDK's start.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + WAIT_MAX;
+    while !condition() {
+        ensure!(Instant::now() < deadline, "not after {WAIT_MAX:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+const WAIT_MAX: Duration = Duration::from_mins(2);
 
 fn text(manager: &Path, wires: &[String]) -> String {
     // Emulated, each page of memory that the IOMMU is told of takes milliseconds: of large pages there are few.

@@ -70,7 +70,7 @@ pub fn pieces() -> Result<Pieces> {
 
 /// What is inside.
 pub fn image(shell: Option<String>) -> Image {
-    let modules = "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 veth 8021q bonding bridge macvlan \
+    let modules = "igb igbvf e1000e vfio-pci vfio_iommu_type1 virtio_blk crc32c_generic ext4 tun veth 8021q bonding bridge macvlan \
          xsk_diag";
     // Without testpmd its scenario is skipped.
     let mut programs = testpmd().unwrap_or_default();

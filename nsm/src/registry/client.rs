@@ -1,6 +1,6 @@
 //! Asking a registry, or the manager that stands for it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::proto::registry::{
     NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
     NetworkServiceQuery, NetworkServiceResponse,
 };
-use crate::transport::{Calls, Connection, DialError, KeptConnection};
+use crate::transport::{Address, AddressError, Calls, Connection, DialError, KeptConnection};
 
 /// Asks a registry over one kept connection.
 pub struct RegistryClient {
@@ -150,6 +150,14 @@ impl RegistryClient {
 }
 
 impl FoundEndpoint {
+    /// Where it is reached from here.
+    pub fn address(&self) -> Result<Address, AddressError> {
+        match &self.socket {
+            Some(socket) => Ok(Address::Unix(format!("/proc/self/fd/{}", socket.as_raw_fd()).into())),
+            None => self.endpoint.url.parse(),
+        }
+    }
+
     /// With its socket, which comes beside the message if it is named in it.
     pub(super) async fn receive(endpoint: NetworkServiceEndpoint, connection: &Connection) -> Result<Self, Status> {
         let (Ok(inode), Some(files)) = (endpoint.url.parse::<Inode>(), connection.peer().files()) else {

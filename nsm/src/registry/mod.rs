@@ -1,7 +1,7 @@
 //! Which services there are and who offers them: a registry in memory, its calls, and how one asks it.
 //!
 //! - [`select`], [`labels`]: what a query, a client and a manager mean (pure)
-//! - [`MemoryRegistry`]: what is registered, with limits and expiry; [`RegistryServer`]: its calls, with tokens checked
+//! - [`MemoryRegistry`]: what is registered, with limits and expiry; [`LocalRegistry`]: with the sockets that endpoints pass; [`RegistryServer`]: its calls, with tokens checked
 //! - [`RegistryClient`], [`RegistryCache`], [`Registration`]: asking, knowing without asking, staying registered
 //! - [`RegistryPath`], [`Entered`]: the way of a registration
 
@@ -9,11 +9,13 @@ mod cache;
 mod client;
 pub mod labels;
 mod limits;
+mod local;
 mod memory;
 mod path;
 mod registration;
 pub mod select;
 mod server;
+mod sockets;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ mod tests;
 pub use cache::RegistryCache;
 pub use client::{FoundEndpoint, RegistryClient};
 pub use limits::RegistrationError;
+pub use local::LocalRegistry;
 pub use memory::{MemoryRegistry, RegistryLimits};
 pub use path::{Entered, RegistryPath, RegistrySegment};
 pub use registration::Registration;

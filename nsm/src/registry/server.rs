@@ -1,5 +1,6 @@
 //! A registry's calls.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::limits::RegistrationError;
-use super::memory::MemoryRegistry;
+use super::local::LocalRegistry;
 use super::path::Entered;
 use crate::feed::{FeedError, Watch};
 use crate::proto::registry::network_service_endpoint_registry_server::{
@@ -24,13 +25,13 @@ use crate::transport::Peer;
 /// Answers for a registry: who calls is checked here, what it asks for there.
 #[derive(Clone)]
 pub struct RegistryServer {
-    registry: Arc<MemoryRegistry>,
+    registry: LocalRegistry,
     token_lifetime: Duration,
 }
 
 impl RegistryServer {
     /// For a registry whose tokens live so long.
-    pub fn new(registry: Arc<MemoryRegistry>, token_lifetime: Duration) -> Self {
+    pub fn new(registry: LocalRegistry, token_lifetime: Duration) -> Self {
         Self { registry, token_lifetime }
     }
 
@@ -60,25 +61,37 @@ impl NetworkServiceEndpointRegistry for RegistryServer {
         &self,
         request: Request<NetworkServiceEndpoint>,
     ) -> Result<Response<NetworkServiceEndpoint>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
         let (entered, mut endpoint) = self.enter(request)?;
+        let socket = self.registry.sockets.receive(&endpoint, peer.as_ref()).await?;
         endpoint.path_ids.clone_from(&entered.path_ids);
-        answer(self.registry.register_endpoint(endpoint, entered.expires, SystemTime::now())?, entered)
+        let registered = self.registry.memory.register_endpoint(endpoint, entered.expires, SystemTime::now())?;
+        if let Some(socket) = socket {
+            self.registry.sockets.keep(socket, &self.registry.memory);
+        }
+        answer(registered, entered)
     }
 
     async fn find(&self, request: Request<NetworkServiceEndpointQuery>) -> Result<Response<Self::FindStream>, Status> {
+        let files = request.extensions().get::<Peer>().and_then(|peer| peer.files().cloned());
         let query = request.into_inner();
         let endpoint = query.network_service_endpoint.unwrap_or_default();
+        let sockets = Arc::clone(&self.registry.sockets);
+        let pass = move |told: &NetworkServiceEndpointResponse| match &told.network_service_endpoint {
+            Some(endpoint) if !told.deleted => sockets.pass(endpoint, files.as_ref()),
+            _ => Ok(()),
+        };
         let found = if query.watch {
-            following(self.registry.watch_endpoints(endpoint)?)
+            following(self.registry.memory.watch_endpoints(endpoint)?, pass)
         } else {
-            all(self.registry.find_endpoints(&endpoint))
+            all(self.registry.memory.find_endpoints(&endpoint), pass)
         };
         Ok(Response::new(found))
     }
 
     async fn unregister(&self, request: Request<NetworkServiceEndpoint>) -> Result<Response<()>, Status> {
         let (entered, endpoint) = self.enter(request)?;
-        self.registry.unregister_endpoint(&endpoint.name, entered.owner())?;
+        self.registry.memory.unregister_endpoint(&endpoint.name, entered.owner())?;
         answer((), entered)
     }
 }
@@ -90,23 +103,23 @@ impl NetworkServiceRegistry for RegistryServer {
     async fn register(&self, request: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
         let (entered, mut service) = self.enter(request)?;
         service.path_ids.clone_from(&entered.path_ids);
-        answer(self.registry.register_service(service)?, entered)
+        answer(self.registry.memory.register_service(service)?, entered)
     }
 
     async fn find(&self, request: Request<NetworkServiceQuery>) -> Result<Response<Self::FindStream>, Status> {
         let query = request.into_inner();
         let service = query.network_service.unwrap_or_default();
         let found = if query.watch {
-            following(self.registry.watch_services(service)?)
+            following(self.registry.memory.watch_services(service)?, |_| Ok(()))
         } else {
-            all(self.registry.find_services(&service))
+            all(self.registry.memory.find_services(&service), |_| Ok(()))
         };
         Ok(Response::new(found))
     }
 
     async fn unregister(&self, request: Request<NetworkService>) -> Result<Response<()>, Status> {
         let (entered, service) = self.enter(request)?;
-        self.registry.unregister_service(&service.name, entered.owner())?;
+        self.registry.memory.unregister_service(&service.name, entered.owner())?;
         answer((), entered)
     }
 }
@@ -117,12 +130,15 @@ fn answer<T>(message: T, entered: Entered) -> Result<Response<T>, Status> {
     Ok(response)
 }
 
-/// What there is, and then the end.
-fn all<T: Clone + Send + Sync + 'static>(found: Vec<Arc<T>>) -> ReceiverStream<Result<T, Status>> {
+/// What there is, and then the end. `before` passes what goes beside each.
+fn all<T: Clone + Send + Sync + 'static>(
+    found: Vec<Arc<T>>,
+    before: impl Fn(&T) -> io::Result<()> + Send + Sync + 'static,
+) -> ReceiverStream<Result<T, Status>> {
     let (sender, receiver) = mpsc::channel(ANSWERS_AHEAD);
     tokio::spawn(async move {
         for found in found {
-            if sender.send(Ok(T::clone(&found))).await.is_err() {
+            if !send(&sender, &*found, &before).await {
                 return;
             }
         }
@@ -131,7 +147,10 @@ fn all<T: Clone + Send + Sync + 'static>(found: Vec<Arc<T>>) -> ReceiverStream<R
 }
 
 /// What there is, and each change, until the caller has had enough.
-fn following<T: Clone + Send + Sync + 'static>(watch: Watch<Arc<T>>) -> ReceiverStream<Result<T, Status>> {
+fn following<T: Clone + Send + Sync + 'static>(
+    watch: Watch<Arc<T>>,
+    before: impl Fn(&T) -> io::Result<()> + Send + Sync + 'static,
+) -> ReceiverStream<Result<T, Status>> {
     let (sender, receiver) = mpsc::channel(ANSWERS_AHEAD);
     tokio::spawn(async move {
         loop {
@@ -139,14 +158,33 @@ fn following<T: Clone + Send + Sync + 'static>(watch: Watch<Arc<T>>) -> Receiver
                 changed = watch.next() => changed,
                 () = sender.closed() => return,
             };
-            let is_last = changed.is_none();
-            let told = changed.map(|changed| T::clone(&changed)).ok_or_else(|| FeedError::Unread.into());
-            if sender.send(told).await.is_err() || is_last {
+            let Some(changed) = changed else {
+                let _ = sender.send(Err(FeedError::Unread.into())).await;
+                return;
+            };
+            if !send(&sender, &*changed, &before).await {
                 return;
             }
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// Whether more can be sent.
+async fn send<T: Clone>(
+    sender: &mpsc::Sender<Result<T, Status>>,
+    told: &T,
+    before: &impl Fn(&T) -> io::Result<()>,
+) -> bool {
+    let Ok(room) = sender.reserve().await else { return false };
+    match before(told) {
+        Ok(()) => room.send(Ok(told.clone())),
+        Err(error) => {
+            room.send(Err(Status::unavailable(format!("cannot pass the socket: {error}"))));
+            return false;
+        }
+    }
+    true
 }
 
 impl From<RegistrationError> for Status {

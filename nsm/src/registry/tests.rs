@@ -9,7 +9,9 @@ use tokio::time::timeout;
 use tonic::{Code, Request};
 
 use super::path::RegistryPath;
-use super::{MemoryRegistry, Registration, RegistryCache, RegistryClient, RegistryLimits, RegistryServer};
+use super::{
+    LocalRegistry, MemoryRegistry, Registration, RegistryCache, RegistryClient, RegistryLimits, RegistryServer,
+};
 use crate::identity::IdentitySource;
 use crate::identity::test_identities::Identities;
 use crate::proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
@@ -36,7 +38,7 @@ impl Served {
             Listener::bind(&bound, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap()
         });
         let listener = bound.await.unwrap();
-        let calls = RegistryServer::new(Arc::clone(&registry), Duration::from_mins(10));
+        let calls = RegistryServer::new(LocalRegistry::new(Arc::clone(&registry)), Duration::from_mins(10));
         let router = server().add_service(calls.endpoints()).add_service(calls.services());
         let running = Arc::clone(&registry);
         process.spawn(async move {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::Status;
 
+use crate::monitor::Monitor;
 use crate::path::Place;
 use crate::proto::connection::{Connection, Mechanism};
 use crate::transport::Peer;
@@ -21,7 +22,7 @@ pub trait Handler: Send + Sync + 'static {
 }
 
 /// One request, refresh or close.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Call {
     /// What is asked for: id and index are ours, the tokens are in their places. To be closed: what was answered last.
     pub connection: Connection,
@@ -35,4 +36,6 @@ pub struct Call {
     pub peer: Option<Peer>,
     /// How long it may take.
     pub limit: Duration,
+    /// What is told of the connection, when it changes between calls.
+    pub monitor: Monitor,
 }

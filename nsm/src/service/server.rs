@@ -73,7 +73,15 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
         let expires = expires
             .ok_or_else(|| Status::invalid_argument("the previous path segment does not say when it expires"))?;
         let Incoming { peer, limit, .. } = incoming;
-        let call = Call { connection, preferences: mechanism_preferences, known: None, place, peer: Some(peer), limit };
+        let call = Call {
+            connection,
+            preferences: mechanism_preferences,
+            known: None,
+            place,
+            peer: Some(peer),
+            limit,
+            monitor: self.0.monitor.clone(),
+        };
         // What was begun is brought to its end, whether or not the caller waits for it.
         let serving = Arc::clone(&self.0);
         let answer = tokio::spawn(serving.request(call, expires)).await;
@@ -166,7 +174,15 @@ impl<H: Handler> Serving<H> {
         let own = known.path.as_ref().map_or(0, |path| path.index as usize);
         let place = Place { own, caller: own.saturating_sub(1) };
         let connection = Connection::clone(&known);
-        let call = Call { connection, preferences: Vec::new(), known: Some(Arc::clone(&known)), place, peer, limit };
+        let call = Call {
+            connection,
+            preferences: Vec::new(),
+            known: Some(Arc::clone(&known)),
+            place,
+            peer,
+            limit,
+            monitor: self.monitor.clone(),
+        };
         match timeout(limit + GRACE, self.handler.close(call)).await {
             Ok(Ok(())) => {}
             Ok(Err(status)) => tracing::warn!(id = known.id, %status, "the connection was not closed cleanly"),

@@ -34,4 +34,9 @@ impl KeptConnection {
         let made = Connection::dial(&self.address, &identity, &self.options).await?;
         Ok(current.insert(made).clone())
     }
+
+    /// The next call gets a new connection: this one shows a certificate that the other side does not sign with any more.
+    pub async fn renew(&self) {
+        self.current.lock().await.take();
+    }
 }

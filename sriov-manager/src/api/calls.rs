@@ -1,5 +1,5 @@
-//! How calls are made: each has a place among those of its user from its first moment to its answer, a thread while it works, and
-//! none while it waits: for the start, for its turn, for somebody who works on the same VF, for whoever holds it.
+//! How calls are made: each has a place among those of its user from its first moment until its answer was read, a thread while it
+//! works, and none while it waits: for the start, for its turn, for somebody who works on the same VF, for whoever holds it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ferrule_daemon::Phase;
 use ferrule_daemon::grpc::blocking;
+use prost::Message;
 use sriov_manager_client::v1;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout_at};
@@ -14,8 +15,9 @@ use tonic::Status;
 
 use super::convert::{self, Peer};
 use super::limits::{Places, Queues, UserCall};
-use super::lists::Lists;
+use super::lists::{ListFilter, Lists};
 use super::refusals::{refusal, wrong};
+use super::unread::{Room, Unread};
 use super::{check_words, may_force, response_to_acquire};
 use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
 
@@ -25,13 +27,15 @@ pub(super) struct Service {
     pub phase: watch::Receiver<Phase>,
     pub lists: Arc<Lists>,
     places: Places,
+    /// Answers that are not small.
+    unread: Unread,
     /// Who waits for the holders of leases.
     releases: Queues,
     /// Who waits for other operations on the same VFs.
     busy: Queues,
 }
 
-/// A call that changes something, from its first moment to its answer.
+/// A call that changes something, from its first moment until its answer was read.
 pub(super) struct Change {
     pub peer: Peer,
     place: UserCall,
@@ -40,7 +44,8 @@ pub(super) struct Change {
 impl Service {
     pub fn new(vfs: Vfs, phase: watch::Receiver<Phase>, places: Places) -> Self {
         let lists = Arc::new(Lists::new(vfs.clone()));
-        Self { vfs, phase, lists, places, releases: Queues::default(), busy: Queues::default() }
+        let (releases, busy) = (Queues::default(), Queues::default());
+        Self { vfs, phase, lists, places, unread: Unread::default(), releases, busy }
     }
 
     /// Begins a call that changes something, unless its user has too many under way.
@@ -56,6 +61,42 @@ impl Service {
     /// Begins a watch, which has its place until its client leaves.
     pub fn begin_watch(&self, peer: Peer) -> Result<UserCall, Status> {
         self.places.watches.enter(peer.credentials.uid)
+    }
+
+    /// Makes a list once there is room for it until its client has read it.
+    pub async fn list_of(
+        &self,
+        peer: Peer,
+        call: &UserCall,
+        wanted: &Arc<ListFilter>,
+    ) -> Result<(v1::ListResponse, Room), Status> {
+        let uid = peer.credentials.uid;
+        let (list, bytes) = self.make_list(call, wanted).await?;
+        if let Some(room) = self.unread.try_room(uid, bytes) {
+            return Ok((list, room));
+        }
+        // What waits has no memory.
+        drop(list);
+        let room = self.unread.room(uid, bytes).await?;
+        Ok((self.make_list(call, wanted).await?.0, room))
+    }
+
+    /// A list, and how much memory it takes.
+    async fn make_list(&self, call: &UserCall, wanted: &Arc<ListFilter>) -> Result<(v1::ListResponse, usize), Status> {
+        let permits = call.permits().await?;
+        let (lists, wanted) = (Arc::clone(&self.lists), Arc::clone(wanted));
+        let made = blocking(move || {
+            let _permits = permits;
+            let list = lists.now(&wanted);
+            let bytes = MEMORY_OF_A_BYTE * list.encoded_len();
+            (list, bytes)
+        });
+        made.await
+    }
+
+    /// Room for an answer about so many leases, until its client has read it.
+    pub async fn room_for_leases(&self, call: &Change, count: usize) -> Result<Room, Status> {
+        self.unread.room(call.peer.credentials.uid, count * MEMORY_OF_A_LEASE).await
     }
 
     /// Does what changes something: on a thread while it works, and without one while it waits for its turn or for somebody who
@@ -97,19 +138,20 @@ impl Service {
         }
     }
 
-    /// Asks something that may have to wait for the kernel.
+    /// Asks something that may have to wait for the kernel. The place is the answer's, until it was read.
     pub async fn ask<T: Send + 'static>(
         &self,
         peer: Peer,
         work: impl FnOnce(&Vfs) -> Result<T, VfError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let permits = self.places.questions.enter(peer.credentials.uid)?.permits().await?;
+    ) -> Result<(T, UserCall), Status> {
+        let place = self.places.questions.enter(peer.credentials.uid)?;
+        let permits = place.permits().await?;
         let vfs = self.vfs.clone();
         let answer = blocking(move || {
             let _permits = permits;
             work(&vfs)
         });
-        answer.await?.map_err(|error| refusal(&error))
+        Ok((answer.await?.map_err(|error| refusal(&error))?, place))
     }
 
     /// Tries what fails while somebody holds a VF again and again, for so long. Of those that wait for the same lease one looks.
@@ -236,6 +278,10 @@ impl Drop for Waiting {
     }
 }
 
+/// A message has so much memory for each byte of what is sent of it.
+const MEMORY_OF_A_BYTE: usize = 4;
+/// What is told of one that was acquired.
+const MEMORY_OF_A_LEASE: usize = 16 << 10;
 /// Ten minutes: whoever waits longer had better ask again.
 const WAIT_MS_MAX: u32 = 600_000;
 

@@ -1,6 +1,6 @@
 //! What others see as messages, and requests as what the library takes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use sriov_manager_client::v1;
@@ -325,7 +325,10 @@ pub(super) struct Peer {
 
 /// What is asked, or what of it cannot be read.
 pub(super) fn request(message: v1::AcquireRequest, peer: Peer, vfs: &Vfs) -> Result<Request, String> {
-    let v1::AcquireRequest { id, tenant, driver, vf, pools, attributes, force, owner, until, place, .. } = message;
+    let v1::AcquireRequest { id, tenant, driver, vf, mut pools, attributes, force, owner, until, place, .. } = message;
+    // Each is looked through once, however often it is named.
+    let mut named = HashSet::new();
+    pools.retain(|pool| named.insert(pool.clone()));
     let vf = some(vf).map(|vf| vf_address(&vf, vfs)).transpose().map_err(|error| format!("vf: {error}"))?;
     let choice = match (vf, pools.is_empty()) {
         (Some(vf), true) => Choice::Vf(vf),
@@ -380,7 +383,9 @@ pub(super) fn until(until: v1::Until, peer: Peer, vfs: &Vfs) -> Result<Until, St
         Some(v1::until::What::NetworkNamespace(path)) => {
             let path = until_path(path)?;
             let shown = path.display().to_string();
-            vfs.this_namespace(path).ok_or_else(|| format!("until: there is no network namespace {shown} here"))
+            let found =
+                vfs.this_namespace(path, peer.credentials.uid).map_err(|error| format!("until: {shown}: {error}"))?;
+            found.ok_or_else(|| format!("until: there is no network namespace {shown} here"))
         }
         Some(v1::until::What::Cgroup(path)) => Ok(Until::Cgroup { path: until_path(path)? }),
         None => Err("until: a process, a network namespace or a control group is wanted".to_owned()),

@@ -1,14 +1,14 @@
 //! The API: gRPC on a Unix socket. `vf.proto` of the crate `sriov-manager-client` says what it promises.
 //!
-//! In reading order: `calls` (how they are made) with `limits` (what one user may have at once), `lists` (what is told, and what of
-//! it changed), `convert` (what others see as messages), `refusals` (errors as statuses),
-//! `sizes` (how large requests may be).
+//! In reading order: `calls` (how they are made) with `limits` (what one user may have at once) and `sizes` (how large requests may
+//! be), `answers` and `unread` (until they were read), `lists` (what is told, and what of it changed), `convert` (what others see as
+//! messages), `refusals` (errors as statuses).
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
-use ferrule_daemon::grpc::{self, ServeError, blocking};
+use ferrule_daemon::grpc::{self, ServeError};
 use ferrule_daemon::{Phase, ServiceSocket};
 use tokio::sync::watch;
 use tokio_stream::Stream;
@@ -23,15 +23,18 @@ use crate::lease::{Claim, Cordon, Lease};
 use crate::policy::PeerCredentials;
 use crate::vfs::{Acquired, Applied, Created, HostVfs, Reason, Remains, VfError, Vfs, check_name};
 
+mod answers;
 mod calls;
 mod convert;
 mod limits;
 mod lists;
 mod refusals;
 mod sizes;
+mod unread;
 
 pub use convert::{reason, response};
 
+use answers::{HoldingAnswers, answer};
 use calls::{Service, read_once, read_request};
 use convert::{Peer, some};
 use limits::Places;
@@ -44,7 +47,7 @@ pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase
     let service = Service::new(vfs, phase.clone(), Places::default());
     let api = BySize::new(service);
     let names = ["", v1::vfs_server::SERVICE_NAME];
-    grpc::serve(socket, Routes::new(api), v1::DESCRIPTORS, &names, phase).await
+    grpc::serve(socket, Routes::new(HoldingAnswers(api)), v1::DESCRIPTORS, &names, phase).await
 }
 
 #[tonic::async_trait]
@@ -55,30 +58,29 @@ impl v1::vfs_server::Vfs for Service {
         let peer = peer(request.extensions());
         let call = self.begin_list(peer)?;
         let v1::ListRequest { pools, driver, details } = request.into_inner();
-        let wanted = ListFilter::new(pools, driver).map_err(wrong)?;
-        let lists = Arc::clone(&self.lists);
-        if details {
-            let detailed = self.ask(peer, move |vfs| {
-                let mut list = Arc::unwrap_or_clone(lists.now(&wanted));
-                let pfs: Vec<_> = list.pfs.iter().filter_map(|pf| pf.address.parse().ok()).collect();
-                convert::add_details(&mut list, &vfs.details(&pfs), &vfs.altnames());
-                Ok(list)
-            });
-            return Ok(Response::new(detailed.await?));
+        let wanted = Arc::new(ListFilter::new(pools, driver).map_err(wrong)?);
+        let (mut list, room) = self.list_of(peer, &call, &wanted).await?;
+        if !details {
+            return Ok(answer(list, (call, room)));
         }
-        let permits = call.permits().await?;
-        let list = blocking(move || {
-            let _permits = permits;
-            lists.now(&wanted)
+        let detailed = self.ask(peer, move |vfs| {
+            let pfs: Vec<_> = list.pfs.iter().filter_map(|pf| pf.address.parse().ok()).collect();
+            convert::add_details(&mut list, &vfs.details(&pfs), &vfs.altnames());
+            Ok(list)
         });
-        Ok(Response::new(Arc::unwrap_or_clone(list.await?)))
+        let (list, question) = detailed.await?;
+        Ok(answer(list, (call, room, question)))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let call = self.begin_watch(peer(request.extensions()))?;
+        let peer = peer(request.extensions());
+        let call = self.begin_watch(peer)?;
         let v1::WatchRequest { pools, driver } = request.into_inner();
-        let wanted = ListFilter::new(pools, driver).map_err(wrong)?;
-        Ok(Response::new(Box::pin(lists::watch(Arc::clone(&self.lists), wanted, self.phase.clone(), call))))
+        let wanted = Arc::new(ListFilter::new(pools, driver).map_err(wrong)?);
+        // At any moment what is sent to him is a list, or a part of one.
+        let (_, room) = self.list_of(peer, &call, &wanted).await?;
+        let changes = lists::watch(Arc::clone(&self.lists), wanted, self.phase.clone(), (call, room));
+        Ok(Response::new(Box::pin(changes)))
     }
 
     async fn create(&self, request: Request<v1::CreateRequest>) -> Result<Response<v1::CreateResponse>, Status> {
@@ -89,7 +91,7 @@ impl v1::vfs_server::Vfs for Service {
         }
         let host = if force { HostVfs::Taken } else { HostVfs::Kept };
         let created = self.change(&call, move |vfs, _| Ok(create(vfs, &counts, dry_run, host))).await?;
-        Ok(Response::new(v1::CreateResponse { created }))
+        Ok(answer(v1::CreateResponse { created }, call))
     }
 
     async fn acquire(&self, request: Request<v1::AcquireRequest>) -> Result<Response<v1::AcquireResponse>, Status> {
@@ -97,7 +99,7 @@ impl v1::vfs_server::Vfs for Service {
         let message = request.into_inner();
         let dry_run = message.dry_run;
         let mut acquired = self.acquire_all_of(&call, vec![message], false, dry_run).await?;
-        Ok(Response::new(acquired.remove(0)))
+        Ok(answer(acquired.remove(0), call))
     }
 
     async fn acquire_all(
@@ -106,8 +108,9 @@ impl v1::vfs_server::Vfs for Service {
     ) -> Result<Response<v1::AcquireAllResponse>, Status> {
         let call = self.begin_change(peer(request.extensions()))?;
         let v1::AcquireAllRequest { leases, same_pf, dry_run } = request.into_inner();
+        let room = self.room_for_leases(&call, leases.len()).await?;
         let leases = self.acquire_all_of(&call, leases, same_pf, dry_run).await?;
-        Ok(Response::new(v1::AcquireAllResponse { leases }))
+        Ok(answer(v1::AcquireAllResponse { leases }, (call, room)))
     }
 
     async fn hand_over(&self, request: Request<v1::HandOverRequest>) -> Result<Response<v1::AcquireResponse>, Status> {
@@ -124,7 +127,7 @@ impl v1::vfs_server::Vfs for Service {
             let to = read_once(&heir, || read_request(&to, peer, vfs))?;
             Ok(response_to_acquire(vfs, &vfs.hand_over(&from, &to, caller)?))
         });
-        Ok(Response::new(handed.await?))
+        Ok(answer(handed.await?, call))
     }
 
     async fn update(&self, request: Request<v1::UpdateRequest>) -> Result<Response<v1::UpdateResponse>, Status> {
@@ -143,7 +146,7 @@ impl v1::vfs_server::Vfs for Service {
             let lease = vfs.update(&lease, some(tenant.clone()), until, peer.credentials, caller)?;
             Ok(convert::lease(&lease, None))
         });
-        Ok(Response::new(v1::UpdateResponse { lease: Some(updated.await?) }))
+        Ok(answer(v1::UpdateResponse { lease: Some(updated.await?) }, call))
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseResponse>, Status> {
@@ -155,7 +158,7 @@ impl v1::vfs_server::Vfs for Service {
             let steps =
                 self.change(&call, move |vfs, caller| vfs.plan_release(&lease, peer.credentials, caller)).await?;
             let steps = steps.iter().map(ToString::to_string).collect();
-            return Ok(Response::new(v1::ReleaseResponse { vf: String::new(), steps }));
+            return Ok(answer(v1::ReleaseResponse { vf: String::new(), steps }, call));
         }
         let remains = if accept { Remains::Accepted } else { Remains::Refused };
         let name = lease.clone();
@@ -163,7 +166,7 @@ impl v1::vfs_server::Vfs for Service {
             vfs.release_once(&lease, remains, peer.credentials, caller)
         });
         let vf = released.await?.vf.to_string();
-        Ok(Response::new(v1::ReleaseResponse { vf, steps: Vec::new() }))
+        Ok(answer(v1::ReleaseResponse { vf, steps: Vec::new() }, call))
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
@@ -172,8 +175,8 @@ impl v1::vfs_server::Vfs for Service {
         let driver = convert::optional_driver(message.driver).map_err(wrong)?;
         let v1::ExplainRequest { vf, owner, .. } = message;
         let explain = move |vfs: &Vfs| vfs.explain_to(vfs.find_vf(&vf)?, driver, some(owner).as_deref());
-        let reasons = self.ask(peer, explain).await?;
-        Ok(Response::new(v1::ExplainResponse { reasons: reasons.iter().map(reason).collect() }))
+        let (reasons, place) = self.ask(peer, explain).await?;
+        Ok(answer(v1::ExplainResponse { reasons: reasons.iter().map(reason).collect() }, place))
     }
 
     async fn claim(&self, request: Request<v1::ClaimRequest>) -> Result<Response<v1::ClaimResponse>, Status> {
@@ -194,7 +197,7 @@ impl v1::vfs_server::Vfs for Service {
                 lent_to_others: claimed.lent_to_others.iter().filter_map(|(lent, _)| vf(lent)).collect(),
             })
         });
-        Ok(Response::new(claimed.await?))
+        Ok(answer(claimed.await?, call))
     }
 
     async fn unclaim(&self, request: Request<v1::UnclaimRequest>) -> Result<Response<v1::UnclaimResponse>, Status> {
@@ -202,7 +205,7 @@ impl v1::vfs_server::Vfs for Service {
         let peer = call.peer;
         let v1::UnclaimRequest { owner } = request.into_inner();
         self.change(&call, move |vfs, _| vfs.unclaim(&owner, peer.credentials)).await?;
-        Ok(Response::new(v1::UnclaimResponse {}))
+        Ok(answer(v1::UnclaimResponse {}, call))
     }
 
     async fn cordon(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::CordonResponse>, Status> {
@@ -211,14 +214,14 @@ impl v1::vfs_server::Vfs for Service {
         let v1::CordonRequest { pf, why } = request.into_inner();
         let cordon = some(why).map(|why| Cordon { uid: peer.credentials.uid, why });
         self.change(&call, move |vfs, _| vfs.cordon(vfs.find_pf(&pf)?, cordon.clone())).await?;
-        Ok(Response::new(v1::CordonResponse {}))
+        Ok(answer(v1::CordonResponse {}, call))
     }
 
     async fn blockers(&self, request: Request<v1::BlockersRequest>) -> Result<Response<v1::BlockersResponse>, Status> {
         let peer = peer(request.extensions());
         let v1::BlockersRequest { pf } = request.into_inner();
-        let found = self.ask(peer, move |vfs| vfs.blockers(vfs.find_pf(&pf)?, peer.credentials)).await?;
-        Ok(Response::new(v1::BlockersResponse { blockers: blockers(&found) }))
+        let (found, place) = self.ask(peer, move |vfs| vfs.blockers(vfs.find_pf(&pf)?, peer.credentials)).await?;
+        Ok(answer(v1::BlockersResponse { blockers: blockers(&found) }, place))
     }
 
     async fn apply_policies(
@@ -237,7 +240,7 @@ impl v1::vfs_server::Vfs for Service {
                     if dry_run { vfs.plan_policies(&document) } else { vfs.apply_policies(&document) }
                 },
             );
-        Ok(Response::new(response_to_policies(&applied.await?)))
+        Ok(answer(response_to_policies(&applied.await?), call))
     }
 }
 

@@ -100,11 +100,14 @@ impl Search {
             });
             for file in files {
                 match self.open_unseen(&file) {
-                    Ok(Opened::New(namespace)) => match look(&namespace, &file) {
+                    Ok(Opened::New(namespace, identity)) => match look(&namespace, &file) {
                         Ok(Some(found)) => return Found::Yes(found),
                         Ok(None) => {}
-                        // Another one may have it.
-                        Err(error) => self.failed = Some(error),
+                        // Another one may have it; this one was not looked at.
+                        Err(error) => {
+                            self.failed = Some(error);
+                            self.seen.remove(&identity);
+                        }
                     },
                     Ok(Opened::Seen) => {}
                     Ok(Opened::Gone) => missed = Some(file.path),
@@ -136,8 +139,8 @@ impl Search {
         let Some(namespace) = namespace else { return self.is_gone(file) };
         // The number of the process may be another one's by now.
         let opened = fstat(namespace.as_fd())?;
-        let is_new = self.seen.insert((opened.st_dev, opened.st_ino));
-        Ok(if is_new { Opened::New(namespace) } else { Opened::Seen })
+        let identity = (opened.st_dev, opened.st_ino);
+        Ok(if self.seen.insert(identity) { Opened::New(namespace, identity) } else { Opened::Seen })
     }
 
     /// A zombie that was one at an earlier look as well has nothing, and no heir that is not in the list of this look.
@@ -148,7 +151,8 @@ impl Search {
 }
 
 enum Opened {
-    New(NetNs),
+    /// With its device and number.
+    New(NetNs, (u64, u64)),
     Seen,
     Gone,
 }

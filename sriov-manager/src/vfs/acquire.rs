@@ -10,7 +10,7 @@ use super::choose::{Chosen, Excluded};
 use super::release::Remains;
 use super::request::{Resolved, cancelled, check_all};
 use super::{Acquired, Caller, HostVfs, Reason, Request, VfError, Vfs};
-use crate::address::{Driver, PciAddress};
+use crate::address::{Driver, PciAddress, is_userspace_driver};
 use crate::attributes::VfReport;
 use crate::inventory::VirtualFunction;
 use crate::journal::Record;
@@ -42,12 +42,18 @@ impl Vfs {
                 }
                 self.choose_all(state, requests, same_pf, &attempts.excluded)
             });
-            let (chosen, lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
+            let (chosen, mut lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
             if !self.end_earlier_tries(&chosen)? {
                 let ready = self.ready_all(&chosen);
+                let is_as_seen = ready.as_ref().is_ok_and(|ready| are_as_seen(&chosen, ready));
                 match ready.and_then(|ready| self.lend(&chosen, ready, requests, caller)) {
                     Err(why) => self.pass_over(&mut attempts, why)?,
-                    Ok(acquired) => return Ok(acquired),
+                    Ok(acquired) => {
+                        if is_as_seen {
+                            lock.forgo_look();
+                        }
+                        return Ok(acquired);
+                    }
                 }
             }
             drop(lock);
@@ -66,10 +72,15 @@ impl Vfs {
         loop {
             let decided =
                 self.lock_vfs(caller.when_busy, |state| self.choose_all(state, requests, same_pf, &attempts.excluded));
-            let (chosen, lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
+            let (chosen, mut lock) = decided.map_err(|error| attempts.first_failure_or(error))?;
             match self.ready_all(&chosen) {
                 Err(why) => self.pass_over(&mut attempts, why)?,
-                Ok(ready) => return Ok(ready.iter().map(Ready::acquired).collect()),
+                Ok(ready) => {
+                    if are_as_seen(&chosen, &ready) {
+                        lock.forgo_look();
+                    }
+                    return Ok(ready.iter().map(Ready::acquired).collect());
+                }
             }
             drop(lock);
         }
@@ -130,7 +141,7 @@ impl Vfs {
                 let of_its_pf = matches!(error, VfError::Ask { error: CallError::Late { .. }, .. });
                 NotReady::of(chosen, error, of_its_pf)
             })?;
-            self.ready(chosen, &current).map_err(|error| NotReady::of_vf(chosen, error))
+            self.ready(chosen, current).map_err(|error| NotReady::of_vf(chosen, error))
         };
         chosen.iter().map(ready).collect()
     }
@@ -182,28 +193,28 @@ impl Vfs {
     }
 
     /// Looks at the VF, and plans. The VF is locked.
-    fn ready(&self, chosen: &Chosen, current: &Current) -> Result<Ready, VfError> {
+    fn ready(&self, chosen: &Chosen, current: Current) -> Result<Ready, VfError> {
         let Chosen { vf, lease: held, resolved, .. } = chosen;
         let Resolved { request, wanted, .. } = resolved;
         let until = request.until.as_ref();
-        if let Some(until) = until.filter(|until| self.has_ended(vf.address, until)) {
+        if let Some(until) = until.filter(|until| self.has_ended(vf.address, until, request.peer.uid)) {
             return Err(VfError::Ended { id: request.id.clone(), until: until.clone() });
         }
         let needs_pf = wanted.attributes.needs_pf();
         let lease = match held {
             None => {
                 // What is not known now could not be restored later.
-                must_be_told(current, needs_pf || current.report != VfReport::NoInterface)?;
-                new_lease(vf, current, resolved)
+                must_be_told(&current, needs_pf || current.report != VfReport::NoInterface)?;
+                new_lease(vf, &current, resolved)
             }
             Some(held) => {
-                must_be_told(current, needs_pf || held.before.state.is_some())?;
-                is_its_card(held, current)?;
-                changed_lease(held, current, resolved)
+                must_be_told(&current, needs_pf || held.before.state.is_some())?;
+                is_its_card(held, &current)?;
+                changed_lease(held, &current, resolved)
             }
         };
-        let target = self.target(&lease, vf, current);
-        let mut steps = plan(current, &target);
+        let target = self.target(&lease, vf, &current);
+        let mut steps = plan(&current, &target);
         if wanted.driver != Driver::VfioPci {
             // A member that an earlier try could not bring back may have no driver and be reserved all the same; asking
             // the kernel could take as long as a driver that hangs.
@@ -214,7 +225,7 @@ impl Vfs {
             steps.extend(lease.before.members.iter().filter_map(home));
         }
         self.takes_from_nobody(chosen, &steps, request)?;
-        Ok(Ready { lease, steps, target })
+        Ok(Ready { lease, steps, current, target })
     }
 
     /// Nobody's VF is taken from its driver: not by a new lease, for somebody may have taken it who did not ask, nor by
@@ -257,7 +268,7 @@ impl Vfs {
             }
         })?;
         for (chosen, ready) in &begun {
-            if let Err(error) = self.carry_out(chosen, ready) {
+            if let Err(error) = self.bring(&chosen.vf, &ready.steps, &ready.current, &ready.target) {
                 // A new lease is gone, a changed one is what it was.
                 let undone = begun.iter().rev().map(|(chosen, ready)| self.undo(chosen, ready));
                 let left: Vec<_> = undone.filter_map(|undone| Some(undone.err()?.to_string())).collect();
@@ -280,14 +291,6 @@ impl Vfs {
             ready.lease
         });
         Ok(self.record_leases(lent.collect())?)
-    }
-
-    fn carry_out(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
-        if ready.steps.is_empty() {
-            return Ok(());
-        }
-        self.executor().apply(&ready.steps).map_err(VfError::Step)?;
-        self.read_back(&chosen.vf, &ready.target)
     }
 
     fn undo(&self, chosen: &Chosen, ready: &Ready) -> Result<(), VfError> {
@@ -382,6 +385,8 @@ impl From<VfError> for NotReady {
 struct Ready {
     lease: Lease,
     steps: Vec<Step>,
+    /// The VF before them.
+    current: Current,
     target: Target,
 }
 
@@ -393,6 +398,14 @@ impl Ready {
         let forgets_nothing =
             || chosen.lease.as_ref().is_none_or(|before| wanted.or(&before.wanted.attributes) == *wanted);
         self.steps.is_empty() || (self.steps.iter().all(Step::is_setting) && forgets_nothing())
+    }
+
+    /// Whether what is known of the VF is as it was at the last look: it was bound as it is, and only its PF is told something.
+    fn is_as_seen(&self, chosen: &Chosen) -> bool {
+        let driver = &self.current.driver;
+        *driver == chosen.vf.function.driver
+            && driver.as_deref().is_none_or(is_userspace_driver)
+            && self.steps.iter().all(|step| matches!(step, Step::Set { .. }))
     }
 
     /// Whether nothing of it changes but words.
@@ -412,6 +425,10 @@ impl Ready {
     fn acquired(&self) -> Acquired {
         Acquired { vf: self.lease.vf, steps: self.steps.clone() }
     }
+}
+
+fn are_as_seen(chosen: &[Chosen], ready: &[Ready]) -> bool {
+    chosen.iter().zip(ready).all(|(chosen, ready)| ready.is_as_seen(chosen))
 }
 
 pub(super) fn new_lease(vf: &VirtualFunction, current: &Current, resolved: &Resolved) -> Lease {

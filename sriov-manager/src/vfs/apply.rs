@@ -97,16 +97,38 @@ impl Vfs {
         }
         self.nobody_is_disturbed(vf.address, &steps, &tried)?;
         info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");
-        self.executor().apply(&steps).map_err(VfError::Step)?;
-        self.read_back(vf, &target)
+        self.bring(vf, &steps, &current, &target)
+    }
+
+    /// Does the steps to a target, and looks whether the VF is what it was made.
+    pub(super) fn bring(
+        &self,
+        vf: &VirtualFunction,
+        steps: &[Step],
+        current: &Current,
+        target: &Target,
+    ) -> Result<(), VfError> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let (Some(interface), true) = (current.interface, steps.iter().all(|step| matches!(step, Step::Set { .. })))
+        else {
+            self.executor().apply(steps).map_err(VfError::Step)?;
+            return self.read_back(vf, target);
+        };
+        let told = self.executor().tell(steps, interface).map_err(VfError::Step)?;
+        if let Some(state) = told.and_then(|mut report| report.vfs.remove(&vf.index)) {
+            let now = Current { report: VfReport::Told(state), ..current.clone() };
+            if plan(&now, &settled(target)).is_empty() {
+                return Ok(());
+            }
+        }
+        self.read_back(vf, target)
     }
 
     /// Looks whether a VF is what it was made.
     pub(super) fn read_back(&self, vf: &VirtualFunction, target: &Target) -> Result<(), VfError> {
-        let mut settled = Target { fresh: false, ..target.clone() };
-        if settled.attributes.mac.is_some_and(Mac::is_zero) && leaves_address_to_driver(&settled.binding) {
-            settled.attributes.mac = None;
-        }
+        let settled = settled(target);
         let needs_pf = target.attributes.needs_pf();
         let is_done = || {
             let current = self.executor().current_at_once(vf).ok()?;
@@ -127,6 +149,15 @@ impl Vfs {
         let left = left.iter().map(Step::to_string).collect::<Vec<_>>().join(", ");
         Err(VfError::NotAsWanted { vf: vf.address, left })
     }
+}
+
+/// A target that was reached: what is left to do is nothing.
+fn settled(target: &Target) -> Target {
+    let mut settled = Target { fresh: false, ..target.clone() };
+    if settled.attributes.mac.is_some_and(Mac::is_zero) && leaves_address_to_driver(&settled.binding) {
+        settled.attributes.mac = None;
+    }
+    settled
 }
 
 /// A driver of the kernel takes an address of its own where none was given, and tells the PF.

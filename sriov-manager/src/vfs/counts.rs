@@ -18,21 +18,35 @@ pub(super) struct CountsSeen {
     wanted: BTreeMap<PciAddress, NumVfs>,
     /// PFs whose number somebody changed since, which stays.
     by_hand: BTreeSet<PciAddress>,
+    /// What was wanted of a PF when somebody began to change its number: only what is wanted since is news.
+    begun: BTreeMap<PciAddress, Option<NumVfs>>,
     /// PFs that failed.
     retries: Backoff,
 }
 
 impl Default for CountsSeen {
     fn default() -> Self {
-        Self { wanted: BTreeMap::new(), by_hand: BTreeSet::new(), retries: Backoff::new(RETRY_FIRST, RETRY_LONGEST) }
+        let retries = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        Self { wanted: BTreeMap::new(), by_hand: BTreeSet::new(), begun: BTreeMap::new(), retries }
     }
 }
 
 impl CountsSeen {
+    /// Somebody begins to change the number of a PF of which this is wanted.
+    pub fn begins(&mut self, pf: PciAddress, wanted: Option<NumVfs>) {
+        self.begun.insert(pf, wanted);
+    }
+
     /// The number of a PF was changed: by hand, or as the policies want it.
     pub fn changed(&mut self, pf: PciAddress, by_hand: bool) {
+        let begun = self.begun.remove(&pf);
         if by_hand {
             self.by_hand.insert(pf);
+            match begun {
+                Some(Some(wanted)) => drop(self.wanted.insert(pf, wanted)),
+                Some(None) => drop(self.wanted.remove(&pf)),
+                None => {}
+            }
         } else {
             self.by_hand.remove(&pf);
         }
@@ -56,9 +70,12 @@ impl Vfs {
     pub(super) fn reconcile_counts(&self) -> Result<(), VfError> {
         let due: Vec<_> = {
             let mut state = self.lock();
-            let State { inventory, counts, policies, facts, .. } = &mut *state;
+            let State { inventory, counts, policies, facts, short, .. } = &mut *state;
+            // One that was unplugged is short of nothing.
+            short.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.wanted.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.by_hand.retain(|pf| inventory.pfs.contains_key(pf));
+            counts.begun.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.retries.retain(|pf| inventory.pfs.contains_key(&pf));
             let now = Instant::now();
             let is_due = |(pf, _): &(PciAddress, u32)| {

@@ -89,6 +89,10 @@ impl Vfs {
 
     fn resize(&self, by: WantedBy, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {
         let (resize, lock) = self.lock_as_it_is(by, pf, count, host)?;
+        if by == WantedBy::Hand {
+            let State { inventory, policies, counts, .. } = &mut *self.lock();
+            counts.begins(pf, inventory.pfs.get(&pf).and_then(|pf| policies.wanted_count(pf)));
+        }
         let steps = steps(pf, resize.from, count);
         let created = Created { pf, from: resize.from, to: count, steps };
         if created.steps.is_empty() {

@@ -42,6 +42,10 @@ impl Vfs {
     /// Who has the interface of a VF that is in another network namespace, as far as it is known; none: it is not there, after all.
     fn interface_elsewhere(&self, vf: PciAddress) -> Result<Option<Holder>, CallError> {
         let executor = self.executor();
+        // Its folder stays while it moves from one to another. Without one there is nothing to look for, which takes long.
+        if !executor.sysfs.has_netdev_elsewhere(vf) {
+            return Ok(None);
+        }
         let what = format!("look for the interface of {vf} in other namespaces");
         let foreign =
             executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.foreign_netdev(vf));
@@ -49,6 +53,8 @@ impl Vfs {
             Ok(Some(foreign)) => return Ok(Some(Holder::of_namespace(&executor.sysfs, foreign))),
             // Where there is no interface at all, it does not matter what could not be looked at.
             Err(CallError::Refused(_)) if !executor.sysfs.has_netdev_elsewhere(vf) => return Ok(None),
+            // Others come and go all the time: whether it is somewhere is asked below.
+            Err(CallError::Refused(refusal)) if refusal.errno == Errno::EAGAIN => {}
             Err(error) => return Err(error),
             Ok(None) => {}
         }
@@ -106,7 +112,8 @@ impl Vfs {
         let asked =
             executor.watchdog.call(&what, &[vf], executor.timeouts.call, move |kernel| kernel.is_vfio_open(&below));
         match asked {
-            Err(CallError::Refused(_)) => Ok(None),
+            // Whoever takes that for "no" would have a VF taken from somebody whom `/proc` does not show.
+            Err(CallError::Refused(refusal)) if !OUT_OF_SOMETHING.contains(&refusal.errno) => Ok(None),
             asked => asked,
         }
     }
@@ -207,5 +214,7 @@ fn unknown(what: String) -> impl Fn(io::Error) -> CallError {
     }
 }
 
+/// What is answered where the question itself could not be asked: no thread, no descriptor, no memory.
+const OUT_OF_SOMETHING: [Errno; 4] = [Errno::EAGAIN, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
 /// An interface that is being made or removed is in no namespace for less than this.
 const NETDEV_SETTLES: Duration = Duration::from_millis(200);

@@ -80,6 +80,15 @@ impl LockRequest {
 pub(super) struct VfLock {
     vfs: Vfs,
     wants: LockRequest,
+    /// What was locked is as it was at the last look.
+    is_as_seen: bool,
+}
+
+impl VfLock {
+    /// Nothing was done that a look at the functions would show.
+    pub fn forgo_look(&mut self) {
+        self.is_as_seen = true;
+    }
 }
 
 impl Vfs {
@@ -98,7 +107,7 @@ impl Vfs {
                 state.naming.extend(wants.names.iter().cloned());
                 drop(state);
                 self.changed();
-                return Ok((value, VfLock { vfs: self.clone(), wants }));
+                return Ok((value, VfLock { vfs: self.clone(), wants, is_as_seen: false }));
             };
             if self.is_closing() {
                 return Err(VfError::Stopping { tried: format!("wait for {what}") });
@@ -120,7 +129,7 @@ impl Drop for VfLock {
         let pf = functions.iter().any(|function| self.vfs.lock().inventory.pfs.contains_key(function));
         if pf {
             self.vfs.look();
-        } else {
+        } else if !self.is_as_seen {
             self.vfs.look_at(functions);
         }
         let mut state = self.vfs.lock();

@@ -129,6 +129,10 @@ struct Inner {
     altnames: Altnames,
     /// Calls for details.
     questions: Watchdog,
+    /// Looks at paths that clients named.
+    questions_about_paths: Watchdog,
+    /// How many of each user are under way.
+    path_questions: Arc<Mutex<BTreeMap<u32, usize>>>,
     /// Held while the tree is looked at, so that an older look never replaces a newer one.
     looking: Mutex<()>,
     /// Held while VFs get an owner, so that they do not get two, and while they are lent anew or a PF is cordoned: whoever claims or
@@ -244,6 +248,8 @@ impl Vfs {
             returned,
             altnames: Altnames::default(),
             questions: watchdog.for_questions(),
+            questions_about_paths: watchdog.for_questions(),
+            path_questions: Arc::default(),
             looking: Mutex::default(),
             claiming: Mutex::default(),
             applying: Mutex::default(),
@@ -403,7 +409,14 @@ impl Vfs {
             facts
         };
         journal.write(record, facts_with)?;
-        Arc::make_mut(&mut self.lock().facts).learn(record.clone());
+        {
+            let mut state = self.lock();
+            Arc::make_mut(&mut state.facts).learn(record.clone());
+            if let Record::Lease { vf, lease: None } = record {
+                // The next lease of it has not failed.
+                state.retries.forget(*vf);
+            }
+        }
         drop(journal);
         debug!(microseconds = began.elapsed().as_micros(), "recorded");
         self.executor().observe(Point::Recorded(record));

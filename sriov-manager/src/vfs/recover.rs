@@ -40,10 +40,11 @@ impl Vfs {
                 "the node was rebooted: its VFs are made anew, and its leases brought back"
             );
         }
-        for (&pf, resize) in &facts.resizes {
+        // At the same time: the kernel may be late with each of them.
+        for_each_parallel(&facts.resizes.iter().collect::<Vec<_>>(), |&(&pf, resize)| {
             info!(%pf, from = resize.from, to = resize.to, "finishing a change of its number of VFs");
             told(self.finish_resize(pf, resize));
-        }
+        });
         self.look();
         let counts = {
             let state = self.lock();
@@ -128,11 +129,11 @@ impl Vfs {
     /// Goes on with what could not be finished, with leases that something is wrong with or whose VF is not what it was, with
     /// those that are at their end, and with the numbers of VFs of PFs that came since.
     pub(crate) fn reconcile(&self) {
-        for (&pf, resize) in &self.facts().resizes {
+        for_each_parallel(&self.facts().resizes.iter().collect::<Vec<_>>(), |&(&pf, resize)| {
             if let Err(error) = self.reconcile_resize(pf, resize) {
                 warn!(%pf, %error, "a change of its number of VFs cannot be finished");
             }
-        }
+        });
         if let Err(error) = self.reconcile_counts() {
             warn!(%error, "the numbers of VFs cannot be made what the policies want");
         }

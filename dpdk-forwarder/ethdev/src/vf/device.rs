@@ -1,9 +1,10 @@
 //! The VF of an end, made when its wire is made: borrowed, opened, looked after.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
-use ferrule_dataplane::port::device_status::DeviceStatus;
+use ferrule_dataplane::port::device_status::{DeviceStatus, LinkState};
 use ferrule_dataplane::port::external::DeviceError;
 
 use super::leases::{Lease, lease_name, leases};
@@ -27,21 +28,76 @@ pub(super) fn make(spec: &VfSpec, context: &DeviceContext) -> Result<MadeDevice,
         spec.error("open", format!("{} ({}): {}", error.call, vf.address, error.cause), cure)
     })?;
     let words = format!("{} of {} ({}), lease {name}", vf.address, vf.pf_name, port.driver());
-    Ok(MadeDevice { rings, device: Arc::new(VfDevice { device: EthdevDevice::new(port, words), _lease: lease }) })
+    let (device, link) = (EthdevDevice::new(port, words), Mutex::new(LinkWatch::new(Instant::now())));
+    Ok(MadeDevice { rings, device: Arc::new(VfDevice { device, link, _lease: lease }) })
 }
 
 /// It is closed before the lease may be given back: fields are dropped in their order.
 struct VfDevice {
     device: EthdevDevice,
+    link: Mutex<LinkWatch>,
     _lease: Lease,
 }
 
 impl Device for VfDevice {
     fn status(&self) -> Result<DeviceStatus, String> {
-        self.device.status()
+        let status = self.device.status()?;
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if link.is_to_be_opened_anew(status.link, Instant::now()) {
+            return Err(NO_LINK.to_owned());
+        }
+        Ok(status)
     }
 
     fn set_link(&self, up: bool) {
         self.device.set_link(up);
+    }
+}
+
+/// Tells of a VF that its PF was reset and that does not come back by itself: nobody may say so, and what is left of it is a link that is down. While
+/// that is down nothing is lost by opening the VF anew.
+struct LinkWatch {
+    was_up: bool,
+    down_since: Instant,
+}
+
+impl LinkWatch {
+    fn new(now: Instant) -> Self {
+        Self { was_up: false, down_since: now }
+    }
+
+    fn is_to_be_opened_anew(&mut self, link: LinkState, now: Instant) -> bool {
+        match link {
+            LinkState::Down => self.was_up || now.duration_since(self.down_since) >= DOWN_MAX,
+            LinkState::Up => {
+                (self.was_up, self.down_since) = (true, now);
+                false
+            }
+            LinkState::Unknown => {
+                self.down_since = now;
+                false
+            }
+        }
+    }
+}
+
+/// Why it is closed.
+const NO_LINK: &str = "its link is down, as after a reset of its PF: it is opened anew";
+/// A VF that was opened while its PF was being reset may never have a link.
+const DOWN_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vf_whose_link_goes_is_opened_anew_at_once_and_one_that_never_had_one_after_a_while() {
+        let began = Instant::now();
+        let mut link = LinkWatch::new(began);
+        let mut look = |state, seconds| link.is_to_be_opened_anew(state, began + Duration::from_secs(seconds));
+        assert!(!look(LinkState::Down, 1) && !look(LinkState::Down, 29) && look(LinkState::Down, 30));
+        assert!(!look(LinkState::Unknown, 31), "we have brought it down");
+        assert!(!look(LinkState::Down, 60) && look(LinkState::Down, 61));
+        assert!(!look(LinkState::Up, 62) && look(LinkState::Down, 63));
     }
 }

@@ -1,0 +1,204 @@
+//! A manager's connections: which forwarder they go through.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::identity::IdentitySource;
+use crate::monitor::{Follower, Monitor};
+use crate::proto::connection::Connection;
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::proto::registry::{NetworkService, NetworkServiceEndpoint};
+use crate::registry::select::forwarders;
+use crate::registry::{FoundEndpoint, LocalRegistry};
+use crate::service::{Call, Handler, MechanismFiles, NextHop};
+use crate::transport::{Connection as Channel, DialOptions, Peer};
+
+/// Sends each connection through a forwarder of its node, which finds the endpoint.
+pub struct Manager {
+    registry: LocalRegistry,
+    identity: IdentitySource,
+    options: DialOptions,
+    /// By the ids of their connections.
+    hops: Mutex<BTreeMap<String, Hop>>,
+}
+
+/// The forwarder of a connection.
+struct Hop {
+    forwarder: String,
+    next: NextHop,
+    /// What goes with each call: a forwarder may wait for it, even to close.
+    files: Vec<Arc<OwnedFd>>,
+    following: AbortHandle,
+}
+
+impl Drop for Hop {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl Manager {
+    /// Of the forwarders in this registry, called as this identity.
+    pub fn new(registry: LocalRegistry, identity: IdentitySource, options: DialOptions) -> Self {
+        Self { registry, identity, options, hops: Mutex::default() }
+    }
+
+    /// The forwarders that a connection may go through, the one that it goes through first.
+    fn candidates(&self, connection: &Connection, own: usize) -> Result<Vec<FoundEndpoint>, Status> {
+        let wanted = NetworkService { name: connection.network_service.clone(), ..NetworkService::default() };
+        let service = self.registry.find_services(&wanted).into_iter().next();
+        let service = service
+            .filter(|_| !wanted.name.is_empty())
+            .ok_or_else(|| Status::not_found(format!("network service {} is not found", connection.network_service)))?;
+        let names = vec![FORWARDER_SERVICE.to_owned()];
+        let query = NetworkServiceEndpoint { network_service_names: names, ..NetworkServiceEndpoint::default() };
+        let all = self.registry.find_endpoints(&query);
+        let endpoints: Vec<_> = all.iter().map(|found| found.endpoint.clone()).collect();
+        let fitting = forwarders(&service, FORWARDER_SERVICE, &endpoints, &connection.labels, SystemTime::now());
+        let is_fitting = |found: &FoundEndpoint| fitting.iter().any(|fitting| fitting.name == found.endpoint.name);
+        let last = next_name(connection, own);
+        let is_last = |found: &FoundEndpoint| found.endpoint.name == last;
+        let (same, others): (Vec<_>, Vec<_>) = all.into_iter().filter(is_fitting).partition(is_last);
+        Ok(same.into_iter().chain(others).collect())
+    }
+
+    /// The connection to a forwarder of last time, unless it has ended or is of an older identity of ours.
+    fn kept_hop(&self, id: &str, forwarder: &FoundEndpoint) -> Option<NextHop> {
+        let hops = self.hops();
+        let next = &hops.get(id).filter(|hop| hop.forwarder == forwarder.endpoint.name)?.next;
+        let connection = next.connection();
+        let is_ours = Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid);
+        (is_ours && !connection.has_ended()).then(|| next.clone())
+    }
+
+    /// Calls a forwarder over the connection of last time, or a new one. The old one shows an old certificate when the forwarder has a
+    /// new one, with which its tokens for others are signed: what is denied there is asked for again over a new one.
+    async fn call(
+        &self,
+        forwarder: &FoundEndpoint,
+        message: NetworkServiceRequest,
+        files: &[Arc<OwnedFd>],
+        until: Instant,
+    ) -> Result<(NextHop, Connection), Status> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let id = message.connection.as_ref().map_or("", |connection| &connection.id);
+        if let Some(next) = self.kept_hop(id, forwarder) {
+            match next.request(message.clone(), files, left()).await {
+                Err(status) if status.code() == Code::PermissionDenied => {}
+                asked => return Ok((next, asked?)),
+            }
+        }
+        let next = self.dial(forwarder).await?;
+        let answer = next.request(message, files, left()).await?;
+        Ok((next, answer))
+    }
+
+    async fn dial(&self, forwarder: &FoundEndpoint) -> Result<NextHop, Status> {
+        let address = forwarder.address().map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(NextHop::new(Channel::dial(&address, &self.identity.current(), &self.options).await?))
+    }
+
+    /// Asks one forwarder, and watches the connection there from then on.
+    async fn ask(
+        &self,
+        forwarder: &FoundEndpoint,
+        call: &Call,
+        files: &MechanismFiles,
+        until: Instant,
+    ) -> Result<Connection, Status> {
+        let mut message = NetworkServiceRequest {
+            connection: Some(call.connection.clone()),
+            mechanism_preferences: call.preferences.clone(),
+        };
+        let is_new = next_name(&call.connection, call.place.own) != forwarder.endpoint.name;
+        if let (true, Some(connection)) = (is_new, &mut message.connection) {
+            // What another forwarder has made is nothing to this one.
+            connection.mechanism = None;
+        }
+        let (next, answer) = self.call(forwarder, message, &files.all(), until).await?;
+        let before = self.follow(forwarder, next, files.all(), &answer, &call.monitor);
+        if let (Some(before), Some(known)) = (before, &call.known)
+            && before.forwarder != forwarder.endpoint.name
+        {
+            tracing::info!(id = answer.id, from = before.forwarder, to = forwarder.endpoint.name, "another forwarder");
+            // It may be gone: then it has nothing to be closed.
+            let _ = before.next.close(Connection::clone(known), &before.files, self.options.timeout).await;
+        }
+        Ok(answer)
+    }
+
+    /// Watches a connection at its forwarder, and gives back what was there before.
+    fn follow(
+        &self,
+        forwarder: &FoundEndpoint,
+        next: NextHop,
+        files: Vec<Arc<OwnedFd>>,
+        answer: &Connection,
+        monitor: &Monitor,
+    ) -> Option<Hop> {
+        let calls = next.connection().calls();
+        let monitor = monitor.clone();
+        let following =
+            tokio::spawn(Follower::new(answer.clone()).follow(calls, move |changed| monitor.update(changed)));
+        let hop = Hop { forwarder: forwarder.endpoint.name.clone(), next, files, following: following.abort_handle() };
+        self.hops().insert(answer.id.clone(), hop)
+    }
+
+    fn hops(&self) -> MutexGuard<'_, BTreeMap<String, Hop>> {
+        self.hops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[tonic::async_trait]
+impl Handler for Manager {
+    async fn request(&self, call: Call) -> Result<Connection, Status> {
+        let until = Instant::now() + call.limit;
+        let candidates = self.candidates(&call.connection, call.place.own)?;
+        if candidates.is_empty() {
+            return Err(Status::unavailable(
+                "no candidates found: no forwarder is registered that this service may have",
+            ));
+        }
+        let mechanisms: Vec<_> = call.connection.mechanism.iter().chain(&call.preferences).cloned().collect();
+        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), &mechanisms).await?;
+        let mut failures = String::new();
+        for (at, forwarder) in candidates.iter().enumerate() {
+            match self.ask(forwarder, &call, &files, until).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => {
+                    let (name, problem) = (&forwarder.endpoint.name, status.message());
+                    // The last one first, as the Go manager says it.
+                    failures = format!("{at}. An error during select forwarder {name} --> {problem}: {failures}");
+                }
+            }
+        }
+        Err(Status::unavailable(format!("{failures}all forwarders have failed")))
+    }
+
+    async fn close(&self, call: Call) -> Result<(), Status> {
+        let Some(hop) = self.hops().remove(&call.connection.id) else { return Ok(()) };
+        hop.following.abort();
+        if !hop.next.connection().has_ended() {
+            return hop.next.close(call.connection, &hop.files, call.limit).await;
+        }
+        // It was restarted, say: what it still has is its own to find, once it is told.
+        let query = NetworkServiceEndpoint { name: hop.forwarder.clone(), ..NetworkServiceEndpoint::default() };
+        let Some(forwarder) = self.registry.find_endpoints(&query).into_iter().next() else { return Ok(()) };
+        self.dial(&forwarder).await?.close(call.connection, &hop.files, call.limit).await
+    }
+}
+
+/// The process that comes after us, of last time.
+fn next_name(connection: &Connection, own: usize) -> &str {
+    let segments = connection.path.as_ref().map_or(&[][..], |path| &path.path_segments);
+    segments.get(own + 1).map_or("", |segment| &segment.name)
+}
+
+/// What forwarders are registered as.
+const FORWARDER_SERVICE: &str = "forwarder";

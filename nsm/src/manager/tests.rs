@@ -1,0 +1,119 @@
+//! Connections through a whole mesh, as a client sees them.
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::monitor::Follower;
+use crate::proto::connection::{Connection, State};
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::service::INODE_URL;
+use crate::test_mesh::{DEADLINE, Mesh, first, mechanism, way};
+
+#[tokio::test]
+async fn a_connection_goes_through_the_whole_mesh_and_is_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", false).await;
+    let client = mesh.client().await;
+    // That the answer is taken at all says that every token of its path is for the next process.
+    let answer = mesh.ask(&client, first("a")).await.unwrap();
+    let names: Vec<_> = way(&answer).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["nsc", "nsmgr", "fwd", "nse"]);
+    let addresses = |answer: &Connection| answer.context.clone().unwrap().ip_context.unwrap().src_ip_addrs;
+    assert_eq!(addresses(&answer), ["10.0.0.1/32"]);
+    let again = mesh.ask(&client, answer.clone()).await.unwrap();
+    assert_eq!((way(&again), addresses(&again)), (way(&answer), addresses(&answer)), "a refresh changes nothing");
+    assert!(mesh.ask(&client, first("b")).await.is_err(), "no address is left");
+    mesh.close(&client, again).await;
+    assert_eq!(addresses(&mesh.ask(&client, first("b")).await.unwrap()), ["10.0.0.1/32"]);
+}
+
+#[tokio::test]
+async fn the_next_forwarder_is_taken_when_one_refuses() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    let client = mesh.client().await;
+    let none = mesh.ask(&client, first("a")).await.unwrap_err();
+    assert!(none.message().starts_with("no candidates found"), "{none}");
+    mesh.forwarder("a-fwd", true).await;
+    mesh.forwarder("b-fwd", true).await;
+    let refused = mesh.ask(&client, first("a")).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        "1. An error during select forwarder b-fwd --> no token ID provided: \
+         0. An error during select forwarder a-fwd --> no token ID provided: all forwarders have failed"
+    );
+    mesh.forwarder("c-fwd", false).await;
+    let answer = mesh.ask(&client, first("a")).await.unwrap();
+    assert_eq!(way(&answer)[2].0, "c-fwd");
+    let unknown = Connection { network_service: "dns".to_owned(), ..first("x") };
+    assert_eq!(mesh.ask(&client, unknown).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_client_learns_that_its_forwarder_is_gone_and_heals_when_it_is_back_or_with_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", false).await;
+    let client = mesh.client().await;
+    let mut answer = mesh.ask(&client, first("a")).await.unwrap();
+    for successor in ["fwd", "other"] {
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let calls = client.connection().calls();
+        let following =
+            tokio::spawn(Follower::new(answer.clone()).follow(calls, move |changed| drop(sender.send(changed))));
+        mesh.kill("fwd").await;
+        let down = timeout(DEADLINE, async { while told.recv().await.expect("more").state() != State::Down {} });
+        down.await.expect("it is told");
+        following.abort();
+        mesh.forwarder(successor, false).await;
+        answer = timeout(DEADLINE, mesh.ask(&client, answer)).await.expect("an answer").unwrap();
+        assert_eq!(way(&answer)[2].0, successor);
+    }
+    mesh.close(&client, answer).await;
+}
+
+#[tokio::test]
+async fn connections_go_on_when_one_process_after_the_other_gets_a_new_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", false).await;
+    let mut answer = mesh.ask(&mesh.client().await, first("a")).await.unwrap();
+    for name in ["fwd", "nse", "nsmgr"] {
+        mesh.rotate(name);
+        // The client connects anew: what it checks is the certificate of its manager.
+        let again = mesh.ask(&mesh.client().await, answer.clone()).await.unwrap();
+        assert_eq!(way(&again), way(&answer), "{name}");
+        answer = again;
+    }
+}
+
+#[tokio::test]
+async fn a_new_choice_begins_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", false).await;
+    let client = mesh.client().await;
+    let answer = mesh.ask(&client, first("a")).await.unwrap();
+    let mut again = Connection { mechanism: None, ..answer.clone() };
+    again.set_state(State::ReselectRequested);
+    // There are two addresses: what was there is closed first, all the way.
+    let again = mesh.ask(&client, again).await.unwrap();
+    assert_eq!((again.state(), way(&again)), (State::Up, way(&answer)));
+}
+
+#[tokio::test]
+async fn a_call_whose_namespace_does_not_come_is_refused_soon() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("fwd", false).await;
+    let client = mesh.client().await;
+    for url in ["inode://4/1", "file:///proc/1/ns/net"] {
+        let mechanism_preferences = vec![mechanism([(INODE_URL.to_owned(), url.to_owned())].into())];
+        let message = NetworkServiceRequest { connection: Some(first("a")), mechanism_preferences };
+        let refused = client.request(message, &[], DEADLINE).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    mesh.ask(&client, first("a")).await.unwrap();
+}

@@ -1,0 +1,221 @@
+//! A whole mesh over real sockets, for tests: manager with its registry, forwarders, an endpoint.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, open};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tonic::Status;
+
+use crate::endpoint::KernelEndpoint;
+use crate::files::Inode;
+use crate::identity::test_identities::Identities;
+use crate::identity::{Identity, IdentitySource};
+use crate::manager::Manager;
+use crate::path::Place;
+use crate::proto::connection::{Connection, Mechanism};
+use crate::proto::networkservice::NetworkServiceRequest;
+use crate::proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
+use crate::registry::{LocalRegistry, MemoryRegistry, RegistryClient, RegistryLimits, RegistryServer};
+use crate::service::{Call, ConnectionServer, Handler, INODE_URL, MechanismFiles, NextHop};
+use crate::test_process::TestProcess;
+use crate::transport::{
+    Address, Allowed, Connection as Channel, DialOptions, KeptConnection, ListenLimits, Listener, Peer, server,
+};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+const LIFETIME: Duration = Duration::from_mins(10);
+
+/// Joins nothing, but calls the endpoint as a forwarder does.
+struct TestForwarder {
+    registry: Arc<RegistryClient>,
+    identity: IdentitySource,
+    refuses: bool,
+    hops: Mutex<BTreeMap<String, (NextHop, Connection)>>,
+}
+
+#[tonic::async_trait]
+impl Handler for TestForwarder {
+    async fn request(&self, call: Call) -> Result<Connection, Status> {
+        if self.refuses {
+            return Err(Status::failed_precondition("no token ID provided"));
+        }
+        let theirs = call.preferences.first().cloned().unwrap_or_default();
+        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&theirs]).await?;
+        files.of(&theirs).ok_or_else(|| Status::invalid_argument("no namespace"))?;
+        let network_service_names = vec![call.connection.network_service.clone()];
+        let query = NetworkServiceEndpoint { network_service_names, ..NetworkServiceEndpoint::default() };
+        let found = self.registry.find_endpoints(query).await?;
+        let endpoint = found.first().ok_or_else(|| Status::not_found("no endpoint"))?;
+        let next = dial(&endpoint.address().unwrap(), &self.identity.current()).await;
+        let mut connection = call.connection;
+        connection.mechanism = None;
+        let mechanism_preferences = vec![mechanism(BTreeMap::new())];
+        let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
+        let mut answer = next.request(message, &[], call.limit).await?;
+        self.hops.lock().unwrap().insert(answer.id.clone(), (next, answer.clone()));
+        answer.mechanism = Some(theirs);
+        Ok(answer)
+    }
+
+    async fn close(&self, call: Call) -> Result<(), Status> {
+        let (next, below) = self.hops.lock().unwrap().remove(&call.connection.id).expect("it was made");
+        next.close(below, &[], call.limit).await
+    }
+}
+
+/// All but the client in processes of their own.
+pub(crate) struct Mesh {
+    pub(crate) identities: Identities,
+    directory: PathBuf,
+    /// Of each process one at a time, as it shows to whoever it calls and whoever calls it.
+    sources: BTreeMap<String, (watch::Sender<Identity>, IdentitySource)>,
+    processes: BTreeMap<&'static str, TestProcess>,
+    pub(crate) namespace: Arc<OwnedFd>,
+}
+
+impl Mesh {
+    async fn new(directory: &Path) -> Self {
+        let mut mesh = Self {
+            identities: Identities::new("example.org"),
+            directory: directory.to_owned(),
+            sources: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            namespace: Arc::new(path("/proc/self/ns/net".as_ref())),
+        };
+        let registry = LocalRegistry::new(Arc::new(MemoryRegistry::new(RegistryLimits::default())));
+        let source = mesh.source("nsmgr");
+        let calls = ConnectionServer::new("nsmgr", LIFETIME, Manager::new(registry.clone(), source, patient()));
+        mesh.serve("nsmgr", calls, Some(RegistryServer::new(registry, LIFETIME))).await;
+        mesh
+    }
+
+    /// With an endpoint of the service vpn, which has two addresses.
+    pub(crate) async fn with_endpoint(directory: &Path) -> Self {
+        let mut mesh = Self::new(directory).await;
+        let handler = KernelEndpoint::new(Arc::clone(&mesh.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
+        mesh.serve("nse", ConnectionServer::new("nse", LIFETIME, handler), None).await;
+        let registry = mesh.registry("nse");
+        registry.register_service(&NetworkService { name: "vpn".to_owned(), ..Default::default() }).await.unwrap();
+        registry.register(&registration("nse", "vpn", &mesh.address("nse").to_string()), None).await.unwrap();
+        mesh
+    }
+
+    /// A forwarder that passes its socket when it registers.
+    pub(crate) async fn forwarder(&mut self, name: &'static str, refuses: bool) {
+        let registry = self.registry(name);
+        let identity = self.source(name);
+        let handler = TestForwarder { registry: Arc::clone(&registry), identity, refuses, hops: Mutex::default() };
+        self.serve(name, ConnectionServer::new(name, LIFETIME, handler), None).await;
+        let socket = Arc::new(path(&self.directory.join(name)));
+        let mut registration = registration(name, "forwarder", &Inode::of(&socket).unwrap().to_string());
+        let labels = NetworkServiceLabels { labels: [("p2p".to_owned(), "true".to_owned())].into() };
+        registration.network_service_labels.insert("forwarder".to_owned(), labels);
+        registry.register(&registration, Some(&socket)).await.unwrap();
+    }
+
+    async fn serve<H: Handler>(
+        &mut self,
+        name: &'static str,
+        calls: ConnectionServer<H>,
+        registry: Option<RegistryServer>,
+    ) {
+        let source = self.source(name);
+        let (process, bound) = (TestProcess::new(), self.address(name));
+        let bound = process.spawn(async move {
+            Listener::bind(&bound, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap()
+        });
+        let listener = bound.await.unwrap();
+        let router = server()
+            .add_service(calls.service())
+            .add_service(calls.monitor().service())
+            .add_optional_service(registry.as_ref().map(RegistryServer::endpoints))
+            .add_optional_service(registry.as_ref().map(RegistryServer::services));
+        process.spawn(async move { router.serve_with_incoming(listener.connections()).await.unwrap() });
+        self.processes.insert(name, process);
+    }
+
+    /// Kills a process, and waits until its socket is free.
+    pub(crate) async fn kill(&mut self, name: &str) {
+        self.processes.remove(name);
+        let going = async {
+            while self.directory.join(name).exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, going).await.expect("the socket's file goes");
+    }
+
+    /// Gives a process a new certificate and a new key, of the same name.
+    pub(crate) fn rotate(&mut self, name: &str) {
+        let new = self.identities.identity(&format!("/{name}"));
+        self.sources[name].0.send_replace(new);
+    }
+
+    fn source(&mut self, name: &str) -> IdentitySource {
+        let new = || IdentitySource::new(self.identities.identity(&format!("/{name}")));
+        self.sources.entry(name.to_owned()).or_insert_with(new).1.clone()
+    }
+
+    fn registry(&mut self, name: &str) -> Arc<RegistryClient> {
+        let kept = KeptConnection::new(self.address("nsmgr"), self.source(name), patient());
+        Arc::new(RegistryClient::new(kept, DEADLINE))
+    }
+
+    pub(crate) fn address(&self, name: &str) -> Address {
+        Address::Unix(self.directory.join(name))
+    }
+
+    pub(crate) async fn client(&self) -> NextHop {
+        dial(&self.address("nsmgr"), &self.identities.identity("/nsc")).await
+    }
+
+    /// The client asks the manager.
+    pub(crate) async fn ask(&self, client: &NextHop, connection: Connection) -> Result<Connection, Status> {
+        let url = Inode::of(&self.namespace).unwrap().to_string();
+        let mechanism_preferences = vec![mechanism([(INODE_URL.to_owned(), url)].into())];
+        let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
+        client.request(message, &[Arc::clone(&self.namespace)], DEADLINE).await
+    }
+
+    pub(crate) async fn close(&self, client: &NextHop, connection: Connection) {
+        client.close(connection, &[Arc::clone(&self.namespace)], DEADLINE).await.unwrap();
+    }
+}
+
+pub(crate) fn patient() -> DialOptions {
+    DialOptions { timeout: DEADLINE, ..DialOptions::default() }
+}
+
+async fn dial(address: &Address, identity: &Identity) -> NextHop {
+    NextHop::new(Channel::dial(address, identity, &patient()).await.unwrap())
+}
+
+fn path(name: &Path) -> OwnedFd {
+    open(name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+pub(crate) fn mechanism(parameters: BTreeMap<String, String>) -> Mechanism {
+    Mechanism { cls: "LOCAL".to_owned(), r#type: "KERNEL".to_owned(), parameters }
+}
+
+fn registration(name: &str, service: &str, url: &str) -> NetworkServiceEndpoint {
+    let (name, url) = (name.to_owned(), url.to_owned());
+    NetworkServiceEndpoint { name, network_service_names: vec![service.to_owned()], url, ..Default::default() }
+}
+
+pub(crate) fn first(id: &str) -> Connection {
+    let (id, network_service) = (id.to_owned(), "vpn".to_owned());
+    let mut connection = Connection { id, network_service, ..Connection::default() };
+    Place::enter(&mut connection, "nsc").unwrap();
+    connection
+}
+
+pub(crate) fn way(connection: &Connection) -> Vec<(String, String)> {
+    let segments = &connection.path.as_ref().unwrap().path_segments;
+    segments.iter().map(|segment| (segment.name.clone(), segment.id.clone())).collect()
+}
