@@ -180,7 +180,7 @@ impl State {
             return Err(error);
         }
         for &vf in &wanted.vfs {
-            super::choose::may_have(self, self.vf(vf)?, None, peer)?;
+            may_have(self, self.vf(vf)?, None, peer)?;
         }
         let is_wanted = |vf: &&VirtualFunction| {
             let mut pools = self.policies.pools_of(&self.inventory, vf);
