@@ -149,7 +149,7 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let mut watch = Watch::start(&mut client(&socket).await).await;
     let kernel = Arc::clone(&node.kernel());
     let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
-    sriov_manager::kernel::Kernel::write(&*kernel, &file, "0").unwrap();
+    Kernel::write(&*kernel, &file, "0").unwrap();
     watch.until(|list| list.vfs.is_empty()).await;
     daemon.stop().await;
 }
@@ -175,7 +175,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
 
     // The others have no driver: one more acquire makes one of them the kernel's, and its lease is new.
     let by_hand = node.vf(0, 2);
-    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &by_hand.to_string()).unwrap();
+    Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &by_hand.to_string()).unwrap();
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);

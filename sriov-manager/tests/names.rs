@@ -118,8 +118,8 @@ fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
     vfs.create(pf, 1).unwrap();
     // Nobody is at its other end, as while a driver hangs with the lock that the answer needs.
     add_netdev(&node, pf, "a0", &[]);
-    let port = node.sysfs().file(pf, "net").join("a0/phys_port_name");
-    mkfifo(&port, Mode::S_IRWXU).unwrap();
+    let ports = ["ens1f0", "a0"].map(|netdev| node.sysfs().file(pf, "net").join(netdev).join("phys_port_name"));
+    ports.iter().for_each(|port| mkfifo(port, Mode::S_IRWXU).unwrap());
     let (done, asked) = mpsc::channel();
     let (asking, beside) = (vfs.clone(), Arc::clone(&node));
     thread::spawn(move || {
@@ -131,7 +131,10 @@ fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
     let (refused, netdevs) = asked.recv_timeout(Duration::from_secs(10)).expect("nobody waits for it");
     assert!(refused.to_string().contains("does not tell now which interface of 0000:02:00.0"), "{refused}");
     assert_eq!(netdevs.len(), 2, "it is shown all the same");
-    fs::write(&port, "pf0vf0\n").unwrap();
+    // In any order.
+    let telling =
+        ports.into_iter().zip(["p0\n", "pf0vf0\n"]).map(|(port, name)| thread::spawn(|| fs::write(port, name)));
+    telling.collect::<Vec<_>>().into_iter().for_each(|told| told.join().unwrap().unwrap());
     let deadline = Instant::now() + Duration::from_secs(10);
     while node.sysfs().interface(pf).is_none() {
         assert!(Instant::now() < deadline, "it has told");
