@@ -133,7 +133,7 @@ fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
     assert_eq!(netdevs.len(), 2, "it is shown all the same");
     // In any order.
     let telling =
-        ports.into_iter().zip(["p0\n", "pf0vf0\n"]).map(|(port, name)| thread::spawn(|| fs::write(port, name)));
+        ports.into_iter().zip(["p0\n", "pf0vf0\n"]).map(|(port, name)| thread::spawn(move || fs::write(port, name)));
     telling.collect::<Vec<_>>().into_iter().for_each(|told| told.join().unwrap().unwrap());
     let deadline = Instant::now() + Duration::from_secs(10);
     while node.sysfs().interface(pf).is_none() {
