@@ -46,12 +46,12 @@ test: need-test vm-pieces
 
 lab: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p dpdk-forwarder -p ferrule-endpoints -p ferrule
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
 	@target/debug/lab run $(ONLY)
 
 lab-shell: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p dpdk-forwarder -p ferrule-endpoints -p ferrule
+	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
 	@target/debug/lab shell
 
 # Without them what needs them is skipped, aloud.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -61,7 +61,10 @@ fn two_pods_get_what_the_device_plugin_gives_and_ping_each_other() {
     assert!(seen("wire").contains("default/one and default/two"), "{document:#}");
     assert!(seen("ping").contains("5 sent, 0 % lost"), "{document:#}");
     assert!(seen("frames").contains(" 0 dropped"), "{document:#}");
-    assert!(seen("pod two deleted").contains("all 4 devices are free"), "{document:#}");
+    assert!(seen("pod three").contains("mount /run/ferrule/soft-guest-0 (read-only)"), "{document:#}");
+    assert!(seen("pod four").contains("PCIDEVICE_EXAMPLE_COM_GUEST=soft-guest-1"), "{document:#}");
+    assert!(seen("vhost-user").contains("20000 frames of 64 to 1514 B each way, all intact"), "{document:#}");
+    assert!(seen("pod two deleted").contains("all 6 devices are free"), "{document:#}");
     assert_nothing_is_left_of(pid);
 
     let failed = demo(&["pod", "--json", "--device-plugin", "/bin/false"]).spawn().unwrap();
@@ -93,10 +96,48 @@ fn a_signal_ends_the_demo_and_nothing_is_left() {
     if let Some(lacking) = lacking() {
         return skip("a_signal_ends_the_demo_and_nothing_is_left", &lacking);
     }
-    let mut demo = until_wires_are_up();
+    let mut demo = until_said(&[], "wires are up");
     kill(pid_of(&demo), Signal::SIGINT).unwrap();
     assert_eq!(demo.wait().unwrap().code(), Some(1));
     assert_nothing_is_left_of(demo.id());
+}
+
+/// Where the demo with pods is in the middle of something: daemons start, a pod is admitted, a sidecar runs, frames cross, a pod goes.
+const MOMENTS: [&str; 5] =
+    ["starting dpdk-forwarder", "pod one asks", "pod one pings pod two", "pod four asks", "deleting pod one"];
+
+#[test]
+fn a_signal_at_any_moment_ends_the_demo_with_pods_and_nothing_is_left() {
+    if let Some(lacking) = lacking() {
+        return skip("a_signal_at_any_moment_ends_the_demo_with_pods_and_nothing_is_left", &lacking);
+    }
+    for moment in MOMENTS {
+        let mut demo = until_said(&["pod"], moment);
+        let processes = processes_of(demo.id());
+        kill(pid_of(&demo), Signal::SIGINT).unwrap();
+        assert_eq!(demo.wait().unwrap().code(), Some(1), "{moment}");
+        assert_nothing_is_left_of(demo.id());
+        processes.into_iter().for_each(assert_ends);
+        assert_eq!(processes_of(demo.id()), [0; 0], "{moment}");
+    }
+}
+
+#[test]
+fn the_next_demo_removes_what_a_killed_one_with_pods_left() {
+    if let Some(lacking) = lacking() {
+        return skip("the_next_demo_removes_what_a_killed_one_with_pods_left", &lacking);
+    }
+    for moment in MOMENTS {
+        let mut killed = until_said(&["pod"], moment);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        let left = processes_of(killed.id());
+        assert!(Path::new(&format!("/run/ferrule-demo-{}", killed.id())).exists());
+        demo(&["pod", "--forwarder", "/bin/false"]).output().unwrap();
+        assert_nothing_is_left_of(killed.id());
+        left.into_iter().for_each(assert_ends);
+        assert_eq!(processes_of(killed.id()), [0; 0], "{moment}");
+    }
 }
 
 #[test]
@@ -104,7 +145,7 @@ fn the_next_demo_removes_what_a_killed_one_left() {
     if let Some(lacking) = lacking() {
         return skip("the_next_demo_removes_what_a_killed_one_left", &lacking);
     }
-    let mut killed = until_wires_are_up();
+    let mut killed = until_said(&[], "wires are up");
     let directory = format!("/run/ferrule-demo-{}", killed.id());
     let forwarder: i32 = fs::read_to_string(format!("{directory}/forwarder.pid")).unwrap().parse().unwrap();
     killed.kill().unwrap();
@@ -112,13 +153,29 @@ fn the_next_demo_removes_what_a_killed_one_left() {
     assert!(Path::new(&directory).exists());
     demo(&["--forwarder", "/bin/false"]).output().unwrap();
     assert_nothing_is_left_of(killed.id());
-    // Killed; the kernel may still be taking it down, or its new parent may not have noticed yet.
+    assert_ends(forwarder);
+}
+
+/// Waits until a process is gone that was killed: the kernel may still be taking it down, or its new parent may not have noticed yet.
+fn assert_ends(process: i32) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    let state = || fs::read_to_string(format!("/proc/{forwarder}/stat")).unwrap_or_default();
+    let state = || fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     while !(state().is_empty() || state().contains(") Z ") || state().contains(") X ")) {
         assert!(Instant::now() < deadline, "{}", state());
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What runs for a demo beside itself: its directory is in their command lines.
+fn processes_of(demo: u32) -> Vec<i32> {
+    let directory = format!("/run/ferrule-demo-{demo}/");
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_its = |process: &i32| {
+        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&directory)
+    };
+    processes.filter(is_its).collect()
 }
 
 /// A demo that comes to a good end: its process, and what it says.
@@ -133,12 +190,12 @@ fn passes(arguments: &[&str]) -> (u32, Value) {
     (pid, document)
 }
 
-/// A demo in the middle of its work.
-fn until_wires_are_up() -> Child {
-    let mut demo = demo(&[]).spawn().unwrap();
+/// A demo in the middle of its work: it has said this.
+fn until_said(arguments: &[&str], wanted: &str) -> Child {
+    let mut demo = demo(arguments).spawn().unwrap();
     let mut stdout = BufReader::new(demo.stdout.take().unwrap());
     let mut line = String::new();
-    while !line.contains("wires are up") {
+    while !line.contains(wanted) {
         line.clear();
         if stdout.read_line(&mut line).unwrap() == 0 {
             let mut said = String::new();
@@ -146,6 +203,8 @@ fn until_wires_are_up() -> Child {
             panic!("the demo ended early: {said}");
         }
     }
+    // What it says next would end it if nobody read it.
+    thread::spawn(move || io::copy(&mut stdout, &mut io::sink()));
     demo
 }
 

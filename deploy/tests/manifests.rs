@@ -107,13 +107,15 @@ fn examples_ask_for_what_an_overlay_has() {
     }
     let mut asked = 0;
     for (path, pod) in objects().into_iter().filter(|(_, object)| text(object, "/kind") == "Pod") {
-        let limits = pod["spec"]["containers"][0]["resources"]["limits"].as_object().unwrap();
-        for name in limits.keys().filter(|name| name.contains('/')) {
+        let kinds = ["initContainers", "containers"].into_iter();
+        let containers = kinds.filter_map(|kind| pod["spec"][kind].as_array()).flatten();
+        let limits = containers.filter_map(|container| container["resources"]["limits"].as_object());
+        for name in limits.flat_map(serde_json::Map::keys).filter(|name| name.contains('/')) {
             assert!(resources.contains(name), "{}: {name} is of no overlay", path.display());
             asked += 1;
         }
     }
-    assert_eq!(asked, 4);
+    assert_eq!(asked, 8);
 }
 
 /// A pod of the host's network has a port of the host, of which there is one.

@@ -145,6 +145,10 @@ impl Daemon {
         if let Some(endpoints) = self.endpoints.lock().await.take() {
             endpoints.stop().await;
         }
+        // The next plugin learns from wires what pods have.
+        if timeout(SETTLE_WAIT, self.allocator.forwarder.settled()).await.is_err() {
+            warn!("a wire is still being made anew; the next plugin makes it, as the configuration says by then");
+        }
         self.lock.lock().await.take();
         self.servers.stop(SERVERS_GRACE).await;
         info!("stopped");
@@ -177,15 +181,16 @@ impl Daemon {
                     }
                 }
                 duty.take();
+                // What the plugin before told until its end.
+                allocator.told.load();
                 // Whatever the configuration says now: a process before may have given endpoints to pods.
-                if let Err(error) = timeout(ADOPT_WAIT, allocator.adopt_wires()).await.unwrap_or(Ok(()))
+                let adopted = timeout(ADOPT_WAIT, allocator.adopt_wires()).await;
+                allocator.write_files_at_start().await;
+                if let Ok(Err(error)) = adopted
                     && allocator.resources.has_software()
                 {
                     warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
                 }
-                // What the plugin before told until its end.
-                allocator.told.load();
-                allocator.write_files_again();
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
@@ -258,7 +263,7 @@ async fn stopping(phase: &mut watch::Receiver<Phase>) {
 /// Whether the kubelet can give away every resource; or, while another plugin does this, whether this one could take over.
 fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
     if !allocator.resources.is_managed() {
-        return Err("no VF is known: sriov-manager has not answered yet; start it, or look at its log".to_owned());
+        return Err("sriov-manager has not answered yet, and what it told a plugin before may be old; start it, or look at its log".to_owned());
     }
     if !duty.is_ours() {
         return Ok(());
@@ -288,5 +293,7 @@ pub enum RunError {
 
 /// A forwarder that is there answers in milliseconds.
 const ADOPT_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
+/// A forwarder that is there makes a wire anew in milliseconds.
+const SETTLE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long clients of the page may take at the end.
 const SERVERS_GRACE: std::time::Duration = std::time::Duration::from_millis(500);

@@ -57,7 +57,15 @@ async fn answer(listener: &UnixListener, allocator: &Arc<Allocator>) {
 async fn tell(mut client: UnixStream, allocator: Arc<Allocator>) {
     let registered = allocator.counters.all();
     let is_registered = move |name: &str| registered.get(name).is_some_and(|counts| counts.is_registered);
-    let report = spawn_blocking(move || serde_json::to_vec(&allocator.resources.report(is_registered))).await;
+    let report = spawn_blocking(move || {
+        let mut report = allocator.resources.report(is_registered);
+        let forwarder = allocator.forwarder.problem().filter(|_| allocator.resources.has_software());
+        report.problems.extend(forwarder.map(|problem| {
+            format!("pods with software endpoints do not start until dpdk-forwarder joins them: {problem}")
+        }));
+        serde_json::to_vec(&report)
+    });
+    let report = report.await;
     let Ok(Ok(report)) = report else { return };
     // Whoever goes away early does not want it.
     let _ = client.write_all(&report).await;

@@ -13,7 +13,7 @@ use ferrule_kubelet::{PLUGINS_DIRECTORY, POD_RESOURCES_SOCKET};
 use sriov_manager_client::SOCKET_DEFAULT;
 
 use crate::allocate::{CdiMode, DeviceFiles};
-use crate::config::{ConfigFile, Presets};
+use crate::config::{ConfigFile, Presets, parse_prefix};
 use crate::daemon::DaemonOptions;
 use crate::pod_resources::{POD, Witness};
 
@@ -25,7 +25,7 @@ pub struct Flags {
     #[arg(long, alias = "config", value_name = "FILE", default_value = "/etc/pcidp/config.json")]
     pub config_file: PathBuf,
     /// What a resource has in front of its name that names no prefix
-    #[arg(long, value_name = "DOMAIN", default_value = "intel.com")]
+    #[arg(long, value_name = "DOMAIN", default_value = "intel.com", value_parser = parse_prefix)]
     pub resource_prefix: String,
     /// Name devices by CDI in an annotation, as the Go plugin does; the same as `--cdi annotation`
     #[arg(long, conflicts_with = "cdi")]
@@ -190,6 +190,54 @@ mod tests {
         assert_eq!(flags("").config_file, PathBuf::from("/etc/pcidp/config.json"));
         let ours = flags("--cdi field --log-level debug --metrics 127.0.0.1:9092 --manager /run/vf.sock");
         assert_eq!((ours.cdi, ours.manager), (CdiMode::Field, PathBuf::from("/run/vf.sock")));
+    }
+
+    #[test]
+    fn every_flag_of_ours_goes_where_it_belongs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        std::fs::write(&path, r#"{"resourceList": []}"#).unwrap();
+        let ours = flags(
+            "--resource-prefix a.io --software 6 --manager /m --socket /s --forwarder /f --software-dir /sd --plugins /p \
+             --pod-resources /pr --pod-namespace ns --pod-name me --kubelet-settle 3s --state /st --cdi-dir /c \
+             --device-info-dir /d --root /r --metrics 127.0.0.1:1 --use-cdi",
+        );
+        let options = ours.options(ConfigFile::load(&path, ours.presets()).unwrap());
+        assert_eq!((options.presets.prefix.as_str(), options.presets.software), ("a.io", Some(6)));
+        let paths = [
+            &options.manager,
+            &options.socket,
+            &options.forwarder,
+            &options.software,
+            &options.plugins,
+            &options.pod_resources,
+            &options.state,
+            &options.files.cdi,
+            &options.files.device_info,
+            &options.root,
+        ];
+        let wanted = ["/m", "/s", "/f", "/sd", "/p", "/pr", "/st", "/c", "/d", "/r"];
+        assert_eq!(paths.map(|path| path.to_str().unwrap()), wanted);
+        let Witness { own_pod, settle } = &options.witness;
+        assert_eq!((own_pod.as_deref(), *settle), (Some("pod ns/me"), Duration::from_secs(3)));
+        assert_eq!((options.cdi, options.metrics), (CdiMode::Annotation, Some(([127, 0, 0, 1], 1).into())));
+    }
+
+    #[test]
+    fn what_is_wrong_on_the_command_line_is_refused() {
+        for wrong in [
+            "--software 0",
+            "--software 1025",
+            "--use-cdi --cdi field",
+            "--cdi maybe",
+            "--pod-name me",
+            "--resource-prefix Intel.com",
+            "--metrics x",
+            "--nonsense",
+        ] {
+            let words = ["device-plugin"].into_iter().chain(wrong.split_whitespace()).map(OsString::from);
+            assert!(Flags::try_parse_from(translate(words)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -152,6 +152,18 @@ impl Grants {
         grant.needs_cleaning
     }
 
+    /// It has what was set for another pod.
+    pub fn needs_cleaning(&self, name: &LeaseName) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.needs_cleaning)
+    }
+
+    /// It turns out to have what was set for another pod.
+    pub fn note_unclean(&mut self, name: &LeaseName) {
+        if let Some(grant) = self.grants.get_mut(name) {
+            grant.needs_cleaning = true;
+        }
+    }
+
     /// The pod that the kubelet gave it to is refused: it is given back as soon as can be, unless that pod is listed with it.
     pub fn refused(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
@@ -186,17 +198,17 @@ impl Grants {
         self.generation += u64::from(self.grants.remove(name).is_some());
     }
 
-    /// Takes over which leases of ours there are, and how old they are. One that somebody else ended is no grant any more.
-    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, KnownLease>, now: Instant) {
+    /// Takes over which leases of ours there are, and how old they are. Returns those that somebody else ended: they are no grants any more.
+    pub fn note_leases(&mut self, leases: &BTreeMap<LeaseName, KnownLease>, now: Instant) -> Vec<LeaseName> {
         // The kubelet gave it to the next pod while that of the pod before was ended: it is to be lent anew.
         for (name, grant) in &mut self.grants {
             if grant.progress == Progress::Pending && !leases.contains_key(name) {
                 grant.is_lent = false;
             }
         }
-        let before = self.grants.len();
-        self.grants.retain(|name, grant| !grant.is_lent || leases.contains_key(name));
-        self.generation += u64::from(self.grants.len() != before);
+        let is_ended = |name: &LeaseName, grant: &mut Grant| grant.is_lent && !leases.contains_key(name);
+        let ended: Vec<_> = self.grants.extract_if(.., is_ended).map(|(name, _)| name).collect();
+        self.generation += u64::from(!ended.is_empty());
         for (name, KnownLease { age, was_listed }) in leases {
             if let Some(grant) = self.grants.get_mut(name) {
                 self.generation += u64::from(grant.became_ours());
@@ -209,6 +221,7 @@ impl Grants {
                 }
             }
         }
+        ended
     }
 
     /// A process before gave it to a pod, which its wire tells.
@@ -476,7 +489,7 @@ mod tests {
         assert!(grants.is_held(&name()) && grants.is_in_order(&name()));
         let other = LeaseName::new("a/b", "0000:3b:02.2");
         grants.allocate(&other, false, start);
-        grants.note_leases(&BTreeMap::new(), start);
+        assert_eq!(grants.note_leases(&BTreeMap::new(), start), [name()]);
         assert!(!grants.is_held(&name()), "somebody released it");
         assert!(grants.is_held(&other), "its lease is not in the list yet");
     }

@@ -50,9 +50,12 @@ impl Wanted {
             Tenant::New | Tenant::Next => resource.driver.or(of_lease),
         };
         let driver = driver.or(device.present_driver())?;
-        let mut attributes = resource.attributes.clone();
-        // Nor has an interface that is in its pod an MTU for us.
-        if driver != v1::Driver::Kernel || tenant == Tenant::Same && device.netdevs.is_empty() {
+        let mut attributes = match lent.filter(|_| tenant == Tenant::Same) {
+            // The same holds for what the PF was told for its pod.
+            Some(lease) => lease.attributes.clone().unwrap_or_default(),
+            None => resource.attributes.clone(),
+        };
+        if driver != v1::Driver::Kernel {
             attributes.mtu = None;
         }
         // It may name the pod before.

@@ -151,7 +151,14 @@ impl News {
             self.looked = Some(Instant::now());
         }
         self.lists = lists;
-        self.allocator.resources.set_inventory(&self.lists, &self.view);
+        let was_managed = self.allocator.resources.is_managed();
+        for ended in self.allocator.resources.set_inventory(&self.lists, &self.view) {
+            self.allocator.forget_files(&ended);
+        }
+        // Before its turn a plugin leaves the files to the one that serves.
+        if !was_managed && self.allocator.resources.is_managed() && self.duty.is_ours() {
+            block_in_place(|| self.allocator.write_files_again());
+        }
     }
 
     /// The claim is what the kubelet was told of. The manager keeps it; a new one has it from its journal.

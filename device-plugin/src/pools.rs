@@ -246,3 +246,129 @@ impl Member {
         self.selector(resource).is_some_and(|selector| selector.vdpa_type == Some(VdpaType::Vhost))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Rdma, Vdpa};
+
+    /// A device of which everything is known that a selector may ask for.
+    fn device(source: Source) -> Device {
+        let is_net = matches!(source, Source::Vf(_));
+        Device {
+            id: "0000:3b:02.1".into(),
+            source,
+            pci: "0000:3b:02.1".into(),
+            vendor: "15b3".into(),
+            device: "1018".into(),
+            driver: Some("mlx5_core".into()),
+            pf: Some("0000:3b:00.0".into()),
+            pf_names: vec!["ens1f0np0".into(), "ens1f0".into()],
+            index: Some(5),
+            netdevs: Vec::new(),
+            link_type: Some("ether".into()),
+            acpi_index: Some(101),
+            rdma: Rdma { devices: vec!["mlx5_2".into()], nodes: Vec::new() },
+            vdpa: is_net.then(|| Vdpa { name: "vdpa0".into(), kind: VdpaType::Virtio, path: None }),
+            pkey: Some("0x8001".into()),
+            ..Device::default()
+        }
+    }
+
+    /// The key of the selector that a device does not fit; none: it fits.
+    fn wrong_key(kind: &str, source: Source, selector: &str) -> Option<&'static str> {
+        let aux = if kind == "auxNetDevice" { r#""auxTypes": ["sf"], "# } else { "" };
+        let entry = format!(r#"{{"resourceName": "a", "deviceType": "{kind}", "selectors": {{{aux}{selector}}}}}"#);
+        let text = format!(r#"{{"resourceList": [{entry}]}}"#);
+        let resource = Config::parse("f", &text, "intel.com").unwrap().resources.remove(0);
+        match misfit(&resource, &resource.selectors[0], &device(source)) {
+            None => None,
+            Some(Misfit::Key(key)) => Some(key),
+            other => panic!("{entry}: {other:?}"),
+        }
+    }
+
+    /// Each key: one value that the device fits, and one that it does not; and for which types it counts: NICs, accelerators, sub-functions.
+    const KEYS: &[(&str, &str, &str, [bool; 3])] = &[
+        ("vendors", r#"["8086", "15b3"]"#, r#"["8086"]"#, [true, true, true]),
+        ("devices", r#"["1018"]"#, r#"["1019", "101"]"#, [true, true, true]),
+        ("drivers", r#"["iavf", "mlx5_core"]"#, r#"["mlx5"]"#, [true, true, true]),
+        ("pciAddresses", r#"["0000:3b:02.1"]"#, r#"["3b:02.1"]"#, [true, true, false]),
+        ("acpiIndexes", r#"["101"]"#, r#"["1"]"#, [true, false, false]),
+        ("pfNames", r#"["ens9", "ENS1F0#0-2,5"]"#, r#"["ens1f0#0-4", "ens9#5"]"#, [true, false, true]),
+        ("rootDevices", r#"["0000:3B:00.0#4-6"]"#, r#"["0000:3b:00.1"]"#, [true, false, true]),
+        ("linkTypes", r#"["ether"]"#, r#"["infiniband"]"#, [true, false, true]),
+        ("pKeys", r#"["0x8001"]"#, r#"["0xffff"]"#, [true, false, false]),
+        ("vdpaType", r#""virtio""#, r#""vhost""#, [true, false, false]),
+    ];
+
+    #[test]
+    fn every_key_of_the_go_plugin_counts_for_the_types_that_it_counts_for_there() {
+        let types = [
+            ("netDevice", Source::Vf(Box::default())),
+            ("accelerator", Source::Accelerator),
+            ("auxNetDevice", Source::SubFunction),
+        ];
+        for (key, fits, does_not, counts) in KEYS {
+            for ((kind, source), counts) in types.iter().zip(counts) {
+                let told = |value: &str| wrong_key(kind, source.clone(), &format!("\"{key}\": {value}"));
+                assert_eq!(told(fits), None, "{kind}: {key}");
+                assert_eq!(told(does_not), counts.then_some(*key), "{kind}: {key}");
+                assert_eq!(
+                    told(if *key == "vdpaType" { "\"\"" } else { "[]" }),
+                    None,
+                    "{kind}: {key}: empty means any"
+                );
+            }
+        }
+        // Nothing here has a profile that is read.
+        assert_eq!(wrong_key("netDevice", Source::Function, r#""ddpProfiles": ["gtp"]"#), Some("ddpProfiles"));
+        assert_eq!(wrong_key("auxNetDevice", Source::SubFunction, r#""ddpProfiles": ["gtp"]"#), None);
+    }
+
+    #[test]
+    fn keys_that_are_switches_want_what_they_say_or_nothing() {
+        for (kind, source) in [("netDevice", Source::Function), ("auxNetDevice", Source::SubFunction)] {
+            assert_eq!(wrong_key(kind, source.clone(), r#""isRdma": true, "needVhostNet": true"#), None);
+            assert_eq!(wrong_key(kind, source, r#""isRdma": false"#), None);
+        }
+        let is_rdma = r#"{"resourceList": [{"resourceName": "a", "selectors": {"isRdma": true}}]}"#;
+        let resource = Config::parse("f", is_rdma, "intel.com").unwrap().resources.remove(0);
+        let without = Device { rdma: Rdma::default(), ..device(Source::Function) };
+        assert_eq!(misfit(&resource, &resource.selectors[0], &without), Some(Misfit::Key("isRdma")));
+    }
+
+    #[test]
+    fn all_keys_of_a_selector_must_fit_and_one_of_several_selectors() {
+        let (good, wrong) = (r#""vendors": ["15b3"], "devices": ["1018"]"#, r#""vendors": ["15b3"], "devices": ["1"]"#);
+        let vf = || Source::Vf(Box::default());
+        assert_eq!((wrong_key("netDevice", vf(), good), wrong_key("netDevice", vf(), wrong)), (None, Some("devices")));
+        let text = format!(
+            r#"{{"resourceList": [{{"resourceName": "a", "selectors": [{{{wrong}}}, {{{good}, "isRdma": true}}]}},
+                {{"resourceName": "b", "selectors": {{}}}}]}}"#
+        );
+        let config = Config::parse("f", &text, "intel.com").unwrap();
+        let device = Arc::new(device(vf()));
+        let inventory = Inventory { devices: [(device.id.clone(), device)].into(), ..Inventory::default() };
+        let pools = pools(&config, &[], &inventory, &[], |_, _| false);
+        assert_eq!(
+            (pools[0].members["0000:3b:02.1"].selector, pools[1].members.len()),
+            (1, 0),
+            "the first entry has it"
+        );
+    }
+
+    #[test]
+    fn what_is_on_no_driver_or_carries_the_default_route_is_left_out() {
+        let text = r#"{"resourceList": [{"resourceName": "a", "selectors": {}}, {"resourceName": "b", "driver": "vfio-pci", "selectors": {}}]}"#;
+        let config = Config::parse("f", text, "intel.com").unwrap();
+        let [as_is, bound] = config.resources.as_slice() else { panic!("{config:?}") };
+        let of = |resource: &ResourceConfig, device: &Device| misfit(resource, &resource.selectors[0], device);
+        let unbound = Device { driver: None, ..device(Source::Vf(Box::default())) };
+        assert_eq!((of(as_is, &unbound), of(bound, &unbound)), (Some(Misfit::Unbound), None));
+        let routed = Device { is_default_route: true, ..device(Source::Vf(Box::default())) };
+        assert_eq!(of(as_is, &routed), Some(Misfit::DefaultRoute));
+        assert_eq!(of(bound, &device(Source::Function)), Some(Misfit::NeverBound));
+        assert_eq!(of(as_is, &device(Source::Accelerator)), Some(Misfit::Type(DeviceType::NetDevice)));
+    }
+}

@@ -11,7 +11,6 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::allocate::Allocator;
-use crate::config::ResourceName;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pod_resources::Pods;
@@ -19,7 +18,7 @@ use crate::software::is_endpoint;
 
 /// Looks again and again, and whenever `news` says so. Never ends by itself.
 pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
-    let (mut was_told, mut is_whole) = (false, false);
+    let (mut was_told, mut is_whole, mut is_swept) = (false, false, false);
     loop {
         match allocator.pod_resources.list().await {
             Ok(pods) => {
@@ -27,6 +26,10 @@ pub async fn keep_releasing(allocator: Arc<Allocator>, news: Arc<Notify>) {
                 allocator.resources.note_pods_problem(None);
                 is_whole = pods.is_whole;
                 look(&allocator, pods).await;
+                if !is_swept && is_whole && allocator.resources.are_wires_known() {
+                    allocator.sweep().await;
+                    is_swept = true;
+                }
             }
             Err(error) if was_told => debug!(%error, "nothing can be given back"),
             Err(error) => {
@@ -87,13 +90,7 @@ async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
             allocator.resources.with_grants(|grants| grants.released(name, Instant::now()));
             let is_free = !allocator.resources.with_grants(|grants| grants.is_held(name));
             if is_free {
-                allocator.told.tell([(name.clone(), None)]);
-            }
-            if let Some((prefix, resource)) = name.resource.split_once('/').filter(|_| is_free) {
-                let resource = ResourceName { prefix: prefix.to_owned(), name: resource.to_owned() };
-                if let Err(error) = allocator.files.remove(&resource, &name.device) {
-                    warn!(lease = %name, %error, "remove the files of a device");
-                }
+                allocator.forget(name);
             }
             allocator.counters.released(&name.resource);
         }

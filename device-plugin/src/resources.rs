@@ -102,8 +102,8 @@ impl Resources {
         state.refresh();
     }
 
-    /// Takes over what the manager and sysfs tell.
-    pub fn set_inventory(&self, lists: &Lists, host: &HostView) {
+    /// Takes over what the manager and sysfs tell. Returns what pods had and somebody else took back.
+    pub fn set_inventory(&self, lists: &Lists, host: &HostView) -> Vec<LeaseName> {
         let list = &lists.kernel;
         let inventory = Inventory::new(lists, host);
         let mut state = self.lock();
@@ -115,13 +115,14 @@ impl Resources {
             was_listed: lease.tenant.starts_with(POD),
         };
         let ours = leases.filter_map(|lease| Some((LeaseName::parse(lease)?, known(lease)))).collect();
-        state.grants.note_leases(&ours, Instant::now());
+        let ended = state.grants.note_leases(&ours, Instant::now());
         // A checkpoint has no node.
         state.is_managed |= list.node.is_some();
         let State { pfs, pf_netdevs, .. } = &mut *state;
         pfs.keep_only(|function| pf_netdevs.contains_key(function) || inventory.devices.contains_key(function));
         state.inventory = Some(inventory);
         state.refresh();
+        ended
     }
 
     /// Looks how the PFs are, and the VFs that pods have; or all VFs.

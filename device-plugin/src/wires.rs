@@ -36,7 +36,7 @@ pub async fn keep_wired(allocator: Arc<Allocator>, news: Arc<Notify>) {
 
 /// Until the forwarder does not answer any more, or nobody wants software endpoints.
 async fn watch(allocator: &Allocator, news: &Notify, was_told: &mut bool) -> Result<(), WireError> {
-    allocator.adopt_wires().await?;
+    allocator.adopt_wires_later().await?;
     if !allocator.resources.has_software() {
         return Ok(());
     }

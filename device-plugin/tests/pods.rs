@@ -1,12 +1,16 @@
 //! Pods get VFs and give them back: a manager on a made-up node, a kubelet stand-in, and the plugin between them.
 
 use std::fs;
+use std::time::Duration;
 
 use device_plugin::allocate::CdiMode;
+use device_plugin::config::ConfigFile;
+use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Refusal, Release, Scenario};
 use sriov_manager::fake::FakeNode;
 use sriov_manager::kernel::Kernel as _;
 use sriov_manager_client::v1;
+use tokio::time::sleep;
 
 mod common;
 
@@ -79,14 +83,14 @@ async fn containers_of_a_pod_share_a_vf_and_the_next_pod_gets_it_cleaned() {
 
     // The kubelet gives it to the next pod before anybody has given it back, and later than one pod's containers are asked for.
     site.kubelet().end_pod("one");
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    sleep(Duration::from_millis(1100)).await;
     site.kubelet().admit("two", "main", DPDK, 1).await.unwrap();
     assert!(resets() > after_first, "{:?}", site.node.log());
     assert_eq!(site.vf(&vf.to_string()).await.driver, "vfio-pci");
     site.kubelet().start_container("two", "main").await.unwrap();
     let after_second = resets();
     site.kubelet().end_pod("two");
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    sleep(Duration::from_millis(1100)).await;
     site.kubelet().admit("three", "main", DPDK, 1).await.unwrap();
     assert!(resets() > after_second, "each next pod gets it clean");
     site.stop().await;
@@ -180,8 +184,11 @@ async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
     for ids in [["0000:ff:00.0"], [""], ["../../etc"]] {
         let error = kubelet.allocate_ids(DPDK, &ids).await.unwrap_err().to_string();
         assert!(error.contains("has no device"), "{error}");
+        let error = kubelet.start_ids(DPDK, &ids).await.unwrap_err().to_string();
+        assert!(error.contains("has no device"), "{error}");
     }
     kubelet.allocate_ids(DPDK, &[]).await.unwrap();
+    kubelet.start_ids(DPDK, &[]).await.unwrap();
     let (a, b) = (site.node.vf(0, 0).to_string(), site.node.vf(0, 1).to_string());
     assert_eq!(kubelet.prefer(DPDK, &[&a, &b], &[], 1).await.unwrap().len(), 1);
     assert_eq!(kubelet.prefer(DPDK, &["x", "y"], &["z"], 1).await.unwrap(), Vec::<String>::new());
@@ -190,6 +197,39 @@ async fn nonsense_of_a_kubelet_is_refused_with_words_and_its_advice_never() {
     // The same id twice in one call is one device.
     let answer = kubelet.allocate_ids(DPDK, &[&a, &a]).await.unwrap();
     assert_eq!(only_device(&answer, "PCIDEVICE_INTEL_COM_DPDK"), a);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_file_and_a_flag_of_the_go_plugin_say_is_what_the_kubelet_and_a_pod_see() {
+    let config = r#"{"resourceList": [
+        {"resourceName": "near", "driver": "kernel", "selectors": {"pfNames": ["ens1f0#0"]},
+         "additionalInfo": {"*": {"rack": "7", "token": "all"}, "DEVICE": {"token": "its own"}}},
+        {"resourceName": "far", "resourcePrefix": "other.io", "excludeTopology": true, "driver": "kernel",
+         "selectors": [{"pfNames": ["ens9"]}, {"pfNames": ["ens1f0#1-2"]}]}]}"#;
+    let fake = FakeNode::new(1, 7);
+    let vf = |index| fake.vf(0, index).to_string();
+    let [first, second, third] = [vf(0), vf(1), vf(2)];
+    let mut site = Site::new(fake, &config.replace("DEVICE", &first));
+    // `--resource-prefix`, for entries that say none.
+    site.options.file = ConfigFile::load(&site.options.file.path, "openshift.io").unwrap();
+    site.start_manager(3).await;
+    site.start_kubelet(Release::V1_37);
+    site.start_plugin().await;
+    let (near, far) = ("openshift.io/near", "other.io/far");
+    site.until_healthy(near, 1).await;
+    site.until_healthy(far, 2).await;
+    let kubelet = site.kubelet();
+    assert_eq!((kubelet.numa_nodes(near, &first), kubelet.numa_nodes(far, &second)), (vec![0], vec![]));
+    // It was told of both, and never of one by the name of the other.
+    let error = kubelet.allocate_ids(near, &[&second]).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("{near} has no device {second}")), "{error}");
+    let answer = kubelet.admit("one", "main", near, 1).await.unwrap();
+    let info = &answer.envs["PCIDEVICE_OPENSHIFT_IO_NEAR_INFO"];
+    assert!(info.contains(r#""extra":{"rack":"7","token":"its own"}"#), "{info}");
+    let answer = kubelet.admit("two", "main", far, 2).await.unwrap();
+    assert_eq!(answer.envs["PCIDEVICE_OTHER_IO_FAR"], format!("{second},{third}"));
+    assert!(!answer.envs["PCIDEVICE_OTHER_IO_FAR_INFO"].contains("extra"));
     site.stop().await;
 }
 
@@ -259,7 +299,7 @@ async fn a_manager_that_is_away_costs_no_pod() {
     site.until_healthy(DPDK, 2).await;
     let started = async {
         while site.kubelet().start_container("two", "main").await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(common::DEADLINE, started).await.expect("the kubelet's next try is good");
@@ -268,6 +308,86 @@ async fn a_manager_that_is_away_costs_no_pod() {
         (vf.driver.clone(), Some(vf.vfio_group)),
         ("vfio-pci".to_owned(), answer.devices.last().map(|node| node.host_path.clone()))
     );
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_an_interface_is_admitted_when_it_is_lent_and_not_before() {
+    for had_one_before in [false, true] {
+        let mut site = Site::start(1, SHARED).await;
+        site.until_healthy(KERNEL, 1).await;
+        if had_one_before {
+            // And nobody can give it back once the manager has gone.
+            site.kubelet().admit("before", "main", KERNEL, 1).await.unwrap();
+            // Whoever is admitted within a second is the same pod's next container.
+            sleep(Duration::from_millis(1100)).await;
+        }
+        site.stop_manager().await;
+        site.kubelet().end_pod("before");
+        let vf = site.node.vf(0, 0);
+        let admitted = async {
+            site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+            // As a CNI plugin does, before the container starts.
+            site.node.move_netdev(vf, 4711, "one");
+        };
+        let seen = async {
+            let is_given =
+                |report: &Report| report.resource(KERNEL).unwrap().held().any(|(_, holder)| !holder.is_ready);
+            let given = async {
+                while !Report::read(&site.options.socket).await.is_ok_and(|report| is_given(&report)) {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(common::DEADLINE, given).await.expect("it is given to a pod");
+            site.made_manager(1).await
+        };
+        let ((), manager) = tokio::join!(admitted, seen);
+        let lease = site.vf(&vf.to_string()).await.lease.map(|lease| lease.id);
+        assert_eq!(lease, Some(format!("{KERNEL}@{vf}")));
+        // And once more, after a crash.
+        for _ in 0..2 {
+            site.kubelet().start_container("one", "main").await.unwrap();
+        }
+        site.manager = Some(manager);
+        site.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_pf_was_told_for_a_pod_stays_whatever_the_configuration_says_by_then() {
+    let config = r#"{"resourceList": [{"resourceName": "net", "driver": "kernel", "selectors": {"pfNames": ["ens1f0"]},
+        "attributes": {"vlan": 100, "spoofChk": "off", "mtu": 9000}}]}"#;
+    let mut site = Site::start(1, config).await;
+    let net = "intel.com/net";
+    site.until_healthy(net, 1).await;
+    site.kubelet().admit("one", "main", net, 1).await.unwrap();
+    site.kubelet().start_container("one", "main").await.unwrap();
+    let vf = site.node.vf(0, 0);
+    site.node.move_netdev(vf, 4711, "one");
+    let told = async |site: &Site| {
+        let lease = site.vf(&vf.to_string()).await.lease.unwrap();
+        let attributes = lease.attributes.unwrap_or_default();
+        (attributes.vlan.map(|vlan| vlan.id), attributes.spoof_check, attributes.mtu, lease.fault)
+    };
+    let wanted = (Some(100), Some(false), Some(9000), String::new());
+    assert_eq!(told(&site).await, wanted);
+    // Its interface is in the pod, and its container crashes.
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
+    // Other attributes are the next pod's.
+    let extra = r#"{"resourceList": [{"resourceName": "extra", "selectors": {"vendors": ["ffff"]}},"#;
+    site.write_config(&config.replace("100", "200").replace(r#"{"resourceList": ["#, extra));
+    site.kubelet().until("the file is read", |kubelet| kubelet.open_lists("intel.com/extra") == 1).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
+    // So are those of nobody, after the resource has gone.
+    site.stop_plugin().await;
+    site.write_config(r#"{"resourceList": []}"#);
+    site.options.file = ConfigFile::load(&site.options.file.path, "intel.com").unwrap();
+    site.start_plugin().await;
+    site.until_healthy(net, 1).await;
+    site.kubelet().start_container("one", "main").await.unwrap();
+    assert_eq!(told(&site).await, wanted);
     site.stop().await;
 }
 

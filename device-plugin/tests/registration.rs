@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use device_plugin::daemon::Daemon;
+use device_plugin_client::Report;
 use ferrule_kubelet::stand_in::{Release, Scenario};
-use sriov_manager::fake::FakeNode;
+use sriov_manager::fake::{FakeNode, Scenario as Fault};
 
 mod common;
 
@@ -96,6 +97,55 @@ async fn refusals_and_hangs_are_tried_again_under_new_names() {
         site.until_healthy(KERNEL, 3).await;
         site.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_hangs_in_register_holds_up_nothing_else_and_is_asked_again() {
+    let mut site = site(Release::V1_37).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.until_healthy(KERNEL, 3).await;
+    site.kubelet().set(Scenario::HangsInRegister);
+    site.kubelet().drop_stream(DPDK);
+    site.until_page("/readyz", "the kubelet has not taken intel.com/dpdk").await;
+    site.until_page("/metrics", "ferrule_registration_failures_total{resource=\"intel.com/dpdk\"} 1").await;
+    assert!(site.page("/livez").await.contains("200 OK"));
+    // The other resource is served meanwhile.
+    site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+    site.kubelet().start_container("one", "main").await.unwrap();
+    site.kubelet().heal();
+    // The other resource's pod has the third.
+    site.until_healthy(DPDK, 2).await;
+    site.until_page("/readyz", "200 OK").await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_stops_answers_the_pod_that_is_being_admitted() {
+    let mut site = site(Release::V1_36).await;
+    site.start_plugin().await;
+    site.until_healthy(DPDK, 3).await;
+    site.node.set(Fault::ReportHangs);
+    let plugin = site.plugin.take().unwrap();
+    let stopped = async {
+        let is_asked = |report: &Report| report.resource(DPDK).is_some_and(|dpdk| dpdk.held().count() == 1);
+        let asked = async {
+            while !Report::read(&site.options.socket).await.is_ok_and(|report| is_asked(&report)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(common::DEADLINE, asked).await.expect("it is given to a pod");
+        tokio::join!(plugin.stop(), async {
+            // Long enough for a plugin that does not wait.
+            let closed = site.kubelet().until("the list is closed", |kubelet| kubelet.open_lists(DPDK) == 0);
+            let is_closed = tokio::time::timeout(Duration::from_millis(500), closed).await.is_ok();
+            site.node.heal();
+            assert!(!is_closed, "a pod that is being admitted is lost with the list");
+        });
+    };
+    let (answer, ()) = tokio::join!(site.kubelet().admit("one", "main", DPDK, 1), stopped);
+    assert_eq!(answer.unwrap().envs.len(), 3);
+    site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use device_plugin::config::ConfigFile;
+use device_plugin_client::Report;
 use dpdk_forwarder::config::WiresFile;
 use dpdk_forwarder::{Forwarder, Options};
 use dpdk_forwarder_client::{connect, v1};
@@ -16,8 +18,11 @@ use ferrule_dataplane::port::{FRAME_MAX, Frame, Put, Source, Target};
 use ferrule_dataplane::spec::{MemifSpec, Role, SocketAddress};
 use ferrule_endpoints::memif::Endpoint;
 use ferrule_endpoints::vhost_user::{Frontend, FrontendSpec};
+use ferrule_ffi::unix::{Kind, UnixSocket};
 use ferrule_kubelet::stand_in::{Refusal, Release};
 use ferrule_kubelet::v1beta1::ContainerAllocateResponse;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use sriov_manager::fake::FakeNode;
 
 mod common;
@@ -280,6 +285,8 @@ async fn a_forwarder_that_is_away_costs_no_pod() {
     assert!(matches!(error, Refusal::PreStart(_)), "{error}");
     assert!(error.to_string().contains("start one with `dpdk-forwarder"), "{error}");
     node.site.until_page("/metrics", "ferrule_allocations_postponed_total{resource=\"intel.com/port\"} 1").await;
+    let told = Report::read(&node.site.options.socket).await.unwrap().problems.join("\n");
+    assert!(told.contains("do not start until dpdk-forwarder joins them: no forwarder answers on"), "{told}");
 
     node.start_forwarder().await;
     node.until_started("one").await;
@@ -407,6 +414,100 @@ async fn a_connection_that_outlives_its_pod_is_cut_for_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_outlives_its_pod_leads_to_nobody_and_the_other_pod_is_not_cut() {
+    // The next pod comes when the endpoint is free, or before it was given back.
+    for is_given_back in [true, false] {
+        let node = Node::start(FOUR).await;
+        node.site.until_healthy(PORT, 4).await;
+        let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+        let (mut a, mut b) = (memif(&one), memif(&two));
+        cross(&mut a, &mut b);
+        node.until_named(&["one", "two"]).await;
+        // What a pod may hand to another one.
+        let path = socket(&one, "memif.sock");
+        let kept = [path.clone(), path.parent().unwrap().to_owned()].map(|path| keep(&path));
+        assert!(connects(&through(&kept[0])) && connects(&through(&kept[1]).join("memif.sock")));
+        drop(a);
+        node.site.kubelet().end_pod("one");
+        if is_given_back {
+            node.until_named(&["two"]).await;
+        }
+        let three = node.run("three", PORT).await;
+        assert_eq!(three.envs[VARIABLE], "soft-port-0");
+        assert!(!connects(&through(&kept[0])) && !connects(&through(&kept[1]).join("memif.sock")));
+        b.check_peer().unwrap();
+        cross(&mut memif(&three), &mut b);
+        node.stop().await;
+    }
+}
+
+fn keep(path: &Path) -> OwnedFd {
+    open(path, OFlag::O_PATH, Mode::empty()).unwrap()
+}
+
+fn through(kept: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", kept.as_raw_fd()))
+}
+
+/// Whether somebody listens there.
+fn connects(path: &Path) -> bool {
+    UnixSocket::connect_path(Kind::SeqPacket, path).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_that_a_killed_plugin_left_are_removed_and_those_of_pods_are_not() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    let one = node.run("one", PORT).await;
+    node.until_named(&["one"]).await;
+    node.site.stop_plugin().await;
+    let software = node.site.options.software.clone();
+    let directory = |id: &str| software.join(id);
+    let left = ["soft-port-2", "soft-other-7"].map(directory);
+    for left in &left {
+        fs::create_dir(left).unwrap();
+        fs::write(left.join("memif.sock"), "").unwrap();
+    }
+    node.site.start_plugin().await;
+    let deadline = Instant::now() + DEADLINE;
+    while left.iter().any(|left| is_there(left)) {
+        assert!(Instant::now() < deadline, "they are left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_there(&directory("soft-port-0")) && is_there(&directory("soft-port-1")), "both ends of a pod's wire");
+    let two = node.run("two", PORT).await;
+    cross(&mut memif(&one), &mut memif(&two));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_info_files_of_endpoints_are_removed_once_it_is_known_that_no_pod_has_them() {
+    let mut node = Node::start(FOUR).await;
+    node.site.until_healthy(PORT, 4).await;
+    node.run("one", PORT).await;
+    node.until_named(&["one"]).await;
+    let infos = node.site.options.files.device_info.clone();
+    let file = |id: &str| infos.join(format!("intel.com-port-{id}-device.json"));
+    let (held, left) = (file("soft-port-0"), file("soft-port-3"));
+    fs::write(&left, "{}").unwrap();
+    node.site.stop_plugin().await;
+    node.site.write_config(r#"{"resourceList": []}"#);
+    let admin = node.hide_forwarder();
+    node.site.start_plugin().await;
+    node.site.until_page("/readyz", "200 OK").await;
+    assert!(is_there(&held), "a CNI plugin may ask for it when the sandbox is made again");
+    node.show_forwarder(&admin);
+    node.site.kubelet().until("it is served", |kubelet| kubelet.open_lists(PORT) == 1).await;
+    let deadline = Instant::now() + DEADLINE;
+    while is_there(&left) {
+        assert!(Instant::now() < deadline, "what no pod has is left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_there(&held));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_joined_with_one_that_waits_and_not_with_one_that_has_gone() {
     let node = Node::start(FOUR).await;
     node.site.until_healthy(PORT, 4).await;
@@ -443,10 +544,12 @@ async fn a_socket_that_somebody_removes_is_there_again_when_a_container_starts()
     let node = Node::start(FOUR).await;
     node.site.until_healthy(PORT, 4).await;
     let (one, two) = (node.run("one", PORT).await, node.run("two", PORT).await);
+    let mut b = memif(&two);
     fs::remove_file(socket(&one, "memif.sock")).unwrap();
     node.until_started("one").await;
     assert!(is_there(&socket(&one, "memif.sock")));
-    cross(&mut memif(&one), &mut memif(&two));
+    cross(&mut memif(&one), &mut b);
+    b.check_peer().unwrap();
     for id in ["soft-port-4", "soft-other-0", "../../etc"] {
         let error = node.site.kubelet().allocate_ids(PORT, &[id]).await.unwrap_err().to_string();
         assert!(error.contains("has no device"), "{error}");

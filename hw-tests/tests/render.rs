@@ -7,6 +7,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use dpdk_forwarder::config::WiresFile;
+use ferrule_dataplane::spec::{EndSpec, Role};
 use ferrule_hw_tests::need::{Need, lacks, skip};
 use serde_json::{Value, json};
 
@@ -77,6 +79,30 @@ fn values_change_what_they_name() {
     assert_eq!(capabilities, &json!({"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN"]}));
     assert!(pod["volumes"].as_array().unwrap().iter().any(|volume| volume["name"] == "tun"));
     assert_eq!(objects["PodMonitor/ferrule"]["metadata"]["namespace"], "ferrule");
+}
+
+/// What the first container of each pod writes for its sidecar, with what the plugin tells it.
+#[test]
+fn the_sidecars_of_the_examples_make_an_interface_of_the_pods_socket() {
+    let text = fs::read_to_string(deploy().join("examples/sidecar-pods.yaml")).unwrap();
+    let pods: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut addresses = Vec::new();
+    for pod in &pods {
+        let script = pod.pointer("/spec/initContainers/0/command/2").and_then(Value::as_str).unwrap();
+        let path = directory.path().join("wires.yaml");
+        let script = script.replace("/wires/wires.yaml", path.to_str().unwrap());
+        let wrote = Command::new("sh").args(["-ec", &script]).env("PCIDEVICE_INTEL_COM_DPDK", "soft-dpdk-3").status();
+        assert!(wrote.unwrap().success());
+        let [wire] = &WiresFile::load(&path).unwrap().config.wires[..] else { panic!("{script}") };
+        let [EndSpec::Kernel(interface), EndSpec::Memif(memif)] = &wire.ends else { panic!("{wire:?}") };
+        assert_eq!((interface.name.to_string().as_str(), memif.role), ("net1", Role::Client));
+        assert_eq!(memif.socket.to_string(), "/run/ferrule/soft-dpdk-3/memif.sock");
+        addresses.push(interface.addresses[0].to_string());
+        let pinged = pod.pointer("/spec/containers/0/command/1").and_then(Value::as_str).unwrap();
+        assert!(text.contains(&format!("addresses: [{pinged}/24]")), "{pinged}");
+    }
+    assert_eq!(addresses, ["10.99.9.1/24", "10.99.9.2/24"]);
 }
 
 /// `helm` of the variable `HELM`, of `PATH`, or of what `make node` builds.

@@ -30,18 +30,28 @@ use crate::transport::{
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const LIFETIME: Duration = Duration::from_mins(10);
 
+/// How a forwarder answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Honest,
+    /// Nothing that is asked for.
+    Refuses,
+    /// All that is asked for, with a path that nobody believes.
+    Lies,
+}
+
 /// Joins nothing, but calls the endpoint as a forwarder does.
 struct TestForwarder {
     registry: Arc<RegistryClient>,
     identity: IdentitySource,
-    refuses: bool,
+    manner: Manner,
     hops: Mutex<BTreeMap<String, (NextHop, Connection)>>,
 }
 
 #[tonic::async_trait]
 impl Handler for TestForwarder {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
-        if self.refuses {
+        if self.manner == Manner::Refuses {
             return Err(Status::failed_precondition("no token ID provided"));
         }
         let theirs = call.preferences.first().cloned().unwrap_or_default();
@@ -59,6 +69,9 @@ impl Handler for TestForwarder {
         let mut answer = next.request(message, &[], call.limit).await?;
         self.hops.lock().unwrap().insert(answer.id.clone(), (next, answer.clone()));
         answer.mechanism = Some(theirs);
+        if let (Manner::Lies, Some(path)) = (self.manner, &mut answer.path) {
+            path.path_segments[3].token.clear();
+        }
         Ok(answer)
     }
 
@@ -106,10 +119,10 @@ impl Mesh {
     }
 
     /// A forwarder that passes its socket when it registers.
-    pub(crate) async fn forwarder(&mut self, name: &'static str, refuses: bool) {
+    pub(crate) async fn forwarder(&mut self, name: &'static str, manner: Manner) {
         let registry = self.registry(name);
         let identity = self.source(name);
-        let handler = TestForwarder { registry: Arc::clone(&registry), identity, refuses, hops: Mutex::default() };
+        let handler = TestForwarder { registry: Arc::clone(&registry), identity, manner, hops: Mutex::default() };
         self.serve(name, ConnectionServer::new(name, LIFETIME, handler), None).await;
         let socket = Arc::new(path(&self.directory.join(name)));
         let mut registration = registration(name, "forwarder", &Inode::of(&socket).unwrap().to_string());
@@ -179,7 +192,7 @@ impl Mesh {
         let url = Inode::of(&self.namespace).unwrap().to_string();
         let mechanism_preferences = vec![mechanism([(INODE_URL.to_owned(), url)].into())];
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
-        client.request(message, &[Arc::clone(&self.namespace)], DEADLINE).await
+        Ok(client.request(message, &[Arc::clone(&self.namespace)], DEADLINE).await?)
     }
 
     pub(crate) async fn close(&self, client: &NextHop, connection: Connection) {

@@ -72,8 +72,9 @@ impl Token {
         Self { text: claims.sign(svid), expires }
     }
 
-    /// The one that came with a call; both parts or none.
-    pub fn from_headers(headers: &MetadataMap) -> Result<Option<Self>, TokenError> {
+    /// The one that came with a call; both parts or none. It lasts no longer than it says itself, nor than the certificate that it is
+    /// signed with: what lives as long as its caller wants must not live for ever.
+    pub fn from_headers(headers: &MetadataMap, caller: &Certificate) -> Result<Option<Self>, TokenError> {
         let text = |name| headers.get(name).map(|value| value.to_str().map_err(|_| TokenError::Malformed)).transpose();
         let (Some(token), Some(expires)) = (text(TOKEN_KEY)?, text(EXPIRES_KEY)?) else { return Ok(None) };
         if token.len() > TOKEN_MAX {
@@ -81,7 +82,10 @@ impl Token {
         }
         let expires: Timestamp = expires.parse().map_err(|_| TokenError::Malformed)?;
         let expires = SystemTime::try_from(expires).map_err(|_| TokenError::Malformed)?;
-        Ok(Some(Self { text: token.to_owned(), expires }))
+        // The claim is in whole seconds.
+        let claimed = Duration::from_secs(Claims::parse(token)?.expires.saturating_add(1));
+        let claimed = UNIX_EPOCH.checked_add(claimed).unwrap_or(expires);
+        Ok(Some(Self { text: token.to_owned(), expires: expires.min(claimed).min(caller.not_after()) }))
     }
 }
 
@@ -284,26 +288,49 @@ mod tests {
         let callee = Arc::new(nse.svid.certificate().clone());
         let mut headers = TokenHeaders::new(Arc::clone(&fwd.svid), Arc::clone(&callee), HOUR / 6);
         let mut seen = || headers.call(Request::new(())).unwrap();
-        let [first, second] = [seen(), seen()].map(|request| Token::from_headers(request.metadata()).unwrap().unwrap());
+        let [first, second] = [seen(), seen()]
+            .map(|request| Token::from_headers(request.metadata(), fwd.svid.certificate()).unwrap().unwrap());
         assert_eq!(first, second);
         assert!(Claims::verify(&first.text, fwd.svid.certificate()).is_ok());
         // With no time at all each is a new one.
         let mut headers = TokenHeaders::new(Arc::clone(&fwd.svid), callee, Duration::ZERO);
         let mut seen = || headers.call(Request::new(())).unwrap();
-        let [first, second] = [seen(), seen()].map(|request| Token::from_headers(request.metadata()).unwrap().unwrap());
+        let [first, second] = [seen(), seen()]
+            .map(|request| Token::from_headers(request.metadata(), fwd.svid.certificate()).unwrap().unwrap());
         assert_ne!(first.expires, second.expires);
     }
 
     #[test]
     fn an_expiry_may_be_of_any_time_zone() {
+        let caller = certificate_of(&Identities::new("example.org"), "/nsmgr");
         let mut headers = MetadataMap::new();
-        assert_eq!(Token::from_headers(&headers), Ok(None));
-        headers.insert(TOKEN_KEY, "a.b.c".parse().unwrap());
-        headers.insert(EXPIRES_KEY, "2026-11-22T17:25:38.760472508+02:00".parse().unwrap());
-        let token = Token::from_headers(&headers).unwrap().unwrap();
-        assert_eq!(Timestamp::from(token.expires).to_string(), "2026-11-22T15:25:38.760472508Z");
+        assert_eq!(Token::from_headers(&headers, &caller), Ok(None));
+        headers.insert(TOKEN_KEY, RECORDED.parse().unwrap());
+        headers.insert(EXPIRES_KEY, "2020-11-22T17:25:38.760472508+02:00".parse().unwrap());
+        let token = Token::from_headers(&headers, &caller).unwrap().unwrap();
+        assert_eq!(Timestamp::from(token.expires).to_string(), "2020-11-22T15:25:38.760472508Z");
         headers.insert(EXPIRES_KEY, "tomorrow".parse().unwrap());
-        assert_eq!(Token::from_headers(&headers), Err(TokenError::Malformed));
+        assert_eq!(Token::from_headers(&headers, &caller), Err(TokenError::Malformed));
+    }
+
+    #[test]
+    fn an_expiry_is_no_later_than_the_token_and_the_certificate_say() {
+        let identities = Identities::new("example.org");
+        let nsc = identities.identity("/nsc");
+        let certificate = nsc.svid.certificate();
+        let now = SystemTime::now();
+        let mut headers = MetadataMap::new();
+        let mut token = Token::sign(&nsc.svid, certificate.id(), HOUR / 6, now);
+        let honest = token.expires;
+        test_tokens::put(&mut headers, &token);
+        assert_eq!(Token::from_headers(&headers, certificate).unwrap().unwrap().expires, honest);
+        token.expires = now + 1000 * HOUR;
+        test_tokens::put(&mut headers, &token);
+        let taken = Token::from_headers(&headers, certificate).unwrap().unwrap().expires;
+        assert!(taken <= honest + Duration::from_secs(1), "by the claim");
+        token.text = test_tokens::signed_as(&nsc.svid, certificate.id().as_str(), "spiffe://example.org/nsmgr");
+        test_tokens::put(&mut headers, &token);
+        assert_eq!(Token::from_headers(&headers, certificate).unwrap().unwrap().expires, certificate.not_after());
     }
 
     /// Of nsmgr for the forwarder, as a Go program made it.

@@ -229,7 +229,9 @@ pub fn plan(current: &Current, target: &Target) -> Vec<Step> {
     let mtu = if rebind { None } else { current.mtu };
     let has_interface = matches!(&target.binding, Binding::Found)
         || matches!(&target.binding, Binding::To(driver) if !is_userspace_driver(driver));
-    if let Some(wanted) = wanted.mtu.filter(|wanted| has_interface && mtu != Some(*wanted)) {
+    // One that is in its pod has none that could be seen or set.
+    let is_away = !rebind && current.mtu.is_none();
+    if let Some(wanted) = wanted.mtu.filter(|wanted| has_interface && !is_away && mtu != Some(*wanted)) {
         steps.push(Step::Mtu { function: vf, mtu: wanted });
     }
     steps
@@ -349,6 +351,20 @@ mod tests {
         assert_eq!(
             told(&steps),
             ["unbind 0000:02:10.0 from igbvf", "reserve 0000:02:10.0 for vfio-pci", "bind 0000:02:10.0 to vfio-pci"]
+        );
+    }
+
+    #[test]
+    fn the_mtu_of_an_interface_that_is_in_another_namespace_is_left_alone() {
+        let wanted = Attributes { mtu: Some(9000), ..Attributes::default() };
+        let wanted = Target { attributes: wanted, ..target(Binding::To("igbvf".into())) };
+        assert_eq!(told(&plan(&current(Some("igbvf")), &wanted)), ["set mtu 9000 of 0000:02:10.0"]);
+        let away = Current { mtu: None, ..current(Some("igbvf")) };
+        assert_eq!(plan(&away, &wanted), []);
+        let unbound = Current { mtu: None, ..current(None) };
+        assert!(
+            told(&plan(&unbound, &wanted)).contains(&"set mtu 9000 of 0000:02:10.0".to_owned()),
+            "it comes with its driver"
         );
     }
 

@@ -2,9 +2,10 @@
 //!
 //! The real device plugin registers with a stand-in for the kubelet and has the real forwarder join what pods get. A pod is what it is for
 //! the kernel: a network namespace, and a file system with what was mounted. In it runs our forwarder once more, as the sidecar that makes an
-//! interface of the pod's memif socket.
+//! interface of the pod's memif socket. Two more pods get vhost-user sockets, as where virtual machines run.
 //!
-//! In reading order: `steps` (what is done), `node` (the daemons of a node), `container` (a process where a pod would be), `report`.
+//! In reading order: `steps` (what is done), `node` (the daemons of a node), `container` (a process where a pod would be), `guests` (NICs
+//! of virtual machines), `report`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use super::{Progress, Stop, attend};
 use crate::CliError;
 
 mod container;
+mod guests;
 mod node;
 mod report;
 mod steps;

@@ -70,4 +70,4 @@ pub(super) fn cpus() -> Result<(usize, usize), DemoError> {
 
 const TIME: Duration = Duration::from_secs(1);
 /// How long the forwarder may take to shake hands.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);

@@ -104,11 +104,17 @@ fn remove(name: &str) {
     }
 }
 
-/// Processes that were noted.
+/// Processes that were noted, and programs of ours: one that was killed may not have come to noting what it had just started.
 fn daemons(directory: &Path) -> impl Iterator<Item = i32> {
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
     let notes = files.filter(|file| file.file_name().to_string_lossy().ends_with(PID_FILE));
-    notes.filter_map(|note| fs::read_to_string(note.path()).ok()?.parse().ok())
+    let noted = notes.filter_map(|note| fs::read_to_string(note.path()).ok()?.parse().ok());
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    noted.chain(all.filter(|pid: &i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        DAEMONS.contains(&name.trim_end())
+    }))
 }
 
 /// Whether the command line of process `pid` names something in `directory`: the number may be another's by now.
@@ -158,6 +164,8 @@ const RUN: &str = "/run";
 /// Where `ip netns` keeps its names.
 const NETNS: &str = "/run/netns";
 const PID_FILE: &str = ".pid";
+/// What a demo starts, unless it is told to start something else.
+const DAEMONS: [&str; 2] = ["dpdk-forwarder", "device-plugin"];
 
 #[cfg(test)]
 mod tests {

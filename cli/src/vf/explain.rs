@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use device_plugin_client::{Device, Member, Report, Resource, SOCKET_DEFAULT};
+use device_plugin_client::{Device, Holder, Member, Report, Resource, SOCKET_DEFAULT};
 use sriov_manager_client::v1;
 
 use super::{VfArgs, VfCliError, explained, json, reach};
@@ -42,10 +42,16 @@ pub(super) async fn run(args: &VfArgs, which: &ExplainArgs) -> Result<String, Vf
         let report = Report::read(&which.plugin).await?;
         return Ok(if in_json { json::report(&report) } else { told_all(&report) });
     };
+    // Whoever leaves the prefix out means the resource as well; no VF is called so.
+    let is_short = !what.contains('/') && !what.contains(':');
+    let report = if is_short { Report::read(&which.plugin).await.ok() } else { None };
+    if let Some(report) = report
+        && let Some(name) = whole_name(&report, what)
+    {
+        return told_one(&report, &name, in_json);
+    }
     if what.contains('/') {
-        let report = Report::read(&which.plugin).await?;
-        let Some(resource) = report.resource(what) else { return Err(no_resource(&report, what)) };
-        return Ok(if in_json { json::report(resource) } else { told_problems(&report) + &told_resource(resource) });
+        return told_one(&Report::read(&which.plugin).await?, what, in_json);
     }
     let owner = which.owner.clone().unwrap_or_default();
     let request = v1::ExplainRequest { vf: what.clone(), driver: which.driver.unwrap_or_default().into(), owner };
@@ -59,6 +65,18 @@ pub(super) async fn run(args: &VfArgs, which: &ExplainArgs) -> Result<String, Vf
         Ok(report) => told + &told_problems(&report) + &told_device(&report, what),
         Err(error) => format!("{told}which pods may get it is not known: {error}\n"),
     })
+}
+
+fn told_one(report: &Report, name: &str, in_json: bool) -> Result<String, VfCliError> {
+    let Some(resource) = report.resource(name) else { return Err(no_resource(report, name)) };
+    Ok(if in_json { json::report(resource) } else { told_problems(report) + &told_resource(resource) })
+}
+
+/// The only resource of this name, whatever its prefix.
+fn whole_name(report: &Report, name: &str) -> Option<String> {
+    let is_its = |resource: &&Resource| resource.name.split_once('/').is_some_and(|(_, short)| short == name);
+    let mut all = report.resources.iter().filter(is_its);
+    all.next().filter(|_| all.next().is_none()).map(|resource| resource.name.clone())
 }
 
 fn is_there(socket: &Path) -> bool {
@@ -104,20 +122,23 @@ fn is(device: &Device) -> String {
 fn told_member(member: &Member) -> String {
     let problem = || member.problem.as_ref().map(|problem| foreign(&problem.text).into_owned());
     match (&member.holder, problem()) {
-        (Some(_), Some(problem)) => format!("{} has it, and it is unhealthy: {problem}", told_holder(member)),
-        (Some(_), None) => format!("{} has it", told_holder(member)),
+        (Some(holder), Some(problem)) => format!("{}, and it is unhealthy: {problem}", told_holder(holder)),
+        (Some(holder), None) => told_holder(holder),
         (None, Some(problem)) => format!("no pod gets it now: {problem}"),
         (None, None) => "it is free, and the next pod may get it".to_owned(),
     }
 }
 
-fn told_holder(member: &Member) -> String {
-    let holder = member.holder.clone().unwrap_or_default();
+fn told_holder(holder: &Holder) -> String {
     let pod = match &holder.pod {
         Some(pod) => foreign(pod).into_owned(),
         None => "a pod that the kubelet has not listed (an init container, or one that is just admitted)".to_owned(),
     };
-    if holder.is_ready { pod } else { format!("{pod}, which waits until sriov-manager lends it,") }
+    if holder.is_ready {
+        format!("{pod} has it")
+    } else {
+        format!("{pod} was promised it, and does not start until sriov-manager lends it")
+    }
 }
 
 /// One resource, for whoever asks why a pod that wants it stays Pending.
@@ -133,8 +154,8 @@ fn told_resource(resource: &Resource) -> String {
     for (member, _) in resource.held() {
         let _ = writeln!(out, "  {}  {}", foreign(&member.device), told_member(member));
     }
-    for (member, problem) in resource.withheld() {
-        let _ = writeln!(out, "  {}  not to be had: {}", foreign(&member.device), foreign(&problem.text));
+    for (problem, devices) in by_problem(resource) {
+        let _ = writeln!(out, "  {}  not to be had: {}", named(&devices), foreign(problem));
     }
     let ill = resource.held().filter(|(member, _)| member.problem.is_some()).count();
     if ill > 0 {
@@ -144,6 +165,24 @@ fn told_resource(resource: &Resource) -> String {
         );
     }
     out
+}
+
+/// What is wrong, in the order of the first device that has it, with all of them: a PF without a link has many VFs.
+fn by_problem(resource: &Resource) -> Vec<(&str, Vec<&str>)> {
+    let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (Member { device, .. }, problem) in resource.withheld() {
+        match all.iter_mut().find(|(text, _)| *text == problem.text) {
+            Some((_, devices)) => devices.push(device),
+            None => all.push((&problem.text, vec![device])),
+        }
+    }
+    all
+}
+
+fn named(devices: &[&str]) -> String {
+    let (shown, more) = devices.split_at(devices.len().min(NAMED_MAX));
+    let shown = shown.iter().map(|device| foreign(device)).collect::<Vec<_>>().join(", ");
+    if more.is_empty() { shown } else { format!("{shown} and {} more", more.len()) }
 }
 
 fn verdict(resource: &Resource, free: usize) -> String {
@@ -224,15 +263,21 @@ fn of_pod(report: &Report, pod: &str) -> Report {
 
 fn no_resource(report: &Report, name: &str) -> VfCliError {
     let names: Vec<_> = report.resources.iter().map(|resource| resource.name.as_str()).collect();
+    // No prefix of a resource is without a dot, and every namespace is.
+    let is_pod = name.split_once('/').is_some_and(|(prefix, _)| !prefix.contains('.'));
+    let hint = if is_pod { format!("; of a pod ask with `--pod {name}`") } else { String::new() };
     VfCliError::Refused(format!(
-        "device-plugin has no resource {name}: pods that ask for it stay Pending; it has {}",
+        "device-plugin has no resource {name}: pods that ask for it stay Pending; it has {}{hint}",
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     ))
 }
 
+/// Of those that have the same problem.
+const NAMED_MAX: usize = 4;
+
 #[cfg(test)]
 mod tests {
-    use device_plugin_client::{Holder, LeftOut, Problem};
+    use device_plugin_client::{LeftOut, Problem};
 
     use super::*;
 
@@ -276,6 +321,33 @@ mod tests {
         let mut unregistered = report().resources.remove(0);
         unregistered.is_registered = false;
         assert!(told_resource(&unregistered).contains("the kubelet does not have its list"));
+    }
+
+    #[test]
+    fn many_devices_with_one_problem_are_one_line_and_a_pod_that_waits_is_told_as_one() {
+        let mut dpdk = report().resources.remove(0);
+        let ill = dpdk.members[1].clone();
+        dpdk.members.extend((1..=6).map(|number| Member { device: format!("0000:02:11.{number}"), ..ill.clone() }));
+        dpdk.members[0].holder = Some(Holder { pod: Some("pod default/one".into()), is_ready: false });
+        let told = told_resource(&dpdk);
+        assert!(
+            told.ends_with(
+                "  0000:02:10.0  pod default/one was promised it, and does not start until sriov-manager lends it\n  \
+                 0000:02:10.2, 0000:02:11.1, 0000:02:11.2, 0000:02:11.3 and 3 more  not to be had: its PF has no link\n"
+            ),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_resource_is_known_without_its_prefix_and_a_pod_is_asked_for_in_another_way() {
+        let mut report = report();
+        assert_eq!(whole_name(&report, "dpdk").as_deref(), Some("intel.com/dpdk"));
+        assert_eq!(whole_name(&report, "ens1f0v0"), None);
+        report.resources.push(Resource { name: "other.io/dpdk".into(), ..Resource::default() });
+        assert_eq!(whole_name(&report, "dpdk"), None, "it may be either");
+        assert!(no_resource(&report, "default/two").to_string().ends_with("; of a pod ask with `--pod default/two`"));
+        assert!(!no_resource(&report, "intel.com/x").to_string().contains("--pod"));
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl State {
     }
 
     /// Drops the peers of a listening socket that no end has taken yet: what they held is free for others.
-    fn forget_unfinished(&mut self, key: ListenerKey) {
+    pub(super) fn forget_unfinished(&mut self, key: ListenerKey) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let handshakes = std::mem::take(&mut listener.handshakes);
         let pending = std::mem::take(&mut listener.pending);
@@ -465,6 +465,25 @@ mod tests {
             assert!(Instant::now() < deadline, "there is room again");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn who_came_by_a_path_that_leads_elsewhere_does_not_get_in() {
+        let mut control = TestControl::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        let end = EndSpec::Memif(memif_at(&path));
+        assert!(!control.state.claim_listener(EndId { wire: WireKey::null(), end: 0 }, &end).unwrap());
+        let (key, token) = listening(&mut control, &end, None);
+        let client = UnixSocket::connect_path(Kind::SeqPacket, &path).unwrap();
+        let ListenSocket::Open(socket, _) = &control.state.listeners[key].socket else { panic!("it listens") };
+        let server = socket.accept().unwrap();
+        control.state.begin_handshake(key, server).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        control.state.check_socket_files();
+        listening(&mut control, &end, Some(token));
+        assert!(control.state.listeners[key].handshakes.iter().next().is_none() && control.state.unfinished.held == 0);
+        drop(client);
     }
 
     #[test]

@@ -62,6 +62,8 @@ impl State {
             let address = listener.address.clone();
             tracing::warn!(socket = %address.address, "the socket's path leads elsewhere; listening again");
             self.poller.forget(token, &socket);
+            // Whoever comes by the path of before does not get in.
+            self.forget_unfinished(key);
             self.close_listener(WireKey::null(), key, &address, socket);
         }
     }

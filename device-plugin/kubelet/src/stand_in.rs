@@ -240,7 +240,15 @@ impl Kubelet {
             let missing = count.saturating_sub(ids.len());
             ids.extend(others.into_iter().take(missing));
         }
-        let answer = plugin.allocate(&ids.iter().cloned().collect::<Vec<_>>()).await.map_err(Refusal::Allocate)?;
+        let asked_for = ids.iter().cloned().collect::<Vec<_>>();
+        let answer = tokio::select! {
+            // What was answered before the list ended is an answer.
+            biased;
+            answer = plugin.allocate(&asked_for) => answer,
+            // A kubelet drops the connection with the list.
+            () = self.shared.list_ends(resource) => Err(Status::unavailable("the client connection is closing")),
+        };
+        let answer = answer.map_err(Refusal::Allocate)?;
         self.shared.devices().allocated(pod, container, resource, &ids, kind, answer.clone());
         Ok(answer)
     }
@@ -250,6 +258,13 @@ impl Kubelet {
         let plugin = self.shared.devices().plugin(resource)?;
         let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
         plugin.allocate(&ids).await.map_err(Refusal::Allocate)
+    }
+
+    /// Calls PreStartContainer with ids of the caller's choice.
+    pub async fn start_ids(&self, resource: &str, ids: &[&str]) -> Result<(), Refusal> {
+        let plugin = self.shared.devices().plugin(resource)?;
+        let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
+        plugin.pre_start(&ids).await.map_err(Refusal::PreStart)
     }
 
     /// Asks which devices go first, with arguments of the caller's choice.
@@ -377,6 +392,16 @@ impl Shared {
 
     fn tick(&self) {
         self.ticks.send_modify(|ticks| *ticks += 1);
+    }
+
+    /// Returns when the list is closed that is open now.
+    async fn list_ends(&self, resource: &str) {
+        let mut ticks = self.ticks.subscribe();
+        let open = self.devices().newest_list(resource);
+        while self.devices().has_list(resource, open) {
+            // The sender is ours.
+            let _ = ticks.changed().await;
+        }
     }
 
     async fn connect(&self, endpoint: &str) -> Result<Plugin, PluginError> {

@@ -12,6 +12,7 @@ use super::given::{Node, cdi_class};
 use crate::config::{ResourceName, Selector, SoftwareKind};
 use crate::inventory::{Device, Source};
 use crate::lease_name::LeaseName;
+use crate::software::is_endpoint;
 
 /// How containers get device nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -68,14 +69,16 @@ impl DeviceFiles {
     }
 
     /// Removes what there is of devices that no pod has: left by a process before, or by another plugin. Two specs of one name make
-    /// a runtime know neither. `resources`: whose device-info files are ours.
-    pub fn keep_only(&self, held: &[LeaseName], resources: &[String]) -> io::Result<()> {
+    /// a runtime know neither. `resources`: whose device-info files are ours. `are_endpoints_known`: software endpoints that are not held
+    /// are nobody's.
+    pub fn keep_only(&self, held: &[LeaseName], resources: &[String], are_endpoints_known: bool) -> io::Result<()> {
         let kept: BTreeSet<PathBuf> =
             held.iter().filter_map(Self::of_lease).flat_map(|name| self.paths(&name)).collect();
         let prefixes: Vec<_> = resources.iter().map(|resource| format!("{}-", resource.replace('/', "-"))).collect();
         let is_ours = |name: &str| {
-            let is_info = name.ends_with("-device.json") && prefixes.iter().any(|prefix| name.starts_with(prefix));
-            is_info || name.starts_with(CDI_PREFIX)
+            let is_info = |id: &str| id.ends_with("-device.json") && (are_endpoints_known || !is_endpoint(id));
+            let mut infos = prefixes.iter().filter_map(|prefix| name.strip_prefix(prefix.as_str()));
+            name.starts_with(CDI_PREFIX) || infos.any(is_info)
         };
         for directory in [&self.cdi, &self.device_info] {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -95,6 +98,11 @@ impl DeviceFiles {
 
     fn paths(&self, (resource, id): &(ResourceName, String)) -> [PathBuf; 2] {
         [self.info_path(resource, id), self.cdi_path(resource, id)]
+    }
+
+    /// The same as [`Self::remove`], by the name of a lease.
+    pub fn remove_of(&self, name: &LeaseName) -> io::Result<()> {
+        Self::of_lease(name).map_or(Ok(()), |(resource, id)| self.remove(&resource, &id))
     }
 
     /// Removes what there is of a device that no pod has any more.

@@ -41,7 +41,7 @@ mod wired;
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use later::keep_trying_refused;
-pub use locks::DeviceLocks;
+pub use locks::{DeviceLock, DeviceLocks};
 use preferred::prefer;
 pub use preferred::{COST_TAKEN, Candidate};
 pub use told::ToldNodes;
@@ -177,6 +177,11 @@ impl Allocator {
                 self.resources.refuse(&refused, &error.to_string());
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
             }
+            Err(error) if !error.is_held() && allotted.iter().any(goes_to_kernel) => {
+                // A CNI plugin would take the interface before it is lent, and nobody could lend it after that.
+                self.refuse_pod(&allotted, true);
+                return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
+            }
             Err(error) => {
                 warn!(resource, %error, "a pod's devices are not ready yet; it is tried again until they are");
                 self.counters.postponed(resource);
@@ -207,8 +212,13 @@ impl Allocator {
             .into_iter()
             .map(|(config, member)| {
                 let name = LeaseName::new(resource, &member.device.id);
-                let must_be_cleaned = self.resources.with_grants(|grants| grants.start(&name, now));
-                let must_be_cleaned = must_be_cleaned || strangers.contains(&member.device.id);
+                let must_be_cleaned = self.resources.with_grants(|grants| {
+                    grants.start(&name, now);
+                    if strangers.contains(&member.device.id) {
+                        grants.note_unclean(&name);
+                    }
+                    grants.needs_cleaning(&name)
+                });
                 let tenant = if must_be_cleaned { Tenant::Next } else { Tenant::Same };
                 Allotted { resource: config, member, tenant }
             })
@@ -266,13 +276,37 @@ impl Allocator {
         unknown.into_iter().filter(is_strange).map(|(name, _)| name.device).collect()
     }
 
+    /// Removes what containers and their helpers were told of a device that no pod has any more.
+    pub fn forget(&self, name: &LeaseName) {
+        self.told.tell([(name.clone(), None)]);
+        self.forget_files(name);
+    }
+
+    /// Removes the files of a device: whoever has it next, by whatever resource, has them anew.
+    pub fn forget_files(&self, name: &LeaseName) {
+        if let Err(error) = self.files.remove_of(name) {
+            warn!(lease = %name, %error, "remove the files of a device");
+        }
+    }
+
     /// Writes anew what others read about devices that pods have: a start of the machine, or of the plugin, may have lost it. What
     /// there is of others is removed, once it is known what pods have.
     pub fn write_files_again(&self) {
+        self.write_files_beside(&[]);
+    }
+
+    /// The same when a plugin starts: of devices without a lease nothing is known but what the kubelet lists.
+    pub async fn write_files_at_start(&self) {
+        let listing = self.pod_resources.list_soon().await.unwrap_or_default();
+        self.write_files_beside(&listing.into_keys().collect::<Vec<_>>());
+    }
+
+    /// Keeps the files of those that are listed as well.
+    fn write_files_beside(&self, listed: &[LeaseName]) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
+        let kept = [&held, listed].concat();
         if self.resources.is_managed()
-            && (self.resources.are_wires_known() || !self.resources.has_software())
-            && let Err(error) = self.files.keep_only(&held, &self.resources.names())
+            && let Err(error) = self.files.keep_only(&kept, &self.resources.names(), self.resources.are_wires_known())
         {
             warn!(%error, "remove files of devices that no pod has");
         }
@@ -293,21 +327,14 @@ impl Allocator {
     /// Lends the VFs among the devices: new ones together, and each that another pod had by itself. Returns those that the manager told.
     async fn lend(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
         self.wire(allotted).await?;
-        let wanted: Vec<_> = allotted
-            .iter()
-            .filter_map(|device| {
-                Some((Wanted::new(&device.resource, &device.member.device, device.tenant)?, device.tenant))
-            })
-            .collect();
-        if wanted.is_empty() {
+        let is_vf = |device: &&Allotted| wanted_of(device, device.tenant).is_some();
+        let vfs: Vec<_> = allotted.iter().filter(is_vf).collect();
+        if vfs.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let _locks = self.locks.lock(wanted.iter().map(|(wanted, _)| wanted.name().device.clone())).await;
-        let pod = |wanted: Wanted| {
-            let pod = self.resources.with_grants(|grants| grants.pod(wanted.name()).map(ToOwned::to_owned));
-            wanted.of_pod(pod)
-        };
-        let wanted: Vec<_> = wanted.into_iter().map(|(wanted, tenant)| (pod(wanted), tenant)).collect();
+        let _locks = self.locks.lock(vfs.iter().map(|device| device.member.device.id.clone())).await;
+        // While they were waited for, somebody else may have cleaned one, and its container may run.
+        let wanted: Vec<_> = vfs.into_iter().filter_map(|device| self.wanted_now(device)).collect();
         let (began, is_rebind) = (Instant::now(), allotted.iter().any(|device| !self.is_bound(device)));
         let mut vfs = Vec::new();
         for (wanted, _) in wanted.iter().filter(|(_, tenant)| *tenant == Tenant::Next) {
@@ -330,23 +357,41 @@ impl Allocator {
         Ok(vfs.into_iter().map(|vf| (vf.address.clone(), vf)).collect())
     }
 
-    /// The same for an answer to the kubelet, which waits for a moment.
+    /// What a VF is to be lent as, and for whom; none: somebody else has cleaned it for that pod, and lent it.
+    fn wanted_now(&self, device: &Allotted) -> Option<(Wanted, Tenant)> {
+        let name = device.lease_name();
+        let (needs_cleaning, pod) = self
+            .resources
+            .with_grants(|grants| (grants.needs_cleaning(&name), grants.pod(&name).map(ToOwned::to_owned)));
+        let is_done = device.tenant == Tenant::Next && !needs_cleaning;
+        let wanted = wanted_of(device, device.tenant).filter(|_| !is_done)?;
+        Some((wanted.of_pod(pod), device.tenant))
+    }
+
+    /// The same for an answer to the kubelet, which waits for a moment; for longer where the answer would come too early.
     async fn lend_to_answer(&self, allotted: &[Allotted]) -> Result<BTreeMap<String, v1::Vf>, LeaseError> {
-        if !allotted.iter().any(|device| self.must_be_bound_to_answer(device)) {
-            return timeout(ALLOCATE_WAIT, self.lend(allotted)).await.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
-        }
+        let wait = match () {
+            () if allotted.iter().any(|device| self.must_be_bound_to_answer(device)) => GROUP_WAIT,
+            () if allotted.iter().any(goes_to_kernel) => KERNEL_WAIT,
+            () => {
+                let lent = timeout(ALLOCATE_WAIT, self.lend(allotted)).await;
+                return lent.unwrap_or(Err(LeaseError::Late(ALLOCATE_WAIT)));
+            }
+        };
         let until_lent = async {
             loop {
                 match self.lend(allotted).await {
+                    // What somebody still holds no CNI plugin can take.
+                    Err(error) if error.is_held() && wait == KERNEL_WAIT => return Err(error),
                     Err(error) if !error.is_final() => {
-                        debug!(%error, "the devices cannot be named before they are bound; it is tried again");
-                        sleep(GROUP_RETRY_AFTER).await;
+                        debug!(%error, "the pod must not go on before its devices are lent; it is tried again");
+                        sleep(LEND_RETRY_AFTER).await;
                     }
                     lent => return lent,
                 }
             }
         };
-        timeout(GROUP_WAIT, until_lent).await.unwrap_or(Err(LeaseError::Late(GROUP_WAIT)))
+        timeout(wait, until_lent).await.unwrap_or(Err(LeaseError::Late(wait)))
     }
 
     /// Whether nobody knows which node a VF will have before it is bound.
@@ -507,6 +552,16 @@ impl Allocator {
     }
 }
 
+/// Whether a CNI plugin may take its interface as soon as its pod is admitted.
+fn goes_to_kernel(device: &Allotted) -> bool {
+    wanted_of(device, device.tenant).is_some_and(|wanted| wanted.driver() == v1::Driver::Kernel)
+}
+
+/// None: it is given as it is.
+fn wanted_of(device: &Allotted, tenant: Tenant) -> Option<Wanted> {
+    Wanted::new(&device.resource, &device.member.device, tenant)
+}
+
 /// A spec without a node is no spec.
 fn has_nodes(given: &Given, id: &str) -> bool {
     given.nodes_of.get(id).is_some_and(|nodes| !nodes.is_empty())
@@ -516,6 +571,8 @@ fn has_nodes(given: &Given, id: &str) -> bool {
 const ALLOCATE_WAIT: Duration = Duration::from_secs(10);
 /// The same for a VF that the answer cannot name before it is bound: a manager that is updated is back by then.
 const GROUP_WAIT: Duration = Duration::from_secs(30);
-const GROUP_RETRY_AFTER: Duration = Duration::from_millis(200);
+/// The same for an interface. No other pod of the node is admitted meanwhile; a manager may be away for a minute.
+const KERNEL_WAIT: Duration = Duration::from_secs(75);
+const LEND_RETRY_AFTER: Duration = Duration::from_millis(200);
 /// The kubelet waits for 30 s.
 const PREPARE_WAIT: Duration = Duration::from_secs(25);

@@ -6,12 +6,10 @@ use std::time::Instant;
 
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
-use tokio::sync::OwnedMutexGuard;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{Allocator, COST_TAKEN, Candidate};
+use super::{Allocator, COST_TAKEN, Candidate, DeviceLock};
 use crate::config::ResourceConfig;
-use crate::grants::Tenant;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;
@@ -33,9 +31,15 @@ impl Allocator {
             by_wire.entry(pair.pair.name().to_owned()).or_default().push(device);
         }
         for (wire, devices) in by_wire {
-            let of_before = devices.iter().filter(|device| device.tenant == Tenant::Next);
-            let of_before: Vec<_> = of_before.map(|device| device.member.device.id.as_str()).collect();
-            self.wire_without(&wire, &of_before).await?;
+            let lock = self.lock_wire(&wire).await;
+            // While it was waited for, somebody else may have done it, and the container may run.
+            let needs_cleaning =
+                |device: &&&Allotted| self.resources.with_grants(|grants| grants.needs_cleaning(&device.lease_name()));
+            let of_before = devices.iter().filter(needs_cleaning).map(|device| device.member.device.id.as_str());
+            let of_before: Vec<_> = of_before.collect();
+            if let Some(state) = self.resources.pair(&wire).filter(PairState::is_held) {
+                self.put_without(&state, &of_before, &lock).await?;
+            }
             self.resources.with_grants(|grants| devices.iter().for_each(|device| grants.lent(&device.lease_name())));
         }
         Ok(())
@@ -43,32 +47,34 @@ impl Allocator {
 
     /// Makes a wire what it should be now, if a pod has something of it.
     pub async fn wire_again(&self, wire: &str) -> Result<(), WireError> {
-        self.wire_without(wire, &[]).await
-    }
-
-    /// The same, with nobody at these ends who came before.
-    async fn wire_without(&self, wire: &str, of_before: &[&str]) -> Result<(), WireError> {
-        let _lock = self.lock_wire(wire).await;
+        let lock = self.lock_wire(wire).await;
         match self.resources.pair(wire).filter(PairState::is_held) {
-            Some(state) => self.put_without(&state, of_before).await,
+            Some(state) => self.put_without(&state, &[], &lock).await,
             None => Ok(()),
         }
     }
 
-    /// A connection may outlive its pod: whoever has its files keeps it. A wire that is made anew has none.
-    async fn put_without(&self, state: &PairState, of_before: &[&str]) -> Result<(), WireError> {
+    /// A connection may outlive its pod, and so may an open descriptor of the socket's path: whoever has one keeps it. So the path is
+    /// another one from now on, and a wire that is made anew has no connection.
+    async fn put_without(&self, state: &PairState, of_before: &[&str], lock: &DeviceLock) -> Result<(), WireError> {
         for id in of_before {
+            self.forwarder.renew_directory(id)?;
+        }
+        let is_shared = of_before.iter().fold(state.clone(), |left, id| left.without(id)).is_held();
+        if !is_shared && !of_before.is_empty() {
+            // It cuts nobody, and waits for nothing.
+            return self.forwarder.put_anew(state, lock).await;
+        }
+        self.forwarder.put(state, lock).await?;
+        for id in of_before {
+            // Nobody comes by the path of before any more.
             if self.forwarder.has_peer(state, id).await? {
-                warn!(
-                    wire = state.pair.name(),
-                    endpoint = id,
-                    "its pod has gone, and its peer has not: the wire is made anew"
-                );
-                self.forwarder.ask_to_remove(state.pair.name()).await?;
-                break;
+                let wire = state.pair.name();
+                warn!(wire, endpoint = id, "its pod has gone, and its peer has not: the wire is made anew");
+                return self.forwarder.put_anew(state, lock).await;
             }
         }
-        self.forwarder.put(state).await
+        Ok(())
     }
 
     /// Removes a wire that no pod has anything of.
@@ -88,20 +94,35 @@ impl Allocator {
     pub async fn take_back(&self, name: &LeaseName) -> Result<(), LeaseError> {
         self.know_wires().await?;
         let Some(state) = self.resources.pair(&name.device) else { return Ok(()) };
-        let _lock = self.lock_wire(state.pair.name()).await;
+        let lock = self.lock_wire(state.pair.name()).await;
         let is_due = self.resources.with_grants(|grants| grants.is_due(name, Instant::now()));
         let Some(state) = self.resources.pair(&name.device).filter(|_| is_due) else { return Ok(()) };
         let left = state.without(&name.device);
         if left.is_held() {
-            self.put_without(&left, &[&name.device]).await?;
+            self.put_without(&left, &[&name.device], &lock).await?;
         } else {
             self.forwarder.remove(&left).await?;
         }
         Ok(())
     }
 
+    /// Removes directories of endpoints that no pod has, left by a plugin that was killed. What pods have must be known.
+    pub async fn sweep(&self) {
+        for id in self.forwarder.place.ids() {
+            let wire = self.resources.pair(&id).map_or_else(|| id.clone(), |state| state.pair.name().to_owned());
+            let _lock = self.lock_wire(&wire).await;
+            if self.resources.pair(&id).is_some_and(|state| state.is_held()) {
+                continue;
+            }
+            match self.forwarder.place.remove(&id) {
+                Ok(()) => info!(endpoint = id, "its directory is removed: no pod has it"),
+                Err(error) => warn!(endpoint = id, %error, "remove its directory, which no pod has"),
+            }
+        }
+    }
+
     /// A wire has the name of one of its ends, whose own lock is another.
-    async fn lock_wire(&self, wire: &str) -> Vec<OwnedMutexGuard<()>> {
+    async fn lock_wire(&self, wire: &str) -> DeviceLock {
         self.locks.lock(std::iter::once(format!("the wire {wire}"))).await
     }
 
@@ -156,7 +177,17 @@ impl Allocator {
 
     /// Until wires of a process before are known, pods would be joined as the configuration says now, whatever they have.
     async fn know_wires(&self) -> Result<(), WireError> {
-        if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires().await }
+        if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires_later().await }
+    }
+
+    /// The same as [`Self::adopt_wires`] after the start. If nothing was known of them, files of endpoints are brought in line with them.
+    pub async fn adopt_wires_later(&self) -> Result<(), WireError> {
+        let were_known = self.resources.are_wires_known();
+        self.adopt_wires().await?;
+        if !were_known {
+            self.write_files_again();
+        }
+        Ok(())
     }
 
     /// Learns from wires that are there what pods have.

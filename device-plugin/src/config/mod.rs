@@ -17,7 +17,7 @@ mod selector;
 mod software;
 
 pub use pf_functions::PfFunctions;
-pub use resource::{Policy, ResourceConfig, ResourceName};
+pub use resource::{Policy, ResourceConfig, ResourceName, parse_prefix};
 pub use selector::{DeviceType, Selector, VdpaType};
 pub use software::{Software, SoftwareKind};
 

@@ -96,7 +96,14 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
     let name_is_good = name.is_some_and(is_name);
     if !name_is_good {
         let at = keys.get("resourceName").unwrap_or(entry);
-        at.wrong("a `resourceName` of letters, digits, `_` and `-` is wanted, at most 63 of them");
+        at.wrong(
+            "a `resourceName` of letters, digits, `_` and `-` is wanted, at most 63 of them, with a letter or a digit at both ends",
+        );
+    }
+    if let Some(field) = keys.get("resourcePrefix").filter(|field| !field.is_empty())
+        && !field.text().is_some_and(is_prefix)
+    {
+        field.wrong(format!("{PREFIX_WANTED}; the kubelet takes no other"));
     }
     let prefix = keys.get("resourcePrefix").and_then(Field::text).filter(|text| !text.is_empty()).unwrap_or(prefix);
     let device_type = match keys.get("deviceType").filter(|field| !field.is_empty()) {
@@ -107,6 +114,9 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
     let software = keys.get("software").and_then(|field| {
         if device_type == DeviceType::Accelerator {
             field.wrong("an endpoint without a NIC is no accelerator: remove it");
+        }
+        for field in ["driver", "policy", "attributes", "needsLink"].iter().filter_map(|key| keys.get(key)) {
+            warnings.push(field.error("it means nothing beside `software`, whose endpoints are no VFs"));
         }
         software::read(field, warnings)
     });
@@ -237,11 +247,36 @@ fn read_info(field: &Field<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
     devices.iter().map(|(device, info)| ((*device).to_owned(), texts(info))).collect()
 }
 
+/// What the kubelet takes after the slash.
 fn is_name(name: &str) -> bool {
-    (1..=NAME_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+    let has_ends = name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.ends_with(|last: char| last.is_ascii_alphanumeric());
+    has_ends && name.len() <= NAME_MAX && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
 }
 
+/// What the kubelet takes in front of it: a DNS name that is not Kubernetes' own.
+fn is_prefix(prefix: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        label.len() <= NAME_MAX
+            && label.bytes().all(|byte| is_word(byte) || byte == b'-')
+            && label.bytes().next().is_some_and(is_word)
+            && label.bytes().last().is_some_and(is_word)
+    };
+    prefix.len() <= PREFIX_MAX
+        && prefix.split('.').all(is_label)
+        && !prefix.ends_with("kubernetes.io")
+        && !prefix.starts_with("requests.")
+}
+
+/// Reads the prefix of resources that have none of their own.
+pub fn parse_prefix(text: &str) -> Result<String, String> {
+    if is_prefix(text) { Ok(text.to_owned()) } else { Err(format!("`{text}`; {PREFIX_WANTED}")) }
+}
+
+const PREFIX_WANTED: &str = "a domain in lower case is wanted, such as `intel.com`, which is not Kubernetes' own (`kubernetes.io`, `requests.`)";
+/// Of a DNS name.
+const PREFIX_MAX: usize = 253;
 const KEYS: &[&str] = &[
     "resourceName",
     "resourcePrefix",

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use dpdk_forwarder_client::{AdminClient, connect, v1};
 use thiserror::Error;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status, Streaming};
 
 use super::pairs::PairState;
 use super::place::Place;
 use super::wire;
+use crate::allocate::{DeviceLock, UnderWay};
 use crate::lease_name::OWNER;
 
 /// The forwarder, and where its sockets are.
@@ -23,13 +26,16 @@ pub struct Forwarder {
     client: Arc<AsyncMutex<Option<AdminClient>>>,
     /// Why it did not answer last; none: it did, or was not asked.
     problem: Arc<Mutex<Option<String>>>,
+    /// How many wires are being made anew.
+    making_anew: watch::Sender<usize>,
 }
 
 impl Forwarder {
     /// That whose admin socket is at this path. It need not be there yet.
     pub fn at(socket: impl Into<PathBuf>, place: Place) -> Self {
         let problem = "it has not answered yet: start it, or look at its log".to_owned();
-        Self { socket: socket.into(), place, client: Arc::default(), problem: Arc::new(Mutex::new(Some(problem))) }
+        let problem = Arc::new(Mutex::new(Some(problem)));
+        Self { socket: socket.into(), place, client: Arc::default(), problem, making_anew: watch::Sender::new(0) }
     }
 
     /// Why it does not answer.
@@ -37,22 +43,43 @@ impl Forwarder {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes the wire of a pair, or makes it what it should be, with its sockets where pods look for them.
-    pub async fn put(&self, state: &PairState) -> Result<(), WireError> {
+    /// Makes the wire of a pair, or makes it what it should be, with its sockets where pods look for them. `lock`: that of the wire.
+    pub async fn put(&self, state: &PairState, lock: &DeviceLock) -> Result<(), WireError> {
         for end in &state.pair.ends {
-            let directory = |error| WireError::Directory { path: self.place.directory(&end.name.device), error };
-            self.place.make(&end.name.device).map_err(directory)?;
+            self.make_directory(&end.name.device)?;
         }
         self.ask_to_put(state).await?;
-        if self.lost_socket(state).is_some() {
-            // Somebody has removed it: only a listener that is made anew has one.
-            self.ask_to_remove(state.pair.name()).await?;
-            self.ask_to_put(state).await?;
-        }
-        match self.lost_socket(state) {
-            Some(path) => Err(WireError::NotHere { path }),
-            None => Ok(()),
-        }
+        // The forwarder listens again by itself where a path leads elsewhere, and no peer is cut.
+        if self.until_sockets(state).await { Ok(()) } else { self.put_anew(state, lock).await }
+    }
+
+    /// Makes the directory of an endpoint anew, whose pod has gone: an open descriptor of the one before leads nowhere.
+    pub fn renew_directory(&self, id: &str) -> Result<(), WireError> {
+        let directory = |error| WireError::Directory { path: self.place.directory(id), error };
+        self.place.remove(id).and_then(|()| self.place.make(id)).map_err(directory)
+    }
+
+    /// Removes the wire of a pair and makes it again: nobody is connected. What was begun is brought to its end also if nobody waits
+    /// for it any more; half of it would leave a pod without its wire.
+    pub async fn put_anew(&self, state: &PairState, lock: &DeviceLock) -> Result<(), WireError> {
+        let (forwarder, state, lock) = (self.clone(), state.clone(), Arc::clone(lock));
+        let under_way = UnderWay::new(&self.making_anew);
+        let made = tokio::spawn(async move {
+            let (_under_way, _lock) = (under_way, lock);
+            let made = async {
+                forwarder.ask_to_remove(state.pair.name()).await?;
+                forwarder.ask_to_put(&state).await
+            };
+            timeout(ANEW_WAIT, made).await.unwrap_or(Err(WireError::Late(ANEW_WAIT)))?;
+            forwarder.lost_socket(&state).map_or(Ok(()), |path| Err(WireError::NotHere { path }))
+        });
+        made.await.unwrap_or_else(|error| Err(WireError::Away(error.to_string())))
+    }
+
+    /// Waits until no wire is being made anew.
+    pub async fn settled(&self) {
+        // The sender is ours.
+        let _ = self.making_anew.subscribe().wait_for(|wires| *wires == 0).await;
     }
 
     /// Removes the wire of a pair that no pod has, and its directories.
@@ -110,6 +137,19 @@ impl Forwarder {
         let request = v1::PutWireRequest { wire: Some(wire::spec(state, &self.place)), persist: None };
         let put = self.client().await?.put_wire(request).await;
         put.map(|_| self.answered(None)).map_err(|status| self.refused(&status))
+    }
+
+    fn make_directory(&self, id: &str) -> Result<(), WireError> {
+        let directory = |error| WireError::Directory { path: self.place.directory(id), error };
+        self.place.make(id).map_err(directory)
+    }
+
+    async fn until_sockets(&self, state: &PairState) -> bool {
+        let deadline = Instant::now() + LISTEN_AGAIN_WAIT;
+        while self.lost_socket(state).is_some() && Instant::now() < deadline {
+            sleep(LISTEN_AGAIN_PAUSE).await;
+        }
+        self.lost_socket(state).is_none()
     }
 
     fn lost_socket(&self, state: &PairState) -> Option<PathBuf> {
@@ -188,6 +228,9 @@ pub enum WireError {
         /// Why.
         error: std::io::Error,
     },
+    /// A wire is not made anew.
+    #[error("no answer for {} s: look at the log of dpdk-forwarder", .0.as_secs())]
+    Late(Duration),
     /// Nobody knows what it is joined with.
     #[error("{id} is no endpoint of the configuration, and no wire tells what it was joined with: delete its pod")]
     Unknown {
@@ -205,5 +248,101 @@ pub enum WireError {
     },
 }
 
+/// The forwarder looks each second whether its sockets are where they were.
+const LISTEN_AGAIN_WAIT: Duration = Duration::from_secs(3);
+const LISTEN_AGAIN_PAUSE: Duration = Duration::from_millis(20);
+/// The forwarder's own limits of both calls.
+const ANEW_WAIT: Duration = Duration::from_secs(15);
 /// How often wires are looked at.
 const WATCH_MS: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use dpdk_forwarder_client::v1::admin_server::{Admin, AdminServer};
+    use tokio::net::UnixListener;
+    use tokio::sync::{Notify, mpsc};
+    use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+    use tonic::transport::Server;
+    use tonic::{Request, Response};
+
+    use super::*;
+    use crate::allocate::DeviceLocks;
+    use crate::config::SoftwareKind;
+    use crate::lease_name::LeaseName;
+    use crate::software::{Holder, Pair, SoftwareEndpoint};
+
+    /// A forwarder that says what it is asked, and removes a wire when it may.
+    struct Slow {
+        asked: mpsc::UnboundedSender<&'static str>,
+        may_remove: Arc<Notify>,
+    }
+
+    #[tonic::async_trait]
+    impl Admin for Slow {
+        type WatchWiresStream = ReceiverStream<Result<v1::ListWiresResponse, Status>>;
+
+        type WatchEventsStream = ReceiverStream<Result<v1::WireEvent, Status>>;
+
+        async fn put_wire(&self, _: Request<v1::PutWireRequest>) -> Result<Response<v1::PutWireResponse>, Status> {
+            self.asked.send("put").unwrap();
+            Ok(Response::new(v1::PutWireResponse::default()))
+        }
+
+        async fn remove_wire(
+            &self,
+            _: Request<v1::RemoveWireRequest>,
+        ) -> Result<Response<v1::RemoveWireResponse>, Status> {
+            self.asked.send("remove").unwrap();
+            self.may_remove.notified().await;
+            Ok(Response::new(v1::RemoveWireResponse::default()))
+        }
+
+        async fn list_wires(
+            &self,
+            _: Request<v1::ListWiresRequest>,
+        ) -> Result<Response<v1::ListWiresResponse>, Status> {
+            Ok(Response::new(v1::ListWiresResponse::default()))
+        }
+
+        async fn watch_wires(
+            &self,
+            _: Request<v1::WatchWiresRequest>,
+        ) -> Result<Response<Self::WatchWiresStream>, Status> {
+            Err(Status::unimplemented("nobody watches"))
+        }
+
+        async fn watch_events(
+            &self,
+            _: Request<v1::WatchEventsRequest>,
+        ) -> Result<Response<Self::WatchEventsStream>, Status> {
+            Err(Status::unimplemented("nobody watches"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wire_that_is_being_made_anew_is_made_also_if_the_plugin_stops_in_the_middle() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let (asked, mut seen) = mpsc::unbounded_channel();
+        let may_remove = Arc::new(Notify::new());
+        let admin = AdminServer::new(Slow { asked, may_remove: Arc::clone(&may_remove) });
+        let listener = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        tokio::spawn(Server::builder().add_service(admin).serve_with_incoming(listener));
+        let forwarder = Forwarder::at(&socket, Place::at(directory.path().join("software")));
+        let end = |id| SoftwareEndpoint { name: LeaseName::new("a/b", id), kind: SoftwareKind::Memif };
+        let pair = Arc::new(Pair { ends: ["soft-b-0", "soft-b-1"].map(end) });
+        let state = PairState { pair, holders: [Holder::Nobody, Holder::Pod(None)] };
+        let lock = DeviceLocks::default().lock(iter::once("the wire soft-b-0".to_owned())).await;
+
+        // Whoever waits for it is dropped, as the work of a daemon that stops.
+        tokio::select! {
+            _ = forwarder.put_anew(&state, &lock) => panic!("it may not be removed yet"),
+            asked = seen.recv() => assert_eq!(asked, Some("remove")),
+        }
+        may_remove.notify_one();
+        timeout(Duration::from_secs(20), forwarder.settled()).await.unwrap();
+        assert_eq!(seen.try_recv(), Ok("put"));
+    }
+}

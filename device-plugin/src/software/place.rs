@@ -1,10 +1,12 @@
 //! Where the sockets of endpoints are: on the host, and in pods.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::pairs::is_endpoint;
 use crate::config::SoftwareKind;
 
 /// The directory that holds a directory for each endpoint.
@@ -35,10 +37,34 @@ impl Place {
     /// Makes the directory of an endpoint. Only root comes to it on the host; a pod has it as a mount, whoever its user is.
     pub fn make(&self, id: &str) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))?;
+        self.close()?;
         let directory = self.directory(id);
         fs::create_dir_all(&directory)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+    }
+
+    /// Makes it accessible to its owner only, unless it has other things of others.
+    fn close(&self) -> io::Result<()> {
+        let of_others = fs::metadata(&self.0)?.permissions().mode() & 0o077;
+        if of_others == 0 {
+            return Ok(());
+        }
+        let is_ours = |name: &OsString| name.to_str().is_some_and(is_endpoint);
+        if let Some(other) = names(&self.0)?.into_iter().find(|name| !is_ours(name)) {
+            let (directory, other) = (self.0.display(), other.to_string_lossy());
+            let problem = format!(
+                "{directory} has {other}, which is no endpoint's, and others have access: name a directory that is nobody else's \
+                 (--software-dir)"
+            );
+            return Err(io::Error::other(problem));
+        }
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
+    }
+
+    /// Names of endpoints that have a directory.
+    pub fn ids(&self) -> Vec<String> {
+        let names = names(&self.0).unwrap_or_default().into_iter();
+        names.filter_map(|name| name.into_string().ok()).filter(|name| is_endpoint(name)).collect()
     }
 
     /// Removes the directory of an endpoint that no pod has.
@@ -54,6 +80,10 @@ impl Place {
         let directory = socket.parent().filter(|directory| directory.parent() == Some(&self.0))?;
         Some(directory.file_name()?.to_str()?.to_owned())
     }
+}
+
+fn names(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// Where a pod finds the directory of an endpoint.
@@ -124,8 +154,25 @@ mod tests {
         assert_eq!((mode(directory.path().join("software")), mode(place.directory("soft-a-0"))), (0o700, 0o755));
         fs::write(place.socket("soft-a-0", SoftwareKind::Memif), "").unwrap();
         assert!(place.has_socket("soft-a-0", SoftwareKind::Memif));
+        assert_eq!(place.ids(), ["soft-a-0"]);
         place.remove("soft-a-0").unwrap();
         place.remove("soft-a-0").unwrap();
         assert!(!place.directory("soft-a-0").exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_use_is_refused_and_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = directory.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        let mode = || fs::metadata(&shared).unwrap().permissions().mode() & 0o777;
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(shared.join("admin.sock"), "").unwrap();
+        let error = Place::at(&shared).make("soft-a-0").unwrap_err().to_string();
+        assert!(error.contains("has admin.sock, which is no endpoint's") && mode() == 0o755, "{error}");
+        // One that a plugin before made, or that the kubelet has just made for its mount.
+        fs::remove_file(shared.join("admin.sock")).unwrap();
+        Place::at(&shared).make("soft-a-0").unwrap();
+        assert_eq!(mode(), 0o700);
     }
 }

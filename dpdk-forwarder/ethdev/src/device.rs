@@ -1,7 +1,7 @@
 //! The port of an end, made when its wire is made.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
@@ -13,7 +13,7 @@ use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::Eal;
 use ferrule_dpdk::error::PortError;
 use ferrule_dpdk::port::Port;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::queue::{EthdevSource, EthdevTarget};
 use crate::settings::start;
@@ -76,17 +76,25 @@ pub(crate) struct EthdevDevice {
     words: String,
     /// Its link is down because we have brought it down.
     is_told_down: AtomicBool,
+    looks: Mutex<Looks>,
+}
+
+/// What it said of itself last, and how often it has not answered since.
+#[derive(Default)]
+struct Looks {
+    last: DeviceStatus,
+    failed: u32,
 }
 
 impl EthdevDevice {
     pub fn new(port: Arc<Port>, words: String) -> Self {
-        Self { port, words, is_told_down: AtomicBool::new(false) }
+        Self { port, words, is_told_down: AtomicBool::new(false), looks: Mutex::default() }
     }
 }
 
-impl Device for EthdevDevice {
-    fn status(&self) -> Result<DeviceStatus, String> {
-        let status = self.port.status().map_err(|error| error.to_string())?;
+impl EthdevDevice {
+    fn look(&self) -> Result<DeviceStatus, PortError> {
+        let status = self.port.status()?;
         let speed = status.speed_mbps.map(|mbps| format!(", {mbps} Mbit/s")).unwrap_or_default();
         // What we brought down says nothing of the other side, and two ends must not keep each other down.
         let link = match (self.is_told_down.load(Ordering::Relaxed), status.link_is_up) {
@@ -100,8 +108,26 @@ impl Device for EthdevDevice {
             mac: self.port.mac().ok().map(MacAddress),
             mtu: Some(status.mtu.into()),
             numa_node: status.numa_node,
-            counters: self.port.counters().map_err(|error| error.to_string())?,
+            counters: self.port.counters()?,
         })
+    }
+}
+
+impl Device for EthdevDevice {
+    /// A driver that asks its PF may be without an answer for once, and is no reason to close the port.
+    fn status(&self) -> Result<DeviceStatus, String> {
+        self.port.check_presence().map_err(|error| error.to_string())?;
+        let look = self.look();
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        match look {
+            Ok(status) => *looks = Looks { last: status, failed: 0 },
+            Err(error) if looks.failed >= FAILED_MAX => return Err(error.to_string()),
+            Err(error) => {
+                looks.failed += 1;
+                debug!("{error}");
+            }
+        }
+        Ok(looks.last.clone())
     }
 
     fn set_link(&self, up: bool) {
@@ -111,3 +137,6 @@ impl Device for EthdevDevice {
         }
     }
 }
+
+/// As many looks in a row may fail.
+const FAILED_MAX: u32 = 5;

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fs, thread};
 
 use ferrule_dpdk_sys::{Dpdk, RTE_MAX_ETHPORTS, VERSION};
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
 use crate::error::{StartError, cause};
@@ -38,6 +41,8 @@ pub struct Eal {
     pub(crate) has_hugepages: bool,
     /// Whoever has it may make and close ports.
     control: Mutex<Pools>,
+    /// Ports that wait to be closed: none is opened before they are.
+    closing: AtomicUsize,
 }
 
 impl Eal {
@@ -94,8 +99,27 @@ impl Eal {
         self.control().made()
     }
 
-    /// For whoever makes or closes a port.
-    pub(crate) fn control(&self) -> MutexGuard<'_, Pools> {
+    /// For whoever makes a port: behind those that close one, since a kernel may wait for these.
+    pub(crate) fn control_to_open(&self) -> MutexGuard<'_, Pools> {
+        loop {
+            let control = self.control();
+            if self.closing.load(Ordering::SeqCst) == 0 {
+                return control;
+            }
+            drop(control);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// For whoever closes a port.
+    pub(crate) fn control_to_close(&self) -> MutexGuard<'_, Pools> {
+        self.closing.fetch_add(1, Ordering::SeqCst);
+        let control = self.control();
+        self.closing.fetch_sub(1, Ordering::SeqCst);
+        control
+    }
+
+    fn control(&self) -> MutexGuard<'_, Pools> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -103,6 +127,7 @@ impl Eal {
 fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     let failed = |reason: String| StartError::Eal { reason };
     log::open(&dpdk).map_err(failed)?;
+    lock_what_may_be_locked();
     let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(|error| failed(format!("its CPUs: {error}")))?;
     let arguments = arguments(settings, &cpus, &free_hugepages());
     // DPDK keeps pointers into them.
@@ -125,9 +150,20 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
             return Err(failed(format!("its memory cannot be bounded: {}", cause(status, &said))));
         }
     }
-    let eal = Eal { dpdk, has_hugepages: settings.hugepages, control: Mutex::default() };
+    let eal = Eal { dpdk, has_hugepages: settings.hugepages, control: Mutex::default(), closing: AtomicUsize::new(0) };
     tracing::info!(version = eal.version(), built_for = VERSION, ?settings, "DPDK has started");
     Ok(Box::leak(Box::new(eal)))
+}
+
+/// VFIO counts all memory that a device can reach as locked. What the limit allows at most is asked for; what it does not is told by the device
+/// that is opened.
+fn lock_what_may_be_locked() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
+    {
+        tracing::debug!(%error, "the limit of locked memory cannot be raised");
+    }
 }
 
 fn arguments(settings: EalSettings, cpus: &CpuSet, free: &[(usize, u32)]) -> Vec<CString> {

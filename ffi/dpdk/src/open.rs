@@ -24,13 +24,12 @@ impl Port {
         config: &PortConfig,
         lost: LossFn,
     ) -> Result<(Arc<Self>, QueuePairs), PortError> {
-        let mut control = eal.control();
+        let mut control = eal.control_to_open();
         let mut port = Self::probe(eal, devargs)?;
-        if let Err(error) = port.set_up(config, &mut control) {
+        if let Err(error) = port.set_up(config, &mut control, lost) {
             port.close(&mut control);
             return Err(error);
         }
-        port.watch(lost);
         drop(control);
         let port = Arc::new(port);
         let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {

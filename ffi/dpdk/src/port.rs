@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::{MaybeUninit, zeroed};
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_dev_info, rte_ether_addr};
@@ -125,14 +126,18 @@ impl Port {
     }
 
     /// Configures it, and starts it.
-    pub(crate) fn set_up(&mut self, config: &PortConfig, control: &mut Pools) -> Result<(), PortError> {
+    pub(crate) fn set_up(&mut self, config: &PortConfig, control: &mut Pools, lost: LossFn) -> Result<(), PortError> {
         let id = self.id;
         let info = self.info()?;
-        (self.handle, self.interface) = (info.device, info.if_index);
+        self.handle = info.device;
+        // A NIC's interface may be in another namespace, and only what software devices are made of goes with theirs.
+        self.interface = if self.device.starts_with("net_") { info.if_index } else { 0 };
         if self.ports.len() > 1 {
             let cause = format!("it has {} ports, and an end of a wire is one", self.ports.len());
             return Err(PortError::new(&self.device, "rte_dev_probe", cause));
         }
+        // Before it is started, which takes some drivers seconds: nothing that happens meanwhile is told twice.
+        self.watch(lost)?;
         // SAFETY: the driver's name is a string that is there as long as the driver.
         let driver = unsafe { info.driver_name.as_ref().map(|name| CStr::from_ptr(name)) };
         self.driver = driver.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -169,7 +174,7 @@ impl Port {
             let mbufs = pool.pointer.as_ptr();
             self.pools.push(pool);
             self.call("rte_eth_rx_queue_setup", |dpdk| {
-                // SAFETY: the port is there and not started. The pool is freed after it is closed.
+                // SAFETY: the port is there and not started. Pools are never freed.
                 unsafe { dpdk.rte_eth_rx_queue_setup(id, queue, rx, node.cast_unsigned(), null(), mbufs) }
             })?;
             self.call("rte_eth_tx_queue_setup", |dpdk| {
@@ -195,10 +200,19 @@ impl Port {
     }
 
     /// Has `lost` called when the device says that it is removed or was reset, or the kernel asks for it back. It must not close the port.
-    pub(crate) fn watch(&mut self, lost: LossFn) {
+    fn watch(&mut self, lost: LossFn) -> Result<(), PortError> {
+        if self.handle.is_null() {
+            return Err(PortError::new(&self.device, "rte_eth_dev_info_get", "it names no device".to_owned()));
+        }
         // SAFETY: the name is a string of the device, which is there until it is removed.
         let name = unsafe { CStr::from_ptr(self.dpdk().rte_dev_name(self.handle)) }.to_owned();
-        self.watch = Some(Watch::new(self.dpdk(), self.id, name, lost));
+        let watch = Watch::new(self.dpdk(), self.id, name, lost);
+        let watch = watch.map_err(|status| {
+            let refused = PortError::new(&self.device, "rte_dev_event_callback_register", cause(status, &[]));
+            PortError { status, ..refused }
+        })?;
+        self.watch = Some(watch);
+        Ok(())
     }
 
     /// Whether the interface of the kernel that it is made of is gone. Most drivers do not notice.
@@ -304,20 +318,27 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         if !self.ports.is_empty() {
-            let mut control = self.eal.control();
+            let mut control = self.eal.control_to_close();
             self.close(&mut control);
         }
     }
 }
 
-/// DPDK looks for VFIO when it starts. Its modules may have been loaded since.
+/// DPDK looks for VFIO when it starts. Its modules may have been loaded since. Once it is enabled that is never done again: DPDK would forget the
+/// groups that it has open.
 fn enable_vfio(eal: &Eal) {
-    // SAFETY: a string. `Eal::control` is held, and no device is on VFIO as long as it is not enabled.
-    unsafe {
+    static IS_ENABLED: AtomicBool = AtomicBool::new(false);
+    if IS_ENABLED.load(Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: a string. `Eal::control` is held, and no device is on VFIO as long as it was never enabled.
+    let is_enabled = unsafe {
         if eal.dpdk.rte_vfio_is_enabled(VFIO.as_ptr()) == 0 {
             eal.dpdk.rte_vfio_enable(VFIO.as_ptr());
         }
-    }
+        eal.dpdk.rte_vfio_is_enabled(VFIO.as_ptr()) != 0
+    };
+    IS_ENABLED.store(is_enabled, Ordering::Relaxed);
 }
 
 /// The module.

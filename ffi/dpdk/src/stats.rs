@@ -23,11 +23,11 @@ pub struct PortStatus {
 }
 
 impl Port {
-    /// Its link, MTU and node.
+    /// Whether the device is there.
     ///
     /// # Errors
-    /// The device is gone, or its driver does not answer.
-    pub fn status(&self) -> Result<PortStatus, PortError> {
+    /// It is gone.
+    pub fn check_presence(&self) -> Result<(), PortError> {
         // SAFETY: it asks the driver, for a port that is there until `self` is dropped.
         let removed = self.call("rte_eth_dev_is_removed", |dpdk| unsafe { dpdk.rte_eth_dev_is_removed(self.id()) })?;
         if removed != 0 {
@@ -36,6 +36,14 @@ impl Port {
         if self.has_lost_interface() {
             return Err(PortError::new(self.device(), "the interface", "it is gone".to_owned()));
         }
+        Ok(())
+    }
+
+    /// Its link, MTU and node.
+    ///
+    /// # Errors
+    /// Its driver does not answer now.
+    pub fn status(&self) -> Result<PortStatus, PortError> {
         let mut link = ferrule_link { speed: 0, is_up: 0 };
         // SAFETY: the port is there, and there is room for the answer.
         self.call("rte_eth_link_get_nowait", |dpdk| unsafe { dpdk.ferrule_link_get(self.id(), &raw mut link) })?;

@@ -30,18 +30,23 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Has `lost` called when the port is lost. What DPDK refuses of that is not watched: its state is asked for anyhow.
-    pub fn new(dpdk: &'static Dpdk, port: u16, device: CString, lost: LossFn) -> Self {
+    /// Has `lost` called when the port is lost. An error is a negative errno: nothing is watched then.
+    pub fn new(dpdk: &'static Dpdk, port: u16, device: CString, lost: LossFn) -> Result<Self, c_int> {
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
         watchers().insert(number, lost);
         let watch = Self { dpdk, port, device, number };
         for event in PORT_EVENTS {
             // SAFETY: the function has the type that is wanted and is there as long as the program; its argument is a number.
-            unsafe { dpdk.rte_eth_dev_callback_register(port, event, Some(port_event), watch.argument()) };
+            let status = unsafe { dpdk.rte_eth_dev_callback_register(port, event, Some(port_event), watch.argument()) };
+            if status < 0 {
+                return Err(status);
+            }
         }
         // SAFETY: as above; DPDK keeps a copy of the name.
-        unsafe { dpdk.rte_dev_event_callback_register(watch.device.as_ptr(), Some(device_event), watch.argument()) };
-        watch
+        let status = unsafe {
+            dpdk.rte_dev_event_callback_register(watch.device.as_ptr(), Some(device_event), watch.argument())
+        };
+        if status < 0 { Err(status) } else { Ok(watch) }
     }
 
     fn argument(&self) -> *mut c_void {

@@ -129,6 +129,19 @@ impl Manager {
         Ok(self.call(async |mut client: Client| client.acquire(request).await)?.steps)
     }
 
+    /// Borrows a VF in the name of an owner.
+    pub fn acquire_of(&self, owner: &str, id: &str, vf: &Function, driver: &str) -> Result<(), Status> {
+        let request = AcquireRequest {
+            id: id.to_owned(),
+            tenant: "the lab".to_owned(),
+            vf: vf.address.clone(),
+            driver: driver.parse::<Driver>().map_err(Status::invalid_argument)?.into(),
+            owner: owner.to_owned(),
+            ..AcquireRequest::default()
+        };
+        self.call(async |mut client: Client| client.acquire(request).await).map(drop)
+    }
+
     /// Gives a VF back, and waits so long for who holds it.
     pub fn release(&self, id: &str, wait: Duration) -> Result<(), Status> {
         let request =

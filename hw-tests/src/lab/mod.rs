@@ -5,6 +5,7 @@
 //! - [`scenarios`]: all of them: this is where to add one;
 //! - [`pci`]: PFs and VFs as the kernel shows them;
 //! - [`manager`]: a running `sriov-manager`; [`forwarder`]: a running `dpdk-forwarder`; [`testpmd`]: DPDK on VFs;
+//! - [`pods`]: a node that gives VFs to pods;
 //! - [`xdp`]: an XDP program for an interface;
 //! - [`topology`]: the machine;
 //! - [`runner`]: boots it, runs scenarios, keeps the machine fresh;
@@ -13,6 +14,7 @@
 pub mod forwarder;
 pub mod manager;
 pub mod pci;
+pub mod pods;
 pub mod report;
 pub mod runner;
 pub mod scenario;

@@ -181,7 +181,8 @@ fn kill_strays() -> Result<()> {
 }
 
 /// The programs that scenarios start.
-const STRAYS: [&str; 5] = ["sriov-manager", "crash-manager", "dpdk-forwarder", "responder", "dpdk-testpmd"];
+const STRAYS: [&str; 6] =
+    ["sriov-manager", "crash-manager", "device-plugin", "dpdk-forwarder", "responder", "dpdk-testpmd"];
 
 const FIGURE: &str = "figure ";
 

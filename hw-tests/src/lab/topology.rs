@@ -78,7 +78,7 @@ pub fn image(shell: Option<String>) -> Image {
     Image {
         modules: modules.split(' ').collect(),
         programs,
-        own: vec!["sriov-manager", "crash-manager", "dpdk-forwarder", "responder", "ferrule"],
+        own: vec!["sriov-manager", "crash-manager", "device-plugin", "dpdk-forwarder", "responder", "ferrule"],
         shell,
     }
 }

@@ -97,9 +97,15 @@ impl Client {
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let next = NextHop::new(self.manager.get().await?);
         let asked = next.request(message, self.wanted.files(), self.timeout).await;
-        if asked.as_ref().is_err_and(|status| status.code() == Code::PermissionDenied) {
-            // The manager has a new certificate, perhaps.
-            self.manager.renew().await;
+        if let Err(error) = &asked {
+            if let Some(made) = error.made.clone().filter(|_| known.is_none()) {
+                // It says no more than the error does.
+                let _ = next.close(*made, self.wanted.files(), self.timeout).await;
+            }
+            if error.status.code() == Code::PermissionDenied {
+                // The manager has a new certificate, perhaps.
+                self.manager.renew().await;
+            }
         }
         Ok((next, asked?))
     }

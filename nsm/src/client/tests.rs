@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{Client, Wanted};
 use crate::identity::IdentitySource;
 use crate::proto::connection::{Connection, State};
-use crate::test_mesh::{DEADLINE, Mesh, first, patient, way};
+use crate::test_mesh::{DEADLINE, Manner, Mesh, first, patient, way};
 use crate::transport::KeptConnection;
 
 /// A client that runs.
@@ -48,7 +48,7 @@ async fn it_connects_as_soon_as_it_can_and_closes_at_the_end() {
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
     let mut client = Running::new(&mesh);
     // There is no forwarder yet: it goes on asking.
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let connection = client.until(goes_through("fwd")).await;
     assert_eq!(connection.id, "nsc-0");
     assert_eq!(connection.mechanism.as_ref().unwrap().parameters["name"], "nsm-1");
@@ -62,20 +62,20 @@ async fn it_connects_as_soon_as_it_can_and_closes_at_the_end() {
 async fn it_heals_when_its_forwarder_comes_back_or_another_comes() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let mut client = Running::new(&mesh);
     let before = client.until(goes_through("fwd")).await;
     mesh.kill("fwd").await;
     client.until(|connection| connection.state() == State::Down).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let after = client.until(goes_through("fwd")).await;
     assert_eq!(way(&after)[..2], way(&before)[..2]);
     mesh.kill("fwd").await;
-    mesh.forwarder("other", false).await;
+    mesh.forwarder("other", Manner::Honest).await;
     client.until(goes_through("other")).await;
     // A new certificate of the manager's does not keep it from healing.
     mesh.rotate("nsmgr");
     mesh.kill("other").await;
-    mesh.forwarder("third", false).await;
+    mesh.forwarder("third", Manner::Honest).await;
     client.until(goes_through("third")).await;
 }

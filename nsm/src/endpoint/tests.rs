@@ -71,7 +71,9 @@ fn first(id: &str) -> Connection {
 async fn ask(hop: &NextHop, connection: Connection, kind: &str) -> Result<Connection, Status> {
     let mechanism_preferences =
         vec![Mechanism { cls: "LOCAL".to_owned(), r#type: kind.to_owned(), ..Mechanism::default() }];
-    hop.request(NetworkServiceRequest { connection: Some(connection), mechanism_preferences }, &[], DEADLINE).await
+    Ok(hop
+        .request(NetworkServiceRequest { connection: Some(connection), mechanism_preferences }, &[], DEADLINE)
+        .await?)
 }
 
 #[tokio::test]

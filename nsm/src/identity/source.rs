@@ -32,7 +32,8 @@ impl IdentitySource {
         self.0.borrow().clone()
     }
 
-    /// Waits for one that [`Self::current`] of this value, or an earlier call, has not shown, and gives it. `None`: none will come.
+    /// Waits for the next one, and gives it. One that was set after the last call, or after this value was made, counts. `None`: none
+    /// will come.
     pub async fn next(&mut self) -> Option<Identity> {
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().clone())

@@ -122,14 +122,20 @@ impl WorkloadSocket {
 
     /// A new stream with its first identity.
     async fn first(&self) -> Result<(Streaming<X509svidResponse>, Identity), Status> {
+        let late = |_| Status::unavailable(format!("no identity came within {FIRST_TIMEOUT:?}"));
+        let (stream, response) = timeout(FIRST_TIMEOUT, self.ask()).await.map_err(late)??;
+        let identity =
+            identity(&response).map_err(|error| Status::unavailable(format!("its answer is not fit: {error}")))?;
+        Ok((stream, identity))
+    }
+
+    async fn ask(&self) -> Result<(Streaming<X509svidResponse>, X509svidResponse), Status> {
         let mut client = SpiffeWorkloadApiClient::new(self.connect().await?);
         let mut request = Request::new(X509svidRequest {});
         request.metadata_mut().insert(HEADER, MetadataValue::from_static("true"));
         let mut stream = client.fetch_x509svid(request).await?.into_inner();
         let response = stream.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))?;
-        let identity =
-            identity(&response).map_err(|error| Status::unavailable(format!("its answer is not fit: {error}")))?;
-        Ok((stream, identity))
+        Ok((stream, response))
     }
 
     pub(super) async fn connect(&self) -> Result<Channel, Status> {
@@ -218,6 +224,8 @@ fn is_final(status: &Status) -> bool {
 /// Every call has it: a proxy that is tricked into calling does not.
 pub(super) const HEADER: &str = "workload.spiffe.io";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An attestor may take its time.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 

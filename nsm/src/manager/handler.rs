@@ -79,24 +79,34 @@ impl Manager {
 
     /// Calls a forwarder over the connection of last time, or a new one. The old one shows an old certificate when the forwarder has a
     /// new one, with which its tokens for others are signed: what is denied there is asked for again over a new one.
+    /// What a first call has made though its answer is not believed is closed again.
     async fn call(
         &self,
         forwarder: &FoundEndpoint,
         message: NetworkServiceRequest,
         files: &[Arc<OwnedFd>],
+        is_first: bool,
         until: Instant,
     ) -> Result<(NextHop, Connection), Status> {
         let left = || until.saturating_duration_since(Instant::now());
         let id = message.connection.as_ref().map_or("", |connection| &connection.id);
         if let Some(next) = self.kept_hop(id, forwarder) {
             match next.request(message.clone(), files, left()).await {
-                Err(status) if status.code() == Code::PermissionDenied => {}
+                Err(error) if error.status.code() == Code::PermissionDenied => {}
                 asked => return Ok((next, asked?)),
             }
         }
         let next = self.dial(forwarder).await?;
-        let answer = next.request(message, files, left()).await?;
-        Ok((next, answer))
+        match next.request(message, files, left()).await {
+            Ok(answer) => Ok((next, answer)),
+            Err(error) => {
+                if let Some(made) = error.made.filter(|_| is_first) {
+                    // It says no more than the error does.
+                    let _ = next.close(*made, files, left()).await;
+                }
+                Err(error.status)
+            }
+        }
     }
 
     async fn dial(&self, forwarder: &FoundEndpoint) -> Result<NextHop, Status> {
@@ -121,7 +131,7 @@ impl Manager {
             // What another forwarder has made is nothing to this one.
             connection.mechanism = None;
         }
-        let (next, answer) = self.call(forwarder, message, &files.all(), until).await?;
+        let (next, answer) = self.call(forwarder, message, &files.all(), call.known.is_none(), until).await?;
         let before = self.follow(forwarder, next, files.all(), &answer, &call.monitor);
         if let (Some(before), Some(known)) = (before, &call.known)
             && before.forwarder != forwarder.endpoint.name

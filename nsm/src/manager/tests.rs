@@ -8,13 +8,13 @@ use crate::monitor::Follower;
 use crate::proto::connection::{Connection, State};
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::service::INODE_URL;
-use crate::test_mesh::{DEADLINE, Mesh, first, mechanism, way};
+use crate::test_mesh::{DEADLINE, Manner, Mesh, first, mechanism, way};
 
 #[tokio::test]
 async fn a_connection_goes_through_the_whole_mesh_and_is_given_back() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let client = mesh.client().await;
     // That the answer is taken at all says that every token of its path is for the next process.
     let answer = mesh.ask(&client, first("a")).await.unwrap();
@@ -36,15 +36,15 @@ async fn the_next_forwarder_is_taken_when_one_refuses() {
     let client = mesh.client().await;
     let none = mesh.ask(&client, first("a")).await.unwrap_err();
     assert!(none.message().starts_with("no candidates found"), "{none}");
-    mesh.forwarder("a-fwd", true).await;
-    mesh.forwarder("b-fwd", true).await;
+    mesh.forwarder("a-fwd", Manner::Refuses).await;
+    mesh.forwarder("b-fwd", Manner::Refuses).await;
     let refused = mesh.ask(&client, first("a")).await.unwrap_err();
     assert_eq!(
         refused.message(),
         "1. An error during select forwarder b-fwd --> no token ID provided: \
          0. An error during select forwarder a-fwd --> no token ID provided: all forwarders have failed"
     );
-    mesh.forwarder("c-fwd", false).await;
+    mesh.forwarder("c-fwd", Manner::Honest).await;
     let answer = mesh.ask(&client, first("a")).await.unwrap();
     assert_eq!(way(&answer)[2].0, "c-fwd");
     let unknown = Connection { network_service: "dns".to_owned(), ..first("x") };
@@ -55,7 +55,7 @@ async fn the_next_forwarder_is_taken_when_one_refuses() {
 async fn a_client_learns_that_its_forwarder_is_gone_and_heals_when_it_is_back_or_with_another() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let client = mesh.client().await;
     let mut answer = mesh.ask(&client, first("a")).await.unwrap();
     for successor in ["fwd", "other"] {
@@ -67,7 +67,7 @@ async fn a_client_learns_that_its_forwarder_is_gone_and_heals_when_it_is_back_or
         let down = timeout(DEADLINE, async { while told.recv().await.expect("more").state() != State::Down {} });
         down.await.expect("it is told");
         following.abort();
-        mesh.forwarder(successor, false).await;
+        mesh.forwarder(successor, Manner::Honest).await;
         answer = timeout(DEADLINE, mesh.ask(&client, answer)).await.expect("an answer").unwrap();
         assert_eq!(way(&answer)[2].0, successor);
     }
@@ -78,7 +78,7 @@ async fn a_client_learns_that_its_forwarder_is_gone_and_heals_when_it_is_back_or
 async fn connections_go_on_when_one_process_after_the_other_gets_a_new_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let mut answer = mesh.ask(&mesh.client().await, first("a")).await.unwrap();
     for name in ["fwd", "nse", "nsmgr"] {
         mesh.rotate(name);
@@ -90,10 +90,23 @@ async fn connections_go_on_when_one_process_after_the_other_gets_a_new_certifica
 }
 
 #[tokio::test]
+async fn what_a_forwarder_has_made_is_closed_when_its_answer_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::with_endpoint(directory.path()).await;
+    mesh.forwarder("a-liar", Manner::Lies).await;
+    let client = mesh.client().await;
+    let refused = mesh.ask(&client, first("a")).await.unwrap_err();
+    assert!(refused.message().contains("the token of path segment 3"), "{refused}");
+    mesh.forwarder("fwd", Manner::Honest).await;
+    // There are two addresses, and the liar has given them back.
+    assert_eq!(way(&mesh.ask(&client, first("b")).await.unwrap())[2].0, "fwd");
+}
+
+#[tokio::test]
 async fn a_new_choice_begins_anew() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let client = mesh.client().await;
     let answer = mesh.ask(&client, first("a")).await.unwrap();
     let mut again = Connection { mechanism: None, ..answer.clone() };
@@ -107,13 +120,13 @@ async fn a_new_choice_begins_anew() {
 async fn a_call_whose_namespace_does_not_come_is_refused_soon() {
     let directory = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::with_endpoint(directory.path()).await;
-    mesh.forwarder("fwd", false).await;
+    mesh.forwarder("fwd", Manner::Honest).await;
     let client = mesh.client().await;
     for url in ["inode://4/1", "file:///proc/1/ns/net"] {
         let mechanism_preferences = vec![mechanism([(INODE_URL.to_owned(), url.to_owned())].into())];
         let message = NetworkServiceRequest { connection: Some(first("a")), mechanism_preferences };
         let refused = client.request(message, &[], DEADLINE).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert_eq!(refused.status.code(), Code::InvalidArgument, "{}", refused.status);
     }
     mesh.ask(&client, first("a")).await.unwrap();
 }

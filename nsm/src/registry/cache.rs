@@ -55,7 +55,7 @@ impl RegistryCache {
 
     async fn follow_endpoints(&self) -> Result<(), Status> {
         let all = NetworkServiceEndpoint::default;
-        let (connection, mut stream) = self.client.stream_endpoints(all(), true).await?;
+        let (connection, mut stream) = self.client.within(self.client.stream_endpoints(all(), true)).await?;
         // Nothing in the stream says where what there is ends: an answer to the same question does.
         let mut first = std::pin::pin!(self.client.find_endpoints(all()));
         let mut is_first_due = true;
@@ -79,7 +79,7 @@ impl RegistryCache {
 
     async fn follow_services(&self) -> Result<(), Status> {
         let all = NetworkService::default;
-        let (_connection, mut stream) = self.client.stream_services(all(), true).await?;
+        let (_connection, mut stream) = self.client.within(self.client.stream_services(all(), true)).await?;
         let mut first = std::pin::pin!(self.client.find_services(all()));
         let mut is_first_due = true;
         loop {

@@ -143,7 +143,7 @@ impl RegistryClient {
         self.timeout
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    pub(super) async fn within<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
         let late = || Status::deadline_exceeded(format!("the registry has not answered within {:?}", self.timeout));
         timeout(self.timeout, call).await.unwrap_or_else(|_| Err(late()))
     }

@@ -63,7 +63,8 @@ impl Entered {
     pub fn check(headers: &MetadataMap, peer: &Peer, lifetime: Duration, now: SystemTime) -> Result<Self, Status> {
         let missing = || Denied::Token(0, TokenError::Missing);
         let mut path = RegistryPath::read(headers).ok_or_else(missing)?;
-        let theirs = Token::from_headers(headers).map_err(|error| Denied::Token(path.index as usize, error))?;
+        let theirs = Token::from_headers(headers, peer.certificate())
+            .map_err(|error| Denied::Token(path.index as usize, error))?;
         let theirs = theirs.ok_or_else(missing)?;
         let ours = Token::sign(peer.svid(), peer.certificate().id(), lifetime, now);
         let place = path.enter(theirs.text, ours.text.clone())?;

@@ -17,5 +17,5 @@ mod tests;
 pub use handler::{Call, Handler};
 pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
-pub use next_hop::NextHop;
+pub use next_hop::{NextHop, NotMade};
 pub use server::ConnectionServer;

@@ -36,19 +36,27 @@ impl NextHop {
         message: NetworkServiceRequest,
         files: &[Arc<OwnedFd>],
         limit: Duration,
-    ) -> Result<Connection, Status> {
+    ) -> Result<Connection, NotMade> {
+        let refused = |status| NotMade { status, made: None };
         let asked = message.connection.as_ref().map(|asked| (asked.id.clone(), index(asked)));
-        let (id, own) = asked.ok_or_else(|| Status::internal("a request without a connection"))?;
-        self.pass(files)?;
-        let answer = within(limit, self.client().request(with_limit(message, limit))).await?.into_inner();
-        check_connection(&answer)?;
-        if answer.id != id || index(&answer) != own {
-            let callee = self.0.peer().certificate().id();
-            return Err(Status::internal(format!("{callee} has answered for another connection than {id}")));
+        let (id, own) = asked.ok_or_else(|| refused(Status::internal("a request without a connection")))?;
+        self.pass(files).map_err(refused)?;
+        let answer =
+            within(limit, self.client().request(with_limit(message, limit))).await.map_err(refused)?.into_inner();
+        match self.check(&answer, &id, own) {
+            Ok(()) => Ok(answer),
+            Err(status) => Err(NotMade { status, made: ours(answer, id, own).map(Box::new) }),
+        }
+    }
+
+    fn check(&self, answer: &Connection, id: &str, own: usize) -> Result<(), Status> {
+        check_connection(answer)?;
+        let callee = self.0.peer().certificate();
+        if answer.id != id || index(answer) != own {
+            return Err(Status::internal(format!("{} has answered for another connection than {id}", callee.id())));
         }
         let path = answer.path.clone().unwrap_or_default();
-        check_callee(&path, own, self.0.peer().certificate(), SystemTime::now())?;
-        Ok(answer)
+        Ok(check_callee(&path, own, callee, SystemTime::now())?)
     }
 
     /// Closes a connection, whose id and index are ours.
@@ -67,6 +75,29 @@ impl NextHop {
     fn client(&self) -> NetworkServiceClient<Calls> {
         NetworkServiceClient::new(self.0.calls()).max_decoding_message_size(MESSAGE_MAX)
     }
+}
+
+/// A connection that cannot be used.
+#[derive(Clone, Debug)]
+pub struct NotMade {
+    /// Why.
+    pub status: Status,
+    /// What the next process has made all the same, and whose answer is not believed: a new one must be closed there.
+    pub made: Option<Box<Connection>>,
+}
+
+impl From<NotMade> for Status {
+    fn from(error: NotMade) -> Self {
+        error.status
+    }
+}
+
+/// What an answer calls the connection, in our place: the ids behind us are known from there only.
+fn ours(mut answer: Connection, id: String, own: usize) -> Option<Connection> {
+    check_connection(&answer).ok()?;
+    answer.id = id;
+    answer.path.as_mut()?.index = u32::try_from(own).ok()?;
+    Some(answer)
 }
 
 fn index(connection: &Connection) -> usize {

@@ -104,7 +104,7 @@ impl<H: Handler> Serving<H> {
     fn enter<T>(&self, request: &Request<T>) -> Result<Incoming, Status> {
         let peer = request.extensions().get::<Peer>();
         let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no certificate"))?.clone();
-        let theirs = Token::from_headers(request.metadata());
+        let theirs = Token::from_headers(request.metadata(), peer.certificate());
         let theirs = theirs.map_err(|error| Status::permission_denied(format!("no sufficient privileges: {error}")))?;
         let now = SystemTime::now();
         let ours = Token::sign(peer.svid(), peer.certificate().id(), self.token_lifetime, now);

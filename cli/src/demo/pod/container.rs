@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
 use ferrule_ffi::netns::NetNs;
 use ferrule_kubelet::v1beta1::Mount;
@@ -23,10 +22,9 @@ pub(super) struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// Starts a program in it.
-    pub(super) fn spawn(self, mut command: Command) -> io::Result<Child> {
+    /// Runs `work` in it, on a thread of its own; a process that it starts stays there.
+    pub(super) fn run<T: Send>(self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         let Self { netns, mounts, files } = self;
-        // On a thread of its own, whose namespaces the child has.
         netns.run(move || {
             let contents: Vec<_> = files.iter().map(fs::read).collect::<io::Result<_>>()?;
             unshare(CloneFlags::CLONE_NEWNS)?;
@@ -43,7 +41,7 @@ impl Container<'_> {
             for (mount, source) in mounts.iter().zip(sources) {
                 bind(&source, mount)?;
             }
-            command.spawn()
+            work()
         })?
     }
 }

@@ -44,9 +44,9 @@ impl<'a> DemoNode<'a> {
     }
 
     /// Admits a pod's only container, as a kubelet does, and asks the plugin before its start.
-    pub(super) fn run_pod(&self, pod: &str) -> Result<ContainerAllocateResponse, String> {
+    pub(super) fn run_pod(&self, pod: &str, resource: &str) -> Result<ContainerAllocateResponse, String> {
         let admitted = async {
-            let answer = self.kubelet.admit(pod, CONTAINER, RESOURCE, 1).await?;
+            let answer = self.kubelet.admit(pod, CONTAINER, resource, 1).await?;
             self.kubelet.start_container(pod, CONTAINER).await?;
             Ok(answer)
         };
@@ -59,9 +59,9 @@ impl<'a> DemoNode<'a> {
         answer.map(|answer| answer.wires).map_err(|error| self.forwarder.error(&error.to_string()))
     }
 
-    /// Devices of the resource that the kubelet may give away.
+    /// Devices that the kubelet may give away.
     pub(super) fn healthy(&self) -> Vec<String> {
-        self.kubelet.healthy(RESOURCE).into_iter().collect()
+        RESOURCES.iter().flat_map(|resource| self.kubelet.healthy(resource)).collect()
     }
 
     /// An error of a step, with what the plugin logged.
@@ -99,6 +99,8 @@ fn plugin_launch(testbed: &Testbed, program: PathBuf) -> Result<Launch, DemoErro
         ("--forwarder", plan::admin_socket(testbed)),
         ("--software-dir", directory.join("software")),
         ("--manager", directory.join("vf.sock")),
+        // Not that of a plugin which serves this machine.
+        ("--socket", directory.join("device-plugin.sock")),
         ("--plugins", directory.join(PLUGINS)),
         ("--pod-resources", directory.join(PODS).join(KUBELET_SOCKET)),
         ("--state", directory.join("state")),
@@ -112,14 +114,19 @@ fn plugin_launch(testbed: &Testbed, program: PathBuf) -> Result<Launch, DemoErro
     Ok(Launch { name: "device-plugin", program, arguments })
 }
 
-/// What pods ask for.
-pub(super) const RESOURCE: &str = "example.com/port";
-/// Where a container finds what it was given.
-pub(super) const VARIABLE: &str = "PCIDEVICE_EXAMPLE_COM_PORT";
-const CONFIG: &str = r#"{"resourceList": [{"resourcePrefix": "example.com", "resourceName": "port", "software": 4}]}
+/// What pods ask for: a memif socket.
+pub(super) const PORT: &str = "example.com/port";
+/// And what those do that run virtual machines: a vhost-user socket.
+pub(super) const GUEST: &str = "example.com/guest";
+/// Both.
+pub(super) const RESOURCES: [&str; 2] = [PORT, GUEST];
+const CONFIG: &str = r#"{"resourceList": [
+  {"resourcePrefix": "example.com", "resourceName": "port", "software": 4},
+  {"resourcePrefix": "example.com", "resourceName": "guest", "software": {"count": 2, "kind": "vhost-user"}}
+]}
 "#;
 /// As many as the configuration says.
-pub(super) const ENDPOINTS: usize = 4;
+pub(super) const ENDPOINTS: usize = 6;
 const CONTAINER: &str = "sidecar";
 const PLUGIN_POD: &str = "device-plugin";
 const PLUGINS: &str = "device-plugins";

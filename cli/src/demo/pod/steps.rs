@@ -11,7 +11,8 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use super::container::Container;
-use super::node::{DemoNode, ENDPOINTS, RESOURCE, VARIABLE};
+use super::guests::Guests;
+use super::node::{DemoNode, ENDPOINTS, GUEST, PORT, RESOURCES};
 use super::report::PodReport;
 use crate::admin::proto::Wire;
 use crate::demo::daemon::{Daemon, beside_us};
@@ -57,6 +58,7 @@ fn perform(
     let pods = show.run_pods(&mut node)?;
     show.wire(&mut node)?;
     show.ping(&mut node)?;
+    show.guests(&mut node)?;
     show.end_pods(&mut node, pods)?;
     progress.say("stopping device-plugin and dpdk-forwarder");
     node.stop()
@@ -77,7 +79,8 @@ impl PodDemo<'_> {
         let problem = format!("the kubelet was not told of {ENDPOINTS} healthy devices");
         self.until(node, "advertised", &problem, |node| Ok(node.healthy().len() == ENDPOINTS))?;
         let ids = node.healthy().join(", ");
-        self.report.good("registered", format!("device-plugin registered {RESOURCE} with the kubelet's stand-in"));
+        let resources = RESOURCES.join(" and ");
+        self.report.good("registered", format!("device-plugin registered {resources} with the kubelet's stand-in"));
         self.report.good("advertised", format!("{ENDPOINTS} devices: {ids}"));
         Ok(())
     }
@@ -85,10 +88,10 @@ impl PodDemo<'_> {
     /// Each gets an endpoint, and an interface in its namespace from the sidecar.
     fn run_pods(&mut self, node: &mut DemoNode<'_>) -> Result<[Daemon; 2], DemoError> {
         let mut run = |side: usize| {
-            let Pod { step, name, process } = PODS[side];
+            let (Pod { step, name }, process) = (PODS[side], SIDECARS[side]);
             self.stop.check()?;
-            self.progress.say(format_args!("pod {name} asks the kubelet for one {RESOURCE}"));
-            let given = node.run_pod(name).map_err(|problem: String| node.failed(step, &problem))?;
+            self.progress.say(format_args!("pod {name} asks the kubelet for one {PORT}"));
+            let given = node.run_pod(name, PORT).map_err(|problem: String| node.failed(step, &problem))?;
             let socket = socket_of(&given).map_err(|problem: String| node.failed(step, &problem))?;
             let file = format!(
                 "workers: [{}]\nsocket: {}\nwires:\n  - name: net1\n    ends:\n      - kernel: {{ name: {INTERFACE}, \
@@ -103,7 +106,8 @@ impl PodDemo<'_> {
                 mounts: &given.mounts,
                 files: vec![self.testbed.directory().join(format!("{process}.yaml"))],
             };
-            let sidecar = Daemon::start(launch, self.testbed, self.stop, |command| container.spawn(command))?;
+            let sidecar =
+                Daemon::start(launch, self.testbed, self.stop, |mut command| container.run(move || command.spawn()))?;
             self.report.good(step, told(&given));
             Ok::<_, DemoError>(sidecar)
         };
@@ -146,6 +150,31 @@ impl PodDemo<'_> {
             return Err(node.failed("frames", &format!("{there} there, {back} back, {drops} dropped by the forwarder")));
         }
         self.report.good("frames", format!("the forwarder counted {there} there, {back} back, {drops} dropped"));
+        Ok(())
+    }
+
+    /// Two more pods, which have no kernel interface. They are deleted with the next one.
+    fn guests(&mut self, node: &mut DemoNode<'_>) -> Result<(), DemoError> {
+        let mut run = |Pod { step, name }: Pod| {
+            self.stop.check()?;
+            self.progress.say(format_args!("pod {name} asks the kubelet for one {GUEST}"));
+            let given = node.run_pod(name, GUEST).map_err(|problem: String| node.failed(step, &problem))?;
+            let socket = socket_of(&given).map_err(|problem: String| node.failed(step, &problem))?;
+            self.report.good(step, told(&given));
+            Ok::<_, DemoError>((given, socket))
+        };
+        let given = [run(GUESTS[0])?, run(GUESTS[1])?];
+        let exchanged = Guests::open(self.testbed, &given).and_then(|mut guests| guests.exchange());
+        let seen = exchanged.map_err(|problem| node.failed("vhost-user", &problem))?;
+        self.report.good("vhost-user", format!("three and four: {seen}"));
+        // A pod that was never listed may be one that starts.
+        self.until(node, "pod three", "their wire does not name both pods", |node| {
+            let names = GUESTS.map(|guest| format!("default/{}", guest.name));
+            Ok(node.wires()?.iter().any(|wire| holders(wire) == names))
+        })?;
+        for guest in GUESTS {
+            node.kubelet.end_pod(guest.name);
+        }
         Ok(())
     }
 
@@ -202,29 +231,29 @@ impl PodDemo<'_> {
 struct Pod {
     step: &'static str,
     name: &'static str,
-    process: &'static str,
 }
 
-const PODS: [Pod; 2] = [
-    Pod { step: "pod one", name: "one", process: "pod-one" },
-    Pod { step: "pod two", name: "two", process: "pod-two" },
-];
+const PODS: [Pod; 2] = [Pod { step: "pod one", name: "one" }, Pod { step: "pod two", name: "two" }];
+/// Their processes.
+const SIDECARS: [&str; 2] = ["pod-one", "pod-two"];
+const GUESTS: [Pod; 2] = [Pod { step: "pod three", name: "three" }, Pod { step: "pod four", name: "four" }];
 
 /// What `..._INFO` says of a device.
 #[derive(Deserialize)]
 struct Info {
-    memif: Memif,
+    #[serde(alias = "vhost-user")]
+    memif: SocketInfo,
 }
 
 #[derive(Deserialize)]
-struct Memif {
+struct SocketInfo {
     path: String,
 }
 
 /// The socket, as a program in the container finds it.
 fn socket_of(given: &ContainerAllocateResponse) -> Result<String, String> {
-    let variable = format!("{VARIABLE}_INFO");
-    let text = given.envs.get(&variable).ok_or_else(|| format!("its environment has no {variable}"))?;
+    let info = given.envs.iter().find(|(name, _)| name.starts_with(VARIABLES) && name.ends_with("_INFO"));
+    let (variable, text) = info.ok_or_else(|| format!("its environment has no {VARIABLES}.._INFO"))?;
     let info: BTreeMap<String, Info> = serde_json::from_str(text).map_err(|error| format!("{variable}: {error}"))?;
     info.into_values().next().map(|info| info.memif.path).ok_or_else(|| format!("{variable} tells of no device"))
 }
@@ -251,6 +280,8 @@ fn address(side: usize) -> IpAddr {
 
 /// As the kubelet lists them.
 const BOTH: [&str; 2] = ["default/one", "default/two"];
+/// What the names of variables begin with.
+const VARIABLES: &str = "PCIDEVICE_EXAMPLE_COM_";
 /// As CNI plugins call a second interface.
 const INTERFACE: &str = "net1";
 /// A machine with other work must not exhaust it.
@@ -264,12 +295,15 @@ mod tests {
     #[test]
     fn a_socket_is_found_as_a_program_in_the_pod_finds_it() {
         let mut given = ContainerAllocateResponse::default();
-        assert!(socket_of(&given).unwrap_err().contains("has no PCIDEVICE_EXAMPLE_COM_PORT_INFO"));
+        assert!(socket_of(&given).unwrap_err().contains("has no PCIDEVICE_EXAMPLE_COM_.._INFO"));
+        let variable = "PCIDEVICE_EXAMPLE_COM_PORT_INFO";
         let info =
             r#"{"soft-port-0":{"generic":{"deviceID":"soft-port-0"},"memif":{"path":"/a.sock","role":"client"}}}"#;
-        given.envs.insert(format!("{VARIABLE}_INFO"), info.into());
+        given.envs.insert(variable.to_owned(), info.into());
         assert_eq!(socket_of(&given).unwrap(), "/a.sock");
-        given.envs.insert(format!("{VARIABLE}_INFO"), "{}".into());
+        given.envs.insert(variable.to_owned(), info.replace("memif", "vhost-user"));
+        assert_eq!(socket_of(&given).unwrap(), "/a.sock");
+        given.envs.insert(variable.to_owned(), "{}".into());
         assert!(socket_of(&given).unwrap_err().contains("no device"));
     }
 }

@@ -142,6 +142,15 @@ impl Devices {
         self.resources.get(resource).map_or(0, |resource| resource.open.len())
     }
 
+    /// The number of the list that was opened last; none: none is open.
+    pub fn newest_list(&self, resource: &str) -> Option<u64> {
+        self.resources.get(resource)?.open.last().copied()
+    }
+
+    pub fn has_list(&self, resource: &str, list: Option<u64>) -> bool {
+        list.is_some_and(|list| self.resources.get(resource).is_some_and(|resource| resource.open.contains(&list)))
+    }
+
     pub fn counts(&self, resource: &str) -> Option<Counts> {
         let capacity = self.resources.get(resource)?.devices.len();
         Some(Counts { capacity, allocatable: self.healthy(resource).len() })

@@ -19,10 +19,20 @@ pub(super) fn make(spec: &VfSpec, context: &DeviceContext) -> Result<MadeDevice,
     let name = lease_name(&context.wire, context.end);
     let borrowed = leases().borrow(&name, spec);
     let (lease, vf) = borrowed.map_err(|error| spec.error("borrow", error.to_string(), error.cure()))?;
+    if vf.vendor == MELLANOX {
+        let reason = format!(
+            "{} is of NVIDIA (Mellanox), and DPDK polls these by the kernel's driver, not by vfio-pci",
+            vf.address
+        );
+        return Err(spec.error("open", reason, "choose a VF of another NIC"));
+    }
     let (port, rings) = open(eal, &vf.address, (spec.queues, spec.mtu), context).map_err(|error| {
         let cure = match error.call {
             POOL_CALL => RAISE_MEMORY,
-            "rte_dev_probe" => "see that DPDK's driver for it is installed, and that its VFIO group may be opened",
+            "rte_dev_probe" => {
+                "see that DPDK's driver for it is installed, that its VFIO group may be opened, and that all of `dpdk.memory` may be locked \
+                 (LimitMEMLOCK=infinity, or the capability IPC_LOCK)"
+            }
             _ => "choose what the VF can, or another VF",
         };
         spec.error("open", format!("{} ({}): {}", error.call, vf.address, error.cause), cure)
@@ -81,10 +91,12 @@ impl LinkWatch {
     }
 }
 
+/// PCI vendor id.
+const MELLANOX: u32 = 0x15b3;
 /// Why it is closed.
 const NO_LINK: &str = "its link is down, as after a reset of its PF: it is opened anew";
 /// A VF that was opened while its PF was being reset may never have a link.
-const DOWN_MAX: Duration = Duration::from_secs(30);
+const DOWN_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -95,9 +107,9 @@ mod tests {
         let began = Instant::now();
         let mut link = LinkWatch::new(began);
         let mut look = |state, seconds| link.is_to_be_opened_anew(state, began + Duration::from_secs(seconds));
-        assert!(!look(LinkState::Down, 1) && !look(LinkState::Down, 29) && look(LinkState::Down, 30));
+        assert!(!look(LinkState::Down, 1) && !look(LinkState::Down, 9) && look(LinkState::Down, 10));
         assert!(!look(LinkState::Unknown, 31), "we have brought it down");
-        assert!(!look(LinkState::Down, 60) && look(LinkState::Down, 61));
+        assert!(!look(LinkState::Down, 40) && look(LinkState::Down, 41));
         assert!(!look(LinkState::Up, 62) && look(LinkState::Down, 63));
     }
 }

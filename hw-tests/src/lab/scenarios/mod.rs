@@ -7,6 +7,7 @@
 //! - `node`: what happens to a node while VFs are lent;
 //! - `service`: the manager as a service of the node: stopped, started twice, on a disk that is only to be read;
 //! - `crashes`: the manager killed at every point of its work;
+//! - `pods`: VFs that pods get by the device plugin;
 //! - `reboots`: leases after a power cut;
 //! - `wires`: VFs polled by the forwarder.
 
@@ -16,6 +17,7 @@ mod hardware;
 mod holders;
 mod leases;
 mod node;
+mod pods;
 mod reboots;
 mod service;
 mod wires;
@@ -60,6 +62,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_disk_that_is_only_to_be_read_shows_everything_and_lends_nothing", &[service::read_only_disk]),
     Scenario::new("a_lease_ends_with_the_network_namespace_that_it_is_for", &[service::until_namespace]),
     Scenario::new("a_full_disk_shows_everything_lends_nothing_and_loses_nothing", &[node::full_disk]),
+    Scenario::new("pods_get_the_vfs_of_one_pool_on_two_drivers_in_turn", &[pods::in_turn])
+        .within(Duration::from_mins(5)),
+    Scenario::new("a_kubelet_is_answered_and_told_soon", &[pods::times]).within(Duration::from_mins(5)),
+    Scenario::new("killed_plugins_a_full_disk_and_a_manager_away_cost_no_pod", &[pods::mishaps])
+        .within(Duration::from_mins(8)),
     Scenario::new("frames_cross_between_a_vf_and_memif_a_namespace_and_vhost_user", &[wires::frames_cross])
         .within(Duration::from_mins(6)),
     Scenario::new("frames_cross_between_two_vfs_of_one_pf", &[wires::vf_to_vf]).within(Duration::from_mins(6)),

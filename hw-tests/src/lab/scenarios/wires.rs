@@ -339,7 +339,9 @@ fn responder(socket: &str) -> Process {
 fn virtio_user(socket: &str, mac: &str) -> Result<Process> {
     let testpmd = program("dpdk-testpmd").map_err(|_| Lacks("dpdk-testpmd (apt-get install dpdk-dev)".to_owned()))?;
     let mut command = Command::new("stdbuf");
-    command.arg("-oL").arg(testpmd).args(["--in-memory", "--no-telemetry", "--no-pci", "--lcores", "0@1,1@0"]);
+    // Without hugepages one file is all of its memory: of more than eight it can tell nobody.
+    command.arg("-oL").arg(testpmd).args(["--no-huge", "-m", "64", "--no-shconf", "--no-telemetry", "--no-pci"]);
+    command.args(["--lcores", "0@1,1@0"]);
     command.arg(format!("--vdev=net_virtio_user0,path={socket},mac={mac}"));
     command.args(["--", "-i", "--total-num-mbufs=4096", "--forward-mode=icmpecho", "--auto-start"]);
     let process = Process::start(&mut command);
