@@ -119,7 +119,9 @@ fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
     // Nobody is at its other end, as while a driver hangs with the lock that the answer needs.
     add_netdev(&node, pf, "a0", &[]);
     let ports = ["ens1f0", "a0"].map(|netdev| node.sysfs().file(pf, "net").join(netdev).join("phys_port_name"));
-    ports.iter().for_each(|port| mkfifo(port, Mode::S_IRWXU).unwrap());
+    for port in &ports {
+        mkfifo(port, Mode::S_IRWXU).unwrap();
+    }
     let (done, asked) = mpsc::channel();
     let (asking, beside) = (vfs.clone(), Arc::clone(&node));
     thread::spawn(move || {
@@ -134,7 +136,9 @@ fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
     // In any order.
     let telling =
         ports.into_iter().zip(["p0\n", "pf0vf0\n"]).map(|(port, name)| thread::spawn(move || fs::write(port, name)));
-    telling.collect::<Vec<_>>().into_iter().for_each(|told| told.join().unwrap().unwrap());
+    for told in telling.collect::<Vec<_>>() {
+        told.join().unwrap().unwrap();
+    }
     let deadline = Instant::now() + Duration::from_secs(10);
     while node.sysfs().interface(pf).is_none() {
         assert!(Instant::now() < deadline, "it has told");
