@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -17,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::api;
 use crate::config::PoliciesFile;
@@ -217,7 +218,9 @@ fn follow(
     // A number of VFs may take minutes, and leases end meanwhile.
     let (end, ender) = worker(&vfs, "ends", Vfs::release_ended)?;
     let work = move || {
-        vfs.recover();
+        while !ends_whole("start", || vfs.recover()) && !is_over(*phase.borrow()) {
+            thread::sleep(START_AGAIN);
+        }
         let (mut left, mut ends) = (rescan, ENDS_EVERY);
         while !is_over(*phase.borrow()) {
             // Short, so that a stop is seen.
@@ -235,7 +238,7 @@ fn follow(
             (left, ends) = (left.saturating_sub(timeout), ends.saturating_sub(timeout));
             let is_due = heard || vfs.take_returned() || left.is_zero();
             if is_due {
-                vfs.look();
+                ends_whole("look", || vfs.look());
                 left = rescan;
             }
             let may_end = ends.is_zero() && vfs.has_leases_that_end();
@@ -251,19 +254,31 @@ fn follow(
             }
         }
         drop((reconcile, end));
-        // A panic there was told; here is only to be waited.
+        // Here is only to be waited.
         let _ = (reconciler.join(), ender.join());
     };
     thread::Builder::new().name("look".to_owned()).spawn(work)
 }
 
 /// A thread that does something whenever it is asked to, until nobody can ask any more.
-fn worker(vfs: &Vfs, name: &str, work: fn(&Vfs)) -> io::Result<(SyncSender<()>, JoinHandle<()>)> {
+fn worker(vfs: &Vfs, name: &'static str, work: fn(&Vfs)) -> io::Result<(SyncSender<()>, JoinHandle<()>)> {
     let (ask, asked) = sync_channel(1);
     let vfs = vfs.clone();
-    let thread = thread::Builder::new().name(name.to_owned());
-    let thread = thread.spawn(move || asked.iter().for_each(|()| work(&vfs)))?;
+    let turn = move |()| {
+        ends_whole(name, || work(&vfs));
+    };
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || asked.iter().for_each(turn))?;
     Ok((ask, thread))
+}
+
+/// Does something of which a panic ends this turn alone: nobody else would do the next one. Whatever panics leaves every fact whole,
+/// and locks nothing.
+fn ends_whole(what: &str, work: impl FnOnce()) -> bool {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    if done.is_err() {
+        error!(what, "it died of a fault of this program, told above, and is tried again");
+    }
+    done.is_ok()
 }
 
 /// Why a manager did not start, or ended early.
@@ -294,6 +309,8 @@ pub enum RunError {
 
 /// How often it is looked whether to stop.
 const LOOK_UP: Duration = Duration::from_millis(100);
+/// A start that died is tried again after so long.
+const START_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is looked whether what leases are for is gone.
 const ENDS_EVERY: Duration = Duration::from_millis(500);
 /// How long operations under way and clients may take at the end.

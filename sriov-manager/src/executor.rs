@@ -191,8 +191,13 @@ impl Executor {
     /// What the PF says of a VF and of itself.
     fn report(&self, vf: &VirtualFunction) -> Result<Asked, CallError> {
         let nothing = |report, interface| Asked { report, interface, permanent_mac: None, made_from: None };
-        let Some((netdev, interface)) = self.sysfs.interface(vf.pf) else {
-            return Ok(nothing(VfReport::NoInterface, None));
+        let (netdev, interface) = match self.sysfs.read_interface(vf.pf) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(nothing(VfReport::NoInterface, None)),
+            Err(error) => {
+                let why = format!("look for the interface of {}: {error}", vf.pf);
+                return Ok(nothing(VfReport::Untold(why), None));
+            }
         };
         let what = format!("ask {netdev} about its VFs");
         let asked =

@@ -107,15 +107,15 @@ impl fmt::Display for HostUse {
 }
 
 /// The nodes through which a process can have a VF, below `/dev`: of its VFIO group first.
-pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> Vec<PathBuf> {
+pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> io::Result<Vec<PathBuf>> {
     if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     // The group is one thing to whoever holds it, also by the device of another VF.
     let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));
     let devices = vf.vfio_device.iter().cloned().chain(members).map(|device| format!("vfio/devices/{device}"));
-    let own = devices.chain(sysfs.uio_devices(vf.address)).map(|node| Path::new("/dev").join(node));
-    group_nodes(vf).chain(own).collect()
+    let own = devices.chain(sysfs.uio_devices(vf.address)?).map(|node| Path::new("/dev").join(node));
+    Ok(group_nodes(vf).chain(own).collect())
 }
 
 /// The nodes of a VF's VFIO group, of which at most one is there.

@@ -106,7 +106,7 @@ impl Inventory {
             let Some(total_vfs) = sysfs.total_vfs(address)? else { continue };
             let pf = PhysicalFunction::read(sysfs, address, total_vfs)?;
             for (&index, &vf) in &pf.vfs {
-                let read = VirtualFunction::read(sysfs, address, index, vf, before.vfs.get(&vf));
+                let read = VirtualFunction::read(sysfs, address, index, vf, before.vfs.get(&vf))?;
                 inventory.vfs.extend(read.map(|read| (vf, read)));
             }
             inventory.pfs.insert(address, pf);
@@ -123,7 +123,9 @@ impl Inventory {
             });
             let Some((pf, index)) = owner else { continue };
             let before = self.vfs.remove(&vf);
-            let Some(mut read) = VirtualFunction::read(sysfs, pf, index, vf, before.as_ref()) else { continue };
+            // What cannot be asked is as it was.
+            let read = VirtualFunction::read(sysfs, pf, index, vf, before.as_ref()).unwrap_or_else(|_| before.clone());
+            let Some(mut read) = read else { continue };
             // Those of an interface that is still there are told with the next look at the whole tree.
             if let Some(before) = before.filter(|before| before.function.netdevs == read.function.netdevs) {
                 read.function.altnames = before.function.altnames;
@@ -202,10 +204,16 @@ impl PhysicalFunction {
 
 impl VirtualFunction {
     /// None: it is not there.
-    fn read(sysfs: &Sysfs, pf: PciAddress, index: u32, address: PciAddress, before: Option<&Self>) -> Option<Self> {
-        let instance = sysfs.instance(address)?;
+    fn read(
+        sysfs: &Sysfs,
+        pf: PciAddress,
+        index: u32,
+        address: PciAddress,
+        before: Option<&Self>,
+    ) -> io::Result<Option<Self>> {
+        let Some(instance) = sysfs.instance(address) else { return Ok(None) };
         let before = before.filter(|before| before.instance == instance);
-        Some(Self {
+        Ok(Some(Self {
             address,
             pf,
             index,
@@ -213,10 +221,10 @@ impl VirtualFunction {
                 Some(before) => before.function.read_again(sysfs, address),
                 None => Function::read(sysfs, address),
             },
-            group_with: sysfs.group_members(address).into_iter().filter(|member| *member != address).collect(),
+            group_with: sysfs.group_members(address)?.into_iter().filter(|member| *member != address).collect(),
             vfio_device: sysfs.vfio_device(address),
             instance,
-        })
+        }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! `attribute` (what these are read from), `namespaces` (those of others).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,7 +16,7 @@ use ferrule_ffi::ethtool;
 use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, Prop};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use nix::libc;
@@ -45,7 +46,7 @@ pub trait Kernel: Send + Sync {
     fn foreign_netdev(&self, vf: PciAddress) -> Result<Option<ForeignNetdev>, NetlinkError>;
     /// Other names of the interfaces in our namespace, by their own names.
     fn altnames(&self) -> Result<BTreeMap<String, Vec<String>>, NetlinkError>;
-    /// What the host does with an interface, in words: addresses, default routes, XDP programs.
+    /// What the host does with an interface, in words: addresses, routes, XDP programs.
     fn host_uses(&self, interface: Interface) -> Result<Vec<String>, NetlinkError>;
     /// What the switch of a PF's card does; none: it has none, or its driver does not tell.
     fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError>;
@@ -157,9 +158,9 @@ impl Kernel for LiveKernel {
         let addresses = netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         uses.extend(addresses.iter().filter_map(|message| address_of(message, interface.index)));
         let routes = netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
-        if routes.iter().any(|message| is_default_route(message, interface.index)) {
-            uses.push("the default route goes over it".to_owned());
-        }
+        let routes = routes.iter().filter_map(|message| route_over(message, interface.index));
+        // One says it for all: there may be very many.
+        uses.extend(routes.min().map(|use_of| use_of.to_string()));
         let link = RouteNetlinkMessage::GetLink(numbered(interface));
         if let Some(RouteNetlinkMessage::NewLink(link)) = netlink.request(Request { message: link, flags: 0 })?
             && has_xdp(&link)
@@ -220,15 +221,37 @@ fn address_of(message: &RouteNetlinkMessage, interface: u32) -> Option<String> {
     address.map(|address| format!("it has the address {address}/{}", message.header.prefix_len))
 }
 
-fn is_default_route(message: &RouteNetlinkMessage, interface: u32) -> bool {
-    let RouteNetlinkMessage::NewRoute(route) = message else { return false };
+/// What a route that goes over an interface is. Those that the kernel makes with each address are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum RouteOver {
+    Default,
+    Other,
+}
+
+impl fmt::Display for RouteOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "the default route goes over it",
+            Self::Other => "a route goes over it",
+        })
+    }
+}
+
+fn route_over(message: &RouteNetlinkMessage, interface: u32) -> Option<RouteOver> {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return None };
     let over = |attribute: &RouteAttribute| match attribute {
         RouteAttribute::Oif(index) => *index == interface,
         RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == interface),
         _ => false,
     };
-    let is_main = route.header.table == netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN;
-    is_main && route.header.destination_prefix_length == 0 && route.attributes.iter().any(over)
+    let header = &route.header;
+    // Kernels of long ago call those of multicast, which are in the table of local ones, somebody's.
+    let is_from_kernel =
+        header.protocol == RouteProtocol::Kernel || header.table == RT_TABLE_LOCAL || header.kind != RouteType::Unicast;
+    if is_from_kernel || !route.attributes.iter().any(over) {
+        return None;
+    }
+    Some(if header.destination_prefix_length == 0 { RouteOver::Default } else { RouteOver::Other })
 }
 
 fn has_xdp(link: &LinkMessage) -> bool {
@@ -293,6 +316,9 @@ fn probe_lock(node: &Path) -> Arc<Mutex<()>> {
     let mut probed = PROBED.lock().unwrap_or_else(PoisonError::into_inner);
     Arc::clone(probed.entry(node.to_owned()).or_default())
 }
+
+/// linux/rtnetlink.h.
+const RT_TABLE_LOCAL: u8 = 255;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ferrule_ffi::netlink::NetlinkError;
 use sriov_manager_client::v1;
 use thiserror::Error;
 
@@ -33,9 +34,11 @@ pub fn explain(
     }
     let Some(vf) = inventory.find_vf(vf) else { return Err(LookError::NoSuchVf(vf.to_owned())) };
     let blocked = obstacles(sysfs, &inventory, vf, driver);
-    let mut used = match holders::processes(sysfs, &holders::nodes(sysfs, vf)) {
+    let mut used = match holders::nodes(sysfs, vf).and_then(|nodes| holders::processes(sysfs, &nodes)) {
         Ok(held) => held.into_iter().map(Reason::Held).collect(),
-        Err(error) => vec![Reason::Unknown(format!("who has it open is not known: look through /proc: {error}"))],
+        Err(error) => {
+            vec![Reason::Unknown(format!("who has it open is not known: look through /sys and /proc: {error}"))]
+        }
     };
     if let Some(kernel) = kernel {
         used.extend(use_of_interface(sysfs, kernel, vf));
@@ -45,7 +48,7 @@ pub fn explain(
 
 /// Who has the interface of a VF in another namespace, or what the host does with it here.
 fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) -> Option<Reason> {
-    let unknown = |error| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
+    let unknown = |error: NetlinkError| Some(Reason::Unknown(format!("who uses its interface is not known: {error}")));
     let makes_interface = vf.function.driver.as_deref().is_some_and(|driver| !is_userspace_driver(driver));
     if makes_interface && sysfs.netdevs(vf.address).is_empty() {
         if !sysfs.has_netdev_elsewhere(vf.address) {
@@ -58,9 +61,15 @@ fn use_of_interface(sysfs: &Sysfs, kernel: &dyn Kernel, vf: &VirtualFunction) ->
             Err(error) => unknown(error),
         };
     }
-    let (netdev, interface) = sysfs.interface(vf.address)?;
-    let mut uses: Vec<_> =
-        sysfs.upper_netdevs(vf.address, &netdev).iter().map(|upper| format!("{upper} is made of it")).collect();
+    let (netdev, interface) = match sysfs.read_interface(vf.address) {
+        Ok(found) => found?,
+        Err(error) => return unknown(error.into()),
+    };
+    let uppers = match sysfs.upper_netdevs(vf.address, &netdev) {
+        Ok(uppers) => uppers,
+        Err(error) => return unknown(error.into()),
+    };
+    let mut uses: Vec<_> = uppers.iter().map(|upper| format!("{upper} is made of it")).collect();
     match kernel.host_uses(interface) {
         Ok(more) => uses.extend(more),
         Err(error) => return unknown(error),

@@ -2,7 +2,8 @@
 //!
 //! Reading is by the crate `sysfs-class` where it serves (`docs/decisions/sysfs.md` says where it does not). Two
 //! files are never read here, since reading them waits for the lock of the device, which a stuck unbind or a
-//! change of the VF count holds: `sriov_numvfs` (the `virtfnN` links are counted instead) and `driver_override`.
+//! change of the VF count holds: `sriov_numvfs` (the `virtfnN` links are counted instead) and `driver_override`. One that waits
+//! for the lock of all interfaces is read by nobody who waits: `phys_port_name` (`ports`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -20,10 +21,15 @@ use crate::attributes::Guid;
 use crate::gone::unless_gone;
 use crate::kernel::Interface;
 
+mod ports;
+
+use ports::Ports;
+
 /// A tree with `sys`, `proc` and `dev`: `/`, or a made-up one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
+    ports: Ports,
 }
 
 /// A device of RDMA.
@@ -40,7 +46,7 @@ pub struct RdmaDevice {
 impl Sysfs {
     /// The tree below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), ports: Ports::default() }
     }
 
     /// Whether this is the machine's own.
@@ -108,9 +114,9 @@ impl Sysfs {
     }
 
     /// Every function in the IOMMU group of a function, itself included.
-    pub fn group_members(&self, address: PciAddress) -> BTreeSet<PciAddress> {
-        let devices = names(&self.file(address, "iommu_group/devices")).unwrap_or_default();
-        devices.iter().filter_map(|name| name.parse().ok()).chain([address]).collect()
+    pub fn group_members(&self, address: PciAddress) -> io::Result<BTreeSet<PciAddress>> {
+        let devices = unless_gone(names(&self.file(address, "iommu_group/devices")))?.unwrap_or_default();
+        Ok(devices.iter().filter_map(|name| name.parse().ok()).chain([address]).collect())
     }
 
     /// How many VFs a function can have; none: it is no PF, or it has gone.
@@ -141,24 +147,57 @@ impl Sysfs {
 
     /// Network interfaces of a function that are in our network namespace. The first is the one through which it is spoken
     /// to: beside it a PF may have one for each of its VFs (a switch's representors), and one for each of several ports.
-    pub fn netdevs(&self, address: PciAddress) -> Vec<String> {
-        let mut all = names(&self.file(address, "net")).unwrap_or_default();
-        if all.len() > 1 {
-            all.sort_by_cached_key(|netdev| {
-                let port = self.netdev_file(address, netdev, "phys_port_name").unwrap_or_default();
-                let number =
-                    self.netdev_file(address, netdev, "dev_port").and_then(|number| number.parse::<u32>().ok());
-                (is_representor(&port), number.unwrap_or_default(), netdev.clone())
-            });
-        }
-        all
+    pub fn read_netdevs(&self, address: PciAddress) -> io::Result<Vec<String>> {
+        self.netdevs_in_order(address).map(|(netdevs, _)| netdevs)
     }
 
-    /// The interface through which a function is spoken to.
+    /// And whether the first is known to be the one.
+    fn netdevs_in_order(&self, address: PciAddress) -> io::Result<(Vec<String>, bool)> {
+        let folder = self.file(address, "net");
+        let mut all = unless_gone(names(&folder))?.unwrap_or_default();
+        if all.len() < 2 {
+            return Ok((all, true));
+        }
+        let number = |netdev: &str, file| self.netdev_file(address, netdev, file)?.parse::<u32>().ok();
+        let numbered: Vec<_> =
+            all.iter().filter_map(|netdev| Some((netdev.clone(), number(netdev, "ifindex")?))).collect();
+        let ports = self.ports.names(&folder, &numbered);
+        // One that does not tell may be either.
+        let is_own = |netdev: &str| ports.get(netdev).map(|port| !is_representor(port));
+        all.sort_by_cached_key(|netdev| {
+            let place = is_own(netdev).map_or(1, |is_own| if is_own { 0 } else { 2 });
+            (place, number(netdev, "dev_port").unwrap_or_default(), netdev.clone())
+        });
+        let is_known = all.first().is_some_and(|first| is_own(first).is_some());
+        Ok((all, is_known))
+    }
+
+    /// [`Sysfs::read_netdevs`], where what cannot be asked has none.
+    pub fn netdevs(&self, address: PciAddress) -> Vec<String> {
+        self.read_netdevs(address).unwrap_or_default()
+    }
+
+    /// [`Sysfs::read_interface`], where what cannot be asked has none.
     pub fn interface(&self, address: PciAddress) -> Option<(String, Interface)> {
-        let netdev = self.netdevs(address).into_iter().next()?;
-        let index = self.netdev_file(address, &netdev, "ifindex")?.parse().ok()?;
-        Some((netdev, Interface { index, device: address }))
+        self.read_interface(address).ok().flatten()
+    }
+
+    /// The interface through which a function is spoken to; none: it has none in our network namespace.
+    pub fn read_interface(&self, address: PciAddress) -> io::Result<Option<(String, Interface)>> {
+        for _ in 0..NETDEV_LOOKS {
+            let (netdevs, is_known) = self.netdevs_in_order(address)?;
+            let Some(netdev) = netdevs.into_iter().next() else { return Ok(None) };
+            if !is_known {
+                return Err(io::Error::other(format!(
+                    "the kernel does not tell now which interface of {address} is its own"
+                )));
+            }
+            // It may have been renamed, or have gone, since.
+            let Some(text) = unless_gone(self.read_netdev_file(address, &netdev, "ifindex"))? else { continue };
+            let index = text.parse().map_err(|_| io::Error::other(format!("the ifindex of {netdev} is {text:?}")))?;
+            return Ok(Some((netdev, Interface { index, device: address })));
+        }
+        Err(io::Error::other(format!("the interface of {address} has another name at each look")))
     }
 
     /// Whether a function has a network interface, and none in our network namespace. The kernel keeps the folder for as long as
@@ -171,24 +210,29 @@ impl Sysfs {
     }
 
     fn netdev_file(&self, address: PciAddress, netdev: &str, file: &str) -> Option<String> {
+        self.read_netdev_file(address, netdev, file).ok()
+    }
+
+    fn read_netdev_file(&self, address: PciAddress, netdev: &str, file: &str) -> io::Result<String> {
         // It is at most a page, which the kernel gives at once: there is no need to ask how much it is, or for more.
         let mut text = [0; PAGE];
-        let length = File::open(self.file(address, "net").join(netdev).join(file)).ok()?.read(&mut text).ok()?;
-        Some(str::from_utf8(text.get(..length)?).ok()?.trim().to_owned())
+        let length = File::open(self.file(address, "net").join(netdev).join(file))?.read(&mut text)?;
+        let text = str::from_utf8(text.get(..length).unwrap_or_default()).map_err(io::Error::other)?;
+        Ok(text.trim().to_owned())
     }
 
     /// Interfaces that are made on top of one of a function: bonds, bridges, VLANs and their like.
-    pub fn upper_netdevs(&self, address: PciAddress, netdev: &str) -> Vec<String> {
-        let entries = names(&self.file(address, "net").join(netdev)).unwrap_or_default();
+    pub fn upper_netdevs(&self, address: PciAddress, netdev: &str) -> io::Result<Vec<String>> {
+        let entries = unless_gone(names(&self.file(address, "net").join(netdev)))?.unwrap_or_default();
         let mut uppers: Vec<_> =
             entries.iter().filter_map(|name| name.strip_prefix("upper_")).map(ToOwned::to_owned).collect();
         uppers.sort_unstable();
-        uppers
+        Ok(uppers)
     }
 
     /// The nodes of a function that is driven by UIO, below `/dev`.
-    pub fn uio_devices(&self, address: PciAddress) -> Vec<String> {
-        names(&self.file(address, "uio")).unwrap_or_default()
+    pub fn uio_devices(&self, address: PciAddress) -> io::Result<Vec<String>> {
+        Ok(unless_gone(names(&self.file(address, "uio")))?.unwrap_or_default())
     }
 
     /// `vfioN` of a function that has a node of its own, `/dev/vfio/devices/vfioN`: not every kernel makes one.
@@ -224,12 +268,15 @@ impl Sysfs {
 
     /// Interfaces of a PF's switch, by the numbers of the VFs at their other ends.
     pub fn representors(&self, pf: PciAddress) -> BTreeMap<u32, String> {
-        let all = names(&self.file(pf, "net")).unwrap_or_default();
-        let vf = |netdev: String| {
-            let port = self.netdev_file(pf, &netdev, "phys_port_name")?;
-            Some((represented_vf(&port)?, netdev))
+        let folder = self.file(pf, "net");
+        let all = names(&folder).unwrap_or_default();
+        let numbered = |netdev: String| {
+            let number = self.netdev_file(pf, &netdev, "ifindex")?.parse().ok()?;
+            Some((netdev, number))
         };
-        all.into_iter().filter_map(vf).collect()
+        let numbered: Vec<_> = all.into_iter().filter_map(numbered).collect();
+        let ports = self.ports.names(&folder, &numbered);
+        ports.into_iter().filter_map(|(netdev, port)| Some((represented_vf(&port)?, netdev))).collect()
     }
 
     /// Whether a network interface of a function is set up.
@@ -306,6 +353,8 @@ pub(crate) fn link_name(link: &Path) -> Option<String> {
     fs::read_link(link).ok()?.file_name().and_then(OsStr::to_str).map(ToOwned::to_owned)
 }
 
+/// So often it is looked for an interface that is renamed meanwhile.
+const NETDEV_LOOKS: usize = 3;
 /// Of a file of sysfs.
 const PAGE: usize = 4096;
 /// linux/if.h.

@@ -1,12 +1,15 @@
 //! The daemon on a made-up node, asked over its socket.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use sriov_manager::config::PoliciesFile;
 use sriov_manager::daemon::{Daemon, DaemonOptions, RunError};
+use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
+use sriov_manager::kernel::Kernel;
 use sriov_manager::lease::Stage;
 use sriov_manager_client::cache::Latest;
 use sriov_manager_client::{VfCache, v1};
@@ -53,6 +56,32 @@ async fn leases_are_asked_for_watched_measured_and_outlive_the_daemon() {
     let release = v1::ReleaseRequest { lease: "one".into(), wait_ms: 0, dry_run: false, ..Default::default() };
     assert_eq!(asking.release(release).await.unwrap().into_inner().vf, vf.address);
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_the_program_ends_one_turn_of_the_work_in_the_background_and_no_more() {
+    // In the start, and while drift is made good.
+    for in_start in [true, false] {
+        let node = FakeNode::new(1, 7);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vf.sock");
+        let is_faulty = Arc::new(AtomicBool::new(in_start));
+        let faulty = Arc::clone(&is_faulty);
+        let observer: Observer = Arc::new(move |point| {
+            let is_its = matches!((point, in_start), (Point::Recorded(_), true) | (Point::Before(_), false));
+            assert!(!is_its || !faulty.swap(false, Ordering::SeqCst), "a fault of the program");
+        });
+        let started = Daemon::start(DaemonOptions { observer: Some(observer), ..options(&node, socket.clone()) });
+        let daemon = timeout(Duration::from_secs(10), started).await.expect("it is started").unwrap();
+        let mut asking = client(&socket).await;
+        let lent = asking.acquire(acquire("one", v1::Driver::VfioPci)).await.unwrap().into_inner();
+        let vf = lent.vf.unwrap().address.parse().unwrap();
+        is_faulty.store(!in_start, Ordering::SeqCst);
+        node.kernel().write(&node.sysfs().unbind_file("vfio-pci"), &format!("{vf}")).unwrap();
+        eventually("it is bound again", || node.sysfs().driver(vf).as_deref() == Some("vfio-pci")).await;
+        assert!(!is_faulty.load(Ordering::SeqCst), "the fault was there");
+        daemon.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +149,7 @@ async fn what_somebody_else_does_to_the_vfs_is_told_at_the_next_look() {
     let mut watch = Watch::start(&mut client(&socket).await).await;
     let kernel = Arc::clone(&node.kernel());
     let file = node.sysfs().file(node.pf(0), "sriov_numvfs");
-    sriov_manager::kernel::Kernel::write(&*kernel, &file, "0").unwrap();
+    Kernel::write(&*kernel, &file, "0").unwrap();
     watch.until(|list| list.vfs.is_empty()).await;
     daemon.stop().await;
 }
@@ -146,7 +175,7 @@ async fn an_acquire_that_nobody_waits_for_any_more_leaves_no_lease() {
 
     // The others have no driver: one more acquire makes one of them the kernel's, and its lease is new.
     let by_hand = node.vf(0, 2);
-    sriov_manager::kernel::Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &by_hand.to_string()).unwrap();
+    Kernel::write(&*node.kernel(), &node.sysfs().probe_file(), &by_hand.to_string()).unwrap();
     daemon.vfs().rescan();
     let before = node.fingerprint();
     node.set(Scenario::UnbindHangs);
@@ -313,8 +342,26 @@ async fn a_request_has_a_size_and_a_document_of_a_mebibyte_is_within_it() {
         refused.code() == Code::InvalidArgument && refused.message().contains("at most 1048576 bytes"),
         "{refused}"
     );
-    let list = v1::ListRequest { pools: vec!["x".repeat(3 << 20)], ..Default::default() };
+    // What the others say is short, and they wait with it.
+    let list = v1::ListRequest { pools: vec!["x".repeat(100 << 10)], ..Default::default() };
     assert_eq!(asking.list(list).await.unwrap_err().code(), Code::OutOfRange);
+    let many = |bytes: usize| v1::AcquireAllRequest {
+        leases: vec![v1::AcquireRequest { vf: "x".repeat(bytes), ..acquire("pod", v1::Driver::None) }],
+        ..Default::default()
+    };
+    assert_eq!(asking.acquire_all(many(100 << 10)).await.unwrap_err().code(), Code::InvalidArgument, "it is read");
+    assert_eq!(asking.acquire_all(many(600 << 10)).await.unwrap_err().code(), Code::OutOfRange);
+    let long = "x".repeat(5000);
+    let owned = v1::AcquireRequest { owner: long.clone(), ..acquire("pod", v1::Driver::None) };
+    let refused = [
+        asking.acquire(owned).await.unwrap_err(),
+        asking.release(v1::ReleaseRequest { lease: long.clone(), ..Default::default() }).await.unwrap_err(),
+        asking.update(v1::UpdateRequest { lease: long, ..Default::default() }).await.unwrap_err(),
+    ];
+    for refused in refused {
+        assert!(refused.message().contains("1 to 256 bytes"), "{refused}");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
     daemon.stop().await;
 }
 

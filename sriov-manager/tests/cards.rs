@@ -149,3 +149,24 @@ fn a_lease_at_whose_cards_place_another_one_stays_keeps_no_other_from_following(
     assert_eq!(leases[&node.vf(2, 0)].id, "c", "where its card is another lease stays");
     assert_eq!((vlan_of(&node, 0), vlan_of(&node, 1)), (7, 9));
 }
+
+#[test]
+fn of_two_leases_of_one_vf_of_a_card_that_was_moved_one_goes_with_it_and_the_other_is_not_forgotten() {
+    let node = FakeNode::new(1, 7);
+    let vfs = node.open();
+    vfs.create(node.pf(0), 1).unwrap();
+    lend(&vfs, "pod", node.vf(0, 0), 7).unwrap();
+    drop(vfs);
+    edit_journal(&node, |text| {
+        let lease = text.lines().rfind(|line| line.contains("\"pod\"")).expect("it is lent").to_owned();
+        let others = ["41", "42"].map(|bus| lease.replace("0000:02:", &format!("0000:{bus}:")));
+        let other = others[1].replace("\"pod\"", "\"later\"");
+        let kept = text.lines().filter(|line| !line.contains("\"pod\"")).map(|line| format!("{line}\n"));
+        format!("{}{}\n{other}\n", kept.collect::<String>(), others[0])
+    });
+    let vfs = node.open();
+    let leases = vfs.facts().leases;
+    assert_eq!(leases.len(), 2, "{leases:?}");
+    assert!(leases.contains_key(&node.vf(0, 0)), "one has gone with the card");
+    assert_eq!(vfs.view().lost.len(), 1);
+}

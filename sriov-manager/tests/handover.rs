@@ -56,6 +56,8 @@ fn a_lease_whose_handing_over_did_not_end_can_be_released_and_the_one_that_did_n
     let error = vfs.release("a", Duration::ZERO, ROOT).unwrap_err();
     assert!(matches!(error, VfError::Untold { .. }), "{error}");
     assert_eq!((ids(&vfs), &vfs.facts().leases[&node.vf(0, 0)].stage), (vec!["a".to_owned()], &Stage::Releasing));
+    let error = vfs.hand_over("a", &of_pool("c"), Caller::PATIENT).unwrap_err();
+    assert!(matches!(error, VfError::IdTaken { is_ending: true, .. }), "its VF is there: {error}");
     node.return_pf(node.pf(0));
     vfs.rescan();
     assert!(vfs.facts().leases.is_empty());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use sriov_manager::attributes::{Attributes, Mac, VfChange, Vlan};
+use sriov_manager::attributes::{Attributes, LinkState, Mac, VfChange, Vlan};
 use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::kernel::Kernel;
@@ -550,6 +550,49 @@ fn a_lost_lease_that_is_released_frees_the_others_of_its_group() {
 }
 
 #[test]
+fn a_lost_lease_that_is_released_leaves_others_of_its_group_to_whoever_has_them_by_then() {
+    for is_of_another_card in [false, true] {
+        let node = FakeNode::new(1, 7);
+        node.share_groups(2);
+        let vfs = owner(&node);
+        vfs.create(node.pf(0), 2).unwrap();
+        let (vf, member) = (node.vf(0, 0), node.vf(0, 1));
+        vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap();
+        drop(vfs);
+        let journal = node.state().join("journal");
+        let text = fs::read_to_string(&journal).unwrap();
+        let card = "\"card\":\"00:00:00:00:01:00\"";
+        assert!(text.contains(card), "{text}");
+        let text = if is_of_another_card {
+            text.replace(card, "\"card\":\"00:00:00:00:99:99\"")
+        } else {
+            text.replace("\"index\":0", "\"index\":5")
+        };
+        fs::write(&journal, text).unwrap();
+        // Each VF has a group of its own now.
+        node.reboot("second");
+        node.share_groups(1);
+        let vfs = owner(&node);
+        vfs.create(node.pf(0), 2).unwrap();
+        vfs.rescan();
+        assert_eq!(vfs.view().lost.len(), 1);
+        if is_of_another_card {
+            // Nobody's, and of a card that the lease knows nothing of.
+            let kernel = node.kernel();
+            kernel.write(&node.sysfs().file(member, "driver_override"), "vfio-pci").unwrap();
+            kernel.write(&node.sysfs().probe_file(), &member.to_string()).unwrap();
+        } else {
+            let next = Request { id: "next".into(), ..request(member, Driver::VfioPci, Attributes::default()) };
+            vfs.acquire(&next).unwrap();
+        }
+        let before = node.log().len();
+        assert_eq!(vfs.plan_release("pod", ROOT, Caller::PATIENT).unwrap(), []);
+        release(&vfs, "pod").unwrap();
+        assert_eq!(node.log()[before..], [] as [String; 0], "another card: {is_of_another_card}");
+    }
+}
+
+#[test]
 fn nobody_opens_the_group_of_a_tenant_to_tell_of_another_vf_of_it() {
     let node = FakeNode::new(1, 7);
     node.share_groups(2);
@@ -583,4 +626,39 @@ fn a_name_whose_vf_cannot_be_cleaned_now_can_be_asked_for_later() {
     let other = Request { owner: Some("plugin".into()), ..of_pool("pod", Driver::VfioPci) };
     let error = vfs.acquire(&other).unwrap_err();
     assert!(matches!(error, VfError::IdTaken { is_ending: false, .. }), "{error}");
+}
+
+#[test]
+fn a_change_that_was_refused_and_whose_undoing_was_not_recorded_is_told() {
+    let (node, vfs) = node(1, 1);
+    let vf = node.vf(0, 0);
+    vfs.acquire(&request(vf, Driver::None, vlan(7))).unwrap();
+    node.set(Scenario::LinkStateUnsupported);
+    node.fill_disk_at_record(&vfs, 2);
+    let wanted = Attributes { link_state: Some(LinkState::Enable), ..vlan(9) };
+    vfs.acquire(&request(vf, Driver::None, wanted)).unwrap_err();
+    vfs.rescan();
+    let fault = vfs.facts().leases[&vf].fault.clone().expect("half of it is done");
+    assert!(fault.contains("link state"), "{fault}");
+    node.heal();
+    vfs.rescan();
+    assert_eq!((vfs.facts().leases[&vf].fault.clone(), vlan_of(&node, 0, 0)), (None, 9));
+}
+
+#[test]
+fn a_lease_that_is_named_like_an_address_is_itself_also_where_it_is_not_any_more() {
+    let (node, vfs) = node(1, 2);
+    let [first, second] = [node.vf(0, 0), node.vf(0, 1)];
+    for (vf, id) in [(first, "other"), (second, "named")] {
+        vfs.acquire(&Request { id: id.into(), ..request(vf, Driver::None, vlan(7)) }).unwrap();
+    }
+    drop(vfs);
+    let journal = node.state().join("journal");
+    let text = fs::read_to_string(&journal).unwrap();
+    // As if its card had been at the address where another one is now.
+    fs::write(&journal, text.replace("\"named\"", &format!("\"{first}\""))).unwrap();
+    let vfs = owner(&node);
+    release(&vfs, &first.to_string()).unwrap();
+    let left: Vec<_> = vfs.facts().leases.into_values().map(|lease| lease.id).collect();
+    assert_eq!(left, ["other"]);
 }

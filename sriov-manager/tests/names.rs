@@ -1,16 +1,36 @@
 //! PFs and VFs by the names that people and policies have for them.
 
 use std::fs;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use sriov_manager::attributes::Attributes;
 use sriov_manager::fake::{FakeNode, Scenario};
-use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool};
-use sriov_manager::{Options, PciAddress, Vfs};
+use sriov_manager::policy::{NumVfs, PeerCredentials, PfSelector, Policies, Pool};
+use sriov_manager::vfs::{Choice, Place, Request};
+use sriov_manager::{Driver, Options, PciAddress, Vfs};
 
 fn pool(name: &str) -> Policies {
     let pfs = vec![PfSelector { name: Some(name.to_owned()), ..PfSelector::default() }];
     Policies { pools: vec![Pool { name: "all".to_owned(), pfs, num_vfs: Some(NumVfs::Exactly(3)), ..Pool::default() }] }
+}
+
+fn request(vf: PciAddress) -> Request {
+    Request {
+        id: "pod".to_owned(),
+        tenant: "a test".to_owned(),
+        choice: Choice::Vf(vf),
+        place: Place::default(),
+        owner: None,
+        until: None,
+        driver: Some(Driver::None),
+        attributes: Attributes::default(),
+        peer: PeerCredentials::myself(),
+        force: false,
+    }
 }
 
 /// Another interface below a PF, as the kernel shows it.
@@ -88,6 +108,46 @@ fn a_pf_is_spoken_to_through_its_own_port_and_not_through_a_representor_or_anoth
     let vfs = node.open();
     assert_eq!(vfs.view().pfs[0].pf.name(), own[0]);
     assert_eq!(vfs.find_pf("b").unwrap(), pf, "all of its names are its own");
+}
+
+#[test]
+fn an_interface_that_does_not_tell_which_port_it_is_holds_up_nobody() {
+    let node = Arc::new(FakeNode::new(1, 7));
+    let (pf, vf) = (node.pf(0), node.vf(0, 0));
+    let vfs = node.open();
+    vfs.create(pf, 1).unwrap();
+    // Nobody is at its other end, as while a driver hangs with the lock that the answer needs.
+    add_netdev(&node, pf, "a0", &[]);
+    let ports = ["ens1f0", "a0"].map(|netdev| node.sysfs().file(pf, "net").join(netdev).join("phys_port_name"));
+    for port in &ports {
+        mkfifo(port, Mode::S_IRWXU).unwrap();
+    }
+    let (done, asked) = mpsc::channel();
+    let (asking, beside) = (vfs.clone(), Arc::clone(&node));
+    thread::spawn(move || {
+        asking.rescan();
+        let refused = asking.acquire(&request(vf)).unwrap_err();
+        let netdevs = beside.sysfs().netdevs(pf);
+        done.send((refused, netdevs)).unwrap();
+    });
+    let (refused, netdevs) = asked.recv_timeout(Duration::from_secs(10)).expect("nobody waits for it");
+    assert!(refused.to_string().contains("does not tell now which interface of 0000:02:00.0"), "{refused}");
+    assert_eq!(netdevs.len(), 2, "it is shown all the same");
+    // In any order.
+    let telling =
+        ports.into_iter().zip(["p0\n", "pf0vf0\n"]).map(|(port, name)| thread::spawn(move || fs::write(port, name)));
+    for told in telling.collect::<Vec<_>>() {
+        told.join().unwrap().unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while node.sysfs().interface(pf).is_none() {
+        assert!(Instant::now() < deadline, "it has told");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(node.sysfs().interface(pf).unwrap().0, "ens1f0");
+    vfs.acquire(&request(vf)).unwrap();
+    vfs.rescan();
+    assert_eq!(vfs.view().vfs[0].representor.as_deref(), Some("a0"));
 }
 
 #[test]

@@ -10,8 +10,8 @@ use sriov_manager::executor::{Observer, Point};
 use sriov_manager::fake::{FakeNode, Scenario};
 use sriov_manager::journal::Record;
 use sriov_manager::lease::{Claim, Cordon, Stage};
-use sriov_manager::policy::{PfSelector, Policies, Pool, Principal};
-use sriov_manager::vfs::{Caller, Choice, Options, Reason, Remains, Request};
+use sriov_manager::policy::{NumVfs, PfSelector, Policies, Pool, Principal};
+use sriov_manager::vfs::{Caller, Choice, Counts, Options, Reason, Remains, Request};
 use sriov_manager::{Driver, VfError, Vfs};
 
 mod owned;
@@ -188,6 +188,24 @@ fn one_user_is_not_any_number_of_owners() {
 }
 
 #[test]
+fn nobody_gets_along_with_an_iommu_group_what_he_may_not_have() {
+    let node = FakeNode::new(1, 7);
+    node.share_groups(2);
+    let pfs = vec![PfSelector { vfs: Some([1].into()), ..PfSelector::default() }];
+    let roots = Pool { name: "roots".into(), pfs, who: Some(vec![Principal::User(0)]), ..Pool::default() };
+    let vfs = Vfs::open(Options { policies: Policies { pools: vec![roots] }, ..node.options() }).unwrap();
+    vfs.create(node.pf(0), 2).unwrap();
+    let asked = |driver, peer| Request { peer, ..request("pod", Choice::Vf(node.vf(0, 0)), driver) };
+    let refused = vfs.acquire(&asked(Driver::VfioPci, USER)).unwrap_err().to_string();
+    assert!(refused.contains(&format!("have {}", node.vf(0, 1))), "{refused}");
+    // Neither in two steps.
+    vfs.acquire(&asked(Driver::None, USER)).unwrap();
+    vfs.acquire(&asked(Driver::VfioPci, USER)).unwrap_err();
+    vfs.release("pod", Duration::ZERO, USER).unwrap();
+    vfs.acquire(&asked(Driver::VfioPci, ROOT)).unwrap();
+}
+
+#[test]
 fn an_acquire_under_way_has_a_lease_that_a_claim_or_a_cordon_tells_of_or_none() {
     for cordon in [false, true] {
         let (node, vfs) = node(1, 1);
@@ -254,6 +272,34 @@ fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
     release(&vfs, "kept");
     vfs.apply_policies("pools: [{ name: fast, pfs: [{ driver: igb }] }]").unwrap();
     vfs.acquire(&request("x", Choice::pool("fast"), Driver::VfioPci)).unwrap();
+}
+
+#[test]
+fn policies_of_a_start_that_contradict_each_other_by_then_leave_leases_to_be_released() {
+    let node = FakeNode::new(2, 7);
+    let pool = |name: &str, pf: PfSelector, count| Pool {
+        name: name.into(),
+        pfs: vec![pf],
+        num_vfs: Some(NumVfs::Exactly(count)),
+        ..Pool::default()
+    };
+    let by_name = PfSelector { name: Some("ens1f0".into()), ..PfSelector::default() };
+    let by_address = PfSelector { address: Some(node.pf(1)), ..PfSelector::default() };
+    let policies = Policies { pools: vec![pool("fast", by_name, 2), pool("slow", by_address.clone(), 3)] };
+    let options = || Options { policies: policies.clone(), ..node.options() };
+    let vfs = Vfs::open(options()).unwrap();
+    vfs.acquire(&request("kept", Choice::pool("fast"), Driver::VfioPci)).unwrap();
+    drop(vfs);
+    // As after a reboot that renamed them.
+    node.swap_pf_names(node.pf(0), node.pf(1));
+    let vfs = Vfs::open(options()).expect("it starts all the same");
+    assert!(vfs.view().policies_refused.as_ref().unwrap().contains("different numbers of VFs"));
+    let refused = vfs.acquire(&request("x", Choice::Vf(node.vf(0, 1)), Driver::VfioPci)).unwrap_err();
+    assert!(matches!(refused, VfError::NoPolicies { .. }), "{refused}");
+    release(&vfs, "kept");
+    vfs.adopt_policies(Policies { pools: vec![pool("slow", by_address, 3)] }, Counts::Changed).unwrap();
+    assert_eq!(vfs.view().policies_refused, None);
+    vfs.acquire(&request("x", Choice::pool("slow"), Driver::VfioPci)).unwrap();
 }
 
 #[test]

@@ -253,7 +253,7 @@ async fn whoever_connects_and_says_nothing_is_cut_and_keeps_nobody_out() {
     let identities = Identities::new("example.org");
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("s"));
-    let limits = ListenLimits { handshakes_max: 1, handshake_timeout: Duration::from_millis(100), connections_max: 8 };
+    let limits = ListenLimits { handshakes_max: 1, handshake_timeout: Duration::from_secs(1), connections_max: 8 };
     let served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, limits).await;
     let mut silent = UnixStream::connect(directory.path().join("s")).await.unwrap();
     assert!(call(&served.dial(&identities.identity("/nsmgr")).await, "").await.is_ok());

@@ -18,7 +18,7 @@ use super::limits::{Places, Queues, UserCall};
 use super::lists::{ListFilter, Lists};
 use super::refusals::{refusal, wrong};
 use super::unread::{Room, Unread};
-use super::{may_force, response_to_acquire};
+use super::{check_words, may_force, response_to_acquire};
 use crate::vfs::{Caller, Recovery, Request, VfError, Vfs, WhenBusy, check_how_many, pause_before_next_look};
 
 /// What answers calls.
@@ -206,7 +206,7 @@ impl Service {
     ) -> Result<Vec<v1::AcquireResponse>, Status> {
         // First: each of them may take a question to the kernel to read.
         check_how_many(messages.len()).map_err(|error| refusal(&error))?;
-        messages.iter().try_for_each(|message| may_force(call.peer, message))?;
+        messages.iter().try_for_each(|message| may_force(call.peer, message).and_then(|()| check_words(message)))?;
         let (peer, known) = (call.peer, OnceLock::new());
         let acquired = self.change(call, move |vfs, caller| {
             let read =

@@ -126,7 +126,7 @@ impl Queues {
 
 /// The share of one user.
 const SHARE: usize = 4;
-/// A call that waits costs some kilobytes.
+/// A call that waits costs some kilobytes, by the bounds of what it may say (`sizes`).
 const CALLS_MAX: usize = 2048;
 /// A watch keeps the last list that it told.
 const WATCHES_MAX: usize = 128;

@@ -1,7 +1,8 @@
 //! The API: gRPC on a Unix socket. `vf.proto` of the crate `sriov-manager-client` says what it promises.
 //!
-//! In reading order: `calls` (how they are made) with `limits` (what one user may have at once), `answers` and `unread` (until they
-//! were read), `lists` (what is told, and what of it changed), `convert` (what others see as messages), `refusals` (errors as statuses).
+//! In reading order: `calls` (how they are made) with `limits` (what one user may have at once) and `sizes` (how large requests may
+//! be), `answers` and `unread` (until they were read), `lists` (what is told, and what of it changed), `convert` (what others see as
+//! messages), `refusals` (errors as statuses).
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -15,12 +16,12 @@ use tonic::service::Routes;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Extensions, Request, Response, Status};
 
-use sriov_manager_client::v1::{self, vfs_server::VfsServer};
+use sriov_manager_client::v1;
 
 use crate::address::PciAddress;
 use crate::lease::{Claim, Cordon, Lease};
 use crate::policy::PeerCredentials;
-use crate::vfs::{Acquired, Applied, Created, HostVfs, Reason, Remains, VfError, Vfs};
+use crate::vfs::{Acquired, Applied, Created, HostVfs, Reason, Remains, VfError, Vfs, check_name};
 
 mod answers;
 mod calls;
@@ -28,6 +29,7 @@ mod convert;
 mod limits;
 mod lists;
 mod refusals;
+mod sizes;
 mod unread;
 
 pub use convert::{reason, response};
@@ -38,11 +40,12 @@ use convert::{Peer, some};
 use limits::Places;
 use lists::{ListFilter, POOLS_MAX};
 use refusals::{refusal, wrong};
+use sizes::BySize;
 
 /// Serves the API, health and reflection until the daemon has stopped.
 pub async fn serve(socket: ServiceSocket, vfs: Vfs, phase: watch::Receiver<Phase>) -> Result<(), ServeError> {
     let service = Service::new(vfs, phase.clone(), Places::default());
-    let api = VfsServer::new(service).max_decoding_message_size(REQUEST_MAX);
+    let api = BySize::new(service);
     let names = ["", v1::vfs_server::SERVICE_NAME];
     grpc::serve(socket, Routes::new(HoldingAnswers(api)), v1::DESCRIPTORS, &names, phase).await
 }
@@ -113,8 +116,10 @@ impl v1::vfs_server::Vfs for Service {
     async fn hand_over(&self, request: Request<v1::HandOverRequest>) -> Result<Response<v1::AcquireResponse>, Status> {
         let call = self.begin_change(peer(request.extensions()))?;
         let v1::HandOverRequest { from, to, wait_ms } = request.into_inner();
+        check_word("from", &from)?;
         let mut to = to.ok_or_else(|| wrong("to: the lease that begins is wanted".to_owned()))?;
         may_force(call.peer, &to)?;
+        check_words(&to)?;
         // It gets the VF of the one that ends, from the same pool.
         (to.vf, to.pools) = (PciAddress::new(0, 0, 0, 0).to_string(), Vec::new());
         let (lease, peer, heir) = (from.clone(), call.peer, OnceLock::new());
@@ -129,6 +134,7 @@ impl v1::vfs_server::Vfs for Service {
         let call = self.begin_change(peer(request.extensions()))?;
         let peer = call.peer;
         let v1::UpdateRequest { lease, tenant, until, until_released } = request.into_inner();
+        check_word("lease", &lease)?;
         if until.is_some() && until_released {
             return Err(wrong("until, until_released: one of both is wanted".to_owned()));
         }
@@ -147,6 +153,7 @@ impl v1::vfs_server::Vfs for Service {
         let call = self.begin_change(peer(request.extensions()))?;
         let peer = call.peer;
         let v1::ReleaseRequest { lease, wait_ms, dry_run, accept } = request.into_inner();
+        check_word("lease", &lease)?;
         if dry_run {
             let steps =
                 self.change(&call, move |vfs, caller| vfs.plan_release(&lease, peer.credentials, caller)).await?;
@@ -289,6 +296,19 @@ fn create(vfs: &Vfs, counts: &[v1::Count], dry_run: bool, host: HostVfs) -> Vec<
     counts.iter().zip(found).map(answer).collect()
 }
 
+/// The words of a request, before it waits with them.
+fn check_words(message: &v1::AcquireRequest) -> Result<(), Status> {
+    let owner = [("owner", &message.owner)].into_iter().filter(|(_, owner)| !owner.is_empty());
+    [("id", &message.id), ("tenant", &message.tenant)]
+        .into_iter()
+        .chain(owner)
+        .try_for_each(|(name, text)| check_word(name, text))
+}
+
+fn check_word(name: &str, text: &str) -> Result<(), Status> {
+    check_name(name, text).map_err(|error| refusal(&error))
+}
+
 /// Who is at the other end of the socket.
 fn peer(extensions: &Extensions) -> Peer {
     let peer = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
@@ -311,14 +331,16 @@ fn may_force(peer: Peer, message: &v1::AcquireRequest) -> Result<(), Status> {
 }
 
 fn only_root(peer: Peer, tried: &str) -> Result<(), Status> {
-    let uid = peer.credentials.uid;
-    if uid != PeerCredentials::myself().uid && uid != 0 {
-        return Err(refusal(&VfError::OnlyRoot { uid, tried: tried.to_owned() }));
+    if is_root(peer) {
+        return Ok(());
     }
-    Ok(())
+    Err(refusal(&VfError::OnlyRoot { uid: peer.credentials.uid, tried: tried.to_owned() }))
+}
+
+/// Whether somebody is root, or our own user.
+fn is_root(peer: Peer) -> bool {
+    [0, PeerCredentials::myself().uid].contains(&peer.credentials.uid)
 }
 
 /// Bytes of a document of policies.
 const DOCUMENT_MAX: usize = 1 << 20;
-/// Bytes of one request: room for such a document, and for what is said of one that is too long.
-const REQUEST_MAX: usize = 2 * DOCUMENT_MAX;

@@ -316,3 +316,21 @@ fn af_xdp_sockets_are_counted_by_their_interface() {
     assert!(xdp_sockets::count(&message(2, &(-1_i32).to_ne_bytes()), 7).is_err());
     assert!(xdp_sockets::count(&seven[..20], 7).is_err(), "it is cut short");
 }
+
+#[test]
+fn a_route_that_the_kernel_did_not_make_is_a_use_of_its_interface() {
+    let route = |length: u8, table: u8, protocol: RouteProtocol, interface: u32| {
+        let mut route = RouteMessage::default();
+        route.header.destination_prefix_length = length;
+        (route.header.table, route.header.protocol, route.header.kind) = (table, protocol, RouteType::Unicast);
+        route.attributes.push(RouteAttribute::Oif(interface));
+        route_over(&RouteNetlinkMessage::NewRoute(route), 7)
+    };
+    assert_eq!(route(0, 254, RouteProtocol::Static, 7), Some(RouteOver::Default));
+    assert_eq!(route(0, 100, RouteProtocol::Boot, 7), Some(RouteOver::Default), "of another table");
+    assert_eq!(route(24, 254, RouteProtocol::Bgp, 7), Some(RouteOver::Other), "BGP over a link-local address alone");
+    assert_eq!(route(24, 254, RouteProtocol::Kernel, 7), None, "what comes with an address");
+    assert_eq!(route(8, RT_TABLE_LOCAL, RouteProtocol::Boot, 7), None, "multicast of an older kernel");
+    assert_eq!(route(24, 254, RouteProtocol::Bgp, 8), None, "of another interface");
+    assert!(RouteOver::Default < RouteOver::Other, "the default route is told first");
+}

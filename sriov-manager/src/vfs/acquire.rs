@@ -303,7 +303,11 @@ impl Vfs {
             (Stage::Lent, Some(_)) if ready.steps.is_empty() => self.record_lease(lease.vf, chosen.lease.clone()),
             (Stage::Lent, Some(before)) => {
                 let lease = Lease { stage: Stage::Changing { from: before.wanted.clone() }, ..lease.clone() };
-                self.record_lease(lease.vf, Some(lease.clone()))?;
+                if let Err(error) = self.record_lease(lease.vf, Some(lease.clone())) {
+                    // What of the new wish is done, and what is not, is compared later.
+                    self.lock().remade.insert(lease.vf);
+                    return Err(error);
+                }
                 self.go_back(&lease)
             }
         }

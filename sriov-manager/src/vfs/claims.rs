@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::info;
 
-use super::choose::pool;
+use super::choose::{may_have, pool};
 use super::request::{Resolved, check_name};
 use super::{Reason, Request, State, VfError, Vfs};
 use crate::address::{Driver, PciAddress};
@@ -136,7 +136,11 @@ impl State {
             Some((owner, _)) if request.owner.as_ref() != Some(owner) => {
                 Some(Reason::Claimed { owner: owner.clone(), vf: member.address })
             }
-            _ => None,
+            // Who may not have it by itself does not get it along with another one.
+            _ => {
+                let refused = may_have(self, member, None, request.peer).err()?;
+                Some(Reason::Unknown(format!("its IOMMU group goes as a whole: {refused}")))
+            }
         })
     }
 
@@ -176,7 +180,7 @@ impl State {
             return Err(error);
         }
         for &vf in &wanted.vfs {
-            super::choose::may_have(self, self.vf(vf)?, None, peer)?;
+            may_have(self, self.vf(vf)?, None, peer)?;
         }
         let is_wanted = |vf: &&VirtualFunction| {
             let mut pools = self.policies.pools_of(&self.inventory, vf);

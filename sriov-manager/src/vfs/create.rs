@@ -1,12 +1,13 @@
 //! Changing the number of VFs of a PF.
 
 use std::collections::BTreeMap;
-use std::thread;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use tracing::{info, warn};
 
 use super::locks::{LockRequest, VfLock, WhenBusy};
+use super::parallel::for_each_at_once;
 use super::{State, VfError, Vfs};
 use crate::address::PciAddress;
 use crate::executor::StepError;
@@ -72,15 +73,11 @@ impl Vfs {
         counts: &[(PciAddress, u32)],
         host: HostVfs,
     ) -> Vec<(PciAddress, Result<Created, VfError>)> {
-        thread::scope(|scope| {
-            let work = |(pf, count): (PciAddress, u32)| (pf, scope.spawn(move || self.create_by(by, pf, count, host)));
-            let threads: Vec<_> = counts.iter().copied().map(work).collect();
-            let join = |(pf, thread): (_, thread::ScopedJoinHandle<'_, _>)| match thread.join() {
-                Ok(result) => (pf, result),
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            threads.into_iter().map(join).collect()
-        })
+        let asked: Vec<_> = counts.iter().map(|&(pf, count)| (pf, count, OnceLock::new())).collect();
+        for_each_at_once(&asked, |(pf, count, result)| {
+            result.get_or_init(|| self.create_by(by, *pf, *count, host));
+        });
+        asked.into_iter().filter_map(|(pf, _, result)| Some((pf, result.into_inner()?))).collect()
     }
 
     fn create_by(&self, by: WantedBy, pf: PciAddress, count: u32, host: HostVfs) -> Result<Created, VfError> {

@@ -35,9 +35,6 @@ pub enum OpenError {
         /// The root.
         root: PathBuf,
     },
-    /// The policies contradict each other on this node.
-    #[error("{0}")]
-    Policies(String),
 }
 
 /// Why something was not done.

@@ -58,8 +58,10 @@ impl Vfs {
         if let Some(other) = state.facts.lease_named(&request.id).filter(|other| other.vf != lease.vf) {
             return Err(VfError::IdTaken { id: request.id.clone(), vf: other.vf, is_ending: false });
         }
-        let is_over = matches!(lease.stage, Stage::New | Stage::Releasing | Stage::Dirty);
-        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| !is_over && state.is_of(&lease, vf)) else {
+        if matches!(lease.stage, Stage::New | Stage::Releasing | Stage::Dirty) {
+            return Err(VfError::IdTaken { id: lease.id, vf: lease.vf, is_ending: true });
+        }
+        let Some(vf) = state.inventory.vfs.get(&lease.vf).filter(|vf| state.is_of(&lease, vf)) else {
             return Err(VfError::Lost { id: lease.id.clone(), vf: lease.vf });
         };
         may_have(state, vf, lease.pool.as_ref(), request.peer)?;

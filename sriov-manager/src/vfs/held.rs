@@ -1,6 +1,7 @@
 //! Who uses a VF now: processes, network namespaces, and the host itself.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ impl Vfs {
         vf.function.driver = executor.sysfs.driver(vf.address);
         vf.vfio_device = executor.sysfs.vfio_device(vf.address);
         vf.function.iommu_group = executor.sysfs.iommu_group(vf.address);
-        let mut nodes = holders::nodes(&executor.sysfs, &vf);
+        let unknown = unknown(format!("look for the nodes of {}", vf.address));
+        let mut nodes = holders::nodes(&executor.sysfs, &vf).map_err(unknown)?;
         let has_driver = |member: &PciAddress| executor.sysfs.driver(*member).is_some();
         if vf.function.driver.is_none() && !vf.group_with.iter().any(has_driver) {
             // The kernel takes a driver away before it waits for whoever has the device open.
@@ -119,8 +121,10 @@ impl Vfs {
     /// What the host itself does with the interface of a VF.
     pub(super) fn host_use(&self, vf: &VirtualFunction) -> Result<Option<HostUse>, CallError> {
         let executor = self.executor();
-        let Some((netdev, interface)) = executor.sysfs.interface(vf.address) else { return Ok(None) };
-        let uppers = executor.sysfs.upper_netdevs(vf.address, &netdev);
+        let unknown = unknown(format!("look for the interface of {}", vf.address));
+        let found = executor.sysfs.read_interface(vf.address).map_err(&unknown)?;
+        let Some((netdev, interface)) = found else { return Ok(None) };
+        let uppers = executor.sysfs.upper_netdevs(vf.address, &netdev).map_err(&unknown)?;
         let mut uses: Vec<_> = uppers.iter().map(|upper| format!("{upper} is made of it")).collect();
         let what = format!("ask what {netdev} is used for");
         let asked = executor
@@ -199,6 +203,14 @@ impl FunctionUser {
             Self::Holder(holder) => VfError::Held { tried, vf, holder },
             Self::Host(host_use) => VfError::UsedByHost { tried, vf, host_use, can_force },
         }
+    }
+}
+
+/// What cannot be asked is not "no".
+fn unknown(what: String) -> impl Fn(io::Error) -> CallError {
+    move |error| {
+        let hint = format!("{what} ({error}); more descriptors or memory may be needed");
+        CallError::Refused(NetlinkError { hint: Some(hint), ..error.into() })
     }
 }
 

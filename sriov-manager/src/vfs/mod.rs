@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::address::PciAddress;
 use crate::attributes::Mac;
@@ -74,8 +74,8 @@ pub use reasons::obstacles;
 pub use recover::Recovery;
 pub use release::Remains;
 pub(crate) use release::pause_before_next_look;
-pub(crate) use request::check_how_many;
 pub use request::{Acquired, Choice, Order, Place, Request};
+pub(crate) use request::{check_how_many, check_name};
 pub use rules::{AdoptError, Adopted, Counts};
 
 use backoff::Backoff;
@@ -155,8 +155,8 @@ struct State {
     policies: Arc<Policies>,
     /// Why the policies are not those that were wanted last.
     policies_refused: Option<String>,
-    /// Why nobody knows which policies hold: those that were given over the API cannot be used. Who may have which VF is in them,
-    /// so nothing is lent.
+    /// Why nobody knows which policies hold: those of the start, or that were given over the API, cannot be used. Who may have which
+    /// VF is in them, so nothing is lent.
     policies_unknown: Option<String>,
     /// The file that the policies come from, and that is followed.
     policies_file: Option<PathBuf>,
@@ -197,8 +197,14 @@ impl Vfs {
         let tree = lock_tree(&sysfs)?;
         let inventory = Inventory::read(&sysfs).map_err(|source| OpenError::Sysfs { root: sysfs.path(""), source })?;
         let wrong = policies.check(&inventory);
-        if !wrong.is_empty() {
-            return Err(OpenError::Policies(wrong.join("; ")));
+        // A node that is another one than it was does not keep its leases from being brought back and released.
+        let unusable = (!wrong.is_empty()).then(|| wrong.join("\n"));
+        let policies = if unusable.is_none() { policies } else { Policies::default() };
+        if let Some(problem) = &unusable {
+            error!(
+                problem,
+                "the policies contradict each other on this node; nothing is lent before they are put right"
+            );
         }
         let ticks = Arc::new(watch::Sender::new(0));
         let changed = Arc::clone(&ticks);
@@ -216,8 +222,8 @@ impl Vfs {
             fresh: BTreeSet::new(),
             looks: 0,
             policies: Arc::new(policies),
-            policies_refused: None,
-            policies_unknown: None,
+            policies_refused: unusable.clone(),
+            policies_unknown: unusable,
             policies_file: None,
             policies_reached: 0,
             short: BTreeMap::new(),

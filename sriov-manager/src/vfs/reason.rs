@@ -131,7 +131,7 @@ pub enum Reason {
         /// Why.
         why: String,
     },
-    /// The policies that were given over the API cannot be used, so nobody knows who may have it.
+    /// The policies of the start, or that were given over the API, cannot be used, so nobody knows who may have it.
     NoPolicies {
         /// Why not.
         why: String,
@@ -212,8 +212,8 @@ impl fmt::Display for Reason {
             }
             Self::NoPolicies { why } => write!(
                 f,
-                "nothing is lent, since nobody knows who may have what: the policies that were given over the API cannot be used \
-                 ({why}); apply others"
+                "nothing is lent, since nobody knows who may have what: the policies of the start, or that were given over the API, \
+                 cannot be used ({why}); put the file right, or apply others"
             ),
             Self::Unknown(problem) => f.write_str(problem),
         }

@@ -1,6 +1,6 @@
 //! The start after a stop, a kill or a reboot, and going on later with what could not be finished.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use tracing::{debug, error, info, warn};
@@ -293,6 +293,9 @@ impl State {
             let Move { lease, .. } = moves.swap_remove(at);
             debug!(vf = %lease.vf, lease = lease.id, "the card of a lease is at another address, where another lease is: it is not moved");
         }
+        // Of two that were of the same VF before and after its card was moved, one goes with it. The other stays where it is.
+        let mut taken = BTreeSet::new();
+        moves.retain(|to| taken.insert(to.lease.vf));
         moves
     }
 }

@@ -1,6 +1,6 @@
 //! Taking a VF back: wait for its holder, journal, clean, read back, free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -166,11 +166,12 @@ impl Vfs {
         Err(VfError::Dirty { id: lease.id.clone(), vf: vf.address, left })
     }
 
-    /// The steps that bring the others of the IOMMU group back.
+    /// The steps that bring the others of the IOMMU group of a VF that is gone back.
     fn members_home(&self, lease: &Lease) -> Vec<Step> {
         let sysfs = &self.executor().sysfs;
-        let there = lease.before.members.keys().filter(|&&member| sysfs.physfn(member).is_some());
-        let current: BTreeMap<PciAddress, _> = there.map(|&member| (member, sysfs.driver(member))).collect();
+        let left = self.lock().members_left(lease);
+        let there = left.into_iter().filter(|&member| sysfs.physfn(member).is_some());
+        let current: BTreeMap<PciAddress, _> = there.map(|member| (member, sysfs.driver(member))).collect();
         plan_members(&current, &lease.before.bindings())
     }
 
@@ -181,11 +182,30 @@ impl Vfs {
     }
 }
 
+impl State {
+    /// The others of the IOMMU group of a VF that is gone, but for those that are another lease's by now. At the addresses of a card
+    /// that is elsewhere are VFs of another one.
+    fn members_left(&self, lease: &Lease) -> Vec<PciAddress> {
+        let cards = lease.card.zip(self.cards.get(&lease.pf).copied());
+        if cards.is_some_and(|(then, now)| then != now) {
+            return Vec::new();
+        }
+        let lent = |other: &Lease| {
+            let vf = self.inventory.vfs.get(&other.vf).filter(|vf| other.vf != lease.vf && self.is_of(other, vf))?;
+            let group = vf.group_with.iter().copied().filter(|_| other.takes_group());
+            Some(group.chain([vf.address]).collect::<Vec<_>>())
+        };
+        let lent: BTreeSet<_> = self.facts.leases.values().filter_map(lent).flatten().collect();
+        lease.before.members.keys().copied().filter(|member| !lent.contains(member)).collect()
+    }
+}
+
 /// A lease by the address of its VF or by its name.
 pub(super) fn find(state: &State, name: &str, peer: PeerCredentials) -> Result<(Lease, LockRequest), VfError> {
     let leases = &state.facts.leases;
-    let by_address = name.parse().ok().and_then(|address| leases.get(&address));
-    if let Some(lease) = by_address.or_else(|| state.facts.lease_named(name)) {
+    // A lease may have its VF's address for a name, and be at another one by now.
+    let by_address = || name.parse().ok().and_then(|address| leases.get(&address));
+    if let Some(lease) = state.facts.lease_named(name).or_else(by_address) {
         return whose(state, lease, peer);
     }
     // A VF is being handed over to it this moment. Whoever asks waits for that, and decides anew.

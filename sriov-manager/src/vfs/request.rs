@@ -161,7 +161,7 @@ impl Request {
 }
 
 /// A word that people and programs name something by.
-pub(super) fn check_name(what: &str, text: &str) -> Result<(), VfError> {
+pub(crate) fn check_name(what: &str, text: &str) -> Result<(), VfError> {
     if text.is_empty() || text.len() > NAME_MAX || text.chars().any(char::is_control) {
         return Err(VfError::Wrong(format!("{what}: 1 to {NAME_MAX} bytes without control characters are wanted")));
     }
