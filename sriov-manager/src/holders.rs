@@ -106,10 +106,15 @@ impl fmt::Display for HostUse {
     }
 }
 
-/// The nodes through which a process can have a VF, below `/dev`: of its VFIO group first.
+/// The nodes through which a process can have a VF, below `/dev`: of its VFIO group first. A driver of the kernel may have some as
+/// well: DPDK drives a VF that is on mlx5_core through its device of RDMA, and QEMU one through vDPA.
 pub fn nodes(sysfs: &Sysfs, vf: &VirtualFunction) -> io::Result<Vec<PathBuf>> {
     if !vf.function.driver.as_deref().is_some_and(is_userspace_driver) {
-        return Ok(Vec::new());
+        // Daemons of the host have those for the management of all ports (`umad`).
+        let verbs = sysfs.rdma(vf.address).into_iter().flat_map(|device| device.nodes);
+        let verbs = verbs.filter(|node| node.contains("/uverbs")).map(PathBuf::from);
+        let vdpa = sysfs.vdpa_nodes(vf.address).into_iter().map(|node| Path::new("/dev").join(node));
+        return Ok(verbs.chain(vdpa).collect());
     }
     // The group is one thing to whoever holds it, also by the device of another VF.
     let members = vf.group_with.iter().filter_map(|&member| sysfs.vfio_device(member));

@@ -235,6 +235,13 @@ impl Sysfs {
         Ok(unless_gone(names(&self.file(address, "uio")))?.unwrap_or_default())
     }
 
+    /// The nodes of devices of vDPA that a function has, below `/dev`.
+    pub fn vdpa_nodes(&self, address: PciAddress) -> Vec<String> {
+        let below = |folder: &str| names(&self.file(address, folder)).unwrap_or_default();
+        let devices = below("").into_iter().filter(|name| name.starts_with("vdpa"));
+        devices.flat_map(|device| below(&device)).filter(|name| name.starts_with("vhost-vdpa-")).collect()
+    }
+
     /// `vfioN` of a function that has a node of its own, `/dev/vfio/devices/vfioN`: not every kernel makes one.
     pub fn vfio_device(&self, address: PciAddress) -> Option<String> {
         let directory = self.file(address, "vfio-dev");

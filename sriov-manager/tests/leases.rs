@@ -367,6 +367,48 @@ fn vfs_on_drivers_beside_vfio_pci_are_looked_at_as_well() {
     }
 }
 
+#[test]
+fn who_has_a_vf_by_rdma_or_vdpa_while_the_kernel_drives_it_is_named() {
+    let (node, vfs) = node(1, 1);
+    let vf = node.vf(0, 0);
+    node.kernel().write(&node.sysfs().file(vf, "driver_override"), "igbvf").unwrap();
+    node.kernel().write(&node.sysfs().probe_file(), &vf.to_string()).unwrap();
+    for folder in ["infiniband/mlx5_2", "infiniband_verbs/uverbs2", "infiniband_mad/umad2", "vdpa0/vhost-vdpa-0"] {
+        fs::create_dir_all(node.sysfs().file(vf, folder)).unwrap();
+    }
+    vfs.rescan();
+    for node_file in ["/dev/infiniband/uverbs2", "/dev/vhost-vdpa-0"] {
+        let file = node.open_file(node_file, 8, "testpmd");
+        let lent = vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).map(drop);
+        for refused in [lent, vfs.create(node.pf(0), 0).map(drop)] {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(&format!("process 8 (testpmd) has {node_file} open")), "{refused}");
+        }
+        drop(file);
+    }
+    // A daemon that manages all ports has no VF.
+    let _file = node.open_file("/dev/infiniband/umad2", 8, "opensm");
+    vfs.acquire(&request(vf, Driver::VfioPci, Attributes::default())).unwrap();
+}
+
+#[test]
+fn a_start_leaves_an_interface_that_was_lent_to_the_host_with_it() {
+    let (node, vfs) = node(1, 1);
+    let vf = node.vf(0, 0);
+    let mac = Some(Mac([2, 0, 0, 0, 0, 9]));
+    vfs.acquire(&request(vf, Driver::Kernel, Attributes { mac, ..Attributes::default() })).unwrap();
+    drop(vfs);
+    // A bond gives its members its own address, and drivers tell the PF.
+    let (_, interface) = node.sysfs().interface(node.pf(0)).unwrap();
+    node.kernel().set_vf(interface, 0, VfChange::Mac(Mac([2, 0, 0, 0, 0, 7]))).unwrap();
+    node.use_by_host(vf, &["it has the address 10.0.0.7/24"]);
+    let log = node.log().len();
+    let vfs = node.open();
+    let fault = vfs.facts().leases[&vf].fault.clone().unwrap();
+    assert!(fault.contains("10.0.0.7"), "{fault}");
+    assert_eq!(node.log().len(), log, "nothing was done: {:?}", node.log());
+}
+
 // Ways back that are refused.
 
 #[test]

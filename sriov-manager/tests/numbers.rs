@@ -79,6 +79,28 @@ fn a_number_that_is_set_by_hand_stays_where_the_policies_number_could_not_be_mad
 }
 
 #[test]
+fn another_number_than_the_policies_want_is_told_for_as_long_as_that_is_so() {
+    let node = FakeNode::new(1, 7);
+    let vfs = Vfs::open(Options { policies: policies(4), ..node.options() }).unwrap();
+    let short = |vfs: &Vfs| vfs.view().pfs[0].short.clone();
+    assert_eq!((short(&vfs), node.sysfs().virtfns(node.pf(0)).len()), (None, 4));
+    // Both behind the manager's back, and with no look in between.
+    set_count(&node, 0);
+    set_count(&node, 2);
+    vfs.rescan();
+    let why = short(&vfs).expect("it is told");
+    assert!(why.contains("it has 2 VFs, and the policies want 4"), "{why}");
+    set_count(&node, 0);
+    set_count(&node, 4);
+    vfs.rescan();
+    assert_eq!(short(&vfs), None);
+    // A number by hand is meant.
+    vfs.create(node.pf(0), 3).unwrap();
+    vfs.rescan();
+    assert_eq!(short(&vfs), None);
+}
+
+#[test]
 fn a_number_that_is_set_by_hand_is_not_undone_by_a_look_in_that_moment() {
     let node = FakeNode::new(1, 7);
     let (seen, looking) = (Arc::new(OnceLock::<Vfs>::new()), Arc::new(Mutex::new(Vec::new())));

@@ -2,6 +2,7 @@
 
 use tracing::info;
 
+use super::held::FunctionUser;
 use super::{VfError, Vfs};
 use crate::address::{Driver, VFIO_PCI, is_userspace_driver};
 use crate::attributes::{Mac, VfReport, VfState};
@@ -94,6 +95,15 @@ impl Vfs {
             && let Some(holder) = self.holders(vf).map_err(look)?.into_iter().next()
         {
             return Err(VfError::Held { tried, vf: vf.address, holder });
+        }
+        // The host itself may be the tenant, and what it made of the interface would be gone.
+        let is_driven =
+            lease.wanted.driver == Driver::Kernel && steps.iter().any(|step| step.disturbs() == Some(vf.address));
+        if lease.stage == Stage::Lent
+            && is_driven
+            && let Some(host_use) = self.host_use(vf).map_err(look)?
+        {
+            return Err(FunctionUser::Host(host_use).in_the_way(&tried, vf.address, false));
         }
         self.nobody_is_disturbed(vf.address, &steps, &tried)?;
         info!(vf = %lease.vf, lease = lease.id, steps = steps.len(), "bringing back");

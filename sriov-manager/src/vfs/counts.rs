@@ -70,9 +70,10 @@ impl Vfs {
     pub(super) fn reconcile_counts(&self) -> Result<(), VfError> {
         let due: Vec<_> = {
             let mut state = self.lock();
-            let State { inventory, counts, policies, facts, short, .. } = &mut *state;
-            // One that was unplugged is short of nothing.
-            short.retain(|pf, _| inventory.pfs.contains_key(pf));
+            let State { inventory, counts, policies, facts, short, locked, .. } = &mut *state;
+            let different = policies.counts(inventory);
+            // One that was unplugged, or has its number by now, is short of nothing.
+            short.retain(|pf, _| different.iter().any(|(other, _)| other == pf));
             counts.wanted.retain(|pf, _| inventory.pfs.contains_key(pf));
             counts.by_hand.retain(|pf| inventory.pfs.contains_key(pf));
             counts.begun.retain(|pf, _| inventory.pfs.contains_key(pf));
@@ -86,8 +87,22 @@ impl Vfs {
                 let is_changing = facts.resizes.contains_key(pf);
                 (is_new || is_empty) && !is_changing && !counts.retries.is_waiting(*pf, now)
             };
-            policies.counts(inventory).into_iter().filter(is_due).collect()
+            let (due, others): (Vec<_>, Vec<_>) = different.into_iter().partition(is_due);
+            for (pf, count) in others {
+                let is_meant = counts.by_hand.contains(&pf) || counts.retries.is_waiting(pf, now);
+                let is_changing = facts.resizes.contains_key(&pf) || locked.contains(&pf);
+                if let (Some(function), false) = (inventory.pfs.get(&pf), is_meant || is_changing) {
+                    let there = function.vfs.len();
+                    let why = || {
+                        let cure = "somebody else changed the number; SIGHUP makes them";
+                        format!("it has {there} VFs, and the policies want {count}: {cure}")
+                    };
+                    short.entry(pf).or_insert_with(why);
+                }
+            }
+            due
         };
+        self.changed();
         if due.is_empty() { Ok(()) } else { self.make_counts(&due).map(drop) }
     }
 

@@ -67,7 +67,9 @@ impl Vfs {
     fn openers(&self, vf: PciAddress, nodes: &[PathBuf]) -> Result<Vec<Holder>, CallError> {
         let executor = self.executor();
         let mut open = None;
-        for node in nodes.iter().filter(|node| !node.starts_with("/dev/vfio/devices")) {
+        // Others may be opened more than once, and the device is told of each time.
+        let is_group = |node: &&PathBuf| node.starts_with("/dev/vfio") && !node.starts_with("/dev/vfio/devices");
+        for node in nodes.iter().filter(is_group) {
             if let Some(is_open) = self.is_open(vf, node)? {
                 open = Some((is_open, node));
                 break;
