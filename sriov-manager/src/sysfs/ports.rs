@@ -17,10 +17,10 @@ use tracing::warn;
 
 /// What is known of ports. Clones know the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ports(Arc<(Mutex<Known>, Condvar)>);
+pub(super) struct Ports(Arc<(Mutex<KnownPorts>, Condvar)>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownPorts {
     /// By the folder of a function's interfaces; empty: the port has no name.
     names: BTreeMap<PathBuf, BTreeMap<Netdev, String>>,
     is_asking: bool,
@@ -65,9 +65,9 @@ impl Ports {
     }
 
     fn ask(&self, folder: PathBuf, netdevs: Vec<Netdev>) {
-        let question = Question(self.clone());
+        let question = PortQuestion(self.clone());
         let asked = private_files::spawn("port-names", move || {
-            let Question(ports) = &question;
+            let PortQuestion(ports) = &question;
             for netdev in netdevs {
                 if let Ok(name) = port_name(&folder.join(&netdev.0)) {
                     ports.lock().names.entry(folder.clone()).or_default().insert(netdev, name);
@@ -79,15 +79,15 @@ impl Ports {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownPorts> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// It is over when it goes: also one that could not be put.
-struct Question(Ports);
+struct PortQuestion(Ports);
 
-impl Drop for Question {
+impl Drop for PortQuestion {
     fn drop(&mut self) {
         let mut known = self.0.lock();
         (known.is_asking, known.is_late) = (false, false);
