@@ -132,12 +132,12 @@ impl DatedList {
         if wanted.pools.is_empty() {
             return self.list.clone();
         }
-        let Told { pfs, vfs, lost, node, .. } = self.news(&Known::default(), wanted);
+        let Told { pfs, vfs, lost, node, .. } = self.news(&Watcher::default(), wanted);
         v1::ListResponse { pfs, vfs, lost, node }
     }
 
     /// What of it is news to somebody.
-    fn news(&self, known: &Known, wanted: &ListFilter) -> Told {
+    fn news(&self, known: &Watcher, wanted: &ListFilter) -> Told {
         let is_news = |dated: &Dated| dated.since > known.generation || !known.functions.contains(&dated.address);
         let mut there = HashSet::new();
         let mut pfs_there: HashSet<&str> = HashSet::new();
@@ -184,7 +184,7 @@ fn dates<T: PartialEq>(
 
 /// What a watcher was told. It is little: there may be many of them, who do not read what is sent.
 #[derive(Default)]
-struct Known {
+struct Watcher {
     generation: u64,
     functions: HashSet<Arc<str>>,
     lost: Vec<v1::Lease>,
@@ -203,7 +203,7 @@ struct Told {
 }
 
 /// What a watcher is told next; none: nothing is news to him.
-fn change(known: &mut Option<Known>, now: &DatedList, wanted: &ListFilter) -> Option<v1::WatchResponse> {
+fn change(known: &mut Option<Watcher>, now: &DatedList, wanted: &ListFilter) -> Option<v1::WatchResponse> {
     let is_whole = known.is_none();
     let before = known.take().unwrap_or_default();
     let Told { pfs, vfs, gone, lost, node, there } = now.news(&before, wanted);
@@ -215,7 +215,7 @@ fn change(known: &mut Option<Known>, now: &DatedList, wanted: &ListFilter) -> Op
         || !vfs.is_empty()
         || !gone.is_empty()
         || without_number(&before.node) != without_number(&node);
-    *known = Some(Known { generation: now.generation, functions: there, lost: lost.clone(), node: node.clone() });
+    *known = Some(Watcher { generation: now.generation, functions: there, lost: lost.clone(), node: node.clone() });
     let lost = is_lost_news.then_some(v1::LostLeases { leases: lost });
     is_news.then_some(v1::WatchResponse { is_whole, pfs, vfs, gone, lost, node })
 }
