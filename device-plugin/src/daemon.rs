@@ -17,10 +17,11 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::allocate::{Allocator, CdiMode, DeviceFiles, DeviceLocks, ToldNodes, keep_trying_refused};
+use crate::allocate::{Allocator, CdiMode, DeviceFiles, ToldNodes, keep_trying_refused};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, ConfigFile, Presets};
 use crate::counters::Counters;
+use crate::device_locks::DeviceLocks;
 use crate::duty::{Duty, DutyLock};
 use crate::explain;
 use crate::host::Host;

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use ferrule_kubelet::v1beta1::{CdiDevice, ContainerAllocateResponse};
 use sriov_manager_client::v1;
 use thiserror::Error;
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::ResourceConfig;
 use crate::counters::Counters;
+use crate::device_locks::DeviceLocks;
 use crate::grants::Tenant;
 use crate::host::Host;
 use crate::lease_name::LeaseName;
@@ -33,7 +33,6 @@ use crate::software::{Forwarder, is_endpoint};
 mod files;
 mod given;
 mod later;
-mod locks;
 mod preferred;
 mod told;
 mod wired;
@@ -41,7 +40,6 @@ mod wired;
 pub use files::{CdiMode, DeviceFiles};
 use given::{Bound, Given, give};
 pub use later::keep_trying_refused;
-pub use locks::{DeviceLock, DeviceLocks};
 use preferred::prefer;
 pub use preferred::{COST_TAKEN, Candidate};
 pub use told::ToldNodes;
@@ -69,24 +67,6 @@ pub struct Allocator {
     pub locks: DeviceLocks,
     /// For metrics.
     pub counters: Arc<Counters>,
-}
-
-/// The calls of Allocate that are under way, while this is kept.
-#[derive(Debug)]
-pub struct UnderWay(watch::Sender<usize>);
-
-impl UnderWay {
-    /// One more.
-    pub fn new(calls: &watch::Sender<usize>) -> Self {
-        calls.send_modify(|calls| *calls += 1);
-        Self(calls.clone())
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|calls| *calls -= 1);
-    }
 }
 
 /// Why a pod does not get its devices.

@@ -8,8 +8,9 @@ use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
 use tracing::{info, warn};
 
-use super::{Allocator, COST_TAKEN, Candidate, DeviceLock};
+use super::{Allocator, COST_TAKEN, Candidate};
 use crate::config::ResourceConfig;
+use crate::device_locks::DeviceLock;
 use crate::lease_name::LeaseName;
 use crate::leases::LeaseError;
 use crate::pools::Member;

@@ -13,8 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::warn;
 
-use crate::allocate::{Allocator, UnderWay};
+use crate::allocate::Allocator;
 use crate::resources::DeviceList;
+use crate::under_way::UnderWay;
 
 /// Answers for one resource, while one registration of it lasts.
 pub(super) struct ResourceServer {

@@ -13,8 +13,9 @@ use tonic::{Code, Status, Streaming};
 use super::pairs::PairState;
 use super::place::Place;
 use super::wire;
-use crate::allocate::{DeviceLock, UnderWay};
+use crate::device_locks::DeviceLock;
 use crate::lease_name::OWNER;
+use crate::under_way::UnderWay;
 
 /// The forwarder, and where its sockets are.
 #[derive(Clone, Debug)]
@@ -268,8 +269,8 @@ mod tests {
     use tonic::{Request, Response};
 
     use super::*;
-    use crate::allocate::DeviceLocks;
     use crate::config::SoftwareKind;
+    use crate::device_locks::DeviceLocks;
     use crate::lease_name::LeaseName;
     use crate::software::{Holder, Pair, SoftwareEndpoint};
 
