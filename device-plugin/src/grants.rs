@@ -36,6 +36,8 @@ pub struct Grant {
     is_lent: bool,
     /// The VF has what was set for the pod before.
     needs_cleaning: bool,
+    /// It was lent for its pod by this process: a list of before says nothing of that.
+    was_lent_here: bool,
     progress: Progress,
     /// Giving it back failed; not before then again.
     retry_at: Option<Instant>,
@@ -132,7 +134,7 @@ impl Grants {
     /// The VF is lent, and clean.
     pub fn lent(&mut self, name: &LeaseName) {
         if let Some(grant) = self.grants.get_mut(name) {
-            (grant.needs_cleaning, grant.progress) = (false, Progress::Ready);
+            (grant.needs_cleaning, grant.was_lent_here, grant.progress) = (false, true, Progress::Ready);
         }
     }
 
@@ -184,12 +186,18 @@ impl Grants {
         self.grants.get(name)?.pod.as_deref()
     }
 
+    /// Whether it was this process that lent it for its pod.
+    pub fn was_lent_here(&self, name: &LeaseName) -> bool {
+        self.grants.get(name).is_some_and(|grant| grant.was_lent_here)
+    }
+
     /// It has been given back, clean; if the kubelet gave it to the next pod meanwhile, that has it and no lease yet.
     pub fn released(&mut self, name: &LeaseName, now: Instant) {
         if self.is_due(name, now) {
             self.remove(name);
         } else if let Some(grant) = self.grants.get_mut(name) {
             (grant.is_lent, grant.needs_cleaning, grant.progress) = (false, false, Progress::Pending);
+            grant.was_lent_here = false;
         }
     }
 
@@ -329,6 +337,7 @@ impl Grant {
             absent_since: None,
             is_lent: false,
             needs_cleaning: false,
+            was_lent_here: false,
             progress: Progress::Pending,
             retry_at: None,
         }

@@ -354,6 +354,43 @@ async fn a_pod_with_an_interface_is_admitted_when_it_is_lent_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_for_an_interface_that_the_last_one_has_not_let_go_of() {
+    let site = Site::start(1, SHARED).await;
+    site.until_healthy(KERNEL, 1).await;
+    let vf = site.node.vf(0, 0);
+    site.kubelet().admit("before", "main", KERNEL, 1).await.unwrap();
+    site.kubelet().start_container("before", "main").await.unwrap();
+    site.node.move_netdev(vf, 4711, "before");
+    let tenant = |list: &v1::ListResponse| {
+        let lease = list.vfs.iter().find(|listed| listed.address == vf.to_string())?.lease.clone()?;
+        Some(lease.tenant)
+    };
+    let before = Some("pod default/before".to_owned());
+    site.until_list("its pod is told", |list| tenant(list) == before).await;
+    // Whoever is admitted within a second is the same pod's next container.
+    sleep(Duration::from_millis(1100)).await;
+    site.kubelet().end_pod("before");
+    let admitted = async {
+        site.kubelet().admit("one", "main", KERNEL, 1).await.unwrap();
+        // A CNI plugin would take it now: it is lent to this pod by then.
+        tenant(&site.list().await)
+    };
+    let let_go = async {
+        let is_given = |report: &Report| report.resource(KERNEL).unwrap().held().any(|(_, holder)| !holder.is_ready);
+        let given = async {
+            while !Report::read(&site.options.socket).await.is_ok_and(|report| is_given(&report)) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(common::DEADLINE, given).await.expect("it is given to a pod");
+        site.node.return_netdev(vf);
+    };
+    let (lent_to, ()) = tokio::join!(admitted, let_go);
+    assert!(lent_to.is_some() && lent_to != before, "{lent_to:?}");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_pf_was_told_for_a_pod_stays_whatever_the_configuration_says_by_then() {
     let config = r#"{"resourceList": [{"resourceName": "net", "driver": "kernel", "selectors": {"pfNames": ["ens1f0"]},
         "attributes": {"vlan": 100, "spoofChk": "off", "mtu": 9000}}]}"#;
@@ -371,6 +408,7 @@ async fn what_the_pf_was_told_for_a_pod_stays_whatever_the_configuration_says_by
     };
     let wanted = (Some(100), Some(false), Some(9000), String::new());
     assert_eq!(told(&site).await, wanted);
+    site.until_checkpoint("intel.com/net@").await;
     // Its interface is in the pod, and its container crashes.
     site.kubelet().start_container("one", "main").await.unwrap();
     assert_eq!(told(&site).await, wanted);

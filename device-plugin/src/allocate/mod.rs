@@ -157,7 +157,7 @@ impl Allocator {
                 self.resources.refuse(&refused, &error.to_string());
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
             }
-            Err(error) if !error.is_held() && allotted.iter().any(goes_to_kernel) => {
+            Err(error) if is_early(&error, &allotted) => {
                 // A CNI plugin would take the interface before it is lent, and nobody could lend it after that.
                 self.refuse_pod(&allotted, true);
                 return Err(AllocateError::Lease { devices: ids.into_iter().collect::<Vec<_>>().join(","), error });
@@ -245,7 +245,9 @@ impl Allocator {
         let unknown: Vec<_> = members
             .iter()
             .map(|(_, member)| (LeaseName::new(resource, &member.device.id), told(member)))
-            .filter(|(name, _)| self.resources.with_grants(|grants| grants.pod(name).is_none()))
+            .filter(|(name, _)| {
+                self.resources.with_grants(|grants| grants.pod(name).is_none() && !grants.was_lent_here(name))
+            })
             .filter_map(|(name, told)| Some((name, told?)))
             .collect();
         if unknown.is_empty() {
@@ -272,20 +274,21 @@ impl Allocator {
     /// Writes anew what others read about devices that pods have: a start of the machine, or of the plugin, may have lost it. What
     /// there is of others is removed, once it is known what pods have.
     pub fn write_files_again(&self) {
-        self.write_files_beside(&[]);
+        self.write_files_beside(Some(&[]));
     }
 
     /// The same when a plugin starts: of devices without a lease nothing is known but what the kubelet lists.
     pub async fn write_files_at_start(&self) {
-        let listing = self.pod_resources.list_soon().await.unwrap_or_default();
-        self.write_files_beside(&listing.into_keys().collect::<Vec<_>>());
+        let listing = self.pod_resources.list_soon().await;
+        self.write_files_beside(listing.map(|listing| listing.into_keys().collect::<Vec<_>>()).as_deref());
     }
 
-    /// Keeps the files of those that are listed as well.
-    fn write_files_beside(&self, listed: &[LeaseName]) {
+    /// Keeps the files of those that are listed as well; where nobody can list them, all files.
+    fn write_files_beside(&self, listed: Option<&[LeaseName]>) {
         let held: Vec<LeaseName> = self.resources.with_grants(|grants| grants.names().cloned().collect());
-        let kept = [&held, listed].concat();
+        let kept = listed.map(|listed| [&held, listed].concat());
         if self.resources.is_managed()
+            && let Some(kept) = kept
             && let Err(error) = self.files.keep_only(&kept, &self.resources.names(), self.resources.are_wires_known())
         {
             warn!(%error, "remove files of devices that no pod has");
@@ -361,8 +364,8 @@ impl Allocator {
         let until_lent = async {
             loop {
                 match self.lend(allotted).await {
-                    // What somebody still holds no CNI plugin can take.
-                    Err(error) if error.is_held() && wait == KERNEL_WAIT => return Err(error),
+                    // What a stranger holds no CNI plugin can take. What the last pod holds is free in a moment, and then one could.
+                    Err(error) if wait == KERNEL_WAIT && !is_early(&error, allotted) => return Err(error),
                     Err(error) if !error.is_final() => {
                         debug!(%error, "the pod must not go on before its devices are lent; it is tried again");
                         sleep(LEND_RETRY_AFTER).await;
@@ -535,6 +538,16 @@ impl Allocator {
 /// Whether a CNI plugin may take its interface as soon as its pod is admitted.
 fn goes_to_kernel(device: &Allotted) -> bool {
     wanted_of(device, device.tenant).is_some_and(|wanted| wanted.driver() == v1::Driver::Kernel)
+}
+
+/// Whether a CNI plugin could take an interface of these before it is lent.
+fn is_early(error: &LeaseError, allotted: &[Allotted]) -> bool {
+    allotted.iter().any(goes_to_kernel) && (!error.is_held() || allotted.iter().any(is_of_another_pod))
+}
+
+/// Whether another pod had it last.
+fn is_of_another_pod(device: &Allotted) -> bool {
+    device.tenant == Tenant::Next
 }
 
 /// None: it is given as it is.
