@@ -55,6 +55,11 @@ impl PortError {
     pub(crate) fn new(device: &str, call: &'static str, cause: String) -> Self {
         Self { device: device.to_owned(), call, cause, status: 0 }
     }
+
+    /// Whether its driver does not know the call.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        self.status == -(Errno::ENOTSUP as i32)
+    }
 }
 
 /// What a negative errno means, with the messages that came with it.

@@ -361,7 +361,7 @@ fn check_name(devargs: &str) -> Result<(), PortError> {
 /// What a driver does not know is left as it is.
 fn unless_unsupported(outcome: Result<i32, PortError>) -> Result<(), PortError> {
     match outcome {
-        Err(error) if error.status != -(Errno::ENOTSUP as i32) => Err(error),
+        Err(error) if !error.is_unsupported() => Err(error),
         _ => Ok(()),
     }
 }

@@ -60,12 +60,16 @@ impl Port {
         })
     }
 
-    /// Its counters: those that every port has, and its driver's own (`xstats`), which begin with `x_`.
+    /// Its counters: those that every port has, and its driver's own (`xstats`), which begin with `x_`. None, if its driver counts
+    /// nothing.
     pub fn counters(&self) -> Result<BTreeMap<String, u64>, PortError> {
         // SAFETY: of numbers.
         let mut stats: rte_eth_stats = unsafe { zeroed() };
         // SAFETY: the port is there until `self` is dropped, and there is room for the answer.
-        self.call("rte_eth_stats_get", |dpdk| unsafe { dpdk.rte_eth_stats_get(self.id(), &raw mut stats) })?;
+        match self.call("rte_eth_stats_get", |dpdk| unsafe { dpdk.rte_eth_stats_get(self.id(), &raw mut stats) }) {
+            Err(error) if error.is_unsupported() => return Ok(BTreeMap::new()),
+            told => told?,
+        };
         let named = [
             ("rx_frames", stats.ipackets),
             ("tx_frames", stats.opackets),
