@@ -1,5 +1,7 @@
 //! The Workload API, both sides, over a real socket.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,11 +60,14 @@ async fn a_process_gets_its_identity_and_each_new_one() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Identities::new("example.org").0;
     let expected = authority.certificate().clone();
-    let socket = WorkloadSocket::at(directory.path().join("fwd.sock"));
+    let path = directory.path().join("fwd.sock");
+    let socket = WorkloadSocket::at(&path);
     // Nobody is there yet: it waits.
     let waiting = tokio::spawn(async move { socket.identity().await });
-    let _served = Served::new(&directory.path().join("fwd.sock"), authority, Duration::from_secs(2));
+    let _served = Served::new(&path, authority, Duration::from_secs(2));
     let mut source = timeout(DEADLINE, waiting).await.unwrap().unwrap().unwrap();
+    // Whoever may open it has the key.
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let first = source.current();
     assert_eq!(first.svid.certificate().id().as_str(), "spiffe://example.org/fwd");
     let anchor = &first.bundles.of(first.svid.certificate().id().trust_domain())[0];

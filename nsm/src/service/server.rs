@@ -131,7 +131,7 @@ impl<H: Handler> Serving<H> {
             if is_ours(&answer) { Ok(answer) } else { Err(Status::internal("the answer has another id or index")) }
         });
         // Time to close it is kept.
-        let closes = (expires - limit).max(SystemTime::now());
+        let closes = expires.checked_sub(limit).unwrap_or(expires).max(SystemTime::now());
         let mut answer = match made {
             Ok(answer) => answer,
             Err(status) => {

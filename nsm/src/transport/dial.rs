@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::address::Address;
 use super::connection::{Peer, SecureStream, Socket};
+use super::tcp;
 use super::tls::{Allowed, client_config};
 use crate::files::FileStream;
 use crate::identity::Identity;
@@ -105,7 +106,7 @@ async fn connect(
         Address::Unix(path) => Socket::Unix(FileStream::new(connect_unix(path).await?)?),
         Address::Tcp(host_port) => {
             let stream = TcpStream::connect(host_port).await?;
-            stream.set_nodelay(true)?;
+            tcp::set_options(&stream)?;
             Socket::Tcp(stream)
         }
     };

@@ -18,6 +18,7 @@ use tonic::transport::Server;
 
 use super::address::Address;
 use super::connection::{SecureStream, Socket};
+use super::tcp;
 use super::tls::{Allowed, server_config};
 use crate::files::FileStream;
 use crate::identity::IdentitySource;
@@ -154,7 +155,7 @@ pub fn server() -> Server {
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
 }
 
-/// A Unix socket without TLS, whose file goes when this is dropped.
+/// A Unix socket without TLS, for this process's user alone, whose file goes when this is dropped.
 pub(crate) struct PlainListener {
     pub(crate) listener: tokio::net::UnixListener,
     /// Of the listening socket.
@@ -165,7 +166,7 @@ impl PlainListener {
     /// At a path where a dead process may have left one.
     pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
         let error = |problem| ListenError { address: Address::Unix(path.to_owned()), problem };
-        let (fd, file) = listen_at(Kind::Stream, path, ACCESS, BACKLOG).map_err(|failed| error(failed.to_string()))?;
+        let (fd, file) = listen_at(Kind::Stream, path, PRIVATE, BACKLOG).map_err(|failed| error(failed.to_string()))?;
         let listener = tokio::net::UnixListener::from_std(fd.into()).map_err(|failed| error(failed.to_string()))?;
         Ok(Self { listener, file })
     }
@@ -194,7 +195,7 @@ impl ListeningSocket {
             }
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                tcp::set_options(&stream)?;
                 Ok(Socket::Tcp(stream))
             }
         }
@@ -216,5 +217,7 @@ const STREAMS_MAX: u32 = 1024;
 const RESETS_MAX: usize = 64;
 /// Whoever can reach the directory may connect: certificates tell who it is.
 const ACCESS: Access = Access { mode: 0o666, owner: None, group: None };
+/// Whoever connects without a certificate is whom the socket is for.
+const PRIVATE: Access = Access { mode: 0o600, owner: None, group: None };
 const BACKLOG: u8 = 255;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

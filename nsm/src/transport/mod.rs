@@ -9,6 +9,7 @@ mod connection;
 mod dial;
 mod kept;
 mod listen;
+mod tcp;
 mod tls;
 
 #[cfg(test)]
