@@ -52,7 +52,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_holder_that_proc_does_not_show_is_a_holder", &[holders::unseen]),
     Scenario::new("looks_at_the_same_moment_take_nobody_for_a_holder", &[holders::looks_at_once]),
     Scenario::new("a_manager_killed_while_the_kernel_hangs_has_a_successor", &[holders::killed_while_stuck]),
-    Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]).within(Duration::from_mins(1)),
+    Scenario::new("an_unbind_that_hangs_stops_nobody_else", &[holders::stuck]).within(Duration::from_mins(2)),
     Scenario::new("what_the_host_uses_is_named_and_neither_lent_nor_removed", &[node::used_by_host]),
     Scenario::new("a_pf_in_another_namespace_keeps_its_vfs_until_it_can_be_asked", &[node::pf_away]),
     Scenario::new("a_vlan_goes_to_the_pf_that_is_meant_whatever_it_is_called", &[node::names_swapped]),
