@@ -115,7 +115,7 @@ fn driver(tree: &Tree, nic: &Nic) -> Finding {
     let (address, interface) = (&nic.address, nic.interface(tree));
     let down = if nic.is_vf() { None } else { interface.map(|interface| format!("ip link set {interface} down && ")) };
     let bind = format!(
-        "{}dpdk-devbind.py --bind=vfio-pci {address}    (a VF: `ferrule vf borrow` does it, and undoes it)",
+        "{}dpdk-devbind.py --bind=vfio-pci {address}    (a VF: `ferrule vf acquire LEASE --vf ADDRESS --driver vfio-pci` does it, and `ferrule vf release LEASE` undoes it)",
         down.unwrap_or_default()
     );
     if !nic.is_named && name != "vfio-pci" {
