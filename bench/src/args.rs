@@ -69,7 +69,7 @@ pub struct BenchArgs {
         long,
         value_name = "MAC,MAC",
         value_delimiter = ',',
-        num_args = 2,
+        num_args = 1..=2,
         help_heading = "Ports",
         requires = "port"
     )]

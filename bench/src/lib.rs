@@ -12,6 +12,8 @@
 //! - `report`: the table, the JSON, the HTML; `spread`: medians; `machine`: where it was; `error`: why not;
 //! - `doctor`: whether a machine is fit for it.
 
+#![cfg_attr(not(has_dpdk), allow(dead_code, reason = "only ports use some of it, and there are none without DPDK"))]
+
 mod args;
 mod case;
 mod doctor;

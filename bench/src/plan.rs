@@ -233,6 +233,9 @@ fn check_ports(args: &BenchArgs) -> Result<(), BenchError> {
             "--idle, --worker and --queues are for a forwarder that is started here; leave them out with --at",
         );
     }
+    if !matches!(args.mac.len(), 0 | 2) {
+        return refuse("--mac names two addresses: where frames go to, and where those go to that come back");
+    }
     if args.touch == TouchArg::Untouched {
         return refuse(
             "a port receives what others send too, and --touch untouched does not tell it apart; leave --touch out",
@@ -577,6 +580,7 @@ mod tests {
             ("--port a --port b --at x --worker 0", "leave them out"),
             ("--port a --port b --at x --touch untouched", "leave --touch out"),
             ("--port a --port b --at x --size 63", "64 to"),
+            ("--port a --port b --at x --mac 02:00:00:00:00:01", "two addresses"),
         ] {
             let error = ports_plan(words).err().unwrap_or_else(|| panic!("{words}"));
             assert!(error.is_usage() && error.to_string().contains(cure), "{words}: {error}");

@@ -80,7 +80,6 @@ pub(crate) fn is_software(devargs: &str) -> bool {
 
 /// Why there are no ports.
 #[derive(Debug, Error)]
-#[cfg_attr(not(has_dpdk), expect(dead_code, reason = "only one of them happens"))]
 pub enum PortsError {
     /// It cannot drive ports at all.
     #[error(
