@@ -110,9 +110,9 @@ impl MadeMachine {
         let path = self.path().join(path);
         // A link is removed itself.
         if path.is_dir() && !path.is_symlink() {
-            fs::remove_dir_all(path).unwrap()
+            fs::remove_dir_all(path).unwrap();
         } else {
-            fs::remove_file(path).unwrap()
+            fs::remove_file(path).unwrap();
         }
     }
 
