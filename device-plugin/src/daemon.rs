@@ -11,6 +11,7 @@ use ferrule_daemon::page::{self, ListenError, Probes};
 use ferrule_daemon::reload::reload_on_change;
 use ferrule_daemon::settings::Followed;
 use ferrule_daemon::{Phase, ServerError, Servers};
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -91,7 +92,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// Returns when everything that does not need the kubelet or the manager is there.
-    pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
+    pub fn start(options: DaemonOptions) -> BoxFuture<'static, Result<Self, RunError>> {
+        // Compiled here, and not again in each program that waits for it.
+        Box::pin(Self::start_here(options))
+    }
+
+    async fn start_here(options: DaemonOptions) -> Result<Self, RunError> {
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         let listener = match options.metrics {
@@ -140,7 +146,11 @@ impl Daemon {
     }
 
     /// Closes the lists, and then lets the next plugin have its turn.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.stop_here())
+    }
+
+    async fn stop_here(mut self) {
         info!("stopping; pods keep what they have");
         self.servers.drain();
         if let Some(endpoints) = self.endpoints.lock().await.take() {
