@@ -194,14 +194,8 @@ impl Daemon {
                 duty.take();
                 // What the plugin before told until its end.
                 allocator.told.load();
-                // Whatever the configuration says now: a process before may have given endpoints to pods.
-                let adopted = timeout(ADOPT_WAIT, allocator.adopt_wires()).await;
+                allocator.adopt_wires_at_start().await;
                 allocator.write_files_at_start().await;
-                if let Ok(Err(error)) = adopted
-                    && allocator.resources.has_software()
-                {
-                    warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
-                }
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
@@ -302,8 +296,6 @@ pub enum RunError {
     Server(#[from] ServerError),
 }
 
-/// A forwarder that is there answers in milliseconds.
-const ADOPT_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// A forwarder that is there makes a wire anew in milliseconds.
 const SETTLE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long clients of the page may take at the end.
