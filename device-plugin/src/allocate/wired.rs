@@ -252,7 +252,7 @@ mod tests {
         let witness = Witness { own_pod: None, settle: Duration::ZERO };
         Allocator {
             resources: Resources::new(Config::parse("config.json", config, "intel.com").unwrap()),
-            manager: Manager::at(&at("vf.sock")),
+            manager: Manager::at(at("vf.sock")),
             forwarder: Forwarder::at(at("admin.sock"), Place::at(at("software"))),
             pod_resources: PodResources::at(at("kubelet.sock"), witness),
             host: Host::new(directory),
