@@ -177,6 +177,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_user_with_very_many_connections_is_told_so_and_what_he_has_goes_on() {
+        let _alone = crate::ALONE.lock().await;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         let socket = ServiceSocket::bind("forwarder", &path, &SocketAccess::default()).unwrap();
