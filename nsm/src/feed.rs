@@ -19,11 +19,11 @@ pub(crate) struct Feed<V> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FeedLimits {
     /// How many there may be.
-    pub(crate) watchers_max: usize,
+    pub(crate) watchers: usize,
     /// How many of them one caller may be.
-    pub(crate) watchers_of_one_max: usize,
+    pub(crate) watchers_of_one: usize,
     /// How many names one may leave unread.
-    pub(crate) unread_max: usize,
+    pub(crate) unread: usize,
 }
 
 /// One who watches, until this is dropped.
@@ -58,8 +58,8 @@ struct Unread<V> {
 
 impl<V: Clone> Feed<V> {
     pub(crate) fn new(limits: FeedLimits) -> Self {
-        let quota = Quota::new(limits.watchers_max, limits.watchers_of_one_max);
-        Self { watchers: Mutex::default(), quota, unread_max: limits.unread_max }
+        let quota = Quota::new(limits.watchers, limits.watchers_of_one);
+        Self { watchers: Mutex::default(), quota, unread_max: limits.unread }
     }
 
     /// The caller `who` watches, beginning with what there is. Whoever publishes must not do so in between: its own lock keeps it out.
@@ -167,7 +167,7 @@ impl<V: Clone> Watcher<V> {
 mod tests {
     use super::*;
 
-    const LIMITS: FeedLimits = FeedLimits { watchers_max: 3, watchers_of_one_max: 2, unread_max: 3 };
+    const LIMITS: FeedLimits = FeedLimits { watchers: 3, watchers_of_one: 2, unread: 3 };
 
     async fn read(watch: &Watch<u32>, count: usize) -> Vec<u32> {
         let mut values = Vec::new();

@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(first, second);
         assert!(Claims::verify(&first.text, fwd.svid.certificate()).is_ok());
         let fresh_until = headers.last.lock().unwrap().as_ref().unwrap().fresh_until;
-        assert!(first.expires.duration_since(fresh_until).unwrap() >= HOUR / 6 * 9 / 10 - Duration::from_secs(1));
+        assert!(first.expires.duration_since(fresh_until).unwrap() + Duration::from_secs(1) >= HOUR / 6 * 9 / 10);
         // With no time at all each is a new one.
         let mut headers = TokenHeaders::new(Arc::clone(&fwd.svid), callee, Duration::ZERO);
         let mut seen = || headers.call(Request::new(())).unwrap();

@@ -50,15 +50,21 @@ impl Ipam {
     pub fn assign(&mut self, id: &str, context: &mut IpContext) -> Result<(), IpamError> {
         let excluded = excluded(context)?;
         let before = self.links.remove(id).unwrap_or_default();
-        before.iter().for_each(|link| link.leave(&mut self.taken));
+        for link in &before {
+            link.leave(&mut self.taken);
+        }
         let wanted: Vec<Link> = before.iter().copied().chain(self.links_of(context)).collect();
         let mut links: Vec<Link> = Vec::new();
         for pool in &self.pools {
             let known = wanted.iter().copied().find(|link| pool.can_have(link, &self.taken, &excluded));
             let Some(link) = known.or_else(|| pool.find(&self.taken, &excluded)) else {
                 let error = IpamError::Full(pool.0);
-                links.iter().for_each(|link| link.leave(&mut self.taken));
-                before.iter().for_each(|link| link.take(&mut self.taken));
+                for link in &links {
+                    link.leave(&mut self.taken);
+                }
+                for link in &before {
+                    link.take(&mut self.taken);
+                }
                 if !before.is_empty() {
                     self.links.insert(id.to_owned(), before);
                 }
@@ -68,12 +74,16 @@ impl Ipam {
             links.push(link);
         }
         // What is of our prefixes and is not given here is somebody else's by now.
-        wanted.iter().for_each(|link| link.take_from(context));
+        for link in &wanted {
+            link.take_from(context);
+        }
         context.dst_ip_addrs.clear();
         context.dst_routes.clear();
         context.policies.clear();
         context.ip_neighbors.clear();
-        links.iter().for_each(|link| link.put_into(context));
+        for link in &links {
+            link.put_into(context);
+        }
         self.links.insert(id.to_owned(), links);
         Ok(())
     }

@@ -209,7 +209,8 @@ fn is_path(file: impl AsFd) -> bool {
 
 /// A call comes with its files, and may wait for its turn. Whoever calls again passes them again.
 const KEPT_FOR: Duration = Duration::from_secs(30);
-const WAITING_MAX: usize = 64;
+/// A registry passes one beside each endpoint that it finds, to many at once.
+const WAITING_MAX: usize = 1 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -220,7 +220,7 @@ impl Watched {
 }
 
 /// A manager watches each of its connections by itself.
-const LIMITS: FeedLimits = FeedLimits { watchers_max: 8 << 10, watchers_of_one_max: 2 << 10, unread_max: 8 << 10 };
+const LIMITS: FeedLimits = FeedLimits { watchers: 8 << 10, watchers_of_one: 2 << 10, unread: 8 << 10 };
 /// Programs in Go take messages of 4 MiB; this, and one connection more.
 const INITIAL_SIZE_MAX: usize = 1 << 20;
 /// What a connection takes beside itself, with its id.
@@ -394,7 +394,7 @@ mod tests {
         let gone = mesh.watch(MonitorScopeSelector::default()).await;
         drop(gone);
         let mut events = mesh.watch(MonitorScopeSelector::default()).await;
-        for number in 0..LIMITS.unread_max + EVENTS_AHEAD + 3 {
+        for number in 0..LIMITS.unread + EVENTS_AHEAD + 3 {
             mesh.monitor.update(mesh.connection(&number.to_string()));
         }
         let last = loop {
@@ -416,7 +416,7 @@ mod tests {
                 Err(status) => break status,
             }
         };
-        assert_eq!((refused.code(), open.len()), (tonic::Code::ResourceExhausted, LIMITS.watchers_of_one_max));
+        assert_eq!((refused.code(), open.len()), (tonic::Code::ResourceExhausted, LIMITS.watchers_of_one));
         mesh.watch(selector("a")).await;
     }
 

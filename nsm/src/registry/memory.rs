@@ -81,8 +81,11 @@ struct RegisteredService {
 impl MemoryRegistry {
     /// An empty one.
     pub fn new(limits: RegistryLimits) -> Self {
-        let RegistryLimits { watchers_max, watchers_of_one_max, unread_max, .. } = limits;
-        let feed_limits = FeedLimits { watchers_max, watchers_of_one_max, unread_max };
+        let feed_limits = FeedLimits {
+            watchers: limits.watchers_max,
+            watchers_of_one: limits.watchers_of_one_max,
+            unread: limits.unread_max,
+        };
         Self {
             state: Mutex::default(),
             services: Feed::new(feed_limits),
@@ -146,7 +149,9 @@ impl MemoryRegistry {
         let mut state = self.lock();
         let mirrored = state.endpoints.iter().filter(|(name, known)| known.owner.is_none() && is_gone(name));
         let gone: Vec<String> = mirrored.map(|(name, _)| name.clone()).collect();
-        gone.iter().for_each(|name| self.remove_endpoint(&mut state, name));
+        for name in &gone {
+            self.remove_endpoint(&mut state, name);
+        }
     }
 
     fn put_endpoint(
@@ -214,7 +219,9 @@ impl MemoryRegistry {
         let mut state = self.lock();
         let mirrored = state.services.iter().filter(|(name, known)| known.owner.is_none() && is_gone(name));
         let gone: Vec<String> = mirrored.map(|(name, _)| name.clone()).collect();
-        gone.iter().for_each(|name| self.remove_service(&mut state, name));
+        for name in &gone {
+            self.remove_service(&mut state, name);
+        }
     }
 
     fn put_service(&self, state: &mut Contents, service: NetworkService, owner: Option<Owner>) {

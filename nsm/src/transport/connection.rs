@@ -52,7 +52,7 @@ pub struct SecureStream {
     /// When it is dropped, those who wait for the end learn of it.
     ends: Option<watch::Sender<()>>,
     /// What it counts in, until it ends.
-    _counted: Option<(OwnedSemaphorePermit, Share)>,
+    counted: Option<(OwnedSemaphorePermit, Share)>,
 }
 
 impl SecureStream {
@@ -67,7 +67,7 @@ impl SecureStream {
         let id = stream.peer.certificate.id();
         let full = |error| io::Error::new(io::ErrorKind::QuotaExceeded, format!("a connection of {id}: {error}"));
         let share = quotas.connections.take(id.as_str()).map_err(full)?;
-        stream._counted = Some((permit, share));
+        stream.counted = Some((permit, share));
         Ok(stream)
     }
 
@@ -96,7 +96,7 @@ impl SecureStream {
         if let Some(opened) = peer.files() {
             opened.open(files, peer.certificate.id());
         }
-        Ok(Self { tls, peer, first: Vec::new(), ends: None, _counted: None })
+        Ok(Self { tls, peer, first: Vec::new(), ends: None, counted: None })
     }
 
     pub(super) fn peer(&self) -> &Peer {

@@ -102,7 +102,7 @@ impl Source {
     pub(super) fn of_address(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-            address => address,
+            address @ IpAddr::V4(_) => address,
         })
     }
 }
@@ -139,7 +139,7 @@ mod tests {
         let (sender, receiver) = oneshot::channel::<()>();
         let handshake = async move {
             let _sender = sender;
-            pending().await
+            pending::<()>().await;
         };
         (handshake, receiver)
     }
