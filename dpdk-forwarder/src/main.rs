@@ -62,7 +62,8 @@ fn main() -> ExitCode {
     config.socket = config.socket.with(flags.socket);
     config.metrics = flags.metrics.or(config.metrics);
     config.journal = flags.journal.or(config.journal);
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     match Environment::read(config.nsm.take(), environment) {
         Ok(Environment { settings, ignored }) => {
             ignored.iter().for_each(|line| tracing::info!("{line}"));

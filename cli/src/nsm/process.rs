@@ -32,11 +32,7 @@ impl ProcessArgs {
     }
 
     pub(super) fn dial_options(&self) -> DialOptions {
-        DialOptions {
-            allowed: Allowed::AnyTrusted,
-            timeout: self.dial_timeout,
-            token_lifetime: self.token_lifetime,
-        }
+        DialOptions { allowed: Allowed::AnyTrusted, timeout: self.dial_timeout, token_lifetime: self.token_lifetime }
     }
 
     /// A connection to somebody that is kept.

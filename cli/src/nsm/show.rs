@@ -136,8 +136,7 @@ impl Mesh {
         }
         let mut connections = style.table(&["CLIENT", "SERVICE", "STATE", "ADDRESSES", "PATH"], &[]);
         for shown in &self.connections {
-            let addresses =
-                format!("{} - {}", shown.client_addresses.join(" "), shown.endpoint_addresses.join(" "));
+            let addresses = format!("{} - {}", shown.client_addresses.join(" "), shown.endpoint_addresses.join(" "));
             let path: Vec<_> = shown.hops.iter().map(|hop| hop.name.as_str()).collect();
             let (client, path) = (shown.client(), path.join(" > "));
             let words: [&str; 5] = [&client, &shown.service, shown.state, &addresses, &path];
@@ -247,8 +246,10 @@ mod tests {
             metrics: metrics.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             ..PathSegment::default()
         };
-        let joined = [("server_interface", "KERNEL/nsm-1"), ("client_interface", "KERNEL/vpn-7"), ("server_rx_packets", "3")];
-        let path_segments = vec![segment("nsc", &[]), segment("nsmgr", &[]), segment("fwd", &joined), segment("nse\u{1b}", &[])];
+        let joined =
+            [("server_interface", "KERNEL/nsm-1"), ("client_interface", "KERNEL/vpn-7"), ("server_rx_packets", "3")];
+        let path_segments =
+            vec![segment("nsc", &[]), segment("nsmgr", &[]), segment("fwd", &joined), segment("nse\u{1b}", &[])];
         Connection {
             network_service: "vpn".to_owned(),
             payload: "ETHERNET".to_owned(),

@@ -227,7 +227,8 @@ fn ping(from: &str, to: &str) -> Result<String, NsmError> {
 
 fn output(command: &mut Command) -> Result<String, NsmError> {
     let program = format!("{command:?}");
-    let done = command.output().map_err(|error| NsmError::Program { program: program.clone(), problem: error.to_string() })?;
+    let done =
+        command.output().map_err(|error| NsmError::Program { program: program.clone(), problem: error.to_string() })?;
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
     if done.status.success() { Ok(said) } else { Err(NsmError::Program { program, problem: said.trim().to_owned() }) }
 }

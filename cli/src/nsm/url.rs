@@ -54,7 +54,9 @@ mod tests {
         let wanted: WantedUrl = "kernel://vpn@far.example/nsm-1?color=red&size=1".parse().unwrap();
         assert_eq!((wanted.service.as_str(), wanted.interface.as_str()), ("vpn@far.example", "nsm-1"));
         assert_eq!(wanted.labels.len(), 2);
-        for wrong in ["vfio://vpn/x", "kernel:///nsm-1", "kernel://vpn", "kernel://vpn/a-very-long-name", "kernel://vpn/x?color"] {
+        for wrong in
+            ["vfio://vpn/x", "kernel:///nsm-1", "kernel://vpn", "kernel://vpn/a-very-long-name", "kernel://vpn/x?color"]
+        {
             assert!(wrong.parse::<WantedUrl>().is_err(), "{wrong}");
         }
     }

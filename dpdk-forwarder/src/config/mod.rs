@@ -14,9 +14,9 @@ use ferrule_dataplane::spec::{ByteSize, FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
 use ferrule_ethdev::{DpdkSettings, LeaseSettings};
 
+use crate::nsm::NsmSettings;
 use conflicts::{Conflict, conflicts};
 pub use dpdk_forwarder_client::ADMIN_DEFAULT;
-use crate::nsm::NsmSettings;
 pub use ferrule_daemon::settings::{ConfigError, ConfigErrors, LoadError, Position};
 
 mod conflicts;

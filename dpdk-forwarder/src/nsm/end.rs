@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ferrule_dataplane::spec::{
-    EndSpec, InterfaceName, KernelSpec, MacAddress, MemifSpec, Mode, NetNs, OpenNetNs, Role, SocketAddress, VhostUserSpec,
+    EndSpec, InterfaceName, KernelSpec, MacAddress, MemifSpec, Mode, NetNs, OpenNetNs, Role, SocketAddress,
+    VhostUserSpec,
 };
 use ferrule_ffi::netns;
 use ferrule_nsm::proto::connection::{Connection, Mechanism};
@@ -15,6 +16,7 @@ use tonic::Status;
 
 use super::context::Side;
 use super::interface::InterfacePlace;
+use super::vxlan::{VXLAN, Vxlan};
 
 /// How an end on this node is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +49,30 @@ impl Kind {
 /// One end of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct MeshEnd {
-    pub(super) kind: Kind,
+    /// What its mechanism is called.
+    kind: &'static str,
     /// As whoever is there is told.
     pub(super) mechanism: Mechanism,
-    /// As the engine makes it.
-    pub(super) spec: EndSpec,
+    pub(super) port: Port,
     /// Where its interface is, if it has one.
     pub(super) place: Option<InterfacePlace>,
 }
 
+/// What is made at an end.
+#[derive(Clone, Debug)]
+pub(super) enum Port {
+    /// By the engine.
+    Local(EndSpec),
+    /// By the other end, which is a device of the kernel with this tunnel in it.
+    Tunnel(Vxlan),
+}
+
 impl MeshEnd {
+    /// The end that is on another node.
+    pub(super) fn remote(mechanism: Mechanism, tunnel: Vxlan) -> Self {
+        Self { kind: VXLAN, mechanism, port: Port::Tunnel(tunnel), place: None }
+    }
+
     /// The end at `side` of a connection, whose id is ours, by a mechanism of this node with the file that it names. Blocks for a moment.
     pub(super) fn local(
         side: Side,
@@ -78,8 +94,11 @@ impl MeshEnd {
     /// What metrics call it.
     pub(super) fn label(&self) -> String {
         let place = self.place.as_ref().map(|place| place.name.to_string());
-        let place = place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()).unwrap_or_default();
-        format!("{}/{place}", self.kind.name())
+        let place = match &self.port {
+            Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
+            Port::Local(_) => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
+        };
+        format!("{}/{}", self.kind, place.unwrap_or_default())
     }
 }
 
@@ -90,12 +109,7 @@ pub(super) fn unsupported() -> Status {
     Status::unimplemented(format!("cannot support any of the requested mechanism: this forwarder has {kinds}"))
 }
 
-fn kernel(
-    side: Side,
-    connection: &Connection,
-    mechanism: &Mechanism,
-    file: &Arc<OwnedFd>,
-) -> Result<MeshEnd, Status> {
+fn kernel(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
     let netns = open_namespace(file)?;
     let name = match mechanism.parameters.get(NAME).map(String::as_str) {
         None | Some("") => interface_name(connection, side),
@@ -112,7 +126,7 @@ fn kernel(
         ..KernelSpec::new(name.clone())
     };
     let place = Some(InterfacePlace { netns, name });
-    Ok(MeshEnd { kind: Kind::Kernel, mechanism, spec: EndSpec::Kernel(spec), place })
+    Ok(MeshEnd { kind: Kind::Kernel.name(), mechanism, port: Port::Local(EndSpec::Kernel(spec)), place })
 }
 
 fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
@@ -133,7 +147,7 @@ fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<
     };
     let mode = if connection.payload == IP { Mode::Ip } else { Mode::Ethernet };
     let spec = MemifSpec { netns: netns.map(NetNs::Open), mode, ..MemifSpec::new(socket, role) };
-    Ok(MeshEnd { kind: Kind::Memif, mechanism, spec: EndSpec::Memif(spec), place: None })
+    Ok(MeshEnd { kind: Kind::Memif.name(), mechanism, port: Port::Local(EndSpec::Memif(spec)), place: None })
 }
 
 /// The device of a client is in a directory that it passes; that of an endpoint too, or its socket is passed itself.
@@ -158,7 +172,7 @@ fn vhost_user(
         Side::Endpoint => (path_of(file).join(plain_name(&name)?), Role::Client),
     };
     let spec = VhostUserSpec::new(SocketAddress::Path(path), role);
-    Ok(MeshEnd { kind: Kind::VhostUser, mechanism, spec: EndSpec::VhostUser(spec), place: None })
+    Ok(MeshEnd { kind: Kind::VhostUser.name(), mechanism, port: Port::Local(EndSpec::VhostUser(spec)), place: None })
 }
 
 /// A file in a directory and nowhere else.
@@ -261,7 +275,8 @@ mod tests {
     #[test]
     fn names_and_macs_are_those_of_a_connection_and_its_end() {
         let [a, b] = [connection("a"), connection("b")];
-        let names = [interface_name(&a, Side::Client), interface_name(&a, Side::Endpoint), interface_name(&b, Side::Client)];
+        let names =
+            [interface_name(&a, Side::Client), interface_name(&a, Side::Endpoint), interface_name(&b, Side::Client)];
         assert!(names[0].starts_with("icmp-respo-") && names[0].len() == INTERFACE_MAX, "{}", names[0]);
         assert!(names[0] != names[1] && names[0] != names[2]);
         assert_eq!(names[0], interface_name(&a, Side::Client));

@@ -86,9 +86,9 @@ fn fate(name: &str) -> Fate {
         "NSM_VPP_API_SOCKET" | "NSM_VPP_INIT" | "NSM_VPP_INIT_PARAMS" | "NSM_VPP_MIN_OPERATION_TIMEOUT" => {
             Fate::Ignored("there is no VPP")
         }
-        "NSM_PROMETHEUS_LISTEN_ON"
-        | "NSM_PROMETHEUS_SERVER_HEADER_TIMEOUT"
-        | "NSM_PROMETHEUS_MAX_BIND_THRESHOLD" => Fate::Ignored("`--metrics` says where Prometheus may ask"),
+        "NSM_PROMETHEUS_LISTEN_ON" | "NSM_PROMETHEUS_SERVER_HEADER_TIMEOUT" | "NSM_PROMETHEUS_MAX_BIND_THRESHOLD" => {
+            Fate::Ignored("`--metrics` says where Prometheus may ask")
+        }
         "NSM_PROMETHEUS_CERT_FILE"
         | "NSM_PROMETHEUS_KEY_FILE"
         | "NSM_PROMETHEUS_CA_FILE"
@@ -98,9 +98,7 @@ fn fate(name: &str) -> Fate {
         "NSM_DEVICE_PLUGIN_PATH" | "NSM_POD_RESOURCES_PATH" | "NSM_RESOURCE_POLL_TIMEOUT" | "NSM_CGROUP_PATH" => {
             Fate::Ignored("pods get VFs by `device-plugin`")
         }
-        "NSM_PCI_DEVICES_PATH" | "NSM_PCI_DRIVERS_PATH" | "NSM_VFIO_PATH" => {
-            Fate::Ignored("`sriov-manager` binds VFs")
-        }
+        "NSM_PCI_DEVICES_PATH" | "NSM_PCI_DRIVERS_PATH" | "NSM_VFIO_PATH" => Fate::Ignored("`sriov-manager` binds VFs"),
         "NSM_SRIOV_CONFIG_FILE" => Fate::Refused(
             "connections with SR-IOV tokens are not supported yet; leave it out, or keep cmd-forwarder-sriov beside this forwarder",
         ),
@@ -157,7 +155,10 @@ mod tests {
 
     #[test]
     fn without_a_word_of_the_mesh_there_is_none() {
-        assert_eq!(read(None, &[("PATH", "/bin"), ("NSM_LOG_LEVEL", "TRACE"), ("NSM_NAME", "")]), Ok(Environment::default()));
+        assert_eq!(
+            read(None, &[("PATH", "/bin"), ("NSM_LOG_LEVEL", "TRACE"), ("NSM_NAME", "")]),
+            Ok(Environment::default())
+        );
     }
 
     #[test]
@@ -176,8 +177,14 @@ mod tests {
         let settings = read.settings.unwrap();
         assert_eq!((settings.name.as_str(), settings.service.as_str()), ("fwd-1", "mine"));
         assert_eq!(settings.labels.len(), 2);
-        assert_eq!((settings.token_lifetime, settings.dial_timeout), (Duration::from_secs(90), Duration::from_millis(1500)));
-        assert_eq!((settings.vxlan_port, settings.mechanism_priority), (4789, vec!["KERNEL".to_owned(), "MEMIF".to_owned()]));
+        assert_eq!(
+            (settings.token_lifetime, settings.dial_timeout),
+            (Duration::from_secs(90), Duration::from_millis(1500))
+        );
+        assert_eq!(
+            (settings.vxlan_port, settings.mechanism_priority),
+            (4789, vec!["KERNEL".to_owned(), "MEMIF".to_owned()])
+        );
         assert_eq!(read.ignored, ["NSM_VPP_INIT means nothing here: there is no VPP"]);
     }
 

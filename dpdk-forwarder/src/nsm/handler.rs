@@ -10,21 +10,25 @@ use ferrule_nsm::proto::connection::{Connection, Mechanism};
 use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
 use ferrule_nsm::registry::FoundEndpoint;
 use ferrule_nsm::service::{Call, Handler, MechanismFiles, NextHop};
-use ferrule_nsm::transport::Peer;
+use ferrule_nsm::transport::{Address, Peer};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::context::Side;
-use super::end::{Kind, MeshEnd, preferences, unsupported};
+use super::end::{IP, Kind, MeshEnd, preferences, unsupported};
 use super::joint::{Joint, SharedWires, wire_name};
 use super::next_hop::{Candidates, NextHops};
+use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis, Vxlan};
 
 /// Joins the ends of connections by wires.
 pub(super) struct MeshForwarder {
     wires: SharedWires,
     hops: NextHops,
     priority: Vec<String>,
+    /// Where tunnels to other nodes begin; none: there are none.
+    site: Option<TunnelSite>,
+    vnis: Vnis,
     /// By the ids of their connections.
     joined: Mutex<BTreeMap<String, Joined>>,
 }
@@ -42,6 +46,8 @@ struct Joined {
     /// What the endpoint has passed, which goes with each call below.
     files: Vec<Arc<OwnedFd>>,
     joint: Joint,
+    /// The tunnel by which its client reaches it, if that is on another node.
+    tunnel: Option<Mechanism>,
     following: Arc<Following>,
 }
 
@@ -64,14 +70,15 @@ struct Made {
 
 /// What the client has asked for, judged.
 struct Asked {
-    kind: Kind,
+    /// None: by a tunnel.
+    kind: Option<Kind>,
     mechanism: Mechanism,
     file: Option<Arc<OwnedFd>>,
 }
 
 impl MeshForwarder {
-    pub(super) fn new(wires: SharedWires, hops: NextHops, priority: Vec<String>) -> Self {
-        Self { wires, hops, priority, joined: Mutex::default() }
+    pub(super) fn new(wires: SharedWires, hops: NextHops, priority: Vec<String>, site: Option<TunnelSite>) -> Self {
+        Self { wires, hops, priority, site, vnis: Vnis::default(), joined: Mutex::default() }
     }
 
     /// Asks one endpoint, and joins it with the client.
@@ -87,7 +94,7 @@ impl MeshForwarder {
         let mut connection = call.connection.clone();
         connection.network_service_endpoint_name.clone_from(&found.endpoint.name);
         connection.mechanism = same.and_then(|same| same.below.mechanism.clone());
-        let mechanism_preferences = preferences(asked.kind, &connection.payload, &self.priority);
+        let mechanism_preferences = self.preferences(found, asked, &connection.payload)?;
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let files = same.map_or(&[][..], |same| &same.files);
         let asking = self.hops.request(same.map(|same| &same.next), found, message, files, until);
@@ -97,7 +104,8 @@ impl MeshForwarder {
                 answer.network_service_endpoint_name.clone_from(&found.endpoint.name);
                 let following = self.follow(&next, &answer, call);
                 let endpoint = found.endpoint.name.clone();
-                let joined = Joined { endpoint, next, below, client_file, files, joint, following };
+                let tunnel = asked.kind.is_none().then(|| asked.mechanism.clone());
+                let joined = Joined { endpoint, next, below, client_file, files, joint, tunnel, following };
                 self.joined().insert(answer.id.clone(), joined);
                 if let Some(before) = before.filter(|before| before.endpoint != found.endpoint.name) {
                     // It may be gone: then it has nothing to be closed.
@@ -112,6 +120,29 @@ impl MeshForwarder {
                 }
                 Err(status)
             }
+        }
+    }
+
+    /// What an endpoint of this node, or the manager of another one, is asked for.
+    fn preferences(&self, found: &FoundEndpoint, asked: &Asked, payload: &str) -> Result<Vec<Mechanism>, Status> {
+        let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
+        match (address, asked.kind, &self.site) {
+            // What comes by a tunnel goes into a kernel interface.
+            (Address::Unix(_), kind, _) => {
+                let asked = preferences(kind.unwrap_or(Kind::Kernel), payload, &self.priority);
+                Ok(asked.into_iter().filter(|wanted| kind.is_some() || wanted.r#type == Kind::Kernel.name()).collect())
+            }
+            (Address::Tcp(_), Some(Kind::Kernel), Some(_)) if payload == IP => Err(Status::unimplemented(
+                "the endpoint is on another node, and the payload is IP: this forwarder has VXLAN only, which carries Ethernet frames",
+            )),
+            (Address::Tcp(_), Some(Kind::Kernel), Some(site)) => Ok(vec![site.preference()]),
+            (Address::Tcp(_), Some(_), Some(_)) => {
+                Err(Status::unimplemented("the endpoint is on another node, and tunnels end in kernel interfaces"))
+            }
+            (Address::Tcp(_), None, _) => Err(Status::unimplemented("a tunnel does not lead into another tunnel")),
+            (Address::Tcp(_), _, None) => Err(Status::failed_precondition(
+                "the endpoint is on another node, and this forwarder has no tunnels: set `tunnel_ip`, or NSM_TUNNEL_IP",
+            )),
         }
     }
 
@@ -133,9 +164,22 @@ impl MeshForwarder {
         let (wires, mut answer) = (Arc::clone(&self.wires), below.clone());
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
         let before = before.map(|before| before.joint.clone());
+        let (site, is_tunnel) = (self.site, asked.kind.is_none());
         let making = spawn_blocking(move || {
-            let client = MeshEnd::local(Side::Client, &answer, &mechanism, file.as_ref())?;
-            let endpoint = MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?;
+            let client = match site.filter(|_| is_tunnel) {
+                Some(site) => {
+                    let tunnel = Vxlan::answered(&mechanism, &site)?;
+                    MeshEnd::remote(mechanism, tunnel)
+                }
+                None => MeshEnd::local(Side::Client, &answer, &mechanism, file.as_ref())?,
+            };
+            let endpoint = match site.filter(|_| theirs.r#type == VXLAN) {
+                Some(site) => {
+                    let tunnel = Vxlan::asked(&theirs, &site)?;
+                    MeshEnd::remote(theirs, tunnel)
+                }
+                None => MeshEnd::local(Side::Endpoint, &answer, &theirs, theirs_file.as_ref())?,
+            };
             let joint = Joint::plan(&answer, &client, &endpoint)?;
             joint.make(before.as_ref(), &wires)?;
             let metrics = joint.metrics([&client, &endpoint], &wires);
@@ -172,7 +216,57 @@ impl Handler for MeshForwarder {
     async fn request(&self, mut call: Call) -> Result<Connection, Status> {
         let until = Instant::now() + call.limit;
         wire_name(&call.connection.id)?;
-        let asked = Asked::of(&call).await?;
+        let asked = self.asked(&call).await?;
+        if asked.kind.is_none() {
+            let mtu = asked.mechanism.parameters.get(MTU).and_then(|mtu| mtu.parse().ok()).unwrap_or(0);
+            let context = call.connection.context.get_or_insert_default();
+            context.mtu = [context.mtu, mtu].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
+        }
+        let made = self.ask_all(&mut call, &asked, until).await;
+        if made.is_err() && asked.kind.is_none() && !self.joined().contains_key(&call.connection.id) {
+            self.vnis.give_back(&asked.mechanism);
+        }
+        made
+    }
+
+    async fn close(&self, call: Call) -> Result<(), Status> {
+        let until = Instant::now() + call.limit;
+        let Some(joined) = self.joined().remove(&call.connection.id) else { return Ok(()) };
+        let (wires, joint, tunnel) = (Arc::clone(&self.wires), joined.joint.clone(), joined.tunnel.clone());
+        let removing = spawn_blocking(move || joint.remove(&wires));
+        let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
+        if let Some(tunnel) = tunnel {
+            self.vnis.give_back(&tunnel);
+        }
+        let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
+        match (below, removed) {
+            (Ok(()), done) | (done, Ok(())) => done,
+            (Err(below), Err(own)) => {
+                Err(Status::new(own.code(), format!("{}; and the endpoint: {}", own.message(), below.message())))
+            }
+        }
+    }
+}
+
+impl MeshForwarder {
+    /// The first of what the client wants that we can have, or what the connection has already.
+    async fn asked(&self, call: &Call) -> Result<Asked, Status> {
+        let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && self.site.is_some();
+        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || Kind::of(&mechanism.r#type).is_some();
+        let mechanism = call.connection.mechanism.as_ref();
+        let mechanism =
+            mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
+        if let Some(site) = self.site.filter(|_| is_tunnel(&mechanism)) {
+            return Ok(Asked { kind: None, mechanism: site.answer(&mechanism, &self.vnis)?, file: None });
+        }
+        let kind = Kind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
+        let file = files.of(&mechanism).cloned();
+        Ok(Asked { kind: Some(kind), mechanism, file })
+    }
+
+    /// Asks the candidates one after the other until one is joined with the client.
+    async fn ask_all(&self, call: &mut Call, asked: &Asked, until: Instant) -> Result<Connection, Status> {
         let Candidates { endpoints, payload } = self.hops.candidates(&call.connection).await?;
         if let Some(payload) = payload {
             call.connection.payload = payload;
@@ -180,7 +274,7 @@ impl Handler for MeshForwarder {
         let mut failures = String::new();
         let mut last = Status::unavailable("no endpoint was asked");
         for (at, found) in endpoints.iter().enumerate() {
-            match self.try_endpoint(found, &call, &asked, until).await {
+            match self.try_endpoint(found, call, asked, until).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
                     let (name, problem) = (&found.endpoint.name, status.message());
@@ -191,21 +285,6 @@ impl Handler for MeshForwarder {
             }
         }
         Err(Status::new(last.code(), format!("{failures}all candidates have failed")))
-    }
-
-    async fn close(&self, call: Call) -> Result<(), Status> {
-        let until = Instant::now() + call.limit;
-        let Some(joined) = self.joined().remove(&call.connection.id) else { return Ok(()) };
-        let (wires, joint) = (Arc::clone(&self.wires), joined.joint.clone());
-        let removing = spawn_blocking(move || joint.remove(&wires));
-        let (below, removed) = tokio::join!(self.close_below(joined, until), removing);
-        let removed = removed.map_err(|error| Status::internal(format!("the wire was not removed: {error}")))?;
-        match (below, removed) {
-            (Ok(()), done) | (done, Ok(())) => done,
-            (Err(below), Err(own)) => {
-                Err(Status::new(own.code(), format!("{}; and the endpoint: {}", own.message(), below.message())))
-            }
-        }
     }
 }
 
@@ -221,19 +300,4 @@ fn keep<'a>(
         Arc::clone(same.unwrap_or(new))
     };
     passed.map(kept).collect()
-}
-
-impl Asked {
-    /// The first that we can have, or what the connection has already.
-    async fn of(call: &Call) -> Result<Self, Status> {
-        let mechanism = match &call.connection.mechanism {
-            Some(mechanism) => Some(mechanism),
-            None => call.preferences.iter().find(|mechanism| Kind::of(&mechanism.r#type).is_some()),
-        };
-        let mechanism = mechanism.cloned().ok_or_else(unsupported)?;
-        let kind = Kind::of(&mechanism.r#type).ok_or_else(unsupported)?;
-        let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
-        let file = files.of(&mechanism).cloned();
-        Ok(Self { kind, mechanism, file })
-    }
 }

@@ -4,30 +4,38 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ferrule_dataplane::engine::Applied;
-use ferrule_dataplane::spec::WireSpec;
-use ferrule_dataplane::status::WireStatus;
+use ferrule_dataplane::spec::{EndSpec, WireSpec};
+use ferrule_dataplane::status::Traffic;
 use ferrule_nsm::proto::connection::Connection;
 use tonic::Status;
 
 use super::context::{Side, interface_state};
-use super::end::{IP, MeshEnd, mac};
+use super::end::{IP, MeshEnd, Port, mac};
 use super::interface::{InterfacePlace, InterfaceState};
+use super::tunnel::TunnelInterface;
 use crate::wires::Wires;
 
 /// What is made for a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Joint {
-    wire: WireSpec,
+    carrier: Carrier,
     /// Those of its ends that the kernel has: where, and what they have.
     interfaces: Vec<(InterfacePlace, InterfaceState)>,
+}
+
+/// What carries the frames.
+#[derive(Clone, Debug)]
+enum Carrier {
+    /// A wire of the engine.
+    Wire(WireSpec),
+    /// A device of the kernel, since the other end is on another node.
+    Tunnel(TunnelInterface),
 }
 
 impl Joint {
     /// Of a connection as the endpoint has answered it, whose id is ours. Pure.
     pub(super) fn plan(connection: &Connection, client: &MeshEnd, endpoint: &MeshEnd) -> Result<Self, Status> {
-        let ends = [client.spec.clone(), endpoint.spec.clone()];
-        let labels = labels(connection);
-        let wire = WireSpec { owner: OWNER.to_owned(), labels, ..WireSpec::new(wire_name(&connection.id)?, ends) };
+        let carrier = Carrier::plan(connection, [client, endpoint])?;
         let context = connection.context.clone().unwrap_or_default();
         let mut interfaces = Vec::new();
         for (side, other, end) in [(Side::Client, Side::Endpoint, client), (Side::Endpoint, Side::Client, endpoint)] {
@@ -37,22 +45,21 @@ impl Joint {
             let state = state.map_err(|error| Status::invalid_argument(error.to_string()))?;
             interfaces.push((place.clone(), state));
         }
-        Ok(Self { wire, interfaces })
+        Ok(Self { carrier, interfaces })
     }
 
     /// Makes it, where `before` was made. When that fails, a new one leaves nothing behind, and an old one stays as it was. Blocks.
     pub(super) fn make(&self, before: Option<&Self>, wires: &Wires) -> Result<(), Status> {
-        let put = match wires.put_of_mesh(self.wire.clone()) {
-            Ok(put) => put,
-            Err(error) => {
+        let is_new = match self.carrier.make(before.map(|before| &before.carrier), wires) {
+            Ok(is_new) => is_new,
+            Err(status) => {
                 // The wire of before may have been made anew meanwhile.
                 for (place, state) in before.iter().flat_map(|before| &before.interfaces) {
                     let _ = place.set_up(state);
                 }
-                return Err(Status::failed_precondition(error.to_string()));
+                return Err(status);
             }
         };
-        let is_new = !matches!(put.applied, Applied::Unchanged | Applied::Updated);
         let mut done = Vec::new();
         for (at, (place, should)) in self.interfaces.iter().enumerate() {
             let is = before.and_then(|before| before.interfaces.get(at)).filter(|(known, _)| !is_new && known == place);
@@ -73,7 +80,7 @@ impl Joint {
     fn take_back(&self, before: Option<&Self>, done: &[usize], wires: &Wires) {
         let Some(before) = before else {
             if let Err(status) = self.remove(wires) {
-                tracing::warn!(wire = self.wire.name, %status, "what could not be made is not removed either");
+                tracing::warn!(%status, "what could not be made is not removed either");
             }
             return;
         };
@@ -92,7 +99,7 @@ impl Joint {
                 tracing::debug!(%error, "its namespace has gone, most likely");
             }
         }
-        wires.remove_of_mesh(&self.wire.name).map_err(|error| Status::internal(error.to_string()))
+        self.carrier.remove(wires)
     }
 
     /// What has crossed, as the metrics of a path say it.
@@ -101,17 +108,77 @@ impl Joint {
             [("server_interface", client.label()), ("client_interface", endpoint.label())]
                 .map(|(key, value)| (key.to_owned(), value))
                 .into();
-        if let Some(status) = wires.status(&self.wire.name) {
-            metrics.extend(counters(&status));
+        if let Some(directions) = self.carrier.directions(wires) {
+            metrics.extend(counters(&directions));
         }
         metrics
     }
 }
 
+impl Carrier {
+    fn plan(connection: &Connection, [client, endpoint]: [&MeshEnd; 2]) -> Result<Self, Status> {
+        let (kernel, side, vxlan) = match (&client.port, &endpoint.port) {
+            (Port::Local(a), Port::Local(b)) => {
+                let wire = WireSpec::new(wire_name(&connection.id)?, [a.clone(), b.clone()]);
+                return Ok(Self::Wire(WireSpec { owner: OWNER.to_owned(), labels: labels(connection), ..wire }));
+            }
+            (Port::Local(EndSpec::Kernel(kernel)), Port::Tunnel(vxlan)) => (kernel, Side::Client, *vxlan),
+            (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(kernel))) => (kernel, Side::Endpoint, *vxlan),
+            _ => {
+                return Err(Status::unimplemented(
+                    "a tunnel ends in a kernel interface: other ends are for endpoints of this node",
+                ));
+            }
+        };
+        let place = if side == Side::Client { &client.place } else { &endpoint.place };
+        let place = place.clone().ok_or_else(|| Status::internal("a kernel end without a place"))?;
+        Ok(Self::Tunnel(TunnelInterface { place, vxlan, mac: mac(side, connection)?, mtu: kernel.mtu }))
+    }
+
+    /// Whether its interfaces are new.
+    fn make(&self, before: Option<&Self>, wires: &Wires) -> Result<bool, Status> {
+        let failed = |error: String| Status::failed_precondition(error);
+        match self {
+            Self::Wire(wire) => {
+                let put = wires.put_of_mesh(wire.clone()).map_err(|error| failed(error.to_string()))?;
+                Ok(!matches!(put.applied, Applied::Unchanged | Applied::Updated))
+            }
+            Self::Tunnel(tunnel) => {
+                if let Some(Self::Tunnel(before)) = before
+                    && before.place != tunnel.place
+                {
+                    // Its number may be wanted again.
+                    before.remove().map_err(|error| failed(error.to_string()))?;
+                }
+                tunnel.make().map_err(|error| failed(error.to_string()))
+            }
+        }
+    }
+
+    fn remove(&self, wires: &Wires) -> Result<(), Status> {
+        match self {
+            Self::Wire(wire) => wires.remove_of_mesh(&wire.name).map_err(|error| Status::internal(error.to_string())),
+            Self::Tunnel(tunnel) => tunnel.remove().map_err(|error| Status::internal(error.to_string())),
+        }
+    }
+
+    /// What has crossed from the client to the endpoint, and back.
+    fn directions(&self, wires: &Wires) -> Option<[Traffic; 2]> {
+        match self {
+            Self::Wire(wire) => wires.status(&wire.name).map(|status| status.directions),
+            // Whichever side it is on: what it sends goes to the other one.
+            Self::Tunnel(tunnel) => tunnel.stats().map(|stats| {
+                let sent = Traffic { frames: stats.tx_packets, bytes: stats.tx_bytes, ..Traffic::default() };
+                let received = Traffic { frames: stats.rx_packets, bytes: stats.rx_bytes, ..Traffic::default() };
+                [sent, received]
+            }),
+        }
+    }
+}
+
 /// "server" is the end of whoever asked, "client" that of who serves.
-fn counters(status: &WireStatus) -> impl Iterator<Item = (String, String)> + use<> {
-    let [there, back] = &status.directions;
-    let of = |name: &str, received: &ferrule_dataplane::status::Traffic, sent: &ferrule_dataplane::status::Traffic| {
+fn counters([there, back]: &[Traffic; 2]) -> impl Iterator<Item = (String, String)> + use<> {
+    let of = |name: &str, received: &Traffic, sent: &Traffic| {
         [
             (format!("{name}_rx_bytes"), received.bytes),
             (format!("{name}_rx_packets"), received.frames),

@@ -6,6 +6,7 @@
 //! - `server`: identity, socket, registration, and their end
 //! - `handler`: one connection, from the request to its close; `next_hop`: who comes next
 //! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
+//! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
 //! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
 
 #[cfg(feature = "nsm")]
@@ -26,6 +27,10 @@ mod rules;
 #[cfg(feature = "nsm")]
 mod server;
 mod settings;
+#[cfg(feature = "nsm")]
+mod tunnel;
+#[cfg(feature = "nsm")]
+mod vxlan;
 #[cfg(not(feature = "nsm"))]
 mod without;
 

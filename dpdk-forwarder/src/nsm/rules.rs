@@ -53,7 +53,8 @@ pub(super) fn change(
         taken.insert(table);
         let routes = rule.routes.iter().map(|(to, via)| in_table(index, *to, *via, table)).collect();
         netlink.exchange(routes)?.into_iter().try_for_each(|answer| answer.map(drop))?;
-        let add = Request { message: RouteNetlinkMessage::NewRule(rule.message(table)), flags: NLM_F_CREATE | NLM_F_EXCL };
+        let add =
+            Request { message: RouteNetlinkMessage::NewRule(rule.message(table)), flags: NLM_F_CREATE | NLM_F_EXCL };
         match netlink.request(add) {
             Err(refusal) if refusal.errno != Errno::EEXIST => return Err(refusal),
             _ => {}
@@ -65,11 +66,9 @@ pub(super) fn change(
 /// Removes rules. Their tables go with the interface, or are empty when the routes of it go.
 pub(super) fn remove(netlink: &mut Netlink, gone: &[PolicyRule]) -> Result<(), NetlinkError> {
     for message in rules(netlink)? {
-        if !gone.iter().any(|rule| rule.is(&message)) {
-            continue;
-        }
+        let Some(rule) = gone.iter().find(|rule| rule.is(&message)) else { continue };
         let table = table_of(&message);
-        netlink.request(Request { message: RouteNetlinkMessage::DelRule(message), flags: 0 })?;
+        netlink.request(Request { message: RouteNetlinkMessage::DelRule(rule.message(table)), flags: 0 })?;
         let routes = netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
         let ours = routes.into_iter().filter_map(|object| match object {
             RouteNetlinkMessage::NewRoute(route) if route_table(&route) == table => {
@@ -142,7 +141,8 @@ fn table_of(rule: &RuleMessage) -> u32 {
 }
 
 fn route_table(route: &RouteMessage) -> u32 {
-    let of = |attribute: &RouteAttribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None };
+    let of =
+        |attribute: &RouteAttribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None };
     route.attributes.iter().find_map(of).unwrap_or(route.header.table.into())
 }
 

@@ -25,6 +25,7 @@ use super::handler::MeshForwarder;
 use super::joint::connection_of;
 use super::next_hop::NextHops;
 use super::settings::NsmSettings;
+use super::tunnel::find_site;
 use crate::wires::Wires;
 
 /// Serves the mesh until the forwarder has stopped. It waits for its identity and for its manager as long as they take.
@@ -36,7 +37,8 @@ pub(crate) async fn serve(
     let socket: WorkloadSocket = spiffe_socket(&settings)?.parse()?;
     // An error means that the spine is gone, which is an end as well.
     let mut watched = phase.clone();
-    let draining = async move { drop(watched.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await) };
+    let draining =
+        async move { drop(watched.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await) };
     tokio::pin!(draining);
     let identity = tokio::select! {
         identity = socket.identity() => identity?,
@@ -63,7 +65,13 @@ async fn serve_as(
     let registry = Arc::new(RegistryClient::new(manager, REGISTRY_TIMEOUT));
     let hops = NextHops::new(Arc::clone(&registry), identity.clone(), options);
     let events = wires.subscribe(EVENTS_MAX);
-    let handler = MeshForwarder::new(Arc::clone(&wires), hops, settings.mechanism_priority.clone());
+    let site = match settings.tunnel_ip {
+        Some(address) => {
+            Some(find_site(address, settings.vxlan_port).map_err(|error| MeshError::Tunnels(error.to_string()))?)
+        }
+        None => None,
+    };
+    let handler = MeshForwarder::new(Arc::clone(&wires), hops, settings.mechanism_priority.clone(), site);
     let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
     tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
     drop(wires);
@@ -71,11 +79,14 @@ async fn serve_as(
     let Address::Unix(path) = &address else { return Err(MeshError::NoPath(address)) };
     let listener = Listener::bind(&address, identity, Allowed::AnyTrusted, ListenLimits::default()).await?;
     let registration = Registration::with_socket(registry, endpoint(&settings), path).map_err(MeshError::Socket)?;
-    let routes = server()
-        .add_service(calls.service())
-        .add_service(calls.monitor().service())
-        .add_service(health().await);
-    info!(name = settings.name, listen_on = settings.listen_on, connect_to = settings.connect_to, "a forwarder of the mesh");
+    let routes =
+        server().add_service(calls.service()).add_service(calls.monitor().service()).add_service(health().await);
+    info!(
+        name = settings.name,
+        listen_on = settings.listen_on,
+        connect_to = settings.connect_to,
+        "a forwarder of the mesh"
+    );
     tokio::select! {
         served = routes.serve_with_incoming(listener.connections()) => Ok(served?),
         // It is taken out of the registry before its socket goes.
@@ -98,6 +109,9 @@ pub(crate) enum MeshError {
     /// Files cannot be passed there.
     #[error("{0} is no unix:///path: a manager passes namespaces over such a socket only")]
     NoPath(Address),
+    /// Tunnels cannot begin there.
+    #[error("the address of tunnels, `tunnel_ip` or NSM_TUNNEL_IP: {0}")]
+    Tunnels(String),
     /// It cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -151,7 +165,9 @@ fn tell_of_failures(events: Subscription, wires: &Arc<Wires>, monitor: Monitor) 
                 Event::Lagged(_) => {
                     let Some(wires) = wires.upgrade() else { return };
                     let failed = wires.list().into_iter().filter(|listed| !listed.status.is_up());
-                    failed.filter_map(|listed| connection_of(&listed.status.spec.name).map(str::to_owned)).for_each(|id| monitor.down(&id));
+                    failed
+                        .filter_map(|listed| connection_of(&listed.status.spec.name).map(str::to_owned))
+                        .for_each(|id| monitor.down(&id));
                 }
                 _ => {}
             }

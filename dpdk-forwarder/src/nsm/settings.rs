@@ -103,7 +103,8 @@ impl NsmSettings {
         settings.vxlan_port = port.unwrap_or(settings.vxlan_port);
         if let Some(labels) = table.optional("labels") {
             let entries = labels.entries().into_iter().flatten();
-            settings.labels = entries.filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
+            settings.labels =
+                entries.filter_map(|(key, value)| Some((key.to_owned(), value.text()?.to_owned()))).collect();
         }
         let words = table.optional("mechanism_priority").and_then(|field| field.items()).unwrap_or_default();
         settings.mechanism_priority = words.iter().filter_map(|word| Some(word.text()?.to_uppercase())).collect();
@@ -138,7 +139,8 @@ mod tests {
         assert_eq!(nsm.vxlan_port, 4789);
         assert_eq!(Config::parse("wires", "").unwrap().nsm, None);
         let wrong = "nsm:\n  connect_to: tcp://a:1\n  token_lifetime: 0s\n  dial_timeout: soon\n  vxlan_port: 0\n";
-        let lines: Vec<_> = Config::parse("wires", wrong).unwrap_err().errors.iter().map(|error| error.at.line).collect();
+        let lines: Vec<_> =
+            Config::parse("wires", wrong).unwrap_err().errors.iter().map(|error| error.at.line).collect();
         assert_eq!(lines, [2, 3, 4, 5]);
     }
 }

@@ -194,8 +194,7 @@ fn may_change(known: &Entry, spec: &WireSpec, origin: Origin) -> Result<(), Chan
         Origin::File => Err(ChangeError::FromFile(wire)),
         Origin::Mesh if origin == Origin::Mesh => Ok(()),
         Origin::Mesh => Err(ChangeError::FromMesh(wire)),
-        Origin::Admin { .. } if origin == Origin::Mesh =>
-            Err(ChangeError::FromAdmin(vec![wire])),
+        Origin::Admin { .. } if origin == Origin::Mesh => Err(ChangeError::FromAdmin(vec![wire])),
         Origin::Admin { .. } if known.spec.owner != spec.owner => {
             Err(ChangeError::OtherOwner { wire, owner: known.spec.owner.clone() })
         }

@@ -44,7 +44,8 @@ pub fn all() -> Vec<NsmCase> {
         ("interface_that_was_deleted_comes_back", "go_interface_that_was_deleted_comes_back", plain, interface_deleted),
     ];
     let case = |name, cast, options, run| NsmCase { name, cast, options, run };
-    let mut cases: Vec<_> = both.iter().map(|(name, _, options, run)| case(*name, Cast::default(), *options, *run)).collect();
+    let mut cases: Vec<_> =
+        both.iter().map(|(name, _, options, run)| case(*name, Cast::default(), *options, *run)).collect();
     cases.push(case("the_mesh_is_shown", Cast::default(), plain, mesh_is_shown));
     cases.push(case("what_is_wrong_is_refused_and_leaves_nothing", Cast::default(), plain, refusals));
     cases.extend(both.iter().map(|(_, name, options, run)| case(*name, Cast::GO, *options, *run)));
@@ -160,7 +161,8 @@ fn thirty_clients(node: &mut MeshNode) -> Result<()> {
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let pods: Vec<_> = (0..MANY).map(|_| Pod::new()).collect();
     let began = Instant::now();
-    let clients = pods.iter().enumerate().map(|(number, pod)| node.start_client(pod, number)).collect::<Result<Vec<_>>>()?;
+    let clients =
+        pods.iter().enumerate().map(|(number, pod)| node.start_client(pod, number)).collect::<Result<Vec<_>>>()?;
     clients.iter().for_each(|client| node.wait_connected(client));
     node.figure("all connected", began.elapsed().as_secs_f64() * 1e3, "ms");
     let far = far_addresses(&endpoint_pod)?;

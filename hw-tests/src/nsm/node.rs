@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::pod::Pod;
 use super::programs::{Cast, Maker, go, ours};
-use crate::process::Process;
 use crate::lab::scenario::Figure;
+use crate::process::Process;
 
 /// A node: identities, a manager with its registry, and our forwarder. All of it ends with this value.
 pub struct MeshNode {

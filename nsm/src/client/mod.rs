@@ -146,6 +146,6 @@ impl Client {
 }
 
 /// So often the same connection is asked for before another one is.
-const SAME_TRIES: u32 = 3;
+const SAME_TRIES: u32 = 6;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
