@@ -102,7 +102,7 @@ impl TunnelInterface {
         Netlink::open()?.request(create).map(drop)
     }
 
-    fn delete(&self, is_meant: impl Fn(&Link) -> bool + Send) -> Result<(), NetlinkError> {
+    fn delete(&self, is_meant: impl Fn(&Link) -> bool + Send + Sync) -> Result<(), NetlinkError> {
         self.inside(|netlink| match Link::named(netlink, self.place.name.as_str()) {
             Ok(link) if is_meant(&link) => {
                 netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).map(drop)
