@@ -56,12 +56,12 @@ enum NsmCommand {
 /// Does what was asked for.
 pub async fn run(args: NsmArgs) -> Result<(), CliError> {
     match args.command {
-        None => show::run(&args.show).await?,
-        Some(NsmCommand::Up(args)) => up::run(args).await?,
-        Some(NsmCommand::Client(args)) => client::run(args, stopped()?).await?,
-        Some(NsmCommand::Endpoint(args)) => endpoint::run(args, stopped()?).await?,
-        Some(NsmCommand::Manager(args)) => manager::run(args, stopped()?).await?,
-        Some(NsmCommand::Identities(args)) => identities::run(&args, stopped()?).await?,
+        None => Box::pin(show::run(&args.show)).await?,
+        Some(NsmCommand::Up(args)) => Box::pin(up::run(args)).await?,
+        Some(NsmCommand::Client(args)) => Box::pin(client::run(args, stopped()?)).await?,
+        Some(NsmCommand::Endpoint(args)) => Box::pin(endpoint::run(args, stopped()?)).await?,
+        Some(NsmCommand::Manager(args)) => Box::pin(manager::run(args, stopped()?)).await?,
+        Some(NsmCommand::Identities(args)) => Box::pin(identities::run(&args, stopped()?)).await?,
     }
     Ok(())
 }

@@ -66,11 +66,15 @@ fn main() -> ExitCode {
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     match Environment::read(config.nsm.take(), environment) {
         Ok(Environment { settings, ignored }) => {
-            ignored.iter().for_each(|line| tracing::info!("{line}"));
+            for line in ignored {
+                tracing::info!("{line}");
+            }
             config.nsm = settings;
         }
         Err(wrong) => {
-            wrong.iter().for_each(|line| eprintln!("{line}"));
+            for line in wrong {
+                eprintln!("{line}");
+            }
             return ExitCode::from(EX_USAGE);
         }
     }

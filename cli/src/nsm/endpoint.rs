@@ -49,7 +49,7 @@ pub(super) struct EndpointArgs {
 
 pub(super) async fn run(args: EndpointArgs, stop: Stop) -> Result<(), NsmError> {
     let identity = args.process.identity().await?;
-    serve(args, identity, stop).await
+    Box::pin(serve(args, identity, stop)).await
 }
 
 /// Serves until `stop`, then is unregistered.

@@ -43,7 +43,7 @@ pub(super) async fn run(args: UpArgs) -> Result<(), NsmError> {
         println!("the mesh is up; `ferrule nsm` shows it, Ctrl-C ends it");
         return mesh.until(stop.future()).await;
     }
-    let demo = demo(&args.directory, stop.clone(), args.stay);
+    let demo = Box::pin(demo(&args.directory, stop.clone(), args.stay));
     tokio::select! {
         done = demo => done,
         ended = mesh.until(std::future::pending()) => ended,

@@ -54,8 +54,14 @@ enum Fate {
 
 fn fate(name: &str) -> Fate {
     match name {
-        "NSM_NAME" => Fate::Read(|settings, value| Ok(value.clone_into(&mut settings.name))),
-        "NSM_NSNAME" => Fate::Read(|settings, value| Ok(value.clone_into(&mut settings.service))),
+        "NSM_NAME" => Fate::Read(|settings, value| {
+            value.clone_into(&mut settings.name);
+            Ok(())
+        }),
+        "NSM_NSNAME" => Fate::Read(|settings, value| {
+            value.clone_into(&mut settings.service);
+            Ok(())
+        }),
         "NSM_LABELS" => Fate::Read(|settings, value| pairs(value).map(|labels| settings.labels = labels)),
         "NSM_CONNECT_TO" => Fate::Read(|settings, value| unix_url(value).map(|url| settings.connect_to = url)),
         "NSM_LISTEN_ON" => Fate::Read(|settings, value| unix_url(value).map(|url| settings.listen_on = url)),

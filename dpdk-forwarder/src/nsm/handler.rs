@@ -97,7 +97,7 @@ impl MeshForwarder {
         let mechanism_preferences = self.preferences(found, asked, &connection.payload)?;
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let files = same.map_or(&[][..], |same| &same.files);
-        let asking = self.hops.request(same.map(|same| &same.next), found, message, files, until);
+        let asking = Box::pin(self.hops.request(same.map(|same| &same.next), found, message, files, until));
         let (next, below) = asking.await?;
         match self.join(call, asked, &next, &below, same).await {
             Ok(Made { mut answer, joint, client_file, files }) => {
@@ -116,7 +116,8 @@ impl MeshForwarder {
             Err(status) => {
                 if same.is_none() {
                     // What was not joined is of no use there.
-                    let _ = next.close(below, &[], until.saturating_duration_since(Instant::now())).await;
+                    let left = until.saturating_duration_since(Instant::now());
+                    let _ = Box::pin(next.close(below, &[], left)).await;
                 }
                 Err(status)
             }
@@ -203,7 +204,7 @@ impl MeshForwarder {
 
     async fn close_below(&self, joined: Joined, until: Instant) -> Result<(), Status> {
         joined.following.0.abort();
-        self.hops.close(&joined.next, &joined.endpoint, joined.below, &joined.files, until).await
+        Box::pin(self.hops.close(&joined.next, &joined.endpoint, joined.below, &joined.files, until)).await
     }
 
     fn joined(&self) -> MutexGuard<'_, BTreeMap<String, Joined>> {
@@ -222,7 +223,7 @@ impl Handler for MeshForwarder {
             let context = call.connection.context.get_or_insert_default();
             context.mtu = [context.mtu, mtu].into_iter().filter(|mtu| *mtu > 0).min().unwrap_or(0);
         }
-        let made = self.ask_all(&mut call, &asked, until).await;
+        let made = Box::pin(self.ask_all(&mut call, &asked, until)).await;
         if made.is_err() && asked.kind.is_none() && !self.joined().contains_key(&call.connection.id) {
             self.vnis.give_back(&asked.mechanism);
         }
@@ -267,14 +268,14 @@ impl MeshForwarder {
 
     /// Asks the candidates one after the other until one is joined with the client.
     async fn ask_all(&self, call: &mut Call, asked: &Asked, until: Instant) -> Result<Connection, Status> {
-        let Candidates { endpoints, payload } = self.hops.candidates(&call.connection).await?;
+        let Candidates { endpoints, payload } = Box::pin(self.hops.candidates(&call.connection)).await?;
         if let Some(payload) = payload {
             call.connection.payload = payload;
         }
         let mut failures = String::new();
         let mut last = Status::unavailable("no endpoint was asked");
         for (at, found) in endpoints.iter().enumerate() {
-            match self.try_endpoint(found, call, asked, until).await {
+            match Box::pin(self.try_endpoint(found, call, asked, until)).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
                     let (name, problem) = (&found.endpoint.name, status.message());

@@ -42,17 +42,18 @@ impl NextHops {
     pub(super) async fn candidates(&self, connection: &Connection) -> Result<Candidates, Status> {
         let name = &connection.network_service_endpoint_name;
         if !name.is_empty() {
-            return Ok(Candidates { endpoints: vec![self.find(name).await?], payload: None });
+            return Ok(Candidates { endpoints: vec![Box::pin(self.find(name)).await?], payload: None });
         }
         let service = &connection.network_service;
         let query = NetworkService { name: service.clone(), ..NetworkService::default() };
-        let found = self.registry.find_services(query).await?.into_iter().find(|found| found.name == *service);
+        let found =
+            Box::pin(self.registry.find_services(query)).await?.into_iter().find(|found| found.name == *service);
         let found = found
             .filter(|_| !service.is_empty())
             .ok_or_else(|| Status::not_found(format!("network service {service} is not found")))?;
         let names = vec![service.clone()];
         let query = NetworkServiceEndpoint { network_service_names: names, ..NetworkServiceEndpoint::default() };
-        let mut all = self.registry.find_endpoints(query).await?;
+        let mut all = Box::pin(self.registry.find_endpoints(query)).await?;
         let registered: Vec<_> = all.iter().map(|found| found.endpoint.clone()).collect();
         let fitting = candidates(&found, &registered, &connection.labels, SystemTime::now());
         all.retain(|found| fitting.iter().any(|fitting| fitting.name == found.endpoint.name));
@@ -67,7 +68,8 @@ impl NextHops {
     /// The endpoint of this name.
     pub(super) async fn find(&self, name: &str) -> Result<FoundEndpoint, Status> {
         let query = NetworkServiceEndpoint { name: name.to_owned(), ..NetworkServiceEndpoint::default() };
-        let found = self.registry.find_endpoints(query).await?.into_iter().find(|found| found.endpoint.name == name);
+        let found =
+            Box::pin(self.registry.find_endpoints(query)).await?.into_iter().find(|found| found.endpoint.name == name);
         found.ok_or_else(|| Status::not_found(format!("network service endpoint {name} is not found")))
     }
 
@@ -101,18 +103,18 @@ impl NextHops {
     ) -> Result<(NextHop, Connection), Status> {
         let left = || until.saturating_duration_since(Instant::now());
         if let Some(next) = before.filter(|next| self.is_good(next)) {
-            match next.request(message.clone(), files, left()).await {
+            match Box::pin(next.request(message.clone(), files, left())).await {
                 Err(error) if error.status.code() == Code::PermissionDenied => {}
                 asked => return Ok((next.clone(), asked?)),
             }
         }
-        let next = self.dial(endpoint).await?;
-        match next.request(message, files, left()).await {
+        let next = Box::pin(self.dial(endpoint)).await?;
+        match Box::pin(next.request(message, files, left())).await {
             Ok(answer) => Ok((next, answer)),
             Err(error) => {
                 if let Some(made) = error.made.filter(|_| before.is_none()) {
                     // It says no more than the error does.
-                    let _ = next.close(*made, files, left()).await;
+                    let _ = Box::pin(next.close(*made, files, left())).await;
                 }
                 Err(error.status)
             }
@@ -130,10 +132,11 @@ impl NextHops {
     ) -> Result<(), Status> {
         let left = || until.saturating_duration_since(Instant::now());
         if self.is_good(next) {
-            return next.close(below, files, left()).await;
+            return Box::pin(next.close(below, files, left())).await;
         }
-        let Ok(found) = self.find(endpoint).await else { return Ok(()) };
-        self.dial(&found).await?.close(below, files, left()).await
+        let Ok(found) = Box::pin(self.find(endpoint)).await else { return Ok(()) };
+        let next = Box::pin(self.dial(&found)).await?;
+        Box::pin(next.close(below, files, left())).await
     }
 
     async fn dial(&self, endpoint: &FoundEndpoint) -> Result<NextHop, Status> {

@@ -45,7 +45,7 @@ pub(crate) async fn serve(
         () = &mut draining => return Ok(()),
     };
     info!(id = %identity.current().svid.certificate().id(), "this forwarder has an identity");
-    serve_as(settings, identity, wires, draining).await?;
+    Box::pin(serve_as(settings, identity, wires, draining)).await?;
     let _ = phase.wait_for(|phase| *phase == Phase::Stopped).await;
     Ok(())
 }
@@ -164,10 +164,11 @@ fn tell_of_failures(events: Subscription, wires: &Arc<Wires>, monitor: Monitor) 
                 // What was missed is looked up.
                 Event::Lagged(_) => {
                     let Some(wires) = wires.upgrade() else { return };
-                    let failed = wires.list().into_iter().filter(|listed| !listed.status.is_up());
-                    failed
-                        .filter_map(|listed| connection_of(&listed.status.spec.name).map(str::to_owned))
-                        .for_each(|id| monitor.down(&id));
+                    for listed in wires.list().iter().filter(|listed| !listed.status.is_up()) {
+                        if let Some(id) = connection_of(&listed.status.spec.name) {
+                            monitor.down(id);
+                        }
+                    }
                 }
                 _ => {}
             }

@@ -18,20 +18,22 @@ pub struct NsmCase {
     /// How the node is.
     pub options: NodeOptions,
     /// What runs.
-    pub run: fn(&mut MeshNode) -> Result<()>,
+    pub run: Run,
 }
+
+/// What a case does.
+type Run = fn(&mut MeshNode) -> Result<()>;
 
 /// All cases: with our programs, with those in Go, and with every mixture.
 pub fn all() -> Vec<NsmCase> {
     let plain = NodeOptions::default();
     let short = NodeOptions {
-        certificates: Duration::from_secs(60),
+        certificates: Duration::from_mins(1),
         tokens: Duration::from_secs(20),
         request: Duration::from_secs(3),
         ..plain
     };
     let many = NodeOptions { clients: MANY, ..plain };
-    type Run = fn(&mut MeshNode) -> Result<()>;
     let both: [(&str, &str, NodeOptions, Run); 9] = [
         ("refreshes_and_rotations_lose_no_ping", "go_refreshes_and_rotations_lose_no_ping", short, refreshes),
         ("thirty_clients_at_once", "go_thirty_clients_at_once", many, thirty_clients),
@@ -163,7 +165,9 @@ fn thirty_clients(node: &mut MeshNode) -> Result<()> {
     let began = Instant::now();
     let clients =
         pods.iter().enumerate().map(|(number, pod)| node.start_client(pod, number)).collect::<Result<Vec<_>>>()?;
-    clients.iter().for_each(|client| node.wait_connected(client));
+    for client in &clients {
+        node.wait_connected(client);
+    }
     node.figure("all connected", began.elapsed().as_secs_f64() * 1e3, "ms");
     let far = far_addresses(&endpoint_pod)?;
     ensure!(far.len() == MANY, "the endpoint has {far:?}");
@@ -178,7 +182,9 @@ fn thirty_clients(node: &mut MeshNode) -> Result<()> {
     node.figure("memory of the forwarder", node.resident("forwarder")? as f64, "kB");
     let began = Instant::now();
     let stopping: Vec<_> = clients.into_iter().map(|client| std::thread::spawn(|| client.stop())).collect();
-    stopping.into_iter().for_each(|stopping| drop(stopping.join()));
+    for stopping in stopping {
+        drop(stopping.join());
+    }
     for pod in &pods {
         pod.wait_interfaces(0, TIMEOUT)?;
     }
