@@ -48,10 +48,9 @@ test: need-test vm-pieces
 	@$(BUILD)
 	@.ci/count $(CARGO) test --workspace --locked
 
-# With all targets, as `make test` builds: other ones would be built with other features, all of it again.
 nsm: need-test
 	@echo "==> building"
-	@$(CARGO) build --workspace --all-targets --locked
+	@$(BUILD)
 	@target/debug/nsm $(ONLY)
 
 lab: need-test vm-pieces
