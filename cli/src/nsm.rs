@@ -49,6 +49,8 @@ enum NsmCommand {
     Endpoint(endpoint::EndpointArgs),
     /// Manage the connections of this node; without another registry it has one of its own
     Manager(manager::ManagerArgs),
+    /// Keep what endpoints of several nodes register
+    Registry(manager::RegistryArgs),
     /// Give identities: a SPIFFE Workload API with a socket for each
     Identities(identities::IdentitiesArgs),
 }
@@ -61,6 +63,7 @@ pub async fn run(args: NsmArgs) -> Result<(), CliError> {
         Some(NsmCommand::Client(args)) => Box::pin(client::run(args, stopped()?)).await?,
         Some(NsmCommand::Endpoint(args)) => Box::pin(endpoint::run(args, stopped()?)).await?,
         Some(NsmCommand::Manager(args)) => Box::pin(manager::run(args, stopped()?)).await?,
+        Some(NsmCommand::Registry(args)) => Box::pin(manager::run_registry(args, stopped()?)).await?,
         Some(NsmCommand::Identities(args)) => Box::pin(identities::run(&args, stopped()?)).await?,
     }
     Ok(())
@@ -124,6 +127,11 @@ pub enum NsmError {
         /// The answer.
         status: Box<tonic::Status>,
     },
+    /// Nobody could reach it.
+    #[error(
+        "manager {0} has a registry of several nodes, and listens at no tcp://ADDRESS:PORT where other nodes reach it"
+    )]
+    NoNode(String),
     /// A server failed.
     #[error("a server of the mesh failed: {0}")]
     Server(#[from] tonic::transport::Error),

@@ -1,10 +1,11 @@
 //! `ferrule nsm client`: a connection that is kept.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use ferrule_nsm::client::{Client, Wanted};
+use ferrule_nsm::client::{Client, Ping, Wanted};
 use ferrule_nsm::proto::connection::{Connection, State};
 use ferrule_nsm::transport::KeptConnection;
 
@@ -36,9 +37,11 @@ pub(super) struct ClientArgs {
 
 pub(super) async fn run(args: ClientArgs, stop: Stop) -> Result<(), NsmError> {
     let url: WantedUrl = args.url.parse()?;
-    let wanted = wanted(&url, open_namespace(&args.netns)?)?;
+    let netns = open_namespace(&args.netns)?;
+    let wanted = wanted(&url, Arc::clone(&netns))?;
     let manager: KeptConnection = args.process.kept(&args.connect_to, args.process.identity().await?)?;
     let client = Client::new(&args.name, manager, wanted, args.request_timeout);
+    let client = client.checked_by(Ping::new(netns, PING_MAX));
     let mut told = client.connection();
     let telling = async {
         while told.changed().await.is_ok() {
@@ -56,7 +59,7 @@ pub(super) async fn run(args: ClientArgs, stop: Stop) -> Result<(), NsmError> {
     Ok(())
 }
 
-pub(super) fn wanted(url: &WantedUrl, netns: std::sync::Arc<std::os::fd::OwnedFd>) -> Result<Wanted, NsmError> {
+pub(super) fn wanted(url: &WantedUrl, netns: Arc<std::os::fd::OwnedFd>) -> Result<Wanted, NsmError> {
     Ok(Wanted::kernel(&url.service, &url.interface, netns)?.labels(url.labels.clone()))
 }
 
@@ -79,3 +82,6 @@ pub(super) fn in_words(connection: &Connection) -> String {
         ip.dst_ip_addrs.join(" ")
     )
 }
+
+/// As the clients in Go wait for an answer.
+pub(super) const PING_MAX: Duration = Duration::from_secs(1);

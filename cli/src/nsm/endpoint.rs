@@ -13,7 +13,7 @@ use ferrule_nsm::transport::{Address, Allowed, ListenLimits, Listener, server};
 use tokio::time::sleep;
 
 use super::identities::make_directory;
-use super::process::{MANAGER_DEFAULT, ProcessArgs};
+use super::process::{MANAGER_DEFAULT, ProcessArgs, Trusted};
 use super::{NsmError, Stop, open_namespace};
 
 /// Options of `ferrule nsm endpoint`.
@@ -44,6 +44,8 @@ pub(super) struct EndpointArgs {
     #[arg(long, value_name = "PATH", default_value = "/proc/self/ns/net")]
     pub(super) netns: PathBuf,
     #[command(flatten)]
+    pub(super) trusted: Trusted,
+    #[command(flatten)]
     pub(super) process: ProcessArgs,
 }
 
@@ -58,6 +60,7 @@ pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: St
     path.parent().map_or(Ok(()), make_directory)?;
     let handler = KernelEndpoint::new(open_namespace(&args.netns)?, &args.prefixes)?;
     let calls = ConnectionServer::new(&args.name, args.process.token_lifetime, handler);
+    args.trusted.tell(&calls)?;
     let address = Address::Unix(path.clone());
     let listener = Listener::bind(&address, identity.clone(), Allowed::AnyTrusted, ListenLimits::default()).await?;
     let registry = args.process.registry(&args.connect_to, identity)?;

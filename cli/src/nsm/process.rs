@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use ferrule_nsm::identity::{IdentitySource, WorkloadSocket};
 use ferrule_nsm::registry::RegistryClient;
+use ferrule_nsm::service::{ConnectionServer, Handler};
 use ferrule_nsm::transport::{Address, Allowed, DialOptions, KeptConnection};
 
 use super::NsmError;
@@ -47,8 +48,33 @@ impl ProcessArgs {
     }
 }
 
+/// Who is trusted by a process that others call.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Trusted {
+    /// Who may speak for others, a manager or a forwarder: a SPIFFE ID, or all below one as in `spiffe://domain/nsm/*`
+    #[arg(long = "relay", value_name = "ID")]
+    pub(super) relays: Vec<String>,
+    /// Who may see all connections
+    #[arg(long = "observer", value_name = "ID")]
+    pub(super) observers: Vec<String>,
+}
+
+impl Trusted {
+    /// Has those who serve connections trust them.
+    pub(super) fn tell<H: Handler>(&self, calls: &ConnectionServer<H>) -> Result<(), NsmError> {
+        for relay in &self.relays {
+            calls.relays().add(relay)?;
+        }
+        for observer in &self.observers {
+            calls.monitor().observers().add(observer)?;
+        }
+        Ok(())
+    }
+}
+
 /// Where `ferrule nsm up` gives a person's commands an identity.
 pub(super) const IDENTITY_DEFAULT: &str = "unix:///run/ferrule/nsm/identity/ferrule.sock";
 /// Where its manager listens.
 pub(super) const MANAGER_DEFAULT: &str = "unix:///run/ferrule/nsm/nsm.io.sock";
-const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A manager forgets a registration so long before it runs out.
+pub(super) const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);

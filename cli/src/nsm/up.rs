@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use ferrule_nsm::client::Client;
+use ferrule_nsm::client::{Client, Ping};
 use ferrule_nsm::identity::WorkloadSocket;
 use ferrule_nsm::transport::{Address, DialOptions, KeptConnection};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::endpoint::EndpointArgs;
-use super::process::ProcessArgs;
+use super::process::{ProcessArgs, Trusted};
 use super::{NsmError, Stop, client, endpoint, identities, manager, open_namespace, stopped};
 
 /// Options of `ferrule nsm up`.
@@ -65,7 +65,9 @@ impl MeshOnOneMachine {
         let source = WorkloadSocket::at(identity.join("nsmgr.sock")).identity().await?;
         let (at, stop) = (manager_socket.clone(), stop.clone());
         tasks.spawn(async move {
-            manager::serve("nsmgr", &[at], source, DialOptions::default(), TOKEN_LIFETIME, &stop).await
+            let trusted = Trusted { relays: vec![FORWARDER.to_owned()], observers: vec![PERSON.to_owned()] };
+            let of = manager::Managing { name: "nsmgr", addresses: &[at], trusted: &trusted, registry: None };
+            manager::serve(of, source, DialOptions::default(), &stop).await
         });
         let forwarder = ForwarderProcess::start(args, &identity, &manager_socket)?;
         println!("forwarder {}", forwarder.program.display());
@@ -149,15 +151,18 @@ async fn demo(directory: &Path, stop: Stop, stay: bool) -> Result<(), NsmError> 
         connect_to: manager.to_string(),
         listen_on: Some(directory.join("endpoint.sock")),
         netns: pair[1].path(),
+        trusted: Trusted { relays: vec![FORWARDER.to_owned()], observers: Vec::new() },
         process: process("endpoint"),
     };
     let (sender, ending) = tokio::sync::watch::channel(false);
     let ending = Stop(ending);
     let serving = tokio::spawn(endpoint::run(offered, ending.clone()));
-    let wanted = client::wanted(&"kernel://demo/nsm-1".parse()?, open_namespace(&pair[0].path())?)?;
+    let netns = open_namespace(&pair[0].path())?;
+    let wanted = client::wanted(&"kernel://demo/nsm-1".parse()?, Arc::clone(&netns))?;
     let of_client = process("client");
     let kept: KeptConnection = of_client.kept(&manager.to_string(), of_client.identity().await?)?;
-    let client = Arc::new(Client::new("client", kept, wanted, REQUEST_TIMEOUT));
+    let client = Client::new("client", kept, wanted, REQUEST_TIMEOUT);
+    let client = Arc::new(client.checked_by(Ping::new(netns, client::PING_MAX)));
     let mut connection = client.connection();
     let keeping = tokio::spawn({
         let (client, ending) = (Arc::clone(&client), ending.clone());
@@ -239,6 +244,9 @@ fn manager_socket(directory: &Path) -> Address {
 
 /// Who there is always.
 const NAMES: [&str; 5] = ["nsmgr", "forwarder", "client", "endpoint", "ferrule"];
+const FORWARDER: &str = "spiffe://ferrule.local/forwarder";
+/// Whoever types `ferrule nsm`.
+const PERSON: &str = "spiffe://ferrule.local/ferrule";
 const PREFIXES: [&str; 2] = ["172.16.1.0/24", "2001:db8:1::/116"];
 const LIFETIME: Duration = Duration::from_hours(1);
 const TOKEN_LIFETIME: Duration = Duration::from_mins(10);

@@ -196,9 +196,13 @@ impl MeshForwarder {
 
     /// Watches a connection at the next process.
     fn follow(&self, next: &NextHop, answer: &Connection, call: &Call) -> Arc<Following> {
-        let (calls, monitor) = (next.connection().calls(), call.monitor.clone());
+        let (calls, monitor, answered) = (next.connection().calls(), call.monitor.clone(), call.answered.clone());
         let follower = Follower::new(answer.clone());
-        let following = tokio::spawn(follower.follow(calls, move |changed| monitor.update(changed)));
+        let following = tokio::spawn(async move {
+            // What is told before the answer would be of a connection that nobody knows.
+            answered.wait().await;
+            follower.follow(calls, move |changed| monitor.change(changed)).await;
+        });
         Arc::new(Following(following.abort_handle()))
     }
 

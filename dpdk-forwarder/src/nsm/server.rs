@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ferrule_daemon::Phase;
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
-use ferrule_nsm::identity::{IdentitySource, WorkloadError, WorkloadSocket};
+use ferrule_nsm::identity::{IdentitySource, SpiffeIds, WorkloadError, WorkloadSocket};
 use ferrule_nsm::monitor::Monitor;
 use ferrule_nsm::proto::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
 use ferrule_nsm::registry::{Registration, RegistryClient};
@@ -78,7 +78,9 @@ async fn serve_as(
     let address: Address = settings.listen_on.parse()?;
     let Address::Unix(path) = &address else { return Err(MeshError::NoPath(address)) };
     let listener = Listener::bind(&address, identity, Allowed::AnyTrusted, ListenLimits::default()).await?;
-    let registration = Registration::with_socket(registry, endpoint(&settings), path).map_err(MeshError::Socket)?;
+    let registration =
+        Registration::with_socket(Arc::clone(&registry), endpoint(&settings), path).map_err(MeshError::Socket)?;
+    let trusting = trust_manager(registration.is_registered(), registry, calls.relays().clone());
     let routes =
         server().add_service(calls.service()).add_service(calls.monitor().service()).add_service(health().await);
     info!(
@@ -89,6 +91,7 @@ async fn serve_as(
     );
     tokio::select! {
         served = routes.serve_with_incoming(listener.connections()) => Ok(served?),
+        () = trusting => Ok(()),
         // It is taken out of the registry before its socket goes.
         () = registration.run(draining) => Ok(()),
     }
@@ -139,6 +142,19 @@ fn endpoint(settings: &NsmSettings) -> NetworkServiceEndpoint {
         network_service_labels: [(settings.service.clone(), labels)].into(),
         ..NetworkServiceEndpoint::default()
     }
+}
+
+/// Whoever we are registered with speaks for its clients. It never ends.
+async fn trust_manager(mut registered: watch::Receiver<bool>, registry: Arc<RegistryClient>, relays: SpiffeIds) {
+    while registered.wait_for(|is_registered| *is_registered).await.is_ok() {
+        if let Ok(connection) = registry.connection().await {
+            relays.add_id(connection.peer().certificate().id());
+        }
+        if registered.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn health() -> HealthServer<HealthService> {

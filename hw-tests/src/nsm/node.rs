@@ -78,7 +78,8 @@ impl MeshNode {
         let mut command = match self.cast.manager {
             Maker::Ours => {
                 let mut command = Command::new(ours("ferrule")?);
-                command.args(["nsm", "manager"]);
+                command.args(["nsm", "manager", "--observer", "spiffe://ferrule.local/ferrule"]);
+                command.args(["--relay", "spiffe://ferrule.local/fwd"]);
                 command
             }
             Maker::Go => {
@@ -124,7 +125,8 @@ impl MeshNode {
         let mut command = match self.cast.endpoint {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);
-                command.args(["nsm", "endpoint"]).arg("--listen-on").arg(self.path("nse.sock"));
+                command.args(["nsm", "endpoint", "--relay", "spiffe://ferrule.local/fwd"]);
+                command.arg("--listen-on").arg(self.path("nse.sock"));
                 command
             }
             Maker::Go => pod.command(&go("nse-icmp-responder")?),
