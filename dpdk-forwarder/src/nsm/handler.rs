@@ -102,7 +102,7 @@ impl MeshForwarder {
         match self.join(call, asked, &next, &below, same).await {
             Ok(Made { mut answer, joint, client_file, files }) => {
                 answer.network_service_endpoint_name.clone_from(&found.endpoint.name);
-                let following = self.follow(&next, &answer, call);
+                let following = Self::follow(&next, &answer, call);
                 let endpoint = found.endpoint.name.clone();
                 let tunnel = asked.kind.is_none().then(|| asked.mechanism.clone());
                 let joined = Joined { endpoint, next, below, client_file, files, joint, tunnel, following };
@@ -160,7 +160,7 @@ impl MeshForwarder {
         let passed = MechanismFiles::receive(next.connection().peer().files(), [&theirs]).await?;
         let known = before.map_or(&[][..], |before| &before.files);
         let files = keep(passed.of(&theirs).into_iter(), known);
-        let client_file = keep(asked.file.iter(), before.and_then(|before| before.client_file.as_ref())).pop();
+        let client_file = keep(asked.file.iter(), before.map_or(&[][..], |before| before.client_file.as_slice())).pop();
         let (theirs_file, file) = (files.first().cloned(), client_file.clone());
         let (wires, mut answer) = (Arc::clone(&self.wires), below.clone());
         let (mechanism, own) = (asked.mechanism.clone(), call.place.own);
@@ -195,7 +195,7 @@ impl MeshForwarder {
     }
 
     /// Watches a connection at the next process.
-    fn follow(&self, next: &NextHop, answer: &Connection, call: &Call) -> Arc<Following> {
+    fn follow(next: &NextHop, answer: &Connection, call: &Call) -> Arc<Following> {
         let (calls, monitor, answered) = (next.connection().calls(), call.monitor.clone(), call.answered.clone());
         let follower = Follower::new(answer.clone());
         let following = tokio::spawn(async move {
@@ -295,13 +295,10 @@ impl MeshForwarder {
 
 /// The files that were passed, or those of before if they are the same ones: wires name them by their descriptors, and must not change
 /// for a file that came once more.
-fn keep<'a>(
-    passed: impl Iterator<Item = &'a Arc<OwnedFd>>,
-    known: impl IntoIterator<Item = &'a Arc<OwnedFd>> + Clone,
-) -> Vec<Arc<OwnedFd>> {
+fn keep<'a>(passed: impl Iterator<Item = &'a Arc<OwnedFd>>, known: &'a [Arc<OwnedFd>]) -> Vec<Arc<OwnedFd>> {
     let inode = |file: &Arc<OwnedFd>| Inode::of(file).ok();
     let kept = |new: &'a Arc<OwnedFd>| {
-        let same = known.clone().into_iter().find(|old| inode(old).is_some() && inode(old) == inode(new));
+        let same = known.iter().find(|old| inode(old).is_some() && inode(old) == inode(new));
         Arc::clone(same.unwrap_or(new))
     };
     passed.map(kept).collect()

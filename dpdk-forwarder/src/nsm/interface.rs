@@ -66,10 +66,10 @@ impl InterfacePlace {
         self.inside("set up", || {
             let uses_ipv6 = should.addresses.iter().any(|address| address.addr().is_ipv6());
             if uses_ipv6 {
-                self.allow("ipv6", &format!("conf/{}/disable_ipv6", self.name), "0")?;
+                allow("ipv6", &format!("conf/{}/disable_ipv6", self.name), "0")?;
             }
             // Whoever looks whether the link works does so with sockets that need no right but this.
-            self.allow("ipv4", "ping_group_range", "0\t2147483647")?;
+            allow("ipv4", "ping_group_range", "0\t2147483647")?;
             let mut interface = OpenInterface::find(&self.name)?;
             let is = interface.read()?;
             interface.change(&is, should)
@@ -89,7 +89,7 @@ impl InterfacePlace {
         if is.rules.is_empty() {
             return Ok(());
         }
-        self.inside("remove the rules of", || Ok(rules::remove(&mut Netlink::open()?, &is.rules)?))
+        self.inside("remove the rules of", || rules::remove(&mut Netlink::open()?, &is.rules))
     }
 
     fn inside(
@@ -106,16 +106,16 @@ impl InterfacePlace {
             problem: problem.to_string(),
         })
     }
+}
 
-    /// Sets a setting of this namespace, if it is another one. A kernel without it needs nothing.
-    fn allow(&self, family: &str, setting: &str, value: &str) -> io::Result<()> {
-        let path = format!("/proc/sys/net/{family}/{setting}");
-        match fs::read_to_string(&path) {
-            Ok(is) if is.trim_end() == value => Ok(()),
-            Ok(_) => fs::write(&path, value),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+/// Sets a setting of the thread's namespace, if it is another one. A kernel without it needs nothing.
+fn allow(family: &str, setting: &str, value: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/net/{family}/{setting}");
+    match fs::read_to_string(&path) {
+        Ok(is) if is.trim_end() == value => Ok(()),
+        Ok(_) => fs::write(&path, value),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

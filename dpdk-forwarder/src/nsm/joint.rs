@@ -27,7 +27,7 @@ pub(super) struct Joint {
 #[derive(Clone, Debug)]
 enum Carrier {
     /// A wire of the engine.
-    Wire(WireSpec),
+    Wire(Box<WireSpec>),
     /// A device of the kernel, since the other end is on another node.
     Tunnel(TunnelInterface),
 }
@@ -120,7 +120,8 @@ impl Carrier {
         let (kernel, side, vxlan) = match (&client.port, &endpoint.port) {
             (Port::Local(a), Port::Local(b)) => {
                 let wire = WireSpec::new(wire_name(&connection.id)?, [a.clone(), b.clone()]);
-                return Ok(Self::Wire(WireSpec { owner: OWNER.to_owned(), labels: labels(connection), ..wire }));
+                let wire = WireSpec { owner: OWNER.to_owned(), labels: labels(connection), ..wire };
+                return Ok(Self::Wire(Box::new(wire)));
             }
             (Port::Local(EndSpec::Kernel(kernel)), Port::Tunnel(vxlan)) => (kernel, Side::Client, *vxlan),
             (Port::Tunnel(vxlan), Port::Local(EndSpec::Kernel(kernel))) => (kernel, Side::Endpoint, *vxlan),
@@ -140,7 +141,7 @@ impl Carrier {
         let failed = |error: String| Status::failed_precondition(error);
         match self {
             Self::Wire(wire) => {
-                let put = wires.put_of_mesh(wire.clone()).map_err(|error| failed(error.to_string()))?;
+                let put = wires.put_of_mesh(WireSpec::clone(wire)).map_err(|error| failed(error.to_string()))?;
                 Ok(!matches!(put.applied, Applied::Unchanged | Applied::Updated))
             }
             Self::Tunnel(tunnel) => {

@@ -154,7 +154,7 @@ async fn trust_manager(mut registered: watch::Receiver<bool>, registry: Arc<Regi
             break;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn health() -> HealthServer<HealthService> {
