@@ -70,7 +70,7 @@ pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: St
         for service in &args.services {
             let service =
                 NetworkService { name: service.clone(), payload: args.payload.clone(), ..NetworkService::default() };
-            while let Err(status) = registry.register_service(&service).await {
+            while let Err(status) = Box::pin(registry.register_service(&service)).await {
                 eprintln!("service {} is not registered, trying again: {}", service.name, status.message());
                 sleep(RETRY).await;
             }

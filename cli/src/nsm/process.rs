@@ -29,7 +29,7 @@ impl ProcessArgs {
     /// Waits for the identity.
     pub(super) async fn identity(&self) -> Result<IdentitySource, NsmError> {
         let socket: WorkloadSocket = self.spiffe_socket.parse()?;
-        Ok(socket.identity().await?)
+        Ok(Box::pin(socket.identity()).await?)
     }
 
     pub(super) fn dial_options(&self) -> DialOptions {

@@ -33,7 +33,7 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) async fn run(args: &ShowArgs) -> Result<(), NsmError> {
-    let mesh = Mesh::ask(args).await?;
+    let mesh = Box::pin(Mesh::ask(args)).await?;
     let text = if args.json {
         serde_json::to_string_pretty(&mesh).map_err(std::io::Error::from)? + "\n"
     } else if args.draw {
@@ -94,11 +94,11 @@ impl Mesh {
     async fn ask(args: &ShowArgs) -> Result<Self, NsmError> {
         let identity = args.process.identity().await?;
         let registry = args.process.registry(&args.connect_to, identity)?;
-        let services = registry.find_services(NetworkService::default()).await;
+        let services = Box::pin(registry.find_services(NetworkService::default())).await;
         let services = services.map_err(NsmError::refused("ask for services"))?;
-        let endpoints = registry.find_endpoints(NetworkServiceEndpoint::default()).await;
+        let endpoints = Box::pin(registry.find_endpoints(NetworkServiceEndpoint::default())).await;
         let endpoints = endpoints.map_err(NsmError::refused("ask for endpoints"))?;
-        let mut watching = MonitorConnectionClient::new(registry.connection().await?.calls());
+        let mut watching = MonitorConnectionClient::new(Box::pin(registry.connection()).await?.calls());
         let stream = watching.monitor_connections(MonitorScopeSelector::default()).await;
         let mut stream = stream.map_err(NsmError::refused("ask for connections"))?.into_inner();
         let mut connections = Vec::new();

@@ -38,7 +38,7 @@ pub(super) struct UpArgs {
 
 pub(super) async fn run(args: UpArgs) -> Result<(), NsmError> {
     let stop = stopped()?;
-    let mut mesh = MeshOnOneMachine::start(&args, &stop).await?;
+    let mut mesh = Box::pin(MeshOnOneMachine::start(&args, &stop)).await?;
     if !args.demo {
         println!("the mesh is up; `ferrule nsm` shows it, Ctrl-C ends it");
         return mesh.until(stop.future()).await;
@@ -62,12 +62,13 @@ impl MeshOnOneMachine {
         let names: Vec<_> = NAMES.into_iter().chain(args.identities.iter().map(String::as_str)).collect();
         let mut tasks = identities::serve(&identity, "ferrule.local", LIFETIME, &names, stop)?;
         let manager_socket = manager_socket(&args.directory);
-        let source = WorkloadSocket::at(identity.join("nsmgr.sock")).identity().await?;
+        let source = WorkloadSocket::at(identity.join("nsmgr.sock"));
+        let source = Box::pin(source.identity()).await?;
         let (at, stop) = (manager_socket.clone(), stop.clone());
         tasks.spawn(async move {
             let trusted = Trusted { relays: vec![FORWARDER.to_owned()], observers: vec![PERSON.to_owned()] };
             let of = manager::Managing { name: "nsmgr", addresses: &[at], trusted: &trusted, registry: None };
-            manager::serve(of, source, DialOptions::default(), &stop).await
+            Box::pin(manager::serve(of, source, DialOptions::default(), &stop)).await
         });
         let forwarder = ForwarderProcess::start(args, &identity, &manager_socket)?;
         println!("forwarder {}", forwarder.program.display());
@@ -166,7 +167,7 @@ async fn demo(directory: &Path, stop: Stop, stay: bool) -> Result<(), NsmError> 
     let mut connection = client.connection();
     let keeping = tokio::spawn({
         let (client, ending) = (Arc::clone(&client), ending.clone());
-        async move { client.run(ending.future()).await }
+        async move { Box::pin(client.run(ending.future())).await }
     });
     let shown = async {
         let connected = timeout(CONNECT_MAX, connection.wait_for(Option::is_some)).await;
