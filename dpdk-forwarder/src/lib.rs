@@ -9,6 +9,7 @@
 //! - [`plan`]: from the wires that are to those that should be
 //! - [`wires`]: the engine, and who wanted what
 //! - [`journal`]: wires of the admin API that outlive the process
+//! - [`identity`]: by what its leases of VFs are known
 //! - `reload`: the file followed
 //! - [`admin`]: the gRPC service and its client
 //! - [`metrics`]: what Prometheus reads
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod config;
 pub mod forwarder;
+pub mod identity;
 pub mod journal;
 pub mod metrics;
 pub mod plan;

@@ -19,7 +19,10 @@ impl ExternalPort for EthdevSpec {
     }
 
     fn identity(&self) -> Option<String> {
-        Some(format!("DPDK device {}", self.name()))
+        Some(
+            pci_address(self.name())
+                .map_or_else(|| format!("DPDK device {}", self.name()), |address| pci_identity(&address)),
+        )
     }
 
     fn is_same(&self, other: &dyn ExternalPort) -> bool {
@@ -39,6 +42,11 @@ impl ExternalPort for EthdevSpec {
         errors
     }
 
+    /// Of a device that has such a thing, its driver decides. To others a guest had better send finished frames.
+    fn takes_offloads(&self) -> bool {
+        pci_address(self.name()).is_some() || FINISH.iter().any(|driver| self.name().starts_with(driver))
+    }
+
     #[cfg(not(no_dpdk))]
     fn make(&self, context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
         crate::device::make(self, context)
@@ -48,6 +56,25 @@ impl ExternalPort for EthdevSpec {
     fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
         Err(built_without(format!("DPDK device {}", self.name())))
     }
+}
+
+/// What an end takes that is the PCI device of this address, however it is asked for.
+pub(crate) fn pci_identity(address: &str) -> String {
+    format!("PCI device {address}")
+}
+
+/// A PCI address as the kernel writes it (`0000:3b:02.1`), of one in which the domain may be left out.
+pub(crate) fn pci_address(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    let whole = if text.len() == SHORT_ADDRESS { format!("0000:{text}") } else { text };
+    let is_form = |(place, byte): (usize, &u8)| match place {
+        4 | 7 => *byte == b':',
+        10 => *byte == b'.',
+        11 => (b'0'..=b'7').contains(byte),
+        _ => byte.is_ascii_hexdigit(),
+    };
+    (whole.len() == SHORT_ADDRESS + 5 && whole.bytes().enumerate().all(|(place, byte)| is_form((place, &byte))))
+        .then_some(whole)
 }
 
 /// What is wrong with the queues and the MTU of a device, whatever it is.
@@ -73,6 +100,10 @@ pub(crate) fn built_without(device: String) -> DeviceError {
     }
 }
 
+/// Drivers of software devices that finish frames.
+const FINISH: [&str; 2] = ["net_tap", "net_virtio_user"];
+/// Characters of `3b:02.1`.
+const SHORT_ADDRESS: usize = 7;
 /// As many as a wire can have.
 const QUEUES_MAX: u32 = 256;
 /// The shortest MTU (RFC 791).
@@ -105,6 +136,9 @@ mod tests {
         let identity = Some("DPDK device net_ring0".to_owned());
         assert_eq!(ends.each_ref().map(ExternalPort::identity)[..2], [identity.clone(), identity]);
         assert_ne!(ends[1].identity(), ends[2].identity());
+        for address in ["0000:3b:02.1", "3b:02.1", "0000:3B:02.1,x=1"] {
+            assert_eq!(EthdevSpec::new(address).identity(), crate::VfSpec::at("0000:3b:02.1").identity(), "{address}");
+        }
         assert!(ends[0].is_same(&ends[0].clone()) && !ends[0].is_same(&ends[1]));
         assert_eq!(ends[0].to_string(), "ethdev net_ring0,a=b");
     }

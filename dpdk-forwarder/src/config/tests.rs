@@ -103,7 +103,7 @@ wires:
       - kernel: { name: a }
 ";
     let config = Config::parse("f", text).unwrap();
-    assert_eq!(config.lease_settings().manager.to_str(), Some("/run/vf.sock"));
+    assert_eq!(config.lease_settings(None).manager.to_str(), Some("/run/vf.sock"));
     assert_eq!(Config::default().needs_restart(&config, &[]).len(), 1);
     let two = VfSpec { queues: 2, mtu: Some(9000), ..VfSpec::of_pool("fast") };
     let two = VfSpec { pools: vec!["fast".into(), "spare".into()], ..two };
