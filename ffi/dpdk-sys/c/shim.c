@@ -11,7 +11,10 @@
 #include <rte_lcore.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
+#include <rte_mbuf_pool_ops.h>
 #include <rte_memory.h>
+#include <rte_mempool.h>
+#include <rte_memzone.h>
 #include <rte_prefetch.h>
 
 /* Threads. */
@@ -265,6 +268,49 @@ void ferrule_free(struct ferrule_frame *frames, uint16_t count)
 	for (uint16_t i = 0; i < count; i++)
 		mbufs[i] = frames[i].mbuf;
 	rte_pktmbuf_free_bulk(mbufs, count);
+}
+
+struct rte_mempool *ferrule_pool_create(const char *name, uint32_t count, uint32_t cache, uint16_t room, int node)
+{
+	struct rte_pktmbuf_pool_private private = { .mbuf_data_room_size = room };
+	const struct rte_memzone *memory = NULL;
+	char memory_name[RTE_MEMZONE_NAMESIZE];
+	struct rte_mempool *pool;
+	size_t chunk_min, align;
+	ssize_t size;
+	int status;
+
+	pool = rte_mempool_create_empty(name, count, sizeof(struct rte_mbuf) + room, cache, sizeof(private), node,
+					RTE_MEMPOOL_F_NO_IOVA_CONTIG);
+	if (pool == NULL)
+		return NULL;
+	status = rte_mempool_set_ops_byname(pool, rte_mbuf_best_mempool_ops(), NULL);
+	if (status != 0)
+		goto fail;
+	rte_pktmbuf_pool_init(pool, &private);
+	size = rte_mempool_ops_calc_mem_size(pool, count, 0, &chunk_min, &align);
+	if (size < 0) {
+		status = size;
+		goto fail;
+	}
+	snprintf(memory_name, sizeof(memory_name), "%s-mbufs", name);
+	memory = rte_memzone_reserve_aligned(memory_name, size, node, 0, align);
+	if (memory == NULL) {
+		status = -rte_errno;
+		goto fail;
+	}
+	status = rte_mempool_populate_iova(pool, memory->addr, memory->iova, size, NULL, NULL);
+	if (status != (int)count) {
+		status = status < 0 ? status : -ENOMEM;
+		goto fail;
+	}
+	rte_mempool_obj_iter(pool, rte_pktmbuf_init, NULL);
+	return pool;
+fail:
+	rte_mempool_free(pool);
+	rte_memzone_free(memory);
+	rte_errno = -status;
+	return NULL;
 }
 
 uint32_t ferrule_pool_count(const struct rte_mempool *pool)

@@ -104,6 +104,11 @@ struct ferrule_offload {
  * negative errno: its driver cannot. */
 int ferrule_finish(uint16_t port, uint16_t queue, const struct ferrule_frame *frame, const struct ferrule_offload *offload);
 
+/* A pool of mbufs in memory of small pages that a device sees as the process does (IOVA as VA). They lie next to each other, across pages:
+ * rte_pktmbuf_pool_create would begin each in a page of its own, where all of them share a few sets of the CPU's caches. NULL, and
+ * ferrule_errno: there is not enough memory. */
+struct rte_mempool *ferrule_pool_create(const char *name, uint32_t count, uint32_t cache, uint16_t room, int node);
+
 /* How many mbufs are in a pool itself: neither in use nor in the cache of a thread. */
 uint32_t ferrule_pool_count(const struct rte_mempool *pool);
 

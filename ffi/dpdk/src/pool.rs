@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub room: u16,
     /// The NUMA node that they are wanted on.
     pub node: i32,
+    /// Whether DPDK's memory is in hugepages.
+    pub in_hugepages: bool,
 }
 
 /// Pools of ports that are closed. They are not freed but used again, by ports whose frames are as long: frames of them may still be
@@ -68,13 +70,18 @@ impl Pools {
 }
 
 fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool, PortError> {
-    let Shape { count, room, node } = shape;
+    let Shape { count, room, node, in_hugepages } = shape;
     let name = CString::new(name).unwrap_or_default();
     let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
     let create = |node| {
         let made = log::collect(|| {
-            // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
-            unsafe { dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
+            if in_hugepages {
+                // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
+                unsafe { dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
+            } else {
+                // SAFETY: as above; without hugepages the environment was started with IOVA as VA.
+                unsafe { dpdk.ferrule_pool_create(name.as_ptr(), count, CACHE, room, node) }
+            }
         });
         (NonNull::new(made.0), made.1)
     };

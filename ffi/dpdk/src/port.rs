@@ -192,7 +192,8 @@ impl Port {
         let node = unsafe { self.dpdk().rte_eth_dev_socket_id(id) };
         // Memory that is not in hugepages is of no known node.
         let pool_node = if self.eal.has_hugepages { node } else { ANY_NODE };
-        let shape = Shape { count: buffers(rx, tx), room: plan.room, node: pool_node };
+        let shape =
+            Shape { count: buffers(rx, tx), room: plan.room, node: pool_node, in_hugepages: self.eal.has_hugepages };
         for queue in 0..queues {
             let pool = self.eal.pool_set().get(self.dpdk(), &self.device, shape)?;
             let mbufs = pool.pointer.as_ptr();
