@@ -288,7 +288,7 @@ struct rte_mempool *ferrule_pool_create(const char *name, uint32_t count, uint32
 	if (status != 0)
 		goto fail;
 	rte_pktmbuf_pool_init(pool, &private);
-	size = rte_mempool_ops_calc_mem_size(pool, count, 0, &chunk_min, &align);
+	size = rte_mempool_op_calc_mem_size_default(pool, count, 0, &chunk_min, &align);
 	if (size < 0) {
 		status = size;
 		goto fail;

@@ -113,7 +113,9 @@ impl Eal {
     /// Keeps the pools of a port for the next ones.
     pub(crate) fn retire(&self, pools: Vec<Mempool>) {
         let mut set = self.pool_set();
-        pools.into_iter().for_each(|pool| set.retire(pool));
+        for pool in pools {
+            set.retire(pool);
+        }
     }
 
     /// For whoever probes a device: behind those that remove one, since a kernel may wait for these.
