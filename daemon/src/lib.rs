@@ -32,3 +32,7 @@ pub use api_socket::{ApiSocket, SocketFlags};
 pub use phase::Phase;
 pub use run::{ServerError, Servers, Shutdown, run};
 pub use socket::{ServiceSocket, SocketError};
+
+/// Of tests that open many descriptors, one of which counts them.
+#[cfg(test)]
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
