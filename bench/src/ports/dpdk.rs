@@ -111,7 +111,7 @@ impl TestPort {
     fn wait_for_link(&self, cancel: &AtomicBool) -> Result<(), PortsError> {
         let deadline = Instant::now() + LINK_TIMEOUT;
         loop {
-            if self.port.status().is_ok_and(|status| status.link_is_up) {
+            if self.port.status().is_ok_and(|status| status.link_is_up != Some(false)) {
                 return Ok(());
             }
             if cancel.load(Relaxed) {
