@@ -74,7 +74,7 @@ wires: [{ name: a, ends: [{ ethdev: { device: net_null0, queues: 2, mtu: 9000 } 
     let text = "\
 dpdk: { memory: 1MiB, hugepages: x }
 wires:
-  - { name: a, ends: [{ ethdev: { device: 'net_null0,a=b', mtu: 1 } }, { kernel: { name: a } }] }
+  - { name: a, ends: [{ ethdev: { device: 'net_null0,size=64', mtu: 1 } }, { kernel: { name: a } }] }
   - { name: b, ends: [{ ethdev: { device: net_null0 } }, { ethdev: { queues: 0 } }] }
 ";
     let told = Config::parse("f", text).unwrap_err().to_string();

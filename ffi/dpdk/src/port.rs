@@ -341,7 +341,7 @@ fn check_name(devargs: &str) -> Result<(), PortError> {
     let is_pci = name.contains(':') && name.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
     let is_address =
         is_pci || (name.contains('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c)));
-    if is_address || name.starts_with("net_") || name.starts_with("eth_") {
+    if is_address || name.starts_with("net_") {
         return Ok(());
     }
     let cause = format!("`{name}` is neither a network driver's name (net_tap0) nor an address (0000:3b:02.1)");
