@@ -601,7 +601,7 @@ mod tests {
         for device in hung {
             jobs.close_lost(end, 0, Vec::new(), device);
         }
-        let memif = |end| EndSpec::Memif(MemifSpec::new(SocketAddress::Abstract(format!("{end}")), Role::Server));
+        let memif = |end: &str| EndSpec::Memif(MemifSpec::new(SocketAddress::Abstract(end.to_owned()), Role::Server));
         let wire = WireSpec::new("wire", ["a", "b"].map(memif));
         let _ticket = jobs.make_device(end, 1, &wire, Arc::new(Refused));
         let made = messages.recv_timeout(Duration::from_secs(30)).unwrap();

@@ -11,7 +11,7 @@ pub(crate) fn check(devargs: &str) -> Result<(), String> {
     if devargs.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(format!("`{}`; devargs have no spaces", devargs.escape_debug()));
     }
-    let (name, arguments) = devargs.split_once(',').map_or((devargs, ""), |(name, arguments)| (name, arguments));
+    let (name, arguments) = devargs.split_once(',').unwrap_or((devargs, ""));
     let keys = keys_of(name).ok_or_else(|| format!("`{}`; {FORM}", name.escape_debug()))?;
     let arguments = arguments.split(',').filter(|argument| !argument.is_empty());
     for argument in arguments {

@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(plan(false, u64::MAX), (false, false, chains));
         assert_eq!(plan(true, checksums | chains), (true, false, checksums | chains));
         assert_eq!(plan(true, segments), (false, false, chains), "each segment has a checksum");
-        assert_eq!(plan(true, checksums & checksums - 1), (false, false, 0), "both protocols, or none");
+        assert_eq!(plan(true, checksums & (checksums - 1)), (false, false, 0), "both protocols, or none");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! For tests: environments over the one DPDK, of which some functions are replaced.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferrule_dpdk_sys::Dpdk;
