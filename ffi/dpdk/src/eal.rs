@@ -20,7 +20,7 @@ use crate::{announce, library, log};
 /// How it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EalSettings {
-    /// Memory for the frames of all ports, in MiB: a queue takes 17 at an MTU of 1500, and 10 of hugepages. It is reserved, and
+    /// Memory for the frames of all ports, in MiB: a queue takes 12 at an MTU of 1500. It is reserved, and
     /// taken as ports are made.
     pub memory_mib: u32,
     /// Whether it lies in hugepages, an equal part on each NUMA node that has as many free. A NIC without an IOMMU needs them. All are taken at the
