@@ -84,6 +84,17 @@ fn the_sample_of_the_docs_is_a_good_file() {
     assert!(!config.policies.pools.is_empty());
 }
 
+/// Whoever starts it on a node with VFs in use loses none.
+#[test]
+fn the_sample_of_the_docs_changes_no_number_of_vfs() {
+    let config = Config::parse("docs/vf-policies.yaml", include_str!("../../../docs/vf-policies.yaml")).unwrap();
+    let inventory = Inventory::read(&FakeNode::new(2, 7).sysfs()).unwrap();
+    assert_eq!(config.policies.counts(&inventory), []);
+    for pf in inventory.pfs.values() {
+        assert_eq!(config.policies.wanted_count(pf), None);
+    }
+}
+
 #[test]
 fn every_error_is_told_at_once_with_its_line_and_field() {
     let text = "\
