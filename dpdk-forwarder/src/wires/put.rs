@@ -115,7 +115,7 @@ impl Wires {
         match result {
             Ok(applied) => {
                 if applied != Applied::Unchanged {
-                    info!(wire = name, ends = ends(&spec), ?applied, "wire put by the admin API");
+                    info!(wire = name, ends = ends(&spec), done = applied.word(), "wire put by the admin API");
                 }
                 if is_last {
                     turn.unfinished.remove(&name);

@@ -30,7 +30,7 @@ impl StartError {
                 "install libdpdk of that version with its drivers (on Debian the packages librte-meta-net and librte-meta-bus)"
             }
             Self::Eal { .. } => {
-                "give the forwarder the memory and the rights that DPDK asks for, then restart it: DPDK starts once in a process"
+                "give the forwarder the memory and the rights that DPDK asks for, then restart it: DPDK is not started again in this process"
             }
         }
     }
@@ -62,16 +62,14 @@ impl PortError {
     }
 }
 
-/// What a negative errno means, with the messages that came with it.
+/// What DPDK said of a failure. What its negative errno means is left out then: it is often of another call, and misleads.
 pub(crate) fn cause(status: i32, said: &[String]) -> String {
     let errno = Errno::from_raw(status.saturating_neg());
-    let mut cause = if errno == Errno::UnknownErrno { format!("status {status}") } else { errno.desc().to_lowercase() };
-    if !said.is_empty() {
-        cause.push_str(" (DPDK says: ");
-        cause.push_str(&said.join("; "));
-        cause.push(')');
+    match (said, errno) {
+        ([], Errno::UnknownErrno) => format!("status {status}"),
+        ([], errno) => errno.desc().to_lowercase(),
+        (said, _) => format!("DPDK says: {}", said.join("; ")),
     }
-    cause
 }
 
 #[cfg(test)]
@@ -83,6 +81,6 @@ mod tests {
         assert_eq!(cause(-22, &[]), "invalid argument");
         assert_eq!(cause(-100_000, &[]), "status -100000");
         let said = ["EAL: no such bus".to_owned(), "EAL: gone".to_owned()];
-        assert_eq!(cause(-19, &said), "no such device (DPDK says: EAL: no such bus; EAL: gone)");
+        assert_eq!(cause(-19, &said), "DPDK says: EAL: no such bus; EAL: gone");
     }
 }

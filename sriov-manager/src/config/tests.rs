@@ -329,7 +329,7 @@ fn what_policies_do_not_come_to_is_told_with_its_file_and_line() {
     );
     let warnings = own.warnings(&inventory);
     for told in [
-        "f:4: the pool nowhere fits no PF",
+        "f:4: the pool nowhere fits no PF of this node, which has ens1f0",
         "f:6: the pool a names VF 9 of ens1f0, which is to have 4: raise `num_vfs`",
         "f:8: the pool a wants an MTU of 9000",
         "f:12: the pools a and b want different numbers of VFs of ens1f0: make their `num_vfs` the same",
