@@ -19,7 +19,7 @@ mod split_file;
 
 pub use end_arg::{EndArg, LabelArg};
 pub use split_file::DocumentError;
-use split_file::{Item, Place};
+use split_file::{Item, WirePlace};
 
 /// The commands below `ferrule wire`.
 #[derive(Debug, Subcommand)]
@@ -107,7 +107,7 @@ async fn add(args: AddArgs) -> Result<(), CliError> {
     for Item { label, yaml, place } in items {
         let again = place.as_ref().and_then(|place| Some((place, lines.insert(label.clone(), place.line)?)));
         let read = match again {
-            Some((Place { line, column, field }, first)) => Err(format!(
+            Some((WirePlace { line, column, field }, first)) => Err(format!(
                 "{}:{line}:{column}: {field}: the wire `{label}` is on line {first} already; rename one of them",
                 file_name(&args)
             )),
@@ -141,7 +141,7 @@ async fn remove(RemoveArgs { names, socket }: RemoveArgs) -> Result<(), CliError
 
 /// One entry of a wires file as the forwarder is asked for it. What is wrong with it is told with its place in the file; the short form
 /// has none.
-fn wire_of(yaml: &str, file: &str, place: Option<&Place>) -> Result<WireSpec, String> {
+fn wire_of(yaml: &str, file: &str, place: Option<&WirePlace>) -> Result<WireSpec, String> {
     let told = |ConfigErrors { mut errors, .. }| {
         let Some(place) = place else {
             let told = errors.iter().map(|error| {

@@ -16,12 +16,12 @@ pub(super) struct Item {
     /// What the forwarder is sent.
     pub(super) yaml: String,
     /// Where it is in the document; none: it is of no document.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<WirePlace>,
 }
 
 /// Where a wire is in a document.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct WirePlace {
     /// The line of its name, or its first one.
     pub(super) line: usize,
     /// And the character there; both from 1 on.
@@ -133,7 +133,7 @@ impl Node {
             _ => None,
         };
         let at = name.map_or(&self.start, |name| &name.start);
-        let place = Place { line: at.line(), column: at.col() + 1, field };
+        let place = WirePlace { line: at.line(), column: at.col() + 1, field };
         let label = match name.map(|name| &name.content) {
             Some(Content::Other(name)) if !name.is_empty() => name.clone(),
             _ => format!("wire number {} (line {})", index + 1, self.start.line()),
@@ -217,7 +217,7 @@ idle: poll
         let items = split(FILE).unwrap();
         let labels: Vec<_> = items.iter().map(|item| item.label.as_str()).collect();
         assert_eq!(labels, ["a-b", "b-c"]);
-        let second = Place { line: 8, column: 11, field: "wires[1]".to_owned() };
+        let second = WirePlace { line: 8, column: 11, field: "wires[1]".to_owned() };
         assert_eq!(items[1].place.as_ref(), Some(&second));
         for item in &items {
             for (line, original) in item.yaml.lines().zip(FILE.lines()) {
