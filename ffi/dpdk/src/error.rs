@@ -62,13 +62,15 @@ impl PortError {
     }
 }
 
-/// What DPDK said of a failure. What its negative errno means is left out then: it is often of another call, and misleads.
+/// What DPDK said of a failure, and what its negative errno means.
 pub(crate) fn cause(status: i32, said: &[String]) -> String {
     let errno = Errno::from_raw(status.saturating_neg());
+    let meaning = if errno == Errno::UnknownErrno { format!("status {status}") } else { errno.desc().to_lowercase() };
     match (said, errno) {
-        ([], Errno::UnknownErrno) => format!("status {status}"),
-        ([], errno) => errno.desc().to_lowercase(),
-        (said, _) => format!("DPDK says: {}", said.join("; ")),
+        ([], _) => meaning,
+        // Drivers answer these for anything: beside their own words they mislead.
+        (said, Errno::EPERM | Errno::EFAULT | Errno::EOPNOTSUPP) => format!("DPDK says: {}", said.join("; ")),
+        (said, _) => format!("DPDK says: {} ({meaning})", said.join("; ")),
     }
 }
 
@@ -81,6 +83,7 @@ mod tests {
         assert_eq!(cause(-22, &[]), "invalid argument");
         assert_eq!(cause(-100_000, &[]), "status -100000");
         let said = ["EAL: no such bus".to_owned(), "EAL: gone".to_owned()];
-        assert_eq!(cause(-19, &said), "DPDK says: EAL: no such bus; EAL: gone");
+        assert_eq!(cause(-19, &said), "DPDK says: EAL: no such bus; EAL: gone (no such device)");
+        assert_eq!(cause(-1, &said), "DPDK says: EAL: no such bus; EAL: gone", "it is no question of rights");
     }
 }
