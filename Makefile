@@ -14,6 +14,8 @@
 SHELL := /bin/bash
 CARGO := cargo
 RELEASE := target/release
+# What is built with some of the crates has other features, down to the dependencies: a second build of nearly everything.
+BUILD := $(CARGO) build --workspace --all-targets --locked
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
@@ -41,17 +43,17 @@ demo: need-demo
 
 test: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --workspace --all-targets --locked
-	@.ci/count $(CARGO) test --workspace --locked --no-fail-fast
+	@$(BUILD)
+	@.ci/count $(CARGO) test --workspace --locked
 
 lab: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
+	@$(BUILD)
 	@target/debug/lab run $(ONLY)
 
 lab-shell: need-test vm-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p sriov-manager -p device-plugin -p dpdk-forwarder -p ferrule-endpoints -p ferrule
+	@$(BUILD)
 	@target/debug/lab shell
 
 # Without them what needs them is skipped, aloud.
@@ -60,13 +62,13 @@ vm-pieces: need-vm
 
 node: need-node node-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p dpdk-forwarder -p sriov-manager -p ferrule -p ferrule-deploy
+	@$(BUILD)
 	@target/debug/images --binaries target/debug --out target/node/images
 	@target/debug/node run $(ONLY)
 
 node-shell: need-node node-pieces
 	@echo "==> building"
-	@$(CARGO) build --locked -p ferrule-hw-tests -p device-plugin -p ferrule
+	@$(BUILD)
 	@target/debug/node shell
 
 # Without them what needs them is skipped, aloud.

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_core::future::BoxFuture;
 use nix::unistd::{Group, User};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -23,7 +24,19 @@ use crate::{Phase, ServiceSocket};
 
 /// Serves an API with health and reflection until the daemon has stopped. `names` are those of the services
 /// whose health follows the phase.
-pub async fn serve(
+pub fn serve<'a>(
+    socket: ServiceSocket,
+    api: Routes,
+    descriptors: &'static [u8],
+    names: &'a [&'a str],
+    phase: watch::Receiver<Phase>,
+) -> BoxFuture<'a, Result<(), ServeError>> {
+    // In a box, and so compiled here. The code of an `async fn` is compiled again in each program that waits for it, with all that
+    // it calls: here that is a whole HTTP server.
+    Box::pin(serve_here(socket, api, descriptors, names, phase))
+}
+
+async fn serve_here(
     socket: ServiceSocket,
     api: Routes,
     descriptors: &'static [u8],
@@ -79,15 +92,18 @@ async fn set_health(reporter: &HealthReporter, names: &[&str], phase: Phase) {
 }
 
 /// Connects to the daemon whose socket is at `path`.
-pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
-    let failed = |problem: String| ConnectError { path: path.to_owned(), problem, is_denied: false };
-    let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
-    let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error).0))?;
-    // A daemon at work answers them, whatever it works on; one that was stopped has its socket, and answers nobody.
-    let endpoint = endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
-    endpoint.connect().await.map_err(|error| {
-        let (cause, is_denied) = root_cause(&error);
-        ConnectError { path: path.to_owned(), problem: cause, is_denied }
+pub fn connect(path: &Path) -> BoxFuture<'_, Result<Channel, ConnectError>> {
+    // Compiled here, as `serve` is.
+    Box::pin(async move {
+        let failed = |problem: String| ConnectError { path: path.to_owned(), problem, is_denied: false };
+        let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
+        let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error).0))?;
+        // A daemon at work answers them, whatever it works on; one that was stopped has its socket, and answers nobody.
+        let endpoint = endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
+        endpoint.connect().await.map_err(|error| {
+            let (problem, is_denied) = root_cause(&error);
+            ConnectError { path: path.to_owned(), problem, is_denied }
+        })
     })
 }
 
@@ -197,6 +213,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_user_with_very_many_connections_is_told_so_and_what_he_has_goes_on() {
+        let _alone = crate::ALONE.lock().await;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
         let socket = ServiceSocket::bind("forwarder", &path, &SocketAccess::default()).unwrap();

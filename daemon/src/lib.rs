@@ -34,3 +34,7 @@ pub use phase::Phase;
 pub use run::{ServerError, Servers, Shutdown, run};
 pub use socket::{ServiceSocket, SocketError};
 pub use text::counted;
+
+/// Of tests that open many descriptors, one of which counts them.
+#[cfg(test)]
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

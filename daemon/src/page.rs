@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -79,7 +80,17 @@ impl Default for Probes {
 }
 
 /// Serves the page until the daemon has stopped.
-pub async fn serve(
+pub fn serve(
+    listener: Listener,
+    render: Render,
+    probes: Probes,
+    phase: watch::Receiver<Phase>,
+) -> BoxFuture<'static, io::Result<()>> {
+    // Compiled here, and not again in each program that waits for it.
+    Box::pin(serve_here(listener, render, probes, phase))
+}
+
+async fn serve_here(
     listener: Listener,
     render: Render,
     probes: Probes,

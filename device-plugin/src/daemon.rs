@@ -11,6 +11,7 @@ use ferrule_daemon::page::{self, ListenError, Probes};
 use ferrule_daemon::reload::reload_on_change;
 use ferrule_daemon::settings::Followed;
 use ferrule_daemon::{Phase, ServerError, Servers, counted};
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
@@ -91,7 +92,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// Returns when everything that does not need the kubelet or the manager is there.
-    pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
+    pub fn start(options: DaemonOptions) -> BoxFuture<'static, Result<Self, RunError>> {
+        // Compiled here, and not again in each program that waits for it.
+        Box::pin(Self::start_here(options))
+    }
+
+    async fn start_here(options: DaemonOptions) -> Result<Self, RunError> {
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
         let listener = match options.metrics {
@@ -144,7 +150,11 @@ impl Daemon {
     }
 
     /// Closes the lists, and then lets the next plugin have its turn.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.stop_here())
+    }
+
+    async fn stop_here(mut self) {
         info!("stopping; pods keep what they have");
         self.servers.drain();
         if let Some(endpoints) = self.endpoints.lock().await.take() {
@@ -188,14 +198,8 @@ impl Daemon {
                 duty.take();
                 // What the plugin before told until its end.
                 allocator.told.load();
-                // Whatever the configuration says now: a process before may have given endpoints to pods.
-                let adopted = timeout(ADOPT_WAIT, allocator.adopt_wires()).await;
+                allocator.adopt_wires_at_start().await;
                 allocator.write_files_at_start().await;
-                if let Ok(Err(error)) = adopted
-                    && allocator.resources.has_software()
-                {
-                    warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
-                }
                 let mut running = endpoints.lock().await;
                 let mut all = Endpoints::new(Directory::watch(&options.plugins), Arc::clone(&allocator));
                 all.follow().await;
@@ -300,8 +304,6 @@ pub enum RunError {
     Server(#[from] ServerError),
 }
 
-/// A forwarder that is there answers in milliseconds.
-const ADOPT_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 /// A forwarder that is there makes a wire anew in milliseconds.
 const SETTLE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long clients of the page may take at the end.

@@ -22,7 +22,9 @@ impl DutyLock {
     /// Waits until no other plugin of this node has it.
     pub async fn take(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let file = File::create(directory.join("lock"))?;
+        let path = directory.join("lock");
+        // On a disk that is only to be read, the one that is there is as good.
+        let file = File::create(&path).or_else(|error| File::open(&path).map_err(|_| error))?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(Self(lock)),
             Err((file, Errno::EWOULDBLOCK)) => file,
@@ -82,6 +84,16 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_cannot_be_written_is_taken_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        // To root no file is read-only; this is to be opened, and not to be written.
+        fs::create_dir(directory.path().join("lock")).unwrap();
+        let _first = DutyLock::take(directory.path()).await.unwrap();
+        let mut next = pin!(DutyLock::take(directory.path()));
+        assert!(next.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "both would serve");
+    }
 
     #[tokio::test]
     async fn the_next_waits_until_the_first_lets_go() {

@@ -96,8 +96,7 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Fu
         }
         return of_errors();
     }
-    let is_bare = member.device.driver.is_none() && member.device.software().is_none();
-    if is_bare && resource.driver.is_none() {
+    if resource.driver.is_none() && is_bare(member) {
         return Some(Problem::DriverLost);
     }
     let of_vf = member.device.vf().and_then(|vf| {
@@ -120,6 +119,12 @@ pub fn judge(resource: &ResourceConfig, member: &Member, is_held: bool, pfs: &Fu
     let of_software = member.device.software().and_then(|end| end.blocked.clone()).map(Problem::Blocked);
     let of_link = (resource.needs_link && pf.is_without_link).then_some(Problem::NoLink);
     of_vf.or(of_software).or_else(of_errors).or(of_link)
+}
+
+/// Whether it is on no driver, and nobody is about to bind it: `sriov-manager` binds what it lends and what it gets back.
+fn is_bare(member: &Member) -> bool {
+    let is_in_work = member.device.vf().is_some_and(|vf| vf.is_busy || vf.lease.is_some());
+    member.device.driver.is_none() && member.device.software().is_none() && !is_in_work
 }
 
 /// Of a VF that is lent and that no pod has by this resource.
@@ -210,10 +215,28 @@ const FATAL_FOR: Duration = Duration::from_mins(1);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::inventory::{Device, Source, VfState};
 
     fn link(up: bool) -> FunctionCondition {
         FunctionCondition { has_link: Some(up), fatal_errors: 0 }
+    }
+
+    #[test]
+    fn a_vf_that_is_being_bound_has_not_lost_its_driver() {
+        let resource = ResourceConfig::of_name("intel.com/as_it_is").unwrap();
+        let told = |state: VfState| {
+            let device = Device { source: Source::Vf(Box::new(state)), ..Device::default() };
+            let member = Member { device: Arc::new(device), selector: 0, is_gone: false };
+            judge(&resource, &member, false, &FunctionHealth::default())
+        };
+        assert_eq!(told(VfState::default()), Some(Problem::DriverLost));
+        assert_eq!(told(VfState { is_busy: true, ..VfState::default() }), None, "it is cleaned");
+        let id = LeaseName::new("intel.com/as_it_is", "").to_string();
+        let lease = v1::Lease { id, owner: OWNER.into(), stage: v1::Stage::Releasing.into(), ..v1::Lease::default() };
+        assert_eq!(told(VfState { lease: Some(lease), ..VfState::default() }), None, "it is on its way back");
     }
 
     #[test]

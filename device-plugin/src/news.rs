@@ -1,6 +1,6 @@
 //! What the manager and sysfs tell, brought to the resources; and the claim kept as wide as these.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,9 +35,17 @@ pub struct News {
     /// When news were taken over last.
     taken: Option<Instant>,
     claimed: Option<BTreeSet<String>>,
-    /// Refused, until sysfs is looked at again.
-    unclaimable: BTreeSet<String>,
+    unclaimable: Unclaimable,
     is_disk_told: bool,
+}
+
+/// VFs that somebody else has, or that have gone.
+#[derive(Debug, Default)]
+struct Unclaimable {
+    /// Not asked for until sysfs is looked at again.
+    refused: BTreeSet<String>,
+    /// Why each of them was refused, as people were told.
+    told: BTreeMap<String, String>,
 }
 
 impl News {
@@ -64,7 +72,7 @@ impl News {
             looked: None,
             taken: None,
             claimed: None,
-            unclaimable: BTreeSet::new(),
+            unclaimable: Unclaimable::default(),
             is_disk_told: false,
         }
     }
@@ -111,7 +119,7 @@ impl News {
                 block_in_place(|| self.allocator.resources.look_at_functions(&self.allocator.host, is_host_due));
                 if is_host_due {
                     self.looked = None;
-                    self.unclaimable.clear();
+                    self.unclaimable.refused.clear();
                     self.take(self.lists.clone());
                 }
             } else {
@@ -167,7 +175,8 @@ impl News {
             return;
         }
         let mut wanted = self.allocator.resources.to_claim();
-        wanted.retain(|vf| !self.unclaimable.contains(vf));
+        self.unclaimable.forget_others(&wanted);
+        wanted.retain(|vf| !self.unclaimable.refused.contains(vf));
         let owners = self.lists.kernel.node.as_ref().map(|node| node.owners.as_slice()).unwrap_or_default();
         let has_claim = wanted.is_empty() || owners.iter().any(|owner| owner.name == OWNER);
         if has_claim && self.claimed.as_ref() == Some(&wanted) {
@@ -177,17 +186,38 @@ impl News {
         match claimed.unwrap_or(Err(LeaseError::Late(CLAIM_WAIT))) {
             Ok(()) => {
                 info!(vfs = wanted.len(), "claimed");
+                self.unclaimable.claimed(&wanted);
                 self.claimed = Some(wanted);
             }
             // One that somebody else has, or that has gone, must not keep the others from us.
             Err(error) => match error.vf() {
                 Some(vf) if wanted.contains(vf) => {
-                    warn!(vf, %error, "not claimed; the others are");
-                    self.unclaimable.insert(vf.to_owned());
+                    if self.unclaimable.refuse(vf, error.to_string()) {
+                        warn!(vf, %error, "not claimed; the others are");
+                    }
                 }
                 _ => debug!(%error, "the VFs cannot be claimed now; it is tried again"),
             },
         }
+    }
+}
+
+impl Unclaimable {
+    /// Returns whether it is news.
+    fn refuse(&mut self, vf: &str, why: String) -> bool {
+        self.refused.insert(vf.to_owned());
+        let before = self.told.insert(vf.to_owned(), why);
+        before.as_ref() != self.told.get(vf)
+    }
+
+    /// What was refused before is news when it is refused again.
+    fn claimed(&mut self, vfs: &BTreeSet<String>) {
+        self.told.retain(|vf, _| !vfs.contains(vf));
+    }
+
+    /// These are all that there are.
+    fn forget_others(&mut self, vfs: &BTreeSet<String>) {
+        self.told.retain(|vf, _| vfs.contains(vf));
     }
 }
 
@@ -203,3 +233,24 @@ const CLAIM_WAIT: Duration = Duration::from_secs(3);
 const PF_EVERY: Duration = Duration::from_secs(1);
 /// What sysfs alone tells.
 const HOST_EVERY: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vf_that_somebody_else_has_is_told_once_for_each_reason() {
+        let all = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        let mut unclaimable = Unclaimable::default();
+        assert!(unclaimable.refuse("a", "it is lent".to_owned()));
+        unclaimable.refused.clear();
+        unclaimable.forget_others(&all);
+        assert!(!unclaimable.refuse("a", "it is lent".to_owned()), "sysfs was looked at again: no news");
+        assert!(unclaimable.refuse("a", "vpp alone may lend it".to_owned()));
+        assert!(unclaimable.refuse("b", "it is lent".to_owned()));
+        unclaimable.claimed(&all);
+        assert!(unclaimable.refuse("a", "vpp alone may lend it".to_owned()), "it was ours meanwhile");
+        unclaimable.forget_others(&BTreeSet::new());
+        assert!(unclaimable.told.is_empty());
+    }
+}

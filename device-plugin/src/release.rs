@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -67,12 +68,23 @@ async fn look(allocator: &Arc<Allocator>, pods: Pods) {
             debug!(lease = %name, %error, "the lease does not say which pod has it");
         }
     }
-    for name in due {
-        give_back(allocator, &name).await;
-    }
+    each(due.into_iter().map(|name| give_back(Arc::clone(allocator), name))).await;
 }
 
-async fn give_back(allocator: &Arc<Allocator>, name: &LeaseName) {
+/// Ends with all of these, several at a time: one that the manager does not answer keeps nobody else's VF.
+async fn each(work: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
+    let mut running = JoinSet::new();
+    for one in work {
+        if running.len() >= AT_ONCE_MAX {
+            running.join_next().await;
+        }
+        running.spawn(one);
+    }
+    running.join_all().await;
+}
+
+async fn give_back(allocator: Arc<Allocator>, name: LeaseName) {
+    let name = &name;
     let _lock = allocator.locks.lock(std::iter::once(name.device.clone())).await;
     // While the lock was waited for, the kubelet may have given it to the next pod.
     if !allocator.resources.with_grants(|grants| grants.is_due(name, Instant::now())) {
@@ -112,5 +124,38 @@ const LOOK_SOON: Duration = Duration::from_secs(1);
 const LOOK_LATER: Duration = Duration::from_secs(10);
 /// A VF is reset and may change its driver meanwhile.
 const CALL_WAIT: Duration = Duration::from_secs(30);
+/// How many are given back at a time.
+const AT_ONCE_MAX: usize = 8;
 /// After somebody still held it.
 const RETRY_AFTER: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_hangs_holds_up_no_other_and_few_are_done_at_a_time() {
+        let (left, running) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let one = |number: usize| {
+            let (left, running) = (Arc::clone(&left), Arc::clone(&running));
+            async move {
+                assert!(running.fetch_add(1, Ordering::Relaxed) < AT_ONCE_MAX);
+                if number == 0 {
+                    // It is answered when all others are.
+                    let _all = left.acquire_many(WORK - 1).await.unwrap();
+                }
+                running.fetch_sub(1, Ordering::Relaxed);
+                left.add_permits(1);
+            }
+        };
+        let done = timeout(CALL_WAIT, each((0..WORK as usize).map(one))).await;
+        assert!(done.is_ok(), "{} of {WORK} were done", left.available_permits());
+        assert_eq!(left.available_permits(), WORK as usize);
+    }
+
+    const WORK: u32 = 40;
+}

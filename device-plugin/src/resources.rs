@@ -24,6 +24,8 @@ use crate::pools::{Member, Pool, pools};
 use crate::software::{Holder, Pair, PairState, Pairs, SoftwareEndpoint};
 
 mod report;
+#[cfg(test)]
+mod tests;
 
 /// Everything that is known, for everybody who asks.
 #[derive(Clone, Debug)]
@@ -450,6 +452,8 @@ impl State {
                 (end.name.device, Member { device: Arc::new(device), selector: 0, is_gone: false })
             }));
         }
+        // What comes back under the address of one that has gone was refused to nobody.
+        self.refused.retain(|id, _| pools.iter().any(|pool| pool.members.contains_key(id)));
         let mut problems = BTreeMap::new();
         for pool in &pools {
             let resource = pool.resource.name.to_string();

@@ -12,6 +12,7 @@ use ferrule_dataplane::engine::{Event, Health};
 use ferrule_dataplane::port::kernel::{InterfaceOwner, InterfaceOwnerError};
 use ferrule_dataplane::{Engine, EngineError};
 use ferrule_ffi::memory_budget::MemoryBudget;
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -69,14 +70,21 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Returns when every listener listens and every wire was made or tried.
-    pub async fn start(options: Options) -> Result<Self, RunError> {
-        let mut forwarder = Self::launch(options).await?;
-        forwarder.ready().await?;
-        Ok(forwarder)
+    pub fn start(options: Options) -> BoxFuture<'static, Result<Self, RunError>> {
+        Box::pin(async move {
+            let mut forwarder = Self::launch(options).await?;
+            forwarder.ready().await?;
+            Ok(forwarder)
+        })
     }
 
     /// Returns when the admin API and the metrics page answer; the wires are made meanwhile.
-    pub async fn launch(options: Options) -> Result<Self, RunError> {
+    pub fn launch(options: Options) -> BoxFuture<'static, Result<Self, RunError>> {
+        // Compiled here, and not again in each program that waits for it.
+        Box::pin(Self::launch_here(options))
+    }
+
+    async fn launch_here(options: Options) -> Result<Self, RunError> {
         let Options { config, file, by_flag, drain_grace } = options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
         let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
@@ -126,7 +134,11 @@ impl Forwarder {
     }
 
     /// Returns when every wire was made or tried, or something ended that should not have.
-    pub async fn ready(&mut self) -> Result<(), RunError> {
+    pub fn ready(&mut self) -> BoxFuture<'_, Result<(), RunError>> {
+        Box::pin(self.ready_here())
+    }
+
+    async fn ready_here(&mut self) -> Result<(), RunError> {
         let Self { first, servers, death, .. } = self;
         if let Some(first) = first {
             tokio::select! {
@@ -168,7 +180,11 @@ impl Forwarder {
     }
 
     /// Drains: refuses changes, lets frames in flight leave, removes every wire, ends.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.stop_here())
+    }
+
+    async fn stop_here(mut self) {
         info!(grace = ?self.drain_grace, "draining");
         // Health says so before anything else happens.
         self.servers.drain();

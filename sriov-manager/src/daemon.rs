@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
 use ferrule_daemon::{ApiSocket, Phase, ServerError, Servers, ServiceSocket, SocketError, counted};
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -86,15 +87,22 @@ pub struct Daemon {
 
 impl Daemon {
     /// [`Daemon::serve`], and waits until every VF is in a known state.
-    pub async fn start(options: DaemonOptions) -> Result<Self, RunError> {
-        let daemon = Self::serve(options).await?;
-        daemon.recovered().await;
-        daemon.announce();
-        Ok(daemon)
+    pub fn start(options: DaemonOptions) -> BoxFuture<'static, Result<Self, RunError>> {
+        Box::pin(async move {
+            let daemon = Self::serve(options).await?;
+            daemon.recovered().await;
+            daemon.announce();
+            Ok(daemon)
+        })
     }
 
     /// Returns when everything listens. What the journal knows is shown at once, and brought to a known state meanwhile.
-    pub async fn serve(options: DaemonOptions) -> Result<Self, RunError> {
+    pub fn serve(options: DaemonOptions) -> BoxFuture<'static, Result<Self, RunError>> {
+        // Compiled here, and not again in each program that waits for it.
+        Box::pin(Self::serve_here(options))
+    }
+
+    async fn serve_here(options: DaemonOptions) -> Result<Self, RunError> {
         let DaemonOptions { sysfs, kernel, state, socket: place, metrics, rescan, policies, file, timeouts, observer } =
             options;
         // First of all, so that a hangup during the start is kept for later instead of ending us.
@@ -171,7 +179,11 @@ impl Daemon {
 
     /// Takes no more changes, lets those under way end, and stops. What does not end in time is finished by the
     /// next start, from the journal.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.stop_here())
+    }
+
+    async fn stop_here(mut self) {
         info!("stopping; leases stay");
         self.servers.drain();
         self.vfs.close();

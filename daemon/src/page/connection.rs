@@ -206,9 +206,6 @@ mod tests {
     use super::*;
     use crate::Phase;
 
-    /// Of tests that open many descriptors, one of which counts them.
-    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
     #[test]
     fn who_never_said_anything_makes_room_first_and_who_waits_for_an_answer_does_not() {
         let open = OpenConnections::default();
@@ -230,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_comes_when_all_connections_are_silent_takes_the_place_of_one() {
-        let _alone = ALONE.lock().await;
+        let _alone = crate::ALONE.lock().await;
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let mut bounded = BoundedListener::new(listener.socket);
         let address = listener.address;
@@ -252,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn clients_that_say_nothing_neither_take_every_descriptor_nor_the_page() {
-        let _alone = ALONE.lock().await;
+        let _alone = crate::ALONE.lock().await;
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.address();
         let (phase, phases) = watch::channel(Phase::Serving);

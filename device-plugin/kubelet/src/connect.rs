@@ -3,15 +3,19 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 
 /// Connects to a socket of the kubelet or of a plugin. Nothing is sent to keep the connection alive: the kubelet's gRPC library
 /// parts with a client that does that often.
-pub async fn connect(path: &Path) -> Result<Channel, ConnectError> {
-    let failed = |error: &dyn Error| ConnectError { path: path.to_owned(), problem: root_cause(error) };
-    let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).map_err(|error| failed(&error))?;
-    endpoint.connect().await.map_err(|error| failed(&error))
+pub fn connect(path: &Path) -> BoxFuture<'_, Result<Channel, ConnectError>> {
+    // Compiled here, and not again in each program that waits for it.
+    Box::pin(async move {
+        let failed = |error: &dyn Error| ConnectError { path: path.to_owned(), problem: root_cause(error) };
+        let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).map_err(|error| failed(&error))?;
+        endpoint.connect().await.map_err(|error| failed(&error))
+    })
 }
 
 /// Nobody answers at a socket.

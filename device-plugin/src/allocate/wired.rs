@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dpdk_forwarder_client::v1;
 use ferrule_kubelet::v1beta1::Mount;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{Allocator, COST_TAKEN, Candidate};
@@ -181,6 +182,17 @@ impl Allocator {
         if self.resources.are_wires_known() { Ok(()) } else { self.adopt_wires_later().await }
     }
 
+    /// The same as [`Self::adopt_wires`] at the start, as far as the forwarder answers at once. Where no resource is served by it, a process
+    /// before may have been; but then it is asked when the kubelet is served, which waits for no forwarder that hangs.
+    pub async fn adopt_wires_at_start(&self) {
+        if !self.resources.has_software() {
+            return;
+        }
+        if let Ok(Err(error)) = timeout(ADOPT_WAIT, self.adopt_wires()).await {
+            warn!(%error, "what pods have of software endpoints is known once the forwarder answers");
+        }
+    }
+
     /// The same as [`Self::adopt_wires`] after the start. If nothing was known of them, files of endpoints are brought in line with them.
     pub async fn adopt_wires_later(&self) -> Result<(), WireError> {
         let were_known = self.resources.are_wires_known();
@@ -197,5 +209,58 @@ impl Allocator {
         let states: Vec<_> = wires.iter().filter_map(|wire| self.forwarder.read(wire)).collect();
         self.resources.adopt(&states);
         Ok(())
+    }
+}
+
+/// A forwarder that is there answers in milliseconds.
+const ADOPT_WAIT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::allocate::{CdiMode, DeviceFiles, ToldNodes};
+    use crate::config::Config;
+    use crate::counters::Counters;
+    use crate::device_locks::DeviceLocks;
+    use crate::host::Host;
+    use crate::leases::Manager;
+    use crate::pod_resources::{PodResources, Witness};
+    use crate::resources::Resources;
+    use crate::software::{Forwarder, Place};
+
+    #[tokio::test]
+    async fn a_forwarder_that_hangs_is_waited_for_only_where_it_serves_a_resource() {
+        let directory = tempfile::tempdir().unwrap();
+        let _hangs = UnixListener::bind(directory.path().join("admin.sock")).unwrap();
+        for (software, waits) in [("", false), (r#", "software": 2"#, true)] {
+            let text = format!(r#"{{"resourceList": [{{"resourceName": "a"{software}, "selectors": {{}}}}]}}"#);
+            let allocator = allocator(&text, directory.path());
+            let mut adopted = pin!(allocator.adopt_wires_at_start());
+            let first = adopted.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(first.is_pending(), waits, "{text}");
+        }
+    }
+
+    fn allocator(config: &str, directory: &Path) -> Allocator {
+        let at = |name: &str| directory.join(name);
+        let witness = Witness { own_pod: None, settle: Duration::ZERO };
+        Allocator {
+            resources: Resources::new(Config::parse("config.json", config, "intel.com").unwrap()),
+            manager: Manager::at(at("vf.sock")),
+            forwarder: Forwarder::at(at("admin.sock"), Place::at(at("software"))),
+            pod_resources: PodResources::at(at("kubelet.sock"), witness),
+            host: Host::new(directory),
+            files: DeviceFiles { cdi: at("cdi"), device_info: at("devinfo") },
+            cdi: CdiMode::Off,
+            told: ToldNodes::at(directory),
+            locks: DeviceLocks::default(),
+            counters: Arc::new(Counters::default()),
+        }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::kubectl::kubeconfig;
 use super::machine::{CONFIG, Node};
-use super::runtime::{ctr, run};
+use super::runtime::{IMAGE, ctr, run};
 use super::until;
 
 /// Which part of `deploy/` a node gets.
@@ -30,6 +30,17 @@ impl Node {
             run(&mut ctr(&self.pieces, &["images", "import", &file.path().to_string_lossy()]))?;
         }
         Ok(())
+    }
+
+    /// Applies an example as it stands: what it takes from a registry is the image of pods here.
+    pub fn apply_example(&self, example: &str) -> Result<()> {
+        run(&mut ctr(&self.pieces, &["images", "tag", "--force", IMAGE, IMAGE_OF_EXAMPLES]))?;
+        self.kubectl.run(&["apply", "--filename", &path_of(example)]).map(drop)
+    }
+
+    /// Deletes its pods; returns when they are gone.
+    pub fn delete_example(&self, example: &str) -> Result<()> {
+        self.kubectl.run(&["delete", "--filename", &path_of(example), "--timeout=60s"]).map(drop)
     }
 
     /// Applies an overlay; returns when all its pods are ready.
@@ -226,6 +237,10 @@ impl Overlay {
     }
 }
 
+fn path_of(example: &str) -> String {
+    deploy().join("examples").join(example).to_string_lossy().into_owned()
+}
+
 /// `deploy/` of this repository.
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -253,6 +268,8 @@ const VOLUMES: &str = "      - { name: config, configMap: { name: device-plugin 
       - { name: cdi, hostPath: { path: /var/run/cdi, type: DirectoryOrCreate } }
       - { name: device-info, hostPath: { path: /var/run/k8s.cni.cncf.io/devinfo/dp, type: DirectoryOrCreate } }
 ";
+
+const IMAGE_OF_EXAMPLES: &str = "docker.io/library/busybox:1";
 
 /// Where it is on the cluster.
 pub const NAMESPACE: &str = "ferrule";

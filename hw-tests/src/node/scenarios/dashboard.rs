@@ -13,7 +13,7 @@ use crate::node::hardware::{MANAGER_METRICS, VFS};
 use crate::node::kubelet::NODE;
 use crate::node::machine::{KERNEL, Node};
 use crate::node::pieces::script;
-use crate::node::pod::Pod;
+use crate::node::pod::{CONTAINER, Pod};
 use crate::node::runtime::{logged, program, run};
 use crate::node::until;
 use crate::process::Process;
@@ -33,7 +33,7 @@ pub fn shows_what_happens(node: &mut Node) -> Result<()> {
         for resource in [VFIO, KERNEL] {
             let name = format!("pod-{number}-{}", resource.rsplit('/').next().unwrap_or_default());
             node.run_until_started(&Pod::new(&name).with(resource, 2))?;
-            ping(node)?;
+            ping(node, "left", CONTAINER, "10.77.0.2")?;
             node.delete(&name)?;
         }
     }

@@ -27,6 +27,7 @@ pub const ALL: &[NodeScenario] = &[
     NodeScenario::cluster("the_product_comes_by_kustomize_is_updated_and_goes", product::comes_is_updated_and_goes),
     NodeScenario::cluster("the_product_comes_by_helm", product::comes_by_helm),
     NodeScenario::cluster("two_pods_are_joined_without_a_nic", product::joins_two_pods_without_a_nic),
+    NodeScenario::cluster("two_pods_of_an_example_are_joined_by_sidecars", product::sidecars_join_two_pods),
     NodeScenario::cluster("uninstall_leaves_nothing", product::uninstall_leaves_nothing),
     NodeScenario::cluster("the_dashboard_shows_what_happens", dashboard::shows_what_happens),
     NodeScenario::standalone("kubelet_1_37_registers_lists_and_allocates", standalone::registers_lists_and_allocates),

@@ -70,14 +70,30 @@ pub fn joins_two_pods_without_a_nic(node: &mut Node) -> Result<()> {
     }
     node.until_phase("left", "Running")?;
     node.until_phase("right", "Running")?;
-    ping(node)?;
+    ping(node, "left", CONTAINER, "10.77.0.2")?;
     // The plugin has no part in the traffic, and the forwarder finds its peers again.
     for daemon_set in ["device-plugin", "dpdk-forwarder"] {
         node.update(Overlay::Software, daemon_set)?;
-        ping(node).with_context(|| format!("after an update of {daemon_set}"))?;
+        ping(node, "left", CONTAINER, "10.77.0.2").with_context(|| format!("after an update of {daemon_set}"))?;
     }
     node.delete("left")?;
     node.delete("right")?;
+    node.delete_overlay(Overlay::Software)?;
+    node.until_product_is_gone()?;
+    node.start_plugin(&[])
+}
+
+pub fn sidecars_join_two_pods(node: &mut Node) -> Result<()> {
+    node.stop_plugin()?;
+    node.import_images()?;
+    node.apply_overlay(Overlay::Software)?;
+    node.until_counts(DPDK, SOFTWARE, SOFTWARE)?;
+    node.apply_example(SIDECAR_PODS)?;
+    for (pod, other) in [("interface-one", "10.99.9.2"), ("interface-two", "10.99.9.1")] {
+        node.until_phase(pod, "Running")?;
+        ping(node, pod, "ping", other)?;
+    }
+    node.delete_example(SIDECAR_PODS)?;
     node.delete_overlay(Overlay::Software)?;
     node.until_product_is_gone()?;
     node.start_plugin(&[])
@@ -122,9 +138,10 @@ fn files_for_others() -> BTreeSet<PathBuf> {
     files.flat_map(Iterator::flatten).map(|entry| entry.path()).collect()
 }
 
-pub fn ping(node: &Node) -> Result<()> {
+/// Until a pod reaches another one.
+pub fn ping(node: &Node, from: &str, container: &str, to: &str) -> Result<()> {
     until("the pods reach each other", || {
-        let ping = ["exec", "left", "--container", CONTAINER, "--", "ping", "-c", "5", "-W", "2", "10.77.0.2"];
+        let ping = ["exec", from, "--container", container, "--", "ping", "-c", "5", "-W", "2", to];
         let said = node.kubectl.run(&ping)?;
         ensure!(said.contains("5 packets received"), "{said}");
         Ok(Some(()))
@@ -203,6 +220,8 @@ fn leaves_nothing_with_the_kubelet() -> Result<()> {
     ensure!(others.is_empty(), "in the kubelet's directory are {others:?}");
     Ok(())
 }
+
+const SIDECAR_PODS: &str = "sidecar-pods.yaml";
 
 /// What the daemons make on a host.
 const OF_PRODUCT: [&str; 2] = ["/run/ferrule", "/var/lib/ferrule"];
