@@ -4,23 +4,29 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
-use ferrule_dataplane::spec::{QUEUES_MAX, SocketAddress};
+use clap::{Args, Subcommand, ValueEnum};
+use ferrule_dataplane::spec::{MacAddress, QUEUES_MAX};
 
 use crate::case::{EndKind, line_rate};
+use crate::doctor::DoctorArgs;
 use crate::dut::Idle;
 use crate::load::{Mix, Touch};
 
 /// What to measure.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that a person types")]
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// Something else than measuring
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
+
     /// What stands at the two ends of the wire; frames go from the first to the second
     #[arg(long, value_enum, value_name = "KIND,KIND", value_delimiter = ',', default_value = "memif,memif")]
     #[arg(help_heading = "What is sent")]
     pub(crate) ends: Vec<EndKind>,
-    /// Bytes of a frame, without FCS: 60 to 65549; several are several cases [default: 64,1518, one way and both]
+    /// Bytes of a frame, without FCS: 60 to 65549; several are several cases [default: 64,1518, one way and both].
+    /// On ports with FCS, from 64 on [default there: 64,128,256,512,1024,1280,1518]
     #[arg(long, value_name = "BYTES", value_delimiter = ',', help_heading = "What is sent")]
     pub(crate) size: Vec<usize>,
     /// A mix of sizes: seven frames of 64, four of 594, one of 1518 bytes
@@ -48,9 +54,33 @@ pub struct BenchArgs {
     #[arg(help_heading = "What is sent")]
     pub(crate) suite: bool,
 
-    /// How to measure
-    #[arg(long, value_enum, value_name = "METHOD", default_value = "saturate", help_heading = "How")]
-    pub(crate) method: MethodName,
+    /// A port to send on or to receive at, by its devargs; given twice. A PCI address, or a device of DPDK's own such as
+    /// net_af_xdp0,iface=eth1
+    #[arg(long, value_name = "DEVARGS", help_heading = "Ports", conflicts_with_all = ["ends", "trusted", "suite", "against"])]
+    pub(crate) port: Vec<String>,
+    /// What our forwarder joins by a wire, given twice: the devices that the ports are cabled to
+    #[arg(long, value_name = "DEVARGS", help_heading = "Ports", requires = "port", conflicts_with = "at")]
+    pub(crate) device: Vec<String>,
+    /// What the ports' line carries, as in 25Gbit [default: what the slower port says of its link]
+    #[arg(long, value_name = "RATE", value_parser = line, help_heading = "Ports", requires = "port")]
+    pub(crate) line_rate: Option<f64>,
+    /// Where frames go to, and those that come back [default: the address of the port that is to receive them]
+    #[arg(
+        long,
+        value_name = "MAC,MAC",
+        value_delimiter = ',',
+        num_args = 1..=2,
+        help_heading = "Ports",
+        requires = "port"
+    )]
+    pub(crate) mac: Vec<MacAddress>,
+    /// Memory for DPDK in MiB, here and in our forwarder; in hugepages if as much is free [default: what the ports need]
+    #[arg(long, value_name = "MIB", help_heading = "Ports", requires = "port", value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) memory: Option<u32>,
+
+    /// How to measure [default: saturate; on ports throughput]
+    #[arg(long, value_enum, value_name = "METHOD", help_heading = "How")]
+    pub(crate) method: Option<MethodName>,
     /// For `--method fixed`, in each direction: 5M or 500k frames a second, or 10Gbit of a line
     #[arg(long, value_name = "RATE", help_heading = "How")]
     pub(crate) rate: Option<Rate>,
@@ -64,7 +94,7 @@ pub struct BenchArgs {
     /// Measurements of each program in each case [default: 9, or 3 searches]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "How")]
     pub(crate) rounds: Option<u32>,
-    /// The highest rate that a search tries, in each direction [default: a little above what goes through]
+    /// The highest rate that a search tries, in each direction [default: the line's, or a little above what goes through]
     #[arg(long, value_name = "RATE", help_heading = "How")]
     pub(crate) max_rate: Option<Rate>,
     /// A search ends when it knows the rate to this share [default: 1%]
@@ -80,23 +110,39 @@ pub struct BenchArgs {
     /// The forwarder to start; without it, the one beside this program
     #[arg(long, value_name = "PATH", help_heading = "Who")]
     pub(crate) forwarder: Option<PathBuf>,
-    /// Start none: measure a forwarder that runs, between these two sockets of its ends
+    /// Start none: measure a forwarder that runs, between these two sockets of its ends; with --port, whatever is between
+    /// the ports, by any name
     #[arg(long, value_name = "SOCKET,SOCKET", value_delimiter = ',', help_heading = "Who")]
     #[arg(conflicts_with_all = ["against", "forwarder"], num_args = 1..=2)]
-    pub(crate) at: Vec<SocketAddress>,
+    pub(crate) at: Vec<String>,
     /// What our forwarder's worker does without work: matters below saturation, for latency [default: adaptive]
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Who")]
     pub(crate) idle: Option<Idle>,
     /// CPUs of the workers [default: the first that may be used]
     #[arg(long, value_name = "CPU", value_delimiter = ',', help_heading = "Who")]
     pub(crate) worker: Vec<usize>,
-    /// The generator's CPU [default: the last that may be used]
-    #[arg(long, value_name = "CPU", help_heading = "Who")]
-    pub(crate) generator: Option<usize>,
+    /// The generator's CPU [default: the last that may be used]; on ports several, with a thread and a queue of each port each
+    #[arg(long, value_name = "CPU", value_delimiter = ',', help_heading = "Who")]
+    pub(crate) generator: Vec<usize>,
 
     /// A folder for report.json, report.details.json and report.html, or a name for them that ends in .json or .html
     #[arg(long, value_name = "PATH", default_value = "target/bench", help_heading = "Where the results go")]
     pub(crate) report: PathBuf,
+}
+
+/// Something else than measuring.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Check this machine against docs/bare-metal.md: what is, what should be, how to change it
+    Doctor(DoctorArgs),
+}
+
+impl BenchArgs {
+    /// How to measure.
+    pub(crate) fn method(&self) -> MethodName {
+        let usual = if self.port.is_empty() { MethodName::Saturate } else { MethodName::Throughput };
+        self.method.unwrap_or(usual)
+    }
 }
 
 /// What is done with the bytes of a frame.
@@ -155,6 +201,14 @@ impl MethodName {
 fn trial_time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time < TRIAL_MIN { Err(format!("a trial has at least {TRIAL_MIN:?}, as in 300ms")) } else { Ok(time) }
+}
+
+/// Bits in a second.
+fn line(text: &str) -> Result<f64, &'static str> {
+    match text.parse() {
+        Ok(Rate::Line(bits)) => Ok(bits),
+        _ => Err("the rate of a line is like 25Gbit"),
+    }
 }
 
 /// A rate in each direction.
@@ -235,6 +289,8 @@ Examples:
     ferrule bench --method ndr-pdr --size 64 --time 2s
   Latency at one million frames a second:
     ferrule bench --method fixed --rate 1M --size 64 --time 5s --rounds 3
+  RFC 2544 throughput of a switch between two ports, with three threads:
+    ferrule bench --port 0000:3b:00.0 --port 0000:3b:00.1 --at switch --generator 2,4,6 --time 10s
 
 Frames that find no room in the wire's ring when they are due count as lost, as a NIC would drop them. A program is stopped \
 while another has its turn; ratios are those of a round, and medians of the rounds are what is printed. docs/bench.md says more.";

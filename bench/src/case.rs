@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 
-use crate::load::Mix;
+use crate::load::{Mix, MixError};
 
 /// A kind of end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -13,6 +13,9 @@ pub enum EndKind {
     Memif,
     /// A vhost-user frontend, as a guest or a virtio-user program has.
     Vhost,
+    /// A port that DPDK drives: named by --port.
+    #[value(skip)]
+    Port,
 }
 
 impl fmt::Display for EndKind {
@@ -20,6 +23,7 @@ impl fmt::Display for EndKind {
         f.write_str(match self {
             Self::Memif => "memif",
             Self::Vhost => "vhost",
+            Self::Port => "port",
         })
     }
 }
@@ -37,6 +41,8 @@ pub struct Case {
     pub both_ways: bool,
     /// From the second end to the first.
     pub reverse: bool,
+    /// Bytes that sizes are shown with beside those of the mix: those of the FCS, on ports.
+    pub fcs: usize,
 }
 
 impl Case {
@@ -51,7 +57,30 @@ impl Case {
             mix,
             both_ways: way == TrafficDirection::Both,
             reverse: way == TrafficDirection::Reverse,
+            fcs: 0,
         }
+    }
+
+    /// Work on two ports. Sizes are those of RFC 2544 there: with the FCS.
+    pub fn on_ports(mix: &Mix, way: TrafficDirection) -> Result<Self, MixError> {
+        let frames = mix.sizes().iter().map(|size| size.saturating_sub(FCS)).collect::<Vec<_>>();
+        // What is wrong is said of the size that was asked for.
+        let frames = Mix::new(frames).map_err(|error| match error {
+            MixError::Size(size) => MixError::PortSize(size + FCS),
+            other => other,
+        })?;
+        let case = Self::new([EndKind::Port; 2], false, mix.clone(), way);
+        Ok(Self { mix: frames, fcs: FCS, ..case })
+    }
+
+    /// Bytes of a frame in the middle of many, as they are shown.
+    pub fn shown_size(&self) -> f64 {
+        self.mix.average() + self.fcs as f64
+    }
+
+    /// How many directions frames go in.
+    pub fn directions(&self) -> f64 {
+        if self.both_ways { 2.0 } else { 1.0 }
     }
 }
 
@@ -72,9 +101,22 @@ pub fn line_rate(bits_per_second: f64, size: f64) -> f64 {
     bits_per_second / ((size + 24.0) * 8.0)
 }
 
+/// Bytes of the checksum at the end of a frame, which only the line sees.
+const FCS: usize = 4;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_on_ports_are_with_fcs() {
+        let case = |size| Case::on_ports(&Mix::new([size]).unwrap(), TrafficDirection::Both);
+        let smallest = case(64).unwrap();
+        assert_eq!((&*smallest.name, smallest.mix.largest()), ("port-port 64 B both ways", 60));
+        assert!((smallest.shown_size() - 64.0).abs() < 1e-9 && smallest.directions() > 1.5);
+        assert_eq!(case(63).unwrap_err(), MixError::PortSize(63));
+        assert_eq!(Case::on_ports(&Mix::imix(), TrafficDirection::Forward).unwrap().name, "port-port IMIX one way");
+    }
 
     #[test]
     fn a_case_is_named_as_its_frames_go() {

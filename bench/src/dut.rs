@@ -1,5 +1,6 @@
 //! The programs that are measured: started, connected to, stopped and continued.
 
+mod ends;
 mod error;
 mod ferrule;
 mod ovs;
@@ -23,6 +24,7 @@ use ferrule_endpoints::virtio::DriverSpec;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+pub use self::ends::Ends;
 use self::error::ConnectError;
 pub use self::error::DutError;
 pub use self::ferrule::forwarder;
@@ -31,6 +33,7 @@ use self::setup::RING;
 pub use self::setup::{DutSetup, Idle};
 use crate::case::EndKind;
 use crate::folder::Folder;
+use crate::ports::PortPair;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub enum Program {
         /// Whether its second end is a memif client, and we are to listen there.
         trusted: bool,
     },
+    /// Whatever is between two ports, by the name that it is called by.
+    Between(String),
 }
 
 impl Program {
@@ -68,7 +73,7 @@ impl Program {
                 (Path::new("dpdk-testpmd"), &["-v", "--no-huge", "--no-pci", "--no-shconf", "--no-telemetry", "--help"])
             }
             Self::Ovs => (Path::new(ovs::DAEMON), &["--version"]),
-            Self::Running { .. } => return None,
+            Self::Running { .. } | Self::Between(_) => return None,
         };
         let mut command = Command::new(binary);
         command.args(args);
@@ -87,6 +92,7 @@ impl fmt::Display for Program {
             Self::Testpmd { burst } => write!(f, "testpmd burst {burst}"),
             Self::Ovs => f.write_str("ovs-dpdk"),
             Self::Running { .. } => f.write_str("running forwarder"),
+            Self::Between(name) => f.write_str(name),
         }
     }
 }
@@ -100,7 +106,8 @@ pub struct Dut {
     /// How it was started: one line for each command.
     pub commands: Vec<String>,
     /// The ends, in the order of the site's.
-    pub ends: [End; 2],
+    pub ends: Ends,
+    log: PathBuf,
     // In this order: the processes go before their folder.
     processes: Vec<Process>,
     _folder: Folder,
@@ -119,7 +126,7 @@ impl Dut {
             Program::Ferrule { forwarder, trusted } => ferrule::start(forwarder, *trusted, site, &folder, &sockets),
             Program::Testpmd { burst } => testpmd::start(*burst, site, &folder, &sockets),
             Program::Ovs => ovs::start(site, &folder, &sockets, cancel),
-            Program::Running { .. } => Ok(Vec::new()),
+            Program::Running { .. } | Program::Between(_) => Ok(Vec::new()),
         };
         let processes = processes.map_err(|source| DutError::Start {
             program: program.to_string(),
@@ -127,19 +134,27 @@ impl Dut {
             log: fs::read_to_string(&log).unwrap_or_default(),
         })?;
         let commands = processes.iter().map(|process| process.command.clone()).collect();
-        let specs = end_specs(program, site, &sockets);
-        let connect = |spec: &EndSpec| {
-            connect(spec, timeout(program), &processes, cancel).map_err(|source| DutError::Connect {
-                program: program.to_string(),
-                source,
-                log: fs::read_to_string(&log).unwrap_or_default(),
-            })
+        let failed = |source| DutError::Connect {
+            program: program.to_string(),
+            source,
+            log: fs::read_to_string(&log).unwrap_or_default(),
         };
-        let ends = [connect(&specs[0])?, connect(&specs[1])?];
+        let ends = if let Some(ports) = &site.ports {
+            Ends::Ports(Box::new(PortPair::open(ports, cancel).map_err(|error| failed(error.into()))?))
+        } else {
+            let specs = end_specs(program, site, &sockets);
+            let connect = |spec: &EndSpec| connect(spec, timeout(program), &processes, cancel).map_err(failed);
+            Ends::Rings(Box::new([connect(&specs[0])?, connect(&specs[1])?]))
+        };
         let version = program.version_command().map_or_else(|| "unknown".to_owned(), version);
-        let dut = Self { ends, program: program.clone(), version, commands, processes, _folder: folder };
+        let dut = Self { ends, log, program: program.clone(), version, commands, processes, _folder: folder };
         dut.pause()?;
         Ok(dut)
+    }
+
+    /// It carries no frame.
+    pub fn silence(&self) -> DutError {
+        DutError::Silent { program: self.program.to_string(), log: fs::read_to_string(&self.log).unwrap_or_default() }
     }
 
     /// Lets it run.
@@ -155,11 +170,9 @@ impl Dut {
     /// The threads of a forwarder that runs already which may run on one CPU only, this one. Those that we start have CPUs of
     /// their own.
     pub fn threads_pinned_to(&self, cpu: usize) -> Vec<String> {
-        if !matches!(self.program, Program::Running { .. }) {
-            return Vec::new();
-        }
+        let (Program::Running { .. }, Ends::Rings(ends)) = (&self.program, &self.ends) else { return Vec::new() };
         // None: it is in a PID namespace that is not seen from here.
-        let peer = self.ends.iter().filter_map(|end| getsockopt(&end.control(), PeerCredentials).ok());
+        let peer = ends.iter().filter_map(|end| getsockopt(&end.control(), PeerCredentials).ok());
         let process = peer.map(|peer| peer.pid()).find(|&pid| pid > 0);
         process.map(|pid| process::threads_pinned_to(pid, cpu)).unwrap_or_default()
     }
@@ -184,6 +197,7 @@ fn end_specs(program: &Program, site: &DutSetup, sockets: &[SocketAddress; 2]) -
             let rings = DriverSpec { size: RING, buffer: site.buffer, ..DriverSpec::default() };
             EndSpec::Vhost(FrontendSpec { queues: site.queues, rings, ..FrontendSpec::new(sockets[number].clone()) })
         }
+        EndKind::Port => unreachable!("a setup of ports has them opened"),
     };
     [spec(0), spec(1)]
 }

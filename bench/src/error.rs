@@ -62,6 +62,14 @@ pub enum BenchError {
     /// A signal.
     #[error("interrupted; nothing was written")]
     Interrupted,
+    /// What the doctor found.
+    #[error("{errors} errors and {warnings} warnings")]
+    Unfit {
+        /// The bench does not run, or its figures mean nothing.
+        errors: usize,
+        /// Its figures are not what the machine could have.
+        warnings: usize,
+    },
     /// Files.
     #[error("write the report: {0}")]
     Report(#[from] std::io::Error),
@@ -71,5 +79,14 @@ impl BenchError {
     /// Whether what was asked for makes no sense: nothing was tried.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Usage(_) | Self::Mix(_) | Self::OneCpu | Self::NoCpu(_))
+    }
+
+    /// What the process ends with: 2 for what makes no sense, 3 for warnings, 1 for all else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unfit { errors: 0, .. } => 3,
+            error if error.is_usage() => 2,
+            _ => 1,
+        }
     }
 }

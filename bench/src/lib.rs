@@ -6,12 +6,17 @@
 //! - [`generator`]: sends through a wire and checks what arrives; [`latency`]: how long frames were under way;
 //! - `args`: what a person can ask for; `plan`: that, checked and spelled out; `case`: kinds of ends and of work;
 //! - `method`: what is tried and concluded, without any traffic;
-//! - `dut`: the programs under test, and how they are started; `folder`: where their sockets are;
+//! - `dut`: the programs under test, and how they are started; `ports`: what the generator uses where ends are ports of DPDK;
+//!   `folder`: where sockets are;
 //! - `session`: gives each its turn; `progress`: says so;
-//! - `report`: the table, the JSON, the HTML; `spread`: medians; `machine`: where it was; `error`: why not.
+//! - `report`: the table, the JSON, the HTML; `spread`: medians; `machine`: where it was; `error`: why not;
+//! - `doctor`: whether a machine is fit for it.
+
+#![cfg_attr(not(has_dpdk), allow(dead_code, reason = "only ports use some of it, and there are none without DPDK"))]
 
 mod args;
 mod case;
+mod doctor;
 mod dut;
 mod error;
 mod folder;
@@ -21,6 +26,7 @@ pub mod load;
 mod machine;
 mod method;
 mod plan;
+mod ports;
 mod progress;
 mod quantity;
 mod report;
@@ -35,6 +41,7 @@ use std::thread;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::args::BenchCommand;
 use crate::plan::Plan;
 
 pub use args::BenchArgs;
@@ -44,6 +51,9 @@ pub use traffic::{Pattern, Sink};
 
 /// Measures and reports. Signals that end a program end it here too, and nothing stays behind.
 pub async fn run(args: &BenchArgs) -> Result<(), BenchError> {
+    if let Some(BenchCommand::Doctor(args)) = &args.command {
+        return doctor::run(args);
+    }
     let plan = Plan::new(args)?;
     let cancel = Arc::new(AtomicBool::new(false));
     let (done, mut outcome) = oneshot::channel();

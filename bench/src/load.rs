@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::traffic::{SIZE_MAX, SIZE_MIN};
+use crate::traffic::{Addresses, SIZE_MAX, SIZE_MIN};
 
 /// What to send, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,8 @@ pub struct Load {
     pub mix: Mix,
     /// Flows in each direction, dealt out to the queues. Each counts its frames; frames of one flow stay on one queue.
     pub flows: u32,
+    /// Where frames come from and go to: there, and back.
+    pub addresses: [Addresses; 2],
     /// Send in both directions at once.
     pub both_ways: bool,
     /// What is done with the bytes of the frames.
@@ -34,6 +36,7 @@ impl Load {
         Self {
             mix,
             flows: 1,
+            addresses: Addresses::default().both_ways(),
             both_ways: false,
             touch: Touch::Stamped,
             pace: Pace::Saturate,
@@ -131,6 +134,9 @@ pub enum MixError {
     /// A size that no stamped frame has.
     #[error("a frame of {0} bytes: {SIZE_MIN} to {SIZE_MAX} are possible (without FCS)")]
     Size(usize),
+    /// The same on a port.
+    #[error("a frame of {0} bytes: {least} to {most} are possible on a port (with FCS)", least = SIZE_MIN + 4, most = SIZE_MAX + 4)]
+    PortSize(usize),
     /// No sizes.
     #[error("frames of no size at all")]
     Empty,

@@ -35,8 +35,8 @@ pub struct Machine {
     pub system: String,
     /// The CPUs of the workers; none: they are not known.
     pub worker_cpus: Vec<usize>,
-    /// The CPU of the generator.
-    pub generator_cpu: usize,
+    /// The CPUs of the generator.
+    pub generator_cpus: Vec<usize>,
     /// The command line.
     pub command: String,
     /// The revision of the source around the program, if it is there.
@@ -65,7 +65,7 @@ impl Machine {
             kernel: word("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned()),
             system: setting(&system, "PRETTY_NAME").unwrap_or("unknown").to_owned(),
             worker_cpus: if is_running { Vec::new() } else { cpus.workers.clone() },
-            generator_cpu: cpus.generator,
+            generator_cpus: cpus.generators.clone(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
             revision: revision(),
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -75,14 +75,15 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, tsc_mhz, kernel, worker_cpus, generator_cpu, .. } = self;
+        let Self { cpu, tsc_mhz, kernel, worker_cpus, generator_cpus, .. } = self;
         let machine = self.virtualised.as_ref().map_or(String::new(), |whose| format!(" (virtual, {whose})"));
         write!(f, "{cpu}{machine}, TSC {tsc_mhz:.0} MHz, Linux {kernel}; ")?;
         match &worker_cpus[..] {
             [] => f.write_str("worker's CPU unknown")?,
             cpus => write!(f, "worker on CPU {cpus:?}")?,
         }
-        write!(f, ", generator on CPU {generator_cpu}")
+        let generators = generator_cpus.iter().map(ToString::to_string).collect::<Vec<_>>();
+        write!(f, ", generator on CPU {}", generators.join(", "))
     }
 }
 
@@ -91,34 +92,47 @@ impl fmt::Display for Machine {
 pub struct Cpus {
     /// Those of workers.
     pub workers: Vec<usize>,
-    /// That of the generator, and of everything idle.
-    pub generator: usize,
+    /// Those of the generator's threads; the first is that of everything idle, too.
+    pub generators: Vec<usize>,
     /// How many there are.
     usable: usize,
     all: CpuSet,
 }
 
 impl Cpus {
-    /// Those asked for; otherwise the first that this process may use for the worker, and the last for the generator.
-    pub fn choose(workers: &[usize], generator: Option<usize>) -> Result<Self, BenchError> {
+    /// Those asked for; otherwise the first that this process may use for the worker, and the last for the generator. Without a
+    /// forwarder to start there are no workers.
+    pub fn choose(workers: &[usize], generators: &[usize], has_workers: bool) -> Result<Self, BenchError> {
         let all = sched_getaffinity(Pid::from_raw(0))?;
         let usable: Vec<_> = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu).unwrap_or(false)).collect();
-        let workers = if workers.is_empty() { usable.first().copied().into_iter().collect() } else { workers.to_vec() };
+        let workers = match workers {
+            [] if has_workers => usable.first().copied().into_iter().collect(),
+            asked => asked.to_vec(),
+        };
         let free = usable.iter().rev().find(|cpu| !workers.contains(cpu)).copied();
-        let generator = generator.or(free).ok_or(BenchError::OneCpu)?;
-        if let Some(&cpu) = workers.iter().chain([&generator]).find(|cpu| !usable.contains(cpu)) {
+        let generators = match generators {
+            [] => vec![free.ok_or(BenchError::OneCpu)?],
+            asked => asked.to_vec(),
+        };
+        let all_used: Vec<_> = workers.iter().chain(&generators).collect();
+        if let Some(&&cpu) = all_used.iter().find(|cpu| !usable.contains(cpu)) {
             return Err(BenchError::NoCpu(cpu));
         }
-        if workers.contains(&generator) {
+        if all_used.iter().enumerate().any(|(place, cpu)| all_used[..place].contains(cpu)) {
             return Err(BenchError::OneCpu);
         }
-        Ok(Self { workers, generator, usable: usable.len(), all })
+        Ok(Self { workers, generators, usable: usable.len(), all })
+    }
+
+    /// The first of the generator's.
+    pub fn generator(&self) -> usize {
+        self.generators.first().copied().unwrap_or_default()
     }
 
     /// Puts this thread, which is to generate, on its CPU.
     pub fn pin(&self) -> Result<(), BenchError> {
         let mut cpu = CpuSet::new();
-        cpu.set(self.generator)?;
+        cpu.set(self.generator())?;
         Ok(sched_setaffinity(Pid::from_raw(0), &cpu)?)
     }
 
@@ -126,6 +140,12 @@ impl Cpus {
     pub fn unpin(&self) -> Result<(), BenchError> {
         Ok(sched_setaffinity(Pid::from_raw(0), &self.all)?)
     }
+}
+
+/// The NUMA node of a CPU.
+pub fn numa_node(cpu: usize) -> Option<u32> {
+    let mut entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).ok()?.flatten();
+    entries.find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
@@ -173,7 +193,12 @@ mod tests {
 
     #[test]
     fn a_cpu_that_is_not_there_or_wanted_twice_is_an_error() {
-        assert!(matches!(Cpus::choose(&[1023], None), Err(BenchError::NoCpu(1023) | BenchError::OneCpu)));
-        assert!(matches!(Cpus::choose(&[0], Some(0)), Err(BenchError::OneCpu | BenchError::NoCpu(0))));
+        assert!(matches!(Cpus::choose(&[1023], &[], true), Err(BenchError::NoCpu(1023) | BenchError::OneCpu)));
+        assert!(matches!(Cpus::choose(&[0], &[0], true), Err(BenchError::OneCpu | BenchError::NoCpu(0))));
+        assert!(matches!(Cpus::choose(&[], &[1, 1], false), Err(BenchError::OneCpu | BenchError::NoCpu(1))));
+        assert!(
+            Cpus::choose(&[], &[], false).unwrap().workers.is_empty(),
+            "whoever starts no forwarder needs one CPU only"
+        );
     }
 }

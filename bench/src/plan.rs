@@ -4,13 +4,17 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrule_dataplane::spec::MacAddress;
+
 use crate::args::{Against, BenchArgs, MethodName, Rate, TouchArg};
 use crate::case::{Case, EndKind, TrafficDirection};
+use crate::doctor;
 use crate::dut::{self, Idle, Program};
 use crate::error::BenchError;
 use crate::load::{Mix, MixError, Touch};
 use crate::machine::Cpus;
 use crate::method::{Method, MethodSettings};
+use crate::ports::{DpdkStart, PortSetup};
 
 /// All that a bench needs to know.
 pub struct Plan {
@@ -36,6 +40,10 @@ pub struct Plan {
     pub cpus: Cpus,
     /// The forwarder was there before: its workers are where they are.
     pub is_running: bool,
+    /// The rate of the ports' line in bits a second, if it was said.
+    pub line: Option<f64>,
+    /// Where frames go to, there and back, if it was said.
+    pub macs: Option<[MacAddress; 2]>,
     /// Where the reports go, without their extension.
     pub report: PathBuf,
     rate: Option<Rate>,
@@ -47,20 +55,27 @@ pub struct Plan {
 impl Plan {
     /// Checks what was asked for.
     pub fn new(args: &BenchArgs) -> Result<Self, BenchError> {
-        let cpus = Cpus::choose(&args.worker, args.generator)?;
         check_options(args)?;
-        let searches = args.method.is_search();
+        let on_ports = !args.port.is_empty();
+        let cpus = Cpus::choose(&args.worker, &args.generator, !on_ports || args.at.is_empty())?;
+        let method = args.method();
+        let searches = method.is_search();
+        let threads = cpus.generators.len() as u32;
+        // RSS spreads what arrives by its flows: enough of them that each thread gets about as many.
+        let flows = if threads > 1 { args.flows.max(FLOWS_PER_THREAD * threads) } else { args.flows };
         Ok(Self {
-            groups: groups(args)?,
-            method: args.method,
+            groups: groups(args, &cpus)?,
+            method,
             rounds: args.rounds.unwrap_or(if searches { SEARCHES } else { MEASUREMENTS }),
             time: args.time.unwrap_or(TRIAL),
             warm_up: args.warm_up,
-            flows: args.flows.max(u32::from(args.queues)),
+            flows: flows.max(u32::from(args.queues)),
             queues: args.queues,
             touch: args.touch.into(),
             idle: args.idle.unwrap_or(Idle::Adaptive),
             is_running: !args.at.is_empty(),
+            line: args.line_rate,
+            macs: args.mac[..].try_into().ok(),
             cpus,
             report: stem(&args.report),
             rate: args.rate,
@@ -70,13 +85,13 @@ impl Plan {
         })
     }
 
-    /// A method at its beginning.
-    pub fn new_method(&self, case: &Case) -> Method {
-        let directions = if case.both_ways { 2.0 } else { 1.0 };
-        let frames = |rate: &Rate| rate.frames(&case.mix) * directions;
+    /// A method at its beginning. Nobody sends faster than a line of so many bits in a second carries.
+    pub fn new_method(&self, case: &Case, line: Option<f64>) -> Method {
+        let frames = |rate: &Rate| rate.frames(&case.mix) * case.directions();
+        let line = line.map(Rate::Line);
         let settings = MethodSettings {
             time: self.time,
-            max_rate: self.max_rate.as_ref().map(frames),
+            max_rate: self.max_rate.or(line).as_ref().map(frames),
             precision: self.precision,
             loss_goal: self.loss_goal,
         };
@@ -95,7 +110,7 @@ impl Plan {
     pub fn trials(&self) -> usize {
         let rounds = self.rounds as usize + usize::from(!self.method.is_search());
         let of_group = |group: &Group| {
-            let trials = group.cases.iter().map(|case| self.new_method(case).trials()).sum::<usize>();
+            let trials = group.cases.iter().map(|case| self.new_method(case, self.line).trials()).sum::<usize>();
             trials * group.programs.len()
         };
         rounds * self.groups.iter().map(of_group).sum::<usize>()
@@ -124,6 +139,9 @@ impl Plan {
         let (rounds, flows) = (number(self.rounds, "round"), number(self.flows, "flow"));
         let queues = number(self.queues.into(), "queue");
         let _ = write!(text, "; {rounds}, {flows}, {queues}; {touch}");
+        if self.cpus.generators.len() > 1 {
+            let _ = write!(text, "; {} generator threads", self.cpus.generators.len());
+        }
         if self.idle == Idle::Poll {
             text += "; our workers never sleep";
         }
@@ -143,24 +161,29 @@ fn check_options(args: &BenchArgs) -> Result<(), BenchError> {
         ("--time", args.time.is_some(), &[Saturate, Fixed, Throughput, Latency, LossRate, NdrPdr]),
     ];
     for (option, given, methods) in options {
-        if given && !methods.contains(&args.method) {
-            let (method, words) = (args.method.word(), methods.iter().map(|method| method.word()).collect::<Vec<_>>());
+        if given && !methods.contains(&args.method()) {
+            let (method, words) =
+                (args.method().word(), methods.iter().map(|method| method.word()).collect::<Vec<_>>());
             let words = words.join(", ");
             return refuse(format!(
                 "{option} means nothing to --method {method}; it is for --method {words}: choose that, or leave {option} out"
             ));
         }
     }
-    if args.method == Fixed && args.rate.is_none() {
+    if args.method() == Fixed && args.rate.is_none() {
         return refuse("--method fixed needs a rate; add --rate, as in --rate 1M".to_owned());
     }
-    if matches!(args.method, Fixed | Latency) && args.touch == TouchArg::Untouched {
+    if matches!(args.method(), Fixed | Latency) && args.touch == TouchArg::Untouched {
         return refuse(format!(
             "--method {} looks at when each frame was sent, and --touch untouched looks at none; leave --touch out",
-            args.method.word()
+            args.method().word()
         ));
     }
-    check_programs(args)?;
+    if args.port.is_empty() {
+        check_programs(args)?;
+    } else {
+        check_ports(args)?;
+    }
     if args.precision.is_some_and(|share| !(0.0005..=0.5).contains(&share.0)) {
         return refuse("--precision is from 0.05% to 50%".to_owned());
     }
@@ -183,6 +206,44 @@ fn check_programs(args: &BenchArgs) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// There are two ports, and something between them.
+fn check_ports(args: &BenchArgs) -> Result<(), BenchError> {
+    let refuse = |problem: &str| Err(BenchError::Usage(problem.to_owned()));
+    if args.port.len() != 2 {
+        return refuse("--port is given twice, as in --port 0000:3b:00.0 --port 0000:3b:00.1");
+    }
+    let name = |devargs: &String| devargs.split(',').next().map(str::to_owned);
+    let all: Vec<_> = args.port.iter().chain(&args.device).map(name).collect();
+    if all.iter().enumerate().any(|(place, name)| all[..place].contains(name)) {
+        return refuse(
+            "one device is named twice; give each --port and --device a name of its own, as in net_af_packet0 and net_af_packet1",
+        );
+    }
+    match (args.device.len(), args.at.len()) {
+        (2, 0) | (0, 1..) => {}
+        (0, 0) => {
+            return refuse(
+                "what is between the ports? --device A --device B has our forwarder join these two, --at NAME measures what is there",
+            );
+        }
+        _ => return refuse("--device is given twice: the two devices that the ports are cabled to, in the same order"),
+    }
+    if !args.at.is_empty() && (args.idle.is_some() || !args.worker.is_empty() || args.queues > 1) {
+        return refuse(
+            "--idle, --worker and --queues are for a forwarder that is started here; leave them out with --at",
+        );
+    }
+    if !matches!(args.mac.len(), 0 | 2) {
+        return refuse("--mac names two addresses: where frames go to, and where those go to that come back");
+    }
+    if args.touch == TouchArg::Untouched {
+        return refuse(
+            "a port receives what others send too, and --touch untouched does not tell it apart; leave --touch out",
+        );
+    }
+    Ok(())
+}
+
 /// Cases that share their programs: these run from the first of them to the last.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -194,9 +255,19 @@ pub struct Group {
     pub programs: Vec<Program>,
     /// The work.
     pub cases: Vec<Case>,
+    /// The ports, if the ends are some.
+    pub ports: Option<PortSetup>,
+    /// The devices that our forwarder joins then.
+    pub devices: Option<[String; 2]>,
 }
 
-fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
+fn groups(args: &BenchArgs, cpus: &Cpus) -> Result<Vec<Group>, BenchError> {
+    if let [near, far] = &args.port[..] {
+        return on_ports(args, &[near.clone(), far.clone()], cpus);
+    }
+    if args.generator.len() > 1 {
+        return Err(BenchError::Usage("several --generator CPUs are for ports; a wire of rings has one".to_owned()));
+    }
     if args.suite {
         return suite(args);
     }
@@ -222,6 +293,44 @@ fn groups(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
     };
     let cases = mixes.iter().flat_map(|mix| ways.iter().map(|&way| Case::new(ends, args.trusted, mix.clone(), way)));
     Ok(by_buffer(ends, &programs(args, ends, args.trusted)?, cases.collect()))
+}
+
+/// The sizes of RFC 2544 on two ports; those that need a larger MTU have ports of their own.
+fn on_ports(args: &BenchArgs, devices: &[String; 2], cpus: &Cpus) -> Result<Vec<Group>, BenchError> {
+    let sizes = if args.size.is_empty() && !args.imix { &PORT_SIZES[..] } else { &args.size };
+    let mut mixes = sizes.iter().map(|&size| Mix::new([size])).collect::<Result<Vec<_>, _>>()?;
+    if args.imix {
+        mixes.push(Mix::imix());
+    }
+    let way = if args.both { TrafficDirection::Both } else { TrafficDirection::Forward };
+    let cases = mixes.iter().map(|mix| Case::on_ports(mix, way)).collect::<Result<Vec<_>, _>>()?;
+    let program = match &args.at[..] {
+        [] => Program::Ferrule { forwarder: dut::forwarder(args.forwarder.as_deref())?, trusted: false },
+        words => Program::Between(words.join(",")),
+    };
+    let (jumbo, usual): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.mix.largest() > FRAME_USUAL);
+    let largest = jumbo.iter().map(|case| case.mix.largest()).max();
+    let queues = cpus.generators.len() as u32;
+    let needed = 2
+        * queues
+        * (QUEUE_MIB + largest.map_or(0, |largest| JUMBO_QUEUE_MIB * largest.div_ceil(BUFFER as usize) as u32));
+    let memory_mib = args.memory.unwrap_or_else(|| MEMORY_MIB.max(needed + needed / 4));
+    // A forwarder beside the bench takes as much.
+    let all_mib = u64::from(memory_mib) * if args.at.is_empty() { 2 } else { 1 };
+    let dpdk = DpdkStart { memory_mib, hugepages: doctor::free_hugepages_mib() >= all_mib };
+    let group = |cases: Vec<Case>, mtu: Option<u16>| {
+        (!cases.is_empty()).then(|| Group {
+            ends: [EndKind::Port; 2],
+            buffer: BUFFER,
+            programs: vec![program.clone()],
+            cases,
+            ports: Some(PortSetup { devices: devices.clone(), queues: queues as u16, mtu, dpdk }),
+            devices: args.device.clone().try_into().ok(),
+        })
+    };
+    // The largest frame is checked by the mix.
+    let mtu = largest.map(|largest| (largest - ETHERNET) as u16);
+    Ok(group(usual, None).into_iter().chain(group(jumbo, mtu)).collect())
 }
 
 /// What `make bench` measures.
@@ -250,7 +359,8 @@ fn suite(args: &BenchArgs) -> Result<Vec<Group>, BenchError> {
 /// Ours, and all that can join such ends.
 fn programs(args: &BenchArgs, ends: [EndKind; 2], trusted: bool) -> Result<Vec<Program>, BenchError> {
     if let [near, far] = &args.at[..] {
-        let sockets = [near.clone(), far.clone()];
+        let socket = |text: &String| text.parse().map_err(|error| BenchError::Usage(format!("--at {text}: {error}")));
+        let sockets = [socket(near)?, socket(far)?];
         return Ok(vec![Program::Running { sockets, trusted }]);
     }
     let forwarder = dut::forwarder(args.forwarder.as_deref())?;
@@ -278,13 +388,31 @@ fn by_buffer(ends: [EndKind; 2], programs: &[Program], cases: Vec<Case>) -> Vec<
     let (large, usual): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.mix.largest() > BUFFER as usize);
     let largest = large.iter().map(|case| case.mix.largest()).max().unwrap_or_default();
     let group = |buffer, cases: Vec<Case>| {
-        (!cases.is_empty()).then(|| Group { ends, buffer, programs: programs.to_vec(), cases })
+        (!cases.is_empty()).then(|| Group {
+            ends,
+            buffer,
+            programs: programs.to_vec(),
+            cases,
+            ports: None,
+            devices: None,
+        })
     };
     // At most SIZE_MAX.
     let large = group(largest.next_multiple_of(64) as u32, large);
     group(BUFFER, usual).into_iter().chain(large).collect()
 }
 
+/// Those of RFC 2544, section 9.1, with FCS.
+const PORT_SIZES: [usize; 7] = [64, 128, 256, 512, 1024, 1280, 1518];
+/// The longest frame of the usual MTU, without FCS, and its header.
+const FRAME_USUAL: usize = 1500 + ETHERNET;
+const ETHERNET: usize = 14;
+/// What a queue takes of DPDK's memory without hugepages: of frames of the usual MTU, and for each 2 KiB of longer ones.
+const QUEUE_MIB: u32 = 17;
+const JUMBO_QUEUE_MIB: u32 = 9;
+/// At least so much for DPDK.
+const MEMORY_MIB: u32 = 256;
+const FLOWS_PER_THREAD: u32 = 16;
 /// The smallest frame in common use, and the largest of the usual MTU.
 const SIZES: [usize; 2] = [64, 1518];
 /// Bytes of a buffer, as DPDK and memif have it.
@@ -319,6 +447,11 @@ mod tests {
     struct TestArgs {
         #[command(flatten)]
         args: BenchArgs,
+    }
+
+    /// The plan of ports; what is between them needs no forwarder.
+    fn ports_plan(words: &str) -> Result<Plan, BenchError> {
+        Plan::new(&TestArgs::try_parse_from(["bench"].into_iter().chain(words.split_whitespace())).unwrap().args)
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
@@ -413,6 +546,53 @@ mod tests {
     }
 
     #[test]
+    fn ports_have_the_sizes_of_rfc_2544_and_something_between_them() {
+        let plan = |words: &str| ports_plan(&format!("--port net_ring0 --port 0000:3b:00.1 {words}")).unwrap();
+        let switch = plan("--at switch");
+        assert_eq!((names(&switch).len(), names(&switch)[0]), (7, "port-port 64 B one way"));
+        assert_eq!(
+            (switch.method, &switch.groups[0].programs[0]),
+            (MethodName::Throughput, &Program::Between("switch".to_owned()))
+        );
+        let ports = switch.groups[0].ports.as_ref().unwrap();
+        assert_eq!((&*ports.devices[1], ports.queues, ports.mtu), ("0000:3b:00.1", 1, None));
+        let jumbo = plan("--size 64,1518,9018 --both --at x --memory 512");
+        let of = |group: usize| jumbo.groups[group].ports.as_ref().unwrap();
+        assert_eq!((of(0).mtu, of(1).mtu, of(1).dpdk.memory_mib), (None, Some(9000), 512));
+        let wire = plan("--device net_a0,x=y --device net_b0 --forwarder /forwarder");
+        assert_eq!(wire.groups[0].devices.as_ref().unwrap()[0], "net_a0,x=y");
+        assert!(matches!(wire.groups[0].programs[0], Program::Ferrule { trusted: false, .. }));
+        // Of both directions.
+        let case = &jumbo.groups[0].cases[0];
+        let trial = jumbo.new_method(case, Some(10e9)).next().unwrap();
+        let crate::load::Pace::PerSecond(rate) = trial.pace else { panic!("it begins at the line rate") };
+        assert!((rate / 2.0 / 14_880_952.0 - 1.0).abs() < 1e-6, "{rate}");
+    }
+
+    #[test]
+    fn ports_that_make_no_sense_are_refused_with_the_cure() {
+        for (words, cure) in [
+            ("--port a --at x", "given twice"),
+            ("--port a --port b", "what is between"),
+            ("--port a,x=1 --port a,x=2 --at x", "named twice"),
+            ("--port a --port b --device c", "--device is given twice"),
+            ("--port a --port b --device c --device b", "named twice"),
+            ("--port a --port b --at x --worker 0", "leave them out"),
+            ("--port a --port b --at x --touch untouched", "leave --touch out"),
+            ("--port a --port b --at x --size 63", "64 to"),
+            ("--port a --port b --at x --mac 02:00:00:00:00:01", "two addresses"),
+        ] {
+            let error = ports_plan(words).err().unwrap_or_else(|| panic!("{words}"));
+            assert!(error.is_usage() && error.to_string().contains(cure), "{words}: {error}");
+        }
+        for words in
+            ["--line-rate 5M", "--port a --port b --at x --line-rate 5M", "--port a --port b --ends memif,memif"]
+        {
+            assert!(TestArgs::try_parse_from(line(words)).is_err(), "{words}");
+        }
+    }
+
+    #[test]
     fn rates_are_frames_or_bits_of_a_line() {
         assert_eq!("14.88M".parse(), Ok(Rate::Frames(14.88e6)));
         assert_eq!("500k".parse(), Ok(Rate::Frames(5e5)));
@@ -422,7 +602,7 @@ mod tests {
             assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
         }
         let plan = plan("--method fixed --rate 10Gbit --size 64 --both").unwrap();
-        let trial = plan.new_method(&plan.groups[0].cases[0]).next().unwrap();
+        let trial = plan.new_method(&plan.groups[0].cases[0], None).next().unwrap();
         let crate::load::Pace::PerSecond(rate) = trial.pace else { panic!("it has a pace") };
         assert!((rate - 2.0 * 1e10 / (88.0 * 8.0)).abs() < 1.0, "both directions together");
     }

@@ -54,6 +54,7 @@ pub(crate) mod tests {
                 idle: 0.3,
                 cycles: Some(2.4e9 / rate),
                 disorder: 0,
+                missed: 0,
                 latency: Some(latency),
             }
         };
@@ -70,6 +71,7 @@ pub(crate) mod tests {
         };
         let case = |&size: &usize| CaseResult {
             case: Case::new([EndKind::Memif; 2], false, Mix::new([size]).unwrap(), TrafficDirection::Forward),
+            line: None,
             entries: vec![entry("ferrule", 2e9 / size as f64), entry("peer <3>", 1e9 / size as f64)],
         };
         Results {
@@ -84,7 +86,7 @@ pub(crate) mod tests {
                 kernel: "6.1".to_owned(),
                 system: "Debian".to_owned(),
                 worker_cpus: vec![0],
-                generator_cpu: 1,
+                generator_cpus: vec![1],
                 command: "ferrule bench".to_owned(),
                 revision: Some("abc".to_owned()),
                 date: "2026-01-01T00:00:00Z".to_owned(),
@@ -98,6 +100,7 @@ pub(crate) mod tests {
                     commands: vec![format!("{name} --run")],
                     agreements: vec!["memif".to_owned()],
                     warnings: Vec::new(),
+                    ports: Vec::new(),
                 })
                 .into(),
             cases: sizes.iter().map(case).collect(),

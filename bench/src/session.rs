@@ -4,22 +4,26 @@
 //! holds one measurement of each, close together in time: a machine whose speed drifts slows all of them alike, and the
 //! ratio of a round stays true.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ferrule_ffi::ticks;
+use serde::Serialize;
 
 use crate::case::Case;
 use crate::dut::{Dut, DutSetup, Program};
 use crate::error::BenchError;
 use crate::folder;
-use crate::generator::{self, Outcome};
+use crate::generator::Outcome;
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop, Touch};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::method::{Figure, Measurement, Method, Trial};
 use crate::plan::{Group, Plan};
+use crate::ports::{PortInfo, PortPair, is_software};
 use crate::progress::Progress;
 use crate::spread::Spread;
 
@@ -51,12 +55,25 @@ pub struct ProgramInfo {
     pub agreements: Vec<String>,
     /// What is wrong with the place where it runs.
     pub warnings: Vec<String>,
+    /// Our ports, and what each had counted in the end.
+    pub ports: Vec<PortCounters>,
+}
+
+/// A port of the generator, in the end.
+#[derive(Serialize)]
+pub struct PortCounters {
+    /// Which.
+    pub device: String,
+    /// Frames and bytes since it was opened, of every trial and what was sent before it.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// What was measured of a case.
 pub struct CaseResult {
     /// The work.
     pub case: Case,
+    /// What the ports' line carries in bits a second, if there is one.
+    pub line: Option<f64>,
     /// By program; the first is ours.
     pub entries: Vec<ProgramResult>,
 }
@@ -116,6 +133,8 @@ pub struct TrialResult {
     pub cycles: Option<f64>,
     /// Frames that arrived out of order, again, or damaged.
     pub disorder: u64,
+    /// Frames that the generator's own ports dropped, since it did not take them in time.
+    pub missed: u64,
     /// How long frames were under way.
     pub latency: Option<Latency>,
 }
@@ -170,8 +189,10 @@ fn measure_group(
         queues: plan.queues,
         buffer: group.buffer,
         workers: plan.cpus.workers.clone(),
-        other: plan.cpus.generator,
+        other: plan.cpus.generator(),
         idle: plan.idle,
+        ports: group.ports.clone(),
+        devices: group.devices.clone(),
     };
     plan.cpus.unpin()?;
     let mut duts = Vec::new();
@@ -180,7 +201,7 @@ fn measure_group(
         let started = Dut::start(program, &site, cancel).map_err(BenchError::from);
         match started.and_then(|dut| settle(plan, group, dut, cancel)) {
             Ok(dut) => {
-                let info = describe(&dut, group, plan.cpus.generator);
+                let info = describe(&dut, group, plan);
                 info.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
                 results.programs.push(info);
                 duts.push(Some(dut));
@@ -196,9 +217,13 @@ fn measure_group(
     plan.cpus.pin()?;
     for case in &group.cases {
         progress.case(&case.name);
-        let mut measuring = CaseRun { plan, case, cancel, progress: &mut *progress, notes: &mut results.notes };
+        let line = duts.first().and_then(Option::as_ref).and_then(|dut| line(plan, dut));
+        let mut measuring = CaseRun { plan, case, line, cancel, progress: &mut *progress, notes: &mut results.notes };
         let entries = measuring.measure(&group.programs, &mut duts)?;
-        results.cases.push(CaseResult { case: case.clone(), entries });
+        results.cases.push(CaseResult { case: case.clone(), line, entries });
+    }
+    if let (Some(Some(dut)), Some(program)) = (duts.first(), results.programs.last_mut()) {
+        program.ports = port_counters(dut);
     }
     Ok(())
 }
@@ -214,12 +239,33 @@ fn settle(plan: &Plan, group: &Group, mut dut: Dut, cancel: &AtomicBool) -> Resu
                 dut.resume()?;
                 thread::sleep(SETTLE_TRIAL);
             }
+            Err(BenchError::NoFrames { .. }) if group.ports.is_some() => return Err(dut.silence().into()),
             outcome => return outcome.map(|_| dut),
         }
     }
 }
 
-fn describe(dut: &Dut, group: &Group, generator: usize) -> ProgramInfo {
+fn port_counters(dut: &Dut) -> Vec<PortCounters> {
+    let Some(ports) = dut.ends.ports() else { return Vec::new() };
+    let counted = ports.info().iter().zip(ports.counters());
+    counted.map(|(port, counters)| PortCounters { device: port.device.clone(), counters }).collect()
+}
+
+/// What the line between the ports carries: what was said, or the rate of the slower one.
+fn line(plan: &Plan, dut: &Dut) -> Option<f64> {
+    let told = || {
+        dut.ends
+            .ports()?
+            .info()
+            .iter()
+            .map(PortInfo::line)
+            .min_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal))?
+    };
+    plan.line.or_else(told)
+}
+
+fn describe(dut: &Dut, group: &Group, plan: &Plan) -> ProgramInfo {
+    let generator = plan.cpus.generator();
     let sharing = dut.threads_pinned_to(generator);
     let warning = || {
         format!(
@@ -234,15 +280,48 @@ fn describe(dut: &Dut, group: &Group, generator: usize) -> ProgramInfo {
         ends: format!("{}-{}", group.ends[0], group.ends[1]),
         version: dut.version.clone(),
         commands: dut.commands.clone(),
-        agreements: dut.ends.iter().map(ferrule_endpoints::end::End::agreement).collect(),
-        warnings: (!sharing.is_empty()).then(warning).into_iter().collect(),
+        agreements: dut.ends.agreements(),
+        warnings: (!sharing.is_empty()).then(warning).into_iter().chain(port_warnings(dut, group, plan)).collect(),
+        ports: Vec::new(),
     }
+}
+
+/// What is wrong with where the ports are.
+fn port_warnings(dut: &Dut, group: &Group, plan: &Plan) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Some(ports) = dut.ends.ports() else { return warnings };
+    for port in ports.info() {
+        let is_elsewhere = |cpu: &&usize| {
+            let node = machine::numa_node(**cpu);
+            port.numa_node.zip(node).is_some_and(|(port, cpu)| port != cpu)
+        };
+        let elsewhere: Vec<_> = plan.cpus.generators.iter().filter(is_elsewhere).map(ToString::to_string).collect();
+        if !elsewhere.is_empty() {
+            let (device, cpus) = (&port.device, elsewhere.join(", "));
+            warnings.push(format!(
+                "port {device} is on another NUMA node than CPU {cpus} of the generator: choose others with --generator"
+            ));
+        }
+    }
+    let [near, far] = ports.info().each_ref().map(|port| port.line().map(|line| line / 1e9));
+    if let (Some(near), Some(far)) = (near, far)
+        && (near - far).abs() > f64::EPSILON
+    {
+        warnings.push(format!("one port has {near} Gbit/s and the other {far}: line rate is that of the slower one"));
+    }
+    let is_physical = ports.info().iter().any(|port| !is_software(&port.device));
+    if is_physical && group.ports.as_ref().is_some_and(|ports| !ports.dpdk.hugepages) {
+        let text = "DPDK's memory is not in hugepages, since not enough of them are free: `ferrule bench doctor` says how many";
+        warnings.push(text.to_owned());
+    }
+    warnings
 }
 
 /// One case.
 struct CaseRun<'a> {
     plan: &'a Plan,
     case: &'a Case,
+    line: Option<f64>,
     cancel: &'a AtomicBool,
     progress: &'a mut Progress,
     notes: &'a mut Vec<String>,
@@ -301,7 +380,7 @@ impl CaseRun<'_> {
         duts: &mut [Option<Dut>],
         entries: &mut [ProgramResult],
     ) -> Result<f64, BenchError> {
-        let mut methods: Vec<_> = duts.iter().map(|_| self.plan.new_method(self.case)).collect();
+        let mut methods: Vec<_> = duts.iter().map(|_| self.plan.new_method(self.case, self.line)).collect();
         let mut expected = (methods.len() * methods.first().map_or(0, Method::trials)) as f64;
         let mut rounds = vec![Round::default(); methods.len()];
         loop {
@@ -355,14 +434,14 @@ fn turn(
     dut: &mut Dut,
     cancel: &AtomicBool,
 ) -> Result<TrialResult, BenchError> {
-    let directions = if case.both_ways { 2.0 } else { 1.0 };
     let load = Load {
         mix: case.mix.clone(),
         flows: plan.flows,
+        addresses: dut.ends.addresses(case.reverse, plan.macs),
         both_ways: case.both_ways,
         touch,
         pace: match trial.pace {
-            Pace::PerSecond(rate) => Pace::PerSecond(rate / directions),
+            Pace::PerSecond(rate) => Pace::PerSecond(rate / case.directions()),
             other => other,
         },
         stop: trial.stop,
@@ -371,9 +450,9 @@ fn turn(
     };
     let (before, started) = (dut.cpu_time(), Instant::now());
     dut.resume()?;
-    let [near, far] = &mut dut.ends;
-    let (from, to) = if case.reverse { (far, near) } else { (near, far) };
-    let outcome = generator::run(&load, from, to, cancel);
+    let missed = |dut: &Dut| dut.ends.ports().map_or(0, PortPair::missed);
+    let missed_before = missed(dut);
+    let outcome = dut.ends.run(&load, case.reverse, &plan.cpus.generators, cancel);
     dut.pause()?;
     let took = started.elapsed();
     let run = outcome.map_err(|source| BenchError::Run { program: dut.program.to_string(), source })?;
@@ -405,6 +484,7 @@ fn turn(
         // Of all the time of the turn, so that a wait for lost frames, in which a program polls on, counts for nothing.
         cycles: busy.map(|busy| busy.div_duration_f64(took) * ticks::per_second() / arrived),
         disorder: sum(&disorder),
+        missed: missed(dut).saturating_sub(missed_before),
         latency: run.outcomes().filter_map(|outcome| outcome.latency.as_ref()).fold(None, |sum, latency| {
             let mut sum: Latency = sum.unwrap_or_default();
             sum.add(latency);

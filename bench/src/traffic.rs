@@ -10,7 +10,7 @@
 //! 40 bits of sequence numbers last for five hours at 60 million frames in a second.
 
 use std::net::Ipv4Addr;
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 use ferrule_dataplane::spec::MacAddress;
 use ferrule_ffi::span::Span;
@@ -191,6 +191,17 @@ impl Default for Addresses {
 }
 
 impl Addresses {
+    /// These, and for the frames that come back the same reversed.
+    pub fn both_ways(self) -> [Self; 2] {
+        let back = Self {
+            source_mac: self.destination_mac,
+            destination_mac: self.source_mac,
+            source: self.destination,
+            destination: self.source,
+        };
+        [self, back]
+    }
+
     fn write_headers(&self, frame: &mut [u8], source_port: u16) {
         let (udp_size, ip_payload) = ((frame.len() - UDP) as u16, frame.len() - UDP);
         EthernetRepr {
@@ -348,6 +359,18 @@ pub struct RxCounters {
     pub corrupt: u64,
     /// Frames without a stamp, such as a kernel's own.
     pub foreign: u64,
+}
+
+impl AddAssign for RxCounters {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+        self.lost += other.lost;
+        self.reordered += other.reordered;
+        self.duplicated += other.duplicated;
+        self.corrupt += other.corrupt;
+        self.foreign += other.foreign;
+    }
 }
 
 /// The state of one flow.

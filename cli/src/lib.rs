@@ -118,11 +118,11 @@ impl CliError {
         matches!(self, Self::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// What the process ends with: 2 for what makes no sense, 1 for what failed.
+    /// What the process ends with: 2 for what makes no sense, 1 for what failed; the bench has codes of its own.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Vf(vf::VfCliError::ReadOnly) => 2,
-            Self::Bench(error) if error.is_usage() => 2,
+            Self::Bench(error) => error.exit_code(),
             _ => 1,
         }
     }

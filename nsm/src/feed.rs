@@ -6,32 +6,38 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::quota::{Quota, QuotaError, Share};
+
 /// Those who watch, and what each has to read.
 pub(crate) struct Feed<V> {
     watchers: Mutex<Vec<Arc<Watcher<V>>>>,
-    limits: FeedLimits,
+    quota: Arc<Quota>,
+    unread_max: usize,
 }
 
 /// What watchers may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FeedLimits {
     /// How many there may be.
-    pub(crate) watchers_max: usize,
+    pub(crate) watchers: usize,
+    /// How many of them one caller may be.
+    pub(crate) watchers_of_one: usize,
     /// How many names one may leave unread.
-    pub(crate) unread_max: usize,
+    pub(crate) unread: usize,
 }
 
 /// One who watches, until this is dropped.
 pub(crate) struct Watch<V> {
     watcher: Arc<Watcher<V>>,
+    _share: Share,
 }
 
 /// Why there is nothing to read any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FeedError {
     /// Others watch already.
-    #[error("{0} watch already: close some")]
-    TooManyWatchers(usize),
+    #[error("cannot watch: {0}")]
+    TooManyWatchers(#[from] QuotaError),
     /// It has not read for long.
     #[error("too many changes were not read: read faster, or watch less")]
     Unread,
@@ -52,30 +58,30 @@ struct Unread<V> {
 
 impl<V: Clone> Feed<V> {
     pub(crate) fn new(limits: FeedLimits) -> Self {
-        Self { watchers: Mutex::default(), limits }
+        let quota = Quota::new(limits.watchers, limits.watchers_of_one);
+        Self { watchers: Mutex::default(), quota, unread_max: limits.unread }
     }
 
-    /// Watches, beginning with what there is. Whoever publishes must not do so in between: its own lock keeps it out.
+    /// The caller `who` watches, beginning with what there is. Whoever publishes must not do so in between: its own lock keeps it out.
     pub(crate) fn watch(
         &self,
+        who: &str,
         first: impl IntoIterator<Item = (String, V)>,
         wants: impl Fn(&V) -> bool + Send + Sync + 'static,
     ) -> Result<Watch<V>, FeedError> {
+        let share = self.quota.take(who)?;
         let mut watchers = self.watchers();
         watchers.retain(|watcher| !watcher.is_over());
-        if watchers.len() >= self.limits.watchers_max {
-            return Err(FeedError::TooManyWatchers(watchers.len()));
-        }
         let changes: BTreeMap<String, V> = first.into_iter().filter(|(_, value)| wants(value)).collect();
         let unread = Unread { order: changes.keys().cloned().collect(), changes, is_over: false };
         let watcher = Arc::new(Watcher { wants: Box::new(wants), unread: Mutex::new(unread), changed: Notify::new() });
         watchers.push(Arc::clone(&watcher));
-        Ok(Watch { watcher })
+        Ok(Watch { watcher, _share: share })
     }
 
     /// Tells of a change. It never waits.
     pub(crate) fn publish(&self, name: &str, value: &V) {
-        self.watchers().retain(|watcher| watcher.tell(name, value, self.limits.unread_max));
+        self.watchers().retain(|watcher| watcher.tell(name, value, self.unread_max));
     }
 
     fn watchers(&self) -> MutexGuard<'_, Vec<Arc<Watcher<V>>>> {
@@ -161,7 +167,7 @@ impl<V: Clone> Watcher<V> {
 mod tests {
     use super::*;
 
-    const LIMITS: FeedLimits = FeedLimits { watchers_max: 2, unread_max: 3 };
+    const LIMITS: FeedLimits = FeedLimits { watchers: 3, watchers_of_one: 2, unread: 3 };
 
     async fn read(watch: &Watch<u32>, count: usize) -> Vec<u32> {
         let mut values = Vec::new();
@@ -174,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_sees_what_there_is_then_each_change_that_it_wants() {
         let feed = Feed::new(LIMITS);
-        let watch = feed.watch([("a".to_owned(), 1), ("b".to_owned(), 2)], |value| value % 2 == 1).unwrap();
+        let watch = feed.watch("x", [("a".to_owned(), 1), ("b".to_owned(), 2)], |value| value % 2 == 1).unwrap();
         feed.publish("c", &4);
         feed.publish("d", &5);
         assert_eq!(read(&watch, 2).await, [1, 5]);
@@ -183,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn unread_changes_of_one_name_are_one() {
         let feed = Feed::new(LIMITS);
-        let watch = feed.watch([], |_| true).unwrap();
+        let watch = feed.watch("x", [], |_| true).unwrap();
         for value in 0..1000 {
             feed.publish(if value % 2 == 0 { "a" } else { "b" }, &value);
         }
@@ -193,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_never_reads_is_let_go() {
         let feed = Feed::new(LIMITS);
-        let [never, reads] = [(); 2].map(|()| feed.watch([], |_| true).unwrap());
+        let [never, reads] = [(); 2].map(|()| feed.watch("x", [], |_| true).unwrap());
         for value in 0..4 {
             feed.publish(&value.to_string(), &value);
             assert_eq!(reads.next().await, Some(value));
@@ -205,10 +211,13 @@ mod tests {
     #[test]
     fn watchers_are_bounded_and_those_that_went_make_room() {
         let feed = Feed::<u32>::new(LIMITS);
-        let first = feed.watch([], |_| true).ok();
-        let _second = feed.watch([], |_| true).unwrap();
-        assert_eq!(feed.watch([], |_| true).err(), Some(FeedError::TooManyWatchers(2)));
+        let watch = |who| feed.watch(who, [], |_| true);
+        let first = watch("x").ok();
+        let _second = watch("x").unwrap();
+        assert_eq!(watch("x").err(), Some(FeedError::TooManyWatchers(QuotaError::One(2))));
+        let _other = watch("y").unwrap();
+        assert_eq!(watch("z").err(), Some(FeedError::TooManyWatchers(QuotaError::All(3))));
         drop(first);
-        assert!(feed.watch([], |_| true).is_ok());
+        assert!(watch("x").is_ok());
     }
 }

@@ -24,6 +24,7 @@ pub mod monitor;
 pub mod path;
 pub mod policy;
 pub mod proto;
+mod quota;
 pub mod registry;
 pub mod service;
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Place {
             return Ok(Self { own: 0, caller: 0 });
         }
         let current = path.path_segments.get(index).ok_or(PathError::Index { index, segments })?;
-        if current.name == own {
+        if current.name == own && !current.id.is_empty() {
             connection.id.clone_from(&current.id);
             return Ok(Self { own: index, caller: index });
         }
@@ -70,7 +70,7 @@ impl Place {
         }
         let next = index + 1;
         match path.path_segments.get_mut(next) {
-            Some(found) if found.name == own => {}
+            Some(found) if found.name == own && !found.id.is_empty() => {}
             Some(found) => {
                 own.clone_into(&mut found.name);
                 found.id = new_id();
@@ -81,6 +81,15 @@ impl Place {
         connection.id.clone_from(&path.path_segments[next].id);
         path.index = u32::try_from(next).unwrap_or(u32::MAX);
         Ok(Self { own: next, caller: index })
+    }
+
+    /// Another id for us: the one in the path is of a connection of somebody else.
+    pub fn begin_anew(self, connection: &mut Connection) {
+        let id = new_id();
+        if let Some(own) = connection.path.as_mut().and_then(|path| path.path_segments.get_mut(self.own)) {
+            own.id.clone_from(&id);
+        }
+        connection.id = id;
     }
 
     /// Puts the tokens where they belong: the caller's into its segment, ours for the caller into our own.
@@ -188,6 +197,14 @@ mod tests {
         assert_ne!(request.id, "b");
         let id = request.id.clone();
         assert_eq!(ids(&request), [("nsc", "a"), ("fwd-2", &id), ("nse", "c")]);
+    }
+
+    #[test]
+    fn an_id_of_ours_that_is_empty_is_none() {
+        let mut request = connection("a", 0, &[("nsc", "a"), ("fwd", "")]);
+        assert_eq!(Place::enter(&mut request, "fwd"), Ok(Place { own: 1, caller: 0 }));
+        assert_eq!(request.id.len(), 36);
+        assert_eq!(ids(&request)[1], ("fwd", request.id.as_str()));
     }
 
     #[test]

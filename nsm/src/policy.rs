@@ -1,10 +1,11 @@
 //! Whom a process believes: the checks that Network Service Mesh makes with its policies, and two that those forget.
 
+use std::fmt;
 use std::time::SystemTime;
 
 use tonic::{Code, Status};
 
-use crate::identity::{Certificate, SpiffeId};
+use crate::identity::{Certificate, SpiffeId, SpiffeIds};
 use crate::path::Place;
 use crate::proto::connection::{Path, PathSegment};
 use crate::token::{Claims, TokenError};
@@ -25,8 +26,8 @@ pub enum Denied {
     #[error("the token of path segment {0} is of {1}, and the connection is of {2}")]
     Subject(usize, String, SpiffeId),
     /// What is there belongs to somebody else.
-    #[error("{0} is registered by {1}: only who registered it may change it")]
-    Owner(String, String),
+    #[error("the connection is one of {0}, not of {1}")]
+    Owner(Owner, Owner),
 }
 
 /// The checks of the side that is called, once the tokens of caller and own are in the path: what comes before us counts.
@@ -45,11 +46,38 @@ pub fn check_callee(path: &Path, own: usize, callee: &Certificate, now: SystemTi
     check_signer(&path.path_segments, own + 1, callee)
 }
 
-/// The check of a registry: whoever registered a name first has it.
-pub fn check_owner(name: &str, path_ids: &[String], caller: &str) -> Result<(), Denied> {
-    match path_ids.first() {
-        Some(owner) if owner != caller => Err(Denied::Owner(name.to_owned(), owner.clone())),
-        _ => Ok(()),
+/// Whose a connection or a registration is: the processes that a call came through, the first one first. Those that may speak for others
+/// are left out, since another manager or forwarder may come in their place; whoever is not one of them stands in it, whatever it says of
+/// those before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner(Vec<String>);
+
+impl Owner {
+    /// Of the names of the processes before us, of which the last one called and is who it says.
+    pub fn new(names: Vec<String>, relays: &SpiffeIds) -> Self {
+        let own: Vec<String> = names.iter().filter(|name| !relays.contains(name)).cloned().collect();
+        // It was for itself that a manager called.
+        Self(if own.is_empty() { names.into_iter().take(1).collect() } else { own })
+    }
+
+    /// The owner of what comes with this path, if each token before us is one.
+    pub(crate) fn of(path: &Path, place: Place, relays: &SpiffeIds) -> Result<Self, Denied> {
+        let segments = path.path_segments.get(..=place.caller).ok_or(Denied::NoCaller)?;
+        let name = |(at, segment): (usize, &PathSegment)| {
+            Claims::parse(&segment.token).map(|claims| claims.subject).map_err(|error| Denied::Token(at, error))
+        };
+        Ok(Self::new(segments.iter().enumerate().map(name).collect::<Result<_, _>>()?, relays))
+    }
+
+    /// The one whom we know, by its certificate or by the word of those who may speak for it.
+    pub fn account(&self) -> &str {
+        self.0.last().map_or("", String::as_str)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" through "))
     }
 }
 
@@ -202,13 +230,25 @@ mod tests {
     }
 
     #[test]
-    fn a_name_belongs_to_whoever_registered_it() {
-        let ids = ["spiffe://example.org/fwd".to_owned()];
-        assert_eq!(check_owner("fwd-1", &[], "spiffe://example.org/nsc"), Ok(()));
-        assert_eq!(check_owner("fwd-1", &ids, "spiffe://example.org/fwd"), Ok(()));
-        let denied = check_owner("fwd-1", &ids, "spiffe://example.org/nsc").unwrap_err();
-        let status = Status::from(denied);
-        assert_eq!(status.code(), Code::PermissionDenied);
-        assert!(status.message().starts_with("no sufficient privileges"), "{status}");
+    fn what_comes_through_a_manager_is_its_clients_and_what_comes_through_another_is_also_that_ones() {
+        let relays = SpiffeIds::default();
+        relays.add("spiffe://example.org/nsmgr/*").unwrap();
+        let of = |names: &[&str]| {
+            let names = names.iter().map(|name| format!("spiffe://example.org/{name}")).collect();
+            Owner::new(names, &relays)
+        };
+        let nsc = of(&["nsc"]);
+        assert_eq!(of(&["nsc", "nsmgr/1"]), nsc);
+        assert_eq!(of(&["nsc", "nsmgr/2"]), nsc, "another manager has come");
+        assert_eq!(nsc.account(), "spiffe://example.org/nsc");
+        for other in [&["x"][..], &["nsc", "x"], &["nsc", "nsmgr/1", "x"], &["nsc", "x", "nsmgr/1"], &["x", "nsmgr/1"]]
+        {
+            assert_ne!(of(other), nsc, "{other:?}");
+            assert_eq!(of(other).account(), "spiffe://example.org/x");
+        }
+        assert_ne!(of(&["nsmgr/1"]), of(&["nsmgr/2"]), "each for itself");
+        let denied = Status::from(Denied::Owner(nsc, of(&["nsc", "x"])));
+        assert_eq!(denied.code(), Code::PermissionDenied);
+        assert!(denied.message().starts_with("no sufficient privileges: the connection is one of spiffe"), "{denied}");
     }
 }

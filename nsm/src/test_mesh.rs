@@ -1,6 +1,7 @@
 //! A whole mesh over real sockets, for tests: manager with its registry, forwarders, an endpoint.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -8,19 +9,22 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tonic::Status;
+use tonic::transport::server::Router;
 
 use crate::endpoint::KernelEndpoint;
 use crate::files::Inode;
 use crate::identity::test_identities::Identities;
 use crate::identity::{Identity, IdentitySource};
 use crate::manager::Manager;
+use crate::monitor::Follower;
 use crate::path::Place;
 use crate::proto::connection::{Connection, Mechanism};
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceLabels};
-use crate::registry::{LocalRegistry, MemoryRegistry, RegistryClient, RegistryLimits, RegistryServer};
+use crate::registry::{LocalRegistry, MemoryRegistry, RegistryClient, RegistryLimits, RegistryServer, Upstream};
 use crate::service::{Call, ConnectionServer, Handler, INODE_URL, MechanismFiles, NextHop};
 use crate::test_process::TestProcess;
 use crate::transport::{
@@ -45,7 +49,20 @@ struct TestForwarder {
     registry: Arc<RegistryClient>,
     identity: IdentitySource,
     manner: Manner,
-    hops: Mutex<BTreeMap<String, (NextHop, Connection)>>,
+    hops: Mutex<BTreeMap<String, TestHop>>,
+}
+
+/// What it has below: the next process, the connection there, and who follows it.
+struct TestHop {
+    next: NextHop,
+    below: Connection,
+    following: AbortHandle,
+}
+
+impl Drop for TestHop {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
 }
 
 #[tonic::async_trait]
@@ -56,7 +73,10 @@ impl Handler for TestForwarder {
         }
         let theirs = call.preferences.first().cloned().unwrap_or_default();
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&theirs]).await?;
-        files.of(&theirs).ok_or_else(|| Status::invalid_argument("no namespace"))?;
+        // What comes from another node names none.
+        if theirs.parameters.contains_key(INODE_URL) {
+            files.of(&theirs).ok_or_else(|| Status::invalid_argument("no namespace"))?;
+        }
         let network_service_names = vec![call.connection.network_service.clone()];
         let query = NetworkServiceEndpoint { network_service_names, ..NetworkServiceEndpoint::default() };
         let found = self.registry.find_endpoints(query).await?;
@@ -67,8 +87,15 @@ impl Handler for TestForwarder {
         let mechanism_preferences = vec![mechanism(BTreeMap::new())];
         let message = NetworkServiceRequest { connection: Some(connection), mechanism_preferences };
         let mut answer = next.request(message, &[], call.limit).await?;
-        self.hops.lock().unwrap().insert(answer.id.clone(), (next, answer.clone()));
+        let below = answer.clone();
         answer.mechanism = Some(theirs);
+        let (follower, calls) = (Follower::new(answer.clone()), next.connection().calls());
+        let following = tokio::spawn(async move {
+            call.answered.wait().await;
+            follower.follow(calls, move |changed| call.monitor.change(changed)).await;
+        });
+        let hop = TestHop { next, below, following: following.abort_handle() };
+        self.hops.lock().unwrap().insert(answer.id.clone(), hop);
         if let (Manner::Lies, Some(path)) = (self.manner, &mut answer.path) {
             path.path_segments[3].token.clear();
         }
@@ -76,8 +103,8 @@ impl Handler for TestForwarder {
     }
 
     async fn close(&self, call: Call) -> Result<(), Status> {
-        let (next, below) = self.hops.lock().unwrap().remove(&call.connection.id).expect("it was made");
-        next.close(below, &[], call.limit).await
+        let hop = self.hops.lock().unwrap().remove(&call.connection.id).expect("it was made");
+        hop.next.close(hop.below.clone(), &[], call.limit).await
     }
 }
 
@@ -92,38 +119,83 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    async fn new(directory: &Path) -> Self {
-        let mut mesh = Self {
+    fn new(directory: &Path) -> Self {
+        Self {
             identities: Identities::new("example.org"),
             directory: directory.to_owned(),
             sources: BTreeMap::new(),
             processes: BTreeMap::new(),
             namespace: Arc::new(path("/proc/self/ns/net".as_ref())),
-        };
+        }
+    }
+
+    /// One node, with an endpoint of the service vpn, which has two addresses.
+    pub(crate) async fn with_endpoint(directory: &Path) -> Self {
+        let mut mesh = Self::new(directory);
         let registry = LocalRegistry::new(Arc::new(MemoryRegistry::new(RegistryLimits::default())));
-        let source = mesh.source("nsmgr");
-        let calls = ConnectionServer::new("nsmgr", LIFETIME, Manager::new(registry.clone(), source, patient()));
-        mesh.serve("nsmgr", calls, Some(RegistryServer::new(registry, LIFETIME))).await;
+        mesh.manager("nsmgr", registry, &[mesh.address("nsmgr")]).await;
+        mesh.endpoint("nse", "nsmgr").await;
         mesh
     }
 
-    /// With an endpoint of the service vpn, which has two addresses.
-    pub(crate) async fn with_endpoint(directory: &Path) -> Self {
-        let mut mesh = Self::new(directory).await;
-        let handler = KernelEndpoint::new(Arc::clone(&mesh.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
-        mesh.serve("nse", ConnectionServer::new("nse", LIFETIME, handler), None).await;
-        let registry = mesh.registry("nse");
-        registry.register_service(&NetworkService { name: "vpn".to_owned(), ..Default::default() }).await.unwrap();
-        registry.register(&registration("nse", "vpn", &mesh.address("nse").to_string()), None).await.unwrap();
+    /// Two nodes with a manager and a forwarder each, and a registry. The endpoint is on the second one.
+    pub(crate) async fn of_two_nodes(directory: &Path) -> Self {
+        let mut mesh = Self::new(directory);
+        mesh.start_registry().await;
+        for (manager, forwarder) in [("nsmgr-1", "fwd-1"), ("nsmgr-2", "fwd-2")] {
+            // The test for whether a port is free is to listen there: the url is published before somebody listens.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let public = Address::Tcp(format!("127.0.0.1:{port}"));
+            let client = mesh.registry_at(manager, "registry", Duration::from_secs(2));
+            let memory = Arc::new(MemoryRegistry::new(RegistryLimits::default()));
+            let upstream = Arc::new(Upstream::new(client, Arc::clone(&memory), &public.to_string()));
+            let registry = LocalRegistry::new(memory).part_of(Arc::clone(&upstream));
+            mesh.manager(manager, registry, &[mesh.address(manager), public]).await;
+            mesh.processes[manager].spawn(async move { upstream.run().await });
+            mesh.forwarder_at(forwarder, manager, Manner::Honest).await;
+        }
+        mesh.endpoint("nse", "nsmgr-2").await;
         mesh
+    }
+
+    /// The registry of all nodes.
+    pub(crate) async fn start_registry(&mut self) {
+        let registry = LocalRegistry::new(Arc::new(MemoryRegistry::new(RegistryLimits::default())));
+        let calls = RegistryServer::new(registry, LIFETIME);
+        calls.relays().add("spiffe://example.org/nsmgr-1").unwrap();
+        calls.relays().add("spiffe://example.org/nsmgr-2").unwrap();
+        let router = server().add_service(calls.endpoints()).add_service(calls.services());
+        self.serve("registry", &[self.address("registry")], router).await;
+    }
+
+    async fn manager(&mut self, name: &'static str, registry: LocalRegistry, addresses: &[Address]) {
+        let source = self.source(name);
+        let calls = ConnectionServer::new(name, LIFETIME, Manager::new(registry.clone(), source, patient()));
+        let registry = RegistryServer::new(registry, LIFETIME);
+        let router = router(&calls).add_service(registry.endpoints()).add_service(registry.services());
+        self.serve(name, addresses, router).await;
+    }
+
+    async fn endpoint(&mut self, name: &'static str, manager: &str) {
+        let handler = KernelEndpoint::new(Arc::clone(&self.namespace), &["10.0.0.0/31".parse().unwrap()]).unwrap();
+        let calls = ConnectionServer::new(name, LIFETIME, handler);
+        self.serve(name, &[self.address(name)], router(&calls)).await;
+        let registry = self.registry_at(name, manager, DEADLINE);
+        registry.register_service(&NetworkService { name: "vpn".to_owned(), ..Default::default() }).await.unwrap();
+        registry.register(&registration(name, "vpn", &self.address(name).to_string()), None).await.unwrap();
     }
 
     /// A forwarder that passes its socket when it registers.
     pub(crate) async fn forwarder(&mut self, name: &'static str, manner: Manner) {
-        let registry = self.registry(name);
+        self.forwarder_at(name, "nsmgr", manner).await;
+    }
+
+    async fn forwarder_at(&mut self, name: &'static str, manager: &str, manner: Manner) {
+        let registry = self.registry_at(name, manager, DEADLINE);
         let identity = self.source(name);
         let handler = TestForwarder { registry: Arc::clone(&registry), identity, manner, hops: Mutex::default() };
-        self.serve(name, ConnectionServer::new(name, LIFETIME, handler), None).await;
+        let calls = ConnectionServer::new(name, LIFETIME, handler);
+        self.serve(name, &[self.address(name)], router(&calls)).await;
         let socket = Arc::new(path(&self.directory.join(name)));
         let mut registration = registration(name, "forwarder", &Inode::of(&socket).unwrap().to_string());
         let labels = NetworkServiceLabels { labels: [("p2p".to_owned(), "true".to_owned())].into() };
@@ -131,24 +203,16 @@ impl Mesh {
         registry.register(&registration, Some(&socket)).await.unwrap();
     }
 
-    async fn serve<H: Handler>(
-        &mut self,
-        name: &'static str,
-        calls: ConnectionServer<H>,
-        registry: Option<RegistryServer>,
-    ) {
-        let source = self.source(name);
-        let (process, bound) = (TestProcess::new(), self.address(name));
-        let bound = process.spawn(async move {
-            Listener::bind(&bound, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap()
-        });
-        let listener = bound.await.unwrap();
-        let router = server()
-            .add_service(calls.service())
-            .add_service(calls.monitor().service())
-            .add_optional_service(registry.as_ref().map(RegistryServer::endpoints))
-            .add_optional_service(registry.as_ref().map(RegistryServer::services));
-        process.spawn(async move { router.serve_with_incoming(listener.connections()).await.unwrap() });
+    async fn serve(&mut self, name: &'static str, addresses: &[Address], router: Router) {
+        let process = TestProcess::new();
+        for address in addresses {
+            let (source, bound, router) = (self.source(name), address.clone(), router.clone());
+            let bound = process.spawn(async move {
+                Listener::bind(&bound, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap()
+            });
+            let listener = bound.await.unwrap();
+            process.spawn(async move { router.serve_with_incoming(listener.connections()).await.unwrap() });
+        }
         self.processes.insert(name, process);
     }
 
@@ -174,9 +238,9 @@ impl Mesh {
         self.sources.entry(name.to_owned()).or_insert_with(new).1.clone()
     }
 
-    fn registry(&mut self, name: &str) -> Arc<RegistryClient> {
-        let kept = KeptConnection::new(self.address("nsmgr"), self.source(name), patient());
-        Arc::new(RegistryClient::new(kept, DEADLINE))
+    fn registry_at(&mut self, name: &str, at: &str, timeout: Duration) -> Arc<RegistryClient> {
+        let kept = KeptConnection::new(self.address(at), self.source(name), patient());
+        Arc::new(RegistryClient::new(kept, timeout))
     }
 
     pub(crate) fn address(&self, name: &str) -> Address {
@@ -184,7 +248,11 @@ impl Mesh {
     }
 
     pub(crate) async fn client(&self) -> NextHop {
-        dial(&self.address("nsmgr"), &self.identities.identity("/nsc")).await
+        self.client_at("nsmgr").await
+    }
+
+    pub(crate) async fn client_at(&self, manager: &str) -> NextHop {
+        dial(&self.address(manager), &self.identities.identity("/nsc")).await
     }
 
     /// The client asks the manager.
@@ -198,6 +266,14 @@ impl Mesh {
     pub(crate) async fn close(&self, client: &NextHop, connection: Connection) {
         client.close(connection, &[Arc::clone(&self.namespace)], DEADLINE).await.unwrap();
     }
+}
+
+/// Managers and forwarders may go on with each other's connections.
+fn router<H: Handler>(calls: &ConnectionServer<H>) -> Router {
+    for name in ["nsmgr", "nsmgr-1", "nsmgr-2", "fwd", "fwd-1", "fwd-2", "other", "third", "a-fwd", "b-fwd", "c-fwd"] {
+        calls.relays().add(&format!("spiffe://example.org/{name}")).unwrap();
+    }
+    server().add_service(calls.service()).add_service(calls.monitor().service())
 }
 
 pub(crate) fn patient() -> DialOptions {

@@ -7,6 +7,8 @@ use ferrule_endpoints::end::EndError;
 use nix::errno::Errno;
 use thiserror::Error;
 
+use crate::ports::PortsError;
+
 /// Why a program cannot be measured.
 #[derive(Debug, Error)]
 pub enum DutError {
@@ -27,6 +29,14 @@ pub enum DutError {
         program: String,
         /// Why not.
         source: ConnectError,
+        /// What it printed.
+        log: String,
+    },
+    /// It is there, and nothing comes through.
+    #[error("no frame comes through {program}: are the ports joined with it, and their links up?{}", last_lines(.log))]
+    Silent {
+        /// Which.
+        program: String,
         /// What it printed.
         log: String,
     },
@@ -76,6 +86,9 @@ pub enum ConnectError {
     /// It did not come about in time.
     #[error(transparent)]
     End(#[from] EndError),
+    /// There are no ports.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
     /// There is nobody to connect to.
     #[error("`{0}` has ended")]
     Ended(String),

@@ -158,6 +158,8 @@ mod tests {
             workers: vec![0, 2],
             other: 3,
             idle: Idle::Adaptive,
+            ports: None,
+            devices: None,
         };
         let settings = settings(&site);
         assert!(settings[3].ends_with("=0x8") && settings[4].ends_with("=0x5"), "{settings:?}");

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use crate::case::EndKind;
+use crate::ports::PortSetup;
 
 /// What a program is to join, and where it is to run.
 #[derive(Clone, Debug)]
@@ -19,6 +20,10 @@ pub struct DutSetup {
     pub other: usize,
     /// What our forwarder's workers do without work.
     pub idle: Idle,
+    /// The ports, if that is what the ends are.
+    pub ports: Option<PortSetup>,
+    /// The devices that our forwarder joins then.
+    pub devices: Option<[String; 2]>,
 }
 
 /// What a worker does without work.

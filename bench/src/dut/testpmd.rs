@@ -28,6 +28,8 @@ pub(super) fn start(
         let device = match site.ends[number] {
             EndKind::Memif => format!("net_memif{number},role=server,id=0,socket={socket},socket-abstract=no"),
             EndKind::Vhost => format!("net_vhost{number},iface={socket},queues={queues}"),
+            // It is not asked to: a port has one program.
+            EndKind::Port => continue,
         };
         command.args(["--vdev", &device]);
     }

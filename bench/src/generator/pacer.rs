@@ -21,7 +21,8 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn new(pace: Pace, stop: Stop, burst: u32, now: u64) -> Self {
+    /// Until it is [started](Self::start), its time begins at 0.
+    pub(super) fn new(pace: Pace, stop: Stop, burst: u32) -> Self {
         let per_tick = match pace {
             Pace::PerSecond(rate) => rate / ticks::per_second(),
             Pace::Saturate | Pace::BackToBack => 0.0,
@@ -30,7 +31,12 @@ impl Pacer {
             Stop::After(_) => u64::MAX,
             Stop::Frames(frames) => frames,
         };
-        Self { pace, per_tick, burst, started: now, limit, sent: 0, refused: 0, skipped: 0 }
+        Self { pace, per_tick, burst, started: 0, limit, sent: 0, refused: 0, skipped: 0 }
+    }
+
+    /// Its time begins now.
+    pub(super) fn start(&mut self, now: u64) {
+        self.started = now;
     }
 
     /// Whether anything is to come.
@@ -83,7 +89,7 @@ impl Pacer {
 
 impl Default for Pacer {
     fn default() -> Self {
-        Self::new(Pace::Saturate, Stop::Frames(0), 0, 0)
+        Self::new(Pace::Saturate, Stop::Frames(0), 0)
     }
 }
 
@@ -100,7 +106,9 @@ mod tests {
     /// A pacer of a million frames in a second, and a clock in microseconds.
     fn paced() -> (Pacer, impl Fn(u64) -> u64) {
         let clock = |micros| 1000 + ticks::of(Duration::from_micros(micros)) + 1;
-        (Pacer::new(Pace::PerSecond(1e6), FOR_EVER, 256, 1000), clock)
+        let mut pacer = Pacer::new(Pace::PerSecond(1e6), FOR_EVER, 256);
+        pacer.start(1000);
+        (pacer, clock)
     }
 
     #[test]
@@ -141,10 +149,10 @@ mod tests {
 
     #[test]
     fn a_saturating_load_refuses_nothing_and_a_back_to_back_one_all_that_finds_no_room() {
-        let mut pacer = Pacer::new(Pace::Saturate, Stop::Frames(100), 80, 0);
+        let mut pacer = Pacer::new(Pace::Saturate, Stop::Frames(100), 80);
         pacer.account(64, 10);
         assert_eq!((pacer.due(5), pacer.refused), (80, 0));
-        let mut pacer = Pacer::new(Pace::BackToBack, Stop::Frames(100), 256, 0);
+        let mut pacer = Pacer::new(Pace::BackToBack, Stop::Frames(100), 256);
         pacer.account(64, 10);
         assert_eq!((pacer.due(5), pacer.refused, pacer.is_open()), (36, 54, true));
         pacer.account(36, 36);

@@ -13,7 +13,7 @@ use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, Sink, SizeError, head_words, payload_digest, since};
 
 /// Looks at what arrives in one direction.
-pub(super) struct RxStream {
+pub(crate) struct RxStream {
     touch: Touch,
     pub(super) sink: Sink,
     pub(super) latency: Option<Latency>,
@@ -27,16 +27,16 @@ pub(super) struct RxStream {
 }
 
 impl RxStream {
-    pub(super) fn new(load: &Load, flows: Range<u32>) -> Result<Self, SizeError> {
+    pub(super) fn new(load: &Load, flows: Range<u32>, addresses: Addresses) -> Result<Self, SizeError> {
         let room = || vec![0; FRAME_MAX].into_boxed_slice();
         let payload = |&size: &usize| {
-            let pattern = Pattern::new(size, 0, Addresses::default())?;
+            let pattern = Pattern::new(size, 0, addresses)?;
             let frame = Span::from(pattern.frame());
             Ok((size, payload_digest(frame, &head_words(frame))))
         };
         let expected = match (load.mix.sizes(), load.touch) {
             (&[size], Touch::Whole | Touch::Stamped) if flows.len() == 1 && !load.latency => {
-                Some(Expected::new(&Pattern::new(size, flows.start, Addresses::default())?, load.touch))
+                Some(Expected::new(&Pattern::new(size, flows.start, addresses)?, load.touch))
             }
             _ => None,
         };
@@ -60,7 +60,7 @@ impl RxStream {
     }
 
     /// Takes some bursts, as far as they are there. How many frames.
-    pub(super) fn receive<S: Source>(&mut self, source: &mut S, notifier: &mut Notifier) -> Result<u32, RunError> {
+    pub(crate) fn receive<S: Source>(&mut self, source: &mut S, notifier: &mut Notifier) -> Result<u32, RunError> {
         if !source.refresh()? {
             return Ok(0);
         }

@@ -1,6 +1,6 @@
 //! The frames of one queue.
 
-use ferrule_dataplane::port::{Frame, Put};
+use ferrule_dataplane::port::{BURST, Frame, Put, Run, Target};
 use ferrule_endpoints::{Alike, InPlace};
 use ferrule_ffi::notifier::Notifier;
 use ferrule_ffi::span::{Span, SpanMut};
@@ -10,7 +10,7 @@ use crate::load::{Load, Touch};
 use crate::traffic::{Addresses, HEAD, Head, Pattern, SizeError};
 
 /// The flows of a queue, which have their turns one after the other, and all sizes of the mix, which have theirs.
-pub(super) struct TxStream {
+pub(crate) struct TxStream {
     touch: Touch,
     stamp_time: bool,
     flows: Vec<TxFlow>,
@@ -22,6 +22,27 @@ pub(super) struct TxStream {
     scratch: Box<[u8]>,
     /// Buffers that do not hold the payload yet.
     unfilled: u32,
+    copies: Copies,
+}
+
+/// A burst of frames of which copies are sent: what is behind their heads stays.
+struct Copies {
+    bytes: Box<[u8]>,
+    stride: usize,
+}
+
+impl Copies {
+    /// With this payload in each; none, if no copies are sent.
+    fn new(payload: &[u8], are_wanted: bool) -> Self {
+        let stride = payload.len().next_multiple_of(HEAD);
+        let mut bytes = vec![0; if are_wanted { stride * BURST } else { 0 }].into_boxed_slice();
+        bytes.chunks_exact_mut(stride).for_each(|room| room[..payload.len()].copy_from_slice(payload));
+        Self { bytes, stride }
+    }
+
+    fn frames(&mut self, count: usize) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_exact_mut(self.stride).take(count)
+    }
 }
 
 /// One flow.
@@ -35,9 +56,14 @@ struct TxFlow {
 
 impl TxStream {
     /// A queue of so many buffers.
-    pub(super) fn new(load: &Load, flows: impl Iterator<Item = u32>, buffers: u32) -> Result<Self, SizeError> {
+    pub(super) fn new(
+        load: &Load,
+        flows: impl Iterator<Item = u32>,
+        addresses: Addresses,
+        buffers: u32,
+    ) -> Result<Self, SizeError> {
         let flow = |number| {
-            let pattern = |&size: &usize| Pattern::new(size, number, Addresses::default());
+            let pattern = |&size: &usize| Pattern::new(size, number, addresses);
             let mut patterns = load.mix.sizes().iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
             let heads = patterns.iter().map(Pattern::head).collect();
             if load.touch != Touch::Verified {
@@ -45,7 +71,7 @@ impl TxStream {
             }
             Ok(TxFlow { sequence: 0, heads, patterns })
         };
-        let payload: Box<[u8]> = Pattern::new(load.mix.largest(), 0, Addresses::default())?.frame().into();
+        let payload: Box<[u8]> = Pattern::new(load.mix.largest(), 0, addresses)?.frame().into();
         Ok(Self {
             touch: load.touch,
             stamp_time: load.latency,
@@ -54,6 +80,8 @@ impl TxStream {
             size: 0,
             // A head is written as a whole, also in front of less.
             scratch: if payload.len() < HEAD { vec![0; HEAD].into() } else { payload.clone() },
+            // A side without buffers that stay filled takes copies.
+            copies: Copies::new(&payload, buffers == 0),
             payload,
             unfilled: buffers,
         })
@@ -69,7 +97,7 @@ impl TxStream {
     }
 
     /// Sends at most `count` frames, as far as there is room. How many.
-    pub(super) fn send<T: InPlace>(
+    pub(crate) fn send<T: InPlace>(
         &mut self,
         target: &mut T,
         count: u32,
@@ -107,6 +135,64 @@ impl TxStream {
             notifier.notify(eventfd).map_err(RunError::Notifier)?;
         }
         Ok(sent)
+    }
+
+    /// The same for a target whose buffers are new each time: frames are stamped here, and copied.
+    pub(crate) fn send_copies(&mut self, target: &mut impl Target, count: u32, now: u64) -> Result<u32, RunError> {
+        // What it had no room for last time goes first.
+        target.reclaim();
+        target.refresh()?;
+        let time = if self.stamp_time { now } else { 0 };
+        let mut sent = 0;
+        while sent < count {
+            let batch = (count - sent).min(BURST as u32) as usize;
+            let (stored, is_full) = self.put_batch(target, batch, time)?;
+            self.skip(stored);
+            sent += stored as u32;
+            if is_full {
+                break;
+            }
+        }
+        target.publish();
+        Ok(sent)
+    }
+
+    /// Stores the next frames. How many, and whether there is no room for more.
+    fn put_batch(&mut self, target: &mut impl Target, batch: usize, time: u64) -> Result<(usize, bool), RunError> {
+        let sizes = self.flows[0].heads.len();
+        let mut lengths = [0; BURST];
+        for (ahead, (room, length)) in self.copies.frames(batch).zip(&mut lengths).enumerate() {
+            let (flow, size) = ((self.flow + ahead) % self.flows.len(), (self.size + ahead) % sizes);
+            let sequence = self.flows[flow].sequence + (ahead / self.flows.len()) as u64;
+            *length = self.flows[flow].heads[size].size as usize;
+            if let Some(pattern) = self.flows[flow].patterns.get_mut(size) {
+                room[..*length].copy_from_slice(pattern.fill_at(sequence, time));
+            } else {
+                let head = self.flows[flow].heads[size].stamp(sequence, time);
+                room[..HEAD].copy_from_slice(head.map(u64::to_le_bytes).as_flattened());
+            }
+        }
+        let frames = self.copies.frames(batch).zip(lengths).map(|(room, length)| Span::from(&room[..length]));
+        let run: Run<'_> = frames.collect();
+        let stored = target.put_run(&run);
+        let Some(&bytes) = run.get(stored) else { return Ok((stored, false)) };
+        match target.put(&Frame { bytes, offload: None, slots: 0 })? {
+            Put::Stored => Ok((stored + 1, false)),
+            Put::Full => Ok((stored, true)),
+            Put::Refused(reason) => Err(RunError::Refused { size: bytes.len(), reason }),
+        }
+    }
+
+    /// The next frames were sent.
+    fn skip(&mut self, count: usize) {
+        let (flows, sizes) = (self.flows.len(), self.flows[0].heads.len());
+        if count >= flows {
+            self.flows.iter_mut().for_each(|flow| flow.sequence += (count / flows) as u64);
+        }
+        for ahead in 0..count % flows {
+            self.flows[(self.flow + ahead) % flows].sequence += 1;
+        }
+        (self.flow, self.size) = ((self.flow + count) % flows, (self.size + count) % sizes);
     }
 
     /// The usual load, one flow of one size in buffers that are filled, in a loop that has nothing else to decide. How

@@ -1,5 +1,6 @@
 //! Programs beside ours, figure by figure.
 
+use crate::case::line_rate;
 use crate::method::Unit;
 use crate::session::{CaseResult, ProgramResult, Round, TrialResult};
 use crate::spread::Spread;
@@ -19,6 +20,8 @@ pub struct Compared<'a> {
     pub paced: Option<Paced>,
     /// Ours by theirs; none: it is ours, or theirs is 0.
     pub ratio: Option<Spread>,
+    /// Of what the ports' line carries; none: there is no line, or it is no rate.
+    pub line_share: Option<f64>,
 }
 
 /// Trials at a fixed rate.
@@ -65,6 +68,9 @@ pub fn compare(case: &CaseResult) -> Vec<Compared<'_>> {
                 is_generators: is_generators(entry, at, figure.name),
                 paced: if figure.name == SATURATED { Paced::of(entry) } else { None },
                 ratio,
+                line_share: frames_of_line(case)
+                    .filter(|_| figure.unit == Unit::FramesPerSecond)
+                    .map(|line| spread.median / line),
             });
         }
     }
@@ -88,6 +94,11 @@ fn of_trials(entry: &ProgramResult, of: impl Fn(&TrialResult) -> Option<f64>) ->
     let trials = || entry.rounds.iter().flat_map(|round| &round.trials);
     let free: Vec<_> = trials().filter(|trial| trial.wanted.is_none()).filter_map(&of).collect();
     if free.is_empty() { trials().filter_map(of).collect() } else { free }
+}
+
+/// Frames in a second that the ports' line carries, in all directions that the case has.
+pub fn frames_of_line(case: &CaseResult) -> Option<f64> {
+    case.line.map(|line| line_rate(line, case.case.mix.average()) * case.case.directions())
 }
 
 /// Bits of frames in a second, without FCS, preamble and gap.

@@ -6,10 +6,10 @@ use std::io;
 
 use serde::Serialize;
 
-use super::compare::{Compared, MILLION, compare};
+use super::compare::{Compared, MILLION, compare, frames_of_line};
 use crate::machine::Machine;
 use crate::method::Unit;
-use crate::session::{CaseResult, ProgramResult, Results, TrialResult};
+use crate::session::{CaseResult, PortCounters, ProgramResult, Results, TrialResult};
 use crate::spread::Spread;
 
 /// The list of `{case, ours_mpps, peer, peer_mpps, ratio, ours_cycles}`, and spreads.
@@ -26,10 +26,14 @@ pub fn details(results: &Results) -> io::Result<String> {
         commands: &program.commands,
         agreements: &program.agreements,
         warnings: &program.warnings,
+        ports: &program.ports,
     });
     let cases = results.cases.iter().map(|case| CaseJson {
         name: &case.case.name,
         sizes: case.case.mix.sizes(),
+        fcs: case.case.fcs,
+        line_bps: case.line,
+        line_pps: frames_of_line(case),
         programs: case.entries.iter().map(entry).collect(),
     });
     let (machine, method, notes) = (&results.machine, &*results.method, &*results.notes);
@@ -56,6 +60,8 @@ struct FigureJson<'a> {
     /// The generator waited in less than a twentieth of the time, or did not make a rate that a search tried: it was the
     /// limit.
     ours_limited_by_generator: bool,
+    /// On ports: the share of what the line carries.
+    ours_line_share: Option<f64>,
     /// At a fixed rate: what was offered, the share of it that was lost, and the share of what was due that the generator
     /// was too late for.
     ours_offered_mpps: Option<f64>,
@@ -124,6 +130,7 @@ fn line<'a>(
         ours_cycles: ours.cycles.map(|cycles| cycles.median),
         ours_cycles_spread: ours.cycles,
         ours_limited_by_generator: ours.is_generators,
+        ours_line_share: ours.line_share,
         ours_offered_mpps: offered(ours),
         ours_loss: loss(ours),
         ours_skipped: skipped(ours),
@@ -158,12 +165,18 @@ struct ProgramJson<'a> {
     commands: &'a [String],
     agreements: &'a [String],
     warnings: &'a [String],
+    ports: &'a [PortCounters],
 }
 
 #[derive(Serialize)]
 struct CaseJson<'a> {
     name: &'a str,
+    /// Without FCS, which has so many bytes more on ports.
     sizes: &'a [usize],
+    fcs: usize,
+    /// What the ports' line carries, and how many of these frames that is in all directions together.
+    line_bps: Option<f64>,
+    line_pps: Option<f64>,
     programs: Vec<MeasurementsJson<'a>>,
 }
 
@@ -184,6 +197,7 @@ struct TrialJson {
     generator_idle: f64,
     cycles: Option<f64>,
     disorder: u64,
+    missed: u64,
 }
 
 /// Of all rounds at one load, in microseconds.
@@ -236,6 +250,7 @@ fn trial(tried: &TrialResult) -> TrialJson {
         generator_idle: tried.idle,
         cycles: tried.cycles,
         disorder: tried.disorder,
+        missed: tried.missed,
     }
 }
 
@@ -271,6 +286,18 @@ mod tests {
         {
             assert!((list[0][key].as_f64().unwrap() - value).abs() < 1e-6, "{key}: {}", list[0][key]);
         }
+    }
+
+    #[test]
+    fn on_ports_the_line_is_told() {
+        let mut results = results(&[60]);
+        results.cases[0].line = Some(10e9);
+        let list: Value = serde_json::from_str(&figures(&results).unwrap()).unwrap();
+        let all: Value = serde_json::from_str(&details(&results).unwrap()).unwrap();
+        let line = all["cases"][0]["line_pps"].as_f64().unwrap();
+        assert!((line / 14_880_952.0 - 1.0).abs() < 1e-6, "{line}");
+        let share = list[0]["ours_line_share"].as_f64().unwrap() * line / 1e6;
+        assert!((share - list[0]["ours_mpps"].as_f64().unwrap()).abs() < 1e-9);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::compare::{Compared, MILLION, bits, compare};
+use super::compare::{Compared, MILLION, bits, compare, frames_of_line};
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
 use crate::case::line_rate;
 use crate::method::Unit;
-use crate::session::{CaseResult, Results, TrialResult};
+use crate::session::{CaseResult, PortCounters, ProgramInfo, Results, TrialResult};
 use crate::spread::Spread;
 
 /// The page.
@@ -42,27 +42,41 @@ pub fn page(results: &Results) -> String {
 }
 
 fn summary(results: &Results) -> Markup {
-    let compares = results.cases.iter().any(|case| case.entries.len() > 1);
+    let columns = Columns {
+        ratio: results.cases.iter().any(|case| case.entries.len() > 1),
+        line: results.cases.iter().any(|case| case.line.is_some()),
+    };
     html! {
         div.wide { table {
             tr {
                 th { "Case" } th { "Program" } th { "Figure" } th.n { "Median" } th { "Range" } th.n { "Gbit/s" }
+                @if columns.line { th.n { "Of the line" } }
                 th.n { "Cycles a frame" }
-                @if compares { th.n { "Ours by it" } th { "Range" } }
+                @if columns.ratio { th.n { "Ours by it" } th { "Range" } }
             }
             @for case in &results.cases {
-                @for (number, compared) in compare(case).iter().enumerate() { (summary_row(case, number, compared, compares)) }
+                @for (number, compared) in compare(case).iter().enumerate() { (summary_row(case, number, compared, columns)) }
             }
         } }
         p.soft {
             "Medians of the rounds, and the range from the smallest to the largest. Gbit/s are bits of frames without FCS, \
             preamble and gap. Cycles are the program's CPU time at the rate of the TSC, by the frames that arrived. "
-            @if compares { "A ratio is that of a round, in which every program has its turn; the median of those is shown. " }
+            @if columns.line { "Of the line: of all frames of that size that the line of the ports carries, each with FCS and 20 bytes of preamble and gap. " }
+            @if columns.ratio { "A ratio is that of a round, in which every program has its turn; the median of those is shown. " }
         }
     }
 }
 
-fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, compares: bool) -> Markup {
+/// Columns that not every report has.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// Ours by others.
+    ratio: bool,
+    /// Of what a line carries.
+    line: bool,
+}
+
+fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, columns: Columns) -> Markup {
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit, decimals) = if is_rate { (MILLION, "Mpps", 2) } else { (1.0, "frames", 0) };
     let spread = compared.spread.by(scale);
@@ -81,8 +95,9 @@ fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, compar
             }
             td.range { (range(spread, decimals)) }
             td.n { @if is_rate { (format!("{:.1}", bits(compared.spread.median, case) / 1e9)) } }
+            @if columns.line { td.n { @if let Some(share) = compared.line_share { (format!("{:.1} %", share * 100.0)) } } }
             td.n { @if let Some(cycles) = compared.cycles { (format!("{:.0}", cycles.median)) } }
-            @if compares {
+            @if columns.ratio {
                 td.n.ratio {
                     @if let Some(ratio) = compared.ratio {
                         span class=(if ratio.median >= 1.0 { "good" } else { "bad" }) { (format!("{:.2}\u{d7}", ratio.median)) }
@@ -104,7 +119,8 @@ fn side_by_side(results: &Results) -> Markup {
             let of_figure: Vec<_> = compared.iter().filter(|one| one.name == name).collect();
             let is_rate = of_figure[0].unit == Unit::FramesPerSecond;
             let title = if name == "rate" { case.case.name.clone() } else { format!("{}: {name}", case.case.name) };
-            let group = (title, of_figure.iter().map(|one| bar(results, one)).collect());
+            let line = frames_of_line(case).filter(|_| is_rate).map(|line| line_bar(line / MILLION));
+            let group = (title, of_figure.iter().map(|one| bar(results, one)).chain(line).collect());
             if is_rate { rates.push(group) } else { frames.push(group) }
         }
     }
@@ -126,12 +142,24 @@ fn bar(results: &Results, compared: &Compared<'_>) -> Bar {
     let spread = compared.spread.by(scale);
     let decimals = if scale > 1.0 { 2 } else { 0 };
     let ratio = compared.ratio.map(|ratio| format!(" (ours {:.2}\u{d7})", ratio.median)).unwrap_or_default();
+    let share = compared.line_share.map(|share| format!(" ({:.1} %)", share * 100.0)).unwrap_or_default();
     Bar {
         name: compared.entry.program.clone(),
         colour: colour(results, &compared.entry.program),
         value: spread.median,
         spread: (spread.min, spread.max),
-        note: format!("{:.decimals$}{ratio}", spread.median),
+        note: format!("{:.decimals$}{ratio}{share}", spread.median),
+    }
+}
+
+/// What the line carries, beside what was measured.
+fn line_bar(value: f64) -> Bar {
+    Bar {
+        name: "line rate".to_owned(),
+        colour: Colour::Reference,
+        value,
+        spread: (value, value),
+        note: format!("{value:.2}"),
     }
 }
 
@@ -159,7 +187,7 @@ fn in_series(case: &CaseResult, series: &str) -> bool {
 
 fn size_plot(results: &Results, name: &str) -> Markup {
     let cases: Vec<_> = results.cases.iter().filter(|case| in_series(case, name)).collect();
-    let size = |case: &CaseResult| case.case.mix.average();
+    let size = |case: &CaseResult| case.case.shown_size();
     let mut series: Vec<Series> = Vec::new();
     for case in &cases {
         for one in compare(case).iter().filter(|one| one.unit == Unit::FramesPerSecond) {
@@ -185,24 +213,59 @@ fn size_plot(results: &Results, name: &str) -> Markup {
     let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
     let sizes = || cases.iter().map(|case| size(case));
     let (smallest, largest) = (sizes().fold(f64::MAX, f64::min), sizes().fold(0.0, f64::max));
-    let lines_wanted: Vec<_> =
-        LINES.iter().filter(|(bits, _)| line_rate(*bits, largest) / MILLION < high * 2.0).collect();
-    for (bits, name) in lines_wanted {
+    let references = references(&cases, largest, high);
+    let (mut low, mut high) = (low, high * 1.1);
+    for (reference, name) in references {
         let steps = (0..=24).map(|step| smallest * (largest / smallest).powf(f64::from(step) / 24.0));
-        let points = steps.map(|x| Point { x, y: line_rate(*bits, x) / MILLION, spread: None }).collect();
-        series.push(Series { name: (*name).to_owned(), colour: Colour::Reference, points });
+        let points: Vec<_> = steps.map(|x| Point { x, y: reference.frames(x) / MILLION, spread: None }).collect();
+        low = points.iter().map(|point| point.y).fold(low, f64::min);
+        if reference.is_limit {
+            high = points.iter().map(|point| point.y).fold(high, f64::max);
+        }
+        series.push(Series { name, colour: Colour::Reference, points });
     }
-    let low = low.min(line_rate(LINES[0].0, largest) / MILLION);
-    let (x, y) = (Axis::log("bytes of a frame, without FCS", smallest, largest), Axis::log("Mpps", low, high * 1.1));
+    let has_line = cases.iter().any(|case| case.line.is_some());
+    let with_fcs = cases.iter().any(|case| case.case.fcs > 0);
+    let label = if with_fcs { "bytes of a frame, with FCS" } else { "bytes of a frame, without FCS" };
+    let (x, y) = (Axis::log(label, smallest, largest), Axis::log("Mpps", low, high));
     html! {
         figure {
             (lines(&format!("Throughput against size, {name}"), &x, &y, &series))
             figcaption {
-                "Both axes are logarithmic. Dashed: what a line of so many bits a second carries in one direction, with FCS, \
-                preamble and gap."
+                "Both axes are logarithmic. Dashed: "
+                @if has_line { "what the line of the ports carries in all directions that frames go in" }
+                @else { "what a line of so many bits a second carries in one direction" }
+                ", with FCS, preamble and gap."
             }
         }
     }
+}
+
+/// What a line carries.
+struct LineCurve {
+    bits: f64,
+    directions: f64,
+    /// Bytes of a size as it is shown that are the FCS.
+    fcs: f64,
+    /// Nothing goes beyond it.
+    is_limit: bool,
+}
+
+impl LineCurve {
+    fn frames(&self, size: f64) -> f64 {
+        line_rate(self.bits, size - self.fcs) * self.directions
+    }
+}
+
+/// The line of the ports; without one, usual lines that are not much faster than what was measured.
+fn references(cases: &[&CaseResult], largest: f64, high: f64) -> Vec<(LineCurve, String)> {
+    let fcs = cases.first().map_or(0.0, |case| case.case.fcs as f64);
+    let curve = |bits, directions, is_limit| LineCurve { bits, directions, fcs, is_limit };
+    if let Some((case, line)) = cases.iter().find_map(|case| Some((case, case.line?))) {
+        return vec![(curve(line, case.case.directions(), true), format!("line rate, {} Gbit/s", line / 1e9))];
+    }
+    let usual = LINES.iter().map(|&(bits, name)| (curve(bits, 1.0, false), name.to_owned()));
+    usual.filter(|(line, _)| line.frames(largest) / MILLION < high * 2.0).collect()
 }
 
 /// Percentiles, for every case that has them.
@@ -219,7 +282,9 @@ fn latency(results: &Results) -> Markup {
                 }
                 p.soft {
                     "From just before a burst is written into the near ring until the far ring is seen to have it, so it includes \
-                    waiting for a burst of up to 64. Percentiles that less than ten frames lie beyond are not drawn."
+                    waiting for a burst of up to 64"
+                    @if case.case.fcs > 0 { ", and the way through both ports; by the CPU's clock, not by the ports'" }
+                    ". Percentiles that less than ten frames lie beyond are not drawn."
                 }
                 (latency_table(case))
             }
@@ -319,7 +384,7 @@ fn environment(results: &Results) -> Markup {
             dt { "Pinned" } dd {
                 @if machine.worker_cpus.is_empty() { "workers' CPUs unknown" }
                 @else { "workers on CPU " (format!("{:?}", machine.worker_cpus)) }
-                ", generator on CPU " (machine.generator_cpu)
+                ", generator on CPU " (format!("{:?}", machine.generator_cpus))
                 "; governor " (machine.governor) "; isolated CPUs: " (machine.isolated)
             }
             dt { "System" } dd { (machine.system) ", Linux " (machine.kernel) ", " (machine.memory_mib) " MiB" }
@@ -337,8 +402,24 @@ fn programs(results: &Results) -> Markup {
             h3 { (program.name) ", " (program.ends) }
             p.soft { (program.version) @for agreement in &program.agreements { br; (agreement) } }
             @for warning in &program.warnings { p.note { "Warning: " (warning) } }
+            @if !program.ports.is_empty() { (port_counters(program)) }
             @if !program.commands.is_empty() { pre { (program.commands.join("\n")) } }
         }
+    }
+}
+
+/// What our ports counted, in the end.
+fn port_counters(program: &ProgramInfo) -> Markup {
+    let counter =
+        |port: &PortCounters, name: &str| port.counters.get(name).map(ToString::to_string).unwrap_or_default();
+    html! {
+        div.wide { table {
+            tr { th { "Port of the generator" } @for (_, title) in COUNTERS { th.n { (title) } } }
+            @for port in &program.ports {
+                tr.first { td { (port.device) } @for (name, _) in COUNTERS { td.n { (counter(port, name)) } } }
+            }
+        } }
+        p.soft { "Since they were opened: every trial, and what was sent before it." }
     }
 }
 
@@ -350,7 +431,7 @@ fn trials(results: &Results) -> Markup {
                 summary { (case.case.name) ", " (entry.program) }
                 div.wide { table {
                     tr { th.n { "Round" } th.n { "Wanted" } th.n { "Offered" } th.n { "Arrived, Mpps" } th.n { "Loss" }
-                        th.n { "Skipped" } th.n { "Generator idle" } th.n { "Cycles" } th.n { "Out of order" } }
+                        th.n { "Skipped" } th.n { "Generator idle" } th.n { "Cycles" } th.n { "Out of order" } @if case.case.fcs > 0 { th.n { "Missed" } } }
                     @for (number, round) in entry.rounds.iter().enumerate() { @for trial in &round.trials { tr {
                         td.n { (number + 1) }
                         td.n { @if let Some(wanted) = trial.wanted { (format!("{:.3}", wanted / MILLION)) } @else { "all" } }
@@ -361,8 +442,12 @@ fn trials(results: &Results) -> Markup {
                         td.n { (format!("{:.0} %", trial.idle * 100.0)) }
                         td.n { @if let Some(cycles) = trial.cycles { (format!("{cycles:.0}")) } }
                         td.n { (trial.disorder) }
+                        @if case.case.fcs > 0 { td.n { (trial.missed) } }
                     } } }
                 } }
+                @if case.case.fcs > 0 {
+                    p.soft { "Missed: frames that came to the generator's ports and were dropped there, since it did not take them in time. They count as lost." }
+                }
             }
         } }
     }
@@ -412,6 +497,16 @@ const PERCENTILES: [(f64, &str); 15] = [
     (0.99995, ""),
     (0.99999, "99.999"),
 ];
+/// What ports count, and what it is called.
+const COUNTERS: [(&str, &str); 7] = [
+    ("tx_frames", "Sent"),
+    ("rx_frames", "Received"),
+    ("rx_missed", "Missed"),
+    ("rx_no_buffer", "No buffer"),
+    ("rx_errors", "Errors received"),
+    ("tx_errors", "Errors sent"),
+    ("rx_bytes", "Bytes received"),
+];
 const LINES: [(f64, &str); 4] = [(10e9, "10G line"), (25e9, "25G line"), (40e9, "40G line"), (100e9, "100G line")];
 /// Fewer sizes make no curve.
 const SIZES_MIN: usize = 3;
@@ -439,6 +534,28 @@ mod tests {
             assert!(text.contains(title), "{title}");
         }
         assert!(!page(&results(&[64, 1518])).contains("Throughput against size"), "two sizes make no curve");
+    }
+
+    #[test]
+    fn on_ports_the_line_rate_is_drawn_and_sizes_are_with_fcs() {
+        let mut results = results(&[60, 508, 1514]);
+        for case in &mut results.cases {
+            (case.line, case.case.fcs) = (Some(25e9), 4);
+        }
+        let text = page(&results);
+        for part in [
+            "line rate, 25 Gbit/s",
+            "Of the line",
+            "bytes of a frame, with FCS",
+            "89.6 %",
+            "Missed",
+            "not by the ports",
+        ] {
+            assert!(text.contains(part), "{part}");
+        }
+        // A curve, and a bar for each case.
+        assert_eq!((text.matches("curve reference").count(), text.matches("bar reference").count()), (1, 3));
+        assert!(!text.contains("10G line"));
     }
 
     #[test]

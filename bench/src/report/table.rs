@@ -1,6 +1,6 @@
 //! For a terminal.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 
 use super::compare::{Compared, MILLION, Paced, bits, compare};
 use crate::method::Unit;
@@ -18,6 +18,7 @@ pub fn table(results: &Results) -> Table {
         "MEDIAN",
         "MIN - MAX",
         "Gbit/s",
+        "OF LINE",
         "CYCLES",
         "OURS BY IT",
         "MIN - MAX",
@@ -38,10 +39,15 @@ pub fn table(results: &Results) -> Table {
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    // Without a line there is no share of it.
+    let has_line = results.cases.iter().any(|case| case.line.is_some());
+    if let Some(column) = table.column_mut(LINE_COLUMN).filter(|_| !has_line) {
+        column.set_constraint(ColumnConstraint::Hidden);
+    }
     table
 }
 
-fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 9] {
+fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 10] {
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit) = if is_rate { (MILLION, "Mpps") } else { (1.0, "frames") };
     let decimals = if is_rate { 2 } else { 0 };
@@ -55,6 +61,7 @@ fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 9] {
         format!("{:.decimals$}{}", spread.median, if compared.is_generators { " (generator)" } else { "" }),
         range(spread, decimals),
         if is_rate { format!("{:.1}", bits(compared.spread.median, case) / 1e9) } else { String::new() },
+        compared.line_share.map(|share| format!("{:.1}%", share * 100.0)).unwrap_or_default(),
         text(compared.cycles, &|cycles| format!("{:.0}", cycles.median)),
         text(compared.ratio, &|ratio| format!("{:.2}x", ratio.median)),
         text(compared.ratio, &|ratio| range(ratio, 2)),
@@ -62,7 +69,7 @@ fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 9] {
 }
 
 /// What was offered at a fixed rate, and what became of it.
-fn paced_rows(program: &str, paced: &Paced) -> [[String; 9]; 3] {
+fn paced_rows(program: &str, paced: &Paced) -> [[String; 10]; 3] {
     let Paced { offered, loss, skipped } = paced;
     let (million, percent) = (MILLION, 0.01);
     [
@@ -75,12 +82,12 @@ fn paced_rows(program: &str, paced: &Paced) -> [[String; 9]; 3] {
         let median = format!("{:.decimals$}", spread.median);
         let range = format!("{:.decimals$} - {:.decimals$}", spread.min, spread.max);
         let empty = String::new;
-        [empty(), program.to_owned(), figure.to_owned(), median, range, empty(), empty(), empty(), empty()]
+        [empty(), program.to_owned(), figure.to_owned(), median, range, empty(), empty(), empty(), empty(), empty()]
     })
 }
 
 /// Of each program the percentiles at its highest paced load, if latency was noted.
-fn latencies(case: &CaseResult) -> Vec<[String; 9]> {
+fn latencies(case: &CaseResult) -> Vec<[String; 10]> {
     let mut lines = Vec::new();
     for entry in &case.entries {
         let Some((load, latency)) = entry.latencies().pop() else { continue };
@@ -89,10 +96,13 @@ fn latencies(case: &CaseResult) -> Vec<[String; 9]> {
         let figure = format!("us at {load}");
         let empty = String::new;
         let what = "p50 / p99 / p99.9".to_owned();
-        lines.push([empty(), entry.program.clone(), figure, text, what, empty(), empty(), empty(), empty()]);
+        lines.push([empty(), entry.program.clone(), figure, text, what, empty(), empty(), empty(), empty(), empty()]);
     }
     lines
 }
+
+/// The place of what a figure is of the line.
+const LINE_COLUMN: usize = 6;
 
 #[cfg(test)]
 mod tests {
@@ -106,7 +116,18 @@ mod tests {
         for part in ["memif-memif 64 B one way", "31.25", "28.12 - 34.38", "16.0", "2.00x", "us at", "77"] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
-        assert!(!text.contains("(generator)"));
+        assert!(!text.contains("(generator)") && !text.contains("OF LINE"));
+    }
+
+    #[test]
+    fn on_ports_a_rate_is_shown_as_a_part_of_the_line_too() {
+        let mut results = results(&[64]);
+        results.cases[0].line = Some(25e9);
+        let text = table(&results).to_string();
+        // 31.25 of 35.51 million frames of 68 bytes with FCS.
+        for part in ["OF LINE", "88.0%", "44.0%"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
     }
 
     #[test]

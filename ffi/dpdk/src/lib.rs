@@ -20,6 +20,9 @@
 
 /// What was missing when this was built, if anything was.
 pub use ferrule_dpdk_sys::MISSING;
+/// The version of libdpdk that this was built for.
+#[cfg(not(no_dpdk))]
+pub use ferrule_dpdk_sys::VERSION;
 
 #[cfg(not(no_dpdk))]
 pub mod config;

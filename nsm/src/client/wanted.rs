@@ -56,6 +56,11 @@ impl Wanted {
         Mechanism { cls: "LOCAL".to_owned(), r#type: "KERNEL".to_owned(), parameters }
     }
 
+    /// As metrics name it.
+    pub(super) fn interface(&self) -> String {
+        format!("KERNEL/{}", self.interface)
+    }
+
     pub(super) fn files(&self) -> &[Arc<OwnedFd>] {
         &self.namespace
     }

@@ -10,7 +10,9 @@ use crate::proto::connectioncontext::{IpContext, Route};
 /// Gives addresses out of prefixes, of each of them, and the same again to whoever has some.
 #[derive(Debug)]
 pub struct Ipam {
+    /// Each is a prefix; they may overlap.
     pools: Vec<Pool>,
+    taken: BTreeSet<IpAddr>,
     links: BTreeMap<String, Vec<Link>>,
 }
 
@@ -38,38 +40,49 @@ struct Link {
 impl Ipam {
     /// Out of these.
     pub fn new(prefixes: &[IpNet]) -> Self {
-        let pool = |prefix: &IpNet| Pool { prefix: prefix.trunc(), taken: BTreeSet::new() };
-        Self { pools: prefixes.iter().map(pool).collect(), links: BTreeMap::new() }
+        let pools = prefixes.iter().map(|prefix| Pool(prefix.trunc())).collect();
+        Self { pools, taken: BTreeSet::new(), links: BTreeMap::new() }
     }
 
     /// Puts the addresses of a connection and the routes to them into its context. Those of a refresh stay, unless the client excludes
-    /// them now; those that an endpoint before us gave stay, if they are free here.
+    /// them now; those that we gave before our start stay, if they are free. When there are none, those of before stay this one's. At the
+    /// endpoint's end there is nothing but what is given here: a client has no say there.
     pub fn assign(&mut self, id: &str, context: &mut IpContext) -> Result<(), IpamError> {
         let excluded = excluded(context)?;
         let before = self.links.remove(id).unwrap_or_default();
-        let wanted: Vec<Link> = before.iter().copied().chain(links_of(context)).collect();
         for link in &before {
-            self.give_back(link);
+            link.leave(&mut self.taken);
         }
-        // What is of our prefixes and is not given here is somebody else's by now.
-        wanted
-            .iter()
-            .filter(|link| self.pools.iter().any(|pool| pool.has(link)))
-            .for_each(|link| link.take_from(context));
+        let wanted: Vec<Link> = before.iter().copied().chain(self.links_of(context)).collect();
         let mut links: Vec<Link> = Vec::new();
-        for at in 0..self.pools.len() {
-            let pool = &mut self.pools[at];
-            let known = wanted.iter().copied().find(|link| pool.can_have(link, &excluded));
-            let Some(link) = known.or_else(|| pool.find(&excluded)) else {
-                let error = IpamError::Full(pool.prefix);
+        for pool in &self.pools {
+            let known = wanted.iter().copied().find(|link| pool.can_have(link, &self.taken, &excluded));
+            let Some(link) = known.or_else(|| pool.find(&self.taken, &excluded)) else {
+                let error = IpamError::Full(pool.0);
                 for link in &links {
-                    self.give_back(link);
+                    link.leave(&mut self.taken);
+                }
+                for link in &before {
+                    link.take(&mut self.taken);
+                }
+                if !before.is_empty() {
+                    self.links.insert(id.to_owned(), before);
                 }
                 return Err(error);
             };
-            pool.take(&link);
-            link.put_into(context);
+            link.take(&mut self.taken);
             links.push(link);
+        }
+        // What is of our prefixes and is not given here is somebody else's by now.
+        for link in &wanted {
+            link.take_from(context);
+        }
+        context.dst_ip_addrs.clear();
+        context.dst_routes.clear();
+        context.policies.clear();
+        context.ip_neighbors.clear();
+        for link in &links {
+            link.put_into(context);
         }
         self.links.insert(id.to_owned(), links);
         Ok(())
@@ -78,66 +91,64 @@ impl Ipam {
     /// Takes the addresses of a connection back.
     pub fn release(&mut self, id: &str) {
         for link in self.links.remove(id).unwrap_or_default() {
-            self.give_back(&link);
+            link.leave(&mut self.taken);
         }
     }
 
-    fn give_back(&mut self, link: &Link) {
-        for pool in &mut self.pools {
-            pool.taken.remove(&number(link.client));
-            pool.taken.remove(&number(link.endpoint));
-        }
+    /// The pairs of our prefixes that are in a context: of each prefix the first client's address with the first endpoint's, and so on.
+    fn links_of(&self, context: &IpContext) -> Vec<Link> {
+        let addresses = |texts: &[String], pool: &Pool| {
+            let parsed = texts.iter().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| net.addr());
+            parsed.filter(|address| pool.0.contains(address)).collect::<Vec<_>>()
+        };
+        let of = |pool: &Pool| {
+            let [clients, endpoints] =
+                [&context.src_ip_addrs, &context.dst_ip_addrs].map(|texts| addresses(texts, pool));
+            let pairs = clients.into_iter().zip(endpoints);
+            pairs.map(|(client, endpoint)| Link { client, endpoint }).collect::<Vec<_>>()
+        };
+        self.pools.iter().flat_map(of).collect()
     }
 }
 
 /// One prefix.
 #[derive(Debug)]
-struct Pool {
-    prefix: IpNet,
-    /// Addresses as numbers.
-    taken: BTreeSet<u128>,
-}
+struct Pool(IpNet);
 
 impl Pool {
     /// The first two that are free.
-    fn find(&self, excluded: &[IpNet]) -> Option<Link> {
-        let endpoint = self.free_from(number(self.prefix.network()), excluded)?;
-        let client = self.free_from(endpoint.checked_add(1)?, excluded)?;
+    fn find(&self, taken: &BTreeSet<IpAddr>, excluded: &[IpNet]) -> Option<Link> {
+        let endpoint = self.free_from(number(self.0.network()), taken, excluded)?;
+        let client = self.free_from(endpoint.checked_add(1)?, taken, excluded)?;
         Some(Link { client: self.address(client), endpoint: self.address(endpoint) })
     }
 
     /// The first from here on.
-    fn free_from(&self, mut at: u128, excluded: &[IpNet]) -> Option<u128> {
-        let last = number(self.prefix.broadcast());
+    fn free_from(&self, mut at: u128, taken: &BTreeSet<IpAddr>, excluded: &[IpNet]) -> Option<u128> {
+        let last = number(self.0.broadcast());
         while at <= last {
             let address = self.address(at);
             // Out of an excluded prefix in one step: it may be half of all addresses.
             match excluded.iter().find(|prefix| prefix.contains(&address)) {
                 Some(prefix) => at = number(prefix.broadcast()).checked_add(1)?,
-                None if self.taken.contains(&at) => at = at.checked_add(1)?,
+                None if taken.contains(&address) => at = at.checked_add(1)?,
                 None => return Some(at),
             }
         }
         None
     }
 
-    fn has(&self, link: &Link) -> bool {
-        self.prefix.contains(&link.client) && self.prefix.contains(&link.endpoint)
-    }
-
-    fn can_have(&self, link: &Link, excluded: &[IpNet]) -> bool {
+    fn can_have(&self, link: &Link, taken: &BTreeSet<IpAddr>, excluded: &[IpNet]) -> bool {
         let is_free = |address: &IpAddr| {
-            !self.taken.contains(&number(*address)) && !excluded.iter().any(|prefix| prefix.contains(address))
+            self.0.contains(address)
+                && !taken.contains(address)
+                && !excluded.iter().any(|prefix| prefix.contains(address))
         };
-        self.has(link) && link.client != link.endpoint && is_free(&link.client) && is_free(&link.endpoint)
-    }
-
-    fn take(&mut self, link: &Link) {
-        self.taken.extend([number(link.client), number(link.endpoint)]);
+        link.client != link.endpoint && is_free(&link.client) && is_free(&link.endpoint)
     }
 
     fn address(&self, number: u128) -> IpAddr {
-        match self.prefix {
+        match self.0 {
             IpNet::V4(_) => Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into(),
             IpNet::V6(_) => Ipv6Addr::from(number).into(),
         }
@@ -145,6 +156,15 @@ impl Pool {
 }
 
 impl Link {
+    fn take(&self, taken: &mut BTreeSet<IpAddr>) {
+        taken.extend([self.client, self.endpoint]);
+    }
+
+    fn leave(&self, taken: &mut BTreeSet<IpAddr>) {
+        taken.remove(&self.client);
+        taken.remove(&self.endpoint);
+    }
+
     fn put_into(&self, context: &mut IpContext) {
         let [client, endpoint] = [self.client, self.endpoint].map(|address| IpNet::from(address).to_string());
         let route = |prefix: &String| Route { prefix: prefix.clone(), ..Route::default() };
@@ -157,19 +177,8 @@ impl Link {
     fn take_from(&self, context: &mut IpContext) {
         let [client, endpoint] = [self.client, self.endpoint].map(|address| IpNet::from(address).to_string());
         context.src_ip_addrs.retain(|address| *address != client);
-        context.dst_ip_addrs.retain(|address| *address != endpoint);
         context.src_routes.retain(|route| route.prefix != endpoint);
-        context.dst_routes.retain(|route| route.prefix != client);
     }
-}
-
-/// The pairs that are in a context: the first client's address with the first endpoint's, and so on.
-fn links_of(context: &IpContext) -> Vec<Link> {
-    let address = |text: &String| text.parse::<IpNet>().map(|net| net.addr()).ok();
-    let pairs = context.src_ip_addrs.iter().zip(&context.dst_ip_addrs);
-    pairs
-        .filter_map(|(client, endpoint)| Some(Link { client: address(client)?, endpoint: address(endpoint)? }))
-        .collect()
 }
 
 fn excluded(context: &IpContext) -> Result<Vec<IpNet>, IpamError> {
@@ -195,6 +204,7 @@ const SHOWN_MAX: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::connectioncontext::{IpNeighbor, PolicyRoute};
 
     fn ipam(prefixes: &[&str]) -> Ipam {
         let prefixes: Vec<IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
@@ -246,6 +256,47 @@ mod tests {
     }
 
     #[test]
+    fn a_refresh_that_fails_takes_nothing_away() {
+        let mut ipam = ipam(&["10.0.0.0/24"]);
+        let first = assigned(&mut ipam, "a", &[]).unwrap();
+        let mut refreshed = IpContext { excluded_prefixes: vec!["10.0.0.0/24".to_owned()], ..first.clone() };
+        let asked = refreshed.clone();
+        assert!(ipam.assign("a", &mut refreshed).is_err());
+        assert_eq!(refreshed, asked);
+        let second = assigned(&mut ipam, "b", &[]).unwrap();
+        assert_ne!(second.src_ip_addrs, first.src_ip_addrs, "they are the first one's still");
+        let mut again = first.clone();
+        ipam.assign("a", &mut again).unwrap();
+        assert_eq!(again, first);
+    }
+
+    #[test]
+    fn prefixes_that_overlap_give_each_address_once() {
+        let mut ipam = ipam(&["10.0.0.0/24", "10.0.0.0/16", "::/112"]);
+        let all = assigned(&mut ipam, "a", &[]).unwrap();
+        assert_eq!(all.src_ip_addrs, ["10.0.0.1/32", "10.0.0.3/32", "::1/128"]);
+        assert_eq!(all.dst_ip_addrs, ["10.0.0.0/32", "10.0.0.2/32", "::/128"]);
+    }
+
+    #[test]
+    fn a_client_has_no_say_at_the_endpoints_end() {
+        let mut ipam = ipam(&["10.0.0.0/24"]);
+        let everything = Route { prefix: "0.0.0.0/0".to_owned(), ..Route::default() };
+        let mut context = IpContext {
+            dst_ip_addrs: vec!["192.0.2.1/24".to_owned()],
+            dst_routes: vec![everything.clone()],
+            policies: vec![PolicyRoute { routes: vec![everything], ..PolicyRoute::default() }],
+            ip_neighbors: vec![IpNeighbor::default()],
+            ..IpContext::default()
+        };
+        ipam.assign("a", &mut context).unwrap();
+        assert_eq!(context, assigned(&mut self::ipam(&["10.0.0.0/24"]), "a", &[]).unwrap());
+        let given = context.clone();
+        ipam.assign("a", &mut context).unwrap();
+        assert_eq!(context, given, "a refresh");
+    }
+
+    #[test]
     fn excluded_prefixes_are_left_out_also_later() {
         let mut ipam = ipam(&["10.0.0.0/8"]);
         let first = assigned(&mut ipam, "a", &["10.0.0.0/9", "fd00::/8", "10.128.0.1/32"]).unwrap();
@@ -269,7 +320,7 @@ mod tests {
     fn addresses_from_before_our_start_are_kept_if_they_are_free() {
         let mut context = assigned(&mut ipam(&["10.0.0.0/24"]), "a", &[]).unwrap();
         context.src_ip_addrs = vec!["192.0.2.1/32".to_owned(), "10.0.0.9/32".to_owned()];
-        context.dst_ip_addrs = vec!["192.0.2.2/32".to_owned(), "10.0.0.8/32".to_owned()];
+        context.dst_ip_addrs = vec!["10.0.0.8/32".to_owned()];
         let mut started = ipam(&["10.0.0.0/24"]);
         let mut other = context.clone();
         started.assign("a", &mut context).unwrap();

@@ -65,8 +65,12 @@ impl Handler for KernelEndpoint {
         lock(&self.ipam).assign(&connection.id, context)?;
         connection.mechanism = Some(self.mechanism(&connection.id, &connection.network_service));
         // We call nobody: what lies behind was another's.
+        let interface = connection.mechanism.as_ref().and_then(|mechanism| mechanism.parameters.get("name"));
         if let Some(path) = &mut connection.path {
             call.place.trim(path);
+            if let (Some(segment), Some(interface)) = (path.path_segments.get_mut(call.place.own), interface) {
+                segment.metrics.insert("server_interface".to_owned(), format!("{KERNEL}/{interface}"));
+            }
         }
         if let Err(error) = files.send(Arc::clone(&self.namespace)) {
             if call.known.is_none() {

@@ -150,6 +150,8 @@ async fn from_others_only_files_that_were_passed_are_taken() {
         let refused = MechanismFiles::receive(files, [&naming(url)]).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{url}");
     }
+    let refused = MechanismFiles::receive(None, [&naming("file:///proc/1/ns/net")]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "over TCP too");
     // Over TCP none can come, and none is waited for.
     assert!(MechanismFiles::receive(None, [&naming("inode://4/1")]).await.unwrap().all().is_empty());
 }

@@ -1,7 +1,7 @@
 //! A Unix connection below TLS, which passes files beside its bytes.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -22,6 +22,7 @@ impl FileStream {
         deprecated,
         reason = "unsafe only for types that do not own their descriptor; ours does, and the successor is an unsafe fn"
     )]
+    /// Without files, until these are opened.
     pub(crate) fn new(socket: UnixSocket) -> io::Result<Self> {
         Ok(Self { socket: AsyncFd::new(PolledSocket(socket))?, files: Files::default() })
     }
@@ -39,15 +40,17 @@ impl AsyncRead for FileStream {
         }
         loop {
             let mut guard = ready!(self.socket.poll_read_ready(context))?;
-            let Ok(received) = guard.try_io(|socket| socket.get_ref().0.receive(room, FILES_AT_ONCE_MAX)) else {
-                continue;
-            };
+            // Nobody passes files before it is known who it is.
+            let is_open = self.files.is_open();
+            let files_max = if is_open { FILES_AT_ONCE_MAX } else { 0 };
+            let Ok(received) = guard.try_io(|socket| socket.get_ref().0.receive(room, files_max)) else { continue };
             let Some(packet) = received? else {
                 self.files.end();
                 return Poll::Ready(Ok(()));
             };
             if let Some(lost) = packet.lost {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, lost.to_string())));
+                let problem = if is_open { lost.to_string() } else { "files came before the handshake".to_owned() };
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, problem)));
             }
             if !packet.files.is_empty() {
                 self.files.arrived(packet.files);
@@ -85,6 +88,12 @@ impl AsyncWrite for FileStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(rustix::net::shutdown(self.socket.get_ref().0.as_fd(), rustix::net::Shutdown::Write)?))
+    }
+}
+
+impl AsFd for FileStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().0.as_fd()
     }
 }
 

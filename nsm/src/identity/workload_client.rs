@@ -86,7 +86,7 @@ impl WorkloadSocket {
         Ok(source)
     }
 
-    /// Sets each identity that comes; returns only when asking again is of no use.
+    /// Sets each identity that comes, for ever: what the Workload API says while it is started anew is not for good.
     async fn follow(&self, stream: &mut Streaming<X509svidResponse>, sender: &watch::Sender<Identity>) {
         let mut backoff = Backoff::default();
         loop {
@@ -107,10 +107,6 @@ impl WorkloadSocket {
                     Ok((stream, identity)) => {
                         sender.send_replace(identity);
                         break stream;
-                    }
-                    Err(status) if is_final(&status) => {
-                        tracing::error!(%status, "the Workload API refuses for good: the identity will run out");
-                        return;
                     }
                     Err(status) => {
                         tracing::warn!(%status, "the Workload API does not answer: the identity stays as it is");
@@ -186,11 +182,18 @@ fn identity(response: &X509svidResponse) -> Result<Identity, ResponseError> {
     let ours = Svid::new(certificates(&svid.x509_svid)?, &key)?;
     let mut bundles = Bundles::default();
     for (domain, authorities) in &response.federated_bundles {
-        let domain = domain.parse().map_err(|error| ResponseError::Domain(domain.clone(), error))?;
-        bundles.set(domain, &certificates(authorities)?)?;
+        // Others' faults are not to cost us our identity.
+        if let Err(error) = federate(&mut bundles, domain, authorities) {
+            tracing::warn!(domain, %error, "nobody of this federated trust domain is believed");
+        }
     }
     bundles.set(ours.certificate().id().trust_domain().clone(), &certificates(&svid.bundle)?)?;
     Ok(Identity { svid: Arc::new(ours), bundles: Arc::new(bundles) })
+}
+
+fn federate(bundles: &mut Bundles, domain: &str, authorities: &[u8]) -> Result<(), ResponseError> {
+    let domain = domain.parse().map_err(|error| ResponseError::Domain(domain.to_owned(), error))?;
+    Ok(bundles.set(domain, &certificates(authorities)?)?)
 }
 
 /// Certificates that lie one behind the other.
@@ -216,9 +219,9 @@ fn der_len(der: &[u8]) -> Option<usize> {
     }
 }
 
-/// These end a client of the Workload API for good.
+/// Who has no identity yet and hears this never gets one.
 fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::InvalidArgument | Code::Cancelled)
+    status.code() == Code::InvalidArgument
 }
 
 /// Every call has it: a proxy that is tricked into calling does not.
@@ -232,6 +235,9 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::SpiffeId;
+    use crate::identity::test_identities::Identities;
+    use crate::proto::workload::X509svid;
 
     #[test]
     fn an_address_is_a_unix_socket() {
@@ -242,6 +248,35 @@ mod tests {
         for text in ["/run/spire/agent.sock", "tcp://127.0.0.1:8081", "unix:agent.sock"] {
             assert!(matches!(text.parse::<WorkloadSocket>(), Err(WorkloadError::Address(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn a_federated_bundle_that_is_none_costs_that_domain_only() {
+        let [ours, theirs] = ["example.org", "other.example"].map(Identities::new);
+        let id = SpiffeId::new(ours.0.trust_domain(), "/fwd").unwrap();
+        let issued = ours.0.issue(&id, Duration::from_hours(1)).unwrap();
+        let svid = X509svid {
+            x509_svid: issued.certificate.to_vec(),
+            x509_svid_key: issued.key.secret_pkcs8_der().to_vec(),
+            bundle: ours.0.certificate().to_vec(),
+            ..X509svid::default()
+        };
+        let leaf = issued.certificate.to_vec();
+        let federated_bundles = [
+            ("empty.example", Vec::new()),
+            ("leaf.example", leaf),
+            ("cut.example", b"\x30\x02a".to_vec()),
+            ("NO DOMAIN", theirs.0.certificate().to_vec()),
+            ("other.example", theirs.0.certificate().to_vec()),
+        ];
+        let federated_bundles = federated_bundles.map(|(domain, bundle)| (domain.to_owned(), bundle)).into();
+        let mut response = X509svidResponse { svids: vec![svid], federated_bundles, ..X509svidResponse::default() };
+        let found = identity(&response).unwrap();
+        assert_eq!(found.bundles.of(theirs.0.trust_domain()).len(), 1);
+        assert_eq!(found.bundles.of(ours.0.trust_domain()).len(), 1);
+        assert!(found.bundles.of(&"leaf.example".parse().unwrap()).is_empty());
+        response.svids[0].bundle.clear();
+        assert!(identity(&response).is_err(), "our own is another matter");
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -19,7 +19,7 @@ use crate::proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, Spif
 use crate::proto::workload::{X509svid, X509svidRequest, X509svidResponse};
 use crate::transport::{ListenError, PlainListener};
 
-/// Gives identities of one authority. Who may connect to a socket is who that socket says: its file's mode decides.
+/// Gives identities of one authority. A socket is an identity, and only the user of this process may connect to it, and root.
 #[derive(Clone)]
 pub struct WorkloadApi {
     authority: Arc<Authority>,
@@ -32,21 +32,33 @@ impl WorkloadApi {
         Self { authority, lifetime }
     }
 
-    /// Whoever connects to the socket at `path` is `id`, until `stop`. A socket that a dead process left there is replaced.
+    /// Whoever connects to the socket at `path` is `id`, until `stop`. A socket that a dead process left there is replaced. Those who
+    /// still listen then hear its end.
     ///
     /// # Errors
     /// The socket cannot be made or served.
     pub async fn serve(self, path: &Path, id: SpiffeId, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let PlainListener { listener, file } = PlainListener::bind(path)?;
-        let service = OneIdentity { api: self, id, streams: Arc::new(Semaphore::new(STREAMS_MAX)) };
-        let served = Server::builder()
+        // The file goes at the end.
+        let (connections, _file) = PlainListener::bind(path)?.connections(CONNECTIONS_MAX);
+        let (stopping, stopped) = watch::channel(false);
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        let service = OneIdentity { api: self, id, streams, stopped: stopped.clone() };
+        let mut signal = stopped;
+        let serving = Server::builder()
             .max_concurrent_streams(16)
             .http2_max_header_list_size(8 << 10)
             .add_service(SpiffeWorkloadApiServer::new(service))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-            .await;
-        drop(file);
-        Ok(served?)
+            .serve_with_incoming_shutdown(connections, async move { drop(signal.wait_for(|is| *is).await) });
+        // A client that says nothing more is not waited for.
+        let stopping = async move {
+            stop.await;
+            stopping.send_replace(true);
+            sleep(STOP_MAX).await;
+        };
+        tokio::select! {
+            served = serving => Ok(served?),
+            () = stopping => Ok(()),
+        }
     }
 
     fn message(&self, id: &SpiffeId) -> Result<X509svidResponse, AuthorityError> {
@@ -78,6 +90,7 @@ struct OneIdentity {
     api: WorkloadApi,
     id: SpiffeId,
     streams: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
 }
 
 #[tonic::async_trait]
@@ -98,7 +111,7 @@ impl SpiffeWorkloadApi for OneIdentity {
         };
         // One message waits at most: who does not read gets the newest late, and costs no more than that.
         let (sender, receiver) = mpsc::channel(1);
-        let (api, id) = (self.api.clone(), self.id.clone());
+        let (api, id, mut stopped) = (self.api.clone(), self.id.clone(), self.stopped.clone());
         tokio::spawn(async move {
             let _permit = permit;
             loop {
@@ -110,6 +123,7 @@ impl SpiffeWorkloadApi for OneIdentity {
                 tokio::select! {
                     () = sleep(api.lifetime / 2) => {}
                     () = sender.closed() => return,
+                    () = async { drop(stopped.wait_for(|is| *is).await) } => return,
                 }
             }
         });
@@ -127,3 +141,5 @@ fn refusal(error: &AuthorityError) -> Status {
 
 /// More processes of one identity are a mistake.
 const STREAMS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 128;
+const STOP_MAX: Duration = Duration::from_secs(1);

@@ -105,6 +105,21 @@ async fn a_call_without_the_header_is_refused() {
 }
 
 #[tokio::test]
+async fn it_stops_though_somebody_listens_and_somebody_says_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::new(&directory.path().join("fwd.sock"), Identities::new("example.org").0, HOUR);
+    let mut request = Request::new(X509svidRequest {});
+    request.metadata_mut().insert(HEADER, "true".parse().unwrap());
+    let mut stream = served.client().await.fetch_x509svid(request).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    let _silent = tokio::net::UnixStream::connect(&served.path).await.unwrap();
+    let _ = served.stop.send(());
+    timeout(DEADLINE, served.task).await.expect("it stops").unwrap();
+    assert!(!served.path.exists(), "its file goes with it");
+    assert!(!matches!(timeout(DEADLINE, stream.message()).await.expect("an end"), Ok(Some(_))));
+}
+
+#[tokio::test]
 async fn streams_that_nobody_reads_are_bounded() {
     let directory = tempfile::tempdir().unwrap();
     let served = Served::new(&directory.path().join("fwd.sock"), Identities::new("example.org").0, HOUR);

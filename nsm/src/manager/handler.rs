@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::identity::IdentitySource;
-use crate::monitor::{Follower, Monitor};
+use crate::monitor::Follower;
 use crate::proto::connection::Connection;
 use crate::proto::networkservice::NetworkServiceRequest;
-use crate::proto::registry::{NetworkService, NetworkServiceEndpoint};
+use crate::proto::registry::NetworkServiceEndpoint;
 use crate::registry::select::forwarders;
-use crate::registry::{FoundEndpoint, LocalRegistry};
+use crate::registry::{FORWARDER_SERVICE, FoundEndpoint, LocalRegistry};
 use crate::service::{Call, Handler, MechanismFiles, NextHop};
 use crate::transport::{Connection as Channel, DialOptions, Peer};
 
@@ -50,12 +50,10 @@ impl Manager {
     }
 
     /// The forwarders that a connection may go through, the one that it goes through first.
-    fn candidates(&self, connection: &Connection, own: usize) -> Result<Vec<FoundEndpoint>, Status> {
-        let wanted = NetworkService { name: connection.network_service.clone(), ..NetworkService::default() };
-        let service = self.registry.find_services(&wanted).into_iter().next();
-        let service = service
-            .filter(|_| !wanted.name.is_empty())
-            .ok_or_else(|| Status::not_found(format!("network service {} is not found", connection.network_service)))?;
+    async fn candidates(&self, connection: &Connection, own: usize) -> Result<Vec<FoundEndpoint>, Status> {
+        let name = &connection.network_service;
+        let service = self.registry.service(name).await?;
+        let service = service.ok_or_else(|| Status::not_found(format!("network service {name} is not found")))?;
         let names = vec![FORWARDER_SERVICE.to_owned()];
         let query = NetworkServiceEndpoint { network_service_names: names, ..NetworkServiceEndpoint::default() };
         let all = self.registry.find_endpoints(&query);
@@ -68,13 +66,12 @@ impl Manager {
         Ok(same.into_iter().chain(others).collect())
     }
 
-    /// The connection to a forwarder of last time, unless it has ended or is of an older identity of ours.
+    /// The connection to a forwarder of last time, unless it has ended or is of an older identity.
     fn kept_hop(&self, id: &str, forwarder: &FoundEndpoint) -> Option<NextHop> {
         let hops = self.hops();
         let next = &hops.get(id).filter(|hop| hop.forwarder == forwarder.endpoint.name)?.next;
         let connection = next.connection();
-        let is_ours = Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid);
-        (is_ours && !connection.has_ended()).then(|| next.clone())
+        connection.is_fresh(&self.identity.current()).then(|| next.clone())
     }
 
     /// Calls a forwarder over the connection of last time, or a new one. The old one shows an old certificate when the forwarder has a
@@ -132,7 +129,7 @@ impl Manager {
             connection.mechanism = None;
         }
         let (next, answer) = self.call(forwarder, message, &files.all(), call.known.is_none(), until).await?;
-        let before = self.follow(forwarder, next, files.all(), &answer, &call.monitor);
+        let before = self.follow(forwarder, next, files.all(), &answer, call);
         if let (Some(before), Some(known)) = (before, &call.known)
             && before.forwarder != forwarder.endpoint.name
         {
@@ -150,12 +147,15 @@ impl Manager {
         next: NextHop,
         files: Vec<Arc<OwnedFd>>,
         answer: &Connection,
-        monitor: &Monitor,
+        call: &Call,
     ) -> Option<Hop> {
         let calls = next.connection().calls();
-        let monitor = monitor.clone();
-        let following =
-            tokio::spawn(Follower::new(answer.clone()).follow(calls, move |changed| monitor.update(changed)));
+        let (monitor, answered) = (call.monitor.clone(), call.answered.clone());
+        let follower = Follower::new(answer.clone());
+        let following = tokio::spawn(async move {
+            answered.wait().await;
+            follower.follow(calls, move |changed| monitor.change(changed)).await;
+        });
         let hop = Hop { forwarder: forwarder.endpoint.name.clone(), next, files, following: following.abort_handle() };
         self.hops().insert(answer.id.clone(), hop)
     }
@@ -169,7 +169,7 @@ impl Manager {
 impl Handler for Manager {
     async fn request(&self, call: Call) -> Result<Connection, Status> {
         let until = Instant::now() + call.limit;
-        let candidates = self.candidates(&call.connection, call.place.own)?;
+        let candidates = self.candidates(&call.connection, call.place.own).await?;
         if candidates.is_empty() {
             return Err(Status::unavailable(
                 "no candidates found: no forwarder is registered that this service may have",
@@ -209,6 +209,3 @@ fn next_name(connection: &Connection, own: usize) -> &str {
     let segments = connection.path.as_ref().map_or(&[][..], |path| &path.path_segments);
     segments.get(own + 1).map_or("", |segment| &segment.name)
 }
-
-/// What forwarders are registered as.
-const FORWARDER_SERVICE: &str = "forwarder";

@@ -1,13 +1,13 @@
 //! Connections through a whole mesh, as a client sees them.
 
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use crate::monitor::Follower;
 use crate::proto::connection::{Connection, State};
 use crate::proto::networkservice::NetworkServiceRequest;
-use crate::service::INODE_URL;
+use crate::service::{INODE_URL, NextHop};
 use crate::test_mesh::{DEADLINE, Manner, Mesh, first, mechanism, way};
 
 #[tokio::test]
@@ -129,4 +129,59 @@ async fn a_call_whose_namespace_does_not_come_is_refused_soon() {
         assert_eq!(refused.status.code(), Code::InvalidArgument, "{}", refused.status);
     }
     mesh.ask(&client, first("a")).await.unwrap();
+}
+
+/// Asks until the node knows what the other one has registered.
+async fn ask_soon(mesh: &Mesh, client: &NextHop, connection: Connection) -> Connection {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match mesh.ask(client, connection.clone()).await {
+            Ok(answer) => return answer,
+            Err(status) => assert!(Instant::now() < until, "{status}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_goes_through_two_nodes_and_its_client_learns_that_the_endpoint_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::of_two_nodes(directory.path()).await;
+    let client = mesh.client_at("nsmgr-1").await;
+    let answer = ask_soon(&mesh, &client, first("a")).await;
+    let names: Vec<_> = way(&answer).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["nsc", "nsmgr-1", "fwd-1", "nsmgr-2", "fwd-2", "nse"]);
+    let again = mesh.ask(&client, answer.clone()).await.unwrap();
+    assert_eq!(way(&again), way(&answer), "a refresh changes nothing");
+    let (sender, mut told) = mpsc::unbounded_channel();
+    let following = Follower::new(again).follow(client.connection().calls(), move |changed| drop(sender.send(changed)));
+    let following = tokio::spawn(following);
+    mesh.kill("nse").await;
+    let down = timeout(DEADLINE, told.recv()).await.expect("news over five hops").unwrap();
+    assert_eq!(down.state(), State::Down);
+    following.abort();
+}
+
+#[tokio::test]
+async fn connections_of_one_node_and_of_two_are_made_while_the_registry_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::of_two_nodes(directory.path()).await;
+    let [near, far] = [mesh.client_at("nsmgr-2").await, mesh.client_at("nsmgr-1").await];
+    let answer = ask_soon(&mesh, &far, first("a")).await;
+    mesh.close(&far, answer).await;
+    mesh.kill("registry").await;
+    let answer = mesh.ask(&near, first("b")).await.unwrap();
+    assert_eq!(way(&answer).len(), 4);
+    mesh.close(&near, answer).await;
+    let answer = mesh.ask(&far, first("c")).await.unwrap();
+    assert_eq!(way(&answer).len(), 6);
+    // Names of other domains are the registry's to find.
+    let foreign = Connection { network_service: "vpn@other.example".to_owned(), ..first("d") };
+    assert_ne!(mesh.ask(&far, foreign.clone()).await.unwrap_err().code(), Code::NotFound);
+    mesh.start_registry().await;
+    let asking = async {
+        while mesh.ask(&far, foreign.clone()).await.unwrap_err().code() != Code::NotFound {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asking).await.expect("it asks the registry");
 }

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 
-use super::client::{FoundEndpoint, RegistryClient};
+use super::client::{FILE_TIMEOUT, FoundEndpoint, RegistryClient};
 use super::select::{is_endpoint, is_service};
 use crate::proto::registry::{NetworkService, NetworkServiceEndpoint};
 
@@ -55,14 +56,26 @@ impl RegistryCache {
 
     async fn follow_endpoints(&self) -> Result<(), Status> {
         let all = NetworkServiceEndpoint::default;
-        let (connection, mut stream) = self.client.within(self.client.stream_endpoints(all(), true)).await?;
+        let (connection, mut stream) = self.client.watch_endpoints(all()).await?;
         // Nothing in the stream says where what there is ends: an answer to the same question does.
         let mut first = std::pin::pin!(self.client.find_endpoints(all()));
         let mut is_first_due = true;
+        // Sockets that come a little later than what names them. They keep nothing else waiting.
+        let mut receiving = JoinSet::new();
+        let mut newest: BTreeMap<String, Id> = BTreeMap::new();
         loop {
             let told = tokio::select! {
                 biased;
                 told = stream.message() => told?,
+                Some(received) = receiving.join_next_with_id() => {
+                    let Ok((id, Received { name, found })) = received else { continue };
+                    // What was said of it since is newer.
+                    if newest.get(&name) == Some(&id) {
+                        newest.remove(&name);
+                        self.endpoints.tell(name, found)?;
+                    }
+                    continue;
+                }
                 found = &mut first, if is_first_due => {
                     is_first_due = false;
                     self.endpoints.complete(found?.into_iter().map(|found| (found.endpoint.name.clone(), found)));
@@ -72,14 +85,26 @@ impl RegistryCache {
             let Some(told) = told else { return Ok(()) };
             let Some(endpoint) = told.network_service_endpoint else { continue };
             let name = endpoint.name.clone();
-            let found = if told.deleted { None } else { Some(FoundEndpoint::receive(endpoint, &connection).await?) };
-            self.endpoints.tell(name, found)?;
+            newest.remove(&name);
+            if told.deleted {
+                self.endpoints.tell(name, None)?;
+                continue;
+            }
+            if receiving.len() >= KNOWN_MAX {
+                return Err(Status::resource_exhausted("too many sockets were named and not passed"));
+            }
+            let (connection, deadline) = (connection.clone(), Instant::now() + FILE_TIMEOUT);
+            let receive = {
+                let name = name.clone();
+                async move { Received { name, found: FoundEndpoint::receive(endpoint, &connection, deadline).await } }
+            };
+            newest.insert(name, receiving.spawn(receive).id());
         }
     }
 
     async fn follow_services(&self) -> Result<(), Status> {
         let all = NetworkService::default;
-        let (_connection, mut stream) = self.client.within(self.client.stream_services(all(), true)).await?;
+        let (_connection, mut stream) = self.client.watch_services(all()).await?;
         let mut first = std::pin::pin!(self.client.find_services(all()));
         let mut is_first_due = true;
         loop {
@@ -97,6 +122,12 @@ impl RegistryCache {
             self.services.tell(service.name.clone(), (!told.deleted).then_some(service))?;
         }
     }
+}
+
+/// An endpoint whose socket came, or did not.
+struct Received {
+    name: String,
+    found: Option<FoundEndpoint>,
 }
 
 /// Follows anew whenever it ends, a little later each time that nothing came of it.

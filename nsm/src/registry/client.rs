@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::path::RegistryPath;
@@ -15,7 +15,7 @@ use crate::proto::registry::{
     NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceEndpointResponse,
     NetworkServiceQuery, NetworkServiceResponse,
 };
-use crate::transport::{Address, AddressError, Calls, Connection, DialError, KeptConnection};
+use crate::transport::{Address, AddressError, Calls, Connection, DialError, KeptConnection, ran_out};
 
 /// Asks a registry over one kept connection.
 pub struct RegistryClient {
@@ -44,14 +44,14 @@ impl RegistryClient {
         endpoint: &NetworkServiceEndpoint,
         socket: Option<&Arc<OwnedFd>>,
     ) -> Result<NetworkServiceEndpoint, Status> {
-        let connection = self.connection().await?;
-        let mut endpoint = endpoint.clone();
         // The server keeps the earlier of what we say and what it thinks: what it said last time would never grow.
-        endpoint.expiration_time = None;
-        pass(&connection, socket)?;
-        let request = with_path(endpoint, self.timeout)?;
-        let mut client = endpoints(&connection);
-        Ok(self.within(client.register(request)).await?.into_inner())
+        let endpoint = &NetworkServiceEndpoint { expiration_time: None, ..endpoint.clone() };
+        let call = move |connection: Connection| async move {
+            pass(&connection, socket)?;
+            let request = with_path(endpoint.clone(), &RegistryPath::default(), self.timeout)?;
+            Ok(endpoints(&connection).register(request).await?.into_inner())
+        };
+        self.call(call).await
     }
 
     /// Takes an endpoint out. Do so before its socket goes: whoever passes its file on must still find it.
@@ -60,43 +60,106 @@ impl RegistryClient {
         endpoint: &NetworkServiceEndpoint,
         socket: Option<&Arc<OwnedFd>>,
     ) -> Result<(), Status> {
-        let connection = self.connection().await?;
-        pass(&connection, socket)?;
-        let request = with_path(endpoint.clone(), self.timeout)?;
-        let mut client = endpoints(&connection);
-        self.within(client.unregister(request)).await.map(drop)
+        let call = move |connection: Connection| async move {
+            pass(&connection, socket)?;
+            let request = with_path(endpoint.clone(), &RegistryPath::default(), self.timeout)?;
+            endpoints(&connection).unregister(request).await.map(drop)
+        };
+        self.call(call).await
     }
 
     /// Registers a service, and says how it is registered.
     pub async fn register_service(&self, service: &NetworkService) -> Result<NetworkService, Status> {
-        let connection = self.connection().await?;
-        let request = with_path(service.clone(), self.timeout)?;
-        let mut client = services(&connection);
-        Ok(self.within(client.register(request)).await?.into_inner())
+        let (registered, _) = self.register_service_for(service, &RegistryPath::default()).await?;
+        Ok(registered)
     }
 
-    /// The endpoints that a query means.
+    /// Takes a service out.
+    pub async fn unregister_service(&self, service: &NetworkService) -> Result<(), Status> {
+        self.unregister_service_for(service, &RegistryPath::default()).await
+    }
+
+    /// Registers an endpoint for another, whose way to us the path is. The answer has the rest of the way.
+    pub(super) async fn register_for(
+        &self,
+        endpoint: &NetworkServiceEndpoint,
+        path: &RegistryPath,
+    ) -> Result<(NetworkServiceEndpoint, Option<RegistryPath>), Status> {
+        let endpoint = &NetworkServiceEndpoint { expiration_time: None, ..endpoint.clone() };
+        let call = move |connection: Connection| async move {
+            let request = with_path(endpoint.clone(), path, self.timeout)?;
+            let answer = endpoints(&connection).register(request).await?;
+            let path = RegistryPath::read(answer.metadata());
+            Ok((answer.into_inner(), path))
+        };
+        self.call(call).await
+    }
+
+    /// Takes an endpoint of another out.
+    pub(super) async fn unregister_for(
+        &self,
+        endpoint: &NetworkServiceEndpoint,
+        path: &RegistryPath,
+    ) -> Result<(), Status> {
+        let call = move |connection: Connection| async move {
+            let request = with_path(endpoint.clone(), path, self.timeout)?;
+            endpoints(&connection).unregister(request).await.map(drop)
+        };
+        self.call(call).await
+    }
+
+    /// Registers a service for another.
+    pub(super) async fn register_service_for(
+        &self,
+        service: &NetworkService,
+        path: &RegistryPath,
+    ) -> Result<(NetworkService, Option<RegistryPath>), Status> {
+        let call = move |connection: Connection| async move {
+            let request = with_path(service.clone(), path, self.timeout)?;
+            let answer = services(&connection).register(request).await?;
+            let path = RegistryPath::read(answer.metadata());
+            Ok((answer.into_inner(), path))
+        };
+        self.call(call).await
+    }
+
+    /// Takes a service of another out.
+    pub(super) async fn unregister_service_for(
+        &self,
+        service: &NetworkService,
+        path: &RegistryPath,
+    ) -> Result<(), Status> {
+        let call = move |connection: Connection| async move {
+            let request = with_path(service.clone(), path, self.timeout)?;
+            services(&connection).unregister(request).await.map(drop)
+        };
+        self.call(call).await
+    }
+
+    /// The endpoints that a query means. One whose socket does not come is left out: others are none the worse for it.
     pub async fn find_endpoints(&self, query: NetworkServiceEndpoint) -> Result<Vec<FoundEndpoint>, Status> {
-        self.within(async {
-            let (connection, mut stream) = self.stream_endpoints(query, false).await?;
+        let query = &query;
+        let call = move |connection: Connection| async move {
+            let mut stream = stream_endpoints(&connection, query, false).await?;
             let mut found = Vec::new();
             while let Some(response) = stream.message().await? {
                 if let Some(endpoint) = response.network_service_endpoint.filter(|_| !response.deleted) {
                     if found.len() >= FOUND_MAX {
                         return Err(Status::resource_exhausted(format!("more than {FOUND_MAX} endpoints were found")));
                     }
-                    found.push(FoundEndpoint::receive(endpoint, &connection).await?);
+                    found.push(endpoint);
                 }
             }
-            Ok(found)
-        })
-        .await
+            Ok(FoundEndpoint::receive_all(found, &connection).await)
+        };
+        self.call(call).await
     }
 
     /// The services that a query means.
     pub async fn find_services(&self, query: NetworkService) -> Result<Vec<NetworkService>, Status> {
-        self.within(async {
-            let (_, mut stream) = self.stream_services(query, false).await?;
+        let query = &query;
+        let call = move |connection: Connection| async move {
+            let mut stream = stream_services(&connection, query, false).await?;
             let mut found = Vec::new();
             while let Some(response) = stream.message().await? {
                 if let Some(service) = response.network_service.filter(|_| !response.deleted) {
@@ -107,30 +170,32 @@ impl RegistryClient {
                 }
             }
             Ok(found)
-        })
-        .await
+        };
+        self.call(call).await
     }
 
-    pub(super) async fn stream_endpoints(
+    pub(super) async fn watch_endpoints(
         &self,
         query: NetworkServiceEndpoint,
-        watch: bool,
     ) -> Result<(Connection, Streaming<NetworkServiceEndpointResponse>), Status> {
-        let connection = self.connection().await?;
-        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query), watch };
-        let stream = endpoints(&connection).find(query).await?.into_inner();
-        Ok((connection, stream))
+        let query = &query;
+        let call = move |connection: Connection| async move {
+            let stream = stream_endpoints(&connection, query, true).await?;
+            Ok((connection, stream))
+        };
+        self.call(call).await
     }
 
-    pub(super) async fn stream_services(
+    pub(super) async fn watch_services(
         &self,
         query: NetworkService,
-        watch: bool,
     ) -> Result<(Connection, Streaming<NetworkServiceResponse>), Status> {
-        let connection = self.connection().await?;
-        let query = NetworkServiceQuery { network_service: Some(query), watch };
-        let stream = services(&connection).find(query).await?.into_inner();
-        Ok((connection, stream))
+        let query = &query;
+        let call = move |connection: Connection| async move {
+            let stream = stream_services(&connection, query, true).await?;
+            Ok((connection, stream))
+        };
+        self.call(call).await
     }
 
     /// The connection of now.
@@ -143,9 +208,30 @@ impl RegistryClient {
         self.timeout
     }
 
-    pub(super) async fn within<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let late = || Status::deadline_exceeded(format!("the registry has not answered within {:?}", self.timeout));
-        timeout(self.timeout, call).await.unwrap_or_else(|_| Err(late()))
+    /// Makes a call within its time. One that is denied is made once more over a new connection: over the old one the other side may show
+    /// a certificate that it does not use any more. One that is not answered costs the connection.
+    async fn call<T, F>(&self, call: impl Fn(Connection) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let until = Instant::now() + self.timeout;
+        let late = |_| Status::deadline_exceeded(format!("the registry has not answered within {:?}", self.timeout));
+        let mut is_again = false;
+        loop {
+            let connection = timeout_at(until, self.connection.get()).await.map_err(late)??;
+            let status = match timeout_at(until, call(connection.clone())).await.map_err(late) {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) => ran_out(status),
+                Err(status) => status,
+            };
+            let is_denied = status.code() == Code::PermissionDenied;
+            if is_denied || status.code() == Code::DeadlineExceeded {
+                self.connection.renew(&connection).await;
+            }
+            if !is_denied || std::mem::replace(&mut is_again, true) {
+                return Err(status);
+            }
+        }
     }
 }
 
@@ -158,15 +244,32 @@ impl FoundEndpoint {
         }
     }
 
-    /// With its socket, which comes beside the message if it is named in it.
-    pub(super) async fn receive(endpoint: NetworkServiceEndpoint, connection: &Connection) -> Result<Self, Status> {
+    /// With its socket, which comes beside the message if it is named in it, until `deadline`. `None`: it has not come.
+    pub(super) async fn receive(
+        endpoint: NetworkServiceEndpoint,
+        connection: &Connection,
+        deadline: Instant,
+    ) -> Option<Self> {
         let (Ok(inode), Some(files)) = (endpoint.url.parse::<Inode>(), connection.peer().files()) else {
-            return Ok(Self { endpoint, socket: None });
+            return Some(Self { endpoint, socket: None });
         };
-        let socket = files.receive(inode, FILE_TIMEOUT).await;
-        let socket =
-            socket.map_err(|error| Status::unavailable(format!("the socket of {}: {error}", endpoint.name)))?;
-        Ok(Self { endpoint, socket: Some(socket) })
+        match files.receive(inode, deadline.saturating_duration_since(Instant::now())).await {
+            Ok(socket) => Some(Self { endpoint, socket: Some(socket) }),
+            Err(error) => {
+                tracing::warn!(name = endpoint.name, %error, "an endpoint is left out: its socket was not passed");
+                None
+            }
+        }
+    }
+
+    /// All of them, within the time of one.
+    async fn receive_all(endpoints: Vec<NetworkServiceEndpoint>, connection: &Connection) -> Vec<Self> {
+        let deadline = Instant::now() + FILE_TIMEOUT;
+        let mut found = Vec::new();
+        for endpoint in endpoints {
+            found.extend(Self::receive(endpoint, connection, deadline).await);
+        }
+        found
     }
 }
 
@@ -185,11 +288,29 @@ fn pass(connection: &Connection, socket: Option<&Arc<OwnedFd>>) -> Result<(), St
     passed.map_err(|error| Status::unavailable(format!("cannot pass the socket: {error}")))
 }
 
-fn with_path<T>(message: T, timeout: Duration) -> Result<Request<T>, Status> {
+fn with_path<T>(message: T, path: &RegistryPath, timeout: Duration) -> Result<Request<T>, Status> {
     let mut request = Request::new(message);
-    RegistryPath::default().write(request.metadata_mut())?;
+    path.write(request.metadata_mut())?;
     request.set_timeout(timeout);
     Ok(request)
+}
+
+async fn stream_endpoints(
+    connection: &Connection,
+    query: &NetworkServiceEndpoint,
+    watch: bool,
+) -> Result<Streaming<NetworkServiceEndpointResponse>, Status> {
+    let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(query.clone()), watch };
+    Ok(endpoints(connection).find(query).await?.into_inner())
+}
+
+async fn stream_services(
+    connection: &Connection,
+    query: &NetworkService,
+    watch: bool,
+) -> Result<Streaming<NetworkServiceResponse>, Status> {
+    let query = NetworkServiceQuery { network_service: Some(query.clone()), watch };
+    Ok(services(connection).find(query).await?.into_inner())
 }
 
 fn endpoints(connection: &Connection) -> NetworkServiceEndpointRegistryClient<Calls> {
@@ -205,4 +326,4 @@ const MESSAGE_MAX: usize = 256 << 10;
 /// As many as a registry of ours keeps.
 const FOUND_MAX: usize = 16 << 10;
 /// It comes with the message, or not at all.
-const FILE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const FILE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
+use crate::identity::SpiffeIds;
 use crate::path::{Place, SEGMENTS_MAX};
-use crate::policy::{Denied, check_caller};
+use crate::policy::{Denied, Owner, check_caller};
 use crate::proto::connection::{Path, PathSegment};
 use crate::token::{Claims, Token, TokenError};
 use crate::transport::Peer;
@@ -38,6 +39,8 @@ pub struct Entered {
     pub path: RegistryPath,
     /// Whose it is, and through whom it came, up to us.
     pub path_ids: Vec<String>,
+    /// Who may change it.
+    pub owner: Owner,
     /// The caller's token and ours: it lives no longer than these.
     pub expires: SystemTime,
 }
@@ -60,7 +63,13 @@ impl RegistryPath {
 
 impl Entered {
     /// Puts the tokens of caller and own into the path of a call, and checks what is there then.
-    pub fn check(headers: &MetadataMap, peer: &Peer, lifetime: Duration, now: SystemTime) -> Result<Self, Status> {
+    pub fn check(
+        headers: &MetadataMap,
+        peer: &Peer,
+        relays: &SpiffeIds,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, Status> {
         let missing = || Denied::Token(0, TokenError::Missing);
         let mut path = RegistryPath::read(headers).ok_or_else(missing)?;
         let theirs = Token::from_headers(headers, peer.certificate())
@@ -71,11 +80,13 @@ impl Entered {
         let segments = path.segments.iter().flatten();
         let path_segments: Vec<_> =
             segments.map(|segment| PathSegment { token: segment.token.clone(), ..PathSegment::default() }).collect();
-        check_caller(&Path { index: path.index, path_segments }, place, peer.certificate(), now)?;
+        let tokens = Path { index: path.index, path_segments };
+        check_caller(&tokens, place, peer.certificate(), now)?;
+        let owner = Owner::of(&tokens, place, relays)?;
         let subject = |segment: &RegistrySegment| Claims::parse(&segment.token).map(|claims| claims.subject);
         let own = path.segments.iter().flatten().take(place.own + 1);
         let path_ids = own.map(subject).collect::<Result<_, _>>().map_err(|error| Denied::Token(place.own, error))?;
-        Ok(Self { path, path_ids, expires: theirs.expires.min(ours.expires) })
+        Ok(Self { path, path_ids, owner, expires: theirs.expires.min(ours.expires) })
     }
 
     /// Puts the path beside the answer, where the caller is again.
@@ -83,14 +94,18 @@ impl Entered {
         self.path.index = self.path.index.saturating_sub(1);
         self.path.write(headers)
     }
-
-    /// Whoever made the registration.
-    pub fn owner(&self) -> &str {
-        self.path_ids.first().map_or("", String::as_str)
-    }
 }
 
 impl RegistryPath {
+    /// After the next process has answered with its own: our place stays, and what lies behind is there.
+    pub(super) fn follow(&mut self, answered: Option<Self>) {
+        let place = self.index as usize;
+        let behind = answered.and_then(|path| path.segments).unwrap_or_default().into_iter().skip(place + 1);
+        let segments = self.segments.get_or_insert_default();
+        segments.truncate(place + 1);
+        segments.extend(behind.take(SEGMENTS_MAX - segments.len()));
+    }
+
     fn enter(&mut self, theirs: String, ours: String) -> Result<Place, Status> {
         let segments = self.segments.get_or_insert_default();
         let caller = self.index as usize;
@@ -133,6 +148,21 @@ mod tests {
         assert_eq!((path.index, path.segments.unwrap()[1].token.as_str()), (1, "b"));
         headers.insert(KEY, "{".parse().unwrap());
         assert_eq!(RegistryPath::read(&headers), None);
+    }
+
+    #[test]
+    fn what_lies_behind_is_what_was_answered() {
+        let path = |index, tokens: &[&str]| RegistryPath {
+            index,
+            segments: Some(tokens.iter().map(|token| RegistrySegment { token: (*token).to_owned() }).collect()),
+        };
+        let mut ours = path(1, &["nse", "nsmgr", "stale"]);
+        ours.follow(Some(path(1, &["nse", "nsmgr for the registry", "registry"])));
+        assert_eq!(ours, path(1, &["nse", "nsmgr", "registry"]));
+        ours.follow(None);
+        assert_eq!(ours, path(1, &["nse", "nsmgr"]));
+        ours.follow(Some(path(1, &vec!["x"; 2 * SEGMENTS_MAX])));
+        assert_eq!(ours.segments.unwrap().len(), SEGMENTS_MAX);
     }
 
     #[test]

@@ -14,7 +14,13 @@ use crate::transport::Peer;
 
 /// The sockets that endpoints passed with their registrations, as long as these last.
 #[derive(Default)]
-pub(super) struct EndpointSockets(Mutex<BTreeMap<Inode, Arc<OwnedFd>>>);
+pub(super) struct EndpointSockets(Mutex<BTreeMap<Inode, Kept>>);
+
+struct Kept {
+    socket: Arc<OwnedFd>,
+    /// Registrations under way that name it.
+    registering: usize,
+}
 
 impl EndpointSockets {
     /// The socket that a registration names, received. `None`: its url is a path or a port.
@@ -34,20 +40,30 @@ impl EndpointSockets {
         Ok(Some((inode, socket)))
     }
 
-    /// Keeps it, and forgets those that no endpoint of the registry names any more.
-    pub(super) fn keep(&self, (inode, socket): (Inode, Arc<OwnedFd>), registry: &MemoryRegistry) {
-        let registered = registry.find_endpoints(&NetworkServiceEndpoint::default());
-        let urls = registered.iter().filter_map(|told| told.network_service_endpoint.as_ref());
-        let named: BTreeSet<Inode> = urls.filter_map(|endpoint| endpoint.url.parse().ok()).collect();
+    /// Keeps it for a registration that follows: whoever is told of that finds it here. [`Self::settle`] comes after.
+    pub(super) fn keep(&self, (inode, socket): (Inode, Arc<OwnedFd>)) {
         let mut sockets = self.lock();
-        sockets.insert(inode, socket);
-        sockets.retain(|inode, _| named.contains(inode));
+        let kept = sockets.entry(inode).or_insert_with(|| Kept { socket: Arc::clone(&socket), registering: 0 });
+        kept.socket = socket;
+        kept.registering += 1;
+    }
+
+    /// A registration was made, or not. Sockets that none names any more are forgotten.
+    pub(super) fn settle(&self, registered: Option<Inode>, registry: &MemoryRegistry) {
+        // Locked first: what is registered from now on has its socket in here by then.
+        let mut sockets = self.lock();
+        if let Some(kept) = registered.and_then(|inode| sockets.get_mut(&inode)) {
+            kept.registering = kept.registering.saturating_sub(1);
+        }
+        let endpoints = registry.find_endpoints(&NetworkServiceEndpoint::default());
+        let urls = endpoints.iter().filter_map(|told| told.network_service_endpoint.as_ref());
+        let named: BTreeSet<Inode> = urls.filter_map(|endpoint| endpoint.url.parse().ok()).collect();
+        sockets.retain(|inode, kept| kept.registering > 0 || named.contains(inode));
     }
 
     /// Passes the socket of an endpoint that was found, if it has one.
     pub(super) fn pass(&self, endpoint: &NetworkServiceEndpoint, files: Option<&Files>) -> std::io::Result<()> {
-        let socket = endpoint.url.parse().ok().and_then(|inode: Inode| self.lock().get(&inode).cloned());
-        if let (Some(socket), Some(files)) = (socket, files) {
+        if let (Some(socket), Some(files)) = (self.of(&endpoint.url), files) {
             files.send(socket)?;
         }
         Ok(())
@@ -55,13 +71,59 @@ impl EndpointSockets {
 
     /// One that was passed and is still named.
     pub(super) fn of(&self, url: &str) -> Option<Arc<OwnedFd>> {
-        self.lock().get(&url.parse().ok()?).cloned()
+        self.lock().get(&url.parse().ok()?).map(|kept| Arc::clone(&kept.socket))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Inode, Arc<OwnedFd>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Inode, Kept>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// It comes with the call, or not at all.
 const FILE_TIMEOUT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::identity::SpiffeIds;
+    use crate::policy::Owner;
+    use crate::registry::RegistryLimits;
+
+    fn socket() -> (Inode, Arc<OwnedFd>) {
+        let file = tempfile::tempfile().map(OwnedFd::from).unwrap();
+        (Inode::of(&file).unwrap(), Arc::new(file))
+    }
+
+    #[test]
+    fn a_socket_is_kept_while_its_registration_is_made_and_as_long_as_it_lasts() {
+        let (sockets, registry) = (EndpointSockets::default(), MemoryRegistry::new(RegistryLimits::default()));
+        let owner = Owner::new(vec!["a".to_owned()], &SpiffeIds::default());
+        let [(first, first_socket), (second, second_socket)] = [socket(), socket()];
+        sockets.keep((first, first_socket));
+        sockets.keep((second, second_socket));
+        // The second one is registered while the first one is about to be.
+        let endpoint = |inode: Inode| NetworkServiceEndpoint {
+            name: inode.to_string(),
+            url: inode.to_string(),
+            ..NetworkServiceEndpoint::default()
+        };
+        let now = SystemTime::now();
+        let register = |inode| {
+            registry.register_endpoint(endpoint(inode), &owner, now + Duration::from_mins(1), now).unwrap();
+            sockets.settle(Some(inode), &registry);
+        };
+        register(second);
+        assert!(sockets.of(&first.to_string()).is_some(), "it is not registered yet");
+        register(first);
+        assert!(sockets.of(&first.to_string()).is_some() && sockets.of(&second.to_string()).is_some());
+        registry.unregister_endpoint(&first.to_string(), &owner).unwrap();
+        sockets.settle(None, &registry);
+        assert!(sockets.of(&first.to_string()).is_none() && sockets.of(&second.to_string()).is_some());
+        let (refused, socket) = socket();
+        sockets.keep((refused, socket));
+        sockets.settle(Some(refused), &registry);
+        assert!(sockets.of(&refused.to_string()).is_none());
+    }
+}

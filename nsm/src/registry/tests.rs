@@ -2,28 +2,37 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Response, Status};
 
-use super::path::RegistryPath;
+use super::path::{RegistryPath, RegistrySegment};
 use super::{
     LocalRegistry, MemoryRegistry, Registration, RegistryCache, RegistryClient, RegistryLimits, RegistryServer,
 };
-use crate::identity::IdentitySource;
 use crate::identity::test_identities::Identities;
+use crate::identity::{Certificate, Identity, IdentitySource, SpiffeIds};
+use crate::policy::Owner;
 use crate::proto::registry::network_service_endpoint_registry_client::NetworkServiceEndpointRegistryClient;
-use crate::proto::registry::{NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery};
+use crate::proto::registry::network_service_endpoint_registry_server::NetworkServiceEndpointRegistry;
+use crate::proto::registry::network_service_registry_server::{NetworkServiceRegistry, NetworkServiceRegistryServer};
+use crate::proto::registry::{
+    NetworkService, NetworkServiceEndpoint, NetworkServiceEndpointQuery, NetworkServiceQuery, NetworkServiceResponse,
+};
 use crate::test_process::TestProcess;
-use crate::transport::{Address, Allowed, DialOptions, KeptConnection, ListenLimits, Listener, server};
+use crate::token::test_tokens::signed_as;
+use crate::transport::{
+    Address, Allowed, Connection, DialOptions, KeptConnection, ListenLimits, Listener, Peer, server,
+};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A registry at a socket, until it is dropped.
 struct Served {
     registry: Arc<MemoryRegistry>,
+    relays: SpiffeIds,
     address: Address,
     _process: TestProcess,
 }
@@ -39,6 +48,7 @@ impl Served {
         });
         let listener = bound.await.unwrap();
         let calls = RegistryServer::new(LocalRegistry::new(Arc::clone(&registry)), Duration::from_mins(10));
+        let relays = calls.relays().clone();
         let router = server().add_service(calls.endpoints()).add_service(calls.services());
         let running = Arc::clone(&registry);
         process.spawn(async move {
@@ -48,7 +58,7 @@ impl Served {
                 served = router.serve_with_incoming(listener.connections()) => served.unwrap(),
             }
         });
-        Self { registry, address, _process: process }
+        Self { registry, relays, address, _process: process }
     }
 
     fn client(&self, identities: &Identities, path: &str) -> Arc<RegistryClient> {
@@ -128,6 +138,178 @@ async fn a_name_of_somebody_else_is_refused_and_so_is_what_is_no_registration() 
     assert_eq!(client.register(request).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
+/// Registers as somebody who says that `tokens` came before it.
+async fn register_after(
+    served: &Served,
+    caller: &Identity,
+    tokens: &[String],
+    endpoint: NetworkServiceEndpoint,
+) -> Result<NetworkServiceEndpoint, Status> {
+    let options = DialOptions { timeout: DEADLINE, ..DialOptions::default() };
+    let connection = Connection::dial(&served.address, caller, &options).await.unwrap();
+    let segments = tokens.iter().cloned().chain([String::new()]).map(|token| RegistrySegment { token }).collect();
+    let mut request = Request::new(endpoint);
+    let path = RegistryPath { index: u32::try_from(tokens.len()).unwrap(), segments: Some(segments) };
+    path.write(request.metadata_mut()).unwrap();
+    let mut client = NetworkServiceEndpointRegistryClient::new(connection.calls());
+    client.register(request).await.map(Response::into_inner)
+}
+
+#[tokio::test]
+async fn nobody_takes_a_name_over_by_saying_that_it_came_from_its_owner() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let limits = RegistryLimits { owned_max: 2, ..RegistryLimits::default() };
+    let served = Served::new(directory.path(), &identities, limits).await;
+    served.client(&identities, "/nse").register(&endpoint("nse-1"), None).await.unwrap();
+    let thief = identities.identity("/thief");
+    let forged = |subject: &str| {
+        vec![signed_as(&thief.svid, &format!("spiffe://example.org/{subject}"), "spiffe://example.org/thief")]
+    };
+    let stolen = NetworkServiceEndpoint { url: "unix:///run/thief.sock".to_owned(), ..endpoint("nse-1") };
+    let refused = register_after(&served, &thief, &forged("nse"), stolen).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let found = served.registry.find_endpoints(&NetworkServiceEndpoint::default());
+    assert_eq!(found[0].network_service_endpoint.as_ref().unwrap().url, "unix:///run/nse-1.sock");
+    // Whoever it says it comes from: what it registers is its own.
+    for owner in ["a", "b"] {
+        register_after(&served, &thief, &forged(owner), endpoint(owner)).await.unwrap();
+    }
+    let refused = register_after(&served, &thief, &forged("c"), endpoint("c")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+}
+
+#[tokio::test]
+async fn what_a_manager_registers_for_others_is_theirs() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::new(directory.path(), &identities, RegistryLimits::default()).await;
+    served.relays.add("spiffe://example.org/nsmgr/*").unwrap();
+    let nse = identities.identity("/nse");
+    let through = |manager: &str| vec![signed_as(&nse.svid, "spiffe://example.org/nse", manager)];
+    for manager in ["/nsmgr/1", "/nsmgr/2"] {
+        let manager = identities.identity(manager);
+        let id = manager.svid.certificate().id().to_string();
+        let registered = register_after(&served, &manager, &through(&id), endpoint("nse-1")).await.unwrap();
+        assert_eq!(registered.path_ids[..2], ["spiffe://example.org/nse".to_owned(), id]);
+    }
+    served.client(&identities, "/nse").register(&endpoint("nse-1"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_socket_does_not_come_hides_no_others() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::new(directory.path(), &identities, RegistryLimits::default()).await;
+    served.client(&identities, "/nse").register(&endpoint("nse-1"), None).await.unwrap();
+    // As a registry of others lets itself be told.
+    let bad = NetworkServiceEndpoint { url: "inode://1/2".to_owned(), ..endpoint("bad") };
+    let owner = Owner::new(vec!["spiffe://example.org/bad".to_owned()], &SpiffeIds::default());
+    let now = SystemTime::now();
+    served.registry.register_endpoint(bad, &owner, now + DEADLINE, now).unwrap();
+    let client = served.client(&identities, "/fwd");
+    let names =
+        |found: Vec<super::FoundEndpoint>| found.into_iter().map(|found| found.endpoint.name).collect::<Vec<_>>();
+    assert_eq!(names(client.find_endpoints(NetworkServiceEndpoint::default()).await.unwrap()), ["nse-1"]);
+    let cache = Arc::new(RegistryCache::new(client));
+    let running = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { cache.run().await }
+    });
+    timeout(DEADLINE, cache.known()).await.expect("all is known");
+    served.client(&identities, "/nse").register(&endpoint("nse-2"), None).await.unwrap();
+    let followed = async {
+        while names(cache.find_endpoints(NetworkServiceEndpoint::default()).await.unwrap()) != ["nse-1", "nse-2"] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, followed).await.expect("it goes on following");
+    running.abort();
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_are_bounded_for_each_caller() {
+    let identities = Identities::new("example.org");
+    let [registry, greedy, other] = ["/registry", "/greedy", "/other"].map(|path| identities.identity(path));
+    let memory = Arc::new(MemoryRegistry::new(RegistryLimits::default()));
+    let owner = Owner::new(vec!["a".to_owned()], &SpiffeIds::default());
+    for number in 0..20 {
+        let now = SystemTime::now();
+        memory.register_endpoint(endpoint(&number.to_string()), &owner, now + DEADLINE, now).unwrap();
+    }
+    let calls = RegistryServer::new(LocalRegistry::new(memory), Duration::from_mins(10));
+    let find = async |caller: &Identity, name: &str| {
+        let endpoint = NetworkServiceEndpoint { name: name.to_owned(), ..NetworkServiceEndpoint::default() };
+        let query = NetworkServiceEndpointQuery { network_service_endpoint: Some(endpoint), watch: false };
+        let mut request = Request::new(query);
+        request.extensions_mut().insert(Peer::seen_by(&registry, caller));
+        NetworkServiceEndpointRegistry::find(&calls, request).await
+    };
+    let mut unread = Vec::new();
+    let refused = loop {
+        match find(&greedy, "").await {
+            Ok(answer) => unread.push(answer),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((refused.code(), unread.len()), (Code::ResourceExhausted, 256));
+    assert!(find(&other, "").await.is_ok());
+    let large = find(&other, &"x".repeat(5000)).await.err().unwrap();
+    assert_eq!(large.code(), Code::InvalidArgument);
+    drop(unread);
+    let again = async {
+        while find(&greedy, "").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, again).await.expect("it has gone");
+}
+
+/// Says nothing, and remembers over which connections it was asked.
+#[derive(Clone, Default)]
+struct Hanging(Arc<std::sync::Mutex<Vec<Arc<Certificate>>>>);
+
+#[tonic::async_trait]
+impl NetworkServiceRegistry for Hanging {
+    type FindStream = tokio_stream::wrappers::ReceiverStream<Result<NetworkServiceResponse, Status>>;
+
+    async fn register(&self, _: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
+        std::future::pending().await
+    }
+
+    async fn find(&self, request: Request<NetworkServiceQuery>) -> Result<Response<Self::FindStream>, Status> {
+        let peer = request.extensions().get::<Peer>().expect("every call has it");
+        self.0.lock().unwrap().push(Arc::clone(peer.certificate()));
+        std::future::pending().await
+    }
+
+    async fn unregister(&self, _: Request<NetworkService>) -> Result<Response<()>, Status> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_connection_over_which_no_answer_comes_is_given_up() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("s"));
+    let (_sender, source) = IdentitySource::new(identities.identity("/registry"));
+    let listener = Listener::bind(&address, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap();
+    let hanging = Hanging::default();
+    let router = server().add_service(NetworkServiceRegistryServer::new(hanging.clone()));
+    let serving = tokio::spawn(router.serve_with_incoming(listener.connections()));
+    let (_sender, source) = IdentitySource::new(identities.identity("/fwd"));
+    let options = DialOptions { timeout: DEADLINE, ..DialOptions::default() };
+    let client = RegistryClient::new(KeptConnection::new(address, source, options), Duration::from_secs(1));
+    for _ in 0..2 {
+        let late = client.find_services(NetworkService::default()).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    }
+    let asked = hanging.0.lock().unwrap();
+    assert!(asked.len() == 2 && !Arc::ptr_eq(&asked[0], &asked[1]), "each over a connection of its own");
+    serving.abort();
+}
+
 #[tokio::test]
 async fn a_client_with_too_many_endpoints_is_refused_and_others_go_on() {
     let identities = Identities::new("example.org");
@@ -146,7 +328,7 @@ async fn a_client_with_too_many_endpoints_is_refused_and_others_go_on() {
 async fn a_watcher_that_never_reads_keeps_nobody_from_registering() {
     let identities = Identities::new("example.org");
     let directory = tempfile::tempdir().unwrap();
-    let limits = RegistryLimits { unread_max: 4, watchers_max: 1, ..RegistryLimits::default() };
+    let limits = RegistryLimits { unread_max: 4, watchers_of_one_max: 1, ..RegistryLimits::default() };
     let served = Served::new(directory.path(), &identities, limits).await;
     let watcher = served.client(&identities, "/watcher");
     let connection = watcher.connection().await.unwrap();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tonic::Status;
 
 use crate::monitor::Monitor;
@@ -38,4 +39,29 @@ pub struct Call {
     pub limit: Duration,
     /// What is told of the connection, when it changes between calls.
     pub monitor: Monitor,
+    /// When the answer has been told there: what is told before is overwritten by it.
+    pub answered: Answered,
+}
+
+/// Whether a call was answered. By default it was.
+#[derive(Clone, Debug)]
+pub struct Answered(watch::Receiver<()>);
+
+impl Answered {
+    /// One that waits until the sender is dropped.
+    pub(super) fn new() -> (watch::Sender<()>, Self) {
+        let (sender, receiver) = watch::channel(());
+        (sender, Self(receiver))
+    }
+
+    /// Waits until it was. Whoever follows a connection begins then.
+    pub async fn wait(mut self) {
+        let _ = self.0.changed().await;
+    }
+}
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self::new().1
+    }
 }

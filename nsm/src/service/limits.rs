@@ -5,6 +5,7 @@ use tonic::Status;
 
 use crate::path::SEGMENTS_MAX;
 use crate::proto::connection::{Connection, Mechanism};
+use crate::proto::connectioncontext::{ConnectionContext, DnsContext};
 use crate::proto::networkservice::NetworkServiceRequest;
 
 /// What is too large in a request or a connection.
@@ -25,6 +26,9 @@ pub enum SizeError {
     /// Preferences.
     #[error("there are {0} mechanism preferences: at most {PREFERENCES_MAX}")]
     Preferences(usize),
+    /// What takes two bytes of a message, and a hundred of memory.
+    #[error("the connection has {1} {0}: at most {2}")]
+    TooMany(&'static str, usize, usize),
     /// One mechanism.
     #[error("the mechanism {0:?} has {1} parameters: at most {PARAMETERS_MAX}")]
     Parameters(String, usize),
@@ -42,9 +46,14 @@ pub fn check_request(request: &NetworkServiceRequest) -> Result<(), SizeError> {
 
 /// Whether a connection is one that can be kept.
 pub fn check_connection(connection: &Connection) -> Result<(), SizeError> {
-    let segments = connection.path.as_ref().map_or(0, |path| path.path_segments.len());
-    if segments > SEGMENTS_MAX {
-        return Err(SizeError::Segments(segments));
+    let segments = connection.path.as_ref().map_or(&[][..], |path| &path.path_segments);
+    if segments.len() > SEGMENTS_MAX {
+        return Err(SizeError::Segments(segments.len()));
+    }
+    for segment in segments {
+        check_name("name of a path segment", &segment.name)?;
+        check_name("id of a path segment", &segment.id)?;
+        check_count("metrics in a path segment", segment.metrics.len(), METRICS_MAX)?;
     }
     for (what, name) in [
         ("id", &connection.id),
@@ -52,10 +61,9 @@ pub fn check_connection(connection: &Connection) -> Result<(), SizeError> {
         ("endpoint's name", &connection.network_service_endpoint_name),
         ("payload", &connection.payload),
     ] {
-        if name.len() > NAME_MAX {
-            return Err(SizeError::Name(what, name.len()));
-        }
+        check_name(what, name)?;
     }
+    connection.context.as_ref().map_or(Ok(()), check_context)?;
     if connection.labels.len() > LABELS_MAX {
         return Err(SizeError::Labels(connection.labels.len()));
     }
@@ -66,11 +74,39 @@ pub fn check_connection(connection: &Connection) -> Result<(), SizeError> {
     }
 }
 
-fn check_mechanism(mechanism: &Mechanism) -> Result<(), SizeError> {
-    let name = mechanism.r#type.len().max(mechanism.cls.len());
-    if name > NAME_MAX {
-        return Err(SizeError::Name("mechanism's type or class", name));
+fn check_context(context: &ConnectionContext) -> Result<(), SizeError> {
+    let servers = |configs: &DnsContext| {
+        let counts = configs.configs.iter().map(|config| 1 + config.dns_server_ips.len() + config.search_domains.len());
+        counts.sum()
+    };
+    check_count("DNS servers and domains", context.dns_context.as_ref().map_or(0, servers), LIST_MAX)?;
+    check_count("entries in its extra context", context.extra_context.len(), LIST_MAX)?;
+    let Some(ip) = &context.ip_context else { return Ok(()) };
+    let routes = ip.policies.iter().map(|policy| policy.routes.len()).sum::<usize>();
+    for (what, count) in [
+        ("addresses", ip.src_ip_addrs.len() + ip.dst_ip_addrs.len()),
+        ("routes", ip.src_routes.len() + ip.dst_routes.len() + routes),
+        ("excluded prefixes", ip.excluded_prefixes.len()),
+        ("neighbors", ip.ip_neighbors.len()),
+        ("extra prefixes", ip.extra_prefixes.len() + ip.extra_prefix_request.len()),
+        ("policies", ip.policies.len()),
+    ] {
+        check_count(what, count, LIST_MAX)?;
     }
+    Ok(())
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), SizeError> {
+    if name.len() <= NAME_MAX { Ok(()) } else { Err(SizeError::Name(what, name.len())) }
+}
+
+fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), SizeError> {
+    if count <= max { Ok(()) } else { Err(SizeError::TooMany(what, count, max)) }
+}
+
+fn check_mechanism(mechanism: &Mechanism) -> Result<(), SizeError> {
+    check_name("mechanism's type", &mechanism.r#type)?;
+    check_name("mechanism's class", &mechanism.cls)?;
     match mechanism.parameters.len() {
         0..=PARAMETERS_MAX => Ok(()),
         count => Err(SizeError::Parameters(mechanism.r#type.clone(), count)),
@@ -91,11 +127,15 @@ const NAME_MAX: usize = 512;
 const LABELS_MAX: usize = 256;
 const PREFERENCES_MAX: usize = 32;
 const PARAMETERS_MAX: usize = 64;
+const METRICS_MAX: usize = 64;
+/// Routes of a whole network, prefixes of a cluster.
+const LIST_MAX: usize = 512;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proto::connection::{Path, PathSegment};
+    use crate::proto::connectioncontext::{IpContext, PolicyRoute, Route};
 
     #[test]
     fn what_is_too_large_is_named() {
@@ -119,6 +159,18 @@ mod tests {
         assert_eq!(check_connection(&connection), Err(SizeError::Labels(257)));
         let connection = Connection { labels: labels(200, 1000), ..Connection::default() };
         assert!(matches!(check_connection(&connection), Err(SizeError::Connection(200_000..))));
+        let ip = |ip_context| {
+            let context = ConnectionContext { ip_context: Some(ip_context), ..ConnectionContext::default() };
+            check_connection(&Connection { context: Some(context), ..Connection::default() }).unwrap_err()
+        };
+        let policies = vec![PolicyRoute::default(); 20_000];
+        assert_eq!(ip(IpContext { policies, ..IpContext::default() }), SizeError::TooMany("policies", 20_000, 512));
+        let policies = vec![PolicyRoute { routes: vec![Route::default(); 513], ..PolicyRoute::default() }];
+        assert_eq!(ip(IpContext { policies, ..IpContext::default() }), SizeError::TooMany("routes", 513, 512));
+        let segment = PathSegment { id: "x".repeat(513), ..PathSegment::default() };
+        let path = Some(Path { index: 0, path_segments: vec![segment] });
+        let connection = Connection { path, ..Connection::default() };
+        assert_eq!(check_connection(&connection), Err(SizeError::Name("id of a path segment", 513)));
         let mechanism = Mechanism { parameters: labels(65, 1), ..Mechanism::default() };
         let connection = Connection { mechanism: Some(mechanism), ..Connection::default() };
         assert_eq!(check_connection(&connection), Err(SizeError::Parameters(String::new(), 65)));

@@ -22,12 +22,12 @@ impl MechanismFiles {
         mechanisms: impl IntoIterator<Item = &'a Mechanism>,
     ) -> Result<Self, Status> {
         let mut received = BTreeMap::new();
-        let Some(files) = files else { return Ok(Self(received)) };
         for mechanism in mechanisms {
             let Some(url) = mechanism.parameters.get(INODE_URL) else { continue };
             // Anything else would be looked up here, with our rights.
             let inode: Inode =
                 url.parse().map_err(|error| Status::invalid_argument(format!("{INODE_URL}: {error}")))?;
+            let Some(files) = files else { continue };
             if let Entry::Vacant(vacant) = received.entry(inode) {
                 let file = files.receive(inode, FILE_TIMEOUT).await;
                 vacant.insert(file.map_err(|error| Status::invalid_argument(format!("{INODE_URL}: {error}")))?);

@@ -14,7 +14,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use handler::{Call, Handler};
+pub use handler::{Answered, Call, Handler};
 pub use limits::{SizeError, check_connection, check_request};
 pub use mechanism_files::{INODE_URL, MechanismFiles};
 pub use next_hop::{NextHop, NotMade};

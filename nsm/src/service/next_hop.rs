@@ -12,7 +12,7 @@ use crate::policy::check_callee;
 use crate::proto::connection::Connection;
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_client::NetworkServiceClient;
-use crate::transport::{Calls, Connection as Channel};
+use crate::transport::{Calls, Connection as Channel, ran_out};
 
 /// The next process, over one connection to it.
 #[derive(Clone)]
@@ -112,5 +112,5 @@ fn with_limit<T>(message: T, limit: Duration) -> Request<T> {
 
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let late = || Status::deadline_exceeded(format!("the next process has not answered within {limit:?}"));
-    timeout(limit, call).await.unwrap_or_else(|_| Err(late()))
+    timeout(limit, call).await.unwrap_or_else(|_| Err(late())).map_err(ran_out)
 }

@@ -7,16 +7,17 @@ use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use super::handler::{Call, Handler};
+use super::handler::{Answered, Call, Handler};
 use super::limits::{MESSAGE_MAX, check_connection, check_request};
 use super::table::{ConnectionTable, Held};
+use crate::identity::SpiffeIds;
 use crate::monitor::Monitor;
 use crate::path::{PathError, Place};
-use crate::policy::{check_caller, check_signer};
+use crate::policy::{Owner, check_caller, check_signer};
 use crate::proto::connection::{Connection, State};
 use crate::proto::networkservice::NetworkServiceRequest;
 use crate::proto::networkservice::network_service_server::{NetworkService, NetworkServiceServer};
-use crate::token::{Claims, Token};
+use crate::token::Token;
 use crate::transport::Peer;
 
 /// Serves connections for a process of some name.
@@ -26,6 +27,7 @@ struct Serving<H> {
     name: String,
     token_lifetime: Duration,
     handler: H,
+    relays: SpiffeIds,
     table: Arc<ConnectionTable>,
     monitor: Monitor,
 }
@@ -34,7 +36,7 @@ impl<H: Handler> ConnectionServer<H> {
     /// For a process whose tokens live so long.
     pub fn new(name: &str, token_lifetime: Duration, handler: H) -> Self {
         let (name, table, monitor) = (name.to_owned(), Arc::default(), Monitor::default());
-        Self(Arc::new(Serving { name, token_lifetime, handler, table, monitor }))
+        Self(Arc::new(Serving { name, token_lifetime, handler, relays: SpiffeIds::default(), table, monitor }))
     }
 
     /// For a server.
@@ -45,6 +47,12 @@ impl<H: Handler> ConnectionServer<H> {
     /// What is told of its connections. It must be served as well: without it callers think that the process is gone.
     pub fn monitor(&self) -> &Monitor {
         &self.0.monitor
+    }
+
+    /// Who may speak for others: managers and forwarders. A connection that came through one of them is its client's, and another of them
+    /// may go on with it; without them it is also theirs.
+    pub fn relays(&self) -> &SpiffeIds {
+        &self.0.relays
     }
 
     /// What is behind it.
@@ -69,6 +77,11 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
         let mut connection = connection.unwrap_or_default();
         let place = Place::enter(&mut connection, &self.0.name)?;
         incoming.check(&mut connection, place)?;
+        let owner = self.0.owner(&connection, place)?;
+        if self.0.table.is_of_another(&connection.id, &owner) {
+            tracing::info!(id = connection.id, %owner, "a connection of that id is somebody else's: this is another one");
+            place.begin_anew(&mut connection);
+        }
         let expires = place.caller_expires(&connection);
         let expires = expires
             .ok_or_else(|| Status::invalid_argument("the previous path segment does not say when it expires"))?;
@@ -81,10 +94,11 @@ impl<H: Handler> NetworkService for ConnectionServer<H> {
             peer: Some(peer),
             limit,
             monitor: self.0.monitor.clone(),
+            answered: Answered::default(),
         };
         // What was begun is brought to its end, whether or not the caller waits for it.
         let serving = Arc::clone(&self.0);
-        let answer = tokio::spawn(serving.request(call, expires)).await;
+        let answer = tokio::spawn(serving.request(call, owner, expires)).await;
         answer.map_err(|error| Status::internal(format!("the request was not finished: {error}")))?.map(Response::new)
     }
 
@@ -111,9 +125,16 @@ impl<H: Handler> Serving<H> {
         Ok(Incoming { peer, theirs, ours, now, limit: limit(request.metadata()) })
     }
 
-    async fn request(self: Arc<Self>, mut call: Call, expires: SystemTime) -> Result<Connection, Status> {
-        let mut held = self.table.hold(&call.connection.id).await?;
-        check_client(held.entry().known.as_deref(), &call.connection)?;
+    /// Whose a connection is, as far as the tokens before us say it.
+    fn owner(&self, connection: &Connection, place: Place) -> Result<Owner, Status> {
+        Ok(Owner::of(&connection.path.clone().unwrap_or_default(), place, &self.relays)?)
+    }
+
+    async fn request(self: Arc<Self>, mut call: Call, owner: Owner, expires: SystemTime) -> Result<Connection, Status> {
+        let mut held = self.table.hold(&call.connection.id, &owner).await?;
+        // Time to close it is kept.
+        let closes = expires.checked_sub(call.limit).unwrap_or(expires);
+        let closed_before = held.entry().closes;
         // Whoever was about to close it because nobody refreshed it comes too late.
         held.stop_timer();
         if call.connection.state() == State::ReselectRequested {
@@ -121,24 +142,15 @@ impl<H: Handler> Serving<H> {
             call.connection.set_state(State::Up);
         }
         call.known.clone_from(&held.entry().known);
-        let (place, id, peer, limit) = (call.place, call.connection.id.clone(), call.peer.clone(), call.limit);
-        let late = || Status::deadline_exceeded(format!("{} has not made the connection within {limit:?}", self.name));
-        let made = timeout(limit + GRACE, self.handler.request(call)).await.unwrap_or_else(|_| Err(late()));
-        let is_ours = |answer: &Connection| {
-            answer.id == id && answer.path.as_ref().is_some_and(|path| path.index as usize == place.own)
-        };
-        let made = made.and_then(|answer| {
-            if is_ours(&answer) { Ok(answer) } else { Err(Status::internal("the answer has another id or index")) }
-        });
-        // Time to close it is kept.
-        let closes = expires.checked_sub(limit).unwrap_or(expires).max(SystemTime::now());
-        let mut answer = match made {
+        let (_answering, answered) = Answered::new();
+        call.answered = answered;
+        let (place, id, peer) = (call.place, call.connection.id.clone(), call.peer.clone());
+        let mut answer = match self.made(call).await {
             Ok(answer) => answer,
             Err(status) => {
                 self.monitor.down(&id);
-                if held.entry().known.is_some() {
-                    self.start_timer(&mut held, closes);
-                }
+                // It lives no longer for it.
+                self.start_timer(&mut held, closed_before.unwrap_or(closes));
                 return Err(status);
             }
         };
@@ -152,16 +164,48 @@ impl<H: Handler> Serving<H> {
         Ok(answer)
     }
 
+    /// What the handler makes of a call. What it begins for a new connection and does not finish as it should is closed.
+    async fn made(self: &Arc<Self>, call: Call) -> Result<Connection, Status> {
+        let (place, id, limit) = (call.place, call.connection.id.clone(), call.limit);
+        let unfinished = call.known.is_none().then(|| call.clone());
+        let serving = Arc::clone(self);
+        let mut working = tokio::spawn(async move { serving.handler.request(call).await });
+        let status = match timeout(limit + GRACE, &mut working).await {
+            Ok(Ok(Err(status))) => return Err(status),
+            Ok(Ok(Ok(answer))) => {
+                let index = answer.path.as_ref().map(|path| path.index as usize);
+                if answer.id == id && index == Some(place.own) {
+                    return Ok(answer);
+                }
+                Status::internal("the answer has another id or index")
+            }
+            Ok(Err(error)) => Status::internal(format!("the request was not finished: {error}")),
+            Err(_) => {
+                working.abort();
+                // It must not go on while what it has begun is closed.
+                let _ = working.await;
+                Status::deadline_exceeded(format!("{} has not made the connection within {limit:?}", self.name))
+            }
+        };
+        if let Some(call) = unfinished {
+            self.close_by_handler(call).await;
+        }
+        Err(status)
+    }
+
     async fn close(self: Arc<Self>, mut asked: Connection, place: Place, incoming: Incoming) -> Result<(), Status> {
-        let mut held = self.table.hold(&asked.id).await?;
-        let Some(known) = held.entry().known.clone() else { return Ok(()) };
+        // What is not known is closed, whoever asks.
+        if !self.table.knows(&asked.id) {
+            return Ok(());
+        }
         // What lies further left may have run out meanwhile: whoever asked for it last may always give it back.
         let judged = incoming.check(&mut asked, place);
+        let owner = self.owner(&asked, place)?;
+        let Some(mut held) = self.table.find(&asked.id, Some(&owner)).await? else { return Ok(()) };
         let is_caller = held.entry().caller.as_ref() == Some(incoming.peer.certificate().id());
         let segments = asked.path.as_ref().map_or(&[][..], |path| &path.path_segments);
         if !is_caller || check_signer(segments, place.caller, incoming.peer.certificate()).is_err() {
             judged?;
-            check_client(Some(&known), &asked)?;
         }
         self.close_held(&mut held, Some(incoming.peer), incoming.limit).await;
         Ok(())
@@ -182,13 +226,19 @@ impl<H: Handler> Serving<H> {
             peer,
             limit,
             monitor: self.monitor.clone(),
+            answered: Answered::default(),
         };
+        self.close_by_handler(call).await;
+        self.monitor.delete(&known.id);
+    }
+
+    async fn close_by_handler(&self, call: Call) {
+        let (id, limit) = (call.connection.id.clone(), call.limit);
         match timeout(limit + GRACE, self.handler.close(call)).await {
             Ok(Ok(())) => {}
-            Ok(Err(status)) => tracing::warn!(id = known.id, %status, "the connection was not closed cleanly"),
-            Err(_) => tracing::warn!(id = known.id, ?limit, "the connection was not closed in time"),
+            Ok(Err(status)) => tracing::warn!(id, %status, "the connection was not closed cleanly"),
+            Err(_) => tracing::warn!(id, ?limit, "the connection was not closed in time"),
         }
-        self.monitor.delete(&known.id);
     }
 
     /// Closes a connection when its caller's token runs out: nobody has refreshed it.
@@ -205,7 +255,14 @@ impl<H: Handler> Serving<H> {
     }
 
     async fn time_out(self: Arc<Self>, id: String, closes: SystemTime) {
-        let Ok(mut held) = self.table.hold(&id).await else { return };
+        let mut held = loop {
+            match self.table.find(&id, None).await {
+                Ok(Some(held)) => break held,
+                Ok(None) => return,
+                // Many calls wait for it: one of them refreshes it, or it is closed after them.
+                Err(_) => sleep(TURN_RETRY).await,
+            }
+        };
         if held.entry().closes == Some(closes) && held.entry().timer.is_some() {
             tracing::info!(id, "nobody has refreshed the connection: it is closed");
             self.close_held(&mut held, None, CLOSE_LIMIT).await;
@@ -229,24 +286,6 @@ impl Incoming {
         let path = connection.path.get_or_insert_default();
         Ok(check_caller(path, place, self.peer.certificate(), self.now)?)
     }
-}
-
-/// The ids in a path are known to all who watch: a connection is its client's, whoever knows its id. The tokens' chain binds the
-/// client to who calls.
-fn check_client(known: Option<&Connection>, asked: &Connection) -> Result<(), Status> {
-    let Some(known) = known.and_then(client) else { return Ok(()) };
-    let asked = client(asked).unwrap_or_default();
-    if known == asked {
-        return Ok(());
-    }
-    Err(Status::permission_denied(format!(
-        "no sufficient privileges: the connection is one of {known}, not of {asked}"
-    )))
-}
-
-fn client(connection: &Connection) -> Option<String> {
-    let first = connection.path.as_ref()?.path_segments.first()?;
-    Claims::parse(&first.token).ok().map(|claims| claims.subject)
 }
 
 /// How long the caller waits.
@@ -280,5 +319,6 @@ impl From<PathError> for Status {
 const LIMIT_DEFAULT: Duration = Duration::from_secs(15);
 const LIMIT_MAX: Duration = Duration::from_mins(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
+const TURN_RETRY: Duration = Duration::from_millis(200);
 /// A handler keeps to its limit by itself, and takes back what it has begun: this is for one that hangs.
 const GRACE: Duration = Duration::from_secs(5);

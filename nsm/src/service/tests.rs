@@ -38,6 +38,8 @@ impl Handler for Recorder {
             Some("fail") => return Err(Status::failed_precondition("no device")),
             Some("wait") => self.go_on.notified().await,
             Some("other") => connection.id = "other".to_owned(),
+            Some("panic") => panic!("as asked for"),
+            Some("hang") => std::future::pending().await,
             _ => {}
         }
         connection.mechanism = call.preferences.first().cloned();
@@ -148,7 +150,62 @@ async fn a_request_that_fails_leaves_nothing_and_a_refresh_that_fails_what_was_t
     assert_eq!(mesh.states(), [State::Down]);
     mesh.request(answer).await.unwrap();
     assert_eq!(mesh.states(), [State::Up]);
-    assert_eq!(mesh.seen(), ["request", "request", "request", "refresh", "refresh"]);
+    assert_eq!(
+        mesh.seen(),
+        ["request", "request", "close", "request", "refresh", "refresh"],
+        "what is unsure is closed"
+    );
+}
+
+#[tokio::test]
+async fn what_a_handler_has_begun_and_not_finished_is_closed() {
+    let mesh = Mesh::new();
+    assert_eq!(mesh.request(doing("panic", first())).await.unwrap_err().code(), Code::Internal);
+    let mut request = mesh.by(&mesh.nsc, asking(doing("hang", first())));
+    request.metadata_mut().insert("grpc-timeout", "1m".parse().unwrap());
+    let late = timeout(DEADLINE, mesh.server.request(request)).await.expect("an answer").unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert_eq!(mesh.seen(), ["request", "close", "request", "close"]);
+    assert!(mesh.states().is_empty());
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_not_finished_does_not_make_a_connection_live_for_ever() {
+    let mesh = Mesh::new();
+    let lifetime = Duration::from_secs(4);
+    let with_limit = |connection| {
+        let mut request = mesh.by(&mesh.nsc, asking(connection));
+        let own = mesh.nsmgr.svid.certificate().id();
+        put(request.metadata_mut(), &Token::sign(&mesh.nsc.svid, own, lifetime, SystemTime::now()));
+        request.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
+        request
+    };
+    let answer = mesh.server.request(with_limit(first())).await.unwrap().into_inner();
+    let failed = mesh.server.request(with_limit(doing("panic", answer))).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Internal);
+    assert_eq!(mesh.states(), [State::Down]);
+    timeout(DEADLINE, mesh.recorder.closed.notified()).await.expect("a close");
+    assert_eq!(mesh.seen(), ["request", "refresh", "close"]);
+}
+
+#[tokio::test]
+async fn a_time_that_is_long_over_is_no_fault_of_the_connection() {
+    let mesh = Mesh::new();
+    let mut request = mesh.by(&mesh.nsc, asking(first()));
+    let earliest = "-292277022657-01-27T08:30:00Z".parse().unwrap();
+    request.metadata_mut().insert("nsm-client-token-expires", earliest);
+    // It is closed at once, or refused; nothing of it stays.
+    let answer = timeout(DEADLINE, mesh.server.request(request)).await.expect("an answer");
+    if answer.is_ok() {
+        timeout(DEADLINE, mesh.recorder.closed.notified()).await.expect("a close");
+    }
+    timeout(DEADLINE, async {
+        while !mesh.states().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is shown no more");
 }
 
 #[tokio::test]
@@ -244,12 +301,70 @@ async fn a_connection_is_its_clients() {
     let answer = mesh.request(first()).await.unwrap();
     // Somebody else has learned its ids, from a monitor say.
     let stolen = || answer.clone();
-    let refused = mesh.server.request(mesh.by(&mesh.other, asking(stolen()))).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied);
+    let own = mesh.server.request(mesh.by(&mesh.other, asking(stolen()))).await.unwrap().into_inner();
+    assert_ne!(own_id(&own), own_id(&answer), "it has one of its own");
     assert_eq!(mesh.close(&mesh.other, stolen()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(mesh.seen(), ["request"]);
+    assert_eq!(mesh.seen(), ["request", "request"]);
+    mesh.close(&mesh.other, own).await.unwrap();
+    assert_eq!(mesh.seen(), ["close"]);
     assert_eq!(mesh.states(), [State::Up]);
     mesh.close(&mesh.nsc, answer).await.unwrap();
+}
+
+/// Of the manager, in a connection that its client has asked for.
+fn own_id(answer: &Connection) -> String {
+    answer.path.as_ref().unwrap().path_segments[1].id.clone()
+}
+
+/// Somebody in the path before us, with a token for the next one.
+fn segment_of(name: &str, id: &str, by: &Identity, subject: &str, audience: &str) -> PathSegment {
+    let [subject, audience] = [subject, audience].map(|name| format!("spiffe://example.org/{name}"));
+    let token = signed_as(&by.svid, &subject, &audience);
+    PathSegment { name: name.to_owned(), id: id.to_owned(), token, ..PathSegment::default() }
+}
+
+/// A connection that `caller` says has come to it from nsc: to us it is what nsc has made.
+fn said_to_be_of_nsc(answer: &Connection, caller: &str, by: &Identity) -> Connection {
+    let own = answer.path.as_ref().unwrap().path_segments[1].clone();
+    let path_segments = vec![
+        segment_of("nsc", "n", by, "nsc", caller),
+        PathSegment { name: caller.to_owned(), id: "x".to_owned(), ..PathSegment::default() },
+        own,
+    ];
+    Connection { id: "x".to_owned(), path: Some(Path { index: 1, path_segments }), ..answer.clone() }
+}
+
+#[tokio::test]
+async fn nobody_takes_a_connection_over_by_saying_that_it_came_from_its_client() {
+    let mesh = Mesh::new();
+    let answer = mesh.request(first()).await.unwrap();
+    let forged = said_to_be_of_nsc(&answer, "other", &mesh.other);
+    let mut reselected = forged.clone();
+    reselected.set_state(State::ReselectRequested);
+    for asked in [forged.clone(), reselected] {
+        let own = mesh.server.request(mesh.by(&mesh.other, asking(asked))).await.unwrap().into_inner();
+        assert_ne!(own.path.unwrap().path_segments[2].id, own_id(&answer), "it has one of its own");
+    }
+    assert_eq!(mesh.close(&mesh.other, forged).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(mesh.seen(), ["request", "request", "request"], "nothing was refreshed or closed");
+    assert!(mesh.server.monitor().connections().iter().any(|shown| shown.id == own_id(&answer)));
+}
+
+#[tokio::test]
+async fn who_may_speak_for_others_goes_on_with_their_connections_and_with_no_others() {
+    let mesh = Mesh::new();
+    mesh.server.relays().add("spiffe://example.org/other").unwrap();
+    let answer = mesh.request(first()).await.unwrap();
+    // A forwarder has come between, say.
+    let asked = said_to_be_of_nsc(&answer, "other", &mesh.other);
+    mesh.server.request(mesh.by(&mesh.other, asking(asked.clone()))).await.unwrap();
+    assert_eq!(mesh.seen(), ["request", "refresh"]);
+    let mut elses = asked.clone();
+    elses.path.as_mut().unwrap().path_segments[0] = segment_of("nsc", "n", &mesh.other, "third", "other");
+    let other = mesh.server.request(mesh.by(&mesh.other, asking(elses))).await.unwrap().into_inner();
+    assert_ne!(other.path.unwrap().path_segments[2].id, own_id(&answer));
+    mesh.close(&mesh.other, asked).await.unwrap();
+    assert_eq!(mesh.seen(), ["request", "close"]);
 }
 
 #[tokio::test]

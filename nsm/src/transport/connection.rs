@@ -5,15 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustix::net::sockopt::socket_peercred;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::handshakes::Source;
 use crate::files::{FileStream, Files};
 use crate::identity::{Certificate, Svid};
+use crate::quota::{Quota, Share};
 
 /// Who is at the other end of one connection, and who we are there. Every call has it in its extensions.
 #[derive(Clone, Debug)]
@@ -44,18 +47,45 @@ impl Peer {
 pub struct SecureStream {
     tls: TlsStream<Socket>,
     peer: Peer,
+    /// The first bytes, if they were waited for.
+    first: Vec<u8>,
     /// When it is dropped, those who wait for the end learn of it.
     ends: Option<watch::Sender<()>>,
     /// What it counts in, until it ends.
-    _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    counted: Option<(OwnedSemaphorePermit, Share)>,
 }
 
 impl SecureStream {
-    pub(super) fn new(
+    /// One that was accepted.
+    pub(super) fn accepted(
         tls: TlsStream<Socket>,
         svid: Arc<Svid>,
-        permit: Option<tokio::sync::OwnedSemaphorePermit>,
+        permit: OwnedSemaphorePermit,
+        quotas: &PeerQuotas,
     ) -> io::Result<Self> {
+        let mut stream = Self::new(tls, svid, &quotas.files)?;
+        let id = stream.peer.certificate.id();
+        let full = |error| io::Error::new(io::ErrorKind::QuotaExceeded, format!("a connection of {id}: {error}"));
+        let share = quotas.connections.take(id.as_str()).map_err(full)?;
+        stream.counted = Some((permit, share));
+        Ok(stream)
+    }
+
+    /// One that we have made. The other side believes us when its first bytes come: nothing is passed to it before.
+    pub(super) async fn dialed(tls: TlsStream<Socket>, svid: Arc<Svid>) -> io::Result<Self> {
+        let mut stream = Self::new(tls, svid, &Quota::new(DIALED_FILES_MAX, DIALED_FILES_MAX))?;
+        let mut first = vec![0; FIRST_MAX];
+        let len = stream.tls.read(&mut first).await?;
+        if len == 0 {
+            let problem = "the other side has ended the connection: it does not believe us, or has enough connections";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
+        }
+        first.truncate(len);
+        stream.first = first;
+        Ok(stream)
+    }
+
+    fn new(tls: TlsStream<Socket>, svid: Arc<Svid>, files: &Arc<Quota>) -> io::Result<Self> {
         let (socket, session) = tls.get_ref();
         let leaf: Option<&CertificateDer<'_>> = session.peer_certificates().and_then(<[_]>::first);
         let leaf =
@@ -63,7 +93,10 @@ impl SecureStream {
         let certificate = Certificate::from_der(leaf)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
         let peer = Peer { certificate: Arc::new(certificate), svid, files: socket.files().cloned() };
-        Ok(Self { tls, peer, ends: None, _permit: permit })
+        if let Some(opened) = peer.files() {
+            opened.open(files, peer.certificate.id());
+        }
+        Ok(Self { tls, peer, first: Vec::new(), ends: None, counted: None })
     }
 
     pub(super) fn peer(&self) -> &Peer {
@@ -92,6 +125,12 @@ impl AsyncRead for SecureStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.tls).poll_read(context, buffer)
     }
 }
@@ -110,6 +149,12 @@ impl AsyncWrite for SecureStream {
     }
 }
 
+/// What the peers of one listening socket may have, once it is known who they are.
+pub(super) struct PeerQuotas {
+    pub(super) connections: Arc<Quota>,
+    pub(super) files: Arc<Quota>,
+}
+
 /// What TLS runs over.
 pub(super) enum Socket {
     Unix(FileStream),
@@ -117,6 +162,14 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// Where it comes from.
+    pub(super) fn source(&self) -> io::Result<Source> {
+        match self {
+            Self::Unix(stream) => Ok(Source::User(socket_peercred(stream)?.uid.as_raw())),
+            Self::Tcp(stream) => Ok(Source::of_address(stream.peer_addr()?.ip())),
+        }
+    }
+
     fn files(&self) -> Option<&Files> {
         match self {
             Self::Unix(stream) => Some(stream.files()),
@@ -156,6 +209,11 @@ impl AsyncWrite for Socket {
         }
     }
 }
+
+/// A registry passes as many at once as there are endpoints on a node.
+const DIALED_FILES_MAX: usize = 4 << 10;
+/// The settings of HTTP/2, which come first.
+const FIRST_MAX: usize = 4 << 10;
 
 #[cfg(test)]
 impl Peer {

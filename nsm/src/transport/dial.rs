@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ferrule_ffi::unix::{Kind, UnixSocket};
 use hyper_util::rt::TokioIo;
@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Status, TimeoutExpired};
 
 use super::address::Address;
 use super::connection::{Peer, SecureStream, Socket};
@@ -30,6 +31,7 @@ pub struct Connection {
     calls: Calls,
     peer: Peer,
     ended: watch::Receiver<()>,
+    fresh_until: SystemTime,
 }
 
 /// What clients of services are made with: each call carries a token.
@@ -57,7 +59,7 @@ impl Default for DialOptions {
 }
 
 /// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot connect to {address}: {problem}")]
 pub struct DialError {
     address: Address,
@@ -91,6 +93,24 @@ impl Connection {
         let _ = ended.changed().await;
     }
 
+    /// Whether it should go on being used by whoever is `identity` now. Either side signs tokens with the key of its certificate of now:
+    /// those of the other side are denied to others once it has a new one, which it has after half of the old one's time.
+    pub fn is_fresh(&self, identity: &Identity) -> bool {
+        let is_ours = Arc::ptr_eq(self.peer.svid(), &identity.svid);
+        is_ours && self.is_usable() && SystemTime::now() < self.fresh_until
+    }
+
+    /// Whether it is there, with certificates that have not run out.
+    pub(super) fn is_usable(&self) -> bool {
+        let ends = self.peer.certificate().not_after().min(self.peer.svid().certificate().not_after());
+        !self.has_ended() && SystemTime::now() < ends
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.peer.certificate(), other.peer.certificate())
+    }
+
     /// Whether it is over.
     pub fn has_ended(&self) -> bool {
         self.ended.has_changed().is_err()
@@ -112,11 +132,13 @@ async fn connect(
     };
     let connector = TlsConnector::from(client_config(identity, options.allowed.clone())?);
     let tls = connector.connect(ServerName::try_from(AUTHORITY)?, socket).await?;
-    let mut stream = SecureStream::new(tls.into(), Arc::clone(&identity.svid), None)?;
+    let mut stream = SecureStream::dialed(tls.into(), Arc::clone(&identity.svid)).await?;
     let (peer, ended) = (stream.peer().clone(), stream.ended());
+    let now = SystemTime::now();
+    let fresh_until = now + peer.certificate().not_after().duration_since(now).unwrap_or_default() / 2;
     let tokens = TokenHeaders::new(Arc::clone(peer.svid()), Arc::clone(peer.certificate()), options.token_lifetime);
     let calls = InterceptedService::new(channel(stream).await?, tokens);
-    Ok(Connection { calls, peer, ended })
+    Ok(Connection { calls, peer, ended, fresh_until })
 }
 
 /// A channel over this stream and no other.
@@ -143,6 +165,15 @@ async fn connect_unix(path: &Path) -> io::Result<UnixSocket> {
             done => return done,
         }
     }
+}
+
+/// A call whose time has run out: the library says of that that it was cancelled, which means "on purpose" to those who watch.
+pub(crate) fn ran_out(status: Status) -> Status {
+    let source = std::error::Error::source(&status);
+    if source.is_some_and(<dyn std::error::Error>::is::<TimeoutExpired>) {
+        return Status::deadline_exceeded("the call was not answered in time");
+    }
+    status
 }
 
 /// Not checked by anybody: certificates name processes.

@@ -1,8 +1,7 @@
-//! One connection to a process that is always called, made again when it ends or our identity changes.
-
-use std::sync::Arc;
+//! One connection to a process that is always called, made again when it ends, or when either side has a new identity.
 
 use tokio::sync::Mutex;
+use tokio::time::{Duration, Instant};
 
 use super::address::Address;
 use super::dial::{Connection, DialError, DialOptions};
@@ -13,30 +12,57 @@ pub struct KeptConnection {
     address: Address,
     identity: IdentitySource,
     options: DialOptions,
-    current: Mutex<Option<Connection>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Connection>,
+    /// The last try, if it failed.
+    failed: Option<(Instant, DialError)>,
 }
 
 impl KeptConnection {
     /// To whoever listens at an address; nobody is called yet.
     pub fn new(address: Address, identity: IdentitySource, options: DialOptions) -> Self {
-        Self { address, identity, options, current: Mutex::default() }
+        Self { address, identity, options, state: Mutex::default() }
     }
 
-    /// The connection, made now if there is none, or none of our identity of now: tokens of the old one run out with its certificate.
+    /// The connection, made now if there is none, or none that is fresh. One that is not fresh is better than none: it does until a
+    /// certificate of it has run out. Those who wait for the same try share what came of it.
     pub async fn get(&self) -> Result<Connection, DialError> {
-        let mut current = self.current.lock().await;
+        let asked = Instant::now();
+        let mut state = self.state.lock().await;
         let identity = self.identity.current();
-        let is_good =
-            |connection: &&Connection| !connection.has_ended() && Arc::ptr_eq(connection.peer().svid(), &identity.svid);
-        if let Some(connection) = current.as_ref().filter(is_good) {
+        if let Some(connection) = state.current.as_ref().filter(|connection| connection.is_fresh(&identity)) {
             return Ok(connection.clone());
         }
-        let made = Connection::dial(&self.address, &identity, &self.options).await?;
-        Ok(current.insert(made).clone())
+        let old = state.current.take_if(|connection| !connection.is_usable());
+        drop(old);
+        let shared =
+            state.failed.as_ref().filter(|(at, _)| *at >= asked || (state.current.is_some() && at.elapsed() < RETRY));
+        let error = match shared {
+            Some((_, error)) => error.clone(),
+            None => match Connection::dial(&self.address, &identity, &self.options).await {
+                Ok(made) => {
+                    state.failed = None;
+                    return Ok(state.current.insert(made).clone());
+                }
+                Err(error) => {
+                    state.failed = Some((Instant::now(), error.clone()));
+                    error
+                }
+            },
+        };
+        state.current.clone().ok_or(error)
     }
 
-    /// The next call gets a new connection: this one shows a certificate that the other side does not sign with any more.
-    pub async fn renew(&self) {
-        self.current.lock().await.take();
+    /// The next call gets a new connection: over this one the other side has denied, with a certificate that it does not sign with any
+    /// more, or has not answered.
+    pub async fn renew(&self, used: &Connection) {
+        self.state.lock().await.current.take_if(|current| current.is_same(used));
     }
 }
+
+/// Nobody waits for another try that often while an old connection still does.
+const RETRY: Duration = Duration::from_secs(1);

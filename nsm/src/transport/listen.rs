@@ -2,11 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferrule_ffi::socket_file::{Access, SocketFile, listen_at};
+use ferrule_ffi::socket_file::{Access, SocketFile};
 use ferrule_ffi::unix::{Kind, UnixListener};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
@@ -17,11 +16,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use super::address::Address;
-use super::connection::{SecureStream, Socket};
+use super::connection::{PeerQuotas, SecureStream, Socket};
+use super::handshakes::{Handshakes, Source};
 use super::tcp;
 use super::tls::{Allowed, server_config};
 use crate::files::FileStream;
 use crate::identity::IdentitySource;
+use crate::quota::Quota;
 
 /// A listening socket that is not served yet.
 pub struct Listener {
@@ -34,17 +35,33 @@ pub struct Listener {
 /// What peers of one listening socket may take.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenLimits {
-    /// How many may be about to show who they are; further ones wait in the kernel.
+    /// How many may be about to show who they are.
     pub handshakes_max: usize,
+    /// How many of them may come from one user or address. Beyond that the oldest goes.
+    pub handshakes_of_one_max: usize,
     /// How long one may take for it.
     pub handshake_timeout: Duration,
-    /// How many connections there may be; a manager keeps one for each connection of the mesh.
+    /// How many connections there may be; a manager keeps one for each connection of the mesh. Further ones wait in the kernel.
     pub connections_max: usize,
+    /// How many of them may be of one SPIFFE ID. Further ones are ended.
+    pub connections_of_one_max: usize,
+    /// How many files that peers have passed may wait for their calls.
+    pub files_max: usize,
+    /// How many of them may be of one SPIFFE ID.
+    pub files_of_one_max: usize,
 }
 
 impl Default for ListenLimits {
     fn default() -> Self {
-        Self { handshakes_max: 128, handshake_timeout: Duration::from_secs(5), connections_max: 4096 }
+        Self {
+            handshakes_max: 512,
+            handshakes_of_one_max: 256,
+            handshake_timeout: Duration::from_secs(2),
+            connections_max: 8 << 10,
+            connections_of_one_max: 2 << 10,
+            files_max: 4 << 10,
+            files_of_one_max: 1 << 10,
+        }
     }
 }
 
@@ -56,6 +73,12 @@ pub struct ListenError {
     problem: String,
 }
 
+impl ListenError {
+    pub(super) fn new(address: &Address, problem: String) -> Self {
+        Self { address: address.clone(), problem }
+    }
+}
+
 impl Listener {
     /// Listens at an address, for whoever may connect there and is allowed here.
     pub async fn bind(
@@ -64,7 +87,7 @@ impl Listener {
         allowed: Allowed,
         limits: ListenLimits,
     ) -> Result<Self, ListenError> {
-        let error = |problem: String| ListenError { address: address.clone(), problem };
+        let error = |problem: String| ListenError::new(address, problem);
         let socket = match address {
             Address::Unix(path) => {
                 let bound = UnixListener::bind_path(Kind::Stream, path, ACCESS, BACKLOG);
@@ -101,16 +124,17 @@ impl Listener {
     }
 
     async fn accept_all(&self, sender: mpsc::Sender<io::Result<SecureStream>>) {
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes_max));
-        let connections = Arc::new(Semaphore::new(self.limits.connections_max));
+        let limits = &self.limits;
+        let handshakes = Handshakes::new(limits.handshakes_max, limits.handshakes_of_one_max);
+        let connections = Arc::new(Semaphore::new(limits.connections_max));
+        let quotas = Arc::new(PeerQuotas {
+            connections: Quota::new(limits.connections_max, limits.connections_of_one_max),
+            files: Quota::new(limits.files_max, limits.files_of_one_max),
+        });
         loop {
-            let (Ok(handshake), Ok(connection)) =
-                (Arc::clone(&handshakes).acquire_owned().await, Arc::clone(&connections).acquire_owned().await)
-            else {
-                return;
-            };
-            let socket = match self.socket.accept().await {
-                Ok(socket) => socket,
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+            let (socket, source) = match self.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, say. Whoever waits goes on waiting.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -118,16 +142,23 @@ impl Listener {
                     continue;
                 }
             };
-            let secured = self.secure(socket, connection);
+            let secured = self.secure(socket, permit, Arc::clone(&quotas));
             let sender = sender.clone();
-            tokio::spawn(async move {
+            let handshake = async move {
                 match secured.await {
-                    Ok(stream) => drop(sender.send(Ok(stream)).await),
-                    Err(error) => tracing::debug!(%error, "a peer has not shown who it is"),
+                    // It is not to be ended any more.
+                    Ok(stream) => drop(tokio::spawn(async move { drop(sender.send(Ok(stream)).await) })),
+                    Err(error) => tracing::debug!(%error, "a peer is not served"),
                 }
-                drop(handshake);
-            });
+            };
+            handshakes.run(source, handshake).await;
         }
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, Source)> {
+        let socket = self.socket.accept().await?;
+        let source = socket.source()?;
+        Ok((socket, source))
     }
 
     /// The handshake, with the identity of now.
@@ -135,6 +166,7 @@ impl Listener {
         &self,
         socket: Socket,
         permit: OwnedSemaphorePermit,
+        quotas: Arc<PeerQuotas>,
     ) -> impl Future<Output = io::Result<SecureStream>> + Send + 'static {
         let identity = self.identity.current();
         let config = server_config(&identity, self.allowed.clone());
@@ -142,7 +174,7 @@ impl Listener {
         async move {
             let acceptor = TlsAcceptor::from(config.map_err(io::Error::other)?);
             let tls = timeout(limit, acceptor.accept(socket)).await??;
-            SecureStream::new(tls.into(), identity.svid, Some(permit))
+            SecureStream::accepted(tls.into(), identity.svid, permit, &quotas)
         }
     }
 }
@@ -153,23 +185,6 @@ pub fn server() -> Server {
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-}
-
-/// A Unix socket without TLS, for this process's user alone, whose file goes when this is dropped.
-pub(crate) struct PlainListener {
-    pub(crate) listener: tokio::net::UnixListener,
-    /// Of the listening socket.
-    pub(crate) file: SocketFile,
-}
-
-impl PlainListener {
-    /// At a path where a dead process may have left one.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
-        let error = |problem| ListenError { address: Address::Unix(path.to_owned()), problem };
-        let (fd, file) = listen_at(Kind::Stream, path, PRIVATE, BACKLOG).map_err(|failed| error(failed.to_string()))?;
-        let listener = tokio::net::UnixListener::from_std(fd.into()).map_err(|failed| error(failed.to_string()))?;
-        Ok(Self { listener, file })
-    }
 }
 
 enum ListeningSocket {
@@ -217,7 +232,5 @@ const STREAMS_MAX: u32 = 1024;
 const RESETS_MAX: usize = 64;
 /// Whoever can reach the directory may connect: certificates tell who it is.
 const ACCESS: Access = Access { mode: 0o666, owner: None, group: None };
-/// Whoever connects without a certificate is whom the socket is for.
-const PRIVATE: Access = Access { mode: 0o600, owner: None, group: None };
-const BACKLOG: u8 = 255;
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(super) const BACKLOG: u8 = 255;
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -7,8 +7,10 @@
 mod address;
 mod connection;
 mod dial;
+mod handshakes;
 mod kept;
 mod listen;
+mod plain;
 mod tcp;
 mod tls;
 
@@ -17,8 +19,9 @@ mod tests;
 
 pub use address::{Address, AddressError};
 pub use connection::{Peer, SecureStream};
+pub(crate) use dial::ran_out;
 pub use dial::{Calls, Connection, DialError, DialOptions};
 pub use kept::KeptConnection;
-pub(crate) use listen::PlainListener;
 pub use listen::{ListenError, ListenLimits, Listener, server};
+pub(crate) use plain::PlainListener;
 pub use tls::Allowed;

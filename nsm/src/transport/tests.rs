@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ferrule_ffi::unix::{Kind, UnixSocket};
 use rustix::fs::{Mode, OFlags, open};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -253,11 +254,76 @@ async fn whoever_connects_and_says_nothing_is_cut_and_keeps_nobody_out() {
     let identities = Identities::new("example.org");
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("s"));
-    let limits = ListenLimits { handshakes_max: 1, handshake_timeout: Duration::from_secs(1), connections_max: 8 };
+    let handshake_timeout = Duration::from_secs(1);
+    let limits = ListenLimits { handshakes_max: 1, handshake_timeout, ..ListenLimits::default() };
     let served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, limits).await;
     let mut silent = UnixStream::connect(directory.path().join("s")).await.unwrap();
     assert!(call(&served.dial(&identities.identity("/nsmgr")).await, "").await.is_ok());
     assert_eq!(timeout(DEADLINE, silent.read(&mut [0])).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn silent_peers_that_come_again_and_again_keep_nobody_out() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("s"));
+    let limits = ListenLimits { handshakes_max: 4, handshake_timeout: 2 * DEADLINE, ..ListenLimits::default() };
+    let served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, limits).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(UnixStream::connect(directory.path().join("s")).await.unwrap());
+    }
+    let nsmgr = identities.identity("/nsmgr");
+    assert!(call(&served.dial(&nsmgr).await, "").await.is_ok());
+    assert_eq!(timeout(DEADLINE, silent[0].read(&mut [0])).await.expect("the first is cut").unwrap(), 0);
+}
+
+#[tokio::test]
+async fn files_of_somebody_unknown_are_not_taken() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("s"));
+    let limits = ListenLimits { handshake_timeout: 2 * DEADLINE, ..ListenLimits::default() };
+    let _served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, limits).await;
+    let socket = UnixSocket::connect_path(Kind::Stream, &directory.path().join("s")).unwrap();
+    let place = path("/".as_ref());
+    // The first byte of a record of a handshake.
+    socket.send(&[22], &[place.as_fd()]).unwrap();
+    let cut = async {
+        loop {
+            match socket.receive(&mut [0; 64], 0) {
+                Ok(None) => return,
+                // What it had not read is lost.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+                Ok(Some(_)) => {}
+            }
+        }
+    };
+    timeout(DEADLINE, cut).await.expect("the end");
+}
+
+#[tokio::test]
+async fn one_process_takes_no_more_connections_than_its_part() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("s"));
+    let limits = ListenLimits { connections_of_one_max: 1, ..ListenLimits::default() };
+    let served = Served::new(&address, identities.identity("/fwd"), Allowed::AnyTrusted, limits).await;
+    let greedy = identities.identity("/greedy");
+    let first = served.dial(&greedy).await;
+    let refused = Connection::dial(&address, &greedy, &patient()).await.err().unwrap();
+    assert!(refused.to_string().contains("cannot connect"), "{refused}");
+    assert!(call(&served.dial(&identities.identity("/nsmgr")).await, "").await.is_ok());
+    assert!(call(&first, "").await.is_ok());
+    drop(first);
+    let again = async {
+        while Connection::dial(&address, &greedy, &patient()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, again).await.expect("its part is free again");
 }
 
 #[tokio::test]
@@ -312,6 +378,70 @@ async fn a_kept_connection_is_made_again_when_it_ends_and_when_we_are_somebody_n
     assert!(kept.get().await.is_err(), "nobody is there");
     let _served = Served::unix(directory.path(), identities.identity("/nsmgr")).await;
     assert!(call(&kept.get().await.unwrap(), "").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_made_again_when_half_of_the_other_sides_certificate_is_over() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let short = || identities.identity_for("/nsmgr", Duration::from_secs(6), identities.0.bundles().unwrap());
+    let served = Served::unix(directory.path(), short()).await;
+    let (_sender, source) = IdentitySource::new(identities.identity("/fwd"));
+    let kept = KeptConnection::new(served.address.clone(), source, patient());
+    let first = kept.get().await.unwrap();
+    let new = short();
+    served.identity.send_replace(new.clone());
+    let second = async {
+        loop {
+            let connection = kept.get().await.unwrap();
+            if !connection.is_same(&first) {
+                return connection;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let second = timeout(DEADLINE, second).await.expect("another connection");
+    assert_eq!(**second.peer().certificate(), *new.svid.certificate());
+    assert!(SystemTime::now() < first.peer().certificate().not_after(), "before it runs out");
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_better_than_none() {
+    let [identities, strangers] = [(); 2].map(|()| Identities::new("example.org"));
+    let directory = tempfile::tempdir().unwrap();
+    let served = Served::unix(directory.path(), identities.identity("/nsmgr")).await;
+    let (sender, source) = IdentitySource::new(identities.identity("/fwd"));
+    let kept = KeptConnection::new(served.address.clone(), source, patient());
+    let first = kept.get().await.unwrap();
+    // The other side does not know our new authority yet.
+    sender.send_replace(strangers.identity("/fwd"));
+    let still = kept.get().await.unwrap();
+    assert!(still.is_same(&first) && call(&still, "").await.is_ok());
+    kept.renew(&still).await;
+    assert!(kept.get().await.is_err(), "it was given up");
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_connection_share_one_try() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    // It takes connections and says nothing.
+    let listener = tokio::net::UnixListener::bind(directory.path().join("s")).unwrap();
+    let (_sender, source) = IdentitySource::new(identities.identity("/fwd"));
+    let options = DialOptions { timeout: Duration::from_millis(300), ..DialOptions::default() };
+    let kept = Arc::new(KeptConnection::new(Address::Unix(directory.path().join("s")), source, options));
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let kept = Arc::clone(&kept);
+            tokio::spawn(async move { kept.get().await.is_err() })
+        })
+        .collect();
+    for task in waiting {
+        assert!(timeout(DEADLINE, task).await.expect("an answer").unwrap());
+    }
+    let listener = listener.into_std().unwrap();
+    assert!(listener.accept().is_ok());
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "one has tried for all");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::thread;
 
 use ferrule_bench::generator::{self, Outcome};
 use ferrule_bench::load::{Load, Mix, Pace, Stop as StopAfter, Touch};
+use ferrule_bench::traffic::Addresses;
 use ferrule_dataplane::spec::SocketAddress;
 use ferrule_endpoints::end::{End, EndSpec};
 use ferrule_endpoints::vhost_user::FrontendSpec;
@@ -38,6 +39,7 @@ impl Guests {
         let load = Load {
             mix,
             flows: 1,
+            addresses: Addresses::default().both_ways(),
             both_ways: true,
             touch: Touch::Whole,
             pace: Pace::Saturate,
