@@ -338,7 +338,7 @@ impl State {
         match inject(&rarp::announcement(mac), target, counters[id.end].control(), &mut self.notifier) {
             Ok(Put::Stored) => {}
             Ok(put) => {
-                tracing::debug!(wire = name, end = end_name(id.end), ?put, "SEND_RARP: the other end did not take it")
+                tracing::debug!(wire = name, end = end_name(id.end), ?put, "SEND_RARP: the other end did not take it");
             }
             Err(fault) => self.disconnect(far, &DisconnectReason::Fault(fault)),
         }
