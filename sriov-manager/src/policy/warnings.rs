@@ -129,6 +129,6 @@ fn different_mtus(pool: &Pool) -> Option<String> {
 
 /// The PFs of a node, for whoever named another one.
 fn names(inventory: &Inventory) -> String {
-    let all: Vec<_> = inventory.pfs.values().map(|pf| pf.name().as_str()).collect();
+    let all: Vec<_> = inventory.pfs.values().map(PhysicalFunction::name).collect();
     if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
