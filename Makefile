@@ -15,7 +15,7 @@ SHELL := /bin/bash
 CARGO := cargo
 RELEASE := target/release
 # What is built with some of the crates has other features, down to the dependencies: a second build of nearly everything.
-BUILD := $(CARGO) build --workspace --all-targets --locked
+BUILD := $(CARGO) build --workspace --lib --bins --examples --tests --locked
 # What the targets need besides cargo: Debian packages.
 DEMO_PACKAGES := gcc libc6-dev iproute2 iputils-ping
 TEST_PACKAGES := $(DEMO_PACKAGES) dpdk-dev libclang-dev pkgconf procps python3
