@@ -7,6 +7,8 @@
 #   make node     a real kubelet, with API server and containerd, in namespaces; ONLY=word runs some of it. The first time it builds
 #                 them from Go modules: docs/node.md says what that costs
 #   make node-shell  a shell there, with kubectl
+#   make nsm      connections of Network Service Mesh through the forwarder, in namespaces; ONLY=word runs some of it, and NSM_BIN=DIR
+#                 the same with the programs in Go that lie there: docs/nsm-forwarder.md
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make images   OCI images of the daemons, in target/images, without a container engine
 #   make lint     format, clippy, docs, licences
@@ -28,7 +30,7 @@ VM_PACKAGES := binutils busybox-static e2fsprogs iproute2 kmod util-linux xz-uti
 # What the demo does not measure is not optimized: 62 of the build's CPU seconds become 11.
 DEMO_QUICK := $(foreach crate,device-plugin ferrule-kubelet,--config profile.release.package.$(crate).opt-level=0)
 
-.PHONY: demo test lab lab-shell vm-pieces node node-shell node-pieces images lint bench help
+.PHONY: demo test nsm lab lab-shell vm-pieces node node-shell node-pieces images lint bench help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +47,11 @@ test: need-test vm-pieces
 	@echo "==> building"
 	@$(BUILD)
 	@.ci/count $(CARGO) test --workspace --locked
+
+nsm: need-test
+	@echo "==> building"
+	@$(BUILD)
+	@target/debug/nsm $(ONLY)
 
 lab: need-test vm-pieces
 	@echo "==> building"

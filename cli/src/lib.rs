@@ -9,6 +9,7 @@
 //! - [`top`]: what is moving now.
 //! - `bench`: what goes through a wire, beside a peer's program; the crate `ferrule-bench`.
 //! - [`vf`]: SR-IOV VFs of the node.
+//! - `nsm`: Network Service Mesh on this machine.
 //! - [`uninstall`]: what is left on a node is removed.
 //! - [`completions`]: completions for a shell.
 //!
@@ -21,6 +22,8 @@ use thiserror::Error;
 pub mod admin;
 pub mod completions;
 pub mod demo;
+#[cfg(feature = "nsm")]
+pub mod nsm;
 pub mod text;
 pub mod top;
 pub mod uninstall;
@@ -53,6 +56,9 @@ pub enum Command {
     Bench(Box<bench::BenchArgs>),
     /// SR-IOV VFs: show, make, borrow, give back
     Vf(Box<vf::VfArgs>),
+    /// Network Service Mesh: show it, or run it on this machine
+    #[cfg(feature = "nsm")]
+    Nsm(Box<nsm::NsmArgs>),
     /// Remove what Ferrule left on this node, once its daemons are gone: VFs are given back, files are removed
     Uninstall(uninstall::UninstallArgs),
     /// Print completions for a shell
@@ -69,6 +75,8 @@ impl Cli {
             Command::Top(args) => top::run(&args).await,
             Command::Bench(args) => Ok(bench::run(&args).await?),
             Command::Vf(args) => vf::run(*args).await,
+            #[cfg(feature = "nsm")]
+            Command::Nsm(args) => nsm::run(*args).await,
             Command::Uninstall(args) => uninstall::run(&args).await,
             Command::Completions(args) => completions::run(&args),
         }
@@ -104,6 +112,10 @@ pub enum CliError {
     /// The VFs' manager cannot be asked, or said no.
     #[error(transparent)]
     Vf(#[from] vf::VfCliError),
+    /// A process of the mesh does not run.
+    #[cfg(feature = "nsm")]
+    #[error(transparent)]
+    Nsm(#[from] nsm::NsmError),
     /// Something of Ferrule is still on the node.
     #[error(transparent)]
     Uninstall(#[from] uninstall::UninstallError),

@@ -94,7 +94,7 @@ impl Forwarder {
             Some(address) => Some(page::Listener::bind(address).await?),
             None => None,
         };
-        let (settings, journal) = (config.settings(), config.journal.clone());
+        let (settings, journal, nsm) = (config.settings(), config.journal.clone(), config.nsm.clone());
         ferrule_ethdev::configure(config.dpdk);
         ferrule_ethdev::configure_leases(config.lease_settings());
         // By it the next forwarder at this socket finds the interfaces that a killed one left.
@@ -116,6 +116,9 @@ impl Forwarder {
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
             servers.serve_page(listener, Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render()));
+        }
+        if let Some(nsm) = nsm {
+            servers.serve(crate::nsm::serve(nsm, Arc::clone(&wires), servers.phase()));
         }
         if let Err(reason) = MemoryBudget::counts_pages() {
             warn!(reason, "the `memory` limits of ends are not exact");

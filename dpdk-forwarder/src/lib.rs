@@ -1,7 +1,7 @@
-//! The stand-alone forwarder: wires from a YAML file and from a small gRPC admin API.
+//! The forwarder: wires from a YAML file, from a small gRPC admin API, and for connections of Network Service Mesh.
 //!
 //! It decides which wires there should be and tells what they do. It moves no frame: that is the work of
-//! `ferrule-dataplane`. Kubernetes and NSM are not known here.
+//! `ferrule-dataplane`. Kubernetes is not known here.
 //!
 //! Modules in reading order:
 //! - [`forwarder`]: start, serve, stop: the spine
@@ -11,6 +11,7 @@
 //! - [`journal`]: wires of the admin API that outlive the process
 //! - `reload`: the file followed
 //! - [`admin`]: the gRPC service and its client
+//! - [`nsm`]: the forwarder as a process of Network Service Mesh
 //! - [`metrics`]: what Prometheus reads
 //!
 //! Files of settings, the socket, health and the metrics page are those of every daemon here: `ferrule_daemon`.
@@ -20,6 +21,7 @@ pub mod config;
 pub mod forwarder;
 pub mod journal;
 pub mod metrics;
+pub mod nsm;
 pub mod plan;
 mod reload;
 pub mod wires;

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use dpdk_forwarder::config::{Config, WiresFile, file_path};
+use dpdk_forwarder::nsm::Environment;
 use dpdk_forwarder::{Options, run};
 use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
@@ -61,6 +62,26 @@ fn main() -> ExitCode {
     config.socket = config.socket.with(flags.socket);
     config.metrics = flags.metrics.or(config.metrics);
     config.journal = flags.journal.or(config.journal);
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    match Environment::read(config.nsm.take(), environment) {
+        Ok(Environment { settings, ignored }) => {
+            for line in ignored {
+                tracing::info!("{line}");
+            }
+            config.nsm = settings;
+        }
+        Err(wrong) => {
+            for line in wrong {
+                eprintln!("{line}");
+            }
+            return ExitCode::from(EX_USAGE);
+        }
+    }
+    by_flag.push("nsm");
     let options = Options { config, file, by_flag, drain_grace: flags.drain_grace };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
 }
+
+/// The exit code for settings that cannot be used, from `sysexits.h`.
+const EX_USAGE: u8 = 64;

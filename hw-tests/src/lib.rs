@@ -14,7 +14,8 @@
 //! - [`unanswered`]: a file that cannot be closed;
 //! - [`vm`]: virtual machines, and [`guest`]: what runs inside them;
 //! - [`lab`]: scenarios on the SR-IOV of a virtual machine (`make lab`);
-//! - [`node`]: scenarios on a Kubernetes node (`make node`).
+//! - [`node`]: scenarios on a Kubernetes node (`make node`);
+//! - [`nsm`]: connections of Network Service Mesh (`make nsm`).
 
 pub mod cgroup;
 pub mod content;
@@ -24,6 +25,7 @@ pub mod lab;
 pub mod need;
 pub mod netns;
 pub mod node;
+pub mod nsm;
 pub mod process;
 pub mod stream;
 pub mod testpmd;

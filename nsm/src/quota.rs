@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) struct Quota {
     all_max: usize,
     one_max: usize,
-    held: Mutex<Held>,
+    held: Mutex<Counts>,
 }
 
 /// One of them, until this is dropped.
@@ -30,7 +30,7 @@ pub(crate) enum QuotaError {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct Counts {
     all: usize,
     by: BTreeMap<String, usize>,
 }
@@ -54,7 +54,7 @@ impl Quota {
         Ok(Share { quota: Arc::clone(self), who: who.to_owned() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -64,6 +64,7 @@ impl<'a> From<&'a proto::Wire> for Wire<'a> {
                 proto::Origin::Unspecified => None,
                 proto::Origin::File => Some("file"),
                 proto::Origin::Admin => Some("admin"),
+                proto::Origin::Mesh => Some("mesh"),
             },
             owner: wire.spec.as_ref().and_then(|spec| some(&spec.owner)),
             labels: wire.spec.iter().flat_map(|spec| &spec.labels).map(|(key, value)| (&**key, &**value)).collect(),

@@ -129,6 +129,7 @@ pub(crate) fn trouble(wire: &Wire, end: &End) -> Option<String> {
         "failed" if wire.persistent || wire.origin() == Origin::File => {
             ("has failed and is tried again every few seconds", "the cause")
         }
+        "failed" if wire.origin() == Origin::Mesh => ("has failed until its client asks again", "the cause"),
         // Added once more, it is mended: the other end keeps its peer.
         "failed" => ("has failed; to have it back, add the same wire again", "the cause"),
         _ => return None,

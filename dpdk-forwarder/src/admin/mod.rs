@@ -195,6 +195,7 @@ fn refusal(error: &ChangeError) -> Status {
         ChangeError::Engine(EngineError::NoSuchWire(_)) => Code::NotFound,
         ChangeError::Engine(EngineError::End { .. })
         | ChangeError::FromFile(_)
+        | ChangeError::FromMesh(_)
         | ChangeError::FromAdmin(_)
         | ChangeError::NoJournal(_) => Code::FailedPrecondition,
         ChangeError::Engine(EngineError::Cancelled(_)) => Code::Aborted,

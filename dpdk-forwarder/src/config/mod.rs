@@ -14,6 +14,7 @@ use ferrule_dataplane::spec::{ByteSize, FieldError, WireSpec};
 use ferrule_dataplane::{Idle, Settings};
 use ferrule_ethdev::{DpdkSettings, LeaseSettings};
 
+use crate::nsm::NsmSettings;
 use conflicts::{Conflict, conflicts};
 pub use dpdk_forwarder_client::ADMIN_DEFAULT;
 pub use ferrule_daemon::settings::{ConfigError, ConfigErrors, LoadError, Position};
@@ -38,6 +39,8 @@ pub struct Config {
     pub dpdk: DpdkSettings,
     /// The socket of the manager that lends VFs.
     pub sriov_manager: PathBuf,
+    /// How it takes part in Network Service Mesh; none: not at all.
+    pub nsm: Option<NsmSettings>,
     /// The wires, in the order of the file.
     pub wires: Vec<WireSpec>,
 }
@@ -85,6 +88,8 @@ impl Config {
         compare("dpdk.hugepages", self.dpdk.hugepages.to_string(), newer.dpdk.hugepages.to_string());
         let manager = |config: &Self| config.sriov_manager.display().to_string();
         compare("sriov_manager", manager(self), manager(newer));
+        let nsm = |config: &Self| config.nsm.as_ref().map_or_else(|| "nothing".to_owned(), |nsm| format!("{nsm:?}"));
+        compare("nsm", nsm(self), nsm(newer));
         changes
     }
 }
@@ -107,6 +112,7 @@ impl Default for Config {
             journal: None,
             dpdk: DpdkSettings::default(),
             sriov_manager: LeaseSettings::default().manager,
+            nsm: None,
             wires: Vec::new(),
         }
     }
@@ -138,6 +144,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
         "journal",
         "dpdk",
         "sriov_manager",
+        "nsm",
         "wires",
     ]) else {
         return config;
@@ -155,6 +162,7 @@ fn read_config(root: &Field<'_>, diagnostics: &Diagnostics) -> Config {
     config.dpdk = table.optional("dpdk").map_or_else(DpdkSettings::default, |field| read_dpdk(&field));
     let manager = table.optional("sriov_manager").and_then(|field| read_path(&field));
     config.sriov_manager = manager.unwrap_or(config.sriov_manager);
+    config.nsm = table.optional("nsm").map(|field| NsmSettings::read(&field));
     let entries = table.optional("wires").and_then(|field| field.items()).unwrap_or_default();
     config.wires = entries.iter().map(|entry| wire::read(entry, diagnostics)).collect();
     report_conflicts(&config.wires, &entries);

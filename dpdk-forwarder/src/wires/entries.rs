@@ -141,7 +141,7 @@ impl Entries {
             let is_being_made = status.is_some_and(|status| status.ends.contains(&EndState::Making));
             (entry.failure.is_some() && !is_being_made) || status.is_some_and(|status| is_broken(status))
         };
-        let ours = |entry: &&Entry| entry.origin != Origin::Admin { persistent: false };
+        let ours = |entry: &&Entry| matches!(entry.origin, Origin::File | Origin::Admin { persistent: true });
         let answered = self.wires.values().filter(|entry| entry.stage == Stage::Answered);
         answered.filter(ours).filter(due).cloned().collect()
     }

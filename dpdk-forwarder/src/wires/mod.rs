@@ -42,6 +42,8 @@ pub enum Origin {
         /// Whether it is made again when the forwarder starts again.
         persistent: bool,
     },
+    /// A connection of Network Service Mesh, whose client asks again by itself.
+    Mesh,
 }
 
 /// A wire as it stood when it was asked for.
@@ -143,6 +145,7 @@ impl Wires {
         let is_remembered = turn.remembers(name);
         if !is_of_admin && !is_remembered {
             return Err(match origin {
+                Some(Origin::Mesh) => ChangeError::FromMesh(name.to_owned()),
                 Some(_) => ChangeError::FromFile(name.to_owned()),
                 None => EngineError::NoSuchWire(name.to_owned()).into(),
             });
@@ -158,6 +161,25 @@ impl Wires {
         self.await_removal(name, change, &leaving, REMOVAL_TIMEOUT)?;
         info!(wire = name, "wire removed by the admin API");
         Ok(Removed::Wire)
+    }
+
+    /// Removes the wire of a connection of Network Service Mesh. One that is not there is no error.
+    pub fn remove_of_mesh(&self, name: &str) -> Result<(), ChangeError> {
+        // Not refused while the forwarder drains: the wire is about to go all the same.
+        let turn = lock(&self.turn);
+        if self.entries().get(name).is_none_or(|entry| entry.origin != Origin::Mesh) {
+            return Ok(());
+        }
+        let (change, leaving) = self.let_go(name);
+        drop(turn);
+        self.await_removal(name, change, &leaving, REMOVAL_TIMEOUT)?;
+        info!(wire = name, "wire of a connection removed");
+        Ok(())
+    }
+
+    /// What a wire does; none: the engine has none of this name.
+    pub fn status(&self, name: &str) -> Option<WireStatus> {
+        self.engine.wire(name)
     }
 
     /// Makes the wires of the file what `wanted` says. Wires of the admin API are left alone; when one of them has a name
@@ -312,6 +334,7 @@ impl Wires {
         let failure = result.as_ref().err().map(Failure::from);
         let then = match origin {
             Origin::Admin { persistent: false } => "it is not tried again: put it again",
+            Origin::Mesh => "its client asks again",
             Origin::File | Origin::Admin { persistent: true } => "it will be tried again",
         };
         match (result, &failure) {
@@ -381,6 +404,9 @@ pub enum ChangeError {
     /// The admin API cannot change what the file wants.
     #[error("wire `{0}` comes from the wires file; change or remove it there")]
     FromFile(String),
+    /// The admin API cannot change what a connection of the mesh wants.
+    #[error("wire `{0}` is that of a connection of Network Service Mesh; its client closes it")]
+    FromMesh(String),
     /// The file wants names that the admin API has given out.
     #[error("{} added through the admin API and in the wires file; rename or remove one of each", names(.0))]
     FromAdmin(Vec<String>),

@@ -1,6 +1,7 @@
-//! A wire put by the admin API: in the journal first, then made; back to what there was if it cannot be.
+//! A wire put by the admin API, or by a connection of the mesh: in the journal first, then made; back to what there was if it cannot be.
 
 use std::collections::HashMap;
+use std::sync::MutexGuard;
 
 use dpdk_forwarder_client::v1;
 use ferrule_dataplane::EngineError;
@@ -74,28 +75,49 @@ impl Wires {
     /// Makes a wire of the admin API what `spec` says. `persist` says whether it is made again when the forwarder starts
     /// again; none: if there is a journal. Whoever puts the same wire later has its way, also while this one is being made.
     pub fn put(&self, spec: WireSpec, persist: Option<bool>) -> Result<Put, ChangeError> {
-        let asked = [self.begin_put(spec, persist)?];
+        let asked = self.begin_put(spec, persist)?;
+        self.await_put(asked)
+    }
+
+    /// The same for a connection of Network Service Mesh. It is never in the journal: its client asks again after a restart.
+    pub fn put_of_mesh(&self, spec: WireSpec) -> Result<Put, ChangeError> {
+        let turn = self.turn()?;
+        let asked = self.begin_put_as(turn, spec, Origin::Mesh)?;
+        self.await_put(asked)
+    }
+
+    fn await_put(&self, asked: Asked) -> Result<Put, ChangeError> {
+        let asked = [asked];
         let result = await_answers(&asked, ANSWER_TIMEOUT).swap_remove(0);
         let [asked] = asked;
         self.finish_put(asked, result)
     }
 
     pub(super) fn begin_put(&self, spec: WireSpec, persist: Option<bool>) -> Result<Asked, ChangeError> {
-        let mut turn = self.turn()?;
+        let turn = self.turn()?;
         let persistent = persist.unwrap_or(turn.journal.is_some());
         if persistent && turn.journal.is_none() {
             return Err(ChangeError::NoJournal(spec.name));
         }
-        let origin = Origin::Admin { persistent };
+        self.begin_put_as(turn, spec, Origin::Admin { persistent })
+    }
+
+    fn begin_put_as(
+        &self,
+        mut turn: MutexGuard<'_, Turn>,
+        spec: WireSpec,
+        origin: Origin,
+    ) -> Result<Asked, ChangeError> {
         let known = self.entries().get(&spec.name).cloned();
         let mut spec = pinned(spec);
         if let Some(known) = &known {
-            may_change(known, &spec)?;
+            may_change(known, &spec, origin)?;
             spec = with_processes_of(spec, &known.spec);
         }
         let is_there =
             known.as_ref().is_some_and(|known| known.spec == spec && known.origin == origin && known.failure.is_none());
         // Written before it is acted on.
+        let persistent = origin == Origin::Admin { persistent: true };
         let undo = turn.record(&spec, persistent, is_there)?;
         let unfinished = match turn.unfinished.remove(&spec.name) {
             // The engine still works on an earlier one: what there was before that is what to go back to.
@@ -115,7 +137,7 @@ impl Wires {
         match result {
             Ok(applied) => {
                 if applied != Applied::Unchanged {
-                    info!(wire = name, ends = ends(&spec), ?applied, "wire put by the admin API");
+                    info!(wire = name, ends = ends(&spec), ?applied, "wire put by {}", asker(origin));
                 }
                 if is_last {
                     turn.unfinished.remove(&name);
@@ -133,7 +155,7 @@ impl Wires {
             // Whoever changed it meanwhile sees to it.
             Err(problem) if !is_last => Err(problem.into()),
             Err(problem @ EngineError::StillMaking(_)) => {
-                warn!(wire = name, %problem, "a wire put by the admin API takes long");
+                warn!(wire = name, %problem, "a wire put by {} takes long", asker(origin));
                 turn.unfinished.remove(&name);
                 self.entries().answer(&name, Some(Failure::from(&problem)));
                 lock(&self.late).push(asked);
@@ -165,14 +187,26 @@ impl Wires {
     }
 }
 
-/// Whether the admin API may make something else of this wire.
-fn may_change(known: &Entry, spec: &WireSpec) -> Result<(), ChangeError> {
+/// Whether whoever asks may make something else of this wire.
+fn may_change(known: &Entry, spec: &WireSpec, origin: Origin) -> Result<(), ChangeError> {
     let wire = spec.name.clone();
     match known.origin {
         Origin::File => Err(ChangeError::FromFile(wire)),
+        Origin::Mesh if origin == Origin::Mesh => Ok(()),
+        Origin::Mesh => Err(ChangeError::FromMesh(wire)),
+        Origin::Admin { .. } if origin == Origin::Mesh => Err(ChangeError::FromAdmin(vec![wire])),
         Origin::Admin { .. } if known.spec.owner != spec.owner => {
             Err(ChangeError::OtherOwner { wire, owner: known.spec.owner.clone() })
         }
         Origin::Admin { .. } => Ok(()),
+    }
+}
+
+/// In words.
+fn asker(origin: Origin) -> &'static str {
+    match origin {
+        Origin::File => "the wires file",
+        Origin::Admin { .. } => "the admin API",
+        Origin::Mesh => "a connection of the mesh",
     }
 }

@@ -191,7 +191,7 @@ fn pause_after(failures: u32) -> Duration {
 }
 
 /// So often the same connection is asked for before another one is.
-const SAME_TRIES: u32 = 3;
+const SAME_TRIES: u32 = 6;
 const LIVENESS_PAUSE: Duration = Duration::from_millis(200);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);

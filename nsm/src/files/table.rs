@@ -41,7 +41,7 @@ struct FileState {
     /// Where those that come are counted, once it is known whose they are. Before that none comes.
     account: Option<Account>,
     /// In the order of their arrival.
-    received: VecDeque<Received>,
+    received: VecDeque<ReceivedFile>,
     to_send: VecDeque<Arc<OwnedFd>>,
     has_ended: bool,
     /// Somebody forgets them in time.
@@ -56,7 +56,7 @@ struct Account {
 
 /// One that came. Whoever has received it holds it; here it waits for a while for others.
 #[derive(Debug)]
-struct Received {
+struct ReceivedFile {
     inode: Inode,
     file: Arc<OwnedFd>,
     since: Instant,
@@ -130,7 +130,13 @@ impl Files {
                 continue;
             };
             let file = Arc::new(file.into_kept());
-            state.received.push_back(Received { inode, file, since: Instant::now(), is_taken: false, _share: share });
+            state.received.push_back(ReceivedFile {
+                inode,
+                file,
+                since: Instant::now(),
+                is_taken: false,
+                _share: share,
+            });
             if !std::mem::replace(&mut state.is_swept, true) {
                 tokio::spawn(sweep(Arc::downgrade(&self.0)));
             }

@@ -91,7 +91,7 @@ impl Monitor {
     }
 
     /// What a watcher is told first, and what tells it the rest.
-    fn watch(&self, selector: MonitorScopeSelector, watcher: Watcher) -> Result<(First, Watch<Arc<Told>>), FeedError> {
+    fn watch(&self, selector: MonitorScopeSelector, watcher: Viewer) -> Result<(First, Watch<Arc<Told>>), FeedError> {
         let connections = self.0.lock();
         let who = watcher.id.clone();
         let wants = move |told: &Arc<Told>| watcher.may_see(told) && selects(&selector, &told.connection);
@@ -111,7 +111,7 @@ impl MonitorConnection for Monitor {
         let peer = request.extensions().get::<Peer>();
         let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no certificate"))?;
         let id = peer.certificate().id().to_string();
-        let watcher = Watcher { is_observer: self.0.observers.contains(&id), id };
+        let watcher = Viewer { is_observer: self.0.observers.contains(&id), id };
         let selector = request.into_inner();
         if selector.path_segments.len() > SEGMENTS_MAX || selector.network_services.len() > SEGMENTS_MAX {
             return Err(Status::invalid_argument(format!(
@@ -127,12 +127,12 @@ impl MonitorConnection for Monitor {
 
 /// Who watches.
 #[derive(Clone)]
-struct Watcher {
+struct Viewer {
     id: String,
     is_observer: bool,
 }
 
-impl Watcher {
+impl Viewer {
     fn may_see(&self, told: &Told) -> bool {
         self.is_observer || told.members.contains(&self.id)
     }
@@ -177,7 +177,7 @@ impl First {
 async fn tell(
     first: First,
     watch: Watch<Arc<Told>>,
-    watcher: Watcher,
+    watcher: Viewer,
     sender: mpsc::Sender<Result<ConnectionEvent, Status>>,
 ) {
     for part in first.parts() {
@@ -371,7 +371,7 @@ mod tests {
                 ..mesh.connection(&number.to_string())
             });
         }
-        let watcher = Watcher { id: "spiffe://example.org/nsmgr".to_owned(), is_observer: false };
+        let watcher = Viewer { id: "spiffe://example.org/nsmgr".to_owned(), is_observer: false };
         let (first, _watch) = mesh.monitor.watch(MonitorScopeSelector::default(), watcher).unwrap();
         assert!(first.0.iter().all(|told| Arc::strong_count(told) == 2), "they are shared");
         let mut events = mesh.watch(selector("a")).await;

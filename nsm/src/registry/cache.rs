@@ -68,7 +68,7 @@ impl RegistryCache {
                 biased;
                 told = stream.message() => told?,
                 Some(received) = receiving.join_next_with_id() => {
-                    let Ok((id, Received { name, found })) = received else { continue };
+                    let Ok((id, ReceivedSocket { name, found })) = received else { continue };
                     // What was said of it since is newer.
                     if newest.get(&name) == Some(&id) {
                         newest.remove(&name);
@@ -96,7 +96,7 @@ impl RegistryCache {
             let (connection, deadline) = (connection.clone(), Instant::now() + FILE_TIMEOUT);
             let receive = {
                 let name = name.clone();
-                async move { Received { name, found: FoundEndpoint::receive(endpoint, &connection, deadline).await } }
+                async move { ReceivedSocket { name, found: FoundEndpoint::receive(endpoint, &connection, deadline).await } }
             };
             newest.insert(name, receiving.spawn(receive).id());
         }
@@ -125,7 +125,7 @@ impl RegistryCache {
 }
 
 /// An endpoint whose socket came, or did not.
-struct Received {
+struct ReceivedSocket {
     name: String,
     found: Option<FoundEndpoint>,
 }

@@ -1,13 +1,16 @@
 //! An endpoint that stays registered as long as its process wants.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::client::RegistryClient;
+use crate::files::Inode;
 use crate::proto::registry::NetworkServiceEndpoint;
 use crate::transport::Connection;
 
@@ -23,6 +26,20 @@ impl Registration {
     /// Of this endpoint, with its socket if its url names one.
     pub fn new(client: Arc<RegistryClient>, endpoint: NetworkServiceEndpoint, socket: Option<Arc<OwnedFd>>) -> Self {
         Self { client, endpoint, socket, is_registered: watch::Sender::new(false) }
+    }
+
+    /// Of an endpoint that listens at this path. Its socket is passed: it is reached wherever it is mounted.
+    ///
+    /// # Errors
+    /// There is no socket.
+    pub fn with_socket(
+        client: Arc<RegistryClient>,
+        endpoint: NetworkServiceEndpoint,
+        path: &Path,
+    ) -> std::io::Result<Self> {
+        let socket = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let url = Inode::of(&socket)?.to_string();
+        Ok(Self::new(client, NetworkServiceEndpoint { url, ..endpoint }, Some(Arc::new(socket))))
     }
 
     /// Whether it is registered now, and each change.

@@ -14,9 +14,9 @@ use crate::transport::Peer;
 
 /// The sockets that endpoints passed with their registrations, as long as these last.
 #[derive(Default)]
-pub(super) struct EndpointSockets(Mutex<BTreeMap<Inode, Kept>>);
+pub(super) struct EndpointSockets(Mutex<BTreeMap<Inode, KeptSocket>>);
 
-struct Kept {
+struct KeptSocket {
     socket: Arc<OwnedFd>,
     /// Registrations under way that name it.
     registering: usize,
@@ -43,7 +43,7 @@ impl EndpointSockets {
     /// Keeps it for a registration that follows: whoever is told of that finds it here. [`Self::settle`] comes after.
     pub(super) fn keep(&self, (inode, socket): (Inode, Arc<OwnedFd>)) {
         let mut sockets = self.lock();
-        let kept = sockets.entry(inode).or_insert_with(|| Kept { socket: Arc::clone(&socket), registering: 0 });
+        let kept = sockets.entry(inode).or_insert_with(|| KeptSocket { socket: Arc::clone(&socket), registering: 0 });
         kept.socket = socket;
         kept.registering += 1;
     }
@@ -74,7 +74,7 @@ impl EndpointSockets {
         self.lock().get(&url.parse().ok()?).map(|kept| Arc::clone(&kept.socket))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Inode, Kept>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Inode, KeptSocket>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 pub(super) struct Handshakes {
     all_max: usize,
     one_max: usize,
-    state: Mutex<State>,
+    state: Mutex<UnderWay>,
     ended: Notify,
 }
 
@@ -27,7 +27,7 @@ pub(super) enum Source {
 }
 
 #[derive(Default)]
-struct State {
+struct UnderWay {
     next: u64,
     /// In the order of their begin.
     under_way: BTreeMap<u64, Handshake>,
@@ -84,12 +84,12 @@ impl Handshakes {
         None
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl UnderWay {
     fn largest_source(&self) -> Option<Source> {
         let mut counts: BTreeMap<Source, usize> = BTreeMap::new();
         self.under_way.values().for_each(|handshake| *counts.entry(handshake.source).or_default() += 1);

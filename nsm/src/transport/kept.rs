@@ -12,11 +12,11 @@ pub struct KeptConnection {
     address: Address,
     identity: IdentitySource,
     options: DialOptions,
-    state: Mutex<State>,
+    state: Mutex<Tries>,
 }
 
 #[derive(Default)]
-struct State {
+struct Tries {
     current: Option<Connection>,
     /// The last try, if it failed.
     failed: Option<(Instant, DialError)>,

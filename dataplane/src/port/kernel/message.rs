@@ -18,10 +18,14 @@ use crate::spec::Route;
 
 /// An interface as the kernel describes it.
 #[derive(Debug, Default)]
-pub(super) struct Link {
+pub struct Link {
+    /// Its number in its namespace.
     pub index: u32,
+    /// What it is called there.
     pub name: String,
+    /// What whoever made it has noted.
     pub alias: Option<String>,
+    /// What the kernel has counted.
     pub stats: Option<Stats64>,
 }
 
@@ -66,7 +70,7 @@ impl From<LinkMessage> for Link {
 }
 
 /// A request about an interface that exists.
-pub(super) fn link_request(
+pub fn link_request(
     kind: fn(LinkMessage) -> RouteNetlinkMessage,
     index: u32,
     attributes: Vec<LinkAttribute>,
@@ -78,7 +82,7 @@ pub(super) fn link_request(
 }
 
 /// The same by its name.
-pub(super) fn named_link_request(
+pub fn named_link_request(
     kind: fn(LinkMessage) -> RouteNetlinkMessage,
     name: &str,
     attributes: impl IntoIterator<Item = LinkAttribute>,
@@ -97,7 +101,7 @@ pub(super) fn far_link_request(
 }
 
 /// Brings an interface up.
-pub(super) fn up_request(index: u32) -> Request {
+pub fn up_request(index: u32) -> Request {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
@@ -106,7 +110,7 @@ pub(super) fn up_request(index: u32) -> Request {
 }
 
 /// Gives an interface an address.
-pub(super) fn address_request(index: u32, address: IpNet) -> Request {
+pub fn address_request(index: u32, address: IpNet) -> Request {
     let mut message = AddressMessage::default();
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
@@ -120,7 +124,7 @@ pub(super) fn address_request(index: u32, address: IpNet) -> Request {
 }
 
 /// Adds a route through an interface.
-pub(super) fn route_request(index: u32, route: &Route) -> Request {
+pub fn route_request(index: u32, route: &Route) -> Request {
     let to = route.to.trunc();
     let mut message = RouteMessage::default();
     message.header.address_family = family(to.addr());

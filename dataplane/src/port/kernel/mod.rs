@@ -13,6 +13,7 @@
 //! - `tap`: an interface whose other end is a file descriptor; `device`: the same as control sees it.
 //! - `veth`: a pair of interfaces, joined by the kernel.
 //! - [`ring`]: the data path of a TAP interface.
+//! - [`message`]: what is said to the kernel about interfaces.
 //! - `setup`: what a specification asks of an interface, as netlink requests.
 //! - `namespace`: where an interface is to live.
 //! - `owner`: whose a veth pair is, so that a killed forwarder's is found again.
@@ -21,7 +22,7 @@
 
 mod device;
 mod error;
-mod message;
+pub mod message;
 mod namespace;
 mod owner;
 mod port_spec;

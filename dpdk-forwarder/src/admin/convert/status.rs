@@ -34,6 +34,7 @@ fn wire(listed: &Listed) -> v1::Wire {
     let (origin, persistent) = match listed.origin {
         Origin::File => (v1::Origin::File, false),
         Origin::Admin { persistent } => (v1::Origin::Admin, persistent),
+        Origin::Mesh => (v1::Origin::Mesh, false),
     };
     let full = match status.spec.full {
         Full::Hold => "hold",

@@ -1,0 +1,326 @@
+//! The ends of a connection: what a mechanism's parameters say, and what the forwarder makes of them.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ferrule_dataplane::spec::{
+    EndSpec, InterfaceName, KernelSpec, MacAddress, MemifSpec, Mode, NetNs, OpenNetNs, Role, SocketAddress,
+    VhostUserSpec,
+};
+use ferrule_ffi::netns;
+use ferrule_nsm::proto::connection::{Connection, Mechanism};
+use ferrule_nsm::proto::connectioncontext::EthernetContext;
+use tonic::Status;
+
+use super::context::Side;
+use super::interface::InterfacePlace;
+use super::vxlan::{VXLAN, Vxlan};
+
+/// How an end on this node is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Memif,
+    Kernel,
+    /// Of our own: the mesh has no word for it.
+    VhostUser,
+}
+
+impl Kind {
+    /// All of them, those that are asked for first in front.
+    pub(super) const ALL: [Self; 3] = [Self::Memif, Self::Kernel, Self::VhostUser];
+
+    /// What the mesh calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Memif => "MEMIF",
+            Self::Kernel => "KERNEL",
+            Self::VhostUser => "VHOST_USER",
+        }
+    }
+
+    /// The one of this name.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct MeshEnd {
+    /// What its mechanism is called.
+    kind: &'static str,
+    /// As whoever is there is told.
+    pub(super) mechanism: Mechanism,
+    pub(super) port: Port,
+    /// Where its interface is, if it has one.
+    pub(super) place: Option<InterfacePlace>,
+}
+
+/// What is made at an end.
+#[derive(Clone, Debug)]
+pub(super) enum Port {
+    /// By the engine.
+    Local(EndSpec),
+    /// By the other end, which is a device of the kernel with this tunnel in it.
+    Tunnel(Vxlan),
+}
+
+impl MeshEnd {
+    /// The end that is on another node.
+    pub(super) fn remote(mechanism: Mechanism, tunnel: Vxlan) -> Self {
+        Self { kind: VXLAN, mechanism, port: Port::Tunnel(tunnel), place: None }
+    }
+
+    /// The end at `side` of a connection, whose id is ours, by a mechanism of this node with the file that it names. Blocks for a moment.
+    pub(super) fn local(
+        side: Side,
+        connection: &Connection,
+        mechanism: &Mechanism,
+        file: Option<&Arc<OwnedFd>>,
+    ) -> Result<Self, Status> {
+        let kind = Kind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let file = file.ok_or_else(|| {
+            Status::invalid_argument(format!("{} without inodeURL: the file of that end is wanted", kind.name()))
+        })?;
+        match kind {
+            Kind::Kernel => kernel(side, connection, mechanism, file),
+            Kind::Memif => memif(side, connection, mechanism, file),
+            Kind::VhostUser => vhost_user(side, connection, mechanism, file),
+        }
+    }
+
+    /// What metrics call it.
+    pub(super) fn label(&self) -> String {
+        let place = self.place.as_ref().map(|place| place.name.to_string());
+        let place = match &self.port {
+            Port::Tunnel(tunnel) => Some(tunnel.vni.to_string()),
+            Port::Local(_) => place.or_else(|| self.mechanism.parameters.get(SOCKET_FILE).cloned()),
+        };
+        format!("{}/{}", self.kind, place.unwrap_or_default())
+    }
+}
+
+/// Nobody can have what is asked for.
+pub(super) fn unsupported() -> Status {
+    let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let kinds = kinds.join(", ");
+    Status::unimplemented(format!("cannot support any of the requested mechanism: this forwarder has {kinds}"))
+}
+
+fn kernel(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
+    let netns = open_namespace(file)?;
+    let name = match mechanism.parameters.get(NAME).map(String::as_str) {
+        None | Some("") => interface_name(connection, side),
+        Some(name) => name.to_owned(),
+    };
+    let name: InterfaceName = name.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+    let mut mechanism = mechanism.clone();
+    mechanism.parameters.insert(NAME.to_owned(), name.to_string());
+    let context = connection.context.as_ref();
+    let spec = KernelSpec {
+        netns: Some(NetNs::Open(netns.clone())),
+        mac: Some(mac(side, connection)?),
+        mtu: context.map(|context| context.mtu).filter(|mtu| *mtu > 0),
+        ..KernelSpec::new(name.clone())
+    };
+    let place = Some(InterfacePlace { netns, name });
+    Ok(MeshEnd { kind: Kind::Kernel.name(), mechanism, port: Port::Local(EndSpec::Kernel(spec)), place })
+}
+
+fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
+    let mut mechanism = mechanism.clone();
+    let (socket, netns, role) = match side {
+        // We listen in the client's namespace.
+        Side::Client => {
+            let name = format!("@ferrule/nsm/{}/memif.socket", connection.id);
+            mechanism.parameters.insert(SOCKET_FILE.to_owned(), name.clone());
+            (socket_address(&name)?, Some(open_namespace(file)?), Role::Server)
+        }
+        Side::Endpoint if is_namespace(file) => {
+            let name = mechanism.parameters.get(SOCKET_FILE).map_or("", String::as_str);
+            (socket_address(name)?, Some(open_namespace(file)?), Role::Client)
+        }
+        // The socket itself was passed.
+        Side::Endpoint => (SocketAddress::Path(path_of(file)), None, Role::Client),
+    };
+    let mode = if connection.payload == IP { Mode::Ip } else { Mode::Ethernet };
+    let spec = MemifSpec { netns: netns.map(NetNs::Open), mode, ..MemifSpec::new(socket, role) };
+    Ok(MeshEnd { kind: Kind::Memif.name(), mechanism, port: Port::Local(EndSpec::Memif(spec)), place: None })
+}
+
+/// The device of a client is in a directory that it passes; that of an endpoint too, or its socket is passed itself.
+fn vhost_user(
+    side: Side,
+    connection: &Connection,
+    mechanism: &Mechanism,
+    file: &Arc<OwnedFd>,
+) -> Result<MeshEnd, Status> {
+    if connection.payload == IP {
+        return Err(Status::unimplemented("VHOST_USER carries Ethernet frames, and the payload of this service is IP"));
+    }
+    let mut mechanism = mechanism.clone();
+    let name = mechanism.parameters.get(SOCKET_FILE).cloned().unwrap_or_default();
+    let (path, role) = match side {
+        Side::Client => {
+            let name = if name.is_empty() { VHOST_SOCKET.to_owned() } else { name };
+            mechanism.parameters.insert(SOCKET_FILE.to_owned(), name.clone());
+            (path_of(file).join(plain_name(&name)?), Role::Server)
+        }
+        Side::Endpoint if name.is_empty() => (path_of(file), Role::Client),
+        Side::Endpoint => (path_of(file).join(plain_name(&name)?), Role::Client),
+    };
+    let spec = VhostUserSpec::new(SocketAddress::Path(path), role);
+    Ok(MeshEnd { kind: Kind::VhostUser.name(), mechanism, port: Port::Local(EndSpec::VhostUser(spec)), place: None })
+}
+
+/// A file in a directory and nowhere else.
+fn plain_name(name: &str) -> Result<&str, Status> {
+    let is_plain = name.len() <= FILE_NAME_MAX && name != "." && name != ".." && !name.contains(['/', '\0']);
+    let wrong = || Status::invalid_argument(format!("{SOCKET_FILE}: {:?} is no name of a file", shown(name)));
+    is_plain.then_some(name).ok_or_else(wrong)
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// The MAC address of an interface at an end: the one that the context wants, or one that is always the same for the connection, so
+/// that the other end can be told of it, and a forwarder that starts again makes the same interface.
+pub(super) fn mac(side: Side, connection: &Connection) -> Result<MacAddress, Status> {
+    let none = EthernetContext::default();
+    let context = connection.context.as_ref().and_then(|context| context.ethernet_context.as_ref()).unwrap_or(&none);
+    let wanted = match side {
+        Side::Client => &context.src_mac,
+        Side::Endpoint => &context.dst_mac,
+    };
+    if !wanted.is_empty() {
+        return wanted.parse().map_err(|error| Status::invalid_argument(format!("{error}")));
+    }
+    let hash = fnv(connection.id.bytes().chain([side as u8]));
+    let [a, b, c, d, e, ..] = hash.to_le_bytes();
+    Ok(MacAddress([0x02, a, b, c, d, e]))
+}
+
+fn open_namespace(file: &Arc<OwnedFd>) -> Result<OpenNetNs, Status> {
+    if !is_namespace(file) {
+        return Err(Status::invalid_argument("inodeURL names a file that is no network namespace"));
+    }
+    let cannot = |error| Status::invalid_argument(format!("open the namespace that inodeURL names: {error}"));
+    let opened = netns::NetNs::open(&path_of(file)).map_err(cannot)?;
+    OpenNetNs::try_from(OwnedFd::from(opened)).map_err(cannot)
+}
+
+/// Nobody is asked but the kernel: a file of another file system could keep us waiting.
+fn is_namespace(file: &Arc<OwnedFd>) -> bool {
+    netns::namespace_at(&path_of(file)).is_ok_and(|found| found.is_some())
+}
+
+fn path_of(file: &Arc<OwnedFd>) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+fn socket_address(text: &str) -> Result<SocketAddress, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("{SOCKET_FILE}: {error}")))
+}
+
+/// Some of the service's name, and letters that no other connection has.
+fn interface_name(connection: &Connection, side: Side) -> String {
+    let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-' || *letter == '_';
+    let mut name: String = connection.network_service.chars().filter(is_plain).take(INTERFACE_SERVICE_MAX).collect();
+    name.push('-');
+    let hash = format!("{:016x}", fnv(connection.id.bytes().chain([side as u8])));
+    name.extend(hash.chars().take(INTERFACE_MAX - name.len()));
+    name
+}
+
+/// FNV-1a.
+fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What we can have at an endpoint of this node, beside a client of this kind, best first.
+pub(super) fn preferences(client: Kind, payload: &str, priority: &[String]) -> Vec<Mechanism> {
+    // Without Ethernet headers a frame goes to its own kind only.
+    let mut kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| payload != IP || *kind == client).collect();
+    let rank = |kind: &Kind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
+    kinds.sort_by_key(rank);
+    let mechanism =
+        |kind: Kind| Mechanism { cls: LOCAL.to_owned(), r#type: kind.name().to_owned(), parameters: BTreeMap::new() };
+    kinds.into_iter().map(mechanism).collect()
+}
+
+pub(super) const LOCAL: &str = "LOCAL";
+/// The payload that has no Ethernet header.
+pub(super) const IP: &str = "IP";
+const NAME: &str = "name";
+const SOCKET_FILE: &str = "socketfile";
+/// What the socket of a client is called that does not say.
+const VHOST_SOCKET: &str = "vhost-user.sock";
+/// So short that a path with it fits into the address of a socket.
+const FILE_NAME_MAX: usize = 64;
+/// IFNAMSIZ, less the zero at its end.
+const INTERFACE_MAX: usize = 15;
+const INTERFACE_SERVICE_MAX: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(id: &str) -> Connection {
+        Connection { id: id.to_owned(), network_service: "icmp-responder".to_owned(), ..Connection::default() }
+    }
+
+    #[test]
+    fn names_and_macs_are_those_of_a_connection_and_its_end() {
+        let [a, b] = [connection("a"), connection("b")];
+        let names =
+            [interface_name(&a, Side::Client), interface_name(&a, Side::Endpoint), interface_name(&b, Side::Client)];
+        assert!(names[0].starts_with("icmp-respo-") && names[0].len() == INTERFACE_MAX, "{}", names[0]);
+        assert!(names[0] != names[1] && names[0] != names[2]);
+        assert_eq!(names[0], interface_name(&a, Side::Client));
+        let macs = [mac(Side::Client, &a), mac(Side::Endpoint, &a), mac(Side::Client, &b)].map(Result::unwrap);
+        assert!(macs[0] != macs[1] && macs[0] != macs[2]);
+        macs[0].to_string().parse::<MacAddress>().unwrap();
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_for_what_fits_beside_the_client() {
+        let names = |client, payload, priority: &[&str]| {
+            let priority: Vec<_> = priority.iter().map(|name| (*name).to_owned()).collect();
+            let asked = preferences(client, payload, &priority).into_iter();
+            asked.map(|mechanism| mechanism.r#type).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Kind::Kernel, "ETHERNET", &[]), ["MEMIF", "KERNEL", "VHOST_USER"]);
+        assert_eq!(names(Kind::Kernel, "ETHERNET", &["KERNEL"]), ["KERNEL", "MEMIF", "VHOST_USER"]);
+        assert_eq!(names(Kind::Kernel, "IP", &[]), ["KERNEL"]);
+    }
+
+    #[test]
+    fn a_socket_is_in_the_directory_that_was_passed_and_nowhere_else() {
+        let file = Arc::new(OwnedFd::from(std::fs::File::open("/").unwrap()));
+        let of = |name: &str| {
+            let parameters = [(SOCKET_FILE.to_owned(), name.to_owned())].into();
+            let mechanism = Mechanism { r#type: "VHOST_USER".to_owned(), parameters, ..Mechanism::default() };
+            MeshEnd::local(Side::Client, &connection("a"), &mechanism, Some(&file))
+        };
+        assert_eq!(of("").unwrap().label(), "VHOST_USER/vhost-user.sock");
+        assert_eq!(of("vm.sock").unwrap().mechanism.parameters[SOCKET_FILE], "vm.sock");
+        for wrong in ["../vm.sock", "..", "a/b", &"x".repeat(65)] {
+            assert_eq!(of(wrong).unwrap_err().code(), tonic::Code::InvalidArgument, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_refused() {
+        let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        let mechanism = Mechanism { r#type: "KERNEL".to_owned(), ..Mechanism::default() };
+        let refused = MeshEnd::local(Side::Client, &connection("a"), &mechanism, Some(&file)).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(MeshEnd::local(Side::Client, &connection("a"), &mechanism, None).is_err());
+        let other = Mechanism { r#type: "VFIO".to_owned(), ..Mechanism::default() };
+        let refused = MeshEnd::local(Side::Client, &connection("a"), &other, Some(&file)).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    }
+}

@@ -1,0 +1,308 @@
+//! What a kernel interface has beyond its wire: addresses, routes, neighbours. Planned, then applied, and taken back when that fails:
+//! a refresh that changes them never touches the interface.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use ferrule_dataplane::port::kernel::message::{Link, address_request, route_request};
+use ferrule_dataplane::spec::{InterfaceName, MacAddress, NetNs, OpenNetNs, Route};
+use ferrule_ffi::netlink::{Netlink, NetlinkError, Request};
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+
+use super::rules::{self, PolicyRule};
+
+/// Where an interface is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct InterfacePlace {
+    /// Its namespace.
+    pub(super) netns: OpenNetNs,
+    /// Its name there.
+    pub(super) name: InterfaceName,
+}
+
+/// What it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct InterfaceState {
+    pub(super) addresses: BTreeSet<IpNet>,
+    /// With their next hops; none: on the link.
+    pub(super) routes: BTreeMap<IpNet, Option<IpAddr>>,
+    pub(super) neighbours: BTreeMap<IpAddr, MacAddress>,
+    /// Traffic that goes by tables of its own.
+    pub(super) rules: Vec<PolicyRule>,
+}
+
+/// What the kernel did not do.
+#[derive(Debug, thiserror::Error)]
+#[error("{tried} {name} in {netns}: {problem}")]
+pub(super) struct InterfaceError {
+    tried: String,
+    name: InterfaceName,
+    netns: NetNs,
+    problem: String,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Address(IpNet),
+    NoAddress(IpNet),
+    Route(IpNet, Option<IpAddr>),
+    NoRoute(IpNet, Option<IpAddr>),
+    Neighbour(IpAddr, MacAddress),
+    NoNeighbour(IpAddr),
+}
+
+impl InterfacePlace {
+    /// Makes a new interface, or one that an earlier forwarder has left, what it should be.
+    pub(super) fn set_up(&self, should: &InterfaceState) -> Result<(), InterfaceError> {
+        self.inside("set up", || {
+            let uses_ipv6 = should.addresses.iter().any(|address| address.addr().is_ipv6());
+            if uses_ipv6 {
+                allow("ipv6", &format!("conf/{}/disable_ipv6", self.name), "0")?;
+            }
+            // Whoever looks whether the link works does so with sockets that need no right but this.
+            allow("ipv4", "ping_group_range", "0\t2147483647")?;
+            let mut interface = OpenInterface::find(&self.name)?;
+            let is = interface.read()?;
+            interface.change(&is, should)
+        })
+    }
+
+    /// Changes what it has. What failed half-way is taken back.
+    pub(super) fn change(&self, is: &InterfaceState, should: &InterfaceState) -> Result<(), InterfaceError> {
+        if is == should {
+            return Ok(());
+        }
+        self.inside("change", || OpenInterface::find(&self.name)?.change(is, should))
+    }
+
+    /// Takes back what does not go with the interface: rules are the namespace's.
+    pub(super) fn tear_down(&self, is: &InterfaceState) -> Result<(), InterfaceError> {
+        if is.rules.is_empty() {
+            return Ok(());
+        }
+        self.inside("remove the rules of", || rules::remove(&mut Netlink::open()?, &is.rules))
+    }
+
+    fn inside(
+        &self,
+        tried: &str,
+        work: impl FnOnce() -> Result<(), NetlinkError> + Send,
+    ) -> Result<(), InterfaceError> {
+        let netns = NetNs::Open(self.netns.clone());
+        let done = netns.open().and_then(|netns| netns.run(work)).map_err(NetlinkError::from);
+        done.and_then(|done| done).map_err(|problem| InterfaceError {
+            tried: tried.to_owned(),
+            name: self.name.clone(),
+            netns,
+            problem: problem.to_string(),
+        })
+    }
+}
+
+/// Sets a setting of the thread's namespace, if it is another one. A kernel without it needs nothing.
+fn allow(family: &str, setting: &str, value: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/net/{family}/{setting}");
+    match fs::read_to_string(&path) {
+        Ok(is) if is.trim_end() == value => Ok(()),
+        Ok(_) => fs::write(&path, value),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// An interface of the namespace that the thread is in.
+struct OpenInterface {
+    netlink: Netlink,
+    index: u32,
+}
+
+impl OpenInterface {
+    fn find(name: &InterfaceName) -> Result<Self, NetlinkError> {
+        let mut netlink = Netlink::open()?;
+        let index = Link::named(&mut netlink, name.as_str())?.index;
+        Ok(Self { netlink, index })
+    }
+
+    /// What the kernel says that it has. Addresses of the link alone are the kernel's own, and neighbours come again by themselves.
+    fn read(&mut self) -> Result<InterfaceState, NetlinkError> {
+        let mut state = InterfaceState::default();
+        for object in self.netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+            if let RouteNetlinkMessage::NewAddress(message) = object
+                && message.header.index == self.index
+                && message.header.scope == AddressScope::Universe
+            {
+                state.addresses.extend(address_of(&message));
+            }
+        }
+        for object in self.netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
+            if let RouteNetlinkMessage::NewRoute(message) = object {
+                state.routes.extend(self.route_of(&message));
+            }
+        }
+        Ok(state)
+    }
+
+    fn route_of(&self, message: &RouteMessage) -> Option<(IpNet, Option<IpAddr>)> {
+        let is_ours = message.header.table == RouteHeader::RT_TABLE_MAIN
+            && message.header.protocol == RouteProtocol::Static
+            && message.attributes.contains(&RouteAttribute::Oif(self.index));
+        let (mut to, mut via) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => to = ip(address),
+                RouteAttribute::Gateway(address) => via = ip(address),
+                _ => {}
+            }
+        }
+        let any: IpAddr = match message.header.address_family {
+            AddressFamily::Inet => [0; 4].into(),
+            _ => [0_u8; 16].into(),
+        };
+        let to = IpNet::new(to.unwrap_or(any), message.header.destination_prefix_length).ok()?;
+        is_ours.then_some((to, via))
+    }
+
+    fn change(&mut self, is: &InterfaceState, should: &InterfaceState) -> Result<(), NetlinkError> {
+        let done = self.apply(is, should);
+        if done.is_err() {
+            // It says no more than the first failure does.
+            let _ = self.apply(should, is);
+        }
+        done
+    }
+
+    fn apply(&mut self, is: &InterfaceState, should: &InterfaceState) -> Result<(), NetlinkError> {
+        let steps = plan(is, should);
+        let requests = steps.iter().map(|step| step.request(self.index)).collect();
+        for (step, answer) in steps.iter().zip(self.netlink.exchange(requests)?) {
+            if let Err(refusal) = answer
+                && !step.is_done_by(refusal.errno)
+            {
+                let hint = format!("{step:?}: {refusal}");
+                return Err(NetlinkError { errno: refusal.errno, hint: Some(hint) });
+            }
+        }
+        rules::change(&mut self.netlink, self.index, &is.rules, &should.rules)
+    }
+}
+
+/// What makes `should` of `is`. New addresses come before old ones go: with its last address an interface loses its routes. Routes on
+/// the link come before those whose next hops they lead to.
+fn plan(is: &InterfaceState, should: &InterfaceState) -> Vec<Step> {
+    let mut steps: Vec<_> = should.addresses.difference(&is.addresses).copied().map(Step::Address).collect();
+    let gone = |(to, _): &(&IpNet, &Option<IpAddr>)| !should.routes.contains_key(to);
+    steps.extend(is.routes.iter().filter(gone).map(|(to, via)| Step::NoRoute(*to, *via)));
+    let mut new: Vec<_> = should.routes.iter().filter(|(to, via)| is.routes.get(to) != Some(via)).collect();
+    new.sort_by_key(|(_, via)| via.is_some());
+    steps.extend(new.into_iter().map(|(to, via)| Step::Route(*to, *via)));
+    let gone = is.neighbours.keys().filter(|address| !should.neighbours.contains_key(address));
+    steps.extend(gone.map(|address| Step::NoNeighbour(*address)));
+    let new = should.neighbours.iter().filter(|(address, mac)| is.neighbours.get(address) != Some(mac));
+    steps.extend(new.map(|(address, mac)| Step::Neighbour(*address, *mac)));
+    steps.extend(is.addresses.difference(&should.addresses).copied().map(Step::NoAddress));
+    steps
+}
+
+impl Step {
+    fn request(&self, index: u32) -> Request {
+        const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+        let delete = |request: Request| Request {
+            message: match request.message {
+                RouteNetlinkMessage::NewAddress(message) => RouteNetlinkMessage::DelAddress(message),
+                RouteNetlinkMessage::NewRoute(message) => RouteNetlinkMessage::DelRoute(message),
+                RouteNetlinkMessage::NewNeighbour(message) => RouteNetlinkMessage::DelNeighbour(message),
+                other => other,
+            },
+            flags: 0,
+        };
+        match self {
+            Self::Address(address) => Request { flags: PUT, ..address_request(index, *address) },
+            Self::NoAddress(address) => delete(address_request(index, *address)),
+            Self::Route(to, via) => Request { flags: PUT, ..route_request(index, &Route { to: *to, via: *via }) },
+            Self::NoRoute(to, via) => delete(route_request(index, &Route { to: *to, via: *via })),
+            Self::Neighbour(address, mac) => Request { flags: PUT, ..neighbour_request(index, *address, Some(*mac)) },
+            Self::NoNeighbour(address) => delete(neighbour_request(index, *address, None)),
+        }
+    }
+
+    /// Whether a refusal says that there is nothing to do.
+    fn is_done_by(&self, errno: Errno) -> bool {
+        let is_removal = matches!(self, Self::NoAddress(_) | Self::NoRoute(..) | Self::NoNeighbour(_));
+        is_removal && matches!(errno, Errno::EADDRNOTAVAIL | Errno::ESRCH | Errno::ENOENT)
+    }
+}
+
+fn neighbour_request(index: u32, address: IpAddr, mac: Option<MacAddress>) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    let (family, destination) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+    };
+    message.header.family = family;
+    message.attributes.push(NeighbourAttribute::Destination(destination));
+    message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())));
+    Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: 0 }
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = find(|attribute| if let AddressAttribute::Local(address) = attribute { Some(*address) } else { None });
+    let address = local
+        .or_else(|| find(|attribute| if let AddressAttribute::Address(ip) = attribute { Some(*ip) } else { None }))?;
+    IpNet::new(address, message.header.prefix_len).ok()
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(addresses: &[&str], routes: &[(&str, Option<&str>)]) -> InterfaceState {
+        InterfaceState {
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            routes: routes.iter().map(|(to, via)| (to.parse().unwrap(), via.map(|via| via.parse().unwrap()))).collect(),
+            ..InterfaceState::default()
+        }
+    }
+
+    #[test]
+    fn what_is_so_already_takes_no_step() {
+        let is = state(&["10.0.0.1/32"], &[("10.0.0.0/32", None)]);
+        assert_eq!(plan(&is, &is), []);
+    }
+
+    #[test]
+    fn new_addresses_come_first_then_routes_on_the_link_then_others_and_old_addresses_go_last() {
+        let is = state(&["10.0.0.1/32"], &[("10.0.0.0/32", None)]);
+        let should = state(&["10.0.1.1/32"], &[("10.0.1.0/32", None), ("10.0.0.0/8", Some("10.0.1.0"))]);
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        assert_eq!(
+            plan(&is, &should),
+            [
+                Step::Address(net("10.0.1.1/32")),
+                Step::NoRoute(net("10.0.0.0/32"), None),
+                Step::Route(net("10.0.1.0/32"), None),
+                Step::Route(net("10.0.0.0/8"), Some("10.0.1.0".parse().unwrap())),
+                Step::NoAddress(net("10.0.0.1/32")),
+            ]
+        );
+    }
+}

@@ -1,0 +1,42 @@
+//! The forwarder as a process of Network Service Mesh: a manager asks it for connections, it asks the next hop, and joins both ends by a
+//! wire.
+//!
+//! Modules in reading order:
+//! - `settings`: the section `nsm:` of the wires file; `environment`: the variables of the forwarders that it takes the place of
+//! - `server`: identity, socket, registration, and their end
+//! - `handler`: one connection, from the request to its close; `next_hop`: who comes next
+//! - `end`: what a mechanism asks for; `context`: what the context means for an interface (both pure but for opening namespaces)
+//! - `vxlan`: what forwarders of two nodes agree on; `tunnel`: its device
+//! - `joint`: the wire and its interfaces, planned, then applied; `interface`, `rules`: what the kernel is told
+
+#[cfg(feature = "nsm")]
+mod context;
+#[cfg(feature = "nsm")]
+mod end;
+mod environment;
+#[cfg(feature = "nsm")]
+mod handler;
+#[cfg(feature = "nsm")]
+mod interface;
+#[cfg(feature = "nsm")]
+mod joint;
+#[cfg(feature = "nsm")]
+mod next_hop;
+#[cfg(feature = "nsm")]
+mod rules;
+#[cfg(feature = "nsm")]
+mod server;
+mod settings;
+#[cfg(feature = "nsm")]
+mod tunnel;
+#[cfg(feature = "nsm")]
+mod vxlan;
+#[cfg(not(feature = "nsm"))]
+mod without;
+
+pub use environment::Environment;
+#[cfg(feature = "nsm")]
+pub(crate) use server::serve;
+pub use settings::NsmSettings;
+#[cfg(not(feature = "nsm"))]
+pub(crate) use without::serve;

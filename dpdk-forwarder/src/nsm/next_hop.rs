@@ -1,0 +1,149 @@
+//! Who comes next on the way of a connection: found at the registry, called over a connection that is kept.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use ferrule_nsm::identity::IdentitySource;
+use ferrule_nsm::proto::connection::Connection;
+use ferrule_nsm::proto::networkservice::NetworkServiceRequest;
+use ferrule_nsm::proto::registry::{NetworkService, NetworkServiceEndpoint};
+use ferrule_nsm::registry::select::candidates;
+use ferrule_nsm::registry::{FoundEndpoint, RegistryClient};
+use ferrule_nsm::service::NextHop;
+use ferrule_nsm::transport::{Connection as Channel, DialOptions};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// Finds and calls endpoints, and managers of other nodes.
+pub(super) struct NextHops {
+    registry: Arc<RegistryClient>,
+    identity: IdentitySource,
+    options: DialOptions,
+    /// Which endpoint of a service is next.
+    turns: Mutex<BTreeMap<String, usize>>,
+}
+
+/// Who may be next.
+pub(super) struct Candidates {
+    /// Best first.
+    pub(super) endpoints: Vec<FoundEndpoint>,
+    /// What the service says that its connections carry; none: it was chosen before.
+    pub(super) payload: Option<String>,
+}
+
+impl NextHops {
+    pub(super) fn new(registry: Arc<RegistryClient>, identity: IdentitySource, options: DialOptions) -> Self {
+        Self { registry, identity, options, turns: Mutex::default() }
+    }
+
+    /// Those that a connection may have: the one that it names, or those of its service.
+    pub(super) async fn candidates(&self, connection: &Connection) -> Result<Candidates, Status> {
+        let name = &connection.network_service_endpoint_name;
+        if !name.is_empty() {
+            return Ok(Candidates { endpoints: vec![Box::pin(self.find(name)).await?], payload: None });
+        }
+        let service = &connection.network_service;
+        let query = NetworkService { name: service.clone(), ..NetworkService::default() };
+        let found =
+            Box::pin(self.registry.find_services(query)).await?.into_iter().find(|found| found.name == *service);
+        let found = found
+            .filter(|_| !service.is_empty())
+            .ok_or_else(|| Status::not_found(format!("network service {service} is not found")))?;
+        let names = vec![service.clone()];
+        let query = NetworkServiceEndpoint { network_service_names: names, ..NetworkServiceEndpoint::default() };
+        let mut all = Box::pin(self.registry.find_endpoints(query)).await?;
+        let registered: Vec<_> = all.iter().map(|found| found.endpoint.clone()).collect();
+        let fitting = candidates(&found, &registered, &connection.labels, SystemTime::now());
+        all.retain(|found| fitting.iter().any(|fitting| fitting.name == found.endpoint.name));
+        if all.is_empty() {
+            return Err(Status::not_found(format!("network service {service} has no endpoint for this client")));
+        }
+        let turn = self.turn(service, all.len());
+        all.rotate_left(turn);
+        Ok(Candidates { endpoints: all, payload: Some(found.payload) })
+    }
+
+    /// The endpoint of this name.
+    pub(super) async fn find(&self, name: &str) -> Result<FoundEndpoint, Status> {
+        let query = NetworkServiceEndpoint { name: name.to_owned(), ..NetworkServiceEndpoint::default() };
+        let found =
+            Box::pin(self.registry.find_endpoints(query)).await?.into_iter().find(|found| found.endpoint.name == name);
+        found.ok_or_else(|| Status::not_found(format!("network service endpoint {name} is not found")))
+    }
+
+    fn turn(&self, service: &str, endpoints: usize) -> usize {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() >= TURNS_MAX && !turns.contains_key(service) {
+            turns.clear();
+        }
+        let turn = turns.entry(service.to_owned()).or_default();
+        let mine = *turn % endpoints;
+        *turn = mine + 1;
+        mine
+    }
+
+    /// Whether calls may go on over a connection of before: it has not ended, and we are there who we are now.
+    fn is_good(&self, next: &NextHop) -> bool {
+        let connection = next.connection();
+        !connection.has_ended() && Arc::ptr_eq(connection.peer().svid(), &self.identity.current().svid)
+    }
+
+    /// Asks an endpoint, over the connection of before if that is good. It shows an old certificate when the endpoint has a new one,
+    /// with which its tokens for others are signed: what is denied there is asked for again over a new one.
+    /// What a first request has made though its answer is not believed is closed again.
+    pub(super) async fn request(
+        &self,
+        before: Option<&NextHop>,
+        endpoint: &FoundEndpoint,
+        message: NetworkServiceRequest,
+        files: &[Arc<OwnedFd>],
+        until: Instant,
+    ) -> Result<(NextHop, Connection), Status> {
+        let left = || until.saturating_duration_since(Instant::now());
+        if let Some(next) = before.filter(|next| self.is_good(next)) {
+            match Box::pin(next.request(message.clone(), files, left())).await {
+                Err(error) if error.status.code() == Code::PermissionDenied => {}
+                asked => return Ok((next.clone(), asked?)),
+            }
+        }
+        let next = Box::pin(self.dial(endpoint)).await?;
+        match Box::pin(next.request(message, files, left())).await {
+            Ok(answer) => Ok((next, answer)),
+            Err(error) => {
+                if let Some(made) = error.made.filter(|_| before.is_none()) {
+                    // It says no more than the error does.
+                    let _ = Box::pin(next.close(*made, files, left())).await;
+                }
+                Err(error.status)
+            }
+        }
+    }
+
+    /// Closes a connection at an endpoint, which may have been started again, or be gone.
+    pub(super) async fn close(
+        &self,
+        next: &NextHop,
+        endpoint: &str,
+        below: Connection,
+        files: &[Arc<OwnedFd>],
+        until: Instant,
+    ) -> Result<(), Status> {
+        let left = || until.saturating_duration_since(Instant::now());
+        if self.is_good(next) {
+            return Box::pin(next.close(below, files, left())).await;
+        }
+        let Ok(found) = Box::pin(self.find(endpoint)).await else { return Ok(()) };
+        let next = Box::pin(self.dial(&found)).await?;
+        Box::pin(next.close(below, files, left())).await
+    }
+
+    async fn dial(&self, endpoint: &FoundEndpoint) -> Result<NextHop, Status> {
+        let address = endpoint.address().map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(NextHop::new(Channel::dial(&address, &self.identity.current(), &self.options).await?))
+    }
+}
+
+/// Services whose turn is remembered.
+const TURNS_MAX: usize = 4096;

@@ -1,0 +1,199 @@
+//! From the identity to the registration, and back.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ferrule_daemon::Phase;
+use ferrule_dataplane::engine::{Event, Subscription, WireChange};
+use ferrule_nsm::identity::{IdentitySource, SpiffeIds, WorkloadError, WorkloadSocket};
+use ferrule_nsm::monitor::Monitor;
+use ferrule_nsm::proto::registry::{NetworkServiceEndpoint, NetworkServiceLabels};
+use ferrule_nsm::registry::{Registration, RegistryClient};
+use ferrule_nsm::service::ConnectionServer;
+use ferrule_nsm::transport::{
+    Address, AddressError, Allowed, DialOptions, KeptConnection, ListenError, ListenLimits, Listener, server,
+};
+use thiserror::Error;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tracing::info;
+
+use super::handler::MeshForwarder;
+use super::joint::connection_of;
+use super::next_hop::NextHops;
+use super::settings::NsmSettings;
+use super::tunnel::find_site;
+use crate::wires::Wires;
+
+/// Serves the mesh until the forwarder has stopped. It waits for its identity and for its manager as long as they take.
+pub(crate) async fn serve(
+    settings: NsmSettings,
+    wires: Arc<Wires>,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), MeshError> {
+    let socket: WorkloadSocket = spiffe_socket(&settings)?.parse()?;
+    // An error means that the spine is gone, which is an end as well.
+    let mut watched = phase.clone();
+    let draining =
+        async move { drop(watched.wait_for(|phase| matches!(phase, Phase::Draining | Phase::Stopped)).await) };
+    tokio::pin!(draining);
+    let identity = tokio::select! {
+        identity = socket.identity() => identity?,
+        () = &mut draining => return Ok(()),
+    };
+    info!(id = %identity.current().svid.certificate().id(), "this forwarder has an identity");
+    Box::pin(serve_as(settings, identity, wires, draining)).await?;
+    let _ = phase.wait_for(|phase| *phase == Phase::Stopped).await;
+    Ok(())
+}
+
+async fn serve_as(
+    settings: NsmSettings,
+    identity: IdentitySource,
+    wires: Arc<Wires>,
+    draining: impl Future<Output = ()>,
+) -> Result<(), MeshError> {
+    let options = DialOptions {
+        allowed: Allowed::AnyTrusted,
+        timeout: settings.dial_timeout,
+        token_lifetime: settings.token_lifetime,
+    };
+    let manager = KeptConnection::new(settings.connect_to.parse()?, identity.clone(), options.clone());
+    let registry = Arc::new(RegistryClient::new(manager, REGISTRY_TIMEOUT));
+    let hops = NextHops::new(Arc::clone(&registry), identity.clone(), options);
+    let events = wires.subscribe(EVENTS_MAX);
+    let site = match settings.tunnel_ip {
+        Some(address) => {
+            Some(find_site(address, settings.vxlan_port).map_err(|error| MeshError::Tunnels(error.to_string()))?)
+        }
+        None => None,
+    };
+    let handler = MeshForwarder::new(Arc::clone(&wires), hops, settings.mechanism_priority.clone(), site);
+    let calls = ConnectionServer::new(&settings.name, settings.token_lifetime, handler);
+    tell_of_failures(events, &wires, calls.monitor().clone()).map_err(MeshError::Threads)?;
+    drop(wires);
+    let address: Address = settings.listen_on.parse()?;
+    let Address::Unix(path) = &address else { return Err(MeshError::NoPath(address)) };
+    let listener = Listener::bind(&address, identity, Allowed::AnyTrusted, ListenLimits::default()).await?;
+    let registration =
+        Registration::with_socket(Arc::clone(&registry), endpoint(&settings), path).map_err(MeshError::Socket)?;
+    let trusting = trust_manager(registration.is_registered(), registry, calls.relays().clone());
+    let routes =
+        server().add_service(calls.service()).add_service(calls.monitor().service()).add_service(health().await);
+    info!(
+        name = settings.name,
+        listen_on = settings.listen_on,
+        connect_to = settings.connect_to,
+        "a forwarder of the mesh"
+    );
+    tokio::select! {
+        served = routes.serve_with_incoming(listener.connections()) => Ok(served?),
+        () = trusting => Ok(()),
+        // It is taken out of the registry before its socket goes.
+        () = registration.run(draining) => Ok(()),
+    }
+}
+
+/// Why there is no forwarder of the mesh.
+#[derive(Debug, Error)]
+pub(crate) enum MeshError {
+    /// Nobody says who we are.
+    #[error("no Workload API is named: set SPIFFE_ENDPOINT_SOCKET, or `spiffe_socket` in the section `nsm:`")]
+    NoIdentity,
+    /// No identity can be had.
+    #[error("the identity of this forwarder: {0}")]
+    Identity(#[from] WorkloadError),
+    /// An address is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Files cannot be passed there.
+    #[error("{0} is no unix:///path: a manager passes namespaces over such a socket only")]
+    NoPath(Address),
+    /// Tunnels cannot begin there.
+    #[error("the address of tunnels, `tunnel_ip` or NSM_TUNNEL_IP: {0}")]
+    Tunnels(String),
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The socket cannot be passed.
+    #[error("open our own socket: {0}")]
+    Socket(io::Error),
+    /// No thread can be had.
+    #[error("start a thread: {0}")]
+    Threads(io::Error),
+    /// The server failed.
+    #[error("the server for the mesh failed: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+fn spiffe_socket(settings: &NsmSettings) -> Result<String, MeshError> {
+    let named = settings.spiffe_socket.clone().or_else(|| std::env::var("SPIFFE_ENDPOINT_SOCKET").ok());
+    named.filter(|socket| !socket.is_empty()).ok_or(MeshError::NoIdentity)
+}
+
+fn endpoint(settings: &NsmSettings) -> NetworkServiceEndpoint {
+    let labels = NetworkServiceLabels { labels: settings.labels.clone() };
+    NetworkServiceEndpoint {
+        name: settings.name.clone(),
+        network_service_names: vec![settings.service.clone()],
+        network_service_labels: [(settings.service.clone(), labels)].into(),
+        ..NetworkServiceEndpoint::default()
+    }
+}
+
+/// Whoever we are registered with speaks for its clients. It never ends.
+async fn trust_manager(mut registered: watch::Receiver<bool>, registry: Arc<RegistryClient>, relays: SpiffeIds) {
+    while registered.wait_for(|is_registered| *is_registered).await.is_ok() {
+        if let Ok(connection) = registry.connection().await {
+            relays.add_id(connection.peer().certificate().id());
+        }
+        if registered.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn health() -> HealthServer<HealthService> {
+    let reporter = HealthReporter::new();
+    for name in ["", "networkservice.NetworkService", "connection.MonitorConnection"] {
+        reporter.set_service_status(name, ServingStatus::Serving).await;
+    }
+    HealthServer::new(HealthService::from_health_reporter(reporter))
+}
+
+/// A connection whose wire has failed is down: its client asks for it again, and it is made anew.
+fn tell_of_failures(events: Subscription, wires: &Arc<Wires>, monitor: Monitor) -> io::Result<()> {
+    // Not held: the engine ends with the last who holds it, and this thread with the engine.
+    let wires: Weak<Wires> = Arc::downgrade(wires);
+    let tell = move || {
+        while let Some(event) = events.next_event() {
+            match event {
+                Event::Wire { wire, change: WireChange::Failed { .. } } => {
+                    if let Some(id) = connection_of(&wire) {
+                        monitor.down(id);
+                    }
+                }
+                // What was missed is looked up.
+                Event::Lagged(_) => {
+                    let Some(wires) = wires.upgrade() else { return };
+                    for listed in wires.list().iter().filter(|listed| !listed.status.is_up()) {
+                        if let Some(id) = connection_of(&listed.status.spec.name) {
+                            monitor.down(id);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    };
+    std::thread::Builder::new().name("nsm-events".to_owned()).spawn(tell).map(drop)
+}
+
+/// A manager forgets a registration so long before it runs out.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events that we may be behind.
+const EVENTS_MAX: usize = 1024;

@@ -1,0 +1,161 @@
+//! A VXLAN device of the kernel, inside the namespace of a client or an endpoint: its frames leave by the forwarder's own namespace.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use ferrule_dataplane::port::kernel::message::{Link, link_request, named_link_request, up_request};
+use ferrule_dataplane::spec::{MacAddress, NetNs};
+use ferrule_ffi::netlink::{Netlink, NetlinkError};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, Stats64};
+use nix::errno::Errno;
+
+use super::interface::InterfacePlace;
+use super::vxlan::{TunnelSite, Vxlan};
+
+/// One end of a tunnel, as an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TunnelInterface {
+    pub(super) place: InterfacePlace,
+    pub(super) vxlan: Vxlan,
+    pub(super) mac: MacAddress,
+    /// None: as the tunnel has it.
+    pub(super) mtu: Option<u32>,
+}
+
+/// What the kernel did not do.
+#[derive(Debug, thiserror::Error)]
+#[error("{tried} the tunnel {} in {}: {problem}", place.name, NetNs::Open(place.netns.clone()))]
+pub(super) struct TunnelError {
+    tried: &'static str,
+    place: InterfacePlace,
+    problem: String,
+}
+
+impl TunnelInterface {
+    /// Makes it, unless it is there. Whether it is new.
+    pub(super) fn make(&self) -> Result<bool, TunnelError> {
+        let alias = self.alias();
+        let found = self.inside(|netlink| match Link::named(netlink, self.place.name.as_str()) {
+            Ok(link) if link.alias.as_ref() == Some(&alias) => Ok(true),
+            // Of an earlier connection, or of a forwarder that was killed.
+            Ok(link) if link.alias.as_ref().is_some_and(|alias| alias.starts_with(ALIAS)) => {
+                netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).map(|_| false)
+            }
+            Ok(_) => Err(NetlinkError { errno: Errno::EEXIST, hint: Some("the name is taken".to_owned()) }),
+            Err(refusal) if refusal.errno == Errno::ENODEV => Ok(false),
+            Err(refusal) => Err(refusal),
+        });
+        if found.map_err(|error| self.failed("look for", &error))? {
+            return Ok(false);
+        }
+        self.create().map_err(|error| self.failed("make", &error))?;
+        let done = self.inside(|netlink| {
+            let index = Link::named(netlink, self.place.name.as_str())?.index;
+            let name = vec![LinkAttribute::IfAlias(alias.clone())];
+            netlink.request(link_request(RouteNetlinkMessage::SetLink, index, name))?;
+            netlink.request(up_request(index)).map(drop)
+        });
+        if let Err(error) = done {
+            // The first failure says more.
+            let _ = self.delete(|_| true);
+            return Err(self.failed("set up", &error));
+        }
+        Ok(true)
+    }
+
+    /// Removes it, if it is there and ours.
+    pub(super) fn remove(&self) -> Result<(), TunnelError> {
+        let alias = self.alias();
+        self.delete(|link| link.alias.as_ref() == Some(&alias)).map_err(|error| self.failed("remove", &error))
+    }
+
+    /// What the kernel has counted.
+    pub(super) fn stats(&self) -> Option<Stats64> {
+        self.inside(|netlink| Ok(Link::named(netlink, self.place.name.as_str())?.stats)).ok().flatten()
+    }
+
+    /// In our own namespace, where its packets leave, and at once moved to the other.
+    fn create(&self) -> Result<(), NetlinkError> {
+        let target = NetNs::Open(self.place.netns.clone()).open()?;
+        let Vxlan { vni, local, remote, port, mtu } = self.vxlan;
+        let mut data = vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)];
+        match (local, remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => data.extend([InfoVxlan::Local(local), InfoVxlan::Group(remote)]),
+            (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                data.extend([InfoVxlan::Local6(local), InfoVxlan::Group6(remote), InfoVxlan::UDPZeroCsumRX(true)]);
+            }
+            _ => return Err(NetlinkError { errno: Errno::EAFNOSUPPORT, hint: None }),
+        }
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
+        let mut attributes = vec![
+            LinkAttribute::NetNsFd(target.as_fd().as_raw_fd()),
+            LinkAttribute::Address(self.mac.0.to_vec()),
+            LinkAttribute::LinkInfo(info),
+        ];
+        let mtu = self.mtu.or(Some(mtu).filter(|mtu| *mtu > 0));
+        attributes.extend(mtu.map(LinkAttribute::Mtu));
+        let mut create = named_link_request(RouteNetlinkMessage::NewLink, self.place.name.as_str(), attributes);
+        create.flags = NLM_F_CREATE | NLM_F_EXCL;
+        Netlink::open()?.request(create).map(drop)
+    }
+
+    fn delete(&self, is_meant: impl Fn(&Link) -> bool + Send + Sync) -> Result<(), NetlinkError> {
+        self.inside(|netlink| match Link::named(netlink, self.place.name.as_str()) {
+            Ok(link) if is_meant(&link) => {
+                netlink.request(link_request(RouteNetlinkMessage::DelLink, link.index, Vec::new())).map(drop)
+            }
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.errno == Errno::ENODEV => Ok(()),
+            Err(refusal) => Err(refusal),
+        })
+    }
+
+    fn inside<T: Send>(
+        &self,
+        work: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError> + Send,
+    ) -> Result<T, NetlinkError> {
+        let netns = NetNs::Open(self.place.netns.clone()).open()?;
+        netns.run(|| work(&mut Netlink::open()?))?
+    }
+
+    /// By which a forwarder that starts again knows it.
+    fn alias(&self) -> String {
+        let Vxlan { vni, local, remote, port, .. } = self.vxlan;
+        format!("{ALIAS}vni={vni} local={local} remote={remote} port={port}")
+    }
+
+    fn failed(&self, tried: &'static str, error: &NetlinkError) -> TunnelError {
+        TunnelError { tried, place: self.place.clone(), problem: error.to_string() }
+    }
+}
+
+/// The site of our tunnels, at an address of ours.
+pub(super) fn find_site(address: IpAddr, port: u16) -> Result<TunnelSite, NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    let owns = |message: &AddressMessage| {
+        message.attributes.iter().any(|attribute| match attribute {
+            AddressAttribute::Local(own) | AddressAttribute::Address(own) => *own == address,
+            _ => false,
+        })
+    };
+    let index =
+        netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?.into_iter().find_map(|object| {
+            match object {
+                RouteNetlinkMessage::NewAddress(message) if owns(&message) => Some(message.header.index),
+                _ => None,
+            }
+        });
+    let missing = || NetlinkError { errno: Errno::EADDRNOTAVAIL, hint: Some(format!("no interface has {address}")) };
+    let asked = link_request(RouteNetlinkMessage::GetLink, index.ok_or_else(missing)?, Vec::new());
+    let Some(RouteNetlinkMessage::NewLink(link)) = netlink.request(asked)? else { return Err(missing()) };
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    Ok(TunnelSite { address, port, link_mtu: mtu.ok_or_else(missing)? })
+}
+
+const ALIAS: &str = "ferrule nsm ";
