@@ -55,8 +55,12 @@ impl LeaseError {
     /// What to do.
     pub fn cure(&self) -> &'static str {
         match self {
-            Self::NoManager(_) | Self::Broken(_) => "the wire is made when it answers",
-            Self::Late | Self::NoRuntime(_) => "see its log; the wire is tried again",
+            Self::NoManager(_) | Self::Broken(_) => {
+                "a wire of the file or the journal is then made by itself, any other has to be added again"
+            }
+            Self::Late | Self::NoRuntime(_) => {
+                "see its log; a wire of the file or the journal is tried again, any other has to be added again"
+            }
             Self::Refused(_) | Self::NoVf => "`ferrule vf list` shows who has which VF",
             Self::OfAnother { .. } => "rename one of the wires, or give it back with `ferrule vf release`",
             Self::Mellanox(_) => "choose a VF of another NIC",
