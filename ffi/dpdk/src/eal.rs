@@ -12,15 +12,15 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
+use crate::close::Unclosed;
 use crate::error::{StartError, cause};
-use crate::library;
-use crate::log;
-use crate::pool::Pools;
+use crate::pool::{Mempool, Pools};
+use crate::{announce, library, log};
 
 /// How it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EalSettings {
-    /// Memory for the frames of all ports, in MiB: a queue takes 17 at an MTU of 1500, and 10 of hugepages. It is reserved, and
+    /// Memory for the frames of all ports, in MiB: a queue takes 12 at an MTU of 1500. It is reserved, and
     /// taken as ports are made.
     pub memory_mib: u32,
     /// Whether it lies in hugepages, an equal part on each NUMA node that has as many free. A NIC without an IOMMU needs them. All are taken at the
@@ -39,10 +39,11 @@ impl Default for EalSettings {
 pub struct Eal {
     pub(crate) dpdk: Dpdk,
     pub(crate) has_hugepages: bool,
-    /// Whoever has it may make and close ports.
-    control: Mutex<Pools>,
-    /// Ports that wait to be closed: none is opened before they are.
+    /// Whoever has it may probe and remove devices: DPDK's lists of these have no lock.
+    control: Mutex<Unclosed>,
+    /// Devices that wait to be removed: none is probed before they are.
     closing: AtomicUsize,
+    pools: Mutex<Pools>,
 }
 
 impl Eal {
@@ -65,6 +66,11 @@ impl Eal {
             Err(error) => return Err(StartError::Eal { reason: format!("no thread can be started ({error})") }),
         };
         started.insert(outcome).clone()
+    }
+
+    pub(crate) fn new(dpdk: Dpdk, has_hugepages: bool) -> Self {
+        let (control, pools) = (Mutex::default(), Mutex::default());
+        Self { dpdk, has_hugepages, control, closing: AtomicUsize::new(0), pools }
     }
 
     /// DPDK's name and version, as it was loaded.
@@ -96,11 +102,24 @@ impl Eal {
 
     /// Pools that were made. They stay, and are used again.
     pub fn pools(&self) -> usize {
-        self.control().made()
+        self.pool_set().made()
     }
 
-    /// For whoever makes a port: behind those that close one, since a kernel may wait for these.
-    pub(crate) fn control_to_open(&self) -> MutexGuard<'_, Pools> {
+    /// What frames of its ports lie in.
+    pub(crate) fn pool_set(&self) -> MutexGuard<'_, Pools> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pools of a port for the next ones.
+    pub(crate) fn retire(&self, pools: Vec<Mempool>) {
+        let mut set = self.pool_set();
+        for pool in pools {
+            set.retire(pool);
+        }
+    }
+
+    /// For whoever probes a device: behind those that remove one, since a kernel may wait for these.
+    pub(crate) fn control_to_open(&self) -> MutexGuard<'_, Unclosed> {
         loop {
             let control = self.control();
             if self.closing.load(Ordering::SeqCst) == 0 {
@@ -111,15 +130,15 @@ impl Eal {
         }
     }
 
-    /// For whoever closes a port.
-    pub(crate) fn control_to_close(&self) -> MutexGuard<'_, Pools> {
+    /// For whoever removes a device.
+    pub(crate) fn control_to_close(&self) -> MutexGuard<'_, Unclosed> {
         self.closing.fetch_add(1, Ordering::SeqCst);
         let control = self.control();
         self.closing.fetch_sub(1, Ordering::SeqCst);
         control
     }
 
-    fn control(&self) -> MutexGuard<'_, Pools> {
+    fn control(&self) -> MutexGuard<'_, Unclosed> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -129,7 +148,8 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     log::open(&dpdk).map_err(failed)?;
     lock_what_may_be_locked();
     let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(|error| failed(format!("its CPUs: {error}")))?;
-    let arguments = arguments(settings, &cpus, &free_hugepages());
+    let free = free_hugepages();
+    let arguments = arguments(settings, &cpus, &free);
     // DPDK keeps pointers into them.
     let arguments: &'static [CString] = Box::leak(arguments.into_boxed_slice());
     let pointers = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
@@ -141,7 +161,7 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     if status < 0 {
         // SAFETY: it reads a variable of this thread.
         let errno = unsafe { dpdk.ferrule_errno() };
-        return Err(failed(cause(-errno.abs(), &said)));
+        return Err(failed(shortage(settings, &free).unwrap_or_else(|| cause(-errno.abs(), &said))));
     }
     if settings.hugepages {
         // SAFETY: the environment is there. From now on it takes no page more, whoever asks.
@@ -150,7 +170,8 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
             return Err(failed(format!("its memory cannot be bounded: {}", cause(status, &said))));
         }
     }
-    let eal = Eal { dpdk, has_hugepages: settings.hugepages, control: Mutex::default(), closing: AtomicUsize::new(0) };
+    announce::watch(&dpdk).map_err(failed)?;
+    let eal = Eal::new(dpdk, settings.hugepages);
     tracing::info!(version = eal.version(), built_for = VERSION, ?settings, "DPDK has started");
     Ok(Box::leak(Box::new(eal)))
 }
@@ -226,6 +247,17 @@ fn free_hugepages() -> Vec<(usize, u32)> {
     nodes.filter(|(node, _)| lists(allowed, *node)).collect()
 }
 
+/// That too few hugepages are free, which is why DPDK did not start; its own error says nothing of them.
+fn shortage(settings: EalSettings, free: &[(usize, u32)]) -> Option<String> {
+    let there: u64 = free.iter().map(|(_, mib)| u64::from(*mib)).sum();
+    (settings.hugepages && there < settings.memory_mib.into()).then(|| {
+        format!(
+            "{} MiB of hugepages are wanted, and {there} MiB are free (`grep Huge /proc/meminfo`): set `vm.nr_hugepages`",
+            settings.memory_mib
+        )
+    })
+}
+
 /// Whether a list of numbers and ranges, as the kernel writes them (`0-1,4`), has this one.
 fn lists(text: &str, number: usize) -> bool {
     text.split(',').any(|range| {
@@ -240,6 +272,15 @@ static STARTED: Mutex<Option<Result<&'static Eal, StartError>>> = Mutex::new(Non
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_few_hugepages_are_told_with_how_many_there_are() {
+        let wanted = EalSettings { memory_mib: 2048, hugepages: true };
+        let told = shortage(wanted, &[(0, 512), (1, 512)]).unwrap();
+        assert!(told.starts_with("2048 MiB of hugepages are wanted, and 1024 MiB are free"), "{told}");
+        assert_eq!(shortage(wanted, &[(0, 1024), (1, 1024)]), None);
+        assert_eq!(shortage(EalSettings { hugepages: false, ..wanted }, &[]), None);
+    }
 
     #[test]
     fn its_thread_may_run_where_we_may_and_memory_is_as_it_was_asked_for() {
