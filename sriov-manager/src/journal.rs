@@ -176,11 +176,7 @@ impl Journal {
     /// Locks a state directory, which is made if it is not there, and reads what it remembers.
     pub fn open(directory: &Path) -> Result<(Self, Facts), JournalError> {
         let failed = |tried, source| JournalError::Failed { tried, path: directory.to_owned(), source };
-        if let Some(parent) = directory.parent() {
-            fs::create_dir_all(parent).map_err(|error| failed("make", error))?;
-        }
-        // One that is there is somebody's, who says what it is like.
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed("make", error))?;
+        make_directory(directory, |folder| File::open(folder)?.sync_all()).map_err(|error| failed("make", error))?;
         let lock = directory.join("lock");
         // A disk that is full or only read has it from an earlier start.
         let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&lock);
@@ -309,6 +305,20 @@ impl FakeDisk {
         }
         Ok(())
     }
+}
+
+/// Makes a directory that only its owner may use, and those above it, each of which lasts when this returns: an entry does only when the
+/// directory that has it does. One that is there is somebody's, who says what it is like.
+fn make_directory(directory: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let missing: Vec<_> = directory.ancestors().take_while(|folder| !folder.exists()).collect();
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // From above, as they were made.
+    missing.iter().rev().filter_map(|folder| folder.parent()).try_for_each(|above| {
+        sync(if above.as_os_str().is_empty() { Path::new(".") } else { above })
+    })
 }
 
 fn read(path: &Path) -> Result<Facts, JournalError> {
@@ -569,6 +579,22 @@ mod tests {
         assert!(matches!(error, JournalError::Locked { .. }), "{error}");
         drop(first);
         Journal::open(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_made_lasts_with_those_above_it() {
+        let root = tempfile::tempdir().unwrap();
+        let synced = std::cell::RefCell::new(Vec::new());
+        let make = || {
+            make_directory(&root.path().join("a/b/state"), |folder| {
+                synced.borrow_mut().push(folder.to_owned());
+                Ok(())
+            })
+        };
+        make().unwrap();
+        assert_eq!(synced.take(), [root.path().to_owned(), root.path().join("a"), root.path().join("a/b")]);
+        make().unwrap();
+        assert!(synced.take().is_empty(), "it is there");
     }
 
     #[test]
