@@ -32,7 +32,7 @@ use thiserror::Error;
 use crate::generator::pacer::Pacer;
 pub(crate) use crate::generator::rx::RxStream;
 pub(crate) use crate::generator::side::Side;
-use crate::generator::team::{Member, Progress, Team};
+use crate::generator::team::{LaneProgress, Member, Team};
 pub(crate) use crate::generator::tx::TxStream;
 use crate::latency::Latency;
 use crate::load::{Load, Pace, Stop, Touch};
@@ -246,10 +246,10 @@ impl Generator<'_> {
             .map(|direction| direction.map_or(0, |direction| direction.rx.sink.tally().frames))
     }
 
-    fn progress(&self, arrived: u64, sent: u64) -> Progress {
+    fn progress(&self, arrived: u64, sent: u64) -> LaneProgress {
         let frames = |direction: &Direction| [direction.pacer.sent, direction.rx.sink.tally().frames];
         let back = self.back.as_ref().map_or([0; 2], frames);
-        Progress { frames: [frames(&self.there), back], last: arrived.max(sent) }
+        LaneProgress { frames: [frames(&self.there), back], last: arrived.max(sent) }
     }
 
     /// Sends until `stop`, and counts from 0.

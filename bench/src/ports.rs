@@ -13,7 +13,7 @@ use thiserror::Error;
 #[cfg(has_dpdk)]
 pub(crate) use dpdk::{MISSING, PortPair, VERSION};
 #[cfg(not(has_dpdk))]
-pub(crate) use without::{MISSING, PortPair, VERSION};
+pub(crate) use without::{MISSING, NoPorts as PortPair, VERSION};
 
 /// What is asked of the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ use crate::method::{Figure, Measurement, Method, Trial};
 use crate::plan::{Group, Plan};
 use crate::ports::{PortInfo, PortPair, is_software};
 use crate::progress::Progress;
+use crate::quantity;
 use crate::spread::Spread;
 
 /// All that a bench found out.
@@ -104,8 +105,8 @@ impl ProgramResult {
                 all[place].1.add(latency);
             }
         }
-        let name = |rates: Vec<f64>| Spread::of(rates).map_or(0.0, |rates| rates.median) / 1e6;
-        all.into_iter().map(|(rates, latency)| (format!("{:.2} Mpps", name(rates)), latency)).collect()
+        let name = |rates: Vec<f64>| quantity(Spread::of(rates).map_or(0.0, |rates| rates.median), "pps");
+        all.into_iter().map(|(rates, latency)| (name(rates), latency)).collect()
     }
 }
 

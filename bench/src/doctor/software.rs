@@ -17,11 +17,15 @@ fn iommu(tree: &Tree) -> Finding {
     let is_pass_through = tree.kernel_argument("iommu").as_deref() == Some("pt")
         || tree.kernel_argument("iommu.passthrough").as_deref() == Some("1");
     let should = "on, with iommu=pt: VFIO uses it, and the kernel's own drivers do not pay for it";
-    // AMD's is on unless it is switched off.
-    let on = if is_amd { kernel("amd_iommu=on") } else { kernel("intel_iommu=on") };
     if units.is_empty() || groups.is_empty() {
-        let firmware = by_hand(if is_amd { "firmware: IOMMU and SVM on" } else { "firmware: VT-d on" });
-        return Finding::not_ok("iommu", Verdict::Error, "off", should, [firmware, on, kernel("iommu=pt")]);
+        // The kernel uses AMD's unless it is switched off.
+        let mut cures = if is_amd {
+            vec![by_hand("firmware: IOMMU and SVM on")]
+        } else {
+            vec![by_hand("firmware: VT-d on"), kernel("intel_iommu=on")]
+        };
+        cures.push(kernel("iommu=pt"));
+        return Finding::not_ok("iommu", Verdict::Error, "off", should, cures);
     }
     let is =
         format!("on, {} groups{}", groups.len(), if is_pass_through { ", iommu=pt" } else { ", without iommu=pt" });

@@ -33,7 +33,7 @@ struct Told {
 }
 
 /// The same, as a thread knows it of itself.
-pub(super) struct Progress {
+pub(super) struct LaneProgress {
     /// By direction: sent, received.
     pub frames: [[u64; 2]; 2],
     /// When it last received, or had sent all.
@@ -118,7 +118,7 @@ impl Member<'_> {
     }
 
     /// Tells how far it is, now that it has sent all. Whether all have, and all of it has arrived, or nothing has for `grace`.
-    pub fn is_over(&self, progress: &Progress, now: u64, grace: u64) -> bool {
+    pub fn is_over(&self, progress: &LaneProgress, now: u64, grace: u64) -> bool {
         let mine = &self.team.members[self.number];
         for (told, frames) in mine.frames.iter().flatten().zip(progress.frames.iter().flatten()) {
             told.store(*frames, Ordering::Relaxed);
@@ -203,7 +203,7 @@ mod tests {
         let never = AtomicBool::new(false);
         let team = Team::new(&load(1), 2, &never);
         let [first, second] = [0, 1].map(|number| team.member(number));
-        let progress = |sent, received, last| Progress { frames: [[sent, received], [0, 0]], last };
+        let progress = |sent, received, last| LaneProgress { frames: [[sent, received], [0, 0]], last };
         assert!(!first.is_over(&progress(10, 0, 5), 1000, 50), "the other one sends still");
         assert!(!second.is_over(&progress(10, 19, 980), 1000, 50), "one frame is under way, and one came just now");
         assert!(first.is_over(&progress(10, 1, 1000), 1001, 50) && second.is_over(&progress(10, 19, 980), 1001, 50));

@@ -14,9 +14,9 @@ pub(crate) const MISSING: Option<&str> = ferrule_ethdev::MISSING;
 pub(crate) const VERSION: Option<&str> = None;
 
 /// Ports that are never there.
-pub(crate) struct PortPair(Infallible);
+pub(crate) struct NoPorts(Infallible);
 
-impl PortPair {
+impl NoPorts {
     pub fn open(_setup: &PortSetup, _cancel: &AtomicBool) -> Result<Self, PortsError> {
         Err(PortsError::BuiltWithout(MISSING.unwrap_or_default()))
     }

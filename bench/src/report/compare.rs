@@ -106,6 +106,15 @@ pub fn bits(frames_per_second: f64, case: &CaseResult) -> f64 {
     frames_per_second * case.case.mix.average() * 8.0
 }
 
+/// Digits behind the point of a rate in millions of frames a second: a slow wire is not shown as 0.
+pub fn decimals(millions: f64) -> usize {
+    match millions {
+        ..0.001 => 6,
+        ..0.1 => 4,
+        _ => 2,
+    }
+}
+
 pub const MILLION: f64 = 1e6;
 /// The figure of trials that may have no pace: only these can be the generator's own limit.
 const SATURATED: &str = "rate";

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::compare::{Compared, MILLION, bits, compare, frames_of_line};
+use super::compare::{Compared, MILLION, bits, compare, decimals, frames_of_line};
 use super::plot::{Axis, Bar, Colour, Point, Series, bars, lines};
 use crate::case::line_rate;
 use crate::method::Unit;
@@ -78,8 +78,9 @@ struct Columns {
 
 fn summary_row(case: &CaseResult, number: usize, compared: &Compared<'_>, columns: Columns) -> Markup {
     let is_rate = compared.unit == Unit::FramesPerSecond;
-    let (scale, unit, decimals) = if is_rate { (MILLION, "Mpps", 2) } else { (1.0, "frames", 0) };
+    let (scale, unit) = if is_rate { (MILLION, "Mpps") } else { (1.0, "frames") };
     let spread = compared.spread.by(scale);
+    let decimals = if is_rate { decimals(spread.median) } else { 0 };
     let range =
         |spread: Spread, decimals: usize| format!("{:.decimals$} \u{2013} {:.decimals$}", spread.min, spread.max);
     html! {
@@ -140,7 +141,7 @@ fn side_by_side(results: &Results) -> Markup {
 fn bar(results: &Results, compared: &Compared<'_>) -> Bar {
     let scale = if compared.unit == Unit::FramesPerSecond { MILLION } else { 1.0 };
     let spread = compared.spread.by(scale);
-    let decimals = if scale > 1.0 { 2 } else { 0 };
+    let decimals = if scale > 1.0 { decimals(spread.median) } else { 0 };
     let ratio = compared.ratio.map(|ratio| format!(" (ours {:.2}\u{d7})", ratio.median)).unwrap_or_default();
     let share = compared.line_share.map(|share| format!(" ({:.1} %)", share * 100.0)).unwrap_or_default();
     Bar {
@@ -159,7 +160,7 @@ fn line_bar(value: f64) -> Bar {
         colour: Colour::Reference,
         value,
         spread: (value, value),
-        note: format!("{value:.2}"),
+        note: format!("{value:.0$}", decimals(value)),
     }
 }
 

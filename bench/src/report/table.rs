@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 
-use super::compare::{Compared, MILLION, Paced, bits, compare};
+use super::compare::{Compared, MILLION, Paced, bits, compare, decimals};
 use crate::method::Unit;
 use crate::session::{CaseResult, Results};
 use crate::spread::Spread;
@@ -50,8 +50,8 @@ pub fn table(results: &Results) -> Table {
 fn row(case: &CaseResult, compared: &Compared<'_>, name: &str) -> [String; 10] {
     let is_rate = compared.unit == Unit::FramesPerSecond;
     let (scale, unit) = if is_rate { (MILLION, "Mpps") } else { (1.0, "frames") };
-    let decimals = if is_rate { 2 } else { 0 };
     let spread = compared.spread.by(scale);
+    let decimals = if is_rate { decimals(spread.median) } else { 0 };
     let range = |spread: Spread, decimals: usize| format!("{:.decimals$} - {:.decimals$}", spread.min, spread.max);
     let text = |ratio: Option<Spread>, text: &dyn Fn(Spread) -> String| ratio.map(text).unwrap_or_default();
     [
@@ -73,7 +73,7 @@ fn paced_rows(program: &str, paced: &Paced) -> [[String; 10]; 3] {
     let Paced { offered, loss, skipped } = paced;
     let (million, percent) = (MILLION, 0.01);
     [
-        ("offered, Mpps", offered, million, 2),
+        ("offered, Mpps", offered, million, decimals(offered.median / million)),
         ("lost, %", loss, percent, 3),
         ("skipped by the generator, %", skipped, percent, 3),
     ]

@@ -265,21 +265,23 @@ async fn answers_that_nobody_reads_are_bounded_for_each_caller() {
     timeout(DEADLINE, again).await.expect("it has gone");
 }
 
-/// Says nothing, and remembers over which connections it was asked.
+/// Remembers over which connections it was asked. It denies what it is asked over the first one, and finds nothing ever.
 #[derive(Clone, Default)]
-struct Hanging(Arc<std::sync::Mutex<Vec<Arc<Certificate>>>>);
+struct Odd(Arc<std::sync::Mutex<Vec<Arc<Certificate>>>>);
 
 #[tonic::async_trait]
-impl NetworkServiceRegistry for Hanging {
+impl NetworkServiceRegistry for Odd {
     type FindStream = tokio_stream::wrappers::ReceiverStream<Result<NetworkServiceResponse, Status>>;
 
-    async fn register(&self, _: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
-        std::future::pending().await
+    async fn register(&self, request: Request<NetworkService>) -> Result<Response<NetworkService>, Status> {
+        if self.remember(&request) == 1 {
+            return Err(Status::permission_denied("no sufficient privileges: the key is an old one"));
+        }
+        Ok(Response::new(request.into_inner()))
     }
 
     async fn find(&self, request: Request<NetworkServiceQuery>) -> Result<Response<Self::FindStream>, Status> {
-        let peer = request.extensions().get::<Peer>().expect("every call has it");
-        self.0.lock().unwrap().push(Arc::clone(peer.certificate()));
+        self.remember(&request);
         std::future::pending().await
     }
 
@@ -288,25 +290,51 @@ impl NetworkServiceRegistry for Hanging {
     }
 }
 
+impl Odd {
+    /// Of how many connections this is the last.
+    fn remember<T>(&self, request: &Request<T>) -> usize {
+        let peer = request.extensions().get::<Peer>().expect("every call has it");
+        let mut asked = self.0.lock().unwrap();
+        if asked.last().is_none_or(|last| !Arc::ptr_eq(last, peer.certificate())) {
+            asked.push(Arc::clone(peer.certificate()));
+        }
+        asked.len()
+    }
+
+    /// Serves at a socket, for a client that waits for a second.
+    async fn serve(&self, directory: &Path) -> (RegistryClient, tokio::task::JoinHandle<()>) {
+        let identities = Identities::new("example.org");
+        let address = Address::Unix(directory.join("s"));
+        let (_, source) = IdentitySource::new(identities.identity("/registry"));
+        let listener = Listener::bind(&address, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap();
+        let router = server().add_service(NetworkServiceRegistryServer::new(self.clone()));
+        let serving = tokio::spawn(async move { router.serve_with_incoming(listener.connections()).await.unwrap() });
+        let (_, source) = IdentitySource::new(identities.identity("/fwd"));
+        let options = DialOptions { timeout: DEADLINE, ..DialOptions::default() };
+        (RegistryClient::new(KeptConnection::new(address, source, options), Duration::from_secs(1)), serving)
+    }
+}
+
 #[tokio::test]
 async fn a_connection_over_which_no_answer_comes_is_given_up() {
-    let identities = Identities::new("example.org");
     let directory = tempfile::tempdir().unwrap();
-    let address = Address::Unix(directory.path().join("s"));
-    let (_sender, source) = IdentitySource::new(identities.identity("/registry"));
-    let listener = Listener::bind(&address, source, Allowed::AnyTrusted, ListenLimits::default()).await.unwrap();
-    let hanging = Hanging::default();
-    let router = server().add_service(NetworkServiceRegistryServer::new(hanging.clone()));
-    let serving = tokio::spawn(router.serve_with_incoming(listener.connections()));
-    let (_sender, source) = IdentitySource::new(identities.identity("/fwd"));
-    let options = DialOptions { timeout: DEADLINE, ..DialOptions::default() };
-    let client = RegistryClient::new(KeptConnection::new(address, source, options), Duration::from_secs(1));
-    for _ in 0..2 {
+    let odd = Odd::default();
+    let (client, serving) = odd.serve(directory.path()).await;
+    for connections in 1..=2 {
         let late = client.find_services(NetworkService::default()).await.unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+        assert_eq!(odd.0.lock().unwrap().len(), connections);
     }
-    let asked = hanging.0.lock().unwrap();
-    assert!(asked.len() == 2 && !Arc::ptr_eq(&asked[0], &asked[1]), "each over a connection of its own");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn what_is_denied_over_a_kept_connection_is_asked_for_once_more_over_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let odd = Odd::default();
+    let (client, serving) = odd.serve(directory.path()).await;
+    assert_eq!(client.register_service(&service("vpn")).await.unwrap().name, "vpn");
+    assert_eq!(odd.0.lock().unwrap().len(), 2);
     serving.abort();
 }
 
