@@ -316,9 +316,11 @@ fn make_directory(directory: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> i
     }
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // From above, as they were made.
-    missing.iter().rev().filter_map(|folder| folder.parent()).try_for_each(|above| {
-        sync(if above.as_os_str().is_empty() { Path::new(".") } else { above })
-    })
+    missing
+        .iter()
+        .rev()
+        .filter_map(|folder| folder.parent())
+        .try_for_each(|above| sync(if above.as_os_str().is_empty() { Path::new(".") } else { above }))
 }
 
 fn read(path: &Path) -> Result<Facts, JournalError> {
