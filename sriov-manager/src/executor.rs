@@ -261,7 +261,7 @@ impl Executor {
             Err(error) => return Err(StepError::new(step, error, SEE_LOG)),
         }
         let driver = self.sysfs.read_driver(function);
-        match driver.map_err(|error| StepError::new(step, unknown_driver(error), SEE_LOG))? {
+        match driver.map_err(|error| StepError::new(step, unknown_driver(&error), SEE_LOG))? {
             None => Ok(()),
             Some(driver) => Err(StepError::new(step, format!("it is bound to {driver} all the same"), SEE_LOG)),
         }
@@ -347,7 +347,7 @@ impl Executor {
         loop {
             // Looked for each time: an interface can be renamed, and another one can have its name.
             let found = self.sysfs.read_interface(pf);
-            let found = found.map_err(|error| StepError::new(step, unknown_interface(error), SEE_LOG))?;
+            let found = found.map_err(|error| StepError::new(step, unknown_interface(&error), SEE_LOG))?;
             let Some((_, interface)) = found else {
                 return Err(StepError::new(step, "the PF has no interface here", CURE_INTERFACE));
             };
@@ -386,7 +386,7 @@ impl Executor {
 
     fn mtu(&self, step: &Step, function: PciAddress, mtu: u32) -> Result<(), StepError> {
         let found = self.sysfs.read_interface(function);
-        let found = found.map_err(|error| StepError::new(step, unknown_interface(error), SEE_LOG))?;
+        let found = found.map_err(|error| StepError::new(step, unknown_interface(&error), SEE_LOG))?;
         let Some((_, interface)) = found else {
             return Err(StepError::new(step, "it has no interface here", "an MTU needs the driver `kernel`"));
         };
@@ -496,12 +496,12 @@ impl StepError {
     }
 }
 
-fn unknown_driver(error: io::Error) -> Problem {
-    cannot_be_asked("its driver", &error)
+fn unknown_driver(error: &io::Error) -> Problem {
+    cannot_be_asked("its driver", error)
 }
 
-fn unknown_interface(error: io::Error) -> Problem {
-    cannot_be_asked("the interface", &error)
+fn unknown_interface(error: &io::Error) -> Problem {
+    cannot_be_asked("the interface", error)
 }
 
 /// It may be asked the next time, so that nothing is final.
