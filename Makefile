@@ -11,7 +11,7 @@
 #                 the same with the programs in Go that lie there: docs/nsm-forwarder.md
 #   make bench    beside testpmd and OVS-DPDK: rates and ratios, target/bench/report.html; then what quiet wires cost
 #   make images   OCI images of the daemons, in target/images, without a container engine
-#   make lint     format, clippy, docs, licences
+#   make lint     format, clippy, docs, links, licences
 
 SHELL := /bin/bash
 CARGO := cargo
@@ -96,6 +96,7 @@ lint:
 	@echo "==> docs"
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 	@.ci/names
+	@.ci/links
 	@.ci/circles
 	@.ci/licences
 

@@ -123,6 +123,12 @@ pub enum AdminError {
         /// The socket.
         socket: PathBuf,
     },
+    /// What was to be asked for is wrong, so nobody was asked.
+    #[error("{message}")]
+    WrongText {
+        /// One line for each thing that is wrong.
+        message: String,
+    },
     /// The forwarder's own words.
     #[error("{message}")]
     Refused {

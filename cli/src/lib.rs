@@ -50,7 +50,7 @@ pub enum Command {
     /// Add or remove wires
     #[command(subcommand)]
     Wire(wire::WireCommand),
-    /// Watch what is moving: live rates of every wire
+    /// Show live rates of every wire
     Top(top::TopArgs),
     /// Measure what goes through a wire, beside a peer's program: rates, losses, latency
     Bench(Box<bench::BenchArgs>),

@@ -31,6 +31,9 @@ pub struct UninstallArgs {
     /// Remove the VFs of every PF too: those that were there before Ferrule are not told apart
     #[arg(long)]
     remove_vfs: bool,
+    /// Print what would be given back and removed, and change nothing
+    #[arg(long, conflicts_with = "stay")]
+    dry_run: bool,
     /// How long to wait for a process that has a VF open
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -43,6 +46,13 @@ pub struct UninstallArgs {
 pub async fn run(args: &UninstallArgs) -> Result<(), CliError> {
     let place = Place { host: &args.host };
     place.is_free()?;
+    // Who stays is a container, which sees nothing of the node.
+    if place.is_empty() && !args.stay {
+        println!("nothing of Ferrule is on this node");
+    } else if args.dry_run {
+        print!("{}", place.plan(args.remove_vfs));
+        return Ok(());
+    }
     if place.journal().exists() {
         print!("{}", give_all_back(&place, args.remove_vfs, args.wait).await?);
     }
@@ -161,12 +171,36 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn remove(&self) -> Result<String, UninstallError> {
-        let mut done = String::new();
+    /// Everything that daemons keep on the node, whether it is there or not.
+    fn files(&self) -> Vec<PathBuf> {
         let plugins = fs::read_dir(self.path(PLUGINS)).into_iter().flatten().flatten();
         let is_ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with(PLUGIN_SOCKET));
         let sockets = plugins.filter(|entry| is_ours(&entry.file_name())).map(|entry| entry.path());
-        for path in [RUN, STATE].map(|path| self.path(path)).into_iter().chain(sockets) {
+        [RUN, STATE].map(|path| self.path(path)).into_iter().chain(sockets).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.files().iter().any(|path| path.exists())
+    }
+
+    /// What an uninstall would do, in words. It reads no journal: only the manager that it starts knows what is lent.
+    fn plan(&self, remove_vfs: bool) -> String {
+        let mut plan = String::new();
+        if self.journal().exists() {
+            plan.push_str("every lease in the journal would be given back, and every claim ended\n");
+            if remove_vfs {
+                plan.push_str("all VFs of every PF would be removed\n");
+            }
+        }
+        for path in self.files().iter().filter(|path| path.exists()) {
+            let _ = writeln!(plan, "{}: would be removed", path.display());
+        }
+        plan
+    }
+
+    fn remove(&self) -> Result<String, UninstallError> {
+        let mut done = String::new();
+        for path in self.files() {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
                 Ok(()) => {
@@ -258,10 +292,14 @@ mod tests {
             assert!(matches!(place.is_free(), Err(UninstallError::Runs(runs)) if runs == daemon));
         }
         place.is_free().unwrap();
+        let plan = place.plan(true);
+        assert_eq!(plan.lines().count(), 5, "{plan}");
+        assert!(plan.contains("all VFs of every PF would be removed") && ours.exists() && !place.is_empty(), "{plan}");
         let done = place.remove().unwrap();
         assert_eq!(done.lines().count(), 3, "{done}");
         assert!(others.exists() && !ours.exists());
         assert!(!place.path(RUN).exists() && !place.path(STATE).exists());
         assert_eq!(place.remove().unwrap(), "", "again changes nothing");
+        assert!(place.is_empty());
     }
 }

@@ -36,13 +36,13 @@ use rule::RuleCommand;
 #[derive(Debug, Args)]
 pub struct VfArgs {
     /// The manager's socket
-    #[arg(long, global = true, env = "FERRULE_VF_SOCKET", value_name = "PATH", default_value = SOCKET_DEFAULT)]
+    #[arg(long, global = true, env = "FERRULE_VF_SOCKET", value_name = "PATH", default_value = SOCKET_DEFAULT, display_order = 900)]
     manager: PathBuf,
-    /// Read this tree instead of asking the manager (list and explain only)
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Read this tree instead of asking the manager: for list and explain
+    #[arg(long, value_name = "DIR", display_order = 901)]
     root: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 902)]
     json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -107,6 +107,9 @@ struct ListArgs {
     /// Show it again whenever something has changed, until you interrupt it; with --json one document a line
     #[arg(long)]
     watch: bool,
+    /// Read this tree instead of asking the manager
+    #[arg(long, value_name = "DIR", display_order = 901)]
+    root: Option<PathBuf>,
 }
 
 impl ListArgs {
@@ -121,10 +124,15 @@ impl ListArgs {
 
 /// Does what was asked for.
 pub async fn run(args: VfArgs) -> Result<(), CliError> {
-    if let (None, VfCommand::List(which @ ListArgs { watch: true, .. })) = (&args.root, &args.command) {
+    let root = match &args.command {
+        VfCommand::List(ListArgs { root, .. }) | VfCommand::Explain(ExplainArgs { root, .. }) => root.as_ref(),
+        _ => None,
+    };
+    let root = root.or(args.root.as_ref());
+    if let (None, VfCommand::List(which @ ListArgs { watch: true, .. })) = (root, &args.command) {
         return watch(&args.manager, which, args.json).await;
     }
-    let out = match (&args.root, &args.command) {
+    let out = match (root, &args.command) {
         (Some(root), VfCommand::List(_)) => list(&direct::list(root)?, args.json),
         (Some(root), VfCommand::Explain(ExplainArgs { what: Some(vf), driver, .. })) => {
             explained(vf, &direct::explain(root, vf, driver.unwrap_or(v1::Driver::Kernel))?.reasons, args.json)
@@ -244,7 +252,7 @@ fn count(text: &str) -> Result<(String, u32), String> {
 #[derive(Debug, Error)]
 pub enum VfCliError {
     /// Nobody serves the socket.
-    #[error("{0}, name its socket with --manager, or read the tree itself with `--root /`")]
+    #[error("{}{}", .0, without_manager(.0))]
     NoManager(#[from] ConnectError),
     /// Somebody listens there and says nothing at all.
     #[error("the manager does not answer; is it stopped, or a debugger at work?")]
@@ -280,6 +288,15 @@ pub enum VfCliError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+/// What else helps whoever reaches no manager.
+fn without_manager(error: &ConnectError) -> &'static str {
+    match (error.is_denied(), direct::has_program()) {
+        (true, _) => ", or name another socket with --manager",
+        (false, true) => ", name its socket with --manager, or read the tree itself with `--root /`",
+        (false, false) => ", or name its socket with --manager",
+    }
 }
 
 impl From<Status> for VfCliError {

@@ -23,8 +23,8 @@ pub struct WiresArgs {
 
 /// Prints the wires.
 pub async fn run(args: &WiresArgs) -> Result<(), CliError> {
-    let wires = Admin::connect(&args.socket.path).await?.list().await?.wires;
-    let text = if args.json { json::render(&wires) } else { table::render(&wires, table::TableStyle::of_stdout()) };
+    let list = Admin::connect(&args.socket.path).await?.list().await?;
+    let text = if args.json { json::render(&list) } else { table::render(&list, table::TableStyle::of_stdout()) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
 }

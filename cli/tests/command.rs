@@ -95,6 +95,20 @@ fn a_missing_forwarder_is_told_with_the_cure() {
 }
 
 #[test]
+fn a_node_without_anything_of_ours_is_told_and_nothing_is_removed_without_doing_it() {
+    let host = tempfile::tempdir().unwrap();
+    let root = host.path().to_str().unwrap();
+    let fixture = Fixture::without_forwarder();
+    let said = fixture.run(&["uninstall", "--host", root]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "nothing of Ferrule is on this node\n"));
+    let state = host.path().join("var/lib/ferrule/device-plugin");
+    std::fs::create_dir_all(&state).unwrap();
+    let said = fixture.run(&["uninstall", "--host", root, "--dry-run"]);
+    assert_eq!(said.out, format!("{root}/var/lib/ferrule: would be removed\n"));
+    assert!(state.exists());
+}
+
+#[test]
 fn the_socket_option_beats_the_environment() {
     let (fixture, elsewhere) = (Fixture::new(), Fixture::without_forwarder());
     let socket = fixture.socket();
@@ -128,13 +142,52 @@ fn wires_are_added_from_a_file_or_from_standard_input() {
     std::fs::write(&file, list).unwrap();
     let said = fixture.run(&["wire", "add", file.to_str().unwrap()]);
     assert_eq!((said.code, said.out.as_str()), (Some(1), "added a\nadded b\n"));
-    assert!(said.err.contains("c: wire:6:5: ends: missing"), "errors name the line of the file: {}", said.err);
+    assert!(
+        said.err.contains("wires.yaml:6:5: wires[2].ends: missing"),
+        "errors name the line of the file: {}",
+        said.err
+    );
     assert_eq!(fixture.added()[1].name, "b");
 
     let mut child =
         fixture.command(&["wire", "add", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(format!("name: d\n{ends}\n").as_bytes()).unwrap();
     assert_eq!(CommandOutput::from(child.wait_with_output().unwrap()).out, "added d\n");
+}
+
+#[test]
+fn errors_of_a_file_name_it_and_its_wires() {
+    let fixture = Fixture::new();
+    let file = fixture.directory.path().join("w.yaml");
+    let wire =
+        |name| format!("  - name: {name}\n    ends: [{{ kernel: {{ name: x }} }}, {{ kernel: {{ name: y }} }}]\n");
+    std::fs::write(&file, format!("wires:\n{}{}{}", wire("a"), wire("a"), wire("b"))).unwrap();
+    let said = fixture.run(&["wire", "add", file.to_str().unwrap()]);
+    let place = format!("{}:4:11: wires[1]: the wire `a` is on line 2 already; rename one of them\n", file.display());
+    assert_eq!((said.out.as_str(), said.err), ("added a\nadded b\n", place + "1 of 3 wires failed\n"));
+
+    std::fs::write(&file, "name: a\nends: [{ memif: { socket: /x, role: master } }, { kernel: { name: x } }]\n")
+        .unwrap();
+    let said = fixture.run(&["wire", "add", file.to_str().unwrap()]);
+    assert!(said.err.contains("w.yaml:2:37: ends[0].memif.role: `master` is `server` here"), "{}", said.err);
+}
+
+#[test]
+fn a_short_form_says_what_needs_a_file() {
+    let device = ["--end", "ethdev:device=net_af_packet0,iface=eth1", "--end", "kernel:name=b"];
+    let said = Fixture::new().run(&[&["wire", "add", "--name", "a"], &device[..]].concat());
+    assert_eq!(
+        said.err,
+        "ends[0].ethdev.iface: unknown key; the keys here are device, queues, mtu; a value with a comma needs a file\n"
+    );
+}
+
+#[test]
+fn a_refused_wires_file_is_told_below_the_wires() {
+    let fixture = Fixture::new();
+    let said = fixture.run(&["wires"]).out;
+    let told = "\nthe wires file is refused, and the wires before it stay:\n  w.yaml:1:1: wrong\n";
+    assert!(said.ends_with(told), "{said}");
 }
 
 #[test]
@@ -203,6 +256,8 @@ fn wrong_usage_ends_with_code_2() {
 #[test]
 fn what_is_missing_is_told_with_the_usage_of_its_command() {
     let fixture = Fixture::without_forwarder();
+    let nothing = fixture.run(&["wire", "add"]).err;
+    assert!(nothing.contains("a FILE is wanted, or --name and two --end"), "{nothing}");
     let one_end = fixture.run(&["wire", "add", "--name", "a-b", "--end", "kernel:name=a"]).err;
     assert!(one_end.contains("--end is needed twice, and 1 came"), "{one_end}");
     assert!(one_end.contains("Usage: ferrule wire add"), "{one_end}");

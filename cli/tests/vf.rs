@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::Write as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -162,9 +164,9 @@ async fn several_pools_and_several_leases_are_named_by_repeating_them() {
 async fn owners_cordons_numbers_and_policies_are_ruled() {
     let fixture = Fixture::new().await;
     let (vf, pf) = (fixture.node.vf(0, 1), fixture.node.pf(1));
-    assert_eq!(fixture.told("claim plugin --pool fast").await, "plugin alone lends 3 VFs\n");
+    assert_eq!(fixture.told("claim plugin --pool fast").await, "plugin has claimed 3 VFs\n");
     let refused = fixture.refused(&format!("acquire x --vf {vf} --driver none")).await;
-    assert!(refused.contains("belongs to plugin"), "{refused}");
+    assert!(refused.contains("is claimed by plugin"), "{refused}");
     fixture.told(&format!("acquire x --vf {vf} --owner plugin --driver none")).await;
     assert_eq!(fixture.json("unclaim plugin").await["unclaimed"], "plugin");
 
@@ -234,6 +236,7 @@ async fn a_tree_is_read_by_the_managers_program_and_without_a_manager() {
     fixture.told("acquire one --pool fast --driver none").await;
     let root = fixture.node.sysfs().path("").display().to_string();
     let list = fixture.json(&format!("--root {root} list")).await;
+    assert_eq!(fixture.json(&format!("list --root {root}")).await, list);
     assert_eq!((list["vfs"].as_array().unwrap().len(), &list["vfs"][0]["lease"]), (6, &Value::Null));
     let vf = fixture.node.vf(0, 0);
     assert_eq!(fixture.told(&format!("--root {root} explain {vf}")).await, format!("{vf} can be borrowed\n"));
@@ -244,6 +247,76 @@ async fn a_tree_is_read_by_the_managers_program_and_without_a_manager() {
     let said = fixture.run(&format!("--root {root} release one")).await;
     assert_eq!(said.code, Some(2), "{}", said.err);
     assert!(said.err.contains("only list and explain work"), "{}", said.err);
+    fixture.daemon.stop().await;
+}
+
+/// A plugin that has one resource of one VF, and left an entry out.
+fn plugin(path: &Path, vf: &str) {
+    let member = device_plugin_client::Member { device: vf.to_owned(), ..Default::default() };
+    let resource = device_plugin_client::Resource {
+        name: "intel.com/dpdk".to_owned(),
+        is_registered: true,
+        members: vec![member],
+        ..Default::default()
+    };
+    let report = device_plugin_client::Report {
+        resources: vec![resource],
+        devices: vec![device_plugin_client::Device { id: vf.to_owned(), ..Default::default() }],
+        left_out: vec!["lost (line 2)".to_owned()],
+        ..Default::default()
+    };
+    let listener = UnixListener::bind(path).unwrap();
+    let text = serde_json::to_vec(&report).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            // Whoever goes away early does not want it.
+            let _ = client.unwrap().write_all(&text);
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_is_of_what_was_meant_also_while_the_manager_is_away() {
+    let fixture = Fixture::new().await;
+    let (vf, path) = (fixture.node.vf(0, 0).to_string(), fixture.directory.path().join("plugin.sock"));
+    plugin(&path, &vf);
+    let asked = |what: &str| format!("explain {what} --plugin {}", path.display());
+    let pf = fixture.refused(&asked("ens1f0")).await;
+    assert!(pf.starts_with("ens1f0 is a PF: "), "{pf}");
+    let unknown = fixture.refused(&asked("lost")).await;
+    assert_eq!(
+        unknown,
+        "no VF and no resource is called lost; resources: intel.com/dpdk; left out of the configuration: lost (line 2)\n"
+    );
+    let resource = fixture.told(&asked("dpdk")).await;
+    assert!(resource.starts_with("intel.com/dpdk: 1 device: 1 free, 0 in use, 0 unavailable\n"), "{resource}");
+    fixture.told("claim device-plugin --pool fast").await;
+    let free = fixture.told(&asked(&format!("{vf} --driver none"))).await;
+    assert!(free.starts_with(&format!("{vf} is free for pods (intel.com/dpdk)\nby hand it cannot")), "{free}");
+    let list = fixture.told("list").await;
+    assert!(
+        list.contains(" free (device-plugin) ") && list.contains("device-plugin has claimed the pool fast"),
+        "{list}"
+    );
+
+    let (socket, run) = (fixture.socket(), asked(&vf));
+    fixture.daemon.stop().await;
+    let away: Said = command(&socket, &run).output().unwrap().into();
+    let told = format!(
+        "{vf}: whether it can be borrowed is not known: the manager is away\nintel.com/dpdk has it: it is free"
+    );
+    assert!(away.code == Some(0) && away.out.starts_with(&told), "{}{}", away.out, away.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_not_there_and_a_pod_without_a_namespace_are_refused() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.refused("list --pool typo").await, "there is no pool typo; there are: fast, spare\n");
+    let pod = fixture.run("explain --pod one").await;
+    assert!(pod.code == Some(2) && pod.err.contains("NAMESPACE/NAME is wanted"), "{}", pod.err);
+    let help = fixture.told("create --help").await;
+    assert!(!help.contains("--root") && help.contains("--manager"), "an option is where it works: {help}");
+    assert!(fixture.told("list --help").await.contains("--root"));
     fixture.daemon.stop().await;
 }
 

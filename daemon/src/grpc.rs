@@ -1,11 +1,14 @@
 //! A gRPC API on a Unix socket: served with health and reflection, and reached by its clients.
 
 use std::error::Error;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use nix::unistd::{Group, User};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -92,12 +95,15 @@ async fn set_health(reporter: &HealthReporter, names: &[&str], phase: Phase) {
 pub fn connect(path: &Path) -> BoxFuture<'_, Result<Channel, ConnectError>> {
     // Compiled here, as `serve` is.
     Box::pin(async move {
-        let failed = |problem: String| ConnectError { path: path.to_owned(), problem };
+        let failed = |problem: String| ConnectError { path: path.to_owned(), problem, is_denied: false };
         let text = path.to_str().ok_or_else(|| failed("the path is not UTF-8".to_owned()))?;
-        let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error)))?;
+        let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| failed(root_cause(&error).0))?;
         // A daemon at work answers them, whatever it works on; one that was stopped has its socket, and answers nobody.
         let endpoint = endpoint.http2_keep_alive_interval(PING_INTERVAL).keep_alive_timeout(PING_TIMEOUT);
-        endpoint.connect().await.map_err(|error| failed(root_cause(&error)))
+        endpoint.connect().await.map_err(|error| {
+            let (problem, is_denied) = root_cause(&error);
+            ConnectError { path: path.to_owned(), problem, is_denied }
+        })
     })
 }
 
@@ -120,19 +126,47 @@ pub fn is_silent(status: &Status) -> bool {
 pub struct ConnectError {
     path: PathBuf,
     problem: String,
+    is_denied: bool,
 }
 
-/// What the operating system said, without `(os error 111)`: the layers above it only say "transport error".
-fn root_cause(error: &(dyn Error + 'static)) -> String {
+impl ConnectError {
+    /// What to say if somebody may listen there and the caller may not ask; none: nobody listens.
+    pub fn denied(&self) -> Option<String> {
+        self.is_denied.then(|| denied(&self.path))
+    }
+}
+
+/// What to say to whoever may not use a socket.
+pub fn denied(path: &Path) -> String {
+    let shown = path.display();
+    let Ok(metadata) = fs::metadata(path) else {
+        return format!("you may not use {shown}: run this as root");
+    };
+    let user = User::from_uid(metadata.uid().into()).ok().flatten();
+    let user = user.map_or_else(|| metadata.uid().to_string(), |user| user.name);
+    let group = Group::from_gid(metadata.gid().into()).ok().flatten();
+    let group = group.map_or_else(|| metadata.gid().to_string(), |group| group.name);
+    let mode = metadata.mode() & 0o777;
+    let member = if mode & 0o020 == 0 { "" } else { " or as a member of that group" };
+    format!(
+        "you may not use {shown} (owner {user}, group {group}, mode {mode:04o}): run this as that owner or root{member}"
+    )
+}
+
+/// What the operating system said, without `(os error 111)`: the layers above it only say "transport error". And whether it was about
+/// rights.
+fn root_cause(error: &(dyn Error + 'static)) -> (String, bool) {
     let mut root = error;
     while let Some(source) = root.source() {
         root = source;
     }
-    match root.downcast_ref::<io::Error>().map(io::Error::kind) {
+    let kind = root.downcast_ref::<io::Error>().map(io::Error::kind);
+    let text = match kind {
         Some(io::ErrorKind::NotFound) => "no such file".to_owned(),
         Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)) => kind.to_string(),
         _ => root.to_string(),
-    }
+    };
+    (text, kind == Some(io::ErrorKind::PermissionDenied))
 }
 
 /// Runs what may wait where waiting holds up nobody.
@@ -158,6 +192,8 @@ const MESSAGE_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use ferrule_ffi::socket_access::SocketAccess;
 
     use super::*;
@@ -219,6 +255,25 @@ mod tests {
         drop(first);
         stop.send(Phase::Stopped).unwrap();
         serving.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn whoever_may_not_use_a_socket_is_told_who_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        fs::write(&path, "").unwrap();
+        for (mode, told) in [
+            (0o660, "mode 0660): run this as that owner or root or as a member of that group"),
+            (0o600, "mode 0600): run this as that owner or root"),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let said = denied(&path);
+            assert!(
+                said.starts_with(&format!("you may not use {} (owner ", path.display())) && said.ends_with(told),
+                "{said}"
+            );
+        }
+        assert!(denied(&directory.path().join("gone")).ends_with("gone: run this as root"));
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! - [`phase`]: what a daemon is doing, for all of them
 //! - [`mod@run`]: signals, servers and the end; [`reload`]: the file read again while the daemon runs
 //! - [`inotify`]: news of directories
-//! - [`logging`]: the log, which nobody waits for
+//! - [`logging`]: the log, which nobody waits for; [`text`]: words of it
 
 pub mod api_socket;
 pub mod clients;
@@ -27,11 +27,13 @@ pub mod reload;
 pub mod run;
 pub mod settings;
 pub mod socket;
+pub mod text;
 
 pub use api_socket::{ApiSocket, SocketFlags};
 pub use phase::Phase;
 pub use run::{ServerError, Servers, Shutdown, run};
 pub use socket::{ServiceSocket, SocketError};
+pub use text::counted;
 
 /// Of tests that open many descriptors, one of which counts them.
 #[cfg(test)]

@@ -74,12 +74,16 @@ fn run_with_signals<F: Future>(serve: impl FnOnce(Shutdown) -> F) -> io::Result<
     served
 }
 
+/// An error with its causes. Those that its own text names already come once.
 fn with_sources(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         source = error.source();
     }
     text
@@ -134,6 +138,15 @@ impl Servers {
 
     /// Says that all of it is there: in the log, with `summary`, and to systemd.
     pub fn ready(&self, summary: impl fmt::Display) {
+        self.serve_from_now_on(format_args!("ready: {summary}"));
+    }
+
+    /// The same for a daemon that is ready only when others have done their part: its page says when.
+    pub fn started(&self, summary: impl fmt::Display) {
+        self.serve_from_now_on(format_args!("started: {summary}"));
+    }
+
+    fn serve_from_now_on(&self, summary: fmt::Arguments<'_>) {
         // One that was told to stop meanwhile stays so.
         self.phase.send_if_modified(|phase| {
             let starting = *phase == Phase::Starting;
@@ -145,7 +158,7 @@ impl Servers {
         if let Some(address) = self.page {
             info!("metrics on http://{address}/metrics");
         }
-        info!("ready: {summary}");
+        info!("{summary}");
         notify(&[NotifyState::Ready]);
     }
 
@@ -190,4 +203,24 @@ fn notify(state: &[NotifyState<'_>]) {
 /// Of the runtime: a daemon answers few clients, and what may wait has threads of its own.
 const THREADS: usize = 2;
 /// The exit code for settings that cannot be used, from `sysexits.h`.
-const EX_USAGE: u8 = 64;
+pub const EX_USAGE: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Error)]
+    #[error("make /run/x: {0}")]
+    struct Named(#[source] io::Error);
+
+    #[derive(Debug, Error)]
+    #[error("start")]
+    struct Bare(#[source] Named);
+
+    #[test]
+    fn a_cause_is_said_once_whether_an_error_names_it_or_not() {
+        let error = Bare(Named(io::Error::other("read-only file system")));
+        assert_eq!(with_sources(&error), "start: make /run/x: read-only file system");
+        assert_eq!(with_sources(&error.0), "make /run/x: read-only file system");
+    }
+}

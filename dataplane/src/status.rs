@@ -47,6 +47,11 @@ impl WireStatus {
     pub fn is_up(&self) -> bool {
         self.queues > 0
     }
+
+    /// Whether an end is gone, or cannot be made.
+    pub fn has_failed(&self) -> bool {
+        self.ends.iter().any(|end| matches!(end, EndState::Failed { .. }))
+    }
 }
 
 /// One worker as it stood when it was asked for.

@@ -24,7 +24,9 @@ fn every_object_has_only_fields_that_kubernetes_knows() {
             "Pod" => known_as::<Pod>(&object),
             "ServiceAccount" => known_as::<ServiceAccount>(&object),
             // Of other APIs: Kubernetes has no types of them.
-            "PodMonitor" | "Kustomization" | "Component" | "NetworkAttachmentDefinition" => object.clone(),
+            "PodMonitor" | "PrometheusRule" | "Kustomization" | "Component" | "NetworkAttachmentDefinition" => {
+                object.clone()
+            }
             other => panic!("{}: a {other} is not expected", path.display()),
         };
         assert_eq!(known, object, "{}: a field is unknown, or not of the type that it should be", path.display());
@@ -116,6 +118,54 @@ fn examples_ask_for_what_an_overlay_has() {
         }
     }
     assert_eq!(asked, 8);
+}
+
+/// What the scheduler counts twice costs pods that are too many.
+#[test]
+fn no_vf_of_the_overlay_for_both_drivers_is_of_two_resources() {
+    let file = root().join("kustomize/dpdk/config.json");
+    let config: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let mut seen = BTreeSet::new();
+    for resource in config["resourceList"].as_array().unwrap() {
+        for name in resource["selectors"]["pfNames"].as_array().unwrap() {
+            let name = name.as_str().unwrap();
+            let (pf, range) = name.split_once('#').unwrap_or_else(|| panic!("{name}: all VFs of a PF"));
+            let (first, last) = range.split_once('-').unwrap();
+            for number in first.parse::<u32>().unwrap()..=last.parse().unwrap() {
+                assert!(seen.insert((pf.to_owned(), number)), "VF {number} of {pf} is of two resources");
+            }
+        }
+    }
+    assert_eq!(seen.len(), 16);
+}
+
+#[test]
+fn every_alert_has_a_row_of_its_page_and_every_row_an_alert() {
+    let rules = parse(&root().join("chart/manifests/monitoring/prometheusrule.yaml")).remove(0);
+    let groups = rules["spec"]["groups"].as_array().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let alerts: BTreeSet<_> = rules.map(|rule| text(rule, "/alert").to_owned()).collect();
+    let page = fs::read_to_string(root().join("../docs/monitoring.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `Ferrule")?.split_once('`'));
+    let documented: BTreeSet<_> = rows.map(|(name, _)| format!("Ferrule{name}")).collect();
+    assert_eq!(documented, alerts);
+}
+
+/// Each panel is explained, by its title.
+#[test]
+fn every_panel_of_the_dashboard_is_on_its_page() {
+    let text = fs::read_to_string(root().join("grafana/ferrule.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let page = fs::read_to_string(root().join("../docs/monitoring.md")).unwrap();
+    let rows: BTreeSet<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" |"))
+        .flat_map(|(titles, _)| titles.split("; ").flat_map(|part| [vec![part], part.split(", ").collect()].concat()))
+        .collect();
+    let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");
+    let missing: Vec<_> =
+        panels.filter_map(|panel| panel["title"].as_str()).filter(|title| !rows.contains(title)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// A pod of the host's network has a port of the host, of which there is one.

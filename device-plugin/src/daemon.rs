@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ferrule_daemon::page::{self, ListenError, Probes};
 use ferrule_daemon::reload::reload_on_change;
 use ferrule_daemon::settings::Followed;
-use ferrule_daemon::{Phase, ServerError, Servers};
+use ferrule_daemon::{Phase, ServerError, Servers, counted};
 use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -131,7 +131,11 @@ impl Daemon {
         daemon.serve_until_stopped(daemon.work(&options));
         daemon.serve_until_stopped(daemon.reload(Followed::new(Config::FILE, path, contents), options.presets, hangup));
         let resources = allocator.resources.names().len();
-        daemon.servers.ready(format_args!("{resources} resources, {}", options.plugins.display()));
+        daemon.servers.started(format_args!(
+            "{}, {}; not ready before the kubelet has opened the list of each",
+            counted(resources, "resource"),
+            options.plugins.display()
+        ));
         Ok(daemon)
     }
 
@@ -279,7 +283,11 @@ fn ready(allocator: &Allocator, duty: &Duty) -> Result<(), String> {
     let counts = allocator.counters.all();
     let is_open = |name: &String| counts.get(name).is_some_and(|counts| counts.is_registered);
     let closed: Vec<_> = allocator.resources.names().into_iter().filter(|name| !is_open(name)).collect();
-    if closed.is_empty() { Ok(()) } else { Err(format!("the kubelet has not taken {}", closed.join(", "))) }
+    if closed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("the kubelet has not opened the list of {}", closed.join(", ")))
+    }
 }
 
 /// Why a plugin did not start, or ended early.

@@ -19,12 +19,12 @@ use crate::pod_resources::{POD, Witness};
 
 /// Advertises VFs to the kubelet, binds each when a pod gets it, and takes it back.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 pub struct Flags {
     /// The configuration, as of the Go sriov-network-device-plugin
     #[arg(long, alias = "config", value_name = "FILE", default_value = "/etc/pcidp/config.json")]
     pub config_file: PathBuf,
-    /// What a resource has in front of its name that names no prefix
+    /// Prefix of resources that set no `resourcePrefix`
     #[arg(long, value_name = "DOMAIN", default_value = "intel.com", value_parser = parse_prefix)]
     pub resource_prefix: String,
     /// Name devices by CDI in an annotation, as the Go plugin does; the same as `--cdi annotation`
@@ -36,10 +36,10 @@ pub struct Flags {
     /// Socket of sriov-manager
     #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
     manager: PathBuf,
-    /// Where to listen for `ferrule vf explain`
+    /// Socket for `ferrule vf explain`
     #[arg(long, value_name = "PATH", default_value = device_plugin_client::SOCKET_DEFAULT)]
     socket: PathBuf,
-    /// Give every `netDevice` resource that says nothing of it so many software endpoints instead of VFs: an even number
+    /// So many software endpoints instead of VFs for each `netDevice` resource without `software`: an even number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     software: Option<u32>,
     /// Admin socket of dpdk-forwarder, which serves software endpoints
@@ -54,13 +54,13 @@ pub struct Flags {
     /// The kubelet's podresources socket, which `--root-dir` of the kubelet moves
     #[arg(long, value_name = "PATH", default_value = POD_RESOURCES_SOCKET)]
     pod_resources: PathBuf,
-    /// Namespace of the plugin's own pod: a list of pods without that pod is not believed
+    /// Namespace of the plugin's own pod, used to tell a complete list of pods from an empty one
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", requires = "pod_name")]
     pod_namespace: Option<String>,
     /// Name of the plugin's own pod
     #[arg(long, env = "POD_NAME", value_name = "NAME", requires = "pod_namespace")]
     pod_name: Option<String>,
-    /// How long after its start a kubelet is not believed that a pod has gone
+    /// Ignore missing pods for this long after the kubelet started
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
     kubelet_settle: Duration,
     /// Directory of the checkpoint and of the lock, the same for all plugins of a node
@@ -81,7 +81,7 @@ pub struct Flags {
     /// How to log
     #[command(flatten)]
     pub log: LogFlags,
-    /// Check the configuration and exit: 0 if it is good, 64 if not
+    /// Check the configuration and exit: 0 if it is good, 65 if a resource is left out, 64 if it cannot be used
     #[arg(long)]
     pub check: bool,
 }
@@ -190,6 +190,9 @@ mod tests {
         assert_eq!(flags("").config_file, PathBuf::from("/etc/pcidp/config.json"));
         let ours = flags("--cdi field --log-level debug --metrics 127.0.0.1:9092 --manager /run/vf.sock");
         assert_eq!((ours.cdi, ours.manager), (CdiMode::Field, PathBuf::from("/run/vf.sock")));
+        // A manifest has it, and an overlay adds it once more.
+        let twice = flags("-v=10 --log-level=10 --metrics 0.0.0.0:9092 --metrics=[::]:9092 --use-cdi --use-cdi");
+        assert_eq!(twice.metrics, Some("[::]:9092".parse().unwrap()), "the last one counts");
     }
 
     #[test]

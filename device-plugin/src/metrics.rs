@@ -17,13 +17,20 @@ pub struct Snapshot {
     resources: Vec<Shown>,
     counts: BTreeMap<String, Counts>,
     is_on_duty: bool,
+    is_config_refused: bool,
     process: Option<Process>,
 }
 
 impl Snapshot {
     /// What is known now.
     pub fn take(resources: &Resources, counters: &Counters, is_on_duty: bool) -> Self {
-        Self { resources: resources.shown(), counts: counters.all(), is_on_duty, process: Process::read() }
+        Self {
+            resources: resources.shown(),
+            counts: counters.all(),
+            is_on_duty,
+            is_config_refused: resources.is_config_refused(),
+            process: Process::read(),
+        }
     }
 
     /// In the `OpenMetrics` text format.
@@ -37,7 +44,7 @@ impl Snapshot {
         };
         gauges(encoder, ("ferrule_resource_devices", "Devices of the resource"), of(|shown| shown.devices))?;
         gauges(encoder, ("ferrule_resource_held", "Devices of the resource that pods have"), of(|shown| shown.held))?;
-        let help = "Devices of the resource that are told to be unhealthy";
+        let help = "Devices of the resource that are unhealthy for the kubelet";
         gauges(encoder, ("ferrule_resource_unhealthy", help), of(|shown| shown.problems.len()))?;
         let problems = self.resources.iter().flat_map(|shown| {
             shown.problems.iter().map(|(id, problem)| {
@@ -45,7 +52,7 @@ impl Snapshot {
                 ([resource(&shown.resource), labels.into()].concat(), 1_u64)
             })
         });
-        gauges(encoder, ("ferrule_device_unhealthy", "A device that is told to be unhealthy, and why"), problems)
+        gauges(encoder, ("ferrule_device_unhealthy", "A device that is unhealthy for the kubelet, and why"), problems)
     }
 
     fn events(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -106,6 +113,8 @@ impl Collector for Snapshot {
         gauges(encoder, ("ferrule_build_info", "The plugin that runs"), [(build, 1_u64)])?;
         let help = "Whether this plugin serves the node; another one does while this one waits for its end";
         gauges(encoder, ("ferrule_device_plugin_on_duty", help), [(Labels::new(), u64::from(self.is_on_duty))])?;
+        let help = "Whether the configuration as it is now is not used";
+        gauges(encoder, ("ferrule_config_refused", help), [(Labels::new(), u64::from(self.is_config_refused))])?;
         self.devices(encoder)?;
         self.events(encoder)?;
         self.process.as_ref().map_or(Ok(()), |process| process.encode(encoder))

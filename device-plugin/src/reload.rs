@@ -27,7 +27,8 @@ impl Reload for Reloader {
             Ok(Some(contents)) => contents,
             Ok(None) => return,
             Err(error) => {
-                warn!(file = %path.display(), %error, "cannot read the configuration; the resources stay as they are");
+                warn!(file = %path.display(), %error, "cannot read the configuration; the one before it stays in force");
+                self.resources.refuse_config(vec![format!("read {}: {error}", path.display())]);
                 return;
             }
         };
@@ -45,7 +46,8 @@ impl Reload for Reloader {
                 for line in problem.lines() {
                     error!("{line}");
                 }
-                error!(file = %path.display(), "configuration refused; the resources stay as they are");
+                error!(file = %path.display(), "configuration refused; the one before it stays in force");
+                self.resources.refuse_config(problem.lines());
             }
         }
     }

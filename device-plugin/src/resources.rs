@@ -56,6 +56,8 @@ struct State {
     is_followed: bool,
     /// Why it is not known what pods have.
     pods_problem: Option<String>,
+    /// Why the configuration as it is now is not used: one line for each reason; none: it is.
+    config_refused: Vec<String>,
     problems: BTreeMap<LeaseName, Problem>,
     lists: BTreeMap<String, watch::Sender<DeviceList>>,
     /// Theirs.
@@ -98,10 +100,21 @@ impl Resources {
     /// From now on there are these.
     pub fn set_config(&self, config: Config) {
         let mut state = self.lock();
+        state.config_refused.clear();
         state.pairs.set_config(&config);
         let before = std::mem::replace(&mut state.config, Arc::new(config));
         state.retired.extend(before.resources.iter().cloned());
         state.refresh();
+    }
+
+    /// The configuration as it is now is not used, and the one before it stays: one line for each reason.
+    pub fn refuse_config(&self, reasons: Vec<String>) {
+        self.lock().config_refused = reasons;
+    }
+
+    /// Whether that is so.
+    pub fn is_config_refused(&self) -> bool {
+        !self.lock().config_refused.is_empty()
     }
 
     /// Takes over what the manager and sysfs tell. Returns what pods had and somebody else took back.

@@ -56,7 +56,7 @@ async fn a_kubelet_that_is_away_for_a_while_is_waited_for() {
     site.start_plugin().await;
     site.until_healthy(DPDK, 3).await;
     let stopped = site.kubelet.take().unwrap().stop();
-    site.until_page("/readyz", "the kubelet has not taken").await;
+    site.until_page("/readyz", "the kubelet has not opened the list of").await;
     assert!(site.page("/livez").await.contains("200 OK"), "it lives all the same");
     site.kubelet = Some(stopped.start().unwrap());
     site.until_healthy(DPDK, 3).await;
@@ -65,7 +65,7 @@ async fn a_kubelet_that_is_away_for_a_while_is_waited_for() {
     site.kubelet = None;
     std::fs::remove_dir_all(&site.options.plugins).unwrap();
     site.start_plugin().await;
-    site.until_page("/readyz", "the kubelet has not taken").await;
+    site.until_page("/readyz", "the kubelet has not opened the list of").await;
     site.start_kubelet(Release::V1_37);
     site.until_healthy(DPDK, 3).await;
     site.stop().await;
@@ -107,7 +107,7 @@ async fn a_kubelet_that_hangs_in_register_holds_up_nothing_else_and_is_asked_aga
     site.until_healthy(KERNEL, 3).await;
     site.kubelet().set(Scenario::HangsInRegister);
     site.kubelet().drop_stream(DPDK);
-    site.until_page("/readyz", "the kubelet has not taken intel.com/dpdk").await;
+    site.until_page("/readyz", "the kubelet has not opened the list of intel.com/dpdk").await;
     site.until_page("/metrics", "ferrule_registration_failures_total{resource=\"intel.com/dpdk\"} 1").await;
     assert!(site.page("/livez").await.contains("200 OK"));
     // The other resource is served meanwhile.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrule_daemon::page::{self, ListenError};
-use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError};
+use ferrule_daemon::{ServerError, Servers, ServiceSocket, SocketError, counted};
 use ferrule_dataplane::engine::{Event, Health};
 use ferrule_dataplane::port::kernel::{InterfaceOwner, InterfaceOwnerError};
 use ferrule_dataplane::{Engine, EngineError};
@@ -115,7 +115,11 @@ impl Forwarder {
         servers.serve(admin::serve(socket, Arc::clone(&wires), servers.phase()));
         if let Some(listener) = listener {
             let shown = Arc::clone(&wires);
-            servers.serve_page(listener, Arc::new(move || Snapshot::take(shown.list(), shown.workers()).render()));
+            let render = move || {
+                let is_file_refused = !shown.file_problems().is_empty();
+                Snapshot::take(shown.list(), shown.workers(), is_file_refused).render()
+            };
+            servers.serve_page(listener, Arc::new(render));
         }
         if let Some(nsm) = nsm {
             servers.serve(crate::nsm::serve(nsm, Arc::clone(&wires), servers.phase()));
@@ -211,10 +215,12 @@ impl Forwarder {
 
     fn announce(&self) {
         let admin = self.admin.display();
-        let count = self.wires.list().len();
-        let noun = if count == 1 { "wire" } else { "wires" };
+        let wires = self.wires.list();
+        let failed = wires.iter().filter(|wire| wire.status.has_failed()).count();
+        let failed = if failed == 0 { String::new() } else { format!(", {failed} of them failed") };
+        let wires = counted(wires.len(), "wire");
         let metrics = self.metrics().map_or_else(|| "no metrics".to_owned(), |address| format!("metrics {address}"));
-        self.servers.ready(format_args!("{count} {noun}, admin {admin}, {metrics}"));
+        self.servers.ready(format_args!("{wires}{failed}, admin {admin}, {metrics}"));
     }
 }
 

@@ -7,17 +7,19 @@ use clap::Parser;
 use dpdk_forwarder::config::{Config, WiresFile, file_path};
 use dpdk_forwarder::nsm::Environment;
 use dpdk_forwarder::{Options, run};
-use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
+use ferrule_daemon::{SocketFlags, counted};
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
 
 /// Joins memif, vhost-user and kernel interfaces, VFs and other DPDK devices by virtual wires.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 struct Flags {
     /// The wires file; without it the forwarder starts with no wires
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, alias = "config-file", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     socket: SocketFlags,
@@ -44,8 +46,12 @@ fn main() -> ExitCode {
         Err(error) => return refuse_settings(&error),
     };
     if let (true, Some(file)) = (flags.check, &file) {
-        let wires = file.config.wires.len();
-        println!("{}: {wires} {}, nothing wrong", file.path.display(), if wires == 1 { "wire" } else { "wires" });
+        let (path, wires) = (file.path.display(), counted(file.config.wires.len(), "wire"));
+        let warnings = warnings(file);
+        for warning in &warnings {
+            println!("warning: {path}: {warning}");
+        }
+        println!("{path}: {wires}{}", if warnings.is_empty() { ", nothing wrong" } else { "" });
         return ExitCode::SUCCESS;
     }
     let _log = match flags.log.start(env!("CARGO_CRATE_NAME")) {
@@ -81,6 +87,22 @@ fn main() -> ExitCode {
     by_flag.push("nsm");
     let options = Options { config, file, by_flag, drain_grace: flags.drain_grace };
     ferrule_daemon::run(|shutdown| run(options, shutdown))
+}
+
+/// What is no error of the file, and not what somebody wants on this machine.
+fn warnings(file: &WiresFile) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if file.is_empty() {
+        warnings.push("the file is empty".to_owned());
+    }
+    if let Ok(usable) = sched_getaffinity(Pid::from_raw(0)) {
+        let is_usable = |cpu: usize| usable.is_set(cpu).unwrap_or(false);
+        let missing = file.config.workers.iter().filter(|&&cpu| !is_usable(cpu));
+        warnings.extend(missing.map(|cpu| {
+            format!("workers: this machine has no CPU {cpu} that this process may use; `taskset --cpu-list --pid $$` shows those")
+        }));
+    }
+    warnings
 }
 
 /// The exit code for settings that cannot be used, from `sysexits.h`.

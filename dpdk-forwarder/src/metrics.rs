@@ -14,13 +14,14 @@ use crate::wires::Listed;
 pub struct Snapshot {
     wires: Vec<Listed>,
     workers: Vec<WorkerStatus>,
+    is_file_refused: bool,
     process: Option<Process>,
 }
 
 impl Snapshot {
     /// The wires, and this process as it is now.
-    pub fn take(wires: Vec<Listed>, workers: Vec<WorkerStatus>) -> Self {
-        Self { wires, workers, process: Process::read() }
+    pub fn take(wires: Vec<Listed>, workers: Vec<WorkerStatus>, is_file_refused: bool) -> Self {
+        Self { wires, workers, is_file_refused, process: Process::read() }
     }
 
     /// In the `OpenMetrics` text format, version 1.0.0.
@@ -131,6 +132,8 @@ impl Collector for Snapshot {
         let encoder = &mut encoder;
         let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         gauges(encoder, ("ferrule_build_info", "The forwarder that runs"), [(build, 1_u64)])?;
+        let help = "Whether the wires file as it is now is not used";
+        gauges(encoder, ("ferrule_wires_refused", help), [(Labels::new(), u64::from(self.is_file_refused))])?;
         self.wires(encoder)?;
         self.devices(encoder)?;
         self.traffic(encoder)?;
@@ -181,9 +184,10 @@ mod tests {
         let devices = [None, Some(device)];
         let status = WireStatus { ends, devices, directions, queues: 2, generation: 4, ..WireStatus::failed(spec, "") };
         let worker = WorkerStatus { cpu: 3, queues: 2, busy: Duration::from_millis(1500) };
-        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker]).render().unwrap();
+        let text = Snapshot::take(vec![Listed { origin: Origin::File, status }], vec![worker], true).render().unwrap();
         for line in [
             concat!("ferrule_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "ferrule_wires_refused 1",
             r#"ferrule_wire_up{wire="a\"b",owner="nsm"} 1"#,
             r#"ferrule_wire_queues{wire="a\"b",owner="nsm"} 2"#,
             r#"ferrule_wire_frames_total{wire="a\"b",owner="nsm",direction="0-1"} 7"#,

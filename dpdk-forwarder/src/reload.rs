@@ -29,42 +29,55 @@ struct Reloader {
 
 impl Reload for Reloader {
     async fn reload(&mut self, file: &mut Followed, cause: Cause) {
-        let Some(wanted) = wanted(file, &self.started, &self.by_flag, cause) else { return };
+        let wanted = match wanted(file, &self.started, &self.by_flag, cause) {
+            Ok(Some(wanted)) => wanted,
+            Ok(None) => return,
+            Err(problems) => return self.wires.note_file_problems(problems),
+        };
         let wires = Arc::clone(&self.wires);
         let path = file.path().display();
         match spawn_blocking(move || wires.apply(&wanted.wires)).await {
             Ok(Ok(Changes { removed, changed, added })) => {
+                self.wires.note_file_problems(Vec::new());
                 info!(file = %path, removed, changed, added, "wires file applied");
             }
             Ok(Err(ChangeError::Draining)) => {}
-            Ok(Err(error)) => error!(file = %path, %error, "wires file refused; the wires stay as they are"),
+            Ok(Err(error)) => {
+                error!(file = %path, %error, "wires file refused; the wires stay as they are");
+                self.wires.note_file_problems(vec![format!("{path}: {error}")]);
+            }
             Err(error) => error!(file = %path, %error, "applying the wires file failed"),
         }
     }
 }
 
-/// What the file wants now. None: nothing new, or nothing that can be used, which is logged.
-fn wanted(file: &mut Followed, started: &Config, by_flag: &[&str], cause: Cause) -> Option<Config> {
+/// What the file wants now. None: nothing new. An error is logged: one line for each reason why it cannot be used.
+fn wanted(
+    file: &mut Followed,
+    started: &Config,
+    by_flag: &[&str],
+    cause: Cause,
+) -> Result<Option<Config>, Vec<String>> {
     let contents = file.read(cause);
     let path = file.path();
-    let contents = contents
-        .inspect_err(|error| {
-            warn!(file = %path.display(), %error, "cannot read the wires file; the wires stay as they are");
-        })
-        .ok()??;
+    let contents = contents.map_err(|error| {
+        warn!(file = %path.display(), %error, "cannot read the wires file; the wires stay as they are");
+        vec![format!("read {}: {error}", path.display())]
+    })?;
+    let Some(contents) = contents else { return Ok(None) };
     match Config::from_bytes(path, &contents) {
         Ok(config) => {
             for setting in started.needs_restart(&config, by_flag) {
                 warn!(file = %path.display(), "{setting}");
             }
-            Some(config)
+            Ok(Some(config))
         }
         Err(error) => {
             for line in error.lines() {
                 error!("{line}");
             }
             error!(file = %path.display(), "wires file refused; the wires stay as they are");
-            None
+            Err(error.lines())
         }
     }
 }
@@ -84,13 +97,13 @@ mod tests {
         let mut file = Followed::new(WHAT, path.clone(), contents);
         let mut wanted = |cause| wanted(&mut file, &config, &[], cause);
 
-        assert_eq!(wanted(Cause::Changed), None, "nothing new");
-        assert!(wanted(Cause::Asked).is_some(), "somebody asked");
+        assert_eq!(wanted(Cause::Changed), Ok(None), "nothing new");
+        assert!(wanted(Cause::Asked).unwrap().is_some(), "somebody asked");
         std::fs::write(&path, "workers: [").unwrap();
-        assert_eq!(wanted(Cause::Changed), None, "refused");
+        assert!(wanted(Cause::Changed).unwrap_err()[0].contains("wires.yaml:"), "refused");
         std::fs::write(&path, "workers: [1]\n").unwrap();
-        assert_eq!(wanted(Cause::Changed).unwrap().workers, [1]);
+        assert_eq!(wanted(Cause::Changed).unwrap().unwrap().workers, [1]);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(wanted(Cause::Asked), None, "gone");
+        assert!(wanted(Cause::Asked).unwrap_err()[0].starts_with("read "), "gone");
     }
 }

@@ -39,6 +39,37 @@ fn a_good_file_passes_the_check_with_exit_code_0() {
 }
 
 #[test]
+fn what_is_no_error_and_not_meant_is_a_warning_of_the_check() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wires.yaml");
+    for (text, warning) in [
+        ("workers: [0, 1023]\n", "workers: this machine has no CPU 1023 that this process may use"),
+        ("# nothing yet\n", "the file is empty"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let Output { status, stdout, .. } = forwarder(&path).arg("--check").output().unwrap();
+        let stdout = String::from_utf8(stdout).unwrap();
+        let warned = stdout.starts_with(&format!("warning: {}: {warning}", path.display()));
+        assert!(status.success() && warned && !stdout.contains("nothing wrong"), "{stdout}");
+    }
+}
+
+#[test]
+fn a_wire_that_cannot_be_made_is_counted_and_a_flag_may_come_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wires.yaml");
+    let end = |name: &str| format!("{{ kernel: {{ netns: /nowhere/here, name: {name} }} }}");
+    fs::write(&path, format!("wires: [{{ name: a, ends: [{}, {}] }}]\n", end("a"), end("b"))).unwrap();
+    let mut running = forwarder(&path);
+    running.arg("--socket").arg(directory.path().join("first.sock"));
+    running.arg("--socket").arg(directory.path().join("admin.sock"));
+    let mut running = Running::new(running.stderr(Stdio::piped()).spawn().unwrap());
+    running.until(&format!("ready: 1 wire, 1 of them failed, admin {}", directory.path().join("admin.sock").display()));
+    running.signal(Signal::SIGTERM);
+    running.until("stopped");
+}
+
+#[test]
 fn an_address_that_is_none_is_refused_with_one_that_is() {
     let Output { status, stderr, .. } =
         forwarder(Path::new("wires.yaml")).args(["--metrics", "9090"]).output().unwrap();

@@ -242,6 +242,33 @@ async fn the_metrics_page_tells_wires_and_health() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn that_the_file_is_refused_is_in_every_list_and_a_metric_until_it_is_right() {
+    let lab = Lab::new(&["a"]);
+    let forwarder = lab.start().await;
+    let (address, mut client) = (forwarder.metrics().unwrap(), lab.client().await);
+    assert!(get(address, "/metrics").await.contains("\nferrule_wires_refused 0\n"));
+    let request = v1::WatchWiresRequest { interval_ms: 100, filter: None };
+    let mut watch = client.watch_wires(request).await.unwrap().into_inner();
+    let mut next = async || watch.message().await.unwrap().expect("the forwarder serves").file_problems;
+
+    lab.write("wires: [{ name: broken }]\n");
+    let problems = soon(async {
+        loop {
+            let problems = next().await;
+            if !problems.is_empty() {
+                break problems;
+            }
+        }
+    });
+    assert!(problems.await[0].contains("wires.yaml:1:"), "the first error of the file, at its line");
+    assert!(get(address, "/metrics").await.contains("\nferrule_wires_refused 1\n"));
+    lab.write(&lab.file(&["a"]));
+    soon(async { while !next().await.is_empty() {} }).await;
+    assert!(get(address, "/metrics").await.contains("\nferrule_wires_refused 0\n"));
+    forwarder.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_gets_a_list_at_once_and_again_and_an_end_when_the_forwarder_stops() {
     let lab = Lab::new(&["a"]);
     let forwarder = lab.start().await;

@@ -78,7 +78,9 @@ fn values_change_what_they_name() {
     let capabilities = &pod["containers"][0]["securityContext"]["capabilities"];
     assert_eq!(capabilities, &json!({"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN"]}));
     assert!(pod["volumes"].as_array().unwrap().iter().any(|volume| volume["name"] == "tun"));
-    assert_eq!(objects["PodMonitor/ferrule"]["metadata"]["namespace"], "ferrule");
+    for monitoring in ["PodMonitor/ferrule", "PrometheusRule/ferrule"] {
+        assert_eq!(objects[monitoring]["metadata"]["namespace"], "ferrule", "{monitoring}");
+    }
 }
 
 /// What the first container of each pod writes for its sidecar, with what the plugin tells it.

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ferrule_daemon::page::{self, ListenError};
-use ferrule_daemon::{ApiSocket, Phase, ServerError, Servers, ServiceSocket, SocketError};
+use ferrule_daemon::{ApiSocket, Phase, ServerError, Servers, ServiceSocket, SocketError, counted};
 use futures_core::future::BoxFuture;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -202,8 +202,9 @@ impl Daemon {
             warn!("{warning}");
         }
         let leases = view.vfs.iter().filter(|vf| vf.lease.is_some()).count() + view.lost.len();
-        let (pfs, vfs) = (view.pfs.len(), view.vfs.len());
-        self.servers.ready(format_args!("{pfs} PFs, {vfs} VFs, {leases} leases, {}", self.socket.display()));
+        let (pfs, vfs) = (counted(view.pfs.len(), "PF"), counted(view.vfs.len(), "VF"));
+        let leases = counted(leases, "lease");
+        self.servers.ready(format_args!("{pfs}, {vfs}, {leases}, {}", self.socket.display()));
     }
 }
 

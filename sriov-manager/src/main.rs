@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use ferrule_daemon::SocketFlags;
 use ferrule_daemon::logging::LogFlags;
 use ferrule_daemon::page::parse_address;
 use ferrule_daemon::run::refuse_settings;
+use ferrule_daemon::{SocketFlags, counted};
 use prost::Message;
 use sriov_manager::Driver;
 use sriov_manager::config::PoliciesFile;
@@ -23,10 +23,10 @@ use sriov_manager::sysfs::Sysfs;
 
 /// Owns every SR-IOV VF of a node: makes, binds, lends, cleans and restores them.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 struct Flags {
     /// The policies file; without it there are no pools, and VFs are lent by their addresses
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, alias = "config-file", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     socket: SocketFlags,
@@ -88,8 +88,13 @@ fn main() -> ExitCode {
     };
     let config = file.as_ref().map(|file| file.config.clone()).unwrap_or_default();
     if flags.check {
-        let (path, pools) = (file.map(|file| file.path).unwrap_or_default(), config.policies.pools.len());
-        println!("{}: {pools} {}, nothing wrong", path.display(), if pools == 1 { "pool" } else { "pools" });
+        let is_empty = file.as_ref().is_some_and(PoliciesFile::is_empty);
+        let path = file.map(|file| file.path).unwrap_or_default();
+        let (path, pools) = (path.display(), counted(config.policies.pools.len(), "pool"));
+        if is_empty {
+            println!("warning: {path}: the file is empty");
+        }
+        println!("{path}: {pools}{}", if is_empty { "" } else { ", nothing wrong" });
         return ExitCode::SUCCESS;
     }
     let _log = match flags.log.start(env!("CARGO_CRATE_NAME")) {

@@ -73,7 +73,7 @@ fn refuse(vfs: &Vfs, file: &Followed, problems: &[String]) {
     for problem in problems {
         error!("{problem}");
     }
-    error!(file = %file.path().display(), "policies file refused; the policies before it hold on");
+    error!(file = %file.path().display(), "policies file refused; the policies before it stay in force");
     vfs.refuse_policies(problems.join("\n"));
 }
 

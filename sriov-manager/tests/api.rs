@@ -120,6 +120,8 @@ async fn refusals_have_the_codes_that_the_proto_promises() {
         .created;
     assert!(created[0].error.contains("is lent as"), "{created:?}");
     assert!(created[1].error.contains("there is no PF nothing"), "{created:?}");
+    let of_nobody = v1::ListRequest { pools: vec!["typo".into()], ..Default::default() };
+    assert_eq!(asking.list(of_nobody).await.unwrap_err().code(), Code::NotFound);
     daemon.stop().await;
 }
 

@@ -268,7 +268,7 @@ fn a_lease_that_wants_vfio_pci_later_takes_no_vf_along_that_somebody_has_claimed
     let claim = Claim { vfs: [neighbour].into(), ..Claim::default() };
     vfs.claim("plugin", claim, ROOT).unwrap();
     let error = vfs.acquire(&request("a", Choice::Vf(lent), Driver::VfioPci)).unwrap_err().to_string();
-    assert!(error.contains("belongs to plugin"), "{error}");
+    assert!(error.contains("is claimed by plugin"), "{error}");
     assert_eq!(node.sysfs().driver(neighbour).as_deref(), Some("igbvf"));
     vfs.unclaim("plugin", ROOT).unwrap();
     vfs.acquire(&request("a", Choice::Vf(lent), Driver::VfioPci)).unwrap();

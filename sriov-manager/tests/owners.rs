@@ -80,7 +80,7 @@ fn two_owners_never_have_the_same_vf_and_leases_of_others_are_told() {
     let claimed = vfs.claim("plugin", claim_pool("first"), ROOT).unwrap();
     assert_eq!(claimed.lent_to_others, [(before, "old".to_owned())]);
     let error = vfs.claim("other", Claim { vfs: [node.vf(0, 2)].into(), ..Claim::default() }, ROOT).unwrap_err();
-    assert!(error.to_string().contains("belongs to plugin"), "{error}");
+    assert!(error.to_string().contains("is claimed by plugin"), "{error}");
     release(&vfs, "old");
     assert!(vfs.acquire(&request("old", Choice::Vf(before), Driver::None)).is_err(), "it is the owner's now");
 }
@@ -93,7 +93,7 @@ fn a_claimed_member_of_a_group_is_not_taken_along_to_vfio() {
     vfs.create(node.pf(0), 2).unwrap();
     vfs.claim("plugin", Claim { vfs: [node.vf(0, 1)].into(), ..Claim::default() }, ROOT).unwrap();
     let error = vfs.acquire(&request("x", Choice::Vf(node.vf(0, 0)), Driver::VfioPci)).unwrap_err().to_string();
-    assert!(error.contains("0000:02:10.2 belongs to plugin"), "{error}");
+    assert!(error.contains("0000:02:10.2 is claimed by plugin"), "{error}");
     vfs.acquire(&request("x", Choice::Vf(node.vf(0, 0)), Driver::None)).unwrap();
 }
 
@@ -144,7 +144,7 @@ fn a_claim_is_not_made_wider_over_a_pool_that_another_has_claimed_before_it_has_
     assert!(vfs.claim("plugin", claim_pool("first"), ROOT).unwrap().vfs.is_empty());
     let wider = Claim { pools: ["first".into()].into(), ..one(0) };
     let error = vfs.claim("old", wider, ROOT).unwrap_err();
-    assert!(error.to_string().contains("the pool first belongs to plugin"), "{error}");
+    assert!(error.to_string().contains("the pool first is claimed by plugin"), "{error}");
     vfs.create(node.pf(0), 2).unwrap();
     assert!(vfs.view().vfs.iter().filter(|vf| vf.vf.pf == node.pf(0)).all(|vf| vf.owner.as_deref() == Some("plugin")));
 }
@@ -256,7 +256,7 @@ fn policies_that_cannot_be_used_any_more_let_nobody_have_what_they_kept() {
         for peer in [ROOT, USER] {
             let asked = Request { peer, ..request("x", Choice::Vf(vf), Driver::VfioPci) };
             let refused = vfs.acquire(&asked).unwrap_err();
-            assert!(refused.to_string().contains("nobody knows who may have what"), "{refused}");
+            assert!(refused.to_string().contains("no VF is lent: the policies"), "{refused}");
             let claim = Claim { vfs: [vf].into(), ..Claim::default() };
             assert!(matches!(vfs.claim("other", claim, peer), Err(VfError::NoPolicies { .. })));
         }

@@ -98,7 +98,7 @@ impl Daemon {
             stop.check()?;
             match self.lines.recv_timeout(POLL) {
                 Ok(line) => {
-                    let ready = line.contains(" ready: ");
+                    let ready = [" ready: ", " started: "].iter().any(|word| line.contains(word));
                     self.log.push(line);
                     if ready {
                         return Ok(());

@@ -93,7 +93,7 @@ mod tests {
         let mut wires = fixtures::wires();
         wires.truncate(1);
         wires[0].directions = directions.into();
-        ListWiresResponse { wires, monotonic_ns: at_ms * 1_000_000, workers: Vec::new() }
+        ListWiresResponse { wires, monotonic_ns: at_ms * 1_000_000, ..ListWiresResponse::default() }
     }
 
     #[test]

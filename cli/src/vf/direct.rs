@@ -34,4 +34,11 @@ pub(crate) fn manager_program() -> PathBuf {
     beside.filter(|program| program.exists()).unwrap_or_else(|| PROGRAM.into())
 }
 
+/// Whether there is one: the image of another daemon has none.
+pub(super) fn has_program() -> bool {
+    let program = manager_program();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    program.is_absolute() || std::env::split_paths(&path).any(|directory| directory.join(PROGRAM).exists())
+}
+
 const PROGRAM: &str = "sriov-manager";

@@ -3,11 +3,12 @@
 //! The manager knows the first, the device plugin the others. Nobody on the node knows what a Pending pod asks for: its resource does.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use device_plugin_client::{Device, Holder, Member, Report, Resource, SOCKET_DEFAULT};
-use sriov_manager_client::v1;
+use ferrule_daemon::counted;
+use sriov_manager_client::{refusal, v1};
 
 use super::{VfArgs, VfCliError, explained, json, reach};
 use crate::text::foreign;
@@ -18,7 +19,7 @@ pub(super) struct ExplainArgs {
     /// A VF, by address or by a name of its interface; or a resource that pods ask for, such as intel.com/dpdk [default: all resources]
     pub what: Option<String>,
     /// A pod, as NAMESPACE/NAME: what it has, and what is left for it
-    #[arg(long, value_name = "POD", conflicts_with_all = ["what", "driver", "owner"])]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_name, conflicts_with_all = ["what", "driver", "owner"])]
     pod: Option<String>,
     /// The driver that a VF would be borrowed for: kernel, vfio-pci or none [default: that of its pool, or kernel]
     #[arg(long, value_name = "DRIVER")]
@@ -26,6 +27,9 @@ pub(super) struct ExplainArgs {
     /// As this owner would borrow it
     #[arg(long, value_name = "NAME")]
     owner: Option<String>,
+    /// Read this tree instead of asking the manager and the device plugin
+    #[arg(long, value_name = "DIR", display_order = 901)]
+    pub root: Option<PathBuf>,
     /// The device plugin's socket
     #[arg(long, env = "FERRULE_DEVICE_PLUGIN_SOCKET", value_name = "PATH", default_value = SOCKET_DEFAULT)]
     plugin: PathBuf,
@@ -42,29 +46,100 @@ pub(super) async fn run(args: &VfArgs, which: &ExplainArgs) -> Result<String, Vf
         let report = Report::read(&which.plugin).await?;
         return Ok(if in_json { json::report(&report) } else { told_all(&report) });
     };
-    // Whoever leaves the prefix out means the resource as well; no VF is called so.
-    let is_short = !what.contains('/') && !what.contains(':');
-    let report = if is_short { Report::read(&which.plugin).await.ok() } else { None };
-    if let Some(report) = report
-        && let Some(name) = whole_name(&report, what)
-    {
-        return told_one(&report, &name, in_json);
-    }
+    let report = Report::read(&which.plugin).await;
     if what.contains('/') {
-        return told_one(&Report::read(&which.plugin).await?, what, in_json);
+        return told_one(&report?, what, in_json);
+    }
+    // Whoever leaves the prefix out means the resource as well; no VF is called so.
+    if let Ok(report) = &report
+        && let Some(name) = whole_name(report, what)
+    {
+        return told_one(report, &name, in_json);
     }
     let owner = which.owner.clone().unwrap_or_default();
     let request = v1::ExplainRequest { vf: what.clone(), driver: which.driver.unwrap_or_default().into(), owner };
-    let reasons = reach(&args.manager).await?.explain(request).await?.into_inner().reasons;
+    let mut manager = match (reach(&args.manager).await, &report) {
+        (Ok(manager), _) => manager,
+        // A document is that of the manager.
+        (Err(_), Ok(report)) if !in_json && report.device(what).is_some() => {
+            let away = "whether it can be borrowed is not known: the manager is away";
+            return Ok(format!("{}{what}: {away}\n{}", told_problems(report), told_device(report, what)));
+        }
+        (Err(_), Ok(report)) if is_pf(report, what) => return Err(pf(what)),
+        (Err(error), Ok(report)) => {
+            return Err(VfCliError::Refused(format!("{}; {error}", nothing_called(report, what))));
+        }
+        (Err(error), Err(_)) => return Err(error),
+    };
+    let reasons = match manager.explain(request).await {
+        Ok(explained) => explained.into_inner().reasons,
+        Err(status) if refusal(&status).is_some_and(|why| why.kind() == v1::RefusalKind::NoSuchVf) => {
+            let list = manager.list(v1::ListRequest::default()).await?.into_inner();
+            if list.pfs.iter().any(|pf| pf.address == *what || pf.netdev == *what) {
+                return Err(pf(what));
+            }
+            return Err(match &report {
+                Ok(report) => VfCliError::Refused(nothing_called(report, what)),
+                Err(_) => status.into(),
+            });
+        }
+        Err(status) => return Err(status.into()),
+    };
+    if !in_json
+        && let Ok(report) = &report
+        && let Some(told) = told_free_for_pods(report, what, &reasons)
+    {
+        return Ok(told_problems(report) + &told);
+    }
     let told = explained(what, &reasons, in_json);
     // Documents stay one; without a plugin there are no pods to tell of.
-    if in_json || !is_there(&which.plugin) {
+    if in_json || !which.plugin.exists() {
         return Ok(told);
     }
-    Ok(match Report::read(&which.plugin).await {
+    Ok(match report {
         Ok(report) => told + &told_problems(&report) + &told_device(&report, what),
         Err(error) => format!("{told}which pods may get it is not known: {error}\n"),
     })
+}
+
+/// What is meant by nothing that anybody here knows.
+fn nothing_called(report: &Report, name: &str) -> String {
+    let names: Vec<_> = report.resources.iter().map(|resource| resource.name.as_str()).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let left_out = match report.left_out.as_slice() {
+        [] => String::new(),
+        left_out => format!("; left out of the configuration: {}", left_out.join(", ")),
+    };
+    format!("no VF and no resource is called {name}; resources: {names}{left_out}")
+}
+
+fn is_pf(report: &Report, name: &str) -> bool {
+    report.pfs.iter().any(|(pf, netdev)| pf == name || netdev == name)
+}
+
+fn pf(name: &str) -> VfCliError {
+    VfCliError::Refused(format!(
+        "{name} is a PF: `ferrule vf list` shows its VFs, and `ferrule vf blockers {name}` what forbids another number of them"
+    ))
+}
+
+/// The usual state of a VF that pods may get: the plugin has claimed it, and nobody has it.
+fn told_free_for_pods(report: &Report, name: &str, reasons: &[v1::Reason]) -> Option<String> {
+    let device = report.device(name)?;
+    if reasons.is_empty() || reasons.iter().any(|reason| reason.kind() != v1::ReasonKind::Claimed) {
+        return None;
+    }
+    let is_free = |member: &Member| member.holder.is_none() && member.problem.is_none();
+    let all: Vec<_> = report.memberships(&device.id).collect();
+    if all.is_empty() || !all.iter().all(|(_, member)| is_free(member)) {
+        return None;
+    }
+    let resources: Vec<_> = all.iter().map(|(resource, _)| foreign(&resource.name)).collect();
+    let mut out = format!("{name} is free for pods ({})\nby hand it cannot be borrowed:\n", resources.join(", "));
+    for reason in reasons {
+        let _ = writeln!(out, "- {}", foreign(&reason.text));
+    }
+    Some(out + &told_left_out(device))
 }
 
 fn told_one(report: &Report, name: &str, in_json: bool) -> Result<String, VfCliError> {
@@ -77,10 +152,6 @@ fn whole_name(report: &Report, name: &str) -> Option<String> {
     let is_its = |resource: &&Resource| resource.name.split_once('/').is_some_and(|(_, short)| short == name);
     let mut all = report.resources.iter().filter(is_its);
     all.next().filter(|_| all.next().is_none()).map(|resource| resource.name.clone())
-}
-
-fn is_there(socket: &Path) -> bool {
-    socket.exists()
 }
 
 /// What pods may get a device, and who has it.
@@ -99,14 +170,19 @@ fn told_device(report: &Report, name: &str) -> String {
             is(device)
         );
     }
-    for left_out in &device.left_out {
+    out + &told_left_out(device)
+}
+
+/// Why the other resources do not have it.
+fn told_left_out(device: &Device) -> String {
+    device.left_out.iter().fold(String::new(), |mut out, left_out| {
         let _ = writeln!(out, "- not {}: {}", foreign(&left_out.resource), foreign(&left_out.why));
-    }
-    out
+        out
+    })
 }
 
 fn unknown(report: &Report, name: &str) -> String {
-    if report.pfs.iter().any(|(pf, netdev)| pf == name || netdev == name) {
+    if is_pf(report, name) {
         return "it is a PF; its VFs are given away instead".to_owned();
     }
     "device-plugin does not know it; it gives away VFs of NICs that sriov-manager lists, NICs without VFs, accelerators and \
@@ -146,16 +222,16 @@ fn told_resource(resource: &Resource) -> String {
     let (free, held) = (resource.free().count(), resource.held().count());
     let withheld = resource.withheld().count();
     let mut out = format!(
-        "{}: {} devices: {free} free, {held} held by pods, {withheld} not to be had\n",
+        "{}: {}: {free} free, {held} in use, {withheld} unavailable\n",
         foreign(&resource.name),
-        resource.members.len()
+        counted(resource.members.len(), "device")
     );
     let _ = writeln!(out, "  {}", verdict(resource, free));
     for (member, _) in resource.held() {
         let _ = writeln!(out, "  {}  {}", foreign(&member.device), told_member(member));
     }
     for (problem, devices) in by_problem(resource) {
-        let _ = writeln!(out, "  {}  not to be had: {}", named(&devices), foreign(problem));
+        let _ = writeln!(out, "  {}  unavailable: {}", named(&devices), foreign(problem));
     }
     let ill = resource.held().filter(|(member, _)| member.problem.is_some()).count();
     if ill > 0 {
@@ -249,7 +325,7 @@ fn told_pod(report: &Report, pod: &str) -> String {
 
 /// What a pod has.
 fn of_pod(report: &Report, pod: &str) -> Report {
-    let pod = format!("pod {}", if pod.contains('/') { pod.to_owned() } else { format!("default/{pod}") });
+    let pod = format!("pod {pod}");
     let is_its = |member: &&Member| member.holder.as_ref().is_some_and(|holder| holder.pod.as_deref() == Some(&pod));
     let mut own = Report { problems: report.problems.clone(), ..Report::default() };
     for resource in &report.resources {
@@ -270,6 +346,13 @@ fn no_resource(report: &Report, name: &str) -> VfCliError {
         "device-plugin has no resource {name}: pods that ask for it stay Pending; it has {}{hint}",
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     ))
+}
+
+fn pod_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("NAMESPACE/NAME is wanted, as in `default/one`".to_owned()),
+    }
 }
 
 /// Of those that have the same problem.
@@ -309,14 +392,14 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_says_who_has_what_and_why_the_rest_is_not_to_be_had() {
+    fn a_resource_says_who_has_what_and_why_the_rest_is_unavailable() {
         let told = told_resource(&report().resources[0]);
         assert_eq!(
             told,
-            "intel.com/dpdk: 2 devices: 0 free, 1 held by pods, 1 not to be had\n  \
+            "intel.com/dpdk: 2 devices: 0 free, 1 in use, 1 unavailable\n  \
              a pod that asks for it stays Pending here until one of these is free\n  \
              0000:02:10.0  pod default/one has it\n  \
-             0000:02:10.2  not to be had: its PF has no link\n"
+             0000:02:10.2  unavailable: its PF has no link\n"
         );
         let mut unregistered = report().resources.remove(0);
         unregistered.is_registered = false;
@@ -333,7 +416,7 @@ mod tests {
         assert!(
             told.ends_with(
                 "  0000:02:10.0  pod default/one was promised it, and does not start until sriov-manager lends it\n  \
-                 0000:02:10.2, 0000:02:11.1, 0000:02:11.2, 0000:02:11.3 and 3 more  not to be had: its PF has no link\n"
+                 0000:02:10.2, 0000:02:11.1, 0000:02:11.2, 0000:02:11.3 and 3 more  unavailable: its PF has no link\n"
             ),
             "{told}"
         );
@@ -363,12 +446,43 @@ mod tests {
     }
 
     #[test]
+    fn a_vf_that_the_next_pod_may_get_is_told_as_free() {
+        let mut report = report();
+        report.resources[0].members[1].problem = None;
+        report.devices.push(Device { id: "0000:02:10.2".into(), ..Device::default() });
+        let claimed = v1::Reason {
+            kind: v1::ReasonKind::Claimed.into(),
+            text: "it is claimed by x".into(),
+            ..Default::default()
+        };
+        let told = told_free_for_pods(&report, "0000:02:10.2", std::slice::from_ref(&claimed)).unwrap();
+        assert_eq!(
+            told,
+            "0000:02:10.2 is free for pods (intel.com/dpdk)\nby hand it cannot be borrowed:\n- it is claimed by x\n"
+        );
+        assert_eq!(told_free_for_pods(&report, "0000:02:10.0", std::slice::from_ref(&claimed)), None, "a pod has it");
+        let other = v1::Reason { kind: v1::ReasonKind::NoIommu.into(), ..Default::default() };
+        assert_eq!(told_free_for_pods(&report, "0000:02:10.2", &[claimed, other]), None);
+    }
+
+    #[test]
+    fn a_word_that_nobody_knows_is_told_with_what_there_is() {
+        let mut report = report();
+        report.left_out = vec!["lost (line 2)".into()];
+        assert_eq!(
+            nothing_called(&report, "lost"),
+            "no VF and no resource is called lost; resources: intel.com/dpdk; left out of the configuration: lost (line 2)"
+        );
+        assert!(pod_name("one").is_err() && pod_name("a/").is_err() && pod_name("a/b").is_ok());
+    }
+
+    #[test]
     fn a_pod_says_what_it_has_or_what_is_left_for_it() {
         let report = report();
-        assert_eq!(told_pod(&report, "one"), "0000:02:10.0  intel.com/dpdk: pod default/one has it\n");
+        assert_eq!(told_pod(&report, "default/one"), "0000:02:10.0  intel.com/dpdk: pod default/one has it\n");
         let pending = told_pod(&report, "default/two");
         assert!(pending.starts_with("default/two has no device of this node"), "{pending}");
-        assert!(pending.contains("0 free, 1 held"), "{pending}");
+        assert!(pending.contains("0 free, 1 in use"), "{pending}");
         assert!(no_resource(&report, "a/b").to_string().contains("it has intel.com/dpdk"));
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
+use ferrule_daemon::counted;
 use sriov_manager_client::{Client, v1};
 
 use super::{VfCliError, json};
@@ -13,9 +14,9 @@ use crate::text;
 /// What can be ruled.
 #[derive(Debug, Subcommand)]
 pub(super) enum RuleCommand {
-    /// Make VFs an owner's: from now on they are lent in his name only
+    /// Reserve VFs for an owner: only requests in its name get them
     Claim {
-        /// His name
+        /// Name of the owner
         owner: String,
         /// All VFs of a pool, whenever they come; may be given several times
         #[arg(long = "pool", value_name = "NAME", required_unless_present = "vfs")]
@@ -24,9 +25,9 @@ pub(super) enum RuleCommand {
         #[arg(long = "vf", value_name = "ADDRESS")]
         vfs: Vec<String>,
     },
-    /// Let the VFs of an owner be anybody's again
+    /// End the claim of an owner: anybody may borrow its VFs
     Unclaim {
-        /// His name
+        /// Name of the owner
         owner: String,
     },
     /// Lend no VF of a PF to anybody new
@@ -47,11 +48,11 @@ pub(super) enum RuleCommand {
         /// The PF, by address or interface
         pf: String,
     },
-    /// Have policies hold that are in a file here, also after a restart of the manager
+    /// Apply a policies file; it is kept over restarts of the manager
     Apply {
-        /// As a policies file
+        /// The policies file
         file: PathBuf,
-        /// Only say what would come of it
+        /// Print what would change, and change nothing
         #[arg(long)]
         dry_run: bool,
     },
@@ -70,7 +71,7 @@ pub(super) async fn run(client: &mut Client, command: &RuleCommand, json: bool) 
             if json {
                 json::done("unclaimed", owner)
             } else {
-                format!("{} lends nothing alone any more\n", text::foreign(owner))
+                format!("{} claims nothing any more\n", text::foreign(owner))
             }
         }
         RuleCommand::Cordon { pf, why } => {
@@ -104,7 +105,7 @@ fn read(file: &Path) -> Result<String, VfCliError> {
 
 fn told_claimed(owner: &str, claimed: &v1::ClaimResponse) -> String {
     let owner = text::foreign(owner);
-    let mut out = format!("{owner} alone lends {} VFs\n", claimed.vfs.len());
+    let mut out = format!("{owner} has claimed {}\n", counted(claimed.vfs.len(), "VF"));
     for vf in &claimed.lent_to_others {
         let lease = vf.lease.clone().unwrap_or_default();
         let _ = writeln!(out, "  {} is lent as {} until that is released", vf.address, text::foreign(&lease.id));

@@ -49,6 +49,11 @@ fn state_cell(vf: &v1::Vf) -> Cell {
         Some("lent") | None => vf.state().word(),
         Some(stage) => stage,
     };
+    // For its owner alone.
+    let word = match (vf.state(), vf.owner.as_str()) {
+        (v1::VfState::Free, owner) if !owner.is_empty() => format!("{word} ({})", text::foreign(owner)),
+        _ => word.to_owned(),
+    };
     let colour = match vf.state() {
         _ if faulty => Color::Red,
         v1::VfState::Free => Color::Green,
@@ -63,10 +68,16 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
     let node = response.node.clone().unwrap_or_default();
     let recovering = (node.recovery() == v1::Recovery::Leases || node.recovery() == v1::Recovery::Counts)
         .then(|| "the manager has just started: what it knew before is being brought back".to_owned());
+    let is_unknown = |reason: &&v1::Reason| reason.kind() == v1::ReasonKind::NoPolicies;
+    let is_first = response.vfs.iter().flat_map(|vf| &vf.reasons).any(|reason| is_unknown(&reason));
     let refused = (!node.policies_refused.is_empty()).then_some(&node.policies_refused);
     let refused = refused.into_iter().flat_map(|why| {
-        let told = "the policies file is refused, and the policies before it hold on:".to_owned();
-        [told].into_iter().chain(why.lines().map(|line| format!("  {line}")))
+        let told = if is_first {
+            "the policies file is refused, and there is none before it: no VF is lent until it is right:"
+        } else {
+            "the policies file is refused, and the policies before it stay in force:"
+        };
+        [told.to_owned()].into_iter().chain(why.lines().map(|line| format!("  {line}")))
     });
     let short = response.pfs.iter().filter(|pf| !pf.short.is_empty());
     let short = short.map(|pf| format!("{}: not the number of VFs that the policies want: {}", pf.address, pf.short));
@@ -85,13 +96,16 @@ fn remarks(response: &v1::ListResponse) -> Vec<String> {
         cordoned.map(|pf| format!("{}: cordoned, no VF of it is lent to anybody new: {}", pf.address, pf.cordoned));
     let is_cordon = |reason: &&v1::Reason| reason.kind() == v1::ReasonKind::Cordoned;
     let of_vf = |vf: &v1::Vf| -> Vec<_> {
-        let reasons = vf.reasons.iter().filter(|reason| !is_cordon(reason));
+        // Said above, once.
+        let is_said =
+            |reason: &&v1::Reason| is_cordon(reason) || is_unknown(reason) && !node.policies_refused.is_empty();
+        let reasons = vf.reasons.iter().filter(|reason| !is_said(reason));
         reasons.map(|why| format!("{}: {}", vf.address, why.text)).collect()
     };
     let blocked = response.vfs.iter().flat_map(of_vf);
     let owner = |owner: &v1::Owner| {
         let what = owner.pools.iter().map(|pool| format!("the pool {pool}")).chain(owner.vfs.iter().cloned());
-        format!("{} alone lends {}", owner.name, what.collect::<Vec<_>>().join(", "))
+        format!("{} has claimed {}", owner.name, what.collect::<Vec<_>>().join(", "))
     };
     let owners = node.owners.iter().map(owner);
     let lost = response
@@ -177,15 +191,38 @@ mod tests {
         response.vfs[1].lease.as_mut().unwrap().forbidden = "there is no pool fast any more".into();
         let table = render(&response, PLAIN);
         for line in [
-            "the policies file is refused, and the policies before it hold on:\n  p.yaml:3:5: pools[0].nam",
+            "the policies file is refused, and the policies before it stay in force:\n  p.yaml:3:5: pools[0].nam",
             "\n  p.yaml:9:1: another\n",
             "0000:02:00.0: not the number of VFs that the policies want: a VF is lent",
-            "plugin alone lends the pool fast",
+            "plugin has claimed the pool fast",
             "0000:02:00.0: cordoned, no VF of it is lent to anybody new: new firmware",
             "lease pod/net1: the policies would not allow it now (there is no pool fast any more)",
         ] {
             assert!(table.contains(line), "{line} in\n{table}");
         }
+    }
+
+    #[test]
+    fn that_there_are_no_policies_yet_is_told_once_and_a_free_vf_with_its_owner() {
+        let mut response = response();
+        let why = v1::Reason {
+            kind: v1::ReasonKind::NoPolicies.into(),
+            text: "no VF is lent: x".into(),
+            ..Default::default()
+        };
+        response.vfs.iter_mut().for_each(|vf| vf.reasons = vec![why.clone()]);
+        response.vfs[0].owner = "device-plugin".into();
+        let refused = v1::Node { policies_refused: "p.yaml:3:5: wrong".into(), ..Default::default() };
+        response.node = Some(refused);
+        let table = render(&response, PLAIN);
+        let head = "there is none before it: no VF is lent until it is right:\n  p.yaml:3:5: wrong\n";
+        assert!(table.contains(head) && !table.contains("no VF is lent: x") && !table.contains("in force"), "{table}");
+        assert!(table.contains(" free (device-plugin) "), "{table}");
+        response.node = None;
+        assert!(
+            render(&response, PLAIN).contains("no VF is lent: x"),
+            "without a file there is nothing else that says so"
+        );
     }
 
     #[test]

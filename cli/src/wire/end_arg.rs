@@ -22,7 +22,9 @@ impl FromStr for EndArg {
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
         if kind.is_empty() || !kind.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-            return Err("an end begins with its kind, as in `memif:`, `vhost-user:`, `kernel:` or `vf:`".to_owned());
+            return Err(
+                "an end begins with its kind, as in `memif:`, `vhost-user:`, `kernel:`, `vf:` or `ethdev:`".to_owned()
+            );
         }
         let mut end = Self { kind: kind.to_owned(), fields: Map::new() };
         for field in fields.split(',').filter(|field| !field.is_empty()) {
@@ -95,7 +97,7 @@ pub(super) fn item(args: &AddArgs) -> Item {
         let labels = args.labels.iter().map(|LabelArg(key, value)| (key.clone(), Value::from(value.as_str())));
         wire["labels"] = labels.collect::<Map<_, _>>().into();
     }
-    Item { label: name.to_owned(), yaml: wire.to_string() }
+    Item { label: name.to_owned(), yaml: wire.to_string(), place: None }
 }
 
 fn number(text: &str) -> Value {

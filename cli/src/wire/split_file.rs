@@ -15,6 +15,19 @@ pub(super) struct Item {
     pub(super) label: String,
     /// What the forwarder is sent.
     pub(super) yaml: String,
+    /// Where it is in the document; none: it is of no document.
+    pub(super) place: Option<WirePlace>,
+}
+
+/// Where a wire is in a document.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct WirePlace {
+    /// The line of its name, or its first one.
+    pub(super) line: usize,
+    /// And the character there; both from 1 on.
+    pub(super) column: usize,
+    /// What errors have in front of its fields, such as `wires[1]`; empty: it is the document.
+    pub(super) field: String,
 }
 
 /// The wires of a document: one wire, a list of wires, or a wires file, of which only `wires:` is looked at. It is read to
@@ -37,7 +50,9 @@ pub(super) fn split(text: &str) -> Result<Vec<Item>, DocumentError> {
     if wires.is_empty() {
         return Err(DocumentError::NoWire);
     }
-    Ok(wires.iter().enumerate().map(|(index, wire)| wire.item(index, text)).collect())
+    let is_document = std::ptr::eq(wires.as_ptr(), &raw const document);
+    let field = |index| if is_document { String::new() } else { format!("wires[{index}]") };
+    Ok(wires.iter().enumerate().map(|(index, wire)| wire.item(index, field(index), text)).collect())
 }
 
 /// As much of a YAML node as splitting needs.
@@ -109,19 +124,21 @@ impl Node {
         Ok(Self { start: span.start, end, content })
     }
 
-    fn item(&self, index: usize, text: &str) -> Item {
+    fn item(&self, index: usize, field: String, text: &str) -> Item {
         let (start, end) = (self.start.index(), self.end.index());
         let own = text.chars().skip(start).take(end.saturating_sub(start));
-        let place = "\n".repeat(self.start.line() - 1) + &" ".repeat(self.start.col());
+        let indent = "\n".repeat(self.start.line() - 1) + &" ".repeat(self.start.col());
         let name = match &self.content {
-            Content::Map(entries) => entries.iter().find(|(key, _)| key == "name").map(|(_, name)| &name.content),
+            Content::Map(entries) => entries.iter().find(|(key, _)| key == "name").map(|(_, name)| name),
             _ => None,
         };
-        let label = match name {
+        let at = name.map_or(&self.start, |name| &name.start);
+        let place = WirePlace { line: at.line(), column: at.col() + 1, field };
+        let label = match name.map(|name| &name.content) {
             Some(Content::Other(name)) if !name.is_empty() => name.clone(),
             _ => format!("wire number {} (line {})", index + 1, self.start.line()),
         };
-        Item { label, yaml: place + own.collect::<String>().trim_end() + "\n" }
+        Item { label, yaml: indent + own.collect::<String>().trim_end() + "\n", place: Some(place) }
     }
 }
 
@@ -200,6 +217,8 @@ idle: poll
         let items = split(FILE).unwrap();
         let labels: Vec<_> = items.iter().map(|item| item.label.as_str()).collect();
         assert_eq!(labels, ["a-b", "b-c"]);
+        let second = WirePlace { line: 8, column: 11, field: "wires[1]".to_owned() };
+        assert_eq!(items[1].place.as_ref(), Some(&second));
         for item in &items {
             for (line, original) in item.yaml.lines().zip(FILE.lines()) {
                 assert!(line.trim().is_empty() || original.ends_with(line.trim_start()), "{line} of {original}");
@@ -214,7 +233,7 @@ idle: poll
     fn what_is_sent_is_one_wire_again() {
         for item in split(FILE).unwrap() {
             let again = split(&item.yaml).unwrap();
-            assert_eq!(again, [item]);
+            assert_eq!((&again[0].label, &again[0].yaml, again.len()), (&item.label, &item.yaml, 1));
         }
     }
 

@@ -8,8 +8,8 @@ use super::State;
 use crate::admin::proto;
 
 /// The wires as one JSON document with a line feed.
-pub(super) fn render(wires: &[proto::Wire]) -> String {
-    let document = Document { wires: wires.iter().map(Wire::from).collect() };
+pub(super) fn render(list: &proto::ListWiresResponse) -> String {
+    let document = Document { wires: list.wires.iter().map(Wire::from).collect(), file_problems: &list.file_problems };
     let text = serde_json::to_string_pretty(&document).expect("texts, numbers and maps with text keys are JSON");
     text + "\n"
 }
@@ -17,6 +17,7 @@ pub(super) fn render(wires: &[proto::Wire]) -> String {
 #[derive(Serialize)]
 struct Document<'a> {
     wires: Vec<Wire<'a>>,
+    file_problems: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -108,8 +109,13 @@ mod tests {
 
     #[test]
     fn the_shape_is_what_the_documentation_promises() {
-        let document: Value = serde_json::from_str(&render(&fixtures::wires()[..1])).unwrap();
-        let expected = json!({ "wires": [{
+        let list = proto::ListWiresResponse {
+            wires: fixtures::wires()[..1].to_vec(),
+            file_problems: vec!["w.yaml:1:1: wrong".to_owned()],
+            ..proto::ListWiresResponse::default()
+        };
+        let document: Value = serde_json::from_str(&render(&list)).unwrap();
+        let expected = json!({ "file_problems": ["w.yaml:1:1: wrong"], "wires": [{
             "name": "a-b",
             "state": "up",
             "origin": "file",
@@ -140,7 +146,8 @@ mod tests {
     fn what_keeps_a_wire_from_being_served_is_told() {
         let mut wires = fixtures::wires();
         (wires[1].problem, wires[1].persistent) = ("no worker has room".to_owned(), true);
-        let document: Value = serde_json::from_str(&render(&wires)).unwrap();
+        let list = proto::ListWiresResponse { wires, ..proto::ListWiresResponse::default() };
+        let document: Value = serde_json::from_str(&render(&list)).unwrap();
         let wire = &document["wires"][1];
         assert_eq!((&wire["problem"], &wire["persistent"]), (&json!("no worker has room"), &json!(true)));
         assert_eq!((&wire["owner"], &wire["labels"]), (&Value::Null, &json!({})));
@@ -148,6 +155,7 @@ mod tests {
 
     #[test]
     fn no_wires_are_an_empty_list() {
-        assert_eq!(render(&[]), "{\n  \"wires\": []\n}\n");
+        let none = render(&proto::ListWiresResponse::default());
+        assert_eq!(none, "{\n  \"wires\": [],\n  \"file_problems\": []\n}\n");
     }
 }

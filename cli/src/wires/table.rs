@@ -7,7 +7,7 @@ use std::io::IsTerminal as _;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 use super::{State, dropped};
-use crate::admin::proto::{End, Origin, Wire};
+use crate::admin::proto::{End, ListWiresResponse, Origin, Wire};
 use crate::text;
 
 /// How the table may look.
@@ -52,9 +52,10 @@ impl TableStyle {
 }
 
 /// The table and what there is to say about it.
-pub(super) fn render(wires: &[Wire], look: TableStyle) -> String {
+pub(super) fn render(list: &ListWiresResponse, look: TableStyle) -> String {
+    let wires = &list.wires;
     if wires.is_empty() {
-        return "no wires; add one with `ferrule wire add`\n".to_owned();
+        return "no wires; add one with `ferrule wire add`\n".to_owned() + &file_problems(list);
     }
     let mut table = look.table(&["WIRE", "STATE", "END A", "END B"], &["FRAMES A>B", "FRAMES B>A", "BYTES", "DROPS"]);
     for wire in wires {
@@ -75,7 +76,19 @@ pub(super) fn render(wires: &[Wire], look: TableStyle) -> String {
     for remark in remarks {
         let _ = writeln!(out, "{remark}");
     }
-    out
+    out + &file_problems(list)
+}
+
+/// That the wires are not those of the file, and why.
+fn file_problems(list: &ListWiresResponse) -> String {
+    if list.file_problems.is_empty() {
+        return String::new();
+    }
+    let head = "\nthe wires file is refused, and the wires before it stay:\n".to_owned();
+    list.file_problems.iter().fold(head, |mut out, problem| {
+        let _ = writeln!(out, "  {}", text::foreign(problem));
+        out
+    })
 }
 
 /// A number, set to the right.
@@ -167,17 +180,21 @@ mod tests {
 
     const PLAIN: TableStyle = TableStyle { width: None, colour: false };
 
+    fn list(wires: Vec<Wire>) -> ListWiresResponse {
+        ListWiresResponse { wires, ..ListWiresResponse::default() }
+    }
+
     #[test]
     fn the_table_shows_each_wire_and_below_it_what_is_wrong() {
         let expected = include_str!("../../tests/fixtures/wires.txt");
-        assert_eq!(render(&fixtures::wires(), PLAIN), expected);
+        assert_eq!(render(&list(fixtures::wires()), PLAIN), expected);
     }
 
     #[test]
     fn what_keeps_a_wire_from_being_served_is_said_with_the_generation_that_it_is_of() {
         let mut wires = fixtures::wires();
         (wires[0].problem, wires[0].directions) = ("no worker has room".to_owned(), Vec::new());
-        let text = render(&wires, PLAIN);
+        let text = render(&list(wires), PLAIN);
         let expected = "\na-b (generation 3): not served, and tried again: no worker has room\n";
         assert!(text.contains(expected), "{text}");
         assert!(text.contains("\nb-c: end A"), "{text}");
@@ -185,21 +202,30 @@ mod tests {
 
     #[test]
     fn colours_come_only_when_wanted() {
-        let coloured = render(&fixtures::wires(), TableStyle { width: None, colour: true });
+        let coloured = render(&list(fixtures::wires()), TableStyle { width: None, colour: true });
         assert!(coloured.contains("\x1b["), "{coloured}");
-        assert!(!render(&fixtures::wires(), PLAIN).contains('\x1b'));
+        assert!(!render(&list(fixtures::wires()), PLAIN).contains('\x1b'));
     }
 
     #[test]
     fn the_table_fits_a_narrow_terminal() {
-        let narrow = render(&fixtures::wires(), TableStyle { width: Some(100), colour: false });
+        let narrow = render(&list(fixtures::wires()), TableStyle { width: Some(100), colour: false });
         let table = narrow.split("\n\n").next().unwrap();
         assert!(table.lines().all(|line| line.chars().count() <= 100), "{narrow}");
     }
 
     #[test]
     fn no_wires_are_said_in_words() {
-        assert_eq!(render(&[], PLAIN), "no wires; add one with `ferrule wire add`\n");
+        assert_eq!(render(&list(Vec::new()), PLAIN), "no wires; add one with `ferrule wire add`\n");
+    }
+
+    #[test]
+    fn a_file_that_is_refused_is_told_also_without_wires() {
+        let problems = vec!["w.yaml:1:1: wires: a list is wanted".to_owned()];
+        let text = render(&ListWiresResponse { file_problems: problems, ..ListWiresResponse::default() }, PLAIN);
+        let told =
+            "\n\nthe wires file is refused, and the wires before it stay:\n  w.yaml:1:1: wires: a list is wanted\n";
+        assert!(text.ends_with(told), "{text}");
     }
 
     #[test]
@@ -207,7 +233,7 @@ mod tests {
         let mut wires = fixtures::wires();
         wires[2].ends[1].detail = "gone\x1b[2J".to_owned();
         wires[2].ends[0].description = "memif \x07".to_owned();
-        let text = render(&wires, PLAIN);
+        let text = render(&list(wires), PLAIN);
         assert!(!text.contains(['\x1b', '\x07']), "{text}");
     }
 }

@@ -100,7 +100,9 @@ fn reading(step: u64, interval_ms: u32) -> ListWiresResponse {
         wire("jumbo", memif("connecting", "connection refused"), kernel("up", ""), 0, [12, 0]),
         wire("pod-vm", memif("listening", ""), kernel("failed", "namespace /run/netns/pod is gone"), 0, [0, 0]),
     ];
-    ListWiresResponse { wires, monotonic_ns: 1_000_000 * u64::from(interval_ms) * step, workers: Vec::new() }
+    let file_problems = vec!["w.yaml:1:1: wrong".to_owned()];
+    let monotonic_ns = 1_000_000 * u64::from(interval_ms) * step;
+    ListWiresResponse { wires, monotonic_ns, workers: Vec::new(), file_problems }
 }
 
 fn wire(name: &str, a: End, b: End, queues: u32, frames: [u64; 2]) -> Wire {

@@ -25,6 +25,14 @@ pub struct SettingsFile<C> {
     pub config: C,
 }
 
+impl<C> SettingsFile<C> {
+    /// Whether it holds nothing but comments.
+    pub fn is_empty(&self) -> bool {
+        let mut lines = self.contents.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        lines.all(|line| line.is_empty() || line.starts_with(b"#") || line == b"---")
+    }
+}
+
 impl<C: FileSettings> SettingsFile<C> {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, LoadError> {

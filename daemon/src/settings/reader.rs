@@ -125,7 +125,7 @@ impl<'a> Field<'a> {
             }
             Value::Null => Some(Vec::new()),
             _ => {
-                self.wrong("a mapping is wanted");
+                self.wrong("a mapping (in JSON: an object) is wanted");
                 None
             }
         }

@@ -46,9 +46,10 @@ impl Node {
     pub fn parse_all(text: &str) -> Result<Vec<Self>, ConfigError> {
         let mut builder = Builder::default();
         let mut parser = Parser::new_from_str(text);
+        let not_what = if text.trim_start().starts_with(['{', '[']) { "neither JSON nor YAML" } else { "not YAML" };
         while let Some(event) = parser.next_event() {
             let (event, span) =
-                event.map_err(|error| syntax(position(error.marker()), &format!("not YAML: {}", error.info())))?;
+                event.map_err(|error| syntax(position(error.marker()), &format!("{not_what}: {}", error.info())))?;
             builder.take(event, position(&span.start))?;
         }
         builder.done.retain(|document| !matches!(document.value, Value::Null));
@@ -170,6 +171,8 @@ mod tests {
         let error = Node::parse("workers: [0\nwires: []\n").unwrap_err();
         assert!(error.at.line >= 1 && error.at.column >= 1, "{error:?}");
         assert!(error.problem.starts_with("not YAML: "), "{error:?}");
+        let error = Node::parse("{\"resourceList\": [}").unwrap_err();
+        assert!(error.problem.starts_with("neither JSON nor YAML: "), "{error:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::socket_jobs::SocketPurpose;
 use super::state::State;
 use super::wire::Wire;
 use crate::socket::{self, SocketError};
+use crate::spec::end_name;
 
 impl State {
     /// Starts to connect a client end.
@@ -60,7 +61,7 @@ impl State {
         let is_news = served.ends[id.end].last_error.as_deref() != Some(problem);
         served.ends[id.end].disconnect(problem.to_owned());
         if let Some(suppressed) = wire.allow_line(id.end, problem) {
-            let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
+            let (wire, end, suppressed) = (&wire.spec.name, end_name(id.end), if_any(suppressed));
             tracing::info!(wire, end, problem, suppressed, "not connected; trying again");
         }
         if is_news {

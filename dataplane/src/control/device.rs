@@ -22,6 +22,7 @@ use super::state::State;
 use crate::engine::{Applied, EngineError};
 use crate::port::any::LaneEnd;
 use crate::port::device::{Device, DeviceLink, DeviceSpec, LossNotice};
+use crate::spec::end_name;
 use crate::status::{DeviceStatus, EndState, LinkState};
 
 /// The device of an end, and how far it is.
@@ -338,14 +339,14 @@ impl State {
         }
         let outcome = match problem {
             None => {
-                tracing::info!(wire = name, end = id.end, "device made again");
+                tracing::info!(wire = name, end = end_name(id.end), "device made again");
                 self.events.note(&name, WireChange::Made);
                 Ok(Applied::Mended)
             }
             Some(problem) => {
                 end.last_error = Some(problem.clone());
                 if let Some(suppressed) = wire.allow_line(id.end, &problem) {
-                    let (end, suppressed) = (id.end, if_any(suppressed));
+                    let (end, suppressed) = (end_name(id.end), if_any(suppressed));
                     tracing::warn!(wire = name, end, problem, suppressed, "device cannot be made again yet");
                 }
                 Err(EngineError::End { wire: name, end: id.end, problem })

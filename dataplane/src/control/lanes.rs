@@ -14,6 +14,7 @@ use super::state::State;
 use super::wire::{LanePlace, Wire};
 use crate::lane::{Lane, deal};
 use crate::port::Fault;
+use crate::spec::end_name;
 use crate::worker::{LaneId, Returned};
 
 impl State {
@@ -178,7 +179,7 @@ impl State {
         if (had_peer || !is_removed)
             && let Some(suppressed) = wire.allow_line(id.end, &text)
         {
-            let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
+            let (wire, end, suppressed) = (&wire.spec.name, end_name(id.end), if_any(suppressed));
             match (had_peer, had_device) {
                 (true, _) => tracing::info!(wire, end, %reason, suppressed, "peer gone"),
                 (false, true) => tracing::warn!(wire, end, %reason, suppressed, "device gone"),

@@ -13,6 +13,7 @@ use super::snapshot::KernelCounters;
 use super::state::{LOOK_INTERVAL, State};
 use super::wire::{Body, Wire};
 use crate::port::kernel::{PairEnd, PairStatus};
+use crate::spec::end_name;
 
 impl State {
     /// Has interfaces and devices looked at: counters are read, and those that are gone are found. One look at a time: who
@@ -56,7 +57,7 @@ impl State {
                     PairEnd::Gone(_) if kernel.gone[end].is_some() => {}
                     PairEnd::Gone(error) => {
                         let reason = error.to_string();
-                        tracing::warn!(wire = wire.spec.name, end, reason, "interface gone");
+                        tracing::warn!(wire = wire.spec.name, end = end_name(end), reason, "interface gone");
                         let change = WireChange::Failed { end: Some(end), reason: reason.clone() };
                         self.events.note(&wire.spec.name, change);
                         kernel.gone[end] = Some(reason);
@@ -65,6 +66,7 @@ impl State {
                     PairEnd::Unknown(error) => {
                         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
                             let (wire, suppressed) = (&wire.spec.name, if_any(suppressed));
+                            let end = end_name(end);
                             tracing::warn!(wire, end, %error, suppressed, "an interface cannot be looked at now");
                         }
                     }

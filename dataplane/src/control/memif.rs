@@ -20,7 +20,7 @@ use crate::port::memif::channel::MemifChannel;
 use crate::port::memif::handshake::{Connection, HandshakeError};
 use crate::port::memif::layout::Loan;
 use crate::port::memif::peer::{ClientHandshake, ClientStep, MemifPeer};
-use crate::spec::Prealloc;
+use crate::spec::{Prealloc, end_name};
 
 impl PeerConnection for MemifPeer {
     fn memory_lost(&self) -> Option<MemoryLost> {
@@ -78,7 +78,7 @@ impl State {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
         let name = wire.spec.name.clone();
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            let (end, peer, suppressed) = (id.end, &connection.peer, if_any(suppressed));
+            let (end, peer, suppressed) = (end_name(id.end), &connection.peer, if_any(suppressed));
             tracing::info!(wire = name, end, peer, suppressed, "peer connected");
         }
         let is_lender = connection.layout.is_lent() || connection.no_loan.is_some();

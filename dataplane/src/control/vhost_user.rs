@@ -38,6 +38,7 @@ use crate::port::vhost_user::rarp;
 use crate::port::vhost_user::session::error::SessionError;
 use crate::port::vhost_user::session::offer::VhostUserOffer;
 use crate::port::vhost_user::session::{Response, Session, VhostUserMessage};
+use crate::spec::end_name;
 
 /// What came of a look at what a frontend says.
 enum RequestOutcome {
@@ -91,7 +92,7 @@ impl State {
         let session = Session::new(VhostUserOffer::new(spec, &wire.spec.ends[1 - id.end]), &wire.budgets[id.end]);
         let peer = process_name(&channel);
         if let Some(suppressed) = wire.log_limit.allow(Instant::now()) {
-            let (wire, end, suppressed) = (&wire.spec.name, id.end, if_any(suppressed));
+            let (wire, end, suppressed) = (&wire.spec.name, end_name(id.end), if_any(suppressed));
             tracing::info!(wire, end, peer, suppressed, "peer connected");
         }
         self.events.note(&wire.spec.name, WireChange::PeerConnected { end: id.end, peer: peer.clone() });
@@ -307,7 +308,7 @@ impl State {
                     let pairs = frontend.session.pairs();
                     served.ends[id.end].set_rings(rings);
                     self.changed.insert(id.wire);
-                    tracing::debug!(wire = name, end = id.end, pairs, "rings are there");
+                    tracing::debug!(wire = name, end = end_name(id.end), pairs, "rings are there");
                     self.refuse_frontends(id, &DisconnectReason::Occupied);
                 }
                 Ok(None) => self.set_joined(id.wire, false),
@@ -332,11 +333,13 @@ impl State {
         let far = EndId { end: 1 - id.end, ..id };
         let target = served.ends[far.end].rings.as_mut().and_then(|rings| rings.targets.first_mut());
         let Some(target) = target else {
-            return tracing::debug!(wire = name, end = id.end, "SEND_RARP: nobody is at the other end");
+            return tracing::debug!(wire = name, end = end_name(id.end), "SEND_RARP: nobody is at the other end");
         };
         match inject(&rarp::announcement(mac), target, counters[id.end].control(), &mut self.notifier) {
             Ok(Put::Stored) => {}
-            Ok(put) => tracing::debug!(wire = name, end = id.end, ?put, "SEND_RARP: the other end did not take it"),
+            Ok(put) => {
+                tracing::debug!(wire = name, end = end_name(id.end), ?put, "SEND_RARP: the other end did not take it");
+            }
             Err(fault) => self.disconnect(far, &DisconnectReason::Fault(fault)),
         }
     }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::spec::FieldError;
+use crate::spec::{FieldError, end_name};
 
 /// What became of a wire that was wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,19 @@ pub enum Applied {
     Mended,
     /// It was there, just so.
     Unchanged,
+}
+
+impl Applied {
+    /// In a word, for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Made => "made",
+            Self::Updated => "updated",
+            Self::Remade => "made anew",
+            Self::Mended => "repaired",
+            Self::Unchanged => "unchanged",
+        }
+    }
 }
 
 /// Why the engine could not do what was asked.
@@ -37,7 +50,7 @@ pub enum EngineError {
     #[error("there is no wire `{0}`")]
     NoSuchWire(String),
     /// Something outside said no: the message names what, where, why and the cure.
-    #[error("wire `{wire}`: end {}: {problem}", ["A", "B"].get(*end).unwrap_or(&"?"))]
+    #[error("wire `{wire}`: end {}: {problem}", end_name(*end))]
     End {
         /// The wire's name.
         wire: String,

@@ -41,6 +41,11 @@ pub(crate) use socket::check_access;
 
 pub use socket::{FileMode, Group, SocketAccess, SocketAddress, User};
 
+/// What people call an end, by its number: `A` or `B`.
+pub fn end_name(end: usize) -> &'static str {
+    if end == 0 { "A" } else { "B" }
+}
+
 /// One wire: two ends and what to do when one of them does not take frames as fast as they come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireSpec {

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrule_daemon::grpc::denied;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
@@ -24,6 +25,9 @@ pub struct Report {
     pub devices: Vec<Device>,
     /// PFs that have VFs, which are given away instead of them: by address, with the interface.
     pub pfs: Vec<(String, String)>,
+    /// Entries of the configuration that cannot be used, such as `dpdk (line 2)`.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 /// A resource.
@@ -95,7 +99,10 @@ pub struct LeftOut {
 impl Report {
     /// Asks the plugin whose socket is at `path`.
     pub async fn read(path: &Path) -> Result<Self, ReadError> {
-        let failed = |source| ReadError::Connect { path: path.to_owned(), source };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied => ReadError::Denied(denied(path)),
+            _ => ReadError::Connect { path: path.to_owned(), source },
+        };
         let read = async {
             let client = UnixStream::connect(path).await.map_err(failed)?;
             let mut text = Vec::new();
@@ -146,13 +153,16 @@ impl Resource {
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// Nobody listens, or one may not.
-    #[error("connect to the device plugin at {}: {source}; is it running, and are you root?", path.display())]
+    #[error("no device-plugin answers on {}: {source}; is it running?", path.display())]
     Connect {
         /// Where.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
+    /// It is there, and the caller may not ask.
+    #[error("{0}")]
+    Denied(String),
     /// It ended while it answered.
     #[error("the device plugin went away while it was asked: {0}")]
     Broken(io::Error),

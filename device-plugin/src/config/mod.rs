@@ -28,6 +28,17 @@ pub struct Config {
     pub resources: Vec<Arc<ResourceConfig>>,
     /// What was left out or is not as it seems, in the order of the text.
     pub warnings: Vec<ConfigError>,
+    /// Entries that cannot be used, such as `dpdk (line 2)`: a warning says why.
+    pub left_out: Vec<String>,
+}
+
+/// Everything that is to be said of a configuration.
+#[derive(Debug)]
+pub struct Checked {
+    /// What is left out or is not as it seems, also of one that cannot be used.
+    pub warnings: Vec<ConfigError>,
+    /// The configuration, or why it cannot be used.
+    pub config: Result<Config, ConfigErrors>,
 }
 
 /// What the command line says of resources that say nothing themselves.
@@ -51,8 +62,19 @@ impl Config {
 
     /// Checks a text; `file` is what its errors call it.
     pub fn parse(file: &str, text: &str, presets: impl Into<Presets>) -> Result<Self, ConfigErrors> {
+        Self::check(file, text, presets).config
+    }
+
+    /// Says everything of a text; `file` is what its errors call it.
+    pub fn check(file: &str, text: &str, presets: impl Into<Presets>) -> Checked {
         let presets = presets.into();
-        parse(file, text, |root, _| read(root, &presets))
+        let mut warnings = Vec::new();
+        let config = parse(file, text, |root, _| {
+            let config = read(root, &presets);
+            warnings.clone_from(&config.warnings);
+            config
+        });
+        Checked { warnings, config }
     }
 
     /// Checks the contents of the file at `path`.
@@ -92,7 +114,10 @@ fn read(root: &Field<'_>, presets: &Presets) -> Config {
     let mut lines = BTreeMap::new();
     let mut entries = Vec::new();
     for entry in list.items().unwrap_or_default() {
-        let Some(resource) = resource::read(&entry, &presets.prefix, &mut config.warnings) else { continue };
+        let Some(resource) = resource::read(&entry, &presets.prefix, &mut config.warnings) else {
+            config.left_out.push(resource::called(&entry));
+            continue;
+        };
         let name = resource.name.to_string();
         let line = entry.line_of("");
         if let Some(first) = lines.get(&name) {

@@ -123,6 +123,9 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
     // They select what it does not have.
     let is_selected = software.is_none() || keys.get("selectors").is_some();
     let selectors = if is_selected { read_selectors(entry, &keys, device_type, warnings)? } else { Vec::new() };
+    if let (Some(driver), Some(field)) = (own.0, keys.get("selectors").filter(|_| software.is_none())) {
+        warnings.extend(drivers_of_now(field, driver));
+    }
     if !name_is_good {
         return None;
     }
@@ -139,6 +142,14 @@ pub(super) fn read(entry: &Field<'_>, prefix: &str, warnings: &mut Vec<ConfigErr
         needs_link,
         software,
     })
+}
+
+/// What people call an entry that cannot be used.
+pub(super) fn called(entry: &Field<'_>) -> String {
+    let named = entry.is_table().then(|| entry.entries()).flatten().unwrap_or_default();
+    let name =
+        named.iter().find(|(key, _)| key.eq_ignore_ascii_case("resourceName")).and_then(|(_, field)| field.text());
+    format!("{} (line {})", name.unwrap_or("an entry without a `resourceName`"), entry.line_of(""))
 }
 
 /// An object is the old form, a list of one. None: nothing can be used of it, which is a warning.
@@ -173,6 +184,19 @@ fn read_selectors(
         warnings.push(error);
     }
     None
+}
+
+/// A selector by the driver of this moment, in an entry that binds its VFs to one.
+fn drivers_of_now(selectors: &Field<'_>, driver: v1::Driver) -> Vec<ConfigError> {
+    let all = if selectors.is_list() { selectors.items().unwrap_or_default() } else { vec![selectors.clone()] };
+    let keys = all.iter().flat_map(|selector| selector.entries().unwrap_or_default());
+    let drivers = keys.filter(|(key, field)| key.eq_ignore_ascii_case("drivers") && !field.is_empty());
+    let problem = format!(
+        "it compares the driver that a VF has now, and `driver` binds each to {} when a pod gets it: VFs that are on another driver \
+         are not in this resource, and leave it when they are bound to one; delete `drivers`",
+        driver.word()
+    );
+    drivers.map(|(_, field)| field.error(problem.clone())).collect()
 }
 
 type Own = (Option<v1::Driver>, Option<Policy>, v1::Attributes, bool);

@@ -61,6 +61,7 @@ fn what_the_go_plugin_leaves_out_is_left_out_with_a_warning() {
     .unwrap();
     let names: Vec<_> = config.resources.iter().map(|resource| resource.name.name.as_str()).collect();
     assert_eq!(names, ["d", "e"]);
+    assert_eq!(config.left_out, ["a (line 2)", "b (line 3)", "c (line 4)"]);
     let told = warnings(&config).join("\n");
     for wanted in [
         "2:3: resourceList[0]: it has no `selectors`, and is left out",
@@ -78,6 +79,30 @@ fn what_the_go_plugin_leaves_out_is_left_out_with_a_warning() {
     // What means no function must not become what means all.
     let d = &config.resources[0].selectors[0];
     assert!(!d.pf_names[0].means(["ens1f0", ""].into_iter(), Some(0)));
+}
+
+#[test]
+fn a_selector_by_the_driver_of_now_beside_the_driver_of_pods_is_a_warning() {
+    let of = |keys: &str| {
+        let entry = format!(r#"{{"resourceList": [{{"resourceName": "kernel", "driver": "kernel", {keys}}}]}}"#);
+        warnings(&parse(&entry).unwrap())
+    };
+    let one = of(r#""selectors": {"pfNames": ["ens1f0"], "Drivers": ["vfio-pci"]}"#);
+    assert!(one[0].contains("resourceList[0].selectors.Drivers: it compares the driver that a VF has now"), "{one:?}");
+    let two = of(r#""selectors": [{"pfNames": ["ens1f0"]}, {"drivers": ["iavf"]}]"#);
+    assert!(two.len() == 1 && two[0].contains("selectors[1].drivers: "), "{two:?}");
+    assert_eq!(of(r#""selectors": {"pfNames": ["ens1f0"], "drivers": []}"#), [""; 0]);
+    let go = parse(r#"{"resourceList": [{"resourceName": "a", "selectors": {"drivers": ["vfio-pci"]}}]}"#).unwrap();
+    assert_eq!(warnings(&go), [""; 0], "without `driver` it is as in the Go plugin");
+}
+
+#[test]
+fn warnings_of_a_file_that_cannot_be_used_are_kept() {
+    let text =
+        r#"{"resourceList": [{"resourceName": "a", "selectors": []}, {"resourceName": "b c", "selectors": {}}]}"#;
+    let checked = Config::check("f", text, "intel.com");
+    assert_eq!(checked.config.unwrap_err().errors.len(), 1);
+    assert!(checked.warnings[0].problem.contains("the entry is left out"), "{:?}", checked.warnings);
 }
 
 #[test]

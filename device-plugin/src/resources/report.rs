@@ -21,6 +21,7 @@ impl Resources {
             resources: state.pools.iter().map(|pool| state.told_resource(pool, &is_registered)).collect(),
             devices: devices.map(|device| state.told_device(device)).collect(),
             pfs: state.pf_netdevs.iter().map(|(pf, netdev)| (pf.clone(), netdev.clone())).collect(),
+            left_out: state.config.left_out.clone(),
         }
     }
 }
@@ -38,6 +39,10 @@ impl State {
             );
         }
         problems.extend(self.pods_problem.clone());
+        let refused = self.config_refused.iter();
+        problems.extend(
+            refused.map(|why| format!("the configuration is refused, and the one before it is in force: {why}")),
+        );
         problems
     }
 

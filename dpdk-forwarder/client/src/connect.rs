@@ -18,8 +18,15 @@ pub async fn connect(path: &Path) -> Result<AdminClient, ConnectError> {
 
 /// No forwarder could be reached.
 #[derive(Debug, Error)]
-#[error("no forwarder answers on {0}: start one with `dpdk-forwarder --config wires.yaml`")]
+#[error("{}", .0.denied().unwrap_or_else(|| format!("no forwarder answers on {}: start one with `dpdk-forwarder --config wires.yaml`", .0)))]
 pub struct ConnectError(#[from] grpc::ConnectError);
+
+impl ConnectError {
+    /// Whether there is one, and the caller may not ask it.
+    pub fn is_denied(&self) -> bool {
+        self.0.denied().is_some()
+    }
+}
 
 /// Bytes of one answer: some hundred thousand wires.
 const ANSWER_MAX: usize = 64 << 20;

@@ -1,5 +1,7 @@
 //! The port of an end, made when its wire is made.
 
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +10,7 @@ use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
 use ferrule_dataplane::port::device_status::{DeviceStatus, LinkState};
 use ferrule_dataplane::port::external::DeviceError;
 use ferrule_dataplane::port::{Source, Target};
-use ferrule_dataplane::spec::MacAddress;
+use ferrule_dataplane::spec::{MacAddress, end_name};
 use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::Eal;
 use ferrule_dpdk::error::PortError;
@@ -25,9 +27,15 @@ pub(crate) fn make(spec: &EthdevSpec, context: &DeviceContext) -> Result<MadeDev
     let (port, rings) = open(eal, &spec.device, (spec.queues, spec.mtu), context).map_err(|error| {
         let cure = match error.call {
             POOL_CALL => RAISE_MEMORY,
-            _ => "see DPDK's page of that driver for its devargs",
+            _ if is_pci(&spec.device) => "bind it to vfio-pci, and see that its VFIO group may be opened",
+            _ => "see that libdpdk has that driver, and DPDK's page of it for its devargs",
         };
-        spec.error("make", format!("{}: {}", error.call, error.cause), cure)
+        let reason = match (error.call, bound_elsewhere(&spec.device)) {
+            (PROBE_CALL, Some(driver)) => format!("it is on {driver}; {}", error.cause),
+            (PROBE_CALL, None) => error.cause,
+            (call, _) => format!("{call}: {}", error.cause),
+        };
+        spec.error("make", reason, cure)
     })?;
     let words = format!("{} ({})", port.device(), port.driver());
     Ok(MadeDevice { rings, device: Arc::new(EthdevDevice::new(port, words)) })
@@ -50,7 +58,7 @@ pub(crate) fn open(
     let (port, queues) = Port::open(eal, devargs, &config, Arc::new(move |why| loss.lost(&why)))?;
     info!(
         wire = context.wire,
-        end = context.end,
+        end = end_name(context.end),
         device = devargs,
         driver = port.driver(),
         port = port.id(),
@@ -64,6 +72,22 @@ pub(crate) fn open(
     });
     Ok((port, LaneEnd::external(queues)))
 }
+
+/// Whether devargs begin with a PCI address.
+fn is_pci(devargs: &str) -> bool {
+    devargs.split(',').next().is_some_and(|name| name.contains(':'))
+}
+
+/// The driver of a PCI device that DPDK cannot have, since it is not VFIO's.
+fn bound_elsewhere(devargs: &str) -> Option<String> {
+    let name = devargs.split(',').next().filter(|name| name.contains(':') && !name.contains('/'))?;
+    let driver = fs::read_link(Path::new("/sys/bus/pci/devices").join(name).join("driver")).ok()?;
+    let driver = driver.file_name()?.to_str()?.to_owned();
+    (driver != "vfio-pci").then_some(driver)
+}
+
+/// The call that makes a device of devargs.
+const PROBE_CALL: &str = "rte_dev_probe";
 
 /// The call that fails when DPDK's memory is used up, and what to do.
 pub(crate) const POOL_CALL: &str = "rte_pktmbuf_pool_create";

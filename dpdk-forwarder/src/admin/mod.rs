@@ -173,7 +173,7 @@ async fn list(wires: Arc<Wires>, filter: v1::ListWiresRequest) -> Result<v1::Lis
     blocking(move || {
         let mut listed = wires.list();
         listed.retain(wanted);
-        convert::response(&listed, &wires.workers())
+        v1::ListWiresResponse { file_problems: wires.file_problems(), ..convert::response(&listed, &wires.workers()) }
     })
     .await
 }

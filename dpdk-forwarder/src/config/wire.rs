@@ -213,8 +213,14 @@ fn read_vhost_user(field: &Field<'_>, diagnostics: &Diagnostics) -> End {
     End { spec: EndSpec::VhostUser(vhost), mode_known: true }
 }
 
+/// `master` and `slave` are what VPP and older texts of memif say.
 fn read_role(field: &Field<'_>) -> Option<Role> {
-    field.choice(&[("server", Role::Server), ("client", Role::Client)])
+    match field.is_text().then(|| field.text()).flatten() {
+        Some("master") => field.wrong("`master` is `server` here"),
+        Some("slave") => field.wrong("`slave` is `client` here"),
+        _ => return field.choice(&[("server", Role::Server), ("client", Role::Client)]),
+    }
+    None
 }
 
 fn read_access(table: &Table<'_>) -> SocketAccess {

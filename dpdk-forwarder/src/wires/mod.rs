@@ -96,6 +96,8 @@ pub struct Wires {
     draining: AtomicBool,
     /// A wire has gone, or is another one.
     leases: Notify,
+    /// Why the wires file as it is now is not used: one line for each reason; none: it is.
+    file_problems: Mutex<Vec<String>>,
 }
 
 /// Wires that the engine was asked for at the start.
@@ -106,7 +108,8 @@ impl Wires {
     pub fn new(engine: Engine, journal: Option<Journal>) -> Self {
         let turn = Mutex::new(Turn::new(journal));
         let (entries, late, draining) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        Self { engine, entries, turn, late, draining, leases: Notify::new() }
+        let file_problems = Mutex::default();
+        Self { engine, entries, turn, late, draining, leases: Notify::new(), file_problems }
     }
 
     /// Asks for the wires of the file and for those that the journal remembers: from here on their names are taken. Comes
@@ -251,6 +254,16 @@ impl Wires {
         self.entries().list(self.engine.wires())
     }
 
+    /// The wires file as it is now is not used, for these reasons; none: it is.
+    pub fn note_file_problems(&self, problems: Vec<String>) {
+        *lock(&self.file_problems) = problems;
+    }
+
+    /// Why the wires file as it is now is not used: one line for each reason; none: it is.
+    pub fn file_problems(&self) -> Vec<String> {
+        lock(&self.file_problems).clone()
+    }
+
     /// Every worker.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         self.engine.workers()
@@ -339,7 +352,7 @@ impl Wires {
         };
         match (result, &failure) {
             (Ok(Applied::Unchanged) | Err(EngineError::Draining), _) => {}
-            (Ok(applied), _) => info!(wire = spec.name, ends = ends(spec), ?applied, "wire made"),
+            (Ok(applied), _) => info!(wire = spec.name, ends = ends(spec), done = applied.word(), "wire made"),
             // The same again would only fill the log.
             (Err(_), failure) if known == *failure => {}
             (Err(problem), _) => error!(wire = spec.name, %problem, "wire not made; {then}"),

@@ -137,7 +137,7 @@ impl Wires {
         match result {
             Ok(applied) => {
                 if applied != Applied::Unchanged {
-                    info!(wire = name, ends = ends(&spec), ?applied, "wire put by {}", asker(origin));
+                    info!(wire = name, ends = ends(&spec), done = applied.word(), "wire put by {}", asker(origin));
                 }
                 if is_last {
                     turn.unfinished.remove(&name);

@@ -129,7 +129,8 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     log::open(&dpdk).map_err(failed)?;
     lock_what_may_be_locked();
     let cpus = sched_getaffinity(Pid::from_raw(0)).map_err(|error| failed(format!("its CPUs: {error}")))?;
-    let arguments = arguments(settings, &cpus, &free_hugepages());
+    let free = free_hugepages();
+    let arguments = arguments(settings, &cpus, &free);
     // DPDK keeps pointers into them.
     let arguments: &'static [CString] = Box::leak(arguments.into_boxed_slice());
     let pointers = arguments.iter().map(|argument| argument.as_ptr().cast_mut());
@@ -141,7 +142,7 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
     if status < 0 {
         // SAFETY: it reads a variable of this thread.
         let errno = unsafe { dpdk.ferrule_errno() };
-        return Err(failed(cause(-errno.abs(), &said)));
+        return Err(failed(shortage(settings, &free).unwrap_or_else(|| cause(-errno.abs(), &said))));
     }
     if settings.hugepages {
         // SAFETY: the environment is there. From now on it takes no page more, whoever asks.
@@ -226,6 +227,17 @@ fn free_hugepages() -> Vec<(usize, u32)> {
     nodes.filter(|(node, _)| lists(allowed, *node)).collect()
 }
 
+/// That too few hugepages are free, which is why DPDK did not start; its own error says nothing of them.
+fn shortage(settings: EalSettings, free: &[(usize, u32)]) -> Option<String> {
+    let there: u64 = free.iter().map(|(_, mib)| u64::from(*mib)).sum();
+    (settings.hugepages && there < settings.memory_mib.into()).then(|| {
+        format!(
+            "{} MiB of hugepages are wanted, and {there} MiB are free (`grep Huge /proc/meminfo`): set `vm.nr_hugepages`",
+            settings.memory_mib
+        )
+    })
+}
+
 /// Whether a list of numbers and ranges, as the kernel writes them (`0-1,4`), has this one.
 fn lists(text: &str, number: usize) -> bool {
     text.split(',').any(|range| {
@@ -240,6 +252,15 @@ static STARTED: Mutex<Option<Result<&'static Eal, StartError>>> = Mutex::new(Non
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_few_hugepages_are_told_with_how_many_there_are() {
+        let wanted = EalSettings { memory_mib: 2048, hugepages: true };
+        let told = shortage(wanted, &[(0, 512), (1, 512)]).unwrap();
+        assert!(told.starts_with("2048 MiB of hugepages are wanted, and 1024 MiB are free"), "{told}");
+        assert_eq!(shortage(wanted, &[(0, 1024), (1, 1024)]), None);
+        assert_eq!(shortage(EalSettings { hugepages: false, ..wanted }, &[]), None);
+    }
 
     #[test]
     fn its_thread_may_run_where_we_may_and_memory_is_as_it_was_asked_for() {

@@ -30,7 +30,7 @@ impl StartError {
                 "install libdpdk of that version with its drivers (on Debian the packages librte-meta-net and librte-meta-bus)"
             }
             Self::Eal { .. } => {
-                "give the forwarder the memory and the rights that DPDK asks for, then restart it: DPDK starts once in a process"
+                "give the forwarder the memory and the rights that DPDK asks for, then restart it: DPDK is not started again in this process"
             }
         }
     }
@@ -62,16 +62,16 @@ impl PortError {
     }
 }
 
-/// What a negative errno means, with the messages that came with it.
+/// What DPDK said of a failure, and what its negative errno means.
 pub(crate) fn cause(status: i32, said: &[String]) -> String {
     let errno = Errno::from_raw(status.saturating_neg());
-    let mut cause = if errno == Errno::UnknownErrno { format!("status {status}") } else { errno.desc().to_lowercase() };
-    if !said.is_empty() {
-        cause.push_str(" (DPDK says: ");
-        cause.push_str(&said.join("; "));
-        cause.push(')');
+    let meaning = if errno == Errno::UnknownErrno { format!("status {status}") } else { errno.desc().to_lowercase() };
+    match (said, errno) {
+        ([], _) => meaning,
+        // Drivers answer these for anything: beside their own words they mislead.
+        (said, Errno::EPERM | Errno::EFAULT | Errno::EOPNOTSUPP) => format!("DPDK says: {}", said.join("; ")),
+        (said, _) => format!("DPDK says: {} ({meaning})", said.join("; ")),
     }
-    cause
 }
 
 #[cfg(test)]
@@ -83,6 +83,7 @@ mod tests {
         assert_eq!(cause(-22, &[]), "invalid argument");
         assert_eq!(cause(-100_000, &[]), "status -100000");
         let said = ["EAL: no such bus".to_owned(), "EAL: gone".to_owned()];
-        assert_eq!(cause(-19, &said), "no such device (DPDK says: EAL: no such bus; EAL: gone)");
+        assert_eq!(cause(-19, &said), "DPDK says: EAL: no such bus; EAL: gone (no such device)");
+        assert_eq!(cause(-1, &said), "DPDK says: EAL: no such bus; EAL: gone", "it is no question of rights");
     }
 }

@@ -117,6 +117,13 @@ async fn each_daemon_gets_ready_with_the_rights_of_its_manifest_and_the_dashboar
     };
     let missing: Vec<_> = used.iter().filter(|name| !of_family(name)).collect();
     assert!(missing.is_empty(), "the dashboard shows what nobody tells: {missing:?}\nthere is: {there:?}");
+    let rules = container::deploy().join("chart/manifests/monitoring/prometheusrule.yaml");
+    let rules = fs::read_to_string(rules).unwrap();
+    let asked: Vec<_> = rules.split(|c: char| !(c.is_ascii_lowercase() || c == '_')).collect();
+    let asked: Vec<_> = asked.into_iter().filter(|word| word.starts_with("ferrule_")).collect();
+    assert!(asked.len() > 12, "{asked:?}");
+    let missing: Vec<_> = asked.iter().filter(|name| !of_family(name)).collect();
+    assert!(missing.is_empty(), "alerts ask for what nobody tells: {missing:?}\nthere is: {there:?}");
     let (code, said) = node.uninstall();
     assert!(code == Some(1) && said.contains("device-plugin still runs on this node"), "{said}");
     for daemon in [plugin, forwarder, manager] {

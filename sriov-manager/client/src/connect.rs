@@ -18,8 +18,15 @@ pub async fn connect(path: &Path) -> Result<Client, ConnectError> {
 
 /// No manager could be reached.
 #[derive(Debug, Error)]
-#[error("no sriov-manager answers on {0}: start one with `sriov-manager`")]
+#[error("{}", .0.denied().unwrap_or_else(|| format!("no sriov-manager answers on {}: start one with `sriov-manager`", .0)))]
 pub struct ConnectError(#[from] grpc::ConnectError);
+
+impl ConnectError {
+    /// Whether there is one, and the caller may not ask it.
+    pub fn is_denied(&self) -> bool {
+        self.0.denied().is_some()
+    }
+}
 
 /// Bytes of one answer: far more than a node has VFs.
 const ANSWER_MAX: usize = 64 << 20;

@@ -58,7 +58,9 @@ impl v1::vfs_server::Vfs for Service {
         let peer = peer(request.extensions());
         let call = self.begin_list(peer)?;
         let v1::ListRequest { pools, driver, details } = request.into_inner();
-        let wanted = Arc::new(ListFilter::new(pools, driver).map_err(wrong)?);
+        let wanted = ListFilter::new(pools.clone(), driver).map_err(wrong)?;
+        self.vfs.check_pools(&pools).map_err(|error| refusal(&error))?;
+        let wanted = Arc::new(wanted);
         let (mut list, room) = self.list_of(peer, &call, &wanted).await?;
         if !details {
             return Ok(answer(list, (call, room)));

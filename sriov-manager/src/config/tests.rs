@@ -84,6 +84,17 @@ fn the_sample_of_the_docs_is_a_good_file() {
     assert!(!config.policies.pools.is_empty());
 }
 
+/// Whoever starts it on a node with VFs in use loses none.
+#[test]
+fn the_sample_of_the_docs_changes_no_number_of_vfs() {
+    let config = Config::parse("docs/vf-policies.yaml", include_str!("../../../docs/vf-policies.yaml")).unwrap();
+    let inventory = Inventory::read(&FakeNode::new(2, 7).sysfs()).unwrap();
+    assert_eq!(config.policies.counts(&inventory), []);
+    for pf in inventory.pfs.values() {
+        assert_eq!(config.policies.wanted_count(pf), None);
+    }
+}
+
 #[test]
 fn every_error_is_told_at_once_with_its_line_and_field() {
     let text = "\
@@ -318,7 +329,7 @@ fn what_policies_do_not_come_to_is_told_with_its_file_and_line() {
     );
     let warnings = own.warnings(&inventory);
     for told in [
-        "f:4: the pool nowhere fits no PF",
+        "f:4: the pool nowhere fits no PF of this node, which has ens1f0",
         "f:6: the pool a names VF 9 of ens1f0, which is to have 4: raise `num_vfs`",
         "f:8: the pool a wants an MTU of 9000",
         "f:12: the pools a and b want different numbers of VFs of ens1f0: make their `num_vfs` the same",

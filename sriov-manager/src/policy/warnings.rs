@@ -12,9 +12,10 @@ impl Policies {
             let pfs: Vec<_> = inventory.pfs.values().filter(fits).collect();
             if pfs.is_empty() {
                 warnings.push(format!(
-                    "{}the pool {} fits no PF of this node: compare its `pfs` with the PFs above (a name may be another one now)",
+                    "{}the pool {} fits no PF of this node, which has {}: compare its `pfs` (a name may be another one now)",
                     pool.source.prefix("pfs"),
-                    pool.name
+                    pool.name,
+                    names(inventory)
                 ));
             }
             for pf in pfs {
@@ -124,4 +125,10 @@ fn different_mtus(pool: &Pool) -> Option<String> {
             pool.name
         )
     })
+}
+
+/// The PFs of a node, for whoever named another one.
+fn names(inventory: &Inventory) -> String {
+    let all: Vec<_> = inventory.pfs.values().map(PhysicalFunction::name).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }

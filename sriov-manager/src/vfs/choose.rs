@@ -306,6 +306,17 @@ pub(super) fn pool<'a>(state: &'a State, name: &str) -> Result<&'a Pool, VfError
     })
 }
 
+impl Vfs {
+    /// Whether there are pools of these names. While the policies cannot be used, any may be one.
+    pub fn check_pools(&self, names: &[String]) -> Result<(), VfError> {
+        let state = self.lock();
+        if state.policies_unknown.is_some() {
+            return Ok(());
+        }
+        names.iter().try_for_each(|name| pool(&state, name).map(drop))
+    }
+}
+
 /// Whether somebody may have a VF, of a pool that he names or of any.
 pub(super) fn may_have(
     state: &State,

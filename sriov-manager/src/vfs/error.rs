@@ -308,7 +308,7 @@ pub enum VfError {
     },
     /// A pool is another owner's.
     #[error(
-        "the pool {pool} belongs to {owner}, who alone lends its VFs: claim another one, or end that claim (`ferrule vf unclaim {owner}`)"
+        "the pool {pool} is claimed by {owner}: claim another one, or end that claim (`ferrule vf unclaim {owner}`)"
     )]
     PoolOfAnother {
         /// The pool.

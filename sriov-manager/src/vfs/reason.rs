@@ -167,7 +167,7 @@ impl fmt::Display for Reason {
             Self::Held(holder) => write!(f, "it is in use by somebody who has not borrowed it: {holder}"),
             Self::Stuck { what } => write!(f, "it is stuck: {what} has not come back; {CURE_UNBIND}"),
             Self::Claimed { owner, vf } => {
-                write!(f, "{vf} belongs to {owner}, who alone lends it: ask under that name (`--owner`), or {owner}")
+                write!(f, "{vf} is claimed by {owner}: only requests in that name get it (`--owner {owner}`)")
             }
             Self::NotClaimed { owner } => {
                 write!(f, "it does not belong to {owner}: claim it first (`ferrule vf claim`), or ask without an owner")
@@ -212,8 +212,8 @@ impl fmt::Display for Reason {
             }
             Self::NoPolicies { why } => write!(
                 f,
-                "nothing is lent, since nobody knows who may have what: the policies of the start, or that were given over the API, \
-                 cannot be used ({why}); put the file right, or apply others"
+                "no VF is lent: the policies of the start, or those that were given over the API, cannot be used ({why}); correct \
+                 the file, or apply others"
             ),
             Self::Unknown(problem) => f.write_str(problem),
         }

@@ -286,8 +286,12 @@ impl LeaseError {
     /// What to do.
     pub fn cure(&self) -> &'static str {
         match self {
-            Self::NoManager(_) => "the wire is made when it answers",
-            Self::Late => "see its log; the wire is tried again",
+            Self::NoManager(_) => {
+                "a wire of the file or the journal is then made by itself, any other has to be added again"
+            }
+            Self::Late => {
+                "see its log; a wire of the file or the journal is tried again, any other has to be added again"
+            }
             Self::Refused(_) => "`ferrule vf list` shows who has which VF",
             Self::OfAnother { .. } => "rename one of the wires, or give it back with `ferrule vf release`",
             Self::InUse(_) => "the wire is tried again",

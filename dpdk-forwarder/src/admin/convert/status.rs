@@ -20,6 +20,7 @@ pub(in crate::admin) fn response(wires: &[Listed], workers: &[WorkerStatus]) -> 
         wires: wires.iter().map(wire).collect(),
         monotonic_ns: monotonic_ns(),
         workers: workers.iter().map(worker).collect(),
+        ..v1::ListWiresResponse::default()
     }
 }
 
