@@ -61,7 +61,7 @@ impl HttpService<http::Request<Body>> for BySize {
         let (mut server, unended, uid) = (server.clone(), Arc::clone(&self.unended), peer.credentials.uid);
         Box::pin(async move {
             match unended.room(uid, max).await {
-                Ok(room) => server.call(request.map(|body| Body::new(HeldBody { body, _room: room }))).await,
+                Ok(room) => server.call(request.map(|body| Body::new(UnendedBody { body, _room: room }))).await,
                 Err(refused) => Ok(refused.into_http()),
             }
         })
@@ -69,12 +69,12 @@ impl HttpService<http::Request<Body>> for BySize {
 }
 
 /// A message that is not whole yet: what is read of it has room until then.
-struct HeldBody {
+struct UnendedBody {
     body: Body,
     _room: Room,
 }
 
-impl http_body::Body for HeldBody {
+impl http_body::Body for UnendedBody {
     type Data = Bytes;
     type Error = Status;
 
