@@ -71,9 +71,9 @@ pub async fn run(args: NsmArgs) -> Result<(), CliError> {
 
 /// Ends when a process is to end. Any number of tasks may wait for it.
 #[derive(Clone, Debug)]
-struct Stop(watch::Receiver<bool>);
+struct StopSignal(watch::Receiver<bool>);
 
-impl Stop {
+impl StopSignal {
     async fn wait(mut self) {
         // An error means that nobody is there to say it any more.
         let _ = self.0.wait_for(|stop| *stop).await;
@@ -85,14 +85,14 @@ impl Stop {
 }
 
 /// A stop that comes with Ctrl-C or SIGTERM.
-fn stopped() -> Result<Stop, NsmError> {
+fn stopped() -> Result<StopSignal, NsmError> {
     let (sender, receiver) = watch::channel(false);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         sender.send_replace(true);
     });
-    Ok(Stop(receiver))
+    Ok(StopSignal(receiver))
 }
 
 /// Why a process of the mesh does not run.

@@ -66,6 +66,13 @@ impl LaneCounters {
             add(&self.drops[reason as usize], count);
         }
     }
+
+    /// Adds frames that were moved.
+    #[inline]
+    pub(crate) fn add_moved(&self, frames: u64, bytes: u64) {
+        add(&self.frames, frames);
+        add(&self.bytes, bytes);
+    }
 }
 
 fn add(counter: &AtomicU64, more: u64) {

@@ -129,7 +129,7 @@ pub(crate) fn pump<S: Source + ?Sized, T: Target + ?Sized>(
             // A fault leaves by itself: a result that holds one is moved as a whole, and waits for the stores of its parts.
             let put = match frame.offload {
                 // What was begun in segments goes on so, whoever the target is by now.
-                Some(header) if *resume > 0 || !target.accepts().takes(header) => {
+                Some(header) if *resume > 0 || !target.takes(header) => {
                     let header = *header;
                     let whole = if own && header.gso_type != VnetHeader::GSO_NONE {
                         source.own_frame()
@@ -217,7 +217,7 @@ fn move_pieces<S: Source + ?Sized, T: Target + ?Sized>(
 ) -> Result<Option<(Put, u32, usize)>, Broken> {
     let mut pieces = Pieces::new();
     let Some(frame) = source.peek_pieces(&mut pieces).map_err(Broken::Source)? else { return Ok(None) };
-    if frame.offload.is_some_and(|header| !target.accepts().takes(header)) {
+    if frame.offload.is_some_and(|header| !target.takes(header)) {
         return Ok(None);
     }
     let length = pieces.iter().map(|piece| piece.len()).sum();

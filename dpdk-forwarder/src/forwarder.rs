@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::{Config, WiresFile};
+use crate::identity::{self, IdentityError};
 use crate::journal::{Journal, JournalError};
 use crate::metrics::Snapshot;
 use crate::reload;
@@ -96,12 +97,14 @@ impl Forwarder {
         };
         let (settings, journal, nsm) = (config.settings(), config.journal.clone(), config.nsm.clone());
         ferrule_ethdev::configure(config.dpdk);
-        ferrule_ethdev::configure_leases(config.lease_settings());
         // By it the next forwarder at this socket finds the interfaces that a killed one left.
         let admin = config.socket.path.clone();
         let owner = admin.with_extension("id");
         let (wires, starting) = spawn_blocking(move || {
-            let journal = journal.as_deref().map(Journal::open).transpose()?;
+            let path = journal;
+            let journal = path.as_deref().map(Journal::open).transpose()?;
+            let identity = path.as_deref().map(identity::of_journal).transpose()?;
+            ferrule_ethdev::configure_leases(config.lease_settings(identity.as_deref()));
             let engine = Engine::start_as(&settings, InterfaceOwner::open(&owner)?)?;
             let wires = Arc::new(Wires::new(engine, journal));
             // Before the admin API takes changes: file and journal come first.
@@ -242,6 +245,9 @@ pub enum RunError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Nobody could tell it from others.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// A thread of the engine panicked: its supervisor is to start the process again.
     #[error("the engine's thread `{0}` died; start the forwarder again, and report the lines before this one")]
     ThreadDied(String),
@@ -305,9 +311,11 @@ async fn retry(wires: Arc<Wires>) {
 
 /// Gives back the VFs that no wire wants any more. Never ends by itself. When the forwarder stops, wires go and leases stay.
 async fn give_leases_back(wires: Arc<Wires>) {
+    let leases = ferrule_ethdev::leases();
+    let shown = Arc::downgrade(&wires);
+    leases.keep_what(Arc::new(move || shown.upgrade().map(|wires| wires.wanted_leases())));
     loop {
-        let shown = Arc::clone(&wires);
-        let given = spawn_blocking(move || ferrule_ethdev::leases().give_back(|| shown.wanted_leases())).await;
+        let given = spawn_blocking(|| leases.give_back()).await;
         if let Err(error) = given {
             warn!(%error, "giving back VFs failed");
         }

@@ -9,6 +9,7 @@
 //! - [`plan`]: from the wires that are to those that should be
 //! - [`wires`]: the engine, and who wanted what
 //! - [`journal`]: wires of the admin API that outlive the process
+//! - [`identity`]: by what its leases of VFs are known
 //! - `reload`: the file followed
 //! - [`admin`]: the gRPC service and its client
 //! - [`nsm`]: the forwarder as a process of Network Service Mesh
@@ -19,6 +20,7 @@
 pub mod admin;
 pub mod config;
 pub mod forwarder;
+pub mod identity;
 pub mod journal;
 pub mod metrics;
 pub mod nsm;

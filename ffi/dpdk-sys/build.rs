@@ -112,6 +112,7 @@ fn generate_bindings(flags: &[String], file: &Path) -> Result<(), String> {
         .allowlist_function("ferrule_.*")
         .allowlist_type("ferrule_.*")
         .allowlist_var("FERRULE_.*")
+        .allowlist_var("RTE_ETH_ALL")
         .allowlist_var("RTE_MAX_ETHPORTS")
         .allowlist_var("RTE_PKTMBUF_HEADROOM")
         .allowlist_var("RTE_LOG_(ERR|WARNING|NOTICE|INFO|DEBUG)")

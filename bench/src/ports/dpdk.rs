@@ -12,6 +12,7 @@ use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::{Eal, EalSettings};
 use ferrule_dpdk::error::PortError;
 use ferrule_dpdk::port::Port;
+use ferrule_dpdk::watch::LossCause;
 use ferrule_ethdev::queue::{EthdevSource, EthdevTarget};
 use ferrule_ffi::notifier::Notifier;
 
@@ -35,7 +36,7 @@ struct TestPort {
     port: Arc<Port>,
     queues: Vec<(EthdevSource, EthdevTarget)>,
     /// Why it is lost, if it is.
-    lost: Arc<Mutex<Option<&'static str>>>,
+    lost: Arc<Mutex<Option<LossCause>>>,
 }
 
 impl PortPair {
@@ -111,7 +112,7 @@ impl TestPort {
     fn wait_for_link(&self, cancel: &AtomicBool) -> Result<(), PortsError> {
         let deadline = Instant::now() + LINK_TIMEOUT;
         loop {
-            if self.port.status().is_ok_and(|status| status.link_is_up) {
+            if self.port.status().is_ok_and(|status| status.link_is_up != Some(false)) {
                 return Ok(());
             }
             if cancel.load(Relaxed) {

@@ -11,7 +11,7 @@ use ferrule_nsm::transport::KeptConnection;
 
 use super::process::{MANAGER_DEFAULT, ProcessArgs};
 use super::url::WantedUrl;
-use super::{NsmError, Stop, open_namespace};
+use super::{NsmError, StopSignal, open_namespace};
 
 /// Options of `ferrule nsm client`.
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ pub(super) struct ClientArgs {
     process: ProcessArgs,
 }
 
-pub(super) async fn run(args: ClientArgs, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn run(args: ClientArgs, stop: StopSignal) -> Result<(), NsmError> {
     let url: WantedUrl = args.url.parse()?;
     let netns = open_namespace(&args.netns)?;
     let wanted = wanted(&url, Arc::clone(&netns))?;

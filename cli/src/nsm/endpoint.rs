@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::identities::make_directory;
 use super::process::{MANAGER_DEFAULT, ProcessArgs, Trusted};
-use super::{NsmError, Stop, open_namespace};
+use super::{NsmError, StopSignal, open_namespace};
 
 /// Options of `ferrule nsm endpoint`.
 #[derive(Clone, Debug, Args)]
@@ -49,13 +49,13 @@ pub(super) struct EndpointArgs {
     pub(super) process: ProcessArgs,
 }
 
-pub(super) async fn run(args: EndpointArgs, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn run(args: EndpointArgs, stop: StopSignal) -> Result<(), NsmError> {
     let identity = args.process.identity().await?;
     Box::pin(serve(args, identity, stop)).await
 }
 
 /// Serves until `stop`, then is unregistered.
-pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn serve(args: EndpointArgs, identity: IdentitySource, stop: StopSignal) -> Result<(), NsmError> {
     let path = args.listen_on.clone().unwrap_or_else(|| format!("{RUN}/endpoint-{}.sock", args.name).into());
     path.parent().map_or(Ok(()), make_directory)?;
     let handler = KernelEndpoint::new(open_namespace(&args.netns)?, &args.prefixes)?;

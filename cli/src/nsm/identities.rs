@@ -10,7 +10,7 @@ use clap::Args;
 use ferrule_nsm::identity::{Authority, SpiffeId, TrustDomain, WorkloadApi};
 use tokio::task::JoinSet;
 
-use super::{NsmError, Stop};
+use super::{NsmError, StopSignal};
 
 /// Options of `ferrule nsm identities`.
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub(super) struct IdentitiesArgs {
     names: Vec<String>,
 }
 
-pub(super) async fn run(args: &IdentitiesArgs, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn run(args: &IdentitiesArgs, stop: StopSignal) -> Result<(), NsmError> {
     let names: Vec<_> = args.names.iter().map(String::as_str).collect();
     let mut serving = serve(&args.directory, &args.trust_domain, args.lifetime, &names, &stop)?;
     println!("identities of {}: {} in {}", args.trust_domain, names.join(", "), args.directory.display());
@@ -45,7 +45,7 @@ pub(super) fn serve(
     domain: &str,
     lifetime: Duration,
     names: &[&str],
-    stop: &Stop,
+    stop: &StopSignal,
 ) -> Result<JoinSet<Result<(), NsmError>>, NsmError> {
     let domain: TrustDomain = domain.parse()?;
     make_directory(directory)?;

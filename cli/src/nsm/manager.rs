@@ -12,7 +12,7 @@ use ferrule_nsm::transport::{Address, Allowed, DialOptions, KeptConnection, List
 use tokio::task::JoinSet;
 
 use super::process::{MANAGER_DEFAULT, ProcessArgs, REGISTRY_TIMEOUT, Trusted};
-use super::{NsmError, Stop};
+use super::{NsmError, StopSignal};
 
 /// Options of `ferrule nsm manager`.
 #[derive(Debug, Args)]
@@ -54,7 +54,7 @@ pub(super) struct Managing<'a> {
     pub(super) registry: Option<Address>,
 }
 
-pub(super) async fn run(args: ManagerArgs, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn run(args: ManagerArgs, stop: StopSignal) -> Result<(), NsmError> {
     let identity = args.process.identity().await?;
     let addresses = args.listen_on.iter().map(|url| url.parse()).collect::<Result<Vec<Address>, _>>()?;
     let registry = args.registry_url.as_deref().map(str::parse).transpose()?;
@@ -67,7 +67,7 @@ pub(super) async fn serve(
     managing: Managing<'_>,
     identity: IdentitySource,
     options: DialOptions,
-    stop: &Stop,
+    stop: &StopSignal,
 ) -> Result<(), NsmError> {
     let Managing { name, addresses, trusted, registry: above } = managing;
     let memory = Arc::new(MemoryRegistry::new(RegistryLimits::default()));
@@ -116,7 +116,7 @@ pub(super) async fn serve(
 }
 
 /// Serves a registry until `stop`.
-pub(super) async fn run_registry(args: RegistryArgs, stop: Stop) -> Result<(), NsmError> {
+pub(super) async fn run_registry(args: RegistryArgs, stop: StopSignal) -> Result<(), NsmError> {
     let identity = args.process.identity().await?;
     let memory = Arc::new(MemoryRegistry::new(RegistryLimits::default()));
     let registry = RegistryServer::new(LocalRegistry::new(Arc::clone(&memory)), args.process.token_lifetime);

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::endpoint::EndpointArgs;
 use super::process::{ProcessArgs, Trusted};
-use super::{NsmError, Stop, client, endpoint, identities, manager, open_namespace, stopped};
+use super::{NsmError, StopSignal, client, endpoint, identities, manager, open_namespace, stopped};
 
 /// Options of `ferrule nsm up`.
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ struct MeshOnOneMachine {
 }
 
 impl MeshOnOneMachine {
-    async fn start(args: &UpArgs, stop: &Stop) -> Result<Self, NsmError> {
+    async fn start(args: &UpArgs, stop: &StopSignal) -> Result<Self, NsmError> {
         let identity = args.directory.join("identity");
         let names: Vec<_> = NAMES.into_iter().chain(args.identities.iter().map(String::as_str)).collect();
         let mut tasks = identities::serve(&identity, "ferrule.local", LIFETIME, &names, stop)?;
@@ -135,7 +135,7 @@ impl Drop for ForwarderProcess {
 }
 
 /// A client and an endpoint, each in a namespace, and pings from one to the other.
-async fn demo(directory: &Path, stop: Stop, stay: bool) -> Result<(), NsmError> {
+async fn demo(directory: &Path, stop: StopSignal, stay: bool) -> Result<(), NsmError> {
     let pair = [Namespace::make("client")?, Namespace::make("endpoint")?];
     let manager = manager_socket(directory);
     let process = |name: &str| ProcessArgs {
@@ -156,7 +156,7 @@ async fn demo(directory: &Path, stop: Stop, stay: bool) -> Result<(), NsmError> 
         process: process("endpoint"),
     };
     let (sender, ending) = tokio::sync::watch::channel(false);
-    let ending = Stop(ending);
+    let ending = StopSignal(ending);
     let serving = tokio::spawn(endpoint::run(offered, ending.clone()));
     let netns = open_namespace(&pair[0].path())?;
     let wanted = client::wanted(&"kernel://demo/nsm-1".parse()?, Arc::clone(&netns))?;

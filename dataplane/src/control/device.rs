@@ -19,6 +19,7 @@ use super::jobs::Ticket;
 use super::keys::{EndId, WireKey};
 use super::log_limit::if_any;
 use super::state::State;
+use super::wire::Body;
 use crate::engine::{Applied, EngineError};
 use crate::port::any::LaneEnd;
 use crate::port::device::{Device, DeviceLink, DeviceSpec, LossNotice};
@@ -141,11 +142,12 @@ impl DeviceEnd {
     pub fn lose(&mut self) {
         let state = std::mem::replace(&mut self.state, DeviceState::Waiting(None));
         self.state = match state {
-            DeviceState::Up { device, since, .. } => {
+            DeviceState::Up { device, since, loss, .. } => {
                 // One that is lost again at once is no reason to begin anew.
                 if since.elapsed() > DELAY_MAX {
                     self.delay = DELAY_MIN;
                 }
+                self.delay = self.delay.max(loss.pause());
                 self.carried = self.counters();
                 self.status = DeviceStatus::default();
                 DeviceState::Lost(device)
@@ -245,9 +247,13 @@ impl State {
     /// A job has something to say of a device that a wire has, or has had.
     pub(super) fn hear_of_device(&mut self, id: EndId, number: u64, news: DeviceNews) {
         if self.is_making(id.wire) {
-            // That it is lost is found again once all of the wire is made.
-            let DeviceNews::Made(made) = news else { return };
-            return self.device_made(id, made);
+            return match news {
+                DeviceNews::Made(made) => self.device_made(id, made),
+                DeviceNews::Lost => self.lose_while_making(id),
+                DeviceNews::Closed => self.device_closed_while_making(id),
+                // Nobody has asked.
+                DeviceNews::Status(_) => {}
+            };
         }
         let Some(device) = self.device_mut(id).filter(|device| device.number == number) else {
             if let DeviceNews::Made(Ok(made)) = news {
@@ -293,6 +299,33 @@ impl State {
         }
     }
 
+    /// Closes a device that is lost while its wire is still being made, since a kernel may wait for that. It is made once more when
+    /// the wire is there.
+    pub(super) fn lose_while_making(&mut self, id: EndId) {
+        let Some(wire) = self.wires.get_mut(id.wire) else { return };
+        let Body::Making(making) = &mut wire.body else { return };
+        let Some(end) = &mut making.ends[id.end] else { return };
+        let Some(reason) = end.as_device().and_then(DeviceEnd::lost_already) else { return };
+        tracing::warn!(wire = wire.spec.name, end = id.end, reason, "device gone while its wire is made");
+        // It has no peer to be told.
+        end.disconnect(reason);
+        let End { kind: EndKind::Device(device), stale, .. } = end else { return };
+        if let Some(lost) = device.begin_closing() {
+            making.outstanding += 1;
+            self.jobs.close_lost(id, device.number, std::mem::take(stale), lost);
+        }
+    }
+
+    fn device_closed_while_making(&mut self, id: EndId) {
+        if let Some(Body::Making(making)) = self.wires.get_mut(id.wire).map(|wire| &mut wire.body)
+            && let Some(End { kind: EndKind::Device(device), .. }) = &mut making.ends[id.end]
+        {
+            device.wait();
+        }
+        self.outstanding(id.wire, -1);
+        self.finish_making(id.wire);
+    }
+
     /// A device that was lost is closed: it is made again at once if somebody waits for that, or else after a while.
     fn device_closed(&mut self, id: EndId) {
         let Some(wire) = self.wires.get_mut(id.wire) else { return };
@@ -312,14 +345,14 @@ impl State {
     /// Has a device made that is not there. One that is just being made or closed is not touched.
     pub(super) fn make_again(&mut self, id: EndId) {
         let Some(wire) = self.wires.get_mut(id.wire).filter(|wire| wire.removal.is_none()) else { return };
-        let name = wire.spec.name.clone();
+        let spec = Arc::clone(&wire.spec);
         let Some(End { kind: EndKind::Device(device), .. }) = wire.workers_mut().map(|served| &mut served.ends[id.end])
         else {
             return;
         };
         if matches!(device.state, DeviceState::Waiting(_)) {
             device.number += 1;
-            let ticket = self.jobs.make_device(id, device.number, name, Arc::clone(&device.spec));
+            let ticket = self.jobs.make_device(id, device.number, &spec, Arc::clone(&device.spec));
             device.state = DeviceState::Making(ticket);
             self.set_timer(id);
         }
@@ -362,7 +395,7 @@ impl State {
     }
 
     /// A device may have been lost between being made and being known.
-    pub(super) fn check_loss(&mut self, id: EndId) {
+    fn check_loss(&mut self, id: EndId) {
         if let Some(reason) = self.device_mut(id).and_then(|device| device.lost_already()) {
             self.disconnect(id, &DisconnectReason::Device(reason));
         }

@@ -28,7 +28,7 @@ use crate::port::any::LaneEnd;
 use crate::port::device::{Device, DeviceContext, DeviceLink, DeviceSpec, LossNotice, MadeDevice};
 use crate::port::kernel::{InterfaceOwner, VethPair};
 use crate::socket::Listener;
-use crate::spec::{KernelSpec, SocketAddress};
+use crate::spec::{KernelSpec, SocketAddress, WireSpec};
 use ferrule_ffi::region::Region;
 
 /// What reapers have not dropped yet of what the peers of an end, or of a listening socket, gave us.
@@ -130,12 +130,13 @@ impl Jobs {
     }
 
     /// Makes a device of that number for an end of a wire.
-    pub(super) fn make_device(&self, end: EndId, number: u64, wire: String, spec: Arc<dyn DeviceSpec>) -> Ticket {
+    pub(super) fn make_device(&self, end: EndId, number: u64, wire: &WireSpec, spec: Arc<dyn DeviceSpec>) -> Ticket {
         let made = move |made| Done::Device(end, number, DeviceNews::Made(made));
         let inbox = self.inbox.clone();
         let loss =
             LossNotice::new(move || inbox.post(ControlMessage::Done(Done::Device(end, number, DeviceNews::Lost))));
-        let context = DeviceContext { wire, end: end.end, loss };
+        let unfinished = wire.ends[1 - end.end].takes_offloads();
+        let context = DeviceContext { wire: wire.name.clone(), end: end.end, unfinished, loss };
         let pool = if spec.is_made_by_kernel() { &self.makers } else { &self.devices };
         self.make(pool, made(Err(PANICKED.to_owned())), move || made(make_device(&*spec, context)))
     }
@@ -427,6 +428,7 @@ const IDLE_MAX: Duration = Duration::from_secs(5);
 mod tests {
     use super::super::health::Health;
     use super::*;
+    use crate::spec::{EndSpec, MemifSpec, Role};
     use std::sync::Mutex;
     use std::sync::mpsc::channel;
 
@@ -599,7 +601,9 @@ mod tests {
         for device in hung {
             jobs.close_lost(end, 0, Vec::new(), device);
         }
-        let _ticket = jobs.make_device(end, 1, "wire".to_owned(), Arc::new(Refused));
+        let memif = |end: &str| EndSpec::Memif(MemifSpec::new(SocketAddress::Abstract(end.to_owned()), Role::Server));
+        let wire = WireSpec::new("wire", ["a", "b"].map(memif));
+        let _ticket = jobs.make_device(end, 1, &wire, Arc::new(Refused));
         let made = messages.recv_timeout(Duration::from_secs(30)).unwrap();
         let refused = |made: &Result<NewDevice, String>| made.as_ref().err().is_some_and(|reason| reason == "refused");
         assert!(matches!(made, ControlMessage::Done(Done::Device(_, 1, DeviceNews::Made(made))) if refused(&made)));

@@ -120,7 +120,7 @@ impl State {
             let id = EndId { wire: key, end: number };
             match end.attachment() {
                 Attachment::Device(device) => {
-                    let ticket = self.jobs.make_device(id, FIRST_DEVICE, spec.name.clone(), device.share());
+                    let ticket = self.jobs.make_device(id, FIRST_DEVICE, &spec, device.share());
                     if let Some(making) = self.making(key) {
                         making.await_job(ticket);
                     }
@@ -190,6 +190,8 @@ impl State {
                 if let Attachment::Device(device) = wire.spec.ends[id.end].attachment() {
                     let end = End::device(device.share(), made, carried);
                     self.end_is_there(id, end);
+                    // It may have said so before it was known.
+                    self.lose_while_making(id);
                 }
             }
             Err(problem) => self.fail(id.wire, id.end, problem),
@@ -251,9 +253,6 @@ impl State {
         self.changed.insert(key);
         if self.wires[key].has_device() {
             self.poller.timers.start(Timer::Interfaces, Instant::now() + LOOK_INTERVAL);
-        }
-        for end in 0..2 {
-            self.check_loss(EndId { wire: key, end });
         }
         self.join(key);
     }

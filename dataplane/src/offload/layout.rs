@@ -1,7 +1,7 @@
 //! Where the headers of a TCP or UDP frame lie, found in the frame itself: `hdr_len` is only a hint.
 
-use super::BadOffload;
 use super::checksum::{TCP_OFFSET, UDP_OFFSET};
+use super::{BadOffload, VnetHeader};
 
 /// Offsets into an Ethernet frame, each checked: `network < transport < payload <= end <= frame.len()`.
 #[derive(Clone, Copy, Debug)]
@@ -32,14 +32,22 @@ pub(super) enum Protocol {
 impl HeaderLayout {
     /// Finds the headers of `frame`, past up to two VLAN tags, IPv4 options and IPv6 extension headers.
     pub fn of(frame: &[u8]) -> Result<Self, BadOffload> {
-        let (network, version) = network(frame)?;
+        Self::of_head(frame, frame.len())
+    }
+
+    /// The same for a frame of `frame_len` bytes of which these are the first. All headers are among them.
+    pub fn of_head(head: &[u8], frame_len: usize) -> Result<Self, BadOffload> {
+        let (network, version) = network(head)?;
         let packet = match version {
-            Version::V4 => ipv4(frame, network)?,
-            Version::V6 => ipv6(frame, network)?,
+            Version::V4 => ipv4(head, network)?,
+            Version::V6 => ipv6(head, network)?,
         };
         let Packet { protocol, transport, end } = packet;
         // A length field may claim more than came, but nothing is read past its end either.
-        let frame = frame.get(..end).ok_or(BadOffload::Truncated)?;
+        if end > frame_len {
+            return Err(BadOffload::Truncated);
+        }
+        let frame = &head[..end.min(head.len())];
         let (protocol, header_len) = match protocol {
             TCP => (Protocol::Tcp, usize::from(byte(frame, transport + 12)? >> 4) * 4),
             UDP => (Protocol::Udp, UDP_HEADER),
@@ -50,6 +58,21 @@ impl HeaderLayout {
             return Err(BadOffload::Truncated);
         }
         Ok(Self { version, network, protocol, transport, payload, end })
+    }
+}
+
+impl HeaderLayout {
+    /// Whether a frame is of the protocol that its virtio-net header names, with the checksum where that says.
+    pub fn is_as_said(&self, header: &VnetHeader) -> bool {
+        let is_of_kind = match header.gso_type & !VnetHeader::GSO_ECN {
+            VnetHeader::GSO_NONE => true,
+            VnetHeader::GSO_TCPV4 => (self.protocol, self.version) == (Protocol::Tcp, Version::V4),
+            VnetHeader::GSO_TCPV6 => (self.protocol, self.version) == (Protocol::Tcp, Version::V6),
+            VnetHeader::GSO_UDP_L4 => self.protocol == Protocol::Udp,
+            _ => false,
+        };
+        let checksum = (usize::from(header.csum_start), usize::from(header.csum_offset));
+        is_of_kind && checksum == (self.transport, self.protocol.checksum_offset())
     }
 }
 

@@ -8,12 +8,13 @@
 //! that does not hold together is a [`BadOffload`], never a panic.
 //!
 //! In reading order: `header` (the 12 bytes and their rules), `checksum`, `layout` (where the headers of a frame lie),
-//! `segment`, and its inverse, `coalesce`.
+//! `segment`, and its inverse, `coalesce`; `nic`, for those that a NIC finishes.
 
 mod checksum;
 mod coalesce;
 mod header;
 mod layout;
+mod nic;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ mod tests;
 pub use checksum::finish_checksum;
 pub use coalesce::{Coalescer, TcpSegment};
 pub use header::{Accepts, VnetHeader};
+pub use nic::NicOffload;
 pub use segment::{HEADERS_MAX, Segments};
 
 /// Why a frame cannot be passed on: its virtio-net header does not fit it. Such a frame is dropped and counted.

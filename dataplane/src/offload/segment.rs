@@ -25,14 +25,7 @@ impl<F: AsRef<[u8]>> Segments<F> {
         let bytes = frame.as_ref();
         header.check(bytes.len())?;
         let layout = HeaderLayout::of(bytes)?;
-        let fits = match header.gso_type & !VnetHeader::GSO_ECN {
-            VnetHeader::GSO_TCPV4 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V4),
-            VnetHeader::GSO_TCPV6 => (layout.protocol, layout.version) == (Protocol::Tcp, Version::V6),
-            VnetHeader::GSO_UDP_L4 => layout.protocol == Protocol::Udp,
-            _ => false,
-        };
-        let checksum = (usize::from(header.csum_start), usize::from(header.csum_offset));
-        if !fits || checksum != (layout.transport, layout.protocol.checksum_offset()) {
+        if header.gso_type == VnetHeader::GSO_NONE || !layout.is_as_said(header) {
             return Err(BadOffload::OtherProtocol);
         }
         if layout.payload > HEADERS_MAX {

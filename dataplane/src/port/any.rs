@@ -16,7 +16,7 @@ use crate::port::memif::layout::Queues;
 use crate::port::memif::ring::{Receiver, Sender, zero_copy};
 use crate::port::vhost_user::eventfd::EventfdExchange;
 use crate::port::vhost_user::virtqueue::{GuestRx, GuestTx};
-use crate::port::{Fault, Frame, Moved, Put, Source, Target};
+use crate::port::{Fault, Frame, MoveEnd, Moved, Put, Source, Target};
 use crate::spec::Full;
 use crate::visit::{Broken, Tally, Visit};
 
@@ -198,19 +198,16 @@ fn move_frames(
     full: Full,
     counters: &LaneCounters,
 ) -> Option<Result<Visit, Broken>> {
-    target.as_any()?;
-    let reclaims = target.reclaim();
-    match source.refresh() {
-        Err(fault) => return Some(Err(Broken::Source(fault))),
-        Ok(false) => return Some(Ok(if reclaims { Visit::Stalled } else { Visit::Quiet })),
-        Ok(true) => {}
-    }
-    let Moved { frames, bytes, is_full } = source.move_to(target.as_any()?)?;
+    let Moved { frames, bytes, end } = source.move_to(target.as_any()?)?;
     if frames > 0 {
-        counters.add(&Tally { taken: frames, frames: frames as u64, bytes, ..Tally::default() });
+        counters.add_moved(frames as u64, bytes);
         return Some(Ok(Visit::Moved));
     }
-    (is_full && full == Full::Hold && target.can_hold()).then_some(Ok(Visit::Stalled))
+    match end {
+        MoveEnd::Empty => Some(Ok(Visit::Quiet)),
+        MoveEnd::Full if full == Full::Hold && target.can_hold() => Some(Ok(Visit::Stalled)),
+        MoveEnd::Full | MoveEnd::Unmovable => None,
+    }
 }
 
 /// The same, and what is copied is captured as frames of end `from`. Of a trusted wire, nothing is copied.

@@ -13,6 +13,7 @@
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::port::any::LaneEnd;
 use crate::port::device_status::DeviceStatus;
@@ -67,6 +68,8 @@ pub struct DeviceContext {
     pub wire: String,
     /// The end of it: 0 or 1.
     pub end: usize,
+    /// Whether frames of the other end may come unfinished: whoever can have its device finish them says that it accepts them.
+    pub unfinished: bool,
     /// By which the device says that it is lost.
     pub loss: LossNotice,
 }
@@ -77,26 +80,37 @@ pub struct DeviceContext {
 pub struct LossNotice(Arc<Loss>);
 
 struct Loss {
-    reason: OnceLock<String>,
+    /// Why, and how long it is not to be made again.
+    said: OnceLock<(String, Duration)>,
     tell: Box<dyn Fn() + Send + Sync>,
 }
 
 impl LossNotice {
     /// A notice by which `tell` is called, once.
     pub(crate) fn new(tell: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Arc::new(Loss { reason: OnceLock::new(), tell: Box::new(tell) }))
+        Self(Arc::new(Loss { said: OnceLock::new(), tell: Box::new(tell) }))
     }
 
     /// The device is lost. What is said first counts.
     pub fn lost(&self, reason: &dyn Display) {
-        if self.0.reason.set(reason.to_string()).is_ok() {
+        self.lost_for(Duration::ZERO, reason);
+    }
+
+    /// The same, and it cannot be there again before so long: until then it is not tried.
+    pub fn lost_for(&self, pause: Duration, reason: &dyn Display) {
+        if self.0.said.set((reason.to_string(), pause)).is_ok() {
             (self.0.tell)();
         }
     }
 
     /// Why it is lost, if it is.
     pub(crate) fn reason(&self) -> Option<&str> {
-        self.0.reason.get().map(String::as_str)
+        self.0.said.get().map(|(reason, _)| reason.as_str())
+    }
+
+    /// How long it is not to be made again.
+    pub(crate) fn pause(&self) -> Duration {
+        self.0.said.get().map_or(Duration::ZERO, |(_, pause)| *pause)
     }
 }
 

@@ -51,9 +51,9 @@ pub trait Source {
     /// Takes the first `count` frames of the run that was last shown.
     fn advance_run(&mut self, _count: usize) {}
 
-    /// Sends the frames that come next by a target of its own kind as they are, up to a burst, and takes those that were sent:
-    /// buffers go from one device to the other, and nothing is copied. Frames that the target holds back go first. `None`: it
-    /// does not know that target.
+    /// Looks for frames, as [`refresh`](Self::refresh) does, and sends them by a target of its own kind as they are, up to a burst; those
+    /// that were sent are taken. Buffers go from one device to the other, and nothing is copied. Frames that the target
+    /// holds back go first. `None`: it does not know that target.
     fn move_to(&mut self, _target: &mut dyn Any) -> Option<Moved> {
         None
     }
@@ -155,6 +155,12 @@ pub trait Target {
         Accepts::NOTHING
     }
 
+    /// Whether it takes a frame with this header as it is.
+    #[inline]
+    fn takes(&self, header: &VnetHeader) -> bool {
+        self.accepts().takes(header)
+    }
+
     /// Whether frames may wait for room in it. If not, what finds it full is dropped and counted, also if the wire says
     /// `hold`: a queue behind which many wires send must not be held up by one of them.
     #[inline(always)]
@@ -178,12 +184,24 @@ pub trait Target {
 /// Frames that were sent without being copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// How many. None, and room for more: what comes next cannot be moved, and has to be copied.
+    /// How many.
     pub frames: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// The target had no room for more.
-    pub is_full: bool,
+    /// Why not more.
+    pub end: MoveEnd,
+}
+
+/// Why no more frames were sent without being copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MoveEnd {
+    /// There are no more now.
+    #[default]
+    Empty,
+    /// The target has no room for more.
+    Full,
+    /// What comes next has to be copied.
+    Unmovable,
 }
 
 /// Plain frames, in their order.

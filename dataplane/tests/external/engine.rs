@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use ferrule_dataplane::engine::{Event, Subscription, WireChange};
 use ferrule_dataplane::spec::{EndSpec, Full, MemifSpec, Role, WireSpec};
@@ -142,6 +143,20 @@ fn one_that_is_lost_is_made_again_when_it_is_back_and_the_peer_at_the_other_end_
 }
 
 #[test]
+fn one_that_is_lost_for_a_while_is_not_tried_before() {
+    let (engine, slot, name) = (engine(), Arc::new(Slot::default()), unique("pause"));
+    engine.apply(wire(&name, &NicSpec::new(&slot, 1))).unwrap();
+    let _peer = client(&name, 0);
+    until_up(&engine, &name);
+    let pause = Duration::from_secs(1);
+    let lost = Instant::now();
+    slot.state().notice.unwrap().lost_for(pause, &"its PF was reset");
+    eventually("it is made again", || slot.state().begun == 2);
+    assert!(lost.elapsed() >= pause);
+    until_up(&engine, &name);
+}
+
+#[test]
 fn one_that_is_lost_while_it_is_made_is_made_once_more() {
     let (engine, slot, name) = (engine(), Arc::new(Slot::default()), unique("early"));
     slot.change(|state| state.is_lost_at_once = true);
@@ -150,6 +165,47 @@ fn one_that_is_lost_while_it_is_made_is_made_once_more() {
     eventually("it is made once more", || slot.state().made == 2);
     until_up(&engine, &name);
     exchange(&slot, &mut peer, 1);
+}
+
+#[test]
+fn one_that_is_lost_while_the_other_end_hangs_is_closed_at_once_and_made_once_more_with_the_wire() {
+    let (engine, name) = (engine(), unique("waits"));
+    let slots = [1, 2].map(|_| Arc::new(Slot::default()));
+    slots[1].change(|state| state.hangs = true);
+    let ends = [NicSpec::new(&slots[0], 1).end(), NicSpec::new(&slots[1], 2).end()];
+    let pending = engine.begin_apply(WireSpec::new(&name, ends)).unwrap();
+    eventually("one is made, the other hangs", || (slots[0].state().made, slots[1].state().begun) == (1, 1));
+    slots[0].tell_loss("asked back");
+    eventually("it is closed", || slots[0].state().closed == 1);
+    assert!(slots[1].state().hangs && slots[1].state().made == 0);
+    slots[1].change(|state| state.hangs = false);
+    assert_eq!(pending.wait(DEADLINE).unwrap(), Applied::Made);
+    until_up(&engine, &name);
+    slots[0].nic.received.lock().unwrap().push_back(vec![9; 60]);
+    eventually("a frame crosses", || *slots[1].nic.sent.lock().unwrap() == [[9; 60]]);
+    engine.remove(&name).unwrap();
+    let made = slots.each_ref().map(|slot| (slot.state().made, slot.state().closed, slot.state().was_closed_too_early));
+    assert_eq!(made, [(2, 2, false), (1, 1, false)]);
+}
+
+#[test]
+fn a_wire_that_is_removed_while_a_lost_device_of_it_is_being_closed_waits_for_that() {
+    let (engine, name) = (engine(), unique("leaves"));
+    let slots = [1, 2].map(|_| Arc::new(Slot::default()));
+    slots[1].change(|state| state.hangs = true);
+    let ends = [NicSpec::new(&slots[0], 1).end(), NicSpec::new(&slots[1], 2).end()];
+    let pending = engine.begin_apply(WireSpec::new(&name, ends)).unwrap();
+    eventually("one is made, the other hangs", || (slots[0].state().asked, slots[1].state().begun) == (1, 1));
+    slots[0].change(|state| state.hangs = true);
+    slots[0].tell_loss("asked back");
+    let removed = engine.begin_remove(&name);
+    slots[1].change(|state| state.hangs = false);
+    assert!(pending.wait(DEADLINE).is_err());
+    eventually("the other one is made", || slots[1].state().made == 1);
+    assert!(removed.poll(Duration::ZERO).is_none());
+    slots[0].change(|state| state.hangs = false);
+    removed.wait(DEADLINE).unwrap();
+    assert!(slots.iter().all(|slot| (slot.state().made, slot.state().closed) == (1, 1)));
 }
 
 #[test]
@@ -195,7 +251,7 @@ fn one_that_hangs_while_it_is_made_holds_up_nobody_and_is_closed_when_it_comes_t
     engine.apply(wire(&other_name, &NicSpec::new(&other, 2))).unwrap();
     engine.remove(&other_name).unwrap();
     // Each of the two ends, although it still hangs.
-    engine.drain(std::time::Duration::from_millis(200));
+    engine.drain(Duration::from_millis(200));
     assert!(matches!(pending.wait(DEADLINE), Err(EngineError::Draining)));
     drop(engine);
     assert!(slot.state().hangs && slot.state().made == 0);
@@ -224,14 +280,14 @@ fn one_that_hangs_while_it_is_asked_or_closed_costs_its_own_wire_only() {
     // It has to be closed before it can be made again.
     let again = engine.begin_apply(wire(&name, &nic)).unwrap();
     engine.remove(&other_name).unwrap();
-    assert!(removed.poll(std::time::Duration::ZERO).is_none());
+    assert!(removed.poll(Duration::ZERO).is_none());
     slot.change(|state| state.hangs = false);
     removed.wait(DEADLINE).unwrap();
     assert_eq!(again.wait(DEADLINE).unwrap(), Applied::Made);
     assert_eq!((slot.state().made, slot.state().closed), (2, 1));
 
     slot.change(|state| state.hangs = true);
-    engine.drain(std::time::Duration::from_millis(200));
+    engine.drain(Duration::from_millis(200));
     drop(engine);
     assert!(slot.state().hangs && slot.state().is_open);
     slot.change(|state| state.hangs = false);

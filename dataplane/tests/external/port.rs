@@ -38,11 +38,13 @@ pub struct SlotState {
     pub closed: usize,
     /// It was closed while somebody had a ring of it.
     pub was_closed_too_early: bool,
+    /// It was asked what it is doing so often.
+    pub asked: usize,
     /// What it was told of its link.
     pub told: Vec<bool>,
     /// Frames that it has lost, since it was made.
     pub missed: u64,
-    notice: Option<LossNotice>,
+    pub notice: Option<LossNotice>,
 }
 
 /// An end of a wire that is the NIC of a slot.
@@ -160,7 +162,8 @@ impl ExternalPort for NicSpec {
 
 impl Device for NicDevice {
     fn status(&self) -> Result<DeviceStatus, String> {
-        let state = self.0.slot.answer();
+        let mut state = self.0.slot.answer();
+        state.asked += 1;
         if state.is_empty {
             return Err("its slot is empty".to_owned());
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ferrule_dataplane::port::any::LaneEnd;
 use ferrule_dataplane::port::device::{Device, DeviceContext, MadeDevice};
@@ -15,6 +16,7 @@ use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::Eal;
 use ferrule_dpdk::error::PortError;
 use ferrule_dpdk::port::Port;
+use ferrule_dpdk::watch::LossCause;
 use tracing::{debug, info, warn};
 
 use crate::queue::{EthdevSource, EthdevTarget};
@@ -53,9 +55,14 @@ pub(crate) fn open(
         queues: u16::try_from(queues).unwrap_or(u16::MAX),
         mtu: mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX)),
         buffer: None,
+        finishes: context.unfinished,
     };
     let loss = context.loss.clone();
-    let (port, queues) = Port::open(eal, devargs, &config, Arc::new(move |why| loss.lost(&why)))?;
+    let lost = move |cause: LossCause| match cause {
+        LossCause::Reset => loss.lost_for(RESET_PAUSE, &cause),
+        LossCause::Removed | LossCause::AskedBack => loss.lost(&cause),
+    };
+    let (port, queues) = Port::open(eal, devargs, &config, Arc::new(lost))?;
     info!(
         wire = context.wire,
         end = end_name(context.end),
@@ -122,9 +129,9 @@ impl EthdevDevice {
         let speed = status.speed_mbps.map(|mbps| format!(", {mbps} Mbit/s")).unwrap_or_default();
         // What we brought down says nothing of the other side, and two ends must not keep each other down.
         let link = match (self.is_told_down.load(Ordering::Relaxed), status.link_is_up) {
-            (true, _) => LinkState::Unknown,
-            (false, true) => LinkState::Up,
-            (false, false) => LinkState::Down,
+            (true, _) | (false, None) => LinkState::Unknown,
+            (false, Some(true)) => LinkState::Up,
+            (false, Some(false)) => LinkState::Down,
         };
         Ok(DeviceStatus {
             words: format!("{}{speed}", self.words),
@@ -162,5 +169,7 @@ impl Device for EthdevDevice {
     }
 }
 
+/// A PF takes about so long for its reset, in which probes of its VFs wait for it: and all others for them.
+const RESET_PAUSE: Duration = Duration::from_secs(2);
 /// As many looks in a row may fail.
 const FAILED_MAX: u32 = 5;

@@ -3,7 +3,7 @@
 //! It does *not* make or bind VFs: `sriov-manager` does, and lends them.
 //!
 //! In reading order:
-//! - [`spec`]: what a wire says of such an end. [`port`]: what the engine asks of it.
+//! - [`spec`]: what a wire says of such an end; `devargs`: what it may say. [`port`]: what the engine asks of it.
 //! - [`vf`]: the same for a VF, with the lease that it is borrowed by.
 //! - [`settings`]: how DPDK is started.
 //! - `device`: the port, made when its wire is made.
@@ -11,6 +11,7 @@
 //!
 //! Where this was built without DPDK, `device` and `queue` are not there: an end can be read and shown, and is refused when it is made.
 
+mod devargs;
 #[cfg(not(no_dpdk))]
 mod device;
 pub mod port;

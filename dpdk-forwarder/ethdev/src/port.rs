@@ -4,6 +4,7 @@ use ferrule_dataplane::port::device::{DeviceContext, MadeDevice};
 use ferrule_dataplane::port::external::{DeviceError, ExternalPort};
 use ferrule_dataplane::spec::FieldError;
 
+use crate::devargs;
 use crate::spec::EthdevSpec;
 
 /// What was missing when this was built, if anything was: then no such end can be made.
@@ -19,7 +20,10 @@ impl ExternalPort for EthdevSpec {
     }
 
     fn identity(&self) -> Option<String> {
-        Some(format!("DPDK device {}", self.name()))
+        Some(
+            pci_address(self.name())
+                .map_or_else(|| format!("DPDK device {}", self.name()), |address| pci_identity(&address)),
+        )
     }
 
     fn is_same(&self, other: &dyn ExternalPort) -> bool {
@@ -28,15 +32,16 @@ impl ExternalPort for EthdevSpec {
 
     fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        if self.name().is_empty() || self.device.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            let problem = format!(
-                "`{}`; devargs are wanted, as in `net_af_packet0,iface=eth1` or `0000:3b:02.1`",
-                self.device.escape_debug()
-            );
+        if let Err(problem) = devargs::check(&self.device) {
             errors.push(FieldError::new("device", problem));
         }
         check_queues_and_mtu(self.queues, self.mtu, &mut errors);
         errors
+    }
+
+    /// Of a device that has such a thing, its driver decides. To others a guest had better send finished frames.
+    fn takes_offloads(&self) -> bool {
+        pci_address(self.name()).is_some() || FINISH.iter().any(|driver| self.name().starts_with(driver))
     }
 
     #[cfg(not(no_dpdk))]
@@ -48,6 +53,25 @@ impl ExternalPort for EthdevSpec {
     fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
         Err(built_without(format!("DPDK device {}", self.name())))
     }
+}
+
+/// What an end takes that is the PCI device of this address, however it is asked for.
+pub(crate) fn pci_identity(address: &str) -> String {
+    format!("PCI device {address}")
+}
+
+/// A PCI address as the kernel writes it (`0000:3b:02.1`), of one in which the domain may be left out.
+pub(crate) fn pci_address(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    let whole = if text.len() == SHORT_ADDRESS { format!("0000:{text}") } else { text };
+    let is_form = |(place, byte): (usize, &u8)| match place {
+        4 | 7 => *byte == b':',
+        10 => *byte == b'.',
+        11 => (b'0'..=b'7').contains(byte),
+        _ => byte.is_ascii_hexdigit(),
+    };
+    (whole.len() == SHORT_ADDRESS + 5 && whole.bytes().enumerate().all(|(place, byte)| is_form((place, &byte))))
+        .then_some(whole)
 }
 
 /// What is wrong with the queues and the MTU of a device, whatever it is.
@@ -73,6 +97,10 @@ pub(crate) fn built_without(device: String) -> DeviceError {
     }
 }
 
+/// Drivers of software devices that finish frames.
+const FINISH: [&str; 1] = ["net_tap"];
+/// Characters of `3b:02.1`.
+const SHORT_ADDRESS: usize = 7;
 /// As many as a wire can have.
 const QUEUES_MAX: u32 = 256;
 /// The shortest MTU (RFC 791).
@@ -86,13 +114,13 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_an_end_is_said_of_each_field() {
-        let good = EthdevSpec { mtu: Some(9000), ..EthdevSpec::new("net_ring0,a=b") };
+        let good = EthdevSpec { mtu: Some(9000), ..EthdevSpec::new("net_null0,size=64") };
         assert_eq!(good.check(), []);
         let wrong = EthdevSpec { device: ",x y".to_owned(), queues: 0, mtu: Some(67) };
         let told: Vec<_> =
             wrong.check().into_iter().map(|error| format!("{}: {}", error.field, error.problem)).collect();
         let wanted = [
-            "device: `,x y`; devargs are wanted, as in `net_af_packet0,iface=eth1` or `0000:3b:02.1`",
+            "device: `,x y`; devargs have no spaces",
             "queues: 0 queues; 1 to 256 are possible",
             "mtu: 67; 68 to 65000 are possible",
         ];
@@ -101,11 +129,14 @@ mod tests {
 
     #[test]
     fn two_ends_are_one_device_if_their_names_are_equal_and_the_same_end_if_all_is() {
-        let ends = ["net_ring0,a=b", "net_ring0", "net_ring01"].map(EthdevSpec::new);
-        let identity = Some("DPDK device net_ring0".to_owned());
+        let ends = ["net_null0,size=64", "net_null0", "net_null01"].map(EthdevSpec::new);
+        let identity = Some("DPDK device net_null0".to_owned());
         assert_eq!(ends.each_ref().map(ExternalPort::identity)[..2], [identity.clone(), identity]);
         assert_ne!(ends[1].identity(), ends[2].identity());
+        for address in ["0000:3b:02.1", "3b:02.1", "0000:3B:02.1,x=1"] {
+            assert_eq!(EthdevSpec::new(address).identity(), crate::VfSpec::at("0000:3b:02.1").identity(), "{address}");
+        }
         assert!(ends[0].is_same(&ends[0].clone()) && !ends[0].is_same(&ends[1]));
-        assert_eq!(ends[0].to_string(), "ethdev net_ring0,a=b");
+        assert_eq!(ends[0].to_string(), "ethdev net_null0,size=64");
     }
 }

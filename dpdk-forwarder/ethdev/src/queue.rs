@@ -3,11 +3,13 @@
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 
-use ferrule_dataplane::offload::VnetHeader;
+use ferrule_dataplane::offload::{Accepts, NicOffload, VnetHeader, finish_checksum};
 use ferrule_dataplane::port::pieces::Pieces;
-use ferrule_dataplane::port::{BURST, Fault, Frame, Moved, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
+use ferrule_dataplane::port::{Fault, Frame, MoveEnd, Moved, PieceFrame, Put, Run, SEGMENT_COST, Source, Target};
 use ferrule_dataplane::status::DropReason;
-use ferrule_dpdk::queue::{MovedFrames, RxQueue, Stored, TxQueue};
+use ferrule_dpdk::config::Finishes;
+use ferrule_dpdk::finish::{DeviceFinish, Finish};
+use ferrule_dpdk::queue::{MoveEnd as QueueEnd, MovedFrames, RxQueue, Stored, TxQueue};
 use ferrule_ffi::span::Span;
 
 /// What comes from a device.
@@ -65,8 +67,13 @@ impl Source for EthdevSource {
     #[inline]
     fn move_to(&mut self, target: &mut dyn Any) -> Option<Moved> {
         let EthdevTarget(tx) = target.downcast_mut::<EthdevTarget>()?;
-        let MovedFrames { count, bytes, is_full } = tx.move_from(&mut self.0, BURST);
-        Some(Moved { frames: count, bytes, is_full })
+        let MovedFrames { count, bytes, end } = tx.move_from(&mut self.0);
+        let end = match end {
+            QueueEnd::Empty => MoveEnd::Empty,
+            QueueEnd::Full => MoveEnd::Full,
+            QueueEnd::Unmovable => MoveEnd::Unmovable,
+        };
+        Some(Moved { frames: count, bytes, end })
     }
 
     fn cost(&self, length: usize, slots: u32) -> u64 {
@@ -114,15 +121,32 @@ impl Target for EthdevTarget {
     }
 
     fn put(&mut self, frame: &Frame<'_>) -> Result<Put, Fault> {
-        Ok(put(self.0.store(&[frame.bytes])))
+        self.put_pieces(&[frame.bytes], frame.offload)
     }
 
     fn takes_pieces(&self) -> bool {
         true
     }
 
-    fn put_pieces(&mut self, pieces: &[Span<'_>], _offload: Option<&VnetHeader>) -> Result<Put, Fault> {
-        Ok(put(self.0.store(pieces)))
+    fn put_pieces(&mut self, pieces: &[Span<'_>], offload: Option<&VnetHeader>) -> Result<Put, Fault> {
+        let stored = match offload {
+            Some(header) if !header.is_plain() => {
+                let len = pieces.iter().map(|piece| piece.len()).sum();
+                self.0.store_unfinished(pieces, |head| finish(head, len, header))
+            }
+            Some(_) | None => self.0.store(pieces),
+        };
+        Ok(put(stored))
+    }
+
+    fn accepts(&self) -> Accepts {
+        let Finishes { checksums, segments } = self.0.finishes();
+        Accepts { csum: checksums, tso4: segments, tso6: segments, ecn: segments, udp_l4: false }
+    }
+
+    fn takes(&self, header: &VnetHeader) -> bool {
+        let is_cut = header.gso_type != VnetHeader::GSO_NONE;
+        self.accepts().takes(header) && (!is_cut || header.gso_size >= SEGMENT_MIN)
     }
 
     #[inline]
@@ -147,11 +171,29 @@ impl Target for EthdevTarget {
     }
 }
 
+/// What the device has to do on a frame of `len` bytes that begins with `head`. What it does not know is done here, if all of the frame is
+/// there. The frame is a copy of ours: nobody changes it any more.
+fn finish(head: &mut [u8], len: usize, header: &VnetHeader) -> Option<Finish> {
+    match NicOffload::of(head, len, header) {
+        Ok(NicOffload { link_len, network_len, transport_len, is_ipv6, is_udp, segment }) => {
+            Some(Finish::Device(DeviceFinish { link_len, network_len, transport_len, is_ipv6, is_udp, segment }))
+        }
+        Err(_) if header.gso_type == VnetHeader::GSO_NONE && head.len() == len => {
+            finish_checksum(head, header).is_ok().then_some(Finish::Nothing)
+        }
+        Err(_) => None,
+    }
+}
+
 fn put(stored: Stored) -> Put {
     match stored {
         Stored::Yes => Put::Stored,
         Stored::Full => Put::Full,
         Stored::TooLong => Put::Refused(DropReason::TooLong),
         Stored::TooShort => Put::Refused(DropReason::TooShort),
+        Stored::Bad => Put::Refused(DropReason::BadOffload),
     }
 }
+
+/// Some NICs take a frame that is to be cut finer for an attack. Such a one is cut in software.
+const SEGMENT_MIN: u16 = 256;

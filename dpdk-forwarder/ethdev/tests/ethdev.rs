@@ -109,7 +109,8 @@ fn what_a_device_refuses_fails_its_own_wire_and_no_other() {
     let mut peers = [0, 1].map(|number| client(&memif, number));
     until_up(&engine, &memif);
     let refusals = [
-        (EthdevSpec::new("net_nothing0"), "end B: make DPDK device net_nothing0: DPDK says: "),
+        (EthdevSpec::new("net_af_packet0,iface=nowhere"), "end B: make DPDK device net_af_packet0: "),
+        (EthdevSpec::new("net_failsafe0,exec(touch,/tmp/x)"), "ends[1].ethdev.device: `net_failsafe0`; a PCI address"),
         (EthdevSpec { queues: 200, ..EthdevSpec::new("net_ring0") }, "the configuration: 200 queues; it has 1 to "),
         (EthdevSpec { queues: 0, ..EthdevSpec::new("net_null0") }, "ends[1].ethdev.queues: 0 queues; 1 to 256"),
     ];

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferrule_daemon::ApiSocket;
@@ -58,6 +58,60 @@ async fn a_wire_that_wants_another_vf_has_it_by_the_same_name() {
     assert_eq!(site.lent().await, ["wire/w/A of us"]);
     let error = borrow(&site.leases("them"), "w", &fast()).await.err().unwrap();
     assert_eq!(error.to_string(), "the lease `wire/w/A` is of us");
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vf_of_a_wire_that_is_gone_is_free_for_the_next_one_at_once() {
+    let site = Site::start().await;
+    let leases = site.leases("us");
+    let wanted = Arc::new(Mutex::new(BTreeSet::from([lease_name("old", 0)])));
+    leases.keep_what(Arc::new({
+        let wanted = Arc::clone(&wanted);
+        move || Some(wanted.lock().unwrap().clone())
+    }));
+    let (lease, vf) = borrow(&leases, "old", &fast()).await.unwrap();
+    drop(lease);
+    let error = borrow(&leases, "new", &VfSpec::at(&*vf.address)).await.err().unwrap().to_string();
+    assert!(error.contains("wire/old/A"), "it is still wanted: {error}");
+    *wanted.lock().unwrap() = BTreeSet::from([lease_name("new", 0)]);
+    let (_lease, same) = borrow(&leases, "new", &VfSpec::at(&*vf.address)).await.unwrap();
+    assert_eq!(same.address, vf.address);
+    assert_eq!(site.lent().await, ["wire/new/A of us"]);
+    site.manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_another_forwarder_has_taken_or_that_is_given_back_is_noticed_once_its_vf_is_open() {
+    let site = Site::start().await;
+    let us = site.leases("us");
+    let (lease, vf) = borrow(&us, "w", &fast()).await.unwrap();
+    let check = |lease: Lease, address: &str| {
+        let address = address.to_owned();
+        spawn_blocking(move || {
+            let outcome = lease.check(&address).map_err(|error| error.to_string());
+            (lease, outcome)
+        })
+    };
+    let (lease, outcome) = check(lease, &vf.address).await.unwrap();
+    assert_eq!(outcome, Ok(()));
+    let mut client = connect(&site.socket).await.unwrap();
+    // Both have found the name free.
+    let request = v1::AcquireRequest {
+        id: "wire/w/A".to_owned(),
+        tenant: "them".to_owned(),
+        pools: vec!["fast".to_owned()],
+        driver: v1::Driver::VfioPci.into(),
+        attributes: Some(v1::Attributes::default()),
+        ..v1::AcquireRequest::default()
+    };
+    client.acquire(request).await.unwrap();
+    let (lease, outcome) = check(lease, &vf.address).await.unwrap();
+    assert_eq!(outcome, Err("the lease `wire/w/A` is of them".to_owned()));
+    let id = "wire/w/A".to_owned();
+    client.release(v1::ReleaseRequest { lease: id, ..v1::ReleaseRequest::default() }).await.unwrap();
+    let (_lease, outcome) = check(lease, &vf.address).await.unwrap();
+    assert_eq!(outcome, Err(format!("the lease `wire/w/A` is not of {} any more", vf.address)));
     site.manager.stop().await;
 }
 
@@ -133,7 +187,12 @@ async fn borrow(leases: &Arc<Leases>, wire: &str, spec: &VfSpec) -> Result<(Leas
 async fn give_back(leases: &Arc<Leases>, wanted: &[&str]) {
     let leases = Arc::clone(leases);
     let wanted: BTreeSet<_> = wanted.iter().map(|wire| lease_name(wire, 0)).collect();
-    spawn_blocking(move || leases.give_back(|| wanted)).await.unwrap();
+    spawn_blocking(move || {
+        leases.keep_what(Arc::new(move || Some(wanted.clone())));
+        leases.give_back();
+    })
+    .await
+    .unwrap();
 }
 
 fn fast() -> VfSpec {

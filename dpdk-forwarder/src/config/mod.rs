@@ -56,9 +56,10 @@ impl Config {
         Settings { idle: self.idle, ..Settings::new(self.workers.clone()) }
     }
 
-    /// Where VFs come from, and by which name this forwarder has them.
-    pub fn lease_settings(&self) -> LeaseSettings {
-        let forwarder = format!("dpdk-forwarder {}", self.socket.path.display());
+    /// Where VFs come from, and by which name this forwarder has them; `identity`: what another one of the same socket path has not.
+    pub fn lease_settings(&self, identity: Option<&str>) -> LeaseSettings {
+        let identity = identity.map(|word| format!(" {word}")).unwrap_or_default();
+        let forwarder = format!("dpdk-forwarder {}{identity}", self.socket.path.display());
         LeaseSettings { manager: self.sriov_manager.clone(), forwarder }
     }
 

@@ -74,7 +74,7 @@ wires: [{ name: a, ends: [{ ethdev: { device: net_null0, queues: 2, mtu: 9000 } 
     let text = "\
 dpdk: { memory: 1MiB, hugepages: x }
 wires:
-  - { name: a, ends: [{ ethdev: { device: 'net_null0,a=b', mtu: 1 } }, { kernel: { name: a } }] }
+  - { name: a, ends: [{ ethdev: { device: 'net_null0,size=64', mtu: 1 } }, { kernel: { name: a } }] }
   - { name: b, ends: [{ ethdev: { device: net_null0 } }, { ethdev: { queues: 0 } }] }
 ";
     let told = Config::parse("f", text).unwrap_err().to_string();
@@ -103,7 +103,7 @@ wires:
       - kernel: { name: a }
 ";
     let config = Config::parse("f", text).unwrap();
-    assert_eq!(config.lease_settings().manager.to_str(), Some("/run/vf.sock"));
+    assert_eq!(config.lease_settings(None).manager.to_str(), Some("/run/vf.sock"));
     assert_eq!(Config::default().needs_restart(&config, &[]).len(), 1);
     let two = VfSpec { queues: 2, mtu: Some(9000), ..VfSpec::of_pool("fast") };
     let two = VfSpec { pools: vec!["fast".into(), "spare".into()], ..two };

@@ -20,14 +20,14 @@ use super::vxlan::{VXLAN, Vxlan};
 
 /// How an end on this node is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum EndKind {
     Memif,
     Kernel,
     /// Of our own: the mesh has no word for it.
     VhostUser,
 }
 
-impl Kind {
+impl EndKind {
     /// All of them, those that are asked for first in front.
     pub(super) const ALL: [Self; 3] = [Self::Memif, Self::Kernel, Self::VhostUser];
 
@@ -80,14 +80,14 @@ impl MeshEnd {
         mechanism: &Mechanism,
         file: Option<&Arc<OwnedFd>>,
     ) -> Result<Self, Status> {
-        let kind = Kind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let kind = EndKind::of(&mechanism.r#type).ok_or_else(unsupported)?;
         let file = file.ok_or_else(|| {
             Status::invalid_argument(format!("{} without inodeURL: the file of that end is wanted", kind.name()))
         })?;
         match kind {
-            Kind::Kernel => kernel(side, connection, mechanism, file),
-            Kind::Memif => memif(side, connection, mechanism, file),
-            Kind::VhostUser => vhost_user(side, connection, mechanism, file),
+            EndKind::Kernel => kernel(side, connection, mechanism, file),
+            EndKind::Memif => memif(side, connection, mechanism, file),
+            EndKind::VhostUser => vhost_user(side, connection, mechanism, file),
         }
     }
 
@@ -104,7 +104,7 @@ impl MeshEnd {
 
 /// Nobody can have what is asked for.
 pub(super) fn unsupported() -> Status {
-    let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let kinds: Vec<_> = EndKind::ALL.iter().map(|kind| kind.name()).collect();
     let kinds = kinds.join(", ");
     Status::unimplemented(format!("cannot support any of the requested mechanism: this forwarder has {kinds}"))
 }
@@ -126,7 +126,7 @@ fn kernel(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc
         ..KernelSpec::new(name.clone())
     };
     let place = Some(InterfacePlace { netns, name });
-    Ok(MeshEnd { kind: Kind::Kernel.name(), mechanism, port: Port::Local(EndSpec::Kernel(spec)), place })
+    Ok(MeshEnd { kind: EndKind::Kernel.name(), mechanism, port: Port::Local(EndSpec::Kernel(spec)), place })
 }
 
 fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<OwnedFd>) -> Result<MeshEnd, Status> {
@@ -147,7 +147,7 @@ fn memif(side: Side, connection: &Connection, mechanism: &Mechanism, file: &Arc<
     };
     let mode = if connection.payload == IP { Mode::Ip } else { Mode::Ethernet };
     let spec = MemifSpec { netns: netns.map(NetNs::Open), mode, ..MemifSpec::new(socket, role) };
-    Ok(MeshEnd { kind: Kind::Memif.name(), mechanism, port: Port::Local(EndSpec::Memif(spec)), place: None })
+    Ok(MeshEnd { kind: EndKind::Memif.name(), mechanism, port: Port::Local(EndSpec::Memif(spec)), place: None })
 }
 
 /// The device of a client is in a directory that it passes; that of an endpoint too, or its socket is passed itself.
@@ -172,7 +172,7 @@ fn vhost_user(
         Side::Endpoint => (path_of(file).join(plain_name(&name)?), Role::Client),
     };
     let spec = VhostUserSpec::new(SocketAddress::Path(path), role);
-    Ok(MeshEnd { kind: Kind::VhostUser.name(), mechanism, port: Port::Local(EndSpec::VhostUser(spec)), place: None })
+    Ok(MeshEnd { kind: EndKind::VhostUser.name(), mechanism, port: Port::Local(EndSpec::VhostUser(spec)), place: None })
 }
 
 /// A file in a directory and nowhere else.
@@ -241,13 +241,16 @@ fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
 }
 
 /// What we can have at an endpoint of this node, beside a client of this kind, best first.
-pub(super) fn preferences(client: Kind, payload: &str, priority: &[String]) -> Vec<Mechanism> {
+pub(super) fn preferences(client: EndKind, payload: &str, priority: &[String]) -> Vec<Mechanism> {
     // Without Ethernet headers a frame goes to its own kind only.
-    let mut kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| payload != IP || *kind == client).collect();
-    let rank = |kind: &Kind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
+    let mut kinds: Vec<_> = EndKind::ALL.into_iter().filter(|kind| payload != IP || *kind == client).collect();
+    let rank = |kind: &EndKind| priority.iter().position(|name| name == kind.name()).unwrap_or(usize::MAX);
     kinds.sort_by_key(rank);
-    let mechanism =
-        |kind: Kind| Mechanism { cls: LOCAL.to_owned(), r#type: kind.name().to_owned(), parameters: BTreeMap::new() };
+    let mechanism = |kind: EndKind| Mechanism {
+        cls: LOCAL.to_owned(),
+        r#type: kind.name().to_owned(),
+        parameters: BTreeMap::new(),
+    };
     kinds.into_iter().map(mechanism).collect()
 }
 
@@ -292,9 +295,9 @@ mod tests {
             let asked = preferences(client, payload, &priority).into_iter();
             asked.map(|mechanism| mechanism.r#type).collect::<Vec<_>>()
         };
-        assert_eq!(names(Kind::Kernel, "ETHERNET", &[]), ["MEMIF", "KERNEL", "VHOST_USER"]);
-        assert_eq!(names(Kind::Kernel, "ETHERNET", &["KERNEL"]), ["KERNEL", "MEMIF", "VHOST_USER"]);
-        assert_eq!(names(Kind::Kernel, "IP", &[]), ["KERNEL"]);
+        assert_eq!(names(EndKind::Kernel, "ETHERNET", &[]), ["MEMIF", "KERNEL", "VHOST_USER"]);
+        assert_eq!(names(EndKind::Kernel, "ETHERNET", &["KERNEL"]), ["KERNEL", "MEMIF", "VHOST_USER"]);
+        assert_eq!(names(EndKind::Kernel, "IP", &[]), ["KERNEL"]);
     }
 
     #[test]

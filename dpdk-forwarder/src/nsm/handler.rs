@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::context::Side;
-use super::end::{IP, Kind, MeshEnd, preferences, unsupported};
+use super::end::{EndKind, IP, MeshEnd, preferences, unsupported};
 use super::joint::{Joint, SharedWires, wire_name};
 use super::next_hop::{Candidates, NextHops};
 use super::vxlan::{MTU, TunnelSite, VXLAN, Vnis, Vxlan};
@@ -69,9 +69,9 @@ struct Made {
 }
 
 /// What the client has asked for, judged.
-struct Asked {
+struct ClientWish {
     /// None: by a tunnel.
-    kind: Option<Kind>,
+    kind: Option<EndKind>,
     mechanism: Mechanism,
     file: Option<Arc<OwnedFd>>,
 }
@@ -86,7 +86,7 @@ impl MeshForwarder {
         &self,
         found: &FoundEndpoint,
         call: &Call,
-        asked: &Asked,
+        asked: &ClientWish,
         until: Instant,
     ) -> Result<Connection, Status> {
         let before = self.joined().get(&call.connection.id).cloned();
@@ -125,18 +125,21 @@ impl MeshForwarder {
     }
 
     /// What an endpoint of this node, or the manager of another one, is asked for.
-    fn preferences(&self, found: &FoundEndpoint, asked: &Asked, payload: &str) -> Result<Vec<Mechanism>, Status> {
+    fn preferences(&self, found: &FoundEndpoint, asked: &ClientWish, payload: &str) -> Result<Vec<Mechanism>, Status> {
         let address = found.address().map_err(|error| Status::unavailable(error.to_string()))?;
         match (address, asked.kind, &self.site) {
             // What comes by a tunnel goes into a kernel interface.
             (Address::Unix(_), kind, _) => {
-                let asked = preferences(kind.unwrap_or(Kind::Kernel), payload, &self.priority);
-                Ok(asked.into_iter().filter(|wanted| kind.is_some() || wanted.r#type == Kind::Kernel.name()).collect())
+                let asked = preferences(kind.unwrap_or(EndKind::Kernel), payload, &self.priority);
+                Ok(asked
+                    .into_iter()
+                    .filter(|wanted| kind.is_some() || wanted.r#type == EndKind::Kernel.name())
+                    .collect())
             }
-            (Address::Tcp(_), Some(Kind::Kernel), Some(_)) if payload == IP => Err(Status::unimplemented(
+            (Address::Tcp(_), Some(EndKind::Kernel), Some(_)) if payload == IP => Err(Status::unimplemented(
                 "the endpoint is on another node, and the payload is IP: this forwarder has VXLAN only, which carries Ethernet frames",
             )),
-            (Address::Tcp(_), Some(Kind::Kernel), Some(site)) => Ok(vec![site.preference()]),
+            (Address::Tcp(_), Some(EndKind::Kernel), Some(site)) => Ok(vec![site.preference()]),
             (Address::Tcp(_), Some(_), Some(_)) => {
                 Err(Status::unimplemented("the endpoint is on another node, and tunnels end in kernel interfaces"))
             }
@@ -151,7 +154,7 @@ impl MeshForwarder {
     async fn join(
         &self,
         call: &Call,
-        asked: &Asked,
+        asked: &ClientWish,
         next: &NextHop,
         below: &Connection,
         before: Option<&Joined>,
@@ -255,23 +258,23 @@ impl Handler for MeshForwarder {
 
 impl MeshForwarder {
     /// The first of what the client wants that we can have, or what the connection has already.
-    async fn asked(&self, call: &Call) -> Result<Asked, Status> {
+    async fn asked(&self, call: &Call) -> Result<ClientWish, Status> {
         let is_tunnel = |mechanism: &Mechanism| mechanism.r#type == VXLAN && self.site.is_some();
-        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || Kind::of(&mechanism.r#type).is_some();
+        let can_have = |mechanism: &&Mechanism| is_tunnel(mechanism) || EndKind::of(&mechanism.r#type).is_some();
         let mechanism = call.connection.mechanism.as_ref();
         let mechanism =
             mechanism.or_else(|| call.preferences.iter().find(can_have)).cloned().ok_or_else(unsupported)?;
         if let Some(site) = self.site.filter(|_| is_tunnel(&mechanism)) {
-            return Ok(Asked { kind: None, mechanism: site.answer(&mechanism, &self.vnis)?, file: None });
+            return Ok(ClientWish { kind: None, mechanism: site.answer(&mechanism, &self.vnis)?, file: None });
         }
-        let kind = Kind::of(&mechanism.r#type).ok_or_else(unsupported)?;
+        let kind = EndKind::of(&mechanism.r#type).ok_or_else(unsupported)?;
         let files = MechanismFiles::receive(call.peer.as_ref().and_then(Peer::files), [&mechanism]).await?;
         let file = files.of(&mechanism).cloned();
-        Ok(Asked { kind: Some(kind), mechanism, file })
+        Ok(ClientWish { kind: Some(kind), mechanism, file })
     }
 
     /// Asks the candidates one after the other until one is joined with the client.
-    async fn ask_all(&self, call: &mut Call, asked: &Asked, until: Instant) -> Result<Connection, Status> {
+    async fn ask_all(&self, call: &mut Call, asked: &ClientWish, until: Instant) -> Result<Connection, Status> {
         let Candidates { endpoints, payload } = Box::pin(self.hops.candidates(&call.connection)).await?;
         if let Some(payload) = payload {
             call.connection.payload = payload;

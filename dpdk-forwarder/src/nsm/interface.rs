@@ -51,7 +51,7 @@ pub(super) struct InterfaceError {
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+enum InterfaceStep {
     Address(IpNet),
     NoAddress(IpNet),
     Route(IpNet, Option<IpAddr>),
@@ -197,22 +197,22 @@ impl OpenInterface {
 
 /// What makes `should` of `is`. New addresses come before old ones go: with its last address an interface loses its routes. Routes on
 /// the link come before those whose next hops they lead to.
-fn plan(is: &InterfaceState, should: &InterfaceState) -> Vec<Step> {
-    let mut steps: Vec<_> = should.addresses.difference(&is.addresses).copied().map(Step::Address).collect();
+fn plan(is: &InterfaceState, should: &InterfaceState) -> Vec<InterfaceStep> {
+    let mut steps: Vec<_> = should.addresses.difference(&is.addresses).copied().map(InterfaceStep::Address).collect();
     let gone = |(to, _): &(&IpNet, &Option<IpAddr>)| !should.routes.contains_key(to);
-    steps.extend(is.routes.iter().filter(gone).map(|(to, via)| Step::NoRoute(*to, *via)));
+    steps.extend(is.routes.iter().filter(gone).map(|(to, via)| InterfaceStep::NoRoute(*to, *via)));
     let mut new: Vec<_> = should.routes.iter().filter(|(to, via)| is.routes.get(to) != Some(via)).collect();
     new.sort_by_key(|(_, via)| via.is_some());
-    steps.extend(new.into_iter().map(|(to, via)| Step::Route(*to, *via)));
+    steps.extend(new.into_iter().map(|(to, via)| InterfaceStep::Route(*to, *via)));
     let gone = is.neighbours.keys().filter(|address| !should.neighbours.contains_key(address));
-    steps.extend(gone.map(|address| Step::NoNeighbour(*address)));
+    steps.extend(gone.map(|address| InterfaceStep::NoNeighbour(*address)));
     let new = should.neighbours.iter().filter(|(address, mac)| is.neighbours.get(address) != Some(mac));
-    steps.extend(new.map(|(address, mac)| Step::Neighbour(*address, *mac)));
-    steps.extend(is.addresses.difference(&should.addresses).copied().map(Step::NoAddress));
+    steps.extend(new.map(|(address, mac)| InterfaceStep::Neighbour(*address, *mac)));
+    steps.extend(is.addresses.difference(&should.addresses).copied().map(InterfaceStep::NoAddress));
     steps
 }
 
-impl Step {
+impl InterfaceStep {
     fn request(&self, index: u32) -> Request {
         const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
         let delete = |request: Request| Request {
@@ -297,11 +297,11 @@ mod tests {
         assert_eq!(
             plan(&is, &should),
             [
-                Step::Address(net("10.0.1.1/32")),
-                Step::NoRoute(net("10.0.0.0/32"), None),
-                Step::Route(net("10.0.1.0/32"), None),
-                Step::Route(net("10.0.0.0/8"), Some("10.0.1.0".parse().unwrap())),
-                Step::NoAddress(net("10.0.0.1/32")),
+                InterfaceStep::Address(net("10.0.1.1/32")),
+                InterfaceStep::NoRoute(net("10.0.0.0/32"), None),
+                InterfaceStep::Route(net("10.0.1.0/32"), None),
+                InterfaceStep::Route(net("10.0.0.0/8"), Some("10.0.1.0".parse().unwrap())),
+                InterfaceStep::NoAddress(net("10.0.0.1/32")),
             ]
         );
     }

@@ -165,6 +165,7 @@ impl Wires {
                 let Unfinished { before, undo } = turn.unfinished.remove(&name).unwrap_or_default();
                 turn.take_back(&name, undo);
                 let restored = self.go_back(&name, before);
+                self.leases.notify_one();
                 drop(turn);
                 self.finish(restored.into_iter().collect(), super::Again::No);
                 Err(problem.into())

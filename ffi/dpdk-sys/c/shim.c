@@ -11,7 +11,10 @@
 #include <rte_lcore.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
+#include <rte_mbuf_pool_ops.h>
 #include <rte_memory.h>
+#include <rte_mempool.h>
+#include <rte_memzone.h>
 #include <rte_prefetch.h>
 
 /* Threads. */
@@ -100,14 +103,11 @@ static inline void view(struct ferrule_frame *frame, struct rte_mbuf *mbuf)
 	rte_prefetch0(frame->data);
 }
 
-uint16_t ferrule_rx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count,
-			  uint64_t *refused)
+/* Shows frames, but for those that nobody could take, which are freed and counted. How many. */
+static inline uint16_t show(struct rte_mbuf **mbufs, uint16_t received, struct ferrule_frame *frames, uint64_t *refused)
 {
-	struct rte_mbuf *mbufs[FERRULE_BURST];
-	uint16_t received, shown = 0;
+	uint16_t shown = 0;
 
-	know_thread();
-	received = rte_eth_rx_burst(port, queue, mbufs, RTE_MIN(count, FERRULE_BURST));
 	for (uint16_t i = 0; i < received; i++) {
 		if (unlikely(mbufs[i]->pkt_len > FERRULE_FRAME_MAX || mbufs[i]->nb_segs > FERRULE_SEGMENTS_MAX)) {
 			rte_pktmbuf_free(mbufs[i]);
@@ -119,6 +119,16 @@ uint16_t ferrule_rx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *f
 	return shown;
 }
 
+uint16_t ferrule_rx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count,
+			  uint64_t *refused)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+
+	know_thread();
+	return show(mbufs, rte_eth_rx_burst(port, queue, mbufs, RTE_MIN(count, FERRULE_BURST)), frames, refused);
+}
+
+/* Tells mbufs how much was stored in them: in all of a chain but the last as much as there is room. */
 static inline uint16_t transmit(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count, bool is_new)
 {
 	struct rte_mbuf *mbufs[FERRULE_BURST];
@@ -128,7 +138,7 @@ static inline uint16_t transmit(uint16_t port, uint16_t queue, struct ferrule_fr
 	for (uint16_t i = 0; i < count; i++) {
 		mbufs[i] = frames[i].mbuf;
 		if (is_new) {
-			mbufs[i]->data_len = frames[i].len;
+			mbufs[i]->data_len = RTE_MIN(frames[i].len, frames[i].first);
 			mbufs[i]->pkt_len = frames[i].len;
 		}
 	}
@@ -143,6 +153,52 @@ uint16_t ferrule_tx_burst(uint16_t port, uint16_t queue, struct ferrule_frame *f
 uint16_t ferrule_tx_move(uint16_t port, uint16_t queue, struct ferrule_frame *frames, uint16_t count)
 {
 	return transmit(port, queue, frames, count, false);
+}
+
+/* Adds up the lengths of frames. Whether all of them may be sent as they are. Without branches: all loads are under way at once. */
+static inline bool may_move(struct rte_mbuf *const *mbufs, uint16_t count, const struct ferrule_path *path, uint32_t *bytes)
+{
+	const uint32_t range = path->frame_max - FERRULE_FRAME_MIN;
+	uint32_t sum = 0, refused = 0;
+
+	for (uint16_t i = 0; i < count; i++) {
+		const uint32_t len = mbufs[i]->pkt_len;
+
+		sum += len;
+		refused |= (len - FERRULE_FRAME_MIN > range) | (mbufs[i]->nb_segs > path->segments_max);
+	}
+	*bytes = sum;
+	return refused == 0;
+}
+
+uint16_t ferrule_move(const struct ferrule_path *path, struct ferrule_frame *frames, struct ferrule_moved *moved)
+{
+	struct rte_mbuf *mbufs[FERRULE_BURST];
+	uint16_t received, sent = 0;
+	uint32_t bytes;
+
+	know_thread();
+	received = rte_eth_rx_burst(path->rx_port, path->rx_queue, mbufs, FERRULE_BURST);
+	if (received == 0) {
+		*moved = (struct ferrule_moved){ 0 };
+		return 0;
+	}
+	if (likely(may_move(mbufs, received, path, &bytes)))
+		sent = rte_eth_tx_burst(path->tx_port, path->tx_queue, mbufs, received);
+	else
+		bytes = 0;
+	moved->frames = sent;
+	moved->refused = 0;
+	if (unlikely(sent < received)) {
+		/* What was sent is not ours any more, what was not is. */
+		for (uint16_t i = sent; i < received && sent > 0; i++)
+			bytes -= mbufs[i]->pkt_len;
+		received = show(mbufs + sent, received - sent, frames, &moved->refused);
+	} else {
+		received = 0;
+	}
+	moved->bytes = bytes;
+	return received;
 }
 
 int ferrule_alloc(struct rte_mempool *pool, struct ferrule_frame *frames, uint16_t count)
@@ -164,6 +220,46 @@ int ferrule_alloc(struct rte_mempool *pool, struct ferrule_frame *frames, uint16
 	return 0;
 }
 
+void ferrule_chain(struct ferrule_frame *frames, uint16_t count)
+{
+	struct rte_mbuf *head = frames[0].mbuf, *last = head;
+	uint32_t len = 0;
+
+	for (uint16_t i = 0; i < count; i++) {
+		struct rte_mbuf *mbuf = frames[i].mbuf;
+
+		mbuf->data_len = frames[i].len;
+		len += frames[i].len;
+		if (i > 0) {
+			last->next = mbuf;
+			last = mbuf;
+		}
+	}
+	head->nb_segs = count;
+	head->pkt_len = len;
+	frames[0].len = len;
+	frames[0].segments = count;
+}
+
+int ferrule_finish(uint16_t port, uint16_t queue, const struct ferrule_frame *frame, const struct ferrule_offload *offload)
+{
+	struct rte_mbuf *mbuf = frame->mbuf;
+
+	mbuf->l2_len = offload->link_len;
+	mbuf->l3_len = offload->network_len;
+	mbuf->l4_len = offload->transport_len;
+	mbuf->ol_flags |= offload->is_ipv6 ? RTE_MBUF_F_TX_IPV6 : RTE_MBUF_F_TX_IPV4;
+	mbuf->ol_flags |= offload->is_udp ? RTE_MBUF_F_TX_UDP_CKSUM : RTE_MBUF_F_TX_TCP_CKSUM;
+	if (offload->segment != 0) {
+		mbuf->tso_segsz = offload->segment;
+		mbuf->ol_flags |= RTE_MBUF_F_TX_TCP_SEG;
+		if (!offload->is_ipv6)
+			mbuf->ol_flags |= RTE_MBUF_F_TX_IP_CKSUM;
+	}
+	/* Each driver wants another sum of the pseudo-header. */
+	return rte_eth_tx_prepare(port, queue, &mbuf, 1) == 1 ? 0 : -rte_errno;
+}
+
 void ferrule_free(struct ferrule_frame *frames, uint16_t count)
 {
 	struct rte_mbuf *mbufs[FERRULE_BURST];
@@ -172,6 +268,49 @@ void ferrule_free(struct ferrule_frame *frames, uint16_t count)
 	for (uint16_t i = 0; i < count; i++)
 		mbufs[i] = frames[i].mbuf;
 	rte_pktmbuf_free_bulk(mbufs, count);
+}
+
+struct rte_mempool *ferrule_pool_create(const char *name, uint32_t count, uint32_t cache, uint16_t room, int node)
+{
+	struct rte_pktmbuf_pool_private private = { .mbuf_data_room_size = room };
+	const struct rte_memzone *memory = NULL;
+	char memory_name[RTE_MEMZONE_NAMESIZE];
+	struct rte_mempool *pool;
+	size_t chunk_min, align;
+	ssize_t size;
+	int status;
+
+	pool = rte_mempool_create_empty(name, count, sizeof(struct rte_mbuf) + room, cache, sizeof(private), node,
+					RTE_MEMPOOL_F_NO_IOVA_CONTIG);
+	if (pool == NULL)
+		return NULL;
+	status = rte_mempool_set_ops_byname(pool, rte_mbuf_best_mempool_ops(), NULL);
+	if (status != 0)
+		goto fail;
+	rte_pktmbuf_pool_init(pool, &private);
+	size = rte_mempool_op_calc_mem_size_default(pool, count, 0, &chunk_min, &align);
+	if (size < 0) {
+		status = size;
+		goto fail;
+	}
+	snprintf(memory_name, sizeof(memory_name), "%s-mbufs", name);
+	memory = rte_memzone_reserve_aligned(memory_name, size, node, 0, align);
+	if (memory == NULL) {
+		status = -rte_errno;
+		goto fail;
+	}
+	status = rte_mempool_populate_iova(pool, memory->addr, memory->iova, size, NULL, NULL);
+	if (status != (int)count) {
+		status = status < 0 ? status : -ENOMEM;
+		goto fail;
+	}
+	rte_mempool_obj_iter(pool, rte_pktmbuf_init, NULL);
+	return pool;
+fail:
+	rte_mempool_free(pool);
+	rte_memzone_free(memory);
+	rte_errno = -status;
+	return NULL;
 }
 
 uint32_t ferrule_pool_count(const struct rte_mempool *pool)

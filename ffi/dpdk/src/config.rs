@@ -14,11 +14,13 @@ pub struct PortConfig {
     pub mtu: Option<u16>,
     /// Bytes of a buffer; none: as many as a frame has. Longer frames come in several buffers then.
     pub buffer: Option<u16>,
+    /// Whether frames are sent whose checksum or segmentation it is to finish, as far as it can.
+    pub finishes: bool,
 }
 
 impl Default for PortConfig {
     fn default() -> Self {
-        Self { queues: 1, mtu: None, buffer: None }
+        Self { queues: 1, mtu: None, buffer: None, finishes: false }
     }
 }
 
@@ -39,6 +41,18 @@ pub(crate) struct Plan {
     pub tx_offloads: u64,
     /// Buffers that a frame may lie in when it is sent: a NIC may take more for an attack.
     pub segments_max: u16,
+    /// The same of one that it cuts into segments.
+    pub cut_segments_max: u16,
+    pub finishes: Finishes,
+}
+
+/// What a device finishes on frames that it sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finishes {
+    /// Checksums of TCP and UDP.
+    pub checksums: bool,
+    /// TCP that is to be cut into segments.
+    pub segments: bool,
 }
 
 impl Plan {
@@ -73,21 +87,29 @@ impl Plan {
         if is_scattered && info.rx_offload_capa & sys::FERRULE_RX_OFFLOAD_SCATTER == 0 {
             return refused(format!("buffers of {room} bytes for frames of {frame_max}; it needs one for each frame"));
         }
+        let has = |offload| info.tx_offload_capa & offload == offload;
+        let checksums = config.finishes && has(sys::FERRULE_TX_OFFLOAD_CHECKSUM);
+        let finishes = Finishes { checksums, segments: checksums && has(sys::FERRULE_TX_OFFLOAD_SEGMENT) };
+        let unless_none = |most| if most == 0 { u16::MAX } else { most };
+        let [wanted, cut] = [
+            (finishes.checksums, sys::FERRULE_TX_OFFLOAD_CHECKSUM),
+            (finishes.segments, sys::FERRULE_TX_OFFLOAD_SEGMENT),
+        ]
+        .map(|(is_wanted, offload)| if is_wanted { offload } else { 0 });
         Ok(Self {
             mtu,
             frame_max,
             room: room as u16,
             rss: if config.queues > 1 { info.flow_type_rss_offloads & sys::FERRULE_RSS_IP_TCP_UDP } else { 0 },
             rx_offloads: if is_scattered { sys::FERRULE_RX_OFFLOAD_SCATTER } else { 0 },
-            segments_max: match (
-                info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS,
-                info.tx_desc_lim.nb_mtu_seg_max,
-            ) {
-                (0, _) => 1,
-                (_, 0) => u16::MAX,
-                (_, most) => most,
+            segments_max: if has(sys::FERRULE_TX_OFFLOAD_MULTI_SEGS) {
+                unless_none(info.tx_desc_lim.nb_mtu_seg_max)
+            } else {
+                1
             },
-            tx_offloads: info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS,
+            cut_segments_max: unless_none(info.tx_desc_lim.nb_seg_max),
+            finishes,
+            tx_offloads: (info.tx_offload_capa & sys::FERRULE_TX_OFFLOAD_MULTI_SEGS) | wanted | cut,
         })
     }
 
@@ -110,8 +132,7 @@ impl Plan {
 /// what threads have at hand: also those that do not serve it any more.
 pub(crate) fn buffers(rx: u16, tx: u16) -> u32 {
     let at_hand = THREADS * (CACHE + CACHE / 2) + 4 * BURST as u32;
-    // DPDK's pools waste least at this size.
-    (u32::from(rx) + u32::from(tx) + u32::from(DESCRIPTORS) + at_hand).next_power_of_two() - 1
+    u32::from(rx) + u32::from(tx) + u32::from(DESCRIPTORS) + at_hand
 }
 
 /// Frames of a burst.
@@ -200,11 +221,26 @@ mod tests {
     }
 
     #[test]
+    fn a_device_finishes_what_it_can_if_that_is_wanted() {
+        let plan = |finishes, capa| {
+            let info = sys::rte_eth_dev_info { tx_offload_capa: capa, ..info() };
+            let plan = plan(PortConfig { finishes, ..<_>::default() }, &info).unwrap();
+            (plan.finishes.checksums, plan.finishes.segments, plan.tx_offloads)
+        };
+        let (checksums, segments) = (sys::FERRULE_TX_OFFLOAD_CHECKSUM, sys::FERRULE_TX_OFFLOAD_SEGMENT);
+        let chains = sys::FERRULE_TX_OFFLOAD_MULTI_SEGS;
+        assert_eq!(plan(true, u64::MAX), (true, true, checksums | segments));
+        assert_eq!(plan(false, u64::MAX), (false, false, chains));
+        assert_eq!(plan(true, checksums | chains), (true, false, checksums | chains));
+        assert_eq!(plan(true, segments), (false, false, chains), "each segment has a checksum");
+        assert_eq!(plan(true, checksums & (checksums - 1)), (false, false, 0), "both protocols, or none");
+    }
+
+    #[test]
     fn threads_that_served_a_port_before_leave_enough_for_its_rings() {
-        let at_hand = 8 * 96;
+        let at_hand = 8 * 192;
         assert!(buffers(1024, 1024) - at_hand >= 3 * 1024);
         assert!(buffers(64, 64) - at_hand >= 64 + 64 + 1024);
-        assert_eq!(buffers(1024, 1024), 4095, "a queue takes no more memory for that");
     }
 
     #[test]

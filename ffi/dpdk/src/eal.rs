@@ -12,15 +12,15 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 
+use crate::close::Unclosed;
 use crate::error::{StartError, cause};
-use crate::library;
-use crate::log;
-use crate::pool::Pools;
+use crate::pool::{Mempool, Pools};
+use crate::{announce, library, log};
 
 /// How it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EalSettings {
-    /// Memory for the frames of all ports, in MiB: a queue takes 17 at an MTU of 1500, and 10 of hugepages. It is reserved, and
+    /// Memory for the frames of all ports, in MiB: a queue takes 12 at an MTU of 1500. It is reserved, and
     /// taken as ports are made.
     pub memory_mib: u32,
     /// Whether it lies in hugepages, an equal part on each NUMA node that has as many free. A NIC without an IOMMU needs them. All are taken at the
@@ -39,10 +39,11 @@ impl Default for EalSettings {
 pub struct Eal {
     pub(crate) dpdk: Dpdk,
     pub(crate) has_hugepages: bool,
-    /// Whoever has it may make and close ports.
-    control: Mutex<Pools>,
-    /// Ports that wait to be closed: none is opened before they are.
+    /// Whoever has it may probe and remove devices: DPDK's lists of these have no lock.
+    control: Mutex<Unclosed>,
+    /// Devices that wait to be removed: none is probed before they are.
     closing: AtomicUsize,
+    pools: Mutex<Pools>,
 }
 
 impl Eal {
@@ -65,6 +66,11 @@ impl Eal {
             Err(error) => return Err(StartError::Eal { reason: format!("no thread can be started ({error})") }),
         };
         started.insert(outcome).clone()
+    }
+
+    pub(crate) fn new(dpdk: Dpdk, has_hugepages: bool) -> Self {
+        let (control, pools) = (Mutex::default(), Mutex::default());
+        Self { dpdk, has_hugepages, control, closing: AtomicUsize::new(0), pools }
     }
 
     /// DPDK's name and version, as it was loaded.
@@ -96,11 +102,24 @@ impl Eal {
 
     /// Pools that were made. They stay, and are used again.
     pub fn pools(&self) -> usize {
-        self.control().made()
+        self.pool_set().made()
     }
 
-    /// For whoever makes a port: behind those that close one, since a kernel may wait for these.
-    pub(crate) fn control_to_open(&self) -> MutexGuard<'_, Pools> {
+    /// What frames of its ports lie in.
+    pub(crate) fn pool_set(&self) -> MutexGuard<'_, Pools> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pools of a port for the next ones.
+    pub(crate) fn retire(&self, pools: Vec<Mempool>) {
+        let mut set = self.pool_set();
+        for pool in pools {
+            set.retire(pool);
+        }
+    }
+
+    /// For whoever probes a device: behind those that remove one, since a kernel may wait for these.
+    pub(crate) fn control_to_open(&self) -> MutexGuard<'_, Unclosed> {
         loop {
             let control = self.control();
             if self.closing.load(Ordering::SeqCst) == 0 {
@@ -111,15 +130,15 @@ impl Eal {
         }
     }
 
-    /// For whoever closes a port.
-    pub(crate) fn control_to_close(&self) -> MutexGuard<'_, Pools> {
+    /// For whoever removes a device.
+    pub(crate) fn control_to_close(&self) -> MutexGuard<'_, Unclosed> {
         self.closing.fetch_add(1, Ordering::SeqCst);
         let control = self.control();
         self.closing.fetch_sub(1, Ordering::SeqCst);
         control
     }
 
-    fn control(&self) -> MutexGuard<'_, Pools> {
+    fn control(&self) -> MutexGuard<'_, Unclosed> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -151,7 +170,8 @@ fn init(dpdk: Dpdk, settings: EalSettings) -> Result<&'static Eal, StartError> {
             return Err(failed(format!("its memory cannot be bounded: {}", cause(status, &said))));
         }
     }
-    let eal = Eal { dpdk, has_hugepages: settings.hugepages, control: Mutex::default(), closing: AtomicUsize::new(0) };
+    announce::watch(&dpdk).map_err(failed)?;
+    let eal = Eal::new(dpdk, settings.hugepages);
     tracing::info!(version = eal.version(), built_for = VERSION, ?settings, "DPDK has started");
     Ok(Box::leak(Box::new(eal)))
 }

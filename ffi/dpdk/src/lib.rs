@@ -10,9 +10,10 @@
 //! In reading order:
 //! - [`eal`]: DPDK's environment, started once in a process, when it is needed.
 //! - [`port`]: a device, from its devargs to its end. [`open`]: how it is made, with its queues; [`config`]: what it is made of; [`stats`]: what it tells; [`watch`]: what it says of its own end.
-//! - [`queue`]: its queues: frames as slices.
+//! - [`queue`]: its queues: frames as slices. [`finish`]: frames whose checksums and segments are left to the device.
 //! - [`error`]: which call failed on which device, and why.
-//! - `library`, `log`, `pool`: how libdpdk is loaded, where its log goes, and what frames lie in.
+//! - `library`, `log`, `pool`, `announce`, `close`: how libdpdk is loaded, where its log goes, what frames lie in, which ports a device has, how
+//!   one ends.
 //!
 //! Where this was built without libdpdk, nothing of that is there, and [`MISSING`] says why.
 
@@ -25,11 +26,17 @@ pub use ferrule_dpdk_sys::MISSING;
 pub use ferrule_dpdk_sys::VERSION;
 
 #[cfg(not(no_dpdk))]
+mod announce;
+#[cfg(not(no_dpdk))]
+mod close;
+#[cfg(not(no_dpdk))]
 pub mod config;
 #[cfg(not(no_dpdk))]
 pub mod eal;
 #[cfg(not(no_dpdk))]
 pub mod error;
+#[cfg(not(no_dpdk))]
+pub mod finish;
 #[cfg(not(no_dpdk))]
 mod library;
 #[cfg(not(no_dpdk))]
@@ -42,6 +49,8 @@ mod pool;
 pub mod port;
 #[cfg(not(no_dpdk))]
 pub mod queue;
+#[cfg(all(test, not(no_dpdk)))]
+mod replaced;
 #[cfg(not(no_dpdk))]
 pub mod stats;
 #[cfg(not(no_dpdk))]

@@ -24,13 +24,8 @@ impl Port {
         config: &PortConfig,
         lost: LossFn,
     ) -> Result<(Arc<Self>, QueuePairs), PortError> {
-        let mut control = eal.control_to_open();
         let mut port = Self::probe(eal, devargs)?;
-        if let Err(error) = port.set_up(config, &mut control, lost) {
-            port.close(&mut control);
-            return Err(error);
-        }
-        drop(control);
+        port.set_up(config, lost)?;
         let port = Arc::new(port);
         let queues = port.pools.iter().zip(0..).map(|(pool, queue)| {
             (RxQueue::new(Arc::clone(&port), queue), TxQueue::new(Arc::clone(&port), queue, pool))

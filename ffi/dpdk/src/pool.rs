@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use ferrule_dpdk_sys::{Dpdk, RTE_PKTMBUF_HEADROOM, rte_mempool};
 
+use crate::config::BURST;
 use crate::error::{PortError, cause};
 use crate::log;
 
@@ -28,6 +29,8 @@ pub(crate) struct Shape {
     pub room: u16,
     /// The NUMA node that they are wanted on.
     pub node: i32,
+    /// Whether DPDK's memory is in hugepages.
+    pub in_hugepages: bool,
 }
 
 /// Pools of ports that are closed. They are not freed but used again, by ports whose frames are as long: frames of them may still be
@@ -67,13 +70,18 @@ impl Pools {
 }
 
 fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool, PortError> {
-    let Shape { count, room, node } = shape;
+    let Shape { count, room, node, in_hugepages } = shape;
     let name = CString::new(name).unwrap_or_default();
     let room = room.saturating_add(RTE_PKTMBUF_HEADROOM as u16);
     let create = |node| {
         let made = log::collect(|| {
-            // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
-            unsafe { dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
+            if in_hugepages {
+                // SAFETY: the name is a string, which DPDK copies; every number is checked by DPDK.
+                unsafe { dpdk.rte_pktmbuf_pool_create(name.as_ptr(), count, CACHE, 0, room, node) }
+            } else {
+                // SAFETY: as above; without hugepages the environment was started with IOVA as VA.
+                unsafe { dpdk.ferrule_pool_create(name.as_ptr(), count, CACHE, room, node) }
+            }
         });
         (NonNull::new(made.0), made.1)
     };
@@ -91,6 +99,7 @@ fn create(dpdk: &Dpdk, name: &str, device: &str, shape: Shape) -> Result<Mempool
     Ok(Mempool { pointer, shape })
 }
 
-/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever.
-pub(crate) const CACHE: u32 = 64;
+/// Mbufs that each thread has at hand: of each pool it ever used, half as many again at most, for ever. Twice a burst: a cache that a burst
+/// empties and fills goes to the pool each time, whose mbufs come in turns, so that none is in the CPU's caches.
+pub(crate) const CACHE: u32 = 2 * BURST as u32;
 pub(crate) const ANY_NODE: i32 = -1;

@@ -10,38 +10,39 @@ use ferrule_dpdk_sys::{Dpdk, FERRULE_DEV_INTR_RMV, rte_device, rte_eth_dev_info,
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 
-use crate::config::{BURST, DESCRIPTORS, Plan, PortConfig, buffers};
+use crate::config::{BURST, DESCRIPTORS, Finishes, Plan, PortConfig, buffers};
 use crate::eal::Eal;
 use crate::error::{PortError, cause};
-use crate::log;
-use crate::pool::{ANY_NODE, Mempool, Pools, Shape};
+use crate::pool::{ANY_NODE, Mempool, Shape};
 use crate::watch::{LossFn, Watch};
+use crate::{announce, log};
 
 /// A port that runs. When it and all of its queues are dropped, it is stopped and closed, and its device is removed; that
 /// may take its time.
 pub struct Port {
-    eal: &'static Eal,
-    device: String,
+    pub(crate) eal: &'static Eal,
+    pub(crate) device: String,
     id: u16,
     /// Ports of the device: all of them are closed.
-    ports: Vec<u16>,
-    handle: *mut rte_device,
+    pub(crate) ports: Vec<u16>,
+    pub(crate) handle: *mut rte_device,
     driver: String,
     frame_max: u32,
     room: u16,
     segments_max: u16,
+    cut_segments_max: u16,
+    finishes: Finishes,
     is_promiscuous: bool,
     pub(crate) pools: Vec<Mempool>,
-    is_started: bool,
+    pub(crate) is_started: bool,
     /// The interface of the kernel that it is made of, if it is of one, by its number.
     interface: u32,
-    watch: Option<Watch>,
+    pub(crate) watch: Option<Watch>,
     /// Drivers do not expect two control calls on one port at the same time, not even of those that only read.
     turn: Mutex<()>,
 }
 
-// SAFETY: DPDK's control calls on a port may be made from any thread. `handle` is used by `open` and `drop` only, which hold
-// `Eal::control`.
+// SAFETY: DPDK's control calls on a port may be made from any thread. `handle` is used by `set_up` and `close` only.
 unsafe impl Send for Port {}
 // SAFETY: control calls on one port are made one after the other (`turn`), beside the bursts of its queues, as DPDK allows.
 unsafe impl Sync for Port {}
@@ -82,6 +83,21 @@ impl Port {
         self.segments_max
     }
 
+    /// The same of one that it cuts into segments.
+    pub(crate) fn cut_segments_max(&self) -> u16 {
+        self.cut_segments_max
+    }
+
+    /// Bytes that a buffer has room for.
+    pub(crate) fn room(&self) -> usize {
+        usize::from(self.room)
+    }
+
+    /// What it finishes on frames that it sends.
+    pub fn finishes(&self) -> Finishes {
+        self.finishes
+    }
+
     pub(crate) fn dpdk(&self) -> &'static Dpdk {
         &self.eal.dpdk
     }
@@ -91,18 +107,23 @@ impl Port {
         let refused = |cause: String| PortError::new(devargs, "rte_dev_probe", cause);
         check_name(devargs)?;
         let text = CString::new(devargs).map_err(|_| refused("a zero byte".to_owned()))?;
-        let before = eal.ports();
-        if before.len() >= Eal::ports_max() {
-            let cause = format!("there are {} ports already, as many as this DPDK can have", before.len());
-            return Err(refused(cause));
+        let mut unclosed = eal.control_to_open();
+        eal.retire(unclosed.retry(&eal.dpdk));
+        if unclosed.has(devargs) {
+            return Err(refused(NOT_CLOSED.to_owned()));
+        }
+        let count = eal.ports().len();
+        if count >= Eal::ports_max() {
+            return Err(refused(format!("there are {count} ports already, as many as this DPDK can have")));
         }
         enable_vfio(eal);
         // SAFETY: a string, of which DPDK keeps a copy. `Eal::control` is held.
-        let (status, said) = log::collect(|| unsafe { eal.dpdk.rte_dev_probe(text.as_ptr()) });
+        let probe = || log::collect(|| unsafe { eal.dpdk.rte_dev_probe(text.as_ptr()) });
+        let ((status, said), ports) = announce::collect(probe);
+        drop(unclosed);
         if status < 0 {
             return Err(refused(cause(status, &said)));
         }
-        let ports: Vec<_> = eal.ports().difference(&before).copied().collect();
         let Some(&id) = ports.first() else {
             return Err(refused(NO_NEW_PORT.to_owned()));
         };
@@ -116,6 +137,8 @@ impl Port {
             frame_max: 0,
             room: 0,
             segments_max: 1,
+            cut_segments_max: 1,
+            finishes: Finishes::default(),
             is_promiscuous: false,
             pools: Vec::new(),
             is_started: false,
@@ -126,7 +149,7 @@ impl Port {
     }
 
     /// Configures it, and starts it.
-    pub(crate) fn set_up(&mut self, config: &PortConfig, control: &mut Pools, lost: LossFn) -> Result<(), PortError> {
+    pub(crate) fn set_up(&mut self, config: &PortConfig, lost: LossFn) -> Result<(), PortError> {
         let id = self.id;
         let info = self.info()?;
         self.handle = info.device;
@@ -148,6 +171,7 @@ impl Port {
         // SAFETY: the driver's flags, which are there as long as the device.
         let can_tell = unsafe { info.dev_flags.as_ref() }.is_some_and(|flags| flags & FERRULE_DEV_INTR_RMV != 0);
         (self.frame_max, self.room, self.segments_max) = (plan.frame_max, plan.room, plan.segments_max);
+        (self.cut_segments_max, self.finishes) = (plan.cut_segments_max, plan.finishes);
         let (mut conf, queues) = (plan.conf(), config.queues);
         conf.intr_conf.set_rmv(can_tell.into());
         self.call("rte_eth_dev_configure", |dpdk| {
@@ -168,9 +192,10 @@ impl Port {
         let node = unsafe { self.dpdk().rte_eth_dev_socket_id(id) };
         // Memory that is not in hugepages is of no known node.
         let pool_node = if self.eal.has_hugepages { node } else { ANY_NODE };
-        let shape = Shape { count: buffers(rx, tx), room: plan.room, node: pool_node };
+        let shape =
+            Shape { count: buffers(rx, tx), room: plan.room, node: pool_node, in_hugepages: self.eal.has_hugepages };
         for queue in 0..queues {
-            let pool = control.get(self.dpdk(), &self.device, shape)?;
+            let pool = self.eal.pool_set().get(self.dpdk(), &self.device, shape)?;
             let mbufs = pool.pointer.as_ptr();
             self.pools.push(pool);
             self.call("rte_eth_rx_queue_setup", |dpdk| {
@@ -268,7 +293,7 @@ impl Port {
     }
 
     /// What is still in the rings of a device that only pretends to be one would be lost with them, and its pool kept.
-    fn drain(&self) {
+    pub(crate) fn drain(&self) {
         let mut refused = 0;
         // SAFETY: of numbers and pointers that may be null.
         let mut frames = [unsafe { zeroed() }; BURST];
@@ -285,41 +310,6 @@ impl Port {
                     }
                 }
             }
-        }
-    }
-
-    pub(crate) fn close(&mut self, control: &mut Pools) {
-        self.watch = None;
-        if self.is_started {
-            self.drain();
-        }
-        let warn = |outcome: Result<i32, PortError>| {
-            if let Err(error) = outcome {
-                tracing::warn!("{error}");
-            }
-        };
-        for id in std::mem::take(&mut self.ports) {
-            // SAFETY: the port is there, and none of its queues any more.
-            warn(self.call("rte_eth_dev_stop", |dpdk| unsafe { dpdk.rte_eth_dev_stop(id) }));
-            // SAFETY: as above; nobody uses its number from now on.
-            warn(self.call("rte_eth_dev_close", |dpdk| unsafe { dpdk.rte_eth_dev_close(id) }));
-        }
-        if !self.handle.is_null() {
-            let handle = self.handle;
-            // SAFETY: the device was made by us, and all of its ports are closed.
-            warn(self.call("rte_dev_remove", |dpdk| unsafe { dpdk.rte_dev_remove(handle) }));
-        }
-        for pool in self.pools.drain(..) {
-            control.retire(pool);
-        }
-    }
-}
-
-impl Drop for Port {
-    fn drop(&mut self) {
-        if !self.ports.is_empty() {
-            let mut control = self.eal.control_to_close();
-            self.close(&mut control);
         }
     }
 }
@@ -351,7 +341,7 @@ fn check_name(devargs: &str) -> Result<(), PortError> {
     let is_pci = name.contains(':') && name.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
     let is_address =
         is_pci || (name.contains('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c)));
-    if is_address || name.starts_with("net_") || name.starts_with("eth_") {
+    if is_address || name.starts_with("net_") {
         return Ok(());
     }
     let cause = format!("`{name}` is neither a network driver's name (net_tap0) nor an address (0000:3b:02.1)");
@@ -366,5 +356,7 @@ fn unless_unsupported(outcome: Result<i32, PortError>) -> Result<(), PortError> 
     }
 }
 
+/// It has, and DPDK would say so in a less helpful way.
+const NOT_CLOSED: &str = "its driver could not close it before, and this process still has it; restart the forwarder";
 /// DPDK finds nothing wrong with a device that is there already.
 const NO_NEW_PORT: &str = "this process has that device already, or it has no Ethernet port";

@@ -4,10 +4,12 @@ use std::mem::zeroed;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use ferrule_dpdk_sys::{FERRULE_SEGMENTS_MAX, ferrule_frame, ferrule_segment, rte_mempool};
+use ferrule_dpdk_sys::{
+    FERRULE_FRAME_MIN, FERRULE_SEGMENTS_MAX, ferrule_frame, ferrule_moved, ferrule_path, ferrule_segment, rte_mempool,
+};
 use ferrule_ffi::span::{Span, SpanMut};
 
-use crate::config::BURST;
+use crate::config::{BURST, Finishes};
 use crate::pool::Mempool;
 use crate::port::Port;
 
@@ -127,12 +129,12 @@ impl Drop for RxQueue {
 
 /// A transmit queue.
 pub struct TxQueue {
-    port: Arc<Port>,
-    queue: u16,
-    pool: *mut rte_mempool,
-    frames: Box<[ferrule_frame; BURST]>,
+    pub(crate) port: Arc<Port>,
+    pub(crate) queue: u16,
+    pub(crate) pool: *mut rte_mempool,
+    pub(crate) frames: Box<[ferrule_frame; BURST]>,
     /// As many of them wait to be sent.
-    stored: usize,
+    pub(crate) stored: usize,
 }
 
 // SAFETY: as for `RxQueue`; a pool is never freed.
@@ -145,8 +147,19 @@ pub struct MovedFrames {
     pub count: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// Why not more.
+    pub end: MoveEnd,
+}
+
+/// Why no more frames were sent as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveEnd {
+    /// No more were received.
+    Empty,
     /// The device did not take all that it was offered.
-    pub is_full: bool,
+    Full,
+    /// What comes next has to be copied.
+    Unmovable,
 }
 
 /// What became of a frame.
@@ -160,6 +173,8 @@ pub enum Stored {
     TooLong,
     /// It has no Ethernet header.
     TooShort,
+    /// What is to be finished on it cannot be.
+    Bad,
 }
 
 impl TxQueue {
@@ -225,18 +240,48 @@ impl TxQueue {
         self.stored == 0
     }
 
-    /// Sends up to `max` of the frames that were received and not taken, without copying them: they are taken, and their
-    /// buffers come back to their own port's pool. None, as long as others wait to be sent; a frame that this port cannot send
-    /// as it is stays, and those behind it.
+    /// Receives frames, unless some were not taken yet, and sends them without copying them: their buffers come back to their own port's
+    /// pool. None, as long as others wait to be sent; a frame that this port cannot send as it is stays, and those behind it.
     #[inline]
-    pub fn move_from(&mut self, rx: &mut RxQueue, max: usize) -> MovedFrames {
+    pub fn move_from(&mut self, rx: &mut RxQueue) -> MovedFrames {
         if !self.flush() {
-            return MovedFrames { count: 0, bytes: 0, is_full: true };
+            return MovedFrames { count: 0, bytes: 0, end: MoveEnd::Full };
         }
         rx.release();
+        if rx.has_pending() { self.move_pending(rx) } else { self.move_burst(rx) }
+    }
+
+    /// A burst from device to device in one call.
+    #[inline]
+    fn move_burst(&mut self, rx: &mut RxQueue) -> MovedFrames {
+        let path = ferrule_path {
+            rx_port: rx.port.id(),
+            rx_queue: rx.queue,
+            tx_port: self.port.id(),
+            tx_queue: self.queue,
+            frame_max: self.port.frame_max() as u32,
+            segments_max: self.port.segments_max(),
+        };
+        let mut moved = ferrule_moved { frames: 0, bytes: 0, refused: 0 };
+        // SAFETY: both ports are started while one of their queues is there, we are the only owner of both queues, no frame is left
+        // in those of `rx`, and there is room for a burst.
+        let left = unsafe { self.port.dpdk().ferrule_move(&raw const path, rx.frames.as_mut_ptr(), &raw mut moved) };
+        rx.refused += moved.refused;
+        (rx.released, rx.taken, rx.received) = (0, 0, usize::from(left));
+        match (left, moved.frames) {
+            (0, count) => MovedFrames { count: count as usize, bytes: moved.bytes, end: MoveEnd::Empty },
+            // Why, is seen frame by frame.
+            (_, 0) => self.move_pending(rx),
+            (_, count) => MovedFrames { count: count as usize, bytes: moved.bytes, end: MoveEnd::Full },
+        }
+    }
+
+    /// The same with what is left of a burst.
+    #[cold]
+    fn move_pending(&mut self, rx: &mut RxQueue) -> MovedFrames {
         let limits = (self.port.frame_max(), self.port.segments_max());
         let can_move = |frame: &&ferrule_frame| can_move(frame, limits);
-        let count = rx.pending().iter().take(max).take_while(can_move).count();
+        let count = rx.pending().iter().take_while(can_move).count();
         let frames = &mut rx.frames[rx.taken..rx.taken + count];
         // SAFETY: as in `flush`. Those that are sent are the device's from now on: the receive queue looks at none of them
         // again, since both of its marks move behind them.
@@ -246,7 +291,17 @@ impl TxQueue {
         let bytes = frames[..sent].iter().map(|frame| u64::from(frame.len)).sum();
         rx.taken += sent;
         rx.released = rx.taken;
-        MovedFrames { count: sent, bytes, is_full: sent < count }
+        let end = match (sent < count, rx.has_pending()) {
+            (true, _) => MoveEnd::Full,
+            (false, true) => MoveEnd::Unmovable,
+            (false, false) => MoveEnd::Empty,
+        };
+        MovedFrames { count: sent, bytes, end }
+    }
+
+    /// What the device finishes on frames.
+    pub fn finishes(&self) -> Finishes {
+        self.port.finishes()
     }
 
     /// Frames that wait to be sent.
@@ -305,9 +360,9 @@ fn no_frames() -> [ferrule_frame; BURST] {
 }
 
 /// Two addresses and a type.
-const FRAME_MIN: usize = 14;
+pub(crate) const FRAME_MIN: usize = 14;
 /// The shortest frame of Ethernet, without its checksum.
-const WIRE_MIN: usize = 60;
+pub(crate) const WIRE_MIN: usize = FERRULE_FRAME_MIN as usize;
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,8 @@ use crate::port::Port;
 /// What a port does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortStatus {
-    /// Whether its link is up.
-    pub link_is_up: bool,
+    /// Whether its link is up, if its driver knows.
+    pub link_is_up: Option<bool>,
     /// The speed of it in Mbit/s, if the driver knows.
     pub speed_mbps: Option<u32>,
     /// Its MTU.
@@ -46,14 +46,19 @@ impl Port {
     pub fn status(&self) -> Result<PortStatus, PortError> {
         let mut link = ferrule_link { speed: 0, is_up: 0 };
         // SAFETY: the port is there, and there is room for the answer.
-        self.call("rte_eth_link_get_nowait", |dpdk| unsafe { dpdk.ferrule_link_get(self.id(), &raw mut link) })?;
+        let asked =
+            self.call("rte_eth_link_get_nowait", |dpdk| unsafe { dpdk.ferrule_link_get(self.id(), &raw mut link) });
+        let knows_link = match asked {
+            Err(error) if error.is_unsupported() => false,
+            told => told.map(|_| true)?,
+        };
         let mut mtu = 0;
         // SAFETY: as above.
         self.call("rte_eth_dev_get_mtu", |dpdk| unsafe { dpdk.rte_eth_dev_get_mtu(self.id(), &raw mut mtu) })?;
         // SAFETY: it reads a number, for any port.
         let node = unsafe { self.dpdk().rte_eth_dev_socket_id(self.id()) };
         Ok(PortStatus {
-            link_is_up: link.is_up != 0,
+            link_is_up: knows_link.then_some(link.is_up != 0),
             speed_mbps: Some(link.speed).filter(|&speed| speed != 0 && speed != u32::MAX),
             mtu,
             numa_node: u32::try_from(node).ok(),
@@ -81,7 +86,11 @@ impl Port {
             ("rx_no_buffer", stats.rx_nombuf),
         ];
         let mut counters: BTreeMap<_, _> = named.map(|(name, value)| (name.to_owned(), value)).into();
-        counters.extend(self.xstats()?.into_iter().map(|(name, value)| (format!("x_{name}"), value)));
+        let own = match self.xstats() {
+            Err(error) if error.is_unsupported() => Vec::new(),
+            told => told?,
+        };
+        counters.extend(own.into_iter().map(|(name, value)| (format!("x_{name}"), value)));
         Ok(counters)
     }
 
@@ -118,4 +127,42 @@ impl Port {
 fn text(characters: &[std::ffi::c_char]) -> String {
     let bytes: Vec<_> = characters.iter().map(|&c| c.cast_unsigned()).take_while(|&c| c != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::c_int;
+
+    use super::*;
+    use crate::replaced::{eal_with, open, turn};
+
+    const UNSUPPORTED: c_int = -95;
+
+    unsafe extern "C" fn no_names(_port: u16, _names: *mut rte_eth_xstat_name, _count: u32) -> c_int {
+        UNSUPPORTED
+    }
+
+    unsafe extern "C" fn no_stats(_port: u16, _stats: *mut rte_eth_stats) -> c_int {
+        UNSUPPORTED
+    }
+
+    unsafe extern "C" fn no_link(_port: u16, _link: *mut ferrule_link) -> c_int {
+        UNSUPPORTED
+    }
+
+    #[test]
+    fn what_a_driver_does_not_tell_is_not_told_and_no_failure() {
+        let _turn = turn();
+        let eal = eal_with(|dpdk| dpdk.rte_eth_xstats_get_names = no_names);
+        let (port, queues) = open(eal, "net_null5,size=64").unwrap();
+        let counters = port.counters().unwrap();
+        assert!(counters.contains_key("rx_frames") && !counters.keys().any(|name| name.starts_with("x_")));
+        drop((port, queues));
+        let eal = eal_with(|dpdk| (dpdk.rte_eth_stats_get, dpdk.ferrule_link_get) = (no_stats, no_link));
+        let (port, queues) = open(eal, "net_null5,size=64").unwrap();
+        assert_eq!(port.counters().unwrap(), BTreeMap::new());
+        let status = port.status().unwrap();
+        assert_eq!((status.link_is_up, status.speed_mbps, status.mtu), (None, None, 1500));
+        drop((port, queues));
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::fmt;
 use std::ptr::without_provenance_mut;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,28 @@ use ferrule_dpdk_sys::{
 use nix::errno::Errno;
 
 /// Told why a device is lost, on a thread of DPDK's. It may be told more than once.
-pub type LossFn = Arc<dyn Fn(&'static str) + Send + Sync>;
+pub type LossFn = Arc<dyn Fn(LossCause) + Send + Sync>;
+
+/// Why a device is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossCause {
+    /// It was removed.
+    Removed,
+    /// The kernel asks for it, and waits.
+    AskedBack,
+    /// Its PF was reset. It can be used again when the PF is done.
+    Reset,
+}
+
+impl fmt::Display for LossCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Removed => "the device was removed",
+            Self::AskedBack => "the kernel asks for the device back",
+            Self::Reset => "the PF reset the device",
+        })
+    }
+}
 
 /// A port that is watched, until it is dropped. None of its watcher's functions is called afterwards.
 pub(crate) struct Watch {
@@ -79,17 +101,17 @@ fn until_not_called(mut unregister: impl FnMut() -> c_int) {
 }
 
 extern "C" fn port_event(_port: u16, event: rte_eth_event_type, argument: *mut c_void, _answer: *mut c_void) -> c_int {
-    tell(argument, if event == RTE_ETH_EVENT_INTR_RESET { RESET } else { REMOVED });
+    tell(argument, if event == RTE_ETH_EVENT_INTR_RESET { LossCause::Reset } else { LossCause::Removed });
     0
 }
 
 extern "C" fn device_event(_name: *const c_char, event: rte_dev_event_type, argument: *mut c_void) {
     if event == RTE_DEV_EVENT_REMOVE {
-        tell(argument, ASKED_BACK);
+        tell(argument, LossCause::AskedBack);
     }
 }
 
-fn tell(argument: *mut c_void, why: &'static str) {
+fn tell(argument: *mut c_void, why: LossCause) {
     let watcher = watchers().get(&argument.addr()).cloned();
     // Not under the lock: it may take others.
     if let Some(lost) = watcher {
@@ -105,11 +127,6 @@ fn watchers() -> MutexGuard<'static, BTreeMap<usize, LossFn>> {
 static WATCHERS: Mutex<BTreeMap<usize, LossFn>> = Mutex::new(BTreeMap::new());
 static LAST: AtomicUsize = AtomicUsize::new(0);
 const PORT_EVENTS: [rte_eth_event_type; 2] = [RTE_ETH_EVENT_INTR_RMV, RTE_ETH_EVENT_INTR_RESET];
-
-/// What is told, in words.
-const REMOVED: &str = "the device was removed";
-const ASKED_BACK: &str = "the kernel asks for the device back";
-const RESET: &str = "the PF reset the device";
 
 #[cfg(test)]
 mod tests {
@@ -130,6 +147,6 @@ mod tests {
         device_event(std::ptr::null(), RTE_DEV_EVENT_REMOVE, argument);
         watchers().remove(&usize::MAX);
         device_event(std::ptr::null(), RTE_DEV_EVENT_REMOVE, argument);
-        assert_eq!(*told.lock().unwrap(), [REMOVED, RESET, ASKED_BACK]);
+        assert_eq!(*told.lock().unwrap(), [LossCause::Removed, LossCause::Reset, LossCause::AskedBack]);
     }
 }

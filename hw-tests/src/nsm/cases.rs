@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::node::{INTERFACE, MeshNode, NodeOptions, client_name};
-use super::pod::Pod;
+use super::pod::MeshPod;
 use super::programs::{Cast, Maker};
 use crate::TIMEOUT;
 
@@ -70,7 +70,7 @@ const MIXTURES: [(&str, [bool; 3]); 6] = [
 ];
 
 fn kernel_both_families(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24,2001:db8::/116", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -88,7 +88,7 @@ fn kernel_both_families(node: &mut MeshNode) -> Result<()> {
 }
 
 fn kernel_ip_payload(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24,2001:db8::/116", "IP")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -103,7 +103,7 @@ fn kernel_ip_payload(node: &mut MeshNode) -> Result<()> {
 }
 
 fn close_leaves_nothing(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let names = ["forwarder", "manager"];
     // What a process opens once and keeps is not what this is about.
@@ -142,7 +142,7 @@ fn settled_files(node: &MeshNode, names: &[&str], wanted: Option<&Vec<usize>>) -
 }
 
 fn refreshes(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -159,9 +159,9 @@ fn refreshes(node: &mut MeshNode) -> Result<()> {
 }
 
 fn thirty_clients(node: &mut MeshNode) -> Result<()> {
-    let endpoint_pod = Pod::new();
+    let endpoint_pod = MeshPod::new();
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
-    let pods: Vec<_> = (0..MANY).map(|_| Pod::new()).collect();
+    let pods: Vec<_> = (0..MANY).map(|_| MeshPod::new()).collect();
     let began = Instant::now();
     let clients =
         pods.iter().enumerate().map(|(number, pod)| node.start_client(pod, number)).collect::<Result<Vec<_>>>()?;
@@ -193,7 +193,7 @@ fn thirty_clients(node: &mut MeshNode) -> Result<()> {
 }
 
 fn forwarder_killed(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -214,7 +214,7 @@ fn forwarder_killed(node: &mut MeshNode) -> Result<()> {
 }
 
 fn manager_killed(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -223,7 +223,7 @@ fn manager_killed(node: &mut MeshNode) -> Result<()> {
     node.start_manager()?;
     // Who comes new says that all others are registered again.
     let began = Instant::now();
-    let other_pod = Pod::new();
+    let other_pod = MeshPod::new();
     let other = node.start_other_client(&other_pod)?;
     node.wait_connected(&other);
     node.figure("a new client is connected after the start", began.elapsed().as_secs_f64() * 1e3, "ms");
@@ -235,7 +235,7 @@ fn manager_killed(node: &mut MeshNode) -> Result<()> {
 }
 
 fn endpoint_killed(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -248,7 +248,7 @@ fn endpoint_killed(node: &mut MeshNode) -> Result<()> {
 }
 
 fn interface_deleted(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -261,7 +261,7 @@ fn interface_deleted(node: &mut MeshNode) -> Result<()> {
 }
 
 fn mesh_is_shown(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     node.start_endpoint(&endpoint_pod, "172.16.1.0/24", "ETHERNET")?;
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
@@ -277,7 +277,7 @@ fn mesh_is_shown(node: &mut MeshNode) -> Result<()> {
 }
 
 fn refusals(node: &mut MeshNode) -> Result<()> {
-    let (client_pod, endpoint_pod) = (Pod::new(), Pod::new());
+    let (client_pod, endpoint_pod) = (MeshPod::new(), MeshPod::new());
     // Two addresses: one client.
     node.start_endpoint(&endpoint_pod, "172.16.1.0/31", "ETHERNET")?;
     let unknown = node.start_client_of(&client_pod, 0, "kernel://nobody/nsm-1")?;
@@ -285,7 +285,7 @@ fn refusals(node: &mut MeshNode) -> Result<()> {
     unknown.stop();
     let client = node.start_client(&client_pod, 0)?;
     node.wait_connected(&client);
-    let second_pod = Pod::new();
+    let second_pod = MeshPod::new();
     let second = node.start_other_client(&second_pod)?;
     second.wait_for("has no two addresses left");
     ensure!(second_pod.interfaces().is_empty(), "a refused client has {:?}", second_pod.interfaces());
@@ -304,7 +304,7 @@ fn refusals(node: &mut MeshNode) -> Result<()> {
 }
 
 /// The addresses of the endpoint's ends.
-fn far_addresses(pod: &Pod) -> Result<Vec<String>> {
+fn far_addresses(pod: &MeshPod) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for interface in pod.interfaces() {
         all.extend(pod.addresses(&interface).iter().filter_map(|address| Some(address.split_once('/')?.0.to_owned())));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::pod::Pod;
+use super::pod::MeshPod;
 use super::programs::{Cast, Maker, go, ours};
 use crate::lab::scenario::Figure;
 use crate::process::Process;
@@ -121,7 +121,7 @@ impl MeshNode {
     }
 
     /// Starts an endpoint of the service in a namespace.
-    pub fn start_endpoint(&mut self, pod: &Pod, prefixes: &str, payload: &str) -> Result<()> {
+    pub fn start_endpoint(&mut self, pod: &MeshPod, prefixes: &str, payload: &str) -> Result<()> {
         let mut command = match self.cast.endpoint {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);
@@ -141,17 +141,17 @@ impl MeshNode {
     }
 
     /// Starts a client in a namespace. Its interface is `nsm-1`.
-    pub fn start_client(&self, pod: &Pod, number: usize) -> Result<Process> {
+    pub fn start_client(&self, pod: &MeshPod, number: usize) -> Result<Process> {
         self.start_client_of(pod, number, &format!("kernel://{SERVICE}/{INTERFACE}"))
     }
 
     /// Starts a client beside the first one.
-    pub fn start_other_client(&self, pod: &Pod) -> Result<Process> {
+    pub fn start_other_client(&self, pod: &MeshPod) -> Result<Process> {
         self.start_client(pod, self.options.clients)
     }
 
     /// Starts a client of this url.
-    pub fn start_client_of(&self, pod: &Pod, number: usize, url: &str) -> Result<Process> {
+    pub fn start_client_of(&self, pod: &MeshPod, number: usize, url: &str) -> Result<Process> {
         let mut command = match self.cast.client {
             Maker::Ours => {
                 let mut command = pod.command(&ours("ferrule")?);

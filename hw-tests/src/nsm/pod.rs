@@ -10,9 +10,9 @@ use crate::netns::TestNetNs;
 use crate::process::Process;
 
 /// A namespace that a process of the mesh runs in.
-pub struct Pod(TestNetNs);
+pub struct MeshPod(TestNetNs);
 
-impl Pod {
+impl MeshPod {
     /// An empty one.
     pub fn new() -> Self {
         Self(TestNetNs::new())
@@ -80,7 +80,7 @@ impl Pod {
     }
 }
 
-impl Default for Pod {
+impl Default for MeshPod {
     fn default() -> Self {
         Self::new()
     }

@@ -9,13 +9,18 @@ use std::time::{Duration, SystemTime};
 
 use ferrule_ffi::unix::{Kind, UnixSocket};
 use rustix::fs::{Mode, OFlags, open};
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, SignatureScheme};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
 
+use super::tls::client_config;
 use super::{Address, Allowed, Connection, DialOptions, KeptConnection, ListenLimits, Listener, Peer, server};
 use crate::files::{FileError, Inode};
 use crate::identity::test_identities::Identities;
@@ -442,6 +447,39 @@ async fn those_who_wait_for_a_connection_share_one_try() {
     let listener = listener.into_std().unwrap();
     assert!(listener.accept().is_ok());
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "one has tried for all");
+}
+
+/// Has no certificate to show.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesClientCert for Nobody {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn whoever_shows_no_certificate_is_refused() {
+    let identities = Identities::new("example.org");
+    let directory = tempfile::tempdir().unwrap();
+    let _served = Served::unix(directory.path(), identities.identity("/fwd")).await;
+    let config = client_config(&identities.identity("/nsmgr"), Allowed::AnyTrusted).unwrap();
+    let mut nobody = ClientConfig::clone(&config);
+    nobody.client_auth_cert_resolver = Arc::new(Nobody);
+    let socket = UnixStream::connect(directory.path().join("s")).await.unwrap();
+    let asked = async {
+        let name = "localhost".try_into().unwrap();
+        let mut tls = TlsConnector::from(Arc::new(nobody)).connect(name, socket).await?;
+        // Over TLS 1.3 it is told with what comes first.
+        tls.read(&mut [0; 64]).await
+    };
+    let refused = timeout(DEADLINE, asked).await.expect("an answer").unwrap_err();
+    assert!(refused.to_string().contains("CertificateRequired"), "{refused}");
 }
 
 #[tokio::test]

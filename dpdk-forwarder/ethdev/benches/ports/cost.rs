@@ -177,15 +177,15 @@ impl Testpmd {
 
     /// Frames that both devices have sent.
     fn frames(&mut self) -> u64 {
-        self.asked += 1;
+        // A stop tells such numbers too, of its turn.
+        let before = self.process.output().matches(SENT).count();
         self.process.type_in("show port stats all\n");
-        self.process.wait_for_times("TX-packets: ", 2 * self.asked);
+        self.process.wait_for_times(SENT, before + 2);
+        self.process.wait_for_times("TX-bytes: ", 2 * (self.asked + 1));
+        self.asked += 1;
         let output = self.process.output();
-        let counts = output
-            .lines()
-            .filter_map(|line| line.split_once("TX-packets: ")?.1.split_whitespace().next()?.parse().ok());
-        let counts: Vec<u64> = counts.collect();
-        counts.iter().rev().take(2).sum()
+        let counts = output.split(SENT).skip(before + 1);
+        counts.filter_map(|count| count.split_whitespace().next()?.parse::<u64>().ok()).sum()
     }
 }
 
@@ -246,6 +246,8 @@ impl Device for PrimedDevice {
     }
 }
 
+/// In front of a number of frames.
+const SENT: &str = "TX-packets: ";
 /// The CPU of the worker, and of testpmd's.
 const WORKER: usize = 0;
 const ROUNDS: usize = 9;

@@ -7,7 +7,7 @@ use ferrule_dataplane::spec::FieldError;
 use super::spec::VfSpec;
 #[cfg(no_dpdk)]
 use crate::port::built_without;
-use crate::port::check_queues_and_mtu;
+use crate::port::{check_queues_and_mtu, pci_address, pci_identity};
 
 impl ExternalPort for VfSpec {
     fn kind(&self) -> &'static str {
@@ -15,7 +15,7 @@ impl ExternalPort for VfSpec {
     }
 
     fn identity(&self) -> Option<String> {
-        self.address.as_ref().map(|address| format!("vf {address}"))
+        self.address.as_deref().map(pci_identity)
     }
 
     fn is_same(&self, other: &dyn ExternalPort) -> bool {
@@ -24,8 +24,9 @@ impl ExternalPort for VfSpec {
 
     fn check(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
+        // In full, as DPDK and the manager know it.
         if let Some(address) = &self.address
-            && !is_pci_address(address)
+            && pci_address(address).as_ref() != Some(address)
         {
             let problem = format!("`{}`; a PCI address as in `0000:3b:02.1` is wanted", address.escape_debug());
             errors.push(FieldError::new("address", problem));
@@ -47,6 +48,10 @@ impl ExternalPort for VfSpec {
         errors
     }
 
+    fn takes_offloads(&self) -> bool {
+        true
+    }
+
     #[cfg(not(no_dpdk))]
     fn make(&self, context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
         super::device::make(self, context)
@@ -56,18 +61,6 @@ impl ExternalPort for VfSpec {
     fn make(&self, _context: &DeviceContext) -> Result<MadeDevice, DeviceError> {
         Err(built_without(self.to_string()))
     }
-}
-
-/// `0000:3b:02.1`: that of the kernel, in full, by which DPDK and the manager know it.
-fn is_pci_address(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let is_form = |(place, byte): (usize, &u8)| match place {
-        4 | 7 => *byte == b':',
-        10 => *byte == b'.',
-        11 => (b'0'..=b'7').contains(byte),
-        _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(byte),
-    };
-    bytes.len() == 12 && bytes.iter().enumerate().all(is_form)
 }
 
 /// As many may be named in a request.
@@ -105,14 +98,14 @@ mod tests {
         assert!(
             ["0000:3B:02.1", "0000:3b:02.8", "0000-3b:02.1", "0000:3b:02,1", "0000:3b:02.10"]
                 .iter()
-                .all(|text| !is_pci_address(text))
+                .all(|text| VfSpec::at(*text).check().len() == 1)
         );
     }
 
     #[test]
     fn two_vfs_of_a_pool_are_two_vfs() {
         let [of_pool, at] = [VfSpec::of_pool("fast"), VfSpec::at("0000:3b:02.1")];
-        assert_eq!((of_pool.identity(), at.identity().as_deref()), (None, Some("vf 0000:3b:02.1")));
+        assert_eq!((of_pool.identity(), at.identity().as_deref()), (None, Some("PCI device 0000:3b:02.1")));
         assert!(at.is_same(&at.clone()) && !at.is_same(&of_pool));
         let two = VfSpec { pools: vec!["fast".into(), "spare".into()], ..of_pool };
         assert_eq!((two.to_string(), at.to_string()), ("vf of pool fast or spare".into(), "vf 0000:3b:02.1".into()));

@@ -9,7 +9,7 @@ use ferrule_ffi::span::Span;
 use crate::link::{Link, dpdk, eventually, frame, in_namespace};
 
 const LENGTHS: [usize; 10] = [14, 60, 64, 65, 127, 128, 1514, 2048, 4000, 9014];
-const JUMBO: PortConfig = PortConfig { queues: 1, mtu: Some(9000), buffer: None };
+const JUMBO: PortConfig = PortConfig { queues: 1, mtu: Some(9000), buffer: None, finishes: false };
 
 #[test]
 fn a_ring_gives_back_what_it_was_given_also_in_bursts() {
@@ -90,7 +90,7 @@ fn a_null_device_has_frames_without_end_and_takes_all() {
     assert!(counters["rx_frames"] >= 20 && counters["tx_frames"] >= 20);
     assert_eq!(counters["x_rx_good_packets"], counters["rx_frames"]);
     let status = null.port.status().unwrap();
-    assert!(status.link_is_up);
+    assert_eq!(status.link_is_up, Some(true));
     assert_eq!(status.mtu, 1500);
     assert_ne!(null.port.mac().unwrap(), [0; 6]);
 }

@@ -6,7 +6,7 @@ use std::{fs, thread};
 use ferrule_dpdk::config::PortConfig;
 use ferrule_dpdk::eal::Eal;
 use ferrule_dpdk::port::Port;
-use ferrule_dpdk::queue::MovedFrames;
+use ferrule_dpdk::queue::{MoveEnd, MovedFrames};
 use ferrule_ffi::span::Span;
 
 use crate::link::{Link, dpdk, frame, in_namespace};
@@ -40,7 +40,7 @@ fn frames_of_a_closed_port_that_are_still_with_another_keep_their_memory() {
     first.send(&frame(64, 1));
     let (rx, _) = &mut first.queues[0];
     assert!(rx.poll());
-    assert_eq!(second.queues[0].1.move_from(rx, 1), MovedFrames { count: 1, bytes: 64, is_full: false });
+    assert_eq!(second.queues[0].1.move_from(rx), MovedFrames { count: 1, bytes: 64, end: MoveEnd::Empty });
     drop(first);
     // Another port may have the pool by now.
     let pools = eal.pools();

@@ -9,6 +9,8 @@ mod limits;
 #[cfg(not(no_dpdk))]
 mod link;
 #[cfg(not(no_dpdk))]
+mod moves;
+#[cfg(not(no_dpdk))]
 mod refusals;
 
 #[cfg(no_dpdk)]

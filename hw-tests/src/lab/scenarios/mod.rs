@@ -9,10 +9,8 @@
 //! - `crashes`: the manager killed at every point of its work;
 //! - `pods`: VFs that pods get by the device plugin;
 //! - `reboots`: leases after a power cut;
-//! - `wires`: VFs polled by the forwarder;
-//! - `bench`: the bench on VFs.
+//! - `wires`: VFs polled by the forwarder.
 
-mod bench;
 mod crashes;
 mod groups;
 mod hardware;
@@ -75,7 +73,6 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("a_polled_vf_goes_and_comes_back_and_no_other_wire_loses_a_frame", &[wires::goes_and_comes_back])
         .within(Duration::from_mins(6)),
     Scenario::new("a_killed_forwarder_has_its_vf_again", &[wires::killed]).within(Duration::from_mins(6)),
-    Scenario::new("the_bench_measures_the_switch_between_two_vfs", &[bench::two_vfs]).within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_lease_leaks_nothing", &[crashes::leases])
         .within(Duration::from_mins(3)),
     Scenario::new("a_manager_killed_at_any_point_of_a_change_of_a_lease_keeps_it", &[crashes::changes])
