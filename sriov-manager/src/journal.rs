@@ -509,7 +509,7 @@ mod tests {
         for lost in 1..line.len() {
             let mut torn = line.clone();
             torn[..lost].fill(0);
-            fs::write(&path, [&whole[..], &torn, &[0; ROOM]].concat()).unwrap();
+            fs::write(&path, [&whole[..], &torn, &vec![0; ROOM]].concat()).unwrap();
             assert_eq!(Kept::open(directory.path()).facts.resizes.len(), 1, "the first {lost} bytes are lost");
         }
         // Zeros in the middle are no power cut: each line was on the disk before the next.
